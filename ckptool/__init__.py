@@ -1,0 +1,31 @@
+"""Tell what a PyTorch checkpoint really holds, what it silently lost, and how to mend it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptool.api import audit, diff, inspect, rule
+    from ckptool.errors import CkptoolError
+    from ckptool.formats import open_checkpoint
+    from ckptool.policy import Policy
+    from ckptool.rules import Level
+
+__all__ = ["CkptoolError", "Level", "Policy", "audit", "diff", "inspect", "open_checkpoint", "rule"]
+
+_HOMES = {
+    "CkptoolError": "ckptool.errors",
+    "Level": "ckptool.rules",
+    "Policy": "ckptool.policy",
+    "audit": "ckptool.api",
+    "diff": "ckptool.api",
+    "inspect": "ckptool.api",
+    "open_checkpoint": "ckptool.formats",
+    "rule": "ckptool.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only when it is, so that `import ckptool` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckptool' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,235 @@
+"""One function per command, with the same words as its options; the CLI adds only printing."""
+
+import ast
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptool import report
+from ckptool.compare import Loading, loading, revision
+from ckptool.config import Config, load_config
+from ckptool.errors import ReadError, UsageError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.model import Checkpoint, ModuleState
+from ckptool.policy import Policy, judge, known_codes
+from ckptool.rules import RULES, run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PathLike = str | Path
+
+
+def inspect(
+    paths: PathLike | Sequence[PathLike],
+    *,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT,
+) -> report.InspectReport:
+    """Describe checkpoints: what they hold and name, without loading or executing anything.
+
+    A path that cannot be read is reported in `errors`, and the others are described all the same.
+    """
+    checkpoints: list[Checkpoint] = []
+    errors: list[str] = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        try:
+            checkpoints.append(open_checkpoint(Path(path), limits))
+        except ReadError as error:
+            errors.append(str(error))
+    verdict = judge(run(checkpoints), policy or Policy())
+    return report.inspected(tuple(checkpoints), verdict, tuple(errors))
+
+
+def diff(
+    path: PathLike,
+    new: PathLike | None = None,
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    explain: str | None = None,
+    values: bool = True,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT,
+    config: Config | None = None,
+) -> report.DiffModuleReport | report.DiffFilesReport:
+    """Compare a checkpoint with the module that should load it, or with another checkpoint.
+
+    Args:
+        path: the checkpoint; the old one of two.
+        new: the newer checkpoint; without it, the checkpoint is compared with a module.
+        module: "package.module:Name" or a live module; without it the configuration names one.
+        kwargs: constructor arguments.
+        at: place of the state in the file ("state_dict"); without it the best match is taken.
+        explain: a key of which everything is to be told.
+        values: whether two files' values are compared.
+        policy: which findings are reported, and from which level on they fail.
+        limits: bounds on what a file may cost.
+        config: the configuration; without it the nearest one from the current directory up.
+
+    Raises:
+        ReadError: a file cannot be read.
+        ModuleError: the module cannot be imported or built.
+        UsageError: no module is named, or the options do not go together.
+    """
+    if new is not None:
+        if module is not None:
+            raise UsageError(
+                "-m names a module for one checkpoint; with two checkpoints leave it out"
+            )
+        before, after = open_checkpoint(Path(path), limits), open_checkpoint(Path(new), limits)
+        changed = revision(before, after, at, look_at_values=values)
+        found = judge(run([changed]), policy or Policy(), differs=changed.differs)
+        return report.revised(changed, found, explain)
+    checkpoint = open_checkpoint(Path(path), limits)
+    wanted = _wanted(Path(path), module, kwargs, at, config)
+    hyper = {} if wanted.kwargs else hyper_parameters(checkpoint)
+    state = _examine(wanted.module, wanted.kwargs, hyper, wanted.search)
+    met = loading(checkpoint, state, wanted.at)
+    found = judge(run([met, state, checkpoint]), policy or Policy(), differs=not met.strict)
+    return report.loaded(met, found, _notes(met, wanted.at, hyper), explain)
+
+
+def audit(
+    module: "str | nn.Module | None" = None,
+    *,
+    kwargs: Mapping[str, object] | None = None,
+    policy: Policy | None = None,
+) -> report.AuditReport:
+    """Report everything a module holds that a state_dict does not.
+
+    Raises:
+        ModuleError: the module cannot be imported or built.
+        UsageError: no module is named.
+    """
+    if module is None:
+        raise UsageError("no module is named: -m package.module:Name")
+    state = _examine(module, kwargs or {}, {}, ())
+    return report.audited(state, judge(run([state]), policy or Policy()))
+
+
+def rule(code: str | None = None) -> tuple[report.RuleReport, ...]:
+    """Return what the rule `code`, a family ("CK2"), or every rule means and how to fix it.
+
+    Raises:
+        UsageError: there is no such code.
+    """
+    codes = known_codes(code) if code else tuple(RULES)
+    return tuple(
+        report.RuleReport(
+            code=r.code, name=r.name, level=r.level.word, why=r.why, fix=r.fix, message=r.message
+        )
+        for r in sorted((RULES[c] for c in codes), key=lambda r: r.code)
+    )
+
+
+def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
+    """Return constructor arguments: a JSON or TOML file's, then `name=literal` pairs over them.
+
+    Raises:
+        UsageError: a pair or the file does not parse.
+    """
+    arguments: dict[str, object] = dict(_kwargs_file(file)) if file else {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"-k {pair}: expected name=value, for example -k d_in=3")
+        try:
+            arguments[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise UsageError(
+                f"-k {pair}: {text!r} is no Python literal; "
+                f"a string needs its own quotes: -k \"{name}='{text}'\""
+            ) from error
+    return arguments
+
+
+def _kwargs_file(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"--kwargs {path}: is no valid JSON or TOML: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which module a checkpoint is compared with, and how it is built."""
+
+    module: "str | nn.Module"
+    kwargs: Mapping[str, object]
+    at: str | None
+    search: tuple[Path, ...]
+
+
+def _wanted(
+    path: Path,
+    module: "str | nn.Module | None",
+    kwargs: Mapping[str, object] | None,
+    at: str | None,
+    config: Config | None,
+) -> _Wanted:
+    """Return the module that was named, or the one the configuration names for `path`."""
+    if module is not None:
+        return _Wanted(module, kwargs or {}, at, ())
+    settings = config or load_config(Path.cwd())
+    entry = settings.entry(path)
+    if entry is None:
+        raise UsageError(_no_module(path))
+    return _Wanted(
+        entry.module,
+        {**entry.kwargs, **(kwargs or {})},
+        at if at is not None else entry.at,
+        (settings.directory,),
+    )
+
+
+def _no_module(path: Path) -> str:
+    return (
+        f"{path}: no module to compare it with. Name one with -m package.module:Name, or in "
+        "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml, or give a second checkpoint"
+    )
+
+
+def hyper_parameters(checkpoint: Checkpoint) -> Mapping[str, object]:
+    """Return a Lightning checkpoint's own constructor arguments, where they are plain data."""
+    for entry in checkpoint.entries:
+        if entry.at == "hyper_parameters" and isinstance(entry.value, dict):
+            return {k: v for k, v in entry.value.items() if isinstance(k, str)}
+    return {}
+
+
+def _examine(
+    module: "str | nn.Module",
+    kwargs: Mapping[str, object],
+    defaults: Mapping[str, object],
+    search: tuple[Path, ...],
+) -> ModuleState:
+    from ckptool.modules import ModuleSpec, describe, examine
+
+    if isinstance(module, str):
+        spec = ModuleSpec(module, kwargs, (Path.cwd(), *search), defaults)
+        return examine(spec)
+    return describe(module, type(module).__qualname__)
+
+
+def _notes(found: Loading, at: str | None, hyper: Mapping[str, object]) -> tuple[str, ...]:
+    notes: list[str] = []
+    if at is None and (found.state.at or len(found.checkpoint.states) > 1):
+        others = [s.at or "." for s in found.checkpoint.states if s is not found.state]
+        beside = f"; the file also has {', '.join(others[:3])}" if others else ""
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        notes.append(f"compared at `{found.state.at or '.'}`, the best match{beside}{more}")
+    if hyper:
+        notes.append(f"constructor arguments that fit were taken from the file: {', '.join(hyper)}")
+    return tuple(notes)

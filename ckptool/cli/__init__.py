@@ -1,0 +1,66 @@
+"""The `ckptool` command: options -> api -> render -> exit code. No logic."""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from ckptool.errors import CkptoolError
+
+COMMANDS: Final = {
+    "audit": "Report everything a module holds that a state_dict does not.",
+    "diff": "Compare a checkpoint with a module, or with another checkpoint.",
+    "inspect": "Describe checkpoints without loading or executing anything.",
+    "rule": "Say what a rule means and how to fix what it finds.",
+}
+COULD_NOT_CHECK: Final = 2
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in one file each, imported when one is run or asked for help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"ckptool.cli.{cmd_name}").command
+        return command
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        formatter: click.HelpFormatter,
+    ) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CkptoolError as error:
+            if ctx.obj and ctx.obj.get("trace"):
+                raise
+            from ckptool.cli.options import one_line
+
+            click.echo(f"ckptool: {one_line(str(error))}", err=True)
+            ctx.exit(COULD_NOT_CHECK)
+        except BrokenPipeError:
+            # The reader of a pipe went away: it has what it wanted. Nothing more may be written.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ckptool")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Tell what a PyTorch checkpoint really holds and what it silently lost.
+
+    Exit codes: 0 passed; 1 something was found at or above --fail-on, or two things differ; 2 could
+    not check, since a file cannot be read, a module cannot be built, or an option is wrong.
+    """
+    ctx.ensure_object(dict)

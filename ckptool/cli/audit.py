@@ -1,0 +1,28 @@
+"""`ckptool audit`."""
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import Output, module_options, report_options
+from ckptool.policy import Policy
+
+
+@click.command("audit")
+@module_options
+@report_options
+def command(
+    ctx: click.Context,
+    *,
+    module: str | None,
+    kwargs: dict[str, object] | None,
+    out: Output,
+    policy: Policy,
+) -> None:
+    r"""Report everything a module holds that a state_dict does not.
+
+    \b
+    ckptool audit -m package.module:Name -k d_in=3
+    """
+    report = api.audit(module, kwargs=kwargs, policy=policy)
+    out.emit(report)
+    ctx.exit(report.exit_code)

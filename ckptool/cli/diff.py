@@ -1,0 +1,53 @@
+"""`ckptool diff`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import Output, module_options, report_options
+from ckptool.policy import Policy
+
+
+@click.command("diff")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path), required=False)
+@module_options
+@click.option(
+    "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+)
+@click.option("--explain", metavar="KEY", help="Tell all that is known about one key.")
+@click.option("--no-values", is_flag=True, help="Two checkpoints: do not compare their values.")
+@report_options
+def command(
+    ctx: click.Context,
+    path: Path,
+    new: Path | None,
+    *,
+    module: str | None,
+    kwargs: dict[str, object] | None,
+    at: str | None,
+    explain: str | None,
+    no_values: bool,
+    out: Output,
+    policy: Policy,
+) -> None:
+    r"""Compare a checkpoint with the module that should load it, or with another checkpoint.
+
+    \b
+    ckptool diff model.pth -m package.module:Name -k d_in=3
+    ckptool diff model.pth            the module named in pyproject.toml or ckptool.toml
+    ckptool diff old.pth new.safetensors
+    """
+    report = api.diff(
+        path,
+        new,
+        module=module,
+        kwargs=kwargs,
+        at=at,
+        explain=explain,
+        values=not no_values,
+        policy=policy,
+    )
+    out.emit(report)
+    ctx.exit(report.exit_code)

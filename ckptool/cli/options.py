@@ -1,0 +1,183 @@
+"""Options that mean the same in every command, and the way out that all commands share."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any
+
+import click
+
+from ckptool.api import parse_kwargs
+from ckptool.config import Config, load_config
+from ckptool.errors import WriteError
+from ckptool.policy import Policy
+from ckptool.render import FORMATS, Style, render
+from ckptool.render.text import printable
+from ckptool.report import AnyReport
+from ckptool.rules import Level
+
+Command = Callable[..., Any]
+LEVELS = {level.word: level for level in Level}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where and how a report goes out."""
+
+    format: str
+    path: Path | None
+    color: str
+    quiet: bool
+    verbose: bool
+
+    def emit(self, report: AnyReport) -> None:
+        """Write the report to the file, or to standard output and nothing else there.
+
+        Raises:
+            WriteError: the file cannot be written.
+        """
+        text = render(self.format, report, self._style())
+        if self.path is None:
+            click.echo(text, color=True)
+            return
+        try:
+            self.path.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise WriteError(f"-o {self.path}: {error.strerror or error}") from error
+
+    def _style(self) -> Style:
+        terminal = self.path is None and sys.stdout.isatty()
+        return Style(
+            width=get_terminal_size().columns if terminal else None,
+            color=self.path is None and _colored(self.color, terminal=terminal),
+            verbosity=self.verbose - self.quiet,
+        )
+
+
+def _colored(choice: str, *, terminal: bool) -> bool:
+    """Decide on colour as users expect: the option, NO_COLOR, FORCE_COLOR, a dumb terminal."""
+    if choice != "auto":
+        return choice == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return terminal and os.environ.get("TERM") != "dumb"
+
+
+def one_line(text: str) -> str:
+    """Return an error as one line that is safe to print."""
+    return printable(" ".join(text.splitlines()))
+
+
+def report_options(function: Command) -> Command:
+    """Add the options of every report; the command receives `out: Output` and `policy: Policy`."""
+
+    @wraps(function)
+    @click.pass_context
+    def command(
+        ctx: click.Context,
+        /,
+        *args: object,
+        format_: str,
+        output: Path | None,
+        color: str,
+        quiet: bool,
+        verbose: bool,
+        select: tuple[str, ...],
+        ignore: tuple[str, ...],
+        fail_on: str | None,
+        **options: object,
+    ) -> object:
+        ctx.obj["trace"] = verbose
+        out = Output(format_, output, color, quiet, verbose)
+        policy = make_policy(select, ignore, fail_on, load_config(Path.cwd()))
+        return function(ctx, *args, out=out, policy=policy, **options)
+
+    return _with_options(command, _REPORT_OPTIONS)
+
+
+def module_options(function: Command) -> Command:
+    """Add -m, -k and --kwargs; the command receives `module` and `kwargs`, None where not given."""
+
+    @wraps(function)
+    def command(
+        *args: object,
+        kwargs_pairs: tuple[str, ...],
+        kwargs_file: Path | None,
+        **options: object,
+    ) -> object:
+        kwargs = parse_kwargs(kwargs_pairs, kwargs_file)
+        return function(*args, kwargs=kwargs or None, **options)
+
+    return _with_options(command, _MODULE_OPTIONS)
+
+
+def make_policy(
+    select: tuple[str, ...], ignore: tuple[str, ...], fail_on: str | None, config: Config
+) -> Policy:
+    """Return the policy of the options; where an option is not given, of the configuration."""
+    return Policy(
+        select=_codes(select) or config.settings.select,
+        ignore=_codes(ignore) or config.settings.ignore,
+        fail_on=LEVELS.get(fail_on or config.settings.fail_on or "error"),
+    )
+
+
+def _codes(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(code.strip() for text in texts for code in text.split(",") if code.strip())
+
+
+def _with_options(function: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+_REPORT_OPTIONS = (
+    click.option(
+        "--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True
+    ),
+    click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report here."),
+    click.option(
+        "--fail-on",
+        type=click.Choice([*LEVELS, "never"]),
+        help="Exit 1 from this level on.  [default: error]",
+    ),
+    click.option(
+        "--select", multiple=True, metavar="CODES", help="Report these rules or families only."
+    ),
+    click.option(
+        "--ignore", multiple=True, metavar="CODES", help="Leave these rules or families out."
+    ),
+    click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Print the verdict only."),
+    click.option("-v", "--verbose", is_flag=True, help="Print everything; a traceback on errors."),
+)
+_MODULE_OPTIONS = (
+    click.option(
+        "-m", "--module", metavar="PACKAGE.MODULE:NAME", help="A class, a factory or an instance."
+    ),
+    click.option(
+        "-k",
+        "kwargs_pairs",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A constructor argument, as a Python literal.",
+    ),
+    click.option(
+        "--kwargs",
+        "kwargs_file",
+        type=click.Path(path_type=Path),
+        help="Constructor arguments, in a JSON or TOML file.",
+    ),
+)

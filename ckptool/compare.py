@@ -1,0 +1,459 @@
+"""Expected x actual -> what differs, without severity and without wording."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from ckptool import values
+from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
+
+WRAPPERS: Final = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+)
+"""Segments that DataParallel and DDP, torch.compile, FSDP, activation checkpointing, Lightning's
+strategies put into keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """In `expected`, not in `actual`: load_state_dict's missing_keys."""
+
+    expected: TensorInfo
+
+    @property
+    def key(self) -> str:
+        return self.expected.key
+
+
+@dataclass(frozen=True, slots=True)
+class Unexpected:
+    """In `actual`, not in `expected`: load_state_dict's unexpected_keys."""
+
+    actual: TensorInfo
+
+    @property
+    def key(self) -> str:
+        return self.actual.key
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """In both, with `fields` that differ."""
+
+    expected: TensorInfo
+    actual: TensorInfo
+    fields: frozenset[str]
+
+    @property
+    def key(self) -> str:
+        return self.expected.key
+
+
+Change = Missing | Unexpected | Changed
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A change of keys that makes more of a file match: segments taken out, or a prefix added."""
+
+    removed: tuple[str, ...]
+    """Segments ("module") or a leading prefix ("model.") that the file's keys lose."""
+    added: str
+    """A prefix that the file's keys gain, "" if none."""
+    keys: Mapping[str, str]
+    """Key in the file -> key in the module, for those that match only then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What `module.load_state_dict(state)` would meet."""
+
+    checkpoint: Checkpoint
+    state: State
+    module: ModuleState
+    changes: tuple[Change, ...]
+    """In the module's order, then the file's."""
+    missing_others: tuple[str, ...] = ()
+    """Keys without a tensor (extra state) that the module saves and the file lacks."""
+    unexpected_others: tuple[str, ...] = ()
+    rewrite: Rewrite | None = None
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """Missing key -> the unexpected key that is probably the same tensor."""
+    same_value: Mapping[str, bool] = field(default_factory=dict)
+    """Unexpected key that the module holds unsaved -> whether the values are equal, where told."""
+    better: State | None = None
+    """Another mapping of the file that matches the module better than `state` does."""
+
+    @property
+    def missing_keys(self) -> tuple[str, ...]:
+        tensors = tuple(c.key for c in self.changes if isinstance(c, Missing))
+        return (*tensors, *self.missing_others)
+
+    @property
+    def unexpected_keys(self) -> tuple[str, ...]:
+        tensors = tuple(c.key for c in self.changes if isinstance(c, Unexpected))
+        return (*tensors, *self.unexpected_others)
+
+    @property
+    def mismatched(self) -> tuple[Changed, ...]:
+        """What load_state_dict raises "size mismatch" for, with strict=False as well."""
+        return tuple(
+            c
+            for c in self.changes
+            if isinstance(c, Changed) and "shape" in c.fields and not scalar(c)
+        )
+
+    @property
+    def matched(self) -> tuple[str, ...]:
+        lost = {c.key for c in self.changes if isinstance(c, Missing)}
+        lost |= {c.key for c in self.mismatched}
+        return tuple(key for key in self.module.saved if key not in lost)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the parameters' elements that would load; 1.0 where there are no parameters."""
+        parameters = [h for h in self.module.saved.values() if h.kind is Kind.PARAMETER]
+        total = sum(held.tensor.numel for held in parameters)
+        matched = set(self.matched)
+        loaded = sum(held.tensor.numel for held in parameters if held.key in matched)
+        return loaded / total if total else 1.0
+
+    @property
+    def strict(self) -> bool:
+        """Whether `load_state_dict(strict=True)` succeeds."""
+        return not (self.missing_keys or self.unexpected_keys or self.mismatched)
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """Two checkpoints that should be the same, or the next of one another."""
+
+    old: Checkpoint
+    new: Checkpoint
+    old_tensors: Mapping[str, TensorInfo]
+    new_tensors: Mapping[str, TensorInfo]
+    places: tuple[str, str]
+    """Where the states lie in the files, "*" where all states of both are compared."""
+    changes: tuple[Change, ...]
+    renames: Mapping[str, str]
+    """Removed key -> added key that is probably the same tensor under another name."""
+    proved: frozenset[str]
+    """Removed keys whose rename is proved by equal values."""
+    differing: tuple[str, ...] | None
+    """Keys in both whose values differ; None where values were not looked at."""
+    untold: tuple[str, ...]
+    """Keys in both whose values could not be compared."""
+    entries: tuple[str, ...]
+    """Places of plain data (an epoch, a configuration) that differ."""
+
+    @property
+    def ties_differ(self) -> bool:
+        return ties(self.old_tensors.values()) != ties(self.new_tensors.values())
+
+    @property
+    def moved(self) -> bool:
+        """Whether the same state lies in another container, or at another place of the file."""
+        return self.old.container != self.new.container or self.places[0] != self.places[1]
+
+    @property
+    def differs(self) -> bool:
+        ties_lost = self.ties_differ and not self.moved
+        return bool(self.changes or self.differing or self.entries or ties_lost)
+
+
+def compare(
+    expected: Mapping[str, TensorInfo], actual: Mapping[str, TensorInfo], fields: Iterable[str]
+) -> Iterator[Change]:
+    """Yield what differs: in the order of `expected`, then of `actual`."""
+    compared = tuple(fields)
+    for key, want in expected.items():
+        have = actual.get(key)
+        if have is None:
+            yield Missing(want)
+        else:
+            different = frozenset(f for f in compared if getattr(want, f) != getattr(have, f))
+            if different:
+                yield Changed(want, have, different)
+    for key, have in actual.items():
+        if key not in expected:
+            yield Unexpected(have)
+
+
+def scalar(change: Changed) -> bool:
+    """Whether torch loads it all the same: one dimension into none (a rule kept from torch 0.3)."""
+    return (
+        change.expected.shape == ()
+        and len(change.actual.shape) == 1
+        and change.actual.shape != (0,)
+    )
+
+
+def loading(checkpoint: Checkpoint, module: ModuleState, at: str | None) -> Loading:
+    """Compare the state at `at`, or the one that matches best, with what `module` expects."""
+    best = best_state(checkpoint, module)
+    state = best if at is None else state_at(checkpoint, at)
+    expected = {key: held.tensor for key, held in module.saved.items()}
+    lazy = {key for key, tensor in expected.items() if tensor.layout == "uninitialized"}
+    changes = tuple(
+        change
+        for change in compare(expected, state.tensors, ("shape", "dtype"))
+        if not (isinstance(change, Changed) and change.key in lazy)
+    )
+    missing = [c.expected for c in changes if isinstance(c, Missing)]
+    unexpected = [c.actual for c in changes if isinstance(c, Unexpected)]
+    rewrite = find_rewrite(missing, unexpected, expected, state.tensors)
+    explained = rewrite.keys if rewrite else {}
+    targets = set(explained.values())
+    renames = find_renames(
+        [t for t in missing if t.key not in targets],
+        [t for t in unexpected if t.key not in explained],
+    )
+    better = best if _score(best, module) > _score(state, module) else None
+    return Loading(
+        checkpoint=checkpoint,
+        state=state,
+        module=module,
+        changes=changes,
+        missing_others=tuple(
+            k for k in module.others if k not in state.others and k not in state.tensors
+        ),
+        unexpected_others=tuple(k for k in state.others if k not in module.others),
+        rewrite=rewrite,
+        renames=renames,
+        same_value=_same_values(unexpected, module),
+        better=better,
+    )
+
+
+def state_at(checkpoint: Checkpoint, at: str) -> State:
+    """Return the state at `at`; a place that holds no tensors itself is an empty state."""
+    wanted = "" if at == "." else at
+    for state in checkpoint.states:
+        if state.at == wanted:
+            return state
+    return State(at=wanted, tensors=MappingProxyType({}), others=_children(checkpoint, wanted))
+
+
+def best_state(checkpoint: Checkpoint, module: ModuleState) -> State:
+    """Return the state that matches `module` best; the first of equals."""
+    if not checkpoint.states:
+        return State(at="", tensors=MappingProxyType({}))
+    return max(checkpoint.states, key=lambda state: _score(state, module))
+
+
+def _score(state: State, module: ModuleState) -> tuple[int, int]:
+    """Tensors that match as they are, or after wrappers are taken out; then what is left over."""
+    expected = {(key, held.tensor.shape) for key, held in module.saved.items()}
+    names = {key.rsplit(".", 1)[-1] for key, _ in expected}
+    tails = {_tail(key) for key, _ in expected}
+    plain = sum((key, t.shape) in expected for key, t in state.tensors.items())
+    loose = sum(_tail(key) in tails and key.rsplit(".", 1)[-1] in names for key in state.tensors)
+    return max(plain, min(loose, len(expected))), plain - len(state.tensors)
+
+
+def _tail(key: str) -> str:
+    return ".".join([s for s in key.split(".") if s not in WRAPPERS][-2:])
+
+
+def _children(checkpoint: Checkpoint, at: str) -> dict[str, str]:
+    prefix = f"{at}." if at else ""
+    places = [s.at for s in checkpoint.states] + [e.at for e in checkpoint.entries]
+    inside = [p.removeprefix(prefix) for p in places if p.startswith(prefix) and p != at]
+    return {name.split(".", 1)[0]: "no tensor" for name in inside if name}
+
+
+def find_rewrite(
+    missing: list[TensorInfo],
+    unexpected: list[TensorInfo],
+    expected: Mapping[str, TensorInfo],
+    actual: Mapping[str, TensorInfo],
+) -> Rewrite | None:
+    """Return the change of keys after which most missing tensors are found, or None.
+
+    Segments are whole; a change under which two keys would collide is refused.
+    """
+    wanted = {t.key: t for t in missing}
+    best: Rewrite | None = None
+    for removed, added in _candidates(list(wanted), [t.key for t in unexpected]):
+        pairs = {t.key: _rewritten(t.key, removed, added) for t in unexpected}
+        found = {
+            old: new
+            for old, new in pairs.items()
+            if new in wanted and wanted[new].shape == actual[old].shape
+        }
+        collide = len(set(pairs.values())) < len(pairs) or any(
+            new in actual and new in expected for new in pairs.values()
+        )
+        if found and not collide and (best is None or len(found) > len(best.keys)):
+            best = Rewrite(removed, added, found)
+    return best
+
+
+def _candidates(missing: list[str], unexpected: list[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield (segments to remove, prefix to add), the known wrappers first."""
+    present = {segment for key in unexpected for segment in key.split(".")}
+    wrappers = tuple(w for w in WRAPPERS if w in present)
+    if wrappers:
+        yield wrappers, ""
+    for prefix in _leading(_rewritten(key, wrappers, "") for key in unexpected):
+        yield (*wrappers, f"{prefix}."), ""
+    for prefix in _leading(missing):
+        yield wrappers, f"{prefix}."
+
+
+def _leading(keys: Iterable[str]) -> Iterator[str]:
+    """Yield the prefixes of whole segments with which most keys begin, longest last."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for key in keys:
+        total += 1
+        segments = key.split(".")
+        counts.update(".".join(segments[:n]) for n in range(1, min(len(segments), 5)))
+    yield from sorted((p for p, n in counts.items() if n * 2 > total), key=len)
+
+
+def _rewritten(key: str, removed: tuple[str, ...], added: str) -> str:
+    prefixes = [r for r in removed if r.endswith(".")]
+    kept = ".".join(s for s in key.split(".") if s not in removed)
+    for prefix in prefixes:
+        kept = kept.removeprefix(prefix)
+    return added + kept
+
+
+def find_renames(missing: list[TensorInfo], unexpected: list[TensorInfo]) -> dict[str, str]:
+    """Pair each missing tensor with the one unexpected tensor of its shape that ends like it.
+
+    A pair is made only where both are each other's single best candidate.
+    """
+    by_form: dict[object, list[TensorInfo]] = {}
+    for tensor in unexpected:
+        by_form.setdefault((tensor.shape, _last(tensor.key)), []).append(tensor)
+    forms = {key: [t.key for t in group] for key, group in by_form.items()}
+    wanted: dict[object, list[str]] = {}
+    for tensor in missing:
+        wanted.setdefault((tensor.shape, _last(tensor.key)), []).append(tensor.key)
+    pairs: dict[str, str] = {}
+    for form, keys in wanted.items():
+        candidates = forms.get(form, [])
+        for key in keys:
+            there = _single_best(key, candidates)
+            if there is not None and _single_best(there, keys) == key:
+                pairs[key] = there
+    return pairs
+
+
+def _last(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+_MOST_CANDIDATES: Final = 1000
+"""Above this many tensors of one form, names alone tell too little, and pairing costs too much."""
+
+
+def _single_best(key: str, candidates: list[str]) -> str | None:
+    if not candidates or len(candidates) > _MOST_CANDIDATES:
+        return None
+    scored = sorted(((_common_tail(key, c), c) for c in candidates), reverse=True)
+    if len(scored) > 1 and scored[0][0] == scored[1][0]:
+        return None
+    return scored[0][1]
+
+
+def _common_tail(a: str, b: str) -> int:
+    count = 0
+    for x, y in zip(reversed(a.split(".")), reversed(b.split(".")), strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+def _same_values(unexpected: list[TensorInfo], module: ModuleState) -> dict[str, bool]:
+    """Compare what the file has and the module would rebuild, by content."""
+    told: dict[str, bool] = {}
+    for tensor in unexpected:
+        held = module.held.get(tensor.key)
+        if held is not None and held.fingerprint:
+            content = values.fingerprint(tensor)
+            if content is not None:
+                told[tensor.key] = content == held.fingerprint
+    return told
+
+
+FILE_FIELDS: Final = ("shape", "dtype", "layout")
+
+
+def revision(old: Checkpoint, new: Checkpoint, at: str | None, *, look_at_values: bool) -> Revision:
+    """Compare two files: keys, shapes, dtypes and, unless told not to, values.
+
+    With `at`, the state there; else all states where both files have the same places; else the two
+    states that have most in common.
+    """
+    places, old_tensors, new_tensors = _sides(old, new, at)
+    changes = tuple(compare(old_tensors, new_tensors, FILE_FIELDS))
+    renames = find_renames(
+        [c.expected for c in changes if isinstance(c, Missing)],
+        [c.actual for c in changes if isinstance(c, Unexpected)],
+    )
+    changed = {c.key for c in changes}
+    both = [(key, key) for key in old_tensors if key not in changed]
+    names = list(renames.items())
+    told: dict[str, bool | None] = {}
+    if look_at_values:
+        pairs = [(old_tensors[a], new_tensors[b]) for a, b in (*both, *names)]
+        told = dict(zip([a for a, _ in (*both, *names)], values.equal_many(pairs), strict=True))
+    return Revision(
+        old=old,
+        new=new,
+        old_tensors=old_tensors,
+        new_tensors=new_tensors,
+        places=places,
+        changes=changes,
+        renames={a: b for a, b in names if told.get(a) is not False},
+        proved=frozenset(a for a, _ in names if told.get(a)),
+        differing=tuple(a for a, _ in both if told[a] is False) if look_at_values else None,
+        untold=tuple(a for a, _ in both if told[a] is None) if look_at_values else (),
+        entries=_changed_entries(old, new),
+    )
+
+
+def _sides(
+    old: Checkpoint, new: Checkpoint, at: str | None
+) -> tuple[tuple[str, str], Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
+    if at is not None:
+        return (at, at), state_at(old, at).tensors, state_at(new, at).tensors
+    if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
+        return ("*", "*"), _all_tensors(old), _all_tensors(new)
+    pairs = [(a, b) for a in old.states for b in new.states]
+    if not pairs:
+        return ("", ""), {}, {}
+    a, b = max(pairs, key=lambda pair: _in_common(*pair))
+    return (a.at, b.at), a.tensors, b.tensors
+
+
+def _all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    return {
+        f"{state.at}.{key}" if state.at else key: tensor
+        for state in checkpoint.states
+        for key, tensor in state.tensors.items()
+    }
+
+
+def _in_common(a: State, b: State) -> int:
+    return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
+
+
+def _changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
+    """Places of plain data that differ between two files of one container."""
+    if old.container != new.container:
+        return ()
+    before = {e.at: e.text for e in old.entries}
+    after = {e.at: e.text for e in new.entries}
+    places = dict.fromkeys((*before, *after))
+    return tuple(place for place in places if before.get(place) != after.get(place))

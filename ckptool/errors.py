@@ -1,0 +1,65 @@
+"""Exceptions: what cannot be read, built, planned or written. What is read and wrong is a Finding.
+
+CkptoolError
+├── UsageError             an option, or the way options go together, makes no sense
+│   └── ConfigError        a configuration file says what ckptool does not know
+├── ReadError              bytes on disk
+│   ├── UnknownFormatError     no reader recognises them
+│   └── CorruptCheckpointError the container is recognised and contradicts itself
+├── ModuleError            the module cannot be imported or constructed
+├── PlanError              a migration plan does not fit the checkpoint
+└── WriteError             output was not completed; the destination is untouched
+"""
+
+from pathlib import Path
+
+
+class CkptoolError(Exception):
+    """Base of every error that ckptool raises on purpose: one line, for the person who asked."""
+
+
+class UsageError(CkptoolError):
+    """What was asked for cannot be done; the message says what can."""
+
+
+class ConfigError(UsageError):
+    """A configuration file has a fault."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class ReadError(CkptoolError):
+    """A checkpoint could not be read."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class UnknownFormatError(ReadError):
+    """No reader recognises the first bytes of the file."""
+
+
+class CorruptCheckpointError(ReadError):
+    """The container is recognised, but its contents contradict themselves or are cut short."""
+
+
+class ModuleError(CkptoolError):
+    """A module could not be imported, constructed or examined."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"{target}: {reason}")
+        self.target = target
+        self.reason = reason
+
+
+class PlanError(CkptoolError):
+    """A migration plan cannot be applied to this checkpoint."""
+
+
+class WriteError(CkptoolError):
+    """Output could not be completed; the destination is untouched."""

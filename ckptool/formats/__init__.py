@@ -1,0 +1,154 @@
+"""Bytes on disk -> Checkpoint: one module per container, chosen by content, never by suffix."""
+
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO, Final, Protocol
+
+from ckptool.errors import ReadError, UnknownFormatError
+from ckptool.formats import pointers, safetensors, sharded
+from ckptool.formats.files import Source, open_source
+from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.formats.strict_json import quoted
+from ckptool.model import Checkpoint
+
+STDIN: Final = Path("<stdin>")
+"""What a checkpoint from standard input is called."""
+
+_TORCH: Final = ("torch_export", "torchscript", "torch_zip", "torch_tar", "torch_legacy")
+_DCP_METADATA: Final = ".metadata"
+_INDEX: Final = re.compile(r".+\.(?:safetensors|bin|pt|pth)\.index(?:\.[\w-]+)?\.json")
+_CANDIDATE: Final = re.compile(
+    r".+\.(?:safetensors|bin|pth?|pt2|ckpt|pkl|pickle|tar)", re.IGNORECASE
+)
+_NAMED: Final = 5
+_COPIED: Final = 1 << 20
+_spooled: list[BinaryIO] = []
+"""Kept open until the process ends: the spans of a checkpoint from a stream lie in them."""
+
+
+class _Reader(Protocol):
+    def matches(self, source: Source) -> bool: ...
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint: ...
+
+
+def open_checkpoint(path: Path, limits: Limits = DEFAULT) -> Checkpoint:
+    """Describe the checkpoint at `path`: a file, an index of shards, or a directory with one.
+
+    Raises:
+        UnknownFormatError: no reader recognises it; the message says what it is instead.
+        CorruptCheckpointError: the container is damaged, or made to mislead.
+        ReadError: it cannot be read, or a directory does not say which checkpoint is meant.
+    """
+    if _is_directory(path):
+        return _open_directory(path, limits)
+    if path.name == _DCP_METADATA:
+        return _open_dcp(path.parent, limits)
+    with open_source(path) as source:
+        if not sharded.matches(source):
+            return _describe(source, limits)
+    return sharded.read(path, limits, _open_file)
+
+
+def open_stream(stream: BinaryIO, limits: Limits = DEFAULT) -> Checkpoint:
+    """Describe the single-file checkpoint that `stream` brings, by way of an unnamed file.
+
+    Raises:
+        ReadError: as `open_checkpoint`, or the stream is longer than the limit.
+    """
+    spool = TemporaryFile()  # noqa: SIM115 - see _spooled
+    try:
+        nbytes = _copy(stream, spool, limits.stream_bytes)
+        place = Path(f"/dev/fd/{spool.fileno()}")
+        checkpoint = _describe(Source(place, spool.fileno(), nbytes), limits)
+    except OSError as error:
+        spool.close()
+        raise ReadError(STDIN, error.strerror or str(error)) from error
+    except ReadError as error:
+        spool.close()
+        raise type(error)(STDIN, error.reason) from error
+    _spooled.append(spool)
+    return replace(checkpoint, path=STDIN)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False  # opening it says why
+
+
+def _open_directory(directory: Path, limits: Limits) -> Checkpoint:
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise ReadError(directory, error.strerror or str(error)) from error
+    indexes = [name for name in names if _INDEX.fullmatch(name)]
+    if _DCP_METADATA in names:
+        indexes.append(_DCP_METADATA)
+    if len(indexes) > 1:
+        reason = f"holds {' and '.join(indexes)}: name the one that is meant"
+        raise ReadError(directory, reason)
+    if not indexes:
+        raise ReadError(directory, _without_index(directory, names))
+    if indexes == [_DCP_METADATA]:
+        return _open_dcp(directory, limits)
+    checkpoint = sharded.read(directory / indexes[0], limits, _open_file)
+    return replace(checkpoint, path=directory)
+
+
+def _open_dcp(directory: Path, limits: Limits) -> Checkpoint:
+    from ckptool.formats import dcp
+
+    return dcp.read(directory, limits)
+
+
+def _without_index(directory: Path, names: Sequence[str]) -> str:
+    """Return what is wrong with a directory that no index makes a checkpoint of."""
+    if not names:
+        return "is an empty directory"
+    if any(name.endswith(".distcp") for name in names):
+        return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
+    files = [name for name in names if _CANDIDATE.fullmatch(name)]
+    below = [f"{name}/" for name in names if _is_directory(directory / name)]
+    found = list(map(quoted, files or below))
+    if not found:
+        return "is a directory without a checkpoint"
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"is a directory without an index: name one of {', '.join(found[:_NAMED])}{more}"
+
+
+def _open_file(path: Path, limits: Limits) -> Checkpoint:
+    with open_source(path) as source:
+        return _describe(source, limits)
+
+
+def _describe(source: Source, limits: Limits) -> Checkpoint:
+    # First: a valid safetensors may start with the bytes of a zip or of a pickle, never they so.
+    if safetensors.matches(source):
+        return safetensors.read(source, limits)
+    head = source.head(pointers.HEAD_BYTES)
+    if what := pointers.foreign(head):
+        raise UnknownFormatError(source.path, what)
+    for name in _TORCH:
+        reader: _Reader = import_module(f"{__name__}.{name}")
+        if reader.matches(source):
+            return reader.read(source, limits)
+    raise UnknownFormatError(source.path, pointers.leftover(head))
+
+
+def _copy(stream: BinaryIO, spool: BinaryIO, limit: int) -> int:
+    """Copy the stream and return its length."""
+    nbytes = 0
+    while piece := stream.read(_COPIED):
+        nbytes += len(piece)
+        if nbytes > limit:
+            raise ReadError(STDIN, f"is longer than {limit} bytes: save it to a file first")
+        spool.write(piece)
+    spool.flush()
+    return nbytes

@@ -1,0 +1,115 @@
+"""The opcodes of a pickle -> a stack, a memo, and a record of every name that is used."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from ckptool.formats.builders import CONTAINERS
+from ckptool.formats.limits import Limits
+from ckptool.formats.nodes import Global, Opaque, Persistent, PickleError, StarvedError
+
+
+class Stop(Exception):  # noqa: N818 - it ends a stream and is no error
+    """The STOP opcode: the stream is complete."""
+
+    def __init__(self, value: object, end: int) -> None:
+        super().__init__()
+        self.value = value
+        self.end = end
+
+
+class Machine:
+    """The state of one run over a pickle: stack, memo, and a record of every name it uses."""
+
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        self.data = data
+        self.limits = limits
+        self.limit = len(data)
+        """End of the frame that is open, or of the data."""
+        self.protocol = 0
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []
+        """The stacks below the open MARKs."""
+        self.memo: dict[int, Any] = {}
+        self.globals: dict[tuple[str, str], Global] = {}
+        self.persistent: list[Persistent] = []
+        self.embedded: list[bytes] = []
+        """Byte strings that are handed to something that would load them as a pickle."""
+        self.blobs: dict[int, int] = {}
+        """id of a long byte string -> where it starts in the data."""
+        self._budget = limits.pickle_bytes
+
+    def use(self, module: str, name: str) -> Global:
+        """Record that the pickle would import `name` from `module`."""
+        found = self.globals.get((module, name))
+        if found is None:
+            if self.protocol < 3 and not module.startswith("torch"):
+                module, name = _python3_name(module, name)
+            found = self.globals.get((module, name)) or Global(module, name)
+            found.build = CONTAINERS.get((module, name))
+            self.globals[module, name] = found
+        return found
+
+    def use_computed(self, module: object, name: object) -> Global:
+        """Record a name that is only known when the pickle is loaded."""
+        words = [part if isinstance(part, str) else "<computed>" for part in (module, name)]
+        found = self.globals.setdefault((words[0], words[1]), Global(words[0], words[1]))
+        found.computed = True
+        return found
+
+    def call(self, func: object, args: object) -> object:
+        """Return the node for calling `func`, without calling it."""
+        if type(args) is not tuple:
+            raise PickleError(f"a call with {type(args).__name__} for arguments")
+        if type(func) is Global:
+            if func.build is not None:
+                return func.build(self, args)
+            if func.name in _LOADERS and args and type(args[0]) is bytes:
+                self.embedded.append(args[0])
+            return Opaque(func, args)
+        if type(func) is Opaque:
+            self.use_computed("<computed>", "<call>")
+            return Opaque(func, args)
+        raise PickleError(f"a {type(func).__name__} is called")
+
+    def spend(self, nbytes: int) -> None:
+        """Count memory that a few opcodes would multiply."""
+        self._budget -= nbytes
+        if self._budget < 0:
+            raise PickleError(f"it takes more than {self.limits.pickle_bytes} bytes of memory")
+
+    def pop_mark(self) -> list[Any]:
+        items = self.stack
+        self.stack = self.outer.pop()
+        return items
+
+    def line(self, pos: int) -> tuple[bytes, int]:
+        end = self.data.find(b"\n", pos, self.limit)
+        if end < 0:
+            raise StarvedError("a line has no end")
+        return self.data[pos:end], end + 1
+
+
+Handler = Callable[[Machine, int], int]
+"""Takes the machine and the position after the opcode, returns the position of the next opcode."""
+
+
+def register(table: dict[int, Handler], opcode: int) -> Callable[[Handler], Handler]:
+    """Enter the decorated function in `table`."""
+
+    def enter(handler: Handler) -> Handler:
+        table[opcode] = handler
+        return handler
+
+    return enter
+
+
+_LOADERS: Final = frozenset({"loads", "_loads", "_load_from_bytes"})
+"""Names that read a pickle from their first argument, wherever they stand."""
+
+
+def _python3_name(module: str, name: str) -> tuple[str, str]:
+    from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+
+    if (module, name) in NAME_MAPPING:
+        return NAME_MAPPING[module, name]
+    return IMPORT_MAPPING.get(module, module), name

@@ -1,0 +1,183 @@
+"""The bytes of a pickle -> an inert tree, and every name that loading it would import."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from struct import Struct
+from struct import error as StructError  # noqa: N812 - it is an exception
+from typing import Final
+
+from ckptool.formats.globals import judge
+from ckptool.formats.limits import Limits
+from ckptool.formats.machine import Machine, Stop
+from ckptool.formats.nodes import Global, Persistent, PickleError, StarvedError
+from ckptool.formats.opcodes import HANDLERS
+from ckptool.model import Safety
+
+__all__ = ["Pickle", "PickleError", "dangerous", "scan", "unpickle", "unpickle_all"]
+
+_SLICE: Final = 1 << 16
+"""Opcodes between two looks at how much the stream has piled up."""
+_PILED: Final = 2_000_000
+"""Objects that may wait on the stack: an unbatched tuple of as many elements."""
+_LONG_BINPUT, _BINGET, _LONG_BINGET = 0x72, 0x68, 0x6A
+_BININT1, _TUPLE, _MARK = 0x4B, 0x74, 0x28
+_UINT32: Final = Struct("<I").unpack_from
+_EMBEDDED: Final = 4
+"""Pickles within pickles within pickles."""
+_CONSECUTIVE: Final = 64
+_BROKEN: Final = (IndexError, KeyError, ValueError, OverflowError, StructError)
+"""What an opcode of a broken stream comes to: no stack, no memo slot, no such number."""
+
+
+@dataclass(slots=True)
+class Pickle:
+    """One pickle, as far as it could be read."""
+
+    root: object = None
+    end: int = 0
+    """Position after its STOP."""
+    fault: str = ""
+    """Why reading stopped before it."""
+    starved: bool = False
+    """Whether it stopped for want of bytes: more of the file may help."""
+    globals: list[Global] = field(default_factory=list)
+    """Every name that it uses, in the order of their first use, whatever became of the result."""
+    persistent: list[Persistent] = field(default_factory=list)
+    blobs: dict[int, int] = field(default_factory=dict)
+    """id of a byte string in the tree -> where it starts in the data."""
+
+
+def unpickle(data: bytes, limits: Limits, start: int = 0) -> Pickle:
+    """Return what the pickle at `start` describes. Never raises for what is in the data."""
+    machine = Machine(data, limits)
+    pickle = Pickle(blobs=machine.blobs, persistent=machine.persistent)
+    try:
+        _run(machine, start)
+    except Stop as stop:
+        pickle.root, pickle.end = stop.value, stop.end
+    except PickleError as fault:
+        pickle.fault, pickle.starved = str(fault), isinstance(fault, StarvedError)
+    except UnicodeError:
+        pickle.fault, pickle.starved = "a string is not what its opcode says", True
+    except _BROKEN as error:
+        pickle.fault = "an opcode asks for what is not on the stack, in the memo or in the stream"
+        pickle.starved = isinstance(error, IndexError | StructError)
+    inner = [name for blob in machine.embedded for name in scan(blob, limits, 0, 1)]
+    pickle.globals = list(dict.fromkeys((*machine.globals.values(), *inner)))
+    return pickle
+
+
+def unpickle_all(data: bytes, limits: Limits, start: int = 0) -> Pickle:
+    """Return the one pickle that `data` from `start` on is; what follows it is a fault."""
+    pickle = unpickle(data, limits, start)
+    if not pickle.fault and pickle.end != len(data):
+        pickle.fault = f"{len(data) - pickle.end} bytes follow the end of the pickle"
+        pickle.globals += scan(data, limits, pickle.end)
+    return pickle
+
+
+def scan(data: bytes, limits: Limits, start: int = 0, depth: int = 0) -> list[Global]:
+    """Return the names used by the pickles that stand one after the other from `start` on."""
+    found: dict[str, Global] = {}
+    for _ in range(_CONSECUTIVE):
+        if start >= len(data):
+            break
+        machine = Machine(data, limits)
+        try:
+            _run(machine, start)
+        except Stop as stop:
+            start = stop.end
+        except _BROKEN:
+            start = len(data)
+        blobs = machine.embedded if depth < _EMBEDDED else []
+        inner = (name for blob in blobs for name in scan(blob, limits, 0, depth + 1))
+        found.update({name.qualified: name for name in (*machine.globals.values(), *inner)})
+    return list(found.values())
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """Keep the garbage collector away from a tree that only grows: it would walk it ten times."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def dangerous(names: list[Global]) -> list[Global]:
+    """Return those of `names` that could act."""
+    return [name for name in names if judge(name) is Safety.DANGEROUS]
+
+
+def _run(machine: Machine, start: int) -> None:
+    """Run opcodes until one of them ends it: STOP, or a fault."""
+    pos = start
+    with paused_collector():
+        for _ in range(machine.limits.opcodes // _SLICE + 1):
+            pos = _run_slice(machine, pos)
+            _check_piles(machine)
+    raise PickleError(f"it has more than {machine.limits.opcodes} opcodes")
+
+
+def _run_slice(machine: Machine, pos: int) -> int:
+    """Run `_SLICE` opcodes. The six that make most of a state_dict stand here: calls cost time."""
+    data, handlers, memo, outer = machine.data, HANDLERS, machine.memo, machine.outer
+    stack, limit = machine.stack, machine.limit
+    for _ in repeat(None, _SLICE):
+        opcode = data[pos]
+        if opcode == _LONG_BINPUT:
+            memo[_UINT32(data, pos + 1)[0]] = stack[-1]
+            pos += 5
+        elif opcode == _BININT1:
+            stack.append(data[pos + 1])
+            pos += 2
+        elif opcode == _BINGET:
+            stack.append(memo[data[pos + 1]])
+            pos += 2
+        elif opcode == _TUPLE:
+            items = tuple(stack)
+            stack = machine.stack = outer.pop()
+            stack.append(items)
+            pos += 1
+        elif opcode == _MARK:
+            outer.append(stack)
+            stack = machine.stack = []
+            pos += 1
+        elif opcode == _LONG_BINGET:
+            stack.append(memo[_UINT32(data, pos + 1)[0]])
+            pos += 5
+        else:
+            pos = handlers[opcode](machine, pos + 1)
+            stack, limit = machine.stack, machine.limit
+        if pos >= limit:
+            limit = _leave_frame(machine, pos)
+    return pos
+
+
+def _leave_frame(machine: Machine, pos: int) -> int:
+    """Close the frame that ends at `pos`; an opcode that lies on both sides of an end is refused.
+
+    The C unpickler and pickletools read such a stream differently (python/cpython#154848).
+    """
+    size = len(machine.data)
+    if machine.limit == size:
+        raise StarvedError("the stream ends before its STOP")
+    if pos > machine.limit:
+        raise PickleError("an opcode lies across the end of its frame")
+    machine.limit = size
+    return size
+
+
+def _check_piles(machine: Machine) -> None:
+    if len(machine.outer) > machine.limits.nesting:
+        raise PickleError(f"it nests deeper than {machine.limits.nesting}")
+    if len(machine.memo) > machine.limits.memo_slots:
+        raise PickleError(f"it has more than {machine.limits.memo_slots} memo slots")
+    if len(machine.stack) + sum(map(len, machine.outer)) > _PILED:
+        raise PickleError(f"more than {_PILED} objects wait on its stack")

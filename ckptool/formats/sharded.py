@@ -1,0 +1,221 @@
+"""An index of shards -> Checkpoint: the tensors of all shards, and where the index is wrong."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.formats.files import Source, open_source
+from ckptool.formats.limits import Limits
+from ckptool.formats.pointers import foreign
+from ckptool.formats.strict_json import decode, named, quoted, shown
+from ckptool.model import Checkpoint, Container, Fault, State, TensorInfo
+
+OpenShard = Callable[[Path, Limits], Checkpoint]
+"""Describes one file that is no index."""
+
+_HEAD_BYTES: Final = 1 << 16
+_INDEX: Final = re.compile(r"(.+)\.(safetensors|bin|pth?)\.index\.json")
+_SEPARATORS: Final = frozenset("/\\\0")
+
+
+def matches(source: Source) -> bool:
+    """Tell whether it is JSON with a weight_map."""
+    head = source.head(_HEAD_BYTES)
+    return head.lstrip()[:1] == b"{" and b'"weight_map"' in head
+
+
+def read(index: Path, limits: Limits, open_shard: OpenShard) -> Checkpoint:
+    """Describe the checkpoint whose shards the index file names.
+
+    A shard that is absent, or a tensor that is not where the index has it, is a fault of the
+    result; an index or a shard that cannot be read is an error.
+
+    Raises:
+        ReadError: the index or a shard cannot be read, or no shard is there.
+    """
+    with open_source(index) as source:
+        nbytes = source.nbytes
+        document = _document(source, limits)
+    weight_map = _weight_map(index, document)
+    names = sorted(set(weight_map.values()))
+    shards = {
+        name: open_shard(index.parent / name, limits)
+        for name in names
+        if _exists(index.parent / name)
+    }
+    if names and not shards:
+        raise ReadError(
+            index, f"none of its {len(names)} shards is beside it, as {quoted(names[0])}"
+        )
+    return Checkpoint(
+        path=index,
+        container=_container(shards.values()),
+        nbytes=nbytes + sum(shard.nbytes for shard in shards.values()),
+        states=tuple(_states(shards, weight_map)),
+        entries=tuple(entry for shard in shards.values() for entry in shard.entries),
+        globals=tuple(dict.fromkeys(name for shard in shards.values() for name in shard.globals)),
+        metadata=_index_metadata(index, document) | _common_metadata(shards.values()),
+        damage=next((f"{name}: {s.damage}" for name, s in shards.items() if s.damage), ""),
+        skipped=tuple(dict.fromkeys(skip for shard in shards.values() for skip in shard.skipped)),
+        files=tuple(index.parent / name for name in shards),
+        faults=tuple(_faults(index, weight_map, shards)),
+    )
+
+
+def _document(source: Source, limits: Limits) -> dict[str, Any]:
+    if source.nbytes > limits.header_bytes:
+        reason = f"an index of {source.nbytes} bytes is over the limit of {limits.header_bytes}"
+        raise CorruptCheckpointError(source.path, reason)
+    data = source.head(source.nbytes).strip()
+    if not data.startswith(b"{"):
+        reason = foreign(data[:_HEAD_BYTES]) or "is an index, and not a JSON object"
+        raise CorruptCheckpointError(source.path, reason)
+    document, rest = decode(source.path, data, limits, "the index")
+    if rest:
+        reason = f"{quoted(rest)} follows the index's JSON"
+        raise CorruptCheckpointError(source.path, reason)
+    return document
+
+
+def _weight_map(index: Path, document: Mapping[str, Any]) -> dict[str, str]:
+    weight_map = document.get("weight_map")
+    if not isinstance(weight_map, dict):
+        found = named(weight_map) if "weight_map" in document else "missing"
+        raise CorruptCheckpointError(index, f"weight_map is {found}, not an object")
+    for key, name in weight_map.items():
+        if not isinstance(name, str):
+            reason = f"weight_map has {named(name)} under {quoted(key)}, not a file's name"
+            raise CorruptCheckpointError(index, reason)
+    for name in set(weight_map.values()):
+        if name in {"", ".", ".."} or _SEPARATORS & set(name) or not name.isprintable():
+            reason = (
+                f"weight_map names the shard {quoted(name)}: only plain file names are followed"
+            )
+            raise CorruptCheckpointError(index, reason)
+    return weight_map
+
+
+def _index_metadata(index: Path, document: Mapping[str, Any]) -> dict[str, str]:
+    metadata = document.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise CorruptCheckpointError(index, f"its metadata is {named(metadata)}, not an object")
+    return {
+        key: value if isinstance(value, str) else shown(value) for key, value in metadata.items()
+    }
+
+
+def _common_metadata(shards: Iterable[Checkpoint]) -> dict[str, str]:
+    """Return what all shards say alike."""
+    first, *others = [shard.metadata.items() for shard in shards] or [{}.items()]
+    return dict(item for item in first if all(item in other for other in others))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # opening it says why
+    return True
+
+
+def _container(shards: Iterable[Checkpoint]) -> Container:
+    if all(shard.container is Container.SAFETENSORS for shard in shards):
+        return Container.SHARDED_SAFETENSORS
+    return Container.SHARDED_TORCH
+
+
+def _states(shards: Mapping[str, Checkpoint], weight_map: Mapping[str, str]) -> Iterator[State]:
+    places = sorted({state.at for shard in shards.values() for state in shard.states} or {""})
+    for at in places:
+        found = [(name, s) for name, shard in shards.items() for s in shard.states if s.at == at]
+        yield State(
+            at=at,
+            tensors=_tensors(found, weight_map),
+            role=found[0][1].role if found else "state_dict",
+            versions=_versions([state.versions for _, state in found]),
+            others=dict(item for _, state in found for item in state.others.items()),
+            unsaved=dict(item for _, state in found for item in state.unsaved.items()),
+            modules=dict(item for _, state in found for item in state.modules.items()),
+        )
+
+
+def _tensors(
+    found: Iterable[tuple[str, State]], weight_map: Mapping[str, str]
+) -> dict[str, TensorInfo]:
+    """Return the tensors of one place; of a key that two shards hold, the one in the index."""
+    tensors: dict[str, TensorInfo] = {}
+    for name, state in found:
+        for key, tensor in state.tensors.items():
+            if key not in tensors or weight_map.get(key) == name:
+                tensors[key] = _owned(tensor, name)
+    return tensors
+
+
+def _owned(tensor: TensorInfo, shard: str) -> TensorInfo:
+    """Return `tensor` with storages that cannot be taken for those of another shard."""
+    storage = tensor.storage
+    if storage is not None and storage.span is None:
+        return replace(tensor, storage=replace(storage, key=f"{shard}:{storage.key}"))
+    if tensor.parts:
+        parts = (replace(part, tensor=_owned(part.tensor, shard)) for part in tensor.parts)
+        return replace(tensor, parts=tuple(parts))
+    return tensor
+
+
+def _versions(found: Iterable[Mapping[str, int | None] | None]) -> dict[str, int | None] | None:
+    known = [versions for versions in found if versions is not None]
+    return dict(item for versions in known for item in versions.items()) if known else None
+
+
+def _faults(
+    index: Path, weight_map: Mapping[str, str], shards: Mapping[str, Checkpoint]
+) -> Iterator[Fault]:
+    for name, count in sorted(Counter(weight_map.values()).items()):
+        if name not in shards:
+            gone = "is a link to nothing" if (index.parent / name).is_symlink() else "is not there"
+            yield Fault("CK601", name, {"fault": gone, "tensors": str(count)})
+    held = {name: _keys(shard) for name, shard in shards.items()}
+    for key, name in weight_map.items():
+        if name in held and key not in held[name]:
+            yield Fault("CK602", key, {"shard": name})
+    yield from _strays(weight_map, held)
+    for name in _stray_files(index, set(weight_map.values())):
+        yield Fault("CK603", name, {"what": "the shard"})
+    for name, shard in shards.items():
+        for fault in shard.faults:
+            yield replace(fault, facts={**fault.facts, "shard": name})
+
+
+def _keys(shard: Checkpoint) -> set[str]:
+    roots = [state for state in shard.states if state.at == ""]
+    return {key for state in roots for key in (*state.tensors, *state.others)}
+
+
+def _strays(weight_map: Mapping[str, str], held: Mapping[str, set[str]]) -> Iterator[Fault]:
+    for name, keys in held.items():
+        for key in sorted(key for key in keys if weight_map.get(key) != name):
+            meant = weight_map.get(key)
+            if meant is None:
+                yield Fault("CK603", key, {"what": "the tensor", "shard": name})
+            elif key in held.get(meant, ()):
+                yield Fault("CK603", key, {"what": "a second tensor", "shard": name})
+
+
+def _stray_files(index: Path, names: set[str]) -> list[str]:
+    """Return the files that are called like shards of this index, and that it does not name."""
+    index_name = _INDEX.fullmatch(index.name)
+    if index_name is None:
+        return []
+    stem, suffix = map(re.escape, index_name.groups())
+    shard = re.compile(rf"{stem}-\d+-of-\d+\.{suffix}")
+    try:
+        found = [path.name for path in index.parent.iterdir()]
+    except OSError:
+        return []  # what may not be listed may still be read
+    return sorted(name for name in found if shard.fullmatch(name) and name not in names)

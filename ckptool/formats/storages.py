@@ -1,0 +1,91 @@
+"""The ids by which torch's pickles refer to storages -> checked, named parts."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from ckptool.formats.nodes import Global, Persistent
+from ckptool.formats.tensors import TreeError
+from ckptool.model import BITS
+
+
+@dataclass(frozen=True, slots=True)
+class StorageId:
+    """What ("storage", class, key, location, numel) says."""
+
+    dtype: str
+    key: str
+    location: str
+    numel: int
+    view: object = None
+    """Files before 1.6: (key, offset, numel) of a piece of it, or None."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * BITS[self.dtype] // 8
+
+
+def storage_id(node: Persistent, *, fields: int = 5) -> StorageId:
+    """Return the storage that a persistent id names.
+
+    Raises:
+        TreeError: it names something else: only storages are left to the container.
+    """
+    parts = node.id
+    if type(parts) is not tuple or len(parts) != fields or parts[0] != "storage":
+        raise TreeError("a persistent id that is not a storage's")
+    _, cls, key, location, numel, *view = parts
+    if type(key) is not str or not key:
+        raise TreeError(f"a storage's key is a {type(key).__name__}")
+    if type(numel) is not int or not 0 <= numel < 1 << 60:
+        raise TreeError(f"storage {key!r} is said to have {_number(numel)} elements")
+    return StorageId(storage_dtype(cls, key), key, _location(location, key), numel, *view)
+
+
+def storage_dtype(cls: object, key: str) -> str:
+    """Return the dtype of a storage class: torch goes by its name alone."""
+    dtype = DTYPES.get(cls.name) if type(cls) is Global else None
+    if dtype is None:
+        name = cls.qualified if type(cls) is Global else type(cls).__name__
+        raise TreeError(f"storage {key!r} is of a class that is not known: {name}")
+    return dtype
+
+
+def _location(location: object, key: str) -> str:
+    if type(location) is not str or not _TAG.fullmatch(location):
+        raise TreeError(f"storage {key!r} has no device for its location tag")
+    return location
+
+
+def _number(value: object) -> str:
+    return str(value) if type(value) is int and value.bit_length() < 256 else "no number of"
+
+
+_TAG: Final = re.compile(r"[A-Za-z_]\w{0,40}(:\d{1,6})?", re.ASCII)
+
+DTYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "DoubleStorage": "float64",
+        "FloatStorage": "float32",
+        "HalfStorage": "float16",
+        "BFloat16Storage": "bfloat16",
+        "LongStorage": "int64",
+        "IntStorage": "int32",
+        "ShortStorage": "int16",
+        "CharStorage": "int8",
+        "ByteStorage": "uint8",
+        "BoolStorage": "bool",
+        "ComplexDoubleStorage": "complex128",
+        "ComplexFloatStorage": "complex64",
+        "QInt8Storage": "qint8",
+        "QUInt8Storage": "quint8",
+        "QInt32Storage": "qint32",
+        "QUInt4x2Storage": "quint4x2",
+        "QUInt2x4Storage": "quint2x4",
+        "UntypedStorage": "uint8",
+        "_UntypedStorage": "uint8",
+    }
+)
+"""Name of a storage class -> dtype of its elements."""

@@ -1,0 +1,341 @@
+"""A pickled call that rebuilds a tensor -> TensorInfo; every number is checked before it is believed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from types import MappingProxyType
+from typing import Any, Final
+
+from ckptool.formats.limits import Limits
+from ckptool.formats.nodes import Global, Opaque, Persistent
+from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo
+
+
+class TreeError(ValueError):
+    """What a pickle describes contradicts itself or its container."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A storage that a pickle refers to, found in its container."""
+
+    info: StorageInfo
+    dtype: str
+    """Of its elements: "uint8" where the storage has no type."""
+    numel: int
+
+
+class Tensors:
+    """Reads tensors out of one tree."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._meta = 0
+
+    def read(self, node: object, key: str, depth: int = 0) -> TensorInfo | None:
+        """Return the tensor that `node` rebuilds, None if it is something else.
+
+        Raises:
+            TreeError: it is a tensor that cannot be.
+        """
+        if type(node) is Opaque:
+            rebuild = _REBUILD.get(node.name)
+            if rebuild is None:
+                return None
+            if depth > _WRAPPED:
+                raise TreeError(f"{key!r} wraps tensors in tensors without end")
+            return rebuild(self, node, key, depth + 1)
+        if type(node) is Persistent and type(node.resolved) is TensorInfo:
+            return replace(node.resolved, key=key)
+        return None
+
+    def strided(
+        self, key: str, stored: Stored, dtype: str, view: tuple[Any, Any, Any], *, grad: bool = False
+    ) -> TensorInfo:
+        """Return the view (offset, size, stride) of a storage.
+
+        Raises:
+            TreeError: it reaches beyond the storage, or is no view at all.
+        """
+        offset, size, stride = view
+        self._check_shape(key, size)
+        if not _naturals(stride) or len(size) != len(stride):
+            raise TreeError(f"{key!r} has the size {_short(size)} and the stride {_short(stride)}")
+        if type(offset) is not int or offset < 0:
+            raise TreeError(f"{key!r} starts at element {_short(offset)} of its storage")
+        itemsize = BITS[dtype] // 8
+        if 0 not in size:
+            last = offset
+            for length, step in zip(size, stride, strict=True):
+                last += (length - 1) * step
+            if (last + 1) * itemsize > stored.info.nbytes:
+                raise TreeError(
+                    f"{key!r} reaches element {last} of a storage of {stored.info.nbytes // itemsize}"
+                )
+            if prod(size) * itemsize > max(_EXPANDED, stored.info.nbytes):
+                raise TreeError(f"{key!r} would take {prod(size) * itemsize} bytes once written out")
+        return TensorInfo(key, size, dtype, stride, offset, stored.info, requires_grad=grad)
+
+    def without_data(self, key: str, dtype: str, size: Any, stride: Any) -> TensorInfo:
+        """Return a tensor on the meta device: a shape, and no bytes anywhere."""
+        self._check_shape(key, size)
+        self._meta += 1
+        nbytes = prod(size) * BITS[dtype] // 8
+        storage = StorageInfo(f"meta{self._meta}", nbytes, "meta")
+        return self.strided(key, Stored(storage, dtype, nbytes), dtype, (0, size, stride))
+
+    def need(self, node: object, key: str, depth: int) -> TensorInfo:
+        """Return the tensor that `node` must be."""
+        tensor = self.read(node, key, depth)
+        if tensor is None:
+            raise TreeError(f"{key!r} is made of something that is no tensor")
+        return tensor
+
+    def _check_shape(self, key: str, size: Any) -> None:
+        if not _naturals(size):
+            raise TreeError(f"{key!r} has the size {_short(size)}")
+        if len(size) > self._limits.rank:
+            raise TreeError(f"{key!r} has {len(size)} dimensions, more than {self._limits.rank}")
+
+
+def dtype_of(node: object) -> str:
+    """Return the dtype that a global like torch.float32 names."""
+    if type(node) is Global and node.module == "torch" and node.name in BITS:
+        return node.name
+    raise TreeError("a tensor's dtype is not one of torch's")
+
+
+_WRAPPED: Final = 8
+_EXPANDED: Final = 1 << 40
+"""Bytes that an expanded view may stand for; a stride of 0 makes a terabyte of four bytes."""
+
+Rebuild = Callable[[Tensors, Opaque, str, int], TensorInfo]
+
+
+def _naturals(numbers: object) -> bool:
+    return type(numbers) is tuple and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
+
+
+def _short(value: object) -> str:
+    """Return numbers as text, cut; anything else by its type's name."""
+    if type(value) is int:
+        return str(value) if value.bit_length() < _PRINTED else f"{value.bit_length()} bits"
+    if type(value) is tuple and all(type(n) is int and n.bit_length() < _PRINTED for n in value):
+        return str(list(value[:8])) + ("..." if len(value) > 8 else "")
+    return f"of type {type(value).__name__}"
+
+
+_PRINTED: Final = 256
+
+
+def _args(node: Opaque, key: str, least: int, most: int) -> tuple[Any, ...]:
+    if not least <= len(node.args) <= most:
+        raise TreeError(f"{key!r} is rebuilt from {len(node.args)} arguments")
+    return node.args
+
+
+def _stored(node: object, key: str) -> Stored:
+    if type(node) is Persistent and type(node.resolved) is Stored:
+        return node.resolved
+    raise TreeError(f"{key!r} has no storage")
+
+
+def _v2(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
+    args = _args(node, key, 4, 7)
+    stored = _stored(args[0], key)
+    grad = len(args) > 4 and args[4] is True
+    made = tensors.strided(key, stored, stored.dtype, args[1:4], grad=grad)
+    return _marked(made, args[6]) if len(args) > 6 else made
+
+
+def _v3(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
+    args = _args(node, key, 7, 8)
+    dtype = dtype_of(args[6])
+    made = tensors.strided(key, _stored(args[0], key), dtype, args[1:4], grad=args[4] is True)
+    return _marked(made, args[7]) if len(args) > 7 else made
+
+
+def _marked(made: TensorInfo, metadata: object) -> TensorInfo:
+    """A tensor whose elements are read conjugated or negated is no plain block of bytes."""
+    if not isinstance(metadata, dict):
+        raise TreeError(f"{made.key!r} has metadata that is no dict")
+    marks = [mark for mark in ("conj", "neg") if metadata.get(mark) is True]
+    return replace(made, layout="-".join(marks)) if marks else made
+
+
+def _parameter(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
+    args = _args(node, key, 2, 4)
+    made = tensors.need(args[0], key, depth)
+    return replace(made, requires_grad=args[1] is True, kind=Kind.PARAMETER)
+
+
+def _old_parameter(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
+    """A Parameter or Variable of torch before 0.4: its data is an argument, or begins its state."""
+    source = node.args or (node.state if type(node.state) is tuple else ())
+    made = tensors.need(source[0] if source else None, key, depth)
+    kind = Kind.PARAMETER if node.name[1] == "Parameter" else None
+    grad = next((flag for flag in (*source[1:], *_flags(node.state)) if type(flag) is bool), True)
+    return replace(made, requires_grad=grad, kind=kind)
+
+
+def _flags(state: object) -> tuple[Any, ...]:
+    return state if type(state) is tuple else ()
+
+
+def _old_tensor(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
+    """A torch.FloatTensor of torch before 0.2: BUILD gives it (storage, offset, size, stride)."""
+    if type(node.state) is not tuple or len(node.state) != 4:
+        raise TreeError(f"{key!r} is a tensor without its state")
+    stored = _stored(node.state[0], key)
+    return tensors.strided(key, stored, stored.dtype, node.state[1:])
+
+
+def _sparse(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
+    layout, data = _args(node, key, 2, 2)
+    name = _layout(layout)
+    names = _SPARSE.get(name)
+    if names is None or type(data) is not tuple or len(data) < len(names) + 1:
+        raise TreeError(f"{key!r} is sparse in a way that is not known")
+    parts = tuple(
+        Part(part, (), tensors.need(piece, f"{key}.{part}", depth))
+        for part, piece in zip(names, data, strict=False)
+    )
+    size = data[len(names)]
+    values = parts[-1].tensor
+    tensors._check_shape(key, size)
+    if name == "sparse_coo":
+        _check_coo(key, size, parts[0].tensor, values)
+    return TensorInfo(key, size, values.dtype, (), 0, None, layout=name, parts=parts)
+
+
+def _layout(node: object) -> str:
+    """`torch.serialization._get_layout("torch.sparse_coo")`, or the global itself."""
+    name = node.args[0] if type(node) is Opaque and node.args else node
+    if type(name) is Global:
+        name = name.qualified
+    return name.removeprefix("torch.") if type(name) is str else ""
+
+
+_SPARSE: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "sparse_coo": ("indices", "values"),
+        "sparse_csr": ("crow_indices", "col_indices", "values"),
+        "sparse_bsr": ("crow_indices", "col_indices", "values"),
+        "sparse_csc": ("ccol_indices", "row_indices", "values"),
+        "sparse_bsc": ("ccol_indices", "row_indices", "values"),
+    }
+)
+
+
+def _check_coo(key: str, size: tuple[int, ...], indices: TensorInfo, values: TensorInfo) -> None:
+    fits = len(indices.shape) == 2 and values.shape[:1] == indices.shape[1:]
+    if not fits or len(size) != indices.shape[0] + len(values.shape) - 1:
+        raise TreeError(
+            f"{key!r} is sparse and its indices {list(indices.shape)} and values "
+            f"{list(values.shape)} do not make the size {list(size)}"
+        )
+
+
+def _quantized(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
+    storage, offset, size, stride, scheme, grad, *_ = _args(node, key, 6, 7)
+    stored = _stored(storage, key)
+    made = tensors.strided(key, stored, stored.dtype, (offset, size, stride), grad=grad is True)
+    if type(scheme) is not tuple or not scheme or type(scheme[0]) is not Global:
+        raise TreeError(f"{key!r} is quantized without a scheme")
+    named = zip(("scales", "zero_points"), scheme[1:3], strict=False)
+    found = ((name, tensors.read(piece, f"{key}.{name}", depth)) for name, piece in named)
+    parts = tuple(Part(name, (), piece) for name, piece in found if piece is not None)
+    return replace(made, layout="quantized", parts=parts)
+
+
+def _nested(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
+    names = ("buffer", "sizes", "strides", "offsets")
+    args = _args(node, key, 4, 4)
+    parts = tuple(
+        Part(name, (), tensors.need(piece, f"{key}.{name}", depth))
+        for name, piece in zip(names, args, strict=True)
+    )
+    buffer, sizes = parts[0].tensor, parts[1].tensor
+    return TensorInfo(
+        key, sizes.shape[:1], buffer.dtype, (), 0, None, layout="nested", parts=parts
+    )
+
+
+def _meta(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
+    dtype, size, stride, grad = _args(node, key, 4, 4)
+    made = tensors.without_data(key, dtype_of(dtype), size, stride)
+    return replace(made, requires_grad=grad is True)
+
+
+def _on_device(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
+    """XLA and its like: the data lie on the CPU, or in a numpy array."""
+    data, dtype, _device, grad = _args(node, key, 4, 4)
+    made = tensors.read(data, key, depth)
+    if made is None:
+        raise TreeError(f"{key!r} holds its data in a numpy array: save it from the CPU instead")
+    if made.dtype != dtype_of(dtype):
+        raise TreeError(f"{key!r} is said to be {dtype_of(dtype)} and is {made.dtype}")
+    return replace(made, requires_grad=grad is True)
+
+
+def _subclass(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
+    """`_rebuild_from_type_v2(function, type, arguments, state)`, or without the state."""
+    func, cls, args, *state = _args(node, key, 3, 4)
+    if type(func) is not Global or type(cls) is not Global or type(args) is not tuple:
+        raise TreeError(f"{key!r} is a tensor subclass without its class")
+    made = tensors.need(Opaque(func, args), key, depth)
+    kept = state[0] if state else None
+    kept = kept[0] if type(kept) is tuple and kept else kept
+    inner = kept.items() if isinstance(kept, dict) and made.storage is None else ()
+    found = ((name, tensors.read(value, f"{key}.{name}", depth)) for name, value in inner)
+    parts = tuple(Part(str(name), (), piece) for name, piece in found if piece is not None)
+    if (cls.module, cls.name) == ("torch.nn.parameter", "Parameter"):
+        return replace(made, kind=Kind.PARAMETER)
+    wrapper = "" if (cls.module, cls.name) in _PLAIN else cls.qualified
+    return replace(made, wrapper=wrapper, parts=made.parts + parts)
+
+
+_PLAIN: Final = frozenset({("torch", "Tensor"), ("torch._tensor", "Tensor")})
+
+
+def _wrapper(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
+    """A subclass that holds other tensors (DTensor, torchao): those are its parts."""
+    cls, dtype, size, stride, offset, *_, grad = _args(node, key, 8, 8)
+    tensors._check_shape(key, size)
+    if type(cls) is not Global or not _naturals(stride) or len(stride) != len(size):
+        raise TreeError(f"{key!r} is a tensor subclass that cannot be")
+    at = offset if type(offset) is int and offset >= 0 else 0
+    return TensorInfo(
+        key, size, dtype_of(dtype), stride, at, None,
+        layout="wrapper", wrapper=cls.qualified, requires_grad=grad is True,
+    )  # fmt: skip
+
+
+_TYPED: Final = "Float Double Half BFloat16 Byte Char Short Int Long Bool"
+_REBUILD: Final[Mapping[tuple[str, str], Rebuild]] = MappingProxyType(
+    {
+        ("torch._utils", "_rebuild_tensor"): _v2,
+        ("torch._utils", "_rebuild_tensor_v2"): _v2,
+        ("torch._utils", "_rebuild_tensor_v3"): _v3,
+        ("torch._utils", "_rebuild_parameter"): _parameter,
+        ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+        ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
+        ("torch._utils", "_rebuild_sparse_csr_tensor"): _sparse,
+        ("torch._utils", "_rebuild_qtensor"): _quantized,
+        ("torch._utils", "_rebuild_nested_tensor"): _nested,
+        ("torch._utils", "_rebuild_meta_tensor_no_storage"): _meta,
+        ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _on_device,
+        ("torch._utils", "_rebuild_device_tensor_from_numpy"): _on_device,
+        ("torch._utils", "_rebuild_xla_tensor"): _on_device,
+        ("torch._utils", "_rebuild_wrapper_subclass"): _wrapper,
+        ("torch._tensor", "_rebuild_from_type_v2"): _subclass,
+        ("torch._tensor", "_rebuild_from_type"): _subclass,
+        ("torch.tensor", "_rebuild_from_type"): _subclass,
+        ("torch.nn.parameter", "Parameter"): _old_parameter,
+        ("torch.autograd.variable", "Variable"): _old_parameter,
+        ("torch", "Tensor"): _old_tensor,
+        **{(module, f"{name}Tensor"): _old_tensor for name in _TYPED.split()
+           for module in ("torch", "torch.cuda")},
+    }
+)  # fmt: skip
+"""(module, name) of what a pickle calls -> how to read the tensor that it would return."""

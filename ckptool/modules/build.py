@@ -1,0 +1,222 @@
+"""A class or factory -> two instances of it, built under two seeds with room for no weights."""
+
+import copy
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final
+
+from ckptool.errors import ModuleError
+from ckptool.model import Kind, Skipped
+from ckptool.modules.places import Places
+from ckptool.modules.target import ModuleSpec, arguments, failure
+from ckptool.modules.tensors import is_lazy
+from ckptool.modules.twins import Twins
+from ckptool.modules.usercode import UserCodeError, user_code
+from ckptool.modules.walk import Walk, walk
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ASSIGNING: Final = ("__setattr__", "register_buffer", "register_parameter")
+SEEDS: Final = (0, 1)
+REAL_BUILD_BYTES: Final = 8 << 30
+"""A module with more in its parameters is never built with real values."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Build:
+    """One instance, and what was noted while it was built."""
+
+    module: "nn.Module"
+    held: Walk
+    twins: Twins
+    places: Places
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Builds:
+    """The same module built twice."""
+
+    first: Build
+    second: Build | None
+    """None where only one could be built."""
+    skipped: tuple[Skipped, ...]
+
+
+@contextmanager
+def random_state() -> Iterator[None]:
+    """Restore the random generators of Python, numpy and torch at the end, exactly."""
+    import torch
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    numpy = sys.modules.get("numpy")
+    python, legacy = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(legacy)
+
+
+def build(spec: ModuleSpec, function: Callable[..., Any]) -> Builds:
+    """Build the module twice with its parameters on meta, or with real ones where that won't do.
+
+    Raises:
+        ModuleError: it cannot be built, or what was built is no module.
+    """
+    given = arguments(spec, function)
+    skipped: list[Skipped] = []
+    try:
+        first = _one(spec, function, given, SEEDS[0], on_meta=True)
+    except (UserCodeError, ModuleError) as error:
+        reason = f"with its parameters on meta it cannot be built ({_reason(error)})"
+    else:
+        lacking = _lacking(first.held)
+        if not lacking:
+            return _twice(spec, function, given, first, skipped, on_meta=True)
+        reason = f"the value of `{lacking}` depends on its parameters"
+        needed = _meta_bytes(first.held)
+        if needed > REAL_BUILD_BYTES:
+            skipped.append(Skipped("values", f"{reason}, and those take {needed / 2**30:.0f} GiB"))
+            return _twice(spec, function, given, first, skipped, on_meta=True)
+        del first
+    try:
+        real = _one(spec, function, given, SEEDS[0], on_meta=False)
+    except UserCodeError as error:
+        raise failure(spec, function, error) from error
+    skipped.append(Skipped("building without weights", f"{reason}: it was built with real ones"))
+    return _twice(spec, function, given, real, skipped, on_meta=False)
+
+
+def _reason(error: UserCodeError | ModuleError) -> str:
+    return error.reason if isinstance(error, ModuleError) else str(error)
+
+
+def _twice(
+    spec: ModuleSpec,
+    function: Callable[..., Any],
+    given: dict[str, object],
+    first: Build,
+    skipped: list[Skipped],
+    *,
+    on_meta: bool,
+) -> Builds:
+    second: Build | None = None
+    try:
+        # What it has to warn of was said the first time.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            second = _one(spec, function, given, SEEDS[1], on_meta=on_meta)
+    except UserCodeError as error:
+        skipped.append(Skipped("constancy", f"building it a second time raised {error}"))
+    if second is not None and second.module is first.module:
+        skipped.append(Skipped("constancy", "every call gives the same instance"))
+        second = None
+    return Builds(first, second, tuple(skipped))
+
+
+def _one(
+    spec: ModuleSpec,
+    function: Callable[..., Any],
+    given: dict[str, object],
+    seed: int,
+    *,
+    on_meta: bool,
+) -> Build:
+    from torch import nn
+
+    twins, places = Twins(), Places(__file__)
+    with _noted(twins if on_meta else None, places), user_code():
+        _seed(seed)
+        module = function(**_own(given))
+    if not isinstance(module, nn.Module):
+        raise ModuleError(
+            spec.target,
+            f"gave a {type(module).__name__}, not an nn.Module: "
+            "name a class, a function that returns one, or an instance",
+        )
+    with user_code():
+        return Build(module, walk(module), twins, places)
+
+
+def _own(given: dict[str, object]) -> dict[str, object]:
+    """Return a copy, so that one build cannot change the arguments of the next or share them."""
+    try:
+        with user_code():
+            return copy.deepcopy(given)
+    except UserCodeError:
+        return given
+
+
+def _seed(seed: int) -> None:
+    import torch
+
+    random.seed(seed)
+    # Not torch.manual_seed(): it would also leave a seed for a CUDA that is not started yet.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy:
+        numpy.random.seed(seed)
+
+
+@contextmanager
+def _noted(twins: Twins | None, places: Places) -> Iterator[None]:
+    """Watch nn.Module for assignments; where there are `twins`, register them instead."""
+    from torch import nn
+
+    builder = threading.get_ident()
+
+    def noting(original: Callable[..., None]) -> Callable[..., None]:
+        @wraps(original)
+        def assign(module: nn.Module, name: str, *rest: Any, **named: Any) -> None:
+            if threading.get_ident() == builder:
+                places.note(module, name)
+            original(module, name, *rest, **named)
+
+        return assign
+
+    def twinning(original: Callable[..., None]) -> Callable[..., None]:
+        @wraps(original)
+        def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+            mine = twins is not None and param is not None and threading.get_ident() == builder
+            original(module, name, twins.of(param) if mine else param)
+
+        return register
+
+    originals = {name: getattr(nn.Module, name) for name in _ASSIGNING}
+    try:
+        for name, original in originals.items():
+            setattr(nn.Module, name, noting(original))
+        nn.Module.register_parameter = twinning(nn.Module.register_parameter)
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(nn.Module, name, original)
+
+
+def _lacking(held: Walk) -> str:
+    """Return the path of a tensor that lacks its value because its module has its weights on meta."""
+    from torch import Tensor
+
+    for found in held.found:
+        is_parameter = found.registered and found.kind is Kind.PARAMETER
+        if not is_parameter and isinstance(found.value, Tensor) and found.value.is_meta:
+            return found.path
+    return ""
+
+
+def _meta_bytes(held: Walk) -> int:
+    from torch import Tensor
+
+    values = [found.value for found in held.found if isinstance(found.value, Tensor)]
+    return sum(value.nbytes for value in values if value.is_meta and not is_lazy(value))

@@ -1,0 +1,94 @@
+"""A name, or a live module -> ModuleState: import, build, probe, describe."""
+
+from typing import TYPE_CHECKING
+
+from ckptool.errors import ModuleError
+from ckptool.model import ModuleState, Skipped
+from ckptool.modules.build import Builds, build, random_state
+from ckptool.modules.probe import Following, constancies, duplicate, following, shared
+from ckptool.modules.state import Evidence, capture
+from ckptool.modules.target import ModuleSpec, importable, resolve
+from ckptool.modules.usercode import UserCodeError, user_code
+from ckptool.modules.walk import Walk, walk
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def examine(spec: ModuleSpec) -> ModuleState:
+    """Import and build what `spec` names, and describe all state that it holds.
+
+    Raises:
+        ModuleError: it cannot be imported or built, or its state_dict() raises.
+    """
+    from torch import nn
+
+    with importable(spec), random_state():
+        found = resolve(spec)
+        if isinstance(found, nn.Module):
+            return _instance(spec, found)
+        if not callable(found):
+            raise ModuleError(
+                spec.target,
+                f"is a {type(found).__name__}: name a class, a function that returns a module, "
+                "or an instance",
+            )
+        return _built(spec, build(spec, found))
+
+
+def describe(module: "nn.Module", target: str) -> ModuleState:
+    """Describe all state that a live module holds; it is left as it is.
+
+    Raises:
+        ModuleError: it cannot be examined, or its state_dict() raises.
+    """
+    with random_state():
+        held = _walked(module, target)
+        moves, skipped = _copy_followed(module, held)
+        reason = Skipped("constancy", "an instance cannot be built again: name its class to know")
+        evidence = Evidence(following=moves, skipped=(reason, *skipped))
+        return capture(module, held, target, evidence)
+
+
+def _instance(spec: ModuleSpec, module: "nn.Module") -> ModuleState:
+    if spec.kwargs:
+        raise ModuleError(spec.target, "is an instance: it takes no arguments")
+    return describe(module, spec.target)
+
+
+def _built(spec: ModuleSpec, builds: Builds) -> ModuleState:
+    first, second = builds.first, builds.second
+    values = constancies(builds)
+    if second is None:
+        moves, skipped = _copy_followed(first.module, first.held)
+    elif shared(builds):
+        moves, skipped = _copy_followed(second.module, second.held)
+    else:
+        moves, skipped = following(second.module)
+    evidence = Evidence(
+        constancy=values,
+        following=moves,
+        twins=first.twins,
+        places=first.places,
+        skipped=(*builds.skipped, *skipped),
+    )
+    return capture(first.module, first.held, spec.target, evidence)
+
+
+def _walked(module: "nn.Module", target: str) -> Walk:
+    try:
+        with user_code():
+            return walk(module)
+    except UserCodeError as error:
+        raise ModuleError(target, f"looking through it raised {error}") from error
+
+
+def _copy_followed(
+    module: "nn.Module", held: Walk
+) -> tuple[dict[str, Following], tuple[Skipped, ...]]:
+    """Probe a copy: the module itself is not ours to move."""
+    try:
+        copied = duplicate(module, held)
+    except UserCodeError as error:
+        return {}, (Skipped("what follows .to() and .half()", f"copying it raised {error}"),)
+    return following(copied)

@@ -1,0 +1,131 @@
+"""The name of a class in a pickle -> whether it could be imported here; nothing is imported."""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
+from pathlib import Path
+
+
+def class_exists(module: str, name: str, search: tuple[Path, ...] = ()) -> bool | None:
+    """Return whether `from module import name` could work, None where that cannot be told.
+
+    Args:
+        module: dotted name of a module, as a pickle gives it: nothing about it is trusted.
+        name: name in it; of a dotted one only the first part is looked up.
+        search: directories that are looked into before sys.path.
+    """
+    if module == "__main__":
+        return hasattr(sys.modules["__main__"], name)
+    parts = module.split(".")
+    if not all(part.isidentifier() for part in parts):
+        return False
+    spec = _top(parts[0], search)
+    if spec is None:
+        return False
+    source = _source(spec, parts[1:])
+    return _defines(source, name.partition(".")[0]) if isinstance(source, Path) else source
+
+
+def _top(package: str, search: tuple[Path, ...]) -> ModuleSpec | None:
+    """Find a top-level package. Only that: looking up a sub-module would import its parents."""
+    found = PathFinder.find_spec(package, [str(path) for path in search])
+    if found is not None:
+        return found
+    try:
+        return importlib.util.find_spec(package)
+    except ValueError:
+        # It is loaded and has no spec: something made it by hand, and nothing can be said of it.
+        return ModuleSpec(package, None)
+
+
+def _source(spec: ModuleSpec, parts: list[str]) -> Path | bool | None:
+    """Return the file of source of the module `parts` below `spec`, or the answer without one."""
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    file = Path(spec.origin) if spec.origin else None
+    for part in parts:
+        if not folders:
+            # Not a package; but os.path and the like are put into sys.modules by hand.
+            return _made_by_hand(file)
+        above, file = file, _module_file(folders, part)
+        folders = [folder / part for folder in folders if (folder / part).is_dir()]
+        if file is None and not folders:
+            return _made_by_hand(above)
+    if file is None:
+        # A package without __init__ defines no names; one without an origin is built in.
+        return False if folders else None
+    return file if file.suffix == ".py" and file.is_file() else None
+
+
+def _module_file(folders: list[Path], name: str) -> Path | None:
+    suffixes = (".py", *EXTENSION_SUFFIXES, ".pyc")
+    for folder in folders:
+        candidates = [folder / name / f"__init__{suffix}" for suffix in suffixes]
+        candidates += [folder / f"{name}{suffix}" for suffix in suffixes]
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _made_by_hand(file: Path | None) -> bool | None:
+    """Return False if sub-modules of `file` are files, None if it may make them itself."""
+    if file is None:
+        return False
+    if file.suffix != ".py" or not file.is_file():
+        return None
+    text = file.read_bytes()
+    return None if b"sys.modules" in text or b"__path__" in text else False
+
+
+def _defines(file: Path, name: str) -> bool | None:
+    stamp = file.stat()
+    names = _names(file, stamp.st_mtime_ns, stamp.st_size)
+    if names is None:
+        return None
+    if name in names:
+        return True
+    return None if names & {"*", "__getattr__"} else False
+
+
+@lru_cache(maxsize=256)
+def _names(file: Path, _changed: int, _size: int) -> frozenset[str] | None:
+    """Return the names that the source defines at its top, None where it is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
+        return None
+    return frozenset(_bound(tree.body))
+
+
+def _bound(body: list[ast.stmt]) -> Iterator[str]:
+    for statement in body:
+        match statement:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                yield from (a.asname or a.name.partition(".")[0] for a in aliases)
+            case ast.Assign(targets=targets):
+                yield from _assigned(targets)
+            case ast.AnnAssign(target=target, value=value) if value is not None:
+                yield from _assigned([target])
+            case ast.If() | ast.Try() | ast.TryStar() | ast.With() | ast.For() | ast.While():
+                yield from _bound(_blocks(statement))
+            case _:
+                pass
+
+
+def _assigned(targets: list[ast.expr]) -> Iterator[str]:
+    for target in targets:
+        for node in ast.walk(target):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+
+
+def _blocks(statement: ast.stmt) -> list[ast.stmt]:
+    """Return what may run inside a compound statement: which branch does is not known."""
+    blocks = [getattr(statement, name, []) for name in ("body", "orelse", "finalbody")]
+    blocks += [handler.body for handler in getattr(statement, "handlers", [])]
+    return [inner for block in blocks for inner in block]

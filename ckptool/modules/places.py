@@ -1,0 +1,64 @@
+"""A frame, or a line of a file -> "file:line": where a module got its state from."""
+
+import os
+import sys
+import weakref
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120
+
+
+def place(file: str, line: int) -> str:
+    """Return `file:line`, relative to the current directory where `file` lies inside it."""
+    here = Path.cwd()
+    path = Path(os.path.abspath(file))  # noqa: PTH100 - resolve() would follow the user's links
+    for candidate in (path, path.resolve()):
+        if candidate.is_relative_to(here):
+            return f"{candidate.relative_to(here).as_posix()}:{line}"
+    return f"{path.as_posix()}:{line}"
+
+
+@cache
+def is_users(file: str) -> bool:
+    """Whether `file` is source that is neither torch's, ours, the interpreter's nor made up."""
+    import torch
+
+    foreign = (os.path.dirname(torch.__file__) + os.sep, _OURS)  # noqa: PTH120
+    return not file.startswith(("<", *foreign)) and Path(file).is_file()
+
+
+class Places:
+    """Where each attribute of each module was assigned last, noted while a module is built."""
+
+    def __init__(self, builder: str) -> None:
+        self._builder = builder
+        """The file whose frame called the constructor: what lies above it is not the user's."""
+        self._noted: dict[int, tuple[weakref.ref[nn.Module], dict[str, tuple[str, int]]]] = {}
+
+    def note(self, module: "nn.Module", name: str) -> None:
+        """Note that `module.name` is being assigned by the nearest frame of the user's code."""
+        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
+        while frame is not None and frame.f_code.co_filename != self._builder:
+            if is_users(frame.f_code.co_filename):
+                self._of(module)[name] = (frame.f_code.co_filename, frame.f_lineno)
+                return
+            frame = frame.f_back
+
+    def of(self, module: "nn.Module", name: str) -> str:
+        """Return "file:line" of the assignment of `module.name`, "" where none was noted."""
+        found = self._of(module).get(name)
+        return place(*found) if found else ""
+
+    def _of(self, module: "nn.Module") -> dict[str, tuple[str, int]]:
+        # By identity, since a user's class may define __eq__; the reference tells a module from
+        # an older one that had the same address.
+        known = self._noted.get(id(module))
+        if known is None or known[0]() is not module:
+            known = self._noted[id(module)] = (weakref.ref(module), {})
+        return known[1]

@@ -1,0 +1,220 @@
+"""Tensor or array -> TensorInfo, and the bytes of its elements."""
+
+import ctypes
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo, fingerprint
+from ckptool.modules.twins import Twins
+from ckptool.modules.walk import qualified
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DIGESTED_BYTES: Final = 64 << 20
+"""Larger tensors get no fingerprint: reading them would take longer than all the rest."""
+_PARTS: Final = {
+    "sparse_coo": ("indices", "values"),
+    "sparse_csr": ("crow_indices", "col_indices", "values"),
+    "sparse_csc": ("ccol_indices", "row_indices", "values"),
+    "sparse_bsr": ("crow_indices", "col_indices", "values"),
+    "sparse_bsc": ("ccol_indices", "row_indices", "values"),
+}
+
+
+@dataclass(slots=True)
+class Storages:
+    """The storages of one module, numbered in the order in which they are met.
+
+    Addresses would differ between two runs; the numbers do not.
+    """
+
+    twins: Twins = field(default_factory=Twins)
+    _numbers: dict[Hashable, str] = field(default_factory=dict)
+
+    def info(self, tensor: "Tensor") -> StorageInfo | None:
+        """Describe the storage of `tensor`, None where it has none of its own."""
+        identity = self.identity(tensor)
+        if identity is None:
+            return None
+        nbytes = int(tensor.untyped_storage().nbytes())
+        device = self.twins.device(identity) or str(tensor.device)
+        return StorageInfo(self._number(identity), nbytes, device)
+
+    def array(self, array: Any) -> StorageInfo:
+        """Describe the memory of a numpy array: that of the array that it is a view of."""
+        while isinstance(array.base, type(array)):
+            array = array.base
+        return StorageInfo(self._number(("array", array.ctypes.data)), int(array.nbytes))
+
+    def identity(self, tensor: "Tensor") -> int | None:
+        """Return what tensors have in common that share memory, also through a twin."""
+        try:
+            address = int(tensor.untyped_storage()._cdata)  # noqa: SLF001
+        except (RuntimeError, ValueError, NotImplementedError):
+            # Sparse tensors, wrapper subclasses, and parameters that have no shape yet.
+            return None
+        return self.twins.storage(address)
+
+    def view(self, tensor: "Tensor") -> Hashable:
+        """Return what tensors have in common that are the same elements."""
+        identity = self.identity(tensor)
+        if identity is None:
+            return id(tensor)
+        return (
+            identity,
+            tensor.dtype,
+            int(tensor.storage_offset()),
+            tuple(tensor.shape),
+            tuple(tensor.stride()),
+        )
+
+    def _number(self, identity: Hashable) -> str:
+        return self._numbers.setdefault(identity, str(len(self._numbers)))
+
+
+def describe_value(key: str, value: Any, kind: Kind, storages: Storages) -> TensorInfo:
+    """Describe a torch.Tensor or a numpy.ndarray under the name `key`."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return _tensor(key, value, kind, storages)
+    itemsize = value.dtype.itemsize or 1
+    return TensorInfo(
+        key=key,
+        shape=tuple(value.shape),
+        dtype=value.dtype.name,
+        stride=tuple(step // itemsize for step in value.strides),
+        storage_offset=0,
+        storage=storages.array(value),
+        kind=kind,
+    )
+
+
+def digest(value: Any) -> str:
+    """Return `model.fingerprint` of the elements of `value`, "" where they cannot be had."""
+    if is_lazy(value) or value.nbytes > DIGESTED_BYTES:
+        return ""
+    found = _elements(value)
+    if found is None or len(found) != 1 or dtype_name(value) not in BITS:
+        return ""
+    chunk = memoryview((ctypes.c_ubyte * found[0].numel()).from_address(found[0].data_ptr()))
+    return fingerprint(dtype_name(value), tuple(map(int, value.shape)), [chunk])
+
+
+def same_bytes(one: Any, other: Any) -> bool | None:
+    """Return whether two values are equal bit for bit (NaN too), None where that cannot be told."""
+    import torch
+
+    if type(one) is not type(other):
+        return False
+    if is_lazy(one) or is_lazy(other):
+        return None
+    if dtype_name(one) != dtype_name(other) or tuple(one.shape) != tuple(other.shape):
+        return False
+    left, right = _elements(one), _elements(other)
+    if left is None or right is None:
+        return None
+    return all(map(torch.equal, left, right)) if len(left) == len(right) else False
+
+
+def dtype_name(value: Any) -> str:
+    """Return torch's name of the dtype without its prefix, or numpy's where torch has none."""
+    from torch import Tensor
+
+    return (
+        str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else value.dtype.name
+    )
+
+
+def is_lazy(value: object) -> bool:
+    """Whether `value` is a parameter that gets its shape from the first input."""
+    from torch.nn.parameter import UninitializedTensorMixin
+
+    return isinstance(value, UninitializedTensorMixin)
+
+
+def _tensor(key: str, tensor: "Tensor", kind: Kind, storages: Storages) -> TensorInfo:
+    if is_lazy(tensor):
+        return TensorInfo(
+            key=key,
+            shape=(0,),
+            dtype=dtype_name(tensor),
+            stride=(1,),
+            storage_offset=0,
+            storage=None,
+            layout="lazy",
+            kind=kind,
+            requires_grad=tensor.requires_grad,
+        )
+    layout = str(tensor.layout).removeprefix("torch.")
+    storage = None if _inner(tensor) else storages.info(tensor)
+    strided = layout == "strided"
+    return TensorInfo(
+        key=key,
+        shape=tuple(map(int, tensor.shape)),
+        dtype=dtype_name(tensor),
+        stride=tuple(map(int, tensor.stride())) if strided else (),
+        storage_offset=int(tensor.storage_offset()) if strided else 0,
+        storage=storage,
+        layout="quantized" if tensor.is_quantized else layout,
+        wrapper=_wrapper(tensor),
+        kind=kind,
+        requires_grad=tensor.requires_grad,
+        parts=tuple(
+            Part(name, (), _tensor(f"{key}.{name}", part, kind, storages))
+            for name, part in _parts(tensor)
+        ),
+    )
+
+
+def _parts(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
+    """Return the tensors that `tensor` is made of, where it is more than one block."""
+    inner = _inner(tensor)
+    if inner:
+        return [(name, getattr(tensor, name)) for name in inner]
+    layout = str(tensor.layout).removeprefix("torch.")
+    # The elements of an uncoalesced tensor can be had only by this name.
+    mark = "_" if layout == "sparse_coo" else ""
+    return [(name, getattr(tensor.detach(), mark + name)()) for name in _PARTS.get(layout, ())]
+
+
+def _inner(tensor: "Tensor") -> list[str]:
+    """Return the attributes that hold the data of a wrapper subclass such as DTensor."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return list(flatten()[0]) if flatten else []
+
+
+def _wrapper(tensor: "Tensor") -> str:
+    from torch import Tensor, nn
+
+    return "" if type(tensor) in {Tensor, nn.Parameter} else qualified(type(tensor))
+
+
+def _elements(value: Any) -> "list[Tensor] | None":
+    """Return flat uint8 tensors on the CPU that hold the elements in C order, None if there are none."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return _array_elements(value)
+    tensor = value.detach()
+    parts = _parts(tensor)
+    if parts:
+        pieces = [_elements(part) for _, part in parts]
+        return [p[0] for p in pieces if p] if all(pieces) else None
+    if tensor.layout is not torch.strided or tensor.is_meta or _wrapper(value):
+        return None
+    tensor = tensor.int_repr() if tensor.is_quantized else tensor.resolve_conj().resolve_neg()
+    return [tensor.cpu().contiguous().flatten().view(torch.uint8)]
+
+
+def _array_elements(array: Any) -> "list[Tensor] | None":
+    import torch
+
+    if array.dtype.hasobject:
+        return None
+    data = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    # frombuffer() refuses an empty buffer.
+    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0)
+    return [flat.view(torch.uint8)]

@@ -1,0 +1,26 @@
+"""Report -> text. A renderer is a pure function; the CLI decides where the text goes."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Final
+
+from ckptool.report import AnyReport
+
+FORMATS: Final = ("table", "json", "markdown")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a report is to look; only formats for people read it."""
+
+    width: int | None = None
+    """Columns of the terminal; None does not cut or wrap."""
+    color: bool = False
+    verbosity: int = 0
+    """-1: the verdict only; 0: repeated layers folded; 1: everything."""
+
+
+def render(format_: str, report: AnyReport, style: Style) -> str:
+    """Render `report`; the renderer's module is imported only now, with what it depends on."""
+    text: str = import_module(f"{__name__}.{format_}").render(report, style)
+    return text

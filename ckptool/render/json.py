@@ -1,0 +1,26 @@
+"""Report -> JSON for machines; nothing is folded, cut or coloured."""
+
+import json
+import re
+
+import msgspec
+
+from ckptool.render import Style
+from ckptool.report import AnyReport
+
+
+def render(report: AnyReport, style: Style) -> str:  # noqa: ARG001 (machines have one style)
+    try:
+        text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
+    except UnicodeEncodeError:
+        # A key with a lone surrogate, which a pickle can hold and UTF-8 cannot.
+        return json.dumps(msgspec.to_builtins(report), indent=2)
+    return text if text.isascii() else _NOT_ASCII.sub(_escaped, text)
+
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7e]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """Escape as JSON does, so that nothing from a file reaches a terminal raw."""
+    return json.dumps(match[0])[1:-1]

@@ -1,0 +1,81 @@
+"""Facts -> short text that is safe to print: sizes, shapes, folded names, cut names."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey or hide: control characters, bidi marks, surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    number = ord(character)
+    return (
+        f"\\x{number:02x}"
+        if number < 0x100
+        else f"\\u{number:04x}"
+        if number < 0x10000
+        else f"\\U{number:08x}"
+    )
+
+
+def size(nbytes: int) -> str:
+    """Return bytes in B, KiB or MiB; never larger units, so that columns compare at a glance."""
+    if nbytes < 1 << 10:
+        return f"{nbytes} B"
+    if nbytes < 1 << 20:
+        return f"{nbytes / (1 << 10):.1f} KiB"
+    return f"{nbytes / (1 << 20):,.1f} MiB"
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 key", "2 keys", "1,000 keys"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def cut(text: str, width: int) -> str:
+    """Return `text`, its middle replaced by "..." where it is longer than `width`."""
+    if len(text) <= width:
+        return text
+    if width <= 5:
+        return text[:width]
+    tail = (width - 3) * 2 // 3
+    return f"{text[: width - 3 - tail]}...{text[-tail:]}"
+
+
+_NUMBER: Final = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")
+
+
+def pattern(key: str) -> str:
+    """Return `key` with its layer numbers as "*": "layers.3.bias" gives "layers.*.bias"."""
+    return _NUMBER.sub("*", key)
+
+
+@dataclass(frozen=True, slots=True)
+class Folded(Generic[T]):
+    """Items whose keys differ in layer numbers only."""
+
+    key: str
+    items: tuple[T, ...]
+
+
+def fold(items: Iterable[tuple[str, object, T]]) -> list[Folded[T]]:
+    """Group (key, form, item) by pattern of the key and by form, in order of first appearance."""
+    groups: dict[object, list[tuple[str, T]]] = {}
+    for key, form, item in items:
+        groups.setdefault((pattern(key), form), []).append((key, item))
+    return [
+        Folded(pattern(g[0][0]) if len(g) > 1 else g[0][0], tuple(item for _, item in g))
+        for g in groups.values()
+    ]

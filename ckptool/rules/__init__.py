@@ -1,0 +1,12 @@
+"""Rules and the checks that find their violations. Importing this package registers them all."""
+
+from ckptool.rules import (  # noqa: F401 (each registers its rules)
+    container,
+    contract,
+    loading,
+    module_state,
+    sharding,
+)
+from ckptool.rules.registry import RULES, Finding, Level, Rule, run
+
+__all__ = ["RULES", "Finding", "Level", "Rule", "run"]

@@ -1,0 +1,275 @@
+"""Checkpoint -> hits: what a file is made of and names (CK301 to CK312, CK601 to CK604)."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from ckptool.model import Checkpoint, Container, GlobalUse, Safety, State, TensorInfo
+from ckptool.modules.locate import class_exists
+from ckptool.rules.registry import Hit, Level, Rule, check, hit
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK301",
+        name="unsafe-pickle-global",
+        level=Level.ERROR,
+        message="the pickle names {key}{where}{times}: {safety}",
+        why="Unpickling imports and calls what the file names: that is how a checkpoint runs "
+        "code. torch.load(weights_only=True) refuses this name. ckptool never imports it.",
+        fix="dangerous: do not load the file. unknown: load it only if you trust who made it, or "
+        "save it again with plain types only.",
+    ),
+)
+def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
+    uses: dict[str, list[GlobalUse]] = {}
+    for use in checkpoint.globals:
+        if use.safety is not Safety.SAFE:
+            uses.setdefault(use.qualified, []).append(use)
+    for name, group in uses.items():
+        first = group[0]
+        dangerous = first.safety is Safety.DANGEROUS
+        yield hit(
+            name,
+            None if dangerous else Level.WARNING,
+            module=first.module,
+            name=first.name,
+            where=f" at `{first.at}`" if first.at else "",
+            times=f" and in {len(group) - 1} more places" if len(group) > 1 else "",
+            safety="dangerous" if dangerous else "unknown, not on torch's list of allowed names",
+            at=first.at,
+            count=len(group),
+        )
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK302",
+        name="pickled-module",
+        level=Level.WARNING,
+        message="a whole {owner} is pickled at {place}, not its state_dict",
+        why="Loading it needs weights_only=False, its class at the same import path, and "
+        "attributes that fit today's code. It does hold the plain attributes that a state_dict "
+        "would have lost.",
+        fix="Save module.state_dict() from now on.",
+    ),
+)
+def pickled_module(checkpoint: Checkpoint) -> Iterator[Hit]:
+    for state in checkpoint.states:
+        if state.modules:
+            yield hit(state.at, owner=state.modules[""].name, place=_place(state))
+
+
+def _place(state: State) -> str:
+    return f"`{state.at}`" if state.at else "the root"
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK303",
+        name="pickled-class-unavailable",
+        level=Level.ERROR,
+        message="the file needs the class {key}, which cannot be imported here",
+        why="torch.load of a pickled module fails without its class: a moved package, a renamed "
+        "module, a script that ran as __main__.",
+        fix="Run where {module} can be imported. ckptool reads the tensors all the same: inspect "
+        "and diff need no class.",
+    ),
+)
+def class_unavailable(checkpoint: Checkpoint) -> Iterator[Hit]:
+    names = {p.name for state in checkpoint.states for p in state.modules.values()}
+    for qualified in sorted(names):
+        module, _, name = qualified.rpartition(".")
+        if module == "__main__" or class_exists(module, name, (Path.cwd(),)) is False:
+            yield hit(qualified, module=module, name=name)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK307",
+        name="device-tag",
+        level=Level.WARNING,
+        message="{count} tensors were saved on {key}",
+        why="torch.load puts them back on that device and fails where there is none, or fills the "
+        "first GPU's memory.",
+        fix='torch.load(path, map_location="cpu"), or save after module.cpu()',
+    ),
+)
+def device_tag(checkpoint: Checkpoint) -> Iterator[Hit]:
+    devices = Counter(
+        tensor.device for state in checkpoint.states for tensor in state.tensors.values()
+    )
+    for device, count in sorted(devices.items()):
+        if device not in {"cpu", "meta"}:
+            yield hit(device, count=count)
+
+
+_WASTE_BYTES: Final = 4096
+"""Less than a page is not worth a word."""
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK308",
+        name="storage-bloat",
+        level=Level.WARNING,
+        message="`{key}` needs {needed} bytes and drags a storage of {stored} bytes into the file",
+        why="torch.save writes the whole storage behind a view: a slice of a large tensor costs "
+        "as much as the large tensor.",
+        fix='state_dict["{key}"] = state_dict["{key}"].clone() before saving',
+    ),
+)
+def storage_bloat(checkpoint: Checkpoint) -> Iterator[Hit]:
+    if checkpoint.container in {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}:
+        return
+    for users in _by_storage(checkpoint).values():
+        storage = users[0].storage
+        stored = storage.nbytes if storage is not None else 0
+        needed = min(sum(t.nbytes for t in {_view(t): t for t in users}.values()), stored)
+        if stored - needed > max(_WASTE_BYTES, stored // 2):
+            yield hit(users[0].key, needed=needed, stored=stored, keys=[t.key for t in users])
+
+
+def _by_storage(checkpoint: Checkpoint) -> Mapping[object, list[TensorInfo]]:
+    users: dict[object, list[TensorInfo]] = {}
+    for state in checkpoint.states:
+        for tensor in (*state.tensors.values(), *state.unsaved.values()):
+            if tensor.storage is not None:
+                users.setdefault(tensor.storage, []).append(tensor)
+    return users
+
+
+def _view(tensor: TensorInfo) -> object:
+    return tensor.dtype, tensor.storage_offset, tensor.shape, tensor.stride
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK310",
+        name="safetensors-format-metadata-missing",
+        level=Level.WARNING,
+        message="the header's __metadata__ has no `format`",
+        why="transformers and accelerate read metadata()['format'] and fail with an "
+        "AttributeError or refuse the file.",
+        fix='save_file(tensors, path, metadata={{"format": "pt"}})',
+    ),
+)
+def format_metadata(checkpoint: Checkpoint) -> Iterator[Hit]:
+    if checkpoint.container is Container.SAFETENSORS and "format" not in checkpoint.metadata:
+        yield hit("__metadata__")
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK312",
+        name="noncontiguous",
+        level=Level.NOTE,
+        message="`{key}`, {shape} with stride {stride}, is not contiguous",
+        why="safetensors refuses to save it, and its bytes in the file are not in the order of "
+        "its elements.",
+        fix='state_dict["{key}"] = state_dict["{key}"].contiguous()',
+    ),
+)
+def noncontiguous(checkpoint: Checkpoint) -> Iterator[Hit]:
+    for state in checkpoint.states:
+        for tensor in state.tensors.values():
+            if tensor.layout == "strided" and tensor.storage is not None and not tensor.contiguous:
+                yield hit(tensor.key, shape=list(tensor.shape), stride=list(tensor.stride))
+
+
+def _faults(checkpoint: Checkpoint, code: str) -> Iterator[Hit]:
+    for fault in checkpoint.faults:
+        if fault.code == code:
+            yield hit(fault.key, **fault.facts)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK306",
+        name="not-a-checkpoint",
+        level=Level.ERROR,
+        message="reading stopped: {damage}",
+        why="What stands behind the damage was not looked at. What was found before it is "
+        "reported.",
+        fix="Do not load the file; get it again from where it came from.",
+    ),
+)
+def damaged(checkpoint: Checkpoint) -> Iterator[Hit]:
+    if checkpoint.damage:
+        yield hit("", damage=checkpoint.damage)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK601",
+        name="index-missing-shard",
+        level=Level.ERROR,
+        message="the index names the shard {key}, which {fault}",
+        why="Loaders start with uninitialised weights, or fail half-way.",
+        fix="Fetch the shard, or rebuild the index.",
+    ),
+)
+def missing_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
+    yield from _faults(checkpoint, "CK601")
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK602",
+        name="index-missing-tensor",
+        level=Level.ERROR,
+        message="the index puts `{key}` into {shard}, which does not hold it",
+        why="The index is of another save or another quantisation than the shards.",
+        fix="Fetch index and shards of one save, or rebuild the index.",
+    ),
+)
+def missing_tensor(checkpoint: Checkpoint) -> Iterator[Hit]:
+    yield from _faults(checkpoint, "CK602")
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK603",
+        name="stray-shard",
+        level=Level.WARNING,
+        message="{what} `{key}` is beside the index, which does not name it",
+        why="It is not loaded by anybody who follows the index: a left-over, or an index that "
+        "lost entries.",
+        fix="Remove it, or rebuild the index.",
+    ),
+)
+def stray_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
+    yield from _faults(checkpoint, "CK603")
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK604",
+        name="fsdp-flat-or-local",
+        level=Level.ERROR,
+        message="`{key}` holds {what}: it must be gathered before it can be loaded",
+        why="FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
+        "module.",
+        fix="Save again with a full state_dict, or gather it with torch.distributed.checkpoint.",
+    ),
+)
+def flat_or_local(checkpoint: Checkpoint) -> Iterator[Hit]:
+    for state in checkpoint.states:
+        for key, tensor in state.tensors.items():
+            if "_flat_param" in key or key.endswith("flat_param"):
+                yield hit(key, what="an FSDP flat parameter")
+            elif "ShardedTensor" in tensor.wrapper:
+                yield hit(key, what="one rank's shard of a tensor")

@@ -1,0 +1,100 @@
+"""The registry of rules: a rule is data, its check is a generator over one subject."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from ckptool.model import natural
+
+S = TypeVar("S")
+
+
+class Level(IntEnum):
+    """SARIF's levels, ordered."""
+
+    NOTE = 1
+    WARNING = 2
+    ERROR = 3
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One thing that can be wrong. `code` keeps its meaning for ever."""
+
+    code: str
+    name: str
+    level: Level
+    """The default; a hit may carry another where the facts decide."""
+    message: str
+    """Format string over a hit's facts, and `key`."""
+    why: str
+    """Why it matters, for somebody who has never met it."""
+    fix: str
+    """What to do about it: a command or a line of code; may use the same facts as `message`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What a check found: facts, no sentence."""
+
+    key: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+    level: Level | None = None
+
+
+def hit(key: str, level: Level | None = None, /, **facts: object) -> Hit:
+    """Return a Hit with its facts given by name."""
+    return Hit(key, facts, level)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A hit of a rule, with its level decided."""
+
+    rule: Rule
+    key: str
+    facts: Mapping[str, object]
+    level: Level
+
+    @property
+    def message(self) -> str:
+        return self.rule.message.format(key=self.key, **self.facts)
+
+    @property
+    def fix(self) -> str:
+        return self.rule.fix.format(key=self.key, **self.facts)
+
+
+Check = Callable[[Any], Iterator[Hit]]
+RULES: dict[str, Rule] = {}
+_CHECKS: list[tuple[type, Rule, Check]] = []
+
+
+def check(subject: type[S], rule: Rule) -> Callable[[Callable[[S], Iterator[Hit]]], Check]:
+    """Register `rule` with the generator that finds it in a `subject`."""
+    if rule.code in RULES:
+        raise ValueError(f"{rule.code} is registered twice")
+    RULES[rule.code] = rule
+
+    def register(function: Callable[[S], Iterator[Hit]]) -> Check:
+        _CHECKS.append((subject, rule, function))
+        return function
+
+    return register
+
+
+def run(subjects: Iterable[object]) -> tuple[Finding, ...]:
+    """Return what all rules find in `subjects`: by level, gravest first, then code, then key."""
+    found = [
+        Finding(rule, one.key, one.facts, one.level or rule.level)
+        for subject in subjects
+        for kind, rule, function in _CHECKS
+        if isinstance(subject, kind)
+        for one in function(subject)
+    ]
+    return tuple(sorted(found, key=lambda f: (-f.level, f.rule.code, natural(f.key))))

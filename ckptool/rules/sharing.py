@@ -1,0 +1,38 @@
+"""Checkpoint -> hits: tensors that share storage (CK503)."""
+
+from collections.abc import Iterator
+
+from ckptool.model import Checkpoint, TensorInfo, ties
+from ckptool.rules.registry import Hit, Level, Rule, check, hit
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK503",
+        name="shared-storage",
+        level=Level.NOTE,
+        message="`{key}` shares its storage with {others}: {how}",
+        why="Tied weights come apart when they are copied one by one, and safetensors refuses "
+        "tensors that share memory.",
+        fix="Keep the tie in the module; for safetensors save one of the names and tie again "
+        "after loading.",
+    ),
+)
+def shared_storage(checkpoint: Checkpoint) -> Iterator[Hit]:
+    for state in checkpoint.states:
+        tied = {keys[0]: keys for keys in ties(state.tensors.values())}
+        users: dict[object, list[TensorInfo]] = {}
+        for tensor in state.tensors.values():
+            if tensor.storage is not None and tensor.numel:
+                users.setdefault(tensor.storage, []).append(tensor)
+        for group in users.values():
+            if len(group) > 1:
+                keys = [t.key for t in group]
+                whole = len(tied.get(keys[0], ())) == len(keys)
+                yield hit(
+                    keys[0],
+                    others=", ".join(f"`{k}`" for k in keys[1:4]) + (" ..." if keys[4:] else ""),
+                    how="they are one tensor (tied)" if whole else "they are views of it",
+                    keys=keys,
+                )

@@ -1,0 +1,1 @@
+"""Small modules and checkpoints to try ckptool on."""
