@@ -296,15 +296,20 @@ def find_rewrite(
 
 
 def _candidates(missing: list[str], unexpected: list[str]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (segments to remove, prefix to add), the known wrappers first."""
+    """Yield (what to remove, prefix to add), the known wrappers first.
+
+    A wrapper's name may be a real name in this module, so leaving it alone is tried as well.
+    """
     present = {segment for key in unexpected for segment in key.split(".")}
-    wrappers = tuple(w for w in WRAPPERS if w in present)
-    if wrappers:
-        yield wrappers, ""
-    for prefix in _leading(_rewritten(key, wrappers, "") for key in unexpected):
-        yield (*wrappers, f"{prefix}."), ""
-    for prefix in _leading(missing):
-        yield wrappers, f"{prefix}."
+    real = {segment for key in missing for segment in key.split(".")}
+    found = tuple(w for w in WRAPPERS if w in present)
+    for wrappers in dict.fromkeys((found, tuple(w for w in found if w not in real), ())):
+        if wrappers:
+            yield wrappers, ""
+        for prefix in _leading(_rewritten(key, wrappers, "") for key in unexpected):
+            yield (*wrappers, f"{prefix}."), ""
+        for prefix in _leading(missing):
+            yield wrappers, f"{prefix}."
 
 
 def _leading(keys: Iterable[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -45,7 +46,8 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 def rules() -> str:
-    lines = ["# Rules", "", "Made from the code by `docs/generate.py`. `ckptool rule CODE` says the same.", ""]
+    made = "Made from the code by `docs/generate.py`. `ckptool rule CODE` says the same."
+    lines = ["# Rules", "", made, ""]
     family = ""
     for code, rule in sorted(RULES.items()):
         if code[:3] != family:
@@ -62,7 +64,7 @@ def _braces(text: str) -> str:
 
 
 def schema() -> str:
-    kinds = (report.InspectReport, report.DiffModuleReport, report.DiffFilesReport, report.AuditReport)
+    kinds = get_args(report.AnyReport)
     references, components = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     whole = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ckptool.formats.nodes import Global, Persistent
+from ckptool.formats.plain import quoted
 from ckptool.formats.tensors import TreeError
 from ckptool.model import BITS
 
@@ -40,7 +41,7 @@ def storage_id(node: Persistent, *, fields: int = 5) -> StorageId:
     if type(key) is not str or not key:
         raise TreeError(f"a storage's key is a {type(key).__name__}")
     if type(numel) is not int or not 0 <= numel < 1 << 60:
-        raise TreeError(f"storage {key!r} is said to have {_number(numel)} elements")
+        raise TreeError(f"storage {quoted(key)} is said to have {_number(numel)} elements")
     return StorageId(storage_dtype(cls, key), key, _location(location, key), numel, *view)
 
 
@@ -49,13 +50,13 @@ def storage_dtype(cls: object, key: str) -> str:
     dtype = DTYPES.get(cls.name) if type(cls) is Global else None
     if dtype is None:
         name = cls.qualified if type(cls) is Global else type(cls).__name__
-        raise TreeError(f"storage {key!r} is of a class that is not known: {name}")
+        raise TreeError(f"storage {quoted(key)} is of an unknown class: {quoted(name)}")
     return dtype
 
 
 def _location(location: object, key: str) -> str:
     if type(location) is not str or not _TAG.fullmatch(location):
-        raise TreeError(f"storage {key!r} has no device for its location tag")
+        raise TreeError(f"storage {quoted(key)} has no device for its location tag")
     return location
 
 

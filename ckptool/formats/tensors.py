@@ -1,4 +1,4 @@
-"""A pickled call that rebuilds a tensor -> TensorInfo; every number is checked before it is believed."""
+"""A pickled call that rebuilds a tensor -> TensorInfo, every number in it checked."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ckptool.formats.limits import Limits
 from ckptool.formats.nodes import Global, Opaque, Persistent
+from ckptool.formats.plain import quoted
 from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo
 
 
@@ -43,14 +44,20 @@ class Tensors:
             if rebuild is None:
                 return None
             if depth > _WRAPPED:
-                raise TreeError(f"{key!r} wraps tensors in tensors without end")
+                raise TreeError(f"{quoted(key)} wraps tensors in tensors without end")
             return rebuild(self, node, key, depth + 1)
         if type(node) is Persistent and type(node.resolved) is TensorInfo:
             return replace(node.resolved, key=key)
         return None
 
     def strided(
-        self, key: str, stored: Stored, dtype: str, view: tuple[Any, Any, Any], *, grad: bool = False
+        self,
+        key: str,
+        stored: Stored,
+        dtype: str,
+        view: tuple[Any, Any, Any],
+        *,
+        grad: bool = False,
     ) -> TensorInfo:
         """Return the view (offset, size, stride) of a storage.
 
@@ -58,29 +65,25 @@ class Tensors:
             TreeError: it reaches beyond the storage, or is no view at all.
         """
         offset, size, stride = view
-        self._check_shape(key, size)
-        if not _naturals(stride) or len(size) != len(stride):
-            raise TreeError(f"{key!r} has the size {_short(size)} and the stride {_short(stride)}")
+        self.check_shape(key, size)
+        if not naturals(stride) or len(size) != len(stride):
+            raise TreeError(
+                f"{quoted(key)} has the size {_short(size)} and the stride {_short(stride)}"
+            )
         if type(offset) is not int or offset < 0:
-            raise TreeError(f"{key!r} starts at element {_short(offset)} of its storage")
-        itemsize = BITS[dtype] // 8
+            raise TreeError(f"{quoted(key)} starts at element {_short(offset)} of its storage")
         if 0 not in size:
-            last = offset
-            for length, step in zip(size, stride, strict=True):
-                last += (length - 1) * step
-            if (last + 1) * itemsize > stored.info.nbytes:
-                raise TreeError(
-                    f"{key!r} reaches element {last} of a storage of {stored.info.nbytes // itemsize}"
-                )
-            if prod(size) * itemsize > max(_EXPANDED, stored.info.nbytes):
-                raise TreeError(f"{key!r} would take {prod(size) * itemsize} bytes once written out")
+            _check_bounds(key, BITS[dtype] // 8, stored.info.nbytes, view)
         return TensorInfo(key, size, dtype, stride, offset, stored.info, requires_grad=grad)
 
     def without_data(self, key: str, dtype: str, size: Any, stride: Any) -> TensorInfo:
         """Return a tensor on the meta device: a shape, and no bytes anywhere."""
-        self._check_shape(key, size)
+        self.check_shape(key, size)
+        if not naturals(stride):
+            raise TreeError(f"{quoted(key)} has the stride {_short(stride)}")
         self._meta += 1
-        nbytes = prod(size) * BITS[dtype] // 8
+        reach = sum((n - 1) * step for n, step in zip(size, stride, strict=False)) + 1
+        nbytes = reach * BITS[dtype] // 8 if 0 not in size else 0
         storage = StorageInfo(f"meta{self._meta}", nbytes, "meta")
         return self.strided(key, Stored(storage, dtype, nbytes), dtype, (0, size, stride))
 
@@ -88,14 +91,29 @@ class Tensors:
         """Return the tensor that `node` must be."""
         tensor = self.read(node, key, depth)
         if tensor is None:
-            raise TreeError(f"{key!r} is made of something that is no tensor")
+            raise TreeError(f"{quoted(key)} is made of something that is no tensor")
         return tensor
 
-    def _check_shape(self, key: str, size: Any) -> None:
-        if not _naturals(size):
-            raise TreeError(f"{key!r} has the size {_short(size)}")
+    def check_shape(self, key: str, size: Any) -> None:
+        """Refuse what is no shape, or one of more dimensions than any tensor has."""
+        if not naturals(size):
+            raise TreeError(f"{quoted(key)} has the size {_short(size)}")
         if len(size) > self._limits.rank:
-            raise TreeError(f"{key!r} has {len(size)} dimensions, more than {self._limits.rank}")
+            raise TreeError(
+                f"{quoted(key)} has {len(size)} dimensions, more than {self._limits.rank}"
+            )
+
+
+def _check_bounds(key: str, itemsize: int, nbytes: int, view: tuple[Any, Any, Any]) -> None:
+    offset, size, stride = view
+    last = offset
+    for length, step in zip(size, stride, strict=True):
+        last += (length - 1) * step
+    if (last + 1) * itemsize > nbytes:
+        name, held = quoted(key), nbytes // itemsize
+        raise TreeError(f"{name} reaches element {last} of a storage of {held} elements")
+    if prod(size) * itemsize > max(_EXPANDED, nbytes):
+        raise TreeError(f"{quoted(key)} would take {prod(size) * itemsize} bytes in full")
 
 
 def dtype_of(node: object) -> str:
@@ -112,7 +130,8 @@ _EXPANDED: Final = 1 << 40
 Rebuild = Callable[[Tensors, Opaque, str, int], TensorInfo]
 
 
-def _naturals(numbers: object) -> bool:
+def naturals(numbers: object) -> bool:
+    """Whether it is a tuple of numbers that sizes and strides could be."""
     return type(numbers) is tuple and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
 
 
@@ -130,14 +149,14 @@ _PRINTED: Final = 256
 
 def _args(node: Opaque, key: str, least: int, most: int) -> tuple[Any, ...]:
     if not least <= len(node.args) <= most:
-        raise TreeError(f"{key!r} is rebuilt from {len(node.args)} arguments")
+        raise TreeError(f"{quoted(key)} is rebuilt from {len(node.args)} arguments")
     return node.args
 
 
 def _stored(node: object, key: str) -> Stored:
     if type(node) is Persistent and type(node.resolved) is Stored:
         return node.resolved
-    raise TreeError(f"{key!r} has no storage")
+    raise TreeError(f"{quoted(key)} has no storage")
 
 
 def _v2(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
@@ -158,7 +177,7 @@ def _v3(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
 def _marked(made: TensorInfo, metadata: object) -> TensorInfo:
     """A tensor whose elements are read conjugated or negated is no plain block of bytes."""
     if not isinstance(metadata, dict):
-        raise TreeError(f"{made.key!r} has metadata that is no dict")
+        raise TreeError(f"{quoted(made.key)} has metadata that is no dict")
     marks = [mark for mark in ("conj", "neg") if metadata.get(mark) is True]
     return replace(made, layout="-".join(marks)) if marks else made
 
@@ -185,7 +204,7 @@ def _flags(state: object) -> tuple[Any, ...]:
 def _old_tensor(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
     """A torch.FloatTensor of torch before 0.2: BUILD gives it (storage, offset, size, stride)."""
     if type(node.state) is not tuple or len(node.state) != 4:
-        raise TreeError(f"{key!r} is a tensor without its state")
+        raise TreeError(f"{quoted(key)} is a tensor without its state")
     stored = _stored(node.state[0], key)
     return tensors.strided(key, stored, stored.dtype, node.state[1:])
 
@@ -195,14 +214,14 @@ def _sparse(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
     name = _layout(layout)
     names = _SPARSE.get(name)
     if names is None or type(data) is not tuple or len(data) < len(names) + 1:
-        raise TreeError(f"{key!r} is sparse in a way that is not known")
+        raise TreeError(f"{quoted(key)} is sparse in a way that is not known")
     parts = tuple(
         Part(part, (), tensors.need(piece, f"{key}.{part}", depth))
         for part, piece in zip(names, data, strict=False)
     )
     size = data[len(names)]
     values = parts[-1].tensor
-    tensors._check_shape(key, size)
+    tensors.check_shape(key, size)
     if name == "sparse_coo":
         _check_coo(key, size, parts[0].tensor, values)
     return TensorInfo(key, size, values.dtype, (), 0, None, layout=name, parts=parts)
@@ -231,7 +250,7 @@ def _check_coo(key: str, size: tuple[int, ...], indices: TensorInfo, values: Ten
     fits = len(indices.shape) == 2 and values.shape[:1] == indices.shape[1:]
     if not fits or len(size) != indices.shape[0] + len(values.shape) - 1:
         raise TreeError(
-            f"{key!r} is sparse and its indices {list(indices.shape)} and values "
+            f"{quoted(key)} is sparse and its indices {list(indices.shape)} and values "
             f"{list(values.shape)} do not make the size {list(size)}"
         )
 
@@ -241,7 +260,7 @@ def _quantized(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorIn
     stored = _stored(storage, key)
     made = tensors.strided(key, stored, stored.dtype, (offset, size, stride), grad=grad is True)
     if type(scheme) is not tuple or not scheme or type(scheme[0]) is not Global:
-        raise TreeError(f"{key!r} is quantized without a scheme")
+        raise TreeError(f"{quoted(key)} is quantized without a scheme")
     named = zip(("scales", "zero_points"), scheme[1:3], strict=False)
     found = ((name, tensors.read(piece, f"{key}.{name}", depth)) for name, piece in named)
     parts = tuple(Part(name, (), piece) for name, piece in found if piece is not None)
@@ -256,9 +275,7 @@ def _nested(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
         for name, piece in zip(names, args, strict=True)
     )
     buffer, sizes = parts[0].tensor, parts[1].tensor
-    return TensorInfo(
-        key, sizes.shape[:1], buffer.dtype, (), 0, None, layout="nested", parts=parts
-    )
+    return TensorInfo(key, sizes.shape[:1], buffer.dtype, (), 0, None, layout="nested", parts=parts)
 
 
 def _meta(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
@@ -272,9 +289,11 @@ def _on_device(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorIn
     data, dtype, _device, grad = _args(node, key, 4, 4)
     made = tensors.read(data, key, depth)
     if made is None:
-        raise TreeError(f"{key!r} holds its data in a numpy array: save it from the CPU instead")
+        raise TreeError(
+            f"{quoted(key)} holds its data in a numpy array: save it from the CPU instead"
+        )
     if made.dtype != dtype_of(dtype):
-        raise TreeError(f"{key!r} is said to be {dtype_of(dtype)} and is {made.dtype}")
+        raise TreeError(f"{quoted(key)} is said to be {dtype_of(dtype)} and is {made.dtype}")
     return replace(made, requires_grad=grad is True)
 
 
@@ -282,7 +301,7 @@ def _subclass(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInf
     """`_rebuild_from_type_v2(function, type, arguments, state)`, or without the state."""
     func, cls, args, *state = _args(node, key, 3, 4)
     if type(func) is not Global or type(cls) is not Global or type(args) is not tuple:
-        raise TreeError(f"{key!r} is a tensor subclass without its class")
+        raise TreeError(f"{quoted(key)} is a tensor subclass without its class")
     made = tensors.need(Opaque(func, args), key, depth)
     kept = state[0] if state else None
     kept = kept[0] if type(kept) is tuple and kept else kept
@@ -301,9 +320,9 @@ _PLAIN: Final = frozenset({("torch", "Tensor"), ("torch._tensor", "Tensor")})
 def _wrapper(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
     """A subclass that holds other tensors (DTensor, torchao): those are its parts."""
     cls, dtype, size, stride, offset, *_, grad = _args(node, key, 8, 8)
-    tensors._check_shape(key, size)
-    if type(cls) is not Global or not _naturals(stride) or len(stride) != len(size):
-        raise TreeError(f"{key!r} is a tensor subclass that cannot be")
+    tensors.check_shape(key, size)
+    if type(cls) is not Global or not naturals(stride) or len(stride) != len(size):
+        raise TreeError(f"{quoted(key)} is a tensor subclass that cannot be")
     at = offset if type(offset) is int and offset >= 0 else 0
     return TensorInfo(
         key, size, dtype_of(dtype), stride, at, None,

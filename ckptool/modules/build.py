@@ -3,12 +3,10 @@
 import copy
 import random
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
@@ -19,11 +17,11 @@ from ckptool.modules.tensors import is_lazy
 from ckptool.modules.twins import Twins
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import Walk, walk
+from ckptool.modules.watch import watched
 
 if TYPE_CHECKING:
     from torch import nn
 
-_ASSIGNING: Final = ("__setattr__", "register_buffer", "register_parameter")
 SEEDS: Final = (0, 1)
 REAL_BUILD_BYTES: Final = 8 << 30
 """A module with more in its parameters is never built with real values."""
@@ -54,11 +52,10 @@ def random_state() -> Iterator[None]:
     """Restore the random generators of Python, numpy and torch at the end, exactly."""
     import torch
 
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     numpy = sys.modules.get("numpy")
     python, legacy = random.getstate(), numpy.random.get_state() if numpy else None
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(_cuda_devices()):
             yield
     finally:
         random.setstate(python)
@@ -134,7 +131,7 @@ def _one(
     from torch import nn
 
     twins, places = Twins(), Places(__file__)
-    with _noted(twins if on_meta else None, places), user_code():
+    with watched(places, twins if on_meta else None), user_code():
         _seed(seed)
         module = function(**_own(given))
     if not isinstance(module, nn.Module):
@@ -145,6 +142,14 @@ def _one(
         )
     with user_code():
         return Build(module, walk(module), twins, places)
+
+
+def _cuda_devices() -> range:
+    """Return the devices with a generator to restore: none as long as CUDA has not started."""
+    from torch import cuda
+
+    started: Callable[[], bool] = cuda.is_initialized
+    return range(cuda.device_count()) if started() else range(0)
 
 
 def _own(given: dict[str, object]) -> dict[str, object]:
@@ -162,50 +167,15 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     # Not torch.manual_seed(): it would also leave a seed for a CUDA that is not started yet.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if _cuda_devices():
         torch.cuda.manual_seed_all(seed)
     numpy = sys.modules.get("numpy")
     if numpy:
         numpy.random.seed(seed)
 
 
-@contextmanager
-def _noted(twins: Twins | None, places: Places) -> Iterator[None]:
-    """Watch nn.Module for assignments; where there are `twins`, register them instead."""
-    from torch import nn
-
-    builder = threading.get_ident()
-
-    def noting(original: Callable[..., None]) -> Callable[..., None]:
-        @wraps(original)
-        def assign(module: nn.Module, name: str, *rest: Any, **named: Any) -> None:
-            if threading.get_ident() == builder:
-                places.note(module, name)
-            original(module, name, *rest, **named)
-
-        return assign
-
-    def twinning(original: Callable[..., None]) -> Callable[..., None]:
-        @wraps(original)
-        def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-            mine = twins is not None and param is not None and threading.get_ident() == builder
-            original(module, name, twins.of(param) if mine else param)
-
-        return register
-
-    originals = {name: getattr(nn.Module, name) for name in _ASSIGNING}
-    try:
-        for name, original in originals.items():
-            setattr(nn.Module, name, noting(original))
-        nn.Module.register_parameter = twinning(nn.Module.register_parameter)
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(nn.Module, name, original)
-
-
 def _lacking(held: Walk) -> str:
-    """Return the path of a tensor that lacks its value because its module has its weights on meta."""
+    """Return the path of a tensor that has no value because the parameters have none."""
     from torch import Tensor
 
     for found in held.found:

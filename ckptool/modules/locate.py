@@ -31,14 +31,14 @@ def class_exists(module: str, name: str, search: tuple[Path, ...] = ()) -> bool 
 
 def _top(package: str, search: tuple[Path, ...]) -> ModuleSpec | None:
     """Find a top-level package. Only that: looking up a sub-module would import its parents."""
-    found = PathFinder.find_spec(package, [str(path) for path in search])
+    found = PathFinder.find_spec(package, [*map(str, search), *sys.path])
     if found is not None:
         return found
     try:
         return importlib.util.find_spec(package)
     except ValueError:
         # It is loaded and has no spec: something made it by hand, and nothing can be said of it.
-        return ModuleSpec(package, None)
+        return ModuleSpec(package, None, origin="unknown")
 
 
 def _source(spec: ModuleSpec, parts: list[str]) -> Path | bool | None:
@@ -94,17 +94,19 @@ def _defines(file: Path, name: str) -> bool | None:
 def _names(file: Path, _changed: int, _size: int) -> frozenset[str] | None:
     """Return the names that the source defines at its top, None where it is no Python."""
     try:
-        tree = ast.parse(file.read_bytes())
+        text = file.read_bytes()
+        tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
         return None
-    return frozenset(_bound(tree.body))
+    made = {"*"} if b"globals()" in text else set()
+    return frozenset({*_bound(tree.body), *made})
 
 
 def _bound(body: list[ast.stmt]) -> Iterator[str]:
     for statement in body:
         match statement:
-            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                yield name
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield statement.name
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                 yield from (a.asname or a.name.partition(".")[0] for a in aliases)
             case ast.Assign(targets=targets):

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120
+_PASSING_ON = frozenset({"__setattr__", "register_buffer", "register_parameter"})
+"""Methods that a class may override to hand an assignment on: it was made by their caller."""
 
 
 def place(file: str, line: int) -> str:
@@ -45,8 +47,9 @@ class Places:
         """Note that `module.name` is being assigned by the nearest frame of the user's code."""
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
         while frame is not None and frame.f_code.co_filename != self._builder:
-            if is_users(frame.f_code.co_filename):
-                self._of(module)[name] = (frame.f_code.co_filename, frame.f_lineno)
+            code = frame.f_code
+            if is_users(code.co_filename) and code.co_name not in _PASSING_ON:
+                self._of(module)[name] = (code.co_filename, frame.f_lineno)
                 return
             frame = frame.f_back
 

@@ -72,7 +72,7 @@ class Sources:
     _functions: dict[str, _Definitions] = field(default_factory=dict)
 
     def assigned(self, cls: type, attribute: str) -> str:
-        """Return "file:line" where the constructor assigns `self.attribute`, or the class body does."""
+        """Return "file:line" where the constructor or the class body assigns the attribute."""
         found = self._class(cls)
         for method in (*found.constructing, *found.changing):
             if attribute in method.writes:
@@ -229,6 +229,8 @@ def _reads(node: ast.AST, this: str) -> Iterator[str]:
             func=ast.Name(id="getattr"), args=[ast.Name(id=name), ast.Constant(value=str(attr)), *_]
         ) if name == this:
             yield attr
+        case _:
+            pass
 
 
 def _writes(node: ast.AST, this: str) -> Iterator[str]:
@@ -242,6 +244,8 @@ def _writes(node: ast.AST, this: str) -> Iterator[str]:
             yield from _targets(target, this)
         case ast.Call():
             yield from _written_by_call(node, this)
+        case _:
+            pass
 
 
 def _targets(target: ast.expr, this: str) -> Iterator[str]:
@@ -289,7 +293,7 @@ def _written_by_call(call: ast.Call, this: str) -> Iterator[str]:
     if isinstance(call.func, ast.Attribute) and (in_place or name in _MUTATORS):
         yield from _base(call.func.value, this)
     if in_place and call.args:
-        # nn.init.zeros_(self.x)
+        # A function such as those of nn.init writes its first argument.
         yield from _base(call.args[0], this)
 
 
@@ -297,7 +301,8 @@ def _called(call: ast.Call) -> str:
     match call.func:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name
-    return ""
+        case _:
+            return ""
 
 
 def _registered(call: ast.Call, this: str) -> Iterator[str]:
@@ -309,6 +314,8 @@ def _registered(call: ast.Call, this: str) -> Iterator[str]:
         case _, [ast.Name(id=name), ast.Constant(value=str(attribute)), *_]:
             if name == this:
                 yield attribute
+        case _:
+            pass
 
 
 def _running_statistics(call: ast.Call, this: str) -> Iterator[str]:
@@ -328,7 +335,8 @@ def _supers(node: ast.AST) -> set[str]:
     match node:
         case ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=name):
             return {name}
-    return set()
+        case _:
+            return set()
 
 
 def _names(statement: ast.stmt) -> set[str]:
@@ -337,4 +345,5 @@ def _names(statement: ast.stmt) -> set[str]:
             return {t.id for t in targets if isinstance(t, ast.Name)}
         case ast.AnnAssign(target=ast.Name(id=name)):
             return {name}
-    return set()
+        case _:
+            return set()

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,12 @@ from ckptool.modules.source import Sources
 from ckptool.modules.tensors import Storages, describe_value, digest, dtype_name
 from ckptool.modules.twins import Twins
 from ckptool.modules.usercode import UserCodeError, user_code
-from ckptool.modules.walk import DEPTH, Found, Walk, below_module, is_torchs, join, qualified
+from ckptool.modules.walk import DEPTH, Found, Walk, below_module, is_torchs, qualified
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 _AUXILIARY = ("torch.nn.modules.loss._Loss", "torchmetrics.metric.Metric", "lpips.lpips.LPIPS")
 
 
@@ -41,14 +42,15 @@ def capture(module: "nn.Module", held: Walk, target: str, evidence: Evidence) ->
     """
     tensors, others = _split(_state_dict(module, target))
     description = _Description(held, tensors, others, evidence)
-    described = [*description.saved(), *sorted(description.unsaved(), key=lambda h: _natural(h.key))]
+    saved = list(description.saved())
+    unsaved = sorted(description.unsaved(), key=lambda one: _natural(one.key))
     unsearched = [
         Skipped(path, f"containers more than {DEPTH} deep are not searched")
         for path in held.unsearched
     ]
     return ModuleState(
         target=target,
-        held={one.key: one for one in described},
+        held={one.key: one for one in (*saved, *unsaved)},
         others={key: _in_words(value) for key, value in others.items()},
         none_buffers=held.none_buffers,
         modules={prefix: _module_class(member) for prefix, member in held.members},
@@ -58,9 +60,10 @@ def capture(module: "nn.Module", held: Walk, target: str, evidence: Evidence) ->
 
 
 def _state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
+    state_dict: Callable[..., Any] = module.state_dict
     try:
         with user_code():
-            found = module.state_dict(**_keep_vars(module))
+            found = state_dict(**_keep_vars(state_dict))
     except UserCodeError as error:
         raise ModuleError(target, f"its state_dict() raised {error}") from error
     if not isinstance(found, Mapping):
@@ -68,9 +71,9 @@ def _state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
     return found
 
 
-def _keep_vars(module: "nn.Module") -> dict[str, bool]:
-    """Return the argument that makes state_dict() give the parameters themselves, where it has it."""
-    parameters = inspect.signature(module.state_dict).parameters.values()
+def _keep_vars(state_dict: Callable[..., Any]) -> dict[str, bool]:
+    """Return the argument by which it gives the parameters themselves, if it has that."""
+    parameters = inspect.signature(state_dict).parameters.values()
     takes = any(p.name == "keep_vars" or p.kind is p.VAR_KEYWORD for p in parameters)
     return {"keep_vars": True} if takes else {}
 
@@ -86,7 +89,11 @@ class _Description:
     """Matches what is held with what is saved, and describes both."""
 
     def __init__(
-        self, held: Walk, tensors: "dict[str, Tensor]", others: dict[str, object], evidence: Evidence
+        self,
+        held: Walk,
+        tensors: "dict[str, Tensor]",
+        others: dict[str, object],
+        evidence: Evidence,
     ) -> None:
         self._held = held
         self._tensors = tensors
@@ -232,12 +239,13 @@ def _module_class(module: "nn.Module") -> ModuleClass:
     cls, own = type(module), vars(module)
     ancestors = {qualified(base) for base in cls.__mro__}
     version = getattr(cls, "_version", None)
+    registered = (name for kind in _REGISTRIES for name in own[kind].keys())  # noqa: SIM118
     return ModuleClass(
         name=qualified(cls),
         version=version if isinstance(version, int) else None,
         custom_load=_loads_its_own_way(module),
         auxiliary=not ancestors.isdisjoint(_AUXILIARY),
-        attributes=frozenset({*own, *own["_parameters"].keys(), *own["_buffers"].keys(), *own["_modules"].keys()}),
+        attributes=frozenset({*own, *registered}),
     )
 
 

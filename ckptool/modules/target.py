@@ -1,4 +1,4 @@
-""" "package.module:Name" -> the class, factory or instance of that name."""
+"""The name of a class, a factory or an instance -> the object that it leads to."""
 
 import importlib
 import inspect

@@ -130,9 +130,9 @@ def dtype_name(value: Any) -> str:
 
 def is_lazy(value: object) -> bool:
     """Whether `value` is a parameter that gets its shape from the first input."""
-    from torch.nn.parameter import UninitializedTensorMixin
+    from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-    return isinstance(value, UninitializedTensorMixin)
+    return isinstance(value, UninitializedParameter | UninitializedBuffer)
 
 
 def _tensor(key: str, tensor: "Tensor", kind: Kind, storages: Storages) -> TensorInfo:
@@ -193,7 +193,7 @@ def _wrapper(tensor: "Tensor") -> str:
 
 
 def _elements(value: Any) -> "list[Tensor] | None":
-    """Return flat uint8 tensors on the CPU that hold the elements in C order, None if there are none."""
+    """Return flat uint8 tensors of the elements in C order, None where they cannot be had."""
     import torch
 
     if not isinstance(value, torch.Tensor):

@@ -1,11 +1,10 @@
 """A real parameter -> its twin on `meta`: a module that is built without room for its weights."""
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class Twins:
@@ -17,7 +16,7 @@ class Twins:
 
     def __init__(self) -> None:
         self._twins: dict[int, tuple[weakref.ref[nn.Parameter], nn.Parameter]] = {}
-        self._storages: dict[int, tuple[StorageWeakRef, Tensor]] = {}
+        self._storages: dict[int, tuple[object, Tensor]] = {}
         self._devices: dict[int, str] = {}
 
     def of(self, parameter: "nn.Parameter") -> "nn.Parameter":
@@ -55,7 +54,7 @@ class Twins:
         blank = torch.empty(0, dtype=parameter.dtype, device="meta")
         with torch.no_grad():
             blank.set_(
-                self._room(parameter).untyped_storage(),  # type: ignore[arg-type]
+                self._room(parameter).untyped_storage(),
                 parameter.storage_offset(),
                 parameter.shape,
                 parameter.stride(),
@@ -69,11 +68,12 @@ class Twins:
         import torch
         from torch.multiprocessing.reductions import StorageWeakRef
 
+        watch: type[Any] = StorageWeakRef
         storage, address = parameter.untyped_storage(), _address(parameter)
         if address not in self._storages:
             # As long as this weak reference lives, no other storage gets the same address.
             room = torch.empty(storage.nbytes(), dtype=torch.uint8, device="meta")
-            self._storages[address] = (StorageWeakRef(storage), room)
+            self._storages[address] = (watch(storage), room)
             self._devices[_address(room)] = str(parameter.device)
         return self._storages[address][1]
 

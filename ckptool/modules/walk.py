@@ -77,7 +77,7 @@ def join(prefix: str, name: str) -> str:
 
 
 def below_module(cls: type) -> tuple[type, ...]:
-    """Return the classes of `cls` below nn.Module, in the order in which attributes are looked up."""
+    """Return `cls` and its bases below nn.Module, in the order of attribute lookup."""
     from torch import nn
 
     return tuple(c for c in cls.__mro__ if c not in nn.Module.__mro__)
@@ -181,7 +181,7 @@ def _registered(module: "nn.Module") -> Iterator[tuple[str, Any, Kind]]:
 
 
 def _loose(module: "nn.Module") -> Iterator[tuple[str, object]]:
-    """Yield the attributes of `module` that are its own: not nn.Module's, not a hook's to compute."""
+    """Yield the attributes of `module` that neither nn.Module nor a hook of torch's keeps."""
     from torch import nn
 
     derived = _derived(module)
@@ -192,7 +192,7 @@ def _loose(module: "nn.Module") -> Iterator[tuple[str, object]]:
 
 
 def _derived(module: "nn.Module") -> set[str]:
-    """Return the attributes that weight_norm, spectral_norm or prune compute before each forward."""
+    """Return the attributes that weight_norm, spectral_norm or prune compute in a hook."""
     registered = [name for name, _, _ in _registered(module)]
     hooks = vars(module)["_forward_pre_hooks"].values()
     named = {getattr(hook, "name", None) or getattr(hook, "_tensor_name", None) for hook in hooks}

@@ -5,7 +5,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     contract,
     loading,
     module_state,
-    sharding,
+    sharing,
 )
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run
 

@@ -1,4 +1,4 @@
-"""For each rule a case that fires and a near miss that does not, made of real files and modules.
+"""For each rule a case that fires and a near miss, made of real files and modules.
 
 A case returns a report. Its expected set is exact: every rule runs over every case, so a false alarm
 of another rule shows up here.
@@ -275,7 +275,9 @@ def the_same_base(tmp):
 
 @fires("CK207")
 def more_classes(tmp):
-    return diff(tmp, nn.Linear(3, 5).state_dict(), "torch.nn:Linear", in_features=3, out_features=10)
+    return diff(
+        tmp, nn.Linear(3, 5).state_dict(), "torch.nn:Linear", in_features=3, out_features=10
+    )
 
 
 @near("CK207", "CK215")

@@ -32,7 +32,9 @@ def test_every_rule_says_why_and_how_to_fix(rule):
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.code)
 def test_messages_name_facts_and_nothing_else(rule):
     for text in (rule.message, rule.fix):
-        assert all(name is None or name.isidentifier() for _, name, _, _ in string.Formatter().parse(text))
+        assert all(
+            name is None or name.isidentifier() for _, name, _, _ in string.Formatter().parse(text)
+        )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -1,0 +1,211 @@
+"""Nodes that are no tensors -> plain values where they are data, and a few words for the rest."""
+
+from struct import unpack
+from typing import Any, Final
+
+from ckptool.formats.nodes import ATOMS, Elements, Global, Opaque, Ordered, Persistent
+
+NOT_PLAIN: Final = object()
+"""What `Plain.value` gives for something that is more than data."""
+
+_LEAVES: Final = 10_000
+"""Of one value: beyond, it is described and not handed on."""
+_DEPTH: Final = 64
+_TEXT: Final = 80
+_STRING: Final = 10_000
+_BITS: Final = 1_024
+
+
+class Plain:
+    """Turns nodes into None, numbers, strings, and lists and dicts of them; each node once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[object, int]] = {}
+
+    def value(self, node: object) -> object:
+        """Return the plain value of `node`, or NOT_PLAIN."""
+        return self._value(node, 0)[0]
+
+    def _value(self, node: Any, depth: int) -> tuple[object, int]:
+        """Return a value and how many leaves it has, shared ones counted each time."""
+        kind = type(node)
+        if kind in ATOMS:
+            return _atom(node), 1
+        known = self._known.get(id(node))
+        if known is not None:
+            return known
+        if depth > _DEPTH:
+            return _FAILED
+        # Until it is known, a node is not plain: so a cycle ends here.
+        self._known[id(node)] = _FAILED
+        made = self._known[id(node)] = self._made(node, depth)
+        return made
+
+    def _made(self, node: Any, depth: int) -> tuple[object, int]:
+        if isinstance(node, dict):
+            return self._mapping(node, depth)
+        if type(node) in {list, tuple, Elements}:
+            return self._sequence(node.items if type(node) is Elements else node, depth)
+        if type(node) is Global:
+            return (node.qualified, 1) if is_constant(node) else _FAILED
+        if type(node) is Opaque:
+            return self._object(node, depth)
+        return _FAILED
+
+    def _mapping(self, node: dict[Any, Any], depth: int) -> tuple[object, int]:
+        if len(node) > _LEAVES or (type(node) is Ordered and node.state is not None):
+            return _FAILED
+        made, leaves = {}, 1
+        for key, child in node.items():
+            value, count = self._value(child, depth + 1)
+            leaves += count
+            if value is NOT_PLAIN or type(key) not in ATOMS or leaves > _LEAVES:
+                return _FAILED
+            made[text_key(key)] = value
+        return made, leaves
+
+    def _sequence(self, node: Any, depth: int) -> tuple[object, int]:
+        if len(node) > _LEAVES:
+            return _FAILED
+        made, leaves = [], 1
+        for child in node:
+            value, count = self._value(child, depth + 1)
+            leaves += count
+            if value is NOT_PLAIN or leaves > _LEAVES:
+                return _FAILED
+            made.append(value)
+        return made, leaves
+
+    def _object(self, node: Opaque, depth: int) -> tuple[object, int]:
+        """Return what an object carries: a Namespace, a dict subclass, a path, a numpy number."""
+        scalar = simple_object(node)
+        if scalar is not NOT_PLAIN:
+            return scalar, 1
+        holds = [part for part in (node.pairs, node.state, node.items) if part]
+        if len(holds) == 1 and not node.args and not node.kwargs:
+            return self._value(holds[0], depth + 1)
+        return _FAILED
+
+
+_FAILED: Final = (NOT_PLAIN, 0)
+
+
+def text_key(key: object) -> str:
+    """Return a dict's key as text."""
+    if type(key) is str:
+        return key
+    if type(key) is bytes:
+        return key.decode("latin-1")
+    return str(key) if type(key) in ATOMS else words(key)
+
+
+def is_constant(node: Global) -> bool:
+    """Whether a global stands for itself: torch.float32, a layout, a memory format."""
+    return node.module == "torch" and node.name.islower()
+
+
+def simple_object(node: Opaque) -> object:
+    """Return the text or the number that a few well known objects are, or NOT_PLAIN."""
+    module, name = node.name
+    if module.startswith("pathlib") and all(type(part) is str for part in node.args):
+        return "/".join(node.args).replace("//", "/")
+    if (module, name) == ("torch", "device") and node.args and type(node.args[0]) is str:
+        return ":".join(str(part) for part in node.args if type(part) in {str, int})
+    if (module, name) == ("builtins", "complex") and all(type(n) is float for n in node.args):
+        return str(complex(*node.args[:2]))
+    if name == "scalar" and module.endswith("multiarray"):
+        return numpy_scalar(node.args)
+    return NOT_PLAIN
+
+
+def numpy_scalar(args: tuple[Any, ...]) -> object:
+    """`numpy.core.multiarray.scalar(dtype, bytes)`: the number itself."""
+    if len(args) != 2:
+        return NOT_PLAIN
+    code, data = numpy_code(args[0]), args[1]
+    if type(data) is str:  # Python 2 wrote its bytes as a string
+        data = data.encode("latin-1", "replace")
+    letter = _NUMBERS.get(code, "")
+    if type(data) is not bytes or not letter or len(data) != int(code[1:]):
+        return NOT_PLAIN
+    return unpack(f"<{letter}", data)[0]
+
+
+def numpy_code(dtype: object) -> str:
+    """Return the code of a pickled numpy.dtype: "f4", "" if it is none."""
+    if type(dtype) is Opaque and dtype.name == ("numpy", "dtype") and dtype.args:
+        state = dtype.state
+        order = state[1] if type(state) is tuple and len(state) > 1 else "|"
+        code = dtype.args[0]
+        if type(code) is str and order in {"<", "|", "="}:
+            return code
+    return ""
+
+
+_NUMBERS: Final = {
+    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
+    "u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?",
+}  # fmt: skip
+
+
+def words(node: Any) -> str:
+    """Return a short, printable description."""
+    kind = type(node)
+    if kind in ATOMS:
+        return _atom_words(node)
+    if isinstance(node, dict):
+        return f"dict of {len(node)}"
+    if kind is Elements:
+        return f"set of {len(node.items)}"
+    return f"{kind.__name__} of {len(node)}" if kind in {list, tuple} else _object_words(node)
+
+
+def _atom_words(node: Any) -> str:
+    kind = type(node)
+    if kind is str:
+        return quoted(node)
+    if kind is bytes:
+        return f"bytes of {len(node)}"
+    if kind is int and node.bit_length() > _BITS:
+        return f"a number of {node.bit_length()} bits"
+    return repr(node)
+
+
+def _object_words(node: Any) -> str:
+    if type(node) is Global:
+        return printable(node.qualified)
+    if type(node) is Persistent:
+        return "a storage"
+    if type(node) is not Opaque:
+        return type(node).__name__
+    value = simple_object(node)
+    if value is not NOT_PLAIN:
+        return quoted(value) if type(value) is str else repr(value)
+    return f"a {printable(node.qualified)}"
+
+
+def value_words(node: object, value: object) -> str:
+    """Return a short text for a node whose plain value is known: small values are shown."""
+    if isinstance(value, list) and 0 < len(value) <= 8 and all(type(v) in ATOMS for v in value):
+        shown = ", ".join(words(item) for item in value)
+        if len(shown) <= _TEXT:
+            return f"[{shown}]"
+    return words(node)
+
+
+def quoted(text: str) -> str:
+    return f"'{printable(text)}'"
+
+
+def printable(text: str) -> str:
+    """Return `text`, cut, with everything that could steer a terminal escaped."""
+    cut = text[:_TEXT] + ("..." if len(text) > _TEXT else "")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def _atom(node: Any) -> object:
+    """Bytes are no plain data, and what is too large to be read is described instead."""
+    kind = type(node)
+    if kind is bytes or (kind is str and len(node) > _STRING):
+        return NOT_PLAIN
+    return NOT_PLAIN if kind is int and node.bit_length() > _BITS else node

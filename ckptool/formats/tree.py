@@ -1,0 +1,215 @@
+"""A pickled object graph -> the states in it, and everything else as entries."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ckptool.formats.limits import Limits
+from ckptool.formats.nodes import ATOMS, Elements, Opaque, Ordered
+from ckptool.formats.pickled_modules import is_module, module_state, numpy_array
+from ckptool.formats.plain import NOT_PLAIN, Plain, text_key, value_words, words
+from ckptool.formats.tensors import Tensors, TreeError
+from ckptool.model import Entry, Skipped, State, TensorInfo
+
+_ENTRIES: Final = 10_000
+_LISTED: Final = 200
+"""Children without tensors that get entries of their own; more are counted."""
+
+
+@dataclass(slots=True)
+class Tree:
+    """What one pickle holds."""
+
+    states: list[State] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no tensor in it at all."""
+        return not any(state.tensors or state.unsaved for state in self.states)
+
+
+def describe(root: object, limits: Limits) -> Tree:
+    """Return the states and entries of a tree whose storages are resolved.
+
+    Raises:
+        TreeError: it contradicts itself: a view beyond its storage, a nesting without end.
+    """
+    walk = _Walk(limits)
+    walk.run(root)
+    # Where a state lies in the tree decides its rank, and nothing else.
+    walk.tree.states.sort(key=lambda state: state.at)
+    if len(walk.tree.entries) > _ENTRIES:
+        del walk.tree.entries[_ENTRIES:]
+        walk.tree.skipped.append(Skipped("entries", f"there are more than {_ENTRIES}"))
+    return walk.tree
+
+
+class _Walk:
+    """One pass over a tree, parents first, without recursion; shared nodes are entered once."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.tree = Tree()
+        self._limits = limits
+        self._tensors = Tensors(limits)
+        self._plain = Plain()
+        self._seen: set[int] = set()
+        self._todo: list[tuple[Any, str, int]] = []
+
+    def run(self, root: object) -> None:
+        lone = self._tensors.read(root, "")
+        if lone is not None:
+            self.tree.states.append(State("", {"": lone}, "tensors"))
+            return
+        self._todo.append((root, "", 0))
+        while self._todo:
+            node, at, depth = self._todo.pop()
+            if depth > self._limits.nesting:
+                raise TreeError(f"it nests deeper than {self._limits.nesting}")
+            self._visit(node, at, depth)
+
+    def _visit(self, node: Any, at: str, depth: int) -> None:
+        if type(node) in ATOMS or type(node) not in _CONTAINERS:
+            self._enter(node, at)
+        elif id(node) not in self._seen:
+            self._seen.add(id(node))
+            if is_module(node):
+                self.tree.states.append(module_state(node, at, self._tensors))
+            elif _is_optimizer(node):
+                self._optimizer(node, at)
+            else:
+                self._container(node, at, depth)
+
+    def _container(self, node: Any, at: str, depth: int) -> None:
+        value = self._plain.value(node)
+        if value is not NOT_PLAIN:
+            self.tree.entries.append(Entry(at, value_words(node, value), value))
+            return
+        tensors: dict[str, TensorInfo] = {}
+        others: dict[str, Any] = {}
+        for name, child in _children(node):
+            key = _free(name, tensors, others)
+            tensor = self._tensors.read(child, key)
+            if tensor is None:
+                others[key] = child
+            else:
+                tensors[key] = tensor
+        if tensors:
+            self._state(node, at, tensors, others)
+        elif type(node) is Opaque or len(others) > _LISTED:
+            self.tree.entries.append(Entry(at, words(node)))
+        self._descend(at, depth, others, listed=not tensors and len(others) <= _LISTED)
+
+    def _state(
+        self, node: Any, at: str, tensors: dict[str, TensorInfo], others: dict[str, Any]
+    ) -> None:
+        kept = {key: words(child) for key, child in others.items() if self._is_leaf(child)}
+        role = "state_dict" if isinstance(node, dict) or _pairs(node) else "tensors"
+        state = State(at, tensors, role, versions=_versions(node), others=kept)
+        self.tree.states.append(state)
+
+    def _is_leaf(self, node: Any) -> bool:
+        """Whether a value beside tensors is a value: no state of its own, and nothing to enter."""
+        if type(node) not in _CONTAINERS or not list(_children(node)):
+            return True
+        return self._plain.value(node) is not NOT_PLAIN
+
+    def _descend(self, at: str, depth: int, others: dict[str, Any], *, listed: bool) -> None:
+        inner = [
+            (child, f"{at}.{key}" if at else key, depth + 1)
+            for key, child in others.items()
+            if listed or type(child) in _CONTAINERS
+        ]
+        self._todo.extend(reversed(inner))
+
+    def _enter(self, node: object, at: str) -> None:
+        value = self._plain.value(node)
+        plain = None if value is NOT_PLAIN else value
+        self.tree.entries.append(Entry(at, words(node), plain))
+
+    def _optimizer(self, node: dict[Any, Any], at: str) -> None:
+        """An optimizer's state_dict is one state, whatever is nested in it."""
+        tensors: dict[str, TensorInfo] = {}
+        others: dict[str, str] = {}
+        todo: list[tuple[str, Any]] = [(text_key(k), v) for k, v in reversed(node.items())]
+        while todo:
+            key, child = todo.pop()
+            tensor = self._tensors.read(child, key)
+            if tensor is not None:
+                tensors[key] = tensor
+            elif type(child) not in _CONTAINERS:
+                others[key] = words(child)
+            elif id(child) not in self._seen:
+                self._seen.add(id(child))
+                inner = [(f"{key}.{step}", value) for step, value in _children(child)]
+                todo.extend(reversed(inner))
+        self.tree.states.append(State(at, tensors, "optimizer", others=others))
+        value = self._plain.value(node["param_groups"])
+        if value is not NOT_PLAIN:
+            place = f"{at}.param_groups" if at else "param_groups"
+            self.tree.entries.append(Entry(place, words(node["param_groups"]), value))
+
+
+_CONTAINERS: Final = frozenset({dict, Ordered, list, tuple, Elements, Opaque})
+
+
+def _is_optimizer(node: Any) -> bool:
+    return (
+        isinstance(node, dict)
+        and isinstance(node.get("state"), dict)
+        and isinstance(node.get("param_groups"), list)
+    )
+
+
+def _pairs(node: Any) -> bool:
+    return type(node) is Opaque and bool(node.pairs)
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a container holds, by the text of its keys."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield text_key(key), child
+    elif type(node) in {list, tuple}:
+        yield from ((str(index), child) for index, child in enumerate(node))
+    elif type(node) is Elements:
+        yield from ((str(index), child) for index, child in enumerate(node.items))
+    elif type(node) is Opaque and numpy_array(node, "") is None:
+        yield from _parts(node)
+
+
+def _parts(node: Opaque) -> Iterator[tuple[str, Any]]:
+    """Yield the items, attributes and arguments of an object that is only known by its recipe."""
+    yield from _children(node.pairs or {})
+    yield from _children(node.items or [])
+    states = node.state if type(node.state) is tuple else (node.state,)
+    for state in states:
+        if isinstance(state, dict):
+            yield from _children(state)
+        elif type(state) in _CONTAINERS:
+            yield "state", state
+    yield from ((str(n), part) for n, part in enumerate(node.args) if type(part) in _CONTAINERS)
+    if isinstance(node.kwargs, dict):
+        yield from _children(node.kwargs)
+
+
+def _free(key: str, *taken: dict[str, Any]) -> str:
+    """Return a key that is not taken: 1 and "1" are two keys of one dict."""
+    while any(key in names for names in taken):
+        key += "'"
+    return key
+
+
+def _versions(node: Any) -> dict[str, int | None] | None:
+    """Return `state_dict._metadata`: the version of each sub-module, by its prefix."""
+    state = node.state if type(node) is Ordered else None
+    metadata = state.get("_metadata") if isinstance(state, dict) else None
+    if not isinstance(metadata, dict):
+        return None
+    return {text_key(prefix): _version(local) for prefix, local in metadata.items()}
+
+
+def _version(local: Any) -> int | None:
+    version = local.get("version") if isinstance(local, dict) else None
+    return version if type(version) is int else None

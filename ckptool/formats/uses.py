@@ -1,0 +1,86 @@
+"""The names that a pickle uses -> GlobalUse, each with the place in the tree where it stands."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.globals import judge
+from ckptool.formats.nodes import Elements, Global, Opaque, Ordered, Persistent
+from ckptool.formats.plain import text_key
+from ckptool.model import Checkpoint, Container, GlobalUse, Safety
+
+_SHOWN = 32
+"""Steps of a place that are written out."""
+
+
+def uses(names: Iterable[Global], root: object = None) -> tuple[GlobalUse, ...]:
+    """Return what `names` could do and where they stand. What is safe is not looked for."""
+    judged = {(name.module, name.name): (name, judge(name)) for name in names}
+    wanted = {name for name, safety in judged.values() if safety is not Safety.SAFE}
+    places = _places(root, wanted)
+    return tuple(
+        GlobalUse(name.module, name.name, safety, places.get(name, ""))
+        for name, safety in judged.values()
+    )
+
+
+def damaged(
+    path: Path, container: Container, nbytes: int, names: Sequence[Global], reason: str
+) -> Checkpoint:
+    """Return a checkpoint that only names what is dangerous in a file that cannot be read.
+
+    Raises:
+        CorruptCheckpointError: nothing dangerous was found: the file is merely broken.
+    """
+    used = uses(names)
+    if all(use.safety is not Safety.DANGEROUS for use in used):
+        raise CorruptCheckpointError(path, reason)
+    return Checkpoint(path, container, nbytes, (), globals=used, damage=reason)
+
+
+def _places(root: object, wanted: set[Global]) -> dict[Global, str]:
+    """Return the first place of each name, in the order of the file; every node is seen once."""
+    found: dict[Global, str] = {}
+    seen: set[int] = set()
+    todo: list[tuple[object, Any]] = [(root, None)]
+    while todo and len(found) < len(wanted):
+        node, link = todo.pop()
+        if type(node) is Global:
+            if node in wanted:
+                found.setdefault(node, _place(link))
+        elif id(node) not in seen:
+            children = _children(node)
+            if children:
+                seen.add(id(node))
+                todo.extend(
+                    (child, (link, key) if key else link) for key, child in reversed(children)
+                )
+    return found
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:
+    if isinstance(node, dict):
+        inner = [(text_key(key), child) for key, child in node.items()]
+        inner += [("", key) for key in node if type(key) in {Global, Opaque, tuple}]
+        return [*inner, ("", node.state)] if type(node) is Ordered and node.state else inner
+    if type(node) is list or type(node) is tuple:
+        return [(str(index), child) for index, child in enumerate(node)]
+    if type(node) is Elements:
+        return [(str(index), child) for index, child in enumerate(node.items)]
+    if type(node) is Persistent:
+        return [("", node.id)]
+    if type(node) is Opaque:
+        parts = (node.func, *node.args, node.kwargs, node.state, node.items, node.pairs)
+        return [("", part) for part in parts if part is not None]
+    return []
+
+
+def _place(link: Any) -> str:
+    keys: list[str] = []
+    while link is not None and len(keys) < _SHOWN:
+        link, key = link
+        keys.append(key)
+    if link is not None:
+        keys.append("...")
+    return ".".join(reversed(keys))

@@ -1,0 +1,49 @@
+"""Fixtures shared by all tests: real files, and the command as a real process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "samples"
+
+# The machine that runs CI is slow and shared: how long an example takes says nothing there.
+settings.register_profile("ckptool", deadline=None)
+settings.load_profile("ckptool")
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ckptool() -> Callable[..., Ran]:
+    """Run the command in a process of its own, from the repository's root unless told otherwise."""
+
+    def run(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
+        home = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
+        done = subprocess.run(
+            [sys.executable, "-m", "ckptool", *map(str, words)],
+            cwd=cwd,
+            env={**home, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def samples() -> Path:
+    return SAMPLES

@@ -1,0 +1,145 @@
+import pytest
+from builders import checkpoint, held, module, state, tensor, tensors
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptool.compare import (
+    Changed,
+    Missing,
+    Unexpected,
+    compare,
+    find_renames,
+    find_rewrite,
+    loading,
+)
+from ckptool.model import Kind, natural
+
+W = tensor("w")
+HALF = tensor("w", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "changes"),
+    [
+        (["w"], ["w"], []),
+        (["w"], [], [Missing(W)]),
+        ([], ["w"], [Unexpected(W)]),
+        ([W], [HALF], [Changed(W, HALF, frozenset({"dtype"}))]),
+    ],
+)
+def test_compare(expected, actual, changes):
+    assert list(compare(tensors(*expected), tensors(*actual), ("shape", "dtype"))) == changes
+
+
+keys = st.sets(st.text("ab.", min_size=1, max_size=4), max_size=6)
+
+
+@given(keys, keys)
+def test_compare_is_antisymmetric(a, b):
+    there = list(compare(tensors(*a), tensors(*b), ("shape",)))
+    back = list(compare(tensors(*b), tensors(*a), ("shape",)))
+    assert {c.key for c in there if isinstance(c, Missing)} == {
+        c.key for c in back if isinstance(c, Unexpected)
+    }
+
+
+@given(keys)
+def test_a_state_against_itself_has_no_changes(a):
+    assert list(compare(tensors(*a), tensors(*a), ("shape", "dtype", "layout"))) == []
+
+
+@pytest.mark.parametrize(
+    ("module_keys", "file_keys", "mapping"),
+    [
+        (["fc.w"], ["module.fc.w"], {"module.fc.w": "fc.w"}),
+        (
+            ["a.w", "a.b"],
+            ["a._orig_mod.w", "a._orig_mod.b"],
+            {"a._orig_mod.w": "a.w", "a._orig_mod.b": "a.b"},
+        ),
+        (["fc.w"], ["_orig_mod.module.fc.w"], {"_orig_mod.module.fc.w": "fc.w"}),
+        (["fc.w"], ["model.fc.w"], {"model.fc.w": "fc.w"}),
+        (["fc.w"], ["base_model.model.fc.w"], {"base_model.model.fc.w": "fc.w"}),
+        (["module.fc.w"], ["model.module.fc.w"], {"model.module.fc.w": "module.fc.w"}),
+        (["model.fc.w"], ["fc.w"], {"fc.w": "model.fc.w"}),
+        (["module.fc.w"], ["fc.w"], {"fc.w": "module.fc.w"}),
+    ],
+)
+def test_wrappers_are_found_by_whole_segments(module_keys, file_keys, mapping):
+    expected, actual = tensors(*module_keys), tensors(*file_keys)
+    found = find_rewrite(list(expected.values()), list(actual.values()), expected, actual)
+    assert found is not None
+    assert found.keys == mapping
+
+
+def test_a_rewrite_under_which_keys_collide_is_refused():
+    expected, actual = tensors("fc.w"), tensors("module.fc.w", "_orig_mod.fc.w")
+    assert find_rewrite(list(expected.values()), list(actual.values()), expected, actual) is None
+
+
+def test_a_rewrite_never_lands_on_a_key_that_is_there():
+    expected, actual = tensors("fc.w", "b"), tensors("fc.w", "module.fc.w")
+    found = find_rewrite([tensor("b")], [tensor("module.fc.w")], expected, actual)
+    assert found is None
+
+
+def test_renames_pair_single_best_candidates_of_one_shape():
+    missing = [tensor("encoder.weight"), tensor("decoder.weight"), tensor("head.bias", (4,))]
+    unexpected = [tensor("x.encoder.weight"), tensor("x.decoder.weight"), tensor("top.bias", (4,))]
+    assert find_renames(missing, unexpected) == {
+        "encoder.weight": "x.encoder.weight",
+        "decoder.weight": "x.decoder.weight",
+        "head.bias": "top.bias",
+    }
+
+
+def test_ambiguous_renames_are_not_guessed():
+    assert find_renames([tensor("a.weight")], [tensor("b.weight"), tensor("c.weight")]) == {}
+
+
+def test_layer_norm_gamma_is_renamed_and_layer_scale_gamma_is_not():
+    """A parameter called gamma is no old LayerNorm weight: the name's last segment must agree."""
+    missing = [tensor("norm.weight", (2,))]
+    unexpected = [tensor("norm.gamma", (2,))]
+    assert find_renames(missing, unexpected) == {}
+
+
+def test_the_best_of_several_places_is_taken():
+    ema = state("fc.w", at="ema")
+    full = state("fc.w", "fc.b", at="state_dict")
+    optimizer = state("state.0.exp_avg", at="optimizer", role="optimizer")
+    found = loading(checkpoint(ema, optimizer, full), module("fc.w", "fc.b"), None)
+    assert found.state is full
+    assert found.strict
+
+
+def test_a_worse_place_that_was_asked_for_names_the_better():
+    ema = state("fc.w", at="ema")
+    full = state("fc.w", "fc.b", at="state_dict")
+    found = loading(checkpoint(ema, full), module("fc.w", "fc.b"), "ema")
+    assert found.better is full
+
+
+def test_coverage_counts_elements_of_parameters_that_would_load():
+    big, small = held(tensor("big", (9, 10))), held(tensor("small", (10,)))
+    mask = held(tensor("mask", (50, 50)), Kind.BUFFER)
+    found = loading(checkpoint(state(big.tensor)), module(big, small, mask), None)
+    assert found.coverage == 0.9
+
+
+def test_a_module_without_parameters_is_covered():
+    assert loading(checkpoint(state()), module(), None).coverage == 1.0
+
+
+def test_natural_order_puts_layer_2_before_layer_10():
+    assert sorted(["l.10.w", "l.2.w", "l.1.w", "a"], key=natural) == [
+        "a",
+        "l.1.w",
+        "l.2.w",
+        "l.10.w",
+    ]
+
+
+@given(st.lists(st.text(max_size=6)))
+def test_natural_order_is_total(texts):
+    assert sorted(texts, key=natural) == sorted(texts[::-1], key=natural)

@@ -1,0 +1,70 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptool.render.text import count, cut, fold, pattern, printable, size
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ümläut", "plain ümläut"),
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
+        ("a\nb\tc\r", "a\\nb\\tc\\r"),
+        ("\x9b31m", "\\x9b31m"),
+        ("right\u202eto left", "right\\u202eto left"),
+        ("\ud800", "\\ud800"),
+        ("nul\x00", "nul\\x00"),
+        ("\U000e0001", "\\U000e0001"),
+    ],
+)
+def test_nothing_reaches_the_terminal_raw(text, shown):
+    assert printable(text) == shown
+
+
+@given(st.text())
+def test_printable_text_is_printable(text):
+    assert printable(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (144, "144 B"), (2048, "2.0 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3,072.0 MiB")],
+)
+def test_size(nbytes, text):
+    assert size(nbytes) == text
+
+
+def test_count():
+    assert [count(n, "key") for n in (0, 1, 2000)] == ["0 keys", "1 key", "2,000 keys"]
+
+
+@given(st.text(max_size=60), st.integers(1, 40))
+def test_a_cut_text_is_never_wider(text, width):
+    assert len(cut(text, width)) <= max(width, 0) or len(text) <= width
+
+
+def test_cut_keeps_both_ends():
+    assert cut("transformer.layers.10.attention.bias", 20) == "transf...ention.bias"
+
+
+@pytest.mark.parametrize(
+    ("key", "folded"),
+    [
+        ("layers.3.attn.bias", "layers.*.attn.bias"),
+        ("0.weight", "*.weight"),
+        ("convs[12].weight", "convs[*].weight"),
+        ("W_1.bias2", "W_1.bias2"),
+    ],
+)
+def test_pattern_replaces_whole_numbers_only(key, folded):
+    assert pattern(key) == folded
+
+
+def test_fold_keeps_order_and_counts():
+    groups = fold([("a.0", 1, "x"), ("b", 1, "y"), ("a.1", 1, "z"), ("a.2", 2, "w")])
+    assert [(g.key, g.items) for g in groups] == [
+        ("a.*", ("x", "z")),
+        ("b", ("y",)),
+        ("a.2", ("w",)),
+    ]
