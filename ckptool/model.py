@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from hashlib import sha256
+
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -395,6 +395,8 @@ def fingerprint(dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | mem
         shape: sizes of the dimensions.
         chunks: the elements' bytes, little-endian, in C order, cut anywhere.
     """
+    from hashlib import sha256  # starts OpenSSL: only where content is looked at
+
     digest = sha256(f"{dtype}{list(shape)}".encode())
     for chunk in chunks:
         digest.update(chunk)

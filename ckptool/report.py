@@ -1,8 +1,9 @@
 """What a command says: typed, frozen, and the same in JSON field by field."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from msgspec import Struct
 
 from ckptool.compare import Changed, Loading, Missing, Revision, Unexpected
 from ckptool.explain import explain_loading, explain_revision
@@ -14,8 +15,7 @@ SCHEMA: Final = 1
 """Within one number, fields are only added."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FindingReport:
+class FindingReport(Struct, frozen=True, kw_only=True):
     code: str
     name: str
     level: str
@@ -23,17 +23,15 @@ class FindingReport:
     key: str
     message: str
     fix: str
-    facts: Mapping[str, object]
+    facts: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SkippedReport:
+class SkippedReport(Struct, frozen=True, kw_only=True):
     what: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorReport:
+class TensorReport(Struct, frozen=True, kw_only=True):
     key: str
     shape: tuple[int, ...]
     dtype: str
@@ -45,8 +43,7 @@ class TensorReport:
     layout: str = "strided"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateReport:
+class StateReport(Struct, frozen=True, kw_only=True):
     at: str
     role: str
     tensors: tuple[TensorReport, ...]
@@ -56,14 +53,12 @@ class StateReport:
     ties: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EntryReport:
+class EntryReport(Struct, frozen=True, kw_only=True):
     at: str
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointReport:
+class CheckpointReport(Struct, frozen=True, kw_only=True):
     path: str
     container: str
     nbytes: int
@@ -75,8 +70,7 @@ class CheckpointReport:
     damage: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnsavedReport:
+class UnsavedReport(Struct, frozen=True, kw_only=True):
     key: str
     kind: str
     """A `model.Kind`: attribute, container, non-persistent-buffer, array, module, parameter or
@@ -96,8 +90,7 @@ class UnsavedReport:
     """Whether this file, a pickled module, holds its value all the same."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyVerdict:
+class KeyVerdict(Struct, frozen=True, kw_only=True):
     """What one key that does not match is, whether it matters, and what to do."""
 
     key: str
@@ -109,8 +102,7 @@ class KeyVerdict:
     fix: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Struct, frozen=True, kw_only=True):
     """What every report has."""
 
     command: str
@@ -120,21 +112,18 @@ class Report:
     schema: int = SCHEMA
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FactReport:
+class FactReport(Struct, frozen=True, kw_only=True):
     name: str
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectReport(Report):
+class InspectReport(Report, frozen=True, kw_only=True):
     checkpoints: tuple[CheckpointReport, ...]
     errors: tuple[str, ...] = ()
     """One line for each path that could not be read."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiffModuleReport(Report):
+class DiffModuleReport(Report, frozen=True, kw_only=True):
     verdict: str
     """"loads strictly", "loads, but ..." or "does not load ..."."""
     path: str
@@ -153,8 +142,7 @@ class DiffModuleReport(Report):
     """All that is known of the one key asked for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiffFilesReport(Report):
+class DiffFilesReport(Report, frozen=True, kw_only=True):
     verdict: str
     """"identical", "same state, other container", "values differ", "compatible" or "breaking"."""
     old: str
@@ -175,16 +163,14 @@ class DiffFilesReport(Report):
     """All that is known of the one key asked for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditReport(Report):
+class AuditReport(Report, frozen=True, kw_only=True):
     module: str
     unsaved: tuple[UnsavedReport, ...]
     parameters: tuple[TensorReport, ...]
     persistent_buffers: tuple[TensorReport, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleReport:
+class RuleReport(Struct, frozen=True, kw_only=True):
     code: str
     name: str
     level: str

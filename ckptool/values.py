@@ -14,6 +14,7 @@ from typing import Final, Self, TypeVar
 from ckptool import model
 from ckptool.formats.files import Source, open_source
 from ckptool.model import BITS, Span, TensorInfo
+from ckptool.strides import REGION, WORD, extent_of, is_dense, pick, steps_of
 
 _CHUNK: Final = 1 << 20
 """Bytes of one read: with less the calls show, with more the processor's cache is left."""
@@ -23,13 +24,8 @@ _BATCH: Final = 1024
 """Small tensors, or pieces, that one thread takes at a time."""
 _GATHERED: Final = 4 << 20
 """Elements of a view that are picked from anywhere in a file."""
-_REGION: Final = 64 << 20
-"""Bytes held at once to pick the elements of a view from."""
-_GAP: Final = 16 << 10
-"""Bytes between two rows of a view from which on a read for each costs less than reading all."""
 _OPEN_FILES: Final = 16
 _JOBS: Final = min(8, os.cpu_count() or 1)
-_WORD: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _COMPONENT: Final = {"complex128": 8, "complex64": 4, "complex32": 2}
 
 _T = TypeVar("_T")
@@ -108,20 +104,11 @@ def obstacle(tensor: TensorInfo) -> str:
         return next((why for part in tensor.parts if (why := obstacle(part.tensor))), "")
     if tensor.numel == 0:
         return ""
-    if tensor.parts:
-        nested = any(part.tensor.parts for part in tensor.parts)
-        if nested or not _tiles(_tiled(tensor), tensor.shape):
-            return "its chunks do not tile it row by row"
-        return next((why for part in tensor.parts if (why := obstacle(part.tensor))), "")
-    if tensor.layout != "strided":
-        return f"it is laid out as {tensor.layout}"
-    if tensor.storage is None or tensor.storage.span is None:
-        return "its bytes are compressed, or in no file"
-    return _view_obstacle(tensor)
+    return _chunk_obstacle(tensor) if tensor.parts else _strided_obstacle(tensor)
 
 
 class _Files:
-    """The files that one thread has open: a few, so that a thousand shards do not use up them all."""
+    """The files that one thread has open: a few at a time, however many shards there are."""
 
     def __init__(self) -> None:
         self._open: dict[Path, tuple[Source, ExitStack]] = {}
@@ -191,6 +178,9 @@ def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Cut anew, so that two streams can be compared piece by piece."""
     rest = bytearray()
     for piece in pieces:
+        if not rest and len(piece) == _CHUNK:
+            yield piece
+            continue
         rest += piece
         while len(rest) >= _CHUNK:
             yield bytes(rest[:_CHUNK])
@@ -200,10 +190,19 @@ def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _runs(a: TensorInfo, b: TensorInfo) -> tuple[Span, Span] | None:
     """Return the bytes of both, where each lies in one run and the runs have the same order."""
+    a, b = _whole(a), _whole(b)
     if (a.dtype, a.shape) != (b.dtype, b.shape) or _order(a) != _order(b):
         return None
     one, other = _run(a), _run(b)
     return (one, other) if one and other else None
+
+
+def _whole(tensor: TensorInfo) -> TensorInfo:
+    """Return the only chunk of a tensor that is in one piece, else the tensor itself."""
+    if tensor.layout == "chunked" and len(tensor.parts) == 1:
+        chunk = tensor.parts[0].tensor
+        return chunk if chunk.shape == tensor.shape else tensor
+    return tensor
 
 
 def _run(tensor: TensorInfo) -> Span | None:
@@ -212,7 +211,7 @@ def _run(tensor: TensorInfo) -> Span | None:
     if storage is None or storage.span is None or tensor.layout != "strided":
         return None
     start = tensor.storage_offset * bits
-    if start % 8 or not (tensor.contiguous or _is_dense(tensor)):
+    if start % 8 or not (tensor.contiguous or is_dense(steps_of(tensor.shape, tensor.stride))):
         return None
     return Span(storage.span.path, storage.span.offset + start // 8, tensor.nbytes)
 
@@ -220,23 +219,7 @@ def _run(tensor: TensorInfo) -> Span | None:
 def _order(tensor: TensorInfo) -> object:
     """Return what is the same for tensors of one shape whose runs have their elements alike."""
     swapped = _is_swapped(tensor)
-    return swapped if tensor.contiguous else (swapped, _steps(tensor))
-
-
-def _steps(tensor: TensorInfo) -> list[tuple[int, int]]:
-    """Return (size, stride) of the dimensions that matter."""
-    both = zip(tensor.shape, tensor.stride, strict=True)
-    return [(size, stride) for size, stride in both if size != 1]
-
-
-def _is_dense(tensor: TensorInfo) -> bool:
-    """Whether it is a permutation of a contiguous tensor, as a transposed matrix is."""
-    expected = 1
-    for size, stride in sorted(_steps(tensor), key=lambda step: step[1]):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    return swapped if tensor.contiguous else (swapped, steps_of(tensor.shape, tensor.stride))
 
 
 def _is_swapped(tensor: TensorInfo) -> bool:
@@ -282,95 +265,47 @@ def _little(tensor: TensorInfo, pieces: Iterable[bytes]) -> Iterator[bytes]:
         return
     nbytes = _COMPONENT.get(tensor.dtype, BITS[tensor.dtype] // 8)
     for piece in pieces:
-        words = array(_WORD[nbytes], piece)
+        words = array(WORD[nbytes], piece)
         words.byteswap()
         yield words.tobytes()
 
 
-def _view_obstacle(tensor: TensorInfo) -> str:
+def _chunk_obstacle(tensor: TensorInfo) -> str:
+    nested = any(part.tensor.parts for part in tensor.parts)
+    if nested or not _tiles(_tiled(tensor), tensor.shape):
+        return "its chunks do not tile it row by row"
+    return next((why for part in tensor.parts if (why := obstacle(part.tensor))), "")
+
+
+def _strided_obstacle(tensor: TensorInfo) -> str:
+    if tensor.layout != "strided":
+        return f"it is laid out as {tensor.layout}"
+    if tensor.storage is None or tensor.storage.span is None:
+        return "its bytes are compressed, or in no file"
     if tensor.contiguous and _run(tensor):
         return ""
     if BITS[tensor.dtype] % 8:
         return "its elements are packed into bits"
-    extent = _extent(_steps(tensor))
-    scattered = extent * BITS[tensor.dtype] // 8 > _REGION or tensor.numel > extent
+    extent = extent_of(steps_of(tensor.shape, tensor.stride))
+    scattered = extent * BITS[tensor.dtype] // 8 > REGION or tensor.numel > extent
     if tensor.numel > _GATHERED and scattered:
         return f"it is a view of {tensor.numel} elements that do not lie together"
     return ""
 
 
-def _extent(steps: Sequence[tuple[int, int]]) -> int:
-    """Return how many elements of the storage lie between the first and the last, both included."""
-    return 1 + sum((size - 1) * stride for size, stride in steps)
-
-
 def _gathered(tensor: TensorInfo, files: _Files) -> Iterator[bytes]:
-    """Pick the elements of a view; words are machine words, two of which make a complex128."""
-    storage = tensor.storage and tensor.storage.span
-    assert storage is not None
-    nbytes = BITS[tensor.dtype] // 8
-    word = min(nbytes, 8)
-    words = nbytes // word
-    steps = [(size, stride * words) for size, stride in _steps(tensor)]
+    """Pick the elements of a view, as machine words; a complex128 is two of them."""
+    span = tensor.storage.span if tensor.storage else None
+    assert span is not None
+    words = max(1, BITS[tensor.dtype] // 64)
+    word = BITS[tensor.dtype] // 8 // words
 
-    def read(first: int, count: int) -> memoryview:
-        span = Span(storage.path, storage.offset + first * word, count * word)
-        return memoryview(files.read(span)).cast(_WORD[word])
+    def read(first: int, count: int) -> bytes:
+        return files.read(Span(span.path, span.offset + first * word, count * word))
 
-    if words > 1:
-        steps.append((words, 1))
-    return _picked(read, steps, tensor.storage_offset * words, word)
-
-
-def _picked(
-    read: Callable[[int, int], memoryview], steps: list[tuple[int, int]], start: int, word: int
-) -> Iterator[bytes]:
-    """Read as much at once as is bounded and worth it, and pick the elements from that."""
-    together = _rows_together(steps, word)
-    if together is None:
-        yield from _joined(_rows(read(start, _extent(steps)), steps, 0))
-        return
-    (count, stride), inner = steps[0], steps[1:]
-    for first in range(0, count, together):
-        rows = [(min(together, count - first), stride)] if together > 1 else []
-        yield from _picked(read, [*rows, *inner], start + first * stride, word)
-
-
-def _rows_together(steps: list[tuple[int, int]], word: int) -> int | None:
-    """Return how many of the outermost rows to read at once; None where it is all of them."""
-    if not steps:
-        return None
-    (_, stride), inner = steps[0], _extent(steps[1:])
-    if (stride - inner) * word > _GAP:
-        return 1
-    if _extent(steps) * word <= _REGION:
-        return None
-    return max(1, (_REGION // word - inner) // stride + 1) if stride else 1
-
-
-def _rows(cells: memoryview, steps: list[tuple[int, int]], start: int) -> Iterator[bytes]:
-    if not steps:
-        yield cells[start : start + 1].tobytes()
-        return
-    (count, stride), inner = steps[0], steps[1:]
-    if inner:
-        for row in range(count):
-            yield from _rows(cells, inner, start + row * stride)
-    elif stride:
-        yield cells[start : start + (count - 1) * stride + 1 : stride].tobytes()
-    else:
-        yield cells[start : start + 1].tobytes() * count
-
-
-def _joined(rows: Iterable[bytes]) -> Iterator[bytes]:
-    """Put rows together to pieces of a size that is worth handing on."""
-    rest = bytearray()
-    for row in rows:
-        rest += row
-        if len(rest) >= _CHUNK:
-            yield bytes(rest)
-            rest.clear()
-    yield bytes(rest)
+    steps = [(size, stride * words) for size, stride in steps_of(tensor.shape, tensor.stride)]
+    inside = [(words, 1)] if words > 1 else []
+    return pick(read, [*steps, *inside], tensor.storage_offset * words, word)
 
 
 def _tiled(tensor: TensorInfo) -> list[_Placed]:

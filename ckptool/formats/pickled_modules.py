@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
+from ckptool.formats.arrays import numpy_array
 from ckptool.formats.nodes import ATOMS, Elements, Opaque
-from ckptool.formats.plain import numpy_code, text_key
-from ckptool.formats.tensors import Tensors, TreeError, naturals
+from ckptool.formats.plain import text_key
+from ckptool.formats.tensors import Tensors, TreeError
 from ckptool.model import Kind, PickledModule, State, StorageInfo, TensorInfo
 
 
@@ -197,37 +198,3 @@ def _steps(value: Any) -> Iterator[tuple[str, Any]]:
         for state in states:
             if isinstance(state, dict):
                 yield from ((f".{text_key(key)}", child) for key, child in state.items())
-
-
-def numpy_array(node: object, key: str) -> TensorInfo | None:
-    """Return the shape and dtype of a pickled numpy array of numbers."""
-    if type(node) is not Opaque:
-        return None
-    shape: Any = None
-    dtype: Any = None
-    if node.name[1] == "_reconstruct" and type(node.state) is tuple and len(node.state) == 5:
-        shape, dtype = node.state[1], node.state[2]
-    elif node.name[1] == "_frombuffer" and len(node.args) == 4:
-        shape, dtype = node.args[2], node.args[1]
-    name = _DTYPES.get(numpy_code(dtype))
-    if name is None or not naturals(shape):
-        return None
-    stride = _c_order(shape)
-    return TensorInfo(key, shape, name, stride, 0, None, kind=Kind.ARRAY)
-
-
-def _c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
-    stride: list[int] = []
-    step = 1
-    for length in reversed(shape):
-        stride.append(step)
-        step *= max(1, length)
-    return tuple(reversed(stride))
-
-
-_DTYPES: Final = {
-    "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
-    "i2": "int16", "i1": "int8", "u8": "uint64", "u4": "uint32", "u2": "uint16", "u1": "uint8",
-    "b1": "bool", "c8": "complex64", "c16": "complex128",
-}  # fmt: skip
-"""numpy's code of a dtype -> torch's name."""

@@ -1,8 +1,8 @@
 """Nodes that are no tensors -> plain values where they are data, and a few words for the rest."""
 
-from struct import unpack
 from typing import Any, Final
 
+from ckptool.formats.arrays import numpy_scalar
 from ckptool.formats.nodes import ATOMS, Elements, Global, Opaque, Ordered, Persistent
 
 NOT_PLAIN: Final = object()
@@ -114,38 +114,9 @@ def simple_object(node: Opaque) -> object:
     if (module, name) == ("builtins", "complex") and all(type(n) is float for n in node.args):
         return str(complex(*node.args[:2]))
     if name == "scalar" and module.endswith("multiarray"):
-        return numpy_scalar(node.args)
+        number = numpy_scalar(node.args)
+        return NOT_PLAIN if number is None else number
     return NOT_PLAIN
-
-
-def numpy_scalar(args: tuple[Any, ...]) -> object:
-    """`numpy.core.multiarray.scalar(dtype, bytes)`: the number itself."""
-    if len(args) != 2:
-        return NOT_PLAIN
-    code, data = numpy_code(args[0]), args[1]
-    if type(data) is str:  # Python 2 wrote its bytes as a string
-        data = data.encode("latin-1", "replace")
-    letter = _NUMBERS.get(code, "")
-    if type(data) is not bytes or not letter or len(data) != int(code[1:]):
-        return NOT_PLAIN
-    return unpack(f"<{letter}", data)[0]
-
-
-def numpy_code(dtype: object) -> str:
-    """Return the code of a pickled numpy.dtype: "f4", "" if it is none."""
-    if type(dtype) is Opaque and dtype.name == ("numpy", "dtype") and dtype.args:
-        state = dtype.state
-        order = state[1] if type(state) is tuple and len(state) > 1 else "|"
-        code = dtype.args[0]
-        if type(code) is str and order in {"<", "|", "="}:
-            return code
-    return ""
-
-
-_NUMBERS: Final = {
-    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
-    "u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?",
-}  # fmt: skip
 
 
 def words(node: Any) -> str:

@@ -31,6 +31,9 @@ def leftover(head: bytes) -> str:
     """Return what can be said of a file that no reader recognises."""
     if not head.strip(b"\0"):
         return "holds zeros only: a download or a copy that was never filled"
+    if head[8:9] == b"{":
+        length = int.from_bytes(head[:8], "little")
+        return f"starts as a safetensors file whose header has {length} bytes: it is damaged"
     if _is_text(head):
         first = head.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
         return f"is text, not a checkpoint; it begins {quoted(first)}"

@@ -6,6 +6,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, Final
 
+from ckptool.formats.arrays import numpy_array
 from ckptool.formats.limits import Limits
 from ckptool.formats.nodes import Global, Opaque, Persistent
 from ckptool.formats.plain import quoted
@@ -285,15 +286,14 @@ def _meta(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
 
 
 def _on_device(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
-    """XLA and its like: the data lie on the CPU, or in a numpy array."""
-    data, dtype, _device, grad = _args(node, key, 4, 4)
-    made = tensors.read(data, key, depth)
-    if made is None:
-        raise TreeError(
-            f"{quoted(key)} holds its data in a numpy array: save it from the CPU instead"
-        )
-    if made.dtype != dtype_of(dtype):
-        raise TreeError(f"{quoted(key)} is said to be {dtype_of(dtype)} and is {made.dtype}")
+    """XLA and its like: the data lie on the CPU, or within the pickle in a numpy array."""
+    data, dtype, device, grad = _args(node, key, 4, 4)
+    made = tensors.read(data, key, depth) or numpy_array(data, key)
+    if made is None or made.dtype != dtype_of(dtype):
+        raise TreeError(f"{quoted(key)} is not made of data of its dtype")
+    if made.storage is None:
+        place = device if type(device) is str else "cpu"
+        made = replace(made, storage=StorageInfo(f"array {key}", made.nbytes, place), kind=None)
     return replace(made, requires_grad=grad is True)
 
 

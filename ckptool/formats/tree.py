@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ckptool.formats.arrays import numpy_array
 from ckptool.formats.limits import Limits
 from ckptool.formats.nodes import ATOMS, Elements, Opaque, Ordered
-from ckptool.formats.pickled_modules import is_module, module_state, numpy_array
+from ckptool.formats.pickled_modules import is_module, module_state
 from ckptool.formats.plain import NOT_PLAIN, Plain, text_key, value_words, words
 from ckptool.formats.tensors import Tensors, TreeError
 from ckptool.model import Entry, Skipped, State, TensorInfo

@@ -13,7 +13,7 @@ from ckptool.errors import ModuleError
 from ckptool.model import Kind, Skipped
 from ckptool.modules.places import Places
 from ckptool.modules.target import ModuleSpec, arguments, failure
-from ckptool.modules.tensors import is_lazy
+from ckptool.modules.tensors import Storages, is_lazy
 from ckptool.modules.twins import Twins
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import Walk, walk
@@ -178,9 +178,12 @@ def _lacking(held: Walk) -> str:
     """Return the path of a tensor that has no value because the parameters have none."""
     from torch import Tensor
 
-    for found in held.found:
-        is_parameter = found.registered and found.kind is Kind.PARAMETER
-        if not is_parameter and isinstance(found.value, Tensor) and found.value.is_meta:
+    storages = Storages()
+    tensors = [found for found in held.found if isinstance(found.value, Tensor)]
+    parameters = [f.value for f in tensors if f.registered and f.kind is Kind.PARAMETER]
+    known = {storages.identity(parameter) for parameter in parameters}
+    for found in tensors:
+        if found.value.is_meta and storages.identity(found.value) not in known:
             return found.path
     return ""
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 import weakref
 from functools import cache
 from pathlib import Path
@@ -28,11 +29,14 @@ def place(file: str, line: int) -> str:
 
 @cache
 def is_users(file: str) -> bool:
-    """Whether `file` is source that is neither torch's, ours, the interpreter's nor made up."""
+    """Whether `file` is source that is neither torch's, ours, Python's own nor made up."""
     import torch
 
     foreign = (os.path.dirname(torch.__file__) + os.sep, _OURS)  # noqa: PTH120
-    return not file.startswith(("<", *foreign)) and Path(file).is_file()
+    if file.startswith(("<", *foreign)) or not Path(file).is_file():
+        return False
+    standard = sysconfig.get_paths()["stdlib"] + os.sep
+    return not file.startswith(standard) or "-packages" in file.removeprefix(standard)
 
 
 class Places:

@@ -13,7 +13,7 @@ from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import Found, Walk, walk
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +67,24 @@ def duplicate(module: "nn.Module", held: Walk) -> "nn.Module":
     """
     import torch
 
-    memo: dict[int, Any] = {}
-    for value in (found.value for found in held.found):
-        if not isinstance(value, torch.Tensor) or is_lazy(value):
-            continue
-        if type(value) is torch.nn.Parameter:
-            empty = torch.empty_like(value, device="meta")
-            memo[id(value)] = torch.nn.Parameter(empty, requires_grad=value.requires_grad)
-        elif not value.is_leaf:
-            # copy.deepcopy() refuses the results of a computation.
-            memo[id(value)] = value.detach().clone()
+    values = [found.value for found in held.found]
+    values += [value for _, member in held.members for value in vars(member).values()]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
     with user_code():
-        return copy.deepcopy(module, memo)
+        return copy.deepcopy(module, {id(tensor): _blank(tensor) for tensor in tensors})
+
+
+def _blank(tensor: "Tensor") -> "Tensor":
+    """Return a copy of `tensor`, where copy.deepcopy() would take room or refuse."""
+    import torch
+
+    if is_lazy(tensor):
+        like: Any = type(tensor)
+        return like(tensor.requires_grad, tensor.device, tensor.dtype)
+    if type(tensor) is torch.nn.Parameter:
+        empty = torch.empty_like(tensor, device="meta")
+        return torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return tensor.detach().clone()
 
 
 def shared(builds: Builds) -> bool:

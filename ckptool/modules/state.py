@@ -14,12 +14,19 @@ from ckptool.modules.source import Sources
 from ckptool.modules.tensors import Storages, describe_value, digest, dtype_name
 from ckptool.modules.twins import Twins
 from ckptool.modules.usercode import UserCodeError, user_code
-from ckptool.modules.walk import DEPTH, Found, Walk, below_module, is_torchs, qualified
+from ckptool.modules.walk import (
+    DEPTH,
+    Found,
+    Walk,
+    attributes,
+    below_module,
+    is_torchs,
+    qualified,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
 _AUXILIARY = ("torch.nn.modules.loss._Loss", "torchmetrics.metric.Metric", "lpips.lpips.LPIPS")
 
 
@@ -236,16 +243,15 @@ def _is_statistic(found: Found, written: str) -> bool:
 
 
 def _module_class(module: "nn.Module") -> ModuleClass:
-    cls, own = type(module), vars(module)
+    cls = type(module)
     ancestors = {qualified(base) for base in cls.__mro__}
     version = getattr(cls, "_version", None)
-    registered = (name for kind in _REGISTRIES for name in own[kind].keys())  # noqa: SIM118
     return ModuleClass(
         name=qualified(cls),
         version=version if isinstance(version, int) else None,
         custom_load=_loads_its_own_way(module),
         auxiliary=not ancestors.isdisjoint(_AUXILIARY),
-        attributes=frozenset({*own, *registered}),
+        attributes=frozenset(attributes(module)),
     )
 
 
@@ -253,7 +259,7 @@ def _loads_its_own_way(module: "nn.Module") -> bool:
     overriding = [c for c in below_module(type(module)) if "_load_from_state_dict" in vars(c)]
     if any(not is_torchs(cls) for cls in overriding):
         return True
-    hooks = vars(module)["_load_state_dict_pre_hooks"].values()
+    hooks = module._load_state_dict_pre_hooks.values()  # noqa: SLF001
     return any(not _is_torchs_hook(getattr(hook, "hook", hook)) for hook in hooks)
 
 

@@ -76,6 +76,12 @@ def join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
+def attributes(module: "nn.Module") -> set[str]:
+    """Return the names in the `__dict__` of `module`, and those that it has registered."""
+    kinds = (module._parameters, module._buffers, module._modules)  # noqa: SLF001
+    return {*vars(module), *(name for registered in kinds for name, _ in registered.items())}
+
+
 def below_module(cls: type) -> tuple[type, ...]:
     """Return `cls` and its bases below nn.Module, in the order of attribute lookup."""
     from torch import nn
@@ -172,11 +178,11 @@ class _Search:
 
 
 def _registered(module: "nn.Module") -> Iterator[tuple[str, Any, Kind]]:
-    own = vars(module)
-    for name, parameter in own["_parameters"].items():
+    # Not from vars(): a traced module has them elsewhere.
+    for name, parameter in module._parameters.items():  # noqa: SLF001
         yield name, parameter, Kind.PARAMETER
-    left_out = own["_non_persistent_buffers_set"]
-    for name, buffer in own["_buffers"].items():
+    left_out = module._non_persistent_buffers_set  # noqa: SLF001
+    for name, buffer in module._buffers.items():  # noqa: SLF001
         yield name, buffer, Kind.NON_PERSISTENT_BUFFER if name in left_out else Kind.BUFFER
 
 
@@ -185,7 +191,7 @@ def _loose(module: "nn.Module") -> Iterator[tuple[str, object]]:
     from torch import nn
 
     derived = _derived(module)
-    internal = vars(nn.Module()).keys()
+    internal = vars(nn.Module()).keys() | {"_actual_script_module"}
     for name, value in list(vars(module).items()):
         if name not in internal and name not in derived:
             yield name, value
@@ -194,7 +200,7 @@ def _loose(module: "nn.Module") -> Iterator[tuple[str, object]]:
 def _derived(module: "nn.Module") -> set[str]:
     """Return the attributes that weight_norm, spectral_norm or prune compute in a hook."""
     registered = [name for name, _, _ in _registered(module)]
-    hooks = vars(module)["_forward_pre_hooks"].values()
+    hooks = module._forward_pre_hooks.values()  # noqa: SLF001
     named = {getattr(hook, "name", None) or getattr(hook, "_tensor_name", None) for hook in hooks}
     return {
         name
@@ -204,8 +210,7 @@ def _derived(module: "nn.Module") -> set[str]:
 
 
 def _class_attributes(module: "nn.Module") -> Iterator[tuple[str, object]]:
-    own = vars(module)
-    hiding = {*own, *(name for name, _, _ in _registered(module)), *own["_modules"].keys()}
+    hiding = attributes(module)
     for cls in below_module(type(module)):
         if not is_torchs(cls):
             for name, value in list(vars(cls).items()):

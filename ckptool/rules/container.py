@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 from ckptool.model import Checkpoint, Container, GlobalUse, Safety, State, TensorInfo
-from ckptool.modules.locate import class_exists
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
 
@@ -82,6 +81,10 @@ def _place(state: State) -> str:
 )
 def class_unavailable(checkpoint: Checkpoint) -> Iterator[Hit]:
     names = {p.name for state in checkpoint.states for p in state.modules.values()}
+    if not names:
+        return
+    from ckptool.modules.locate import class_exists
+
     for qualified in sorted(names):
         module, _, name = qualified.rpartition(".")
         if module == "__main__" or class_exists(module, name, (Path.cwd(),)) is False:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import zoo
 from safetensors.torch import save_file
@@ -577,9 +578,9 @@ def value_changed(tmp):
 
 def _without(found, code: str):
     """Leave out the findings of `code`, which the case is not about."""
-    import dataclasses
-
-    return dataclasses.replace(found, findings=tuple(f for f in found.findings if f.code != code))
+    return msgspec.structs.replace(
+        found, findings=tuple(f for f in found.findings if f.code != code)
+    )
 
 
 def _without_checksums(content: bytes) -> bytes:

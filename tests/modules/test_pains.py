@@ -1,0 +1,159 @@
+"""What users lose (field-notes.md): each pain is seen, and named for what it is."""
+
+import pytest
+import torch
+from modules import zoo
+from modules.places_in import marked
+from modules.zoo import examined
+
+from ckptool.errors import ModuleError
+from ckptool.model import Constancy, Kind
+from ckptool.modules import describe
+
+
+def facets(state):
+    """Return what each unsaved tensor is, how constant, and whether it follows .to()."""
+    return {k: (str(h.kind), str(h.constancy), h.follows_to) for k, h in state.unsaved.items()}
+
+
+def test_s01_a_plain_mask():
+    state = examined(zoo.AttrMask)
+    assert facets(state) == {"mask": ("attribute", "constant", False)}
+    assert state.held["mask"].where == marked("AttrMask.mask")
+    assert facets(examined(zoo.BufMask)) == {}
+
+
+def test_s02_drawn_in_the_constructor():
+    assert facets(examined(zoo.RandomModes)) == {
+        "B": ("attribute", "random", False),
+        "C": ("array", "random", False),
+        "perm": ("attribute", "random", False),
+    }
+
+
+def test_s03_a_queue_is_a_statistic():
+    state = examined(zoo.Queue)
+    assert state.held["queue"].statistic
+    assert state.held["queue"].written == marked("Queue.queue written")
+    assert not state.held["table"].statistic
+
+
+def test_s04_layers_in_a_list():
+    state = examined(zoo.ListLayers)
+    assert list(state.saved) == ["head.weight", "head.bias"]
+    weights = {
+        f"convs[{i}].{name}": ("module", "random", False)
+        for i in range(3)
+        for name in ("bias", "weight")
+    }
+    assert facets(state) == {
+        "banks['k']": ("container", "random", False),
+        **weights,
+        "scales[0]": ("parameter", "constant", False),
+    }
+    assert state.hidden_modules == {
+        f"convs[{i}]": "torch.nn.modules.linear.Linear" for i in range(3)
+    }
+    conv = state.held["convs[1].weight"]
+    assert conv.owner == "modules.zoo.ListLayers"
+    assert (conv.where, conv.used) == (
+        marked("ListLayers.convs"),
+        marked("ListLayers.convs used"),
+    )
+
+
+def test_s05_not_persistent_and_not_recomputable():
+    state = examined(zoo.NonPersist)
+    assert facets(state) == {
+        "drop_mask": ("non-persistent-buffer", "random", True),
+        "steps": ("non-persistent-buffer", "constant", True),
+    }
+
+
+def test_s06_statistics_as_arrays():
+    state = examined(zoo.Norm)
+    assert facets(state) == {
+        "mean": ("array", "constant", False),
+        "std": ("array", "constant", False),
+    }
+    std = state.held["std"].tensor
+    assert (std.dtype, std.shape, std.stride, std.nbytes) == ("float32", (2, 3), (3, 1), 24)
+    assert not state.held["mean"].follows_dtype
+
+
+def test_s07_an_attribute_that_half_passes_by():
+    state = examined(zoo.CastMiss)
+    assert {key: held.follows_dtype for key, held in state.unsaved.items()} == {
+        "index": True,
+        "norm_factor": False,
+    }
+
+
+def test_b08_a_buffer_that_is_none():
+    state = examined(zoo.Lazy)
+    assert state.none_buffers == {"scale": "modules.zoo.Lazy"}
+    assert state.held == {}
+
+
+def test_b09_aliases_that_go_stale():
+    state = examined(zoo.StaleAlias)
+    assert list(state.saved) == ["radius"]
+    stale = {key: (h.alias_of, h.follows_to) for key, h in state.unsaved.items()}
+    assert stale == {"all[0]": ("radius", False), "init_value": ("radius", False)}
+    assert state.held["init_value"].tensor.storage == state.held["radius"].tensor.storage
+
+
+def test_b09_registering_twice_is_the_users_error():
+    with pytest.raises(ModuleError, match="attribute 'mask' already exists"):
+        examined(zoo.Twice)
+
+
+def test_an_alias_that_follows_is_no_finding():
+    assert facets(examined(zoo.FollowedAlias)) == {}
+    assert facets(describe(zoo.FollowedAlias(), "live")) == {}
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_view_of_a_parameter_goes_stale(live):
+    state = describe(zoo.StaleView(), "live") if live else examined(zoo.StaleView)
+    assert {k: (h.alias_of, h.follows_to) for k, h in state.unsaved.items()} == {
+        "row": ("w", False)
+    }
+
+
+def test_g01_a_metric_saves_its_attributes():
+    state = examined(zoo.Metric)
+    assert list(state.saved) == ["total"]
+    assert state.held["total"].kind is Kind.ATTRIBUTE
+    assert state.unsaved == {}
+    assert state.others == {"seen": "list of 2"}
+
+
+def test_an_attribute_moved_by_hand_follows():
+    state = examined(zoo.OwnApply)
+    assert {k: (h.follows_to, h.follows_dtype) for k, h in state.unsaved.items()} == {
+        "cache": (True, True),
+        "mask": (True, True),
+    }
+
+
+def test_e01_a_non_persistent_buffer_built_on_meta_has_no_value():
+    with torch.device("meta"):
+        module = zoo.NonPersist()
+    held = describe(module, "live").held["steps"]
+    assert (held.fingerprint, held.constancy) == ("", Constancy.UNKNOWN)
+    assert held.tensor.device == "meta"
+
+
+def test_e02_e03_dtypes_are_those_that_a_load_casts_to():
+    module = zoo.Queue().half()
+    assert describe(module, "live").held["queue"].tensor.dtype == "float16"
+
+
+def test_e04_ties_are_seen():
+    state = examined(zoo.Tied)
+    storages = {key: held.tensor.storage for key, held in state.saved.items()}
+    assert storages["embed.weight"] == storages["head.weight"]
+    assert storages["one"] == storages["two"] != storages["embed.weight"]
+    assert storages["low"] == storages["high"]
+    assert state.held["high"].tensor.storage_offset == 3

@@ -1,0 +1,62 @@
+"""The reference case: one mask, as a plain attribute and as a buffer."""
+
+from pathlib import Path
+
+from reference import ARGUMENTS
+
+from ckptool.model import Constancy, Kind
+from ckptool.modules import ModuleSpec, examine
+
+SOURCE = Path(__file__).parents[2] / "samples" / "attention.py"
+WEIGHTS = ["W_query.weight", "W_key.weight", "W_value.weight"]
+
+
+def attention(name):
+    return examine(ModuleSpec(f"samples.attention:{name}", ARGUMENTS))
+
+
+def line(text):
+    found = [n for n, l in enumerate(SOURCE.read_text().splitlines(), 1) if text in l]
+    assert len(found) == 1
+    return f"samples/attention.py:{found[0]}"
+
+
+def test_the_mask_without_buffers():
+    state = attention("CausalAttentionWithoutBuffers")
+    assert list(state.held) == [*WEIGHTS, "mask"]
+    assert list(state.saved) == WEIGHTS
+    mask = state.held["mask"]
+    assert (mask.tensor.dtype, mask.tensor.shape, mask.tensor.nbytes) == ("float32", (6, 6), 144)
+    assert mask.kind is Kind.ATTRIBUTE
+    assert mask.owner == "samples.attention.CausalAttentionWithoutBuffers"
+    assert (mask.saved, mask.constancy) == (False, Constancy.CONSTANT)
+    assert (mask.follows_to, mask.follows_dtype) == (False, False)
+    assert mask.where == line("self.mask = ")
+    assert mask.used == line("self.mask.bool()")
+    assert (mask.written, mask.alias_of, mask.statistic) == ("", "", False)
+    assert state.skipped == ()
+
+
+def test_the_mask_as_a_buffer():
+    state = attention("CausalAttentionWithBuffer")
+    assert list(state.held) == list(state.saved) == ["mask", *WEIGHTS]
+    mask = state.held["mask"]
+    assert (mask.kind, mask.constancy) == (Kind.BUFFER, Constancy.CONSTANT)
+    assert (mask.follows_to, mask.follows_dtype) == (True, True)
+    assert mask.where == line('self.register_buffer("mask"')
+    assert mask.used == line("self.mask.bool()")
+    assert not mask.statistic
+
+
+def test_both_masks_have_the_same_content():
+    without = attention("CausalAttentionWithoutBuffers").held["mask"]
+    assert without.fingerprint == attention("CausalAttentionWithBuffer").held["mask"].fingerprint
+    assert len(without.fingerprint) == 64
+
+
+def test_the_weights():
+    weight = attention("CausalAttentionWithBuffer").held["W_query.weight"]
+    assert (weight.kind, weight.saved) == (Kind.PARAMETER, True)
+    assert (weight.tensor.shape, weight.tensor.device) == ((2, 3), "cpu")
+    assert weight.tensor.requires_grad
+    assert weight.where == line("self.W_query = ")
