@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
-
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
+
+from msgspec import Struct
 
 BITS: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -106,16 +106,14 @@ class Safety(StrEnum):
     DANGEROUS = "dangerous"
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(Struct, frozen=True, gc=False):
     """Something that was not looked at: silence never means passed."""
 
     what: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True, gc=False):
     """Bytes `offset` to `offset + nbytes` of a file."""
 
     path: Path
@@ -123,8 +121,7 @@ class Span:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class StorageInfo:
+class StorageInfo(Struct, frozen=True, gc=False):
     """The bytes behind one or more tensors. Equal storages mean shared memory: ties and views."""
 
     key: str
@@ -137,8 +134,7 @@ class StorageInfo:
     byteorder: str = "little"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """A piece of a tensor that is no strided block: a chunk, or the indices of a sparse one."""
 
     name: str
@@ -148,8 +144,7 @@ class Part:
     tensor: "TensorInfo"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(Struct, frozen=True, gc=False):
     """What is known of one tensor without its data."""
 
     key: str
@@ -214,8 +209,7 @@ class TensorInfo:
         return Span(storage.span.path, storage.span.offset + start, self.nbytes)
 
 
-@dataclass(frozen=True, slots=True)
-class PickledModule:
+class PickledModule(Struct, frozen=True):
     """What a pickled `nn.Module` says of one of its sub-modules."""
 
     name: str
@@ -224,8 +218,7 @@ class PickledModule:
     """Names in its `__dict__`, registered names included."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """A mapping of keys to tensors inside a checkpoint: what `load_state_dict` could be given."""
 
     at: str
@@ -235,16 +228,15 @@ class State:
     """"state_dict", "module" (a pickled nn.Module), "optimizer", or "tensors" (a list)."""
     versions: Mapping[str, int | None] | None = None
     """`state_dict._metadata`: prefix of a sub-module -> its `version`; None without one."""
-    others: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = {}
     """Keys that hold no tensor -> what they hold, in a few words."""
-    unsaved: Mapping[str, TensorInfo] = field(default_factory=dict)
+    unsaved: Mapping[str, TensorInfo] = {}
     """Of a pickled module: what its state_dict() leaves out, by path, with `kind` set."""
-    modules: Mapping[str, PickledModule] = field(default_factory=dict)
+    modules: Mapping[str, PickledModule] = {}
     """Of a pickled module: prefix -> what is known of that sub-module."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """Something in a checkpoint that is no tensor: an epoch, a learning rate, a configuration."""
 
     at: str
@@ -254,8 +246,7 @@ class Entry:
     """The value itself where it is plain: None, bool, int, float, str, lists and dicts of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class GlobalUse:
+class GlobalUse(Struct, frozen=True, gc=False):
     """A name that a pickle would import."""
 
     module: str
@@ -269,8 +260,7 @@ class GlobalUse:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct, frozen=True):
     """Something wrong with a container that does not keep it from being described."""
 
     code: str
@@ -279,8 +269,7 @@ class Fault:
     facts: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True):
     """A checkpoint as described from its bytes; nothing in it was imported, called or loaded."""
 
     path: Path
@@ -291,7 +280,7 @@ class Checkpoint:
     """In the order of `at`, the root first."""
     entries: tuple[Entry, ...] = ()
     globals: tuple[GlobalUse, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = {}
     """safetensors' `__metadata__`, or a torch container's small records (version, byteorder)."""
     damage: str = ""
     """Why reading stopped. Set only where something dangerous was found first, else an error."""
@@ -301,8 +290,7 @@ class Checkpoint:
     faults: tuple[Fault, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """One tensor or array that a live module holds, saved or not."""
 
     tensor: TensorInfo
@@ -335,8 +323,7 @@ class Held:
         return self.tensor.key
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleClass:
+class ModuleClass(Struct, frozen=True):
     """What is known of one sub-module of a live module."""
 
     name: str
@@ -351,21 +338,20 @@ class ModuleClass:
     """Names in its `__dict__`, registered names included."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleState:
+class ModuleState(Struct, frozen=True):
     """All state of a live module: what it saves and what it does not."""
 
     target: str
     """How it was named: "samples.attention:CausalAttention"."""
     held: Mapping[str, Held]
     """By key, in natural order."""
-    others: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = {}
     """Keys of the real state_dict() that hold no tensor (extra state), with what they hold."""
-    none_buffers: Mapping[str, str] = field(default_factory=dict)
+    none_buffers: Mapping[str, str] = {}
     """Buffers registered as None -> class of their owner."""
-    modules: Mapping[str, ModuleClass] = field(default_factory=dict)
+    modules: Mapping[str, ModuleClass] = {}
     """By prefix; "" is the module itself."""
-    hidden_modules: Mapping[str, str] = field(default_factory=dict)
+    hidden_modules: Mapping[str, str] = {}
     """Modules held outside `named_modules()`: path -> class."""
     skipped: tuple[Skipped, ...] = ()
 

@@ -5,11 +5,12 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Final, Self, TypeVar
+
+from msgspec.structs import replace
 
 from ckptool import model
 from ckptool.formats.files import Source, open_source

@@ -3,11 +3,12 @@
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Final, Protocol
+
+from msgspec.structs import replace
 
 from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats import pointers, safetensors, sharded

@@ -1,8 +1,9 @@
 """A pickled nn.Module -> its state_dict(), and the tensors that its state_dict() leaves out."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from ckptool.formats.arrays import numpy_array
 from ckptool.formats.nodes import ATOMS, Elements, Opaque

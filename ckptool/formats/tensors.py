@@ -1,10 +1,12 @@
 """A pickled call that rebuilds a tensor -> TensorInfo, every number in it checked."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from ckptool.formats.arrays import numpy_array
 from ckptool.formats.limits import Limits

@@ -14,7 +14,7 @@ from ckptool.formats.plain import quoted
 STORED, DEFLATED = 0, 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Member:
     """One entry of the directory."""
 
@@ -125,6 +125,8 @@ def inflate(source: Source, member: Member, limits: Limits, most: int) -> Iterat
 
 
 _CHUNK: Final = 1 << 20
+_PER_ENTRY: Final = 4096
+"""Bytes of the directory for one member."""
 _SMALL: Final = 1 << 20
 """Inflated bytes that are never called a bomb: zeros shrink a thousandfold."""
 _COMMENT: Final = 0xFFFF
@@ -181,7 +183,7 @@ def _checked_end(source: Source, record: tuple[int, ...], at: int) -> _End:
         count, nbytes, start = count64, nbytes64, start64
     if start + nbytes != end:
         faults.append(f"{end - start - nbytes} bytes stand between its directory and its end")
-    if start + nbytes > source.nbytes:
+    if start + nbytes > source.nbytes or nbytes > _PER_ENTRY * (count + 1):
         raise CorruptCheckpointError(source.path, "a zip archive whose directory is not in it")
     return _End(start, nbytes, count, faults[0] if faults else "")
 
@@ -194,9 +196,7 @@ def _wide_end(source: Source, at: int) -> tuple[int, int, int, int] | None:
     if magic != b"PK\x06\x07":
         return None
     if disk or disks > 1 or where + _EOCD64.size > at - _LOCATOR.size:
-        raise CorruptCheckpointError(
-            source.path, "a zip64 end record is not where it is said to be"
-        )
+        raise CorruptCheckpointError(source.path, "its zip64 end record is somewhere else")
     fields = _EOCD64.unpack(source.read(where, _EOCD64.size))
     magic, size, *_, here, count, nbytes, start = fields
     if magic != b"PK\x06\x06" or where + 12 + size != at - _LOCATOR.size or here != count:
@@ -256,11 +256,10 @@ def _wide_sizes(
     for kind, body in _extra_fields(extra):
         if kind == 0x7075:
             archive.blame(f"{quoted(name)} has a second name")
-        if kind != 0x0001:
-            continue
-        for index, size in enumerate(sizes):
-            if size == _WIDE and len(body) >= 8:
-                wide[index], body = int.from_bytes(body[:8], "little"), body[8:]
+        if kind == 0x0001:
+            full = [index for index, size in enumerate(sizes) if size == _WIDE]
+            for place, index in enumerate(full[: len(body) // 8]):
+                wide[index] = int.from_bytes(body[8 * place : 8 * place + 8], "little")
     return wide[0], wide[1], wide[2]
 
 
@@ -292,7 +291,7 @@ def _check_names(members: list[Member], archive: Archive) -> None:
 
 
 def _located(source: Source, members: list[Member], end: int, archive: Archive) -> Iterator[Member]:
-    """Yield the members with the place of their bytes, comparing local headers with the directory."""
+    """Yield the members with the place of their bytes; local headers must say what it says."""
     window, reached = _Window(source), 0
     for member in members:
         if member.header != reached:
@@ -302,10 +301,8 @@ def _located(source: Source, members: list[Member], end: int, archive: Archive) 
             reached = _after(window, member, start + member.packed, archive)
             if reached > end:
                 archive.blame(f"{quoted(member.name)} leaves the archive")
-        yield Member(
-            member.name, member.method, member.flags, member.crc, member.packed, member.nbytes,
-            member.header, start if start + member.packed <= end else -1,
-        )  # fmt: skip
+        member.start = start if start + member.packed <= end else -1
+        yield member
     if reached != end:
         archive.blame(f"{end - reached} bytes before its directory belong to no member")
 
@@ -325,7 +322,7 @@ def _local(window: "_Window", member: Member, end: int, archive: Archive) -> int
     fields = _LOCAL.unpack(window.read(member.header, _LOCAL.size))
     magic, _, flags, method, _, _, crc, packed, nbytes, name_size, extra_size = fields
     after_name = member.header + _LOCAL.size + name_size
-    start = after_name + extra_size
+    start: int = after_name + extra_size
     if magic != b"PK\x03\x04" or start > end:
         archive.blame(f"{quoted(member.name)} has no local header")
         return -1
@@ -351,7 +348,7 @@ def _after(window: "_Window", member: Member, end: int, archive: Archive) -> int
     data = window.read(end, 24)
     signed = data[:4] == b"PK\x07\x08"
     crc = member.crc.to_bytes(4, "little")
-    for width in (4, 8):
+    for width in (8, 4):
         sizes = crc + member.packed.to_bytes(8, "little")[:width]
         sizes += member.nbytes.to_bytes(8, "little")[:width]
         if signed and data[4:].startswith(sizes):
@@ -364,7 +361,7 @@ def _after(window: "_Window", member: Member, end: int, archive: Archive) -> int
 
 
 class _Window:
-    """Reads of a few bytes each, mostly forward: dense files by the megabyte, sparse ones as asked."""
+    """Small reads, mostly forward: of dense files by the megabyte, of sparse ones as asked."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

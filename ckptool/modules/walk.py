@@ -100,10 +100,10 @@ class _Spot:
 
     owner: "nn.Module"
     attribute: str
-    seen: set[int]
-    """Shared by all attributes of the owner, so that none of its tensors is found twice."""
     kind: Kind | None = None
     """The kind of whatever is found, where it does not depend on what that is."""
+    seen: set[int] = field(default_factory=set)
+    """What this attribute led to already."""
 
 
 @dataclass(slots=True)
@@ -125,12 +125,11 @@ class _Search:
 
     def loose(self, prefix: str, module: "nn.Module") -> Iterator[Found]:
         """Yield what is found from the attributes of `module` and of its own classes."""
-        seen: set[int] = set()
         for name, value in _loose(module):
-            spot = _Spot(module, name, seen)
+            spot = _Spot(module, name)
             yield from self._at(spot, join(prefix, name), value, 0)
         for name, value in _class_attributes(module):
-            spot = _Spot(module, name, seen, Kind.CLASS_ATTRIBUTE)
+            spot = _Spot(module, name, Kind.CLASS_ATTRIBUTE)
             yield from self._at(spot, join(prefix, name), value, 0)
 
     def _at(self, spot: _Spot, path: str, value: object, depth: int) -> Iterator[Found]:
@@ -168,7 +167,7 @@ class _Search:
                     yield Found(
                         key, Kind.MODULE, value, spot.owner, spot.attribute, registered=False
                     )
-            inner = _Spot(spot.owner, spot.attribute, spot.seen, Kind.MODULE)
+            inner = _Spot(spot.owner, spot.attribute, Kind.MODULE, spot.seen)
             for name, value in _loose(member):
                 yield from self._at(inner, join(place, name), value, 0)
 

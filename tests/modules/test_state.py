@@ -1,0 +1,218 @@
+"""state_dict() decides what is saved; everything else that a module holds is found beside it."""
+
+import numpy as np
+import pytest
+import torch
+from modules import zoo
+from modules.zoo import examined
+from torch import nn
+
+from ckptool.errors import ModuleError
+from ckptool.model import Constancy, Kind, ModuleClass, fingerprint, ties
+from ckptool.modules import describe
+
+
+def test_a_parameter_that_state_dict_drops_is_unsaved():
+    state = examined(zoo.Dropping)
+    assert list(state.saved) == ["kept.weight"]
+    assert [(k, h.kind, h.alias_of) for k, h in state.unsaved.items()] == [
+        ("frozen.weight", Kind.PARAMETER, "")
+    ]
+
+
+def test_a_renamed_key_is_the_one_that_is_saved():
+    state = examined(zoo.Renaming)
+    assert [(k, h.kind, h.saved) for k, h in state.held.items()] == [
+        ("weight", Kind.PARAMETER, True)
+    ]
+
+
+def test_a_tie_that_is_saved_once():
+    class Once(zoo.Tied):
+        def state_dict(self, *args, **kwargs):
+            state = super().state_dict(*args, **kwargs)
+            del state["head.weight"]
+            return state
+
+    state = describe(Once(), "live")
+    assert {k: h.alias_of for k, h in state.unsaved.items()} == {"head.weight": "embed.weight"}
+
+
+def test_ties_are_groups_of_keys():
+    held = examined(zoo.Tied).saved.values()
+    assert ties(h.tensor for h in held) == (("one", "two"), ("embed.weight", "head.weight"))
+
+
+def test_a_shared_sub_module_is_listed_under_both_names_as_in_state_dict():
+    state = examined(zoo.SharedLayer)
+    assert list(state.held) == [
+        *("a.fc.weight", "a.fc.bias", "b.fc.weight", "b.fc.bias"),
+        *("a.mask", "b.mask"),
+    ]
+
+
+def test_extra_state_is_told_in_words():
+    state = examined(zoo.ExtraState)
+    assert state.others == {"_extra_state": "dict of 2"}
+
+
+def test_an_extra_state_that_is_a_tensor_is_saved():
+    class Tensors(zoo.ExtraState):
+        def get_extra_state(self):
+            return torch.ones(3)
+
+    extra = describe(Tensors(), "live").held["_extra_state"]
+    assert (extra.saved, extra.kind, extra.tensor.shape) == (True, Kind.ATTRIBUTE, (3,))
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (None, "live: its state_dict() raised RuntimeError: gather first"),
+        ([1], "live: its state_dict() gave a list, not a mapping"),
+    ],
+)
+def test_a_state_dict_that_fails(result, reason):
+    with pytest.raises(ModuleError) as caught:
+        describe(zoo.BadState(result), "live")
+    assert str(caught.value).partition(" (at ")[0] == reason
+
+
+def test_unsaved_keys_are_in_natural_order():
+    module = nn.Module()
+    module.t = [torch.ones(1) for _ in range(11)]
+    assert list(describe(module, "live").held) == [f"t[{i}]" for i in range(11)]
+
+
+def test_two_runs_describe_the_same():
+    assert examined(zoo.Tied) == examined(zoo.Tied)
+    assert examined(zoo.ListLayers) == examined(zoo.ListLayers)
+
+
+def test_a_class_attribute():
+    state = examined(zoo.ClassTable)
+    kinds = {key: (held.kind, held.constancy) for key, held in state.held.items()}
+    assert kinds == {
+        "shadowed": (Kind.ATTRIBUTE, Constancy.CONSTANT),
+        "table": (Kind.CLASS_ATTRIBUTE, Constancy.UNKNOWN),
+    }
+    table = state.held["table"]
+    assert not table.follows_to
+    assert table.where == zoo_place("ClassTable.table")
+
+
+def zoo_place(name):
+    from modules.places_in import marked
+
+    return marked(name)
+
+
+def test_what_was_made_outside_the_constructor_is_not_called_constant():
+    state = examined(zoo.FromOutside)
+    assert state.held["table"].constancy is Constancy.UNKNOWN
+    assert zoo.GLOBAL_BACKBONE.weight.dtype == zoo.GLOBAL_WEIGHT.dtype == torch.float32
+    assert not any(p.is_meta for p in (*zoo.GLOBAL_BACKBONE.parameters(), zoo.GLOBAL_WEIGHT))
+
+
+def test_a_child_that_holds_its_parent_is_no_hidden_module():
+    state = examined(zoo.Parent)
+    assert list(state.held) == ["child.weight", "child.bias"]
+    assert state.hidden_modules == {}
+
+
+def test_dtypes_and_layouts():
+    held = examined(zoo.OddDtypes).held
+    assert {key: (h.tensor.dtype, h.tensor.layout) for key, h in held.items()} == {
+        "bf16": ("bfloat16", "strided"),
+        "big": ("float32", "strided"),
+        "complex": ("complex64", "strided"),
+        "fp8": ("float8_e4m3fn", "strided"),
+        "fp16": ("float16", "strided"),
+        "nan": ("float32", "strided"),
+        "nothing": ("float32", "strided"),
+        "objects": ("object", "strided"),
+        "quantized": ("qint8", "quantized"),
+        "sparse": ("float32", "sparse_coo"),
+        "view": ("float32", "strided"),
+        "words": ("str64", "strided"),
+    }
+    assert {k for k, h in held.items() if h.constancy is not Constancy.CONSTANT} == {"objects"}
+    assert {k for k, h in held.items() if not h.fingerprint} == {"objects", "sparse", "words"}
+    assert not any(h.follows_to for h in held.values())
+    assert sum(h.tensor.nbytes for h in held.values()) > 0
+
+
+def test_fingerprints_are_of_the_elements_in_order():
+    held = examined(zoo.OddDtypes).held
+    view = torch.arange(6.0).reshape(2, 3).t().contiguous()
+    floats = np.array([1.0, 2.0], dtype="<f4")
+    assert held["view"].fingerprint == fingerprint("float32", (3, 2), [view.numpy().tobytes()])
+    assert held["big"].fingerprint == fingerprint("float32", (2,), [floats.tobytes()])
+    assert held["bf16"].fingerprint == fingerprint("bfloat16", (2,), [b"\xc0\x3f\xc0\x3f"])
+    assert held["nothing"].fingerprint == fingerprint("float32", (0,), [])
+    assert held["complex"].fingerprint == fingerprint(
+        "complex64", (1,), [np.array([1 - 2j], dtype=np.complex64).tobytes()]
+    )
+
+
+def test_a_sparse_tensor_has_parts():
+    sparse = examined(zoo.OddDtypes).held["sparse"].tensor
+    parts = {part.name: (part.tensor.shape, part.tensor.dtype) for part in sparse.parts}
+    assert parts == {"indices": ((2, 2), "int64"), "values": ((2,), "float32")}
+    assert (sparse.storage, sparse.nbytes) == (None, 40)
+
+
+def test_a_wrapper_subclass_is_named_and_taken_apart():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    module = nn.Module()
+    module.two = TwoTensor(torch.ones(2), torch.zeros(2))
+    two = describe(module, "live").held["two"].tensor
+    assert two.wrapper == "torch.testing._internal.two_tensor.TwoTensor"
+    assert [part.name for part in two.parts] == ["a", "b"]
+    assert (two.shape, two.nbytes) == ((2,), 16)
+
+
+def test_a_lazy_parameter_has_no_shape_yet():
+    weight = describe(nn.LazyLinear(2), "live").held["weight"]
+    assert (weight.tensor.layout, weight.tensor.shape, weight.saved) == ("lazy", (0,), True)
+
+
+def test_what_is_known_of_classes():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+            self.loss = nn.CrossEntropyLoss()
+            self.own = zoo.OwnLoad()
+            self.hooked = zoo.HookedLoad()
+            self.lazy = nn.LazyLinear(1)
+
+    modules = describe(Root(), "live").modules
+    assert {prefix: (c.version, c.custom_load, c.auxiliary) for prefix, c in modules.items()} == {
+        "": (1, False, False),
+        "norm": (2, False, False),
+        "loss": (1, False, True),
+        "own": (3, True, False),
+        "hooked": (1, True, False),
+        "lazy": (1, False, False),
+    }
+    assert {"weight", "running_mean", "eps", "training"} <= modules["norm"].attributes
+    assert modules["own"] == ModuleClass(
+        "modules.zoo.OwnLoad", 3, True, False, modules["own"].attributes
+    )
+
+
+def test_batch_norm_keeps_statistics():
+    state = describe(nn.Sequential(nn.BatchNorm1d(2), nn.InstanceNorm1d(2)), "live")
+    assert [k for k, h in state.held.items() if h.statistic] == [
+        f"0.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
+    ]
+    assert "batchnorm.py:" in state.held["0.num_batches_tracked"].written
+    assert {key.partition(".")[0] for key in state.none_buffers} == {"1"}
+
+
+def test_auxiliary_by_the_name_of_a_class_that_is_not_installed():
+    base = type("Metric", (nn.Module,), {"__module__": "torchmetrics.metric"})
+    mine = type("Accuracy", (base,), {"__module__": "mine"})
+    assert describe(mine(), "live").modules[""].auxiliary
