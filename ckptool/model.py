@@ -175,6 +175,9 @@ class TensorInfo(Struct, frozen=True, gc=False):
         """Bytes of the elements themselves, whatever the storage holds besides."""
         if self.storage is None and self.parts and self.layout != "chunked":
             return sum(part.tensor.nbytes for part in self.parts)
+        if self.dtype not in BITS:
+            # A numpy array of what torch has no dtype for.
+            return self.storage.nbytes if self.storage is not None else 0
         return (self.numel * BITS[self.dtype] + 7) // 8
 
     @property
@@ -367,7 +370,9 @@ class ModuleState(Struct, frozen=True):
 def natural(key: str) -> tuple[object, ...]:
     """Sort key that puts layer 2 before layer 10."""
     return tuple(
-        (0, int(piece), piece) if piece.isdigit() else (1, 0, piece)
+        (0, len(number := piece.lstrip("0")), number, piece)
+        if piece[0] in "0123456789"
+        else (1, 0, piece, "")
         for piece in re.split(r"([0-9]+)", key)
         if piece
     )

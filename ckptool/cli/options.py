@@ -52,10 +52,16 @@ class Output:
     def _style(self) -> Style:
         terminal = self.path is None and sys.stdout.isatty()
         return Style(
-            width=get_terminal_size().columns if terminal else None,
+            width=_width(terminal=terminal),
             color=self.path is None and _colored(self.color, terminal=terminal),
             verbosity=self.verbose - self.quiet,
         )
+
+
+def _width(*, terminal: bool) -> int | None:
+    """Return the columns to fit into: a terminal's, or what COLUMNS says, as elsewhere."""
+    wanted = os.environ.get("COLUMNS", "").isdigit()
+    return get_terminal_size().columns if terminal or wanted else None
 
 
 def _colored(choice: str, *, terminal: bool) -> bool:

@@ -1,5 +1,6 @@
 """Bytes on disk -> Checkpoint: one module per container, chosen by content, never by suffix."""
 
+import atexit
 import re
 import stat
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from ckptool.model import Checkpoint
 STDIN: Final = Path("<stdin>")
 """What a checkpoint from standard input is called."""
 
-_TORCH: Final = ("torch_export", "torchscript", "torch_zip", "torch_tar", "torch_legacy")
+_TORCH: Final = ("torch_zip", "torch_tar", "torch_legacy")
 _DCP_METADATA: Final = ".metadata"
 _INDEX: Final = re.compile(r".+\.(?:safetensors|bin|pt|pth)\.index(?:\.[\w-]+)?\.json")
 _CANDIDATE: Final = re.compile(
@@ -28,8 +29,6 @@ _CANDIDATE: Final = re.compile(
 )
 _NAMED: Final = 5
 _COPIED: Final = 1 << 20
-_spooled: list[BinaryIO] = []
-"""Kept open until the process ends: the spans of a checkpoint from a stream lie in them."""
 
 
 class _Reader(Protocol):
@@ -62,18 +61,17 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT) -> Checkpoint:
     Raises:
         ReadError: as `open_checkpoint`, or the stream is longer than the limit.
     """
-    spool = TemporaryFile()  # noqa: SIM115 - see _spooled
+    # It stays open until the process ends: the spans of the result lie in it.
+    spool = TemporaryFile()  # noqa: SIM115
+    atexit.register(spool.close)
     try:
         nbytes = _copy(stream, spool, limits.stream_bytes)
         place = Path(f"/dev/fd/{spool.fileno()}")
         checkpoint = _describe(Source(place, spool.fileno(), nbytes), limits)
     except OSError as error:
-        spool.close()
         raise ReadError(STDIN, error.strerror or str(error)) from error
     except ReadError as error:
-        spool.close()
         raise type(error)(STDIN, error.reason) from error
-    _spooled.append(spool)
     return replace(checkpoint, path=STDIN)
 
 

@@ -3,11 +3,12 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import repeat
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is an exception
 from typing import Final
+
+from msgspec import Struct as Record
 
 from ckptool.formats.globals import judge
 from ckptool.formats.limits import Limits
@@ -22,8 +23,6 @@ _SLICE: Final = 1 << 16
 """Opcodes between two looks at how much the stream has piled up."""
 _PILED: Final = 2_000_000
 """Objects that may wait on the stack: an unbatched tuple of as many elements."""
-_LONG_BINPUT, _BINGET, _LONG_BINGET = 0x72, 0x68, 0x6A
-_BININT1, _TUPLE, _MARK = 0x4B, 0x74, 0x28
 _UINT32: Final = Struct("<I").unpack_from
 _EMBEDDED: Final = 4
 """Pickles within pickles within pickles."""
@@ -32,8 +31,7 @@ _BROKEN: Final = (IndexError, KeyError, ValueError, OverflowError, StructError)
 """What an opcode of a broken stream comes to: no stack, no memo slot, no such number."""
 
 
-@dataclass(slots=True)
-class Pickle:
+class Pickle(Record):
     """One pickle, as far as it could be read."""
 
     root: object = None
@@ -43,10 +41,10 @@ class Pickle:
     """Why reading stopped before it."""
     starved: bool = False
     """Whether it stopped for want of bytes: more of the file may help."""
-    globals: list[Global] = field(default_factory=list)
+    globals: list[Global] = []
     """Every name that it uses, in the order of their first use, whatever became of the result."""
-    persistent: list[Persistent] = field(default_factory=list)
-    blobs: dict[int, int] = field(default_factory=dict)
+    persistent: list[Persistent] = []
+    blobs: dict[int, int] = {}
     """id of a byte string in the tree -> where it starts in the data."""
 
 
@@ -128,29 +126,29 @@ def _run(machine: Machine, start: int) -> None:
 def _run_slice(machine: Machine, pos: int) -> int:
     """Run `_SLICE` opcodes. The six that make most of a state_dict stand here: calls cost time."""
     data, handlers, memo, outer = machine.data, HANDLERS, machine.memo, machine.outer
-    stack, limit = machine.stack, machine.limit
+    stack, limit, uint32 = machine.stack, machine.limit, _UINT32
     for _ in repeat(None, _SLICE):
         opcode = data[pos]
-        if opcode == _LONG_BINPUT:
-            memo[_UINT32(data, pos + 1)[0]] = stack[-1]
+        if opcode == 0x72:  # LONG_BINPUT
+            memo[uint32(data, pos + 1)[0]] = stack[-1]
             pos += 5
-        elif opcode == _BININT1:
+        elif opcode == 0x4B:  # BININT1
             stack.append(data[pos + 1])
             pos += 2
-        elif opcode == _BINGET:
+        elif opcode == 0x68:  # BINGET
             stack.append(memo[data[pos + 1]])
             pos += 2
-        elif opcode == _TUPLE:
+        elif opcode == 0x74:  # TUPLE
             items = tuple(stack)
             stack = machine.stack = outer.pop()
             stack.append(items)
             pos += 1
-        elif opcode == _MARK:
+        elif opcode == 0x28:  # MARK
             outer.append(stack)
             stack = machine.stack = []
             pos += 1
-        elif opcode == _LONG_BINGET:
-            stack.append(memo[_UINT32(data, pos + 1)[0]])
+        elif opcode == 0x6A:  # LONG_BINGET
+            stack.append(memo[uint32(data, pos + 1)[0]])
             pos += 5
         else:
             pos = handlers[opcode](machine, pos + 1)

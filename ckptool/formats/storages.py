@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
+
+from msgspec import Struct
 
 from ckptool.formats.nodes import Global, Persistent
 from ckptool.formats.plain import quoted
@@ -12,8 +14,7 @@ from ckptool.formats.tensors import TreeError
 from ckptool.model import BITS
 
 
-@dataclass(frozen=True, slots=True)
-class StorageId:
+class StorageId(Struct, gc=False):
     """What ("storage", class, key, location, numel) says."""
 
     dtype: str
@@ -42,7 +43,9 @@ def storage_id(node: Persistent, *, fields: int = 5) -> StorageId:
         raise TreeError(f"a storage's key is a {type(key).__name__}")
     if type(numel) is not int or not 0 <= numel < 1 << 60:
         raise TreeError(f"storage {quoted(key)} is said to have {_number(numel)} elements")
-    return StorageId(storage_dtype(cls, key), key, _location(location, key), numel, *view)
+    if type(location) is not str or not _is_tag(location):
+        raise TreeError(f"storage {quoted(key)} has no device for its location tag")
+    return StorageId(storage_dtype(cls, key), key, location, numel, *view)
 
 
 def storage_dtype(cls: object, key: str) -> str:
@@ -54,10 +57,9 @@ def storage_dtype(cls: object, key: str) -> str:
     return dtype
 
 
-def _location(location: object, key: str) -> str:
-    if type(location) is not str or not _TAG.fullmatch(location):
-        raise TreeError(f"storage {quoted(key)} has no device for its location tag")
-    return location
+@lru_cache(maxsize=64)
+def _is_tag(location: str) -> bool:
+    return _TAG.fullmatch(location) is not None
 
 
 def _number(value: object) -> str:

@@ -1,7 +1,9 @@
-"""A file of torch.save (torch >= 1.6) -> Checkpoint: data.pkl, and the storages beside it in a zip."""
+"""A file of torch.save (torch >= 1.6) -> Checkpoint: data.pkl, and storages beside it in a zip."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
+
+from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats import tree
@@ -17,12 +19,13 @@ from ckptool.formats.zips import (
     STORED,
     Archive,
     Member,
+    bad_crc,
     check_crc,
     is_zip,
     read_archive,
     read_member,
 )
-from ckptool.model import Checkpoint, Container, Skipped, Span, StorageInfo
+from ckptool.model import Checkpoint, Container, GlobalUse, Skipped, Span, StorageInfo
 
 
 def matches(source: Source) -> bool:
@@ -37,16 +40,18 @@ def read(source: Source, limits: Limits) -> Checkpoint:
         UnknownFormatError: it is a zip archive that torch did not write.
         CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
     """
-    archive = read_archive(source, limits)
-    records = Records(source, archive, limits)
+    with paused_collector():
+        return _read(source, Records(source, read_archive(source, limits), limits), limits)
+
+
+def _read(source: Source, records: "Records", limits: Limits) -> Checkpoint:
     if not records.pickles:
         return _other(source, records, limits)
     if "constants.pkl" in records.by_name or any(n.startswith("code/") for n in records.by_name):
         from ckptool.formats import torchscript
 
         return torchscript.read_records(source, records, limits)
-    with paused_collector():
-        return describe_records(source, records, limits, Container.TORCH_ZIP)
+    return describe_records(source, records, limits, Container.TORCH_ZIP)
 
 
 class Records:
@@ -101,10 +106,10 @@ def describe_records(
     try:
         return _described(source, records, limits, container, names)
     except CorruptCheckpointError as error:
-        found = [*names, *_hidden(records, limits)]
+        found = [*names, *_all_names(records, limits)]
         return damaged(source.path, container, source.nbytes, found, error.reason)
     except TreeError as error:
-        found = [*names, *_hidden(records, limits)]
+        found = [*names, *_all_names(records, limits)]
         return damaged(source.path, container, source.nbytes, found, str(error))
 
 
@@ -126,7 +131,7 @@ def _other(source: Source, records: Records, limits: Limits) -> Checkpoint:
     reason = "a zip archive without data.pkl: torch.save did not write it"
     if records.archive.fault:
         reason = records.archive.fault
-    found = dangerous(_hidden(records, limits))
+    found = dangerous(_all_names(records, limits))
     if found or records.archive.fault:
         return damaged(source.path, Container.TORCH_ZIP, source.nbytes, found, reason)
     raise UnknownFormatError(source.path, reason)
@@ -148,22 +153,15 @@ def _described(
         raise CorruptCheckpointError(path, f"{quoted(main.name)}: {pickle.fault}")
     resolve(pickle.persistent, records, metadata.get("byteorder", "little"))
     grown = tree.describe(pickle.root, limits)
-    names += (hidden := dangerous(_hidden(records, limits)))
-    skipped = (*check_sums(records, limits), *_unreferenced(records), *grown.skipped)
-    if hidden:
-        where = "a member that data.pkl does not refer to holds a pickle that acts"
-        return damaged(path, container, source.nbytes, names, where)
-    if grown.empty and not dangerous(names):
-        raise CorruptCheckpointError(path, "holds no tensors")
     return Checkpoint(
         path,
         container,
         source.nbytes,
         tuple(grown.states),
         tuple(grown.entries),
-        uses(names, pickle.root),
+        (*uses(names, pickle.root), *_hidden_uses(records, limits)),
         metadata,
-        skipped=skipped,
+        skipped=(*check_sums(records, limits), *_unreferenced(records), *grown.skipped),
     )
 
 
@@ -175,7 +173,7 @@ def unpickle_member(records: Records, member: Member, limits: Limits) -> Pickle:
     """
     if member.nbytes > limits.pickle_bytes or member.start < 0:
         reason = f"{quoted(member.name)} has {member.nbytes} bytes"
-        raise CorruptCheckpointError(records.source.path, reason)
+        raise CorruptCheckpointError(records.source.path, f"{reason}, more than any pickle needs")
     data = read_member(records.source, member, limits, limits.pickle_bytes)
     return unpickle_all(data, limits)
 
@@ -237,10 +235,10 @@ def check_sums(records: Records, limits: Limits) -> list[Skipped]:
     if source.nbytes > limits.checked_bytes and not limits.deep:
         reason = f"the file has {source.nbytes} bytes; --deep compares them"
         return [Skipped("checksums of the storages", reason)]
-    for member in filled:
-        if member.crc and not check_crc(source, member, limits):
-            reason = f"{quoted(member.name)} does not match its checksum: its bytes have changed"
-            raise CorruptCheckpointError(source.path, reason)
+    bad = bad_crc(source, (member for member in filled if member.crc), limits)
+    if bad is not None:
+        reason = f"{quoted(bad.name)} does not match its checksum: its bytes have changed"
+        raise CorruptCheckpointError(source.path, reason)
     without = sum(not member.crc for member in filled)
     if without:
         reason = f"{without} of {len(filled)} records were written without one"
@@ -258,18 +256,24 @@ def _unreferenced(records: Records) -> list[Skipped]:
     return [Skipped("records", f"nothing refers to {names}")]
 
 
-def _hidden(records: Records, limits: Limits) -> list[Global]:
-    """Return the names in members that are pickles although nothing refers to them."""
-    found: list[Global] = []
+def _hidden_uses(records: Records, limits: Limits) -> Iterator[GlobalUse]:
+    """Yield what is dangerous in members that are pickles although nothing refers to them."""
+    for member, names in _hidden(records, limits):
+        for use in uses(dangerous(names)):
+            yield replace(use, at=f"record {member.name}")
+
+
+def _hidden(records: Records, limits: Limits) -> Iterator[tuple[Member, list[Global]]]:
+    """Try the members that nothing refers to as pickles; in a faulty archive, all of them."""
     tried: set[int] = set()
+    known = set() if records.archive.fault else records.used
     for member in records.members:
-        if member.name in records.used and not records.archive.fault:
+        if member.name in known or member.start < 0 or member.start in tried:
             continue
-        if member.start < 0 or member.start in tried or len(tried) > _TRIED:
-            continue
+        if len(tried) > _TRIED:
+            return
         tried.add(member.start)
-        found += _tried(records, member, limits)
-    return found
+        yield member, _tried(records, member, limits)
 
 
 def _tried(records: Records, member: Member, limits: Limits) -> list[Global]:
@@ -279,3 +283,7 @@ def _tried(records: Records, member: Member, limits: Limits) -> list[Global]:
         return []
     # Text can begin like a pickle of protocol 0: only later ones say what they are.
     return scan(data, limits) if data[:1] == b"\x80" or data[-1:] == b"." else []
+
+
+def _all_names(records: Records, limits: Limits) -> list[Global]:
+    return [name for _, names in _hidden(records, limits) for name in names]

@@ -1,8 +1,9 @@
 """A pickled object graph -> the states in it, and everything else as entries."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct
 
 from ckptool.formats.arrays import numpy_array
 from ckptool.formats.limits import Limits
@@ -17,13 +18,12 @@ _LISTED: Final = 200
 """Children without tensors that get entries of their own; more are counted."""
 
 
-@dataclass(slots=True)
-class Tree:
+class Tree(Struct):
     """What one pickle holds."""
 
-    states: list[State] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    states: list[State] = []
+    entries: list[Entry] = []
+    skipped: list[Skipped] = []
 
     @property
     def empty(self) -> bool:
@@ -90,7 +90,7 @@ class _Walk:
         tensors: dict[str, TensorInfo] = {}
         others: dict[str, Any] = {}
         for name, child in _children(node):
-            key = _free(name, tensors, others)
+            key = _free(name, tensors, others) if name in tensors or name in others else name
             tensor = self._tensors.read(child, key)
             if tensor is None:
                 others[key] = child

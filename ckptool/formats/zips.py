@@ -1,10 +1,12 @@
 """A zip archive -> its members, after everything that readers could disagree on was refused."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from struct import Struct
 from typing import Final
+
+from msgspec import Struct as Record
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files import Source
@@ -14,11 +16,12 @@ from ckptool.formats.plain import quoted
 STORED, DEFLATED = 0, 8
 
 
-@dataclass(slots=True)
-class Member:
+class Member(Record, gc=False):
     """One entry of the directory."""
 
     name: str
+    raw: bytes
+    """The name's own bytes."""
     method: int
     flags: int
     crc: int
@@ -32,11 +35,10 @@ class Member:
     """Where its bytes start; -1 where the local header cannot be read."""
 
 
-@dataclass(slots=True)
-class Archive:
+class Archive(Record):
     """The members of an archive, in the order of the file."""
 
-    members: list[Member] = field(default_factory=list)
+    members: list[Member] = []
     fault: str = ""
     """The first thing about it that readers could disagree on."""
 
@@ -79,6 +81,22 @@ def read_member(source: Source, member: Member, limits: Limits, most: int) -> by
     if member.method == STORED:
         return source.read(member.start, min(member.nbytes, most))
     return b"".join(inflate(source, member, limits, most))
+
+
+def bad_crc(source: Source, members: Iterable[Member], limits: Limits) -> Member | None:
+    """Return the first of `members`, in the order of the file, that does not have its checksum."""
+    from zlib import crc32
+
+    window = _Window(source)
+    for member in members:
+        if member.method == STORED and member.nbytes < _NEAR:
+            at = window.at(member.start, member.nbytes)
+            good = crc32(window.data[at : at + member.nbytes]) == member.crc
+        else:
+            good = check_crc(source, member, limits)
+        if not good:
+            return member
+    return None
 
 
 def check_crc(source: Source, member: Member, limits: Limits) -> bool:
@@ -142,8 +160,7 @@ _AFTER: Final = 0x0008
 _SYMLINK: Final = 0o120000
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(Record, frozen=True):
     """The record at the end of an archive."""
 
     start: int
@@ -238,7 +255,7 @@ def _entry(fields: tuple[int, ...], raw: bytes, extra: bytes, archive: Archive) 
         archive.blame(f"{quoted(name)} is compressed by method {method}, not stored or deflated")
     if method == STORED and packed != nbytes:
         archive.blame(f"{quoted(name)} is stored, and of two sizes: {packed} and {nbytes} bytes")
-    return Member(name, method, flags, crc, packed, nbytes, header)
+    return Member(name, raw, method, flags, crc, packed, nbytes, header)
 
 
 def _name(raw: bytes) -> str:
@@ -277,17 +294,18 @@ def _check_names(members: list[Member], archive: Archive) -> None:
     seen: dict[str, str] = {}
     for member in members:
         name = member.name
-        parts = name.removesuffix("/").split("/")
-        if not name or "\0" in name or "\\" in name or ":" in parts[0]:
-            archive.blame(f"a member is named {quoted(name)}")
-        elif "" in parts or ".." in parts or "." in parts:
-            archive.blame(f"{quoted(name)} leaves the archive")
+        if _NAME.fullmatch(name) is None:
+            archive.blame(f"a member is named {quoted(name)}: it leaves the archive")
         if name.endswith("/") and member.nbytes:
             archive.blame(f"{quoted(name)} is a folder and has bytes")
         other = seen.setdefault(name.casefold(), name)
         if other is not name:
             same = "stands twice in it" if other == name else f"and {quoted(other)} are one name"
             archive.blame(f"{quoted(name)} {same}")
+
+
+_NAME: Final = re.compile(r"(?:(?!\.{1,2}(?:/|$))[^/\\\0:]+(?:/|$))+")
+"""Parts between slashes: none empty, "." or "..", no drive, no NUL."""
 
 
 def _located(source: Source, members: list[Member], end: int, archive: Archive) -> Iterator[Member]:
@@ -319,42 +337,53 @@ def _local(window: "_Window", member: Member, end: int, archive: Archive) -> int
     if member.header + _LOCAL.size > end:
         archive.blame(f"{quoted(member.name)} is said to start outside the archive")
         return -1
-    fields = _LOCAL.unpack(window.read(member.header, _LOCAL.size))
-    magic, _, flags, method, _, _, crc, packed, nbytes, name_size, extra_size = fields
-    after_name = member.header + _LOCAL.size + name_size
-    start: int = after_name + extra_size
-    if magic != b"PK\x03\x04" or start > end:
+    at = window.at(member.header, _HEADER_READ)
+    fields = _LOCAL.unpack_from(window.data, at)
+    start: int = member.header + _LOCAL.size + fields[9] + fields[10]
+    if fields[0] != b"PK\x03\x04" or start > end:
         archive.blame(f"{quoted(member.name)} has no local header")
         return -1
-    named = window.read(member.header + _LOCAL.size, name_size)
-    if _WIDE in {packed, nbytes}:
-        extra = window.read(after_name, extra_size)
-        nbytes, packed, _ = _wide_sizes(extra, (nbytes, packed, 0), member.name, archive)
-    sizes = (crc, packed, nbytes)
-    agreed = {(member.crc, member.packed, member.nbytes)}
-    if flags & _AFTER:  # the sizes follow the data; here they may be left out
-        agreed |= {(0, 0, 0), (0, member.packed, member.nbytes), (member.crc, 0, 0)}
-    if _name(named) != member.name:
-        archive.blame(f"{quoted(member.name)} is named {quoted(_name(named))} in its local header")
-    elif method != member.method or (flags ^ member.flags) & ~0x0806 or sizes not in agreed:
-        archive.blame(f"{quoted(member.name)} is described differently in its local header")
+    at = window.at(member.header, start - member.header) + _LOCAL.size
+    _compare(fields, window.data[at : at + fields[9] + fields[10]], member, archive)
     return start
+
+
+def _compare(fields: tuple[int, ...], rest: bytes, member: Member, archive: Archive) -> None:
+    """Blame the archive where a local header says something else than the directory."""
+    _, _, flags, method, _, _, crc, packed, nbytes, name_size, _ = fields
+    name = rest[:name_size]
+    if name != member.raw:
+        there = quoted(_name(name))
+        archive.blame(f"{quoted(member.name)} is named {there} in its local header")
+    if _WIDE in {packed, nbytes}:
+        sizes = (nbytes, packed, 0)
+        nbytes, packed, _ = _wide_sizes(rest[name_size:], sizes, member.name, archive)
+    # Where the sizes follow the data, they may be left out here.
+    absent = flags & _AFTER
+    same = (
+        method == member.method
+        and not (flags ^ member.flags) & ~0x0806
+        and (crc == member.crc or (absent and not crc))
+        and (packed == member.packed or (absent and not packed))
+        and (nbytes == member.nbytes or (absent and not nbytes))
+    )
+    if not same:
+        archive.blame(f"{quoted(member.name)} is described differently in its local header")
 
 
 def _after(window: "_Window", member: Member, end: int, archive: Archive) -> int:
     """Return the end of a member: past the sizes that follow its data, where they do."""
     if not member.flags & _AFTER:
         return end
-    data = window.read(end, 24)
-    signed = data[:4] == b"PK\x07\x08"
-    crc = member.crc.to_bytes(4, "little")
-    for width in (8, 4):
-        sizes = crc + member.packed.to_bytes(8, "little")[:width]
-        sizes += member.nbytes.to_bytes(8, "little")[:width]
-        if signed and data[4:].startswith(sizes):
-            return end + 4 + len(sizes)
-        if data.startswith(sizes) and member.nbytes:
-            return end + len(sizes)
+    at, data = window.at(end, _WIDE_SIZES.size), window.data
+    sizes = (member.crc, member.packed, member.nbytes)
+    for layout in (_WIDE_SIZES, _SIZES):
+        if layout is _WIDE_SIZES or max(sizes) <= _WIDE:
+            signed = layout.pack(b"PK\x07\x08", *sizes)
+            if data.startswith(signed, at):
+                return end + len(signed)
+            if member.nbytes and data.startswith(signed[4:], at):
+                return end + len(signed) - 4
     if member.nbytes:
         archive.blame(f"{quoted(member.name)} is described differently after its data")
     return end
@@ -364,20 +393,24 @@ class _Window:
     """Small reads, mostly forward: of dense files by the megabyte, of sparse ones as asked."""
 
     def __init__(self, source: Source) -> None:
+        self.data = b""
         self._source = source
-        self._data = b""
         self._start = 0
 
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Return up to `nbytes` bytes from `offset`: fewer at the end of the file."""
+    def at(self, offset: int, nbytes: int) -> int:
+        """Return where in `data` the `nbytes` from `offset` stand; fewer at the end of the file."""
         skip = offset - self._start
-        if skip < 0 or skip + nbytes > len(self._data):
-            near = 0 <= skip - len(self._data) < _NEAR or 0 <= skip < len(self._data)
-            size = max(nbytes, _CHUNK if near and self._data else _SPARSE)
+        if skip < 0 or skip + nbytes > len(self.data):
+            near = -len(self.data) <= skip - len(self.data) < _NEAR
+            size = max(nbytes, _CHUNK if near and self.data else _SPARSE)
             size = min(size, max(0, self._source.nbytes - offset))
-            self._data, self._start, skip = self._source.read(offset, size), offset, 0
-        return self._data[skip : skip + nbytes]
+            self.data, self._start, skip = self._source.read(offset, size), offset, 0
+        return skip
 
 
 _NEAR: Final = 1 << 14
 _SPARSE: Final = 1 << 10
+_HEADER_READ: Final = 256
+"""Bytes of a local header with its name and its padding, mostly."""
+_SIZES: Final = Struct("<4sLLL")
+_WIDE_SIZES: Final = Struct("<4sLQQ")

@@ -13,7 +13,7 @@ from ckptool.errors import ModuleError
 from ckptool.model import Kind, Skipped
 from ckptool.modules.places import Places
 from ckptool.modules.target import ModuleSpec, arguments, failure
-from ckptool.modules.tensors import Storages, is_lazy
+from ckptool.modules.tensors import Storages, size
 from ckptool.modules.twins import Twins
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import Walk, walk
@@ -192,4 +192,4 @@ def _meta_bytes(held: Walk) -> int:
     from torch import Tensor
 
     values = [found.value for found in held.found if isinstance(found.value, Tensor)]
-    return sum(value.nbytes for value in values if value.is_meta and not is_lazy(value))
+    return sum(size(value) for value in values if value.is_meta)

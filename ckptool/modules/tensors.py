@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo, fingerprint
@@ -94,10 +95,10 @@ def describe_value(key: str, value: Any, kind: Kind, storages: Storages) -> Tens
 
 def digest(value: Any) -> str:
     """Return `model.fingerprint` of the elements of `value`, "" where they cannot be had."""
-    if is_lazy(value) or value.nbytes > DIGESTED_BYTES:
+    if dtype_name(value) not in BITS or size(value) > DIGESTED_BYTES:
         return ""
     found = _elements(value)
-    if found is None or len(found) != 1 or dtype_name(value) not in BITS:
+    if found is None or len(found) != 1:
         return ""
     chunk = memoryview((ctypes.c_ubyte * found[0].numel()).from_address(found[0].data_ptr()))
     return fingerprint(dtype_name(value), tuple(map(int, value.shape)), [chunk])
@@ -117,6 +118,11 @@ def same_bytes(one: Any, other: Any) -> bool | None:
     if left is None or right is None:
         return None
     return all(map(torch.equal, left, right)) if len(left) == len(right) else False
+
+
+def size(value: Any) -> int:
+    """Return the bytes of the elements of `value`, as if it were dense."""
+    return 0 if is_lazy(value) else int(prod(value.shape)) * int(value.dtype.itemsize)
 
 
 def dtype_name(value: Any) -> str:
@@ -198,6 +204,8 @@ def _elements(value: Any) -> "list[Tensor] | None":
 
     if not isinstance(value, torch.Tensor):
         return _array_elements(value)
+    if is_lazy(value):
+        return None
     tensor = value.detach()
     parts = _parts(tensor)
     if parts:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from textwrap import wrap
 from typing import Final, assert_never
 
-from tabulate import tabulate
+from tabulate import MIN_PADDING, tabulate
 
 from ckptool.render import Style
 from ckptool.render.layout import Grid, Lines, Problem, Problems, Verdict, blocks
@@ -20,6 +20,7 @@ _COLORS: Final = {
     "failed": "31",
 }
 _RIGHT: Final = frozenset({"count", "size"})
+_GAP: Final = 2
 _NARROWEST_KEY: Final = 16
 
 
@@ -67,7 +68,8 @@ def _grid(grid: Grid, style: Style) -> str:
 def _fit(rows: list[list[str]], headers: tuple[str, ...], width: int) -> list[list[str]]:
     """Cut the keys in the middle, so that no row is wider than the terminal."""
     others = sum(
-        max(len(headers[i]), *(len(row[i]) for row in rows)) + 2 for i in range(1, len(headers))
+        max(len(headers[i]) + MIN_PADDING, *(len(row[i]) for row in rows)) + _GAP
+        for i in range(1, len(headers))
     )
     room = max(width - others, _NARROWEST_KEY)
     return [[cut(row[0], room), *row[1:]] for row in rows]

@@ -9,6 +9,12 @@ from ckptool.model import Checkpoint, Container, GlobalUse, Safety, State, Tenso
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
 
+_ADVICE: Final = {
+    Safety.DANGEROUS: "Do not load this file with weights_only=False; ask who made it.",
+    Safety.UNKNOWN: "Load it only if you trust who made it, or save it again with plain types only.",
+}
+
+
 @check(
     Checkpoint,
     Rule(
@@ -18,8 +24,7 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
         message="the pickle names {key}{where}{times}: {safety}",
         why="Unpickling imports and calls what the file names: that is how a checkpoint runs "
         "code. torch.load(weights_only=True) refuses this name. ckptool never imports it.",
-        fix="dangerous: do not load the file. unknown: load it only if you trust who made it, or "
-        "save it again with plain types only.",
+        fix="{advice}",
     ),
 )
 def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -38,6 +43,7 @@ def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
             where=f" at `{first.at}`" if first.at else "",
             times=f" and in {len(group) - 1} more places" if len(group) > 1 else "",
             safety="dangerous" if dangerous else "unknown, not on torch's list of allowed names",
+            advice=_ADVICE[first.safety],
             at=first.at,
             count=len(group),
         )

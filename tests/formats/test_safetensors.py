@@ -20,6 +20,7 @@ from ckptool.formats.safetensors import DTYPES
 from ckptool.model import BITS, Checkpoint, Container, Span, State, StorageInfo, TensorInfo
 
 A = entry()
+BYTE = entry(dtype="U8", shape=[1], data_offsets=[0, 1])
 EMPTY = entry(shape=[0], data_offsets=[0, 0])
 
 
@@ -237,7 +238,7 @@ def test_zip_signature_by_chance(tmp_path):
 
 
 def test_pickle_in_the_header(tmp_path):
-    """A length and names that are opcodes as well: X swallows the start, the name calls os.system."""
+    """A length and a name that are opcodes as well: X swallows the start, the rest is a call."""
     code = "\x8c"  # SHORT_BINUNICODE; its UTF-8 lead byte is the argument of the opcode before it
     module, name = "torch.utils.data.datapipes.utils", "os." + "path.os." * 4 + "system"
     words = "".join(f"K{code}{chr(len(word))}{word}" for word in (module, name))
@@ -320,7 +321,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
 
 
 def written_soundly(saved: tuple[dict, dict | None]) -> bool:
-    """safetensors 0.8.0 writes `{},"__metadata__":{}}` where there is nothing at all."""
+    """Safetensors 0.8.0 writes `{},"__metadata__":{}}` where there is nothing at all."""
     return saved != ({}, {})
 
 

@@ -346,7 +346,9 @@ class Statistic(nn.Module):
         nn.init.zeros_(self.initialised)  #: Statistic.initialised
         x = functional.batch_norm(x, None, self.frozen, training=False)
         self.read.requires_grad_(False)
-        return functional.batch_norm(x, self.running, None, training=self.training) * self.read  #: Statistic.running
+        return (
+            functional.batch_norm(x, self.running, None, training=self.training) * self.read
+        )  #: Statistic.running
 
     def anneal(self):
         self.later += 1  #: Statistic.later

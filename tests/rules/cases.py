@@ -202,6 +202,11 @@ def linear_without_bias(tmp):
     return api.audit("torch.nn:Linear", kwargs={"in_features": 2, "out_features": 2, "bias": False})
 
 
+@near("CK112")
+def loss_without_class_weights(tmp):
+    return api.audit("torch.nn:CrossEntropyLoss")
+
+
 # CK2xx: a file against a module
 
 
@@ -274,7 +279,7 @@ def the_same_base(tmp):
     return diff(tmp, zoo.Rope().state_dict(), "Rope", persistent=False)
 
 
-@fires("CK207")
+@fires("CK207", "CK210")
 def more_classes(tmp):
     return diff(
         tmp, nn.Linear(3, 5).state_dict(), "torch.nn:Linear", in_features=3, out_features=10
