@@ -2,9 +2,10 @@
 
 import ast
 import json
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ckptool import report
 from ckptool.compare import Loading, loading, revision
 from ckptool.config import Config, load_config
 from ckptool.errors import ReadError, UsageError
-from ckptool.formats import open_checkpoint
+from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.model import Checkpoint, ModuleState
 from ckptool.policy import Policy, judge, known_codes
@@ -38,7 +39,7 @@ def inspect(
     errors: list[str] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
-            checkpoints.append(open_checkpoint(Path(path), limits))
+            checkpoints.append(_open(path, limits))
         except ReadError as error:
             errors.append(str(error))
     verdict = judge(run(checkpoints), policy or Policy())
@@ -82,11 +83,11 @@ def diff(
             raise UsageError(
                 "-m names a module for one checkpoint; with two checkpoints leave it out"
             )
-        before, after = open_checkpoint(Path(path), limits), open_checkpoint(Path(new), limits)
+        before, after = _open(path, limits), _open(new, limits)
         changed = revision(before, after, at, look_at_values=values)
         found = judge(run([changed]), policy or Policy(), differs=changed.differs)
         return report.revised(changed, found, explain)
-    checkpoint = open_checkpoint(Path(path), limits)
+    checkpoint = _open(path, limits)
     wanted = _wanted(Path(path), module, kwargs, at, config)
     hyper = {} if wanted.kwargs else hyper_parameters(checkpoint)
     state = _examine(wanted.module, wanted.kwargs, hyper, wanted.search)
@@ -149,6 +150,26 @@ def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, ob
     return arguments
 
 
+def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
+    """Return the limits with those of `name=number` changed ("pickle-bytes=1000000").
+
+    Raises:
+        UsageError: there is no such limit, or the number is none.
+    """
+    known = {f.name for f in fields(Limits)} - {"deep"}
+    changed: dict[str, int] = {}
+    for pair in pairs:
+        name, _, number = pair.partition("=")
+        key = name.replace("-", "_")
+        if key not in known:
+            names = ", ".join(sorted(k.replace("_", "-") for k in known))
+            raise UsageError(f"--limit {pair}: there is no such limit; known are {names}")
+        if not (number.isascii() and number.isdigit() and len(number) < 20):
+            raise UsageError(f"--limit {pair}: expected {name}=NUMBER")
+        changed[key] = int(number)
+    return replace(DEFAULT, deep=deep, **changed)
+
+
 def _kwargs_file(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -160,6 +181,13 @@ def _kwargs_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")
     return found
+
+
+def _open(path: PathLike, limits: Limits) -> Checkpoint:
+    """Describe the checkpoint at `path`; "-" is standard input."""
+    if str(path) == "-":
+        return open_stream(sys.stdin.buffer, limits)
+    return open_checkpoint(Path(path), limits)
 
 
 @dataclass(frozen=True, slots=True)

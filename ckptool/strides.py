@@ -1,6 +1,8 @@
 """Sizes and strides -> the bytes of a view's elements, picked from what holds them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Final, Literal
 
 REGION: Final = 64 << 20
@@ -41,12 +43,28 @@ def is_dense(steps: Steps) -> bool:
 def pick(read: Read, steps: Steps, start: int, word: int) -> Iterator[bytes]:
     """Yield the words of a view in C order, cut anywhere, from as few reads as memory allows.
 
+    What is scattered over more than can be held is picked in the order that it lies in, and
+    turned around afterwards: so the words themselves must be few enough to be held.
+
     Args:
         read: returns words of the storage.
         steps: how the view goes through them.
         start: the word that it starts from.
         word: bytes of a word.
     """
+    by_stride = sorted(range(len(steps)), key=lambda axis: -steps[axis][1])
+    if extent_of(steps) * word <= REGION or by_stride == list(range(len(steps))):
+        return _picked(read, steps, start, word)
+    held = b"".join(_picked(read, [steps[axis] for axis in by_stride], start, word))
+    innermost_first = by_stride[::-1]
+    dense = accumulate((steps[axis][0] for axis in innermost_first), mul, initial=1)
+    within = dict(zip(innermost_first, dense, strict=False))
+    turned = [(size, within[axis]) for axis, (size, _) in enumerate(steps)]
+    return _joined(_rows(memoryview(held).cast(WORD[word]), turned, 0))
+
+
+def _picked(read: Read, steps: Steps, start: int, word: int) -> Iterator[bytes]:
+    """Read as much at once as is bounded and worth it, and pick from that."""
     together = _rows_together(steps, word)
     if together is None:
         cells = memoryview(read(start, extent_of(steps))).cast(WORD[word])
@@ -55,7 +73,7 @@ def pick(read: Read, steps: Steps, start: int, word: int) -> Iterator[bytes]:
     (count, stride), inner = steps[0], steps[1:]
     for first in range(0, count, together):
         rows = [(min(together, count - first), stride)] if together > 1 else []
-        yield from pick(read, [*rows, *inner], start + first * stride, word)
+        yield from _picked(read, [*rows, *inner], start + first * stride, word)
 
 
 def _rows_together(steps: Steps, word: int) -> int | None:

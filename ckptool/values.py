@@ -166,6 +166,8 @@ def _has_layers(tensor: TensorInfo) -> bool:
 def _same_bytes(a: Span, b: Span, files: _Files) -> bool:
     if a == b:
         return True
+    if a.nbytes <= _CHUNK:
+        return files.read(a) == files.read(b)
     pieces = zip(_cut(a, _CHUNK), _cut(b, _CHUNK), strict=True)
     return all(files.read(one) == files.read(other) for one, other in pieces)
 
@@ -208,8 +210,8 @@ def _whole(tensor: TensorInfo) -> TensorInfo:
 
 def _run(tensor: TensorInfo) -> Span | None:
     """Return the bytes of the elements, where they are one run in a file, in whatever order."""
-    storage, bits = tensor.storage, BITS[tensor.dtype]
-    if storage is None or storage.span is None or tensor.layout != "strided":
+    storage, bits = tensor.storage, BITS.get(tensor.dtype)
+    if storage is None or storage.span is None or bits is None or tensor.layout != "strided":
         return None
     start = tensor.storage_offset * bits
     if start % 8 or not (tensor.contiguous or is_dense(steps_of(tensor.shape, tensor.stride))):
@@ -225,7 +227,7 @@ def _order(tensor: TensorInfo) -> object:
 
 def _is_swapped(tensor: TensorInfo) -> bool:
     big = tensor.storage is not None and tensor.storage.byteorder != "little"
-    return big and BITS[tensor.dtype] > 8
+    return big and BITS.get(tensor.dtype, 0) > 8
 
 
 def _fingerprint(tensor: TensorInfo, files: _Files) -> str | None:
@@ -281,8 +283,14 @@ def _chunk_obstacle(tensor: TensorInfo) -> str:
 def _strided_obstacle(tensor: TensorInfo) -> str:
     if tensor.layout != "strided":
         return f"it is laid out as {tensor.layout}"
+    if tensor.dtype not in BITS:
+        return f"torch has no dtype {tensor.dtype}"
     if tensor.storage is None or tensor.storage.span is None:
         return "its bytes are compressed, or in no file"
+    return _view_obstacle(tensor)
+
+
+def _view_obstacle(tensor: TensorInfo) -> str:
     if tensor.contiguous and _run(tensor):
         return ""
     if BITS[tensor.dtype] % 8:

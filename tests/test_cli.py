@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import zipfile
@@ -44,7 +45,7 @@ def test_a_clean_diff_exits_0(ckptool, linear):
 def test_inspect_needs_no_terminal_and_prints_aligned_columns(ckptool, linear):
     ran = ckptool("inspect", linear)
     assert ran.code == 0
-    assert "weight  float32  [3, 2]    24 B" in ran.out
+    assert re.search(r"^weight +float32 +\[3, 2\] +24 B$", ran.out, re.MULTILINE)
     assert "\x1b" not in ran.out
 
 
@@ -109,6 +110,9 @@ def test_a_zip_that_is_no_checkpoint(ckptool, tmp_path):
         (("--select", "CK999"), "no rule is called"),
         (("--fail-on", "sometimes"), "--fail-on"),
         (("--no-such-option",), "--no-such-option"),
+        (("--limit", "opcode=3"), "known are"),
+        (("--limit", "opcodes=many"), "opcodes=NUMBER"),
+        (("--limit", "opcodes=3"), "linear.pth"),
         ((*MODULE, "--explain", "weigth"), "did you mean 'weight'"),
     ],
 )
@@ -143,6 +147,19 @@ def test_one_bad_file_does_not_hide_the_others(ckptool, linear, tmp_path):
     assert ran.code == 2
     assert "linear.pth: torch-zip" in ran.out
     assert "missing.pth: no such file" in ran.err
+
+
+def test_a_dash_reads_standard_input(linear):
+    with linear.open("rb") as stream:
+        done = subprocess.run(
+            [sys.executable, "-m", "ckptool", "inspect", "-"],
+            stdin=stream,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("<stdin>: torch-zip")
 
 
 def test_json_goes_to_a_file_and_nothing_to_standard_output(ckptool, linear, tmp_path):

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, module_options, report_options
+from ckptool.cli.options import Output, limit_options, module_options, report_options
+from ckptool.formats.limits import Limits
 from ckptool.policy import Policy
 
 
@@ -18,6 +19,7 @@ from ckptool.policy import Policy
 )
 @click.option("--explain", metavar="KEY", help="Tell all that is known about one key.")
 @click.option("--no-values", is_flag=True, help="Two checkpoints: do not compare their values.")
+@limit_options
 @report_options
 def command(
     ctx: click.Context,
@@ -29,6 +31,7 @@ def command(
     at: str | None,
     explain: str | None,
     no_values: bool,
+    limits: Limits,
     out: Output,
     policy: Policy,
 ) -> None:
@@ -48,6 +51,7 @@ def command(
         explain=explain,
         values=not no_values,
         policy=policy,
+        limits=limits,
     )
     out.emit(report)
     ctx.exit(report.exit_code)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, one_line, report_options
+from ckptool.cli.options import Output, limit_options, one_line, report_options
 from ckptool.formats.limits import Limits
 from ckptool.policy import Policy
 
@@ -14,16 +14,16 @@ from ckptool.policy import Policy
 @click.argument(
     "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."
 )
-@click.option("--deep", is_flag=True, help="Compare every checksum, whatever the size.")
+@limit_options
 @report_options
 def command(
-    ctx: click.Context, paths: tuple[Path, ...], *, deep: bool, out: Output, policy: Policy
+    ctx: click.Context, paths: tuple[Path, ...], *, limits: Limits, out: Output, policy: Policy
 ) -> None:
     """Describe checkpoints: tensors, dtypes, bytes, ties, devices, unsafe names, metadata.
 
     Nothing in the files is loaded, imported or executed, and torch is not needed.
     """
-    report = api.inspect(paths, policy=policy, limits=Limits(deep=deep))
+    report = api.inspect(paths, policy=policy, limits=limits)
     if report.checkpoints or out.format == "json":
         out.emit(report)
     for error in report.errors:

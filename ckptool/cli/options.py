@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ckptool.api import parse_kwargs
+from ckptool.api import parse_kwargs, parse_limits
 from ckptool.config import Config, load_config
 from ckptool.errors import WriteError
 from ckptool.policy import Policy
@@ -123,6 +123,18 @@ def module_options(function: Command) -> Command:
     return _with_options(command, _MODULE_OPTIONS)
 
 
+def limit_options(function: Command) -> Command:
+    """Add --deep and --limit; the command receives `limits: Limits`."""
+
+    @wraps(function)
+    def command(
+        *args: object, deep: bool, limit_pairs: tuple[str, ...], **options: object
+    ) -> object:
+        return function(*args, limits=parse_limits(limit_pairs, deep=deep), **options)
+
+    return _with_options(command, _LIMIT_OPTIONS)
+
+
 def make_policy(
     select: tuple[str, ...], ignore: tuple[str, ...], fail_on: str | None, config: Config
 ) -> Policy:
@@ -168,6 +180,16 @@ _REPORT_OPTIONS = (
     ),
     click.option("-q", "--quiet", is_flag=True, help="Print the verdict only."),
     click.option("-v", "--verbose", is_flag=True, help="Print everything; a traceback on errors."),
+)
+_LIMIT_OPTIONS = (
+    click.option("--deep", is_flag=True, help="Compare every checksum, whatever the size."),
+    click.option(
+        "--limit",
+        "limit_pairs",
+        multiple=True,
+        metavar="NAME=NUMBER",
+        help="Change a bound on what a file may cost, for example pickle-bytes=1000000.",
+    ),
 )
 _MODULE_OPTIONS = (
     click.option(

@@ -6,7 +6,6 @@ import stat
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import BinaryIO, Final, Protocol
 
 from msgspec.structs import replace
@@ -61,6 +60,8 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT) -> Checkpoint:
     Raises:
         ReadError: as `open_checkpoint`, or the stream is longer than the limit.
     """
+    from tempfile import TemporaryFile
+
     # It stays open until the process ends: the spans of the result lie in it.
     spool = TemporaryFile()  # noqa: SIM115
     atexit.register(spool.close)

@@ -1,8 +1,5 @@
 """The bytes of a pickle -> an inert tree, and every name that loading it would import."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import repeat
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is an exception
@@ -10,6 +7,7 @@ from typing import Final
 
 from msgspec import Struct as Record
 
+from ckptool.formats.collector import paused_collector
 from ckptool.formats.globals import judge
 from ckptool.formats.limits import Limits
 from ckptool.formats.machine import Machine, Stop
@@ -94,18 +92,6 @@ def scan(data: bytes, limits: Limits, start: int = 0, depth: int = 0) -> list[Gl
         inner = (name for blob in blobs for name in scan(blob, limits, 0, depth + 1))
         found.update({name.qualified: name for name in (*machine.globals.values(), *inner)})
     return list(found.values())
-
-
-@contextmanager
-def paused_collector() -> Iterator[None]:
-    """Keep the garbage collector away from a tree that only grows: it would walk it ten times."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 def dangerous(names: list[Global]) -> list[Global]:

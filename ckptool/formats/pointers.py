@@ -76,7 +76,7 @@ def _lfs(start: bytes) -> str:
     if not _LFS.match(start):
         return ""
     facts = _facts(size=_first(_SIZE, start), sha256=_first(_LFS_OID, start))
-    return f"is a Git LFS pointer{facts}, not the file itself: run `git lfs pull`"
+    return f"is a git-LFS pointer{facts}, not the file itself: run `git lfs pull`"
 
 
 def _annex(start: bytes) -> str:
@@ -97,7 +97,7 @@ def _dvc(start: bytes) -> str:
 def _web(start: bytes) -> str:
     begin = start[:64].lower()
     if begin.startswith((b"<!doctype html", b"<html", b"<head", b"<script")):
-        return "is a web page: the download gave an error or a log-in page, not the file"
+        return "is an HTML page: the download gave an error or a log-in page, not the file"
     if begin.startswith(b"<?xml") or (begin.startswith(b"<error") and b"<Code>" in start):
         code = _first(_ERROR_CODE, start)
         return (

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from ckptool.formats.nodes import Global, Persistent
 from ckptool.formats.plain import quoted
-from ckptool.formats.tensors import TreeError
+from ckptool.formats.tensors import Stored, TreeError
 from ckptool.model import BITS
 
 
@@ -46,6 +46,19 @@ def storage_id(node: Persistent, *, fields: int = 5) -> StorageId:
     if type(location) is not str or not _is_tag(location):
         raise TreeError(f"storage {quoted(key)} has no device for its location tag")
     return StorageId(storage_dtype(cls, key), key, location, numel, *view)
+
+
+def same_storage(stored: Stored, wanted: StorageId) -> Stored:
+    """Return the storage that an id names again.
+
+    Raises:
+        TreeError: the first id said something else of it.
+    """
+    if (stored.dtype, stored.numel) != (wanted.dtype, wanted.numel):
+        if stored.numel or wanted.numel:
+            raise TreeError(f"storage {quoted(wanted.key)} is described in two ways")
+        return Stored(stored.info, wanted.dtype, 0)  # torch lets an empty one have two types
+    return stored
 
 
 def storage_dtype(cls: object, key: str) -> str:

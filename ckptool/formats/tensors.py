@@ -26,13 +26,20 @@ class Stored(Struct, gc=False):
     dtype: str
     """Of its elements: "uint8" where the storage has no type."""
     numel: int
+    start: int = 0
+    """First element of a view of a storage: files before 1.6 had them."""
+
+
+Embedded = Callable[[bytes], Stored]
+"""Finds the storage in a whole file of torch.save that stands in a pickle as a byte string."""
 
 
 class Tensors:
     """Reads tensors out of one tree."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, embedded: Embedded | None = None) -> None:
         self._limits = limits
+        self._embedded = embedded
         self._meta = 0
         self._known: dict[object, Rebuild | None] = {}
         """By what is called: how to read the tensor that it would return."""
@@ -80,7 +87,9 @@ class Tensors:
         if type(offset) is not int or offset < 0:
             raise TreeError(f"{quoted(key)} starts at element {_short(offset)} of its storage")
         if 0 not in size:
-            _check_bounds(key, BITS[dtype] // 8, stored.info.nbytes, view)
+            _check_bounds(key, dtype, stored, view)
+        if stored.start:
+            offset += stored.start * BITS[stored.dtype] // BITS[dtype]
         return TensorInfo(key, size, dtype, stride, offset, stored.info, requires_grad=grad)
 
     def without_data(self, key: str, dtype: str, size: Any, stride: Any) -> TensorInfo:
@@ -92,7 +101,16 @@ class Tensors:
         reach = sum((n - 1) * step for n, step in zip(size, stride, strict=False)) + 1
         nbytes = reach * BITS[dtype] // 8 if 0 not in size else 0
         storage = StorageInfo(f"meta{self._meta}", nbytes, "meta")
-        return self.strided(key, Stored(storage, dtype, nbytes), dtype, (0, size, stride))
+        return self.strided(key, Stored(storage, dtype, reach), dtype, (0, size, stride))
+
+    def stored(self, node: object, key: str) -> Stored:
+        """Return the storage that `node` must be."""
+        if type(node) is Persistent and type(node.resolved) is Stored:
+            return node.resolved
+        loaded = type(node) is Opaque and node.name == _EMBEDDED and self._embedded
+        if loaded and len(node.args) == 1 and type(node.args[0]) is bytes:
+            return loaded(node.args[0])
+        raise TreeError(f"{quoted(key)} has no storage")
 
     def need(self, node: object, key: str, depth: int) -> TensorInfo:
         """Return the tensor that `node` must be."""
@@ -111,8 +129,9 @@ class Tensors:
             )
 
 
-def _check_bounds(key: str, itemsize: int, nbytes: int, view: tuple[Any, Any, Any]) -> None:
+def _check_bounds(key: str, dtype: str, stored: Stored, view: tuple[Any, Any, Any]) -> None:
     offset, size, stride = view
+    itemsize, nbytes = BITS[dtype] // 8, stored.numel * BITS[stored.dtype] // 8
     last = offset
     for length, step in zip(size, stride, strict=True):
         last += (length - 1) * step
@@ -131,6 +150,7 @@ def dtype_of(node: object) -> str:
 
 
 _WRAPPED: Final = 8
+_EMBEDDED: Final = ("torch.storage", "_load_from_bytes")
 _MOST: Final = 1 << 63
 _EXPANDED: Final = 1 << 40
 """Bytes that an expanded view may stand for; a stride of 0 makes a terabyte of four bytes."""
@@ -166,15 +186,9 @@ def _args(node: Opaque, key: str, least: int, most: int) -> tuple[Any, ...]:
     return node.args
 
 
-def _stored(node: object, key: str) -> Stored:
-    if type(node) is Persistent and type(node.resolved) is Stored:
-        return node.resolved
-    raise TreeError(f"{quoted(key)} has no storage")
-
-
 def _v2(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
     args = _args(node, key, 4, 7)
-    stored = _stored(args[0], key)
+    stored = tensors.stored(args[0], key)
     grad = len(args) > 4 and args[4] is True
     made = tensors.strided(key, stored, stored.dtype, args[1:4], grad=grad)
     return _marked(made, args[6]) if len(args) > 6 else made
@@ -183,7 +197,9 @@ def _v2(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
 def _v3(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
     args = _args(node, key, 7, 8)
     dtype = dtype_of(args[6])
-    made = tensors.strided(key, _stored(args[0], key), dtype, args[1:4], grad=args[4] is True)
+    made = tensors.strided(
+        key, tensors.stored(args[0], key), dtype, args[1:4], grad=args[4] is True
+    )
     return _marked(made, args[7]) if len(args) > 7 else made
 
 
@@ -218,7 +234,7 @@ def _old_tensor(tensors: Tensors, node: Opaque, key: str, _depth: int) -> Tensor
     """A torch.FloatTensor of torch before 0.2: BUILD gives it (storage, offset, size, stride)."""
     if type(node.state) is not tuple or len(node.state) != 4:
         raise TreeError(f"{quoted(key)} is a tensor without its state")
-    stored = _stored(node.state[0], key)
+    stored = tensors.stored(node.state[0], key)
     return tensors.strided(key, stored, stored.dtype, node.state[1:])
 
 
@@ -270,7 +286,7 @@ def _check_coo(key: str, size: tuple[int, ...], indices: TensorInfo, values: Ten
 
 def _quantized(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
     storage, offset, size, stride, scheme, grad, *_ = _args(node, key, 6, 7)
-    stored = _stored(storage, key)
+    stored = tensors.stored(storage, key)
     made = tensors.strided(key, stored, stored.dtype, (offset, size, stride), grad=grad is True)
     if type(scheme) is not tuple or not scheme or type(scheme[0]) is not Global:
         raise TreeError(f"{quoted(key)} is quantized without a scheme")

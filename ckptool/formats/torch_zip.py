@@ -7,12 +7,13 @@ from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats import tree
+from ckptool.formats.collector import paused_collector
 from ckptool.formats.files import Source
 from ckptool.formats.limits import Limits
 from ckptool.formats.nodes import Global, Persistent
-from ckptool.formats.pickles import Pickle, dangerous, paused_collector, scan, unpickle_all
+from ckptool.formats.pickles import Pickle, dangerous, scan, unpickle_all
 from ckptool.formats.plain import printable, quoted
-from ckptool.formats.storages import StorageId, storage_id
+from ckptool.formats.storages import StorageId, same_storage, storage_id
 from ckptool.formats.tensors import Stored, TreeError
 from ckptool.formats.uses import damaged, uses
 from ckptool.formats.zips import (
@@ -192,9 +193,7 @@ def resolve(
         stored = known.get(wanted.key)
         if stored is None:
             stored = known[wanted.key] = _stored(wanted, records, byteorder, folder)
-        if (stored.dtype, stored.numel) != (wanted.dtype, wanted.numel):
-            raise TreeError(f"storage {quoted(wanted.key)} is described in two ways")
-        node.resolved = stored
+        node.resolved = same_storage(stored, wanted)
 
 
 def _stored(wanted: StorageId, records: Records, byteorder: str, folder: str) -> Stored:

@@ -10,7 +10,7 @@ from ckptool.formats.limits import Limits
 from ckptool.formats.nodes import ATOMS, Elements, Opaque, Ordered
 from ckptool.formats.pickled_modules import is_module, module_state
 from ckptool.formats.plain import NOT_PLAIN, Plain, text_key, value_words, words
-from ckptool.formats.tensors import Tensors, TreeError
+from ckptool.formats.tensors import Embedded, Tensors, TreeError
 from ckptool.model import Entry, Skipped, State, TensorInfo
 
 _ENTRIES: Final = 10_000
@@ -31,13 +31,13 @@ class Tree(Struct):
         return not any(state.tensors or state.unsaved for state in self.states)
 
 
-def describe(root: object, limits: Limits) -> Tree:
+def describe(root: object, limits: Limits, embedded: Embedded | None = None) -> Tree:
     """Return the states and entries of a tree whose storages are resolved.
 
     Raises:
         TreeError: it contradicts itself: a view beyond its storage, a nesting without end.
     """
-    walk = _Walk(limits)
+    walk = _Walk(limits, Tensors(limits, embedded))
     walk.run(root)
     # Where a state lies in the tree decides its rank, and nothing else.
     walk.tree.states.sort(key=lambda state: state.at)
@@ -50,10 +50,10 @@ def describe(root: object, limits: Limits) -> Tree:
 class _Walk:
     """One pass over a tree, parents first, without recursion; shared nodes are entered once."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, tensors: Tensors) -> None:
         self.tree = Tree()
         self._limits = limits
-        self._tensors = Tensors(limits)
+        self._tensors = tensors
         self._plain = Plain()
         self._seen: set[int] = set()
         self._todo: list[tuple[Any, str, int]] = []

@@ -344,7 +344,10 @@ def _local(window: "_Window", member: Member, end: int, archive: Archive) -> int
         archive.blame(f"{quoted(member.name)} has no local header")
         return -1
     at = window.at(member.header, start - member.header) + _LOCAL.size
-    _compare(fields, window.data[at : at + fields[9] + fields[10]], member, archive)
+    rest = window.data[at : at + fields[9] + fields[10]]
+    as_torch_writes = fields[6:9] == _ABSENT and fields[2:4] == (member.flags, member.method)
+    if not (as_torch_writes and member.flags & _AFTER and rest[: fields[9]] == member.raw):
+        _compare(fields, rest, member, archive)
     return start
 
 
@@ -377,13 +380,15 @@ def _after(window: "_Window", member: Member, end: int, archive: Archive) -> int
         return end
     at, data = window.at(end, _WIDE_SIZES.size), window.data
     sizes = (member.crc, member.packed, member.nbytes)
-    for layout in (_WIDE_SIZES, _SIZES):
-        if layout is _WIDE_SIZES or max(sizes) <= _WIDE:
-            signed = layout.pack(b"PK\x07\x08", *sizes)
-            if data.startswith(signed, at):
-                return end + len(signed)
-            if member.nbytes and data.startswith(signed[4:], at):
-                return end + len(signed) - 4
+    small = member.nbytes > 0 and max(sizes) <= _WIDE
+    for layout in (_SIZES, _WIDE_SIZES) if small else (_WIDE_SIZES,):
+        signed = layout.pack(b"PK\x07\x08", *sizes)
+        if data.startswith(signed, at):
+            return end + len(signed)
+        if member.nbytes and data.startswith(signed[4:], at):
+            return end + len(signed) - 4
+    if not member.nbytes and data.startswith(_NO_SIZES, at):
+        return end + len(_NO_SIZES)
     if member.nbytes:
         archive.blame(f"{quoted(member.name)} is described differently after its data")
     return end
@@ -408,9 +413,11 @@ class _Window:
         return skip
 
 
+_ABSENT: Final = (0, 0, 0)
 _NEAR: Final = 1 << 14
 _SPARSE: Final = 1 << 10
 _HEADER_READ: Final = 256
 """Bytes of a local header with its name and its padding, mostly."""
 _SIZES: Final = Struct("<4sLLL")
 _WIDE_SIZES: Final = Struct("<4sLQQ")
+_NO_SIZES: Final = _SIZES.pack(b"PK\x07\x08", 0, 0, 0)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def _blank(tensor: "Tensor") -> "Tensor":
     import torch
 
     if is_lazy(tensor):
-        like: Any = type(tensor)
+        like: Callable[..., Tensor] = type(tensor)
         return like(tensor.requires_grad, tensor.device, tensor.dtype)
     if type(tensor) is torch.nn.Parameter:
         empty = torch.empty_like(tensor, device="meta")

@@ -61,7 +61,8 @@ def resolve(spec: ModuleSpec) -> Any:
         ModuleError: the name has no such form, or leads nowhere.
     """
     name, colon, path = spec.target.partition(":")
-    if not (colon and name and path):
+    dotted = all(part.isidentifier() for part in (*name.split("."), *path.split(".")))
+    if not (colon and dotted):
         raise ModuleError(spec.target, _form(spec.target))
     found: Any = _imported(spec.target, name)
     where = name
@@ -121,9 +122,10 @@ def _is_shadowed(package: str, search: list[str]) -> bool:
 
 
 def _form(target: str) -> str:
-    if target.endswith(".py") or "/" in target:
-        module = target.partition(":")[0].removesuffix(".py").strip("./").replace("/", ".")
-        return f"is a path; name the module instead: {module}:Name"
+    file, _, name = target.partition(":")
+    if file.endswith(".py") or "/" in file:
+        module = file.removesuffix(".py").strip("./").replace("/", ".")
+        return f"is a path; name the module instead: {module}:{name or 'Name'}"
     head, dot, last = target.strip(":").rpartition(".")
     example = f"{head}:{last}" if dot and head else "package.module:Name"
     return f"expected package.module:Name, for example {example}"

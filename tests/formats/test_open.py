@@ -34,9 +34,9 @@ OCI = {
 OCI_INDEX = {"schemaVersion": 2, "mediaType": "x", "manifests": [{"digest": f"sha256:{OID}"}]}
 
 FOREIGN = {
-    "LFS": (LFS, f"Git LFS pointer (12345 bytes, sha256 {OID}), not the file itself: run `git lfs"),
-    "LFS, Windows": (LFS.replace("\n", "\r\n"), f"Git LFS pointer (12345 bytes, sha256 {OID})"),
-    "LFS, bare": (LFS.splitlines()[0], "is a Git LFS pointer, not the file itself"),
+    "LFS": (LFS, f"git-LFS pointer (12345 bytes, sha256 {OID}), not the file itself: run `git lfs"),
+    "LFS, Windows": (LFS.replace("\n", "\r\n"), f"git-LFS pointer (12345 bytes, sha256 {OID})"),
+    "LFS, bare": (LFS.splitlines()[0], "is a git-LFS pointer, not the file itself"),
     "annex": ("/annex/objects/SHA256E-s3--ba78.pt\n", "run `git annex get`"),
     "DVC": (DVC, "to 'model.pt' (37891850 bytes, md5 a304afb96060aad90176268345e10355): run `dvc"),
     "DVC, md5 first": (
@@ -49,8 +49,8 @@ FOREIGN = {
         json.dumps({**OCI, "layers": [{"digest": "\x1b"}, 3]}),
         "OCI manifest of a blob,",
     ),
-    "HTML": ("\n<!DOCTYPE html><title>404</title>", "is a web page"),
-    "HTML, bare": ("<html>", "is a web page"),
+    "HTML": ("\n<!DOCTYPE html><title>404</title>", "is an HTML page"),
+    "HTML, bare": ("<html>", "is an HTML page"),
     "XML": (
         "<?xml?><Error><Code>AccessDenied</Code>",
         "is XML (AccessDenied): the server's answer",
@@ -202,7 +202,7 @@ def test_stream():
     ("content", "limit", "reason"),
     [
         (b"", 100, "^<stdin>: is empty"),
-        (LFS.encode(), 1000, "^<stdin>: is a Git LFS pointer"),
+        (LFS.encode(), 1000, "^<stdin>: is a git-LFS pointer"),
         (TENSOR[:-1], 1000, "^<stdin>: its tensors end at byte"),
         (TENSOR, 20, "^<stdin>: is longer than 20 bytes"),
     ],

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+ZOO = Path(__file__).with_name("zoo.py")
 
 
-def marked(name: str, file: Path = Path(__file__).with_name("zoo.py")) -> str:
+def marked(name: str, file: Path = ZOO) -> str:
     """Return the place of the only line that ends in `#: name`."""
     lines = file.read_text().splitlines()
     found = [n for n, line in enumerate(lines, 1) if line.endswith(f"#: {name}")]

@@ -346,9 +346,8 @@ class Statistic(nn.Module):
         nn.init.zeros_(self.initialised)  #: Statistic.initialised
         x = functional.batch_norm(x, None, self.frozen, training=False)
         self.read.requires_grad_(False)
-        return (
-            functional.batch_norm(x, self.running, None, training=self.training) * self.read
-        )  #: Statistic.running
+        x = functional.batch_norm(x, self.running, None, training=True)  #: Statistic.running
+        return x * self.read
 
     def anneal(self):
         self.later += 1  #: Statistic.later
@@ -397,7 +396,7 @@ class Passing(nn.Module):
     def __init__(self):
         super().__init__()
         self.mask = torch.ones(2)  #: Passing.mask
-        self.register_buffer(
+        self.register_buffer(  #: Passing.table
             "table",
             torch.ones(2),
         )
@@ -458,7 +457,7 @@ class Builder:
 class Raising(nn.Module):
     def __init__(self, error):
         super().__init__()
-        raise error
+        raise error  #: Raising
 
 
 class Forwarding(nn.Module):

@@ -1,0 +1,242 @@
+"""Bytes that are being written -> a file or folder that is complete at its name, or absent."""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shutil import rmtree
+from typing import Final
+from zlib import crc32
+
+from ckptool.errors import WriteError
+from ckptool.formats.interrupts import uninterrupted
+
+_PREFIX: Final = ".ckptool-"
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What a file system without hard links answers."""
+_EXCHANGE: Final = 2
+"""renameat2's RENAME_EXCHANGE."""
+_HERE: Final = -100
+"""AT_FDCWD."""
+
+
+class Pending:
+    """What will be at `target`: a temporary file or folder beside it, locked by its writer."""
+
+    def __init__(self, path: Path, target: Path, descriptor: int, *, force: bool) -> None:
+        self.path = path
+        self.target = target
+        self.descriptor = descriptor
+        self._force = force
+
+    def sync(self) -> None:
+        """Bring it to the disk.
+
+        Raises:
+            WriteError: the system could not.
+        """
+        with failing(self.target):
+            os.fsync(self.descriptor)
+
+    def place(self) -> None:
+        """Give it its name, in one step, and bring that to the disk."""
+        with failing(self.target):
+            if stat.S_ISDIR(os.fstat(self.descriptor).st_mode):
+                _place_folder(self.path, self.target, force=self._force)
+            else:
+                _place_file(self.path, self.target, force=self._force)
+            sync_folder(self.target.parent)
+
+
+def check_target(target: Path, inputs: Sequence[Path], *, force: bool, folder: bool) -> None:
+    """Refuse a target that is an input, exists already, or cannot be made: before any work.
+
+    Raises:
+        WriteError: one line that says which, and what to do.
+    """
+    with failing(target):
+        _refuse_inputs(target, inputs)
+        found = _status(target, follow=False)
+        if found is None:
+            _check_parent(target)
+        elif stat.S_ISDIR(found.st_mode) != folder:
+            is_, wanted = ("folder", "file") if not folder else ("file", "folder")
+            raise WriteError(f"{target}: is a {is_}, and a {wanted} is to be written: name another")
+        elif not force:
+            raise WriteError(f"{target}: exists already: name another, or replace it with --force")
+
+
+@contextmanager
+def pending(target: Path, *, force: bool, folder: bool = False) -> Iterator[Pending]:
+    """Make a temporary file or folder beside `target`; what is not placed is removed at the end.
+
+    What dead runs to the same target left behind is removed first.
+
+    Raises:
+        WriteError: it cannot be made there.
+    """
+    with failing(target):
+        _remove_stale(target)
+    path, descriptor = target, -1
+    try:
+        with failing(target):
+            while descriptor < 0:
+                path = target.parent / f"{_prefix(target)}{os.urandom(4).hex()}"
+                descriptor = _create(path, folder=folder)
+        yield Pending(path, target, descriptor, force=force)
+    finally:
+        if path != target:
+            _remove(path)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def commit(*outputs: Pending, check: Callable[[], None] = lambda: None) -> None:
+    """Sync all, `check` once more, and place them in order, which no signal can interrupt.
+
+    Raises:
+        WriteError: one could not be placed; what `check` raises passes through.
+    """
+    for output in outputs:
+        output.sync()
+    check()
+    with uninterrupted():
+        for output in outputs:
+            output.place()
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def failing(target: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into a WriteError about `target`."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise WriteError(f"{target}: not written: {why}") from error
+
+
+def _status(path: Path, *, follow: bool = True) -> os.stat_result | None:
+    try:
+        return path.stat(follow_symlinks=follow)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _refuse_inputs(target: Path, inputs: Sequence[Path]) -> None:
+    found = _status(target)
+    for path in inputs if found else ():
+        source = _status(path)
+        if source is not None and found is not None and os.path.samestat(found, source):
+            raise WriteError(f"{target}: is {path} itself, which is never written to: name another")
+
+
+def _check_parent(target: Path) -> None:
+    parent = _status(target.parent)
+    if parent is None or not stat.S_ISDIR(parent.st_mode):
+        raise WriteError(f"{target}: there is no folder {target.parent}: make it first")
+
+
+def _prefix(target: Path) -> str:
+    # Of the name only a checksum: with all of it, a long name would become too long.
+    return f"{_PREFIX}{crc32(os.fsencode(target.name)):08x}-"
+
+
+def _create(path: Path, *, folder: bool) -> int:
+    """Return a locked descriptor of the new file or folder; -1 where a cleaner took it away."""
+    if folder:
+        path.mkdir(0o777)
+        flags = os.O_RDONLY | os.O_DIRECTORY
+    else:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        if folder and path.parent.is_dir():
+            return -1
+        raise
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = _status(path)
+    except BlockingIOError:
+        found = None
+    if found is None or found.st_ino != os.fstat(descriptor).st_ino:
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove the temporary files of runs to `target` that are dead: nobody holds their lock."""
+    prefix = _prefix(target)
+    with os.scandir(target.parent) as entries:
+        found = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
+    for path in found:
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(path, flags)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(path)
+        except BlockingIOError:
+            pass  # its writer lives
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _place_file(path: Path, target: Path, *, force: bool) -> None:
+    if force:
+        path.replace(target)
+        return
+    try:
+        # Unlike a rename, a link never replaces what somebody else put there meanwhile.
+        target.hardlink_to(path)
+    except FileExistsError:
+        raise WriteError(f"{target}: was written by somebody else meanwhile: it is kept") from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS or _status(target, follow=False) is not None:
+            raise
+        path.rename(target)
+
+
+def _place_folder(path: Path, target: Path, *, force: bool) -> None:
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+            raise
+        if not force:
+            raise WriteError(f"{target}: exists already: replace it with --force") from error
+        _exchange(path, target)
+
+
+def _exchange(path: Path, target: Path) -> None:
+    """Swap two folders in one step: the old one is removed under the temporary name."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    old, new = os.fsencode(path), os.fsencode(target)
+    if libc.renameat2(_HERE, old, _HERE, new, _EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))

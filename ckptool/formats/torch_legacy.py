@@ -1,0 +1,224 @@
+"""A file of torch.save before 1.6, or a bare pickle -> Checkpoint: pickles, then raw storages."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ckptool.errors import CorruptCheckpointError
+from ckptool.formats import tree
+from ckptool.formats.collector import paused_collector
+from ckptool.formats.files import Source
+from ckptool.formats.limits import Limits
+from ckptool.formats.nodes import Global, Persistent
+from ckptool.formats.pickles import Pickle, dangerous, unpickle
+from ckptool.formats.plain import quoted
+from ckptool.formats.storages import StorageId, same_storage, storage_id
+from ckptool.formats.streams import Slice, Stream
+from ckptool.formats.tensors import Stored, TreeError
+from ckptool.formats.uses import damaged, uses
+from ckptool.model import Checkpoint, Container, Span, StorageInfo
+
+
+def matches(source: Source) -> bool:
+    """Whether the file begins with a pickle."""
+    head = source.head(_HEAD)
+    if len(head) > 1 and head[0] == 0x80:
+        return head[1] <= 5
+    # Protocols 0 and 1 have no mark: it is one if it reads as one, or imports a name by the way.
+    found = unpickle(head, Limits()) if head[:1] in _FIRST else Pickle(fault="no opcode")
+    return not found.fault or any(_is_name(name) for name in found.globals)
+
+
+def read(source: Source, limits: Limits) -> Checkpoint:
+    """Return what the file holds.
+
+    Raises:
+        CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
+    """
+    stream = Stream(source, limits)
+    container = Container.PICKLE
+    try:
+        with paused_collector():
+            first = stream.pickle("its first pickle")
+            if first.root == MAGIC and type(first.root) is int:
+                container = Container.TORCH_LEGACY
+                return _legacy(stream, limits)
+            return _bare(stream, first, limits)
+    except CorruptCheckpointError as error:
+        return damaged(source.path, container, source.nbytes, stream.names, error.reason)
+    except TreeError as error:
+        return damaged(source.path, container, source.nbytes, stream.names, str(error))
+
+
+MAGIC: Final = 0x1950A86A20F9469CFC6C
+_PROTOCOL: Final = 1001
+_HEAD: Final = 1 << 16
+_FIRST: Final = frozenset(bytes([opcode]) for opcode in b"(]}cdlgIJKLMSTUVXFGN)i")
+
+
+def _is_name(name: Global) -> bool:
+    parts = f"{name.module}.{name.name}".split(".")
+    return all(part.isidentifier() for part in parts)
+
+
+def _legacy(stream: Stream, limits: Limits) -> Checkpoint:
+    """Read on after the magic number."""
+    source = stream.source
+    held = Held(stream)
+    root = held.read()
+    if stream.pos != source.nbytes:
+        stream.names += dangerous(stream.rest())
+        left = source.nbytes - stream.pos
+        raise CorruptCheckpointError(source.path, f"{left} bytes follow the last storage")
+    grown = tree.describe(root.root, limits)
+    if grown.empty and not dangerous(stream.names):
+        raise CorruptCheckpointError(source.path, "holds no tensors")
+    return _checkpoint(stream, Container.TORCH_LEGACY, root, grown)
+
+
+class Held:
+    """The object of a legacy file and its storages, from behind the magic number on."""
+
+    def __init__(self, stream: Stream, base: int = 0) -> None:
+        self._stream = stream
+        self._base = base
+        """Where the file stands in another one."""
+
+    def read(self) -> Pickle:
+        """Return the object's pickle, its storages resolved; the stream is behind the last one.
+
+        Raises:
+            CorruptCheckpointError: the file contradicts itself.
+            TreeError: an id or a storage does.
+        """
+        stream, path = self._stream, self._stream.source.path
+        protocol = stream.pickle("its protocol version").root
+        if protocol != _PROTOCOL or type(protocol) is not int:
+            raise CorruptCheckpointError(path, "its protocol version is not 1001")
+        system = stream.pickle("its system information").root
+        if not isinstance(system, dict):
+            raise CorruptCheckpointError(path, "its system information is no dict")
+        root = stream.pickle("its object")
+        keys = stream.pickle("its list of storages").root
+        if not isinstance(keys, list) or not all(type(key) is str for key in keys):
+            raise CorruptCheckpointError(path, "its list of storages is no list of keys")
+        self._resolve(root.persistent, keys)
+        return root
+
+    def _resolve(self, nodes: Sequence[Persistent], keys: list[str]) -> None:
+        wanted = [(node, storage_id(node, fields=6)) for node in nodes if not _is_class(node)]
+        first: dict[str, StorageId] = {}
+        for _, storage in wanted:
+            first.setdefault(storage.key, storage)
+        _check_keys(first, keys)
+        stored = {key: self._place(first[key]) for key in keys}
+        for node, storage in wanted:
+            node.resolved = _view(same_storage(stored[storage.key], storage), storage)
+
+    def _place(self, wanted: StorageId) -> Stored:
+        """Return the storage that starts here: its number of elements, and their bytes."""
+        stream = self._stream
+        count = stream.number()
+        if count != wanted.numel:
+            name = quoted(wanted.key)
+            raise TreeError(f"storage {name} has {count} elements and should have {wanted.numel}")
+        start = stream.pos
+        stream.skip(wanted.nbytes)
+        span = Span(stream.source.path, self._base + start, wanted.nbytes)
+        # torch writes and reads this format in little-endian order, whatever the machine.
+        info = StorageInfo(wanted.key, wanted.nbytes, wanted.location, span)
+        return Stored(info, wanted.dtype, wanted.numel)
+
+
+def _check_keys(wanted: dict[str, StorageId], keys: list[str]) -> None:
+    """Torch leaves a storage that is not in the list uninitialised: memory of its process."""
+    listed = set(keys)
+    for key in wanted:
+        if key not in listed:
+            raise TreeError(f"storage {quoted(key)} is used and is not in the list of storages")
+    for key in listed:
+        if key not in wanted:
+            raise TreeError(f"storage {quoted(key)} is in the list of storages and is not used")
+    if len(listed) != len(keys):
+        raise TreeError("a storage is twice in the list of storages")
+
+
+def _is_class(node: Persistent) -> bool:
+    """("module", class, file, source): the code of a pickled module, as it was."""
+    return type(node.id) is tuple and node.id[:1] == ("module",)
+
+
+def _view(stored: Stored, wanted: StorageId) -> Stored:
+    """Return a view of a storage as a storage: files before 0.4 kept slices so."""
+    if wanted.view is None:
+        return stored
+    view = wanted.view
+    if type(view) is not tuple or len(view) != 3:
+        raise TreeError(f"storage {quoted(wanted.key)} has a view that is none")
+    _, offset, numel = view
+    if not all(type(n) is int and n >= 0 for n in (offset, numel)):
+        raise TreeError(f"storage {quoted(wanted.key)} has a view that is none")
+    if offset + numel > stored.numel:
+        raise TreeError(f"storage {quoted(wanted.key)} has a view beyond its end")
+    return Stored(stored.info, stored.dtype, numel, offset)
+
+
+def _bare(stream: Stream, pickle: Pickle, limits: Limits) -> Checkpoint:
+    """A pickle and nothing else. Its tensors hold whole files of torch.save as byte strings."""
+    source = stream.source
+    if stream.pos != source.nbytes:
+        left = source.nbytes - stream.pos
+        stream.names += stream.rest()
+        wrong = f", and {quoted(str(pickle.root))} is not torch's magic number"
+        what = wrong if type(pickle.root) is int and pickle.root.bit_length() < 256 else ""
+        raise CorruptCheckpointError(source.path, f"{left} bytes follow its first pickle{what}")
+    if pickle.persistent:
+        raise CorruptCheckpointError(
+            source.path, "its pickle refers to storages that are not there"
+        )
+    grown = tree.describe(pickle.root, limits, _embedded(stream, pickle, limits))
+    if grown.empty and not dangerous(stream.names):
+        raise CorruptCheckpointError(source.path, "a pickle that holds no tensors")
+    return _checkpoint(stream, Container.PICKLE, pickle, grown)
+
+
+def _embedded(stream: Stream, pickle: Pickle, limits: Limits) -> Callable[[bytes], Stored]:
+    """Return a finder of storages in byte strings: `torch.storage._load_from_bytes`."""
+    known: dict[int, Stored] = {}
+
+    def find(blob: bytes) -> Stored:
+        if id(blob) not in known:
+            start = stream.start_of(pickle, blob)
+            if start < 0:
+                raise TreeError("a storage within the pickle is no file of torch.save")
+            known[id(blob)] = _inner(Slice(stream.source, start, len(blob)), limits, len(known))
+        return known[id(blob)]
+
+    return find
+
+
+def _inner(part: Slice, limits: Limits, index: int) -> Stored:
+    stream = Stream(part, limits)
+    if stream.pickle("a storage within the pickle").root != MAGIC:
+        raise TreeError("a storage within the pickle is no legacy file of torch.save")
+    root = Held(stream, part.start).read().root
+    if type(root) is not Persistent or type(root.resolved) is not Stored:
+        raise TreeError("a storage within the pickle is something else")
+    # Each was saved on its own, and the keys are addresses: two can be the same.
+    stored = root.resolved
+    info = stored.info
+    named = StorageInfo(f"{index}", info.nbytes, info.device, info.span)
+    return Stored(named, stored.dtype, stored.numel)
+
+
+def _checkpoint(
+    stream: Stream, container: Container, pickle: Pickle, grown: tree.Tree
+) -> Checkpoint:
+    return Checkpoint(
+        stream.source.path,
+        container,
+        stream.source.nbytes,
+        tuple(grown.states),
+        tuple(grown.entries),
+        uses(stream.names, pickle.root),
+        skipped=tuple(grown.skipped),
+    )

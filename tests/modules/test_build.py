@@ -1,0 +1,224 @@
+"""A name becomes two builds: parameters on meta, two seeds, and nothing of the caller's changed."""
+
+import random
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from modules import zoo
+from modules.places_in import marked
+from modules.zoo import examined
+from torch import nn
+
+from ckptool.errors import ModuleError
+from ckptool.model import Constancy, Kind, Skipped
+from ckptool.modules import ModuleSpec, build, examine
+from ckptool.modules.places import Places
+from ckptool.modules.twins import Twins
+from ckptool.modules.watch import watched
+
+LEGACY = np.random.mtrand._rand
+"""numpy's global generator, which is what a module's constructor draws from."""
+
+
+def test_importing_the_package_imports_neither_torch_nor_numpy():
+    code = (
+        "import sys, ckptool.modules as m; m.class_exists('torch.nn', 'Linear');"
+        "sys.exit(not {'torch', 'numpy'}.isdisjoint(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def drawn():
+    return random.random(), LEGACY.rand(), torch.rand(3).tolist(), torch.randn(1).tolist()
+
+
+@pytest.mark.parametrize("target", [zoo.RandomModes, zoo.NeedsValues, zoo.make_same])
+def test_random_generators_are_left_as_they_were(target):
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(7)
+    # Half of a pair of normal values is kept for the next call: that too has to come back.
+    before = (random.gauss(0, 1), torch.randn(1), LEGACY.randn())
+    expected = drawn()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(7)
+    assert before == (random.gauss(0, 1), torch.randn(1), LEGACY.randn())
+    examined(target)
+    assert drawn() == expected
+
+
+def test_generators_come_back_after_an_error_too():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    with pytest.raises(ModuleError):
+        examined(zoo.Raising, error=ValueError("no"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_constancy_of_what_two_seeds_make():
+    held = examined(zoo.Parted).held
+    assert {key: h.constancy for key, h in held.items()} == dict.fromkeys(
+        ["random", "unseeded", "shape"], Constancy.RANDOM
+    )
+
+
+def test_nn_module_is_as_it_was_after_a_build_and_after_a_failure():
+    before = [vars(nn.Module)[n] for n in ("__setattr__", "register_buffer", "register_parameter")]
+    examined(zoo.AttrMask)
+    with pytest.raises(ModuleError):
+        examined(zoo.Raising, error=SystemExit(3))
+    after = [vars(nn.Module)[n] for n in ("__setattr__", "register_buffer", "register_parameter")]
+    assert after == before
+
+
+def test_ties_views_and_devices_survive_on_meta():
+    held = examined(zoo.Tied).held
+    assert all(held[key].tensor.device == "cpu" for key in held)
+    assert held["embed.weight"].tensor.storage == held["head.weight"].tensor.storage
+    assert (held["low"].tensor.storage_offset, held["high"].tensor.storage_offset) == (0, 3)
+    assert held["low"].tensor.storage.nbytes == 24
+    assert not any(h.fingerprint for h in held.values())
+
+
+def test_a_parameter_keeps_what_was_attached_to_it():
+    parameter = nn.Parameter(torch.ones(2, 3).t(), requires_grad=False)
+    parameter.tensor_parallel = True
+    twins = Twins()
+    twin = twins.of(parameter)
+    assert (twin.is_meta, twin.tensor_parallel, twin.requires_grad) == (True, True, False)
+    assert (twin.stride(), tuple(twin.shape)) == (parameter.stride(), (3, 2))
+    assert twins.of(parameter) is twin
+    assert twins.of(twin) is twin
+    assert twins.stands_for(parameter)
+    assert not twins.stands_for(twin)
+
+
+def test_a_parameter_gone_is_not_taken_for_a_new_one_at_its_address():
+    twins = Twins()
+    made = [twins.of(nn.Parameter(torch.ones(2))) for _ in range(50)]
+    assert len({id(twin) for twin in made}) == 50
+    assert len({twin.untyped_storage()._cdata for twin in made}) == 50
+
+
+def test_modules_that_another_thread_builds_stay_real():
+    made = []
+    with watched(Places(__file__), Twins()):
+        thread = threading.Thread(target=lambda: made.append(nn.Linear(1, 1)))
+        thread.start()
+        thread.join()
+        made.append(nn.Linear(1, 1))
+    assert [linear.weight.is_meta for linear in made] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (zoo.FromParameters, "the value of `start` depends on its parameters"),
+        (zoo.NeedsValues, "with its parameters on meta it cannot be built (RuntimeError: "),
+    ],
+)
+def test_a_module_that_needs_its_weights_is_built_with_real_ones(target, reason):
+    state = examined(target)
+    assert [skipped.what for skipped in state.skipped] == ["building without weights"]
+    assert state.skipped[0].reason.startswith(reason)
+    assert state.skipped[0].reason.endswith("it was built with real ones")
+    assert all(held.constancy is Constancy.RANDOM for held in state.held.values())
+    assert all(held.fingerprint for held in state.held.values())
+
+
+def test_weights_too_large_are_never_real(monkeypatch):
+    monkeypatch.setattr(build, "REAL_BUILD_BYTES", 8)
+    state = examined(zoo.FromParameters)
+    assert [skipped.what for skipped in state.skipped] == ["values"]
+    assert {key: h.constancy for key, h in state.unsaved.items()} == {"norm": Constancy.UNKNOWN}
+
+
+def test_one_instance_for_every_call_is_no_evidence():
+    state = examined(zoo.make_same)
+    assert Skipped("constancy", "every call gives the same instance") in state.skipped
+    assert state.held["mask"].constancy is Constancy.UNKNOWN
+    assert not state.held["mask"].follows_to
+    assert not zoo.INSTANCE.fc.weight.is_meta
+
+
+def test_each_build_gets_arguments_of_its_own():
+    config = {"width": 3}
+    state = examined(zoo.Popping, config=config)
+    assert state.held["fc.weight"].tensor.shape == (1, 3)
+    assert config == {"width": 3}
+    assert state.skipped == ()
+
+
+def test_what_the_users_code_prints_is_no_part_of_a_report(capsys):
+    examined(zoo.Printing)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert {"building", "saving"} <= set(printed.err.split())
+
+
+def test_defaults_are_taken_where_they_fit():
+    spec = ModuleSpec("modules.zoo:AttrMask", {}, (), {"n": 2, "lr": 0.1})
+    assert examine(spec).held["mask"].tensor.shape == (2, 2)
+    spec = ModuleSpec("modules.zoo:AttrMask", {"n": 3}, (), {"n": 2})
+    assert examine(spec).held["mask"].tensor.shape == (3, 3)
+
+
+@pytest.mark.parametrize("path", ["Builder.build", "AttrMask", "INSTANCE"])
+def test_what_a_name_may_lead_to(path):
+    state = examine(ModuleSpec(f"modules.zoo:{path}"))
+    assert state.target == f"modules.zoo:{path}"
+    assert state.held["mask"].kind is Kind.ATTRIBUTE
+
+
+MODEL = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mask = torch.ones({n})
+"""
+
+
+def test_search_directories_are_importable_meanwhile(tmp_path):
+    (tmp_path / "searched_model.py").write_text(MODEL.format(n=2))
+    before = list(sys.path)
+    state = examine(ModuleSpec("searched_model:Net", search=(tmp_path,)))
+    assert sys.path == before
+    assert state.held["mask"].where == f"{tmp_path.as_posix()}/searched_model.py:6"
+
+
+def test_a_module_of_the_same_name_elsewhere_is_not_mixed_up(tmp_path):
+    for n in (1, 2, 3):
+        (tmp_path / f"d{n}").mkdir()
+        (tmp_path / f"d{n}" / "same_name.py").write_text(MODEL.format(n=n))
+    shapes = [
+        examine(ModuleSpec("same_name:Net", search=(tmp_path / f"d{n}",))).held["mask"].tensor.shape
+        for n in (1, 2, 1, 3)
+    ]
+    assert shapes == [(1,), (2,), (1,), (3,)]
+    assert sys.modules["same_name"].__file__ == str(tmp_path / "d1" / "same_name.py")
+
+
+def test_places_are_relative_inside_the_current_directory(tmp_path, monkeypatch):
+    (tmp_path / "inside_model.py").write_text(MODEL.format(n=2))
+    monkeypatch.chdir(tmp_path)
+    state = examine(ModuleSpec("inside_model:Net", search=(tmp_path,)))
+    assert state.held["mask"].where == "inside_model.py:6"
+
+
+def test_places_of_assignments():
+    passing = examined(zoo.Passing).held
+    assert passing["mask"].where == marked("Passing.mask")
+    assert passing["table"].where == marked("Passing.table")
+    sneaky = examined(zoo.Sneaky).held
+    assert sneaky["mask"].where == marked("Sneaky.mask")
+    assert sneaky["other"].where == marked("Sneaky.other")
+
+
+def test_torchs_own_classes_have_a_place_too():
+    weight = examine(ModuleSpec("torch.nn:Linear", {"in_features": 1, "out_features": 1}))
+    assert "torch/nn/modules/linear.py:" in weight.held["weight"].where

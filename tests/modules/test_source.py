@@ -1,0 +1,94 @@
+"""Static facts: where an attribute is assigned, used by forward, and written later."""
+
+import pytest
+from modules import zoo
+from modules.places_in import marked
+from torch import nn
+
+from ckptool.modules import describe
+from ckptool.modules.source import Sources
+
+
+@pytest.mark.parametrize(
+    "name", ["assigned", "indexed", "added", "data", "out", "initialised", "running", "later"]
+)
+def test_a_write_after_construction(name):
+    assert Sources().written(zoo.Statistic, name) == marked(f"Statistic.{name}")
+
+
+@pytest.mark.parametrize("name", ["helper", "frozen", "moved", "read", "unknown"])
+def test_no_write_after_construction(name):
+    assert Sources().written(zoo.Statistic, name) == ""
+
+
+def test_written_buffers_are_statistics():
+    held = describe(zoo.Statistic(), "live").held
+    written = {"assigned", "indexed", "added", "data", "out", "initialised", "running", "later"}
+    assert {key for key, h in held.items() if h.statistic} == written
+
+
+@pytest.mark.parametrize("name", ["direct", "helped", "by_property", "by_name", "passed"])
+@pytest.mark.parametrize("cls", [zoo.Using, zoo.UsingMore])
+def test_a_use_that_forward_reaches(cls, name):
+    assert Sources().used(cls, name) == marked(f"Using.{name}")
+
+
+def test_a_use_that_forward_does_not_reach():
+    assert Sources().used(zoo.Using, "unused") == ""
+    assert Sources().used(zoo.Using, "inherited") == ""
+    assert Sources().used(zoo.UsingMore, "inherited") == marked("UsingMore.inherited")
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(zoo.AttrMask, "mask"), (zoo.ListLayers, "convs"), (zoo.ClassTable, "table")],
+)
+def test_the_place_of_an_assignment(cls, name):
+    assert Sources().assigned(cls, name) == marked(f"{cls.__name__}.{name}")
+
+
+def test_a_decorated_method_is_read(tmp_path, monkeypatch):
+    source = (
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    @torch.no_grad()\n"
+        "    def forward(self, x):\n"
+        "        return x + self.mask\n"
+    )
+    (tmp_path / "decorated_model.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    from decorated_model import Net
+
+    assert Sources().used(Net, "mask") == "decorated_model.py:5"
+
+
+def test_code_without_source_has_no_places():
+    space = {"nn": nn}
+    source = (
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.mask = nn.Linear(1, 1).weight.data\n"
+        "    def forward(self, x):\n"
+        "        return self.mask\n"
+    )
+    exec(source, space)
+    held = describe(space["Net"](), "live").held["mask"]
+    assert (held.where, held.used, held.written) == ("", "", "")
+
+
+def test_source_that_changed_since_it_was_imported_gives_no_places(tmp_path, monkeypatch):
+    file = tmp_path / "changing_model.py"
+    file.write_text("import torch\nclass Net(torch.nn.Module):\n    def forward(self): self.x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from changing_model import Net
+
+    file.write_text("def broken(:\n")
+    assert Sources().used(Net, "x") == ""
+
+
+def test_torchs_own_statistics():
+    written = Sources().written(nn.BatchNorm1d, "num_batches_tracked")
+    assert "torch/nn/modules/batchnorm.py:" in written
+    assert Sources().written(nn.Linear, "weight") == ""

@@ -1,0 +1,305 @@
+"""Values of tensors in files: equal, fingerprints and elements, against torch on the same files."""
+
+import os
+from itertools import pairwise, product
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from safetensors.torch import save_file
+
+from ckptool import model, strides, values
+from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.model import Part, Span, StorageInfo, TensorInfo
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.clone(memory_format=torch.contiguous_format).untyped_storage())
+
+
+def described(path: Path, tensor: torch.Tensor, offset: int = 0, key: str = "t") -> TensorInfo:
+    """Write a tensor's whole storage, and describe the tensor as a view of it."""
+    data = bytes(tensor.untyped_storage())
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        file.seek(offset)
+        file.write(data)
+    return TensorInfo(
+        key=key,
+        shape=tuple(tensor.shape),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        stride=tensor.stride(),
+        storage_offset=tensor.storage_offset(),
+        storage=StorageInfo(key, len(data), span=Span(path, offset, len(data))),
+    )
+
+
+def big_endian(path: Path, tensor: torch.Tensor) -> TensorInfo:
+    """Describe the tensor as a big-endian machine would have saved it."""
+    info = described(path, tensor)
+    word = tensor.dtype.itemsize // (2 if tensor.dtype.is_complex else 1)
+    data = path.read_bytes()
+    path.write_bytes(b"".join(data[n : n + word][::-1] for n in range(0, len(data), word)))
+    return replace(info, storage=replace(info.storage, byteorder="big"))
+
+
+def elements(tensor: TensorInfo) -> bytes:
+    assert values.obstacle(tensor) == ""
+    return b"".join(values.elements(tensor))
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch):
+    """Bounds so small that small tensors meet them."""
+    monkeypatch.setattr(values, "_CHUNK", 64)
+    monkeypatch.setattr(values, "_PIECE", 256)
+    monkeypatch.setattr(values, "_OPEN_FILES", 2)
+    monkeypatch.setattr(strides, "REGION", 256)
+    monkeypatch.setattr(strides, "_GAP", 128)
+    monkeypatch.setattr(strides, "_HANDED_ON", 32)
+
+
+DTYPES = [
+    torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.bool, torch.complex64,
+    torch.complex128, torch.float8_e4m3fn,
+]  # fmt: skip
+
+
+@st.composite
+def views(draw) -> torch.Tensor:
+    """Draw any view: sliced, transposed, expanded, overlapping."""
+    dtype = draw(st.sampled_from(DTYPES))
+    sizes = draw(st.lists(st.integers(0, 5), max_size=3))
+    steps = draw(st.lists(st.integers(0, 40), min_size=len(sizes), max_size=len(sizes)))
+    start = draw(st.integers(0, 9))
+    last = start + sum(max(size - 1, 0) * step for size, step in zip(sizes, steps, strict=True))
+    data = torch.arange((last + 1) * dtype.itemsize, dtype=torch.int32).mul(37).to(torch.uint8)
+    if dtype is torch.bool:
+        data = data & 1
+    return data.view(dtype).as_strided(sizes, steps, start)
+
+
+@given(views(), st.booleans())
+def test_elements_are_what_torch_has(tmp_path_factory, tensor, big):
+    path = tmp_path_factory.mktemp("views") / "data"
+    info = big_endian(path, tensor) if big else described(path, tensor)
+    assert elements(info) == tensor_bytes(tensor)
+    expected = model.fingerprint(info.dtype, info.shape, [tensor_bytes(tensor)])
+    assert values.fingerprint(info) == expected
+
+
+@given(views(), views(), st.data())
+def test_equal_is_what_torch_says(tmp_path_factory, a, b, data):
+    if data.draw(st.booleans()):
+        b = a.clone().contiguous()
+        if b.numel() and data.draw(st.booleans()):
+            flat = b.view(-1).view(torch.uint8)
+            flat[data.draw(st.integers(0, flat.numel() - 1))] ^= 1
+    folder = tmp_path_factory.mktemp("pairs")
+    one, other = described(folder / "a", a), described(folder / "b", b)
+    same = a.dtype == b.dtype and a.shape == b.shape and tensor_bytes(a) == tensor_bytes(b)
+    assert values.equal(one, other) is same
+    assert values.equal(other, one) is same
+    assert (values.fingerprint(one) == values.fingerprint(other)) is same
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 4))
+def test_many_are_what_each_is(tmp_path_factory, changes, jobs):
+    """Large tensors are cut among threads; verdicts come in order whatever the threads do."""
+    folder = tmp_path_factory.mktemp("many")
+    pairs = []
+    for n, change in enumerate(changes):
+        a = torch.arange(n * 20, dtype=torch.float32)
+        b = a.clone()
+        if change == 1 and n:
+            b[-1] += 1
+        if change == 2:
+            b = b.double()
+        pairs.append(
+            (described(folder / f"a{n % 5}", a, n << 12), described(folder / "b", b, n << 12))
+        )
+        if change == 3 and n:
+            pairs[-1] = (pairs[-1][0], replace(pairs[-1][1], storage=StorageInfo("zip", 80 * n)))
+    told = values.equal_many(pairs, jobs)
+    assert told == [values.equal(a, b) for a, b in pairs]
+    assert told == [_expected(n, change) for n, change in enumerate(changes)]
+    prints = values.fingerprint_many([b for _, b in pairs], jobs)
+    assert prints == [values.fingerprint(b) for _, b in pairs]
+
+
+def _expected(n: int, change: int) -> bool | None:
+    if change == 2:
+        return False
+    return {0: True, 1: n == 0, 3: True if n == 0 else None}[change]
+
+
+def test_no_pairs():
+    assert values.equal_many([]) == []
+    assert values.fingerprint_many([]) == []
+
+
+def test_nan_is_equal_to_itself_bit_by_bit(tmp_path):
+    nan = torch.tensor([float("nan")])
+    assert values.equal(described(tmp_path / "a", nan), described(tmp_path / "b", nan.clone()))
+    minus = described(tmp_path / "c", torch.tensor([-0.0]))
+    assert values.equal(minus, described(tmp_path / "d", torch.tensor([0.0]))) is False
+
+
+def test_transposed_on_both_sides_is_one_run(tmp_path, monkeypatch):
+    """What has the same order in both files is compared as it lies, whatever its size."""
+    monkeypatch.setattr(values, "_GATHERED", 0)
+    tensor = torch.arange(100.0).view(10, 10).T
+    one, other = described(tmp_path / "a", tensor), described(tmp_path / "b", tensor.clone().T.T)
+    assert not one.contiguous
+    assert values.equal(one, other) is True
+    path = described(tmp_path / "c", tensor.T.contiguous())
+    assert values.equal(one, path) is False
+
+
+OBSTACLES = {
+    "compressed": ({"storage": StorageInfo("0", 400)}, "compressed, or in no file"),
+    "no storage": ({"storage": None}, "compressed, or in no file"),
+    "dtype": ({"dtype": "float128"}, "torch has no dtype float128"),
+    "layout": ({"layout": "mkldnn"}, "laid out as mkldnn"),
+    "large view": ({"shape": (2**40,), "stride": (0,)}, "do not lie together"),
+    "packed": ({"shape": (4, 2), "stride": (4, 1), "dtype": "float4_e2m1fn"}, "into bits"),
+}
+
+
+@pytest.mark.parametrize(("fields", "reason"), OBSTACLES.values(), ids=OBSTACLES.keys())
+def test_obstacles(tmp_path, fields, reason):
+    whole = described(tmp_path / "a", torch.arange(100.0))
+    hard = replace(whole, **fields)
+    assert reason in values.obstacle(hard)
+    assert values.fingerprint(hard) is None
+    assert values.equal(hard, replace(hard, storage_offset=1)) is None
+
+
+def test_packed_floats(tmp_path):
+    """Two to a byte: as a run they can be read, from the middle of a byte they cannot."""
+    (tmp_path / "a").write_bytes(bytes(range(8)))
+    storage = StorageInfo("a", 8, span=Span(tmp_path / "a", 0, 8))
+    packed = TensorInfo("a", (6,), "float4_e2m1fn", (1,), 2, storage)
+    assert elements(packed) == bytes([1, 2, 3])
+    assert values.obstacle(replace(packed, storage_offset=1)) == "its elements are packed into bits"
+
+
+def test_big_endian_on_both_sides(tmp_path):
+    tensor = torch.arange(100.0)
+    one, other = big_endian(tmp_path / "a", tensor), big_endian(tmp_path / "b", tensor)
+    assert values.equal(one, other) is True
+    assert values.equal(one, described(tmp_path / "c", tensor)) is True
+    assert (
+        values.equal(one, replace(other, storage=replace(other.storage, byteorder="little")))
+        is False
+    )
+
+
+# Chunks, as DCP has them.
+
+
+def chunked(folder: Path, tensor: torch.Tensor, cuts: list[list[int]]) -> TensorInfo:
+    """Describe a tensor that is saved in pieces: `cuts` are the starts in each dimension."""
+    parts = []
+    ends = [[*starts[1:], size] for starts, size in zip(cuts, tensor.shape, strict=True)]
+    places = [list(zip(s, e, strict=True)) for s, e in zip(cuts, ends, strict=True)]
+    for n, box in enumerate(product(*places)):
+        piece = tensor[tuple(slice(a, b) for a, b in box)].clone()
+        chunk = described(folder / f"{n}.distcp", piece, key=str(n))
+        parts.append(Part("", tuple(a for a, _ in box), chunk))
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    shape = tuple(tensor.shape)
+    return TensorInfo(
+        "w", shape, dtype, tensor.stride(), 0, None, "chunked", parts=tuple(parts[::-1])
+    )
+
+
+@st.composite
+def cut_tensors(draw) -> tuple[torch.Tensor, list[list[int]]]:
+    shape = draw(st.lists(st.integers(1, 6), max_size=3))
+    cuts = [sorted({0, *draw(st.lists(st.integers(0, n - 1), max_size=2))}) for n in shape]
+    return torch.arange(torch.Size(shape).numel(), dtype=torch.int32).reshape(shape), cuts
+
+
+@given(cut_tensors())
+def test_chunks_are_put_together(tmp_path_factory, case):
+    tensor, cuts = case
+    folder = tmp_path_factory.mktemp("chunks")
+    info = chunked(folder, tensor, cuts)
+    assert elements(info) == tensor_bytes(tensor)
+    whole = described(folder / "whole", tensor)
+    assert values.equal(info, whole) is True
+    assert values.fingerprint(info) == values.fingerprint(whole)
+    if tensor.numel() > 1:
+        assert values.equal(info, described(folder / "other", tensor.clone().flip(0))) is (
+            tensor.shape[0] == 1
+        )
+
+
+def test_chunks_that_leave_a_hole(tmp_path):
+    info = chunked(tmp_path, torch.arange(12.0).view(4, 3), [[0, 2], [0]])
+    torn = replace(info, parts=info.parts[:1])
+    assert values.obstacle(torn) == "its chunks do not tile it row by row"
+    assert values.equal(info, torn) is None
+
+
+# Layouts of several tensors: sparse, quantised.
+
+
+def layered(folder: Path, layout: str = "sparse_coo", **parts: torch.Tensor) -> TensorInfo:
+    folder.mkdir()
+    held = tuple(Part(n, (), described(folder / n, part, key=n)) for n, part in parts.items())
+    return TensorInfo("w", (4,), "float32", (1,), 0, None, layout, parts=held)
+
+
+def test_layers(tmp_path):
+    indices, ones = torch.tensor([[0, 2]]), torch.ones(2)
+    sparse = layered(tmp_path / "a", indices=indices, values=ones)
+    assert values.equal(sparse, layered(tmp_path / "b", indices=indices, values=ones)) is True
+    assert values.equal(sparse, layered(tmp_path / "c", indices=indices, values=-ones)) is False
+    other = layered(tmp_path / "d", "sparse_csr", indices=indices, values=ones)
+    assert values.equal(sparse, other) is None
+    assert values.equal(sparse, described(tmp_path / "dense", torch.ones(4))) is None
+    assert elements(sparse) == tensor_bytes(indices) + tensor_bytes(ones)
+    assert values.fingerprint(sparse) != values.fingerprint(
+        layered(tmp_path / "e", values=ones, indices=indices)
+    )
+
+
+# Files that change.
+
+
+def test_file_that_shrank(tmp_path):
+    one, other = (described(tmp_path / name, torch.arange(1000.0)) for name in "ab")
+    os.truncate(tmp_path / "b", 3999)
+    with pytest.raises(CorruptCheckpointError, match=r"b: .*has 3999"):
+        values.equal_many([(one, other)])
+    with pytest.raises(CorruptCheckpointError, match=r"b: .*has 3999"):
+        values.fingerprint(other)
+
+
+def test_file_that_went_away(tmp_path):
+    info = described(tmp_path / "a", torch.ones(4))
+    (tmp_path / "a").unlink()
+    with pytest.raises(ReadError, match="no such file"):
+        values.fingerprint(info)
+
+
+def test_same_place_is_not_read(tmp_path):
+    info = described(tmp_path / "a", torch.ones(4))
+    (tmp_path / "a").unlink()
+    assert values.equal(info, info) is True
+
+
+def test_many_files_with_few_open(tmp_path):
+    """However many shards there are, a thread holds a few files open."""
+    held = {f"t{n}": torch.full((3,), float(n)) for n in range(20)}
+    for name, tensor in held.items():
+        save_file({"t": tensor}, tmp_path / name)
+    from ckptool.formats import open_checkpoint
+
+    infos = [open_checkpoint(tmp_path / name).states[0].tensors["t"] for name in held]
+    assert [elements(info) for info in infos] == list(map(tensor_bytes, held.values()))
+    assert values.equal_many(pairwise(infos), jobs=2) == [False] * 19
