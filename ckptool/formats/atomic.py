@@ -212,6 +212,7 @@ def _place_file(path: Path, target: Path, *, force: bool) -> None:
     try:
         # Unlike a rename, a link never replaces what somebody else put there meanwhile.
         target.hardlink_to(path)
+        path.unlink()
     except FileExistsError:
         raise WriteError(f"{target}: was written by somebody else meanwhile: it is kept") from None
     except OSError as error:

@@ -17,6 +17,10 @@ class Source:
         self.nbytes = nbytes
         self._descriptor = descriptor
 
+    def fileno(self) -> int:
+        """Return the descriptor, for a copy that the kernel makes."""
+        return self._descriptor
+
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return exactly `nbytes` bytes from `offset`.
 

@@ -163,7 +163,7 @@ class _Loose:
         if is_module(value):
             self._module(path, value, depth)
             return
-        for step, child in _steps(value):
+        for step, child in steps(value):
             self._add(path + step, child, Kind.CONTAINER, depth)
 
     def _module(self, path: str, node: Opaque, depth: int) -> None:
@@ -183,7 +183,7 @@ def _derived(module: dict[Any, Any]) -> set[str]:
     return {stem for stem, _, last in names if last in {"g", "v", "orig"} and stem}
 
 
-def _steps(value: Any) -> Iterator[tuple[str, Any]]:
+def steps(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the children of a container, each with how Python would reach it."""
     if isinstance(value, dict):
         for key, child in value.items():
@@ -193,8 +193,8 @@ def _steps(value: Any) -> Iterator[tuple[str, Any]]:
     elif type(value) is Elements:
         yield from ((f"[{index}]", child) for index, child in enumerate(value.items))
     elif type(value) is Opaque:
-        yield from _steps(value.items or ())
-        yield from _steps(value.pairs or {})
+        yield from steps(value.items or ())
+        yield from steps(value.pairs or {})
         states = value.state if type(value.state) is tuple else (value.state,)
         for state in states:
             if isinstance(state, dict):

@@ -107,10 +107,14 @@ class Tensors:
         """Return the storage that `node` must be."""
         if type(node) is Persistent and type(node.resolved) is Stored:
             return node.resolved
-        loaded = type(node) is Opaque and node.name == _EMBEDDED and self._embedded
-        if loaded and len(node.args) == 1 and type(node.args[0]) is bytes:
-            return loaded(node.args[0])
+        if type(node) is Opaque and node.name == _EMBEDDED and len(node.args) == 1:
+            return self._within(node.args[0], key)
         raise TreeError(f"{quoted(key)} has no storage")
+
+    def _within(self, blob: object, key: str) -> Stored:
+        if type(blob) is not bytes or self._embedded is None:
+            raise TreeError(f"{quoted(key)} has its storage within the pickle")
+        return self._embedded(blob)
 
     def need(self, node: object, key: str, depth: int) -> TensorInfo:
         """Return the tensor that `node` must be."""

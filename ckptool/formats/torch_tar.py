@@ -1,4 +1,4 @@
-"""A tar checkpoint of torch before 0.1.10 -> Checkpoint: storages, tensors, and the object's pickle."""
+"""A tar checkpoint of torch before 0.1.10 -> Checkpoint: storages, tensors, then a pickle."""
 
 import re
 from collections.abc import Iterator
@@ -178,7 +178,7 @@ class _Reader:
         self._add(key, Stored(stored.info, stored.dtype, numel, stored.start + offset))
 
     def _read_tensors(self, stream: Stream) -> None:
-        """Their number, then each: a pickle of (key, storage, class), and the view in raw numbers."""
+        """Their number, then each: a pickle of (key, storage, class), and the view as numbers."""
         tensors = Tensors(self._limits)
         for _ in range(self._count(stream)):
             key, storage, _ = self._triple(stream)

@@ -1,6 +1,6 @@
 """A file of torch.save (torch >= 1.6) -> Checkpoint: data.pkl, and storages beside it in a zip."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from msgspec.structs import replace
@@ -14,6 +14,7 @@ from ckptool.formats.nodes import Global, Persistent
 from ckptool.formats.pickles import Pickle, dangerous, scan, unpickle_all
 from ckptool.formats.plain import printable, quoted
 from ckptool.formats.storages import StorageId, same_storage, storage_id
+from ckptool.formats.streams import Slice
 from ckptool.formats.tensors import Stored, TreeError
 from ckptool.formats.uses import damaged, uses
 from ckptool.formats.zips import (
@@ -42,17 +43,21 @@ def read(source: Source, limits: Limits) -> Checkpoint:
         CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
     """
     with paused_collector():
-        return _read(source, Records(source, read_archive(source, limits), limits), limits)
+        return _read(Records(source, read_archive(source, limits), limits))
 
 
-def _read(source: Source, records: "Records", limits: Limits) -> Checkpoint:
+def _read(records: "Records") -> Checkpoint:
     if not records.pickles:
-        return _other(source, records, limits)
+        return _other(records)
     if "constants.pkl" in records.by_name or any(n.startswith("code/") for n in records.by_name):
         from ckptool.formats import torchscript
 
-        return torchscript.read_records(source, records, limits)
-    return describe_records(source, records, limits, Container.TORCH_ZIP)
+        return torchscript.read(records)
+    return guarded(records, Container.TORCH_ZIP, lambda names: _described(records, names))
+
+
+Names = list[Global]
+"""Every name that the pickles so far use, filled while they are read."""
 
 
 class Records:
@@ -66,12 +71,14 @@ class Records:
         self.pickles = [m for m in self.members if m.name.rpartition("/")[2] == "data.pkl"]
         shallow = min((m.name.count("/") for m in self.pickles), default=0)
         self.pickles = [m for m in self.pickles if m.name.count("/") == shallow]
-        self.root = self.pickles[0].name.removesuffix("data.pkl") if self.pickles else ""
+        self.root = _root(self.members, self.pickles)
         self.by_name = {
             member.name.removeprefix(self.root): member
             for member in self.members
             if member.name.startswith(self.root)
         }
+        self.base = source.start if isinstance(source, Slice) else 0
+        """Where the archive starts in its file: one can stand within another."""
         self.used: set[str] = set()
         """Names of the members that something refers to."""
         if len(self.pickles) > 1:
@@ -99,84 +106,60 @@ class Records:
         return None if data is None else printable(data.decode("latin-1").strip())
 
 
-def describe_records(
-    source: Source, records: Records, limits: Limits, container: Container
+def _root(members: list[Member], pickles: list[Member]) -> str:
+    """Return the folder that everything lies in, with its slash."""
+    if pickles:
+        return pickles[0].name.removesuffix("data.pkl")
+    marks = [m.name for m in members if m.name.rpartition("/")[2] == "archive_format"]
+    return marks[0].removesuffix("archive_format") if marks else ""
+
+
+def guarded(
+    records: Records, container: Container, describe: Callable[[Names], Checkpoint]
 ) -> Checkpoint:
-    """Return the checkpoint that data.pkl and its storages are."""
-    names: list[Global] = []
+    """Return what `describe` makes of the archive; where it is broken, what is dangerous in it.
+
+    Raises:
+        CorruptCheckpointError: it is broken, and nothing in it is dangerous.
+    """
+    names: Names = []
+    source = records.source
     try:
-        return _described(source, records, limits, container, names)
+        return describe(names)
     except CorruptCheckpointError as error:
-        found = [*names, *_all_names(records, limits)]
-        return damaged(source.path, container, source.nbytes, found, error.reason)
+        reason = error.reason
     except TreeError as error:
-        found = [*names, *_all_names(records, limits)]
-        return damaged(source.path, container, source.nbytes, found, str(error))
+        reason = str(error)
+    names += [name for _, found in _hidden(records) for name in found]
+    return damaged(source.path, container, source.nbytes, names, reason)
 
 
-_TEXT: Final = 200
-_SCANNED: Final = 1 << 20
-"""Bytes of a member that are tried as a pickle, when nothing says what it is."""
-_TRIED: Final = 2_000
-"""Members that are tried."""
-_RECORDS: Final = ("version", "byteorder", ".format_version", ".storage_alignment")
-_ID: Final = ".data/serialization_id"
-
-
-def _other(source: Source, records: Records, limits: Limits) -> Checkpoint:
-    """An archive without data.pkl: one of torch.export, or none of torch's."""
-    from ckptool.formats import torch_export
-
-    if torch_export.claims(records):
-        return torch_export.read_records(source, records, limits)
-    reason = "a zip archive without data.pkl: torch.save did not write it"
-    if records.archive.fault:
-        reason = records.archive.fault
-    found = dangerous(_all_names(records, limits))
-    if found or records.archive.fault:
-        return damaged(source.path, Container.TORCH_ZIP, source.nbytes, found, reason)
-    raise UnknownFormatError(source.path, reason)
-
-
-def _described(
-    source: Source, records: Records, limits: Limits, container: Container, names: list[Global]
-) -> Checkpoint:
-    path, main = source.path, records.pickles[0]
-    records.used.add(main.name)
-    pickle = unpickle_member(records, main, limits)
+def main_pickle(records: Records, names: Names) -> Pickle:
+    """Return what data.pkl describes, after everything that is wrong with it was refused."""
+    path, main = records.source.path, records.pickles[0]
+    pickle = unpickle_member(records, main)
     names += pickle.globals
     if records.archive.fault:
         raise CorruptCheckpointError(path, records.archive.fault)
-    metadata = _metadata(records)
-    if main.crc and not check_crc(source, main, limits):
+    if main.crc and not check_crc(records.source, main, records.limits):
         raise CorruptCheckpointError(path, f"{quoted(main.name)} does not match its checksum")
     if pickle.fault:
         raise CorruptCheckpointError(path, f"{quoted(main.name)}: {pickle.fault}")
-    resolve(pickle.persistent, records, metadata.get("byteorder", "little"))
-    grown = tree.describe(pickle.root, limits)
-    return Checkpoint(
-        path,
-        container,
-        source.nbytes,
-        tuple(grown.states),
-        tuple(grown.entries),
-        (*uses(names, pickle.root), *_hidden_uses(records, limits)),
-        metadata,
-        skipped=(*check_sums(records, limits), *_unreferenced(records), *grown.skipped),
-    )
+    return pickle
 
 
-def unpickle_member(records: Records, member: Member, limits: Limits) -> Pickle:
+def unpickle_member(records: Records, member: Member) -> Pickle:
     """Return what a member that is a pickle describes.
 
     Raises:
         CorruptCheckpointError: it is too large, or cannot be inflated.
     """
-    if member.nbytes > limits.pickle_bytes or member.start < 0:
-        reason = f"{quoted(member.name)} has {member.nbytes} bytes"
-        raise CorruptCheckpointError(records.source.path, f"{reason}, more than any pickle needs")
-    data = read_member(records.source, member, limits, limits.pickle_bytes)
-    return unpickle_all(data, limits)
+    records.used.add(member.name)
+    if member.nbytes > records.limits.pickle_bytes or member.start < 0:
+        reason = f"{quoted(member.name)} has {member.nbytes} bytes, more than any pickle needs"
+        raise CorruptCheckpointError(records.source.path, reason)
+    data = read_member(records.source, member, records.limits, member.nbytes)
+    return unpickle_all(data, records.limits)
 
 
 def resolve(
@@ -196,6 +179,88 @@ def resolve(
         node.resolved = same_storage(stored, wanted)
 
 
+def metadata_of(records: Records) -> dict[str, str]:
+    """Return the small records.
+
+    Raises:
+        CorruptCheckpointError: what they say of the format makes no sense.
+    """
+    found = {name: text for name in _RECORDS if (text := records.text(name)) is not None}
+    path = records.source.path
+    for name in ("version", ".format_version", ".storage_alignment"):
+        if name in found and not (found[name].isascii() and found[name].isdigit()):
+            raise CorruptCheckpointError(path, f"its {name} record is {quoted(found[name])}")
+    if found.get("byteorder", "little") not in {"little", "big"}:
+        raise CorruptCheckpointError(path, f"its byteorder record is {quoted(found['byteorder'])}")
+    return found
+
+
+def looked_over(records: Records) -> tuple[Skipped, ...]:
+    """Compare the checksums, and say what of the archive was not looked at.
+
+    Raises:
+        CorruptCheckpointError: a record does not have its checksum.
+    """
+    return (*_check_sums(records), *_unreferenced(records))
+
+
+def hidden_uses(records: Records) -> Iterator[GlobalUse]:
+    """Yield what is dangerous in members that are pickles although nothing refers to them."""
+    for member, names in _hidden(records):
+        for use in uses(dangerous(names)):
+            yield replace(use, at=f"record {member.name}")
+
+
+_TEXT: Final = 200
+_SCANNED: Final = 1 << 20
+"""Bytes of a member that are tried as a pickle, when nothing says what it is."""
+_TRIED: Final = 2_000
+"""Members that are tried."""
+_RECORDS: Final = (
+    "version",
+    "byteorder",
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+)
+
+
+def _other(records: Records) -> Checkpoint:
+    """Read an archive without data.pkl: one of torch.export, or none of torch's."""
+    from ckptool.formats import torch_export
+
+    if torch_export.claims(records):
+        return torch_export.read(records)
+    reason = "a zip archive without data.pkl: torch.save did not write it"
+
+    def refuse(_names: Names) -> Checkpoint:
+        raise CorruptCheckpointError(records.source.path, records.archive.fault or reason)
+
+    try:
+        return guarded(records, Container.TORCH_ZIP, refuse)
+    except CorruptCheckpointError as error:
+        if records.archive.fault:
+            raise
+        raise UnknownFormatError(error.path, error.reason) from None
+
+
+def _described(records: Records, names: Names) -> Checkpoint:
+    pickle = main_pickle(records, names)
+    metadata = metadata_of(records)
+    resolve(pickle.persistent, records, metadata.get("byteorder", "little"))
+    grown = tree.describe(pickle.root, records.limits)
+    return Checkpoint(
+        records.source.path,
+        Container.TORCH_ZIP,
+        records.source.nbytes,
+        tuple(grown.states),
+        tuple(grown.entries),
+        (*uses(names, pickle.root), *hidden_uses(records)),
+        metadata,
+        skipped=(*looked_over(records), *grown.skipped),
+    )
+
+
 def _stored(wanted: StorageId, records: Records, byteorder: str, folder: str) -> Stored:
     member = records.by_name.get(folder + wanted.key)
     if member is None:
@@ -206,30 +271,15 @@ def _stored(wanted: StorageId, records: Records, byteorder: str, folder: str) ->
     records.used.add(member.name)
     span = None
     if member.method == STORED:
-        span = Span(records.source.path, member.start, member.nbytes)
-    info = StorageInfo(wanted.key, member.nbytes, wanted.location, span, byteorder)
+        span = Span(records.source.path, records.base + member.start, member.nbytes)
+    key = wanted.key if folder == "data/" else folder + wanted.key
+    info = StorageInfo(key, member.nbytes, wanted.location, span, byteorder)
     return Stored(info, wanted.dtype, wanted.numel)
 
 
-def _metadata(records: Records) -> dict[str, str]:
-    """Return the small records; what they say of the format must make sense."""
-    found = {name: text for name in (*_RECORDS, _ID) if (text := records.text(name)) is not None}
-    path = records.source.path
-    for name in ("version", ".format_version", ".storage_alignment"):
-        if name in found and not (found[name].isascii() and found[name].isdigit()):
-            raise CorruptCheckpointError(path, f"its {name} record is {quoted(found[name])}")
-    if found.get("byteorder", "little") not in {"little", "big"}:
-        raise CorruptCheckpointError(path, f"its byteorder record is {quoted(found['byteorder'])}")
-    return found
-
-
-def check_sums(records: Records, limits: Limits) -> list[Skipped]:
-    """Compare checksums: all of them in small files, and in large ones if asked to.
-
-    Raises:
-        CorruptCheckpointError: a record does not have its checksum.
-    """
-    source, skipped = records.source, []
+def _check_sums(records: Records) -> list[Skipped]:
+    """Compare checksums: all of them in small files, and in large ones if asked to."""
+    source, limits, skipped = records.source, records.limits, []
     filled = [member for member in records.members if member.nbytes]
     if source.nbytes > limits.checked_bytes and not limits.deep:
         reason = f"the file has {source.nbytes} bytes; --deep compares them"
@@ -255,14 +305,7 @@ def _unreferenced(records: Records) -> list[Skipped]:
     return [Skipped("records", f"nothing refers to {names}")]
 
 
-def _hidden_uses(records: Records, limits: Limits) -> Iterator[GlobalUse]:
-    """Yield what is dangerous in members that are pickles although nothing refers to them."""
-    for member, names in _hidden(records, limits):
-        for use in uses(dangerous(names)):
-            yield replace(use, at=f"record {member.name}")
-
-
-def _hidden(records: Records, limits: Limits) -> Iterator[tuple[Member, list[Global]]]:
+def _hidden(records: Records) -> Iterator[tuple[Member, list[Global]]]:
     """Try the members that nothing refers to as pickles; in a faulty archive, all of them."""
     tried: set[int] = set()
     known = set() if records.archive.fault else records.used
@@ -272,17 +315,13 @@ def _hidden(records: Records, limits: Limits) -> Iterator[tuple[Member, list[Glo
         if len(tried) > _TRIED:
             return
         tried.add(member.start)
-        yield member, _tried(records, member, limits)
+        yield member, _tried(records, member)
 
 
-def _tried(records: Records, member: Member, limits: Limits) -> list[Global]:
+def _tried(records: Records, member: Member) -> list[Global]:
     try:
-        data = read_member(records.source, member, limits, _SCANNED)
+        data = read_member(records.source, member, records.limits, _SCANNED)
     except CorruptCheckpointError:
         return []
     # Text can begin like a pickle of protocol 0: only later ones say what they are.
-    return scan(data, limits) if data[:1] == b"\x80" or data[-1:] == b"." else []
-
-
-def _all_names(records: Records, limits: Limits) -> list[Global]:
-    return [name for _, names in _hidden(records, limits) for name in names]
+    return scan(data, records.limits) if data[:1] == b"\x80" or data[-1:] == b"." else []

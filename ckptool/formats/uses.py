@@ -1,6 +1,6 @@
 """The names that a pickle uses -> GlobalUse, each with the place in the tree where it stands."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ _SHOWN = 32
 """Steps of a place that are written out."""
 
 
-def uses(names: Iterable[Global], root: object = None) -> tuple[GlobalUse, ...]:
+def uses(
+    names: Iterable[Global], root: object = None, judged_by: Callable[[Global], Safety] = judge
+) -> tuple[GlobalUse, ...]:
     """Return what `names` could do and where they stand. What is safe is not looked for."""
-    judged = {(name.module, name.name): (name, judge(name)) for name in names}
+    judged = {(name.module, name.name): (name, judged_by(name)) for name in names}
     wanted = {name for name, safety in judged.values() if safety is not Safety.SAFE}
     places = _places(root, wanted)
     return tuple(

@@ -1,0 +1,87 @@
+"""Module x inputs -> Pass: a forward pass on a device that does not exist.
+
+Every storage pretends to be somewhere, and the arithmetic is done by the CPU. A tensor that is left
+on the CPU clashes exactly where CUDA would refuse it; here the pass goes on, and finds the others.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ckptool.model import Kind
+from ckptool.modules.usercode import UserCodeError
+from ckptool.modules.walk import Found, walk
+from ckptool.verify.passes import Inputs, Pass, prepared
+from ckptool.verify.simulated.answers import answering
+from ckptool.verify.simulated.below import Below
+from ckptool.verify.simulated.front import Front
+from ckptool.verify.simulated.record import Record
+from ckptool.verify.simulated.tags import CPU, Origin, Tags
+
+_WORDS = {
+    Kind.PARAMETER: "a parameter",
+    Kind.BUFFER: "a buffer",
+    Kind.NON_PERSISTENT_BUFFER: "a buffer",
+    Kind.ATTRIBUTE: "a plain attribute, not registered",
+    Kind.CONTAINER: "held in a container, not registered",
+    Kind.MODULE: "of a module outside the tree",
+    Kind.CLASS_ATTRIBUTE: "a class attribute",
+}
+
+
+def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
+    """Move `module` and `inputs` to a pretended `device`, and run forward there.
+
+    The module is spent afterwards: its tensors stay copies that no real device has.
+    """
+    where = f"simulated {device}"
+    tags = Tags()
+    record = Record(tags, device)
+    output, moved = None, False
+    try:
+        with prepared(module), answering(device):
+            _name_registered(tags, module)
+            with Below(record), Front(record):
+                module.to(device)
+            moved = True
+            _name_loose(tags, module)
+            _name_inputs(tags, inputs)
+            with record.following(module), Below(record), Front(record):
+                there = inputs.each(lambda tensor: tensor.to(device))
+                output = _call(module, there)
+    except UserCodeError as error:
+        return Pass(where, None, error, moved, record.clashes, record.unmodelled)
+    return Pass(where, output, None, moved, record.clashes, record.unmodelled)
+
+
+def _call(module: nn.Module, inputs: Inputs) -> Any:
+    return module(*inputs.args, **inputs.kwargs)
+
+
+def _name_registered(tags: Tags, module: nn.Module) -> None:
+    for found in walk(module).found:
+        if found.registered and not tags.knows(found.value):
+            tags.put(found.value, CPU, _origin(found))
+
+
+def _name_loose(tags: Tags, module: nn.Module) -> None:
+    """Name what moving the module left behind, now that a view of a buffer is on its own."""
+    for found in walk(module).found:
+        if not isinstance(found.value, Tensor):
+            tags.name_array(found.value, found.path)
+        elif not found.registered and tags.device(found.value) == CPU:
+            tags.put(found.value, CPU, _origin(found))
+
+
+def _name_inputs(tags: Tags, inputs: Inputs) -> None:
+    def name(tensor: Tensor) -> Tensor:
+        if not tags.knows(tensor):
+            tags.put(tensor, CPU, Origin("", "an input"))
+        return tensor
+
+    inputs.each(name)
+
+
+def _origin(found: Found) -> Origin:
+    return Origin(found.path, _WORDS.get(found.kind, "held by the module"))

@@ -1,0 +1,69 @@
+"""Operations as they reach the kernels, below autograd -> clashes, and tags for their results."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ckptool.verify.simulated.operands import (
+    CPU_RESULT,
+    Operands,
+    is_custom,
+    operands,
+    tensors_in,
+)
+from ckptool.verify.simulated.record import Record
+from ckptool.verify.simulated.tags import CPU, OUTSIDE, Origin
+
+
+class Below(TorchDispatchMode):
+    """Runs every operation as it is, and looks at the devices that its operands pretend."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self._record = record
+        self._tags = record.tags
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = kwargs or {}
+        found = operands(func, args, named, self._tags.device)
+        self._check(func, found)
+        if is_custom(func):
+            self._record.cannot_model(f"the custom operator {func}: its CUDA kernel did not run")
+        result = func(*args, **named)
+        self._tag(result, found)
+        if func.overloadpacket in CPU_RESULT:
+            self._tags.put(result[CPU_RESULT[func.overloadpacket]], CPU, OUTSIDE)
+        return result
+
+    def _check(self, func: Any, found: Operands) -> None:
+        home = self._record.home(list(found.together))
+        if home is not None:
+            for tensor in found.together:
+                if self._tags.device(tensor) == CPU:
+                    self._record.clash(tensor, home, str(func))
+        for tensor in found.on_cpu:
+            if self._tags.device(tensor) != CPU:
+                self._record.clash(tensor, CPU, str(func))
+
+    def _tag(self, result: Any, found: Operands) -> None:
+        device, origin = self._of_results(found)
+        for tensor in tensors_in(result):
+            if not self._tags.knows(tensor):
+                if origin is None:
+                    self._record.created(tensor, device)
+                else:
+                    self._tags.put(tensor, device, origin)
+
+    def _of_results(self, found: Operands) -> tuple[torch.device, Origin | None]:
+        home: Tensor | None = found.home
+        if home is None:
+            return self._record.ambient or CPU, None
+        if not self._tags.knows(home) and self._record.ambient is not None:
+            # torch made it inside the running call, as it would have on the device.
+            return self._record.ambient, None
+        tag = self._tags.of(home)
+        return tag.device, tag.origin

@@ -1,0 +1,193 @@
+"""Mutants of valid files: whatever the bytes, a Checkpoint or an error of ours, and nothing else.
+
+CKPTOOL_FUZZ is the number of mutants (a few seconds by default, hours if you like), CKPTOOL_SEED
+the number that they start from; a failure names both the mutant's number and what it was made of.
+"""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pytest
+from click.testing import CliRunner
+from containers import safetensors_bytes, write
+
+from ckptool import values
+from ckptool.cli import main
+from ckptool.errors import CkptoolError
+from ckptool.formats import open_checkpoint
+from ckptool.model import Checkpoint
+
+CORPUS = Path(__file__).parent.parent / "corpus"
+MUTANTS = int(os.environ.get("CKPTOOL_FUZZ", "8000"))
+FIRST = int(os.environ.get("CKPTOOL_SEED", "0"))
+THROUGH_THE_COMMAND = 10
+"""One mutant in as many is given to the command as well, which renders what was read."""
+
+EDGES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
+EDGES += [(1 << 63) - 1, 1 << 63, (1 << 64) - 1]
+TOKENS = [b"0", b".", b"(", b"{", b"[", b'"', b"\\", b"\0", b"\x80", b"\xff", b"\n", b"-1", b"null"]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Valid bytes to mutate, and what makes a file, or a folder of files, of them again."""
+
+    name: str
+    content: bytes
+    put: Callable[[Path, bytes], Path]
+
+
+@pytest.fixture(scope="session")
+def seeds(tmp_path_factory) -> list[Seed]:
+    folder = tmp_path_factory.mktemp("seeds")
+    with tarfile.open(CORPUS / "dev.tar.xz") as archive:
+        archive.extractall(folder, filter="tar")
+    cases = json.loads((CORPUS / "manifest.json").read_text())["cases"]
+    valid = [(c["name"], folder / c["path"]) for c in cases if c["expect"] == "accept"]
+    files = [(name, path.read_bytes()) for name, path in valid if path.is_file()]
+    found = [Seed(name, content, as_file) for name, content in files if len(content) < 1 << 16]
+    for name, content in files:
+        found += _inside(name, content)
+    for name, path in valid:
+        if path.is_dir():
+            found += _beside(name, path)
+    assert len(found) > 60
+    return found
+
+
+def as_file(folder: Path, content: bytes) -> Path:
+    return write(folder, {"mutant": content}) / "mutant"
+
+
+def _inside(name: str, content: bytes) -> list[Seed]:
+    """Return what a container wraps: with its sums and lengths right, a mutant gets further in."""
+    if content[8:9] == b"{" and len(content) < 1 << 16:
+        start = 8 + int.from_bytes(content[:8], "little")
+        return [Seed(f"{name}:header", content[8:start], _with_data(content[start:]))]
+    if not content.startswith(b"PK") or len(content) > 1 << 16:
+        return []
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            held = {info.filename: archive.read(info) for info in archive.infolist()}
+    except zipfile.BadZipFile:
+        return []  # saved without checksums, which torch may do
+    small = [name for name, data in held.items() if "/data/" not in name and len(data) > 8]
+    return [Seed(f"{name}:{member}", held[member], _in_zip(held, member)) for member in small]
+
+
+def _with_data(data: bytes) -> Callable[[Path, bytes], Path]:
+    return lambda folder, header: as_file(folder, safetensors_bytes(header, data))
+
+
+def _in_zip(held: dict[str, bytes], changed: str) -> Callable[[Path, bytes], Path]:
+    def put(folder: Path, content: bytes) -> Path:
+        path = write(folder, {}) / "mutant"
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, data in {**held, changed: content}.items():
+                archive.writestr(member, data)
+        return path
+
+    return put
+
+
+def _beside(name: str, checkpoint: Path) -> list[Seed]:
+    """Return each file of a folder, which keeps the others as they are."""
+    held = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+
+    def within(changed: str) -> Callable[[Path, bytes], Path]:
+        return lambda folder, content: write(folder / name, {**held, changed: content})
+
+    return [Seed(f"{name}:{file}", content, within(file)) for file, content in held.items()]
+
+
+def mutant(random: Random, content: bytes, other: bytes) -> bytes:
+    data = bytearray(content)
+    for _ in range(random.choice((1, 1, 1, 2, 4, 16))):
+        if data:
+            random.choice(MUTATIONS)(random, data, random.randrange(len(data)), other)
+    return bytes(data)
+
+
+def flip(random: Random, data: bytearray, at: int, _other: bytes) -> None:
+    data[at] ^= 1 << random.randrange(8)
+
+
+def token(random: Random, data: bytearray, at: int, _other: bytes) -> None:
+    new = random.choice(TOKENS)
+    data[at : at + len(new)] = new
+
+
+def number(random: Random, data: bytearray, at: int, _other: bytes) -> None:
+    width = random.choice((1, 2, 4, 8))
+    edge = random.choice(EDGES) & ((1 << 8 * width) - 1)
+    data[at : at + width] = edge.to_bytes(width, random.choice(("little", "big")))
+
+
+def digits(random: Random, data: bytearray, at: int, _other: bytes) -> None:
+    data[at:at] = str(random.choice(EDGES)).encode()
+
+
+def cut(random: Random, data: bytearray, at: int, _other: bytes) -> None:
+    del data[at : random.choice((at + 1, at + random.randrange(1, 64), len(data)))]
+
+
+def repeat(random: Random, data: bytearray, at: int, _other: bytes) -> None:
+    data[at:at] = data[at : at + random.randrange(1, 64)] * random.choice((1, 1, 2, 100))
+
+
+def splice(random: Random, data: bytearray, at: int, other: bytes) -> None:
+    start = random.randrange(len(other)) if other else 0
+    data[at : at + 32] = other[start : start + 32]
+
+
+def swap(random: Random, data: bytearray, at: int, _other: bytes) -> None:
+    to = random.randrange(len(data))
+    data[at], data[to] = data[to], data[at]
+
+
+MUTATIONS = [flip, token, number, digits, cut, repeat, splice, swap]
+
+
+def test_mutants(seeds, tmp_path):
+    for n in range(FIRST, FIRST + MUTANTS):
+        random = Random(n)
+        seed, other = random.choice(seeds), random.choice(seeds)
+        path = seed.put(tmp_path, mutant(random, seed.content, other.content))
+        try:
+            _describe(path)
+            if n % THROUGH_THE_COMMAND == 0:
+                _command(path)
+        except Exception as error:
+            kept = Path(f"{tmp_path}-kept-{n}")
+            path.rename(kept)
+            raise AssertionError(f"mutant {n} of {seed.name}, kept as {kept}: {error!r}") from error
+
+
+def _describe(path: Path) -> None:
+    """Read it, and look at everything that the next stages look at."""
+    try:
+        checkpoint = open_checkpoint(path)
+    except CkptoolError:
+        return
+    assert isinstance(checkpoint, Checkpoint)
+    for state in checkpoint.states:
+        for tensor in (*state.tensors.values(), *state.unsaved.values()):
+            assert tensor.nbytes >= 0
+            assert isinstance(values.obstacle(tensor), str)
+            if tensor.span is not None:
+                assert tensor.span.offset + tensor.span.nbytes <= tensor.span.path.stat().st_size
+
+
+def _command(path: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(path)])
+    assert result.exit_code in {0, 1, 2}
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert "\x1b" not in result.output

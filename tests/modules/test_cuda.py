@@ -1,0 +1,53 @@
+"""What is said to follow `.to()` does so on a real device, and nothing else does."""
+
+import inspect
+
+import pytest
+import torch
+from modules import zoo
+from torch import nn
+
+from ckptool.modules import describe
+from ckptool.modules.walk import walk
+
+pytestmark = pytest.mark.cuda
+
+CLASSES = [
+    cls
+    for cls in vars(zoo).values()
+    if inspect.isclass(cls)
+    and issubclass(cls, nn.Module)
+    and cls.__module__ == zoo.__name__
+    and not {p.default for p in inspect.signature(cls).parameters.values()} & {inspect._empty}
+    and cls not in {zoo.Twice, zoo.BadState}
+]
+
+
+def movable(found):
+    """An empty or a sparse tensor, or an alias that was dropped, moves like any other."""
+    return isinstance(found.value, torch.Tensor)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_what_follows_on_meta_follows_on_cuda(cls):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    if cls is zoo.FromOutside:
+        pytest.skip("moving it would move modules that other tests use")
+    module = cls()
+    state = describe(module, "net")
+    module.to("cuda")
+    moved = {found.path: found.value.is_cuda for found in walk(module).found if movable(found)}
+    # What is not described is an alias that follows.
+    said = {path: path not in state.held or state.held[path].follows_to for path in moved}
+    assert said == moved
+
+
+def test_cuda_generators_come_back():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    torch.cuda.manual_seed(5)
+    expected = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed(5)
+    zoo.examined(zoo.RandomModes)
+    assert torch.equal(torch.rand(3, device="cuda"), expected)
