@@ -4,13 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptool.api import audit, diff, inspect, rule
+    from ckptool.api import audit, diff, inspect, migrate, rule
     from ckptool.errors import CkptoolError
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
     from ckptool.rules import Level
 
-__all__ = ["CkptoolError", "Level", "Policy", "audit", "diff", "inspect", "open_checkpoint", "rule"]
+__all__ = [
+    "CkptoolError",
+    "Level",
+    "Policy",
+    "audit",
+    "diff",
+    "inspect",
+    "migrate",
+    "open_checkpoint",
+    "rule",
+]
 
 _HOMES = {
     "CkptoolError": "ckptool.errors",
@@ -19,6 +29,7 @@ _HOMES = {
     "audit": "ckptool.api",
     "diff": "ckptool.api",
     "inspect": "ckptool.api",
+    "migrate": "ckptool.api",
     "open_checkpoint": "ckptool.formats",
     "rule": "ckptool.api",
 }

@@ -4,10 +4,12 @@ import ast
 import json
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool import report
 from ckptool.compare import Loading, loading, revision
@@ -21,6 +23,9 @@ from ckptool.rules import RULES, run
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ckptool.migrate.plan import Plan
+    from ckptool.modules import ModuleSpec
 
 PathLike = str | Path
 
@@ -96,6 +101,96 @@ def diff(
     return report.loaded(met, found, _notes(met, wanted.at, hyper), explain)
 
 
+def migrate(
+    source: PathLike,
+    target: PathLike | None = None,
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    to: str | None = None,
+    plan: "PathLike | Plan | None" = None,
+    reverse: bool = False,
+    inject: Mapping[str, str] | None = None,
+    drop: Sequence[str] = (),
+    from_: PathLike | None = None,
+    drop_extra: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    save_plan: PathLike | None = None,
+    max_shard_size: int | None = None,
+    provenance: bool = True,
+    progress: Callable[[int], None] = lambda _: None,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT,
+    config: Config | None = None,
+) -> report.MigrateReport:
+    """Write a checkpoint that a module loads strictly, or with `dry_run` only say how.
+
+    Args:
+        source: the checkpoint; it is never written to.
+        target: where the result goes; complete at its name, or not there.
+        module: "package.module:Name" or a live module; without it the configuration names one, or
+            none is used: then the state is converted, and nothing is derived.
+        kwargs: constructor arguments.
+        at: place of the state in the file ("state_dict"); without it the best match is taken.
+        to: "safetensors" or "pth"; without it the target's suffix decides.
+        plan: a plan, or a file with one; without it the plan is derived.
+        reverse: undo the plan.
+        inject: key -> where its value comes from: "attribute", "constructor", "file:PATH#KEY",
+            "npz:PATH#KEY", "literal:VALUE", "seed:N" or "zeros".
+        drop: keys to leave out.
+        from_: a pickled module, or another file, whose attributes are looked at as well.
+        drop_extra: leave out what the container cannot hold.
+        force: replace an existing target.
+        dry_run: write nothing.
+        save_plan: where to write the plan.
+        max_shard_size: bytes of one file of a folder.
+        provenance: record the plan and the digests with the result.
+        progress: told how many bytes have just been written.
+        policy: which findings about the result are reported.
+        limits: bounds on what a file may cost.
+        config: the configuration; without it the nearest one from the current directory up.
+
+    Raises:
+        ReadError: the source cannot be read.
+        ModuleError: the module cannot be imported or built.
+        PlanError: something cannot be decided, or the plan does not fit.
+        WriteError: the result could not be completed; the target is as it was.
+        UsageError: the options do not go together.
+    """
+    from ckptool.migrate.plan import read_file
+    from ckptool.migrate.run import Request
+    from ckptool.migrate.run import run as run_migration
+    from ckptool.migrate.suggest import Wishes
+
+    wanted = _wanted_or_none(Path(source), module, kwargs, at, config)
+    done = run_migration(
+        Request(
+            source=Path(source),
+            target=None if target is None else Path(target),
+            module=_migrated_module(wanted),
+            at=wanted.at if wanted else at,
+            to=to,
+            plan=read_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+            reverse=reverse,
+            wishes=Wishes(inject or {}, tuple(drop)),
+            donor=None if from_ is None else Path(from_),
+            drop_extra=drop_extra,
+            force=force,
+            dry_run=dry_run,
+            save_plan=None if save_plan is None else Path(save_plan),
+            max_shard_size=max_shard_size,
+            recorded=provenance,
+            limits=limits,
+            progress=progress,
+        )
+    )
+    met = [] if done.loading is None else [done.loading]
+    differs = any(not one.strict for one in met)
+    return report.migrated(done, judge(run(met), policy or Policy(), differs=differs))
+
+
 def audit(
     module: "str | nn.Module | None" = None,
     *,
@@ -156,7 +251,7 @@ def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
     Raises:
         UsageError: there is no such limit, or the number is none.
     """
-    known = {f.name for f in fields(Limits)} - {"deep"}
+    known = set(Limits.__struct_fields__) - {"deep"}
     changed: dict[str, int] = {}
     for pair in pairs:
         name, _, number = pair.partition("=")
@@ -190,8 +285,7 @@ def _open(path: PathLike, limits: Limits) -> Checkpoint:
     return open_checkpoint(Path(path), limits)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(Struct, frozen=True):
     """Which module a checkpoint is compared with, and how it is built."""
 
     module: "str | nn.Module"
@@ -220,6 +314,37 @@ def _wanted(
         at if at is not None else entry.at,
         (settings.directory,),
     )
+
+
+def _wanted_or_none(
+    path: Path,
+    module: "str | nn.Module | None",
+    kwargs: Mapping[str, object] | None,
+    at: str | None,
+    config: Config | None,
+) -> _Wanted | None:
+    """Return what `_wanted` does; None where no module is named anywhere."""
+    settings = config or load_config(Path.cwd())
+    if module is None and settings.entry(path) is None:
+        return None
+    return _wanted(path, module, kwargs, at, settings)
+
+
+def _migrated_module(
+    wanted: _Wanted | None,
+) -> "Callable[[Checkpoint], ModuleSpec] | nn.Module | None":
+    """Return the live module, or what names it once the checkpoint's own arguments are known."""
+    if wanted is None or not isinstance(wanted.module, str):
+        return None if wanted is None else wanted.module
+    target, kwargs, search = wanted.module, wanted.kwargs, wanted.search
+
+    def spec(checkpoint: Checkpoint) -> "ModuleSpec":
+        from ckptool.modules import ModuleSpec
+
+        hyper = {} if kwargs else hyper_parameters(checkpoint)
+        return ModuleSpec(target, kwargs, (Path.cwd(), *search), hyper)
+
+    return spec
 
 
 def _no_module(path: Path) -> str:

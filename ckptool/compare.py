@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
+
+from msgspec import Struct
 
 from ckptool import values
 from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
@@ -20,8 +21,7 @@ WRAPPERS: Final = (
 strategies put into keys."""
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(Struct, frozen=True):
     """In `expected`, not in `actual`: load_state_dict's missing_keys."""
 
     expected: TensorInfo
@@ -31,8 +31,7 @@ class Missing:
         return self.expected.key
 
 
-@dataclass(frozen=True, slots=True)
-class Unexpected:
+class Unexpected(Struct, frozen=True):
     """In `actual`, not in `expected`: load_state_dict's unexpected_keys."""
 
     actual: TensorInfo
@@ -42,8 +41,7 @@ class Unexpected:
         return self.actual.key
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(Struct, frozen=True):
     """In both, with `fields` that differ."""
 
     expected: TensorInfo
@@ -58,8 +56,7 @@ class Changed:
 Change = Missing | Unexpected | Changed
 
 
-@dataclass(frozen=True, slots=True)
-class Rewrite:
+class Rewrite(Struct, frozen=True):
     """A change of keys that makes more of a file match: segments taken out, or a prefix added."""
 
     removed: tuple[str, ...]
@@ -70,8 +67,7 @@ class Rewrite:
     """Key in the file -> key in the module, for those that match only then."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loading:
+class Loading(Struct, frozen=True):
     """What `module.load_state_dict(state)` would meet."""
 
     checkpoint: Checkpoint
@@ -83,9 +79,9 @@ class Loading:
     """Keys without a tensor (extra state) that the module saves and the file lacks."""
     unexpected_others: tuple[str, ...] = ()
     rewrite: Rewrite | None = None
-    renames: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str] = {}
     """Missing key -> the unexpected key that is probably the same tensor."""
-    same_value: Mapping[str, bool] = field(default_factory=dict)
+    same_value: Mapping[str, bool] = {}
     """Unexpected key that the module holds unsaved -> whether the values are equal, where told."""
     better: State | None = None
     """Another mapping of the file that matches the module better than `state` does."""
@@ -130,8 +126,7 @@ class Loading:
         return not (self.missing_keys or self.unexpected_keys or self.mismatched)
 
 
-@dataclass(frozen=True, slots=True)
-class Revision:
+class Revision(Struct, frozen=True):
     """Two checkpoints that should be the same, or the next of one another."""
 
     old: Checkpoint
@@ -199,7 +194,7 @@ def loading(checkpoint: Checkpoint, module: ModuleState, at: str | None) -> Load
     best = best_state(checkpoint, module)
     state = best if at is None else state_at(checkpoint, at)
     expected = {key: held.tensor for key, held in module.saved.items()}
-    lazy = {key for key, tensor in expected.items() if tensor.layout == "uninitialized"}
+    lazy = {key for key, tensor in expected.items() if tensor.layout == "lazy"}
     changes = tuple(
         change
         for change in compare(expected, state.tensors, ("shape", "dtype"))

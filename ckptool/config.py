@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,11 +32,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     fail_on: Literal["note", "warning", "error", "never"] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(msgspec.Struct, frozen=True):
     """Settings, and where they were found."""
 
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = Settings()
     directory: Path = Path()
 
     def entry(self, checkpoint: Path) -> ModelEntry | None:

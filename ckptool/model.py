@@ -394,17 +394,20 @@ def fingerprint(dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | mem
     return digest.hexdigest()
 
 
+def sharing(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]:
+    """Return the groups of tensors that have elements in one storage, in order."""
+    users: dict[StorageInfo, list[TensorInfo]] = {}
+    for tensor in tensors:
+        if tensor.storage is not None and 0 not in tensor.shape:
+            users.setdefault(tensor.storage, []).append(tensor)
+    return tuple(tuple(group) for group in users.values() if len(group) > 1)
+
+
 def ties(tensors: Iterable[TensorInfo]) -> tuple[tuple[str, ...], ...]:
     """Return the groups of keys that are the same elements of the same storage, in order."""
-    groups: dict[object, list[str]] = {}
-    for tensor in tensors:
-        if tensor.storage is not None and tensor.numel:
-            view = (
-                tensor.storage,
-                tensor.dtype,
-                tensor.storage_offset,
-                tensor.shape,
-                tensor.stride,
-            )
-            groups.setdefault(view, []).append(tensor.key)
-    return tuple(tuple(keys) for keys in groups.values() if len(keys) > 1)
+    views: dict[object, list[str]] = {}
+    for group in sharing(tensors):
+        for t in group:
+            view = (t.storage, t.dtype, t.storage_offset, t.shape, t.stride)
+            views.setdefault(view, []).append(t.key)
+    return tuple(tuple(keys) for keys in views.values() if len(keys) > 1)

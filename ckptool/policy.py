@@ -1,9 +1,10 @@
 """Findings + a policy -> a verdict: the only place that decides whether a run fails."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import IntEnum
+
+from msgspec import Struct
 
 from ckptool.errors import UsageError
 from ckptool.rules import RULES, Finding, Level
@@ -15,8 +16,7 @@ class ExitCode(IntEnum):
     COULD_NOT_CHECK = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """Which findings count, and from which level on they fail a run."""
 
     select: tuple[str, ...] = ()
@@ -37,8 +37,7 @@ class Policy:
         return (chosen > 0 or not self.select) and (dropped == 0 or chosen > dropped)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What was found and whether it fails the run."""
 
     findings: tuple[Finding, ...]

@@ -1,7 +1,7 @@
 """What a command says: typed, frozen, and the same in JSON field by field."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
@@ -10,6 +10,10 @@ from ckptool.explain import explain_loading, explain_revision
 from ckptool.model import Checkpoint, Held, Kind, ModuleState, Skipped, State, TensorInfo, ties
 from ckptool.policy import ExitCode, Verdict
 from ckptool.rules import Finding, Level
+
+if TYPE_CHECKING:
+    from ckptool.migrate.ops import Operation
+    from ckptool.migrate.run import Migration
 
 SCHEMA: Final = 1
 """Within one number, fields are only added."""
@@ -170,6 +174,45 @@ class AuditReport(Report, frozen=True, kw_only=True):
     persistent_buffers: tuple[TensorReport, ...]
 
 
+class StepReport(Struct, frozen=True, kw_only=True):
+    """One operation of a plan."""
+
+    op: str
+    before: str
+    after: str
+    why: str
+    source: str = ""
+    """Where an injected value comes from."""
+    loses: str = ""
+    """What the result no longer has."""
+
+
+class CheckReport(Struct, frozen=True, kw_only=True):
+    name: str
+    result: str
+    """"passed" or "skipped"; a check that fails is an error, and nothing is written."""
+    reason: str
+
+
+class MigrateReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"migrated ...", "converted ...", "nothing to do ..." or "planned (dry run) ..."."""
+    source: str
+    source_container: str
+    target: str
+    """"" where nothing was written."""
+    target_container: str
+    at: str
+    module: str
+    """"" without one."""
+    steps: tuple[StepReport, ...]
+    checks: tuple[CheckReport, ...]
+    notes: tuple[str, ...]
+    source_digest: str
+    """Of the state's content, whatever the container; "" where nothing was written."""
+    result_digest: str
+
+
 class RuleReport(Struct, frozen=True, kw_only=True):
     code: str
     name: str
@@ -179,7 +222,7 @@ class RuleReport(Struct, frozen=True, kw_only=True):
     message: str
 
 
-AnyReport = InspectReport | DiffModuleReport | DiffFilesReport | AuditReport
+AnyReport = InspectReport | DiffModuleReport | DiffFilesReport | AuditReport | MigrateReport
 
 
 def inspected(
@@ -272,6 +315,66 @@ def audited(module: ModuleState, verdict: Verdict) -> AuditReport:
             _tensor(h.tensor, h.kind) for h in saved if h.kind is not Kind.PARAMETER
         ),
     )
+
+
+def migrated(done: "Migration", verdict: Verdict) -> MigrateReport:
+    """Report what a migration did, or would do."""
+    met, digests = done.loading, done.digests
+    return MigrateReport(
+        command="migrate",
+        findings=_findings(verdict),
+        skipped=_skipped(
+            [
+                *done.checkpoint.skipped,
+                *(done.module.skipped if done.module else ()),
+                *(Skipped(c.name, c.reason) for c in done.checks if c.result == "skipped"),
+            ]
+        ),
+        exit_code=verdict.exit_code if met is not None and not met.strict else ExitCode.PASSED,
+        verdict=_migration_words(done),
+        source=str(done.checkpoint.path),
+        source_container=str(done.checkpoint.container),
+        target=str(done.target) if digests else "",
+        target_container=done.to,
+        at=done.state.at,
+        module=done.module.target if done.module else "",
+        steps=tuple(map(_step, done.plan.ops)),
+        checks=tuple(CheckReport(name=c.name, result=c.result, reason=c.reason) for c in done.checks),
+        notes=done.notes,
+        source_digest=digests.source if digests else "",
+        result_digest=digests.result if digests else "",
+    )
+
+
+def _step(op: "Operation") -> StepReport:
+    before, after = op.words
+    return StepReport(
+        op=str(op.__struct_config__.tag),
+        before=before,
+        after=after,
+        why=op.why,
+        source=getattr(op, "source", ""),
+        loses=op.loses,
+    )
+
+
+def _migration_words(done: "Migration") -> str:
+    met, passed = done.loading, any(c.result == "passed" for c in done.checks)
+    if done.again:
+        what = "nothing to do, the plan was applied already"
+    elif done.plan.ops:
+        what = "migrated"
+    else:
+        what = "converted" if done.converted else "nothing to do"
+    if done.digests is None:
+        what = "planned (dry run)" if done.plan.ops else f"{what} (dry run)"
+    if met is None:
+        return what
+    if not met.strict:
+        return f"{what}: would not load: {len(met.missing_keys)} missing, " + (
+            f"{len(met.unexpected_keys)} unexpected, {len(met.mismatched)} of another shape"
+        )
+    return f"{what}: {'loads' if passed else 'would load'} strictly"
 
 
 def revision_words(revision: Revision) -> str:

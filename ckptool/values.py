@@ -3,7 +3,6 @@
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby, zip_longest
@@ -394,5 +393,7 @@ def _in_threads(
     together = list(batches)
     if jobs <= 1 or len(together) == 1:
         return list(map(function, together))
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(function, together))

@@ -3,13 +3,13 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
 import click
+from msgspec import Struct
 
 from ckptool.api import parse_kwargs, parse_limits
 from ckptool.config import Config, load_config
@@ -24,8 +24,7 @@ Command = Callable[..., Any]
 LEVELS = {level.word: level for level in Level}
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(Struct, frozen=True):
     """Where and how a report goes out."""
 
     format: str
@@ -82,7 +81,17 @@ def one_line(text: str) -> str:
 
 def report_options(function: Command) -> Command:
     """Add the options of every report; the command receives `out: Output` and `policy: Policy`."""
+    return _with_options(_reporting(function), _REPORT_OPTIONS)
 
+
+def screen_options(function: Command) -> Command:
+    """Add what `report_options` does, but for -o: the command writes something else there."""
+    return _with_options(
+        _reporting(function), tuple(o for o in _REPORT_OPTIONS if o is not _OUTPUT_OPTION)
+    )
+
+
+def _reporting(function: Command) -> Command:
     @wraps(function)
     @click.pass_context
     def command(
@@ -90,13 +99,13 @@ def report_options(function: Command) -> Command:
         /,
         *args: object,
         format_: str,
-        output: Path | None,
         color: str,
         quiet: bool,
         verbose: bool,
         select: tuple[str, ...],
         ignore: tuple[str, ...],
         fail_on: str | None,
+        output: Path | None = None,
         **options: object,
     ) -> object:
         ctx.obj["trace"] = verbose
@@ -104,7 +113,7 @@ def report_options(function: Command) -> Command:
         policy = make_policy(select, ignore, fail_on, load_config(Path.cwd()))
         return function(ctx, *args, out=out, policy=policy, **options)
 
-    return _with_options(command, _REPORT_OPTIONS)
+    return command
 
 
 def module_options(function: Command) -> Command:
@@ -156,11 +165,14 @@ def _with_options(function: Command, options: tuple[Callable[[Command], Command]
     return function
 
 
+_OUTPUT_OPTION = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write the report here."
+)
 _REPORT_OPTIONS = (
     click.option(
         "--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True
     ),
-    click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report here."),
+    _OUTPUT_OPTION,
     click.option(
         "--fail-on",
         type=click.Choice([*LEVELS, "never"]),

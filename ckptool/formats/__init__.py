@@ -11,7 +11,7 @@ from typing import BinaryIO, Final, Protocol
 from msgspec.structs import replace
 
 from ckptool.errors import ReadError, UnknownFormatError
-from ckptool.formats import pointers, safetensors, sharded
+from ckptool.formats import safetensors
 from ckptool.formats.files import Source, open_source
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.formats.strict_json import quoted
@@ -20,13 +20,15 @@ from ckptool.model import Checkpoint
 STDIN: Final = Path("<stdin>")
 """What a checkpoint from standard input is called."""
 
-_TORCH: Final = ("torch_zip", "torch_tar", "torch_legacy")
+_BY_MAGIC: Final = ("torch_zip", "torch_tar")
+_BY_TRIAL: Final = ("torch_legacy",)
+"""A pickle has no magic bytes: what else is known comes before it."""
 _DCP_METADATA: Final = ".metadata"
-_INDEX: Final = re.compile(r".+\.(?:safetensors|bin|pt|pth)\.index(?:\.[\w-]+)?\.json")
-_CANDIDATE: Final = re.compile(
-    r".+\.(?:safetensors|bin|pth?|pt2|ckpt|pkl|pickle|tar)", re.IGNORECASE
-)
+_INDEX: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
+_CANDIDATE: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt|pkl|pickle|tar)"
 _NAMED: Final = 5
+_BLANKS: Final = 64
+"""How far into a file its first character may stand."""
 _COPIED: Final = 1 << 20
 
 
@@ -49,9 +51,9 @@ def open_checkpoint(path: Path, limits: Limits = DEFAULT) -> Checkpoint:
     if path.name == _DCP_METADATA:
         return _open_dcp(path.parent, limits)
     with open_source(path) as source:
-        if not sharded.matches(source):
+        if not _is_index(source):
             return _describe(source, limits)
-    return sharded.read(path, limits, _open_file)
+    return _open_sharded(path, limits)
 
 
 def open_stream(stream: BinaryIO, limits: Limits = DEFAULT) -> Checkpoint:
@@ -88,7 +90,7 @@ def _open_directory(directory: Path, limits: Limits) -> Checkpoint:
         names = sorted(path.name for path in directory.iterdir())
     except OSError as error:
         raise ReadError(directory, error.strerror or str(error)) from error
-    indexes = [name for name in names if _INDEX.fullmatch(name)]
+    indexes = [name for name in names if re.fullmatch(_INDEX, name)]
     if _DCP_METADATA in names:
         indexes.append(_DCP_METADATA)
     if len(indexes) > 1:
@@ -98,8 +100,21 @@ def _open_directory(directory: Path, limits: Limits) -> Checkpoint:
         raise ReadError(directory, _without_index(directory, names))
     if indexes == [_DCP_METADATA]:
         return _open_dcp(directory, limits)
-    checkpoint = sharded.read(directory / indexes[0], limits, _open_file)
-    return replace(checkpoint, path=directory)
+    return replace(_open_sharded(directory / indexes[0], limits), path=directory)
+
+
+def _is_index(source: Source) -> bool:
+    if not source.head(_BLANKS).lstrip().startswith(b"{"):
+        return False
+    from ckptool.formats import sharded
+
+    return sharded.matches(source)
+
+
+def _open_sharded(index: Path, limits: Limits) -> Checkpoint:
+    from ckptool.formats import sharded
+
+    return sharded.read(index, limits, _open_file)
 
 
 def _open_dcp(directory: Path, limits: Limits) -> Checkpoint:
@@ -114,7 +129,7 @@ def _without_index(directory: Path, names: Sequence[str]) -> str:
         return "is an empty directory"
     if any(name.endswith(".distcp") for name in names):
         return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
-    files = [name for name in names if _CANDIDATE.fullmatch(name)]
+    files = [name for name in names if re.fullmatch(_CANDIDATE, name)]
     below = [f"{name}/" for name in names if _is_directory(directory / name)]
     found = list(map(quoted, files or below))
     if not found:
@@ -132,14 +147,24 @@ def _describe(source: Source, limits: Limits) -> Checkpoint:
     # First: a valid safetensors may start with the bytes of a zip or of a pickle, never they so.
     if safetensors.matches(source):
         return safetensors.read(source, limits)
+    if reader := _reader(_BY_MAGIC, source):
+        return reader.read(source, limits)
+    from ckptool.formats import pointers
+
     head = source.head(pointers.HEAD_BYTES)
     if what := pointers.foreign(head):
         raise UnknownFormatError(source.path, what)
-    for name in _TORCH:
+    if reader := _reader(_BY_TRIAL, source):
+        return reader.read(source, limits)
+    raise UnknownFormatError(source.path, pointers.leftover(head))
+
+
+def _reader(names: Sequence[str], source: Source) -> _Reader | None:
+    for name in names:
         reader: _Reader = import_module(f"{__name__}.{name}")
         if reader.matches(source):
-            return reader.read(source, limits)
-    raise UnknownFormatError(source.path, pointers.leftover(head))
+            return reader
+    return None
 
 
 def _copy(stream: BinaryIO, spool: BinaryIO, limit: int) -> int:

@@ -1,10 +1,9 @@
 """Bounds on what a file may make ckptool do. Nothing read from a file is trusted."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Where reading stops with an error. Every number is far above what real checkpoints need."""
 
     header_bytes: int = 100_000_000

@@ -25,6 +25,7 @@ class Machine:
         self.limits = limits
         self.limit = len(data)
         """End of the frame that is open, or of the data."""
+        self.framed = False
         self.protocol = 0
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []

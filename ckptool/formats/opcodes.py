@@ -345,13 +345,13 @@ def _proto(m: Machine, pos: int) -> int:
 
 @_on(0x95)  # FRAME
 def _frame(m: Machine, pos: int) -> int:
-    if m.limit != len(m.data):
+    if m.framed:
         raise PickleError("a frame opens inside another frame")
     nbytes = _UINT64.unpack_from(m.data, pos)[0]
     if nbytes > m.limit - pos - 8:
         raise StarvedError(f"a frame claims {nbytes} bytes and {m.limit - pos - 8} are left")
     if nbytes:
-        m.limit = pos + 8 + nbytes
+        m.limit, m.framed = pos + 8 + nbytes, True
     return pos + 8
 
 
@@ -369,7 +369,7 @@ def _readonly_buffer(m: Machine, pos: int) -> int:
 
 @_on(0x2E)  # STOP
 def _stop(m: Machine, pos: int) -> int:
-    if m.limit not in {pos, len(m.data)}:
+    if m.framed and m.limit != pos:
         raise PickleError("a frame goes on after the end of its pickle")
     raise Stop(m.stack.pop(), pos)
 

@@ -1,5 +1,6 @@
 """The bytes of a pickle -> an inert tree, and every name that loading it would import."""
 
+import re
 from itertools import repeat
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is an exception
@@ -25,6 +26,8 @@ _UINT32: Final = Struct("<I").unpack_from
 _EMBEDDED: Final = 4
 """Pickles within pickles within pickles."""
 _CONSECUTIVE: Final = 64
+_AROUND: Final = 1 << 16
+_IMPORT: Final = re.compile(rb"c([A-Za-z_][A-Za-z_0-9.]*)\n([A-Za-z_][A-Za-z_0-9.]*)\n")
 _BROKEN: Final = (IndexError, KeyError, ValueError, OverflowError, StructError)
 """What an opcode of a broken stream comes to: no stack, no memo slot, no such number."""
 
@@ -61,6 +64,8 @@ def unpickle(data: bytes, limits: Limits, start: int = 0) -> Pickle:
     except _BROKEN as error:
         pickle.fault = "an opcode asks for what is not on the stack, in the memo or in the stream"
         pickle.starved = isinstance(error, IndexError | StructError)
+    if pickle.fault and machine.framed:
+        _use_beyond_frame(machine)
     inner = [name for blob in machine.embedded for name in scan(blob, limits, 0, 1)]
     pickle.globals = list(dict.fromkeys((*machine.globals.values(), *inner)))
     return pickle
@@ -150,12 +155,22 @@ def _leave_frame(machine: Machine, pos: int) -> int:
     The C unpickler and pickletools read such a stream differently (python/cpython#154848).
     """
     size = len(machine.data)
-    if machine.limit == size:
-        raise StarvedError("the stream ends before its STOP")
-    if pos > machine.limit:
+    if pos > machine.limit and machine.limit < size:
         raise PickleError("an opcode lies across the end of its frame")
-    machine.limit = size
+    if pos >= size:
+        raise StarvedError("the stream ends before its STOP")
+    machine.limit, machine.framed = size, False
     return size
+
+
+def _use_beyond_frame(machine: Machine) -> None:
+    """Record what looks like an import around the end of a frame that broke.
+
+    Readers resume at different bytes there, so that no single run finds what one of them would.
+    """
+    window = machine.data[max(0, machine.limit - _AROUND) : machine.limit + _AROUND]
+    for module, name in _IMPORT.findall(window):
+        machine.use(module.decode(), name.decode())
 
 
 def _check_piles(machine: Machine) -> None:

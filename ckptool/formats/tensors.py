@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from math import prod
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -79,7 +79,7 @@ class Tensors:
             TreeError: it reaches beyond the storage, or is no view at all.
         """
         offset, size, stride = view
-        self.check_shape(key, size)
+        self.shape(key, size)
         if not naturals(stride) or len(size) != len(stride):
             raise TreeError(
                 f"{quoted(key)} has the size {_short(size)} and the stride {_short(stride)}"
@@ -94,7 +94,7 @@ class Tensors:
 
     def without_data(self, key: str, dtype: str, size: Any, stride: Any) -> TensorInfo:
         """Return a tensor on the meta device: a shape, and no bytes anywhere."""
-        self.check_shape(key, size)
+        self.shape(key, size)
         if not naturals(stride):
             raise TreeError(f"{quoted(key)} has the stride {_short(stride)}")
         self._meta += 1
@@ -123,14 +123,15 @@ class Tensors:
             raise TreeError(f"{quoted(key)} is made of something that is no tensor")
         return tensor
 
-    def check_shape(self, key: str, size: Any) -> None:
-        """Refuse what is no shape, or one of more dimensions than any tensor has."""
+    def shape(self, key: str, size: object) -> tuple[int, ...]:
+        """Return `size`, which must be one, and of no more dimensions than any tensor has."""
         if not naturals(size):
             raise TreeError(f"{quoted(key)} has the size {_short(size)}")
         if len(size) > self._limits.rank:
             raise TreeError(
                 f"{quoted(key)} has {len(size)} dimensions, more than {self._limits.rank}"
             )
+        return size
 
 
 def _check_bounds(key: str, dtype: str, stored: Stored, view: tuple[Any, Any, Any]) -> None:
@@ -162,7 +163,7 @@ _EXPANDED: Final = 1 << 40
 Rebuild = Callable[[Tensors, Opaque, str, int], TensorInfo]
 
 
-def naturals(numbers: object) -> bool:
+def naturals(numbers: object) -> TypeGuard[tuple[int, ...]]:
     """Whether it is a tuple of numbers that sizes and strides could be."""
     if type(numbers) is not tuple:
         return False
@@ -254,7 +255,7 @@ def _sparse(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
     )
     size = data[len(names)]
     values = parts[-1].tensor
-    tensors.check_shape(key, size)
+    tensors.shape(key, size)
     if name == "sparse_coo":
         _check_coo(key, size, parts[0].tensor, values)
     return TensorInfo(key, size, values.dtype, (), 0, None, layout=name, parts=parts)
@@ -352,7 +353,7 @@ _PLAIN: Final = frozenset({("torch", "Tensor"), ("torch._tensor", "Tensor")})
 def _wrapper(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
     """A subclass that holds other tensors (DTensor, torchao): those are its parts."""
     cls, dtype, size, stride, offset, *_, grad = _args(node, key, 8, 8)
-    tensors.check_shape(key, size)
+    tensors.shape(key, size)
     if type(cls) is not Global or not naturals(stride) or len(stride) != len(size):
         raise TreeError(f"{quoted(key)} is a tensor subclass that cannot be")
     at = offset if type(offset) is int and offset >= 0 else 0

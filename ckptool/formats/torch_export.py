@@ -51,7 +51,13 @@ _WEIGHTS_CONFIG: Final = "_weights_config.json"
 _CONSTANTS_CONFIG: Final = "_constants_config.json"
 _JSON: Final = 100_000_000
 _STRIDED: Final = 7
-_FORMAT: Final = ("archive_format", "archive_version", "byteorder", ".data/version")
+_FORMAT: Final = (
+    "archive_format",
+    "archive_version",
+    "byteorder",
+    ".data/version",
+    ".data/serialization_id",
+)
 
 _DTYPES: Final[Mapping[int, str]] = MappingProxyType(
     {

@@ -63,8 +63,10 @@ Names = list[Global]
 class Records:
     """The members of an archive by their names below its one folder."""
 
-    def __init__(self, source: Source, archive: Archive, limits: Limits) -> None:
+    def __init__(self, source: Source, archive: Archive, limits: Limits, label: str = "") -> None:
         self.source = source
+        self.label = label
+        """What tells its storages from those of other archives in one checkpoint."""
         self.archive = archive
         self.limits = limits
         self.members = [member for member in archive.members if not member.name.endswith("/")]
@@ -229,7 +231,8 @@ def _other(records: Records) -> Checkpoint:
     """Read an archive without data.pkl: one of torch.export, or none of torch's."""
     from ckptool.formats import torch_export
 
-    if torch_export.claims(records):
+    # One archive may hold another: that one must be a file of torch.save, so that it ends there.
+    if torch_export.claims(records) and not isinstance(records.source, Slice):
         return torch_export.read(records)
     reason = "a zip archive without data.pkl: torch.save did not write it"
 
@@ -272,7 +275,7 @@ def _stored(wanted: StorageId, records: Records, byteorder: str, folder: str) ->
     span = None
     if member.method == STORED:
         span = Span(records.source.path, records.base + member.start, member.nbytes)
-    key = wanted.key if folder == "data/" else folder + wanted.key
+    key = records.label + (wanted.key if folder == "data/" else folder + wanted.key)
     info = StorageInfo(key, member.nbytes, wanted.location, span, byteorder)
     return Stored(info, wanted.dtype, wanted.numel)
 

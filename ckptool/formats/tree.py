@@ -159,7 +159,7 @@ def _is_optimizer(node: Any) -> bool:
     return (
         isinstance(node, dict)
         and isinstance(node.get("state"), dict)
-        and isinstance(node.get("param_groups"), list)
+        and isinstance(node.get("param_groups"), list | dict)
     )
 
 

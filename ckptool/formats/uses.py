@@ -35,7 +35,14 @@ def damaged(
     Raises:
         CorruptCheckpointError: nothing dangerous was found: the file is merely broken.
     """
-    used = uses(names)
+    return named(path, container, nbytes, uses(names), reason)
+
+
+def named(
+    path: Path, container: Container, nbytes: int, found: Iterable[GlobalUse], reason: str
+) -> Checkpoint:
+    """Do what `damaged` does, for names that were judged already."""
+    used = tuple(found)
     if all(use.safety is not Safety.DANGEROUS for use in used):
         raise CorruptCheckpointError(path, reason)
     return Checkpoint(path, container, nbytes, (), globals=used, damage=reason)

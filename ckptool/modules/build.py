@@ -93,6 +93,19 @@ def build(spec: ModuleSpec, function: Callable[..., Any]) -> Builds:
     return _twice(spec, function, given, real, skipped, on_meta=False)
 
 
+def build_under(spec: ModuleSpec, function: Callable[..., Any], seed: int) -> "nn.Module":
+    """Build the module once, with real values, under `seed`.
+
+    Raises:
+        ModuleError: it cannot be built, or what was built is no module.
+    """
+    given = arguments(spec, function)
+    try:
+        return _one(spec, function, given, seed, on_meta=False).module
+    except UserCodeError as error:
+        raise failure(spec, function, error) from error
+
+
 def _reason(error: UserCodeError | ModuleError) -> str:
     return error.reason if isinstance(error, ModuleError) else str(error)
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from ckptool.errors import ModuleError
 from ckptool.model import ModuleState, Skipped
-from ckptool.modules.build import Builds, build, random_state
+from ckptool.modules.build import Builds, build, build_under, random_state
 from ckptool.modules.probe import Following, constancies, duplicate, following, shared
 from ckptool.modules.state import Evidence, capture
 from ckptool.modules.target import ModuleSpec, importable, resolve
@@ -21,19 +21,42 @@ def examine(spec: ModuleSpec) -> ModuleState:
     Raises:
         ModuleError: it cannot be imported or built, or its state_dict() raises.
     """
+    return examine_live(spec)[0]
+
+
+def examine_live(spec: ModuleSpec) -> "tuple[ModuleState, nn.Module]":
+    """Return what `examine` does, and the module: its parameters on meta where that was possible.
+
+    Raises:
+        ModuleError: it cannot be imported or built, or its state_dict() raises.
+    """
     from torch import nn
 
     with importable(spec), random_state():
         found = resolve(spec)
         if isinstance(found, nn.Module):
-            return _instance(spec, found)
+            return _instance(spec, found), found
         if not callable(found):
             raise ModuleError(
                 spec.target,
                 f"is a {type(found).__name__}: name a class, a function that returns a module, "
                 "or an instance",
             )
-        return _built(spec, build(spec, found))
+        builds = build(spec, found)
+        return _built(spec, builds), builds.first.module
+
+
+def replay(spec: ModuleSpec, seed: int) -> "nn.Module":
+    """Build what `spec` names with real values, as it comes out under `seed`.
+
+    Raises:
+        ModuleError: it cannot be imported or built, or it is an instance.
+    """
+    with importable(spec), random_state():
+        found = resolve(spec)
+        if not callable(found):
+            raise ModuleError(spec.target, "is an instance: only a class can be built under a seed")
+        return build_under(spec, found, seed)
 
 
 def describe(module: "nn.Module", target: str) -> ModuleState:

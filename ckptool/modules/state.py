@@ -16,6 +16,7 @@ from ckptool.modules.twins import Twins
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import (
     DEPTH,
+    METRIC,
     Found,
     Walk,
     attributes,
@@ -27,7 +28,7 @@ from ckptool.modules.walk import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_AUXILIARY = ("torch.nn.modules.loss._Loss", "torchmetrics.metric.Metric", "lpips.lpips.LPIPS")
+_AUXILIARY = ("torch.nn.modules.loss._Loss", METRIC, "lpips.lpips.LPIPS")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DEPTH: Final = 4
 """Containers inside containers that are searched."""
+METRIC: Final = "torchmetrics.metric.Metric"
 _ATOMS = (str, bytes, int, float, complex, bool, type(None), type, range, slice)
 _OPAQUE = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
 """Packages whose own objects are not searched: they hold no state of a model."""
@@ -125,8 +126,9 @@ class _Search:
 
     def loose(self, prefix: str, module: "nn.Module") -> Iterator[Found]:
         """Yield what is found from the attributes of `module` and of its own classes."""
+        metric = _metric_states(module)
         for name, value in _loose(module):
-            spot = _Spot(module, name)
+            spot = _Spot(module, name, metric.get(name))
             yield from self._at(spot, join(prefix, name), value, 0)
         for name, value in _class_attributes(module):
             spot = _Spot(module, name, Kind.CLASS_ATTRIBUTE)
@@ -191,9 +193,27 @@ def _loose(module: "nn.Module") -> Iterator[tuple[str, object]]:
 
     derived = _derived(module)
     internal = vars(nn.Module()).keys() | {"_actual_script_module"}
+    if _metric_states(module):
+        # What reset() puts back is no state of its own.
+        internal |= {"_defaults"}
     for name, value in list(vars(module).items()):
         if name not in internal and name not in derived:
             yield name, value
+
+
+def _metric_states(module: "nn.Module") -> dict[str, Kind]:
+    """Return what the states of a metric of torchmetrics are, by name; none for other modules.
+
+    What add_state() makes is a buffer in all but name: it moves along, and `persistent` decides
+    whether it is saved.
+    """
+    if METRIC not in map(qualified, type(module).__mro__):
+        return {}
+    persistent = vars(module).get("_persistent", {})
+    return {
+        name: Kind.BUFFER if persistent.get(name) else Kind.NON_PERSISTENT_BUFFER
+        for name in vars(module).get("_defaults", {})
+    }
 
 
 def _derived(module: "nn.Module") -> set[str]:

@@ -1,16 +1,16 @@
 """Report -> text. A renderer is a pure function; the CLI decides where the text goes."""
 
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Final
+
+from msgspec import Struct
 
 from ckptool.report import AnyReport
 
 FORMATS: Final = ("table", "json", "markdown")
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(Struct, frozen=True):
     """How a report is to look; only formats for people read it."""
 
     width: int | None = None

@@ -1,8 +1,9 @@
 """Report -> blocks: what a person is shown, whatever the format that draws it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeVar, assert_never
+
+from msgspec import Struct
 
 from ckptool.render import Style
 from ckptool.render.text import Folded, count, fold, size
@@ -16,6 +17,7 @@ from ckptool.report import (
     FindingReport,
     InspectReport,
     KeyVerdict,
+    MigrateReport,
     SkippedReport,
     StateReport,
     TensorReport,
@@ -28,23 +30,20 @@ MOST_ROWS: Final = 60
 """Rows of one table before the rest is only counted; -v shows all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """The first line."""
 
     text: str
     failed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
+class Lines(Struct, frozen=True):
     """A few plain lines."""
 
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(Struct, frozen=True):
     """A table; the first column is a key and may be cut."""
 
     title: str
@@ -54,8 +53,7 @@ class Grid:
     """What was left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """A finding, or several that differ in layer numbers only."""
 
     level: str
@@ -64,8 +62,7 @@ class Problem:
     fix: str
 
 
-@dataclass(frozen=True, slots=True)
-class Problems:
+class Problems(Struct, frozen=True):
     """All findings, and how many of each level."""
 
     summary: str
@@ -93,6 +90,10 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
             yield Verdict(_audit_words(report), bool(report.exit_code))
             if style.verbosity >= 0:
                 yield from _audit(report, style)
+        case MigrateReport():
+            yield Verdict(report.verdict, bool(report.exit_code))
+            if style.verbosity >= 0:
+                yield from _migration(report, style)
         case _:
             assert_never(report)
     if style.verbosity >= 0 or isinstance(report, InspectReport):
@@ -286,6 +287,20 @@ def _audit(report: AuditReport, style: Style) -> Iterator[Block]:
     yield Lines((report.module, f"saved: {', '.join(saved)}"))
     if report.unsaved:
         yield _unsaved(report.unsaved, style)
+
+
+def _migration(report: MigrateReport, style: Style) -> Iterator[Block]:
+    place = f" at `{report.at}`" if report.at else ""
+    into = f" for {report.module}" if report.module else ""
+    target = report.target or "nothing written"
+    passed = [f"checked: {c.name}: {c.reason}" for c in report.checks if c.result == "passed"]
+    yield Lines((f"{report.source}{place}{into} -> {target}", *passed, *report.notes))
+    rows = [(s.op, s.before, s.after, s.source or "-", s.why) for s in report.steps]
+    if rows:
+        yield _grid("Plan", ("step", "before", "after", "value from", "why"), rows, style)
+    lost = [f"{s.op} {s.before} loses {s.loses}" for s in report.steps if s.loses]
+    if lost:
+        yield Lines(tuple(lost))
 
 
 def _problems(findings: tuple[FindingReport, ...], style: Style) -> Iterator[Problems]:

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
+
+from msgspec import Struct
 
 T = TypeVar("T")
 
@@ -62,8 +63,7 @@ def pattern(key: str) -> str:
     return _NUMBER.sub("*", key)
 
 
-@dataclass(frozen=True, slots=True)
-class Folded(Generic[T]):
+class Folded(Struct, Generic[T], frozen=True):
     """Items whose keys differ in layer numbers only."""
 
     key: str

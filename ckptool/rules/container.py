@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from ckptool.model import Checkpoint, Container, GlobalUse, Safety, State, TensorInfo
+from ckptool.model import Checkpoint, Container, GlobalUse, Safety, State, StorageInfo, TensorInfo
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
-
 
 _ADVICE: Final = {
     Safety.DANGEROUS: "Do not load this file with weights_only=False; ask who made it.",
-    Safety.UNKNOWN: "Load it only if you trust who made it, or save it again with plain types only.",
+    Safety.UNKNOWN: "Load it only if you trust who made it, or save it again with plain types.",
 }
 
 
@@ -137,16 +136,17 @@ _WASTE_BYTES: Final = 4096
 def storage_bloat(checkpoint: Checkpoint) -> Iterator[Hit]:
     if checkpoint.container in {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}:
         return
-    for users in _by_storage(checkpoint).values():
-        storage = users[0].storage
-        stored = storage.nbytes if storage is not None else 0
-        needed = min(sum(t.nbytes for t in {_view(t): t for t in users}.values()), stored)
-        if stored - needed > max(_WASTE_BYTES, stored // 2):
-            yield hit(users[0].key, needed=needed, stored=stored, keys=[t.key for t in users])
+    for storage, users in _by_storage(checkpoint).items():
+        if len(users) == 1 and storage.nbytes <= users[0].nbytes + _WASTE_BYTES:
+            continue
+        needed = min(sum(t.nbytes for t in {_view(t): t for t in users}.values()), storage.nbytes)
+        if storage.nbytes - needed > max(_WASTE_BYTES, storage.nbytes // 2):
+            keys = [t.key for t in users]
+            yield hit(keys[0], needed=needed, stored=storage.nbytes, keys=keys)
 
 
-def _by_storage(checkpoint: Checkpoint) -> Mapping[object, list[TensorInfo]]:
-    users: dict[object, list[TensorInfo]] = {}
+def _by_storage(checkpoint: Checkpoint) -> Mapping[StorageInfo, list[TensorInfo]]:
+    users: dict[StorageInfo, list[TensorInfo]] = {}
     for state in checkpoint.states:
         for tensor in (*state.tensors.values(), *state.unsaved.values()):
             if tensor.storage is not None:

@@ -1,9 +1,10 @@
 """The registry of rules: a rule is data, its check is a generator over one subject."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from ckptool.model import natural
 
@@ -22,8 +23,7 @@ class Level(IntEnum):
         return self.name.lower()
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One thing that can be wrong. `code` keeps its meaning for ever."""
 
     code: str
@@ -38,12 +38,11 @@ class Rule:
     """What to do about it: a command or a line of code; may use the same facts as `message`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(Struct, frozen=True):
     """What a check found: facts, no sentence."""
 
     key: str
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, object] = {}
     level: Level | None = None
 
 
@@ -52,8 +51,7 @@ def hit(key: str, level: Level | None = None, /, **facts: object) -> Hit:
     return Hit(key, facts, level)
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """A hit of a rule, with its level decided."""
 
     rule: Rule

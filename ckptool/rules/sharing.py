@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ckptool.model import Checkpoint, TensorInfo, ties
+from ckptool.model import Checkpoint, sharing, ties
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
 
@@ -21,18 +21,12 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
 )
 def shared_storage(checkpoint: Checkpoint) -> Iterator[Hit]:
     for state in checkpoint.states:
-        tied = {keys[0]: keys for keys in ties(state.tensors.values())}
-        users: dict[object, list[TensorInfo]] = {}
-        for tensor in state.tensors.values():
-            if tensor.storage is not None and tensor.numel:
-                users.setdefault(tensor.storage, []).append(tensor)
-        for group in users.values():
-            if len(group) > 1:
-                keys = [t.key for t in group]
-                whole = len(tied.get(keys[0], ())) == len(keys)
-                yield hit(
-                    keys[0],
-                    others=", ".join(f"`{k}`" for k in keys[1:4]) + (" ..." if keys[4:] else ""),
-                    how="they are one tensor (tied)" if whole else "they are views of it",
-                    keys=keys,
-                )
+        for group in sharing(state.tensors.values()):
+            keys = [t.key for t in group]
+            whole = ties(group) == (tuple(keys),)
+            yield hit(
+                keys[0],
+                others=", ".join(f"`{k}`" for k in keys[1:4]) + (" ..." if keys[4:] else ""),
+                how="they are one tensor (tied)" if whole else "they are views of it",
+                keys=keys,
+            )

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
 from hypothesis import given
@@ -48,7 +49,7 @@ def root(tmp_path):
     (package / "broken.py").write_text("def f(:\n")
     (package / "null.py").write_bytes(b"x = 1\0")
     (package / "latin.py").write_bytes(b"# coding: latin-1\nx = '\xe9'\nclass Net: ...\n")
-    (package / "compiled.cpython-311-x86_64-linux-gnu.so").write_bytes(b"")
+    (package / f"compiled{EXTENSION_SUFFIXES[0]}").write_bytes(b"")
     (package / "old.pyc").write_bytes(b"")
     (package / "sub" / "__init__.py").write_text("")
     (package / "sub" / "net.py").write_text("class Net: ...\n")

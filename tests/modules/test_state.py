@@ -212,7 +212,27 @@ def test_batch_norm_keeps_statistics():
     assert {key.partition(".")[0] for key in state.none_buffers} == {"1"}
 
 
-def test_auxiliary_by_the_name_of_a_class_that_is_not_installed():
+def accuracy(*persistent):
+    """Return what torchmetrics, which need not be installed, makes of a metric's states."""
+
+    def state_dict(self, *args, **kwargs):
+        return {name: getattr(self, name) for name in persistent}
+
     base = type("Metric", (nn.Module,), {"__module__": "torchmetrics.metric"})
-    mine = type("Accuracy", (base,), {"__module__": "mine"})
-    assert describe(mine(), "live").modules[""].auxiliary
+    mine = type("Accuracy", (base,), {"__module__": "mine", "state_dict": state_dict})()
+    mine._defaults = {"right": torch.zeros(1), "seen": torch.zeros(1)}
+    mine._persistent = {name: name in persistent for name in mine._defaults}
+    mine.right, mine.seen = torch.zeros(1), torch.zeros(1)
+    return mine
+
+
+def test_a_metric_is_auxiliary():
+    assert describe(accuracy(), "live").modules[""].auxiliary
+
+
+def test_the_states_of_a_metric_are_buffers_in_all_but_name():
+    held = describe(accuracy("right"), "live").held
+    assert {key: (one.kind, one.saved) for key, one in held.items()} == {
+        "right": (Kind.BUFFER, True),
+        "seen": (Kind.NON_PERSISTENT_BUFFER, False),
+    }

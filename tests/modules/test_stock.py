@@ -25,7 +25,7 @@ CLASSES = [
     for name, value in sorted(vars(nn).items())
     if isinstance(value, type)
     and issubclass(value, nn.Module)
-    and name not in CANNOT_STAND_ALONE | {"Transformer"}
+    and name not in {*CANNOT_STAND_ALONE, "Transformer", "DataParallel"}
 ]
 
 

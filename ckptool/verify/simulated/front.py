@@ -21,6 +21,9 @@ _ALIASING: Final = frozenset({torch.as_tensor, torch.asarray})
 """They give their argument back where nothing has to change."""
 
 
+_PAD: Final = torch._VF._pad_packed_sequence  # noqa: SLF001
+
+
 class Front(TorchFunctionMode):
     """Answers for devices, and keeps CUDA out of what is really called."""
 
@@ -49,6 +52,7 @@ class Front(TorchFunctionMode):
                 Tensor.__array__: self._numpy,
                 Tensor.tensor_split: self._tensor_split,
                 torch.tensor_split: self._tensor_split,
+                _PAD: self._padded,
             }
         )
 
@@ -65,8 +69,8 @@ class Front(TorchFunctionMode):
             return method(args, dict(named))
         if func in _FROM_DATA:
             return self._from_data(func, args, dict(named))
-        if name == "_parse_to":
-            # Module.to() reads its arguments with it: it answers, and makes nothing.
+        if func is torch.device or name == "_parse_to":
+            # They speak of devices, and put nothing on one.
             return func(*args, **named)
         return self._called(func, args, dict(named))
 
@@ -189,6 +193,14 @@ class Front(TorchFunctionMode):
         if isinstance(places, Tensor) and self._tags.device(places) != CPU:
             self._record.clash(places, CPU, "torch.tensor_split")
         return self._called(torch.tensor_split, args, named)
+
+    def _padded(self, args: Arguments, named: Named) -> Any:
+        """Unpack a packed sequence: its batch sizes and its lengths are on the CPU always."""
+        if self._tags.device(args[1]) != CPU:
+            self._record.clash(args[1], CPU, "pad_packed_sequence")
+        padded, lengths = self._called(_PAD, args, named)
+        self._tags.put(lengths, CPU, Origin("", "lengths of a packed sequence"))
+        return padded, lengths
 
 
 def _is_cuda(value: object) -> bool:

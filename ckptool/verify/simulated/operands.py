@@ -19,7 +19,6 @@ _MIXED: Final = frozenset(
         _ATEN.copy,
         _ATEN._local_scalar_dense,  # noqa: SLF001
         _ATEN._pack_padded_sequence,  # noqa: SLF001
-        _ATEN._pad_packed_sequence,  # noqa: SLF001
         _ATEN.set_,
         _ATEN.resize_,
         _ATEN.resize_as_,
@@ -54,12 +53,9 @@ _STRICT: Final = frozenset(
     }
 )
 """What refuses even a CPU tensor without dimensions, which others take for a number."""
-_ON_CPU: Final = {
-    _ATEN._pack_padded_sequence: 1,  # noqa: SLF001
-    _ATEN._pad_packed_sequence: 1,  # noqa: SLF001
-}
-"""Position of the argument that has to be on the CPU: lengths and batch sizes."""
-CPU_RESULT: Final = _ON_CPU
+_LENGTHS: Final = {_ATEN._pack_padded_sequence: 1}  # noqa: SLF001
+"""Position of the argument that has to be on the CPU."""
+CPU_RESULT: Final = _LENGTHS
 """Position of the result that is always on the CPU: the same, as it happens."""
 _NAMESPACES: Final = frozenset({"aten", "prim", "prims", "profiler"})
 
@@ -88,7 +84,7 @@ def operands(
         return Operands()
     packet = op.overloadpacket
     if packet in _MIXED or packet.__name__.startswith("_foreach") or "nested" in packet.__name__:
-        position = _ON_CPU.get(packet)
+        position = _LENGTHS.get(packet)
         return Operands(on_cpu=() if position is None else (args[position],), home=tensors[0])
     if packet in _INDEXING:
         return _indexing(args, device)

@@ -1,6 +1,7 @@
 """What happens in a simulated pass -> clashes, each with its operation, line and module."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,9 @@ class Record:
 
     def created(self, tensor: Tensor, device: torch.device) -> None:
         """Tag a tensor that was made from no other."""
-        self.tags.put(tensor, device, Origin("", f"created at {here() or 'an unknown place'}"))
+        held = self.tags.array(tensor)
+        text = f"created at {here() or 'an unknown place'}"
+        self.tags.put(tensor, device, held or Origin("", text))
 
     def home(self, tensors: list[Tensor]) -> torch.device | None:
         """Return the device of the first of `tensors` that is not on the CPU."""
@@ -97,7 +100,10 @@ class Record:
         entering = register_module_forward_pre_hook(enter)
         leaving = register_module_forward_hook(leave, always_call=True)
         try:
-            yield
+            with warnings.catch_warnings():
+                # A compiled module warns of such hooks; here it is not run as compiled.
+                warnings.filterwarnings("ignore", message=".*global hooks on modules")
+                yield
         finally:
             entering.remove()
             leaving.remove()

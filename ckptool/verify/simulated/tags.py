@@ -43,7 +43,7 @@ class Tags:
     def of(self, tensor: Tensor) -> Tag:
         """Return the tag of `tensor`, or what is true of one that was never tagged."""
         known = self._tags.get(_identity(tensor))
-        return known if known is not None else Tag(tensor.device, self._unknown(tensor))
+        return known or Tag(tensor.device, self.array(tensor) or OUTSIDE)
 
     def device(self, tensor: Tensor) -> torch.device:
         known = self._tags.get(_identity(tensor))
@@ -65,18 +65,23 @@ class Tags:
         """Remember where the module holds a numpy array: tensors share its memory."""
         self._arrays[int(array.ctypes.data)] = Origin(path, "a numpy array")
 
-    def _unknown(self, tensor: Tensor) -> Origin:
+    def array(self, tensor: Tensor) -> Origin | None:
+        """Return the origin of the array whose memory `tensor` shares, if there is one."""
         if not self._arrays or tensor.layout is not torch.strided:
-            return OUTSIDE
-        return self._arrays.get(tensor.untyped_storage().data_ptr(), OUTSIDE)
+            return None
+        return self._arrays.get(tensor.untyped_storage().data_ptr())
 
 
 def _identity(tensor: Tensor) -> int:
     """Return what tensors have in common that share memory."""
     try:
         return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
-    except (RuntimeError, ValueError, NotImplementedError):
-        # Sparse tensors, parameters without a shape yet, and what vmap hands to its function.
+    except ValueError:
+        # A parameter without a shape yet has a storage all the same, and will not say so.
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
+            return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
+    except (RuntimeError, NotImplementedError):
+        # Sparse tensors, and what vmap hands to its function.
         if _functorch.is_functorch_wrapped_tensor(tensor):
             return _identity(_functorch.get_unwrapped(tensor))
         return id(tensor)
@@ -85,8 +90,9 @@ def _identity(tensor: Tensor) -> int:
 def _reference(tensor: Tensor) -> object:
     try:
         weak: type[Any] = StorageWeakRef
-        return weak(tensor.untyped_storage())
-    except (RuntimeError, ValueError, NotImplementedError):
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
+            return weak(tensor.untyped_storage())
+    except (RuntimeError, NotImplementedError):
         return tensor
 
 

@@ -1,0 +1,143 @@
+"""`ckptool migrate`."""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import Output, limit_options, module_options, screen_options
+from ckptool.errors import UsageError
+from ckptool.formats.limits import Limits
+from ckptool.policy import Policy
+from ckptool.render.text import size
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20,
+          "GIB": 1 << 30}  # fmt: skip
+
+
+@click.command("migrate")
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "target", metavar="DST", type=click.Path(path_type=Path),
+              help="Where the result goes; its suffix decides the container.")  # fmt: skip
+@module_options
+@click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
+@click.option("--to", type=click.Choice(["safetensors", "pth"]), help="The container.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
+@click.option("--inject", "injected", multiple=True, metavar="KEY=SOURCE",
+              help="Where the value of KEY comes from: attribute, constructor, file:PATH#KEY, "
+              "npz:PATH#KEY, literal:VALUE, seed:N or zeros.")  # fmt: skip
+@click.option("--drop", multiple=True, metavar="KEY", help="Leave KEY out.")
+@click.option("--from", "from_", metavar="FILE", type=click.Path(path_type=Path),
+              help="Look for attributes in this pickled module as well.")  # fmt: skip
+@click.option("--drop-extra", is_flag=True, help="Leave out what the container cannot hold.")
+@click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Do this plan.")
+@click.option("--save-plan", metavar="FILE", type=click.Path(path_type=Path),
+              help="Write the plan here, to be edited.")  # fmt: skip
+@click.option("--reverse", is_flag=True, help="Undo the plan.")
+@click.option("--max-shard-size", metavar="SIZE", help='DST is a folder of files up to "5GB".')
+@click.option("--no-provenance", is_flag=True, help="Do not record plan and digests.")
+@click.option("--force", is_flag=True, help="Replace an existing DST.")
+@limit_options
+@screen_options
+def command(
+    ctx: click.Context,
+    source: Path,
+    target: Path | None,
+    *,
+    module: str | None,
+    kwargs: dict[str, object] | None,
+    at: str | None,
+    to: str | None,
+    dry_run: bool,
+    injected: tuple[str, ...],
+    drop: tuple[str, ...],
+    from_: Path | None,
+    drop_extra: bool,
+    plan: Path | None,
+    save_plan: Path | None,
+    reverse: bool,
+    max_shard_size: str | None,
+    no_provenance: bool,
+    force: bool,
+    limits: Limits,
+    out: Output,
+    policy: Policy,
+) -> None:
+    r"""Write a checkpoint that the new module loads strictly.
+
+    \b
+    ckptool migrate old.pth -o new.pth -m package.module:Name -k d_in=3
+    ckptool migrate old.pth -o new.safetensors      convert, with the module that is configured
+    ckptool migrate whole.pth -o new.safetensors --inject mask=attribute
+    """
+    if reverse and plan is None:
+        raise UsageError("--reverse undoes a plan: name it with --plan FILE")
+    with _Progress() as progress:
+        report = api.migrate(
+            source,
+            target,
+            module=module,
+            kwargs=kwargs,
+            at=at,
+            to=to,
+            plan=plan,
+            reverse=reverse,
+            inject=dict(map(_pair, injected)),
+            drop=drop,
+            from_=from_,
+            drop_extra=drop_extra,
+            force=force,
+            dry_run=dry_run,
+            save_plan=save_plan,
+            max_shard_size=_size(max_shard_size),
+            provenance=not no_provenance,
+            progress=progress.add,
+            policy=policy,
+            limits=limits,
+        )
+    out.emit(report)
+    ctx.exit(report.exit_code)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, source = text.partition("=")
+    if not equals or not key or not source:
+        raise UsageError(f"--inject {text}: expected KEY=SOURCE, for example mask=constructor")
+    return key, source
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    digits = text.rstrip("BbKkMmGgIi ")
+    unit = _UNITS.get(text[len(digits) :].strip().upper())
+    if not digits.isdecimal() or unit is None or not int(digits):
+        raise UsageError(f"--max-shard-size {text}: expected a size like 500MB or 5GiB")
+    return int(digits) * unit
+
+
+class _Progress:
+    """One line on standard error, where that is a terminal, for what takes over a second."""
+
+    def __init__(self) -> None:
+        self._start = self._shown = time.monotonic()
+        self._done = 0
+        self._drawn = False
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes, and show the count from time to time."""
+        self._done += nbytes
+        now = time.monotonic()
+        if now - self._start > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
+            rate = self._done / (now - self._start)
+            click.echo(f"\r\x1b[K{size(self._done)} written, {size(int(rate))}/s", nl=False, err=True)
+            self._shown, self._drawn = now, True

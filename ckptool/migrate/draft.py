@@ -1,0 +1,131 @@
+"""What a checkpoint will be: tensors under their new keys, still described by where they lie now."""
+
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.errors import PlanError
+from ckptool.model import BITS, Checkpoint, State, StorageInfo, TensorInfo
+
+
+class Item(Struct, frozen=True):
+    """One tensor of the result."""
+
+    tensor: TensorInfo
+    """Where its elements are: in the source, in another file, or in memory that has a path."""
+    casts: tuple[str, ...] = ()
+    """The dtypes that they are converted to, one after the other."""
+    origin: str = ""
+    """The source's key, as long as it is that tensor and nothing else: its object is kept."""
+    alone: bool = False
+    """Whether it gets bytes of its own, though others have the same."""
+
+    def described(self, key: str) -> TensorInfo:
+        """Return what will be in the file under `key`."""
+        tensor = replace(self.tensor, key=key)
+        if not self.casts:
+            return replace(tensor, storage=self._own(key)) if self.alone else tensor
+        dtype = self.casts[-1]
+        nbytes = tensor.numel * BITS[dtype] // 8
+        storage = StorageInfo(f"cast {key}", nbytes)
+        return replace(
+            tensor, dtype=dtype, stride=c_order(tensor.shape), storage_offset=0, storage=storage
+        )
+
+    @property
+    def dtype(self) -> str:
+        return self.casts[-1] if self.casts else self.tensor.dtype
+
+    @property
+    def identity(self) -> object:
+        """What items have in common that are the same elements: ties."""
+        tensor = self.tensor
+        if self.alone or tensor.storage is None or not tensor.numel:
+            return id(self)
+        view = (tensor.dtype, tensor.storage_offset, tensor.shape, tensor.stride)
+        return (tensor.storage, *view, self.casts)
+
+    def _own(self, key: str) -> StorageInfo | None:
+        storage = self.tensor.storage
+        return replace(storage, key=f"{storage.key} of {key}") if storage else None
+
+
+class Draft(Struct, frozen=True):
+    """A state on its way from the source to the result."""
+
+    checkpoint: Checkpoint
+    state: State
+    """As it is in the source."""
+    items: Mapping[str, Item]
+    others: Mapping[str, str]
+    """Keys that hold no tensor -> their keys in the source."""
+    versions: Mapping[str, int | None] | None
+
+    @property
+    def described(self) -> State:
+        """What the result will be, as if it had been read."""
+        return State(
+            at=self.state.at,
+            tensors={key: item.described(key) for key, item in self.items.items()},
+            versions=self.versions,
+            others={key: self.state.others[origin] for key, origin in self.others.items()},
+            unsaved=self.state.unsaved,
+        )
+
+
+def draft_of(checkpoint: Checkpoint, state: State) -> Draft:
+    """Return the draft that changes nothing."""
+    items = {key: Item(tensor, origin=key) for key, tensor in state.tensors.items()}
+    others = {key: key for key in state.others}
+    return Draft(checkpoint, state, items, others, state.versions)
+
+
+def renamed(draft: Draft, rename: Callable[[str], str], versions: Callable[[str], str]) -> Draft:
+    """Return the draft with all keys put through `rename`, and module prefixes through `versions`.
+
+    Raises:
+        PlanError: two keys would become one.
+    """
+    found: dict[str, str] = {}
+    for key in (*draft.items, *draft.others):
+        new = rename(key)
+        if new in found:
+            raise PlanError(f"`{found[new]}` and `{key}` would both be called `{new}`")
+        found[new] = key
+    moved = {old: new for new, old in found.items()}
+    kept = None if draft.versions is None else draft.versions
+    return replace(
+        draft,
+        items={moved[key]: item for key, item in draft.items.items()},
+        others={moved[key]: origin for key, origin in draft.others.items()},
+        versions=None if kept is None else _moved_versions(kept, versions),
+    )
+
+
+def matching(draft: Draft, keys: str) -> list[str]:
+    """Return the tensors' keys that `keys` names: itself, else those that match it as a glob."""
+    return [keys] if keys in draft.items else [k for k in draft.items if fnmatchcase(k, keys)]
+
+
+def c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of elements that lie one after the other."""
+    return tuple(_steps(shape))[::-1]
+
+
+def _steps(shape: tuple[int, ...]) -> Iterator[int]:
+    step = 1
+    for size in reversed(shape):
+        yield step
+        step *= max(1, size)
+
+
+def _moved_versions(
+    versions: Mapping[str, int | None], move: Callable[[str], str]
+) -> dict[str, int | None]:
+    """Move module versions along; of two that become one, the inner module's stays."""
+    inner_last = sorted(versions.items(), key=lambda pair: len(pair[0]))
+    moved = {move(prefix): version for prefix, version in inner_last}
+    order = {move(prefix): None for prefix in versions}
+    return {prefix: moved[prefix] for prefix in order}

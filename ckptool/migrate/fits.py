@@ -1,0 +1,84 @@
+"""A draft and a container -> what it cannot hold: an error, or a note where it was asked for."""
+
+from collections.abc import Iterator
+
+from ckptool.errors import PlanError
+from ckptool.formats.safetensors_writer import CODES
+from ckptool.migrate.draft import Draft, Item
+from ckptool.migrate.write import SAFETENSORS
+from ckptool.model import Container
+from ckptool.values import obstacle
+
+_MOST = 5
+
+
+def check_fits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:
+    """Return notes about what is not in the result.
+
+    Raises:
+        PlanError: the container cannot hold a tensor (CK311), or something else of the file.
+    """
+    if not draft.items:
+        raise PlanError(f"{draft.checkpoint.path}: nothing is left to be written")
+    unfit = [f"`{key}` {why}" for key, item in draft.items.items() if (why := _why(key, item, to))]
+    if unfit:
+        shown = _some(unfit)
+        raise PlanError(f"{draft.checkpoint.path}: CK311: {to} cannot hold {shown}")
+    extra = list(_extra(draft, to))
+    if extra and not drop_extra:
+        raise PlanError(
+            f"{draft.checkpoint.path}: {to} cannot hold {_some(extra)}: "
+            "write a .pth, or leave that out with --drop-extra"
+        )
+    notes = [f"left out, as asked: {_some(extra)}"] if extra else []
+    return (*notes, *_attributes(draft))
+
+
+def _why(key: str, item: Item, to: str) -> str:
+    """Return why a tensor cannot be written, "" where it can."""
+    if to == SAFETENSORS:
+        if item.dtype not in CODES:
+            return f"({item.dtype})"
+        if key == "__metadata__" or not _is_text(key):
+            return "(its name)"
+    elif item.origin:
+        return ""
+    if reason := obstacle(item.tensor):
+        return f"({reason})"
+    return ""
+
+
+def _is_text(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _extra(draft: Draft, to: str) -> Iterator[str]:
+    """Yield what lies around the state, and in it, that is no tensor of it."""
+    if to != SAFETENSORS and draft.checkpoint.container is Container.TORCH_ZIP:
+        return
+    yield from (f"`{key}` ({draft.state.others[old]})" for key, old in draft.others.items())
+    for state in draft.checkpoint.states:
+        if state.at != draft.state.at:
+            yield f"`{state.at or '.'}` ({len(state.tensors)} tensors)"
+    inside = f"{draft.state.at}." if draft.state.at else ""
+    for entry in draft.checkpoint.entries:
+        if not (inside and entry.at.startswith(inside)) and entry.at not in draft.state.others:
+            yield f"`{entry.at}` ({entry.text})"
+
+
+def _attributes(draft: Draft) -> Iterator[str]:
+    left = [key for key in draft.state.unsaved if key not in draft.items]
+    if left:
+        yield (
+            f"held by the pickled module and not in its state_dict: {_some([f'`{k}`' for k in left])}"
+            "; --inject KEY=attribute takes one along"
+        )
+
+
+def _some(found: list[str]) -> str:
+    more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    return f"{', '.join(found[:_MOST])}{more}"

@@ -1,0 +1,50 @@
+"""Bytes that were made -> a span of a file that has no name, so that all values are spans."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from ckptool.migrate.draft import c_order
+from ckptool.model import BITS, Span, StorageInfo, TensorInfo
+
+
+class Memory:
+    """One unnamed file, in memory where the system has that; it is gone when it is closed."""
+
+    def __init__(self) -> None:
+        self._file: BinaryIO | None = None
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def tensor(self, key: str, dtype: str, shape: tuple[int, ...], data: bytes) -> TensorInfo:
+        """Keep the elements of a tensor, little-endian and in C order, and describe it."""
+        span = self._keep(data)
+        storage = StorageInfo(f"memory {span.offset} {key}", len(data), span=span)
+        info = TensorInfo(key, shape, dtype, c_order(shape), 0, storage)
+        if info.numel * BITS[dtype] // 8 != len(data):
+            raise ValueError(f"{len(data)} bytes are no {dtype} {list(shape)}")
+        return info
+
+    def _keep(self, data: bytes) -> Span:
+        if self._file is None:
+            if hasattr(os, "memfd_create"):
+                self._file = os.fdopen(os.memfd_create("ckptool"), "w+b")
+            else:
+                self._file = TemporaryFile()  # noqa: SIM115 - closed with this object
+        self._file.write(data)
+        self._file.flush()
+        start, self._end = self._end, self._end + len(data)
+        return Span(Path(f"/dev/fd/{self._file.fileno()}"), start, len(data))

@@ -1,0 +1,294 @@
+"""The operations on keys: each is data, and one method that turns a draft into the next.
+
+An operation never touches bytes. A draft says of every tensor where its elements lie, so renaming,
+dropping or injecting is done once the description is changed; `execute.py` then writes it.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.compare import state_at
+from ckptool.errors import PlanError
+from ckptool.migrate.draft import Draft, Item, draft_of, matching, renamed
+from ckptool.model import TensorInfo
+
+
+class Facts(Protocol):
+    """What operations may ask for."""
+
+    @property
+    def expected(self) -> Mapping[str, TensorInfo] | None:
+        """What the module saves; None without a module."""
+
+    def value(self, op: "Inject", draft: Draft) -> TensorInfo:
+        """Return where the elements of an injected tensor are.
+
+        Raises:
+            PlanError: its source has no such value, or none that can be trusted.
+        """
+
+
+class IrreversibleError(PlanError):
+    """What an operation took away cannot be brought back."""
+
+
+class Operation(Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults=True,
+                forbid_unknown_fields=True):  # fmt: skip
+    """One step of a plan. The subclass's tag is its name in a plan's file."""
+
+    why: str = ""
+    """For the person who reads the plan; it decides nothing."""
+    loses: ClassVar[str] = ""
+    """What of the source is not in the result."""
+
+    def apply(self, draft: Draft, facts: Facts) -> Draft:
+        """Return what the draft is after this step.
+
+        Raises:
+            PlanError: it matches nothing, or would do harm.
+        """
+        raise NotImplementedError
+
+    def reversed(self) -> "Operation":
+        """Return the step that undoes this one.
+
+        Raises:
+            IrreversibleError: there is none.
+        """
+        raise NotImplementedError
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """What was there before, and what is there after."""
+        raise NotImplementedError
+
+
+class Inject(Operation, frozen=True, kw_only=True, tag="inject"):
+    """Add the tensor `key`; `source` says where its value comes from."""
+
+    key: str
+    source: str
+    dtype: str = ""
+    shape: tuple[int, ...] | None = None
+
+    def apply(self, draft: Draft, facts: Facts) -> Draft:
+        if self.key in draft.items or self.key in draft.others:
+            raise PlanError(f"inject `{self.key}`: the file has that key already")
+        value = facts.value(self, draft)
+        return replace(draft, items={**draft.items, self.key: Item(value)})
+
+    def reversed(self) -> Operation:
+        return Drop(key=self.key, why=f"{self.source} was injected here")
+
+    @property
+    def words(self) -> tuple[str, str]:
+        form = f" {self.dtype}" if self.dtype else ""
+        return "-", f"{self.key}{form}{'' if self.shape is None else list(self.shape)}"
+
+
+class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
+    """Give a tensor another key; with `how` also a prefix, or a regular expression and its template.
+
+    A key that the module expects as it is, a target that it does not expect, and another shape are
+    refused (CK221).
+    """
+
+    key: str
+    to: str
+    how: str = "exact"
+
+    def apply(self, draft: Draft, facts: Facts) -> Draft:
+        moved = {key: new for key in (*draft.items, *draft.others) if (new := self._new(key))}
+        if not moved:
+            raise PlanError(f"rename `{self.key}`: nothing in the file is called so")
+        for key, new in moved.items():
+            self._check(key, new, draft, facts.expected)
+        result = renamed(draft, lambda key: moved.get(key, key), self._module)
+        return result if self.how != "exact" else self._with_version(result)
+
+    def reversed(self) -> Operation:
+        if self.how == "regex":
+            raise IrreversibleError(f"rename `{self.key}`: a regular expression has no reverse")
+        return Rename(key=self.to, to=self.key, how=self.how)
+
+    @property
+    def words(self) -> tuple[str, str]:
+        mark = {"exact": "", "prefix": "*", "regex": " (regex)"}[self.how]
+        return f"{self.key}{mark}", f"{self.to}{mark}"
+
+    def _new(self, key: str) -> str:
+        if self.how == "exact":
+            return self.to if key == self.key else ""
+        if self.how == "prefix":
+            return self.to + key.removeprefix(self.key) if key.startswith(self.key) else ""
+        try:
+            new = re.sub(self.key, self.to, key)
+        except re.error as error:
+            raise PlanError(f"rename `{self.key}`: is no regular expression: {error}") from error
+        return new if new != key else ""
+
+    def _check(
+        self, key: str, new: str, draft: Draft, expected: Mapping[str, TensorInfo] | None
+    ) -> None:
+        refused = f"CK221: `{key}` is not renamed to `{new}`: "
+        if new in draft.items or new in draft.others:
+            raise PlanError(f"{refused}the file has `{new}` already")
+        if expected is None or key not in draft.items:
+            return
+        if key in expected:
+            raise PlanError(f"{refused}the module has `{key}`")
+        if new not in expected:
+            raise PlanError(f"{refused}the module has no `{new}`")
+        have, want = draft.items[key].tensor.shape, expected[new].shape
+        if have != want:
+            raise PlanError(f"{refused}it is {list(have)} and the module has {list(want)} there")
+
+    def _module(self, prefix: str) -> str:
+        """Rename a module's own prefix as its tensors' keys are renamed."""
+        if self.how == "exact" or not prefix:
+            return prefix
+        return (self._new(f"{prefix}.") or f"{prefix}.").removesuffix(".")
+
+    def _with_version(self, draft: Draft) -> Draft:
+        versions, old, new = draft.versions, _owner(self.key), _owner(self.to)
+        if versions is None or old not in versions or new in versions:
+            return draft
+        return replace(draft, versions={**versions, new: versions[old]})
+
+
+def _owner(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+class Drop(Operation, frozen=True, kw_only=True, tag="drop"):
+    """Leave out `key`, or all keys that match it as a glob."""
+
+    key: str
+    loses: ClassVar[str] = "the values of what is dropped"
+
+    def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
+        gone = {*matching(draft, self.key), *({self.key} & draft.others.keys())}
+        if not gone:
+            raise PlanError(f"drop `{self.key}`: nothing in the file is called so")
+        return replace(
+            draft,
+            items={key: item for key, item in draft.items.items() if key not in gone},
+            others={key: origin for key, origin in draft.others.items() if key not in gone},
+        )
+
+    def reversed(self) -> Operation:
+        raise IrreversibleError(f"drop `{self.key}`: its value is not in the result")
+
+    @property
+    def words(self) -> tuple[str, str]:
+        return self.key, "-"
+
+
+class StripPrefix(Operation, frozen=True, kw_only=True, tag="strip-prefix"):
+    """Take `prefix` off the keys, as often as it is there; `anywhere` takes it out of their middle."""
+
+    prefix: str
+    anywhere: bool = False
+
+    def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
+        prefix = _whole_segments(self.prefix)
+        if all(self._without(key) == key for key in (*draft.items, *draft.others)):
+            raise PlanError(f"strip-prefix `{prefix}`: no key has it")
+        return renamed(draft, self._without, self._module)
+
+    def reversed(self) -> Operation:
+        if self.anywhere:
+            raise IrreversibleError(f"strip-prefix `{self.prefix}`: where it stood is not recorded")
+        return AddPrefix(prefix=self.prefix, why="on the assumption that every key had it")
+
+    @property
+    def words(self) -> tuple[str, str]:
+        return (f"*{self.prefix}*", "**") if self.anywhere else (f"{self.prefix}*", "*")
+
+    def _without(self, key: str) -> str:
+        if self.anywhere:
+            gone = self.prefix.removesuffix(".")
+            *owners, last = key.split(".")
+            return ".".join([*(segment for segment in owners if segment != gone), last])
+        while key.startswith(self.prefix) and key != self.prefix:
+            key = key.removeprefix(self.prefix)
+        return key
+
+    def _module(self, prefix: str) -> str:
+        return self._without(f"{prefix}._").removesuffix("_").removesuffix(".") if prefix else ""
+
+
+class AddPrefix(Operation, frozen=True, kw_only=True, tag="add-prefix"):
+    """Put `prefix` in front of every key."""
+
+    prefix: str
+
+    def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
+        prefix = _whole_segments(self.prefix)
+        bare = prefix.removesuffix(".")
+        return renamed(
+            draft, lambda key: prefix + key, lambda module: prefix + module if module else bare
+        )
+
+    def reversed(self) -> Operation:
+        return StripPrefix(prefix=self.prefix)
+
+    @property
+    def words(self) -> tuple[str, str]:
+        return "*", f"{self.prefix}*"
+
+
+def _whole_segments(prefix: str) -> str:
+    if not prefix.endswith(".") or prefix == ".":
+        raise PlanError(f"prefix `{prefix}`: only whole segments can be changed: write `{prefix}.`")
+    return prefix
+
+
+class Extract(Operation, frozen=True, kw_only=True, tag="extract"):
+    """Go on with the state at the place `at` of the file, or with what lies below `prefix` only."""
+
+    at: str = ""
+    prefix: str = ""
+    loses: ClassVar[str] = "everything around it"
+
+    def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
+        if self.at:
+            state = state_at(draft.checkpoint, self.at)
+            if not state.tensors:
+                places = ", ".join(f"`{s.at or '.'}`" for s in draft.checkpoint.states)
+                raise PlanError(f"extract `{self.at}`: no tensors are there; there are {places}")
+            draft = draft_of(draft.checkpoint, state)
+        return self._below(draft) if self.prefix else draft
+
+    def reversed(self) -> Operation:
+        raise IrreversibleError("extract: what lay around it is not in the result")
+
+    @property
+    def words(self) -> tuple[str, str]:
+        return f"{self.at} {self.prefix}*".strip(), "*"
+
+    def _below(self, draft: Draft) -> Draft:
+        prefix = _whole_segments(self.prefix)
+        items = {key: item for key, item in draft.items.items() if key.startswith(prefix)}
+        others = {key: old for key, old in draft.others.items() if key.startswith(prefix)}
+        inner = replace(draft, items=items, others=others)
+        if draft.versions is not None:
+            below = {p: v for p, v in draft.versions.items() if f"{p}.".startswith(prefix)}
+            inner = replace(inner, versions=below)
+        return StripPrefix(prefix=prefix).apply(inner, _NOTHING)
+
+
+class _NoFacts:
+    """For operations that ask nothing."""
+
+    expected = None
+
+    def value(self, op: Inject, draft: Draft) -> TensorInfo:
+        raise PlanError(f"inject `{op.key}`: {len(draft.items)} keys and no sources")
+
+
+_NOTHING: Facts = _NoFacts()

@@ -1,0 +1,179 @@
+"""TOML <-> a plan: the operations of a migration, in order, as a person can read and edit them."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct, structs
+
+from ckptool.errors import PlanError
+from ckptool.migrate.draft import Draft
+from ckptool.migrate.ops import (
+    AddPrefix,
+    Drop,
+    Extract,
+    Facts,
+    Inject,
+    IrreversibleError,
+    Operation,
+    Rename,
+    StripPrefix,
+)
+from ckptool.migrate.reshaping import (
+    Cast,
+    Compact,
+    Concat,
+    Reshape,
+    Split,
+    Tie,
+    Transpose,
+    Untie,
+)
+
+Op = (
+    Inject | Rename | Drop | StripPrefix | AddPrefix | Extract | Cast | Reshape | Transpose
+    | Split | Concat | Tie | Untie | Compact
+)  # fmt: skip
+"""Every operation there is: a new one is a class of its own, and a name here."""
+
+SCHEMA: Final = 1
+
+
+class Plan(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is to be done, in order."""
+
+    ops: tuple[Op, ...] = ()
+    schema: int = SCHEMA
+
+
+def apply(plan: Iterable[Operation], draft: Draft, facts: Facts) -> Draft:
+    """Return what `draft` is after all steps.
+
+    Raises:
+        PlanError: a step matches nothing, or would do harm; the message says which one.
+    """
+    for number, op in enumerate(plan, 1):
+        try:
+            draft = op.apply(draft, facts)
+        except PlanError as error:
+            raise PlanError(f"step {number}: {error}") from error
+    return draft
+
+
+def reverse(plan: Plan) -> Plan:
+    """Return the plan that leads back.
+
+    Raises:
+        PlanError: it names every step that cannot be undone, and why.
+    """
+    steps, lost = [], []
+    for op in reversed(plan.ops):
+        try:
+            steps.append(op.reversed())
+        except IrreversibleError as error:
+            lost.append(str(error))
+    if lost:
+        raise PlanError(f"the plan has no reverse: {'; '.join(reversed(lost))}")
+    return Plan(tuple(steps))  # type: ignore[arg-type]  # each is one of Op
+
+
+def to_data(plan: Plan) -> list[dict[str, Any]]:
+    """Return the steps as plain data."""
+    steps: list[dict[str, Any]] = msgspec.to_builtins(plan.ops)
+    return steps
+
+
+def write(plan: Plan) -> str:
+    """Return the text of a plan's file."""
+    blocks = [f"schema = {plan.schema}\n"]
+    for step in to_data(plan):
+        lines = [f"{key} = {_value(value)}\n" for key, value in step.items()]
+        blocks.append(f"[[ops]]\n{''.join(lines)}")
+    return "\n".join(blocks)
+
+
+def read(text: str, name: str = "plan") -> Plan:
+    """Return the plan that the text of a file is.
+
+    Raises:
+        PlanError: it is no TOML, or no plan; the message says where, and what is meant perhaps.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{name}: is no TOML: {error}") from error
+    return from_data(data, name)
+
+
+def from_data(data: Mapping[str, Any], name: str) -> Plan:
+    """Return the plan of plain data.
+
+    Raises:
+        PlanError: it is no plan.
+    """
+    if data.get("schema", SCHEMA) != SCHEMA:
+        raise PlanError(f"{name}: schema {data['schema']!r} is not one that this version reads")
+    _check_names(data, name)
+    try:
+        return msgspec.convert(data, Plan)
+    except msgspec.ValidationError as error:
+        raise PlanError(f"{name}: {error}") from error
+
+
+def read_file(path: Path) -> Plan:
+    """Return the plan in a file.
+
+    Raises:
+        PlanError: it cannot be read, or is no plan.
+    """
+    try:
+        return read(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{path}: is not UTF-8") from error
+
+
+_OPS: Final[Mapping[str, type[Operation]]] = {
+    str(op.__struct_config__.tag): op for op in Op.__args__
+}
+
+
+def _check_names(data: Mapping[str, Any], name: str) -> None:
+    """Say what an unknown name is perhaps meant to be; all else is msgspec's to refuse."""
+    _check_known(data, ("schema", "ops"), f"{name}: $")
+    steps = data.get("ops")
+    for index, step in enumerate(steps if isinstance(steps, list) else ()):
+        if isinstance(step, dict) and isinstance(step.get("op"), str):
+            place = f"{name}: $.ops[{index}]"
+            _check_known({step["op"]: None}, _OPS, f"{place}.op")
+            fields = structs.fields(_OPS[step["op"]])
+            _check_known(step, ("op", *(field.encode_name for field in fields)), place)
+
+
+def _check_known(found: Mapping[str, Any], known: Iterable[str], place: str) -> None:
+    names = list(known)
+    for word in found:
+        if word not in names:
+            close = get_close_matches(word, names, n=1)
+            meant = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+            raise PlanError(f"{place} has {word!r}: {meant}")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return _text(value) if isinstance(value, str) else str(value)
+
+
+def _text(value: str) -> str:
+    """Return a basic string: JSON's escapes are TOML's, but for DEL and what lies beyond 16 bits."""
+    shown = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", shown)

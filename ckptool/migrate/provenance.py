@@ -1,0 +1,59 @@
+"""What was read and what was written -> the record that goes with the result."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.metadata import version
+from typing import Any, Final
+
+from msgspec import Struct
+
+from ckptool.migrate.ops import Inject
+from ckptool.migrate.plan import Plan, to_data
+
+KEY: Final = "ckptool.provenance"
+"""Where safetensors' `__metadata__` has it."""
+SUFFIX: Final = ".ckptool.json"
+"""Of the file beside a .pth."""
+UNKNOWN: Final = "0" * 64
+"""A digest that is not known yet; as long as one that is."""
+
+
+class Digests(Struct, frozen=True):
+    """Of the state's content, whatever the container: see `content_digest`."""
+
+    source: str = UNKNOWN
+    result: str = UNKNOWN
+
+
+def content_digest(fingerprints: Mapping[str, str | None]) -> str:
+    """Return a digest of a state: of its keys, and of the fingerprints of their tensors."""
+    digest = sha256()
+    for key in sorted(fingerprints):
+        digest.update(f"{key}\0{fingerprints[key] or '-'}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
+    """Return the record as JSON: no paths and no times, so that two runs give the same bytes."""
+    values = {op.key: op.source for op in plan.ops if isinstance(op, Inject)}
+    return json.dumps(
+        {
+            "tool": f"ckptool {version('ckptool')}",
+            "source": {"name": name, "container": container, "digest": digests.source},
+            "plan": to_data(plan),
+            "values": values,
+            "result": {"digest": digests.result},
+        },
+        ensure_ascii=True,
+    )
+
+
+def applied(text: str | None) -> list[dict[str, Any]] | None:
+    """Return the steps of the plan that a record names, None if it is none of ours."""
+    try:
+        found = json.loads(text or "null")
+    except ValueError:
+        return None
+    plan = found.get("plan") if isinstance(found, dict) else None
+    return plan if isinstance(plan, list) else None

@@ -1,0 +1,77 @@
+"""What was written, read again -> its digests; a difference from what was meant is an error."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ckptool import model
+from ckptool.errors import WriteError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.limits import Limits
+from ckptool.migrate.draft import Draft, Item
+from ckptool.migrate.execute import blob
+from ckptool.migrate.provenance import Digests, content_digest
+from ckptool.migrate.ties import with_ties
+from ckptool.model import Checkpoint, State, TensorInfo
+from ckptool.values import equal_many, fingerprint_many
+
+
+def read_back(draft: Draft, path: Path, target: Path, limits: Limits) -> Digests:
+    """Compare the file at `path` with the draft, element by element.
+
+    Raises:
+        WriteError: it does not hold what it should.
+    """
+    written = open_checkpoint(path, limits)
+    found = _state(written, draft, target)
+    if found.keys() != draft.items.keys():
+        odd = ", ".join(sorted(found.keys() ^ draft.items.keys())[:3])
+        raise WriteError(f"{target}: not written: read back, its keys differ: {odd}")
+    plain = [key for key, item in draft.items.items() if not item.casts]
+    pairs = [(key, draft.items[key].tensor, found[key]) for key in plain]
+    _check_equal([*pairs, *_around(draft, written)], target)
+    keys = list(found)
+    prints = dict(zip(keys, fingerprint_many(found.values()), strict=True))
+    for key in draft.items.keys() - set(plain):
+        if prints[key] != _expected(draft.items[key]):
+            raise WriteError(f"{target}: not written: read back, `{key}` differs")
+    return Digests(_source_digest(draft, prints), content_digest(prints))
+
+
+def _state(written: Checkpoint, draft: Draft, target: Path) -> Mapping[str, TensorInfo]:
+    places = (draft.state.at, "") if len(written.states) > 1 else ("",)
+    states = [s for at in places for s in written.states if s.at == at] or list(written.states)
+    if not states:
+        raise WriteError(f"{target}: not written: read back, there is no state in it")
+    return with_ties(states[0].tensors, written.metadata)
+
+
+def _around(draft: Draft, written: Checkpoint) -> Iterable[tuple[str, TensorInfo, TensorInfo]]:
+    """Yield the tensors of all other states that the result should have kept."""
+    places: dict[str, State] = {s.at: s for s in written.states}
+    for state in draft.checkpoint.states:
+        kept = places.get(state.at)
+        if state.at != draft.state.at and kept is not None and len(written.states) > 1:
+            for key, tensor in state.tensors.items():
+                if key in kept.tensors:
+                    yield f"{state.at}.{key}", tensor, kept.tensors[key]
+
+
+def _check_equal(pairs: list[tuple[str, TensorInfo, TensorInfo]], target: Path) -> None:
+    told = equal_many((one, other) for _, one, other in pairs)
+    for (key, _, _), same in zip(pairs, told, strict=True):
+        if same is False:
+            raise WriteError(f"{target}: not written: read back, `{key}` differs")
+
+
+def _expected(item: Item) -> str:
+    chunks = blob(item).chunks
+    assert chunks is not None
+    return model.fingerprint(item.dtype, item.tensor.shape, chunks())
+
+
+def _source_digest(draft: Draft, prints: Mapping[str, str | None]) -> str:
+    """Return the source's digest; what was copied has the fingerprint of the copy."""
+    known = {item.origin: prints[key] for key, item in draft.items.items() if item.origin}
+    rest = {key: t for key, t in draft.state.tensors.items() if key not in known}
+    found = dict(zip(rest, fingerprint_many(rest.values()), strict=True))
+    return content_digest({key: known.get(key, found.get(key)) for key in draft.state.tensors})

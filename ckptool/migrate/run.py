@@ -1,0 +1,249 @@
+"""A request -> a migrated file, and what was done: describe, plan, dry run, write, verify."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptool.compare import Loading, best_state, state_at
+from ckptool.errors import PlanError, UsageError, WriteError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.atomic import check_target, failing
+from ckptool.formats.blobs import Progress
+from ckptool.formats.interrupts import interruptible
+from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.migrate import ties
+from ckptool.migrate import write as writing
+from ckptool.migrate.draft import Draft, draft_of
+from ckptool.migrate.fits import check_fits
+from ckptool.migrate.memory import Memory
+from ckptool.migrate.plan import Plan, apply, reverse, to_data
+from ckptool.migrate.plan import write as plan_text
+from ckptool.migrate.provenance import KEY, SUFFIX, Digests, applied
+from ckptool.migrate.sources import Sources
+from ckptool.migrate.suggest import Wishes, outcome, suggest
+from ckptool.migrate.verify import Check, Written, verify
+from ckptool.migrate.watch import Watch
+from ckptool.migrate.write import SAFETENSORS, TORCH, Job
+from ckptool.model import Checkpoint, ModuleState, State
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.migrate.live import Live
+    from ckptool.modules import ModuleSpec
+
+_SUFFIXES = {
+    ".safetensors": SAFETENSORS, ".pth": TORCH, ".pt": TORCH, ".ckpt": TORCH, ".bin": TORCH,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be done."""
+
+    source: Path
+    target: Path | None
+    """None for a dry run that asks for no container."""
+    module: "Callable[[Checkpoint], ModuleSpec] | nn.Module | None" = None
+    """The module, or what names it once the checkpoint is known."""
+    at: str | None = None
+    to: str | None = None
+    plan: Plan | None = None
+    """None: it is derived."""
+    reverse: bool = False
+    wishes: Wishes = field(default_factory=Wishes)
+    donor: Path | None = None
+    drop_extra: bool = False
+    force: bool = False
+    dry_run: bool = False
+    save_plan: Path | None = None
+    max_shard_size: int | None = None
+    recorded: bool = True
+    limits: Limits = DEFAULT
+    progress: Progress = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What was done, or would be."""
+
+    checkpoint: Checkpoint
+    state: State
+    module: ModuleState | None
+    plan: Plan
+    to: str
+    target: Path | None
+    loading: Loading | None
+    """What the result meets in the module."""
+    checks: tuple[Check, ...]
+    digests: Digests | None
+    """None where nothing was written."""
+    notes: tuple[str, ...]
+    changed: bool
+    """Whether the result is another state than the source."""
+    again: bool
+    """Whether the plan had been applied to the source already."""
+
+    @property
+    def converted(self) -> bool:
+        """Whether the container is another one, or a pickled module became a state_dict."""
+        same = str(self.checkpoint.container).endswith(self.to.replace(TORCH, "torch-zip"))
+        return self.changed or not same
+
+
+def run(request: Request) -> Migration:
+    """Do what is asked for.
+
+    Raises:
+        ReadError: the source cannot be read.
+        ModuleError: the module cannot be built.
+        PlanError: something cannot be decided, or the plan does not fit.
+        WriteError: the result could not be completed; the target is as it was.
+    """
+    to = _container(request)
+    with interruptible(), Memory() as memory:
+        return _run(request, to, memory)
+
+
+def _run(request: Request, to: str, memory: Memory) -> Migration:
+    watch = Watch()
+    indexed = request.source.name.endswith(".json") or request.source.name == ".metadata"
+    watch.add(request.source.parent if indexed else request.source)
+    _check_target(request, watch)
+    checkpoint = open_checkpoint(request.source, request.limits)
+    if checkpoint.damage:
+        raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
+    live = _live(request, checkpoint)
+    module = live.state if live else None
+    draft = ties.with_ties_restored(draft_of(checkpoint, _state(checkpoint, module, request)))
+    sources = Sources(live, request.donor, memory, watch, request.limits)
+    plan, again = _plan(request, draft, module, sources)
+    result = apply(plan.ops, draft, sources)
+    met = outcome(result, module) if module else None
+    notes = check_fits(result, to, drop_extra=request.drop_extra)
+    _save_plan(request, plan)
+    changed = bool(plan.ops) or result is not draft or result.state.role == "module"
+    done = _Done(request, to, plan, result, live, watch, changed)
+    checks, digests = ((), None) if request.dry_run else done.write()
+    return Migration(
+        checkpoint, result.state, module, plan, to, request.target, met, checks, digests, notes,
+        changed, again,
+    )  # fmt: skip
+
+
+def _container(request: Request) -> str:
+    if request.to is not None:
+        return request.to
+    if request.target is None:
+        return SAFETENSORS
+    found = _SUFFIXES.get(request.target.suffix.lower())
+    if found is None:
+        known = ", ".join(_SUFFIXES)
+        raise UsageError(
+            f"-o {request.target}: its suffix names no container ({known}): "
+            "say which with --to safetensors or --to pth"
+        )
+    return found
+
+
+def _check_target(request: Request, watch: Watch) -> None:
+    if request.target is None:
+        if not request.dry_run:
+            raise UsageError("no destination is named: -o DST, or --dry-run to see the plan only")
+        return
+    if request.dry_run:
+        return
+    inputs = [p for p in (request.source, request.donor) if p is not None]
+    check_target(request.target, [*inputs, *watch.files], force=request.force, folder=False)
+
+
+def _live(request: Request, checkpoint: Checkpoint) -> "Live | None":
+    if request.module is None:
+        return None
+    from ckptool.migrate.live import live
+
+    if hasattr(request.module, "state_dict"):
+        return live(request.module)
+    return live(request.module(checkpoint))
+
+
+def _state(checkpoint: Checkpoint, module: ModuleState | None, request: Request) -> State:
+    """Return the state that is migrated: the named one, the best match, or the only one."""
+    if request.at is not None:
+        state = state_at(checkpoint, request.at)
+    elif module is not None:
+        state = best_state(checkpoint, module)
+    else:
+        models = [s for s in checkpoint.states if s.role != "optimizer"] or [*checkpoint.states]
+        places = ", ".join(f"`{s.at or '.'}`" for s in models)
+        if len(models) > 1:
+            raise PlanError(f"{checkpoint.path}: has states at {places}: name one with --at")
+        state = models[0] if models else State("", {})
+    if not state.tensors and not state.unsaved:
+        raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
+    return state
+
+
+def _plan(
+    request: Request, draft: Draft, module: ModuleState | None, sources: Sources
+) -> tuple[Plan, bool]:
+    """Return the plan, and whether the source is its result already."""
+    if request.plan is None:
+        return suggest(draft, module, sources, request.wishes), False
+    plan = reverse(request.plan) if request.reverse else request.plan
+    if applied(_record(draft)) == to_data(plan) and plan.ops:
+        return Plan(), True
+    return plan, False
+
+
+def _record(draft: Draft) -> str | None:
+    path = draft.checkpoint.path
+    beside = path.with_name(path.name + SUFFIX)
+    try:
+        return draft.checkpoint.metadata.get(KEY) or beside.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _save_plan(request: Request, plan: Plan) -> None:
+    if request.save_plan is None:
+        return
+    with failing(request.save_plan):
+        if request.save_plan.exists() and not request.force:
+            raise WriteError(f"{request.save_plan}: exists already: replace it with --force")
+        request.save_plan.write_text(plan_text(plan), encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A plan that was applied, to be written."""
+
+    request: Request
+    to: str
+    plan: Plan
+    result: Draft
+    live: "Live | None"
+    watch: Watch
+    changed: bool
+
+    def write(self) -> tuple[tuple[Check, ...], Digests]:
+        request, checks = self.request, list[Check]()
+        assert request.target is not None
+
+        def look(path: Path) -> None:
+            checks.extend(verify(self._written(path, request.target), self.live))
+
+        job = Job(
+            self.result, self.plan, request.target, self.to, request.force, request.recorded,
+            self.changed, request.limits, request.progress, self.watch.check, look,
+        )  # fmt: skip
+        digests = writing.write(job)
+        return tuple(checks), digests
+
+    def _written(self, path: Path, target: Path | None) -> Written:
+        tied: Mapping[str, str] = {}
+        if self.to == SAFETENSORS:
+            tied = ties.split_ties(self.result)[1]
+        # A pickled module at the root gives a state_dict at the root.
+        return Written(path, target or path, self.to == SAFETENSORS, self.result.state.at, tied)

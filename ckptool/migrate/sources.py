@@ -1,0 +1,210 @@
+"""Where an injected value comes from -> the description of its elements."""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ckptool.errors import PlanError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.limits import Limits
+from ckptool.migrate.draft import Draft
+from ckptool.migrate.memory import Memory
+from ckptool.migrate.npz import read_array
+from ckptool.migrate.ops import Inject
+from ckptool.migrate.watch import Watch
+from ckptool.model import BITS, Checkpoint, Constancy, TensorInfo
+from ckptool.values import obstacle
+
+if TYPE_CHECKING:
+    from ckptool.migrate.live import Live
+
+FORMS: Final = (
+    "attribute", "attribute:PATH", "constructor", "file:PATH#KEY", "npz:PATH#KEY",
+    "literal:VALUE", "seed:N", "zeros",
+)  # fmt: skip
+"""How a source is written."""
+
+_CODES: Final = {
+    "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h",
+    "int8": "b", "uint64": "Q", "uint32": "I", "uint16": "H", "uint8": "B", "bool": "?",
+}  # fmt: skip
+"""dtype -> struct's code, for literals."""
+
+
+class Sources:
+    """Finds values; opens what they lie in once."""
+
+    def __init__(
+        self,
+        live: "Live | None",
+        donor: Path | None,
+        memory: Memory,
+        watch: Watch,
+        limits: Limits,
+    ) -> None:
+        self._live = live
+        self._donor = donor
+        self._memory = memory
+        self._limits = limits
+        self._opened: dict[Path, Checkpoint] = {}
+        self._known: dict[Inject, TensorInfo] = {}
+        self._watch = watch
+
+    @property
+    def expected(self) -> Mapping[str, TensorInfo] | None:
+        """What the module saves."""
+        if self._live is None:
+            return None
+        return {key: held.tensor for key, held in self._live.state.saved.items()}
+
+    def value(self, op: Inject, draft: Draft) -> TensorInfo:
+        """Return where the elements are that `op` injects, checked against what it says of them.
+
+        Raises:
+            PlanError: the source has no such value, or none that can be trusted.
+        """
+        if op not in self._known:
+            found = self._found(op, draft)
+            _check(op, found, (self.expected or {}).get(op.key))
+            self._known[op] = found
+        return self._known[op]
+
+    def attribute(self, path: str, draft: Draft) -> TensorInfo | None:
+        """Return what the pickled module, of the source or of `--from`, holds at `path`."""
+        places: list[Mapping[str, TensorInfo]] = [draft.state.unsaved]
+        if self._donor is not None:
+            states = self._open(self._donor).states
+            places += [state.unsaved for state in states] + [state.tensors for state in states]
+        return next((place[path] for place in places if path in place), None)
+
+    def _found(self, op: Inject, draft: Draft) -> TensorInfo:
+        kind, _, rest = op.source.partition(":")
+        if kind == "attribute":
+            return self._attribute(op, rest or op.key, draft)
+        if kind == "constructor" and not rest:
+            return self._constructor(op)
+        if kind == "seed" and rest.isdecimal():
+            return self._need_live(op).seeded(op.key, int(rest), self._memory)
+        if kind == "file" and "#" in rest:
+            return self._file(op, rest)
+        if kind == "npz" and "#" in rest:
+            path, _, name = rest.rpartition("#")
+            self._watch.add(Path(path))
+            return read_array(Path(path), name, self._memory, self._limits)
+        if kind in {"literal", "zeros"}:
+            return self._written(op, rest if kind == "literal" else "0")
+        raise PlanError(f"inject `{op.key}`: {op.source!r} is no source: {', '.join(FORMS)}")
+
+    def _attribute(self, op: Inject, path: str, draft: Draft) -> TensorInfo:
+        found = self.attribute(path, draft)
+        if found is None:
+            held = ", ".join(draft.state.unsaved) or "none"
+            raise PlanError(
+                f"inject `{op.key}`: no pickled module holds the attribute `{path}` (it has: {held})"
+            )
+        return found
+
+    def _constructor(self, op: Inject) -> TensorInfo:
+        live = self._need_live(op)
+        held = live.state.saved.get(op.key)
+        if held is not None and held.constancy is Constancy.RANDOM:
+            raise PlanError(
+                f"inject `{op.key}`: its value differs each time {live.state.target} is built, so "
+                "the constructor cannot bring it back; name another source with --inject"
+            )
+        return live.constructed(op.key, self._memory)
+
+    def _need_live(self, op: Inject) -> "Live":
+        if self._live is None:
+            raise PlanError(f"inject `{op.key}`: its source {op.source!r} needs a module (-m)")
+        return self._live
+
+    def _file(self, op: Inject, place: str) -> TensorInfo:
+        name, _, key = place.partition("#")
+        path = Path(name)
+        for state in self._open(path).states:
+            found = state.tensors.get(key) or state.unsaved.get(key)
+            if found is not None:
+                return found
+        raise PlanError(f"inject `{op.key}`: {path} has no tensor {key!r}")
+
+    def _open(self, path: Path) -> Checkpoint:
+        if path not in self._opened:
+            self._watch.add(path)
+            self._opened[path] = open_checkpoint(path, self._limits)
+        return self._opened[path]
+
+    def _written(self, op: Inject, text: str) -> TensorInfo:
+        """Make a tensor of what stands in the plan; its form is given there or by the module."""
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"inject `{op.key}`: {text!r} is no number or nested list") from error
+        want = (self.expected or {}).get(op.key)
+        flat = list(_leaves(value))
+        if not flat or any(type(leaf) not in {int, float, bool} for leaf in flat):
+            raise PlanError(f"inject `{op.key}`: {text!r} is made of something else than numbers")
+        shape = op.shape if op.shape is not None else want.shape if want else _shape(value)
+        dtype = op.dtype or (want.dtype if want else _dtype(flat))
+        count = len(flat)
+        size = _count(shape)
+        if count not in {1, size}:
+            raise PlanError(f"inject `{op.key}`: {count} numbers for the shape {list(shape)}")
+        data = _packed(op, dtype, flat) * (size if count == 1 else 1)
+        return self._memory.tensor(op.key, dtype, shape, data)
+
+
+def _packed(op: Inject, dtype: str, flat: list[float]) -> bytes:
+    if not any(flat) and dtype in BITS:
+        return bytes(len(flat) * BITS[dtype] // 8)
+    if dtype == "bfloat16":
+        # The upper half of a float32; what it would cut off must be zero.
+        wide = [struct.pack("<f", number) for number in flat]
+        if all(word[:2] == b"\0\0" for word in wide):
+            return b"".join(word[2:] for word in wide)
+    code = _CODES.get(dtype)
+    try:
+        if code is not None:
+            return struct.pack(f"<{len(flat)}{code}", *flat)
+    except (struct.error, OverflowError) as error:
+        raise PlanError(f"inject `{op.key}`: is no {dtype}: {error}") from error
+    raise PlanError(f"inject `{op.key}`: a literal cannot be made {dtype} exactly")
+
+
+def _leaves(value: object) -> Iterator[float]:
+    if isinstance(value, list):
+        for one in value:
+            yield from _leaves(one)
+    else:
+        yield value  # type: ignore[misc]  # the caller looks
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    return (len(value), *_shape(value[0])) if isinstance(value, list) and value else ()
+
+
+def _dtype(flat: list[float]) -> str:
+    if all(type(leaf) is bool for leaf in flat):
+        return "bool"
+    return "int64" if all(type(leaf) is int for leaf in flat) else "float32"
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _check(op: Inject, found: TensorInfo, want: TensorInfo | None) -> None:
+    if why := obstacle(found):
+        raise PlanError(f"inject `{op.key}`: its value in {op.source!r} cannot be read: {why}")
+    if op.dtype and op.dtype != found.dtype:
+        raise PlanError(f"inject `{op.key}`: {op.source!r} is {found.dtype}, not {op.dtype}")
+    shape = op.shape if op.shape is not None else want.shape if want is not None else found.shape
+    if shape != found.shape:
+        raise PlanError(
+            f"inject `{op.key}`: {op.source!r} is {list(found.shape)} where {list(shape)} belongs"
+        )

@@ -1,0 +1,109 @@
+"""A written file and the module -> what was checked of it: passed, failed, or skipped and why."""
+
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+
+from ckptool.errors import WriteError
+from ckptool.modules.usercode import UserCodeError, user_code
+
+if TYPE_CHECKING:
+    import torch
+
+    from ckptool.migrate.live import Live
+
+NO_MODULE: Final = "no module was named: -m package.module:Name"
+
+
+class Check(Struct, frozen=True):
+    """One check of the result."""
+
+    name: str
+    result: str
+    """"passed" or "skipped"; one that fails is an error, and nothing is kept."""
+    reason: str = ""
+
+
+class Written(Struct, frozen=True):
+    """A file that may be looked at, though it has not got its name yet."""
+
+    path: Path
+    target: Path
+    safetensors: bool
+    at: str
+    """Place of the state in it."""
+    ties: Mapping[str, str]
+    """Names that are not in the file -> the name that is."""
+
+
+def verify(written: Written, live: "Live | None") -> tuple[Check, ...]:
+    """Return what every check says of the file.
+
+    Raises:
+        WriteError: one failed.
+    """
+    return tuple(check(written, live) for check in CHECKS)
+
+
+def strict_load(written: Written, live: "Live | None") -> Check:
+    """Load the file into the module with strict=True, without room for its parameters."""
+    name = "strict load"
+    if live is None:
+        return Check(name, "skipped", NO_MODULE)
+    try:
+        state = _loaded(written)
+    except pickle.UnpicklingError as error:
+        reason = f"torch.load(weights_only=True) refuses the file: {str(error).splitlines()[0]}"
+        return Check(name, "skipped", reason)
+    try:
+        with warnings.catch_warnings(), user_code():
+            warnings.simplefilter("ignore")
+            live.module.load_state_dict(state, strict=True, assign=True)
+    except UserCodeError as error:
+        reason = " ".join(str(error).split())
+        raise WriteError(f"{written.target}: not written: strict loading fails: {reason}") from error
+    return Check(name, "passed", f"into {live.state.target}")
+
+
+def forward(_written: Written, _live: "Live | None") -> Check:
+    """Stand where the forward pass before and after will be compared."""
+    return Check("forward", "skipped", "not asked for")
+
+
+CHECKS: Final[tuple[Callable[[Written, "Live | None"], Check], ...]] = (strict_load, forward)
+
+
+def _loaded(written: Written) -> "dict[str, torch.Tensor]":
+    if written.safetensors:
+        return _from_safetensors(written)
+    import torch
+
+    found: Any = torch.load(written.path, map_location="cpu", weights_only=True, mmap=True)
+    for step in _steps(found, written.at):
+        found = found[step]
+    return dict(found) if not hasattr(found, "_metadata") else found
+
+
+def _steps(found: Any, at: str) -> list[Any]:
+    """Return the keys that lead to a place: a key may have dots in it."""
+    if not at:
+        return []
+    for key in found if isinstance(found, dict) else range(len(found)):
+        text = str(key)
+        if at == text:
+            return [key]
+        if at.startswith(f"{text}."):
+            return [key, *_steps(found[key], at.removeprefix(f"{text}."))]
+    raise KeyError(at)
+
+
+def _from_safetensors(written: Written) -> "dict[str, torch.Tensor]":
+    from safetensors import safe_open
+
+    with safe_open(written.path, framework="pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    return state | {name: state[kept] for name, kept in written.ties.items()}

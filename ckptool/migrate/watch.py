@@ -1,0 +1,54 @@
+"""Files that are read -> whether they are still what they were when reading began."""
+
+import os
+from pathlib import Path
+
+from ckptool.errors import ReadError, WriteError
+
+_Mark = tuple[int, int, int, int]
+
+
+class Watch:
+    """Remembers device, inode, size and time of change of every file, before it is opened."""
+
+    def __init__(self) -> None:
+        self._marks: dict[Path, _Mark] = {}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self._marks)
+
+    def add(self, path: Path) -> None:
+        """Watch a file, or all files of a folder; what is not there, reading it will say.
+
+        Raises:
+            ReadError: the folder cannot be listed.
+        """
+        try:
+            found = [path] if not path.is_dir() else sorted(path.iterdir())
+        except OSError as error:
+            raise ReadError(path, error.strerror or str(error)) from error
+        for file in found:
+            mark = _mark(file)
+            if mark is not None:
+                self._marks.setdefault(file, mark)
+
+    def check(self) -> None:
+        """Raise if a file is not what it was.
+
+        Raises:
+            WriteError: it was changed, replaced or taken away: nothing may be made of it.
+        """
+        for path, mark in self._marks.items():
+            if _mark(path) != mark:
+                raise WriteError(
+                    f"{path}: was changed while it was read: nothing was written, run it again"
+                )
+
+
+def _mark(path: Path) -> _Mark | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - it also takes /dev/fd
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

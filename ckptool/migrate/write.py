@@ -1,0 +1,132 @@
+"""A draft -> the file: written beside its name, read back, loaded, and only then given the name."""
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptool.formats import safetensors_writer, torch_zip_writer
+from ckptool.formats.atomic import Pending, commit, failing, pending
+from ckptool.formats.blobs import Progress, Sink
+from ckptool.formats.limits import Limits
+from ckptool.formats.safetensors import VERSIONS
+from ckptool.migrate import provenance, ties
+from ckptool.migrate.draft import Draft
+from ckptool.migrate.execute import blob
+from ckptool.migrate.plan import Plan
+from ckptool.migrate.provenance import Digests
+from ckptool.migrate.readback import read_back
+from ckptool.migrate.torch_file import torch_file
+
+SAFETENSORS, TORCH = "safetensors", "pth"
+FORMAT = ("format", "pt")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is written where, and what has to hold before it gets its name."""
+
+    draft: Draft
+    plan: Plan
+    target: Path
+    to: str
+    force: bool
+    recorded: bool
+    """Whether the provenance is written."""
+    changed: bool
+    """Whether the state is another than the source's."""
+    limits: Limits
+    progress: Progress
+    unchanged: Callable[[], None]
+    """Raises where a source is not what it was."""
+    verify: Callable[[Path], None]
+    """Raises where the file at a path does not load."""
+
+
+def write(job: Job) -> Digests:
+    """Write the result, and return the digests of the source's state and of the result's.
+
+    Raises:
+        WriteError: it could not be completed; the target is as it was.
+        ReadError: a source cannot be read any more.
+    """
+    with ExitStack() as stack:
+        out = stack.enter_context(pending(job.target, force=job.force))
+        with failing(job.target):
+            return _written(job, out, stack)
+
+
+def _written(job: Job, out: Pending, stack: ExitStack) -> Digests:
+    with Sink(job.target, out.descriptor, job.progress) as sink:
+        begin = _safetensors if job.to == SAFETENSORS else _torch
+        finish = begin(job, sink)
+        with ThreadPoolExecutor(1) as pool:
+            # The disk works while the file is read back; what it could not do is raised here.
+            synced = pool.submit(out.sync)
+            digests = read_back(job.draft, out.path, job.target, job.limits)
+            job.verify(out.path)
+            synced.result()
+        finish(digests)
+    outputs = [out]
+    if job.to == TORCH and job.recorded:
+        # It is placed first: once the result is at its name, its record is there too.
+        outputs.insert(0, _beside(job, digests, stack))
+    commit(*outputs, check=job.unchanged)
+    return digests
+
+
+Finish = Callable[[Digests], None]
+
+
+def _safetensors(job: Job, sink: Sink) -> Finish:
+    items, tied = ties.split_ties(job.draft)
+    stored = safetensors_writer.ordered(
+        [
+            safetensors_writer.Stored(key, item.dtype, item.tensor.shape, blob(item))
+            for key, item in items.items()
+        ]
+    )
+    safetensors_writer.write(sink, stored, metadata(job, tied, Digests()))
+
+    def finish(digests: Digests) -> None:
+        if job.recorded:
+            sink.patch(0, safetensors_writer.header(stored, metadata(job, tied, digests)))
+
+    return finish
+
+
+def _torch(job: Job, sink: Sink) -> Finish:
+    made = torch_file(job.draft, job.limits, changed=job.changed)
+    torch_zip_writer.write(sink, made.pickle, made.storages)
+    return lambda _: None
+
+
+def metadata(job: Job, tied: Mapping[str, str], digests: Digests) -> dict[str, str]:
+    """Return what stands in safetensors' `__metadata__`."""
+    draft = job.draft
+    found = dict([FORMAT])
+    if draft.checkpoint.container.value.endswith(SAFETENSORS):
+        ours = (VERSIONS, ties.KEY, provenance.KEY)
+        found |= {k: v for k, v in draft.checkpoint.metadata.items() if k not in ours}
+    if draft.versions is not None:
+        found[VERSIONS] = json.dumps(draft.versions)
+    if tied:
+        found[ties.KEY] = json.dumps(tied)
+    if job.recorded:
+        found[provenance.KEY] = record(job, digests)
+    return found
+
+
+def record(job: Job, digests: Digests) -> str:
+    source = job.draft.checkpoint
+    return provenance.record(source.path.name, source.container.value, job.plan, digests)
+
+
+def _beside(job: Job, digests: Digests, stack: ExitStack) -> Pending:
+    name = job.target.with_name(job.target.name + provenance.SUFFIX)
+    out = stack.enter_context(pending(name, force=True))
+    with Sink(name, out.descriptor, lambda _: None) as sink:
+        sink.write(record(job, digests).encode() + b"\n")
+    return out

@@ -1,0 +1,16 @@
+"""Module x inputs -> Pass: a plain forward pass on the CPU."""
+
+from torch import Tensor, nn
+
+from ckptool.modules.usercode import UserCodeError
+from ckptool.verify.passes import Inputs, Pass, prepared
+
+
+def run(module: nn.Module, inputs: Inputs) -> Pass:
+    """Run forward on the CPU, on copies of the inputs."""
+    try:
+        with prepared(module):
+            given = inputs.each(Tensor.clone)
+            return Pass("cpu", module(*given.args, **given.kwargs))
+    except UserCodeError as error:
+        return Pass("cpu", error=error)

@@ -1,0 +1,158 @@
+"""Words on the command line, a file, a function or the module itself -> Inputs."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ckptool.errors import UsageError
+from ckptool.modules.usercode import UserCodeError, user_code
+from ckptool.verify.passes import SEED, Inputs
+
+_SPEC: Final = re.compile(
+    r"(?P<dtype>[a-z_0-9]+)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?", re.ASCII
+)
+_NAMED: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<rest>.*)", re.DOTALL)
+_EXAMPLE: Final = 'for example "float32[2,6,3]", "int64[2,8]<1000", "mask=bool[6,6]"'
+_ASKED: Final = ("example_inputs", "example_input_array", "dummy_inputs")
+"""Where modules say what they take: ours, Lightning's, transformers'."""
+
+
+def drawn(specs: Sequence[str]) -> Inputs:
+    """Return inputs of the dtypes and shapes in `specs`, drawn from a fixed seed, or of files.
+
+    Raises:
+        UsageError: one of them has no such form, or its file cannot be read.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for spec in specs:
+        named = _NAMED.fullmatch(spec)
+        name, text = (named["name"], named["rest"]) if named else ("", spec)
+        if text.endswith(".safetensors"):
+            _add_file(text, name, args, kwargs)
+        elif name:
+            kwargs[name] = _drawn(spec, text, generator)
+        else:
+            args.append(_drawn(spec, text, generator))
+    return Inputs(tuple(args), kwargs, "--input")
+
+
+def called(target: str) -> Inputs:
+    """Return what the function "package.module:function" gives.
+
+    A tuple is the positional arguments, a dict the named ones, a pair of both is both.
+
+    Raises:
+        UsageError: it cannot be imported, or raises.
+    """
+    module, colon, name = target.partition(":")
+    if not (colon and module and name):
+        raise UsageError(f"--inputs {target}: expected package.module:function")
+    try:
+        with user_code():
+            function: Any = importlib.import_module(module)
+            for part in name.split("."):
+                function = getattr(function, part)
+            given = function()
+    except UserCodeError as error:
+        raise UsageError(f"--inputs {target}: {error}") from error
+    return _sorted(given, f"--inputs {target}")
+
+
+def asked(module: nn.Module) -> Inputs | str:
+    """Ask `module` itself what forward takes; return the reason where it does not say."""
+    for name in _ASKED:
+        try:
+            with user_code():
+                given = getattr(module, name, None)
+                given = given() if callable(given) else given
+        except UserCodeError as error:
+            return f"{name} of the module raised {error}"
+        if given is not None:
+            return _sorted(given, f"{name} of the module")
+    return (
+        "no input: give one with --input or --inputs, or give the module an example_inputs() method"
+    )
+
+
+def from_config(words: Sequence[str]) -> Inputs | None:
+    """Return the inputs that the configuration names: specs, files, or one function."""
+    if not words:
+        return None
+    function = len(words) == 1 and ":" in words[0] and "[" not in words[0]
+    return called(words[0]) if function else drawn(words)
+
+
+def unfitting(module: nn.Module, inputs: Inputs) -> str:
+    """Return why forward cannot be called with `inputs`, "" where it can or nobody knows."""
+    try:
+        signature = inspect.signature(module.forward)
+        signature.bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        return f"forward{signature} cannot be called with {inputs.source}: {error}"
+    except ValueError:
+        return ""
+    return ""
+
+
+def _sorted(given: Any, source: str) -> Inputs:
+    match given:
+        case [tuple() | list() as args, dict() as kwargs]:
+            return Inputs(tuple(args), kwargs, source)
+        case dict():
+            return Inputs((), given, source)
+        case tuple() if not hasattr(given, "_fields"):
+            return Inputs(given, {}, source)
+        case Mapping():
+            # A tokenizer's BatchEncoding is no dict.
+            return Inputs((), dict(given), source)
+        case _:
+            return Inputs((given,), {}, source)
+
+
+def _drawn(spec: str, text: str, generator: torch.Generator) -> Tensor:
+    found = _SPEC.fullmatch(text.strip())
+    dtype = getattr(torch, found["dtype"], None) if found else None
+    if found is None or not isinstance(dtype, torch.dtype):
+        raise UsageError(f"--input {spec}: expected a dtype and a shape, {_EXAMPLE}")
+    shape = tuple(int(size) for size in found["shape"].split(",") if size.strip())
+    below = int(found["below"]) if found["below"] else 2
+    if dtype.is_floating_point or dtype.is_complex:
+        if found["below"]:
+            raise UsageError(f"--input {spec}: <{below} is for whole numbers")
+        return _normal(shape, dtype, generator)
+    if below < 1:
+        raise UsageError(f"--input {spec}: there are no whole numbers below {below}")
+    return torch.randint(0, below, shape, generator=generator).to(dtype)
+
+
+def _normal(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    wide = torch.complex64 if dtype.is_complex else torch.float32
+    return torch.randn(shape, dtype=wide, generator=generator).to(dtype)
+
+
+def _add_file(text: str, name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Add the tensors of a file: numbered ones by position, others by name."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    load: Callable[..., dict[str, Tensor]] = load_file
+    try:
+        tensors = load(Path(text))
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"--input {text}: {error}") from error
+    if name:
+        if len(tensors) != 1:
+            raise UsageError(f"--input {name}={text}: it holds {len(tensors)} tensors, not one")
+        kwargs[name] = next(iter(tensors.values()))
+        return
+    numbered = sorted((key for key in tensors if key.isdigit()), key=int)
+    args += [tensors[key] for key in numbered]
+    kwargs.update({key: tensors[key] for key in tensors if not key.isdigit()})

@@ -1,0 +1,119 @@
+"""A checkpoint, its module, and what to run it with -> Verification: all levels in order."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec.structs import replace
+
+from ckptool.compare import Loading
+from ckptool.errors import UsageError
+from ckptool.model import Kind, Skipped
+from ckptool.verify import cpu, load, running
+from ckptool.verify import inputs as words
+from ckptool.verify.equality import Both, equality
+from ckptool.verify.facts import Clash, Level, LevelResult, Status, Verification
+from ckptool.verify.instances import Maker
+from ckptool.verify.load import Subject
+from ckptool.verify.passes import Inputs
+from ckptool.verify.running import Device, Ran
+from ckptool.verify.survival import round_trip, survival
+
+_UNPROVED: Final = Skipped(
+    "a real CUDA device",
+    "a simulated one proves where tensors are; not CUDA's arithmetic, kernels, memory and autocast",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """One checkpoint and its module."""
+
+    loading: Loading
+    maker: Maker
+
+
+def verify(
+    new: Side,
+    device: Device,
+    inputs: Inputs | None,
+    old: Side | None = None,
+    tolerance: float | None = None,
+) -> Verification:
+    """Run all levels. What cannot be run is skipped with its reason, never passed.
+
+    Raises:
+        ModuleError: the module cannot be built.
+        ReadError: bytes of a checkpoint cannot be had.
+        UsageError: forward does not take the inputs.
+    """
+    one = load.subject(new.maker, new.loading)
+    loaded, meta = load.strictly(one), load.on_meta(one)
+    usable, reason = _usable(one, inputs)
+    ran = _ran(one, device, usable) if usable else None
+    moved = ran.levels if ran else running.without_inputs(device, reason, _staying(new.loading))
+    same = _equality(old, ran, device, usable, tolerance)
+    trip, apart = round_trip(one, usable, reason)
+    survived, lost = survival(one, new.loading.module)
+    return Verification(
+        path=str(new.loading.checkpoint.path),
+        module=new.maker.target,
+        device=device.words,
+        levels=(loaded, *moved, same, trip, survived),
+        clashes=tuple(_assigned(c, new.loading) for c in ran.clashes) if ran else (),
+        round_trip=apart,
+        on_meta=meta.without_value,
+        untied=meta.untied,
+        lost=lost,
+        notes=(f"input: {usable.source}",) if usable else (),
+        skipped=(*new.loading.checkpoint.skipped, *meta.skipped, *_not_proved(device)),
+    )
+
+
+def _usable(one: Subject, inputs: Inputs | None) -> tuple[Inputs | None, str]:
+    """Return what to call forward with, or why there is nothing."""
+    module = one.make()
+    given = inputs if inputs is not None else words.asked(module)
+    if isinstance(given, str):
+        return None, given
+    reason = words.unfitting(module, given)
+    if reason and inputs is not None:
+        raise UsageError(reason)
+    return (None, reason) if reason else (given, "")
+
+
+def _ran(one: Subject, device: Device, inputs: Inputs) -> Ran:
+    return running.run(device, one.make, inputs)
+
+
+def _equality(
+    old: Side | None,
+    ran: Ran | None,
+    device: Device,
+    inputs: Inputs | None,
+    tolerance: float | None,
+) -> LevelResult:
+    if old is None:
+        return LevelResult(Level.EQUALITY, Status.SKIPPED, "nothing to compare with: no --against")
+    if ran is None or inputs is None:
+        return LevelResult(Level.EQUALITY, Status.SKIPPED, "there is no input to run them with")
+    before = load.subject(old.maker, old.loading)
+    if not old.loading.strict:
+        reason = "the old checkpoint does not load into the old module: name that with --old-module"
+        return LevelResult(Level.EQUALITY, Status.INCONCLUSIVE, reason)
+    plain = cpu.run(before.make(), inputs)
+    there = running.on(device, before.make(), inputs) if ran.device else None
+    return equality(Both(plain, ran.cpu), Both(there, ran.device), device, tolerance)
+
+
+def _assigned(clash: Clash, loading: Loading) -> Clash:
+    held = loading.module.held.get(clash.attribute)
+    return replace(clash, assigned=held.where) if held else clash
+
+
+def _staying(loading: Loading) -> tuple[str, ...]:
+    held = loading.module.unsaved.values()
+    return tuple(one.key for one in held if not one.follows_to and one.kind is not Kind.ARRAY)
+
+
+def _not_proved(device: Device) -> tuple[Skipped, ...]:
+    return (_UNPROVED,) if device.kind == "simulated" else ()

@@ -1,0 +1,142 @@
+"""A file's weights x fresh instances -> level "load": strictly, and by assign on a meta build."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ckptool.compare import Loading
+from ckptool.errors import ModuleError
+from ckptool.model import Skipped
+from ckptool.modules.usercode import UserCodeError, user_code
+from ckptool.modules.walk import walk
+from ckptool.verify.facts import Level, LevelResult, Status
+from ckptool.verify.instances import Maker
+from ckptool.verify.weights import weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A module that can be built as often as needed, and the weights that belong into it."""
+
+    maker: Maker
+    loading: Loading
+    tensors: Mapping[str, Any]
+    """Under the module's keys, where a rewrite leads to them."""
+
+    def make(self, seed: int = 0) -> nn.Module:
+        """Return a fresh instance with everything loaded that fits.
+
+        Raises:
+            ModuleError: it cannot be built, or loading raises.
+        """
+        module = self.maker.make(seed)
+        unfit = {change.key for change in self.loading.mismatched}
+        fitting = _like(self.tensors, {k: v for k, v in self.tensors.items() if k not in unfit})
+        load(module, fitting, self.maker.target)
+        return module
+
+
+@dataclass(frozen=True, slots=True)
+class OnMeta:
+    """What a build on meta and `load_state_dict(assign=True)` make of a module."""
+
+    without_value: tuple[str, ...] = ()
+    untied: tuple[tuple[str, ...], ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
+def subject(maker: Maker, loading: Loading) -> Subject:
+    """Bring the bytes of what `loading` compared.
+
+    Raises:
+        ReadError: they cannot be had.
+    """
+    keys = loading.rewrite.keys if loading.rewrite else {}
+    return Subject(maker, loading, weights(loading.checkpoint, loading.state, keys))
+
+
+def load(module: nn.Module, tensors: Mapping[str, Any], target: str) -> None:
+    """Load what fits.
+
+    Raises:
+        ModuleError: it raises all the same.
+    """
+    try:
+        with user_code():
+            module.load_state_dict(tensors, strict=False)
+    except UserCodeError as error:
+        raise ModuleError(target, f"load_state_dict() raised {error}") from error
+
+
+def strictly(one: Subject) -> LevelResult:
+    """Load the file as it is into a fresh instance, and say what came of it."""
+    met = one.loading
+    back = {new: old for old, new in met.rewrite.keys.items()} if met.rewrite else {}
+    as_it_is = _like(one.tensors, {back.get(key, key): v for key, v in one.tensors.items()})
+    module = one.maker.make()
+    try:
+        with user_code():
+            module.load_state_dict(as_it_is, strict=True)
+    except UserCodeError as error:
+        return LevelResult(Level.LOAD, Status.FAILED, _why(met) or f"it raised {error}", "cpu")
+    count = f"{len(met.matched)} of {len(met.module.saved)} tensors of the module were in the file"
+    return LevelResult(Level.LOAD, Status.PASSED, "", "cpu", (count,))
+
+
+def on_meta(one: Subject) -> OnMeta:
+    """Build on meta, load by assign, and look what has no value and which ties came apart."""
+    what = "loading with assign=True on a meta build"
+    if not one.maker.rebuilds:
+        return OnMeta(skipped=(Skipped(what, "an instance cannot be built again"),))
+    if not one.loading.strict and not one.loading.rewrite:
+        return OnMeta(skipped=(Skipped(what, "the file does not load as it is"),))
+    try:
+        module = one.maker.make(on_meta=True)
+        ties = _ties(module)
+        with user_code():
+            module.load_state_dict(one.tensors, strict=False, assign=True)
+    except (ModuleError, UserCodeError) as error:
+        return OnMeta(skipped=(Skipped(what, str(error)),))
+    empty = (f.path for f in walk(module).found if isinstance(f.value, Tensor) and f.value.is_meta)
+    after = _ties(module)
+    return OnMeta(tuple(empty), tuple(tie for tie in ties if tie not in after))
+
+
+def _why(met: Loading) -> str:
+    counts = (
+        ("missing", met.missing_keys),
+        ("unexpected", met.unexpected_keys),
+        ("of another shape", tuple(change.key for change in met.mismatched)),
+    )
+    words = [f"{len(keys)} {word} ({_few(keys)})" for word, keys in counts if keys]
+    if met.rewrite and words:
+        words.append("the rest was checked with the keys rewritten (CK209)")
+    return "; ".join(words)
+
+
+def _few(keys: tuple[str, ...]) -> str:
+    return ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+
+
+def _like(original: Mapping[str, Any], tensors: dict[str, Any]) -> Mapping[str, Any]:
+    """Return `tensors` with the versions of modules that `original` carries."""
+    versions = getattr(original, "_metadata", None)
+    if versions is None:
+        return tensors
+    again = type(original)(tensors)  # type: ignore[call-arg]
+    again._metadata = versions  # type: ignore[attr-defined]  # noqa: SLF001
+    return again
+
+
+def _ties(module: nn.Module) -> list[tuple[str, ...]]:
+    """Return the groups of names that are one parameter or buffer."""
+    groups: dict[int, list[str]] = {}
+    named = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    for name, tensor in named:
+        groups.setdefault(id(tensor), []).append(name)
+    return [tuple(names) for names in groups.values() if len(names) > 1]

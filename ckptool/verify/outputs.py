@@ -1,0 +1,141 @@
+"""Two outputs of forward -> Difference: equal bit for bit, within a tolerance, or not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ckptool.verify.leaves import comparable, leaves
+
+TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
+    {torch.float64: 1e-7, torch.complex128: 1e-7, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+)
+"""Across devices, absolute and relative; all other dtypes have DEFAULT."""
+DEFAULT: Final = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two outputs differ, over all their leaves."""
+
+    exact: bool
+    """Whether they are the same bit for bit; NaN is NaN."""
+    close: bool
+    """Whether every element is within its tolerance, and all else is equal."""
+    absolute: float
+    """The largest, 0.0 where nothing could be compared."""
+    relative: float
+    first: str = ""
+    """What differs first, with its path; "" where nothing does."""
+    compared: int = 0
+    """Leaves that were compared."""
+    left_out: tuple[str, ...] = ()
+    """Leaves of kinds that cannot be compared."""
+
+    @property
+    def words(self) -> str:
+        return f"largest difference: {self.absolute:.3g} absolute, {self.relative:.3g} relative"
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    exact: bool
+    close: bool
+    absolute: float = 0.0
+    relative: float = 0.0
+    why: str = ""
+
+
+def difference(actual: Any, expected: Any, tolerance: float | None = None) -> Difference:
+    """Compare two outputs leaf by leaf, wherever their tensors are.
+
+    Args:
+        actual: tensors in tuples, lists, dicts or dataclasses.
+        expected: what it is compared with; relative differences are relative to it.
+        tolerance: absolute and relative; without it, that of the dtype.
+    """
+    here, there = dict(leaves(actual)), dict(leaves(expected))
+    if list(here) != list(there):
+        lost = [f"`{p or 'output'}`" for p in (*there, *here) if (p in here) != (p in there)]
+        why = f"the outputs have other parts: {', '.join(lost[:3]) or 'another order'}"
+        return Difference(exact=False, close=False, absolute=0.0, relative=0.0, first=why)
+    found = {path: _leaf(leaf, there[path], tolerance) for path, leaf in here.items()}
+    told = {path: leaf for path, leaf in found.items() if leaf is not None}
+    wrong = [f"`{path or 'output'}` {leaf.why}" for path, leaf in told.items() if leaf.why]
+    return Difference(
+        exact=all(leaf.exact for leaf in told.values()),
+        close=all(leaf.close for leaf in told.values()),
+        absolute=max((leaf.absolute for leaf in told.values()), default=0.0),
+        relative=max((leaf.relative for leaf in told.values()), default=0.0),
+        first=wrong[0] if wrong else "",
+        compared=len(told),
+        left_out=tuple(path or "output" for path, leaf in found.items() if leaf is None),
+    )
+
+
+def described(output: Any) -> tuple[str, ...]:
+    """Say what the tensors of an output are."""
+    tensors = [(path, leaf) for path, leaf in leaves(output) if isinstance(leaf, Tensor)]
+    words = [
+        f"{path or 'output'}: {str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+        for path, leaf in tensors
+    ]
+    return tuple(words[:3]) + ((f"and {len(words) - 3} more",) if len(words) > 3 else ())
+
+
+def _leaf(actual: Any, expected: Any, tolerance: float | None) -> _Leaf | None:
+    if isinstance(actual, Tensor) and isinstance(expected, Tensor):
+        return _tensors(_plain(actual), _plain(expected), tolerance)
+    if not (comparable(actual) and comparable(expected)):
+        return (
+            None if type(actual) is type(expected) else _Leaf(False, False, why="has another type")
+        )  # noqa: FBT003, E501
+    same = actual == expected or (actual != actual and expected != expected)  # noqa: PLR0124
+    return _Leaf(same, same, why="" if same else f"is {actual!r}, and was {expected!r}")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    found = tensor.detach().cpu()
+    if found.is_quantized:
+        return found.dequantize()
+    return found if found.layout is torch.strided else found.to_dense()
+
+
+def _tensors(actual: Tensor, expected: Tensor, tolerance: float | None) -> _Leaf:
+    if actual.shape != expected.shape:
+        why = f"has shape {list(actual.shape)}, and had {list(expected.shape)}"
+        return _Leaf(exact=False, close=False, why=why)
+    same_dtype = actual.dtype == expected.dtype
+    if same_dtype and _same(actual, expected):
+        return _Leaf(exact=True, close=True)
+    wide = torch.complex128 if actual.is_complex() or expected.is_complex() else torch.float64
+    one, other = actual.to(wide), expected.to(wide)
+    apart = (one - other).abs()
+    # Equal infinities and NaN in the same place are no difference.
+    apart = apart.masked_fill((one == other) | (one.isnan() & other.isnan()), 0.0)
+    apart = apart.nan_to_num(nan=float("inf"), posinf=float("inf"))
+    size = other.abs()
+    relative = (apart / size).masked_fill(apart == 0, 0.0)
+    limit = tolerance if tolerance is not None else TOLERANCES.get(expected.dtype, DEFAULT)
+    if not (expected.is_floating_point() or expected.is_complex()):
+        limit = 0.0
+    within = bool((apart <= limit + limit * size.nan_to_num(posinf=0.0)).all())
+    why = "" if same_dtype else f"is {actual.dtype}, and was {expected.dtype}"
+    return _Leaf(
+        exact=False,
+        close=within and same_dtype,
+        absolute=float(apart.max()) if apart.numel() else 0.0,
+        relative=float(relative.max()) if relative.numel() else 0.0,
+        why=why or f"differs in {int((apart > 0).sum())} of {apart.numel()} elements",
+    )
+
+
+def _same(actual: Tensor, expected: Tensor) -> bool:
+    """Whether the values are the same; a NaN equals a NaN."""
+    equal = actual == expected
+    if actual.is_floating_point() or actual.is_complex():
+        equal |= actual.isnan() & expected.isnan()
+    return bool(equal.all())
