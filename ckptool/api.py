@@ -5,6 +5,8 @@ import json
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,13 @@ from ckptool.policy import Policy, judge, known_codes
 from ckptool.rules import RULES, run
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import nn
 
-    from ckptool.migrate.plan import Plan
+    from ckptool.migration.plan import Plan
     from ckptool.modules import ModuleSpec
+    from ckptool.verify.sides import Side
 
 PathLike = str | Path
 
@@ -101,7 +106,7 @@ def diff(
     return report.loaded(met, found, _notes(met, wanted.at, hyper), explain)
 
 
-def migrate(
+def migrate(  # noqa: PLR0913
     source: PathLike,
     target: PathLike | None = None,
     *,
@@ -159,17 +164,17 @@ def migrate(
         WriteError: the result could not be completed; the target is as it was.
         UsageError: the options do not go together.
     """
-    from ckptool.migrate.plan import read_file
-    from ckptool.migrate.run import Request
-    from ckptool.migrate.run import run as run_migration
-    from ckptool.migrate.suggest import Wishes
+    from ckptool.migration.plan import read_file
+    from ckptool.migration.run import Request
+    from ckptool.migration.run import run as run_migration
+    from ckptool.migration.suggest import Wishes
 
     wanted = _wanted_or_none(Path(source), module, kwargs, at, config)
     done = run_migration(
         Request(
             source=Path(source),
             target=None if target is None else Path(target),
-            module=_migrated_module(wanted),
+            module=partial(_migrated_module, wanted) if wanted else None,
             at=wanted.at if wanted else at,
             to=to,
             plan=read_file(Path(plan)) if isinstance(plan, str | Path) else plan,
@@ -189,6 +194,64 @@ def migrate(
     met = [] if done.loading is None else [done.loading]
     differs = any(not one.strict for one in met)
     return report.migrated(done, judge(run(met), policy or Policy(), differs=differs))
+
+
+def verify(
+    path: PathLike,
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    device: str = "auto",
+    against: PathLike | None = None,
+    old_module: "str | nn.Module | None" = None,
+    inputs: object = None,
+    tolerance: float | None = None,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT,
+    config: Config | None = None,
+) -> report.VerifyReport:
+    """Load a checkpoint, run its module, and compare it with what it was before.
+
+    Args:
+        path: the checkpoint.
+        module: "package.module:Name" or a live module; without it the configuration names one.
+        kwargs: constructor arguments.
+        at: place of the state in the file ("state_dict"); without it the best match is taken.
+        device: "auto", "cuda", "cuda:1", "simulated" or "cpu".
+        against: the old checkpoint, whose module has to compute the same.
+        old_module: the module of `against`; without it the same one.
+        inputs: what forward takes: words such as "float32[2,6,3]", or "package.module:function",
+            or the values themselves; without it the configuration or the module says so.
+        tolerance: absolute and relative, across devices; without it that of the dtype.
+        policy: which findings are reported, and from which level on they fail.
+        limits: bounds on what a file may cost.
+        config: the configuration; without it the nearest one from the current directory up.
+
+    Raises:
+        ReadError: a file cannot be read.
+        ModuleError: a module cannot be imported or built.
+        UsageError: no module is named, there is no such device, or the inputs make no sense.
+    """
+    from ckptool.verify import levels, running
+    from ckptool.verify.inputs import given
+
+    settings = config or load_config(Path.cwd())
+    wanted = _wanted(Path(path), module, kwargs, at, settings)
+    where = running.choose(device)
+    with ExitStack() as stack:
+        new = stack.enter_context(_side(_open(path, limits), wanted))
+        old = None
+        if against is not None:
+            # Of the new module's arguments, the old one gets those that it knows.
+            older = replace(wanted, module=old_module or wanted.module, at=None)
+            old = stack.enter_context(
+                _side(_open(against, limits), older, fitting=old_module is not None)
+            )
+        taken = given(wanted.inputs if inputs is None else inputs)
+        done = levels.verify(new, where, taken, old, tolerance)
+    found = judge(run([done]), policy or Policy(), differs=bool(done.failed))
+    return report.verified(done, new.loading.state.at, found, _notes(new.loading, wanted.at, {}))
 
 
 def audit(
@@ -292,6 +355,7 @@ class _Wanted(Struct, frozen=True):
     kwargs: Mapping[str, object]
     at: str | None
     search: tuple[Path, ...]
+    inputs: tuple[str, ...] = ()
 
 
 def _wanted(
@@ -313,6 +377,7 @@ def _wanted(
         {**entry.kwargs, **(kwargs or {})},
         at if at is not None else entry.at,
         (settings.directory,),
+        entry.inputs,
     )
 
 
@@ -330,21 +395,14 @@ def _wanted_or_none(
     return _wanted(path, module, kwargs, at, settings)
 
 
-def _migrated_module(
-    wanted: _Wanted | None,
-) -> "Callable[[Checkpoint], ModuleSpec] | nn.Module | None":
-    """Return the live module, or what names it once the checkpoint's own arguments are known."""
-    if wanted is None or not isinstance(wanted.module, str):
-        return None if wanted is None else wanted.module
-    target, kwargs, search = wanted.module, wanted.kwargs, wanted.search
+def _migrated_module(wanted: _Wanted, checkpoint: Checkpoint) -> "ModuleSpec | nn.Module":
+    """Return the live module, or its name, with the checkpoint's own arguments where they fit."""
+    from ckptool.modules import ModuleSpec
 
-    def spec(checkpoint: Checkpoint) -> "ModuleSpec":
-        from ckptool.modules import ModuleSpec
-
-        hyper = {} if kwargs else hyper_parameters(checkpoint)
-        return ModuleSpec(target, kwargs, (Path.cwd(), *search), hyper)
-
-    return spec
+    if not isinstance(wanted.module, str):
+        return wanted.module
+    hyper = {} if wanted.kwargs else hyper_parameters(checkpoint)
+    return ModuleSpec(wanted.module, wanted.kwargs, (Path.cwd(), *wanted.search), hyper)
 
 
 def _no_module(path: Path) -> str:
@@ -374,6 +432,22 @@ def _examine(
         spec = ModuleSpec(module, kwargs, (Path.cwd(), *search), defaults)
         return examine(spec)
     return describe(module, type(module).__qualname__)
+
+
+def _side(
+    checkpoint: Checkpoint, wanted: _Wanted, *, fitting: bool = False
+) -> "AbstractContextManager[Side]":
+    """Return what verifying needs of a module; with `fitting`, arguments that fit are enough."""
+    from ckptool.modules import ModuleSpec
+    from ckptool.verify.sides import side
+
+    named = isinstance(wanted.module, str)
+    target = str(wanted.module) if named else type(wanted.module).__qualname__
+    hyper = hyper_parameters(checkpoint) if fitting or not wanted.kwargs else {}
+    defaults = {**hyper, **wanted.kwargs} if fitting else hyper
+    kwargs = {} if fitting or not named else wanted.kwargs
+    spec = ModuleSpec(target, kwargs, (Path.cwd(), *wanted.search), defaults)
+    return side(checkpoint, wanted.module, spec, wanted.at)
 
 
 def _notes(found: Loading, at: str | None, hyper: Mapping[str, object]) -> tuple[str, ...]:

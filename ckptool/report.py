@@ -12,8 +12,9 @@ from ckptool.policy import ExitCode, Verdict
 from ckptool.rules import Finding, Level
 
 if TYPE_CHECKING:
-    from ckptool.migrate.ops import Operation
-    from ckptool.migrate.run import Migration
+    from ckptool.migration.ops import Operation
+    from ckptool.migration.run import Migration
+    from ckptool.verify.facts import Verification
 
 SCHEMA: Final = 1
 """Within one number, fields are only added."""
@@ -213,6 +214,44 @@ class MigrateReport(Report, frozen=True, kw_only=True):
     result_digest: str
 
 
+class LevelReport(Struct, frozen=True, kw_only=True):
+    level: str
+    """load, device, forward, equality, "round trip" or survival."""
+    status: str
+    """passed, failed, skipped or inconclusive."""
+    reason: str
+    device: str
+    """Where it ran: "cpu", "cuda:0", "simulated cuda:0"; "" where nothing ran."""
+    details: tuple[str, ...]
+
+
+class ClashReport(Struct, frozen=True, kw_only=True):
+    """An operation whose operands are on two devices."""
+
+    attribute: str
+    """"" where the module does not hold the tensor."""
+    what: str
+    devices: tuple[str, str]
+    """Where it is, and where it would have to be."""
+    op: str
+    where: str
+    module: str
+
+
+class VerifyReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"verified ...", "failed at ..." or "not verified ..."."""
+    path: str
+    module: str
+    at: str
+    device: str
+    levels: tuple[LevelReport, ...]
+    clashes: tuple[ClashReport, ...]
+    lost: tuple[str, ...]
+    """State that did not survive: it was changed, saved and loaded."""
+    notes: tuple[str, ...]
+
+
 class RuleReport(Struct, frozen=True, kw_only=True):
     code: str
     name: str
@@ -222,7 +261,14 @@ class RuleReport(Struct, frozen=True, kw_only=True):
     message: str
 
 
-AnyReport = InspectReport | DiffModuleReport | DiffFilesReport | AuditReport | MigrateReport
+AnyReport = (
+    InspectReport
+    | DiffModuleReport
+    | DiffFilesReport
+    | AuditReport
+    | MigrateReport
+    | VerifyReport
+)
 
 
 def inspected(
@@ -335,15 +381,73 @@ def migrated(done: "Migration", verdict: Verdict) -> MigrateReport:
         source=str(done.checkpoint.path),
         source_container=str(done.checkpoint.container),
         target=str(done.target) if digests else "",
-        target_container=done.to,
+        target_container=str(done.container),
         at=done.state.at,
         module=done.module.target if done.module else "",
         steps=tuple(map(_step, done.plan.ops)),
-        checks=tuple(CheckReport(name=c.name, result=c.result, reason=c.reason) for c in done.checks),
+        checks=tuple(
+            CheckReport(name=c.name, result=c.result, reason=c.reason) for c in done.checks
+        ),
         notes=done.notes,
         source_digest=digests.source if digests else "",
         result_digest=digests.result if digests else "",
     )
+
+
+def verified(
+    done: "Verification", at: str, verdict: Verdict, notes: tuple[str, ...] = ()
+) -> VerifyReport:
+    """Report what running a checkpoint's module showed."""
+    return VerifyReport(
+        command="verify",
+        findings=_findings(verdict),
+        skipped=_skipped(done.skipped),
+        exit_code=verdict.exit_code,
+        verdict=_verification_words(done),
+        path=done.path,
+        module=done.module,
+        at=at,
+        device=done.device,
+        levels=tuple(
+            LevelReport(
+                level=str(one.level),
+                status=str(one.status),
+                reason=one.reason,
+                device=one.device,
+                details=one.details,
+            )
+            for one in done.levels
+        ),
+        clashes=tuple(
+            ClashReport(
+                attribute=one.attribute,
+                what=one.what,
+                devices=one.devices,
+                op=one.op,
+                where=one.where,
+                module=one.module,
+            )
+            for one in done.clashes
+        ),
+        lost=done.lost,
+        notes=(*notes, *done.notes),
+    )
+
+
+def _verification_words(done: "Verification") -> str:
+    """Return the verdict: what failed, or what is not proved, or how much was."""
+    named = {
+        status: [str(one.level) for one in done.levels if one.status == status]
+        for status in ("failed", "inconclusive", "skipped", "passed")
+    }
+    if named["failed"]:
+        reason = done.failed[0].reason
+        return f"failed at {', '.join(named['failed'])}: {reason}"
+    left = [f"{s}: {', '.join(named[s])}" for s in ("inconclusive", "skipped") if named[s]]
+    rest = f" ({'; '.join(left)})" if left else ""
+    if "forward" in named["passed"]:
+        return f"verified on {done.device}: {', '.join(named['passed'])}{rest}"
+    return f"not verified: nothing shows that it runs on {done.device}{rest}"
 
 
 def _step(op: "Operation") -> StepReport:
@@ -371,9 +475,7 @@ def _migration_words(done: "Migration") -> str:
     if met is None:
         return what
     if not met.strict:
-        return f"{what}: would not load: {len(met.missing_keys)} missing, " + (
-            f"{len(met.unexpected_keys)} unexpected, {len(met.mismatched)} of another shape"
-        )
+        return f"{what}: {_counts(met)}".replace("does not", "would not")
     return f"{what}: {'loads' if passed else 'would load'} strictly"
 
 
@@ -399,12 +501,7 @@ def revision_words(revision: Revision) -> str:
 
 def _loading_words(loading: Loading, verdict: Verdict) -> str:
     if not loading.strict:
-        counts = (
-            (len(loading.missing_keys), "missing"),
-            (len(loading.unexpected_keys), "unexpected"),
-            (len(loading.mismatched), "of another shape"),
-        )
-        return "does not load: " + ", ".join(f"{n} {word}" for n, word in counts if n)
+        return _counts(loading)
     graver = [f for f in verdict.findings if f.level >= Level.WARNING]
     if not graver:
         return "loads strictly"
@@ -413,6 +510,15 @@ def _loading_words(loading: Loading, verdict: Verdict) -> str:
         names = ", ".join(f"`{k}`" for k in sorted(lost)[:3]) + (" ..." if len(lost) > 3 else "")
         return f"loads, but {names} {'is' if len(lost) == 1 else 'are'} not saved with it"
     return f"loads, but {_first_sentence(graver[0])}"
+
+
+def _counts(loading: Loading) -> str:
+    counts = (
+        (len(loading.missing_keys), "missing"),
+        (len(loading.unexpected_keys), "unexpected"),
+        (len(loading.mismatched), "of another shape"),
+    )
+    return "does not load: " + ", ".join(f"{n} {word}" for n, word in counts if n)
 
 
 def _first_sentence(finding: Finding) -> str:

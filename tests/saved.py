@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,15 @@ def describe(path: Path, limits: Limits = DEFAULT) -> Checkpoint:
         return (read_zip if source.head(2) == b"PK" else read_legacy)(source, limits)
 
 
+_FOLDER = tempfile.TemporaryDirectory()
+_NUMBER = count()
+
+
 def described(obj: Any, **how: Any) -> Checkpoint:
-    """Return what ckptool says of `obj` once torch has saved it."""
-    with saved(obj, **how) as path:
-        return describe(path)
+    """Return what ckptool says of `obj` once torch has saved it; the file stays for its bytes."""
+    path = Path(_FOLDER.name) / f"{next(_NUMBER)}.pt"
+    torch.save(obj, path, **how)
+    return describe(path)
 
 
 def content(tensor: TensorInfo) -> torch.Tensor:
@@ -54,5 +60,5 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     if not one.numel():
         return True
-    as_bytes = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
-    return torch.equal(*as_bytes)
+    whole = [t.detach().clone(memory_format=torch.contiguous_format) for t in (one, other)]
+    return torch.equal(*(t.reshape(-1).view(torch.uint8) for t in whole))

@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "inspect": "Describe checkpoints without loading or executing anything.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Say what a rule means and how to fix what it finds.",
+    "verify": "Load a checkpoint, run its module on a GPU or a simulated one, and compare.",
 }
 COULD_NOT_CHECK: Final = 2
 

@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 import click
 
@@ -41,7 +42,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1
 @click.option("--force", is_flag=True, help="Replace an existing DST.")
 @limit_options
 @screen_options
-def command(
+def command(  # noqa: PLR0913
     ctx: click.Context,
     source: Path,
     target: Path | None,
@@ -126,7 +127,7 @@ class _Progress:
         self._done = 0
         self._drawn = False
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,5 +140,7 @@ class _Progress:
         now = time.monotonic()
         if now - self._start > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
             rate = self._done / (now - self._start)
-            click.echo(f"\r\x1b[K{size(self._done)} written, {size(int(rate))}/s", nl=False, err=True)
+            click.echo(
+                f"\r\x1b[K{size(self._done)} written, {size(int(rate))}/s", nl=False, err=True
+            )
             self._shown, self._drawn = now, True

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from ckptool.api import parse_kwargs, parse_limits
 from ckptool.config import Config, load_config
-from ckptool.errors import WriteError
+from ckptool.errors import UsageError, WriteError
 from ckptool.policy import Policy
 from ckptool.render import FORMATS, Style, render
 from ckptool.render.text import printable
@@ -41,7 +41,7 @@ class Output(Struct, frozen=True):
         """
         text = render(self.format, report, self._style())
         if self.path is None:
-            click.echo(text, color=True)
+            _print(text)
             return
         try:
             self.path.write_text(text + "\n", encoding="utf-8")
@@ -61,6 +61,17 @@ def _width(*, terminal: bool) -> int | None:
     """Return the columns to fit into: a terminal's, or what COLUMNS says, as elsewhere."""
     wanted = os.environ.get("COLUMNS", "").isdigit()
     return get_terminal_size().columns if terminal or wanted else None
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text, color=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What could not be printed would be tried again when Python ends, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise WriteError(f"standard output: {error.strerror or error}") from error
 
 
 def _colored(choice: str, *, terminal: bool) -> bool:
@@ -144,6 +155,24 @@ def limit_options(function: Command) -> Command:
     return _with_options(command, _LIMIT_OPTIONS)
 
 
+def input_options(function: Command) -> Command:
+    """Add --input and --inputs; the command receives `inputs`, None where neither is given."""
+
+    @wraps(function)
+    def command(
+        *args: object,
+        input_words: tuple[str, ...],
+        inputs_from: str | None,
+        **options: object,
+    ) -> object:
+        if input_words and inputs_from:
+            raise UsageError("--input and --inputs both say what forward takes: give one of them")
+        given = (inputs_from,) if inputs_from else input_words
+        return function(*args, inputs=given or None, **options)
+
+    return _with_options(command, _INPUT_OPTIONS)
+
+
 def make_policy(
     select: tuple[str, ...], ignore: tuple[str, ...], fail_on: str | None, config: Config
 ) -> Policy:
@@ -201,6 +230,21 @@ _LIMIT_OPTIONS = (
         multiple=True,
         metavar="NAME=NUMBER",
         help="Change a bound on what a file may cost, for example pickle-bytes=1000000.",
+    ),
+)
+_INPUT_OPTIONS = (
+    click.option(
+        "--input",
+        "input_words",
+        multiple=True,
+        metavar="[NAME=]VALUE",
+        help='What forward takes: "float32[2,6,3]", "int64[2,8]<1000" or a safetensors file.',
+    ),
+    click.option(
+        "--inputs",
+        "inputs_from",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="A function that gives what forward takes.",
     ),
 )
 _MODULE_OPTIONS = (

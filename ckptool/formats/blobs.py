@@ -91,7 +91,7 @@ class Sink:
             WriteError: what was made has another length than was said.
         """
         if blob.span is not None and (blob.crc is not None or not checksum):
-            self._copy(blob.span)
+            self.copy(blob.span)
             return blob.crc or 0
         before, crc = self.position, 0
         chunks = self._read(blob.span) if blob.span else blob.chunks() if blob.chunks else ()
@@ -108,7 +108,7 @@ class Sink:
         for start in range(0, span.nbytes, _CHUNK):
             yield source.read(span.offset + start, min(_CHUNK, span.nbytes - start))
 
-    def _copy(self, span: Span) -> None:
+    def copy(self, span: Span) -> None:
         """Let the kernel copy a span: its bytes never come here."""
         source, start = self._source(span.path), span.offset
         end = start + span.nbytes

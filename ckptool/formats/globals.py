@@ -139,6 +139,10 @@ _DATA: Final = {
         "types": "GenericAlias MappingProxyType NoneType SimpleNamespace",
         "typing": "Any Dict List Optional Tuple Union",
         "uuid": "SafeUUID UUID",
+        "torch.jit._pickle": """
+            build_boollist build_doublelist build_intlist build_tensor_from_id build_tensorlist
+            restore_type_tag
+        """,
         "torch.storage": "_TypedStorage _UntypedStorage",
         "torch._tensor": "_rebuild_from_type",
         "torch._utils": "_rebuild_xla_tensor _rebuild_sparse_csr_tensor",

@@ -8,6 +8,12 @@ class Limits(Struct, frozen=True):
 
     header_bytes: int = 100_000_000
     """Of a safetensors header; the format's own limit."""
+    metadata_bytes: int = 16 << 20
+    """Of its `__metadata__`."""
+    entry_bytes: int = 1 << 20
+    """Of the entry of one tensor in JSON, or of its name."""
+    tensors: int = 1_000_000
+    """Of one JSON header or index."""
     json_depth: int = 128
     json_digits: int = 20
     """Digits of one number in JSON."""

@@ -1,17 +1,17 @@
 """The bytes of a pickle -> a graph that can be written again: every call stands as it was made.
 
-`pickles.py` reads for describing: an OrderedDict and a Counter are both mappings there. Here nothing
-is made plain, so that `pickle_writer.py` can write what was read without loss.
+`pickles.py` reads for describing: an OrderedDict and a Counter are both mappings there. Here
+nothing is made plain, so that `pickle_writer.py` can write what was read without loss.
 """
 
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
+from ckptool.formats.collector import paused_collector
 from ckptool.formats.limits import Limits
 from ckptool.formats.machine import Handler, Machine, Stop
 from ckptool.formats.nodes import Global, Opaque, Persistent, PickleError
 from ckptool.formats.opcodes import HANDLERS
-from ckptool.formats.pickles import paused_collector
 
 _UINT32: Final = Struct("<I").unpack_from
 

@@ -58,22 +58,18 @@ class _Writer:
 
     def save(self, node: Any) -> Nodes:
         """Write `node`, whatever it is."""
+        savers: dict[type, Callable[[Any], Nodes]] = {
+            tuple: self._tuple,
+            list: self._list,
+            dict: self._dict,
+            Opaque: self._object,
+            Persistent: self._persistent,
+            Members: self._members,
+        }
         kind = type(node)
-        if kind in _ATOMS:
-            return self._atom(node)
-        if kind is tuple:
-            return self._tuple(node)
-        if kind is list:
-            return self._list(node)
-        if kind is dict:
-            return self._dict(node)
-        if kind is Opaque:
-            return self._object(node)
-        if kind is Persistent:
-            return self._persistent(node)
-        if kind is Members:
-            return self._members(node)
-        raise PickleError(f"a {kind.__name__} cannot be written")
+        if kind not in savers and kind not in _ATOMS:
+            raise PickleError(f"a {kind.__name__} cannot be written")
+        return savers.get(kind, self._atom)(node)
 
     def _atom(self, node: Any) -> Nodes:
         self.at_once(node)

@@ -55,6 +55,8 @@ class Plain:
     def _mapping(self, node: dict[Any, Any], depth: int) -> tuple[object, int]:
         if len(node) > _LEAVES or (type(node) is Ordered and node.state is not None):
             return _FAILED
+        if is_optimizer(node):  # it is a state of its own, even without a tensor
+            return _FAILED
         made, leaves = {}, 1
         for key, child in node.items():
             value, count = self._value(child, depth + 1)
@@ -88,6 +90,15 @@ class Plain:
 
 
 _FAILED: Final = (NOT_PLAIN, 0)
+
+
+def is_optimizer(node: object) -> bool:
+    """Whether a node is what an optimizer's state_dict() gives."""
+    return (
+        isinstance(node, dict)
+        and isinstance(node.get("state"), dict)
+        and isinstance(node.get("param_groups"), list | dict)
+    )
 
 
 def text_key(key: object) -> str:

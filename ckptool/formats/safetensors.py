@@ -9,13 +9,13 @@ from math import prod
 from operator import mul
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypeGuard
+from typing import Final, TypeGuard
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.collector import paused_collector
 from ckptool.formats.files import Source
 from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.formats.strict_json import decode, named, quoted, shown
+from ckptool.formats.strict_json import JsonReader, decode, named, quoted, shown
 from ckptool.model import BITS, Checkpoint, Container, Skipped, Span, State, StorageInfo, TensorInfo
 
 DTYPES: Final[Mapping[str, str]] = MappingProxyType(
@@ -82,12 +82,8 @@ def read(source: Source, limits: Limits) -> Checkpoint:
         CorruptCheckpointError: it breaks a rule of the format, or is another format as well.
     """
     with paused_collector():
-        header, start = _header(source, limits)
-        metadata = _metadata(source.path, header.pop("__metadata__", {}))
-        tensors = {
-            name: _tensor(source.path, name, entry, start, limits)
-            for name, entry in header.items()
-        }
+        metadata, tensors = _header(source, limits)
+        start = _LENGTH_BYTES + _length(source)
         _check_cover(source, start, tensors.values())
     _check_no_zip(source)
     _check_no_pickle(source, limits)
@@ -102,21 +98,38 @@ def read(source: Source, limits: Limits) -> Checkpoint:
     )
 
 
-def _header(source: Source, limits: Limits) -> tuple[dict[str, Any], int]:
-    """Return the header, and where the data begins."""
-    length = int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
+def _header(source: Source, limits: Limits) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    """Return the metadata, and the tensors in the order that the header has them."""
+    length = _length(source)
     if length > limits.header_bytes:
         reason = f"the header claims {length} bytes; the format allows {limits.header_bytes}"
         raise CorruptCheckpointError(source.path, reason)
-    # The padding goes at once: a header may be 100 MB of spaces.
-    data = source.read(_LENGTH_BYTES, length).rstrip(b" ")
-    if data[:1] != b"{":
+    if source.read(_LENGTH_BYTES, length and 1) != b"{":
         raise CorruptCheckpointError(source.path, "the header does not begin with a brace")
-    header, rest = decode(source.path, data, limits, "the header")
-    if rest:
+    start = _LENGTH_BYTES + length
+    metadata: dict[str, str] = {}
+    tensors: dict[str, TensorInfo] = {}
+    header = JsonReader(
+        source.path,
+        lambda at, nbytes: source.read(_LENGTH_BYTES + at, nbytes),
+        length,
+        limits,
+        "the header",
+    )
+    for name in header.members():
+        if name == "__metadata__":
+            metadata = _metadata(source.path, header.value(limits.metadata_bytes))
+        else:
+            entry = header.value(limits.entry_bytes)
+            tensors[name] = _tensor(source.path, name, entry, start, limits)
+    if rest := header.rest(" "):
         reason = f"{quoted(rest)} follows the header's JSON; only spaces may"
         raise CorruptCheckpointError(source.path, reason)
-    return header, _LENGTH_BYTES + length
+    return metadata, tensors
+
+
+def _length(source: Source) -> int:
+    return int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:

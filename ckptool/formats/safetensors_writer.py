@@ -1,4 +1,4 @@
-"""Tensors as runs of bytes -> a safetensors file, its tensors in an order that is always the same."""
+"""Tensors as runs of bytes -> a safetensors file, in an order that is always the same."""
 
 import json
 from collections.abc import Mapping, Sequence

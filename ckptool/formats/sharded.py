@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats.files import Source, open_source
 from ckptool.formats.limits import Limits
 from ckptool.formats.pointers import foreign
-from ckptool.formats.strict_json import decode, named, quoted, shown
+from ckptool.formats.strict_json import JsonReader, named, quoted, shown
 from ckptool.model import Checkpoint, Container, Fault, State, TensorInfo
 
 OpenShard = Callable[[Path, Limits], Checkpoint]
@@ -40,8 +40,8 @@ def read(index: Path, limits: Limits, open_shard: OpenShard) -> Checkpoint:
     """
     with open_source(index) as source:
         nbytes = source.nbytes
-        document = _document(source, limits)
-    weight_map = _weight_map(index, document)
+        weight_map, metadata = _document(source, limits)
+    _check_names(index, set(weight_map.values()))
     names = sorted(set(weight_map.values()))
     shards = {
         name: open_shard(index.parent / name, limits)
@@ -59,7 +59,7 @@ def read(index: Path, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         states=tuple(_states(shards, weight_map)),
         entries=tuple(entry for shard in shards.values() for entry in shard.entries),
         globals=tuple(dict.fromkeys(name for shard in shards.values() for name in shard.globals)),
-        metadata=_index_metadata(index, document) | _common_metadata(shards.values()),
+        metadata=metadata | _common_metadata(shards.values()),
         damage=next((f"{name}: {s.damage}" for name, s in shards.items() if s.damage), ""),
         skipped=tuple(dict.fromkeys(skip for shard in shards.values() for skip in shard.skipped)),
         files=tuple(index.parent / name for name in shards),
@@ -67,46 +67,55 @@ def read(index: Path, limits: Limits, open_shard: OpenShard) -> Checkpoint:
     )
 
 
-def _document(source: Source, limits: Limits) -> dict[str, Any]:
-    if source.nbytes > limits.header_bytes:
-        reason = f"an index of {source.nbytes} bytes is over the limit of {limits.header_bytes}"
+def _document(source: Source, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the weight_map, and the metadata as text."""
+    index = JsonReader(source.path, source.read, source.nbytes, limits, "the index")
+    weight_map: dict[str, str] | None = None
+    metadata: dict[str, str] = {}
+    if index.peek() != "{":
+        reason = foreign(source.head(_HEAD_BYTES)) or "is an index, and not a JSON object"
         raise CorruptCheckpointError(source.path, reason)
-    data = source.head(source.nbytes).strip()
-    if not data.startswith(b"{"):
-        reason = foreign(data[:_HEAD_BYTES]) or "is an index, and not a JSON object"
-        raise CorruptCheckpointError(source.path, reason)
-    document, rest = decode(source.path, data, limits, "the index")
-    if rest:
-        reason = f"{quoted(rest)} follows the index's JSON"
-        raise CorruptCheckpointError(source.path, reason)
-    return document
+    for key in index.members():
+        if key == "weight_map":
+            weight_map = _weight_map(source.path, index, limits)
+        elif key == "metadata":
+            metadata = _metadata(source.path, index.value(limits.metadata_bytes))
+        else:
+            index.value(limits.metadata_bytes)
+    if rest := index.rest(" \t\r\n"):
+        raise CorruptCheckpointError(source.path, f"{quoted(rest)} follows the index's JSON")
+    if weight_map is None:
+        raise CorruptCheckpointError(source.path, "weight_map is missing")
+    return weight_map, metadata
 
 
-def _weight_map(index: Path, document: Mapping[str, Any]) -> dict[str, str]:
-    weight_map = document.get("weight_map")
-    if not isinstance(weight_map, dict):
-        found = named(weight_map) if "weight_map" in document else "missing"
-        raise CorruptCheckpointError(index, f"weight_map is {found}, not an object")
-    for key, name in weight_map.items():
+def _weight_map(path: Path, index: JsonReader, limits: Limits) -> dict[str, str]:
+    if index.peek() != "{":
+        value = named(index.value(limits.metadata_bytes))
+        raise CorruptCheckpointError(path, f"weight_map is {value}, not an object")
+    weight_map = {}
+    for key in index.members():
+        name = index.value(limits.entry_bytes)
         if not isinstance(name, str):
             reason = f"weight_map has {named(name)} under {quoted(key)}, not a file's name"
-            raise CorruptCheckpointError(index, reason)
-    for name in set(weight_map.values()):
+            raise CorruptCheckpointError(path, reason)
+        weight_map[key] = name
+    return weight_map
+
+
+def _metadata(path: Path, value: object) -> dict[str, str]:
+    if value is not None and not isinstance(value, dict):
+        raise CorruptCheckpointError(path, f"its metadata is {named(value)}, not an object")
+    return {k: v if isinstance(v, str) else shown(v) for k, v in (value or {}).items()}
+
+
+def _check_names(index: Path, names: Iterable[str]) -> None:
+    for name in names:
         if name in {"", ".", ".."} or _SEPARATORS & set(name) or not name.isprintable():
             reason = (
                 f"weight_map names the shard {quoted(name)}: only plain file names are followed"
             )
             raise CorruptCheckpointError(index, reason)
-    return weight_map
-
-
-def _index_metadata(index: Path, document: Mapping[str, Any]) -> dict[str, str]:
-    metadata = document.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise CorruptCheckpointError(index, f"its metadata is {named(metadata)}, not an object")
-    return {
-        key: value if isinstance(value, str) else shown(value) for key, value in metadata.items()
-    }
 
 
 def _common_metadata(shards: Iterable[Checkpoint]) -> dict[str, str]:

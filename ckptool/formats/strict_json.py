@@ -1,48 +1,158 @@
-"""Bytes of a JSON object -> dict: strictly, so that no two readers see different things in it."""
+"""JSON in a file -> its members, strictly, so that no two readers see different things in it."""
 
 import json
+import re
+from codecs import getincrementaldecoder
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NoReturn
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.limits import Limits
 
-_SHOWN = 80
-_ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
-_NO_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
+Read = Callable[[int, int], bytes]
+"""Takes a position and a number of bytes."""
+
+_PIECE: Final = 1 << 18
+_SHOWN: Final = 80
+_BLANKS: Final = re.compile(r"[ \t\r\n]*")
+_ONE_BRACKET: Final = bytes.maketrans(b"{}", b"[]")
+_NO_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
 
 
-class _RejectedError(ValueError):
-    """Something that JSON readers disagree about."""
+class JsonReader:
+    """Takes a JSON text apart member by member, holding little more of it than the current one.
+
+    A key twice, NaN, half of a surrogate pair, bytes that are no UTF-8, and nesting, numbers and
+    values past their limits are refused with a CorruptCheckpointError.
+    """
+
+    def __init__(self, path: Path, read: Read, nbytes: int, limits: Limits, what: str) -> None:
+        """Read `nbytes` by `read`; `path` and `what` ("the header") are blamed in messages."""
+        self._path = path
+        self._read = read
+        self._taken = 0
+        self._nbytes = nbytes
+        self._limits = limits
+        self._what = what
+        self._json = _decoder(limits)
+        self._utf8 = getincrementaldecoder("utf-8")()
+        self._text = ""
+        self._at = 0
+        self._passed = 0
+        """Characters before the text that is held."""
+
+    def members(self) -> Iterator[str]:
+        """Yield the keys of the object that comes next; the caller takes each one's value."""
+        self._take("{")
+        seen: set[str] = set()
+        while self.peek() != "}":
+            if seen:
+                self._take(",")
+            if self.peek() != '"':
+                self._fail("a key in quotes is missing")
+            key: str = self.value(self._limits.entry_bytes)
+            if key in seen:
+                self._fail(_twice(key))
+            seen.add(key)
+            if len(seen) > self._limits.tensors:
+                self._fail(f"it has more than {self._limits.tensors} keys")
+            self._take(":")
+            yield key
+        self._take("}")
+
+    def value(self, limit: int) -> Any:
+        """Return the value that comes next, of up to `limit` characters."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if not self._more(limit):
+                    self._fail(f"{error.msg} at character {self._passed + error.pos}")
+            except RecursionError:
+                self._fail(f"it nests deeper than {self._limits.json_depth}")
+            except _RejectedError as error:
+                self._fail(str(error))
+            else:
+                # A number at the end of the text that is held may go on.
+                if end < len(self._text) or self._text[end - 1] in '"]}' or not self._more(limit):
+                    self._check(value, end)
+                    self._at = end
+                    return value
+
+    def peek(self) -> str:
+        """Return the character that comes next, after blanks; "" at the end."""
+        while True:
+            if self._at < len(self._text) and self._text[self._at] not in " \t\r\n":
+                return self._text[self._at]
+            blanks = _BLANKS.match(self._text, self._at)
+            self._at = blanks.end() if blanks else self._at
+            if self._at == len(self._text) and not self._more(0):
+                return ""
+
+    def rest(self, allowed: str) -> str:
+        """Return the start of what follows, "" where it is nothing but `allowed` characters."""
+        while True:
+            rest = self._text[self._at :].lstrip(allowed)
+            self._at = len(self._text)
+            if rest or not self._more(0):
+                return rest[: _SHOWN + 1]
+
+    def _take(self, character: str) -> None:
+        found = self.peek()
+        if found != character:
+            instead = f"{quoted(found)} stands" if found else "the end is"
+            self._fail(f"{instead} where a {character} belongs")
+        self._at += 1
+
+    def _more(self, limit: int) -> bool:
+        """Hold more text, twice as much each time; False where there is none."""
+        held = self._text[self._at :]
+        if len(held) > limit > 0:
+            self._fail(f"a value has more than {limit} characters")
+        size = min(self._nbytes - self._taken, max(_PIECE, len(held)))
+        if not size:
+            return False
+        data = self._read(self._taken, size)
+        try:
+            new = self._utf8.decode(data, final=self._taken + size == self._nbytes)
+        except UnicodeDecodeError as error:
+            start = self._taken + size - len(error.object) + error.start
+            reason = f"{self._what} is not UTF-8 at byte {start}"
+            raise CorruptCheckpointError(self._path, reason) from error
+        self._taken += size
+        self._passed += self._at
+        self._text, self._at = held + new, 0
+        return True
+
+    def _check(self, value: object, end: int) -> None:
+        """Refuse what the parser takes: half of a surrogate pair, nesting past the limit."""
+        if self._text.find("\\u", self._at, end) >= 0:
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                self._fail("a string holds half of a surrogate pair")
+        depth = self._limits.json_depth
+        if end - self._at > 2 * depth and _is_deep(self._text[self._at : end].encode(), depth):
+            self._fail(f"it nests deeper than {depth}")
+
+    def _fail(self, reason: str) -> NoReturn:
+        raise CorruptCheckpointError(self._path, f"{self._what} is not valid JSON: {reason}")
 
 
 def decode(path: Path, data: bytes, limits: Limits, what: str) -> tuple[dict[str, Any], str]:
-    """Return the JSON object at the start of `data`, and the text that follows it.
-
-    Args:
-        path: the file that the bytes are from, for the message.
-        data: UTF-8 whose first byte is the object's brace.
-        limits: bounds on the depth and on the digits of a number.
-        what: what the object is, for the message: "the header".
+    """Return the JSON object at the start of `data`, and the start of the text that follows it.
 
     Raises:
-        CorruptCheckpointError: it is no JSON object, or one that JSON readers disagree about:
-            a key twice, NaN, half of a surrogate pair, or nesting past the limit.
+        CorruptCheckpointError: it is no JSON object, or one that JSON readers disagree about.
     """
-    try:
-        _check_depth(data, limits.json_depth)
-        text = data.decode()
-        value, end = _decoder(limits).raw_decode(text)
-        _check_surrogates(data, value)
-    except UnicodeDecodeError as error:
-        reason = f"{what} is not UTF-8 at byte {error.start}"
-        raise CorruptCheckpointError(path, reason) from error
-    except ValueError as error:
-        raise CorruptCheckpointError(path, f"{what} is not valid JSON: {error}") from error
+    reader = JsonReader(path, lambda at, nbytes: data[at : at + nbytes], len(data), limits, what)
+    value = reader.value(len(data))
     if not isinstance(value, dict):
         raise CorruptCheckpointError(path, f"{what} is {named(value)} where a JSON object belongs")
-    return value, text[end:]
+    return value, reader.rest("")
 
 
 def quoted(text: str) -> str:
@@ -63,23 +173,8 @@ def named(value: object) -> str:
     return names.get(type(value), "null" if value is None else "a number")
 
 
-def _check_depth(data: bytes, limit: int) -> None:
-    """Refuse deep nesting before the parser, which recurses, can meet it.
-
-    All of it is done by bytes methods: taking the innermost brackets away `limit` times costs
-    nothing beside the parsing, and a loop over the bytes would cost several times as much.
-    """
-    if b"\\" in data:
-        data = data.replace(rb"\\", b"").replace(rb"\"", b"")
-    outline = data.translate(_ONE_BRACKET, _NO_STRUCTURE).replace(b'""', b"")
-    if b'"' in outline:
-        outline = b"".join(outline.split(b'"')[::2])
-    for _ in range(limit):
-        if not outline:
-            return
-        outline = outline.replace(b"[]", b"")
-    if outline:
-        raise _RejectedError(f"brackets do not match, or nest deeper than {limit}")
+class _RejectedError(ValueError):
+    """Something that JSON readers disagree about."""
 
 
 def _decoder(limits: Limits) -> json.JSONDecoder:
@@ -96,19 +191,28 @@ def _decoder(limits: Limits) -> json.JSONDecoder:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise _RejectedError(f"the key {quoted(twice)} stands twice in one object")
+        counts = Counter(key for key, _ in pairs)
+        raise _RejectedError(_twice(next(key for key, count in counts.items() if count > 1)))
     return found
 
 
-def _no_constant(name: str) -> None:
+def _twice(key: str) -> str:
+    return f"the key {quoted(key)} stands twice in one object"
+
+
+def _no_constant(name: str) -> NoReturn:
     raise _RejectedError(f"{name} is no JSON number")
 
 
-def _check_surrogates(data: bytes, value: object) -> None:
-    """Refuse half of a surrogate pair, which the parser takes and UTF-8 cannot hold."""
-    if rb"\ud" in data or rb"\uD" in data:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise _RejectedError("a string holds half of a surrogate pair") from error
+def _is_deep(data: bytes, limit: int) -> bool:
+    """Whether brackets nest deeper than `limit`: take the innermost ones away so many times."""
+    if data.count(b"[") + data.count(b"{") <= limit:
+        return False
+    if b"\\" in data:
+        data = data.replace(rb"\\", b"").replace(rb"\"", b"")
+    outline = data.translate(_ONE_BRACKET, _NO_STRUCTURE).replace(b'""', b"")
+    if b'"' in outline:
+        outline = b"".join(outline.split(b'"')[::2])
+    for _ in range(limit):
+        outline = outline.replace(b"[]", b"")
+    return bool(outline)

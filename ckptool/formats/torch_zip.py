@@ -139,7 +139,10 @@ def guarded(
 def main_pickle(records: Records, names: Names) -> Pickle:
     """Return what data.pkl describes, after everything that is wrong with it was refused."""
     path, main = records.source.path, records.pickles[0]
-    pickle = unpickle_member(records, main)
+    try:
+        pickle = unpickle_member(records, main)
+    except CorruptCheckpointError as error:
+        raise CorruptCheckpointError(path, records.archive.fault or error.reason) from error
     names += pickle.globals
     if records.archive.fault:
         raise CorruptCheckpointError(path, records.archive.fault)
@@ -242,7 +245,7 @@ def _other(records: Records) -> Checkpoint:
     try:
         return guarded(records, Container.TORCH_ZIP, refuse)
     except CorruptCheckpointError as error:
-        if records.archive.fault:
+        if records.archive.fault or isinstance(records.source, Slice):
             raise
         raise UnknownFormatError(error.path, error.reason) from None
 

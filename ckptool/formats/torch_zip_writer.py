@@ -45,7 +45,11 @@ def write(sink: Sink, pickle: bytes, storages: Sequence[Record]) -> list[int]:
     return starts[len(_BEFORE) + 1 : len(_BEFORE) + 1 + len(storages)]
 
 
-_BEFORE: Final = ((".format_version", b"1"), (".storage_alignment", b"64"), ("byteorder", b"little"))
+_BEFORE: Final = (
+    (".format_version", b"1"),
+    (".storage_alignment", b"64"),
+    ("byteorder", b"little"),
+)
 
 
 def _records(pickle: bytes, storages: Sequence[Record]) -> Iterator[Record]:

@@ -9,7 +9,7 @@ from ckptool.formats.arrays import numpy_array
 from ckptool.formats.limits import Limits
 from ckptool.formats.nodes import ATOMS, Elements, Opaque, Ordered
 from ckptool.formats.pickled_modules import is_module, module_state
-from ckptool.formats.plain import NOT_PLAIN, Plain, text_key, value_words, words
+from ckptool.formats.plain import NOT_PLAIN, Plain, is_optimizer, text_key, value_words, words
 from ckptool.formats.tensors import Embedded, Tensors, TreeError
 from ckptool.model import Entry, Skipped, State, TensorInfo
 
@@ -77,7 +77,7 @@ class _Walk:
             self._seen.add(id(node))
             if is_module(node):
                 self.tree.states.append(module_state(node, at, self._tensors))
-            elif _is_optimizer(node):
+            elif is_optimizer(node):
                 self._optimizer(node, at)
             else:
                 self._container(node, at, depth)
@@ -100,7 +100,11 @@ class _Walk:
             self._state(node, at, tensors, others)
         elif type(node) is Opaque or len(others) > _LISTED:
             self.tree.entries.append(Entry(at, words(node)))
-        self._descend(at, depth, others, listed=not tensors and len(others) <= _LISTED)
+        if len(others) > _LISTED:  # what is plain among so many is counted, not listed
+            others = {k: v for k, v in others.items() if not self._is_leaf(v)}
+        elif tensors:
+            others = {k: v for k, v in others.items() if type(v) in _CONTAINERS}
+        self._descend(at, depth, others)
 
     def _state(
         self, node: Any, at: str, tensors: dict[str, TensorInfo], others: dict[str, Any]
@@ -116,13 +120,11 @@ class _Walk:
             return True
         return self._plain.value(node) is not NOT_PLAIN
 
-    def _descend(self, at: str, depth: int, others: dict[str, Any], *, listed: bool) -> None:
-        inner = [
-            (child, f"{at}.{key}" if at else key, depth + 1)
-            for key, child in others.items()
-            if listed or type(child) in _CONTAINERS
-        ]
-        self._todo.extend(reversed(inner))
+    def _descend(self, at: str, depth: int, others: dict[str, Any]) -> None:
+        inner = (
+            (child, f"{at}.{key}" if depth else key, depth + 1) for key, child in others.items()
+        )
+        self._todo.extend(reversed(list(inner)))
 
     def _enter(self, node: object, at: str) -> None:
         value = self._plain.value(node)
@@ -153,14 +155,6 @@ class _Walk:
 
 
 _CONTAINERS: Final = frozenset({dict, Ordered, list, tuple, Elements, Opaque})
-
-
-def _is_optimizer(node: Any) -> bool:
-    return (
-        isinstance(node, dict)
-        and isinstance(node.get("state"), dict)
-        and isinstance(node.get("param_groups"), list | dict)
-    )
 
 
 def _pairs(node: Any) -> bool:

@@ -315,11 +315,11 @@ def _located(source: Source, members: list[Member], end: int, archive: Archive) 
         if member.header != reached:
             archive.blame(_gap(member, reached))
         start = _local(window, member, end, archive)
-        if start >= 0:
+        if start + member.packed > end:
+            archive.blame(f"{quoted(member.name)} leaves the archive")
+        elif start >= 0:
+            member.start = start
             reached = _after(window, member, start + member.packed, archive)
-            if reached > end:
-                archive.blame(f"{quoted(member.name)} leaves the archive")
-        member.start = start if start + member.packed <= end else -1
         yield member
     if reached != end:
         archive.blame(f"{end - reached} bytes before its directory belong to no member")

@@ -22,6 +22,7 @@ from ckptool.report import (
     StateReport,
     TensorReport,
     UnsavedReport,
+    VerifyReport,
 )
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class Problems(Struct, frozen=True):
 Block = Verdict | Lines | Grid | Problems
 
 
-def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
+def blocks(report: AnyReport, style: Style) -> Iterator[Block]:  # noqa: C901, PLR0912 - a case each
     """Yield what to show of `report`, in order."""
     match report:
         case InspectReport():
@@ -91,9 +92,9 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
             if style.verbosity >= 0:
                 yield from _audit(report, style)
         case MigrateReport():
-            yield Verdict(report.verdict, bool(report.exit_code))
-            if style.verbosity >= 0:
-                yield from _migration(report, style)
+            yield from _migration(report, style)
+        case VerifyReport():
+            yield from _verification(report, style)
         case _:
             assert_never(report)
     if style.verbosity >= 0 or isinstance(report, InspectReport):
@@ -289,7 +290,23 @@ def _audit(report: AuditReport, style: Style) -> Iterator[Block]:
         yield _unsaved(report.unsaved, style)
 
 
+def _verification(report: VerifyReport, style: Style) -> Iterator[Block]:
+    yield Verdict(report.verdict, bool(report.exit_code))
+    if style.verbosity < 0:
+        return
+    place = f" at `{report.at}`" if report.at else ""
+    yield Lines((f"{report.path}{place} with {report.module}, on {report.device}", *report.notes))
+    rows = [
+        (one.level, one.status, one.device, "; ".join(filter(None, (one.reason, *one.details))))
+        for one in report.levels
+    ]
+    yield _grid("Levels", ("level", "status", "ran on", "why, and what was seen"), rows, style)
+
+
 def _migration(report: MigrateReport, style: Style) -> Iterator[Block]:
+    yield Verdict(report.verdict, bool(report.exit_code))
+    if style.verbosity < 0:
+        return
     place = f" at `{report.at}`" if report.at else ""
     into = f" for {report.module}" if report.module else ""
     target = report.target or "nothing written"

@@ -6,6 +6,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     loading,
     module_state,
     sharing,
+    verification,
 )
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run
 

@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.model import natural
 
@@ -78,6 +79,27 @@ def check(subject: type[S], rule: Rule) -> Callable[[Callable[[S], Iterator[Hit]
     if rule.code in RULES:
         raise ValueError(f"{rule.code} is registered twice")
     RULES[rule.code] = rule
+
+    def register(function: Callable[[S], Iterator[Hit]]) -> Check:
+        _CHECKS.append((subject, rule, function))
+        return function
+
+    return register
+
+
+def also(
+    subject: type[S], code: str, *, message: str = "", fix: str = ""
+) -> Callable[[Callable[[S], Iterator[Hit]]], Check]:
+    """Register a further generator that finds the rule `code`, in another kind of subject.
+
+    Args:
+        subject: what the generator looks at.
+        code: of a rule that is registered already.
+        message: what it says there, where the facts are others; "" is the rule's own.
+        fix: the same.
+    """
+    known = RULES[code]
+    rule = replace(known, message=message or known.message, fix=fix or known.fix)
 
     def register(function: Callable[[S], Iterator[Hit]]) -> Check:
         _CHECKS.append((subject, rule, function))

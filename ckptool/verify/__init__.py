@@ -1,1 +1,1 @@
-"""Checkpoint x module -> Verification: does it load, sit where forward needs it, compute the same."""
+"""Checkpoint x module -> Verification: it loads, sits where forward needs it, computes the same."""

@@ -28,7 +28,7 @@ def chosen(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: {error}") from error
-    index = device.index if device.index is not None else torch.cuda.current_device()
+    index = torch.cuda.current_device() if name == "cuda" else device.index
     if index >= count:
         raise UsageError(f"--device {name}: there are {count} here, numbered from 0")
     return torch.device("cuda", index)

@@ -8,7 +8,6 @@ from ckptool.verify.outputs import Difference, difference
 from ckptool.verify.passes import Pass
 from ckptool.verify.running import Device
 
-
 T = TypeVar("T")
 
 

@@ -1,5 +1,6 @@
 """What verifying a checkpoint with its module found: frozen, plain, and without torch."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from msgspec import Struct
@@ -57,6 +58,34 @@ class Clash(Struct, frozen=True):
     """"file:line" where the attribute got its value, "" if unknown."""
 
 
+class PythonChange(Struct, frozen=True):
+    """A plain Python attribute of a module that a forward pass changed."""
+
+    path: str
+    before: str
+    after: str
+    flag: bool
+    """Whether it is a truth value: a branch depends on it, as a rule."""
+    owner: str
+    """Qualified name of the class of the module that holds it."""
+
+
+class Exercise(Struct, frozen=True):
+    """What running a module once taught about it."""
+
+    module: str
+    changed: tuple[PythonChange, ...] = ()
+    mutated: tuple[str, ...] = ()
+    """Paths of tensors and arrays that forward changed or made."""
+    used: Mapping[str, str] = {}
+    """Path of a tensor that no state_dict has -> "file:line" of its first use in forward."""
+    ran: bool = False
+    """Whether forward went through, so that what was not used is not used."""
+    round_trip: str = ""
+    """How the output differed after save and load into a fresh instance, "" if it did not."""
+    skipped: tuple[Skipped, ...] = ()
+
+
 class Verification(Struct, frozen=True):
     """All levels of one run, and what the rules need to know of it."""
 
@@ -76,5 +105,10 @@ class Verification(Struct, frozen=True):
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
+    @property
+    def failed(self) -> tuple[LevelResult, ...]:
+        return tuple(one for one in self.levels if one.status is Status.FAILED)
+
     def level(self, level: Level) -> LevelResult:
+        """Return what became of `level`."""
         return next(one for one in self.levels if one.level is level)

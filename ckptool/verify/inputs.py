@@ -23,6 +23,21 @@ _ASKED: Final = ("example_inputs", "example_input_array", "dummy_inputs")
 """Where modules say what they take: ours, Lightning's, transformers'."""
 
 
+def given(value: object) -> Inputs | None:
+    """Return the inputs that words, the name of a function, or the values themselves stand for.
+
+    Raises:
+        UsageError: words make no sense, or the function fails.
+    """
+    if value is None or value == ():
+        return None
+    words = [value] if isinstance(value, str) else value
+    if not (isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)):
+        return value if isinstance(value, Inputs) else _sorted(value, "the values given")
+    function = len(words) == 1 and ":" in words[0] and "[" not in words[0]
+    return called(words[0]) if function else drawn(words)
+
+
 def drawn(specs: Sequence[str]) -> Inputs:
     """Return inputs of the dtypes and shapes in `specs`, drawn from a fixed seed, or of files.
 
@@ -80,14 +95,6 @@ def asked(module: nn.Module) -> Inputs | str:
     return (
         "no input: give one with --input or --inputs, or give the module an example_inputs() method"
     )
-
-
-def from_config(words: Sequence[str]) -> Inputs | None:
-    """Return the inputs that the configuration names: specs, files, or one function."""
-    if not words:
-        return None
-    function = len(words) == 1 and ":" in words[0] and "[" not in words[0]
-    return called(words[0]) if function else drawn(words)
 
 
 def unfitting(module: nn.Module, inputs: Inputs) -> str:

@@ -1,6 +1,5 @@
 """A checkpoint, its module, and what to run it with -> Verification: all levels in order."""
 
-from dataclasses import dataclass
 from typing import Final
 
 from msgspec.structs import replace
@@ -12,24 +11,16 @@ from ckptool.verify import cpu, load, running
 from ckptool.verify import inputs as words
 from ckptool.verify.equality import Both, equality
 from ckptool.verify.facts import Clash, Level, LevelResult, Status, Verification
-from ckptool.verify.instances import Maker
 from ckptool.verify.load import Subject
 from ckptool.verify.passes import Inputs
 from ckptool.verify.running import Device, Ran
+from ckptool.verify.sides import Side
 from ckptool.verify.survival import round_trip, survival
 
 _UNPROVED: Final = Skipped(
     "a real CUDA device",
     "a simulated one proves where tensors are; not CUDA's arithmetic, kernels, memory and autocast",
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Side:
-    """One checkpoint and its module."""
-
-    loading: Loading
-    maker: Maker
 
 
 def verify(

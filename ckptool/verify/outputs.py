@@ -90,10 +90,10 @@ def _leaf(actual: Any, expected: Any, tolerance: float | None) -> _Leaf | None:
     if isinstance(actual, Tensor) and isinstance(expected, Tensor):
         return _tensors(_plain(actual), _plain(expected), tolerance)
     if not (comparable(actual) and comparable(expected)):
-        return (
-            None if type(actual) is type(expected) else _Leaf(False, False, why="has another type")
-        )  # noqa: FBT003, E501
-    same = actual == expected or (actual != actual and expected != expected)  # noqa: PLR0124
+        alike = type(actual) is type(expected)
+        return None if alike else _Leaf(exact=False, close=False, why="has another type")
+    # By their text, so that NaN is NaN.
+    same = repr(actual) == repr(expected)
     return _Leaf(same, same, why="" if same else f"is {actual!r}, and was {expected!r}")
 
 

@@ -38,9 +38,9 @@ def round_trip(one: Subject, inputs: Inputs | None, reason: str) -> tuple[LevelR
         failed = f"saving and loading raised {error}"
         return LevelResult(Level.ROUND_TRIP, Status.FAILED, failed, "cpu"), ""
     first, second = cpu.run(module, inputs), cpu.run(again, inputs)
-    error = first.error or second.error
-    if error is not None:
-        failed = f"the pass on the CPU raised {error}"
+    raised = first.error or second.error
+    if raised is not None:
+        failed = f"the pass on the CPU raised {raised}"
         return LevelResult(Level.ROUND_TRIP, Status.INCONCLUSIVE, failed, "cpu"), ""
     apart = difference(second.output, first.output)
     if apart.exact:

@@ -1,4 +1,4 @@
-"""The state in a checkpoint -> tensors, by their bytes; nothing is unpickled where there are some."""
+"""The state in a checkpoint -> tensors, by their bytes, without unpickling where that can be."""
 
 from collections import OrderedDict
 from collections.abc import Mapping

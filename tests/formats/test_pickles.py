@@ -2,7 +2,7 @@
 
 import argparse
 import collections
-import datetime
+import datetime as dt
 import decimal
 import fractions
 import io
@@ -102,7 +102,7 @@ def test_every_opcode_is_known():
     "value",
     [
         argparse.Namespace(lr=0.1, layers=[1, 2]),
-        datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+        dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
         decimal.Decimal("1.5"),
         fractions.Fraction(1, 3),
         pathlib.PurePosixPath("a/b"),
@@ -212,7 +212,7 @@ def test_persistent_ids_are_left_to_the_container():
 
 
 def test_the_class_of_an_old_module_is_itself():
-    """torch before 1.6 pickled ("module", class, file, source) in its place."""
+    """Torch before 1.6 pickled ("module", class, file, source) in its place."""
     root = read(b"(X\x06\0\0\0modulecnet\nNet\nNNtQ)\x81}X\x01\0\0\0aK\x01sb.").root
     assert (root.qualified, root.state) == ("net.Net", {"a": 1})
 

@@ -20,6 +20,7 @@ from ckptool.formats.safetensors import DTYPES
 from ckptool.model import BITS, Checkpoint, Container, Span, State, StorageInfo, TensorInfo
 
 A = entry()
+JSON_A = json.dumps({"a": A})
 BYTE = entry(dtype="U8", shape=[1], data_offsets=[0, 1])
 EMPTY = entry(shape=[0], data_offsets=[0, 0])
 
@@ -37,7 +38,7 @@ REFUSED = {
     "S-JSON text": (safetensors_bytes("hello there, this is text", b""), "no checkpoint"),
     "S-JSON array": (safetensors_bytes("[]      ", b""), "no checkpoint"),
     "S-JSON truncated": (safetensors_bytes('{"a": {"dtype": "F32"'), "not valid JSON"),
-    "S-JSON two objects": (safetensors_bytes('{"a": {}}{}'), "follows the header's JSON"),
+    "S-JSON two objects": (safetensors_bytes(JSON_A + "{}"), "follows the header's JSON"),
     "S-JSON NaN": (safetensors_bytes('{"a": {"dtype": "F32", "shape": [NaN]}}'), "NaN"),
     "S-JSON Infinity": (safetensors_bytes('{"a": {"x": -Infinity}}'), "-Infinity"),
     "S-JSON control character": (safetensors_bytes('{"\x01": 1}'), "control character"),
@@ -50,8 +51,11 @@ REFUSED = {
     "S-LEAD space": (safetensors_bytes(" " + json.dumps({"a": A})), "brace"),
     "S-PAD NUL": (safetensors_bytes(json.dumps({"a": A}) + "\0"), "follows the header's JSON"),
     "S-PAD newline": (safetensors_bytes(json.dumps({"a": A}) + "\n"), "follows the header's JSON"),
-    "S-DUP name": (safetensors_bytes('{"a": {}, "a": {}}'), "'a' stands twice"),
-    "S-DUP name, escaped": (safetensors_bytes(r'{"a": {}, "\u0061": {}}'), "'a' stands twice"),
+    "S-DUP name": (safetensors_bytes(f"{JSON_A[:-1]}, {JSON_A[1:]}"), "'a' stands twice"),
+    "S-DUP name, escaped": (
+        safetensors_bytes(f"{JSON_A[:-1]}, {JSON_A[1:]}".replace('"a"', r'"\u0061"', 1)),
+        "'a' stands twice",
+    ),
     "S-DUP field": (safetensors_bytes('{"a": {"dtype": 1, "dtype": 2}}'), "'dtype' stands twice"),
     "S-DUP metadata": (safetensors_bytes('{"__metadata__": {"k": "", "k": ""}}'), "'k' stands"),
     "S-OFF overlap": (safetensors_bytes({"a": A, "b": A}), "'a' and 'b' share bytes"),

@@ -42,8 +42,8 @@ def answering(device: torch.device) -> Iterator[None]:
 
 def _cuda(device: torch.device) -> Mapping[str, object]:
     return {
-        "is_available": _saying(True),
-        "is_initialized": _saying(True),
+        "is_available": _yes,
+        "is_initialized": _yes,
         "device_count": _saying(device.index + 1),
         "current_device": _saying(device.index),
         "set_device": _saying(None),
@@ -52,7 +52,7 @@ def _cuda(device: torch.device) -> Mapping[str, object]:
         "empty_cache": _saying(None),
         "get_device_name": _saying("simulated"),
         "get_device_capability": _saying((9, 0)),
-        "is_bf16_supported": _saying(True),
+        "is_bf16_supported": _yes,
         "memory_allocated": _saying(0),
         "max_memory_allocated": _saying(0),
         "mem_get_info": _saying((80 * _GIB, 80 * _GIB)),
@@ -65,13 +65,17 @@ def _cuda(device: torch.device) -> Mapping[str, object]:
 
 def _accelerator(device: torch.device) -> Mapping[str, object]:
     return {
-        "is_available": _saying(True),
+        "is_available": _yes,
         "current_accelerator": _saying(torch.device("cuda")),
         "device_count": _saying(device.index + 1),
         "current_device_index": _saying(device.index),
         "current_device_idx": _saying(device.index),
         "synchronize": _saying(None),
     }
+
+
+def _yes(*_: object, **__: object) -> bool:
+    return True
 
 
 def _saying(answer: object) -> Callable[..., object]:

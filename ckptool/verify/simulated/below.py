@@ -17,11 +17,11 @@ from ckptool.verify.simulated.record import Record
 from ckptool.verify.simulated.tags import CPU, OUTSIDE, Origin
 
 
-class Below(TorchDispatchMode):
+class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operation as it is, and looks at the devices that its operands pretend."""
 
     def __init__(self, record: Record) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._record = record
         self._tags = record.tags
 

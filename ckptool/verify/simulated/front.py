@@ -103,7 +103,7 @@ class Front(TorchFunctionMode):
         if isinstance(value, int):
             return torch.device("cuda", value)
         named = torch.device(value)
-        if named.type == "cuda" and named.index is None:
+        if str(named) == "cuda":
             return self._record.target
         return CPU if named.type == "cpu" else named
 

@@ -35,7 +35,7 @@ _INDEXING: Final = frozenset(
         _ATEN._unsafe_index,  # noqa: SLF001
         _ATEN.index_put,
         _ATEN.index_put_,
-        _ATEN._index_put_impl_,  # noqa: SLF001
+        _ATEN._index_put_impl_,
         _ATEN._unsafe_index_put,  # noqa: SLF001
     }
 )

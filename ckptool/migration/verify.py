@@ -14,7 +14,7 @@ from ckptool.modules.usercode import UserCodeError, user_code
 if TYPE_CHECKING:
     import torch
 
-    from ckptool.migrate.live import Live
+    from ckptool.migration.live import Live
 
 NO_MODULE: Final = "no module was named: -m package.module:Name"
 
@@ -65,7 +65,8 @@ def strict_load(written: Written, live: "Live | None") -> Check:
             live.module.load_state_dict(state, strict=True, assign=True)
     except UserCodeError as error:
         reason = " ".join(str(error).split())
-        raise WriteError(f"{written.target}: not written: strict loading fails: {reason}") from error
+        message = f"{written.target}: not written: strict loading fails: {reason}"
+        raise WriteError(message) from error
     return Check(name, "passed", f"into {live.state.target}")
 
 
@@ -104,6 +105,9 @@ def _steps(found: Any, at: str) -> list[Any]:
 def _from_safetensors(written: Written) -> "dict[str, torch.Tensor]":
     from safetensors import safe_open
 
-    with safe_open(written.path, framework="pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    state: dict[str, torch.Tensor] = {}
+    folder = written.path.is_dir()
+    for path in written.path.glob("*.safetensors") if folder else (written.path,):
+        with safe_open(path, framework="pt") as file:
+            state |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return state | {name: state[kept] for name, kept in written.ties.items()}

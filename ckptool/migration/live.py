@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptool.errors import PlanError
-from ckptool.migrate.memory import Memory
+from ckptool.migration.memory import Memory
 from ckptool.model import ModuleState, TensorInfo
 from ckptool.modules import ModuleSpec, describe, examine_live, replay
 from ckptool.modules.tensors import dtype_name

@@ -1,4 +1,4 @@
-"""What a checkpoint will be: tensors under their new keys, still described by where they lie now."""
+"""What a checkpoint will be: tensors under new keys, described by where they lie now."""
 
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase

@@ -7,10 +7,18 @@ from msgspec.structs import replace
 
 from ckptool.compare import Loading, Rewrite, loading
 from ckptool.errors import PlanError
-from ckptool.migrate.draft import Draft
-from ckptool.migrate.ops import AddPrefix, Drop, Inject, Operation, Rename, StripPrefix
-from ckptool.migrate.plan import Op, Plan, apply
-from ckptool.migrate.sources import Sources
+from ckptool.migration.draft import Draft
+from ckptool.migration.ops import (
+    NOTHING,
+    AddPrefix,
+    Drop,
+    Inject,
+    Operation,
+    Rename,
+    StripPrefix,
+)
+from ckptool.migration.plan import Op, Plan, apply
+from ckptool.migration.sources import Sources
 from ckptool.model import Checkpoint, Constancy, Held, Kind, ModuleState
 
 _MOST = 6
@@ -97,7 +105,8 @@ def _prefixes(rewrite: Rewrite) -> Iterator[Op]:
     why = f"{len(rewrite.keys)} of the file's keys match the module's then"
     for removed in rewrite.removed:
         leading = removed.endswith(".")
-        yield StripPrefix(prefix=removed if leading else f"{removed}.", anywhere=not leading, why=why)
+        prefix = removed if leading else f"{removed}."
+        yield StripPrefix(prefix=prefix, anywhere=not leading, why=why)
     if rewrite.added:
         yield AddPrefix(prefix=rewrite.added, why=why)
 
@@ -107,18 +116,11 @@ def _leads_to(ops: list[Op], draft: Draft, wanted: Mapping[str, str]) -> bool:
     steps: list[Operation] = list(ops)
     try:
         for op in steps:
-            draft = op.apply(draft, _Nobody())
+            draft = op.apply(draft, NOTHING)
     except PlanError:
         return False
     found = {item.origin: key for key, item in draft.items.items()}
     return all(found[old] == new for old, new in wanted.items())
-
-
-class _Nobody:
-    expected = None
-
-    def value(self, op: Inject, draft: Draft) -> None:  # type: ignore[override]
-        raise NotImplementedError
 
 
 def _renames(met: Loading) -> Iterator[Op]:
@@ -137,9 +139,7 @@ def _injections(steps: _Steps) -> Iterator[Op]:
         shape, attribute = held.tensor.shape, steps.sources.attribute(key, steps.draft)
         if attribute is not None and attribute.shape == shape:
             why = f"a {held.kind} now, and an attribute of the pickled module then"
-            yield Inject(
-                key=key, source="attribute", dtype=attribute.dtype, shape=shape, why=why
-            )
+            yield Inject(key=key, source="attribute", dtype=attribute.dtype, shape=shape, why=why)
         elif _constructible(held):
             why = "assumed: the value that the constructor makes, the same under two seeds"
             dtype = held.tensor.dtype

@@ -12,25 +12,26 @@ from ckptool.formats.atomic import check_target, failing
 from ckptool.formats.blobs import Progress
 from ckptool.formats.interrupts import interruptible
 from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.migrate import ties
-from ckptool.migrate import write as writing
-from ckptool.migrate.draft import Draft, draft_of
-from ckptool.migrate.fits import check_fits
-from ckptool.migrate.memory import Memory
-from ckptool.migrate.plan import Plan, apply, reverse, to_data
-from ckptool.migrate.plan import write as plan_text
-from ckptool.migrate.provenance import KEY, SUFFIX, Digests, applied
-from ckptool.migrate.sources import Sources
-from ckptool.migrate.suggest import Wishes, outcome, suggest
-from ckptool.migrate.verify import Check, Written, verify
-from ckptool.migrate.watch import Watch
-from ckptool.migrate.write import SAFETENSORS, TORCH, Job
-from ckptool.model import Checkpoint, ModuleState, State
+from ckptool.migration import ties
+from ckptool.migration import write as writing
+from ckptool.migration.draft import Draft, draft_of
+from ckptool.migration.fits import check_fits
+from ckptool.migration.inflate import inflated
+from ckptool.migration.memory import Memory
+from ckptool.migration.plan import Plan, apply, reverse, to_data
+from ckptool.migration.plan import write as plan_text
+from ckptool.migration.provenance import KEY, SUFFIX, Digests, applied
+from ckptool.migration.sources import Sources
+from ckptool.migration.suggest import Wishes, outcome, suggest
+from ckptool.migration.verify import Check, Written, verify
+from ckptool.migration.watch import Watch
+from ckptool.migration.write import SAFETENSORS, TORCH, Job
+from ckptool.model import Checkpoint, Container, ModuleState, State
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ckptool.migrate.live import Live
+    from ckptool.migration.live import Live
     from ckptool.modules import ModuleSpec
 
 _SUFFIXES = {
@@ -45,8 +46,8 @@ class Request:
     source: Path
     target: Path | None
     """None for a dry run that asks for no container."""
-    module: "Callable[[Checkpoint], ModuleSpec] | nn.Module | None" = None
-    """The module, or what names it once the checkpoint is known."""
+    module: "Callable[[Checkpoint], ModuleSpec | nn.Module] | None" = None
+    """Gives the module or its name, once the checkpoint is known."""
     at: str | None = None
     to: str | None = None
     plan: Plan | None = None
@@ -62,6 +63,15 @@ class Request:
     recorded: bool = True
     limits: Limits = DEFAULT
     progress: Progress = lambda _: None
+
+    @property
+    def folder(self) -> bool:
+        """Whether the result is several files: it was, or a size was given."""
+        if self.max_shard_size is not None:
+            return True
+        several = self.source.is_dir() or self.source.suffix == ".json"
+        named = self.target is not None and self.target.suffix.lower() in _SUFFIXES
+        return several and not named and self.to is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +95,13 @@ class Migration:
     again: bool
     """Whether the plan had been applied to the source already."""
 
+    container: Container
+    """Of the result."""
+
     @property
     def converted(self) -> bool:
         """Whether the container is another one, or a pickled module became a state_dict."""
-        same = str(self.checkpoint.container).endswith(self.to.replace(TORCH, "torch-zip"))
-        return self.changed or not same
+        return self.changed or self.checkpoint.container is not self.container
 
 
 def run(request: Request) -> Migration:
@@ -114,6 +126,7 @@ def _run(request: Request, to: str, memory: Memory) -> Migration:
     checkpoint = open_checkpoint(request.source, request.limits)
     if checkpoint.damage:
         raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
+    checkpoint = inflated(checkpoint, memory, request.limits)
     live = _live(request, checkpoint)
     module = live.state if live else None
     draft = ties.with_ties_restored(draft_of(checkpoint, _state(checkpoint, module, request)))
@@ -128,16 +141,20 @@ def _run(request: Request, to: str, memory: Memory) -> Migration:
     checks, digests = ((), None) if request.dry_run else done.write()
     return Migration(
         checkpoint, result.state, module, plan, to, request.target, met, checks, digests, notes,
-        changed, again,
+        changed, again, _kind(request, to),
     )  # fmt: skip
 
 
 def _container(request: Request) -> str:
-    if request.to is not None:
-        return request.to
-    if request.target is None:
+    suffix = request.target.suffix.lower() if request.target else ".safetensors"
+    found = request.to or _SUFFIXES.get(suffix)
+    if request.folder:
+        if found == TORCH or suffix in _SUFFIXES:
+            raise UsageError(
+                f"-o {request.target}: a checkpoint in several files is a folder of safetensors: "
+                "name it without a suffix, and leave --to pth out"
+            )
         return SAFETENSORS
-    found = _SUFFIXES.get(request.target.suffix.lower())
     if found is None:
         known = ", ".join(_SUFFIXES)
         raise UsageError(
@@ -145,6 +162,12 @@ def _container(request: Request) -> str:
             "say which with --to safetensors or --to pth"
         )
     return found
+
+
+def _kind(request: Request, to: str) -> Container:
+    if request.folder:
+        return Container.SHARDED_SAFETENSORS
+    return Container.SAFETENSORS if to == SAFETENSORS else Container.TORCH_ZIP
 
 
 def _check_target(request: Request, watch: Watch) -> None:
@@ -155,16 +178,16 @@ def _check_target(request: Request, watch: Watch) -> None:
     if request.dry_run:
         return
     inputs = [p for p in (request.source, request.donor) if p is not None]
-    check_target(request.target, [*inputs, *watch.files], force=request.force, folder=False)
+    check_target(
+        request.target, [*inputs, *watch.files], force=request.force, folder=request.folder
+    )
 
 
 def _live(request: Request, checkpoint: Checkpoint) -> "Live | None":
     if request.module is None:
         return None
-    from ckptool.migrate.live import live
+    from ckptool.migration.live import live
 
-    if hasattr(request.module, "state_dict"):
-        return live(request.module)
     return live(request.module(checkpoint))
 
 
@@ -238,7 +261,12 @@ class _Done:
             self.result, self.plan, request.target, self.to, request.force, request.recorded,
             self.changed, request.limits, request.progress, self.watch.check, look,
         )  # fmt: skip
-        digests = writing.write(job)
+        if request.folder:
+            from ckptool.migration.folder import write_folder
+
+            digests = write_folder(job, request.max_shard_size)
+        else:
+            digests = writing.write(job)
         return tuple(checks), digests
 
     def _written(self, path: Path, target: Path | None) -> Written:

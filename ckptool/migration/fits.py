@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from ckptool.errors import PlanError
 from ckptool.formats.safetensors_writer import CODES
-from ckptool.migrate.draft import Draft, Item
-from ckptool.migrate.write import SAFETENSORS
+from ckptool.migration.draft import Draft, Item
+from ckptool.migration.write import SAFETENSORS
 from ckptool.model import Container
 from ckptool.values import obstacle
 
@@ -43,9 +43,10 @@ def _why(key: str, item: Item, to: str) -> str:
             return "(its name)"
     elif item.origin:
         return ""
-    if reason := obstacle(item.tensor):
-        return f"({reason})"
-    return ""
+    if item.tensor.layout not in {"strided", "chunked"}:
+        return f"({item.tensor.layout})"
+    reason = obstacle(item.tensor)
+    return f"({reason})" if reason else ""
 
 
 def _is_text(key: str) -> bool:
@@ -73,9 +74,10 @@ def _extra(draft: Draft, to: str) -> Iterator[str]:
 def _attributes(draft: Draft) -> Iterator[str]:
     left = [key for key in draft.state.unsaved if key not in draft.items]
     if left:
+        names = _some([f"`{key}`" for key in left])
         yield (
-            f"held by the pickled module and not in its state_dict: {_some([f'`{k}`' for k in left])}"
-            "; --inject KEY=attribute takes one along"
+            f"held by the pickled module and not in its state_dict: {names}; "
+            "--inject KEY=attribute takes one along"
         )
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ckptool.compare import state_at
 from ckptool.errors import PlanError
-from ckptool.migrate.draft import Draft, Item, draft_of, matching, renamed
+from ckptool.migration.draft import Draft, Item, draft_of, matching, renamed
 from ckptool.model import TensorInfo
 
 
@@ -91,7 +91,7 @@ class Inject(Operation, frozen=True, kw_only=True, tag="inject"):
 
 
 class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
-    """Give a tensor another key; with `how` also a prefix, or a regular expression and its template.
+    """Give a tensor another key; `how` may be prefix, or regex with a template.
 
     A key that the module expects as it is, a target that it does not expect, and another shape are
     refused (CK221).
@@ -189,7 +189,7 @@ class Drop(Operation, frozen=True, kw_only=True, tag="drop"):
 
 
 class StripPrefix(Operation, frozen=True, kw_only=True, tag="strip-prefix"):
-    """Take `prefix` off the keys, as often as it is there; `anywhere` takes it out of their middle."""
+    """Take `prefix` off the keys, as often as it is there; `anywhere` also inside of them."""
 
     prefix: str
     anywhere: bool = False
@@ -279,7 +279,7 @@ class Extract(Operation, frozen=True, kw_only=True, tag="extract"):
         if draft.versions is not None:
             below = {p: v for p, v in draft.versions.items() if f"{p}.".startswith(prefix)}
             inner = replace(inner, versions=below)
-        return StripPrefix(prefix=prefix).apply(inner, _NOTHING)
+        return StripPrefix(prefix=prefix).apply(inner, NOTHING)
 
 
 class _NoFacts:
@@ -291,4 +291,4 @@ class _NoFacts:
         raise PlanError(f"inject `{op.key}`: {len(draft.items)} keys and no sources")
 
 
-_NOTHING: Facts = _NoFacts()
+NOTHING: Facts = _NoFacts()

@@ -6,7 +6,7 @@ from tempfile import TemporaryFile
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from ckptool.migrate.draft import c_order
+from ckptool.migration.draft import c_order
 from ckptool.model import BITS, Span, StorageInfo, TensorInfo
 
 
@@ -31,14 +31,15 @@ class Memory:
 
     def tensor(self, key: str, dtype: str, shape: tuple[int, ...], data: bytes) -> TensorInfo:
         """Keep the elements of a tensor, little-endian and in C order, and describe it."""
-        span = self._keep(data)
+        span = self.keep(data)
         storage = StorageInfo(f"memory {span.offset} {key}", len(data), span=span)
         info = TensorInfo(key, shape, dtype, c_order(shape), 0, storage)
         if info.numel * BITS[dtype] // 8 != len(data):
             raise ValueError(f"{len(data)} bytes are no {dtype} {list(shape)}")
         return info
 
-    def _keep(self, data: bytes) -> Span:
+    def keep(self, data: bytes) -> Span:
+        """Keep bytes, and return where they are from now on."""
         if self._file is None:
             if hasattr(os, "memfd_create"):
                 self._file = os.fdopen(os.memfd_create("ckptool"), "w+b")

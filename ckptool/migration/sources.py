@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
-from ckptool.migrate.draft import Draft
-from ckptool.migrate.memory import Memory
-from ckptool.migrate.npz import read_array
-from ckptool.migrate.ops import Inject
-from ckptool.migrate.watch import Watch
+from ckptool.migration.draft import Draft
+from ckptool.migration.memory import Memory
+from ckptool.migration.npz import read_array
+from ckptool.migration.ops import Inject
+from ckptool.migration.watch import Watch
 from ckptool.model import BITS, Checkpoint, Constancy, TensorInfo
 from ckptool.values import obstacle
 
 if TYPE_CHECKING:
-    from ckptool.migrate.live import Live
+    from ckptool.migration.live import Live
 
 FORMS: Final = (
     "attribute", "attribute:PATH", "constructor", "file:PATH#KEY", "npz:PATH#KEY",
@@ -102,7 +102,7 @@ class Sources:
         if found is None:
             held = ", ".join(draft.state.unsaved) or "none"
             raise PlanError(
-                f"inject `{op.key}`: no pickled module holds the attribute `{path}` (it has: {held})"
+                f"inject `{op.key}`: no pickled module holds the attribute `{path}` (there: {held})"
             )
         return found
 

@@ -1,7 +1,7 @@
 """A draft -> what torch.save would write: a pickle, and the storages that it refers to.
 
-Where the source is a file of torch.save, its own pickle is written again, with another state_dict in
-the place of the old one: an epoch, an optimizer, an object of an unknown class stay as they are.
+Where the source is a file of torch.save, its own pickle is written again, with another state_dict
+in the place of the old one: an epoch, an optimizer, an object of an unknown class stay.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +20,8 @@ from ckptool.formats.storages import DTYPES
 from ckptool.formats.torch_zip import Records
 from ckptool.formats.torch_zip_writer import Record
 from ckptool.formats.zips import STORED, chunks, read_archive, read_member
-from ckptool.migrate.draft import Draft, Item, c_order
-from ckptool.migrate.execute import blob
+from ckptool.migration.draft import Draft, Item, c_order
+from ckptool.migration.execute import blob
 from ckptool.model import BITS, Container, Span
 
 _ORDERED: Final = Global("collections", "OrderedDict")

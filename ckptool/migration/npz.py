@@ -8,8 +8,8 @@ from ckptool.errors import PlanError
 from ckptool.formats.files import Source, open_source
 from ckptool.formats.limits import Limits
 from ckptool.formats.zips import STORED, Member, read_archive, read_member
-from ckptool.migrate.draft import c_order
-from ckptool.migrate.memory import Memory
+from ckptool.migration.draft import c_order
+from ckptool.migration.memory import Memory
 from ckptool.model import BITS, Span, StorageInfo, TensorInfo
 
 _MAGIC: Final = b"\x93NUMPY"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from ckptool.formats.blobs import Blob
-from ckptool.migrate.draft import Item
+from ckptool.migration.draft import Item
 from ckptool.model import BITS, TensorInfo
 from ckptool.values import elements
 

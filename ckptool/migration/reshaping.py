@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from ckptool import values
 from ckptool.errors import PlanError
-from ckptool.migrate.draft import Draft, Item, c_order, matching
-from ckptool.migrate.ops import Facts, IrreversibleError, Operation
+from ckptool.migration.draft import Draft, Item, c_order, matching
+from ckptool.migration.ops import Facts, IrreversibleError, Operation
 from ckptool.model import BITS, Part, StorageInfo, TensorInfo
 
 FLOATS = frozenset(

@@ -12,13 +12,13 @@ from ckptool.formats.atomic import Pending, commit, failing, pending
 from ckptool.formats.blobs import Progress, Sink
 from ckptool.formats.limits import Limits
 from ckptool.formats.safetensors import VERSIONS
-from ckptool.migrate import provenance, ties
-from ckptool.migrate.draft import Draft
-from ckptool.migrate.execute import blob
-from ckptool.migrate.plan import Plan
-from ckptool.migrate.provenance import Digests
-from ckptool.migrate.readback import read_back
-from ckptool.migrate.torch_file import torch_file
+from ckptool.migration import provenance, ties
+from ckptool.migration.draft import Draft, Item
+from ckptool.migration.execute import blob
+from ckptool.migration.plan import Plan
+from ckptool.migration.provenance import Digests
+from ckptool.migration.readback import read_back
+from ckptool.migration.torch_file import torch_file
 
 SAFETENSORS, TORCH = "safetensors", "pth"
 FORMAT = ("format", "pt")
@@ -82,19 +82,24 @@ Finish = Callable[[Digests], None]
 
 def _safetensors(job: Job, sink: Sink) -> Finish:
     items, tied = ties.split_ties(job.draft)
-    stored = safetensors_writer.ordered(
+    order = stored(items)
+    safetensors_writer.write(sink, order, metadata(job, tied, Digests()))
+
+    def finish(digests: Digests) -> None:
+        if job.recorded:
+            sink.patch(0, safetensors_writer.header(order, metadata(job, tied, digests)))
+
+    return finish
+
+
+def stored(items: Mapping[str, Item]) -> list[safetensors_writer.Stored]:
+    """Return the tensors of a safetensors file in their order there."""
+    return safetensors_writer.ordered(
         [
             safetensors_writer.Stored(key, item.dtype, item.tensor.shape, blob(item))
             for key, item in items.items()
         ]
     )
-    safetensors_writer.write(sink, stored, metadata(job, tied, Digests()))
-
-    def finish(digests: Digests) -> None:
-        if job.recorded:
-            sink.patch(0, safetensors_writer.header(stored, metadata(job, tied, digests)))
-
-    return finish
 
 
 def _torch(job: Job, sink: Sink) -> Finish:
@@ -113,7 +118,7 @@ def metadata(job: Job, tied: Mapping[str, str], digests: Digests) -> dict[str, s
     if draft.versions is not None:
         found[VERSIONS] = json.dumps(draft.versions)
     if tied:
-        found[ties.KEY] = json.dumps(tied)
+        found[ties.KEY] = ties.text(tied)
     if job.recorded:
         found[provenance.KEY] = record(job, digests)
     return found

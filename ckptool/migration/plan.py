@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from ckptool.errors import PlanError
-from ckptool.migrate.draft import Draft
-from ckptool.migrate.ops import (
+from ckptool.migration.draft import Draft
+from ckptool.migration.ops import (
     AddPrefix,
     Drop,
     Extract,
@@ -24,7 +24,7 @@ from ckptool.migrate.ops import (
     Rename,
     StripPrefix,
 )
-from ckptool.migrate.reshaping import (
+from ckptool.migration.reshaping import (
     Cast,
     Compact,
     Concat,
@@ -174,6 +174,6 @@ def _value(value: object) -> str:
 
 
 def _text(value: str) -> str:
-    """Return a basic string: JSON's escapes are TOML's, but for DEL and what lies beyond 16 bits."""
+    """Return a basic string: JSON's escapes are TOML's as well, but for DEL."""
     shown = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return re.sub(r"[\ud800-\udfff]", "\ufffd", shown)

@@ -7,12 +7,12 @@ from ckptool import model
 from ckptool.errors import WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
-from ckptool.migrate.draft import Draft, Item
-from ckptool.migrate.execute import blob
-from ckptool.migrate.provenance import Digests, content_digest
-from ckptool.migrate.ties import with_ties
+from ckptool.migration.draft import Draft, Item
+from ckptool.migration.execute import blob
+from ckptool.migration.provenance import Digests, content_digest
+from ckptool.migration.ties import with_ties
 from ckptool.model import Checkpoint, State, TensorInfo
-from ckptool.values import equal_many, fingerprint_many
+from ckptool.values import equal, equal_many, fingerprint_many
 
 
 def read_back(draft: Draft, path: Path, target: Path, limits: Limits) -> Digests:
@@ -57,10 +57,12 @@ def _around(draft: Draft, written: Checkpoint) -> Iterable[tuple[str, TensorInfo
 
 
 def _check_equal(pairs: list[tuple[str, TensorInfo, TensorInfo]], target: Path) -> None:
-    told = equal_many((one, other) for _, one, other in pairs)
-    for (key, _, _), same in zip(pairs, told, strict=True):
-        if same is False:
-            raise WriteError(f"{target}: not written: read back, `{key}` differs")
+    plain = [pair for pair in pairs if not pair[1].parts]
+    told = equal_many((one, other) for _, one, other in plain)
+    differing = [key for (key, _, _), same in zip(plain, told, strict=True) if same is False]
+    differing += [k for k, one, other in pairs if one.parts and equal(one, other) is False]
+    if differing:
+        raise WriteError(f"{target}: not written: read back, `{differing[0]}` differs")
 
 
 def _expected(item: Item) -> str:

@@ -1,4 +1,4 @@
-"""Names of one tensor <-> a record in safetensors' metadata, which has room for one of them only."""
+"""Names of one tensor <-> a record in safetensors' metadata: the file has room for one of them."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ckptool.migrate.draft import Draft, Item
+from ckptool.migration.draft import Draft, Item
 from ckptool.model import TensorInfo, natural
 
 KEY: Final = "ckptool.ties"
@@ -40,6 +40,11 @@ def with_ties_restored(draft: Draft) -> Draft:
     tensors = with_ties(draft.state.tensors, draft.checkpoint.metadata)
     added = {key: Item(tensor) for key, tensor in tensors.items() if key not in draft.items}
     return replace(draft, items={**draft.items, **added}) if added else draft
+
+
+def text(ties: Mapping[str, str]) -> str:
+    """Return the record of ties as it stands in the metadata."""
+    return json.dumps(dict(ties))
 
 
 def _record(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from ckptool.migrate.ops import Inject
-from ckptool.migrate.plan import Plan, to_data
+from ckptool.migration.ops import Inject
+from ckptool.migration.plan import Plan, to_data
 
 KEY: Final = "ckptool.provenance"
 """Where safetensors' `__metadata__` has it."""

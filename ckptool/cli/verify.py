@@ -1,0 +1,80 @@
+"""`ckptool verify`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import (
+    Output,
+    input_options,
+    limit_options,
+    module_options,
+    report_options,
+)
+from ckptool.formats.limits import Limits
+from ckptool.policy import Policy
+
+
+@click.command("verify")
+@click.argument("path", type=click.Path(path_type=Path))
+@module_options
+@click.option(
+    "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+)
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    default="auto",
+    show_default=True,
+    help="auto, cuda, cuda:1, simulated or cpu.",
+)
+@click.option(
+    "--against",
+    metavar="OLD",
+    type=click.Path(path_type=Path),
+    help="The checkpoint of before: the outputs have to be equal.",
+)
+@click.option("--old-module", metavar="PACKAGE.MODULE:NAME", help="The module of OLD.")
+@input_options
+@click.option("--tolerance", type=float, help="Across devices, absolute and relative.")
+@limit_options
+@report_options
+def command(  # noqa: PLR0913
+    ctx: click.Context,
+    path: Path,
+    *,
+    module: str | None,
+    kwargs: dict[str, object] | None,
+    at: str | None,
+    device: str,
+    against: Path | None,
+    old_module: str | None,
+    inputs: tuple[str, ...] | None,
+    tolerance: float | None,
+    limits: Limits,
+    out: Output,
+    policy: Policy,
+) -> None:
+    r"""Load a checkpoint, run its module on a GPU or a simulated one, and compare.
+
+    \b
+    ckptool verify model.pth -m package.module:Name --input "float32[2,6,3]"
+    ckptool verify new.pth --against old.pth --old-module package.old:Name
+    ckptool verify model.pth --device cuda:1 --inputs package.module:batch
+    """
+    report = api.verify(
+        path,
+        module=module,
+        kwargs=kwargs,
+        at=at,
+        device=device,
+        against=against,
+        old_module=old_module,
+        inputs=inputs,
+        tolerance=tolerance,
+        policy=policy,
+        limits=limits,
+    )
+    out.emit(report)
+    ctx.exit(report.exit_code)

@@ -1,0 +1,77 @@
+"""Shards, new ones and ones that stay -> a folder with an index, which is written last."""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ckptool.formats.blobs import Progress, Sink
+from ckptool.formats.files import open_source
+from ckptool.model import Span, natural
+
+INDEX: Final = "model.safetensors.index.json"
+_CLONE: Final = 0x40049409
+"""FICLONE: the same blocks under another inode, where the file system can do that."""
+_NOT_SHARED: Final = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL,
+     errno.ENOTTY}
+)  # fmt: skip
+"""What a file system answers that cannot link, or cannot clone."""
+
+
+def keep(shard: Path, place: Path, progress: Progress) -> str:
+    """Put a shard that does not change at `place`; return "linked", "cloned" or "copied".
+
+    A link costs nothing, and both names are one file from then on; a clone is another file with the
+    same blocks; a copy is the last resort.
+    """
+    try:
+        # What the name leads to: the cache of a hub is full of symbolic links.
+        place.hardlink_to(shard.resolve())
+    except OSError as error:
+        if error.errno not in _NOT_SHARED:
+            raise
+    else:
+        return "linked"
+    descriptor = create(place)
+    try:
+        return _copied(shard, descriptor, place, progress)
+    finally:
+        os.close(descriptor)
+
+
+def create(place: Path) -> int:
+    """Return the descriptor of a new file, for a `Sink`."""
+    return os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def write_index(place: Path, weight_map: Mapping[str, str], metadata: Mapping[str, object]) -> None:
+    """Write the index and bring it to the disk."""
+    ordered = {key: weight_map[key] for key in sorted(weight_map, key=natural)}
+    text = json.dumps({"metadata": dict(metadata), "weight_map": ordered}, indent=2)
+    descriptor = create(place)
+    try:
+        with Sink(place, descriptor, lambda _: None) as sink:
+            sink.write(f"{text}\n".encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copied(shard: Path, descriptor: int, place: Path, progress: Progress) -> str:
+    with open_source(shard) as source:
+        try:
+            fcntl.ioctl(descriptor, _CLONE, source.fileno())
+        except OSError as error:
+            if error.errno not in _NOT_SHARED:
+                raise
+        else:
+            return "cloned"
+        span = Span(shard, 0, source.nbytes)
+    with Sink(place, descriptor, progress) as sink:
+        sink.copy(span)
+    os.fsync(descriptor)
+    return "copied"

@@ -1,0 +1,123 @@
+"""A draft -> which tensor goes to which file of a folder, and which files stay as they are."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from ckptool.formats.files import open_source
+from ckptool.formats.sharded_writer import INDEX
+from ckptool.migration.draft import Draft, Item
+from ckptool.migration.execute import blob
+from ckptool.migration.ties import split_ties
+from ckptool.model import Container, State, natural
+
+
+@dataclass(slots=True)
+class Shard:
+    """One file of the result."""
+
+    name: str
+    items: dict[str, Item] = field(default_factory=dict)
+    kept: Path | None = None
+    """The file of the source that it is, byte for byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All files of the result."""
+
+    index: str
+    shards: tuple[Shard, ...]
+    ties: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    """What the source's index says besides its map."""
+
+
+def lay_out(draft: Draft, most: int | None) -> Layout:
+    """Return the files: those of the source where it has some, else as many as `most` asks for."""
+    items, tied = split_ties(draft)
+    sharded = draft.checkpoint.container is Container.SHARDED_SAFETENSORS
+    if most is None and sharded:
+        shards = tuple(_as_before(draft, items))
+        index = _index_of(draft)
+        return Layout(index.name if index else INDEX, shards, tied, _index_metadata(index))
+    index = _index_of(draft) if sharded else None
+    return Layout(INDEX, tuple(_filled(items, most)), tied, _index_metadata(index))
+
+
+def part(draft: Draft, shard: Shard) -> Draft:
+    """Return the draft of one file alone."""
+    tensors = {i.origin: i.tensor for i in shard.items.values() if i.origin}
+    state = State(draft.state.at, tensors, versions=draft.state.versions)
+    checkpoint = replace(draft.checkpoint, states=(state,))
+    return replace(draft, checkpoint=checkpoint, state=state, items=shard.items, others={})
+
+
+def _as_before(draft: Draft, items: Mapping[str, Item]) -> Iterator[Shard]:
+    """Leave every tensor in its file; a new one goes where its neighbours are."""
+    before = {path.name: path for path in draft.checkpoint.files}
+    homes = {key: home for key, item in draft.state.tensors.items() if (home := _home(item))}
+    shards = {name: Shard(name) for name in before}
+    for key, item in items.items():
+        home = homes.get(item.origin) or _nearest(key, homes) or next(iter(before))
+        shards[home].items[key] = item
+    for name, shard in shards.items():
+        whole = {key for key, home in homes.items() if home == name}
+        same = all(item.origin == key for key, item in shard.items.items())
+        if same and shard.items.keys() == whole:
+            shard.kept = before[name]
+        if shard.items:
+            yield shard
+
+
+def _home(tensor: Any) -> str:
+    storage = tensor.storage
+    return storage.span.path.name if storage is not None and storage.span is not None else ""
+
+
+def _nearest(key: str, homes: Mapping[str, str]) -> str:
+    """Return the file of the tensor whose key begins most like `key`."""
+    wanted = key.split(".")
+
+    def alike(other: str) -> int:
+        pairs = zip(wanted, other.split("."), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    best = max(homes, key=alike, default=None)
+    return homes[best] if best is not None else ""
+
+
+def _filled(items: Mapping[str, Item], most: int | None) -> list[Shard]:
+    """Fill files up to `most` bytes, in the natural order of keys."""
+    shards, room = [Shard("")], most or 0
+    for key in sorted(items, key=natural):
+        nbytes = blob(items[key]).nbytes
+        if most is not None and shards[-1].items and nbytes > room:
+            shards.append(Shard(""))
+            room = most
+        shards[-1].items[key] = items[key]
+        room -= nbytes
+    for number, shard in enumerate(shards, 1):
+        shard.name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+    return shards
+
+
+def _index_of(draft: Draft) -> Path | None:
+    path = draft.checkpoint.path
+    if not path.is_dir():
+        return path
+    return next(iter(sorted(path.glob("*.index*.json"))), None)
+
+
+def _index_metadata(index: Path | None) -> dict[str, Any]:
+    """Return the metadata of an index that was read before, and found to be sound."""
+    if index is None:
+        return {}
+    with open_source(index) as source:
+        found = json.loads(source.head(source.nbytes)).get("metadata")
+    return found if isinstance(found, dict) else {}

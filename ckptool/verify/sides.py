@@ -1,0 +1,34 @@
+"""A checkpoint and the name of its module -> Side: what the levels work with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from ckptool.compare import Loading, loading
+from ckptool.model import Checkpoint
+from ckptool.modules import ModuleSpec, describe, examine
+from ckptool.verify.instances import Maker, maker
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """One checkpoint and its module."""
+
+    loading: Loading
+    maker: Maker
+
+
+@contextmanager
+def side(
+    checkpoint: Checkpoint, module: str | nn.Module, spec: ModuleSpec, at: str | None
+) -> Iterator[Side]:
+    """Give the side of `module`, or of what `spec` names; its code stays importable meanwhile.
+
+    Raises:
+        ModuleError: it cannot be imported or built.
+    """
+    with maker(module, spec) as made:
+        state = examine(spec) if isinstance(module, str) else describe(module, spec.target)
+        yield Side(loading(checkpoint, state, at), made)

@@ -1,0 +1,170 @@
+"""Tar checkpoints of torch before 0.1.10: built by hand, as no torch writes them today."""
+
+import io
+import pickle
+import struct
+import tarfile
+
+import pytest
+import torch
+from saved import content, same_bits
+
+from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.files import open_source
+from ckptool.formats.limits import DEFAULT
+from ckptool.formats.torch_tar import matches, read
+from ckptool.model import Checkpoint, Container, Safety
+
+EVIL = b"\x80\x02cposix\nsystem\nU\x04true\x85R."
+DATA = torch.arange(1.0, 7.0)
+STORAGES = (
+    pickle.dumps(1, 2)
+    + pickle.dumps((7, "cpu", torch.FloatStorage), 2)
+    + struct.pack("<q", 6)
+    + DATA.numpy().tobytes()
+)
+
+
+def tensor(key=9, storage=7, size=(2, 3), stride=(3, 1), offset=0) -> bytes:
+    numbers = struct.pack(f"<ii{2 * len(size) + 1}q", len(size), 0, *size, *stride, offset)
+    return pickle.dumps((key, storage, torch.FloatTensor), 2) + numbers
+
+
+def object_(id_: object = 9) -> bytes:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            return id_ if obj is Ellipsis else None
+
+    out = io.BytesIO()
+    Pickler(out, 2).dump({"w": ..., "epoch": 3})
+    return out.getvalue()
+
+
+MEMBERS = {
+    "sys_info": pickle.dumps({"protocol_version": 1000}, 2),
+    "pickle": object_(),
+    "tensors": pickle.dumps(1, 2) + tensor(),
+    "storages": STORAGES + pickle.dumps([], 2),
+}
+
+
+def write(path, members=MEMBERS, **how):
+    """Write a tar archive; a member that is no bytes is a TarInfo."""
+    with tarfile.open(path, "w", **how) as archive:
+        for name, data in members.items() if isinstance(members, dict) else members:
+            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if isinstance(data, bytes):
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+            else:
+                archive.addfile(info)
+    return path
+
+
+def describe(path) -> Checkpoint:
+    with open_source(path) as source:
+        assert matches(source)
+        return read(source, DEFAULT)
+
+
+def refused(path) -> str:
+    with pytest.raises(CorruptCheckpointError) as error:
+        describe(path)
+    return error.value.reason
+
+
+@pytest.mark.parametrize("format_", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_a_checkpoint(tmp_path, format_):
+    found = describe(write(tmp_path / "x.pt", format=format_))
+    assert found.container is Container.TORCH_TAR
+    assert found.states[0].others == {"epoch": "3"}
+    assert same_bits(content(found.states[0].tensors["w"]), DATA.reshape(2, 3))
+    assert all(use.safety is Safety.SAFE for use in found.globals)
+
+
+def test_a_view_of_a_storage(tmp_path):
+    views = STORAGES + pickle.dumps([(8, 7, 2, 3)], 2)
+    one = pickle.dumps(1, 2) + tensor(storage=8, size=(2,), stride=(1,), offset=1)
+    found = describe(write(tmp_path / "x.pt", {**MEMBERS, "storages": views, "tensors": one}))
+    assert same_bits(content(found.states[0].tensors["w"]), DATA[3:5])
+
+
+def test_times_in_extended_headers_are_nothing(tmp_path):
+    info = tarfile.TarInfo("sys_info")
+    info.mtime = 1.5
+    found = describe(write(tmp_path / "x.pt", [("", info), *list(MEMBERS.items())[1:]]))
+    assert found.states
+
+
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"storages": None}, "without 'storages'"),
+        ({"pickle": None}, "without 'pickle'"),
+        ({"storages": link("storages", "/etc/hostname")}, "no plain file"),
+        ({"storages": link("storages", "pickle", tarfile.LNKTYPE)}, "no plain file"),
+        ({"x": link("x", "", tarfile.CHRTYPE)}, "no plain file"),
+        ({"../x": b"x"}, "leaves the archive"),
+        ({"storages": STORAGES}, "a record"),
+        ({"storages": STORAGES[:-1]}, "it is cut short"),
+        ({"storages": STORAGES + pickle.dumps([]) + b"x"}, "1 bytes follow the last record"),
+        ({"storages": STORAGES + pickle.dumps({})}, "list of views is no list"),
+        ({"storages": STORAGES + pickle.dumps([(8, 7, 4, 3)])}, "reaches beyond it"),
+        ({"storages": STORAGES + pickle.dumps([(8, 6, 0, 1)])}, "reaches beyond it"),
+        ({"storages": STORAGES + pickle.dumps([(7, 7, 0, 1)])}, "two records of one number"),
+        ({"storages": STORAGES + pickle.dumps([7])}, "a view of a storage that is none"),
+        ({"storages": pickle.dumps(-1)}, "number of records that cannot be"),
+        ({"storages": pickle.dumps(10**9)}, "number of records that cannot be"),
+        ({"storages": pickle.dumps(1) + pickle.dumps(3)}, "no triple"),
+        ({"storages": pickle.dumps(1) + pickle.dumps((1, "cpu", int))}, "unknown class"),
+        ({"tensors": pickle.dumps(1, 2) + tensor(storage=1)}, "without its storage"),
+        ({"tensors": pickle.dumps(1, 2) + tensor(offset=1)}, "reaches element 6"),
+        ({"tensors": pickle.dumps(1, 2) + tensor()[:-1]}, "it is cut short"),
+        ({"tensors": pickle.dumps(1, 2) + tensor() + b"x"}, "1 bytes follow"),
+        ({"tensors": pickle.dumps(1, 2) + tensor(key=7)}, "two records of one number"),
+        ({"tensors": pickle.dumps(1, 2) + tensor(size=(-2, 3))}, "-2 elements"),
+        ({"tensors": pickle.dumps(1, 2) + tensor(size=(1,) * 65, stride=(1,) * 65)}, "65 dim"),
+        ({"pickle": object_(8)}, "refers to a tensor that is not there"),
+        ({"pickle": object_()[:-1]}, "'pickle': "),
+        ({"pickle": object_() + b"N."}, "2 bytes follow"),
+        ({"pickle": pickle.dumps({"a": 1})}, "holds no tensors"),
+    ],
+)
+def test_archives_that_are_wrong(tmp_path, change, reason):
+    changed = {name: data for name, data in {**MEMBERS, **change}.items() if data is not None}
+    assert reason in refused(write(tmp_path / "x.pt", changed))
+
+
+def test_a_number_may_be_written_as_text(tmp_path):
+    assert describe(write(tmp_path / "x.pt", {**MEMBERS, "pickle": object_("9")})).states
+
+
+def test_a_name_twice_is_refused(tmp_path):
+    listed = [*MEMBERS.items(), ("pickle", object_())]
+    assert "stands twice" in refused(write(tmp_path / "x.pt", listed))
+
+
+def test_an_archive_that_was_changed_is_refused(tmp_path):
+    path = write(tmp_path / "x.pt")
+    data = path.read_bytes()
+    for changed in (b"X" + data[1:], data[:1500], data[:-1] + b"x", data[:124] + b"9" + data[125:]):
+        path.write_bytes(changed)
+        refused(path)
+
+
+@pytest.mark.parametrize("name", ["pickle", "tensors", "storages", "sys_info", "other"])
+def test_a_payload_in_any_member_is_named(tmp_path, name):
+    found = describe(write(tmp_path / "x.pt", {**MEMBERS, name: EVIL}))
+    assert [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS] == ["posix.system"]
+
+
+def test_a_payload_in_a_second_member_of_a_name_is_named(tmp_path):
+    found = describe(write(tmp_path / "x.pt", [*MEMBERS.items(), ("pickle", EVIL)]))
+    assert "stands twice" in found.damage
+    assert [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS] == ["posix.system"]
