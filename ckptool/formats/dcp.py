@@ -180,7 +180,13 @@ class _Files:
             self.skipped.append(Skipped("checksums of the storages", reason))
         for name, items in groupby(self._items, key=attrgetter("file")):
             with open_source(self._directory / name) as source:
+                reached = 0
                 for item in items:
+                    if item.offset < reached:
+                        raise TreeError(
+                            f"{quoted(item.key)} overlaps another key in {quoted(name)}"
+                        )
+                    reached = item.offset + item.nbytes
                     self._add(source, item, checked=checked)
         unread = [item.key for item, tree_ in self.content.values() if tree_ is _UNREAD]
         if unread:

@@ -33,8 +33,8 @@ class Machine:
         self.memo: dict[int, Any] = {}
         self.globals: dict[tuple[str, str], Global] = {}
         self.persistent: list[Persistent] = []
-        self.embedded: list[bytes] = []
-        """Byte strings that are handed to something that would load them as a pickle."""
+        self.embedded: dict[int, bytes] = {}
+        """Byte strings that are handed to something that would load them, each once, by id."""
         self.blobs: dict[int, int] = {}
         """id of a long byte string -> where it starts in the data."""
         self._budget = limits.pickle_bytes
@@ -65,7 +65,7 @@ class Machine:
             if func.build is not None:
                 return func.build(self, args)
             if func.name in _LOADERS and args and type(args[0]) is bytes:
-                self.embedded.append(args[0])
+                self.embedded[id(args[0])] = args[0]
             return Opaque(func, args)
         if type(func) is Opaque:
             self.use_computed("<computed>", "<call>")

@@ -66,7 +66,7 @@ def unpickle(data: bytes, limits: Limits, start: int = 0) -> Pickle:
         pickle.starved = isinstance(error, IndexError | StructError)
     if pickle.fault and machine.framed:
         _use_beyond_frame(machine)
-    inner = [name for blob in machine.embedded for name in scan(blob, limits, 0, 1)]
+    inner = [name for blob in machine.embedded.values() for name in scan(blob, limits, 0, 1)]
     pickle.globals = list(dict.fromkeys((*machine.globals.values(), *inner)))
     return pickle
 
@@ -93,7 +93,7 @@ def scan(data: bytes, limits: Limits, start: int = 0, depth: int = 0) -> list[Gl
             start = stop.end
         except _BROKEN:
             start = len(data)
-        blobs = machine.embedded if depth < _EMBEDDED else []
+        blobs = list(machine.embedded.values()) if depth < _EMBEDDED else []
         inner = (name for blob in blobs for name in scan(blob, limits, 0, depth + 1))
         found.update({name.qualified: name for name in (*machine.globals.values(), *inner)})
     return list(found.values())

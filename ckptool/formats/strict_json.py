@@ -17,6 +17,7 @@ Read = Callable[[int, int], bytes]
 _PIECE: Final = 1 << 18
 _SHOWN: Final = 80
 _BLANKS: Final = re.compile(r"[ \t\r\n]*")
+_NUMBER: Final = re.compile(r"[-+.eE0-9]*")
 _ONE_BRACKET: Final = bytes.maketrans(b"{}", b"[]")
 _NO_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
 
@@ -76,11 +77,11 @@ class JsonReader:
             except _RejectedError as error:
                 self._fail(str(error))
             else:
-                # A number at the end of the text that is held may go on.
-                if end < len(self._text) or self._text[end - 1] in '"]}' or not self._more(limit):
-                    self._check(value, end)
-                    self._at = end
-                    return value
+                if self._goes_on(end) and self._more(limit):
+                    continue
+                self._check(value, end)
+                self._at = end
+                return value
 
     def peek(self) -> str:
         """Return the character that comes next, after blanks; "" at the end."""
@@ -106,6 +107,13 @@ class JsonReader:
             instead = f"{quoted(found)} stands" if found else "the end is"
             self._fail(f"{instead} where a {character} belongs")
         self._at += 1
+
+    def _goes_on(self, end: int) -> bool:
+        """Whether what ends at `end` could be a number that the held text cuts: the 1 of 10."""
+        if self._text[end - 1] in '"]}':
+            return False
+        found = _NUMBER.match(self._text, end)
+        return found is not None and found.end() == len(self._text)
 
     def _more(self, limit: int) -> bool:
         """Hold more text, twice as much each time; False where there is none."""
@@ -179,7 +187,7 @@ class _RejectedError(ValueError):
 
 def _decoder(limits: Limits) -> json.JSONDecoder:
     def integer(digits: str) -> int:
-        if len(digits) > limits.json_digits:
+        if len(digits.lstrip("-")) > limits.json_digits:
             raise _RejectedError(f"a number has {len(digits)} digits")
         return int(digits)
 

@@ -219,8 +219,8 @@ def hidden_uses(records: Records) -> Iterator[GlobalUse]:
 _TEXT: Final = 200
 _SCANNED: Final = 1 << 20
 """Bytes of a member that are tried as a pickle, when nothing says what it is."""
-_TRIED: Final = 2_000
-"""Members that are tried."""
+_TRIED: Final = 16 << 20
+"""Bytes of all of them together."""
 _RECORDS: Final = (
     "version",
     "byteorder",
@@ -255,6 +255,8 @@ def _described(records: Records, names: Names) -> Checkpoint:
     metadata = metadata_of(records)
     resolve(pickle.persistent, records, metadata.get("byteorder", "little"))
     grown = tree.describe(pickle.root, records.limits)
+    if grown.empty and not dangerous(names):
+        raise CorruptCheckpointError(records.source.path, "holds no tensors")
     return Checkpoint(
         records.source.path,
         Container.TORCH_ZIP,
@@ -314,13 +316,13 @@ def _unreferenced(records: Records) -> list[Skipped]:
 def _hidden(records: Records) -> Iterator[tuple[Member, list[Global]]]:
     """Try the members that nothing refers to as pickles; in a faulty archive, all of them."""
     tried: set[int] = set()
+    left = _TRIED
     known = set() if records.archive.fault else records.used
     for member in records.members:
-        if member.name in known or member.start < 0 or member.start in tried:
+        if member.name in known or member.start < 0 or member.start in tried or left <= 0:
             continue
-        if len(tried) > _TRIED:
-            return
         tried.add(member.start)
+        left -= min(member.nbytes, _SCANNED)
         yield member, _tried(records, member)
 
 

@@ -242,6 +242,9 @@ def _directory(source: Source, end: _End, archive: Archive) -> Iterator[Member]:
 def _entry(fields: tuple[int, ...], raw: bytes, extra: bytes, archive: Archive) -> Member:
     _, _, _, flags, method, _, _, crc, packed, nbytes, _, _, _, disk, _, attributes, header = fields
     name = _name(raw)
+    odd = extra or method or disk or attributes or packed != nbytes or flags & ~_FLAGS
+    if not odd:
+        return Member(name, raw, method, flags, crc, packed, nbytes, header)
     if extra:
         sizes = _wide_sizes(extra, (nbytes, packed, header), name, archive)
         nbytes, packed, header = sizes
@@ -296,12 +299,14 @@ def _check_names(members: list[Member], archive: Archive) -> None:
         name = member.name
         if _NAME.fullmatch(name) is None:
             archive.blame(f"a member is named {quoted(name)}: it leaves the archive")
-        if name.endswith("/") and member.nbytes:
+        if name[-1:] == "/" and member.nbytes:
             archive.blame(f"{quoted(name)} is a folder and has bytes")
-        other = seen.setdefault(name.casefold(), name)
-        if other is not name:
+        folded = name.casefold()
+        if folded in seen:
+            other = seen[folded]
             same = "stands twice in it" if other == name else f"and {quoted(other)} are one name"
             archive.blame(f"{quoted(name)} {same}")
+        seen[folded] = name
 
 
 _NAME: Final = re.compile(r"(?:(?!\.{1,2}(?:/|$))[^/\\\0:]+(?:/|$))+")
@@ -343,11 +348,19 @@ def _local(window: "_Window", member: Member, end: int, archive: Archive) -> int
     if fields[0] != b"PK\x03\x04" or start > end:
         archive.blame(f"{quoted(member.name)} has no local header")
         return -1
-    at = window.at(member.header, start - member.header) + _LOCAL.size
-    rest = window.data[at : at + fields[9] + fields[10]]
-    as_torch_writes = fields[6:9] == _ABSENT and fields[2:4] == (member.flags, member.method)
-    if not (as_torch_writes and member.flags & _AFTER and rest[: fields[9]] == member.raw):
-        _compare(fields, rest, member, archive)
+    if start - member.header > _HEADER_READ:
+        at = window.at(member.header, start - member.header)
+    at += _LOCAL.size
+    # As torch writes it: the same flags, no sizes, the same name.
+    if not (
+        fields[6:9] == _ABSENT
+        and fields[2] == member.flags
+        and fields[3] == member.method
+        and member.flags & _AFTER
+        and fields[9] == len(member.raw)
+        and window.data.startswith(member.raw, at)
+    ):
+        _compare(fields, window.data[at : at + fields[9] + fields[10]], member, archive)
     return start
 
 

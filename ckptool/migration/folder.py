@@ -4,16 +4,21 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace as with_
 from pathlib import Path
-from typing import Any
+
+from msgspec.structs import replace
 
 from ckptool.formats import safetensors_writer, sharded_writer
 from ckptool.formats.atomic import commit, failing, pending
 from ckptool.formats.blobs import Sink
 from ckptool.migration import provenance, ties
+from ckptool.migration.draft import Draft
+from ckptool.migration.prints import Fingerprints
 from ckptool.migration.provenance import Digests
 from ckptool.migration.readback import read_back
 from ckptool.migration.shards import Layout, Shard, lay_out, part
 from ckptool.migration.write import Job, metadata, record, stored
+from ckptool.model import State
+from ckptool.values import fingerprint_many
 
 
 def write_folder(job: Job, most: int | None) -> Digests:
@@ -50,12 +55,16 @@ def _shard(job: Job, layout: Layout, shard: Shard, folder: Path) -> Digests | No
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return read_back(_with_ties(alone, here), place, job.target, job.limits)
+    draft = _with_ties(alone, here)
+    return read_back(draft, place, job.target, _prints, job.limits)
 
 
-def _with_ties(job: Job, here: dict[str, str]) -> Any:
-    from msgspec.structs import replace
+def _prints(state: State) -> Fingerprints:
+    """Return the fingerprints of one file's tensors: those of files that stay are not needed."""
+    return dict(zip(state.tensors, fingerprint_many(state.tensors.values()), strict=True))
 
+
+def _with_ties(job: Job, here: dict[str, str]) -> Draft:
     added = {name: job.draft.items[kept] for name, kept in here.items()}
     return replace(job.draft, items={**job.draft.items, **added})
 

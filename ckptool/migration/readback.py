@@ -1,6 +1,6 @@
 """What was written, read again -> its digests; a difference from what was meant is an error."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ckptool import model
@@ -9,13 +9,20 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
 from ckptool.migration.draft import Draft, Item
 from ckptool.migration.execute import blob
+from ckptool.migration.prints import Fingerprints
 from ckptool.migration.provenance import Digests, content_digest
 from ckptool.migration.ties import with_ties
 from ckptool.model import Checkpoint, State, TensorInfo
 from ckptool.values import equal, equal_many, fingerprint_many
 
 
-def read_back(draft: Draft, path: Path, target: Path, limits: Limits) -> Digests:
+def read_back(
+    draft: Draft,
+    path: Path,
+    target: Path,
+    prints: Callable[[State], Fingerprints],
+    limits: Limits,
+) -> Digests:
     """Compare the file at `path` with the draft, element by element.
 
     Raises:
@@ -26,15 +33,18 @@ def read_back(draft: Draft, path: Path, target: Path, limits: Limits) -> Digests
     if found.keys() != draft.items.keys():
         odd = ", ".join(sorted(found.keys() ^ draft.items.keys())[:3])
         raise WriteError(f"{target}: not written: read back, its keys differ: {odd}")
-    plain = [key for key, item in draft.items.items() if not item.casts]
-    pairs = [(key, draft.items[key].tensor, found[key]) for key in plain]
+    plain = {key: item for key, item in draft.items.items() if not item.casts}
+    pairs = [(key, item.tensor, found[key]) for key, item in plain.items()]
     _check_equal([*pairs, *_around(draft, written)], target)
-    keys = list(found)
-    prints = dict(zip(keys, fingerprint_many(found.values()), strict=True))
-    for key in draft.items.keys() - set(plain):
-        if prints[key] != _expected(draft.items[key]):
+    before = prints(draft.state)
+    # What is equal to a tensor of the source has the fingerprint of that.
+    known = {key: before[item.origin] for key, item in plain.items() if item.origin in before}
+    fresh = [key for key in found if key not in known]
+    known |= zip(fresh, fingerprint_many(found[key] for key in fresh), strict=True)
+    for key in draft.items.keys() - plain.keys():
+        if known[key] != _expected(draft.items[key]):
             raise WriteError(f"{target}: not written: read back, `{key}` differs")
-    return Digests(_source_digest(draft, prints), content_digest(prints))
+    return Digests(content_digest(before), content_digest(known))
 
 
 def _state(written: Checkpoint, draft: Draft, target: Path) -> Mapping[str, TensorInfo]:
@@ -69,11 +79,3 @@ def _expected(item: Item) -> str:
     chunks = blob(item).chunks
     assert chunks is not None
     return model.fingerprint(item.dtype, item.tensor.shape, chunks())
-
-
-def _source_digest(draft: Draft, prints: Mapping[str, str | None]) -> str:
-    """Return the source's digest; what was copied has the fingerprint of the copy."""
-    known = {item.origin: prints[key] for key, item in draft.items.items() if item.origin}
-    rest = {key: t for key, t in draft.state.tensors.items() if key not in known}
-    found = dict(zip(rest, fingerprint_many(rest.values()), strict=True))
-    return content_digest({key: known.get(key, found.get(key)) for key in draft.state.tensors})

@@ -20,6 +20,7 @@ from ckptool.migration.inflate import inflated
 from ckptool.migration.memory import Memory
 from ckptool.migration.plan import Plan, apply, reverse, to_data
 from ckptool.migration.plan import write as plan_text
+from ckptool.migration.prints import Prints
 from ckptool.migration.provenance import KEY, SUFFIX, Digests, applied
 from ckptool.migration.sources import Sources
 from ckptool.migration.suggest import Wishes, outcome, suggest
@@ -114,11 +115,11 @@ def run(request: Request) -> Migration:
         WriteError: the result could not be completed; the target is as it was.
     """
     to = _container(request)
-    with interruptible(), Memory() as memory:
-        return _run(request, to, memory)
+    with interruptible(), Memory() as memory, Prints() as prints:
+        return _run(request, to, memory, prints)
 
 
-def _run(request: Request, to: str, memory: Memory) -> Migration:
+def _run(request: Request, to: str, memory: Memory, prints: Prints) -> Migration:
     watch = Watch()
     indexed = request.source.name.endswith(".json") or request.source.name == ".metadata"
     watch.add(request.source.parent if indexed else request.source)
@@ -127,6 +128,9 @@ def _run(request: Request, to: str, memory: Memory) -> Migration:
     if checkpoint.damage:
         raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
     checkpoint = inflated(checkpoint, memory, request.limits)
+    if len(checkpoint.states) == 1 and not request.dry_run and not request.folder:
+        # The digest is wanted at the end; importing torch and building the module takes as long.
+        prints.start(checkpoint.states[0])
     live = _live(request, checkpoint)
     module = live.state if live else None
     draft = ties.with_ties_restored(draft_of(checkpoint, _state(checkpoint, module, request)))
@@ -137,7 +141,7 @@ def _run(request: Request, to: str, memory: Memory) -> Migration:
     notes = check_fits(result, to, drop_extra=request.drop_extra)
     _save_plan(request, plan)
     changed = bool(plan.ops) or result is not draft or result.state.role == "module"
-    done = _Done(request, to, plan, result, live, watch, changed)
+    done = _Done(request, to, plan, result, live, watch, prints, changed)
     checks, digests = ((), None) if request.dry_run else done.write()
     return Migration(
         checkpoint, result.state, module, plan, to, request.target, met, checks, digests, notes,
@@ -248,6 +252,7 @@ class _Done:
     result: Draft
     live: "Live | None"
     watch: Watch
+    prints: Prints
     changed: bool
 
     def write(self) -> tuple[tuple[Check, ...], Digests]:
@@ -260,6 +265,7 @@ class _Done:
         job = Job(
             self.result, self.plan, request.target, self.to, request.force, request.recorded,
             self.changed, request.limits, request.progress, self.watch.check, look,
+            self.prints.of,
         )  # fmt: skip
         if request.folder:
             from ckptool.migration.folder import write_folder

@@ -16,9 +16,11 @@ from ckptool.migration import provenance, ties
 from ckptool.migration.draft import Draft, Item
 from ckptool.migration.execute import blob
 from ckptool.migration.plan import Plan
+from ckptool.migration.prints import Fingerprints
 from ckptool.migration.provenance import Digests
 from ckptool.migration.readback import read_back
 from ckptool.migration.torch_file import torch_file
+from ckptool.model import State
 
 SAFETENSORS, TORCH = "safetensors", "pth"
 FORMAT = ("format", "pt")
@@ -43,6 +45,8 @@ class Job:
     """Raises where a source is not what it was."""
     verify: Callable[[Path], None]
     """Raises where the file at a path does not load."""
+    prints: Callable[[State], Fingerprints]
+    """Gives the fingerprints of the source's state."""
 
 
 def write(job: Job) -> Digests:
@@ -65,7 +69,7 @@ def _written(job: Job, out: Pending, stack: ExitStack) -> Digests:
         with ThreadPoolExecutor(1) as pool:
             # The disk works while the file is read back; what it could not do is raised here.
             synced = pool.submit(out.sync)
-            digests = read_back(job.draft, out.path, job.target, job.limits)
+            digests = read_back(job.draft, out.path, job.target, job.prints, job.limits)
             job.verify(out.path)
             synced.result()
         finish(digests)

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from collections import OrderedDict
+from copy import copy
 
 import pytest
 import torch
@@ -115,6 +116,12 @@ def drop_place(made):
 
 
 def stray_place(made):
+    empty = copy(place(made))
+    empty.offset, empty.length = 0, 0
+    made.storage_data[MetadataIndex("stray")] = empty
+
+
+def place_of_another(made):
     made.storage_data[MetadataIndex("stray")] = place(made)
 
 
@@ -140,6 +147,7 @@ def stray_place(made):
         (change_tensor(properties=None), "has no properties"),
         (drop_place, "has no place"),
         (stray_place, "is not in the list of keys"),
+        (place_of_another, "overlaps another key"),
         (lambda made: made.planner_data.update(epoch=()), "a path that is none"),
         (lambda made: made.planner_data.update(epoch=("x",) * 65), "a path that is none"),
         (lambda made: made.planner_data.update(epoch=("model",)), "lies where another"),
@@ -159,7 +167,7 @@ def test_metadata_that_is_wrong(directory, change, reason):
 def test_metadata_that_is_something_else(directory):
     put(directory, pickle.dumps([1]))
     assert "no Metadata" in refused(directory)
-    put(directory, pickle.dumps(metadata(directory.parent / "copy") if False else 3)[:-1])
+    put(directory, pickle.dumps(3)[:-1])
     assert refused(directory)
     assert "more than any" in refused(directory, Limits(pickle_bytes=2))
 

@@ -342,6 +342,13 @@ def test_pickles_in_pickles_are_scanned_to_a_depth():
     assert "posix.system" in named(inner)
 
 
+def test_a_pickle_that_is_loaded_again_and_again_is_scanned_once():
+    blob = b"B\x00\x00\x10\x00" + b"N0" * (1 << 19)
+    again = b"g0\n\x85Rcpickle\nloads\n" * 10_000
+    data = b"cpickle\nloads\n" + blob + b"p0\n\x85Rcpickle\nloads\n" + again + b"."
+    assert named(data) == ["pickle.loads"]
+
+
 class LoadsItself:
     def __init__(self, data):
         self.data = data

@@ -42,9 +42,10 @@ def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
     try:
         with prepared(module), answering(device):
             _name_registered(tags, module)
+            record.moving = True
             with Below(record), Front(record):
                 module.to(device)
-            moved = True
+            record.moving, moved = False, True
             _name_loose(tags, module)
             _name_inputs(tags, inputs)
             with record.following(module), Below(record), Front(record):

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ckptool.verify.simulated.operands import tensors_in
@@ -153,17 +153,35 @@ class Front(TorchFunctionMode):
         target = device or tag.device
         really = target if target.type not in {"cpu", "cuda"} else None
         with self._record.within(tag.device):
-            result = tensor.to(
-                device=really,
-                dtype=dtype,
-                copy=copied or target != tag.device,
-                memory_format=memory_format,
-            )
+            result = self._shared(tensor, dtype) if target != tag.device else None
+            if result is None:
+                result = tensor.to(
+                    device=really,
+                    dtype=dtype,
+                    copy=copied or target != tag.device,
+                    memory_format=memory_format,
+                )
         if result is not tensor:
             back = target == CPU != tag.device
             text = f"moved to the CPU at {here() or 'an unknown place'}"
             self._tags.put(result, target, Origin("", text) if back else tag.origin)
         return result
+
+    def _shared(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+        """Return a parameter in a storage of its own over the same memory, None where not.
+
+        Weights are most of a model, and a module that moves has no further use for the old ones:
+        copying them would cost more than the pass.
+        """
+        plain = type(tensor) is nn.Parameter and tensor.layout is torch.strided
+        if not (self._record.moving and plain and dtype in {None, tensor.dtype}):
+            return None
+        try:
+            shared: Tensor = torch.from_dlpack(tensor.detach())
+        except (BufferError, RuntimeError, TypeError):
+            # A dtype that the protocol has no name for.
+            return None
+        return shared
 
     def _type(self, args: Arguments, named: Named) -> Any:
         wanted = args[1] if len(args) > 1 else named.get("dtype")

@@ -33,6 +33,10 @@ class Record:
         self.target = target
         self.ambient: torch.device | None = None
         """Where the running call of torch would put a tensor that it makes from nothing."""
+        self.moving = False
+        """Whether the module is being moved, and forward has not begun."""
+        self.used: dict[str, str] = {}
+        """Path of a tensor that the module does not register -> "file:line" of its first use."""
         self._clashes: dict[Clash, None] = {}
         self._unmodelled: dict[str, None] = {}
         self._running: list[tuple[str, nn.Module]] = []

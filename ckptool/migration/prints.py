@@ -1,0 +1,70 @@
+"""The source's tensors -> their fingerprints, taken while something else keeps the program waiting."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from types import TracebackType
+from typing import Final, Self
+
+from ckptool.model import State, TensorInfo
+from ckptool.values import fingerprint_many
+
+_BATCH: Final = 64 << 20
+"""Bytes between two looks at whether anybody still waits."""
+
+Fingerprints = Mapping[str, str | None]
+
+
+class Prints:
+    """One thread that reads a state from its beginning to its end; it stops when this is left."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._stop = Event()
+        self._running: dict[str, Future[Fingerprints]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def start(self, state: State) -> None:
+        """Begin with a state, unless that was done."""
+        if state.at not in self._running:
+            self._running[state.at] = self._pool.submit(self._take, state.tensors)
+
+    def of(self, state: State) -> Fingerprints:
+        """Return the fingerprints of a state by key, once they are there.
+
+        Raises:
+            ReadError: the source could not be read any more.
+        """
+        self.start(state)
+        return self._running[state.at].result()
+
+    def _take(self, tensors: Mapping[str, TensorInfo]) -> Fingerprints:
+        found: dict[str, str | None] = {}
+        for keys in _batches(tensors):
+            if self._stop.is_set():
+                break
+            some = fingerprint_many([tensors[key] for key in keys], jobs=1)
+            found |= zip(keys, some, strict=True)
+        return found
+
+
+def _batches(tensors: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
+    batch, total = list[str](), 0
+    for key, tensor in tensors.items():
+        batch.append(key)
+        total += tensor.nbytes
+        if total >= _BATCH:
+            yield batch
+            batch, total = [], 0
+    yield batch
