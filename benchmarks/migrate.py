@@ -3,9 +3,10 @@
     python benchmarks/migrate.py [--gib 2] [--rounds 3] [FOLDER]
 
 A .pth of --gib GiB becomes a safetensors file with one buffer injected: from a literal without a
-module, from the constructor with one (parameters on meta, torch loaded). Beside it the usual script,
-`torch.load` and `save_file`; and a checkpoint of 16 shards of which one changes. Every round measures
-all of them one after the other, so that a slow minute of the machine slows them all; the best counts.
+module, from the constructor with one (parameters on meta, torch loaded). Beside it the usual
+script, `torch.load` and `save_file`; and a checkpoint of 16 shards of which one changes. Every
+round measures all of them one after the other, so that a slow minute of the machine slows them
+all; the best counts.
 """
 
 import argparse
@@ -81,6 +82,7 @@ def tasks(folder: Path, layers: int) -> dict[str, list[str]]:
     return {
         "cp + sync": ["sh", "-c", f"cp {source} {folder}/out/copy && sync {folder}/out/copy"],
         "without a module": [*migrate, source, "-o", new, *mask],
+        "without digests": [*migrate, source, "-o", new, *mask, "--no-provenance"],
         "with a module": [*migrate, source, "-o", new, *named],
         "torch.load + save_file": [sys.executable, "-c", USUAL, source, new],
         "cp + sync of one shard": ["sh", "-c", f"cp {shard} {folder}/out/s && sync {folder}/out/s"],

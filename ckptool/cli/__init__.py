@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Any, Final
 
@@ -66,3 +67,5 @@ def main(ctx: click.Context) -> None:
     not check, since a file cannot be read, a module cannot be built, or an option is wrong.
     """
     ctx.ensure_object(dict)
+    # torch works without numpy, which is no dependency of ours, and warns when it is imported.
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)

@@ -182,7 +182,7 @@ class _Files:
             with open_source(self._directory / name) as source:
                 reached = 0
                 for item in items:
-                    if item.offset < reached:
+                    if item.nbytes and item.offset < reached:
                         raise TreeError(
                             f"{quoted(item.key)} overlaps another key in {quoted(name)}"
                         )

@@ -193,6 +193,8 @@ class StripPrefix(Operation, frozen=True, kw_only=True, tag="strip-prefix"):
 
     prefix: str
     anywhere: bool = False
+    times: int = 0
+    """How often at most; 0 is as often as it is there."""
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
         prefix = _whole_segments(self.prefix)
@@ -214,8 +216,9 @@ class StripPrefix(Operation, frozen=True, kw_only=True, tag="strip-prefix"):
             gone = self.prefix.removesuffix(".")
             *owners, last = key.split(".")
             return ".".join([*(segment for segment in owners if segment != gone), last])
-        while key.startswith(self.prefix) and key != self.prefix:
-            key = key.removeprefix(self.prefix)
+        most = self.times or len(key)
+        while most and key.startswith(self.prefix) and key != self.prefix:
+            key, most = key.removeprefix(self.prefix), most - 1
         return key
 
     def _module(self, prefix: str) -> str:
@@ -235,7 +238,7 @@ class AddPrefix(Operation, frozen=True, kw_only=True, tag="add-prefix"):
         )
 
     def reversed(self) -> Operation:
-        return StripPrefix(prefix=self.prefix)
+        return StripPrefix(prefix=self.prefix, times=1)
 
     @property
     def words(self) -> tuple[str, str]:

@@ -83,8 +83,8 @@ def reverse(plan: Plan) -> Plan:
 
 
 def to_data(plan: Plan) -> list[dict[str, Any]]:
-    """Return the steps as plain data."""
-    steps: list[dict[str, Any]] = msgspec.to_builtins(plan.ops)
+    """Return the steps as plain data, as JSON has it."""
+    steps: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(plan.ops))
     return steps
 
 

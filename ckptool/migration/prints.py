@@ -1,4 +1,4 @@
-"""The source's tensors -> their fingerprints, taken while something else keeps the program waiting."""
+"""The source's tensors -> their fingerprints, taken while something else is waited for."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -128,23 +128,26 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints) -> Migration
     if checkpoint.damage:
         raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
     checkpoint = inflated(checkpoint, memory, request.limits)
-    if len(checkpoint.states) == 1 and not request.dry_run and not request.folder:
+    hashed = request.recorded and not request.dry_run and not request.folder
+    if len(checkpoint.states) == 1 and hashed:
         # The digest is wanted at the end; importing torch and building the module takes as long.
         prints.start(checkpoint.states[0])
     live = _live(request, checkpoint)
     module = live.state if live else None
     draft = ties.with_ties_restored(draft_of(checkpoint, _state(checkpoint, module, request)))
     sources = Sources(live, request.donor, memory, watch, request.limits)
-    plan, again = _plan(request, draft, module, sources)
-    result = apply(plan.ops, draft, sources)
+    plan = _plan(request, draft, module, sources)
+    again = bool(plan.ops) and applied(_record(draft)) == to_data(plan)
+    result = draft if again else apply(plan.ops, draft, sources)
     met = outcome(result, module) if module else None
     notes = check_fits(result, to, drop_extra=request.drop_extra)
     _save_plan(request, plan)
-    changed = bool(plan.ops) or result is not draft or result.state.role == "module"
+    changed = result is not draft or result.items.keys() != result.state.tensors.keys()
+    changed = changed or result.state.role == "module"
     done = _Done(request, to, plan, result, live, watch, prints, changed)
     checks, digests = ((), None) if request.dry_run else done.write()
     return Migration(
-        checkpoint, result.state, module, plan, to, request.target, met, checks, digests, notes,
+        checkpoint, result.state, module, Plan() if again else plan, to, request.target, met, checks, digests, notes,
         changed, again, _kind(request, to),
     )  # fmt: skip
 
@@ -212,16 +215,11 @@ def _state(checkpoint: Checkpoint, module: ModuleState | None, request: Request)
     return state
 
 
-def _plan(
-    request: Request, draft: Draft, module: ModuleState | None, sources: Sources
-) -> tuple[Plan, bool]:
-    """Return the plan, and whether the source is its result already."""
+def _plan(request: Request, draft: Draft, module: ModuleState | None, sources: Sources) -> Plan:
+    """Return the plan that was given, or the one that is derived."""
     if request.plan is None:
-        return suggest(draft, module, sources, request.wishes), False
-    plan = reverse(request.plan) if request.reverse else request.plan
-    if applied(_record(draft)) == to_data(plan) and plan.ops:
-        return Plan(), True
-    return plan, False
+        return suggest(draft, module, sources, request.wishes)
+    return reverse(request.plan) if request.reverse else request.plan
 
 
 def _record(draft: Draft) -> str | None:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from ckptool.compare import Loading, Rewrite, loading
 from ckptool.errors import PlanError
-from ckptool.migration.draft import Draft
+from ckptool.migration.draft import Draft, matching
 from ckptool.migration.ops import (
     NOTHING,
     AddPrefix,
@@ -43,10 +43,13 @@ def suggest(draft: Draft, module: ModuleState | None, sources: Sources, wishes: 
         PlanError: something cannot be decided; every such key is named, with the way out.
     """
     steps = _Steps(draft, module, sources)
+    # A key to be dropped may be meant as the file has it, or as the module would.
+    before = [key for key in wishes.drop if matching(draft, key) or key in draft.others]
+    steps.add_all(Drop(key=key, why="asked for") for key in before)
     if module is not None:
-        steps.add_all(_key_changes(steps.loading, draft))
+        steps.add_all(_key_changes(steps.loading, steps.draft))
         steps.add_all(_renames(steps.loading))
-    steps.add_all(Drop(key=key, why="asked for") for key in wishes.drop)
+    steps.add_all(Drop(key=key, why="asked for") for key in wishes.drop if key not in before)
     steps.add_all(
         Inject(key=key, source=source, why="asked for") for key, source in wishes.inject.items()
     )

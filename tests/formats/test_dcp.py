@@ -118,7 +118,7 @@ def drop_place(made):
 def stray_place(made):
     empty = copy(place(made))
     empty.offset, empty.length = 0, 0
-    made.storage_data[MetadataIndex("stray")] = empty
+    made.storage_data = {**made.storage_data, MetadataIndex("stray"): empty}
 
 
 def place_of_another(made):

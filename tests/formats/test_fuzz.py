@@ -33,6 +33,21 @@ THROUGH_THE_COMMAND = 10
 EDGES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 EDGES += [(1 << 63) - 1, 1 << 63, (1 << 64) - 1]
 TOKENS = [b"0", b".", b"(", b"{", b"[", b'"', b"\\", b"\0", b"\x80", b"\xff", b"\n", b"-1", b"null"]
+TOKENS += [b"}", b")", b"]", b"N", b"t", b"R", b"b", b"e", b"s", b"u", b"a", b"d", b"l", b"o", b"2"]
+TOKENS += [b"K\0", b"h\0", b"h\1", b"q\0", b"U\1x", b"C\1x", b"\x85", b"\x86", b"\x87", b"\x88"]
+TOKENS += [
+    b"\x8f",
+    b"\x90",
+    b"\x91",
+    b"\x92",
+    b"\x93",
+    b"\x94",
+    b"\x81",
+    b"Q",
+    b"I1\n",
+    b"G" + bytes(8),
+]
+"""Punctuation of JSON, and opcodes of pickles."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,10 @@ def digits(random: Random, data: bytearray, at: int, _other: bytes) -> None:
     data[at:at] = str(random.choice(EDGES)).encode()
 
 
+def insert(random: Random, data: bytearray, at: int, _other: bytes) -> None:
+    data[at:at] = random.choice(TOKENS)
+
+
 def cut(random: Random, data: bytearray, at: int, _other: bytes) -> None:
     del data[at : random.choice((at + 1, at + random.randrange(1, 64), len(data)))]
 
@@ -152,7 +171,7 @@ def swap(random: Random, data: bytearray, at: int, _other: bytes) -> None:
     data[at], data[to] = data[to], data[at]
 
 
-MUTATIONS = [flip, token, number, digits, cut, repeat, splice, swap]
+MUTATIONS = [flip, token, insert, number, digits, cut, repeat, splice, swap]
 
 
 def test_mutants(seeds, tmp_path):

@@ -841,6 +841,14 @@ def test_nothing_nests_without_end(tmp_path):
 
 def test_shared_lists_are_entered_once(tmp_path):
     doubled = b"]q\0" + b"".join(b"](h%ch%ceq%c0" % (n, n, n + 1) for n in range(60)) + b"h\x3c."
-    path = rewrite(tmp_path / "x.pt", {"x/data.pkl": b"\x80\x02" + doubled})
-    with pytest.raises(CorruptCheckpointError, match="holds no tensors"):
-        describe(path)
+    content = {"x/data.pkl": b"\x80\x02" + doubled, "x/data/0": bytes(4)}
+    assert len(describe(rewrite(tmp_path / "x.pt", content)).entries) < 100
+
+
+def test_without_tensors_and_without_storages_it_is_no_checkpoint(tmp_path):
+    strings = b"\x80\x02}U\x01aU\x0ecposix\nsystem\ns."
+    bare = {"x/data.pkl": strings}
+    assert refused(rewrite(tmp_path / "x.pt", bare)) == "holds no tensors"
+    odd = describe(rewrite(tmp_path / "x.pt", {**bare, "x/data/0": bytes(4)}))
+    assert [(e.at, e.value) for e in odd.entries] == [("", {"a": "cposix\nsystem\n"})]
+    assert (odd.globals, odd.skipped[-1].reason) == ((), "nothing refers to data/0")

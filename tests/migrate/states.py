@@ -1,10 +1,13 @@
 """Strategies: state_dicts with ties, views, empty and zero-dimensional tensors, of every dtype."""
 
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
 
+SHM = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where examples are written: every one is synced, and a disk would take most of the time."""
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
     torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool,

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from safetensors import safe_open
 from safetensors.torch import load_file
-from migrate.states import same, state_dicts, ties
+from migrate.states import SHM, same, state_dicts, ties
 
 import ckptool
 from ckptool.errors import PlanError
@@ -36,9 +36,9 @@ def versions(state) -> dict | None:
 
 
 @given(state_dicts())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_to_safetensors_and_back(state):
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory(dir=SHM) as name:
         folder = Path(name)
         torch.save(state, folder / "a.pth")
         there = converted(folder / "a.pth", folder / "b.safetensors")
@@ -60,9 +60,9 @@ def test_to_safetensors_and_back(state):
 
 
 @given(state_dicts())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_from_pth_to_pth_the_state_stays_byte_for_byte(state):
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory(dir=SHM) as name:
         folder = Path(name)
         torch.save({"epoch": 3, "model": state}, folder / "a.pth")
         report = (

@@ -25,6 +25,12 @@ class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._record = record
         self._tags = record.tags
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch wraps the method below in something that imports its compiler, which takes
+        # longer than most passes; nothing is compiled here.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

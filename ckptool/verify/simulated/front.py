@@ -7,6 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.dlpack import from_dlpack
 
 from ckptool.verify.simulated.operands import tensors_in
 from ckptool.verify.simulated.record import Record, here
@@ -177,7 +178,7 @@ class Front(TorchFunctionMode):
         if not (self._record.moving and plain and dtype in {None, tensor.dtype}):
             return None
         try:
-            shared: Tensor = torch.from_dlpack(tensor.detach())
+            shared: Tensor = from_dlpack(tensor.detach())
         except (BufferError, RuntimeError, TypeError):
             # A dtype that the protocol has no name for.
             return None

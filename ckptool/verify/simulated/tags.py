@@ -1,8 +1,8 @@
 """Tensor -> the device that it pretends to be on, and where it came from."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Origin:
     """"a plain attribute", "created at net.py:8"."""
 
 
+_FEWEST: Final = 64
+"""Storages that are watched before it is worth looking which are gone."""
 OUTSIDE: Final = Origin("", "made outside the forward pass")
 
 
@@ -36,8 +38,9 @@ class Tags:
 
     def __init__(self) -> None:
         self._tags: dict[int, Tag] = {}
-        self._alive: list[object] = []
+        self._watched: dict[int, _Watched] = {}
         """Keeps each address from being given to another storage."""
+        self._sweep_at = _FEWEST
         self._arrays: dict[int, Origin] = {}
 
     def of(self, tensor: Tensor) -> Tag:
@@ -58,12 +61,22 @@ class Tags:
             if one.device == CPU:
                 identity = _identity(one)
                 if identity not in self._tags:
-                    self._alive.append(_reference(one))
+                    self._watched[identity] = _watched(one)
+                    self._sweep()
                 self._tags[identity] = Tag(device, origin)
 
     def name_array(self, array: Any, path: str) -> None:
         """Remember where the module holds a numpy array: tensors share its memory."""
         self._arrays[int(array.ctypes.data)] = Origin(path, "a numpy array")
+
+    def _sweep(self) -> None:
+        """Forget storages that are gone, often enough that their remains take no room."""
+        if len(self._watched) < self._sweep_at:
+            return
+        gone = [identity for identity, one in self._watched.items() if one.expired()]
+        for identity in gone:
+            del self._watched[identity], self._tags[identity]
+        self._sweep_at = max(_FEWEST, 2 * len(self._watched))
 
     def array(self, tensor: Tensor) -> Origin | None:
         """Return the origin of the array whose memory `tensor` shares, if there is one."""
@@ -87,13 +100,29 @@ def _identity(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def _reference(tensor: Tensor) -> object:
+class _Watched(Protocol):
+    """What knows whether a storage is gone."""
+
+    def expired(self) -> bool: ...
+
+
+class _Kept:
+    """A tensor without a storage of its own, kept as it is."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def expired(self) -> bool:
+        return False
+
+
+def _watched(tensor: Tensor) -> _Watched:
     try:
-        weak: type[Any] = StorageWeakRef
+        weak: Callable[[Any], _Watched] = StorageWeakRef
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
             return weak(tensor.untyped_storage())
     except (RuntimeError, NotImplementedError):
-        return tensor
+        return _Kept(tensor)
 
 
 def _with_inner(tensor: Tensor) -> Iterator[Tensor]:

@@ -1,0 +1,265 @@
+"""apply = execute: what an operation says of the result is what torch would compute, bit for bit."""
+
+from collections import OrderedDict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from migrate.states import FLOATS, SHM, filled, same, state_dicts
+from safetensors.torch import load_file
+
+import ckptool
+from ckptool.errors import PlanError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.limits import DEFAULT
+from ckptool.migration.draft import draft_of
+from ckptool.migration.memory import Memory
+from ckptool.migration.ops import AddPrefix, Drop, Extract, Inject, Rename, StripPrefix
+from ckptool.migration.plan import Plan, apply, reverse
+from ckptool.migration.reshaping import (
+    Cast,
+    Compact,
+    Concat,
+    Reshape,
+    Split,
+    Tie,
+    Transpose,
+    Untie,
+)
+from ckptool.migration.sources import Sources
+from ckptool.migration.watch import Watch
+
+
+def reference(op, state):
+    """Do to tensors what the operation says in words."""
+    found = OrderedDict(state)
+    match op:
+        case Inject(key=key, dtype=dtype, shape=shape):
+            found[key] = torch.zeros(shape, dtype=getattr(torch, dtype))
+        case Rename(key=key, to=to, how="exact"):
+            found = OrderedDict((to if k == key else k, v) for k, v in found.items())
+        case Drop(key=key):
+            del found[key]
+        case AddPrefix(prefix=prefix):
+            found = OrderedDict((prefix + k, v) for k, v in found.items())
+        case Cast(keys=key, dtype=dtype):
+            if found[key].is_floating_point():
+                found[key] = found[key].to(getattr(torch, dtype))
+        case Reshape(key=key, shape=shape):
+            found[key] = found[key].reshape(shape)
+        case Transpose(key=key, dims=dims):
+            found[key] = found[key].transpose(*dims)
+        case Split(key=key, into=into, dim=dim, sizes=sizes):
+            pieces = found.pop(key).split(sizes, dim)
+            found |= zip(into, pieces, strict=True)
+        case Concat(keys=keys, into=into, dim=dim):
+            found[into] = torch.cat([found[key] for key in keys], dim)
+            for key in keys:
+                del found[key]
+        case Tie() | Untie() | Compact():
+            pass
+    return found
+
+
+@st.composite
+def steps(draw, state):
+    """Return an operation that fits `state`."""
+    key = draw(st.sampled_from(list(state)))
+    tensor = state[key]
+    choices = [
+        Inject(key="new", source="zeros", dtype="float32", shape=(2, 2)),
+        Rename(key=key, to="renamed"),
+        AddPrefix(prefix="model."),
+    ]
+    if "tied" not in state:
+        choices.append(Tie(key="tied", to=key))
+    if len(state) > 1:
+        choices.append(Drop(key=key))
+    if tensor.dtype in FLOATS:
+        choices.append(Cast(keys=key, dtype=draw(st.sampled_from(["bfloat16", "float32"]))))
+    if tensor.is_contiguous():
+        choices.append(Reshape(key=key, shape=(tensor.numel(), 1), was=tuple(tensor.shape)))
+    if tensor.dim() >= 2:
+        choices.append(Transpose(key=key, dims=(0, -1)))
+    if tensor.dim():
+        dim = draw(st.integers(0, tensor.dim() - 1))
+        size = tensor.shape[dim]
+        first = draw(st.integers(0, size))
+        choices.append(Split(key=key, into=("one", "two"), dim=dim, sizes=(first, size - first)))
+        alike = [k for k, t in state.items() if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
+        if len(alike) > 1:
+            choices.append(Concat(keys=tuple(alike), into="joined", dim=dim))
+    return draw(st.sampled_from(choices))
+
+
+@st.composite
+def cases(draw):
+    state = draw(state_dicts())
+    plan, after = [], state
+    for _ in range(draw(st.integers(1, 3))):
+        op = draw(steps(after))
+        produced = {getattr(op, "to", ""), getattr(op, "into", ""), getattr(op, "key", "")}
+        if isinstance(op, Tie):
+            after = OrderedDict(after, tied=after[op.to])
+        elif produced & {"renamed", "new", "joined"} & after.keys():
+            continue
+        elif isinstance(op, Split) and {"one", "two"} & after.keys():
+            continue
+        else:
+            after = reference(op, after)
+        plan.append(op)
+    return state, plan, after
+
+
+@given(cases())
+@settings(max_examples=60)
+def test_apply_is_execute(case):
+    state, plan, after = case
+    with TemporaryDirectory(dir=SHM) as name:
+        folder = Path(name)
+        torch.save(state, folder / "a.pth")
+        try:
+            described = described_after(folder / "a.pth", plan)
+        except PlanError as error:
+            # A transposed tensor cannot be reshaped, a joined one not be cut: both say so.
+            assert "compact it first" in str(error) or "only plain tensors" in str(error)  # noqa: PT017
+            return
+        forms = {key: (t.shape, t.dtype) for key, t in described.items()}
+        assert forms == {
+            key: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for key, t in after.items()
+        }
+        for target in (folder / "b.pth", folder / "c.safetensors"):
+            ckptool.migrate(folder / "a.pth", target, plan=Plan(tuple(plan)))
+        found = torch.load(folder / "b.pth")
+        assert found.keys() == after.keys()
+        assert all(same(found[key], after[key]) for key in after)
+        written = load_file(folder / "c.safetensors")
+        assert all(same(written[key], after[key]) for key in written)
+
+
+def described_after(path, plan, **facts):
+    checkpoint = open_checkpoint(path)
+    with Memory() as memory:
+        sources = Sources(None, None, memory, Watch(), DEFAULT)
+        draft = apply(plan, draft_of(checkpoint, checkpoint.states[0]), sources)
+        return draft.described.tensors
+
+
+@given(cases())
+@settings(max_examples=30)
+def test_a_plan_and_its_reverse_give_the_same_state(case):
+    state, plan, _ = case
+    try:
+        back = reverse(Plan(tuple(plan)))
+    except PlanError as error:
+        assert "has no reverse" in str(error)  # noqa: PT017
+        return
+    with TemporaryDirectory(dir=SHM) as name:
+        folder = Path(name)
+        torch.save(OrderedDict(state), folder / "a.pth")
+        try:
+            ckptool.migrate(folder / "a.pth", folder / "b.pth", plan=Plan(tuple(plan)))
+            ckptool.migrate(folder / "b.pth", folder / "c.pth", plan=back)
+        except PlanError as error:
+            expected = ("compact it first", "only plain tensors", "shares nothing")
+            assert any(text in str(error) for text in expected)  # noqa: PT017
+            return
+        found = torch.load(folder / "c.pth")
+        kept = {key: tensor for key, tensor in found.items() if key != "tied"}
+        assert kept.keys() == state.keys()
+        assert all(same(kept[key], state[key]) for key in state)
+
+
+W = {"module.enc.w": filled((2, 3), torch.float32), "module.enc.b": filled((2,), torch.float32)}
+NUMBERS = {"w": torch.arange(6).reshape(2, 3), "v": torch.ones(2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("state", "op", "keys"),
+    [
+        (W, StripPrefix(prefix="module."), ["enc.w", "enc.b"]),
+        (W, StripPrefix(prefix="enc.", anywhere=True), ["module.w", "module.b"]),
+        (W, Rename(key="module.enc.", to="e.", how="prefix"), ["e.w", "e.b"]),
+        (W, Rename(key=r"^module\.(\w+)\.", to=r"\1_", how="regex"), ["enc_w", "enc_b"]),
+        (W, Drop(key="*.b"), ["module.enc.w"]),
+        (W, Extract(prefix="module.enc."), ["w", "b"]),
+        ({"module.module.w": W["module.enc.w"]}, StripPrefix(prefix="module."), ["w"]),
+        (W, Split(key="module.enc.w", into=("a", "b"), dim=0), ["module.enc.b", "a", "b"]),
+    ],
+)
+def test_keys(tmp_path, state, op, keys):
+    torch.save(state, tmp_path / "a.pth")
+    assert list(described_after(tmp_path / "a.pth", [op])) == keys
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        (Drop(key="x"), "step 1: drop `x`: nothing in the file is called so"),
+        (Rename(key="x", to="y"), "nothing in the file is called so"),
+        (Rename(key="w", to="v"), "CK221: `w` is not renamed to `v`: the file has `v` already"),
+        (Rename(key="(", to="v", how="regex"), "is no regular expression"),
+        (StripPrefix(prefix="module."), "no key has it"),
+        (StripPrefix(prefix="w"), "only whole segments can be changed: write `w.`"),
+        (AddPrefix(prefix="model"), "only whole segments"),
+        (Extract(at="ema"), "no tensors are there; there are `.`"),
+        (Extract(prefix="enc."), "no key has it"),
+        (Inject(key="w", source="zeros"), "the file has that key already"),
+        (Inject(key="x", source="zeroes"), "is no source: attribute,"),
+        (Inject(key="x", source="constructor"), r"needs a module \(-m\)"),
+        (Inject(key="x", source="attribute"), "no pickled module holds the attribute `x`"),
+        (Inject(key="x", source="literal:one"), "is no number or nested list"),
+        (Inject(key="x", source='literal:["a"]'), "something else than numbers"),
+        (Inject(key="x", source="literal:[1,2]", shape=(3,)), "2 numbers for the shape"),
+        (Inject(key="x", source="literal:300", dtype="uint8"), "is no uint8"),
+        (Inject(key="x", source="literal:0.1", dtype="bfloat16"), "cannot be made bfloat16"),
+        (Cast(dtype="int8"), "`int8` is not one of"),
+        (Cast(keys="w", dtype="float16"), "no floating point tensor is called so"),
+        (Cast(dtype="float16", keep=("*",)), "no floating point tensor"),
+        (Reshape(key="w", shape=(4,)), r"\[2, 3\] does not fit \[4\]"),
+        (Reshape(key="w", shape=(6,), was=(6, 1)), r"it is \[2, 3\], not \[6, 1\]"),
+        (Transpose(key="x"), "has no tensor of that name"),
+        (Transpose(key="w", dims=(0, 2)), "no dimension 2"),
+        (Split(key="w", into=("a", "b"), dim=1), "3 along dimension 1 does not make 2 pieces"),
+        (Split(key="w", into=("v", "b")), "the file has `v` already"),
+        (Concat(keys=(), into="x"), "of no tensors"),
+        (Concat(keys=("w", "v"), into="x"), "`v` does not fit `w`"),
+        (Tie(key="v", to="w"), "its values are not those of `w`"),
+        (Untie(key="w"), "it shares nothing"),
+        (Compact(), "none is a view of a larger storage"),
+    ],
+)
+def test_what_an_operation_refuses(tmp_path, op, message):
+    torch.save(NUMBERS, tmp_path / "a.pth")
+    with pytest.raises(PlanError, match=message):
+        described_after(tmp_path / "a.pth", [op])
+
+
+def test_a_collision_is_refused(tmp_path):
+    torch.save({"module.w": NUMBERS["w"], "w": NUMBERS["w"]}, tmp_path / "a.pth")
+    with pytest.raises(PlanError, match=r"`module.w` and `w` would both be called `w`"):
+        described_after(tmp_path / "a.pth", [StripPrefix(prefix="module.")])
+
+
+def test_compact_leaves_the_rest_of_a_storage_behind(tmp_path):
+    torch.save({"w": torch.ones(100_000)[:10]}, tmp_path / "a.pth")
+    ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert (tmp_path / "b.pth").stat().st_size > 400_000
+    report = ckptool.migrate(tmp_path / "a.pth", tmp_path / "c.pth", plan=Plan((Compact(),)))
+    assert (tmp_path / "c.pth").stat().st_size < 4000
+    assert report.steps[0].loses == "the elements of storages that no tensor shows"
+    assert torch.equal(torch.load(tmp_path / "c.pth")["w"], torch.ones(10))
+
+
+def test_versions_are_carried_along(tmp_path):
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    torch.save(torch.nn.DataParallel(module).state_dict(), tmp_path / "a.pth")
+    ckptool.migrate(
+        tmp_path / "a.pth", tmp_path / "b.pth", plan=Plan((StripPrefix(prefix="module."),))
+    )
+    found = torch.load(tmp_path / "b.pth")
+    assert found._metadata == module.state_dict()._metadata
+    assert list(found) == list(module.state_dict())

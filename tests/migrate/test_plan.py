@@ -1,0 +1,97 @@
+"""read(write(plan)) = plan, and what a file that is no plan is told."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+import ckptool
+from ckptool.errors import PlanError
+from ckptool.migration.ops import Drop, Inject, Rename
+from ckptool.migration.plan import Op, Plan, read, reverse, write
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+numbers = st.integers(0, 2**40)
+fields = {
+    str: text,
+    bool: st.booleans(),
+    int: numbers,
+    tuple[int, ...]: st.lists(numbers, max_size=3).map(tuple),
+    tuple[str, ...]: st.lists(text, max_size=3).map(tuple),
+    tuple[int, int]: st.tuples(numbers, numbers),
+    tuple[int, ...] | None: st.none() | st.lists(numbers, max_size=3).map(tuple),
+}
+ops = st.one_of(
+    *(
+        st.builds(op, **{f.name: fields[f.type] for f in structs.fields(op)})
+        for op in Op.__args__
+    )
+)
+
+
+@given(st.lists(ops, max_size=4).map(tuple))
+def test_read_write(steps):
+    assert read(write(Plan(steps))) == Plan(steps)
+
+
+def test_the_text():
+    plan = Plan((Inject(key="mask", source="constructor", shape=(6, 6), why='a\n"b"'),))
+    assert write(plan) == (
+        'schema = 1\n\n[[ops]]\nop = "inject"\nwhy = "a\\n\\"b\\""\nkey = "mask"\n'
+        'source = "constructor"\nshape = [6, 6]\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ops = ", "is no TOML"),
+        ("schema = 2", "schema 2 is not one that this version reads"),
+        ("opps = []", r"\$ has 'opps': did you mean 'ops'\?"),
+        ('[[ops]]\nop = "injct"', r"\$.ops\[0\].op has 'injct': did you mean 'inject'\?"),
+        ('[[ops]]\nop = "drop"\nkeys = "x"', r"\$.ops\[0\] has 'keys': did you mean 'key'\?"),
+        ('[[ops]]\nop = "drop"', r"missing required field `key` - at `\$.ops\[0\]`"),
+        ('[[ops]]\nop = "drop"\nkey = 1', r"Expected `str`, got `int` - at `\$.ops\[0\].key`"),
+        ('[[ops]]\nkey = "x"', r"missing required field `op`"),
+        ("ops = 3", "Expected `array`, got `int`"),
+    ],
+)
+def test_what_is_no_plan(text, message):
+    with pytest.raises(PlanError, match=message):
+        read(text)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(PlanError, match=r"plan.toml: No such file"):
+        ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", plan=tmp_path / "plan.toml")
+
+
+def test_what_cannot_be_undone_is_named():
+    plan = Plan((Rename(key="a", to="b"), Drop(key="x"), Rename(key="x", to="y", how="regex")))
+    with pytest.raises(PlanError) as error:
+        reverse(plan)
+    assert str(error.value) == (
+        "the plan has no reverse: drop `x`: its value is not in the result; "
+        "rename `x`: a regular expression has no reverse"
+    )
+
+
+def test_a_saved_plan_is_run_again_undone_and_refused_twice(tmp_path, samples):
+    options = {"module": "samples.attention:CausalAttentionWithBuffer",
+               "kwargs": {"d_in": 3, "d_out": 2, "context_length": 6}}  # fmt: skip
+    first = ckptool.migrate(
+        samples / "model.pth", dry_run=True, save_plan=tmp_path / "plan.toml", **options
+    )
+    assert first.verdict == "planned (dry run): would load strictly"
+    options["plan"] = tmp_path / "plan.toml"
+    done = ckptool.migrate(samples / "model.pth", tmp_path / "a.pth", **options)
+    assert done.steps == first.steps
+    again = ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", **options)
+    assert again.verdict == "nothing to do, the plan was applied already: loads strictly"
+    assert again.result_digest == done.result_digest
+    back = ckptool.migrate(
+        tmp_path / "a.pth", tmp_path / "c.pth", plan=tmp_path / "plan.toml", reverse=True
+    )
+    assert back.result_digest == done.source_digest
+    with pytest.raises(PlanError, match="the file has that key already"):
+        ckptool.migrate(samples / "buffer.pth", tmp_path / "d.pth", **options)
