@@ -136,10 +136,24 @@ def test_a_constructors_own_message_is_shown(ckptool, linear, tmp_path):
 
 
 def test_verbose_shows_the_traceback(ckptool, tmp_path):
-    ran = ckptool("inspect", tmp_path / "missing.pth", "-v")
-    assert ran.code != 0
     ran = ckptool("diff", tmp_path / "missing.pth", "-v", *MODULE)
+    assert ran.code == 2
     assert "Traceback" in ran.err
+    assert ran.err.splitlines()[-1].startswith("ckptool: ")
+
+
+def test_a_full_disk_behind_standard_output_is_an_error(linear):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ckptool", "inspect", str(linear)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
 
 
 def test_one_bad_file_does_not_hide_the_others(ckptool, linear, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 import warnings
 from importlib import import_module
 from typing import Any, Final
@@ -46,7 +47,7 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except CkptoolError as error:
             if ctx.obj and ctx.obj.get("trace"):
-                raise
+                traceback.print_exc()
             from ckptool.cli.options import one_line
 
             click.echo(f"ckptool: {one_line(str(error))}", err=True)

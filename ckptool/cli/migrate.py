@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +12,7 @@ import click
 from ckptool import api
 from ckptool.cli.options import Output, limit_options, module_options, screen_options
 from ckptool.errors import UsageError
+from ckptool.formats.interrupts import Interrupted
 from ckptool.formats.limits import Limits
 from ckptool.policy import Policy
 from ckptool.render.text import size
@@ -75,7 +78,7 @@ def command(  # noqa: PLR0913
     """
     if reverse and plan is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
-    with _Progress() as progress:
+    with _ending(ctx), _Progress() as progress:
         report = api.migrate(
             source,
             target,
@@ -100,6 +103,21 @@ def command(  # noqa: PLR0913
         )
     out.emit(report)
     ctx.exit(report.exit_code)
+
+
+@contextmanager
+def _ending(ctx: click.Context) -> Iterator[None]:
+    """Say in one line that a signal ended it, and exit as a shell expects."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        name, code = "SIGINT", 130
+    except Interrupted as signal:
+        name, code = signal.name, int(str(signal.code))
+    else:
+        return
+    click.echo(f"ckptool: ended by {name}: what was not complete was removed", err=True)
+    ctx.exit(code)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -97,6 +97,17 @@ def asked(module: nn.Module) -> Inputs | str:
     )
 
 
+def check(module: nn.Module, inputs: Inputs) -> None:
+    """Do nothing where forward can be called with `inputs`.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    reason = unfitting(module, inputs)
+    if reason:
+        raise UsageError(reason)
+
+
 def unfitting(module: nn.Module, inputs: Inputs) -> str:
     """Return why forward cannot be called with `inputs`, "" where it can or nobody knows."""
     try:

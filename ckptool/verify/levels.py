@@ -5,7 +5,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from ckptool.compare import Loading
-from ckptool.errors import UsageError
 from ckptool.model import Kind, Skipped
 from ckptool.verify import cpu, load, running
 from ckptool.verify import inputs as words
@@ -66,9 +65,9 @@ def _usable(one: Subject, inputs: Inputs | None) -> tuple[Inputs | None, str]:
     given = inputs if inputs is not None else words.asked(module)
     if isinstance(given, str):
         return None, given
+    if inputs is not None:
+        words.check(module, given)
     reason = words.unfitting(module, given)
-    if reason and inputs is not None:
-        raise UsageError(reason)
     return (None, reason) if reason else (given, "")
 
 

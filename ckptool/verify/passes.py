@@ -46,21 +46,23 @@ class Pass:
     clashes: tuple[Clash, ...] = ()
     unmodelled: tuple[str, ...] = ()
     """What ran, and proves nothing about a real device."""
+    used: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Path of a tensor that the module holds -> "file:line" of its first use; simulated only."""
     note: str = ""
     """What else is to be said of it: how much memory was needed."""
 
 
 @contextmanager
-def prepared(module: nn.Module) -> Iterator[None]:
-    """Evaluate `module` without gradients, from a fixed seed; all of it is restored."""
-    training = [(member, member.training) for member in module.modules()]
+def prepared(module: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Run `module` without gradients, from a fixed seed; its mode is restored."""
+    before = [(member, member.training) for member in module.modules()]
     try:
         with torch.no_grad(), user_code():
-            module.eval()
+            module.train(training)
             seed(SEED)
             yield
     finally:
-        for member, mode in training:
+        for member, mode in before:
             # Not train(): that one goes down the tree, and a user's may do more than set a flag.
             member.training = mode
 

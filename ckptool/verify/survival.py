@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import walk
 from ckptool.verify import cpu
 from ckptool.verify.facts import Level, LevelResult, Status
+from ckptool.verify.instances import Maker
 from ckptool.verify.load import Subject, load
 from ckptool.verify.outputs import difference
 from ckptool.verify.passes import Inputs
@@ -22,7 +23,16 @@ _NO_OTHER = "an instance cannot be built again: name its class to know"
 _OTHER_SEED = 1
 
 
-def round_trip(one: Subject, inputs: Inputs | None, reason: str) -> tuple[LevelResult, str]:
+class Makes(Protocol):
+    """What makes instances that are the same, and others under another seed."""
+
+    @property
+    def maker(self) -> Maker: ...
+
+    def make(self) -> nn.Module: ...
+
+
+def round_trip(one: Makes, inputs: Inputs | None, reason: str) -> tuple[LevelResult, str]:
     """Save, load into an instance built under another seed, run both.
 
     Returns:
@@ -83,7 +93,7 @@ def survival(one: Subject, state: ModuleState) -> tuple[LevelResult, tuple[str, 
     return LevelResult(Level.SURVIVAL, Status.PASSED, "", "cpu", details), ()
 
 
-def _reloaded(one: Subject, module: nn.Module) -> nn.Module:
+def _reloaded(one: Makes, module: nn.Module) -> nn.Module:
     """Return an instance built under another seed, with the state of `module` saved and loaded."""
     again = one.maker.make(_OTHER_SEED)
     file = io.BytesIO()

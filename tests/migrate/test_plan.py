@@ -22,10 +22,7 @@ fields = {
     tuple[int, ...] | None: st.none() | st.lists(numbers, max_size=3).map(tuple),
 }
 ops = st.one_of(
-    *(
-        st.builds(op, **{f.name: fields[f.type] for f in structs.fields(op)})
-        for op in Op.__args__
-    )
+    *(st.builds(op, **{f.name: fields[f.type] for f in structs.fields(op)}) for op in Op.__args__)
 )
 
 

@@ -52,8 +52,27 @@ def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
                 there = inputs.each(lambda tensor: tensor.to(device))
                 output = _call(module, there)
     except UserCodeError as error:
-        return Pass(where, None, error, moved, record.clashes, record.unmodelled)
-    return Pass(where, output, None, moved, record.clashes, record.unmodelled)
+        return _pass(where, record, moved=moved, error=error)
+    return _pass(where, record, moved=moved, output=output)
+
+
+def _pass(
+    where: str,
+    record: Record,
+    *,
+    moved: bool,
+    output: Any = None,
+    error: UserCodeError | None = None,
+) -> Pass:
+    return Pass(
+        device=where,
+        output=output,
+        error=error,
+        moved=moved,
+        clashes=record.clashes,
+        unmodelled=record.unmodelled,
+        used=record.used,
+    )
 
 
 def _call(module: nn.Module, inputs: Inputs) -> Any:

@@ -46,6 +46,8 @@ class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _check(self, func: Any, found: Operands) -> None:
+        for tensor in (*found.together, *([] if found.home is None else [found.home])):
+            self._record.use(tensor)
         home = self._record.home(list(found.together))
         if home is not None:
             for tensor in found.together:

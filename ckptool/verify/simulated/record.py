@@ -36,7 +36,7 @@ class Record:
         self.moving = False
         """Whether the module is being moved, and forward has not begun."""
         self.used: dict[str, str] = {}
-        """Path of a tensor that the module does not register -> "file:line" of its first use."""
+        """Path of a tensor that the module holds -> "file:line" of its first use in forward."""
         self._clashes: dict[Clash, None] = {}
         self._unmodelled: dict[str, None] = {}
         self._running: list[tuple[str, nn.Module]] = []
@@ -65,6 +65,12 @@ class Record:
             module=self._running[-1][0] if self._running else "",
         )
         self._clashes[found] = None
+
+    def use(self, tensor: Tensor) -> None:
+        """Note where a tensor that the module holds is used first."""
+        path = self.tags.of(tensor).origin.path
+        if path and path not in self.used and not self.moving:
+            self.used[path] = here()
 
     def cannot_model(self, what: str) -> None:
         self._unmodelled[what] = None

@@ -1,0 +1,196 @@
+"""A file or folder is complete at its name, or absent: also beside others, and after dead runs."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckptool.errors import WriteError
+from ckptool.formats.atomic import check_target, commit, pending
+from ckptool.formats.interrupts import Interrupted, interruptible
+
+
+def fill(out, data=b"new") -> None:
+    if out.path.is_dir():
+        (out.path / "part").write_bytes(data)
+    else:
+        os.write(out.descriptor, data)
+
+
+def content(path: Path) -> bytes | None:
+    inner = path / "part" if path.is_dir() else path
+    return inner.read_bytes() if inner.exists() else None
+
+
+def old(path: Path, *, folder: bool) -> None:
+    if folder:
+        path.mkdir()
+        (path / "part").write_bytes(b"old")
+        (path / "more").write_bytes(b"old")
+    else:
+        path.write_bytes(b"old")
+
+
+both = pytest.mark.parametrize("folder", [False, True])
+
+
+@both
+def test_it_appears_whole_and_with_the_umask(tmp_path, folder):
+    before = os.umask(0o027)
+    try:
+        with pending(tmp_path / "x", force=False, folder=folder) as out:
+            fill(out)
+            assert content(tmp_path / "x") is None
+            commit(out)
+    finally:
+        os.umask(before)
+    assert content(tmp_path / "x") == b"new"
+    assert (tmp_path / "x").stat().st_mode & 0o777 == (0o750 if folder else 0o640)
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@both
+def test_it_replaces_in_one_step_when_forced(tmp_path, folder):
+    old(tmp_path / "x", folder=folder)
+    with pending(tmp_path / "x", force=True, folder=folder) as out:
+        fill(out)
+        assert content(tmp_path / "x") == b"old"
+        commit(out)
+    assert content(tmp_path / "x") == b"new"
+    assert os.listdir(tmp_path) == ["x"]
+    assert not folder or os.listdir(tmp_path / "x") == ["part"]
+
+
+@both
+def test_what_fails_leaves_nothing_behind(tmp_path, folder):
+    def fail() -> None:
+        raise KeyError("changed")
+
+    old(tmp_path / "x", folder=folder)
+    with pytest.raises(KeyError), pending(tmp_path / "x", force=True, folder=folder) as out:
+        fill(out)
+        commit(out, check=fail)
+    assert content(tmp_path / "x") == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@both
+def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path, folder):
+    with (
+        pytest.raises(WriteError, match="by somebody else meanwhile|exists already"),
+        pending(tmp_path / "x", force=False, folder=folder) as out,
+    ):
+        fill(out)
+        old(tmp_path / "x", folder=folder)
+        commit(out)
+    assert content(tmp_path / "x") == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@both
+def test_what_a_dead_run_left_is_removed_and_what_a_live_one_has_is_not(tmp_path, folder):
+    script = (
+        "import os, sys, signal\nfrom pathlib import Path\n"
+        "from ckptool.formats.atomic import pending\n"
+        f"with pending(Path('x'), force=True, folder={folder}):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).parent.parent.parent
+    dead = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+    )  # fmt: skip
+    assert dead.returncode == -signal.SIGKILL
+    (stale,) = os.listdir(tmp_path)
+    with pending(tmp_path / "other", force=False, folder=folder):
+        assert stale in os.listdir(tmp_path)  # it is to another target
+    with pending(tmp_path / "x", force=False, folder=folder) as first:
+        assert os.listdir(tmp_path) == [first.path.name]
+        with pending(tmp_path / "x", force=False, folder=folder) as second:
+            assert set(os.listdir(tmp_path)) == {first.path.name, second.path.name}
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_outputs_are_placed_in_order(tmp_path):
+    with (
+        pending(tmp_path / "a", force=False) as first,
+        pending(tmp_path / "b", force=False) as second,
+    ):
+        (tmp_path / "b").write_bytes(b"old")
+        with pytest.raises(WriteError):
+            commit(first, second)
+    assert content(tmp_path / "a") == b""
+    assert content(tmp_path / "b") == b"old"
+
+
+@pytest.mark.parametrize("how", ["same", "dots", "hard link", "symbolic link", "linked folder"])
+def test_an_input_is_refused_through_any_link(tmp_path, how):
+    source = tmp_path / "in" / "x"
+    source.parent.mkdir()
+    source.write_bytes(b"source")
+    target = {"same": source, "dots": tmp_path / "in" / ".." / "in" / "x"}.get(how, tmp_path / "y")
+    if how == "hard link":
+        target.hardlink_to(source)
+    elif how == "symbolic link":
+        target.symlink_to(source)
+    elif how == "linked folder":
+        (tmp_path / "l").symlink_to(tmp_path / "in")
+        target = tmp_path / "l" / "x"
+    with pytest.raises(WriteError, match="which is never written to"):
+        check_target(target, [source], force=True, folder=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        ("file", False, "exists already: name another, or replace it with --force"),
+        ("file", True, "is a file, and a folder is to be written"),
+        ("folder", False, "is a folder, and a file is to be written"),
+        ("no/such", False, "there is no folder .*no: make it first"),
+        ("file/x", False, "there is no folder"),
+        ("n" * 300, False, "not written: File name too long"),
+    ],
+)
+def test_a_target_that_cannot_be(tmp_path, name, folder, message):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WriteError, match=message):
+        check_target(tmp_path / name, [], force=False, folder=folder)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_long_name_has_room_for_its_temporary_one(tmp_path):
+    target = tmp_path / ("n" * 255)
+    with pending(target, force=False) as out:
+        fill(out)
+        commit(out)
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_cleans_up_once(tmp_path, number):
+    before = signal.getsignal(number)
+    with (
+        pytest.raises(Interrupted) as error,
+        interruptible(),
+        pending(tmp_path / "x", force=False),
+    ):
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), number)  # the second one may not stop the cleaning up
+    assert error.value.code == 128 + number
+    assert os.listdir(tmp_path) == []
+    assert signal.getsignal(number) == before
+
+
+def test_a_lock_is_held_while_it_is_written(tmp_path):
+    with pending(tmp_path / "x", force=False) as out:
+        other = os.open(out.path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
