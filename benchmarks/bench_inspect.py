@@ -40,6 +40,8 @@ LARGE = (300, 1_640_000)
 
 class Cost(NamedTuple):
     seconds: float
+    processor: float
+    """Seconds of processor time: what stays the same when other work shares the machine."""
     mebibytes: float
 
 
@@ -81,7 +83,7 @@ def written(path: Path, count: int, numel: int) -> Path:
 def cost(command: list[str | Path]) -> Cost:
     """Return the middle time and memory of several runs, after one that is not counted."""
     costs = [once(command) for _ in range(RUNS + 1)][1:]
-    return Cost(median(c.seconds for c in costs), median(c.mebibytes for c in costs))
+    return Cost(*map(median, zip(*costs, strict=True)))
 
 
 def once(command: list[str | Path]) -> Cost:
@@ -91,12 +93,14 @@ def once(command: list[str | Path]) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command} ended with {process.returncode}")
-    return Cost(time.perf_counter() - start, usage.ru_maxrss / 1024)
+    seconds = time.perf_counter() - start
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def show(what: str, measured: Cost, target: str = "") -> None:
     wanted = f"   (target {target})" if target else ""
-    print(f"{what:<48}{measured.seconds:8.3f} s {measured.mebibytes:8.1f} MiB{wanted}", flush=True)
+    seconds = f"{measured.seconds:8.3f} s ({measured.processor:.3f} s of processor)"
+    print(f"{what:<46}{seconds} {measured.mebibytes:8.1f} MiB{wanted}", flush=True)
 
 
 if __name__ == "__main__":

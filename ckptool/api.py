@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ckptool.migration.plan import Plan
     from ckptool.modules import ModuleSpec
+    from ckptool.verify.facts import Exercise
     from ckptool.verify.sides import Side
 
 PathLike = str | Path
@@ -65,6 +66,7 @@ def diff(
     at: str | None = None,
     explain: str | None = None,
     values: bool = True,
+    inputs: object = None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
@@ -79,6 +81,7 @@ def diff(
         at: place of the state in the file ("state_dict"); without it the best match is taken.
         explain: a key of which everything is to be told.
         values: whether two files' values are compared.
+        inputs: as for `verify`: with them the module is run, and what that shows is reported.
         policy: which findings are reported, and from which level on they fail.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
@@ -101,8 +104,9 @@ def diff(
     wanted = _wanted(Path(path), module, kwargs, at, config)
     hyper = {} if wanted.kwargs else hyper_parameters(checkpoint)
     state = _examine(wanted.module, wanted.kwargs, hyper, wanted.search)
+    state, seen = _exercised(wanted, hyper, state, inputs)
     met = loading(checkpoint, state, wanted.at)
-    found = judge(run([met, state, checkpoint]), policy or Policy(), differs=not met.strict)
+    found = judge(run([met, state, checkpoint, *seen]), policy or Policy(), differs=not met.strict)
     return report.loaded(met, found, _notes(met, wanted.at, hyper), explain)
 
 
@@ -258,18 +262,21 @@ def audit(
     module: "str | nn.Module | None" = None,
     *,
     kwargs: Mapping[str, object] | None = None,
+    inputs: object = None,
     policy: Policy | None = None,
 ) -> report.AuditReport:
-    """Report everything a module holds that a state_dict does not.
+    """Report everything a module holds that a state_dict does not; with `inputs`, by running it.
 
     Raises:
         ModuleError: the module cannot be imported or built.
-        UsageError: no module is named.
+        UsageError: no module is named, or the inputs make no sense.
     """
     if module is None:
         raise UsageError("no module is named: -m package.module:Name")
-    state = _examine(module, kwargs or {}, {}, ())
-    return report.audited(state, judge(run([state]), policy or Policy()))
+    wanted = _Wanted(module, kwargs or {}, None, ())
+    state = _examine(module, wanted.kwargs, {}, ())
+    state, seen = _exercised(wanted, {}, state, inputs)
+    return report.audited(state, judge(run([state, *seen]), policy or Policy()))
 
 
 def rule(code: str | None = None) -> tuple[report.RuleReport, ...]:
@@ -434,19 +441,43 @@ def _examine(
     return describe(module, type(module).__qualname__)
 
 
+def _exercised(
+    wanted: _Wanted, hyper: Mapping[str, object], state: ModuleState, inputs: object
+) -> "tuple[ModuleState, tuple[Exercise, ...]]":
+    """Run the module where there are inputs, and return what that adds to its state."""
+    if inputs is None:
+        return state, ()
+    from ckptool.verify.exercise import exercise, informed
+    from ckptool.verify.inputs import given
+    from ckptool.verify.instances import maker
+
+    spec = _spec(wanted, wanted.kwargs, hyper)
+    with maker(wanted.module, spec) as made:
+        found = exercise(made, given(inputs))
+    return informed(state, found), (found,)
+
+
+def _spec(
+    wanted: _Wanted, kwargs: Mapping[str, object], defaults: Mapping[str, object]
+) -> "ModuleSpec":
+    from ckptool.modules import ModuleSpec
+
+    if not isinstance(wanted.module, str):
+        return ModuleSpec(type(wanted.module).__qualname__)
+    return ModuleSpec(wanted.module, kwargs, (Path.cwd(), *wanted.search), defaults)
+
+
 def _side(
     checkpoint: Checkpoint, wanted: _Wanted, *, fitting: bool = False
 ) -> "AbstractContextManager[Side]":
     """Return what verifying needs of a module; with `fitting`, arguments that fit are enough."""
-    from ckptool.modules import ModuleSpec
     from ckptool.verify.sides import side
 
-    named = isinstance(wanted.module, str)
-    target = str(wanted.module) if named else type(wanted.module).__qualname__
     hyper = hyper_parameters(checkpoint) if fitting or not wanted.kwargs else {}
-    defaults = {**hyper, **wanted.kwargs} if fitting else hyper
-    kwargs = {} if fitting or not named else wanted.kwargs
-    spec = ModuleSpec(target, kwargs, (Path.cwd(), *wanted.search), defaults)
+    if fitting:
+        spec = _spec(wanted, {}, {**hyper, **wanted.kwargs})
+    else:
+        spec = _spec(wanted, wanted.kwargs, hyper)
     return side(checkpoint, wanted.module, spec, wanted.at)
 
 

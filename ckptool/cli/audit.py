@@ -3,18 +3,20 @@
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, module_options, report_options
+from ckptool.cli.options import Output, input_options, module_options, report_options
 from ckptool.policy import Policy
 
 
 @click.command("audit")
 @module_options
+@input_options
 @report_options
 def command(
     ctx: click.Context,
     *,
     module: str | None,
     kwargs: dict[str, object] | None,
+    inputs: tuple[str, ...] | None,
     out: Output,
     policy: Policy,
 ) -> None:
@@ -22,7 +24,8 @@ def command(
 
     \b
     ckptool audit -m package.module:Name -k d_in=3
+    ckptool audit -m package.module:Name --input "float32[2,3]"      run it as well
     """
-    report = api.audit(module, kwargs=kwargs, policy=policy)
+    report = api.audit(module, kwargs=kwargs, inputs=inputs, policy=policy)
     out.emit(report)
     ctx.exit(report.exit_code)

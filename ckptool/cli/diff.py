@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, limit_options, module_options, report_options
+from ckptool.cli.options import Output, input_options, limit_options, module_options, report_options
 from ckptool.formats.limits import Limits
 from ckptool.policy import Policy
 
@@ -19,6 +19,7 @@ from ckptool.policy import Policy
 )
 @click.option("--explain", metavar="KEY", help="Tell all that is known about one key.")
 @click.option("--no-values", is_flag=True, help="Two checkpoints: do not compare their values.")
+@input_options
 @limit_options
 @report_options
 def command(
@@ -31,6 +32,7 @@ def command(
     at: str | None,
     explain: str | None,
     no_values: bool,
+    inputs: tuple[str, ...] | None,
     limits: Limits,
     out: Output,
     policy: Policy,
@@ -50,6 +52,7 @@ def command(
         at=at,
         explain=explain,
         values=not no_values,
+        inputs=inputs,
         policy=policy,
         limits=limits,
     )

@@ -42,11 +42,8 @@ class Output(Struct, frozen=True):
         text = render(self.format, report, self._style())
         if self.path is None:
             _print(text)
-            return
-        try:
-            self.path.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise WriteError(f"-o {self.path}: {error.strerror or error}") from error
+        else:
+            _write(self.path, text + "\n")
 
     def _style(self) -> Style:
         terminal = self.path is None and sys.stdout.isatty()
@@ -61,6 +58,21 @@ def _width(*, terminal: bool) -> int | None:
     """Return the columns to fit into: a terminal's, or what COLUMNS says, as elsewhere."""
     wanted = os.environ.get("COLUMNS", "").isdigit()
     return get_terminal_size().columns if terminal or wanted else None
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a report that is complete at its name, or not there; a pipe or device as it comes."""
+    from ckptool.formats.atomic import commit, pending
+
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        with pending(path, force=True) as report:
+            report.path.write_text(text, encoding="utf-8")
+            commit(report)
+    except OSError as error:
+        raise WriteError(f"-o {path}: {error.strerror or error}") from error
 
 
 def _print(text: str) -> None:

@@ -5,7 +5,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import Final
@@ -31,6 +31,7 @@ class Pending:
         self.target = target
         self.descriptor = descriptor
         self._force = force
+        self._swapped = False
 
     def sync(self) -> None:
         """Bring it to the disk.
@@ -41,14 +42,25 @@ class Pending:
         with failing(self.target):
             os.fsync(self.descriptor)
 
-    def place(self) -> None:
+    def place(self, *, undoable: bool = False) -> None:
         """Give it its name, in one step, and bring that to the disk."""
         with failing(self.target):
             if stat.S_ISDIR(os.fstat(self.descriptor).st_mode):
                 _place_folder(self.path, self.target, force=self._force)
+            elif undoable and self._force and _status(self.target, follow=False):
+                _exchange(self.path, self.target)
+                self._swapped = True
             else:
                 _place_file(self.path, self.target, force=self._force)
             sync_folder(self.target.parent)
+
+    def take_back(self) -> None:
+        """Undo `place`: what was there before, a file or nothing, is there again."""
+        with failing(self.target):
+            if self._swapped:
+                _exchange(self.path, self.target)
+            else:
+                self.target.unlink()
 
 
 def check_target(target: Path, inputs: Sequence[Path], *, force: bool, folder: bool) -> None:
@@ -97,15 +109,19 @@ def pending(target: Path, *, force: bool, folder: bool = False) -> Iterator[Pend
 def commit(*outputs: Pending, check: Callable[[], None] = lambda: None) -> None:
     """Sync all, `check` once more, and place them in order, which no signal can interrupt.
 
+    Where one cannot be placed, those before it are taken back.
+
     Raises:
         WriteError: one could not be placed; what `check` raises passes through.
     """
     for output in outputs:
         output.sync()
     check()
-    with uninterrupted():
+    with uninterrupted(), ExitStack() as undo:
         for output in outputs:
-            output.place()
+            output.place(undoable=output is not outputs[-1])
+            undo.callback(output.take_back)
+        undo.pop_all()
 
 
 def sync_folder(folder: Path) -> None:

@@ -40,6 +40,11 @@ def _facts(held: Held) -> dict[str, object]:
     }
 
 
+def _migrate(loading: Loading) -> str:
+    """Return the command that writes a file which loads."""
+    return f"ckptool migrate {loading.checkpoint.path} -o NEW -m {loading.module.target}"
+
+
 def _recomputable(held: Held) -> bool:
     return held.constancy is Constancy.CONSTANT and not held.statistic
 
@@ -100,8 +105,7 @@ def _origin(held: Held) -> str:
         "constructor makes the same value every time",
         why="Strict loading raises, though nothing was lost, unless the old code changed the "
         "value after construction: a state_dict holds no trace of that.",
-        fix='state_dict["{key}"] = module.state_dict()["{key}"], the constructor\'s value, '
-        "before loading",
+        fix="{command}",
     ),
 )
 def missing_recomputable(loading: Loading) -> Iterator[Hit]:
@@ -109,7 +113,8 @@ def missing_recomputable(loading: Loading) -> Iterator[Hit]:
         if held.kind is Kind.BUFFER and _recomputable(held):
             inside = held.key in loading.state.unsaved
             kept = "'s state_dict, but among the pickled module's attributes" if inside else ""
-            yield hit(held.key, kept=kept, in_file=inside, **_facts(held))
+            command = _migrate(loading)
+            yield hit(held.key, kept=kept, in_file=inside, command=command, **_facts(held))
 
 
 _AUXILIARY: Final = frozenset(
@@ -177,13 +182,14 @@ def unexpected_key(loading: Loading) -> Iterator[Hit]:
         level=Level.NOTE,
         message="`{key}` is in the file with the value that the module makes itself as {kind}",
         why="Strict loading raises on it, though dropping it changes nothing.",
-        fix='state_dict.pop("{key}") before loading',
+        fix="{command}",
     ),
 )
 def unexpected_redundant(loading: Loading) -> Iterator[Hit]:
     for change in _unclaimed(loading):
         if _redundancy(loading, change.key) is True:
-            yield hit(change.key, kind=str(loading.module.held[change.key].kind))
+            kind = str(loading.module.held[change.key].kind)
+            yield hit(change.key, kind=kind, command=_migrate(loading))
 
 
 @check(
@@ -314,7 +320,7 @@ def dtype_lossy(loading: Loading) -> Iterator[Hit]:
         why="DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning "
         "put segments into keys. With strict=False such a file loads nothing, and nothing says "
         "so.",
-        fix="state_dict = {code}",
+        fix="{command}; or in code: state_dict = {code}",
     ),
 )
 def wrapper_prefix(loading: Loading) -> Iterator[Hit]:
@@ -330,6 +336,7 @@ def wrapper_prefix(loading: Loading) -> Iterator[Hit]:
         count=len(rewrite.keys),
         what=" and ".join(steps),
         code=_rewrite_code(removed, rewrite.added),
+        command=_migrate(loading),
         removed=removed,
         added=rewrite.added,
     )
@@ -377,12 +384,12 @@ def coverage_too_low(loading: Loading) -> Iterator[Hit]:
         "unexpected: probably the same tensor",
         why="A refactor renamed the module. With strict=False the trained values are thrown away "
         "and the parameter stays at random.",
-        fix='state_dict["{key}"] = state_dict.pop("{found}")',
+        fix="{command}",
     ),
 )
 def probable_rename(loading: Loading) -> Iterator[Hit]:
     for key, found in loading.renames.items():
-        yield hit(key, found=found)
+        yield hit(key, found=found, command=_migrate(loading))
 
 
 @check(

@@ -115,16 +115,20 @@ def test_what_a_dead_run_left_is_removed_and_what_a_live_one_has_is_not(tmp_path
     assert os.listdir(tmp_path) == []
 
 
-def test_two_outputs_are_placed_in_order(tmp_path):
+@pytest.mark.parametrize("before", [None, b"older"])
+def test_of_two_outputs_the_first_is_taken_back_where_the_second_fails(tmp_path, before):
+    if before is not None:
+        (tmp_path / "a").write_bytes(before)
     with (
-        pending(tmp_path / "a", force=False) as first,
+        pending(tmp_path / "a", force=True) as first,
         pending(tmp_path / "b", force=False) as second,
     ):
         (tmp_path / "b").write_bytes(b"old")
         with pytest.raises(WriteError):
             commit(first, second)
-    assert content(tmp_path / "a") == b""
+    assert content(tmp_path / "a") == before
     assert content(tmp_path / "b") == b"old"
+    assert len(os.listdir(tmp_path)) == (1 if before is None else 2)
 
 
 @pytest.mark.parametrize("how", ["same", "dots", "hard link", "symbolic link", "linked folder"])

@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from migrate.states import SHM
 
 from ckptool import api
 from ckptool.errors import CkptoolError
@@ -31,11 +33,12 @@ OLD = b"an older result"
 
 
 @pytest.fixture
-def place(tmp_path):
+def place():
     torch.manual_seed(0)
     state = {f"layer.{n}": torch.randn(40, 50) for n in range(6)}
-    torch.save(state, tmp_path / "a.pth")
-    return tmp_path
+    with TemporaryDirectory(dir=SHM) as name:
+        torch.save(state, Path(name) / "a.pth")
+        yield Path(name)
 
 
 def in_child(work: Callable[[], object]) -> int:
