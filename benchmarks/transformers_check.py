@@ -1,19 +1,15 @@
 """Architectures of `transformers` at tiny sizes -> false alarms of the simulated device.
 
 Run it in an environment of its own, with transformers beside ckptool's dependencies:
-`PYTHONPATH=. python benchmarks/transformers_check.py`. No weights are downloaded. Every architecture
-is run as it is, where no clash may be reported, and once more for each buffer that is made a plain
-attribute.
+`PYTHONPATH=. python benchmarks/transformers_check.py`. No weights are downloaded. Each architecture
+is run as it is, where no clash may be reported, and once more for each kind of buffer that is made
+a plain attribute.
 """
 
 import copy
-import os
 import sys
 import warnings
 from typing import Any
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-warnings.simplefilter("ignore")
 
 import torch
 import transformers
@@ -21,6 +17,8 @@ from torch import nn
 
 from ckptool.verify import cpu, simulated
 from ckptool.verify.passes import Inputs, Pass
+
+warnings.simplefilter("ignore")
 
 DEVICE = torch.device("cuda", 0)
 TOKENS = {"input_ids": torch.arange(16).reshape(2, 8) % 50}
@@ -82,17 +80,30 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]] = {
     "Electra": ({**SMALL, "embedding_size": 16}, TOKENS),
     "DebertaV2": (SMALL, TOKENS),
     "ModernBert": ({**SMALL, "pad_token_id": 0}, TOKENS),
-    "T5": ({"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
-            "num_heads": 4}, BOTH),  # fmt: skip
+    "T5": (
+        {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+        BOTH,
+    ),
     "Bart": (SEQ2SEQ, BOTH),
-    "Whisper": ({**SEQ2SEQ, "num_mel_bins": 8, "max_source_positions": 10, "pad_token_id": 0,
-                 "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
-                {"input_features": torch.ones(2, 8, 20),
-                 "decoder_input_ids": TOKENS["input_ids"]}),  # fmt: skip
+    "Whisper": (
+        {
+            **SEQ2SEQ,
+            "num_mel_bins": 8,
+            "max_source_positions": 10,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
+        },
+        {"input_features": torch.ones(2, 8, 20), "decoder_input_ids": TOKENS["input_ids"]},
+    ),
     "ViT": (VISION, PIXELS),
     "Swin": (SWIN, PIXELS),
     "ConvNext": ({"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, PIXELS),
-    "Mamba": ({"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, TOKENS),
+    "Mamba": (
+        {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+        TOKENS,
+    ),
 }
 
 

@@ -128,6 +128,7 @@ def migrate(  # noqa: PLR0913
     dry_run: bool = False,
     save_plan: PathLike | None = None,
     max_shard_size: int | None = None,
+    links: bool = True,
     provenance: bool = True,
     progress: Callable[[int], None] = lambda _: None,
     policy: Policy | None = None,
@@ -155,6 +156,7 @@ def migrate(  # noqa: PLR0913
         dry_run: write nothing.
         save_plan: where to write the plan.
         max_shard_size: bytes of one file of a folder.
+        links: whether files of a folder that do not change may be hard links to the source's.
         provenance: record the plan and the digests with the result.
         progress: told how many bytes have just been written.
         policy: which findings about the result are reported.
@@ -190,6 +192,7 @@ def migrate(  # noqa: PLR0913
             dry_run=dry_run,
             save_plan=None if save_plan is None else Path(save_plan),
             max_shard_size=max_shard_size,
+            links=links,
             recorded=provenance,
             limits=limits,
             progress=progress,

@@ -41,6 +41,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1
               help="Write the plan here, to be edited.")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="Undo the plan.")
 @click.option("--max-shard-size", metavar="SIZE", help='DST is a folder of files up to "5GB".')
+@click.option("--no-links", is_flag=True, help="Do not link shards that stay: copy them.")
 @click.option("--no-provenance", is_flag=True, help="Do not record plan and digests.")
 @click.option("--force", is_flag=True, help="Replace an existing DST.")
 @limit_options
@@ -63,6 +64,7 @@ def command(  # noqa: PLR0913
     save_plan: Path | None,
     reverse: bool,
     max_shard_size: str | None,
+    no_links: bool,
     no_provenance: bool,
     force: bool,
     limits: Limits,
@@ -78,7 +80,7 @@ def command(  # noqa: PLR0913
     """
     if reverse and plan is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
-    with _ending(ctx), _Progress() as progress:
+    with _ending(ctx), _Progress(source) as progress:
         report = api.migrate(
             source,
             target,
@@ -96,6 +98,7 @@ def command(  # noqa: PLR0913
             dry_run=dry_run,
             save_plan=save_plan,
             max_shard_size=_size(max_shard_size),
+            links=not no_links,
             provenance=not no_provenance,
             progress=progress.add,
             policy=policy,
@@ -140,7 +143,8 @@ def _size(text: str | None) -> int | None:
 class _Progress:
     """One line on standard error, where that is a terminal, for what takes over a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: Path) -> None:
+        self._total = sum(path.stat().st_size for path in _files(source))
         self._start = self._shown = time.monotonic()
         self._done = 0
         self._drawn = False
@@ -158,7 +162,16 @@ class _Progress:
         now = time.monotonic()
         if now - self._start > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
             rate = self._done / (now - self._start)
-            click.echo(
-                f"\r\x1b[K{size(self._done)} written, {size(int(rate))}/s", nl=False, err=True
-            )
+            left = max(0, self._total - self._done) / max(rate, 1)
+            line = f"{size(self._done)} written, {size(int(rate))}/s, about {left:.0f} s left"
+            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
             self._shown, self._drawn = now, True
+
+
+def _files(source: Path) -> list[Path]:
+    """Return what is going to be read, as far as that can be known before it is."""
+    try:
+        found = list(source.iterdir()) if source.is_dir() else [source]
+        return [path for path in found if path.is_file()]
+    except OSError:
+        return []  # reading it says why

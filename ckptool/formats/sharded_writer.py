@@ -22,19 +22,13 @@ _NOT_SHARED: Final = frozenset(
 """What a file system answers that cannot link, or cannot clone."""
 
 
-def keep(shard: Path, place: Path, progress: Progress) -> str:
+def keep(shard: Path, place: Path, progress: Progress, *, link: bool = True) -> str:
     """Put a shard that does not change at `place`; return "linked", "cloned" or "copied".
 
     A link costs nothing, and both names are one file from then on; a clone is another file with the
     same blocks; a copy is the last resort.
     """
-    try:
-        # What the name leads to: the cache of a hub is full of symbolic links.
-        place.hardlink_to(shard.resolve())
-    except OSError as error:
-        if error.errno not in _NOT_SHARED:
-            raise
-    else:
+    if link and _linked(shard, place):
         return "linked"
     descriptor = create(place)
     try:
@@ -59,6 +53,17 @@ def write_index(place: Path, weight_map: Mapping[str, str], metadata: Mapping[st
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _linked(shard: Path, place: Path) -> bool:
+    try:
+        # What the name leads to: the cache of a hub is full of symbolic links.
+        place.hardlink_to(shard.resolve())
+    except OSError as error:
+        if error.errno not in _NOT_SHARED:
+            raise
+        return False
+    return True
 
 
 def _copied(shard: Path, descriptor: int, place: Path, progress: Progress) -> str:

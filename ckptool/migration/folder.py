@@ -43,7 +43,7 @@ def _shard(job: Job, layout: Layout, shard: Shard, folder: Path) -> Digests | No
     """Put one file into the folder; return its digests if it was written."""
     place = folder / shard.name
     if shard.kept is not None:
-        sharded_writer.keep(shard.kept, place, job.progress)
+        sharded_writer.keep(shard.kept, place, job.progress, link=job.links)
         return None
     alone = with_(job, draft=part(job.draft, shard), recorded=False)
     # The index has the ties of all files.

@@ -61,6 +61,7 @@ class Request:
     dry_run: bool = False
     save_plan: Path | None = None
     max_shard_size: int | None = None
+    links: bool = True
     recorded: bool = True
     limits: Limits = DEFAULT
     progress: Progress = lambda _: None
@@ -263,7 +264,7 @@ class _Done:
         job = Job(
             self.result, self.plan, request.target, self.to, request.force, request.recorded,
             self.changed, request.limits, request.progress, self.watch.check, look,
-            self.prints.of,
+            self.prints.of, request.links,
         )  # fmt: skip
         if request.folder:
             from ckptool.migration.folder import write_folder

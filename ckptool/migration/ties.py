@@ -17,7 +17,9 @@ def split_ties(draft: Draft) -> tuple[dict[str, Item], dict[str, str]]:
     """Return the items to write, and for each one left out the key of its tie."""
     kept: dict[object, str] = {}
     ties: dict[str, str] = {}
-    for key in sorted(draft.items, key=natural):
+    # The name that the source has stays, so that no more files change than must.
+    own = {key: item.origin == key for key, item in draft.items.items()}
+    for key in sorted(draft.items, key=lambda key: (not own[key], natural(key))):
         first = kept.setdefault(draft.items[key].identity, key)
         if first != key:
             ties[key] = first

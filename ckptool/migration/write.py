@@ -47,6 +47,8 @@ class Job:
     """Raises where the file at a path does not load."""
     prints: Callable[[State], Fingerprints]
     """Gives the fingerprints of the source's state."""
+    links: bool = True
+    """Whether shards that stay may be the same files as the source's."""
 
 
 def write(job: Job) -> Digests:

@@ -40,6 +40,7 @@ def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
     The module is spent afterwards: it stays on the device.
     """
     moved = False
+    torch.cuda.init()
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with prepared(module), _exact():

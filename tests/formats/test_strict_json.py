@@ -32,7 +32,8 @@ def reader(text: str | bytes, limits: Limits = DEFAULT) -> JsonReader:
 def members(text: str | bytes, limits: Limits = DEFAULT) -> dict:
     taken = reader(text, limits)
     found = {key: taken.value(limits.entry_bytes) for key in taken.members()}
-    assert taken.rest(" ") == ""
+    if rest := taken.rest(" "):
+        raise CorruptCheckpointError(PATH, f"{rest!r} follows")
     return found
 
 

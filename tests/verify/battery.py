@@ -385,7 +385,9 @@ def numpy_of_a_tensor_on_the_device(m, x):
     return x + torch.as_tensor(np.asarray(x)).to(x.device) * float(x.numpy().sum())
 
 
-@forward(X, held={"mean": lambda: np.ones(4, dtype=np.float32)}, clean="clashes", clashing=("mean",))
+@forward(
+    X, held={"mean": lambda: np.ones(4, dtype=np.float32)}, clean="clashes", clashing=("mean",)
+)
 def numpy_statistics(m, x):
     return x - torch.from_numpy(m.mean)
 
@@ -415,7 +417,9 @@ def instance_norm_with_statistics():
 
 @case(SEQUENCE)
 def other_norms():
-    return nn.Sequential(nn.LayerNorm(4), nn.RMSNorm(4), nn.GroupNorm(1, 5), nn.LocalResponseNorm(2))
+    return nn.Sequential(
+        nn.LayerNorm(4), nn.RMSNorm(4), nn.GroupNorm(1, 5), nn.LocalResponseNorm(2)
+    )
 
 
 @forward(IMAGE, held={"kernel": ones(3, 1, 3, 3)})
@@ -423,14 +427,18 @@ def fixed_kernel(m, x):
     return F.conv2d(x, m.kernel, groups=3, padding=1)
 
 
-@forward(IMAGE, held={"grid": lambda: torch.zeros(2, 4, 4, 2), "up": lambda: nn.Upsample(scale_factor=2)})
+@forward(
+    IMAGE, held={"grid": lambda: torch.zeros(2, 4, 4, 2), "up": lambda: nn.Upsample(scale_factor=2)}
+)
 def grid_sample(m, x):
     return F.grid_sample(m.up(x), m.grid, align_corners=False)
 
 
 @case(IMAGE)
 def transposed_and_dilated():
-    return nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 2, 3, dilation=2, padding="same"))
+    return nn.Sequential(
+        nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 2, 3, dilation=2, padding="same")
+    )
 
 
 @case(SEQUENCE)
@@ -493,7 +501,9 @@ def packed_with_lengths_on_the_device(m, x, lengths):
     return _packed(m, x, lengths)
 
 
-@forward(TOKENS, held={"words": lambda: nn.Embedding(5, 4, padding_idx=0), "places": order(0, 1, 2)})
+@forward(
+    TOKENS, held={"words": lambda: nn.Embedding(5, 4, padding_idx=0), "places": order(0, 1, 2)}
+)
 def token_and_position(m, tokens):
     return m.words(tokens) + m.words(m.places[: tokens.shape[1]])
 

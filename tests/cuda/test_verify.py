@@ -1,0 +1,82 @@
+"""Verification on a real device; each test has a simulated twin in tests/verify.
+
+`both.py` runs here on CUDA and in test_twins.py on a simulated device. The battery is run here to
+see that a real device refuses exactly what the simulated one does (tests/verify/test_battery.py).
+"""
+
+import pytest
+import torch
+from verify import both, models
+from verify.battery import CASES
+from verify.test_battery import BUFFERS, turned
+
+from ckptool import api
+from ckptool.errors import UsageError
+from ckptool.verify import cuda as backend
+from ckptool.verify.passes import Inputs
+
+pytestmark = pytest.mark.cuda
+
+PROVED = [case for case in CASES if case.clean != "inconclusive"]
+"""What the simulated device decides; the others need a kernel that is not here either."""
+TURNED = [one for one in BUFFERS if one.values[0].name != "lazy_layers"]
+
+
+def run(case, module, device):
+    torch.manual_seed(0)
+    inputs = Inputs(case.args, case.kwargs).each(torch.Tensor.clone)
+    return backend.run(module, inputs, device)
+
+
+@pytest.mark.parametrize("check", both.CHECKS, ids=lambda check: check.__name__)
+def test_on_a_real_device(check, cuda, tmp_path, samples):
+    check(str(cuda), tmp_path, samples)
+
+
+@pytest.mark.parametrize("case", PROVED, ids=lambda case: case.name)
+def test_the_battery_as_it_is(case, cuda):
+    found = run(case, case.build(), cuda)
+    if case.clean == "passes":
+        assert found.error is None
+    else:
+        assert found.error is not None
+        assert backend.about_devices(found.error.error), found.error
+
+
+@pytest.mark.parametrize(("case", "path"), TURNED)
+def test_the_battery_with_a_buffer_made_a_plain_attribute(case, path, cuda):
+    module = case.build()
+    turned(module, path)
+    found = run(case, module, cuda)
+    assert (found.error is None) == (path in case.harmless), found.error
+
+
+def test_a_simulated_pass_works_beside_a_real_device(cuda, tmp_path):
+    path = both.saved(tmp_path, models.Plain())
+    report = api.verify(path, module="verify.models:Plain", device="simulated")
+    assert report.levels[1].status == "passed"
+    assert report.device == "simulated cuda:0"
+
+
+def test_auto_is_the_real_device(cuda, tmp_path):
+    path = both.saved(tmp_path, models.Plain())
+    report = api.verify(path, module="verify.models:Plain")
+    assert report.device == "cuda:0"
+    assert [one.what for one in report.skipped] == []
+    assert "against the CPU: largest difference" in " ".join(report.levels[2].details)
+
+
+def test_out_of_memory_says_how_much_was_needed(cuda, tmp_path):
+    class Huge(models.Plain):
+        def forward(self, x):
+            return super().forward(x) + torch.empty(1 << 44, device=x.device).sum()
+
+    found = backend.run(Huge(), Inputs((torch.ones(2, 4),)), cuda)
+    assert backend.out_of_memory(found.error.error)
+    assert "parameters and buffers take" in found.note
+
+
+def test_a_device_that_is_not_there(cuda, tmp_path):
+    path = both.saved(tmp_path, models.Plain())
+    with pytest.raises(UsageError, match="numbered from 0"):
+        api.verify(path, module="verify.models:Plain", device="cuda:99")

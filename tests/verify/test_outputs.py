@@ -1,0 +1,108 @@
+"""Outputs are compared leaf by leaf: what is equal, what is close, and how far apart it is."""
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptool.verify.leaves import leaves, mapped
+from ckptool.verify.outputs import difference
+
+
+@dataclass
+class Output:
+    last: torch.Tensor
+    all: tuple
+    loss: float | None = None
+
+
+Pair = namedtuple("Pair", "a b")  # noqa: PYI024
+T = torch.tensor([1.0, 2.0])
+NAN = torch.tensor([float("nan"), float("inf")])
+
+
+@pytest.mark.parametrize(
+    ("value", "paths"),
+    [
+        (T, [""]),
+        ((T, [T]), ["[0]", "[1][0]"]),
+        ({"a": T, "b": (T,)}, ["['a']", "['b'][0]"]),
+        (OrderedDict(x=T), ["['x']"]),
+        (Pair(T, T), [".a", ".b"]),
+        (Output(T, (T, T)), [".last", ".all[0]", ".all[1]", ".loss"]),
+    ],
+)
+def test_leaves(value, paths):
+    assert [path for path, _ in leaves(value)] == paths
+    doubled = mapped(value, lambda tensor: tensor * 2)
+    assert type(doubled) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "exact", "close", "first"),
+    [
+        (T, T.clone(), True, True, ""),
+        (NAN, NAN.clone(), True, True, ""),
+        (T, T + 1e-6, False, True, "`output` differs in 2 of 2 elements"),
+        (T, T + 1, False, False, "`output` differs in 2 of 2 elements"),
+        (T, T.double(), False, False, "is torch.float32, and was torch.float64"),
+        (T, T[:1], False, False, "has shape [2], and had [1]"),
+        (NAN, T, False, False, "`output` differs in 2 of 2 elements"),
+        (T.bfloat16(), (T + 0.01).bfloat16(), False, True, "`output` differs"),
+        (T.long(), T.long() + 1, False, False, "`output` differs in 2 of 2 elements"),
+        ((T, T), (T,), False, False, "the outputs have other parts"),
+        ({"a": T}, {"b": T}, False, False, "the outputs have other parts: `['b']`, `['a']`"),
+        ((T, 3), (T, 3), True, True, ""),
+        ((T, 3), (T, 4), False, False, "`[1]` is 3, and was 4"),
+        ((T, float("nan")), (T, float("nan")), True, True, ""),
+        ((T, None), (T, T), False, False, "`[1]` has another type"),
+        (Output(T, (T,)), Output(T, (T + 1,)), False, False, "`.all[0]` differs"),
+        (T.to_sparse(), T.to_sparse(), True, True, ""),
+        (T + 1j, T + 1j, True, True, ""),
+        (torch.empty(0), torch.empty(0), True, True, ""),
+    ],
+)
+def test_difference(actual, expected, exact, close, first):
+    found = difference(actual, expected)
+    assert (found.exact, found.close) == (exact, close)
+    assert first in found.first
+    assert bool(found.first) == (not exact)
+
+
+def test_the_largest_difference_over_all_leaves():
+    found = difference((T, T + 0.5), (T + 0.25, T))
+    assert (found.absolute, found.relative) == (0.5, 0.5)
+    assert found.words == "largest difference: 0.5 absolute, 0.5 relative"
+
+
+def test_a_tolerance_of_ones_own():
+    assert difference(T, T + 0.1, tolerance=0.2).close
+    assert not difference(T, T + 1e-6, tolerance=0.0).close
+
+
+def test_kinds_that_cannot_be_compared_are_named():
+    found = difference({"a": T, "cache": object()}, {"a": T, "cache": object()})
+    assert found.exact
+    assert found.left_out == ("['cache']",)
+    assert found.compared == 1
+
+
+numbers = st.lists(st.floats(width=32), min_size=1, max_size=6)
+
+
+@given(numbers)
+def test_everything_equals_itself(values):
+    found = difference(torch.tensor(values), torch.tensor(values))
+    assert found.exact
+    assert (found.absolute, found.relative) == (0.0, 0.0)
+
+
+@given(numbers, numbers)
+def test_the_absolute_difference_is_symmetric(one, other):
+    a, b = torch.tensor(one), torch.tensor(other)
+    there, back = difference(a, b), difference(b, a)
+    assert (there.exact, there.absolute) == (back.exact, back.absolute)
+    assert there.close or not there.exact
