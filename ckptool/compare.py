@@ -1,6 +1,5 @@
 """Expected x actual -> what differs, without severity and without wording."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -8,17 +7,8 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool import values
+from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite
 from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
-
-WRAPPERS: Final = (
-    "module",
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-    "_forward_module",
-)
-"""Segments that DataParallel and DDP, torch.compile, FSDP, activation checkpointing, Lightning's
-strategies put into keys."""
 
 
 class Missing(Struct, frozen=True):
@@ -54,17 +44,6 @@ class Changed(Struct, frozen=True):
 
 
 Change = Missing | Unexpected | Changed
-
-
-class Rewrite(Struct, frozen=True):
-    """A change of keys that makes more of a file match: segments taken out, or a prefix added."""
-
-    removed: tuple[str, ...]
-    """Segments ("module") or a leading prefix ("model.") that the file's keys lose."""
-    added: str
-    """A prefix that the file's keys gain, "" if none."""
-    keys: Mapping[str, str]
-    """Key in the file -> key in the module, for those that match only then."""
 
 
 class Loading(Struct, frozen=True):
@@ -261,117 +240,6 @@ def _children(checkpoint: Checkpoint, at: str) -> dict[str, str]:
     places = [s.at for s in checkpoint.states] + [e.at for e in checkpoint.entries]
     inside = [p.removeprefix(prefix) for p in places if p.startswith(prefix) and p != at]
     return {name.split(".", 1)[0]: "no tensor" for name in inside if name}
-
-
-def find_rewrite(
-    missing: list[TensorInfo],
-    unexpected: list[TensorInfo],
-    expected: Mapping[str, TensorInfo],
-    actual: Mapping[str, TensorInfo],
-) -> Rewrite | None:
-    """Return the change of keys after which most missing tensors are found, or None.
-
-    Segments are whole; a change under which two keys would collide is refused.
-    """
-    wanted = {t.key: t for t in missing}
-    best: Rewrite | None = None
-    for removed, added in _candidates(list(wanted), [t.key for t in unexpected]):
-        pairs = {t.key: _rewritten(t.key, removed, added) for t in unexpected}
-        found = {
-            old: new
-            for old, new in pairs.items()
-            if new in wanted and wanted[new].shape == actual[old].shape
-        }
-        collide = len(set(pairs.values())) < len(pairs) or any(
-            new in actual and new in expected for new in pairs.values()
-        )
-        if found and not collide and (best is None or len(found) > len(best.keys)):
-            best = Rewrite(removed, added, found)
-    return best
-
-
-def _candidates(missing: list[str], unexpected: list[str]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (what to remove, prefix to add), the known wrappers first.
-
-    A wrapper's name may be a real name in this module, so leaving it alone is tried as well.
-    """
-    present = {segment for key in unexpected for segment in key.split(".")}
-    real = {segment for key in missing for segment in key.split(".")}
-    found = tuple(w for w in WRAPPERS if w in present)
-    for wrappers in dict.fromkeys((found, tuple(w for w in found if w not in real), ())):
-        if wrappers:
-            yield wrappers, ""
-        for prefix in _leading(_rewritten(key, wrappers, "") for key in unexpected):
-            yield (*wrappers, f"{prefix}."), ""
-        for prefix in _leading(missing):
-            yield wrappers, f"{prefix}."
-
-
-def _leading(keys: Iterable[str]) -> Iterator[str]:
-    """Yield the prefixes of whole segments with which most keys begin, longest last."""
-    counts: Counter[str] = Counter()
-    total = 0
-    for key in keys:
-        total += 1
-        segments = key.split(".")
-        counts.update(".".join(segments[:n]) for n in range(1, min(len(segments), 5)))
-    yield from sorted((p for p, n in counts.items() if n * 2 > total), key=len)
-
-
-def _rewritten(key: str, removed: tuple[str, ...], added: str) -> str:
-    prefixes = [r for r in removed if r.endswith(".")]
-    kept = ".".join(s for s in key.split(".") if s not in removed)
-    for prefix in prefixes:
-        kept = kept.removeprefix(prefix)
-    return added + kept
-
-
-def find_renames(missing: list[TensorInfo], unexpected: list[TensorInfo]) -> dict[str, str]:
-    """Pair each missing tensor with the one unexpected tensor of its shape that ends like it.
-
-    A pair is made only where both are each other's single best candidate.
-    """
-    by_form: dict[object, list[TensorInfo]] = {}
-    for tensor in unexpected:
-        by_form.setdefault((tensor.shape, _last(tensor.key)), []).append(tensor)
-    forms = {key: [t.key for t in group] for key, group in by_form.items()}
-    wanted: dict[object, list[str]] = {}
-    for tensor in missing:
-        wanted.setdefault((tensor.shape, _last(tensor.key)), []).append(tensor.key)
-    pairs: dict[str, str] = {}
-    for form, keys in wanted.items():
-        candidates = forms.get(form, [])
-        for key in keys:
-            there = _single_best(key, candidates)
-            if there is not None and _single_best(there, keys) == key:
-                pairs[key] = there
-    return pairs
-
-
-def _last(key: str) -> str:
-    return key.rsplit(".", 1)[-1]
-
-
-_MOST_CANDIDATES: Final = 1000
-"""Above this many tensors of one form, names alone tell too little, and pairing costs too much."""
-
-
-def _single_best(key: str, candidates: list[str]) -> str | None:
-    if not candidates or len(candidates) > _MOST_CANDIDATES:
-        return None
-    scored = sorted(((_common_tail(key, c), c) for c in candidates), reverse=True)
-    if len(scored) > 1 and scored[0][0] == scored[1][0]:
-        return None
-    return scored[0][1]
-
-
-def _common_tail(a: str, b: str) -> int:
-    count = 0
-    for x, y in zip(reversed(a.split(".")), reversed(b.split(".")), strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
 
 
 def _same_values(unexpected: list[TensorInfo], module: ModuleState) -> dict[str, bool]:

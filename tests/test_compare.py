@@ -8,10 +8,9 @@ from ckptool.compare import (
     Missing,
     Unexpected,
     compare,
-    find_renames,
-    find_rewrite,
     loading,
 )
+from ckptool.matching import find_renames, find_rewrite
 from ckptool.model import Kind, natural
 
 W = tensor("w")

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from ckptool.compare import Loading, Rewrite, loading
+from ckptool.compare import Loading, loading
 from ckptool.errors import PlanError
+from ckptool.matching import Rewrite
 from ckptool.migration.draft import Draft, matching
 from ckptool.migration.ops import (
     NOTHING,

@@ -3,6 +3,8 @@
 from ckptool.rules import (  # noqa: F401 (each registers its rules)
     container,
     contract,
+    forms,
+    keys,
     loading,
     module_state,
     sharing,

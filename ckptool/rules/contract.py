@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ckptool.compare import Missing, Revision, Unexpected
-from ckptool.rules.loading import diagnose_shapes
+from ckptool.rules.forms import diagnose_shapes
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
 

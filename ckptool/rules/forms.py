@@ -1,0 +1,131 @@
+"""Loading -> hits: shapes and dtypes of keys that both sides have (CK207, CK208, CK215)."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.compare import Loading, Missing, Unexpected, scalar
+from ckptool.model import BITS
+from ckptool.rules.registry import Hit, Level, Rule, check, hit
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK207",
+        name="shape-mismatch",
+        level=Level.ERROR,
+        message="`{key}` is {actual} in the file and {expected} in the module: {diagnosis}",
+        why="load_state_dict raises on a shape mismatch, with strict=False as well.",
+        fix="Build the module with the arguments it was trained with, or change the tensor on "
+        "purpose.",
+    ),
+)
+def shape_mismatch(loading: Loading) -> Iterator[Hit]:
+    for change in loading.mismatched:
+        want, have = change.expected.shape, change.actual.shape
+        yield hit(
+            change.key,
+            actual=list(have),
+            expected=list(want),
+            diagnosis=diagnose_shapes(want, have),
+        )
+
+
+def diagnose_shapes(expected: tuple[int, ...], actual: tuple[int, ...]) -> str:
+    """Say in a few words how two shapes differ."""
+    if len(expected) != len(actual):
+        return f"{len(actual)} dimensions for {len(expected)}"
+    if expected == actual[::-1]:
+        return "transposed"
+    differing = [i for i, (w, h) in enumerate(zip(expected, actual, strict=True)) if w != h]
+    parts = [f"dimension {i} is {actual[i]} for {expected[i]}" for i in differing]
+    return ", ".join(parts)
+
+
+_FLOATS: Final = {
+    "float64": (53, 11),
+    "float32": (24, 8),
+    "bfloat16": (8, 8),
+    "float16": (11, 5),
+    "float8_e4m3fn": (4, 4),
+    "float8_e5m2": (3, 5),
+}
+"""Bits of precision and of exponent (IEEE 754, and the OCP specification of 8-bit floats)."""
+
+
+def _integer(dtype: str) -> int | None:
+    """Bits of precision of an integer or bool dtype, else None."""
+    if dtype == "bool":
+        return 1
+    if dtype.startswith(("int", "uint")):
+        return BITS[dtype] - dtype.startswith("int")
+    return None
+
+
+def lossy(actual: str, expected: str) -> Level | None:
+    """How bad a copy from `actual` to `expected` can be; None if it loses nothing."""
+    have, want = _integer(actual), _integer(expected)
+    if actual in {expected, "bool"}:
+        return None
+    if want is not None:
+        unsigned = expected.startswith("uint") and not actual.startswith("uint")
+        return Level.ERROR if have is None or have > want or unsigned else None
+    if expected not in _FLOATS or (have is None and actual not in _FLOATS):
+        return (
+            None
+            if expected.startswith("complex") and not actual.startswith("complex")
+            else Level.WARNING
+        )
+    precision, exponent = _FLOATS[expected]
+    if have is not None:
+        return Level.WARNING if have > precision else None
+    narrower = _FLOATS[actual][0] > precision or _FLOATS[actual][1] > exponent
+    return Level.WARNING if narrower else None
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK208",
+        name="dtype-lossy-load",
+        level=Level.WARNING,
+        message="`{key}` is {actual} in the file and {expected} in the module: loading casts it "
+        "silently",
+        why="load_state_dict copies with a cast and says that all keys matched. Fractions are cut "
+        "off in an integer buffer, large values overflow in float16, bfloat16 rounds.",
+        fix="Build the module in the file's dtype, or cast the file on purpose and look at the "
+        "error.",
+    ),
+)
+def dtype_lossy(loading: Loading) -> Iterator[Hit]:
+    for change in loading.changes:
+        if not isinstance(change, Missing | Unexpected) and "dtype" in change.fields:
+            level = lossy(change.actual.dtype, change.expected.dtype)
+            if level is not None:
+                yield hit(
+                    change.key, level, actual=change.actual.dtype, expected=change.expected.dtype
+                )
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK215",
+        name="scalar-shape-quirk",
+        level=Level.NOTE,
+        message="`{key}` is {actual} in the file and a scalar in the module: its first element is "
+        "loaded",
+        why="A rule kept from torch 0.3 takes the first element of a vector for a scalar without "
+        "a word.",
+        fix='state_dict["{key}"] = state_dict["{key}"].reshape(())',
+    ),
+)
+def scalar_quirk(loading: Loading) -> Iterator[Hit]:
+    for change in loading.changes:
+        if (
+            not isinstance(change, Missing | Unexpected)
+            and "shape" in change.fields
+            and scalar(change)
+        ):
+            several = Level.WARNING if change.actual.numel > 1 else None
+            yield hit(change.key, several, actual=list(change.actual.shape))

@@ -1,0 +1,310 @@
+"""Loading -> hits: keys that are missing or unexpected, one by one (CK201 to CK220)."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.compare import Loading, Missing, Unexpected
+from ckptool.model import Constancy, Held, Kind
+from ckptool.rules.registry import Hit, Level, Rule, check, hit
+
+
+def _unexplained(loading: Loading) -> Iterator[Held]:
+    """Yield what is missing, but for what a rewrite or a rename finds."""
+    found = set(loading.rewrite.keys.values()) if loading.rewrite else set()
+    for change in loading.changes:
+        if isinstance(change, Missing) and change.key not in found | loading.renames.keys():
+            yield loading.module.held[change.key]
+
+
+def _unclaimed(loading: Loading) -> Iterator[Unexpected]:
+    """Yield what is unexpected, but for what a rewrite or a rename uses."""
+    used = set(loading.rewrite.keys) if loading.rewrite else set()
+    used |= set(loading.renames.values())
+    for change in loading.changes:
+        if isinstance(change, Unexpected) and change.key not in used:
+            yield change
+
+
+def _facts(held: Held) -> dict[str, object]:
+    return {
+        "kind": str(held.kind),
+        "owner": held.owner,
+        "shape": list(held.tensor.shape),
+        "dtype": held.tensor.dtype,
+        "nbytes": held.tensor.nbytes,
+        "constancy": str(held.constancy),
+        "where": held.where,
+    }
+
+
+def _migrate(loading: Loading) -> str:
+    """Return the command that writes a file which loads."""
+    return f"ckptool migrate {loading.checkpoint.path} -o NEW -m {loading.module.target}"
+
+
+def _recomputable(held: Held) -> bool:
+    return held.constancy is Constancy.CONSTANT and not held.statistic
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK201",
+        name="missing-parameter",
+        level=Level.ERROR,
+        message="`{key}`, {dtype} {shape}, is a parameter of the module and not in the file",
+        why="Strict loading raises. With strict=False the parameter keeps its random initial "
+        "value.",
+        fix="Find the tensor under another name, or train it; a checkpoint of the same model has "
+        "it.",
+    ),
+)
+def missing_parameter(loading: Loading) -> Iterator[Hit]:
+    for held in _unexplained(loading):
+        if held.kind is not Kind.BUFFER:
+            yield hit(held.key, **_facts(held))
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK202",
+        name="missing-statistics-buffer",
+        level=Level.ERROR,
+        message="`{key}`, {dtype} {shape}, is a buffer that {origin} and not in the file",
+        why="Its value came from training or from chance; the constructor does not bring it back. "
+        "With strict=False the model runs on default statistics.",
+        fix="Take it from a checkpoint that has it; converters that copy parameters only drop "
+        "buffers.",
+    ),
+)
+def missing_statistics(loading: Loading) -> Iterator[Hit]:
+    for held in _unexplained(loading):
+        if held.kind is Kind.BUFFER and not _recomputable(held):
+            yield hit(held.key, origin=_origin(held), **_facts(held))
+
+
+def _origin(held: Held) -> str:
+    if held.statistic:
+        return "training changes"
+    if held.constancy is Constancy.RANDOM:
+        return "is random on every construction"
+    return "is not known to be the same on every construction"
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK203",
+        name="missing-recomputable-buffer",
+        level=Level.WARNING,
+        message="`{key}`, {dtype} {shape}, is a buffer that is not in the file{kept}; the "
+        "constructor makes the same value every time",
+        why="Strict loading raises, though nothing was lost, unless the old code changed the "
+        "value after construction: a state_dict holds no trace of that.",
+        fix="{command}",
+    ),
+)
+def missing_recomputable(loading: Loading) -> Iterator[Hit]:
+    for held in _unexplained(loading):
+        if held.kind is Kind.BUFFER and _recomputable(held):
+            inside = held.key in loading.state.unsaved
+            kept = "'s state_dict, but among the pickled module's attributes" if inside else ""
+            command = _migrate(loading)
+            yield hit(held.key, kept=kept, in_file=inside, command=command, **_facts(held))
+
+
+_AUXILIARY: Final = frozenset(
+    [
+        "criterion",
+        "loss",
+        "loss_fn",
+        "loss_fct",
+        "metric",
+        "metrics",
+        "lpips",
+        "perceptual_loss",
+        "teacher",
+        "evaluator",
+    ]
+)
+
+
+def _auxiliary_name(key: str) -> bool:
+    """Whether a segment names a loss, a metric or a judging network, as projects call them."""
+    return any(
+        s in _AUXILIARY or s.endswith(("_metric", "_metrics", "_loss")) for s in key.split(".")[:-1]
+    )
+
+
+def _lazy(loading: Loading, key: str) -> bool:
+    return key in loading.module.none_buffers
+
+
+def _redundancy(loading: Loading, key: str) -> bool | None:
+    held = loading.module.unsaved.get(key)
+    return None if held is None else loading.same_value.get(key)
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK204",
+        name="unexpected-key",
+        level=Level.WARNING,
+        message="`{key}`, {what}, is in the file and the module has no such key{why_not}",
+        why="Strict loading raises. With strict=False the value is thrown away.",
+        fix="Rename it if the module has it under another name; drop it if it is not needed: "
+        'state_dict.pop("{key}")',
+    ),
+)
+def unexpected_key(loading: Loading) -> Iterator[Hit]:
+    for change in _unclaimed(loading):
+        key, tensor = change.key, change.actual
+        told = _redundancy(loading, key) is not None
+        if not told and not _auxiliary_name(key):
+            reason = "; there it is a buffer that is still None" if _lazy(loading, key) else ""
+            what = f"{tensor.dtype} {list(tensor.shape)}"
+            yield hit(key, what=what, why_not=reason, nbytes=tensor.nbytes)
+    for key in loading.unexpected_others:
+        if not key.endswith("_extra_state"):
+            yield hit(key, what=loading.state.others[key], why_not="", nbytes=0)
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK205",
+        name="unexpected-redundant-buffer",
+        level=Level.NOTE,
+        message="`{key}` is in the file with the value that the module makes itself as {kind}",
+        why="Strict loading raises on it, though dropping it changes nothing.",
+        fix="{command}",
+    ),
+)
+def unexpected_redundant(loading: Loading) -> Iterator[Hit]:
+    for change in _unclaimed(loading):
+        if _redundancy(loading, change.key) is True:
+            kind = str(loading.module.held[change.key].kind)
+            yield hit(change.key, kind=kind, command=_migrate(loading))
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK206",
+        name="unexpected-buffer-value-differs",
+        level=Level.ERROR,
+        message="`{key}` is in the file with another value than the module makes itself as {kind}",
+        why="Dropping the key, which is what strict=False does, gives a model that computes "
+        "something else than the one that was saved.",
+        fix="Make it a persistent buffer, or set it after loading: "
+        'module.{key}.copy_(state_dict["{key}"])',
+    ),
+)
+def unexpected_differs(loading: Loading) -> Iterator[Hit]:
+    for change in _unclaimed(loading):
+        if _redundancy(loading, change.key) is False:
+            yield hit(change.key, kind=str(loading.module.held[change.key].kind))
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK209",
+        name="wrapper-prefix",
+        level=Level.WARNING,
+        message="{count} of the file's keys match once {what}",
+        why="DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning "
+        "put segments into keys. With strict=False such a file loads nothing, and nothing says "
+        "so.",
+        fix="{command}; or in code: state_dict = {code}",
+    ),
+)
+def wrapper_prefix(loading: Loading) -> Iterator[Hit]:
+    rewrite = loading.rewrite
+    if rewrite is None:
+        return
+    removed = [segment.rstrip(".") for segment in rewrite.removed]
+    steps = [f"`{segment}.` is taken out" for segment in removed]
+    if rewrite.added:
+        steps.append(f"`{rewrite.added}` is put in front")
+    yield hit(
+        rewrite.added or f"{'.'.join(removed)}.",
+        count=len(rewrite.keys),
+        what=" and ".join(steps),
+        code=_rewrite_code(removed, rewrite.added),
+        command=_migrate(loading),
+        removed=removed,
+        added=rewrite.added,
+    )
+
+
+def _rewrite_code(removed: list[str], added: str) -> str:
+    if not removed:
+        return f'{{"{added}" + k: v for k, v in state_dict.items()}}'
+    gone = "{" + ", ".join(f'"{s}"' for s in removed) + "}"
+    front = f'"{added}" + ' if added else ""
+    kept = f'".".join(s for s in k.split(".") if s not in {gone})'
+    return f"{{{front}{kept}: v for k, v in state_dict.items()}}"
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK211",
+        name="probable-rename",
+        level=Level.WARNING,
+        message="`{key}` is missing and `{found}`, of the same shape and name ending, is "
+        "unexpected: probably the same tensor",
+        why="A refactor renamed the module. With strict=False the trained values are thrown away "
+        "and the parameter stays at random.",
+        fix="{command}",
+    ),
+)
+def probable_rename(loading: Loading) -> Iterator[Hit]:
+    for key, found in loading.renames.items():
+        yield hit(key, found=found, command=_migrate(loading))
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK214",
+        name="auxiliary-keys",
+        level=Level.NOTE,
+        message="`{key}` belongs to a loss, a metric or a network that only judges ({whose})",
+        why="Class weights and metrics travel with the model and make strict loading raise, "
+        "though the model does not need them.",
+        fix='state_dict.pop("{key}"), or build the module with the same loss',
+    ),
+)
+def auxiliary_keys(loading: Loading) -> Iterator[Hit]:
+    for change in _unclaimed(loading):
+        if _auxiliary_name(change.key) and _redundancy(loading, change.key) is None:
+            yield hit(change.key, whose="by its name")
+    for held in _unexplained(loading):
+        owner = loading.module.modules.get(held.key.rpartition(".")[0])
+        if owner is not None and owner.auxiliary:
+            yield hit(held.key, whose=owner.name)
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK220",
+        name="extra-state-mismatch",
+        level=Level.WARNING,
+        message="`{key}` is {which}: state that a module writes by get_extra_state()",
+        why="Strict loading raises on missing or unexpected extra state. It may hold scaling "
+        "factors that the forward pass needs, or nothing at all.",
+        fix='Missing: state_dict["{key}"] = module.state_dict()["{key}"], if the fresh value will '
+        'do. Unexpected: state_dict.pop("{key}")',
+    ),
+)
+def extra_state(loading: Loading) -> Iterator[Hit]:
+    for key in loading.missing_others:
+        yield hit(key, which="expected by the module and not in the file")
+    for key in loading.unexpected_others:
+        if key.endswith("_extra_state"):
+            yield hit(key, which="in the file and not expected by the module")
