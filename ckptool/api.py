@@ -1,19 +1,16 @@
 """One function per command, with the same words as its options; the CLI adds only printing."""
 
-import ast
-import json
 import sys
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool import report
+from ckptool import report, reporting
 from ckptool.compare import Loading, loading, revision
 from ckptool.config import Config, load_config
 from ckptool.errors import ReadError, UsageError
@@ -54,7 +51,7 @@ def inspect(
         except ReadError as error:
             errors.append(str(error))
     verdict = judge(run(checkpoints), policy or Policy())
-    return report.inspected(tuple(checkpoints), verdict, tuple(errors))
+    return reporting.inspected(tuple(checkpoints), verdict, tuple(errors))
 
 
 def diff(
@@ -99,7 +96,7 @@ def diff(
         before, after = _open(path, limits), _open(new, limits)
         changed = revision(before, after, at, look_at_values=values)
         found = judge(run([changed]), policy or Policy(), differs=changed.differs)
-        return report.revised(changed, found, explain)
+        return reporting.revised(changed, found, explain)
     checkpoint = _open(path, limits)
     wanted = _wanted(Path(path), module, kwargs, at, config)
     hyper = {} if wanted.kwargs else hyper_parameters(checkpoint)
@@ -107,7 +104,7 @@ def diff(
     state, seen = _exercised(wanted, hyper, state, inputs)
     met = loading(checkpoint, state, wanted.at)
     found = judge(run([met, state, checkpoint, *seen]), policy or Policy(), differs=not met.strict)
-    return report.loaded(met, found, _notes(met, wanted.at, hyper), explain)
+    return reporting.loaded(met, found, _notes(met, wanted.at, hyper), explain)
 
 
 def migrate(  # noqa: PLR0913
@@ -200,7 +197,7 @@ def migrate(  # noqa: PLR0913
     )
     met = [] if done.loading is None else [done.loading]
     differs = any(not one.strict for one in met)
-    return report.migrated(done, judge(run(met), policy or Policy(), differs=differs))
+    return reporting.migrated(done, judge(run(met), policy or Policy(), differs=differs))
 
 
 def verify(
@@ -258,7 +255,7 @@ def verify(
         taken = given(wanted.inputs if inputs is None else inputs)
         done = levels.verify(new, where, taken, old, tolerance)
     found = judge(run([done]), policy or Policy(), differs=bool(done.failed))
-    return report.verified(done, new.loading.state.at, found, _notes(new.loading, wanted.at, {}))
+    return reporting.verified(done, new.loading.state.at, found, _notes(new.loading, wanted.at, {}))
 
 
 def audit(
@@ -279,7 +276,7 @@ def audit(
     wanted = _Wanted(module, kwargs or {}, None, ())
     state = _examine(module, wanted.kwargs, {}, ())
     state, seen = _exercised(wanted, {}, state, inputs)
-    return report.audited(state, judge(run([state, *seen]), policy or Policy()))
+    return reporting.audited(state, judge(run([state, *seen]), policy or Policy()))
 
 
 def rule(code: str | None = None) -> tuple[report.RuleReport, ...]:
@@ -295,60 +292,6 @@ def rule(code: str | None = None) -> tuple[report.RuleReport, ...]:
         )
         for r in sorted((RULES[c] for c in codes), key=lambda r: r.code)
     )
-
-
-def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
-    """Return constructor arguments: a JSON or TOML file's, then `name=literal` pairs over them.
-
-    Raises:
-        UsageError: a pair or the file does not parse.
-    """
-    arguments: dict[str, object] = dict(_kwargs_file(file)) if file else {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise UsageError(f"-k {pair}: expected name=value, for example -k d_in=3")
-        try:
-            arguments[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise UsageError(
-                f"-k {pair}: {text!r} is no Python literal; "
-                f"a string needs its own quotes: -k \"{name}='{text}'\""
-            ) from error
-    return arguments
-
-
-def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
-    """Return the limits with those of `name=number` changed ("pickle-bytes=1000000").
-
-    Raises:
-        UsageError: there is no such limit, or the number is none.
-    """
-    known = set(Limits.__struct_fields__) - {"deep"}
-    changed: dict[str, int] = {}
-    for pair in pairs:
-        name, _, number = pair.partition("=")
-        key = name.replace("-", "_")
-        if key not in known:
-            names = ", ".join(sorted(k.replace("_", "-") for k in known))
-            raise UsageError(f"--limit {pair}: there is no such limit; known are {names}")
-        if not (number.isascii() and number.isdigit() and len(number) < 20):
-            raise UsageError(f"--limit {pair}: expected {name}=NUMBER")
-        changed[key] = int(number)
-    return replace(DEFAULT, deep=deep, **changed)
-
-
-def _kwargs_file(path: Path) -> Mapping[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UsageError(f"--kwargs {path}: is no valid JSON or TOML: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")
-    return found
 
 
 def _open(path: PathLike, limits: Limits) -> Checkpoint:

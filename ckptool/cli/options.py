@@ -11,7 +11,7 @@ from typing import Any
 import click
 from msgspec import Struct
 
-from ckptool.api import parse_kwargs, parse_limits
+from ckptool.cli.arguments import parse_kwargs, parse_limits
 from ckptool.config import Config, load_config
 from ckptool.errors import UsageError, WriteError
 from ckptool.policy import Policy

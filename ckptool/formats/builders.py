@@ -61,7 +61,7 @@ def _size(machine: Purse, args: tuple[Any, ...]) -> object:
 
 def _encoded(machine: Purse, args: tuple[Any, ...]) -> object:
     """`_codecs.encode`: how protocols 0 to 2 write bytes."""
-    if not args or type(args[0]) is not str or args[1:] not in {("latin1",), ("latin-1",)}:
+    if not args or type(args[0]) is not str or args[1:] not in (("latin1",), ("latin-1",)):
         raise PickleError("_codecs.encode of something else than Latin-1 text")
     machine.spend(len(args[0]))
     return args[0].encode("latin-1")
@@ -69,7 +69,7 @@ def _encoded(machine: Purse, args: tuple[Any, ...]) -> object:
 
 def _bytes(machine: Purse, args: tuple[Any, ...]) -> object:
     source = args[0] if args else b""
-    if type(source) is str and args[1:] in {("latin1",), ("latin-1",)}:
+    if type(source) is str and args[1:] in (("latin1",), ("latin-1",)):
         machine.spend(len(source))
         return source.encode("latin-1")
     if type(source) is int and 0 <= source <= _ALLOCATED:

@@ -18,6 +18,7 @@ from ckptool.migration.draft import Draft, draft_of
 from ckptool.migration.fits import check_fits
 from ckptool.migration.inflate import inflated
 from ckptool.migration.memory import Memory
+from ckptool.migration.optimizer import unfit
 from ckptool.migration.plan import Plan, apply, reverse, to_data
 from ckptool.migration.plan import write as plan_text
 from ckptool.migration.prints import Prints
@@ -125,14 +126,7 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints) -> Migration
     indexed = request.source.name.endswith(".json") or request.source.name == ".metadata"
     watch.add(request.source.parent if indexed else request.source)
     _check_target(request, watch)
-    checkpoint = open_checkpoint(request.source, request.limits)
-    if checkpoint.damage:
-        raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
-    checkpoint = inflated(checkpoint, memory, request.limits)
-    hashed = request.recorded and not request.dry_run and not request.folder
-    if len(checkpoint.states) == 1 and hashed:
-        # The digest is wanted at the end; importing torch and building the module takes as long.
-        prints.start(checkpoint.states[0])
+    checkpoint = _opened(request, memory, prints)
     live = _live(request, checkpoint)
     module = live.state if live else None
     draft = ties.with_ties_restored(draft_of(checkpoint, _state(checkpoint, module, request)))
@@ -142,15 +136,40 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints) -> Migration
     result = draft if again else apply(plan.ops, draft, sources)
     met = outcome(result, module) if module else None
     notes = check_fits(result, to, drop_extra=request.drop_extra)
+    if to == TORCH:
+        notes = (*notes, *unfit(checkpoint, module))
     _save_plan(request, plan)
     changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     changed = changed or result.state.role == "module"
     done = _Done(request, to, plan, result, live, watch, prints, changed)
     checks, digests = ((), None) if request.dry_run else done.write()
     return Migration(
-        checkpoint, result.state, module, Plan() if again else plan, to, request.target, met, checks, digests, notes,
-        changed, again, _kind(request, to),
-    )  # fmt: skip
+        checkpoint=checkpoint,
+        state=result.state,
+        module=module,
+        plan=Plan() if again else plan,
+        to=to,
+        target=request.target,
+        loading=met,
+        checks=checks,
+        digests=digests,
+        notes=notes,
+        changed=changed,
+        again=again,
+        container=_kind(request, to),
+    )
+
+
+def _opened(request: Request, memory: Memory, prints: Prints) -> Checkpoint:
+    checkpoint = open_checkpoint(request.source, request.limits)
+    if checkpoint.damage:
+        raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
+    checkpoint = inflated(checkpoint, memory, request.limits)
+    hashed = request.recorded and not request.dry_run and not request.folder
+    if len(checkpoint.states) == 1 and hashed:
+        # The digest is wanted at the end; importing torch and building the module takes as long.
+        prints.start(checkpoint.states[0])
+    return checkpoint
 
 
 def _container(request: Request) -> str:

@@ -74,6 +74,8 @@ class _Source:
         self._path = draft.checkpoint.path
         self._limits = limits
         self._blobs: dict[str, Blob] = {}
+        if draft.checkpoint.metadata.get("byteorder") == "big":
+            raise PlanError(f"{self._path}: is big-endian: write safetensors, then a .pth of that")
         if draft.checkpoint.container is Container.TORCH_ZIP:
             self._read()
 

@@ -1,4 +1,5 @@
 """A file or folder is complete at its name, or absent: also beside others, and after dead runs."""
+# ruff: noqa: PTH208, PT012
 
 import fcntl
 import os
@@ -81,7 +82,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path, folder):
 @both
 def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path, folder):
     with (
-        pytest.raises(WriteError, match="by somebody else meanwhile|exists already"),
+        pytest.raises(WriteError, match=r"by somebody else meanwhile|exists already"),
         pending(tmp_path / "x", force=False, folder=folder) as out,
     ):
         fill(out)

@@ -17,6 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptool.errors import CorruptCheckpointError
+from ckptool.formats import open_checkpoint
 from ckptool.formats.globals import SAFE, classify
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.formats.nodes import Elements, Global, Opaque, Ordered, Persistent
@@ -527,3 +529,12 @@ class Opens:
 
     def __reduce__(self):
         return io.open, (self.path, "w")
+
+
+@pytest.mark.parametrize("name", [b"c_codecs\nencode\n", b"cbuiltins\nbytearray\n"])
+def test_an_encoding_that_cannot_be_hashed_is_a_fault_and_no_traceback(name, tmp_path):
+    """Fuzzing found a TypeError: the arguments were looked up in a set."""
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"\x80\x02" + name + b"X\x01\x00\x00\x00a}\x86R.")
+    with pytest.raises(CorruptCheckpointError):
+        open_checkpoint(path)

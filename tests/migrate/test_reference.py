@@ -1,5 +1,9 @@
 """The reference case, end to end: the new module computes as the old one did."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import reference
 import torch
@@ -90,3 +94,17 @@ def test_the_result_has_nothing_to_do(tmp_path, samples):
     assert report.verdict == "nothing to do: loads strictly"
     assert report.steps == ()
     assert report.source_digest == report.result_digest
+
+
+def test_without_a_module_torch_is_not_imported(tmp_path, samples):
+    script = (
+        "import sys; from ckptool import api; "
+        "api.migrate(sys.argv[1], 'a.safetensors', inject={'mask': 'attribute'}); "
+        "api.migrate('a.safetensors', 'b.pth'); "
+        "print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, samples / "whole.pth"], cwd=tmp_path, check=True,
+        env={**os.environ, "PYTHONPATH": str(samples.parent)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.stdout == "[]\n"

@@ -2,16 +2,16 @@
 
 import contextlib
 import json
-from tempfile import TemporaryDirectory
 from collections import OrderedDict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from hypothesis import given, settings
+from migrate.states import SHM, same, state_dicts, ties
 from safetensors import safe_open
 from safetensors.torch import load_file
-from migrate.states import SHM, same, state_dicts, ties
 
 import ckptool
 from ckptool.errors import PlanError
@@ -152,3 +152,15 @@ def test_the_record_beside_a_pth(tmp_path, samples):
     assert record["result"] == {"digest": report.result_digest}
     converted(samples / "model.pth", tmp_path / "c.pth", provenance=False)
     assert not (tmp_path / "c.pth.ckptool.json").exists()
+
+
+def test_a_file_of_torch_before_1_6(tmp_path):
+    state = OrderedDict(w=torch.arange(6.0).reshape(2, 3), v=torch.ones(2, dtype=torch.bfloat16))
+    state["tied"] = state["w"]
+    torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    converted(tmp_path / "a.pth", tmp_path / "b.pth")
+    converted(tmp_path / "a.pth", tmp_path / "c.safetensors")
+    found = torch.load(tmp_path / "b.pth", mmap=True)
+    assert all(same(found[key], state[key]) for key in state)
+    assert ties(found) == ties(state)
+    assert same(load_file(tmp_path / "c.safetensors")["v"], state["v"])

@@ -2,18 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 
 import ckptool
 from ckptool.errors import PlanError
 
 HERE = "migrate.models:"
-
-
-def saved(path, module, **changes):
-    state = module.state_dict() if isinstance(module, nn.Module) else dict(module)
-    torch.save(state, path)
-    return path
 
 
 def migrated(tmp_path, state, name, **options):
@@ -144,4 +137,24 @@ def test_a_lightning_checkpoint_keeps_its_epoch(tmp_path, samples):
     assert report.verdict == "migrated: loads strictly"
     found = torch.load(tmp_path / "b.ckpt")
     assert (found["epoch"], found["global_step"]) == (3, 400)
-    assert list(found["state_dict"])[0] == "mask"
+    assert next(iter(found["state_dict"])) == "mask"
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "note"),
+    [
+        (2, (2, 2), None),
+        (3, (2, 2), "CK901: the optimizer at `optimizer` has 3 parameters and the module 2"),
+        (2, (4,), "CK902: `optimizer.state.0.exp_avg` is [4] and the module's `fc.weight` is"),
+    ],
+)
+def test_an_optimizer_is_kept_and_checked(tmp_path, count, shape, note):
+    slots = {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(shape)}}
+    optimizer = {"state": slots, "param_groups": [{"lr": 0.1, "params": list(range(count))}]}
+    report = migrated(tmp_path, {"model": old(), "optimizer": optimizer}, "Scaled")
+    found = torch.load(tmp_path / "b.pth")["optimizer"]
+    assert torch.equal(found["state"][0]["exp_avg"], torch.ones(shape))
+    assert [n for n in report.notes if n.startswith("CK")] == [
+        n for n in report.notes if note and n.startswith(note)
+    ]
+    assert bool(note) == any(n.startswith("CK") for n in report.notes)

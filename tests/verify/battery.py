@@ -8,12 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+try:
+    import numpy as np
+except ImportError:
+    np = None  # a machine that has a GPU, and no numpy
 
 
 @dataclass(frozen=True)
@@ -374,27 +378,25 @@ def python_numbers_of_a_buffer(m, x):
 
 # numpy ------------------------------------------------------------------------------------------
 
+if np is not None:
 
-@forward(X, held={})
-def numpy_by_way_of_the_cpu(m, x):
-    return x + torch.from_numpy(np.sqrt(np.abs(x.detach().cpu().numpy()))).to(x.device)
+    @forward(X, held={})
+    def numpy_by_way_of_the_cpu(m, x):
+        return x + torch.from_numpy(np.sqrt(np.abs(x.detach().cpu().numpy()))).to(x.device)
 
+    @forward(X, held={}, clean="clashes", clashing=("",))
+    def numpy_of_a_tensor_on_the_device(m, x):
+        return x + torch.as_tensor(np.asarray(x)).to(x.device) * float(x.numpy().sum())
 
-@forward(X, held={}, clean="clashes", clashing=("",))
-def numpy_of_a_tensor_on_the_device(m, x):
-    return x + torch.as_tensor(np.asarray(x)).to(x.device) * float(x.numpy().sum())
+    @forward(
+        X, held={"mean": lambda: np.ones(4, dtype=np.float32)}, clean="clashes", clashing=("mean",)
+    )
+    def numpy_statistics(m, x):
+        return x - torch.from_numpy(m.mean)
 
-
-@forward(
-    X, held={"mean": lambda: np.ones(4, dtype=np.float32)}, clean="clashes", clashing=("mean",)
-)
-def numpy_statistics(m, x):
-    return x - torch.from_numpy(m.mean)
-
-
-@forward(X, held={"mean": lambda: np.ones(4, dtype=np.float32)})
-def numpy_statistics_moved(m, x):
-    return x - torch.as_tensor(m.mean, device=x.device)
+    @forward(X, held={"mean": lambda: np.ones(4, dtype=np.float32)})
+    def numpy_statistics_moved(m, x):
+        return x - torch.as_tensor(m.mean, device=x.device)
 
 
 # Layers of torch --------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Small modules for the levels of a verification, each with one thing about it."""
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -81,6 +80,8 @@ class Tables(Plain):
         self.register_buffer("huge", torch.tensor([1e30, float("inf"), float("nan")]))
         self.plain = torch.ones(2)
         self.listed = [torch.ones(2)]
+        import numpy as np
+
         self.mean = np.ones(3, dtype=np.float32)
         self.view = self.scale[1:]
 

@@ -1,0 +1,67 @@
+"""Words on the command line -> constructor arguments and limits."""
+
+import ast
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from ckptool.errors import UsageError
+from ckptool.formats.limits import DEFAULT, Limits
+
+
+def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
+    """Return constructor arguments: a JSON or TOML file's, then `name=literal` pairs over them.
+
+    Raises:
+        UsageError: a pair or the file does not parse.
+    """
+    arguments: dict[str, object] = dict(_kwargs_file(file)) if file else {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"-k {pair}: expected name=value, for example -k d_in=3")
+        try:
+            arguments[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise UsageError(
+                f"-k {pair}: {text!r} is no Python literal; "
+                f"a string needs its own quotes: -k \"{name}='{text}'\""
+            ) from error
+    return arguments
+
+
+def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
+    """Return the limits with those of `name=number` changed ("pickle-bytes=1000000").
+
+    Raises:
+        UsageError: there is no such limit, or the number is none.
+    """
+    known = set(Limits.__struct_fields__) - {"deep"}
+    changed: dict[str, int] = {}
+    for pair in pairs:
+        name, _, number = pair.partition("=")
+        key = name.replace("-", "_")
+        if key not in known:
+            names = ", ".join(sorted(k.replace("_", "-") for k in known))
+            raise UsageError(f"--limit {pair}: there is no such limit; known are {names}")
+        if not (number.isascii() and number.isdigit() and len(number) < 20):
+            raise UsageError(f"--limit {pair}: expected {name}=NUMBER")
+        changed[key] = int(number)
+    return replace(DEFAULT, deep=deep, **changed)
+
+
+def _kwargs_file(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"--kwargs {path}: is no valid JSON or TOML: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")
+    return found
