@@ -162,12 +162,17 @@ def migrated(done: "Migration", verdict: Verdict) -> MigrateReport:
 def verified(
     done: "Verification", at: str, verdict: Verdict, notes: tuple[str, ...] = ()
 ) -> VerifyReport:
-    """Report what running a checkpoint's module showed."""
+    """Report what running a checkpoint's module showed.
+
+    Where nothing failed, and something that was tried proves nothing, it could not be checked.
+    """
+    unproved = any(one.status == "inconclusive" for one in done.levels)
+    passed = verdict.exit_code == ExitCode.PASSED and not done.failed
     return VerifyReport(
         command="verify",
         findings=_findings(verdict),
         skipped=_skipped(done.skipped),
-        exit_code=verdict.exit_code,
+        exit_code=ExitCode.COULD_NOT_CHECK if passed and unproved else verdict.exit_code,
         verdict=_verification_words(done),
         path=done.path,
         module=done.module,

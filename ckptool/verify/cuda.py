@@ -1,6 +1,7 @@
 """Module x inputs -> Pass: a forward pass on a real CUDA device."""
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -40,7 +41,8 @@ def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
     The module is spent afterwards: it stays on the device.
     """
     moved = False
-    torch.cuda.init()
+    start: Callable[[], None] = torch.cuda.init
+    start()
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with prepared(module), _exact():
