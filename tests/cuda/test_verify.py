@@ -8,6 +8,7 @@ import pytest
 import torch
 from verify import both, models
 from verify.battery import CASES
+from verify.numbers import ALL, Number
 from verify.test_battery import BUFFERS, turned
 
 from ckptool import api
@@ -80,3 +81,9 @@ def test_a_device_that_is_not_there(cuda, tmp_path):
     path = both.saved(tmp_path, models.Plain())
     with pytest.raises(UsageError, match="numbered from 0"):
         api.verify(path, module="verify.models:Plain", device="cuda:99")
+
+
+@pytest.mark.parametrize(("name", "function", "accepted"), ALL, ids=[name for name, *_ in ALL])
+def test_a_number_on_the_cpu(name, function, accepted, cuda):
+    found = backend.run(Number(function), Inputs((torch.rand(3, 4),)), cuda)
+    assert (found.error is None) == accepted, found.error

@@ -21,6 +21,7 @@ from ckptool.errors import CkptoolError
 CALLS = (
     "pwrite",
     "copy_file_range",
+    "preadv",
     "fsync",
     "link",
     "unlink",
@@ -126,7 +127,7 @@ def test_no_room(place, before, room):
     assert set(os.listdir(place)) == {"a.pth"} | ({target.name} if before else set())
 
 
-@pytest.mark.parametrize("name", ["pwrite", "copy_file_range", "fsync", "link", "pread"])
+@pytest.mark.parametrize("name", ["pwrite", "preadv", "fsync", "link", "pread"])
 def test_a_call_that_fails(place, name):
     def work() -> None:
         def fail(*_args, **_named):
@@ -162,7 +163,7 @@ def test_a_signal_in_the_middle(place, number):
 
 def test_a_source_that_changes_meanwhile_is_refused(place):
     def work() -> None:
-        before = os.copy_file_range
+        before = os.preadv
 
         def changing(*args, **named):
             with (place / "a.pth").open("r+b") as file:
@@ -170,7 +171,7 @@ def test_a_source_that_changes_meanwhile_is_refused(place):
                 file.write(b"changed")
             return before(*args, **named)
 
-        os.copy_file_range = changing
+        os.preadv = changing
         migrate(place, ".safetensors")
 
     (place / "new.safetensors").write_bytes(OLD)

@@ -145,7 +145,7 @@ def clamped(m, x):
     return torch.clamp(x, min=m.low, max=m.high)
 
 
-@forward(X, held={"limit": number(0.5)}, harmless=("limit",))
+@forward(X, held={"limit": number(0.5)})
 def clamped_to_a_number(m, x):
     return torch.clamp(x, max=m.limit)
 
@@ -556,7 +556,6 @@ def additive_mask(m, x):
         ),
         "mask": lambda: nn.Transformer.generate_square_subsequent_mask(5),
     },
-    harmless=("mask",),  # it is recognised as causal, and then not used
 )
 def transformer_encoder(m, x):
     return m.body(x, mask=m.mask)

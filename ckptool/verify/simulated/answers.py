@@ -27,16 +27,16 @@ class _Chosen:
 @contextmanager
 def answering(device: torch.device) -> Iterator[None]:
     """Answer for `device`, and leave alone what goes round the dispatcher; all is restored."""
-    fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(_replaced(torch.cuda, _cuda(device)))
         if hasattr(torch, "accelerator"):
             stack.enter_context(_replaced(torch.accelerator, _accelerator(device)))
         stack.enter_context(_uncompiled())
-        # Its fast path for attention looks at real devices; cuDNN would be handed CPU memory.
+        # Attention's fast path is off under a mode, and on where CUDA runs without one.
+        no_mode = {"has_torch_function": _saying(False)}
+        stack.enter_context(_replaced(torch.overrides, no_mode))
+        # cuDNN would be handed CPU memory.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)
         yield
 
 

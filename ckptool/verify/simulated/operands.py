@@ -41,18 +41,57 @@ _INDEXING: Final = frozenset(
 )
 """Indices on the CPU may index what is on CUDA, never the other way round."""
 _STRICT: Final = frozenset(
-    {
-        _ATEN.cat,
-        _ATEN.stack,
-        _ATEN.embedding,
-        _ATEN.gather,
-        _ATEN.scatter,
-        _ATEN.index_select,
-        _ATEN.bucketize,
-        _ATEN.searchsorted,
-    }
+    getattr(_ATEN, name)
+    for name in (
+        "_prelu_kernel",
+        "addbmm",
+        "addcdiv",
+        "addcdiv_",
+        "addmm",
+        "addmm_",
+        "addmv",
+        "addr",
+        "baddbmm",
+        "bucketize",
+        "cat",
+        "clamp",
+        "clamp_",
+        "clamp_max",
+        "clamp_max_",
+        "clamp_min",
+        "clamp_min_",
+        "complex",
+        "dot",
+        "embedding",
+        "equal",
+        "gather",
+        "gcd",
+        "huber_loss",
+        "igamma",
+        "igammac",
+        "index_select",
+        "isin",
+        "lcm",
+        "logaddexp",
+        "logaddexp2",
+        "masked_scatter",
+        "masked_scatter_",
+        "masked_select",
+        "mse_loss",
+        "nextafter",
+        "normal",
+        "polar",
+        "scatter",
+        "searchsorted",
+        "smooth_l1_loss",
+        "stack",
+        "take",
+    )
 )
-"""What refuses even a CPU tensor without dimensions, which others take for a number."""
+"""What refuses even a CPU tensor without dimensions, which others take for a number.
+
+Asked of an H100 with torch 2.11.0+cu130 (tests/verify/numbers.py holds the questions).
+"""
 _LENGTHS: Final = {_ATEN._pack_padded_sequence: 1}  # noqa: SLF001
 """Position of the argument that has to be on the CPU."""
 CPU_RESULT: Final = _LENGTHS

@@ -1,0 +1,15 @@
+"""A simulated device takes a CPU tensor without dimensions for a number where CUDA does."""
+
+import pytest
+import torch
+from verify.numbers import ALL, Number
+
+from ckptool.verify import simulated
+from ckptool.verify.passes import Inputs
+
+
+@pytest.mark.parametrize(("name", "function", "accepted"), ALL, ids=[name for name, *_ in ALL])
+def test_a_number_on_the_cpu(name, function, accepted):
+    found = simulated.run(Number(function), Inputs((torch.rand(3, 4),)), torch.device("cuda", 0))
+    assert found.error is None
+    assert bool(found.clashes) != accepted, found.clashes
