@@ -13,8 +13,8 @@ import time
 import torch
 from torch import nn
 
-from ckptool.verify import cpu, simulated
-from ckptool.verify.passes import Inputs, Pass
+from ckptool.verification import cpu, simulated
+from ckptool.verification.passes import Inputs, Pass
 
 WIDTH, LAYERS, HEADS, WORDS, CONTEXT = 768, 12, 12, 50257, 1024
 TOKENS = 512

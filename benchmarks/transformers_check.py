@@ -15,8 +15,8 @@ import torch
 import transformers
 from torch import nn
 
-from ckptool.verify import cpu, simulated
-from ckptool.verify.passes import Inputs, Pass
+from ckptool.verification import cpu, simulated
+from ckptool.verification.passes import Inputs, Pass
 
 warnings.simplefilter("ignore")
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptool.api import audit, diff, inspect, migrate, rule
+    from ckptool.api import audit, diff, inspect, migrate, rule, verify
     from ckptool.errors import CkptoolError
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
@@ -20,6 +20,7 @@ __all__ = [
     "migrate",
     "open_checkpoint",
     "rule",
+    "verify",
 ]
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "migrate": "ckptool.api",
     "open_checkpoint": "ckptool.formats",
     "rule": "ckptool.api",
+    "verify": "ckptool.api",
 }
 
 

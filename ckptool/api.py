@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from ckptool.migration.plan import Plan
     from ckptool.modules import ModuleSpec
-    from ckptool.verify.facts import Exercise
-    from ckptool.verify.sides import Side
+    from ckptool.verification.facts import Exercise
+    from ckptool.verification.sides import Side
 
 PathLike = str | Path
 
@@ -237,8 +237,8 @@ def verify(
         ModuleError: a module cannot be imported or built.
         UsageError: no module is named, there is no such device, or the inputs make no sense.
     """
-    from ckptool.verify import levels, running
-    from ckptool.verify.inputs import given
+    from ckptool.verification import levels, running
+    from ckptool.verification.inputs import given
 
     settings = config or load_config(Path.cwd())
     wanted = _wanted(Path(path), module, kwargs, at, settings)
@@ -393,9 +393,9 @@ def _exercised(
     """Run the module where there are inputs, and return what that adds to its state."""
     if inputs is None:
         return state, ()
-    from ckptool.verify.exercise import exercise, informed
-    from ckptool.verify.inputs import given
-    from ckptool.verify.instances import maker
+    from ckptool.verification.exercise import exercise, informed
+    from ckptool.verification.inputs import given
+    from ckptool.verification.instances import maker
 
     spec = _spec(wanted, wanted.kwargs, hyper)
     with maker(wanted.module, spec) as made:
@@ -417,7 +417,7 @@ def _side(
     checkpoint: Checkpoint, wanted: _Wanted, *, fitting: bool = False
 ) -> "AbstractContextManager[Side]":
     """Return what verifying needs of a module; with `fitting`, arguments that fit are enough."""
-    from ckptool.verify.sides import side
+    from ckptool.verification.sides import side
 
     hyper = hyper_parameters(checkpoint) if fitting or not wanted.kwargs else {}
     if fitting:

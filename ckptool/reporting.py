@@ -33,7 +33,7 @@ from ckptool.rules import Finding, Level
 if TYPE_CHECKING:
     from ckptool.migration.ops import Operation
     from ckptool.migration.run import Migration
-    from ckptool.verify.facts import Verification
+    from ckptool.verification.facts import Verification
 
 
 def inspected(

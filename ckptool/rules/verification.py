@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
-from ckptool.verify.facts import Clash, Exercise, Verification
+from ckptool.verification.facts import Clash, Exercise, Verification
 
 
 @check(

@@ -13,8 +13,8 @@ from verify.test_battery import BUFFERS, turned
 
 from ckptool import api
 from ckptool.errors import UsageError
-from ckptool.verify import cuda as backend
-from ckptool.verify.passes import Inputs
+from ckptool.verification import cuda as backend
+from ckptool.verification.passes import Inputs
 
 pytestmark = pytest.mark.cuda
 

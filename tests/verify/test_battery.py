@@ -4,8 +4,8 @@ import pytest
 import torch
 from verify.battery import CASES, Case
 
-from ckptool.verify import simulated
-from ckptool.verify.passes import Inputs, Pass
+from ckptool.verification import simulated
+from ckptool.verification.passes import Inputs, Pass
 
 DEVICE = torch.device("cuda", 0)
 
@@ -86,6 +86,6 @@ def test_the_arithmetic_is_that_of_the_cpu(case):
 
 
 def flat(output):
-    from ckptool.verify.leaves import leaves
+    from ckptool.verification.leaves import leaves
 
     return [leaf for _, leaf in leaves(output) if isinstance(leaf, torch.Tensor)]

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from verify import models
 
 from ckptool.errors import UsageError
-from ckptool.verify.inputs import asked, check, drawn, given, unfitting
-from ckptool.verify.passes import Inputs
+from ckptool.verification.inputs import asked, check, drawn, given, unfitting
+from ckptool.verification.passes import Inputs
 
 
 @pytest.mark.parametrize(

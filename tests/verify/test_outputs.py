@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.verify.leaves import leaves, mapped
-from ckptool.verify.outputs import difference
+from ckptool.verification.leaves import leaves, mapped
+from ckptool.verification.outputs import difference
 
 
 @dataclass

@@ -6,15 +6,15 @@ from msgspec.structs import replace
 
 from ckptool.compare import Loading
 from ckptool.model import Kind, Skipped
-from ckptool.verify import cpu, load, running
-from ckptool.verify import inputs as words
-from ckptool.verify.equality import Both, equality
-from ckptool.verify.facts import Clash, Level, LevelResult, Status, Verification
-from ckptool.verify.load import Subject
-from ckptool.verify.passes import Inputs
-from ckptool.verify.running import Device, Ran
-from ckptool.verify.sides import Side
-from ckptool.verify.survival import round_trip, survival
+from ckptool.verification import cpu, load, running
+from ckptool.verification import inputs as words
+from ckptool.verification.equality import Both, equality
+from ckptool.verification.facts import Clash, Level, LevelResult, Status, Verification
+from ckptool.verification.load import Subject
+from ckptool.verification.passes import Inputs
+from ckptool.verification.running import Device, Ran
+from ckptool.verification.sides import Side
+from ckptool.verification.survival import round_trip, survival
 
 _UNPROVED: Final = Skipped(
     "a real CUDA device",

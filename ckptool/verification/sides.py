@@ -9,7 +9,7 @@ from torch import nn
 from ckptool.compare import Loading, loading
 from ckptool.model import Checkpoint
 from ckptool.modules import ModuleSpec, describe, examine
-from ckptool.verify.instances import Maker, maker
+from ckptool.verification.instances import Maker, maker
 
 
 @dataclass(frozen=True, slots=True, eq=False)

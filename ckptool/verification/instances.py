@@ -13,7 +13,7 @@ from ckptool.errors import ModuleError
 from ckptool.modules.build import random_state
 from ckptool.modules.target import ModuleSpec, arguments, failure, importable, resolve
 from ckptool.modules.usercode import UserCodeError, user_code
-from ckptool.verify.passes import seed
+from ckptool.verification.passes import seed
 
 
 @dataclass(frozen=True, slots=True, eq=False)

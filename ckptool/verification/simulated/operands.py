@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ckptool.verify.simulated.tags import CPU
+from ckptool.verification.simulated.tags import CPU
 
 _ATEN: Final = torch.ops.aten
 

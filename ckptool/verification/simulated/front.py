@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.dlpack import from_dlpack
 
-from ckptool.verify.simulated.operands import tensors_in
-from ckptool.verify.simulated.record import Record, here
-from ckptool.verify.simulated.tags import CPU, Origin
+from ckptool.verification.simulated.operands import tensors_in
+from ckptool.verification.simulated.record import Record, here
+from ckptool.verification.simulated.tags import CPU, Origin
 
 Arguments = tuple[Any, ...]
 Named = dict[str, Any]

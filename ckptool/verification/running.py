@@ -9,10 +9,10 @@ from torch import nn
 
 from ckptool.errors import UsageError
 from ckptool.modules.usercode import UserCodeError
-from ckptool.verify import cpu, cuda, simulated
-from ckptool.verify.facts import Clash, Level, LevelResult, Status
-from ckptool.verify.outputs import described, difference
-from ckptool.verify.passes import Inputs, Pass
+from ckptool.verification import cpu, cuda, simulated
+from ckptool.verification.facts import Clash, Level, LevelResult, Status
+from ckptool.verification.outputs import described, difference
+from ckptool.verification.passes import Inputs, Pass
 
 _NEEDS_CUDA: Final = ("not compiled with CUDA", "NVIDIA", "No CUDA GPUs", "CUDA driver", "Triton")
 """What code says that has no other way than CUDA."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ckptool.verify.leaves import comparable, leaves
+from ckptool.verification.leaves import comparable, leaves
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
     {torch.float64: 1e-7, torch.complex128: 1e-7, torch.float16: 1e-2, torch.bfloat16: 5e-2}

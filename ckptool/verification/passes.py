@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.modules.usercode import UserCodeError, user_code
-from ckptool.verify.facts import Clash
-from ckptool.verify.leaves import mapped
+from ckptool.verification.facts import Clash
+from ckptool.verification.leaves import mapped
 
 SEED = 0
 """Of every forward pass and of the inputs that are drawn."""

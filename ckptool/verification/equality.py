@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Generic, TypeGuard, TypeVar
 
-from ckptool.verify.facts import Level, LevelResult, Status
-from ckptool.verify.outputs import Difference, difference
-from ckptool.verify.passes import Pass
-from ckptool.verify.running import Device
+from ckptool.verification.facts import Level, LevelResult, Status
+from ckptool.verification.outputs import Difference, difference
+from ckptool.verification.passes import Pass
+from ckptool.verification.running import Device
 
 T = TypeVar("T")
 

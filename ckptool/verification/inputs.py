@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ckptool.errors import UsageError
 from ckptool.modules.usercode import UserCodeError, user_code
-from ckptool.verify.passes import SEED, Inputs
+from ckptool.verification.passes import SEED, Inputs
 
 _SPEC: Final = re.compile(
     r"(?P<dtype>[a-z_0-9]+)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?", re.ASCII

@@ -16,8 +16,8 @@ from torch.nn.modules.module import (
 )
 
 from ckptool.modules.places import is_users, place
-from ckptool.verify.facts import Clash
-from ckptool.verify.simulated.tags import CPU, Origin, Tags
+from ckptool.verification.facts import Clash
+from ckptool.verification.simulated.tags import CPU, Origin, Tags
 
 _OURS: Final = str(Path(__file__).parent)
 _BELOW: Final = str(Path(__file__).with_name("__init__.py"))

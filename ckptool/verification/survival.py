@@ -12,12 +12,12 @@ from ckptool.model import Constancy, Kind, ModuleState
 from ckptool.modules.tensors import is_lazy, same_bytes
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import walk
-from ckptool.verify import cpu
-from ckptool.verify.facts import Level, LevelResult, Status
-from ckptool.verify.instances import Maker
-from ckptool.verify.load import Subject, load
-from ckptool.verify.outputs import difference
-from ckptool.verify.passes import Inputs
+from ckptool.verification import cpu
+from ckptool.verification.facts import Level, LevelResult, Status
+from ckptool.verification.instances import Maker
+from ckptool.verification.load import Subject, load
+from ckptool.verification.outputs import difference
+from ckptool.verification.passes import Inputs
 
 _NO_OTHER = "an instance cannot be built again: name its class to know"
 _OTHER_SEED = 1

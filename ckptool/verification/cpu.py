@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ckptool.modules.usercode import UserCodeError
-from ckptool.verify.passes import Inputs, Pass, prepared
+from ckptool.verification.passes import Inputs, Pass, prepared
 
 
 def run(module: nn.Module, inputs: Inputs) -> Pass:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ckptool.model import Kind
 from ckptool.modules.usercode import UserCodeError
 from ckptool.modules.walk import Found, walk
-from ckptool.verify.passes import Inputs, Pass, prepared
-from ckptool.verify.simulated.answers import answering
-from ckptool.verify.simulated.below import Below
-from ckptool.verify.simulated.front import Front
-from ckptool.verify.simulated.record import Record
-from ckptool.verify.simulated.tags import CPU, Origin, Tags
+from ckptool.verification.passes import Inputs, Pass, prepared
+from ckptool.verification.simulated.answers import answering
+from ckptool.verification.simulated.below import Below
+from ckptool.verification.simulated.front import Front
+from ckptool.verification.simulated.record import Record
+from ckptool.verification.simulated.tags import CPU, Origin, Tags
 
 _WORDS = {
     Kind.PARAMETER: "a parameter",

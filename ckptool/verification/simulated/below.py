@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ckptool.verify.simulated.operands import (
+from ckptool.verification.simulated.operands import (
     CPU_RESULT,
     Operands,
     is_custom,
     operands,
     tensors_in,
 )
-from ckptool.verify.simulated.record import Record
-from ckptool.verify.simulated.tags import CPU, OUTSIDE, Origin
+from ckptool.verification.simulated.record import Record
+from ckptool.verification.simulated.tags import CPU, OUTSIDE, Origin
 
 
 class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -11,9 +11,9 @@ from ckptool.errors import ModuleError
 from ckptool.model import Skipped
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import walk
-from ckptool.verify.facts import Level, LevelResult, Status
-from ckptool.verify.instances import Maker
-from ckptool.verify.weights import weights
+from ckptool.verification.facts import Level, LevelResult, Status
+from ckptool.verification.instances import Maker
+from ckptool.verification.weights import weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ckptool.errors import UsageError
 from ckptool.modules.usercode import UserCodeError
-from ckptool.verify.leaves import mapped
-from ckptool.verify.passes import Inputs, Pass, prepared
+from ckptool.verification.leaves import mapped
+from ckptool.verification.passes import Inputs, Pass, prepared
 
 _GIB: Final = 1 << 30
 _DEVICES: Final = re.compile(r"same device|different device|on cpu|on CPU|device type|cuda:\d")

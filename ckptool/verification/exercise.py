@@ -12,12 +12,12 @@ from ckptool.model import Constancy, ModuleState, Skipped
 from ckptool.modules.tensors import same_bytes
 from ckptool.modules.usercode import UserCodeError
 from ckptool.modules.walk import join, qualified, walk
-from ckptool.verify import inputs as words
-from ckptool.verify import simulated
-from ckptool.verify.facts import Exercise, PythonChange
-from ckptool.verify.instances import Maker
-from ckptool.verify.passes import Inputs, prepared
-from ckptool.verify.survival import round_trip
+from ckptool.verification import inputs as words
+from ckptool.verification import simulated
+from ckptool.verification.facts import Exercise, PythonChange
+from ckptool.verification.instances import Maker
+from ckptool.verification.passes import Inputs, prepared
+from ckptool.verification.survival import round_trip
 
 _DEVICE: Final = torch.device("cuda", 0)
 
