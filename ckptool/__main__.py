@@ -1,5 +1,5 @@
 """`python -m ckptool` is `ckptool`."""
 
-from ckptool.cli import main
+from ckptool.cli import run
 
-main(prog_name="ckptool")
+run()

@@ -22,7 +22,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kwargs: dict[str, Any] = {}
     at: str | None = None
     inputs: tuple[str, ...] = ()
-    """What forward takes: "float32[2,6,3]", "mask=bool[6]", a file, or "package.module:function"."""
+    """What forward takes: "float32[2,6,3]", "mask=bool[6]", a file, "package.module:function"."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):

@@ -5,51 +5,48 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 from msgspec import Struct
 
-BITS: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "float64": 64,
-        "float32": 32,
-        "float16": 16,
-        "bfloat16": 16,
-        "float8_e4m3fn": 8,
-        "float8_e4m3fnuz": 8,
-        "float8_e5m2": 8,
-        "float8_e5m2fnuz": 8,
-        "float8_e8m0fnu": 8,
-        "float4_e2m1fn_x2": 8,
-        "complex128": 128,
-        "complex64": 64,
-        "complex32": 32,
-        "int64": 64,
-        "int32": 32,
-        "int16": 16,
-        "int8": 8,
-        "uint64": 64,
-        "uint32": 32,
-        "uint16": 16,
-        "uint8": 8,
-        "bool": 8,
-        "qint8": 8,
-        "quint8": 8,
-        "qint32": 32,
-        "quint4x2": 8,
-        "quint2x4": 8,
-        "bits16": 16,
-        "bits8": 8,
-        "bits4x2": 8,
-        "bits2x4": 8,
-        "bits1x8": 8,
-        "float6_e2m3fn": 6,
-        "float6_e3m2fn": 6,
-        "float4_e2m1fn": 4,
-        **{f"{sign}int{n}": 8 for sign in ("", "u") for n in range(1, 8)},
-    }
-)
+BITS: Final[Mapping[str, int]] = {
+    "float64": 64,
+    "float32": 32,
+    "float16": 16,
+    "bfloat16": 16,
+    "float8_e4m3fn": 8,
+    "float8_e4m3fnuz": 8,
+    "float8_e5m2": 8,
+    "float8_e5m2fnuz": 8,
+    "float8_e8m0fnu": 8,
+    "float4_e2m1fn_x2": 8,
+    "complex128": 128,
+    "complex64": 64,
+    "complex32": 32,
+    "int64": 64,
+    "int32": 32,
+    "int16": 16,
+    "int8": 8,
+    "uint64": 64,
+    "uint32": 32,
+    "uint16": 16,
+    "uint8": 8,
+    "bool": 8,
+    "qint8": 8,
+    "quint8": 8,
+    "qint32": 32,
+    "quint4x2": 8,
+    "quint2x4": 8,
+    "bits16": 16,
+    "bits8": 8,
+    "bits4x2": 8,
+    "bits2x4": 8,
+    "bits1x8": 8,
+    "float6_e2m3fn": 6,
+    "float6_e3m2fn": 6,
+    "float4_e2m1fn": 4,
+    **{f"{sign}int{n}": 8 for sign in ("", "u") for n in range(1, 8)},
+}
 """Bits that one element takes in a storage, by torch's name of the dtype without its prefix.
 
 torch gives its sub-byte integers (uint1 ... int7) one byte each, and its packed types
@@ -191,6 +188,8 @@ class TensorInfo(Struct, frozen=True, gc=False):
         """Whether the elements lie in the storage one after the other, in C order."""
         if self.layout != "strided" or self.storage is None:
             return False
+        if len(self.shape) == 1:
+            return self.stride[0] == 1 or self.shape[0] <= 1
         expected = 1
         for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if size == 0:

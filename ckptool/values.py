@@ -366,7 +366,7 @@ def _row(tensor: TensorInfo, row: int) -> TensorInfo:
 
 def _work(position: int, a: TensorInfo, b: TensorInfo) -> Iterator[tuple[int, _Work]]:
     """Yield what is to be done for a pair, with the bytes that it reads of each."""
-    runs = _runs(a, b)
+    runs = None if _has_layers(a) or _has_layers(b) else _runs(a, b)
     if runs is None:
         yield a.nbytes, (position, partial(_equal, a, b))
         return

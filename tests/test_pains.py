@@ -126,3 +126,11 @@ def test_lost_ties_are_a_difference(tmp_path):
     weight = torch.ones(3, 3)
     report = files(tmp_path, {"a": weight, "b": weight}, {"a": weight, "b": weight.clone()})
     assert (report.verdict, report.exit_code) == ("compatible", 1)
+
+
+def test_two_files_with_a_sparse_tensor_are_compared(tmp_path):
+    """Threads were given its bytes as if they lay in one run, and a ValueError came of it."""
+    one = {"w": torch.eye(3).to_sparse(), "v": torch.ones(2)}
+    other = {"w": (2 * torch.eye(3)).to_sparse(), "v": torch.ones(2)}
+    assert files(tmp_path, one, one).verdict == "identical"
+    assert files(tmp_path, one, other).value_keys == ("w",)

@@ -4,8 +4,9 @@ import os
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -70,3 +71,19 @@ def main(ctx: click.Context) -> None:
     ctx.ensure_object(dict)
     # torch works without numpy, which is no dependency of ours, and warns when it is imported.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
+
+
+def run() -> NoReturn:
+    """Run the command, and end the process without taking apart what it made.
+
+    Freeing what describes 100,000 tensors one by one takes a tenth of the time, for nothing.
+    """
+    code: object = 0
+    try:
+        main(prog_name="ckptool")
+    except SystemExit as stop:
+        code = stop.code
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # what a command writes it has flushed, and reported
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 0)

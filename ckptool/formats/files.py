@@ -10,7 +10,7 @@ from ckptool.errors import CorruptCheckpointError, ReadError
 
 
 class Source:
-    """An open checkpoint file. Reads are by position, bounded by the size seen when it was opened."""
+    """An open checkpoint file, read by position and never beyond the size it had when opened."""
 
     def __init__(self, path: Path, descriptor: int, nbytes: int) -> None:
         self.path = path
@@ -31,7 +31,8 @@ class Source:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise CorruptCheckpointError(
                 self.path,
-                f"bytes {offset} to {offset + nbytes} are wanted and the file has {self.nbytes}: it is cut short or damaged",
+                f"bytes {offset} to {offset + nbytes} are wanted and the file has {self.nbytes}: "
+                "it is cut short or damaged",
             )
         pieces: list[bytes] = []
         while nbytes:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Final
 
 from msgspec import Struct
@@ -81,27 +80,25 @@ def _number(value: object) -> str:
 
 _TAG: Final = re.compile(r"[A-Za-z_]\w{0,40}(:\d{1,6})?", re.ASCII)
 
-DTYPES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "DoubleStorage": "float64",
-        "FloatStorage": "float32",
-        "HalfStorage": "float16",
-        "BFloat16Storage": "bfloat16",
-        "LongStorage": "int64",
-        "IntStorage": "int32",
-        "ShortStorage": "int16",
-        "CharStorage": "int8",
-        "ByteStorage": "uint8",
-        "BoolStorage": "bool",
-        "ComplexDoubleStorage": "complex128",
-        "ComplexFloatStorage": "complex64",
-        "QInt8Storage": "qint8",
-        "QUInt8Storage": "quint8",
-        "QInt32Storage": "qint32",
-        "QUInt4x2Storage": "quint4x2",
-        "QUInt2x4Storage": "quint2x4",
-        "UntypedStorage": "uint8",
-        "_UntypedStorage": "uint8",
-    }
-)
+DTYPES: Final[Mapping[str, str]] = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
+    "UntypedStorage": "uint8",
+    "_UntypedStorage": "uint8",
+}
 """Name of a storage class -> dtype of its elements."""

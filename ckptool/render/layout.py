@@ -73,7 +73,7 @@ class Problems(Struct, frozen=True):
 Block = Verdict | Lines | Grid | Problems
 
 
-def blocks(report: AnyReport, style: Style) -> Iterator[Block]:  # noqa: C901, PLR0912 - a case each
+def blocks(report: AnyReport, style: Style) -> Iterator[Block]:  # noqa: C901 - a case each
     """Yield what to show of `report`, in order."""
     match report:
         case InspectReport():

@@ -72,10 +72,15 @@ class Folded(Struct, Generic[T], frozen=True):
 
 def fold(items: Iterable[tuple[str, object, T]]) -> list[Folded[T]]:
     """Group (key, form, item) by pattern of the key and by form, in order of first appearance."""
-    groups: dict[object, list[tuple[str, T]]] = {}
+    groups: dict[object, tuple[str, list[T]]] = {}
     for key, form, item in items:
-        groups.setdefault((pattern(key), form), []).append((key, item))
+        group = (_NUMBER.sub("*", key), form)
+        found = groups.get(group)
+        if found is None:
+            groups[group] = key, [item]
+        else:
+            found[1].append(item)
     return [
-        Folded(pattern(g[0][0]) if len(g) > 1 else g[0][0], tuple(item for _, item in g))
-        for g in groups.values()
+        Folded(pattern(key) if len(group) > 1 else key, tuple(group))
+        for key, group in groups.values()
     ]

@@ -136,21 +136,32 @@ _WASTE_BYTES: Final = 4096
 def storage_bloat(checkpoint: Checkpoint) -> Iterator[Hit]:
     if checkpoint.container in {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}:
         return
+    if not any(_wasteful(tensor) for tensor in _all(checkpoint)):
+        return
     for storage, users in _by_storage(checkpoint).items():
-        if len(users) == 1 and storage.nbytes <= users[0].nbytes + _WASTE_BYTES:
-            continue
         needed = min(sum(t.nbytes for t in {_view(t): t for t in users}.values()), storage.nbytes)
         if storage.nbytes - needed > max(_WASTE_BYTES, storage.nbytes // 2):
             keys = [t.key for t in users]
             yield hit(keys[0], needed=needed, stored=storage.nbytes, keys=keys)
 
 
+def _all(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
+    for state in checkpoint.states:
+        yield from state.tensors.values()
+        yield from state.unsaved.values()
+
+
+def _wasteful(tensor: TensorInfo) -> bool:
+    """Whether its storage has room for much more; other tensors may fill that."""
+    storage = tensor.storage
+    return storage is not None and storage.nbytes > _WASTE_BYTES + tensor.nbytes
+
+
 def _by_storage(checkpoint: Checkpoint) -> Mapping[StorageInfo, list[TensorInfo]]:
     users: dict[StorageInfo, list[TensorInfo]] = {}
-    for state in checkpoint.states:
-        for tensor in (*state.tensors.values(), *state.unsaved.values()):
-            if tensor.storage is not None:
-                users.setdefault(tensor.storage, []).append(tensor)
+    for tensor in _all(checkpoint):
+        if tensor.storage is not None:
+            users.setdefault(tensor.storage, []).append(tensor)
     return users
 
 

@@ -1,7 +1,7 @@
 """For each rule a case that fires and a near miss, made of real files and modules.
 
-A case returns a report. Its expected set is exact: every rule runs over every case, so a false alarm
-of another rule shows up here.
+A case returns a report. Its expected set is exact: every rule runs over every case, so a false
+alarm of another rule shows up here.
 """
 
 import argparse

@@ -3,9 +3,9 @@
 import string
 
 import pytest
-from rules.cases import CASES
 
 from ckptool.rules import RULES
+from rules.cases import CASES
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -33,7 +33,7 @@ def answering(device: torch.device) -> Iterator[None]:
             stack.enter_context(_replaced(torch.accelerator, _accelerator(device)))
         stack.enter_context(_uncompiled())
         # Attention's fast path is off under a mode, and on where CUDA runs without one.
-        no_mode = {"has_torch_function": _saying(False)}
+        no_mode = {"has_torch_function": _saying(answer=False)}
         stack.enter_context(_replaced(torch.overrides, no_mode))
         # cuDNN would be handed CPU memory.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
