@@ -250,7 +250,9 @@ def _revision(report: DiffFilesReport, style: Style) -> Iterator[Block]:
         f"{len(report.changed_keys)} changed",
     )
     place = (
-        f", `{report.old_at}` against `{report.new_at}`" if report.old_at != report.new_at else ""
+        f", `{report.old_at or '.'}` against `{report.new_at or '.'}`"
+        if report.old_at != report.new_at
+        else ""
     )
     yield Lines((f"{report.old} against {report.new}{place}", f"keys: {', '.join(counts)}"))
     if report.explanation:
