@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ckptool.migration.plan import Plan
+    from ckptool.migration.verify import Check, Proof, Written
     from ckptool.modules import ModuleSpec
     from ckptool.verification.facts import Exercise
     from ckptool.verification.sides import Side
@@ -127,6 +128,9 @@ def migrate(  # noqa: PLR0913
     max_shard_size: int | None = None,
     links: bool = True,
     provenance: bool = True,
+    inputs: object = None,
+    device: str = "auto",
+    old_module: "str | nn.Module | None" = None,
     progress: Callable[[int], None] = lambda _: None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
@@ -155,6 +159,9 @@ def migrate(  # noqa: PLR0913
         max_shard_size: bytes of one file of a folder.
         links: whether files of a folder that do not change may be hard links to the source's.
         provenance: record the plan and the digests with the result.
+        inputs: what forward takes, as for `verify`: the result is then run before it is placed.
+        device: where it is run.
+        old_module: the module of the source, which then has to compute the same.
         progress: told how many bytes have just been written.
         policy: which findings about the result are reported.
         limits: bounds on what a file may cost.
@@ -193,6 +200,7 @@ def migrate(  # noqa: PLR0913
             recorded=provenance,
             limits=limits,
             progress=progress,
+            proof=_proof(Path(source), wanted, inputs, device, old_module, limits),
         )
     )
     met = [] if done.loading is None else [done.loading]
@@ -401,6 +409,40 @@ def _exercised(
     with maker(wanted.module, spec) as made:
         found = exercise(made, given(inputs))
     return informed(state, found), (found,)
+
+
+def _proof(
+    source: Path,
+    wanted: _Wanted | None,
+    inputs: object,
+    device: str,
+    old_module: "str | nn.Module | None",
+    limits: Limits,
+) -> "Proof | None":
+    """Return what runs a migrated file, and the source in its old module; None without inputs."""
+    if wanted is None or inputs is None:
+        return None
+    from ckptool.migration.proof import prove
+    from ckptool.verification import levels, running
+    from ckptool.verification.inputs import given
+    from ckptool.verification.sides import side
+
+    where, taken = running.choose(device), given(inputs)
+
+    def proof(written: "Written") -> "Check":
+        before, after = _open(source, limits), open_checkpoint(written.path, limits)
+        hyper = {} if wanted.kwargs else hyper_parameters(before)
+        spec = _spec(wanted, wanted.kwargs, hyper)
+        with ExitStack() as stack:
+            new = stack.enter_context(side(after, wanted.module, spec, written.at))
+            old = None
+            if old_module is not None:
+                older = replace(wanted, module=old_module)
+                fits = _spec(older, {}, {**hyper, **wanted.kwargs})
+                old = stack.enter_context(side(before, old_module, fits, wanted.at))
+            return prove(written, levels.verify(new, where, taken, old))
+
+    return proof
 
 
 def _spec(

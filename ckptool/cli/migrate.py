@@ -10,7 +10,13 @@ from typing import Self
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, limit_options, module_options, screen_options
+from ckptool.cli.options import (
+    Output,
+    input_options,
+    limit_options,
+    module_options,
+    screen_options,
+)
 from ckptool.errors import UsageError
 from ckptool.formats.interrupts import Interrupted
 from ckptool.formats.limits import Limits
@@ -44,6 +50,11 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1
 @click.option("--no-links", is_flag=True, help="Do not link shards that stay: copy them.")
 @click.option("--no-provenance", is_flag=True, help="Do not record plan and digests.")
 @click.option("--force", is_flag=True, help="Replace an existing DST.")
+@input_options
+@click.option("--device", default="auto", show_default=True,
+              help="Where it is run, if inputs are given: auto, cuda, simulated, cpu.")  # fmt: skip
+@click.option("--old-module", metavar="PACKAGE.MODULE:NAME",
+              help="SRC's module: it has to compute the same on the inputs.")  # fmt: skip
 @limit_options
 @screen_options
 def command(  # noqa: PLR0913
@@ -67,6 +78,9 @@ def command(  # noqa: PLR0913
     no_links: bool,
     no_provenance: bool,
     force: bool,
+    inputs: tuple[str, ...] | None,
+    device: str,
+    old_module: str | None,
     limits: Limits,
     out: Output,
     policy: Policy,
@@ -100,6 +114,9 @@ def command(  # noqa: PLR0913
             max_shard_size=_size(max_shard_size),
             links=not no_links,
             provenance=not no_provenance,
+            inputs=inputs,
+            device=device,
+            old_module=old_module,
             progress=progress.add,
             policy=policy,
             limits=limits,

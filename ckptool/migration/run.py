@@ -25,7 +25,7 @@ from ckptool.migration.prints import Prints
 from ckptool.migration.provenance import KEY, SUFFIX, Digests, applied
 from ckptool.migration.sources import Sources
 from ckptool.migration.suggest import Wishes, outcome, suggest
-from ckptool.migration.verify import Check, Written, verify
+from ckptool.migration.verify import Check, Proof, Written, verify
 from ckptool.migration.watch import Watch
 from ckptool.migration.write import SAFETENSORS, TORCH, Job
 from ckptool.model import Checkpoint, Container, ModuleState, State
@@ -66,6 +66,7 @@ class Request:
     recorded: bool = True
     limits: Limits = DEFAULT
     progress: Progress = lambda _: None
+    proof: Proof | None = None
 
     @property
     def folder(self) -> bool:
@@ -278,7 +279,7 @@ class _Done:
         assert request.target is not None
 
         def look(path: Path) -> None:
-            checks.extend(verify(self._written(path, request.target), self.live))
+            checks.extend(verify(self._written(path, request.target), self.live, request.proof))
 
         job = Job(
             self.result, self.plan, request.target, self.to, request.force, request.recorded,

@@ -1,0 +1,31 @@
+"""What running a migrated file gave -> a check: passed, skipped, or an error that keeps it out."""
+
+from typing import Final
+
+from ckptool.errors import WriteError
+from ckptool.migration.verify import Check, Written
+from ckptool.verification.facts import Level, Status, Verification
+
+_ASKED: Final = (Level.LOAD, Level.DEVICE, Level.FORWARD, Level.EQUALITY)
+"""Those that are about this file; what the module loses by a save is for `ckptool verify`."""
+
+
+def prove(written: Written, done: Verification) -> Check:
+    """Judge the levels that a migration must pass.
+
+    Raises:
+        WriteError: one of them failed.
+    """
+    found = [done.level(level) for level in _ASKED]
+    for one in found:
+        if one.status is Status.FAILED:
+            reason = " ".join((one.reason or ", ".join(one.details)).split())
+            message = f"{written.target}: not written: verification fails at {one.level}: {reason}"
+            raise WriteError(message)
+    passed = [str(one.level) for one in found if one.status is Status.PASSED]
+    seen = [detail for one in found if one.level is Level.EQUALITY for detail in one.details]
+    open_ = [one for one in found if one.status is Status.INCONCLUSIVE]
+    if Level.FORWARD not in passed or open_:
+        why = next((one.reason for one in (*open_, *found) if one.reason), "it was not run")
+        return Check("forward", "skipped", why)
+    return Check("forward", "passed", "; ".join([f"{', '.join(passed)} on {done.device}", *seen]))
