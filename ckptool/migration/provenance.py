@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from msgspec import Struct
@@ -39,7 +39,7 @@ def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
     values = {op.key: op.source for op in plan.ops if isinstance(op, Inject)}
     return json.dumps(
         {
-            "tool": f"ckptool {version('ckptool')}",
+            "tool": f"ckptool {_version()}",
             "source": {"name": name, "container": container, "digest": digests.source},
             "plan": to_data(plan),
             "values": values,
@@ -57,3 +57,11 @@ def applied(text: str | None) -> list[dict[str, Any]] | None:
         return None
     plan = found.get("plan") if isinstance(found, dict) else None
     return plan if isinstance(plan, list) else None
+
+
+def _version() -> str:
+    """Return the installed version; a checkout on PYTHONPATH has none."""
+    try:
+        return version("ckptool")
+    except PackageNotFoundError:
+        return "(not installed)"

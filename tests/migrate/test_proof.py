@@ -1,11 +1,14 @@
 """The last step: the migrated file is run before it gets its name."""
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 import reference
 import torch
 
 from ckptool import api
 from ckptool.errors import WriteError
+from ckptool.migration import provenance
 
 OLD = "samples.attention:CausalAttentionWithoutBuffers"
 NEW = "samples.attention:CausalAttentionWithBuffer"
@@ -84,3 +87,14 @@ def _tied() -> torch.nn.Module:
     first, second = (torch.nn.Linear(3, 3, bias=False) for _ in range(2))
     second.weight = first.weight
     return torch.nn.Sequential(first, second)
+
+
+def test_a_checkout_that_is_not_installed_can_migrate(samples, tmp_path, monkeypatch):
+    """On a machine that cannot install, the version was looked up, and a traceback came of it."""
+    monkeypatch.setattr(provenance, "version", _not_installed)
+    report = migrate(samples, tmp_path / "new.safetensors", device="cpu")
+    assert report.exit_code == 0
+
+
+def _not_installed(name: str) -> str:
+    raise PackageNotFoundError(name)
