@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from ckptool.migration.draft import c_order
@@ -20,12 +19,7 @@ class Memory:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
