@@ -1,0 +1,96 @@
+"""Look at a module alone, or run it on a checkpoint."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from ckptool import report, reporting
+from ckptool.api.target import PathLike, Target, need_target, notes_on, opened
+from ckptool.config import Config
+from ckptool.errors import UsageError
+from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.policy import Policy, judge
+from ckptool.rules import run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def audit(
+    module: "str | nn.Module | None" = None,
+    *,
+    kwargs: Mapping[str, object] | None = None,
+    inputs: object = None,
+    policy: Policy | None = None,
+) -> report.AuditReport:
+    """Report everything a module holds that a state_dict does not; with `inputs`, by running it.
+
+    Raises:
+        ModuleError: the module cannot be imported or built.
+        UsageError: no module is named, or the inputs make no sense.
+    """
+    if module is None:
+        raise UsageError("no module is named: -m package.module:Name")
+    target = Target(module, kwargs or {})
+    state, seen = target.exercised({}, target.examined({}), inputs)
+    return reporting.audited(state, judge(run([state, *seen]), policy or Policy()))
+
+
+def verify(
+    path: PathLike,
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    device: str = "auto",
+    against: PathLike | None = None,
+    old_module: "str | nn.Module | None" = None,
+    inputs: object = None,
+    tolerance: float | None = None,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT,
+    config: Config | None = None,
+) -> report.VerifyReport:
+    """Load a checkpoint, run its module, and compare it with what it was before.
+
+    Args:
+        path: the checkpoint.
+        module: "package.module:Name" or a live module; without it the configuration names one.
+        kwargs: constructor arguments.
+        at: place of the state in the file ("state_dict"); without it the best match is taken.
+        device: "auto", "cuda", "cuda:1", "simulated" or "cpu".
+        against: the old checkpoint, whose module has to compute the same.
+        old_module: the module of `against`; without it the same one.
+        inputs: what forward takes: words such as "float32[2,6,3]", or "package.module:function",
+            or the values themselves; without it the configuration or the module says so.
+        tolerance: absolute and relative, across devices; without it that of the dtype.
+        policy: which findings are reported, and from which level on they fail.
+        limits: bounds on what a file may cost.
+        config: the configuration; without it the nearest one from the current directory up.
+
+    Raises:
+        ReadError: a file cannot be read.
+        ModuleError: a module cannot be imported or built.
+        UsageError: no module is named, there is no such device, or the inputs make no sense.
+    """
+    from ckptool.verification import levels, running
+    from ckptool.verification.inputs import given
+
+    target = need_target(Path(path), module, kwargs, at, config)
+    anywhere = replace(target, at=None)
+    where = running.choose(device)
+    with ExitStack() as stack:
+        new = stack.enter_context(target.side(opened(path, limits)))
+        old = None
+        if against is not None:
+            before = opened(against, limits)
+            older = target.side_of(old_module, before) if old_module else anywhere.side(before)
+            old = stack.enter_context(older)
+        taken = given(target.inputs if inputs is None else inputs)
+        done = levels.verify(new, where, taken, old, tolerance)
+    found = judge(run([done]), policy or Policy(), differs=bool(done.failed))
+    notes = notes_on(new.loading, target.at, {})
+    return reporting.verified(done, new.loading.state.at, found, notes)

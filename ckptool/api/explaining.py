@@ -1,0 +1,20 @@
+"""Say what the rules mean."""
+
+from ckptool import report
+from ckptool.policy import known_codes
+from ckptool.rules import RULES
+
+
+def rule(code: str | None = None) -> tuple[report.RuleReport, ...]:
+    """Return what the rule `code`, a family ("CK2"), or every rule means and how to fix it.
+
+    Raises:
+        UsageError: there is no such code.
+    """
+    codes = known_codes(code) if code else tuple(RULES)
+    return tuple(
+        report.RuleReport(
+            code=r.code, name=r.name, level=r.level.word, why=r.why, fix=r.fix, message=r.message
+        )
+        for r in sorted((RULES[c] for c in codes), key=lambda r: r.code)
+    )
