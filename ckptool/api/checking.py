@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from ckptool import report, reporting
+from ckptool import report
 from ckptool.api.target import PathLike, Target, need_target, notes_on, opened
 from ckptool.config import Config
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.policy import Policy, judge
+from ckptool.reporting.checking import audited, verified
 from ckptool.rules import run
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def audit(
         raise UsageError("no module is named: -m package.module:Name")
     target = Target(module, kwargs or {})
     state, seen = target.exercised({}, target.examined({}), inputs)
-    return reporting.audited(state, judge(run([state, *seen]), policy or Policy()))
+    return audited(state, judge(run([state, *seen]), policy or Policy()))
 
 
 def verify(
@@ -93,4 +94,4 @@ def verify(
         done = levels.verify(new, where, taken, old, tolerance)
     found = judge(run([done]), policy or Policy(), differs=bool(done.failed))
     notes = notes_on(new.loading, target.at, {})
-    return reporting.verified(done, new.loading.state.at, found, notes)
+    return verified(done, new.loading.state.at, found, notes)

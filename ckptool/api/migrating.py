@@ -5,12 +5,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptool import report, reporting
+from ckptool import report
 from ckptool.api.target import PathLike, Target, find_target, opened
 from ckptool.config import Config
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.policy import Policy, judge
+from ckptool.reporting.migrating import migrated
 from ckptool.rules import run
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def migrate(  # noqa: PLR0913
     )
     met = [] if done.loading is None else [done.loading]
     differs = any(not one.strict for one in met)
-    return reporting.migrated(done, judge(run(met), policy or Policy(), differs=differs))
+    return migrated(done, judge(run(met), policy or Policy(), differs=differs))
 
 
 def _proof(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptool import report, reporting
+from ckptool import report
 from ckptool.api.target import PathLike, need_target, notes_on, opened
 from ckptool.compare import loading, revision
 from ckptool.config import Config
@@ -12,6 +12,7 @@ from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
+from ckptool.reporting.reading import inspected, loaded, revised
 from ckptool.rules import run
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def inspect(
         except ReadError as error:
             errors.append(str(error))
     verdict = judge(run(checkpoints), policy or Policy())
-    return reporting.inspected(tuple(checkpoints), verdict, tuple(errors))
+    return inspected(tuple(checkpoints), verdict, tuple(errors))
 
 
 def diff(
@@ -81,11 +82,11 @@ def diff(
         before, after = opened(path, limits), opened(new, limits)
         changed = revision(before, after, at, look_at_values=values)
         found = judge(run([changed]), policy or Policy(), differs=changed.differs)
-        return reporting.revised(changed, found, explain)
+        return revised(changed, found, explain)
     checkpoint = opened(path, limits)
     target = need_target(Path(path), module, kwargs, at, config)
     hyper = target.hyper(checkpoint)
     state, seen = target.exercised(hyper, target.examined(hyper), inputs)
     met = loading(checkpoint, state, target.at)
     found = judge(run([met, state, checkpoint, *seen]), policy or Policy(), differs=not met.strict)
-    return reporting.loaded(met, found, notes_on(met, target.at, hyper), explain)
+    return loaded(met, found, notes_on(met, target.at, hyper), explain)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from ckptool.render import Style
-from ckptool.render.layout import Grid, Lines, Problem, Problems, Verdict, blocks
+from ckptool.render.blocks import Grid, Lines, Problem, Problems, Verdict
+from ckptool.render.layout import blocks
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
 

@@ -7,7 +7,8 @@ from typing import Final, assert_never
 from tabulate import MIN_PADDING, tabulate
 
 from ckptool.render import Style
-from ckptool.render.layout import Grid, Lines, Problem, Problems, Verdict, blocks
+from ckptool.render.blocks import Grid, Lines, Problem, Problems, Verdict
+from ckptool.render.layout import blocks
 from ckptool.render.text import cut, printable
 from ckptool.report import AnyReport
 

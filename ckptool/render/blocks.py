@@ -1,0 +1,118 @@
+"""What a person is shown, whatever the format that draws it: lines, tables, findings."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, TypeVar
+
+from msgspec import Struct
+
+from ckptool.render import Style
+from ckptool.render.text import Folded, count, fold
+from ckptool.report import (
+    FindingReport,
+    SkippedReport,
+)
+
+T = TypeVar("T")
+
+MOST_ROWS: Final = 60
+"""Rows of one table before the rest is only counted; -v shows all."""
+
+
+class Verdict(Struct, frozen=True):
+    """The first line."""
+
+    text: str
+    failed: bool
+
+
+class Lines(Struct, frozen=True):
+    """A few plain lines."""
+
+    lines: tuple[str, ...]
+
+
+class Grid(Struct, frozen=True):
+    """A table; the first column is a key and may be cut."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    more: str = ""
+    """What was left out."""
+
+
+class Problem(Struct, frozen=True):
+    """A finding, or several that differ in layer numbers only."""
+
+    level: str
+    code: str
+    message: str
+    fix: str
+
+
+class Problems(Struct, frozen=True):
+    """All findings, and how many of each level."""
+
+    summary: str
+    problems: tuple[Problem, ...]
+
+
+Block = Verdict | Lines | Grid | Problems
+
+
+def problems(findings: tuple[FindingReport, ...], style: Style) -> Iterator[Problems]:
+    if not findings:
+        return
+    levels = {
+        level: sum(f.level == level for f in findings) for level in ("error", "warning", "note")
+    }
+    summary = ", ".join(count(n, level) for level, n in levels.items() if n)
+    folded = groups(((f.key, (f.code, f.level), f) for f in findings), style)
+    yield Problems(summary, tuple(_problem(g.key, g.items) for g in folded))
+
+
+def _problem(key: str, findings: tuple[FindingReport, ...]) -> Problem:
+    first = findings[0]
+    times = f" (x{len(findings)})" if len(findings) > 1 else ""
+    swap = first.key != key and bool(first.key)
+    return Problem(
+        first.level,
+        first.code,
+        (first.message.replace(first.key, key) if swap else first.message) + times,
+        first.fix.replace(first.key, key) if swap else first.fix,
+    )
+
+
+def skipped_lines(skipped: Iterable[SkippedReport]) -> Iterator[Lines]:
+    lines = tuple(f"not checked: {s.what}: {s.reason}" for s in dict.fromkeys(skipped))
+    if lines:
+        yield Lines(lines)
+
+
+def groups(items: Iterable[tuple[str, object, T]], style: Style) -> list[Folded[T]]:
+    """Fold (key, form, item) by layer numbers, or with -v leave each by itself."""
+    if style.verbosity < 1:
+        return fold(items)
+    return [Folded(key, (item,)) for key, _, item in items]
+
+
+_DULL: Final = {"count": "1", "device": "cpu", "kind": ""}
+"""Columns that are left out where every row says the same as nearly always."""
+
+
+def grid(
+    title: str, headers: tuple[str, ...], rows: Sequence[tuple[str, ...]], style: Style
+) -> Grid:
+    keep = [
+        i
+        for i, name in enumerate(headers)
+        if name not in _DULL or any(row[i] != _DULL[name] for row in rows)
+    ]
+    shown = rows if style.verbosity > 0 else rows[:MOST_ROWS]
+    left = len(rows) - len(shown)
+    return Grid(
+        title,
+        tuple(headers[i] for i in keep),
+        tuple(tuple(row[i] for i in keep) for row in shown),
+        f"... and {left:,} more rows (-v shows all)" if left else "",
+    )

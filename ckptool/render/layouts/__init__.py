@@ -1,0 +1,1 @@
+"""Reports -> blocks, a file for each kind of command."""

@@ -1,0 +1,175 @@
+"""Reports on checkpoints, and on how they differ -> blocks."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.render import Style
+from ckptool.render.blocks import Block, Grid, Lines, Verdict, grid, groups
+from ckptool.render.layouts.checking import unsaved_grid
+from ckptool.render.text import count, size
+from ckptool.report import (
+    CheckpointReport,
+    DiffFilesReport,
+    DiffModuleReport,
+    FactReport,
+    InspectReport,
+    KeyVerdict,
+    StateReport,
+    TensorReport,
+)
+
+
+def inspection(report: InspectReport, style: Style) -> Iterator[Block]:
+    """Yield what each checkpoint holds."""
+    for one in report.checkpoints:
+        yield from _checkpoint(one, style)
+
+
+def _checkpoint(checkpoint: CheckpointReport, style: Style) -> Iterator[Block]:
+    tensors = [t for state in checkpoint.states for t in state.tensors]
+    parts = (
+        checkpoint.container,
+        f"{size(checkpoint.nbytes)} on disk",
+        count(len(tensors), "tensor"),
+        f"{size(sum(t.nbytes for t in tensors))} of elements",
+    )
+    yield Verdict(f"{checkpoint.path}: {', '.join(parts)}", bool(checkpoint.damage))
+    if style.verbosity < 0:
+        return
+    for state in checkpoint.states:
+        yield _state(state, style)
+        if state.unsaved:
+            title = f"Held by the pickled module{_at(state.at)}, and not in its state_dict()"
+            yield _tensors(title, state.unsaved, style)
+    rest = [(e.at, e.text) for e in checkpoint.entries]
+    if rest:
+        yield grid("Besides tensors", ("place", "holds"), rest, style)
+    if checkpoint.metadata:
+        yield grid("Metadata", ("name", "value"), list(checkpoint.metadata.items()), style)
+
+
+def _at(at: str) -> str:
+    return f" at `{at}`" if at else ""
+
+
+_ROLES: Final = {
+    "state_dict": "state_dict",
+    "module": "pickled module",
+    "optimizer": "optimizer state",
+    "tensors": "tensors",
+}
+
+
+def _state(state: StateReport, style: Style) -> Grid:
+    elements = sum(t.nbytes for t in state.tensors)
+    tied = f", {count(len(state.ties), 'tie')}" if state.ties else ""
+    held = f"{count(len(state.tensors), 'tensor')}, {size(elements)}{tied}"
+    title = f"{_ROLES[state.role]}{_at(state.at)}: {held}"
+    return _tensors(title, state.tensors, style)
+
+
+def _tensors(title: str, tensors: tuple[TensorReport, ...], style: Style) -> Grid:
+    folded = groups(
+        ((t.key, (t.dtype, t.shape, t.device, t.kind, t.layout), t) for t in tensors), style
+    )
+    rows = [
+        (
+            g.key,
+            str(len(g.items)),
+            _dtype(g.items[0]),
+            str(list(g.items[0].shape)),
+            size(sum(t.nbytes for t in g.items)),
+            g.items[0].device,
+            g.items[0].kind,
+        )
+        for g in folded
+    ]
+    return grid(title, ("key", "count", "dtype", "shape", "size", "device", "kind"), rows, style)
+
+
+def _dtype(tensor: TensorReport) -> str:
+    return tensor.dtype if tensor.layout == "strided" else f"{tensor.dtype} ({tensor.layout})"
+
+
+def loading(report: DiffModuleReport, style: Style) -> Iterator[Block]:
+    yield Verdict(report.verdict, bool(report.exit_code))
+    if style.verbosity < 0:
+        return
+    counts = (
+        f"{len(report.matched)} match",
+        f"{len(report.missing_keys)} missing",
+        f"{len(report.unexpected_keys)} unexpected",
+        f"{len(report.mismatched_keys)} of another shape",
+    )
+    yield Lines(
+        (
+            f"{report.path} against {report.module}",
+            f"keys: {', '.join(counts)}; {100 * report.coverage:.0f}% of the parameters would load",
+            *report.notes,
+        )
+    )
+    if report.explanation:
+        yield from explanation(report.explanation, style)
+        return
+    if report.verdicts:
+        yield _verdict_grid(report.verdicts, style)
+    if report.unsaved:
+        yield unsaved_grid(report.unsaved, style)
+
+
+def explanation(facts: tuple[FactReport, ...], style: Style) -> Iterator[Block]:
+    yield grid(
+        "All that is known of this key",
+        ("fact", "value"),
+        [(f.name, f.value) for f in facts],
+        style,
+    )
+
+
+def _verdict_grid(verdicts: tuple[KeyVerdict, ...], style: Style) -> Grid:
+    folded = groups(((v.key, (v.problem, v.code), v) for v in verdicts), style)
+    rows = [
+        (
+            g.key,
+            str(len(g.items)),
+            g.items[0].problem,
+            g.items[0].level or "ignored",
+            g.items[0].code,
+        )
+        for g in folded
+    ]
+    return grid(
+        "Keys that do not match", ("key", "count", "problem", "matters", "rule"), rows, style
+    )
+
+
+def revision(report: DiffFilesReport, style: Style) -> Iterator[Block]:
+    yield Verdict(report.verdict, bool(report.exit_code))
+    if style.verbosity < 0:
+        return
+    counts = (
+        f"{len(report.added_keys)} added",
+        f"{len(report.removed_keys)} removed",
+        f"{len(report.changed_keys)} changed",
+    )
+    place = (
+        f", `{report.old_at or '.'}` against `{report.new_at or '.'}`"
+        if report.old_at != report.new_at
+        else ""
+    )
+    yield Lines((f"{report.old} against {report.new}{place}", f"keys: {', '.join(counts)}"))
+    if report.explanation:
+        yield from explanation(report.explanation, style)
+        return
+    for title, keys in (
+        ("Added", report.added_keys),
+        ("Removed", report.removed_keys),
+        ("Changed in value", report.value_keys),
+        ("Plain data that differs", report.changed_entries),
+    ):
+        if keys:
+            yield grid(title, ("key", "count"), _key_rows(keys, style), style)
+
+
+def _key_rows(keys: tuple[str, ...], style: Style) -> list[tuple[str, ...]]:
+    return [(g.key, str(len(g.items))) for g in groups(((k, "", k) for k in keys), style)]

@@ -1,0 +1,1 @@
+"""What was found and judged -> the report that a command gives."""

@@ -1,0 +1,87 @@
+"""What is found and described -> the pieces that all reports are made of."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ckptool.compare import Loading
+from ckptool.model import Held, Kind, ModuleState, Skipped, State, TensorInfo
+from ckptool.policy import Verdict
+from ckptool.report import (
+    FactReport,
+    FindingReport,
+    SkippedReport,
+    TensorReport,
+    UnsavedReport,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def findings(verdict: Verdict) -> tuple[FindingReport, ...]:
+    return tuple(
+        FindingReport(
+            code=f.rule.code,
+            name=f.rule.name,
+            level=f.level.word,
+            key=f.key,
+            message=f.message,
+            fix=f.fix,
+            facts=f.facts,
+        )
+        for f in verdict.findings
+    )
+
+
+def skipped_reports(skipped: Iterable[Skipped]) -> tuple[SkippedReport, ...]:
+    return tuple(SkippedReport(what=s.what, reason=s.reason) for s in skipped)
+
+
+def fact_reports(pairs: Iterable[tuple[str, str]]) -> tuple[FactReport, ...]:
+    return tuple(FactReport(name=name, value=value) for name, value in pairs)
+
+
+def tensor_report(tensor: TensorInfo, kind: Kind | None) -> TensorReport:
+    return TensorReport(
+        key=tensor.key,
+        shape=tensor.shape,
+        dtype=tensor.dtype,
+        nbytes=tensor.nbytes,
+        device=tensor.device,
+        kind=str(kind or ""),
+        layout=tensor.layout,
+    )
+
+
+def unsaved_reports(module: ModuleState, state: State | None) -> tuple[UnsavedReport, ...]:
+    kept = state.unsaved if state else {}
+    return tuple(
+        _unsaved_one(held, held.key in kept)
+        for held in module.unsaved.values()
+        if not held.alias_of
+    )
+
+
+def _unsaved_one(held: Held, in_file: bool) -> UnsavedReport:  # noqa: FBT001
+    return UnsavedReport(
+        key=held.key,
+        kind=str(held.kind),
+        owner=held.owner,
+        shape=held.tensor.shape,
+        dtype=held.tensor.dtype,
+        nbytes=held.tensor.nbytes,
+        constancy=str(held.constancy),
+        follows_to=held.follows_to,
+        where=held.where,
+        used=held.used,
+        in_file=in_file,
+    )
+
+
+def counts(loading: Loading) -> str:
+    counts = (
+        (len(loading.missing_keys), "missing"),
+        (len(loading.unexpected_keys), "unexpected"),
+        (len(loading.mismatched), "of another shape"),
+    )
+    return "does not load: " + ", ".join(f"{n} {word}" for n, word in counts if n)

@@ -1,0 +1,209 @@
+"""Checkpoints, and how they differ -> reports."""
+
+from typing import TYPE_CHECKING
+
+from ckptool.compare import Changed, Loading, Missing, Revision, Unexpected
+from ckptool.explain import explain_loading, explain_revision
+from ckptool.model import Checkpoint, Skipped, State, ties
+from ckptool.policy import ExitCode, Verdict
+from ckptool.report import (
+    CheckpointReport,
+    DiffFilesReport,
+    DiffModuleReport,
+    EntryReport,
+    InspectReport,
+    KeyVerdict,
+    StateReport,
+)
+from ckptool.rules import Finding, Level
+
+if TYPE_CHECKING:
+    pass
+from ckptool.reporting.parts import (
+    counts,
+    fact_reports,
+    findings,
+    skipped_reports,
+    tensor_report,
+    unsaved_reports,
+)
+
+
+def inspected(
+    checkpoints: tuple[Checkpoint, ...], verdict: Verdict, errors: tuple[str, ...]
+) -> InspectReport:
+    """Report what the checkpoints hold."""
+    return InspectReport(
+        command="inspect",
+        findings=findings(verdict),
+        skipped=skipped_reports(s for c in checkpoints for s in c.skipped),
+        exit_code=ExitCode.COULD_NOT_CHECK if errors else verdict.exit_code,
+        checkpoints=tuple(_checkpoint(c) for c in checkpoints),
+        errors=errors,
+    )
+
+
+def loaded(
+    loading: Loading, verdict: Verdict, notes: tuple[str, ...], explain: str | None = None
+) -> DiffModuleReport:
+    """Report what loading the file into the module would do.
+
+    Raises:
+        UsageError: `explain` is a key that neither side has.
+    """
+    return DiffModuleReport(
+        command="diff",
+        findings=findings(verdict),
+        skipped=skipped_reports((*loading.checkpoint.skipped, *loading.module.skipped)),
+        exit_code=verdict.exit_code,
+        verdict=_loading_words(loading, verdict),
+        path=str(loading.checkpoint.path),
+        module=loading.module.target,
+        at=loading.state.at,
+        notes=notes,
+        matched=loading.matched,
+        missing_keys=loading.missing_keys,
+        unexpected_keys=loading.unexpected_keys,
+        mismatched_keys=tuple(c.key for c in loading.mismatched),
+        verdicts=tuple(_verdicts(loading, verdict)),
+        unsaved=unsaved_reports(loading.module, loading.state),
+        coverage=loading.coverage,
+        explanation=fact_reports(explain_loading(loading, explain) if explain else ()),
+    )
+
+
+def revised(revision: Revision, verdict: Verdict, explain: str | None = None) -> DiffFilesReport:
+    """Report how two files differ.
+
+    Raises:
+        UsageError: `explain` is a key that neither side has.
+    """
+    skipped = [*revision.old.skipped, *revision.new.skipped]
+    if revision.differing is None:
+        skipped.append(Skipped("values", "--no-values: only keys, shapes and dtypes were compared"))
+    no_bytes = "its elements are no plain bytes in the file"
+    skipped.extend(Skipped(f"values of {key}", no_bytes) for key in revision.untold)
+    different = tuple(c.key for c in revision.changes if isinstance(c, Changed))
+    return DiffFilesReport(
+        command="diff",
+        findings=findings(verdict),
+        skipped=skipped_reports(skipped),
+        exit_code=verdict.exit_code,
+        verdict=revision_words(revision),
+        old=str(revision.old.path),
+        new=str(revision.new.path),
+        old_at=revision.places[0],
+        new_at=revision.places[1],
+        added_keys=tuple(c.key for c in revision.changes if isinstance(c, Unexpected)),
+        removed_keys=tuple(c.key for c in revision.changes if isinstance(c, Missing)),
+        changed_keys=(*different, *(revision.differing or ())),
+        renamed_keys=revision.renames,
+        value_keys=revision.differing or (),
+        changed_entries=revision.entries,
+        explanation=fact_reports(explain_revision(revision, explain) if explain else ()),
+    )
+
+
+def revision_words(revision: Revision) -> str:
+    """Return the verdict on two files.
+
+    "breaking": what loads the old file strictly does not load the new one so. "compatible": it
+    does, though a dtype or a tie differs, or not all values were compared.
+    """
+    shapes = any(isinstance(c, Changed) and "shape" in c.fields for c in revision.changes)
+    if shapes or any(isinstance(c, Missing | Unexpected) for c in revision.changes):
+        return "breaking"
+    if revision.changes:
+        return "compatible"
+    if revision.differing or revision.entries:
+        return "values differ"
+    if revision.differing is None or revision.untold:
+        return "compatible"
+    if revision.moved:
+        return "same state, other container"
+    return "compatible" if revision.ties_differ else "identical"
+
+
+def _loading_words(loading: Loading, verdict: Verdict) -> str:
+    if not loading.strict:
+        return counts(loading)
+    graver = [f for f in verdict.findings if f.level >= Level.WARNING]
+    if not graver:
+        return "loads strictly"
+    lost = {f.key for f in graver if f.rule.code.startswith("CK1")}
+    if lost:
+        names = ", ".join(f"`{k}`" for k in sorted(lost)[:3]) + (" ..." if len(lost) > 3 else "")
+        return f"loads, but {names} {'is' if len(lost) == 1 else 'are'} not saved with it"
+    return f"loads, but {_first_sentence(graver[0])}"
+
+
+def _first_sentence(finding: Finding) -> str:
+    return finding.message.split(": ", 1)[0]
+
+
+def _verdicts(loading: Loading, verdict: Verdict) -> list[KeyVerdict]:
+    by_key: dict[str, Finding] = {}
+    for finding in verdict.findings:
+        if finding.rule.code.startswith("CK2") or finding.rule.code == "CK112":
+            by_key.setdefault(finding.key, finding)
+    explained = _explained(loading, verdict)
+    groups = (
+        ("missing", loading.missing_keys),
+        ("unexpected", loading.unexpected_keys),
+        ("mismatched", tuple(c.key for c in loading.mismatched)),
+    )
+    return [
+        _verdict(key, problem, explained.get(key) or by_key.get(key))
+        for problem, keys in groups
+        for key in keys
+    ]
+
+
+def _explained(loading: Loading, verdict: Verdict) -> dict[str, Finding]:
+    """Return the finding about a whole rewrite or rename for each key that it explains."""
+    found = {f.rule.code: f for f in verdict.findings if f.rule.code == "CK209"}
+    explained: dict[str, Finding] = {}
+    if loading.rewrite and "CK209" in found:
+        for old, new in loading.rewrite.keys.items():
+            explained[old] = explained[new] = found["CK209"]
+    for finding in verdict.findings:
+        if finding.rule.code == "CK211":
+            explained[finding.key] = explained[str(finding.facts["found"])] = finding
+    return explained
+
+
+def _verdict(key: str, problem: str, finding: Finding | None) -> KeyVerdict:
+    if finding is None:
+        return KeyVerdict(key=key, problem=problem, code="", what="", level="", fix="")
+    return KeyVerdict(
+        key=key,
+        problem=problem,
+        code=finding.rule.code,
+        what=finding.message,
+        level=finding.level.word,
+        fix=finding.fix,
+    )
+
+
+def _checkpoint(checkpoint: Checkpoint) -> CheckpointReport:
+    return CheckpointReport(
+        path=str(checkpoint.path),
+        container=str(checkpoint.container),
+        nbytes=checkpoint.nbytes,
+        globals=tuple(sorted({use.qualified for use in checkpoint.globals})),
+        states=tuple(_state(state) for state in checkpoint.states),
+        entries=tuple(EntryReport(at=e.at, text=e.text) for e in checkpoint.entries),
+        metadata=checkpoint.metadata,
+        damage=checkpoint.damage,
+    )
+
+
+def _state(state: State) -> StateReport:
+    return StateReport(
+        at=state.at,
+        role=state.role,
+        tensors=tuple(tensor_report(t, t.kind) for t in state.tensors.values()),
+        unsaved=tuple(tensor_report(t, t.kind) for t in state.unsaved.values()),
+        others=state.others,
+        ties=ties(state.tensors.values()),
+    )
