@@ -1,11 +1,16 @@
 """All rules over all cases: each fires where it must, and nowhere else."""
 
 import string
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from ckptool.rules import RULES
 from rules.cases import CASES
+
+for _file in sorted(Path(__file__).parent.glob("cases_*.py")):
+    import_module(f"rules.{_file.stem}")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
