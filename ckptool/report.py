@@ -136,6 +136,35 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """All that is known of the one key asked for."""
 
 
+class ChangeReport(Struct, frozen=True, kw_only=True):
+    """How the values of one tensor differ between two files.
+
+    Figures are over the elements that are finite on both sides, in float64; None where there are
+    none, or where the shapes differ.
+    """
+
+    key: str
+    old_dtype: str
+    new_dtype: str
+    elements: int
+    changed: int
+    """Elements that are another number; NaN is equal to NaN of the same bits."""
+    max_abs: float | None
+    mean_abs: float | None
+    relative_l2: float | None
+    """Norm of the difference by the norm of the old values; None where that is zero."""
+    cosine: float | None
+    close: bool
+    """Equal within the tolerances."""
+    rounding: bool
+    """Two dtypes, and the one rounded to the other is the same: nothing but rounding."""
+    old_nonfinite: int
+    new_nonfinite: int
+    histogram: tuple[int, ...] = ()
+    """Changed elements by the decade of their absolute difference: below 1e-12, then a decade
+    each up to 1e3, then all above: 17 counts."""
+
+
 class DiffFilesReport(Report, frozen=True, kw_only=True):
     verdict: str
     """"identical", "same state, other container", "values differ", "compatible" or "breaking"."""
@@ -153,6 +182,8 @@ class DiffFilesReport(Report, frozen=True, kw_only=True):
     """Those of `changed_keys` whose values alone differ."""
     changed_entries: tuple[str, ...]
     """Places of plain data (an epoch, a configuration) that differ."""
+    changes: tuple[ChangeReport, ...] = ()
+    """Of the tensors whose values differ, the largest relative change first."""
     explanation: tuple[FactReport, ...] = ()
     """All that is known of the one key asked for."""
 
