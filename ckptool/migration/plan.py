@@ -49,6 +49,8 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
 
     ops: tuple[Op, ...] = ()
     schema: int = SCHEMA
+    undoes: bool = False
+    """Whether it was made to undo another: a transposition undone is the same steps again."""
 
 
 def apply(plan: Iterable[Operation], draft: Draft, facts: Facts) -> Draft:
@@ -79,7 +81,7 @@ def reverse(plan: Plan) -> Plan:
             lost.append(str(error))
     if lost:
         raise PlanError(f"the plan has no reverse: {'; '.join(reversed(lost))}")
-    return Plan(tuple(steps))  # type: ignore[arg-type]  # each is one of Op
+    return Plan(tuple(steps), undoes=not plan.undoes)  # type: ignore[arg-type]  # each is an Op
 
 
 def to_data(plan: Plan) -> list[dict[str, Any]]:
@@ -90,7 +92,7 @@ def to_data(plan: Plan) -> list[dict[str, Any]]:
 
 def write(plan: Plan) -> str:
     """Return the text of a plan's file."""
-    blocks = [f"schema = {plan.schema}\n"]
+    blocks = [f"schema = {plan.schema}\n" + ("undoes = true\n" if plan.undoes else "")]
     for step in to_data(plan):
         lines = [f"{key} = {_value(value)}\n" for key, value in step.items()]
         blocks.append(f"[[ops]]\n{''.join(lines)}")
@@ -146,7 +148,7 @@ _OPS: Final[Mapping[str, type[Operation]]] = {
 
 def _check_names(data: Mapping[str, Any], name: str) -> None:
     """Say what an unknown name is perhaps meant to be; all else is msgspec's to refuse."""
-    _check_known(data, ("schema", "ops"), f"{name}: $")
+    _check_known(data, Plan.__struct_fields__, f"{name}: $")
     steps = data.get("ops")
     for index, step in enumerate(steps if isinstance(steps, list) else ()):
         if isinstance(step, dict) and isinstance(step.get("op"), str):
