@@ -16,6 +16,7 @@ from ckptool.formats.safetensors_writer import CODES
 from ckptool.migration import ties
 from ckptool.migration import write as writing
 from ckptool.migration.ahead import Ahead
+from ckptool.migration.companions import companions
 from ckptool.migration.draft import Draft, draft_of
 from ckptool.migration.fits import check_fits
 from ckptool.migration.inflate import inflated
@@ -142,6 +143,8 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints, ahead: Ahead
     notes = check_fits(result, to, drop_extra=request.drop_extra)
     if to == TORCH:
         notes = (*notes, *unfit(checkpoint, module))
+    if request.folder and (along := companions(checkpoint)):
+        notes = (*notes, f"copied along: {', '.join(file.name for file in along)}")
     _save_plan(request, plan)
     changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     changed = changed or result.state.role == "module"
