@@ -50,6 +50,7 @@ class Output(Struct, frozen=True):
         return Style(
             width=_width(terminal=terminal),
             color=self.path is None and _colored(self.color, terminal=terminal),
+            unicode=self.path is not None or _draws(),
             verbosity=self.verbose - self.quiet,
         )
 
@@ -95,6 +96,12 @@ def _colored(choice: str, *, terminal: bool) -> bool:
     if os.environ.get("FORCE_COLOR"):
         return True
     return terminal and os.environ.get("TERM") != "dumb"
+
+
+def _draws() -> bool:
+    """Tell whether standard output takes more than ASCII, and shows it."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return encoding.startswith("utf") and os.environ.get("TERM") != "dumb"
 
 
 def one_line(text: str) -> str:

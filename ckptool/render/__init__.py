@@ -16,6 +16,8 @@ class Style(Struct, frozen=True):
     width: int | None = None
     """Columns of the terminal; None does not cut or wrap."""
     color: bool = False
+    unicode: bool = True
+    """Whether lines and bars can be drawn; else ASCII has to do."""
     verbosity: int = 0
     """-1: the verdict only; 0: repeated layers folded; 1: everything."""
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.render import Style
 from ckptool.render.text import Folded, count, fold
@@ -41,6 +42,29 @@ class Grid(Struct, frozen=True):
     """What was left out."""
 
 
+class Branch(Struct, frozen=True):
+    """A row of a tree."""
+
+    name: str
+    more: tuple[bool, ...]
+    """For its ancestors below the root, and for itself: whether a sibling follows."""
+    key: str
+    """The whole key; "" for a module."""
+    cells: tuple[str, ...]
+    share: float
+    """Of the whole, 0 to 1."""
+
+
+class Tree(Struct, frozen=True):
+    """A table whose first column is a tree; a format that draws none shows the leaves."""
+
+    title: str
+    headers: tuple[str, ...]
+    """Of the cells; the tree's own column comes before them, and the share behind."""
+    rows: tuple[Branch, ...]
+    more: str = ""
+
+
 class Problem(Struct, frozen=True):
     """A finding, or several that differ in layer numbers only."""
 
@@ -57,7 +81,7 @@ class Problems(Struct, frozen=True):
     problems: tuple[Problem, ...]
 
 
-Block = Verdict | Lines | Grid | Problems
+Block = Verdict | Lines | Grid | Tree | Problems
 
 
 def problems(findings: tuple[FindingReport, ...], style: Style) -> Iterator[Problems]:
@@ -103,16 +127,37 @@ _DULL: Final = {"count": "1", "device": "cpu", "kind": ""}
 def grid(
     title: str, headers: tuple[str, ...], rows: Sequence[tuple[str, ...]], style: Style
 ) -> Grid:
-    keep = [
-        i
-        for i, name in enumerate(headers)
-        if name not in _DULL or any(row[i] != _DULL[name] for row in rows)
-    ]
-    shown = rows if style.verbosity > 0 else rows[:MOST_ROWS]
-    left = len(rows) - len(shown)
+    keep = _telling(headers, rows)
+    shown, more = _first(rows, style)
     return Grid(
         title,
         tuple(headers[i] for i in keep),
         tuple(tuple(row[i] for i in keep) for row in shown),
-        f"... and {left:,} more rows (-v shows all)" if left else "",
+        more,
     )
+
+
+def tree_of(title: str, headers: tuple[str, ...], rows: Sequence[Branch], style: Style) -> Tree:
+    """Return the tree of `rows`, but for the columns and the rows that need not be seen."""
+    keep = _telling(headers, [row.cells for row in rows if row.key])
+    shown, more = _first(rows, style)
+    return Tree(
+        title,
+        tuple(headers[i] for i in keep),
+        tuple(replace(row, cells=tuple(row.cells[i] for i in keep)) for row in shown),
+        more,
+    )
+
+
+def _telling(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[int]:
+    return [
+        i
+        for i, name in enumerate(headers)
+        if name not in _DULL or any(row[i] != _DULL[name] for row in rows)
+    ]
+
+
+def _first(rows: Sequence[T], style: Style) -> tuple[Sequence[T], str]:
+    shown = rows if style.verbosity > 0 else rows[:MOST_ROWS]
+    left = len(rows) - len(shown)
+    return shown, f"... and {left:,} more rows (-v shows all)" if left else ""
