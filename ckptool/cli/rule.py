@@ -5,8 +5,12 @@ import click
 from ckptool import api
 
 
+def _codes(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:  # noqa: ARG001
+    return [rule.code for rule in api.rule() if rule.code.startswith(typed.upper())]
+
+
 @click.command("rule")
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=_codes)
 def command(code: str | None) -> None:
     """Say what a rule means and how to fix what it finds; without CODE, list them all.
 
