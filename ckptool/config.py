@@ -204,5 +204,15 @@ def _explain(message: str) -> str:
     table = _TABLES[places[-1]] if places else Settings
     known = sorted(f.encode_name for f in msgspec.structs.fields(table))
     close = get_close_matches(unknown[1], known, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
+    hint = f"did you mean `{close[0]}`?" if close else _elsewhere(unknown[1], known)
     return f"unknown key `{unknown[1]}`{unknown[2]}; {hint}"
+
+
+def _elsewhere(name: str, known: list[str]) -> str:
+    """Return in which other table there is such a key, or which there are here."""
+    for place, table in _TABLES.items():
+        fields = [f.encode_name for f in msgspec.structs.fields(table)]
+        close = get_close_matches(name, fields, n=1)
+        if close and place != "models":
+            return f"did you mean `{close[0]}` of `{place}`?"
+    return f"known are {', '.join(known)}"

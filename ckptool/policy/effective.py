@@ -148,7 +148,7 @@ def _kebab(one: Struct) -> Mapping[str, Any]:
 def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
 
 
 def _waiver(waiver: Waiver, policy: Policy, origin: str) -> Setting:
