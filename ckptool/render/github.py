@@ -15,7 +15,8 @@ def render(report: AnyReport, style: Style) -> str:
         of = f"{skipped.path}: " if skipped.path else ""
         text = printable(f"{of}{skipped.what}: {skipped.reason}")
         lines.append(_command("notice", {"title": "not checked"}, text))
-    return "\n".join(lines)
+    title = {"title": f"ckptool {report.command}"}
+    return "\n".join(lines or [_command("notice", title, "nothing was found")])
 
 
 def _finding(result: Result) -> str:

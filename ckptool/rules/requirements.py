@@ -230,14 +230,14 @@ def waiver_unused(upkeep: Upkeep) -> Iterator[Hit]:
         code="CK859",
         name="baseline-outdated",
         level=Level.NOTE,
-        message="the baseline knows {code} of `{key}` in {path}, which is not found any more",
+        message="the baseline knows {what} in {path}, which is not found any more",
         why="What is mended and stays in the baseline would not be seen if it came back.",
         fix="ckptool gate ... --update-baseline",
     ),
 )
 def baseline_outdated(upkeep: Upkeep) -> Iterator[Hit]:
     for path, code, key in upkeep.vanished:
-        yield hit(key, code=code, path=path)
+        yield hit(key, what=f"{code} of `{key}`" if key else code, path=path)
 
 
 def _any_matches(name: str, globs: tuple[str, ...]) -> bool:
