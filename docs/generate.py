@@ -30,7 +30,7 @@ FAMILIES = {
     "CK5": "Sharing",
     "CK6": "Shards",
     "CK7": "Ways of loading",
-    "CK8": "Two releases",
+    "CK8": "Two releases, and what a policy asks for",
     "CK9": "Optimizer state",
 }
 

@@ -62,10 +62,12 @@ class Problems(Struct, frozen=True):
 Block = Verdict | Lines | Grid | Problems
 
 
-def by_path(findings: tuple[FindingReport, ...]) -> dict[str, tuple[FindingReport, ...]]:
-    """Return the findings of each checkpoint; under "" all of them, where they are of one."""
+def by_path(
+    findings: tuple[FindingReport, ...], *, several: bool
+) -> dict[str, tuple[FindingReport, ...]]:
+    """Return the findings of each checkpoint; under "" all of them, where there is only one."""
     paths = sorted({f.path for f in findings}, key=natural)
-    if len(paths) < 2:
+    if not several and len(paths) < 2:
         return {"": findings}
     return {path: tuple(f for f in findings if f.path == path) for path in paths}
 

@@ -11,7 +11,12 @@ from conftest import SAMPLES, Ran
 from safetensors.torch import save_file
 from torch import nn
 
-MODEL = '[[models]]\npath = "*"\nmodule = "torch.nn:Linear"\nkwargs = { in_features = 2, out_features = 3 }\n'
+MODEL = """
+[[models]]
+path = "*"
+module = "torch.nn:Linear"
+kwargs = { in_features = 2, out_features = 3 }
+"""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import json
 import re
 
 import torch
-from gate.conftest import MODEL
 from torch import nn
 
 from ckptool import api
 from ckptool.config import Config, Requirements, Settings
 from ckptool.policy.effective import policy_of
+from gate.conftest import MODEL
 
 SAFETENSORS = "[require]\nsafetensors = true\n"
 

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from conftest import Ran
-from gate.conftest import MODEL
 from torch import nn
+
+from gate.conftest import MODEL
 
 REFERENCE = (
     "reference/model.pth",
