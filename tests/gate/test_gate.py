@@ -192,3 +192,21 @@ def test_our_samples_pass_their_own_policy(ckptool, samples):
     ran = ckptool("gate", *paths, "--policy", "samples/gate.toml")
     assert ran.code == 0, ran.out
     assert "CK858" not in ran.out
+
+
+def test_a_checkpoint_named_twice_is_judged_once(release):
+    release.policy(SAFETENSORS)
+    ran = release.gate("model.pth", "model.pth")
+    assert ran.out.startswith("gate failed: 1 of 1 checkpoint\n")
+    assert ran.out.count("CK854") == 1
+
+
+def test_help_shows_examples_line_by_line(release):
+    shown = release.gate("--help").out
+    assert "\n  ckptool gate --show-policy\n" in shown
+    assert "\\b" not in shown
+
+
+def test_rule_says_what_is_graver_in_a_gate(ckptool):
+    assert "CK204 unexpected-key (warning, error in a gate)" in ckptool("rule", "CK204").out
+    assert "CK203 missing-recomputable-buffer (warning)" in ckptool("rule", "CK203").out
