@@ -129,9 +129,14 @@ def test_junit_is_read_back(ckptool, words):
     suites = JUnitXml.fromstring(ran.out.encode())
     failing = {f["code"] for f in report["findings"] if f["fails"]}
     cases = [case for suite in suites for case in suite]
-    failed = {c.name[:5] for c in cases if any(isinstance(r, Failure) for r in c.result)}
+    rules = [c for c in cases if c.name.startswith("CK")]
+    failed = {c.name[:5] for c in rules if any(isinstance(r, Failure) for r in c.result)}
     assert failed == failing
-    assert suites.failures == sum(len(c.result) for c in cases if c.name[:5] in failing)
+    unexplained = bool(report["exit_code"] and not failing)
+    assert suites.failures == len(
+        [c for c in cases if c.name[:5] in failing or c.name == "verdict"]
+    )
+    assert unexplained == any(c.name == "verdict" for c in cases)
     assert {f["code"] for f in report["findings"]} <= {c.name[:5] for c in cases}
 
 
@@ -178,7 +183,7 @@ def gitlab(text: str) -> list[dict]:
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
 def test_gitlab_gets_every_finding_once(ckptool, words):
     entries = gitlab(ckptool(*words, "--format", "gitlab").out)
-    found = [e["check_name"] for e in entries if e["check_name"] != "skipped"]
+    found = [e["check_name"] for e in entries if e["check_name"].startswith("CK")]
     assert found == codes(ckptool, words)
     assert len({e["fingerprint"] for e in entries}) == len(entries)
 
@@ -193,6 +198,25 @@ def test_gitlab_gets_what_is_skipped_waived_and_unread(release):
     assert by_name["skipped"]["severity"] == "info"
     assert by_name["could-not-check"]["severity"] == "blocker"
     assert by_name["could-not-check"]["location"]["path"] == "missing.pth"
+
+
+def test_a_failure_that_no_finding_explains_is_in_every_format(release):
+    """Values that differ exit 1 and break no rule."""
+    torch.save({"w": torch.ones(2)}, release.folder / "a.pth")
+    torch.save({"w": torch.zeros(2)}, release.folder / "b.pth")
+
+    def shown(form: str) -> str:
+        ran = release.command("diff", "a.pth", "b.pth", "--format", form, cwd=release.folder)
+        assert ran.code == 1
+        return ran.out
+
+    assert ("error", {"title": "ckptool diff", "file": "b.pth"}, "values differ") in annotations(
+        shown("github")
+    )
+    assert "values differ" in [e["description"] for e in gitlab(shown("gitlab"))]
+    notes = sarif(shown("sarif"))["invocations"][0]["toolExecutionNotifications"]
+    assert ("error", "values differ") in [(n["level"], n["message"]["text"]) for n in notes]
+    assert JUnitXml.fromstring(shown("junit").encode()).failures == 1
 
 
 COMMAND = re.compile(r"::(error|warning|notice) ([^:]*)::(.*)")
