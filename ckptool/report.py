@@ -342,8 +342,6 @@ class RuleReport(Struct, frozen=True, kw_only=True):
     why: str
     fix: str
     message: str
-    gate_level: str = ""
-    """In `ckptool gate`, where it is graver there."""
 
 
 AnyReport = (

@@ -17,7 +17,6 @@ import msgspec
 
 from ckptool import report
 from ckptool.cli import COMMANDS
-from ckptool.policy import GATE_LEVELS
 from ckptool.rules import RULES
 
 DOCS = Path(__file__).parent
@@ -54,14 +53,10 @@ def rules() -> str:
         if code[:3] != family:
             family = code[:3]
             lines += [f"## {family}xx: {FAMILIES[family]}", ""]
-        lines += [f"### {code} {rule.name}", "", f"Level: {rule.level.word}{_in_a_gate(code)}", ""]
+        lines += [f"### {code} {rule.name}", "", f"Level: {rule.level.word}", ""]
         lines += [f"Says: {_braces(rule.message)}", "", f"Why it matters: {rule.why}", ""]
         lines += [f"Fix: {_braces(rule.fix)}", ""]
     return "\n".join(lines)
-
-
-def _in_a_gate(code: str) -> str:
-    return f", {GATE_LEVELS[code].word} in a gate" if code in GATE_LEVELS else ""
 
 
 def _braces(text: str) -> str:

@@ -1,7 +1,7 @@
 """Say what the rules mean."""
 
 from ckptool import report
-from ckptool.policy import GATE_LEVELS, known_codes
+from ckptool.policy import known_codes
 from ckptool.rules import RULES
 
 
@@ -14,13 +14,7 @@ def rule(code: str | None = None) -> tuple[report.RuleReport, ...]:
     codes = known_codes(code) if code else tuple(RULES)
     return tuple(
         report.RuleReport(
-            code=r.code,
-            name=r.name,
-            level=r.level.word,
-            why=r.why,
-            fix=r.fix,
-            message=r.message,
-            gate_level=GATE_LEVELS[r.code].word if r.code in GATE_LEVELS else "",
+            code=r.code, name=r.name, level=r.level.word, why=r.why, fix=r.fix, message=r.message
         )
         for r in sorted((RULES[c] for c in codes), key=lambda r: r.code)
     )

@@ -105,16 +105,16 @@ def gate(
     settings = load_config(Path.cwd()) if config is None else config
     rules = replace(policy or policy_of(settings), gate=True)
     file = _baseline_file(baseline, settings, update=update_baseline)
-    given = dict.fromkeys(map(str, [paths] if isinstance(paths, str | Path) else paths))
+    given = [paths] if isinstance(paths, str | Path) else paths
     examiner = _Examiner(rules, limits, settings, {})
     seen: list[Seen] = []
     errors: dict[str, str] = {}
-    for path in given:
+    for path in dict.fromkeys(map(str, given)):
         try:
             target = find_target(Path(path), module, kwargs, at, settings)
             seen.append(examiner.examined(path, target, inputs))
         except (ReadError, ModuleError) as error:
-            errors[path] = str(error)
+            errors[str(path)] = str(error)
     before = None
     if file is not None and (file.exists() or not update_baseline):
         before = baselines.read(file)
@@ -125,7 +125,8 @@ def gate(
         Gated(s.path, s.checkpoint, s.loading, s.verification, s.skipped, _ran(s, rules))
         for s in seen
     )
-    judged = gated(done, errors, tuple(given), verdict, rules.source)
+    order = tuple(map(str, given))
+    judged = gated(done, errors, order, verdict, rules.source)
     forgiven = exit_zero and judged.exit_code == ExitCode.FAILED
     return replace(judged, exit_code=ExitCode.PASSED) if forgiven else judged
 

@@ -15,8 +15,7 @@ def command(code: str | None) -> None:
     rules = api.rule(code)
     if len(rules) == 1:
         one = rules[0]
-        gate = f", {one.gate_level} in a gate" if one.gate_level else ""
-        click.echo(f"{one.code} {one.name} ({one.level}{gate})\n\n{one.message}\n")
+        click.echo(f"{one.code} {one.name} ({one.level})\n\n{one.message}\n")
         click.echo(f"Why it matters: {one.why}\n\nFix: {one.fix}")
         return
     for one in rules:

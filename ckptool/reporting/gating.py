@@ -43,7 +43,7 @@ def gated(
     found = findings(verdict)
     by_path = {one.path: _gated(one, found) for one in done}
     by_path |= {path: _unread(path, error) for path, error in errors.items()}
-    checkpoints = tuple(by_path[path] for path in order)
+    checkpoints = tuple(by_path[path] for path in dict.fromkeys(order))
     code = ExitCode.COULD_NOT_CHECK if errors else verdict.exit_code
     return GateReport(
         command="gate",

@@ -205,8 +205,3 @@ def test_help_shows_examples_line_by_line(release):
     shown = release.gate("--help").out
     assert "\n  ckptool gate --show-policy\n" in shown
     assert "\\b" not in shown
-
-
-def test_rule_says_what_is_graver_in_a_gate(ckptool):
-    assert "CK204 unexpected-key (warning, error in a gate)" in ckptool("rule", "CK204").out
-    assert "CK203 missing-recomputable-buffer (warning)" in ckptool("rule", "CK203").out
