@@ -5,21 +5,21 @@ from typing import Final
 
 from ckptool.compare import Loading, Missing, Unexpected
 from ckptool.model import Constancy, Held, Kind
+from ckptool.rules.quantisation import quantised_keys
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
 
 def _unexplained(loading: Loading) -> Iterator[Held]:
-    """Yield what is missing, but for what a rewrite or a rename finds."""
-    found = set(loading.rewrite.keys.values()) if loading.rewrite else set()
+    """Yield what is missing, but for what is there under another name or in another form."""
+    found = loading.explained | quantised_keys(loading)
     for change in loading.changes:
-        if isinstance(change, Missing) and change.key not in found | loading.renames.keys():
+        if isinstance(change, Missing) and change.key not in found:
             yield loading.module.held[change.key]
 
 
 def _unclaimed(loading: Loading) -> Iterator[Unexpected]:
-    """Yield what is unexpected, but for what a rewrite or a rename uses."""
-    used = set(loading.rewrite.keys) if loading.rewrite else set()
-    used |= set(loading.renames.values())
+    """Yield what is unexpected, but for what the module has under another name or form."""
+    used = loading.explained | quantised_keys(loading)
     for change in loading.changes:
         if isinstance(change, Unexpected) and change.key not in used:
             yield change
@@ -166,8 +166,9 @@ def unexpected_key(loading: Loading) -> Iterator[Hit]:
             reason = "; there it is a buffer that is still None" if _lazy(loading, key) else ""
             what = f"{tensor.dtype} {list(tensor.shape)}"
             yield hit(key, what=what, why_not=reason, nbytes=tensor.nbytes)
+    claimed = quantised_keys(loading)
     for key in loading.unexpected_others:
-        if not key.endswith("_extra_state"):
+        if not key.endswith("_extra_state") and key not in claimed:
             yield hit(key, what=loading.state.others[key], why_not="", nbytes=0)
 
 
@@ -255,8 +256,8 @@ def _rewrite_code(removed: list[str], added: str) -> str:
         code="CK211",
         name="probable-rename",
         level=Level.WARNING,
-        message="`{key}` is missing and `{found}`, of the same shape and name ending, is "
-        "unexpected: probably the same tensor",
+        message="`{key}` is missing and `{found}`, of the same shape{how}, is unexpected: probably "
+        "the same tensor",
         why="A refactor renamed the module. With strict=False the trained values are thrown away "
         "and the parameter stays at random.",
         fix="{command}",
@@ -264,7 +265,9 @@ def _rewrite_code(removed: list[str], added: str) -> str:
 )
 def probable_rename(loading: Loading) -> Iterator[Hit]:
     for key, found in loading.renames.items():
-        yield hit(key, found=found, command=_migrate(loading))
+        ending = key.rpartition(".")[2] == found.rpartition(".")[2]
+        how = " and name ending" if ending else " and by the old name of a LayerNorm's parameter"
+        yield hit(key, found=found, how=how, command=_migrate(loading))
 
 
 @check(
@@ -303,8 +306,10 @@ def auxiliary_keys(loading: Loading) -> Iterator[Hit]:
     ),
 )
 def extra_state(loading: Loading) -> Iterator[Hit]:
+    claimed = quantised_keys(loading)
     for key in loading.missing_others:
-        yield hit(key, which="expected by the module and not in the file")
+        if key not in claimed:
+            yield hit(key, which="expected by the module and not in the file")
     for key in loading.unexpected_others:
         if key.endswith("_extra_state"):
             yield hit(key, which="in the file and not expected by the module")
