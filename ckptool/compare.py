@@ -293,7 +293,8 @@ def best_state(checkpoint: Checkpoint, module: ModuleState) -> State:
     """Return the state that matches `module` best; the first of equals."""
     if not checkpoint.states:
         return State(at="", tensors=MappingProxyType({}))
-    return max(checkpoint.states, key=lambda state: _score(state, module))
+    named = [s for s in checkpoint.states if s.role != "tensors"] or checkpoint.states
+    return max(named, key=lambda state: _score(state, module))
 
 
 def _score(state: State, module: ModuleState) -> tuple[int, int]:
