@@ -57,6 +57,9 @@ def _recomputable(held: Held) -> bool:
         "value.",
         fix="Find the tensor under another name, or train it; a checkpoint of the same model has "
         "it.",
+        example="state = nn.Linear(2, 2).state_dict()\n"
+        'del state["bias"]\n'
+        "nn.Linear(2, 2).load_state_dict(state)",
     ),
 )
 def missing_parameter(loading: Loading) -> Iterator[Hit]:
@@ -76,6 +79,9 @@ def missing_parameter(loading: Loading) -> Iterator[Hit]:
         "With strict=False the model runs on default statistics.",
         fix="Take it from a checkpoint that has it; converters that copy parameters only drop "
         "buffers.",
+        example="state = nn.BatchNorm1d(4).state_dict()\n"
+        'del state["running_mean"]\n'
+        "nn.BatchNorm1d(4).load_state_dict(state)",
     ),
 )
 def missing_statistics(loading: Loading) -> Iterator[Hit]:
@@ -102,7 +108,10 @@ def _origin(held: Held) -> str:
         "constructor makes the same value every time",
         why="Strict loading raises, though nothing was lost, unless the old code changed the "
         "value after construction: a state_dict holds no trace of that.",
-        fix="{command}",
+        fix="Let a migration mend the file: {command}",
+        example="old.mask = torch.tril(torch.ones(4, 4))\n"
+        'new.register_buffer("mask", torch.tril(torch.ones(4, 4)))\n'
+        "new.load_state_dict(old.state_dict())",
     ),
 )
 def missing_recomputable(loading: Loading) -> Iterator[Hit]:
@@ -156,6 +165,8 @@ def _redundancy(loading: Loading, key: str) -> bool | None:
         why="Strict loading raises. With strict=False the value is thrown away.",
         fix="Rename it if the module has it under another name; drop it if it is not needed: "
         'state_dict.pop("{key}")',
+        example='state = {**model.state_dict(), "head2.weight": torch.ones(7)}\n'
+        "model.load_state_dict(state)",
     ),
 )
 def unexpected_key(loading: Loading) -> Iterator[Hit]:
@@ -180,7 +191,10 @@ def unexpected_key(loading: Loading) -> Iterator[Hit]:
         level=Level.NOTE,
         message="`{key}` is in the file with the value that the module makes itself as {kind}",
         why="Strict loading raises on it, though dropping it changes nothing.",
-        fix="{command}",
+        fix="Let a migration mend the file: {command}",
+        example='old.register_buffer("position_ids", torch.arange(4))\n'
+        'new.register_buffer("position_ids", torch.arange(4), persistent=False)\n'
+        "new.load_state_dict(old.state_dict())",
     ),
 )
 def unexpected_redundant(loading: Loading) -> Iterator[Hit]:
@@ -201,6 +215,9 @@ def unexpected_redundant(loading: Loading) -> Iterator[Hit]:
         "something else than the one that was saved.",
         fix="Make it a persistent buffer, or set it after loading: "
         'module.{key}.copy_(state_dict["{key}"])',
+        example='old.register_buffer("inv_freq", 500000.0 ** -torch.arange(0, 1, 0.25))\n'
+        'new.register_buffer("inv_freq", 1e4 ** -torch.arange(0, 1, 0.25), persistent=False)\n'
+        "new.load_state_dict(old.state_dict(), strict=False)",
     ),
 )
 def unexpected_differs(loading: Loading) -> Iterator[Hit]:
@@ -219,7 +236,9 @@ def unexpected_differs(loading: Loading) -> Iterator[Hit]:
         why="DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning "
         "put segments into keys. With strict=False such a file loads nothing, and nothing says "
         "so.",
-        fix="{command}; or in code: state_dict = {code}",
+        fix="Let a migration mend the file: {command}; or in code: state_dict = {code}",
+        example="state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
+        "model.load_state_dict(state)",
     ),
 )
 def wrapper_prefix(loading: Loading) -> Iterator[Hit]:
@@ -260,7 +279,10 @@ def _rewrite_code(removed: list[str], added: str) -> str:
         "the same tensor",
         why="A refactor renamed the module. With strict=False the trained values are thrown away "
         "and the parameter stays at random.",
-        fix="{command}",
+        fix="Let a migration mend the file: {command}",
+        example="old.enc = nn.Linear(8, 8)\n"
+        "new.encoder = nn.Linear(8, 8)\n"
+        "new.load_state_dict(old.state_dict())",
     ),
 )
 def probable_rename(loading: Loading) -> Iterator[Hit]:
@@ -280,6 +302,8 @@ def probable_rename(loading: Loading) -> Iterator[Hit]:
         why="Class weights and metrics travel with the model and make strict loading raise, "
         "though the model does not need them.",
         fix='state_dict.pop("{key}"), or build the module with the same loss',
+        example="trained.criterion = nn.CrossEntropyLoss(torch.ones(10))\n"
+        "released.load_state_dict(trained.state_dict())",
     ),
 )
 def auxiliary_keys(loading: Loading) -> Iterator[Hit]:
@@ -303,6 +327,9 @@ def auxiliary_keys(loading: Loading) -> Iterator[Hit]:
         "factors that the forward pass needs, or nothing at all.",
         fix='Missing: state_dict["{key}"] = module.state_dict()["{key}"], if the fresh value will '
         'do. Unexpected: state_dict.pop("{key}")',
+        example="state = model.state_dict()\n"
+        "state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}\n"
+        "model.load_state_dict(state)  # without its _extra_state",
     ),
 )
 def extra_state(loading: Loading) -> Iterator[Hit]:

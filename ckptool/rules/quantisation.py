@@ -73,7 +73,7 @@ class Marked(Struct, frozen=True):
         "first by `{key}`",
         why="A quantised layer has other keys and other dtypes than the float layer. With "
         "strict=False the float layer stays at random, or takes integers for weights.",
-        fix="{remedy}.",
+        fix="File and module must be quantised alike. {remedy}.",
         example="model = nn.Sequential(nn.Linear(2, 2))\n"
         "quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})\n"
         "model.load_state_dict(quantised.state_dict())",

@@ -26,7 +26,7 @@ def migrate_command(loading: Loading) -> str:
         why="Normalised and pruned layers save other tensors than the weight that they compute "
         "with, and torch has two sets of names for them. With strict=False the layer stays at "
         "random.",
-        fix="{remedy}",
+        fix="Bring both to one form. {remedy}",
         example="old = nn.utils.spectral_norm(nn.Linear(3, 3))\n"
         "new = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))\n"
         "new.load_state_dict(old.state_dict())",
@@ -130,7 +130,7 @@ def _plan(one: Fused) -> str:
         message="`{key}` and {others} are one tensor in {who}{effect}",
         why="Tied weights are one tensor under two names. A file that does not agree either lacks "
         "a name, or has two values for one tensor: the last one loaded wins, without a word.",
-        fix="{remedy}",
+        fix="Let file and module agree on what is tied. {remedy}",
         example="model.head.weight = model.emb.weight\n"
         'state = {"emb.weight": torch.zeros(3, 2), "head.weight": torch.ones(3, 2)}\n'
         "model.load_state_dict(state)",

@@ -33,6 +33,13 @@ def test_every_rule_says_why_and_how_to_fix(rule):
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.code)
+def test_every_rule_has_an_example_that_is_python(rule):
+    assert rule.example.strip()
+    compile(rule.example, rule.code, "exec")
+    assert all(len(line) <= 90 for line in rule.example.splitlines())
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.code)
 def test_messages_name_facts_and_nothing_else(rule):
     for text in (rule.message, rule.fix):
         assert all(
