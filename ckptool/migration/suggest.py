@@ -209,7 +209,7 @@ def _check(met: Loading) -> None:
     Raises:
         PlanError: each key, why it is open, and what would decide it.
     """
-    reasons = [*_unknown(met), *_left_over(met), *_misshapen(met)]
+    reasons = [*_other_forms(met), *_unknown(met), *_left_over(met), *_misshapen(met)]
     if not reasons:
         return
     shown = "; ".join(reasons[:_MOST])
@@ -217,8 +217,25 @@ def _check(met: Loading) -> None:
     raise PlanError(f"{met.checkpoint.path}: cannot decide: {shown}{more}")
 
 
+def _other_forms(met: Loading) -> Iterator[str]:
+    """Yield what the file has in a form from which the module's does not follow."""
+    for one in met.restyles:
+        if not one.bridged:
+            yield (
+                f"`{one.parameter}` is kept by {one.have} in the file and by {one.want} in the "
+                "module (CK217): ckptool diff says how to get from one to the other"
+            )
+    for fused in met.fused:
+        yield (
+            f"`{fused.whole}` is {', '.join(f'`{p}`' for p in fused.pieces)} in one (CK218), in an "
+            "order that the file does not tell: ckptool diff shows the plan to put it in"
+        )
+
+
 def _unknown(met: Loading) -> Iterator[str]:
     for key in met.missing_keys:
+        if key in met.explained:
+            continue
         held = met.module.saved.get(key)
         if held is None:
             yield f"`{key}` is extra state that the file lacks (CK220)"
@@ -241,6 +258,8 @@ def _origin(held: Held) -> str:
 
 def _left_over(met: Loading) -> Iterator[str]:
     for key in met.unexpected_keys:
+        if key in met.explained:
+            continue
         differs = met.same_value.get(key) is False and key in met.module.unsaved
         if differs:
             yield (

@@ -114,11 +114,11 @@ def _fit(loading: Loading) -> _Fit | None:
     if len(optimizers) != 1 or not alone or loading.better is not None:
         return None
     groups = _groups(loading, optimizers[0])
-    slots = {
-        int(slot[1]): tensor
-        for key, tensor in optimizers[0].tensors.items()
-        if (slot := _SLOT.fullmatch(key)) and tensor.shape
-    }
+    slots: dict[int, TensorInfo] = {}
+    for key, tensor in optimizers[0].tensors.items():
+        slot = _SLOT.fullmatch(key)
+        if slot and tensor.shape:
+            slots.setdefault(int(slot[1]), tensor)
     if not groups or any(number >= sum(groups) for number in slots):
         return None
     return _Fit(
