@@ -11,7 +11,8 @@ from msgspec.structs import asdict, replace
 
 from ckptool.config import Config, PathEntry, Requirements, Waiver
 from ckptool.errors import ConfigError, UsageError
-from ckptool.policy.terms import GATE_LEVELS, LEVELS, Policy, known_codes
+from ckptool.policy.terms import LEVELS, Policy, known_codes
+from ckptool.rules import RULES
 
 DEFAULT_REQUIREMENTS: Final = Requirements(strict=True, device="cuda")
 """What a gate asks for where nothing else is said."""
@@ -118,7 +119,7 @@ def _defaults() -> dict[str, tuple[str, str]]:
         f"require.{name}": _words(value) if value is not None else "not asked"
         for name, value in _kebab(DEFAULT_REQUIREMENTS).items()
     }
-    gate = {f"levels.{code}": f"{level.word} at least" for code, level in GATE_LEVELS.items()}
+    gate = {f"levels.{r.code}": f"{r.gate.word} at least" for r in RULES.values() if r.gate}
     return {name: (value, "default") for name, value in {**plain, **required, **gate}.items()}
 
 
