@@ -67,7 +67,11 @@ def settings_of(config: Config, options: Options, path: str | None) -> tuple[Set
         if path is not None and fnmatchcase(policy.relative(path), entry.path):
             table = _table(config, "paths")
             found |= _said(entry, f"{name}: {table} number {number + 1}, {entry.path}")
-    waivers = [_waiver(w, policy, f"{name}: {_table(config, 'waivers')}") for w in policy.waivers]
+    waivers = [
+        _waiver(w, policy, f"{name}: {_table(config, 'waivers')}")
+        for w in policy.waivers
+        if path is None or policy.matching(w, path)
+    ]
     shown = [Setting(key, value, origin) for key, (value, origin) in sorted(found.items())]
     others = [] if path is not None else _others(policy, f"{name}: {_table(config, 'paths')}")
     return (*shown, *waivers, *others)

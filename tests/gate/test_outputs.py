@@ -373,3 +373,20 @@ def test_formats_for_machines_need_no_torch(release):
         [sys.executable, "-c", code], cwd=release.folder, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[0, 0, 0, 0] False"
+
+
+def test_json_is_as_its_schema_says(release):
+    from typing import get_args
+
+    import msgspec
+
+    from ckptool import report
+
+    kinds = get_args(report.AnyReport)
+    refs, defs = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
+    schema = {"anyOf": list(refs), "$defs": defs}
+    release.policy(WAIVED)
+    for words in (("model.pth", "missing.pth"), ("--show-policy",)):
+        found = json.loads(release.gate(*words, "--format", "json").out)
+        jsonschema.Draft202012Validator(schema).validate(found)
+        assert found["command"] == "gate"
