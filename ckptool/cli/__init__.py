@@ -17,6 +17,7 @@ from ckptool.errors import CkptoolError
 COMMANDS: Final = {
     "audit": "Report everything a module holds that a state_dict does not.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
+    "gate": "Pass or fail a release by a policy, for CI.",
     "inspect": "Describe checkpoints without loading or executing anything.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Say what a rule means and how to fix what it finds.",
@@ -51,6 +52,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"ckptool.cli.{cmd_name}").command
+        # Raw docstrings hold click's mark of a block that keeps its lines as two characters.
+        command.help = (command.help or "").replace("\\b\n", "\b\n")
         return command
 
     def format_commands(
@@ -69,7 +72,9 @@ class LazyGroup(click.Group):
             close = get_close_matches(name, COMMANDS, n=1)
             meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
             ctx.fail(f"no such command {name!r}: {meant}")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        ctx.meta["ckptool.arguments"] = tuple(rest)  # their order says which -o is which format's
+        return name, command, rest
 
     def make_context(
         self, info_name: str | None, args: list[str], *rest: Any, **named: Any
