@@ -67,11 +67,11 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            close = get_close_matches(name, COMMANDS, n=1)
+        word = args[0]
+        if word not in COMMANDS and not word.startswith("-"):
+            close = get_close_matches(word, COMMANDS, n=1)
             meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
-            ctx.fail(f"no such command {name!r}: {meant}")
+            ctx.fail(f"no such command {word!r}: {meant}")
         name, command, rest = super().resolve_command(ctx, args)
         ctx.meta["ckptool.arguments"] = tuple(rest)  # their order says which -o is which format's
         return name, command, rest
