@@ -209,7 +209,10 @@ def _check(met: Loading) -> None:
     Raises:
         PlanError: each key, why it is open, and what would decide it.
     """
-    reasons = [*_other_forms(met), *_unknown(met), *_left_over(met), *_misshapen(met)]
+    told = {k for one in met.restyles for k in (*one.file_keys, *one.module_keys)}
+    told |= {k for one in met.fused for k in (one.whole, *one.pieces)}
+    forms, open_keys = _other_forms(met), (*_unknown(met, told), *_left_over(met, told))
+    reasons = [*forms, *open_keys, *_misshapen(met)]
     if not reasons:
         return
     shown = "; ".join(reasons[:_MOST])
@@ -232,9 +235,9 @@ def _other_forms(met: Loading) -> Iterator[str]:
         )
 
 
-def _unknown(met: Loading) -> Iterator[str]:
+def _unknown(met: Loading, told: set[str]) -> Iterator[str]:
     for key in met.missing_keys:
-        if key in met.explained:
+        if key in told:
             continue
         held = met.module.saved.get(key)
         if held is None:
@@ -256,9 +259,9 @@ def _origin(held: Held) -> str:
     return "that is not known to be the same each time the module is built"
 
 
-def _left_over(met: Loading) -> Iterator[str]:
+def _left_over(met: Loading, told: set[str]) -> Iterator[str]:
     for key in met.unexpected_keys:
-        if key in met.explained:
+        if key in told:
             continue
         differs = met.same_value.get(key) is False and key in met.module.unsaved
         if differs:

@@ -151,8 +151,8 @@ def _lazy(loading: Loading, key: str) -> bool:
 
 
 def _redundancy(loading: Loading, key: str) -> bool | None:
-    held = loading.module.unsaved.get(key)
-    return None if held is None else loading.same_value.get(key)
+    held = loading.module.held.get(key)
+    return None if held is None or held.saved else loading.same_value.get(key)
 
 
 @check(

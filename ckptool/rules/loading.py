@@ -91,7 +91,8 @@ def version_metadata_missing(loading: Loading) -> Iterator[Hit]:
 
 def _torch_version(loading: Loading, prefix: str, owner: str, version: int) -> Hit:
     dot = f"{prefix}." if prefix else ""
-    expected = [name for name in _FILLED_IN if f"{dot}{name}" in loading.module.saved]
+    held = loading.module.held
+    expected = [n for n in _FILLED_IN if (one := held.get(f"{dot}{n}")) is not None and one.saved]
     filled = [name for name in expected if f"{dot}{name}" not in loading.state.tensors]
     if filled:
         effect = f"{', '.join(filled)} is set to 0 instead of reported missing"

@@ -1,5 +1,6 @@
 """Loading -> hits: a quantised file and a module that is not, or the other way round (CK219)."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final
@@ -134,7 +135,23 @@ def _is_stub(key: str) -> bool:
     return key.rpartition(".")[2] in {"scale", "zero_point"}
 
 
+_TELLING: Final = re.compile(
+    r"_packed_params|activation_post_process|weight_fake_quant|SCB|absmax|quant_map|quant_state"
+    r"|qweight|weight_packed|weight_scale"
+)
+
+
+def _tells(tensor: TensorInfo) -> bool:
+    """Whether it could be of a quantised layer: what is cheap to see comes first."""
+    odd = tensor.layout == "quantized" or bool(tensor.wrapper)
+    return odd or _TELLING.search(tensor.key) is not None
+
+
 def _marks(tensors: Mapping[str, TensorInfo], others: Iterable[str]) -> list[Marked]:
+    if not any("_packed_params" in key for key in others) and not any(
+        map(_tells, tensors.values())
+    ):
+        return []
     by_owner: dict[str, dict[str, str]] = {}
     for key in (*tensors, *others):
         owner = _owner(key)
