@@ -102,8 +102,7 @@ class Transpose(Operation, frozen=True, kw_only=True, tag="transpose"):
         return _put(draft, self.key, replace(item.tensor, shape=shape, stride=stride), item)
 
     def reversed(self) -> Operation:
-        # The other way round, so that it is not taken for the plan that was applied already.
-        return Transpose(key=self.key, dims=self.dims[::-1])
+        return Transpose(key=self.key, dims=self.dims)
 
     @property
     def words(self) -> tuple[str, str]:

@@ -185,14 +185,6 @@ def test_a_plan_and_its_reverse_give_the_same_state(case):
         assert all(same(kept[key], state[key]) for key in state)
 
 
-def test_a_transposition_is_undone_by_itself(tmp_path):
-    torch.save({"w": torch.arange(6).reshape(2, 3)}, tmp_path / "a.pth")
-    plan = Plan((Transpose(key="w"),))
-    ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", plan=plan)
-    ckptool.migrate(tmp_path / "b.pth", tmp_path / "c.pth", plan=plan, reverse=True)
-    assert torch.equal(torch.load(tmp_path / "c.pth")["w"], torch.arange(6).reshape(2, 3))
-
-
 W = {"module.enc.w": filled((2, 3), torch.float32), "module.enc.b": filled((2,), torch.float32)}
 NUMBERS = {"w": torch.arange(6).reshape(2, 3), "v": torch.ones(2, 3)}
 
