@@ -297,7 +297,7 @@ def _sides(
     if at is not None:
         return (at, at), state_at(old, at).tensors, state_at(new, at).tensors
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
-        return ("*", "*"), _all_tensors(old), _all_tensors(new)
+        return ("*", "*"), all_tensors(old), all_tensors(new)
     pairs = [(a, b) for a in old.states for b in new.states]
     if not pairs:
         return ("", ""), {}, {}
@@ -305,7 +305,8 @@ def _sides(
     return (a.at, b.at), a.tensors, b.tensors
 
 
-def _all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+def all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """Return the tensors of all states, with the place of each in front of its key."""
     return {
         f"{state.at}.{key}" if state.at else key: tensor
         for state in checkpoint.states

@@ -39,7 +39,14 @@ class Output(Struct, frozen=True):
         Raises:
             WriteError: the file cannot be written.
         """
-        text = render(self.format, report, self._style())
+        self.text(render(self.format, report, self._style()))
+
+    def text(self, text: str) -> None:
+        """Write a text as a report is written.
+
+        Raises:
+            WriteError: the file cannot be written.
+        """
         if self.path is None:
             _print(text)
         else:

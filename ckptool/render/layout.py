@@ -5,12 +5,13 @@ from typing import assert_never
 
 from ckptool.render import Style
 from ckptool.render.blocks import Block, problems, skipped_lines
-from ckptool.render.layouts import checking, migrating, reading
+from ckptool.render.layouts import checking, digesting, migrating, reading
 from ckptool.report import (
     AnyReport,
     AuditReport,
     DiffFilesReport,
     DiffModuleReport,
+    DigestReport,
     InspectReport,
     MigrateReport,
     VerifyReport,
@@ -39,5 +40,7 @@ def _layout(report: AnyReport, style: Style) -> Iterator[Block]:
             return migrating.migration(report, style)
         case VerifyReport():
             return checking.verification(report, style)
+        case DigestReport():
+            return digesting.digests(report, style)
         case _:
             assert_never(report)
