@@ -95,9 +95,9 @@ def content_digest(fingerprints: Mapping[str, str | None], *, complete: bool = T
     digest = sha256()
     for key in sorted(fingerprints):
         digest.update(f"{key}\0{fingerprints[key] or '-'}\n".encode("utf-8", "surrogatepass"))
-    whole = complete and None not in fingerprints.values()
     text = digest.hexdigest()
-    return text if whole else _PARTIAL + text[len(_PARTIAL) :]
+    known = all(one and not one.startswith(_PARTIAL) for one in fingerprints.values())
+    return text if complete and known else _PARTIAL + text[len(_PARTIAL) :]
 
 
 def digested(checkpoint: Checkpoint, at: str | None = None) -> Digest:
