@@ -7,6 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool import values
+from ckptool.figures import Cast
 from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite
 from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
 
@@ -64,6 +65,11 @@ class Loading(Struct, frozen=True):
     """Unexpected key that the module holds unsaved -> whether the values are equal, where told."""
     better: State | None = None
     """Another mapping of the file that matches the module better than `state` does."""
+    casts: Mapping[str, Cast] = {}
+    """Key of another dtype -> what the cast does to its numbers, where values were looked at."""
+    constants: Mapping[str, tuple[str, ...]] = {}
+    """Key of a buffer that the constructor makes the same every time -> fingerprint in the file,
+    and in the half-precision dtypes that hold its numbers; where values were looked at."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:

@@ -325,6 +325,8 @@ class Held(Struct, frozen=True):
     """A buffer that training changes: a normalisation layer's, or one with a `written` place."""
     fingerprint: str = ""
     """`values.fingerprint` of its elements, "" where the module was built without real values."""
+    halved: Mapping[str, str] = {}
+    """Of a float32 buffer: half-precision dtype -> fingerprint of it in that, where that rounds."""
 
     @property
     def key(self) -> str:

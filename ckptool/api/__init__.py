@@ -5,5 +5,6 @@ from ckptool.api.digesting import digest, textconv
 from ckptool.api.explaining import rule
 from ckptool.api.migrating import migrate
 from ckptool.api.reading import diff, inspect
+from ckptool.valued import valued
 
-__all__ = ["audit", "diff", "digest", "inspect", "migrate", "rule", "textconv", "verify"]
+__all__ = ["audit", "diff", "digest", "inspect", "migrate", "rule", "textconv", "valued", "verify"]

@@ -8,6 +8,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     loading,
     module_state,
     sharing,
+    values,
     verification,
 )
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run
