@@ -10,6 +10,8 @@ from torch import nn
 from ckptool import api
 from rules.cases import CASES
 
+TRUE_BESIDES = {"observer_resets_eps": {"CK213"}}
+"""The observer of the file has another `eps` than the module's arguments say."""
 BY_VALUE = {"CK213", "CK401", "CK402", "CK403", "CK404", "CK405"}
 
 
@@ -22,7 +24,7 @@ def test_cases_of_other_rules_stay_as_they_are(case, tmp_path, monkeypatch):
     monkeypatch.setattr(api, "inspect", partial(api.inspect, values=True))
     monkeypatch.setattr(api, "diff", lambda *a, **k: diff(*a, **({"values": True} | k)))
     found = {finding.code for finding in case.make(tmp_path).findings}
-    assert found == case.expected
+    assert found == case.expected | TRUE_BESIDES.get(case.make.__name__, set())
 
 
 class Block(nn.Module):
@@ -65,7 +67,7 @@ def test_ordinary_models_raise_nothing(name, fitted, tmp_path):
     content: dict = {"model": model.state_dict()}
     parameters = list(model.parameters())
     if fitted and parameters:
-        optimizer = torch.optim.AdamW(parameters)
+        optimizer = torch.optim.AdamW(parameters, eps=1e-4)  # 1e-8 is 0 in float16, and 0 / 0 NaN
         sum(p.abs().sum() for p in parameters).backward()
         optimizer.step()
         if name == "residual":
