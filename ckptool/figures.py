@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from math import inf, nan
+from math import inf, isfinite, nan
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
@@ -19,6 +19,7 @@ _WIDER: Final = {"bool": "uint8", "uint16": "int32", "uint32": "int64"}
 """What torch cannot calculate with -> what holds the same numbers; 8-bit floats go to float32."""
 _HALVES: Final = ("bfloat16", "float16")
 _DISTINCT: Final = 2
+_HEAD: Final = 1024
 
 
 class Figures(Struct, frozen=True):
@@ -96,8 +97,15 @@ def figures_many(tensors: Iterable[TensorInfo], jobs: int = _JOBS) -> list[Figur
     """Return `figures` of each tensor, in order; `jobs` threads share the work."""
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(figures, tensors))
+    import torch
+
+    # Each of our threads works alone: torch's own would get in one another's way.
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(figures, tensors))
+    finally:
+        torch.set_num_threads(before)
 
 
 def cast(tensor: TensorInfo, dtype: str) -> Cast | None:
@@ -167,7 +175,7 @@ def _numbers(tensor: TensorInfo) -> "Iterator[Tensor]":
     wider = "float32" if name.startswith("float8") else _WIDER.get(name, name)
     rest = b""
     for piece in elements(tensor):
-        data = bytearray(rest + piece)
+        data = bytearray(rest + piece if rest else piece)
         whole = len(data) // dtype.itemsize * dtype.itemsize
         rest = bytes(data[whole:])
         if whole:
@@ -191,19 +199,26 @@ class _Gathering:
         self._mean = self._squares = 0.0
 
     def add(self, numbers: "Tensor") -> None:
-        finite = numbers.isfinite()
-        whole = bool(finite.all())
-        if not whole and self._first < 0:
-            self._first = self._numel + int((~finite).to(numbers.device).nonzero()[0])
-        self._numel += numbers.numel()
-        self._compare(numbers)
-        if not whole:
+        for part in (numbers[:_HEAD], numbers[_HEAD:]):  # the first few mostly settle it
+            if part.numel() and (self._halves or self._distinct is not None):
+                self._compare(part)
+        lowest, highest = map(float, numbers.aminmax())
+        if not (isfinite(lowest) and isfinite(highest)):  # NaN is the least of all
+            finite = numbers.isfinite()
+            if self._first < 0:
+                self._first = self._numel + int((~finite).nonzero()[0])
             nans = int(numbers.isnan().sum())
             self._nan += nans
             self._infinite += numbers.numel() - int(finite.sum()) - nans
+            self._numel += numbers.numel()
             numbers = numbers[finite]
-        if numbers.numel():
-            self._measure(numbers)
+            if not numbers.numel():
+                return
+            lowest, highest = map(float, numbers.aminmax())
+        else:
+            self._numel += numbers.numel()
+        self._minimum, self._maximum = min(self._minimum, lowest), max(self._maximum, highest)
+        self._measure(numbers)
 
     def _compare(self, numbers: "Tensor") -> None:
         """Keep the numbers where there are few, and note which dtypes hold them all."""
@@ -213,31 +228,30 @@ class _Gathering:
             back = numbers.to(getattr(torch, name)).to(numbers.dtype)
             if not bool(((back == numbers) | numbers.isnan()).all()):
                 self._halves.discard(name)
-        left = numbers
         while self._distinct is not None:
+            new = ~numbers.isnan()
             for known in self._distinct:
-                left = left[(left != known) & ~left.isnan()]
-            left = left[~left.isnan()]
-            if not left.numel():
+                new &= numbers != known
+            if not new.any():
                 return
-            self._distinct.add(float(left[0]))
+            self._distinct.add(float(numbers[new.to(torch.uint8).argmax()]))
             if len(self._distinct) > _DISTINCT:
                 self._distinct = None
 
     def _measure(self, numbers: "Tensor") -> None:
-        lowest, highest = numbers.aminmax()
-        self._minimum = min(self._minimum, float(lowest))
-        self._maximum = max(self._maximum, float(highest))
         exact = numbers.double()
-        nonzero = exact.abs()
-        nonzero[nonzero == 0] = inf
-        least = float(nonzero.min())
+        magnitudes = numbers.abs() if numbers.is_floating_point() else exact.abs()
+        least = float(magnitudes.amin())
+        if least == 0:
+            magnitudes = magnitudes[magnitudes != 0]
+            least = float(magnitudes.amin()) if magnitudes.numel() else inf
         self._smallest = min(self._smallest, least)
         if least < self._tiny:
-            self._denormals += int((nonzero < self._tiny).sum())
+            self._denormals += int((magnitudes < self._tiny).sum())
         # Chan, Golub and LeVeque: two sets' means and sums of squares give those of both.
         count, mean = exact.numel(), float(exact.mean())
-        squares = float((exact - mean).square_().sum())
+        exact -= mean  # in place: for float64 `numbers` is not looked at any more
+        squares = float(exact.dot(exact))
         total, apart = self._finite + count, mean - self._mean
         self._mean += apart * count / total
         self._squares += squares + apart * apart * self._finite * count / total
