@@ -177,9 +177,11 @@ def lines(digest: Digest) -> Iterator[str]:
     for state in checkpoint.states:
         for key, text in sorted(state.others.items(), key=lambda item: natural(item[0])):
             yield f"entry {_placed(state.at, key)} = {text}"
+    only = checkpoint.states[0].at if len(checkpoint.states) == 1 else ""
+    around = only if digest.at == EVERYWHERE else digest.at
     for one in digest.tensors:
         shape = "x".join(map(str, one.shape)) or "scalar"
-        yield f"tensor {one.key} {one.dtype} {shape} {one.digest[:16] or f'({one.reason})'}"
+        yield f"tensor {_placed(around, one.key)} {one.dtype} {shape} {one.digest[:16] or f'({one.reason})'}"
     if checkpoint.damage:
         yield f"damage {checkpoint.damage}"
 

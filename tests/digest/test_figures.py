@@ -11,6 +11,8 @@ from saved import described
 from ckptool import values
 from ckptool.figures import Cast, cast, figures, figures_many, unreadable
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, 1e-40, 3e38, 1.0, 1.0, -2.5, 0.1]
 
