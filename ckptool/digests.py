@@ -181,7 +181,8 @@ def lines(digest: Digest) -> Iterator[str]:
     around = only if digest.at == EVERYWHERE else digest.at
     for one in digest.tensors:
         shape = "x".join(map(str, one.shape)) or "scalar"
-        yield f"tensor {_placed(around, one.key)} {one.dtype} {shape} {one.digest[:16] or f'({one.reason})'}"
+        content = one.digest[:16] or f"({one.reason})"
+        yield f"tensor {_placed(around, one.key)} {one.dtype} {shape} {content}"
     if checkpoint.damage:
         yield f"damage {checkpoint.damage}"
 

@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from test_values import big_endian, described
 
 from ckptool import api, model, values
-from ckptool.digests import content_digest
+from ckptool.digests import content_digest, digested
 from ckptool.errors import ReadError, UsageError
+from ckptool.formats import open_checkpoint
+from ckptool.modules.tensors import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 
@@ -24,7 +26,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex6
 
 def by_hand(tensor: torch.Tensor) -> str:
     """Return the digest as docs/digest.md defines it, written down once more."""
-    data = bytes(tensor.clone(memory_format=torch.contiguous_format).untyped_storage())
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     pieces = [data[n : n + (4 << 20)] for n in range(0, len(data), 4 << 20)]
     name, shape = str(tensor.dtype).removeprefix("torch."), str(list(tensor.shape))
     head = b"ckptool-1\0" + name.encode() + shape.encode() + b"\0"
@@ -45,7 +47,7 @@ def state() -> dict[str, torch.Tensor]:
     }
 
 
-def digest(path: Path, **options) -> str:
+def named(path: Path, **options) -> str:
     (one,) = api.digest(path, **options).checkpoints
     return one.digest
 
@@ -98,7 +100,7 @@ WRITERS = [
 def test_the_same_in_every_container(write, tmp_path):
     tensors = state()
     write(tensors, tmp_path / "there")
-    (found,) = api.digest(tmp_path / "there").checkpoints
+    (found,) = api.named(tmp_path / "there").checkpoints
     assert {t.key: t.digest for t in found.tensors} == {k: by_hand(v) for k, v in tensors.items()}
     lines = "".join(f"{key}\0{by_hand(tensors[key])}\n" for key in sorted(tensors))
     assert found.digest == sha256(lines.encode()).hexdigest()
@@ -112,11 +114,11 @@ def test_the_same_in_a_tar_of_the_first_torch(tmp_path):
 
 @settings(max_examples=20)  # each writes seven files
 @given(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3), st.data())
-def test_any_change_gives_another_digest(tmp_path_factory, dtype, shape, data):
+def test_any_change_gives_another_named(tmp_path_factory, dtype, shape, data):
     folder = tmp_path_factory.mktemp("bits")
     tensor = (torch.arange(math.prod(shape)) % 2).to(dtype).reshape(shape)
     torch.save({"w": tensor}, folder / "a")
-    before = digest(folder / "a")
+    before = named(folder / "a")
     changes = {
         "shape": {"w": tensor[None]},
         "key": {"v": tensor},
@@ -131,7 +133,7 @@ def test_any_change_gives_another_digest(tmp_path_factory, dtype, shape, data):
         changes["bit"] = {"w": torch.frombuffer(bits, dtype=dtype).reshape(shape)}
     for name, content in changes.items():
         torch.save(content, folder / name)
-        assert digest(folder / name) != before, name
+        assert named(folder / name) != before, name
 
 
 @settings(max_examples=40)
@@ -151,8 +153,17 @@ def test_pieces_and_threads_change_nothing(tmp_path_factory, numel, jobs, piece)
 @pytest.mark.parametrize("numel", [0, 1, (4 << 20) // 4, (4 << 20) // 4 + 1, 3 << 20])
 def test_the_format_at_the_edges_of_a_piece(numel, tmp_path):
     tensor = torch.arange(numel, dtype=torch.float32)
-    info = described(tmp_path / "data", tensor)
-    assert values.fingerprint_many([info]) == [by_hand(tensor)]
+    save_file({"t": tensor}, tmp_path / "data")
+    (state,) = open_checkpoint(tmp_path / "data").states
+    info = state.tensors["t"]
+    assert values.fingerprint(info) == by_hand(tensor)
+    assert values.fingerprint_many([info], jobs=2) == [by_hand(tensor)]
+    assert digest(tensor) == by_hand(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex128, torch.int64])
+def test_the_other_byte_order(dtype, tmp_path):
+    tensor = torch.arange(40).to(dtype).view(5, 8)
     assert values.fingerprint(big_endian(tmp_path / "big", tensor)) == by_hand(tensor)
 
 
@@ -172,14 +183,14 @@ def test_a_known_digest():
 def test_a_part_never_looks_like_the_whole(tmp_path):
     quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     torch.save({"q": quantised, "w": torch.ones(2)}, tmp_path / "q.pth")
-    report = api.digest(tmp_path / "q.pth")
+    report = api.named(tmp_path / "q.pth")
     (one,) = report.checkpoints
     assert one.digest.startswith("partial:")
     assert len(one.digest) == 64
     assert [t.key for t in one.tensors if not t.digest] == ["q"]
     assert [s.what for s in report.skipped] == ["digest of q"]
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pth")
-    assert digest(tmp_path / "w.pth") != one.digest
+    assert named(tmp_path / "w.pth") != one.digest
 
 
 def test_content_of_parts_is_partial_too():
@@ -193,11 +204,11 @@ def test_places(tmp_path):
     both = {"model": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}}
     torch.save(both, tmp_path / "both.pth")
     torch.save(both["model"], tmp_path / "model.pth")
-    (one,) = api.digest(tmp_path / "both.pth").checkpoints
+    (one,) = api.named(tmp_path / "both.pth").checkpoints
     assert [t.key for t in one.tensors] == ["ema.w", "model.w"]
-    assert digest(tmp_path / "both.pth", at="model") == digest(tmp_path / "model.pth")
+    assert named(tmp_path / "both.pth", at="model") == named(tmp_path / "model.pth")
     with pytest.raises(UsageError, match=r"no state at --at nowhere; it has: .*ema"):
-        api.digest(tmp_path / "both.pth", at="nowhere")
+        api.named(tmp_path / "both.pth", at="nowhere")
 
 
 def test_keys_that_two_states_make(tmp_path):
@@ -205,14 +216,14 @@ def test_keys_that_two_states_make(tmp_path):
     states = api.inspect(tmp_path / "x.pth").checkpoints[0].states
     if len({s.at for s in states}) == 2:
         with pytest.raises(UsageError, match="name one by --at"):
-            api.digest(tmp_path / "x.pth")
+            api.named(tmp_path / "x.pth")
 
 
 def test_what_migrate_records_is_what_digest_says(tmp_path):
     torch.save(state(), tmp_path / "old.pth")
     done = api.migrate(tmp_path / "old.pth", tmp_path / "new.safetensors")
-    assert done.source_digest == digest(tmp_path / "old.pth")
-    assert done.result_digest == digest(tmp_path / "new.safetensors")
+    assert done.source_digest == named(tmp_path / "old.pth")
+    assert done.result_digest == named(tmp_path / "new.safetensors")
 
 
 # --check
@@ -306,7 +317,7 @@ def test_the_checkpoint_is_gone(ckptool, saved, before):
 def test_several_paths(ckptool, before, tmp_path):
     ran = ckptool("digest", before, tmp_path / "missing.pth", "-q")
     assert ran.code == 2
-    assert ran.out == f"{digest(before)}  {before}\n"
+    assert ran.out == f"{named(before)}  {before}\n"
     assert "missing.pth: no such file" in ran.err
     assert ckptool("digest", before, before, "--check", before).code == 2
 
@@ -314,9 +325,6 @@ def test_several_paths(ckptool, before, tmp_path):
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"w": torch.ones(100)}, path)
-    from ckptool.digests import digested
-    from ckptool.formats import open_checkpoint
-
     found = open_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ReadError, match="cut short"):

@@ -55,7 +55,9 @@ def repository(tmp_path):
 
 def changes(text: str) -> list[str]:
     """Return the lines of a diff that were taken out or put in."""
-    return [s for s in text.splitlines() if s[:1] in "+-" and s[:3] not in {"+++", "---"}]
+    return [
+        s for s in text.splitlines() if s.startswith(("+", "-")) and s[:3] not in {"+++", "---"}
+    ]
 
 
 def net() -> dict:
