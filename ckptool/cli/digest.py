@@ -40,13 +40,13 @@ def command(
     out: Output,
     policy: Policy,
 ) -> None:
-    r"""Name the content of checkpoints: the same digest in any container, key order or shards.
+    """Name the content of checkpoints: the same digest in any container, key order or shards.
 
     \b
     ckptool digest model.pth
     ckptool digest model.pth --format json -o model.digest.json
     ckptool digest model.safetensors --check model.digest.json
-    """
+    """  # noqa: D301 (click wants the character, not its name)
     if textconv:
         if check is not None or len(paths) != 1:
             raise UsageError("--textconv prints one PATH, without --check")
