@@ -13,6 +13,8 @@ CkptoolError
 
 from pathlib import Path
 
+from ckptool.locations import Location
+
 
 class CkptoolError(Exception):
     """Base of every error that ckptool raises on purpose: one line, for the person who asked."""
@@ -34,7 +36,7 @@ class ConfigError(UsageError):
 class ReadError(CkptoolError):
     """A checkpoint could not be read."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Location, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason

@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from math import prod
-from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+
+from ckptool.locations import Location
 
 BITS: Final[Mapping[str, int]] = {
     "float64": 64,
@@ -113,7 +114,7 @@ class Skipped(Struct, frozen=True, gc=False):
 class Span(Struct, frozen=True, gc=False):
     """Bytes `offset` to `offset + nbytes` of a file."""
 
-    path: Path
+    path: Location
     offset: int
     nbytes: int
 
@@ -274,7 +275,7 @@ class Fault(Struct, frozen=True):
 class Checkpoint(Struct, frozen=True):
     """A checkpoint as described from its bytes; nothing in it was imported, called or loaded."""
 
-    path: Path
+    path: Location
     container: Container
     nbytes: int
     """Of the file, or of all files of a directory that belong to it."""
@@ -287,7 +288,7 @@ class Checkpoint(Struct, frozen=True):
     damage: str = ""
     """Why reading stopped. Set only where something dangerous was found first, else an error."""
     skipped: tuple[Skipped, ...] = ()
-    files: tuple[Path, ...] = ()
+    files: tuple[Location, ...] = ()
     """The files of a sharded checkpoint, in order; () for a single file."""
     faults: tuple[Fault, ...] = ()
 

@@ -1,24 +1,21 @@
 """`ckptool inspect`."""
 
-from pathlib import Path
-
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, limit_options, one_line, report_options
+from ckptool.cli.options import CHECKPOINT, Output, limit_options, one_line, report_options
 from ckptool.formats.collector import paused_collector
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("inspect")
-@click.argument(
-    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."
-)
+@click.argument("paths", nargs=-1, required=True, type=CHECKPOINT, metavar="PATH...")
 @limit_options
 @report_options
 def command(
-    ctx: click.Context, paths: tuple[Path, ...], *, limits: Limits, out: Output, policy: Policy
+    ctx: click.Context, paths: tuple[Location, ...], *, limits: Limits, out: Output, policy: Policy
 ) -> None:
     """Describe checkpoints: tensors, dtypes, bytes, ties, devices, unsafe names, metadata.
 

@@ -9,11 +9,13 @@ from shutil import get_terminal_size
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 from msgspec import Struct
 
 from ckptool.cli.arguments import parse_kwargs, parse_limits
 from ckptool.config import Config, load_config
 from ckptool.errors import UsageError, WriteError
+from ckptool.locations import Location, locate, masked
 from ckptool.policy import Policy
 from ckptool.render import FORMATS, Style, render
 from ckptool.render.text import printable
@@ -21,6 +23,35 @@ from ckptool.report import AnyReport
 from ckptool.rules import Level
 
 Command = Callable[..., Any]
+
+
+class _Checkpoint(click.ParamType[Location]):
+    """A checkpoint on this machine, or a remote one."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: object, ctx: object) -> Location:  # noqa: ARG002
+        return locate(value)
+
+    def shell_complete(self, ctx: object, param: object, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        return [CompletionItem(incomplete, type="file")]
+
+
+class _Written(click.Path):
+    """A file or folder that is to be written: on this machine."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: object) -> Path:  # noqa: ARG002
+        from ckptool.api.target import written_here
+
+        try:
+            return written_here(value)
+        except UsageError as error:
+            option = param.opts[0] if param else ""
+            raise UsageError(f"{option} {error}".strip()) from error
+
+
+CHECKPOINT = _Checkpoint()
+WRITTEN = _Written()
 LEVELS = {level.word: level for level in Level}
 
 
@@ -99,7 +130,7 @@ def _colored(choice: str, *, terminal: bool) -> bool:
 
 def one_line(text: str) -> str:
     """Return an error as one line that is safe to print."""
-    return printable(" ".join(text.splitlines()))
+    return printable(masked(" ".join(text.splitlines())))
 
 
 def report_options(function: Command) -> Command:
@@ -206,9 +237,7 @@ def _with_options(function: Command, options: tuple[Callable[[Command], Command]
     return function
 
 
-_OUTPUT_OPTION = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Write the report here."
-)
+_OUTPUT_OPTION = click.option("-o", "--output", type=WRITTEN, help="Write the report here.")
 _REPORT_OPTIONS = (
     click.option(
         "--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from operator import attrgetter
 from struct import Struct
 from typing import Final
@@ -33,6 +34,8 @@ class Member(Record, gc=False):
     """Where its local header starts."""
     start: int = -1
     """Where its bytes start; -1 where the local header cannot be read."""
+    after: int = -1
+    """Where the next member starts, where that follows from the directory alone."""
 
 
 class Archive(Record):
@@ -41,6 +44,8 @@ class Archive(Record):
     members: list[Member] = []
     fault: str = ""
     """The first thing about it that readers could disagree on."""
+    assumed: int = 0
+    """Members whose local header was not read: it lies far away, and the others tell its size."""
 
     def blame(self, fault: str) -> None:
         self.fault = self.fault or fault
@@ -58,6 +63,11 @@ def read_archive(source: Source, limits: Limits) -> Archive:
     archive = Archive(fault=end.fault)
     entries = sorted(_directory(source, end, archive), key=attrgetter("header"))
     _check_names(entries, archive)
+    if source.remote and not limits.deep:
+        _assume(entries, end.start, archive)
+    unread = [entry.header for entry in entries if entry.start < 0]
+    # What follows a member's data stands before the next header, and before the directory.
+    source.ahead((at - _BEFORE, _BEFORE + _HEADER_READ) for at in (*unread, end.start) if unread)
     archive.members = list(_located(source, entries, end.start, archive))
     return archive
 
@@ -172,7 +182,9 @@ class _End(Record, frozen=True):
 
 def _find_end(source: Source) -> _End:
     """Return the end record: the last bytes of the file, with a comment at most."""
-    tail = source.tail(_EOCD.size + _COMMENT)
+    tail = source.tail(_EOCD.size)
+    if not (tail.startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):
+        tail = source.tail(_EOCD.size + _COMMENT)
     base = source.nbytes - len(tail)
     found = tail.rfind(b"PK\x05\x06")
     while found >= 0:
@@ -319,6 +331,10 @@ def _located(source: Source, members: list[Member], end: int, archive: Archive) 
     for member in members:
         if member.header != reached:
             archive.blame(_gap(member, reached))
+        if member.start >= 0:
+            reached = member.after
+            yield member
+            continue
         start = _local(window, member, end, archive)
         if start + member.packed > end:
             archive.blame(f"{quoted(member.name)} leaves the archive")
@@ -328,6 +344,31 @@ def _located(source: Source, members: list[Member], end: int, archive: Archive) 
         yield member
     if reached != end:
         archive.blame(f"{end - reached} bytes before its directory belong to no member")
+
+
+def _assume(members: list[Member], end: int, archive: Archive) -> None:
+    """Place the members between which a local header of the usual form just fits.
+
+    Where there are few headers, or they lie together, they are read and compared instead.
+    """
+    if _is_cheap(members):
+        return
+    ends = [*(member.header for member in members[1:]), end]
+    for member, after in zip(members, ends, strict=True):
+        start = member.header + _LOCAL.size + len(member.raw)
+        # As torch fills up to a multiple of 64, as libraries do, or wide sizes in the local header.
+        usual = {start, *(-(-(start + 4 + wide) // _ALIGNED) * _ALIGNED for wide in _WIDE_FIELDS)}
+        behind = (_SIZES.size, _WIDE_SIZES.size) if member.flags & _AFTER else (0,)
+        fit = {s for s in usual for d in behind if s + member.packed + d == after}
+        if len(fit) == 1:
+            member.start, member.after = fit.pop(), after
+            archive.assumed += 1
+
+
+def _is_cheap(members: list[Member]) -> bool:
+    far = [m for before, m in pairwise(members) if m.header - before.header > _FAR]
+    near = members[-1].header - members[0].header if members else 0
+    return len(far) < _FEW and near - sum(m.packed for m in members if m.packed > _FAR) < _FAR
 
 
 def _gap(member: Member, reached: int) -> str:
@@ -420,17 +461,26 @@ class _Window:
         skip = offset - self._start
         if skip < 0 or skip + nbytes > len(self.data):
             near = -len(self.data) <= skip - len(self.data) < _NEAR
-            size = max(nbytes, _CHUNK if near and self.data else _SPARSE)
+            if not self._source.remote:
+                nbytes = max(nbytes, _CHUNK if near and self.data else _SPARSE)
+            size = nbytes
             size = min(size, max(0, self._source.nbytes - offset))
             self.data, self._start, skip = self._source.read(offset, size), offset, 0
         return skip
 
 
 _ABSENT: Final = (0, 0, 0)
+_ALIGNED: Final = 64
+_WIDE_FIELDS: Final = (0, 12, 20, 28)
+"""Bytes that torch adds to a header where sizes or places do not fit into 32 bits."""
+_FEW: Final = 8
+_FAR: Final = 1 << 17
+"""Bytes between two headers that are asked for one by one."""
 _NEAR: Final = 1 << 14
 _SPARSE: Final = 1 << 10
 _HEADER_READ: Final = 256
 """Bytes of a local header with its name and its padding, mostly."""
+_BEFORE: Final = 32
 _SIZES: Final = Struct("<4sLLL")
 _WIDE_SIZES: Final = Struct("<4sLQQ")
 _NO_SIZES: Final = _SIZES.pack(b"PK\x07\x08", 0, 0, 0)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from ckptool.locations import masked
 from ckptool.migration.ops import Inject
 from ckptool.migration.plan import Plan, to_data
 
@@ -35,9 +36,9 @@ def content_digest(fingerprints: Mapping[str, str | None]) -> str:
 
 
 def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
-    """Return the record as JSON: no paths and no times, so that two runs give the same bytes."""
+    """Return the record as JSON: no paths, times or passwords; two runs give the same bytes."""
     values = {op.key: op.source for op in plan.ops if isinstance(op, Inject)}
-    return json.dumps(
+    text = json.dumps(
         {
             "tool": f"ckptool {_version()}",
             "source": {"name": name, "container": container, "digest": digests.source},
@@ -47,6 +48,7 @@ def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
         },
         ensure_ascii=True,
     )
+    return masked(text)
 
 
 def applied(text: str | None) -> list[dict[str, Any]] | None:

@@ -3,15 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ckptool.compare import Loading, best_state, state_at
-from ckptool.errors import PlanError, UsageError, WriteError
+from ckptool.errors import PlanError, ReadError, UsageError, WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.atomic import check_target, failing
 from ckptool.formats.blobs import Progress
+from ckptool.formats.files import is_directory, open_source
 from ckptool.formats.interrupts import interruptible
 from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.locations import Location, RemotePath
 from ckptool.migration import ties
 from ckptool.migration import write as writing
 from ckptool.migration.draft import Draft, draft_of
@@ -41,11 +43,15 @@ _SUFFIXES = {
 }  # fmt: skip
 
 
+_RECORD: Final = 16 << 20
+"""Bytes of a record beside a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is to be done."""
 
-    source: Path
+    source: Location
     target: Path | None
     """None for a dry run that asks for no container."""
     module: "Callable[[Checkpoint], ModuleSpec | nn.Module] | None" = None
@@ -56,7 +62,7 @@ class Request:
     """None: it is derived."""
     reverse: bool = False
     wishes: Wishes = field(default_factory=Wishes)
-    donor: Path | None = None
+    donor: Location | None = None
     drop_extra: bool = False
     force: bool = False
     dry_run: bool = False
@@ -73,7 +79,7 @@ class Request:
         """Whether the result is several files: it was, or a size was given."""
         if self.max_shard_size is not None:
             return True
-        several = self.source.is_dir() or self.source.suffix == ".json"
+        several = is_directory(self.source) or self.source.suffix == ".json"
         named = self.target is not None and self.target.suffix.lower() in _SUFFIXES
         return several and not named and self.to is None
 
@@ -125,9 +131,13 @@ def run(request: Request) -> Migration:
 def _run(request: Request, to: str, memory: Memory, prints: Prints) -> Migration:
     watch = Watch()
     indexed = request.source.name.endswith(".json") or request.source.name == ".metadata"
-    watch.add(request.source.parent if indexed else request.source)
+    if isinstance(request.source, Path):
+        watch.add(request.source.parent if indexed else request.source)
     _check_target(request, watch)
     checkpoint = _opened(request, memory, prints)
+    if isinstance(request.source, RemotePath):
+        for file in checkpoint.files or (checkpoint.path,):
+            watch.add(file)
     live = _live(request, checkpoint)
     module = live.state if live else None
     draft = ties.with_ties_restored(draft_of(checkpoint, _state(checkpoint, module, request)))
@@ -205,7 +215,7 @@ def _check_target(request: Request, watch: Watch) -> None:
         return
     if request.dry_run:
         return
-    inputs = [p for p in (request.source, request.donor) if p is not None]
+    inputs = [p for p in (request.source, request.donor) if isinstance(p, Path)]
     check_target(
         request.target, [*inputs, *watch.files], force=request.force, folder=request.folder
     )
@@ -247,8 +257,11 @@ def _record(draft: Draft) -> str | None:
     path = draft.checkpoint.path
     beside = path.with_name(path.name + SUFFIX)
     try:
-        return draft.checkpoint.metadata.get(KEY) or beside.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        if found := draft.checkpoint.metadata.get(KEY):
+            return found
+        with open_source(beside) as source:
+            return source.head(_RECORD).decode()
+    except (ReadError, UnicodeDecodeError):
         return None
 
 

@@ -3,12 +3,12 @@
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location, locate
 from ckptool.migration.draft import Draft
 from ckptool.migration.memory import Memory
 from ckptool.migration.npz import read_array
@@ -39,7 +39,7 @@ class Sources:
     def __init__(
         self,
         live: "Live | None",
-        donor: Path | None,
+        donor: Location | None,
         memory: Memory,
         watch: Watch,
         limits: Limits,
@@ -48,7 +48,7 @@ class Sources:
         self._donor = donor
         self._memory = memory
         self._limits = limits
-        self._opened: dict[Path, Checkpoint] = {}
+        self._opened: dict[Location, Checkpoint] = {}
         self._known: dict[Inject, TensorInfo] = {}
         self._watch = watch
 
@@ -91,8 +91,9 @@ class Sources:
             return self._file(op, rest)
         if kind == "npz" and "#" in rest:
             path, _, name = rest.rpartition("#")
-            self._watch.add(Path(path))
-            return read_array(Path(path), name, self._memory, self._limits)
+            archive = locate(path)
+            self._watch.add(archive)
+            return read_array(archive, name, self._memory, self._limits)
         if kind in {"literal", "zeros"}:
             return self._written(op, rest if kind == "literal" else "0")
         raise PlanError(f"inject `{op.key}`: {op.source!r} is no source: {', '.join(FORMS)}")
@@ -123,14 +124,14 @@ class Sources:
 
     def _file(self, op: Inject, place: str) -> TensorInfo:
         name, _, key = place.partition("#")
-        path = Path(name)
+        path = locate(name)
         for state in self._open(path).states:
             found = state.tensors.get(key) or state.unsaved.get(key)
             if found is not None:
                 return found
         raise PlanError(f"inject `{op.key}`: {path} has no tensor {key!r}")
 
-    def _open(self, path: Path) -> Checkpoint:
+    def _open(self, path: Location) -> Checkpoint:
         if path not in self._opened:
             self._watch.add(path)
             self._opened[path] = open_checkpoint(path, self._limits)
