@@ -273,10 +273,9 @@ def _check_no_pickle(source: Source, limits: Limits) -> None:
     head = source.head(_PICKLE_START)
     if head[0] not in _OPCODES:
         return
-    from ckptool.formats.pickles import dangerous, scan, unpickle
+    from ckptool.formats.pickles import dangerous, is_settled, scan
 
-    first = unpickle(head, limits)
-    if not first.fault or first.starved:
+    if not is_settled(head, limits):
         head = source.head(_PICKLE_HEAD)
     if dangerous(scan(head, limits)):
         reason = "is a safetensors file and a pickle at once: loading it as a pickle runs code"

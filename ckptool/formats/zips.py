@@ -347,22 +347,29 @@ def _located(source: Source, members: list[Member], end: int, archive: Archive) 
 
 
 def _assume(members: list[Member], end: int, archive: Archive) -> None:
-    """Place the members between which a local header of the usual form just fits.
+    """Place all members, if between them there is room for headers of one usual form and no more.
 
     Where there are few headers, or they lie together, they are read and compared instead.
     """
     if _is_cheap(members):
         return
     ends = [*(member.header for member in members[1:]), end]
-    for member, after in zip(members, ends, strict=True):
-        start = member.header + _LOCAL.size + len(member.raw)
-        # As torch fills up to a multiple of 64, as libraries do, or wide sizes in the local header.
-        usual = {start, *(-(-(start + 4 + wide) // _ALIGNED) * _ALIGNED for wide in _WIDE_FIELDS)}
-        behind = (_SIZES.size, _WIDE_SIZES.size) if member.flags & _AFTER else (0,)
-        fit = {s for s in usual for d in behind if s + member.packed + d == after}
-        if len(fit) == 1:
-            member.start, member.after = fit.pop(), after
-            archive.assumed += 1
+    for extras in (_FILLED, _PLAIN):
+        starts = [_fit(m, after, extras) for m, after in zip(members, ends, strict=True)]
+        if -1 not in starts:
+            for member, start, after in zip(members, starts, ends, strict=True):
+                member.start, member.after = start, after
+            archive.assumed = len(members)
+            return
+
+
+def _fit(member: Member, after: int, extras: tuple[tuple[int, int], ...]) -> int:
+    """Return where the bytes start so that the member ends at `after`; -1 where nothing fits."""
+    header = member.header + _LOCAL.size + len(member.raw)
+    behind = (_SIZES.size, _WIDE_SIZES.size) if member.flags & _AFTER else (0,)
+    starts = {-(-(header + extra) // multiple) * multiple for extra, multiple in extras}
+    fit = {start for start in starts for d in behind if start + member.packed + d == after}
+    return fit.pop() if len(fit) == 1 else -1
 
 
 def _is_cheap(members: list[Member]) -> bool:
@@ -470,9 +477,10 @@ class _Window:
 
 
 _ABSENT: Final = (0, 0, 0)
-_ALIGNED: Final = 64
-_WIDE_FIELDS: Final = (0, 12, 20, 28)
-"""Bytes that torch adds to a header where sizes or places do not fit into 32 bits."""
+_FILLED: Final = ((4, 64), (16, 64), (24, 64), (32, 64))
+"""(Bytes after the name, multiple): torch fills up to 64; wide sizes or places stand before."""
+_PLAIN: Final = ((0, 1), (20, 1))
+"""Nothing after the name, or wide sizes, as zip libraries write it."""
 _FEW: Final = 8
 _FAR: Final = 1 << 17
 """Bytes between two headers that are asked for one by one."""
