@@ -32,9 +32,15 @@ _FOREIGN: Final = (
     ("httpx2", "HTTPError"),
 )
 """Errors that are no OSError, of packages that fsspec may have imported."""
+_EXTRA: Final = frozenset({"s3", "s3a", "hf", "memory"})
+"""Protocols whose packages `ckptool[remote]` brings."""
+_AWS: Final = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket "
+    "FSSPEC_S3_ANON=true"
+)
 _CREDENTIALS: Final = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE; a public bucket: "
-    "FSSPEC_S3_ANON=true",
+    "s3": _AWS,
+    "s3a": _AWS,
     "gs": "run `gcloud auth application-default login`; a public bucket: FSSPEC_GS_TOKEN=anon",
     "hf": "run `hf auth login`, or set HF_TOKEN",
 }
@@ -160,8 +166,8 @@ def _failing(path: RemotePath) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise MissingFileError(path, "no such file") from None
-    except ImportError:
-        raise _uninstalled(path) from None
+    except ImportError as error:
+        raise _uninstalled(path, str(error)) from None
     except ReadError:
         raise
     except _errors() as error:
@@ -174,11 +180,10 @@ def _errors() -> tuple[type[Exception], ...]:
     return (OSError, ValueError, *(error for error in found if error is not None))
 
 
-def _uninstalled(path: RemotePath) -> ReadError:
-    reason = (
-        f"{path.scheme}:// needs a package that is not installed: pip install 'ckptool[remote]'"
-    )
-    return ReadError(path, reason)
+def _uninstalled(path: RemotePath, said: str = "") -> ReadError:
+    """Say what to install: what the extra does not bring, fsspec names."""
+    way = said if said and path.scheme not in _EXTRA else "pip install 'ckptool[remote]'"
+    return ReadError(path, f"{path.scheme}:// needs a package that is not installed: {way}")
 
 
 def _why(path: RemotePath, error: BaseException) -> str:

@@ -75,7 +75,7 @@ class Web:
                     return _body(path, answer, offset, nbytes)
             except _PassingError as error:
                 reason = str(error)
-        raise ReadError(path, reason)
+        raise ReadError(path, f"{reason}; tried {_TRIES} times")
 
     @contextmanager
     def _answer(self, path: RemotePath, offset: int, nbytes: int) -> Iterator[Any]:
@@ -157,7 +157,7 @@ def _body(
         raise ReadError(path, "the server compresses what it sends: download the file first")
     found = _RANGE.fullmatch(headers.get("Content-Range", "").strip())
     if found is None:
-        raise ReadError(path, f"{_SENT_WHOLE} (206 without a Content-Range)")
+        raise ReadError(path, f"{_SENT_WHOLE} (it does not say which bytes of how many it sent)")
     first, last, total = map(int, found.groups())
     if first != offset or last != min(offset + nbytes, total) - 1:
         raise ReadError(
@@ -219,11 +219,11 @@ def _unconnected(path: RemotePath, error: BaseException) -> Exception:
     for cause in _causes(error):
         if isinstance(cause, NameResolutionError):
             return ReadError(path, f"there is no host {host}")
-        if isinstance(cause, ConnectTimeoutError):
-            return _PassingError(f"{host} cannot be reached within {_TIMEOUT[0]} seconds")
         if isinstance(cause, NewConnectionError):
             why = next((c.strerror for c in _causes(cause) if isinstance(c, OSError)), None)
             return ReadError(path, f"{host} cannot be reached: {why or 'no connection'}")
+        if isinstance(cause, ConnectTimeoutError):
+            return _PassingError(f"{host} cannot be reached within {_TIMEOUT[0]} seconds")
         if isinstance(cause, SSLError):
             return ReadError(path, f"the certificate of {host} is not trusted")
     return _PassingError(f"{host} closed the connection")

@@ -133,12 +133,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.site.requests.append((self.path, self.headers.get("Range", ""), nbytes))
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: clients that were told nonsense close the connection."""
+
+
 @contextmanager
 def serving(folder: Path, behaviour: str = "good") -> Iterator[Site]:
     site = Site(folder, behaviour)
     handler = type("Handler", (_Handler,), {"site": site})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     site.url = f"http://127.0.0.1:{server.server_address[1]}"
