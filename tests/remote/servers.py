@@ -101,7 +101,11 @@ class _Handler(BaseHTTPRequestHandler):
             stream.seek(first)
             data = stream.read(last - first + 1)
         behaviour = self.site.behaviour
-        etag, says, length = f'"{file.stat().st_mtime_ns}"', f"bytes {first}-{last}/{size}", len(data)
+        etag, says, length = (
+            f'"{file.stat().st_mtime_ns}"',
+            f"bytes {first}-{last}/{size}",
+            len(data),
+        )
         if behaviour == "lies":
             says = f"bytes {first + 8}-{last + 8}/{size}"
         elif behaviour == "unknown size":
