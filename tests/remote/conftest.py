@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from remote.hub import hub
-from safetensors.torch import save_file
 from remote.servers import Site, serving
+from safetensors.torch import save_file
 
 
 def tensors(count: int, size: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -72,7 +72,8 @@ def s3(shelf: Path) -> Iterator[str]:
     client.create_bucket(Bucket="shelf")
     for file in shelf.rglob("*"):
         if file.is_file():
-            client.upload_file(str(file), "shelf", str(file.relative_to(shelf)))
+            name = str(file.relative_to(shelf))
+            client.upload_file(str(file), "shelf", name, ExtraArgs={"ACL": "public-read"})
     yield url
     server.stop()
 

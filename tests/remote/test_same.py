@@ -6,7 +6,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-
 from msgspec.structs import replace
 
 import ckptool
