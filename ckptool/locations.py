@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-"""Two characters at least, and two slashes: `C:\\x` and `C:/x` are paths."""
-_QUERY: Final = re.compile(r"(?<=[\w/.%-])\?[^\s'\"<>]*=[^\s'\"<>]*")
-_USER: Final = re.compile(r"(?<=://)[^/@\s'\"]*@")
+_QUERY: Final = r"(?<=[\w/.%-])\?[^\s'\"<>]*=[^\s'\"<>]*"
+_USER: Final = r"(?<=://)[^/@\s'\"]*@"
 _WEB: Final = frozenset({"http", "https"})
 
 
@@ -49,7 +47,7 @@ class RemotePath:
     @property
     def plain(self) -> str:
         """The location without password and query: what a configuration may name."""
-        return _USER.sub("", self._bare, count=1) if self._has_user else self._bare
+        return re.sub(_USER, "", self._bare, count=1) if self._has_user else self._bare
 
     @property
     def name(self) -> str:
@@ -77,7 +75,7 @@ class RemotePath:
     def __str__(self) -> str:
         shown = self._bare
         if self._has_user:
-            shown = _USER.sub("***@", shown, count=1)
+            shown = re.sub(_USER, "***@", shown, count=1)
         return shown + ("?***" if self._query else "")
 
     def __repr__(self) -> str:
@@ -115,10 +113,15 @@ def locate(place: str | Location) -> Location:
 
 
 def is_remote(text: str) -> bool:
-    """Whether a text names its protocol, "s3://" or "https://"."""
-    return _SCHEME.match(text) is not None
+    r"""Whether a text names its protocol, "s3://" or "https://".
+
+    One letter is a drive of Windows: `C:\x`, `C:/x` and even `C://x` are paths.
+    """
+    scheme, mark, _ = text.partition("://")
+    plain = scheme.replace("+", "").replace("-", "").replace(".", "")
+    return bool(mark) and len(scheme) > 1 and plain.isascii() and plain.isalnum()
 
 
 def masked(text: str) -> str:
     """Return what somebody else says of URLs without the passwords and signatures in them."""
-    return _USER.sub("***@", _QUERY.sub("?***", text))
+    return re.sub(_USER, "***@", re.sub(_QUERY, "?***", text))

@@ -9,7 +9,6 @@ from shutil import get_terminal_size
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 from msgspec import Struct
 
 from ckptool.cli.arguments import parse_kwargs, parse_limits
@@ -33,7 +32,9 @@ class _Checkpoint(click.ParamType[Location]):
     def convert(self, value: Any, param: object, ctx: object) -> Location:  # noqa: ARG002
         return locate(value)
 
-    def shell_complete(self, ctx: object, param: object, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+    def shell_complete(self, ctx: object, param: object, incomplete: str) -> list[Any]:  # noqa: ARG002
+        from click.shell_completion import CompletionItem
+
         return [CompletionItem(incomplete, type="file")]
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.locations import Location, RemotePath
 
-_COLLAPSED: Final = re.compile(r"([a-z][a-z0-9+.-]+):/[^/]")
+_COLLAPSED: Final = r"([a-z][a-z0-9+.-]+):/[^/]"
 """What `pathlib.Path` makes of "s3://bucket"."""
 _COPIED: Final = 8 << 20
 
@@ -168,7 +168,7 @@ def local_copy(path: Location) -> Iterator[Path]:
 
 def _why(error: OSError | ValueError, path: Path) -> str:
     if isinstance(error, FileNotFoundError):
-        if _COLLAPSED.match(str(path)):
+        if re.match(_COLLAPSED, str(path)):
             return "no such file; a remote location is given as a str, not as a pathlib.Path"
         return "no such file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from operator import attrgetter
 from struct import Struct
 from typing import Final
@@ -63,11 +62,10 @@ def read_archive(source: Source, limits: Limits) -> Archive:
     archive = Archive(fault=end.fault)
     entries = sorted(_directory(source, end, archive), key=attrgetter("header"))
     _check_names(entries, archive)
-    if source.remote and not limits.deep:
-        _assume(entries, end.start, archive)
-    unread = [entry.header for entry in entries if entry.start < 0]
-    # What follows a member's data stands before the next header, and before the directory.
-    source.ahead((at - _BEFORE, _BEFORE + _HEADER_READ) for at in (*unread, end.start) if unread)
+    if source.remote:
+        from ckptool.formats.zip_places import prepare
+
+        archive.assumed = prepare(source, entries, end.start, deep=limits.deep)
     archive.members = list(_located(source, entries, end.start, archive))
     return archive
 
@@ -346,38 +344,6 @@ def _located(source: Source, members: list[Member], end: int, archive: Archive) 
         archive.blame(f"{end - reached} bytes before its directory belong to no member")
 
 
-def _assume(members: list[Member], end: int, archive: Archive) -> None:
-    """Place all members, if between them there is room for headers of one usual form and no more.
-
-    Where there are few headers, or they lie together, they are read and compared instead.
-    """
-    if _is_cheap(members):
-        return
-    ends = [*(member.header for member in members[1:]), end]
-    for extras in (_FILLED, _PLAIN):
-        starts = [_fit(m, after, extras) for m, after in zip(members, ends, strict=True)]
-        if -1 not in starts:
-            for member, start, after in zip(members, starts, ends, strict=True):
-                member.start, member.after = start, after
-            archive.assumed = len(members)
-            return
-
-
-def _fit(member: Member, after: int, extras: tuple[tuple[int, int], ...]) -> int:
-    """Return where the bytes start so that the member ends at `after`; -1 where nothing fits."""
-    header = member.header + _LOCAL.size + len(member.raw)
-    behind = (_SIZES.size, _WIDE_SIZES.size) if member.flags & _AFTER else (0,)
-    starts = {-(-(header + extra) // multiple) * multiple for extra, multiple in extras}
-    fit = {start for start in starts for d in behind if start + member.packed + d == after}
-    return fit.pop() if len(fit) == 1 else -1
-
-
-def _is_cheap(members: list[Member]) -> bool:
-    far = [m for before, m in pairwise(members) if m.header - before.header > _FAR]
-    near = members[-1].header - members[0].header if members else 0
-    return len(far) < _FEW and near - sum(m.packed for m in members if m.packed > _FAR) < _FAR
-
-
 def _gap(member: Member, reached: int) -> str:
     if member.header < reached:
         return f"{quoted(member.name)} overlaps another member"
@@ -390,13 +356,13 @@ def _local(window: "_Window", member: Member, end: int, archive: Archive) -> int
     if member.header + _LOCAL.size > end:
         archive.blame(f"{quoted(member.name)} is said to start outside the archive")
         return -1
-    at = window.at(member.header, _HEADER_READ)
+    at = window.at(member.header, HEADER_READ)
     fields = _LOCAL.unpack_from(window.data, at)
     start: int = member.header + _LOCAL.size + fields[9] + fields[10]
     if fields[0] != b"PK\x03\x04" or start > end:
         archive.blame(f"{quoted(member.name)} has no local header")
         return -1
-    if start - member.header > _HEADER_READ:
+    if start - member.header > HEADER_READ:
         at = window.at(member.header, start - member.header)
     at += _LOCAL.size
     # As torch writes it: the same flags, no sizes, the same name.
@@ -468,27 +434,17 @@ class _Window:
         skip = offset - self._start
         if skip < 0 or skip + nbytes > len(self.data):
             near = -len(self.data) <= skip - len(self.data) < _NEAR
-            if not self._source.remote:
-                nbytes = max(nbytes, _CHUNK if near and self.data else _SPARSE)
-            size = nbytes
-            size = min(size, max(0, self._source.nbytes - offset))
+            least = 0 if self._source.remote else _CHUNK if near and self.data else _SPARSE
+            size = min(max(nbytes, least), max(0, self._source.nbytes - offset))
             self.data, self._start, skip = self._source.read(offset, size), offset, 0
         return skip
 
 
 _ABSENT: Final = (0, 0, 0)
-_FILLED: Final = ((4, 64), (16, 64), (24, 64), (32, 64))
-"""(Bytes after the name, multiple): torch fills up to 64; wide sizes or places stand before."""
-_PLAIN: Final = ((0, 1), (20, 1))
-"""Nothing after the name, or wide sizes, as zip libraries write it."""
-_FEW: Final = 8
-_FAR: Final = 1 << 17
-"""Bytes between two headers that are asked for one by one."""
 _NEAR: Final = 1 << 14
 _SPARSE: Final = 1 << 10
-_HEADER_READ: Final = 256
+HEADER_READ: Final = 256
 """Bytes of a local header with its name and its padding, mostly."""
-_BEFORE: Final = 32
 _SIZES: Final = Struct("<4sLLL")
 _WIDE_SIZES: Final = Struct("<4sLQQ")
 _NO_SIZES: Final = _SIZES.pack(b"PK\x07\x08", 0, 0, 0)
