@@ -230,8 +230,8 @@ class _Files:
             pickle = main_pickle(records, names)
             byteorder = metadata_of(records).get("byteorder", "little")
             resolve(pickle.persistent, records, byteorder)
-            bad = bad_crc(part, (m for m in records.members if m.crc), self._limits)
-            if checked and bad is not None:
+            summed = (m for m in records.members if m.crc) if checked else ()
+            if bad_crc(part, summed, self._limits) is not None:
                 raise TreeError(f"{quoted(item.key)} does not match its checksum")
         finally:
             self._found += (replace(use, at=item.key) for use in uses(names))
