@@ -13,8 +13,14 @@ _WEB: Final = frozenset({"http", "https"})
 class Visit:
     """What the locations of one command or call have in common: connections, and what was seen.
 
-    Locations that are made of one another share it; `formats.remote` keeps things by it.
+    Locations that are made of one another share it.
     """
+
+    __slots__ = ("session",)
+
+    def __init__(self) -> None:
+        self.session: object = None
+        """Of `formats.remote`; None until something is asked for."""
 
 
 class RemotePath:
@@ -24,7 +30,7 @@ class RemotePath:
     As text, passwords and queries, which carry signatures, are masked; `url` has them.
     """
 
-    __slots__ = ("__weakref__", "_query", "url", "visit")
+    __slots__ = ("_query", "url", "visit")
 
     def __init__(self, url: str, visit: Visit | None = None) -> None:
         scheme, _, rest = url.partition("://")

@@ -120,7 +120,7 @@ def _without_index(directory: Location, names: Sequence[str]) -> str:
     if any(name.endswith(".distcp") for name in names):
         return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
     files = [name for name in names if re.fullmatch(_CANDIDATE, name)]
-    below = [f"{name}/" for name in names if is_directory(directory / name)]
+    below = (f"{name}/" for name in names if is_directory(directory / name))
     found = list(map(quoted, files or below))
     if not found:
         return "is a directory without a checkpoint"

@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
 from typing import Final, Protocol, TypeVar
-from weakref import WeakKeyDictionary
 
 from ckptool.errors import ReadError
 from ckptool.formats.files import Source
-from ckptool.locations import RemotePath, Visit
+from ckptool.locations import RemotePath
 
 BLOCK: Final = 16 << 10
 """Bytes that are asked for at least, once a request is made at all."""
@@ -216,15 +215,14 @@ class _Session:
         self.files: dict[str, File] = {}
 
 
-_sessions: WeakKeyDictionary[Visit, _Session] = WeakKeyDictionary()
 _lock = Lock()
 
 
 def _session(path: RemotePath) -> _Session:
     with _lock:
-        found = _sessions.get(path.visit)
-        if found is None:
-            found = _sessions[path.visit] = _Session(_server(path))
+        found = path.visit.session
+        if not isinstance(found, _Session):
+            found = path.visit.session = _Session(_server(path))
         return found
 
 

@@ -1,5 +1,6 @@
 """What fsspec knows (s3, gs, hf, memory ...) -> ranges of a file: exact, of one state of it."""
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -189,7 +190,7 @@ def _uninstalled(path: RemotePath, said: str = "") -> ReadError:
 def _why(path: RemotePath, error: BaseException) -> str:
     said = masked(" ".join(str(error).split())) or type(error).__name__
     denied = isinstance(error, PermissionError) or "redential" in type(error).__name__ + said
-    if denied or any(word in said for word in (" 401 ", " 403 ", "Forbidden", "Access Denied")):
+    if denied or re.search(r"\b40[13]\b|Forbidden|Access Denied", said):
         way = _CREDENTIALS.get(path.scheme, "see the documentation of the protocol's package")
         return f"the store refuses it ({said[:_SAID]}): {way}"
     if isinstance(error, ValueError) and said.startswith("Protocol not known"):

@@ -1,8 +1,8 @@
 """http(s) -> ranges of a file: each answer must be the range that was asked for, of one file."""
 
 import re
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -40,7 +40,8 @@ class Web:
             reason = "https needs a package that is not installed: pip install 'ckptool[remote]'"
             raise ReadError(path, reason) from error
         self._requests = requests
-        self._of_thread = threading.local()
+        self._idle: deque[Any] = deque()
+        """Sessions, each with its open connection, that no thread uses at the moment."""
 
     def open(self, path: RemotePath) -> "WebFile":
         """Ask for the first bytes; the answer says how large the file is, and which it is.
@@ -80,11 +81,11 @@ class Web:
     @contextmanager
     def _answer(self, path: RemotePath, offset: int, nbytes: int) -> Iterator[Any]:
         """Give the answer to a request for a range; redirects stay on the web."""
-        errors, url = self._requests.exceptions, path.url
+        errors, url, session = self._requests.exceptions, path.url, self._session()
         headers = {**_HEADERS, "Range": f"bytes={offset}-{offset + nbytes - 1}"}
         for _ in range(_REDIRECTS):
             try:
-                answer = self._session().get(
+                answer = session.get(
                     url, headers=headers, timeout=_TIMEOUT, stream=True, allow_redirects=False
                 )
             except errors.ConnectionError as error:
@@ -96,15 +97,17 @@ class Web:
             with answer:
                 if not answer.is_redirect:
                     yield answer
-                    return
+                    break
                 url = _followed(path, url, answer.headers["Location"])
-        raise ReadError(path, f"was redirected {_REDIRECTS} times")
+        else:
+            raise ReadError(path, f"was redirected {_REDIRECTS} times")
+        self._idle.append(session)
 
     def _session(self) -> Any:
-        """Return the connections of this thread: sessions are not made to be shared."""
-        if not hasattr(self._of_thread, "session"):
-            self._of_thread.session = self._requests.Session()
-        return self._of_thread.session
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._requests.Session()
 
 
 class WebFile:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
-from ckptool.locations import Location, locate
+from ckptool.locations import Location, locate, masked
 from ckptool.migration.draft import Draft
 from ckptool.migration.memory import Memory
 from ckptool.migration.npz import read_array
@@ -96,7 +96,7 @@ class Sources:
             return read_array(archive, name, self._memory, self._limits)
         if kind in {"literal", "zeros"}:
             return self._written(op, rest if kind == "literal" else "0")
-        raise PlanError(f"inject `{op.key}`: {op.source!r} is no source: {', '.join(FORMS)}")
+        raise PlanError(f"inject `{op.key}`: {_shown(op)} is no source: {', '.join(FORMS)}")
 
     def _attribute(self, op: Inject, path: str, draft: Draft) -> TensorInfo:
         found = self.attribute(path, draft)
@@ -119,7 +119,7 @@ class Sources:
 
     def _need_live(self, op: Inject) -> "Live":
         if self._live is None:
-            raise PlanError(f"inject `{op.key}`: its source {op.source!r} needs a module (-m)")
+            raise PlanError(f"inject `{op.key}`: its source {_shown(op)} needs a module (-m)")
         return self._live
 
     def _file(self, op: Inject, place: str) -> TensorInfo:
@@ -155,6 +155,10 @@ class Sources:
             raise PlanError(f"inject `{op.key}`: {count} numbers for the shape {list(shape)}")
         data = _packed(op, dtype, flat) * (size if count == 1 else 1)
         return self._memory.tensor(op.key, dtype, shape, data)
+
+
+def _shown(op: Inject) -> str:
+    return repr(masked(op.source))
 
 
 def _packed(op: Inject, dtype: str, flat: list[float]) -> bytes:
@@ -201,11 +205,11 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def _check(op: Inject, found: TensorInfo, want: TensorInfo | None) -> None:
     if why := obstacle(found):
-        raise PlanError(f"inject `{op.key}`: its value in {op.source!r} cannot be read: {why}")
+        raise PlanError(f"inject `{op.key}`: its value in {_shown(op)} cannot be read: {why}")
     if op.dtype and op.dtype != found.dtype:
-        raise PlanError(f"inject `{op.key}`: {op.source!r} is {found.dtype}, not {op.dtype}")
+        raise PlanError(f"inject `{op.key}`: {_shown(op)} is {found.dtype}, not {op.dtype}")
     shape = op.shape if op.shape is not None else want.shape if want is not None else found.shape
     if shape != found.shape:
         raise PlanError(
-            f"inject `{op.key}`: {op.source!r} is {list(found.shape)} where {list(shape)} belongs"
+            f"inject `{op.key}`: {_shown(op)} is {list(found.shape)} where {list(shape)} belongs"
         )
