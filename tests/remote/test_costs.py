@@ -1,5 +1,6 @@
 """How little of a remote file is read: requests and bytes, counted by the server."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import ckptool
 from benchmarks.sparse import safetensors_file, sharded, torch_file
 from ckptool.formats.limits import Limits
 from ckptool.formats.remote import coalesced
+from ckptool.locations import Visit
 
 KIB = 1 << 10
 ENDS = 80 * KIB
@@ -127,3 +129,10 @@ def test_files_of_this_machine_import_nothing_for_remote_ones(samples: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_nothing_is_kept_of_a_visit(shelf: Path, site: Site):
+    for name in ("zip.pth", "plain.safetensors"):
+        ckptool.inspect(f"{site.url}/{name}")
+    gc.collect()
+    assert not [found for found in gc.get_objects() if type(found) is Visit]
