@@ -85,8 +85,13 @@ class RemoteSource(Source):
         if found is not None:
             return found
         size = min(max(nbytes, self._grown(offset)), self.nbytes - offset)
-        self._last = offset, self._file.fetch(offset, size)
-        return self._last[1][:nbytes]
+        data = self._file.fetch(offset, size)
+        self._last = offset, data
+        return data[:nbytes]
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the bytes from `offset`."""
+        buffer[:] = self.read(offset, len(buffer))
 
     def tail(self, nbytes: int) -> bytes:
         """Return the last `nbytes` bytes, or all there are."""
