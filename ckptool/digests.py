@@ -10,6 +10,7 @@ from msgspec import Struct
 from ckptool.compare import all_tensors, state_at
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files import open_source
+from ckptool.locations import Location
 from ckptool.model import FINGERPRINT, PIECE, Checkpoint, Skipped, TensorInfo, hasher, natural
 from ckptool.values import fingerprint_many, obstacle
 
@@ -117,7 +118,7 @@ def digested(checkpoint: Checkpoint, at: str | None = None) -> Digest:
     )
 
 
-def saved_digest(path: Path, checkpoint: Path) -> Saved:
+def saved_digest(path: Path, checkpoint: Location) -> Saved:
     """Read the digest of `checkpoint` that a JSON report of before holds.
 
     Raises:
@@ -186,7 +187,7 @@ def lines(digest: Digest) -> Iterator[str]:
         yield f"damage {checkpoint.damage}"
 
 
-def content_of_file(path: Path) -> str:
+def content_of_file(path: Location) -> str:
     """Return what tells two files apart of which no more can be said, in a few words."""
     try:
         with open_source(path) as source:

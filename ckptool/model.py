@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+
+from ckptool.locations import Location
 
 if TYPE_CHECKING:
     from blake3 import blake3
@@ -122,7 +123,7 @@ class Skipped(Struct, frozen=True, gc=False):
 class Span(Struct, frozen=True, gc=False):
     """Bytes `offset` to `offset + nbytes` of a file."""
 
-    path: Path
+    path: Location
     offset: int
     nbytes: int
 
@@ -283,7 +284,7 @@ class Fault(Struct, frozen=True):
 class Checkpoint(Struct, frozen=True):
     """A checkpoint as described from its bytes; nothing in it was imported, called or loaded."""
 
-    path: Path
+    path: Location
     container: Container
     nbytes: int
     """Of the file, or of all files of a directory that belong to it."""
@@ -296,7 +297,7 @@ class Checkpoint(Struct, frozen=True):
     damage: str = ""
     """Why reading stopped. Set only where something dangerous was found first, else an error."""
     skipped: tuple[Skipped, ...] = ()
-    files: tuple[Path, ...] = ()
+    files: tuple[Location, ...] = ()
     """The files of a sharded checkpoint, in order; () for a single file."""
     faults: tuple[Fault, ...] = ()
 
