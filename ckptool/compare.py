@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
 
 from msgspec import Struct
 
 from ckptool import values
-from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite
+from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite, named_ties
 from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
+from ckptool.statistics.figures import Figures, Tolerances
 
 
 class Missing(Struct, frozen=True):
@@ -64,6 +64,8 @@ class Loading(Struct, frozen=True):
     """Unexpected key that the module holds unsaved -> whether the values are equal, where told."""
     better: State | None = None
     """Another mapping of the file that matches the module better than `state` does."""
+    diverged: tuple[tuple[str, str], ...] = ()
+    """Keys that the module, or the file's own metadata, ties, and whose values differ here."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
@@ -121,10 +123,29 @@ class Revision(Struct, frozen=True):
     """Removed keys whose rename is proved by equal values."""
     differing: tuple[str, ...] | None
     """Keys in both whose values differ; None where values were not looked at."""
-    untold: tuple[str, ...]
-    """Keys in both whose values could not be compared."""
+    untold: Mapping[str, str]
+    """Keys in both whose values could not be compared -> why."""
     entries: tuple[str, ...]
     """Places of plain data (an epoch, a configuration) that differ."""
+    measured: Mapping[str, Figures] = {}
+    """Keys whose values or dtypes differ -> how the values do."""
+    unmeasured: Mapping[str, str] = {}
+    """Those that could not be measured -> why."""
+    tolerances: Tolerances | None = None
+    """Within which values pass as the same; None where none were given."""
+    diverged: tuple[tuple[str, str], ...] = ()
+    """Keys that are tied in the old file, and have different values in the new one."""
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """Keys whose values differ by more than the tolerances."""
+        if self.tolerances is None:
+            return self.differing or ()
+        return tuple(
+            key
+            for key in self.differing or ()
+            if key not in self.measured or not self.measured[key].close
+        )
 
     @property
     def ties_differ(self) -> bool:
@@ -138,7 +159,7 @@ class Revision(Struct, frozen=True):
     @property
     def differs(self) -> bool:
         ties_lost = self.ties_differ and not self.moved
-        return bool(self.changes or self.differing or self.entries or ties_lost)
+        return bool(self.changes or self.beyond or self.entries or ties_lost)
 
 
 def compare(
@@ -202,6 +223,7 @@ def loading(checkpoint: Checkpoint, module: ModuleState, at: str | None) -> Load
         renames=renames,
         same_value=_same_values(unexpected, module),
         better=better,
+        diverged=_diverged(checkpoint, state, module),
     )
 
 
@@ -254,74 +276,15 @@ def _same_values(unexpected: list[TensorInfo], module: ModuleState) -> dict[str,
     return told
 
 
-FILE_FIELDS: Final = ("shape", "dtype", "layout")
-
-
-def revision(old: Checkpoint, new: Checkpoint, at: str | None, *, look_at_values: bool) -> Revision:
-    """Compare two files: keys, shapes, dtypes and, unless told not to, values.
-
-    With `at`, the state there; else all states where both files have the same places; else the two
-    states that have most in common.
-    """
-    places, old_tensors, new_tensors = _sides(old, new, at)
-    changes = tuple(compare(old_tensors, new_tensors, FILE_FIELDS))
-    renames = find_renames(
-        [c.expected for c in changes if isinstance(c, Missing)],
-        [c.actual for c in changes if isinstance(c, Unexpected)],
+def _diverged(
+    checkpoint: Checkpoint, state: State, module: ModuleState
+) -> tuple[tuple[str, str], ...]:
+    """Return the keys that are said to be one tensor, and are two with different values."""
+    said = [(g[0], other) for g in ties(h.tensor for h in module.saved.values()) for other in g[1:]]
+    said += [(kept, name) for name, kept in named_ties(checkpoint.metadata).items()]
+    there = state.tensors
+    return tuple(
+        (one, other)
+        for one, other in dict.fromkeys(said)
+        if one in there and other in there and values.equal(there[one], there[other]) is False
     )
-    changed = {c.key for c in changes}
-    both = [(key, key) for key in old_tensors if key not in changed]
-    names = list(renames.items())
-    told: dict[str, bool | None] = {}
-    if look_at_values:
-        pairs = [(old_tensors[a], new_tensors[b]) for a, b in (*both, *names)]
-        told = dict(zip([a for a, _ in (*both, *names)], values.equal_many(pairs), strict=True))
-    return Revision(
-        old=old,
-        new=new,
-        old_tensors=old_tensors,
-        new_tensors=new_tensors,
-        places=places,
-        changes=changes,
-        renames={a: b for a, b in names if told.get(a) is not False},
-        proved=frozenset(a for a, _ in names if told.get(a)),
-        differing=tuple(a for a, _ in both if told[a] is False) if look_at_values else None,
-        untold=tuple(a for a, _ in both if told[a] is None) if look_at_values else (),
-        entries=_changed_entries(old, new),
-    )
-
-
-def _sides(
-    old: Checkpoint, new: Checkpoint, at: str | None
-) -> tuple[tuple[str, str], Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
-    if at is not None:
-        return (at, at), state_at(old, at).tensors, state_at(new, at).tensors
-    if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
-        return ("*", "*"), _all_tensors(old), _all_tensors(new)
-    pairs = [(a, b) for a in old.states for b in new.states]
-    if not pairs:
-        return ("", ""), {}, {}
-    a, b = max(pairs, key=lambda pair: _in_common(*pair))
-    return (a.at, b.at), a.tensors, b.tensors
-
-
-def _all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    return {
-        f"{state.at}.{key}" if state.at else key: tensor
-        for state in checkpoint.states
-        for key, tensor in state.tensors.items()
-    }
-
-
-def _in_common(a: State, b: State) -> int:
-    return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
-
-
-def _changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
-    """Places of plain data that differ between two files of one container."""
-    if old.container != new.container:
-        return ()
-    before = {e.at: e.text for e in old.entries}
-    after = {e.at: e.text for e in new.entries}
-    places = dict.fromkeys((*before, *after))
-    return tuple(place for place in places if before.get(place) != after.get(place))

@@ -8,6 +8,7 @@ CkptoolError
 │   └── CorruptCheckpointError the container is recognised and contradicts itself
 ├── ModuleError            the module cannot be imported or constructed
 ├── PlanError              a migration plan does not fit the checkpoint
+├── WorkerError            what was sent to a cluster did not come back
 └── WriteError             output was not completed; the destination is untouched
 """
 
@@ -39,6 +40,10 @@ class ReadError(CkptoolError):
         self.path = path
         self.reason = reason
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let it come back from another process."""
+        return type(self), (self.path, self.reason)
+
 
 class UnknownFormatError(ReadError):
     """No reader recognises the first bytes of the file."""
@@ -59,6 +64,10 @@ class ModuleError(CkptoolError):
 
 class PlanError(CkptoolError):
     """A migration plan cannot be applied to this checkpoint."""
+
+
+class WorkerError(CkptoolError):
+    """A cluster could not do what it was given."""
 
 
 class WriteError(CkptoolError):

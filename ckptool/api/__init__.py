@@ -1,8 +1,9 @@
 """One function per command, with the same words as its options; the CLI adds only printing."""
 
 from ckptool.api.checking import audit, verify
+from ckptool.api.comparing import merge
 from ckptool.api.explaining import rule
 from ckptool.api.migrating import migrate
 from ckptool.api.reading import diff, inspect
 
-__all__ = ["audit", "diff", "inspect", "migrate", "rule", "verify"]
+__all__ = ["audit", "diff", "inspect", "merge", "migrate", "rule", "verify"]

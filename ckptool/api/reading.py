@@ -1,18 +1,20 @@
 """Describe checkpoints, and compare them with modules and with each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool import report
+from ckptool.api.comparing import How, diff_files
 from ckptool.api.target import PathLike, need_target, notes_on, opened
-from ckptool.compare import loading, revision
+from ckptool.compare import loading
 from ckptool.config import Config
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
-from ckptool.reporting.reading import inspected, loaded, revised
+from ckptool.reporting.reading import inspected, loaded
 from ckptool.rules import run
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def inspect(
     return inspected(tuple(checkpoints), verdict, tuple(errors))
 
 
-def diff(
+def diff(  # noqa: PLR0913
     path: PathLike,
     new: PathLike | None = None,
     *,
@@ -49,11 +51,18 @@ def diff(
     at: str | None = None,
     explain: str | None = None,
     values: bool = True,
+    rtol: float | None = None,
+    atol: float | None = None,
+    jobs: int | None = None,
+    dask: str | None = None,
+    executor: Executor | None = None,
+    shard: tuple[int, int] | None = None,
     inputs: object = None,
+    progress: Callable[[int], None] | None = None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
-) -> report.DiffModuleReport | report.DiffFilesReport:
+) -> report.DiffModuleReport | report.DiffFilesReport | report.PartReport:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
     Args:
@@ -64,7 +73,14 @@ def diff(
         at: place of the state in the file ("state_dict"); without it the best match is taken.
         explain: a key of which everything is to be told.
         values: whether two files' values are compared.
+        rtol: two files: values pass that differ by `atol + rtol * abs(old)` at most.
+        atol: the same.
+        jobs: two files: threads that compare values.
+        dask: two files: address of the Dask scheduler whose workers do it instead.
+        executor: two files: what else does it.
+        shard: two files: (I, N) looks at the I-th of N parts of the values; see `merge`.
         inputs: as for `verify`: with them the module is run, and what that shows is reported.
+        progress: is told how many bytes were compared, from time to time.
         policy: which findings are reported, and from which level on they fail.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
@@ -73,16 +89,19 @@ def diff(
         ReadError: a file cannot be read.
         ModuleError: the module cannot be imported or built.
         UsageError: no module is named, or the options do not go together.
+        WorkerError: a cluster did not do its work.
     """
+    how = How(values, rtol, atol, jobs, dask, executor, shard, progress)
     if new is not None:
         if module is not None:
             raise UsageError(
                 "-m names a module for one checkpoint; with two checkpoints leave it out"
             )
-        before, after = opened(path, limits), opened(new, limits)
-        changed = revision(before, after, at, look_at_values=values)
-        found = judge(run([changed]), policy or Policy(), differs=changed.differs)
-        return revised(changed, found, explain)
+        return diff_files(
+            path, new, how, at=at, explain=explain, policy=policy or Policy(), limits=limits
+        )
+    if how.of_values():
+        raise UsageError(f"{how.of_values()} is for the values of two checkpoints: name both")
     checkpoint = opened(path, limits)
     target = need_target(Path(path), module, kwargs, at, config)
     hyper = target.hyper(checkpoint)

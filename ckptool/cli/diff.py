@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 
 from ckptool import api
+from ckptool.cli.arguments import parse_shard
 from ckptool.cli.options import Output, input_options, limit_options, module_options, report_options
+from ckptool.cli.running import Progress, ending
 from ckptool.formats.limits import Limits
 from ckptool.policy import Policy
 
@@ -19,10 +21,17 @@ from ckptool.policy import Policy
 )
 @click.option("--explain", metavar="KEY", help="Tell all that is known about one key.")
 @click.option("--no-values", is_flag=True, help="Two checkpoints: do not compare their values.")
+@click.option("--rtol", type=float, metavar="NUMBER",
+              help="Two checkpoints: values pass within ATOL + RTOL * abs(old).")  # fmt: skip
+@click.option("--atol", type=float, metavar="NUMBER", help="The same; each is 0 if not given.")
+@click.option("--jobs", type=int, metavar="N", help="Threads that compare values.")
+@click.option("--dask", metavar="ADDRESS", help="Compare values on this Dask cluster.")
+@click.option("--shard", metavar="I/N",
+              help="Compare the I-th of N parts of the values; see `ckptool merge`.")  # fmt: skip
 @input_options
 @limit_options
 @report_options
-def command(
+def command(  # noqa: PLR0913
     ctx: click.Context,
     path: Path,
     new: Path | None,
@@ -32,6 +41,11 @@ def command(
     at: str | None,
     explain: str | None,
     no_values: bool,
+    rtol: float | None,
+    atol: float | None,
+    jobs: int | None,
+    dask: str | None,
+    shard: str | None,
     inputs: tuple[str, ...] | None,
     limits: Limits,
     out: Output,
@@ -44,17 +58,24 @@ def command(
     ckptool diff model.pth            the module named in pyproject.toml or ckptool.toml
     ckptool diff old.pth new.safetensors
     """
-    report = api.diff(
-        path,
-        new,
-        module=module,
-        kwargs=kwargs,
-        at=at,
-        explain=explain,
-        values=not no_values,
-        inputs=inputs,
-        policy=policy,
-        limits=limits,
-    )
+    with ending(ctx), Progress(path, "compared") as progress:
+        report = api.diff(
+            path,
+            new,
+            module=module,
+            kwargs=kwargs,
+            at=at,
+            explain=explain,
+            values=not no_values,
+            rtol=rtol,
+            atol=atol,
+            jobs=jobs,
+            dask=dask,
+            shard=parse_shard(shard),
+            inputs=inputs,
+            progress=progress.add,
+            policy=policy,
+            limits=limits,
+        )
     out.emit(report)
     ctx.exit(report.exit_code)

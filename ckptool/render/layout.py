@@ -5,7 +5,7 @@ from typing import assert_never
 
 from ckptool.render import Style
 from ckptool.render.blocks import Block, problems, skipped_lines
-from ckptool.render.layouts import checking, migrating, reading
+from ckptool.render.layouts import checking, migrating, reading, revising
 from ckptool.report import (
     AnyReport,
     AuditReport,
@@ -13,6 +13,7 @@ from ckptool.report import (
     DiffModuleReport,
     InspectReport,
     MigrateReport,
+    PartReport,
     VerifyReport,
 )
 
@@ -25,14 +26,18 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
         yield from skipped_lines(report.skipped)
 
 
-def _layout(report: AnyReport, style: Style) -> Iterator[Block]:
+def _layout(  # noqa: PLR0911 (one for each kind of report)
+    report: AnyReport, style: Style
+) -> Iterator[Block]:
     match report:
         case InspectReport():
             return reading.inspection(report, style)
         case DiffModuleReport():
             return reading.loading(report, style)
         case DiffFilesReport():
-            return reading.revision(report, style)
+            return revising.revision(report, style)
+        case PartReport():
+            return revising.part(report, style)
         case AuditReport():
             return checking.audit(report, style)
         case MigrateReport():
