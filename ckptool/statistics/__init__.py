@@ -15,8 +15,9 @@ from ckptool.workers import Batch, Workers
 
 __all__ = ["Figures", "Tolerances", "measure_many", "obstacle"]
 
-_BLOCK: Final = 1 << 17
-"""Elements of each side that are held at once."""
+_BLOCK: Final = 1 << 15
+"""Elements of each side that are held at once: what torch does not divide among threads again,
+and what stays in a processor's cache."""
 _PIECE: Final = 1 << 22
 """Elements of a tensor that one worker takes at a time."""
 _BATCH: Final = 256

@@ -1,5 +1,8 @@
 """The bytes of two blocks, of whatever dtypes -> what is measured of them, by torch."""
 
+import sys
+from math import isfinite
+from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from ckptool.model import BITS
@@ -26,36 +29,68 @@ def measure(
     x, y = _wide(a), _wide(b)
     if x.dtype != y.dtype:
         x, y = x + 0j, y + 0j
-    finite_x, finite_y = x.isfinite(), y.isfinite()
-    both = finite_x & finite_y
     changed = _changed_bits(a, b) if old_dtype == new_dtype else _unequal(x, y)
-    if not both.all():
+    cast = old_dtype != new_dtype
+    squares = _dot(x, x), _dot(y, y)
+    whole = all(map(isfinite, squares))
+    finite_x, finite_y = (None, None) if whole else (x.isfinite(), y.isfinite())
+    both = None if finite_x is None or finite_y is None else finite_x & finite_y
+    if both is not None:
         x, y = x.where(both, 0), y.where(both, 0)
+        squares = _dot(x, x), _dot(y, y)
     gaps = (x - y).abs()
-    near = both & (gaps <= tolerances.atol + tolerances.rtol * x.abs())
+    seen = changed if both is None else changed & both
     return Partial(
         elements=a.numel(),
-        changed=int(changed.sum()),
-        far=int((changed & ~near).sum()),
-        finite=int(both.sum()),
+        changed=_count(changed),
+        far=_count(changed) - _count(seen & _near(gaps, x, tolerances)),
+        finite=a.numel() if both is None else _count(both),
         largest=float(gaps.max()),
         distance=float(gaps.sum()),
-        squares=_squares(gaps),
-        old_squares=_squares(x),
-        new_squares=_squares(y),
-        product=float((x.conj() * y).real.sum()) if x.is_complex() else float((x * y).sum()),
-        old_nonfinite=a.numel() - int(finite_x.sum()),
-        new_nonfinite=a.numel() - int(finite_y.sum()),
-        narrowed=old_dtype != new_dtype and _is_cast(a, b),
-        widened=old_dtype != new_dtype and _is_cast(b, a),
-        histogram=_histogram(gaps[changed & both]),
+        squares=_dot(gaps, gaps),
+        old_squares=squares[0],
+        new_squares=squares[1],
+        product=_dot(x, y),
+        old_nonfinite=0 if finite_x is None else a.numel() - _count(finite_x),
+        new_nonfinite=0 if finite_y is None else a.numel() - _count(finite_y),
+        narrowed=cast and _is_cast(a, b),
+        widened=cast and _is_cast(b, a),
+        histogram=_histogram(gaps, a.numel() - _count(seen)),
     )
 
 
-def _tensor(data: bytes, dtype: str) -> "Tensor":
+def _torch() -> ModuleType:
+    """Import torch; where that is our doing, its threads stay away from those that call it."""
+    ours = "torch" not in sys.modules
     import torch
 
-    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype))
+    if ours:
+        torch.set_num_threads(1)
+    return torch
+
+
+def _count(mask: "Tensor") -> int:
+    return int(mask.count_nonzero())
+
+
+def _dot(x: "Tensor", y: "Tensor") -> float:
+    return float(x.vdot(y).real if x.is_complex() else x.dot(y))
+
+
+def _near(gaps: "Tensor", old: "Tensor", tolerances: Tolerances) -> "Tensor":
+    if not tolerances.rtol:
+        return gaps <= tolerances.atol
+    return gaps <= tolerances.atol + tolerances.rtol * old.abs()
+
+
+def _tensor(data: bytes, dtype: str) -> "Tensor":
+    torch = _torch()
+    if dtype == "complex32":  # torch does next to nothing with it, and warns
+        halves = torch.frombuffer(bytearray(data), dtype=torch.float16)
+        whole: Tensor = torch.view_as_complex(halves.float().view(-1, 2))
+        return whole
+    tensor: Tensor = torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype))
+    return tensor
 
 
 def _wide(tensor: "Tensor") -> "Tensor":
@@ -96,13 +131,11 @@ def _is_cast(a: "Tensor", b: "Tensor") -> bool:
     return not bool(_unequal(_wide(a.to(b.dtype)), _wide(b)).any())
 
 
-def _squares(x: "Tensor") -> float:
-    return float((x.real.square() + x.imag.square() if x.is_complex() else x.square()).sum())
-
-
-def _histogram(gaps: "Tensor") -> tuple[int, ...]:
+def _histogram(gaps: "Tensor", unseen: int) -> tuple[int, ...]:
+    """Count by decade; gaps that are not to be counted are 0, and so fall below the first."""
     import torch
 
     edges = torch.tensor(EDGES, dtype=torch.float64)
     decades = torch.bucketize(gaps, edges, right=True)
-    return tuple(torch.bincount(decades, minlength=DECADES).tolist())
+    first, *others = torch.bincount(decades, minlength=DECADES).tolist()
+    return (first - unseen, *others)

@@ -58,7 +58,7 @@ def module_ties_what_the_file_has_twice(tmp):
     return diff(tmp, state, "rules.cases_values:Tied")
 
 
-@fires("CK502", "CK216")
+@fires("CK502", "CK310")
 def metadata_ties_what_the_file_has_apart(tmp):
     state = {"embed.weight": torch.ones(4, 3), "head.weight": torch.zeros(4, 3)}
     save_file(state, tmp / "m.safetensors", metadata={"head.weight": "embed.weight"})

@@ -1,7 +1,7 @@
 """How two files differ -> blocks."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ckptool.model import BITS
@@ -28,8 +28,8 @@ def revision(report: DiffFilesReport, style: Style) -> Iterator[Block]:
         yield from explanation(report.explanation, style)
         return
     for title, keys in (
-        ("Added", report.added_keys),
-        ("Removed", report.removed_keys),
+        ("Added", _others(report.added_keys, report.renamed_keys.values())),
+        ("Removed", _others(report.removed_keys, report.renamed_keys)),
         ("Changed in value", _not_measured(report)),
         ("Plain data that differs", report.changed_entries),
     ):
@@ -66,6 +66,7 @@ def _head(report: DiffFilesReport) -> Iterator[str]:
     yield (
         f"keys: {len(report.added_keys)} added, {len(report.removed_keys)} removed, "
         f"{len(report.changed_keys)} changed"
+        + (f"; {len(report.renamed_keys)} probably renamed" if report.renamed_keys else "")
     )
     casts = Counter((c.old_dtype, c.new_dtype, c.rounding) for c in report.changes)
     for (old, new, rounding), number in casts.items():
@@ -74,6 +75,11 @@ def _head(report: DiffFilesReport) -> Iterator[str]:
             yield f"dtypes: {count(number, 'tensor')} {old} -> {new}, {how}"
     if report.rtol is not None:
         yield f"tolerance: {_figure(report.atol)} + {_figure(report.rtol)} * abs(old)"
+
+
+def _others(keys: tuple[str, ...], named: Iterable[str]) -> tuple[str, ...]:
+    elsewhere = set(named)
+    return tuple(key for key in keys if key not in elsewhere)
 
 
 def _not_measured(report: DiffFilesReport) -> tuple[str, ...]:
