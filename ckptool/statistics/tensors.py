@@ -29,10 +29,10 @@ def measure(
     x, y = _wide(a), _wide(b)
     if x.dtype != y.dtype:
         x, y = x + 0j, y + 0j
-    changed = _changed_bits(a, b) if old_dtype == new_dtype else _unequal(x, y)
-    cast = old_dtype != new_dtype
     squares = _dot(x, x), _dot(y, y)
     whole = all(map(isfinite, squares))
+    cast = old_dtype != new_dtype
+    changed = _unequal(x, y, whole=whole) if cast else _changed_bits(a, b)
     finite_x, finite_y = (None, None) if whole else (x.isfinite(), y.isfinite())
     both = None if finite_x is None or finite_y is None else finite_x & finite_y
     if both is not None:
@@ -117,9 +117,9 @@ def _changed_bits(a: "Tensor", b: "Tensor") -> "Tensor":
     return a.view(word) != b.view(word)
 
 
-def _unequal(x: "Tensor", y: "Tensor") -> "Tensor":
+def _unequal(x: "Tensor", y: "Tensor", *, whole: bool) -> "Tensor":
     """Tell where two dtypes hold other numbers; the bits of their NaN cannot be the same."""
-    return (x != y) & ~(x.isnan() & y.isnan())
+    return x != y if whole else (x != y) & ~(x.isnan() & y.isnan())
 
 
 def _is_cast(a: "Tensor", b: "Tensor") -> bool:
@@ -128,7 +128,10 @@ def _is_cast(a: "Tensor", b: "Tensor") -> bool:
         t.is_floating_point() or t.is_complex() for t in (a, b)
     ):
         return False
-    return not bool(_unequal(_wide(a.to(b.dtype)), _wide(b)).any())
+    rounded = a.to(b.dtype)
+    if not _changed_bits(rounded, b).any():
+        return True
+    return not bool(_unequal(_wide(rounded), _wide(b), whole=False).any())
 
 
 def _histogram(gaps: "Tensor", unseen: int) -> tuple[int, ...]:
