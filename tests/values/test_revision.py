@@ -215,6 +215,40 @@ def test_a_table_fits_into_80_columns_and_folds_modules(tmp_path):
     assert "| `blocks.*.attention` | 24 | all |" in render("markdown", report, Style())
 
 
+def test_explain_has_the_figures(tmp_path):
+    state = base()
+    new = nudged(state, "norm1.weight", 3, 1.005)
+    facts = {
+        f.name: f.value for f in compared(tmp_path, state, new, explain="norm1.weight").explanation
+    }
+    assert facts["values"] == "different"
+    assert facts["elements changed"] == "1 of 8"
+    assert facts["differences 1e-3 to 1e-2"] == "1"
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_against_a_file(tmp_path):
+    """How a container cuts a tensor is nothing about the tensor."""
+    from torch.distributed import checkpoint as dcp
+
+    state = base()
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    torch.save(state, tmp_path / "old.pth")
+    report = api.diff(tmp_path / "old.pth", tmp_path / "dcp")
+    assert (report.verdict, report.changed_keys) == ("same state, other container", ())
+    torch.save(nudged(state, "mask", 0, 5.0), tmp_path / "new.pth")
+    assert [c.changed for c in api.diff(tmp_path / "dcp", tmp_path / "new.pth").changes] == [1]
+
+
+def test_ties_that_came_apart_name_both(tmp_path):
+    weight = torch.ones(3, 2)
+    old = {"a": {"emb": weight, "head": weight}, "b": {"x": torch.ones(1)}}
+    new = {"a": {"emb": weight, "head": weight + 1}, "b": {"x": torch.ones(1)}}
+    report = compared(tmp_path, old, new)
+    (finding,) = [f for f in report.findings if f.code == "CK502"]
+    assert finding.message.startswith("`a.emb` and `a.head` are one tensor (tied) in the old file")
+
+
 # Parts.
 
 
