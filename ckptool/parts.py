@@ -1,7 +1,6 @@
 """A comparison <-> its parts: which machine does what, and the one answer from all of theirs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,6 +139,8 @@ def _checkpoint(side: Side) -> Checkpoint:
 
 
 def _identity(files: Sequence[Path]) -> str:
+    from hashlib import sha256  # starts OpenSSL: only where content is looked at
+
     digest = sha256()
     for path in files:
         with open_source(path) as source:

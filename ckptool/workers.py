@@ -3,12 +3,14 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
 from itertools import chain, islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 JOBS: Final = min(8, os.cpu_count() or 1)
 
@@ -25,7 +27,7 @@ class Workers(Struct, frozen=True):
 
     jobs: int = JOBS
     """Threads, where no executor is given."""
-    executor: Executor | None = None
+    executor: "Executor | None" = None
     window: int = 64
     """Batches that an executor is given ahead of the one that is waited for."""
     folder: Path = Path()
@@ -64,7 +66,7 @@ class Workers(Struct, frozen=True):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _over(
-        self, executor: Executor, window: int, task: Task[_T, _R], batches: Iterator[Batch[_T]]
+        self, executor: "Executor", window: int, task: Task[_T, _R], batches: Iterator[Batch[_T]]
     ) -> Iterator[tuple[Sequence[_T], _R]]:
         waiting: deque[tuple[Batch[_T], Future[_R]]] = deque()
         try:

@@ -1,10 +1,10 @@
 """Compare two checkpoints: here, on a cluster, or a part on each of several machines."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -23,6 +23,9 @@ from ckptool.rules import run
 from ckptool.statistics import Tolerances
 from ckptool.workers import JOBS, Workers
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
 
 class How(Struct, frozen=True):
     """How two files' values are compared, and by whom; see `diff`."""
@@ -32,7 +35,7 @@ class How(Struct, frozen=True):
     atol: float | None = None
     jobs: int | None = None
     dask: str | None = None
-    executor: Executor | None = None
+    executor: "Executor | None" = None
     shard: tuple[int, int] | None = None
     progress: Callable[[int], None] | None = None
 

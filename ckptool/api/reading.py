@@ -1,7 +1,6 @@
 """Describe checkpoints, and compare them with modules and with each other."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,8 @@ from ckptool.reporting.reading import inspected, loaded
 from ckptool.rules import run
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from torch import nn
 
 
@@ -55,7 +56,7 @@ def diff(  # noqa: PLR0913
     atol: float | None = None,
     jobs: int | None = None,
     dask: str | None = None,
-    executor: Executor | None = None,
+    executor: "Executor | None" = None,
     shard: tuple[int, int] | None = None,
     inputs: object = None,
     progress: Callable[[int], None] | None = None,

@@ -277,7 +277,7 @@ def probable_rename(loading: Loading) -> Iterator[Hit]:
 def key_renamed(revision: Revision) -> Iterator[Hit]:
     for key, found in revision.renames.items():
         if key in revision.proved:
-            yield hit(key, found=found)
+            yield hit(key, found=found, proved=True)
 
 
 @check(
