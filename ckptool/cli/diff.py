@@ -51,13 +51,13 @@ def command(  # noqa: PLR0913
     out: Output,
     policy: Policy,
 ) -> None:
-    r"""Compare a checkpoint with the module that should load it, or with another checkpoint.
+    """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
     \b
     ckptool diff model.pth -m package.module:Name -k d_in=3
     ckptool diff model.pth            the module named in pyproject.toml or ckptool.toml
     ckptool diff old.pth new.safetensors
-    """
+    """  # noqa: D301 (click reads a real backspace)
     with ending(ctx), Progress(path, "compared") as progress:
         report = api.diff(
             path,

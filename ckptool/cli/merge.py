@@ -23,13 +23,13 @@ def command(
     out: Output,
     policy: Policy,
 ) -> None:
-    r"""Put together what `ckptool diff OLD NEW --shard I/N` found on several machines.
+    """Put together what `ckptool diff OLD NEW --shard I/N` found on several machines.
 
     \b
     ckptool diff old.pth new.pth --shard 1/2 --format json -o part-1.json
     ckptool diff old.pth new.pth --shard 2/2 --format json -o part-2.json
     ckptool merge part-1.json part-2.json
-    """
+    """  # noqa: D301 (click reads a real backspace)
     report = api.merge(parts, explain=explain, policy=policy)
     out.emit(report)
     ctx.exit(report.exit_code)
