@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptool.api import audit, diff, inspect, migrate, rule, verify
+    from ckptool.api import audit, diff, inspect, migrate, rule, verify, watch
     from ckptool.errors import CkptoolError
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
@@ -21,6 +21,7 @@ __all__ = [
     "open_checkpoint",
     "rule",
     "verify",
+    "watch",
 ]
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "open_checkpoint": "ckptool.formats",
     "rule": "ckptool.api",
     "verify": "ckptool.api",
+    "watch": "ckptool.api",
 }
 
 

@@ -193,6 +193,8 @@ class AuditReport(Report, frozen=True, kw_only=True):
     unsaved: tuple[UnsavedReport, ...]
     parameters: tuple[TensorReport, ...]
     persistent_buffers: tuple[TensorReport, ...]
+    since: str = ""
+    """Of a watched module: since when the state in `unsaved` was changed; only that is listed."""
 
 
 class StepReport(Struct, frozen=True, kw_only=True):

@@ -4,5 +4,6 @@ from ckptool.api.checking import audit, verify
 from ckptool.api.explaining import rule
 from ckptool.api.migrating import migrate
 from ckptool.api.reading import diff, inspect
+from ckptool.api.training import watch
 
-__all__ = ["audit", "diff", "inspect", "migrate", "rule", "verify"]
+__all__ = ["audit", "diff", "inspect", "migrate", "rule", "verify", "watch"]

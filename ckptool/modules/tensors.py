@@ -104,6 +104,25 @@ def digest(value: Any) -> str:
     return fingerprint(dtype_name(value), tuple(map(int, value.shape)), [chunk])
 
 
+def content_mark(value: Any) -> str:
+    """Return a digest of all elements, whatever the size and layout, "" where they cannot be had.
+
+    Equal for equal bits, shape and dtype; it stands for a copy that would take room.
+    """
+    from hashlib import sha256
+
+    found = None if is_lazy(value) else _elements(value)
+    if found is None:
+        return ""
+    whole = sha256(f"{dtype_name(value)}{list(map(int, value.shape))}".encode())
+    for part in found:
+        count = part.numel()
+        whole.update(f"|{count}|".encode())
+        if count:
+            whole.update(memoryview((ctypes.c_ubyte * count).from_address(part.data_ptr())))
+    return whole.hexdigest()
+
+
 def same_bytes(one: Any, other: Any) -> bool | None:
     """Return whether two values are equal bit for bit (NaN too), None where that cannot be told."""
     import torch
