@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptool.api import audit, diff, inspect, migrate, rule, verify, watch
+    from ckptool.api import audit, diff, inspect, lock, migrate, rule, verify, watch
     from ckptool.errors import CkptoolError
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
@@ -17,6 +17,7 @@ __all__ = [
     "audit",
     "diff",
     "inspect",
+    "lock",
     "migrate",
     "open_checkpoint",
     "rule",
@@ -31,6 +32,7 @@ _HOMES = {
     "audit": "ckptool.api",
     "diff": "ckptool.api",
     "inspect": "ckptool.api",
+    "lock": "ckptool.api",
     "migrate": "ckptool.api",
     "open_checkpoint": "ckptool.formats",
     "rule": "ckptool.api",

@@ -1,6 +1,6 @@
 """A module or a checkpoint -> Contract: what is said of each key; two of them -> Holding."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -249,8 +249,16 @@ def hold(old: Contract, new: Contract, brought: Mapping[str, str] | None = None)
     )
 
 
-def differences(old: Contract, new: Contract) -> Iterable[Difference]:
-    """Yield everything that two contracts say differently, where both say something."""
+def differences(old: Contract, new: Contract, *, exact: bool = False) -> Iterator[Difference]:
+    """Yield everything that two contracts say differently, where both say something.
+
+    With `exact`, also where only one of them does.
+    """
+    if exact:
+        for name in ("source", "taken_from"):
+            was, is_ = getattr(old, name), getattr(new, name)
+            if was != is_:
+                yield Difference("", name.replace("_", " "), str(was), str(is_))
     keys = sorted({*old.terms, *new.terms}, key=natural)
     for key in keys:
         before, after = old.terms.get(key), new.terms.get(key)
@@ -259,19 +267,21 @@ def differences(old: Contract, new: Contract) -> Iterable[Difference]:
             continue
         for name in ("shape", "dtype", "layout", *_KNOWN):
             was, is_ = getattr(before, name), getattr(after, name)
-            unknown = name != "tied" and (was is None or is_ is None)
+            unknown = not exact and name != "tied" and (was is None or is_ is None)
             if was != is_ and not unknown:
                 yield Difference(key, name, _word(was), _word(is_))
     for key in sorted({*old.others, *new.others}, key=natural):
         said, says = old.others.get(key), new.others.get(key)
         if said is None or says is None:
             yield Difference(key, "added" if said is None else "removed", said or "", says or "")
+        elif exact and said != says:
+            yield Difference(key, "holds", said, says)
 
 
 _KNOWN: Final = ("kind", "saved", "owner", "version", "constancy", "tied")
 
 
-def _one_sided(key: str, old: Term | None, new: Term | None) -> Iterable[Difference]:
+def _one_sided(key: str, old: Term | None, new: Term | None) -> Iterator[Difference]:
     if old is None and new is not None:
         yield Difference(key, "added", "", _described(new))
     elif old is not None:

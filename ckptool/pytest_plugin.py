@@ -1,6 +1,6 @@
 """Fixtures for the tests of a project that saves modules; torch is imported when one is called."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +24,7 @@ class AssertSaveable(Protocol):
         *,
         inputs: object = None,
         kwargs: Mapping[str, object] | None = None,
+        fresh: "Callable[[], nn.Module] | None" = None,
         ignore: tuple[str, ...] = (),
         fail_on: str = "error",
     ) -> "AuditReport":
@@ -62,6 +63,7 @@ def assert_saveable() -> AssertSaveable:
         *,
         inputs: object = None,
         kwargs: Mapping[str, object] | None = None,
+        fresh: "Callable[[], nn.Module] | None" = None,
         ignore: tuple[str, ...] = (),
         fail_on: str = "error",
     ) -> "AuditReport":
@@ -69,7 +71,7 @@ def assert_saveable() -> AssertSaveable:
         from ckptool import api
 
         policy = _policy(ignore, fail_on)
-        report = api.audit(module, kwargs=kwargs, inputs=inputs, policy=policy)
+        report = api.audit(module, kwargs=kwargs, inputs=inputs, fresh=fresh, policy=policy)
         _demand(report)
         return report
 

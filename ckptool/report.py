@@ -274,6 +274,36 @@ class VerifyReport(Report, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
+class DifferenceReport(Struct, frozen=True, kw_only=True):
+    """One thing that a lock says, and that is another now."""
+
+    key: str
+    """"" for what is said of the whole."""
+    what: str
+    """"added", "removed", "shape", "dtype", "kind", "saved", "owner", "version" ..."""
+    old: str
+    new: str
+
+
+class LockReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"locked ...", "the lock holds", "the lock is stale ..." or "recorded"."""
+    path: str
+    """What was written or checked."""
+    source: str
+    """"module" or "checkpoint"."""
+    name: str
+    keys: int
+    unsaved: int
+    """Tensors that the module holds beside its state_dict."""
+    standing: str
+    """"the same", "compatible", "additive" or "breaking"; "" where there was no lock before."""
+    differences: tuple[DifferenceReport, ...]
+    golden: str = ""
+    """The checkpoint whose outputs were recorded, "" where a lock was written."""
+    notes: tuple[str, ...] = ()
+
+
 class RuleReport(Struct, frozen=True, kw_only=True):
     code: str
     name: str
@@ -284,5 +314,11 @@ class RuleReport(Struct, frozen=True, kw_only=True):
 
 
 AnyReport = (
-    InspectReport | DiffModuleReport | DiffFilesReport | AuditReport | MigrateReport | VerifyReport
+    InspectReport
+    | DiffModuleReport
+    | DiffFilesReport
+    | AuditReport
+    | MigrateReport
+    | VerifyReport
+    | LockReport
 )

@@ -2,8 +2,9 @@
 
 from ckptool.api.checking import audit, verify
 from ckptool.api.explaining import rule
+from ckptool.api.locking import lock
 from ckptool.api.migrating import migrate
 from ckptool.api.reading import diff, inspect
 from ckptool.api.training import watch
 
-__all__ = ["audit", "diff", "inspect", "migrate", "rule", "verify", "watch"]
+__all__ = ["audit", "diff", "inspect", "lock", "migrate", "rule", "verify", "watch"]

@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "audit": "Report everything a module holds that a state_dict does not.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
     "inspect": "Describe checkpoints without loading or executing anything.",
+    "lock": "Write down what a module or a checkpoint promises, for later releases.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Say what a rule means and how to fix what it finds.",
     "verify": "Load a checkpoint, run its module on a GPU or a simulated one, and compare.",

@@ -5,13 +5,14 @@ from typing import assert_never
 
 from ckptool.render import Style
 from ckptool.render.blocks import Block, problems, skipped_lines
-from ckptool.render.layouts import checking, migrating, reading
+from ckptool.render.layouts import checking, locking, migrating, reading
 from ckptool.report import (
     AnyReport,
     AuditReport,
     DiffFilesReport,
     DiffModuleReport,
     InspectReport,
+    LockReport,
     MigrateReport,
     VerifyReport,
 )
@@ -39,5 +40,7 @@ def _layout(report: AnyReport, style: Style) -> Iterator[Block]:
             return migrating.migration(report, style)
         case VerifyReport():
             return checking.verification(report, style)
+        case LockReport():
+            return locking.lock(report, style)
         case _:
             assert_never(report)

@@ -119,8 +119,6 @@ class Usage(Struct, frozen=True):
     changed: tuple[PythonChange, ...] = ()
     constancy: Mapping[str, Constancy] = {}
     """Path of unsaved state -> what is known of its value now."""
-    compared: bool = False
-    """Whether it was compared with what building it anew gives."""
     skipped: tuple[Skipped, ...] = ()
 
 

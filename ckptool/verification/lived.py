@@ -99,7 +99,6 @@ def since_built(
             path: _constancy(mark, once.marks.get(path), again.marks.get(path))
             for path, mark in live.marks.items()
         },
-        compared=True,
     )
 
 
@@ -111,7 +110,7 @@ def informed(state: ModuleState, usage: Usage) -> ModuleState:
         else replace(one, constancy=usage.constancy[key])
         for key, one in state.held.items()
     }
-    kept = [s for s in state.skipped if not (usage.compared and s.what == "constancy")]
+    kept = [s for s in state.skipped if s.what != "constancy"]
     return replace(state, held=held, skipped=(*kept, *usage.skipped))
 
 
@@ -123,8 +122,7 @@ def only_changed(state: ModuleState, usage: Usage) -> ModuleState:
         for path, cls in state.hidden_modules.items()
         if any(key.startswith(f"{path}.") for key in usage.constancy)
     }
-    skipped = tuple(s for s in state.skipped if s.what != "constancy")
-    return replace(state, held=held, hidden_modules=hidden, none_buffers={}, skipped=skipped)
+    return replace(state, held=held, hidden_modules=hidden, none_buffers={})
 
 
 def _constancy(live: str, once: str | None, again: str | None) -> Constancy:
