@@ -254,28 +254,30 @@ def differences(old: Contract, new: Contract, *, exact: bool = False) -> Iterato
 
     With `exact`, also where only one of them does.
     """
-    if exact:
-        for name in ("source", "taken_from"):
-            was, is_ = getattr(old, name), getattr(new, name)
-            if was != is_:
-                yield Difference("", name.replace("_", " "), str(was), str(is_))
-    keys = sorted({*old.terms, *new.terms}, key=natural)
-    for key in keys:
+    for key in sorted({*old.terms, *new.terms}, key=natural):
         before, after = old.terms.get(key), new.terms.get(key)
         if before is None or after is None:
             yield from _one_sided(key, before, after)
-            continue
-        for name in ("shape", "dtype", "layout", *_KNOWN):
-            was, is_ = getattr(before, name), getattr(after, name)
-            unknown = not exact and name != "tied" and (was is None or is_ is None)
-            if was != is_ and not unknown:
-                yield Difference(key, name, _word(was), _word(is_))
-    for key in sorted({*old.others, *new.others}, key=natural):
-        said, says = old.others.get(key), new.others.get(key)
-        if said is None or says is None:
-            yield Difference(key, "added" if said is None else "removed", said or "", says or "")
-        elif exact and said != says:
-            yield Difference(key, "holds", said, says)
+        else:
+            yield from _fields(before, after, exact=exact)
+    yield from _texts(old.others, new.others, exact=exact)
+
+
+def _fields(old: Term, new: Term, *, exact: bool) -> Iterator[Difference]:
+    for name in ("shape", "dtype", "layout", *_KNOWN):
+        was, is_ = getattr(old, name), getattr(new, name)
+        unknown = not exact and name != "tied" and (was is None or is_ is None)
+        if was != is_ and not unknown:
+            yield Difference(old.key, name, _word(was), _word(is_))
+
+
+def _texts(old: Mapping[str, str], new: Mapping[str, str], *, exact: bool) -> Iterator[Difference]:
+    for key in sorted({*old, *new}, key=natural):
+        was, is_ = old.get(key), new.get(key)
+        if was is None or is_ is None:
+            yield Difference(key, "added" if was is None else "removed", was or "", is_ or "")
+        elif exact and was != is_:
+            yield Difference(key, "holds", was, is_)
 
 
 _KNOWN: Final = ("kind", "saved", "owner", "version", "constancy", "tied")

@@ -278,7 +278,6 @@ class DifferenceReport(Struct, frozen=True, kw_only=True):
     """One thing that a lock says, and that is another now."""
 
     key: str
-    """"" for what is said of the whole."""
     what: str
     """"added", "removed", "shape", "dtype", "kind", "saved", "owner", "version" ..."""
     old: str
@@ -293,6 +292,8 @@ class LockReport(Report, frozen=True, kw_only=True):
     source: str
     """"module" or "checkpoint"."""
     name: str
+    name_before: str
+    """What the lock before was taken from, "" where that is the same."""
     keys: int
     unsaved: int
     """Tensors that the module holds beside its state_dict."""

@@ -19,6 +19,7 @@ from ckptool.verification.facts import Replay
 if TYPE_CHECKING:
     from torch import nn
 
+    from ckptool.migration.ops import Operation
     from ckptool.migration.plan import Plan
     from ckptool.verification.golden import Golden
 
@@ -123,9 +124,10 @@ def _fixture(path: Path, target: Target, plans: "Mapping[str, Plan]", limits: Li
 def _planned(path: Path, target: Target, plan: "Plan | None", limits: Limits) -> tuple[str, str]:
     """Return the steps of a dry run, in words, and why it does not lead there, "" where it does."""
     from ckptool.migration.run import Request, run
+    from ckptool.migration.write import TORCH
 
     request = Request(
-        source=path, target=None, module=target.built, at=target.at, plan=plan,
+        source=path, target=None, module=target.built, at=target.at, to=TORCH, plan=plan,
         dry_run=True, limits=limits,
     )  # fmt: skip
     try:
@@ -134,10 +136,12 @@ def _planned(path: Path, target: Target, plan: "Plan | None", limits: Limits) ->
         return "", str(error)
     if done.loading is None or not done.loading.strict:
         return "", "what it leads to does not load strictly"
-    words = [
-        " ".join(filter(None, (op.__struct_config__.tag, op.words[0]))) for op in done.plan.ops
-    ]
-    return ", ".join(map(str, words)) or "nothing to do", ""
+    return ", ".join(map(_step, done.plan.ops)) or "nothing to do", ""
+
+
+def _step(op: "Operation") -> str:
+    before, after = op.words
+    return f"{op.__struct_config__.tag} {after if before == '-' else before}"
 
 
 def _without(path: Path, reason: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "ckpt.lock.json"
 
 
-def lock(
+def lock(  # noqa: PLR0913
     path: PathLike | None = None,
     *,
     module: "str | nn.Module | None" = None,
@@ -63,8 +63,8 @@ def lock(
     if golden is not None:
         if path is None or output is not None or check:
             raise UsageError(
-                "--golden records what a module computes with a checkpoint: lock PATH --golden FILE "
-                "-m MODULE; the lock is written by another run, without --golden"
+                "--golden records what a module computes with a checkpoint: lock PATH --golden "
+                "FILE -m MODULE; the lock is written by another run, without --golden"
             )
         target = need_target(Path(path), module, kwargs, at, config)
         return _record(target, Path(path), Path(golden), inputs, tolerances or {}, force, limits)

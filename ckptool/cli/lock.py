@@ -33,7 +33,7 @@ from ckptool.policy import Policy
 @click.option("--force", is_flag=True, help="Replace a file, whatever it is.")
 @limit_options
 @screen_options
-def command(
+def command(  # noqa: PLR0913
     ctx: click.Context,
     path: Path | None,
     target: Path | None,

@@ -26,7 +26,7 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
         yield from skipped_lines(report.skipped)
 
 
-def _layout(report: AnyReport, style: Style) -> Iterator[Block]:
+def _layout(report: AnyReport, style: Style) -> Iterator[Block]:  # noqa: PLR0911 (one a report)
     match report:
         case InspectReport():
             return reading.inspection(report, style)

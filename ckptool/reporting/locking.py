@@ -41,6 +41,7 @@ def locked(done: Locked, verdict: Verdict) -> LockReport:
         path=str(done.path),
         source=str(done.contract.source),
         name=done.contract.taken_from,
+        name_before=_name_before(done),
         keys=sum(term.saved for term in terms) + len(done.contract.others),
         unsaved=sum(not term.saved for term in terms),
         standing=str(done.holding.standing) if done.holding else "",
@@ -56,6 +57,14 @@ def difference_reports(found: Iterable[Difference]) -> tuple[DifferenceReport, .
     )
 
 
+def _name_before(done: Locked) -> str:
+    if done.holding is None:
+        return ""
+    before, now = done.holding.old, done.holding.new
+    same = (before.source, before.taken_from) == (now.source, now.taken_from)
+    return "" if same else f"{before.source} {before.taken_from}"
+
+
 def _differences(done: Locked) -> tuple[DifferenceReport, ...]:
     if done.holding is None or done.same:
         return ()
@@ -65,7 +74,7 @@ def _differences(done: Locked) -> tuple[DifferenceReport, ...]:
 def _words(done: Locked, changed: int) -> str:
     if done.golden:
         return "recorded"
-    count = f"{changed} difference{'' if changed == 1 else 's'}"
+    count = f"{changed} difference{'' if changed == 1 else 's'}" if changed else "of another name"
     if done.holding is None:
         return "locked"
     if done.same:
