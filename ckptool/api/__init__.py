@@ -2,9 +2,21 @@
 
 from ckptool.api.checking import audit, verify
 from ckptool.api.explaining import rule
+from ckptool.api.gating import effective_policy, gate
 from ckptool.api.locking import lock
 from ckptool.api.migrating import migrate
 from ckptool.api.reading import diff, inspect
 from ckptool.api.training import watch
 
-__all__ = ["audit", "diff", "inspect", "lock", "migrate", "rule", "verify", "watch"]
+__all__ = [
+    "audit",
+    "diff",
+    "effective_policy",
+    "gate",
+    "inspect",
+    "lock",
+    "migrate",
+    "rule",
+    "verify",
+    "watch",
+]

@@ -14,6 +14,7 @@ from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
 from ckptool.reporting.reading import inspected, loaded, revised
 from ckptool.rules import run
+from ckptool.rules.registry import in_order
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,8 @@ def inspect(
             checkpoints.append(opened(path, limits))
         except ReadError as error:
             errors.append(str(error))
-    verdict = judge(run(checkpoints), policy or Policy())
+    found = in_order(f for one in checkpoints for f in run([one], one.path))
+    verdict = judge(found, policy or Policy())
     return inspected(tuple(checkpoints), verdict, tuple(errors))
 
 
@@ -81,12 +83,13 @@ def diff(
             )
         before, after = opened(path, limits), opened(new, limits)
         changed = revision(before, after, at, look_at_values=values)
-        found = judge(run([changed]), policy or Policy(), differs=changed.differs)
+        found = judge(run([changed], new), policy or Policy(), differs=changed.differs)
         return revised(changed, found, explain)
     checkpoint = opened(path, limits)
     target = need_target(Path(path), module, kwargs, at, config)
     hyper = target.hyper(checkpoint)
     state, seen = target.exercised(hyper, target.examined(hyper), inputs)
     met = loading(checkpoint, state, target.at)
-    found = judge(run([met, state, checkpoint, *seen]), policy or Policy(), differs=not met.strict)
+    findings = run([met, state, checkpoint, *seen], path)
+    found = judge(findings, policy or Policy(), differs=not met.strict)
     return loaded(met, found, notes_on(met, target.at, hyper), explain)

@@ -15,6 +15,7 @@ from ckptool.errors import CkptoolError
 COMMANDS: Final = {
     "audit": "Report everything a module holds that a state_dict does not.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
+    "gate": "Pass or fail a release by a policy, for CI.",
     "inspect": "Describe checkpoints without loading or executing anything.",
     "lock": "Write down what a module or a checkpoint promises, for later releases.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
@@ -43,6 +44,13 @@ class LazyGroup(click.Group):
     ) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        ctx.meta["ckptool.arguments"] = tuple(rest)  # their order says which -o is which format's
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

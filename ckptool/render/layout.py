@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from ckptool.render import Style
-from ckptool.render.blocks import Block, problems, skipped_lines
-from ckptool.render.layouts import checking, locking, migrating, reading
+from ckptool.render.blocks import Block, by_path, problems, silenced_lines, skipped_lines
+from ckptool.render.layouts import checking, gating, locking, migrating, reading
 from ckptool.report import (
     AnyReport,
     AuditReport,
     DiffFilesReport,
     DiffModuleReport,
+    GateReport,
     InspectReport,
     LockReport,
     MigrateReport,
+    PolicyReport,
     VerifyReport,
 )
 
@@ -22,11 +24,15 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
     """Yield what to show of `report`, in order."""
     yield from _layout(report, style)
     if style.verbosity >= 0 or isinstance(report, InspectReport):
-        yield from problems(report.findings, style)
+        for path, found in by_path(report.findings).items():
+            yield from problems(found, style, path)
+        yield from silenced_lines(report.silenced)
         yield from skipped_lines(report.skipped)
 
 
-def _layout(report: AnyReport, style: Style) -> Iterator[Block]:  # noqa: PLR0911 (one a report)
+def _layout(  # noqa: PLR0911 (one for each report)
+    report: AnyReport, style: Style
+) -> Iterator[Block]:
     match report:
         case InspectReport():
             return reading.inspection(report, style)
@@ -42,5 +48,9 @@ def _layout(report: AnyReport, style: Style) -> Iterator[Block]:  # noqa: PLR091
             return checking.verification(report, style)
         case LockReport():
             return locking.lock(report, style)
+        case GateReport():
+            return gating.release(report, style)
+        case PolicyReport():
+            return gating.policy(report, style)
         case _:
             assert_never(report)

@@ -23,6 +23,7 @@ from ckptool.reporting.parts import (
     counts,
     fact_reports,
     findings,
+    silenced,
     skipped_reports,
     tensor_report,
     unsaved_reports,
@@ -36,6 +37,7 @@ def inspected(
     return InspectReport(
         command="inspect",
         findings=findings(verdict),
+        silenced=silenced(verdict),
         skipped=skipped_reports(s for c in checkpoints for s in c.skipped),
         exit_code=ExitCode.COULD_NOT_CHECK if errors else verdict.exit_code,
         checkpoints=tuple(_checkpoint(c) for c in checkpoints),
@@ -54,6 +56,7 @@ def loaded(
     return DiffModuleReport(
         command="diff",
         findings=findings(verdict),
+        silenced=silenced(verdict),
         skipped=skipped_reports((*loading.checkpoint.skipped, *loading.module.skipped)),
         exit_code=verdict.exit_code,
         verdict=_loading_words(loading, verdict),
@@ -87,6 +90,7 @@ def revised(revision: Revision, verdict: Verdict, explain: str | None = None) ->
     return DiffFilesReport(
         command="diff",
         findings=findings(verdict),
+        silenced=silenced(verdict),
         skipped=skipped_reports(skipped),
         exit_code=verdict.exit_code,
         verdict=revision_words(revision),

@@ -7,6 +7,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     keys,
     loading,
     module_state,
+    requirements,
     sharing,
     verification,
 )
