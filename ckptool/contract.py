@@ -154,11 +154,11 @@ class Fixture(Struct, frozen=True):
     path: str
     module: str
     way: str
-    """"loads strictly", "migrates: 2 steps", "plan NAME: 2 steps"; "" where there is none."""
+    """"loads strictly", "migrates: STEPS", "migrates by PLAN: STEPS"; "" where there is none."""
     reason: str = ""
     """Why there is none."""
-    plan: str = ""
-    """The plan that was named and leads there."""
+    lacked: tuple[str, ...] = ()
+    """Keys that the module expects and the file does not have: the way brings them."""
 
 
 class Difference(Struct, frozen=True):

@@ -325,6 +325,18 @@ class LockReport(Report, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class PromiseReport(Struct, frozen=True, kw_only=True):
+    """One thing that a release was held to."""
+
+    what: str
+    """"against", "fixture" or "golden"."""
+    name: str
+    result: str
+    """"compatible", "additive", "breaking" ...; "loads strictly", "migrates: ..." ..."""
+    reason: str = ""
+    """Why a fixture has no way, or how outputs differ."""
+
+
 class GatedReport(Struct, frozen=True, kw_only=True):
     """One checkpoint of a release."""
 
@@ -342,6 +354,7 @@ class GatedReport(Struct, frozen=True, kw_only=True):
     """Codes of the rules that looked at it."""
     levels: tuple[LevelReport, ...] = ()
     """Of the verification that the policy requires."""
+    promises: tuple[PromiseReport, ...] = ()
 
 
 class GateReport(Report, frozen=True, kw_only=True):

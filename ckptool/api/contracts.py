@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool import contract, lockfile
 from ckptool.api.target import PathLike, Target, opened
+from ckptool.config import Config
 from ckptool.contract import Contract, Fixture, Holding
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
 from ckptool.model import Checkpoint, ModuleState, Skipped
+from ckptool.reporting.promises import Held
 from ckptool.verification.facts import Replay
 
 if TYPE_CHECKING:
@@ -21,35 +24,117 @@ if TYPE_CHECKING:
 
     from ckptool.migration.ops import Operation
     from ckptool.migration.plan import Plan
-    from ckptool.verification.golden import Golden
 
 _NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_MODULE_CODE: Final = "the module was not named: -m package.module:Name"
+_NO_MODULE: Final = "no module is named: -m package.module:Name"
 
 
-class Held(Struct, frozen=True):
-    """What a release was held to: subjects for the rules, and what was not looked at."""
+class Promises(Struct, frozen=True):
+    """What a release is held to."""
 
-    holding: Holding | None = None
-    fixtures: tuple[Fixture, ...] = ()
-    replays: tuple[Replay, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
+    against: "PathLike | nn.Module | None" = None
+    """A lock, an older checkpoint, or an older module."""
+    fixtures: tuple[PathLike, ...] = ()
+    """Old checkpoints, or globs of them, that have to get into today's module."""
+    golden: tuple[PathLike, ...] = ()
+    """Files with recorded outputs."""
+    plans: tuple[PathLike, ...] = ()
+    """Plans that are released with the code, for the fixtures."""
+    several: bool = False
+    """Whether more than one checkpoint is looked at: a golden file is then for that of its name."""
+    device: str = "auto"
+    """Where outputs are computed again."""
 
     @property
-    def subjects(self) -> tuple[object, ...]:
-        held = () if self.holding is None else (self.holding,)
-        return (*held, *self.fixtures, *self.replays)
+    def about_code(self) -> bool:
+        """Whether a module alone can be held to them."""
+        return self.against is not None or bool(self.fixtures)
 
 
-def older(
-    against: "PathLike | nn.Module", new: Contract, target: Target | None, limits: Limits
-) -> Contract:
-    """Return the contract of a lock file, an older checkpoint, or an older module.
+def promised(asked: Promises, config: Config, path: Path) -> Promises:
+    """Return what is asked for, and where it is not, what the configuration has for `path`."""
+    entry = config.entry(path)
+    if entry is None:
+        return asked
+    here = config.directory
+    against = entry.against
+    if against is not None and not _NAME.fullmatch(against):
+        against = str(here / against)
+    return replace(
+        asked,
+        against=against if asked.against is None else asked.against,
+        fixtures=asked.fixtures or tuple(here / one for one in entry.fixtures),
+        plans=asked.plans or tuple(here / one for one in entry.plans),
+        golden=asked.golden or tuple(here / one for one in entry.golden),
+        several=asked.several and bool(asked.golden),
+    )
+
+
+def held_to(
+    promises: Promises,
+    checkpoint: Checkpoint | None,
+    module: ModuleState | None,
+    target: Target | None,
+    limits: Limits,
+) -> Held:
+    """Hold a checkpoint, its module, or a module alone to what was promised.
 
     Raises:
-        ReadError: the file cannot be read, or is a lock with a fault.
-        ModuleError: the module cannot be imported or built.
+        ReadError: a lock, an old checkpoint or a golden file cannot be read.
+        ModuleError: an older module cannot be built.
+        PlanError: a plan's file is no plan.
+        UsageError: there are no such fixtures, or there is no such device.
     """
+    fixtures, skipped = _fixtures(promises, target, limits)
+    holding = None
+    if promises.against is not None:
+        old = _older(promises.against, target, limits)
+        try:
+            sides = _sides(old, checkpoint, module, target)
+        except UsageError as error:
+            skipped = (*skipped, Skipped(f"against {promises.against}", str(error)))
+        else:
+            holding = brought(fixtures, contract.hold(*sides))
+    replays, left = _replays(promises, checkpoint, target)
+    return Held(holding, fixtures, replays, (*skipped, *left))
+
+
+def _fixtures(
+    promises: Promises, target: Target | None, limits: Limits
+) -> tuple[tuple[Fixture, ...], tuple[Skipped, ...]]:
+    paths = found_files(promises.fixtures)
+    if paths and target is None:
+        return (), tuple(Skipped(str(path), _NO_MODULE) for path in paths)
+    assert target is not None or not paths
+    return (fixtures_of(paths, target, promises.plans, limits) if target else ()), ()
+
+
+def _sides(
+    old: Contract | Checkpoint,
+    checkpoint: Checkpoint | None,
+    module: ModuleState | None,
+    target: Target | None,
+) -> tuple[Contract, Contract]:
+    """Return both contracts: of now, the module's where there is one, since it knows more.
+
+    Raises:
+        UsageError: nobody can tell which state of a file is meant.
+    """
+    at = target.at if target else None
+    new = contract.of_module(module) if module else None
+    if new is None:
+        assert checkpoint is not None
+        like = old if isinstance(old, Contract) else None
+        new = contract.of_state(checkpoint, contract.state_of(checkpoint, at, like))
+    if isinstance(old, Checkpoint):
+        old = contract.of_state(old, contract.state_of(old, None, module or new))
+    return old, new
+
+
+def _older(
+    against: "PathLike | nn.Module", target: Target | None, limits: Limits
+) -> Contract | Checkpoint:
+    """Return what a lock file or an older module promises, or the older checkpoint."""
     if not isinstance(against, str | Path):
         return contract.of_module(Target(against).examined({}))
     if _is_name(against):
@@ -58,15 +143,7 @@ def older(
         # Of these arguments it gets those that it knows: it is another class.
         return contract.of_module(Target(str(against), search=search).examined(kwargs))
     path = Path(against)
-    if lockfile.is_lock(path):
-        return lockfile.read(path)
-    checkpoint = opened(path, limits)
-    return contract.of_state(checkpoint, contract.state_of(checkpoint, None, new))
-
-
-def newer(checkpoint: Checkpoint, at: str | None, like: ModuleState | None) -> Contract:
-    """Return the contract of a checkpoint that is about to be released."""
-    return contract.of_state(checkpoint, contract.state_of(checkpoint, at, like))
+    return lockfile.read(path) if lockfile.is_lock(path) else opened(path, limits)
 
 
 def found_files(patterns: Iterable[PathLike]) -> tuple[Path, ...]:
@@ -107,16 +184,16 @@ def _fixture(path: Path, target: Target, plans: "Mapping[str, Plan]", limits: Li
 
     checkpoint = opened(path, limits)
     with target.side(checkpoint) as side:
-        name = side.loading.module.target
+        name, lacked = side.loading.module.target, side.loading.missing_keys
         strict = load.strictly(load.subject(side.maker, side.loading))
     if strict.status is Status.PASSED:
-        return Fixture(str(path), name, "loads strictly")
+        return Fixture(str(path), name, "loads strictly", lacked=lacked)
     reasons = []
     for plan_name, plan in ({"": None} | dict(plans)).items():
         steps, reason = _planned(path, target, plan, limits)
         if not reason:
-            way = f"plan {plan_name}" if plan_name else "migrates"
-            return Fixture(str(path), name, f"{way}: {steps}", plan=plan_name)
+            way = f"migrates by {plan_name}" if plan_name else "migrates"
+            return Fixture(str(path), name, f"{way}: {steps}", lacked=lacked)
         reasons.append(f"{plan_name}: {reason}" if plan_name else reason)
     return Fixture(str(path), name, "", "; ".join(_without(path, reason) for reason in reasons))
 
@@ -151,59 +228,43 @@ def _without(path: Path, reason: str) -> str:
 def brought(fixtures: Sequence[Fixture], holding: Holding) -> Holding:
     """Return a holding that knows what the fixtures have shown: how old files get new keys.
 
-    One old file without a way is enough to prove nothing.
+    One old file without a way is enough to prove nothing, and a file that has a key proves nothing
+    about those that lack it.
     """
-    if not fixtures or not all(one.way for one in fixtures):
+    if not all(one.way for one in fixtures):
         return holding
-    count = f"{len(fixtures)} old file{'' if len(fixtures) == 1 else 's'}"
-    how = f"proved by {count}: {fixtures[0].way}"
-    return contract.hold(holding.old, holding.new, dict.fromkeys(holding.added, how))
+    seen = {
+        key: f"proved by {one.path}, which {one.way}"
+        for one in reversed(fixtures)
+        for key in one.lacked
+    }
+    return contract.hold(holding.old, holding.new, seen) if seen else holding
 
 
-def replays_of(
-    goldens: Sequence[PathLike],
-    checkpoints: Sequence[tuple[Checkpoint, Target | None]],
-    device: str,
+def _replays(
+    promises: Promises, checkpoint: Checkpoint | None, target: Target | None
 ) -> tuple[tuple[Replay, ...], tuple[Skipped, ...]]:
-    """Run each golden file's inputs again, with the checkpoint that it was recorded for.
+    """Run the inputs of each golden file again, on the weights of the checkpoint."""
+    if not promises.golden:
+        return (), ()
+    from ckptool.verification import golden
 
-    That is the one of its name, or the only one.
-
-    Raises:
-        ReadError: a golden file has a fault.
-        UsageError: there is no such device.
-    """
-    from ckptool.verification import golden as goldens_
-
-    done: list[Replay] = []
-    skipped: list[Skipped] = []
-    for path in goldens:
-        golden = goldens_.read(Path(path))
-        named = [c for c in checkpoints if c[0].path.name == golden.record.checkpoint]
-        chosen = named or (list(checkpoints) if len(checkpoints) == 1 else [])
-        if not chosen:
-            reason = f"none of the checkpoints is called {golden.record.checkpoint}"
-            skipped.append(Skipped(str(path), reason))
-        for checkpoint, target in chosen:
-            one = _replay(golden, checkpoint, target, device)
-            if isinstance(one, Replay):
-                done.append(one)
-                skipped.extend(one.skipped)
-            else:
-                skipped.append(one)
-    return tuple(done), tuple(skipped)
-
-
-def _replay(
-    golden: "Golden", checkpoint: Checkpoint, target: Target | None, device: str
-) -> Replay | Skipped:
-    from ckptool.verification import golden as goldens
-
-    what = f"{golden.path} with {checkpoint.path}"
-    if target is None:
-        return Skipped(what, _MODULE_CODE)
+    read = [golden.read(Path(path)) for path in promises.golden]
+    if checkpoint is None or target is None:
+        why = _NO_MODULE if checkpoint else "no checkpoint is named: it has the weights"
+        return (), tuple(Skipped(str(one.path), why) for one in read)
+    stem = checkpoint.path.stem
+    others = [one for one in read if promises.several and Path(one.record.checkpoint).stem != stem]
+    left = [
+        Skipped(f"{one.path} with {checkpoint.path}", f"it is of {one.record.checkpoint}")
+        for one in others
+    ]
+    if len(others) == len(read):
+        return (), tuple(left)
     with target.side(checkpoint) as side:
-        return goldens.replay(side, golden, device)
+        mine = [one for one in read if one not in others]
+        done = tuple(golden.replay(side, one, promises.device) for one in mine)
+    return done, (*left, *(skipped for one in done for skipped in one.skipped))
 
 
 def _is_name(text: PathLike) -> bool:

@@ -1,13 +1,26 @@
 """Revision, Holding -> hits: what a release breaks for who has the older (CK801 to CK806)."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from ckptool.compare import Changed, Missing, Revision, Unexpected
-from ckptool.contract import Contract, Fixture, Holding, Term
-from ckptool.model import Constancy
+from ckptool.contract import Fixture, Holding, Term
+from ckptool.model import Constancy, Kind
 from ckptool.rules.forms import diagnose_shapes
 from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
 from ckptool.verification.facts import Replay
+
+_UNSAVED: Final = {
+    Kind.PARAMETER: "a parameter that is not registered",
+    Kind.BUFFER: "a buffer that is not saved",
+    Kind.NON_PERSISTENT_BUFFER: "a buffer with persistent=False",
+    Kind.ATTRIBUTE: "a plain attribute",
+    Kind.CONTAINER: "a tensor in a container",
+    Kind.ARRAY: "a numpy array",
+    Kind.MODULE: "in a module that is not registered",
+    Kind.CLASS_ATTRIBUTE: "a class attribute",
+}
+_KEEP: Final = "Keep it saved: drop persistent=False, or register it as a buffer again."
 
 
 @check(
@@ -80,7 +93,7 @@ def key_added(revision: Revision) -> Iterator[Hit]:
     Holding,
     "CK802",
     message="`{key}` {form} is in {new} and not in {old}{brought}",
-    fix="Give old files a migration (`ckptool migrate`), and prove it with --fixtures.",
+    fix="{remedy}",
 )
 def term_added(holding: Holding) -> Iterator[Hit]:
     for key in holding.added:
@@ -92,9 +105,11 @@ def term_added(holding: Holding) -> Iterator[Hit]:
                 **_sides(holding),
                 form=term.form,
                 brought=_brought(holding, key),
+                remedy=_way_out(holding, key),
             )
     for key in holding.added_others:
-        yield hit(key, **_sides(holding), form=f"({holding.new.others[key]})", brought="")
+        form = f"({holding.new.others[key]})"
+        yield hit(key, **_sides(holding), form=form, brought="", remedy=_way_out(holding, key))
 
 
 @check(
@@ -103,7 +118,7 @@ def term_added(holding: Holding) -> Iterator[Hit]:
         code="CK803",
         name="persistence-flipped",
         level=Level.ERROR,
-        message="`{key}` {form} {was} {old}, and {is_} {new}{brought}",
+        message="`{key}` {form} was {was} in {old}, and is {is_} in {new}{brought}",
         why="A key that changes between saved and not saved makes strict loading fail in one "
         "direction or the other: old files have a key too many, or lack one. It is one word in the "
         "code (`persistent=False`), and nobody sees it in review.",
@@ -118,11 +133,11 @@ def persistence_flipped(holding: Holding) -> Iterator[Hit]:
             _when_brought(holding, key) if now.saved else None,
             **_sides(holding),
             form=now.form,
-            was=_saving(before, "was"),
-            is_=_saving(now, "is"),
+            was=_saving(before),
+            is_=_saving(now),
             brought=_brought(holding, key) or _lost(now),
             saved=now.saved,
-            remedy=_remedy(holding.new, now),
+            remedy=_way_out(holding, key) if now.saved else _KEEP,
         )
 
 
@@ -228,11 +243,11 @@ def _brought(holding: Holding, key: str) -> str:
     return f": {way}" if way else ""
 
 
-def _saving(term: Term, verb: str) -> str:
-    kind = str(term.kind or "tensor").replace("-", " ")
-    article = "an" if kind[0] in "aeiou" else "a"
-    plain = f"{verb} {article} {kind} that is" if term.kind else verb
-    return f"{plain} {'saved' if term.saved else 'not saved'} in"
+def _saving(term: Term) -> str:
+    if term.saved:
+        registered = term.kind in {Kind.BUFFER, Kind.PARAMETER}
+        return f"a {term.kind}, which is saved," if registered else "saved"
+    return _UNSAVED[term.kind] if term.kind else "not saved"
 
 
 def _lost(term: Term) -> str:
@@ -246,10 +261,9 @@ def _lost(term: Term) -> str:
     return f": its value is {term.constancy}, so a load does not bring it back"
 
 
-def _remedy(new: Contract, term: Term) -> str:
-    if term.saved:
-        return (
-            "Give old files a migration (`ckptool migrate`), and prove it with --fixtures; or keep "
-            f"it unsaved in {new.name}."
-        )
-    return "Keep it saved: drop persistent=False, or register it as a buffer again."
+def _way_out(holding: Holding, key: str) -> str:
+    if key in holding.proved:
+        return "Nothing, as long as the way there is released with the code."
+    if key in holding.brought:
+        return "Tell users to run `ckptool migrate`, and prove with --fixtures that it works."
+    return "Give old files a migration (`ckptool migrate`), and prove it with --fixtures."
