@@ -246,7 +246,7 @@ def _brought(holding: Holding, key: str) -> str:
 def _saving(term: Term) -> str:
     if term.saved:
         registered = term.kind in {Kind.BUFFER, Kind.PARAMETER}
-        return f"a {term.kind}, which is saved," if registered else "saved"
+        return f"a saved {term.kind}" if registered else "saved"
     return _UNSAVED[term.kind] if term.kind else "not saved"
 
 
