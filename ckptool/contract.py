@@ -59,7 +59,7 @@ class Term(Struct, frozen=True, kw_only=True):
     tied: str | None = None
     """The first of the keys that are one tensor with it."""
     custom_load: bool = False
-    """Whether its owner has a load hook of its own; no lock says so."""
+    """Whether its owner, or a module above, has a load hook of its own; no lock says so."""
 
     @property
     def form(self) -> str:
@@ -315,8 +315,15 @@ def _module_term(held: Held, module: ModuleState, shared: Mapping[str, str]) -> 
         version=known.version if known else None,
         constancy=_constancy(held),
         tied=shared.get(held.key),
-        custom_load=bool(known and known.custom_load),
+        custom_load=_loads_its_own_way(held.key, module),
     )
+
+
+def _loads_its_own_way(key: str, module: ModuleState) -> bool:
+    """Whether the owner of a key, or a module that holds it, has a load hook of its own."""
+    parts = key.split(".")[:-1]
+    above = (".".join(parts[:depth]) for depth in range(len(parts) + 1))
+    return any(prefix in module.modules and module.modules[prefix].custom_load for prefix in above)
 
 
 def _constancy(held: Held) -> Constancy | None:
@@ -347,7 +354,7 @@ def _file_term(tensor: TensorInfo, state: State, shared: Mapping[str, str], *, s
 def _derived(term: Term) -> str:
     """Return what brings a key that old files lack, "" where that needs a decision."""
     if term.custom_load:
-        return f"{term.owner} loads in a way of its own, which may bring it"
+        return "a load hook of the module's own may bring it"
     if term.kind is Kind.BUFFER and term.constancy is Constancy.CONSTANT:
         return "`ckptool migrate` brings the value that the constructor makes"
     return ""

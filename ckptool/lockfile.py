@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Struct, field
@@ -42,7 +42,7 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     source: Source
     name: str
     """The module, or the file name of the checkpoint."""
-    keys: dict[str, _Line]
+    keys: dict[str, Any]
     others: dict[str, str]
 
 
@@ -93,9 +93,9 @@ def decode(text: bytes, path: Path) -> Contract:
         plain = json.loads(text, object_pairs_hook=_once)
         _check_format(plain, path)
         file = msgspec.convert(plain, _File)
+        terms = {key: _term(key, _decoded(key, line)) for key, line in file.keys.items()}
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(path, f"is no lock: {_explained(error)}") from error
-    terms = {key: _term(key, line) for key, line in file.keys.items()}
     return Contract(
         str(path),
         file.source,
@@ -125,6 +125,16 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
             raise ValueError(f"the key {key!r} stands there twice")
         found[key] = value
     return found
+
+
+def _decoded(key: str, line: object) -> _Line:
+    """Return what stands behind one key; a fault names it, where msgspec would say `[...]`."""
+    try:
+        return msgspec.convert(line, _Line)
+    except msgspec.ValidationError as error:
+        text, at, place = str(error).rpartition(" - at `$")
+        where = f" - at `$.keys[{json.dumps(key)}]"
+        raise ValueError(f"{text}{where}{place}" if at else f"{error}{where}`") from error
 
 
 def _explained(error: Exception) -> str:
