@@ -2,12 +2,12 @@
 
 import torch
 from lock import models
-from rules.cases import fires, near
 
 from ckptool import api, contract
 from ckptool.policy import Policy
 from ckptool.reporting.parts import findings
 from ckptool.rules import run
+from rules.cases import fires, near
 
 
 class Found:
