@@ -130,7 +130,7 @@ def persistence_flipped(holding: Holding) -> Iterator[Hit]:
         before, now = holding.old.terms[key], holding.new.terms[key]
         yield hit(
             key,
-            _when_brought(holding, key) if now.saved else None,
+            Level.NOTE if key in holding.proved else None,
             **_sides(holding),
             form=now.form,
             was=_saving(before),

@@ -85,7 +85,7 @@ def test_what_a_module_saves_keeps_its_promise(tmp_path):
     [
         ("Same", Standing.COMPATIBLE, []),
         ("WithTable", Standing.ADDITIVE, [("CK802", "table", "warning")]),
-        ("Registered", Standing.ADDITIVE, [("CK803", "scale", "warning")]),
+        ("Registered", Standing.ADDITIVE, [("CK803", "scale", "error")]),
         ("Unsaved", Standing.BREAKING, [("CK803", "mask", "error")]),
         (
             "WithHead",

@@ -70,7 +70,7 @@ def test_a_file_alone_against_a_lock(gate, release):
 def test_fixtures_prove_that_old_files_get_there(gate):
     words = ("-m", "lock.models:Registered", "--against", "ckpt.lock.json")
     ran, _, codes = gate(*words)
-    assert codes == [("CK803", "scale", "warning")]
+    assert codes == [("CK803", "scale", "error")]
     ran, report, codes = gate(*words, "--fixtures", "old*.pth")
     assert (ran.code, codes) == (0, [("CK803", "scale", "note")])
     assert report["checkpoints"][0]["promises"][1] == {
@@ -85,7 +85,7 @@ def test_a_file_that_has_the_key_proves_nothing_about_those_that_lack_it(gate, r
     torch.save(models.Registered().state_dict(), release / "newer.pth")
     words = ("-m", "lock.models:Registered", "--against", "ckpt.lock.json")
     _, _, codes = gate(*words, "--fixtures", "newer.pth")
-    assert codes == [("CK803", "scale", "warning")]
+    assert codes == [("CK803", "scale", "error")]
 
 
 def test_a_fixture_without_a_way_and_the_plan_that_is_one(gate, release):
