@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from ckptool import contract, lockfile
 from ckptool.api.target import PathLike, Target, opened
-from ckptool.config import Config
+from ckptool.config import Config, ModelEntry
 from ckptool.contract import Contract, Fixture, Holding
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
@@ -54,8 +54,38 @@ class Promises(Struct, frozen=True):
 def promised(asked: Promises, config: Config, path: Path) -> Promises:
     """Return what is asked for, and where it is not, what the configuration has for `path`."""
     entry = config.entry(path)
-    if entry is None:
-        return asked
+    return asked if entry is None else _of_entry(asked, entry, config)
+
+
+def alone(asked: Promises, target: Target | None, config: Config) -> list[tuple[Target, Promises]]:
+    """Return the modules that can be held to something without a checkpoint of now.
+
+    The one that is named; else those of which the configuration says what they are held to.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if target is not None:
+        found = [(target, asked)]
+    else:
+        entries = {(e.module, repr(e.kwargs)): e for e in reversed(config.settings.models)}
+        found = [
+            (
+                Target(e.module, e.kwargs, e.at, (config.directory,), e.inputs),
+                _of_entry(asked, e, config),
+            )
+            for e in reversed(entries.values())
+        ]
+    kept = [(one, promises) for one, promises in found if promises.about_code]
+    if not kept:
+        raise UsageError(
+            "no checkpoint is named: ckptool gate PATH..., or a module that is held to a lock: "
+            "ckptool gate -m package.module:Name --against ckpt.lock.json"
+        )
+    return kept
+
+
+def _of_entry(asked: Promises, entry: ModelEntry, config: Config) -> Promises:
     here = config.directory
     against = entry.against
     if against is not None and not _NAME.fullmatch(against):

@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool import report
-from ckptool.api.contracts import Promises, held_to, promised
+from ckptool.api.contracts import Promises, alone, held_to, promised
 from ckptool.api.required import steps_of, verified
 from ckptool.api.target import PathLike, Target, find_target, opened
 from ckptool.compare import Loading, loading
@@ -94,8 +94,8 @@ def gate(  # noqa: PLR0913
     """Judge checkpoints by a policy; what cannot be checked does not hide what the others are.
 
     Args:
-        paths: the checkpoints of the release; with none, a module is held to `against` and to
-            `fixtures`.
+        paths: the checkpoints of the release; with none, the module that is named, or each of the
+            configuration's, is held to its `against` and `fixtures`.
         module: "package.module:Name" or a live module; without it the configuration names one for
             each path, and where it names none, only the rules about files are run.
         kwargs: constructor arguments.
@@ -132,7 +132,8 @@ def gate(  # noqa: PLR0913
         except (ReadError, ModuleError) as error:
             errors[str(path)] = str(error)
     if not given:
-        seen.append(examiner.alone(module, kwargs))
+        named = None if module is None else Target(module, kwargs or {}, at)
+        seen += [examiner.alone(*one) for one in alone(asked_for, named, settings)]
     before = None
     if file is not None and (file.exists() or not update_baseline):
         before = baselines.read(file)
@@ -193,22 +194,15 @@ class _Examiner(Struct, frozen=True):
         held = held_to(promises, checkpoint, state, target, self.limits)
         return Seen(str(path), checkpoint, state, met, ran, done, steps, held)
 
-    def alone(self, module: "str | nn.Module | None", kwargs: Mapping[str, object] | None) -> Seen:
+    def alone(self, target: Target, promises: Promises) -> Seen:
         """Hold a module to what was promised, without any checkpoint of now.
 
         Raises:
             ReadError: what was promised cannot be read.
             ModuleError: the module cannot be built.
-            UsageError: there is no module, or nothing that it could be held to.
         """
-        if module is None or not self.promises.about_code:
-            raise UsageError(
-                "no checkpoint is named: ckptool gate PATH..., or a module that is held to a lock: "
-                "ckptool gate -m package.module:Name --against ckpt.lock.json"
-            )
-        target = Target(module, kwargs or {})
         state = target.examined({})
-        held = held_to(self.promises, None, state, target, self.limits)
+        held = held_to(promises, None, state, target, self.limits)
         return Seen(state.target, None, state, held=held)
 
     def _module(self, target: Target, checkpoint: Checkpoint) -> ModuleState:

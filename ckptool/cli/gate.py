@@ -96,6 +96,7 @@ def command(  # noqa: PLR0913
     ckptool gate model.pth --format sarif -o gate.sarif --format junit -o gate.xml
     ckptool gate model.pth --against ckpt.lock.json --fixtures 'old/*.pth' --golden g.safetensors
     ckptool gate -m package.module:Name --against ckpt.lock.json       no weights are needed
+    ckptool gate                                  every configured module against its lock
     ckptool gate --show-policy
     """
     if show_policy:

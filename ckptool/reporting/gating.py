@@ -116,8 +116,10 @@ def _words(
     total = len(checkpoints)
     unread = sum(one.verdict.startswith(_UNREAD) for one in checkpoints)
     failed = sum(not one.passed for one in checkpoints) - unread
-    alone = total == 1 and not checkpoints[0].container and not unread
-    release = "the module" if alone else f"{total} checkpoint{'' if total == 1 else 's'}"
+    modules = bool(checkpoints) and not unread and not any(one.container for one in checkpoints)
+    noun = "module" if modules else "checkpoint"
+    alone = total == 1 and modules
+    release = "the module" if alone else f"{total} {noun}{'' if total == 1 else 's'}"
     waived = f", {silent} finding{'' if silent == 1 else 's'} waived or known" if silent else ""
     if code == ExitCode.PASSED:
         said = _levels(list(found))

@@ -173,6 +173,31 @@ def test_the_configuration_says_it_all(gate, release):
     ]
 
 
+def test_without_a_checkpoint_every_configured_module_is_held_to_its_lock(gate, release):
+    (release / "ckptool.toml").write_text(
+        """
+        [[models]]
+        path = "a.pth"
+        module = "lock.models:Same"
+        against = "ckpt.lock.json"
+
+        [[models]]
+        path = "b.pth"
+        module = "lock.models:Wider"
+        against = "ckpt.lock.json"
+
+        [[models]]
+        path = "c.pth"
+        module = "lock.models:WithHead"
+        """
+    )
+    ran, report, codes = gate()
+    assert ran.code == 1
+    assert [c["path"] for c in report["checkpoints"]] == ["lock.models:Same", "lock.models:Wider"]
+    assert report["verdict"] == "gate failed: 1 of 2 modules"
+    assert codes == [("CK804", "body.bias", "error"), ("CK804", "body.weight", "error")]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
