@@ -388,6 +388,9 @@ class RuleReport(Struct, frozen=True, kw_only=True):
     why: str
     fix: str
     message: str
+    example: str
+    gate: str
+    """Level in `ckptool gate`, "" where it is the same."""
 
 
 AnyReport = (

@@ -125,7 +125,7 @@ def gate(  # noqa: PLR0913
     examiner = _Examiner(rules, limits, settings, {}, asked_for)
     seen: list[Seen] = []
     errors: dict[str, str] = {}
-    for path in given:
+    for path in dict.fromkeys(map(str, given)):
         try:
             target = find_target(Path(path), module, kwargs, at, settings)
             seen.append(examiner.examined(path, target, inputs))

@@ -35,6 +35,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"ckptool.cli.{cmd_name}").command
+        # Raw docstrings hold click's mark of a block that keeps its lines as two characters.
+        command.help = (command.help or "").replace("\\b\n", "\b\n")
         return command
 
     def format_commands(

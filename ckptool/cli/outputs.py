@@ -20,6 +20,8 @@ def targets(
     """
     if len(formats) < 2 and len(outputs) < 2:
         return ((formats[0] if formats else "table", outputs[0] if outputs else None),)
+    if not any(one.name == "outputs" for one in ctx.command.params):
+        raise UsageError("--format: one report is printed; -o names what the command writes")
     found = _paired(_order(ctx), formats, outputs)
     plain = [format_ for format_, path in found if path is None]
     if len(plain) > 1:

@@ -18,7 +18,6 @@ from ckptool.migration.draft import Draft, draft_of
 from ckptool.migration.fits import check_fits
 from ckptool.migration.inflate import inflated
 from ckptool.migration.memory import Memory
-from ckptool.migration.optimizer import unfit
 from ckptool.migration.plan import Plan, apply, reverse, to_data
 from ckptool.migration.plan import write as plan_text
 from ckptool.migration.prints import Prints
@@ -135,10 +134,8 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints) -> Migration
     plan = _plan(request, draft, module, sources)
     again = bool(plan.ops) and applied(_record(draft)) == to_data(plan)
     result = draft if again else apply(plan.ops, draft, sources)
-    met = outcome(result, module) if module else None
+    met = outcome(result, module, alone=to == SAFETENSORS) if module else None
     notes = check_fits(result, to, drop_extra=request.drop_extra)
-    if to == TORCH:
-        notes = (*notes, *unfit(checkpoint, module))
     _save_plan(request, plan)
     changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     changed = changed or result.state.role == "module"

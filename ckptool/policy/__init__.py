@@ -3,10 +3,9 @@
 from ckptool.config import Waiver
 from ckptool.policy.baseline import Baseline, Known
 from ckptool.policy.judging import Silenced, Verdict, judge
-from ckptool.policy.terms import GATE_LEVELS, ExitCode, Policy, known_codes
+from ckptool.policy.terms import ExitCode, Policy, known_codes
 
 __all__ = [
-    "GATE_LEVELS",
     "Baseline",
     "ExitCode",
     "Known",

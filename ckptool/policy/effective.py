@@ -11,7 +11,8 @@ from msgspec.structs import asdict, replace
 
 from ckptool.config import Config, PathEntry, Requirements, Waiver
 from ckptool.errors import ConfigError, UsageError
-from ckptool.policy.terms import GATE_LEVELS, LEVELS, Policy, known_codes
+from ckptool.policy.terms import LEVELS, Policy, known_codes
+from ckptool.rules import RULES
 
 DEFAULT_REQUIREMENTS: Final = Requirements(strict=True, device="cuda")
 """What a gate asks for where nothing else is said."""
@@ -66,7 +67,11 @@ def settings_of(config: Config, options: Options, path: str | None) -> tuple[Set
         if path is not None and fnmatchcase(policy.relative(path), entry.path):
             table = _table(config, "paths")
             found |= _said(entry, f"{name}: {table} number {number + 1}, {entry.path}")
-    waivers = [_waiver(w, policy, f"{name}: {_table(config, 'waivers')}") for w in policy.waivers]
+    waivers = [
+        _waiver(w, policy, f"{name}: {_table(config, 'waivers')}")
+        for w in policy.waivers
+        if path is None or policy.matching(w, path)
+    ]
     shown = [Setting(key, value, origin) for key, (value, origin) in sorted(found.items())]
     others = [] if path is not None else _others(policy, f"{name}: {_table(config, 'paths')}")
     return (*shown, *waivers, *others)
@@ -118,7 +123,7 @@ def _defaults() -> dict[str, tuple[str, str]]:
         f"require.{name}": _words(value) if value is not None else "not asked"
         for name, value in _kebab(DEFAULT_REQUIREMENTS).items()
     }
-    gate = {f"levels.{code}": f"{level.word} at least" for code, level in GATE_LEVELS.items()}
+    gate = {f"levels.{r.code}": f"{r.gate.word} at least" for r in RULES.values() if r.gate}
     return {name: (value, "default") for name, value in {**plain, **required, **gate}.items()}
 
 

@@ -17,12 +17,6 @@ from ckptool.errors import UsageError
 from ckptool.rules import RULES, Finding, Level
 
 LEVELS: Final = {level.word: level for level in Level}
-GATE_LEVELS: Final[Mapping[str, Level]] = {
-    "CK204": Level.ERROR,
-    "CK302": Level.ERROR,
-    "CK402": Level.ERROR,
-}
-"""What is at least as grave as this where a release is judged."""
 
 
 class ExitCode(IntEnum):
@@ -52,7 +46,7 @@ class Policy(Struct, frozen=True):
     source: str = ""
     """The file that most of it is from."""
     gate: bool = False
-    """Whether a release is judged: then `GATE_LEVELS` hold."""
+    """Whether a release is judged: then a rule's level in a gate holds."""
     today: date | None = None
     """What waivers expire by; None is the day on which it is asked."""
 
@@ -75,8 +69,8 @@ class Policy(Struct, frozen=True):
         said = max((c for c in self.levels if code.startswith(c.upper())), key=len, default=None)
         if said is not None:
             return self.levels[said]
-        least = GATE_LEVELS.get(code, finding.level) if self.gate else finding.level
-        return max(finding.level, least)
+        graver = finding.rule.gate if self.gate else None
+        return max(finding.level, graver or finding.level)
 
     def fails(self, level: Level) -> bool:
         """Whether a finding of that level fails the run."""

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from ckptool.model import natural
 from ckptool.render import Style
-from ckptool.render.text import Folded, count, fold
+from ckptool.render.text import Folded, count, fold, pattern
 from ckptool.report import (
     FindingReport,
     SilencedReport,
@@ -62,10 +62,12 @@ class Problems(Struct, frozen=True):
 Block = Verdict | Lines | Grid | Problems
 
 
-def by_path(findings: tuple[FindingReport, ...]) -> dict[str, tuple[FindingReport, ...]]:
-    """Return the findings of each checkpoint; under "" all of them, where they are of one."""
+def by_path(
+    findings: tuple[FindingReport, ...], *, several: bool
+) -> dict[str, tuple[FindingReport, ...]]:
+    """Return the findings of each checkpoint; under "" all of them, where there is only one."""
     paths = sorted({f.path for f in findings}, key=natural)
-    if len(paths) < 2:
+    if not several and len(paths) < 2:
         return {"": findings}
     return {path: tuple(f for f in findings if f.path == path) for path in paths}
 
@@ -87,13 +89,15 @@ def problems(
 def _problem(key: str, findings: tuple[FindingReport, ...]) -> Problem:
     first = findings[0]
     times = f" (x{len(findings)})" if len(findings) > 1 else ""
-    swap = first.key != key and bool(first.key)
-    return Problem(
-        first.level,
-        first.code,
-        (first.message.replace(first.key, key) if swap else first.message) + times,
-        first.fix.replace(first.key, key) if swap else first.fix,
-    )
+    message, fix = first.message, first.fix
+    if first.key != key and first.key:
+        whole = first.facts.get("keys")
+        for one in (first.key, *(whole if isinstance(whole, list) else ())):
+            message = message.replace(f"`{one}`", f"`{pattern(one)}`")
+        message = message.replace(first.key, key)
+        # A plan takes no patterns: the line of the first says how the others look.
+        fix = f"{fix} (-v shows all)" if "plan" in first.facts else fix.replace(first.key, key)
+    return Problem(first.level, first.code, f"{message}{times}", fix)
 
 
 def skipped_lines(skipped: Iterable[SkippedReport]) -> Iterator[Lines]:

@@ -1,21 +1,42 @@
 """Report -> workflow commands: GitHub shows each as an annotation."""
 
 from ckptool.render import Style
-from ckptool.render.results import Result, errors, results, sentence
+from ckptool.render.results import (
+    Result,
+    checkpoints,
+    errors,
+    relative,
+    results,
+    sentence,
+    unexplained,
+)
 from ckptool.render.text import printable
-from ckptool.report import AnyReport
+from ckptool.report import AnyReport, AuditReport
 
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 def render(report: AnyReport, style: Style) -> str:
-    lines = [_command("error", {"title": "could not be checked"}, one) for one in errors(report)]
+    lines = [
+        _command("error", {"title": "could not be checked", "file": path}, printable(reason))
+        for path, reason in errors(report)
+    ]
+    verdict = unexplained(report)
+    if verdict:
+        lines.append(_command("error", _about(report, style), printable(verdict)))
     lines += [_finding(one) for one in results(report, style.root)]
     for skipped in dict.fromkeys(report.skipped):
         of = f"{skipped.path}: " if skipped.path else ""
         text = printable(f"{of}{skipped.what}: {skipped.reason}")
         lines.append(_command("notice", {"title": "not checked"}, text))
-    return "\n".join(lines)
+    return "\n".join(lines or [_command("notice", _about(report, style), "nothing was found")])
+
+
+def _about(report: AnyReport, style: Style) -> dict[str, str]:
+    title = {"title": f"ckptool {report.command}"}
+    paths = checkpoints(report)
+    one = len(paths) == 1 and not isinstance(report, AuditReport)
+    return {**title, "file": relative(paths[0], style.root)} if one else title
 
 
 def _finding(result: Result) -> str:

@@ -5,7 +5,15 @@ from hashlib import sha256
 from typing import Any
 
 from ckptool.render import Style
-from ckptool.render.results import Result, checkpoints, errors, results, sentence
+from ckptool.render.results import (
+    Result,
+    checkpoints,
+    errors,
+    relative,
+    results,
+    sentence,
+    unexplained,
+)
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
 
@@ -14,12 +22,16 @@ _SEVERITIES = {"error": "critical", "warning": "minor", "note": "info"}
 
 def render(report: AnyReport, style: Style) -> str:
     entries = [
-        _entry("could-not-check", one, "blocker", _file(report, one)) for one in errors(report)
+        _entry("could-not-check", reason, "blocker", relative(path, style.root))
+        for path, reason in errors(report)
     ]
+    verdict = unexplained(report)
+    if verdict:
+        entries.append(_entry("verdict", verdict, "critical", _file(report)))
     entries += [_finding(one, report) for one in results(report, style.root)]
     for skipped in dict.fromkeys(report.skipped):
         text = f"not checked: {skipped.what}: {skipped.reason}"
-        entries.append(_entry("skipped", text, "info", skipped.path or _file(report, "")))
+        entries.append(_entry("skipped", text, "info", skipped.path or _file(report)))
     return json.dumps(entries, indent=2)
 
 
@@ -29,7 +41,7 @@ def _finding(result: Result, report: AnyReport) -> dict[str, Any]:
     if result.silenced:
         said = "waived" if result.silenced == "waiver" else "known"
         severity, text = "info", f"{text} ({said}: {result.reason})"
-    file = result.file or _file(report, "")
+    file = result.file or _file(report)
     return _entry(finding.code, text, severity, file, max(result.line, 1), finding.fingerprint)
 
 
@@ -46,7 +58,7 @@ def _entry(
     }
 
 
-def _file(report: AnyReport, text: str) -> str:
+def _file(report: AnyReport) -> str:
     """Return the file that an entry without one of its own is shown at."""
     about = checkpoints(report)
-    return next((path for path in about if path in text), about[0] if about else ".")
+    return about[0] if about else "."

@@ -6,7 +6,7 @@ from xml.etree.ElementTree import tostring
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from ckptool.render import Style
-from ckptool.render.results import Result, checkpoints, errors, results, sentence
+from ckptool.render.results import Result, checkpoints, errors, results, sentence, unexplained
 from ckptool.render.text import printable
 from ckptool.report import AnyReport, GateReport
 from ckptool.rules import RULES
@@ -22,7 +22,7 @@ def render(report: AnyReport, style: Style) -> str:
     others = [one for one in found if one.finding.path not in about]
     if others:
         whole.add_testsuite(_of_cases("policy", list(_rules("policy", (), others))))
-    unread = list(map(_unread, errors(report)))
+    unread = [_unread(path, reason) for path, reason in errors(report)]
     if unread:
         whole.add_testsuite(_of_cases("could not be checked", unread))
     whole.update_statistics()  # type: ignore[no-untyped-call]
@@ -34,7 +34,7 @@ def _suite(report: AnyReport, path: str, found: list[Result]) -> TestSuite:
     looked: tuple[str, ...] = ()
     if isinstance(report, GateReport):
         looked = next(one.rules for one in report.checkpoints if one.path == path)
-    cases = list(_rules(path, looked, found))
+    cases = [*_verdict(report, path), *_rules(path, looked, found)]
     for skipped in dict.fromkeys(report.skipped):
         if skipped.path in {path, ""}:
             case = _case(f"checks {skipped.what}", path)
@@ -83,10 +83,19 @@ def _line(one: Result) -> str:
     )
 
 
-def _unread(error: str) -> TestCase:
-    case = _case("can be read", error.split(": ", 1)[0])
-    case.result = [Error(_clean(error))]
+def _unread(path: str, reason: str) -> TestCase:
+    case = _case("can be read", path)
+    case.result = [Error(_clean(reason))]
     return case
+
+
+def _verdict(report: AnyReport, path: str) -> Iterator[TestCase]:
+    """Yield a failed test where the run fails and no finding says why."""
+    said = unexplained(report)
+    if said:
+        case = _case("verdict", path)
+        case.result = [Failure(_clean(said), "error")]
+        yield case
 
 
 def _case(name: str, path: str) -> TestCase:

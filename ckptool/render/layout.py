@@ -24,7 +24,8 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
     """Yield what to show of `report`, in order."""
     yield from _layout(report, style)
     if style.verbosity >= 0 or isinstance(report, InspectReport):
-        for path, found in by_path(report.findings).items():
+        several = isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
+        for path, found in by_path(report.findings, several=several).items():
             yield from problems(found, style, path)
         yield from silenced_lines(report.silenced)
         yield from skipped_lines(report.skipped)

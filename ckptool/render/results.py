@@ -65,9 +65,22 @@ def checkpoints(report: AnyReport) -> tuple[str, ...]:
             return ()
 
 
-def errors(report: AnyReport) -> tuple[str, ...]:
-    """Return what could not be checked."""
-    return report.errors if isinstance(report, InspectReport | GateReport) else ()
+def errors(report: AnyReport) -> tuple[tuple[str, str], ...]:
+    """Return what could not be checked: path and reason."""
+    match report:
+        case GateReport():
+            paths = [one.path for one in report.checkpoints if not one.container]
+            return tuple(zip(paths, report.errors, strict=True))
+        case InspectReport():
+            return tuple((one.split(": ", 1)[0], one) for one in report.errors)
+        case _:
+            return ()
+
+
+def unexplained(report: AnyReport) -> str:
+    """Return the verdict where the run fails and no finding says why: values differ, for one."""
+    told = not report.exit_code or any(f.fails for f in report.findings) or errors(report)
+    return "" if told else str(getattr(report, "verdict", ""))
 
 
 def relative(path: str, root: Path | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from ckptool.render import Style
-from ckptool.render.results import Result, errors, results, sentence
+from ckptool.render.results import Result, errors, results, sentence, unexplained
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
 from ckptool.rules import RULES
@@ -20,7 +20,8 @@ ROOT: Final = "SRCROOT"
 def render(report: AnyReport, style: Style) -> str:
     found = tuple(results(report, style.root))
     codes = sorted({one.finding.code for one in found})
-    unread = errors(report)
+    unread = [f"could not be checked: {reason}" for _, reason in errors(report)]
+    verdict = unexplained(report)
     run = {
         "tool": {"driver": _driver(codes)},
         "originalUriBaseIds": {ROOT: {"description": {"text": "Where ckptool was run."}}},
@@ -28,7 +29,10 @@ def render(report: AnyReport, style: Style) -> str:
             {
                 "executionSuccessful": not unread,
                 "exitCode": report.exit_code,
-                "toolExecutionNotifications": [*_unread(unread), *_skipped(report)],
+                "toolExecutionNotifications": [
+                    *_failures([*unread, *([verdict] if verdict else [])]),
+                    *_skipped(report),
+                ],
             }
         ],
         "results": [_result(one, codes) for one in found],
@@ -97,9 +101,9 @@ def _artifact(file: str) -> dict[str, str]:
     return {"uri": quote(file, errors="surrogatepass"), "uriBaseId": ROOT}
 
 
-def _unread(unread: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    for one in unread:
-        yield {"level": "error", "message": {"text": f"could not be checked: {printable(one)}"}}
+def _failures(texts: list[str]) -> Iterator[dict[str, Any]]:
+    for text in texts:
+        yield {"level": "error", "message": {"text": printable(text)}}
 
 
 def _skipped(report: AnyReport) -> Iterator[dict[str, Any]]:

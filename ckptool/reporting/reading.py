@@ -1,6 +1,7 @@
 """Checkpoints, and how they differ -> reports."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
 from ckptool.compare import Changed, Loading, Missing, Revision, Unexpected
 from ckptool.explain import explain_loading, explain_revision
@@ -171,9 +172,20 @@ def _explained(loading: Loading, verdict: Verdict) -> dict[str, Finding]:
         for old, new in loading.rewrite.keys.items():
             explained[old] = explained[new] = found["CK209"]
     for finding in verdict.findings:
+        if finding.rule.code in _ON_SEVERAL:
+            explained |= dict.fromkeys(map(str, _keys(finding)), finding)
         if finding.rule.code == "CK211":
             explained[finding.key] = explained[str(finding.facts["found"])] = finding
     return explained
+
+
+_ON_SEVERAL: Final = frozenset({"CK217", "CK218", "CK219", "CK501"})
+"""Rules whose findings answer for all keys in their facts."""
+
+
+def _keys(finding: Finding) -> Iterable[object]:
+    keys = finding.facts.get("keys")
+    return keys if isinstance(keys, list) else ()
 
 
 def _verdict(key: str, problem: str, finding: Finding | None) -> KeyVerdict:

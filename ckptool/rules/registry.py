@@ -38,6 +38,10 @@ class Rule(Struct, frozen=True):
     """Why it matters, for somebody who has never met it."""
     fix: str
     """What to do about it: a command or a line of code; may use the same facts as `message`."""
+    example: str = ""
+    """A few lines of Python in which it fires."""
+    gate: Level | None = None
+    """Level in `ckptool gate`."""
 
 
 class Hit(Struct, frozen=True):

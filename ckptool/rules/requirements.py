@@ -73,6 +73,10 @@ def coverage_required(release: Release) -> Iterator[Hit]:
         "release as usual gets an error.",
         fix="Mend the keys as their own findings say (`ckptool migrate`), waive those findings, or "
         "set strict = false in [tool.ckptool.require].",
+        example="class Net(nn.Module):  # today's code\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        '        self.register_buffer("mask", torch.ones(3))  # the release was saved without it',
     ),
 )
 def strict_load(release: Release) -> Iterator[Hit]:
@@ -95,6 +99,8 @@ def strict_load(release: Release) -> Iterator[Hit]:
         message="`{key}` is {dtype}; the policy allows {allowed}",
         why="A dtype that was not meant to be released costs memory, or was rounded on the way.",
         fix="Save it as an allowed dtype, or add {dtype} to `dtypes` in [tool.ckptool.require].",
+        example='# dtypes = ["bfloat16"]\n'
+        'torch.save({"weight": torch.ones(3, dtype=torch.float32)}, "model.pth")',
     ),
 )
 def forbidden_dtype(release: Release) -> Iterator[Hit]:
@@ -119,6 +125,7 @@ def forbidden_dtype(release: Release) -> Iterator[Hit]:
         "optimizer state, a wider dtype, views that drag their whole storage along.",
         fix="`ckptool inspect` shows what takes the room; or raise `max-size` in "
         "[tool.ckptool.require].",
+        example='# max-size = "1 MB"\ntorch.save({"weight": torch.ones(1000, 1000)}, "model.pth")',
     ),
 )
 def too_large(release: Release) -> Iterator[Hit]:
@@ -136,6 +143,7 @@ def too_large(release: Release) -> Iterator[Hit]:
         message="the release is {container}, and the policy asks for safetensors",
         why="A pickle can run code when it is loaded; safetensors holds tensors and nothing else.",
         fix="ckptool migrate {path} -o NAME.safetensors",
+        example='# safetensors = true\ntorch.save(model.state_dict(), "model.pth")',
     ),
 )
 def not_safetensors(release: Release) -> Iterator[Hit]:
@@ -155,6 +163,8 @@ def not_safetensors(release: Release) -> Iterator[Hit]:
         why="Whatever a pickle names is imported and called by whoever loads it without "
         "weights_only=True.",
         fix="Save it without that object, or add {name} to `globals` in [tool.ckptool.require].",
+        example='# globals = ["torch.*", "collections.OrderedDict"]\n'
+        'torch.save({"model": model.state_dict(), "args": argparse.Namespace()}, "model.pth")',
     ),
 )
 def global_not_allowed(release: Release) -> Iterator[Hit]:
@@ -178,6 +188,8 @@ def global_not_allowed(release: Release) -> Iterator[Hit]:
         why="What was skipped or proves nothing is not known to work.",
         fix="Give the gate what it needs (a module, --input, a device), or change `verify` and "
         "`device` in [tool.ckptool.require].",
+        example='# verify = ["forward"], and no --input says what forward takes\n'
+        'ckptool.gate("model.pth", module="package.module:Net")',
     ),
 )
 def verification_required(release: Release) -> Iterator[Hit]:
@@ -195,6 +207,7 @@ def verification_required(release: Release) -> Iterator[Hit]:
         message="the waiver of {key} for `{keys}` in {path} expired on {expires}: it was {reason}",
         why="An expiry is a promise that somebody looks at it again.",
         fix="Mend what it waived and delete it, or give it a new date.",
+        example='# expires = 2020-12-31\nckptool.gate("model.pth")',
     ),
 )
 def waiver_expired(upkeep: Upkeep) -> Iterator[Hit]:
@@ -217,6 +230,7 @@ def waiver_expired(upkeep: Upkeep) -> Iterator[Hit]:
         message="the waiver of {key} for `{keys}` in {path} waives nothing any more",
         why="A waiver that waives nothing hides the next finding of the same kind.",
         fix="Delete it.",
+        example='# rule = "CK301", and no pickle is left\nckptool.gate("model.safetensors")',
     ),
 )
 def waiver_unused(upkeep: Upkeep) -> Iterator[Hit]:
@@ -230,14 +244,16 @@ def waiver_unused(upkeep: Upkeep) -> Iterator[Hit]:
         code="CK859",
         name="baseline-outdated",
         level=Level.NOTE,
-        message="the baseline knows {code} of `{key}` in {path}, which is not found any more",
+        message="the baseline knows {what} in {path}, which is not found any more",
         why="What is mended and stays in the baseline would not be seen if it came back.",
         fix="ckptool gate ... --update-baseline",
+        example="# known.json knows CK301 of model.pth, which was saved again without the pickle\n"
+        'ckptool.gate("model.pth", baseline="known.json")',
     ),
 )
 def baseline_outdated(upkeep: Upkeep) -> Iterator[Hit]:
     for path, code, key in upkeep.vanished:
-        yield hit(key, code=code, path=path)
+        yield hit(key, what=f"{code} of `{key}`" if key else code, path=path)
 
 
 def _any_matches(name: str, globs: tuple[str, ...]) -> bool:
