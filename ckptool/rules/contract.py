@@ -126,6 +126,7 @@ def term_added(holding: Holding) -> Iterator[Hit]:
         "direction or the other: old files have a key too many, or lack one. It is one word in the "
         "code (`persistent=False`), and nobody sees it in review.",
         fix="{remedy}",
+        example='self.register_buffer("mask", mask, persistent=False)  # and saved before',
     ),
 )
 def persistence_flipped(holding: Holding) -> Iterator[Hit]:
@@ -178,6 +179,7 @@ def term_changed(holding: Holding) -> Iterator[Hit]:
         "the weights have. Users see other predictions after an update.",
         fix="Where the change is meant, record anew: `ckptool lock --golden {golden} ...`; else "
         "find it with `ckptool verify {key} --against OLD`.",
+        example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),
 )
 def output_drift(replay: Replay) -> Iterator[Hit]:
@@ -205,6 +207,7 @@ def output_drift(replay: Replay) -> Iterator[Hit]:
         "released with the code makes it loadable.",
         fix="See what is open with `ckptool migrate {key} --dry-run`, decide it in a plan "
         "(--save-plan), and name the plan with --plan.",
+        example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
     ),
 )
 def no_migration_path(fixture: Fixture) -> Iterator[Hit]:

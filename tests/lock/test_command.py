@@ -35,6 +35,11 @@ def test_lock_then_check_then_change(ckptool, tmp_path):
     assert ckptool("lock", "-m", WITH, *SIZES, "-o", lock, "--check").code == 0
 
 
+def test_the_lock_in_samples_is_fresh(ckptool):
+    ran = ckptool("lock", "-m", WITHOUT, *SIZES, "-o", "samples/model.lock.json", "--check")
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "the lock holds")
+
+
 def test_the_same_module_gives_the_same_bytes_in_two_processes(ckptool, tmp_path):
     locks = [tmp_path / "one.json", tmp_path / "other.json"]
     for seed, lock in zip(("1", "2"), locks, strict=True):
