@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from ckptool import report
-from ckptool.errors import UsageError
+from ckptool.errors import ModuleError, UsageError
 from ckptool.policy import Policy, judge
 from ckptool.reporting.checking import watched
 from ckptool.rules import run
@@ -39,9 +39,10 @@ class Watched:
         self._policy = policy
         self._before: Snapshot | None = None
         self._after: Snapshot | None = None
+        self._failure: ModuleError | None = None
 
     def __enter__(self) -> Self:
-        self._before, self._after = self._look(), None
+        self._before, self._after, self._failure = self._look(), None, None
         return self
 
     def __exit__(
@@ -50,8 +51,13 @@ class Watched:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
+        if error is not None:
+            return
+        try:
             self._after = self._look()
+        except ModuleError as failure:
+            # A training that took days is not to end here: who asks for the report is told.
+            self._failure = failure
 
     @property
     def report(self) -> report.AuditReport:
@@ -63,6 +69,8 @@ class Watched:
         """
         if self._before is None:
             raise UsageError("nothing was watched yet: with ckptool.watch(model) as watched: ...")
+        if self._failure is not None:
+            raise self._failure
         from ckptool.modules import describe
         from ckptool.verification import lived
 
@@ -74,7 +82,6 @@ class Watched:
         return watched(state, usage, judge(found, self._policy))
 
     def _look(self) -> "Snapshot":
-        from ckptool.errors import ModuleError
         from ckptool.modules.snapshot import take
         from ckptool.modules.usercode import UserCodeError, user_code
 

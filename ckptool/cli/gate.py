@@ -18,7 +18,7 @@ from ckptool.policy import Policy
 
 
 @click.command("gate")
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="PATH...")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[PATH]...")
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'

@@ -92,6 +92,15 @@ def test_a_block_that_raises_is_not_hidden():
     assert ("CK107", "ready", "error") in found(watched.report)
 
 
+def test_a_look_that_fails_at_the_end_does_not_end_the_training():
+    model = models.Trained()
+    with ckptool.watch(model) as watched:
+        model.named_modules = None
+    assert model.steps == 0
+    with pytest.raises(ckptool.CkptoolError, match="Trained: looking through it raised TypeError"):
+        _ = watched.report
+
+
 def test_a_report_before_anything_was_watched():
     with pytest.raises(UsageError, match="nothing was watched yet"):
         _ = ckptool.watch(models.Trained()).report
