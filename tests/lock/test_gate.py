@@ -81,6 +81,14 @@ def test_fixtures_prove_that_old_files_get_there(gate):
     }
 
 
+def test_an_old_file_may_keep_its_state_elsewhere(gate, release):
+    torch.save({"model": models.Registered().state_dict()}, release / "new.pth")
+    words = ("new.pth", "-m", "lock.models:Registered", "--at", "model", "--fixtures", "old.pth")
+    ran, report, codes = gate(*words)
+    assert (ran.code, codes) == (0, [])
+    assert report["checkpoints"][0]["promises"][0]["result"].startswith("migrates: inject scale")
+
+
 def test_a_file_that_has_the_key_proves_nothing_about_those_that_lack_it(gate, release):
     torch.save(models.Registered().state_dict(), release / "newer.pth")
     words = ("-m", "lock.models:Registered", "--against", "ckpt.lock.json")
