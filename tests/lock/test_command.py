@@ -37,6 +37,14 @@ def test_lock_then_check_then_change(ckptool, tmp_path):
     assert ckptool("lock", "-m", WITH, *SIZES, "-o", lock, "--check").code == 0
 
 
+def test_a_stale_lock_is_a_failure_in_junit(ckptool):
+    words = ("lock", "-m", WITH, *SIZES, "-o", "samples/model.lock.json", "--check")
+    ran = ckptool(*words, "--format", "junit")
+    assert ran.code == 1
+    assert 'failures="1"' in ran.out
+    assert "persistence-flipped" in ran.out
+
+
 def test_the_lock_in_samples_is_fresh(ckptool):
     ran = ckptool("lock", "-m", WITHOUT, *SIZES, "-o", "samples/model.lock.json", "--check")
     assert (ran.code, ran.out.splitlines()[0]) == (0, "the lock holds")

@@ -206,6 +206,15 @@ def test_without_a_checkpoint_every_configured_module_is_held_to_its_lock(gate, 
     assert codes == [("CK804", "body.bias", "error"), ("CK804", "body.weight", "error")]
 
 
+@pytest.mark.parametrize("form", ["junit", "sarif", "github", "gitlab", "markdown"])
+def test_a_module_alone_in_every_format(ckptool, release, form):
+    words = ("-m", "lock.models:WithoutNorm", "--against", "ckpt.lock.json", "--format", form)
+    ran = ckptool("gate", *words, cwd=release, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    assert (ran.code, ran.err) == (1, "")
+    assert "CK801" in ran.out
+    assert "norm.weight" in ran.out.replace("\\", "")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
