@@ -147,6 +147,10 @@ def test_of_several_states_one_has_to_be_named(tmp_path):
     assert contract.state_of(checkpoint, "ema", None).at == "ema"
     like = of_module("lock.models:First")
     assert contract.state_of(checkpoint, None, like).at in {"ema", "model"}
-    torch.save({"epoch": 1}, path)
+    optimizer = torch.optim.Adam(models.First().parameters())
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), path)
     with pytest.raises(UsageError, match="has no state of a model"):
         contract.state_of(open_checkpoint(path), None, None)
