@@ -25,6 +25,7 @@ from ckptool.reporting.promises import Held
 from ckptool.rules import Finding, run
 from ckptool.rules.registry import checked
 from ckptool.rules.requirements import Release, Upkeep, asked
+from ckptool.valued import Valued, valued, with_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +36,7 @@ NO_MODULE = Skipped(
     "the module",
     "none is named for it with -m or in [[tool.ckptool.models]]: only the file's rules were run",
 )
+NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
 _ABOUT_THE_POLICY = ("CK857", "CK858", "CK859")
 
 
@@ -51,6 +53,8 @@ class Seen(Struct, frozen=True):
     steps: Mapping[str, str] = {}
     """Required levels -> why one did not pass, "" where it did."""
     held: Held = Held()
+    values: Valued | None = None
+    """None where they were not looked at."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -58,6 +62,8 @@ class Seen(Struct, frozen=True):
         told += self.held.skipped
         told += self.module.skipped if self.module else [NO_MODULE]
         told += self.verification.skipped if self.verification else ()
+        if self.checkpoint:
+            told += self.values.skipped if self.values else [NO_VALUES]
         return tuple(dict.fromkeys(told))
 
 
@@ -70,6 +76,7 @@ def subjects(seen: Seen) -> tuple[object, ...]:
         *seen.exercises,
         seen.verification,
         *seen.held.subjects,
+        seen.values,
     )
     return tuple(one for one in found if one is not None)
 
@@ -81,6 +88,7 @@ def gate(  # noqa: PLR0913
     kwargs: Mapping[str, object] | None = None,
     at: str | None = None,
     inputs: object = None,
+    values: bool = True,
     against: "PathLike | nn.Module | None" = None,
     fixtures: Sequence[str | Path] = (),
     plans: Sequence[str | Path] = (),
@@ -102,6 +110,7 @@ def gate(  # noqa: PLR0913
         kwargs: constructor arguments.
         at: place of the state in the files ("state_dict"); without it the best match is taken.
         inputs: what forward takes, as for `verify`: where the policy requires a verification.
+        values: whether the numbers are judged as well (rules CK4xx): that reads all of the files.
         against: a lock, an older checkpoint, or an older module ("package.module:Name").
         fixtures: old checkpoints, or globs of them, that have to get into the module.
         plans: migration plans for the fixtures, beside those that are derived.
@@ -123,7 +132,7 @@ def gate(  # noqa: PLR0913
     file = _baseline_file(baseline, settings, update=update_baseline)
     given = [locate(one) for one in ([paths] if isinstance(paths, PathLike) else paths)]
     asked_for = Promises(against, tuple(fixtures), tuple(golden), tuple(plans), len(given) > 1)
-    examiner = _Examiner(rules, limits, settings, {}, asked_for)
+    examiner = _Examiner(rules, limits, settings, {}, asked_for, values)
     seen: list[Seen] = []
     errors: dict[str, str] = {}
     for path in dict.fromkeys(given):
@@ -172,6 +181,7 @@ class _Examiner(Struct, frozen=True):
     config: Config
     modules: dict[str, ModuleState]
     promises: Promises = Promises()
+    values: bool = True
 
     def examined(self, path: Location, target: Target | None, inputs: object) -> Seen:
         """Return what is known of the checkpoint at `path` and its module.
@@ -183,17 +193,19 @@ class _Examiner(Struct, frozen=True):
         checkpoint = opened(path, self.limits)
         require = self.policy.at(str(path)).require
         promises = promised(self.promises, self.config, path)
+        numbers = valued(checkpoint) if self.values else None
         if target is None:
             steps = steps_of(require, None, "no module is named for it")
             held = held_to(promises, checkpoint, None, None, self.limits)
-            return Seen(str(path), checkpoint, steps=steps, held=held)
+            return Seen(str(path), checkpoint, steps=steps, held=held, values=numbers)
         state = self._module(target, checkpoint)
         hyper = target.hyper(checkpoint)
         state, ran = target.exercised(hyper, state, inputs)
         met = loading(checkpoint, state, target.at)
+        met = with_values(met) if self.values else met
         done, steps = verified(checkpoint, target, require, inputs)
         held = held_to(promises, checkpoint, state, target, self.limits)
-        return Seen(str(path), checkpoint, state, met, ran, done, steps, held)
+        return Seen(str(path), checkpoint, state, met, ran, done, steps, held, numbers)
 
     def alone(self, target: Target, promises: Promises) -> Seen:
         """Hold a module to what was promised, without any checkpoint of now.
