@@ -211,6 +211,14 @@ class TensorInfo(Struct, frozen=True, gc=False):
         return Span(storage.span.path, storage.span.offset + start, self.nbytes)
 
 
+class Preview(Struct, frozen=True, gc=False):
+    """The values of a small tensor, or of some rows and columns of a larger one."""
+
+    rows: tuple[tuple[float, ...], ...]
+    whole: bool
+    """Whether every element is there."""
+
+
 class PickledModule(Struct, frozen=True):
     """What a pickled `nn.Module` says of one of its sub-modules."""
 
@@ -319,6 +327,8 @@ class Held(Struct, frozen=True):
     """A buffer that training changes: a normalisation layer's, or one with a `written` place."""
     fingerprint: str = ""
     """`values.fingerprint` of its elements, "" where the module was built without real values."""
+    preview: Preview | None = None
+    """Of unsaved state and of buffers, for the first few of a module that have real values."""
 
     @property
     def key(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ckptool import report
+from ckptool.api.drawing import draw_loading, draw_module
 from ckptool.api.target import PathLike, Target, need_target, notes_on, opened
 from ckptool.config import Config
 from ckptool.errors import UsageError
@@ -26,8 +27,11 @@ def audit(
     kwargs: Mapping[str, object] | None = None,
     inputs: object = None,
     policy: Policy | None = None,
+    pictures: bool = False,
 ) -> report.AuditReport:
     """Report everything a module holds that a state_dict does not; with `inputs`, by running it.
+
+    With `pictures` it also has the values of small buffers and unsaved tensors.
 
     Raises:
         ModuleError: the module cannot be imported or built.
@@ -37,7 +41,8 @@ def audit(
         raise UsageError("no module is named: -m package.module:Name")
     target = Target(module, kwargs or {})
     state, seen = target.exercised({}, target.examined({}), inputs)
-    return audited(state, judge(run([state, *seen]), policy or Policy()))
+    said = audited(state, judge(run([state, *seen]), policy or Policy()))
+    return draw_module(said, state) if pictures else said
 
 
 def verify(
@@ -54,6 +59,7 @@ def verify(
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
+    pictures: bool = False,
 ) -> report.VerifyReport:
     """Load a checkpoint, run its module, and compare it with what it was before.
 
@@ -71,6 +77,7 @@ def verify(
         policy: which findings are reported, and from which level on they fail.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
+        pictures: read the values of small buffers, so that they can be drawn.
 
     Raises:
         ReadError: a file cannot be read.
@@ -94,4 +101,5 @@ def verify(
         done = levels.verify(new, where, taken, old, tolerance)
     found = judge(run([done]), policy or Policy(), differs=bool(done.failed))
     notes = notes_on(new.loading, target.at, {})
-    return verified(done, new.loading.state.at, found, notes)
+    said = verified(done, new.loading.state.at, found, notes)
+    return draw_loading(said, new.loading) if pictures else said

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool import report
+from ckptool.api.drawing import draw_loading, draw_state
 from ckptool.api.target import PathLike, Target, find_target, opened
 from ckptool.config import Config
 from ckptool.formats import open_checkpoint
@@ -48,6 +49,7 @@ def migrate(  # noqa: PLR0913
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
+    pictures: bool = False,
 ) -> report.MigrateReport:
     """Write a checkpoint that a module loads strictly, or with `dry_run` only say how.
 
@@ -79,6 +81,7 @@ def migrate(  # noqa: PLR0913
         policy: which findings about the result are reported.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
+        pictures: read the values of small buffers, so that they can be drawn.
 
     Raises:
         ReadError: the source cannot be read.
@@ -118,7 +121,10 @@ def migrate(  # noqa: PLR0913
     )
     met = [] if done.loading is None else [done.loading]
     differs = any(not one.strict for one in met)
-    return migrated(done, judge(run(met), policy or Policy(), differs=differs))
+    said = migrated(done, judge(run(met), policy or Policy(), differs=differs))
+    if not pictures:
+        return said
+    return draw_loading(said, done.loading) if done.loading else draw_state(said, done.state)
 
 
 def _proof(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool import report
+from ckptool.api.drawing import draw_checkpoints, draw_loading, draw_revision
 from ckptool.api.target import PathLike, need_target, notes_on, opened
 from ckptool.compare import loading, revision
 from ckptool.config import Config
@@ -24,10 +25,12 @@ def inspect(
     *,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
+    pictures: bool = False,
 ) -> report.InspectReport:
     """Describe checkpoints: what they hold and name, without loading or executing anything.
 
     A path that cannot be read is reported in `errors`, and the others are described all the same.
+    With `pictures` the values of small masks are read, so that they can be drawn.
     """
     checkpoints: list[Checkpoint] = []
     errors: list[str] = []
@@ -37,7 +40,8 @@ def inspect(
         except ReadError as error:
             errors.append(str(error))
     verdict = judge(run(checkpoints), policy or Policy())
-    return inspected(tuple(checkpoints), verdict, tuple(errors))
+    found = inspected(tuple(checkpoints), verdict, tuple(errors))
+    return draw_checkpoints(found, checkpoints) if pictures else found
 
 
 def diff(
@@ -53,6 +57,7 @@ def diff(
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
+    pictures: bool = False,
 ) -> report.DiffModuleReport | report.DiffFilesReport:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
@@ -68,6 +73,7 @@ def diff(
         policy: which findings are reported, and from which level on they fail.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
+        pictures: read the values of small buffers, so that they can be drawn.
 
     Raises:
         ReadError: a file cannot be read.
@@ -82,11 +88,13 @@ def diff(
         before, after = opened(path, limits), opened(new, limits)
         changed = revision(before, after, at, look_at_values=values)
         found = judge(run([changed]), policy or Policy(), differs=changed.differs)
-        return revised(changed, found, explain)
+        told = revised(changed, found, explain)
+        return draw_revision(told, changed) if pictures else told
     checkpoint = opened(path, limits)
     target = need_target(Path(path), module, kwargs, at, config)
     hyper = target.hyper(checkpoint)
     state, seen = target.exercised(hyper, target.examined(hyper), inputs)
     met = loading(checkpoint, state, target.at)
     found = judge(run([met, state, checkpoint, *seen]), policy or Policy(), differs=not met.strict)
-    return loaded(met, found, notes_on(met, target.at, hyper), explain)
+    said = loaded(met, found, notes_on(met, target.at, hyper), explain)
+    return draw_loading(said, met) if pictures else said

@@ -55,6 +55,7 @@ def command(
         inputs=inputs,
         policy=policy,
         limits=limits,
+        pictures=out.pictures,
     )
     out.emit(report)
     ctx.exit(report.exit_code)

@@ -25,7 +25,7 @@ def command(
     Nothing in the files is loaded, imported or executed, and torch is not needed.
     """
     with paused_collector():  # what is made of 100,000 tensors holds no cycle, and is kept
-        report = api.inspect(paths, policy=policy, limits=limits)
+        report = api.inspect(paths, policy=policy, limits=limits, pictures=out.pictures)
         if report.checkpoints or out.format == "json":
             out.emit(report)
     for error in report.errors:

@@ -33,6 +33,11 @@ class Output(Struct, frozen=True):
     quiet: bool
     verbose: bool
 
+    @property
+    def pictures(self) -> bool:
+        """Whether the format draws pictures, whose values are read for nothing else."""
+        return self.format == "html"
+
     def emit(self, report: AnyReport) -> None:
         """Write the report to the file, or to standard output and nothing else there.
 
@@ -104,17 +109,18 @@ def one_line(text: str) -> str:
 
 def report_options(function: Command) -> Command:
     """Add the options of every report; the command receives `out: Output` and `policy: Policy`."""
-    return _with_options(_reporting(function), _REPORT_OPTIONS)
+    return _with_options(_reporting(function, has_output=True), _REPORT_OPTIONS)
 
 
 def screen_options(function: Command) -> Command:
     """Add what `report_options` does, but for -o: the command writes something else there."""
     return _with_options(
-        _reporting(function), tuple(o for o in _REPORT_OPTIONS if o is not _OUTPUT_OPTION)
+        _reporting(function, has_output=False),
+        tuple(o for o in _REPORT_OPTIONS if o is not _OUTPUT_OPTION),
     )
 
 
-def _reporting(function: Command) -> Command:
+def _reporting(function: Command, *, has_output: bool) -> Command:
     @wraps(function)
     @click.pass_context
     def command(
@@ -133,6 +139,11 @@ def _reporting(function: Command) -> Command:
     ) -> object:
         ctx.obj["trace"] = verbose
         out = Output(format_, output, color, quiet, verbose)
+        if out.pictures and output is None and sys.stdout.isatty():
+            raise UsageError(
+                "--format html is a page for a browser, not for a terminal: write it to a file, "
+                "with > report.html" + (" or -o report.html" if has_output else "")
+            )
         policy = make_policy(select, ignore, fail_on, load_config(Path.cwd()))
         return function(ctx, *args, out=out, policy=policy, **options)
 

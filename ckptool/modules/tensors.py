@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
-from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo, fingerprint
+from ckptool import grids
+from ckptool.model import BITS, Kind, Part, Preview, StorageInfo, TensorInfo, fingerprint
 from ckptool.modules.twins import Twins
 from ckptool.modules.walk import qualified
 
@@ -102,6 +103,24 @@ def digest(value: Any) -> str:
         return ""
     chunk = memoryview((ctypes.c_ubyte * found[0].numel()).from_address(found[0].data_ptr()))
     return fingerprint(dtype_name(value), tuple(map(int, value.shape)), [chunk])
+
+
+def preview(value: Any) -> Preview | None:
+    """Return the values of `value`, or some of them, None where they cannot be had."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        plain = value.layout is torch.strided and not value.is_quantized
+        if not plain or value.is_meta or _wrapper(value) or is_lazy(value):
+            return None
+        value = value.detach()
+    steps = grids.window(value.shape)
+    if steps is None:
+        return None
+    shown = _elements(value[tuple(slice(None, None, step) if step else 0 for step in steps)])
+    if not shown:
+        return None
+    return grids.preview(tuple(map(int, value.shape)), dtype_name(value), bytes(shown[0].tolist()))
 
 
 def same_bytes(one: Any, other: Any) -> bool | None:

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from ckptool.report import AnyReport
 
-FORMATS: Final = ("table", "json", "markdown")
+FORMATS: Final = ("table", "json", "markdown", "html")
 
 
 class Style(Struct, frozen=True):

@@ -19,13 +19,14 @@ from ckptool.report import (
 
 def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
     """Yield what to show of `report`, in order."""
-    yield from _layout(report, style)
+    yield from body(report, style)
     if style.verbosity >= 0 or isinstance(report, InspectReport):
         yield from problems(report.findings, style)
         yield from skipped_lines(report.skipped)
 
 
-def _layout(report: AnyReport, style: Style) -> Iterator[Block]:
+def body(report: AnyReport, style: Style) -> Iterator[Block]:
+    """Yield what is particular to this kind of report: a verdict, lines, tables."""
     match report:
         case InspectReport():
             return reading.inspection(report, style)
