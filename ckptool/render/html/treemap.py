@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import Final
 
 from msgspec import Struct
@@ -14,6 +14,8 @@ from ckptool.render.text import count, cut, size
 
 WIDTH: Final = 960
 HEIGHT: Final = 420
+DEEPEST: Final = 16
+"""Modules within modules that are told apart."""
 _MOST_TILES: Final = 700
 _MOST_CHILDREN: Final = 250
 """Of one module; the smallest of more are one tile."""
@@ -97,11 +99,13 @@ def _grown(items: list[Item]) -> _Node:
     """Return the tree of modules, one that holds a single module being one with it."""
     root = _Node("", "")
     for item in items:
-        node, path = root, ""
-        for name in item.key.split("."):
-            path = f"{path}.{name}" if path else name
+        node = root
+        names = item.key.split(".", DEEPEST)
+        for depth, name in enumerate(names, 1):
             _add(node, item)
-            node = node.children.setdefault(name, _Node(path, name))
+            if name not in node.children:
+                node.children[name] = _Node(".".join(names[:depth]), name)
+            node = node.children[name]
         _add(node, item)
         node.item = item
     return root
@@ -117,9 +121,8 @@ def _add(node: _Node, item: Item) -> None:
 def _open_largest(root: _Node) -> None:
     """Open modules, the largest first, until there are tiles enough or what is left is too small."""
     per_byte = WIDTH * HEIGHT / root.nbytes
-    queue = [(-root.nbytes, (), root)]
-    heapify(queue)
-    tiles = 1
+    queue = [(-root.nbytes, 0, root)]
+    tiles = met = 1
     while queue and tiles < _MOST_TILES:
         _, _, node = heappop(queue)
         if node.nbytes * per_byte < _LEAST_AREA and node is not root:
@@ -128,7 +131,8 @@ def _open_largest(root: _Node) -> None:
         tiles += min(len(node.children), _MOST_CHILDREN)
         for child in node.children.values():
             if child.children:
-                heappush(queue, (-child.nbytes, natural(child.path), child))
+                met += 1
+                heappush(queue, (-child.nbytes, met, child))
 
 
 def _drawn(node: _Node, box: Box, depth: int, frames: list[Frame]) -> Iterator[Tile]:

@@ -1,0 +1,89 @@
+"""Keys of two sides -> one tree with a column for each side, what agrees folded into its module."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from msgspec import Struct
+
+from ckptool.render import Style
+from ckptool.render.blocks import groups
+from ckptool.render.html.parts import Line, Tree
+from ckptool.render.html.treemap import DEEPEST
+from ckptool.render.text import count
+
+_MOST_LINES: Final = 200
+
+
+class Leaf(Struct, frozen=True):
+    """A tensor, and what each side has of it."""
+
+    key: str
+    left: str
+    right: str
+    status: str
+    tone: str
+    """"ok" where both sides agree."""
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    leaves: list[tuple[Leaf, int]] = field(default_factory=list)
+    children: dict[str, "_Node"] = field(default_factory=dict)
+    total: int = 0
+    agreeing: int = 0
+
+
+def tree(
+    id_: str, title: str, sides: tuple[str, str], leaves: Iterable[Leaf], style: Style
+) -> Tree | None:
+    """Return the tree; None where there is no leaf."""
+    forms = ((one.key, (one.left, one.right, one.status), one) for one in leaves)
+    root = _Node()
+    for group in groups(forms, style):
+        _put(root, group.key, group.items[0], len(group.items))
+    if not root.total:
+        return None
+    lines = list(_lines(root, "", 0, sides))
+    return Tree(
+        id=id_,
+        title=title,
+        sides=sides,
+        lines=tuple(lines[:_MOST_LINES]),
+        more=max(len(lines) - _MOST_LINES, 0),
+    )
+
+
+def _put(root: _Node, key: str, leaf: Leaf, number: int) -> None:
+    *modules, name = key.split(".", DEEPEST)
+    node = root
+    for module in (*modules, None):
+        node.total += number
+        node.agreeing += number * (leaf.tone == "ok")
+        if module is not None:
+            node = node.children.setdefault(module, _Node())
+    node.leaves.append((Leaf(name, leaf.left, leaf.right, leaf.status, leaf.tone), number))
+
+
+def _lines(node: _Node, prefix: str, depth: int, sides: tuple[str, str]) -> Iterator[Line]:
+    """Yield what differs first, then what agrees."""
+    for leaf, number in sorted(node.leaves, key=lambda one: one[0].tone == "ok"):
+        left, right = leaf.left, leaf.right
+        yield Line(depth, prefix, leaf.key, number, left, right, leaf.status, leaf.tone)
+    by_fault = sorted(node.children.items(), key=lambda one: one[1].agreeing == one[1].total)
+    for name, child in by_fault:
+        full, only = _single(name, child)
+        if only.agreeing == only.total:
+            held = count(only.total, "tensor")
+            yield Line(depth, prefix, full, 1, held, held, "match", "ok")
+        else:
+            yield Line(depth, prefix, full, 1, "", "", "", "module")
+            yield from _lines(only, f"{prefix}{full}.", depth + 1, sides)
+
+
+def _single(name: str, node: _Node) -> tuple[str, _Node]:
+    """Return the module, one that holds a single module being one with it."""
+    while not node.leaves and len(node.children) == 1:
+        ((inner, node),) = node.children.items()
+        name = f"{name}.{inner}"
+    return name, node

@@ -1,0 +1,88 @@
+"""Report -> page: its verdict, its findings, its pictures, its tables, what was not looked at."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from msgspec import UnsetType
+
+from ckptool.render import Style
+from ckptool.render.blocks import Block, Grid, Lines, Verdict
+from ckptool.render.html import drawn
+from ckptool.render.html.findings import grouped
+from ckptool.render.html.heads import facts, lead
+from ckptool.render.html.parts import Page, Part, Table, Text, Words, words
+from ckptool.render.html.shades import pictures
+from ckptool.render.layout import body
+from ckptool.report import AnyReport, InspectReport, SkippedReport
+
+_TONES: Final = {0: "passed", 1: "failed", 2: "unknown"}
+_EXITS: Final = {
+    0: "exit code 0: passed",
+    1: "exit code 1: something was found, or two things differ",
+    2: "exit code 2: could not check everything",
+}
+
+
+def page(report: AnyReport, style: Style) -> Page:
+    """Return what a person is shown of `report`."""
+    blocks = list(body(report, style))
+    verdict = _verdict(report, blocks)
+    parts = (part for part in _parts(report, blocks, style) if part is not None)
+    return Page(
+        command=report.command,
+        title=verdict,
+        verdict=words(verdict),
+        tone=_TONES[report.exit_code],
+        exit_words=_EXITS[report.exit_code],
+        lead=lead(report) or _lines(blocks[:2]),
+        facts=facts(report) if style.verbosity >= 0 else (),
+        parts=tuple(parts) if style.verbosity >= 0 else (),
+    )
+
+
+def _verdict(report: AnyReport, blocks: list[Block]) -> str:
+    said = [block.text for block in blocks if isinstance(block, Verdict)]
+    if isinstance(report, InspectReport):
+        return f"{len(said)} checkpoints" if len(said) != 1 else report.checkpoints[0].path
+    return said[0]
+
+
+def _lines(blocks: Iterable[Block]) -> tuple[Words, ...]:
+    return tuple(words(line) for b in blocks if isinstance(b, Lines) for line in b.lines)
+
+
+def _parts(report: AnyReport, blocks: list[Block], style: Style) -> Iterator[Part | None]:
+    yield grouped(report.findings, style)
+    yield from drawn.parts(report, style)
+    if not isinstance(report.drawing, UnsetType):
+        yield pictures("values", "Values of small buffers", report.drawing.pictures)
+    yield from drawn.last(report)
+    yield from _tables(report, blocks)
+    yield _skipped(report.skipped)
+
+
+def _tables(report: AnyReport, blocks: list[Block]) -> Iterator[Part]:
+    """Yield the tables and lines that every format shows; of several checkpoints, in turn."""
+    several = isinstance(report, InspectReport) and len(report.checkpoints) > 1
+    for number, block in enumerate(blocks):
+        id_ = f"table-{number}"
+        match block:
+            case Grid():
+                yield Table(
+                    id=id_,
+                    title=block.title.replace("`", ""),
+                    headers=block.headers,
+                    rows=block.rows,
+                    more=block.more,
+                )
+            case Verdict() if several:
+                yield Text(id=id_, title=block.text.split(": ", 1)[0], lines=(words(block.text),))
+            case Lines() if number > 1:
+                yield Text(id=id_, title="Notes", lines=_lines([block]))
+            case _:
+                pass
+
+
+def _skipped(skipped: tuple[SkippedReport, ...]) -> Text | None:
+    lines = tuple(words(f"{s.what}: {s.reason}") for s in dict.fromkeys(skipped))
+    return Text(id="skipped", title="Not checked", lines=lines) if lines else None
