@@ -13,6 +13,8 @@ from ckptool.model import Kind, Preview, TensorInfo
 
 FEW: Final = 7
 """Different values that a mask or a table of indices has at most, where it is drawn unasked."""
+_EACH: Final = 4
+"""How often it has each of them, on average."""
 _MOST_READ: Final = 400
 _MOST_BYTES: Final = 16 << 20
 """Of a tensor of which some rows are read."""
@@ -60,5 +62,6 @@ def drawable(tensor: TensorInfo) -> bool:
 
 
 def _telling(one: Preview) -> bool:
-    cells = {cell for row in one.rows for cell in row}
-    return len(cells) > 1 and len({cell for cell in cells if isfinite(cell)}) <= FEW
+    cells = [cell for row in one.rows for cell in row]
+    different, finite = len(set(cells)), len({cell for cell in cells if isfinite(cell)})
+    return different > 1 and finite <= FEW and different * _EACH <= len(cells)

@@ -45,7 +45,7 @@ def audit(
     return draw_module(said, state) if pictures else said
 
 
-def verify(
+def verify(  # noqa: PLR0913
     path: PathLike,
     *,
     module: "str | nn.Module | None" = None,

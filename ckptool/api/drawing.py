@@ -4,22 +4,29 @@ from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Final
 
+from msgspec.structs import replace
+
 from ckptool import report
 from ckptool.compare import Loading, Revision
 from ckptool.model import Checkpoint, ModuleState, Preview, State, TensorInfo
 from ckptool.previews import drawable, masks, preview
 from ckptool.reporting.drawing import R, Seen, drawn
 
-MOST: Final = 12
-"""Tensors that are drawn: a page is for reading."""
+MOST: Final = 48
+"""Tensors that are drawn, of which those of many layers are often the same."""
 
 
 def draw_checkpoints(
     found: report.InspectReport, checkpoints: Iterable[Checkpoint]
 ) -> report.InspectReport:
     """Add what looks like a mask in the files, and what a pickled module does not save."""
-    states = [state for checkpoint in checkpoints for state in checkpoint.states]
-    return drawn(found, (), (), _of_file(states))
+    several = len(found.checkpoints) > 1
+    seen = [
+        sides
+        for one in checkpoints
+        for sides in _of_file(one.states, f"{one.path}: " if several else "")
+    ]
+    return drawn(found, (), (), seen[:MOST])
 
 
 def draw_module(found: R, module: ModuleState) -> R:
@@ -57,11 +64,14 @@ def draw_revision(found: R, revision: Revision) -> R:
     return drawn(found, new.values(), old.values(), islice(filter(None, sides), MOST))
 
 
-def _of_file(states: Iterable[State]) -> list[tuple[Seen, ...]]:
-    states = list(states)
-    unsaved = (tensor for state in states for tensor in state.unsaved.values())
-    saved = (tensor for state in states for tensor in state.tensors.values())
-    return [(Seen(tensor, "file", one),) for tensor, one in masks(chain(unsaved, saved), MOST)]
+def _of_file(states: Iterable[State], prefix: str = "") -> list[tuple[Seen, ...]]:
+    found = (
+        replace(tensor, key=f"{prefix}{state.at}{'.' if state.at else ''}{tensor.key}")
+        for state in states
+        if state.role != "optimizer"
+        for tensor in chain(state.unsaved.values(), state.tensors.values())
+    )
+    return [(Seen(tensor, "file", one),) for tensor, one in masks(found, MOST)]
 
 
 def _side(tensor: TensorInfo | None, of: str) -> tuple[Seen, ...]:

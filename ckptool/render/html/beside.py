@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.render import Style
 from ckptool.render.blocks import groups
@@ -32,6 +33,8 @@ class _Node:
     children: dict[str, "_Node"] = field(default_factory=dict)
     total: int = 0
     agreeing: int = 0
+    agrees: str = ""
+    """The status of what agrees."""
 
 
 def tree(
@@ -59,10 +62,12 @@ def _put(root: _Node, key: str, leaf: Leaf, number: int) -> None:
     node = root
     for module in (*modules, None):
         node.total += number
-        node.agreeing += number * (leaf.tone == "ok")
+        if leaf.tone == "ok":
+            node.agreeing += number
+            node.agrees = leaf.status
         if module is not None:
             node = node.children.setdefault(module, _Node())
-    node.leaves.append((Leaf(name, leaf.left, leaf.right, leaf.status, leaf.tone), number))
+    node.leaves.append((replace(leaf, key=name), number))
 
 
 def _lines(node: _Node, prefix: str, depth: int, sides: tuple[str, str]) -> Iterator[Line]:
@@ -73,12 +78,19 @@ def _lines(node: _Node, prefix: str, depth: int, sides: tuple[str, str]) -> Iter
     by_fault = sorted(node.children.items(), key=lambda one: one[1].agreeing == one[1].total)
     for name, child in by_fault:
         full, only = _single(name, child)
-        if only.agreeing == only.total:
+        if len(only.leaves) == 1 and not only.children:
+            yield from _lines(_Node(_renamed(only, full)), prefix, depth, sides)
+        elif only.agreeing == only.total:
             held = count(only.total, "tensor")
-            yield Line(depth, prefix, full, 1, held, held, "match", "ok")
+            yield Line(depth, prefix, full, 1, held, held, only.agrees, "ok")
         else:
             yield Line(depth, prefix, full, 1, "", "", "", "module")
             yield from _lines(only, f"{prefix}{full}.", depth + 1, sides)
+
+
+def _renamed(node: _Node, module: str) -> list[tuple[Leaf, int]]:
+    """Return its leaves under the module's name as well."""
+    return [(replace(leaf, key=f"{module}.{leaf.key}"), number) for leaf, number in node.leaves]
 
 
 def _single(name: str, node: _Node) -> tuple[str, _Node]:

@@ -33,7 +33,7 @@ def _groups(
     for finding in findings:
         form = finding.code, finding.level
         numbers[form] = numbers.get(form, 0) + 1
-    for code, level in numbers:
+    for (code, level), number in numbers.items():
         of_it = [one for one in folded if (one.code, one.level) == (code, level)]
         shown = of_it if style.verbosity > 0 else of_it[:_MOST_SAID]
         fixes = {one.fix for one in of_it}
@@ -42,7 +42,7 @@ def _groups(
             code=code,
             name=names[code].replace("-", " "),
             level=level,
-            count=numbers[code, level],
+            count=number,
             fix=words(of_it[0].fix) if same else (),
             said=tuple(Said(words(p.message), () if same else words(p.fix)) for p in shown),
             more=len(of_it) - len(shown),

@@ -16,10 +16,12 @@ from ckptool.render.layout import body
 from ckptool.report import AnyReport, InspectReport, SkippedReport
 
 _TONES: Final = {0: "passed", 1: "failed", 2: "unknown"}
+_TABLE: Final = "table-"
+_MOST_LINKS: Final = 9
 _EXITS: Final = {
-    0: "exit code 0: passed",
-    1: "exit code 1: something was found, or two things differ",
-    2: "exit code 2: could not check everything",
+    0: "Exit code 0: passed",
+    1: "Exit code 1: something was found, or two things differ",
+    2: "Exit code 2: could not check everything",
 }
 
 
@@ -27,7 +29,8 @@ def page(report: AnyReport, style: Style) -> Page:
     """Return what a person is shown of `report`."""
     blocks = list(body(report, style))
     verdict = _verdict(report, blocks)
-    parts = (part for part in _parts(report, blocks, style) if part is not None)
+    wanted = _parts(report, blocks, style) if style.verbosity >= 0 else iter(())
+    parts = tuple(part for part in wanted if part is not None)
     return Page(
         command=report.command,
         title=verdict,
@@ -36,8 +39,18 @@ def page(report: AnyReport, style: Style) -> Page:
         exit_words=_EXITS[report.exit_code],
         lead=lead(report) or _lines(blocks[:2]),
         facts=facts(report) if style.verbosity >= 0 else (),
-        parts=tuple(parts) if style.verbosity >= 0 else (),
+        parts=parts,
+        links=_links(parts),
     )
+
+
+def _links(parts: tuple[Part, ...]) -> tuple[tuple[str, str], ...]:
+    """Return what to link to: all, or where that is much one link for all tables."""
+    if len(parts) <= _MOST_LINKS:
+        return tuple((part.id, part.title) for part in parts)
+    tables = [part.id for part in parts if part.id.startswith(_TABLE)]
+    others = [(part.id, part.title) for part in parts if not part.id.startswith(_TABLE)]
+    return (*others, *((id_, "All tables") for id_ in tables[:1]))
 
 
 def _verdict(report: AnyReport, blocks: list[Block]) -> str:
@@ -53,10 +66,10 @@ def _lines(blocks: Iterable[Block]) -> tuple[Words, ...]:
 
 def _parts(report: AnyReport, blocks: list[Block], style: Style) -> Iterator[Part | None]:
     yield grouped(report.findings, style)
-    yield from drawn.parts(report, style)
+    yield drawn.state(report, style)
     if not isinstance(report.drawing, UnsetType):
         yield pictures("values", "Values of small buffers", report.drawing.pictures)
-    yield from drawn.last(report)
+    yield from drawn.sizes(report)
     yield from _tables(report, blocks)
     yield _skipped(report.skipped)
 
@@ -65,7 +78,7 @@ def _tables(report: AnyReport, blocks: list[Block]) -> Iterator[Part]:
     """Yield the tables and lines that every format shows; of several checkpoints, in turn."""
     several = isinstance(report, InspectReport) and len(report.checkpoints) > 1
     for number, block in enumerate(blocks):
-        id_ = f"table-{number}"
+        id_ = f"{_TABLE}{number}"
         match block:
             case Grid():
                 yield Table(

@@ -161,6 +161,8 @@ class Pair(Struct, frozen=True):
     """The pictures of one key: of a file, of a module, or of both."""
 
     key: str
+    """With "*" for the numbers of layers, where several have the same values."""
+    count: int
     legend: tuple[tuple[str, str], ...]
     pictures: tuple[Picture, ...]
 
@@ -220,6 +222,8 @@ class Page(Struct, frozen=True):
     facts: tuple[tuple[str, str], ...]
     """Number or word, and what it counts."""
     parts: tuple[Part, ...]
+    links: tuple[tuple[str, str], ...]
+    """Id and title of what is worth going to."""
 
 
 def words(text: str) -> Words:

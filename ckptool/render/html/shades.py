@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Final
 
 from ckptool.render.html.parts import Pair, Picture, Pictures, Shade
+from ckptool.render.text import fold
 from ckptool.report import PictureReport
 
 SHADES: Final = 7
@@ -16,6 +17,7 @@ _SPACED: Final = 16
 _NUMBERED: Final = 8
 """Rows and columns up to which the numbers stand in the cells."""
 _TABLE: Final = 16
+_MOST_PAIRS: Final = 12
 _MOST_PATHS: Final = 80_000
 """Characters of all pictures' paths: what is beyond would make a page too large to send."""
 _WHOSE: Final = {
@@ -31,10 +33,12 @@ def pictures(id_: str, title: str, drawn: Sequence[PictureReport]) -> Pictures |
     pairs: list[Pair] = []
     left_out: list[str] = []
     length = 0
-    for key, group in groupby(drawn, key=lambda one: (one.key, one.legend)):
-        pair = _pair(key[0], list(group))
-        length += sum(len(shade.path) for one in pair.pictures for shade in one.shades)
-        if length <= _MOST_PATHS:
+    keys = groupby(drawn, key=lambda one: one.key)
+    alike = fold((key, _content(sides), sides) for key, group in keys for sides in [list(group)])
+    for one in alike:
+        pair = _pair(one.key, len(one.items), one.items[0])
+        length += sum(len(shade.path) for drawn in pair.pictures for shade in drawn.shades)
+        if len(pairs) < _MOST_PAIRS and length <= _MOST_PATHS:
             pairs.append(pair)
         else:
             left_out.append(pair.key)
@@ -43,10 +47,14 @@ def pictures(id_: str, title: str, drawn: Sequence[PictureReport]) -> Pictures |
     return Pictures(id=id_, title=title, pairs=tuple(pairs), left_out=tuple(left_out))
 
 
-def _pair(key: str, sides: list[PictureReport]) -> Pair:
+def _content(sides: list[PictureReport]) -> tuple[object, ...]:
+    return tuple((one.of, one.dtype, one.shape, one.legend, one.rows) for one in sides)
+
+
+def _pair(key: str, number: int, sides: list[PictureReport]) -> Pair:
     tones = tuple(_tone(i, sides[0]) for i in range(len(sides[0].legend)))
     legend = zip(tones, sides[0].legend, strict=True)
-    return Pair(key, tuple(legend), tuple(_picture(side, tones) for side in sides))
+    return Pair(key, number, tuple(legend), tuple(_picture(side, tones) for side in sides))
 
 
 def _tone(place: int, picture: PictureReport) -> str:
@@ -99,9 +107,7 @@ def _path(rows: tuple[tuple[int, ...], ...], place: int) -> str:
     return "".join(pieces)
 
 
-def _texts(
-    side: PictureReport, tones: tuple[str, ...]
-) -> Iterator[tuple[float, float, str, str]]:
+def _texts(side: PictureReport, tones: tuple[str, ...]) -> Iterator[tuple[float, float, str, str]]:
     for y, row in enumerate(side.rows):
         for x, place in enumerate(row):
             if len(side.legend[place]) <= 4:

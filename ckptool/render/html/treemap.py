@@ -16,6 +16,8 @@ WIDTH: Final = 960
 HEIGHT: Final = 420
 DEEPEST: Final = 16
 """Modules within modules that are told apart."""
+_FEW: Final = 12
+"""Tensors up to which half of the height is enough."""
 _MOST_TILES: Final = 700
 _MOST_CHILDREN: Final = 250
 """Of one module; the smallest of more are one tile."""
@@ -24,7 +26,8 @@ _LEAST_AREA: Final = 60
 _FRAME: Final = (48, 36)
 """Least width and height of a module that gets a title."""
 _TITLE: Final = 16
-_LETTER: Final = 6.4
+_LETTER: Final = 6.7
+_LEAST_LETTERS: Final = 10
 
 
 class Item(Struct, frozen=True):
@@ -53,7 +56,7 @@ class _Node:
     marked: bool = False
 
 
-def treemap(  # noqa: PLR0913, PLR0917 (what a part says, and what it is made of)
+def treemap(
     id_: str, title: str, items: Iterable[Item], tones: Mapping[str, str], colour: str, mark: str
 ) -> Treemap | None:
     """Return the treemap of `items`; None where none has bytes.
@@ -72,12 +75,13 @@ def treemap(  # noqa: PLR0913, PLR0917 (what a part says, and what it is made of
     root = _grown(drawn)
     _open_largest(root)
     frames: list[Frame] = []
-    tiles = tuple(_drawn(root, Box(0, 0, WIDTH, HEIGHT), 0, frames))
+    height = HEIGHT if len(drawn) > _FEW else HEIGHT // 2
+    tiles = tuple(_drawn(root, Box(0, 0, WIDTH, height), 0, frames))
     return Treemap(
         id=id_,
         title=title,
         width=WIDTH,
-        height=HEIGHT,
+        height=height,
         summary=f"{count(len(drawn), 'tensor')}, {size(root.nbytes)}"
         + (f", drawn as {count(len(tiles), 'tile')}" if len(tiles) < len(drawn) else ""),
         colour=colour,
@@ -119,7 +123,7 @@ def _add(node: _Node, item: Item) -> None:
 
 
 def _open_largest(root: _Node) -> None:
-    """Open modules, the largest first, until there are tiles enough or what is left is too small."""
+    """Open modules, the largest first, until there are tiles enough or they are too small."""
     per_byte = WIDTH * HEIGHT / root.nbytes
     queue = [(-root.nbytes, 0, root)]
     tiles = met = 1
@@ -150,7 +154,7 @@ def _drawn(node: _Node, box: Box, depth: int, frames: list[Frame]) -> Iterator[T
     children = _fewer(node, children)
     inner = box
     if depth and box.width >= _FRAME[0] and box.height >= _FRAME[1]:
-        label = cut(name, int((box.width - 8) / _LETTER))
+        label = cut(name, int((box.width - 8) / (_LETTER + 0.3)))
         frames.append(Frame(box.x, box.y, box.width, box.height, label, node.path))
         inner = box.inside(2, _TITLE)
     for child, place in zip(children, squarify([c.nbytes for c in children], inner), strict=True):
@@ -174,7 +178,8 @@ def _fewer(node: _Node, children: list[_Node]) -> list[_Node]:
 def _tile(box: Box, node: _Node, name: str) -> Tile:
     item = node.item if not node.children else None
     tone = item.tone if item else max(node.by_tone, key=lambda tone: node.by_tone[tone])
-    roomy = box.width >= 40 and box.height >= 18
+    room = int((box.width - 8) / _LETTER)
+    roomy = room >= min(len(name), _LEAST_LETTERS) and box.height >= 18
     return Tile(
         box.x,
         box.y,
@@ -183,7 +188,7 @@ def _tile(box: Box, node: _Node, name: str) -> Tile:
         tone,
         item.marked if item else node.marked,
         node.path,
-        cut(name, int((box.width - 8) / _LETTER)) if roomy else "",
+        cut(name, room) if roomy else "",
         size(node.nbytes),
         item.words if item else count(node.tensors, "tensor"),
     )

@@ -50,7 +50,7 @@ def legend_of(tones: Mapping[str, str]) -> dict[str, str]:
     return legend
 
 
-def items(
+def items_of(
     tensors: Iterable[TensorReport | UnsavedReport],
     tones: Mapping[str, str],
     prefix: str = "",
@@ -72,7 +72,7 @@ def checkpoint_items(one: CheckpointReport) -> tuple[list[TensorReport], list[It
     drawn: list[Item] = []
     for state in one.states:
         unsaved = frozenset(t.key for t in state.unsaved)
-        drawn += items((*state.tensors, *state.unsaved), tones, state.at, unsaved)
+        drawn += items_of((*state.tensors, *state.unsaved), tones, state.at, unsaved)
     return tensors, drawn
 
 
@@ -109,9 +109,7 @@ def shares(id_: str, tensors: Sequence[TensorReport | UnsavedReport]) -> Shares 
     total = sum(t.nbytes for t in tensors)
     if not tensors:
         return None
-    by_dtype = {
-        dtype: [t.nbytes for t in tensors if t.dtype == dtype] for dtype in tones
-    }
+    by_dtype = {dtype: [t.nbytes for t in tensors if t.dtype == dtype] for dtype in tones}
     return Shares(
         id=id_,
         title="Size by dtype",
