@@ -82,7 +82,11 @@ def _loading_bytes(report: DiffModuleReport, drawing: DrawingReport) -> Iterator
     absent = tuple(t for t in drawing.expected if t.key in missing)
     unsaved = frozenset(u.key for u in report.unsaved)
     marked = missing | unsaved | {*report.unexpected_keys, *report.mismatched_keys}
-    everything = (*drawing.tensors, *absent, *report.unsaved)
+    everything: tuple[TensorReport | UnsavedReport, ...] = (
+        *drawing.tensors,
+        *absent,
+        *report.unsaved,
+    )
     yield from _bytes(everything, marked, "not in the file, or does not load")
 
 

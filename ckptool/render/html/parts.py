@@ -108,6 +108,8 @@ class Treemap(Part, frozen=True, kw_only=True):
     width: int
     height: int
     summary: str
+    merged: bool
+    """Whether some tile is several tensors."""
     colour: str
     """What the colour says: "dtype"."""
     frames: tuple[Frame, ...]

@@ -60,10 +60,10 @@ def _place(row: Sequence[float], box: Box) -> tuple[Iterator[Box], Box]:
     """Lay the row along the shorter side, and return what is left."""
     total = sum(row)
     if box.width >= box.height:
-        wide = total / box.height if box.height else 0.0
+        wide = min(total / box.height, box.width) if box.height else 0.0
         rest = Box(box.x + wide, box.y, max(box.width - wide, 0), box.height)
         return _along(row, Box(box.x, box.y, wide, box.height), upright=True), rest
-    high = total / box.width if box.width else 0.0
+    high = min(total / box.width, box.height) if box.width else 0.0
     rest = Box(box.x, box.y + high, box.width, max(box.height - high, 0))
     return _along(row, Box(box.x, box.y, box.width, high), upright=False), rest
 

@@ -23,7 +23,7 @@ _MOST_CHILDREN: Final = 250
 """Of one module; the smallest of more are one tile."""
 _LEAST_AREA: Final = 60
 """Of a module whose tensors are drawn one by one."""
-_FRAME: Final = (48, 36)
+_FRAME: Final = (48, 34)
 """Least width and height of a module that gets a title."""
 _TITLE: Final = 16
 _LETTER: Final = 6.7
@@ -84,6 +84,7 @@ def treemap(
         height=height,
         summary=f"{count(len(drawn), 'tensor')}, {size(root.nbytes)}"
         + (f", drawn as {count(len(tiles), 'tile')}" if len(tiles) < len(drawn) else ""),
+        merged=len(tiles) < len(drawn),
         colour=colour,
         frames=tuple(frames),
         tiles=tiles,
@@ -144,7 +145,9 @@ def _drawn(node: _Node, box: Box, depth: int, frames: list[Frame]) -> Iterator[T
     while node.open and len(node.children) == 1 and not node.item:
         (node,) = node.children.values()
         name = f"{name}.{node.name}" if name else node.name
-    if not node.open:
+    roomy = box.width >= _FRAME[0] and box.height >= _FRAME[1]
+    alike = len(node.by_tone) == 1 and not node.marked
+    if not node.open or (depth and not roomy and alike):
         yield _tile(box, node, name)
         return
     children = sorted(node.children.values(), key=lambda n: (-n.nbytes, natural(n.path)))
@@ -153,7 +156,7 @@ def _drawn(node: _Node, box: Box, depth: int, frames: list[Frame]) -> Iterator[T
         children.sort(key=lambda n: -n.nbytes)
     children = _fewer(node, children)
     inner = box
-    if depth and box.width >= _FRAME[0] and box.height >= _FRAME[1]:
+    if depth and roomy:
         label = cut(name, int((box.width - 8) / (_LETTER + 0.3)))
         frames.append(Frame(box.x, box.y, box.width, box.height, label, node.path))
         inner = box.inside(2, _TITLE)
@@ -165,7 +168,8 @@ def _fewer(node: _Node, children: list[_Node]) -> list[_Node]:
     if len(children) <= _MOST_CHILDREN:
         return children
     kept, rest = children[: _MOST_CHILDREN - 1], children[_MOST_CHILDREN - 1 :]
-    others = _Node(f"{node.path}.*" if node.path else "*", "*")
+    more = f"{len(rest)} more"
+    others = _Node(f"{node.path}: {more}" if node.path else more, more)
     for child in rest:
         others.nbytes += child.nbytes
         others.tensors += child.tensors
