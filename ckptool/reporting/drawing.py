@@ -80,9 +80,9 @@ def pictures(sides: Sequence[Seen]) -> tuple[PictureReport, ...]:
 
 
 def _edges(low: float, high: float) -> list[float]:
-    """Return where the ranges start, and where the last one ends; halved: it may be the largest."""
-    step = high / FEW - low / FEW
-    return [low, *(low + i * step for i in range(1, FEW)), high]
+    """Return where the ranges start, and where the last one ends."""
+    # Not low + i * step: between the largest float64 and its opposite that is infinite.
+    return [low, *(low * (1 - i / FEW) + high * (i / FEW) for i in range(1, FEW)), high]
 
 
 def _names(edges: list[float], *, exact: bool) -> tuple[str, ...]:
