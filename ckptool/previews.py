@@ -15,7 +15,7 @@ FEW: Final = 7
 """Different values that a mask or a table of indices has at most, where it is drawn unasked."""
 _EACH: Final = 4
 """How often it has each of them, on average."""
-_MOST_READ: Final = 400
+MOST_READ: Final = 400
 _MOST_BYTES: Final = 16 << 20
 """Of a tensor of which some rows are read."""
 _NAMED: Final = re.compile(r"mask|bias_table|position_ids|relative_position|(^|\.)tril$|triu")
@@ -47,10 +47,10 @@ def masks(tensors: Iterable[TensorInfo], most: int) -> list[tuple[TensorInfo, Pr
     A file does not say which of its tensors are buffers: what has a few different values only,
     and more than one, is taken for one.
     """
-    likely = islice(filter(drawable, tensors), _MOST_READ)
+    likely = islice(filter(drawable, tensors), MOST_READ)
     seen = ((tensor, preview(tensor)) for tensor in likely)
-    telling = ((tensor, one) for tensor, one in seen if one is not None and _telling(one))
-    return list(islice(telling, most))
+    found = ((tensor, one) for tensor, one in seen if one is not None and telling(one))
+    return list(islice(found, most))
 
 
 def drawable(tensor: TensorInfo) -> bool:
@@ -61,7 +61,8 @@ def drawable(tensor: TensorInfo) -> bool:
     return grids.is_small(tensor.shape) or bool(buffer)
 
 
-def _telling(one: Preview) -> bool:
+def telling(one: Preview) -> bool:
+    """Whether it has a few different values, and each of them several times."""
     cells = [cell for row in one.rows for cell in row]
     different, finite = len(set(cells)), len({cell for cell in cells if isfinite(cell)})
     return different > 1 and finite <= FEW and different * _EACH <= len(cells)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 from pages import ARGUMENTS, KINDS, ODD, SAMPLES, WITHOUT, html, large, odd, page, reference, report
+from torch import nn
 
 from ckptool import api
 from ckptool.render import FORMATS, Style, render
@@ -110,6 +111,22 @@ def test_missing_state_stands_beside_the_modules(pages):
     rows = [texts(row, "th") + texts(row, "td") for row in tree.iter(f"{SPACE}tr")]
     assert ["mask", "\N{EM DASH}", "float32 [6, 6]", "missing"] in rows
     assert ["W_key.weight", "float32 [2, 3]", "float32 [2, 3]", "match"] in rows
+
+
+def test_a_layer_that_is_missing_whole_is_one_row(tmp_path):
+    state = nn.Transformer(8, 2, 2, 4, 16, batch_first=True).state_dict()
+    kept = {key: value for key, value in state.items() if "decoder.layers.3." not in key}
+    torch.save({**kept, "head.weight": torch.ones(2, 2)}, tmp_path / "cut.pth")
+    arguments = {"d_model": 8, "nhead": 2, "num_encoder_layers": 2, "num_decoder_layers": 4,
+                 "dim_feedforward": 16, "batch_first": True}  # fmt: skip
+    said = api.diff(tmp_path / "cut.pth", module="torch.nn:Transformer", kwargs=arguments,
+                    pictures=True)  # fmt: skip
+    tree = parsed(html(said))
+    rows = [texts(row, "th") + texts(row, "td") for row in tree.iter(f"{SPACE}tr")]
+    lost = len(state) - len(kept)
+    assert ["decoder.layers.3", "\N{EM DASH}", f"{lost} tensors", "missing"] in rows
+    assert ["head.weight", "float32 [2, 2]", "\N{EM DASH}", "unexpected"] in rows
+    assert ["encoder", "26 tensors", "26 tensors", "match"] in rows
 
 
 def test_two_files_are_coloured_by_relative_change(pages):

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ckptool import report
 from ckptool.compare import Loading, Revision
 from ckptool.model import Checkpoint, ModuleState, Preview, State, TensorInfo
-from ckptool.previews import drawable, masks, preview
+from ckptool.previews import MOST_READ, drawable, masks, preview, telling
 from ckptool.reporting.drawing import R, Seen, drawn
 
 MOST: Final = 48
@@ -57,11 +57,12 @@ def draw_loading(found: R, loading: Loading) -> R:
 
 
 def draw_revision(found: R, revision: Revision) -> R:
-    """Add both files' tensors, and the small ones whose values differ."""
+    """Add both files' tensors, and the masks whose values differ: of weights nothing is seen."""
     old, new = revision.old_tensors, revision.new_tensors
     differing = ((old[key], new[key]) for key in revision.differing or () if drawable(new[key]))
-    sides = ((*_side(a, "old"), *_side(b, "new")) for a, b in differing)
-    return drawn(found, new.values(), old.values(), islice(filter(None, sides), MOST))
+    sides = ((*_side(a, "old"), *_side(b, "new")) for a, b in islice(differing, MOST_READ))
+    masks_of = (pair for pair in sides if any(telling(one.preview) for one in pair))
+    return drawn(found, new.values(), old.values(), islice(masks_of, MOST))
 
 
 def _of_file(states: Iterable[State], prefix: str = "") -> list[tuple[Seen, ...]]:

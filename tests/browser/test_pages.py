@@ -117,6 +117,11 @@ def test_it_prints(browser, urls, kind):
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
     pdf = base64.b64decode(printed["data"])
     assert pdf.startswith(b"%PDF-")
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+    body = browser.find_element(By.TAG_NAME, "body")
+    assert luminance(body.value_of_css_property("background-color")) > 0.9
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert len(pdf) > 5000
     assert 1 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 30
 

@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ckptool.render import Style
 from ckptool.render.html.page import page
-from ckptool.render.html.parts import Frame, Tile
+from ckptool.render.html.parts import Frame, Tile, words
 from ckptool.render.text import cut, printable
 from ckptool.report import AnyReport
 
@@ -40,7 +40,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(cut=cut, short=_short, outline=_outline)
+    made.filters.update(cut=cut, short=_short, outline=_outline, words=words)
     return made
 
 

@@ -13,6 +13,10 @@ from ckptool.render.html.parts import Line, Tree
 from ckptool.render.html.treemap import DEEPEST
 from ckptool.render.text import count
 
+NONE: Final = "\N{EM DASH}"
+"""What a side shows that has no such tensor."""
+_FEW: Final = 3
+"""Tensors that are shown one by one where they are all missing, or all unexpected."""
 _MOST_LINES: Final = 200
 
 
@@ -33,8 +37,8 @@ class _Node:
     children: dict[str, "_Node"] = field(default_factory=dict)
     total: int = 0
     agreeing: int = 0
-    agrees: str = ""
-    """The status of what agrees."""
+    forms: dict[tuple[str, str, bool, bool], int] = field(default_factory=dict)
+    """Status, tone, and whether each side has it -> how many lines."""
 
 
 def tree(
@@ -47,7 +51,7 @@ def tree(
         _put(root, group.key, group.items[0], len(group.items))
     if not root.total:
         return None
-    lines = list(_lines(root, "", 0, sides))
+    lines = list(_lines(root, "", 0))
     return Tree(
         id=id_,
         title=title,
@@ -60,17 +64,17 @@ def tree(
 def _put(root: _Node, key: str, leaf: Leaf, number: int) -> None:
     *modules, name = key.split(".", DEEPEST)
     node = root
+    form = leaf.status, leaf.tone, leaf.left != NONE, leaf.right != NONE
     for module in (*modules, None):
         node.total += number
-        if leaf.tone == "ok":
-            node.agreeing += number
-            node.agrees = leaf.status
+        node.agreeing += number * (leaf.tone == "ok")
+        node.forms[form] = node.forms.get(form, 0) + 1
         if module is not None:
             node = node.children.setdefault(module, _Node())
     node.leaves.append((replace(leaf, key=name), number))
 
 
-def _lines(node: _Node, prefix: str, depth: int, sides: tuple[str, str]) -> Iterator[Line]:
+def _lines(node: _Node, prefix: str, depth: int) -> Iterator[Line]:
     """Yield what differs first, then what agrees."""
     for leaf, number in sorted(node.leaves, key=lambda one: one[0].tone == "ok"):
         left, right = leaf.left, leaf.right
@@ -79,13 +83,23 @@ def _lines(node: _Node, prefix: str, depth: int, sides: tuple[str, str]) -> Iter
     for name, child in by_fault:
         full, only = _single(name, child)
         if len(only.leaves) == 1 and not only.children:
-            yield from _lines(_Node(_renamed(only, full)), prefix, depth, sides)
-        elif only.agreeing == only.total:
+            yield from _lines(_Node(_renamed(only, full)), prefix, depth)
+        elif (form := _form(only)) is not None:
+            status, tone, on_left, on_right = form
             held = count(only.total, "tensor")
-            yield Line(depth, prefix, full, 1, held, held, only.agrees, "ok")
+            sides = held if on_left else NONE, held if on_right else NONE
+            yield Line(depth, prefix, full, 1, *sides, status, tone)
         else:
             yield Line(depth, prefix, full, 1, "", "", "", "module")
-            yield from _lines(only, f"{prefix}{full}.", depth + 1, sides)
+            yield from _lines(only, f"{prefix}{full}.", depth + 1)
+
+
+def _form(node: _Node) -> tuple[str, str, bool, bool] | None:
+    """Return what is true of all its tensors, where one line says it well enough."""
+    if len(node.forms) != 1:
+        return None
+    ((form, lines),) = node.forms.items()
+    return form if form[1] == "ok" or lines > _FEW else None
 
 
 def _renamed(node: _Node, module: str) -> list[tuple[Leaf, int]]:

@@ -6,7 +6,7 @@ from msgspec import UnsetType
 
 from ckptool.render import Style
 from ckptool.render.html import items
-from ckptool.render.html.beside import Leaf, tree
+from ckptool.render.html.beside import NONE, Leaf, tree
 from ckptool.render.html.histograms import histograms
 from ckptool.render.html.items import described, legend_of, shares, tones_of
 from ckptool.render.html.parts import Part, Tree
@@ -21,8 +21,6 @@ from ckptool.report import (
     TensorReport,
     UnsavedReport,
 )
-
-_NONE = "\N{EM DASH}"
 
 
 def state(report: AnyReport, style: Style) -> Tree | None:
@@ -112,7 +110,7 @@ def _loading_leaves(report: DiffModuleReport, drawing: DrawingReport) -> list[Le
     leaves += [
         Leaf(
             u.key,
-            "held by the pickled module" if u.in_file else _NONE,
+            "held by the pickled module" if u.in_file else NONE,
             described(u),
             "in no state_dict",
             "bad",
@@ -133,11 +131,11 @@ def _status(
 
 
 def _text(tensors: dict[str, TensorReport], key: str) -> str:
-    return described(tensors[key]) if key in tensors else _NONE
+    return described(tensors[key]) if key in tensors else NONE
 
 
 def _audit_leaves(report: AuditReport) -> Iterator[Leaf]:
     for t in (*report.parameters, *report.persistent_buffers):
         yield Leaf(t.key, described(t), described(t), "saved", "ok")
     for u in report.unsaved:
-        yield Leaf(u.key, _NONE, described(u), "in no state_dict", "bad")
+        yield Leaf(u.key, NONE, described(u), "in no state_dict", "bad")

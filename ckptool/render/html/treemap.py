@@ -10,7 +10,7 @@ from msgspec import Struct
 from ckptool.model import natural
 from ckptool.render.html.parts import Frame, Meaning, Tile, Treemap
 from ckptool.render.html.squarify import Box, squarify
-from ckptool.render.text import count, cut, size
+from ckptool.render.text import count, cut, printable, size
 
 WIDTH: Final = 960
 HEIGHT: Final = 420
@@ -157,7 +157,7 @@ def _drawn(node: _Node, box: Box, depth: int, frames: list[Frame]) -> Iterator[T
     children = _fewer(node, children)
     inner = box
     if depth and roomy:
-        label = cut(name, int((box.width - 8) / (_LETTER + 0.3)))
+        label = cut(printable(name), int((box.width - 8) / (_LETTER + 0.3)))
         frames.append(Frame(box.x, box.y, box.width, box.height, label, node.path))
         inner = box.inside(2, _TITLE)
     for child, place in zip(children, squarify([c.nbytes for c in children], inner), strict=True):
@@ -192,7 +192,7 @@ def _tile(box: Box, node: _Node, name: str) -> Tile:
         tone,
         item.marked if item else node.marked,
         node.path,
-        cut(name, room) if roomy else "",
+        cut(printable(name), room) if roomy else "",
         size(node.nbytes),
         item.words if item else count(node.tensors, "tensor"),
     )
