@@ -18,11 +18,30 @@ class FindingReport(Struct, frozen=True, kw_only=True):
     message: str
     fix: str
     facts: Mapping[str, Any]
+    path: str = ""
+    """The checkpoint that it is about; "" where it is about a module alone."""
+    where: str = ""
+    """"file:line" of the source that it is about, "" where there is none."""
+    fails: bool = False
+    """Whether the run fails for it."""
+    fingerprint: str = ""
+    """Of rule, key and facts; a moved line of source does not change it."""
+
+
+class SilencedReport(Struct, frozen=True, kw_only=True):
+    """A finding that does not count."""
+
+    finding: FindingReport
+    by: str
+    """"waiver" or "baseline"."""
+    reason: str
 
 
 class SkippedReport(Struct, frozen=True, kw_only=True):
     what: str
     reason: str
+    path: str = ""
+    """The checkpoint that it is about, where there are several."""
 
 
 class TensorReport(Struct, frozen=True, kw_only=True):
@@ -133,6 +152,7 @@ class Report(Struct, frozen=True, kw_only=True):
     skipped: tuple[SkippedReport, ...]
     exit_code: int
     schema: int = SCHEMA
+    silenced: tuple[SilencedReport, ...] = ()
     drawing: DrawingReport | UnsetType = UNSET
     """Only where pictures were asked for."""
 
@@ -303,6 +323,49 @@ class VerifyReport(Report, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
+class GatedReport(Struct, frozen=True, kw_only=True):
+    """One checkpoint of a release."""
+
+    path: str
+    verdict: str
+    """"passed", "failed: ..." or "could not be checked: ..."."""
+    passed: bool
+    container: str = ""
+    """"" where it could not be read, as all that follows."""
+    nbytes: int = 0
+    module: str = ""
+    """"" where none is named: the rules about modules were not run then."""
+    at: str = ""
+    rules: tuple[str, ...] = ()
+    """Codes of the rules that looked at it."""
+    levels: tuple[LevelReport, ...] = ()
+    """Of the verification that the policy requires."""
+
+
+class GateReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"passed ...", "failed ..." or "could not check ..."."""
+    checkpoints: tuple[GatedReport, ...]
+    policy: str
+    """The file of the policy, "" where there is none."""
+    errors: tuple[str, ...] = ()
+    """One line for each checkpoint that could not be checked."""
+    notes: tuple[str, ...] = ()
+
+
+class SettingReport(Struct, frozen=True, kw_only=True):
+    name: str
+    value: str
+    origin: str
+    """"default", an option, or "FILE: [table]"."""
+    path: str = ""
+    """The checkpoint for which it holds, "" for all."""
+
+
+class PolicyReport(Report, frozen=True, kw_only=True):
+    settings: tuple[SettingReport, ...]
+
+
 class RuleReport(Struct, frozen=True, kw_only=True):
     code: str
     name: str
@@ -310,8 +373,18 @@ class RuleReport(Struct, frozen=True, kw_only=True):
     why: str
     fix: str
     message: str
+    example: str
+    gate: str
+    """Level in `ckptool gate`, "" where it is the same."""
 
 
 AnyReport = (
-    InspectReport | DiffModuleReport | DiffFilesReport | AuditReport | MigrateReport | VerifyReport
+    InspectReport
+    | DiffModuleReport
+    | DiffFilesReport
+    | AuditReport
+    | MigrateReport
+    | VerifyReport
+    | GateReport
+    | PolicyReport
 )

@@ -30,7 +30,7 @@ FAMILIES = {
     "CK5": "Sharing",
     "CK6": "Shards",
     "CK7": "Ways of loading",
-    "CK8": "Two releases",
+    "CK8": "Two releases, and what a policy asks for",
     "CK9": "Optimizer state",
 }
 
@@ -53,8 +53,11 @@ def rules() -> str:
         if code[:3] != family:
             family = code[:3]
             lines += [f"## {family}xx: {FAMILIES[family]}", ""]
-        lines += [f"### {code} {rule.name}", "", f"Level: {rule.level.word}", ""]
+        gate = f"; {rule.gate.word} in `ckptool gate`" if rule.gate is not None else ""
+        lines += [f"### {code} {rule.name}", "", f"Level: {rule.level.word}{gate}", ""]
         lines += [f"Says: {_braces(rule.message)}", "", f"Why it matters: {rule.why}", ""]
+        if rule.example:
+            lines += ["Fires for:", "", "```python", rule.example, "```", ""]
         lines += [f"Fix: {_braces(rule.fix)}", ""]
     return "\n".join(lines)
 

@@ -14,7 +14,18 @@ SAMPLES = Path(__file__).parent.parent / "samples"
 WITHOUT = "samples.attention:CausalAttentionWithoutBuffers"
 WITH = "samples.attention:CausalAttentionWithBuffer"
 ARGUMENTS = {"d_in": 3, "d_out": 2, "context_length": 6}
-KINDS = ("inspect", "diff", "missing", "files", "audit", "verify", "migrate", "large", "odd")
+KINDS = (
+    "inspect",
+    "diff",
+    "missing",
+    "files",
+    "audit",
+    "verify",
+    "migrate",
+    "gate",
+    "large",
+    "odd",
+)
 ODD = (
     "<script>alert(1)</script>",
     "</title><img src=x onerror=alert(2)>",
@@ -72,6 +83,8 @@ def report(kind: str, folder: Path) -> AnyReport:  # noqa: PLR0911
                 force=True,
                 pictures=True,
             )
+        case "gate":
+            return api.gate(SAMPLES / "buffer.pth", module=WITH, kwargs=ARGUMENTS, pictures=True)
         case "large":
             return api.inspect(large(folder, 72), pictures=True)
         case _:

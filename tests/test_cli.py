@@ -45,7 +45,7 @@ def test_a_clean_diff_exits_0(ckptool, linear):
 def test_inspect_needs_no_terminal_and_prints_aligned_columns(ckptool, linear):
     ran = ckptool("inspect", linear)
     assert ran.code == 0
-    assert re.search(r"^weight +float32 +\[3, 2\] +24 B$", ran.out, re.MULTILINE)
+    assert re.search(r"^weight +float32 +\[3, 2\] +24 B +\S+$", ran.out, re.MULTILINE)
     assert "\x1b" not in ran.out
 
 

@@ -2,7 +2,8 @@
 
 from ckptool.api.checking import audit, verify
 from ckptool.api.explaining import rule
+from ckptool.api.gating import effective_policy, gate
 from ckptool.api.migrating import migrate
 from ckptool.api.reading import diff, inspect
 
-__all__ = ["audit", "diff", "inspect", "migrate", "rule", "verify"]
+__all__ = ["audit", "diff", "effective_policy", "gate", "inspect", "migrate", "rule", "verify"]

@@ -99,7 +99,7 @@ def verify(  # noqa: PLR0913
             old = stack.enter_context(older)
         taken = given(target.inputs if inputs is None else inputs)
         done = levels.verify(new, where, taken, old, tolerance)
-    found = judge(run([done]), policy or Policy(), differs=bool(done.failed))
+    found = judge(run([done], path), policy or Policy(), differs=bool(done.failed))
     notes = notes_on(new.loading, target.at, {})
     said = verified(done, new.loading.state.at, found, notes)
     return draw_loading(said, new.loading) if pictures else said

@@ -121,7 +121,8 @@ def migrate(  # noqa: PLR0913
     )
     met = [] if done.loading is None else [done.loading]
     differs = any(not one.strict for one in met)
-    said = migrated(done, judge(run(met), policy or Policy(), differs=differs))
+    judged = judge(run(met, done.target or source), policy or Policy(), differs=differs)
+    said = migrated(done, judged)
     if not pictures:
         return said
     return draw_loading(said, done.loading) if done.loading else draw_state(said, done.state)

@@ -15,6 +15,7 @@ from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
 from ckptool.reporting.reading import inspected, loaded, revised
 from ckptool.rules import run
+from ckptool.rules.registry import in_order
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +40,8 @@ def inspect(
             checkpoints.append(opened(path, limits))
         except ReadError as error:
             errors.append(str(error))
-    verdict = judge(run(checkpoints), policy or Policy())
+    findings = in_order(f for one in checkpoints for f in run([one], one.path))
+    verdict = judge(findings, policy or Policy())
     found = inspected(tuple(checkpoints), verdict, tuple(errors))
     return draw_checkpoints(found, checkpoints) if pictures else found
 
@@ -87,7 +89,7 @@ def diff(
             )
         before, after = opened(path, limits), opened(new, limits)
         changed = revision(before, after, at, look_at_values=values)
-        found = judge(run([changed]), policy or Policy(), differs=changed.differs)
+        found = judge(run([changed], new), policy or Policy(), differs=changed.differs)
         told = revised(changed, found, explain)
         return draw_revision(told, changed) if pictures else told
     checkpoint = opened(path, limits)
@@ -95,6 +97,7 @@ def diff(
     hyper = target.hyper(checkpoint)
     state, seen = target.exercised(hyper, target.examined(hyper), inputs)
     met = loading(checkpoint, state, target.at)
-    found = judge(run([met, state, checkpoint, *seen]), policy or Policy(), differs=not met.strict)
+    findings = run([met, state, checkpoint, *seen], path)
+    found = judge(findings, policy or Policy(), differs=not met.strict)
     said = loaded(met, found, notes_on(met, target.at, hyper), explain)
     return draw_loading(said, met) if pictures else said

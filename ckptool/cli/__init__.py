@@ -5,22 +5,41 @@ import sys
 import traceback
 import warnings
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, Final, NoReturn
+from typing import IO, Any, Final, NoReturn
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from ckptool.errors import CkptoolError
 
 COMMANDS: Final = {
     "audit": "Report everything a module holds that a state_dict does not.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
+    "gate": "Pass or fail a release by a policy, for CI.",
     "inspect": "Describe checkpoints without loading or executing anything.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Say what a rule means and how to fix what it finds.",
     "verify": "Load a checkpoint, run its module on a GPU or a simulated one, and compare.",
 }
 COULD_NOT_CHECK: Final = 2
+
+
+class OneLineError(click.ClickException):
+    """A wrong word on the command line, said in one line, with the way to the right ones."""
+
+    exit_code = COULD_NOT_CHECK
+
+    def __init__(self, error: click.UsageError, name: str) -> None:
+        path = error.ctx.command_path if error.ctx else name
+        said = " ".join(error.format_message().split()).rstrip(".")
+        super().__init__(f"{path}: {said[:1].lower()}{said[1:]} (see `{path} --help`)")
+
+    def show(self, file: IO[str] | None = None) -> None:
+        from ckptool.render.text import printable
+
+        click.echo(printable(self.message), file=file, err=file is None)
 
 
 class LazyGroup(click.Group):
@@ -33,6 +52,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"ckptool.cli.{cmd_name}").command
+        # Raw docstrings hold click's mark of a block that keeps its lines as two characters.
+        command.help = (command.help or "").replace("\\b\n", "\b\n")
         return command
 
     def format_commands(
@@ -43,9 +64,31 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        if word not in COMMANDS and not word.startswith("-"):
+            close = get_close_matches(word, COMMANDS, n=1)
+            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+            ctx.fail(f"no such command {word!r}: {meant}")
+        name, command, rest = super().resolve_command(ctx, args)
+        ctx.meta["ckptool.arguments"] = tuple(rest)  # their order says which -o is which format's
+        return name, command, rest
+
+    def make_context(
+        self, info_name: str | None, args: list[str], *rest: Any, **named: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, *rest, **named)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
         except CkptoolError as error:
             if ctx.obj and ctx.obj.get("trace"):
                 traceback.print_exc()
@@ -59,8 +102,29 @@ class LazyGroup(click.Group):
             ctx.exit(1)
 
 
+def _in_one_line(error: click.UsageError) -> click.ClickException:
+    return error if isinstance(error, NoArgsIsHelpError) else OneLineError(error, "ckptool")
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: object) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    def of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "(not installed)"
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    click.echo(f"ckptool {of('ckptool')}, torch {of('torch')}, Python {python}")
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ckptool")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+              help="Show the versions of ckptool, torch and Python, and exit.")  # fmt: skip
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Tell what a PyTorch checkpoint really holds and what it silently lost.

@@ -26,7 +26,7 @@ def command(
     """
     with paused_collector():  # what is made of 100,000 tensors holds no cycle, and is kept
         report = api.inspect(paths, policy=policy, limits=limits, pictures=out.pictures)
-        if report.checkpoints or out.format == "json":
+        if report.checkpoints or out.formats - {"table", "markdown", "html"}:
             out.emit(report)
     for error in report.errors:
         click.echo(f"ckptool: {one_line(error)}", err=True)

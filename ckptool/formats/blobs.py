@@ -78,6 +78,10 @@ class Sink:
             written = os.pwrite(self._descriptor, data, offset)
             offset, data = offset + written, data[written:]
 
+    def end(self) -> None:
+        """Cut off what an earlier attempt wrote beyond the position."""
+        os.ftruncate(self._descriptor, self.position)
+
     def append(self, blob: Blob, *, checksum: bool = False) -> int:
         """Append a blob and return its CRC-32: 0 unless it is known or asked for.
 

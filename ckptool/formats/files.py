@@ -49,6 +49,24 @@ class Source:
             nbytes -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the bytes from `offset`.
+
+        Raises:
+            CorruptCheckpointError: the file ends before, or shrank meanwhile.
+            ReadError: the operating system could not read it.
+        """
+        while buffer:
+            try:
+                count = os.preadv(self._descriptor, [buffer], offset)
+            except OSError as error:
+                raise ReadError(self.path, error.strerror or str(error)) from error
+            if not count:
+                raise CorruptCheckpointError(
+                    self.path, f"the file ended at byte {offset} while it was read"
+                )
+            offset, buffer = offset + count, buffer[count:]
+
     def head(self, nbytes: int) -> bytes:
         """Return the first `nbytes` bytes, or all there are."""
         return self.read(0, min(nbytes, self.nbytes))

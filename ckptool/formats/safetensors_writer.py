@@ -30,15 +30,24 @@ class Stored(Struct, frozen=True):
     dtype: str
     shape: tuple[int, ...]
     blob: Blob
+    after: bool = False
+    """Whether it stands behind those of its width that are not."""
+    place: str = ""
+    """Key by which it is sorted; "" is its own."""
 
 
 def ordered(tensors: Sequence[Stored]) -> list[Stored]:
     """Return the order in the file: wide elements first, so that each lies aligned, then by key."""
-    return sorted(tensors, key=lambda t: (-BITS[t.dtype], natural(t.key), t.key))
+    return sorted(
+        tensors, key=lambda t: (-BITS[t.dtype], t.after, natural(t.place or t.key), t.key)
+    )
 
 
-def header(tensors: Sequence[Stored], metadata: Mapping[str, str]) -> bytes:
-    """Return the length and the header of a file of `tensors`, in their order."""
+def header(tensors: Sequence[Stored], metadata: Mapping[str, str], room: int = 0) -> bytes:
+    """Return the length and the header of a file of `tensors`, in their order.
+
+    It takes `room` bytes at least, a multiple of 8: the format lets a header end in spaces.
+    """
     ends = list(accumulate((t.blob.nbytes for t in tensors), initial=0))
     entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     for tensor, begin, end in zip(tensors, ends, ends[1:], strict=False):
@@ -46,6 +55,7 @@ def header(tensors: Sequence[Stored], metadata: Mapping[str, str]) -> bytes:
         entries[tensor.key] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     length = len(text) + -len(text) % _ALIGNED
+    length = max(length, room - _LENGTH_BYTES)
     length += _ALIGNED if length & 0xFF == _PICKLES else 0
     return length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length)
 

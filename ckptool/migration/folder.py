@@ -11,6 +11,7 @@ from ckptool.formats import safetensors_writer, sharded_writer
 from ckptool.formats.atomic import commit, failing, pending
 from ckptool.formats.blobs import Sink
 from ckptool.migration import provenance, ties
+from ckptool.migration.companions import carry, companions
 from ckptool.migration.draft import Draft
 from ckptool.migration.prints import Fingerprints
 from ckptool.migration.provenance import Digests
@@ -33,6 +34,7 @@ def write_folder(job: Job, most: int | None) -> Digests:
         digests = _combined(_shard(job, layout, shard, out.path) for shard in layout.shards)
         weight_map = {key: shard.name for shard in layout.shards for key in shard.items}
         index = _index_metadata(job, layout, digests)
+        carry(companions(job.draft.checkpoint), out.path)
         sharded_writer.write_index(out.path / layout.index, weight_map, index)
         job.verify(out.path)
         commit(out, check=job.unchanged)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, structs
 
-from ckptool.errors import PlanError
+from ckptool.errors import PlanError, RenameRefusedError
 from ckptool.migration.draft import Draft
 from ckptool.migration.ops import (
     AddPrefix,
@@ -25,6 +25,7 @@ from ckptool.migration.ops import (
     StripPrefix,
 )
 from ckptool.migration.reshaping import (
+    Bake,
     Cast,
     Compact,
     Concat,
@@ -37,7 +38,7 @@ from ckptool.migration.reshaping import (
 
 Op = (
     Inject | Rename | Drop | StripPrefix | AddPrefix | Extract | Cast | Reshape | Transpose
-    | Split | Concat | Tie | Untie | Compact
+    | Split | Concat | Tie | Untie | Compact | Bake
 )  # fmt: skip
 """Every operation there is: a new one is a class of its own, and a name here."""
 
@@ -49,6 +50,8 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
 
     ops: tuple[Op, ...] = ()
     schema: int = SCHEMA
+    undoes: bool = False
+    """Whether it was made to undo another: a transposition undone is the same steps again."""
 
 
 def apply(plan: Iterable[Operation], draft: Draft, facts: Facts) -> Draft:
@@ -60,6 +63,9 @@ def apply(plan: Iterable[Operation], draft: Draft, facts: Facts) -> Draft:
     for number, op in enumerate(plan, 1):
         try:
             draft = op.apply(draft, facts)
+        except RenameRefusedError as error:
+            step = f"step {number}: "
+            raise RenameRefusedError(error.key, error.to, error.reason, step) from error
         except PlanError as error:
             raise PlanError(f"step {number}: {error}") from error
     return draft
@@ -79,7 +85,7 @@ def reverse(plan: Plan) -> Plan:
             lost.append(str(error))
     if lost:
         raise PlanError(f"the plan has no reverse: {'; '.join(reversed(lost))}")
-    return Plan(tuple(steps))  # type: ignore[arg-type]  # each is one of Op
+    return Plan(tuple(steps), undoes=not plan.undoes)  # type: ignore[arg-type]  # each is an Op
 
 
 def to_data(plan: Plan) -> list[dict[str, Any]]:
@@ -90,7 +96,7 @@ def to_data(plan: Plan) -> list[dict[str, Any]]:
 
 def write(plan: Plan) -> str:
     """Return the text of a plan's file."""
-    blocks = [f"schema = {plan.schema}\n"]
+    blocks = [f"schema = {plan.schema}\n" + ("undoes = true\n" if plan.undoes else "")]
     for step in to_data(plan):
         lines = [f"{key} = {_value(value)}\n" for key, value in step.items()]
         blocks.append(f"[[ops]]\n{''.join(lines)}")
@@ -146,7 +152,7 @@ _OPS: Final[Mapping[str, type[Operation]]] = {
 
 def _check_names(data: Mapping[str, Any], name: str) -> None:
     """Say what an unknown name is perhaps meant to be; all else is msgspec's to refuse."""
-    _check_known(data, ("schema", "ops"), f"{name}: $")
+    _check_known(data, Plan.__struct_fields__, f"{name}: $")
     steps = data.get("ops")
     for index, step in enumerate(steps if isinstance(steps, list) else ()):
         if isinstance(step, dict) and isinstance(step.get("op"), str):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
@@ -42,6 +42,7 @@ def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
             "tool": f"ckptool {_version()}",
             "source": {"name": name, "container": container, "digest": digests.source},
             "plan": to_data(plan),
+            **({"undoes": True} if plan.undoes else {}),
             "values": values,
             "result": {"digest": digests.result},
         },
@@ -49,14 +50,15 @@ def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
     )
 
 
-def applied(text: str | None) -> list[dict[str, Any]] | None:
-    """Return the steps of the plan that a record names, None if it is none of ours."""
+def applied(plan: Plan, text: str | None) -> bool:
+    """Tell whether a record names this very plan."""
     try:
         found = json.loads(text or "null")
     except ValueError:
-        return None
-    plan = found.get("plan") if isinstance(found, dict) else None
-    return plan if isinstance(plan, list) else None
+        return False
+    if not plan.ops or not isinstance(found, dict):
+        return False
+    return found.get("plan") == to_data(plan) and found.get("undoes", False) == plan.undoes
 
 
 def _version() -> str:

@@ -12,14 +12,16 @@ from ckptool.formats.atomic import check_target, failing
 from ckptool.formats.blobs import Progress
 from ckptool.formats.interrupts import interruptible
 from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.formats.safetensors_writer import CODES
 from ckptool.migration import ties
 from ckptool.migration import write as writing
+from ckptool.migration.ahead import Ahead
+from ckptool.migration.companions import companions
 from ckptool.migration.draft import Draft, draft_of
 from ckptool.migration.fits import check_fits
 from ckptool.migration.inflate import inflated
 from ckptool.migration.memory import Memory
-from ckptool.migration.optimizer import unfit
-from ckptool.migration.plan import Plan, apply, reverse, to_data
+from ckptool.migration.plan import Plan, apply, reverse
 from ckptool.migration.plan import write as plan_text
 from ckptool.migration.prints import Prints
 from ckptool.migration.provenance import KEY, SUFFIX, Digests, applied
@@ -118,31 +120,32 @@ def run(request: Request) -> Migration:
         WriteError: the result could not be completed; the target is as it was.
     """
     to = _container(request)
-    with interruptible(), Memory() as memory, Prints() as prints:
-        return _run(request, to, memory, prints)
+    with interruptible(), Memory() as memory, Prints() as prints, Ahead() as ahead:
+        return _run(request, to, memory, prints, ahead)
 
 
-def _run(request: Request, to: str, memory: Memory, prints: Prints) -> Migration:
+def _run(request: Request, to: str, memory: Memory, prints: Prints, ahead: Ahead) -> Migration:
     watch = Watch()
     indexed = request.source.name.endswith(".json") or request.source.name == ".metadata"
     watch.add(request.source.parent if indexed else request.source)
     _check_target(request, watch)
-    checkpoint = _opened(request, memory, prints)
+    checkpoint = _opened(request, memory)
+    _begin(request, to, checkpoint, prints, ahead)
     live = _live(request, checkpoint)
     module = live.state if live else None
     draft = ties.with_ties_restored(draft_of(checkpoint, _state(checkpoint, module, request)))
     sources = Sources(live, request.donor, memory, watch, request.limits)
     plan = _plan(request, draft, module, sources)
-    again = bool(plan.ops) and applied(_record(draft)) == to_data(plan)
+    again = applied(plan, _record(draft))
     result = draft if again else apply(plan.ops, draft, sources)
-    met = outcome(result, module) if module else None
+    met = outcome(result, module, alone=to == SAFETENSORS) if module else None
     notes = check_fits(result, to, drop_extra=request.drop_extra)
-    if to == TORCH:
-        notes = (*notes, *unfit(checkpoint, module))
+    if request.folder and (along := companions(checkpoint)):
+        notes = (*notes, f"copied along: {', '.join(file.name for file in along)}")
     _save_plan(request, plan)
     changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     changed = changed or result.state.role == "module"
-    done = _Done(request, to, plan, result, live, watch, prints, changed)
+    done = _Done(request, to, plan, result, live, watch, prints, ahead, changed)
     checks, digests = ((), None) if request.dry_run else done.write()
     return Migration(
         checkpoint=checkpoint,
@@ -161,16 +164,32 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints) -> Migration
     )
 
 
-def _opened(request: Request, memory: Memory, prints: Prints) -> Checkpoint:
+def _opened(request: Request, memory: Memory) -> Checkpoint:
     checkpoint = open_checkpoint(request.source, request.limits)
     if checkpoint.damage:
         raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
-    checkpoint = inflated(checkpoint, memory, request.limits)
-    hashed = request.recorded and not request.dry_run and not request.folder
-    if len(checkpoint.states) == 1 and hashed:
-        # The digest is wanted at the end; importing torch and building the module takes as long.
-        prints.start(checkpoint.states[0])
-    return checkpoint
+    return inflated(checkpoint, memory, request.limits)
+
+
+def _begin(request: Request, to: str, checkpoint: Checkpoint, prints: Prints, ahead: Ahead) -> None:
+    """Begin what is wanted whatever the plan: importing torch and building a module takes long."""
+    if request.target is None or request.dry_run or request.folder or len(checkpoint.states) != 1:
+        return
+    state = checkpoint.states[0]
+    room = writing.room_for(state)
+    if (
+        to == SAFETENSORS
+        and room
+        and all(t.dtype in CODES and t.span for t in state.tensors.values())
+    ):
+        items, _ = ties.split_ties(draft_of(checkpoint, state))
+        tensors = [items[one.key].tensor for one in writing.stored(items)]
+        ahead.start(
+            tensors, room, request.target,
+            force=request.force, recorded=request.recorded, progress=request.progress,
+        )  # fmt: skip
+    elif request.recorded:
+        prints.start(state)
 
 
 def _container(request: Request) -> str:
@@ -272,6 +291,7 @@ class _Done:
     live: "Live | None"
     watch: Watch
     prints: Prints
+    ahead: Ahead
     changed: bool
 
     def write(self) -> tuple[tuple[Check, ...], Digests]:
@@ -284,7 +304,7 @@ class _Done:
         job = Job(
             self.result, self.plan, request.target, self.to, request.force, request.recorded,
             self.changed, request.limits, request.progress, self.watch.check, look,
-            self.prints.of, request.links,
+            self.ahead.prints if self.ahead.out else self.prints.of, self.ahead, request.links,
         )  # fmt: skip
         if request.folder:
             from ckptool.migration.folder import write_folder

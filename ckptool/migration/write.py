@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from ckptool.formats import safetensors_writer, torch_zip_writer
 from ckptool.formats.atomic import Pending, commit, failing, pending
@@ -13,6 +14,7 @@ from ckptool.formats.blobs import Progress, Sink
 from ckptool.formats.limits import Limits
 from ckptool.formats.safetensors import VERSIONS
 from ckptool.migration import provenance, ties
+from ckptool.migration.ahead import LEAST, Ahead
 from ckptool.migration.draft import Draft, Item
 from ckptool.migration.execute import blob
 from ckptool.migration.plan import Plan
@@ -24,6 +26,11 @@ from ckptool.model import State
 
 SAFETENSORS, TORCH = "safetensors", "pth"
 FORMAT = ("format", "pt")
+_RESERVE: Final = 64 << 10
+_ENTRY: Final = 256
+"""Bytes for one tensor besides its key: its entry takes half of them, and a plan may need more."""
+_ANY: Final = ("utf-8", "surrogatepass")
+_PAGE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ class Job:
     """Raises where the file at a path does not load."""
     prints: Callable[[State], Fingerprints]
     """Gives the fingerprints of the source's state."""
+    ahead: Ahead
+    """What was written before the plan was known."""
     links: bool = True
     """Whether shards that stay may be the same files as the source's."""
 
@@ -59,7 +68,7 @@ def write(job: Job) -> Digests:
         ReadError: a source cannot be read any more.
     """
     with ExitStack() as stack:
-        out = stack.enter_context(pending(job.target, force=job.force))
+        out = job.ahead.out or stack.enter_context(pending(job.target, force=job.force))
         with failing(job.target):
             return _written(job, out, stack)
 
@@ -68,13 +77,16 @@ def _written(job: Job, out: Pending, stack: ExitStack) -> Digests:
     with Sink(job.target, out.descriptor, job.progress) as sink:
         begin = _safetensors if job.to == SAFETENSORS else _torch
         finish = begin(job, sink)
-        with ThreadPoolExecutor(1) as pool:
-            # The disk works while the file is read back; what it could not do is raised here.
+        prints = job.prints if job.recorded else None
+        proved = job.ahead.proved()
+        with ThreadPoolExecutor(2) as pool:
+            # The disk works, and the file is read back, while it is loaded.
             synced = pool.submit(out.sync)
-            digests = read_back(
-                job.draft, out.path, job.target, job.prints if job.recorded else None, job.limits
+            read = pool.submit(
+                read_back, job.draft, out.path, job.target, prints, job.limits, proved
             )
             job.verify(out.path)
+            digests = read.result()
             synced.result()
         finish(digests)
     outputs = [out]
@@ -91,23 +103,46 @@ Finish = Callable[[Digests], None]
 def _safetensors(job: Job, sink: Sink) -> Finish:
     items, tied = ties.split_ties(job.draft)
     order = stored(items)
-    safetensors_writer.write(sink, order, metadata(job, tied, Digests()))
+    room = room_for(job.draft.state)
+
+    def head(digests: Digests) -> bytes:
+        return safetensors_writer.header(order, metadata(job, tied, digests), room)
+
+    sink.write(head(Digests()))
+    kept = job.ahead.keep(sink.position, [tensor.blob.span for tensor in order])
+    sink.position += sum(tensor.blob.nbytes for tensor in order[:kept])
+    for tensor in order[kept:]:
+        sink.append(tensor.blob)
+    sink.end()
 
     def finish(digests: Digests) -> None:
         if job.recorded:
-            sink.patch(0, safetensors_writer.header(order, metadata(job, tied, digests)))
+            sink.patch(0, head(digests))
 
     return finish
 
 
 def stored(items: Mapping[str, Item]) -> list[safetensors_writer.Stored]:
-    """Return the tensors of a safetensors file in their order there."""
-    return safetensors_writer.ordered(
-        [
-            safetensors_writer.Stored(key, item.dtype, item.tensor.shape, blob(item))
-            for key, item in items.items()
-        ]
-    )
+    """Return the tensors of a safetensors file in their order there.
+
+    Of one width, those that the source has come first, in its order: so the source's order tells
+    where they will be before the plan is known.
+    """
+    return safetensors_writer.ordered([_stored(key, item) for key, item in items.items()])
+
+
+def _stored(key: str, item: Item) -> safetensors_writer.Stored:
+    run, own = blob(item), bool(item.origin) and not item.casts
+    place = item.origin if own else key
+    return safetensors_writer.Stored(key, item.dtype, item.tensor.shape, run, not own, place)
+
+
+def room_for(state: State) -> int:
+    """Return the bytes that a large file's header gets at least, so that plans do not move data."""
+    if sum(tensor.nbytes for tensor in state.tensors.values()) < LEAST:
+        return 0
+    length = _RESERVE + sum(len(key.encode(*_ANY)) + _ENTRY for key in state.tensors)
+    return length + -length % _PAGE
 
 
 def _torch(job: Job, sink: Sink) -> Finish:

@@ -4,15 +4,17 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from ckptool.render import Style
-from ckptool.render.blocks import Block, problems, skipped_lines
-from ckptool.render.layouts import checking, migrating, reading
+from ckptool.render.blocks import Block, by_path, problems, silenced_lines, skipped_lines
+from ckptool.render.layouts import checking, gating, migrating, reading
 from ckptool.report import (
     AnyReport,
     AuditReport,
     DiffFilesReport,
     DiffModuleReport,
+    GateReport,
     InspectReport,
     MigrateReport,
+    PolicyReport,
     VerifyReport,
 )
 
@@ -21,11 +23,16 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
     """Yield what to show of `report`, in order."""
     yield from body(report, style)
     if style.verbosity >= 0 or isinstance(report, InspectReport):
-        yield from problems(report.findings, style)
+        several = isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
+        for path, found in by_path(report.findings, several=several).items():
+            yield from problems(found, style, path)
+        yield from silenced_lines(report.silenced)
         yield from skipped_lines(report.skipped)
 
 
-def body(report: AnyReport, style: Style) -> Iterator[Block]:
+def body(  # noqa: PLR0911 (one for each report)
+    report: AnyReport, style: Style
+) -> Iterator[Block]:
     """Yield what is particular to this kind of report: a verdict, lines, tables."""
     match report:
         case InspectReport():
@@ -40,5 +47,9 @@ def body(report: AnyReport, style: Style) -> Iterator[Block]:
             return migrating.migration(report, style)
         case VerifyReport():
             return checking.verification(report, style)
+        case GateReport():
+            return gating.release(report, style)
+        case PolicyReport():
+            return gating.policy(report, style)
         case _:
             assert_never(report)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from ckptool.render import Style
-from ckptool.render.blocks import Grid, Lines, Problem, Problems, Verdict
+from ckptool.render.blocks import Grid, Lines, Problem, Problems, Tree, Verdict
 from ckptool.render.layout import blocks
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
@@ -20,6 +20,8 @@ def render(report: AnyReport, style: Style) -> str:
                 parts.append("\n".join(f"- {_escaped(line)}" for line in block.lines))
             case Grid():
                 parts.append("\n".join(_grid(block)))
+            case Tree():
+                parts.append("\n".join(_grid(_flat(block))))
             case Problems():
                 parts.append("\n".join(_problems(block)))
             case _:
@@ -55,6 +57,11 @@ def _grid(grid: Grid) -> Iterator[str]:
     if grid.more:
         yield ""
         yield _escaped(grid.more)
+
+
+def _flat(tree: Tree) -> Grid:
+    rows = tuple((row.key, *row.cells) for row in tree.rows if row.key)
+    return Grid(tree.title, ("key", *tree.headers), rows, tree.more)
 
 
 def _problems(block: Problems) -> Iterator[str]:

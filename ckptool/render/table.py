@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from textwrap import wrap
 from typing import Final, assert_never
 
-from tabulate import MIN_PADDING, tabulate
+from tabulate import tabulate
 
 from ckptool.render import Style
-from ckptool.render.blocks import Grid, Lines, Problem, Problems, Verdict
+from ckptool.render.blocks import Grid, Lines, Problem, Problems, Tree, Verdict
+from ckptool.render.columns import GAP, fit, natural_widths
 from ckptool.render.layout import blocks
-from ckptool.render.text import cut, printable
+from ckptool.render.text import printable
 from ckptool.report import AnyReport
 
 _COLORS: Final = {
@@ -21,8 +22,12 @@ _COLORS: Final = {
     "failed": "31",
 }
 _RIGHT: Final = frozenset({"count", "size"})
-_GAP: Final = 2
-_NARROWEST_KEY: Final = 16
+_BAR: Final = 10
+"""Columns of the bar that stands for all of it."""
+_WIDE_KEY: Final = 30
+_DRAWN: Final = ("\u2502  ", "   ", "\u251c\u2500 ", "\u2514\u2500 ")
+"""Passing by a branch, no branch, to a branch, and to the last one."""
+_ASCII: Final = ("|  ", "   ", "|- ", "`- ")
 
 
 def render(report: AnyReport, style: Style) -> str:
@@ -36,6 +41,8 @@ def render(report: AnyReport, style: Style) -> str:
                 parts.append("\n".join(printable(line) for line in block.lines))
             case Grid():
                 parts.append(_grid(block, style))
+            case Tree():
+                parts.append(_tree(block, style))
             case Problems():
                 parts.append("\n".join(_problems(block, style)))
             case _:
@@ -49,31 +56,59 @@ def _paint(text: str, tone: str, style: Style) -> str:
 
 def _grid(grid: Grid, style: Style) -> str:
     rows = [[printable(cell) for cell in row] for row in grid.rows]
+    return _table(grid.title, list(grid.headers), rows, grid.more, style)
+
+
+def _tree(tree: Tree, style: Style) -> str:
+    """Draw the tree, and beside it bars, where they fit, for the share of the whole."""
+    flat = all(len(row.more) == 1 for row in tree.rows)
+    names = [("" if flat else _lines(row.more, style)) + printable(row.name) for row in tree.rows]
+    rows = [
+        [name, *map(printable, row.cells), _bar(row.share, style)]
+        for name, row in zip(names, tree.rows, strict=True)
+    ]
+    headers = ["key", *tree.headers, "share"]
+    if len(rows) == 1 or (style.width and _narrow(rows, headers, style.width)):
+        rows, headers = [row[:-1] for row in rows], headers[:-1]
+    return _table(tree.title, headers, rows, tree.more, style)
+
+
+def _lines(more: tuple[bool, ...], style: Style) -> str:
+    down, gap, fork, end = _DRAWN if style.unicode else _ASCII
+    above = "".join(down if follows else gap for follows in more[:-1])
+    return above + (fork if more[-1] else end)
+
+
+def _bar(share: float, style: Style) -> str:
+    eighths = round(share * _BAR * 8)
+    if not style.unicode:
+        return "#" * round(share * _BAR)
+    return "\u2588" * (eighths // 8) + (chr(0x2590 - eighths % 8) if eighths % 8 else "")
+
+
+def _narrow(rows: list[list[str]], headers: list[str], width: int) -> bool:
+    """Tell whether bars would take room that the keys need."""
+    widths = natural_widths(rows, headers)
+    return min(widths[0], _WIDE_KEY) + sum(widths[1:]) + GAP * (len(widths) - 1) > width
+
+
+def _table(title: str, headers: list[str], rows: list[list[str]], more: str, style: Style) -> str:
     if style.width and rows:
-        rows = _fit(rows, grid.headers, style.width)
-    align = ["right" if name in _RIGHT else "left" for name in grid.headers]
+        rows = fit(rows, headers, style.width)
+    align = ["right" if name in _RIGHT else "left" for name in headers]
     body = tabulate(
         rows,
-        grid.headers,
+        headers,
         tablefmt="simple",
         disable_numparse=True,
+        preserve_whitespace=True,
         colalign=align if rows else None,
     )
     lines = [
-        _paint(printable(grid.title), "bold", style),
+        _paint(printable(title), "bold", style),
         *(line.rstrip() for line in body.splitlines()),
     ]
-    return "\n".join([*lines, grid.more] if grid.more else lines)
-
-
-def _fit(rows: list[list[str]], headers: tuple[str, ...], width: int) -> list[list[str]]:
-    """Cut the keys in the middle, so that no row is wider than the terminal."""
-    others = sum(
-        max(len(headers[i]) + MIN_PADDING, *(len(row[i]) for row in rows)) + _GAP
-        for i in range(1, len(headers))
-    )
-    room = max(width - others, _NARROWEST_KEY)
-    return [[cut(row[0], room), *row[1:]] for row in rows]
+    return "\n".join([*lines, more] if more else lines)
 
 
 def _problems(block: Problems, style: Style) -> Iterator[str]:

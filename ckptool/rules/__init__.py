@@ -7,7 +7,13 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     keys,
     loading,
     module_state,
+    optimizer,
+    quantisation,
+    refusals,
+    related,
+    requirements,
     sharing,
+    training,
     verification,
 )
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run

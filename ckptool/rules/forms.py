@@ -18,6 +18,8 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
         why="load_state_dict raises on a shape mismatch, with strict=False as well.",
         fix="Build the module with the arguments it was trained with, or change the tensor on "
         "purpose.",
+        example="state = nn.Linear(3, 5).state_dict()\n"
+        "nn.Linear(3, 10).load_state_dict(state, strict=False)",
     ),
 )
 def shape_mismatch(loading: Loading) -> Iterator[Hit]:
@@ -95,6 +97,8 @@ def lossy(actual: str, expected: str) -> Level | None:
         "off in an integer buffer, large values overflow in float16, bfloat16 rounds.",
         fix="Build the module in the file's dtype, or cast the file on purpose and look at the "
         "error.",
+        example='model.register_buffer("running_max", torch.tensor(1))\n'
+        'model.load_state_dict({"running_max": torch.tensor(2.87)})  # 2',
     ),
 )
 def dtype_lossy(loading: Loading) -> Iterator[Hit]:
@@ -118,6 +122,8 @@ def dtype_lossy(loading: Loading) -> Iterator[Hit]:
         why="A rule kept from torch 0.3 takes the first element of a vector for a scalar without "
         "a word.",
         fix='state_dict["{key}"] = state_dict["{key}"].reshape(())',
+        example='model.register_buffer("count", torch.tensor(0))\n'
+        'model.load_state_dict({"count": torch.tensor([5])})',
     ),
 )
 def scalar_quirk(loading: Loading) -> Iterator[Hit]:

@@ -17,6 +17,7 @@ from migrate.states import SHM
 
 from ckptool import api
 from ckptool.errors import CkptoolError
+from ckptool.migration import write
 
 CALLS = (
     "pwrite",
@@ -29,6 +30,7 @@ CALLS = (
     "open",
     "mkdir",
     "write",
+    "fdatasync",
 )
 ROOT = Path(__file__).parent.parent.parent
 OLD = b"an older result"
@@ -83,8 +85,14 @@ def killed_at(place: Path, suffix: str, point: int) -> int:
     return in_child(work)
 
 
-@pytest.mark.parametrize(("suffix", "before"), [(".safetensors", None), (".pth", OLD)])
-def test_kill_9_before_any_call(place, suffix, before):
+@pytest.mark.parametrize(
+    ("suffix", "before", "least"),
+    [(".safetensors", None, 1 << 20), (".safetensors", OLD, 0), (".pth", OLD, 0)],
+    ids=["after the plan", "before the plan", "pth"],
+)
+def test_kill_9_before_any_call(place, suffix, before, least, monkeypatch):
+    """At 60 points and more; with `least` 0 the file is begun before the plan is known."""
+    monkeypatch.setattr(write, "LEAST", least)
     source, target = (place / "a.pth").read_bytes(), place / f"new{suffix}"
     assert in_child(lambda: migrate(place, suffix)) == 0
     whole = target.read_bytes()

@@ -1,6 +1,7 @@
 """read(write(plan)) = plan, and what a file that is no plan is told."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -9,6 +10,7 @@ import ckptool
 from ckptool.errors import PlanError
 from ckptool.migration.ops import Drop, Inject, Rename
 from ckptool.migration.plan import Op, Plan, read, reverse, write
+from ckptool.migration.reshaping import Transpose
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 numbers = st.integers(0, 2**40)
@@ -26,9 +28,10 @@ ops = st.one_of(
 )
 
 
-@given(st.lists(ops, max_size=4).map(tuple))
-def test_read_write(steps):
-    assert read(write(Plan(steps))) == Plan(steps)
+@given(st.lists(ops, max_size=4).map(tuple), st.booleans())
+def test_read_write(steps, undoes):
+    plan = Plan(steps, undoes=undoes)
+    assert read(write(plan)) == plan
 
 
 def test_the_text():
@@ -92,3 +95,14 @@ def test_a_saved_plan_is_run_again_undone_and_refused_twice(tmp_path, samples):
     assert back.result_digest == done.source_digest
     with pytest.raises(PlanError, match="the file has that key already"):
         ckptool.migrate(samples / "buffer.pth", tmp_path / "d.pth", **options)
+
+
+def test_a_plan_that_is_its_own_reverse_is_undone(tmp_path):
+    torch.save({"w": torch.arange(6).reshape(2, 3)}, tmp_path / "a.pth")
+    plan = Plan((Transpose(key="w", dims=(0, 1)),))
+    ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", plan=plan)
+    done = ckptool.migrate(tmp_path / "b.pth", tmp_path / "c.pth", plan=reverse(plan))
+    assert done.verdict == "migrated"
+    assert torch.load(tmp_path / "c.pth")["w"].equal(torch.arange(6).reshape(2, 3))
+    again = ckptool.migrate(tmp_path / "b.pth", tmp_path / "d.pth", plan=plan)
+    assert again.verdict.startswith("nothing to do")

@@ -71,6 +71,21 @@ def test_only_the_shard_that_changes_is_written(tmp_path, sharded):
     assert record["values"] == {"layers.1.mask": "literal:[1, 2]"}
 
 
+def test_what_lies_beside_the_shards_is_copied_along(tmp_path, sharded):
+    (sharded / "config.json").write_text('{"layers": 3}')
+    (sharded / "tokenizer.model").write_bytes(b"\0words")
+    (sharded / "pytorch_model.bin").write_bytes(b"other weights")
+    (sharded / ".cache").write_text("hidden")
+    report = ckptool.migrate(sharded, tmp_path / "new", inject={"x": "literal:1"})
+    assert "copied along: config.json, tokenizer.model" in report.notes
+    new = tmp_path / "new"
+    assert {p.name for p in new.iterdir() if p.suffix != ".safetensors"} == {
+        "config.json", "tokenizer.model", "model.safetensors.index.json"
+    }  # fmt: skip
+    assert (new / "tokenizer.model").read_bytes() == b"\0words"
+    assert (new / "config.json").stat().st_ino != (sharded / "config.json").stat().st_ino
+
+
 def test_without_links_every_file_is_its_own(tmp_path, sharded):
     ckptool.migrate(sharded, tmp_path / "new", links=False)
     old, new = inodes(sharded), inodes(tmp_path / "new")

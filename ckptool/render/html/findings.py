@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ckptool.render import Style
-from ckptool.render.blocks import Problem, problems
+from ckptool.render.blocks import Problem, by_path, problems
 from ckptool.render.html.parts import Findings, Group, Said, words
 from ckptool.report import FindingReport
 
@@ -12,17 +12,18 @@ _MOST_SAID: Final = 12
 """Findings of one rule before the rest is only counted; -v shows all."""
 
 
-def grouped(findings: tuple[FindingReport, ...], style: Style) -> Findings | None:
-    """Return the findings by rule, in the order of the report; None where there are none."""
-    if not findings:
-        return None
-    (block,) = problems(findings, style)
-    return Findings(
-        id="findings",
-        title="Findings",
-        summary=block.summary,
-        groups=tuple(_groups(findings, block.problems, style)),
-    )
+def grouped(
+    findings: tuple[FindingReport, ...], style: Style, *, several: bool
+) -> Iterator[Findings]:
+    """Yield the findings by rule, in the order of the report; of several checkpoints in turn."""
+    for number, (path, found) in enumerate(by_path(findings, several=several).items()):
+        for block in problems(found, style):
+            yield Findings(
+                id=f"findings-{number}" if path else "findings",
+                title=f"Findings: {path}" if path else "Findings",
+                summary=block.summary,
+                groups=tuple(_groups(found, block.problems, style)),
+            )
 
 
 def _groups(

@@ -6,14 +6,14 @@ from typing import Final
 from msgspec import UnsetType
 
 from ckptool.render import Style
-from ckptool.render.blocks import Block, Grid, Lines, Verdict
+from ckptool.render.blocks import Block, Grid, Lines, Tree, Verdict, silenced_lines, skipped_lines
 from ckptool.render.html import drawn
 from ckptool.render.html.findings import grouped
 from ckptool.render.html.heads import facts, lead
 from ckptool.render.html.parts import Page, Part, Table, Text, Words, words
 from ckptool.render.html.shades import pictures
 from ckptool.render.layout import body
-from ckptool.report import AnyReport, InspectReport, SkippedReport
+from ckptool.report import AnyReport, GateReport, InspectReport
 
 _TONES: Final = {0: "passed", 1: "failed", 2: "unknown"}
 _TABLE: Final = "table-"
@@ -57,7 +57,7 @@ def _verdict(report: AnyReport, blocks: list[Block]) -> str:
     said = [block.text for block in blocks if isinstance(block, Verdict)]
     if isinstance(report, InspectReport):
         return f"{len(said)} checkpoints" if len(said) != 1 else report.checkpoints[0].path
-    return said[0]
+    return said[0] if said else f"ckptool {report.command}"
 
 
 def _lines(blocks: Iterable[Block]) -> tuple[Words, ...]:
@@ -65,13 +65,15 @@ def _lines(blocks: Iterable[Block]) -> tuple[Words, ...]:
 
 
 def _parts(report: AnyReport, blocks: list[Block], style: Style) -> Iterator[Part | None]:
-    yield grouped(report.findings, style)
+    several = isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
+    yield from grouped(report.findings, style, several=several)
+    yield _told("silenced", "Findings that do not count", silenced_lines(report.silenced))
     yield drawn.state(report, style)
     if not isinstance(report.drawing, UnsetType):
         yield pictures("values", "Values of small buffers", report.drawing.pictures)
     yield from drawn.sizes(report)
     yield from _tables(report, blocks)
-    yield _skipped(report.skipped)
+    yield _told("skipped", "Not checked", skipped_lines(report.skipped))
 
 
 def _tables(report: AnyReport, blocks: list[Block]) -> Iterator[Part]:
@@ -88,6 +90,15 @@ def _tables(report: AnyReport, blocks: list[Block]) -> Iterator[Part]:
                     rows=block.rows,
                     more=block.more,
                 )
+            case Tree():
+                rows = tuple((one.key, *one.cells) for one in block.rows if one.key)
+                yield Table(
+                    id=id_,
+                    title=block.title.replace("`", ""),
+                    headers=("key", *block.headers),
+                    rows=rows,
+                    more=block.more,
+                )
             case Verdict() if several:
                 yield Text(id=id_, title=block.text.split(": ", 1)[0], lines=(words(block.text),))
             case Lines() if number > 1:
@@ -96,6 +107,6 @@ def _tables(report: AnyReport, blocks: list[Block]) -> Iterator[Part]:
                 pass
 
 
-def _skipped(skipped: tuple[SkippedReport, ...]) -> Text | None:
-    lines = tuple(words(f"{s.what}: {s.reason}") for s in dict.fromkeys(skipped))
-    return Text(id="skipped", title="Not checked", lines=lines) if lines else None
+def _told(id_: str, title: str, blocks: Iterable[Lines]) -> Text | None:
+    lines = tuple(line.removeprefix("not checked: ") for one in blocks for line in one.lines)
+    return Text(id=id_, title=title, lines=tuple(map(words, lines))) if lines else None

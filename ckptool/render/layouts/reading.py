@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from ckptool.render import Style
-from ckptool.render.blocks import Block, Grid, Lines, Verdict, grid, groups
+from ckptool.render.blocks import Block, Branch, Grid, Lines, Tree, Verdict, grid, groups, tree_of
 from ckptool.render.layouts.checking import unsaved_grid
 from ckptool.render.text import count, size
+from ckptool.render.tree import Row, tree
 from ckptool.report import (
     CheckpointReport,
     DiffFilesReport,
@@ -17,6 +18,8 @@ from ckptool.report import (
     StateReport,
     TensorReport,
 )
+
+_MOST_METADATA: Final = 400
 
 
 def inspection(report: InspectReport, style: Style) -> Iterator[Block]:
@@ -45,7 +48,15 @@ def _checkpoint(checkpoint: CheckpointReport, style: Style) -> Iterator[Block]:
     if rest:
         yield grid("Besides tensors", ("place", "holds"), rest, style)
     if checkpoint.metadata:
-        yield grid("Metadata", ("name", "value"), list(checkpoint.metadata.items()), style)
+        named = [(name, _beginning(text)) for name, text in checkpoint.metadata.items()]
+        yield grid("Metadata", ("name", "value"), named, style)
+
+
+def _beginning(text: str) -> str:
+    """Return what is shown of metadata, which may be megabytes."""
+    if len(text) <= _MOST_METADATA:
+        return text
+    return f"{text[:_MOST_METADATA]}... ({len(text):,} characters)"
 
 
 def _at(at: str) -> str:
@@ -60,7 +71,7 @@ _ROLES: Final = {
 }
 
 
-def _state(state: StateReport, style: Style) -> Grid:
+def _state(state: StateReport, style: Style) -> Tree:
     elements = sum(t.nbytes for t in state.tensors)
     tied = f", {count(len(state.ties), 'tie')}" if state.ties else ""
     held = f"{count(len(state.tensors), 'tensor')}, {size(elements)}{tied}"
@@ -68,23 +79,24 @@ def _state(state: StateReport, style: Style) -> Grid:
     return _tensors(title, state.tensors, style)
 
 
-def _tensors(title: str, tensors: tuple[TensorReport, ...], style: Style) -> Grid:
+_COLUMNS: Final = ("count", "dtype", "shape", "size", "device", "kind")
+
+
+def _tensors(title: str, tensors: tuple[TensorReport, ...], style: Style) -> Tree:
     folded = groups(
         ((t.key, (t.dtype, t.shape, t.device, t.kind, t.layout), t) for t in tensors), style
     )
-    rows = [
-        (
-            g.key,
-            str(len(g.items)),
-            _dtype(g.items[0]),
-            str(list(g.items[0].shape)),
-            size(sum(t.nbytes for t in g.items)),
-            g.items[0].device,
-            g.items[0].kind,
-        )
-        for g in folded
-    ]
-    return grid(title, ("key", "count", "dtype", "shape", "size", "device", "kind"), rows, style)
+    whole = sum(t.nbytes for t in tensors) or 1
+    return tree_of(title, _COLUMNS, [_branch(row, whole) for row in tree(folded)], style)
+
+
+def _branch(row: Row[TensorReport], whole: int) -> Branch:
+    nbytes = sum(t.nbytes for t in row.items)
+    if row.leaf is None:
+        return Branch(row.name, row.more, "", ("", "", "", size(nbytes), "", ""), nbytes / whole)
+    first, times = row.items[0], str(len(row.items))
+    cells = (times, _dtype(first), str(list(first.shape)), size(nbytes), first.device, first.kind)
+    return Branch(row.name, row.more, row.leaf.key, cells, nbytes / whole)
 
 
 def _dtype(tensor: TensorReport) -> str:
