@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from ckptool import values
+from ckptool.figures import Cast
 from ckptool.fused import Fused, find_fused
 from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite
 from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
@@ -75,6 +76,11 @@ class Loading(Struct, frozen=True):
     """Keys that are one tensor in the module, and have other values in the file, in its order."""
     better: State | None = None
     """Another mapping of the file that matches the module better than `state` does."""
+    casts: Mapping[str, Cast] = {}
+    """Key of another dtype -> what the cast does to its numbers, where values were looked at."""
+    constants: Mapping[str, tuple[str, ...]] = {}
+    """Key of a buffer that the constructor makes the same every time -> fingerprint in the file,
+    and in the half-precision dtypes that hold its numbers; where values were looked at."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
@@ -373,7 +379,7 @@ def _sides(
     if at is not None:
         return (at, at), state_at(old, at).tensors, state_at(new, at).tensors
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
-        return ("*", "*"), _all_tensors(old), _all_tensors(new)
+        return ("*", "*"), all_tensors(old), all_tensors(new)
     pairs = [(a, b) for a in old.states for b in new.states]
     if not pairs:
         return ("", ""), {}, {}
@@ -381,7 +387,8 @@ def _sides(
     return (a.at, b.at), a.tensors, b.tensors
 
 
-def _all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+def all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """Return the tensors of all states, with the place of each in front of its key."""
     return {
         f"{state.at}.{key}" if state.at else key: tensor
         for state in checkpoint.states

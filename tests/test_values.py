@@ -55,6 +55,7 @@ def _small_pieces(monkeypatch):
     """Bounds so small that small tensors meet them."""
     monkeypatch.setattr(values, "_CHUNK", 64)
     monkeypatch.setattr(values, "_PIECE", 256)
+    monkeypatch.setattr(model, "PIECE", 128)
     monkeypatch.setattr(values, "_OPEN_FILES", 2)
     monkeypatch.setattr(strides, "REGION", 256)
     monkeypatch.setattr(strides, "_GAP", 128)

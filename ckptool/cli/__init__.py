@@ -17,6 +17,7 @@ from ckptool.errors import CkptoolError
 COMMANDS: Final = {
     "audit": "Report everything a module holds that a state_dict does not.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
+    "digest": "Name the content of checkpoints, whatever the container, and check it.",
     "gate": "Pass or fail a release by a policy, for CI.",
     "inspect": "Describe checkpoints without loading or executing anything.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",

@@ -50,14 +50,19 @@ class Output(Struct, frozen=True):
             WriteError: a file cannot be written.
         """
         for format_, path in self.targets:
-            text = render(format_, report, self._style(path))
-            if path is None:
-                _print(text)
-            else:
-                _write(path, text + "\n")
+            _put(render(format_, report, self._style(path)), path)
         summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary and "github" in self.formats:
             _append(Path(summary), render("markdown", report, Style()) + "\n")
+
+    def text(self, text: str) -> None:
+        """Write a text as a report is written.
+
+        Raises:
+            WriteError: a file cannot be written.
+        """
+        for _, path in self.targets:
+            _put(text, path)
 
     def _style(self, path: Path | None) -> Style:
         terminal = path is None and sys.stdout.isatty()
@@ -74,6 +79,13 @@ def _width(*, terminal: bool) -> int | None:
     """Return the columns to fit into: a terminal's, or what COLUMNS says, as elsewhere."""
     wanted = os.environ.get("COLUMNS", "").isdigit()
     return get_terminal_size().columns if terminal or wanted else None
+
+
+def _put(text: str, path: Path | None) -> None:
+    if path is None:
+        _print(text)
+    else:
+        _write(path, text + "\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,7 +11,14 @@ from ckptool.model import Constancy, Held, Kind, ModuleClass, ModuleState, Previ
 from ckptool.modules.places import Places
 from ckptool.modules.probe import Following, is_floating
 from ckptool.modules.source import Sources
-from ckptool.modules.tensors import Storages, describe_value, digest, dtype_name, preview
+from ckptool.modules.tensors import (
+    Storages,
+    describe_value,
+    digest,
+    dtype_name,
+    halved,
+    preview,
+)
 from ckptool.modules.twins import Twins
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import (
@@ -212,6 +219,7 @@ class _Description:
             statistic=statistic,
             fingerprint=digest(value),
             preview=None if statistic else self._preview(found.kind, value, saved=saved),
+            halved=halved(value) if found.kind is Kind.BUFFER else {},
         )
 
     def _preview(self, kind: Kind, value: Any, *, saved: bool) -> Preview | None:

@@ -5,12 +5,13 @@ from typing import assert_never
 
 from ckptool.render import Style
 from ckptool.render.blocks import Block, by_path, problems, silenced_lines, skipped_lines
-from ckptool.render.layouts import checking, gating, migrating, reading
+from ckptool.render.layouts import checking, digesting, gating, migrating, reading
 from ckptool.report import (
     AnyReport,
     AuditReport,
     DiffFilesReport,
     DiffModuleReport,
+    DigestReport,
     GateReport,
     InspectReport,
     MigrateReport,
@@ -51,5 +52,7 @@ def body(  # noqa: PLR0911 (one for each report)
             return gating.release(report, style)
         case PolicyReport():
             return gating.policy(report, style)
+        case DigestReport():
+            return digesting.digests(report, style)
         case _:
             assert_never(report)

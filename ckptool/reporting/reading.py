@@ -32,14 +32,17 @@ from ckptool.reporting.parts import (
 
 
 def inspected(
-    checkpoints: tuple[Checkpoint, ...], verdict: Verdict, errors: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...],
+    verdict: Verdict,
+    errors: tuple[str, ...],
+    unseen: tuple[Skipped, ...] = (),
 ) -> InspectReport:
     """Report what the checkpoints hold."""
     return InspectReport(
         command="inspect",
         findings=findings(verdict),
         silenced=silenced(verdict),
-        skipped=skipped_reports(s for c in checkpoints for s in c.skipped),
+        skipped=skipped_reports((*(s for c in checkpoints for s in c.skipped), *unseen)),
         exit_code=ExitCode.COULD_NOT_CHECK if errors else verdict.exit_code,
         checkpoints=tuple(_checkpoint(c) for c in checkpoints),
         errors=errors,
@@ -47,7 +50,11 @@ def inspected(
 
 
 def loaded(
-    loading: Loading, verdict: Verdict, notes: tuple[str, ...], explain: str | None = None
+    loading: Loading,
+    verdict: Verdict,
+    notes: tuple[str, ...],
+    explain: str | None = None,
+    unseen: tuple[Skipped, ...] = (),
 ) -> DiffModuleReport:
     """Report what loading the file into the module would do.
 
@@ -58,7 +65,7 @@ def loaded(
         command="diff",
         findings=findings(verdict),
         silenced=silenced(verdict),
-        skipped=skipped_reports((*loading.checkpoint.skipped, *loading.module.skipped)),
+        skipped=skipped_reports((*loading.checkpoint.skipped, *loading.module.skipped, *unseen)),
         exit_code=verdict.exit_code,
         verdict=_loading_words(loading, verdict),
         path=str(loading.checkpoint.path),

@@ -14,6 +14,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     requirements,
     sharing,
     training,
+    values,
     verification,
 )
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ckptool.compare import Loading, Missing, Unexpected, scalar
+from ckptool.figures import Cast
 from ckptool.model import BITS
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
@@ -92,7 +93,7 @@ def lossy(actual: str, expected: str) -> Level | None:
         name="dtype-lossy-load",
         level=Level.WARNING,
         message="`{key}` is {actual} in the file and {expected} in the module: loading casts it "
-        "silently",
+        "silently{loss}",
         why="load_state_dict copies with a cast and says that all keys matched. Fractions are cut "
         "off in an integer buffer, large values overflow in float16, bfloat16 rounds.",
         fix="Build the module in the file's dtype, or cast the file on purpose and look at the "
@@ -104,11 +105,27 @@ def lossy(actual: str, expected: str) -> Level | None:
 def dtype_lossy(loading: Loading) -> Iterator[Hit]:
     for change in loading.changes:
         if not isinstance(change, Missing | Unexpected) and "dtype" in change.fields:
-            level = lossy(change.actual.dtype, change.expected.dtype)
+            have, want = change.actual.dtype, change.expected.dtype
+            level, told = lossy(have, want), loading.casts.get(change.key)
+            if told is not None and level is not None:
+                level = _loss(told, want)
             if level is not None:
-                yield hit(
-                    change.key, level, actual=change.actual.dtype, expected=change.expected.dtype
-                )
+                loss = "" if told is None else _loss_words(told)
+                yield hit(change.key, level, actual=have, expected=want, loss=loss)
+
+
+def _loss(told: Cast, expected: str) -> Level | None:
+    """How bad the cast is for the numbers at hand; None where they all stay what they are."""
+    if not told.changed:
+        return None
+    grave = told.overflowed or _integer(expected) is not None
+    return Level.ERROR if grave else Level.WARNING
+
+
+def _loss_words(told: Cast) -> str:
+    infinite = f"; {told.overflowed} become infinite" if told.overflowed else ""
+    by = f", by up to {100 * told.relative:.2g}%" if told.relative else ""
+    return f": {told.changed} of {told.numel} values change{by}{infinite}"
 
 
 @check(

@@ -858,4 +858,4 @@ def test_without_tensors_and_without_storages_it_is_no_checkpoint(tmp_path):
 def test_a_file_whose_name_has_a_colon_is_read(tmp_path, name):
     """torch.save calls the archive's folder like the file."""
     torch.save({"w": torch.ones(2)}, tmp_path / name)
-    assert list(open_checkpoint(tmp_path / name).states[0].tensors) == ["w"]
+    assert list(describe(tmp_path / name).states[0].tensors) == ["w"]
