@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from ckptool.model import Preview
+from msgspec import Struct
 
 SIDE: Final = 64
 """Rows and columns of a picture; of more, every second, third ... is shown."""
@@ -12,6 +12,14 @@ _CODES: Final = {
     "float64": "d", "float32": "f", "float16": "e", "bool": "B", "uint8": "B", "int8": "b",
     "int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
 }  # fmt: skip
+
+
+class Preview(Struct, frozen=True, gc=False):
+    """The values of a small tensor, or of some rows and columns of a larger one."""
+
+    rows: tuple[tuple[float, ...], ...]
+    whole: bool
+    """Whether every element is there."""
 
 
 def window(shape: Sequence[int]) -> tuple[int, ...] | None:

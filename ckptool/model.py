@@ -9,6 +9,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from ckptool.grids import Preview
+
 BITS: Final[Mapping[str, int]] = {
     "float64": 64,
     "float32": 32,
@@ -215,14 +217,6 @@ class TensorInfo(Struct, frozen=True, gc=False):
             return None
         start = self.storage_offset * BITS[self.dtype] // 8
         return Span(storage.span.path, storage.span.offset + start, self.nbytes)
-
-
-class Preview(Struct, frozen=True, gc=False):
-    """The values of a small tensor, or of some rows and columns of a larger one."""
-
-    rows: tuple[tuple[float, ...], ...]
-    whole: bool
-    """Whether every element is there."""
 
 
 class PickledModule(Struct, frozen=True):

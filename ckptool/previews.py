@@ -9,7 +9,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from ckptool import grids, values
-from ckptool.model import Kind, Preview, TensorInfo
+from ckptool.grids import Preview
+from ckptool.model import Kind, TensorInfo
 
 FEW: Final = 7
 """Different values that a mask or a table of indices has at most, where it is drawn unasked."""

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from ckptool import report
 from ckptool.compare import Loading, Revision
-from ckptool.model import Checkpoint, ModuleState, Preview, State, TensorInfo
+from ckptool.grids import Preview
+from ckptool.model import Checkpoint, ModuleState, State, TensorInfo
 from ckptool.previews import MOST_READ, drawable, masks, preview, telling
 from ckptool.reporting.drawing import R, Seen, drawn
 

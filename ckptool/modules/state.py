@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
-from ckptool.model import Constancy, Held, Kind, ModuleClass, ModuleState, Preview, Skipped
+from ckptool.grids import Preview
+from ckptool.model import Constancy, Held, Kind, ModuleClass, ModuleState, Skipped
 from ckptool.modules.places import Places
 from ckptool.modules.probe import Following, is_floating
 from ckptool.modules.source import Sources

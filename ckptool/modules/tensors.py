@@ -7,7 +7,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool import grids
-from ckptool.model import BITS, Kind, Part, Preview, StorageInfo, TensorInfo, fingerprint
+from ckptool.grids import Preview
+from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo, fingerprint
 from ckptool.modules.twins import Twins
 from ckptool.modules.walk import qualified
 

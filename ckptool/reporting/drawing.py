@@ -9,7 +9,8 @@ from typing import Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.model import Preview, TensorInfo
+from ckptool.grids import Preview
+from ckptool.model import TensorInfo
 from ckptool.previews import FEW
 from ckptool.report import DrawingReport, PictureReport, Report
 from ckptool.reporting.parts import tensor_report
