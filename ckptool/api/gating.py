@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from ckptool import report
 from ckptool.api.contracts import Promises, alone, held_to, promised
+from ckptool.api.drawing import draw_loading, draw_state
 from ckptool.api.required import steps_of, verified
 from ckptool.api.target import PathLike, Target, find_target, opened, written_here
 from ckptool.compare import Loading, loading
@@ -99,6 +100,7 @@ def gate(  # noqa: PLR0913
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
+    pictures: bool = False,
 ) -> report.GateReport:
     """Judge checkpoints by a policy; what cannot be checked does not hide what the others are.
 
@@ -121,6 +123,7 @@ def gate(  # noqa: PLR0913
         policy: without it the configuration's.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
+        pictures: of a single checkpoint, read the values of small buffers, to be drawn.
 
     Raises:
         ConfigError: the configuration or the baseline has a fault.
@@ -156,8 +159,18 @@ def gate(  # noqa: PLR0913
     )
     order = tuple(map(str, given)) or tuple(s.path for s in seen)
     judged = gated(done, errors, order, verdict, rules.source)
+    if pictures and len(seen) == 1:
+        judged = _drawn(judged, seen[0])
     forgiven = exit_zero and judged.exit_code == ExitCode.FAILED
     return replace(judged, exit_code=ExitCode.PASSED) if forgiven else judged
+
+
+def _drawn(judged: report.GateReport, seen: Seen) -> report.GateReport:
+    if seen.loading is not None:
+        return draw_loading(judged, seen.loading)
+    if seen.checkpoint is None or not seen.checkpoint.states:
+        return judged
+    return draw_state(judged, seen.checkpoint.states[0])
 
 
 def effective_policy(

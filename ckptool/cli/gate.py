@@ -126,6 +126,7 @@ def command(  # noqa: PLR0913
         policy=policy,
         limits=limits,
         config=ctx.obj["config"],
+        pictures=out.pictures,
     )
     out.emit(report)
     for error in report.errors:

@@ -33,7 +33,8 @@ def test_torch_is_not_imported_without_a_module_or_values(release):
 
     code = (
         "import sys, click.testing as t; from ckptool.cli import main; "
-        "r = t.CliRunner().invoke(main, ['gate', '--no-values', 'model.pth', 'model.safetensors']); "
+        "words = ['gate', '--no-values', 'model.pth', 'model.safetensors']; "
+        "r = t.CliRunner().invoke(main, words); "
         "print(r.exit_code, sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run(
