@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptool.api import audit, diff, inspect, migrate, rule, verify
+    from ckptool.api import audit, diff, digest, gate, inspect, migrate, rule, verify
     from ckptool.errors import CkptoolError
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
@@ -16,6 +16,8 @@ __all__ = [
     "Policy",
     "audit",
     "diff",
+    "digest",
+    "gate",
     "inspect",
     "migrate",
     "open_checkpoint",
@@ -29,6 +31,8 @@ _HOMES = {
     "Policy": "ckptool.policy",
     "audit": "ckptool.api",
     "diff": "ckptool.api",
+    "digest": "ckptool.api",
+    "gate": "ckptool.api",
     "inspect": "ckptool.api",
     "migrate": "ckptool.api",
     "open_checkpoint": "ckptool.formats",

@@ -4,11 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 from ckptool import values
+from ckptool.figures import Cast
+from ckptool.fused import Fused, find_fused
 from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite
 from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
+from ckptool.styles import Restyle, find_old_norms, find_restyles
 
 
 class Missing(Struct, frozen=True):
@@ -62,8 +66,21 @@ class Loading(Struct, frozen=True):
     """Missing key -> the unexpected key that is probably the same tensor."""
     same_value: Mapping[str, bool] = {}
     """Unexpected key that the module holds unsaved -> whether the values are equal, where told."""
+    restyles: tuple[Restyle, ...] = ()
+    """Parameters that file and module keep in different forms; bridged ones are no `changes`."""
+    fused: tuple[Fused, ...] = ()
+    """Projections that are one tensor on one side and three on the other."""
+    tied: Mapping[str, str] = {}
+    """Missing key -> key of the file that is the same tensor in the module."""
+    diverged: tuple[tuple[str, ...], ...] = ()
+    """Keys that are one tensor in the module, and have other values in the file, in its order."""
     better: State | None = None
     """Another mapping of the file that matches the module better than `state` does."""
+    casts: Mapping[str, Cast] = {}
+    """Key of another dtype -> what the cast does to its numbers, where values were looked at."""
+    constants: Mapping[str, tuple[str, ...]] = {}
+    """Key of a buffer that the constructor makes the same every time -> fingerprint in the file,
+    and in the half-precision dtypes that hold its numbers; where values were looked at."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
@@ -74,6 +91,15 @@ class Loading(Struct, frozen=True):
     def unexpected_keys(self) -> tuple[str, ...]:
         tensors = tuple(c.key for c in self.changes if isinstance(c, Unexpected))
         return (*tensors, *self.unexpected_others)
+
+    @property
+    def explained(self) -> frozenset[str]:
+        """Missing and unexpected keys that have found each other, by another name or form."""
+        found = {*self.renames, *self.renames.values(), *self.tied}
+        if self.rewrite:
+            found |= {*self.rewrite.keys, *self.rewrite.keys.values()}
+        found |= {k for one in self.restyles for k in (*one.file_keys, *one.module_keys)}
+        return frozenset(found | {k for one in self.fused for k in (one.whole, *one.pieces)})
 
     @property
     def mismatched(self) -> tuple[Changed, ...]:
@@ -95,7 +121,7 @@ class Loading(Struct, frozen=True):
         """Share of the parameters' elements that would load; 1.0 where there are no parameters."""
         parameters = [h for h in self.module.saved.values() if h.kind is Kind.PARAMETER]
         total = sum(held.tensor.numel for held in parameters)
-        matched = set(self.matched)
+        matched = {*self.matched, *self.tied}
         loaded = sum(held.tensor.numel for held in parameters if held.key in matched)
         return loaded / total if total else 1.0
 
@@ -174,35 +200,90 @@ def loading(checkpoint: Checkpoint, module: ModuleState, at: str | None) -> Load
     state = best if at is None else state_at(checkpoint, at)
     expected = {key: held.tensor for key, held in module.saved.items()}
     lazy = {key for key, tensor in expected.items() if tensor.layout == "lazy"}
+    restyles = find_restyles(
+        expected, state.tensors, {prefix: one.name for prefix, one in module.modules.items()}
+    )
+    bridged = {k for one in restyles if one.bridged for k in (*one.file_keys, *one.module_keys)}
     changes = tuple(
         change
         for change in compare(expected, state.tensors, ("shape", "dtype"))
-        if not (isinstance(change, Changed) and change.key in lazy)
-    )
-    missing = [c.expected for c in changes if isinstance(c, Missing)]
-    unexpected = [c.actual for c in changes if isinstance(c, Unexpected)]
-    rewrite = find_rewrite(missing, unexpected, expected, state.tensors)
-    explained = rewrite.keys if rewrite else {}
-    targets = set(explained.values())
-    renames = find_renames(
-        [t for t in missing if t.key not in targets],
-        [t for t in unexpected if t.key not in explained],
+        if not (isinstance(change, Changed) and change.key in lazy) and change.key not in bridged
     )
     better = best if _score(best, module) > _score(state, module) else None
-    return Loading(
-        checkpoint=checkpoint,
-        state=state,
-        module=module,
-        changes=changes,
-        missing_others=tuple(
-            k for k in module.others if k not in state.others and k not in state.tensors
-        ),
-        unexpected_others=tuple(k for k in state.others if k not in module.others),
+    met = Loading(checkpoint, state, module, changes, restyles=restyles, better=better)
+    return _related(msgspec.structs.replace(met, **_others(met)), expected)
+
+
+def _others(met: Loading) -> dict[str, tuple[str, ...]]:
+    """Return the keys without a tensor that one side has and the other has not."""
+    state, module = met.state, met.module
+    inside = f"{state.at}." if state.at else ""
+    # A tuple of tensors (packed parameters) is described as a place of its own.
+    places = {s.at.removeprefix(inside) for s in met.checkpoint.states if s.at.startswith(inside)}
+    there = {*state.others, *state.tensors, *places}
+    return {
+        "missing_others": tuple(k for k in module.others if k not in there),
+        "unexpected_others": tuple(k for k in state.others if k not in module.others),
+    }
+
+
+def _related(met: Loading, expected: Mapping[str, TensorInfo]) -> Loading:
+    """Look for the missing tensors among the unexpected ones, under other names and forms."""
+    state, module = met.state, met.module
+    missing = {c.key: c.expected for c in met.changes if isinstance(c, Missing)}
+    unexpected = {c.key: c.actual for c in met.changes if isinstance(c, Unexpected)}
+    rewrite = find_rewrite([*missing.values()], [*unexpected.values()], expected, state.tensors)
+    told = {*(rewrite.keys.values() if rewrite else ()), *(rewrite.keys if rewrite else ())}
+    told |= {k for one in met.restyles for k in (*one.file_keys, *one.module_keys)}
+    open_missing, open_unexpected = _without(missing, told), _without(unexpected, told)
+    classes = {prefix: one.name for prefix, one in module.modules.items()}
+    renames = find_old_norms(open_missing, open_unexpected, classes)
+    told |= {*renames, *renames.values()}
+    fused = find_fused([*_without(missing, told).values()], [*_without(unexpected, told).values()])
+    told |= {k for one in fused for k in (one.whole, *one.pieces)}
+    open_missing, open_unexpected = _without(missing, told), _without(unexpected, told)
+    renames |= find_renames([*open_missing.values()], [*open_unexpected.values()])
+    return msgspec.structs.replace(
+        met,
         rewrite=rewrite,
         renames=renames,
-        same_value=_same_values(unexpected, module),
-        better=better,
+        fused=fused,
+        diverged=_diverged(module, state),
+        tied={k: v for k, v in _tied(module, state).items() if k in missing and k not in told},
+        same_value=_same_values([*unexpected.values()], module),
     )
+
+
+def _without(tensors: Mapping[str, TensorInfo], keys: set[str]) -> dict[str, TensorInfo]:
+    return {key: tensor for key, tensor in tensors.items() if key not in keys}
+
+
+def _diverged(module: ModuleState, state: State) -> tuple[tuple[str, ...], ...]:
+    """Return the tied names that the file has with different values."""
+    groups = (
+        [state.tensors[key] for key in group if key in state.tensors]
+        for group in ties(held.tensor for held in module.saved.values())
+    )
+    pairs = [
+        (group, other) for group in groups for other in group[1:] if not ties((group[0], other))
+    ]
+    told = values.equal_many([(group[0], other) for group, other in pairs])
+    found = (group for (group, _), same in zip(pairs, told, strict=True) if same is False)
+    return tuple(dict.fromkeys(tuple(tensor.key for tensor in group) for group in found))
+
+
+def _tied(module: ModuleState, state: State) -> dict[str, str]:
+    """Return the saved names that the file lacks and has under a name that is tied to them."""
+    found: dict[str, str] = {}
+    for group in ties(held.tensor for held in module.saved.values()):
+        there = [
+            key
+            for key in group
+            if key in state.tensors and state.tensors[key].shape == module.held[key].tensor.shape
+        ]
+        if there:
+            found |= {key: there[0] for key in group if key not in state.tensors}
+    return found
 
 
 def state_at(checkpoint: Checkpoint, at: str) -> State:
@@ -218,7 +299,8 @@ def best_state(checkpoint: Checkpoint, module: ModuleState) -> State:
     """Return the state that matches `module` best; the first of equals."""
     if not checkpoint.states:
         return State(at="", tensors=MappingProxyType({}))
-    return max(checkpoint.states, key=lambda state: _score(state, module))
+    named = [s for s in checkpoint.states if s.role != "tensors"] or checkpoint.states
+    return max(named, key=lambda state: _score(state, module))
 
 
 def _score(state: State, module: ModuleState) -> tuple[int, int]:
@@ -297,7 +379,7 @@ def _sides(
     if at is not None:
         return (at, at), state_at(old, at).tensors, state_at(new, at).tensors
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
-        return ("*", "*"), _all_tensors(old), _all_tensors(new)
+        return ("*", "*"), all_tensors(old), all_tensors(new)
     pairs = [(a, b) for a in old.states for b in new.states]
     if not pairs:
         return ("", ""), {}, {}
@@ -305,7 +387,8 @@ def _sides(
     return (a.at, b.at), a.tensors, b.tensors
 
 
-def _all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+def all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """Return the tensors of all states, with the place of each in front of its key."""
     return {
         f"{state.at}.{key}" if state.at else key: tensor
         for state in checkpoint.states

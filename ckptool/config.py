@@ -1,11 +1,12 @@
-"""ckptool.toml or pyproject.toml -> Config: which module belongs to which checkpoint."""
+"""ckptool.toml or pyproject.toml -> Config: which module belongs to which file, and the policy."""
 
 import re
 import tomllib
+from datetime import date
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -25,13 +26,81 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What forward takes: "float32[2,6,3]", "mask=bool[6]", a file, "package.module:function"."""
 
 
+LevelWord = Literal["note", "warning", "error"]
+FailOn = Literal["note", "warning", "error", "never"]
+Step = Literal["load", "device", "forward", "round trip", "survival"]
+"""A level of a verification that a policy can require."""
+
+
+class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """`[tool.ckptool.require]`: what `ckptool gate` asks of a release. None is not said."""
+
+    strict: bool | None = None
+    """Whether load_state_dict(strict=True) has to succeed, but for keys that are waived."""
+    coverage: float | None = None
+    """Least share of the parameters' elements that loads, 0 to 1."""
+    dtypes: tuple[str, ...] | None = None
+    """Globs: each tensor's dtype matches one."""
+    max_size: str | None = None
+    """Of the file, or of all files of a folder: "500 MB", "2 GiB"."""
+    safetensors: bool | None = None
+    globals: tuple[str, ...] | None = None
+    """Globs: each name that a pickle would import matches one."""
+    verify: tuple[Step, ...] | None = None
+    """Levels of `ckptool verify` that have to pass."""
+    device: Literal["cuda", "simulated", "auto", "cpu"] | None = None
+    """Where: "auto" takes a simulated device where there is no CUDA."""
+
+    def __post_init__(self) -> None:
+        if self.coverage is not None and not 0 <= self.coverage <= 1:
+            raise ValueError("coverage is a share of the elements: 0 to 1")
+        if self.max_size is not None:
+            parse_size(self.max_size)
+
+
+class PathEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """One `[[tool.ckptool.paths]]`: what else holds for the checkpoints that match `path`."""
+
+    path: str
+    select: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] | None = None
+    levels: dict[str, LevelWord] = {}
+    fail_on: FailOn | None = None
+    require: Requirements = Requirements()
+
+
+class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """One `[[tool.ckptool.waivers]]`: findings that are known, and accepted for a reason."""
+
+    rule: str
+    """A code, or the beginning of codes."""
+    reason: str
+    key: str = "*"
+    """Glob over a finding's key."""
+    path: str = "*"
+    """Glob over the checkpoint's path, as in `models`."""
+    expires: date | None = None
+    """The last day on which it counts."""
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise ValueError("a waiver needs a reason")
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """`[tool.ckptool]` of pyproject.toml, or the whole of ckptool.toml."""
 
     models: tuple[ModelEntry, ...] = ()
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    fail_on: Literal["note", "warning", "error", "never"] | None = None
+    fail_on: FailOn | None = None
+    levels: dict[str, LevelWord] = {}
+    """Code or family -> the level that its findings get."""
+    require: Requirements = Requirements()
+    paths: tuple[PathEntry, ...] = ()
+    waivers: tuple[Waiver, ...] = ()
+    baseline: str | None = None
+    """File of known findings, relative to the configuration file."""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -39,6 +108,7 @@ class Config(msgspec.Struct, frozen=True):
 
     settings: Settings = Settings()
     directory: Path = Path()
+    file: Path | None = None
 
     def entry(self, checkpoint: Path) -> ModelEntry | None:
         """Return the first entry whose glob matches `checkpoint`."""
@@ -47,6 +117,25 @@ class Config(msgspec.Struct, frozen=True):
         except (ValueError, OSError, RuntimeError):
             return None
         return next((m for m in self.settings.models if fnmatchcase(relative, m.path)), None)
+
+
+_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that "500 MB" or "2 GiB" says.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or (match[3] and not match[2]):
+        raise ValueError(f'{text!r} is no size: write "500 MB" or "2 GiB"')
+    unit = _UNITS[match[2].upper()]
+    if match[3]:
+        unit = 1 << (10 * "KMGT".index(match[2].upper()) + 10)
+    return int(match[1]) * unit
 
 
 def load_config(start: Path) -> Config:
@@ -70,6 +159,18 @@ def load_config(start: Path) -> Config:
     return Config()
 
 
+def read_config(path: Path) -> Config:
+    """Read the configuration file `path`: of a pyproject.toml its section, of another the whole.
+
+    Raises:
+        ConfigError: it cannot be read, is no TOML, or says what ckptool does not know.
+    """
+    found = _parse(path)
+    if path.name == "pyproject.toml":
+        found = found.get("tool", {}).get("ckptool", {})
+    return _decode(path, found)
+
+
 def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -81,9 +182,17 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _decode(path: Path, section: dict[str, Any]) -> Config:
     try:
-        return Config(msgspec.convert(section, Settings), path.parent)
+        return Config(msgspec.convert(section, Settings), path.parent, path)
     except msgspec.ValidationError as error:
         raise ConfigError(path, _explain(str(error))) from error
+
+
+_TABLES: Final[dict[str, type[msgspec.Struct]]] = {
+    "models": ModelEntry,
+    "require": Requirements,
+    "waivers": Waiver,
+    "paths": PathEntry,
+}
 
 
 def _explain(message: str) -> str:
@@ -91,8 +200,19 @@ def _explain(message: str) -> str:
     unknown = re.match(r"Object contains unknown field `(.*?)`(.*)", message)
     if unknown is None:
         return message
-    fields = {f.encode_name for t in (Settings, ModelEntry) for f in msgspec.structs.fields(t)}
-    known = sorted(fields)
+    places = [name for name in re.findall(r"[a-z]+", unknown[2]) if name in _TABLES]
+    table = _TABLES[places[-1]] if places else Settings
+    known = sorted(f.encode_name for f in msgspec.structs.fields(table))
     close = get_close_matches(unknown[1], known, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
+    hint = f"did you mean `{close[0]}`?" if close else _elsewhere(unknown[1], known)
     return f"unknown key `{unknown[1]}`{unknown[2]}; {hint}"
+
+
+def _elsewhere(name: str, known: list[str]) -> str:
+    """Return in which other table there is such a key, or which there are here."""
+    for place, table in _TABLES.items():
+        fields = [f.encode_name for f in msgspec.structs.fields(table)]
+        close = get_close_matches(name, fields, n=1)
+        if close and place != "models":
+            return f"did you mean `{close[0]}` of `{place}`?"
+    return f"known are {', '.join(known)}"

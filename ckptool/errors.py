@@ -8,6 +8,8 @@ CkptoolError
 │   └── CorruptCheckpointError the container is recognised and contradicts itself
 ├── ModuleError            the module cannot be imported or constructed
 ├── PlanError              a migration plan does not fit the checkpoint
+│   ├── RenameRefusedError     a rename would hit a key in use, or another tensor (CK221)
+│   └── UnsupportedValueError  the container cannot hold what the file has (CK311)
 └── WriteError             output was not completed; the destination is untouched
 """
 
@@ -59,6 +61,26 @@ class ModuleError(CkptoolError):
 
 class PlanError(CkptoolError):
     """A migration plan cannot be applied to this checkpoint."""
+
+
+class RenameRefusedError(PlanError):
+    """A rename would hit a key that is in use, or a tensor of another shape."""
+
+    def __init__(self, key: str, to: str, reason: str, step: str = "") -> None:
+        super().__init__(f"{step}CK221: `{key}` is not renamed to `{to}`: {reason}")
+        self.key = key
+        self.to = to
+        self.reason = reason
+
+
+class UnsupportedValueError(PlanError):
+    """A container cannot hold some tensors."""
+
+    def __init__(self, path: Path, to: str, reasons: dict[str, str], shown: str) -> None:
+        super().__init__(f"{path}: CK311: {to} cannot hold {shown}")
+        self.to = to
+        self.reasons = reasons
+        """Key -> why: a dtype, a layout."""
 
 
 class WriteError(CkptoolError):

@@ -1,7 +1,7 @@
 """The facts that the stages hand on: frozen, plain, and without torch."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from math import prod
 from pathlib import Path
@@ -53,6 +53,12 @@ torch gives its sub-byte integers (uint1 ... int7) one byte each, and its packed
 (`float4_e2m1fn_x2`, `quint4x2`) one byte for the whole pack. The unpacked 4 and 6 bit floats exist
 in safetensors only (its `F4`, `F6_E2M3`, `F6_E3M2`).
 """
+
+
+FINGERPRINT: Final = "ckptool-1"
+"""Name of the way in which content is digested: another way gets another name."""
+PIECE: Final = 4 << 20
+"""Bytes of a tensor that are hashed by themselves, so that threads can share a large one."""
 
 
 class Container(StrEnum):
@@ -319,6 +325,8 @@ class Held(Struct, frozen=True):
     """A buffer that training changes: a normalisation layer's, or one with a `written` place."""
     fingerprint: str = ""
     """`values.fingerprint` of its elements, "" where the module was built without real values."""
+    halved: Mapping[str, str] = {}
+    """Of a float32 buffer: half-precision dtype -> fingerprint of it in that, where that rounds."""
 
     @property
     def key(self) -> str:
@@ -380,17 +388,41 @@ def natural(key: str) -> tuple[object, ...]:
 def fingerprint(dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | memoryview]) -> str:
     """Return a digest of a tensor's content: the same wherever and however it is stored.
 
+    docs/digest.md says how it is made, byte for byte.
+
     Args:
         dtype: torch's name without the prefix.
         shape: sizes of the dimensions.
         chunks: the elements' bytes, little-endian, in C order, cut anywhere.
     """
+    return fingerprint_of(dtype, shape, piece_digests(chunks))
+
+
+def fingerprint_of(dtype: str, shape: tuple[int, ...], digests: Iterable[bytes]) -> str:
+    """Return the fingerprint of a tensor whose `piece_digests` are known."""
     from hashlib import sha256  # starts OpenSSL: only where content is looked at
 
-    digest = sha256(f"{dtype}{list(shape)}".encode())
-    for chunk in chunks:
-        digest.update(chunk)
+    digest = sha256(f"{FINGERPRINT}\0{dtype}{list(shape)}\0".encode())
+    for piece in digests:
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def piece_digests(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """Yield the sha256 of each PIECE bytes that the chunks put together, the last one shorter."""
+    from hashlib import sha256
+
+    digest, room = sha256(), PIECE
+    for chunk in chunks:
+        left = memoryview(chunk)
+        while len(left) >= room:
+            digest.update(left[:room])
+            yield digest.digest()
+            digest, left, room = sha256(), left[room:], PIECE
+        digest.update(left)
+        room -= len(left)
+    if room < PIECE:
+        yield digest.digest()
 
 
 def sharing(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]:

@@ -18,11 +18,30 @@ class FindingReport(Struct, frozen=True, kw_only=True):
     message: str
     fix: str
     facts: Mapping[str, Any]
+    path: str = ""
+    """The checkpoint that it is about; "" where it is about a module alone."""
+    where: str = ""
+    """"file:line" of the source that it is about, "" where there is none."""
+    fails: bool = False
+    """Whether the run fails for it."""
+    fingerprint: str = ""
+    """Of rule, key and facts; a moved line of source does not change it."""
+
+
+class SilencedReport(Struct, frozen=True, kw_only=True):
+    """A finding that does not count."""
+
+    finding: FindingReport
+    by: str
+    """"waiver" or "baseline"."""
+    reason: str
 
 
 class SkippedReport(Struct, frozen=True, kw_only=True):
     what: str
     reason: str
+    path: str = ""
+    """The checkpoint that it is about, where there are several."""
 
 
 class TensorReport(Struct, frozen=True, kw_only=True):
@@ -104,6 +123,7 @@ class Report(Struct, frozen=True, kw_only=True):
     skipped: tuple[SkippedReport, ...]
     exit_code: int
     schema: int = SCHEMA
+    silenced: tuple[SilencedReport, ...] = ()
 
 
 class FactReport(Struct, frozen=True, kw_only=True):
@@ -272,6 +292,93 @@ class VerifyReport(Report, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
+class GatedReport(Struct, frozen=True, kw_only=True):
+    """One checkpoint of a release."""
+
+    path: str
+    verdict: str
+    """"passed", "failed: ..." or "could not be checked: ..."."""
+    passed: bool
+    container: str = ""
+    """"" where it could not be read, as all that follows."""
+    nbytes: int = 0
+    module: str = ""
+    """"" where none is named: the rules about modules were not run then."""
+    at: str = ""
+    rules: tuple[str, ...] = ()
+    """Codes of the rules that looked at it."""
+    levels: tuple[LevelReport, ...] = ()
+    """Of the verification that the policy requires."""
+
+
+class GateReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"passed ...", "failed ..." or "could not check ..."."""
+    checkpoints: tuple[GatedReport, ...]
+    policy: str
+    """The file of the policy, "" where there is none."""
+    errors: tuple[str, ...] = ()
+    """One line for each checkpoint that could not be checked."""
+    notes: tuple[str, ...] = ()
+
+
+class SettingReport(Struct, frozen=True, kw_only=True):
+    name: str
+    value: str
+    origin: str
+    """"default", an option, or "FILE: [table]"."""
+    path: str = ""
+    """The checkpoint for which it holds, "" for all."""
+
+
+class PolicyReport(Report, frozen=True, kw_only=True):
+    settings: tuple[SettingReport, ...]
+
+
+class TensorDigestReport(Struct, frozen=True, kw_only=True):
+    key: str
+    """With its state's place in front, where several states are digested."""
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+    """The same in every container, key order and shard layout; "" where it could not be made."""
+    reason: str
+    """Why it could not be."""
+
+
+class CheckpointDigestReport(Struct, frozen=True, kw_only=True):
+    path: str
+    container: str
+    at: str
+    """Place of the state; "*" is all of the file's."""
+    digest: str
+    """Of all tensors; begins with "partial:" where one of them has no digest."""
+    tensors: tuple[TensorDigestReport, ...]
+
+
+class DigestCheckReport(Struct, frozen=True, kw_only=True):
+    """How the content differs from a digest of before, by key."""
+
+    saved: str
+    """The file with that digest."""
+    digest: str
+    changed: tuple[str, ...]
+    missing: tuple[str, ...]
+    added: tuple[str, ...]
+    untold: tuple[str, ...]
+    """Those of which one side has no digest."""
+
+
+class DigestReport(Report, frozen=True, kw_only=True):
+    format: str
+    """How digests are made: "ckptool-1"."""
+    checkpoints: tuple[CheckpointDigestReport, ...]
+    check: DigestCheckReport | None = None
+    """With --check."""
+    errors: tuple[str, ...] = ()
+    """One line for each path that could not be read."""
+
+
 class RuleReport(Struct, frozen=True, kw_only=True):
     code: str
     name: str
@@ -279,8 +386,19 @@ class RuleReport(Struct, frozen=True, kw_only=True):
     why: str
     fix: str
     message: str
+    example: str
+    gate: str
+    """Level in `ckptool gate`, "" where it is the same."""
 
 
 AnyReport = (
-    InspectReport | DiffModuleReport | DiffFilesReport | AuditReport | MigrateReport | VerifyReport
+    InspectReport
+    | DiffModuleReport
+    | DiffFilesReport
+    | AuditReport
+    | MigrateReport
+    | VerifyReport
+    | GateReport
+    | PolicyReport
+    | DigestReport
 )

@@ -32,6 +32,8 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 _Work = tuple[int, Callable[["_Files"], bool | None]]
 """Position of a pair, and what tells whether some or all of its bytes are equal."""
+_Digested = tuple[int, int, Span | None]
+"""Position of a tensor, and a piece of it with its number; None for all of it."""
 _Placed = tuple[tuple[int, ...], TensorInfo]
 """A chunk, and where it starts within the whole."""
 
@@ -78,14 +80,35 @@ def fingerprint(tensor: TensorInfo) -> str | None:
 
 
 def fingerprint_many(tensors: Iterable[TensorInfo], jobs: int = _JOBS) -> list[str | None]:
-    """Return `fingerprint` of each tensor, in order; `jobs` threads share the work."""
+    """Return `fingerprint` of each tensor, in order; `jobs` threads share large tensors too."""
+    together = list(tensors)
+    told: list[str | None] = [None] * len(together)
+    pieces: dict[int, dict[int, bytes]] = {}
 
-    def take(batch: Sequence[TensorInfo]) -> list[str | None]:
+    def take(batch: Sequence[_Digested]) -> None:
         with _Files() as files:
-            return [_fingerprint(tensor, files) for tensor in batch]
+            for position, number, span in batch:
+                if span is None:
+                    told[position] = _fingerprint(together[position], files)
+                else:
+                    (digest,) = model.piece_digests(map(files.read, _cut(span, _CHUNK)))
+                    pieces[position][number] = digest
 
-    batches = _batches((tensor.nbytes, tensor) for tensor in tensors)
-    return [digest for digests in _in_threads(take, batches, jobs) for digest in digests]
+    def work() -> Iterator[tuple[int, _Digested]]:
+        for position, tensor in enumerate(together):
+            run = _straight(tensor)
+            if run is None or tensor.nbytes <= model.PIECE:
+                yield tensor.nbytes, (position, 0, None)
+                continue
+            pieces[position] = {}
+            for number, span in enumerate(_cut(run, model.PIECE)):
+                yield span.nbytes, (position, number, span)
+
+    _in_threads(take, _batches(work()), jobs)
+    for position, found in pieces.items():
+        tensor, digests = together[position], (found[n] for n in range(len(found)))
+        told[position] = model.fingerprint_of(tensor.dtype, tensor.shape, digests)
+    return told
 
 
 def elements(tensor: TensorInfo) -> Iterator[bytes]:
@@ -216,6 +239,12 @@ def _run(tensor: TensorInfo) -> Span | None:
     if start % 8 or not (tensor.contiguous or is_dense(steps_of(tensor.shape, tensor.stride))):
         return None
     return Span(storage.span.path, storage.span.offset + start // 8, tensor.nbytes)
+
+
+def _straight(tensor: TensorInfo) -> Span | None:
+    """Return the bytes of the elements, where they lie in one run as they are digested."""
+    whole = _whole(tensor)
+    return _run(whole) if whole.contiguous and not _is_swapped(whole) else None
 
 
 def _order(tensor: TensorInfo) -> object:

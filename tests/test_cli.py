@@ -305,7 +305,13 @@ def test_the_commands_import_torch_only_when_a_module_is_looked_at(tmp_path, lin
         "r = t.CliRunner().invoke(main, sys.argv[1:]); "
         "print(r.exit_code, sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     )
-    for words in (["inspect", linear], ["diff", linear, linear], ["--help"], ["rule", "CK101"]):
+    for words in (
+        ["inspect", linear],
+        ["diff", linear, linear],
+        ["digest", linear],
+        ["--help"],
+        ["rule", "CK101"],
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, words)],
             capture_output=True,

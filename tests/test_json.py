@@ -40,6 +40,7 @@ WITH = (
             ("diff", "samples/model.pth", "samples/buffer.pth"),
             {"added_keys", "removed_keys", "changed_keys", "verdict"},
         ),
+        (("digest", "samples/model.pth"), {"format", "checkpoints", "check"}),
         (("audit", *WITH), {"unsaved", "parameters", "persistent_buffers"}),
     ],
 )
@@ -98,5 +99,5 @@ def test_the_library_offers_what_the_commands_do():
     import ckptool.migration
     import ckptool.verification
 
-    for name in ("audit", "diff", "inspect", "migrate", "rule", "verify"):
+    for name in ("audit", "diff", "digest", "inspect", "migrate", "rule", "verify"):
         assert callable(getattr(ckptool, name))

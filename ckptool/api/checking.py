@@ -92,6 +92,6 @@ def verify(
             old = stack.enter_context(older)
         taken = given(target.inputs if inputs is None else inputs)
         done = levels.verify(new, where, taken, old, tolerance)
-    found = judge(run([done]), policy or Policy(), differs=bool(done.failed))
+    found = judge(run([done], path), policy or Policy(), differs=bool(done.failed))
     notes = notes_on(new.loading, target.at, {})
     return verified(done, new.loading.state.at, found, notes)

@@ -14,7 +14,14 @@ def rule(code: str | None = None) -> tuple[report.RuleReport, ...]:
     codes = known_codes(code) if code else tuple(RULES)
     return tuple(
         report.RuleReport(
-            code=r.code, name=r.name, level=r.level.word, why=r.why, fix=r.fix, message=r.message
+            code=r.code,
+            name=r.name,
+            level=r.level.word,
+            why=r.why,
+            fix=r.fix,
+            message=r.message,
+            example=r.example,
+            gate=r.gate.word if r.gate is not None else "",
         )
         for r in sorted((RULES[c] for c in codes), key=lambda r: r.code)
     )

@@ -118,7 +118,9 @@ def migrate(  # noqa: PLR0913
     )
     met = [] if done.loading is None else [done.loading]
     differs = any(not one.strict for one in met)
-    return migrated(done, judge(run(met), policy or Policy(), differs=differs))
+    return migrated(
+        done, judge(run(met, done.target or source), policy or Policy(), differs=differs)
+    )
 
 
 def _proof(

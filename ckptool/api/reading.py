@@ -14,6 +14,8 @@ from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
 from ckptool.reporting.reading import inspected, loaded, revised
 from ckptool.rules import run
+from ckptool.rules.registry import in_order
+from ckptool.valued import Valued, valued, with_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,22 +24,28 @@ if TYPE_CHECKING:
 def inspect(
     paths: PathLike | Sequence[PathLike],
     *,
+    values: bool = False,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
 ) -> report.InspectReport:
     """Describe checkpoints: what they hold and name, without loading or executing anything.
 
-    A path that cannot be read is reported in `errors`, and the others are described all the same.
+    With `values`, the numbers are looked at as well, and judged by the rules CK4xx: that reads all
+    of the files, and needs torch. A path that cannot be read is reported in `errors`, and the
+    others are described all the same.
     """
-    checkpoints: list[Checkpoint] = []
+    looked: list[tuple[Checkpoint, tuple[Valued, ...]]] = []
     errors: list[str] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
-            checkpoints.append(opened(path, limits))
+            checkpoint = opened(path, limits)
+            looked.append((checkpoint, (valued(checkpoint),) if values else ()))
         except ReadError as error:
             errors.append(str(error))
-    verdict = judge(run(checkpoints), policy or Policy())
-    return inspected(tuple(checkpoints), verdict, tuple(errors))
+    found = in_order(f for one, numbers in looked for f in run([one, *numbers], one.path))
+    unseen = tuple(s for _, numbers in looked for one in numbers for s in one.skipped)
+    checkpoints = tuple(one for one, _ in looked)
+    return inspected(checkpoints, judge(found, policy or Policy()), tuple(errors), unseen)
 
 
 def diff(
@@ -48,7 +56,7 @@ def diff(
     kwargs: Mapping[str, object] | None = None,
     at: str | None = None,
     explain: str | None = None,
-    values: bool = True,
+    values: bool | None = None,
     inputs: object = None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
@@ -63,7 +71,8 @@ def diff(
         kwargs: constructor arguments.
         at: place of the state in the file ("state_dict"); without it the best match is taken.
         explain: a key of which everything is to be told.
-        values: whether two files' values are compared.
+        values: whether values are looked at. Two files' are unless it is False; with a module they
+            are only if it is True: rules CK4xx, CK213, and CK208 by the numbers.
         inputs: as for `verify`: with them the module is run, and what that shows is reported.
         policy: which findings are reported, and from which level on they fail.
         limits: bounds on what a file may cost.
@@ -80,13 +89,17 @@ def diff(
                 "-m names a module for one checkpoint; with two checkpoints leave it out"
             )
         before, after = opened(path, limits), opened(new, limits)
-        changed = revision(before, after, at, look_at_values=values)
-        found = judge(run([changed]), policy or Policy(), differs=changed.differs)
+        changed = revision(before, after, at, look_at_values=values is not False)
+        found = judge(run([changed], new), policy or Policy(), differs=changed.differs)
         return revised(changed, found, explain)
     checkpoint = opened(path, limits)
     target = need_target(Path(path), module, kwargs, at, config)
     hyper = target.hyper(checkpoint)
     state, seen = target.exercised(hyper, target.examined(hyper), inputs)
     met = loading(checkpoint, state, target.at)
-    found = judge(run([met, state, checkpoint, *seen]), policy or Policy(), differs=not met.strict)
-    return loaded(met, found, notes_on(met, target.at, hyper), explain)
+    looked = [valued(checkpoint)] if values else []
+    met = with_values(met) if values else met
+    findings = run([met, state, checkpoint, *looked, *seen], path)
+    found = judge(findings, policy or Policy(), differs=not met.strict)
+    unseen = tuple(s for one in looked for s in one.skipped)
+    return loaded(met, found, notes_on(met, target.at, hyper), explain, unseen)

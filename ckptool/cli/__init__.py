@@ -17,6 +17,8 @@ from ckptool.errors import CkptoolError
 COMMANDS: Final = {
     "audit": "Report everything a module holds that a state_dict does not.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
+    "digest": "Name the content of checkpoints, whatever the container, and check it.",
+    "gate": "Pass or fail a release by a policy, for CI.",
     "inspect": "Describe checkpoints without loading or executing anything.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Say what a rule means and how to fix what it finds.",
@@ -51,6 +53,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"ckptool.cli.{cmd_name}").command
+        # Raw docstrings hold click's mark of a block that keeps its lines as two characters.
+        command.help = (command.help or "").replace("\\b\n", "\b\n")
         return command
 
     def format_commands(
@@ -64,12 +68,14 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            close = get_close_matches(name, COMMANDS, n=1)
+        word = args[0]
+        if word not in COMMANDS and not word.startswith("-"):
+            close = get_close_matches(word, COMMANDS, n=1)
             meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
-            ctx.fail(f"no such command {name!r}: {meant}")
-        return super().resolve_command(ctx, args)
+            ctx.fail(f"no such command {word!r}: {meant}")
+        name, command, rest = super().resolve_command(ctx, args)
+        ctx.meta["ckptool.arguments"] = tuple(rest)  # their order says which -o is which format's
+        return name, command, rest
 
     def make_context(
         self, info_name: str | None, args: list[str], *rest: Any, **named: Any

@@ -18,7 +18,11 @@ from ckptool.policy import Policy
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
 )
 @click.option("--explain", metavar="KEY", help="Tell all that is known about one key.")
-@click.option("--no-values", is_flag=True, help="Two checkpoints: do not compare their values.")
+@click.option(
+    "--values/--no-values",
+    default=None,
+    help="Look at the numbers: two checkpoints are compared so, a module's only if asked for.",
+)
 @input_options
 @limit_options
 @report_options
@@ -31,7 +35,7 @@ def command(
     kwargs: dict[str, object] | None,
     at: str | None,
     explain: str | None,
-    no_values: bool,
+    values: bool | None,
     inputs: tuple[str, ...] | None,
     limits: Limits,
     out: Output,
@@ -51,7 +55,7 @@ def command(
         kwargs=kwargs,
         at=at,
         explain=explain,
-        values=not no_values,
+        values=values,
         inputs=inputs,
         policy=policy,
         limits=limits,

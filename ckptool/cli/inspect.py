@@ -15,18 +15,27 @@ from ckptool.policy import Policy
 @click.argument(
     "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."
 )
+@click.option(
+    "--values", is_flag=True, help="Look at the numbers too (rules CK4xx); reads all, needs torch."
+)
 @limit_options
 @report_options
 def command(
-    ctx: click.Context, paths: tuple[Path, ...], *, limits: Limits, out: Output, policy: Policy
+    ctx: click.Context,
+    paths: tuple[Path, ...],
+    *,
+    values: bool,
+    limits: Limits,
+    out: Output,
+    policy: Policy,
 ) -> None:
     """Describe checkpoints: tensors, dtypes, bytes, ties, devices, unsafe names, metadata.
 
-    Nothing in the files is loaded, imported or executed, and torch is not needed.
+    Nothing in the files is loaded, imported or executed, and torch is not needed but for --values.
     """
     with paused_collector():  # what is made of 100,000 tensors holds no cycle, and is kept
-        report = api.inspect(paths, policy=policy, limits=limits)
-        if report.checkpoints or out.format == "json":
+        report = api.inspect(paths, values=values, policy=policy, limits=limits)
+        if report.checkpoints or out.formats - {"table", "markdown"}:
             out.emit(report)
     for error in report.errors:
         click.echo(f"ckptool: {one_line(error)}", err=True)

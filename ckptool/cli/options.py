@@ -12,9 +12,10 @@ import click
 from msgspec import Struct
 
 from ckptool.cli.arguments import parse_kwargs, parse_limits
-from ckptool.config import Config, load_config
+from ckptool.cli.outputs import targets
+from ckptool.config import load_config, read_config
 from ckptool.errors import UsageError, WriteError
-from ckptool.policy import Policy
+from ckptool.policy.effective import Options, policy_of
 from ckptool.render import FORMATS, Style, render
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
@@ -27,31 +28,45 @@ LEVELS = {level.word: level for level in Level}
 class Output(Struct, frozen=True):
     """Where and how a report goes out."""
 
-    format: str
-    path: Path | None
+    targets: tuple[tuple[str, Path | None], ...]
+    """Each format with its file; None is standard output, for one of them at most."""
     color: str
     quiet: bool
     verbose: bool
 
+    @property
+    def formats(self) -> frozenset[str]:
+        return frozenset(format_ for format_, _ in self.targets)
+
     def emit(self, report: AnyReport) -> None:
-        """Write the report to the file, or to standard output and nothing else there.
+        """Write the report to its files, and to standard output and nothing else there.
 
         Raises:
-            WriteError: the file cannot be written.
+            WriteError: a file cannot be written.
         """
-        text = render(self.format, report, self._style())
-        if self.path is None:
-            _print(text)
-        else:
-            _write(self.path, text + "\n")
+        for format_, path in self.targets:
+            _put(render(format_, report, self._style(path)), path)
+        summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if summary and "github" in self.formats:
+            _append(Path(summary), render("markdown", report, Style()) + "\n")
 
-    def _style(self) -> Style:
-        terminal = self.path is None and sys.stdout.isatty()
+    def text(self, text: str) -> None:
+        """Write a text as a report is written.
+
+        Raises:
+            WriteError: a file cannot be written.
+        """
+        for _, path in self.targets:
+            _put(text, path)
+
+    def _style(self, path: Path | None) -> Style:
+        terminal = path is None and sys.stdout.isatty()
         return Style(
             width=_width(terminal=terminal),
-            color=self.path is None and _colored(self.color, terminal=terminal),
-            unicode=self.path is not None or _draws(),
+            color=path is None and _colored(self.color, terminal=terminal),
+            unicode=path is not None or _draws(),
             verbosity=self.verbose - self.quiet,
+            root=Path.cwd(),
         )
 
 
@@ -59,6 +74,13 @@ def _width(*, terminal: bool) -> int | None:
     """Return the columns to fit into: a terminal's, or what COLUMNS says, as elsewhere."""
     wanted = os.environ.get("COLUMNS", "").isdigit()
     return get_terminal_size().columns if terminal or wanted else None
+
+
+def _put(text: str, path: Path | None) -> None:
+    if path is None:
+        _print(text)
+    else:
+        _write(path, text + "\n")
 
 
 def _write(path: Path, text: str) -> None:
@@ -74,6 +96,14 @@ def _write(path: Path, text: str) -> None:
             commit(report)
     except OSError as error:
         raise WriteError(f"-o {path}: {error.strerror or error}") from error
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as summary:
+            summary.write(text)
+    except OSError as error:
+        raise WriteError(f"GITHUB_STEP_SUMMARY {path}: {error.strerror or error}") from error
 
 
 def _print(text: str) -> None:
@@ -128,19 +158,23 @@ def _reporting(function: Command) -> Command:
         ctx: click.Context,
         /,
         *args: object,
-        format_: str,
+        formats: tuple[str, ...],
         color: str,
         quiet: bool,
         verbose: bool,
         select: tuple[str, ...],
         ignore: tuple[str, ...],
         fail_on: str | None,
-        output: Path | None = None,
+        outputs: tuple[Path, ...] = (),
+        policy_file: Path | None = None,
         **options: object,
     ) -> object:
         ctx.obj["trace"] = verbose
-        out = Output(format_, output, color, quiet, verbose)
-        policy = make_policy(select, ignore, fail_on, load_config(Path.cwd()))
+        out = Output(targets(ctx, formats, outputs), color, quiet, verbose)
+        config = load_config(Path.cwd()) if policy_file is None else read_config(policy_file)
+        said = Options(_codes(select), _codes(ignore), fail_on)
+        ctx.obj |= {"config": config, "options": said}
+        policy = policy_of(config, said)
         return function(ctx, *args, out=out, policy=policy, **options)
 
     return command
@@ -192,17 +226,6 @@ def input_options(function: Command) -> Command:
     return _with_options(command, _INPUT_OPTIONS)
 
 
-def make_policy(
-    select: tuple[str, ...], ignore: tuple[str, ...], fail_on: str | None, config: Config
-) -> Policy:
-    """Return the policy of the options; where an option is not given, of the configuration."""
-    return Policy(
-        select=_codes(select) or config.settings.select,
-        ignore=_codes(ignore) or config.settings.ignore,
-        fail_on=LEVELS.get(fail_on or config.settings.fail_on or "error"),
-    )
-
-
 def _codes(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(code.strip() for text in texts for code in text.split(",") if code.strip())
 
@@ -214,11 +237,20 @@ def _with_options(function: Command, options: tuple[Callable[[Command], Command]
 
 
 _OUTPUT_OPTION = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Write the report here."
+    "-o",
+    "--output",
+    "outputs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Write the report of the --format before it here.",
 )
 _REPORT_OPTIONS = (
     click.option(
-        "--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True
+        "--format",
+        "formats",
+        type=click.Choice(FORMATS),
+        multiple=True,
+        help="Several may be given, each but one with its -o.  [default: table]",
     ),
     _OUTPUT_OPTION,
     click.option(

@@ -1,5 +1,7 @@
 """`ckptool rule`."""
 
+from textwrap import indent
+
 import click
 
 from ckptool import api
@@ -19,8 +21,12 @@ def command(code: str | None) -> None:
     rules = api.rule(code)
     if len(rules) == 1:
         one = rules[0]
-        click.echo(f"{one.code} {one.name} ({one.level})\n\n{one.message}\n")
-        click.echo(f"Why it matters: {one.why}\n\nFix: {one.fix}")
+        gate = f"; {one.gate} in `ckptool gate`" if one.gate else ""
+        click.echo(f"{one.code} {one.name} ({one.level}{gate})\n\n{one.message}\n")
+        click.echo(f"Why it matters: {one.why}\n")
+        if one.example:
+            click.echo(f"Fires for:\n\n{indent(one.example, '    ')}\n")
+        click.echo(f"Fix: {one.fix}")
         return
     for one in rules:
         click.echo(f"{one.code}  {one.level:<7}  {one.name}")

@@ -309,7 +309,7 @@ def _check_names(members: list[Member], archive: Archive) -> None:
         seen[folded] = name
 
 
-_NAME: Final = re.compile(r"(?:(?!\.{1,2}(?:/|$))[^/\\\0:]+(?:/|$))+")
+_NAME: Final = re.compile(r"(?![A-Za-z]:/)(?:(?!\.{1,2}(?:/|$))[^/\\\0]+(?:/|$))+")
 """Parts between slashes: none empty, "." or "..", no drive, no NUL."""
 
 

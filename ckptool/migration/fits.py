@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ckptool.errors import PlanError
+from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors_writer import CODES
 from ckptool.migration.draft import Draft, Item
 from ckptool.migration.write import SAFETENSORS
@@ -16,14 +16,15 @@ def check_fits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:
     """Return notes about what is not in the result.
 
     Raises:
-        PlanError: the container cannot hold a tensor (CK311), or something else of the file.
+        UnsupportedValueError: the container cannot hold a tensor (CK311).
+        PlanError: it cannot hold something else of the file.
     """
     if not draft.items:
         raise PlanError(f"{draft.checkpoint.path}: nothing is left to be written")
-    unfit = [f"`{key}` {why}" for key, item in draft.items.items() if (why := _why(key, item, to))]
-    if unfit:
-        shown = _some(unfit)
-        raise PlanError(f"{draft.checkpoint.path}: CK311: {to} cannot hold {shown}")
+    reasons = {key: why for key, item in draft.items.items() if (why := _why(key, item, to))}
+    if reasons:
+        shown = _some([f"`{key}` ({why})" for key, why in reasons.items()])
+        raise UnsupportedValueError(draft.checkpoint.path, to, reasons, shown)
     extra = list(_extra(draft, to))
     if extra and not drop_extra:
         raise PlanError(
@@ -38,15 +39,14 @@ def _why(key: str, item: Item, to: str) -> str:
     """Return why a tensor cannot be written, "" where it can."""
     if to == SAFETENSORS:
         if item.dtype not in CODES:
-            return f"({item.dtype})"
+            return item.dtype
         if key == "__metadata__" or not _is_text(key):
-            return "(its name)"
+            return "its name"
     elif item.origin:
         return ""
     if item.tensor.layout not in {"strided", "chunked"}:
-        return f"({item.tensor.layout})"
-    reason = obstacle(item.tensor)
-    return f"({reason})" if reason else ""
+        return item.tensor.layout
+    return obstacle(item.tensor)
 
 
 def _is_text(key: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from ckptool.digests import content_digest
 from ckptool.formats import safetensors_writer, sharded_writer
 from ckptool.formats.atomic import commit, failing, pending
 from ckptool.formats.blobs import Sink
@@ -76,8 +77,8 @@ def _combined(parts: Iterable[Digests | None]) -> Digests:
     if not found:
         return Digests("", "")
     return Digests(
-        provenance.content_digest({str(n): d.source for n, d in enumerate(found)}),
-        provenance.content_digest({str(n): d.result for n, d in enumerate(found)}),
+        content_digest({str(n): d.source for n, d in enumerate(found)}),
+        content_digest({str(n): d.result for n, d in enumerate(found)}),
     )
 
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare import state_at
-from ckptool.errors import PlanError
+from ckptool.errors import PlanError, RenameRefusedError
 from ckptool.migration.draft import Draft, Item, draft_of, matching, renamed
 from ckptool.model import TensorInfo
 
@@ -29,6 +29,13 @@ class Facts(Protocol):
 
         Raises:
             PlanError: its source has no such value, or none that can be trusted.
+        """
+
+    def product(self, key: str, one: TensorInfo, other: TensorInfo) -> TensorInfo:
+        """Return where the products of two tensors' elements are.
+
+        Raises:
+            PlanError: they cannot be read, or have not the same form.
         """
 
 
@@ -134,18 +141,22 @@ class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
     def _check(
         self, key: str, new: str, draft: Draft, expected: Mapping[str, TensorInfo] | None
     ) -> None:
-        refused = f"CK221: `{key}` is not renamed to `{new}`: "
+        if reason := self._reason(key, new, draft, expected):
+            raise RenameRefusedError(key, new, reason)
+
+    def _reason(
+        self, key: str, new: str, draft: Draft, expected: Mapping[str, TensorInfo] | None
+    ) -> str:
         if new in draft.items or new in draft.others:
-            raise PlanError(f"{refused}the file has `{new}` already")
+            return f"the file has `{new}` already"
         if expected is None or key not in draft.items:
-            return
+            return ""
         if key in expected:
-            raise PlanError(f"{refused}the module has `{key}`")
+            return f"the module has `{key}`"
         if new not in expected:
-            raise PlanError(f"{refused}the module has no `{new}`")
+            return f"the module has no `{new}`"
         have, want = draft.items[key].tensor.shape, expected[new].shape
-        if have != want:
-            raise PlanError(f"{refused}it is {list(have)} and the module has {list(want)} there")
+        return "" if have == want else f"it is {list(have)} and the module has {list(want)} there"
 
     def _module(self, prefix: str) -> str:
         """Rename a module's own prefix as its tensors' keys are renamed."""
@@ -292,6 +303,9 @@ class _NoFacts:
 
     def value(self, op: Inject, draft: Draft) -> TensorInfo:
         raise PlanError(f"inject `{op.key}`: {len(draft.items)} keys and no sources")
+
+    def product(self, key: str, one: TensorInfo, other: TensorInfo) -> TensorInfo:
+        raise PlanError(f"bake `{key}`: no sources for {one.key} and {other.key}")
 
 
 NOTHING: Facts = _NoFacts()

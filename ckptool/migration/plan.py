@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, structs
 
-from ckptool.errors import PlanError
+from ckptool.errors import PlanError, RenameRefusedError
 from ckptool.migration.draft import Draft
 from ckptool.migration.ops import (
     AddPrefix,
@@ -25,6 +25,7 @@ from ckptool.migration.ops import (
     StripPrefix,
 )
 from ckptool.migration.reshaping import (
+    Bake,
     Cast,
     Compact,
     Concat,
@@ -37,7 +38,7 @@ from ckptool.migration.reshaping import (
 
 Op = (
     Inject | Rename | Drop | StripPrefix | AddPrefix | Extract | Cast | Reshape | Transpose
-    | Split | Concat | Tie | Untie | Compact
+    | Split | Concat | Tie | Untie | Compact | Bake
 )  # fmt: skip
 """Every operation there is: a new one is a class of its own, and a name here."""
 
@@ -62,6 +63,9 @@ def apply(plan: Iterable[Operation], draft: Draft, facts: Facts) -> Draft:
     for number, op in enumerate(plan, 1):
         try:
             draft = op.apply(draft, facts)
+        except RenameRefusedError as error:
+            step = f"step {number}: "
+            raise RenameRefusedError(error.key, error.to, error.reason, step) from error
         except PlanError as error:
             raise PlanError(f"step {number}: {error}") from error
     return draft

@@ -1,8 +1,6 @@
 """What was read and what was written -> the record that goes with the result."""
 
 import json
-from collections.abc import Mapping
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -20,18 +18,10 @@ UNKNOWN: Final = "0" * 64
 
 
 class Digests(Struct, frozen=True):
-    """Of the state's content, whatever the container: see `content_digest`."""
+    """Of the state's content, whatever the container: see `digests.content_digest`."""
 
     source: str = UNKNOWN
     result: str = UNKNOWN
-
-
-def content_digest(fingerprints: Mapping[str, str | None]) -> str:
-    """Return a digest of a state: of its keys, and of the fingerprints of their tensors."""
-    digest = sha256()
-    for key in sorted(fingerprints):
-        digest.update(f"{key}\0{fingerprints[key] or '-'}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def record(name: str, container: str, plan: Plan, digests: Digests) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ckptool import model
+from ckptool.digests import content_digest
 from ckptool.errors import WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
@@ -12,7 +13,7 @@ from ckptool.migration.ahead import same_tensor
 from ckptool.migration.draft import Draft, Item
 from ckptool.migration.execute import blob
 from ckptool.migration.prints import Fingerprints
-from ckptool.migration.provenance import Digests, content_digest
+from ckptool.migration.provenance import Digests
 from ckptool.migration.ties import with_ties
 from ckptool.model import Checkpoint, Span, State, TensorInfo
 from ckptool.values import equal, equal_many, fingerprint, fingerprint_many

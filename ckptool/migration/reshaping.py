@@ -102,7 +102,7 @@ class Transpose(Operation, frozen=True, kw_only=True, tag="transpose"):
         return _put(draft, self.key, replace(item.tensor, shape=shape, stride=stride), item)
 
     def reversed(self) -> Operation:
-        return self
+        return Transpose(key=self.key, dims=self.dims)
 
     @property
     def words(self) -> tuple[str, str]:
@@ -236,6 +236,33 @@ class Untie(Operation, frozen=True, kw_only=True, tag="untie"):
     @property
     def words(self) -> tuple[str, str]:
         return self.key, "on its own"
+
+
+class Bake(Operation, frozen=True, kw_only=True, tag="bake"):
+    """Multiply `original` by `mask` to the tensor `key`, as pruning does in each forward pass."""
+
+    key: str
+    original: str
+    mask: str
+    loses: ClassVar[str] = "the values that the mask hides, and the mask"
+
+    def apply(self, draft: Draft, facts: Facts) -> Draft:
+        original = _item("bake", draft, self.original)
+        mask = _item("bake", draft, self.mask)
+        rest = {k: i for k, i in draft.items.items() if k not in {self.original, self.mask}}
+        if self.key in rest or self.key in draft.others:
+            raise PlanError(f"bake `{self.key}`: the file has that key already")
+        if original.casts or mask.casts:
+            raise PlanError(f"bake `{self.key}`: bake first, and cast the result")
+        value = facts.product(self.key, original.tensor, mask.tensor)
+        return replace(draft, items={**rest, self.key: Item(value)})
+
+    def reversed(self) -> Operation:
+        raise IrreversibleError(f"bake `{self.key}`: what the mask hides is gone")
+
+    @property
+    def words(self) -> tuple[str, str]:
+        return f"{self.original}, {self.mask}", self.key
 
 
 class Compact(Operation, frozen=True, kw_only=True, tag="compact"):

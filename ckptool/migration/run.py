@@ -21,7 +21,6 @@ from ckptool.migration.draft import Draft, draft_of
 from ckptool.migration.fits import check_fits
 from ckptool.migration.inflate import inflated
 from ckptool.migration.memory import Memory
-from ckptool.migration.optimizer import unfit
 from ckptool.migration.plan import Plan, apply, reverse
 from ckptool.migration.plan import write as plan_text
 from ckptool.migration.prints import Prints
@@ -139,10 +138,8 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints, ahead: Ahead
     plan = _plan(request, draft, module, sources)
     again = applied(plan, _record(draft))
     result = draft if again else apply(plan.ops, draft, sources)
-    met = outcome(result, module) if module else None
+    met = outcome(result, module, alone=to == SAFETENSORS) if module else None
     notes = check_fits(result, to, drop_extra=request.drop_extra)
-    if to == TORCH:
-        notes = (*notes, *unfit(checkpoint, module))
     if request.folder and (along := companions(checkpoint)):
         notes = (*notes, f"copied along: {', '.join(file.name for file in along)}")
     _save_plan(request, plan)

@@ -1,5 +1,6 @@
 """Where an injected value comes from -> the description of its elements."""
 
+import ctypes
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from ckptool.migration.npz import read_array
 from ckptool.migration.ops import Inject
 from ckptool.migration.watch import Watch
 from ckptool.model import BITS, Checkpoint, Constancy, TensorInfo
-from ckptool.values import obstacle
+from ckptool.values import elements, obstacle
 
 if TYPE_CHECKING:
     from ckptool.migration.live import Live
@@ -50,6 +51,7 @@ class Sources:
         self._limits = limits
         self._opened: dict[Path, Checkpoint] = {}
         self._known: dict[Inject, TensorInfo] = {}
+        self._products: dict[tuple[TensorInfo, TensorInfo], TensorInfo] = {}
         self._watch = watch
 
     @property
@@ -78,6 +80,26 @@ class Sources:
             states = self._open(self._donor).states
             places += [state.unsaved for state in states] + [state.tensors for state in states]
         return next((place[path] for place in places if path in place), None)
+
+    def product(self, key: str, one: TensorInfo, other: TensorInfo) -> TensorInfo:
+        """Return where the products of two tensors' elements are, computed once.
+
+        Raises:
+            PlanError: they cannot be read, or have not the same form.
+        """
+        form = one.dtype, one.shape
+        if form != (other.dtype, other.shape):
+            raise PlanError(
+                f"bake `{key}`: `{one.key}` is {one.dtype} {list(one.shape)} and `{other.key}` "
+                f"{other.dtype} {list(other.shape)}"
+            )
+        for tensor in (one, other):
+            if why := obstacle(tensor):
+                raise PlanError(f"bake `{key}`: `{tensor.key}` cannot be read: {why}")
+        if (one, other) not in self._products:
+            data = _multiplied(one, other)
+            self._products[one, other] = self._memory.tensor(key, one.dtype, one.shape, data)
+        return self._products[one, other]
 
     def _found(self, op: Inject, draft: Draft) -> TensorInfo:
         kind, _, rest = op.source.partition(":")
@@ -154,6 +176,19 @@ class Sources:
             raise PlanError(f"inject `{op.key}`: {count} numbers for the shape {list(shape)}")
         data = _packed(op, dtype, flat) * (size if count == 1 else 1)
         return self._memory.tensor(op.key, dtype, shape, data)
+
+
+def _multiplied(one: TensorInfo, other: TensorInfo) -> bytes:
+    import torch
+
+    if not one.numel:
+        return b""
+    a, b = (
+        torch.frombuffer(bytearray(b"".join(elements(t))), dtype=getattr(torch, one.dtype))
+        for t in (one, other)
+    )
+    product = a * b
+    return ctypes.string_at(product.data_ptr(), product.nbytes)
 
 
 def _packed(op: Inject, dtype: str, flat: list[float]) -> bytes:

@@ -19,8 +19,10 @@ from ckptool.migration.ops import (
     StripPrefix,
 )
 from ckptool.migration.plan import Op, Plan, apply
+from ckptool.migration.reshaping import Bake, Tie
 from ckptool.migration.sources import Sources
 from ckptool.model import Checkpoint, Constancy, Held, Kind, ModuleState
+from ckptool.styles import Style
 
 _MOST = 6
 """Reasons that one error names."""
@@ -49,21 +51,29 @@ def suggest(draft: Draft, module: ModuleState | None, sources: Sources, wishes: 
     steps.add_all(Drop(key=key, why="asked for") for key in before)
     if module is not None:
         steps.add_all(_key_changes(steps.loading, steps.draft))
+        steps.add_all(_restyles(steps.loading))
         steps.add_all(_renames(steps.loading))
     steps.add_all(Drop(key=key, why="asked for") for key in wishes.drop if key not in before)
     steps.add_all(
         Inject(key=key, source=source, why="asked for") for key, source in wishes.inject.items()
     )
     if module is not None:
+        steps.add_all(_retied(steps.loading))
         steps.add_all(_injections(steps))
         steps.add_all(_drops(steps.loading))
         _check(steps.loading)
     return Plan(tuple(steps.ops))
 
 
-def outcome(draft: Draft, module: ModuleState) -> Loading:
-    """Return what loading the draft's result would meet: a dry run is the same code as `diff`."""
-    return loading(described(draft), module, draft.state.at)
+def outcome(draft: Draft, module: ModuleState, *, alone: bool = False) -> Loading:
+    """Return what loading the draft's result would meet: a dry run is the same code as `diff`.
+
+    With `alone`, the container holds nothing but the state itself.
+    """
+    result = described(draft)
+    if alone:
+        result = replace(result, states=(draft.described,), entries=())
+    return loading(result, module, draft.state.at)
 
 
 def described(draft: Draft) -> Checkpoint:
@@ -127,10 +137,28 @@ def _leads_to(ops: list[Op], draft: Draft, wanted: Mapping[str, str]) -> bool:
     return all(found[old] == new for old, new in wanted.items())
 
 
+def _restyles(met: Loading) -> Iterator[Op]:
+    """Yield what leads from one form of a parameter to another, where nothing is computed anew."""
+    for one in met.restyles:
+        why = f"{one.want} for {one.have} (CK217)"
+        yield from (Rename(key=old, to=new, why=why) for old, new in one.renames.items())
+        if one.have is Style.PRUNED and one.want is Style.PLAIN:
+            original, mask = one.file_keys
+            yield Bake(key=one.parameter, original=original, mask=mask, why=f"{why}: for good")
+
+
 def _renames(met: Loading) -> Iterator[Op]:
-    why = "one is missing and one unexpected, of one shape and name ending: probably the same"
     for key, found in met.renames.items():
+        ending = key.rpartition(".")[2] == found.rpartition(".")[2]
+        how = "name ending" if ending else "an old name of a LayerNorm's parameter"
+        why = f"one is missing and one unexpected, of one shape and {how}: probably the same"
         yield Rename(key=found, to=key, why=why)
+
+
+def _retied(met: Loading) -> Iterator[Op]:
+    """Yield the names that the file left out of a tie, as safetensors does."""
+    for key, kept in met.tied.items():
+        yield Tie(key=key, to=kept, why="one tensor under two names in the module (CK501)")
 
 
 def _injections(steps: _Steps) -> Iterator[Op]:
@@ -144,10 +172,24 @@ def _injections(steps: _Steps) -> Iterator[Op]:
         if attribute is not None and attribute.shape == shape:
             why = f"a {held.kind} now, and an attribute of the pickled module then"
             yield Inject(key=key, source="attribute", dtype=attribute.dtype, shape=shape, why=why)
+        elif _counts_batches(held, met):
+            why = "0, as torch fills it in for files from before 0.4.1: only momentum=None reads it"
+            yield Inject(key=key, source="literal:0", dtype="int64", shape=(), why=why)
         elif _constructible(held):
             why = "assumed: the value that the constructor makes, the same under two seeds"
             dtype = held.tensor.dtype
             yield Inject(key=key, source="constructor", dtype=dtype, shape=shape, why=why)
+
+
+def _counts_batches(held: Held, met: Loading) -> bool:
+    """Whether it is the counter of a normalisation layer whose statistics are in the file."""
+    owner, _, name = held.key.rpartition(".")
+    there = f"{owner}.running_var".lstrip(".") in met.state.tensors
+    ours = held.owner.startswith("torch.") and (held.tensor.dtype, held.tensor.shape) == (
+        "int64",
+        (),
+    )
+    return name == "num_batches_tracked" and there and ours
 
 
 def _constructible(held: Held) -> bool:
@@ -167,7 +209,10 @@ def _check(met: Loading) -> None:
     Raises:
         PlanError: each key, why it is open, and what would decide it.
     """
-    reasons = [*_unknown(met), *_left_over(met), *_misshapen(met)]
+    told = {k for one in met.restyles for k in (*one.file_keys, *one.module_keys)}
+    told |= {k for one in met.fused for k in (one.whole, *one.pieces)}
+    forms, open_keys = _other_forms(met), (*_unknown(met, told), *_left_over(met, told))
+    reasons = [*forms, *open_keys, *_misshapen(met)]
     if not reasons:
         return
     shown = "; ".join(reasons[:_MOST])
@@ -175,8 +220,25 @@ def _check(met: Loading) -> None:
     raise PlanError(f"{met.checkpoint.path}: cannot decide: {shown}{more}")
 
 
-def _unknown(met: Loading) -> Iterator[str]:
+def _other_forms(met: Loading) -> Iterator[str]:
+    """Yield what the file has in a form from which the module's does not follow."""
+    for one in met.restyles:
+        if not one.bridged:
+            yield (
+                f"`{one.parameter}` is kept by {one.have} in the file and by {one.want} in the "
+                "module (CK217): ckptool diff says how to get from one to the other"
+            )
+    for fused in met.fused:
+        yield (
+            f"`{fused.whole}` is {', '.join(f'`{p}`' for p in fused.pieces)} in one (CK218), in an "
+            "order that the file does not tell: ckptool diff shows the plan to put it in"
+        )
+
+
+def _unknown(met: Loading, told: set[str]) -> Iterator[str]:
     for key in met.missing_keys:
+        if key in told:
+            continue
         held = met.module.saved.get(key)
         if held is None:
             yield f"`{key}` is extra state that the file lacks (CK220)"
@@ -197,8 +259,10 @@ def _origin(held: Held) -> str:
     return "that is not known to be the same each time the module is built"
 
 
-def _left_over(met: Loading) -> Iterator[str]:
+def _left_over(met: Loading, told: set[str]) -> Iterator[str]:
     for key in met.unexpected_keys:
+        if key in told:
+            continue
         differs = met.same_value.get(key) is False and key in met.module.unsaved
         if differs:
             yield (

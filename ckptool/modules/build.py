@@ -26,6 +26,8 @@ SEEDS: Final = (0, 1)
 REAL_BUILD_BYTES: Final = 8 << 30
 """A module with more in its parameters is never built with real values."""
 
+_ORTHOGONAL: Final = "torch.nn.utils.parametrizations._Orthogonal"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Build:
@@ -198,7 +200,9 @@ def _lacking(held: Walk) -> str:
     for found in tensors:
         if found.value.is_meta and storages.identity(found.value) not in known:
             return found.path
-    return ""
+    # torch passes over it in silence where this parametrisation cannot be set up on meta.
+    unset = (path for path, owner in held.none_buffers.items() if owner == _ORTHOGONAL)
+    return next(unset, "")
 
 
 def _meta_bytes(held: Walk) -> int:

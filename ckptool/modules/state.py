@@ -11,7 +11,7 @@ from ckptool.model import Constancy, Held, Kind, ModuleClass, ModuleState, Skipp
 from ckptool.modules.places import Places
 from ckptool.modules.probe import Following, is_floating
 from ckptool.modules.source import Sources
-from ckptool.modules.tensors import Storages, describe_value, digest, dtype_name
+from ckptool.modules.tensors import Storages, describe_value, digest, dtype_name, halved
 from ckptool.modules.twins import Twins
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import (
@@ -206,6 +206,7 @@ class _Description:
             alias_of=alias,
             statistic=_is_statistic(found, written),
             fingerprint=digest(value),
+            halved=halved(value) if found.kind is Kind.BUFFER else {},
         )
 
     def _where(self, found: Found) -> str:

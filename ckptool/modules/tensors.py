@@ -104,6 +104,18 @@ def digest(value: Any) -> str:
     return fingerprint(dtype_name(value), tuple(map(int, value.shape)), [chunk])
 
 
+def halved(value: Any) -> dict[str, str]:
+    """Return the `digest` of a float32 tensor in bfloat16 and in float16, where that rounds."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or is_lazy(value) or value.dtype is not torch.float32:
+        return {}
+    if size(value) > DIGESTED_BYTES or value.layout is not torch.strided or value.is_meta:
+        return {}
+    found = [value.detach().to(dtype) for dtype in (torch.bfloat16, torch.float16)]
+    return {dtype_name(one): digest(one) for one in found if not torch.equal(one.float(), value)}
+
+
 def same_bytes(one: Any, other: Any) -> bool | None:
     """Return whether two values are equal bit for bit (NaN too), None where that cannot be told."""
     import torch

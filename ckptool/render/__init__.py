@@ -1,13 +1,14 @@
 """Report -> text. A renderer is a pure function; the CLI decides where the text goes."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
 from ckptool.report import AnyReport
 
-FORMATS: Final = ("table", "json", "markdown")
+FORMATS: Final = ("table", "json", "markdown", "github", "gitlab", "sarif", "junit")
 
 
 class Style(Struct, frozen=True):
@@ -20,6 +21,8 @@ class Style(Struct, frozen=True):
     """Whether lines and bars can be drawn; else ASCII has to do."""
     verbosity: int = 0
     """-1: the verdict only; 0: repeated layers folded; 1: everything."""
+    root: Path | None = None
+    """Where relative paths of the report start; paths inside it are written relative to it."""
 
 
 def render(format_: str, report: AnyReport, style: Style) -> str:

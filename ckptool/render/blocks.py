@@ -6,10 +6,12 @@ from typing import Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.model import natural
 from ckptool.render import Style
-from ckptool.render.text import Folded, count, fold
+from ckptool.render.text import Folded, count, fold, pattern
 from ckptool.report import (
     FindingReport,
+    SilencedReport,
     SkippedReport,
 )
 
@@ -84,7 +86,19 @@ class Problems(Struct, frozen=True):
 Block = Verdict | Lines | Grid | Tree | Problems
 
 
-def problems(findings: tuple[FindingReport, ...], style: Style) -> Iterator[Problems]:
+def by_path(
+    findings: tuple[FindingReport, ...], *, several: bool
+) -> dict[str, tuple[FindingReport, ...]]:
+    """Return the findings of each checkpoint; under "" all of them, where there is only one."""
+    paths = sorted({f.path for f in findings}, key=natural)
+    if not several and len(paths) < 2:
+        return {"": findings}
+    return {path: tuple(f for f in findings if f.path == path) for path in paths}
+
+
+def problems(
+    findings: tuple[FindingReport, ...], style: Style, path: str = ""
+) -> Iterator[Problems]:
     if not findings:
         return
     levels = {
@@ -92,23 +106,49 @@ def problems(findings: tuple[FindingReport, ...], style: Style) -> Iterator[Prob
     }
     summary = ", ".join(count(n, level) for level, n in levels.items() if n)
     folded = groups(((f.key, (f.code, f.level), f) for f in findings), style)
-    yield Problems(summary, tuple(_problem(g.key, g.items) for g in folded))
+    of = f"{path}: " if path else ""
+    yield Problems(of + summary, tuple(_problem(g.key, g.items) for g in folded))
 
 
 def _problem(key: str, findings: tuple[FindingReport, ...]) -> Problem:
     first = findings[0]
     times = f" (x{len(findings)})" if len(findings) > 1 else ""
-    swap = first.key != key and bool(first.key)
-    return Problem(
-        first.level,
-        first.code,
-        (first.message.replace(first.key, key) if swap else first.message) + times,
-        first.fix.replace(first.key, key) if swap else first.fix,
-    )
+    message, fix = first.message, first.fix
+    if first.key != key and first.key:
+        whole = first.facts.get("keys")
+        for one in (first.key, *(whole if isinstance(whole, list) else ())):
+            message = message.replace(f"`{one}`", f"`{pattern(one)}`")
+        message = message.replace(first.key, key)
+        # A plan takes no patterns: the line of the first says how the others look.
+        fix = f"{fix} (-v shows all)" if "plan" in first.facts else fix.replace(first.key, key)
+    return Problem(first.level, first.code, f"{message}{times}", fix)
 
 
 def skipped_lines(skipped: Iterable[SkippedReport]) -> Iterator[Lines]:
-    lines = tuple(f"not checked: {s.what}: {s.reason}" for s in dict.fromkeys(skipped))
+    paths: dict[tuple[str, str], list[str]] = {}
+    for one in dict.fromkeys(skipped):
+        paths.setdefault((one.what, one.reason), []).append(one.path)
+    lines = tuple(
+        f"not checked: {what}: {reason}{_of(where)}" for (what, reason), where in paths.items()
+    )
+    if lines:
+        yield Lines(lines)
+
+
+def _of(paths: list[str]) -> str:
+    """Return which checkpoints of several something is about."""
+    if not paths[0]:
+        return ""
+    return f" ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
+
+
+def silenced_lines(silenced: Iterable[SilencedReport]) -> Iterator[Lines]:
+    lines = tuple(
+        f"{'waived' if s.by == 'waiver' else 'known'}: {s.finding.code} {s.finding.name}"
+        f"{f' of `{s.finding.key}`' if s.finding.key else ''}"
+        f"{f' in {s.finding.path}' if s.finding.path else ''}: {s.reason}"
+        for s in silenced
+    )
     if lines:
         yield Lines(lines)
 

@@ -4,15 +4,18 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from ckptool.render import Style
-from ckptool.render.blocks import Block, problems, skipped_lines
-from ckptool.render.layouts import checking, migrating, reading
+from ckptool.render.blocks import Block, by_path, problems, silenced_lines, skipped_lines
+from ckptool.render.layouts import checking, digesting, gating, migrating, reading
 from ckptool.report import (
     AnyReport,
     AuditReport,
     DiffFilesReport,
     DiffModuleReport,
+    DigestReport,
+    GateReport,
     InspectReport,
     MigrateReport,
+    PolicyReport,
     VerifyReport,
 )
 
@@ -21,11 +24,16 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
     """Yield what to show of `report`, in order."""
     yield from _layout(report, style)
     if style.verbosity >= 0 or isinstance(report, InspectReport):
-        yield from problems(report.findings, style)
+        several = isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
+        for path, found in by_path(report.findings, several=several).items():
+            yield from problems(found, style, path)
+        yield from silenced_lines(report.silenced)
         yield from skipped_lines(report.skipped)
 
 
-def _layout(report: AnyReport, style: Style) -> Iterator[Block]:
+def _layout(  # noqa: PLR0911 (one for each report)
+    report: AnyReport, style: Style
+) -> Iterator[Block]:
     match report:
         case InspectReport():
             return reading.inspection(report, style)
@@ -39,5 +47,11 @@ def _layout(report: AnyReport, style: Style) -> Iterator[Block]:
             return migrating.migration(report, style)
         case VerifyReport():
             return checking.verification(report, style)
+        case GateReport():
+            return gating.release(report, style)
+        case PolicyReport():
+            return gating.policy(report, style)
+        case DigestReport():
+            return digesting.digests(report, style)
         case _:
             assert_never(report)

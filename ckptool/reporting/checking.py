@@ -12,8 +12,14 @@ from ckptool.report import (
 )
 
 if TYPE_CHECKING:
-    from ckptool.verification.facts import Verification
-from ckptool.reporting.parts import findings, skipped_reports, tensor_report, unsaved_reports
+    from ckptool.verification.facts import LevelResult, Verification
+from ckptool.reporting.parts import (
+    findings,
+    silenced,
+    skipped_reports,
+    tensor_report,
+    unsaved_reports,
+)
 
 
 def audited(module: ModuleState, verdict: Verdict) -> AuditReport:
@@ -22,6 +28,7 @@ def audited(module: ModuleState, verdict: Verdict) -> AuditReport:
     return AuditReport(
         command="audit",
         findings=findings(verdict),
+        silenced=silenced(verdict),
         skipped=skipped_reports(module.skipped),
         exit_code=verdict.exit_code,
         module=module.target,
@@ -47,6 +54,7 @@ def verified(
     return VerifyReport(
         command="verify",
         findings=findings(verdict),
+        silenced=silenced(verdict),
         skipped=skipped_reports(done.skipped),
         exit_code=ExitCode.COULD_NOT_CHECK if passed and unproved else verdict.exit_code,
         verdict=_verification_words(done),
@@ -54,16 +62,7 @@ def verified(
         module=done.module,
         at=at,
         device=done.device,
-        levels=tuple(
-            LevelReport(
-                level=str(one.level),
-                status=str(one.status),
-                reason=one.reason,
-                device=one.device,
-                details=one.details,
-            )
-            for one in done.levels
-        ),
+        levels=tuple(map(level_report, done.levels)),
         clashes=tuple(
             ClashReport(
                 attribute=one.attribute,
@@ -77,6 +76,16 @@ def verified(
         ),
         lost=done.lost,
         notes=(*notes, *done.notes),
+    )
+
+
+def level_report(one: "LevelResult") -> LevelReport:
+    return LevelReport(
+        level=str(one.level),
+        status=str(one.status),
+        reason=one.reason,
+        device=one.device,
+        details=one.details,
     )
 
 

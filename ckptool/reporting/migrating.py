@@ -13,7 +13,7 @@ from ckptool.report import (
 if TYPE_CHECKING:
     from ckptool.migration.ops import Operation
     from ckptool.migration.run import Migration
-from ckptool.reporting.parts import counts, findings, skipped_reports
+from ckptool.reporting.parts import counts, findings, silenced, skipped_reports
 
 
 def migrated(done: "Migration", verdict: Verdict) -> MigrateReport:
@@ -22,6 +22,7 @@ def migrated(done: "Migration", verdict: Verdict) -> MigrateReport:
     return MigrateReport(
         command="migrate",
         findings=findings(verdict),
+        silenced=silenced(verdict),
         skipped=skipped_reports(
             [
                 *done.checkpoint.skipped,

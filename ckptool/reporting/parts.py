@@ -1,7 +1,6 @@
 """What is found and described -> the pieces that all reports are made of."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from ckptool.compare import Loading
 from ckptool.model import Held, Kind, ModuleState, Skipped, State, TensorInfo
@@ -9,32 +8,43 @@ from ckptool.policy import Verdict
 from ckptool.report import (
     FactReport,
     FindingReport,
+    SilencedReport,
     SkippedReport,
     TensorReport,
     UnsavedReport,
 )
-
-if TYPE_CHECKING:
-    pass
+from ckptool.rules import Finding
 
 
 def findings(verdict: Verdict) -> tuple[FindingReport, ...]:
+    return tuple(map(_finding, verdict.findings))
+
+
+def silenced(verdict: Verdict) -> tuple[SilencedReport, ...]:
     return tuple(
-        FindingReport(
-            code=f.rule.code,
-            name=f.rule.name,
-            level=f.level.word,
-            key=f.key,
-            message=f.message,
-            fix=f.fix,
-            facts=f.facts,
-        )
-        for f in verdict.findings
+        SilencedReport(finding=_finding(one.finding), by=one.by, reason=one.reason)
+        for one in verdict.silenced
     )
 
 
-def skipped_reports(skipped: Iterable[Skipped]) -> tuple[SkippedReport, ...]:
-    return tuple(SkippedReport(what=s.what, reason=s.reason) for s in skipped)
+def _finding(finding: Finding) -> FindingReport:
+    return FindingReport(
+        code=finding.rule.code,
+        name=finding.rule.name,
+        level=finding.level.word,
+        key=finding.key,
+        message=finding.message,
+        fix=finding.fix,
+        facts=finding.facts,
+        path=finding.path,
+        where=finding.where,
+        fails=finding.fails,
+        fingerprint=finding.fingerprint,
+    )
+
+
+def skipped_reports(skipped: Iterable[Skipped], path: str = "") -> tuple[SkippedReport, ...]:
+    return tuple(SkippedReport(what=s.what, reason=s.reason, path=path) for s in skipped)
 
 
 def fact_reports(pairs: Iterable[tuple[str, str]]) -> tuple[FactReport, ...]:

@@ -1,6 +1,7 @@
 """Checkpoints, and how they differ -> reports."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
 from ckptool.compare import Changed, Loading, Missing, Revision, Unexpected
 from ckptool.explain import explain_loading, explain_revision
@@ -23,6 +24,7 @@ from ckptool.reporting.parts import (
     counts,
     fact_reports,
     findings,
+    silenced,
     skipped_reports,
     tensor_report,
     unsaved_reports,
@@ -30,13 +32,17 @@ from ckptool.reporting.parts import (
 
 
 def inspected(
-    checkpoints: tuple[Checkpoint, ...], verdict: Verdict, errors: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...],
+    verdict: Verdict,
+    errors: tuple[str, ...],
+    unseen: tuple[Skipped, ...] = (),
 ) -> InspectReport:
     """Report what the checkpoints hold."""
     return InspectReport(
         command="inspect",
         findings=findings(verdict),
-        skipped=skipped_reports(s for c in checkpoints for s in c.skipped),
+        silenced=silenced(verdict),
+        skipped=skipped_reports((*(s for c in checkpoints for s in c.skipped), *unseen)),
         exit_code=ExitCode.COULD_NOT_CHECK if errors else verdict.exit_code,
         checkpoints=tuple(_checkpoint(c) for c in checkpoints),
         errors=errors,
@@ -44,7 +50,11 @@ def inspected(
 
 
 def loaded(
-    loading: Loading, verdict: Verdict, notes: tuple[str, ...], explain: str | None = None
+    loading: Loading,
+    verdict: Verdict,
+    notes: tuple[str, ...],
+    explain: str | None = None,
+    unseen: tuple[Skipped, ...] = (),
 ) -> DiffModuleReport:
     """Report what loading the file into the module would do.
 
@@ -54,7 +64,8 @@ def loaded(
     return DiffModuleReport(
         command="diff",
         findings=findings(verdict),
-        skipped=skipped_reports((*loading.checkpoint.skipped, *loading.module.skipped)),
+        silenced=silenced(verdict),
+        skipped=skipped_reports((*loading.checkpoint.skipped, *loading.module.skipped, *unseen)),
         exit_code=verdict.exit_code,
         verdict=_loading_words(loading, verdict),
         path=str(loading.checkpoint.path),
@@ -87,6 +98,7 @@ def revised(revision: Revision, verdict: Verdict, explain: str | None = None) ->
     return DiffFilesReport(
         command="diff",
         findings=findings(verdict),
+        silenced=silenced(verdict),
         skipped=skipped_reports(skipped),
         exit_code=verdict.exit_code,
         verdict=revision_words(revision),
@@ -167,9 +179,20 @@ def _explained(loading: Loading, verdict: Verdict) -> dict[str, Finding]:
         for old, new in loading.rewrite.keys.items():
             explained[old] = explained[new] = found["CK209"]
     for finding in verdict.findings:
+        if finding.rule.code in _ON_SEVERAL:
+            explained |= dict.fromkeys(map(str, _keys(finding)), finding)
         if finding.rule.code == "CK211":
             explained[finding.key] = explained[str(finding.facts["found"])] = finding
     return explained
+
+
+_ON_SEVERAL: Final = frozenset({"CK217", "CK218", "CK219", "CK501"})
+"""Rules whose findings answer for all keys in their facts."""
+
+
+def _keys(finding: Finding) -> Iterable[object]:
+    keys = finding.facts.get("keys")
+    return keys if isinstance(keys, list) else ()
 
 
 def _verdict(key: str, problem: str, finding: Finding | None) -> KeyVerdict:

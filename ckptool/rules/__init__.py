@@ -7,7 +7,14 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     keys,
     loading,
     module_state,
+    optimizer,
+    quantisation,
+    refusals,
+    related,
+    requirements,
     sharing,
+    training,
+    values,
     verification,
 )
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run

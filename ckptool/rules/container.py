@@ -24,6 +24,7 @@ _ADVICE: Final = {
         why="Unpickling imports and calls what the file names: that is how a checkpoint runs "
         "code. torch.load(weights_only=True) refuses this name. ckptool never imports it.",
         fix="{advice}",
+        example='torch.save({"w": torch.ones(2), "args": argparse.Namespace(lr=0.1)}, path)',
     ),
 )
 def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -59,6 +60,8 @@ def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
         "attributes that fit today's code. It does hold the plain attributes that a state_dict "
         "would have lost.",
         fix="Save module.state_dict() from now on.",
+        example="torch.save(model, path)  # instead of model.state_dict()",
+        gate=Level.ERROR,
     ),
 )
 def pickled_module(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -82,6 +85,10 @@ def _place(state: State) -> str:
         "module, a script that ran as __main__.",
         fix="Run where {module} can be imported. ckptool reads the tensors all the same: inspect "
         "and diff need no class.",
+        example="class Net(nn.Module): ...  # in a script that ran as __main__\n"
+        "\n"
+        "\n"
+        "torch.save(Net(), path)",
     ),
 )
 def class_unavailable(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -106,6 +113,7 @@ def class_unavailable(checkpoint: Checkpoint) -> Iterator[Hit]:
         why="torch.load puts them back on that device and fails where there is none, or fills the "
         "first GPU's memory.",
         fix='torch.load(path, map_location="cpu"), or save after module.cpu()',
+        example="torch.save(model.cuda().state_dict(), path)",
     ),
 )
 def device_tag(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -131,6 +139,7 @@ _WASTE_BYTES: Final = 4096
         why="torch.save writes the whole storage behind a view: a slice of a large tensor costs "
         "as much as the large tensor.",
         fix='state_dict["{key}"] = state_dict["{key}"].clone() before saving',
+        example='large = torch.zeros(250_000)\ntorch.save({"x": large[:10]}, path)  # 1 MB',
     ),
 )
 def storage_bloat(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -179,6 +188,7 @@ def _view(tensor: TensorInfo) -> object:
         why="transformers and accelerate read metadata()['format'] and fail with an "
         "AttributeError or refuse the file.",
         fix='save_file(tensors, path, metadata={{"format": "pt"}})',
+        example='save_file(model.state_dict(), path)  # without metadata={"format": "pt"}',
     ),
 )
 def format_metadata(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -196,6 +206,7 @@ def format_metadata(checkpoint: Checkpoint) -> Iterator[Hit]:
         why="safetensors refuses to save it, and its bytes in the file are not in the order of "
         "its elements.",
         fix='state_dict["{key}"] = state_dict["{key}"].contiguous()',
+        example='torch.save({"w": torch.randn(2, 3).t()}, path)',
     ),
 )
 def noncontiguous(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -221,6 +232,8 @@ def _faults(checkpoint: Checkpoint, code: str) -> Iterator[Hit]:
         why="What stands behind the damage was not looked at. What was found before it is "
         "reported.",
         fix="Do not load the file; get it again from where it came from.",
+        example='data = Path("model.pkl").read_bytes()\n'
+        'Path("model.pkl").write_bytes(data[: len(data) // 2])  # a torn download',
     ),
 )
 def damaged(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -237,6 +250,8 @@ def damaged(checkpoint: Checkpoint) -> Iterator[Hit]:
         message="the index names the shard {key}, which {fault}",
         why="Loaders start with uninitialised weights, or fail half-way.",
         fix="Fetch the shard, or rebuild the index.",
+        example='index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}\n'
+        'os.remove("model-00001-of-00002.safetensors")',
     ),
 )
 def missing_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -252,6 +267,8 @@ def missing_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
         message="the index puts `{key}` into {shard}, which does not hold it",
         why="The index is of another save or another quantisation than the shards.",
         fix="Fetch index and shards of one save, or rebuild the index.",
+        example='index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
+        'save_file({"b": torch.ones(1)}, "model-00001-of-00001.safetensors")',
     ),
 )
 def missing_tensor(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -268,6 +285,8 @@ def missing_tensor(checkpoint: Checkpoint) -> Iterator[Hit]:
         why="It is not loaded by anybody who follows the index: a left-over, or an index that "
         "lost entries.",
         fix="Remove it, or rebuild the index.",
+        example='index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
+        'save_file({"b": torch.ones(1)}, "model-00002-of-00002.safetensors")',
     ),
 )
 def stray_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
@@ -284,6 +303,8 @@ def stray_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
         why="FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
         "module.",
         fix="Save again with a full state_dict, or gather it with torch.distributed.checkpoint.",
+        example="with FSDP.state_dict_type(model, StateDictType.LOCAL_STATE_DICT):\n"
+        "    torch.save(model.state_dict(), path)",
     ),
 )
 def flat_or_local(checkpoint: Checkpoint) -> Iterator[Hit]:

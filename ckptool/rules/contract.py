@@ -16,6 +16,8 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
         message="`{key}` {shape} is in the old file and not in the new one{renamed}",
         why="Code that loads the old file strictly fails on the new one: the key is missing.",
         fix="Keep the key, or release the new code together with the new file.",
+        example="old = model.state_dict()\n"
+        'new = {key: t for key, t in old.items() if key != "head.bias"}',
     ),
 )
 def key_removed(revision: Revision) -> Iterator[Hit]:
@@ -43,6 +45,7 @@ def key_removed(revision: Revision) -> Iterator[Hit]:
         why="Code that expects the new key fails on every old file, and old code calls it "
         "unexpected.",
         fix="Give old files a migration, or make the buffer non-persistent.",
+        example='old = model.state_dict()\nnew = {**old, "mask": torch.ones(9)}',
     ),
 )
 def key_added(revision: Revision) -> Iterator[Hit]:
@@ -62,6 +65,7 @@ def key_added(revision: Revision) -> Iterator[Hit]:
         why="A changed shape fails to load; a changed dtype is cast silently, which can lose "
         "values.",
         fix="Keep shape and dtype, or release the new code together with the new file.",
+        example="old = model.state_dict()\nnew = {key: t.bfloat16() for key, t in old.items()}",
     ),
 )
 def form_changed(revision: Revision) -> Iterator[Hit]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ckptool.compare import Loading, Missing, Unexpected, scalar
+from ckptool.figures import Cast
 from ckptool.model import BITS
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
@@ -18,6 +19,8 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
         why="load_state_dict raises on a shape mismatch, with strict=False as well.",
         fix="Build the module with the arguments it was trained with, or change the tensor on "
         "purpose.",
+        example="state = nn.Linear(3, 5).state_dict()\n"
+        "nn.Linear(3, 10).load_state_dict(state, strict=False)",
     ),
 )
 def shape_mismatch(loading: Loading) -> Iterator[Hit]:
@@ -90,21 +93,39 @@ def lossy(actual: str, expected: str) -> Level | None:
         name="dtype-lossy-load",
         level=Level.WARNING,
         message="`{key}` is {actual} in the file and {expected} in the module: loading casts it "
-        "silently",
+        "silently{loss}",
         why="load_state_dict copies with a cast and says that all keys matched. Fractions are cut "
         "off in an integer buffer, large values overflow in float16, bfloat16 rounds.",
         fix="Build the module in the file's dtype, or cast the file on purpose and look at the "
         "error.",
+        example='model.register_buffer("running_max", torch.tensor(1))\n'
+        'model.load_state_dict({"running_max": torch.tensor(2.87)})  # 2',
     ),
 )
 def dtype_lossy(loading: Loading) -> Iterator[Hit]:
     for change in loading.changes:
         if not isinstance(change, Missing | Unexpected) and "dtype" in change.fields:
-            level = lossy(change.actual.dtype, change.expected.dtype)
+            have, want = change.actual.dtype, change.expected.dtype
+            level, told = lossy(have, want), loading.casts.get(change.key)
+            if told is not None and level is not None:
+                level = _loss(told, want)
             if level is not None:
-                yield hit(
-                    change.key, level, actual=change.actual.dtype, expected=change.expected.dtype
-                )
+                loss = "" if told is None else _loss_words(told)
+                yield hit(change.key, level, actual=have, expected=want, loss=loss)
+
+
+def _loss(told: Cast, expected: str) -> Level | None:
+    """How bad the cast is for the numbers at hand; None where they all stay what they are."""
+    if not told.changed:
+        return None
+    grave = told.overflowed or _integer(expected) is not None
+    return Level.ERROR if grave else Level.WARNING
+
+
+def _loss_words(told: Cast) -> str:
+    infinite = f"; {told.overflowed} become infinite" if told.overflowed else ""
+    by = f", by up to {100 * told.relative:.2g}%" if told.relative else ""
+    return f": {told.changed} of {told.numel} values change{by}{infinite}"
 
 
 @check(
@@ -118,6 +139,8 @@ def dtype_lossy(loading: Loading) -> Iterator[Hit]:
         why="A rule kept from torch 0.3 takes the first element of a vector for a scalar without "
         "a word.",
         fix='state_dict["{key}"] = state_dict["{key}"].reshape(())',
+        example='model.register_buffer("count", torch.tensor(0))\n'
+        'model.load_state_dict({"count": torch.tensor([5])})',
     ),
 )
 def scalar_quirk(loading: Loading) -> Iterator[Hit]:

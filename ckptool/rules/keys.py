@@ -5,21 +5,21 @@ from typing import Final
 
 from ckptool.compare import Loading, Missing, Unexpected
 from ckptool.model import Constancy, Held, Kind
+from ckptool.rules.quantisation import quantised_keys
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
 
 def _unexplained(loading: Loading) -> Iterator[Held]:
-    """Yield what is missing, but for what a rewrite or a rename finds."""
-    found = set(loading.rewrite.keys.values()) if loading.rewrite else set()
+    """Yield what is missing, but for what is there under another name or in another form."""
+    found = loading.explained | quantised_keys(loading)
     for change in loading.changes:
-        if isinstance(change, Missing) and change.key not in found | loading.renames.keys():
+        if isinstance(change, Missing) and change.key not in found:
             yield loading.module.held[change.key]
 
 
 def _unclaimed(loading: Loading) -> Iterator[Unexpected]:
-    """Yield what is unexpected, but for what a rewrite or a rename uses."""
-    used = set(loading.rewrite.keys) if loading.rewrite else set()
-    used |= set(loading.renames.values())
+    """Yield what is unexpected, but for what the module has under another name or form."""
+    used = loading.explained | quantised_keys(loading)
     for change in loading.changes:
         if isinstance(change, Unexpected) and change.key not in used:
             yield change
@@ -57,6 +57,9 @@ def _recomputable(held: Held) -> bool:
         "value.",
         fix="Find the tensor under another name, or train it; a checkpoint of the same model has "
         "it.",
+        example="state = nn.Linear(2, 2).state_dict()\n"
+        'del state["bias"]\n'
+        "nn.Linear(2, 2).load_state_dict(state)",
     ),
 )
 def missing_parameter(loading: Loading) -> Iterator[Hit]:
@@ -76,6 +79,9 @@ def missing_parameter(loading: Loading) -> Iterator[Hit]:
         "With strict=False the model runs on default statistics.",
         fix="Take it from a checkpoint that has it; converters that copy parameters only drop "
         "buffers.",
+        example="state = nn.BatchNorm1d(4).state_dict()\n"
+        'del state["running_mean"]\n'
+        "nn.BatchNorm1d(4).load_state_dict(state)",
     ),
 )
 def missing_statistics(loading: Loading) -> Iterator[Hit]:
@@ -102,7 +108,10 @@ def _origin(held: Held) -> str:
         "constructor makes the same value every time",
         why="Strict loading raises, though nothing was lost, unless the old code changed the "
         "value after construction: a state_dict holds no trace of that.",
-        fix="{command}",
+        fix="Let a migration mend the file: {command}",
+        example="old.mask = torch.tril(torch.ones(4, 4))\n"
+        'new.register_buffer("mask", torch.tril(torch.ones(4, 4)))\n'
+        "new.load_state_dict(old.state_dict())",
     ),
 )
 def missing_recomputable(loading: Loading) -> Iterator[Hit]:
@@ -142,8 +151,8 @@ def _lazy(loading: Loading, key: str) -> bool:
 
 
 def _redundancy(loading: Loading, key: str) -> bool | None:
-    held = loading.module.unsaved.get(key)
-    return None if held is None else loading.same_value.get(key)
+    held = loading.module.held.get(key)
+    return None if held is None or held.saved else loading.same_value.get(key)
 
 
 @check(
@@ -156,6 +165,9 @@ def _redundancy(loading: Loading, key: str) -> bool | None:
         why="Strict loading raises. With strict=False the value is thrown away.",
         fix="Rename it if the module has it under another name; drop it if it is not needed: "
         'state_dict.pop("{key}")',
+        example='state = {**model.state_dict(), "head2.weight": torch.ones(7)}\n'
+        "model.load_state_dict(state)",
+        gate=Level.ERROR,
     ),
 )
 def unexpected_key(loading: Loading) -> Iterator[Hit]:
@@ -166,8 +178,9 @@ def unexpected_key(loading: Loading) -> Iterator[Hit]:
             reason = "; there it is a buffer that is still None" if _lazy(loading, key) else ""
             what = f"{tensor.dtype} {list(tensor.shape)}"
             yield hit(key, what=what, why_not=reason, nbytes=tensor.nbytes)
+    claimed = quantised_keys(loading)
     for key in loading.unexpected_others:
-        if not key.endswith("_extra_state"):
+        if not key.endswith("_extra_state") and key not in claimed:
             yield hit(key, what=loading.state.others[key], why_not="", nbytes=0)
 
 
@@ -179,7 +192,10 @@ def unexpected_key(loading: Loading) -> Iterator[Hit]:
         level=Level.NOTE,
         message="`{key}` is in the file with the value that the module makes itself as {kind}",
         why="Strict loading raises on it, though dropping it changes nothing.",
-        fix="{command}",
+        fix="Let a migration mend the file: {command}",
+        example='old.register_buffer("position_ids", torch.arange(4))\n'
+        'new.register_buffer("position_ids", torch.arange(4), persistent=False)\n'
+        "new.load_state_dict(old.state_dict())",
     ),
 )
 def unexpected_redundant(loading: Loading) -> Iterator[Hit]:
@@ -200,6 +216,9 @@ def unexpected_redundant(loading: Loading) -> Iterator[Hit]:
         "something else than the one that was saved.",
         fix="Make it a persistent buffer, or set it after loading: "
         'module.{key}.copy_(state_dict["{key}"])',
+        example='old.register_buffer("inv_freq", 500000.0 ** -torch.arange(0, 1, 0.25))\n'
+        'new.register_buffer("inv_freq", 1e4 ** -torch.arange(0, 1, 0.25), persistent=False)\n'
+        "new.load_state_dict(old.state_dict(), strict=False)",
     ),
 )
 def unexpected_differs(loading: Loading) -> Iterator[Hit]:
@@ -218,7 +237,9 @@ def unexpected_differs(loading: Loading) -> Iterator[Hit]:
         why="DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning "
         "put segments into keys. With strict=False such a file loads nothing, and nothing says "
         "so.",
-        fix="{command}; or in code: state_dict = {code}",
+        fix="Let a migration mend the file: {command}; or in code: state_dict = {code}",
+        example="state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
+        "model.load_state_dict(state)",
     ),
 )
 def wrapper_prefix(loading: Loading) -> Iterator[Hit]:
@@ -255,16 +276,21 @@ def _rewrite_code(removed: list[str], added: str) -> str:
         code="CK211",
         name="probable-rename",
         level=Level.WARNING,
-        message="`{key}` is missing and `{found}`, of the same shape and name ending, is "
-        "unexpected: probably the same tensor",
+        message="`{key}` is missing and `{found}`, of the same shape{how}, is unexpected: probably "
+        "the same tensor",
         why="A refactor renamed the module. With strict=False the trained values are thrown away "
         "and the parameter stays at random.",
-        fix="{command}",
+        fix="Let a migration mend the file: {command}",
+        example="old.enc = nn.Linear(8, 8)\n"
+        "new.encoder = nn.Linear(8, 8)\n"
+        "new.load_state_dict(old.state_dict())",
     ),
 )
 def probable_rename(loading: Loading) -> Iterator[Hit]:
     for key, found in loading.renames.items():
-        yield hit(key, found=found, command=_migrate(loading))
+        ending = key.rpartition(".")[2] == found.rpartition(".")[2]
+        how = " and name ending" if ending else " and by the old name of a LayerNorm's parameter"
+        yield hit(key, found=found, how=how, command=_migrate(loading))
 
 
 @check(
@@ -277,6 +303,8 @@ def probable_rename(loading: Loading) -> Iterator[Hit]:
         why="Class weights and metrics travel with the model and make strict loading raise, "
         "though the model does not need them.",
         fix='state_dict.pop("{key}"), or build the module with the same loss',
+        example="trained.criterion = nn.CrossEntropyLoss(torch.ones(10))\n"
+        "released.load_state_dict(trained.state_dict())",
     ),
 )
 def auxiliary_keys(loading: Loading) -> Iterator[Hit]:
@@ -300,11 +328,16 @@ def auxiliary_keys(loading: Loading) -> Iterator[Hit]:
         "factors that the forward pass needs, or nothing at all.",
         fix='Missing: state_dict["{key}"] = module.state_dict()["{key}"], if the fresh value will '
         'do. Unexpected: state_dict.pop("{key}")',
+        example="state = model.state_dict()\n"
+        "state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}\n"
+        "model.load_state_dict(state)  # without its _extra_state",
     ),
 )
 def extra_state(loading: Loading) -> Iterator[Hit]:
+    claimed = quantised_keys(loading)
     for key in loading.missing_others:
-        yield hit(key, which="expected by the module and not in the file")
+        if key not in claimed:
+            yield hit(key, which="expected by the module and not in the file")
     for key in loading.unexpected_others:
         if key.endswith("_extra_state"):
             yield hit(key, which="in the file and not expected by the module")

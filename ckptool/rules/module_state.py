@@ -58,6 +58,10 @@ def _own(module: ModuleState, *kinds: Kind) -> Iterator[Held]:
         "lost by save and load without a word; a random one comes back different, with all keys "
         "matched.",
         fix='In {where}: self.register_buffer("{name}", ...) instead of self.{name} = ...',
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.mask = torch.tril(torch.ones(4, 4))",
     ),
 )
 def unregistered_tensor(module: ModuleState) -> Iterator[Hit]:
@@ -77,6 +81,10 @@ def unregistered_tensor(module: ModuleState) -> Iterator[Hit]:
         "neither saved nor moved.",
         fix="In {where}: register each tensor as a buffer, for example "
         'self.register_buffer("{name}_0", ...)',
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        '        self.banks = {"k": torch.zeros(4)}',
     ),
 )
 def unregistered_in_container(module: ModuleState) -> Iterator[Hit]:
@@ -96,6 +104,10 @@ def unregistered_in_container(module: ModuleState) -> Iterator[Hit]:
         "to(). The checkpoint lacks its weights and a reload starts it at random.",
         fix="Hold it in nn.ModuleList or nn.ModuleDict. A state_dict saved so far cannot bring "
         "the weights back; a pickle of the whole module can.",
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.convs = [nn.Linear(4, 4) for _ in range(3)]",
     ),
 )
 def module_not_registered(module: ModuleState) -> Iterator[Hit]:
@@ -116,6 +128,10 @@ def module_not_registered(module: ModuleState) -> Iterator[Hit]:
         "or a dict it is not trained, not saved and not moved.",
         fix="Hold it in nn.ParameterList or nn.ParameterDict, or assign it: self.{name} = "
         "nn.Parameter(...)",
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.scales = [nn.Parameter(torch.ones(1))]",
     ),
 )
 def parameter_not_registered(module: ModuleState) -> Iterator[Hit]:
@@ -134,6 +150,10 @@ def parameter_not_registered(module: ModuleState) -> Iterator[Hit]:
         why="persistent=False promises that the constructor can make the value again. Here it "
         "cannot, so every load silently gives another model.",
         fix="In {where}: drop persistent=False, so that the value is saved.",
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        '        self.register_buffer("projection", torch.randn(4, 4), persistent=False)',
     ),
 )
 def nonpersistent_not_recomputable(module: ModuleState) -> Iterator[Hit]:
@@ -152,6 +172,10 @@ def nonpersistent_not_recomputable(module: ModuleState) -> Iterator[Hit]:
         why="It is not in the file. That is meant, as long as nothing changes it after "
         "construction.",
         fix="Nothing, if the constructor's value is the right one; else drop persistent=False.",
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        '        self.register_buffer("position_ids", torch.arange(512), persistent=False)',
     ),
 )
 def nonpersistent_buffer(module: ModuleState) -> Iterator[Hit]:
@@ -171,6 +195,10 @@ def nonpersistent_buffer(module: ModuleState) -> Iterator[Hit]:
         why="Statistics kept as numpy arrays (observation means, feature scales) stay behind when "
         "the state_dict is saved, and the reloaded model normalises with the defaults.",
         fix='In {where}: self.register_buffer("{name}", torch.as_tensor(...))',
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.mean = np.zeros(3)",
     ),
 )
 def numpy_state(module: ModuleState) -> Iterator[Hit]:
@@ -190,6 +218,11 @@ def numpy_state(module: ModuleState) -> Iterator[Hit]:
         why="to() gives a buffer new storage. A second reference in a list or another attribute "
         "keeps the old one: the wrong device, and old values after a load.",
         fix='Look `{alias_of}` up where it is used, for example self.get_buffer("{alias_of}").',
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        '        self.register_buffer("table", torch.ones(4))\n'
+        "        self.tables = [self.table]",
     ),
 )
 def buffer_alias_stale(module: ModuleState) -> Iterator[Hit]:
@@ -210,6 +243,13 @@ def buffer_alias_stale(module: ModuleState) -> Iterator[Hit]:
         "device fails, or the tensor is copied at every step.",
         fix='In {where}: self.register_buffer("{name}", ...), with persistent=False if it need '
         "not be saved.",
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.mask = torch.tril(torch.ones(4, 4))\n"
+        "\n"
+        "    def forward(self, x):\n"
+        "        return x * self.mask  # x is on the GPU",
     ),
 )
 def device_not_following(module: ModuleState) -> Iterator[Hit]:
@@ -230,6 +270,13 @@ def device_not_following(module: ModuleState) -> Iterator[Hit]:
         why="Casts reach parameters and buffers only. Mixed dtypes then fail in forward, or "
         "silently promote the result to float32.",
         fix='In {where}: self.register_buffer("{name}", ...)',
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.scale = torch.ones(4)\n"
+        "\n"
+        "\n"
+        "Net().half().scale.dtype  # float32",
     ),
 )
 def dtype_not_following(module: ModuleState) -> Iterator[Hit]:
@@ -250,6 +297,10 @@ def dtype_not_following(module: ModuleState) -> Iterator[Hit]:
         "saved after use does not load into a new instance.",
         fix='Register a tensor of the right shape: self.register_buffer("{name}", '
         "torch.zeros(...))",
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        '        self.register_buffer("cache", None)',
     ),
 )
 def none_buffer(module: ModuleState) -> Iterator[Hit]:

@@ -1,8 +1,9 @@
 """The registry of rules: a rule is data, its check is a generator over one subject."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -37,6 +38,10 @@ class Rule(Struct, frozen=True):
     """Why it matters, for somebody who has never met it."""
     fix: str
     """What to do about it: a command or a line of code; may use the same facts as `message`."""
+    example: str = ""
+    """A few lines of Python in which it fires."""
+    gate: Level | None = None
+    """Level in `ckptool gate`."""
 
 
 class Hit(Struct, frozen=True):
@@ -59,6 +64,26 @@ class Finding(Struct, frozen=True):
     key: str
     facts: Mapping[str, object]
     level: Level
+    path: str = ""
+    """The checkpoint that it is about, "" where it is about a module alone."""
+    fails: bool = False
+    """Whether the policy fails the run for it."""
+
+    @property
+    def where(self) -> str:
+        """Return the "file:line" that it is about, "" where there is none."""
+        place = str(self.facts.get("where", ""))
+        return place if _PLACE.fullmatch(place) else ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of what was found, which a moved line of source does not change."""
+        from hashlib import sha256
+
+        facts = "\n".join(f"{name}={self.facts[name]}" for name in sorted(self.facts))
+        stable = _LINE.sub("", facts)
+        whole = f"{self.rule.code}\n{self.key}\n{stable}"
+        return sha256(whole.encode(errors="surrogatepass")).hexdigest()[:32]
 
     @property
     def message(self) -> str:
@@ -68,6 +93,9 @@ class Finding(Struct, frozen=True):
     def fix(self) -> str:
         return self.rule.fix.format(key=self.key, **self.facts)
 
+
+_PLACE: Final = re.compile(r".+\.py:[0-9]+")
+_LINE: Final = re.compile(r"(?<=\.py):[0-9]+")
 
 Check = Callable[[Any], Iterator[Hit]]
 RULES: dict[str, Rule] = {}
@@ -108,13 +136,31 @@ def also(
     return register
 
 
-def run(subjects: Iterable[object]) -> tuple[Finding, ...]:
-    """Return what all rules find in `subjects`: by level, gravest first, then code, then key."""
+def run(subjects: Iterable[object], path: object = "") -> tuple[Finding, ...]:
+    """Return what all rules find in `subjects`: by level, gravest first, then code, then key.
+
+    Args:
+        subjects: what is looked at.
+        path: of the checkpoint that they are about.
+    """
     found = [
-        Finding(rule, one.key, one.facts, one.level or rule.level)
+        Finding(rule, one.key, one.facts, one.level or rule.level, str(path))
         for subject in subjects
         for kind, rule, function in _CHECKS
         if isinstance(subject, kind)
         for one in function(subject)
     ]
-    return tuple(sorted(found, key=lambda f: (-f.level, f.rule.code, natural(f.key))))
+    return in_order(found)
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings as they are shown: by level, then code, then key; else as they came."""
+    return tuple(sorted(findings, key=lambda f: (-f.level, f.rule.code, natural(f.key))))
+
+
+def checked(subjects: Iterable[object]) -> frozenset[str]:
+    """Return the codes of the rules that look at any of `subjects`."""
+    given = tuple(subjects)
+    return frozenset(
+        rule.code for kind, rule, _ in _CHECKS if any(isinstance(s, kind) for s in given)
+    )

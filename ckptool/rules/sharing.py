@@ -17,6 +17,8 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
         "tensors that share memory.",
         fix="Keep the tie in the module; for safetensors save one of the names and tie again "
         "after loading.",
+        example="head.weight = embedding.weight\n"
+        'torch.save({"emb": embedding.weight, "head": head.weight}, path)',
     ),
 )
 def shared_storage(checkpoint: Checkpoint) -> Iterator[Hit]:

@@ -17,6 +17,13 @@ from ckptool.verification.facts import Clash, Exercise, Verification
         why="Flags and counters kept as Python values start again after a load. A flag such as "
         "`initialized` then runs its data-dependent set-up over the loaded weights.",
         fix='Keep it as a buffer: self.register_buffer("{name}", torch.tensor({before}))',
+        example="class Net(nn.Module):\n"
+        "    initialized = False\n"
+        "\n"
+        "    def forward(self, x):\n"
+        "        if not self.initialized:\n"
+        "            self.initialized = True\n"
+        "        return x",
     ),
 )
 def python_state_mutated(exercise: Exercise) -> Iterator[Hit]:
@@ -41,6 +48,13 @@ def python_state_mutated(exercise: Exercise) -> Iterator[Hit]:
         why="All keys matched, and the model is another one: something that forward uses is not "
         "in the state_dict, and the constructor does not make it again.",
         fix="Run `ckptool audit -m {module}`: it names all state that a state_dict does not hold.",
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.perm = torch.randperm(8)\n"
+        "\n"
+        "    def forward(self, x):\n"
+        "        return x[:, self.perm]",
     ),
 )
 def roundtrip_output_mismatch(verification: Verification) -> Iterator[Hit]:
@@ -64,6 +78,9 @@ def exercised_round_trip(exercise: Exercise) -> Iterator[Hit]:
         why="Large models are built on meta and filled from the file. What the file lacks stays "
         "on meta, or comes up uninitialised after to_empty(), though the constructor computes it.",
         fix="Save it (drop persistent=False, or register it), or compute it after loading.",
+        example='with torch.device("meta"):\n'
+        '    model = Net()  # has register_buffer("inv_freq", ..., persistent=False)\n'
+        "model.load_state_dict(state, assign=True)",
     ),
 )
 def meta_uninitialised(verification: Verification) -> Iterator[Hit]:
@@ -82,6 +99,7 @@ def meta_uninitialised(verification: Verification) -> Iterator[Hit]:
         why="assign=True puts a new parameter in each place. Tied weights come apart: they train "
         "to different values, and take their memory twice on a device.",
         fix="Tie them again after loading, for example model.tie_weights().",
+        example="model.head.weight = model.emb.weight\nmodel.load_state_dict(state, assign=True)",
     ),
 )
 def assign_unties(verification: Verification) -> Iterator[Hit]:

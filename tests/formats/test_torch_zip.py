@@ -852,3 +852,10 @@ def test_without_tensors_and_without_storages_it_is_no_checkpoint(tmp_path):
     odd = describe(rewrite(tmp_path / "x.pt", {**bare, "x/data/0": bytes(4)}))
     assert [(e.at, e.value) for e in odd.entries] == [("", {"a": "cposix\nsystem\n"})]
     assert (odd.globals, odd.skipped[-1].reason) == ((), "nothing refers to data/0")
+
+
+@pytest.mark.parametrize("name", ["a,b:c%.pth", "12:30.pth", "C:x.pth"])
+def test_a_file_whose_name_has_a_colon_is_read(tmp_path, name):
+    """torch.save calls the archive's folder like the file."""
+    torch.save({"w": torch.ones(2)}, tmp_path / name)
+    assert list(describe(tmp_path / name).states[0].tensors) == ["w"]

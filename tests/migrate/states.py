@@ -63,6 +63,8 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are equal bit for bit."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
+    if not one.numel():
+        return True
     flat = [t.contiguous().flatten().view(torch.uint8) for t in (one, other)]
     return torch.equal(*flat)
 

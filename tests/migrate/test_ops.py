@@ -20,6 +20,7 @@ from ckptool.migration.memory import Memory
 from ckptool.migration.ops import AddPrefix, Drop, Extract, Inject, Rename, StripPrefix
 from ckptool.migration.plan import Plan, apply, reverse
 from ckptool.migration.reshaping import (
+    Bake,
     Cast,
     Compact,
     Concat,
@@ -32,8 +33,11 @@ from ckptool.migration.reshaping import (
 from ckptool.migration.sources import Sources
 from ckptool.migration.watch import Watch
 
+INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+"""Their products have one result; of NaNs there are many."""
 
-def reference(op, state):  # noqa: C901 - a case each
+
+def reference(op, state):  # noqa: C901, PLR0912 - a case each
     """Do to tensors what the operation says in words."""
     found = OrderedDict(state)
     match op:
@@ -59,6 +63,8 @@ def reference(op, state):  # noqa: C901 - a case each
             found[into] = torch.cat([found[key] for key in keys], dim)
             for key in keys:
                 del found[key]
+        case Bake(key=key, original=original, mask=mask):
+            found[key] = found.pop(original) * found.pop(mask)
         case Tie() | Untie() | Compact():
             pass
     return found
@@ -92,6 +98,8 @@ def steps(draw, state):
         alike = [k for k, t in state.items() if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
         if len(alike) > 1:
             choices.append(Concat(keys=tuple(alike), into="joined", dim=dim))
+        if len(alike) > 1 and tensor.dtype in INTEGERS:
+            choices.append(Bake(key="baked", original=alike[0], mask=alike[1]))
     return draw(st.sampled_from(choices))
 
 
@@ -107,7 +115,7 @@ def cases(draw):
     for _ in range(draw(st.integers(1, 3))):
         op = draw(steps(after))
         produced = {getattr(op, "to", ""), getattr(op, "key", ""), *_into(op)}
-        taken = {"renamed", "new", "joined", "one", "two"} & after.keys()
+        taken = {"renamed", "new", "joined", "baked", "one", "two"} & after.keys()
         if isinstance(op, Tie):
             after = OrderedDict(after, tied=after[op.to])
         elif produced & taken:

@@ -1,0 +1,86 @@
+"""Name the content of checkpoints, and check it against a digest of before."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ckptool import report
+from ckptool.api.target import PathLike, opened
+from ckptool.digests import (
+    Digest,
+    content_of_file,
+    differences,
+    digested,
+    lines,
+    place_of,
+    saved_digest,
+)
+from ckptool.errors import ReadError, UsageError
+from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.policy import Policy
+from ckptool.render.text import printable
+from ckptool.reporting.digesting import checked, digests
+
+
+def digest(
+    paths: PathLike | Sequence[PathLike],
+    *,
+    at: str | None = None,
+    check: PathLike | None = None,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT,
+) -> report.DigestReport:
+    """Name what checkpoints hold: the same for any container, key order and shard layout.
+
+    A path that cannot be read is reported in `errors`, unless it is the one to check.
+
+    Args:
+        paths: the checkpoints; one only, with `check`.
+        at: place of the state to digest; without it, all states of a file.
+        check: a JSON report of this function, which the checkpoint must agree with.
+        policy: with `check`: whether a difference fails.
+        limits: bounds on what a file may cost.
+
+    Raises:
+        ReadError: with `check`, a file cannot be read.
+        UsageError: there is no such state, or more than one checkpoint to check.
+    """
+    together = [paths] if isinstance(paths, str | Path) else list(paths)
+    if check is not None:
+        return _checked(together, at, Path(check), policy or Policy(), limits)
+    found: list[Digest] = []
+    errors: list[str] = []
+    for path in together:
+        try:
+            found.append(digested(opened(path, limits), at))
+        except ReadError as error:
+            errors.append(str(error))
+    return digests(tuple(found), tuple(errors))
+
+
+def textconv(path: PathLike, *, at: str | None = None, limits: Limits = DEFAULT) -> str:
+    """Return a checkpoint as lines for `git diff`; a file that cannot be read as one that says so.
+
+    Git gives up on the whole diff where its textconv fails: so this never does for what it meets
+    in the file.
+    """
+    try:
+        return _text(lines(digested(opened(path, limits), at)))
+    except ReadError as error:
+        return _text([f"unreadable {error.reason}; {content_of_file(Path(path))}"])
+    except UsageError as error:
+        return _text([f"unreadable {error}"])
+
+
+def _text(found: Iterable[str]) -> str:
+    return "\n".join(map(printable, found))
+
+
+def _checked(
+    paths: Sequence[PathLike], at: str | None, check: Path, policy: Policy, limits: Limits
+) -> report.DigestReport:
+    if len(paths) != 1:
+        raise UsageError("--check compares one checkpoint: name one PATH")
+    saved = saved_digest(check, Path(paths[0]))
+    checkpoint = opened(paths[0], limits)
+    now = digested(checkpoint, place_of(saved, checkpoint) if at is None else at)
+    return checked(now, saved, str(check), differences(saved, now), policy)

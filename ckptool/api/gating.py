@@ -1,0 +1,275 @@
+"""Judge a release by a policy: pass or fail, in any CI."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool import report
+from ckptool.api.required import steps_of, verified
+from ckptool.api.target import PathLike, Target, find_target, opened
+from ckptool.compare import Loading, loading
+from ckptool.config import Config, load_config
+from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
+from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.model import Checkpoint, ModuleState, Skipped
+from ckptool.policy import Baseline, ExitCode, Policy, Verdict, judge
+from ckptool.policy import baseline as baselines
+from ckptool.policy.effective import Options, policy_of, settings_of
+from ckptool.reporting.gating import Gated, gated, shown
+from ckptool.rules import Finding, run
+from ckptool.rules.registry import checked
+from ckptool.rules.requirements import Release, Upkeep, asked
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.verification.facts import Exercise, Verification
+
+NO_MODULE = Skipped(
+    "the module",
+    "none is named for it with -m or in [[tool.ckptool.models]]: only the file's rules were run",
+)
+_ABOUT_THE_POLICY = ("CK857", "CK858", "CK859")
+
+
+class Seen(Struct, frozen=True):
+    """All that is known of one checkpoint of a release."""
+
+    path: str
+    checkpoint: Checkpoint
+    module: ModuleState | None = None
+    loading: Loading | None = None
+    exercises: "tuple[Exercise, ...]" = ()
+    verification: "Verification | None" = None
+    steps: Mapping[str, str] = {}
+    """Required levels -> why one did not pass, "" where it did."""
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        told = [*self.checkpoint.skipped]
+        told += self.module.skipped if self.module else [NO_MODULE]
+        told += self.verification.skipped if self.verification else ()
+        return tuple(dict.fromkeys(told))
+
+
+def subjects(seen: Seen) -> tuple[object, ...]:
+    """Return what the rules look at for one checkpoint: more subjects are added here."""
+    found: tuple[object | None, ...] = (
+        seen.checkpoint,
+        seen.module,
+        seen.loading,
+        *seen.exercises,
+        seen.verification,
+    )
+    return tuple(one for one in found if one is not None)
+
+
+def gate(
+    paths: PathLike | Sequence[PathLike],
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    inputs: object = None,
+    baseline: PathLike | None = None,
+    update_baseline: bool = False,
+    exit_zero: bool = False,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT,
+    config: Config | None = None,
+) -> report.GateReport:
+    """Judge checkpoints by a policy; what cannot be checked does not hide what the others are.
+
+    Args:
+        paths: the checkpoints of the release.
+        module: "package.module:Name" or a live module; without it the configuration names one for
+            each path, and where it names none, only the rules about files are run.
+        kwargs: constructor arguments.
+        at: place of the state in the files ("state_dict"); without it the best match is taken.
+        inputs: what forward takes, as for `verify`: where the policy requires a verification.
+        baseline: file of known findings, which do not fail; without it the configuration's.
+        update_baseline: write all that is found now into that file.
+        exit_zero: exit 0 where the gate failed; what cannot be checked exits 2 all the same.
+        policy: without it the configuration's.
+        limits: bounds on what a file may cost.
+        config: the configuration; without it the nearest one from the current directory up.
+
+    Raises:
+        ConfigError: the configuration or the baseline has a fault.
+        UsageError: the options do not go together, or the inputs make no sense.
+        WriteError: the baseline cannot be written.
+    """
+    settings = load_config(Path.cwd()) if config is None else config
+    rules = replace(policy or policy_of(settings), gate=True)
+    file = _baseline_file(baseline, settings, update=update_baseline)
+    given = [paths] if isinstance(paths, str | Path) else paths
+    examiner = _Examiner(rules, limits, settings, {})
+    seen: list[Seen] = []
+    errors: dict[str, str] = {}
+    for path in dict.fromkeys(map(str, given)):
+        try:
+            target = find_target(Path(path), module, kwargs, at, settings)
+            seen.append(examiner.examined(path, target, inputs))
+        except (ReadError, ModuleError) as error:
+            errors[str(path)] = str(error)
+    before = None
+    if file is not None and (file.exists() or not update_baseline):
+        before = baselines.read(file)
+    if file is not None and update_baseline:
+        before = _updated(file, before, seen, rules)
+    verdict = _judged(seen, rules, before)
+    done = tuple(
+        Gated(s.path, s.checkpoint, s.loading, s.verification, s.skipped, _ran(s, rules))
+        for s in seen
+    )
+    order = tuple(map(str, given))
+    judged = gated(done, errors, order, verdict, rules.source)
+    forgiven = exit_zero and judged.exit_code == ExitCode.FAILED
+    return replace(judged, exit_code=ExitCode.PASSED) if forgiven else judged
+
+
+def effective_policy(
+    paths: Sequence[PathLike], *, options: Options, config: Config
+) -> report.PolicyReport:
+    """Return the policy that holds for each of `paths`, and where each part of it is from.
+
+    Raises:
+        ConfigError: the configuration has a fault.
+    """
+    if not paths:
+        return shown({"": settings_of(config, options, None)})
+    return shown({str(path): settings_of(config, options, str(path)) for path in paths})
+
+
+class _Examiner(Struct, frozen=True):
+    """Looks at checkpoints, and at each module once."""
+
+    policy: Policy
+    limits: Limits
+    config: Config
+    modules: dict[str, ModuleState]
+
+    def examined(self, path: PathLike, target: Target | None, inputs: object) -> Seen:
+        """Return what is known of the checkpoint at `path` and its module.
+
+        Raises:
+            ReadError: it cannot be read.
+            ModuleError: its module cannot be built.
+        """
+        checkpoint = opened(path, self.limits)
+        require = self.policy.at(str(path)).require
+        if target is None:
+            steps = steps_of(require, None, "no module is named for it")
+            return Seen(str(path), checkpoint, steps=steps)
+        state = self._module(target, checkpoint)
+        hyper = target.hyper(checkpoint)
+        state, ran = target.exercised(hyper, state, inputs)
+        met = loading(checkpoint, state, target.at)
+        done, steps = verified(checkpoint, target, require, inputs)
+        return Seen(str(path), checkpoint, state, met, ran, done, steps)
+
+    def _module(self, target: Target, checkpoint: Checkpoint) -> ModuleState:
+        hyper = target.hyper(checkpoint)
+        name = repr((str(target.module), id(target.module), target.kwargs, hyper, target.search))
+        if not isinstance(target.module, str) or name not in self.modules:
+            self.modules[name] = target.examined(hyper)
+        return self.modules[name]
+
+
+def _judged(seen: Sequence[Seen], policy: Policy, known: Baseline | None) -> Verdict:
+    """Return the verdict on all, with what is no longer right in the policy."""
+    found = [one for s in seen for one in _findings(s, policy, known)]
+    upkeep = _upkeep(judge(found, policy, known=known), seen, policy, known)
+    return judge([*found, *run([upkeep], policy.source)], policy, known=known)
+
+
+def _findings(seen: Seen, policy: Policy, known: Baseline | None) -> Iterator[Finding]:
+    found = run(subjects(seen), seen.path)
+    yield from found
+    left = _unmatched(seen.loading, judge(found, policy, known=known)) if seen.loading else ()
+    yield from run([_release(seen, policy, left)], seen.path)
+
+
+def _release(seen: Seen, policy: Policy, unmatched: tuple[str, ...] = ()) -> Release:
+    require = policy.at(seen.path).require
+    return Release(seen.checkpoint, require, seen.loading, unmatched, seen.steps)
+
+
+def _ran(seen: Seen, policy: Policy) -> tuple[str, ...]:
+    """Return the codes of the rules that looked at it and are reported."""
+    codes = checked(subjects(seen)) | asked(_release(seen, policy))
+    return tuple(sorted(filter(policy.at(seen.path).reports, codes)))
+
+
+def _unmatched(met: Loading, verdict: Verdict) -> tuple[str, ...]:
+    """Return the keys that keep it from loading strictly, and that nothing fails or waives."""
+    told = {f.key for f in verdict.findings if f.fails}
+    silent = [one.finding for one in verdict.silenced]
+    told |= {f.key for f in silent}
+    if met.rewrite and any(f.rule.code == "CK209" for f in silent):
+        told |= {*met.rewrite.keys, *met.rewrite.keys.values()}
+    keys = (*met.missing_keys, *met.unexpected_keys, *(c.key for c in met.mismatched))
+    return tuple(key for key in dict.fromkeys(keys) if key not in told)
+
+
+def _upkeep(
+    verdict: Verdict, seen: Sequence[Seen], policy: Policy, known: Baseline | None
+) -> Upkeep:
+    used = {one.waiver for one in verdict.silenced if one.waiver}
+    here = {policy.relative(s.path) for s in seen}
+    found = {
+        baselines.known(one.finding, policy.relative(one.finding.path))
+        for one in verdict.silenced
+        if one.by == "baseline"
+    }
+    gone = sorted(k for k in (known.known if known else ()) if k.path in here and k not in found)
+    return Upkeep(
+        expired=tuple(w for w in policy.waivers if policy.expired(w)),
+        unused=tuple(
+            w
+            for w in policy.waivers
+            if w not in used
+            and not policy.expired(w)
+            and any(policy.matching(w, s.path) for s in seen)
+        ),
+        vanished=tuple((k.path, k.rule, k.key) for k in gone),
+    )
+
+
+def _baseline_file(given: PathLike | None, config: Config, *, update: bool) -> Path | None:
+    named = config.settings.baseline
+    if given is not None:
+        return Path(given)
+    if named is not None:
+        return config.directory / named
+    if update:
+        raise UsageError("--update-baseline: name the file with --baseline FILE")
+    return None
+
+
+def _updated(file: Path, old: Baseline | None, seen: Sequence[Seen], policy: Policy) -> Baseline:
+    """Write all findings of `seen` as known, beside those of paths that were not looked at."""
+    here = {policy.relative(s.path) for s in seen}
+    others = {k for k in (old.known if old else ()) if k.path not in here}
+    verdict = _judged(seen, policy, None)
+    found = {
+        baselines.known(f, policy.relative(f.path))
+        for f in verdict.findings
+        if f.rule.code not in _ABOUT_THE_POLICY
+    }
+    _write(file, baselines.text(others | found))
+    return Baseline(frozenset(others | found))
+
+
+def _write(path: Path, text: str) -> None:
+    from ckptool.formats.atomic import commit, pending
+
+    try:
+        with pending(path, force=True) as partial:
+            partial.path.write_text(text, encoding="utf-8")
+            commit(partial)
+    except OSError as error:
+        raise WriteError(f"--update-baseline {path}: {error.strerror or error}") from error

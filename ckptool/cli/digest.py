@@ -1,0 +1,60 @@
+"""`ckptool digest`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import Output, limit_options, one_line, report_options
+from ckptool.errors import UsageError
+from ckptool.formats.limits import Limits
+from ckptool.policy import Policy
+
+
+@click.command("digest")
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."
+)
+@click.option(
+    "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+)
+@click.option(
+    "--check",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Compare with what `digest --format json -o FILE` wrote before.",
+)
+@click.option(
+    "--textconv", is_flag=True, help="One stable line for each tensor, for git diff; exits 0."
+)
+@limit_options
+@report_options
+def command(
+    ctx: click.Context,
+    paths: tuple[Path, ...],
+    *,
+    at: str | None,
+    check: Path | None,
+    textconv: bool,
+    limits: Limits,
+    out: Output,
+    policy: Policy,
+) -> None:
+    """Name the content of checkpoints: the same digest in any container, key order or shards.
+
+    \b
+    ckptool digest model.pth
+    ckptool digest model.pth --format json -o model.digest.json
+    ckptool digest model.safetensors --check model.digest.json
+    """  # noqa: D301 (click wants the character, not its name)
+    if textconv:
+        if check is not None or len(paths) != 1:
+            raise UsageError("--textconv prints one PATH, without --check")
+        out.text(api.textconv(paths[0], at=at, limits=limits))
+        ctx.exit(0)
+    report = api.digest(paths, at=at, check=check, policy=policy, limits=limits)
+    if report.checkpoints or out.formats - {"table", "markdown"}:
+        out.emit(report)
+    for error in report.errors:
+        click.echo(f"ckptool: {one_line(error)}", err=True)
+    ctx.exit(report.exit_code)

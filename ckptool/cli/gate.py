@@ -1,0 +1,92 @@
+"""`ckptool gate`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import (
+    Output,
+    input_options,
+    limit_options,
+    module_options,
+    one_line,
+    report_options,
+)
+from ckptool.errors import UsageError
+from ckptool.formats.limits import Limits
+from ckptool.policy import Policy
+
+
+@click.command("gate")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="PATH...")
+@module_options
+@click.option(
+    "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+)
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take the policy, and the modules, from this file.",
+)
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Known findings: they do not fail.",
+)
+@click.option("--update-baseline", is_flag=True, help="Write what is found now as known.")
+@click.option("--exit-zero", is_flag=True, help="Exit 0 where the gate fails: report only.")
+@click.option("--show-policy", is_flag=True, help="Print what holds, and where each part is from.")
+@input_options
+@limit_options
+@report_options
+def command(  # noqa: PLR0913
+    ctx: click.Context,
+    paths: tuple[Path, ...],
+    *,
+    module: str | None,
+    kwargs: dict[str, object] | None,
+    at: str | None,
+    baseline: Path | None,
+    update_baseline: bool,
+    exit_zero: bool,
+    show_policy: bool,
+    inputs: tuple[str, ...] | None,
+    limits: Limits,
+    out: Output,
+    policy: Policy,
+) -> None:
+    r"""Pass or fail a release by the policy of pyproject.toml or ckptool.toml.
+
+    \b
+    ckptool gate model.pth                        the module that the configuration names
+    ckptool gate release/* --format github        annotations and a summary for GitHub
+    ckptool gate model.pth --format sarif -o gate.sarif --format junit -o gate.xml
+    ckptool gate --show-policy
+    """
+    if show_policy:
+        shown = api.effective_policy(paths, options=ctx.obj["options"], config=ctx.obj["config"])
+        out.emit(shown)
+        return
+    if not paths:
+        raise UsageError("no checkpoint is named: ckptool gate PATH...")
+    report = api.gate(
+        paths,
+        module=module,
+        kwargs=kwargs,
+        at=at,
+        inputs=inputs,
+        baseline=baseline,
+        update_baseline=update_baseline,
+        exit_zero=exit_zero,
+        policy=policy,
+        limits=limits,
+        config=ctx.obj["config"],
+    )
+    out.emit(report)
+    for error in report.errors:
+        click.echo(f"ckptool: {one_line(error)}", err=True)
+    ctx.exit(report.exit_code)

@@ -1,0 +1,18 @@
+"""Findings + a policy -> a verdict: the only place that decides whether a run fails."""
+
+from ckptool.config import Waiver
+from ckptool.policy.baseline import Baseline, Known
+from ckptool.policy.judging import Silenced, Verdict, judge
+from ckptool.policy.terms import ExitCode, Policy, known_codes
+
+__all__ = [
+    "Baseline",
+    "ExitCode",
+    "Known",
+    "Policy",
+    "Silenced",
+    "Verdict",
+    "Waiver",
+    "judge",
+    "known_codes",
+]

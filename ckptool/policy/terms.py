@@ -1,0 +1,137 @@
+"""What a policy says: which findings count, how grave they are, and what a release has to be."""
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from difflib import get_close_matches
+from enum import IntEnum
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from ckptool.config import PathEntry, Requirements, Waiver
+from ckptool.errors import UsageError
+from ckptool.rules import RULES, Finding, Level
+
+LEVELS: Final = {level.word: level for level in Level}
+
+
+class ExitCode(IntEnum):
+    PASSED = 0
+    FAILED = 1
+    COULD_NOT_CHECK = 2
+
+
+class Policy(Struct, frozen=True):
+    """Which findings count, and from which level on they fail a run."""
+
+    select: tuple[str, ...] = ()
+    """Codes or families ("CK2") that are reported; () is all."""
+    ignore: tuple[str, ...] = ()
+    """Codes or families that are not."""
+    fail_on: Level | None = Level.ERROR
+    """The least level that fails; None is never."""
+    levels: Mapping[str, Level] = {}
+    """Code or family -> the level of its findings; the longer match wins."""
+    require: Requirements = Requirements()
+    """What a release has to be; only the gate asks."""
+    paths: tuple[PathEntry, ...] = ()
+    """What holds besides for the files that a glob matches; a later one wins."""
+    waivers: tuple[Waiver, ...] = ()
+    directory: Path = Path()
+    """Globs over paths are relative to it."""
+    source: str = ""
+    """The file that most of it is from."""
+    gate: bool = False
+    """Whether a release is judged: then a rule's level in a gate holds."""
+    today: date | None = None
+    """What waivers expire by; None is the day on which it is asked."""
+
+    def __post_init__(self) -> None:
+        entries = [code for e in self.paths for code in (*(e.select or ()), *(e.ignore or ()))]
+        levels = [code for e in self.paths for code in e.levels]
+        waived = [w.rule for w in self.waivers]
+        for code in (*self.select, *self.ignore, *self.levels, *entries, *levels, *waived):
+            known_codes(code)
+
+    def reports(self, code: str) -> bool:
+        """Whether findings of `code` are reported: the longer match wins, and a tie is ignored."""
+        chosen = _longest(code, self.select)
+        dropped = _longest(code, self.ignore)
+        return (chosen > 0 or not self.select) and (dropped == 0 or chosen > dropped)
+
+    def level(self, finding: Finding) -> Level:
+        """Return how grave a finding is."""
+        code = finding.rule.code
+        said = max((c for c in self.levels if code.startswith(c.upper())), key=len, default=None)
+        if said is not None:
+            return self.levels[said]
+        graver = finding.rule.gate if self.gate else None
+        return max(finding.level, graver or finding.level)
+
+    def fails(self, level: Level) -> bool:
+        """Whether a finding of that level fails the run."""
+        return self.fail_on is not None and level >= self.fail_on
+
+    def at(self, path: str) -> "Policy":
+        """Return what holds for the checkpoint at `path`."""
+        here = self
+        for entry in self.paths:
+            if path and fnmatchcase(self.relative(path), entry.path):
+                here = _over(here, entry)
+        return here
+
+    def relative(self, path: str) -> str:
+        """Return `path` as globs see it: from the directory of the policy, where it is inside."""
+        return _relative(path, self.directory)
+
+    def matching(self, waiver: Waiver, path: str) -> bool:
+        """Whether a waiver is about the checkpoint at `path`."""
+        return waiver.path == "*" or fnmatchcase(self.relative(path), waiver.path)
+
+    def expired(self, waiver: Waiver) -> bool:
+        today = self.today or datetime.now(tz=UTC).date()
+        return waiver.expires is not None and waiver.expires < today
+
+
+@cache
+def _relative(path: str, directory: Path) -> str:
+    try:
+        return Path(path).resolve().relative_to(directory.resolve()).as_posix()
+    except (ValueError, OSError, RuntimeError):
+        return Path(path).as_posix()
+
+
+def known_codes(text: str) -> tuple[str, ...]:
+    """Return the codes that `text`, a code or the beginning of codes, stands for.
+
+    Raises:
+        UsageError: there is no such code.
+    """
+    codes = tuple(code for code in RULES if text and code.startswith(text.upper()))
+    if not codes:
+        close = get_close_matches(text.upper(), RULES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UsageError(f"no rule is called {text!r}{hint} (`ckptool rule` lists them all)")
+    return codes
+
+
+def _longest(code: str, beginnings: tuple[str, ...]) -> int:
+    return max((len(s) for s in beginnings if code.startswith(s.upper())), default=0)
+
+
+def _over(policy: Policy, entry: PathEntry) -> Policy:
+    """Return `policy` with what `entry` says in place of what it said."""
+    fail_on = policy.fail_on if entry.fail_on is None else LEVELS.get(entry.fail_on)
+    said = {name: value for name, value in asdict(entry.require).items() if value is not None}
+    return replace(
+        policy,
+        select=policy.select if entry.select is None else entry.select,
+        ignore=policy.ignore if entry.ignore is None else entry.ignore,
+        fail_on=fail_on,
+        levels={**policy.levels, **{code: LEVELS[word] for code, word in entry.levels.items()}},
+        require=replace(policy.require, **said),
+    )

@@ -1,0 +1,32 @@
+"""A judged release, and a policy -> blocks."""
+
+from collections.abc import Iterator
+
+from ckptool.render import Style
+from ckptool.render.blocks import Block, Lines, Verdict, grid
+from ckptool.report import GateReport, PolicyReport
+
+
+def release(report: GateReport, style: Style) -> Iterator[Block]:
+    yield Verdict(report.verdict, report.verdict.startswith(("gate failed", "gate could")))
+    if style.verbosity < 0:
+        return
+    source = f"policy: {report.policy}" if report.policy else "policy: the defaults"
+    yield Lines((source, *report.notes))
+    rows = [(one.path, one.module or "none", one.verdict) for one in report.checkpoints]
+    yield grid("Checkpoints", ("checkpoint", "module", "verdict"), rows, style)
+    levels = [
+        (one.path, level.level, level.status, level.device, level.reason)
+        for one in report.checkpoints
+        for level in one.levels
+    ]
+    if levels:
+        headers = ("checkpoint", "level", "status", "ran on", "why")
+        yield grid("Verified, since the policy asks for it", headers, levels, style)
+
+
+def policy(report: PolicyReport, style: Style) -> Iterator[Block]:
+    for path in dict.fromkeys(one.path for one in report.settings):
+        rows = [(s.name, s.value, s.origin) for s in report.settings if s.path == path]
+        title = f"Policy for {path}" if path else "Policy"
+        yield grid(title, ("setting", "value", "from"), rows, style)

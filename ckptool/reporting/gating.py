@@ -1,0 +1,124 @@
+"""A judged release, and a policy -> reports."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from ckptool.compare import Loading
+from ckptool.model import Checkpoint, Skipped
+from ckptool.policy import ExitCode, Verdict
+from ckptool.policy.effective import Setting
+from ckptool.report import FindingReport, GatedReport, GateReport, PolicyReport, SettingReport
+from ckptool.reporting.checking import level_report
+from ckptool.reporting.parts import findings, silenced, skipped_reports
+
+if TYPE_CHECKING:
+    from ckptool.verification.facts import Verification
+
+
+POLICY_CODES: Final = frozenset({"CK857", "CK858", "CK859"})
+"""What is found in the policy, and in no checkpoint."""
+
+
+class Gated(Struct, frozen=True):
+    """A checkpoint that was looked at."""
+
+    path: str
+    checkpoint: Checkpoint
+    loading: Loading | None
+    verification: "Verification | None"
+    skipped: tuple[Skipped, ...]
+    rules: tuple[str, ...]
+
+
+def gated(
+    done: tuple[Gated, ...],
+    errors: Mapping[str, str],
+    order: tuple[str, ...],
+    verdict: Verdict,
+    source: str,
+) -> GateReport:
+    """Report a release: each checkpoint in the order asked for."""
+    found = findings(verdict)
+    by_path = {one.path: _gated(one, found) for one in done}
+    by_path |= {path: _unread(path, error) for path, error in errors.items()}
+    checkpoints = tuple(by_path[path] for path in dict.fromkeys(order))
+    code = ExitCode.COULD_NOT_CHECK if errors else verdict.exit_code
+    return GateReport(
+        command="gate",
+        findings=found,
+        silenced=silenced(verdict),
+        skipped=tuple(s for one in done for s in skipped_reports(one.skipped, one.path)),
+        exit_code=code,
+        verdict=_words(checkpoints, found, len(verdict.silenced), code),
+        checkpoints=checkpoints,
+        policy=source,
+        errors=tuple(errors.values()),
+    )
+
+
+def shown(settings: Mapping[str, tuple[Setting, ...]]) -> PolicyReport:
+    """Report the policy that holds for each path."""
+    return PolicyReport(
+        command="gate",
+        findings=(),
+        skipped=(),
+        exit_code=ExitCode.PASSED,
+        settings=tuple(
+            SettingReport(name=s.name, value=s.value, origin=s.origin, path=path)
+            for path, found in settings.items()
+            for s in found
+        ),
+    )
+
+
+def _gated(one: Gated, found: tuple[FindingReport, ...]) -> GatedReport:
+    mine = [f for f in found if f.path == one.path]
+    failing = sum(f.fails for f in mine)
+    met, done = one.loading, one.verification
+    said = _levels(mine)
+    return GatedReport(
+        path=one.path,
+        verdict=f"{'failed' if failing else 'passed'}{f': {said}' if said else ''}",
+        passed=not failing,
+        container=str(one.checkpoint.container),
+        nbytes=one.checkpoint.nbytes,
+        module=met.module.target if met else "",
+        at=met.state.at if met else "",
+        rules=one.rules,
+        levels=tuple(map(level_report, done.levels)) if done else (),
+    )
+
+
+def _unread(path: str, error: str) -> GatedReport:
+    reason = error.removeprefix(f"{path}: ")
+    return GatedReport(path=path, verdict=f"could not be checked: {reason}", passed=False)
+
+
+def _levels(found: list[FindingReport]) -> str:
+    counts = {level: sum(f.level == level for f in found) for level in ("error", "warning", "note")}
+    return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts.items() if n)
+
+
+def _words(
+    checkpoints: tuple[GatedReport, ...],
+    found: tuple[FindingReport, ...],
+    silent: int,
+    code: ExitCode,
+) -> str:
+    total = len(checkpoints)
+    unread = sum(not one.container for one in checkpoints)
+    failed = sum(not one.passed for one in checkpoints) - unread
+    release = f"{total} checkpoint{'' if total == 1 else 's'}"
+    waived = f", {silent} finding{'' if silent == 1 else 's'} waived or known" if silent else ""
+    if code == ExitCode.PASSED:
+        said = _levels(list(found))
+        return f"gate passed: {release}{f', {said}' if said else ''}{waived}"
+    parts = [f"{failed} of {release}"] if failed else []
+    if any(f.fails and f.code in POLICY_CODES for f in found):
+        parts.append("the policy itself needs work")
+    if unread:
+        parts.append(f"{unread} of {release} could not be checked")
+    word = "failed" if failed or code == ExitCode.FAILED else "could not check"
+    return f"gate {word}: {', and '.join(parts)}{waived}"

@@ -1,0 +1,50 @@
+"""Errors of a migration -> hits: what a plan may not do (CK221, CK311).
+
+`ckptool migrate` stops with these. `inspect` and `diff` do not report them: nothing is wrong with a
+file that safetensors cannot hold, as long as nobody converts it.
+"""
+
+from collections.abc import Iterator
+
+from ckptool.errors import RenameRefusedError, UnsupportedValueError
+from ckptool.rules.registry import Hit, Level, Rule, check, hit
+
+
+@check(
+    RenameRefusedError,
+    Rule(
+        code="CK221",
+        name="ambiguous-rename-refused",
+        level=Level.ERROR,
+        message="`{key}` is not renamed to `{to}`: {reason}",
+        why="A rename for a whole family of keys (gamma to weight, beta to bias) hits names that "
+        "are meant as they are. A key is renamed only if the module does not have it, has the "
+        "new one, and has the same shape there.",
+        fix="Name in the plan the keys that are meant, one by one, or a prefix that only they "
+        "have.",
+        example="def renamed(key):\n"
+        '    return key.replace("gamma", "weight")  # LayerScale.gamma as well',
+    ),
+)
+def rename_refused(error: RenameRefusedError) -> Iterator[Hit]:
+    yield hit(error.key, to=error.to, reason=error.reason)
+
+
+@check(
+    UnsupportedValueError,
+    Rule(
+        code="CK311",
+        name="safetensors-unsupported-value",
+        level=Level.ERROR,
+        message="`{key}` cannot be written as {to}: {reason}",
+        why="safetensors holds plain tensors of its own list of dtypes: nothing sparse, nothing "
+        "quantised, no complex128, no Python values. Dropping what does not fit would change the "
+        "model.",
+        fix="Write a .pth (--to pth), or convert the tensor first: to_dense(), dequantize(), "
+        "torch.view_as_real(), or `cast` in a plan.",
+        example='save_file({"w": torch.eye(2).to_sparse()}, path)',
+    ),
+)
+def unsupported_value(error: UnsupportedValueError) -> Iterator[Hit]:
+    for key, reason in error.reasons.items():
+        yield hit(key, to=error.to, reason=reason)

@@ -1,0 +1,251 @@
+"""Valued and Loading -> hits: what the numbers themselves say (CK401 to CK405, CK213)."""
+
+import re
+from collections.abc import Iterator
+from math import inf
+from typing import Final
+
+from ckptool.compare import Loading
+from ckptool.figures import Figures
+from ckptool.rules.registry import Hit, Level, Rule, check, hit
+from ckptool.valued import Valued
+
+_SENTINELS: Final = frozenset(
+    ["min_val", "max_val", "best_score", "best_model_score", "kth_value", "best"]
+)
+"""Observers and callbacks begin with an infinity that the first batch replaces."""
+_HUGE, _LARGE, _TINY = 1e30, 1e10, 1e-30
+_GARBAGE: Final = frozenset(["float32", "bfloat16", "float64", "complex64", "complex128"])
+"""In float16 magnitudes end at 65504, and what is below 6e-5 is a denormal already."""
+_MEAN, _VARIANCE, _BATCHES = "running_mean", "running_var", "num_batches_tracked"
+_AROUND: Final = frozenset(["module", "model", "shadow", "state_dict", "_orig_mod"])
+"""What stands around the averaged model within its own state."""
+_Statistics = tuple[str, ...]
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+@check(
+    Valued,
+    Rule(
+        code="CK401",
+        name="non-finite",
+        level=Level.ERROR,
+        message="`{key}` has {nan} NaN and {infinite} infinite of {numel} values, the first at "
+        "{where}",
+        why="One NaN spreads to every output that it touches. It comes from a run that diverged, "
+        "a cast that overflowed or a damaged file. Silent are masks, whose values are 0 and -inf "
+        "and nothing else, and the infinity that an observer or a callback starts from.",
+        fix="Go back to a checkpoint of before; `ckptool diff OLD NEW` says which tensors changed.",
+    ),
+)
+def non_finite(valued: Valued) -> Iterator[Hit]:
+    for key, one in valued.figures.items():
+        if (one.nan or one.infinite) and not _meant(key, one):
+            where = _position(one.first, valued.tensors[key].shape)
+            yield hit(key, nan=one.nan, infinite=one.infinite, numel=one.numel, where=where)
+
+
+def _meant(key: str, one: Figures) -> bool:
+    """Whether its infinities are a mask's, or what is there before the first batch."""
+    if one.nan or one.distinct is None:
+        return False
+    mask = set(one.distinct) == {0.0, -inf}
+    return mask or (len(one.distinct) == 1 and _name(key) in _SENTINELS)
+
+
+def _position(flat: int, shape: tuple[int, ...]) -> list[int]:
+    """Return the index of an element from its place in C order."""
+    index: list[int] = []
+    for size in reversed(shape):
+        flat, place = divmod(flat, size)
+        index.insert(0, place)
+    return index
+
+
+@check(
+    Valued,
+    Rule(
+        code="CK402",
+        name="default-norm-stats",
+        level=Level.WARNING,
+        message="`{key}` is all 0 and `{variance}` all 1, as before the first batch, while "
+        "`{trained}` is trained",
+        why="In eval() the layer normalises by these numbers. They stay at their defaults where a "
+        "copy (EMA, a converter) takes the parameters and leaves the buffers, or where training "
+        "ran in eval mode: the accuracy collapses without an error.",
+        fix="Take the statistics from a checkpoint that has them, or run batches through the model "
+        "in train() mode.",
+    ),
+)
+def default_norm_stats(valued: Valued) -> Iterator[Hit]:
+    stale = {key for _, keys, _ in _stale(valued) for key in keys}
+    for key in valued.figures:
+        prefix = key.removesuffix(_MEAN)
+        if _name(key) == _MEAN and key not in stale and _is_default(valued, prefix):
+            names = (f"{prefix}weight", f"{prefix}bias")
+            trained = next((n for n in names if _is_trained(valued.figures.get(n))), None)
+            if trained:
+                yield hit(key, variance=f"{prefix}{_VARIANCE}", trained=trained)
+
+
+def _is_default(valued: Valued, prefix: str) -> bool:
+    """Whether no batch has changed the statistics of the layer."""
+    mean, variance, batches = (
+        valued.figures.get(prefix + name) for name in (_MEAN, _VARIANCE, _BATCHES)
+    )
+    fresh = mean is not None and mean.all_are(0) and variance is not None and variance.all_are(1)
+    return fresh and (batches is None or batches.all_are(0))
+
+
+def _is_trained(one: Figures | None) -> bool:
+    """Whether no constructor makes such a parameter: it is neither all ones nor all zeros."""
+    if one is None or one.nan:
+        return False
+    several = one.distinct is None or len(one.distinct) > 1
+    return several or (one.numel == 1 and one.constant not in {0.0, 1.0})
+
+
+@check(
+    Valued,
+    Rule(
+        code="CK403",
+        name="ema-buffers-stale",
+        level=Level.WARNING,
+        message="`{key}` keeps {stale} of {total} running statistics at their defaults, while "
+        "those of the raw weights are not: `{example}`, but `{raw}`",
+        why="The loop that averages goes over parameters() only. The averaged weights, which are "
+        "the ones that people use, then normalise by a mean of 0 and a variance of 1.",
+        fix="Copy the buffers too, when averaging and into this file: "
+        'torch.optim.swa_utils.AveragedModel(model, use_buffers=True), or ema["{example}"] = '
+        'raw["{raw}"]',
+    ),
+)
+def ema_buffers_stale(valued: Valued) -> Iterator[Hit]:
+    for root, keys, raw in _stale(valued):
+        total = sum(_root(key) == root for key in valued.figures if _name(key) == _MEAN)
+        yield hit(root, stale=len(keys), total=total, example=keys[0], raw=raw)
+
+
+def _stale(valued: Valued) -> Iterator[tuple[str, _Statistics, str]]:
+    """Yield each averaged state with those of its means that are at defaults, and a raw one."""
+    means = [key for key in valued.figures if _name(key) == _MEAN]
+    raw = [k for k in means if not _root(k) and not _is_default(valued, k.removesuffix(_MEAN))]
+    trained: dict[str, list[str]] = {}
+    for key in raw:
+        trained.setdefault(_tail(key), []).append(key)
+    found: dict[str, dict[str, str]] = {}
+    for key in means:
+        if (root := _root(key)) and _is_default(valued, key.removesuffix(_MEAN)):
+            inner = key[len(root) :].removeprefix(".")
+            twins = (k for k in trained.get(_tail(key), ()) if _same_layer(inner, k))
+            if twin := next(twins, None):
+                found.setdefault(root, {})[key] = twin
+    for root, twins_of in found.items():
+        yield root, tuple(twins_of), next(iter(twins_of.values()))
+
+
+def _root(key: str) -> str:
+    """Return a key up to and with its last segment that speaks of an average; "" without one."""
+    segments = key.split(".")
+    ends = [n for n, s in enumerate(segments) if re.search(r"(?i:(?<![a-z])ema(?![a-z]))|EMA", s)]
+    return ".".join(segments[: ends[-1] + 1]) if ends else ""
+
+
+def _tail(key: str) -> str:
+    return ".".join(key.split(".")[-2:])
+
+
+def _same_layer(inner: str, raw: str) -> bool:
+    """Whether a raw key names the layer that `inner` names within the averaged model."""
+    plain = inner
+    while plain.partition(".")[0] in _AROUND:
+        plain = plain.partition(".")[2]
+    return any(raw == name or raw.endswith(f".{name}") for name in (inner, plain))
+
+
+@check(
+    Valued,
+    Rule(
+        code="CK405",
+        name="looks-uninitialised",
+        level=Level.WARNING,
+        message="`{key}` looks like memory that nothing was written to: magnitudes from "
+        "{smallest} to {largest}, {denormals} of {numel} values denormal",
+        why="torch.empty, to_empty() and a module that was materialised from meta hold whatever "
+        "the memory held before. What gives it away are magnitudes from 1e30 on, or denormals "
+        "beside magnitudes from 1e10 on or beside nothing that is not tiny. Tensors of one or two "
+        "values (masks) and optimizer state stay silent.",
+        fix="Initialise the tensor before saving: call reset_parameters(), or load a checkpoint "
+        "that has it.",
+    ),
+)
+def looks_uninitialised(valued: Valued) -> Iterator[Hit]:
+    for key, one in valued.figures.items():
+        apart = key in valued.optimizers or valued.tensors[key].dtype not in _GARBAGE
+        if not apart and one.distinct is None and _is_garbage(one):
+            yield hit(
+                key,
+                smallest=f"{one.smallest:.1e}",
+                largest=f"{one.largest:.1e}",
+                denormals=one.denormals,
+                numel=one.numel,
+            )
+
+
+def _is_garbage(one: Figures) -> bool:
+    beside = one.largest >= _LARGE or one.largest < _TINY
+    return one.largest >= _HUGE or (one.denormals > 0 and beside)
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK404",
+        name="half-rounded-buffer",
+        level=Level.WARNING,
+        message="`{key}` is in the file as the module makes it, but rounded to {dtype}",
+        why="model.half() and model.to(bfloat16) round buffers too: frequencies of a rotary "
+        "embedding, tables of positions. Loading puts the rounded numbers in the place of exact "
+        "ones, and a cast back to float32 does not bring them back.",
+        fix="Keep the module's own: leave the key out of the file (strict=False), or set "
+        'state_dict["{key}"] from a fresh module; cast parameters only.',
+    ),
+)
+def half_rounded(loading: Loading) -> Iterator[Hit]:
+    for key in loading.constants:
+        if dtype := _rounded_to(loading, key):
+            yield hit(key, dtype=dtype)
+
+
+def _rounded_to(loading: Loading, key: str) -> str:
+    """Return the dtype in which the file has exactly what the module makes; "" where in none."""
+    held = loading.module.held[key]
+    rounded = (d for d, content in held.halved.items() if content in loading.constants[key])
+    return next(rounded, "")
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK213",
+        name="checkpoint-overrides-config",
+        level=Level.WARNING,
+        message="`{key}` has another value in the file than the module makes of its arguments: "
+        "loading puts the file's in its place",
+        why="A buffer that the constructor makes the same every time is part of the configuration: "
+        "anchors, masks, frequencies. If the arguments were changed on purpose, the file silently "
+        "undoes it; if not, the model is not the one that was trained. Buffers that start as zeros "
+        "or ones stay silent: they wait for data.",
+        fix="Build the module with the arguments it was trained with; if the new value is meant, "
+        'state_dict.pop("{key}") and load with strict=False.',
+    ),
+)
+def overrides_config(loading: Loading) -> Iterator[Hit]:
+    for key, contents in loading.constants.items():
+        held, tensor = loading.module.held[key], loading.state.tensors[key]
+        same = tensor.dtype == held.tensor.dtype
+        if same and held.fingerprint not in contents and not _rounded_to(loading, key):
+            yield hit(key, where=held.where, owner=held.owner)

@@ -1,0 +1,148 @@
+"""What a policy asks for (CK85x): the same release, asked for less and for more."""
+
+from datetime import date
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ckptool import api
+from ckptool.config import Config, Requirements, Settings, Waiver
+from ckptool.policy.effective import policy_of
+from rules.cases import fires, near
+
+LINEAR = {"in_features": 2, "out_features": 3}
+
+
+def gate(tmp, content, require=None, waivers=(), module=None, kwargs=LINEAR, **options):
+    path = tmp / "model.pth"
+    torch.save(content, path)
+    config = Config(Settings(require=require or Requirements(), waivers=tuple(waivers)), tmp)
+    policy = options.pop("policy", policy_of(config))
+    named = {"module": module, "kwargs": kwargs} if module else {}
+    return api.gate(path, config=config, policy=policy, **named, **options)
+
+
+def linear():
+    return nn.Linear(2, 3).state_dict()
+
+
+@fires("CK851", "CK203")
+def a_recomputable_buffer_is_missing(tmp):
+    import zoo
+
+    state = zoo.BufferMask().state_dict()
+    del state["mask"]
+    return gate(tmp, state, module="zoo:BufferMask", kwargs={})
+
+
+@near("CK851", "CK201")
+def a_missing_key_that_fails_by_itself(tmp):
+    return gate(tmp, {"weight": linear()["weight"]}, module="torch.nn:Linear")
+
+
+@fires("CK852")
+def a_dtype_that_is_not_allowed(tmp):
+    return gate(tmp, linear(), Requirements(dtypes=("bfloat16", "int*")))
+
+
+@near("CK852")
+def all_dtypes_allowed(tmp):
+    return gate(tmp, linear(), Requirements(dtypes=("float*",)))
+
+
+@fires("CK853")
+def more_bytes_than_allowed(tmp):
+    return gate(tmp, linear(), Requirements(max_size="1 kB"))
+
+
+@near("CK853")
+def fewer_bytes_than_allowed(tmp):
+    return gate(tmp, linear(), Requirements(max_size="1 MiB"))
+
+
+@fires("CK854")
+def a_pickle_where_safetensors_is_asked_for(tmp):
+    return gate(tmp, linear(), Requirements(safetensors=True))
+
+
+@near("CK854")
+def safetensors_as_asked_for(tmp):
+    save_file(linear(), tmp / "m.safetensors", {"format": "pt"})
+    config = Config(Settings(require=Requirements(safetensors=True)), tmp)
+    return api.gate(tmp / "m.safetensors", config=config)
+
+
+@fires("CK855")
+def a_name_that_is_not_allowed(tmp):
+    return gate(tmp, linear(), Requirements(globals=("torch.*",)))
+
+
+@near("CK855")
+def names_that_are_allowed(tmp):
+    return gate(tmp, linear(), Requirements(globals=("torch.*", "collections.OrderedDict")))
+
+
+@fires("CK856")
+def a_forward_pass_without_an_input(tmp):
+    require = Requirements(verify=("load", "forward"), device="simulated")
+    return gate(tmp, linear(), require, module="torch.nn:Linear")
+
+
+@near("CK856")
+def a_forward_pass_on_a_simulated_device(tmp):
+    require = Requirements(verify=("load", "device", "forward"), device="simulated")
+    words = ("float32[4,2]",)
+    return gate(tmp, linear(), require, module="torch.nn:Linear", inputs=words)
+
+
+def waiver(**changes):
+    return Waiver(**{"rule": "CK854", "reason": "until the readers can", **changes})
+
+
+@fires("CK857", "CK854")
+def an_expired_waiver(tmp):
+    lapsed = waiver(expires=date(2020, 1, 31))
+    return gate(tmp, linear(), Requirements(safetensors=True), [lapsed])
+
+
+@near("CK857")
+def a_waiver_that_has_not_expired(tmp):
+    return gate(tmp, linear(), Requirements(safetensors=True), [waiver(expires=date(2999, 1, 31))])
+
+
+@fires("CK858")
+def a_waiver_of_nothing(tmp):
+    return gate(tmp, linear(), waivers=[waiver()])
+
+
+@near("CK858")
+def a_waiver_for_other_files(tmp):
+    return gate(tmp, linear(), waivers=[waiver(path="other/*")])
+
+
+@fires("CK859")
+def a_known_finding_that_is_mended(tmp):
+    asked = Requirements(safetensors=True)
+    gate(tmp, linear(), asked, baseline=tmp / "known.json", update_baseline=True)
+    return gate(tmp, linear(), baseline=tmp / "known.json")
+
+
+@near("CK859")
+def a_known_finding_that_is_still_there(tmp):
+    asked = Requirements(safetensors=True)
+    gate(tmp, linear(), asked, baseline=tmp / "known.json", update_baseline=True)
+    return gate(tmp, linear(), asked, baseline=tmp / "known.json")
+
+
+@fires("CK210")
+def less_coverage_than_the_policy_asks_for(tmp):
+    state = {k: v for k, v in nn.Linear(2, 3).state_dict().items() if k == "weight"}
+    require = Requirements(coverage=0.9)
+    return gate(tmp, state, require, [waiver(rule="CK201")], module="torch.nn:Linear")
+
+
+@near("CK210", "CK201")
+def as_much_coverage_as_the_policy_asks_for(tmp):
+    state = {k: v for k, v in nn.Linear(2, 3).state_dict().items() if k == "weight"}
+    return gate(tmp, state, Requirements(coverage=0.5), module="torch.nn:Linear")
