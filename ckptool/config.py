@@ -11,13 +11,15 @@ from typing import Any, Final, Literal
 import msgspec
 
 from ckptool.errors import ConfigError
+from ckptool.locations import Location, RemotePath
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[[tool.ckptool.models]]`: the module that the checkpoints matching `path` belong to."""
 
     path: str
-    """Glob over the path relative to the configuration file; `*` also matches "/"."""
+    """Glob over the path relative to the configuration file, or over the whole of a remote
+    location; `*` also matches "/"."""
     module: str
     """"package.module:Name"."""
     kwargs: dict[str, Any] = {}
@@ -110,13 +112,18 @@ class Config(msgspec.Struct, frozen=True):
     directory: Path = Path()
     file: Path | None = None
 
-    def entry(self, checkpoint: Path) -> ModelEntry | None:
+    def entry(self, checkpoint: Location) -> ModelEntry | None:
         """Return the first entry whose glob matches `checkpoint`."""
+        if isinstance(checkpoint, RemotePath):
+            return self._matching(checkpoint.plain)
         try:
             relative = checkpoint.resolve().relative_to(self.directory.resolve()).as_posix()
         except (ValueError, OSError, RuntimeError):
             return None
-        return next((m for m in self.settings.models if fnmatchcase(relative, m.path)), None)
+        return self._matching(relative)
+
+    def _matching(self, place: str) -> ModelEntry | None:
+        return next((m for m in self.settings.models if fnmatchcase(place, m.path)), None)
 
 
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

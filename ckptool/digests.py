@@ -1,7 +1,6 @@
 """Checkpoint -> what names its content: a digest of each tensor, and one of them all."""
 
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +10,8 @@ from msgspec import Struct
 from ckptool.compare import all_tensors, state_at
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files import open_source
-from ckptool.model import FINGERPRINT, PIECE, Checkpoint, Skipped, TensorInfo, natural
+from ckptool.locations import Location
+from ckptool.model import FINGERPRINT, PIECE, Checkpoint, Skipped, TensorInfo, hasher, natural
 from ckptool.values import fingerprint_many, obstacle
 
 EVERYWHERE: Final = "*"
@@ -92,7 +92,7 @@ def content_digest(fingerprints: Mapping[str, str | None], *, complete: bool = T
     Where one of them is None, or not all could be seen, it says so: "partial:" takes the place of
     its first characters, so that it can never be taken for a digest of the whole.
     """
-    digest = sha256()
+    digest = hasher()
     for key in sorted(fingerprints):
         digest.update(f"{key}\0{fingerprints[key] or '-'}\n".encode("utf-8", "surrogatepass"))
     text = digest.hexdigest()
@@ -118,7 +118,7 @@ def digested(checkpoint: Checkpoint, at: str | None = None) -> Digest:
     )
 
 
-def saved_digest(path: Path, checkpoint: Path) -> Saved:
+def saved_digest(path: Path, checkpoint: Location) -> Saved:
     """Read the digest of `checkpoint` that a JSON report of before holds.
 
     Raises:
@@ -187,16 +187,16 @@ def lines(digest: Digest) -> Iterator[str]:
         yield f"damage {checkpoint.damage}"
 
 
-def content_of_file(path: Path) -> str:
+def content_of_file(path: Location) -> str:
     """Return what tells two files apart of which no more can be said, in a few words."""
     try:
         with open_source(path) as source:
             starts = range(0, source.nbytes, PIECE)
             pieces = (source.read(at, min(PIECE, source.nbytes - at)) for at in starts)
-            digest = sha256()
+            digest = hasher()
             for piece in pieces:
                 digest.update(piece)
-            return f"sha256 of its {source.nbytes} bytes: {digest.hexdigest()[:16]}"
+            return f"BLAKE3 of its {source.nbytes} bytes: {digest.hexdigest()[:16]}"
     except ReadError as error:
         return error.reason
 

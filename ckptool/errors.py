@@ -15,6 +15,8 @@ CkptoolError
 
 from pathlib import Path
 
+from ckptool.locations import Location
+
 
 class CkptoolError(Exception):
     """Base of every error that ckptool raises on purpose: one line, for the person who asked."""
@@ -36,7 +38,7 @@ class ConfigError(UsageError):
 class ReadError(CkptoolError):
     """A checkpoint could not be read."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Location, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
@@ -76,7 +78,7 @@ class RenameRefusedError(PlanError):
 class UnsupportedValueError(PlanError):
     """A container cannot hold some tensors."""
 
-    def __init__(self, path: Path, to: str, reasons: dict[str, str], shown: str) -> None:
+    def __init__(self, path: Location, to: str, reasons: dict[str, str], shown: str) -> None:
         super().__init__(f"{path}: CK311: {to} cannot hold {shown}")
         self.to = to
         self.reasons = reasons

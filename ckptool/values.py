@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby, zip_longest
-from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from msgspec.structs import replace
 
 from ckptool import model
 from ckptool.formats.files import Source, open_source
+from ckptool.locations import Location
 from ckptool.model import BITS, Span, TensorInfo
 from ckptool.strides import REGION, WORD, extent_of, is_dense, pick, steps_of
 
@@ -134,7 +134,7 @@ class _Files:
     """The files that one thread has open: a few at a time, however many shards there are."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, tuple[Source, ExitStack]] = {}
+        self._open: dict[Location, tuple[Source, ExitStack]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +148,7 @@ class _Files:
         self._open[span.path] = found
         return found[0].read(span.offset, span.nbytes)
 
-    def _opened(self, path: Path) -> tuple[Source, ExitStack]:
+    def _opened(self, path: Location) -> tuple[Source, ExitStack]:
         if len(self._open) >= _OPEN_FILES:
             self._close_oldest()
         stack = ExitStack()

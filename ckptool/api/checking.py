@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -12,6 +11,7 @@ from ckptool.api.target import PathLike, Target, need_target, notes_on, opened
 from ckptool.config import Config
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.locations import locate
 from ckptool.policy import Policy, judge
 from ckptool.reporting.checking import audited, verified
 from ckptool.rules import run
@@ -80,11 +80,12 @@ def verify(
     from ckptool.verification import levels, running
     from ckptool.verification.inputs import given
 
-    target = need_target(Path(path), module, kwargs, at, config)
+    place = locate(path)
+    target = need_target(place, module, kwargs, at, config)
     anywhere = replace(target, at=None)
     where = running.choose(device)
     with ExitStack() as stack:
-        new = stack.enter_context(target.side(opened(path, limits)))
+        new = stack.enter_context(target.side(opened(place, limits)))
         old = None
         if against is not None:
             before = opened(against, limits)

@@ -16,6 +16,7 @@ from ckptool.digests import (
 )
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.locations import locate
 from ckptool.policy import Policy
 from ckptool.render.text import printable
 from ckptool.reporting.digesting import checked, digests
@@ -25,7 +26,7 @@ def digest(
     paths: PathLike | Sequence[PathLike],
     *,
     at: str | None = None,
-    check: PathLike | None = None,
+    check: str | Path | None = None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
 ) -> report.DigestReport:
@@ -44,7 +45,7 @@ def digest(
         ReadError: with `check`, a file cannot be read.
         UsageError: there is no such state, or more than one checkpoint to check.
     """
-    together = [paths] if isinstance(paths, str | Path) else list(paths)
+    together = [paths] if isinstance(paths, PathLike) else list(paths)
     if check is not None:
         return _checked(together, at, Path(check), policy or Policy(), limits)
     found: list[Digest] = []
@@ -66,7 +67,7 @@ def textconv(path: PathLike, *, at: str | None = None, limits: Limits = DEFAULT)
     try:
         return _text(lines(digested(opened(path, limits), at)))
     except ReadError as error:
-        return _text([f"unreadable {error.reason}; {content_of_file(Path(path))}"])
+        return _text([f"unreadable {error.reason}; {content_of_file(locate(path))}"])
     except UsageError as error:
         return _text([f"unreadable {error}"])
 
@@ -80,7 +81,7 @@ def _checked(
 ) -> report.DigestReport:
     if len(paths) != 1:
         raise UsageError("--check compares one checkpoint: name one PATH")
-    saved = saved_digest(check, Path(paths[0]))
+    saved = saved_digest(check, locate(paths[0]))
     checkpoint = opened(paths[0], limits)
     now = digested(checkpoint, place_of(saved, checkpoint) if at is None else at)
     return checked(now, saved, str(check), differences(saved, now), policy)

@@ -9,11 +9,12 @@ from msgspec.structs import replace
 
 from ckptool import report
 from ckptool.api.required import steps_of, verified
-from ckptool.api.target import PathLike, Target, find_target, opened
+from ckptool.api.target import PathLike, Target, find_target, opened, written_here
 from ckptool.compare import Loading, loading
 from ckptool.config import Config, load_config
 from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.locations import locate
 from ckptool.model import Checkpoint, ModuleState, Skipped
 from ckptool.policy import Baseline, ExitCode, Policy, Verdict, judge
 from ckptool.policy import baseline as baselines
@@ -105,13 +106,13 @@ def gate(
     settings = load_config(Path.cwd()) if config is None else config
     rules = replace(policy or policy_of(settings), gate=True)
     file = _baseline_file(baseline, settings, update=update_baseline)
-    given = [paths] if isinstance(paths, str | Path) else paths
+    given = [locate(one) for one in ([paths] if isinstance(paths, PathLike) else paths)]
     examiner = _Examiner(rules, limits, settings, {})
     seen: list[Seen] = []
     errors: dict[str, str] = {}
-    for path in dict.fromkeys(map(str, given)):
+    for path in dict.fromkeys(given):
         try:
-            target = find_target(Path(path), module, kwargs, at, settings)
+            target = find_target(path, module, kwargs, at, settings)
             seen.append(examiner.examined(path, target, inputs))
         except (ReadError, ModuleError) as error:
             errors[str(path)] = str(error)
@@ -242,7 +243,7 @@ def _upkeep(
 def _baseline_file(given: PathLike | None, config: Config, *, update: bool) -> Path | None:
     named = config.settings.baseline
     if given is not None:
-        return Path(given)
+        return written_here(given)
     if named is not None:
         return config.directory / named
     if update:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool import report
-from ckptool.api.target import PathLike, Target, find_target, opened
+from ckptool.api.target import PathLike, Target, find_target, opened, written_here
 from ckptool.config import Config
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.locations import Location, locate
 from ckptool.policy import Policy, judge
 from ckptool.reporting.migrating import migrated
 from ckptool.rules import run
@@ -29,7 +30,7 @@ def migrate(  # noqa: PLR0913
     kwargs: Mapping[str, object] | None = None,
     at: str | None = None,
     to: str | None = None,
-    plan: "PathLike | Plan | None" = None,
+    plan: "str | Path | Plan | None" = None,
     reverse: bool = False,
     inject: Mapping[str, str] | None = None,
     drop: Sequence[str] = (),
@@ -92,28 +93,29 @@ def migrate(  # noqa: PLR0913
     from ckptool.migration.run import run as run_migration
     from ckptool.migration.suggest import Wishes
 
-    meets = find_target(Path(source), module, kwargs, at, config)
+    place = locate(source)
+    meets = find_target(place, module, kwargs, at, config)
     done = run_migration(
         Request(
-            source=Path(source),
-            target=None if target is None else Path(target),
+            source=place,
+            target=None if target is None else written_here(target),
             module=meets.built if meets else None,
             at=meets.at if meets else at,
             to=to,
             plan=read_file(Path(plan)) if isinstance(plan, str | Path) else plan,
             reverse=reverse,
             wishes=Wishes(inject or {}, tuple(drop)),
-            donor=None if from_ is None else Path(from_),
+            donor=None if from_ is None else locate(from_),
             drop_extra=drop_extra,
             force=force,
             dry_run=dry_run,
-            save_plan=None if save_plan is None else Path(save_plan),
+            save_plan=None if save_plan is None else written_here(save_plan),
             max_shard_size=max_shard_size,
             links=links,
             recorded=provenance,
             limits=limits,
             progress=progress,
-            proof=_proof(Path(source), meets, inputs, device, old_module, limits),
+            proof=_proof(place, meets, inputs, device, old_module, limits),
         )
     )
     met = [] if done.loading is None else [done.loading]
@@ -124,7 +126,7 @@ def migrate(  # noqa: PLR0913
 
 
 def _proof(
-    source: Path,
+    source: Location,
     target: Target | None,
     inputs: object,
     device: str,

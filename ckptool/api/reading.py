@@ -1,7 +1,6 @@
 """Describe checkpoints, and compare them with modules and with each other."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool import report
@@ -10,6 +9,7 @@ from ckptool.compare import loading, revision
 from ckptool.config import Config
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.locations import locate
 from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
 from ckptool.reporting.reading import inspected, loaded, revised
@@ -36,7 +36,7 @@ def inspect(
     """
     looked: list[tuple[Checkpoint, tuple[Valued, ...]]] = []
     errors: list[str] = []
-    for path in [paths] if isinstance(paths, str | Path) else paths:
+    for path in [paths] if isinstance(paths, PathLike) else paths:
         try:
             checkpoint = opened(path, limits)
             looked.append((checkpoint, (valued(checkpoint),) if values else ()))
@@ -92,8 +92,9 @@ def diff(
         changed = revision(before, after, at, look_at_values=values is not False)
         found = judge(run([changed], new), policy or Policy(), differs=changed.differs)
         return revised(changed, found, explain)
-    checkpoint = opened(path, limits)
-    target = need_target(Path(path), module, kwargs, at, config)
+    place = locate(path)
+    checkpoint = opened(place, limits)
+    target = need_target(place, module, kwargs, at, config)
     hyper = target.hyper(checkpoint)
     state, seen = target.exercised(hyper, target.examined(hyper), inputs)
     met = loading(checkpoint, state, target.at)

@@ -13,6 +13,7 @@ from ckptool.config import Config, load_config
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location, RemotePath, locate
 from ckptool.model import Checkpoint, ModuleState
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from ckptool.verification.facts import Exercise
     from ckptool.verification.sides import Side
 
-PathLike = str | Path
+PathLike = str | Path | RemotePath
+"""A str may name a protocol: "s3://bucket/key"."""
 Arguments = Mapping[str, object]
 
 
@@ -105,7 +107,7 @@ class Target(Struct, frozen=True):
 
 
 def find_target(
-    path: Path,
+    path: Location,
     module: "str | nn.Module | None",
     kwargs: Arguments | None,
     at: str | None,
@@ -128,7 +130,7 @@ def find_target(
 
 
 def need_target(
-    path: Path,
+    path: Location,
     module: "str | nn.Module | None",
     kwargs: Arguments | None,
     at: str | None,
@@ -152,7 +154,20 @@ def opened(path: PathLike, limits: Limits) -> Checkpoint:
     """Describe the checkpoint at `path`; "-" is standard input."""
     if str(path) == "-":
         return open_stream(sys.stdin.buffer, limits)
-    return open_checkpoint(Path(path), limits)
+    return open_checkpoint(locate(path), limits)
+
+
+def written_here(path: PathLike) -> Path:
+    """Return the path of something that is to be written.
+
+    Raises:
+        UsageError: it is remote.
+    """
+    place = locate(path)
+    if isinstance(place, RemotePath):
+        reason = "nothing is written to a remote place: write to a file here, and upload that"
+        raise UsageError(f"{place}: {reason}")
+    return place
 
 
 def hyper_parameters(checkpoint: Checkpoint) -> Arguments:

@@ -1,18 +1,24 @@
 """`ckptool diff`."""
 
-from pathlib import Path
-
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, input_options, limit_options, module_options, report_options
+from ckptool.cli.options import (
+    CHECKPOINT,
+    Output,
+    input_options,
+    limit_options,
+    module_options,
+    report_options,
+)
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("diff")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=CHECKPOINT)
+@click.argument("new", type=CHECKPOINT, required=False)
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
@@ -28,8 +34,8 @@ from ckptool.policy import Policy
 @report_options
 def command(
     ctx: click.Context,
-    path: Path,
-    new: Path | None,
+    path: Location,
+    new: Location | None,
     *,
     module: str | None,
     kwargs: dict[str, object] | None,

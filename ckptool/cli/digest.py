@@ -5,16 +5,15 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, limit_options, one_line, report_options
+from ckptool.cli.options import CHECKPOINT, Output, limit_options, one_line, report_options
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("digest")
-@click.argument(
-    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."
-)
+@click.argument("paths", nargs=-1, required=True, type=CHECKPOINT, metavar="PATH...")
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
 )
@@ -31,7 +30,7 @@ from ckptool.policy import Policy
 @report_options
 def command(
     ctx: click.Context,
-    paths: tuple[Path, ...],
+    paths: tuple[Location, ...],
     *,
     at: str | None,
     check: Path | None,

@@ -6,6 +6,7 @@ import click
 
 from ckptool import api
 from ckptool.cli.options import (
+    CHECKPOINT,
     Output,
     input_options,
     limit_options,
@@ -15,11 +16,12 @@ from ckptool.cli.options import (
 )
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("gate")
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="PATH...")
+@click.argument("paths", nargs=-1, type=CHECKPOINT, metavar="PATH...")
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
@@ -45,7 +47,7 @@ from ckptool.policy import Policy
 @report_options
 def command(  # noqa: PLR0913
     ctx: click.Context,
-    paths: tuple[Path, ...],
+    paths: tuple[Location, ...],
     *,
     module: str | None,
     kwargs: dict[str, object] | None,

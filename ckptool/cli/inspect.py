@@ -1,20 +1,17 @@
 """`ckptool inspect`."""
 
-from pathlib import Path
-
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, limit_options, one_line, report_options
+from ckptool.cli.options import CHECKPOINT, Output, limit_options, one_line, report_options
 from ckptool.formats.collector import paused_collector
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("inspect")
-@click.argument(
-    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."
-)
+@click.argument("paths", nargs=-1, required=True, type=CHECKPOINT, metavar="PATH...")
 @click.option(
     "--values", is_flag=True, help="Look at the numbers too (rules CK4xx); reads all, needs torch."
 )
@@ -22,7 +19,7 @@ from ckptool.policy import Policy
 @report_options
 def command(
     ctx: click.Context,
-    paths: tuple[Path, ...],
+    paths: tuple[Location, ...],
     *,
     values: bool,
     limits: Limits,

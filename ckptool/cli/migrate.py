@@ -11,6 +11,8 @@ import click
 
 from ckptool import api
 from ckptool.cli.options import (
+    CHECKPOINT,
+    WRITTEN,
     Output,
     input_options,
     limit_options,
@@ -20,6 +22,7 @@ from ckptool.cli.options import (
 from ckptool.errors import UsageError
 from ckptool.formats.interrupts import Interrupted
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location, RemotePath
 from ckptool.policy import Policy
 from ckptool.render.text import size
 
@@ -28,8 +31,8 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1
 
 
 @click.command("migrate")
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "target", metavar="DST", type=click.Path(path_type=Path),
+@click.argument("source", metavar="SRC", type=CHECKPOINT)
+@click.option("-o", "--output", "target", metavar="DST", type=WRITTEN,
               help="Where the result goes; its suffix decides the container.")  # fmt: skip
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
@@ -39,11 +42,11 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1
               help="Where the value of KEY comes from: attribute, constructor, file:PATH#KEY, "
               "npz:PATH#KEY, literal:VALUE, seed:N or zeros.")  # fmt: skip
 @click.option("--drop", multiple=True, metavar="KEY", help="Leave KEY out.")
-@click.option("--from", "from_", metavar="FILE", type=click.Path(path_type=Path),
+@click.option("--from", "from_", metavar="FILE", type=CHECKPOINT,
               help="Look for attributes in this pickled module as well.")  # fmt: skip
 @click.option("--drop-extra", is_flag=True, help="Leave out what the container cannot hold.")
 @click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Do this plan.")
-@click.option("--save-plan", metavar="FILE", type=click.Path(path_type=Path),
+@click.option("--save-plan", metavar="FILE", type=WRITTEN,
               help="Write the plan here, to be edited.")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="Undo the plan.")
 @click.option("--max-shard-size", metavar="SIZE", help='DST is a folder of files up to "5GB".')
@@ -59,7 +62,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1
 @screen_options
 def command(  # noqa: PLR0913
     ctx: click.Context,
-    source: Path,
+    source: Location,
     target: Path | None,
     *,
     module: str | None,
@@ -69,7 +72,7 @@ def command(  # noqa: PLR0913
     dry_run: bool,
     injected: tuple[str, ...],
     drop: tuple[str, ...],
-    from_: Path | None,
+    from_: Location | None,
     drop_extra: bool,
     plan: Path | None,
     save_plan: Path | None,
@@ -160,7 +163,7 @@ def _size(text: str | None) -> int | None:
 class _Progress:
     """One line on standard error, where that is a terminal, for what takes over a second."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Location) -> None:
         self._total = sum(path.stat().st_size for path in _files(source))
         self._start = self._shown = time.monotonic()
         self._done = 0
@@ -180,13 +183,16 @@ class _Progress:
         if now - self._start > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
             rate = self._done / (now - self._start)
             left = max(0, self._total - self._done) / max(rate, 1)
-            line = f"{size(self._done)} written, {size(int(rate))}/s, about {left:.0f} s left"
+            line = f"{size(self._done)} written, {size(int(rate))}/s"
+            line += f", about {left:.0f} s left" if self._total else ""
             click.echo(f"\r\x1b[K{line}", nl=False, err=True)
             self._shown, self._drawn = now, True
 
 
-def _files(source: Path) -> list[Path]:
+def _files(source: Location) -> list[Path]:
     """Return what is going to be read, as far as that can be known before it is."""
+    if isinstance(source, RemotePath):
+        return []
     try:
         found = list(source.iterdir()) if source.is_dir() else [source]
         return [path for path in found if path.is_file()]

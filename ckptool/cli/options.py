@@ -15,6 +15,7 @@ from ckptool.cli.arguments import parse_kwargs, parse_limits
 from ckptool.cli.outputs import targets
 from ckptool.config import load_config, read_config
 from ckptool.errors import UsageError, WriteError
+from ckptool.locations import Location, locate, masked
 from ckptool.policy.effective import Options, policy_of
 from ckptool.render import FORMATS, Style, render
 from ckptool.render.text import printable
@@ -22,6 +23,37 @@ from ckptool.report import AnyReport
 from ckptool.rules import Level
 
 Command = Callable[..., Any]
+
+
+class _Checkpoint(click.ParamType[Location]):
+    """A checkpoint on this machine, or a remote one."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: object, ctx: object) -> Location:  # noqa: ARG002
+        return locate(value)
+
+    def shell_complete(self, ctx: object, param: object, incomplete: str) -> list[Any]:  # noqa: ARG002
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+class _Written(click.Path):
+    """A file or folder that is to be written: on this machine."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: object) -> Path:  # noqa: ARG002
+        from ckptool.api.target import written_here
+
+        try:
+            return written_here(value)
+        except UsageError as error:
+            option = param.opts[0] if param else ""
+            raise UsageError(f"{option} {error}".strip()) from error
+
+
+CHECKPOINT = _Checkpoint()
+WRITTEN = _Written()
 LEVELS = {level.word: level for level in Level}
 
 
@@ -136,7 +168,7 @@ def _draws() -> bool:
 
 def one_line(text: str) -> str:
     """Return an error as one line that is safe to print."""
-    return printable(" ".join(text.splitlines()))
+    return printable(masked(" ".join(text.splitlines())))
 
 
 def report_options(function: Command) -> Command:
@@ -240,7 +272,7 @@ _OUTPUT_OPTION = click.option(
     "-o",
     "--output",
     "outputs",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     multiple=True,
     help="Write the report of the --format before it here.",
 )

@@ -1,11 +1,10 @@
 """`ckptool verify`."""
 
-from pathlib import Path
-
 import click
 
 from ckptool import api
 from ckptool.cli.options import (
+    CHECKPOINT,
     Output,
     input_options,
     limit_options,
@@ -13,11 +12,12 @@ from ckptool.cli.options import (
     report_options,
 )
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("verify")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=CHECKPOINT)
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
@@ -32,7 +32,7 @@ from ckptool.policy import Policy
 @click.option(
     "--against",
     metavar="OLD",
-    type=click.Path(path_type=Path),
+    type=CHECKPOINT,
     help="The checkpoint of before: the outputs have to be equal.",
 )
 @click.option("--old-module", metavar="PACKAGE.MODULE:NAME", help="The module of OLD.")
@@ -42,13 +42,13 @@ from ckptool.policy import Policy
 @report_options
 def command(  # noqa: PLR0913
     ctx: click.Context,
-    path: Path,
+    path: Location,
     *,
     module: str | None,
     kwargs: dict[str, object] | None,
     at: str | None,
     device: str,
-    against: Path | None,
+    against: Location | None,
     old_module: str | None,
     inputs: tuple[str, ...] | None,
     tolerance: float | None,

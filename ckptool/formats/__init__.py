@@ -2,7 +2,6 @@
 
 import atexit
 import re
-import stat
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,9 +11,10 @@ from msgspec.structs import replace
 
 from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats import safetensors
-from ckptool.formats.files import Source, open_source
+from ckptool.formats.files import Source, is_directory, names_in, open_source
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.formats.strict_json import quoted
+from ckptool.locations import Location
 from ckptool.model import Checkpoint
 
 STDIN: Final = Path("<stdin>")
@@ -38,7 +38,7 @@ class _Reader(Protocol):
     def read(self, source: Source, limits: Limits) -> Checkpoint: ...
 
 
-def open_checkpoint(path: Path, limits: Limits = DEFAULT) -> Checkpoint:
+def open_checkpoint(path: Location, limits: Limits = DEFAULT) -> Checkpoint:
     """Describe the checkpoint at `path`: a file, an index of shards, or a directory with one.
 
     Raises:
@@ -46,7 +46,7 @@ def open_checkpoint(path: Path, limits: Limits = DEFAULT) -> Checkpoint:
         CorruptCheckpointError: the container is damaged, or made to mislead.
         ReadError: it cannot be read, or a directory does not say which checkpoint is meant.
     """
-    if _is_directory(path):
+    if is_directory(path):
         return _open_directory(path, limits)
     if path.name == _DCP_METADATA:
         return _open_dcp(path.parent, limits)
@@ -78,18 +78,8 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT) -> Checkpoint:
     return replace(checkpoint, path=STDIN)
 
 
-def _is_directory(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except (OSError, ValueError):
-        return False  # opening it says why
-
-
-def _open_directory(directory: Path, limits: Limits) -> Checkpoint:
-    try:
-        names = sorted(path.name for path in directory.iterdir())
-    except OSError as error:
-        raise ReadError(directory, error.strerror or str(error)) from error
+def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
+    names = names_in(directory)
     indexes = [name for name in names if re.fullmatch(_INDEX, name)]
     if _DCP_METADATA in names:
         indexes.append(_DCP_METADATA)
@@ -111,26 +101,26 @@ def _is_index(source: Source) -> bool:
     return sharded.matches(source)
 
 
-def _open_sharded(index: Path, limits: Limits) -> Checkpoint:
+def _open_sharded(index: Location, limits: Limits) -> Checkpoint:
     from ckptool.formats import sharded
 
     return sharded.read(index, limits, _open_file)
 
 
-def _open_dcp(directory: Path, limits: Limits) -> Checkpoint:
+def _open_dcp(directory: Location, limits: Limits) -> Checkpoint:
     from ckptool.formats import dcp
 
     return dcp.read(directory, limits)
 
 
-def _without_index(directory: Path, names: Sequence[str]) -> str:
+def _without_index(directory: Location, names: Sequence[str]) -> str:
     """Return what is wrong with a directory that no index makes a checkpoint of."""
     if not names:
         return "is an empty directory"
     if any(name.endswith(".distcp") for name in names):
         return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
     files = [name for name in names if re.fullmatch(_CANDIDATE, name)]
-    below = [f"{name}/" for name in names if _is_directory(directory / name)]
+    below = (f"{name}/" for name in names if is_directory(directory / name))
     found = list(map(quoted, files or below))
     if not found:
         return "is a directory without a checkpoint"
@@ -138,7 +128,7 @@ def _without_index(directory: Path, names: Sequence[str]) -> str:
     return f"is a directory without an index: name one of {', '.join(found[:_NAMED])}{more}"
 
 
-def _open_file(path: Path, limits: Limits) -> Checkpoint:
+def _open_file(path: Location, limits: Limits) -> Checkpoint:
     with open_source(path) as source:
         return _describe(source, limits)
 

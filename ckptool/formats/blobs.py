@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from ckptool.errors import CorruptCheckpointError, WriteError
 from ckptool.formats.files import Source, open_source
+from ckptool.locations import Location
 from ckptool.model import Span
 
 Progress = Callable[[int], None]
@@ -52,7 +53,7 @@ class Sink:
         self._target = target
         self._descriptor = descriptor
         self._progress = progress
-        self._sources: dict[Path, tuple[Source, ExitStack]] = {}
+        self._sources: dict[Location, tuple[Source, ExitStack]] = {}
         self._copies = True
         self._buffer = bytearray(_CHUNK)
 
@@ -114,6 +115,10 @@ class Sink:
         Where they do not, the kernel takes half as long again as this does.
         """
         source, start = self._source(span.path), span.offset
+        if source.remote:
+            for chunk in self._read(span):
+                self.write(chunk)
+            return
         end = start + span.nbytes
         while start < end:
             together = self._copies and (start - self.position) % _PAGE == 0
@@ -146,7 +151,7 @@ class Sink:
             raise CorruptCheckpointError(source.path, reason)
         return copied
 
-    def _source(self, path: Path) -> Source:
+    def _source(self, path: Location) -> Source:
         found = self._sources.get(path)
         if found is None:
             if len(self._sources) >= _OPEN_FILES:

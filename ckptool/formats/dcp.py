@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from math import prod
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
@@ -13,7 +12,7 @@ from msgspec.structs import replace
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats import tree
 from ckptool.formats.collector import paused_collector
-from ckptool.formats.files import Source, open_source
+from ckptool.formats.files import Source, exists, open_source
 from ckptool.formats.globals import judge
 from ckptool.formats.limits import Limits
 from ckptool.formats.nodes import Global, Opaque, Persistent
@@ -24,6 +23,7 @@ from ckptool.formats.tensors import Tensors, TreeError, dtype_of, naturals
 from ckptool.formats.torch_zip import Names, Records, main_pickle, metadata_of, resolve
 from ckptool.formats.uses import named, uses
 from ckptool.formats.zips import bad_crc, is_zip, read_archive
+from ckptool.locations import Location, RemotePath
 from ckptool.model import (
     BITS,
     Checkpoint,
@@ -37,12 +37,12 @@ from ckptool.model import (
 )
 
 
-def matches(directory: Path) -> bool:
+def matches(directory: Location) -> bool:
     """Whether a directory has the file that makes it a distributed checkpoint."""
-    return (directory / METADATA).is_file()
+    return exists(directory / METADATA)
 
 
-def read(directory: Path, limits: Limits) -> Checkpoint:
+def read(directory: Location, limits: Limits) -> Checkpoint:
     """Return what the directory holds. torch itself reads .metadata with a plain `pickle.load`.
 
     Raises:
@@ -108,7 +108,7 @@ class _Item(Struct, frozen=True):
 
 
 def _described(
-    directory: Path, limits: Limits, pickle: Pickle, found: list[GlobalUse], nbytes: int
+    directory: Location, limits: Limits, pickle: Pickle, found: list[GlobalUse], nbytes: int
 ) -> Checkpoint:
     if pickle.fault:
         raise TreeError(pickle.fault)
@@ -153,7 +153,7 @@ class _Files:
     """Reads what lies in the files: chunks as tensors, objects as trees."""
 
     def __init__(
-        self, directory: Path, limits: Limits, items: list[_Item], found: list[GlobalUse]
+        self, directory: Location, limits: Limits, items: list[_Item], found: list[GlobalUse]
     ) -> None:
         self.names = sorted({item.file for item in items})
         self.nbytes = 0
@@ -172,16 +172,20 @@ class _Files:
             ReadError: one is missing, or is something else.
             TreeError: a place is outside its file.
         """
-        sizes = {name: self._size(name) for name in self.names}
-        self.nbytes = sum(sizes.values())
-        checked = self._limits.deep or self.nbytes <= self._limits.checked_bytes
+        remote = isinstance(self._directory, RemotePath)
+        self.nbytes = sum(self._sizes())
+        small = self.nbytes <= self._limits.checked_bytes and not remote
+        checked = self._limits.deep or small
         if not checked:
-            reason = f"the files have {self.nbytes} bytes; --deep compares them"
+            what = "are remote and" if remote else "have"
+            reason = f"the files {what} {self.nbytes} bytes; --deep compares them"
             self.skipped.append(Skipped("checksums of the storages", reason))
         for name, items in groupby(self._items, key=attrgetter("file")):
+            here = list(items)
             with open_source(self._directory / name) as source:
+                source.ahead(at for item in here for at in _ends(item))
                 reached = 0
-                for item in items:
+                for item in here:
                     if item.nbytes and item.offset < reached:
                         raise TreeError(
                             f"{quoted(item.key)} overlaps another key in {quoted(name)}"
@@ -192,6 +196,13 @@ class _Files:
         if unread:
             reason = f"{len(unread)} are compressed, or no files of torch.save"
             self.skipped.append(Skipped("content of the chunks", reason))
+
+    def _sizes(self) -> list[int]:
+        if isinstance(self._directory, RemotePath):
+            from ckptool.formats.remote import together
+
+            return together(self._size, self.names)
+        return list(map(self._size, self.names))
 
     def _size(self, name: str) -> int:
         with open_source(self._directory / name) as source:
@@ -219,8 +230,8 @@ class _Files:
             pickle = main_pickle(records, names)
             byteorder = metadata_of(records).get("byteorder", "little")
             resolve(pickle.persistent, records, byteorder)
-            bad = bad_crc(part, (m for m in records.members if m.crc), self._limits)
-            if checked and bad is not None:
+            summed = (m for m in records.members if m.crc) if checked else ()
+            if bad_crc(part, summed, self._limits) is not None:
                 raise TreeError(f"{quoted(item.key)} does not match its checksum")
         finally:
             self._found += (replace(use, at=item.key) for use in uses(names))
@@ -228,6 +239,15 @@ class _Files:
 
 
 _UNREAD: Final = object()
+_HEAD: Final = 2 << 10
+_TAIL: Final = 2 << 10
+"""Bytes of what torch.save writes around a tensor: the pickle before it, the directory behind."""
+
+
+def _ends(item: _Item) -> Iterator[tuple[int, int]]:
+    yield item.offset, min(_HEAD, item.nbytes)
+    tail = min(_TAIL, item.nbytes)
+    yield item.offset + item.nbytes - tail, tail
 
 
 def _leaf(key: object, entry: object, files: _Files, limits: Limits) -> object:

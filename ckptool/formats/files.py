@@ -1,24 +1,34 @@
-"""A path -> bytes of a regular file: the only place where a checkpoint is opened for reading."""
+"""A location -> bytes of a regular file: the only place where a checkpoint is opened."""
 
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.locations import Location, RemotePath
+
+_COLLAPSED: Final = r"([a-z][a-z0-9+.-]+):/[^/]"
+"""What `pathlib.Path` makes of "s3://bucket"."""
+_COPIED: Final = 8 << 20
 
 
 class Source:
     """An open checkpoint file, read by position and never beyond the size it had when opened."""
 
+    remote = False
+    """Whether reading costs requests: what need not be read is then left out, and said so."""
+
     def __init__(self, path: Path, descriptor: int, nbytes: int) -> None:
-        self.path = path
+        self.path: Location = path
         self.nbytes = nbytes
         self._descriptor = descriptor
 
     def fileno(self) -> int:
-        """Return the descriptor, for a copy that the kernel makes."""
+        """Return the descriptor, for a copy that the kernel makes; a remote file has none."""
         return self._descriptor
 
     def read(self, offset: int, nbytes: int) -> bytes:
@@ -28,12 +38,7 @@ class Source:
             CorruptCheckpointError: the range leaves the file, or the file shrank meanwhile.
             ReadError: the operating system could not read it.
         """
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
-            raise CorruptCheckpointError(
-                self.path,
-                f"bytes {offset} to {offset + nbytes} are wanted and the file has {self.nbytes}: "
-                "it is cut short or damaged",
-            )
+        self._check_range(offset, nbytes)
         pieces: list[bytes] = []
         while nbytes:
             try:
@@ -67,6 +72,9 @@ class Source:
                 )
             offset, buffer = offset + count, buffer[count:]
 
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say which (offset, nbytes) will be read: a remote file is then asked a few times only."""
+
     def head(self, nbytes: int) -> bytes:
         """Return the first `nbytes` bytes, or all there are."""
         return self.read(0, min(nbytes, self.nbytes))
@@ -76,18 +84,32 @@ class Source:
         size = min(nbytes, self.nbytes)
         return self.read(self.nbytes - size, size)
 
+    def _check_range(self, offset: int, nbytes: int) -> None:
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
+            raise CorruptCheckpointError(
+                self.path,
+                f"bytes {offset} to {offset + nbytes} are wanted and the file has {self.nbytes}: "
+                "it is cut short or damaged",
+            )
+
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
+def open_source(path: Location) -> Iterator[Source]:
     """Open the regular file at `path` for reading; a pipe or a device is refused without waiting.
 
     Raises:
         ReadError: it does not exist, may not be read, or is no regular file.
     """
+    if isinstance(path, RemotePath):
+        from ckptool.formats import remote
+
+        with remote.open_source(path) as found:
+            yield found
+        return
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise ReadError(path, _why(error)) from error
+        raise ReadError(path, _why(error, path)) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -97,8 +119,75 @@ def open_source(path: Path) -> Iterator[Source]:
         os.close(descriptor)
 
 
-def _why(error: OSError | ValueError) -> str:
+def is_directory(path: Location) -> bool:
+    """Whether `path` is a folder. Of what cannot be looked at, opening it says why."""
+    if isinstance(path, RemotePath):
+        from ckptool.formats import remote
+
+        return remote.is_directory(path)
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def names_in(directory: Location) -> list[str]:
+    """Return the names in a folder, sorted.
+
+    Raises:
+        ReadError: it cannot be listed.
+    """
+    if isinstance(directory, RemotePath):
+        from ckptool.formats import remote
+
+        return remote.names_in(directory)
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise ReadError(directory, error.strerror or str(error)) from error
+
+
+def exists(path: Location) -> bool:
+    """Whether something is there; of what cannot be looked at, opening it says why."""
+    if isinstance(path, RemotePath):
+        from ckptool.formats import remote
+
+        return remote.exists(path)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def local_copy(path: Location) -> Iterator[Path]:
+    """Give a path that other libraries can open: the file itself, or a copy of a remote one.
+
+    Raises:
+        ReadError: it cannot be read.
+    """
+    if isinstance(path, Path):
+        yield path
+        return
+    from tempfile import NamedTemporaryFile
+
+    with open_source(path) as source, NamedTemporaryFile(prefix="ckptool-") as copy:
+        try:
+            for start in range(0, source.nbytes, _COPIED):
+                copy.write(source.read(start, min(_COPIED, source.nbytes - start)))
+            copy.flush()
+        except OSError as error:
+            raise ReadError(path, f"cannot be copied here: {error.strerror or error}") from error
+        yield Path(copy.name)
+
+
+def _why(error: OSError | ValueError, path: Path) -> str:
     if isinstance(error, FileNotFoundError):
+        if re.match(_COLLAPSED, str(path)):
+            return "no such file; a remote location is given as a str, not as a pathlib.Path"
         return "no such file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 

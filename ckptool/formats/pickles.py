@@ -16,7 +16,7 @@ from ckptool.formats.nodes import Global, Persistent, PickleError, StarvedError
 from ckptool.formats.opcodes import HANDLERS
 from ckptool.model import Safety
 
-__all__ = ["Pickle", "PickleError", "dangerous", "scan", "unpickle", "unpickle_all"]
+__all__ = ["Pickle", "PickleError", "dangerous", "is_settled", "scan", "unpickle", "unpickle_all"]
 
 _SLICE: Final = 1 << 16
 """Opcodes between two looks at how much the stream has piled up."""
@@ -28,6 +28,9 @@ _EMBEDDED: Final = 4
 _CONSECUTIVE: Final = 64
 _AROUND: Final = 1 << 16
 _IMPORT: Final = re.compile(rb"c([A-Za-z_][A-Za-z_0-9.]*)\n([A-Za-z_][A-Za-z_0-9.]*)\n")
+_ASKS: Final = "an opcode asks for what is not on the stack, in the memo or in the stream"
+_NO_OPCODES: Final = b"\xff" * 16
+"""More than an opcode reads at once: after them it can only be the stack or memo that lacks."""
 _BROKEN: Final = (IndexError, KeyError, ValueError, OverflowError, StructError)
 """What an opcode of a broken stream comes to: no stack, no memo slot, no such number."""
 
@@ -62,13 +65,19 @@ def unpickle(data: bytes, limits: Limits, start: int = 0) -> Pickle:
     except UnicodeError:
         pickle.fault, pickle.starved = "a string is not what its opcode says", True
     except _BROKEN as error:
-        pickle.fault = "an opcode asks for what is not on the stack, in the memo or in the stream"
+        pickle.fault = _ASKS
         pickle.starved = isinstance(error, IndexError | StructError)
     if pickle.fault and machine.framed:
         _use_beyond_frame(machine)
     inner = [name for blob in machine.embedded.values() for name in scan(blob, limits, 0, 1)]
     pickle.globals = list(dict.fromkeys((*machine.globals.values(), *inner)))
     return pickle
+
+
+def is_settled(data: bytes, limits: Limits) -> bool:
+    """Whether the pickle at the start of `data` ends or breaks there, whatever bytes follow."""
+    found = unpickle(data + _NO_OPCODES, limits)
+    return not found.starved or found.fault == _ASKS
 
 
 def unpickle_all(data: bytes, limits: Limits, start: int = 0) -> Pickle:

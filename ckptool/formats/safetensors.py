@@ -7,7 +7,6 @@ from functools import lru_cache
 from itertools import accumulate
 from math import prod
 from operator import mul
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeGuard
 
@@ -16,6 +15,7 @@ from ckptool.formats.collector import paused_collector
 from ckptool.formats.files import Source
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.formats.strict_json import JsonReader, decode, named, quoted, shown
+from ckptool.locations import Location
 from ckptool.model import BITS, Checkpoint, Container, Skipped, Span, State, StorageInfo, TensorInfo
 
 DTYPES: Final[Mapping[str, str]] = MappingProxyType(
@@ -54,6 +54,8 @@ _LARGEST = 2**63 - 1
 _BEFORE_BRACE = frozenset([b" ", b"\t", b"\r", b"\n", b"\xef"])
 """Blanks, and the first byte of a byte-order mark."""
 _OPCODES = frozenset(b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}" + bytes(range(0x80, 0x99)))
+_PICKLE_START = 1 << 12
+"""Bytes in which nearly every header has shown that it is no pickle."""
 _PICKLE_HEAD = 1 << 20
 _FEW = 8
 _END_OF_ZIP_BYTES = 22
@@ -107,6 +109,7 @@ def _header(source: Source, limits: Limits) -> tuple[dict[str, str], dict[str, T
     if source.read(_LENGTH_BYTES, length and 1) != b"{":
         raise CorruptCheckpointError(source.path, "the header does not begin with a brace")
     start = _LENGTH_BYTES + length
+    source.ahead([(0, start)])
     metadata: dict[str, str] = {}
     tensors: dict[str, TensorInfo] = {}
     header = JsonReader(
@@ -132,7 +135,7 @@ def _length(source: Source) -> int:
     return int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
 
 
-def _metadata(path: Path, value: object) -> dict[str, str]:
+def _metadata(path: Location, value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         raise CorruptCheckpointError(path, f"__metadata__ is {named(value)}, not an object")
     for key, text in value.items():
@@ -142,7 +145,7 @@ def _metadata(path: Path, value: object) -> dict[str, str]:
     return value
 
 
-def _tensor(path: Path, name: str, entry: object, start: int, limits: Limits) -> TensorInfo:
+def _tensor(path: Location, name: str, entry: object, start: int, limits: Limits) -> TensorInfo:
     try:
         code, shape, begin, end = _fields(entry, limits)
         _check_size(code, shape, end - begin)
@@ -235,7 +238,7 @@ def _check_cover(source: Source, start: int, tensors: Iterable[TensorInfo]) -> N
 
 
 def _versions(
-    path: Path, metadata: Mapping[str, str], limits: Limits
+    path: Location, metadata: Mapping[str, str], limits: Limits
 ) -> tuple[dict[str, int | None] | None, tuple[Skipped, ...]]:
     """Return the module versions that ckptool writes; what others put there is only skipped."""
     if VERSIONS not in metadata:
@@ -267,11 +270,13 @@ def _is_directory(source: Source, at: int) -> bool:
 
 def _check_no_pickle(source: Source, limits: Limits) -> None:
     """Refuse a length and header that are opcodes as well: torch.load would run them."""
-    head = source.head(_PICKLE_HEAD)
+    head = source.head(_PICKLE_START)
     if head[0] not in _OPCODES:
         return
-    from ckptool.formats.pickles import dangerous, scan
+    from ckptool.formats.pickles import dangerous, is_settled, scan
 
+    if not is_settled(head, limits):
+        head = source.head(_PICKLE_HEAD)
     if dangerous(scan(head, limits)):
         reason = "is a safetensors file and a pickle at once: loading it as a pickle runs code"
         raise CorruptCheckpointError(source.path, reason)

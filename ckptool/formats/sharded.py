@@ -2,20 +2,21 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, ReadError
-from ckptool.formats.files import Source, open_source
+from ckptool.formats.files import Source, exists, names_in, open_source
 from ckptool.formats.limits import Limits
 from ckptool.formats.pointers import foreign
 from ckptool.formats.strict_json import JsonReader, named, quoted, shown
-from ckptool.model import Checkpoint, Container, Fault, State, TensorInfo
+from ckptool.locations import Location, RemotePath
+from ckptool.model import Checkpoint, Container, Fault, Skipped, State, TensorInfo
 
-OpenShard = Callable[[Path, Limits], Checkpoint]
+OpenShard = Callable[[Location, Limits], Checkpoint]
 """Describes one file that is no index."""
 
 _HEAD_BYTES: Final = 1 << 16
@@ -29,7 +30,7 @@ def matches(source: Source) -> bool:
     return head.lstrip()[:1] == b"{" and b'"weight_map"' in head
 
 
-def read(index: Path, limits: Limits, open_shard: OpenShard) -> Checkpoint:
+def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
     """Describe the checkpoint whose shards the index file names.
 
     A shard that is absent, or a tensor that is not where the index has it, is a fault of the
@@ -43,11 +44,8 @@ def read(index: Path, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         weight_map, metadata = _document(source, limits)
     _check_names(index, set(weight_map.values()))
     names = sorted(set(weight_map.values()))
-    shards = {
-        name: open_shard(index.parent / name, limits)
-        for name in names
-        if _exists(index.parent / name)
-    }
+    beside, skipped = _beside(index)
+    shards = _opened(index, names, limits, open_shard)
     if names and not shards:
         raise ReadError(
             index, f"none of its {len(names)} shards is beside it, as {quoted(names[0])}"
@@ -61,9 +59,11 @@ def read(index: Path, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         globals=tuple(dict.fromkeys(name for shard in shards.values() for name in shard.globals)),
         metadata=metadata | _common_metadata(shards.values()),
         damage=next((f"{name}: {s.damage}" for name, s in shards.items() if s.damage), ""),
-        skipped=tuple(dict.fromkeys(skip for shard in shards.values() for skip in shard.skipped)),
+        skipped=tuple(
+            dict.fromkeys((*skipped, *(skip for s in shards.values() for skip in s.skipped)))
+        ),
         files=tuple(index.parent / name for name in shards),
-        faults=tuple(_faults(index, weight_map, shards)),
+        faults=tuple(_faults(index, weight_map, shards, beside)),
     )
 
 
@@ -89,7 +89,7 @@ def _document(source: Source, limits: Limits) -> tuple[dict[str, str], dict[str,
     return weight_map, metadata
 
 
-def _weight_map(path: Path, index: JsonReader, limits: Limits) -> dict[str, str]:
+def _weight_map(path: Location, index: JsonReader, limits: Limits) -> dict[str, str]:
     if index.peek() != "{":
         value = named(index.value(limits.metadata_bytes))
         raise CorruptCheckpointError(path, f"weight_map is {value}, not an object")
@@ -103,13 +103,13 @@ def _weight_map(path: Path, index: JsonReader, limits: Limits) -> dict[str, str]
     return weight_map
 
 
-def _metadata(path: Path, value: object) -> dict[str, str]:
+def _metadata(path: Location, value: object) -> dict[str, str]:
     if value is not None and not isinstance(value, dict):
         raise CorruptCheckpointError(path, f"its metadata is {named(value)}, not an object")
     return {k: v if isinstance(v, str) else shown(v) for k, v in (value or {}).items()}
 
 
-def _check_names(index: Path, names: Iterable[str]) -> None:
+def _check_names(index: Location, names: Iterable[str]) -> None:
     for name in names:
         if name in {"", ".", ".."} or _SEPARATORS & set(name) or not name.isprintable():
             reason = (
@@ -124,14 +124,35 @@ def _common_metadata(shards: Iterable[Checkpoint]) -> dict[str, str]:
     return dict(item for item in first if all(item in other for other in others))
 
 
-def _exists(path: Path) -> bool:
+def _beside(index: Location) -> tuple[Sequence[str], Sequence[Skipped]]:
+    """Return the names in the index's folder: what may not be listed may still be read."""
     try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True  # opening it says why
-    return True
+        return names_in(index.parent), ()
+    except ReadError as error:
+        return (), [Skipped("files that the index does not name", error.reason)]
+
+
+def _opened(
+    index: Location, names: Sequence[str], limits: Limits, open_shard: OpenShard
+) -> dict[str, Checkpoint]:
+    """Describe the shards that are there; remote ones at the same time."""
+
+    def opened(name: str) -> Checkpoint | None:
+        path = index.parent / name
+        return open_shard(path, limits) if exists(path) else None
+
+    if isinstance(index, RemotePath):
+        from ckptool.formats.remote import together
+
+        found = together(opened, names)
+    else:
+        found = list(map(opened, names))
+    pairs = zip(names, found, strict=True)
+    return {name: shard for name, shard in pairs if shard is not None}
+
+
+def _is_link(path: Location) -> bool:
+    return isinstance(path, Path) and path.is_symlink()
 
 
 def _container(shards: Iterable[Checkpoint]) -> Container:
@@ -184,18 +205,21 @@ def _versions(found: Iterable[Mapping[str, int | None] | None]) -> dict[str, int
 
 
 def _faults(
-    index: Path, weight_map: Mapping[str, str], shards: Mapping[str, Checkpoint]
+    index: Location,
+    weight_map: Mapping[str, str],
+    shards: Mapping[str, Checkpoint],
+    beside: Sequence[str],
 ) -> Iterator[Fault]:
     for name, count in sorted(Counter(weight_map.values()).items()):
         if name not in shards:
-            gone = "is a link to nothing" if (index.parent / name).is_symlink() else "is not there"
+            gone = "is a link to nothing" if _is_link(index.parent / name) else "is not there"
             yield Fault("CK601", name, {"fault": gone, "tensors": str(count)})
     held = {name: _keys(shard) for name, shard in shards.items()}
     for key, name in weight_map.items():
         if name in held and key not in held[name]:
             yield Fault("CK602", key, {"shard": name})
     yield from _strays(weight_map, held)
-    for name in _stray_files(index, set(weight_map.values())):
+    for name in _stray_files(index, set(weight_map.values()), beside):
         yield Fault("CK603", name, {"what": "the shard"})
     for name, shard in shards.items():
         for fault in shard.faults:
@@ -217,15 +241,11 @@ def _strays(weight_map: Mapping[str, str], held: Mapping[str, set[str]]) -> Iter
                 yield Fault("CK603", key, {"what": "a second tensor", "shard": name})
 
 
-def _stray_files(index: Path, names: set[str]) -> list[str]:
+def _stray_files(index: Location, names: set[str], beside: Sequence[str]) -> list[str]:
     """Return the files that are called like shards of this index, and that it does not name."""
     index_name = _INDEX.fullmatch(index.name)
     if index_name is None:
         return []
     stem, suffix = map(re.escape, index_name.groups())
     shard = re.compile(rf"{stem}-\d+-of-\d+\.{suffix}")
-    try:
-        found = [path.name for path in index.parent.iterdir()]
-    except OSError:
-        return []  # what may not be listed may still be read
-    return sorted(name for name in found if shard.fullmatch(name) and name not in names)
+    return sorted(name for name in beside if shard.fullmatch(name) and name not in names)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from ckptool.formats.blobs import Progress, Sink
-from ckptool.formats.files import open_source
+from ckptool.formats.files import Source, open_source
+from ckptool.locations import Location
 from ckptool.model import Span, natural
 
 INDEX: Final = "model.safetensors.index.json"
@@ -22,13 +23,13 @@ _NOT_SHARED: Final = frozenset(
 """What a file system answers that cannot link, or cannot clone."""
 
 
-def keep(shard: Path, place: Path, progress: Progress, *, link: bool = True) -> str:
+def keep(shard: Location, place: Path, progress: Progress, *, link: bool = True) -> str:
     """Put a shard that does not change at `place`; return "linked", "cloned" or "copied".
 
     A link costs nothing, and both names are one file from then on; a clone is another file with the
     same blocks; a copy is the last resort.
     """
-    if link and _linked(shard, place):
+    if link and isinstance(shard, Path) and _linked(shard, place):
         return "linked"
     descriptor = create(place)
     try:
@@ -66,17 +67,22 @@ def _linked(shard: Path, place: Path) -> bool:
     return True
 
 
-def _copied(shard: Path, descriptor: int, place: Path, progress: Progress) -> str:
+def _copied(shard: Location, descriptor: int, place: Path, progress: Progress) -> str:
     with open_source(shard) as source:
-        try:
-            fcntl.ioctl(descriptor, _CLONE, source.fileno())
-        except OSError as error:
-            if error.errno not in _NOT_SHARED:
-                raise
-        else:
+        if not source.remote and _cloned(source, descriptor):
             return "cloned"
         span = Span(shard, 0, source.nbytes)
     with Sink(place, descriptor, progress) as sink:
         sink.copy(span)
     os.fsync(descriptor)
     return "copied"
+
+
+def _cloned(source: Source, descriptor: int) -> bool:
+    try:
+        fcntl.ioctl(descriptor, _CLONE, source.fileno())
+    except OSError as error:
+        if error.errno not in _NOT_SHARED:
+            raise
+        return False
+    return True

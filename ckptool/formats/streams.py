@@ -1,10 +1,13 @@
 """A range of a file -> the pickles and the raw bytes that stand in it, one after the other."""
 
+from collections.abc import Iterable
+
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files import Source
 from ckptool.formats.limits import Limits
 from ckptool.formats.nodes import Global
 from ckptool.formats.pickles import Pickle, dangerous, scan, unpickle
+from ckptool.model import Skipped
 
 
 class Stream:
@@ -16,7 +19,9 @@ class Stream:
         self.end = source.nbytes if end < 0 else end
         self.names: list[Global] = []
         """Every name that the pickles so far use."""
-        self._limits = limits
+        self.skipped: list[Skipped] = []
+        """What of it was not looked at."""
+        self.limits = limits
         self._data = b""
         self._base = start
 
@@ -29,7 +34,7 @@ class Stream:
         found = self._found()
         self.names += found.globals
         if found.fault:
-            self.names += dangerous(scan(self._data, self._limits, self.pos - self._base))
+            self.names += dangerous(scan(self._data, self.limits, self.pos - self._base))
             raise CorruptCheckpointError(self.source.path, f"{what}: {found.fault}")
         self.pos = self._base + found.end
         return found
@@ -46,7 +51,7 @@ class Stream:
     def rest(self) -> list[Global]:
         """Return what pickles that follow here would use: nothing should follow."""
         size = min(self.end - self.pos, _WINDOW)
-        return scan(self.source.read(self.pos, size), self._limits)
+        return scan(self.source.read(self.pos, size), self.limits)
 
     def number(self) -> int:
         """Return the 64 bit number that stands here, and move behind it."""
@@ -77,14 +82,14 @@ class Stream:
         """Read more and more of the range, until the pickle is whole or its limit is reached."""
         at = self.pos - self._base
         if 0 <= at < len(self._data):
-            found = unpickle(self._data, self._limits, at)
+            found = unpickle(self._data, self.limits, at)
             if not found.starved:
                 return found
         size = _WINDOW
         while True:
-            most = min(self.end - self.pos, self._limits.pickle_bytes)
+            most = min(self.end - self.pos, self.limits.pickle_bytes)
             self._data, self._base = self.source.read(self.pos, min(size, most)), self.pos
-            found = unpickle(self._data, self._limits)
+            found = unpickle(self._data, self.limits)
             if not found.starved or size >= most:
                 return found
             size *= 4
@@ -100,7 +105,12 @@ class Slice(Source):
         self.path = source.path
         self.nbytes = nbytes
         self.start = start
+        self.remote = source.remote
         self._source = source
+
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say which ranges of the part will be read."""
+        self._source.ahead((self.start + offset, nbytes) for offset, nbytes in ranges)
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return exactly `nbytes` bytes from `offset` of the part."""

@@ -5,11 +5,11 @@ import re
 from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location
 
 Read = Callable[[int, int], bytes]
 """Takes a position and a number of bytes."""
@@ -30,7 +30,7 @@ class JsonReader:
     values past their limits are refused with a CorruptCheckpointError.
     """
 
-    def __init__(self, path: Path, read: Read, nbytes: int, limits: Limits, what: str) -> None:
+    def __init__(self, path: Location, read: Read, nbytes: int, limits: Limits, what: str) -> None:
         """Read `nbytes` by `read`; `path` and `what` ("the header") are blamed in messages."""
         self._path = path
         self._read = read
@@ -159,7 +159,7 @@ class JsonReader:
         raise CorruptCheckpointError(self._path, f"{self._what} is not valid JSON: {reason}")
 
 
-def decode(path: Path, data: bytes, limits: Limits, what: str) -> tuple[dict[str, Any], str]:
+def decode(path: Location, data: bytes, limits: Limits, what: str) -> tuple[dict[str, Any], str]:
     """Return the JSON object at the start of `data`, and the start of the text that follows it.
 
     Raises:

@@ -15,7 +15,7 @@ from ckptool.formats.storages import StorageId, same_storage, storage_id
 from ckptool.formats.streams import Slice, Stream
 from ckptool.formats.tensors import Stored, TreeError
 from ckptool.formats.uses import damaged, uses
-from ckptool.model import Checkpoint, Container, Span, StorageInfo
+from ckptool.model import Checkpoint, Container, Skipped, Span, StorageInfo
 
 
 def matches(source: Source) -> bool:
@@ -52,6 +52,10 @@ def read(source: Source, limits: Limits) -> Checkpoint:
 MAGIC: Final = 0x1950A86A20F9469CFC6C
 _PROTOCOL: Final = 1001
 _HEAD: Final = 1 << 16
+_NUMBER: Final = 8
+"""Bytes that say how many elements a storage has."""
+_ENDS: Final = 4
+"""Storages whose size is read, of a remote file's first and of its last."""
 _FIRST: Final = frozenset(bytes([opcode]) for opcode in b"(]}cdlgIJKLMSTUVXFGN)i")
 
 
@@ -110,14 +114,41 @@ class Held:
         for _, storage in wanted:
             first.setdefault(storage.key, storage)
         _check_keys(first, keys)
-        stored = {key: self._place(first[key]) for key in keys}
+        checked = self._checked([first[key] for key in keys])
+        stored = {key: self._place(first[key], checked=key in checked) for key in keys}
         for node, storage in wanted:
             node.resolved = _view(same_storage(stored[storage.key], storage), storage)
 
-    def _place(self, wanted: StorageId) -> Stored:
+    def _checked(self, storages: Sequence[StorageId]) -> set[str]:
+        """Return the keys of the storages whose sizes are read: of remote ones, a few.
+
+        Where one of the others is wrong, the last one read, or the end of the file, is too.
+        """
+        stream, starts = self._stream, list[int]()
+        pos = stream.pos
+        for storage in storages:
+            starts.append(pos)
+            pos += _NUMBER + storage.nbytes
+        few = storages
+        if stream.source.remote and not stream.limits.deep and len(storages) > 2 * _ENDS:
+            few = [*storages[:_ENDS], *storages[-_ENDS:]]
+            reason = (
+                f"{len(storages) - len(few)} of {len(storages)} were taken from the pickle, with "
+                "which the file's length agrees; --deep reads them"
+            )
+            stream.skipped.append(Skipped("sizes before the storages", reason))
+        keys = {storage.key for storage in few}
+        places = zip(storages, starts, strict=True)
+        stream.source.ahead((at, _NUMBER) for storage, at in places if storage.key in keys)
+        return keys
+
+    def _place(self, wanted: StorageId, *, checked: bool) -> Stored:
         """Return the storage that starts here: its number of elements, and their bytes."""
-        stream = self._stream
-        count = stream.number()
+        stream, count = self._stream, wanted.numel
+        if checked:
+            count = stream.number()
+        else:
+            stream.skip(_NUMBER)
         if count != wanted.numel:
             name = quoted(wanted.key)
             raise TreeError(f"storage {name} has {count} elements and should have {wanted.numel}")
@@ -220,5 +251,5 @@ def _checkpoint(
         tuple(grown.states),
         tuple(grown.entries),
         uses(stream.names, pickle.root),
-        skipped=tuple(grown.skipped),
+        skipped=(*stream.skipped, *grown.skipped),
     )

@@ -49,6 +49,7 @@ def read(source: Source, limits: Limits) -> Checkpoint:
 def _read(records: "Records") -> Checkpoint:
     if not records.pickles:
         return _other(records)
+    records.ahead()
     if "constants.pkl" in records.by_name or any(n.startswith("code/") for n in records.by_name):
         from ckptool.formats import torchscript
 
@@ -85,6 +86,12 @@ class Records:
         """Names of the members that something refers to."""
         if len(self.pickles) > 1:
             archive.blame(f"there are {len(self.pickles)} data.pkl in it")
+
+    def ahead(self) -> None:
+        """Say that the pickle and the small records will be read."""
+        small = [self.by_name[name] for name in _RECORDS if name in self.by_name]
+        wanted = [m for m in (*self.pickles, *small) if m.packed <= self.limits.pickle_bytes]
+        self.source.ahead((m.start, m.packed) for m in wanted if m.start >= 0)
 
     def bytes(self, name: str, most: int) -> bytes | None:
         """Return the content of a small record, None if there is none.
@@ -206,7 +213,7 @@ def looked_over(records: Records) -> tuple[Skipped, ...]:
     Raises:
         CorruptCheckpointError: a record does not have its checksum.
     """
-    return (*_check_sums(records), *_unreferenced(records))
+    return (*_unread_headers(records), *_check_sums(records), *_unreferenced(records))
 
 
 def hidden_uses(records: Records) -> Iterator[GlobalUse]:
@@ -287,12 +294,24 @@ def _stored(wanted: StorageId, records: Records, byteorder: str, folder: str) ->
     return Stored(info, wanted.dtype, wanted.numel)
 
 
+def _unread_headers(records: Records) -> list[Skipped]:
+    count = records.archive.assumed
+    if not count:
+        return []
+    reason = (
+        f"{count} lie far apart; the archive's directory tells where they end; --deep reads them"
+    )
+    return [Skipped("headers before the records", reason)]
+
+
 def _check_sums(records: Records) -> list[Skipped]:
     """Compare checksums: all of them in small files, and in large ones if asked to."""
     source, limits, skipped = records.source, records.limits, []
     filled = [member for member in records.members if member.nbytes]
-    if source.nbytes > limits.checked_bytes and not limits.deep:
+    if not limits.deep and (source.remote or source.nbytes > limits.checked_bytes):
         reason = f"the file has {source.nbytes} bytes; --deep compares them"
+        if source.remote:
+            reason = f"the file is remote; --deep downloads {source.nbytes} bytes to compare them"
         return [Skipped("checksums of the storages", reason)]
     bad = bad_crc(source, (member for member in filled if member.crc), limits)
     if bad is not None:

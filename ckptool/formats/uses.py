@@ -1,13 +1,13 @@
 """The names that a pickle uses -> GlobalUse, each with the place in the tree where it stands."""
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.globals import judge
 from ckptool.formats.nodes import Elements, Global, Opaque, Ordered, Persistent
 from ckptool.formats.plain import text_key
+from ckptool.locations import Location
 from ckptool.model import Checkpoint, Container, GlobalUse, Safety
 
 _SHOWN = 32
@@ -28,7 +28,7 @@ def uses(
 
 
 def damaged(
-    path: Path, container: Container, nbytes: int, names: Sequence[Global], reason: str
+    path: Location, container: Container, nbytes: int, names: Sequence[Global], reason: str
 ) -> Checkpoint:
     """Return a checkpoint that only names what is dangerous in a file that cannot be read.
 
@@ -39,7 +39,7 @@ def damaged(
 
 
 def named(
-    path: Path, container: Container, nbytes: int, found: Iterable[GlobalUse], reason: str
+    path: Location, container: Container, nbytes: int, found: Iterable[GlobalUse], reason: str
 ) -> Checkpoint:
     """Do what `damaged` does, for names that were judged already."""
     used = tuple(found)

@@ -33,6 +33,8 @@ class Member(Record, gc=False):
     """Where its local header starts."""
     start: int = -1
     """Where its bytes start; -1 where the local header cannot be read."""
+    after: int = -1
+    """Where the next member starts, where that follows from the directory alone."""
 
 
 class Archive(Record):
@@ -41,6 +43,8 @@ class Archive(Record):
     members: list[Member] = []
     fault: str = ""
     """The first thing about it that readers could disagree on."""
+    assumed: int = 0
+    """Members whose local header was not read: it lies far away, and the others tell its size."""
 
     def blame(self, fault: str) -> None:
         self.fault = self.fault or fault
@@ -58,6 +62,10 @@ def read_archive(source: Source, limits: Limits) -> Archive:
     archive = Archive(fault=end.fault)
     entries = sorted(_directory(source, end, archive), key=attrgetter("header"))
     _check_names(entries, archive)
+    if source.remote:
+        from ckptool.formats.zip_places import prepare
+
+        archive.assumed = prepare(source, entries, end.start, deep=limits.deep)
     archive.members = list(_located(source, entries, end.start, archive))
     return archive
 
@@ -172,7 +180,9 @@ class _End(Record, frozen=True):
 
 def _find_end(source: Source) -> _End:
     """Return the end record: the last bytes of the file, with a comment at most."""
-    tail = source.tail(_EOCD.size + _COMMENT)
+    tail = source.tail(_EOCD.size)
+    if not (tail.startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):
+        tail = source.tail(_EOCD.size + _COMMENT)
     base = source.nbytes - len(tail)
     found = tail.rfind(b"PK\x05\x06")
     while found >= 0:
@@ -319,6 +329,10 @@ def _located(source: Source, members: list[Member], end: int, archive: Archive) 
     for member in members:
         if member.header != reached:
             archive.blame(_gap(member, reached))
+        if member.start >= 0:
+            reached = member.after
+            yield member
+            continue
         start = _local(window, member, end, archive)
         if start + member.packed > end:
             archive.blame(f"{quoted(member.name)} leaves the archive")
@@ -342,13 +356,13 @@ def _local(window: "_Window", member: Member, end: int, archive: Archive) -> int
     if member.header + _LOCAL.size > end:
         archive.blame(f"{quoted(member.name)} is said to start outside the archive")
         return -1
-    at = window.at(member.header, _HEADER_READ)
+    at = window.at(member.header, HEADER_READ)
     fields = _LOCAL.unpack_from(window.data, at)
     start: int = member.header + _LOCAL.size + fields[9] + fields[10]
     if fields[0] != b"PK\x03\x04" or start > end:
         archive.blame(f"{quoted(member.name)} has no local header")
         return -1
-    if start - member.header > _HEADER_READ:
+    if start - member.header > HEADER_READ:
         at = window.at(member.header, start - member.header)
     at += _LOCAL.size
     # As torch writes it: the same flags, no sizes, the same name.
@@ -420,8 +434,8 @@ class _Window:
         skip = offset - self._start
         if skip < 0 or skip + nbytes > len(self.data):
             near = -len(self.data) <= skip - len(self.data) < _NEAR
-            size = max(nbytes, _CHUNK if near and self.data else _SPARSE)
-            size = min(size, max(0, self._source.nbytes - offset))
+            least = 0 if self._source.remote else _CHUNK if near and self.data else _SPARSE
+            size = min(max(nbytes, least), max(0, self._source.nbytes - offset))
             self.data, self._start, skip = self._source.read(offset, size), offset, 0
         return skip
 
@@ -429,7 +443,7 @@ class _Window:
 _ABSENT: Final = (0, 0, 0)
 _NEAR: Final = 1 << 14
 _SPARSE: Final = 1 << 10
-_HEADER_READ: Final = 256
+HEADER_READ: Final = 256
 """Bytes of a local header with its name and its padding, mostly."""
 _SIZES: Final = Struct("<4sLLL")
 _WIDE_SIZES: Final = Struct("<4sLQQ")

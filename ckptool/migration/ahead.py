@@ -13,6 +13,7 @@ from ckptool.errors import WriteError
 from ckptool.formats.atomic import Pending, failing, pending
 from ckptool.formats.blobs import Progress
 from ckptool.formats.files import Source, open_source
+from ckptool.locations import Location
 from ckptool.migration.prints import Fingerprints
 from ckptool.model import Span, State, TensorInfo, fingerprint
 from ckptool.values import fingerprint_many
@@ -49,7 +50,7 @@ class Ahead:
         self._writing = Lock()
         """The kernel lets one write at a time; who waits here instead leaves the core to others."""
         self._stack = ExitStack()
-        self._sources: dict[Path, Source] = {}
+        self._sources: dict[Location, Source] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -169,7 +170,7 @@ class Ahead:
         while not self._stop.wait(_PAUSE):
             os.fdatasync(descriptor)
 
-    def _source(self, path: Path) -> Source:
+    def _source(self, path: Location) -> Source:
         with self._lock:
             if path not in self._sources:
                 self._sources[path] = self._stack.enter_context(open_source(path))

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from ckptool.formats import sharded_writer
+from ckptool.formats.files import is_directory, names_in
+from ckptool.locations import Location, RemotePath
 from ckptool.model import Checkpoint
 
 _WEIGHTS: Final = frozenset(
@@ -13,20 +15,29 @@ _WEIGHTS: Final = frozenset(
 """Suffixes of other copies of the state: they would be as they were, and so wrong."""
 
 
-def companions(checkpoint: Checkpoint) -> tuple[Path, ...]:
+def companions(checkpoint: Checkpoint) -> tuple[Location, ...]:
     """Return configuration, tokenizer and the like: the plain files beside the shards, by name.
 
+    Of a folder on the web, which cannot be listed, there are none.
+
     Raises:
-        OSError: the folder cannot be listed.
+        ReadError: the folder cannot be listed.
     """
     path = checkpoint.path
-    if not path.is_dir() and path.suffix != ".json":
+    inside = is_directory(path)
+    if not inside and (path.suffix != ".json" or is_web(path)):
         return ()
-    folder = path if path.is_dir() else path.parent
-    return tuple(sorted(file for file in folder.iterdir() if _belongs(file, checkpoint)))
+    folder = path if inside else path.parent
+    found = (folder / name for name in names_in(folder))
+    return tuple(file for file in found if _belongs(file, checkpoint))
 
 
-def carry(files: Sequence[Path], folder: Path) -> None:
+def is_web(path: Location) -> bool:
+    """Whether a place is on the web, where folders cannot be listed."""
+    return isinstance(path, RemotePath) and path.is_web
+
+
+def carry(files: Sequence[Location], folder: Path) -> None:
     """Copy the files into `folder`, or clone them: a link would let an edit change both.
 
     Raises:
@@ -37,7 +48,9 @@ def carry(files: Sequence[Path], folder: Path) -> None:
         sharded_writer.keep(file, folder / file.name, lambda _: None, link=False)
 
 
-def _belongs(file: Path, checkpoint: Checkpoint) -> bool:
-    if file.name.startswith(".") or file in checkpoint.files or not file.is_file():
+def _belongs(file: Location, checkpoint: Checkpoint) -> bool:
+    if file.name.startswith(".") or file in checkpoint.files:
         return False
-    return file.suffix not in _WEIGHTS and not file.name.endswith(".index.json")
+    if file.suffix in _WEIGHTS or file.name.endswith(".index.json"):
+        return False
+    return file.is_file() if isinstance(file, Path) else not is_directory(file)

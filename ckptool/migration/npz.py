@@ -1,13 +1,13 @@
 """An array of an .npz archive -> the description of its elements; numpy is not needed."""
 
 import ast
-from pathlib import Path
 from typing import Any, Final
 
 from ckptool.errors import PlanError
 from ckptool.formats.files import Source, open_source
 from ckptool.formats.limits import Limits
 from ckptool.formats.zips import STORED, Member, read_archive, read_member
+from ckptool.locations import Location
 from ckptool.migration.draft import c_order
 from ckptool.migration.memory import Memory
 from ckptool.model import BITS, Span, StorageInfo, TensorInfo
@@ -22,7 +22,7 @@ _DTYPES: Final = {
 """numpy's description of a dtype -> torch's name."""
 
 
-def read_array(path: Path, name: str, memory: Memory, limits: Limits) -> TensorInfo:
+def read_array(path: Location, name: str, memory: Memory, limits: Limits) -> TensorInfo:
     """Describe the array `name` of the archive at `path`.
 
     Raises:
@@ -59,7 +59,7 @@ def _array(source: Source, member: Member, memory: Memory, limits: Limits) -> Te
     return found
 
 
-def _header(path: Path, member: Member, head: bytes) -> tuple[dict[str, Any], int]:
+def _header(path: Location, member: Member, head: bytes) -> tuple[dict[str, Any], int]:
     """Return the header of an .npy file, and where its elements begin."""
     if head[:6] != _MAGIC or len(head) < 12:
         raise PlanError(f"{path}: {member.name} is no .npy file")

@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from ckptool.locations import masked
 from ckptool.migration.ops import Inject
 from ckptool.migration.plan import Plan, to_data
 
@@ -25,9 +26,9 @@ class Digests(Struct, frozen=True):
 
 
 def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
-    """Return the record as JSON: no paths and no times, so that two runs give the same bytes."""
+    """Return the record as JSON: no paths, times or passwords; two runs give the same bytes."""
     values = {op.key: op.source for op in plan.ops if isinstance(op, Inject)}
-    return json.dumps(
+    text = json.dumps(
         {
             "tool": f"ckptool {_version()}",
             "source": {"name": name, "container": container, "digest": digests.source},
@@ -38,6 +39,7 @@ def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
         },
         ensure_ascii=True,
     )
+    return masked(text)
 
 
 def applied(plan: Plan, text: str | None) -> bool:

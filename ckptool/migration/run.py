@@ -3,20 +3,22 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ckptool.compare import Loading, best_state, state_at
-from ckptool.errors import PlanError, UsageError, WriteError
+from ckptool.errors import PlanError, ReadError, UsageError, WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.atomic import check_target, failing
 from ckptool.formats.blobs import Progress
+from ckptool.formats.files import is_directory, open_source
 from ckptool.formats.interrupts import interruptible
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.formats.safetensors_writer import CODES
+from ckptool.locations import Location, RemotePath
 from ckptool.migration import ties
 from ckptool.migration import write as writing
 from ckptool.migration.ahead import Ahead
-from ckptool.migration.companions import companions
+from ckptool.migration.companions import companions, is_web
 from ckptool.migration.draft import Draft, draft_of
 from ckptool.migration.fits import check_fits
 from ckptool.migration.inflate import inflated
@@ -43,11 +45,15 @@ _SUFFIXES = {
 }  # fmt: skip
 
 
+_RECORD: Final = 16 << 20
+"""Bytes of a record beside a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is to be done."""
 
-    source: Path
+    source: Location
     target: Path | None
     """None for a dry run that asks for no container."""
     module: "Callable[[Checkpoint], ModuleSpec | nn.Module] | None" = None
@@ -58,7 +64,7 @@ class Request:
     """None: it is derived."""
     reverse: bool = False
     wishes: Wishes = field(default_factory=Wishes)
-    donor: Path | None = None
+    donor: Location | None = None
     drop_extra: bool = False
     force: bool = False
     dry_run: bool = False
@@ -75,7 +81,7 @@ class Request:
         """Whether the result is several files: it was, or a size was given."""
         if self.max_shard_size is not None:
             return True
-        several = self.source.is_dir() or self.source.suffix == ".json"
+        several = is_directory(self.source) or self.source.suffix == ".json"
         named = self.target is not None and self.target.suffix.lower() in _SUFFIXES
         return several and not named and self.to is None
 
@@ -127,9 +133,13 @@ def run(request: Request) -> Migration:
 def _run(request: Request, to: str, memory: Memory, prints: Prints, ahead: Ahead) -> Migration:
     watch = Watch()
     indexed = request.source.name.endswith(".json") or request.source.name == ".metadata"
-    watch.add(request.source.parent if indexed else request.source)
+    if isinstance(request.source, Path):
+        watch.add(request.source.parent if indexed else request.source)
     _check_target(request, watch)
     checkpoint = _opened(request, memory)
+    if isinstance(request.source, RemotePath):
+        for file in checkpoint.files or (checkpoint.path,):
+            watch.add(file)
     _begin(request, to, checkpoint, prints, ahead)
     live = _live(request, checkpoint)
     module = live.state if live else None
@@ -142,6 +152,8 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints, ahead: Ahead
     notes = check_fits(result, to, drop_extra=request.drop_extra)
     if request.folder and (along := companions(checkpoint)):
         notes = (*notes, f"copied along: {', '.join(file.name for file in along)}")
+    if request.folder and is_web(checkpoint.path):
+        notes = (*notes, "what lies beside the shards is not copied: http cannot list it")
     _save_plan(request, plan)
     changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     changed = changed or result.state.role == "module"
@@ -224,7 +236,7 @@ def _check_target(request: Request, watch: Watch) -> None:
         return
     if request.dry_run:
         return
-    inputs = [p for p in (request.source, request.donor) if p is not None]
+    inputs = [p for p in (request.source, request.donor) if isinstance(p, Path)]
     check_target(
         request.target, [*inputs, *watch.files], force=request.force, folder=request.folder
     )
@@ -266,8 +278,11 @@ def _record(draft: Draft) -> str | None:
     path = draft.checkpoint.path
     beside = path.with_name(path.name + SUFFIX)
     try:
-        return draft.checkpoint.metadata.get(KEY) or beside.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        if found := draft.checkpoint.metadata.get(KEY):
+            return found
+        with open_source(beside) as source:
+            return source.head(_RECORD).decode()
+    except (ReadError, UnicodeDecodeError):
         return None
 
 

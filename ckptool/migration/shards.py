@@ -3,14 +3,15 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from ckptool.formats.files import open_source
+from ckptool.formats.files import is_directory, names_in, open_source
 from ckptool.formats.sharded_writer import INDEX
+from ckptool.locations import Location
 from ckptool.migration.draft import Draft, Item
 from ckptool.migration.execute import blob
 from ckptool.migration.ties import split_ties
@@ -23,7 +24,7 @@ class Shard:
 
     name: str
     items: dict[str, Item] = field(default_factory=dict)
-    kept: Path | None = None
+    kept: Location | None = None
     """The file of the source that it is, byte for byte."""
 
 
@@ -107,14 +108,15 @@ def _filled(items: Mapping[str, Item], most: int | None) -> list[Shard]:
     return shards
 
 
-def _index_of(draft: Draft) -> Path | None:
+def _index_of(draft: Draft) -> Location | None:
     path = draft.checkpoint.path
-    if not path.is_dir():
+    if not is_directory(path):
         return path
-    return next(iter(sorted(path.glob("*.index*.json"))), None)
+    found = (path / name for name in names_in(path) if fnmatchcase(name, "*.index*.json"))
+    return next(found, None)
 
 
-def _index_metadata(index: Path | None) -> dict[str, Any]:
+def _index_metadata(index: Location | None) -> dict[str, Any]:
     """Return the metadata of an index that was read before, and found to be sound."""
     if index is None:
         return {}

@@ -4,12 +4,12 @@ import ctypes
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location, locate, masked
 from ckptool.migration.draft import Draft
 from ckptool.migration.memory import Memory
 from ckptool.migration.npz import read_array
@@ -40,7 +40,7 @@ class Sources:
     def __init__(
         self,
         live: "Live | None",
-        donor: Path | None,
+        donor: Location | None,
         memory: Memory,
         watch: Watch,
         limits: Limits,
@@ -49,7 +49,7 @@ class Sources:
         self._donor = donor
         self._memory = memory
         self._limits = limits
-        self._opened: dict[Path, Checkpoint] = {}
+        self._opened: dict[Location, Checkpoint] = {}
         self._known: dict[Inject, TensorInfo] = {}
         self._products: dict[tuple[TensorInfo, TensorInfo], TensorInfo] = {}
         self._watch = watch
@@ -113,11 +113,12 @@ class Sources:
             return self._file(op, rest)
         if kind == "npz" and "#" in rest:
             path, _, name = rest.rpartition("#")
-            self._watch.add(Path(path))
-            return read_array(Path(path), name, self._memory, self._limits)
+            archive = locate(path)
+            self._watch.add(archive)
+            return read_array(archive, name, self._memory, self._limits)
         if kind in {"literal", "zeros"}:
             return self._written(op, rest if kind == "literal" else "0")
-        raise PlanError(f"inject `{op.key}`: {op.source!r} is no source: {', '.join(FORMS)}")
+        raise PlanError(f"inject `{op.key}`: {_shown(op)} is no source: {', '.join(FORMS)}")
 
     def _attribute(self, op: Inject, path: str, draft: Draft) -> TensorInfo:
         found = self.attribute(path, draft)
@@ -140,19 +141,19 @@ class Sources:
 
     def _need_live(self, op: Inject) -> "Live":
         if self._live is None:
-            raise PlanError(f"inject `{op.key}`: its source {op.source!r} needs a module (-m)")
+            raise PlanError(f"inject `{op.key}`: its source {_shown(op)} needs a module (-m)")
         return self._live
 
     def _file(self, op: Inject, place: str) -> TensorInfo:
         name, _, key = place.partition("#")
-        path = Path(name)
+        path = locate(name)
         for state in self._open(path).states:
             found = state.tensors.get(key) or state.unsaved.get(key)
             if found is not None:
                 return found
         raise PlanError(f"inject `{op.key}`: {path} has no tensor {key!r}")
 
-    def _open(self, path: Path) -> Checkpoint:
+    def _open(self, path: Location) -> Checkpoint:
         if path not in self._opened:
             self._watch.add(path)
             self._opened[path] = open_checkpoint(path, self._limits)
@@ -176,6 +177,10 @@ class Sources:
             raise PlanError(f"inject `{op.key}`: {count} numbers for the shape {list(shape)}")
         data = _packed(op, dtype, flat) * (size if count == 1 else 1)
         return self._memory.tensor(op.key, dtype, shape, data)
+
+
+def _shown(op: Inject) -> str:
+    return repr(masked(op.source))
 
 
 def _multiplied(one: TensorInfo, other: TensorInfo) -> bytes:
@@ -235,11 +240,11 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def _check(op: Inject, found: TensorInfo, want: TensorInfo | None) -> None:
     if why := obstacle(found):
-        raise PlanError(f"inject `{op.key}`: its value in {op.source!r} cannot be read: {why}")
+        raise PlanError(f"inject `{op.key}`: its value in {_shown(op)} cannot be read: {why}")
     if op.dtype and op.dtype != found.dtype:
-        raise PlanError(f"inject `{op.key}`: {op.source!r} is {found.dtype}, not {op.dtype}")
+        raise PlanError(f"inject `{op.key}`: {_shown(op)} is {found.dtype}, not {op.dtype}")
     shape = op.shape if op.shape is not None else want.shape if want is not None else found.shape
     if shape != found.shape:
         raise PlanError(
-            f"inject `{op.key}`: {op.source!r} is {list(found.shape)} where {list(shape)} belongs"
+            f"inject `{op.key}`: {_shown(op)} is {list(found.shape)} where {list(shape)} belongs"
         )

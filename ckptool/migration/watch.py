@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ckptool.errors import ReadError, WriteError
+from ckptool.locations import Location, RemotePath
 
 _Mark = tuple[int, int, int, int]
 
@@ -13,17 +14,24 @@ class Watch:
 
     def __init__(self) -> None:
         self._marks: dict[Path, _Mark] = {}
+        self._remote: dict[RemotePath, None] = {}
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """Those of this machine."""
         return tuple(self._marks)
 
-    def add(self, path: Path) -> None:
+    def add(self, path: Location) -> None:
         """Watch a file, or all files of a folder; what is not there, reading it will say.
+
+        A remote file is held to what it was when it was first seen.
 
         Raises:
             ReadError: the folder cannot be listed.
         """
+        if isinstance(path, RemotePath):
+            self._remote[path] = None
+            return
         try:
             found = [path] if not path.is_dir() else sorted(path.iterdir())
         except OSError as error:
@@ -38,12 +46,17 @@ class Watch:
 
         Raises:
             WriteError: it was changed, replaced or taken away: nothing may be made of it.
+            ReadError: a remote one was, or cannot be reached any more.
         """
         for path, mark in self._marks.items():
             if _mark(path) != mark:
                 raise WriteError(
                     f"{path}: was changed while it was read: nothing was written, run it again"
                 )
+        if self._remote:
+            from ckptool.formats.remote import check, together
+
+            together(check, list(self._remote))
 
 
 def _mark(path: Path) -> _Mark | None:

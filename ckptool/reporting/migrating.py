@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ckptool.locations import masked
 from ckptool.model import Skipped
 from ckptool.policy import ExitCode, Verdict
 from ckptool.report import (
@@ -55,7 +56,7 @@ def _step(op: "Operation") -> StepReport:
         before=before,
         after=after,
         why=op.why,
-        source=getattr(op, "source", ""),
+        source=masked(getattr(op, "source", "")),
         loses=op.loses,
     )
 

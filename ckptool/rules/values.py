@@ -39,6 +39,8 @@ def _name(key: str) -> str:
         "a cast that overflowed or a damaged file. Silent are masks, whose values are 0 and -inf "
         "and nothing else, and the infinity that an observer or a callback starts from.",
         fix="Go back to a checkpoint of before; `ckptool diff OLD NEW` says which tensors changed.",
+        example='state["head.weight"] = torch.tensor([1.0, float("nan")])\n'
+        'torch.save(state, "model.pth")  # ckptool inspect --values',
     ),
 )
 def non_finite(valued: Valued) -> Iterator[Hit]:
@@ -71,6 +73,7 @@ def _position(flat: int, shape: tuple[int, ...]) -> list[int]:
         code="CK402",
         name="default-norm-stats",
         level=Level.WARNING,
+        gate=Level.ERROR,
         message="`{key}` is all 0 and `{variance}` all 1, as before the first batch, while "
         "`{trained}` is trained",
         why="In eval() the layer normalises by these numbers. They stay at their defaults where a "
@@ -78,6 +81,9 @@ def _position(flat: int, shape: tuple[int, ...]) -> list[int]:
         "ran in eval mode: the accuracy collapses without an error.",
         fix="Take the statistics from a checkpoint that has them, or run batches through the model "
         "in train() mode.",
+        example="bn = nn.BatchNorm1d(4)\n"
+        "bn.weight.data.uniform_()  # trained, but never run in train() mode\n"
+        'torch.save(bn.state_dict(), "model.pth")',
     ),
 )
 def default_norm_stats(valued: Valued) -> Iterator[Hit]:
@@ -121,6 +127,9 @@ def _is_trained(one: Figures | None) -> bool:
         fix="Copy the buffers too, when averaging and into this file: "
         'torch.optim.swa_utils.AveragedModel(model, use_buffers=True), or ema["{example}"] = '
         'raw["{raw}"]',
+        example="for p, q in zip(model.parameters(), ema.parameters()):\n"
+        "    q.data.lerp_(p.data, 0.01)  # and nothing for model.buffers()\n"
+        'torch.save({"model": model.state_dict(), "ema": ema.state_dict()}, "m.ckpt")',
     ),
 )
 def ema_buffers_stale(valued: Valued) -> Iterator[Hit]:
@@ -180,6 +189,8 @@ def _same_layer(inner: str, raw: str) -> bool:
         "values (masks) and optimizer state stay silent.",
         fix="Initialise the tensor before saving: call reset_parameters(), or load a checkpoint "
         "that has it.",
+        example='state["proj.weight"] = torch.empty(512, 512)  # never filled in\n'
+        'torch.save(state, "model.pth")',
     ),
 )
 def looks_uninitialised(valued: Valued) -> Iterator[Hit]:
@@ -212,6 +223,9 @@ def _is_garbage(one: Figures) -> bool:
         "ones, and a cast back to float32 does not bring them back.",
         fix="Keep the module's own: leave the key out of the file (strict=False), or set "
         'state_dict["{key}"] from a fresh module; cast parameters only.',
+        example="model.half()  # inv_freq is rounded as well\n"
+        "model.float()\n"
+        'torch.save(model.state_dict(), "model.pth")',
     ),
 )
 def half_rounded(loading: Loading) -> Iterator[Hit]:
@@ -241,6 +255,9 @@ def _rounded_to(loading: Loading, key: str) -> str:
         "or ones stay silent: they wait for data.",
         fix="Build the module with the arguments it was trained with; if the new value is meant, "
         'state_dict.pop("{key}") and load with strict=False.',
+        example="old = Attention(window=4)  # its mask is [4, 4] of the same shape as ...\n"
+        'torch.save(old.state_dict(), "old.pth")\n'
+        'Attention(window=4, causal=False).load_state_dict(torch.load("old.pth"))',
     ),
 )
 def overrides_config(loading: Loading) -> Iterator[Hit]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ckptool import values
 from ckptool.errors import ReadError
+from ckptool.formats.files import local_copy
 from ckptool.model import Checkpoint, State, TensorInfo
 
 
@@ -58,7 +59,8 @@ def _tensor(info: TensorInfo) -> Tensor:
 
 def _loaded(checkpoint: Checkpoint, at: str) -> Mapping[str, Any]:
     try:
-        found = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
+        with local_copy(checkpoint.path) as path:
+            found = torch.load(path, map_location="cpu", weights_only=True)
         for step in at.split(".") if at else ():
             found = found[step]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
