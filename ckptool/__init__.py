@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptool.api import audit, diff, digest, gate, inspect, migrate, rule, verify
+    from ckptool.api import audit, diff, digest, gate, inspect, merge, migrate, rule, verify
     from ckptool.errors import CkptoolError
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
@@ -19,6 +19,7 @@ __all__ = [
     "digest",
     "gate",
     "inspect",
+    "merge",
     "migrate",
     "open_checkpoint",
     "rule",
@@ -34,6 +35,7 @@ _HOMES = {
     "digest": "ckptool.api",
     "gate": "ckptool.api",
     "inspect": "ckptool.api",
+    "merge": "ckptool.api",
     "migrate": "ckptool.api",
     "open_checkpoint": "ckptool.formats",
     "rule": "ckptool.api",

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -10,8 +9,9 @@ from msgspec import Struct
 from ckptool import values
 from ckptool.figures import Cast
 from ckptool.fused import Fused, find_fused
-from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite
+from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite, named_ties
 from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
+from ckptool.statistics.figures import Figures, Tolerances
 from ckptool.styles import Restyle, find_old_norms, find_restyles
 
 
@@ -72,8 +72,8 @@ class Loading(Struct, frozen=True):
     """Projections that are one tensor on one side and three on the other."""
     tied: Mapping[str, str] = {}
     """Missing key -> key of the file that is the same tensor in the module."""
-    diverged: tuple[tuple[str, ...], ...] = ()
-    """Keys that are one tensor in the module, and have other values in the file, in its order."""
+    diverged: tuple[tuple[str, str], ...] = ()
+    """Keys that the module, or the file's own metadata, ties, and whose values differ here."""
     better: State | None = None
     """Another mapping of the file that matches the module better than `state` does."""
     casts: Mapping[str, Cast] = {}
@@ -147,10 +147,29 @@ class Revision(Struct, frozen=True):
     """Removed keys whose rename is proved by equal values."""
     differing: tuple[str, ...] | None
     """Keys in both whose values differ; None where values were not looked at."""
-    untold: tuple[str, ...]
-    """Keys in both whose values could not be compared."""
+    untold: Mapping[str, str]
+    """Keys in both whose values could not be compared -> why."""
     entries: tuple[str, ...]
     """Places of plain data (an epoch, a configuration) that differ."""
+    measured: Mapping[str, Figures] = {}
+    """Keys whose values or dtypes differ -> how the values do."""
+    unmeasured: Mapping[str, str] = {}
+    """Those that could not be measured -> why."""
+    tolerances: Tolerances | None = None
+    """Within which values pass as the same; None where none were given."""
+    diverged: tuple[tuple[str, str], ...] = ()
+    """Keys that are tied in the old file, and have different values in the new one."""
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """Keys whose values differ by more than the tolerances."""
+        if self.tolerances is None:
+            return self.differing or ()
+        return tuple(
+            key
+            for key in self.differing or ()
+            if key not in self.measured or not self.measured[key].close
+        )
 
     @property
     def ties_differ(self) -> bool:
@@ -164,7 +183,7 @@ class Revision(Struct, frozen=True):
     @property
     def differs(self) -> bool:
         ties_lost = self.ties_differ and not self.moved
-        return bool(self.changes or self.differing or self.entries or ties_lost)
+        return bool(self.changes or self.beyond or self.entries or ties_lost)
 
 
 def compare(
@@ -248,7 +267,7 @@ def _related(met: Loading, expected: Mapping[str, TensorInfo]) -> Loading:
         rewrite=rewrite,
         renames=renames,
         fused=fused,
-        diverged=_diverged(module, state),
+        diverged=_diverged(met),
         tied={k: v for k, v in _tied(module, state).items() if k in missing and k not in told},
         same_value=_same_values([*unexpected.values()], module),
     )
@@ -258,18 +277,19 @@ def _without(tensors: Mapping[str, TensorInfo], keys: set[str]) -> dict[str, Ten
     return {key: tensor for key, tensor in tensors.items() if key not in keys}
 
 
-def _diverged(module: ModuleState, state: State) -> tuple[tuple[str, ...], ...]:
-    """Return the tied names that the file has with different values."""
-    groups = (
-        [state.tensors[key] for key in group if key in state.tensors]
-        for group in ties(held.tensor for held in module.saved.values())
-    )
-    pairs = [
-        (group, other) for group in groups for other in group[1:] if not ties((group[0], other))
+def _diverged(met: Loading) -> tuple[tuple[str, str], ...]:
+    """Return the keys that are said to be one tensor, and are two with different values."""
+    there = met.state.tensors
+    groups = ties(held.tensor for held in met.module.saved.values())
+    said = [(group[0], other) for group in groups for other in group[1:]]
+    said += [(kept, name) for name, kept in named_ties(met.checkpoint.metadata).items()]
+    apart = [
+        (one, other)
+        for one, other in dict.fromkeys(said)
+        if one in there and other in there and not ties((there[one], there[other]))
     ]
-    told = values.equal_many([(group[0], other) for group, other in pairs])
-    found = (group for (group, _), same in zip(pairs, told, strict=True) if same is False)
-    return tuple(dict.fromkeys(tuple(tensor.key for tensor in group) for group in found))
+    told = values.equal_many([(there[one], there[other]) for one, other in apart])
+    return tuple(pair for pair, same in zip(apart, told, strict=True) if same is False)
 
 
 def _tied(module: ModuleState, state: State) -> dict[str, str]:
@@ -336,75 +356,14 @@ def _same_values(unexpected: list[TensorInfo], module: ModuleState) -> dict[str,
     return told
 
 
-FILE_FIELDS: Final = ("shape", "dtype", "layout")
-
-
-def revision(old: Checkpoint, new: Checkpoint, at: str | None, *, look_at_values: bool) -> Revision:
-    """Compare two files: keys, shapes, dtypes and, unless told not to, values.
-
-    With `at`, the state there; else all states where both files have the same places; else the two
-    states that have most in common.
-    """
-    places, old_tensors, new_tensors = _sides(old, new, at)
-    changes = tuple(compare(old_tensors, new_tensors, FILE_FIELDS))
-    renames = find_renames(
-        [c.expected for c in changes if isinstance(c, Missing)],
-        [c.actual for c in changes if isinstance(c, Unexpected)],
-    )
-    changed = {c.key for c in changes}
-    both = [(key, key) for key in old_tensors if key not in changed]
-    names = list(renames.items())
-    told: dict[str, bool | None] = {}
-    if look_at_values:
-        pairs = [(old_tensors[a], new_tensors[b]) for a, b in (*both, *names)]
-        told = dict(zip([a for a, _ in (*both, *names)], values.equal_many(pairs), strict=True))
-    return Revision(
-        old=old,
-        new=new,
-        old_tensors=old_tensors,
-        new_tensors=new_tensors,
-        places=places,
-        changes=changes,
-        renames={a: b for a, b in names if told.get(a) is not False},
-        proved=frozenset(a for a, _ in names if told.get(a)),
-        differing=tuple(a for a, _ in both if told[a] is False) if look_at_values else None,
-        untold=tuple(a for a, _ in both if told[a] is None) if look_at_values else (),
-        entries=_changed_entries(old, new),
-    )
-
-
-def _sides(
-    old: Checkpoint, new: Checkpoint, at: str | None
-) -> tuple[tuple[str, str], Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
-    if at is not None:
-        return (at, at), state_at(old, at).tensors, state_at(new, at).tensors
-    if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
-        return ("*", "*"), all_tensors(old), all_tensors(new)
-    pairs = [(a, b) for a in old.states for b in new.states]
-    if not pairs:
-        return ("", ""), {}, {}
-    a, b = max(pairs, key=lambda pair: _in_common(*pair))
-    return (a.at, b.at), a.tensors, b.tensors
-
-
 def all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     """Return the tensors of all states, with the place of each in front of its key."""
-    return {
+    named = {
         f"{state.at}.{key}" if state.at else key: tensor
         for state in checkpoint.states
         for key, tensor in state.tensors.items()
     }
-
-
-def _in_common(a: State, b: State) -> int:
-    return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
-
-
-def _changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
-    """Places of plain data that differ between two files of one container."""
-    if old.container != new.container:
-        return ()
-    before = {e.at: e.text for e in old.entries}
-    after = {e.at: e.text for e in new.entries}
-    places = dict.fromkeys((*before, *after))
-    return tuple(place for place in places if before.get(place) != after.get(place))
+    return {
+        key: tensor if tensor.key == key else msgspec.structs.replace(tensor, key=key)
+        for key, tensor in named.items()
+    }

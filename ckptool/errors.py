@@ -10,6 +10,7 @@ CkptoolError
 ├── PlanError              a migration plan does not fit the checkpoint
 │   ├── RenameRefusedError     a rename would hit a key in use, or another tensor (CK221)
 │   └── UnsupportedValueError  the container cannot hold what the file has (CK311)
+├── WorkerError            what was sent to a cluster did not come back
 └── WriteError             output was not completed; the destination is untouched
 """
 
@@ -42,6 +43,10 @@ class ReadError(CkptoolError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let it come back from another process."""
+        return type(self), (self.path, self.reason)
 
 
 class UnknownFormatError(ReadError):
@@ -83,6 +88,10 @@ class UnsupportedValueError(PlanError):
         self.to = to
         self.reasons = reasons
         """Key -> why: a dtype, a layout."""
+
+
+class WorkerError(CkptoolError):
+    """A cluster could not do what it was given."""
 
 
 class WriteError(CkptoolError):

@@ -40,6 +40,7 @@ def explain_revision(revision: Revision, key: str) -> tuple[tuple[str, str], ...
         *_tensor("in the old file", old),
         *_tensor("in the new file", new),
         ("values", _values(revision, key)),
+        *_figures(revision, key),
     )
 
 
@@ -111,3 +112,24 @@ def _values(revision: Revision, key: str) -> str:
     if key in revision.untold or key not in revision.old_tensors or key not in revision.new_tensors:
         return "not compared"
     return "equal"
+
+
+def _figures(revision: Revision, key: str) -> Facts:
+    figures = revision.measured.get(key)
+    if figures is None:
+        return
+    yield "elements changed", f"{figures.changed} of {figures.elements}"
+    for name, figure in (
+        ("largest difference", figures.max_abs),
+        ("mean difference", figures.mean_abs),
+        ("relative change (L2)", figures.relative_l2),
+        ("cosine", figures.cosine),
+    ):
+        yield name, "none" if figure is None else f"{figure:g}"
+    yield "not finite", f"{figures.old_nonfinite} in the old, {figures.new_nonfinite} in the new"
+    if revision.old_tensors[key].dtype != revision.new_tensors[key].dtype:
+        yield "nothing but rounding", "yes" if figures.rounding else "no"
+    names = ("below 1e-12", *(f"1e{n} to 1e{n + 1}" for n in range(-12, 3)), "1e3 and above")
+    for name, number in zip(names, figures.histogram, strict=True):
+        if number:
+            yield f"differences {name}", str(number)

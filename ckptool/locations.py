@@ -1,8 +1,9 @@
 """What a user names -> where it lies: a path of this machine, or a remote location."""
 
 import re
+from abc import ABC
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urlsplit
 
 _QUERY: Final = r"(?<=[\w/.%-])\?[^\s'\"<>]*=[^\s'\"<>]*"
@@ -104,7 +105,15 @@ class RemotePath:
         return bool(at) and (":" in user or self.scheme != "hf")
 
 
-Location = Path | RemotePath
+if TYPE_CHECKING:
+    Location = Path | RemotePath
+else:
+
+    class Location(ABC):  # noqa: B024 (nobody makes one)
+        """Either of the two: one class, since msgspec decodes no union of classes."""
+
+    Location.register(Path)
+    Location.register(RemotePath)
 
 
 def locate(place: str | Location) -> Location:
@@ -116,6 +125,11 @@ def locate(place: str | Location) -> Location:
     if place[:7].lower() == "file://":
         return Path(unquote(urlsplit(place).path))
     return RemotePath(place)
+
+
+def within(folder: Path, place: Location) -> Location:
+    """Return a relative path in `folder`; what is remote, or absolute, is where it is."""
+    return place if isinstance(place, RemotePath) else folder / place
 
 
 def is_remote(text: str) -> bool:

@@ -1,12 +1,13 @@
 """Missing x unexpected keys -> the change of names that explains them: a wrapper, or a rename."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from msgspec import Struct
 
-from ckptool.model import TensorInfo
+from ckptool.model import TensorInfo, natural
 
 WRAPPERS: Final = (
     "module",
@@ -113,6 +114,41 @@ def find_renames(missing: list[TensorInfo], unexpected: list[TensorInfo]) -> dic
             if there is not None and _single_best(there, keys) == key:
                 pairs[key] = there
     return pairs
+
+
+def pair_alike(
+    missing: Mapping[str, str], unexpected: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Pair keys by the fingerprint of what they hold: key -> fingerprint on either side.
+
+    Several that hold the same are paired in natural order, where there are as many on both sides.
+    """
+    there = _by_content(unexpected)
+    for content, keys in _by_content(missing).items():
+        found = there.get(content, [])
+        if len(keys) == len(found):
+            yield from zip(keys, found, strict=True)
+
+
+def _by_content(held: Mapping[str, str]) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    for key in sorted(held, key=natural):
+        keys.setdefault(held[key], []).append(key)
+    return keys
+
+
+def named_ties(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what a safetensors file says of ties: name -> the key that holds its elements.
+
+    `safetensors.torch.save_model` writes each name as an entry of its own; `migrate` writes all
+    into one.
+    """
+    try:
+        record = json.loads(metadata.get("ckptool.ties", "{}"))
+    except (ValueError, RecursionError):
+        record = {}
+    kept = record.items() if isinstance(record, dict) else ()
+    return dict(metadata) | {name: key for name, key in kept if isinstance(key, str)}
 
 
 def _last(key: str) -> str:

@@ -187,7 +187,8 @@ class ChangeReport(Struct, frozen=True, kw_only=True):
 
 class DiffFilesReport(Report, frozen=True, kw_only=True):
     verdict: str
-    """"identical", "same state, other container", "values differ", "compatible" or "breaking"."""
+    """"identical", "same state, other container", "values within tolerance", "values differ",
+    "compatible" or "breaking"."""
     old: str
     new: str
     old_at: str
@@ -203,9 +204,28 @@ class DiffFilesReport(Report, frozen=True, kw_only=True):
     changed_entries: tuple[str, ...]
     """Places of plain data (an epoch, a configuration) that differ."""
     changes: tuple[ChangeReport, ...] = ()
-    """Of the tensors whose values differ, the largest relative change first."""
+    """Of the tensors whose values or dtypes differ, the largest relative change first."""
+    rtol: float | None = None
+    """The tolerances that were given; None where none were."""
+    atol: float | None = None
     explanation: tuple[FactReport, ...] = ()
     """All that is known of the one key asked for."""
+
+
+class PartReport(Report, frozen=True, kw_only=True):
+    """What one of several machines found: `ckptool merge` puts the parts together."""
+
+    verdict: str
+    old: str
+    new: str
+    part: int
+    """From 1."""
+    parts: int
+    compared: int
+    """Tensors, or groups of renamed ones, that were this part's."""
+    differing_keys: tuple[str, ...]
+    evidence: Mapping[str, Any]
+    """All that the whole report needs to be made without the files; no format to rely on."""
 
 
 class AuditReport(Report, frozen=True, kw_only=True):
@@ -395,6 +415,7 @@ AnyReport = (
     InspectReport
     | DiffModuleReport
     | DiffFilesReport
+    | PartReport
     | AuditReport
     | MigrateReport
     | VerifyReport

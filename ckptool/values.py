@@ -1,20 +1,20 @@
 """Bytes of tensors -> equal or not, and fingerprints: streamed in bounded memory, without torch."""
 
-import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from itertools import groupby, zip_longest
+from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from msgspec.structs import replace
 
 from ckptool import model
 from ckptool.formats.files import Source, open_source
-from ckptool.locations import Location
+from ckptool.locations import Location, within
 from ckptool.model import BITS, Span, TensorInfo
 from ckptool.strides import REGION, WORD, extent_of, is_dense, pick, steps_of
+from ckptool.workers import JOBS, Batch, Workers
 
 _CHUNK: Final = 1 << 20
 """Bytes of one read: with less the calls show, with more the processor's cache is left."""
@@ -25,15 +25,13 @@ _BATCH: Final = 1024
 _GATHERED: Final = 4 << 20
 """Elements of a view that are picked from anywhere in a file."""
 _OPEN_FILES: Final = 16
-_JOBS: Final = min(8, os.cpu_count() or 1)
 _COMPONENT: Final = {"complex128": 8, "complex64": 4, "complex32": 2}
 
 _T = TypeVar("_T")
-_R = TypeVar("_R")
-_Work = tuple[int, Callable[["_Files"], bool | None]]
-"""Position of a pair, and what tells whether some or all of its bytes are equal."""
-_Digested = tuple[int, int, Span | None]
-"""Position of a tensor, and a piece of it with its number; None for all of it."""
+_Work = tuple[int, Span, Span] | tuple[int, TensorInfo, TensorInfo]
+"""Position of a pair, and what of both is to be compared: a piece of the bytes, or all."""
+_Digested = tuple[int, Span | TensorInfo]
+"""Position of a tensor, and what of it is digested: the next piece of its bytes, or all."""
 _Placed = tuple[tuple[int, ...], TensorInfo]
 """A chunk, and where it starts within the whole."""
 
@@ -52,20 +50,27 @@ def equal(a: TensorInfo, b: TensorInfo) -> bool | None:
 
 
 def equal_many(
-    pairs: Iterable[tuple[TensorInfo, TensorInfo]], jobs: int = _JOBS
+    pairs: Iterable[tuple[TensorInfo, TensorInfo]], jobs: int = JOBS, workers: Workers | None = None
 ) -> list[bool | None]:
-    """Return `equal` of each pair, in order; `jobs` threads share the work, large tensors too."""
+    """Return `equal` of each pair, in order; large tensors are cut among those who work.
+
+    Args:
+        pairs: what is compared.
+        jobs: threads that share the work.
+        workers: who does it instead.
+    """
     together = list(pairs)
     verdicts: list[bool | None] = [True] * len(together)
-
-    def settle(batch: Sequence[_Work]) -> None:
-        with _Files() as files:
-            for position, same in batch:
-                if verdicts[position] and (told := same(files)) is not True:
-                    verdicts[position] = told
-
-    work = (piece for position, pair in enumerate(together) for piece in _work(position, *pair))
-    _in_threads(settle, _batches(work), jobs)
+    work = (
+        (nbytes, item)
+        for position, pair in enumerate(together)
+        for nbytes, item in _work(position, *pair)
+        if verdicts[position]
+    )
+    for items, told in (workers or Workers(jobs)).each(_settle, _batches(work)):
+        for (position, *_), same in zip(items, told, strict=True):
+            if verdicts[position] and same is not True:
+                verdicts[position] = same
     return verdicts
 
 
@@ -79,36 +84,51 @@ def fingerprint(tensor: TensorInfo) -> str | None:
         return _fingerprint(tensor, files)
 
 
-def fingerprint_many(tensors: Iterable[TensorInfo], jobs: int = _JOBS) -> list[str | None]:
-    """Return `fingerprint` of each tensor, in order; `jobs` threads share large tensors too."""
+def fingerprint_many(
+    tensors: Iterable[TensorInfo], jobs: int = JOBS, workers: Workers | None = None
+) -> list[str | None]:
+    """Return `fingerprint` of each tensor, in order; large ones are cut among those who work."""
     together = list(tensors)
     told: list[str | None] = [None] * len(together)
-    pieces: dict[int, dict[int, bytes]] = {}
-
-    def take(batch: Sequence[_Digested]) -> None:
-        with _Files() as files:
-            for position, number, span in batch:
-                if span is None:
-                    told[position] = _fingerprint(together[position], files)
-                else:
-                    (digest,) = model.piece_digests(map(files.read, _cut(span, _CHUNK)))
-                    pieces[position][number] = digest
-
-    def work() -> Iterator[tuple[int, _Digested]]:
-        for position, tensor in enumerate(together):
-            run = _straight(tensor)
-            if run is None or tensor.nbytes <= model.PIECE:
-                yield tensor.nbytes, (position, 0, None)
-                continue
-            pieces[position] = {}
-            for number, span in enumerate(_cut(run, model.PIECE)):
-                yield span.nbytes, (position, number, span)
-
-    _in_threads(take, _batches(work()), jobs)
-    for position, found in pieces.items():
-        tensor, digests = together[position], (found[n] for n in range(len(found)))
+    pieces: dict[int, list[bytes]] = {}
+    work = (item for position, one in enumerate(together) for item in _digested(position, one))
+    for items, found in (workers or Workers(jobs)).each(_digests, _batches(work)):
+        for (position, _), digest in zip(items, found, strict=True):
+            if isinstance(digest, bytes):
+                pieces.setdefault(position, []).append(digest)
+            else:
+                told[position] = digest
+    for position, digests in pieces.items():
+        tensor = together[position]
         told[position] = model.fingerprint_of(tensor.dtype, tensor.shape, digests)
     return told
+
+
+def aligned(
+    a: TensorInfo, b: TensorInfo, elements: int, folder: Path = Path()
+) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the elements of two tensors of one shape, so many of each at a time, as `elements` do.
+
+    Only for tensors without an `obstacle` whose elements take whole bytes.
+    """
+    with _Files(folder) as files:
+        one, other = (
+            _blocks(_elements(tensor, files), elements * BITS[tensor.dtype] // 8)
+            for tensor in (a, b)
+        )
+        yield from zip(one, other, strict=True)
+
+
+def pieces(a: TensorInfo, b: TensorInfo, elements: int) -> Iterator[tuple[TensorInfo, TensorInfo]]:
+    """Cut two tensors of one shape into tensors of so many elements each, where they can be."""
+    one, other = _whole(a), _whole(b)
+    even = one.contiguous and other.contiguous and _run(one) and _run(other)
+    if not (even or _runs(one, other)):
+        yield a, b
+        return
+    for start in range(0, one.numel, elements):
+        count = min(elements, one.numel - start)
+        yield _stretch(one, start, count), _stretch(other, start, count)
 
 
 def elements(tensor: TensorInfo) -> Iterator[bytes]:
@@ -133,8 +153,9 @@ def obstacle(tensor: TensorInfo) -> str:
 class _Files:
     """The files that one thread has open: a few at a time, however many shards there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path = Path()) -> None:
         self._open: dict[Location, tuple[Source, ExitStack]] = {}
+        self._folder = folder
 
     def __enter__(self) -> Self:
         return self
@@ -152,7 +173,7 @@ class _Files:
         if len(self._open) >= _OPEN_FILES:
             self._close_oldest()
         stack = ExitStack()
-        return stack.enter_context(open_source(path)), stack
+        return stack.enter_context(open_source(within(self._folder, path))), stack
 
     def _close_oldest(self) -> None:
         _, stack = self._open.pop(next(iter(self._open)))
@@ -168,7 +189,8 @@ def _equal(a: TensorInfo, b: TensorInfo, files: _Files) -> bool | None:
         return _same_bytes(*runs, files)
     if obstacle(a) or obstacle(b):
         return None
-    blocks = zip_longest(_blocks(_elements(a, files)), _blocks(_elements(b, files)))
+    both = (_blocks(_elements(tensor, files), _CHUNK) for tensor in (a, b))
+    blocks = zip_longest(*both)
     return all(x == y for x, y in blocks)
 
 
@@ -199,18 +221,26 @@ def _cut(span: Span, nbytes: int) -> Iterator[Span]:
         yield Span(span.path, span.offset + start, min(nbytes, span.nbytes - start))
 
 
-def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
     """Cut anew, so that two streams can be compared piece by piece."""
     rest = bytearray()
     for piece in pieces:
-        if not rest and len(piece) == _CHUNK:
+        if not rest and len(piece) == nbytes:
             yield piece
             continue
         rest += piece
-        while len(rest) >= _CHUNK:
-            yield bytes(rest[:_CHUNK])
-            del rest[:_CHUNK]
-    yield bytes(rest)
+        whole = len(rest) - len(rest) % nbytes
+        for start in range(0, whole, nbytes):
+            yield bytes(rest[start : start + nbytes])
+        del rest[:whole]
+    if rest:
+        yield bytes(rest)
+
+
+def _stretch(tensor: TensorInfo, start: int, count: int) -> TensorInfo:
+    """Return some of the elements of a tensor that lie in one run, in the run's order."""
+    offset = tensor.storage_offset + start
+    return replace(tensor, shape=(count,), stride=(1,), storage_offset=offset)
 
 
 def _runs(a: TensorInfo, b: TensorInfo) -> tuple[Span, Span] | None:
@@ -397,32 +427,56 @@ def _work(position: int, a: TensorInfo, b: TensorInfo) -> Iterator[tuple[int, _W
     """Yield what is to be done for a pair, with the bytes that it reads of each."""
     runs = None if _has_layers(a) or _has_layers(b) else _runs(a, b)
     if runs is None:
-        yield a.nbytes, (position, partial(_equal, a, b))
+        yield a.nbytes, (position, a, b)
         return
     for one, other in zip(_cut(runs[0], _PIECE), _cut(runs[1], _PIECE), strict=True):
-        yield one.nbytes, (position, partial(_same_bytes, one, other))
+        yield one.nbytes, (position, one, other)
 
 
-def _batches(items: Iterable[tuple[int, _T]]) -> Iterator[list[_T]]:
-    """Group items until they are worth a thread's while: by the bytes they read, or by number."""
+def _settle(folder: Path, work: Sequence[_Work]) -> list[bool | None]:
+    with _Files(folder) as files:
+        return [_same(item, files) for item in work]
+
+
+def _same(item: _Work, files: _Files) -> bool | None:
+    match item:
+        case (_, Span() as one, Span() as other):
+            return _same_bytes(one, other, files)
+        case (_, TensorInfo() as a, TensorInfo() as b):
+            return _equal(a, b, files)
+    raise AssertionError(item)
+
+
+def _digested(position: int, tensor: TensorInfo) -> Iterator[tuple[int, _Digested]]:
+    """Yield what is to be digested of a tensor, with the bytes that it reads."""
+    run = _straight(tensor)
+    if run is None or tensor.nbytes <= model.PIECE:
+        yield tensor.nbytes, (position, tensor)
+        return
+    for span in _cut(run, model.PIECE):
+        yield span.nbytes, (position, span)
+
+
+def _digests(folder: Path, work: Sequence[_Digested]) -> list[bytes | str | None]:
+    """Return the digest of each piece, as bytes, and the fingerprint of each whole tensor."""
+    with _Files(folder) as files:
+        return [
+            next(model.piece_digests(map(files.read, _cut(what, _CHUNK))))
+            if isinstance(what, Span)
+            else _fingerprint(what, files)
+            for _, what in work
+        ]
+
+
+def _batches(items: Iterable[tuple[int, _T]]) -> Iterator[Batch[_T]]:
+    """Group items until they are worth sending: by the bytes they read, or by number."""
     batch: list[_T] = []
     total = 0
     for nbytes, item in items:
         batch.append(item)
         total += nbytes
         if total >= _PIECE or len(batch) >= _BATCH:
-            yield batch
+            yield total, batch
             batch, total = [], 0
-    yield batch
-
-
-def _in_threads(
-    function: Callable[[list[_T]], _R], batches: Iterable[list[_T]], jobs: int
-) -> list[_R]:
-    together = list(batches)
-    if jobs <= 1 or len(together) == 1:
-        return list(map(function, together))
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(function, together))
+    if batch:
+        yield total, batch

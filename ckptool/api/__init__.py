@@ -1,6 +1,7 @@
 """One function per command, with the same words as its options; the CLI adds only printing."""
 
 from ckptool.api.checking import audit, verify
+from ckptool.api.comparing import merge
 from ckptool.api.digesting import digest, textconv
 from ckptool.api.explaining import rule
 from ckptool.api.gating import effective_policy, gate
@@ -15,6 +16,7 @@ __all__ = [
     "effective_policy",
     "gate",
     "inspect",
+    "merge",
     "migrate",
     "rule",
     "textconv",

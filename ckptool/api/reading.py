@@ -1,23 +1,26 @@
 """Describe checkpoints, and compare them with modules and with each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ckptool import report
+from ckptool.api.comparing import How, diff_files
 from ckptool.api.target import PathLike, need_target, notes_on, opened
-from ckptool.compare import loading, revision
+from ckptool.compare import loading
 from ckptool.config import Config
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.locations import locate
 from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
-from ckptool.reporting.reading import inspected, loaded, revised
+from ckptool.reporting.reading import inspected, loaded
 from ckptool.rules import run
 from ckptool.rules.registry import in_order
 from ckptool.valued import Valued, valued, with_values
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from torch import nn
 
 
@@ -48,7 +51,7 @@ def inspect(
     return inspected(checkpoints, judge(found, policy or Policy()), tuple(errors), unseen)
 
 
-def diff(
+def diff(  # noqa: PLR0913
     path: PathLike,
     new: PathLike | None = None,
     *,
@@ -57,11 +60,18 @@ def diff(
     at: str | None = None,
     explain: str | None = None,
     values: bool | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    jobs: int | None = None,
+    dask: str | None = None,
+    executor: "Executor | None" = None,
+    shard: tuple[int, int] | None = None,
     inputs: object = None,
+    progress: Callable[[int], None] | None = None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
-) -> report.DiffModuleReport | report.DiffFilesReport:
+) -> report.DiffModuleReport | report.DiffFilesReport | report.PartReport:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
     Args:
@@ -73,7 +83,14 @@ def diff(
         explain: a key of which everything is to be told.
         values: whether values are looked at. Two files' are unless it is False; with a module they
             are only if it is True: rules CK4xx, CK213, and CK208 by the numbers.
+        rtol: two files: values pass that differ by `atol + rtol * abs(old)` at most.
+        atol: the same.
+        jobs: two files: threads that compare values.
+        dask: two files: address of the Dask scheduler whose workers do it instead.
+        executor: two files: what else does it.
+        shard: two files: (I, N) looks at the I-th of N parts of the values; see `merge`.
         inputs: as for `verify`: with them the module is run, and what that shows is reported.
+        progress: is told how many bytes were compared, from time to time.
         policy: which findings are reported, and from which level on they fail.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
@@ -82,16 +99,19 @@ def diff(
         ReadError: a file cannot be read.
         ModuleError: the module cannot be imported or built.
         UsageError: no module is named, or the options do not go together.
+        WorkerError: a cluster did not do its work.
     """
+    how = How(values is not False, rtol, atol, jobs, dask, executor, shard, progress)
     if new is not None:
         if module is not None:
             raise UsageError(
                 "-m names a module for one checkpoint; with two checkpoints leave it out"
             )
-        before, after = opened(path, limits), opened(new, limits)
-        changed = revision(before, after, at, look_at_values=values is not False)
-        found = judge(run([changed], new), policy or Policy(), differs=changed.differs)
-        return revised(changed, found, explain)
+        return diff_files(
+            path, new, how, at=at, explain=explain, policy=policy or Policy(), limits=limits
+        )
+    if how.of_values():
+        raise UsageError(f"{how.of_values()} is for the values of two checkpoints: name both")
     place = locate(path)
     checkpoint = opened(place, limits)
     target = need_target(place, module, kwargs, at, config)

@@ -65,3 +65,17 @@ def _kwargs_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")
     return found
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Return I and N of "I/N"."""
+    if text is None:
+        return None
+    part, slash, parts = text.partition("/")
+    if not slash or not (_number(part) and _number(parts)):
+        raise UsageError(f"--shard {text}: expected I/N, for example 1/4 for the first of four")
+    return int(part), int(parts)
+
+
+def _number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10

@@ -3,6 +3,7 @@
 import click
 
 from ckptool import api
+from ckptool.cli.arguments import parse_shard
 from ckptool.cli.options import (
     CHECKPOINT,
     Output,
@@ -11,6 +12,7 @@ from ckptool.cli.options import (
     module_options,
     report_options,
 )
+from ckptool.cli.running import Progress, ending
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
@@ -29,10 +31,17 @@ from ckptool.policy import Policy
     default=None,
     help="Look at the numbers: two checkpoints are compared so, a module's only if asked for.",
 )
+@click.option("--rtol", type=float, metavar="NUMBER",
+              help="Two checkpoints: values pass within ATOL + RTOL * abs(old).")  # fmt: skip
+@click.option("--atol", type=float, metavar="NUMBER", help="The same; each is 0 if not given.")
+@click.option("--jobs", type=int, metavar="N", help="Threads that compare values.")
+@click.option("--dask", metavar="ADDRESS", help="Compare values on this Dask cluster.")
+@click.option("--shard", metavar="I/N",
+              help="Compare the I-th of N parts of the values; see `ckptool merge`.")  # fmt: skip
 @input_options
 @limit_options
 @report_options
-def command(
+def command(  # noqa: PLR0913
     ctx: click.Context,
     path: Location,
     new: Location | None,
@@ -42,29 +51,41 @@ def command(
     at: str | None,
     explain: str | None,
     values: bool | None,
+    rtol: float | None,
+    atol: float | None,
+    jobs: int | None,
+    dask: str | None,
+    shard: str | None,
     inputs: tuple[str, ...] | None,
     limits: Limits,
     out: Output,
     policy: Policy,
 ) -> None:
-    r"""Compare a checkpoint with the module that should load it, or with another checkpoint.
+    """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
     \b
     ckptool diff model.pth -m package.module:Name -k d_in=3
     ckptool diff model.pth            the module named in pyproject.toml or ckptool.toml
     ckptool diff old.pth new.safetensors
-    """
-    report = api.diff(
-        path,
-        new,
-        module=module,
-        kwargs=kwargs,
-        at=at,
-        explain=explain,
-        values=values,
-        inputs=inputs,
-        policy=policy,
-        limits=limits,
-    )
+    """  # noqa: D301 (click reads a real backspace)
+    with ending(ctx), Progress(path, "compared") as progress:
+        report = api.diff(
+            path,
+            new,
+            module=module,
+            kwargs=kwargs,
+            at=at,
+            explain=explain,
+            values=values,
+            rtol=rtol,
+            atol=atol,
+            jobs=jobs,
+            dask=dask,
+            shard=parse_shard(shard),
+            inputs=inputs,
+            progress=progress.add,
+            policy=policy,
+            limits=limits,
+        )
     out.emit(report)
     ctx.exit(report.exit_code)

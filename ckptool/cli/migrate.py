@@ -1,11 +1,6 @@
 """`ckptool migrate`."""
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 import click
 
@@ -19,12 +14,11 @@ from ckptool.cli.options import (
     module_options,
     screen_options,
 )
+from ckptool.cli.running import Progress, ending
 from ckptool.errors import UsageError
-from ckptool.formats.interrupts import Interrupted
 from ckptool.formats.limits import Limits
-from ckptool.locations import Location, RemotePath
+from ckptool.locations import Location
 from ckptool.policy import Policy
-from ckptool.render.text import size
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20,
           "GIB": 1 << 30}  # fmt: skip
@@ -97,7 +91,8 @@ def command(  # noqa: PLR0913
     """
     if reverse and plan is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
-    with _ending(ctx), _Progress(source) as progress:
+    said = "what was not complete was removed"
+    with ending(ctx, said), Progress(source, "written") as progress:
         report = api.migrate(
             source,
             target,
@@ -128,21 +123,6 @@ def command(  # noqa: PLR0913
     ctx.exit(report.exit_code)
 
 
-@contextmanager
-def _ending(ctx: click.Context) -> Iterator[None]:
-    """Say in one line that a signal ended it, and exit as a shell expects."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        name, code = "SIGINT", 130
-    except Interrupted as signal:
-        name, code = signal.name, int(str(signal.code))
-    else:
-        return
-    click.echo(f"ckptool: ended by {name}: what was not complete was removed", err=True)
-    ctx.exit(code)
-
-
 def _pair(text: str) -> tuple[str, str]:
     key, equals, source = text.partition("=")
     if not equals or not key or not source:
@@ -158,43 +138,3 @@ def _size(text: str | None) -> int | None:
     if not digits.isdecimal() or unit is None or not int(digits):
         raise UsageError(f"--max-shard-size {text}: expected a size like 500MB or 5GiB")
     return int(digits) * unit
-
-
-class _Progress:
-    """One line on standard error, where that is a terminal, for what takes over a second."""
-
-    def __init__(self, source: Location) -> None:
-        self._total = sum(path.stat().st_size for path in _files(source))
-        self._start = self._shown = time.monotonic()
-        self._done = 0
-        self._drawn = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._drawn:
-            click.echo("\r\x1b[K", nl=False, err=True)
-
-    def add(self, nbytes: int) -> None:
-        """Count bytes, and show the count from time to time."""
-        self._done += nbytes
-        now = time.monotonic()
-        if now - self._start > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
-            rate = self._done / (now - self._start)
-            left = max(0, self._total - self._done) / max(rate, 1)
-            line = f"{size(self._done)} written, {size(int(rate))}/s"
-            line += f", about {left:.0f} s left" if self._total else ""
-            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
-            self._shown, self._drawn = now, True
-
-
-def _files(source: Location) -> list[Path]:
-    """Return what is going to be read, as far as that can be known before it is."""
-    if isinstance(source, RemotePath):
-        return []
-    try:
-        found = list(source.iterdir()) if source.is_dir() else [source]
-        return [path for path in found if path.is_file()]
-    except OSError:
-        return []  # reading it says why

@@ -160,7 +160,7 @@ def groups(items: Iterable[tuple[str, object, T]], style: Style) -> list[Folded[
     return [Folded(key, (item,)) for key, _, item in items]
 
 
-_DULL: Final = {"count": "1", "device": "cpu", "kind": ""}
+_DULL: Final = {"count": "1", "device": "cpu", "kind": "", "what": ""}
 """Columns that are left out where every row says the same as nearly always."""
 
 

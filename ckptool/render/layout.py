@@ -5,7 +5,7 @@ from typing import assert_never
 
 from ckptool.render import Style
 from ckptool.render.blocks import Block, by_path, problems, silenced_lines, skipped_lines
-from ckptool.render.layouts import checking, digesting, gating, migrating, reading
+from ckptool.render.layouts import checking, digesting, gating, migrating, reading, revising
 from ckptool.report import (
     AnyReport,
     AuditReport,
@@ -15,6 +15,7 @@ from ckptool.report import (
     GateReport,
     InspectReport,
     MigrateReport,
+    PartReport,
     PolicyReport,
     VerifyReport,
 )
@@ -31,7 +32,7 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
         yield from skipped_lines(report.skipped)
 
 
-def _layout(  # noqa: PLR0911 (one for each report)
+def _layout(  # noqa: C901, PLR0911 (one for each report)
     report: AnyReport, style: Style
 ) -> Iterator[Block]:
     match report:
@@ -40,7 +41,9 @@ def _layout(  # noqa: PLR0911 (one for each report)
         case DiffModuleReport():
             return reading.loading(report, style)
         case DiffFilesReport():
-            return reading.revision(report, style)
+            return revising.revision(report, style)
+        case PartReport():
+            return revising.part(report, style)
         case AuditReport():
             return checking.audit(report, style)
         case MigrateReport():

@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from ckptool.compare import Changed, Loading, Missing, Revision, Unexpected
-from ckptool.explain import explain_loading, explain_revision
+from ckptool.compare import Loading
+from ckptool.explain import explain_loading
 from ckptool.model import Checkpoint, Skipped, State, ties
 from ckptool.policy import ExitCode, Verdict
 from ckptool.report import (
     CheckpointReport,
-    DiffFilesReport,
     DiffModuleReport,
     EntryReport,
     InspectReport,
@@ -81,59 +80,6 @@ def loaded(
         coverage=loading.coverage,
         explanation=fact_reports(explain_loading(loading, explain) if explain else ()),
     )
-
-
-def revised(revision: Revision, verdict: Verdict, explain: str | None = None) -> DiffFilesReport:
-    """Report how two files differ.
-
-    Raises:
-        UsageError: `explain` is a key that neither side has.
-    """
-    skipped = [*revision.old.skipped, *revision.new.skipped]
-    if revision.differing is None:
-        skipped.append(Skipped("values", "--no-values: only keys, shapes and dtypes were compared"))
-    no_bytes = "its elements are no plain bytes in the file"
-    skipped.extend(Skipped(f"values of {key}", no_bytes) for key in revision.untold)
-    different = tuple(c.key for c in revision.changes if isinstance(c, Changed))
-    return DiffFilesReport(
-        command="diff",
-        findings=findings(verdict),
-        silenced=silenced(verdict),
-        skipped=skipped_reports(skipped),
-        exit_code=verdict.exit_code,
-        verdict=revision_words(revision),
-        old=str(revision.old.path),
-        new=str(revision.new.path),
-        old_at=revision.places[0],
-        new_at=revision.places[1],
-        added_keys=tuple(c.key for c in revision.changes if isinstance(c, Unexpected)),
-        removed_keys=tuple(c.key for c in revision.changes if isinstance(c, Missing)),
-        changed_keys=(*different, *(revision.differing or ())),
-        renamed_keys=revision.renames,
-        value_keys=revision.differing or (),
-        changed_entries=revision.entries,
-        explanation=fact_reports(explain_revision(revision, explain) if explain else ()),
-    )
-
-
-def revision_words(revision: Revision) -> str:
-    """Return the verdict on two files.
-
-    "breaking": what loads the old file strictly does not load the new one so. "compatible": it
-    does, though a dtype or a tie differs, or not all values were compared.
-    """
-    shapes = any(isinstance(c, Changed) and "shape" in c.fields for c in revision.changes)
-    if shapes or any(isinstance(c, Missing | Unexpected) for c in revision.changes):
-        return "breaking"
-    if revision.changes:
-        return "compatible"
-    if revision.differing or revision.entries:
-        return "values differ"
-    if revision.differing is None or revision.untold:
-        return "compatible"
-    if revision.moved:
-        return "same state, other container"
-    return "compatible" if revision.ties_differ else "identical"
 
 
 def _loading_words(loading: Loading, verdict: Verdict) -> str:

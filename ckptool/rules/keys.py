@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.compare import Loading, Missing, Unexpected
+from ckptool.compare import Loading, Missing, Revision, Unexpected
 from ckptool.model import Constancy, Held, Kind
 from ckptool.rules.quantisation import quantised_keys
-from ckptool.rules.registry import Hit, Level, Rule, check, hit
+from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
 
 
 def _unexplained(loading: Loading) -> Iterator[Held]:
@@ -291,6 +291,19 @@ def probable_rename(loading: Loading) -> Iterator[Hit]:
         ending = key.rpartition(".")[2] == found.rpartition(".")[2]
         how = " and name ending" if ending else " and by the old name of a LayerNorm's parameter"
         yield hit(key, found=found, how=how, command=_migrate(loading))
+
+
+@also(
+    Revision,
+    "CK211",
+    message="`{key}` is `{found}` in the new file: dtype, shape and all values are the same",
+    fix="Keep the name, or rename it where the old file is loaded: "
+    'state_dict["{found}"] = state_dict.pop("{key}")',
+)
+def key_renamed(revision: Revision) -> Iterator[Hit]:
+    for key, found in revision.renames.items():
+        if key in revision.proved:
+            yield hit(key, found=found, proved=True)
 
 
 @check(

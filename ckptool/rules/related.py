@@ -128,25 +128,15 @@ def _plan(one: Fused) -> str:
         name="tie-group-mismatch",
         level=Level.ERROR,
         message="`{key}` and {others} are one tensor in {who}{effect}",
-        why="Tied weights are one tensor under two names. A file that does not agree either lacks "
-        "a name, or has two values for one tensor: the last one loaded wins, without a word.",
+        why="Tied weights are one tensor under two names. A file that does not agree lacks a name, "
+        "or brings a tie to a module that trains the two apart.",
         fix="Let file and module agree on what is tied. {remedy}",
         example="model.head.weight = model.emb.weight\n"
-        'state = {"emb.weight": torch.zeros(3, 2), "head.weight": torch.ones(3, 2)}\n'
-        "model.load_state_dict(state)",
+        'save_file({"emb.weight": model.emb.weight}, "model.safetensors")\n'
+        'model.load_state_dict(load_file("model.safetensors"))  # head.weight is missing',
     ),
 )
 def tie_groups(loading: Loading) -> Iterator[Hit]:
-    for keys in loading.diverged:
-        yield hit(
-            keys[0],
-            others=_names(keys[1:]),
-            who="the module",
-            effect=f", and the file has other values for each: `{keys[-1]}` wins",
-            remedy="Build the module without the tie if both were trained; else keep the right "
-            f'one: state_dict.pop("{keys[0]}"), and load with strict=False',
-            keys=list(keys),
-        )
     for key, kept in loading.tied.items():
         yield hit(
             key,

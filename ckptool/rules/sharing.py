@@ -1,9 +1,10 @@
-"""Checkpoint -> hits: tensors that share storage (CK503)."""
+"""Checkpoint, Loading, Revision -> hits: tensors that share storage, or no longer do (CK50x)."""
 
 from collections.abc import Iterator
 
+from ckptool.compare import Loading, Revision
 from ckptool.model import Checkpoint, sharing, ties
-from ckptool.rules.registry import Hit, Level, Rule, check, hit
+from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
 
 
 @check(
@@ -32,3 +33,32 @@ def shared_storage(checkpoint: Checkpoint) -> Iterator[Hit]:
                 how="they are one tensor (tied)" if whole else "they are views of it",
                 keys=keys,
             )
+
+
+@check(
+    Loading,
+    Rule(
+        code="CK502",
+        name="tied-diverged",
+        level=Level.ERROR,
+        message="`{key}` and `{other}` are one tensor (tied), and have different values here",
+        why="Loading writes both values into one tensor: the later one wins, and the other is lost "
+        "without a word.",
+        fix='Decide which one was trained, and save both from it: state_dict["{other}"] = '
+        'state_dict["{key}"], or the other way round.',
+    ),
+)
+def tied_diverged(loading: Loading) -> Iterator[Hit]:
+    for key, other in loading.diverged:
+        yield hit(key, other=other)
+
+
+@also(
+    Revision,
+    "CK502",
+    message="`{key}` and `{other}` are one tensor (tied) in the old file, and have different "
+    "values in the new one",
+)
+def ties_diverged(revision: Revision) -> Iterator[Hit]:
+    for key, other in revision.diverged:
+        yield hit(key, other=other)

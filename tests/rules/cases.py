@@ -564,7 +564,7 @@ def key_added(tmp):
     return files(tmp, state, {**state, "mask": torch.ones(9)})
 
 
-@near("CK802", "CK801")
+@near("CK802", "CK801", "CK211")
 def key_renamed(tmp):
     state = zoo.Encoder().state_dict()
     return files(tmp, state, renamed(state, "encoder", "enc"))

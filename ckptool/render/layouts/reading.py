@@ -10,7 +10,6 @@ from ckptool.render.text import count, size
 from ckptool.render.tree import Row, tree
 from ckptool.report import (
     CheckpointReport,
-    DiffFilesReport,
     DiffModuleReport,
     FactReport,
     InspectReport,
@@ -153,35 +152,3 @@ def _verdict_grid(verdicts: tuple[KeyVerdict, ...], style: Style) -> Grid:
     return grid(
         "Keys that do not match", ("key", "count", "problem", "matters", "rule"), rows, style
     )
-
-
-def revision(report: DiffFilesReport, style: Style) -> Iterator[Block]:
-    yield Verdict(report.verdict, bool(report.exit_code))
-    if style.verbosity < 0:
-        return
-    counts = (
-        f"{len(report.added_keys)} added",
-        f"{len(report.removed_keys)} removed",
-        f"{len(report.changed_keys)} changed",
-    )
-    place = (
-        f", `{report.old_at or '.'}` against `{report.new_at or '.'}`"
-        if report.old_at != report.new_at
-        else ""
-    )
-    yield Lines((f"{report.old} against {report.new}{place}", f"keys: {', '.join(counts)}"))
-    if report.explanation:
-        yield from explanation(report.explanation, style)
-        return
-    for title, keys in (
-        ("Added", report.added_keys),
-        ("Removed", report.removed_keys),
-        ("Changed in value", report.value_keys),
-        ("Plain data that differs", report.changed_entries),
-    ):
-        if keys:
-            yield grid(title, ("key", "count"), _key_rows(keys, style), style)
-
-
-def _key_rows(keys: tuple[str, ...], style: Style) -> list[tuple[str, ...]]:
-    return [(g.key, str(len(g.items))) for g in groups(((k, "", k) for k in keys), style)]

@@ -1,0 +1,35 @@
+"""`ckptool merge`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import Output, report_options
+from ckptool.policy import Policy
+
+
+@click.command("merge")
+@click.argument(
+    "parts", metavar="PART...", type=click.Path(path_type=Path), nargs=-1, required=True
+)
+@click.option("--explain", metavar="KEY", help="Tell all that is known about one key.")
+@report_options
+def command(
+    ctx: click.Context,
+    parts: tuple[Path, ...],
+    *,
+    explain: str | None,
+    out: Output,
+    policy: Policy,
+) -> None:
+    """Put together what `ckptool diff OLD NEW --shard I/N` found on several machines.
+
+    \b
+    ckptool diff old.pth new.pth --shard 1/2 --format json -o part-1.json
+    ckptool diff old.pth new.pth --shard 2/2 --format json -o part-2.json
+    ckptool merge part-1.json part-2.json
+    """  # noqa: D301 (click reads a real backspace)
+    report = api.merge(parts, explain=explain, policy=policy)
+    out.emit(report)
+    ctx.exit(report.exit_code)

@@ -1,0 +1,70 @@
+"""What commands that take long have in common: how far they are, and how a signal ends them."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import click
+
+from ckptool.formats.interrupts import Interrupted
+from ckptool.locations import Location, RemotePath
+from ckptool.render.text import size
+
+
+@contextmanager
+def ending(ctx: click.Context, said: str = "") -> Iterator[None]:
+    """Say in one line that a signal ended it, and exit as a shell expects."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        name, code = "SIGINT", 130
+    except Interrupted as signal:
+        name, code = signal.name, int(str(signal.code))
+    else:
+        return
+    click.echo(f"ckptool: ended by {name}{': ' if said else ''}{said}", err=True)
+    ctx.exit(code)
+
+
+class Progress:
+    """One line on standard error, where that is a terminal, for what takes over a second."""
+
+    def __init__(self, source: Location, verb: str) -> None:
+        self._total = sum(path.stat().st_size for path in _files(source))
+        self._verb = verb
+        self._start = self._shown = time.monotonic()
+        self._done = 0
+        self._drawn = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes, and show the count from time to time."""
+        self._done += nbytes
+        now = time.monotonic()
+        if now - self._start > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
+            rate = self._done / (now - self._start)
+            left = max(0, self._total - self._done) / max(rate, 1)
+            line = f"{size(self._done)} {self._verb}, {size(int(rate))}/s"
+            line += f", about {left:.0f} s left" if self._total else ""
+            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+            self._shown, self._drawn = now, True
+
+
+def _files(source: Location) -> list[Path]:
+    """Return what is going to be read, as far as that can be known before it is."""
+    if isinstance(source, RemotePath):
+        return []
+    try:
+        found = list(source.iterdir()) if source.is_dir() else [source]
+        return [path for path in found if path.is_file()]
+    except OSError:
+        return []  # reading it says why

@@ -1,0 +1,52 @@
+"""The address of a Dask scheduler -> workers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from ckptool.errors import UsageError, WorkerError
+from ckptool.workers import Workers
+
+_AHEAD: Final = 4
+"""Batches that are sent ahead for each thread of the cluster."""
+_PATIENCE: Final = "10s"
+
+
+@contextmanager
+def cluster(address: str, progress: Callable[[int], None] | None) -> Iterator[Workers]:
+    """Give the workers of a cluster, which have to see the files under the same paths.
+
+    Raises:
+        UsageError: `distributed` is not installed, or no scheduler answers there.
+        WorkerError: workers died again and again, or cannot do the work.
+    """
+    try:
+        distributed: Any = import_module("distributed")
+    except ImportError as error:
+        raise UsageError(
+            f"--dask {address}: needs Dask: pip install 'ckptool[cluster]' ({error})"
+        ) from error
+    from concurrent.futures import CancelledError
+
+    try:
+        client = distributed.Client(address, timeout=_PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--dask {address}: no Dask scheduler answers there: {error}") from error
+    with client:
+        window = _AHEAD * max(1, sum(client.nthreads().values()))
+        try:
+            yield Workers(
+                executor=client.get_executor(),
+                window=window,
+                folder=Path.cwd(),
+                progress=progress,
+            )
+        except distributed.KilledWorker as error:
+            raise WorkerError(f"--dask {address}: {error}") from error
+        except ImportError as error:
+            reason = f"its workers cannot import what they need: {error}"
+            raise WorkerError(f"--dask {address}: {reason}") from error
+        except CancelledError as error:
+            raise WorkerError(f"--dask {address}: the work was cancelled there") from error

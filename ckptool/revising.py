@@ -1,0 +1,344 @@
+"""Old x new checkpoint -> Revision: what there is to ask of values, the answers, put together."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, TypeVar, assert_never
+
+from msgspec import Struct
+
+from ckptool import statistics, values
+from ckptool.compare import (
+    Change,
+    Changed,
+    Missing,
+    Revision,
+    Unexpected,
+    all_tensors,
+    compare,
+    state_at,
+)
+from ckptool.matching import find_renames, pair_alike
+from ckptool.model import Checkpoint, State, TensorInfo, ties
+from ckptool.statistics import Figures, Tolerances
+from ckptool.workers import Workers
+
+_FIELDS: Final = ("shape", "dtype", "layout")
+_Fact = TypeVar("_Fact")
+_PLAIN: Final = frozenset({"strided", "chunked"})
+"""Layouts that say how a container cut a tensor, and nothing about the tensor."""
+
+
+class Outline(Struct, frozen=True):
+    """Two files as far as they are known without their tensors' values."""
+
+    old: Checkpoint
+    new: Checkpoint
+    places: tuple[str, str]
+    old_tensors: Mapping[str, TensorInfo]
+    new_tensors: Mapping[str, TensorInfo]
+    entries: tuple[str, ...]
+    changes: tuple[Change, ...]
+    by_name: Mapping[str, str]
+    """Removed key -> added key with a like name."""
+
+
+class Both(Struct, frozen=True):
+    """A key in both files: are its values the same, and if not, how do they differ?"""
+
+    key: str
+    cast: bool = False
+    """The dtypes differ, so the values do as a matter of course."""
+
+
+class Moved(Struct, frozen=True):
+    """Keys of one dtype and shape that went away or came: which is which?"""
+
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+class Tied(Struct, frozen=True):
+    """Two keys of the new file that were one tensor in the old: are they still the same?"""
+
+    key: str
+    other: str
+
+
+Question = Both | Moved | Tied
+
+
+class Answers(Struct, frozen=True):
+    """What was learnt of values; of some of the questions, or of all."""
+
+    equal: Mapping[str, bool] = {}
+    untold: Mapping[str, str] = {}
+    """Key -> why its values could not be compared."""
+    renamed: Mapping[str, str] = {}
+    """Removed key -> added key with the same values."""
+    refuted: tuple[str, ...] = ()
+    """Removed keys whose values are not those of the added key with a like name."""
+    diverged: tuple[tuple[str, str], ...] = ()
+    measured: Mapping[str, Figures] = {}
+    unmeasured: Mapping[str, str] = {}
+
+
+def outline(old: Checkpoint, new: Checkpoint, at: str | None) -> Outline:
+    """Compare two files without looking at values.
+
+    With `at`, the state there; else all states where both files have the same places; else the two
+    states that have most in common.
+    """
+    places, old_tensors, new_tensors = _sides(old, new, at)
+    return outlined(old, new, places, old_tensors, new_tensors, _changed_entries(old, new))
+
+
+def outlined(
+    old: Checkpoint,
+    new: Checkpoint,
+    places: tuple[str, str],
+    old_tensors: Mapping[str, TensorInfo],
+    new_tensors: Mapping[str, TensorInfo],
+    entries: tuple[str, ...],
+) -> Outline:
+    """Compare the tensors of two files by what is known of them."""
+    found = compare(old_tensors, new_tensors, _FIELDS)
+    changes = tuple(change for change in found if not _only_cut(change))
+    by_name = find_renames(
+        [c.expected for c in changes if isinstance(c, Missing)],
+        [c.actual for c in changes if isinstance(c, Unexpected)],
+    )
+    return Outline(old, new, places, old_tensors, new_tensors, entries, changes, by_name)
+
+
+def questions(known: Outline) -> tuple[Question, ...]:
+    """Return what has to be asked of values: each can be answered apart from the others."""
+    return (*_both(known), *_moved(known), *_ties(known))
+
+
+def weight(known: Outline, question: Question) -> int:
+    """Return how many bytes of each file have to be read for a question."""
+    match question:
+        case Both(key):
+            return known.old_tensors[key].nbytes
+        case Moved(removed, added):
+            sizes = [known.old_tensors[key].nbytes for key in removed]
+            return (sum(sizes) + sum(known.new_tensors[key].nbytes for key in added)) // 2
+        case Tied(key):
+            return known.new_tensors[key].nbytes
+        case _:
+            assert_never(question)
+
+
+def answer(
+    known: Outline, asked: Iterable[Question], tolerances: Tolerances, workers: Workers
+) -> Answers:
+    """Look at values.
+
+    Raises:
+        ReadError: a file cannot be read any more, or is not what was described.
+    """
+    together = tuple(asked)
+    both = [q for q in together if isinstance(q, Both)]
+    same, untold = _compared(known, [q.key for q in both if not q.cast], workers)
+    renamed, refuted = _renames(known, [q for q in together if isinstance(q, Moved)], workers)
+    tied = [(q.key, q.other) for q in together if isinstance(q, Tied)]
+    pairs = ((known.new_tensors[key], known.new_tensors[other]) for key, other in tied)
+    still = values.equal_many(pairs, workers=workers)
+    differing = [q.key for q in both if q.cast or same.get(q.key) is False]
+    measured, unmeasured = _measured(known, differing, tolerances, workers)
+    return Answers(
+        equal=same,
+        untold=untold,
+        renamed=renamed,
+        refuted=refuted,
+        diverged=tuple(keys for keys, equal in zip(tied, still, strict=True) if equal is False),
+        measured=measured,
+        unmeasured=unmeasured,
+    )
+
+
+def together(parts: Iterable[Answers]) -> Answers:
+    """Return what several parts of the work learnt."""
+    known = tuple(parts)
+    return Answers(
+        equal={k: v for part in known for k, v in part.equal.items()},
+        untold={k: v for part in known for k, v in part.untold.items()},
+        renamed={k: v for part in known for k, v in part.renamed.items()},
+        refuted=tuple(key for part in known for key in part.refuted),
+        diverged=tuple(keys for part in known for keys in part.diverged),
+        measured={k: v for part in known for k, v in part.measured.items()},
+        unmeasured={k: v for part in known for k, v in part.unmeasured.items()},
+    )
+
+
+def unanswered(known: Outline, learnt: Answers) -> str:
+    """Return a key in both files of which nothing was learnt; "" where there is none."""
+    told = learnt.equal.keys() | learnt.untold.keys()
+    told |= learnt.measured.keys() | learnt.unmeasured.keys()
+    return next((q.key for q in _both(known) if q.key not in told), "")
+
+
+def revise(known: Outline, learnt: Answers | None, tolerances: Tolerances | None) -> Revision:
+    """Put together what is known of two files; without `learnt`, values were not looked at."""
+    told = learnt or Answers()
+    taken = {*told.refuted, *told.renamed, *told.renamed.values()}
+    guessed = {a: b for a, b in known.by_name.items() if taken.isdisjoint((a, b))}
+    renames = guessed | dict(told.renamed)
+    both = [key for key in known.old_tensors if key in known.new_tensors]
+    there = {key: n for n, key in enumerate(known.new_tensors)}
+    apart = [keys for keys in told.diverged if there.keys() >= set(keys)]
+    return Revision(
+        old=known.old,
+        new=known.new,
+        old_tensors=known.old_tensors,
+        new_tensors=known.new_tensors,
+        places=known.places,
+        changes=known.changes,
+        renames=_ordered(renames, known.old_tensors),
+        proved=frozenset(told.renamed),
+        differing=None
+        if learnt is None
+        else tuple(key for key in known.old_tensors if learnt.equal.get(key) is False),
+        untold=_ordered(told.untold, both),
+        entries=known.entries,
+        measured=_ordered(told.measured, both),
+        unmeasured=_ordered(told.unmeasured, both),
+        tolerances=tolerances,
+        diverged=tuple(sorted(apart, key=lambda keys: [there[key] for key in keys])),
+    )
+
+
+def _ordered(facts: Mapping[str, _Fact], order: Iterable[str]) -> dict[str, _Fact]:
+    return {key: facts[key] for key in order if key in facts}
+
+
+def _only_cut(change: Change) -> bool:
+    return (
+        isinstance(change, Changed)
+        and change.fields == {"layout"}
+        and {change.expected.layout, change.actual.layout} <= _PLAIN
+    )
+
+
+def _both(known: Outline) -> Iterator[Both]:
+    changes = {c.key: c for c in known.changes}
+    for key in known.old_tensors:
+        change = changes.get(key)
+        if change is None:
+            yield Both(key)
+        elif isinstance(change, Changed) and "shape" not in change.fields:
+            yield Both(key, cast=True)
+
+
+def _moved(known: Outline) -> Iterator[Moved]:
+    forms: dict[object, tuple[list[str], list[str]]] = {}
+    for change in known.changes:
+        if isinstance(change, Changed):
+            continue
+        gone = isinstance(change, Missing)
+        tensor = change.expected if isinstance(change, Missing) else change.actual
+        sides = forms.setdefault((tensor.dtype, tensor.shape), ([], []))
+        sides[0 if gone else 1].append(change.key)
+    for removed, added in forms.values():
+        if removed and added:
+            yield Moved(tuple(removed), tuple(added))
+
+
+def _ties(known: Outline) -> Iterator[Tied]:
+    new = known.new_tensors
+    still = {key: n for n, group in enumerate(ties(new.values())) for key in group}
+    for group in ties(known.old_tensors.values()):
+        first, *others = [key for key in group if key in new] or [""]
+        for other in others:
+            apart = first not in still or still[first] != still.get(other)
+            if apart and _form(new[first]) == _form(new[other]):
+                yield Tied(first, other)
+
+
+def _form(tensor: TensorInfo) -> object:
+    return tensor.dtype, tensor.shape
+
+
+def _compared(
+    known: Outline, keys: list[str], workers: Workers
+) -> tuple[dict[str, bool], dict[str, str]]:
+    pairs = [(known.old_tensors[key], known.new_tensors[key]) for key in keys]
+    told = dict(zip(keys, values.equal_many(pairs, workers=workers), strict=True))
+    untold = {
+        key: values.obstacle(old) or values.obstacle(new) or "their parts are not the same"
+        for (key, same), (old, new) in zip(told.items(), pairs, strict=True)
+        if same is None
+    }
+    return {key: same for key, same in told.items() if same is not None}, untold
+
+
+def _renames(
+    known: Outline, groups: list[Moved], workers: Workers
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Tell what the removed keys are called now: first by name, then by what they hold."""
+    removed = [key for group in groups for key in group.removed]
+    added = {key for group in groups for key in group.added}
+    candidates = ((a, known.by_name.get(a)) for a in removed)
+    named = {a: b for a, b in candidates if b in added and _same_form(known, a, b)}
+    pairs = [(known.old_tensors[a], known.new_tensors[b]) for a, b in named.items()]
+    told = dict(zip(named, values.equal_many(pairs, workers=workers), strict=True))
+    renamed = {a: named[a] for a, same in told.items() if same}
+    used = set(renamed.values())
+    for group in groups:
+        left = [key for key in group.removed if key not in renamed]
+        free = [key for key in group.added if key not in used]
+        if left and free:
+            renamed |= _alike(known, left, free, workers)
+    return renamed, tuple(a for a, same in told.items() if same is False)
+
+
+def _same_form(known: Outline, removed: str, added: str) -> bool:
+    return _form(known.old_tensors[removed]) == _form(known.new_tensors[added])
+
+
+def _alike(
+    known: Outline, removed: list[str], added: list[str], workers: Workers
+) -> Iterator[tuple[str, str]]:
+    tensors = [known.old_tensors[key] for key in removed]
+    tensors += [known.new_tensors[key] for key in added]
+    prints = values.fingerprint_many(tensors, workers=workers)
+    before = zip(removed, prints[: len(removed)], strict=True)
+    after = zip(added, prints[len(removed) :], strict=True)
+    return pair_alike({k: p for k, p in before if p}, {k: p for k, p in after if p})
+
+
+def _measured(
+    known: Outline, keys: list[str], tolerances: Tolerances, workers: Workers
+) -> tuple[dict[str, Figures], dict[str, str]]:
+    pairs = {key: (known.old_tensors[key], known.new_tensors[key]) for key in keys}
+    hard = {key: why for key, pair in pairs.items() if (why := statistics.obstacle(*pair))}
+    plain = {key: pair for key, pair in pairs.items() if key not in hard}
+    figures = statistics.measure_many(plain.values(), tolerances, workers)
+    return dict(zip(plain, figures, strict=True)), hard
+
+
+def _sides(
+    old: Checkpoint, new: Checkpoint, at: str | None
+) -> tuple[tuple[str, str], Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
+    if at is not None:
+        return (at, at), state_at(old, at).tensors, state_at(new, at).tensors
+    if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
+        return ("*", "*"), all_tensors(old), all_tensors(new)
+    pairs = [(a, b) for a in old.states for b in new.states]
+    if not pairs:
+        return ("", ""), {}, {}
+    a, b = max(pairs, key=lambda pair: _in_common(*pair))
+    return (a.at, b.at), a.tensors, b.tensors
+
+
+def _in_common(a: State, b: State) -> int:
+    return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
+
+
+def _changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
+    """Places of plain data that differ between two files of one container."""
+    if old.container != new.container:
+        return ()
+    before = {e.at: e.text for e in old.entries}
+    after = {e.at: e.text for e in new.entries}
+    places = dict.fromkeys((*before, *after))
+    return tuple(place for place in places if before.get(place) != after.get(place))

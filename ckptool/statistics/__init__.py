@@ -1,0 +1,106 @@
+"""Two tensors -> how their values differ: streamed in bounded memory, by torch if it pays."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from ckptool import values
+from ckptool.model import BITS, TensorInfo
+from ckptool.statistics import plain, tensors
+from ckptool.statistics.allowance import ALLOWANCE
+from ckptool.statistics.figures import Figures, Partial, Tolerances, total
+from ckptool.workers import Batch, Workers
+
+__all__ = ["Figures", "Tolerances", "measure_many", "obstacle"]
+
+_BLOCK: Final = 1 << 15
+"""Elements of each side that are held at once: what torch does not divide among threads again,
+and what stays in a processor's cache."""
+_PIECE: Final = 1 << 22
+"""Elements of a tensor that one worker takes at a time."""
+_BATCH: Final = 256
+"""Small tensors that one worker takes at a time."""
+
+Pair = tuple[TensorInfo, TensorInfo]
+
+
+class _Question(Struct, frozen=True):
+    position: int
+    old: TensorInfo
+    new: TensorInfo
+    tolerances: Tolerances
+
+
+def obstacle(old: TensorInfo, new: TensorInfo) -> str:
+    """Return why the values of two tensors cannot be measured; "" where they can."""
+    if old.shape != new.shape:
+        return "the shapes differ"
+    for tensor in (old, new):
+        if tensor.layout not in {"strided", "chunked"}:
+            return f"it is laid out as {tensor.layout}"
+        if tensor.dtype not in tensors.MEASURED:
+            return f"elements of dtype {tensor.dtype} are packed or quantised"
+        if why := values.obstacle(tensor):
+            return why
+    return ""
+
+
+def measure_many(
+    pairs: Iterable[Pair], tolerances: Tolerances, workers: Workers | None = None
+) -> list[Figures]:
+    """Return how the tensors of each pair differ, in order; none of them may have an `obstacle`.
+
+    Raises:
+        ReadError: a file cannot be read any more, or is not what was described.
+    """
+    together = list(pairs)
+    found: list[list[Partial]] = [[] for _ in together]
+    batches = _batches(together, tolerances)
+    for questions, partials in (workers or Workers()).each(_answer, batches):
+        for question, partial in zip(questions, partials, strict=True):
+            found[question.position].append(partial)
+    return [
+        total(partials, old.dtype != new.dtype)
+        for partials, (old, new) in zip(found, together, strict=True)
+    ]
+
+
+def _batches(pairs: Sequence[Pair], tolerances: Tolerances) -> Iterator[Batch[_Question]]:
+    batch: list[_Question] = []
+    elements = nbytes = 0
+    for position, pair in enumerate(pairs):
+        for old, new in values.pieces(*pair, _PIECE):
+            batch.append(_Question(position, old, new, tolerances))
+            elements += old.numel
+            nbytes += old.nbytes
+            if elements >= _PIECE or len(batch) >= _BATCH:
+                yield nbytes, batch
+                batch, elements, nbytes = [], 0, 0
+    if batch:
+        yield nbytes, batch
+
+
+def _answer(folder: Path, questions: Sequence[_Question]) -> list[Partial]:
+    return [_measured(question, folder) for question in questions]
+
+
+def _measured(question: _Question, folder: Path) -> Partial:
+    old, new = question.old, question.new
+    measured = Partial()
+    for one, other in values.aligned(old, new, _BLOCK, folder):
+        measure = _way(one, other, old.dtype, new.dtype)
+        measured += measure(one, other, old.dtype, new.dtype, question.tolerances)
+    return measured
+
+
+_Measure = Callable[[bytes, bytes, str, str, Tolerances], Partial]
+
+
+def _way(one: bytes, other: bytes, old_dtype: str, new_dtype: str) -> _Measure:
+    """Measure without torch for as long as that takes less than importing it would."""
+    if old_dtype != new_dtype or old_dtype not in plain.MEASURED:
+        return tensors.measure
+    cost = plain.cost(one, other, len(one) * 8 // BITS[old_dtype])
+    return plain.measure if ALLOWANCE.grants(cost) else tensors.measure
