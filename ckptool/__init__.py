@@ -4,7 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptool.api import audit, diff, digest, gate, inspect, merge, migrate, rule, verify
+    from ckptool.api import (
+        audit,
+        diff,
+        digest,
+        gate,
+        inspect,
+        lock,
+        merge,
+        migrate,
+        rule,
+        verify,
+        watch,
+    )
     from ckptool.errors import CkptoolError
     from ckptool.formats import open_checkpoint
     from ckptool.policy import Policy
@@ -19,11 +31,13 @@ __all__ = [
     "digest",
     "gate",
     "inspect",
+    "lock",
     "merge",
     "migrate",
     "open_checkpoint",
     "rule",
     "verify",
+    "watch",
 ]
 
 _HOMES = {
@@ -35,11 +49,13 @@ _HOMES = {
     "digest": "ckptool.api",
     "gate": "ckptool.api",
     "inspect": "ckptool.api",
+    "lock": "ckptool.api",
     "merge": "ckptool.api",
     "migrate": "ckptool.api",
     "open_checkpoint": "ckptool.formats",
     "rule": "ckptool.api",
     "verify": "ckptool.api",
+    "watch": "ckptool.api",
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -13,6 +14,9 @@ from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite, name
 from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
 from ckptool.statistics.figures import Figures, Tolerances
 from ckptool.styles import Restyle, find_old_norms, find_restyles
+
+FILE_FIELDS: Final = ("shape", "dtype", "layout")
+"""What may differ between two descriptions of one tensor."""
 
 
 class Missing(Struct, frozen=True):

@@ -26,6 +26,14 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at: str | None = None
     inputs: tuple[str, ...] = ()
     """What forward takes: "float32[2,6,3]", "mask=bool[6]", a file, "package.module:function"."""
+    against: str | None = None
+    """What `ckptool gate` holds it to: a lock or a checkpoint, or "package.module:Name"."""
+    fixtures: tuple[str, ...] = ()
+    """Globs: old checkpoints that have to get into the module."""
+    plans: tuple[str, ...] = ()
+    """Migration plans that are released with the code, for the fixtures."""
+    golden: tuple[str, ...] = ()
+    """Files with recorded outputs. All these paths are relative to the configuration file."""
 
 
 LevelWord = Literal["note", "warning", "error"]

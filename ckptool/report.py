@@ -233,6 +233,8 @@ class AuditReport(Report, frozen=True, kw_only=True):
     unsaved: tuple[UnsavedReport, ...]
     parameters: tuple[TensorReport, ...]
     persistent_buffers: tuple[TensorReport, ...]
+    since: str = ""
+    """Of a watched module: since when the state in `unsaved` was changed; only that is listed."""
 
 
 class StepReport(Struct, frozen=True, kw_only=True):
@@ -312,6 +314,49 @@ class VerifyReport(Report, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
+class DifferenceReport(Struct, frozen=True, kw_only=True):
+    """One thing that a lock says, and that is another now."""
+
+    key: str
+    what: str
+    """"added", "removed", "shape", "dtype", "kind", "saved", "owner", "version" ..."""
+    old: str
+    new: str
+
+
+class LockReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"locked ...", "the lock holds", "the lock is stale ..." or "recorded"."""
+    path: str
+    """What was written or checked."""
+    source: str
+    """"module" or "checkpoint"."""
+    name: str
+    name_before: str
+    """What the lock before was taken from, "" where that is the same."""
+    keys: int
+    unsaved: int
+    """Tensors that the module holds beside its state_dict."""
+    standing: str
+    """"the same", "compatible", "additive" or "breaking"; "" where there was no lock before."""
+    differences: tuple[DifferenceReport, ...]
+    golden: str = ""
+    """The checkpoint whose outputs were recorded, "" where a lock was written."""
+    notes: tuple[str, ...] = ()
+
+
+class PromiseReport(Struct, frozen=True, kw_only=True):
+    """One thing that a release was held to."""
+
+    what: str
+    """"against", "fixture" or "golden"."""
+    name: str
+    result: str
+    """"compatible", "additive", "breaking" ...; "loads strictly", "migrates: ..." ..."""
+    reason: str = ""
+    """Why a fixture has no way, or how outputs differ."""
+
+
 class GatedReport(Struct, frozen=True, kw_only=True):
     """One checkpoint of a release."""
 
@@ -329,6 +374,7 @@ class GatedReport(Struct, frozen=True, kw_only=True):
     """Codes of the rules that looked at it."""
     levels: tuple[LevelReport, ...] = ()
     """Of the verification that the policy requires."""
+    promises: tuple[PromiseReport, ...] = ()
 
 
 class GateReport(Report, frozen=True, kw_only=True):
@@ -419,6 +465,7 @@ AnyReport = (
     | AuditReport
     | MigrateReport
     | VerifyReport
+    | LockReport
     | GateReport
     | PolicyReport
     | DigestReport

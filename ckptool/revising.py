@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from ckptool import statistics, values
 from ckptool.compare import (
+    FILE_FIELDS,
     Change,
     Changed,
     Missing,
@@ -21,7 +22,6 @@ from ckptool.model import Checkpoint, State, TensorInfo, ties
 from ckptool.statistics import Figures, Tolerances
 from ckptool.workers import Workers
 
-_FIELDS: Final = ("shape", "dtype", "layout")
 _Fact = TypeVar("_Fact")
 _PLAIN: Final = frozenset({"strided", "chunked"})
 """Layouts that say how a container cut a tensor, and nothing about the tensor."""
@@ -100,7 +100,7 @@ def outlined(
     entries: tuple[str, ...],
 ) -> Outline:
     """Compare the tensors of two files by what is known of them."""
-    found = compare(old_tensors, new_tensors, _FIELDS)
+    found = compare(old_tensors, new_tensors, FILE_FIELDS)
     changes = tuple(change for change in found if not _only_cut(change))
     by_name = find_renames(
         [c.expected for c in changes if isinstance(c, Missing)],

@@ -5,8 +5,10 @@ from ckptool.api.comparing import merge
 from ckptool.api.digesting import digest, textconv
 from ckptool.api.explaining import rule
 from ckptool.api.gating import effective_policy, gate
+from ckptool.api.locking import lock
 from ckptool.api.migrating import migrate
 from ckptool.api.reading import diff, inspect
+from ckptool.api.training import watch
 from ckptool.valued import valued
 
 __all__ = [
@@ -16,10 +18,12 @@ __all__ = [
     "effective_policy",
     "gate",
     "inspect",
+    "lock",
     "merge",
     "migrate",
     "rule",
     "textconv",
     "valued",
     "verify",
+    "watch",
 ]

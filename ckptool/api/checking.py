@@ -1,6 +1,6 @@
 """Look at a module alone, or run it on a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,20 @@ def audit(
     *,
     kwargs: Mapping[str, object] | None = None,
     inputs: object = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
     policy: Policy | None = None,
 ) -> report.AuditReport:
     """Report everything a module holds that a state_dict does not; with `inputs`, by running it.
+
+    A live module is compared with a fresh one that has its state_dict loaded: what differs then is
+    what a save loses.
+
+    Args:
+        module: "package.module:Name" or a live module, trained or not.
+        kwargs: constructor arguments; of a live module, those that it was built with.
+        inputs: as for `verify`.
+        fresh: what builds a module like the live one, where `kwargs` do not say it.
+        policy: which findings are reported, and from which level on they fail.
 
     Raises:
         ModuleError: the module cannot be imported or built.
@@ -36,8 +47,17 @@ def audit(
     if module is None:
         raise UsageError("no module is named: -m package.module:Name")
     target = Target(module, kwargs or {})
-    state, seen = target.exercised({}, target.examined({}), inputs)
-    return audited(state, judge(run([state, *seen]), policy or Policy()))
+    if isinstance(module, str):
+        if fresh is not None:
+            raise UsageError("fresh= builds a module like a live one: a name says itself how")
+        state, seen = target.exercised({}, target.examined({}), inputs)
+        return audited(state, judge(run([state, *seen]), policy or Policy()))
+    from ckptool.verification import lived
+
+    usage = lived.since_built(module, kwargs, fresh)
+    state = lived.informed(target.examined({}), usage)
+    state, seen = target.exercised({}, state, inputs)
+    return audited(state, judge(run([state, *seen, usage]), policy or Policy()))
 
 
 def verify(

@@ -8,18 +8,20 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool import report
+from ckptool.api.contracts import Promises, alone, held_to, promised
 from ckptool.api.required import steps_of, verified
 from ckptool.api.target import PathLike, Target, find_target, opened, written_here
 from ckptool.compare import Loading, loading
 from ckptool.config import Config, load_config
 from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.locations import locate
+from ckptool.locations import Location, locate
 from ckptool.model import Checkpoint, ModuleState, Skipped
 from ckptool.policy import Baseline, ExitCode, Policy, Verdict, judge
 from ckptool.policy import baseline as baselines
 from ckptool.policy.effective import Options, policy_of, settings_of
 from ckptool.reporting.gating import Gated, gated, shown
+from ckptool.reporting.promises import Held
 from ckptool.rules import Finding, run
 from ckptool.rules.registry import checked
 from ckptool.rules.requirements import Release, Upkeep, asked
@@ -40,17 +42,20 @@ class Seen(Struct, frozen=True):
     """All that is known of one checkpoint of a release."""
 
     path: str
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
+    """None where a module alone is held to what was promised."""
     module: ModuleState | None = None
     loading: Loading | None = None
     exercises: "tuple[Exercise, ...]" = ()
     verification: "Verification | None" = None
     steps: Mapping[str, str] = {}
     """Required levels -> why one did not pass, "" where it did."""
+    held: Held = Held()
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        told = [*self.checkpoint.skipped]
+        told = [*(self.checkpoint.skipped if self.checkpoint else ())]
+        told += self.held.skipped
         told += self.module.skipped if self.module else [NO_MODULE]
         told += self.verification.skipped if self.verification else ()
         return tuple(dict.fromkeys(told))
@@ -64,17 +69,22 @@ def subjects(seen: Seen) -> tuple[object, ...]:
         seen.loading,
         *seen.exercises,
         seen.verification,
+        *seen.held.subjects,
     )
     return tuple(one for one in found if one is not None)
 
 
-def gate(
+def gate(  # noqa: PLR0913
     paths: PathLike | Sequence[PathLike],
     *,
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
     at: str | None = None,
     inputs: object = None,
+    against: "PathLike | nn.Module | None" = None,
+    fixtures: Sequence[str | Path] = (),
+    plans: Sequence[str | Path] = (),
+    golden: Sequence[str | Path] = (),
     baseline: PathLike | None = None,
     update_baseline: bool = False,
     exit_zero: bool = False,
@@ -85,12 +95,17 @@ def gate(
     """Judge checkpoints by a policy; what cannot be checked does not hide what the others are.
 
     Args:
-        paths: the checkpoints of the release.
+        paths: the checkpoints of the release; with none, the module that is named, or each of the
+            configuration's, is held to its `against` and `fixtures`.
         module: "package.module:Name" or a live module; without it the configuration names one for
             each path, and where it names none, only the rules about files are run.
         kwargs: constructor arguments.
         at: place of the state in the files ("state_dict"); without it the best match is taken.
         inputs: what forward takes, as for `verify`: where the policy requires a verification.
+        against: a lock, an older checkpoint, or an older module ("package.module:Name").
+        fixtures: old checkpoints, or globs of them, that have to get into the module.
+        plans: migration plans for the fixtures, beside those that are derived.
+        golden: files of recorded outputs, which the module has to compute again.
         baseline: file of known findings, which do not fail; without it the configuration's.
         update_baseline: write all that is found now into that file.
         exit_zero: exit 0 where the gate failed; what cannot be checked exits 2 all the same.
@@ -107,7 +122,8 @@ def gate(
     rules = replace(policy or policy_of(settings), gate=True)
     file = _baseline_file(baseline, settings, update=update_baseline)
     given = [locate(one) for one in ([paths] if isinstance(paths, PathLike) else paths)]
-    examiner = _Examiner(rules, limits, settings, {})
+    asked_for = Promises(against, tuple(fixtures), tuple(golden), tuple(plans), len(given) > 1)
+    examiner = _Examiner(rules, limits, settings, {}, asked_for)
     seen: list[Seen] = []
     errors: dict[str, str] = {}
     for path in dict.fromkeys(given):
@@ -116,6 +132,9 @@ def gate(
             seen.append(examiner.examined(path, target, inputs))
         except (ReadError, ModuleError) as error:
             errors[str(path)] = str(error)
+    if not given:
+        named = None if module is None else Target(module, kwargs or {}, at)
+        seen += [examiner.alone(*one) for one in alone(asked_for, named, settings)]
     before = None
     if file is not None and (file.exists() or not update_baseline):
         before = baselines.read(file)
@@ -123,10 +142,10 @@ def gate(
         before = _updated(file, before, seen, rules)
     verdict = _judged(seen, rules, before)
     done = tuple(
-        Gated(s.path, s.checkpoint, s.loading, s.verification, s.skipped, _ran(s, rules))
+        Gated(s.path, s.checkpoint, s.loading, s.verification, s.skipped, _ran(s, rules), s.held)
         for s in seen
     )
-    order = tuple(map(str, given))
+    order = tuple(map(str, given)) or tuple(s.path for s in seen)
     judged = gated(done, errors, order, verdict, rules.source)
     forgiven = exit_zero and judged.exit_code == ExitCode.FAILED
     return replace(judged, exit_code=ExitCode.PASSED) if forgiven else judged
@@ -152,8 +171,9 @@ class _Examiner(Struct, frozen=True):
     limits: Limits
     config: Config
     modules: dict[str, ModuleState]
+    promises: Promises = Promises()
 
-    def examined(self, path: PathLike, target: Target | None, inputs: object) -> Seen:
+    def examined(self, path: Location, target: Target | None, inputs: object) -> Seen:
         """Return what is known of the checkpoint at `path` and its module.
 
         Raises:
@@ -162,15 +182,29 @@ class _Examiner(Struct, frozen=True):
         """
         checkpoint = opened(path, self.limits)
         require = self.policy.at(str(path)).require
+        promises = promised(self.promises, self.config, path)
         if target is None:
             steps = steps_of(require, None, "no module is named for it")
-            return Seen(str(path), checkpoint, steps=steps)
+            held = held_to(promises, checkpoint, None, None, self.limits)
+            return Seen(str(path), checkpoint, steps=steps, held=held)
         state = self._module(target, checkpoint)
         hyper = target.hyper(checkpoint)
         state, ran = target.exercised(hyper, state, inputs)
         met = loading(checkpoint, state, target.at)
         done, steps = verified(checkpoint, target, require, inputs)
-        return Seen(str(path), checkpoint, state, met, ran, done, steps)
+        held = held_to(promises, checkpoint, state, target, self.limits)
+        return Seen(str(path), checkpoint, state, met, ran, done, steps, held)
+
+    def alone(self, target: Target, promises: Promises) -> Seen:
+        """Hold a module to what was promised, without any checkpoint of now.
+
+        Raises:
+            ReadError: what was promised cannot be read.
+            ModuleError: the module cannot be built.
+        """
+        state = target.examined({})
+        held = held_to(promises, None, state, target, self.limits)
+        return Seen(state.target, None, state, held=held)
 
     def _module(self, target: Target, checkpoint: Checkpoint) -> ModuleState:
         hyper = target.hyper(checkpoint)
@@ -191,17 +225,20 @@ def _findings(seen: Seen, policy: Policy, known: Baseline | None) -> Iterator[Fi
     found = run(subjects(seen), seen.path)
     yield from found
     left = _unmatched(seen.loading, judge(found, policy, known=known)) if seen.loading else ()
-    yield from run([_release(seen, policy, left)], seen.path)
+    yield from run(_release(seen, policy, left), seen.path)
 
 
-def _release(seen: Seen, policy: Policy, unmatched: tuple[str, ...] = ()) -> Release:
+def _release(seen: Seen, policy: Policy, unmatched: tuple[str, ...] = ()) -> tuple[Release, ...]:
+    if seen.checkpoint is None:
+        return ()
     require = policy.at(seen.path).require
-    return Release(seen.checkpoint, require, seen.loading, unmatched, seen.steps)
+    return (Release(seen.checkpoint, require, seen.loading, unmatched, seen.steps),)
 
 
 def _ran(seen: Seen, policy: Policy) -> tuple[str, ...]:
     """Return the codes of the rules that looked at it and are reported."""
-    codes = checked(subjects(seen)) | asked(_release(seen, policy))
+    codes = set(checked(subjects(seen)))
+    codes.update(*(asked(one) for one in _release(seen, policy)))
     return tuple(sorted(filter(policy.at(seen.path).reports, codes)))
 
 

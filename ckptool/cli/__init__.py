@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "digest": "Name the content of checkpoints, whatever the container, and check it.",
     "gate": "Pass or fail a release by a policy, for CI.",
     "inspect": "Describe checkpoints without loading or executing anything.",
+    "lock": "Write down what a module or a checkpoint promises, for later releases.",
     "merge": "Put the parts of a diff that several machines made together.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
     "rule": "Say what a rule means and how to fix what it finds.",

@@ -14,17 +14,42 @@ from ckptool.cli.options import (
     one_line,
     report_options,
 )
-from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("gate")
-@click.argument("paths", nargs=-1, type=CHECKPOINT, metavar="PATH...")
+@click.argument("paths", nargs=-1, type=CHECKPOINT, metavar="[PATH]...")
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+)
+@click.option(
+    "--against",
+    metavar="LOCK|OLD|MODULE",
+    help="Hold it to a lock, an older checkpoint, or an older module.",
+)
+@click.option(
+    "--fixtures",
+    multiple=True,
+    metavar="GLOB",
+    help="Old checkpoints that have to get into the module.",
+)
+@click.option(
+    "--plan",
+    "plans",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A migration plan that is released with the code, for the fixtures.",
+)
+@click.option(
+    "--golden",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Recorded outputs: the module has to compute them again.",
 )
 @click.option(
     "--policy",
@@ -52,6 +77,10 @@ def command(  # noqa: PLR0913
     module: str | None,
     kwargs: dict[str, object] | None,
     at: str | None,
+    against: str | None,
+    fixtures: tuple[str, ...],
+    plans: tuple[Path, ...],
+    golden: tuple[Path, ...],
     baseline: Path | None,
     update_baseline: bool,
     exit_zero: bool,
@@ -67,20 +96,25 @@ def command(  # noqa: PLR0913
     ckptool gate model.pth                        the module that the configuration names
     ckptool gate release/* --format github        annotations and a summary for GitHub
     ckptool gate model.pth --format sarif -o gate.sarif --format junit -o gate.xml
+    ckptool gate model.pth --against ckpt.lock.json --fixtures 'old/*.pth' --golden g.safetensors
+    ckptool gate -m package.module:Name --against ckpt.lock.json       no weights are needed
+    ckptool gate                                  every configured module against its lock
     ckptool gate --show-policy
     """
     if show_policy:
         shown = api.effective_policy(paths, options=ctx.obj["options"], config=ctx.obj["config"])
         out.emit(shown)
         return
-    if not paths:
-        raise UsageError("no checkpoint is named: ckptool gate PATH...")
     report = api.gate(
         paths,
         module=module,
         kwargs=kwargs,
         at=at,
         inputs=inputs,
+        against=against,
+        fixtures=fixtures,
+        plans=plans,
+        golden=golden,
         baseline=baseline,
         update_baseline=update_baseline,
         exit_zero=exit_zero,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
-from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo, fingerprint
+from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo, fingerprint, hasher
 from ckptool.modules.twins import Twins
 from ckptool.modules.walk import qualified
 
@@ -114,6 +114,24 @@ def halved(value: Any) -> dict[str, str]:
         return {}
     found = [value.detach().to(dtype) for dtype in (torch.bfloat16, torch.float16)]
     return {dtype_name(one): digest(one) for one in found if not torch.equal(one.float(), value)}
+
+
+def content_mark(value: Any) -> str:
+    """Return a digest of all elements, whatever the size and layout, "" where they cannot be had.
+
+    Equal for equal bits, shape and dtype; it stands for a copy that would take room.
+    """
+    found = None if is_lazy(value) else _elements(value)
+    if found is None:
+        return ""
+    whole = hasher()
+    whole.update(f"{dtype_name(value)}{list(map(int, value.shape))}".encode())
+    for part in found:
+        count = part.numel()
+        whole.update(f"|{count}|".encode())
+        if count:
+            whole.update(memoryview((ctypes.c_ubyte * count).from_address(part.data_ptr())))
+    return whole.hexdigest()
 
 
 def same_bytes(one: Any, other: Any) -> bool | None:

@@ -298,11 +298,12 @@ def _fields(value: object) -> Iterator[tuple[str, object]]:
         for item in dataclasses.fields(value):
             if hasattr(value, item.name):
                 yield f".{item.name}", getattr(value, item.name)
-    elif isinstance(value, SimpleNamespace) or _is_plain(value):
+    elif isinstance(value, SimpleNamespace) or is_plain(value):
         for name, child in list(vars(value).items()):
             yield f".{name}", child
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Whether `value` is an object of a user's own class, with attributes of its own."""
     package = type(value).__module__.partition(".")[0]
     return package not in _OPAQUE and isinstance(getattr(value, "__dict__", None), dict)

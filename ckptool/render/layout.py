@@ -5,7 +5,15 @@ from typing import assert_never
 
 from ckptool.render import Style
 from ckptool.render.blocks import Block, by_path, problems, silenced_lines, skipped_lines
-from ckptool.render.layouts import checking, digesting, gating, migrating, reading, revising
+from ckptool.render.layouts import (
+    checking,
+    digesting,
+    gating,
+    locking,
+    migrating,
+    reading,
+    revising,
+)
 from ckptool.report import (
     AnyReport,
     AuditReport,
@@ -14,6 +22,7 @@ from ckptool.report import (
     DigestReport,
     GateReport,
     InspectReport,
+    LockReport,
     MigrateReport,
     PartReport,
     PolicyReport,
@@ -50,6 +59,8 @@ def _layout(  # noqa: C901, PLR0911 (one for each report)
             return migrating.migration(report, style)
         case VerifyReport():
             return checking.verification(report, style)
+        case LockReport():
+            return locking.lock(report, style)
         case GateReport():
             return gating.release(report, style)
         case PolicyReport():

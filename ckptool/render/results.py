@@ -16,6 +16,7 @@ from ckptool.report import (
     FindingReport,
     GateReport,
     InspectReport,
+    LockReport,
     MigrateReport,
     VerifyReport,
 )
@@ -55,7 +56,7 @@ def checkpoints(report: AnyReport) -> tuple[str, ...]:
             return tuple(one.path for one in report.checkpoints)
         case DiffFilesReport():
             return (report.new,)
-        case DiffModuleReport() | VerifyReport():
+        case DiffModuleReport() | VerifyReport() | LockReport():
             return (report.path,)
         case MigrateReport():
             return (report.target or report.source,)
@@ -69,7 +70,9 @@ def errors(report: AnyReport) -> tuple[tuple[str, str], ...]:
     """Return what could not be checked: path and reason."""
     match report:
         case GateReport():
-            paths = [one.path for one in report.checkpoints if not one.container]
+            # What has a module and no container is a module that was held to a lock.
+            unread = [c for c in report.checkpoints if not (c.container or c.module)]
+            paths = [one.path for one in unread]
             return tuple(zip(paths, report.errors, strict=True))
         case InspectReport():
             return tuple((one.split(": ", 1)[0], one) for one in report.errors)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from ckptool.model import Kind, ModuleState
 from ckptool.policy import ExitCode, Verdict
 from ckptool.report import (
@@ -12,7 +14,7 @@ from ckptool.report import (
 )
 
 if TYPE_CHECKING:
-    from ckptool.verification.facts import LevelResult, Verification
+    from ckptool.verification.facts import LevelResult, Usage, Verification
 from ckptool.reporting.parts import (
     findings,
     silenced,
@@ -40,6 +42,11 @@ def audited(module: ModuleState, verdict: Verdict) -> AuditReport:
             tensor_report(h.tensor, h.kind) for h in saved if h.kind is not Kind.PARAMETER
         ),
     )
+
+
+def watched(module: ModuleState, usage: "Usage", verdict: Verdict) -> AuditReport:
+    """Report what changed while a module was watched, and is not saved."""
+    return replace(audited(module, verdict), command="watch", since=usage.since)
 
 
 def verified(

@@ -12,6 +12,7 @@ from ckptool.policy.effective import Setting
 from ckptool.report import FindingReport, GatedReport, GateReport, PolicyReport, SettingReport
 from ckptool.reporting.checking import level_report
 from ckptool.reporting.parts import findings, silenced, skipped_reports
+from ckptool.reporting.promises import Held, promise_reports
 
 if TYPE_CHECKING:
     from ckptool.verification.facts import Verification
@@ -21,15 +22,19 @@ POLICY_CODES: Final = frozenset({"CK857", "CK858", "CK859"})
 """What is found in the policy, and in no checkpoint."""
 
 
+_UNREAD: Final = "could not be checked"
+
+
 class Gated(Struct, frozen=True):
     """A checkpoint that was looked at."""
 
     path: str
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     loading: Loading | None
     verification: "Verification | None"
     skipped: tuple[Skipped, ...]
     rules: tuple[str, ...]
+    held: Held = Held()
 
 
 def gated(
@@ -82,18 +87,19 @@ def _gated(one: Gated, found: tuple[FindingReport, ...]) -> GatedReport:
         path=one.path,
         verdict=f"{'failed' if failing else 'passed'}{f': {said}' if said else ''}",
         passed=not failing,
-        container=str(one.checkpoint.container),
-        nbytes=one.checkpoint.nbytes,
-        module=met.module.target if met else "",
+        container=str(one.checkpoint.container) if one.checkpoint else "",
+        nbytes=one.checkpoint.nbytes if one.checkpoint else 0,
+        module=met.module.target if met else "" if one.checkpoint else one.path,
         at=met.state.at if met else "",
         rules=one.rules,
         levels=tuple(map(level_report, done.levels)) if done else (),
+        promises=promise_reports(one.held),
     )
 
 
 def _unread(path: str, error: str) -> GatedReport:
     reason = error.removeprefix(f"{path}: ")
-    return GatedReport(path=path, verdict=f"could not be checked: {reason}", passed=False)
+    return GatedReport(path=path, verdict=f"{_UNREAD}: {reason}", passed=False)
 
 
 def _levels(found: list[FindingReport]) -> str:
@@ -108,14 +114,17 @@ def _words(
     code: ExitCode,
 ) -> str:
     total = len(checkpoints)
-    unread = sum(not one.container for one in checkpoints)
+    unread = sum(one.verdict.startswith(_UNREAD) for one in checkpoints)
     failed = sum(not one.passed for one in checkpoints) - unread
-    release = f"{total} checkpoint{'' if total == 1 else 's'}"
+    modules = bool(checkpoints) and not unread and not any(one.container for one in checkpoints)
+    noun = "module" if modules else "checkpoint"
+    alone = total == 1 and modules
+    release = "the module" if alone else f"{total} {noun}{'' if total == 1 else 's'}"
     waived = f", {silent} finding{'' if silent == 1 else 's'} waived or known" if silent else ""
     if code == ExitCode.PASSED:
         said = _levels(list(found))
         return f"gate passed: {release}{f', {said}' if said else ''}{waived}"
-    parts = [f"{failed} of {release}"] if failed else []
+    parts = [release if alone else f"{failed} of {release}"] if failed else []
     if any(f.fails and f.code in POLICY_CODES for f in found):
         parts.append("the policy itself needs work")
     if unread:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
-from ckptool.verification.facts import Clash, Exercise, Verification
+from ckptool.verification.facts import Clash, Exercise, Usage, Verification
 
 
 @check(
@@ -34,6 +34,25 @@ def python_state_mutated(exercise: Exercise) -> Iterator[Hit]:
             owner=change.owner,
             before=change.before,
             after=change.after,
+            name=change.path.rsplit(".", 1)[-1],
+        )
+
+
+@also(
+    Usage,
+    "CK107",
+    message="`{key}` of {owner} is a plain Python value that changed from {before} to {after} "
+    "{since}: no checkpoint has it",
+)
+def python_state_lost(usage: Usage) -> Iterator[Hit]:
+    for change in usage.changed:
+        yield hit(
+            change.path,
+            Level.ERROR if change.flag else None,
+            owner=change.owner,
+            before=change.before,
+            after=change.after,
+            since=usage.since,
             name=change.path.rsplit(".", 1)[-1],
         )
 

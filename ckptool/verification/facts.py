@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from ckptool.model import Skipped
+from ckptool.model import Constancy, Skipped
 
 
 class Level(StrEnum):
@@ -83,6 +83,42 @@ class Exercise(Struct, frozen=True):
     """Whether forward went through, so that what was not used is not used."""
     round_trip: str = ""
     """How the output differed after save and load into a fresh instance, "" if it did not."""
+    skipped: tuple[Skipped, ...] = ()
+
+
+class Drift(Struct, frozen=True):
+    """An output that is not what was recorded."""
+
+    device: str
+    how: str
+    """What differs first, and by how much."""
+    tolerance: str
+
+
+class Replay(Struct, frozen=True):
+    """A module that was run again on the inputs of a golden file."""
+
+    path: str
+    """The checkpoint whose weights it had."""
+    module: str
+    golden: str
+    drifts: tuple[Drift, ...] = ()
+    passed: tuple[str, ...] = ()
+    """Where it computed the same, each with the largest difference."""
+    circumstances: tuple[str, ...] = ()
+    """What else is not as it was when it was recorded: torch's version, the weights."""
+    skipped: tuple[Skipped, ...] = ()
+
+
+class Usage(Struct, frozen=True):
+    """What using a module, or training it, changed and a save would lose."""
+
+    module: str
+    since: str
+    """Since when: "since it was built", "inside the with block"."""
+    changed: tuple[PythonChange, ...] = ()
+    constancy: Mapping[str, Constancy] = {}
+    """Path of unsaved state -> what is known of its value now."""
     skipped: tuple[Skipped, ...] = ()
 
 

@@ -57,7 +57,13 @@ def difference(actual: Any, expected: Any, tolerance: float | None = None) -> Di
         expected: what it is compared with; relative differences are relative to it.
         tolerance: absolute and relative; without it, that of the dtype.
     """
-    here, there = dict(leaves(actual)), dict(leaves(expected))
+    return compared(dict(leaves(actual)), dict(leaves(expected)), tolerance)
+
+
+def compared(
+    here: Mapping[str, Any], there: Mapping[str, Any], tolerance: float | None = None
+) -> Difference:
+    """Compare the leaves of two outputs, by path; as `difference`."""
     if list(here) != list(there):
         lost = [f"`{p or 'output'}`" for p in (*there, *here) if (p in here) != (p in there)]
         why = f"the outputs have other parts: {', '.join(lost[:3]) or 'another order'}"
@@ -76,6 +82,14 @@ def difference(actual: Any, expected: Any, tolerance: float | None = None) -> Di
     )
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor as it can be compared and stored: on the CPU, dense, not quantised."""
+    found = tensor.detach().cpu()
+    if found.is_quantized:
+        return found.dequantize()
+    return found if found.layout is torch.strided else found.to_dense()
+
+
 def described(output: Any) -> tuple[str, ...]:
     """Say what the tensors of an output are."""
     tensors = [(path, leaf) for path, leaf in leaves(output) if isinstance(leaf, Tensor)]
@@ -88,20 +102,13 @@ def described(output: Any) -> tuple[str, ...]:
 
 def _leaf(actual: Any, expected: Any, tolerance: float | None) -> _Leaf | None:
     if isinstance(actual, Tensor) and isinstance(expected, Tensor):
-        return _tensors(_plain(actual), _plain(expected), tolerance)
+        return _tensors(plain(actual), plain(expected), tolerance)
     if not (comparable(actual) and comparable(expected)):
         alike = type(actual) is type(expected)
         return None if alike else _Leaf(exact=False, close=False, why="has another type")
     # By their text, so that NaN is NaN.
     same = repr(actual) == repr(expected)
     return _Leaf(same, same, why="" if same else f"is {actual!r}, and was {expected!r}")
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    found = tensor.detach().cpu()
-    if found.is_quantized:
-        return found.dequantize()
-    return found if found.layout is torch.strided else found.to_dense()
 
 
 def _tensors(actual: Tensor, expected: Tensor, tolerance: float | None) -> _Leaf:

@@ -173,7 +173,7 @@ def test_a_known_digest():
     assert found == "f9b1479320226a2818d4389206bb3993998afd49472fb2f8d5334dbd195ca4f9"
     assert (
         content_digest({"w": found})
-        == "12444530c3888181eb0945cdc27159962cf4b1e542e962bb67094d03ec63fd59"
+        == "99dbc94da90b2dc7098fe4591d9a6483da86f992113df8ca3b175ae795307bea"
     )
 
 

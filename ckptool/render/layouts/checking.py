@@ -13,11 +13,23 @@ from ckptool.report import (
 
 
 def _audit_words(report: AuditReport) -> str:
+    if report.since:
+        return _watch_words(report)
     if not report.unsaved and not report.findings:
         return "a state_dict holds everything"
     if not report.unsaved:
         return "a state_dict holds every tensor"
     return f"{count(len(report.unsaved), 'tensor')} that no state_dict holds"
+
+
+def _watch_words(report: AuditReport) -> str:
+    values = sum(finding.code == "CK107" for finding in report.findings)
+    tensors = len(report.unsaved)
+    if not tensors and not values:
+        return f"a state_dict holds everything that changed {report.since}"
+    parts = ((tensors, "tensor"), (values, "Python value"))
+    lost = " and ".join(count(number, noun) for number, noun in parts if number)
+    return f"changed {report.since}, and in no state_dict: {lost}"
 
 
 def audit(report: AuditReport, style: Style) -> Iterator[Block]:

@@ -23,6 +23,9 @@ def release(report: GateReport, style: Style) -> Iterator[Block]:
     if levels:
         headers = ("checkpoint", "level", "status", "ran on", "why")
         yield grid("Verified, since the policy asks for it", headers, levels, style)
+    held = [(p.name, p.what, p.result) for one in report.checkpoints for p in one.promises]
+    if held:
+        yield grid("Held to", ("promise", "kind", "result"), list(dict.fromkeys(held)), style)
 
 
 def policy(report: PolicyReport, style: Style) -> Iterator[Block]:

@@ -1,0 +1,167 @@
+"""Write down what a module or a checkpoint promises, and what it computes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptool import contract, lockfile, report
+from ckptool.api.target import PathLike, Target, need_target, opened
+from ckptool.config import Config
+from ckptool.contract import Contract
+from ckptool.errors import ReadError, UsageError, WriteError
+from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.locations import locate
+from ckptool.model import Skipped
+from ckptool.policy import Policy, judge
+from ckptool.reporting.locking import Locked, locked
+from ckptool.rules import run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_NAME = "ckpt.lock.json"
+
+
+def lock(  # noqa: PLR0913
+    path: PathLike | None = None,
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    output: str | Path | None = None,
+    check: bool = False,
+    golden: str | Path | None = None,
+    inputs: object = None,
+    tolerances: Mapping[str, float] | None = None,
+    force: bool = False,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT,
+    config: Config | None = None,
+) -> report.LockReport:
+    """Write the contract of a module or a checkpoint, or with `golden` what a module computes.
+
+    Args:
+        path: the checkpoint; with `golden`, the one whose weights are used.
+        module: "package.module:Name" or a live module.
+        kwargs: constructor arguments.
+        at: place of the state in the file ("state_dict").
+        output: the lock's file, "ckpt.lock.json"; a lock that is there is replaced.
+        check: write nothing, and say whether the lock on disk is the one that would be written.
+        golden: where the outputs go; then `inputs` are needed, and no lock is written.
+        inputs: what forward takes, as for `verify`.
+        tolerances: device ("cpu", "cuda") -> absolute and relative, for who runs it again.
+        force: replace a file that is no lock.
+        policy: which findings are reported where the lock is stale.
+        limits: bounds on what a file may cost.
+        config: the configuration; without it the nearest one from the current directory up.
+
+    Raises:
+        ReadError: a file cannot be read, or the lock on disk has a fault.
+        ModuleError: the module cannot be imported or built, or does not run.
+        WriteError: the file could not be written, or is something else than a lock.
+        UsageError: the options do not go together.
+    """
+    if golden is not None:
+        if path is None or output is not None or check:
+            raise UsageError(
+                "--golden records what a module computes with a checkpoint: lock PATH --golden "
+                "FILE -m MODULE; the lock is written by another run, without --golden"
+            )
+        place = locate(path)
+        target = need_target(place, module, kwargs, at, config)
+        return _record(target, place, Path(golden), inputs, tolerances or {}, force, limits)
+    now, skipped = _contract(path, module, kwargs, at, limits)
+    place = Path(output if output is not None else DEFAULT_NAME)
+    before = _before(place, check=check, force=force)
+    text = lockfile.write(now)
+    same = before is not None and lockfile.write(before) == text
+    held = None if before is None else contract.hold(before, now)
+    if check:
+        found = judge(run([held]) if held else [], policy or Policy(), differs=not same)
+        return locked(Locked(place, now, held, same=same, check=True, skipped=skipped), found)
+    if not same:
+        _write(place, text.encode())
+    done = Locked(place, now, held, same=same, check=False, skipped=skipped)
+    return locked(done, judge([], policy or Policy()))
+
+
+def _contract(
+    path: PathLike | None,
+    module: "str | nn.Module | None",
+    kwargs: Mapping[str, object] | None,
+    at: str | None,
+    limits: Limits,
+) -> tuple[Contract, tuple[Skipped, ...]]:
+    if (path is None) == (module is None):
+        raise UsageError(
+            "a lock is of one thing: name a module with -m package.module:Name, or a checkpoint"
+        )
+    if module is not None:
+        state = Target(module, kwargs or {}).examined({})
+        return contract.of_module(state), state.skipped
+    assert path is not None
+    checkpoint = opened(path, limits)
+    state_ = contract.state_of(checkpoint, at, None)
+    return contract.of_state(checkpoint, state_), checkpoint.skipped
+
+
+def _before(path: Path, *, check: bool, force: bool) -> Contract | None:
+    """Return the lock that is there, None where there is none to be compared with.
+
+    Raises:
+        ReadError: it is to be checked, and is not there or has a fault.
+        WriteError: something else is there.
+    """
+    if check:
+        if not path.exists():
+            raise ReadError(path, "there is no lock: write it with `ckptool lock`, without --check")
+        return lockfile.read(path)
+    if not path.exists():
+        return None
+    if lockfile.is_lock(path):
+        return None if force else lockfile.read(path)
+    if not force:
+        raise WriteError(
+            f"{path}: exists already and is no lock: name another, or replace it with --force"
+        )
+    return None
+
+
+def _record(
+    target: Target,
+    path: Location,
+    golden: Path,
+    inputs: object,
+    tolerances: Mapping[str, float],
+    force: bool,  # noqa: FBT001
+    limits: Limits,
+) -> report.LockReport:
+    from ckptool.formats.atomic import check_target
+    from ckptool.verification import golden as goldens
+    from ckptool.verification import inputs as words
+
+    known = goldens.tolerances_of(tolerances)
+    check_target(golden, [path], force=force, folder=False)
+    with target.side(opened(path, limits)) as side:
+        given = words.given(target.inputs if inputs is None else inputs)
+        if given is None:
+            asked = words.asked(side.maker.make())
+            if isinstance(asked, str):
+                raise UsageError(asked)
+            given = asked
+        words.check(side.maker.make(), given)
+        content = goldens.recorded(side, given, known)
+        met = side.loading
+    _write(golden, content, force=force)
+    now = contract.of_module(met.module)
+    done = Locked(golden, now, None, same=False, check=False, golden=str(path), source=given.source)
+    return locked(done, judge([], Policy()))
+
+
+def _write(path: Path, content: bytes, *, force: bool = True) -> None:
+    from ckptool.formats.atomic import check_target, commit, pending
+
+    check_target(path, [], force=force, folder=False)
+    with pending(path, force=force) as file:
+        file.path.write_bytes(content)
+        commit(file)

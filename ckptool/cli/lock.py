@@ -1,0 +1,87 @@
+"""`ckptool lock`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import (
+    Output,
+    input_options,
+    limit_options,
+    module_options,
+    screen_options,
+)
+from ckptool.errors import UsageError
+from ckptool.formats.limits import Limits
+from ckptool.policy import Policy
+
+
+@click.command("lock")
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", "target", metavar="LOCK", type=click.Path(path_type=Path),
+              help="The lock's file.  [default: ckpt.lock.json]")  # fmt: skip
+@module_options
+@click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 where the lock is stale.")
+@click.option("--golden", metavar="FILE", type=click.Path(path_type=Path),
+              help="Record what the module computes with PATH on the inputs.")  # fmt: skip
+@input_options
+@click.option("--tolerance", "tolerances", multiple=True, metavar="DEVICE=NUMBER",
+              help="With --golden: what running it again may differ by, cpu=1e-5 or cuda=1e-3. "
+              " [default: by dtype]")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace a file, whatever it is.")
+@limit_options
+@screen_options
+def command(  # noqa: PLR0913
+    ctx: click.Context,
+    path: Path | None,
+    target: Path | None,
+    *,
+    module: str | None,
+    kwargs: dict[str, object] | None,
+    at: str | None,
+    check: bool,
+    golden: Path | None,
+    inputs: tuple[str, ...] | None,
+    tolerances: tuple[str, ...],
+    force: bool,
+    limits: Limits,
+    out: Output,
+    policy: Policy,
+) -> None:
+    r"""Write down what a module or a checkpoint promises: `gate --against` holds releases to it.
+
+    \b
+    ckptool lock -m package.module:Name -o ckpt.lock.json
+    ckptool lock -m package.module:Name --check              in CI: is the lock fresh?
+    ckptool lock model.pth -o model.lock.json                what a file alone can tell
+    ckptool lock model.pth -m package.module:Name --golden golden.safetensors
+    """
+    report = api.lock(
+        path,
+        module=module,
+        kwargs=kwargs,
+        at=at,
+        output=target,
+        check=check,
+        golden=golden,
+        inputs=inputs,
+        tolerances=dict(map(_pair, tolerances)),
+        force=force,
+        policy=policy,
+        limits=limits,
+    )
+    out.emit(report)
+    ctx.exit(report.exit_code)
+
+
+def _pair(text: str) -> tuple[str, float]:
+    device, _, number = text.partition("=")
+    try:
+        found = float(number)
+    except ValueError:
+        found = -1.0
+    if not found >= 0:
+        raise UsageError(f"--tolerance {text}: expected DEVICE=NUMBER, for example cpu=1e-5")
+    return device, found

@@ -1,0 +1,132 @@
+"""Fixtures for the tests of a project that saves modules; torch is imported when one is called."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.policy import Policy
+    from ckptool.report import AnyReport, AuditReport, DiffModuleReport
+
+_COLUMNS = 100
+
+
+class AssertSaveable(Protocol):
+    """What the fixture `assert_saveable` gives."""
+
+    def __call__(
+        self,
+        module: "str | nn.Module",
+        *,
+        inputs: object = None,
+        kwargs: Mapping[str, object] | None = None,
+        fresh: "Callable[[], nn.Module] | None" = None,
+        ignore: tuple[str, ...] = (),
+        fail_on: str = "error",
+    ) -> "AuditReport":
+        """Fail unless a state_dict holds all that the module cannot make again."""
+        ...
+
+
+class AssertCheckpointCompatible(Protocol):
+    """What the fixture `assert_checkpoint_compatible` gives."""
+
+    def __call__(
+        self,
+        path: str | Path,
+        module: "str | nn.Module",
+        *,
+        kwargs: Mapping[str, object] | None = None,
+        at: str | None = None,
+        inputs: object = None,
+        ignore: tuple[str, ...] = (),
+        fail_on: str = "error",
+    ) -> "DiffModuleReport":
+        """Fail unless the module loads the checkpoint strictly and, given `inputs`, runs on it."""
+        ...
+
+
+@pytest.fixture(scope="session")
+def assert_saveable() -> AssertSaveable:
+    """Fail unless a state_dict holds all that the module cannot make again.
+
+    `assert_saveable(model)` or `assert_saveable("package.module:Name", kwargs={...})`; with
+    `inputs` the module is run, saved, loaded and run again as well.
+    """
+
+    def check(
+        module: "str | nn.Module",
+        *,
+        inputs: object = None,
+        kwargs: Mapping[str, object] | None = None,
+        fresh: "Callable[[], nn.Module] | None" = None,
+        ignore: tuple[str, ...] = (),
+        fail_on: str = "error",
+    ) -> "AuditReport":
+        __tracebackhide__ = True
+        from ckptool import api
+
+        policy = _policy(ignore, fail_on)
+        report = api.audit(module, kwargs=kwargs, inputs=inputs, fresh=fresh, policy=policy)
+        _demand(report)
+        return report
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_checkpoint_compatible() -> AssertCheckpointCompatible:
+    """Fail unless the module loads the checkpoint strictly.
+
+    `assert_checkpoint_compatible("old.pth", model)`; with `inputs` it is also run on it, on CUDA or
+    a simulated device.
+    """
+
+    def check(
+        path: str | Path,
+        module: "str | nn.Module",
+        *,
+        kwargs: Mapping[str, object] | None = None,
+        at: str | None = None,
+        inputs: object = None,
+        ignore: tuple[str, ...] = (),
+        fail_on: str = "error",
+    ) -> "DiffModuleReport":
+        __tracebackhide__ = True
+        from ckptool import api, report
+
+        policy = _policy(ignore, fail_on)
+        met = api.diff(path, module=module, kwargs=kwargs, at=at, policy=policy)
+        assert isinstance(met, report.DiffModuleReport)
+        _demand(met)
+        if inputs is not None:
+            done = api.verify(path, module=module, kwargs=kwargs, at=at, inputs=inputs,
+                              policy=policy)  # fmt: skip
+            _demand(done)
+        return met
+
+    return check
+
+
+def _policy(ignore: tuple[str, ...], fail_on: str) -> "Policy":
+    from ckptool.errors import UsageError
+    from ckptool.policy import Policy
+    from ckptool.rules import Level
+
+    levels = {level.word: level for level in Level}
+    if fail_on not in levels:
+        raise UsageError(f"fail_on={fail_on!r}: expected {', '.join(levels)}")
+    return Policy(ignore=ignore, fail_on=levels[fail_on])
+
+
+def _demand(report: "AnyReport") -> None:
+    """Fail the test with the text of the report, unless it passed."""
+    __tracebackhide__ = True
+    if report.exit_code:
+        from ckptool.render import Style, render
+
+        raise AssertionError(render("table", report, Style(width=_COLUMNS)))

@@ -1,0 +1,47 @@
+"""What a release was held to -> a report."""
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from ckptool.contract import Fixture, Holding
+from ckptool.model import Skipped
+from ckptool.report import PromiseReport
+from ckptool.verification.facts import Replay
+
+
+class Held(Struct, frozen=True):
+    """What a release was held to, as the rules look at it, and what was not looked at."""
+
+    holding: Holding | None = None
+    fixtures: tuple[Fixture, ...] = ()
+    replays: tuple[Replay, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def subjects(self) -> tuple[object, ...]:
+        holding = () if self.holding is None else (self.holding,)
+        return (*holding, *self.fixtures, *self.replays)
+
+
+def promise_reports(held: Held) -> tuple[PromiseReport, ...]:
+    """Report each thing that it was held to, kept or not."""
+    return tuple(_reports(held))
+
+
+def _reports(held: Held) -> Iterator[PromiseReport]:
+    if held.holding is not None:
+        standing = str(held.holding.standing)
+        yield PromiseReport(what="against", name=held.holding.old.name, result=standing)
+    for one in held.fixtures:
+        way = one.way or "no migration path"
+        yield PromiseReport(what="fixture", name=one.path, result=way, reason=one.reason)
+    for replay in held.replays:
+        said = [f"{drift.device}: drifts" for drift in replay.drifts]
+        said += [f"{words.partition(':')[0]}: the same" for words in replay.passed]
+        how = [f"{drift.device}: {drift.how}" for drift in replay.drifts]
+        reason = "; ".join((*how, *replay.passed))
+        if said:
+            yield PromiseReport(
+                what="golden", name=replay.golden, result=", ".join(said), reason=reason
+            )

@@ -1,0 +1,203 @@
+"""A module in use -> Usage: what has changed in it, and is not in its state_dict."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import torch
+from msgspec.structs import replace
+from torch import nn
+
+from ckptool.errors import ModuleError
+from ckptool.model import Constancy, ModuleState, Skipped
+from ckptool.modules.build import SEEDS, random_state
+from ckptool.modules.snapshot import Snapshot, appeared, mutated, take
+from ckptool.modules.usercode import UserCodeError, user_code
+from ckptool.verification.facts import PythonChange, Usage
+from ckptool.verification.instances import Maker
+from ckptool.verification.load import load
+
+INSIDE: Final = "inside the with block"
+_BUILT: Final = "since it was built"
+_WHAT: Final = "what was changed since the module was built"
+_UNKNOWN: Final = (
+    "the arguments of its constructor are not known: give kwargs={...} or fresh=lambda: ..."
+)
+
+
+def changes(before: Snapshot, after: Snapshot) -> tuple[PythonChange, ...]:
+    """Return the plain Python values that are others now.
+
+    What began as None is left out: it is made when it is first needed, a cache as a rule.
+    """
+    return tuple(
+        PythonChange(path, one.text, after.python[path].text, one.flag, one.owner)
+        for path, one in before.python.items()
+        if path in after.python and not one.empty and after.python[path].text != one.text
+    )
+
+
+def between(target: str, before: Snapshot, after: Snapshot) -> Usage:
+    """Return what changed between two moments of one module.
+
+    Where a module saves extra state of its own, that may hold what changed: it is not judged.
+    """
+    lost = dict.fromkeys(mutated(before, after), Constancy.MUTATED)
+    lost |= dict.fromkeys(appeared(before, after), Constancy.UNKNOWN)
+    values = changes(before, after)
+    stored = [path for path in lost if path in after.stored]
+    stored += [one.path for one in values if after.python[one.path].stored]
+    untold = [p for p, mark in before.marks.items() if not mark and p in after.marks]
+    return Usage(
+        target,
+        INSIDE,
+        changed=tuple(one for one in values if one.path not in stored),
+        constancy={path: known for path, known in lost.items() if path not in stored},
+        skipped=(
+            *(Skipped(path, "its module saves extra state, which may hold it") for path in stored),
+            *(Skipped(path, "its elements cannot be read") for path in untold),
+        ),
+    )
+
+
+def since_built(
+    module: nn.Module,
+    kwargs: Mapping[str, object] | None = None,
+    fresh: Callable[[], nn.Module] | None = None,
+) -> Usage:
+    """Compare a module with fresh ones that have its state_dict loaded: what differs, a save loses.
+
+    Two are built, under two seeds: what differs between them is different on every construction.
+    """
+    target = type(module).__qualname__
+    build = _builder(module, kwargs, fresh)
+    if build is None:
+        return Usage(target, _BUILT, skipped=(Skipped(_WHAT, _UNKNOWN),))
+    maker = Maker(target, build=build)
+    try:
+        with random_state():
+            once, again = (_reloaded(maker, module, seed) for seed in SEEDS)
+        with user_code():
+            live = take(module)
+    except (ModuleError, UserCodeError) as error:
+        return Usage(target, _BUILT, skipped=(Skipped(_WHAT, str(error)),))
+    steady = replace(
+        once,
+        python={
+            path: value
+            for path, value in once.python.items()
+            if path in again.python and again.python[path].text == value.text
+        },
+    )
+    return Usage(
+        target,
+        _BUILT,
+        changed=changes(steady, live),
+        constancy={
+            path: _constancy(mark, once.marks.get(path), again.marks.get(path))
+            for path, mark in live.marks.items()
+        },
+    )
+
+
+def informed(state: ModuleState, usage: Usage) -> ModuleState:
+    """Return what is known of a module, with what its use showed."""
+    held = {
+        key: one
+        if one.saved or key not in usage.constancy
+        else replace(one, constancy=usage.constancy[key])
+        for key, one in state.held.items()
+    }
+    kept = [s for s in state.skipped if s.what != "constancy"]
+    return replace(state, held=held, skipped=(*kept, *usage.skipped))
+
+
+def only_changed(state: ModuleState, usage: Usage) -> ModuleState:
+    """Leave out unsaved state that did not change, and what was not looked for."""
+    held = {k: one for k, one in state.held.items() if one.saved or k in usage.constancy}
+    hidden = {
+        path: cls
+        for path, cls in state.hidden_modules.items()
+        if any(key.startswith(f"{path}.") for key in usage.constancy)
+    }
+    return replace(state, held=held, hidden_modules=hidden, none_buffers={})
+
+
+def _constancy(live: str, once: str | None, again: str | None) -> Constancy:
+    """Return what three digests of one value tell: of the live one, and of two fresh ones."""
+    if not live or not once or not again:
+        return Constancy.UNKNOWN
+    if once != again:
+        return Constancy.RANDOM
+    return Constancy.CONSTANT if once == live else Constancy.MUTATED
+
+
+def _builder(
+    module: nn.Module,
+    kwargs: Mapping[str, object] | None,
+    fresh: Callable[[], nn.Module] | None,
+) -> Callable[[], Any] | None:
+    """Return what builds another one: as told, or by the arguments that the module itself keeps."""
+    if fresh is not None:
+        return fresh
+    cls: Callable[..., nn.Module] = type(module)
+    given = kwargs if kwargs is not None else _kept_arguments(module)
+    if given is None:
+        return None
+    known = given
+    return lambda: cls(**copy.deepcopy(dict(known)))
+
+
+def _kept_arguments(module: nn.Module) -> Mapping[str, object] | None:
+    """Return Lightning's `hparams`, a `config`, or nothing where nothing is needed."""
+    try:
+        parameters = inspect.signature(type(module)).parameters
+    except (TypeError, ValueError):
+        return None
+    named = {
+        name
+        for name, one in parameters.items()
+        if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}
+    }
+    given: dict[str, object] = {}
+    with suppress(UserCodeError), user_code():
+        hparams = getattr(module, "hparams", None)
+        given = {k: v for k, v in dict(hparams or {}).items() if k in named}
+        if "config" in named and "config" not in given and hasattr(module, "config"):
+            given["config"] = module.config
+    needed = {name for name in named if parameters[name].default is inspect.Parameter.empty}
+    return given if needed <= given.keys() else None
+
+
+def _reloaded(maker: Maker, module: nn.Module, seed: int) -> Snapshot:
+    """Return what a fresh instance holds once the state_dict of `module` is loaded into it.
+
+    Raises:
+        ModuleError: it cannot be built, is of another form, or loading raises.
+    """
+    again = maker.make(seed)
+    if again is module:
+        raise ModuleError(maker.target, "fresh= gives the module itself, not another one")
+    with user_code():
+        saved = module.state_dict()
+        if _form(again.state_dict()) != _form(saved):
+            raise ModuleError(
+                maker.target, f"building it anew gives another state_dict: {_UNKNOWN}"
+            )
+        dtype = _dtype(module)
+        if dtype is not None and dtype != _dtype(again):
+            again.to(dtype)
+    load(again, saved, maker.target)
+    with user_code():
+        return take(again)
+
+
+def _form(state: Mapping[str, Any]) -> set[tuple[str, object]]:
+    return {(key, getattr(value, "shape", None)) for key, value in state.items()}
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    """Return what the module was cast to, as far as its parameters show it."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

@@ -1,0 +1,32 @@
+"""Recorded outputs, computed again on a real device."""
+
+import pytest
+import torch
+from lock import models
+
+from ckptool import api
+from ckptool.api.target import Target
+from ckptool.formats import open_checkpoint
+from ckptool.verification import golden
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.mark.parametrize(("name", "drifts"), [("First", []), ("Drifting", ["cpu", "cuda:0"])])
+def test_recorded_on_the_cpu_and_replayed_on_both(cuda, tmp_path, name, drifts):
+    path, place = tmp_path / "model.pth", tmp_path / "golden.safetensors"
+    torch.save(models.First().state_dict(), path)
+    api.lock(
+        path,
+        module="lock.models:First",
+        golden=place,
+        inputs="lock.models:batch",
+        tolerances={"cuda": 1e-4},
+    )
+    with Target(f"lock.models:{name}").side(open_checkpoint(path)) as side:
+        done = golden.replay(side, golden.read(place))
+    assert [drift.device for drift in done.drifts] == drifts
+    assert [words.partition(": ")[0] for words in done.passed] == (
+        [] if drifts else ["cpu", "cuda:0"]
+    )
+    assert done.skipped == ()
