@@ -1,6 +1,6 @@
 """The registry of rules -> docs/rules.md."""
 
-from ckptool.rules import RULES
+from ckptool.rules import RULES, Rule
 
 FAMILIES = {
     "CK1": "State of a module",
@@ -18,18 +18,33 @@ MADE = "Made from the code by `docs/generate.py`. `ckptool rule CODE` says the s
 
 def page() -> str:
     lines = ["# Rules", "", MADE, ""]
-    family = ""
-    for code, rule in sorted(RULES.items()):
-        if code[:3] != family:
-            family = code[:3]
-            lines += [f"## {family}xx: {FAMILIES[family]}", ""]
-        gate = f"; {rule.gate.word} in `ckptool gate`" if rule.gate is not None else ""
-        lines += [f"### {code} {rule.name}", "", f"Level: {rule.level.word}{gate}", ""]
-        lines += [f"Says: {_braces(rule.message)}", "", f"Why it matters: {rule.why}", ""]
-        if rule.example:
-            lines += ["Fires for:", "", "```python", rule.example, "```", ""]
-        lines += [f"Fix: {_braces(rule.fix)}", ""]
+    for family, meaning in FAMILIES.items():
+        members = [rule for code, rule in sorted(RULES.items()) if code.startswith(family)]
+        if members:
+            lines += [f"## {family}xx: {meaning}", "", "| rule | level | name |", "|---|---|---|"]
+            lines += [_row(rule) for rule in members]
+            lines.append("")
+            for rule in members:
+                lines += _section(rule)
     return "\n".join(lines)
+
+
+def _row(rule: Rule) -> str:
+    link = f"[{rule.code}](#{rule.code.lower()}-{rule.name})"
+    return f"| {link} | {_level(rule)} | {rule.name.replace('-', ' ')} |"
+
+
+def _level(rule: Rule) -> str:
+    gate = f"; {rule.gate.word} in `ckptool gate`" if rule.gate is not None else ""
+    return f"{rule.level.word}{gate}"
+
+
+def _section(rule: Rule) -> list[str]:
+    lines = [f"### {rule.code} {rule.name}", "", f"**Level**: {_level(rule)}", ""]
+    lines += [f"**Says**: {_braces(rule.message)}", "", f"**Why it matters**: {rule.why}", ""]
+    if rule.example:
+        lines += ["**Fires for**:", "", "```python", rule.example, "```", ""]
+    return [*lines, f"**Fix**: {_braces(rule.fix)}", ""]
 
 
 def _braces(text: str) -> str:

@@ -4,6 +4,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
+from enum import Enum
 
 import msgspec
 from msgspec import NODEFAULT, UNSET, Struct
@@ -84,6 +85,8 @@ def _default(field: msgspec.structs.FieldInfo) -> str | None:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else str(value)
