@@ -11,6 +11,9 @@ from msgspec import Struct
 
 import ckptool
 from ckptool import errors, report
+from ckptool.api.training import Watched
+from ckptool.formats.limits import Limits
+from ckptool.model import Checkpoint, State, StorageInfo, TensorInfo
 from generator.structs import cell, fields
 
 INTRODUCTION = """\
@@ -31,6 +34,8 @@ for finding in report.findings:
     print(finding.level, finding.code, finding.key, finding.message)
 ```
 """
+OTHERS = (Checkpoint, State, TensorInfo, StorageInfo, Limits, Watched)
+"""Types that are met by way of the functions, and need no import."""
 HEAD = re.compile(r"^(Args|Raises|Returns|Yields):$")
 ITEM = re.compile(r"^(?P<name>[\w*]+):\s+(?P<text>.*)$")
 REPORTS = {
@@ -49,6 +54,9 @@ def page() -> str:
     for name, one in public.items():
         if isinstance(one, type) and not issubclass(one, Exception):
             lines += _class(f"ckptool.{name}", one)
+    lines += ["## What the functions give and take", ""]
+    for one in OTHERS:
+        lines += _class(f"{one.__module__}.{one.__name__}", one)
     lines += ["## Errors", "", "In `ckptool.errors`, and `ckptool.CkptoolError` itself.", ""]
     tree = (errors.__doc__ or "").partition("\n\n")[2].strip()
     return "\n".join([*lines, "```text", tree, "```", ""])
@@ -104,9 +112,9 @@ def _argument(one: ast.arg, default: ast.expr | None) -> str:
     return f"{one.arg}{said}{given}"
 
 
-def _words(annotation: ast.expr) -> str:
+def _words(annotation: ast.expr | None) -> str:
     """Return an annotation as a reader knows it: without quotes and modules."""
-    return re.sub(r"'|\breport\.", "", ast.unparse(annotation))
+    return re.sub(r"'|\breport\.", "", ast.unparse(annotation)) if annotation else "None"
 
 
 def _returned(function: Callable[..., object]) -> list[str]:
@@ -151,7 +159,19 @@ def _class(title: str, one: type) -> list[str]:
         lines.append("")
     elif hasattr(one, "__members__"):
         lines += [", ".join(f"`{name}`" for name in one.__members__), ""]
+    for name, said in vars(one).items():
+        if isinstance(said, property) and not name.startswith("_"):
+            lines += _property(f"{one.__name__}.{name}", said)
     for name, method in vars(one).items():
         if not name.startswith("_") and isinstance(method, FunctionType) and method.__doc__:
             lines += _function(f"{one.__name__}.{name}", method, "####")
     return lines
+
+
+def _property(title: str, one: property) -> list[str]:
+    getter = one.fget
+    if getter is None:
+        return []
+    returns = _node(getter).returns
+    lines = [f"#### {title}", "", "```python", f"{title}: {_words(returns)}", "```", ""]
+    return [*lines, *_sections(inspect.getdoc(getter) or "")]
