@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from ckptool.grids import Preview
 from ckptool.locations import Location
 
 if TYPE_CHECKING:
@@ -329,6 +330,8 @@ class Held(Struct, frozen=True):
     """A buffer that training changes: a normalisation layer's, or one with a `written` place."""
     fingerprint: str = ""
     """`values.fingerprint` of its elements, "" where the module was built without real values."""
+    preview: Preview | None = None
+    """Of unsaved state and of buffers, for the first few of a module that have real values."""
     halved: Mapping[str, str] = {}
     """Of a float32 buffer: half-precision dtype -> fingerprint of it in that, where that rounds."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 SCHEMA: Final = 1
 """Within one number, fields are only added."""
@@ -115,6 +115,35 @@ class KeyVerdict(Struct, frozen=True, kw_only=True):
     fix: str
 
 
+class PictureReport(Struct, frozen=True, kw_only=True):
+    """The values of a small tensor, or of some rows and columns of a larger one, as shades."""
+
+    key: str
+    of: str
+    """Whose value it is: "file", "module", "old" or "new"."""
+    shape: tuple[int, ...]
+    dtype: str
+    whole: bool
+    """Whether every element is shown."""
+    legend: tuple[str, ...]
+    """What each shade means: numbers or ranges of them, from low to high, then what is not finite.
+    The pictures of one key have one legend."""
+    finite: int
+    """How many shades of the legend are numbers."""
+    rows: tuple[tuple[int, ...], ...]
+    """Of each element its place in the legend."""
+
+
+class DrawingReport(Struct, frozen=True, kw_only=True):
+    """What a picture of a report needs, and no other format."""
+
+    tensors: tuple[TensorReport, ...] = ()
+    """Of the file, or of the new one of two."""
+    expected: tuple[TensorReport, ...] = ()
+    """What the module saves, or the old file has."""
+    pictures: tuple[PictureReport, ...] = ()
+
+
 class Report(Struct, frozen=True, kw_only=True):
     """What every report has."""
 
@@ -124,6 +153,8 @@ class Report(Struct, frozen=True, kw_only=True):
     exit_code: int
     schema: int = SCHEMA
     silenced: tuple[SilencedReport, ...] = ()
+    drawing: DrawingReport | UnsetType = UNSET
+    """Only where pictures were asked for."""
 
 
 class FactReport(Struct, frozen=True, kw_only=True):

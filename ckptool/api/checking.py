@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ckptool import report
+from ckptool.api.drawing import draw_loading, draw_module
 from ckptool.api.target import PathLike, Target, need_target, notes_on, opened
 from ckptool.config import Config
 from ckptool.errors import UsageError
@@ -27,6 +28,7 @@ def audit(
     inputs: object = None,
     fresh: "Callable[[], nn.Module] | None" = None,
     policy: Policy | None = None,
+    pictures: bool = False,
 ) -> report.AuditReport:
     """Report everything a module holds that a state_dict does not; with `inputs`, by running it.
 
@@ -39,6 +41,7 @@ def audit(
         inputs: as for `verify`.
         fresh: what builds a module like the live one, where `kwargs` do not say it.
         policy: which findings are reported, and from which level on they fail.
+        pictures: whether it has the values of small buffers and unsaved tensors, to be drawn.
 
     Raises:
         ModuleError: the module cannot be imported or built.
@@ -51,16 +54,18 @@ def audit(
         if fresh is not None:
             raise UsageError("fresh= builds a module like a live one: a name says itself how")
         state, seen = target.exercised({}, target.examined({}), inputs)
-        return audited(state, judge(run([state, *seen]), policy or Policy()))
+        said = audited(state, judge(run([state, *seen]), policy or Policy()))
+        return draw_module(said, state) if pictures else said
     from ckptool.verification import lived
 
     usage = lived.since_built(module, kwargs, fresh)
     state = lived.informed(target.examined({}), usage)
     state, seen = target.exercised({}, state, inputs)
-    return audited(state, judge(run([state, *seen, usage]), policy or Policy()))
+    said = audited(state, judge(run([state, *seen, usage]), policy or Policy()))
+    return draw_module(said, state) if pictures else said
 
 
-def verify(
+def verify(  # noqa: PLR0913
     path: PathLike,
     *,
     module: "str | nn.Module | None" = None,
@@ -74,6 +79,7 @@ def verify(
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
+    pictures: bool = False,
 ) -> report.VerifyReport:
     """Load a checkpoint, run its module, and compare it with what it was before.
 
@@ -91,6 +97,7 @@ def verify(
         policy: which findings are reported, and from which level on they fail.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
+        pictures: read the values of small buffers, so that they can be drawn.
 
     Raises:
         ReadError: a file cannot be read.
@@ -115,4 +122,5 @@ def verify(
         done = levels.verify(new, where, taken, old, tolerance)
     found = judge(run([done], path), policy or Policy(), differs=bool(done.failed))
     notes = notes_on(new.loading, target.at, {})
-    return verified(done, new.loading.state.at, found, notes)
+    said = verified(done, new.loading.state.at, found, notes)
+    return draw_loading(said, new.loading) if pictures else said

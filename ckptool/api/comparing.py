@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from ckptool import report
+from ckptool.api.drawing import draw_revision
 from ckptool.api.target import PathLike, opened
 from ckptool.cluster import cluster
 from ckptool.compare import Revision
@@ -91,17 +92,18 @@ def diff_files(
     explain: str | None,
     policy: Policy,
     limits: Limits,
+    pictures: bool = False,
 ) -> report.DiffFilesReport | report.PartReport:
     """Compare two files, or look at the part of their values that `how.shard` says."""
     known = outline(opened(old, limits), opened(new, limits), at)
     if not how.values:
-        return _judged(revise(known, None, None), policy, explain)
+        return _judged(revise(known, None, None), policy, explain, pictures=pictures)
     number, of = how.shard or (1, 1)
     asked = share(known, number, of) if how.shard else questions(known)
     with how.workers() as workers:
         learnt = answer(known, asked, how.tolerances or Tolerances(), workers)
     if how.shard is None:
-        return _judged(revise(known, learnt, how.tolerances), policy, explain)
+        return _judged(revise(known, learnt, how.tolerances), policy, explain, pictures=pictures)
     part = part_of(known, number, of, how.tolerances, learnt)
     return partial(part, len(asked), to_data(part))
 
@@ -131,9 +133,12 @@ def merge(
     return _judged(merged(read), policy or Policy(), explain)
 
 
-def _judged(revision: Revision, policy: Policy, explain: str | None) -> report.DiffFilesReport:
-    found = judge(run([revision]), policy, differs=revision.differs)
-    return revised(revision, found, explain)
+def _judged(
+    revision: Revision, policy: Policy, explain: str | None, *, pictures: bool = False
+) -> report.DiffFilesReport:
+    found = judge(run([revision], revision.new.path), policy, differs=revision.differs)
+    said = revised(revision, found, explain)
+    return draw_revision(said, revision) if pictures else said
 
 
 def _read(path: Path) -> Part:

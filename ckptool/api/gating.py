@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from ckptool import report
 from ckptool.api.contracts import Promises, alone, held_to, promised
+from ckptool.api.drawing import draw_loading, draw_state
 from ckptool.api.required import steps_of, verified
 from ckptool.api.target import PathLike, Target, find_target, opened, written_here
 from ckptool.compare import Loading, loading
@@ -25,6 +26,7 @@ from ckptool.reporting.promises import Held
 from ckptool.rules import Finding, run
 from ckptool.rules.registry import checked
 from ckptool.rules.requirements import Release, Upkeep, asked
+from ckptool.valued import Valued, valued, with_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +37,7 @@ NO_MODULE = Skipped(
     "the module",
     "none is named for it with -m or in [[tool.ckptool.models]]: only the file's rules were run",
 )
+NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
 _ABOUT_THE_POLICY = ("CK857", "CK858", "CK859")
 
 
@@ -51,6 +54,8 @@ class Seen(Struct, frozen=True):
     steps: Mapping[str, str] = {}
     """Required levels -> why one did not pass, "" where it did."""
     held: Held = Held()
+    values: Valued | None = None
+    """None where they were not looked at."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -58,6 +63,8 @@ class Seen(Struct, frozen=True):
         told += self.held.skipped
         told += self.module.skipped if self.module else [NO_MODULE]
         told += self.verification.skipped if self.verification else ()
+        if self.checkpoint:
+            told += self.values.skipped if self.values else [NO_VALUES]
         return tuple(dict.fromkeys(told))
 
 
@@ -70,6 +77,7 @@ def subjects(seen: Seen) -> tuple[object, ...]:
         *seen.exercises,
         seen.verification,
         *seen.held.subjects,
+        seen.values,
     )
     return tuple(one for one in found if one is not None)
 
@@ -81,6 +89,7 @@ def gate(  # noqa: PLR0913
     kwargs: Mapping[str, object] | None = None,
     at: str | None = None,
     inputs: object = None,
+    values: bool = True,
     against: "PathLike | nn.Module | None" = None,
     fixtures: Sequence[str | Path] = (),
     plans: Sequence[str | Path] = (),
@@ -91,6 +100,7 @@ def gate(  # noqa: PLR0913
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
+    pictures: bool = False,
 ) -> report.GateReport:
     """Judge checkpoints by a policy; what cannot be checked does not hide what the others are.
 
@@ -102,6 +112,7 @@ def gate(  # noqa: PLR0913
         kwargs: constructor arguments.
         at: place of the state in the files ("state_dict"); without it the best match is taken.
         inputs: what forward takes, as for `verify`: where the policy requires a verification.
+        values: whether the numbers are judged as well (rules CK4xx): that reads all of the files.
         against: a lock, an older checkpoint, or an older module ("package.module:Name").
         fixtures: old checkpoints, or globs of them, that have to get into the module.
         plans: migration plans for the fixtures, beside those that are derived.
@@ -112,6 +123,7 @@ def gate(  # noqa: PLR0913
         policy: without it the configuration's.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
+        pictures: of a single checkpoint, read the values of small buffers, to be drawn.
 
     Raises:
         ConfigError: the configuration or the baseline has a fault.
@@ -123,7 +135,7 @@ def gate(  # noqa: PLR0913
     file = _baseline_file(baseline, settings, update=update_baseline)
     given = [locate(one) for one in ([paths] if isinstance(paths, PathLike) else paths)]
     asked_for = Promises(against, tuple(fixtures), tuple(golden), tuple(plans), len(given) > 1)
-    examiner = _Examiner(rules, limits, settings, {}, asked_for)
+    examiner = _Examiner(rules, limits, settings, {}, asked_for, values)
     seen: list[Seen] = []
     errors: dict[str, str] = {}
     for path in dict.fromkeys(given):
@@ -147,8 +159,18 @@ def gate(  # noqa: PLR0913
     )
     order = tuple(map(str, given)) or tuple(s.path for s in seen)
     judged = gated(done, errors, order, verdict, rules.source)
+    if pictures and len(seen) == 1:
+        judged = _drawn(judged, seen[0])
     forgiven = exit_zero and judged.exit_code == ExitCode.FAILED
     return replace(judged, exit_code=ExitCode.PASSED) if forgiven else judged
+
+
+def _drawn(judged: report.GateReport, seen: Seen) -> report.GateReport:
+    if seen.loading is not None:
+        return draw_loading(judged, seen.loading)
+    if seen.checkpoint is None or not seen.checkpoint.states:
+        return judged
+    return draw_state(judged, seen.checkpoint.states[0])
 
 
 def effective_policy(
@@ -172,6 +194,7 @@ class _Examiner(Struct, frozen=True):
     config: Config
     modules: dict[str, ModuleState]
     promises: Promises = Promises()
+    values: bool = True
 
     def examined(self, path: Location, target: Target | None, inputs: object) -> Seen:
         """Return what is known of the checkpoint at `path` and its module.
@@ -183,17 +206,19 @@ class _Examiner(Struct, frozen=True):
         checkpoint = opened(path, self.limits)
         require = self.policy.at(str(path)).require
         promises = promised(self.promises, self.config, path)
+        numbers = valued(checkpoint) if self.values else None
         if target is None:
             steps = steps_of(require, None, "no module is named for it")
             held = held_to(promises, checkpoint, None, None, self.limits)
-            return Seen(str(path), checkpoint, steps=steps, held=held)
+            return Seen(str(path), checkpoint, steps=steps, held=held, values=numbers)
         state = self._module(target, checkpoint)
         hyper = target.hyper(checkpoint)
         state, ran = target.exercised(hyper, state, inputs)
         met = loading(checkpoint, state, target.at)
+        met = with_values(met) if self.values else met
         done, steps = verified(checkpoint, target, require, inputs)
         held = held_to(promises, checkpoint, state, target, self.limits)
-        return Seen(str(path), checkpoint, state, met, ran, done, steps, held)
+        return Seen(str(path), checkpoint, state, met, ran, done, steps, held, numbers)
 
     def alone(self, target: Target, promises: Promises) -> Seen:
         """Hold a module to what was promised, without any checkpoint of now.

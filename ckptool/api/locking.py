@@ -10,7 +10,7 @@ from ckptool.config import Config
 from ckptool.contract import Contract
 from ckptool.errors import ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.locations import locate
+from ckptool.locations import Location, locate
 from ckptool.model import Skipped
 from ckptool.policy import Policy, judge
 from ckptool.reporting.locking import Locked, locked
@@ -141,7 +141,8 @@ def _record(
     from ckptool.verification import inputs as words
 
     known = goldens.tolerances_of(tolerances)
-    check_target(golden, [path], force=force, folder=False)
+    sources = [path] if isinstance(path, Path) else []
+    check_target(golden, sources, force=force, folder=False)
     with target.side(opened(path, limits)) as side:
         given = words.given(target.inputs if inputs is None else inputs)
         if given is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool import report
+from ckptool.api.drawing import draw_loading, draw_state
 from ckptool.api.target import PathLike, Target, find_target, opened, written_here
 from ckptool.config import Config
 from ckptool.formats import open_checkpoint
@@ -49,6 +50,7 @@ def migrate(  # noqa: PLR0913
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
+    pictures: bool = False,
 ) -> report.MigrateReport:
     """Write a checkpoint that a module loads strictly, or with `dry_run` only say how.
 
@@ -80,6 +82,7 @@ def migrate(  # noqa: PLR0913
         policy: which findings about the result are reported.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
+        pictures: read the values of small buffers, so that they can be drawn.
 
     Raises:
         ReadError: the source cannot be read.
@@ -120,9 +123,11 @@ def migrate(  # noqa: PLR0913
     )
     met = [] if done.loading is None else [done.loading]
     differs = any(not one.strict for one in met)
-    return migrated(
-        done, judge(run(met, done.target or source), policy or Policy(), differs=differs)
-    )
+    judged = judge(run(met, done.target or source), policy or Policy(), differs=differs)
+    said = migrated(done, judged)
+    if not pictures:
+        return said
+    return draw_loading(said, done.loading) if done.loading else draw_state(said, done.state)
 
 
 def _proof(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ckptool import report
 from ckptool.api.comparing import How, diff_files
+from ckptool.api.drawing import draw_checkpoints, draw_loading
 from ckptool.api.target import PathLike, need_target, notes_on, opened
 from ckptool.compare import loading
 from ckptool.config import Config
@@ -30,12 +31,14 @@ def inspect(
     values: bool = False,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
+    pictures: bool = False,
 ) -> report.InspectReport:
     """Describe checkpoints: what they hold and name, without loading or executing anything.
 
     With `values`, the numbers are looked at as well, and judged by the rules CK4xx: that reads all
     of the files, and needs torch. A path that cannot be read is reported in `errors`, and the
     others are described all the same.
+    With `pictures` the values of small masks are read, so that they can be drawn.
     """
     looked: list[tuple[Checkpoint, tuple[Valued, ...]]] = []
     errors: list[str] = []
@@ -48,7 +51,8 @@ def inspect(
     found = in_order(f for one, numbers in looked for f in run([one, *numbers], one.path))
     unseen = tuple(s for _, numbers in looked for one in numbers for s in one.skipped)
     checkpoints = tuple(one for one, _ in looked)
-    return inspected(checkpoints, judge(found, policy or Policy()), tuple(errors), unseen)
+    said = inspected(checkpoints, judge(found, policy or Policy()), tuple(errors), unseen)
+    return draw_checkpoints(said, checkpoints) if pictures else said
 
 
 def diff(  # noqa: PLR0913
@@ -71,6 +75,7 @@ def diff(  # noqa: PLR0913
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
     config: Config | None = None,
+    pictures: bool = False,
 ) -> report.DiffModuleReport | report.DiffFilesReport | report.PartReport:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
@@ -94,6 +99,7 @@ def diff(  # noqa: PLR0913
         policy: which findings are reported, and from which level on they fail.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.
+        pictures: read the values of small buffers, so that they can be drawn.
 
     Raises:
         ReadError: a file cannot be read.
@@ -108,8 +114,9 @@ def diff(  # noqa: PLR0913
                 "-m names a module for one checkpoint; with two checkpoints leave it out"
             )
         return diff_files(
-            path, new, how, at=at, explain=explain, policy=policy or Policy(), limits=limits
-        )
+            path, new, how, at=at, explain=explain, policy=policy or Policy(), limits=limits,
+            pictures=pictures,
+        )  # fmt: skip
     if how.of_values():
         raise UsageError(f"{how.of_values()} is for the values of two checkpoints: name both")
     place = locate(path)
@@ -123,4 +130,5 @@ def diff(  # noqa: PLR0913
     findings = run([met, state, checkpoint, *looked, *seen], path)
     found = judge(findings, policy or Policy(), differs=not met.strict)
     unseen = tuple(s for one in looked for s in one.skipped)
-    return loaded(met, found, notes_on(met, target.at, hyper), explain, unseen)
+    said = loaded(met, found, notes_on(met, target.at, hyper), explain, unseen)
+    return draw_loading(said, met) if pictures else said

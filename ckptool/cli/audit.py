@@ -26,6 +26,6 @@ def command(
     ckptool audit -m package.module:Name -k d_in=3
     ckptool audit -m package.module:Name --input "float32[2,3]"      run it as well
     """
-    report = api.audit(module, kwargs=kwargs, inputs=inputs, policy=policy)
+    report = api.audit(module, kwargs=kwargs, inputs=inputs, policy=policy, pictures=out.pictures)
     out.emit(report)
     ctx.exit(report.exit_code)

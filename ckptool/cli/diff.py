@@ -84,6 +84,7 @@ def command(  # noqa: PLR0913
             shard=parse_shard(shard),
             inputs=inputs,
             progress=progress.add,
+            pictures=out.pictures,
             policy=policy,
             limits=limits,
         )

@@ -67,6 +67,9 @@ from ckptool.policy import Policy
 @click.option("--update-baseline", is_flag=True, help="Write what is found now as known.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 where the gate fails: report only.")
 @click.option("--show-policy", is_flag=True, help="Print what holds, and where each part is from.")
+@click.option(
+    "--values/--no-values", default=True, help="Judge the numbers too, or the structure alone."
+)
 @input_options
 @limit_options
 @report_options
@@ -85,6 +88,7 @@ def command(  # noqa: PLR0913
     update_baseline: bool,
     exit_zero: bool,
     show_policy: bool,
+    values: bool,
     inputs: tuple[str, ...] | None,
     limits: Limits,
     out: Output,
@@ -111,6 +115,7 @@ def command(  # noqa: PLR0913
         kwargs=kwargs,
         at=at,
         inputs=inputs,
+        values=values,
         against=against,
         fixtures=fixtures,
         plans=plans,
@@ -121,6 +126,7 @@ def command(  # noqa: PLR0913
         policy=policy,
         limits=limits,
         config=ctx.obj["config"],
+        pictures=out.pictures,
     )
     out.emit(report)
     for error in report.errors:

@@ -31,8 +31,10 @@ def command(
     Nothing in the files is loaded, imported or executed, and torch is not needed but for --values.
     """
     with paused_collector():  # what is made of 100,000 tensors holds no cycle, and is kept
-        report = api.inspect(paths, values=values, policy=policy, limits=limits)
-        if report.checkpoints or out.formats - {"table", "markdown"}:
+        report = api.inspect(
+            paths, values=values, policy=policy, limits=limits, pictures=out.pictures
+        )
+        if report.checkpoints or out.formats - {"table", "markdown", "html"}:
             out.emit(report)
     for error in report.errors:
         click.echo(f"ckptool: {one_line(error)}", err=True)

@@ -118,6 +118,7 @@ def command(  # noqa: PLR0913
             progress=progress.add,
             policy=policy,
             limits=limits,
+            pictures=out.pictures,
         )
     out.emit(report)
     ctx.exit(report.exit_code)

@@ -70,6 +70,11 @@ class Output(Struct, frozen=True):
     def formats(self) -> frozenset[str]:
         return frozenset(format_ for format_, _ in self.targets)
 
+    @property
+    def pictures(self) -> bool:
+        """Whether a format draws pictures, whose values are read for nothing else."""
+        return "html" in self.formats
+
     def emit(self, report: AnyReport) -> None:
         """Write the report to its files, and to standard output and nothing else there.
 
@@ -173,17 +178,18 @@ def one_line(text: str) -> str:
 
 def report_options(function: Command) -> Command:
     """Add the options of every report; the command receives `out: Output` and `policy: Policy`."""
-    return _with_options(_reporting(function), _REPORT_OPTIONS)
+    return _with_options(_reporting(function, has_output=True), _REPORT_OPTIONS)
 
 
 def screen_options(function: Command) -> Command:
     """Add what `report_options` does, but for -o: the command writes something else there."""
     return _with_options(
-        _reporting(function), tuple(o for o in _REPORT_OPTIONS if o is not _OUTPUT_OPTION)
+        _reporting(function, has_output=False),
+        tuple(o for o in _REPORT_OPTIONS if o is not _OUTPUT_OPTION),
     )
 
 
-def _reporting(function: Command) -> Command:
+def _reporting(function: Command, *, has_output: bool) -> Command:
     @wraps(function)
     @click.pass_context
     def command(
@@ -203,6 +209,11 @@ def _reporting(function: Command) -> Command:
     ) -> object:
         ctx.obj["trace"] = verbose
         out = Output(targets(ctx, formats, outputs), color, quiet, verbose)
+        if ("html", None) in out.targets and sys.stdout.isatty():
+            raise UsageError(
+                "--format html is a page for a browser, not for a terminal: write it to a file, "
+                "with > report.html" + (" or -o report.html" if has_output else "")
+            )
         config = load_config(Path.cwd()) if policy_file is None else read_config(policy_file)
         said = Options(_codes(select), _codes(ignore), fail_on)
         ctx.obj |= {"config": config, "options": said}

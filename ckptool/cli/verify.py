@@ -75,6 +75,7 @@ def command(  # noqa: PLR0913
         tolerance=tolerance,
         policy=policy,
         limits=limits,
+        pictures=out.pictures,
     )
     out.emit(report)
     ctx.exit(report.exit_code)

@@ -4,14 +4,22 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
+from ckptool.grids import Preview
 from ckptool.model import Constancy, Held, Kind, ModuleClass, ModuleState, Skipped
 from ckptool.modules.places import Places
 from ckptool.modules.probe import Following, is_floating
 from ckptool.modules.source import Sources
-from ckptool.modules.tensors import Storages, describe_value, digest, dtype_name, halved
+from ckptool.modules.tensors import (
+    Storages,
+    describe_value,
+    digest,
+    dtype_name,
+    halved,
+    preview,
+)
 from ckptool.modules.twins import Twins
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import (
@@ -28,6 +36,8 @@ from ckptool.modules.walk import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_PREVIEWS: Final = 48
+"""Tensors, saved and unsaved each, whose values are kept to be drawn."""
 _AUXILIARY = ("torch.nn.modules.loss._Loss", METRIC, "lpips.lpips.LPIPS")
 
 
@@ -108,6 +118,8 @@ class _Description:
         self._evidence = evidence
         self._sources = Sources()
         self._storages = Storages(evidence.twins)
+        self._previews = {True: _PREVIEWS, False: _PREVIEWS}
+        """How many more are kept of what is saved, and of what is not."""
         self._claimed: set[str] = set()
         """Paths of what is held that is in the state_dict."""
         self._views = {self._storages.view(tensor): key for key, tensor in tensors.items()}
@@ -192,6 +204,7 @@ class _Description:
     def _describe(self, found: Found, key: str, value: Any, alias: str, *, saved: bool) -> Held:
         cls, follows = type(found.owner), self._following(found)
         written = self._sources.written(cls, found.attribute)
+        statistic = _is_statistic(found, written)
         return Held(
             tensor=describe_value(key, value, found.kind, self._storages),
             kind=found.kind,
@@ -204,10 +217,18 @@ class _Description:
             used=self._sources.used(cls, found.attribute),
             written=written,
             alias_of=alias,
-            statistic=_is_statistic(found, written),
+            statistic=statistic,
             fingerprint=digest(value),
+            preview=None if statistic else self._preview(found.kind, value, saved=saved),
             halved=halved(value) if found.kind is Kind.BUFFER else {},
         )
+
+    def _preview(self, kind: Kind, value: Any, *, saved: bool) -> Preview | None:
+        if kind is Kind.PARAMETER or not self._previews[saved]:
+            return None
+        kept = preview(value)
+        self._previews[saved] -= kept is not None
+        return kept
 
     def _where(self, found: Found) -> str:
         noted = self._evidence.places

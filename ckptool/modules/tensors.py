@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
+from ckptool import grids
+from ckptool.grids import Preview
 from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo, fingerprint, hasher
 from ckptool.modules.twins import Twins
 from ckptool.modules.walk import qualified
@@ -104,6 +106,24 @@ def digest(value: Any) -> str:
     return fingerprint(dtype_name(value), tuple(map(int, value.shape)), [chunk])
 
 
+def preview(value: Any) -> Preview | None:
+    """Return the values of `value`, or some of them, None where they cannot be had."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        plain = value.layout is torch.strided and not value.is_quantized
+        if not plain or value.is_meta or _wrapper(value) or is_lazy(value):
+            return None
+        value = value.detach()
+    steps = grids.window(value.shape)
+    if steps is None:
+        return None
+    shown = _elements(value[tuple(slice(None, None, step) if step else 0 for step in steps)])
+    if not shown:
+        return None
+    return grids.preview(tuple(map(int, value.shape)), dtype_name(value), bytes(shown[0].tolist()))
+
+
 def halved(value: Any) -> dict[str, str]:
     """Return the `digest` of a float32 tensor in bfloat16 and in float16, where that rounds."""
     import torch
@@ -130,7 +150,8 @@ def content_mark(value: Any) -> str:
         count = part.numel()
         whole.update(f"|{count}|".encode())
         if count:
-            whole.update(memoryview((ctypes.c_ubyte * count).from_address(part.data_ptr())))
+            bytes_ = (ctypes.c_ubyte * count).from_address(part.data_ptr())
+            whole.update(memoryview(bytes_).cast("B"))
     return whole.hexdigest()
 
 

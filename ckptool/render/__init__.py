@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ckptool.report import AnyReport
 
-FORMATS: Final = ("table", "json", "markdown", "github", "gitlab", "sarif", "junit")
+FORMATS: Final = ("table", "json", "markdown", "html", "github", "gitlab", "sarif", "junit")
 
 
 class Style(Struct, frozen=True):

@@ -32,7 +32,7 @@ from ckptool.report import (
 
 def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
     """Yield what to show of `report`, in order."""
-    yield from _layout(report, style)
+    yield from body(report, style)
     if style.verbosity >= 0 or isinstance(report, InspectReport):
         several = isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
         for path, found in by_path(report.findings, several=several).items():
@@ -41,9 +41,10 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
         yield from skipped_lines(report.skipped)
 
 
-def _layout(  # noqa: C901, PLR0911 (one for each report)
+def body(  # noqa: C901, PLR0911 (one for each report)
     report: AnyReport, style: Style
 ) -> Iterator[Block]:
+    """Yield what is particular to this kind of report: a verdict, lines, tables."""
     match report:
         case InspectReport():
             return reading.inspection(report, style)

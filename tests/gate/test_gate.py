@@ -27,13 +27,14 @@ def test_without_a_module_the_file_is_judged_and_the_rest_is_said_to_be_skipped(
     assert "not checked: the module: none is named for it with -m" in ran.out
 
 
-def test_torch_is_not_imported_without_a_module(release):
+def test_torch_is_not_imported_without_a_module_or_values(release):
     import subprocess
     import sys
 
     code = (
         "import sys, click.testing as t; from ckptool.cli import main; "
-        "r = t.CliRunner().invoke(main, ['gate', 'model.pth', 'model.safetensors']); "
+        "words = ['gate', '--no-values', 'model.pth', 'model.safetensors']; "
+        "r = t.CliRunner().invoke(main, words); "
         "print(r.exit_code, sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -69,7 +69,7 @@ def test_files_against_a_lock_of_files_need_no_torch(tmp_path, samples):
     for words in (
         ("lock", path, "-o", lock),
         ("lock", path, "-o", lock, "--check"),
-        ("gate", path, "--against", lock, "--policy", config, "--select", "CK8"),
+        ("gate", "--no-values", path, "--against", lock, "--policy", config, "--select", "CK8"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, words)],

@@ -1,0 +1,84 @@
+"""What was found -> its report with pictures: the values of small masks and buffers are read."""
+
+from collections.abc import Iterable
+from itertools import chain, islice
+from typing import Final
+
+from msgspec.structs import replace
+
+from ckptool import report
+from ckptool.compare import Loading, Revision
+from ckptool.grids import Preview
+from ckptool.model import Checkpoint, ModuleState, State, TensorInfo
+from ckptool.previews import MOST_READ, drawable, masks, preview, telling
+from ckptool.reporting.drawing import R, Seen, drawn
+
+MOST: Final = 48
+"""Tensors that are drawn, of which those of many layers are often the same."""
+
+
+def draw_checkpoints(
+    found: report.InspectReport, checkpoints: Iterable[Checkpoint]
+) -> report.InspectReport:
+    """Add what looks like a mask in the files, and what a pickled module does not save."""
+    several = len(found.checkpoints) > 1
+    seen = [
+        sides
+        for one in checkpoints
+        for sides in _of_file(one.states, f"{one.path}: " if several else "")
+    ]
+    return drawn(found, (), (), seen[:MOST])
+
+
+def draw_module(found: R, module: ModuleState) -> R:
+    """Add what the module does not save, and its buffers."""
+    seen = [
+        (Seen(held.tensor, "module", held.preview),)
+        for held in (*module.unsaved.values(), *module.saved.values())
+        if held.preview is not None and not held.alias_of
+    ]
+    return drawn(found, (), (), seen[:MOST])
+
+
+def draw_state(found: R, state: State) -> R:
+    """Add a state of a file that no module is there for."""
+    return drawn(found, state.tensors.values(), (), _of_file([state]))
+
+
+def draw_loading(found: R, loading: Loading) -> R:
+    """Add the file's state, the module's, and the buffers and unsaved tensors of both."""
+    module, in_file = loading.module, {**loading.state.unsaved, **loading.state.tensors}
+    wanted = (*module.unsaved.values(), *module.saved.values())
+    sides = [
+        (*_side(in_file.get(held.key), "file"), *_given(held.tensor, held.preview))
+        for held in islice((h for h in wanted if h.preview is not None), MOST)
+    ]
+    expected = (held.tensor for held in module.saved.values())
+    return drawn(found, loading.state.tensors.values(), expected, sides)
+
+
+def draw_revision(found: R, revision: Revision) -> R:
+    """Add both files' tensors, and the masks whose values differ: of weights nothing is seen."""
+    old, new = revision.old_tensors, revision.new_tensors
+    differing = ((old[key], new[key]) for key in revision.differing or () if drawable(new[key]))
+    sides = ((*_side(a, "old"), *_side(b, "new")) for a, b in islice(differing, MOST_READ))
+    masks_of = (pair for pair in sides if any(telling(one.preview) for one in pair))
+    return drawn(found, new.values(), old.values(), islice(masks_of, MOST))
+
+
+def _of_file(states: Iterable[State], prefix: str = "") -> list[tuple[Seen, ...]]:
+    found = (
+        replace(tensor, key=f"{prefix}{state.at}{'.' if state.at else ''}{tensor.key}")
+        for state in states
+        if state.role != "optimizer"
+        for tensor in chain(state.unsaved.values(), state.tensors.values())
+    )
+    return [(Seen(tensor, "file", one),) for tensor, one in masks(found, MOST)]
+
+
+def _side(tensor: TensorInfo | None, of: str) -> tuple[Seen, ...]:
+    return () if tensor is None else _given(tensor, preview(tensor), of)
+
+
+def _given(tensor: TensorInfo, one: Preview | None, of: str = "module") -> tuple[Seen, ...]:
+    return () if one is None else (Seen(tensor, of, one),)
