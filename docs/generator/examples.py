@@ -78,6 +78,9 @@ def output(command: str, folder: Path = ROOT) -> str:
         ),
         "PYTHONWARNINGS": "ignore",
         "PYTHONDONTWRITEBYTECODE": "1",
+        # ckptool's fixtures, installed or not, and no plugin that happens to be there.
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_PLUGINS": "ckptool.pytest_plugin",
     }
     done = subprocess.run(  # noqa: S603 (our own examples)
         ["/bin/sh", "-c", f"{TOOLS}exec 2>&1\n{command}"],
