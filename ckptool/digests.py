@@ -8,11 +8,13 @@ import msgspec
 from msgspec import Struct
 
 from ckptool.compare import all_tensors, state_at
+from ckptool.content import FINGERPRINT, PIECE, hasher
+from ckptool.elements import obstacle
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files import open_source
 from ckptool.locations import Location
-from ckptool.model import FINGERPRINT, PIECE, Checkpoint, Skipped, TensorInfo, hasher, natural
-from ckptool.values import fingerprint_many, obstacle
+from ckptool.model import Checkpoint, Skipped, TensorInfo, natural
+from ckptool.values import fingerprint_many
 
 EVERYWHERE: Final = "*"
 """In place of a place: all states of a file."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from ckptool.model import BITS, TensorInfo, fingerprint
-from ckptool.values import elements, obstacle
+from ckptool.content import fingerprint
+from ckptool.elements import elements, obstacle
+from ckptool.model import BITS, TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,18 +1,15 @@
 """The facts that the stages hand on: frozen, plain, and without torch."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec import Struct
 
 from ckptool.grids import Preview
 from ckptool.locations import Location
-
-if TYPE_CHECKING:
-    from blake3 import blake3
 
 BITS: Final[Mapping[str, int]] = {
     "float64": 64,
@@ -58,12 +55,6 @@ torch gives its sub-byte integers (uint1 ... int7) one byte each, and its packed
 (`float4_e2m1fn_x2`, `quint4x2`) one byte for the whole pack. The unpacked 4 and 6 bit floats exist
 in safetensors only (its `F4`, `F6_E2M3`, `F6_E3M2`).
 """
-
-
-FINGERPRINT: Final = "ckptool-1"
-"""Name of the way in which content is digested: another way gets another name."""
-PIECE: Final = 4 << 20
-"""Bytes of a tensor that are hashed by themselves, so that threads can share a large one."""
 
 
 class Container(StrEnum):
@@ -390,50 +381,6 @@ def natural(key: str) -> tuple[object, ...]:
         for piece in re.split(r"([0-9]+)", key)
         if piece
     )
-
-
-def fingerprint(dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | memoryview]) -> str:
-    """Return a digest of a tensor's content: the same wherever and however it is stored.
-
-    docs/digest.md says how it is made, byte for byte.
-
-    Args:
-        dtype: torch's name without the prefix.
-        shape: sizes of the dimensions.
-        chunks: the elements' bytes, little-endian, in C order, cut anywhere.
-    """
-    return fingerprint_of(dtype, shape, piece_digests(chunks))
-
-
-def hasher() -> "blake3":
-    """Return the hash that names content: twice as fast as SHA-256 with the processor's help."""
-    from blake3 import blake3  # only where content is looked at
-
-    return blake3()
-
-
-def fingerprint_of(dtype: str, shape: tuple[int, ...], digests: Iterable[bytes]) -> str:
-    """Return the fingerprint of a tensor whose `piece_digests` are known."""
-    digest = hasher()
-    digest.update(f"{FINGERPRINT}\0{dtype}{list(shape)}\0".encode())
-    for piece in digests:
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def piece_digests(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    """Yield the BLAKE3 of each PIECE bytes that the chunks put together, the last one shorter."""
-    digest, room = hasher(), PIECE
-    for chunk in chunks:
-        left = memoryview(chunk).cast("B")
-        while len(left) >= room:
-            digest.update(left[:room])
-            yield digest.digest()
-            digest, left, room = hasher(), left[room:], PIECE
-        digest.update(left)
-        room -= len(left)
-    if room < PIECE:
-        yield digest.digest()
 
 
 def sharing(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]:

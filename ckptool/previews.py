@@ -8,7 +8,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ckptool import grids, values
+from ckptool import grids
+from ckptool.elements import elements, obstacle
 from ckptool.grids import Preview
 from ckptool.model import Kind, TensorInfo
 
@@ -37,9 +38,9 @@ def preview(tensor: TensorInfo) -> Preview | None:
         shape=tuple(-(-n // s) for n, s in zip(tensor.shape, steps, strict=True) if s),
         stride=tuple(n * s for n, s in zip(tensor.stride, steps, strict=True) if s),
     )
-    if values.obstacle(shown):
+    if obstacle(shown):
         return None
-    return grids.preview(tensor.shape, tensor.dtype, b"".join(values.elements(shown)))
+    return grids.preview(tensor.shape, tensor.dtype, b"".join(elements(shown)))
 
 
 def masks(tensors: Iterable[TensorInfo], most: int) -> list[tuple[TensorInfo, Preview]]:

@@ -17,6 +17,7 @@ from ckptool.compare import (
     compare,
     state_at,
 )
+from ckptool.elements import obstacle
 from ckptool.matching import find_renames, pair_alike
 from ckptool.model import Checkpoint, State, TensorInfo, ties
 from ckptool.statistics import Figures, Tolerances
@@ -264,7 +265,7 @@ def _compared(
     pairs = [(known.old_tensors[key], known.new_tensors[key]) for key in keys]
     told = dict(zip(keys, values.equal_many(pairs, workers=workers), strict=True))
     untold = {
-        key: values.obstacle(old) or values.obstacle(new) or "their parts are not the same"
+        key: obstacle(old) or obstacle(new) or "their parts are not the same"
         for (key, same), (old, new) in zip(told.items(), pairs, strict=True)
         if same is None
     }

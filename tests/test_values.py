@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from safetensors.torch import save_file
 
-from ckptool import model, strides, values
+from ckptool import content, strides, values
+from ckptool import elements as reading
+from ckptool.elements import obstacle
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.model import Part, Span, StorageInfo, TensorInfo
 
@@ -46,17 +48,17 @@ def big_endian(path: Path, tensor: torch.Tensor) -> TensorInfo:
 
 
 def elements(tensor: TensorInfo) -> bytes:
-    assert values.obstacle(tensor) == ""
-    return b"".join(values.elements(tensor))
+    assert obstacle(tensor) == ""
+    return b"".join(reading.elements(tensor))
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
     """Bounds so small that small tensors meet them."""
-    monkeypatch.setattr(values, "_CHUNK", 64)
+    monkeypatch.setattr(reading, "CHUNK", 64)
     monkeypatch.setattr(values, "_PIECE", 256)
-    monkeypatch.setattr(model, "PIECE", 128)
-    monkeypatch.setattr(values, "_OPEN_FILES", 2)
+    monkeypatch.setattr(content, "PIECE", 128)
+    monkeypatch.setattr(reading, "_OPEN_FILES", 2)
     monkeypatch.setattr(strides, "REGION", 256)
     monkeypatch.setattr(strides, "_GAP", 128)
     monkeypatch.setattr(strides, "_HANDED_ON", 32)
@@ -87,7 +89,7 @@ def test_elements_are_what_torch_has(tmp_path_factory, tensor, big):
     path = tmp_path_factory.mktemp("views") / "data"
     info = big_endian(path, tensor) if big else described(path, tensor)
     assert elements(info) == tensor_bytes(tensor)
-    expected = model.fingerprint(info.dtype, info.shape, [tensor_bytes(tensor)])
+    expected = content.fingerprint(info.dtype, info.shape, [tensor_bytes(tensor)])
     assert values.fingerprint(info) == expected
 
 
@@ -150,7 +152,7 @@ def test_nan_is_equal_to_itself_bit_by_bit(tmp_path):
 
 def test_transposed_on_both_sides_is_one_run(tmp_path, monkeypatch):
     """What has the same order in both files is compared as it lies, whatever its size."""
-    monkeypatch.setattr(values, "_GATHERED", 0)
+    monkeypatch.setattr(reading, "_GATHERED", 0)
     tensor = torch.arange(100.0).view(10, 10).T
     one, other = described(tmp_path / "a", tensor), described(tmp_path / "b", tensor.clone().T.T)
     assert not one.contiguous
@@ -173,7 +175,7 @@ OBSTACLES = {
 def test_obstacles(tmp_path, fields, reason):
     whole = described(tmp_path / "a", torch.arange(100.0))
     hard = replace(whole, **fields)
-    assert reason in values.obstacle(hard)
+    assert reason in obstacle(hard)
     assert values.fingerprint(hard) is None
     assert values.equal(hard, replace(hard, storage_offset=1)) is None
 
@@ -184,7 +186,7 @@ def test_packed_floats(tmp_path):
     storage = StorageInfo("a", 8, span=Span(tmp_path / "a", 0, 8))
     packed = TensorInfo("a", (6,), "float4_e2m1fn", (1,), 2, storage)
     assert elements(packed) == bytes([1, 2, 3])
-    assert values.obstacle(replace(packed, storage_offset=1)) == "its elements are packed into bits"
+    assert obstacle(replace(packed, storage_offset=1)) == "its elements are packed into bits"
 
 
 def test_big_endian_on_both_sides(tmp_path):
@@ -242,7 +244,7 @@ def test_chunks_are_put_together(tmp_path_factory, case):
 def test_chunks_that_leave_a_hole(tmp_path):
     info = chunked(tmp_path, torch.arange(12.0).view(4, 3), [[0, 2], [0]])
     torn = replace(info, parts=info.parts[:1])
-    assert values.obstacle(torn) == "its chunks do not tile it row by row"
+    assert obstacle(torn) == "its chunks do not tile it row by row"
     assert values.equal(info, torn) is None
 
 

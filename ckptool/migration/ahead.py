@@ -9,13 +9,14 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Final, Self
 
+from ckptool.content import fingerprint
 from ckptool.errors import WriteError
 from ckptool.formats.atomic import Pending, failing, pending
 from ckptool.formats.blobs import Progress
 from ckptool.formats.files import Source, open_source
 from ckptool.locations import Location
 from ckptool.migration.prints import Fingerprints
-from ckptool.model import Span, State, TensorInfo, fingerprint
+from ckptool.model import Span, State, TensorInfo
 from ckptool.values import fingerprint_many
 
 LEAST: Final = 64 << 20

@@ -4,10 +4,10 @@ import ctypes
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from ckptool.elements import elements
 from ckptool.formats.blobs import Blob
 from ckptool.migration.draft import Item
 from ckptool.model import BITS, TensorInfo
-from ckptool.values import elements
 
 if TYPE_CHECKING:
     import torch

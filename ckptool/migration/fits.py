@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
+from ckptool.elements import obstacle
 from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors_writer import CODES
 from ckptool.migration.draft import Draft, Item
 from ckptool.migration.write import SAFETENSORS
 from ckptool.model import Container
-from ckptool.values import obstacle
 
 _MOST = 5
 

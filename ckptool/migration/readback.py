@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from ckptool import model
+from ckptool import content
 from ckptool.digests import content_digest
 from ckptool.errors import WriteError
 from ckptool.formats import open_checkpoint
@@ -92,4 +92,4 @@ def _check_equal(pairs: list[tuple[str, TensorInfo, TensorInfo]], target: Path) 
 def _expected(item: Item) -> str:
     chunks = blob(item).chunks
     assert chunks is not None
-    return model.fingerprint(item.dtype, item.tensor.shape, chunks())
+    return content.fingerprint(item.dtype, item.tensor.shape, chunks())

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from ckptool.elements import elements, obstacle
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
@@ -16,7 +17,6 @@ from ckptool.migration.npz import read_array
 from ckptool.migration.ops import Inject
 from ckptool.migration.watch import Watch
 from ckptool.model import BITS, Checkpoint, Constancy, TensorInfo
-from ckptool.values import elements, obstacle
 
 if TYPE_CHECKING:
     from ckptool.migration.live import Live

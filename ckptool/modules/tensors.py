@@ -7,8 +7,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool import grids
+from ckptool.content import fingerprint, hasher
 from ckptool.grids import Preview
-from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo, fingerprint, hasher
+from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo
 from ckptool.modules.twins import Twins
 from ckptool.modules.walk import qualified
 
@@ -96,7 +97,7 @@ def describe_value(key: str, value: Any, kind: Kind, storages: Storages) -> Tens
 
 
 def digest(value: Any) -> str:
-    """Return `model.fingerprint` of the elements of `value`, "" where they cannot be had."""
+    """Return `content.fingerprint` of the elements of `value`, "" where they cannot be had."""
     if dtype_name(value) not in BITS or size(value) > DIGESTED_BYTES:
         return ""
     found = _elements(value)

@@ -1,7 +1,7 @@
 """What names the content of checkpoints -> a report."""
 
+from ckptool.content import FINGERPRINT
 from ckptool.digests import Differences, Digest, Saved
-from ckptool.model import FINGERPRINT
 from ckptool.policy import ExitCode, Policy, judge
 from ckptool.report import (
     CheckpointDigestReport,

@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool import values
+from ckptool import elements, values
 from ckptool.model import BITS, TensorInfo
 from ckptool.statistics import plain, tensors
 from ckptool.statistics.allowance import ALLOWANCE
@@ -42,7 +42,7 @@ def obstacle(old: TensorInfo, new: TensorInfo) -> str:
             return f"it is laid out as {tensor.layout}"
         if tensor.dtype not in tensors.MEASURED:
             return f"elements of dtype {tensor.dtype} are packed or quantised"
-        if why := values.obstacle(tensor):
+        if why := elements.obstacle(tensor):
             return why
     return ""
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckptool import values
+from ckptool.elements import elements, obstacle
 from ckptool.errors import ReadError
 from ckptool.formats.files import local_copy
 from ckptool.model import Checkpoint, State, TensorInfo
@@ -44,12 +44,12 @@ def weights(checkpoint: Checkpoint, state: State, keys: Mapping[str, str]) -> di
 def _is_plain(info: TensorInfo) -> bool:
     layered = bool(info.parts) and info.layout != "chunked"
     known = isinstance(getattr(torch, info.dtype, None), torch.dtype)
-    return known and not layered and not values.obstacle(info)
+    return known and not layered and not obstacle(info)
 
 
 def _tensor(info: TensorInfo) -> Tensor:
     buffer = bytearray()
-    for piece in values.elements(info):
+    for piece in elements(info):
         buffer += piece
     dtype: torch.dtype = getattr(torch, info.dtype)
     if not buffer:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_values import big_endian, described
 
-from ckptool import api, model, values
+from ckptool import api, content, values
 from ckptool.digests import content_digest, digested
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint
@@ -131,8 +131,8 @@ def test_any_change_gives_another_named(tmp_path_factory, dtype, shape, data):
         at = data.draw(st.integers(0, len(bits) - 1))
         bits[at] ^= 1 << (0 if dtype is torch.bool else data.draw(st.integers(0, 7)))
         changes["bit"] = {"w": torch.frombuffer(bits, dtype=dtype).reshape(shape)}
-    for name, content in changes.items():
-        torch.save(content, folder / name)
+    for name, changed in changes.items():
+        torch.save(changed, folder / name)
         assert named(folder / name) != before, name
 
 
@@ -143,9 +143,9 @@ def test_pieces_and_threads_change_nothing(tmp_path_factory, numel, jobs, piece)
     tensor = torch.arange(numel, dtype=torch.float32)
     info = described(tmp_path_factory.mktemp("pieces") / "data", tensor)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "PIECE", piece)
+        patch.setattr(content, "PIECE", piece)
         patch.setattr(values, "_CHUNK", 16)
-        expected = model.fingerprint("float32", (numel,), [bytes(tensor.untyped_storage())])
+        expected = content.fingerprint("float32", (numel,), [bytes(tensor.untyped_storage())])
         assert values.fingerprint_many([info, info], jobs) == [expected] * 2
         assert values.fingerprint(info) == expected
 
@@ -169,7 +169,7 @@ def test_the_other_byte_order(dtype, tmp_path):
 
 def test_a_known_digest():
     """The format has a name: under that name these digests never change."""
-    found = model.fingerprint("float32", (2,), [b"\0\0\x80?\0\0\0@"])
+    found = content.fingerprint("float32", (2,), [b"\0\0\x80?\0\0\0@"])
     assert found == "f9b1479320226a2818d4389206bb3993998afd49472fb2f8d5334dbd195ca4f9"
     assert (
         content_digest({"w": found})

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from saved import described
 
-from ckptool import values
+from ckptool import elements as reading
 from ckptool.figures import Cast, cast, figures, figures_many, unreadable
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
@@ -20,7 +20,7 @@ SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, 1e-40, 3e38, 1.0, 1.
 @pytest.fixture(autouse=True)
 def _small_reads(monkeypatch):
     """Reads so small that a tensor takes several, cut within an element too."""
-    monkeypatch.setattr(values, "_CHUNK", 60)
+    monkeypatch.setattr(reading, "CHUNK", 60)
 
 
 def of(tensor: torch.Tensor):

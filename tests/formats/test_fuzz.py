@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 from containers import safetensors_bytes, write
 
-from ckptool import values
 from ckptool.cli import main
+from ckptool.elements import obstacle
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
 from ckptool.model import Checkpoint
@@ -199,7 +199,7 @@ def _describe(path: Path) -> None:
     for state in checkpoint.states:
         for tensor in (*state.tensors.values(), *state.unsaved.values()):
             assert tensor.nbytes >= 0
-            assert isinstance(values.obstacle(tensor), str)
+            assert isinstance(obstacle(tensor), str)
             if tensor.span is not None:
                 assert tensor.span.offset + tensor.span.nbytes <= tensor.span.path.stat().st_size
 

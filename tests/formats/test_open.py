@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ckptool import values
+from ckptool.elements import elements
 from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats import STDIN, open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
@@ -195,7 +195,7 @@ def test_stream():
     checkpoint = open_stream(io.BytesIO(TENSOR))
     assert checkpoint.path == STDIN
     tensor = checkpoint.states[0].tensors["a"]
-    assert b"".join(values.elements(tensor)) == TENSOR[-16:]
+    assert b"".join(elements(tensor)) == TENSOR[-16:]
 
 
 @pytest.mark.parametrize(

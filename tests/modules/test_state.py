@@ -7,8 +7,9 @@ from modules import zoo
 from modules.zoo import examined
 from torch import nn
 
+from ckptool.content import fingerprint
 from ckptool.errors import ModuleError
-from ckptool.model import Constancy, Kind, ModuleClass, fingerprint, ties
+from ckptool.model import Constancy, Kind, ModuleClass, ties
 from ckptool.modules import describe
 
 
