@@ -45,7 +45,7 @@ def schema() -> str:
 
 def _parts() -> Iterator[type[Struct]]:
     """Yield the structs of report.py that are no report of a command, as they stand there."""
-    for one in vars(report).values():
+    for _, one in sorted(vars(report).items()):
         part = isinstance(one, type) and issubclass(one, Struct) and one is not Struct
         if part and not issubclass(one, report.Report):
             yield one
