@@ -73,9 +73,7 @@ def output(command: str, folder: Path = ROOT) -> str:
         "COLUMNS": "100",
         "NO_COLOR": "1",
         "PYTHON": sys.executable,
-        "PYTHONPATH": os.pathsep.join(
-            [*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(ROOT)]
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)])),
         "PYTHONWARNINGS": "ignore",
         "PYTHONDONTWRITEBYTECODE": "1",
         # ckptool's fixtures, installed or not, and no plugin that happens to be there.
