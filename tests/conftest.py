@@ -18,6 +18,10 @@ settings.register_profile("ckptool", deadline=None)
 settings.load_profile("ckptool")
 
 
+_TERMINAL = {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "GITHUB_STEP_SUMMARY"}
+"""What the place where the tests run would change in what the command prints."""
+
+
 @dataclass(frozen=True)
 class Ran:
     code: int
@@ -30,7 +34,7 @@ def ckptool() -> Callable[..., Ran]:
     """Run the command in a process of its own, from the repository's root unless told otherwise."""
 
     def run(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
-        home = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
+        home = {k: v for k, v in os.environ.items() if k not in _TERMINAL}
         done = subprocess.run(
             [sys.executable, "-m", "ckptool", *map(str, words)],
             cwd=cwd,

@@ -14,7 +14,7 @@ import pytest
         (["zzz"], "ckptool: no such command 'zzz': there are audit, "),
         (["--fo"], "ckptool: no such option '--fo'"),
         (["diff"], "ckptool diff: missing argument 'PATH'"),
-        (["diff", "--no-valuez", "a"], "Did you mean '--no-values'?"),
+        (["diff", "--no-valuez", "a"], "Did you mean one of: '--no-values'"),
         (["inspect", "a", "--format", "jsn"], "ckptool inspect: invalid value for '--format'"),
         (["verify", "a", "--tolerance", "x"], "ckptool verify: invalid value for '--tolerance'"),
     ],

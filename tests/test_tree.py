@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from ckptool.render.columns import fit, natural_widths
 from ckptool.render.text import fold
@@ -60,6 +61,13 @@ def test_rows_fit(width):
     lines = [[max(cell.split("\n"), key=len) for cell in row] for row in fitted]
     assert sum(natural_widths(lines, headers)) + 6 <= width
     assert fitted[0][3].split() == ["word"] * 30
+
+
+def test_a_state_without_tensors_has_a_table_all_the_same(ckptool, tmp_path):
+    torch.save({"model": {}, "empty": nn.Identity().state_dict()}, tmp_path / "m.pth")
+    done = ckptool("inspect", tmp_path / "m.pth", COLUMNS="80")
+    assert (done.code, done.err) == (0, "")
+    assert "state_dict at `empty`: 0 tensors" in done.out
 
 
 @pytest.mark.parametrize(("term", "drawing"), [("xterm", True), ("dumb", False)])

@@ -40,7 +40,7 @@ def fit(rows: list[list[str]], headers: list[str], width: int) -> list[list[str]
 
 def natural_widths(rows: list[list[str]], headers: list[str]) -> list[int]:
     """Return the width that tabulate gives to each column."""
-    cells = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
+    cells = [max(map(len, column)) for column in zip(*rows, strict=True)] or [0] * len(headers)
     return [max(len(h) + MIN_PADDING, w) for h, w in zip(headers, cells, strict=True)]
 
 

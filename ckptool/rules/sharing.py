@@ -46,6 +46,9 @@ def shared_storage(checkpoint: Checkpoint) -> Iterator[Hit]:
         "without a word.",
         fix='Decide which one was trained, and save both from it: state_dict["{other}"] = '
         'state_dict["{key}"], or the other way round.',
+        example="model.head.weight = model.emb.weight\n"
+        'state = {"emb.weight": torch.zeros(3, 2), "head.weight": torch.ones(3, 2)}\n'
+        "model.load_state_dict(state)  # emb.weight is all ones now",
     ),
 )
 def tied_diverged(loading: Loading) -> Iterator[Hit]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_values import big_endian, described
 
-from ckptool import api, content, values
+from ckptool import api, content, elements, values
 from ckptool.digests import content_digest, digested
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint
@@ -144,7 +144,7 @@ def test_pieces_and_threads_change_nothing(tmp_path_factory, numel, jobs, piece)
     info = described(tmp_path_factory.mktemp("pieces") / "data", tensor)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "PIECE", piece)
-        patch.setattr(values, "_CHUNK", 16)
+        patch.setattr(elements, "CHUNK", 16)
         expected = content.fingerprint("float32", (numel,), [bytes(tensor.untyped_storage())])
         assert values.fingerprint_many([info, info], jobs) == [expected] * 2
         assert values.fingerprint(info) == expected

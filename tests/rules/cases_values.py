@@ -58,7 +58,7 @@ def nan_in_a_mask(tmp):
     return valued(tmp, {"mask": mask})
 
 
-@fires("CK401")
+@fires("CK401", "CK309")
 def nan_in_an_optimizer(tmp):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.Adam(model.parameters())
@@ -152,7 +152,7 @@ def average_in_the_same_state(tmp):
     return valued(tmp, {p + k: v for p, some in pairs for k, v in network(statistics=some).items()})
 
 
-@fires("CK403")
+@fires("CK403", "CK309")
 def average_in_a_callback(tmp):
     callbacks = {"EMACallback": {"shadow": network(statistics=False)}}
     raw = {f"model.{k}": v for k, v in network(statistics=True).items()}
@@ -259,7 +259,7 @@ def mask_of_the_lowest_number(tmp):
     return valued(tmp, {"mask": torch.full((4, 4), lowest).triu(1)})
 
 
-@near("CK405")
+@near("CK405", "CK309")
 def second_moments_are_tiny(tmp):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.Adam(model.parameters())
