@@ -23,7 +23,9 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     module: str
     """"package.module:Name"."""
     kwargs: dict[str, Any] = {}
+    """The constructor's arguments."""
     at: str | None = None
+    """Place of the state in the file ("state_dict"); without it the best match."""
     inputs: tuple[str, ...] = ()
     """What forward takes: "float32[2,6,3]", "mask=bool[6]", a file, "package.module:function"."""
     against: str | None = None
@@ -54,6 +56,7 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     max_size: str | None = None
     """Of the file, or of all files of a folder: "500 MB", "2 GiB"."""
     safetensors: bool | None = None
+    """Whether any other container fails."""
     globals: tuple[str, ...] | None = None
     """Globs: each name that a pickle would import matches one."""
     verify: tuple[Step, ...] | None = None
@@ -72,11 +75,14 @@ class PathEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     """One `[[tool.ckptool.paths]]`: what else holds for the checkpoints that match `path`."""
 
     path: str
+    """Glob, as in `models`; of several that match, the later one wins."""
     select: tuple[str, ...] | None = None
     ignore: tuple[str, ...] | None = None
     levels: dict[str, LevelWord] = {}
     fail_on: FailOn | None = None
+    """These four in place of what is said for all files."""
     require: Requirements = Requirements()
+    """Key by key in place of what is said for all files."""
 
 
 class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -85,6 +91,7 @@ class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     rule: str
     """A code, or the beginning of codes."""
     reason: str
+    """Why it is accepted; it stays in every report."""
     key: str = "*"
     """Glob over a finding's key."""
     path: str = "*"
@@ -101,14 +108,21 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     """`[tool.ckptool]` of pyproject.toml, or the whole of ckptool.toml."""
 
     models: tuple[ModelEntry, ...] = ()
+    """Which module belongs to which file; the first match counts."""
     select: tuple[str, ...] = ()
+    """Codes or families ("CK3") that are reported; none is all."""
     ignore: tuple[str, ...] = ()
+    """Codes or families that are not; the longer match wins."""
     fail_on: FailOn | None = None
+    """The least level that fails a run; without it "error"."""
     levels: dict[str, LevelWord] = {}
     """Code or family -> the level that its findings get."""
     require: Requirements = Requirements()
+    """What a release has to be."""
     paths: tuple[PathEntry, ...] = ()
+    """What holds besides for some files."""
     waivers: tuple[Waiver, ...] = ()
+    """Findings that are accepted."""
     baseline: str | None = None
     """File of known findings, relative to the configuration file."""
 

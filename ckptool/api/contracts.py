@@ -1,5 +1,6 @@
 """A lock, a checkpoint or a module -> its contract; old files -> how they get into a module."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
@@ -87,7 +88,8 @@ def alone(asked: Promises, target: Target | None, config: Config) -> list[tuple[
 
 
 def _of_entry(asked: Promises, entry: ModelEntry, config: Config) -> Promises:
-    here = config.directory
+    # As one would write it here: a report names no folder of the machine.
+    here = Path(os.path.relpath(config.directory))
     against = entry.against
     if against is not None and not _NAME.fullmatch(against):
         against = str(here / against)

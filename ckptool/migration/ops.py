@@ -79,8 +79,12 @@ class Inject(Operation, frozen=True, kw_only=True, tag="inject"):
 
     key: str
     source: str
+    """"attribute", "attribute:PATH", "constructor", "file:PATH#KEY", "npz:PATH#KEY",
+    "literal:VALUE", "seed:N" or "zeros"."""
     dtype: str = ""
+    """A literal is made of it; another source has to have it. Without it the module's."""
     shape: tuple[int, ...] | None = None
+    """What the value has to have; without it the module's."""
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:
         if self.key in draft.items or self.key in draft.others:
@@ -107,6 +111,7 @@ class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
     key: str
     to: str
     how: str = "exact"
+    """"exact"; "prefix": what `key` begins is renamed; "regex": `to` is its template."""
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:
         moved = {key: new for key in (*draft.items, *draft.others) if (new := self._new(key))}

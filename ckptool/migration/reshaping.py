@@ -27,8 +27,11 @@ class Cast(Operation, frozen=True, kw_only=True, tag="cast"):
     """Convert the floating point tensors that match `keys` to `dtype`, but for those in `keep`."""
 
     dtype: str
+    """torch's name without the prefix: "bfloat16"."""
     keys: str = "*"
+    """Glob."""
     keep: tuple[str, ...] = ()
+    """Globs: keys that stay as they are."""
     loses: ClassVar[str] = "precision, where the new dtype has less"
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002

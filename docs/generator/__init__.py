@@ -1,0 +1,1 @@
+"""What makes the pages: one file for each kind."""

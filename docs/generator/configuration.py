@@ -1,0 +1,70 @@
+"""The configuration's structs -> docs/configuration.md."""
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+from msgspec import inspect as types
+
+from ckptool.config import Settings
+from generator.structs import cell, fields, summary, words
+
+INTRODUCTION = """\
+# Configuration
+
+Made from the code by `docs/generate.py`. ckptool reads `[tool.ckptool]` of the nearest
+`pyproject.toml`, or the whole of the nearest `ckptool.toml` (there without `tool.ckptool.` in
+front of a table's name), from the current directory up, never beside the checkpoint. A key that is
+not known is an error that names the one that was probably meant. Options of the command line win.
+What the policy's keys mean in a gate is told in [Gate](gate.md), what `against`, `fixtures` and
+`golden` mean in [Lock](lock.md).
+"""
+
+
+def page() -> str:
+    lines = [INTRODUCTION]
+    for struct in (Settings, *_tables()):
+        lines += _section(struct)
+    return "\n".join(lines)
+
+
+def _tables() -> Iterator[type[Struct]]:
+    """Yield the structs that the configuration's tables are, in the order of its keys."""
+    seen = []
+    for field in fields(Settings):
+        for struct in _inside(field.kind):
+            if struct not in seen:
+                seen.append(struct)
+                yield struct
+
+
+def _inside(kind: types.Type) -> Iterator[type[Struct]]:
+    match kind:
+        case types.StructType(cls=cls):
+            yield cls
+        case types.VarTupleType(item_type=item):
+            yield from _inside(item)
+        case _:
+            return
+
+
+def _section(struct: type[Struct]) -> list[str]:
+    title, _, meaning = summary(struct).partition(": ")
+    name = _name(struct)
+    lines = [f"## {name}", "", f"{title}: {meaning}" if meaning else title, ""]
+    lines += ["| key | value | default | means |", "|---|---|---|---|"]
+    for field in fields(struct):
+        tables = list(_inside(field.kind))
+        value = f"[{_name(tables[0])}](#{_anchor(tables[0])})" if tables else words(field.kind)
+        default = "needed" if field.default is None else f"`{field.default}`" * bool(field.default)
+        lines.append(f"| `{field.name}` | {cell(value)} | {default} | {cell(field.says)} |")
+    return [*lines, ""]
+
+
+def _name(struct: type[Struct]) -> str:
+    """Return what the headline calls a table: its place, without brackets."""
+    place = summary(struct).partition("`[")[2].partition("]")[0].strip("[")
+    return place or struct.__name__
+
+
+def _anchor(struct: type[Struct]) -> str:
+    return _name(struct).replace(".", "").lower()

@@ -1,0 +1,51 @@
+"""The registry of rules -> docs/rules.md."""
+
+from ckptool.rules import RULES, Rule
+
+FAMILIES = {
+    "CK1": "State of a module",
+    "CK2": "A checkpoint against a module",
+    "CK3": "Files and containers",
+    "CK4": "Values",
+    "CK5": "Sharing",
+    "CK6": "Shards",
+    "CK7": "Ways of loading",
+    "CK8": "Two releases, and what a policy asks for",
+    "CK9": "Optimizer state",
+}
+MADE = "Made from the code by `docs/generate.py`. `ckptool rule CODE` says the same."
+
+
+def page() -> str:
+    lines = ["# Rules", "", MADE, ""]
+    for family, meaning in FAMILIES.items():
+        members = [rule for code, rule in sorted(RULES.items()) if code.startswith(family)]
+        if members:
+            lines += [f"## {family}xx: {meaning}", "", "| rule | level | name |", "|---|---|---|"]
+            lines += [_row(rule) for rule in members]
+            lines.append("")
+            for rule in members:
+                lines += _section(rule)
+    return "\n".join(lines)
+
+
+def _row(rule: Rule) -> str:
+    link = f"[{rule.code}](#{rule.code.lower()}-{rule.name})"
+    return f"| {link} | {_level(rule)} | {rule.name.replace('-', ' ')} |"
+
+
+def _level(rule: Rule) -> str:
+    gate = f"; {rule.gate.word} in `ckptool gate`" if rule.gate is not None else ""
+    return f"{rule.level.word}{gate}"
+
+
+def _section(rule: Rule) -> list[str]:
+    lines = [f"### {rule.code} {rule.name}", "", f"**Level**: {_level(rule)}", ""]
+    lines += [f"**Says**: {_braces(rule.message)}", "", f"**Why it matters**: {rule.why}", ""]
+    if rule.example:
+        lines += ["**Fires for**:", "", "```python", rule.example, "```", ""]
+    return [*lines, f"**Fix**: {_braces(rule.fix)}", ""]
+
+
+def _braces(text: str) -> str:
+    return text.replace("{{", "{").replace("}}", "}").replace("<", "&lt;")
