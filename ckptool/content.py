@@ -12,7 +12,9 @@ PIECE: Final = 4 << 20
 """Bytes of a tensor that are hashed by themselves, so that threads can share a large one."""
 
 
-def fingerprint(dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | memoryview]) -> str:
+def fingerprint(
+    dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | bytearray | memoryview]
+) -> str:
     """Return a digest of a tensor's content: the same wherever and however it is stored.
 
     docs/digest.md says how it is made, byte for byte.
@@ -41,7 +43,7 @@ def fingerprint_of(dtype: str, shape: tuple[int, ...], digests: Iterable[bytes])
     return digest.hexdigest()
 
 
-def piece_digests(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+def piece_digests(chunks: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes]:
     """Yield the BLAKE3 of each PIECE bytes that the chunks put together, the last one shorter."""
     digest, room = hasher(), PIECE
     for chunk in chunks:

@@ -50,6 +50,8 @@ class Files:
     def __init__(self, folder: Path = Path()) -> None:
         self._open: dict[Location, tuple[Source, ExitStack]] = {}
         self._folder = folder
+        self._buffers = [bytearray(), bytearray()]
+        """Kept: memory that is asked for anew each time costs more than reading into it."""
 
     def __enter__(self) -> Self:
         return self
@@ -59,9 +61,27 @@ class Files:
             self._close_oldest()
 
     def read(self, span: Span) -> bytes:
+        return self._source(span).read(span.offset, span.nbytes)
+
+    def same(self, one: Span, other: Span) -> bool:
+        """Compare two spans of one length, of CHUNK bytes at most."""
+        return self._filled(one, 0) == self._filled(other, 1)
+
+    def passing(self, span: Span) -> Iterator[bytearray]:
+        """Yield a span in pieces of CHUNK bytes at most, each good until the next is asked for."""
+        for piece in cut(span, CHUNK):
+            yield self._filled(piece, 0)
+
+    def _filled(self, span: Span, number: int) -> bytearray:
+        if len(self._buffers[number]) != span.nbytes:
+            self._buffers[number] = bytearray(span.nbytes)
+        self._source(span).read_into(memoryview(self._buffers[number]), span.offset)
+        return self._buffers[number]
+
+    def _source(self, span: Span) -> Source:
         found = self._open.pop(span.path, None) or self._opened(span.path)
         self._open[span.path] = found
-        return found[0].read(span.offset, span.nbytes)
+        return found[0]
 
     def _opened(self, path: Location) -> tuple[Source, ExitStack]:
         if len(self._open) >= _OPEN_FILES:

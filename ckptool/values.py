@@ -155,10 +155,8 @@ def _equal_layers(a: TensorInfo, b: TensorInfo, files: Files) -> bool | None:
 def _same_bytes(a: Span, b: Span, files: Files) -> bool:
     if a == b:
         return True
-    if a.nbytes <= reading.CHUNK:
-        return files.read(a) == files.read(b)
     pieces = zip(cut(a, reading.CHUNK), cut(b, reading.CHUNK), strict=True)
-    return all(files.read(one) == files.read(other) for one, other in pieces)
+    return all(files.same(one, other) for one, other in pieces)
 
 
 def _blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
@@ -258,7 +256,7 @@ def _digests(folder: Path, work: Sequence[_Digested]) -> list[bytes | str | None
     """Return the digest of each piece, as bytes, and the fingerprint of each whole tensor."""
     with Files(folder) as files:
         return [
-            next(content.piece_digests(map(files.read, cut(what, reading.CHUNK))))
+            next(content.piece_digests(files.passing(what)))
             if isinstance(what, Span)
             else _fingerprint(what, files)
             for _, what in work

@@ -58,9 +58,10 @@ class Source:
         """Fill `buffer` with the bytes from `offset`.
 
         Raises:
-            CorruptCheckpointError: the file ends before, or shrank meanwhile.
+            CorruptCheckpointError: the range leaves the file, or the file shrank meanwhile.
             ReadError: the operating system could not read it.
         """
+        self._check_range(offset, len(buffer))
         while buffer:
             try:
                 count = os.preadv(self._descriptor, [buffer], offset)
