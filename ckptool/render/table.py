@@ -22,6 +22,7 @@ _COLORS: Final = {
     "failed": "31",
 }
 _RIGHT: Final = frozenset({"count", "size"})
+_INDENT: Final = 2
 _BAR: Final = 10
 """Columns of the bar that stands for all of it."""
 _WIDE_KEY: Final = 30
@@ -36,9 +37,10 @@ def render(report: AnyReport, style: Style) -> str:
         match block:
             case Verdict():
                 tone = "failed" if block.failed else "passed"
-                parts.append(_paint(printable(block.text), tone, style))
+                lines = _wrapped(printable(block.text), 0, style)
+                parts.append("\n".join(_paint(line, tone, style) for line in lines))
             case Lines():
-                parts.append("\n".join(printable(line) for line in block.lines))
+                parts.append("\n".join(_lines(block.lines, style)))
             case Grid():
                 parts.append(_grid(block, style))
             case Tree():
@@ -54,6 +56,14 @@ def _paint(text: str, tone: str, style: Style) -> str:
     return f"\x1b[{_COLORS[tone]}m{text}\x1b[0m" if style.color else text
 
 
+def _lines(lines: tuple[str, ...], style: Style) -> Iterator[str]:
+    """Yield the lines; what goes on in the next one is indented."""
+    for line in lines:
+        first, *rest = _wrapped(printable(line), _INDENT, style)
+        yield first
+        yield from (" " * _INDENT + more for more in rest)
+
+
 def _grid(grid: Grid, style: Style) -> str:
     rows = [[printable(cell) for cell in row] for row in grid.rows]
     return _table(grid.title, list(grid.headers), rows, grid.more, style)
@@ -62,7 +72,9 @@ def _grid(grid: Grid, style: Style) -> str:
 def _tree(tree: Tree, style: Style) -> str:
     """Draw the tree, and beside it bars, where they fit, for the share of the whole."""
     flat = all(len(row.more) == 1 for row in tree.rows)
-    names = [("" if flat else _lines(row.more, style)) + printable(row.name) for row in tree.rows]
+    names = [
+        ("" if flat else _branches(row.more, style)) + printable(row.name) for row in tree.rows
+    ]
     rows = [
         [name, *map(printable, row.cells), _bar(row.share, style)]
         for name, row in zip(names, tree.rows, strict=True)
@@ -73,7 +85,7 @@ def _tree(tree: Tree, style: Style) -> str:
     return _table(tree.title, headers, rows, tree.more, style)
 
 
-def _lines(more: tuple[bool, ...], style: Style) -> str:
+def _branches(more: tuple[bool, ...], style: Style) -> str:
     down, gap, fork, end = _DRAWN if style.unicode else _ASCII
     above = "".join(down if follows else gap for follows in more[:-1])
     return above + (fork if more[-1] else end)
