@@ -8,10 +8,12 @@ import pytest
 import ckptool
 
 PACKAGE = Path(ckptool.__file__).parent
+BESIDE = "model content elements locations grids values strides matching compare digests".split()
 READ_PATH = sorted(
     [
         *PACKAGE.glob("formats/**/*.py"),
-        *(PACKAGE / f"{name}.py" for name in ("model", "values", "strides", "compare", "report")),
+        *PACKAGE.glob("report/*.py"),
+        *(PACKAGE / f"{name}.py" for name in BESIDE),
     ]
 )
 LOADERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
