@@ -8,7 +8,10 @@ import pytest
 import ckptool
 
 PACKAGE = Path(ckptool.__file__).parent
-BESIDE = "model content elements locations grids values strides matching compare digests".split()
+BESIDE = (
+    "model", "content", "elements", "locations", "grids", "values", "strides", "matching", "compare",
+    "digests",
+)  # fmt: skip
 READ_PATH = sorted(
     [
         *PACKAGE.glob("formats/**/*.py"),
