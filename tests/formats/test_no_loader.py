@@ -9,8 +9,8 @@ import ckptool
 
 PACKAGE = Path(ckptool.__file__).parent
 BESIDE = (
-    "model", "content", "elements", "locations", "grids", "values", "strides", "matching", "compare",
-    "digests",
+    "model", "content", "elements", "locations", "grids", "values", "strides", "matching",
+    "compare", "digests",
 )  # fmt: skip
 READ_PATH = sorted(
     [
