@@ -176,7 +176,13 @@ def test_a_plan_and_its_reverse_give_the_same_state(case):
             ckptool.migrate(folder / "a.pth", folder / "b.pth", plan=Plan(tuple(plan)))
             ckptool.migrate(folder / "b.pth", folder / "c.pth", plan=back)
         except PlanError as error:
-            expected = ("compact it first", "only plain tensors", "shares nothing")
+            # A name that a tie brought stays when it is undone, and may be in a prefix's way.
+            expected = (
+                "compact it first",
+                "only plain tensors",
+                "shares nothing",
+                "both be called",
+            )
             assert any(text in str(error) for text in expected)  # noqa: PT017
             return
         found = torch.load(folder / "c.pth")
