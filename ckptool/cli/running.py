@@ -55,8 +55,9 @@ class Progress:
             left = max(0, self._total - self._done) / max(rate, 1)
             line = f"{size(self._done)} {self._verb}, {size(int(rate))}/s"
             line += f", about {left:.0f} s left" if self._total else ""
-            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+            # Said before it is done: a signal may come between the two.
             self._shown, self._drawn = now, True
+            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
 
 def _files(source: Location) -> list[Path]:
