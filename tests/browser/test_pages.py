@@ -8,9 +8,16 @@ import pytest
 from pages import KINDS
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 SCHEMES = ("light", "dark")
 ALPHA = re.compile(r"rgba?\(([^)]*)\)")
+
+
+LOADED = """
+const here = location.href.split('#')[0] === arguments[0].split('#')[0];
+return here && document.readyState === 'complete' && document.body.children.length > 0;
+"""
 
 
 def shown(browser, url, *, scheme="light", width=1200):
@@ -22,6 +29,8 @@ def shown(browser, url, *, scheme="light", width=1200):
     browser.get_log("browser")
     browser.get_log("performance")
     browser.get(url)
+    # The driver comes back before a large page is all there, now and then.
+    WebDriverWait(browser, 30).until(lambda one: one.execute_script(LOADED, url))
 
 
 def requested(browser):
