@@ -36,10 +36,11 @@ def ckptool() -> Callable[..., Ran]:
 
     def run(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
         home = {k: v for k, v in os.environ.items() if k not in _TERMINAL}
+        found = os.pathsep.join([str(ROOT), *filter(None, [home.get("PYTHONPATH")])])
         done = subprocess.run(
             [sys.executable, "-m", "ckptool", *map(str, words)],
             cwd=cwd,
-            env={**home, "PYTHONPATH": str(ROOT), **environment},
+            env={**home, "PYTHONPATH": found, **environment},
             capture_output=True,
             text=True,
             check=False,
