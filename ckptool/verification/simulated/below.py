@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ckptool.verification.simulated import lacking
 from ckptool.verification.simulated.operands import (
     CPU_RESULT,
     Operands,
@@ -39,7 +40,7 @@ class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._check(func, found)
         if is_custom(func):
             self._record.cannot_model(f"the custom operator {func}: its CUDA kernel did not run")
-        result = func(*args, **named)
+        result = lacking.result(func, args, named)
         self._tag(result, found)
         if func.overloadpacket in CPU_RESULT:
             self._tags.put(result[CPU_RESULT[func.overloadpacket]], CPU, OUTSIDE)
