@@ -13,7 +13,7 @@ from ckptool.api.drawing import draw_loading, draw_state
 from ckptool.api.required import steps_of, verified
 from ckptool.api.target import PathLike, Target, find_target, opened, written_here
 from ckptool.compare import Loading, loading
-from ckptool.config import Config, load_config
+from ckptool.config import Config, Waiver, load_config
 from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.locations import Location, locate
@@ -25,7 +25,7 @@ from ckptool.reporting.gating import Gated, gated, shown
 from ckptool.reporting.promises import Held
 from ckptool.rules import Finding, run
 from ckptool.rules.registry import checked
-from ckptool.rules.requirements import Release, Upkeep, asked
+from ckptool.rules.requirements import UPKEEP, Release, Upkeep, asked
 from ckptool.valued import Valued, valued, with_values
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ NO_MODULE = Skipped(
     "none is named for it with -m or in [[tool.ckptool.models]]: only the file's rules were run",
 )
 NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
-_ABOUT_THE_POLICY = ("CK857", "CK858", "CK859")
 
 
 class Seen(Struct, frozen=True):
@@ -260,6 +259,12 @@ def _release(seen: Seen, policy: Policy, unmatched: tuple[str, ...] = ()) -> tup
     return (Release(seen.checkpoint, require, seen.loading, unmatched, seen.steps),)
 
 
+def _looked(seen: Seen, policy: Policy) -> tuple[str, ...]:
+    """Return the codes of all rules that would tell of it, whether the policy asks or not."""
+    given = (*subjects(seen), *_release(seen, policy))
+    return tuple(filter(policy.at(seen.path).reports, checked(given)))
+
+
 def _ran(seen: Seen, policy: Policy) -> tuple[str, ...]:
     """Return the codes of the rules that looked at it and are reported."""
     codes = set(checked(subjects(seen)))
@@ -281,24 +286,33 @@ def _unmatched(met: Loading, verdict: Verdict) -> tuple[str, ...]:
 def _upkeep(
     verdict: Verdict, seen: Sequence[Seen], policy: Policy, known: Baseline | None
 ) -> Upkeep:
+    """Return what is no longer right in the policy; what nobody looked for proves nothing."""
+    ran = {s.path: _looked(s, policy) for s in seen}
+    here = {(policy.relative(path), code) for path, codes in ran.items() for code in codes}
     used = {one.waiver for one in verdict.silenced if one.waiver}
-    here = {policy.relative(s.path) for s in seen}
     found = {
         baselines.known(one.finding, policy.relative(one.finding.path))
         for one in verdict.silenced
         if one.by == "baseline"
     }
-    gone = sorted(k for k in (known.known if known else ()) if k.path in here and k not in found)
+    gone = (known.known if known else frozenset()) - found
     return Upkeep(
         expired=tuple(w for w in policy.waivers if policy.expired(w)),
         unused=tuple(
             w
             for w in policy.waivers
-            if w not in used
-            and not policy.expired(w)
-            and any(policy.matching(w, s.path) for s in seen)
+            if w not in used and not policy.expired(w) and _looked_for(w, ran, policy)
         ),
-        vanished=tuple((k.path, k.rule, k.key) for k in gone),
+        vanished=tuple((k.path, k.rule, k.key) for k in sorted(gone) if (k.path, k.rule) in here),
+    )
+
+
+def _looked_for(waiver: Waiver, ran: Mapping[str, Sequence[str]], policy: Policy) -> bool:
+    """Whether a rule that it waives looked at a checkpoint that it is about."""
+    return any(
+        policy.matching(waiver, path)
+        and any(code.startswith(waiver.rule.upper()) for code in codes)
+        for path, codes in ran.items()
     )
 
 
@@ -321,7 +335,7 @@ def _updated(file: Path, old: Baseline | None, seen: Sequence[Seen], policy: Pol
     found = {
         baselines.known(f, policy.relative(f.path))
         for f in verdict.findings
-        if f.rule.code not in _ABOUT_THE_POLICY
+        if f.rule.code not in UPKEEP
     }
     _write(file, baselines.text(others | found))
     return Baseline(frozenset(others | found))

@@ -65,7 +65,7 @@ def _flat(tree: Tree) -> Grid:
 
 
 def _problems(block: Problems) -> Iterator[str]:
-    yield f"**Findings: {block.summary}**"
+    yield f"**Findings: {_escaped(block.summary)}**"
     yield ""
     yield "| level | rule | finding | fix |"
     yield "|---|---|---|---|"

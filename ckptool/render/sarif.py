@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from ckptool.locations import is_remote
 from ckptool.render import Style
 from ckptool.render.results import Result, errors, results, sentence, unexplained
 from ckptool.render.text import printable
@@ -20,7 +21,7 @@ ROOT: Final = "SRCROOT"
 def render(report: AnyReport, style: Style) -> str:
     found = tuple(results(report, style.root))
     codes = sorted({one.finding.code for one in found})
-    unread = [f"could not be checked: {reason}" for _, reason in errors(report)]
+    unread = [f"could not be checked: {reason}" for _, reason in errors(report, style.root)]
     verdict = unexplained(report)
     run = {
         "tool": {"driver": _driver(codes)},
@@ -96,9 +97,12 @@ def _location(one: Result) -> dict[str, Any]:
 
 
 def _artifact(file: str) -> dict[str, str]:
-    if Path(file).is_absolute():
-        return {"uri": "file://" + quote(file, errors="surrogatepass")}
-    return {"uri": quote(file, errors="surrogatepass"), "uriBaseId": ROOT}
+    if is_remote(file):
+        return {"uri": quote(file, safe=":/?&=%@*", errors="surrogatepass")}
+    name = quote(file, errors="surrogateescape")
+    return (
+        {"uri": f"file://{name}"} if Path(file).is_absolute() else {"uri": name, "uriBaseId": ROOT}
+    )
 
 
 def _failures(texts: list[str]) -> Iterator[dict[str, Any]]:

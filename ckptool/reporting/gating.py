@@ -1,7 +1,7 @@
 """A judged release, and a policy -> reports."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -13,16 +13,10 @@ from ckptool.report import FindingReport, GatedReport, GateReport, PolicyReport,
 from ckptool.reporting.checking import level_report
 from ckptool.reporting.parts import findings, silenced, skipped_reports
 from ckptool.reporting.promises import Held, promise_reports
+from ckptool.rules.requirements import UPKEEP
 
 if TYPE_CHECKING:
     from ckptool.verification.facts import Verification
-
-
-POLICY_CODES: Final = frozenset({"CK857", "CK858", "CK859"})
-"""What is found in the policy, and in no checkpoint."""
-
-
-_UNREAD: Final = "could not be checked"
 
 
 class Gated(Struct, frozen=True):
@@ -99,7 +93,7 @@ def _gated(one: Gated, found: tuple[FindingReport, ...]) -> GatedReport:
 
 def _unread(path: str, error: str) -> GatedReport:
     reason = error.removeprefix(f"{path}: ")
-    return GatedReport(path=path, verdict=f"{_UNREAD}: {reason}", passed=False)
+    return GatedReport(path=path, verdict=f"could not be checked: {reason}", passed=False)
 
 
 def _levels(found: list[FindingReport]) -> str:
@@ -114,7 +108,7 @@ def _words(
     code: ExitCode,
 ) -> str:
     total = len(checkpoints)
-    unread = sum(one.verdict.startswith(_UNREAD) for one in checkpoints)
+    unread = sum(one.unread for one in checkpoints)
     failed = sum(not one.passed for one in checkpoints) - unread
     modules = bool(checkpoints) and not unread and not any(one.container for one in checkpoints)
     noun = "module" if modules else "checkpoint"
@@ -125,7 +119,7 @@ def _words(
         said = _levels(list(found))
         return f"gate passed: {release}{f', {said}' if said else ''}{waived}"
     parts = [release if alone else f"{failed} of {release}"] if failed else []
-    if any(f.fails and f.code in POLICY_CODES for f in found):
+    if any(f.fails and f.code in UPKEEP for f in found):
         parts.append("the policy itself needs work")
     if unread:
         parts.append(f"{unread} of {release} could not be checked")
