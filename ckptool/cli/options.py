@@ -122,17 +122,14 @@ def _put(text: str, path: Path | None) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a report that is complete at its name, or not there; a pipe or device as it comes."""
-    from ckptool.formats.atomic import commit, pending
+    from ckptool.formats.atomic import failing, write_file
 
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-            return
-        with pending(path, force=True) as report:
-            report.path.write_text(text, encoding="utf-8")
-            commit(report)
-    except OSError as error:
-        raise WriteError(f"-o {path}: {error.strerror or error}") from error
+    content = text.encode()
+    if not path.exists() or path.is_file():
+        write_file(path, content, force=True)
+        return
+    with failing(path):
+        path.write_bytes(content)
 
 
 def _append(path: Path, text: str) -> None:

@@ -1,6 +1,6 @@
 """A judged release, and a policy -> reports."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -32,7 +32,7 @@ class Gated(Struct, frozen=True):
 
 
 def gated(
-    done: tuple[Gated, ...],
+    done: Sequence[Gated],
     errors: Mapping[str, str],
     order: tuple[str, ...],
     verdict: Verdict,
