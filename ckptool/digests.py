@@ -130,7 +130,7 @@ def saved_digest(path: Path, checkpoint: Location) -> Saved:
         found = msgspec.json.decode(path.read_bytes(), type=_Report)
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = f"is no report of `ckptool digest --format json`: {error}"
         raise ReadError(path, reason) from error
     if found.command != "digest" or found.format != FINGERPRINT:

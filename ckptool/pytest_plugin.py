@@ -114,13 +114,11 @@ def assert_checkpoint_compatible() -> AssertCheckpointCompatible:
 
 def _policy(ignore: tuple[str, ...], fail_on: str) -> "Policy":
     from ckptool.errors import UsageError
-    from ckptool.policy import Policy
-    from ckptool.rules import Level
+    from ckptool.policy import LEVELS, Policy
 
-    levels = {level.word: level for level in Level}
-    if fail_on not in levels:
-        raise UsageError(f"fail_on={fail_on!r}: expected {', '.join(levels)}")
-    return Policy(ignore=ignore, fail_on=levels[fail_on])
+    if fail_on not in LEVELS:
+        raise UsageError(f"fail_on={fail_on!r}: expected {', '.join(LEVELS)}")
+    return Policy(ignore=ignore, fail_on=LEVELS[fail_on])
 
 
 def _demand(report: "AnyReport") -> None:

@@ -99,6 +99,9 @@ class LazyGroup(click.Group):
 
             click.echo(f"ckptool: {one_line(str(error))}", err=True)
             ctx.exit(COULD_NOT_CHECK)
+        except KeyboardInterrupt:
+            click.echo("ckptool: ended by SIGINT", err=True)
+            ctx.exit(130)
         except BrokenPipeError:
             # The reader of a pipe went away: it has what it wanted. Nothing more may be written.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,7 +26,7 @@ def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, ob
             raise UsageError(f"-k {pair}: expected name=value, for example -k d_in=3")
         try:
             arguments[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise UsageError(
                 f"-k {pair}: {text!r} is no Python literal; "
                 f"a string needs its own quotes: -k \"{name}='{text}'\""
@@ -60,7 +60,7 @@ def _kwargs_file(path: Path) -> Mapping[str, Any]:
         found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--kwargs {path}: is no valid JSON or TOML: {error}") from error
     if not isinstance(found, dict):
         raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from ckptool import api
 from ckptool.cli.options import (
@@ -106,8 +107,8 @@ def command(  # noqa: PLR0913
     ckptool gate --show-policy
     """
     if show_policy:
-        shown = api.effective_policy(paths, options=ctx.obj["options"], config=ctx.obj["config"])
-        out.emit(shown)
+        said = replace(ctx.obj["options"], baseline=str(baseline) if baseline else None)
+        out.emit(api.effective_policy(paths, options=said, config=ctx.obj["config"]))
         return
     report = api.gate(
         paths,

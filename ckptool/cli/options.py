@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from shutil import get_terminal_size
@@ -16,11 +16,11 @@ from ckptool.cli.outputs import targets
 from ckptool.config import load_config, read_config
 from ckptool.errors import UsageError, WriteError
 from ckptool.locations import Location, locate, masked
+from ckptool.policy import LEVELS
 from ckptool.policy.effective import Options, policy_of
 from ckptool.render import FORMATS, Style, render
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
-from ckptool.rules import Level
 
 Command = Callable[..., Any]
 
@@ -54,7 +54,6 @@ class _Written(click.Path):
 
 CHECKPOINT = _Checkpoint()
 WRITTEN = _Written()
-LEVELS = {level.word: level for level in Level}
 
 
 class Output(Struct, frozen=True):
@@ -206,6 +205,7 @@ def _reporting(function: Command, *, has_output: bool) -> Command:
     ) -> object:
         ctx.obj["trace"] = verbose
         out = Output(targets(ctx, formats, outputs), color, quiet, verbose)
+        _refuse_read(out, options.values())
         if ("html", None) in out.targets and sys.stdout.isatty():
             raise UsageError(
                 "--format html is a page for a browser, not for a terminal: write it to a file, "
@@ -218,6 +218,15 @@ def _reporting(function: Command, *, has_output: bool) -> Command:
         return function(ctx, *args, out=out, policy=policy, **options)
 
     return command
+
+
+def _refuse_read(out: Output, given: Iterable[object]) -> None:
+    """Refuse to put a report in the place of a file that it is about."""
+    several = (one if isinstance(one, tuple) else (one,) for one in given)
+    read = [path for paths in several for path in paths if isinstance(path, Path) and path.exists()]
+    for _, path in out.targets:
+        if path is not None and path.exists() and any(map(path.samefile, read)):
+            raise UsageError(f"-o {path}: is read by this command, and its report would replace it")
 
 
 def module_options(function: Command) -> Command:

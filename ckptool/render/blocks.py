@@ -9,11 +9,7 @@ from msgspec.structs import replace
 from ckptool.model import natural
 from ckptool.render import Style
 from ckptool.render.text import Folded, count, fold, pattern
-from ckptool.report import (
-    FindingReport,
-    SilencedReport,
-    SkippedReport,
-)
+from ckptool.report import FindingReport, SilencedReport, SkippedReport
 
 T = TypeVar("T")
 
