@@ -94,3 +94,27 @@ def test_a_fingerprint_is_another_where_the_path_is_what_was_found():
     rule = RULES["CK857"]
     a, b = (Finding(rule, "w", {"path": one}, rule.level, "policy.toml") for one in ("a*", "b*"))
     assert a.fingerprint != b.fingerprint
+
+
+@pytest.mark.parametrize("format_", ["table", "markdown", "html"])
+def test_keys_that_standard_output_cannot_hold_are_escaped(ckptool, tmp_path, format_):
+    torch.save({"\u6f22": torch.ones(1)}, tmp_path / "keys.pth")
+    words = ("inspect", tmp_path / "keys.pth", "--format", format_)
+    ran = ckptool(*words, PYTHONIOENCODING="latin-1:strict", PYTHONUTF8="0")
+    assert (ran.code, ran.err) == (0, "")
+    assert r"\u6f22" in ran.out
+
+
+@pytest.mark.parametrize(
+    "words", [("lock", "-o", "s3://b/lock"), ("gate", "--baseline", "s3://b/known")]
+)
+def test_nothing_is_written_to_a_remote_place(ckptool, folder, words):
+    ran = ckptool(*words, NO_UTF8, cwd=folder)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"ckptool: {words[1]} {words[2]}: nothing is written to a remote")
+
+
+def test_a_lock_of_a_remote_checkpoint_reads_it(ckptool, tmp_path):
+    ran = ckptool("lock", "https://127.0.0.1:1/model.pth", cwd=tmp_path)
+    assert ran.code == 2
+    assert ran.err.startswith("ckptool: https://127.0.0.1:1/model.pth: ")

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from ckptool import api
 from ckptool.cli.options import (
     CHECKPOINT,
+    WRITTEN,
     Output,
     input_options,
     limit_options,
@@ -61,7 +62,7 @@ from ckptool.policy import Policy
 )
 @click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     metavar="FILE",
     help="Known findings: they do not fail.",
 )

@@ -141,13 +141,19 @@ def _append(path: Path, text: str) -> None:
 
 def _print(text: str) -> None:
     try:
-        click.echo(text, color=True)
+        click.echo(_encodable(text), color=True)
     except BrokenPipeError:
         raise
     except OSError as error:
         # What could not be printed would be tried again when Python ends, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise WriteError(f"standard output: {error.strerror or error}") from error
+
+
+def _encodable(text: str) -> str:
+    """Return `text` with escapes for what the encoding of standard output has not."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _colored(choice: str, *, terminal: bool) -> bool:
