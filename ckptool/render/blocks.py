@@ -62,6 +62,12 @@ class Tree(Struct, frozen=True):
     rows: tuple[Branch, ...]
     more: str = ""
 
+    @property
+    def flat(self) -> Grid:
+        """The leaves alone, each by its whole key."""
+        rows = tuple((row.key, *row.cells) for row in self.rows if row.key)
+        return Grid(self.title, ("key", *self.headers), rows, self.more)
+
 
 class Problem(Struct, frozen=True):
     """A finding, or several that differ in layer numbers only."""

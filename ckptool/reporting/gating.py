@@ -11,7 +11,7 @@ from ckptool.policy import ExitCode, Verdict
 from ckptool.policy.effective import Setting
 from ckptool.report import FindingReport, GatedReport, GateReport, PolicyReport, SettingReport
 from ckptool.reporting.checking import level_report
-from ckptool.reporting.parts import findings, silenced, skipped_reports
+from ckptool.reporting.parts import counted, findings, silenced, skipped_reports
 from ckptool.reporting.promises import Held, promise_reports
 from ckptool.rules.requirements import UPKEEP
 
@@ -98,7 +98,7 @@ def _unread(path: str, error: str) -> GatedReport:
 
 def _levels(found: list[FindingReport]) -> str:
     counts = {level: sum(f.level == level for f in found) for level in ("error", "warning", "note")}
-    return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts.items() if n)
+    return ", ".join(counted(n, word) for word, n in counts.items() if n)
 
 
 def _words(
@@ -113,8 +113,8 @@ def _words(
     modules = bool(checkpoints) and not unread and not any(one.container for one in checkpoints)
     noun = "module" if modules else "checkpoint"
     alone = total == 1 and modules
-    release = "the module" if alone else f"{total} {noun}{'' if total == 1 else 's'}"
-    waived = f", {silent} finding{'' if silent == 1 else 's'} waived or known" if silent else ""
+    release = "the module" if alone else counted(total, noun)
+    waived = f", {counted(silent, 'finding')} waived or known" if silent else ""
     if code == ExitCode.PASSED:
         said = _levels(list(found))
         return f"gate passed: {release}{f', {said}' if said else ''}{waived}"
