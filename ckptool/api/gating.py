@@ -23,7 +23,7 @@ from ckptool.policy import Baseline, ExitCode, Policy, Verdict, judge
 from ckptool.policy import baseline as baselines
 from ckptool.policy.effective import Options, policy_of, settings_of
 from ckptool.reporting.gating import Gated, gated, shown
-from ckptool.reporting.promises import Held
+from ckptool.reporting.promises import HeldTo
 from ckptool.rules import Finding, run
 from ckptool.rules.registry import checked
 from ckptool.rules.requirements import UPKEEP, Release, Upkeep, asked
@@ -53,7 +53,7 @@ class Seen(Struct, frozen=True):
     verification: "Verification | None" = None
     steps: Mapping[str, str] = {}
     """Required levels -> why one did not pass, "" where it did."""
-    held: Held = Held()
+    held: HeldTo = HeldTo()
     values: Valued | None = None
     """None where they were not looked at."""
 

@@ -115,16 +115,11 @@ def _in_one_line(error: click.UsageError) -> click.ClickException:
 def _version(ctx: click.Context, _: click.Parameter, wanted: object) -> None:
     if not wanted:
         return
-    from importlib.metadata import PackageNotFoundError, version
-
-    def of(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "(not installed)"
+    from ckptool.versions import version_of
 
     python = ".".join(map(str, sys.version_info[:3]))
-    click.echo(f"ckptool {of('ckptool')}, torch {of('torch')}, Python {python}")
+    ours, torch = version_of("ckptool"), version_of("torch")
+    click.echo(f"ckptool {ours}, torch {torch}, Python {python}")
     ctx.exit()
 
 

@@ -12,7 +12,7 @@ import click
 from msgspec import Struct
 
 from ckptool.cli.arguments import parse_kwargs, parse_limits
-from ckptool.cli.outputs import targets
+from ckptool.cli.outputs import Destination, targets
 from ckptool.config import load_config, read_config
 from ckptool.errors import UsageError, WriteError
 from ckptool.locations import Location, locate, masked
@@ -59,7 +59,7 @@ WRITTEN = _Written()
 class Output(Struct, frozen=True):
     """Where and how a report goes out."""
 
-    targets: tuple[tuple[str, Path | None], ...]
+    targets: tuple[Destination, ...]
     """Each format with its file; None is standard output, for one of them at most."""
     color: str
     quiet: bool

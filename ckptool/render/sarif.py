@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -13,6 +12,7 @@ from ckptool.render.results import Result, errors, results, sentence, unexplaine
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
 from ckptool.rules import RULES
+from ckptool.versions import NOT_INSTALLED, version_of
 
 SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 ROOT: Final = "SRCROOT"
@@ -43,11 +43,9 @@ def render(report: AnyReport, style: Style) -> str:
 
 
 def _driver(codes: list[str]) -> dict[str, Any]:
-    return {
-        "name": "ckptool",
-        "semanticVersion": version("ckptool"),
-        "rules": [_rule(code) for code in codes],
-    }
+    installed = version_of("ckptool")
+    known = {} if installed == NOT_INSTALLED else {"semanticVersion": installed}
+    return {"name": "ckptool", **known, "rules": [_rule(code) for code in codes]}
 
 
 def _rule(code: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ckptool.policy.effective import Setting
 from ckptool.report import FindingReport, GatedReport, GateReport, PolicyReport, SettingReport
 from ckptool.reporting.checking import level_report
 from ckptool.reporting.parts import counted, findings, silenced, skipped_reports
-from ckptool.reporting.promises import Held, promise_reports
+from ckptool.reporting.promises import HeldTo, promise_reports
 from ckptool.rules.requirements import UPKEEP
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Gated(Struct, frozen=True):
     verification: "Verification | None"
     skipped: tuple[Skipped, ...]
     rules: tuple[str, ...]
-    held: Held = Held()
+    held: HeldTo = HeldTo()
 
 
 def gated(
