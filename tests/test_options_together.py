@@ -185,3 +185,30 @@ def test_a_command_that_is_interrupted_exits_130(tmp_path):
     finally:
         process.kill()
     assert (process.returncode, err.splitlines()[-1]) == (130, "ckptool: ended by SIGINT")
+
+
+@pytest.mark.parametrize("function", [api.diff, api.lock, api.digest])
+def test_a_place_that_is_nowhere_is_no_empty_state(function, linear):
+    given = {"new": linear} if function is api.diff else {}
+    with pytest.raises(UsageError, match=r"linear.pth: no state at --at nope; it has: \."):
+        function(linear, at="nope", **given)
+
+
+def test_what_is_given_twice_is_refused(ckptool, linear):
+    words = ("--inject", "mask=zeros", "--inject", "mask=constructor")
+    ran = ckptool("migrate", linear, "--dry-run", *words)
+    assert (ran.code, ran.err) == (2, "ckptool: --inject mask=...: is given twice\n")
+
+
+def test_a_plan_is_not_saved_in_the_place_of_the_result(linear):
+    target = linear.with_name("new.safetensors")
+    with pytest.raises(UsageError, match=r"^--save-plan and -o name one file"):
+        api.migrate(linear, target, save_plan=target)
+
+
+def test_a_fault_in_what_was_asked_names_no_line_of_ours(ckptool, linear):
+    words = ("verify", linear, *LINEAR, "--inputs", "torch.nn:nope", "--device", "cpu")
+    ran = ckptool(*words)
+    assert ran.code == 2
+    assert "has no attribute 'nope'" in ran.err
+    assert "inputs.py" not in ran.err

@@ -98,6 +98,10 @@ def migrate(  # noqa: PLR0913
     from ckptool.migration.run import run as run_migration
     from ckptool.migration.suggest import Wishes
 
+    together = (
+        target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
+    )
+    refuse({"--save-plan": together}, "and -o name one file: name another")
     place = locate(source)
     meets = find_target(place, Named(module, kwargs, at), config)
     done = run_migration(

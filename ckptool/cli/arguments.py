@@ -3,14 +3,16 @@
 import ast
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT, Limits
+
+T = TypeVar("T")
 
 
 def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
@@ -79,3 +81,17 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
 
 def _number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return the pairs of an option that is given several times.
+
+    Raises:
+        UsageError: two are of one name, of which only one could be meant.
+    """
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise UsageError(f"{option} {name}=...: is given twice")
+        found[name] = value
+    return found

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ckptool import api
+from ckptool.cli.arguments import once
 from ckptool.cli.options import (
     CHECKPOINT,
     WRITTEN,
@@ -70,7 +71,7 @@ def command(  # noqa: PLR0913
         check=check,
         golden=golden,
         inputs=inputs,
-        tolerances=dict(map(_pair, tolerances)),
+        tolerances=once("--tolerance", map(_pair, tolerances)),
         force=force,
         policy=policy,
         limits=limits,

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ckptool import api
+from ckptool.cli.arguments import once
 from ckptool.cli.options import (
     CHECKPOINT,
     WRITTEN,
@@ -100,7 +101,7 @@ def command(  # noqa: PLR0913
             to=to,
             plan=plan,
             reverse=reverse,
-            inject=dict(map(_pair, injected)),
+            inject=once("--inject", map(_pair, injected)),
             drop=drop,
             from_=from_,
             drop_extra=drop_extra,
