@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from ckptool import values
+from ckptool.errors import UsageError
 from ckptool.figures import Cast
 from ckptool.fused import Fused, find_fused
 from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite, named_ties
@@ -317,6 +318,19 @@ def state_at(checkpoint: Checkpoint, at: str) -> State:
         if state.at == wanted:
             return state
     return State(at=wanted, tensors=MappingProxyType({}), others=_children(checkpoint, wanted))
+
+
+def named_state(checkpoint: Checkpoint, at: str) -> State:
+    """Return the state at `at`.
+
+    Raises:
+        UsageError: the file has none there.
+    """
+    state = state_at(checkpoint, at)
+    if not state.tensors and all(one.at != state.at for one in checkpoint.states):
+        places = ", ".join(s.at or "." for s in checkpoint.states) or "none"
+        raise UsageError(f"{checkpoint.path}: no state at --at {at}; it has: {places}")
+    return state
 
 
 def best_state(checkpoint: Checkpoint, module: ModuleState) -> State:

@@ -182,7 +182,7 @@ def load_config(start: Path) -> Config:
             return _decode(own, _parse(own))
         shared = directory / "pyproject.toml"
         if shared.is_file():
-            section = _parse(shared).get("tool", {}).get("ckptool")
+            section = _section(_parse(shared))
             if section is not None:
                 return _decode(shared, section)
     return Config()
@@ -195,21 +195,25 @@ def read_config(path: Path) -> Config:
         ConfigError: it cannot be read, is no TOML, or says what ckptool does not know.
     """
     found = _parse(path)
-    if path.name == "pyproject.toml":
-        found = found.get("tool", {}).get("ckptool", {})
-    return _decode(path, found)
+    return _decode(path, (_section(found) or {}) if path.name == "pyproject.toml" else found)
+
+
+def _section(project: dict[str, Any]) -> object:
+    """Return `[tool.ckptool]` of a pyproject.toml, None where there is none."""
+    tools = project.get("tool")
+    return tools.get("ckptool") if isinstance(tools, dict) else None
 
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(path, f"is not valid TOML: {error}") from error
     except OSError as error:
         raise ConfigError(path, error.strerror or str(error)) from error
 
 
-def _decode(path: Path, section: dict[str, Any]) -> Config:
+def _decode(path: Path, section: object) -> Config:
     try:
         return Config(msgspec.convert(section, Settings), path.parent, path)
     except msgspec.ValidationError as error:

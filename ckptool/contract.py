@@ -14,7 +14,7 @@ from ckptool.compare import (
     Unexpected,
     best_state,
     compare,
-    state_at,
+    named_state,
 )
 from ckptool.errors import UsageError
 from ckptool.matching import find_renames
@@ -202,7 +202,7 @@ def state_of(checkpoint: Checkpoint, at: str | None, like: Contract | ModuleStat
         UsageError: there is none, or more than one.
     """
     if at is not None:
-        return state_at(checkpoint, at)
+        return named_state(checkpoint, at)
     if isinstance(like, ModuleState):
         return best_state(checkpoint, like)
     models = [s for s in checkpoint.states if s.role != "optimizer"]

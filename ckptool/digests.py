@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ckptool.compare import all_tensors, state_at
+from ckptool.compare import all_tensors, named_state
 from ckptool.content import FINGERPRINT, PIECE, hasher
 from ckptool.elements import obstacle
 from ckptool.errors import ReadError, UsageError
@@ -130,7 +130,7 @@ def saved_digest(path: Path, checkpoint: Location) -> Saved:
         found = msgspec.json.decode(path.read_bytes(), type=_Report)
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = f"is no report of `ckptool digest --format json`: {error}"
         raise ReadError(path, reason) from error
     if found.command != "digest" or found.format != FINGERPRINT:
@@ -206,10 +206,7 @@ def content_of_file(path: Location) -> str:
 def _chosen(checkpoint: Checkpoint, at: str | None) -> tuple[Mapping[str, TensorInfo], str]:
     if at is None:
         return _everything(checkpoint), EVERYWHERE
-    state = state_at(checkpoint, at)
-    if not state.tensors and not any(s.at == state.at for s in checkpoint.states):
-        places = ", ".join(s.at or "." for s in checkpoint.states) or "none"
-        raise UsageError(f"{checkpoint.path}: no state at --at {at}; it has: {places}")
+    state = named_state(checkpoint, at)
     return state.tensors, state.at
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _COLUMNS = 100
 
 
-class AssertSaveable(Protocol):
+class AssertSaveable:
     """What the fixture `assert_saveable` gives."""
 
     def __call__(
@@ -29,10 +29,16 @@ class AssertSaveable(Protocol):
         fail_on: str = "error",
     ) -> "AuditReport":
         """Fail unless a state_dict holds all that the module cannot make again."""
-        ...
+        __tracebackhide__ = True
+        from ckptool import api
+
+        policy = _policy(ignore, fail_on)
+        report = api.audit(module, kwargs=kwargs, inputs=inputs, fresh=fresh, policy=policy)
+        _demand(report)
+        return report
 
 
-class AssertCheckpointCompatible(Protocol):
+class AssertCheckpointCompatible:
     """What the fixture `assert_checkpoint_compatible` gives."""
 
     def __call__(
@@ -47,55 +53,6 @@ class AssertCheckpointCompatible(Protocol):
         fail_on: str = "error",
     ) -> "DiffModuleReport":
         """Fail unless the module loads the checkpoint strictly and, given `inputs`, runs on it."""
-        ...
-
-
-@pytest.fixture(scope="session")
-def assert_saveable() -> AssertSaveable:
-    """Fail unless a state_dict holds all that the module cannot make again.
-
-    `assert_saveable(model)` or `assert_saveable("package.module:Name", kwargs={...})`; with
-    `inputs` the module is run, saved, loaded and run again as well.
-    """
-
-    def check(
-        module: "str | nn.Module",
-        *,
-        inputs: object = None,
-        kwargs: Mapping[str, object] | None = None,
-        fresh: "Callable[[], nn.Module] | None" = None,
-        ignore: tuple[str, ...] = (),
-        fail_on: str = "error",
-    ) -> "AuditReport":
-        __tracebackhide__ = True
-        from ckptool import api
-
-        policy = _policy(ignore, fail_on)
-        report = api.audit(module, kwargs=kwargs, inputs=inputs, fresh=fresh, policy=policy)
-        _demand(report)
-        return report
-
-    return check
-
-
-@pytest.fixture(scope="session")
-def assert_checkpoint_compatible() -> AssertCheckpointCompatible:
-    """Fail unless the module loads the checkpoint strictly.
-
-    `assert_checkpoint_compatible("old.pth", model)`; with `inputs` it is also run on it, on CUDA or
-    a simulated device.
-    """
-
-    def check(
-        path: str | Path,
-        module: "str | nn.Module",
-        *,
-        kwargs: Mapping[str, object] | None = None,
-        at: str | None = None,
-        inputs: object = None,
-        ignore: tuple[str, ...] = (),
-        fail_on: str = "error",
-    ) -> "DiffModuleReport":
         __tracebackhide__ = True
         from ckptool import api, report
 
@@ -109,18 +66,34 @@ def assert_checkpoint_compatible() -> AssertCheckpointCompatible:
             _demand(done)
         return met
 
-    return check
+
+@pytest.fixture(scope="session")
+def assert_saveable() -> AssertSaveable:
+    """Fail unless a state_dict holds all that the module cannot make again.
+
+    `assert_saveable(model)` or `assert_saveable("package.module:Name", kwargs={...})`; with
+    `inputs` the module is run, saved, loaded and run again as well.
+    """
+    return AssertSaveable()
+
+
+@pytest.fixture(scope="session")
+def assert_checkpoint_compatible() -> AssertCheckpointCompatible:
+    """Fail unless the module loads the checkpoint strictly.
+
+    `assert_checkpoint_compatible("old.pth", model)`; with `inputs` it is also run on it, on CUDA or
+    a simulated device.
+    """
+    return AssertCheckpointCompatible()
 
 
 def _policy(ignore: tuple[str, ...], fail_on: str) -> "Policy":
     from ckptool.errors import UsageError
-    from ckptool.policy import Policy
-    from ckptool.rules import Level
+    from ckptool.policy import LEVELS, Policy
 
-    levels = {level.word: level for level in Level}
-    if fail_on not in levels:
-        raise UsageError(f"fail_on={fail_on!r}: expected {', '.join(levels)}")
-    return Policy(ignore=ignore, fail_on=levels[fail_on])
+    if fail_on not in LEVELS:
+        raise UsageError(f"fail_on={fail_on!r}: expected {', '.join(LEVELS)}")
+    return Policy(ignore=ignore, fail_on=LEVELS[fail_on])
 
 
 def _demand(report: "AnyReport") -> None:

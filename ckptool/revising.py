@@ -15,6 +15,7 @@ from ckptool.compare import (
     Unexpected,
     all_tensors,
     compare,
+    named_state,
     state_at,
 )
 from ckptool.elements import obstacle
@@ -321,7 +322,10 @@ def _sides(
     old: Checkpoint, new: Checkpoint, at: str | None
 ) -> tuple[tuple[str, str], Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
     if at is not None:
-        return (at, at), state_at(old, at).tensors, state_at(new, at).tensors
+        before, after = state_at(old, at).tensors, state_at(new, at).tensors
+        if not (before or after):
+            named_state(old, at)  # nothing is not the same as nothing
+        return (at, at), before, after
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
         return ("*", "*"), all_tensors(old), all_tensors(new)
     pairs = [(a, b) for a in old.states for b in new.states]

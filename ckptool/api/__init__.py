@@ -9,7 +9,6 @@ from ckptool.api.locking import lock
 from ckptool.api.migrating import migrate
 from ckptool.api.reading import diff, inspect
 from ckptool.api.training import watch
-from ckptool.valued import valued
 
 __all__ = [
     "audit",
@@ -23,7 +22,6 @@ __all__ = [
     "migrate",
     "rule",
     "textconv",
-    "valued",
     "verify",
     "watch",
 ]

@@ -1,24 +1,29 @@
 """Look at a module alone, or run it on a checkpoint."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from ckptool import report
 from ckptool.api.drawing import draw_loading, draw_module
-from ckptool.api.target import PathLike, Target, need_target, notes_on, opened
+from ckptool.api.refusing import refuse, refuse_negative
+from ckptool.api.target import Arguments, Named, PathLike, Target, need_target, notes_on, opened
 from ckptool.config import Config
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.locations import locate
+from ckptool.model import Checkpoint, ModuleState
 from ckptool.policy import Policy, judge
 from ckptool.reporting.checking import audited, verified
 from ckptool.rules import run
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ckptool.verification.facts import Usage
+    from ckptool.verification.sides import Side
 
 
 def audit(
@@ -50,19 +55,25 @@ def audit(
     if module is None:
         raise UsageError("no module is named: -m package.module:Name")
     target = Target(module, kwargs or {})
-    if isinstance(module, str):
-        if fresh is not None:
-            raise UsageError("fresh= builds a module like a live one: a name says itself how")
-        state, seen = target.exercised({}, target.examined({}), inputs)
-        said = audited(state, judge(run([state, *seen]), policy or Policy()))
-        return draw_module(said, state) if pictures else said
+    state, usages = _state(target, kwargs, fresh)
+    state, exercises = target.exercised({}, state, inputs)
+    said = audited(state, judge(run([state, *exercises, *usages]), policy or Policy()))
+    return draw_module(said, state) if pictures else said
+
+
+def _state(
+    target: Target, kwargs: Arguments | None, fresh: "Callable[[], nn.Module] | None"
+) -> "tuple[ModuleState, tuple[Usage, ...]]":
+    """Return what a module holds, and of a live one what became of it since it was built."""
+    if isinstance(target.module, str):
+        refuse(
+            {"fresh=": fresh is not None}, "builds a module like a live one: a name says itself how"
+        )
+        return target.examined({}), ()
     from ckptool.verification import lived
 
-    usage = lived.since_built(module, kwargs, fresh)
-    state = lived.informed(target.examined({}), usage)
-    state, seen = target.exercised({}, state, inputs)
-    said = audited(state, judge(run([state, *seen, usage]), policy or Policy()))
-    return draw_module(said, state) if pictures else said
+    usage = lived.since_built(target.module, kwargs, fresh)
+    return lived.informed(target.examined({}), usage), (usage,)
 
 
 def verify(  # noqa: PLR0913
@@ -107,20 +118,29 @@ def verify(  # noqa: PLR0913
     from ckptool.verification import levels, running
     from ckptool.verification.inputs import given
 
+    lone = old_module is not None and against is None
+    refuse({"--old-module": lone}, "is the module of an old checkpoint: name that with --against")
+    refuse_negative({"--tolerance": tolerance})
     place = locate(path)
-    target = need_target(place, module, kwargs, at, config)
-    anywhere = replace(target, at=None)
+    target = need_target(place, Named(module, kwargs, at), config)
     where = running.choose(device)
     with ExitStack() as stack:
         new = stack.enter_context(target.side(opened(place, limits)))
         old = None
         if against is not None:
-            before = opened(against, limits)
-            older = target.side_of(old_module, before) if old_module else anywhere.side(before)
-            old = stack.enter_context(older)
+            old = stack.enter_context(_older(target, old_module, opened(against, limits)))
         taken = given(target.inputs if inputs is None else inputs)
         done = levels.verify(new, where, taken, old, tolerance)
-    found = judge(run([done], path), policy or Policy(), differs=bool(done.failed))
+    found = judge(run([done], place), policy or Policy(), differs=bool(done.failed))
     notes = notes_on(new.loading, target.at, {})
     said = verified(done, new.loading.state.at, found, notes)
     return draw_loading(said, new.loading) if pictures else said
+
+
+def _older(
+    target: Target, module: "str | nn.Module | None", checkpoint: Checkpoint
+) -> "AbstractContextManager[Side]":
+    """Return the side of the old checkpoint: in its own module, or else in today's."""
+    if module is not None:
+        return target.side_of(module, checkpoint)
+    return replace(target, at=None).side(checkpoint)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from msgspec import Struct
 
 from ckptool import report
 from ckptool.api.drawing import draw_revision
+from ckptool.api.refusing import refuse_negative
 from ckptool.api.target import PathLike, opened
 from ckptool.cluster import cluster
 from ckptool.compare import Revision
@@ -46,9 +46,7 @@ class How(Struct, frozen=True):
         Raises:
             UsageError: an option is out of bounds, or two do not go together.
         """
-        for name, given in (("--rtol", self.rtol), ("--atol", self.atol)):
-            if given is not None and not (isfinite(given) and given >= 0):
-                raise UsageError(f"{name} {given}: expected a number that is 0 or more")
+        refuse_negative({"--rtol": self.rtol, "--atol": self.atol})
         if self.jobs is not None and self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: expected 1 or more")
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:

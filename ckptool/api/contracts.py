@@ -18,7 +18,7 @@ from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location, RemotePath, locate
 from ckptool.model import Checkpoint, ModuleState, Skipped
-from ckptool.reporting.promises import Held
+from ckptool.reporting.promises import HeldTo
 from ckptool.verification.facts import Replay
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def held_to(
     module: ModuleState | None,
     target: Target | None,
     limits: Limits,
-) -> Held:
+) -> HeldTo:
     """Hold a checkpoint, its module, or a module alone to what was promised.
 
     Raises:
@@ -129,17 +129,16 @@ def held_to(
         else:
             holding = brought(fixtures, contract.hold(*sides))
     replays, left = _replays(promises, checkpoint, target)
-    return Held(holding, fixtures, replays, (*skipped, *left))
+    return HeldTo(holding, fixtures, replays, (*skipped, *left))
 
 
 def _fixtures(
     promises: Promises, target: Target | None, limits: Limits
 ) -> tuple[tuple[Fixture, ...], tuple[Skipped, ...]]:
     paths = found_files(promises.fixtures)
-    if paths and target is None:
+    if target is None:
         return (), tuple(Skipped(str(path), _NO_MODULE) for path in paths)
-    assert target is not None or not paths
-    return (fixtures_of(paths, target, promises.plans, limits) if target else ()), ()
+    return fixtures_of(paths, target, promises.plans, limits), ()
 
 
 def _sides(
@@ -154,9 +153,10 @@ def _sides(
         UsageError: nobody can tell which state of a file is meant.
     """
     at = target.at if target else None
-    new = contract.of_module(module) if module else None
-    if new is None:
-        assert checkpoint is not None
+    if module is not None:
+        new = contract.of_module(module)
+    else:
+        assert checkpoint is not None, "what is held to something is a module or a checkpoint"
         like = old if isinstance(old, Contract) else None
         new = contract.of_state(checkpoint, contract.state_of(checkpoint, at, like))
     if isinstance(old, Checkpoint):

@@ -10,11 +10,12 @@ from msgspec.structs import replace
 from ckptool import report
 from ckptool.api.contracts import Promises, alone, held_to, promised
 from ckptool.api.drawing import draw_loading, draw_state
+from ckptool.api.refusing import refuse
 from ckptool.api.required import steps_of, verified
-from ckptool.api.target import PathLike, Target, find_target, opened, written_here
+from ckptool.api.target import Named, PathLike, Target, find_target, opened, written_here
 from ckptool.compare import Loading, loading
-from ckptool.config import Config, load_config
-from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
+from ckptool.config import Config, Waiver, load_config
+from ckptool.errors import ModuleError, ReadError, UsageError
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.locations import Location, locate
 from ckptool.model import Checkpoint, ModuleState, Skipped
@@ -22,10 +23,10 @@ from ckptool.policy import Baseline, ExitCode, Policy, Verdict, judge
 from ckptool.policy import baseline as baselines
 from ckptool.policy.effective import Options, policy_of, settings_of
 from ckptool.reporting.gating import Gated, gated, shown
-from ckptool.reporting.promises import Held
+from ckptool.reporting.promises import HeldTo
 from ckptool.rules import Finding, run
 from ckptool.rules.registry import checked
-from ckptool.rules.requirements import Release, Upkeep, asked
+from ckptool.rules.requirements import UPKEEP, Release, Upkeep, asked
 from ckptool.valued import Valued, valued, with_values
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ NO_MODULE = Skipped(
     "none is named for it with -m or in [[tool.ckptool.models]]: only the file's rules were run",
 )
 NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
-_ABOUT_THE_POLICY = ("CK857", "CK858", "CK859")
 
 
 class Seen(Struct, frozen=True):
@@ -53,7 +53,7 @@ class Seen(Struct, frozen=True):
     verification: "Verification | None" = None
     steps: Mapping[str, str] = {}
     """Required levels -> why one did not pass, "" where it did."""
-    held: Held = Held()
+    held: HeldTo = HeldTo()
     values: Valued | None = None
     """None where they were not looked at."""
 
@@ -133,36 +133,39 @@ def gate(  # noqa: PLR0913
     settings = load_config(Path.cwd()) if config is None else config
     rules = replace(policy or policy_of(settings), gate=True)
     file = _baseline_file(baseline, settings, update=update_baseline)
+    before = None if file is None else _before(file, update=update_baseline)
     given = [locate(one) for one in ([paths] if isinstance(paths, PathLike) else paths)]
-    asked_for = Promises(against, tuple(fixtures), tuple(golden), tuple(plans), len(given) > 1)
-    examiner = _Examiner(rules, limits, settings, {}, asked_for, values)
-    seen: list[Seen] = []
-    errors: dict[str, str] = {}
-    for path in dict.fromkeys(given):
-        try:
-            target = find_target(path, module, kwargs, at, settings)
-            seen.append(examiner.examined(path, target, inputs))
-        except (ReadError, ModuleError) as error:
-            errors[str(path)] = str(error)
-    if not given:
-        named = None if module is None else Target(module, kwargs or {}, at)
-        seen += [examiner.alone(*one) for one in alone(asked_for, named, settings)]
-    before = None
-    if file is not None and (file.exists() or not update_baseline):
-        before = baselines.read(file)
+    promises = Promises(against, tuple(fixtures), tuple(golden), tuple(plans), len(given) > 1)
+    _refuse_lone_plans(promises, settings)
+    named = Named(module, kwargs, at)
+    seen, errors = _Examiner(rules, limits, settings, named, inputs, promises, values).all(given)
     if file is not None and update_baseline:
         before = _updated(file, before, seen, rules)
     verdict = _judged(seen, rules, before)
-    done = tuple(
-        Gated(s.path, s.checkpoint, s.loading, s.verification, s.skipped, _ran(s, rules), s.held)
-        for s in seen
-    )
     order = tuple(map(str, given)) or tuple(s.path for s in seen)
-    judged = gated(done, errors, order, verdict, rules.source)
+    judged = gated([_gated(s, rules) for s in seen], errors, order, verdict, rules.source)
     if pictures and len(seen) == 1:
         judged = _drawn(judged, seen[0])
     forgiven = exit_zero and judged.exit_code == ExitCode.FAILED
     return replace(judged, exit_code=ExitCode.PASSED) if forgiven else judged
+
+
+def _refuse_lone_plans(promises: Promises, config: Config) -> None:
+    fixtures = promises.fixtures or any(entry.fixtures for entry in config.settings.models)
+    lone = bool(promises.plans) and not fixtures
+    refuse({"--plan": lone}, "is for old checkpoints: name them with --fixtures GLOB")
+
+
+def _gated(seen: Seen, policy: Policy) -> Gated:
+    return Gated(
+        path=seen.path,
+        checkpoint=seen.checkpoint,
+        loading=seen.loading,
+        verification=seen.verification,
+        skipped=seen.skipped,
+        rules=_ran(seen, policy),
+        held=seen.held,
+    )
 
 
 def _drawn(judged: report.GateReport, seen: Seen) -> report.GateReport:
@@ -192,11 +195,28 @@ class _Examiner(Struct, frozen=True):
     policy: Policy
     limits: Limits
     config: Config
-    modules: dict[str, ModuleState]
-    promises: Promises = Promises()
-    values: bool = True
+    named: Named
+    inputs: object
+    promises: Promises
+    values: bool
+    modules: dict[str, ModuleState] = {}
+    """Those that were looked at."""
 
-    def examined(self, path: Location, target: Target | None, inputs: object) -> Seen:
+    def all(self, paths: Sequence[Location]) -> tuple[list[Seen], dict[str, str]]:
+        """Return what is known of each, or without any of modules alone; and what is not, why."""
+        seen: list[Seen] = []
+        errors: dict[str, str] = {}
+        for path in dict.fromkeys(paths):
+            try:
+                seen.append(self.examined(path, find_target(path, self.named, self.config)))
+            except (ReadError, ModuleError) as error:
+                errors[str(path)] = str(error)
+        if not paths:
+            found = alone(self.promises, self.named.target, self.config)
+            seen += [self.alone(target, promises) for target, promises in found]
+        return seen, errors
+
+    def examined(self, path: Location, target: Target | None) -> Seen:
         """Return what is known of the checkpoint at `path` and its module.
 
         Raises:
@@ -212,11 +232,10 @@ class _Examiner(Struct, frozen=True):
             held = held_to(promises, checkpoint, None, None, self.limits)
             return Seen(str(path), checkpoint, steps=steps, held=held, values=numbers)
         state = self._module(target, checkpoint)
-        hyper = target.hyper(checkpoint)
-        state, ran = target.exercised(hyper, state, inputs)
+        state, ran = target.exercised(target.hyper(checkpoint), state, self.inputs)
         met = loading(checkpoint, state, target.at)
         met = with_values(met) if self.values else met
-        done, steps = verified(checkpoint, target, require, inputs)
+        done, steps = verified(checkpoint, target, require, self.inputs)
         held = held_to(promises, checkpoint, state, target, self.limits)
         return Seen(str(path), checkpoint, state, met, ran, done, steps, held, numbers)
 
@@ -260,6 +279,12 @@ def _release(seen: Seen, policy: Policy, unmatched: tuple[str, ...] = ()) -> tup
     return (Release(seen.checkpoint, require, seen.loading, unmatched, seen.steps),)
 
 
+def _looked(seen: Seen, policy: Policy) -> tuple[str, ...]:
+    """Return the codes of all rules that would tell of it, whether the policy asks or not."""
+    given = (*subjects(seen), *_release(seen, policy))
+    return tuple(filter(policy.at(seen.path).reports, checked(given)))
+
+
 def _ran(seen: Seen, policy: Policy) -> tuple[str, ...]:
     """Return the codes of the rules that looked at it and are reported."""
     codes = set(checked(subjects(seen)))
@@ -281,24 +306,33 @@ def _unmatched(met: Loading, verdict: Verdict) -> tuple[str, ...]:
 def _upkeep(
     verdict: Verdict, seen: Sequence[Seen], policy: Policy, known: Baseline | None
 ) -> Upkeep:
+    """Return what is no longer right in the policy; what nobody looked for proves nothing."""
+    ran = {s.path: _looked(s, policy) for s in seen}
+    here = {(policy.relative(path), code) for path, codes in ran.items() for code in codes}
     used = {one.waiver for one in verdict.silenced if one.waiver}
-    here = {policy.relative(s.path) for s in seen}
     found = {
         baselines.known(one.finding, policy.relative(one.finding.path))
         for one in verdict.silenced
         if one.by == "baseline"
     }
-    gone = sorted(k for k in (known.known if known else ()) if k.path in here and k not in found)
+    gone = (known.known if known else frozenset()) - found
     return Upkeep(
         expired=tuple(w for w in policy.waivers if policy.expired(w)),
         unused=tuple(
             w
             for w in policy.waivers
-            if w not in used
-            and not policy.expired(w)
-            and any(policy.matching(w, s.path) for s in seen)
+            if w not in used and not policy.expired(w) and _looked_for(w, ran, policy)
         ),
-        vanished=tuple((k.path, k.rule, k.key) for k in gone),
+        vanished=tuple((k.path, k.rule, k.key) for k in sorted(gone) if (k.path, k.rule) in here),
+    )
+
+
+def _looked_for(waiver: Waiver, ran: Mapping[str, Sequence[str]], policy: Policy) -> bool:
+    """Whether a rule that it waives looked at a checkpoint that it is about."""
+    return any(
+        policy.matching(waiver, path)
+        and any(code.startswith(waiver.rule.upper()) for code in codes)
+        for path, codes in ran.items()
     )
 
 
@@ -313,26 +347,22 @@ def _baseline_file(given: PathLike | None, config: Config, *, update: bool) -> P
     return None
 
 
+def _before(file: Path, *, update: bool) -> Baseline | None:
+    """Return what is known so far: nothing, where the file is yet to be written."""
+    return None if update and not file.exists() else baselines.read(file)
+
+
 def _updated(file: Path, old: Baseline | None, seen: Sequence[Seen], policy: Policy) -> Baseline:
     """Write all findings of `seen` as known, beside those of paths that were not looked at."""
+    from ckptool.formats.atomic import write_file
+
     here = {policy.relative(s.path) for s in seen}
     others = {k for k in (old.known if old else ()) if k.path not in here}
     verdict = _judged(seen, policy, None)
     found = {
         baselines.known(f, policy.relative(f.path))
         for f in verdict.findings
-        if f.rule.code not in _ABOUT_THE_POLICY
+        if f.rule.code not in UPKEEP
     }
-    _write(file, baselines.text(others | found))
+    write_file(file, baselines.text(others | found).encode(), force=True)
     return Baseline(frozenset(others | found))
-
-
-def _write(path: Path, text: str) -> None:
-    from ckptool.formats.atomic import commit, pending
-
-    try:
-        with pending(path, force=True) as partial:
-            partial.path.write_text(text, encoding="utf-8")
-            commit(partial)
-    except OSError as error:
-        raise WriteError(f"--update-baseline {path}: {error.strerror or error}") from error

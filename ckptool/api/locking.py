@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool import contract, lockfile, report
-from ckptool.api.target import PathLike, Target, need_target, opened
+from ckptool.api.refusing import refuse
+from ckptool.api.target import Named, PathLike, Target, need_target, opened
 from ckptool.config import Config
 from ckptool.contract import Contract
 from ckptool.errors import ReadError, UsageError, WriteError
@@ -61,6 +62,7 @@ def lock(  # noqa: PLR0913
         WriteError: the file could not be written, or is something else than a lock.
         UsageError: the options do not go together.
     """
+    named = Named(module, kwargs, at)
     if golden is not None:
         if path is None or output is not None or check:
             raise UsageError(
@@ -68,41 +70,41 @@ def lock(  # noqa: PLR0913
                 "FILE -m MODULE; the lock is written by another run, without --golden"
             )
         place = locate(path)
-        target = need_target(place, module, kwargs, at, config)
+        target = need_target(place, named, config)
         return _record(target, place, Path(golden), inputs, tolerances or {}, force, limits)
-    now, skipped = _contract(path, module, kwargs, at, limits)
-    place = Path(output if output is not None else DEFAULT_NAME)
+    alone = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
+    refuse(alone, "is for the outputs that --golden FILE records")
+    now, skipped = _contract(path, named, limits)
+    place = Path(DEFAULT_NAME if output is None else output)
     before = _before(place, check=check, force=force)
     text = lockfile.write(now)
     same = before is not None and lockfile.write(before) == text
     held = None if before is None else contract.hold(before, now)
+    done = Locked(place, now, held, same=same, check=check, skipped=skipped)
     if check:
-        found = judge(run([held]) if held else [], policy or Policy(), differs=not same)
-        return locked(Locked(place, now, held, same=same, check=True, skipped=skipped), found)
+        found = run([held]) if held else ()
+        return locked(done, judge(found, policy or Policy(), differs=not same))
     if not same:
         _write(place, text.encode())
-    done = Locked(place, now, held, same=same, check=False, skipped=skipped)
     return locked(done, judge([], policy or Policy()))
 
 
 def _contract(
-    path: PathLike | None,
-    module: "str | nn.Module | None",
-    kwargs: Mapping[str, object] | None,
-    at: str | None,
-    limits: Limits,
+    path: PathLike | None, named: Named, limits: Limits
 ) -> tuple[Contract, tuple[Skipped, ...]]:
-    if (path is None) == (module is None):
-        raise UsageError(
-            "a lock is of one thing: name a module with -m package.module:Name, or a checkpoint"
-        )
-    if module is not None:
-        state = Target(module, kwargs or {}).examined({})
-        return contract.of_module(state), state.skipped
-    assert path is not None
-    checkpoint = opened(path, limits)
-    state_ = contract.state_of(checkpoint, at, None)
-    return contract.of_state(checkpoint, state_), checkpoint.skipped
+    if path is None and named.module is not None:
+        place = {"--at": named.at is not None}
+        refuse(place, "is a place in a checkpoint, and this lock is a module's")
+        module = Target(named.module, named.kwargs or {}).examined({})
+        return contract.of_module(module), module.skipped
+    if path is not None and named.module is None:
+        refuse({"-k": bool(named.kwargs)}, "is for a module, and this lock is a checkpoint's")
+        checkpoint = opened(path, limits)
+        state = contract.state_of(checkpoint, named.at, None)
+        return contract.of_state(checkpoint, state), checkpoint.skipped
+    raise UsageError(
+        "a lock is of one thing: name a module with -m package.module:Name, or a checkpoint"
+    )
 
 
 def _before(path: Path, *, check: bool, force: bool) -> Contract | None:
@@ -160,9 +162,7 @@ def _record(
 
 
 def _write(path: Path, content: bytes, *, force: bool = True) -> None:
-    from ckptool.formats.atomic import check_target, commit, pending
+    from ckptool.formats.atomic import check_target, write_file
 
     check_target(path, [], force=force, folder=False)
-    with pending(path, force=force) as file:
-        file.path.write_bytes(content)
-        commit(file)
+    write_file(path, content, force=force)

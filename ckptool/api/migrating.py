@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from ckptool import report
 from ckptool.api.drawing import draw_loading, draw_state
-from ckptool.api.target import PathLike, Target, find_target, opened, written_here
+from ckptool.api.refusing import refuse
+from ckptool.api.target import Named, PathLike, Target, find_target, opened, written_here
 from ckptool.config import Config
+from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.locations import Location, locate
@@ -96,8 +98,12 @@ def migrate(  # noqa: PLR0913
     from ckptool.migration.run import run as run_migration
     from ckptool.migration.suggest import Wishes
 
+    together = (
+        target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
+    )
+    refuse({"--save-plan": together}, "and -o name one file: name another")
     place = locate(source)
-    meets = find_target(place, module, kwargs, at, config)
+    meets = find_target(place, Named(module, kwargs, at), config)
     done = run_migration(
         Request(
             source=place,
@@ -123,7 +129,7 @@ def migrate(  # noqa: PLR0913
     )
     met = [] if done.loading is None else [done.loading]
     differs = any(not one.strict for one in met)
-    judged = judge(run(met, done.target or source), policy or Policy(), differs=differs)
+    judged = judge(run(met, done.target or place), policy or Policy(), differs=differs)
     said = migrated(done, judged)
     if not pictures:
         return said
@@ -139,8 +145,12 @@ def _proof(
     limits: Limits,
 ) -> "Proof | None":
     """Return what runs a migrated file, and the source in its old module; None without inputs."""
-    if target is None or inputs is None:
+    if inputs is None:
+        lone = {"--old-module": old_module is not None, "--device": device != "auto"}
+        refuse(lone, "is for running the result: say on what with --input")
         return None
+    if target is None:
+        raise UsageError("--input: no module is named to run on it: -m package.module:Name")
     from ckptool.migration.proof import prove
     from ckptool.verification import levels, running
     from ckptool.verification.inputs import given

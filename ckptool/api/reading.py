@@ -1,13 +1,16 @@
 """Describe checkpoints, and compare them with modules and with each other."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from ckptool import report
 from ckptool.api.comparing import How, diff_files
 from ckptool.api.drawing import draw_checkpoints, draw_loading
-from ckptool.api.target import PathLike, need_target, notes_on, opened
-from ckptool.compare import loading
+from ckptool.api.refusing import refuse
+from ckptool.api.target import Named, PathLike, Target, need_target, notes_on, opened
+from ckptool.compare import Loading, loading
 from ckptool.config import Config
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT, Limits
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from torch import nn
+
+    from ckptool.verification.facts import Exercise
+
+_FOR_A_MODULE: Final = "is for the module of one checkpoint; with two checkpoints leave it out"
 
 
 def inspect(
@@ -109,10 +116,8 @@ def diff(  # noqa: PLR0913
     """
     how = How(values is not False, rtol, atol, jobs, dask, executor, shard, progress)
     if new is not None:
-        if module is not None:
-            raise UsageError(
-                "-m names a module for one checkpoint; with two checkpoints leave it out"
-            )
+        given = {"-m": module is not None, "-k": bool(kwargs), "--input": inputs is not None}
+        refuse(given, _FOR_A_MODULE)
         return diff_files(
             path, new, how, at=at, explain=explain, policy=policy or Policy(), limits=limits,
             pictures=pictures,
@@ -121,14 +126,32 @@ def diff(  # noqa: PLR0913
         raise UsageError(f"{how.of_values()} is for the values of two checkpoints: name both")
     place = locate(path)
     checkpoint = opened(place, limits)
-    target = need_target(place, module, kwargs, at, config)
-    hyper = target.hyper(checkpoint)
-    state, seen = target.exercised(hyper, target.examined(hyper), inputs)
-    met = loading(checkpoint, state, target.at)
-    looked = [valued(checkpoint)] if values else []
-    met = with_values(met) if values else met
-    findings = run([met, state, checkpoint, *looked, *seen], path)
-    found = judge(findings, policy or Policy(), differs=not met.strict)
-    unseen = tuple(s for one in looked for s in one.skipped)
-    said = loaded(met, found, notes_on(met, target.at, hyper), explain, unseen)
+    target = need_target(place, Named(module, kwargs, at), config)
+    found = _met(checkpoint, target, inputs, values=bool(values))
+    met = found.loading
+    verdict = judge(run(found.subjects, place), policy or Policy(), differs=not met.strict)
+    notes = notes_on(met, target.at, target.hyper(checkpoint))
+    said = loaded(met, verdict, notes, explain, found.values.skipped if found.values else ())
     return draw_loading(said, met) if pictures else said
+
+
+class _Met(Struct, frozen=True):
+    """A checkpoint and its module, and what was seen of them."""
+
+    loading: Loading
+    exercises: "tuple[Exercise, ...]"
+    values: Valued | None
+
+    @property
+    def subjects(self) -> tuple[object, ...]:
+        looked = () if self.values is None else (self.values,)
+        met = self.loading
+        return (met, met.module, met.checkpoint, *looked, *self.exercises)
+
+
+def _met(checkpoint: Checkpoint, target: Target, inputs: object, *, values: bool) -> _Met:
+    hyper = target.hyper(checkpoint)
+    state, exercises = target.exercised(hyper, target.examined(hyper), inputs)
+    met = loading(checkpoint, state, target.at)
+    looked = valued(checkpoint) if values else None
+    return _Met(with_values(met) if values else met, exercises, looked)

@@ -106,42 +106,42 @@ class Target(Struct, frozen=True):
         return side(checkpoint, module, spec, None)
 
 
-def find_target(
-    path: Location,
-    module: "str | nn.Module | None",
-    kwargs: Arguments | None,
-    at: str | None,
-    config: Config | None,
-) -> Target | None:
+class Named(Struct, frozen=True):
+    """What is said of a module; what is None is left to the configuration."""
+
+    module: "str | nn.Module | None" = None
+    kwargs: Arguments | None = None
+    at: str | None = None
+
+    @property
+    def target(self) -> Target | None:
+        return None if self.module is None else Target(self.module, self.kwargs or {}, self.at)
+
+
+def find_target(path: Location, named: Named, config: Config | None) -> Target | None:
     """Return the module that was named, or the one the configuration names for `path`, or None."""
-    if module is not None:
-        return Target(module, kwargs or {}, at)
+    if named.target is not None:
+        return named.target
     settings = config or load_config(Path.cwd())
     entry = settings.entry(path)
     if entry is None:
         return None
     return Target(
         entry.module,
-        {**entry.kwargs, **(kwargs or {})},
-        at if at is not None else entry.at,
+        {**entry.kwargs, **(named.kwargs or {})},
+        named.at if named.at is not None else entry.at,
         (settings.directory,),
         entry.inputs,
     )
 
 
-def need_target(
-    path: Location,
-    module: "str | nn.Module | None",
-    kwargs: Arguments | None,
-    at: str | None,
-    config: Config | None,
-) -> Target:
+def need_target(path: Location, named: Named, config: Config | None) -> Target:
     """Return what `find_target` does.
 
     Raises:
         UsageError: no module is named anywhere.
     """
-    target = find_target(path, module, kwargs, at, config)
+    target = find_target(path, named, config)
     if target is None:
         raise UsageError(
             f"{path}: no module to compare it with. Name one with -m package.module:Name, or in "

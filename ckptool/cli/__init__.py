@@ -99,6 +99,9 @@ class LazyGroup(click.Group):
 
             click.echo(f"ckptool: {one_line(str(error))}", err=True)
             ctx.exit(COULD_NOT_CHECK)
+        except KeyboardInterrupt:
+            click.echo("ckptool: ended by SIGINT", err=True)
+            ctx.exit(130)
         except BrokenPipeError:
             # The reader of a pipe went away: it has what it wanted. Nothing more may be written.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,16 +115,11 @@ def _in_one_line(error: click.UsageError) -> click.ClickException:
 def _version(ctx: click.Context, _: click.Parameter, wanted: object) -> None:
     if not wanted:
         return
-    from importlib.metadata import PackageNotFoundError, version
-
-    def of(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "(not installed)"
+    from ckptool.versions import version_of
 
     python = ".".join(map(str, sys.version_info[:3]))
-    click.echo(f"ckptool {of('ckptool')}, torch {of('torch')}, Python {python}")
+    ours, torch = version_of("ckptool"), version_of("torch")
+    click.echo(f"ckptool {ours}, torch {torch}, Python {python}")
     ctx.exit()
 
 

@@ -3,14 +3,16 @@
 import ast
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT, Limits
+
+T = TypeVar("T")
 
 
 def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
@@ -26,7 +28,7 @@ def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, ob
             raise UsageError(f"-k {pair}: expected name=value, for example -k d_in=3")
         try:
             arguments[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise UsageError(
                 f"-k {pair}: {text!r} is no Python literal; "
                 f"a string needs its own quotes: -k \"{name}='{text}'\""
@@ -60,7 +62,7 @@ def _kwargs_file(path: Path) -> Mapping[str, Any]:
         found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--kwargs {path}: is no valid JSON or TOML: {error}") from error
     if not isinstance(found, dict):
         raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")
@@ -79,3 +81,17 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
 
 def _number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return the pairs of an option that is given several times.
+
+    Raises:
+        UsageError: two are of one name, of which only one could be meant.
+    """
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise UsageError(f"{option} {name}=...: is given twice")
+        found[name] = value
+    return found

@@ -12,7 +12,7 @@ from ckptool.cli.options import (
     module_options,
     report_options,
 )
-from ckptool.cli.running import Progress, ending
+from ckptool.cli.running import Progress
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
@@ -68,7 +68,7 @@ def command(  # noqa: PLR0913
     ckptool diff model.pth            the module named in pyproject.toml or ckptool.toml
     ckptool diff old.pth new.safetensors
     """  # noqa: D301 (click reads a real backspace)
-    with ending(ctx), Progress(path, "compared") as progress:
+    with Progress(path, "compared") as progress:
         report = api.diff(
             path,
             new,

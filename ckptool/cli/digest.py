@@ -49,6 +49,8 @@ def command(
     if textconv:
         if check is not None or len(paths) != 1:
             raise UsageError("--textconv prints one PATH, without --check")
+        if out.formats != {"table"}:
+            raise UsageError("--textconv has a format of its own: leave --format out")
         out.text(api.textconv(paths[0], at=at, limits=limits))
         ctx.exit(0)
     report = api.digest(paths, at=at, check=check, policy=policy, limits=limits)

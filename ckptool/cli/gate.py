@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from ckptool import api
 from ckptool.cli.options import (
     CHECKPOINT,
+    WRITTEN,
     Output,
     input_options,
     limit_options,
@@ -60,7 +62,7 @@ from ckptool.policy import Policy
 )
 @click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     metavar="FILE",
     help="Known findings: they do not fail.",
 )
@@ -106,8 +108,8 @@ def command(  # noqa: PLR0913
     ckptool gate --show-policy
     """
     if show_policy:
-        shown = api.effective_policy(paths, options=ctx.obj["options"], config=ctx.obj["config"])
-        out.emit(shown)
+        said = replace(ctx.obj["options"], baseline=str(baseline) if baseline else None)
+        out.emit(api.effective_policy(paths, options=said, config=ctx.obj["config"]))
         return
     report = api.gate(
         paths,

@@ -5,7 +5,10 @@ from pathlib import Path
 import click
 
 from ckptool import api
+from ckptool.cli.arguments import once
 from ckptool.cli.options import (
+    CHECKPOINT,
+    WRITTEN,
     Output,
     input_options,
     limit_options,
@@ -14,17 +17,18 @@ from ckptool.cli.options import (
 )
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
+from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("lock")
-@click.argument("path", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--output", "target", metavar="LOCK", type=click.Path(path_type=Path),
+@click.argument("path", required=False, type=CHECKPOINT)
+@click.option("-o", "--output", "target", metavar="LOCK", type=WRITTEN,
               help="The lock's file.  [default: ckpt.lock.json]")  # fmt: skip
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 where the lock is stale.")
-@click.option("--golden", metavar="FILE", type=click.Path(path_type=Path),
+@click.option("--golden", metavar="FILE", type=WRITTEN,
               help="Record what the module computes with PATH on the inputs.")  # fmt: skip
 @input_options
 @click.option("--tolerance", "tolerances", multiple=True, metavar="DEVICE=NUMBER",
@@ -35,7 +39,7 @@ from ckptool.policy import Policy
 @screen_options
 def command(  # noqa: PLR0913
     ctx: click.Context,
-    path: Path | None,
+    path: Location | None,
     target: Path | None,
     *,
     module: str | None,
@@ -67,7 +71,7 @@ def command(  # noqa: PLR0913
         check=check,
         golden=golden,
         inputs=inputs,
-        tolerances=dict(map(_pair, tolerances)),
+        tolerances=once("--tolerance", map(_pair, tolerances)),
         force=force,
         policy=policy,
         limits=limits,

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ckptool import api
+from ckptool.cli.arguments import once
 from ckptool.cli.options import (
     CHECKPOINT,
     WRITTEN,
@@ -15,13 +16,11 @@ from ckptool.cli.options import (
     screen_options,
 )
 from ckptool.cli.running import Progress, ending
+from ckptool.config import parse_size
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20,
-          "GIB": 1 << 30}  # fmt: skip
 
 
 @click.command("migrate")
@@ -102,7 +101,7 @@ def command(  # noqa: PLR0913
             to=to,
             plan=plan,
             reverse=reverse,
-            inject=dict(map(_pair, injected)),
+            inject=once("--inject", map(_pair, injected)),
             drop=drop,
             from_=from_,
             drop_extra=drop_extra,
@@ -134,8 +133,10 @@ def _pair(text: str) -> tuple[str, str]:
 def _size(text: str | None) -> int | None:
     if text is None:
         return None
-    digits = text.rstrip("BbKkMmGgIi ")
-    unit = _UNITS.get(text[len(digits) :].strip().upper())
-    if not digits.isdecimal() or unit is None or not int(digits):
+    try:
+        size = parse_size(text)
+    except ValueError:
+        size = 0
+    if not size:
         raise UsageError(f"--max-shard-size {text}: expected a size like 500MB or 5GiB")
-    return int(digits) * unit
+    return size

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from shutil import get_terminal_size
@@ -12,15 +12,15 @@ import click
 from msgspec import Struct
 
 from ckptool.cli.arguments import parse_kwargs, parse_limits
-from ckptool.cli.outputs import targets
+from ckptool.cli.outputs import Destination, targets
 from ckptool.config import load_config, read_config
 from ckptool.errors import UsageError, WriteError
 from ckptool.locations import Location, locate, masked
+from ckptool.policy import LEVELS
 from ckptool.policy.effective import Options, policy_of
 from ckptool.render import FORMATS, Style, render
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
-from ckptool.rules import Level
 
 Command = Callable[..., Any]
 
@@ -54,13 +54,12 @@ class _Written(click.Path):
 
 CHECKPOINT = _Checkpoint()
 WRITTEN = _Written()
-LEVELS = {level.word: level for level in Level}
 
 
 class Output(Struct, frozen=True):
     """Where and how a report goes out."""
 
-    targets: tuple[tuple[str, Path | None], ...]
+    targets: tuple[Destination, ...]
     """Each format with its file; None is standard output, for one of them at most."""
     color: str
     quiet: bool
@@ -122,17 +121,14 @@ def _put(text: str, path: Path | None) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a report that is complete at its name, or not there; a pipe or device as it comes."""
-    from ckptool.formats.atomic import commit, pending
+    from ckptool.formats.atomic import failing, write_file
 
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-            return
-        with pending(path, force=True) as report:
-            report.path.write_text(text, encoding="utf-8")
-            commit(report)
-    except OSError as error:
-        raise WriteError(f"-o {path}: {error.strerror or error}") from error
+    content = text.encode()
+    if not path.exists() or path.is_file():
+        write_file(path, content, force=True)
+        return
+    with failing(path):
+        path.write_bytes(content)
 
 
 def _append(path: Path, text: str) -> None:
@@ -145,13 +141,19 @@ def _append(path: Path, text: str) -> None:
 
 def _print(text: str) -> None:
     try:
-        click.echo(text, color=True)
+        click.echo(_encodable(text), color=True)
     except BrokenPipeError:
         raise
     except OSError as error:
         # What could not be printed would be tried again when Python ends, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise WriteError(f"standard output: {error.strerror or error}") from error
+
+
+def _encodable(text: str) -> str:
+    """Return `text` with escapes for what the encoding of standard output has not."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _colored(choice: str, *, terminal: bool) -> bool:
@@ -209,6 +211,7 @@ def _reporting(function: Command, *, has_output: bool) -> Command:
     ) -> object:
         ctx.obj["trace"] = verbose
         out = Output(targets(ctx, formats, outputs), color, quiet, verbose)
+        _refuse_read(out, options.values())
         if ("html", None) in out.targets and sys.stdout.isatty():
             raise UsageError(
                 "--format html is a page for a browser, not for a terminal: write it to a file, "
@@ -221,6 +224,15 @@ def _reporting(function: Command, *, has_output: bool) -> Command:
         return function(ctx, *args, out=out, policy=policy, **options)
 
     return command
+
+
+def _refuse_read(out: Output, given: Iterable[object]) -> None:
+    """Refuse to put a report in the place of a file that it is about."""
+    several = (one if isinstance(one, tuple) else (one,) for one in given)
+    read = [path for paths in several for path in paths if isinstance(path, Path) and path.exists()]
+    for _, path in out.targets:
+        if path is not None and path.exists() and any(map(path.samefile, read)):
+            raise UsageError(f"-o {path}: is read by this command, and its report would replace it")
 
 
 def module_options(function: Command) -> Command:

@@ -7,12 +7,12 @@ import click
 
 from ckptool.errors import UsageError
 
-Target = tuple[str, Path | None]
+Destination = tuple[str, Path | None]
 
 
 def targets(
     ctx: click.Context, formats: Sequence[str], outputs: Sequence[Path]
-) -> tuple[Target, ...]:
+) -> tuple[Destination, ...]:
     """Return each format with its file; None is standard output.
 
     Raises:
@@ -43,9 +43,9 @@ def _order(ctx: click.Context) -> list[str]:
 
 def _paired(
     order: Sequence[str], formats: Sequence[str], outputs: Sequence[Path]
-) -> tuple[Target, ...]:
+) -> tuple[Destination, ...]:
     names, files = iter(formats), iter(outputs)
-    found: list[Target] = []
+    found: list[Destination] = []
     for one in order:
         if one == "formats":
             found.append((next(names), None))

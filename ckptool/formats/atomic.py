@@ -124,6 +124,18 @@ def commit(*outputs: Pending, check: Callable[[], None] = lambda: None) -> None:
         undo.pop_all()
 
 
+def write_file(path: Path, content: bytes, *, force: bool) -> None:
+    """Write a small file that is complete at its name, or not there.
+
+    Raises:
+        WriteError: it could not be written; with `force` what was there before still is.
+    """
+    with pending(path, force=force) as file:
+        with failing(path):
+            file.path.write_bytes(content)
+        commit(file)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -111,7 +111,7 @@ def read(text: str, name: str = "plan") -> Plan:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PlanError(f"{name}: is no TOML: {error}") from error
     return from_data(data, name)
 

@@ -1,7 +1,6 @@
 """What was read and what was written -> the record that goes with the result."""
 
 import json
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from msgspec import Struct
@@ -9,6 +8,7 @@ from msgspec import Struct
 from ckptool.locations import masked
 from ckptool.migration.ops import Inject
 from ckptool.migration.plan import Plan, to_data
+from ckptool.versions import version_of
 
 KEY: Final = "ckptool.provenance"
 """Where safetensors' `__metadata__` has it."""
@@ -30,7 +30,7 @@ def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
     values = {op.key: op.source for op in plan.ops if isinstance(op, Inject)}
     text = json.dumps(
         {
-            "tool": f"ckptool {_version()}",
+            "tool": f"ckptool {version_of('ckptool')}",
             "source": {"name": name, "container": container, "digest": digests.source},
             "plan": to_data(plan),
             **({"undoes": True} if plan.undoes else {}),
@@ -46,16 +46,8 @@ def applied(plan: Plan, text: str | None) -> bool:
     """Tell whether a record names this very plan."""
     try:
         found = json.loads(text or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     if not plan.ops or not isinstance(found, dict):
         return False
     return found.get("plan") == to_data(plan) and found.get("undoes", False) == plan.undoes
-
-
-def _version() -> str:
-    """Return the installed version; a checkout on PYTHONPATH has none."""
-    try:
-        return version("ckptool")
-    except PackageNotFoundError:
-        return "(not installed)"

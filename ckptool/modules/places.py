@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120
+_OURS = str(Path(__file__).absolute().parents[1]) + os.sep
 _PASSING_ON = frozenset({"__setattr__", "register_buffer", "register_parameter"})
 """Methods that a class may override to hand an assignment on: it was made by their caller."""
 

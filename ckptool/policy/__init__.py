@@ -3,9 +3,10 @@
 from ckptool.config import Waiver
 from ckptool.policy.baseline import Baseline, Known
 from ckptool.policy.judging import Silenced, Verdict, judge
-from ckptool.policy.terms import ExitCode, Policy, known_codes
+from ckptool.policy.terms import LEVELS, ExitCode, Policy, known_codes
 
 __all__ = [
+    "LEVELS",
     "Baseline",
     "ExitCode",
     "Known",

@@ -56,7 +56,7 @@ def read(path: Path) -> Baseline:
     except OSError as error:
         hint = "; --update-baseline writes it" if not path.exists() else ""
         raise ConfigError(path, f"{error.strerror or error}{hint}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(path, f"is no baseline: {error}") from error
     if found.version != _VERSION:
         raise ConfigError(path, f"is a baseline of version {found.version}: this reads {_VERSION}")

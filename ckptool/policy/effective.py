@@ -24,6 +24,7 @@ class Options(Struct, frozen=True):
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     fail_on: str | None = None
+    baseline: str | None = None
 
 
 class Setting(Struct, frozen=True):

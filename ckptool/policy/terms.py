@@ -14,6 +14,7 @@ from msgspec.structs import asdict, replace
 
 from ckptool.config import PathEntry, Requirements, Waiver
 from ckptool.errors import UsageError
+from ckptool.locations import RemotePath, locate
 from ckptool.rules import RULES, Finding, Level
 
 LEVELS: Final = {level.word: level for level in Level}
@@ -99,10 +100,15 @@ class Policy(Struct, frozen=True):
 
 @cache
 def _relative(path: str, directory: Path) -> str:
+    place = locate(path)
+    if isinstance(place, RemotePath):
+        return place.plain
     try:
-        return Path(path).resolve().relative_to(directory.resolve()).as_posix()
+        found = place.resolve().relative_to(directory.resolve()).as_posix()
     except (ValueError, OSError, RuntimeError):
-        return Path(path).as_posix()
+        found = place.as_posix()
+    # Neither a policy nor a baseline can hold a lone surrogate, which a file's name can.
+    return found.encode(errors="backslashreplace").decode()
 
 
 def known_codes(text: str) -> tuple[str, ...]:

@@ -9,11 +9,7 @@ from msgspec.structs import replace
 from ckptool.model import natural
 from ckptool.render import Style
 from ckptool.render.text import Folded, count, fold, pattern
-from ckptool.report import (
-    FindingReport,
-    SilencedReport,
-    SkippedReport,
-)
+from ckptool.report import FindingReport, SilencedReport, SkippedReport
 
 T = TypeVar("T")
 
@@ -65,6 +61,12 @@ class Tree(Struct, frozen=True):
     """Of the cells; the tree's own column comes before them, and the share behind."""
     rows: tuple[Branch, ...]
     more: str = ""
+
+    @property
+    def flat(self) -> Grid:
+        """The leaves alone, each by its whole key."""
+        rows = tuple((row.key, *row.cells) for row in self.rows if row.key)
+        return Grid(self.title, ("key", *self.headers), rows, self.more)
 
 
 class Problem(Struct, frozen=True):

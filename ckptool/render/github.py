@@ -19,7 +19,7 @@ _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 def render(report: AnyReport, style: Style) -> str:
     lines = [
         _command("error", {"title": "could not be checked", "file": path}, printable(reason))
-        for path, reason in errors(report)
+        for path, reason in errors(report, style.root)
     ]
     verdict = unexplained(report)
     if verdict:
@@ -61,4 +61,4 @@ def _data(text: str) -> str:
 
 
 def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+    return _data(printable(text)).replace(":", "%3A").replace(",", "%2C")

@@ -22,26 +22,27 @@ _SEVERITIES = {"error": "critical", "warning": "minor", "note": "info"}
 
 def render(report: AnyReport, style: Style) -> str:
     entries = [
-        _entry("could-not-check", reason, "blocker", relative(path, style.root))
-        for path, reason in errors(report)
+        _entry("could-not-check", reason, "blocker", path)
+        for path, reason in errors(report, style.root)
     ]
     verdict = unexplained(report)
     if verdict:
-        entries.append(_entry("verdict", verdict, "critical", _file(report)))
-    entries += [_finding(one, report) for one in results(report, style.root)]
+        entries.append(_entry("verdict", verdict, "critical", _file(report, style)))
+    entries += [_finding(one, _file(report, style)) for one in results(report, style.root)]
     for skipped in dict.fromkeys(report.skipped):
         text = f"not checked: {skipped.what}: {skipped.reason}"
-        entries.append(_entry("skipped", text, "info", skipped.path or _file(report)))
+        file = relative(skipped.path, style.root) if skipped.path else _file(report, style)
+        entries.append(_entry("skipped", text, "info", file))
     return json.dumps(entries, indent=2)
 
 
-def _finding(result: Result, report: AnyReport) -> dict[str, Any]:
+def _finding(result: Result, otherwise: str) -> dict[str, Any]:
     finding = result.finding
     severity, text = _SEVERITIES[finding.level], f"{result.title}: {sentence(result)}"
     if result.silenced:
         said = "waived" if result.silenced == "waiver" else "known"
         severity, text = "info", f"{text} ({said}: {result.reason})"
-    file = result.file or _file(report)
+    file = result.file or otherwise
     return _entry(finding.code, text, severity, file, max(result.line, 1), finding.fingerprint)
 
 
@@ -58,7 +59,7 @@ def _entry(
     }
 
 
-def _file(report: AnyReport) -> str:
+def _file(report: AnyReport, style: Style) -> str:
     """Return the file that an entry without one of its own is shown at."""
     about = checkpoints(report)
-    return about[0] if about else "."
+    return relative(about[0], style.root) if about else "."

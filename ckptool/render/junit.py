@@ -22,7 +22,7 @@ def render(report: AnyReport, style: Style) -> str:
     others = [one for one in found if one.finding.path not in about]
     if others:
         whole.add_testsuite(_of_cases("policy", list(_rules("policy", (), others))))
-    unread = [_unread(path, reason) for path, reason in errors(report)]
+    unread = [_unread(path, reason) for path, reason in errors(report, None)]
     if unread:
         whole.add_testsuite(_of_cases("could not be checked", unread))
     whole.update_statistics()  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ def render(report: AnyReport, style: Style) -> str:
             case Grid():
                 parts.append("\n".join(_grid(block)))
             case Tree():
-                parts.append("\n".join(_grid(_flat(block))))
+                parts.append("\n".join(_grid(block.flat)))
             case Problems():
                 parts.append("\n".join(_problems(block)))
             case _:
@@ -59,13 +59,8 @@ def _grid(grid: Grid) -> Iterator[str]:
         yield _escaped(grid.more)
 
 
-def _flat(tree: Tree) -> Grid:
-    rows = tuple((row.key, *row.cells) for row in tree.rows if row.key)
-    return Grid(tree.title, ("key", *tree.headers), rows, tree.more)
-
-
 def _problems(block: Problems) -> Iterator[str]:
-    yield f"**Findings: {block.summary}**"
+    yield f"**Findings: {_escaped(block.summary)}**"
     yield ""
     yield "| level | rule | finding | fix |"
     yield "|---|---|---|---|"

@@ -7,12 +7,15 @@ from typing import Final
 
 from msgspec import Struct
 
+from ckptool.locations import is_remote
+from ckptool.render.layouts import digesting
 from ckptool.render.text import printable
 from ckptool.report import (
     AnyReport,
     AuditReport,
     DiffFilesReport,
     DiffModuleReport,
+    DigestReport,
     FindingReport,
     GateReport,
     InspectReport,
@@ -52,7 +55,7 @@ def results(report: AnyReport, root: Path | None) -> Iterator[Result]:
 def checkpoints(report: AnyReport) -> tuple[str, ...]:
     """Return what a report is about: paths of checkpoints, else a module."""
     match report:
-        case InspectReport() | GateReport():
+        case InspectReport() | GateReport() | DigestReport():
             return tuple(one.path for one in report.checkpoints)
         case DiffFilesReport():
             return (report.new,)
@@ -66,28 +69,32 @@ def checkpoints(report: AnyReport) -> tuple[str, ...]:
             return ()
 
 
-def errors(report: AnyReport) -> tuple[tuple[str, str], ...]:
+def errors(report: AnyReport, root: Path | None) -> tuple[tuple[str, str], ...]:
     """Return what could not be checked: path and reason."""
     match report:
         case GateReport():
-            # What has a module and no container is a module that was held to a lock.
-            unread = [c for c in report.checkpoints if not (c.container or c.module)]
-            paths = [one.path for one in unread]
-            return tuple(zip(paths, report.errors, strict=True))
-        case InspectReport():
-            return tuple((one.split(": ", 1)[0], one) for one in report.errors)
+            paths = [one.path for one in report.checkpoints if one.unread]
+        case InspectReport() | DigestReport():
+            paths = [one.split(": ", 1)[0] for one in report.errors]
         case _:
             return ()
+    return tuple((relative(p, root), e) for p, e in zip(paths, report.errors, strict=True))
 
 
 def unexplained(report: AnyReport) -> str:
     """Return the verdict where the run fails and no finding says why: values differ, for one."""
-    told = not report.exit_code or any(f.fails for f in report.findings) or errors(report)
-    return "" if told else str(getattr(report, "verdict", ""))
+    told = not report.exit_code or any(f.fails for f in report.findings) or errors(report, None)
+    if told:
+        return ""
+    if isinstance(report, DigestReport):
+        return digesting.verdict(report)
+    return str(getattr(report, "verdict", ""))
 
 
 def relative(path: str, root: Path | None) -> str:
-    """Return `path` with slashes, from `root` where it is inside."""
+    """Return `path` with slashes, from `root` where it is inside; a remote one as it is."""
+    if is_remote(path):
+        return path
     one = Path(path)
     if root is not None and one.is_absolute() and one.is_relative_to(root):
         return one.relative_to(root).as_posix()

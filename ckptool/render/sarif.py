@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from ckptool.locations import is_remote
 from ckptool.render import Style
 from ckptool.render.results import Result, errors, results, sentence, unexplained
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
 from ckptool.rules import RULES
+from ckptool.versions import NOT_INSTALLED, version_of
 
 SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 ROOT: Final = "SRCROOT"
@@ -20,7 +21,7 @@ ROOT: Final = "SRCROOT"
 def render(report: AnyReport, style: Style) -> str:
     found = tuple(results(report, style.root))
     codes = sorted({one.finding.code for one in found})
-    unread = [f"could not be checked: {reason}" for _, reason in errors(report)]
+    unread = [f"could not be checked: {reason}" for _, reason in errors(report, style.root)]
     verdict = unexplained(report)
     run = {
         "tool": {"driver": _driver(codes)},
@@ -42,11 +43,9 @@ def render(report: AnyReport, style: Style) -> str:
 
 
 def _driver(codes: list[str]) -> dict[str, Any]:
-    return {
-        "name": "ckptool",
-        "semanticVersion": version("ckptool"),
-        "rules": [_rule(code) for code in codes],
-    }
+    installed = version_of("ckptool")
+    known = {} if installed == NOT_INSTALLED else {"semanticVersion": installed}
+    return {"name": "ckptool", **known, "rules": [_rule(code) for code in codes]}
 
 
 def _rule(code: str) -> dict[str, Any]:
@@ -96,9 +95,12 @@ def _location(one: Result) -> dict[str, Any]:
 
 
 def _artifact(file: str) -> dict[str, str]:
-    if Path(file).is_absolute():
-        return {"uri": "file://" + quote(file, errors="surrogatepass")}
-    return {"uri": quote(file, errors="surrogatepass"), "uriBaseId": ROOT}
+    if is_remote(file):
+        return {"uri": quote(file, safe=":/?&=%@*", errors="surrogatepass")}
+    name = quote(file, errors="surrogateescape")
+    return (
+        {"uri": f"file://{name}"} if Path(file).is_absolute() else {"uri": name, "uriBaseId": ROOT}
+    )
 
 
 def _failures(texts: list[str]) -> Iterator[dict[str, Any]]:

@@ -124,7 +124,7 @@ def _table(title: str, headers: list[str], rows: list[list[str]], more: str, sty
 
 
 def _problems(block: Problems, style: Style) -> Iterator[str]:
-    yield _paint(f"Findings: {block.summary}", "bold", style)
+    yield _paint(printable(f"Findings: {block.summary}"), "bold", style)
     for problem in block.problems:
         yield from _problem(problem, style)
 

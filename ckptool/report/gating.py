@@ -67,6 +67,11 @@ class GatedReport(Struct, frozen=True, kw_only=True):
     """Of the verification that the policy requires."""
     promises: tuple[PromiseReport, ...] = ()
 
+    @property
+    def unread(self) -> bool:
+        """Whether it could not be checked; of a module alone there is no container."""
+        return not (self.container or self.module)
+
 
 class GateReport(Report, frozen=True, kw_only=True):
     verdict: str

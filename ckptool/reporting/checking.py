@@ -6,15 +6,7 @@ from msgspec.structs import replace
 
 from ckptool.model import Kind, ModuleState
 from ckptool.policy import ExitCode, Verdict
-from ckptool.report import (
-    AuditReport,
-    ClashReport,
-    LevelReport,
-    VerifyReport,
-)
-
-if TYPE_CHECKING:
-    from ckptool.verification.facts import LevelResult, Usage, Verification
+from ckptool.report import AuditReport, ClashReport, LevelReport, VerifyReport
 from ckptool.reporting.parts import (
     findings,
     silenced,
@@ -22,6 +14,9 @@ from ckptool.reporting.parts import (
     tensor_report,
     unsaved_reports,
 )
+
+if TYPE_CHECKING:
+    from ckptool.verification.facts import LevelResult, Usage, Verification
 
 
 def audited(module: ModuleState, verdict: Verdict) -> AuditReport:

@@ -1,7 +1,7 @@
 """A judged release, and a policy -> reports."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -11,18 +11,12 @@ from ckptool.policy import ExitCode, Verdict
 from ckptool.policy.effective import Setting
 from ckptool.report import FindingReport, GatedReport, GateReport, PolicyReport, SettingReport
 from ckptool.reporting.checking import level_report
-from ckptool.reporting.parts import findings, silenced, skipped_reports
-from ckptool.reporting.promises import Held, promise_reports
+from ckptool.reporting.parts import counted, findings, silenced, skipped_reports
+from ckptool.reporting.promises import HeldTo, promise_reports
+from ckptool.rules.requirements import UPKEEP
 
 if TYPE_CHECKING:
     from ckptool.verification.facts import Verification
-
-
-POLICY_CODES: Final = frozenset({"CK857", "CK858", "CK859"})
-"""What is found in the policy, and in no checkpoint."""
-
-
-_UNREAD: Final = "could not be checked"
 
 
 class Gated(Struct, frozen=True):
@@ -34,11 +28,11 @@ class Gated(Struct, frozen=True):
     verification: "Verification | None"
     skipped: tuple[Skipped, ...]
     rules: tuple[str, ...]
-    held: Held = Held()
+    held: HeldTo = HeldTo()
 
 
 def gated(
-    done: tuple[Gated, ...],
+    done: Sequence[Gated],
     errors: Mapping[str, str],
     order: tuple[str, ...],
     verdict: Verdict,
@@ -99,12 +93,12 @@ def _gated(one: Gated, found: tuple[FindingReport, ...]) -> GatedReport:
 
 def _unread(path: str, error: str) -> GatedReport:
     reason = error.removeprefix(f"{path}: ")
-    return GatedReport(path=path, verdict=f"{_UNREAD}: {reason}", passed=False)
+    return GatedReport(path=path, verdict=f"could not be checked: {reason}", passed=False)
 
 
 def _levels(found: list[FindingReport]) -> str:
     counts = {level: sum(f.level == level for f in found) for level in ("error", "warning", "note")}
-    return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts.items() if n)
+    return ", ".join(counted(n, word) for word, n in counts.items() if n)
 
 
 def _words(
@@ -114,18 +108,18 @@ def _words(
     code: ExitCode,
 ) -> str:
     total = len(checkpoints)
-    unread = sum(one.verdict.startswith(_UNREAD) for one in checkpoints)
+    unread = sum(one.unread for one in checkpoints)
     failed = sum(not one.passed for one in checkpoints) - unread
     modules = bool(checkpoints) and not unread and not any(one.container for one in checkpoints)
     noun = "module" if modules else "checkpoint"
     alone = total == 1 and modules
-    release = "the module" if alone else f"{total} {noun}{'' if total == 1 else 's'}"
-    waived = f", {silent} finding{'' if silent == 1 else 's'} waived or known" if silent else ""
+    release = "the module" if alone else counted(total, noun)
+    waived = f", {counted(silent, 'finding')} waived or known" if silent else ""
     if code == ExitCode.PASSED:
         said = _levels(list(found))
         return f"gate passed: {release}{f', {said}' if said else ''}{waived}"
     parts = [release if alone else f"{failed} of {release}"] if failed else []
-    if any(f.fails and f.code in POLICY_CODES for f in found):
+    if any(f.fails and f.code in UPKEEP for f in found):
         parts.append("the policy itself needs work")
     if unread:
         parts.append(f"{unread} of {release} could not be checked")

@@ -9,7 +9,7 @@ from ckptool.contract import Contract, Difference, Holding, Standing, difference
 from ckptool.model import Skipped
 from ckptool.policy import Verdict
 from ckptool.report import DifferenceReport, LockReport
-from ckptool.reporting.parts import findings, skipped_reports
+from ckptool.reporting.parts import counted, findings, skipped_reports
 
 
 class Locked(Struct, frozen=True):
@@ -74,7 +74,7 @@ def _differences(done: Locked) -> tuple[DifferenceReport, ...]:
 def _words(done: Locked, changed: int) -> str:
     if done.golden:
         return "recorded"
-    count = f"{changed} difference{'' if changed == 1 else 's'}" if changed else "of another name"
+    count = counted(changed, "difference") if changed else "of another name"
     if done.holding is None:
         return "locked"
     if done.same:

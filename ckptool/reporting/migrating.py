@@ -5,16 +5,12 @@ from typing import TYPE_CHECKING
 from ckptool.locations import masked
 from ckptool.model import Skipped
 from ckptool.policy import ExitCode, Verdict
-from ckptool.report import (
-    CheckReport,
-    MigrateReport,
-    StepReport,
-)
+from ckptool.report import CheckReport, MigrateReport, StepReport
+from ckptool.reporting.parts import counts, findings, silenced, skipped_reports
 
 if TYPE_CHECKING:
     from ckptool.migration.ops import Operation
     from ckptool.migration.run import Migration
-from ckptool.reporting.parts import counts, findings, silenced, skipped_reports
 
 
 def migrated(done: "Migration", verdict: Verdict) -> MigrateReport:

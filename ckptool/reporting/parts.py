@@ -88,6 +88,10 @@ def _unsaved_one(held: Held, in_file: bool) -> UnsavedReport:  # noqa: FBT001
     )
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def counts(loading: Loading) -> str:
     counts = (
         (len(loading.missing_keys), "missing"),

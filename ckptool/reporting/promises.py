@@ -10,7 +10,7 @@ from ckptool.report import PromiseReport
 from ckptool.verification.facts import Replay
 
 
-class Held(Struct, frozen=True):
+class HeldTo(Struct, frozen=True):
     """What a release was held to, as the rules look at it, and what was not looked at."""
 
     holding: Holding | None = None
@@ -24,12 +24,12 @@ class Held(Struct, frozen=True):
         return (*holding, *self.fixtures, *self.replays)
 
 
-def promise_reports(held: Held) -> tuple[PromiseReport, ...]:
+def promise_reports(held: HeldTo) -> tuple[PromiseReport, ...]:
     """Report each thing that it was held to, kept or not."""
     return tuple(_reports(held))
 
 
-def _reports(held: Held) -> Iterator[PromiseReport]:
+def _reports(held: HeldTo) -> Iterator[PromiseReport]:
     if held.holding is not None:
         standing = str(held.holding.standing)
         yield PromiseReport(what="against", name=held.holding.old.name, result=standing)

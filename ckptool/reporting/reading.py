@@ -1,7 +1,7 @@
 """Checkpoints, and how they differ -> reports."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ckptool.compare import Loading
 from ckptool.explain import explain_loading
@@ -15,10 +15,6 @@ from ckptool.report import (
     KeyVerdict,
     StateReport,
 )
-from ckptool.rules import Finding, Level
-
-if TYPE_CHECKING:
-    pass
 from ckptool.reporting.parts import (
     counts,
     fact_reports,
@@ -28,6 +24,7 @@ from ckptool.reporting.parts import (
     tensor_report,
     unsaved_reports,
 )
+from ckptool.rules import Finding, Level
 
 
 def inspected(

@@ -77,13 +77,21 @@ class Finding(Struct, frozen=True):
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest of what was found, which a moved line of source does not change."""
+        """Return a digest of what was found, the same wherever checkpoint and source lie."""
         from hashlib import sha256
 
-        facts = "\n".join(f"{name}={self.facts[name]}" for name in sorted(self.facts))
-        stable = _LINE.sub("", facts)
-        whole = f"{self.rule.code}\n{self.key}\n{stable}"
+        facts = (f"{name}={self._stable(name)}" for name in sorted(self.facts))
+        whole = "\n".join((self.rule.code, self.key, *facts))
         return sha256(whole.encode(errors="surrogatepass")).hexdigest()[:32]
+
+    def _stable(self, name: str) -> str:
+        """Return a fact without what another machine, or a moved line of source, changes of it."""
+        text = str(self.facts[name])
+        if name == "path" and text == self.path:
+            return ""
+        if _PLACE.fullmatch(text):
+            text = text.rpartition("/")[2]
+        return _LINE.sub("", text)
 
     @property
     def message(self) -> str:

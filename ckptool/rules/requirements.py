@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
+from typing import Final
 
 from msgspec import Struct
 
@@ -10,6 +11,9 @@ from ckptool.config import Requirements, Waiver, parse_size
 from ckptool.model import Checkpoint, Container
 from ckptool.rules.loading import LEAST_COVERAGE
 from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
+
+UPKEEP: Final = frozenset({"CK857", "CK858", "CK859"})
+"""Codes of what is found in the policy, and in no checkpoint."""
 
 
 class Release(Struct, frozen=True):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
-from ckptool.verification.facts import Clash, Exercise, Usage, Verification
+from ckptool.verification.facts import Clash, Exercise, PythonChange, Usage, Verification
 
 
 @check(
@@ -28,14 +28,7 @@ from ckptool.verification.facts import Clash, Exercise, Usage, Verification
 )
 def python_state_mutated(exercise: Exercise) -> Iterator[Hit]:
     for change in exercise.changed:
-        yield hit(
-            change.path,
-            Level.ERROR if change.flag else None,
-            owner=change.owner,
-            before=change.before,
-            after=change.after,
-            name=change.path.rsplit(".", 1)[-1],
-        )
+        yield _of_change(change)
 
 
 @also(
@@ -46,15 +39,19 @@ def python_state_mutated(exercise: Exercise) -> Iterator[Hit]:
 )
 def python_state_lost(usage: Usage) -> Iterator[Hit]:
     for change in usage.changed:
-        yield hit(
-            change.path,
-            Level.ERROR if change.flag else None,
-            owner=change.owner,
-            before=change.before,
-            after=change.after,
-            since=usage.since,
-            name=change.path.rsplit(".", 1)[-1],
-        )
+        yield _of_change(change, since=usage.since)
+
+
+def _of_change(change: PythonChange, **more: str) -> Hit:
+    return hit(
+        change.path,
+        Level.ERROR if change.flag else None,
+        owner=change.owner,
+        before=change.before,
+        after=change.after,
+        name=change.path.rsplit(".", 1)[-1],
+        **more,
+    )
 
 
 @check(

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -12,6 +13,9 @@ import pytest
 import torch
 from conftest import ROOT
 from junitparser import Error, Failure, JUnitXml, Skipped
+
+from ckptool import api
+from ckptool.render import Style, render
 
 SARIF = json.loads((ROOT / "tests" / "data" / "sarif-2.1.0-rtm.5.json").read_text())
 WITHOUT = ("-m", "samples.attention:CausalAttentionWithoutBuffers", "-k", "d_in=3", "-k", "d_out=2")
@@ -390,3 +394,13 @@ def test_json_is_as_its_schema_says(release):
         found = json.loads(release.gate(*words, "--format", "json").out)
         jsonschema.Draft202012Validator(schema).validate(found)
         assert found["command"] == "gate"
+
+
+def test_sarif_of_a_checkout_that_is_not_installed_has_no_version(monkeypatch):
+    def not_installed(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("ckptool.versions.version", not_installed)
+    report = api.inspect(ROOT / "samples" / "model.pth")
+    driver = sarif(render("sarif", report, Style()))["tool"]["driver"]
+    assert driver.keys() == {"name", "rules"}

@@ -83,28 +83,20 @@ def _tables(report: AnyReport, blocks: list[Block]) -> Iterator[Part]:
         id_ = f"{_TABLE}{number}"
         match block:
             case Grid():
-                yield Table(
-                    id=id_,
-                    title=block.title.replace("`", ""),
-                    headers=block.headers,
-                    rows=block.rows,
-                    more=block.more,
-                )
+                yield _table(id_, block)
             case Tree():
-                rows = tuple((one.key, *one.cells) for one in block.rows if one.key)
-                yield Table(
-                    id=id_,
-                    title=block.title.replace("`", ""),
-                    headers=("key", *block.headers),
-                    rows=rows,
-                    more=block.more,
-                )
+                yield _table(id_, block.flat)
             case Verdict() if several:
                 yield Text(id=id_, title=block.text.split(": ", 1)[0], lines=(words(block.text),))
             case Lines() if number > 1:
                 yield Text(id=id_, title="Notes", lines=_lines([block]))
             case _:
                 pass
+
+
+def _table(id_: str, grid: Grid) -> Table:
+    title = grid.title.replace("`", "")
+    return Table(id=id_, title=title, headers=grid.headers, rows=grid.rows, more=grid.more)
 
 
 def _told(id_: str, title: str, blocks: Iterable[Lines]) -> Text | None:

@@ -5,11 +5,7 @@ from collections.abc import Iterator
 from ckptool.render import Style
 from ckptool.render.blocks import Block, Grid, Lines, Verdict, grid, groups
 from ckptool.render.text import count, size
-from ckptool.report import (
-    AuditReport,
-    UnsavedReport,
-    VerifyReport,
-)
+from ckptool.report import AuditReport, UnsavedReport, VerifyReport
 
 
 def _audit_words(report: AuditReport) -> str:

@@ -14,7 +14,7 @@ _SHOWN: Final = 16
 
 def digests(report: DigestReport, style: Style) -> Iterator[Block]:
     if report.check is not None:
-        yield Verdict(_words(report.checkpoints[0].path, report.check), bool(report.exit_code))
+        yield Verdict(verdict(report), bool(report.exit_code))
         if style.verbosity >= 0:
             yield from _check(report.check, style)
         return
@@ -22,6 +22,11 @@ def digests(report: DigestReport, style: Style) -> Iterator[Block]:
         yield Verdict(f"{one.digest}  {one.path}", failed=False)
         if style.verbosity >= 0:
             yield from _checkpoint(one, report.format, style)
+
+
+def verdict(report: DigestReport) -> str:
+    """Return whether the content is what was saved, "" where that was not asked."""
+    return "" if report.check is None else _words(report.checkpoints[0].path, report.check)
 
 
 def _checkpoint(one: CheckpointDigestReport, form: str, style: Style) -> Iterator[Block]:

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 
 from ckptool.render import Style
 from ckptool.render.blocks import Block, Lines, Verdict, grid
-from ckptool.report import (
-    MigrateReport,
-)
+from ckptool.report import MigrateReport
 
 
 def migration(report: MigrateReport, style: Style) -> Iterator[Block]:
