@@ -1,11 +1,12 @@
 """A state -> the file, begun before the plan is known: most plans leave most bytes as they are."""
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Final, Self
 
 from ckptool.formats.atomic import Pending, pending
@@ -22,6 +23,8 @@ LEAST: Final = 64 << 20
 """Bytes of a state from which on it is worth it."""
 _FILES: Final = 128
 """Files that are kept open for it at most; a state in more of them is written later."""
+_PAUSE: Final = 0.05
+"""Seconds between two looks at whether there is anything to bring to the disk."""
 _SWITCH: Final = 1e-4
 """Seconds that a thread which builds a module may keep the others from their next system call."""
 
@@ -41,6 +44,8 @@ class Ahead:
         self._copying: Copying | Apart | None = None
         self._prints: dict[tuple[Span, str, tuple[int, ...]], Future[str]] = {}
         self._kept = 0
+        self._stop = Event()
+        self._flushing: Future[None] | None = None
         self._lock = Lock()
         self._stack = ExitStack()
         self._sources: dict[Location, Source] = {}
@@ -67,33 +72,24 @@ class Ahead:
             progress: told how many bytes have just been written.
         """
         self._spans = [tensor.span for tensor in tensors if tensor.span]
-        numbers = {path: n for n, path in enumerate(dict.fromkeys(s.path for s in self._spans))}
-        if len(numbers) > _FILES:
+        places = list(dict.fromkeys(span.path for span in self._spans))
+        if len(places) > _FILES:
             return
-        self.begin, position, runs = begin, begin, list[Run]()
-        for tensor, span in zip(tensors, self._spans, strict=True):
-            file, shape = numbers[span.path], tensor.shape
-            runs.append(Run(file, span.offset, span.nbytes, position, tensor.dtype, shape))
-            position += span.nbytes
+        self.begin = begin
         self.out = self._stack.enter_context(pending(target, force=force))
-        here = [path for path in numbers if isinstance(path, Path)]
-        copying: Copying | Apart | None = None
-        if busy and len(here) == len(numbers):
-            copying = self._stack.enter_context(
+        runs = list(_runs(tensors, places, begin))
+        here = [place for place in places if isinstance(place, Path)]
+        if busy and here == places:
+            self._copying = self._stack.enter_context(
                 apart(here, runs, self.out, progress, recorded=recorded)
             )
-        if copying is None:
-            copying = Copying(
-                lambda file: self._source(places[file]), self.out.descriptor, target, progress
-            )
-            places = list(numbers)
-            self._stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-            sys.setswitchinterval(_SWITCH)
-            self._stack.callback(copying.end)
-            copying.start(runs, recorded=recorded)
-        self._copying = copying
+        if self._copying is None:
+            self._copying = self._in_threads(places, runs, self.out, progress, recorded=recorded)
+        pool = self._stack.enter_context(ThreadPoolExecutor(1))
+        self._stack.callback(self._stop.set)
+        self._flushing = pool.submit(self._flush, self.out.descriptor)
         if recorded:
-            self._prints = dict(zip(map(_identity, tensors), copying.done, strict=True))
+            self._prints = dict(zip(map(_identity, tensors), self._copying.done, strict=True))
 
     def keep(self, begin: int, wanted: Sequence[Span | None]) -> int:
         """Return how many tensors at the beginning of the file are what the plan wants there.
@@ -108,6 +104,9 @@ class Ahead:
         both = min(len(self._spans), len(wanted))
         same = next((n for n, (a, b) in enumerate(pairs) if a != b), both)
         self._kept = self._copying.first(same if begin == self.begin else 0)
+        self._stop.set()
+        if self._flushing is not None:
+            self._flushing.result()
         return self._kept
 
     def proved(self) -> dict[int, Span]:
@@ -129,11 +128,43 @@ class Ahead:
         found |= zip(rest, fingerprint_many(state.tensors[key] for key in rest), strict=True)
         return found
 
+    def _in_threads(
+        self, places: Sequence[Location], runs: Sequence[Run], out: Pending, progress: Progress, *,
+        recorded: bool,
+    ) -> Copying:  # fmt: skip
+        self._stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(_SWITCH)
+
+        def opened(file: int) -> Source:
+            return self._source(places[file])
+
+        copying = Copying(opened, out.descriptor, out.target, progress)
+        self._stack.callback(copying.end)
+        copying.start(runs, recorded=recorded)
+        return copying
+
+    def _flush(self, descriptor: int) -> None:
+        """Keep the disk at work, which else has it all before it in the end."""
+        while not self._stop.wait(_PAUSE):
+            os.fdatasync(descriptor)
+
     def _source(self, path: Location) -> Source:
         with self._lock:
             if path not in self._sources:
                 self._sources[path] = self._stack.enter_context(open_source(path))
             return self._sources[path]
+
+
+def _runs(
+    tensors: Sequence[TensorInfo], places: Sequence[Location], position: int
+) -> Iterator[Run]:
+    numbers = {place: number for number, place in enumerate(places)}
+    for tensor in tensors:
+        span = tensor.span
+        assert span is not None
+        file = numbers[span.path]
+        yield Run(file, span.offset, span.nbytes, position, tensor.dtype, tensor.shape)
+        position += span.nbytes
 
 
 def _identity(tensor: TensorInfo) -> tuple[Span, str, tuple[int, ...]]:

@@ -96,9 +96,7 @@ class Apart:
             for done in self.done[:wanted]:
                 done.result()
                 kept += 1
-        if kept < len(self.done):
-            self.end()
-        # Else all is written, and it may go on to bring that to the disk.
+        self.end()
         return kept
 
     def end(self) -> None:
@@ -203,8 +201,6 @@ def main() -> NoReturn:
         job = decode(sys.stdin.buffer.read(), type=_Job)
         Thread(target=_leave_with, args=(job.parent,), daemon=True).start()
         _work(job, sys.stdout.buffer)
-        with suppress(OSError):  # the other process will meet it as well
-            os.fdatasync(job.descriptor)
         code = 0
     finally:
         os._exit(code)

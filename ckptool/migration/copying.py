@@ -18,8 +18,6 @@ from ckptool.formats.files import Source
 
 _JOBS: Final = 2
 _CHUNK: Final = 1 << 20
-_PAUSE: Final = 0.05
-"""Seconds between two looks at whether there is anything to bring to the disk."""
 
 
 class Run(Struct, frozen=True, gc=False):
@@ -54,12 +52,10 @@ class Copying:
         self._lock = Lock()
         self._writing = Lock()
         """The kernel lets one write at a time; who waits here instead leaves the core to others."""
-        self._pool = ThreadPoolExecutor(_JOBS + 1)
-        self._flushing: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(_JOBS)
 
     def start(self, runs: Sequence[Run], *, recorded: bool) -> None:
         """Begin with all runs, and with their fingerprints where they are `recorded`."""
-        self._flushing = self._pool.submit(self._flush)
         self.done = [
             self._pool.submit(self._copy, number, run, recorded) for number, run in enumerate(runs)
         ]
@@ -80,10 +76,6 @@ class Copying:
             done.result()
         # What is too late to be cancelled must not write over what comes next.
         wait([late for late in self.done if not late.cancelled()])
-        self._stop.set()
-        if self._flushing is not None:
-            with failing(self._target):
-                self._flushing.result()
         return wanted
 
     def end(self) -> None:
@@ -124,11 +116,6 @@ class Copying:
             while rest:
                 written = os.pwrite(self._descriptor, rest, position)
                 position, rest = position + written, rest[written:]
-
-    def _flush(self) -> None:
-        """Keep the disk at work, which else has it all before it in the end."""
-        while not self._stop.wait(_PAUSE):
-            os.fdatasync(self._descriptor)
 
 
 def _alike(one: bytearray, other: bytearray, nbytes: int) -> bool:

@@ -98,7 +98,6 @@ def test_what_cannot_be_read_back_is_not_kept(source, tmp_path, monkeypatch):
 
     class Lying:
         pwrite = staticmethod(copying.os.pwrite)
-        fdatasync = staticmethod(copying.os.fdatasync)
 
         @staticmethod
         def preadv(descriptor, buffers, offset):
