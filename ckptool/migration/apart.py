@@ -15,7 +15,7 @@ from msgspec import DecodeError, Struct
 from msgspec.json import Decoder, decode, encode
 
 from ckptool.errors import CkptoolError, CorruptCheckpointError, ReadError, WriteError
-from ckptool.formats.atomic import Pending, failing
+from ckptool.formats.atomic import Pending
 from ckptool.formats.blobs import Progress
 from ckptool.formats.files import Source, open_source
 from ckptool.formats.interrupts import uninterrupted
@@ -142,41 +142,38 @@ def apart(
 
     Raises:
         ReadError: a file cannot be opened any more.
-        WriteError: the one that is being written cannot.
     """
-    from subprocess import DEVNULL, PIPE, Popen
-
     with ExitStack() as stack:
         with ExitStack() as lent:
             sources = [lent.enter_context(open_source(path)) for path in paths]
-            with failing(out.target):
-                descriptor = os.open(out.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            lent.callback(os.close, descriptor)
-            files = [_File(os.fsencode(str(s.path)), s.fileno(), s.nbytes) for s in sources]
-            target = os.fsencode(out.target)
-            job = _Job(os.getpid(), target, descriptor, files, runs, recorded)
-            given = (descriptor, *(source.fileno() for source in sources))
-            same = os.path.samestat(os.fstat(descriptor), os.fstat(out.descriptor))
             copier = None
             # It inherits that signals wait, for as long as it lives: they are for this process.
             with uninterrupted(), suppress(OSError):
-                if same and (command := _command()):
-                    process = Popen(  # noqa: S603 (this interpreter)
-                        command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, pass_fds=given
-                    )
-                    copier = Apart(process, job, progress)
+                descriptor = os.open(out.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                lent.callback(os.close, descriptor)
+                files = [_File(os.fsencode(str(s.path)), s.fileno(), s.nbytes) for s in sources]
+                target = os.fsencode(out.target)
+                job = _Job(os.getpid(), target, descriptor, files, runs, recorded)
+                if os.path.samestat(os.fstat(descriptor), os.fstat(out.descriptor)):
+                    copier = _started(job, progress)
+                if copier:
                     stack.callback(copier.end)
         if copier:
             copier.listen()
         yield copier
 
 
-def _command() -> list[str]:
-    """Return what starts this interpreter with little: its paths are known, no site is needed."""
+def _started(job: _Job, progress: Progress) -> Apart | None:
+    """Start this interpreter with little: its paths are known, and no site is needed."""
+    from subprocess import DEVNULL, PIPE, Popen
+
     executable = sys.executable or ""
     if not os.path.basename(executable).startswith(_PYTHONS):  # noqa: PTH119
-        return []
-    return [executable, "-I", "-S", "-B", "-c", _BEGIN, *sys.path]
+        return None
+    command = [executable, "-S", "-P", "-B", "-c", _BEGIN, *sys.path]
+    given = (job.descriptor, *(file.descriptor for file in job.files))
+    process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, pass_fds=given)  # noqa: S603
+    return Apart(process, job, progress)
 
 
 def _error(fault: _Fault) -> CkptoolError:
