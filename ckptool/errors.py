@@ -12,8 +12,11 @@ CkptoolError
 │   └── UnsupportedValueError  the container cannot hold what the file has (CK311)
 ├── WorkerError            what was sent to a cluster did not come back
 └── WriteError             output was not completed; the destination is untouched
+
+Interrupted, of SystemExit: a signal told the process to end.
 """
 
+import signal
 from pathlib import Path
 
 from ckptool.locations import Location
@@ -96,3 +99,11 @@ class WorkerError(CkptoolError):
 
 class WriteError(CkptoolError):
     """Output could not be completed; the destination is untouched."""
+
+
+class Interrupted(SystemExit):
+    """The process was told to end; SIGINT stays Python's KeyboardInterrupt."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name

@@ -9,7 +9,7 @@ from typing import Self
 
 import click
 
-from ckptool.formats.interrupts import Interrupted
+from ckptool.errors import Interrupted
 from ckptool.locations import Location, RemotePath
 from ckptool.render.text import size
 

@@ -7,16 +7,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final, NoReturn
 
+from ckptool.errors import Interrupted
+
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 _ALL: Final = (signal.SIGINT, *_ENDING)
-
-
-class Interrupted(SystemExit):
-    """The process was told to end; SIGINT stays Python's KeyboardInterrupt."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.name = signal.Signals(number).name
 
 
 @contextmanager

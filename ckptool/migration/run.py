@@ -1,5 +1,6 @@
 """A request -> a migrated file, and what was done: describe, plan, dry run, write, verify."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,10 +199,16 @@ def _begin(request: Request, to: str, checkpoint: Checkpoint, prints: Prints, ah
         tensors = [items[one.key].tensor for one in writing.stored(items)]
         ahead.start(
             tensors, room, request.target,
-            force=request.force, recorded=request.recorded, progress=request.progress,
+            force=request.force, recorded=request.recorded, busy=_imports_torch(request),
+            progress=request.progress,
         )  # fmt: skip
     elif request.recorded:
         prints.start(state)
+
+
+def _imports_torch(request: Request) -> bool:
+    """Tell whether the module is going to take over a second in which no thread gets far."""
+    return request.module is not None and "torch" not in sys.modules
 
 
 def _container(request: Request) -> str:

@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
+from ckptool.errors import Interrupted
 from ckptool.modules.places import is_users, place
 
 _SHOWN = 300
@@ -25,12 +26,12 @@ def user_code() -> Iterator[None]:
     What it prints goes to stderr, so that a report on stdout stays one.
 
     Raises:
-        UserCodeError: it raised; SystemExit counts, KeyboardInterrupt passes through.
+        UserCodeError: it raised; SystemExit counts, what a signal raises passes through.
     """
     try:
         with redirect_stdout(sys.stderr):
             yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         raise
     # The one broad except of this package: a constructor may raise anything, and whatever it is,
     # the person who named the module wants to read it in one line.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import ckptool
 from ckptool.errors import PlanError, WriteError
 from ckptool.formats import open_checkpoint
-from ckptool.migration import ahead, write
+from ckptool.migration import ahead, copying, write
 from ckptool.migration.ops import Drop, Inject, Rename
 from ckptool.migration.plan import Plan
 from ckptool.migration.reshaping import Cast
@@ -97,8 +97,7 @@ def test_what_cannot_be_read_back_is_not_kept(source, tmp_path, monkeypatch):
     path, _ = source
 
     class Lying:
-        pwrite = staticmethod(ahead.os.pwrite)
-        fdatasync = staticmethod(ahead.os.fdatasync)
+        pwrite = staticmethod(copying.os.pwrite)
 
         @staticmethod
         def preadv(descriptor, buffers, offset):
@@ -106,7 +105,7 @@ def test_what_cannot_be_read_back_is_not_kept(source, tmp_path, monkeypatch):
             buffers[0][-1] ^= offset > 10 << 20
             return count
 
-    monkeypatch.setattr(ahead, "os", Lying)
+    monkeypatch.setattr(copying, "os", Lying)
     with pytest.raises(WriteError, match="not written: read back, byte"):
         ckptool.migrate(path, tmp_path / "new.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
