@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,7 @@ def migrate(  # noqa: PLR0913
             at=meets.at if meets else at,
             to=to,
             plan=read_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+            plan_name=str(plan) if isinstance(plan, str | Path) else "",
             reverse=reverse,
             wishes=Wishes(inject or {}, tuple(drop)),
             donor=None if from_ is None else locate(from_),
@@ -118,7 +120,7 @@ def migrate(  # noqa: PLR0913
             recorded=provenance,
             limits=limits,
             progress=progress,
-            proof=_proof(place, meets, inputs, device, old_module, limits),
+            proof=_proof(place, meets, inputs, device, (old_module, from_), limits),
         )
     )
     met = [] if done.loading is None else [done.loading]
@@ -135,10 +137,13 @@ def _proof(
     target: Target | None,
     inputs: object,
     device: str,
-    old_module: "str | nn.Module | None",
+    before_it: "tuple[str | nn.Module | None, PathLike | None]",
     limits: Limits,
 ) -> "Proof | None":
-    """Return what runs a migrated file, and the source in its old module; None without inputs."""
+    """Return what runs a migrated file, and the source in its old module; None without inputs.
+
+    Beside the old module's name goes the file that has its attributes, where the source has none.
+    """
     if target is None or inputs is None:
         return None
     from ckptool.migration.proof import prove
@@ -147,6 +152,7 @@ def _proof(
     from ckptool.verification.sides import side
 
     where, taken = running.choose(device), given(inputs)
+    old_module, donor = before_it
 
     def proof(written: "Written") -> "Check":
         before, after = opened(source, limits), open_checkpoint(written.path, limits)
@@ -157,6 +163,11 @@ def _proof(
             if old_module is not None:
                 fits = target.fitting(old_module, hyper)
                 old = stack.enter_context(side(before, old_module, fits, target.at))
+                if donor is not None:
+                    beside = {
+                        k: t for s in opened(donor, limits).states for k, t in s.unsaved.items()
+                    }
+                    old = replace(old, beside=beside | dict(old.beside))
             return prove(written, levels.verify(new, where, taken, old))
 
     return proof

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ckptool.compare import state_at
 from ckptool.errors import PlanError, RenameRefusedError
-from ckptool.migration.draft import Draft, Item, draft_of, matching, renamed
+from ckptool.migration.draft import Draft, Item, draft_of, matching, near, renamed
 from ckptool.model import TensorInfo
 
 
@@ -116,7 +116,9 @@ class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
     def apply(self, draft: Draft, facts: Facts) -> Draft:
         moved = {key: new for key in (*draft.items, *draft.others) if (new := self._new(key))}
         if not moved:
-            raise PlanError(f"rename `{self.key}`: nothing in the file is called so")
+            raise PlanError(
+                f"rename `{self.key}`: nothing in the file is called so{near(draft, self.key) if self.how == 'exact' else ''}"
+            )
         for key, new in moved.items():
             self._check(key, new, draft, facts.expected)
         result = renamed(draft, lambda key: moved.get(key, key), self._module)
@@ -189,7 +191,9 @@ class Drop(Operation, frozen=True, kw_only=True, tag="drop"):
     def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
         gone = {*matching(draft, self.key), *({self.key} & draft.others.keys())}
         if not gone:
-            raise PlanError(f"drop `{self.key}`: nothing in the file is called so")
+            raise PlanError(
+                f"drop `{self.key}`: nothing in the file is called so{near(draft, self.key)}"
+            )
         return replace(
             draft,
             items={key: item for key, item in draft.items.items() if key not in gone},

@@ -54,20 +54,23 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Whether it was made to undo another: a transposition undone is the same steps again."""
 
 
-def apply(plan: Iterable[Operation], draft: Draft, facts: Facts) -> Draft:
-    """Return what `draft` is after all steps.
+def apply(plan: Iterable[Operation], draft: Draft, facts: Facts, name: str = "") -> Draft:
+    """Return what `draft` is after all steps; errors begin with `name`, that of the plan's file.
 
     Raises:
         PlanError: a step matches nothing, or would do harm; the message says which one.
     """
+
+    def place(number: int) -> str:
+        return f"{name}: step {number}: " if name else f"step {number}: "
+
     for number, op in enumerate(plan, 1):
         try:
             draft = op.apply(draft, facts)
         except RenameRefusedError as error:
-            step = f"step {number}: "
-            raise RenameRefusedError(error.key, error.to, error.reason, step) from error
+            raise RenameRefusedError(error.key, error.to, error.reason, place(number)) from error
         except PlanError as error:
-            raise PlanError(f"step {number}: {error}") from error
+            raise PlanError(f"{place(number)}{error}") from error
     return draft
 
 
@@ -97,10 +100,13 @@ def to_data(plan: Plan) -> list[dict[str, Any]]:
 def write(plan: Plan) -> str:
     """Return the text of a plan's file."""
     blocks = [f"schema = {plan.schema}\n" + ("undoes = true\n" if plan.undoes else "")]
-    for step in to_data(plan):
-        lines = [f"{key} = {_value(value)}\n" for key, value in step.items()]
-        blocks.append(f"[[ops]]\n{''.join(lines)}")
-    return "\n".join(blocks)
+    return "\n".join([*blocks, *map(step_text, plan.ops)])
+
+
+def step_text(step: Op) -> str:
+    """Return one step as a plan's file has it."""
+    data = msgspec.json.decode(msgspec.json.encode(step))
+    return "[[ops]]\n" + "".join(f"{key} = {_value(value)}\n" for key, value in data.items())
 
 
 def read(text: str, name: str = "plan") -> Plan:
