@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from ckptool.errors import PlanError
 from ckptool.model import BITS, Checkpoint, State, StorageInfo, TensorInfo
 
-
 _ITEM: Final = re.compile(r"\[['\"]?(\w+)['\"]?\]")
 """A step into a list or a dict."""
 _COMPARED: Final = 2000
@@ -133,7 +132,7 @@ def near(draft: Draft, key: str) -> str:
 
 
 def dotted(path: str) -> str:
-    """Return the key that `path` has once a list or dict of layers is a ModuleList or ModuleDict."""
+    """Return the key of `path` once a list or dict of layers is a ModuleList or ModuleDict."""
     return _ITEM.sub(r".\1", path)
 
 

@@ -6,7 +6,7 @@ dropping or injecting is done once the description is changed; `execute.py` then
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -101,6 +101,10 @@ class Inject(Operation, frozen=True, kw_only=True, tag="inject"):
         return "-", f"{self.key}{form}{'' if self.shape is None else list(self.shape)}"
 
 
+How = Literal["exact", "prefix", "regex"]
+"""How a key is renamed."""
+
+
 class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
     """Give a tensor another key; `how` may be prefix, or regex with a template.
 
@@ -110,14 +114,14 @@ class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
 
     key: str
     to: str
-    how: str = "exact"
+    how: How = "exact"
     """"exact"; "prefix": what `key` begins is renamed; "regex": `to` is its template."""
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:
         moved = {key: new for key in (*draft.items, *draft.others) if (new := self._new(key))}
         if not moved:
             raise PlanError(
-                f"rename `{self.key}`: nothing in the file is called so{near(draft, self.key) if self.how == 'exact' else ''}"
+                f"rename `{self.key}`: nothing in the file is called so{near(draft, self.key)}"
             )
         for key, new in moved.items():
             self._check(key, new, draft, facts.expected)

@@ -6,18 +6,20 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 from msgspec import Struct, structs
 
 from ckptool.errors import PlanError, RenameRefusedError
+from ckptool.faults import plainly
 from ckptool.migration.draft import Draft
 from ckptool.migration.ops import (
     AddPrefix,
     Drop,
     Extract,
     Facts,
+    How,
     Inject,
     IrreversibleError,
     Operation,
@@ -129,12 +131,14 @@ def from_data(data: Mapping[str, Any], name: str) -> Plan:
         PlanError: it is no plan.
     """
     if data.get("schema", SCHEMA) != SCHEMA:
-        raise PlanError(f"{name}: schema {data['schema']!r} is not one that this version reads")
+        raise PlanError(
+            f"{name}: schema {data['schema']!r} is not one that this version reads: it is {SCHEMA}"
+        )
     _check_names(data, name)
     try:
         return msgspec.convert(data, Plan)
     except msgspec.ValidationError as error:
-        raise PlanError(f"{name}: {error}") from error
+        raise PlanError(f"{name}: {plainly(str(error), {'how': get_args(How)})}") from error
 
 
 def read_file(path: Path) -> Plan:
@@ -158,23 +162,24 @@ _OPS: Final[Mapping[str, type[Operation]]] = {
 
 def _check_names(data: Mapping[str, Any], name: str) -> None:
     """Say what an unknown name is perhaps meant to be; all else is msgspec's to refuse."""
-    _check_known(data, Plan.__struct_fields__, f"{name}: $")
+    _check_known(data, Plan.__struct_fields__, f"{name}: there is no key")
     steps = data.get("ops")
     for index, step in enumerate(steps if isinstance(steps, list) else ()):
         if isinstance(step, dict) and isinstance(step.get("op"), str):
-            place = f"{name}: $.ops[{index}]"
-            _check_known({step["op"]: None}, _OPS, f"{place}.op")
+            place = f"{name}: step {index + 1}"
+            _check_known({step["op"]: None}, _OPS, f"{place}: there is no operation")
             fields = structs.fields(_OPS[step["op"]])
-            _check_known(step, ("op", *(field.encode_name for field in fields)), place)
+            keys = ("op", *(field.encode_name for field in fields))
+            _check_known(step, keys, f"{place}: {step['op']} has no key")
 
 
-def _check_known(found: Mapping[str, Any], known: Iterable[str], place: str) -> None:
+def _check_known(found: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     names = list(known)
     for word in found:
         if word not in names:
             close = get_close_matches(word, names, n=1)
             meant = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-            raise PlanError(f"{place} has {word!r}: {meant}")
+            raise PlanError(f"{what} {word!r}: {meant}")
 
 
 def _value(value: object) -> str:
