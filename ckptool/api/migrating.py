@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ def migrate(  # noqa: PLR0913
     inputs: object = None,
     device: str = "auto",
     old_module: "str | nn.Module | None" = None,
+    tolerance: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
@@ -79,6 +80,8 @@ def migrate(  # noqa: PLR0913
         inputs: what forward takes, as for `verify`: the result is then run before it is placed.
         device: where it is run.
         old_module: the module of the source, which then has to compute the same.
+        tolerance: how far its outputs may differ, absolute and relative; without it in no bit on
+            the same device.
         progress: told how many bytes have just been written.
         policy: which findings about the result are reported.
         limits: bounds on what a file may cost.
@@ -120,7 +123,9 @@ def migrate(  # noqa: PLR0913
             recorded=provenance,
             limits=limits,
             progress=progress,
-            proof=_proof(place, meets, inputs, device, (old_module, from_), limits),
+            proof=_proof(
+                place, meets, inputs, device, _Older(old_module, from_, tolerance), limits
+            ),
         )
     )
     met = [] if done.loading is None else [done.loading]
@@ -132,18 +137,25 @@ def migrate(  # noqa: PLR0913
     return draw_loading(said, done.loading) if done.loading else draw_state(said, done.state)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Older:
+    """What the result is compared with."""
+
+    module: "str | nn.Module | None"
+    donor: PathLike | None
+    """The file that has its attributes, where the source has none."""
+    tolerance: float | None
+
+
 def _proof(
     source: Location,
     target: Target | None,
     inputs: object,
     device: str,
-    before_it: "tuple[str | nn.Module | None, PathLike | None]",
+    older: "_Older",
     limits: Limits,
 ) -> "Proof | None":
-    """Return what runs a migrated file, and the source in its old module; None without inputs.
-
-    Beside the old module's name goes the file that has its attributes, where the source has none.
-    """
+    """Return what runs a migrated file, and the source in its old module; None without inputs."""
     if target is None or inputs is None:
         return None
     from ckptool.migration.proof import prove
@@ -152,7 +164,7 @@ def _proof(
     from ckptool.verification.sides import side
 
     where, taken = running.choose(device), given(inputs)
-    old_module, donor = before_it
+    old_module, donor = older.module, older.donor
 
     def proof(written: "Written") -> "Check":
         before, after = opened(source, limits), open_checkpoint(written.path, limits)
@@ -168,6 +180,6 @@ def _proof(
                         k: t for s in opened(donor, limits).states for k, t in s.unsaved.items()
                     }
                     old = replace(old, beside=beside | dict(old.beside))
-            return prove(written, levels.verify(new, where, taken, old))
+            return prove(written, levels.verify(new, where, taken, old, older.tolerance))
 
     return proof

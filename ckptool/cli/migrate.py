@@ -52,6 +52,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1
               help="Where it is run, if inputs are given: auto, cuda, simulated, cpu.")  # fmt: skip
 @click.option("--old-module", metavar="PACKAGE.MODULE:NAME",
               help="SRC's module: it has to compute the same on the inputs.")  # fmt: skip
+@click.option("--tolerance", type=float, help="How far it may differ; without it in no bit.")
 @limit_options
 @screen_options
 def command(  # noqa: PLR0913
@@ -78,6 +79,7 @@ def command(  # noqa: PLR0913
     inputs: tuple[str, ...] | None,
     device: str,
     old_module: str | None,
+    tolerance: float | None,
     limits: Limits,
     out: Output,
     policy: Policy,
@@ -115,6 +117,7 @@ def command(  # noqa: PLR0913
             inputs=inputs,
             device=device,
             old_module=old_module,
+            tolerance=tolerance,
             progress=progress.add,
             policy=policy,
             limits=limits,

@@ -1,6 +1,7 @@
 """Loading -> hits: tensors that are there in another form (CK217, CK218, CK501, CK605)."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -13,7 +14,8 @@ from ckptool.styles import Restyle, Style
 
 def migrate_command(loading: Loading) -> str:
     """Return the command that writes a file which loads."""
-    return f"ckptool migrate {loading.checkpoint.path} -o NEW -m {loading.module.target}"
+    path = shlex.quote(str(loading.checkpoint.path))
+    return f"ckptool migrate {path} -o NEW -m {loading.module.target}"
 
 
 @check(

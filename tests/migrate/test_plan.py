@@ -1,5 +1,7 @@
 """read(write(plan)) = plan, and what a file that is no plan is told."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from msgspec import structs
 
 import ckptool
 from ckptool.errors import PlanError
-from ckptool.migration.ops import Drop, Inject, Rename
+from ckptool.migration.ops import Drop, How, Inject, Rename
 from ckptool.migration.plan import Op, Plan, read, reverse, write
 from ckptool.migration.reshaping import Transpose
 
@@ -17,6 +19,7 @@ numbers = st.integers(0, 2**40)
 fields = {
     str: text,
     bool: st.booleans(),
+    How: st.sampled_from(get_args(How)),
     int: numbers,
     tuple[int, ...]: st.lists(numbers, max_size=3).map(tuple),
     tuple[str, ...]: st.lists(text, max_size=3).map(tuple),
