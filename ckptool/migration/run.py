@@ -219,6 +219,13 @@ def _container(request: Request) -> str:
                 "name it without a suffix, and leave --to pth out"
             )
         return SAFETENSORS
+    if found is None and request.target is not None and request.target.is_dir():
+        name = f"{Path(request.source.name).stem}.safetensors"
+        raise UsageError(
+            f"-o {request.target}: is a folder: name the file in it, for example {name}"
+        )
+    if found is None and str(request.target) == "-":
+        raise UsageError("-o -: a checkpoint is not written to standard output: name a file")
     if found is None:
         known = ", ".join(_SUFFIXES)
         raise UsageError(
