@@ -351,6 +351,13 @@ def best_state(checkpoint: Checkpoint, module: ModuleState) -> State:
     return max(named, key=lambda state: _score(state, module))
 
 
+def matching_as_well(checkpoint: Checkpoint, module: ModuleState, taken: State) -> tuple[str, ...]:
+    """Return the places of other states that match `module` as well as `taken` does."""
+    best = _score(taken, module)
+    others = [s for s in checkpoint.states if s.at != taken.at and s.role != "tensors"]
+    return tuple(s.at or "." for s in others if s.tensors and _score(s, module) == best)
+
+
 def _score(state: State, module: ModuleState) -> tuple[int, int]:
     """Tensors that match as they are, or after wrappers are taken out; then what is left over."""
     expected = {(key, held.tensor.shape) for key, held in module.saved.items()}

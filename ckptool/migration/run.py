@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ckptool.compare import Loading, best_state, state_at, unmet
+from ckptool.compare import Loading, best_state, matching_as_well, state_at, unmet
 from ckptool.errors import PlanError, ReadError, UsageError, WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.atomic import check_target, failing
@@ -154,6 +154,11 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints, ahead: Ahead
     result = draft if again else apply(plan.ops, draft, sources, request.plan_name)
     met = outcome(result, module, alone=to == SAFETENSORS) if module else None
     notes = check_fits(result, to, drop_extra=request.drop_extra)
+    if module and request.at is None:
+        same = matching_as_well(checkpoint, module, draft.state)
+        places = ", ".join(f"`{at}`" for at in same)
+        also = f"{places} matches as well as `{draft.state.at or '.'}`: --at takes it instead"
+        notes = (*notes, also) if same else notes
     if request.folder and (along := companions(checkpoint)):
         notes = (*notes, f"copied along: {', '.join(file.name for file in along)}")
     if request.folder and is_web(checkpoint.path):
