@@ -98,10 +98,12 @@ def _equality(
         pickled.put_back(module, old.beside)
         return module
 
-    plain = cpu.run(made(), inputs)
+    module = made()
+    kept = pickled.places(module, old.beside)
+    plain = cpu.run(module, inputs)
     there = running.on(device, made(), inputs) if ran.device else None
     told = equality(Both(plain, ran.cpu), Both(there, ran.device), device, tolerance)
-    return _with_origins(told, old, pickled.places(made(), old.beside))
+    return _with_origins(told, old, kept)
 
 
 def _with_origins(told: LevelResult, old: Side, kept: tuple[str, ...]) -> LevelResult:
