@@ -12,12 +12,16 @@ from ckptool.errors import UsageError
 from ckptool.figures import Cast
 from ckptool.fused import Fused, find_fused
 from ckptool.matching import WRAPPERS, Rewrite, find_renames, find_rewrite, named_ties
-from ckptool.model import Checkpoint, Kind, ModuleState, State, TensorInfo, ties
+from ckptool.model import Checkpoint, Container, Kind, ModuleState, State, TensorInfo, ties
 from ckptool.statistics.figures import Figures, Tolerances
 from ckptool.styles import Restyle, find_old_norms, find_restyles
 
 FILE_FIELDS: Final = ("shape", "dtype", "layout")
 """What may differ between two descriptions of one tensor."""
+
+
+_ONE_NAME: Final = (Container.SAFETENSORS, Container.SHARDED_SAFETENSORS)
+"""Containers in which a tensor has one name."""
 
 
 class Missing(Struct, frozen=True):
@@ -131,9 +135,15 @@ class Loading(Struct, frozen=True):
         return loaded / total if total else 1.0
 
     @property
+    def restored(self) -> Mapping[str, str]:
+        """Names of a tie that safetensors cannot hold twice: its loader and `migrate` tie again."""
+        return self.tied if self.checkpoint.container in _ONE_NAME else {}
+
+    @property
     def strict(self) -> bool:
-        """Whether `load_state_dict(strict=True)` succeeds."""
-        return not (self.missing_keys or self.unexpected_keys or self.mismatched)
+        """Whether `load_state_dict(strict=True)` succeeds, once ties are `restored`."""
+        missing = [key for key in self.missing_keys if key not in self.restored]
+        return not (missing or self.unexpected_keys or self.mismatched)
 
 
 class Revision(Struct, frozen=True):
@@ -216,6 +226,20 @@ def scalar(change: Changed) -> bool:
         and len(change.actual.shape) == 1
         and change.actual.shape != (0,)
     )
+
+
+def unmet(met: Loading) -> str:
+    """Return in words what keeps it from loading strictly, "" where nothing does."""
+    counts = (
+        ("missing", tuple(key for key in met.missing_keys if key not in met.restored)),
+        ("unexpected", met.unexpected_keys),
+        ("of another shape", tuple(change.key for change in met.mismatched)),
+    )
+    return "; ".join(f"{len(keys)} {word} ({_few(keys)})" for word, keys in counts if keys)
+
+
+def _few(keys: tuple[str, ...]) -> str:
+    return ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
 
 
 def loading(checkpoint: Checkpoint, module: ModuleState, at: str | None) -> Loading:
@@ -339,6 +363,13 @@ def best_state(checkpoint: Checkpoint, module: ModuleState) -> State:
         return State(at="", tensors=MappingProxyType({}))
     named = [s for s in checkpoint.states if s.role != "tensors"] or checkpoint.states
     return max(named, key=lambda state: _score(state, module))
+
+
+def matching_as_well(checkpoint: Checkpoint, module: ModuleState, taken: State) -> tuple[str, ...]:
+    """Return the places of other states that match `module` as well as `taken` does."""
+    best = _score(taken, module)
+    others = [s for s in checkpoint.states if s.at != taken.at and s.role != "tensors"]
+    return tuple(s.at or "." for s in others if s.tensors and _score(s, module) == best)
 
 
 def _score(state: State, module: ModuleState) -> tuple[int, int]:

@@ -6,11 +6,12 @@ from datetime import date
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
 from ckptool.errors import ConfigError
+from ckptool.faults import place, plainly
 from ckptool.locations import Location, RemotePath
 
 
@@ -42,6 +43,7 @@ LevelWord = Literal["note", "warning", "error"]
 FailOn = Literal["note", "warning", "error", "never"]
 Step = Literal["load", "device", "forward", "round trip", "survival"]
 """A level of a verification that a policy can require."""
+Place = Literal["cuda", "simulated", "auto", "cpu"]
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -61,7 +63,7 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """Globs: each name that a pickle would import matches one."""
     verify: tuple[Step, ...] | None = None
     """Levels of `ckptool verify` that have to pass."""
-    device: Literal["cuda", "simulated", "auto", "cpu"] | None = None
+    device: Place | None = None
     """Where: "auto" takes a simulated device where there is no CUDA."""
 
     def __post_init__(self) -> None:
@@ -228,24 +230,34 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
 }
 
 
+_WORDS: Final = {
+    "fail-on": get_args(FailOn),
+    "levels": get_args(LevelWord),
+    "verify": get_args(Step),
+    "device": get_args(Place),
+}
+
+
 def _explain(message: str) -> str:
-    """Turn msgspec's sentence about an unknown field into one with a suggestion."""
+    """Turn msgspec's sentence into the file's own words, with a suggestion for an unknown key."""
     unknown = re.match(r"Object contains unknown field `(.*?)`(.*)", message)
     if unknown is None:
-        return message
+        return plainly(message, _WORDS)
     places = [name for name in re.findall(r"[a-z]+", unknown[2]) if name in _TABLES]
+    where = place(unknown[2].removeprefix(" - at `$").removesuffix("`"))
     table = _TABLES[places[-1]] if places else Settings
     known = sorted(f.encode_name for f in msgspec.structs.fields(table))
     close = get_close_matches(unknown[1], known, n=1)
     hint = f"did you mean `{close[0]}`?" if close else _elsewhere(unknown[1], known)
-    return f"unknown key `{unknown[1]}`{unknown[2]}; {hint}"
+    said = f"unknown key `{unknown[1]}`; {hint}"
+    return f"{where}: {said}" if where else said
 
 
 def _elsewhere(name: str, known: list[str]) -> str:
     """Return in which other table there is such a key, or which there are here."""
-    for place, table in _TABLES.items():
+    for where, table in _TABLES.items():
         fields = [f.encode_name for f in msgspec.structs.fields(table)]
         close = get_close_matches(name, fields, n=1)
-        if close and place != "models":
-            return f"did you mean `{close[0]}` of `{place}`?"
+        if close and where != "models":
+            return f"did you mean `{close[0]}` of `{where}`?"
     return f"known are {', '.join(known)}"

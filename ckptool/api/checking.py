@@ -104,7 +104,7 @@ def verify(  # noqa: PLR0913
         old_module: the module of `against`; without it the same one.
         inputs: what forward takes: words such as "float32[2,6,3]", or "package.module:function",
             or the values themselves; without it the configuration or the module says so.
-        tolerance: absolute and relative, across devices; without it that of the dtype.
+        tolerance: absolute and relative; without it none on one device, across that of the dtype.
         policy: which findings are reported, and from which level on they fail.
         limits: bounds on what a file may cost.
         config: the configuration; without it the nearest one from the current directory up.

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from ckptool import contract, lockfile
 from ckptool.api.target import PathLike, Target, opened
+from ckptool.compare import unmet
 from ckptool.config import Config, ModelEntry
 from ckptool.contract import Contract, Fixture, Holding
 from ckptool.errors import PlanError, UsageError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ckptool.migration.plan import Plan
 
 _NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_STEPS: Final = 4
+"""Steps of a plan that a line tells."""
 _NO_MODULE: Final = "no module is named: -m package.module:Name"
 
 
@@ -192,7 +195,7 @@ def found_files(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
         text = str(pattern)
         paths = [text] if Path(text).exists() else sorted(glob(text, recursive=True))  # noqa: PTH207
         if not paths:
-            raise UsageError(f"--fixtures {text}: there is no such file")
+            raise UsageError(f"fixtures, {text}: nothing matches it")
         found |= dict.fromkeys(map(Path, paths))
     return tuple(found)
 
@@ -228,30 +231,40 @@ def _fixture(path: Path, target: Target, plans: "Mapping[str, Plan]", limits: Li
         return Fixture(str(path), name, "loads strictly", lacked=lacked)
     reasons = []
     for plan_name, plan in ({"": None} | dict(plans)).items():
-        steps, reason = _planned(path, target, plan, limits)
+        steps, reason = _planned(path, target, (plan_name, plan), limits)
         if not reason:
             way = f"migrates by {plan_name}" if plan_name else "migrates"
             return Fixture(str(path), name, f"{way}: {steps}", lacked=lacked)
-        reasons.append(f"{plan_name}: {reason}" if plan_name else reason)
+        reasons.append(reason)
+    if plans:
+        # Whoever wrote a plan wants to know why it does not lead there.
+        reasons = [*reasons[1:], "no plan follows from the file and the module alone"]
     return Fixture(str(path), name, "", "; ".join(_without(path, reason) for reason in reasons))
 
 
-def _planned(path: Path, target: Target, plan: "Plan | None", limits: Limits) -> tuple[str, str]:
+def _planned(
+    path: Path, target: Target, named: "tuple[str, Plan | None]", limits: Limits
+) -> tuple[str, str]:
     """Return the steps of a dry run, in words, and why it does not lead there, "" where it does."""
     from ckptool.migration.run import Request, run
     from ckptool.migration.write import TORCH
 
+    name, plan = named
     request = Request(
         source=path, target=None, module=target.built, at=target.at, to=TORCH, plan=plan,
-        dry_run=True, limits=limits,
+        plan_name=name, dry_run=True, limits=limits,
     )  # fmt: skip
     try:
         done = run(request)
     except PlanError as error:
         return "", str(error)
     if done.loading is None or not done.loading.strict:
-        return "", "what it leads to does not load strictly"
-    return ", ".join(map(_step, done.plan.ops)) or "nothing to do", ""
+        left = unmet(done.loading) if done.loading else ""
+        what = f"what {name or 'it'} leads to does not load strictly"
+        return "", f"{what}: {left}" if left else what
+    steps = [_step(op) for op in done.plan.ops]
+    more = f" and {len(steps) - _STEPS} steps more" if len(steps) > _STEPS else ""
+    return ", ".join(steps[:_STEPS]) + more or "nothing to do", ""
 
 
 def _step(op: "Operation") -> str:

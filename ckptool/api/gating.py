@@ -299,7 +299,8 @@ def _unmatched(met: Loading, verdict: Verdict) -> tuple[str, ...]:
     told |= {f.key for f in silent}
     if met.rewrite and any(f.rule.code == "CK209" for f in silent):
         told |= {*met.rewrite.keys, *met.rewrite.keys.values()}
-    keys = (*met.missing_keys, *met.unexpected_keys, *(c.key for c in met.mismatched))
+    missing = [key for key in met.missing_keys if key not in met.restored]
+    keys = (*missing, *met.unexpected_keys, *(c.key for c in met.mismatched))
     return tuple(key for key in dict.fromkeys(keys) if key not in told)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def migrate(  # noqa: PLR0913
     inputs: object = None,
     device: str = "auto",
     old_module: "str | nn.Module | None" = None,
+    tolerance: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
@@ -80,6 +82,8 @@ def migrate(  # noqa: PLR0913
         inputs: what forward takes, as for `verify`: the result is then run before it is placed.
         device: where it is run.
         old_module: the module of the source, which then has to compute the same.
+        tolerance: how far its outputs may differ, absolute and relative; without it in no bit on
+            the same device.
         progress: told how many bytes have just been written.
         policy: which findings about the result are reported.
         limits: bounds on what a file may cost.
@@ -112,6 +116,7 @@ def migrate(  # noqa: PLR0913
             at=meets.at if meets else at,
             to=to,
             plan=read_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+            plan_name=str(plan) if isinstance(plan, str | Path) else "",
             reverse=reverse,
             wishes=Wishes(inject or {}, tuple(drop)),
             donor=None if from_ is None else locate(from_),
@@ -124,7 +129,9 @@ def migrate(  # noqa: PLR0913
             recorded=provenance,
             limits=limits,
             progress=progress,
-            proof=_proof(place, meets, inputs, device, old_module, limits),
+            proof=_proof(
+                place, meets, inputs, device, _Older(old_module, from_, tolerance), limits
+            ),
         )
     )
     met = [] if done.loading is None else [done.loading]
@@ -136,12 +143,22 @@ def migrate(  # noqa: PLR0913
     return draw_loading(said, done.loading) if done.loading else draw_state(said, done.state)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Older:
+    """What the result is compared with."""
+
+    module: "str | nn.Module | None"
+    donor: PathLike | None
+    """The file that has its attributes, where the source has none."""
+    tolerance: float | None
+
+
 def _proof(
     source: Location,
     target: Target | None,
     inputs: object,
     device: str,
-    old_module: "str | nn.Module | None",
+    older: "_Older",
     limits: Limits,
 ) -> "Proof | None":
     """Return what runs a migrated file, and the source in its old module; None without inputs."""
@@ -157,6 +174,7 @@ def _proof(
     from ckptool.verification.sides import side
 
     where, taken = running.choose(device), given(inputs)
+    old_module, donor = older.module, older.donor
 
     def proof(written: "Written") -> "Check":
         before, after = opened(source, limits), open_checkpoint(written.path, limits)
@@ -167,6 +185,11 @@ def _proof(
             if old_module is not None:
                 fits = target.fitting(old_module, hyper)
                 old = stack.enter_context(side(before, old_module, fits, target.at))
-            return prove(written, levels.verify(new, where, taken, old))
+                if donor is not None:
+                    beside = {
+                        k: t for s in opened(donor, limits).states for k, t in s.unsaved.items()
+                    }
+                    old = replace(old, beside=beside | dict(old.beside))
+            return prove(written, levels.verify(new, where, taken, old, older.tolerance))
 
     return proof

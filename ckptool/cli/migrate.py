@@ -51,6 +51,7 @@ from ckptool.policy import Policy
               help="Where it is run, if inputs are given: auto, cuda, simulated, cpu.")  # fmt: skip
 @click.option("--old-module", metavar="PACKAGE.MODULE:NAME",
               help="SRC's module: it has to compute the same on the inputs.")  # fmt: skip
+@click.option("--tolerance", type=float, help="How far it may differ; without it in no bit.")
 @limit_options
 @screen_options
 def command(  # noqa: PLR0913
@@ -77,6 +78,7 @@ def command(  # noqa: PLR0913
     inputs: tuple[str, ...] | None,
     device: str,
     old_module: str | None,
+    tolerance: float | None,
     limits: Limits,
     out: Output,
     policy: Policy,
@@ -114,6 +116,7 @@ def command(  # noqa: PLR0913
             inputs=inputs,
             device=device,
             old_module=old_module,
+            tolerance=tolerance,
             progress=progress.add,
             policy=policy,
             limits=limits,

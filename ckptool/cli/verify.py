@@ -37,7 +37,7 @@ from ckptool.policy import Policy
 )
 @click.option("--old-module", metavar="PACKAGE.MODULE:NAME", help="The module of OLD.")
 @input_options
-@click.option("--tolerance", type=float, help="Across devices, absolute and relative.")
+@click.option("--tolerance", type=float, help="How far outputs may differ, absolute and relative.")
 @limit_options
 @report_options
 def command(  # noqa: PLR0913

@@ -189,6 +189,8 @@ def _why(error: OSError | ValueError, path: Path) -> str:
     if isinstance(error, FileNotFoundError):
         if re.match(_COLLAPSED, str(path)):
             return "no such file; a remote location is given as a str, not as a pathlib.Path"
+        if any(sign in str(path) for sign in "*?["):
+            return "no such file: a pattern is for the shell to expand, and here it matched nothing"
         return "no such file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 

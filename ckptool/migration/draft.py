@@ -1,13 +1,22 @@
 """What a checkpoint will be: tensors under new keys, described by where they lie now."""
 
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import PlanError
 from ckptool.model import BITS, Checkpoint, State, StorageInfo, TensorInfo
+
+_ITEM: Final = re.compile(r"\[['\"]?(\w+)['\"]?\]")
+"""A step into a list or a dict."""
+_COMPARED: Final = 2000
+"""Keys that a wrong one is compared with."""
 
 
 class Item(Struct, frozen=True):
@@ -107,6 +116,24 @@ def renamed(draft: Draft, rename: Callable[[str], str], versions: Callable[[str]
 def matching(draft: Draft, keys: str) -> list[str]:
     """Return the tensors' keys that `keys` names: itself, else those that match it as a glob."""
     return [keys] if keys in draft.items else [k for k in draft.items if fnmatchcase(k, keys)]
+
+
+def near(draft: Draft, key: str) -> str:
+    """Return what a key that is not there is perhaps meant to be, as the end of a sentence."""
+    keys = [*draft.items, *draft.others]
+    wrapped = next((k for k in keys if k.endswith(f".{key}")), None)
+    if wrapped is not None:
+        prefix = wrapped.removesuffix(key)
+        return (
+            f" (there is `{wrapped}`: a step strip-prefix with prefix = {json.dumps(prefix)} first)"
+        )
+    close = get_close_matches(key, keys[:_COMPARED], n=1)
+    return f" (did you mean `{close[0]}`?)" if close else ""
+
+
+def dotted(path: str) -> str:
+    """Return the key of `path` once a list or dict of layers is a ModuleList or ModuleDict."""
+    return _ITEM.sub(r".\1", path)
 
 
 def c_order(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ckptool.elements import obstacle
 from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors_writer import CODES
-from ckptool.migration.draft import Draft, Item
+from ckptool.migration.draft import Draft, Item, dotted
 from ckptool.migration.write import SAFETENSORS
 from ckptool.model import Container
 
@@ -72,7 +72,7 @@ def _extra(draft: Draft, to: str) -> Iterator[str]:
 
 
 def _attributes(draft: Draft) -> Iterator[str]:
-    left = [key for key in draft.state.unsaved if key not in draft.items]
+    left = [k for k in draft.state.unsaved if not {k, dotted(k)} & draft.items.keys()]
     if left:
         names = _some([f"`{key}`" for key in left])
         yield (

@@ -6,14 +6,14 @@ dropping or injecting is done once the description is changed; `execute.py` then
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare import state_at
 from ckptool.errors import PlanError, RenameRefusedError
-from ckptool.migration.draft import Draft, Item, draft_of, matching, renamed
+from ckptool.migration.draft import Draft, Item, draft_of, matching, near, renamed
 from ckptool.model import TensorInfo
 
 
@@ -101,6 +101,10 @@ class Inject(Operation, frozen=True, kw_only=True, tag="inject"):
         return "-", f"{self.key}{form}{'' if self.shape is None else list(self.shape)}"
 
 
+How = Literal["exact", "prefix", "regex"]
+"""How a key is renamed."""
+
+
 class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
     """Give a tensor another key; `how` may be prefix, or regex with a template.
 
@@ -110,13 +114,15 @@ class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
 
     key: str
     to: str
-    how: str = "exact"
+    how: How = "exact"
     """"exact"; "prefix": what `key` begins is renamed; "regex": `to` is its template."""
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:
         moved = {key: new for key in (*draft.items, *draft.others) if (new := self._new(key))}
         if not moved:
-            raise PlanError(f"rename `{self.key}`: nothing in the file is called so")
+            raise PlanError(
+                f"rename `{self.key}`: nothing in the file is called so{near(draft, self.key)}"
+            )
         for key, new in moved.items():
             self._check(key, new, draft, facts.expected)
         result = renamed(draft, lambda key: moved.get(key, key), self._module)
@@ -189,7 +195,9 @@ class Drop(Operation, frozen=True, kw_only=True, tag="drop"):
     def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
         gone = {*matching(draft, self.key), *({self.key} & draft.others.keys())}
         if not gone:
-            raise PlanError(f"drop `{self.key}`: nothing in the file is called so")
+            raise PlanError(
+                f"drop `{self.key}`: nothing in the file is called so{near(draft, self.key)}"
+            )
         return replace(
             draft,
             items={key: item for key, item in draft.items.items() if key not in gone},

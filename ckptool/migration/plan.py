@@ -6,18 +6,20 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 from msgspec import Struct, structs
 
 from ckptool.errors import PlanError, RenameRefusedError
+from ckptool.faults import plainly
 from ckptool.migration.draft import Draft
 from ckptool.migration.ops import (
     AddPrefix,
     Drop,
     Extract,
     Facts,
+    How,
     Inject,
     IrreversibleError,
     Operation,
@@ -54,20 +56,23 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Whether it was made to undo another: a transposition undone is the same steps again."""
 
 
-def apply(plan: Iterable[Operation], draft: Draft, facts: Facts) -> Draft:
-    """Return what `draft` is after all steps.
+def apply(plan: Iterable[Operation], draft: Draft, facts: Facts, name: str = "") -> Draft:
+    """Return what `draft` is after all steps; errors begin with `name`, that of the plan's file.
 
     Raises:
         PlanError: a step matches nothing, or would do harm; the message says which one.
     """
+
+    def place(number: int) -> str:
+        return f"{name}: step {number}: " if name else f"step {number}: "
+
     for number, op in enumerate(plan, 1):
         try:
             draft = op.apply(draft, facts)
         except RenameRefusedError as error:
-            step = f"step {number}: "
-            raise RenameRefusedError(error.key, error.to, error.reason, step) from error
+            raise RenameRefusedError(error.key, error.to, error.reason, place(number)) from error
         except PlanError as error:
-            raise PlanError(f"step {number}: {error}") from error
+            raise PlanError(f"{place(number)}{error}") from error
     return draft
 
 
@@ -97,10 +102,13 @@ def to_data(plan: Plan) -> list[dict[str, Any]]:
 def write(plan: Plan) -> str:
     """Return the text of a plan's file."""
     blocks = [f"schema = {plan.schema}\n" + ("undoes = true\n" if plan.undoes else "")]
-    for step in to_data(plan):
-        lines = [f"{key} = {_value(value)}\n" for key, value in step.items()]
-        blocks.append(f"[[ops]]\n{''.join(lines)}")
-    return "\n".join(blocks)
+    return "\n".join([*blocks, *map(step_text, plan.ops)])
+
+
+def step_text(step: Op) -> str:
+    """Return one step as a plan's file has it."""
+    data = msgspec.json.decode(msgspec.json.encode(step))
+    return "[[ops]]\n" + "".join(f"{key} = {_value(value)}\n" for key, value in data.items())
 
 
 def read(text: str, name: str = "plan") -> Plan:
@@ -123,12 +131,14 @@ def from_data(data: Mapping[str, Any], name: str) -> Plan:
         PlanError: it is no plan.
     """
     if data.get("schema", SCHEMA) != SCHEMA:
-        raise PlanError(f"{name}: schema {data['schema']!r} is not one that this version reads")
+        raise PlanError(
+            f"{name}: schema {data['schema']!r} is not one that this version reads: it is {SCHEMA}"
+        )
     _check_names(data, name)
     try:
         return msgspec.convert(data, Plan)
     except msgspec.ValidationError as error:
-        raise PlanError(f"{name}: {error}") from error
+        raise PlanError(f"{name}: {plainly(str(error), {'how': get_args(How)})}") from error
 
 
 def read_file(path: Path) -> Plan:
@@ -152,23 +162,24 @@ _OPS: Final[Mapping[str, type[Operation]]] = {
 
 def _check_names(data: Mapping[str, Any], name: str) -> None:
     """Say what an unknown name is perhaps meant to be; all else is msgspec's to refuse."""
-    _check_known(data, Plan.__struct_fields__, f"{name}: $")
+    _check_known(data, Plan.__struct_fields__, f"{name}: there is no key")
     steps = data.get("ops")
     for index, step in enumerate(steps if isinstance(steps, list) else ()):
         if isinstance(step, dict) and isinstance(step.get("op"), str):
-            place = f"{name}: $.ops[{index}]"
-            _check_known({step["op"]: None}, _OPS, f"{place}.op")
+            place = f"{name}: step {index + 1}"
+            _check_known({step["op"]: None}, _OPS, f"{place}: there is no operation")
             fields = structs.fields(_OPS[step["op"]])
-            _check_known(step, ("op", *(field.encode_name for field in fields)), place)
+            keys = ("op", *(field.encode_name for field in fields))
+            _check_known(step, keys, f"{place}: {step['op']} has no key")
 
 
-def _check_known(found: Mapping[str, Any], known: Iterable[str], place: str) -> None:
+def _check_known(found: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     names = list(known)
     for word in found:
         if word not in names:
             close = get_close_matches(word, names, n=1)
             meant = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-            raise PlanError(f"{place} has {word!r}: {meant}")
+            raise PlanError(f"{what} {word!r}: {meant}")
 
 
 def _value(value: object) -> str:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from ckptool import values
 from ckptool.errors import PlanError
-from ckptool.migration.draft import Draft, Item, c_order, matching
+from ckptool.migration.draft import Draft, Item, c_order, matching, near
 from ckptool.migration.ops import Facts, IrreversibleError, Operation
 from ckptool.model import BITS, Part, StorageInfo, TensorInfo
 
@@ -318,7 +318,7 @@ def joined(key: str, tensors: list[TensorInfo], dim: int) -> TensorInfo:
 def _item(op: str, draft: Draft, key: str) -> Item:
     item = draft.items.get(key)
     if item is None:
-        raise PlanError(f"{op} `{key}`: the file has no tensor of that name")
+        raise PlanError(f"{op} `{key}`: the file has no tensor of that name{near(draft, key)}")
     return _checked(op, key, item)
 
 

@@ -1,12 +1,13 @@
 """A request -> a migrated file, and what was done: describe, plan, dry run, write, verify."""
 
 import sys
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ckptool.compare import Loading, best_state, state_at
+from ckptool.compare import Loading, best_state, matching_as_well, state_at, unmet
 from ckptool.errors import PlanError, ReadError, UsageError, WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.atomic import check_target, failing
@@ -28,6 +29,7 @@ from ckptool.migration.plan import Plan, apply, reverse
 from ckptool.migration.plan import write as plan_text
 from ckptool.migration.prints import Prints
 from ckptool.migration.provenance import KEY, SUFFIX, Digests, applied
+from ckptool.migration.questions import UndecidedError
 from ckptool.migration.sources import Sources
 from ckptool.migration.suggest import Wishes, outcome, suggest
 from ckptool.migration.verify import Check, Proof, Written, verify
@@ -63,6 +65,8 @@ class Request:
     to: str | None = None
     plan: Plan | None = None
     """None: it is derived."""
+    plan_name: str = ""
+    """Of the file that it is from."""
     reverse: bool = False
     wishes: Wishes = field(default_factory=Wishes)
     donor: Location | None = None
@@ -148,17 +152,23 @@ def _run(request: Request, to: str, memory: Memory, prints: Prints, ahead: Ahead
     sources = Sources(live, request.donor, memory, watch, request.limits)
     plan = _plan(request, draft, module, sources)
     again = applied(plan, _record(draft))
-    result = draft if again else apply(plan.ops, draft, sources)
+    result = draft if again else apply(plan.ops, draft, sources, request.plan_name)
     met = outcome(result, module, alone=to == SAFETENSORS) if module else None
     notes = check_fits(result, to, drop_extra=request.drop_extra)
+    if module and request.at is None:
+        same = matching_as_well(checkpoint, module, draft.state)
+        places = ", ".join(f"`{at}`" for at in same)
+        also = f"{places} matches as well as `{draft.state.at or '.'}`: --at takes it instead"
+        notes = (*notes, also) if same else notes
     if request.folder and (along := companions(checkpoint)):
         notes = (*notes, f"copied along: {', '.join(file.name for file in along)}")
     if request.folder and is_web(checkpoint.path):
         notes = (*notes, "what lies beside the shards is not copied: http cannot list it")
-    _save_plan(request, plan)
+    _save_plan(request, plan_text(plan))
     changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     changed = changed or result.state.role == "module"
-    done = _Done(request, to, plan, result, live, watch, prints, ahead, changed)
+    left = unmet(met) if met else ""
+    done = _Done(request, to, plan, result, live, watch, prints, ahead, changed, left)
     checks, digests = ((), None) if request.dry_run else done.write()
     return Migration(
         checkpoint=checkpoint,
@@ -221,6 +231,13 @@ def _container(request: Request) -> str:
                 "name it without a suffix, and leave --to pth out"
             )
         return SAFETENSORS
+    if found is None and request.target is not None and request.target.is_dir():
+        name = f"{Path(request.source.name).stem}.safetensors"
+        raise UsageError(
+            f"-o {request.target}: is a folder: name the file in it, for example {name}"
+        )
+    if found is None and str(request.target) == "-":
+        raise UsageError("-o -: a checkpoint is not written to standard output: name a file")
     if found is None:
         known = ", ".join(_SUFFIXES)
         raise UsageError(
@@ -275,9 +292,21 @@ def _state(checkpoint: Checkpoint, module: ModuleState | None, request: Request)
 
 
 def _plan(request: Request, draft: Draft, module: ModuleState | None, sources: Sources) -> Plan:
-    """Return the plan that was given, or the one that is derived."""
+    """Return the plan that was given, or the one that is derived.
+
+    Raises:
+        UndecidedError: nothing can be derived; what is open is where the plan was to be saved.
+        UsageError: a plan and single steps were given.
+    """
     if request.plan is None:
-        return suggest(draft, module, sources, request.wishes)
+        try:
+            return suggest(draft, module, sources, request.wishes)
+        except UndecidedError as error:
+            raise _with_way_out(error, request) from error
+    if request.wishes != Wishes():
+        raise UsageError(
+            "--plan is the whole plan: write what --inject and --drop ask for into it, as steps"
+        )
     return reverse(request.plan) if request.reverse else request.plan
 
 
@@ -293,13 +322,26 @@ def _record(draft: Draft) -> str | None:
         return None
 
 
-def _save_plan(request: Request, plan: Plan) -> None:
+def _with_way_out(error: UndecidedError, request: Request) -> PlanError:
+    """Save what could be derived, with what is open in comments, and say so."""
+    if request.save_plan is None:
+        way = "--save-plan FILE writes the plan so far, with all that is open, to be edited"
+    else:
+        _save_plan(request, error.draft)
+        way = (
+            f"the plan so far is in {request.save_plan}, with all that is open in comments: "
+            f"decide it there, and come back with --plan {shlex.quote(str(request.save_plan))}"
+        )
+    return PlanError(f"{error}; {way}")
+
+
+def _save_plan(request: Request, text: str) -> None:
     if request.save_plan is None:
         return
     with failing(request.save_plan):
         if request.save_plan.exists() and not request.force:
             raise WriteError(f"{request.save_plan}: exists already: replace it with --force")
-        request.save_plan.write_text(plan_text(plan), encoding="utf-8")
+        request.save_plan.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +357,7 @@ class _Done:
     prints: Prints
     ahead: Ahead
     changed: bool
+    unmet: str
 
     def write(self) -> tuple[tuple[Check, ...], Digests]:
         request, checks = self.request, list[Check]()
@@ -341,4 +384,5 @@ class _Done:
         if self.to == SAFETENSORS:
             tied = ties.split_ties(self.result)[1]
         # A pickled module at the root gives a state_dict at the root.
-        return Written(path, target or path, self.to == SAFETENSORS, self.result.state.at, tied)
+        safetensors = self.to == SAFETENSORS
+        return Written(path, target or path, safetensors, self.result.state.at, tied, self.unmet)

@@ -11,7 +11,7 @@ from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location, locate, masked
-from ckptool.migration.draft import Draft
+from ckptool.migration.draft import Draft, dotted
 from ckptool.migration.memory import Memory
 from ckptool.migration.npz import read_array
 from ckptool.migration.ops import Inject
@@ -79,7 +79,11 @@ class Sources:
         if self._donor is not None:
             states = self._open(self._donor).states
             places += [state.unsaved for state in states] + [state.tensors for state in states]
-        return next((place[path] for place in places if path in place), None)
+        for place in places:
+            if path in place:
+                return place[path]
+        # A plain list of layers that is a ModuleList now: `layers[0].bias` is `layers.0.bias`.
+        return next((t for p in places for key, t in p.items() if dotted(key) == path), None)
 
     def product(self, key: str, one: TensorInfo, other: TensorInfo) -> TensorInfo:
         """Return where the products of two tensors' elements are, computed once.

@@ -19,13 +19,11 @@ from ckptool.migration.ops import (
     StripPrefix,
 )
 from ckptool.migration.plan import Op, Plan, apply
+from ckptool.migration.questions import UndecidedError, questions
 from ckptool.migration.reshaping import Bake, Tie
 from ckptool.migration.sources import Sources
 from ckptool.model import Checkpoint, Constancy, Held, Kind, ModuleState
 from ckptool.styles import Style
-
-_MOST = 6
-"""Reasons that one error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ def suggest(draft: Draft, module: ModuleState | None, sources: Sources, wishes: 
     Without a module, what was wished for and nothing else.
 
     Raises:
-        PlanError: something cannot be decided; every such key is named, with the way out.
+        UndecidedError: something cannot be decided; it has every such key, with the way out.
     """
     steps = _Steps(draft, module, sources)
     # A key to be dropped may be meant as the file has it, or as the module would.
@@ -61,7 +59,9 @@ def suggest(draft: Draft, module: ModuleState | None, sources: Sources, wishes: 
         steps.add_all(_retied(steps.loading))
         steps.add_all(_injections(steps))
         steps.add_all(_drops(steps.loading))
-        _check(steps.loading)
+        if still := questions(steps.loading):
+            name = str(draft.checkpoint.path)
+            raise UndecidedError(name, Plan(tuple(steps.ops)), still)
     return Plan(tuple(steps.ops))
 
 
@@ -201,82 +201,3 @@ def _drops(met: Loading) -> Iterator[Op]:
     for key in met.unexpected_keys:
         if met.same_value.get(key) and key in met.module.unsaved:
             yield Drop(key=key, why="the module makes the same value itself (CK205)")
-
-
-def _check(met: Loading) -> None:
-    """Refuse what is still open.
-
-    Raises:
-        PlanError: each key, why it is open, and what would decide it.
-    """
-    told = {k for one in met.restyles for k in (*one.file_keys, *one.module_keys)}
-    told |= {k for one in met.fused for k in (one.whole, *one.pieces)}
-    forms, open_keys = _other_forms(met), (*_unknown(met, told), *_left_over(met, told))
-    reasons = [*forms, *open_keys, *_misshapen(met)]
-    if not reasons:
-        return
-    shown = "; ".join(reasons[:_MOST])
-    more = f"; and {len(reasons) - _MOST} more" if len(reasons) > _MOST else ""
-    raise PlanError(f"{met.checkpoint.path}: cannot decide: {shown}{more}")
-
-
-def _other_forms(met: Loading) -> Iterator[str]:
-    """Yield what the file has in a form from which the module's does not follow."""
-    for one in met.restyles:
-        if not one.bridged:
-            yield (
-                f"`{one.parameter}` is kept by {one.have} in the file and by {one.want} in the "
-                "module (CK217): ckptool diff says how to get from one to the other"
-            )
-    for fused in met.fused:
-        yield (
-            f"`{fused.whole}` is {', '.join(f'`{p}`' for p in fused.pieces)} in one (CK218), in an "
-            "order that the file does not tell: ckptool diff shows the plan to put it in"
-        )
-
-
-def _unknown(met: Loading, told: set[str]) -> Iterator[str]:
-    for key in met.missing_keys:
-        if key in told:
-            continue
-        held = met.module.saved.get(key)
-        if held is None:
-            yield f"`{key}` is extra state that the file lacks (CK220)"
-        elif held.kind is Kind.PARAMETER:
-            yield f"`{key}` is a parameter that the file lacks (CK201): --inject {key}=SOURCE"
-        else:
-            yield (
-                f"`{key}` is a buffer {_origin(held)}, and it cannot be recovered from this file "
-                f"(CK202): --inject {key}=file:DONOR#KEY, or another source"
-            )
-
-
-def _origin(held: Held) -> str:
-    if held.statistic:
-        return "that training changes"
-    if held.constancy is Constancy.RANDOM:
-        return "that differs each time the module is built"
-    return "that is not known to be the same each time the module is built"
-
-
-def _left_over(met: Loading, told: set[str]) -> Iterator[str]:
-    for key in met.unexpected_keys:
-        if key in told:
-            continue
-        differs = met.same_value.get(key) is False and key in met.module.unsaved
-        if differs:
-            yield (
-                f"`{key}` has another value than the module makes itself (CK206): dropping it "
-                f"changes what the model computes: --drop {key} if that is meant"
-            )
-        else:
-            yield f"`{key}` is no key of the module (CK204): --drop {key} if it is not needed"
-
-
-def _misshapen(met: Loading) -> Iterator[str]:
-    for change in met.mismatched:
-        have, want = list(change.actual.shape), list(change.expected.shape)
-        yield (
-            f"`{change.key}` is {have} and the module has {want} (CK207): build it with other "
-            "arguments, or write a plan that reshapes it"
-        )

@@ -126,8 +126,12 @@ def _form(target: str) -> str:
     if file.endswith(".py") or "/" in file:
         module = file.removesuffix(".py").strip("./").replace("/", ".")
         return f"is a path; name the module instead: {module}:{name or 'Name'}"
-    head, dot, last = target.strip(":").rpartition(".")
-    example = f"{head}:{last}" if dot and head else "package.module:Name"
+    said = target.strip(":")
+    head, dot, last = said.rpartition(".")
+    if target.startswith(":") or not said:
+        example = f"package.module:{said or 'Name'}"
+    else:
+        example = f"{head}:{last}" if dot and last[:1].isupper() else f"{said}:Name"
     return f"expected package.module:Name, for example {example}"
 
 

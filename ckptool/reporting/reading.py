@@ -83,6 +83,10 @@ def _loading_words(loading: Loading, verdict: Verdict) -> str:
     if not loading.strict:
         return counts(loading)
     graver = [f for f in verdict.findings if f.level >= Level.WARNING]
+    if not graver and loading.restored:
+        first, *more = loading.restored
+        names = f"`{first}`" + (f" and {len(more)} more" if more else "")
+        return f"loads with safetensors.torch.load_model, which ties {names} again"
     if not graver:
         return "loads strictly"
     lost = {f.key for f in graver if f.rule.code.startswith("CK1")}

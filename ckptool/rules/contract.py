@@ -1,5 +1,6 @@
 """Revision, Holding -> hits: what a release breaks for who has the older (CK801 to CK806)."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -205,14 +206,15 @@ def output_drift(replay: Replay) -> Iterator[Hit]:
         "{reason}",
         why="It is a file that users have. Today's code cannot load it, and nothing that is "
         "released with the code makes it loadable.",
-        fix="See what is open with `ckptool migrate {key} --dry-run`, decide it in a plan "
-        "(--save-plan), and name the plan with --plan.",
+        fix="Run `ckptool migrate {file} -m {module} --dry-run --save-plan PLAN`, decide in PLAN "
+        "what is open, and name it with --plan, or in `plans` of the configuration.",
         example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
     ),
 )
 def no_migration_path(fixture: Fixture) -> Iterator[Hit]:
     if not fixture.way:
-        yield hit(fixture.path, module=fixture.module, reason=fixture.reason)
+        file = shlex.quote(fixture.path)
+        yield hit(fixture.path, module=fixture.module, reason=fixture.reason, file=file)
 
 
 def _forms(subject: Revision | Holding) -> Iterator[Hit]:

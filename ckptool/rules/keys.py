@@ -1,5 +1,6 @@
 """Loading -> hits: keys that are missing or unexpected, one by one (CK201 to CK220)."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -39,7 +40,8 @@ def _facts(held: Held) -> dict[str, object]:
 
 def _migrate(loading: Loading) -> str:
     """Return the command that writes a file which loads."""
-    return f"ckptool migrate {loading.checkpoint.path} -o NEW -m {loading.module.target}"
+    path = shlex.quote(str(loading.checkpoint.path))
+    return f"ckptool migrate {path} -o NEW -m {loading.module.target}"
 
 
 def _recomputable(held: Held) -> bool:

@@ -1,6 +1,7 @@
 """Loading -> hits: tensors that are there in another form (CK217, CK218, CK501, CK605)."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -13,7 +14,8 @@ from ckptool.styles import Restyle, Style
 
 def migrate_command(loading: Loading) -> str:
     """Return the command that writes a file which loads."""
-    return f"ckptool migrate {loading.checkpoint.path} -o NEW -m {loading.module.target}"
+    path = shlex.quote(str(loading.checkpoint.path))
+    return f"ckptool migrate {path} -o NEW -m {loading.module.target}"
 
 
 @check(
@@ -138,13 +140,16 @@ def _plan(one: Fused) -> str:
 )
 def tie_groups(loading: Loading) -> Iterator[Hit]:
     for key, kept in loading.tied.items():
+        one_name = key in loading.restored
+        lenient = "load with strict=False: nothing is lost"
+        way = "safetensors.torch.load_model(module, path) does; where load_state_dict() is called"
         yield hit(
             key,
-            Level.WARNING,
+            Level.NOTE if one_name else Level.WARNING,
             others=f"`{kept}`",
             who="the module",
             effect=f"; the file has it as `{kept}` only, as safetensors does",
-            remedy=f"{migrate_command(loading)}; or load with strict=False: nothing is lost",
+            remedy=f"{way}, {lenient}" if one_name else f"{migrate_command(loading)}; or {lenient}",
             keys=[key, kept],
         )
     yield from _untied(loading)

@@ -1,5 +1,6 @@
 """Release, Upkeep -> hits: what a policy asks for, and the policy itself (CK210, CK85x)."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Final
@@ -154,7 +155,7 @@ def not_safetensors(release: Release) -> Iterator[Hit]:
     checkpoint = release.checkpoint
     safe = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
     if release.require.safetensors and checkpoint.container not in safe:
-        yield hit("", container=str(checkpoint.container), path=str(checkpoint.path))
+        yield hit("", container=str(checkpoint.container), path=shlex.quote(str(checkpoint.path)))
 
 
 @check(

@@ -1,5 +1,6 @@
 """Checkpoint -> hits: how and when it was saved (CK305, CK309)."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -28,7 +29,7 @@ _OLD: Final = {
 )
 def legacy_serialization(checkpoint: Checkpoint) -> Iterator[Hit]:
     if checkpoint.container in _OLD:
-        yield hit("", what=_OLD[checkpoint.container], path=str(checkpoint.path))
+        yield hit("", what=_OLD[checkpoint.container], path=shlex.quote(str(checkpoint.path)))
 
 
 _TRAINING: Final = {
@@ -72,7 +73,7 @@ def training_state(checkpoint: Checkpoint) -> Iterator[Hit]:
         next(iter(places)),
         what=", ".join(dict.fromkeys(places.values())),
         nbytes=f", {total:,} bytes of tensors" if total else "",
-        path=str(checkpoint.path),
+        path=shlex.quote(str(checkpoint.path)),
         at=f" --at {models[0].at}" if len(models) == 1 and models[0].at else "",
         places=list(places),
     )

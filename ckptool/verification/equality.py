@@ -24,6 +24,9 @@ def equality(
 ) -> LevelResult:
     """Compare on the CPU bit for bit, on the device bit for bit, and across within a tolerance.
 
+    A tolerance that was asked for holds everywhere: a refactor that fuses or reorders sums rounds
+    otherwise.
+
     Where the old module cannot run on the device, which may be why there is a new one, its output
     on the CPU stands for it.
     """
@@ -31,11 +34,12 @@ def equality(
         if one.error is not None:
             reason = f"the {name} module's pass on the CPU raised {one.error}"
             return LevelResult(Level.EQUALITY, Status.INCONCLUSIVE, reason, "cpu")
-    found = [("cpu", difference(plain.new.output, plain.old.output), True)]
+    exact = tolerance is None
+    found = [("cpu", difference(plain.new.output, plain.old.output, tolerance), exact)]
     if _went_through(there.new):
         output = there.new.output
         if _went_through(there.old):
-            found.append((where.words, difference(output, there.old.output), True))
+            found.append((where.words, difference(output, there.old.output, tolerance), exact))
         across = difference(output, plain.old.output, tolerance)
         found.append((f"{where.words} against cpu", across, False))
     return _judged(found, where, tolerance)
@@ -57,6 +61,11 @@ def _judged(
     ran = where.words if len(found) > 1 else "cpu"
     if wrong is not None:
         within = "" if wrong[2] else f" (tolerance {_tolerance(tolerance)})"
+        if wrong[2] and wrong[1].close:
+            within = (
+                ": so little may be rounding, as where a refactor fuses or reorders sums: "
+                "--tolerance accepts it"
+            )
         reason = f"on {wrong[0]} {wrong[1].first}, {wrong[1].words}{within}"
         return LevelResult(Level.EQUALITY, Status.FAILED, reason, ran, tuple(details))
     if not found[0][1].compared:

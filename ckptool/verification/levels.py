@@ -3,10 +3,11 @@
 from typing import Final
 
 from msgspec.structs import replace
+from torch import nn
 
 from ckptool.compare import Loading
 from ckptool.model import Kind, Skipped
-from ckptool.verification import cpu, load, running
+from ckptool.verification import cpu, load, pickled, running
 from ckptool.verification import inputs as words
 from ckptool.verification.equality import Both, equality
 from ckptool.verification.facts import Clash, Level, LevelResult, Status, Verification
@@ -16,6 +17,7 @@ from ckptool.verification.running import Device, Ran
 from ckptool.verification.sides import Side
 from ckptool.verification.survival import round_trip, survival
 
+_SHOWN: Final = 3
 _UNPROVED: Final = Skipped(
     "a real CUDA device",
     "a simulated one proves where tensors are; not CUDA's arithmetic, kernels, memory and autocast",
@@ -90,9 +92,38 @@ def _equality(
     if not old.loading.strict:
         reason = "the old checkpoint does not load into the old module: name that with --old-module"
         return LevelResult(Level.EQUALITY, Status.INCONCLUSIVE, reason)
-    plain = cpu.run(before.make(), inputs)
-    there = running.on(device, before.make(), inputs) if ran.device else None
-    return equality(Both(plain, ran.cpu), Both(there, ran.device), device, tolerance)
+
+    def made() -> nn.Module:
+        module = before.make()
+        pickled.put_back(module, old.beside)
+        return module
+
+    module = made()
+    kept = pickled.places(module, old.beside)
+    plain = cpu.run(module, inputs)
+    there = running.on(device, made(), inputs) if ran.device else None
+    told = equality(Both(plain, ran.cpu), Both(there, ran.device), device, tolerance)
+    return _with_origins(told, old, kept)
+
+
+def _with_origins(told: LevelResult, old: Side, kept: tuple[str, ...]) -> LevelResult:
+    """Say where the old module's unsaved tensors were from: they decide what it computes."""
+    if kept:
+        words = f"the old module has what was pickled beside its state_dict: {_few(kept)}"
+        told = replace(told, details=(*told.details, words))
+    lost = tuple(key for key in old.loading.module.unsaved if key not in kept)
+    if told.status is Status.FAILED and lost:
+        words = (
+            f"the old file has no value of {_few(lost)}, and the old module's constructor made it: "
+            "a whole pickled module would have what training made of it"
+        )
+        told = replace(told, reason=f"{told.reason}; {words}")
+    return told
+
+
+def _few(keys: tuple[str, ...]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(f"`{key}`" for key in keys[:_SHOWN]) + more
 
 
 def _assigned(clash: Clash, loading: Loading) -> Clash:

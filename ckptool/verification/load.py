@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ckptool.compare import Loading
+from ckptool.compare import Loading, unmet
 from ckptool.errors import ModuleError
 from ckptool.model import Skipped
 from ckptool.modules.usercode import UserCodeError, user_code
@@ -54,7 +54,9 @@ def subject(maker: Maker, loading: Loading) -> Subject:
         ReadError: they cannot be had.
     """
     keys = loading.rewrite.keys if loading.rewrite else {}
-    return Subject(maker, loading, weights(loading.checkpoint, loading.state, keys))
+    tensors = weights(loading.checkpoint, loading.state, keys)
+    tensors.update({name: tensors[kept] for name, kept in loading.restored.items()})
+    return Subject(maker, loading, tensors)
 
 
 def load(module: nn.Module, tensors: Mapping[str, Any], target: str) -> None:
@@ -80,9 +82,12 @@ def strictly(one: Subject) -> LevelResult:
         with user_code():
             module.load_state_dict(as_it_is, strict=True)
     except UserCodeError as error:
-        return LevelResult(Level.LOAD, Status.FAILED, _why(met) or f"it raised {error}", "cpu")
+        return LevelResult(Level.LOAD, Status.FAILED, _unmet(met) or f"it raised {error}", "cpu")
     count = f"{len(met.matched)} of {len(met.module.saved)} tensors of the module were in the file"
-    return LevelResult(Level.LOAD, Status.PASSED, "", "cpu", (count,))
+    tied = f"tied again, as safetensors keeps one name: {_few(tuple(met.restored))}"
+    return LevelResult(
+        Level.LOAD, Status.PASSED, "", "cpu", (count, tied) if met.restored else (count,)
+    )
 
 
 def on_meta(one: Subject) -> OnMeta:
@@ -104,16 +109,11 @@ def on_meta(one: Subject) -> OnMeta:
     return OnMeta(tuple(empty), tuple(tie for tie in ties if tie not in after))
 
 
-def _why(met: Loading) -> str:
-    counts = (
-        ("missing", met.missing_keys),
-        ("unexpected", met.unexpected_keys),
-        ("of another shape", tuple(change.key for change in met.mismatched)),
-    )
-    words = [f"{len(keys)} {word} ({_few(keys)})" for word, keys in counts if keys]
+def _unmet(met: Loading) -> str:
+    words = unmet(met)
     if met.rewrite and words:
-        words.append("the rest was checked with the keys rewritten (CK209)")
-    return "; ".join(words)
+        words = f"{words}; the rest was checked with the keys rewritten (CK209)"
+    return words
 
 
 def _few(keys: tuple[str, ...]) -> str:

@@ -1,13 +1,13 @@
 """A checkpoint and the name of its module -> Side: what the levels work with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from ckptool.compare import Loading, loading
-from ckptool.model import Checkpoint
+from ckptool.model import Checkpoint, TensorInfo
 from ckptool.modules import ModuleSpec, describe, examine
 from ckptool.verification.instances import Maker, maker
 
@@ -18,6 +18,8 @@ class Side:
 
     loading: Loading
     maker: Maker
+    beside: Mapping[str, TensorInfo] = field(default_factory=dict)
+    """What a pickled module held beside its state_dict."""
 
 
 @contextmanager
@@ -31,4 +33,5 @@ def side(
     """
     with maker(module, spec) as made:
         state = examine(spec) if isinstance(module, str) else describe(module, spec.target)
-        yield Side(loading(checkpoint, state, at), made)
+        met = loading(checkpoint, state, at)
+        yield Side(met, made, met.state.unsaved)

@@ -41,6 +41,11 @@ def weights(checkpoint: Checkpoint, state: State, keys: Mapping[str, str]) -> di
     return found
 
 
+def plain_tensor(info: TensorInfo) -> Tensor | None:
+    """Return a copy of what `info` describes, None where that is no plain bytes."""
+    return _tensor(info) if _is_plain(info) else None
+
+
 def _is_plain(info: TensorInfo) -> bool:
     layered = bool(info.parts) and info.layout != "chunked"
     known = isinstance(getattr(torch, info.dtype, None), torch.dtype)

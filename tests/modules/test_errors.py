@@ -25,10 +25,10 @@ def failure(target, kwargs=None, search=()):
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("samples.attention", "expected package.module:Name, for example samples:attention"),
-        ("net", "expected package.module:Name, for example package.module:Name"),
-        ("a.b:", "expected package.module:Name, for example a:b"),
-        (":Net", "expected package.module:Name, for example package.module:Name"),
+        ("samples.attention", "expected package.module:Name, for example samples.attention:Name"),
+        ("net", "expected package.module:Name, for example net:Name"),
+        ("a.b:", "expected package.module:Name, for example a.b:Name"),
+        (":Net", "expected package.module:Name, for example package.module:Net"),
         ("src/model.py", "is a path; name the module instead: src.model:Name"),
         ("./src/model.py:Net", "is a path; name the module instead: src.model:Net"),
         (
