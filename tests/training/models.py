@@ -69,6 +69,28 @@ class NeedsSize(nn.Module):
         self.mask = torch.ones(size)
 
 
+class Decaying(nn.Module):
+    """Has a plain number from outside, and a flag of its own."""
+
+    def __init__(self, size, decay):
+        super().__init__()
+        self.body = nn.Linear(size, size)
+        self.decay = decay
+        self.ready = False
+
+    def forward(self, x):
+        self.ready = True
+        return self.body(x) * self.decay
+
+
+class WithOptions(nn.Module):
+    """Every argument of its constructor has a default."""
+
+    def __init__(self, size=3, decay=0.99):
+        super().__init__()
+        self.inner = Decaying(size, decay)
+
+
 class WithConfig(NeedsSize):
     """Keeps its arguments, as transformers' models do."""
 
