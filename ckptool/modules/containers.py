@@ -45,7 +45,7 @@ def children(value: object) -> Iterator[tuple[str, object]]:
 
 def _kept(function: FunctionType) -> Iterator[tuple[str, object]]:
     """Yield what a function keeps: the variables that it closes over, and its defaults."""
-    if function.__module__.partition(".")[0] in _OPAQUE:
+    if (function.__module__ or "").partition(".")[0] in _OPAQUE:
         return
     for index, cell in enumerate(function.__closure__ or ()):
         # A cell is empty until the function around it has assigned the variable.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Final, TypeAlias
 
+from ckptool.modules.moves import harmless_reads
 from ckptool.modules.places import place
 from ckptool.modules.walk import below_module
 
@@ -43,6 +44,10 @@ class _Method:
     file: str
     uses: dict[str, int]
     """Attribute -> line of the first read."""
+    bare: dict[str, int]
+    """Attribute -> line of the first read that is followed by no move, and asks for no shape."""
+    uncast: dict[str, int]
+    """The same, of reads that are followed by no cast."""
     writes: dict[str, int]
     """Attribute -> line of the first write."""
     supers: frozenset[str]
@@ -85,6 +90,18 @@ class Sources:
             if attribute in method.uses:
                 return method.at(method.uses[attribute])
         return ""
+
+    def moved(self, cls: type, attribute: str) -> str:
+        """Return where forward moves `self.attribute` itself, "" where any use of it does not."""
+        using = [m for m in self._class(cls).forward if attribute in m.uses]
+        if not using or any(attribute in method.bare for method in using):
+            return ""
+        return using[0].at(using[0].uses[attribute])
+
+    def cast(self, cls: type, attribute: str) -> bool:
+        """Whether forward casts `self.attribute` to the dtype of something wherever it uses it."""
+        using = [m for m in self._class(cls).forward if attribute in m.uses]
+        return bool(using) and not any(attribute in method.uncast for method in using)
 
     def written(self, cls: type, attribute: str) -> str:
         """Return "file:line" of the first write of `self.attribute` after construction."""
@@ -206,13 +223,21 @@ def _method(cls: type, name: str, function: FunctionType, node: ast.FunctionDef)
     uses: dict[str, int] = {}
     writes: dict[str, int] = {}
     supers: set[str] = set()
+    moves, casts = harmless_reads(node, this)
+    bare: dict[str, int] = {}
+    uncast: dict[str, int] = {}
     for inner in ast.walk(node):
         for attribute in _reads(inner, this):
             uses[attribute] = min(uses.get(attribute, sys.maxsize), _line(inner))
+            for found, harmless in ((bare, moves), (uncast, casts)):
+                if id(inner) not in harmless.reads and attribute not in harmless.attributes:
+                    found[attribute] = min(found.get(attribute, sys.maxsize), _line(inner))
         for attribute in _writes(inner, this):
             writes[attribute] = min(writes.get(attribute, sys.maxsize), _line(inner))
         supers |= _supers(inner)
-    return _Method(cls, name, function.__code__.co_filename, uses, writes, frozenset(supers))
+    return _Method(
+        cls, name, function.__code__.co_filename, uses, bare, uncast, writes, frozenset(supers)
+    )
 
 
 def _line(node: ast.AST) -> int:

@@ -77,6 +77,10 @@ def since_built(
     build = _builder(module, kwargs, fresh)
     if build is None:
         return Usage(target, _BUILT, skipped=(Skipped(_WHAT, _UNKNOWN),))
+    guessed = kwargs is None and fresh is None and _takes_more(module)
+    if guessed and _is_another(build, module):
+        reason = f"building it anew gives another state_dict: {_UNKNOWN}"
+        return Usage(target, _BUILT, skipped=(Skipped(_WHAT, reason),))
     maker = Maker(target, build=build)
     try:
         with random_state():
@@ -102,13 +106,20 @@ def since_built(
             for path, mark in live.marks.items()
         },
     )
-    guessed = kwargs is None and fresh is None and _takes_more(module)
     return _certain(usage, module) if guessed else usage
 
 
 def _takes_more(module: nn.Module) -> bool:
     """Whether its constructor has arguments that the module was perhaps given."""
     return len(_kept_arguments(module) or {}) < len(_arguments(type(module)) or {})
+
+
+def _is_another(build: Callable[[], Any], module: nn.Module) -> bool:
+    """Whether a guess at the arguments builds something else, seen without room for its weights."""
+    with suppress(UserCodeError), random_state(), user_code(), torch.device("meta"):
+        made = build()
+        return _form(made.state_dict()) != _form(module.state_dict())
+    return False
 
 
 def _certain(usage: Usage, module: nn.Module) -> Usage:
@@ -165,7 +176,7 @@ def only_changed(state: ModuleState, usage: Usage) -> ModuleState:
         for path, cls in state.hidden_modules.items()
         if any(key.startswith(f"{path}.") for key in usage.constancy)
     }
-    return replace(state, held=held, hidden_modules=hidden, none_buffers={})
+    return replace(state, held=held, hidden_modules=hidden, none_buffers={}, filled={})
 
 
 def _constancy(live: str, once: str | None, again: str | None) -> Constancy:
