@@ -194,6 +194,8 @@ def timed(row: dict[str, Any], name: str, call: Callable[[], Any]) -> list[Any] 
         row.setdefault("verdicts", {})[name] = (
             str(report.verdict) if hasattr(report, "verdict") else ""
         )
+    if not name.startswith("diff"):
+        row.setdefault("unsaved", {})[name] = [[u.key, u.kind, u.constancy, u.where] for u in report.unsaved]
     return [[f.code, f.level, f.key, f.message, f.fix] for f in report.findings]
 
 

@@ -13,8 +13,6 @@ ATOMS: Final = (str, bytes, int, float, complex, bool, type(None), type, range, 
 """What holds nothing."""
 _OPAQUE: Final = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
 """Packages whose own objects are not searched: they hold no state of a model."""
-_STATEFUL: Final = "torch.distributions."
-"""The one part of torch whose objects keep tensors that nothing moves or saves."""
 
 
 def children(value: object) -> Iterator[tuple[str, object]]:
@@ -80,8 +78,6 @@ def _fields(value: object) -> Iterator[tuple[str, object]]:
         names = [item.name for item in dataclasses.fields(value)]
     elif isinstance(value, SimpleNamespace) or is_plain(value):
         names = [*vars(value), *_slots(type(value))]
-    elif type(value).__module__.startswith(_STATEFUL):
-        names = list(vars(value))
     else:
         names = [] if _is_opaque(value) else _slots(type(value))
     for name in names:

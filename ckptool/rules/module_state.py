@@ -35,8 +35,14 @@ def _attribute(key: str) -> str:
 
 
 def _grave(held: Held) -> Level:
-    lost = held.constancy in {Constancy.RANDOM, Constancy.MUTATED}
-    return Level.ERROR if lost else Level.WARNING
+    if held.constancy in {Constancy.RANDOM, Constancy.MUTATED}:
+        return Level.ERROR
+    return Level.NOTE if _is_placeholder(held) else Level.WARNING
+
+
+def _is_placeholder(held: Held) -> bool:
+    """Whether it has no elements, and nothing is known to give it any."""
+    return 0 in held.tensor.shape and not held.written
 
 
 def _own(module: ModuleState, *kinds: Kind) -> Iterator[Held]:
@@ -273,6 +279,8 @@ def _left_behind(held: Held) -> tuple[Level, str]:
     """Return how grave it is that a tensor stays on the CPU, and what forward does with it."""
     if held.moved:
         return Level.NOTE, f", and forward takes it along itself at {held.moved}"
+    if _is_placeholder(held):
+        return Level.NOTE, "; it has no elements"
     if not held.tensor.shape:
         return Level.NOTE, "; it has no dimensions, so arithmetic with tensors elsewhere works"
     if held.used:
@@ -303,7 +311,7 @@ def _left_behind(held: Held) -> tuple[Level, str]:
 def dtype_not_following(module: ModuleState) -> Iterator[Hit]:
     for held in _own(module, *_TENSORS, Kind.CONTAINER, Kind.PARAMETER):
         # A tensor without dimensions gives way to the dtype of the others.
-        if not held.follows_dtype and not held.cast and held.tensor.shape:
+        if not held.follows_dtype and not held.cast and all(held.tensor.shape or (0,)):
             yield hit(held.key, **_facts(held))
 
 
