@@ -100,4 +100,7 @@ def is_plain(value: object) -> bool:
 
 
 def _is_opaque(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] in _OPAQUE
+    modules = [base.__module__ for base in type(value).__mro__]
+    # What a sampler draws from are settings, whoever wrote its class.
+    sampler = "torch.distributions.distribution" in modules
+    return sampler or modules[0].partition(".")[0] in _OPAQUE

@@ -37,7 +37,8 @@ def _attribute(key: str) -> str:
 def _grave(held: Held) -> Level:
     if held.constancy in {Constancy.RANDOM, Constancy.MUTATED}:
         return Level.ERROR
-    return Level.NOTE if _is_placeholder(held) else Level.WARNING
+    number = not held.tensor.shape and held.constancy is Constancy.CONSTANT and not held.written
+    return Level.NOTE if number or _is_placeholder(held) else Level.WARNING
 
 
 def _is_placeholder(held: Held) -> bool:

@@ -92,9 +92,43 @@ class Scalar(nn.Module):
 
 @near("CK111", "CK101", "CK110")
 def number_as_a_tensor(tmp):
-    report = audit(Scalar, "warning")
-    assert {f.code: f.level for f in report.findings} == {"CK101": "warning", "CK110": "note"}
+    return audit(Scalar, "note")
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.steps = torch.tensor(0)
+
+    def forward(self, x):
+        self.steps += 1
+        return x
+
+
+@fires("CK101", "CK110")
+def number_that_forward_changes(tmp):
+    report = audit(Counting)
+    assert [f.level for f in report.findings if f.code == "CK101"] == ["warning"]
     return report
+
+
+class Uniform(torch.distributions.Uniform):
+    """A class of its own, with bounds that are settings."""
+
+
+class Augmenting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sampler = Uniform(torch.tensor([0.0]), torch.tensor([1.0]))
+        self.others = {"normal": torch.distributions.Normal(0.0, 1.0)}
+
+    def forward(self, x):
+        return x + self.sampler.sample(x.shape[:1]).to(x)
+
+
+@near("CK102")
+def samplers(tmp):
+    return audit(Augmenting)
 
 
 class OneElement(nn.Module):
