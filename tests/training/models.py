@@ -1,5 +1,7 @@
 """Modules as they are trained, each with one way to keep state."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import nn
@@ -89,6 +91,17 @@ class WithOptions(nn.Module):
     def __init__(self, size=3, decay=0.99):
         super().__init__()
         self.inner = Decaying(size, decay)
+
+
+class LargeByDefault(nn.Module):
+    """What no arguments build is another module than this one, and a larger one."""
+
+    devices: ClassVar[list[str]] = []
+
+    def __init__(self, size=64):
+        super().__init__()
+        self.body = nn.Linear(size, size)
+        self.devices.append(self.body.weight.device.type)
 
 
 class WithConfig(NeedsSize):

@@ -107,6 +107,13 @@ def test_a_change_that_code_makes_is_told_from_other_arguments():
     assert [f.key for f in ckptool.audit(model).findings] == ["inner.ready"]
 
 
+def test_a_guess_that_builds_something_else_takes_no_room():
+    model = models.LargeByDefault(2)
+    models.LargeByDefault.devices.clear()
+    assert "gives another state_dict" in skipped(ckptool.audit(model))[WHAT]
+    assert models.LargeByDefault.devices == ["meta"]
+
+
 def test_fresh_that_gives_the_module_itself():
     model = models.NeedsSize(3)
     report = ckptool.audit(model, fresh=lambda: model)
