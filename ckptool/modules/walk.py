@@ -197,7 +197,8 @@ def _loose(module: "nn.Module") -> Iterator[tuple[str, object]]:
         # What reset() puts back is no state of its own.
         internal |= {"_defaults"}
     for name, value in list(vars(module).items()):
-        if name not in internal and name not in derived:
+        # torch.jit keeps bound methods such as __dir__ among the attributes.
+        if name not in internal and name not in derived and not name.startswith("__"):
             yield name, value
     yield from _scripted(module)
 
