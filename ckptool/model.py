@@ -313,6 +313,10 @@ class Held(Struct, frozen=True):
     """"file:line" of the assignment, "" where it cannot be found."""
     used: str = ""
     """"file:line" of the first use that forward reaches, "" where none was found."""
+    moved: str = ""
+    """"file:line" where forward takes it along itself, "" where any use of it does not."""
+    cast: bool = False
+    """Whether forward casts it wherever it uses it."""
     written: str = ""
     """"file:line" of the first write outside the constructor, "" where none was found."""
     alias_of: str = ""
@@ -356,6 +360,8 @@ class ModuleState(Struct, frozen=True):
     others: Mapping[str, str] = {}
     """Keys of the real state_dict() that hold no tensor (extra state), with what they hold."""
     none_buffers: Mapping[str, str] = {}
+    filled: Mapping[str, str] = {}
+    """Key of a buffer that is None -> "file:line" of the code that fills it, "" where none does."""
     """Buffers registered as None -> class of their owner."""
     modules: Mapping[str, ModuleClass] = {}
     """By prefix; "" is the module itself."""

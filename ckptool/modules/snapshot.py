@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from ckptool.model import Kind
+from ckptool.modules.containers import is_plain
 from ckptool.modules.tensors import content_mark
-from ckptool.modules.walk import Found, is_plain, join, qualified, walk
+from ckptool.modules.walk import Found, join, qualified, walk
 
 if TYPE_CHECKING:
     from torch import nn

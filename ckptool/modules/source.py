@@ -3,12 +3,14 @@
 import ast
 import inspect
 import linecache
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Final, TypeAlias
 
+from ckptool.modules.moves import harmless_reads
 from ckptool.modules.places import place
 from ckptool.modules.walk import below_module
 
@@ -43,10 +45,16 @@ class _Method:
     file: str
     uses: dict[str, int]
     """Attribute -> line of the first read."""
+    bare: dict[str, int]
+    """Attribute -> line of the first read that is followed by no move, and asks for no shape."""
+    uncast: dict[str, int]
+    """The same, of reads that are followed by no cast."""
     writes: dict[str, int]
     """Attribute -> line of the first write."""
     supers: frozenset[str]
     """Methods called through super()."""
+    patterns: dict[str, int]
+    """Pattern of a computed name -> line that assigns it."""
 
     def at(self, line: int) -> str:
         return place(self.file, line)
@@ -77,7 +85,7 @@ class Sources:
         for method in (*found.constructing, *found.changing):
             if attribute in method.writes:
                 return method.at(method.writes[attribute])
-        return self._in_body(cls, attribute)
+        return self._in_body(cls, attribute) or self._computed(found, attribute)
 
     def used(self, cls: type, attribute: str) -> str:
         """Return "file:line" of the first use of `self.attribute` that forward reaches."""
@@ -85,6 +93,18 @@ class Sources:
             if attribute in method.uses:
                 return method.at(method.uses[attribute])
         return ""
+
+    def moved(self, cls: type, attribute: str) -> str:
+        """Return where forward moves `self.attribute` itself, "" where any use of it does not."""
+        using = [m for m in self._class(cls).forward if attribute in m.uses]
+        if not using or any(attribute in method.bare for method in using):
+            return ""
+        return using[0].at(using[0].uses[attribute])
+
+    def cast(self, cls: type, attribute: str) -> bool:
+        """Whether forward casts `self.attribute` to the dtype of something wherever it uses it."""
+        using = [m for m in self._class(cls).forward if attribute in m.uses]
+        return bool(using) and not any(attribute in method.uncast for method in using)
 
     def written(self, cls: type, attribute: str) -> str:
         """Return "file:line" of the first write of `self.attribute` after construction."""
@@ -120,9 +140,17 @@ class Sources:
             self._trees[file] = _parsed(file)
         return self._trees[file]
 
+    def _computed(self, found: _Class, attribute: str) -> str:
+        """Return where the constructor assigns a computed name that `attribute` fits."""
+        for method in found.constructing:
+            for pattern, line in method.patterns.items():
+                if re.fullmatch(pattern, attribute):
+                    return method.at(line)
+        return ""
+
     def _in_body(self, cls: type, attribute: str) -> str:
         """Return where the body of `cls`, or of the base that has it, assigns `attribute`."""
-        owner = next((base for base in below_module(cls) if attribute in vars(base)), None)
+        owner = next((base for base in below_module(cls) if _declares(base, attribute)), None)
         file = getattr(sys.modules.get(owner.__module__), "__file__", None) if owner else None
         tree = self._tree(file) if file else None
         if owner is None or file is None or tree is None:
@@ -134,6 +162,11 @@ class Sources:
         ]
         lines = [line.lineno for body in bodies for line in body if attribute in _names(line)]
         return place(file, lines[0]) if lines else ""
+
+
+def _declares(cls: type, attribute: str) -> bool:
+    """Whether the body of `cls` has it; a dataclass takes a field without a plain default out."""
+    return attribute in vars(cls) or attribute in getattr(cls, "__dataclass_fields__", {})
 
 
 def _behind(value: object) -> Iterator[FunctionType]:
@@ -206,13 +239,32 @@ def _method(cls: type, name: str, function: FunctionType, node: ast.FunctionDef)
     uses: dict[str, int] = {}
     writes: dict[str, int] = {}
     supers: set[str] = set()
+    moves, casts = harmless_reads(node, this)
+    bare: dict[str, int] = {}
+    uncast: dict[str, int] = {}
+    patterns: dict[str, int] = {}
     for inner in ast.walk(node):
         for attribute in _reads(inner, this):
             uses[attribute] = min(uses.get(attribute, sys.maxsize), _line(inner))
+            for found, harmless in ((bare, moves), (uncast, casts)):
+                if id(inner) not in harmless.reads and attribute not in harmless.attributes:
+                    found[attribute] = min(found.get(attribute, sys.maxsize), _line(inner))
         for attribute in _writes(inner, this):
             writes[attribute] = min(writes.get(attribute, sys.maxsize), _line(inner))
         supers |= _supers(inner)
-    return _Method(cls, name, function.__code__.co_filename, uses, writes, frozenset(supers))
+        for pattern in _patterns(inner, this) if isinstance(inner, ast.Call) else ():
+            patterns.setdefault(pattern, _line(inner))
+    return _Method(
+        cls,
+        name,
+        function.__code__.co_filename,
+        uses=uses,
+        bare=bare,
+        uncast=uncast,
+        writes=writes,
+        supers=frozenset(supers),
+        patterns=patterns,
+    )
 
 
 def _line(node: ast.AST) -> int:
@@ -289,6 +341,8 @@ def _written_by_call(call: ast.Call, this: str) -> Iterator[str]:
         yield from _running_statistics(call, this)
     if name in _REGISTERING:
         yield from _registered(call, this)
+    if name == "update":
+        yield from _updated(call, this)
     in_place = name.endswith("_") and not name.startswith("_") and name not in _NOT_IN_PLACE
     if isinstance(call.func, ast.Attribute) and (in_place or name in _MUTATORS):
         yield from _base(call.func.value, this)
@@ -316,6 +370,37 @@ def _registered(call: ast.Call, this: str) -> Iterator[str]:
                 yield attribute
         case _:
             pass
+
+
+def _updated(call: ast.Call, this: str) -> Iterator[str]:
+    """Yield the names given to vars(self).update() or self.__dict__.update()."""
+    match call.func:
+        case ast.Attribute(
+            value=ast.Attribute(value=ast.Name(id=name), attr="__dict__")
+            | ast.Call(func=ast.Name(id="vars"), args=[ast.Name(id=name)])
+        ) if name == this:
+            yield from (keyword.arg for keyword in call.keywords if keyword.arg)
+            for given in call.args:
+                keys = given.keys if isinstance(given, ast.Dict) else []
+                yield from (str(k.value) for k in keys if isinstance(k, ast.Constant))
+        case _:
+            pass
+
+
+def _patterns(call: ast.Call, this: str) -> Iterator[str]:
+    """Yield a pattern for the f-string given to setattr() or self.register_buffer()."""
+    if _called(call) not in _REGISTERING:
+        return
+    match call.func, call.args:
+        case ast.Attribute(value=ast.Name(id=name)), [ast.JoinedStr(values=parts), *_]:
+            known = name == this
+        case _, [ast.Name(id=name), ast.JoinedStr(values=parts), *_]:
+            known = name == this
+        case _:
+            return
+    texts = [part.value if isinstance(part, ast.Constant) else "" for part in parts]
+    if known and any(texts):
+        yield "".join(re.escape(str(text)) if text else ".+" for text in texts)
 
 
 def _running_statistics(call: ast.Call, this: str) -> Iterator[str]:

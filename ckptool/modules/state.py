@@ -71,10 +71,23 @@ def capture(module: "nn.Module", held: Walk, target: str, evidence: Evidence) ->
         held={one.key: one for one in (*saved, *unsaved)},
         others={key: _in_words(value) for key, value in others.items()},
         none_buffers=held.none_buffers,
+        filled=_filled(held),
         modules={prefix: _module_class(member) for prefix, member in held.members},
         hidden_modules=held.hidden,
         skipped=(*evidence.skipped, *unsearched),
     )
+
+
+def _filled(held: Walk) -> dict[str, str]:
+    """Return where the persistent buffers that are None get a value after construction."""
+    sources, members = Sources(), dict(held.members)
+    found: dict[str, str] = {}
+    for key in held.none_buffers:
+        prefix, _, name = key.rpartition(".")
+        owner = members[prefix]
+        if name not in owner._non_persistent_buffers_set:  # noqa: SLF001
+            found[key] = sources.written(type(owner), name)
+    return found
 
 
 def _state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
@@ -215,6 +228,8 @@ class _Description:
             follows_dtype=follows.dtype,
             where=self._where(found),
             used=self._sources.used(cls, found.attribute),
+            moved=self._sources.moved(cls, found.attribute),
+            cast=self._sources.cast(cls, found.attribute),
             written=written,
             alias_of=alias,
             statistic=statistic,

@@ -1,15 +1,12 @@
 """nn.Module -> Found: every tensor and array that it holds, registered or not."""
 
-import dataclasses
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.model import Kind
+from ckptool.modules.containers import ATOMS, children
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,9 +14,7 @@ if TYPE_CHECKING:
 DEPTH: Final = 4
 """Containers inside containers that are searched."""
 METRIC: Final = "torchmetrics.metric.Metric"
-_ATOMS = (str, bytes, int, float, complex, bool, type(None), type, range, slice)
-_OPAQUE = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
-"""Packages whose own objects are not searched: they hold no state of a model."""
+_HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,6 +125,11 @@ class _Search:
         for name, value in _loose(module):
             spot = _Spot(module, name, metric.get(name))
             yield from self._at(spot, join(prefix, name), value, 0)
+        for name in _HOOKS:
+            # By their order: the keys of hooks are numbers that go on from module to module.
+            for index, hook in enumerate(list(getattr(module, name).values())):
+                path = f"{join(prefix, name)}[#{index}]"
+                yield from self._at(_Spot(module, name), path, hook, 0)
         for name, value in _class_attributes(module):
             spot = _Spot(module, name, Kind.CLASS_ATTRIBUTE)
             yield from self._at(spot, join(prefix, name), value, 0)
@@ -137,7 +137,7 @@ class _Search:
     def _at(self, spot: _Spot, path: str, value: object, depth: int) -> Iterator[Found]:
         from torch import nn
 
-        if isinstance(value, _ATOMS) or id(value) in spot.seen:
+        if isinstance(value, ATOMS) or id(value) in spot.seen:
             return
         if isinstance(value, nn.Module):
             yield from self._inside(spot, path, value)
@@ -149,7 +149,7 @@ class _Search:
             self._give_up(path, value)
         else:
             spot.seen.add(id(value))
-            for step, child in _children(value):
+            for step, child in children(value):
                 yield from self._at(spot, f"{path}{step}", child, depth + 1)
 
     def _inside(self, spot: _Spot, path: str, module: "nn.Module") -> Iterator[Found]:
@@ -174,7 +174,7 @@ class _Search:
                 yield from self._at(inner, join(place, name), value, 0)
 
     def _give_up(self, path: str, value: object) -> None:
-        if any(not isinstance(child, _ATOMS) for _, child in _children(value)):
+        if any(not isinstance(child, ATOMS) for _, child in children(value)):
             self.unsearched.append(path)
 
 
@@ -197,8 +197,18 @@ def _loose(module: "nn.Module") -> Iterator[tuple[str, object]]:
         # What reset() puts back is no state of its own.
         internal |= {"_defaults"}
     for name, value in list(vars(module).items()):
-        if name not in internal and name not in derived:
+        # torch.jit keeps bound methods such as __dir__ among the attributes.
+        if name not in internal and name not in derived and not name.startswith("__"):
             yield name, value
+    yield from _scripted(module)
+
+
+def _scripted(module: "nn.Module") -> Iterator[tuple[str, object]]:
+    """Yield the plain attributes of what torch.jit.script() made, which live outside Python."""
+    concrete = vars(module).get("_concrete_type")
+    for name in concrete.get_attributes() if concrete is not None else ():
+        if not name.startswith("_"):
+            yield name, getattr(module, name)
 
 
 def _metric_states(module: "nn.Module") -> dict[str, Kind]:
@@ -253,57 +263,3 @@ def _kind(value: object, depth: int) -> Kind:
     if not isinstance(value, Tensor):
         return Kind.ARRAY
     return Kind.CONTAINER if depth else Kind.ATTRIBUTE
-
-
-def _children(value: object) -> Iterator[tuple[str, object]]:
-    """Yield what `value` contains, each with its step of the path."""
-    match value:
-        case dict() | MappingProxyType():
-            for index, (key, child) in enumerate(list(value.items())):
-                yield _key(key, index), child
-        case list() | tuple() | deque():
-            yield from _indexed(list(value))
-        case set() | frozenset():
-            yield from _indexed(sorted(value, key=_rank))
-        case partial():
-            yield ".func", value.func
-            yield ".args", value.args
-            yield ".keywords", value.keywords
-        case _:
-            yield from _fields(value)
-
-
-def _indexed(values: Iterable[object]) -> Iterator[tuple[str, object]]:
-    for index, child in enumerate(values):
-        yield f"[{index}]", child
-
-
-def _key(key: object, index: int) -> str:
-    parts = key if isinstance(key, tuple) else (key,)
-    plain = all(isinstance(part, str | int | float | bytes | None) for part in parts)
-    return f"[{key!r}]" if plain else f"[#{index}]"
-
-
-def _rank(value: object) -> tuple[str, str]:
-    """Return something to sort a set by that does not change between two runs."""
-    if isinstance(value, _ATOMS):
-        return type(value).__name__, repr(value)
-    shape, dtype = getattr(value, "shape", ""), getattr(value, "dtype", "")
-    return type(value).__name__, f"{dtype}{shape}"
-
-
-def _fields(value: object) -> Iterator[tuple[str, object]]:
-    """Yield the attributes of a plain object, such as the running statistics of a user's class."""
-    if dataclasses.is_dataclass(value):
-        for item in dataclasses.fields(value):
-            if hasattr(value, item.name):
-                yield f".{item.name}", getattr(value, item.name)
-    elif isinstance(value, SimpleNamespace) or is_plain(value):
-        for name, child in list(vars(value).items()):
-            yield f".{name}", child
-
-
-def is_plain(value: object) -> bool:
-    """Whether `value` is an object of a user's own class, with attributes of its own."""
-    package = type(value).__module__.partition(".")[0]
-    return package not in _OPAQUE and isinstance(getattr(value, "__dict__", None), dict)

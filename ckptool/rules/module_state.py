@@ -35,8 +35,15 @@ def _attribute(key: str) -> str:
 
 
 def _grave(held: Held) -> Level:
-    lost = held.constancy in {Constancy.RANDOM, Constancy.MUTATED}
-    return Level.ERROR if lost else Level.WARNING
+    if held.constancy in {Constancy.RANDOM, Constancy.MUTATED}:
+        return Level.ERROR
+    number = not held.tensor.shape and held.constancy is Constancy.CONSTANT and not held.written
+    return Level.NOTE if number or _is_placeholder(held) else Level.WARNING
+
+
+def _is_placeholder(held: Held) -> bool:
+    """Whether it has no elements, and nothing is known to give it any."""
+    return 0 in held.tensor.shape and not held.written
 
 
 def _own(module: ModuleState, *kinds: Kind) -> Iterator[Held]:
@@ -113,6 +120,8 @@ def unregistered_in_container(module: ModuleState) -> Iterator[Hit]:
 def module_not_registered(module: ModuleState) -> Iterator[Hit]:
     for path, owner in module.hidden_modules.items():
         inside = [h for h in module.held.values() if h.key.startswith(f"{path}.")]
+        if not inside:  # a Dropout or a Rearrange: nothing of it could be saved
+            continue
         yield hit(path, owner=owner, count=len(inside), nbytes=sum(h.tensor.nbytes for h in inside))
 
 
@@ -203,8 +212,15 @@ def nonpersistent_buffer(module: ModuleState) -> Iterator[Hit]:
 )
 def numpy_state(module: ModuleState) -> Iterator[Hit]:
     for held in _own(module, Kind.ARRAY):
-        lost = held.constancy in {Constancy.RANDOM, Constancy.MUTATED}
-        yield hit(held.key, Level.ERROR if lost else None, **_facts(held))
+        yield hit(held.key, _of_array(held), **_facts(held))
+
+
+def _of_array(held: Held) -> Level:
+    if held.constancy is Constancy.CONSTANT:
+        # An index, or a figure that is only told: nothing suggests that it is learnt.
+        told = not held.used and not held.written
+        return Level.NOTE if told or "int" in held.tensor.dtype else Level.WARNING
+    return _grave(held)
 
 
 @check(
@@ -228,7 +244,8 @@ def numpy_state(module: ModuleState) -> Iterator[Hit]:
 def buffer_alias_stale(module: ModuleState) -> Iterator[Hit]:
     for held in module.unsaved.values():
         if held.alias_of and not held.follows_to:
-            yield hit(held.key, alias_of=held.alias_of, owner=held.owner)
+            level = Level.WARNING if held.used or held.written else Level.NOTE
+            yield hit(held.key, level, alias_of=held.alias_of, owner=held.owner)
 
 
 @check(
@@ -255,8 +272,21 @@ def buffer_alias_stale(module: ModuleState) -> Iterator[Hit]:
 def device_not_following(module: ModuleState) -> Iterator[Hit]:
     for held in _own(module, *_TENSORS, Kind.CONTAINER, Kind.PARAMETER):
         if not held.follows_to:
-            use = f", and forward uses it at {held.used}" if held.used else ""
-            yield hit(held.key, use=use, **_facts(held))
+            level, use = _left_behind(held)
+            yield hit(held.key, level, use=use, **_facts(held))
+
+
+def _left_behind(held: Held) -> tuple[Level, str]:
+    """Return how grave it is that a tensor stays on the CPU, and what forward does with it."""
+    if held.moved:
+        return Level.NOTE, f", and forward takes it along itself at {held.moved}"
+    if _is_placeholder(held):
+        return Level.NOTE, "; it has no elements"
+    if not held.tensor.shape:
+        return Level.NOTE, "; it has no dimensions, so arithmetic with tensors elsewhere works"
+    if held.used:
+        return Level.ERROR, f", and forward uses it at {held.used}"
+    return Level.WARNING, ""
 
 
 @check(
@@ -281,7 +311,8 @@ def device_not_following(module: ModuleState) -> Iterator[Hit]:
 )
 def dtype_not_following(module: ModuleState) -> Iterator[Hit]:
     for held in _own(module, *_TENSORS, Kind.CONTAINER, Kind.PARAMETER):
-        if not held.follows_dtype:
+        # A tensor without dimensions gives way to the dtype of the others.
+        if not held.follows_dtype and not held.cast and all(held.tensor.shape or (0,)):
             yield hit(held.key, **_facts(held))
 
 
@@ -291,8 +322,8 @@ def dtype_not_following(module: ModuleState) -> Iterator[Hit]:
         code="CK112",
         name="lazy-or-none-buffer",
         level=Level.WARNING,
-        message="`{key}` of {owner} is registered as None: it is in a checkpoint only once it was "
-        "filled, and then a fresh module does not expect it",
+        message="`{key}` of {owner} is registered as None{filled}: it is in a checkpoint only once "
+        "it was filled, and then a fresh module does not expect it",
         why="load_state_dict() calls the key unexpected as long as the buffer is None, so a file "
         "saved after use does not load into a new instance.",
         fix='Register a tensor of the right shape: self.register_buffer("{name}", '
@@ -300,10 +331,18 @@ def dtype_not_following(module: ModuleState) -> Iterator[Hit]:
         example="class Net(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
-        '        self.register_buffer("cache", None)',
+        '        self.register_buffer("cache", None)\n'
+        "\n"
+        "    def forward(self, x):\n"
+        "        self.cache = x.detach()\n"
+        "        return x",
     ),
 )
 def none_buffer(module: ModuleState) -> Iterator[Hit]:
-    for key, owner in module.none_buffers.items():
-        if not owner.startswith("torch."):  # their None is a choice that is never filled
-            yield hit(key, owner=owner, name=_attribute(key))
+    for key, place in module.filled.items():
+        owner = module.none_buffers[key]
+        if owner.startswith("torch."):  # their None is a choice that is never filled
+            continue
+        filled = f", and filled at {place}" if place else ""
+        level = Level.WARNING if place else Level.NOTE
+        yield hit(key, level, owner=owner, name=_attribute(key), filled=filled)

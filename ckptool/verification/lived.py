@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -14,6 +15,7 @@ from ckptool.errors import ModuleError
 from ckptool.model import Constancy, ModuleState, Skipped
 from ckptool.modules.build import SEEDS, random_state
 from ckptool.modules.snapshot import Snapshot, appeared, mutated, take
+from ckptool.modules.source import Sources
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.verification.facts import PythonChange, Usage
 from ckptool.verification.instances import Maker
@@ -75,6 +77,10 @@ def since_built(
     build = _builder(module, kwargs, fresh)
     if build is None:
         return Usage(target, _BUILT, skipped=(Skipped(_WHAT, _UNKNOWN),))
+    guessed = kwargs is None and fresh is None and _takes_more(module)
+    if guessed and _is_another(build, module):
+        reason = f"building it anew gives another state_dict: {_UNKNOWN}"
+        return Usage(target, _BUILT, skipped=(Skipped(_WHAT, reason),))
     maker = Maker(target, build=build)
     try:
         with random_state():
@@ -91,7 +97,7 @@ def since_built(
             if path in again.python and again.python[path].text == value.text
         },
     )
-    return Usage(
+    usage = Usage(
         target,
         _BUILT,
         changed=changes(steady, live),
@@ -100,6 +106,54 @@ def since_built(
             for path, mark in live.marks.items()
         },
     )
+    return _certain(usage, module) if guessed else usage
+
+
+def _takes_more(module: nn.Module) -> bool:
+    """Whether its constructor has arguments that the module was perhaps given."""
+    return len(_kept_arguments(module) or {}) < len(_arguments(type(module)) or {})
+
+
+def _is_another(build: Callable[[], Any], module: nn.Module) -> bool:
+    """Whether a guess at the arguments builds something else, seen without room for its weights."""
+    with suppress(UserCodeError), random_state(), user_code(), torch.device("meta"):
+        made = build()
+        return _form(made.state_dict()) != _form(module.state_dict())
+    return False
+
+
+def _certain(usage: Usage, module: nn.Module) -> Usage:
+    """Leave out what other arguments of the constructor explain as well as a change does.
+
+    A change is sure where code that runs after construction makes it.
+    """
+    sources, members = Sources(), dict(module.named_modules())
+    unsure = {
+        path
+        for path in (
+            *(one.path for one in usage.changed),
+            *(path for path, known in usage.constancy.items() if known is Constancy.MUTATED),
+        )
+        if not _written(path, members, sources)
+    }
+    if not unsure:
+        return usage
+    return replace(
+        usage,
+        changed=tuple(one for one in usage.changed if one.path not in unsure),
+        constancy={
+            path: Constancy.UNKNOWN if path in unsure else known
+            for path, known in usage.constancy.items()
+        },
+        skipped=(*usage.skipped, Skipped(_WHAT, f"{len(unsure)} values: {_UNKNOWN}")),
+    )
+
+
+def _written(path: str, members: Mapping[str, nn.Module], sources: Sources) -> str:
+    steps = re.split(r"\.(?![^\[]*\])", path)
+    owner = next(n for n in range(len(steps) - 1, -1, -1) if ".".join(steps[:n]) in members)
+    attribute = steps[owner].partition("[")[0]
+    return sources.written(type(members[".".join(steps[:owner])]), attribute)
 
 
 def informed(state: ModuleState, usage: Usage) -> ModuleState:
@@ -122,7 +176,7 @@ def only_changed(state: ModuleState, usage: Usage) -> ModuleState:
         for path, cls in state.hidden_modules.items()
         if any(key.startswith(f"{path}.") for key in usage.constancy)
     }
-    return replace(state, held=held, hidden_modules=hidden, none_buffers={})
+    return replace(state, held=held, hidden_modules=hidden, none_buffers={}, filled={})
 
 
 def _constancy(live: str, once: str | None, again: str | None) -> Constancy:
@@ -152,23 +206,29 @@ def _builder(
 
 def _kept_arguments(module: nn.Module) -> Mapping[str, object] | None:
     """Return Lightning's `hparams`, a `config`, or nothing where nothing is needed."""
-    try:
-        parameters = inspect.signature(type(module)).parameters
-    except (TypeError, ValueError):
+    named = _arguments(type(module))
+    if named is None:
         return None
-    named = {
-        name
-        for name, one in parameters.items()
-        if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}
-    }
     given: dict[str, object] = {}
     with suppress(UserCodeError), user_code():
         hparams = getattr(module, "hparams", None)
         given = {k: v for k, v in dict(hparams or {}).items() if k in named}
         if "config" in named and "config" not in given and hasattr(module, "config"):
             given["config"] = module.config
-    needed = {name for name in named if parameters[name].default is inspect.Parameter.empty}
+    needed = {name for name, one in named.items() if one.default is one.empty}
     return given if needed <= given.keys() else None
+
+
+def _arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter] | None:
+    try:
+        parameters = inspect.signature(cls).parameters
+    except (TypeError, ValueError):
+        return None
+    return {
+        name: one
+        for name, one in parameters.items()
+        if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}
+    }
 
 
 def _reloaded(maker: Maker, module: nn.Module, seed: int) -> Snapshot:

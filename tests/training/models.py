@@ -1,5 +1,7 @@
 """Modules as they are trained, each with one way to keep state."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import nn
@@ -67,6 +69,39 @@ class NeedsSize(nn.Module):
         super().__init__()
         self.body = nn.Linear(size, size)
         self.mask = torch.ones(size)
+
+
+class Decaying(nn.Module):
+    """Has a plain number from outside, and a flag of its own."""
+
+    def __init__(self, size, decay):
+        super().__init__()
+        self.body = nn.Linear(size, size)
+        self.decay = decay
+        self.ready = False
+
+    def forward(self, x):
+        self.ready = True
+        return self.body(x) * self.decay
+
+
+class WithOptions(nn.Module):
+    """Every argument of its constructor has a default."""
+
+    def __init__(self, size=3, decay=0.99):
+        super().__init__()
+        self.inner = Decaying(size, decay)
+
+
+class LargeByDefault(nn.Module):
+    """What no arguments build is another module than this one, and a larger one."""
+
+    devices: ClassVar[list[str]] = []
+
+    def __init__(self, size=64):
+        super().__init__()
+        self.body = nn.Linear(size, size)
+        self.devices.append(self.body.weight.device.type)
 
 
 class WithConfig(NeedsSize):

@@ -92,6 +92,28 @@ def test_where_no_other_one_can_be_built_that_is_said(make, options, reason):
     assert set(constancy(report).values()) <= {"unknown"}
 
 
+def test_other_arguments_are_no_change():
+    model = models.WithOptions(decay=0.5, size=3)
+    report = ckptool.audit(model)
+    assert report.findings == ()
+    assert skipped(report)[WHAT].startswith("1 values: the arguments of its constructor are not")
+    changed = [f.key for f in ckptool.audit(model, kwargs={}).findings]
+    assert changed == ["inner.decay"]
+
+
+def test_a_change_that_code_makes_is_told_from_other_arguments():
+    model = models.WithOptions(decay=0.5)
+    model.inner(torch.ones(3))
+    assert [f.key for f in ckptool.audit(model).findings] == ["inner.ready"]
+
+
+def test_a_guess_that_builds_something_else_takes_no_room():
+    model = models.LargeByDefault(2)
+    models.LargeByDefault.devices.clear()
+    assert "gives another state_dict" in skipped(ckptool.audit(model))[WHAT]
+    assert models.LargeByDefault.devices == ["meta"]
+
+
 def test_fresh_that_gives_the_module_itself():
     model = models.NeedsSize(3)
     report = ckptool.audit(model, fresh=lambda: model)

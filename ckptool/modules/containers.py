@@ -1,0 +1,106 @@
+"""A container, or an object that holds others -> what it holds, each with its step of a path."""
+
+import dataclasses
+import sys
+from collections import ChainMap, UserDict, UserList, deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from types import FunctionType, MappingProxyType, MethodType, SimpleNamespace
+from typing import Final
+
+ATOMS: Final = (str, bytes, int, float, complex, bool, type(None), type, range, slice)
+"""What holds nothing."""
+_OPAQUE: Final = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
+"""Packages whose own objects are not searched: they hold no state of a model."""
+
+
+def children(value: object) -> Iterator[tuple[str, object]]:
+    """Yield what `value` contains, each with its step of the path."""
+    match value:
+        case dict() | MappingProxyType():
+            for index, (key, child) in enumerate(list(value.items())):
+                yield _key(key, index), child
+        case list() | tuple() | deque():
+            yield from _indexed(list(value))
+        case set() | frozenset():
+            yield from _indexed(sorted(value, key=_rank))
+        case partial():
+            yield ".func", value.func
+            yield ".args", value.args
+            yield ".keywords", value.keywords
+        case UserDict() | UserList():
+            yield ".data", value.data
+        case ChainMap():
+            yield ".maps", value.maps
+        case MethodType():
+            yield ".__self__", value.__self__
+        case FunctionType():
+            yield from _kept(value)
+        case _:
+            yield from _fields(value)
+
+
+def _kept(function: FunctionType) -> Iterator[tuple[str, object]]:
+    """Yield what a function keeps: the variables that it closes over, and its defaults."""
+    if (function.__module__ or "").partition(".")[0] in _OPAQUE:
+        return
+    for index, cell in enumerate(function.__closure__ or ()):
+        # A cell is empty until the function around it has assigned the variable.
+        with suppress(ValueError):
+            yield f".__closure__[{index}].cell_contents", cell.cell_contents
+    yield ".__defaults__", function.__defaults__
+    yield ".__kwdefaults__", function.__kwdefaults__
+
+
+def _indexed(values: Iterable[object]) -> Iterator[tuple[str, object]]:
+    for index, child in enumerate(values):
+        yield f"[{index}]", child
+
+
+def _key(key: object, index: int) -> str:
+    parts = key if isinstance(key, tuple) else (key,)
+    plain = all(isinstance(part, str | int | float | bytes | None) for part in parts)
+    return f"[{key!r}]" if plain else f"[#{index}]"
+
+
+def _rank(value: object) -> tuple[str, str]:
+    """Return something to sort a set by that does not change between two runs."""
+    if isinstance(value, ATOMS):
+        return type(value).__name__, repr(value)
+    shape, dtype = getattr(value, "shape", ""), getattr(value, "dtype", "")
+    return type(value).__name__, f"{dtype}{shape}"
+
+
+def _fields(value: object) -> Iterator[tuple[str, object]]:
+    """Yield the attributes of a plain object, such as the running statistics of a user's class."""
+    if dataclasses.is_dataclass(value):
+        names = [item.name for item in dataclasses.fields(value)]
+    elif isinstance(value, SimpleNamespace) or is_plain(value):
+        names = [*vars(value), *_slots(type(value))]
+    else:
+        names = [] if _is_opaque(value) else _slots(type(value))
+    for name in names:
+        if hasattr(value, name):
+            yield f".{name}", getattr(value, name)
+
+
+def _slots(cls: type) -> list[str]:
+    """Return the attributes that `cls` and its bases have room for without a `__dict__`."""
+    found: list[str] = []
+    for base in cls.__mro__:
+        slots = vars(base).get("__slots__", ())
+        found += [slots] if isinstance(slots, str) else slots
+    return [name for name in found if not name.startswith("__")]
+
+
+def is_plain(value: object) -> bool:
+    """Whether `value` is an object of a user's own class, with attributes of its own."""
+    return not _is_opaque(value) and isinstance(getattr(value, "__dict__", None), dict)
+
+
+def _is_opaque(value: object) -> bool:
+    modules = [base.__module__ for base in type(value).__mro__]
+    # What a sampler draws from are settings, whoever wrote its class.
+    sampler = "torch.distributions.distribution" in modules
+    return sampler or modules[0].partition(".")[0] in _OPAQUE

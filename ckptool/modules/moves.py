@@ -1,0 +1,91 @@
+"""Source of a function -> the reads of `self` that find a tensor where it should be."""
+
+import ast
+from dataclasses import dataclass, field
+from typing import Final
+
+_MOVES: Final = frozenset({"to", "cuda", "cpu", "type_as"})
+_CASTS: Final = frozenset({"type_as", "type", "float", "half", "double", "bfloat16", "long", "int"})
+_QUESTIONS: Final = frozenset(
+    {"device", "dtype", "shape", "size", "ndim", "dim", "numel", "is_cuda", "requires_grad"}
+)
+"""What a tensor answers wherever it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Harmless:
+    """Reads of `self.x` that a wrong device, or a wrong dtype, does not harm."""
+
+    reads: set[int] = field(default_factory=set)
+    """The `id` of nodes."""
+    attributes: set[str] = field(default_factory=set)
+    """Attributes that are assigned their own moved value, so that every later read is harmless."""
+
+
+def harmless_reads(function: ast.FunctionDef, this: str) -> tuple[Harmless, Harmless]:
+    """Return the reads that are moved at once, and those that are cast at once."""
+    moves, casts = Harmless(), Harmless()
+    for node in ast.walk(function):
+        match node:
+            case (
+                ast.Attribute(value=read, attr=attr)
+                | ast.Compare(left=read, ops=[ast.Is() | ast.IsNot() as attr])
+            ) if not isinstance(attr, str) or attr in _QUESTIONS:
+                moves.reads.add(id(read))
+                casts.reads.add(id(read))
+            case ast.Call(func=ast.Attribute(value=moved, attr=name)):
+                if name in _MOVES:
+                    moves.reads.add(id(_leftmost(moved)))
+                if name in _CASTS or (name == "to" and _to_dtype(node)):
+                    casts.reads.add(id(_leftmost(moved)))
+            case _:
+                pass
+    for found in (moves, casts):
+        found.attributes.update(_assigned_back(function, this, found.reads))
+    return moves, casts
+
+
+def _leftmost(expression: ast.expr) -> ast.expr:
+    """Return `self.x` of self.x[:n].unsqueeze(0)."""
+    while True:
+        match expression:
+            case ast.Attribute(value=ast.Name()):
+                return expression
+            case ast.Attribute(value=inner) | ast.Subscript(value=inner) | ast.Call(func=inner):
+                expression = inner
+            case _:
+                return expression
+
+
+def _to_dtype(call: ast.Call) -> bool:
+    """Whether `.to(...)` is given more than a device."""
+    words = {keyword.arg for keyword in call.keywords}
+    if words & {"dtype", "other"}:
+        return True
+    return any(not _is_device(argument) for argument in call.args)
+
+
+def _is_device(argument: ast.expr) -> bool:
+    match argument:
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return "device" in name
+        case ast.Constant():
+            return True
+        case _:
+            return False
+
+
+def _assigned_back(function: ast.FunctionDef, this: str, reads: set[int]) -> set[str]:
+    """Return x of `self.x = self.x.to(...)`."""
+    found: set[str] = set()
+    for node in ast.walk(function):
+        match node:
+            case ast.Assign(
+                targets=[ast.Attribute(value=ast.Name(id=name), attr=attribute)], value=value
+            ) if name == this:
+                read = _leftmost(value)
+                if id(read) in reads and getattr(read, "attr", "") == attribute:
+                    found.add(attribute)
+            case _:
+                pass
+    return found
