@@ -17,6 +17,40 @@ class Stop(Exception):  # noqa: N818 - it ends a stream and is no error
         self.end = end
 
 
+class Memo:
+    """What a pickle puts aside to use again, by the number of its slot.
+
+    Picklers number the slots one after the other: those are a list. A dict of them takes ten times
+    the memory, and a list of any number that a file names would take what it likes.
+    """
+
+    __slots__ = ("others", "slots")
+
+    def __init__(self) -> None:
+        self.slots: list[Any] = []
+        """The slots from 0 on, for as long as each one comes next."""
+        self.others: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.slots) + len(self.others)
+
+    def put(self, slot: int, value: object) -> None:
+        if slot < len(self.slots):
+            self.slots[slot] = value
+        elif slot == len(self.slots) and not self.others:
+            self.slots.append(value)
+        else:
+            self.others[slot] = value
+
+    def get(self, slot: int) -> object:
+        """Return what is in a slot.
+
+        Raises:
+            KeyError: nothing is.
+        """
+        return self.slots[slot] if slot < len(self.slots) else self.others[slot]
+
+
 class Machine:
     """The state of one run over a pickle: stack, memo, and a record of every name it uses."""
 
@@ -30,7 +64,7 @@ class Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         """The stacks below the open MARKs."""
-        self.memo: dict[int, Any] = {}
+        self.memo = Memo()
         self.globals: dict[tuple[str, str], Global] = {}
         self.persistent: list[Persistent] = []
         self.embedded: dict[int, bytes] = {}

@@ -36,18 +36,18 @@ class Global:
 class Opaque:
     """An object that only the named class or function could make: the recipe, never the object."""
 
-    # Most objects have none of these, and 100,000 tensors are made: the class holds the defaults.
-    kwargs: Any = None
-    state: Any = None
-    """What BUILD hands over: the `__dict__`, or whatever `__setstate__` would get."""
-    items: list[Any] | None = None
-    """Appended to it: a deque's elements, a list subclass's."""
-    pairs: dict[Any, Any] | None = None
-    """Set in it: a dict subclass's items."""
+    __slots__ = ("args", "func", "items", "kwargs", "pairs", "state")
 
     def __init__(self, func: "Global | Opaque", args: tuple[Any, ...]) -> None:
         self.func = func
         self.args = args
+        self.kwargs: Any = None
+        self.state: Any = None
+        """What BUILD hands over: the `__dict__`, or whatever `__setstate__` would get."""
+        self.items: list[Any] | None = None
+        """Appended to it: a deque's elements, a list subclass's."""
+        self.pairs: dict[Any, Any] | None = None
+        """Set in it: a dict subclass's items."""
 
     @property
     def name(self) -> tuple[str, str]:
@@ -64,11 +64,12 @@ class Opaque:
 class Persistent:
     """An object that the pickle leaves to its container, by an id: in torch's files, a storage."""
 
-    resolved: Any = None
-    """What the container says it is."""
+    __slots__ = ("id", "resolved")
 
     def __init__(self, id_: object) -> None:
         self.id = id_
+        self.resolved: Any = None
+        """What the container says it is."""
 
 
 class Ordered(dict[Any, Any]):

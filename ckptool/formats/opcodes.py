@@ -28,27 +28,27 @@ _on = partial(register, _TABLE)
 
 @_on(0x71)  # BINPUT
 def _binput(m: Machine, pos: int) -> int:
-    m.memo[m.data[pos]] = m.stack[-1]
+    m.memo.put(m.data[pos], m.stack[-1])
     return pos + 1
 
 
 @_on(0x94)  # MEMOIZE
 def _memoize(m: Machine, pos: int) -> int:
-    m.memo[len(m.memo)] = m.stack[-1]
+    m.memo.put(len(m.memo), m.stack[-1])
     return pos
 
 
 @_on(0x70)  # PUT
 def _put(m: Machine, pos: int) -> int:
     line, pos = m.line(pos)
-    m.memo[_slot(line)] = m.stack[-1]
+    m.memo.put(_slot(line), m.stack[-1])
     return pos
 
 
 @_on(0x67)  # GET
 def _get(m: Machine, pos: int) -> int:
     line, pos = m.line(pos)
-    m.stack.append(m.memo[_slot(line)])
+    m.stack.append(m.memo.get(_slot(line)))
     return pos
 
 

@@ -129,7 +129,7 @@ def _binpersid(m: Machine, pos: int) -> int:
 
 
 def _long_binput(m: Machine, pos: int) -> int:
-    m.memo[_UINT32(m.data, pos)[0]] = m.stack[-1]
+    m.memo.put(_UINT32(m.data, pos)[0], m.stack[-1])
     return pos + 4
 
 
@@ -139,12 +139,12 @@ def _binint1(m: Machine, pos: int) -> int:
 
 
 def _binget(m: Machine, pos: int) -> int:
-    m.stack.append(m.memo[m.data[pos]])
+    m.stack.append(m.memo.get(m.data[pos]))
     return pos + 1
 
 
 def _long_binget(m: Machine, pos: int) -> int:
-    m.stack.append(m.memo[_UINT32(m.data, pos)[0]])
+    m.stack.append(m.memo.get(_UINT32(m.data, pos)[0]))
     return pos + 4
 
 

@@ -50,7 +50,7 @@ def _read(records: "Records") -> Checkpoint:
     if not records.pickles:
         return _other(records)
     records.ahead()
-    if "constants.pkl" in records.by_name or any(n.startswith("code/") for n in records.by_name):
+    if records.get("constants.pkl") or any(name.startswith("code/") for name, _ in records.items()):
         from ckptool.formats import torchscript
 
         return torchscript.read(records)
@@ -75,21 +75,28 @@ class Records:
         shallow = min((m.name.count("/") for m in self.pickles), default=0)
         self.pickles = [m for m in self.pickles if m.name.count("/") == shallow]
         self.root = _root(self.members, self.pickles)
-        self.by_name = {
-            member.name.removeprefix(self.root): member
-            for member in self.members
-            if member.name.startswith(self.root)
-        }
+        self._by_name = {member.name: member for member in self.members}
         self.base = source.start if isinstance(source, Slice) else 0
         """Where the archive starts in its file: one can stand within another."""
-        self.used: set[str] = set()
-        """Names of the members that something refers to."""
         if len(self.pickles) > 1:
             archive.blame(f"there are {len(self.pickles)} data.pkl in it")
 
+    def get(self, name: str) -> Member | None:
+        """Return the member of this name below the folder, None if there is none."""
+        return self._by_name.get(self.root + name)
+
+    def __getitem__(self, name: str) -> Member:
+        return self._by_name[self.root + name]
+
+    def items(self) -> Iterator[tuple[str, Member]]:
+        """Yield the members below the folder with their names there."""
+        for name, member in self._by_name.items():
+            if name.startswith(self.root):
+                yield name.removeprefix(self.root), member
+
     def ahead(self) -> None:
         """Say that the pickle and the small records will be read."""
-        small = [self.by_name[name] for name in _RECORDS if name in self.by_name]
+        small = [member for name in _RECORDS if (member := self.get(name)) is not None]
         wanted = [m for m in (*self.pickles, *small) if m.packed <= self.limits.pickle_bytes]
         self.source.ahead((m.start, m.packed) for m in wanted if m.start >= 0)
 
@@ -99,10 +106,10 @@ class Records:
         Raises:
             CorruptCheckpointError: it is too large for what it is, or its checksum is wrong.
         """
-        member = self.by_name.get(name)
+        member = self.get(name)
         if member is None:
             return None
-        self.used.add(member.name)
+        member.used = True
         if member.nbytes > most:
             raise CorruptCheckpointError(
                 self.source.path, f"{quoted(name)} has {member.nbytes} bytes"
@@ -166,7 +173,7 @@ def unpickle_member(records: Records, member: Member) -> Pickle:
     Raises:
         CorruptCheckpointError: it is too large, or cannot be inflated.
     """
-    records.used.add(member.name)
+    member.used = True
     if member.nbytes > records.limits.pickle_bytes or member.start < 0:
         reason = f"{quoted(member.name)} has {member.nbytes} bytes, more than any pickle needs"
         raise CorruptCheckpointError(records.source.path, reason)
@@ -263,7 +270,7 @@ def _described(records: Records, names: Names) -> Checkpoint:
     resolve(pickle.persistent, records, metadata.get("byteorder", "little"))
     grown = tree.describe(pickle.root, records.limits)
     # With storages that nothing refers to, it is an odd checkpoint; without any, it is none.
-    stored = any(name.startswith("data/") for name in records.by_name)
+    stored = any(name.startswith("data/") for name, _ in records.items())
     if grown.empty and not stored and not dangerous(names):
         raise CorruptCheckpointError(records.source.path, "holds no tensors")
     return Checkpoint(
@@ -279,16 +286,18 @@ def _described(records: Records, names: Names) -> Checkpoint:
 
 
 def _stored(wanted: StorageId, records: Records, byteorder: str, folder: str) -> Stored:
-    member = records.by_name.get(folder + wanted.key)
+    member = records.get(folder + wanted.key)
     if member is None:
         raise TreeError(f"storage {quoted(wanted.key)} is missing from the archive")
     if member.nbytes != wanted.nbytes:
         name, has = quoted(wanted.key), member.nbytes
         raise TreeError(f"storage {name} should have {wanted.nbytes} bytes and has {has}")
-    records.used.add(member.name)
+    member.used = True
     span = None
     if member.method == STORED:
-        span = Span(records.source.path, records.base + member.start, member.nbytes)
+        # One number for both: of 100,000 storages they take megabytes.
+        start = records.base + member.start if records.base else member.start
+        span = Span(records.source.path, start, member.nbytes)
     key = records.label + (wanted.key if folder == "data/" else folder + wanted.key)
     info = StorageInfo(key, member.nbytes, wanted.location, span, byteorder)
     return Stored(info, wanted.dtype, wanted.numel)
@@ -325,9 +334,7 @@ def _check_sums(records: Records) -> list[Skipped]:
 
 
 def _unreferenced(records: Records) -> list[Skipped]:
-    left = [
-        m.name.removeprefix(records.root) for m in records.members if m.name not in records.used
-    ]
+    left = [m.name.removeprefix(records.root) for m in records.members if not m.used]
     if not left:
         return []
     names = ", ".join(printable(name) for name in left[:4]) + (", ..." if len(left) > 4 else "")
@@ -338,9 +345,10 @@ def _hidden(records: Records) -> Iterator[tuple[Member, list[Global]]]:
     """Try the members that nothing refers to as pickles; in a faulty archive, all of them."""
     tried: set[int] = set()
     left = _TRIED
-    known = set() if records.archive.fault else records.used
+    faulty = bool(records.archive.fault)
     for member in records.members:
-        if member.name in known or member.start < 0 or member.start in tried or left <= 0:
+        known = member.used and not faulty
+        if known or member.start < 0 or member.start in tried or left <= 0:
             continue
         tried.add(member.start)
         left -= min(member.nbytes, _SCANNED)

@@ -43,7 +43,8 @@ def _assume(members: list[Member], end: int) -> int:
         starts = [_fit(m, after, extras) for m, after in zip(members, ends, strict=True)]
         if -1 not in starts:
             for member, start, after in zip(members, starts, ends, strict=True):
-                member.start, member.after = start, after
+                member.begin(start)
+                member.after = after
             return len(members)
     return 0
 

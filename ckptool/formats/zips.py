@@ -20,8 +20,8 @@ class Member(Record, gc=False):
     """One entry of the directory."""
 
     name: str
-    raw: bytes
-    """The name's own bytes."""
+    encoding: str
+    """Of the name in the file."""
     method: int
     flags: int
     crc: int
@@ -29,12 +29,33 @@ class Member(Record, gc=False):
     """Bytes in the file."""
     nbytes: int
     """Bytes after inflating."""
-    header: int
-    """Where its local header starts."""
-    start: int = -1
-    """Where its bytes start; -1 where the local header cannot be read."""
+    at: int
+    """Where its bytes start; while that is not known, where its local header does."""
+    lead: int = 0
+    """Bytes of its local header; 0 while that was not read, or cannot be."""
     after: int = -1
     """Where the next member starts, where that follows from the directory alone."""
+    used: bool = False
+    """Whether anything in the checkpoint refers to it."""
+
+    @property
+    def raw(self) -> bytes:
+        """The name's own bytes."""
+        return self.name.encode(self.encoding)
+
+    @property
+    def header(self) -> int:
+        """Where its local header starts."""
+        return self.at - self.lead
+
+    @property
+    def start(self) -> int:
+        """Where its bytes start; -1 where the local header cannot be read."""
+        return self.at if self.lead else -1
+
+    def begin(self, start: int) -> None:
+        """Say where its bytes start."""
+        self.at, self.lead = start, start - self.at
 
 
 class Archive(Record):
@@ -60,7 +81,7 @@ def read_archive(source: Source, limits: Limits) -> Archive:
     if end.count > limits.zip_members:
         raise CorruptCheckpointError(source.path, f"a zip archive of {end.count} members")
     archive = Archive(fault=end.fault)
-    entries = sorted(_directory(source, end, archive), key=attrgetter("header"))
+    entries = sorted(_directory(source, end, archive), key=attrgetter("at"))
     _check_names(entries, archive)
     if source.remote:
         from ckptool.formats.zip_places import prepare
@@ -234,7 +255,7 @@ def _wide_end(source: Source, at: int) -> tuple[int, int, int, int] | None:
 def _directory(source: Source, end: _End, archive: Archive) -> Iterator[Member]:
     """Yield what the directory says, in its order."""
     data = source.read(end.start, end.nbytes)
-    pos = 0
+    pos, same = 0, dict[int, int]()
     for _ in range(end.count):
         if pos + _ENTRY.size > len(data) or data[pos : pos + 4] != b"PK\x01\x02":
             archive.blame(f"its end record counts {end.count} members and there are fewer")
@@ -244,17 +265,21 @@ def _directory(source: Source, end: _End, archive: Archive) -> Iterator[Member]:
         extra_end = name_end + fields[11]
         raw, extra = data[pos + _ENTRY.size : name_end], data[name_end:extra_end]
         pos = extra_end + fields[12]
-        yield _entry(fields, raw, extra, archive)
+        yield _entry(fields, raw, extra, archive, same)
     if pos != len(data):
         archive.blame(f"its end record counts {end.count} members and there are more")
 
 
-def _entry(fields: tuple[int, ...], raw: bytes, extra: bytes, archive: Archive) -> Member:
+def _entry(
+    fields: tuple[int, ...], raw: bytes, extra: bytes, archive: Archive, same: dict[int, int]
+) -> Member:
+    """Return the member that an entry describes; `same` holds each value of the flags once."""
     _, _, _, flags, method, _, _, crc, packed, nbytes, _, _, _, disk, _, attributes, header = fields
-    name = _name(raw)
+    name, encoding = _name(raw)
     odd = extra or method or disk or attributes or packed != nbytes or flags & ~_FLAGS
+    flags = same.setdefault(flags, flags)
     if not odd:
-        return Member(name, raw, method, flags, crc, packed, nbytes, header)
+        return Member(name, encoding, method, flags, crc, nbytes, nbytes, header)
     if extra:
         sizes = _wide_sizes(extra, (nbytes, packed, header), name, archive)
         nbytes, packed, header = sizes
@@ -268,14 +293,15 @@ def _entry(fields: tuple[int, ...], raw: bytes, extra: bytes, archive: Archive) 
         archive.blame(f"{quoted(name)} is compressed by method {method}, not stored or deflated")
     if method == STORED and packed != nbytes:
         archive.blame(f"{quoted(name)} is stored, and of two sizes: {packed} and {nbytes} bytes")
-    return Member(name, raw, method, flags, crc, packed, nbytes, header)
+    return Member(name, encoding, method, flags, crc, packed, nbytes, header)
 
 
-def _name(raw: bytes) -> str:
+def _name(raw: bytes) -> tuple[str, str]:
+    """Return a name and its encoding."""
     try:
-        return raw.decode()
+        return raw.decode(), "utf-8"
     except UnicodeDecodeError:
-        return raw.decode("cp437")
+        return raw.decode("cp437"), "cp437"
 
 
 def _wide_sizes(
@@ -337,7 +363,7 @@ def _located(source: Source, members: list[Member], end: int, archive: Archive) 
         if start + member.packed > end:
             archive.blame(f"{quoted(member.name)} leaves the archive")
         elif start >= 0:
-            member.start = start
+            member.begin(start)
             reached = _after(window, member, start + member.packed, archive)
         yield member
     if reached != end:
@@ -365,14 +391,15 @@ def _local(window: "_Window", member: Member, end: int, archive: Archive) -> int
     if start - member.header > HEADER_READ:
         at = window.at(member.header, start - member.header)
     at += _LOCAL.size
+    raw = member.raw
     # As torch writes it: the same flags, no sizes, the same name.
     if not (
         fields[6:9] == _ABSENT
         and fields[2] == member.flags
         and fields[3] == member.method
         and member.flags & _AFTER
-        and fields[9] == len(member.raw)
-        and window.data.startswith(member.raw, at)
+        and fields[9] == len(raw)
+        and window.data.startswith(raw, at)
     ):
         _compare(fields, window.data[at : at + fields[9] + fields[10]], member, archive)
     return start
@@ -383,7 +410,7 @@ def _compare(fields: tuple[int, ...], rest: bytes, member: Member, archive: Arch
     _, _, flags, method, _, _, crc, packed, nbytes, name_size, _ = fields
     name = rest[:name_size]
     if name != member.raw:
-        there = quoted(_name(name))
+        there = quoted(_name(name)[0])
         archive.blame(f"{quoted(member.name)} is named {there} in its local header")
     if _WIDE in {packed, nbytes}:
         sizes = (nbytes, packed, 0)
