@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import Any
 
 import click
@@ -110,7 +109,11 @@ class Output(Struct, frozen=True):
 def _width(*, terminal: bool) -> int | None:
     """Return the columns to fit into: a terminal's, or what COLUMNS says, as elsewhere."""
     wanted = os.environ.get("COLUMNS", "").isdigit()
-    return get_terminal_size().columns if terminal or wanted else None
+    if not (terminal or wanted):
+        return None
+    from shutil import get_terminal_size
+
+    return get_terminal_size().columns
 
 
 def _put(text: str, path: Path | None) -> None:

@@ -1,14 +1,16 @@
-"""Rows too wide for a terminal -> rows that fit: prose is wrapped, keys and the rest are cut."""
+"""Rows -> the lines of a table; too wide for a terminal, prose is wrapped, all else is cut."""
 
+from collections.abc import Collection, Iterator, Sequence
+from itertools import zip_longest
 from textwrap import wrap
 from typing import Final
-
-from tabulate import MIN_PADDING
 
 from ckptool.render.text import cut
 
 GAP: Final = 2
 """Columns between two cells."""
+_PADDING: Final = 2
+"""Columns that stay free beside a header."""
 _PROSE: Final = frozenset({"why", "why, and what was seen", "holds", "value", "reason", "fix"})
 _NARROWEST_KEY: Final = 16
 _NARROWEST_PROSE: Final = 20
@@ -38,15 +40,40 @@ def fit(rows: list[list[str]], headers: list[str], width: int) -> list[list[str]
     ]
 
 
-def natural_widths(rows: list[list[str]], headers: list[str]) -> list[int]:
-    """Return the width that tabulate gives to each column."""
-    cells = [max(map(len, column)) for column in zip(*rows, strict=True)] or [0] * len(headers)
-    return [max(len(h) + MIN_PADDING, w) for h, w in zip(headers, cells, strict=True)]
+def lines(
+    rows: Sequence[Sequence[str]], headers: Sequence[str], right: Collection[str]
+) -> Iterator[str]:
+    """Yield the lines of a table; columns with a header in `right` end at one edge."""
+    widths = natural_widths(rows, headers)
+    ends = [bool(rows) and header in right for header in headers]
+    yield _line(headers, widths, ends)
+    yield _line(["-" * width for width in widths], widths, ends)
+    for row in rows:
+        for cells in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
+            yield _line(cells, widths, ends)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], ends: Sequence[bool]) -> str:
+    placed = (
+        cell.rjust(width) if end else cell.ljust(width)
+        for cell, width, end in zip(cells, widths, ends, strict=True)
+    )
+    return (" " * GAP).join(placed).rstrip()
+
+
+def natural_widths(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> list[int]:
+    """Return the width of each column; a cell may have several lines."""
+    widths = [len(header) + _PADDING for header in headers]
+    for row in rows:
+        for column, cell in enumerate(row):
+            if len(cell) > widths[column]:
+                widths[column] = max(widths[column], *map(len, cell.split("\n")))
+    return widths
 
 
 def _least(column: int, header: str, widest: int) -> int:
     floor = _NARROWEST_PROSE if header in _PROSE else _NARROWEST if column else _NARROWEST_KEY
-    return min(widest, max(floor, len(header) + MIN_PADDING))
+    return min(widest, max(floor, len(header) + _PADDING))
 
 
 def _rank(column: int, headers: list[str]) -> tuple[int, int]:

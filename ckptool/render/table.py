@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from textwrap import wrap
 from typing import Final, assert_never
 
-from tabulate import tabulate
-
 from ckptool.render import Style
 from ckptool.render.blocks import Grid, Lines, Problem, Problems, Tree, Verdict
-from ckptool.render.columns import GAP, fit, natural_widths
+from ckptool.render.columns import GAP, fit, lines, natural_widths
 from ckptool.render.layout import blocks
 from ckptool.render.text import printable
 from ckptool.report import AnyReport
@@ -37,8 +35,8 @@ def render(report: AnyReport, style: Style) -> str:
         match block:
             case Verdict():
                 tone = "failed" if block.failed else "passed"
-                lines = _wrapped(printable(block.text), 0, style)
-                parts.append("\n".join(_paint(line, tone, style) for line in lines))
+                verdict = _wrapped(printable(block.text), 0, style)
+                parts.append("\n".join(_paint(line, tone, style) for line in verdict))
             case Lines():
                 parts.append("\n".join(_lines(block.lines, style)))
             case Grid():
@@ -107,20 +105,8 @@ def _narrow(rows: list[list[str]], headers: list[str], width: int) -> bool:
 def _table(title: str, headers: list[str], rows: list[list[str]], more: str, style: Style) -> str:
     if style.width and rows:
         rows = fit(rows, headers, style.width)
-    align = ["right" if name in _RIGHT else "left" for name in headers]
-    body = tabulate(
-        rows,
-        headers,
-        tablefmt="simple",
-        disable_numparse=True,
-        preserve_whitespace=True,
-        colalign=align if rows else None,
-    )
-    lines = [
-        _paint(printable(title), "bold", style),
-        *(line.rstrip() for line in body.splitlines()),
-    ]
-    return "\n".join([*lines, more] if more else lines)
+    body = (_paint(printable(title), "bold", style), *lines(rows, headers, _RIGHT))
+    return "\n".join((*body, more) if more else body)
 
 
 def _problems(block: Problems, style: Style) -> Iterator[str]:
@@ -131,10 +117,10 @@ def _problems(block: Problems, style: Style) -> Iterator[str]:
 
 def _problem(problem: Problem, style: Style) -> Iterator[str]:
     head = f"{problem.level:<7} {problem.code}  "
-    lines = _wrapped(printable(problem.message), len(head), style)
-    yield _paint(head, problem.level, style) + lines[0]
+    first, *rest = _wrapped(printable(problem.message), len(head), style)
+    yield _paint(head, problem.level, style) + first
     indent = " " * len(head)
-    yield from (indent + line for line in lines[1:])
+    yield from (indent + line for line in rest)
     fix = _wrapped(printable(f"fix: {problem.fix}"), len(head), style)
     yield from (indent + line for line in fix)
 
