@@ -69,6 +69,8 @@ class Machine:
         self.persistent: list[Persistent] = []
         self.embedded: dict[int, bytes] = {}
         """Byte strings that are handed to something that would load them, each once, by id."""
+        self.numbers: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        """Tuples of numbers that come again and again: shapes and strides."""
         self.blobs: dict[int, int] = {}
         """id of a long byte string -> where it starts in the data."""
         self._budget = limits.pickle_bytes
@@ -112,6 +114,15 @@ class Machine:
         if self._budget < 0:
             raise PickleError(f"it takes more than {self.limits.pickle_bytes} bytes of memory")
 
+    def once(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return `items`, the same object for the same few numbers; not for 1, 1.0 and True."""
+        for item in items:
+            if type(item) is not int:
+                return items
+        if len(self.numbers) < _NUMBERS:
+            return self.numbers.setdefault(items, items)
+        return self.numbers.get(items, items)
+
     def pop_mark(self) -> list[Any]:
         items = self.stack
         self.stack = self.outer.pop()
@@ -138,6 +149,8 @@ def register(table: dict[int, Handler], opcode: int) -> Callable[[Handler], Hand
     return enter
 
 
+_NUMBERS: Final = 256
+"""Models have few shapes, and a file may be made of tuples with one hash."""
 _LOADERS: Final = frozenset({"loads", "_loads", "_load_from_bytes"})
 """Names that read a pickle from their first argument, wherever they stand."""
 

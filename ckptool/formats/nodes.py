@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import Struct
+
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 """Types that stand for themselves."""
 
@@ -33,21 +35,18 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-class Opaque:
+class Opaque(Struct, eq=False):
     """An object that only the named class or function could make: the recipe, never the object."""
 
-    __slots__ = ("args", "func", "items", "kwargs", "pairs", "state")
-
-    def __init__(self, func: "Global | Opaque", args: tuple[Any, ...]) -> None:
-        self.func = func
-        self.args = args
-        self.kwargs: Any = None
-        self.state: Any = None
-        """What BUILD hands over: the `__dict__`, or whatever `__setstate__` would get."""
-        self.items: list[Any] | None = None
-        """Appended to it: a deque's elements, a list subclass's."""
-        self.pairs: dict[Any, Any] | None = None
-        """Set in it: a dict subclass's items."""
+    func: "Global | Opaque"
+    args: tuple[Any, ...]
+    kwargs: Any = None
+    state: Any = None
+    """What BUILD hands over: the `__dict__`, or whatever `__setstate__` would get."""
+    items: list[Any] | None = None
+    """Appended to it: a deque's elements, a list subclass's."""
+    pairs: dict[Any, Any] | None = None
+    """Set in it: a dict subclass's items."""
 
     @property
     def name(self) -> tuple[str, str]:
@@ -61,15 +60,12 @@ class Opaque:
         return func.qualified if type(func) is Global else "an object made at load time"
 
 
-class Persistent:
+class Persistent(Struct, eq=False):
     """An object that the pickle leaves to its container, by an id: in torch's files, a storage."""
 
-    __slots__ = ("id", "resolved")
-
-    def __init__(self, id_: object) -> None:
-        self.id = id_
-        self.resolved: Any = None
-        """What the container says it is."""
+    id: Any
+    resolved: Any = None
+    """What the container says it is."""
 
 
 class Ordered(dict[Any, Any]):

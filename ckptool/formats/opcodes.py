@@ -94,21 +94,21 @@ def _empty_tuple(m: Machine, pos: int) -> int:
 
 @_on(0x85)  # TUPLE1
 def _tuple1(m: Machine, pos: int) -> int:
-    m.stack[-1] = (m.stack[-1],)
+    m.stack[-1] = m.once((m.stack[-1],))
     return pos
 
 
 @_on(0x86)  # TUPLE2
 def _tuple2(m: Machine, pos: int) -> int:
     last = m.stack.pop()
-    m.stack[-1] = (m.stack[-1], last)
+    m.stack[-1] = m.once((m.stack[-1], last))
     return pos
 
 
 @_on(0x87)  # TUPLE3
 def _tuple3(m: Machine, pos: int) -> int:
     third, second = m.stack.pop(), m.stack.pop()
-    m.stack[-1] = (m.stack[-1], second, third)
+    m.stack[-1] = m.once((m.stack[-1], second, third))
     return pos
 
 

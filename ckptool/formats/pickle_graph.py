@@ -75,6 +75,9 @@ class _Verbatim(Machine):
     def use_computed(self, module: object, name: object) -> Global:
         raise PickleError(f"{module}.{name} is a name that is only known when it is loaded")
 
+    def once(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        return items  # what the file has twice is written twice
+
     def call(self, func: object, args: object) -> object:
         if type(args) is not tuple or not isinstance(func, Global | Opaque):
             raise PickleError("a call of something that is no name")

@@ -6,69 +6,35 @@ from operator import attrgetter
 from struct import Struct
 from typing import Final
 
-from msgspec import Struct as Record
-
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files import Source
 from ckptool.formats.limits import Limits
 from ckptool.formats.plain import quoted
+from ckptool.formats.zip_directory import (
+    DEFLATED,
+    STORED,
+    WIDE,
+    Archive,
+    Member,
+    decoded,
+    entries,
+    find_end,
+    wide_sizes,
+)
 
-STORED, DEFLATED = 0, 8
-
-
-class Member(Record, gc=False):
-    """One entry of the directory."""
-
-    name: str
-    encoding: str
-    """Of the name in the file."""
-    method: int
-    flags: int
-    crc: int
-    packed: int
-    """Bytes in the file."""
-    nbytes: int
-    """Bytes after inflating."""
-    at: int
-    """Where its bytes start; while that is not known, where its local header does."""
-    lead: int = 0
-    """Bytes of its local header; 0 while that was not read, or cannot be."""
-    after: int = -1
-    """Where the next member starts, where that follows from the directory alone."""
-    used: bool = False
-    """Whether anything in the checkpoint refers to it."""
-
-    @property
-    def raw(self) -> bytes:
-        """The name's own bytes."""
-        return self.name.encode(self.encoding)
-
-    @property
-    def header(self) -> int:
-        """Where its local header starts."""
-        return self.at - self.lead
-
-    @property
-    def start(self) -> int:
-        """Where its bytes start; -1 where the local header cannot be read."""
-        return self.at if self.lead else -1
-
-    def begin(self, start: int) -> None:
-        """Say where its bytes start."""
-        self.at, self.lead = start, start - self.at
-
-
-class Archive(Record):
-    """The members of an archive, in the order of the file."""
-
-    members: list[Member] = []
-    fault: str = ""
-    """The first thing about it that readers could disagree on."""
-    assumed: int = 0
-    """Members whose local header was not read: it lies far away, and the others tell its size."""
-
-    def blame(self, fault: str) -> None:
-        self.fault = self.fault or fault
+__all__ = [
+    "DEFLATED",
+    "STORED",
+    "Archive",
+    "Member",
+    "bad_crc",
+    "check_crc",
+    "chunks",
+    "inflate",
+    "is_zip",
+    "read_archive",
+    "read_member",
+]
 
 
 def read_archive(source: Source, limits: Limits) -> Archive:
@@ -77,28 +43,26 @@ def read_archive(source: Source, limits: Limits) -> Archive:
     Raises:
         CorruptCheckpointError: it has no directory that could be read.
     """
-    end = _find_end(source)
+    end = find_end(source)
     if end.count > limits.zip_members:
         raise CorruptCheckpointError(source.path, f"a zip archive of {end.count} members")
     archive = Archive(fault=end.fault)
-    entries = sorted(_directory(source, end, archive), key=attrgetter("at"))
-    _check_names(entries, archive)
+    archive.members = sorted(entries(source, end, archive), key=attrgetter("at"))
+    _check_names(archive.members, archive)
     if source.remote:
         from ckptool.formats.zip_places import prepare
 
-        archive.assumed = prepare(source, entries, end.start, deep=limits.deep)
-    archive.members = list(_located(source, entries, end.start, archive))
+        archive.assumed = prepare(source, archive.members, end.start, deep=limits.deep)
+    if not archive.assumed:
+        _locate(source, end.start, archive)
+    elif archive.members[0].header:
+        archive.blame(_gap(archive.members[0], 0))
     return archive
 
 
 def is_zip(source: Source) -> bool:
     """Whether the file begins as a zip archive does. torch looks at the same four bytes."""
     return source.head(4) == b"PK\x03\x04"
-
-
-def has_end_record(source: Source) -> bool:
-    """Whether a zip reader that looks from the end would find a directory."""
-    return b"PK\x05\x06" in source.tail(_EOCD.size + _COMMENT)
 
 
 def read_member(source: Source, member: Member, limits: Limits, most: int) -> bytes:
@@ -172,160 +136,10 @@ def inflate(source: Source, member: Member, limits: Limits, most: int) -> Iterat
 
 
 _CHUNK: Final = 1 << 20
-_PER_ENTRY: Final = 4096
-"""Bytes of the directory for one member."""
 _SMALL: Final = 1 << 20
 """Inflated bytes that are never called a bomb: zeros shrink a thousandfold."""
-_COMMENT: Final = 0xFFFF
-_EOCD: Final = Struct("<4s4H2LH")
-_EOCD64: Final = Struct("<4sQ2H2L4Q")
-_LOCATOR: Final = Struct("<4sLQL")
-_ENTRY: Final = Struct("<4s6H3L5H2L")
 _LOCAL: Final = Struct("<4s5H3L2H")
-_WIDE: Final = 0xFFFFFFFF
-_FLAGS: Final = 0x0002 | 0x0004 | 0x0008 | 0x0800
-"""How it was deflated, sizes after the data, UTF-8: what no reader stumbles over."""
 _AFTER: Final = 0x0008
-_SYMLINK: Final = 0o120000
-
-
-class _End(Record, frozen=True):
-    """The record at the end of an archive."""
-
-    start: int
-    """Where the directory starts."""
-    nbytes: int
-    count: int
-    fault: str
-
-
-def _find_end(source: Source) -> _End:
-    """Return the end record: the last bytes of the file, with a comment at most."""
-    tail = source.tail(_EOCD.size)
-    if not (tail.startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):
-        tail = source.tail(_EOCD.size + _COMMENT)
-    base = source.nbytes - len(tail)
-    found = tail.rfind(b"PK\x05\x06")
-    while found >= 0:
-        if found + _EOCD.size <= len(tail):
-            record = _EOCD.unpack_from(tail, found)
-            if found + _EOCD.size + record[7] == len(tail):
-                return _checked_end(source, record, base + found)
-        found = tail.rfind(b"PK\x05\x06", 0, found)
-    raise CorruptCheckpointError(source.path, "a zip archive without its end: it is cut short")
-
-
-def _checked_end(source: Source, record: tuple[int, ...], at: int) -> _End:
-    _, disk, first_disk, here, count, nbytes, start, comment = record
-    faults = []
-    if comment:
-        faults.append("a comment follows its directory")
-    if (disk, first_disk) not in {(0, 0), (0xFFFF, 0xFFFF)} or here != count:
-        faults.append("it is one of several disks")
-    end, wide = at, _wide_end(source, at)
-    if wide is not None:
-        end, count64, nbytes64, start64 = wide
-        narrow = ((count, 0xFFFF, count64), (nbytes, _WIDE, nbytes64), (start, _WIDE, start64))
-        if any(small not in {full, large} for small, full, large in narrow):
-            faults.append("its two end records disagree")
-        count, nbytes, start = count64, nbytes64, start64
-    if start + nbytes != end:
-        faults.append(f"{end - start - nbytes} bytes stand between its directory and its end")
-    if start + nbytes > source.nbytes or nbytes > _PER_ENTRY * (count + 1):
-        raise CorruptCheckpointError(source.path, "a zip archive whose directory is not in it")
-    return _End(start, nbytes, count, faults[0] if faults else "")
-
-
-def _wide_end(source: Source, at: int) -> tuple[int, int, int, int] | None:
-    """Return (position, count, size and start of the directory) of a zip64 end record."""
-    if at < _LOCATOR.size + _EOCD64.size:
-        return None
-    magic, disk, where, disks = _LOCATOR.unpack(source.read(at - _LOCATOR.size, _LOCATOR.size))
-    if magic != b"PK\x06\x07":
-        return None
-    if disk or disks > 1 or where + _EOCD64.size > at - _LOCATOR.size:
-        raise CorruptCheckpointError(source.path, "its zip64 end record is somewhere else")
-    fields = _EOCD64.unpack(source.read(where, _EOCD64.size))
-    magic, size, *_, here, count, nbytes, start = fields
-    if magic != b"PK\x06\x06" or where + 12 + size != at - _LOCATOR.size or here != count:
-        raise CorruptCheckpointError(source.path, "a zip64 end record that contradicts itself")
-    return where, count, nbytes, start
-
-
-def _directory(source: Source, end: _End, archive: Archive) -> Iterator[Member]:
-    """Yield what the directory says, in its order."""
-    data = source.read(end.start, end.nbytes)
-    pos, same = 0, dict[int, int]()
-    for _ in range(end.count):
-        if pos + _ENTRY.size > len(data) or data[pos : pos + 4] != b"PK\x01\x02":
-            archive.blame(f"its end record counts {end.count} members and there are fewer")
-            return
-        fields = _ENTRY.unpack_from(data, pos)
-        name_end = pos + _ENTRY.size + fields[10]
-        extra_end = name_end + fields[11]
-        raw, extra = data[pos + _ENTRY.size : name_end], data[name_end:extra_end]
-        pos = extra_end + fields[12]
-        yield _entry(fields, raw, extra, archive, same)
-    if pos != len(data):
-        archive.blame(f"its end record counts {end.count} members and there are more")
-
-
-def _entry(
-    fields: tuple[int, ...], raw: bytes, extra: bytes, archive: Archive, same: dict[int, int]
-) -> Member:
-    """Return the member that an entry describes; `same` holds each value of the flags once."""
-    _, _, _, flags, method, _, _, crc, packed, nbytes, _, _, _, disk, _, attributes, header = fields
-    name, encoding = _name(raw)
-    odd = extra or method or disk or attributes or packed != nbytes or flags & ~_FLAGS
-    flags = same.setdefault(flags, flags)
-    if not odd:
-        return Member(name, encoding, method, flags, crc, nbytes, nbytes, header)
-    if extra:
-        sizes = _wide_sizes(extra, (nbytes, packed, header), name, archive)
-        nbytes, packed, header = sizes
-    if disk not in {0, 0xFFFF}:
-        archive.blame(f"{quoted(name)} is on another disk")
-    if attributes >> 16 & 0o170000 == _SYMLINK:
-        archive.blame(f"{quoted(name)} is a link")
-    if flags & ~_FLAGS:
-        archive.blame(f"{quoted(name)} is encrypted or patched (flags {flags:#06x})")
-    if method not in {STORED, DEFLATED}:
-        archive.blame(f"{quoted(name)} is compressed by method {method}, not stored or deflated")
-    if method == STORED and packed != nbytes:
-        archive.blame(f"{quoted(name)} is stored, and of two sizes: {packed} and {nbytes} bytes")
-    return Member(name, encoding, method, flags, crc, packed, nbytes, header)
-
-
-def _name(raw: bytes) -> tuple[str, str]:
-    """Return a name and its encoding."""
-    try:
-        return raw.decode(), "utf-8"
-    except UnicodeDecodeError:
-        return raw.decode("cp437"), "cp437"
-
-
-def _wide_sizes(
-    extra: bytes, sizes: tuple[int, int, int], name: str, archive: Archive
-) -> tuple[int, int, int]:
-    """Return (bytes, packed bytes, header), each from the zip64 field where it does not fit."""
-    wide = list(sizes)
-    for kind, body in _extra_fields(extra):
-        if kind == 0x7075:
-            archive.blame(f"{quoted(name)} has a second name")
-        if kind == 0x0001:
-            full = [index for index, size in enumerate(sizes) if size == _WIDE]
-            for place, index in enumerate(full[: len(body) // 8]):
-                wide[index] = int.from_bytes(body[8 * place : 8 * place + 8], "little")
-    return wide[0], wide[1], wide[2]
-
-
-def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
-    pos = 0
-    while pos + 4 <= len(extra):
-        kind, size = int.from_bytes(extra[pos : pos + 2], "little"), extra[pos + 2 : pos + 4]
-        end = pos + 4 + int.from_bytes(size, "little")
-        yield kind, extra[pos + 4 : end]
-        pos = end
 
 
 def _check_names(members: list[Member], archive: Archive) -> None:
@@ -349,23 +163,18 @@ _NAME: Final = re.compile(r"(?![A-Za-z]:/)(?:(?!\.{1,2}(?:/|$))[^/\\\0]+(?:/|$))
 """Parts between slashes: none empty, "." or "..", no drive, no NUL."""
 
 
-def _located(source: Source, members: list[Member], end: int, archive: Archive) -> Iterator[Member]:
-    """Yield the members with the place of their bytes; local headers must say what it says."""
+def _locate(source: Source, end: int, archive: Archive) -> None:
+    """Find the place of each member's bytes; local headers must say what the directory says."""
     window, reached = _Window(source), 0
-    for member in members:
+    for member in archive.members:
         if member.header != reached:
             archive.blame(_gap(member, reached))
-        if member.start >= 0:
-            reached = member.after
-            yield member
-            continue
         start = _local(window, member, end, archive)
         if start + member.packed > end:
             archive.blame(f"{quoted(member.name)} leaves the archive")
         elif start >= 0:
             member.begin(start)
             reached = _after(window, member, start + member.packed, archive)
-        yield member
     if reached != end:
         archive.blame(f"{end - reached} bytes before its directory belong to no member")
 
@@ -410,11 +219,11 @@ def _compare(fields: tuple[int, ...], rest: bytes, member: Member, archive: Arch
     _, _, flags, method, _, _, crc, packed, nbytes, name_size, _ = fields
     name = rest[:name_size]
     if name != member.raw:
-        there = quoted(_name(name)[0])
+        there = quoted(decoded(name)[0])
         archive.blame(f"{quoted(member.name)} is named {there} in its local header")
-    if _WIDE in {packed, nbytes}:
+    if WIDE in {packed, nbytes}:
         sizes = (nbytes, packed, 0)
-        nbytes, packed, _ = _wide_sizes(rest[name_size:], sizes, member.name, archive)
+        nbytes, packed, _ = wide_sizes(rest[name_size:], sizes, member.name, archive)
     # Where the sizes follow the data, they may be left out here.
     absent = flags & _AFTER
     same = (
@@ -434,7 +243,7 @@ def _after(window: "_Window", member: Member, end: int, archive: Archive) -> int
         return end
     at, data = window.at(end, _WIDE_SIZES.size), window.data
     sizes = (member.crc, member.packed, member.nbytes)
-    small = member.nbytes > 0 and max(sizes) <= _WIDE
+    small = member.nbytes > 0 and max(sizes) <= WIDE
     for layout in (_SIZES, _WIDE_SIZES) if small else (_WIDE_SIZES,):
         signed = layout.pack(b"PK\x07\x08", *sizes)
         if data.startswith(signed, at):
