@@ -126,22 +126,23 @@ def _run(machine: Machine, start: int) -> None:
 def _run_slice(machine: Machine, pos: int) -> int:
     """Run `_SLICE` opcodes. The six that make most of a state_dict stand here: calls cost time."""
     data, handlers, memo, outer = machine.data, HANDLERS, machine.memo, machine.outer
-    stack, limit, slots, uint32 = machine.stack, machine.limit, memo.slots, _UINT32
+    stack, limit, uint32 = machine.stack, machine.limit, _UINT32
+    slots, others = memo.slots, memo.others
     for _ in repeat(None, _SLICE):
         opcode = data[pos]
         if opcode == 0x72:  # LONG_BINPUT
             slot = uint32(data, pos + 1)[0]
-            if slot == len(slots) and not memo.others:
+            if slot == len(slots) and not others:
                 slots.append(stack[-1])
             else:
                 memo.put(slot, stack[-1])
             pos += 5
-        elif opcode == 0x4B:  # BININT1
-            stack.append(data[pos + 1])
-            pos += 2
         elif opcode == 0x68:  # BINGET
             slot = data[pos + 1]
             stack.append(slots[slot] if slot < len(slots) else memo.get(slot))
+            pos += 2
+        elif opcode == 0x4B:  # BININT1
+            stack.append(data[pos + 1])
             pos += 2
         elif opcode == 0x74:  # TUPLE
             items = tuple(stack)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
@@ -93,6 +94,12 @@ class Records:
         for name, member in self._by_name.items():
             if name.startswith(self.root):
                 yield name.removeprefix(self.root), member
+
+    def release(self) -> None:
+        """Let go of what something refers to: of 100,000 records, as much as of their tensors."""
+        self.members = [member for member in self.members if not member.used]
+        self.archive.members = self.members
+        self._by_name = {}
 
     def ahead(self) -> None:
         """Say that the pickle and the small records will be read."""
@@ -214,13 +221,31 @@ def metadata_of(records: Records) -> dict[str, str]:
     return found
 
 
+class Looked(Struct, frozen=True):
+    """What there is to say of an archive besides what its pickle says."""
+
+    skipped: tuple[Skipped, ...]
+    """What of it was not looked at."""
+    fault: str
+    """Which record does not have its checksum; "" where none was found."""
+
+
+def look_over(records: Records) -> Looked:
+    """Compare the checksums, and look at what was not referred to."""
+    unsummed, fault = _check_sums(records)
+    return Looked((*_unread_headers(records), *unsummed, *_unreferenced(records)), fault)
+
+
 def looked_over(records: Records) -> tuple[Skipped, ...]:
-    """Compare the checksums, and say what of the archive was not looked at.
+    """Do what `look_over` does, and say what of the archive was not looked at.
 
     Raises:
         CorruptCheckpointError: a record does not have its checksum.
     """
-    return (*_unread_headers(records), *_check_sums(records), *_unreferenced(records))
+    found = look_over(records)
+    if found.fault:
+        raise CorruptCheckpointError(records.source.path, found.fault)
+    return found.skipped
 
 
 def hidden_uses(records: Records) -> Iterator[GlobalUse]:
@@ -268,11 +293,15 @@ def _described(records: Records, names: Names) -> Checkpoint:
     pickle = main_pickle(records, names)
     metadata = metadata_of(records)
     resolve(pickle.persistent, records, metadata.get("byteorder", "little"))
-    grown = tree.describe(pickle.root, records.limits)
     # With storages that nothing refers to, it is an odd checkpoint; without any, it is none.
     stored = any(name.startswith("data/") for name, _ in records.items())
+    looked = look_over(records)
+    records.release()
+    grown = tree.describe(pickle.root, records.limits)
     if grown.empty and not stored and not dangerous(names):
         raise CorruptCheckpointError(records.source.path, "holds no tensors")
+    if looked.fault:
+        raise CorruptCheckpointError(records.source.path, looked.fault)
     return Checkpoint(
         records.source.path,
         Container.TORCH_ZIP,
@@ -281,7 +310,7 @@ def _described(records: Records, names: Names) -> Checkpoint:
         tuple(grown.entries),
         (*uses(names, pickle.root), *hidden_uses(records)),
         metadata,
-        skipped=(*looked_over(records), *grown.skipped),
+        skipped=(*looked.skipped, *grown.skipped),
     )
 
 
@@ -313,24 +342,23 @@ def _unread_headers(records: Records) -> list[Skipped]:
     return [Skipped("headers before the records", reason)]
 
 
-def _check_sums(records: Records) -> list[Skipped]:
+def _check_sums(records: Records) -> tuple[list[Skipped], str]:
     """Compare checksums: all of them in small files, and in large ones if asked to."""
-    source, limits, skipped = records.source, records.limits, []
-    filled = [member for member in records.members if member.nbytes]
+    source, limits = records.source, records.limits
     if not limits.deep and (source.remote or source.nbytes > limits.checked_bytes):
         reason = f"the file has {source.nbytes} bytes; --deep compares them"
         if source.remote:
             reason = f"the file is remote; --deep downloads {source.nbytes} bytes to compare them"
-        return [Skipped("checksums of the storages", reason)]
+        return [Skipped("checksums of the storages", reason)], ""
+    filled = [member for member in records.members if member.nbytes]
     bad = bad_crc(source, (member for member in filled if member.crc), limits)
     if bad is not None:
-        reason = f"{quoted(bad.name)} does not match its checksum: its bytes have changed"
-        raise CorruptCheckpointError(source.path, reason)
+        return [], f"{quoted(bad.name)} does not match its checksum: its bytes have changed"
     without = sum(not member.crc for member in filled)
-    if without:
-        reason = f"{without} of {len(filled)} records were written without one"
-        skipped.append(Skipped("checksums", reason))
-    return skipped
+    if not without:
+        return [], ""
+    reason = f"{without} of {len(filled)} records were written without one"
+    return [Skipped("checksums", reason)], ""
 
 
 def _unreferenced(records: Records) -> list[Skipped]:

@@ -50,10 +50,6 @@ class Member(Record, gc=False):
         """Where its bytes start; -1 where the local header cannot be read."""
         return self.at if self.lead else -1
 
-    def begin(self, start: int) -> None:
-        """Say where its bytes start."""
-        self.at, self.lead = start, start - self.at
-
 
 class Archive(Record):
     """The members of an archive, in the order of the file."""
@@ -74,7 +70,8 @@ _COMMENT: Final = 0xFFFF
 _EOCD: Final = Struct("<4s4H2LH")
 _EOCD64: Final = Struct("<4sQ2H2L4Q")
 _LOCATOR: Final = Struct("<4sLQL")
-_ENTRY: Final = Struct("<4s6H3L5H2L")
+_ENTRY: Final = Struct("<4s4x2H4x3L4H2x2L")
+"""Magic, flags, method, checksum, sizes, lengths of name, extra fields and comment, disk, ..."""
 _FLAGS: Final = 0x0002 | 0x0004 | 0x0008 | 0x0800
 """How it was deflated, sizes after the data, UTF-8: what no reader stumbles over."""
 _SYMLINK: Final = 0o120000
@@ -148,14 +145,14 @@ def entries(source: Source, end: End, archive: Archive) -> Iterator[Member]:
     data = source.read(end.start, end.nbytes)
     pos, same = 0, dict[int, int]()
     for _ in range(end.count):
-        if pos + _ENTRY.size > len(data) or data[pos : pos + 4] != b"PK\x01\x02":
+        fields = _ENTRY.unpack_from(data, pos) if pos + _ENTRY.size <= len(data) else (b"",)
+        if fields[0] != b"PK\x01\x02":
             archive.blame(f"its end record counts {end.count} members and there are fewer")
             return
-        fields = _ENTRY.unpack_from(data, pos)
-        name_end = pos + _ENTRY.size + fields[10]
-        extra_end = name_end + fields[11]
+        name_end = pos + _ENTRY.size + fields[6]
+        extra_end = name_end + fields[7]
         raw, extra = data[pos + _ENTRY.size : name_end], data[name_end:extra_end]
-        pos = extra_end + fields[12]
+        pos = extra_end + fields[8]
         yield _entry(fields, raw, extra, archive, same)
     if pos != len(data):
         archive.blame(f"its end record counts {end.count} members and there are more")
@@ -165,7 +162,7 @@ def _entry(
     fields: tuple[int, ...], raw: bytes, extra: bytes, archive: Archive, same: dict[int, int]
 ) -> Member:
     """Return the member that an entry describes; `same` holds each value of the flags once."""
-    _, _, _, flags, method, _, _, crc, packed, nbytes, _, _, _, disk, _, attributes, header = fields
+    _, flags, method, crc, packed, nbytes, _, _, _, disk, attributes, header = fields
     name, encoding = decoded(raw)
     odd = extra or method or disk or attributes or packed != nbytes or flags & ~_FLAGS
     flags = same.setdefault(flags, flags)

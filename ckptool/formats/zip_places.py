@@ -43,7 +43,7 @@ def _assume(members: list[Member], end: int) -> int:
         starts = [_fit(m, after, extras) for m, after in zip(members, ends, strict=True)]
         if -1 not in starts:
             for member, start in zip(members, starts, strict=True):
-                member.begin(start)
+                member.at, member.lead = start, start - member.at
             return len(members)
     return 0
 

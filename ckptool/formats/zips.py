@@ -139,6 +139,8 @@ _CHUNK: Final = 1 << 20
 _SMALL: Final = 1 << 20
 """Inflated bytes that are never called a bomb: zeros shrink a thousandfold."""
 _LOCAL: Final = Struct("<4s5H3L2H")
+_BRIEFLY: Final = Struct("<4s2x2H4x12s2H")
+"""The same: magic, flags, method, checksum and sizes together, lengths of name and extra fields."""
 _AFTER: Final = 0x0008
 
 
@@ -167,13 +169,14 @@ def _locate(source: Source, end: int, archive: Archive) -> None:
     """Find the place of each member's bytes; local headers must say what the directory says."""
     window, reached = _Window(source), 0
     for member in archive.members:
-        if member.header != reached:
+        if member.at != reached:
             archive.blame(_gap(member, reached))
-        start = _local(window, member, end, archive)
+        lead = _lead(window, member, end, archive)
+        start = member.at + lead
         if start + member.packed > end:
             archive.blame(f"{quoted(member.name)} leaves the archive")
-        elif start >= 0:
-            member.begin(start)
+        elif lead:
+            member.at, member.lead = start, lead
             reached = _after(window, member, start + member.packed, archive)
     if reached != end:
         archive.blame(f"{end - reached} bytes before its directory belong to no member")
@@ -186,37 +189,37 @@ def _gap(member: Member, reached: int) -> str:
     return f"{member.header - reached} bytes {what}"
 
 
-def _local(window: "_Window", member: Member, end: int, archive: Archive) -> int:
-    """Return where a member's bytes start, -1 where there is no local header."""
-    if member.header + _LOCAL.size > end:
+def _lead(window: "_Window", member: Member, end: int, archive: Archive) -> int:
+    """Return how many bytes a member's local header has, 0 where there is none."""
+    if member.at + _LOCAL.size > end:
         archive.blame(f"{quoted(member.name)} is said to start outside the archive")
-        return -1
-    at = window.at(member.header, HEADER_READ)
-    fields = _LOCAL.unpack_from(window.data, at)
-    start: int = member.header + _LOCAL.size + fields[9] + fields[10]
-    if fields[0] != b"PK\x03\x04" or start > end:
+        return 0
+    at = window.at(member.at, HEADER_READ)
+    magic, flags, method, sizes, name, extra = _BRIEFLY.unpack_from(window.data, at)
+    lead: int = _LOCAL.size + name + extra
+    if magic != b"PK\x03\x04" or member.at + lead > end:
         archive.blame(f"{quoted(member.name)} has no local header")
-        return -1
-    if start - member.header > HEADER_READ:
-        at = window.at(member.header, start - member.header)
-    at += _LOCAL.size
+        return 0
+    if lead > HEADER_READ:
+        at = window.at(member.at, lead)
     raw = member.raw
     # As torch writes it: the same flags, no sizes, the same name.
     if not (
-        fields[6:9] == _ABSENT
-        and fields[2] == member.flags
-        and fields[3] == member.method
-        and member.flags & _AFTER
-        and fields[9] == len(raw)
-        and window.data.startswith(raw, at)
+        sizes == _ABSENT
+        and flags == member.flags
+        and method == member.method
+        and flags & _AFTER
+        and name == len(raw)
+        and window.data.startswith(raw, at + _LOCAL.size)
     ):
-        _compare(fields, window.data[at : at + fields[9] + fields[10]], member, archive)
-    return start
+        _compare(window.data[at : at + lead], member, archive)
+    return lead
 
 
-def _compare(fields: tuple[int, ...], rest: bytes, member: Member, archive: Archive) -> None:
+def _compare(header: bytes, member: Member, archive: Archive) -> None:
     """Blame the archive where a local header says something else than the directory."""
-    _, _, flags, method, _, _, crc, packed, nbytes, name_size, _ = fields
+    _, _, flags, method, _, _, crc, packed, nbytes, name_size, _ = _LOCAL.unpack_from(header)
+    rest = header[_LOCAL.size :]
     name = rest[:name_size]
     if name != member.raw:
         there = quoted(decoded(name)[0])
@@ -276,7 +279,7 @@ class _Window:
         return skip
 
 
-_ABSENT: Final = (0, 0, 0)
+_ABSENT: Final = bytes(12)
 _NEAR: Final = 1 << 14
 _SPARSE: Final = 1 << 10
 HEADER_READ: Final = 256
