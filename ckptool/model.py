@@ -175,10 +175,11 @@ class TensorInfo(Struct, frozen=True, gc=False):
         """Bytes of the elements themselves, whatever the storage holds besides."""
         if self.storage is None and self.parts and self.layout != "chunked":
             return sum(part.tensor.nbytes for part in self.parts)
-        if self.dtype not in BITS:
+        bits = BITS.get(self.dtype)
+        if bits is None:
             # A numpy array of what torch has no dtype for.
             return self.storage.nbytes if self.storage is not None else 0
-        return (self.numel * BITS[self.dtype] + 7) // 8
+        return (prod(self.shape) * bits + 7) // 8
 
     @property
     def device(self) -> str:

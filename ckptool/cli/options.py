@@ -23,6 +23,9 @@ from ckptool.rules import Level
 
 Command = Callable[..., Any]
 
+_PRINTED = 1 << 20
+"""Characters that are written at once."""
+
 
 class _Checkpoint(click.ParamType[Location]):
     """A checkpoint on this machine, or a remote one."""
@@ -148,7 +151,10 @@ def _append(path: Path, text: str) -> None:
 
 def _print(text: str) -> None:
     try:
-        click.echo(text, color=True)
+        # In pieces: each is held twice more on its way out.
+        for start in range(0, len(text), _PRINTED):
+            click.echo(text[start : start + _PRINTED], nl=False, color=True)
+        click.echo()
     except BrokenPipeError:
         raise
     except OSError as error:

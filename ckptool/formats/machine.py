@@ -119,9 +119,12 @@ class Machine:
         for item in items:
             if type(item) is not int:
                 return items
-        if len(self.numbers) < _NUMBERS:
-            return self.numbers.setdefault(items, items)
-        return self.numbers.get(items, items)
+        known = self.numbers.get(items)
+        if known is None:
+            known = items
+            if len(self.numbers) < _NUMBERS:
+                self.numbers[items] = items
+        return known
 
     def pop_mark(self) -> list[Any]:
         items = self.stack

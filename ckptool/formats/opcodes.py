@@ -319,9 +319,10 @@ def _binpersid(m: Machine, pos: int) -> int:
 
 def _class_with_source(id_: object) -> Global | None:
     """Return the class in ("module", class, file, source): torch before 1.6 kept modules' code."""
-    if type(id_) is tuple and id_[:1] == ("module",):
-        id_ = id_[1:]
-    return id_[0] if type(id_) is tuple and id_ and type(id_[0]) is Global else None
+    if type(id_) is not tuple or not id_:
+        return None
+    cls = id_[1] if id_[0] == "module" and len(id_) > 1 else id_[0]
+    return cls if type(cls) is Global else None
 
 
 @_on(0x50)  # PERSID

@@ -201,8 +201,9 @@ def resolve(
         wanted = storage_id(node)
         stored = known.get(wanted.key)
         if stored is None:
-            stored = known[wanted.key] = _stored(wanted, records, byteorder, folder)
-        node.resolved = same_storage(stored, wanted)
+            node.resolved = known[wanted.key] = _stored(wanted, records, byteorder, folder)
+        else:
+            node.resolved = same_storage(stored, wanted)
 
 
 def metadata_of(records: Records) -> dict[str, str]:

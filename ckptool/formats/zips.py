@@ -153,12 +153,11 @@ def _check_names(members: list[Member], archive: Archive) -> None:
             archive.blame(f"a member is named {quoted(name)}: it leaves the archive")
         if name[-1:] == "/" and member.nbytes:
             archive.blame(f"{quoted(name)} is a folder and has bytes")
-        folded = name.casefold()
-        if folded in seen:
-            other = seen[folded]
+        known = len(seen)
+        other = seen.setdefault(name.casefold(), name)
+        if len(seen) == known:
             same = "stands twice in it" if other == name else f"and {quoted(other)} are one name"
             archive.blame(f"{quoted(name)} {same}")
-        seen[folded] = name
 
 
 _NAME: Final = re.compile(r"(?![A-Za-z]:/)(?:(?!\.{1,2}(?:/|$))[^/\\\0]+(?:/|$))+")
