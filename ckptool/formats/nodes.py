@@ -71,7 +71,16 @@ class Persistent(Struct, eq=False):
 class Ordered(dict[Any, Any]):
     """An OrderedDict, a Counter or a defaultdict: a dict that may have attributes."""
 
-    state: Any = None
+    __slots__ = ("_state",)
+
+    @property
+    def state(self) -> Any:
+        """What BUILD hands over; each tensor has an OrderedDict of hooks, and few have this."""
+        return getattr(self, "_state", None)
+
+    @state.setter
+    def state(self, state: object) -> None:
+        self._state = state
 
 
 class Elements:

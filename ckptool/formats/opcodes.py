@@ -52,6 +52,12 @@ def _get(m: Machine, pos: int) -> int:
     return pos
 
 
+@_on(0x6A)  # LONG_BINGET
+def _long_binget(m: Machine, pos: int) -> int:
+    m.stack.append(m.memo.get(_UINT32.unpack_from(m.data, pos)[0]))
+    return pos + 4
+
+
 def _slot(line: bytes) -> int:
     slot = decimal(line)
     if not 0 <= slot < 1 << 32:

@@ -144,6 +144,10 @@ def _run_slice(machine: Machine, pos: int) -> int:
         elif opcode == 0x4B:  # BININT1
             stack.append(data[pos + 1])
             pos += 2
+        elif opcode == 0x58:  # BINUNICODE
+            end = pos + 5 + uint32(data, pos + 1)[0]
+            stack.append(str(data[pos + 5 : end], "utf-8", "surrogatepass"))
+            pos = end
         elif opcode == 0x74:  # TUPLE
             items = tuple(stack)
             stack = machine.stack = outer.pop()
@@ -153,10 +157,6 @@ def _run_slice(machine: Machine, pos: int) -> int:
             outer.append(stack)
             stack = machine.stack = []
             pos += 1
-        elif opcode == 0x6A:  # LONG_BINGET
-            slot = uint32(data, pos + 1)[0]
-            stack.append(slots[slot] if slot < len(slots) else memo.get(slot))
-            pos += 5
         else:
             pos = handlers[opcode](machine, pos + 1)
             stack, limit = machine.stack, machine.limit

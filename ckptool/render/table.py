@@ -105,8 +105,9 @@ def _narrow(rows: list[list[str]], headers: list[str], width: int) -> bool:
 def _table(title: str, headers: list[str], rows: list[list[str]], more: str, style: Style) -> str:
     if style.width and rows:
         rows = fit(rows, headers, style.width)
-    body = (_paint(printable(title), "bold", style), *lines(rows, headers, _RIGHT))
-    return "\n".join((*body, more) if more else body)
+    # The name of a lone tensor is empty: a row at the end that says nothing is no line.
+    body = "\n".join(lines(rows, headers, _RIGHT)).rstrip("\n")
+    return "\n".join((_paint(printable(title), "bold", style), body, *([more] if more else [])))
 
 
 def _problems(block: Problems, style: Style) -> Iterator[str]:
