@@ -195,7 +195,9 @@ def timed(row: dict[str, Any], name: str, call: Callable[[], Any]) -> list[Any] 
             str(report.verdict) if hasattr(report, "verdict") else ""
         )
     if not name.startswith("diff"):
-        row.setdefault("unsaved", {})[name] = [[u.key, u.kind, u.constancy, u.where] for u in report.unsaved]
+        row.setdefault("unsaved", {})[name] = [
+            [u.key, u.kind, u.constancy, u.where] for u in report.unsaved
+        ]
     return [[f.code, f.level, f.key, f.message, f.fix] for f in report.findings]
 
 

@@ -1,6 +1,7 @@
 """The facts that the stages hand on: frozen, plain, and without torch."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from math import prod
@@ -174,10 +175,11 @@ class TensorInfo(Struct, frozen=True, gc=False):
         """Bytes of the elements themselves, whatever the storage holds besides."""
         if self.storage is None and self.parts and self.layout != "chunked":
             return sum(part.tensor.nbytes for part in self.parts)
-        if self.dtype not in BITS:
+        bits = BITS.get(self.dtype)
+        if bits is None:
             # A numpy array of what torch has no dtype for.
             return self.storage.nbytes if self.storage is not None else 0
-        return (self.numel * BITS[self.dtype] + 7) // 8
+        return (prod(self.shape) * bits + 7) // 8
 
     @property
     def device(self) -> str:
@@ -391,10 +393,13 @@ def natural(key: str) -> tuple[object, ...]:
 
 def sharing(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]:
     """Return the groups of tensors that have elements in one storage, in order."""
+    filled = [(t, t.storage) for t in tensors if t.storage is not None and 0 not in t.shape]
+    # Nearly all storages have one user, and a name of their own, which is hashed much faster.
+    named = Counter(storage.key for _, storage in filled)
     users: dict[StorageInfo, list[TensorInfo]] = {}
-    for tensor in tensors:
-        if tensor.storage is not None and 0 not in tensor.shape:
-            users.setdefault(tensor.storage, []).append(tensor)
+    for tensor, storage in filled:
+        if named[storage.key] > 1:
+            users.setdefault(storage, []).append(tensor)
     return tuple(tuple(group) for group in users.values() if len(group) > 1)
 
 

@@ -1,14 +1,19 @@
 """One function per command, with the same words as its options; the CLI adds only printing."""
 
-from ckptool.api.checking import audit, verify
-from ckptool.api.comparing import merge
-from ckptool.api.digesting import digest, textconv
-from ckptool.api.explaining import rule
-from ckptool.api.gating import effective_policy, gate
-from ckptool.api.locking import lock
-from ckptool.api.migrating import migrate
-from ckptool.api.reading import diff, inspect
-from ckptool.api.training import watch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptool.api.checking import audit, verify
+    from ckptool.api.comparing import merge
+    from ckptool.api.describing import inspect
+    from ckptool.api.digesting import digest, textconv
+    from ckptool.api.explaining import rule
+    from ckptool.api.gating import effective_policy, gate
+    from ckptool.api.locking import lock
+    from ckptool.api.migrating import migrate
+    from ckptool.api.reading import diff
+    from ckptool.api.training import watch
 
 __all__ = [
     "audit",
@@ -25,3 +30,26 @@ __all__ = [
     "verify",
     "watch",
 ]
+
+_HOMES = {
+    "audit": "ckptool.api.checking",
+    "diff": "ckptool.api.reading",
+    "digest": "ckptool.api.digesting",
+    "effective_policy": "ckptool.api.gating",
+    "gate": "ckptool.api.gating",
+    "inspect": "ckptool.api.describing",
+    "lock": "ckptool.api.locking",
+    "merge": "ckptool.api.comparing",
+    "migrate": "ckptool.api.migrating",
+    "rule": "ckptool.api.explaining",
+    "textconv": "ckptool.api.digesting",
+    "verify": "ckptool.api.checking",
+    "watch": "ckptool.api.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a function when it is asked for, so that a command costs what it needs itself."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckptool.api' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -163,7 +163,7 @@ def _proof(
 ) -> "Proof | None":
     """Return what runs a migrated file, and the source in its old module; None without inputs."""
     if inputs is None:
-        lone = {"--old-module": old_module is not None, "--device": device != "auto"}
+        lone = {"--old-module": older.module is not None, "--device": device != "auto"}
         refuse(lone, "is for running the result: say on what with --input")
         return None
     if target is None:

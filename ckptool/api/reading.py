@@ -1,25 +1,24 @@
-"""Describe checkpoints, and compare them with modules and with each other."""
+"""Compare checkpoints with modules and with each other."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
 from ckptool import report
 from ckptool.api.comparing import How, diff_files
-from ckptool.api.drawing import draw_checkpoints, draw_loading
+from ckptool.api.drawing import draw_loading
 from ckptool.api.refusing import refuse
 from ckptool.api.target import Named, PathLike, Target, need_target, notes_on, opened
 from ckptool.compare import Loading, loading
 from ckptool.config import Config
-from ckptool.errors import ReadError, UsageError
+from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.locations import locate
 from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
-from ckptool.reporting.reading import inspected, loaded
+from ckptool.reporting.reading import loaded
 from ckptool.rules import run
-from ckptool.rules.registry import in_order
 from ckptool.valued import Valued, valued, with_values
 
 if TYPE_CHECKING:
@@ -30,36 +29,6 @@ if TYPE_CHECKING:
     from ckptool.verification.facts import Exercise
 
 _FOR_A_MODULE: Final = "is for the module of one checkpoint; with two checkpoints leave it out"
-
-
-def inspect(
-    paths: PathLike | Sequence[PathLike],
-    *,
-    values: bool = False,
-    policy: Policy | None = None,
-    limits: Limits = DEFAULT,
-    pictures: bool = False,
-) -> report.InspectReport:
-    """Describe checkpoints: what they hold and name, without loading or executing anything.
-
-    With `values`, the numbers are looked at as well, and judged by the rules CK4xx: that reads all
-    of the files, and needs torch. A path that cannot be read is reported in `errors`, and the
-    others are described all the same.
-    With `pictures` the values of small masks are read, so that they can be drawn.
-    """
-    looked: list[tuple[Checkpoint, tuple[Valued, ...]]] = []
-    errors: list[str] = []
-    for path in [paths] if isinstance(paths, PathLike) else paths:
-        try:
-            checkpoint = opened(path, limits)
-            looked.append((checkpoint, (valued(checkpoint),) if values else ()))
-        except ReadError as error:
-            errors.append(str(error))
-    found = in_order(f for one, numbers in looked for f in run([one, *numbers], one.path))
-    unseen = tuple(s for _, numbers in looked for one in numbers for s in one.skipped)
-    checkpoints = tuple(one for one, _ in looked)
-    said = inspected(checkpoints, judge(found, policy or Policy()), tuple(errors), unseen)
-    return draw_checkpoints(said, checkpoints) if pictures else said
 
 
 def diff(  # noqa: PLR0913

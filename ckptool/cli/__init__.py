@@ -2,7 +2,6 @@
 
 import os
 import sys
-import traceback
 import warnings
 from contextlib import suppress
 from difflib import get_close_matches
@@ -94,6 +93,8 @@ class LazyGroup(click.Group):
             raise _in_one_line(error) from error
         except CkptoolError as error:
             if ctx.obj and ctx.obj.get("trace"):
+                import traceback
+
                 traceback.print_exc()
             from ckptool.cli.options import one_line
 

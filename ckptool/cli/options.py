@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import Any
 
 import click
@@ -23,6 +22,9 @@ from ckptool.render.text import printable
 from ckptool.report import AnyReport
 
 Command = Callable[..., Any]
+
+_PRINTED = 1 << 20
+"""Characters that are written at once."""
 
 
 class _Checkpoint(click.ParamType[Location]):
@@ -109,7 +111,11 @@ class Output(Struct, frozen=True):
 def _width(*, terminal: bool) -> int | None:
     """Return the columns to fit into: a terminal's, or what COLUMNS says, as elsewhere."""
     wanted = os.environ.get("COLUMNS", "").isdigit()
-    return get_terminal_size().columns if terminal or wanted else None
+    if not (terminal or wanted):
+        return None
+    from shutil import get_terminal_size
+
+    return get_terminal_size().columns
 
 
 def _put(text: str, path: Path | None) -> None:
@@ -141,7 +147,10 @@ def _append(path: Path, text: str) -> None:
 
 def _print(text: str) -> None:
     try:
-        click.echo(_encodable(text), color=True)
+        # In pieces: each is held twice more on its way out.
+        for start in range(0, len(text), _PRINTED):
+            click.echo(_encodable(text[start : start + _PRINTED]), nl=False, color=True)
+        click.echo()
     except BrokenPipeError:
         raise
     except OSError as error:

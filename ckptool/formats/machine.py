@@ -17,6 +17,40 @@ class Stop(Exception):  # noqa: N818 - it ends a stream and is no error
         self.end = end
 
 
+class Memo:
+    """What a pickle puts aside to use again, by the number of its slot.
+
+    Picklers number the slots one after the other: those are a list. A dict of them takes ten times
+    the memory, and a list of any number that a file names would take what it likes.
+    """
+
+    __slots__ = ("others", "slots")
+
+    def __init__(self) -> None:
+        self.slots: list[Any] = []
+        """The slots from 0 on, for as long as each one comes next."""
+        self.others: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.slots) + len(self.others)
+
+    def put(self, slot: int, value: object) -> None:
+        if slot < len(self.slots):
+            self.slots[slot] = value
+        elif slot == len(self.slots) and not self.others:
+            self.slots.append(value)
+        else:
+            self.others[slot] = value
+
+    def get(self, slot: int) -> object:
+        """Return what is in a slot.
+
+        Raises:
+            KeyError: nothing is.
+        """
+        return self.slots[slot] if slot < len(self.slots) else self.others[slot]
+
+
 class Machine:
     """The state of one run over a pickle: stack, memo, and a record of every name it uses."""
 
@@ -30,11 +64,13 @@ class Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         """The stacks below the open MARKs."""
-        self.memo: dict[int, Any] = {}
+        self.memo = Memo()
         self.globals: dict[tuple[str, str], Global] = {}
         self.persistent: list[Persistent] = []
         self.embedded: dict[int, bytes] = {}
         """Byte strings that are handed to something that would load them, each once, by id."""
+        self.numbers: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        """Tuples of numbers that come again and again: shapes and strides."""
         self.blobs: dict[int, int] = {}
         """id of a long byte string -> where it starts in the data."""
         self._budget = limits.pickle_bytes
@@ -78,6 +114,18 @@ class Machine:
         if self._budget < 0:
             raise PickleError(f"it takes more than {self.limits.pickle_bytes} bytes of memory")
 
+    def once(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return `items`, the same object for the same few numbers; not for 1, 1.0 and True."""
+        for item in items:
+            if type(item) is not int:
+                return items
+        known = self.numbers.get(items)
+        if known is None:
+            known = items
+            if len(self.numbers) < _NUMBERS:
+                self.numbers[items] = items
+        return known
+
     def pop_mark(self) -> list[Any]:
         items = self.stack
         self.stack = self.outer.pop()
@@ -104,6 +152,8 @@ def register(table: dict[int, Handler], opcode: int) -> Callable[[Handler], Hand
     return enter
 
 
+_NUMBERS: Final = 256
+"""Models have few shapes, and a file may be made of tuples with one hash."""
 _LOADERS: Final = frozenset({"loads", "_loads", "_load_from_bytes"})
 """Names that read a pickle from their first argument, wherever they stand."""
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import Struct
+
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 """Types that stand for themselves."""
 
@@ -33,10 +35,11 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-class Opaque:
+class Opaque(Struct, eq=False):
     """An object that only the named class or function could make: the recipe, never the object."""
 
-    # Most objects have none of these, and 100,000 tensors are made: the class holds the defaults.
+    func: "Global | Opaque"
+    args: tuple[Any, ...]
     kwargs: Any = None
     state: Any = None
     """What BUILD hands over: the `__dict__`, or whatever `__setstate__` would get."""
@@ -44,10 +47,6 @@ class Opaque:
     """Appended to it: a deque's elements, a list subclass's."""
     pairs: dict[Any, Any] | None = None
     """Set in it: a dict subclass's items."""
-
-    def __init__(self, func: "Global | Opaque", args: tuple[Any, ...]) -> None:
-        self.func = func
-        self.args = args
 
     @property
     def name(self) -> tuple[str, str]:
@@ -61,20 +60,27 @@ class Opaque:
         return func.qualified if type(func) is Global else "an object made at load time"
 
 
-class Persistent:
+class Persistent(Struct, eq=False):
     """An object that the pickle leaves to its container, by an id: in torch's files, a storage."""
 
+    id: Any
     resolved: Any = None
     """What the container says it is."""
-
-    def __init__(self, id_: object) -> None:
-        self.id = id_
 
 
 class Ordered(dict[Any, Any]):
     """An OrderedDict, a Counter or a defaultdict: a dict that may have attributes."""
 
-    state: Any = None
+    __slots__ = ("_state",)
+
+    @property
+    def state(self) -> Any:
+        """What BUILD hands over; each tensor has an OrderedDict of hooks, and few have this."""
+        return getattr(self, "_state", None)
+
+    @state.setter
+    def state(self, state: object) -> None:
+        self._state = state
 
 
 class Elements:

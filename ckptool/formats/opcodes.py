@@ -28,28 +28,34 @@ _on = partial(register, _TABLE)
 
 @_on(0x71)  # BINPUT
 def _binput(m: Machine, pos: int) -> int:
-    m.memo[m.data[pos]] = m.stack[-1]
+    m.memo.put(m.data[pos], m.stack[-1])
     return pos + 1
 
 
 @_on(0x94)  # MEMOIZE
 def _memoize(m: Machine, pos: int) -> int:
-    m.memo[len(m.memo)] = m.stack[-1]
+    m.memo.put(len(m.memo), m.stack[-1])
     return pos
 
 
 @_on(0x70)  # PUT
 def _put(m: Machine, pos: int) -> int:
     line, pos = m.line(pos)
-    m.memo[_slot(line)] = m.stack[-1]
+    m.memo.put(_slot(line), m.stack[-1])
     return pos
 
 
 @_on(0x67)  # GET
 def _get(m: Machine, pos: int) -> int:
     line, pos = m.line(pos)
-    m.stack.append(m.memo[_slot(line)])
+    m.stack.append(m.memo.get(_slot(line)))
     return pos
+
+
+@_on(0x6A)  # LONG_BINGET
+def _long_binget(m: Machine, pos: int) -> int:
+    m.stack.append(m.memo.get(_UINT32.unpack_from(m.data, pos)[0]))
+    return pos + 4
 
 
 def _slot(line: bytes) -> int:
@@ -94,21 +100,21 @@ def _empty_tuple(m: Machine, pos: int) -> int:
 
 @_on(0x85)  # TUPLE1
 def _tuple1(m: Machine, pos: int) -> int:
-    m.stack[-1] = (m.stack[-1],)
+    m.stack[-1] = m.once((m.stack[-1],))
     return pos
 
 
 @_on(0x86)  # TUPLE2
 def _tuple2(m: Machine, pos: int) -> int:
     last = m.stack.pop()
-    m.stack[-1] = (m.stack[-1], last)
+    m.stack[-1] = m.once((m.stack[-1], last))
     return pos
 
 
 @_on(0x87)  # TUPLE3
 def _tuple3(m: Machine, pos: int) -> int:
     third, second = m.stack.pop(), m.stack.pop()
-    m.stack[-1] = (m.stack[-1], second, third)
+    m.stack[-1] = m.once((m.stack[-1], second, third))
     return pos
 
 
@@ -319,9 +325,10 @@ def _binpersid(m: Machine, pos: int) -> int:
 
 def _class_with_source(id_: object) -> Global | None:
     """Return the class in ("module", class, file, source): torch before 1.6 kept modules' code."""
-    if type(id_) is tuple and id_[:1] == ("module",):
-        id_ = id_[1:]
-    return id_[0] if type(id_) is tuple and id_ and type(id_[0]) is Global else None
+    if type(id_) is not tuple or not id_:
+        return None
+    cls = id_[1] if id_[0] == "module" and len(id_) > 1 else id_[0]
+    return cls if type(cls) is Global else None
 
 
 @_on(0x50)  # PERSID

@@ -75,6 +75,9 @@ class _Verbatim(Machine):
     def use_computed(self, module: object, name: object) -> Global:
         raise PickleError(f"{module}.{name} is a name that is only known when it is loaded")
 
+    def once(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        return items  # what the file has twice is written twice
+
     def call(self, func: object, args: object) -> object:
         if type(args) is not tuple or not isinstance(func, Global | Opaque):
             raise PickleError("a call of something that is no name")
@@ -125,11 +128,11 @@ def _binpersid(m: Machine, pos: int) -> int:
     return pos
 
 
-# The loop of `pickles.py` has these six in itself, for speed.
+# The loop of `pickles.py` has these in itself, for speed.
 
 
 def _long_binput(m: Machine, pos: int) -> int:
-    m.memo[_UINT32(m.data, pos)[0]] = m.stack[-1]
+    m.memo.put(_UINT32(m.data, pos)[0], m.stack[-1])
     return pos + 4
 
 
@@ -139,13 +142,8 @@ def _binint1(m: Machine, pos: int) -> int:
 
 
 def _binget(m: Machine, pos: int) -> int:
-    m.stack.append(m.memo[m.data[pos]])
+    m.stack.append(m.memo.get(m.data[pos]))
     return pos + 1
-
-
-def _long_binget(m: Machine, pos: int) -> int:
-    m.stack.append(m.memo[_UINT32(m.data, pos)[0]])
-    return pos + 4
 
 
 def _tuple(m: Machine, pos: int) -> int:
@@ -162,7 +160,7 @@ def _mark(m: Machine, pos: int) -> int:
 
 _OURS: Final[dict[int, Handler]] = {
     0x81: _newobj, 0x92: _newobj_ex, 0x8F: _empty_set, 0x91: _frozenset, 0x90: _additems,
-    0x51: _binpersid, 0x72: _long_binput, 0x4B: _binint1, 0x68: _binget, 0x6A: _long_binget,
+    0x51: _binpersid, 0x72: _long_binput, 0x4B: _binint1, 0x68: _binget,
     0x74: _tuple, 0x28: _mark, 0x96: _bytearray8,
 }  # fmt: skip
 _TABLE: Final = tuple(_OURS.get(opcode, handler) for opcode, handler in enumerate(HANDLERS))

@@ -127,17 +127,27 @@ def _run_slice(machine: Machine, pos: int) -> int:
     """Run `_SLICE` opcodes. The six that make most of a state_dict stand here: calls cost time."""
     data, handlers, memo, outer = machine.data, HANDLERS, machine.memo, machine.outer
     stack, limit, uint32 = machine.stack, machine.limit, _UINT32
+    slots, others = memo.slots, memo.others
     for _ in repeat(None, _SLICE):
         opcode = data[pos]
         if opcode == 0x72:  # LONG_BINPUT
-            memo[uint32(data, pos + 1)[0]] = stack[-1]
+            slot = uint32(data, pos + 1)[0]
+            if slot == len(slots) and not others:
+                slots.append(stack[-1])
+            else:
+                memo.put(slot, stack[-1])
             pos += 5
+        elif opcode == 0x68:  # BINGET
+            slot = data[pos + 1]
+            stack.append(slots[slot] if slot < len(slots) else memo.get(slot))
+            pos += 2
         elif opcode == 0x4B:  # BININT1
             stack.append(data[pos + 1])
             pos += 2
-        elif opcode == 0x68:  # BINGET
-            stack.append(memo[data[pos + 1]])
-            pos += 2
+        elif opcode == 0x58:  # BINUNICODE
+            end = pos + 5 + uint32(data, pos + 1)[0]
+            stack.append(str(data[pos + 5 : end], "utf-8", "surrogatepass"))
+            pos = end
         elif opcode == 0x74:  # TUPLE
             items = tuple(stack)
             stack = machine.stack = outer.pop()
@@ -147,9 +157,6 @@ def _run_slice(machine: Machine, pos: int) -> int:
             outer.append(stack)
             stack = machine.stack = []
             pos += 1
-        elif opcode == 0x6A:  # LONG_BINGET
-            stack.append(memo[uint32(data, pos + 1)[0]])
-            pos += 5
         else:
             pos = handlers[opcode](machine, pos + 1)
             stack, limit = machine.stack, machine.limit

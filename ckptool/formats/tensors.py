@@ -143,7 +143,7 @@ def _check_bounds(key: str, dtype: str, stored: Stored, view: tuple[Any, Any, An
     if (last + 1) * itemsize > nbytes:
         name, held = quoted(key), nbytes // itemsize
         raise TreeError(f"{name} reaches element {last} of a storage of {held} elements")
-    if prod(size) * itemsize > max(_EXPANDED, nbytes):
+    if prod(size) * itemsize > nbytes and prod(size) * itemsize > _EXPANDED:
         raise TreeError(f"{quoted(key)} would take {prod(size) * itemsize} bytes in full")
 
 

@@ -31,7 +31,7 @@ from ckptool.model import (
 
 def claims(records: Records) -> bool:
     """Whether the archive's records are those of torch.export.save, of today or of before 2.7."""
-    return "archive_format" in records.by_name or _OLD in records.by_name
+    return records.get("archive_format") is not None or records.get(_OLD) is not None
 
 
 def read(records: Records) -> Checkpoint:
@@ -40,7 +40,7 @@ def read(records: Records) -> Checkpoint:
     Raises:
         CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
     """
-    describe = _described if "archive_format" in records.by_name else _described_old
+    describe = _described if records.get("archive_format") else _described_old
     return guarded(records, Container.TORCH_EXPORT, lambda names: describe(records, names))
 
 
@@ -96,9 +96,10 @@ def _described(records: Records, names: Names) -> Checkpoint:
         what = quoted(metadata["archive_format"])
         raise CorruptCheckpointError(path, f"its archive_format record is {what}")
     payloads = _Payloads(records, metadata.get("byteorder", "little"))
-    models = [name for name in records.by_name if name.endswith(_WEIGHTS_CONFIG)]
+    models = [name for name, _ in records.items() if name.endswith(_WEIGHTS_CONFIG)]
     states = tuple(_state(records, payloads, model, alone=len(models) == 1) for model in models)
-    records.used |= {m.name for n, m in records.by_name.items() if n.startswith("models/")}
+    for name, member in records.items():
+        member.used = member.used or name.startswith("models/")
     found = tuple(_within(records, names))
     if not any(state.tensors for state in states):
         raise CorruptCheckpointError(path, "holds no tensors")
@@ -118,7 +119,7 @@ def _state(records: Records, payloads: "_Payloads", config: str, *, alone: bool)
     model = config.removeprefix(_WEIGHTS).removesuffix(_WEIGHTS_CONFIG)
     weights = dict(payloads.tensors(_WEIGHTS, config))
     constants: dict[str, TensorInfo] = {}
-    if f"{_CONSTANTS}{model}{_CONSTANTS_CONFIG}" in records.by_name:
+    if records.get(f"{_CONSTANTS}{model}{_CONSTANTS_CONFIG}"):
         listed = payloads.tensors(_CONSTANTS, f"{_CONSTANTS}{model}{_CONSTANTS_CONFIG}")
         constants = {key: replace(tensor, kind=Kind.ATTRIBUTE) for key, tensor in listed}
     return State("" if alone else model, weights, "module", unsaved=constants)
@@ -142,10 +143,10 @@ class _Payloads:
         for key, entry in _mapping(content.get("config"), config).items():
             described = _mapping(entry, config)
             name = described.get("path_name")
-            member = self._records.by_name.get(f"{folder}{name}")
+            member = self._records.get(f"{folder}{name}")
             if member is None:
                 raise TreeError(f"{quoted(key)} has no data in the archive")
-            self._records.used.add(member.name)
+            member.used = True
             tensor = self._tensor(key, described, folder, member)
             if tensor is not None:
                 kind = Kind.PARAMETER if described.get("is_param") is True else Kind.BUFFER
@@ -185,14 +186,14 @@ class _Payloads:
 
 def _within(records: Records, names: Names) -> Iterator[GlobalUse]:
     """Yield the names in files of torch.save and in pickles: objects, and sample inputs."""
-    for name, member in records.by_name.items():
+    for name, member in records.items():
         part = _part(records, member)
         if part is not None and name.startswith(("data/sample_inputs/", _CONSTANTS)):
-            records.used.add(member.name)
+            member.used = True
             inner = torch_zip.read(part, records.limits)
             yield from (replace(use, at=f"record {member.name}") for use in inner.globals)
         elif name.startswith((f"{_CONSTANTS}custom_obj", f"{_CONSTANTS}opaque_obj")):
-            records.used.add(member.name)
+            member.used = True
             most = records.limits.pickle_bytes
             data = read_member(records.source, member, records.limits, most)
             names += unpickle_all(data, records.limits).globals
@@ -213,16 +214,18 @@ def _described_old(records: Records, names: Names) -> Checkpoint:
     states: list[State] = []
     found: list[GlobalUse] = []
     for name, at in _OLD_PARTS.items():
-        member = records.by_name.get(name)
+        member = records.get(name)
         part = _part(records, member) if member is not None else None
         if member is not None and part is not None:
-            records.used.add(member.name)
+            member.used = True
             inner = torch_zip.read(part, records.limits)
             states += [replace(state, at=state.at or at) for state in inner.states]
             found += [replace(use, at=f"record {name}") for use in inner.globals]
     if not states:
         raise CorruptCheckpointError(records.source.path, "holds no tensors")
-    records.used |= {m.name for n, m in records.by_name.items() if n in {_OLD, "version"}}
+    for name in (_OLD, "version"):
+        if (member := records.get(name)) is not None:
+            member.used = True
     return Checkpoint(
         records.source.path,
         Container.TORCH_EXPORT,

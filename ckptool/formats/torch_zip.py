@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
@@ -50,7 +51,7 @@ def _read(records: "Records") -> Checkpoint:
     if not records.pickles:
         return _other(records)
     records.ahead()
-    if "constants.pkl" in records.by_name or any(n.startswith("code/") for n in records.by_name):
+    if records.get("constants.pkl") or any(name.startswith("code/") for name, _ in records.items()):
         from ckptool.formats import torchscript
 
         return torchscript.read(records)
@@ -75,21 +76,34 @@ class Records:
         shallow = min((m.name.count("/") for m in self.pickles), default=0)
         self.pickles = [m for m in self.pickles if m.name.count("/") == shallow]
         self.root = _root(self.members, self.pickles)
-        self.by_name = {
-            member.name.removeprefix(self.root): member
-            for member in self.members
-            if member.name.startswith(self.root)
-        }
+        self._by_name = {member.name: member for member in self.members}
         self.base = source.start if isinstance(source, Slice) else 0
         """Where the archive starts in its file: one can stand within another."""
-        self.used: set[str] = set()
-        """Names of the members that something refers to."""
         if len(self.pickles) > 1:
             archive.blame(f"there are {len(self.pickles)} data.pkl in it")
 
+    def get(self, name: str) -> Member | None:
+        """Return the member of this name below the folder, None if there is none."""
+        return self._by_name.get(self.root + name)
+
+    def __getitem__(self, name: str) -> Member:
+        return self._by_name[self.root + name]
+
+    def items(self) -> Iterator[tuple[str, Member]]:
+        """Yield the members below the folder with their names there."""
+        for name, member in self._by_name.items():
+            if name.startswith(self.root):
+                yield name.removeprefix(self.root), member
+
+    def release(self) -> None:
+        """Let go of what something refers to: of 100,000 records, as much as of their tensors."""
+        self.members = [member for member in self.members if not member.used]
+        self.archive.members = self.members
+        self._by_name = {}
+
     def ahead(self) -> None:
         """Say that the pickle and the small records will be read."""
-        small = [self.by_name[name] for name in _RECORDS if name in self.by_name]
+        small = [member for name in _RECORDS if (member := self.get(name)) is not None]
         wanted = [m for m in (*self.pickles, *small) if m.packed <= self.limits.pickle_bytes]
         self.source.ahead((m.start, m.packed) for m in wanted if m.start >= 0)
 
@@ -99,10 +113,10 @@ class Records:
         Raises:
             CorruptCheckpointError: it is too large for what it is, or its checksum is wrong.
         """
-        member = self.by_name.get(name)
+        member = self.get(name)
         if member is None:
             return None
-        self.used.add(member.name)
+        member.used = True
         if member.nbytes > most:
             raise CorruptCheckpointError(
                 self.source.path, f"{quoted(name)} has {member.nbytes} bytes"
@@ -166,7 +180,7 @@ def unpickle_member(records: Records, member: Member) -> Pickle:
     Raises:
         CorruptCheckpointError: it is too large, or cannot be inflated.
     """
-    records.used.add(member.name)
+    member.used = True
     if member.nbytes > records.limits.pickle_bytes or member.start < 0:
         reason = f"{quoted(member.name)} has {member.nbytes} bytes, more than any pickle needs"
         raise CorruptCheckpointError(records.source.path, reason)
@@ -187,8 +201,9 @@ def resolve(
         wanted = storage_id(node)
         stored = known.get(wanted.key)
         if stored is None:
-            stored = known[wanted.key] = _stored(wanted, records, byteorder, folder)
-        node.resolved = same_storage(stored, wanted)
+            node.resolved = known[wanted.key] = _stored(wanted, records, byteorder, folder)
+        else:
+            node.resolved = same_storage(stored, wanted)
 
 
 def metadata_of(records: Records) -> dict[str, str]:
@@ -207,13 +222,31 @@ def metadata_of(records: Records) -> dict[str, str]:
     return found
 
 
+class Looked(Struct, frozen=True):
+    """What there is to say of an archive besides what its pickle says."""
+
+    skipped: tuple[Skipped, ...]
+    """What of it was not looked at."""
+    fault: str
+    """Which record does not have its checksum; "" where none was found."""
+
+
+def look_over(records: Records) -> Looked:
+    """Compare the checksums, and look at what was not referred to."""
+    unsummed, fault = _check_sums(records)
+    return Looked((*_unread_headers(records), *unsummed, *_unreferenced(records)), fault)
+
+
 def looked_over(records: Records) -> tuple[Skipped, ...]:
-    """Compare the checksums, and say what of the archive was not looked at.
+    """Do what `look_over` does, and say what of the archive was not looked at.
 
     Raises:
         CorruptCheckpointError: a record does not have its checksum.
     """
-    return (*_unread_headers(records), *_check_sums(records), *_unreferenced(records))
+    found = look_over(records)
+    if found.fault:
+        raise CorruptCheckpointError(records.source.path, found.fault)
+    return found.skipped
 
 
 def hidden_uses(records: Records) -> Iterator[GlobalUse]:
@@ -266,11 +299,15 @@ def _described(records: Records, names: Names) -> Checkpoint:
     pickle = main_pickle(records, names)
     metadata = metadata_of(records)
     resolve(pickle.persistent, records, metadata.get("byteorder", "little"))
-    grown = tree.describe(pickle.root, records.limits)
     # With storages that nothing refers to, it is an odd checkpoint; without any, it is none.
-    stored = any(name.startswith("data/") for name in records.by_name)
+    stored = any(name.startswith("data/") for name, _ in records.items())
+    looked = look_over(records)
+    records.release()
+    grown = tree.describe(pickle.root, records.limits)
     if grown.empty and not stored and not dangerous(names):
         raise CorruptCheckpointError(records.source.path, "holds no tensors")
+    if looked.fault:
+        raise CorruptCheckpointError(records.source.path, looked.fault)
     return Checkpoint(
         records.source.path,
         Container.TORCH_ZIP,
@@ -279,21 +316,23 @@ def _described(records: Records, names: Names) -> Checkpoint:
         tuple(grown.entries),
         (*uses(names, pickle.root), *hidden_uses(records)),
         metadata,
-        skipped=(*looked_over(records), *grown.skipped),
+        skipped=(*looked.skipped, *grown.skipped),
     )
 
 
 def _stored(wanted: StorageId, records: Records, byteorder: str, folder: str) -> Stored:
-    member = records.by_name.get(folder + wanted.key)
+    member = records.get(folder + wanted.key)
     if member is None:
         raise TreeError(f"storage {quoted(wanted.key)} is missing from the archive")
     if member.nbytes != wanted.nbytes:
         name, has = quoted(wanted.key), member.nbytes
         raise TreeError(f"storage {name} should have {wanted.nbytes} bytes and has {has}")
-    records.used.add(member.name)
+    member.used = True
     span = None
     if member.method == STORED:
-        span = Span(records.source.path, records.base + member.start, member.nbytes)
+        # One number for both: of 100,000 storages they take megabytes.
+        start = records.base + member.start if records.base else member.start
+        span = Span(records.source.path, start, member.nbytes)
     key = records.label + (wanted.key if folder == "data/" else folder + wanted.key)
     info = StorageInfo(key, member.nbytes, wanted.location, span, byteorder)
     return Stored(info, wanted.dtype, wanted.numel)
@@ -309,30 +348,27 @@ def _unread_headers(records: Records) -> list[Skipped]:
     return [Skipped("headers before the records", reason)]
 
 
-def _check_sums(records: Records) -> list[Skipped]:
+def _check_sums(records: Records) -> tuple[list[Skipped], str]:
     """Compare checksums: all of them in small files, and in large ones if asked to."""
-    source, limits, skipped = records.source, records.limits, []
-    filled = [member for member in records.members if member.nbytes]
+    source, limits = records.source, records.limits
     if not limits.deep and (source.remote or source.nbytes > limits.checked_bytes):
         reason = f"the file has {source.nbytes} bytes; --deep compares them"
         if source.remote:
             reason = f"the file is remote; --deep downloads {source.nbytes} bytes to compare them"
-        return [Skipped("checksums of the storages", reason)]
+        return [Skipped("checksums of the storages", reason)], ""
+    filled = [member for member in records.members if member.nbytes]
     bad = bad_crc(source, (member for member in filled if member.crc), limits)
     if bad is not None:
-        reason = f"{quoted(bad.name)} does not match its checksum: its bytes have changed"
-        raise CorruptCheckpointError(source.path, reason)
+        return [], f"{quoted(bad.name)} does not match its checksum: its bytes have changed"
     without = sum(not member.crc for member in filled)
-    if without:
-        reason = f"{without} of {len(filled)} records were written without one"
-        skipped.append(Skipped("checksums", reason))
-    return skipped
+    if not without:
+        return [], ""
+    reason = f"{without} of {len(filled)} records were written without one"
+    return [Skipped("checksums", reason)], ""
 
 
 def _unreferenced(records: Records) -> list[Skipped]:
-    left = [
-        m.name.removeprefix(records.root) for m in records.members if m.name not in records.used
-    ]
+    left = [m.name.removeprefix(records.root) for m in records.members if not m.used]
     if not left:
         return []
     names = ", ".join(printable(name) for name in left[:4]) + (", ..." if len(left) > 4 else "")
@@ -343,9 +379,10 @@ def _hidden(records: Records) -> Iterator[tuple[Member, list[Global]]]:
     """Try the members that nothing refers to as pickles; in a faulty archive, all of them."""
     tried: set[int] = set()
     left = _TRIED
-    known = set() if records.archive.fault else records.used
+    faulty = bool(records.archive.fault)
     for member in records.members:
-        if member.name in known or member.start < 0 or member.start in tried or left <= 0:
+        known = member.used and not faulty
+        if known or member.start < 0 or member.start in tried or left <= 0:
             continue
         tried.add(member.start)
         left -= min(member.nbytes, _SCANNED)

@@ -167,10 +167,10 @@ class _Walk:
         return self._types[module]
 
     def _code(self, module: str) -> str:
-        member = self._records.by_name.get(f"code/{module.replace('.', '/')}.py")
+        member = self._records.get(f"code/{module.replace('.', '/')}.py")
         if member is None or member.nbytes > _CODE:
             return ""
-        self._records.used.add(member.name)
+        member.used = True
         source, limits = self._records.source, self._records.limits
         return read_member(source, member, limits, _CODE).decode("utf-8", "replace")
 
@@ -235,14 +235,15 @@ def _unwrapped(node: Any) -> Any:
 
 def _constants(records: Records, names: Names, byteorder: str) -> list[State]:
     """Return the tensors that the code itself uses: all of them, once a module is frozen."""
-    member = records.by_name.get("constants.pkl")
+    member = records.get("constants.pkl")
     if member is None:
         return []
     pickle = unpickle_member(records, member)
     names += pickle.globals
     if pickle.fault:
         raise TreeError(f"constants.pkl: {pickle.fault}")
-    folder = "constants/" if any(n.startswith("constants/") for n in records.by_name) else "data/"
+    apart = any(name.startswith("constants/") for name, _ in records.items())
+    folder = "constants/" if apart else "data/"
     resolve(pickle.persistent, records, byteorder, folder)
     tensors = Tensors(records.limits)
     listed = pickle.root if type(pickle.root) is tuple else ()
@@ -253,10 +254,11 @@ def _constants(records: Records, names: Names, byteorder: str) -> list[State]:
 
 def _other_pickles(records: Records, names: Names) -> None:
     """Add the names that traced inputs and debugging records use."""
-    for name, member in records.by_name.items():
-        if name.endswith("pkl") and member.name not in records.used:
+    for name, member in records.items():
+        if name.endswith("pkl") and not member.used:
             names += unpickle_member(records, member).globals
             folder = member.name.removesuffix(".pkl") + "/"
-            records.used |= {m.name for m in records.members if m.name.startswith(folder)}
+            for beside in records.members:
+                beside.used = beside.used or beside.name.startswith(folder)
         elif name.startswith("code/"):
-            records.used.add(member.name)
+            member.used = True

@@ -165,7 +165,7 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a container holds, by the text of its keys."""
     if isinstance(node, dict):
         for key, child in node.items():
-            yield text_key(key), child
+            yield (key if type(key) is str else text_key(key)), child
     elif type(node) in {list, tuple}:
         yield from ((str(index), child) for index, child in enumerate(node))
     elif type(node) is Elements:

@@ -42,8 +42,8 @@ def _assume(members: list[Member], end: int) -> int:
     for extras in (_FILLED, _PLAIN):
         starts = [_fit(m, after, extras) for m, after in zip(members, ends, strict=True)]
         if -1 not in starts:
-            for member, start, after in zip(members, starts, ends, strict=True):
-                member.start, member.after = start, after
+            for member, start in zip(members, starts, strict=True):
+                member.at, member.lead = start, start - member.at
             return len(members)
     return 0
 

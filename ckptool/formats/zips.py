@@ -6,48 +6,35 @@ from operator import attrgetter
 from struct import Struct
 from typing import Final
 
-from msgspec import Struct as Record
-
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files import Source
 from ckptool.formats.limits import Limits
 from ckptool.formats.plain import quoted
+from ckptool.formats.zip_directory import (
+    DEFLATED,
+    STORED,
+    WIDE,
+    Archive,
+    Member,
+    decoded,
+    entries,
+    find_end,
+    wide_sizes,
+)
 
-STORED, DEFLATED = 0, 8
-
-
-class Member(Record, gc=False):
-    """One entry of the directory."""
-
-    name: str
-    raw: bytes
-    """The name's own bytes."""
-    method: int
-    flags: int
-    crc: int
-    packed: int
-    """Bytes in the file."""
-    nbytes: int
-    """Bytes after inflating."""
-    header: int
-    """Where its local header starts."""
-    start: int = -1
-    """Where its bytes start; -1 where the local header cannot be read."""
-    after: int = -1
-    """Where the next member starts, where that follows from the directory alone."""
-
-
-class Archive(Record):
-    """The members of an archive, in the order of the file."""
-
-    members: list[Member] = []
-    fault: str = ""
-    """The first thing about it that readers could disagree on."""
-    assumed: int = 0
-    """Members whose local header was not read: it lies far away, and the others tell its size."""
-
-    def blame(self, fault: str) -> None:
-        self.fault = self.fault or fault
+__all__ = [
+    "DEFLATED",
+    "STORED",
+    "Archive",
+    "Member",
+    "bad_crc",
+    "check_crc",
+    "chunks",
+    "inflate",
+    "is_zip",
+    "read_archive",
+    "read_member",
+]
 
 
 def read_archive(source: Source, limits: Limits) -> Archive:
@@ -56,28 +43,26 @@ def read_archive(source: Source, limits: Limits) -> Archive:
     Raises:
         CorruptCheckpointError: it has no directory that could be read.
     """
-    end = _find_end(source)
+    end = find_end(source)
     if end.count > limits.zip_members:
         raise CorruptCheckpointError(source.path, f"a zip archive of {end.count} members")
     archive = Archive(fault=end.fault)
-    entries = sorted(_directory(source, end, archive), key=attrgetter("header"))
-    _check_names(entries, archive)
+    archive.members = sorted(entries(source, end, archive), key=attrgetter("at"))
+    _check_names(archive.members, archive)
     if source.remote:
         from ckptool.formats.zip_places import prepare
 
-        archive.assumed = prepare(source, entries, end.start, deep=limits.deep)
-    archive.members = list(_located(source, entries, end.start, archive))
+        archive.assumed = prepare(source, archive.members, end.start, deep=limits.deep)
+    if not archive.assumed:
+        _locate(source, end.start, archive)
+    elif archive.members[0].header:
+        archive.blame(_gap(archive.members[0], 0))
     return archive
 
 
 def is_zip(source: Source) -> bool:
     """Whether the file begins as a zip archive does. torch looks at the same four bytes."""
     return source.head(4) == b"PK\x03\x04"
-
-
-def has_end_record(source: Source) -> bool:
-    """Whether a zip reader that looks from the end would find a directory."""
-    return b"PK\x05\x06" in source.tail(_EOCD.size + _COMMENT)
 
 
 def read_member(source: Source, member: Member, limits: Limits, most: int) -> bytes:
@@ -151,155 +136,12 @@ def inflate(source: Source, member: Member, limits: Limits, most: int) -> Iterat
 
 
 _CHUNK: Final = 1 << 20
-_PER_ENTRY: Final = 4096
-"""Bytes of the directory for one member."""
 _SMALL: Final = 1 << 20
 """Inflated bytes that are never called a bomb: zeros shrink a thousandfold."""
-_COMMENT: Final = 0xFFFF
-_EOCD: Final = Struct("<4s4H2LH")
-_EOCD64: Final = Struct("<4sQ2H2L4Q")
-_LOCATOR: Final = Struct("<4sLQL")
-_ENTRY: Final = Struct("<4s6H3L5H2L")
 _LOCAL: Final = Struct("<4s5H3L2H")
-_WIDE: Final = 0xFFFFFFFF
-_FLAGS: Final = 0x0002 | 0x0004 | 0x0008 | 0x0800
-"""How it was deflated, sizes after the data, UTF-8: what no reader stumbles over."""
+_BRIEFLY: Final = Struct("<4s2x2H4x12s2H")
+"""The same: magic, flags, method, checksum and sizes together, lengths of name and extra fields."""
 _AFTER: Final = 0x0008
-_SYMLINK: Final = 0o120000
-
-
-class _End(Record, frozen=True):
-    """The record at the end of an archive."""
-
-    start: int
-    """Where the directory starts."""
-    nbytes: int
-    count: int
-    fault: str
-
-
-def _find_end(source: Source) -> _End:
-    """Return the end record: the last bytes of the file, with a comment at most."""
-    tail = source.tail(_EOCD.size)
-    if not (tail.startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):
-        tail = source.tail(_EOCD.size + _COMMENT)
-    base = source.nbytes - len(tail)
-    found = tail.rfind(b"PK\x05\x06")
-    while found >= 0:
-        if found + _EOCD.size <= len(tail):
-            record = _EOCD.unpack_from(tail, found)
-            if found + _EOCD.size + record[7] == len(tail):
-                return _checked_end(source, record, base + found)
-        found = tail.rfind(b"PK\x05\x06", 0, found)
-    raise CorruptCheckpointError(source.path, "a zip archive without its end: it is cut short")
-
-
-def _checked_end(source: Source, record: tuple[int, ...], at: int) -> _End:
-    _, disk, first_disk, here, count, nbytes, start, comment = record
-    faults = []
-    if comment:
-        faults.append("a comment follows its directory")
-    if (disk, first_disk) not in {(0, 0), (0xFFFF, 0xFFFF)} or here != count:
-        faults.append("it is one of several disks")
-    end, wide = at, _wide_end(source, at)
-    if wide is not None:
-        end, count64, nbytes64, start64 = wide
-        narrow = ((count, 0xFFFF, count64), (nbytes, _WIDE, nbytes64), (start, _WIDE, start64))
-        if any(small not in {full, large} for small, full, large in narrow):
-            faults.append("its two end records disagree")
-        count, nbytes, start = count64, nbytes64, start64
-    if start + nbytes != end:
-        faults.append(f"{end - start - nbytes} bytes stand between its directory and its end")
-    if start + nbytes > source.nbytes or nbytes > _PER_ENTRY * (count + 1):
-        raise CorruptCheckpointError(source.path, "a zip archive whose directory is not in it")
-    return _End(start, nbytes, count, faults[0] if faults else "")
-
-
-def _wide_end(source: Source, at: int) -> tuple[int, int, int, int] | None:
-    """Return (position, count, size and start of the directory) of a zip64 end record."""
-    if at < _LOCATOR.size + _EOCD64.size:
-        return None
-    magic, disk, where, disks = _LOCATOR.unpack(source.read(at - _LOCATOR.size, _LOCATOR.size))
-    if magic != b"PK\x06\x07":
-        return None
-    if disk or disks > 1 or where + _EOCD64.size > at - _LOCATOR.size:
-        raise CorruptCheckpointError(source.path, "its zip64 end record is somewhere else")
-    fields = _EOCD64.unpack(source.read(where, _EOCD64.size))
-    magic, size, *_, here, count, nbytes, start = fields
-    if magic != b"PK\x06\x06" or where + 12 + size != at - _LOCATOR.size or here != count:
-        raise CorruptCheckpointError(source.path, "a zip64 end record that contradicts itself")
-    return where, count, nbytes, start
-
-
-def _directory(source: Source, end: _End, archive: Archive) -> Iterator[Member]:
-    """Yield what the directory says, in its order."""
-    data = source.read(end.start, end.nbytes)
-    pos = 0
-    for _ in range(end.count):
-        if pos + _ENTRY.size > len(data) or data[pos : pos + 4] != b"PK\x01\x02":
-            archive.blame(f"its end record counts {end.count} members and there are fewer")
-            return
-        fields = _ENTRY.unpack_from(data, pos)
-        name_end = pos + _ENTRY.size + fields[10]
-        extra_end = name_end + fields[11]
-        raw, extra = data[pos + _ENTRY.size : name_end], data[name_end:extra_end]
-        pos = extra_end + fields[12]
-        yield _entry(fields, raw, extra, archive)
-    if pos != len(data):
-        archive.blame(f"its end record counts {end.count} members and there are more")
-
-
-def _entry(fields: tuple[int, ...], raw: bytes, extra: bytes, archive: Archive) -> Member:
-    _, _, _, flags, method, _, _, crc, packed, nbytes, _, _, _, disk, _, attributes, header = fields
-    name = _name(raw)
-    odd = extra or method or disk or attributes or packed != nbytes or flags & ~_FLAGS
-    if not odd:
-        return Member(name, raw, method, flags, crc, packed, nbytes, header)
-    if extra:
-        sizes = _wide_sizes(extra, (nbytes, packed, header), name, archive)
-        nbytes, packed, header = sizes
-    if disk not in {0, 0xFFFF}:
-        archive.blame(f"{quoted(name)} is on another disk")
-    if attributes >> 16 & 0o170000 == _SYMLINK:
-        archive.blame(f"{quoted(name)} is a link")
-    if flags & ~_FLAGS:
-        archive.blame(f"{quoted(name)} is encrypted or patched (flags {flags:#06x})")
-    if method not in {STORED, DEFLATED}:
-        archive.blame(f"{quoted(name)} is compressed by method {method}, not stored or deflated")
-    if method == STORED and packed != nbytes:
-        archive.blame(f"{quoted(name)} is stored, and of two sizes: {packed} and {nbytes} bytes")
-    return Member(name, raw, method, flags, crc, packed, nbytes, header)
-
-
-def _name(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("cp437")
-
-
-def _wide_sizes(
-    extra: bytes, sizes: tuple[int, int, int], name: str, archive: Archive
-) -> tuple[int, int, int]:
-    """Return (bytes, packed bytes, header), each from the zip64 field where it does not fit."""
-    wide = list(sizes)
-    for kind, body in _extra_fields(extra):
-        if kind == 0x7075:
-            archive.blame(f"{quoted(name)} has a second name")
-        if kind == 0x0001:
-            full = [index for index, size in enumerate(sizes) if size == _WIDE]
-            for place, index in enumerate(full[: len(body) // 8]):
-                wide[index] = int.from_bytes(body[8 * place : 8 * place + 8], "little")
-    return wide[0], wide[1], wide[2]
-
-
-def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
-    pos = 0
-    while pos + 4 <= len(extra):
-        kind, size = int.from_bytes(extra[pos : pos + 2], "little"), extra[pos + 2 : pos + 4]
-        end = pos + 4 + int.from_bytes(size, "little")
-        yield kind, extra[pos + 4 : end]
-        pos = end
 
 
 def _check_names(members: list[Member], archive: Archive) -> None:
@@ -311,35 +153,30 @@ def _check_names(members: list[Member], archive: Archive) -> None:
             archive.blame(f"a member is named {quoted(name)}: it leaves the archive")
         if name[-1:] == "/" and member.nbytes:
             archive.blame(f"{quoted(name)} is a folder and has bytes")
-        folded = name.casefold()
-        if folded in seen:
-            other = seen[folded]
+        known = len(seen)
+        other = seen.setdefault(name.casefold(), name)
+        if len(seen) == known:
             same = "stands twice in it" if other == name else f"and {quoted(other)} are one name"
             archive.blame(f"{quoted(name)} {same}")
-        seen[folded] = name
 
 
 _NAME: Final = re.compile(r"(?![A-Za-z]:/)(?:(?!\.{1,2}(?:/|$))[^/\\\0]+(?:/|$))+")
 """Parts between slashes: none empty, "." or "..", no drive, no NUL."""
 
 
-def _located(source: Source, members: list[Member], end: int, archive: Archive) -> Iterator[Member]:
-    """Yield the members with the place of their bytes; local headers must say what it says."""
+def _locate(source: Source, end: int, archive: Archive) -> None:
+    """Find the place of each member's bytes; local headers must say what the directory says."""
     window, reached = _Window(source), 0
-    for member in members:
-        if member.header != reached:
+    for member in archive.members:
+        if member.at != reached:
             archive.blame(_gap(member, reached))
-        if member.start >= 0:
-            reached = member.after
-            yield member
-            continue
-        start = _local(window, member, end, archive)
+        lead = _lead(window, member, end, archive)
+        start = member.at + lead
         if start + member.packed > end:
             archive.blame(f"{quoted(member.name)} leaves the archive")
-        elif start >= 0:
-            member.start = start
+        elif lead:
+            member.at, member.lead = start, lead
             reached = _after(window, member, start + member.packed, archive)
-        yield member
     if reached != end:
         archive.blame(f"{end - reached} bytes before its directory belong to no member")
 
@@ -351,43 +188,44 @@ def _gap(member: Member, reached: int) -> str:
     return f"{member.header - reached} bytes {what}"
 
 
-def _local(window: "_Window", member: Member, end: int, archive: Archive) -> int:
-    """Return where a member's bytes start, -1 where there is no local header."""
-    if member.header + _LOCAL.size > end:
+def _lead(window: "_Window", member: Member, end: int, archive: Archive) -> int:
+    """Return how many bytes a member's local header has, 0 where there is none."""
+    if member.at + _LOCAL.size > end:
         archive.blame(f"{quoted(member.name)} is said to start outside the archive")
-        return -1
-    at = window.at(member.header, HEADER_READ)
-    fields = _LOCAL.unpack_from(window.data, at)
-    start: int = member.header + _LOCAL.size + fields[9] + fields[10]
-    if fields[0] != b"PK\x03\x04" or start > end:
+        return 0
+    at = window.at(member.at, HEADER_READ)
+    magic, flags, method, sizes, name, extra = _BRIEFLY.unpack_from(window.data, at)
+    lead: int = _LOCAL.size + name + extra
+    if magic != b"PK\x03\x04" or member.at + lead > end:
         archive.blame(f"{quoted(member.name)} has no local header")
-        return -1
-    if start - member.header > HEADER_READ:
-        at = window.at(member.header, start - member.header)
-    at += _LOCAL.size
+        return 0
+    if lead > HEADER_READ:
+        at = window.at(member.at, lead)
+    raw = member.raw
     # As torch writes it: the same flags, no sizes, the same name.
     if not (
-        fields[6:9] == _ABSENT
-        and fields[2] == member.flags
-        and fields[3] == member.method
-        and member.flags & _AFTER
-        and fields[9] == len(member.raw)
-        and window.data.startswith(member.raw, at)
+        sizes == _ABSENT
+        and flags == member.flags
+        and method == member.method
+        and flags & _AFTER
+        and name == len(raw)
+        and window.data.startswith(raw, at + _LOCAL.size)
     ):
-        _compare(fields, window.data[at : at + fields[9] + fields[10]], member, archive)
-    return start
+        _compare(window.data[at : at + lead], member, archive)
+    return lead
 
 
-def _compare(fields: tuple[int, ...], rest: bytes, member: Member, archive: Archive) -> None:
+def _compare(header: bytes, member: Member, archive: Archive) -> None:
     """Blame the archive where a local header says something else than the directory."""
-    _, _, flags, method, _, _, crc, packed, nbytes, name_size, _ = fields
+    _, _, flags, method, _, _, crc, packed, nbytes, name_size, _ = _LOCAL.unpack_from(header)
+    rest = header[_LOCAL.size :]
     name = rest[:name_size]
     if name != member.raw:
-        there = quoted(_name(name))
+        there = quoted(decoded(name)[0])
         archive.blame(f"{quoted(member.name)} is named {there} in its local header")
-    if _WIDE in {packed, nbytes}:
+    if WIDE in {packed, nbytes}:
         sizes = (nbytes, packed, 0)
-        nbytes, packed, _ = _wide_sizes(rest[name_size:], sizes, member.name, archive)
+        nbytes, packed, _ = wide_sizes(rest[name_size:], sizes, member.name, archive)
     # Where the sizes follow the data, they may be left out here.
     absent = flags & _AFTER
     same = (
@@ -407,7 +245,7 @@ def _after(window: "_Window", member: Member, end: int, archive: Archive) -> int
         return end
     at, data = window.at(end, _WIDE_SIZES.size), window.data
     sizes = (member.crc, member.packed, member.nbytes)
-    small = member.nbytes > 0 and max(sizes) <= _WIDE
+    small = member.nbytes > 0 and max(sizes) <= WIDE
     for layout in (_SIZES, _WIDE_SIZES) if small else (_WIDE_SIZES,):
         signed = layout.pack(b"PK\x07\x08", *sizes)
         if data.startswith(signed, at):
@@ -440,7 +278,7 @@ class _Window:
         return skip
 
 
-_ABSENT: Final = (0, 0, 0)
+_ABSENT: Final = bytes(12)
 _NEAR: Final = 1 << 14
 _SPARSE: Final = 1 << 10
 HEADER_READ: Final = 256

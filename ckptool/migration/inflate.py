@@ -28,7 +28,7 @@ def inflated(checkpoint: Checkpoint, memory: Memory, limits: Limits) -> Checkpoi
     with open_source(checkpoint.path) as source:
         records = Records(source, read_archive(source, limits), limits)
         for storage in lacking:
-            member = records.by_name[f"data/{storage.key}"]
+            member = records[f"data/{storage.key}"]
             data = read_member(source, member, limits, member.nbytes)
             found[storage] = replace(storage, span=memory.keep(data))
     states = tuple(_with_spans(state, found) for state in checkpoint.states)

@@ -1,7 +1,7 @@
 """A request -> a migrated file, and what was done: describe, plan, dry run, write, verify."""
 
-import sys
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -90,7 +90,7 @@ class _Source:
             records = Records(source, read_archive(source, self._limits), self._limits)
             data = read_member(source, records.pickles[0], self._limits, self._limits.pickle_bytes)
             self.graph = _graph(data, self._limits, self._path)
-        for name, member in records.by_name.items():
+        for name, member in records.items():
             if name.startswith("data/"):
                 span = Span(self._path, member.start, member.nbytes)
                 stored = member.method == STORED
@@ -102,7 +102,7 @@ class _Source:
         def inflate() -> Iterator[bytes]:
             with open_source(self._path) as source:
                 records = Records(source, read_archive(source, self._limits), self._limits)
-                yield from chunks(source, records.by_name[name], self._limits)
+                yield from chunks(source, records[name], self._limits)
 
         return inflate
 

@@ -163,7 +163,9 @@ def _all(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
 def _wasteful(tensor: TensorInfo) -> bool:
     """Whether its storage has room for much more; other tensors may fill that."""
     storage = tensor.storage
-    return storage is not None and storage.nbytes > _WASTE_BYTES + tensor.nbytes
+    if storage is None or storage.nbytes <= _WASTE_BYTES:
+        return False
+    return storage.nbytes > _WASTE_BYTES + tensor.nbytes
 
 
 def _by_storage(checkpoint: Checkpoint) -> Mapping[StorageInfo, list[TensorInfo]]:

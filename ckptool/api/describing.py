@@ -1,0 +1,48 @@
+"""Describe checkpoints."""
+
+from collections.abc import Sequence
+
+from ckptool import report
+from ckptool.api.target import PathLike, opened
+from ckptool.errors import ReadError
+from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.model import Checkpoint
+from ckptool.policy import Policy, judge
+from ckptool.reporting.reading import inspected
+from ckptool.rules import run
+from ckptool.rules.registry import in_order
+from ckptool.valued import Valued, valued
+
+
+def inspect(
+    paths: PathLike | Sequence[PathLike],
+    *,
+    values: bool = False,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT,
+    pictures: bool = False,
+) -> report.InspectReport:
+    """Describe checkpoints: what they hold and name, without loading or executing anything.
+
+    With `values`, the numbers are looked at as well, and judged by the rules CK4xx: that reads all
+    of the files, and needs torch. A path that cannot be read is reported in `errors`, and the
+    others are described all the same.
+    With `pictures` the values of small masks are read, so that they can be drawn.
+    """
+    looked: list[tuple[Checkpoint, tuple[Valued, ...]]] = []
+    errors: list[str] = []
+    for path in [paths] if isinstance(paths, PathLike) else paths:
+        try:
+            checkpoint = opened(path, limits)
+            looked.append((checkpoint, (valued(checkpoint),) if values else ()))
+        except ReadError as error:
+            errors.append(str(error))
+    found = in_order(f for one, numbers in looked for f in run([one, *numbers], one.path))
+    unseen = tuple(s for _, numbers in looked for one in numbers for s in one.skipped)
+    checkpoints = tuple(one for one, _ in looked)
+    said = inspected(checkpoints, judge(found, policy or Policy()), tuple(errors), unseen)
+    if not pictures:
+        return said
+    from ckptool.api.drawing import draw_checkpoints
+
+    return draw_checkpoints(said, checkpoints)
