@@ -313,6 +313,8 @@ class Held(Struct, frozen=True):
     """"file:line" of the assignment, "" where it cannot be found."""
     used: str = ""
     """"file:line" of the first use that forward reaches, "" where none was found."""
+    carried: bool = False
+    """Whether forward moves it to the input's device itself, or only reads numbers from it."""
     written: str = ""
     """"file:line" of the first write outside the constructor, "" where none was found."""
     alias_of: str = ""

@@ -182,7 +182,8 @@ def notes_on(found: Loading, at: str | None, hyper: Arguments) -> tuple[str, ...
     """Return what was decided without being asked: the place in the file, and its arguments."""
     notes: list[str] = []
     if at is None and (found.state.at or len(found.checkpoint.states) > 1):
-        others = [s.at or "." for s in found.checkpoint.states if s is not found.state]
+        states = [s for s in found.checkpoint.states if s is not found.state]
+        others = [s.at or "." for s in states if s.role != "tensors"]
         beside = f"; the file also has {', '.join(others[:3])}" if others else ""
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         notes.append(f"compared at `{found.state.at or '.'}`, the best match{beside}{more}")

@@ -115,8 +115,18 @@ def _json(start: bytes) -> str:
         return ""
     if "schemaVersion" in value and ("mediaType" in value or "config" in value):
         return _oci(value)
+    if said := _refusal(value):
+        return f"is a server's answer to a download ({said}), not the file"
     keys = ", ".join(quoted(key) for key in list(value)[:_FEW])
     return f"is a JSON file{f' with {keys}' if keys else ''}: name the checkpoint it goes with"
+
+
+def _refusal(value: dict[str, Any]) -> str:
+    """Return what an error of a web service says."""
+    if len(value) > _FEW:
+        return ""
+    texts = (value.get(key) for key in ("error", "message", "detail", "errors"))
+    return next((quoted(text) for text in texts if isinstance(text, str)), "")
 
 
 def _oci(manifest: dict[str, Any]) -> str:

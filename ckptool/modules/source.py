@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Final, TypeAlias
 
+from ckptool.modules.carrying import bare, carried
 from ckptool.modules.places import place
 from ckptool.modules.walk import below_module
 
@@ -47,6 +48,10 @@ class _Method:
     """Attribute -> line of the first write."""
     supers: frozenset[str]
     """Methods called through super()."""
+    bare: frozenset[str]
+    """Attributes read in a way that needs them on the input's device."""
+    carried: frozenset[str]
+    """Attributes that it takes to a device itself."""
 
     def at(self, line: int) -> str:
         return place(self.file, line)
@@ -85,6 +90,13 @@ class Sources:
             if attribute in method.uses:
                 return method.at(method.uses[attribute])
         return ""
+
+    def carried(self, cls: type, attribute: str) -> bool:
+        """Whether forward moves `self.attribute` itself, or only reads plain numbers from it."""
+        using = [m for m in self._class(cls).forward if attribute in m.uses]
+        return any(attribute in m.carried for m in using) or (
+            bool(using) and not any(attribute in m.bare for m in using)
+        )
 
     def written(self, cls: type, attribute: str) -> str:
         """Return "file:line" of the first write of `self.attribute` after construction."""
@@ -212,7 +224,16 @@ def _method(cls: type, name: str, function: FunctionType, node: ast.FunctionDef)
         for attribute in _writes(inner, this):
             writes[attribute] = min(writes.get(attribute, sys.maxsize), _line(inner))
         supers |= _supers(inner)
-    return _Method(cls, name, function.__code__.co_filename, uses, writes, frozenset(supers))
+    return _Method(
+        cls,
+        name,
+        function.__code__.co_filename,
+        uses,
+        writes,
+        frozenset(supers),
+        bare(node, this),
+        carried(node, this),
+    )
 
 
 def _line(node: ast.AST) -> int:

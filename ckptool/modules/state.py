@@ -215,6 +215,7 @@ class _Description:
             follows_dtype=follows.dtype,
             where=self._where(found),
             used=self._sources.used(cls, found.attribute),
+            carried=self._sources.carried(cls, found.attribute),
             written=written,
             alias_of=alias,
             statistic=statistic,

@@ -144,6 +144,8 @@ def _not_imported(name: str, error: UserCodeError) -> str:
     if not isinstance(cause, ModuleNotFoundError) or not cause.name:
         return f"importing {name} raised {error}"
     if name == cause.name or name.startswith(f"{cause.name}."):
+        if name.endswith(".py"):
+            return f"names a file; name the module instead: {name.removesuffix('.py')}"
         return (
             f"there is no module {cause.name!r} here: run from the directory that holds it, "
             "or install its package"

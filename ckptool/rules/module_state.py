@@ -255,8 +255,17 @@ def buffer_alias_stale(module: ModuleState) -> Iterator[Hit]:
 def device_not_following(module: ModuleState) -> Iterator[Hit]:
     for held in _own(module, *_TENSORS, Kind.CONTAINER, Kind.PARAMETER):
         if not held.follows_to:
-            use = f", and forward uses it at {held.used}" if held.used else ""
-            yield hit(held.key, use=use, **_facts(held))
+            yield hit(held.key, _level(held), use=_use(held), **_facts(held))
+
+
+def _level(held: Held) -> Level | None:
+    return Level.NOTE if held.carried else None
+
+
+def _use(held: Held) -> str:
+    if held.carried:
+        return f"; forward moves it itself, or only reads numbers from it, at {held.used}"
+    return f", and forward uses it at {held.used}" if held.used else ""
 
 
 @check(
@@ -282,7 +291,7 @@ def device_not_following(module: ModuleState) -> Iterator[Hit]:
 def dtype_not_following(module: ModuleState) -> Iterator[Hit]:
     for held in _own(module, *_TENSORS, Kind.CONTAINER, Kind.PARAMETER):
         if not held.follows_dtype:
-            yield hit(held.key, **_facts(held))
+            yield hit(held.key, _level(held), **_facts(held))
 
 
 @check(
