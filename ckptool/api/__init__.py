@@ -8,6 +8,7 @@ from ckptool.api.gating import effective_policy, gate
 from ckptool.api.locking import lock
 from ckptool.api.migrating import migrate
 from ckptool.api.reading import diff, inspect
+from ckptool.api.showing import text
 from ckptool.api.training import watch
 from ckptool.valued import valued
 
@@ -22,6 +23,7 @@ __all__ = [
     "merge",
     "migrate",
     "rule",
+    "text",
     "textconv",
     "valued",
     "verify",

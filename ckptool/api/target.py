@@ -152,9 +152,23 @@ def need_target(
 
 def opened(path: PathLike, limits: Limits) -> Checkpoint:
     """Describe the checkpoint at `path`; "-" is standard input."""
+    _check_path(path)
     if str(path) == "-":
         return open_stream(sys.stdin.buffer, limits)
     return open_checkpoint(locate(path), limits)
+
+
+def _check_path(path: object) -> None:
+    """Refuse what callers give in the place of a path.
+
+    Raises:
+        UsageError: it is a module, a state_dict, or the empty text.
+    """
+    if not isinstance(path, PathLike):
+        given = f"a {type(path).__name__} was given"
+        raise UsageError(f"a checkpoint is named by its path; {given}. A live module is module=...")
+    if str(path) == "":
+        raise UsageError("the path of a checkpoint is empty")
 
 
 def written_here(path: PathLike) -> Path:

@@ -6,7 +6,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
-from ckptool.formats import tree
+from ckptool.formats import pointers, tree
 from ckptool.formats.collector import paused_collector
 from ckptool.formats.files import Source
 from ckptool.formats.limits import Limits
@@ -15,6 +15,7 @@ from ckptool.formats.pickles import Pickle, dangerous, scan, unpickle_all
 from ckptool.formats.plain import printable, quoted
 from ckptool.formats.storages import StorageId, same_storage, storage_id
 from ckptool.formats.streams import Slice
+from ckptool.formats.tensorless import without_tensors
 from ckptool.formats.tensors import Stored, TreeError
 from ckptool.formats.uses import damaged, uses
 from ckptool.formats.zips import (
@@ -244,7 +245,7 @@ def _other(records: Records) -> Checkpoint:
     # One archive may hold another: that one must be a file of torch.save, so that it ends there.
     if torch_export.claims(records) and not isinstance(records.source, Slice):
         return torch_export.read(records)
-    reason = "a zip archive without data.pkl: torch.save did not write it"
+    reason = pointers.archive(records.by_name)
 
     def refuse(_names: Names) -> Checkpoint:
         raise CorruptCheckpointError(records.source.path, records.archive.fault or reason)
@@ -265,7 +266,7 @@ def _described(records: Records, names: Names) -> Checkpoint:
     # With storages that nothing refers to, it is an odd checkpoint; without any, it is none.
     stored = any(name.startswith("data/") for name in records.by_name)
     if grown.empty and not stored and not dangerous(names):
-        raise CorruptCheckpointError(records.source.path, "holds no tensors")
+        raise CorruptCheckpointError(records.source.path, without_tensors(pickle.root))
     return Checkpoint(
         records.source.path,
         Container.TORCH_ZIP,
