@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         merge,
         migrate,
         rule,
+        text,
         verify,
         watch,
     )
@@ -36,6 +37,7 @@ __all__ = [
     "migrate",
     "open_checkpoint",
     "rule",
+    "text",
     "verify",
     "watch",
 ]
@@ -54,9 +56,15 @@ _HOMES = {
     "migrate": "ckptool.api",
     "open_checkpoint": "ckptool.formats",
     "rule": "ckptool.api",
+    "text": "ckptool.api",
     "verify": "ckptool.api",
     "watch": "ckptool.api",
 }
+
+
+def __dir__() -> list[str]:
+    """Name the public functions, though none is imported yet: notebooks complete from this."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -205,7 +205,8 @@ def state_of(checkpoint: Checkpoint, at: str | None, like: Contract | ModuleStat
         return named_state(checkpoint, at)
     if isinstance(like, ModuleState):
         return best_state(checkpoint, like)
-    models = [s for s in checkpoint.states if s.role != "optimizer"]
+    states = [s for s in checkpoint.states if s.role != "optimizer"]
+    models = [s for s in states if s.role != "tensors"] or states
     if like is not None and models:
         return max(models, key=lambda state: _in_common(state, like))
     if len(models) == 1:

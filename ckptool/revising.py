@@ -343,7 +343,12 @@ def _changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
     """Places of plain data that differ between two files of one container."""
     if old.container != new.container:
         return ()
-    before = {e.at: e.text for e in old.entries}
-    after = {e.at: e.text for e in new.entries}
+    before = {e.at: (e.text, e.value) for e in old.entries}
+    after = {e.at: (e.text, e.value) for e in new.entries}
     places = dict.fromkeys((*before, *after))
-    return tuple(place for place in places if before.get(place) != after.get(place))
+    return tuple(place for place in places if not _same(before.get(place), after.get(place)))
+
+
+def _same(before: object, after: object) -> bool:
+    """Whether plain data is the same; NaN, which equals nothing, is the same as NaN."""
+    return before == after or repr(before) == repr(after)

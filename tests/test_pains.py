@@ -105,7 +105,7 @@ def test_nan_is_a_value_like_any_other(tmp_path):
 def test_an_epoch_that_differs_is_a_difference(tmp_path):
     state = nn.Linear(2, 2).state_dict()
     report = files(tmp_path, {"epoch": 3, "model": state}, {"epoch": 4, "model": state})
-    assert (report.verdict, report.changed_entries) == ("values differ", ("epoch",))
+    assert (report.verdict, report.changed_entries) == ("plain data differs", ("epoch",))
     assert report.exit_code == 1
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ckptool.api.locking import lock
     from ckptool.api.migrating import migrate
     from ckptool.api.reading import diff
+    from ckptool.api.showing import text
     from ckptool.api.training import watch
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "merge",
     "migrate",
     "rule",
+    "text",
     "textconv",
     "verify",
     "watch",
@@ -42,6 +44,7 @@ _HOMES = {
     "merge": "ckptool.api.comparing",
     "migrate": "ckptool.api.migrating",
     "rule": "ckptool.api.explaining",
+    "text": "ckptool.api.showing",
     "textconv": "ckptool.api.digesting",
     "verify": "ckptool.api.checking",
     "watch": "ckptool.api.training",

@@ -152,9 +152,23 @@ def need_target(path: Location, named: Named, config: Config | None) -> Target:
 
 def opened(path: PathLike, limits: Limits) -> Checkpoint:
     """Describe the checkpoint at `path`; "-" is standard input."""
+    _check_path(path)
     if str(path) == "-":
         return open_stream(sys.stdin.buffer, limits)
     return open_checkpoint(locate(path), limits)
+
+
+def _check_path(path: object) -> None:
+    """Refuse what callers give in the place of a path.
+
+    Raises:
+        UsageError: it is a module, a state_dict, or the empty text.
+    """
+    if not isinstance(path, PathLike):
+        given = f"a {type(path).__name__} was given"
+        raise UsageError(f"a checkpoint is named by its path; {given}. A live module is module=...")
+    if str(path) == "":
+        raise UsageError("the path of a checkpoint is empty")
 
 
 def written_here(path: PathLike) -> Path:
@@ -182,7 +196,8 @@ def notes_on(found: Loading, at: str | None, hyper: Arguments) -> tuple[str, ...
     """Return what was decided without being asked: the place in the file, and its arguments."""
     notes: list[str] = []
     if at is None and (found.state.at or len(found.checkpoint.states) > 1):
-        others = [s.at or "." for s in found.checkpoint.states if s is not found.state]
+        states = [s for s in found.checkpoint.states if s is not found.state]
+        others = [s.at or "." for s in states if s.role != "tensors"]
         beside = f"; the file also has {', '.join(others[:3])}" if others else ""
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         notes.append(f"compared at `{found.state.at or '.'}`, the best match{beside}{more}")

@@ -16,7 +16,7 @@ def _codes(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:
 def command(code: str | None) -> None:
     """Say what a rule means and how to fix what it finds; without CODE, list them all.
 
-    CODE is a rule (CK101) or a family (CK1).
+    CODE is a rule (CK101 or its name) or a family (CK1).
     """
     rules = api.rule(code)
     if len(rules) == 1:

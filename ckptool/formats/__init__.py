@@ -15,7 +15,7 @@ from ckptool.formats.files import Source, is_directory, names_in, open_source
 from ckptool.formats.limits import DEFAULT, Limits
 from ckptool.formats.strict_json import quoted
 from ckptool.locations import Location
-from ckptool.model import Checkpoint
+from ckptool.model import Checkpoint, Skipped
 
 STDIN: Final = Path("<stdin>")
 """What a checkpoint from standard input is called."""
@@ -26,6 +26,11 @@ _BY_TRIAL: Final = ("torch_legacy",)
 _DCP_METADATA: Final = ".metadata"
 _INDEX: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
 _CANDIDATE: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt|pkl|pickle|tar)"
+_WEIGHTS: Final = (
+    r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model|open_clip_(?:pytorch_)?model)"
+    r"\.(?:safetensors|bin)"
+)
+"""What the Hugging Face libraries call the weights in a folder that they save."""
 _NAMED: Final = 5
 _BLANKS: Final = 64
 """How far into a file its first character may stand."""
@@ -87,10 +92,25 @@ def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
         reason = f"holds {' and '.join(indexes)}: name the one that is meant"
         raise ReadError(directory, reason)
     if not indexes:
-        raise ReadError(directory, _without_index(directory, names))
+        weights = [name for name in names if re.fullmatch(_WEIGHTS, name)]
+        files = weights or [name for name in names if re.fullmatch(_CANDIDATE, name)]
+        if len(files) != 1:
+            raise ReadError(directory, _without_index(directory, names))
+        return _beside(_open_file(directory / files[0], limits), names)
     if indexes == [_DCP_METADATA]:
         return _open_dcp(directory, limits)
     return replace(_open_sharded(directory / indexes[0], limits), path=directory)
+
+
+def _beside(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
+    """Say which other checkpoints stand in the folder of the one that was meant."""
+    others = [n for n in names if n != checkpoint.path.name and re.fullmatch(_CANDIDATE, n)]
+    if not others:
+        return checkpoint
+    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    what = f"beside the weights: {', '.join(map(quoted, others[:_NAMED]))}{more}"
+    skipped = Skipped(what, "name them to have them read")
+    return replace(checkpoint, skipped=(*checkpoint.skipped, skipped))
 
 
 def _is_index(source: Source) -> bool:

@@ -114,7 +114,8 @@ def open_source(path: Location) -> Iterator[Source]:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ReadError(path, f"is {_kind(status.st_mode)}, not a file")
+            hint = "; `-` reads standard input" if stat.S_ISFIFO(status.st_mode) else ""
+            raise ReadError(path, f"is {_kind(status.st_mode)}, not a file{hint}")
         yield Source(path, descriptor, status.st_size)
     finally:
         os.close(descriptor)

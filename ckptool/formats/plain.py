@@ -166,12 +166,20 @@ def _object_words(node: Any) -> str:
     return f"a {printable(node.qualified)}"
 
 
+_SHOWN: Final = 72
+"""Characters of a small dict, such as hyper-parameters, that is shown instead of counted."""
+
+
 def value_words(node: object, value: object) -> str:
     """Return a short text for a node whose plain value is known: small values are shown."""
     if isinstance(value, list) and 0 < len(value) <= 8 and all(type(v) in ATOMS for v in value):
         shown = ", ".join(words(item) for item in value)
         if len(shown) <= _TEXT:
             return f"[{shown}]"
+    if isinstance(value, dict) and 0 < len(value) <= 8:
+        shown = ", ".join(f"{printable(str(k))}: {value_words(v, v)}" for k, v in value.items())
+        if len(shown) <= _SHOWN:
+            return f"{{{shown}}}"
     return words(node)
 
 

@@ -1,6 +1,7 @@
 """The first bytes of a file that is no checkpoint -> what it is, and the way to the checkpoint."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ HEAD_BYTES: Final = 1 << 16
 """How much of a file tells what it is; pointers are smaller than that."""
 
 _FEW: Final = 3
+_PACKED: Final = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def foreign(head: bytes) -> str:
@@ -38,6 +40,23 @@ def leftover(head: bytes) -> str:
         first = head.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
         return f"is text, not a checkpoint; it begins {quoted(first)}"
     return f"is no checkpoint that ckptool knows; it begins with the bytes {head[:8].hex(' ')}"
+
+
+def archive(names: Iterable[str]) -> str:
+    """Return what an archive is that torch.save did not write, and the way out."""
+    inside = sorted(names)
+    if inside and all(name.endswith(".npy") for name in inside):
+        return "is a NumPy archive (.npz), not a PyTorch checkpoint: numpy.load reads it"
+    if any(name.endswith(".data/extern_modules") for name in inside):
+        return (
+            "is a torch.package archive: load it with torch.package.PackageImporter, and save "
+            "the module's state_dict()"
+        )
+    files = [quoted(name) for name in inside if name.lower().endswith(_PACKED)]
+    if files:
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        return f"is a zip archive with {', '.join(files[:3])}{more} inside: unpack it first"
+    return "a zip archive without data.pkl: torch.save did not write it"
 
 
 def _compressed(name: str, command: str) -> str:
@@ -115,8 +134,18 @@ def _json(start: bytes) -> str:
         return ""
     if "schemaVersion" in value and ("mediaType" in value or "config" in value):
         return _oci(value)
+    if said := _refusal(value):
+        return f"is a server's answer to a download ({said}), not the file"
     keys = ", ".join(quoted(key) for key in list(value)[:_FEW])
     return f"is a JSON file{f' with {keys}' if keys else ''}: name the checkpoint it goes with"
+
+
+def _refusal(value: dict[str, Any]) -> str:
+    """Return what an error of a web service says."""
+    if len(value) > _FEW:
+        return ""
+    texts = (value.get(key) for key in ("error", "message", "detail", "errors"))
+    return next((quoted(text) for text in texts if isinstance(text, str)), "")
 
 
 def _oci(manifest: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from ckptool.formats.pickles import Pickle, dangerous, unpickle
 from ckptool.formats.plain import quoted
 from ckptool.formats.storages import StorageId, same_storage, storage_id
 from ckptool.formats.streams import Slice, Stream
+from ckptool.formats.tensorless import without_tensors
 from ckptool.formats.tensors import Stored, TreeError
 from ckptool.formats.uses import damaged, uses
 from ckptool.model import Checkpoint, Container, Skipped, Span, StorageInfo
@@ -75,7 +76,7 @@ def _legacy(stream: Stream, limits: Limits) -> Checkpoint:
         raise CorruptCheckpointError(source.path, f"{left} bytes follow the last storage")
     grown = tree.describe(root.root, limits)
     if grown.empty and not dangerous(stream.names):
-        raise CorruptCheckpointError(source.path, "holds no tensors")
+        raise CorruptCheckpointError(source.path, without_tensors(root.root))
     return _checkpoint(stream, Container.TORCH_LEGACY, root, grown)
 
 
@@ -208,7 +209,7 @@ def _bare(stream: Stream, pickle: Pickle, limits: Limits) -> Checkpoint:
         )
     grown = tree.describe(pickle.root, limits, _embedded(stream, pickle, limits))
     if grown.empty and not dangerous(stream.names):
-        raise CorruptCheckpointError(source.path, "a pickle that holds no tensors")
+        raise CorruptCheckpointError(source.path, f"a pickle that {without_tensors(pickle.root)}")
     return _checkpoint(stream, Container.PICKLE, pickle, grown)
 
 

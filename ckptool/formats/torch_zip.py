@@ -7,7 +7,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
-from ckptool.formats import tree
+from ckptool.formats import pointers, tree
 from ckptool.formats.collector import paused_collector
 from ckptool.formats.files import Source
 from ckptool.formats.limits import Limits
@@ -16,6 +16,7 @@ from ckptool.formats.pickles import Pickle, dangerous, scan, unpickle_all
 from ckptool.formats.plain import printable, quoted
 from ckptool.formats.storages import StorageId, same_storage, storage_id
 from ckptool.formats.streams import Slice
+from ckptool.formats.tensorless import without_tensors
 from ckptool.formats.tensors import Stored, TreeError
 from ckptool.formats.uses import damaged, uses
 from ckptool.formats.zips import (
@@ -277,7 +278,7 @@ def _other(records: Records) -> Checkpoint:
     # One archive may hold another: that one must be a file of torch.save, so that it ends there.
     if torch_export.claims(records) and not isinstance(records.source, Slice):
         return torch_export.read(records)
-    reason = "a zip archive without data.pkl: torch.save did not write it"
+    reason = pointers.archive(name for name, _ in records.items())
     if any(one.name.rpartition("/")[2] == "serialization_id" for one in records.members):
         reason = (
             "torch.save began it and wrote no data.pkl: it raised, as it does for a module with "
@@ -305,7 +306,7 @@ def _described(records: Records, names: Names) -> Checkpoint:
     records.release()
     grown = tree.describe(pickle.root, records.limits)
     if grown.empty and not stored and not dangerous(names):
-        raise CorruptCheckpointError(records.source.path, "holds no tensors")
+        raise CorruptCheckpointError(records.source.path, without_tensors(pickle.root))
     if looked.fault:
         raise CorruptCheckpointError(records.source.path, looked.fault)
     return Checkpoint(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.formats.arrays import numpy_array
 from ckptool.formats.limits import Limits
@@ -41,10 +42,32 @@ def describe(root: object, limits: Limits, embedded: Embedded | None = None) -> 
     walk.run(root)
     # Where a state lies in the tree decides its rank, and nothing else.
     walk.tree.states.sort(key=lambda state: state.at)
+    _rank(walk.tree)
     if len(walk.tree.entries) > _ENTRIES:
         del walk.tree.entries[_ENTRIES:]
         walk.tree.skipped.append(Skipped("entries", f"there are more than {_ENTRIES}"))
     return walk.tree
+
+
+_NO_MODEL: Final = frozenset({"callbacks", "loops", "lr_schedulers", "rng", "rng_state"})
+"""Top-level names that trainers give to what is no model, though tensors may be in it."""
+
+
+def _rank(tree: Tree) -> None:
+    """Call a dict that holds a few tensors beside larger states what it is: no state_dict."""
+    sizes = {state.at: len(state.tensors) for state in tree.states}
+    for number, state in enumerate(tree.states):
+        inside = f"{state.at}." if state.at else ""
+        larger = any(
+            size > len(state.tensors) and at != state.at and at.startswith(inside)
+            for at, size in sizes.items()
+        )
+        if state.role == "state_dict" and (larger or state.at.partition(".")[0] in _NO_MODEL):
+            tree.states[number] = replace(state, role="tensors")
+            listed = {entry.at for entry in tree.entries}
+            values = (Entry(f"{inside}{key}", text) for key, text in state.others.items())
+            if larger:
+                tree.entries[:0] = [entry for entry in values if entry.at not in listed]
 
 
 class _Walk:

@@ -281,7 +281,8 @@ def _state(checkpoint: Checkpoint, module: ModuleState | None, request: Request)
     elif module is not None:
         state = best_state(checkpoint, module)
     else:
-        models = [s for s in checkpoint.states if s.role != "optimizer"] or [*checkpoint.states]
+        states = [s for s in checkpoint.states if s.role != "optimizer"] or [*checkpoint.states]
+        models = [s for s in states if s.role != "tensors"] or states
         places = ", ".join(f"`{s.at or '.'}`" for s in models)
         if len(models) > 1:
             raise PlanError(f"{checkpoint.path}: has states at {places}: name one with --at")

@@ -99,6 +99,13 @@ def _built(spec: ModuleSpec, builds: Builds) -> ModuleState:
 
 
 def _walked(module: "nn.Module", target: str) -> Walk:
+    if isinstance(module, type):
+        name = f"{module.__module__}:{module.__qualname__}"
+        raise ModuleError(
+            module.__qualname__, f"is a class: give an instance, or its name {name!r}"
+        )
+    if not hasattr(module, "named_modules"):
+        raise ModuleError(target, "is no nn.Module: give the module itself, or its name")
     try:
         with user_code():
             return walk(module)

@@ -93,8 +93,20 @@ def arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
     try:
         signature.bind(**given)
     except TypeError as error:
-        raise ModuleError(spec.target, _misfit(function, str(error))) from error
+        reason = _misspelled(spec.kwargs, signature) or str(error)
+        raise ModuleError(spec.target, _misfit(function, reason)) from error
     return given
+
+
+def _misspelled(kwargs: Mapping[str, object], signature: inspect.Signature) -> str:
+    """Return what is wrong with a name that the signature does not have."""
+    names = signature.parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in names.values()):
+        return ""
+    unknown = next((name for name in kwargs if name not in names), "")
+    close = get_close_matches(unknown, names, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    return f"got an unexpected keyword argument {unknown!r}{meant}" if unknown else ""
 
 
 def failure(spec: ModuleSpec, function: Any, error: UserCodeError) -> ModuleError:
@@ -148,6 +160,8 @@ def _not_imported(name: str, error: UserCodeError) -> str:
     if not isinstance(cause, ModuleNotFoundError) or not cause.name:
         return f"importing {name} raised {error}"
     if name == cause.name or name.startswith(f"{cause.name}."):
+        if name.endswith(".py"):
+            return f"names a file; name the module instead: {name.removesuffix('.py')}"
         return (
             f"there is no module {cause.name!r} here: run from the directory that holds it, "
             "or install its package"

@@ -112,14 +112,17 @@ def _relative(path: str, directory: Path) -> str:
 
 
 def known_codes(text: str) -> tuple[str, ...]:
-    """Return the codes that `text`, a code or the beginning of codes, stands for.
+    """Return the codes that `text`, a code, the beginning of codes or a rule's name, stands for.
 
     Raises:
         UsageError: there is no such code.
     """
-    codes = tuple(code for code in RULES if text and code.startswith(text.upper()))
+    named = tuple(code for code, one in RULES.items() if one.name == text.lower())
+    codes = named or tuple(code for code in RULES if text and code.startswith(text.upper()))
     if not codes:
+        names = [one.name for one in RULES.values()]
         close = get_close_matches(text.upper(), RULES, n=1)
+        close = get_close_matches(text.lower(), names, n=1, cutoff=0.7) or close
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UsageError(f"no rule is called {text!r}{hint} (`ckptool rule` lists them all)")
     return codes

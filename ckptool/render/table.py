@@ -1,6 +1,7 @@
 """Report -> aligned text for people."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from textwrap import wrap
 from typing import Final, assert_never
 
@@ -26,6 +27,8 @@ _INDENT: Final = 2
 _BAR: Final = 10
 """Columns of the bar that stands for all of it."""
 _WIDE_KEY: Final = 30
+_MOST_ALIKE: Final = 6
+"""Warnings or notes with one fix before the rest is only counted; -v shows all."""
 _DRAWN: Final = ("\u2502  ", "   ", "\u251c\u2500 ", "\u2514\u2500 ")
 """Passing by a branch, no branch, to a branch, and to the last one."""
 _ASCII: Final = ("|  ", "   ", "|- ", "`- ")
@@ -125,18 +128,24 @@ def _table(title: str, headers: list[str], rows: list[list[str]], more: str, sty
 
 def _problems(block: Problems, style: Style) -> Iterator[str]:
     yield _paint(printable(f"Findings: {block.summary}"), "bold", style)
-    for problem in block.problems:
-        yield from _problem(problem, style)
+    for _, alike in groupby(block.problems, key=lambda p: (p.level, p.code, p.fix)):
+        yield from _alike(list(alike), style)
 
 
-def _problem(problem: Problem, style: Style) -> Iterator[str]:
-    head = f"{problem.level:<7} {problem.code}  "
-    lines = _wrapped(printable(problem.message), len(head), style)
-    yield _paint(head, problem.level, style) + lines[0]
-    indent = " " * len(head)
-    yield from (indent + line for line in lines[1:])
-    fix = _wrapped(printable(f"fix: {problem.fix}"), len(head), style)
-    yield from (indent + line for line in fix)
+def _alike(problems: list[Problem], style: Style) -> Iterator[str]:
+    """Yield problems that one fix is for, and the fix once; of many that are no errors, a few."""
+    first = problems[0]
+    head = f"{first.level:<7} {first.code}  "
+    whole = style.verbosity > 0 or first.level == "error" or len(problems) <= _MOST_ALIKE
+    shown = problems if whole else problems[: _MOST_ALIKE - 1]
+    for problem in shown:
+        lines = _wrapped(printable(problem.message), len(head), style)
+        yield _paint(head, problem.level, style) + lines[0]
+        yield from (" " * len(head) + line for line in lines[1:])
+    left = len(problems) - len(shown)
+    more = (f"... and {left} more {first.code} (-v shows all)",) if left else ()
+    for text in (*more, f"fix: {first.fix}"):
+        yield from (" " * len(head) + line for line in _wrapped(printable(text), len(head), style))
 
 
 def _wrapped(text: str, indent: int, style: Style) -> list[str]:

@@ -104,7 +104,7 @@ class ChangeReport(Struct, frozen=True, kw_only=True):
 class DiffFilesReport(Report, frozen=True, kw_only=True):
     verdict: str
     """"identical", "same state, other container", "values within tolerance", "values differ",
-    "compatible" or "breaking"."""
+    "plain data differs", "compatible" or "breaking"."""
     old: str
     new: str
     old_at: str

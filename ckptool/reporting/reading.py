@@ -93,7 +93,8 @@ def _loading_words(loading: Loading, verdict: Verdict) -> str:
     if lost:
         names = ", ".join(f"`{k}`" for k in sorted(lost)[:3]) + (" ..." if len(lost) > 3 else "")
         return f"loads, but {names} {'is' if len(lost) == 1 else 'are'} not saved with it"
-    return f"loads, but {_first_sentence(graver[0])}"
+    graver = [f for f in graver if not f.rule.code.startswith("CK3")]
+    return f"loads, but {_first_sentence(graver[0])}" if graver else "loads strictly"
 
 
 def _first_sentence(finding: Finding) -> str:

@@ -77,8 +77,10 @@ def revision_words(revision: Revision) -> str:
         return "breaking"
     if revision.changes:
         return "compatible"
-    if revision.beyond or revision.entries:
+    if revision.beyond:
         return "values differ"
+    if revision.entries and not revision.differing:
+        return "plain data differs"
     if revision.differing is None or revision.untold:
         return "compatible"
     return "values within tolerance" if revision.differing else _same_words(revision)

@@ -10,7 +10,8 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
 _ADVICE: Final = {
     Safety.DANGEROUS: "Do not load this file with weights_only=False; ask who made it.",
-    Safety.UNKNOWN: "Load it only if you trust who made it, or save it again with plain types.",
+    Safety.UNKNOWN: "If you trust who made it, load it with weights_only=False, or allow the names "
+    "with torch.serialization.add_safe_globals; best, save it again with plain types.",
 }
 
 
@@ -42,7 +43,7 @@ def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
             name=first.name,
             where=f" at `{first.at}`" if first.at else "",
             times=f" and in {len(group) - 1} more places" if len(group) > 1 else "",
-            safety="dangerous" if dangerous else "unknown, not on torch's list of allowed names",
+            safety="dangerous" if dangerous else "not on the list of names that torch.load allows",
             advice=_ADVICE[first.safety],
             at=first.at,
             count=len(group),
@@ -65,6 +66,8 @@ def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
     ),
 )
 def pickled_module(checkpoint: Checkpoint) -> Iterator[Hit]:
+    if checkpoint.container is Container.TORCHSCRIPT:  # its classes are in the file
+        return
     for state in checkpoint.states:
         if state.modules:
             yield hit(state.at, owner=state.modules[""].name, place=_place(state))
@@ -80,11 +83,10 @@ def _place(state: State) -> str:
         code="CK303",
         name="pickled-class-unavailable",
         level=Level.ERROR,
-        message="the file needs the class {key}, which cannot be imported here",
+        message="the file needs {what}, which cannot be imported here",
         why="torch.load of a pickled module fails without its class: a moved package, a renamed "
         "module, a script that ran as __main__.",
-        fix="Run where {module} can be imported. ckptool reads the tensors all the same: inspect "
-        "and diff need no class.",
+        fix="{advice} ckptool reads the tensors all the same: inspect and diff need no class.",
         example="class Net(nn.Module): ...  # in a script that ran as __main__\n"
         "\n"
         "\n"
@@ -93,14 +95,29 @@ def _place(state: State) -> str:
 )
 def class_unavailable(checkpoint: Checkpoint) -> Iterator[Hit]:
     names = {p.name for state in checkpoint.states for p in state.modules.values()}
-    if not names:
+    if not names or checkpoint.container is Container.TORCHSCRIPT:
         return
     from ckptool.modules.locate import class_exists
 
+    packages: dict[str, list[str]] = {}
     for qualified in sorted(names):
         module, _, name = qualified.rpartition(".")
         if module == "__main__" or class_exists(module, name, (Path.cwd(),)) is False:
-            yield hit(qualified, module=module, name=name)
+            packages.setdefault(module.partition(".")[0], []).append(qualified)
+    for package, missing in packages.items():
+        yield hit(missing[0], what=_classes(missing), advice=_way(package), classes=missing)
+
+
+def _classes(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"the class {names[0]}"
+    return f"the class {names[0]} and {len(names) - 1} more of {names[0].partition('.')[0]}"
+
+
+def _way(package: str) -> str:
+    if package == "__main__":
+        return "Define the class in the script that loads, as the script that saved did."
+    return f"Run where {package} can be imported, in the version that saved."
 
 
 @check(

@@ -93,7 +93,8 @@ def _torch_version(loading: Loading, prefix: str, owner: str, version: int) -> H
     dot = f"{prefix}." if prefix else ""
     held = loading.module.held
     expected = [n for n in _FILLED_IN if (one := held.get(f"{dot}{n}")) is not None and one.saved]
-    filled = [name for name in expected if f"{dot}{name}" not in loading.state.tensors]
+    there = {*loading.state.tensors, *(loading.rewrite.keys.values() if loading.rewrite else ())}
+    filled = [name for name in expected if f"{dot}{name}" not in there]
     if filled:
         effect = f"{', '.join(filled)} is set to 0 instead of reported missing"
         return _lost(prefix, None, owner, version, effect)

@@ -65,7 +65,8 @@ _TRAINING: Final = {
 )
 def training_state(checkpoint: Checkpoint) -> Iterator[Hit]:
     places = _places(checkpoint)
-    models = [s for s in checkpoint.states if s.at not in _inside(checkpoint, places) and s.tensors]
+    states = [s for s in checkpoint.states if s.at not in _inside(checkpoint, places) and s.tensors]
+    models = [s for s in states if s.role != "tensors"] or states
     if not places or not models:
         return
     total = sum(_bytes(s) for s in checkpoint.states if s.at in _inside(checkpoint, places))

@@ -153,7 +153,6 @@ TENSOR = safetensors_bytes({"a": entry()})
 DIRECTORIES = {
     "empty": ({}, "is an empty directory"),
     "nothing of ours": ({"readme.md": ""}, "is a directory without a checkpoint"),
-    "one file": ({"a.pt": TENSOR, "b.txt": ""}, "without an index: name one of 'a.pt'$"),
     "files": ({f"{n}.pt": TENSOR for n in range(7)}, "'0.pt', '1.pt', .*'4.pt' and 2 more$"),
     "two indexes": (
         {"pytorch_model.bin.index.json": "", "model.safetensors.index.json": ""},

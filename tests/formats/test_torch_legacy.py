@@ -210,7 +210,7 @@ def test_tensors_in_a_bare_pickle_are_described(tmp_path, protocol):
 
 def test_a_pickle_without_tensors_is_no_checkpoint(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": 1}))
-    assert refused(tmp_path / "x.pkl") == "a pickle that holds no tensors"
+    assert refused(tmp_path / "x.pkl") == "a pickle that holds no tensors, but a dict with `a`"
 
 
 def test_a_payload_without_tensors_is_named(tmp_path):

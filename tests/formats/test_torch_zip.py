@@ -848,7 +848,7 @@ def test_shared_lists_are_entered_once(tmp_path):
 def test_without_tensors_and_without_storages_it_is_no_checkpoint(tmp_path):
     strings = b"\x80\x02}U\x01aU\x0ecposix\nsystem\ns."
     bare = {"x/data.pkl": strings}
-    assert refused(rewrite(tmp_path / "x.pt", bare)) == "holds no tensors"
+    assert refused(rewrite(tmp_path / "x.pt", bare)) == "holds no tensors, but a dict with `a`"
     odd = describe(rewrite(tmp_path / "x.pt", {**bare, "x/data/0": bytes(4)}))
     assert [(e.at, e.value) for e in odd.entries] == [("", {"a": "cposix\nsystem\n"})]
     assert (odd.globals, odd.skipped[-1].reason) == ((), "nothing refers to data/0")

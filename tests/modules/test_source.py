@@ -92,3 +92,13 @@ def test_torchs_own_statistics():
     written = Sources().written(nn.BatchNorm1d, "num_batches_tracked")
     assert "torch/nn/modules/batchnorm.py:" in written
     assert Sources().written(nn.Linear, "weight") == ""
+
+
+@pytest.mark.parametrize("name", ["moved", "indexed", "kept", "number", "shape"])
+def test_forward_takes_it_to_the_device_itself(name):
+    assert Sources().moved(zoo.Carrying, name)
+
+
+@pytest.mark.parametrize("name", ["bare", "both", "added", "unknown"])
+def test_forward_needs_it_on_the_device(name):
+    assert not Sources().moved(zoo.Carrying, name)

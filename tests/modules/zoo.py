@@ -546,3 +546,27 @@ class Twice(nn.Module):
         super().__init__()
         self.mask = torch.ones(2)
         self.register_buffer("mask", self.mask)
+
+
+class Carrying(nn.Module):
+    """Takes tensors to the input's device itself, or reads no more than numbers from them."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved = torch.ones(1)
+        self.indexed = torch.ones(2)
+        self.kept = [torch.ones(1)]
+        self.number = torch.ones(2)
+        self.shape = torch.ones(2)
+        self.bare = torch.ones(1)
+        self.both = torch.ones(1)
+        self.added = torch.ones(1)
+
+    def forward(self, x):
+        self._take(x)
+        x = x + self.moved.to(x.device) + self.indexed[0].type_as(x) + self.kept[0]
+        x = x * int(self.number.max()) + self.shape.shape[0] + self.both.to(x.device)
+        return x + self.bare + self.both + self.added.add(x)
+
+    def _take(self, x):
+        self.kept = [one.to(x.device) for one in self.kept]

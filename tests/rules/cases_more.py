@@ -6,6 +6,7 @@ import warnings
 import torch
 from torch import nn
 
+from ckptool import api
 from rules import forms
 from rules.cases import diff, fires, near
 
@@ -252,3 +253,23 @@ def old_names_of_a_layer_norm(tmp):
 @near("CK211")
 def gamma_of_a_layer_scale(tmp):
     return diff(tmp, forms.Scaled().state_dict(), f"{FORMS}Scaled")
+
+
+class _Anchors(torch.nn.Module):
+    """As torchvision's AnchorGenerator does it: forward takes the list to the device itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchors = [torch.ones(2)]
+
+    def forward(self, x):
+        self.anchors = [one.to(x) for one in self.anchors]
+        return x + self.anchors[0]
+
+
+@fires("CK102", "CK110", "CK111")
+def forward_moves_it_itself(_tmp):
+    report = api.audit(module=_Anchors())
+    levels = {f.code: f.level for f in report.findings}
+    assert (levels["CK110"], levels["CK111"]) == ("note", "note")
+    return report

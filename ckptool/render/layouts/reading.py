@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Final
 
+from msgspec.structs import replace
+
 from ckptool.render import Style
 from ckptool.render.blocks import Block, Branch, Grid, Lines, Tree, Verdict, grid, groups, tree_of
 from ckptool.render.layouts.checking import unsaved_grid
@@ -39,16 +41,30 @@ def _checkpoint(checkpoint: CheckpointReport, style: Style) -> Iterator[Block]:
     if style.verbosity < 0:
         return
     for state in checkpoint.states:
-        yield _state(state, style)
+        yield _state(state, style, checkpoint.container)
         if state.unsaved:
             title = f"Held by the pickled module{_at(state.at)}, and not in its state_dict()"
             yield _tensors(title, state.unsaved, style)
     rest = [(e.at, e.text) for e in checkpoint.entries]
     if rest:
         yield grid("Besides tensors", ("place", "holds"), rest, style)
-    if checkpoint.metadata:
-        named = [(name, _beginning(text)) for name, text in checkpoint.metadata.items()]
+    told = {k: v for k, v in checkpoint.metadata.items() if style.verbosity > 0 or _tells(k, v)}
+    if told:
+        named = [(name, _beginning(text)) for name, text in told.items()]
         yield grid("Metadata", ("name", "value"), named, style)
+
+
+_ORDINARY: Final = {
+    "version": "3",
+    "byteorder": "little",
+    ".format_version": "1",
+    ".storage_alignment": "64",
+}
+"""What torch.save writes into every file of today."""
+
+
+def _tells(name: str, text: str) -> bool:
+    return name != ".data/serialization_id" and _ORDINARY.get(name) != text
 
 
 def _beginning(text: str) -> str:
@@ -70,11 +86,15 @@ _ROLES: Final = {
 }
 
 
-def _state(state: StateReport, style: Style) -> Tree:
+_COMPILED: Final = {"torchscript": "TorchScript module", "torch-export": "exported program"}
+
+
+def _state(state: StateReport, style: Style, container: str) -> Tree:
     elements = sum(t.nbytes for t in state.tensors)
     tied = f", {count(len(state.ties), 'tie')}" if state.ties else ""
     held = f"{count(len(state.tensors), 'tensor')}, {size(elements)}{tied}"
-    title = f"{_ROLES[state.role]}{_at(state.at)}: {held}"
+    role = _COMPILED.get(container) if state.role == "module" else None
+    title = f"{role or _ROLES[state.role]}{_at(state.at)}: {held}"
     return _tensors(title, state.tensors, style)
 
 
@@ -137,8 +157,18 @@ def explanation(facts: tuple[FactReport, ...], style: Style) -> Iterator[Block]:
     )
 
 
-def _verdict_grid(verdicts: tuple[KeyVerdict, ...], style: Style) -> Grid:
-    folded = groups(((v.key, (v.problem, v.code), v) for v in verdicts), style)
+_PREFIX: Final = "CK209"
+_MOST_PREFIXED: Final = 10
+"""Rows of keys that only a wrapper's prefix keeps apart before they are counted instead."""
+
+
+def _verdict_grid(verdicts: tuple[KeyVerdict, ...], style: Style) -> Grid | Lines:
+    # A prefix is one finding, and not as many rows as the file has keys.
+    shown = [v for v in verdicts if v.code != _PREFIX or style.verbosity > 0]
+    left = len(verdicts) - len(shown)
+    if left < _MOST_PREFIXED:
+        shown, left = [*verdicts], 0
+    folded = groups(((v.key, (v.problem, v.code), v) for v in shown), style)
     rows = [
         (
             g.key,
@@ -149,6 +179,12 @@ def _verdict_grid(verdicts: tuple[KeyVerdict, ...], style: Style) -> Grid:
         )
         for g in folded
     ]
-    return grid(
+    found = grid(
         "Keys that do not match", ("key", "count", "problem", "matters", "rule"), rows, style
     )
+    if not left:
+        return found
+    if not shown:
+        return Lines((f"Keys that do not match: {left:,}, as {_PREFIX} explains (-v shows all)",))
+    told = f"... and {left:,} keys that {_PREFIX} explains (-v shows all)"
+    return replace(found, more="; ".join(filter(None, (found.more, told))))
