@@ -6,9 +6,8 @@ import pytest
 import reference
 import torch
 
-from ckptool import api
+from ckptool import api, versions
 from ckptool.errors import WriteError
-from ckptool.migration import provenance
 
 OLD = "samples.attention:CausalAttentionWithoutBuffers"
 NEW = "samples.attention:CausalAttentionWithBuffer"
@@ -90,7 +89,7 @@ def _tied() -> torch.nn.Module:
 
 def test_a_checkout_that_is_not_installed_can_migrate(samples, tmp_path, monkeypatch):
     """On a machine that cannot install, the version was looked up, and a traceback came of it."""
-    monkeypatch.setattr(provenance, "version", _not_installed)
+    monkeypatch.setattr(versions, "version", _not_installed)
     report = migrate(samples, tmp_path / "new.safetensors", device="cpu")
     assert report.exit_code == 0
 
