@@ -105,7 +105,7 @@ def modules(package: str) -> Iterator[Any]:
             continue
         try:
             yield importlib.import_module(info.name)
-        except (Exception, SystemExit):  # noqa: BLE001, S112
+        except (Exception, SystemExit):  # noqa: BLE001
             continue
 
 
@@ -195,7 +195,9 @@ def timed(row: dict[str, Any], name: str, call: Callable[[], Any]) -> list[Any] 
             str(report.verdict) if hasattr(report, "verdict") else ""
         )
     if not name.startswith("diff"):
-        row.setdefault("unsaved", {})[name] = [[u.key, u.kind, u.constancy, u.where] for u in report.unsaved]
+        row.setdefault("unsaved", {})[name] = [
+            [u.key, u.kind, u.constancy, u.where] for u in report.unsaved
+        ]
     return [[f.code, f.level, f.key, f.message, f.fix] for f in report.findings]
 
 

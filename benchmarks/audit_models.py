@@ -114,11 +114,7 @@ MODELS: dict[str, list[Entry]] = {
     "torchvision": [
         *(
             (f"torchvision.models:{name}", {"weights": None})
-            for name in (
-                "alexnet vgg11_bn resnet18 squeezenet1_0 densenet121 shufflenet_v2_x0_5 mobilenet_v2 "
-                "mobilenet_v3_small mnasnet0_5 efficientnet_b0 efficientnet_v2_s regnet_y_400mf "
-                "vit_b_16 swin_t swin_v2_t maxvit_t convnext_tiny"
-            ).split()
+            for name in ["alexnet", "vgg11_bn", "resnet18", "squeezenet1_0", "densenet121", "shufflenet_v2_x0_5", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "efficientnet_b0", "efficientnet_v2_s", "regnet_y_400mf", "vit_b_16", "swin_t", "swin_v2_t", "maxvit_t", "convnext_tiny"]
         ),
         ("torchvision.models:inception_v3", {"weights": None, "init_weights": False}),
         ("torchvision.models:googlenet", {"weights": None, "init_weights": False}),
@@ -132,11 +128,7 @@ MODELS: dict[str, list[Entry]] = {
         ),
         *(
             (f"torchvision.models.detection:{name}", BACKBONE)
-            for name in (
-                "fasterrcnn_mobilenet_v3_large_320_fpn retinanet_resnet50_fpn ssd300_vgg16 "
-                "ssdlite320_mobilenet_v3_large fcos_resnet50_fpn maskrcnn_resnet50_fpn "
-                "keypointrcnn_resnet50_fpn"
-            ).split()
+            for name in ["fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"]
         ),
         *(
             (f"torchvision.models.video:{n}", {})
@@ -149,25 +141,7 @@ MODELS: dict[str, list[Entry]] = {
         "timm_model",
         *(
             {"name": name}
-            for name in (
-                "beit_base_patch16_224 beitv2_base_patch16_224 cait_xxs24_224 coat_lite_tiny "
-                "coatnet_nano_rw_224 convit_tiny convmixer_768_32 convnextv2_atto crossvit_9_240 "
-                "davit_tiny deit_tiny_patch16_224 deit3_small_patch16_224 edgenext_xx_small "
-                "efficientformer_l1 efficientformerv2_s0 efficientvit_b0 efficientvit_m0 "
-                "eva02_tiny_patch14_224 fastvit_t8 focalnet_tiny_srf gcvit_xxtiny ghostnet_100 "
-                "hgnet_tiny hiera_tiny_224 inception_next_tiny levit_128s maxvit_nano_rw_256 "
-                "mixer_s32_224 mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny "
-                "nextvit_small nf_resnet50 pit_ti_224 poolformer_s12 pvt_v2_b0 repghostnet_050 "
-                "repvgg_a0 repvit_m0_9 resnest14d rexnet_100 selecsls42 sequencer2d_s starnet_s1 "
-                "swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224 tnt_s_patch16_224 "
-                "tresnet_m twins_pcpvt_small twins_svt_small visformer_tiny vit_tiny_patch16_224 "
-                "vit_relpos_small_patch16_224 vit_relpos_base_patch16_clsgap_224 "
-                "vit_small_patch14_reg4_dinov2 vit_small_patch16_dinov3 vit_srelpos_small_patch16_224 "
-                "vitamin_small_224 volo_d1_224 xcit_nano_12_p16_224 halonet26t lambda_resnet26t "
-                "botnet26t_256 bat_resnext26ts eca_halonext26ts samvit_base_patch16 "
-                "naflexvit_base_patch16_gap tiny_vit_5m_224 hrnet_w18_small dm_nfnet_f0 "
-                "test_vit tf_efficientnet_b0 mambaout_femto shvit_s1 dla34 res2net50_26w_4s"
-            ).split()
+            for name in ["beit_base_patch16_224", "beitv2_base_patch16_224", "cait_xxs24_224", "coat_lite_tiny", "coatnet_nano_rw_224", "convit_tiny", "convmixer_768_32", "convnextv2_atto", "crossvit_9_240", "davit_tiny", "deit_tiny_patch16_224", "deit3_small_patch16_224", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_100", "hgnet_tiny", "hiera_tiny_224", "inception_next_tiny", "levit_128s", "maxvit_nano_rw_256", "mixer_s32_224", "mobileone_s0", "mobilevit_xxs", "mobilevitv2_050", "mvitv2_tiny", "nest_tiny", "nextvit_small", "nf_resnet50", "pit_ti_224", "poolformer_s12", "pvt_v2_b0", "repghostnet_050", "repvgg_a0", "repvit_m0_9", "resnest14d", "rexnet_100", "selecsls42", "sequencer2d_s", "starnet_s1", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224", "tnt_s_patch16_224", "tresnet_m", "twins_pcpvt_small", "twins_svt_small", "visformer_tiny", "vit_tiny_patch16_224", "vit_relpos_small_patch16_224", "vit_relpos_base_patch16_clsgap_224", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "vit_srelpos_small_patch16_224", "vitamin_small_224", "volo_d1_224", "xcit_nano_12_p16_224", "halonet26t", "lambda_resnet26t", "botnet26t_256", "bat_resnext26ts", "eca_halonext26ts", "samvit_base_patch16", "naflexvit_base_patch16_gap", "tiny_vit_5m_224", "hrnet_w18_small", "dm_nfnet_f0", "test_vit", "tf_efficientnet_b0", "mambaout_femto", "shvit_s1", "dla34", "res2net50_26w_4s"]
         ),
     ),
     "transformers": [
@@ -175,20 +149,7 @@ MODELS: dict[str, list[Entry]] = {
             "transformers_model",
             *(
                 {"name": name}
-                for name in (
-                    "GPT2 GPTNeoX GPTNeo Bloom Falcon CTRL Llama Mistral Qwen2 Qwen3 Gemma "
-                    "Gemma2 Phi Phi3 Mixtral Olmo2 Cohere StableLm Granite Persimmon Starcoder2 MPT "
-                    "Bert Roberta DistilBert Electra DebertaV2 Deberta Albert MPNet ModernBert "
-                    "SqueezeBert RoFormer Nystromformer ConvBert BigBird XLNet Funnel "
-                    "T5 MT5 Bart MBart Pegasus Marian Whisper Blenderbot M2M100 ProphetNet LED "
-                    "ViT DeiT Beit Swin Swinv2 ConvNext Dinov2 Segformer Levit PoolFormer "
-                    "Mamba Mamba2 RecurrentGemma Jamba Rwkv Wav2Vec2 Hubert WavLM Vits Encodec Dac "
-                    "SpeechT5 UnivNet Esm Perceiver Reformer Longformer Canine PatchTST "
-                    "TimeSeriesTransformer Informer Autoformer CLIPText CLIPVision SiglipVision "
-                    "Sam Owlv2Vision DPT XGLM OpenAIGPT ImageGPT OPT Qwen2Moe DeepseekV3 GraniteMoe "
-                    "Gemma3Text Llama4Text XLM Flaubert Xmod Speech2Text Data2VecAudio Timesformer "
-                    "VideoMAE Mask2Former Audio Spectrogram Clvp Mimi Moshi Zamba2 Bamba GptOss Dbrx"
-                ).split()
+                for name in ["GPT2", "GPTNeoX", "GPTNeo", "Bloom", "Falcon", "CTRL", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Phi", "Phi3", "Mixtral", "Olmo2", "Cohere", "StableLm", "Granite", "Persimmon", "Starcoder2", "MPT", "Bert", "Roberta", "DistilBert", "Electra", "DebertaV2", "Deberta", "Albert", "MPNet", "ModernBert", "SqueezeBert", "RoFormer", "Nystromformer", "ConvBert", "BigBird", "XLNet", "Funnel", "T5", "MT5", "Bart", "MBart", "Pegasus", "Marian", "Whisper", "Blenderbot", "M2M100", "ProphetNet", "LED", "ViT", "DeiT", "Beit", "Swin", "Swinv2", "ConvNext", "Dinov2", "Segformer", "Levit", "PoolFormer", "Mamba", "Mamba2", "RecurrentGemma", "Jamba", "Rwkv", "Wav2Vec2", "Hubert", "WavLM", "Vits", "Encodec", "Dac", "SpeechT5", "UnivNet", "Esm", "Perceiver", "Reformer", "Longformer", "Canine", "PatchTST", "TimeSeriesTransformer", "Informer", "Autoformer", "CLIPText", "CLIPVision", "SiglipVision", "Sam", "Owlv2Vision", "DPT", "XGLM", "OpenAIGPT", "ImageGPT", "OPT", "Qwen2Moe", "DeepseekV3", "GraniteMoe", "Gemma3Text", "Llama4Text", "XLM", "Flaubert", "Xmod", "Speech2Text", "Data2VecAudio", "Timesformer", "VideoMAE", "Mask2Former", "Audio", "Spectrogram", "Clvp", "Mimi", "Moshi", "Zamba2", "Bamba", "GptOss", "Dbrx"]
             ),
         ),
     ],
