@@ -1,8 +1,8 @@
 """Modules of public packages -> what `audit` and `diff` say of them, to be judged by hand.
 
 Run it in an environment of its own, with the packages beside ckptool's dependencies:
-`PYTHONPATH=. python benchmarks/audit_check.py --all timm x_transformers`. No weights are
-downloaded. Of each package it takes the models listed in audit_models.py, and with `--all` also every class
+`PYTHONPATH=. python benchmarks/audit_check.py --all timm x_transformers`. No weights are loaded.
+Of each package it takes the models listed in audit_models.py, and with `--all` also every class
 whose constructor can be served from a table of argument names. Each is examined by name and live;
 its state_dict is saved and compared with it, that of a listed model also after `.half()` and in
 `.train()`. Each package runs in a process of its own. What was found goes to a file of JSON lines.

@@ -270,13 +270,6 @@ Timesformer VideoMAE Mask2Former Audio Spectrogram Clvp Mimi Moshi Zamba2 Bamba 
                 "text_embed_dim": 32,
                 "pooled_projection_dim": 32,
             },
-            "LuminaNextDiT2DModel": {
-                "num_layers": 1,
-                "num_attention_heads": 2,
-                "num_kv_heads": 2,
-                "hidden_size": 32,
-                "cross_attention_dim": 32,
-            },
             "ConsistencyDecoderVAE": {},
             "MotionAdapter": {"block_out_channels": (32, 64), "motion_num_attention_heads": 2},
             "AutoencoderOobleck": {
