@@ -1,11 +1,11 @@
 """Modules of public packages -> what `audit` and `diff` say of them, to be judged by hand.
 
 Run it in an environment of its own, with the packages beside ckptool's dependencies:
-`PYTHONPATH=. python benchmarks/audit_check.py --json found.jsonl timm x_transformers`. No weights are
-downloaded. Of each package it takes the models listed in audit_models.py, and with `--all` also every class whose
-constructor can be served from a table of argument names. Each is examined by name and live; its
-state_dict is saved and compared with it as it is, after `.half()` and in `.train()`. Each package
-runs in a process of its own.
+`PYTHONPATH=. python benchmarks/audit_check.py --all timm x_transformers`. No weights are loaded.
+Of each package it takes the models listed in audit_models.py, and with `--all` also every class
+whose constructor can be served from a table of argument names. Each is examined by name and live;
+its state_dict is saved and compared with it, that of a listed model also after `.half()` and in
+`.train()`. Each package runs in a process of its own. What was found goes to a file of JSON lines.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def classes(package: str) -> Iterator[Entry]:
     """Yield what of `package` can be built with the arguments that are known by name."""
     known: set[type] = set()
     for module in modules(package):
-        for name, cls in sorted(vars(module).items()):
+        for _, cls in sorted(vars(module).items()):
             ours = isinstance(cls, type) and issubclass(cls, nn.Module)
             if not ours or cls in known or cls.__module__.partition(".")[0] != package:
                 continue
@@ -105,7 +105,7 @@ def modules(package: str) -> Iterator[Any]:
             continue
         try:
             yield importlib.import_module(info.name)
-        except (Exception, SystemExit):  # noqa: BLE001, S112
+        except (Exception, SystemExit):  # noqa: BLE001
             continue
 
 
@@ -205,7 +205,8 @@ def summary(path: Path) -> int:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     built = [row for row in rows if "unbuilt" not in row]
     print(
-        f"{len(built)} modules of {len({r['package'] for r in built})} packages; {len(rows) - len(built)} not built"
+        f"{len(built)} modules of {len({r['package'] for r in built})} packages; "
+        f"{len(rows) - len(built)} not built"
     )
     counted = Counter(
         (code, level) for row in built for code, level, *_ in row.get("by_name") or []

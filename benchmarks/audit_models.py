@@ -1,4 +1,4 @@
-"""The modules that audit_check.py builds: public libraries at small sizes, without their weights."""
+"""The modules that audit_check.py builds: public libraries at small sizes, without weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,9 @@ from torch import nn
 Entry = tuple[str, dict[str, Any]]
 """What `-m` takes, and the constructor's arguments."""
 
-DIM = {"dim": 32, "depth": 1, "heads": 2}
-IMAGE = {"image_size": 32, "patch_size": 8, "num_classes": 5}
-VIT = {**IMAGE, **DIM, "mlp_dim": 32}
-TEXT = {"num_tokens": 64, "dim": 32, "depth": 1}
+
+def words(text: str) -> list[str]:
+    return text.split()
 
 
 def timm_model(name: str) -> nn.Module:
@@ -62,30 +61,6 @@ TINY = {
 }
 
 
-def nested(name: str, head: str = "", **parts: dict[str, Any]) -> nn.Module:
-    """Build a model of transformers whose configuration holds one for each part."""
-    import transformers
-
-    config = getattr(transformers, f"{name}Config")(**parts)
-    model: nn.Module = getattr(transformers, head or f"{name}Model")(config)
-    return model
-
-
-def x_transformers(layers: str = "Decoder", **options: Any) -> nn.Module:
-    import x_transformers as x
-
-    stack = getattr(x, layers)(dim=32, depth=2, heads=2, **options)
-    model: nn.Module = x.TransformerWrapper(num_tokens=64, max_seq_len=32, attn_layers=stack)
-    return model
-
-
-def wrapping(outer: str, inner: str, name: str, given: dict[str, Any], **options: Any) -> nn.Module:
-    """Build `outer` around a module of its own package, given as `name`."""
-    inside = found(inner)(**given)
-    model: nn.Module = found(outer)(**{name: inside}, **options)
-    return model
-
-
 def found(target: str) -> Callable[..., Any]:
     import importlib
 
@@ -114,11 +89,13 @@ MODELS: dict[str, list[Entry]] = {
     "torchvision": [
         *(
             (f"torchvision.models:{name}", {"weights": None})
-            for name in (
-                "alexnet vgg11_bn resnet18 squeezenet1_0 densenet121 shufflenet_v2_x0_5 mobilenet_v2 "
-                "mobilenet_v3_small mnasnet0_5 efficientnet_b0 efficientnet_v2_s regnet_y_400mf "
-                "vit_b_16 swin_t swin_v2_t maxvit_t convnext_tiny"
-            ).split()
+            for name in words(
+                """
+alexnet vgg11_bn resnet18 squeezenet1_0 densenet121 shufflenet_v2_x0_5 mobilenet_v2
+mobilenet_v3_small mnasnet0_5 efficientnet_b0 efficientnet_v2_s regnet_y_400mf vit_b_16
+swin_t swin_v2_t maxvit_t convnext_tiny
+            """
+            )
         ),
         ("torchvision.models:inception_v3", {"weights": None, "init_weights": False}),
         ("torchvision.models:googlenet", {"weights": None, "init_weights": False}),
@@ -132,11 +109,13 @@ MODELS: dict[str, list[Entry]] = {
         ),
         *(
             (f"torchvision.models.detection:{name}", BACKBONE)
-            for name in (
-                "fasterrcnn_mobilenet_v3_large_320_fpn retinanet_resnet50_fpn ssd300_vgg16 "
-                "ssdlite320_mobilenet_v3_large fcos_resnet50_fpn maskrcnn_resnet50_fpn "
-                "keypointrcnn_resnet50_fpn"
-            ).split()
+            for name in words(
+                """
+fasterrcnn_mobilenet_v3_large_320_fpn retinanet_resnet50_fpn ssd300_vgg16
+ssdlite320_mobilenet_v3_large fcos_resnet50_fpn maskrcnn_resnet50_fpn
+keypointrcnn_resnet50_fpn
+            """
+            )
         ),
         *(
             (f"torchvision.models.video:{n}", {})
@@ -149,25 +128,26 @@ MODELS: dict[str, list[Entry]] = {
         "timm_model",
         *(
             {"name": name}
-            for name in (
-                "beit_base_patch16_224 beitv2_base_patch16_224 cait_xxs24_224 coat_lite_tiny "
-                "coatnet_nano_rw_224 convit_tiny convmixer_768_32 convnextv2_atto crossvit_9_240 "
-                "davit_tiny deit_tiny_patch16_224 deit3_small_patch16_224 edgenext_xx_small "
-                "efficientformer_l1 efficientformerv2_s0 efficientvit_b0 efficientvit_m0 "
-                "eva02_tiny_patch14_224 fastvit_t8 focalnet_tiny_srf gcvit_xxtiny ghostnet_100 "
-                "hgnet_tiny hiera_tiny_224 inception_next_tiny levit_128s maxvit_nano_rw_256 "
-                "mixer_s32_224 mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny "
-                "nextvit_small nf_resnet50 pit_ti_224 poolformer_s12 pvt_v2_b0 repghostnet_050 "
-                "repvgg_a0 repvit_m0_9 resnest14d rexnet_100 selecsls42 sequencer2d_s starnet_s1 "
-                "swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224 tnt_s_patch16_224 "
-                "tresnet_m twins_pcpvt_small twins_svt_small visformer_tiny vit_tiny_patch16_224 "
-                "vit_relpos_small_patch16_224 vit_relpos_base_patch16_clsgap_224 "
-                "vit_small_patch14_reg4_dinov2 vit_small_patch16_dinov3 vit_srelpos_small_patch16_224 "
-                "vitamin_small_224 volo_d1_224 xcit_nano_12_p16_224 halonet26t lambda_resnet26t "
-                "botnet26t_256 bat_resnext26ts eca_halonext26ts samvit_base_patch16 "
-                "naflexvit_base_patch16_gap tiny_vit_5m_224 hrnet_w18_small dm_nfnet_f0 "
-                "test_vit tf_efficientnet_b0 mambaout_femto shvit_s1 dla34 res2net50_26w_4s"
-            ).split()
+            for name in words(
+                """
+beit_base_patch16_224 beitv2_base_patch16_224 cait_xxs24_224 coat_lite_tiny
+coatnet_nano_rw_224 convit_tiny convmixer_768_32 convnextv2_atto crossvit_9_240 davit_tiny
+deit_tiny_patch16_224 deit3_small_patch16_224 edgenext_xx_small efficientformer_l1
+efficientformerv2_s0 efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fastvit_t8
+focalnet_tiny_srf gcvit_xxtiny ghostnet_100 hgnet_tiny hiera_tiny_224 inception_next_tiny
+levit_128s maxvit_nano_rw_256 mixer_s32_224 mobileone_s0 mobilevit_xxs mobilevitv2_050
+mvitv2_tiny nest_tiny nextvit_small nf_resnet50 pit_ti_224 poolformer_s12 pvt_v2_b0
+repghostnet_050 repvgg_a0 repvit_m0_9 resnest14d rexnet_100 selecsls42 sequencer2d_s
+starnet_s1 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224
+tnt_s_patch16_224 tresnet_m twins_pcpvt_small twins_svt_small visformer_tiny
+vit_tiny_patch16_224 vit_relpos_small_patch16_224 vit_relpos_base_patch16_clsgap_224
+vit_small_patch14_reg4_dinov2 vit_small_patch16_dinov3 vit_srelpos_small_patch16_224
+vitamin_small_224 volo_d1_224 xcit_nano_12_p16_224 halonet26t lambda_resnet26t botnet26t_256
+bat_resnext26ts eca_halonext26ts samvit_base_patch16 naflexvit_base_patch16_gap
+tiny_vit_5m_224 hrnet_w18_small dm_nfnet_f0 test_vit tf_efficientnet_b0 mambaout_femto
+shvit_s1 dla34 res2net50_26w_4s
+            """
+            )
         ),
     ),
     "transformers": [
@@ -175,20 +155,20 @@ MODELS: dict[str, list[Entry]] = {
             "transformers_model",
             *(
                 {"name": name}
-                for name in (
-                    "GPT2 GPTNeoX GPTNeo Bloom Falcon CTRL Llama Mistral Qwen2 Qwen3 Gemma "
-                    "Gemma2 Phi Phi3 Mixtral Olmo2 Cohere StableLm Granite Persimmon Starcoder2 MPT "
-                    "Bert Roberta DistilBert Electra DebertaV2 Deberta Albert MPNet ModernBert "
-                    "SqueezeBert RoFormer Nystromformer ConvBert BigBird XLNet Funnel "
-                    "T5 MT5 Bart MBart Pegasus Marian Whisper Blenderbot M2M100 ProphetNet LED "
-                    "ViT DeiT Beit Swin Swinv2 ConvNext Dinov2 Segformer Levit PoolFormer "
-                    "Mamba Mamba2 RecurrentGemma Jamba Rwkv Wav2Vec2 Hubert WavLM Vits Encodec Dac "
-                    "SpeechT5 UnivNet Esm Perceiver Reformer Longformer Canine PatchTST "
-                    "TimeSeriesTransformer Informer Autoformer CLIPText CLIPVision SiglipVision "
-                    "Sam Owlv2Vision DPT XGLM OpenAIGPT ImageGPT OPT Qwen2Moe DeepseekV3 GraniteMoe "
-                    "Gemma3Text Llama4Text XLM Flaubert Xmod Speech2Text Data2VecAudio Timesformer "
-                    "VideoMAE Mask2Former Audio Spectrogram Clvp Mimi Moshi Zamba2 Bamba GptOss Dbrx"
-                ).split()
+                for name in words(
+                    """
+GPT2 GPTNeoX GPTNeo Bloom Falcon CTRL Llama Mistral Qwen2 Qwen3 Gemma Gemma2 Phi Phi3
+Mixtral Olmo2 Cohere StableLm Granite Persimmon Starcoder2 MPT Bert Roberta DistilBert
+Electra DebertaV2 Deberta Albert MPNet ModernBert SqueezeBert RoFormer Nystromformer
+ConvBert BigBird XLNet Funnel T5 MT5 Bart MBart Pegasus Marian Whisper Blenderbot M2M100
+ProphetNet LED ViT DeiT Beit Swin Swinv2 ConvNext Dinov2 Segformer Levit PoolFormer Mamba
+Mamba2 RecurrentGemma Jamba Rwkv Wav2Vec2 Hubert WavLM Vits Encodec Dac SpeechT5 UnivNet Esm
+Perceiver Reformer Longformer Canine PatchTST TimeSeriesTransformer Informer Autoformer
+CLIPText CLIPVision SiglipVision Sam Owlv2Vision DPT XGLM OpenAIGPT ImageGPT OPT Qwen2Moe
+DeepseekV3 GraniteMoe Gemma3Text Llama4Text XLM Flaubert Xmod Speech2Text Data2VecAudio
+Timesformer VideoMAE Mask2Former Audio Spectrogram Clvp Mimi Moshi Zamba2 Bamba GptOss Dbrx
+            """
+                )
             ),
         ),
     ],
@@ -237,28 +217,11 @@ MODELS: dict[str, list[Entry]] = {
                 "joint_attention_dim": 32,
                 "pooled_projection_dim": 32,
             },
-            "HunyuanDiT2DModel": {
-                "num_layers": 2,
-                "num_attention_heads": 2,
-                "attention_head_dim": 16,
-                "hidden_size": 32,
-                "cross_attention_dim": 32,
-                "cross_attention_dim_t5": 32,
-                "pooled_projection_dim": 32,
-            },
             "CogVideoXTransformer3DModel": {
                 "num_layers": 1,
                 "num_attention_heads": 2,
                 "attention_head_dim": 16,
                 "text_embed_dim": 32,
-            },
-            "AuraFlowTransformer2DModel": {
-                "num_mmdit_layers": 1,
-                "num_single_dit_layers": 1,
-                "attention_head_dim": 16,
-                "num_attention_heads": 2,
-                "joint_attention_dim": 32,
-                "caption_projection_dim": 32,
             },
             "LTXVideoTransformer3DModel": {
                 "num_layers": 1,
@@ -283,18 +246,6 @@ MODELS: dict[str, list[Entry]] = {
                 "ffn_dim": 32,
             },
             "AutoencoderKLWan": {"base_dim": 8, "num_res_blocks": 1},
-            "AutoencoderDC": {
-                "encoder_block_out_channels": (16, 32),
-                "decoder_block_out_channels": (16, 32),
-                "encoder_layers_per_block": (1, 1),
-                "decoder_layers_per_block": (1, 1),
-                "encoder_block_types": "ResBlock",
-                "decoder_block_types": "ResBlock",
-                "encoder_qkv_multiscales": ((), ()),
-                "decoder_qkv_multiscales": ((), ()),
-                "attention_head_dim": 8,
-                "latent_channels": 4,
-            },
             "SanaTransformer2DModel": {
                 "num_layers": 1,
                 "num_attention_heads": 2,
@@ -303,18 +254,6 @@ MODELS: dict[str, list[Entry]] = {
                 "cross_attention_head_dim": 16,
                 "cross_attention_dim": 32,
                 "caption_channels": 32,
-            },
-            "UVit2DModel": {
-                "num_hidden_layers": 1,
-                "hidden_size": 32,
-                "cond_embed_dim": 32,
-                "block_out_channels": 32,
-                "num_attention_heads": 2,
-                "intermediate_size": 32,
-                "encoder_hidden_size": 32,
-                "block_num_heads": 2,
-                "vocab_size": 64,
-                "codebook_size": 60,
             },
             "QwenImageTransformer2DModel": {
                 "num_layers": 1,
@@ -331,22 +270,8 @@ MODELS: dict[str, list[Entry]] = {
                 "text_embed_dim": 32,
                 "pooled_projection_dim": 32,
             },
-            "LuminaNextDiT2DModel": {
-                "num_layers": 1,
-                "num_attention_heads": 2,
-                "num_kv_heads": 2,
-                "hidden_size": 32,
-                "cross_attention_dim": 32,
-            },
             "ConsistencyDecoderVAE": {},
             "MotionAdapter": {"block_out_channels": (32, 64), "motion_num_attention_heads": 2},
-            "UNetMotionModel": {
-                "block_out_channels": (32, 64),
-                "cross_attention_dim": 32,
-                "motion_num_attention_heads": 2,
-                "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
-                "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
-            },
             "AutoencoderOobleck": {
                 "encoder_hidden_size": 8,
                 "channel_multiples": [1, 2],
@@ -366,207 +291,149 @@ MODELS: dict[str, list[Entry]] = {
 
 ARGUMENTS: dict[str, Any] = {
     **dict.fromkeys(
-        (
-            "dim",
-            "hidden_size",
-            "hidden_dim",
-            "d_model",
-            "embed_dim",
-            "emb_dim",
-            "in_features",
-            "out_features",
-            "in_channels",
-            "out_channels",
-            "channels_in",
-            "channels_out",
-            "dim_in",
-            "dim_out",
-            "in_dim",
-            "out_dim",
-            "input_dim",
-            "output_dim",
-            "embedding_dim",
-            "n_embd",
-            "hidden_channels",
-            "num_channels",
-            "planes",
-            "inplanes",
-            "chan",
-            "chan_in",
-            "chan_out",
-            "in_chans",
-            "out_chans",
-            "num_features",
-            "feature_dim",
-            "features",
-            "nhid",
-            "ninp",
-            "d",
-            "n_channels",
-            "hidden",
-            "hidden_features",
-            "token_dim",
-            "dim_token",
-            "input_channels",
-            "output_channels",
-            "query_dim",
-            "dim_model",
-            "node_dim",
-            "input_size",
-            "output_size",
-            "dim_hidden",
-            "mlp_dim",
-            "dim_inner",
-            "ff_dim",
-            "inner_dim",
-            "dim_latent",
-            "latent_dim",
-            "in_ch",
-            "out_ch",
-            "width",
-            "codebook_dim",
-            "dim_codebook",
-            "time_emb_dim",
-            "cond_dim",
-            "dim_cond",
-            "dim_context",
-            "embed_size",
-            "num_hiddens",
-            "inp_dim",
-            "nf",
-            "c",
-            "ch",
-            "dim_time",
-            "inp",
-            "oup",
-            "c_in",
-            "c_out",
-            "num_inputs",
+        words(
+            """
+dim hidden_size hidden_dim d_model embed_dim emb_dim in_features out_features in_channels
+out_channels channels_in channels_out dim_in dim_out in_dim out_dim input_dim output_dim
+embedding_dim n_embd hidden_channels num_channels planes inplanes chan chan_in chan_out
+in_chans out_chans num_features feature_dim features nhid ninp d n_channels hidden
+hidden_features token_dim dim_token input_channels output_channels query_dim dim_model
+node_dim input_size output_size dim_hidden mlp_dim dim_inner ff_dim inner_dim dim_latent
+latent_dim in_ch out_ch width codebook_dim dim_codebook time_emb_dim cond_dim dim_cond
+dim_context embed_size num_hiddens inp_dim nf c ch dim_time inp oup c_in c_out num_inputs
+            """
         ),
         32,
     ),
-    **dict.fromkeys(("channels", "image_channels", "n_dims", "ndim", "input_channel"), 3),
     **dict.fromkeys(
-        (
-            "heads",
-            "num_heads",
-            "n_heads",
-            "head",
-            "n_head",
-            "nhead",
-            "num_groups",
-            "groups",
-            "kv_heads",
-            "num_experts",
-            "n_experts",
-            "num_slots",
-            "num_local_experts",
-            "n_blocks",
-            "num_blocks",
-            "order",
+        words(
+            """
+channels image_channels n_dims ndim input_channel
+            """
+        ),
+        3,
+    ),
+    **dict.fromkeys(
+        words(
+            """
+heads num_heads n_heads head n_head nhead num_groups groups kv_heads num_experts n_experts
+num_slots num_local_experts n_blocks num_blocks order
+            """
         ),
         2,
     ),
     **dict.fromkeys(
-        (
-            "depth",
-            "num_layers",
-            "n_layers",
-            "layers",
-            "n_layer",
-            "num_hidden_layers",
-            "stride",
-            "iters",
-            "rank",
+        words(
+            """
+depth num_layers n_layers layers n_layer num_hidden_layers stride iters rank
+            """
         ),
         1,
     ),
-    **dict.fromkeys(("dim_head", "head_dim", "d_head", "rot_dim", "rotary_dim"), 16),
     **dict.fromkeys(
-        (
-            "num_tokens",
-            "vocab_size",
-            "n_vocab",
-            "ntoken",
-            "codebook_size",
-            "num_embeddings",
-            "n_tokens",
-            "num_codes",
-            "num_memories",
-        ),
-        64,
-    ),
-    **dict.fromkeys(
-        (
-            "max_seq_len",
-            "seq_len",
-            "max_len",
-            "n_ctx",
-            "block_size",
-            "context_length",
-            "max_position_embeddings",
-            "sequence_length",
-            "num_frames",
-            "num_patches",
-            "length",
-            "window_length",
-            "seq_length",
-            "context_size",
+        words(
+            """
+dim_head head_dim d_head rot_dim rotary_dim
+            """
         ),
         16,
     ),
     **dict.fromkeys(
-        (
-            "image_size",
-            "img_size",
-            "fmap_size",
-            "size",
-            "resolution",
-            "input_resolution",
-            "feature_map_size",
+        words(
+            """
+num_tokens vocab_size n_vocab ntoken codebook_size num_embeddings n_tokens num_codes
+num_memories
+            """
+        ),
+        64,
+    ),
+    **dict.fromkeys(
+        words(
+            """
+max_seq_len seq_len max_len n_ctx block_size context_length max_position_embeddings
+sequence_length num_frames num_patches length window_length seq_length context_size
+            """
+        ),
+        16,
+    ),
+    **dict.fromkeys(
+        words(
+            """
+image_size img_size fmap_size size resolution input_resolution feature_map_size
+            """
         ),
         32,
     ),
     **dict.fromkeys(
-        (
-            "window_size",
-            "bucket_size",
-            "patch_size",
-            "chunk_size",
-            "num_buckets",
-            "local_window_size",
-            "segment_len",
-            "sinkhorn_window_size",
-            "num_mem_kv",
-            "num_latents",
-            "num_queries",
-            "block_len",
+        words(
+            """
+window_size bucket_size patch_size chunk_size num_buckets local_window_size segment_len
+sinkhorn_window_size num_mem_kv num_latents num_queries block_len
+            """
         ),
         8,
     ),
     **dict.fromkeys(
-        ("num_classes", "n_classes", "classes", "num_outputs", "n_out", "num_labels"), 5
+        words(
+            """
+num_classes n_classes classes num_outputs n_out num_labels
+            """
+        ),
+        5,
     ),
-    **dict.fromkeys(("kernel_size", "kernel", "k", "window", "win_size"), 3),
-    **dict.fromkeys(("sample_rate", "sr", "sampling_rate"), 16000),
-    **dict.fromkeys(("n_fft", "fft_size", "filter_length"), 64),
-    **dict.fromkeys(("hop_length", "hop_size"), 16),
-    **dict.fromkeys(("win_length",), 64),
-    **dict.fromkeys(("n_mels", "num_mels", "n_mel_channels", "n_freqs", "n_filters"), 8),
     **dict.fromkeys(
-        (
-            "dropout",
-            "drop",
-            "p",
-            "eps",
-            "beta",
-            "gamma",
-            "alpha",
-            "sigma",
-            "momentum",
-            "decay",
-            "temperature",
-            "lr",
+        words(
+            """
+kernel_size kernel k window win_size
+            """
+        ),
+        3,
+    ),
+    **dict.fromkeys(
+        words(
+            """
+sample_rate sr sampling_rate
+            """
+        ),
+        16000,
+    ),
+    **dict.fromkeys(
+        words(
+            """
+n_fft fft_size filter_length
+            """
+        ),
+        64,
+    ),
+    **dict.fromkeys(
+        words(
+            """
+hop_length hop_size
+            """
+        ),
+        16,
+    ),
+    **dict.fromkeys(
+        words(
+            """
+win_length
+            """
+        ),
+        64,
+    ),
+    **dict.fromkeys(
+        words(
+            """
+n_mels num_mels n_mel_channels n_freqs n_filters
+            """
+        ),
+        8,
+    ),
+    **dict.fromkeys(
+        words(
+            """
+dropout drop p eps beta gamma alpha sigma momentum decay temperature lr
+            """
         ),
         0.1,
     ),

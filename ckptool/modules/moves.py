@@ -18,6 +18,8 @@ class Harmless:
 
     reads: set[int] = field(default_factory=set)
     """The `id` of nodes."""
+    taken: set[int] = field(default_factory=set)
+    """Those of `reads` that a move or a cast follows; the others only ask."""
     attributes: set[str] = field(default_factory=set)
     """Attributes that are assigned their own moved value, so that every later read is harmless."""
 
@@ -35,12 +37,13 @@ def harmless_reads(function: ast.FunctionDef, this: str) -> tuple[Harmless, Harm
                 casts.reads.add(id(read))
             case ast.Call(func=ast.Attribute(value=moved, attr=name)):
                 if name in _MOVES:
-                    moves.reads.add(id(_leftmost(moved)))
+                    moves.taken.add(id(_leftmost(moved)))
                 if name in _CASTS or (name == "to" and _to_dtype(node)):
-                    casts.reads.add(id(_leftmost(moved)))
+                    casts.taken.add(id(_leftmost(moved)))
             case _:
                 pass
     for found in (moves, casts):
+        found.reads.update(found.taken)
         found.attributes.update(_assigned_back(function, this, found.reads))
     return moves, casts
 

@@ -49,6 +49,8 @@ class _Method:
     """Attribute -> line of the first read that is followed by no move, and asks for no shape."""
     uncast: dict[str, int]
     """The same, of reads that are followed by no cast."""
+    taken: dict[str, int]
+    """Attribute -> line of the first read that a move follows."""
     writes: dict[str, int]
     """Attribute -> line of the first write."""
     supers: frozenset[str]
@@ -99,7 +101,7 @@ class Sources:
         using = [m for m in self._class(cls).forward if attribute in m.uses]
         if not using or any(attribute in method.bare for method in using):
             return ""
-        return using[0].at(using[0].uses[attribute])
+        return next((m.at(m.taken[attribute]) for m in using if attribute in m.taken), "")
 
     def cast(self, cls: type, attribute: str) -> bool:
         """Whether forward casts `self.attribute` to the dtype of something wherever it uses it."""
@@ -242,10 +244,13 @@ def _method(cls: type, name: str, function: FunctionType, node: ast.FunctionDef)
     moves, casts = harmless_reads(node, this)
     bare: dict[str, int] = {}
     uncast: dict[str, int] = {}
+    taken: dict[str, int] = {}
     patterns: dict[str, int] = {}
     for inner in ast.walk(node):
         for attribute in _reads(inner, this):
             uses[attribute] = min(uses.get(attribute, sys.maxsize), _line(inner))
+            if id(inner) in moves.taken:
+                taken[attribute] = min(taken.get(attribute, sys.maxsize), _line(inner))
             for found, harmless in ((bare, moves), (uncast, casts)):
                 if id(inner) not in harmless.reads and attribute not in harmless.attributes:
                     found[attribute] = min(found.get(attribute, sys.maxsize), _line(inner))
@@ -261,6 +266,7 @@ def _method(cls: type, name: str, function: FunctionType, node: ast.FunctionDef)
         uses=uses,
         bare=bare,
         uncast=uncast,
+        taken=taken,
         writes=writes,
         supers=frozenset(supers),
         patterns=patterns,
