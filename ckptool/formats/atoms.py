@@ -102,13 +102,6 @@ def _binary_long(m: Machine, pos: int, nbytes: int) -> int:
 # -- strings --------------------------------------------------------------------------
 
 
-@_on(0x58)  # BINUNICODE
-def _binunicode(m: Machine, pos: int) -> int:
-    end: int = pos + 4 + _UINT32.unpack_from(m.data, pos)[0]
-    m.stack.append(str(m.data[pos + 4 : end], "utf-8", "surrogatepass"))
-    return end
-
-
 @_on(0x8C)  # SHORT_BINUNICODE
 def _short_binunicode(m: Machine, pos: int) -> int:
     end = pos + 1 + m.data[pos]

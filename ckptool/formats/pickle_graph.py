@@ -128,7 +128,7 @@ def _binpersid(m: Machine, pos: int) -> int:
     return pos
 
 
-# The loop of `pickles.py` has these in itself, for speed.
+# The loop of `pickles.py` has these six in itself, for speed.
 
 
 def _long_binput(m: Machine, pos: int) -> int:
@@ -139,6 +139,12 @@ def _long_binput(m: Machine, pos: int) -> int:
 def _binint1(m: Machine, pos: int) -> int:
     m.stack.append(m.data[pos])
     return pos + 1
+
+
+def _binunicode(m: Machine, pos: int) -> int:
+    end: int = pos + 4 + _UINT32(m.data, pos)[0]
+    m.stack.append(str(m.data[pos + 4 : end], "utf-8", "surrogatepass"))
+    return end
 
 
 def _binget(m: Machine, pos: int) -> int:
@@ -160,7 +166,7 @@ def _mark(m: Machine, pos: int) -> int:
 
 _OURS: Final[dict[int, Handler]] = {
     0x81: _newobj, 0x92: _newobj_ex, 0x8F: _empty_set, 0x91: _frozenset, 0x90: _additems,
-    0x51: _binpersid, 0x72: _long_binput, 0x4B: _binint1, 0x68: _binget,
+    0x51: _binpersid, 0x72: _long_binput, 0x4B: _binint1, 0x68: _binget, 0x58: _binunicode,
     0x74: _tuple, 0x28: _mark, 0x96: _bytearray8,
 }  # fmt: skip
 _TABLE: Final = tuple(_OURS.get(opcode, handler) for opcode, handler in enumerate(HANDLERS))
