@@ -262,6 +262,7 @@ def _children(value: object) -> Iterator[tuple[str, object]]:
             for index, (key, child) in enumerate(list(value.items())):
                 yield _key(key, index), child
         case list() | tuple() | deque():
+            # list(value) would ask for a length, which e3nn's tuples refuse to tell.
             yield from _indexed(list(iter(value)))
         case set() | frozenset():
             yield from _indexed(sorted(value, key=_rank))
