@@ -212,8 +212,42 @@ def test_a_notebook_completes_the_functions():
     assert {"audit", "diff", "inspect", "text", "watch"} <= set(dir(ckptool))
 
 
+def test_a_narrow_terminal_cuts_no_number(tmp_path):
+    net = nn.Sequential(nn.Linear(70, 70), nn.Linear(70, 3))
+    text = ckptool.text(ckptool.inspect(saved(tmp_path / "m.pth", net.state_dict())), width=40)
+    assert "19.1 KiB" in text
+    assert "...iB" not in text
+
+
+def test_a_long_place_does_not_widen_the_title(tmp_path):
+    place = "EarlyStopping " * 8
+    path = saved(tmp_path / "m.pth", {"callbacks": {place: {"best": torch.ones(1)}}})
+    text = ckptool.text(ckptool.inspect(path), width=60)
+    assert max(map(len, text.partition("\n\n")[2].splitlines())) <= 60
+
+
 def test_a_report_as_text():
     report = ckptool.audit(LINEAR)
     assert ckptool.text(report).startswith("a state_dict holds everything")
     assert ckptool.text(report, "json").startswith("{")
     assert refused(lambda: ckptool.text(report, "tabel")).startswith("no format is called 'tabel'")
+
+
+class _Irrep(tuple):
+    """As e3nn's: a tuple that refuses to tell its length."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class _Equivariant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.irrep = _Irrep((1, torch.ones(2)))
+
+
+def test_a_tuple_without_a_length_is_looked_through():
+    report = ckptool.audit(_Equivariant())
+    assert [one.key for one in report.unsaved] == ["irrep[1]"]

@@ -56,6 +56,11 @@ def archive(names: Iterable[str]) -> str:
     if files:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         return f"is a zip archive with {', '.join(files[:3])}{more} inside: unpack it first"
+    if any(name.rpartition("/")[2] == "serialization_id" for name in inside):
+        return (
+            "torch.save began it and wrote no data.pkl: it raised, as it does for a module with "
+            "parametrizations: save its state_dict() instead"
+        )
     return "a zip archive without data.pkl: torch.save did not write it"
 
 

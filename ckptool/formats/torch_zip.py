@@ -279,11 +279,6 @@ def _other(records: Records) -> Checkpoint:
     if torch_export.claims(records) and not isinstance(records.source, Slice):
         return torch_export.read(records)
     reason = pointers.archive(name for name, _ in records.items())
-    if any(one.name.rpartition("/")[2] == "serialization_id" for one in records.members):
-        reason = (
-            "torch.save began it and wrote no data.pkl: it raised, as it does for a module with "
-            "parametrizations: save its state_dict() instead"
-        )
 
     def refuse(_names: Names) -> Checkpoint:
         raise CorruptCheckpointError(records.source.path, records.archive.fault or reason)

@@ -22,7 +22,8 @@ def children(value: object) -> Iterator[tuple[str, object]]:
             for index, (key, child) in enumerate(list(value.items())):
                 yield _key(key, index), child
         case list() | tuple() | deque():
-            yield from _indexed(list(value))
+            # list(value) would ask for a length, which e3nn's tuples refuse to tell.
+            yield from _indexed(list(iter(value)))
         case set() | frozenset():
             yield from _indexed(sorted(value, key=_rank))
         case partial():

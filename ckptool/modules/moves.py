@@ -10,6 +10,8 @@ _QUESTIONS: Final = frozenset(
     {"device", "dtype", "shape", "size", "ndim", "dim", "numel", "is_cuda", "requires_grad"}
 )
 """What a tensor answers wherever it is."""
+_NUMBERS: Final = frozenset({"int", "float", "bool", "len", "isinstance"})
+"""What makes a number of a tensor wherever it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +37,32 @@ def harmless_reads(function: ast.FunctionDef, this: str) -> tuple[Harmless, Harm
             ) if not isinstance(attr, str) or attr in _QUESTIONS:
                 moves.reads.add(id(read))
                 casts.reads.add(id(read))
+            case ast.Call(func=ast.Name(id=name), args=[read, *_]) if name in _NUMBERS:
+                moves.reads.add(id(_leftmost(read)))
+                casts.reads.add(id(_leftmost(read)))
             case ast.Call(func=ast.Attribute(value=moved, attr=name)):
                 if name in _MOVES:
                     moves.taken.add(id(_leftmost(moved)))
                 if name in _CASTS or (name == "to" and _to_dtype(node)):
                     casts.taken.add(id(_leftmost(moved)))
+            case ast.ListComp(elt=each, generators=[ast.comprehension(iter=read)]):
+                if _moves(each):
+                    moves.taken.add(id(read))
+                    casts.taken.add(id(read))
             case _:
                 pass
     for found in (moves, casts):
         found.reads.update(found.taken)
         found.attributes.update(_assigned_back(function, this, found.reads))
     return moves, casts
+
+
+def _moves(expression: ast.expr) -> bool:
+    match expression:
+        case ast.Call(func=ast.Attribute(value=ast.Name(), attr=name)):
+            return name in _MOVES
+        case _:
+            return False
 
 
 def _leftmost(expression: ast.expr) -> ast.expr:
@@ -86,7 +103,11 @@ def _assigned_back(function: ast.FunctionDef, this: str, reads: set[int]) -> set
             case ast.Assign(
                 targets=[ast.Attribute(value=ast.Name(id=name), attr=attribute)], value=value
             ) if name == this:
-                read = _leftmost(value)
+                read = (
+                    value.generators[0].iter
+                    if isinstance(value, ast.ListComp)
+                    else _leftmost(value)
+                )
                 if id(read) in reads and getattr(read, "attr", "") == attribute:
                     found.add(attribute)
             case _:

@@ -97,11 +97,12 @@ class Sources:
         return ""
 
     def moved(self, cls: type, attribute: str) -> str:
-        """Return where forward moves `self.attribute` itself, "" where any use of it does not."""
+        """Return where forward moves `self.attribute` itself, or only asks it; "" where it needs it."""
         using = [m for m in self._class(cls).forward if attribute in m.uses]
         if not using or any(attribute in method.bare for method in using):
             return ""
-        return next((m.at(m.taken[attribute]) for m in using if attribute in m.taken), "")
+        taken = (m.at(m.taken[attribute]) for m in using if attribute in m.taken)
+        return next(taken, using[0].at(using[0].uses[attribute]))
 
     def cast(self, cls: type, attribute: str) -> bool:
         """Whether forward casts `self.attribute` to the dtype of something wherever it uses it."""

@@ -10,6 +10,8 @@ from ckptool.render.text import cut
 GAP: Final = 2
 """Columns between two cells."""
 _PROSE: Final = frozenset({"why", "why, and what was seen", "holds", "value", "reason", "fix"})
+_NUMBERS: Final = frozenset({"count", "size", "max abs", "relative", "changed", "rule"})
+"""Columns that say nothing any more, or something false, once they are cut."""
 _NARROWEST_KEY: Final = 16
 _NARROWEST_PROSE: Final = 20
 _NARROWEST: Final = 4
@@ -45,6 +47,8 @@ def natural_widths(rows: list[list[str]], headers: list[str]) -> list[int]:
 
 
 def _least(column: int, header: str, widest: int) -> int:
+    if header in _NUMBERS:
+        return widest
     floor = _NARROWEST_PROSE if header in _PROSE else _NARROWEST if column else _NARROWEST_KEY
     return min(widest, max(floor, len(header) + MIN_PADDING))
 

@@ -120,7 +120,7 @@ def _table(title: str, headers: list[str], rows: list[list[str]], more: str, sty
         colalign=align if rows else None,
     )
     lines = [
-        _paint(printable(title), "bold", style),
+        *(_paint(line, "bold", style) for line in _lines((title,), style)),
         *(line.rstrip() for line in body.splitlines()),
     ]
     return "\n".join([*lines, more] if more else lines)

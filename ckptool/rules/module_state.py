@@ -279,7 +279,10 @@ def device_not_following(module: ModuleState) -> Iterator[Hit]:
 def _left_behind(held: Held) -> tuple[Level, str]:
     """Return how grave it is that a tensor stays on the CPU, and what forward does with it."""
     if held.moved:
-        return Level.NOTE, f", and forward takes it along itself at {held.moved}"
+        return (
+            Level.NOTE,
+            f"; forward takes it along itself, or only asks its numbers, at {held.moved}",
+        )
     if _is_placeholder(held):
         return Level.NOTE, "; it has no elements"
     if not held.tensor.shape:
