@@ -316,7 +316,7 @@ class Held(Struct, frozen=True):
     used: str = ""
     """"file:line" of the first use that forward reaches, "" where none was found."""
     moved: str = ""
-    """"file:line" where forward takes it along itself, or only asks it; "" where it needs it."""
+    """"file:line" where forward takes it along itself, or only asks it, "" where it does not."""
     cast: bool = False
     """Whether forward casts it wherever it uses it."""
     written: str = ""

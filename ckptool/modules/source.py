@@ -51,6 +51,8 @@ class _Method:
     """The same, of reads that are followed by no cast."""
     taken: dict[str, int]
     """Attribute -> line of the first read that a move follows."""
+    carried: frozenset[str]
+    """Attributes that are assigned their own moved value."""
     writes: dict[str, int]
     """Attribute -> line of the first write."""
     supers: frozenset[str]
@@ -97,9 +99,10 @@ class Sources:
         return ""
 
     def moved(self, cls: type, attribute: str) -> str:
-        """Return where forward moves `self.attribute` itself, or only asks it; "" where it needs it."""
+        """Return where forward moves `self.attribute` itself or only asks it, "" elsewhere."""
         using = [m for m in self._class(cls).forward if attribute in m.uses]
-        if not using or any(attribute in method.bare for method in using):
+        bare = any(attribute in method.bare for method in using)
+        if not using or (bare and not any(attribute in method.carried for method in using)):
             return ""
         taken = (m.at(m.taken[attribute]) for m in using if attribute in m.taken)
         return next(taken, using[0].at(using[0].uses[attribute]))
@@ -268,6 +271,7 @@ def _method(cls: type, name: str, function: FunctionType, node: ast.FunctionDef)
         bare=bare,
         uncast=uncast,
         taken=taken,
+        carried=frozenset(moves.attributes),
         writes=writes,
         supers=frozenset(supers),
         patterns=patterns,
