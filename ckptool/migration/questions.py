@@ -1,9 +1,10 @@
 """What loading still meets after all that could be derived -> questions, each with its ways out."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from textwrap import wrap
 from typing import Final
 
 from ckptool.compare import Loading, Missing, Unexpected
@@ -18,6 +19,8 @@ _MOST: Final = 6
 """Reasons that one error names."""
 _NUMBER: Final = re.compile(r"(?<=[.`])\d+(?=[.`])")
 _WIDTH: Final = 100
+_COMPARED: Final = 200
+"""Above this many keys of one shape on a side, names alone tell too little."""
 _OPEN: Final = (
     "# Open: what follows is not decided yet. Take the `# ` off the steps that are right, correct\n"
     "# them or write others, and run ckptool migrate again with --plan and this file.\n"
@@ -62,10 +65,11 @@ def questions(met: Loading) -> tuple[Question, ...]:
     proposed = _proposed(met, told)
     missing = [key for key in met.missing_keys if key not in told]
     left = [key for key in met.unexpected_keys if key not in told]
+    guessed = set(proposed.values())
     return (
         *_other_forms(met),
         *(_unknown(met, key, proposed.get(key)) for key in missing),
-        *(_left_over(met, key, proposed=key in proposed.values()) for key in left),
+        *(_left_over(met, key, proposed=key in guessed) for key in left),
         *_misshapen(met),
     )
 
@@ -147,7 +151,8 @@ def _proposed(met: Loading, told: set[str]) -> dict[str, str]:
     there = [c.actual for c in met.changes if isinstance(c, Unexpected) and c.key not in told]
     pairs: dict[str, str] = {}
     for form in (_named_form, _form):
-        groups = _grouped(form, (t for t in there if t.key not in pairs.values()))
+        taken = set(pairs.values())
+        groups = _grouped(form, (t for t in there if t.key not in taken))
         for name, keys in _grouped(form, (t for t in wanted if t.key not in pairs)).items():
             found = groups.get(name, [])
             if len(keys) == len(found):
@@ -165,15 +170,13 @@ def _form(tensor: TensorInfo) -> object:
     return tensor.shape
 
 
-def _grouped(form: object, tensors: Iterable[TensorInfo]) -> dict[object, list[str]]:
+def _grouped(
+    form: Callable[[TensorInfo], object], tensors: Iterable[TensorInfo]
+) -> dict[object, list[str]]:
     groups: dict[object, list[str]] = {}
     for tensor in tensors:
-        groups.setdefault(form(tensor), []).append(tensor.key)  # type: ignore[operator]
+        groups.setdefault(form(tensor), []).append(tensor.key)
     return groups
-
-
-_COMPARED: Final = 200
-"""Above this many keys of one shape on a side, names alone tell too little."""
 
 
 def _alike(wanted: list[str], there: list[str]) -> dict[str, str]:
@@ -207,16 +210,8 @@ def _in_one_line(found: tuple[Question, ...]) -> str:
 def _commented(question: Question) -> str:
     reason = question.reason.partition(": --")[0].partition(": ckptool diff")[0]
     steps = "".join(step_text(step) for step in question.steps)
-    lines = [*_wrapped(reason), *steps.splitlines()]
+    lines = [
+        *wrap(reason, _WIDTH, break_long_words=False, break_on_hyphens=False),
+        *steps.splitlines(),
+    ]
     return "\n" + "".join(f"# {line}".rstrip() + "\n" for line in lines)
-
-
-def _wrapped(text: str) -> Iterator[str]:
-    line = ""
-    for word in text.split(" "):
-        if line and len(line) + len(word) > _WIDTH:
-            yield line
-            line = word
-        else:
-            line = f"{line} {word}" if line else word
-    yield line
