@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: real files, and the command as a real process."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,10 @@ SAMPLES = ROOT / "samples"
 settings.register_profile("ckptool", deadline=None, derandomize="CKPTOOL_CI" in os.environ)
 settings.load_profile("ckptool")
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores it, and so would every process that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _TERMINAL = {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "GITHUB_STEP_SUMMARY"}
 """What the place where the tests run would change in what the command prints."""

@@ -195,7 +195,9 @@ def found_files(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
         text = str(pattern)
         paths = [text] if Path(text).exists() else sorted(glob(text, recursive=True))  # noqa: PTH207
         if not paths:
-            raise UsageError(f"fixtures, {text}: nothing matches it")
+            raise UsageError(
+                f"--fixtures {text}: nothing matches it: name old checkpoints, or a glob"
+            )
         found |= dict.fromkeys(map(Path, paths))
     return tuple(found)
 

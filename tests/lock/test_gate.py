@@ -221,7 +221,7 @@ def test_a_module_alone_in_every_format(ckptool, release, form):
         (("-m", "lock.models:Same"), "no checkpoint is named: ckptool gate PATH..., or a module"),
         (("-m", "lock.models:Same", "--against", "none.json"), "none.json"),
         (("-m", "lock.models:Same", "--against", "lock.models:None"), "lock.models has no 'None'"),
-        (("-m", "lock.models:Same", "--fixtures", "none*.pth"), "--fixtures none*.pth: there is"),
+        (("-m", "lock.models:Same", "--fixtures", "none*.pth"), "--fixtures none*.pth: nothing"),
         (
             ("-m", "lock.models:WithHead", "--fixtures", "old.pth", "--plan", "none.toml"),
             "none.toml: No such file",
