@@ -1,4 +1,4 @@
-"""Tell what a PyTorch checkpoint really holds, what it silently lost, and how to mend it."""
+"""Inspect, compare, verify and migrate PyTorch checkpoints without executing them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -63,12 +63,12 @@ _HOMES = {
 
 
 def __dir__() -> list[str]:
-    """Name the public functions, though none is imported yet: notebooks complete from this."""
+    """List the public names before they are imported, for completion in notebooks."""
     return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only when it is, so that `import ckptool` costs nothing."""
+    """Import a public name on first access, so that `import ckptool` is fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ckptool' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

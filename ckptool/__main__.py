@@ -1,4 +1,4 @@
-"""`python -m ckptool` is `ckptool`."""
+"""Entry point of `python -m ckptool`."""
 
 from ckptool.cli import run
 

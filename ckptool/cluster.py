@@ -1,4 +1,4 @@
-"""The address of a Dask scheduler -> workers."""
+"""Address of a Dask scheduler -> BatchRunner that sends its batches to the cluster."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ from ckptool.errors import UsageError, WorkerError
 from ckptool.workers import Workers
 
 _AHEAD: Final = 4
-"""Batches that are sent ahead for each thread of the cluster."""
+"""Batches that may be pending for each thread of the cluster."""
 _PATIENCE: Final = "10s"
 
 
 @contextmanager
 def cluster(address: str, progress: Callable[[int], None] | None) -> Iterator[Workers]:
-    """Give the workers of a cluster, which have to see the files under the same paths.
+    """Yield a BatchRunner on a Dask cluster, whose workers must see the files at the same paths.
 
     Raises:
-        UsageError: `distributed` is not installed, or no scheduler answers there.
-        WorkerError: workers died again and again, or cannot do the work.
+        UsageError: `distributed` is not installed, or no scheduler answers at `address`.
+        WorkerError: workers died repeatedly, cannot import the code, or the work was cancelled.
     """
     try:
         distributed: Any = import_module("distributed")

@@ -1,4 +1,4 @@
-"""Expected x actual -> what differs, without severity and without wording."""
+"""Checkpoint x ModuleInfo -> ModuleDiff: key changes and their explanations, without severity."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -17,11 +17,11 @@ from ckptool.statistics.figures import Figures, Tolerances
 from ckptool.styles import Restyle, find_old_norms, find_restyles
 
 FILE_FIELDS: Final = ("shape", "dtype", "layout")
-"""What may differ between two descriptions of one tensor."""
+"""Fields of TensorInfo that are compared between two files."""
 
 
 _ONE_NAME: Final = (Container.SAFETENSORS, Container.SHARDED_SAFETENSORS)
-"""Containers in which a tensor has one name."""
+"""Containers that store tied tensors once, under one key."""
 
 
 class Missing(Struct, frozen=True):
@@ -45,7 +45,7 @@ class Unexpected(Struct, frozen=True):
 
 
 class Changed(Struct, frozen=True):
-    """In both, with `fields` that differ."""
+    """In both, with different values of `fields`."""
 
     expected: TensorInfo
     actual: TensorInfo
@@ -60,36 +60,38 @@ Change = Missing | Unexpected | Changed
 
 
 class Loading(Struct, frozen=True):
-    """What `module.load_state_dict(state)` would meet."""
+    """Comparison of a state in a checkpoint with the state_dict that a module expects."""
 
     checkpoint: Checkpoint
     state: State
     module: ModuleState
     changes: tuple[Change, ...]
-    """In the module's order, then the file's."""
+    """In the order of the module's keys, then of the file's."""
     missing_others: tuple[str, ...] = ()
-    """Keys without a tensor (extra state) that the module saves and the file lacks."""
+    """Keys without a tensor (extra state) that the module saves and the file does not have."""
     unexpected_others: tuple[str, ...] = ()
     rewrite: Rewrite | None = None
     renames: Mapping[str, str] = {}
-    """Missing key -> the unexpected key that is probably the same tensor."""
+    """Missing key -> unexpected key that is probably the same tensor."""
     same_value: Mapping[str, bool] = {}
-    """Unexpected key that the module holds unsaved -> whether the values are equal, where told."""
+    """Unexpected key that is unsaved state of the module -> whether the values are equal; only
+    keys whose values could be compared."""
     restyles: tuple[Restyle, ...] = ()
-    """Parameters that file and module keep in different forms; bridged ones are no `changes`."""
+    """Parameters in different parametrization styles; those with `handled_by_torch_hook` are not
+    in `changes`."""
     fused: tuple[Fused, ...] = ()
-    """Projections that are one tensor on one side and three on the other."""
+    """Query, key and value projections: one tensor on one side, three on the other."""
     tied: Mapping[str, str] = {}
-    """Missing key -> key of the file that is the same tensor in the module."""
+    """Missing key -> key of the file that is tied to it in the module."""
     diverged: tuple[tuple[str, str], ...] = ()
-    """Keys that the module, or the file's own metadata, ties, and whose values differ here."""
+    """Pairs of keys tied by the module or by the file's metadata, with different values."""
     better: State | None = None
-    """Another mapping of the file that matches the module better than `state` does."""
+    """Another state of the file that matches the module better than `state`; None if none does."""
     casts: Mapping[str, Cast] = {}
-    """Key of another dtype -> what the cast does to its numbers, where values were looked at."""
+    """Key with another dtype -> effect of the cast on its values; empty if values were not read."""
     constants: Mapping[str, tuple[str, ...]] = {}
-    """Key of a buffer that the constructor makes the same every time -> fingerprint in the file,
-    and in the half-precision dtypes that hold its numbers; where values were looked at."""
+    """Key of a buffer that every construction makes the same -> its fingerprint in the file, then
+    those in the half-precision dtypes that hold it exactly; empty if values were not read."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ class Loading(Struct, frozen=True):
 
     @property
     def explained(self) -> frozenset[str]:
-        """Missing and unexpected keys that have found each other, by another name or form."""
+        """Missing and unexpected keys that a rename, tie, rewrite, style or fusion explains."""
         found = {*self.renames, *self.renames.values(), *self.tied}
         if self.rewrite:
             found |= {*self.rewrite.keys, *self.rewrite.keys.values()}
@@ -112,7 +114,7 @@ class Loading(Struct, frozen=True):
 
     @property
     def mismatched(self) -> tuple[Changed, ...]:
-        """What load_state_dict raises "size mismatch" for, with strict=False as well."""
+        """Changes that load_state_dict reports as "size mismatch", with strict=False too."""
         return tuple(
             c
             for c in self.changes
@@ -127,7 +129,7 @@ class Loading(Struct, frozen=True):
 
     @property
     def coverage(self) -> float:
-        """Share of the parameters' elements that would load; 1.0 where there are no parameters."""
+        """Fraction (0.0 to 1.0) of the parameters' elements that load; 1.0 without parameters."""
         parameters = [h for h in self.module.saved.values() if h.kind is Kind.PARAMETER]
         total = sum(held.tensor.numel for held in parameters)
         matched = {*self.matched, *self.tied}
@@ -136,44 +138,47 @@ class Loading(Struct, frozen=True):
 
     @property
     def restored(self) -> Mapping[str, str]:
-        """Names of a tie that safetensors cannot hold twice: its loader and `migrate` tie again."""
+        """Missing key -> tied key of the file, which the safetensors loader and `migrate` retie.
+
+        Empty for containers that store tied tensors under every name.
+        """
         return self.tied if self.checkpoint.container in _ONE_NAME else {}
 
     @property
     def strict(self) -> bool:
-        """Whether `load_state_dict(strict=True)` succeeds, once ties are `restored`."""
+        """Whether `load_state_dict(strict=True)` succeeds, after `retied_keys` are tied again."""
         missing = [key for key in self.missing_keys if key not in self.restored]
         return not (missing or self.unexpected_keys or self.mismatched)
 
 
 class Revision(Struct, frozen=True):
-    """Two checkpoints that should be the same, or the next of one another."""
+    """Comparison of two checkpoints: tensors by key, values if they were read, plain data."""
 
     old: Checkpoint
     new: Checkpoint
     old_tensors: Mapping[str, TensorInfo]
     new_tensors: Mapping[str, TensorInfo]
     places: tuple[str, str]
-    """Where the states lie in the files, "*" where all states of both are compared."""
+    """`at` of the compared state in (old, new); "*" if all states of both are compared."""
     changes: tuple[Change, ...]
     renames: Mapping[str, str]
-    """Removed key -> added key that is probably the same tensor under another name."""
+    """Removed key -> added key that is probably the same tensor."""
     proved: frozenset[str]
-    """Removed keys whose rename is proved by equal values."""
+    """Removed keys whose rename is confirmed by equal values."""
     differing: tuple[str, ...] | None
-    """Keys in both whose values differ; None where values were not looked at."""
+    """Keys in both whose values differ; None if values were not read."""
     untold: Mapping[str, str]
-    """Keys in both whose values could not be compared -> why."""
+    """Key in both whose values could not be compared -> reason."""
     entries: tuple[str, ...]
-    """Places of plain data (an epoch, a configuration) that differ."""
+    """`at` of plain entries (an epoch, a configuration) that differ."""
     measured: Mapping[str, Figures] = {}
-    """Keys whose values or dtypes differ -> how the values do."""
+    """Key whose values or dtypes differ -> statistics of the difference."""
     unmeasured: Mapping[str, str] = {}
-    """Those that could not be measured -> why."""
+    """Key whose difference could not be measured -> reason."""
     tolerances: Tolerances | None = None
-    """Within which values pass as the same; None where none were given."""
+    """Tolerances within which values count as equal; None: values must be identical."""
     diverged: tuple[tuple[str, str], ...] = ()
-    """Keys that are tied in the old file, and have different values in the new one."""
+    """Pairs of keys tied in the old file that have different values in the new one."""
 
     @property
     def beyond(self) -> tuple[str, ...]:
@@ -192,7 +197,7 @@ class Revision(Struct, frozen=True):
 
     @property
     def moved(self) -> bool:
-        """Whether the same state lies in another container, or at another place of the file."""
+        """Whether the container or the `at` of the state differs between the files."""
         return self.old.container != self.new.container or self.places[0] != self.places[1]
 
     @property
@@ -204,7 +209,10 @@ class Revision(Struct, frozen=True):
 def compare(
     expected: Mapping[str, TensorInfo], actual: Mapping[str, TensorInfo], fields: Iterable[str]
 ) -> Iterator[Change]:
-    """Yield what differs: in the order of `expected`, then of `actual`."""
+    """Yield missing, changed and unexpected tensors: in the order of `expected`, then `actual`.
+
+    Only `fields` of TensorInfo are compared.
+    """
     compared = tuple(fields)
     for key, want in expected.items():
         have = actual.get(key)
@@ -220,7 +228,7 @@ def compare(
 
 
 def scalar(change: Changed) -> bool:
-    """Whether torch loads it all the same: one dimension into none (a rule kept from torch 0.3)."""
+    """Whether torch loads a 1-d tensor into a 0-d one (compatibility with torch 0.3)."""
     return (
         change.expected.shape == ()
         and len(change.actual.shape) == 1
@@ -229,7 +237,7 @@ def scalar(change: Changed) -> bool:
 
 
 def unmet(met: Loading) -> str:
-    """Return in words what keeps it from loading strictly, "" where nothing does."""
+    """Return a text with the keys that prevent strict loading; "" if it succeeds."""
     counts = (
         ("missing", tuple(key for key in met.missing_keys if key not in met.restored)),
         ("unexpected", met.unexpected_keys),
@@ -243,7 +251,7 @@ def _few(keys: tuple[str, ...]) -> str:
 
 
 def loading(checkpoint: Checkpoint, module: ModuleState, at: str | None) -> Loading:
-    """Compare the state at `at`, or the one that matches best, with what `module` expects."""
+    """Compare the state at `at` with the module; with None, the state that matches best."""
     best = best_state(checkpoint, module)
     state = best if at is None else state_at(checkpoint, at)
     expected = {key: held.tensor for key, held in module.saved.items()}
@@ -263,10 +271,10 @@ def loading(checkpoint: Checkpoint, module: ModuleState, at: str | None) -> Load
 
 
 def _others(met: Loading) -> dict[str, tuple[str, ...]]:
-    """Return the keys without a tensor that one side has and the other has not."""
+    """Return fields of ModuleDiff: the keys without a tensor that only one side has."""
     state, module = met.state, met.module
     inside = f"{state.at}." if state.at else ""
-    # A tuple of tensors (packed parameters) is described as a place of its own.
+    # A tuple of tensors (packed parameters) is described as a nested state.
     places = {s.at.removeprefix(inside) for s in met.checkpoint.states if s.at.startswith(inside)}
     there = {*state.others, *state.tensors, *places}
     return {
@@ -276,7 +284,7 @@ def _others(met: Loading) -> dict[str, tuple[str, ...]]:
 
 
 def _related(met: Loading, expected: Mapping[str, TensorInfo]) -> Loading:
-    """Look for the missing tensors among the unexpected ones, under other names and forms."""
+    """Pair missing with unexpected tensors: rewrites, renames, fused projections, ties."""
     state, module = met.state, met.module
     missing = {c.key: c.expected for c in met.changes if isinstance(c, Missing)}
     unexpected = {c.key: c.actual for c in met.changes if isinstance(c, Unexpected)}
@@ -307,7 +315,7 @@ def _without(tensors: Mapping[str, TensorInfo], keys: set[str]) -> dict[str, Ten
 
 
 def _diverged(met: Loading) -> tuple[tuple[str, str], ...]:
-    """Return the keys that are said to be one tensor, and are two with different values."""
+    """Return pairs of keys declared tied that are separate tensors with different values."""
     there = met.state.tensors
     groups = ties(held.tensor for held in met.module.saved.values())
     said = [(group[0], other) for group in groups for other in group[1:]]
@@ -322,7 +330,7 @@ def _diverged(met: Loading) -> tuple[tuple[str, str], ...]:
 
 
 def _tied(module: ModuleState, state: State) -> dict[str, str]:
-    """Return the saved names that the file lacks and has under a name that is tied to them."""
+    """Return saved key missing in the file -> key in the file that is tied to it."""
     found: dict[str, str] = {}
     for group in ties(held.tensor for held in module.saved.values()):
         there = [
@@ -336,7 +344,7 @@ def _tied(module: ModuleState, state: State) -> dict[str, str]:
 
 
 def state_at(checkpoint: Checkpoint, at: str) -> State:
-    """Return the state at `at`; a place that holds no tensors itself is an empty state."""
+    """Return the state at `at` ("." is the root); without tensors there, an empty state."""
     wanted = "" if at == "." else at
     for state in checkpoint.states:
         if state.at == wanted:
@@ -348,7 +356,7 @@ def named_state(checkpoint: Checkpoint, at: str) -> State:
     """Return the state at `at`.
 
     Raises:
-        UsageError: the file has none there.
+        UsageError: the file has no state there.
     """
     state = state_at(checkpoint, at)
     if not state.tensors and all(one.at != state.at for one in checkpoint.states):
@@ -358,7 +366,7 @@ def named_state(checkpoint: Checkpoint, at: str) -> State:
 
 
 def best_state(checkpoint: Checkpoint, module: ModuleState) -> State:
-    """Return the state that matches `module` best; the first of equals."""
+    """Return the state that matches `module` best: the first of several, empty if none."""
     if not checkpoint.states:
         return State(at="", tensors=MappingProxyType({}))
     named = [s for s in checkpoint.states if s.role != "tensors"] or checkpoint.states
@@ -366,14 +374,14 @@ def best_state(checkpoint: Checkpoint, module: ModuleState) -> State:
 
 
 def matching_as_well(checkpoint: Checkpoint, module: ModuleState, taken: State) -> tuple[str, ...]:
-    """Return the places of other states that match `module` as well as `taken` does."""
+    """Return `at` ("." for the root) of other states that match as well as `chosen_state`."""
     best = _score(taken, module)
     others = [s for s in checkpoint.states if s.at != taken.at and s.role != "tensors"]
     return tuple(s.at or "." for s in others if s.tensors and _score(s, module) == best)
 
 
 def _score(state: State, module: ModuleState) -> tuple[int, int]:
-    """Tensors that match as they are, or after wrappers are taken out; then what is left over."""
+    """Return (tensors that match, exactly or without wrapper segments; -unmatched tensors)."""
     expected = {(key, held.tensor.shape) for key, held in module.saved.items()}
     names = {key.rsplit(".", 1)[-1] for key, _ in expected}
     tails = {_tail(key) for key, _ in expected}
@@ -394,7 +402,7 @@ def _children(checkpoint: Checkpoint, at: str) -> dict[str, str]:
 
 
 def _same_values(unexpected: list[TensorInfo], module: ModuleState) -> dict[str, bool]:
-    """Compare what the file has and the module would rebuild, by content."""
+    """Return unexpected key -> whether its fingerprint is that of the module's unsaved tensor."""
     told: dict[str, bool] = {}
     for tensor in unexpected:
         held = module.held.get(tensor.key)
@@ -406,7 +414,7 @@ def _same_values(unexpected: list[TensorInfo], module: ModuleState) -> dict[str,
 
 
 def all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """Return the tensors of all states, with the place of each in front of its key."""
+    """Return the tensors of all states; the state's `at` is prefixed to each key."""
     named = {
         f"{state.at}.{key}" if state.at else key: tensor
         for state in checkpoint.states

@@ -1,4 +1,4 @@
-"""ckptool.toml or pyproject.toml -> Config: which module belongs to which file, and the policy."""
+"""ckptool.toml or pyproject.toml -> ProjectConfig: models of the checkpoints, and policy."""
 
 import re
 import tomllib
@@ -16,55 +16,56 @@ from ckptool.locations import Location, RemotePath
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One `[[tool.ckptool.models]]`: the module that the checkpoints matching `path` belong to."""
+    """One `[[tool.ckptool.models]]`: the module of the checkpoints that match `path`."""
 
     path: str
-    """Glob over the path relative to the configuration file, or over the whole of a remote
+    """Glob over the path relative to the configuration file, or over the whole URL of a remote
     location; `*` also matches "/"."""
     module: str
     """"package.module:Name"."""
     kwargs: dict[str, Any] = {}
-    """The constructor's arguments."""
+    """Arguments of the constructor."""
     at: str | None = None
-    """Place of the state in the file ("state_dict"); without it the best match."""
+    """Place of the state_dict in the file ("state_dict"); without it the best match."""
     inputs: tuple[str, ...] = ()
-    """What forward takes: "float32[2,6,3]", "mask=bool[6]", a file, "package.module:function"."""
+    """Inputs of forward: "float32[2,6,3]", "mask=bool[6]", a file, "package.module:function"."""
     against: str | None = None
-    """What `ckptool gate` holds it to: a lock or a checkpoint, or "package.module:Name"."""
+    """Reference of `ckptool gate`: a lock file, a checkpoint, or "package.module:Name"."""
     fixtures: tuple[str, ...] = ()
-    """Globs: old checkpoints that have to get into the module."""
+    """Globs: old checkpoints that must load into the module, directly or by a migration plan."""
     plans: tuple[str, ...] = ()
-    """Migration plans that are released with the code, for the fixtures."""
+    """Migration plans released with the code, for the fixtures."""
     golden: tuple[str, ...] = ()
-    """Files with recorded outputs. All these paths are relative to the configuration file."""
+    """Files with recorded outputs. All paths of `against`, `fixtures`, `plans` and `golden` are
+    relative to the configuration file."""
 
 
 LevelWord = Literal["note", "warning", "error"]
 FailOn = Literal["note", "warning", "error", "never"]
 Step = Literal["load", "device", "forward", "round trip", "survival"]
-"""A level of a verification that a policy can require."""
+"""A verification level that a policy can require."""
 Place = Literal["cuda", "simulated", "auto", "cpu"]
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """`[tool.ckptool.require]`: what `ckptool gate` asks of a release. None is not said."""
+    """`[tool.ckptool.require]`: requirements of `ckptool gate` for a release. None is not set."""
 
     strict: bool | None = None
-    """Whether load_state_dict(strict=True) has to succeed, but for keys that are waived."""
+    """Whether load_state_dict(strict=True) must succeed, except for waived keys."""
     coverage: float | None = None
-    """Least share of the parameters' elements that loads, 0 to 1."""
+    """Minimum fraction of parameter elements that load, 0 to 1."""
     dtypes: tuple[str, ...] | None = None
-    """Globs: each tensor's dtype matches one."""
+    """Globs: the dtype of each tensor must match one."""
     max_size: str | None = None
-    """Of the file, or of all files of a folder: "500 MB", "2 GiB"."""
+    """Maximum size of the file, or of all files of a folder: "500 MB", "2 GiB"."""
     safetensors: bool | None = None
-    """Whether any other container fails."""
+    """Whether every other container fails."""
     globals: tuple[str, ...] | None = None
-    """Globs: each name that a pickle would import matches one."""
+    """Globs: each global that a pickle imports must match one."""
     verify: tuple[Step, ...] | None = None
-    """Levels of `ckptool verify` that have to pass."""
+    """Levels of `ckptool verify` that must pass."""
     device: Place | None = None
-    """Where: "auto" takes a simulated device where there is no CUDA."""
+    """Device of the verification: "auto" is a simulated device if there is no CUDA."""
 
     def __post_init__(self) -> None:
         if self.coverage is not None and not 0 <= self.coverage <= 1:
@@ -74,32 +75,32 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
 
 
 class PathEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """One `[[tool.ckptool.paths]]`: what else holds for the checkpoints that match `path`."""
+    """One `[[tool.ckptool.paths]]`: overrides for the checkpoints that match `path`."""
 
     path: str
-    """Glob, as in `models`; of several that match, the later one wins."""
+    """Glob, as in `models`; of several matches the last wins."""
     select: tuple[str, ...] | None = None
     ignore: tuple[str, ...] | None = None
     levels: dict[str, LevelWord] = {}
     fail_on: FailOn | None = None
-    """These four in place of what is said for all files."""
+    """These four replace the settings for all files."""
     require: Requirements = Requirements()
-    """Key by key in place of what is said for all files."""
+    """Replaces the requirements for all files, key by key."""
 
 
 class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """One `[[tool.ckptool.waivers]]`: findings that are known, and accepted for a reason."""
+    """One `[[tool.ckptool.waivers]]`: known findings, accepted for a reason."""
 
     rule: str
-    """A code, or the beginning of codes."""
+    """Rule code, or a prefix of codes."""
     reason: str
-    """Why it is accepted; it stays in every report."""
+    """Why it is accepted; shown in every report."""
     key: str = "*"
-    """Glob over a finding's key."""
+    """Glob over the key of a finding."""
     path: str = "*"
-    """Glob over the checkpoint's path, as in `models`."""
+    """Glob over the path of the checkpoint, as in `models`."""
     expires: date | None = None
-    """The last day on which it counts."""
+    """Last day on which it applies."""
 
     def __post_init__(self) -> None:
         if not self.reason.strip():
@@ -107,37 +108,37 @@ class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """`[tool.ckptool]` of pyproject.toml, or the whole of ckptool.toml."""
+    """`[tool.ckptool]` of pyproject.toml, or the whole ckptool.toml."""
 
     models: tuple[ModelEntry, ...] = ()
-    """Which module belongs to which file; the first match counts."""
+    """Modules of the checkpoints; the first match applies."""
     select: tuple[str, ...] = ()
-    """Codes or families ("CK3") that are reported; none is all."""
+    """Codes or families ("CK3") to report; () reports all."""
     ignore: tuple[str, ...] = ()
-    """Codes or families that are not; the longer match wins."""
+    """Codes or families not to report; the longer match wins."""
     fail_on: FailOn | None = None
-    """The least level that fails a run; without it "error"."""
+    """Lowest level that fails a run; without it "error"."""
     levels: dict[str, LevelWord] = {}
-    """Code or family -> the level that its findings get."""
+    """Code or family -> level of its findings."""
     require: Requirements = Requirements()
-    """What a release has to be."""
+    """Requirements for a release."""
     paths: tuple[PathEntry, ...] = ()
-    """What holds besides for some files."""
+    """Overrides for some files."""
     waivers: tuple[Waiver, ...] = ()
-    """Findings that are accepted."""
+    """Accepted findings."""
     baseline: str | None = None
     """File of known findings, relative to the configuration file."""
 
 
 class Config(msgspec.Struct, frozen=True):
-    """Settings, and where they were found."""
+    """Settings and the file that they come from; `file` is None without a configuration."""
 
     settings: Settings = Settings()
     directory: Path = Path()
     file: Path | None = None
 
     def entry(self, checkpoint: Location) -> ModelEntry | None:
-        """Return the first entry whose glob matches `checkpoint`."""
+        """Return the first model entry whose glob matches `checkpoint`, or None."""
         if isinstance(checkpoint, RemotePath):
             return self._matching(checkpoint.plain)
         try:
@@ -155,10 +156,10 @@ _SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that "500 MB" or "2 GiB" says.
+    """Convert "500 MB" or "2 GiB" to bytes.
 
     Raises:
-        ValueError: it is no size.
+        ValueError: `text` is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
@@ -170,13 +171,13 @@ def parse_size(text: str) -> int:
 
 
 def load_config(start: Path) -> Config:
-    """Read the nearest configuration in `start` or above; without one, the empty Config.
+    """Read the nearest configuration in `start` or its parents; without one, return defaults.
 
-    It is looked for where the user stands and never beside the checkpoint: a downloaded folder must
+    `start` is the working directory, never the folder of the checkpoint: a downloaded folder must
     not choose the code that is run.
 
     Raises:
-        ConfigError: the file is no TOML, or says what ckptool does not know.
+        ConfigError: the file is not TOML, or has an unknown key or an invalid value.
     """
     for directory in (start, *start.parents):
         own = directory / "ckptool.toml"
@@ -191,17 +192,17 @@ def load_config(start: Path) -> Config:
 
 
 def read_config(path: Path) -> Config:
-    """Read the configuration file `path`: of a pyproject.toml its section, of another the whole.
+    """Read the configuration file `path`: `[tool.ckptool]` of a pyproject.toml, else all of it.
 
     Raises:
-        ConfigError: it cannot be read, is no TOML, or says what ckptool does not know.
+        ConfigError: it cannot be read, is not TOML, or has an unknown key or an invalid value.
     """
     found = _parse(path)
     return _decode(path, (_section(found) or {}) if path.name == "pyproject.toml" else found)
 
 
 def _section(project: dict[str, Any]) -> object:
-    """Return `[tool.ckptool]` of a pyproject.toml, None where there is none."""
+    """Return `[tool.ckptool]` of a pyproject.toml, or None."""
     tools = project.get("tool")
     return tools.get("ckptool") if isinstance(tools, dict) else None
 
@@ -239,7 +240,7 @@ _WORDS: Final = {
 
 
 def _explain(message: str) -> str:
-    """Turn msgspec's sentence into the file's own words, with a suggestion for an unknown key."""
+    """Rewrite a msgspec message in TOML terms, with a suggestion for an unknown key."""
     unknown = re.match(r"Object contains unknown field `(.*?)`(.*)", message)
     if unknown is None:
         return plainly(message, _WORDS)
@@ -254,7 +255,7 @@ def _explain(message: str) -> str:
 
 
 def _elsewhere(name: str, known: list[str]) -> str:
-    """Return in which other table there is such a key, or which there are here."""
+    """Suggest a similar key of another table, or list `known_keys`."""
     for where, table in _TABLES.items():
         fields = [f.encode_name for f in msgspec.structs.fields(table)]
         close = get_close_matches(name, fields, n=1)

@@ -1,4 +1,4 @@
-"""Elements' bytes -> what names them: the same wherever, and however, a tensor is stored."""
+"""Bytes of elements -> content fingerprint: BLAKE3 over dtype, shape and 4 MiB pieces."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -7,35 +7,35 @@ if TYPE_CHECKING:
     from blake3 import blake3
 
 FINGERPRINT: Final = "ckptool-1"
-"""Name of the way in which content is digested: another way gets another name."""
+"""Name and version of the fingerprint format."""
 PIECE: Final = 4 << 20
-"""Bytes of a tensor that are hashed by themselves, so that threads can share a large one."""
+"""Bytes per independently hashed piece, so that threads can share a large tensor."""
 
 
 def fingerprint(
     dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | bytearray | memoryview]
 ) -> str:
-    """Return a digest of a tensor's content: the same wherever and however it is stored.
+    """Return the fingerprint of a tensor in hex, independent of container and layout.
 
-    docs/digest.md says how it is made, byte for byte.
+    docs/digest.md specifies it byte for byte.
 
     Args:
         dtype: torch's name without the prefix.
         shape: sizes of the dimensions.
-        chunks: the elements' bytes, little-endian, in C order, cut anywhere.
+        chunks: the elements' bytes, little-endian, in C order, split at any byte.
     """
     return fingerprint_of(dtype, shape, piece_digests(chunks))
 
 
 def hasher() -> "blake3":
-    """Return the hash that names content: twice as fast as SHA-256 with the processor's help."""
-    from blake3 import blake3  # only where content is looked at
+    """Return a new BLAKE3 hasher: twice as fast as SHA-256 with CPU instructions."""
+    from blake3 import blake3  # imported lazily: most commands hash nothing
 
     return blake3()
 
 
 def fingerprint_of(dtype: str, shape: tuple[int, ...], digests: Iterable[bytes]) -> str:
-    """Return the fingerprint of a tensor whose `piece_digests` are known."""
+    """Return the fingerprint (hex) from the digests of a tensor's pieces (`iter_piece_digests`)."""
     digest = hasher()
     digest.update(f"{FINGERPRINT}\0{dtype}{list(shape)}\0".encode())
     for piece in digests:
@@ -44,7 +44,7 @@ def fingerprint_of(dtype: str, shape: tuple[int, ...], digests: Iterable[bytes])
 
 
 def piece_digests(chunks: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes]:
-    """Yield the BLAKE3 of each PIECE bytes that the chunks put together, the last one shorter."""
+    """Yield the BLAKE3 digest of each PIECE bytes of the joined chunks; the last is shorter."""
     digest, room = hasher(), PIECE
     for chunk in chunks:
         left = memoryview(chunk).cast("B")

@@ -1,4 +1,4 @@
-"""A module or a checkpoint -> Contract: what is said of each key; two of them -> Holding."""
+"""ModuleInfo or Checkpoint -> Contract, one entry per key; two contracts -> ContractDiff."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -34,14 +34,14 @@ _LAZY: Final = "lazy"
 
 
 class Source(StrEnum):
-    """What a contract was taken from: it decides what can be known."""
+    """Kind of source of a contract, which decides which fields can be known."""
 
     MODULE = "module"
     CHECKPOINT = "checkpoint"
 
 
 class Term(Struct, frozen=True, kw_only=True):
-    """What a contract says of one key. None is not known: a file does not say it."""
+    """Properties of one key in a contract; None means unknown (not recorded in a file)."""
 
     key: str
     shape: tuple[int, ...]
@@ -49,17 +49,17 @@ class Term(Struct, frozen=True, kw_only=True):
     layout: str = "strided"
     kind: Kind | None = None
     saved: bool = True
-    """Whether the state_dict has it."""
+    """Whether the key is in the state_dict."""
     owner: str | None = None
-    """Qualified name of the class of the module that holds it."""
+    """Qualified name of the class of the owning module."""
     version: int | None = None
-    """The `_version` of that class."""
+    """`_version` of that class."""
     constancy: Constancy | None = None
-    """What building the module again makes of its value; `mutated` where training changes it."""
+    """Whether construction reproduces the value; `mutated` if training changes it."""
     tied: str | None = None
-    """The first of the keys that are one tensor with it."""
+    """First key, in natural order, of the tied keys; None if not tied."""
     custom_load: bool = False
-    """Whether its owner, or a module above, has a load hook of its own; no lock says so."""
+    """Whether the owner or an ancestor module has a custom load hook; not stored in locks."""
 
     @property
     def form(self) -> str:
@@ -68,21 +68,21 @@ class Term(Struct, frozen=True, kw_only=True):
 
     @property
     def tensor(self) -> TensorInfo:
-        """The same as a description without bytes, as comparisons take it."""
+        """TensorInfo without storage, for comparisons."""
         return TensorInfo(self.key, self.shape, self.dtype, (), 0, None, self.layout)
 
 
 class Contract(Struct, frozen=True):
-    """What a release promises of its state: key by key, in natural order."""
+    """State of a release, one entry per key in natural order."""
 
     name: str
-    """What a person calls it: a module, a checkpoint, or the file of a lock."""
+    """Display name: module target, path of the checkpoint or path of the lock file."""
     source: Source
     taken_from: str
-    """The module or the name of the checkpoint that it was taken from."""
+    """Module target, or file name of the checkpoint, that the contract was taken from."""
     terms: Mapping[str, Term]
     others: Mapping[str, str] = {}
-    """Keys of the state_dict that hold no tensor -> what they hold."""
+    """Keys of the state_dict that hold no tensor -> short description of the value."""
 
     @property
     def saved(self) -> dict[str, Term]:
@@ -90,50 +90,50 @@ class Contract(Struct, frozen=True):
 
 
 class Standing(StrEnum):
-    """What a newer contract is to an older one."""
+    """Compatibility of a newer contract with an older one."""
 
     SAME = "the same"
     COMPATIBLE = "compatible"
-    """What loads the old state strictly loads the new one so, and the other way round."""
+    """Code that loads the old state strictly also loads the new one, and vice versa."""
     ADDITIVE = "additive"
-    """Old files need a migration that asks no question; nothing that was promised is gone."""
+    """Nothing was removed; old files can be migrated without a decision by the user."""
     BREAKING = "breaking"
 
 
 class Holding(Struct, frozen=True):
-    """An older contract, and what there is now."""
+    """Comparison of an older contract with the current one."""
 
     old: Contract
     new: Contract
     changes: tuple[Change, ...]
-    """Of what both save, or one of them knows; what flipped is left out."""
+    """Changes between the saved entries, without the keys in `persistence_changed`."""
     flipped: tuple[str, ...]
-    """Keys that one saves and the other holds unsaved."""
+    """Keys that are saved in one contract and unsaved in the other."""
     renames: Mapping[str, str]
     """Removed key -> added key that is probably the same tensor."""
     removed_others: tuple[str, ...]
     added_others: tuple[str, ...]
     brought: Mapping[str, str] = {}
-    """Key that old files lack -> what brings its value."""
+    """Key missing in old files -> description of the migration that fills it."""
     proved: frozenset[str] = frozenset()
-    """Those of `brought` that old files were seen to get."""
+    """Keys of `migrations_for_added` whose migration succeeded on a real old file."""
 
     @property
     def added(self) -> tuple[str, ...]:
-        """Keys that old files lack, renamed ones left out."""
+        """Keys missing in old files, without renamed ones."""
         renamed = set(self.renames.values())
         fresh = [c.key for c in self.changes if isinstance(c, Unexpected) and c.key not in renamed]
         return (*fresh, *(key for key in self.flipped if self.new.terms[key].saved))
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """Keys that old files have and new ones lack."""
+        """Keys of old files that new files do not have."""
         gone = [c.key for c in self.changes if isinstance(c, Missing)]
         return (*gone, *(key for key in self.flipped if not self.new.terms[key].saved))
 
     @property
     def reshaped(self) -> tuple[str, ...]:
-        """Keys whose old tensor does not load any more."""
+        """Keys whose shape or layout changed, so that the old tensor does not load."""
         return tuple(
             c.key for c in self.changes if isinstance(c, Changed) and c.fields & {"shape", "layout"}
         )
@@ -149,30 +149,30 @@ class Holding(Struct, frozen=True):
 
 
 class Fixture(Struct, frozen=True):
-    """An old checkpoint, and how it gets into today's module."""
+    """Result of loading or migrating an old checkpoint into the current module."""
 
     path: str
     module: str
     way: str
-    """"loads strictly", "migrates: STEPS", "migrates by PLAN: STEPS"; "" where there is none."""
+    """"loads strictly", "migrates: STEPS", "migrates by PLAN: STEPS"; "" if none succeeds."""
     reason: str = ""
-    """Why there is none."""
+    """Error text if `route` is "", else ""."""
     lacked: tuple[str, ...] = ()
-    """Keys that the module expects and the file does not have: the way brings them."""
+    """Keys that the module expects and the file does not have; the route fills them."""
 
 
 class Difference(Struct, frozen=True):
-    """One thing that two contracts say differently."""
+    """One difference between two contracts."""
 
     key: str
     what: str
-    """"added", "removed", or the name of a field of `Term`."""
+    """"added", "removed", "holds" (another non-tensor value) or a field of `ContractEntry`."""
     old: str
     new: str
 
 
 def of_module(module: ModuleState) -> Contract:
-    """Return the contract that a module gives: what its real state_dict() has, and all else."""
+    """Return the contract of a module: the keys of its state_dict() and its unsaved tensors."""
     shared = _first_of_ties(held.tensor for held in module.saved.values())
     own = [held for held in module.held.values() if held.saved or not held.alias_of]
     terms = (_module_term(held, module, shared) for held in own)
@@ -182,7 +182,7 @@ def of_module(module: ModuleState) -> Contract:
 
 
 def of_state(checkpoint: Checkpoint, state: State) -> Contract:
-    """Return the contract that a file gives: what it knows, and None for the rest."""
+    """Return the contract of a state in a file; what the file does not record is None."""
     shared = _first_of_ties(state.tensors.values())
     terms = [_file_term(tensor, state, shared, saved=True) for tensor in state.tensors.values()]
     terms += [_file_term(tensor, state, {}, saved=False) for tensor in state.unsaved.values()]
@@ -196,10 +196,10 @@ def of_state(checkpoint: Checkpoint, state: State) -> Contract:
 
 
 def state_of(checkpoint: Checkpoint, at: str | None, like: Contract | ModuleState | None) -> State:
-    """Return the state at `at`, or the one most like `like`, or the only one of a model.
+    """Return the state at `at`, else the one most similar to `reference`, else the only model.
 
     Raises:
-        UsageError: there is none, or more than one.
+        UsageError: no state fits, or several do.
     """
     if at is not None:
         return named_state(checkpoint, at)
@@ -220,9 +220,9 @@ def hold(old: Contract, new: Contract, brought: Mapping[str, str] | None = None)
     """Compare two contracts.
 
     Args:
-        old: what was promised.
-        new: what there is now.
-        brought: keys that old files were seen to get -> how.
+        old: the contract of the older release.
+        new: the current contract.
+        proved_migrations: key -> description of a migration that was run successfully.
     """
     flipped = {
         key
@@ -251,9 +251,9 @@ def hold(old: Contract, new: Contract, brought: Mapping[str, str] | None = None)
 
 
 def differences(old: Contract, new: Contract, *, exact: bool = False) -> Iterator[Difference]:
-    """Yield everything that two contracts say differently, where both say something.
+    """Yield the differences between two contracts, by key in natural order.
 
-    With `exact`, also where only one of them does.
+    A field that is unknown in one contract is ignored, unless `exact` is set.
     """
     for key in sorted({*old.terms, *new.terms}, key=natural):
         before, after = old.terms.get(key), new.terms.get(key)
@@ -321,14 +321,14 @@ def _module_term(held: Held, module: ModuleState, shared: Mapping[str, str]) -> 
 
 
 def _loads_its_own_way(key: str, module: ModuleState) -> bool:
-    """Whether the owner of a key, or a module that holds it, has a load hook of its own."""
+    """Whether the owner of a key, or one of its ancestors, has a custom load hook."""
     parts = key.split(".")[:-1]
     above = (".".join(parts[:depth]) for depth in range(len(parts) + 1))
     return any(prefix in module.modules and module.modules[prefix].custom_load for prefix in above)
 
 
 def _constancy(held: Held) -> Constancy | None:
-    """Return what is worth promising: a parameter is trained, however it begins."""
+    """Return the constancy to record; None for parameters (training changes them) and unknown."""
     if held.kind is Kind.PARAMETER and held.saved:
         return None
     if held.statistic:
@@ -353,7 +353,7 @@ def _file_term(tensor: TensorInfo, state: State, shared: Mapping[str, str], *, s
 
 
 def _derived(term: Term) -> str:
-    """Return what brings a key that old files lack, "" where that needs a decision."""
+    """Return how a key missing in old files is filled; "" if that needs a user's decision."""
     if term.custom_load:
         return "a load hook of the module's own may bring it"
     if term.kind is Kind.BUFFER and term.constancy is Constancy.CONSTANT:
@@ -362,7 +362,7 @@ def _derived(term: Term) -> str:
 
 
 def _is_lazy(change: Change) -> bool:
-    """Whether the shape of one side is not known before the first input."""
+    """Whether one side is a lazy parameter, whose shape is unknown before the first input."""
     if not isinstance(change, Changed):
         return False
     return _LAZY in {change.expected.layout, change.actual.layout}

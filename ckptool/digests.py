@@ -1,4 +1,4 @@
-"""Checkpoint -> what names its content: a digest of each tensor, and one of them all."""
+"""Checkpoint -> CheckpointDigest: a content digest of each tensor and one over all of them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,35 +17,35 @@ from ckptool.model import Checkpoint, Skipped, TensorInfo, natural
 from ckptool.values import fingerprint_many
 
 EVERYWHERE: Final = "*"
-"""In place of a place: all states of a file."""
+"""Value of `CheckpointDigest.at` for all states of a file."""
 _PARTIAL: Final = "partial:"
 _RESTLESS: Final = frozenset({".data/serialization_id"})
-"""Metadata that a container makes of its own bytes: another one with each save."""
+"""Metadata that differs with each save of the same content."""
 
 
 class TensorDigest(Struct, frozen=True):
-    """What names the content of one tensor."""
+    """Content digest of one tensor."""
 
     key: str
-    """With its state's place in front, where several states are digested."""
+    """Prefixed with the state's `at` if several states are digested."""
     dtype: str
     shape: tuple[int, ...]
     digest: str
-    """"" where the elements could not be had."""
+    """Fingerprint in hex; "" if the elements are unreadable."""
     reason: str = ""
-    """Why they could not."""
+    """Why the elements are unreadable; "" if they are not."""
 
 
 class Digest(Struct, frozen=True):
-    """What names the content of a checkpoint, or of one state in it."""
+    """Content digest of a checkpoint, or of one state in it."""
 
     checkpoint: Checkpoint
     at: str
-    """The state's place; `EVERYWHERE` for all of the file's."""
+    """`at` of the state; `ALL_STATES` for all states of the file."""
     tensors: tuple[TensorDigest, ...]
-    """By key, in natural order."""
+    """In natural order of the keys."""
     whole: str
-    """`content_digest` of them; it begins with "partial:" where something could not be read."""
+    """`compute_state_digest` of all tensors; starts with "partial:" if one was unreadable."""
 
     @property
     def complete(self) -> bool:
@@ -59,7 +59,7 @@ class Digest(Struct, frozen=True):
 
 
 class Saved(Struct, frozen=True):
-    """A digest as a report of before has it."""
+    """Digest of one checkpoint read from an earlier JSON report."""
 
     path: str
     at: str
@@ -68,14 +68,14 @@ class Saved(Struct, frozen=True):
 
 
 class Differences(Struct, frozen=True):
-    """How the content differs from what was saved, by key."""
+    """Keys whose content differs from a saved digest."""
 
     changed: tuple[str, ...]
     missing: tuple[str, ...]
-    """Saved, and not there any more."""
+    """In the saved digest, not in the checkpoint."""
     added: tuple[str, ...]
     untold: tuple[str, ...]
-    """Those of which one side has no digest."""
+    """Keys without a digest on one side."""
 
     @property
     def any(self) -> bool:
@@ -89,10 +89,10 @@ class _Report(Struct, frozen=True):
 
 
 def content_digest(fingerprints: Mapping[str, str | None], *, complete: bool = True) -> str:
-    """Return a digest of a state: of its keys, and of the fingerprints of their tensors.
+    """Return the digest (hex) of a state from its keys and the fingerprints of their tensors.
 
-    Where one of them is None, or not all could be seen, it says so: "partial:" takes the place of
-    its first characters, so that it can never be taken for a digest of the whole.
+    If a fingerprint is None, or `complete` is False, "partial:" replaces the first characters, so
+    that the result is never equal to the digest of a complete state.
     """
     digest = hasher()
     for key in sorted(fingerprints):
@@ -103,10 +103,10 @@ def content_digest(fingerprints: Mapping[str, str | None], *, complete: bool = T
 
 
 def digested(checkpoint: Checkpoint, at: str | None = None) -> Digest:
-    """Digest the state at `at`, or all states: the place is in front of the keys of several.
+    """Digest the state at `at`, or all states; of several, `at` is prefixed to the keys.
 
     Raises:
-        ReadError: a file cannot be read any more, or is not what was described.
+        ReadError: a file became unreadable or changed since it was described.
         UsageError: the file has no such state.
     """
     tensors, place = _chosen(checkpoint, at)
@@ -121,10 +121,10 @@ def digested(checkpoint: Checkpoint, at: str | None = None) -> Digest:
 
 
 def saved_digest(path: Path, checkpoint: Location) -> Saved:
-    """Read the digest of `checkpoint` that a JSON report of before holds.
+    """Read the digest of `checkpoint` from a report of `ckptool digest --format json`.
 
     Raises:
-        ReadError: it cannot be read, is no such report, or does not say which digest is meant.
+        ReadError: unreadable, no such report, or without exactly one digest that fits.
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=_Report)
@@ -145,12 +145,12 @@ def saved_digest(path: Path, checkpoint: Location) -> Saved:
 
 
 def place_of(saved: Saved, checkpoint: Checkpoint) -> str | None:
-    """Return where to look for the state that was digested: its place, where the file has it."""
+    """Return `at` of the saved digest if the checkpoint has such a state; None: all states."""
     return saved.at if any(s.at == saved.at for s in checkpoint.states) else None
 
 
 def differences(saved: Saved, now: Digest) -> Differences:
-    """Compare by key."""
+    """Compare a saved digest with the current one, by key."""
     before, after = ({t.key: t for t in tensors} for tensors in (saved.tensors, now.tensors))
     both = [(before[key], after[key]) for key in after if key in before]
     forms = {a.key for a, b in both if (a.dtype, a.shape) != (b.dtype, b.shape)}
@@ -165,9 +165,9 @@ def differences(saved: Saved, now: Digest) -> Differences:
 
 
 def lines(digest: Digest) -> Iterator[str]:
-    """Yield a checkpoint as text whose lines stay the same where the content does: for `git diff`.
+    """Yield the lines of a text that changes only with the content: a textconv for `git diff`.
 
-    Where the file lies and how large it is are left out, and keys are in natural order.
+    Path and file size are omitted; keys are in natural order.
     """
     checkpoint = digest.checkpoint
     yield f"container {checkpoint.container}"
@@ -190,7 +190,10 @@ def lines(digest: Digest) -> Iterator[str]:
 
 
 def content_of_file(path: Location) -> str:
-    """Return what tells two files apart of which no more can be said, in a few words."""
+    """Return "BLAKE3 of its N bytes: HEX", or the reason why the file cannot be read.
+
+    Used for files that cannot be parsed as checkpoints.
+    """
     try:
         with open_source(path) as source:
             starts = range(0, source.nbytes, PIECE)
@@ -211,7 +214,11 @@ def _chosen(checkpoint: Checkpoint, at: str | None) -> tuple[Mapping[str, Tensor
 
 
 def _everything(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
-    """Return the tensors of all states; of an only one as it is, wherever it lies in the file."""
+    """Return the tensors of all states; keys of a single state get no prefix.
+
+    Raises:
+        UsageError: two states have the same prefixed key.
+    """
     if len(checkpoint.states) == 1:
         return checkpoint.states[0].tensors
     tensors = all_tensors(checkpoint)

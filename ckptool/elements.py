@@ -1,4 +1,4 @@
-"""A tensor as described -> the bytes of its elements, from wherever they lie; without torch."""
+"""TensorInfo -> bytes of its elements, from strided views, chunks or components; without torch."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -15,28 +15,28 @@ from ckptool.model import BITS, Span, TensorInfo
 from ckptool.strides import REGION, WORD, extent_of, is_dense, pick, steps_of
 
 CHUNK: Final = 1 << 20
-"""Bytes of one read: with less the calls show, with more the processor's cache is left."""
+"""Bytes per read: less costs calls, more exceeds the CPU cache."""
 _GATHERED: Final = 4 << 20
-"""Elements of a view that are picked from anywhere in a file."""
+"""Maximum number of elements of a view that are gathered from scattered positions of a file."""
 _OPEN_FILES: Final = 16
 _COMPONENT: Final = {"complex128": 8, "complex64": 4, "complex32": 2}
 
 _Placed = tuple[tuple[int, ...], TensorInfo]
-"""A chunk, and where it starts within the whole."""
+"""(offsets of a chunk in the whole tensor, the chunk)."""
 
 
 def elements(tensor: TensorInfo) -> Iterator[bytes]:
-    """Yield the elements' bytes, little-endian, in C order, cut anywhere.
+    """Yield the elements' bytes, little-endian, in C order, split at any byte.
 
-    Only for a tensor without an `obstacle`. One that has named parts (a sparse or quantised one)
-    gives the parts' elements one after the other.
+    Only for tensors whose `unreadable_reason` is "". For named components (sparse, quantised) it
+    yields the elements of each component in turn.
     """
     with Files() as files:
         yield from elements_in(tensor, files)
 
 
 def obstacle(tensor: TensorInfo) -> str:
-    """Return why the elements cannot be told without torch; "" where they can."""
+    """Return why the elements cannot be read without torch; "" if they can."""
     if has_layers(tensor):
         return next((why for part in tensor.parts if (why := obstacle(part.tensor))), "")
     if tensor.numel == 0:
@@ -45,13 +45,13 @@ def obstacle(tensor: TensorInfo) -> str:
 
 
 class Files:
-    """The files that one thread has open: a few at a time, however many shards there are."""
+    """Open files of one thread: at most _MAX_OPEN_FILES, the least recently used closed first."""
 
     def __init__(self, folder: Path = Path()) -> None:
         self._open: dict[Location, tuple[Source, ExitStack]] = {}
         self._folder = folder
         self._buffers = [bytearray(), bytearray()]
-        """Kept: memory that is asked for anew each time costs more than reading into it."""
+        """Reused: allocating a buffer per read costs more than the read."""
 
     def __enter__(self) -> Self:
         return self
@@ -64,11 +64,11 @@ class Files:
         return self._source(span).read(span.offset, span.nbytes)
 
     def same(self, one: Span, other: Span) -> bool:
-        """Compare two spans of one length, of CHUNK bytes at most."""
+        """Whether two spans of equal length, at most CHUNK bytes, have the same bytes."""
         return self._filled(one, 0) == self._filled(other, 1)
 
     def passing(self, span: Span) -> Iterator[bytearray]:
-        """Yield a span in pieces of CHUNK bytes at most, each good until the next is asked for."""
+        """Yield a span in chunks of at most CHUNK bytes; the buffer is reused for the next one."""
         for piece in cut(span, CHUNK):
             yield self._filled(piece, 0)
 
@@ -95,7 +95,7 @@ class Files:
 
 
 def has_layers(tensor: TensorInfo) -> bool:
-    """Whether its parts are different things (indices, values), and not pieces of one."""
+    """Whether its parts are components (indices, values), not chunks."""
     return bool(tensor.parts) and tensor.layout != "chunked"
 
 
@@ -105,7 +105,7 @@ def cut(span: Span, nbytes: int) -> Iterator[Span]:
 
 
 def in_one_piece(tensor: TensorInfo) -> TensorInfo:
-    """Return the only chunk of a tensor that is in one piece, else the tensor itself."""
+    """Return the chunk of a tensor that has one only, else the tensor itself."""
     if tensor.layout == "chunked" and len(tensor.parts) == 1:
         chunk = tensor.parts[0].tensor
         return chunk if chunk.shape == tensor.shape else tensor
@@ -113,7 +113,7 @@ def in_one_piece(tensor: TensorInfo) -> TensorInfo:
 
 
 def run_of(tensor: TensorInfo) -> Span | None:
-    """Return the bytes of the elements, where they are one run in a file, in whatever order."""
+    """Return the span of the elements if contiguous in a file, in any order; else None."""
     storage, bits = tensor.storage, BITS.get(tensor.dtype)
     if storage is None or storage.span is None or bits is None or tensor.layout != "strided":
         return None
@@ -144,7 +144,7 @@ def elements_in(tensor: TensorInfo, files: Files) -> Iterator[bytes]:
 
 
 def _little(tensor: TensorInfo, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Turn the bytes of each element around where the file has them the other way."""
+    """Swap the bytes of each element if the file is big-endian."""
     if not is_swapped(tensor):
         yield from pieces
         return
@@ -185,7 +185,7 @@ def _view_obstacle(tensor: TensorInfo) -> str:
 
 
 def _gathered(tensor: TensorInfo, files: Files) -> Iterator[bytes]:
-    """Pick the elements of a view, as machine words; a complex128 is two of them."""
+    """Yield the elements of a view, gathered as machine words; a complex128 is two words."""
     span = tensor.storage.span if tensor.storage else None
     assert span is not None
     words = max(1, BITS[tensor.dtype] // 64)
@@ -204,14 +204,14 @@ def _tiled(tensor: TensorInfo) -> list[_Placed]:
 
 
 def _bands(chunks: Iterable[_Placed]) -> Iterator[tuple[int, list[_Placed]]]:
-    """Group the chunks by where they start in the first dimension."""
+    """Yield (start in the first dimension, chunks that start there), in order."""
     by_start = sorted(chunks, key=lambda chunk: chunk[0])
     for start, band in groupby(by_start, key=lambda chunk: chunk[0][0]):
         yield start, list(band)
 
 
 def _tiles(chunks: list[_Placed], shape: tuple[int, ...]) -> bool:
-    """Whether the chunks cover the shape once, in bands that all their chunks fill in height."""
+    """Whether the chunks cover the shape exactly once, in bands of chunks of equal height."""
     if not shape:
         return len(chunks) == 1
     end = 0
@@ -226,7 +226,7 @@ def _tiles(chunks: list[_Placed], shape: tuple[int, ...]) -> bool:
 
 
 def _stitched(chunks: list[_Placed], files: Files) -> Iterator[bytes]:
-    """Yield the elements of the whole that the chunks tile."""
+    """Yield the elements, in C order, of the tensor that the chunks tile."""
     if len(chunks) == 1:
         yield from elements_in(chunks[0][1], files)
         return

@@ -1,19 +1,19 @@
-"""Exceptions: what cannot be read, built, planned or written. What is read and wrong is a Finding.
+"""Exceptions for failed reading, building, planning and writing; defects found are Findings.
 
 CkptoolError
-├── UsageError             an option, or the way options go together, makes no sense
-│   └── ConfigError        a configuration file says what ckptool does not know
-├── ReadError              bytes on disk
-│   ├── UnknownFormatError     no reader recognises them
-│   └── CorruptCheckpointError the container is recognised and contradicts itself
+├── UsageError             an option or a combination of options is invalid
+│   └── ConfigError        a configuration file is invalid
+├── ReadError              a checkpoint cannot be read
+│   ├── UnknownFormatError     no reader recognises the first bytes
+│   └── CorruptCheckpointError the container is recognised, and inconsistent or truncated
 ├── ModuleError            the module cannot be imported or constructed
 ├── PlanError              a migration plan does not fit the checkpoint
 │   ├── RenameRefusedError     a rename would hit a key in use, or another tensor (CK221)
-│   └── UnsupportedValueError  the container cannot hold what the file has (CK311)
-├── WorkerError            what was sent to a cluster did not come back
-└── WriteError             output was not completed; the destination is untouched
+│   └── UnsupportedValueError  the container cannot hold some tensors (CK311)
+├── WorkerError            a task on a cluster failed
+└── WriteError             output was not completed; the destination is unchanged
 
-Interrupted, of SystemExit: a signal told the process to end.
+Interrupted(SystemExit): a signal ended the process.
 """
 
 import signal
@@ -23,15 +23,15 @@ from ckptool.locations import Location
 
 
 class CkptoolError(Exception):
-    """Base of every error that ckptool raises on purpose: one line, for the person who asked."""
+    """Base of all exceptions that ckptool raises deliberately; the message is one line."""
 
 
 class UsageError(CkptoolError):
-    """What was asked for cannot be done; the message says what can."""
+    """Invalid option or argument; the message says what is valid."""
 
 
 class ConfigError(UsageError):
-    """A configuration file has a fault."""
+    """A configuration file is invalid."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -48,7 +48,7 @@ class ReadError(CkptoolError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Let it come back from another process."""
+        """Make the exception picklable: its `args` are not those of `__init__`."""
         return type(self), (self.path, self.reason)
 
 
@@ -57,7 +57,7 @@ class UnknownFormatError(ReadError):
 
 
 class CorruptCheckpointError(ReadError):
-    """The container is recognised, but its contents contradict themselves or are cut short."""
+    """The container is recognised, but its contents are inconsistent or truncated."""
 
 
 class ModuleError(CkptoolError):
@@ -74,7 +74,7 @@ class PlanError(CkptoolError):
 
 
 class RenameRefusedError(PlanError):
-    """A rename would hit a key that is in use, or a tensor of another shape."""
+    """The target key of a rename is in use, or belongs to a tensor of another shape."""
 
     def __init__(self, key: str, to: str, reason: str, step: str = "") -> None:
         super().__init__(f"{step}CK221: `{key}` is not renamed to `{to}`: {reason}")
@@ -90,19 +90,22 @@ class UnsupportedValueError(PlanError):
         super().__init__(f"{path}: CK311: {to} cannot hold {shown}")
         self.to = to
         self.reasons = reasons
-        """Key -> why: a dtype, a layout."""
+        """Key -> reason: a dtype, a layout."""
 
 
 class WorkerError(CkptoolError):
-    """A cluster could not do what it was given."""
+    """A task on a cluster failed or was lost."""
 
 
 class WriteError(CkptoolError):
-    """Output could not be completed; the destination is untouched."""
+    """Output could not be completed; the destination is unchanged."""
 
 
 class Interrupted(SystemExit):
-    """The process was told to end; SIGINT stays Python's KeyboardInterrupt."""
+    """A signal such as SIGTERM ended the process; SIGINT stays KeyboardInterrupt.
+
+    The exit status is 128 + the number of the signal; `name` is its name, "SIGTERM".
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)

@@ -1,4 +1,4 @@
-"""Loading or Revision x one key -> everything that is known about it, as pairs of words."""
+"""ModuleDiff or CheckpointDiff x key -> facts about the key, as (label, value) pairs."""
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -11,10 +11,10 @@ Facts = Iterator[tuple[str, str]]
 
 
 def explain_loading(loading: Loading, key: str) -> tuple[tuple[str, str], ...]:
-    """Tell what file and module know of `key`.
+    """Return the facts about `key` in the file and in the module.
 
     Raises:
-        UsageError: neither knows it.
+        UsageError: neither has the key.
     """
     held = loading.module.held.get(key)
     tensor = loading.state.tensors.get(key) or loading.state.unsaved.get(key)
@@ -28,10 +28,10 @@ def explain_loading(loading: Loading, key: str) -> tuple[tuple[str, str], ...]:
 
 
 def explain_revision(revision: Revision, key: str) -> tuple[tuple[str, str], ...]:
-    """Tell what two files know of `key`.
+    """Return the facts about `key` in both files.
 
     Raises:
-        UsageError: neither knows it.
+        UsageError: neither has the key.
     """
     old, new = revision.old_tensors.get(key), revision.new_tensors.get(key)
     if old is None and new is None:

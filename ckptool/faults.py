@@ -1,4 +1,4 @@
-"""What a decoder says of a file that a person wrote -> one line in the words of that file."""
+"""msgspec validation message -> one line in the terms of the TOML file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ _FORMS: Final = {
     "bool": "true or false",
     "date": "a date",
 }
-"""A type of JSON -> what it is in TOML."""
+"""msgspec type name -> its description in TOML terms."""
 _AT: Final = re.compile(r"^(.*?) - at `(?:key in )?\$(.*?)`$", re.DOTALL)
 _STEP: Final = re.compile(r"\.([\w-]+)((?:\[\d+\])?)")
 
 
 def plainly(said: str, choices: Mapping[str, Sequence[str]] = {}) -> str:
-    """Return what is wrong and where, with what belongs there.
+    """Explain a decode error: location, problem, and the expected value.
 
     Args:
-        said: the decoder's sentence, "Expected `str`, got `int` - at `$.models[0].path`".
-        choices: the words that a key takes, where these are few.
+        message: of msgspec, "Expected `str`, got `int` - at `$.models[0].path`".
+        choices: key -> its allowed values, for keys that have few.
     """
     found = _AT.match(said)
     what, path = (found[1], found[2]) if found else (said, "")
@@ -33,7 +33,7 @@ def plainly(said: str, choices: Mapping[str, Sequence[str]] = {}) -> str:
 
 
 def place(path: str) -> str:
-    """Return where something is: ".waivers[0].rule" is "[[waivers]] number 1: rule"."""
+    """Format a JSON path in TOML terms: ".waivers[0].rule" is "[[waivers]] number 1: rule"."""
     steps = _STEP.findall(path)
     last = len(steps) - 1
     return ": ".join(_step(*step, last=n == last) for n, step in enumerate(steps))

@@ -1,4 +1,4 @@
-"""Bytes of tensors -> figures of their numbers: one streamed pass, in bounded memory."""
+"""TensorInfo -> TensorStatistics: one streamed pass over the values, in bounded memory."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,42 +17,42 @@ if TYPE_CHECKING:
 _JOBS: Final = min(8, os.cpu_count() or 1)
 _COMPONENT: Final = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 _WIDER: Final = {"bool": "uint8", "uint16": "int32", "uint32": "int64"}
-"""What torch cannot calculate with -> what holds the same numbers; 8-bit floats go to float32."""
+"""Dtype that torch cannot compute with -> dtype of the same values (8-bit floats: float32)."""
 _HALVES: Final = ("bfloat16", "float16")
 _DISTINCT: Final = 2
 _HEAD: Final = 1024
 
 
 class Figures(Struct, frozen=True):
-    """What the numbers of one tensor are like; those that are not finite count only as such."""
+    """Statistics of the values of one tensor; non-finite values are only counted."""
 
     numel: int
     nan: int
     infinite: int
     first: int
-    """Position, in C order, of the first that is not finite; -1 where all are."""
+    """Position, in C order, of the first non-finite value; -1 if all are finite."""
     minimum: float
-    """Of what is finite, as all that follow; nan where nothing is."""
+    """Of the finite values, as all that follow; nan if there are none."""
     maximum: float
     mean: float
     variance: float
-    """Of the population."""
+    """Population variance (divided by n)."""
     smallest: float
-    """Least magnitude that is not zero; inf where all are zero."""
+    """Smallest non-zero magnitude; inf if all are zero."""
     denormals: int
     halves: frozenset[str]
-    """Which of bfloat16 and float16 hold every one of a float32 or float64 tensor's numbers."""
+    """Which of bfloat16 and float16 represent all values of a float32 or float64 tensor exactly."""
     distinct: tuple[float, ...] | None
-    """The numbers themselves, infinities too, where there are two at most; None where more."""
+    """The distinct values, infinities included, if there are at most two; else None."""
 
     @property
     def largest(self) -> float:
-        """Greatest magnitude."""
+        """Largest magnitude."""
         return max(abs(self.minimum), abs(self.maximum))
 
     @property
     def constant(self) -> float | None:
-        """The number that all are; None where they differ, or one is NaN."""
+        """The value of all elements; None if they differ or one is NaN."""
         alone = self.distinct is not None and len(self.distinct) == 1 and not self.nan
         return self.distinct[0] if alone and self.distinct else None
 
@@ -61,18 +61,18 @@ class Figures(Struct, frozen=True):
 
 
 class Cast(Struct, frozen=True):
-    """What copying numbers to another dtype does to them."""
+    """Effect of a cast to another dtype on the values."""
 
     numel: int
     changed: int
     overflowed: int
-    """Finite numbers of which it makes infinities."""
+    """Number of finite values that become non-finite."""
     relative: float
-    """Greatest change, as a share of the number that was changed."""
+    """Largest relative change, abs(new - old) / abs(old)."""
 
 
 def unreadable(tensor: TensorInfo) -> str:
-    """Return why there are no figures of a tensor; "" where there are."""
+    """Return why statistics of a tensor cannot be computed; "" if they can."""
     if tensor.parts and tensor.layout != "chunked":
         return f"it is laid out as {tensor.layout}"
     if not _known(tensor.dtype):
@@ -81,10 +81,10 @@ def unreadable(tensor: TensorInfo) -> str:
 
 
 def figures(tensor: TensorInfo) -> Figures | None:
-    """Return the figures of a tensor; None where `unreadable` says why.
+    """Return the statistics of a tensor; None if `statistics_unavailable_reason` is not "".
 
     Raises:
-        ReadError: the file cannot be read any more, or is not what was described.
+        ReadError: the file became unreadable or changed since it was described.
     """
     if unreadable(tensor):
         return None
@@ -95,12 +95,12 @@ def figures(tensor: TensorInfo) -> Figures | None:
 
 
 def figures_many(tensors: Iterable[TensorInfo], jobs: int = _JOBS) -> list[Figures | None]:
-    """Return `figures` of each tensor, in order; `jobs` threads share the work."""
+    """Return `compute_statistics` of each tensor, in order, using `jobs` threads."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
 
-    # Each of our threads works alone: torch's own would get in one another's way.
+    # One torch thread per worker thread: more would oversubscribe the cores.
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -110,13 +110,13 @@ def figures_many(tensors: Iterable[TensorInfo], jobs: int = _JOBS) -> list[Figur
 
 
 def cast(tensor: TensorInfo, dtype: str) -> Cast | None:
-    """Return what copying the numbers to `dtype`, as loading does, makes of them.
+    """Return the effect of casting a tensor to `dtype`, as load_state_dict does.
 
     Returns:
-        None where `unreadable` says why, or torch cannot calculate with `dtype`.
+        None if `statistics_unavailable_reason` is not "", or torch cannot compute with `dtype`.
 
     Raises:
-        ReadError: the file cannot be read any more, or is not what was described.
+        ReadError: the file became unreadable or changed since it was described.
     """
     import torch
 
@@ -143,7 +143,7 @@ def cast(tensor: TensorInfo, dtype: str) -> Cast | None:
 
 
 def halved(tensor: TensorInfo, dtypes: Iterable[str]) -> dict[str, str]:
-    """Return the fingerprints of the tensor cast to each of `dtypes`."""
+    """Return dtype -> fingerprint of the tensor cast to it, for each of `dtypes`."""
     import torch
 
     found: dict[str, str] = {}
@@ -168,7 +168,7 @@ def _known(dtype: str) -> bool:
 
 
 def _numbers(tensor: TensorInfo) -> "Iterator[Tensor]":
-    """Yield the numbers in C order, flat, in a dtype that holds them and can be calculated with."""
+    """Yield the values as 1-d tensors, in C order, in a dtype that torch can compute with."""
     import torch
 
     name = _COMPONENT.get(tensor.dtype, tensor.dtype)
@@ -185,7 +185,7 @@ def _numbers(tensor: TensorInfo) -> "Iterator[Tensor]":
 
 
 class _Gathering:
-    """The figures of what was seen so far."""
+    """Accumulates TensorStatistics over consecutive blocks of values."""
 
     def __init__(self, dtype: str) -> None:
         import torch
@@ -200,11 +200,11 @@ class _Gathering:
         self._mean = self._squares = 0.0
 
     def add(self, numbers: "Tensor") -> None:
-        for part in (numbers[:_HEAD], numbers[_HEAD:]):  # the first few mostly settle it
+        for part in (numbers[:_HEAD], numbers[_HEAD:]):  # a short head is mostly enough
             if part.numel() and (self._halves or self._distinct is not None):
                 self._compare(part)
         lowest, highest = map(float, numbers.aminmax())
-        if not (isfinite(lowest) and isfinite(highest)):  # NaN is the least of all
+        if not (isfinite(lowest) and isfinite(highest)):  # aminmax propagates NaN
             finite = numbers.isfinite()
             if self._first < 0:
                 self._first = self._numel + int((~finite).nonzero()[0])
@@ -222,7 +222,7 @@ class _Gathering:
         self._measure(numbers)
 
     def _compare(self, numbers: "Tensor") -> None:
-        """Keep the numbers where there are few, and note which dtypes hold them all."""
+        """Update the distinct values and the half dtypes that represent all values exactly."""
         import torch
 
         for name in tuple(self._halves):
@@ -249,9 +249,9 @@ class _Gathering:
         self._smallest = min(self._smallest, least)
         if least < self._tiny:
             self._denormals += int((magnitudes < self._tiny).sum())
-        # Chan, Golub and LeVeque: two sets' means and sums of squares give those of both.
+        # Chan, Golub and LeVeque: merge the means and sums of squared deviations of two sets.
         count, mean = exact.numel(), float(exact.mean())
-        exact -= mean  # in place: for float64 `numbers` is not looked at any more
+        exact -= mean  # in place: for float64 it aliases `numbers`, which is not used below
         squares = float(exact.dot(exact))
         total, apart = self._finite + count, mean - self._mean
         self._mean += apart * count / total

@@ -1,4 +1,4 @@
-"""Missing x unexpected tensors -> projections that one side keeps in one and the other in three."""
+"""Missing x unexpected tensors -> FusedProjections: query, key, value in one tensor or three."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,20 +13,20 @@ _WORD: Final = re.compile(r"(?<![a-zA-Z])w?(query|key|value|[qkv])(?![a-z])", re
 
 
 class Fused(Struct, frozen=True):
-    """One tensor on one side, three on the other that make it up."""
+    """One tensor on one side that is the concatenation of three on the other."""
 
     whole: str
     pieces: tuple[str, ...]
-    """Those of the query, the key and the value: what they are, not how they lie in the whole."""
+    """Keys of query, key and value, in this order, whatever their order in the fused tensor."""
     sizes: tuple[int, ...]
-    """Of the pieces along `dim`, in the same order."""
+    """Sizes of the three along `dim`, in the same order."""
     dim: int
     split: bool
-    """Whether the file has the whole, so that it has to be split for the module."""
+    """Whether the file has the fused tensor, which must be split for the module."""
 
 
 def find_fused(missing: list[TensorInfo], unexpected: list[TensorInfo]) -> tuple[Fused, ...]:
-    """Return the projections that are fused on one side, where exactly one tensor fits."""
+    """Return the projections fused on one side; ambiguous matches are left out."""
     return (*_fused(missing, unexpected, split=True), *_fused(unexpected, missing, split=False))
 
 
@@ -44,7 +44,7 @@ def _fused(apart: list[TensorInfo], wholes: list[TensorInfo], *, split: bool) ->
 
 
 def _triples(tensors: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
-    """Yield query, key and value of one name, in this order."""
+    """Yield [query, key, value] tensors whose keys differ only in that word."""
     groups: dict[str, dict[int, TensorInfo]] = {}
     for tensor in tensors:
         words = list(_WORD.finditer(tensor.key))
@@ -56,13 +56,13 @@ def _triples(tensors: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
 
 
 def _parent(piece: str) -> str:
-    """Return the prefix of the attention module: the key up to the segment with the letter."""
+    """Return the prefix of the attention module: the key up to the segment with q, k or v."""
     last = list(_WORD.finditer(piece))[-1].start()
     return piece[: piece.rfind(".", 0, last) + 1]
 
 
 def _along(whole: TensorInfo, pieces: list[TensorInfo]) -> int | None:
-    """Return the dimension along which the pieces make up the whole, None if they do not."""
+    """Return the dimension along which the pieces concatenate to the fused tensor, or None."""
     if not _alike(whole.key, pieces[0].key) or whole.dtype != pieces[0].dtype:
         return None
     for dim, size in enumerate(whole.shape):
@@ -72,7 +72,7 @@ def _along(whole: TensorInfo, pieces: list[TensorInfo]) -> int | None:
 
 
 def _fits(piece: tuple[int, ...], whole: tuple[int, ...], dim: int) -> bool:
-    """Whether all sizes are those of the whole, but for a smaller one along `dim`."""
+    """Whether the sizes are equal except along `dim`, where the piece is smaller."""
     same = len(piece) == len(whole) and piece[dim] < whole[dim]
     return same and all(
         a == b for n, (a, b) in enumerate(zip(piece, whole, strict=True)) if n != dim
@@ -80,6 +80,6 @@ def _fits(piece: tuple[int, ...], whole: tuple[int, ...], dim: int) -> bool:
 
 
 def _alike(whole: str, piece: str) -> bool:
-    """Whether both are weights, or both biases, of the same layer number."""
+    """Whether both are weights, or both biases, with the same numbers in their keys."""
     ends = [next((e for e in ("weight", "bias") if key.endswith(e)), "") for key in (whole, piece)]
     return ends[0] == ends[1] and re.findall(r"\d+", whole) == re.findall(r"\d+", piece)

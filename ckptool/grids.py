@@ -1,4 +1,4 @@
-"""Shape, dtype and bytes -> a picture: which elements it shows, and what numbers they are."""
+"""Shape, dtype and bytes -> Preview: a subsampled 2-d grid of a tensor's values."""
 
 import struct
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 SIDE: Final = 64
-"""Rows and columns of a picture; of more, every second, third ... is shown."""
+"""Maximum rows and columns of a preview; larger dimensions are subsampled with a stride."""
 _CODES: Final = {
     "float64": "d", "float32": "f", "float16": "e", "bool": "B", "uint8": "B", "int8": "b",
     "int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
@@ -15,18 +15,18 @@ _CODES: Final = {
 
 
 class Preview(Struct, frozen=True, gc=False):
-    """The values of a small tensor, or of some rows and columns of a larger one."""
+    """Values of a small tensor, or of a subsample of the rows and columns of a larger one."""
 
     rows: tuple[tuple[float, ...], ...]
     whole: bool
-    """Whether every element is there."""
+    """Whether it holds every element."""
 
 
 def window(shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Return the step of each dimension of a picture, 0 where only its first index is shown.
+    """Return the subsampling stride per dimension; 0: only index 0 of the dimension is shown.
 
-    The last two dimensions longer than 1 are its rows and columns. None where there is no picture:
-    of a single number, or of nothing.
+    The last two dimensions longer than 1 are the rows and columns. None for tensors of one element
+    or none, which have no preview.
     """
     wide = [axis for axis, size in enumerate(shape) if size > 1][-2:]
     if not wide or 0 in shape:
@@ -35,21 +35,21 @@ def window(shape: Sequence[int]) -> tuple[int, ...] | None:
 
 
 def is_small(shape: Sequence[int]) -> bool:
-    """Whether a picture shows every element."""
+    """Whether a preview shows every element."""
     steps = window(shape)
     return steps is not None and _is_whole(shape, steps)
 
 
 def preview(shape: Sequence[int], dtype: str, data: bytes) -> Preview | None:
-    """Return the picture of a tensor of this shape.
+    """Return the preview of a tensor.
 
     Args:
         shape: of the whole tensor.
         dtype: torch's name without the prefix.
-        data: the elements that `window` shows, little-endian, in C order.
+        data: the elements that `preview_strides` selects, little-endian, in C order.
 
     Returns:
-        None where the dtype's numbers are not known here, or there is nothing to show.
+        None if the dtype cannot be decoded, or the tensor has fewer than two elements.
     """
     steps, cells = window(shape), numbers(dtype, data)
     if steps is None or cells is None:
@@ -60,7 +60,7 @@ def preview(shape: Sequence[int], dtype: str, data: bytes) -> Preview | None:
 
 
 def numbers(dtype: str, data: bytes) -> tuple[float, ...] | None:
-    """Return the elements as numbers; None where the dtype is not known here."""
+    """Return the elements as numbers; None if the dtype cannot be decoded without torch."""
     if dtype == "bfloat16":
         halves = struct.unpack(f"<{len(data) // 2}H", data)
         return struct.unpack(

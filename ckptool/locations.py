@@ -1,4 +1,4 @@
-"""What a user names -> where it lies: a path of this machine, or a remote location."""
+"""Path or URL given by the user -> Location: a local Path or a RemotePath."""
 
 import re
 from abc import ABC
@@ -12,23 +12,23 @@ _WEB: Final = frozenset({"http", "https"})
 
 
 class Visit:
-    """What the locations of one command or call have in common: connections, and what was seen.
+    """Connections and cached answers shared by the remote locations of one command or call.
 
-    Locations that are made of one another share it.
+    Locations derived from one another (`parent`, `/`) share it.
     """
 
     __slots__ = ("session",)
 
     def __init__(self) -> None:
         self.session: object = None
-        """Of `formats.remote`; None until something is asked for."""
+        """Session of `formats.remote`; None before the first request."""
 
 
 class RemotePath:
-    """A file or folder that is not on this machine: `s3://bucket/key`.
+    """A remote file or folder: `s3://bucket/key`.
 
-    It has of pathlib what readers use, and it is no `os.PathLike`: nothing can open it by mistake.
-    As text, passwords and queries, which carry signatures, are masked; `url` has them.
+    Has the subset of pathlib that readers use, but is not an `os.PathLike`, so `open()` rejects it.
+    `str()` masks passwords and queries, which carry signatures; `url` contains them.
     """
 
     __slots__ = ("_query", "url", "visit")
@@ -38,7 +38,7 @@ class RemotePath:
         self.visit = visit or Visit()
         self._query = ""
         if scheme.lower() in _WEB:
-            # What follows "#" never leaves a browser; a query is no part of the file's name.
+            # A fragment is never sent to the server; a query is not part of the file's name.
             rest, mark, query = rest.partition("#")[0].partition("?")
             self._query = mark + query
         self.url = f"{scheme.lower()}://{rest}{self._query}"
@@ -53,7 +53,7 @@ class RemotePath:
 
     @property
     def plain(self) -> str:
-        """The location without password and query: what a configuration may name."""
+        """URL without password and query; configuration globs match against it."""
         return re.sub(_USER, "", self._bare, count=1) if self._has_user else self._bare
 
     @property
@@ -100,7 +100,7 @@ class RemotePath:
 
     @property
     def _has_user(self) -> bool:
-        """Whether the host stands behind a user; `hf://org/repo@revision` has none."""
+        """Whether the URL contains user information; the @ of `hf://org/repo@revision` is none."""
         user, at, _ = self._bare.partition("://")[2].partition("/")[0].rpartition("@")
         return bool(at) and (":" in user or self.scheme != "hf")
 
@@ -109,15 +109,15 @@ if TYPE_CHECKING:
     Location = Path | RemotePath
 else:
 
-    class Location(ABC):  # noqa: B024 (nobody makes one)
-        """Either of the two: one class, since msgspec decodes no union of classes."""
+    class Location(ABC):  # noqa: B024 (never instantiated)
+        """Path or RemotePath: one class, since msgspec cannot decode a union of custom types."""
 
     Location.register(Path)
     Location.register(RemotePath)
 
 
 def locate(place: str | Location) -> Location:
-    """Return what `place` names: with a protocol a remote location, else a path."""
+    """Parse a path or URL: a RemotePath if it names a protocol other than file://, else a Path."""
     if not isinstance(place, str):
         return place
     if not is_remote(place):
@@ -128,14 +128,14 @@ def locate(place: str | Location) -> Location:
 
 
 def within(folder: Path, place: Location) -> Location:
-    """Return a relative path in `folder`; what is remote, or absolute, is where it is."""
+    """Resolve a relative path in `folder`; remote and absolute locations are returned unchanged."""
     return place if isinstance(place, RemotePath) else folder / place
 
 
 def is_remote(text: str) -> bool:
-    r"""Whether a text names its protocol, "s3://" or "https://".
+    r"""Whether `text` starts with a protocol, "s3://" or "https://".
 
-    One letter is a drive of Windows: `C:\x`, `C:/x` and even `C://x` are paths.
+    A single letter is a Windows drive: `C:\x`, `C:/x` and even `C://x` are paths.
     """
     scheme, mark, _ = text.partition("://")
     plain = scheme.replace("+", "").replace("-", "").replace(".", "")
@@ -143,5 +143,5 @@ def is_remote(text: str) -> bool:
 
 
 def masked(text: str) -> str:
-    """Return what somebody else says of URLs without the passwords and signatures in them."""
+    """Mask passwords and signed queries of URLs in foreign error messages."""
     return re.sub(_USER, "***@", re.sub(_QUERY, "?***", text))

@@ -1,4 +1,4 @@
-"""Contract <-> the text of a lock file: one key a line, in natural order, and nothing else."""
+"""Contract <-> text of a lock file: JSON, one key per line, in natural order."""
 
 import json
 import re
@@ -18,11 +18,11 @@ FORMAT: Final = 1
 _MARK: Final = "ckptool-lock"
 _LOOKED_AT: Final = 4096
 MOST_BYTES: Final = 256 << 20
-"""A lock has about 200 bytes a key."""
+"""Maximum size of a lock file, which has about 200 bytes per key."""
 
 
 class _Line(Struct, frozen=True, forbid_unknown_fields=True):
-    """What stands behind one key."""
+    """Value of one key in a lock file."""
 
     shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     dtype: str
@@ -36,18 +36,18 @@ class _Line(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file."""
+    """Top-level object of a lock file."""
 
     format: int = field(name=_MARK)
     source: Source
     name: str
-    """The module, or the file name of the checkpoint."""
+    """Module target, or file name of the checkpoint."""
     keys: dict[str, Any]
     others: dict[str, str]
 
 
 def write(contract: Contract) -> str:
-    """Return the text of the lock: the same contract gives the same bytes."""
+    """Return the text of the lock file; deterministic."""
     head = (
         f"{_string(_MARK)}: {FORMAT}",
         f'"source": {_string(contract.source)}',
@@ -59,7 +59,7 @@ def write(contract: Contract) -> str:
 
 
 def is_lock(path: Path) -> bool:
-    """Whether the file begins as a lock does; what cannot be read is none."""
+    """Whether the start of the file looks like a lock; False if it cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(_LOOKED_AT)
@@ -69,10 +69,12 @@ def is_lock(path: Path) -> bool:
 
 
 def read(path: Path) -> Contract:
-    """Return the contract that a lock file holds.
+    """Return the contract in a lock file.
 
     Raises:
-        ReadError: it cannot be read, or is no lock; the message says where the fault is.
+        ReadError: it cannot be read.
+        CorruptCheckpointError: it is no valid lock, or larger than MAX_NBYTES; the message locates
+            the error.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -84,10 +86,10 @@ def read(path: Path) -> Contract:
 
 
 def decode(text: bytes, path: Path) -> Contract:
-    """Return the contract in the text of a lock; `path` is named in messages.
+    """Return the contract in the text of a lock file; `path` is used in error messages.
 
     Raises:
-        CorruptCheckpointError: it is no lock.
+        CorruptCheckpointError: it is no valid lock.
     """
     try:
         plain = json.loads(text, object_pairs_hook=_once)
@@ -118,7 +120,7 @@ def _check_format(plain: object, path: Path) -> None:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuse a key that stands twice: two readers would see two contracts."""
+    """Return the pairs as a dict; ValueError for a duplicate key, on which parsers differ."""
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
@@ -128,7 +130,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _decoded(key: str, line: object) -> _Line:
-    """Return what stands behind one key; a fault names it, where msgspec would say `[...]`."""
+    """Convert the value of one key; errors contain the key, for which msgspec writes `[...]`."""
     try:
         return msgspec.convert(line, _Line)
     except msgspec.ValidationError as error:
@@ -138,7 +140,7 @@ def _decoded(key: str, line: object) -> _Line:
 
 
 def _explained(error: Exception) -> str:
-    """Return the fault in one sentence: an unknown field with what is meant perhaps."""
+    """Return the error in one sentence; for an unknown field, with a suggestion."""
     text = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
     unknown = re.match(r"Object contains unknown field `(.*?)`(.*)", text)
     if unknown is None:

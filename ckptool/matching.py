@@ -1,4 +1,4 @@
-"""Missing x unexpected keys -> the change of names that explains them: a wrapper, or a rename."""
+"""Missing x unexpected keys -> PrefixRewrite or renames that explain them."""
 
 import json
 from collections import Counter
@@ -16,19 +16,19 @@ WRAPPERS: Final = (
     "_checkpoint_wrapped_module",
     "_forward_module",
 )
-"""Segments that DataParallel and DDP, torch.compile, FSDP, activation checkpointing, Lightning's
-strategies put into keys."""
+"""Key segments added by DataParallel and DDP, torch.compile, FSDP, activation checkpointing and
+Lightning's strategies."""
 
 
 class Rewrite(Struct, frozen=True):
-    """A change of keys that makes more of a file match: segments taken out, or a prefix added."""
+    """Rewrite of keys that makes more of a file match: segments removed, or a prefix added."""
 
     removed: tuple[str, ...]
-    """Segments ("module") or a leading prefix ("model.") that the file's keys lose."""
+    """Segments ("module") or a leading prefix ("model.") removed from the file's keys."""
     added: str
-    """A prefix that the file's keys gain, "" if none."""
+    """Prefix added to the file's keys; "" if none."""
     keys: Mapping[str, str]
-    """Key in the file -> key in the module, for those that match only then."""
+    """Key in the file -> key in the module, for keys that match only after the rewrite."""
 
 
 def find_rewrite(
@@ -37,9 +37,9 @@ def find_rewrite(
     expected: Mapping[str, TensorInfo],
     actual: Mapping[str, TensorInfo],
 ) -> Rewrite | None:
-    """Return the change of keys after which most missing tensors are found, or None.
+    """Return the rewrite of keys that resolves most missing tensors; None if none does.
 
-    Segments are whole; a change under which two keys would collide is refused.
+    Only whole segments are rewritten; rewrites that make two keys collide are rejected.
     """
     wanted = {t.key: t for t in missing}
     best: Rewrite | None = None
@@ -59,9 +59,9 @@ def find_rewrite(
 
 
 def _candidates(missing: list[str], unexpected: list[str]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (what to remove, prefix to add), the known wrappers first.
+    """Yield (segments to remove, prefix to add), the known wrappers first.
 
-    A wrapper's name may be a real name in this module, so leaving it alone is tried as well.
+    A wrapper's name may be a real segment of this module, so keeping it is tried too.
     """
     present = {segment for key in unexpected for segment in key.split(".")}
     real = {segment for key in missing for segment in key.split(".")}
@@ -76,7 +76,7 @@ def _candidates(missing: list[str], unexpected: list[str]) -> Iterator[tuple[tup
 
 
 def _leading(keys: Iterable[str]) -> Iterator[str]:
-    """Yield the prefixes of whole segments with which most keys begin, longest last."""
+    """Yield the prefixes (1 to 4 segments) of more than half of the keys, longest last."""
     counts: Counter[str] = Counter()
     total = 0
     for key in keys:
@@ -95,9 +95,9 @@ def _rewritten(key: str, removed: tuple[str, ...], added: str) -> str:
 
 
 def find_renames(missing: list[TensorInfo], unexpected: list[TensorInfo]) -> dict[str, str]:
-    """Pair each missing tensor with the one unexpected tensor of its shape that ends like it.
+    """Return missing key -> unexpected key with the same shape and last segment.
 
-    A pair is made only where both are each other's single best candidate.
+    A pair is made only if each is the other's single best candidate, by common trailing segments.
     """
     by_form: dict[object, list[TensorInfo]] = {}
     for tensor in unexpected:
@@ -119,9 +119,9 @@ def find_renames(missing: list[TensorInfo], unexpected: list[TensorInfo]) -> dic
 def pair_alike(
     missing: Mapping[str, str], unexpected: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """Pair keys by the fingerprint of what they hold: key -> fingerprint on either side.
+    """Yield (missing key, unexpected key) with equal fingerprints; both args: key -> fingerprint.
 
-    Several that hold the same are paired in natural order, where there are as many on both sides.
+    Several keys with one fingerprint are paired in natural order, if both sides have as many.
     """
     there = _by_content(unexpected)
     for content, keys in _by_content(missing).items():
@@ -138,10 +138,10 @@ def _by_content(held: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def named_ties(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return what a safetensors file says of ties: name -> the key that holds its elements.
+    """Return tied key -> key that holds its elements, from a safetensors file's metadata.
 
-    `safetensors.torch.save_model` writes each name as an entry of its own; `migrate` writes all
-    into one.
+    `safetensors.torch.save_model` writes one metadata entry per tied key; `migrate` writes all
+    into the entry "ckptool.ties", as JSON. Unrelated metadata entries are in the result as well.
     """
     try:
         record = json.loads(metadata.get("ckptool.ties", "{}"))
@@ -156,7 +156,7 @@ def _last(key: str) -> str:
 
 
 _MOST_CANDIDATES: Final = 1000
-"""Above this many tensors of one form, names alone tell too little, and pairing costs too much."""
+"""With more tensors of one shape and last segment, pairing by key is ambiguous and slow."""
 
 
 def _single_best(key: str, candidates: list[str]) -> str | None:

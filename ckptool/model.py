@@ -1,4 +1,11 @@
-"""The facts that the stages hand on: frozen, plain, and without torch."""
+"""Data passed between the stages: frozen msgspec structs that need no torch.
+
+Conventions of all structs in this package:
+
+- A `str` field whose default is "" means "none" or "not known".
+- `at` is the dotted place of a state_dict, or of a value, inside a file: "model.ema", or "" for
+  the top level.
+"""
 
 import re
 from collections import Counter
@@ -50,7 +57,7 @@ BITS: Final[Mapping[str, int]] = {
     "float4_e2m1fn": 4,
     **{f"{sign}int{n}": 8 for sign in ("", "u") for n in range(1, 8)},
 }
-"""Bits that one element takes in a storage, by torch's name of the dtype without its prefix.
+"""Dtype -> bits of one element in a storage; dtypes have torch's names without the prefix.
 
 torch gives its sub-byte integers (uint1 ... int7) one byte each, and its packed types
 (`float4_e2m1fn_x2`, `quint4x2`) one byte for the whole pack. The unpacked 4 and 6 bit floats exist
@@ -59,7 +66,7 @@ in safetensors only (its `F4`, `F6_E2M3`, `F6_E3M2`).
 
 
 class Container(StrEnum):
-    """How a checkpoint is laid out on disk."""
+    """File format of a checkpoint."""
 
     TORCH_ZIP = "torch-zip"
     TORCH_LEGACY = "torch-legacy"
@@ -74,7 +81,7 @@ class Container(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a tensor is to the module that holds it."""
+    """Role of a tensor in the module that owns it."""
 
     PARAMETER = "parameter"
     BUFFER = "buffer"
@@ -85,12 +92,12 @@ class Kind(StrEnum):
     ARRAY = "array"
     """A numpy array."""
     MODULE = "module"
-    """A tensor of a module that is held outside `named_modules()`."""
+    """A tensor of a module that `named_modules()` does not list."""
     CLASS_ATTRIBUTE = "class-attribute"
 
 
 class Constancy(StrEnum):
-    """What building the module again makes of a tensor's value."""
+    """Whether a tensor has the same value when the module is constructed again."""
 
     CONSTANT = "constant"
     RANDOM = "random"
@@ -99,7 +106,7 @@ class Constancy(StrEnum):
 
 
 class Safety(StrEnum):
-    """What importing and calling a global that a pickle names could do."""
+    """Risk of importing and calling a global that a pickle names."""
 
     SAFE = "safe"
     UNKNOWN = "unknown"
@@ -107,14 +114,14 @@ class Safety(StrEnum):
 
 
 class Skipped(Struct, frozen=True, gc=False):
-    """Something that was not looked at: silence never means passed."""
+    """A check that was not made, with the reason: an unreported check never counts as passed."""
 
     what: str
     reason: str
 
 
 class Span(Struct, frozen=True, gc=False):
-    """Bytes `offset` to `offset + nbytes` of a file."""
+    """Byte span of a file: `offset` to `offset + nbytes`."""
 
     path: Location
     offset: int
@@ -122,47 +129,47 @@ class Span(Struct, frozen=True, gc=False):
 
 
 class StorageInfo(Struct, frozen=True, gc=False):
-    """The bytes behind one or more tensors. Equal storages mean shared memory: ties and views."""
+    """Storage of one or more tensors. Equal storages mean shared memory: tied tensors and views."""
 
     key: str
-    """Name within the file: the zip record's number, or the tensor's own name in safetensors."""
+    """Name within the file: the number of the zip record, or the tensor's key in safetensors."""
     nbytes: int
     device: str = "cpu"
-    """The location tag that was saved: "cpu", "cuda:0"."""
+    """Saved location tag: "cpu", "cuda:0"."""
     span: Span | None = None
-    """Where the bytes lie; None where they are compressed, or not in a file at all."""
+    """Byte span of the storage; None where it is compressed or not in a file."""
     byteorder: str = "little"
 
 
 class Part(Struct, frozen=True):
-    """A piece of a tensor that is no strided block: a chunk, or the indices of a sparse one."""
+    """Component of a non-strided tensor: a chunk, or for example the indices of a sparse tensor."""
 
     name: str
     """"indices", "values", "scales" ... for layouts; "" for a chunk."""
     offsets: tuple[int, ...]
-    """Where a chunk starts within the whole tensor, one number a dimension; () for layouts."""
+    """First index of a chunk in the full tensor, one per dimension; () for layouts."""
     tensor: "TensorInfo"
 
 
 class TensorInfo(Struct, frozen=True, gc=False):
-    """What is known of one tensor without its data."""
+    """Description of one tensor without its data."""
 
     key: str
     shape: tuple[int, ...]
     dtype: str
     """torch's name without the prefix: "float32", "bfloat16", "float8_e4m3fn"."""
     stride: tuple[int, ...]
-    """In elements, one number a dimension."""
+    """In elements, one per dimension; () if the layout is not strided."""
     storage_offset: int
     """In elements."""
     storage: StorageInfo | None
-    """None where `parts` hold the data."""
+    """None where `parts` hold the data, and for parameters without a shape (layout "lazy")."""
     layout: str = "strided"
     """"strided", "sparse_coo", "sparse_csr", "quantized", "nested", "chunked" ..."""
     wrapper: str = ""
-    """Qualified name of a tensor subclass, if it was one."""
+    """Qualified name of the tensor subclass, "" for a plain tensor or parameter."""
     kind: Kind | None = None
-    """Known for a module's tensors, and for a file's where it says so."""
+    """Set for tensors of a module, and for tensors of a file that records it."""
     requires_grad: bool = False
     parts: tuple[Part, ...] = ()
 
@@ -172,12 +179,12 @@ class TensorInfo(Struct, frozen=True, gc=False):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements themselves, whatever the storage holds besides."""
+        """Bytes of the elements; the storage may be larger."""
         if self.storage is None and self.parts and self.layout != "chunked":
             return sum(part.tensor.nbytes for part in self.parts)
         bits = BITS.get(self.dtype)
         if bits is None:
-            # A numpy array of what torch has no dtype for.
+            # A numpy array with a dtype that torch lacks.
             return self.storage.nbytes if self.storage is not None else 0
         return (prod(self.shape) * bits + 7) // 8
 
@@ -189,7 +196,7 @@ class TensorInfo(Struct, frozen=True, gc=False):
 
     @property
     def contiguous(self) -> bool:
-        """Whether the elements lie in the storage one after the other, in C order."""
+        """Whether the elements are adjacent in the storage, in C order."""
         if self.layout != "strided" or self.storage is None:
             return False
         if len(self.shape) == 1:
@@ -205,7 +212,10 @@ class TensorInfo(Struct, frozen=True, gc=False):
 
     @property
     def span(self) -> Span | None:
-        """The bytes of the elements, where they are one contiguous run in a file."""
+        """Byte span of the elements in the file.
+
+        None if they are not contiguous, not little-endian, compressed, or not in a file.
+        """
         storage = self.storage
         if storage is None or storage.span is None or not self.contiguous:
             return None
@@ -216,7 +226,7 @@ class TensorInfo(Struct, frozen=True, gc=False):
 
 
 class PickledModule(Struct, frozen=True):
-    """What a pickled `nn.Module` says of one of its sub-modules."""
+    """Class and attribute names of one sub-module of a pickled `nn.Module`."""
 
     name: str
     """Qualified name of its class."""
@@ -225,41 +235,41 @@ class PickledModule(Struct, frozen=True):
 
 
 class State(Struct, frozen=True):
-    """A mapping of keys to tensors inside a checkpoint: what `load_state_dict` could be given."""
+    """A mapping of keys to tensors inside a checkpoint: a possible input of `load_state_dict`."""
 
     at: str
-    """Place in the checkpoint's tree, dotted: "" is the root."""
+    """Dotted place in the checkpoint, "" for the top level."""
     tensors: Mapping[str, TensorInfo]
     role: str = "state_dict"
     """"state_dict", "module" (a pickled nn.Module), "optimizer", or "tensors" (a list)."""
     versions: Mapping[str, int | None] | None = None
     """`state_dict._metadata`: prefix of a sub-module -> its `version`; None without one."""
     others: Mapping[str, str] = {}
-    """Keys that hold no tensor -> what they hold, in a few words."""
+    """Keys whose value is not a tensor -> short description of the value."""
     unsaved: Mapping[str, TensorInfo] = {}
-    """Of a pickled module: what its state_dict() leaves out, by path, with `kind` set."""
+    """Of a pickled module: tensors that its state_dict() omits, by path, with `kind` set."""
     modules: Mapping[str, PickledModule] = {}
-    """Of a pickled module: prefix -> what is known of that sub-module."""
+    """Of a pickled module: prefix -> sub-module."""
 
 
 class Entry(Struct, frozen=True):
-    """Something in a checkpoint that is no tensor: an epoch, a learning rate, a configuration."""
+    """Non-tensor value in a checkpoint: an epoch, a learning rate, a configuration."""
 
     at: str
     text: str
-    """A short, printable description; never the raw bytes."""
+    """Short printable description; never the raw bytes."""
     value: object = None
-    """The value itself where it is plain: None, bool, int, float, str, lists and dicts of them."""
+    """The value if it is plain: None, bool, int, float, str, or lists and dicts of these."""
 
 
 class GlobalUse(Struct, frozen=True, gc=False):
-    """A name that a pickle would import."""
+    """A global that a pickle imports when it is loaded."""
 
     module: str
     name: str
     safety: Safety
     at: str
-    """Where in the tree its result stands; "" for the root or where it was thrown away."""
+    """Dotted place of the result of its call; "" for the top level, or if the pickle drops it."""
 
     @property
     def qualified(self) -> str:
@@ -267,29 +277,29 @@ class GlobalUse(Struct, frozen=True, gc=False):
 
 
 class Fault(Struct, frozen=True):
-    """Something wrong with a container that does not keep it from being described."""
+    """Defect of a container that can still be described."""
 
     code: str
-    """The rule that reports it, "CK601"."""
+    """Code of the rule that reports it: "CK601"."""
     key: str
     facts: Mapping[str, str]
 
 
 class Checkpoint(Struct, frozen=True):
-    """A checkpoint as described from its bytes; nothing in it was imported, called or loaded."""
+    """Description of a checkpoint from its bytes: nothing in it is imported, called or loaded."""
 
     path: Location
     container: Container
     nbytes: int
-    """Of the file, or of all files of a directory that belong to it."""
+    """Size of the file, or of all files of a sharded checkpoint."""
     states: tuple[State, ...]
-    """In the order of `at`, the root first."""
+    """In the order of `at`, the top level first."""
     entries: tuple[Entry, ...] = ()
     globals: tuple[GlobalUse, ...] = ()
     metadata: Mapping[str, str] = {}
-    """safetensors' `__metadata__`, or a torch container's small records (version, byteorder)."""
+    """`__metadata__` of safetensors, or small records of a torch container (version, byteorder)."""
     damage: str = ""
-    """Why reading stopped. Set only where something dangerous was found first, else an error."""
+    """Why reading stopped. Set only if dangerous globals were found before; else reading raises."""
     skipped: tuple[Skipped, ...] = ()
     files: tuple[Location, ...] = ()
     """The files of a sharded checkpoint, in order; () for a single file."""
@@ -297,40 +307,40 @@ class Checkpoint(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """One tensor or array that a live module holds, saved or not."""
+    """One tensor or array of a live module, saved or not."""
 
     tensor: TensorInfo
-    """Its `key` is the state_dict key, or the dotted path ("convs[0].weight", "banks['k']")."""
+    """Its `key` is the state_dict key, or the path if unsaved: "convs[0].weight", "banks['k']"."""
     kind: Kind
     owner: str
-    """Qualified name of the class of the module that holds it."""
+    """Qualified name of the class of the module that owns it."""
     saved: bool
-    """Whether the real `state_dict()` has it."""
+    """Whether `state_dict()` contains it."""
     constancy: Constancy
     follows_to: bool
-    """Whether `.to(device)` takes it along."""
+    """Whether `.to(device)` moves it."""
     follows_dtype: bool
-    """Whether `.half()` converts it; True for what is not floating point."""
+    """Whether `.half()` converts it; True if it is not floating point."""
     where: str = ""
-    """"file:line" of the assignment, "" where it cannot be found."""
+    """"file:line" of the assignment, "" if not found."""
     used: str = ""
-    """"file:line" of the first use that forward reaches, "" where none was found."""
+    """"file:line" of the first use reachable from forward, "" if none was found."""
     moved: str = ""
-    """"file:line" where forward takes it along itself, or only asks it, "" where it does not."""
+    """"file:line" where forward itself moves it or reads only its metadata; else ""."""
     cast: bool = False
-    """Whether forward casts it wherever it uses it."""
+    """Whether every use in forward casts it."""
     written: str = ""
-    """"file:line" of the first write outside the constructor, "" where none was found."""
+    """"file:line" of the first write outside the constructor, "" if none was found."""
     alias_of: str = ""
-    """Key of registered state in whose storage it lies."""
+    """Key of the registered or saved tensor whose storage it shares."""
     statistic: bool = False
-    """A buffer that training changes: a normalisation layer's, or one with a `written` place."""
+    """Buffer that training changes: of a normalisation layer, or one with `written_at`."""
     fingerprint: str = ""
-    """`values.fingerprint` of its elements, "" where the module was built without real values."""
+    """Content fingerprint of the elements, "" if they have no real values or are too large."""
     preview: Preview | None = None
-    """Of unsaved state and of buffers, for the first few of a module that have real values."""
+    """For the first 48 saved and 48 unsaved tensors with real values; never for parameters."""
     halved: Mapping[str, str] = {}
-    """Of a float32 buffer: half-precision dtype -> fingerprint of it in that, where that rounds."""
+    """For float32 buffers: half-precision dtype -> fingerprint after the cast, if it rounds."""
 
     @property
     def key(self) -> str:
@@ -338,37 +348,37 @@ class Held(Struct, frozen=True):
 
 
 class ModuleClass(Struct, frozen=True):
-    """What is known of one sub-module of a live module."""
+    """Class facts of one sub-module of a live module."""
 
     name: str
     """Qualified name of its class."""
     version: int | None
-    """The class's `_version`."""
+    """`_version` of the class; None without one."""
     custom_load: bool
-    """Whether the class, outside torch's own modules, overrides `_load_from_state_dict`."""
+    """Whether a class other than torch's overrides `_load_from_state_dict`, or hooks it."""
     auxiliary: bool
-    """A loss, a metric, or a network that only judges: its keys are not the model's."""
+    """A loss, a metric, or a perceptual-loss network: its keys are not part of the model."""
     attributes: frozenset[str]
     """Names in its `__dict__`, registered names included."""
 
 
 class ModuleState(Struct, frozen=True):
-    """All state of a live module: what it saves and what it does not."""
+    """All state of a live module, saved and unsaved."""
 
     target: str
-    """How it was named: "samples.attention:CausalAttention"."""
+    """Import target: "samples.attention:CausalAttention"."""
     held: Mapping[str, Held]
     """By key, in natural order."""
     others: Mapping[str, str] = {}
-    """Keys of the real state_dict() that hold no tensor (extra state), with what they hold."""
+    """Keys of state_dict() without a tensor (extra state) -> short description of the value."""
     none_buffers: Mapping[str, str] = {}
+    """Key of a buffer registered as None -> class of its owner."""
     filled: Mapping[str, str] = {}
-    """Key of a buffer that is None -> "file:line" of the code that fills it, "" where none does."""
-    """Buffers registered as None -> class of their owner."""
+    """Key of a persistent buffer that is None -> "file:line" of its assignment, "" if none."""
     modules: Mapping[str, ModuleClass] = {}
-    """By prefix; "" is the module itself."""
+    """By prefix; "" is the root module."""
     hidden_modules: Mapping[str, str] = {}
-    """Modules held outside `named_modules()`: path -> class."""
+    """Modules that `named_modules()` does not list: path -> class."""
     skipped: tuple[Skipped, ...] = ()
 
     @property
@@ -392,9 +402,9 @@ def natural(key: str) -> tuple[object, ...]:
 
 
 def sharing(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]:
-    """Return the groups of tensors that have elements in one storage, in order."""
+    """Return groups of at least two non-empty tensors that share a storage, in order."""
     filled = [(t, t.storage) for t in tensors if t.storage is not None and 0 not in t.shape]
-    # Nearly all storages have one user, and a name of their own, which is hashed much faster.
+    # Nearly all storages have one tensor and a unique key; hashing the key is much faster.
     named = Counter(storage.key for _, storage in filled)
     users: dict[StorageInfo, list[TensorInfo]] = {}
     for tensor, storage in filled:
@@ -404,7 +414,7 @@ def sharing(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]
 
 
 def ties(tensors: Iterable[TensorInfo]) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of keys that are the same elements of the same storage, in order."""
+    """Return groups of keys that are the same view of the same storage, in order."""
     views: dict[object, list[str]] = {}
     for group in sharing(tensors):
         for t in group:

@@ -1,4 +1,4 @@
-"""A comparison <-> its parts: which machine does what, and the one answer from all of theirs."""
+"""StructuralDiff -> DiffShards (`diff --shard I/N`) -> CheckpointDiff: split and merge a diff."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,18 +31,18 @@ _SAMPLE: Final = 4096
 
 
 class Side(Struct, frozen=True):
-    """One of the two files, as a part carries it."""
+    """One of the two compared files, as stored in a DiffShard."""
 
     path: str
     identity: str
-    """A digest of the file's size and of samples of its bytes."""
+    """SHA-256 (hex) of the names, sizes and samples of the bytes of its files."""
     checkpoint: Checkpoint
-    """Without what no report on two files needs."""
+    """Without states, entries, globals, metadata, files and faults."""
     tensors: Mapping[str, TensorInfo]
 
 
 class Part(Struct, frozen=True):
-    """What one machine knows: of the files' outline all, of their values its share."""
+    """Result of one shard: the structure of both files, and value results of its checks."""
 
     number: int
     of: int
@@ -55,7 +55,7 @@ class Part(Struct, frozen=True):
 
 
 def share(known: Outline, number: int, of: int) -> tuple[Question, ...]:
-    """Return the questions of part `number` of `of`: about as many bytes as every other's."""
+    """Return the value checks of shard `number` (1 to `shard_count`), balanced by bytes read."""
     asked = questions(known)
     heaviest_first = sorted(range(len(asked)), key=lambda n: -weight(known, asked[n]))
     loads = [0] * of
@@ -71,7 +71,7 @@ def share(known: Outline, number: int, of: int) -> tuple[Question, ...]:
 def part_of(
     known: Outline, number: int, of: int, tolerances: Tolerances | None, answers: Answers
 ) -> Part:
-    """Return what is to be carried to where the parts are put together."""
+    """Return the serializable result of one shard: the input of `merge_shards`."""
     return Part(
         number=number,
         of=of,
@@ -85,10 +85,10 @@ def part_of(
 
 
 def merged(parts: Mapping[str, Part]) -> Revision:
-    """Return the comparison that parts, by the name of their file, belong to.
+    """Merge all shards, given by file name, into the CheckpointDiff.
 
     Raises:
-        UsageError: one is missing or there twice, or they are of other files.
+        UsageError: a shard is missing or duplicate, or the files or options differ between shards.
     """
     named = list(parts.items())
     name, first = named[0]
@@ -110,16 +110,16 @@ def merged(parts: Mapping[str, Part]) -> Revision:
 
 
 def to_data(part: Part) -> Mapping[str, Any]:
-    """Return a part as plain data, without the folders of the machine that it is from."""
+    """Return a shard as plain data; Path values in it are reduced to file names."""
     data: Mapping[str, Any] = msgspec.to_builtins(part, enc_hook=_encoded)
     return data
 
 
 def from_data(name: str, data: object) -> Part:
-    """Return the part that a report carries.
+    """Return the shard in the data of a report; `name` is the report's file, for messages.
 
     Raises:
-        UsageError: it is none; `name` is the report's file.
+        UsageError: the data is no shard.
     """
     try:
         return msgspec.convert(data, Part, dec_hook=_decoded)
@@ -140,7 +140,7 @@ def _checkpoint(side: Side) -> Checkpoint:
 
 
 def _identity(files: Sequence[Location]) -> str:
-    from hashlib import sha256  # starts OpenSSL: only where content is looked at
+    from hashlib import sha256  # imported lazily: it starts OpenSSL
 
     digest = sha256()
     for path in files:

@@ -1,4 +1,4 @@
-"""Tensors of a file -> the values of those that are worth a picture."""
+"""TensorInfos of a file -> Previews of small tensors and of those that look like masks."""
 
 import re
 from collections.abc import Iterable
@@ -14,21 +14,21 @@ from ckptool.grids import Preview
 from ckptool.model import Kind, TensorInfo
 
 FEW: Final = 7
-"""Different values that a mask or a table of indices has at most, where it is drawn unasked."""
+"""Maximum number of distinct values of a tensor that is taken for a mask or index table."""
 _EACH: Final = 4
-"""How often it has each of them, on average."""
+"""Minimum average number of elements per distinct value."""
 MOST_READ: Final = 400
 _MOST_BYTES: Final = 16 << 20
-"""Of a tensor of which some rows are read."""
+"""Maximum size of a tensor of which a preview is read."""
 _NAMED: Final = re.compile(r"mask|bias_table|position_ids|relative_position|(^|\.)tril$|triu")
 _WHOLE: Final = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64"})
 
 
 def preview(tensor: TensorInfo) -> Preview | None:
-    """Return the values of `tensor`, or some of them, None where they cannot be had.
+    """Return the preview of `tensor`; None if it is too large, unreadable or has no preview.
 
     Raises:
-        ReadError: the file cannot be read any more, or is not what was described.
+        ReadError: the file became unreadable or changed since it was described.
     """
     steps = grids.window(tensor.shape)
     if steps is None or tensor.layout != "strided" or tensor.nbytes > _MOST_BYTES:
@@ -44,10 +44,10 @@ def preview(tensor: TensorInfo) -> Preview | None:
 
 
 def masks(tensors: Iterable[TensorInfo], most: int) -> list[tuple[TensorInfo, Preview]]:
-    """Return the first tensors that look like masks or tables, with their values.
+    """Return the first `limit` tensors that look like masks or index tables, with previews.
 
-    A file does not say which of its tensors are buffers: what has a few different values only,
-    and more than one, is taken for one.
+    A file does not record which tensors are buffers, so tensors with a few distinct values, but
+    more than one, are taken for buffers. At most MAX_READ tensors are read.
     """
     likely = islice(filter(drawable, tensors), MOST_READ)
     seen = ((tensor, preview(tensor)) for tensor in likely)
@@ -56,7 +56,7 @@ def masks(tensors: Iterable[TensorInfo], most: int) -> list[tuple[TensorInfo, Pr
 
 
 def drawable(tensor: TensorInfo) -> bool:
-    """Whether `tensor` is small, or looks like a buffer, of which some rows are enough."""
+    """Whether `tensor` is no parameter, and is small or looks like a buffer."""
     if tensor.kind is Kind.PARAMETER:
         return False
     buffer = tensor.kind is not None or tensor.dtype in _WHOLE or _NAMED.search(tensor.key)
@@ -64,7 +64,8 @@ def drawable(tensor: TensorInfo) -> bool:
 
 
 def telling(one: Preview) -> bool:
-    """Whether it has a few different values, and each of them several times."""
+    """Whether a preview has several distinct values, at most MAX_DISTINCT of them finite, and at
+    least _MIN_REPEATS elements per distinct value."""
     cells = [cell for row in one.rows for cell in row]
     different, finite = len(set(cells)), len({cell for cell in cells if isfinite(cell)})
     return different > 1 and finite <= FEW and different * _EACH <= len(cells)

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of a project that saves modules; torch is imported when one is called."""
+"""pytest fixtures for projects that save modules; torch is imported when one is called."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ _COLUMNS = 100
 
 
 class AssertSaveable:
-    """What the fixture `assert_saveable` gives."""
+    """Callable that the fixture `assert_saveable` returns."""
 
     def __call__(
         self,
@@ -28,7 +28,7 @@ class AssertSaveable:
         ignore: tuple[str, ...] = (),
         fail_on: str = "error",
     ) -> "AuditReport":
-        """Fail unless a state_dict holds all that the module cannot make again."""
+        """Fail unless the state_dict holds all state that construction does not restore."""
         __tracebackhide__ = True
         from ckptool import api
 
@@ -39,7 +39,7 @@ class AssertSaveable:
 
 
 class AssertCheckpointCompatible:
-    """What the fixture `assert_checkpoint_compatible` gives."""
+    """Callable that the fixture `assert_checkpoint_compatible` returns."""
 
     def __call__(
         self,
@@ -52,7 +52,7 @@ class AssertCheckpointCompatible:
         ignore: tuple[str, ...] = (),
         fail_on: str = "error",
     ) -> "DiffModuleReport":
-        """Fail unless the module loads the checkpoint strictly and, given `inputs`, runs on it."""
+        """Fail unless the module loads the checkpoint strictly and, with `inputs`, forward runs."""
         __tracebackhide__ = True
         from ckptool import api, report
 
@@ -69,7 +69,7 @@ class AssertCheckpointCompatible:
 
 @pytest.fixture(scope="session")
 def assert_saveable() -> AssertSaveable:
-    """Fail unless a state_dict holds all that the module cannot make again.
+    """Fail unless the state_dict holds all state that construction does not restore.
 
     `assert_saveable(model)` or `assert_saveable("package.module:Name", kwargs={...})`; with
     `inputs` the module is run, saved, loaded and run again as well.
@@ -81,8 +81,8 @@ def assert_saveable() -> AssertSaveable:
 def assert_checkpoint_compatible() -> AssertCheckpointCompatible:
     """Fail unless the module loads the checkpoint strictly.
 
-    `assert_checkpoint_compatible("old.pth", model)`; with `inputs` it is also run on it, on CUDA or
-    a simulated device.
+    `assert_checkpoint_compatible("old.pth", model)`; with `inputs` forward also runs with the
+    loaded weights, on CUDA or a simulated device.
     """
     return AssertCheckpointCompatible()
 
@@ -97,7 +97,7 @@ def _policy(ignore: tuple[str, ...], fail_on: str) -> "Policy":
 
 
 def _demand(report: "AnyReport") -> None:
-    """Fail the test with the text of the report, unless it passed."""
+    """Raise AssertionError with the text of the report, unless it passed."""
     __tracebackhide__ = True
     if report.exit_code:
         from ckptool.render import Style, render

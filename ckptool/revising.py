@@ -1,4 +1,4 @@
-"""Old x new checkpoint -> Revision: what there is to ask of values, the answers, put together."""
+"""Old x new Checkpoint -> CheckpointDiff: structure, then planned value checks, then the result."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, TypeVar, assert_never
@@ -26,11 +26,11 @@ from ckptool.workers import Workers
 
 _Fact = TypeVar("_Fact")
 _PLAIN: Final = frozenset({"strided", "chunked"})
-"""Layouts that say how a container cut a tensor, and nothing about the tensor."""
+"""Layouts of dense tensors: they differ only in how the container stores the elements."""
 
 
 class Outline(Struct, frozen=True):
-    """Two files as far as they are known without their tensors' values."""
+    """Comparison of two checkpoints without the values of their tensors."""
 
     old: Checkpoint
     new: Checkpoint
@@ -40,26 +40,26 @@ class Outline(Struct, frozen=True):
     entries: tuple[str, ...]
     changes: tuple[Change, ...]
     by_name: Mapping[str, str]
-    """Removed key -> added key with a like name."""
+    """Removed key -> added key with a similar name (`find_renames`)."""
 
 
 class Both(Struct, frozen=True):
-    """A key in both files: are its values the same, and if not, how do they differ?"""
+    """Check of a key in both files: compare the values, and measure how they differ."""
 
     key: str
     cast: bool = False
-    """The dtypes differ, so the values do as a matter of course."""
+    """Whether the dtypes differ: then the values are measured without comparing the bytes."""
 
 
 class Moved(Struct, frozen=True):
-    """Keys of one dtype and shape that went away or came: which is which?"""
+    """Check of removed and added keys of one dtype and shape: which are renames?"""
 
     removed: tuple[str, ...]
     added: tuple[str, ...]
 
 
 class Tied(Struct, frozen=True):
-    """Two keys of the new file that were one tensor in the old: are they still the same?"""
+    """Check of two keys, tied in the old file and separate in the new: are the values equal?"""
 
     key: str
     other: str
@@ -69,25 +69,29 @@ Question = Both | Moved | Tied
 
 
 class Answers(Struct, frozen=True):
-    """What was learnt of values; of some of the questions, or of all."""
+    """Results of some or all value checks. The field names are those of shard files."""
 
     equal: Mapping[str, bool] = {}
+    """Key in both files -> whether the values are equal."""
     untold: Mapping[str, str] = {}
-    """Key -> why its values could not be compared."""
+    """Key in both files -> why its values could not be compared."""
     renamed: Mapping[str, str] = {}
     """Removed key -> added key with the same values."""
     refuted: tuple[str, ...] = ()
-    """Removed keys whose values are not those of the added key with a like name."""
+    """Removed keys whose values differ from those of the added key with a similar name."""
     diverged: tuple[tuple[str, str], ...] = ()
+    """Pairs of keys tied in the old file whose values differ in the new one."""
     measured: Mapping[str, Figures] = {}
+    """Key in both files -> statistics of the difference of its values."""
     unmeasured: Mapping[str, str] = {}
+    """Key in both files -> why its difference could not be measured."""
 
 
 def outline(old: Checkpoint, new: Checkpoint, at: str | None) -> Outline:
-    """Compare two files without looking at values.
+    """Compare two checkpoints without reading values.
 
-    With `at`, the state there; else all states where both files have the same places; else the two
-    states that have most in common.
+    With `at`, the state at `at` of both; else all states if both files have states at the same
+    places; else the pair of states with most matching tensors.
     """
     places, old_tensors, new_tensors = _sides(old, new, at)
     return outlined(old, new, places, old_tensors, new_tensors, _changed_entries(old, new))
@@ -101,7 +105,7 @@ def outlined(
     new_tensors: Mapping[str, TensorInfo],
     entries: tuple[str, ...],
 ) -> Outline:
-    """Compare the tensors of two files by what is known of them."""
+    """Compare the tensors of two files by shape, dtype and layout, and find renames by key."""
     found = compare(old_tensors, new_tensors, FILE_FIELDS)
     changes = tuple(change for change in found if not _only_cut(change))
     by_name = find_renames(
@@ -112,12 +116,12 @@ def outlined(
 
 
 def questions(known: Outline) -> tuple[Question, ...]:
-    """Return what has to be asked of values: each can be answered apart from the others."""
+    """Return the value checks for a diff; they are independent of each other."""
     return (*_both(known), *_moved(known), *_ties(known))
 
 
 def weight(known: Outline, question: Question) -> int:
-    """Return how many bytes of each file have to be read for a question."""
+    """Return the number of bytes that a check reads of each file."""
     match question:
         case Both(key):
             return known.old_tensors[key].nbytes
@@ -133,10 +137,10 @@ def weight(known: Outline, question: Question) -> int:
 def answer(
     known: Outline, asked: Iterable[Question], tolerances: Tolerances, workers: Workers
 ) -> Answers:
-    """Look at values.
+    """Run value checks and return their results.
 
     Raises:
-        ReadError: a file cannot be read any more, or is not what was described.
+        ReadError: a file became unreadable or changed since it was described.
     """
     together = tuple(asked)
     both = [q for q in together if isinstance(q, Both)]
@@ -159,7 +163,7 @@ def answer(
 
 
 def together(parts: Iterable[Answers]) -> Answers:
-    """Return what several parts of the work learnt."""
+    """Merge the results of several shards."""
     known = tuple(parts)
     return Answers(
         equal={k: v for part in known for k, v in part.equal.items()},
@@ -173,14 +177,14 @@ def together(parts: Iterable[Answers]) -> Answers:
 
 
 def unanswered(known: Outline, learnt: Answers) -> str:
-    """Return a key in both files of which nothing was learnt; "" where there is none."""
+    """Return the first key in both files without a result; "" if all have one."""
     told = learnt.equal.keys() | learnt.untold.keys()
     told |= learnt.measured.keys() | learnt.unmeasured.keys()
     return next((q.key for q in _both(known) if q.key not in told), "")
 
 
 def revise(known: Outline, learnt: Answers | None, tolerances: Tolerances | None) -> Revision:
-    """Put together what is known of two files; without `learnt`, values were not looked at."""
+    """Build the CheckpointDiff from structure and value results; None: values were not read."""
     told = learnt or Answers()
     taken = {*told.refuted, *told.renamed, *told.renamed.values()}
     guessed = {a: b for a, b in known.by_name.items() if taken.isdisjoint((a, b))}
@@ -276,7 +280,10 @@ def _compared(
 def _renames(
     known: Outline, groups: list[Moved], workers: Workers
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Tell what the removed keys are called now: first by name, then by what they hold."""
+    """Return (removed key -> added key with equal values, removed keys refuted by values).
+
+    Pairs with similar names are tried first, then those with equal fingerprints.
+    """
     removed = [key for group in groups for key in group.removed]
     added = {key for group in groups for key in group.added}
     candidates = ((a, known.by_name.get(a)) for a in removed)
@@ -324,7 +331,7 @@ def _sides(
     if at is not None:
         before, after = state_at(old, at).tensors, state_at(new, at).tensors
         if not (before or after):
-            named_state(old, at)  # nothing is not the same as nothing
+            named_state(old, at)  # raises: two missing states are an error, not equal
         return (at, at), before, after
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
         return ("*", "*"), all_tensors(old), all_tensors(new)
@@ -340,7 +347,7 @@ def _in_common(a: State, b: State) -> int:
 
 
 def _changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
-    """Places of plain data that differ between two files of one container."""
+    """Return `at` of plain entries that differ; () if the containers differ."""
     if old.container != new.container:
         return ()
     before = {e.at: (e.text, e.value) for e in old.entries}
@@ -350,5 +357,5 @@ def _changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
 
 
 def _same(before: object, after: object) -> bool:
-    """Whether plain data is the same; NaN, which equals nothing, is the same as NaN."""
+    """Whether plain values are equal; NaN counts as equal to NaN."""
     return before == after or repr(before) == repr(after)

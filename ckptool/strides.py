@@ -1,4 +1,4 @@
-"""Sizes and strides -> the bytes of a view's elements, picked from what holds them."""
+"""Sizes and strides -> bytes of a view's elements in C order, gathered from its storage."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -6,32 +6,33 @@ from operator import mul
 from typing import Final, Literal
 
 REGION: Final = 64 << 20
-"""Bytes held at once to pick the elements of a view from."""
+"""Maximum bytes of a storage in memory at once."""
 WORD: Final[Mapping[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
-"""Bytes of a machine word -> its name in the struct and array modules."""
+"""Bytes of a machine word -> its code in the struct and array modules."""
 
 _GAP: Final = 16 << 10
-"""Bytes between two rows from which on a read for each costs less than reading all."""
+"""Gap between two rows, in bytes, above which one read per row is cheaper than reading all."""
 _HANDED_ON: Final = 1 << 20
+"""Minimum bytes of each yielded piece, except the last."""
 
 Steps = Sequence[tuple[int, int]]
 """(size, stride) of each dimension, outermost first."""
 Read = Callable[[int, int], bytes]
-"""Takes the first word and their number."""
+"""Returns words of the storage, given the first word and the number of words."""
 
 
 def steps_of(shape: Iterable[int], stride: Iterable[int]) -> Steps:
-    """Return size and stride of the dimensions that matter."""
+    """Return (size, stride) of the dimensions whose size is not 1."""
     return [(size, step) for size, step in zip(shape, stride, strict=True) if size != 1]
 
 
 def extent_of(steps: Steps) -> int:
-    """Return how many words lie from the first to the last, both included."""
+    """Return the number of words from the first to the last one of the view, inclusive."""
     return 1 + sum((size - 1) * stride for size, stride in steps)
 
 
 def is_dense(steps: Steps) -> bool:
-    """Whether it is a permutation of what is contiguous, as a transposed matrix is."""
+    """Whether the view is a permutation of a contiguous one, as a transposed matrix is."""
     expected = 1
     for size, stride in sorted(steps, key=lambda step: step[1]):
         if stride != expected:
@@ -41,16 +42,16 @@ def is_dense(steps: Steps) -> bool:
 
 
 def pick(read: Read, steps: Steps, start: int, word: int) -> Iterator[bytes]:
-    """Yield the words of a view in C order, cut anywhere, from as few reads as memory allows.
+    """Yield the words of a view in C order, split anywhere, with as few reads as memory allows.
 
-    What is scattered over more than can be held is picked in the order that it lies in, and
-    turned around afterwards: so the words themselves must be few enough to be held.
+    A view with an extent above REGION whose dimensions are not in storage order is read in storage
+    order and transposed in memory, so all its words must fit into memory.
 
     Args:
         read: returns words of the storage.
-        steps: how the view goes through them.
-        start: the word that it starts from.
-        word: bytes of a word.
+        steps: (size, stride) of each dimension, in words.
+        start: first word of the view.
+        word_nbytes: bytes of a word.
     """
     by_stride = sorted(range(len(steps)), key=lambda axis: -steps[axis][1])
     if extent_of(steps) * word <= REGION or by_stride == list(range(len(steps))):
@@ -64,7 +65,7 @@ def pick(read: Read, steps: Steps, start: int, word: int) -> Iterator[bytes]:
 
 
 def _picked(read: Read, steps: Steps, start: int, word: int) -> Iterator[bytes]:
-    """Read as much at once as is bounded and worth it, and pick from that."""
+    """Yield the words of a view; reads are at most REGION bytes and skip large gaps."""
     together = _rows_together(steps, word)
     if together is None:
         cells = memoryview(read(start, extent_of(steps))).cast(WORD[word])
@@ -77,7 +78,7 @@ def _picked(read: Read, steps: Steps, start: int, word: int) -> Iterator[bytes]:
 
 
 def _rows_together(steps: Steps, word: int) -> int | None:
-    """Return how many of the outermost rows to read at once; None where it is all of them."""
+    """Return the number of outermost rows per read; None: all rows in one read."""
     if not steps:
         return None
     (_, stride), inner = steps[0], extent_of(steps[1:])
@@ -103,7 +104,7 @@ def _rows(cells: memoryview, steps: Steps, start: int) -> Iterator[bytes]:
 
 
 def _joined(rows: Iterable[bytes]) -> Iterator[bytes]:
-    """Put rows together to pieces of a size that is worth handing on."""
+    """Join rows to pieces of at least _OUTPUT_NBYTES; the last may be shorter."""
     rest = bytearray()
     for row in rows:
         rest += row

@@ -1,7 +1,7 @@
-"""Keys of a file x keys of a module -> one parameter that the two keep in different forms.
+"""Keys of a file x keys of a module -> Reparametrizations: one parameter in two styles.
 
-torch has two sets of names for weight and spectral normalisation, pruning has a third, and old
-LayerNorms called their parameters gamma and beta.
+torch has two sets of keys each for weight and spectral normalisation, pruning adds keys of its own,
+and old LayerNorms named their parameters gamma and beta.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from ckptool.model import TensorInfo
 
 
 class Style(StrEnum):
-    """How a module keeps a parameter that is computed from others."""
+    """How a module stores a parameter: plain, or computed from other tensors."""
 
     PLAIN = "a plain parameter"
     OLD_WEIGHT_NORM = "torch.nn.utils.weight_norm"
@@ -37,29 +37,29 @@ _PARTS: Final[Mapping[Style, tuple[str, ...]]] = {
     ),
     Style.PRUNED: ("{}_orig", "{}_mask"),
 }
-"""The names of what each style saves, in an order that two styles of one computation share."""
+"""Key templates of the tensors that each style saves; equivalent styles have the same order."""
 _PAIRS: Final = (
     {Style.OLD_WEIGHT_NORM, Style.NEW_WEIGHT_NORM},
     {Style.OLD_SPECTRAL_NORM, Style.NEW_SPECTRAL_NORM},
 )
-"""Styles that compute the same from the same tensors: only the names differ."""
+"""Styles that compute the same from the same tensors: only the keys differ."""
 _SUFFIXES: Final = ("_g", "_v", "_orig", "_u", "_mask")
 _WEIGHT_NORM: Final = "torch.nn.utils.parametrizations._WeightNorm"
 
 
 class Restyle(Struct, frozen=True):
-    """A parameter that file and module keep in different styles."""
+    """A parameter stored in different styles by the file and the module."""
 
     parameter: str
-    """"conv.weight", whether there is such a key or not."""
+    """Key of the plain parameter ("conv.weight"), which need not exist on either side."""
     have: Style
     want: Style
     file_keys: tuple[str, ...]
     module_keys: tuple[str, ...]
     renames: Mapping[str, str]
-    """Key in the file -> key in the module, where nothing but names differs; else empty."""
+    """Key in the file -> key in the module if only the keys differ; else empty."""
     bridged: bool
-    """Whether the module's own loading hook takes the file's names."""
+    """Whether torch's load hook of the module accepts the file's keys."""
 
 
 def find_restyles(
@@ -67,7 +67,7 @@ def find_restyles(
     actual: Mapping[str, TensorInfo],
     classes: Mapping[str, str],
 ) -> tuple[Restyle, ...]:
-    """Return the parameters that both sides have, each in a style of its own.
+    """Return the parameters that both sides have, in different styles.
 
     Args:
         expected: what the module saves.
@@ -87,7 +87,7 @@ def find_restyles(
 
 
 _Owner = tuple[str, str]
-"""A module's prefix, with its dot, and the name of a parameter."""
+"""(prefix of a module with its trailing dot, name of a parameter)."""
 
 
 class _Kept(Struct, frozen=True):
@@ -96,7 +96,7 @@ class _Kept(Struct, frozen=True):
 
 
 def _owners(keys: Iterable[str]) -> dict[_Owner, None]:
-    """Return the (owner's prefix, parameter) that each key could belong to, in order."""
+    """Return the (module prefix, parameter name) that each key could belong to, in order."""
     found: dict[_Owner, None] = {}
     for key in keys:
         owner, marked, rest = f".{key}".rpartition(".parametrizations.")
@@ -111,7 +111,7 @@ def _owners(keys: Iterable[str]) -> dict[_Owner, None]:
 
 
 def _parametrised(tensors: Mapping[str, TensorInfo]) -> dict[_Owner, tuple[str, ...]]:
-    """Return the keys of each parameter that has parametrisations."""
+    """Return (module prefix, parameter name) -> keys, for parametrised parameters."""
     found: dict[_Owner, tuple[str, ...]] = {}
     for key in tensors:
         if "parametrizations." in key:
@@ -148,7 +148,7 @@ def _restyle(
 def _style(
     one: _Owner, tensors: Mapping[str, TensorInfo], wrapped: Mapping[_Owner, tuple[str, ...]]
 ) -> _Kept | None:
-    """Return the style of which all parts are there: of several, the one with most parts."""
+    """Return the style whose keys are all present, with most keys if several; None if none."""
     found = [_Kept(style, _keys(*one, parts)) for style, parts in _PARTS.items()]
     complete = [kept for kept in found if all(key in tensors for key in kept.keys)]
     if any(kept.style is not Style.PLAIN for kept in complete):
@@ -170,9 +170,9 @@ def find_old_norms(
     unexpected: Mapping[str, TensorInfo],
     classes: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return missing key -> unexpected key for LayerNorms that called them gamma and beta.
+    """Return missing key -> unexpected key for LayerNorms with parameters gamma and beta.
 
-    Other modules have a gamma of their own (LayerScale): the owner's class decides.
+    Other modules may have a parameter gamma (LayerScale), so the owner's class is checked.
     """
     pairs: dict[str, str] = {}
     for old, tensor in unexpected.items():

@@ -1,4 +1,4 @@
-"""Checkpoint -> the figures of its tensors; Loading -> what its numbers do to the module."""
+"""Checkpoint -> CheckpointStatistics; ModuleDiff -> ModuleDiff with value checks."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -15,25 +15,25 @@ _HALF: Final = ("bfloat16", "float16")
 
 
 class Valued(Struct, frozen=True):
-    """A checkpoint whose values were looked at."""
+    """Statistics of the values of all tensors in a checkpoint."""
 
     checkpoint: Checkpoint
     tensors: Mapping[str, TensorInfo]
-    """Of all states, with the place of each in front of its key."""
+    """Tensors of all states, by key prefixed with the state's `at`."""
     figures: Mapping[str, Figures]
-    """By the same keys, where they could be had."""
+    """By the same keys, for tensors whose statistics could be computed."""
     optimizers: frozenset[str]
-    """Keys of an optimizer's state."""
+    """Keys of tensors in optimizer states."""
     skipped: tuple[Skipped, ...]
 
 
 def valued(checkpoint: Checkpoint) -> Valued:
-    """Look at the values of all tensors of a checkpoint: the rules CK401 to CK405 take the result.
+    """Compute statistics of all tensors of a checkpoint, for the rules CK401 to CK405.
 
     Reads every byte of the tensors once, in threads, in bounded memory; needs torch.
 
     Raises:
-        ReadError: a file cannot be read any more, or is not what was described.
+        ReadError: a file became unreadable or changed since it was described.
     """
     tensors = all_tensors(checkpoint)
     why = {key: unreadable(tensor) for key, tensor in tensors.items()}
@@ -50,10 +50,10 @@ def valued(checkpoint: Checkpoint) -> Valued:
 
 
 def with_values(loading: Loading) -> Loading:
-    """Look at the values that matter to a load: of another dtype, or fixed by the constructor.
+    """Return the diff with `cast_effects` and `constant_fingerprints` filled from the values.
 
     Raises:
-        ReadError: a file cannot be read any more, or is not what was described.
+        ReadError: a file became unreadable or changed since it was described.
     """
     changes = [c for c in loading.changes if isinstance(c, Changed) and "dtype" in c.fields]
     casts = {c.key: cast(c.actual, c.expected.dtype) for c in changes}
@@ -75,13 +75,13 @@ def _constants(loading: Loading) -> Iterable[tuple[str, tuple[str, ...]]]:
 
 
 def _is_constant(held: Held) -> bool:
-    """Whether the constructor makes the same buffer every time, and nothing changes it later."""
+    """Whether construction always gives this buffer the same value, and training keeps it."""
     fixed = held.constancy is Constancy.CONSTANT and not held.statistic
     return held.kind is Kind.BUFFER and fixed and bool(held.fingerprint)
 
 
 def _rounded(tensor: TensorInfo, held: Held) -> dict[str, str]:
-    """Return the fingerprints of a float32 tensor in the half-precision dtypes that hold it."""
+    """Return half-precision dtype -> fingerprint of a float32 tensor that it holds exactly."""
     if not held.halved or tensor.dtype != "float32":
         return {}
     found = figures(tensor)
@@ -89,7 +89,7 @@ def _rounded(tensor: TensorInfo, held: Held) -> dict[str, str]:
 
 
 def _is_placeholder(held: Held) -> bool:
-    """Whether a buffer starts as zeros or ones, which something is meant to fill in later."""
+    """Whether a buffer is initialised to zeros or ones, probably to be filled later."""
     import torch
 
     from ckptool.modules.tensors import digest

@@ -1,4 +1,4 @@
-"""Bytes of tensors -> equal or not, and fingerprints: streamed in bounded memory, without torch."""
+"""TensorInfos -> bitwise equality and fingerprints: streamed in bounded memory, without torch."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
@@ -24,25 +24,26 @@ from ckptool.strides import steps_of
 from ckptool.workers import JOBS, Batch, Workers
 
 _PIECE: Final = 32 << 20
-"""Bytes of a tensor that one thread takes at a time."""
+"""Bytes per task: contiguous tensors are split at this size, small ones grouped up to it."""
 _BATCH: Final = 1024
-"""Small tensors, or pieces, that one thread takes at a time."""
+"""Maximum number of tensors, or pieces of tensors, of one task."""
 
 _T = TypeVar("_T")
 _Work = tuple[int, Span, Span] | tuple[int, TensorInfo, TensorInfo]
-"""Position of a pair, and what of both is to be compared: a piece of the bytes, or all."""
+"""(position of a pair, spans or whole tensors to compare)."""
 _Digested = tuple[int, Span | TensorInfo]
-"""Position of a tensor, and what of it is digested: the next piece of its bytes, or all."""
+"""(position of a tensor, next span of it or the whole tensor to digest)."""
 
 
 def equal(a: TensorInfo, b: TensorInfo) -> bool | None:
-    """Tell whether two tensors have the same dtype, shape and bits.
+    """Whether two tensors have the same dtype, shape and bits.
 
     Returns:
-        None where their elements cannot be told without torch: `obstacle` says why.
+        None if the elements cannot be read without torch (see `unreadable_reason`), or if the
+        components of sparse or quantised tensors do not correspond.
 
     Raises:
-        ReadError: a file cannot be read any more, or is not what was described.
+        ReadError: a file became unreadable or changed since it was described.
     """
     with Files() as files:
         return _equal(a, b, files)
@@ -51,12 +52,12 @@ def equal(a: TensorInfo, b: TensorInfo) -> bool | None:
 def equal_many(
     pairs: Iterable[tuple[TensorInfo, TensorInfo]], jobs: int = JOBS, workers: Workers | None = None
 ) -> list[bool | None]:
-    """Return `equal` of each pair, in order; large tensors are cut among those who work.
+    """Return `are_equal` of each pair, in order; large tensors are split into several tasks.
 
     Args:
-        pairs: what is compared.
-        jobs: threads that share the work.
-        workers: who does it instead.
+        pairs: the tensors to compare.
+        jobs: number of threads if there is no `runner`.
+        runner: runs the tasks instead of threads.
     """
     together = list(pairs)
     verdicts: list[bool | None] = [True] * len(together)
@@ -74,10 +75,10 @@ def equal_many(
 
 
 def fingerprint(tensor: TensorInfo) -> str | None:
-    """Return `content.fingerprint` of its elements; None where only torch could tell them.
+    """Return the content fingerprint of a tensor; None if it cannot be read without torch.
 
     Raises:
-        ReadError: the file cannot be read any more, or is not what was described.
+        ReadError: the file became unreadable or changed since it was described.
     """
     with Files() as files:
         return _fingerprint(tensor, files)
@@ -86,7 +87,7 @@ def fingerprint(tensor: TensorInfo) -> str | None:
 def fingerprint_many(
     tensors: Iterable[TensorInfo], jobs: int = JOBS, workers: Workers | None = None
 ) -> list[str | None]:
-    """Return `fingerprint` of each tensor, in order; large ones are cut among those who work."""
+    """Return `fingerprint_tensor` of each, in order; large tensors are split into several tasks."""
     together = list(tensors)
     told: list[str | None] = [None] * len(together)
     pieces: dict[int, list[bytes]] = {}
@@ -106,9 +107,9 @@ def fingerprint_many(
 def aligned(
     a: TensorInfo, b: TensorInfo, elements: int, folder: Path = Path()
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the elements of two tensors of one shape, so many of each at a time, as `elements` do.
+    """Yield blocks of `element_count` elements of two tensors of one shape, as `iter_elements`.
 
-    Only for tensors without an `obstacle` whose elements take whole bytes.
+    Only for readable tensors (`unreadable_reason` is "") with elements of whole bytes.
     """
     with Files(folder) as files:
         one, other = (
@@ -119,7 +120,7 @@ def aligned(
 
 
 def pieces(a: TensorInfo, b: TensorInfo, elements: int) -> Iterator[tuple[TensorInfo, TensorInfo]]:
-    """Cut two tensors of one shape into tensors of so many elements each, where they can be."""
+    """Split two tensors of one shape into pairs of `element_count` elements, if contiguous."""
     one, other = in_one_piece(a), in_one_piece(b)
     even = one.contiguous and other.contiguous and run_of(one) and run_of(other)
     if not (even or _runs(one, other)):
@@ -160,7 +161,7 @@ def _same_bytes(a: Span, b: Span, files: Files) -> bool:
 
 
 def _blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
-    """Cut anew, so that two streams can be compared piece by piece."""
+    """Regroup a stream of bytes into blocks of `nbytes`; the last may be shorter."""
     rest = bytearray()
     for piece in pieces:
         if not rest and len(piece) == nbytes:
@@ -176,13 +177,13 @@ def _blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
 
 
 def _stretch(tensor: TensorInfo, start: int, count: int) -> TensorInfo:
-    """Return some of the elements of a tensor that lie in one run, in the run's order."""
+    """Return a slice of a contiguous tensor's elements as a 1-d tensor, in storage order."""
     offset = tensor.storage_offset + start
     return replace(tensor, shape=(count,), stride=(1,), storage_offset=offset)
 
 
 def _runs(a: TensorInfo, b: TensorInfo) -> tuple[Span, Span] | None:
-    """Return the bytes of both, where each lies in one run and the runs have the same order."""
+    """Return the spans of both tensors if contiguous, with elements in the same order; or None."""
     a, b = in_one_piece(a), in_one_piece(b)
     if (a.dtype, a.shape) != (b.dtype, b.shape) or _order(a) != _order(b):
         return None
@@ -191,13 +192,13 @@ def _runs(a: TensorInfo, b: TensorInfo) -> tuple[Span, Span] | None:
 
 
 def _straight(tensor: TensorInfo) -> Span | None:
-    """Return the bytes of the elements, where they lie in one run as they are digested."""
+    """Return the span of the elements if its bytes are what is digested, in order; or None."""
     whole = in_one_piece(tensor)
     return run_of(whole) if whole.contiguous and not is_swapped(whole) else None
 
 
 def _order(tensor: TensorInfo) -> object:
-    """Return what is the same for tensors of one shape whose runs have their elements alike."""
+    """Return a value that is equal for tensors of one shape with elements in the same order."""
     swapped = is_swapped(tensor)
     return swapped if tensor.contiguous else (swapped, steps_of(tensor.shape, tensor.stride))
 
@@ -209,7 +210,7 @@ def _fingerprint(tensor: TensorInfo, files: Files) -> str | None:
 
 
 def _content(tensor: TensorInfo, files: Files) -> Iterator[bytes]:
-    """Yield the elements' bytes; of parts that are different things, what they are as well."""
+    """Yield the elements' bytes; each component is preceded by its name, dtype and shape."""
     if not has_layers(tensor):
         yield from elements_in(tensor, files)
         return
@@ -219,7 +220,7 @@ def _content(tensor: TensorInfo, files: Files) -> Iterator[bytes]:
 
 
 def _work(position: int, a: TensorInfo, b: TensorInfo) -> Iterator[tuple[int, _Work]]:
-    """Yield what is to be done for a pair, with the bytes that it reads of each."""
+    """Yield (bytes read of each tensor, task) for a pair."""
     runs = None if has_layers(a) or has_layers(b) else _runs(a, b)
     if runs is None:
         yield a.nbytes, (position, a, b)
@@ -243,7 +244,7 @@ def _same(item: _Work, files: Files) -> bool | None:
 
 
 def _digested(position: int, tensor: TensorInfo) -> Iterator[tuple[int, _Digested]]:
-    """Yield what is to be digested of a tensor, with the bytes that it reads."""
+    """Yield (bytes read, task) for a tensor."""
     run = _straight(tensor)
     if run is None or tensor.nbytes <= content.PIECE:
         yield tensor.nbytes, (position, tensor)
@@ -253,7 +254,7 @@ def _digested(position: int, tensor: TensorInfo) -> Iterator[tuple[int, _Digeste
 
 
 def _digests(folder: Path, work: Sequence[_Digested]) -> list[bytes | str | None]:
-    """Return the digest of each piece, as bytes, and the fingerprint of each whole tensor."""
+    """Return the digest (bytes) of each span and the fingerprint (str, None) of each tensor."""
     with Files(folder) as files:
         return [
             next(content.piece_digests(files.passing(what)))
@@ -264,7 +265,7 @@ def _digests(folder: Path, work: Sequence[_Digested]) -> list[bytes | str | None
 
 
 def _batches(items: Iterable[tuple[int, _T]]) -> Iterator[Batch[_T]]:
-    """Group items until they are worth sending: by the bytes they read, or by number."""
+    """Group items into batches of about _TASK_NBYTES bytes, or of at most _TASK_ITEMS items."""
     batch: list[_T] = []
     total = 0
     for nbytes, item in items:

@@ -1,10 +1,10 @@
-"""The name of a package -> its version, as it is installed."""
+"""Package name -> installed version."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 NOT_INSTALLED: Final = "(not installed)"
-"""A checkout on PYTHONPATH has no version."""
+"""Version of a package without metadata, such as a checkout on PYTHONPATH."""
 
 
 def version_of(package: str) -> str:

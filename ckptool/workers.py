@@ -1,4 +1,4 @@
-"""Tasks -> their results, in order: by this process's threads, or by any executor."""
+"""Batches of items -> results of a task, in order: in threads of this process or an executor."""
 
 import os
 from collections import deque
@@ -17,30 +17,30 @@ JOBS: Final = min(8, os.cpu_count() or 1)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 Batch = tuple[int, Sequence[_T]]
-"""The bytes that are read for some items, and the items: plain data, that can be sent away."""
+"""(bytes read for the items, items); the items are plain data and can be pickled."""
 Task = Callable[[Path, Sequence[_T]], _R]
-"""What is done with a batch: a function of a module, given where relative paths start."""
+"""Module-level function (so it pickles) of (base folder of relative paths, items of a batch)."""
 
 
 class Workers(Struct, frozen=True):
-    """Who does the work, and who is told how far it has come."""
+    """Runs a task on batches, in threads or an executor, and reports progress."""
 
     jobs: int = JOBS
-    """Threads, where no executor is given."""
+    """Number of threads if there is no executor."""
     executor: "Executor | None" = None
     window: int = 64
-    """Batches that an executor is given ahead of the one that is waited for."""
+    """Maximum number of batches submitted to the executor and not yet returned."""
     folder: Path = Path()
-    """Where relative paths start, for workers that were started elsewhere."""
+    """Base of relative paths, for workers with another current directory."""
     progress: Callable[[int], None] | None = None
-    """Is given the bytes of each batch that is done."""
+    """Called with the number of bytes of each finished batch."""
 
     def each(
         self, task: Task[_T, _R], batches: Iterable[Batch[_T]]
     ) -> Iterator[tuple[Sequence[_T], _R]]:
-        """Yield each batch's items with what `task` makes of them, in order.
+        """Yield (items, result of `task`) of each batch, in order.
 
-        Batches are asked for as they are needed, so what is known by then can change them.
+        `batches` is consumed lazily, so earlier results can influence later batches.
         """
         coming = iter(batches)
         first = list(islice(coming, 2))

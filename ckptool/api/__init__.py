@@ -1,4 +1,4 @@
-"""One function per command, with the same words as its options; the CLI adds only printing."""
+"""Public functions, one per command, with the command's options as parameters; import lazily."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a function when it is asked for, so that a command costs what it needs itself."""
+    """Import a function on first access, so that a command imports only what it needs."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ckptool.api' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

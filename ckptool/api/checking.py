@@ -1,4 +1,4 @@
-"""Look at a module alone, or run it on a checkpoint."""
+"""Commands `audit` (module without a checkpoint) and `verify` (checkpoint run in its module)."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -35,22 +35,22 @@ def audit(
     policy: Policy | None = None,
     pictures: bool = False,
 ) -> report.AuditReport:
-    """Report everything a module holds that a state_dict does not; with `inputs`, by running it.
+    """Report the state of a module that its state_dict lacks; with `inputs`, also run forward.
 
-    A live module is compared with a fresh one that has its state_dict loaded: what differs then is
-    what a save loses.
+    A live module is compared with a fresh instance that has its state_dict loaded: the differences
+    are what a save loses.
 
     Args:
         module: "package.module:Name" or a live module, trained or not.
-        kwargs: constructor arguments; of a live module, those that it was built with.
+        kwargs: constructor arguments; for a live module, the arguments it was built with.
         inputs: as for `verify`.
-        fresh: what builds a module like the live one, where `kwargs` do not say it.
-        policy: which findings are reported, and from which level on they fail.
-        pictures: whether it has the values of small buffers and unsaved tensors, to be drawn.
+        fresh: function that builds a module like the live one, if `kwargs` do not determine it.
+        policy: reported findings, and the level from which they fail.
+        pictures: include the values of small buffers and unsaved tensors, for drawing.
 
     Raises:
         ModuleError: the module cannot be imported or built.
-        UsageError: no module is named, or the inputs make no sense.
+        UsageError: no module is named, or the inputs are invalid.
     """
     if module is None:
         raise UsageError("no module is named: -m package.module:Name")
@@ -64,7 +64,7 @@ def audit(
 def _state(
     target: Target, kwargs: Arguments | None, fresh: "Callable[[], nn.Module] | None"
 ) -> "tuple[ModuleState, tuple[Usage, ...]]":
-    """Return what a module holds, and of a live one what became of it since it was built."""
+    """Return a module's description, and for a live module its changes since construction."""
     if isinstance(target.module, str):
         refuse(
             {"fresh=": fresh is not None}, "builds a module like a live one: a name says itself how"
@@ -92,28 +92,29 @@ def verify(  # noqa: PLR0913
     config: Config | None = None,
     pictures: bool = False,
 ) -> report.VerifyReport:
-    """Load a checkpoint, run its module, and compare it with what it was before.
+    """Load a checkpoint, run its module, and compare outputs with those of an older checkpoint.
 
     Args:
         path: the checkpoint.
-        module: "package.module:Name" or a live module; without it the configuration names one.
+        module: "package.module:Name" or a live module; None takes the configuration's.
         kwargs: constructor arguments.
-        at: place of the state in the file ("state_dict"); without it the best match is taken.
+        at: dotted place of the state in the file ("state_dict"); None takes the best match.
         device: "auto", "cuda", "cuda:1", "simulated" or "cpu".
-        against: the old checkpoint, whose module has to compute the same.
-        old_module: the module of `against`; without it the same one.
-        inputs: what forward takes: words such as "float32[2,6,3]", or "package.module:function",
-            or the values themselves; without it the configuration or the module says so.
-        tolerance: absolute and relative; without it none on one device, across that of the dtype.
-        policy: which findings are reported, and from which level on they fail.
-        limits: bounds on what a file may cost.
-        config: the configuration; without it the nearest one from the current directory up.
-        pictures: read the values of small buffers, so that they can be drawn.
+        against: the old checkpoint, whose module must compute the same outputs.
+        old_module: the module of `against`; None takes the same module.
+        inputs: arguments of forward: specs such as "float32[2,6,3]", or "package.module:function",
+            or the values themselves; None takes those of the configuration or the module.
+        tolerance: absolute and relative; None is exact on one device, and the dtype's default
+            across devices.
+        policy: reported findings, and the level from which they fail.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+        pictures: read the values of small buffers, for drawing.
 
     Raises:
         ReadError: a file cannot be read.
         ModuleError: a module cannot be imported or built.
-        UsageError: no module is named, there is no such device, or the inputs make no sense.
+        UsageError: no module is named, the device does not exist, or the inputs are invalid.
     """
     from ckptool.verification import levels, running
     from ckptool.verification.inputs import given
@@ -140,7 +141,7 @@ def verify(  # noqa: PLR0913
 def _older(
     target: Target, module: "str | nn.Module | None", checkpoint: Checkpoint
 ) -> "AbstractContextManager[Side]":
-    """Return the side of the old checkpoint: in its own module, or else in today's."""
+    """Return a context manager giving the old checkpoint in `module`, or in the current module."""
     if module is not None:
         return target.side_of(module, checkpoint)
     return replace(target, at=None).side(checkpoint)

@@ -1,4 +1,4 @@
-"""Compare two checkpoints: here, on a cluster, or a part on each of several machines."""
+"""Two checkpoint files -> DiffFilesReport: with threads, Dask, an executor, or in shards."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class How(Struct, frozen=True):
-    """How two files' values are compared, and by whom; see `diff`."""
+    """Options for comparing the values of two files: tolerances and where to run; see `diff`."""
 
     values: bool = True
     rtol: float | None = None
@@ -41,10 +41,10 @@ class How(Struct, frozen=True):
     progress: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense.
+        """Validate the options.
 
         Raises:
-            UsageError: an option is out of bounds, or two do not go together.
+            UsageError: an option is out of bounds, or two options exclude each other.
         """
         refuse_negative({"--rtol": self.rtol, "--atol": self.atol})
         if self.jobs is not None and self.jobs < 1:
@@ -58,7 +58,7 @@ class How(Struct, frozen=True):
             raise UsageError("--jobs is for threads of this machine, --dask has its own: give one")
 
     def of_values(self) -> str:
-        """Return the first option that is given and only means something for two files' values."""
+        """Return the first option set that only applies to values of two files, "" if none."""
         for name in ("rtol", "atol", "jobs", "dask", "shard"):
             if getattr(self, name) is not None:
                 return f"--{name}"
@@ -92,7 +92,7 @@ def diff_files(
     limits: Limits,
     pictures: bool = False,
 ) -> report.DiffFilesReport | report.PartReport:
-    """Compare two files, or look at the part of their values that `how.shard` says."""
+    """Compare two files, or only the shard of their values that `options.shard` selects."""
     known = outline(opened(old, limits), opened(new, limits), at)
     if not how.values:
         return _judged(revise(known, None, None), policy, explain, pictures=pictures)
@@ -112,15 +112,15 @@ def merge(
     explain: str | None = None,
     policy: Policy | None = None,
 ) -> report.DiffFilesReport:
-    """Put the parts of a comparison together: the report is that of one run over all of it.
+    """Merge the shards of a comparison; the report equals that of a single complete run.
 
     Args:
         parts: the JSON files that `diff` with `shard` wrote; all of them, in any order.
-        explain: a key of which everything is to be told.
-        policy: which findings are reported, and from which level on they fail.
+        explain: a key to explain in full.
+        policy: reported findings, and the level from which they fail.
 
     Raises:
-        UsageError: a file is no part, or a part is missing, there twice or of other files.
+        UsageError: a file is not a shard, or a shard is missing, duplicated or of other files.
     """
     paths = [parts] if isinstance(parts, str | Path) else list(parts)
     if not paths:

@@ -1,4 +1,4 @@
-"""A lock, a checkpoint or a module -> its contract; old files -> how they get into a module."""
+"""GateExpectations -> GateEvidence: compare contracts, migrate fixtures, replay golden files."""
 
 import os
 import re
@@ -30,42 +30,42 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _STEPS: Final = 4
-"""Steps of a plan that a line tells."""
+"""Plan operations named in one line of text."""
 _NO_MODULE: Final = "no module is named: -m package.module:Name"
 
 
 class Promises(Struct, frozen=True):
-    """What a release is held to."""
+    """Compatibility requirements of a release: contract, old checkpoints, recorded outputs."""
 
     against: "PathLike | nn.Module | None" = None
     """A lock, an older checkpoint, or an older module."""
     fixtures: tuple[str | Path, ...] = ()
-    """Old checkpoints, or globs of them, that have to get into today's module."""
+    """Old checkpoints, or globs of them, that the current module must load or migrate."""
     golden: tuple[str | Path, ...] = ()
     """Files with recorded outputs."""
     plans: tuple[str | Path, ...] = ()
-    """Plans that are released with the code, for the fixtures."""
+    """Migration plans released with the code, tried on the fixtures."""
     several: bool = False
-    """Whether more than one checkpoint is looked at: a golden file is then for that of its name."""
+    """More than one checkpoint is gated: a golden file then applies to the one with its stem."""
     device: str = "auto"
-    """Where outputs are computed again."""
+    """Device on which golden files are replayed."""
 
     @property
     def about_code(self) -> bool:
-        """Whether a module alone can be held to them."""
+        """Whether any of them can be checked with a module and no checkpoint."""
         return self.against is not None or bool(self.fixtures)
 
 
 def promised(asked: Promises, config: Config, path: Location) -> Promises:
-    """Return what is asked for, and where it is not, what the configuration has for `path`."""
+    """Return `expectations` with unset fields filled from the configuration's entry of `path`."""
     entry = config.entry(path)
     return asked if entry is None else _of_entry(asked, entry, config)
 
 
 def alone(asked: Promises, target: Target | None, config: Config) -> list[tuple[Target, Promises]]:
-    """Return the modules that can be held to something without a checkpoint of now.
+    """Return the modules with expectations that can be checked without a checkpoint.
 
-    The one that is named; else those of which the configuration says what they are held to.
+    The module in `target`; if None, the configured modules that have `against` or `fixtures`.
 
     Raises:
         UsageError: there is none.
@@ -91,7 +91,7 @@ def alone(asked: Promises, target: Target | None, config: Config) -> list[tuple[
 
 
 def _of_entry(asked: Promises, entry: ModelEntry, config: Config) -> Promises:
-    # As one would write it here: a report names no folder of the machine.
+    # Relative to the working directory: a report should not name folders of the machine.
     here = Path(os.path.relpath(config.directory))
     against = entry.against
     if against is not None and not _NAME.fullmatch(against):
@@ -113,13 +113,13 @@ def held_to(
     target: Target | None,
     limits: Limits,
 ) -> HeldTo:
-    """Hold a checkpoint, its module, or a module alone to what was promised.
+    """Check a checkpoint with its module, or a module without one, against the expectations.
 
     Raises:
         ReadError: a lock, an old checkpoint or a golden file cannot be read.
         ModuleError: an older module cannot be built.
-        PlanError: a plan's file is no plan.
-        UsageError: there are no such fixtures, or there is no such device.
+        PlanError: a plan file is invalid.
+        UsageError: a fixture pattern matches nothing, or the device does not exist.
     """
     fixtures, skipped = _fixtures(promises, target, limits)
     holding = None
@@ -150,10 +150,10 @@ def _sides(
     module: ModuleState | None,
     target: Target | None,
 ) -> tuple[Contract, Contract]:
-    """Return both contracts: of now, the module's where there is one, since it knows more.
+    """Return the old and the new contract; the new one from the module if given: it has more.
 
     Raises:
-        UsageError: nobody can tell which state of a file is meant.
+        UsageError: the state to use in a file is ambiguous.
     """
     at = target.at if target else None
     if module is not None:
@@ -170,13 +170,13 @@ def _sides(
 def _older(
     against: "PathLike | nn.Module", target: Target | None, limits: Limits
 ) -> Contract | Checkpoint:
-    """Return what a lock file or an older module promises, or the older checkpoint."""
+    """Return the contract of a lock file or an older module, or the opened older checkpoint."""
     if not isinstance(against, PathLike):
         return contract.of_module(Target(against).examined({}))
     if _is_name(against):
         kwargs = target.kwargs if target else {}
         search = target.search if target else ()
-        # Of these arguments it gets those that it knows: it is another class.
+        # It is another class: pass only the arguments that its constructor accepts.
         return contract.of_module(Target(str(against), search=search).examined(kwargs))
     path = locate(against)
     if isinstance(path, RemotePath) or not lockfile.is_lock(path):
@@ -185,10 +185,10 @@ def _older(
 
 
 def found_files(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
-    """Return the files that paths and globs lead to, each once, in order.
+    """Return the files that paths and globs match, without duplicates, in order.
 
     Raises:
-        UsageError: one of them leads to nothing: what is not there was not checked.
+        UsageError: a pattern matches nothing; ignoring it would leave a fixture unchecked.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -205,11 +205,11 @@ def found_files(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
 def fixtures_of(
     paths: Sequence[Path], target: Target, plans: Sequence[str | Path], limits: Limits
 ) -> tuple[Fixture, ...]:
-    """Say of each old checkpoint how it gets into today's module, or why it does not.
+    """Return for each old checkpoint its route into the current module, or why there is none.
 
     Raises:
-        ReadError: one cannot be read.
-        PlanError: a plan's file is no plan.
+        ReadError: a checkpoint cannot be read.
+        PlanError: a plan file is invalid.
         ModuleError: the module cannot be imported or built.
     """
     from ckptool.migration.plan import read_file
@@ -224,7 +224,7 @@ def _fixture(path: Path, target: Target, plans: "Mapping[str, Plan]", limits: Li
 
     checkpoint = opened(path, limits)
     if target.at is not None and all(state.at != target.at for state in checkpoint.states):
-        # The place is that of the new file; an old one may have kept its state elsewhere.
+        # `at` is for the new file; an old file may have its state elsewhere.
         target = replace(target, at=None)
     with target.side(checkpoint) as side:
         name, lacked = side.loading.module.target, side.loading.missing_keys
@@ -239,7 +239,7 @@ def _fixture(path: Path, target: Target, plans: "Mapping[str, Plan]", limits: Li
             return Fixture(str(path), name, f"{way}: {steps}", lacked=lacked)
         reasons.append(reason)
     if plans:
-        # Whoever wrote a plan wants to know why it does not lead there.
+        # The reasons why the given plans fail come first: they are what the author can fix.
         reasons = [*reasons[1:], "no plan follows from the file and the module alone"]
     return Fixture(str(path), name, "", "; ".join(_without(path, reason) for reason in reasons))
 
@@ -247,7 +247,7 @@ def _fixture(path: Path, target: Target, plans: "Mapping[str, Plan]", limits: Li
 def _planned(
     path: Path, target: Target, named: "tuple[str, Plan | None]", limits: Limits
 ) -> tuple[str, str]:
-    """Return the steps of a dry run, in words, and why it does not lead there, "" where it does."""
+    """Return the plan's operations as text and "", or "" and why the dry run fails."""
     from ckptool.migration.run import Request, run
     from ckptool.migration.write import TORCH
 
@@ -279,10 +279,10 @@ def _without(path: Path, reason: str) -> str:
 
 
 def brought(fixtures: Sequence[Fixture], holding: Holding) -> Holding:
-    """Return a holding that knows what the fixtures have shown: how old files get new keys.
+    """Return the ContractDiff with new keys marked as migratable where the fixtures prove it.
 
-    One old file without a way is enough to prove nothing, and a file that has a key proves nothing
-    about those that lack it.
+    Unchanged if any fixture has no route. Only a fixture that lacks a key proves that old files
+    without it can be migrated.
     """
     if not all(one.way for one in fixtures):
         return holding
@@ -297,7 +297,7 @@ def brought(fixtures: Sequence[Fixture], holding: Holding) -> Holding:
 def _replays(
     promises: Promises, checkpoint: Checkpoint | None, target: Target | None
 ) -> tuple[tuple[Replay, ...], tuple[Skipped, ...]]:
-    """Run the inputs of each golden file again, on the weights of the checkpoint."""
+    """Replay each golden file with the weights of the checkpoint."""
     if not promises.golden:
         return (), ()
     from ckptool.verification import golden
@@ -321,5 +321,5 @@ def _replays(
 
 
 def _is_name(text: PathLike) -> bool:
-    """Whether it names a module rather than a file."""
+    """Whether `text` has the form "package.module:Name" and is not an existing file."""
     return isinstance(text, str) and bool(_NAME.fullmatch(text)) and not Path(text).exists()

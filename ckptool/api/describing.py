@@ -1,4 +1,4 @@
-"""Describe checkpoints."""
+"""Checkpoint files -> InspectReport: tensors, entries and issues, without executing anything."""
 
 from collections.abc import Sequence
 
@@ -22,12 +22,11 @@ def inspect(
     limits: Limits = DEFAULT,
     pictures: bool = False,
 ) -> report.InspectReport:
-    """Describe checkpoints: what they hold and name, without loading or executing anything.
+    """Describe the contents of checkpoints without loading or executing anything.
 
-    With `values`, the numbers are looked at as well, and judged by the rules CK4xx: that reads all
-    of the files, and needs torch. A path that cannot be read is reported in `errors`, and the
-    others are described all the same.
-    With `pictures` the values of small masks are read, so that they can be drawn.
+    With `values`, also compute statistics and apply the rules CK4xx: this reads whole files and
+    needs torch. A path that cannot be read is reported in `errors`; the others are still described.
+    With `pictures`, read the values of small masks, for drawing.
     """
     looked: list[tuple[Checkpoint, tuple[Valued, ...]]] = []
     errors: list[str] = []

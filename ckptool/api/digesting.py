@@ -1,4 +1,4 @@
-"""Name the content of checkpoints, and check it against a digest of before."""
+"""Checkpoint files -> DigestReport: compute content digests, or check against a saved one."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,20 +30,20 @@ def digest(
     policy: Policy | None = None,
     limits: Limits = DEFAULT,
 ) -> report.DigestReport:
-    """Name what checkpoints hold: the same for any container, key order and shard layout.
+    """Compute content digests; independent of container, key order and shard layout.
 
-    A path that cannot be read is reported in `errors`, unless it is the one to check.
+    A path that cannot be read is reported in `errors`; with `check` it raises.
 
     Args:
-        paths: the checkpoints; one only, with `check`.
-        at: place of the state to digest; without it, all states of a file.
-        check: a JSON report of this function, which the checkpoint must agree with.
+        paths: the checkpoints; exactly one with `check`.
+        at: dotted place of the state to digest; None digests all states of a file.
+        check: a JSON report of this function that the checkpoint must match.
         policy: with `check`: whether a difference fails.
-        limits: bounds on what a file may cost.
+        limits: bounds on the memory and time that reading a file may take.
 
     Raises:
         ReadError: with `check`, a file cannot be read.
-        UsageError: there is no such state, or more than one checkpoint to check.
+        UsageError: the state does not exist, or there is more than one checkpoint to check.
     """
     together = [paths] if isinstance(paths, PathLike) else list(paths)
     if check is not None:
@@ -59,10 +59,9 @@ def digest(
 
 
 def textconv(path: PathLike, *, at: str | None = None, limits: Limits = DEFAULT) -> str:
-    """Return a checkpoint as lines for `git diff`; a file that cannot be read as one that says so.
+    """Return a checkpoint as lines for `git diff`; an unreadable file gives one "unreadable" line.
 
-    Git gives up on the whole diff where its textconv fails: so this never does for what it meets
-    in the file.
+    Git aborts the whole diff if its textconv fails, so this does not raise for invalid content.
     """
     try:
         return _text(lines(digested(opened(path, limits), at)))

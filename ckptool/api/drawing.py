@@ -1,4 +1,4 @@
-"""What was found -> its report with pictures: the values of small masks and buffers are read."""
+"""Report -> the same report with previews: reads the values of small masks and buffers."""
 
 from collections.abc import Iterable
 from itertools import chain, islice
@@ -14,13 +14,13 @@ from ckptool.previews import MOST_READ, drawable, masks, preview, telling
 from ckptool.reporting.drawing import R, Seen, drawn
 
 MOST: Final = 48
-"""Tensors that are drawn, of which those of many layers are often the same."""
+"""Maximum number of previews in one report; those of repeated layers are often equal."""
 
 
 def draw_checkpoints(
     found: report.InspectReport, checkpoints: Iterable[Checkpoint]
 ) -> report.InspectReport:
-    """Add what looks like a mask in the files, and what a pickled module does not save."""
+    """Add previews of mask-like tensors and of unsaved tensors of pickled modules."""
     several = len(found.checkpoints) > 1
     seen = [
         sides
@@ -31,7 +31,7 @@ def draw_checkpoints(
 
 
 def draw_module(found: R, module: ModuleState) -> R:
-    """Add what the module does not save, and its buffers."""
+    """Add previews of the module's unsaved tensors and buffers."""
     seen = [
         (Seen(held.tensor, "module", held.preview),)
         for held in (*module.unsaved.values(), *module.saved.values())
@@ -41,12 +41,12 @@ def draw_module(found: R, module: ModuleState) -> R:
 
 
 def draw_state(found: R, state: State) -> R:
-    """Add a state of a file that no module is there for."""
+    """Add the tensors of a state and previews of its masks, without a module."""
     return drawn(found, state.tensors.values(), (), _of_file([state]))
 
 
 def draw_loading(found: R, loading: Loading) -> R:
-    """Add the file's state, the module's, and the buffers and unsaved tensors of both."""
+    """Add the tensors of file and module, and previews of the buffers and unsaved ones of both."""
     module, in_file = loading.module, {**loading.state.unsaved, **loading.state.tensors}
     wanted = (*module.unsaved.values(), *module.saved.values())
     sides = [
@@ -58,7 +58,7 @@ def draw_loading(found: R, loading: Loading) -> R:
 
 
 def draw_revision(found: R, revision: Revision) -> R:
-    """Add both files' tensors, and the masks whose values differ: of weights nothing is seen."""
+    """Add both files' tensors, and previews of masks that differ; weights get no preview."""
     old, new = revision.old_tensors, revision.new_tensors
     differing = ((old[key], new[key]) for key in revision.differing or () if drawable(new[key]))
     sides = ((*_side(a, "old"), *_side(b, "new")) for a, b in islice(differing, MOST_READ))

@@ -1,4 +1,4 @@
-"""Say what the rules mean."""
+"""Rule code -> RuleReport."""
 
 from ckptool import report
 from ckptool.policy import known_codes
@@ -6,10 +6,10 @@ from ckptool.rules import RULES
 
 
 def rule(code: str | None = None) -> tuple[report.RuleReport, ...]:
-    """Return what the rule `code`, a family ("CK2"), or every rule means and how to fix it.
+    """Return the documentation of rule `code`, of a family ("CK2"), or of all rules, by code.
 
     Raises:
-        UsageError: there is no such code.
+        UsageError: the code does not exist.
     """
     codes = known_codes(code) if code else tuple(RULES)
     return tuple(

@@ -1,4 +1,4 @@
-"""Judge a release by a policy: pass or fail, in any CI."""
+"""Release (checkpoints, modules) x Policy -> GateReport: pass or fail, with an exit code."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,20 +42,20 @@ NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
 
 
 class Seen(Struct, frozen=True):
-    """All that is known of one checkpoint of a release."""
+    """One checkpoint of a release with its module and the results of all checks."""
 
     path: str
     checkpoint: Checkpoint | None
-    """None where a module alone is held to what was promised."""
+    """None if a module is checked without a checkpoint."""
     module: ModuleState | None = None
     loading: Loading | None = None
     exercises: "tuple[Exercise, ...]" = ()
     verification: "Verification | None" = None
     steps: Mapping[str, str] = {}
-    """Required levels -> why one did not pass, "" where it did."""
+    """Required verification level -> why it did not pass, "" if it passed."""
     held: HeldTo = HeldTo()
     values: Valued | None = None
-    """None where they were not looked at."""
+    """None if values were not read."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -69,7 +69,7 @@ class Seen(Struct, frozen=True):
 
 
 def subjects(seen: Seen) -> tuple[object, ...]:
-    """Return what the rules look at for one checkpoint: more subjects are added here."""
+    """Return the subjects to run rules on for one checkpoint; add new kinds of subject here."""
     found: tuple[object | None, ...] = (
         seen.checkpoint,
         seen.module,
@@ -102,32 +102,32 @@ def gate(  # noqa: PLR0913
     config: Config | None = None,
     pictures: bool = False,
 ) -> report.GateReport:
-    """Judge checkpoints by a policy; what cannot be checked does not hide what the others are.
+    """Judge checkpoints by a policy; one that cannot be checked does not stop the others.
 
     Args:
-        paths: the checkpoints of the release; with none, the module that is named, or each of the
-            configuration's, is held to its `against` and `fixtures`.
-        module: "package.module:Name" or a live module; without it the configuration names one for
-            each path, and where it names none, only the rules about files are run.
+        paths: the checkpoints of the release; if empty, the named module, or each configured one,
+            is checked against its `against` and `fixtures`.
+        module: "package.module:Name" or a live module; None takes the configuration's for each
+            path; where it has none, only the rules about files are run.
         kwargs: constructor arguments.
-        at: place of the state in the files ("state_dict"); without it the best match is taken.
-        inputs: what forward takes, as for `verify`: where the policy requires a verification.
-        values: whether the numbers are judged as well (rules CK4xx): that reads all of the files.
+        at: dotted place of the state in the files ("state_dict"); None takes the best match.
+        inputs: arguments of forward, as for `verify`, for policies that require a verification.
+        values: also apply the rules about values (CK4xx): this reads whole files.
         against: a lock, an older checkpoint, or an older module ("package.module:Name").
-        fixtures: old checkpoints, or globs of them, that have to get into the module.
-        plans: migration plans for the fixtures, beside those that are derived.
-        golden: files of recorded outputs, which the module has to compute again.
-        baseline: file of known findings, which do not fail; without it the configuration's.
-        update_baseline: write all that is found now into that file.
-        exit_zero: exit 0 where the gate failed; what cannot be checked exits 2 all the same.
-        policy: without it the configuration's.
-        limits: bounds on what a file may cost.
-        config: the configuration; without it the nearest one from the current directory up.
-        pictures: of a single checkpoint, read the values of small buffers, to be drawn.
+        fixtures: old checkpoints, or globs of them, that the module must load or migrate.
+        plans: migration plans for the fixtures, besides the derived ones.
+        golden: files of recorded outputs that the module must reproduce.
+        baseline: file of known findings, which do not fail; None takes the configuration's.
+        update_baseline: write all current findings into that file.
+        exit_zero: exit 0 if the gate failed; if something could not be checked, still exit 2.
+        policy: None takes the configuration's.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+        pictures: for a single checkpoint, read the values of small buffers, for drawing.
 
     Raises:
-        ConfigError: the configuration or the baseline has a fault.
-        UsageError: the options do not go together, or the inputs make no sense.
+        ConfigError: the configuration or the baseline is invalid.
+        UsageError: the options exclude each other, or the inputs are invalid.
         WriteError: the baseline cannot be written.
     """
     settings = load_config(Path.cwd()) if config is None else config
@@ -179,10 +179,10 @@ def _drawn(judged: report.GateReport, seen: Seen) -> report.GateReport:
 def effective_policy(
     paths: Sequence[PathLike], *, options: Options, config: Config
 ) -> report.PolicyReport:
-    """Return the policy that holds for each of `paths`, and where each part of it is from.
+    """Return the policy that applies to each of `paths`, with the origin of each setting.
 
     Raises:
-        ConfigError: the configuration has a fault.
+        ConfigError: the configuration is invalid.
     """
     if not paths:
         return shown({"": settings_of(config, options, None)})
@@ -190,7 +190,7 @@ def effective_policy(
 
 
 class _Examiner(Struct, frozen=True):
-    """Looks at checkpoints, and at each module once."""
+    """Runs all checks on checkpoints; describes each named module only once."""
 
     policy: Policy
     limits: Limits
@@ -200,10 +200,10 @@ class _Examiner(Struct, frozen=True):
     promises: Promises
     values: bool
     modules: dict[str, ModuleState] = {}
-    """Those that were looked at."""
+    """Cache of descriptions of modules named by a str: arguments as text -> ModuleInfo."""
 
     def all(self, paths: Sequence[Location]) -> tuple[list[Seen], dict[str, str]]:
-        """Return what is known of each, or without any of modules alone; and what is not, why."""
+        """Return the results and path -> error; with no paths, results of modules alone."""
         seen: list[Seen] = []
         errors: dict[str, str] = {}
         for path in dict.fromkeys(paths):
@@ -217,11 +217,11 @@ class _Examiner(Struct, frozen=True):
         return seen, errors
 
     def examined(self, path: Location, target: Target | None) -> Seen:
-        """Return what is known of the checkpoint at `path` and its module.
+        """Run all checks on the checkpoint at `path` and its module.
 
         Raises:
-            ReadError: it cannot be read.
-            ModuleError: its module cannot be built.
+            ReadError: the checkpoint cannot be read.
+            ModuleError: the module cannot be built.
         """
         checkpoint = opened(path, self.limits)
         require = self.policy.at(str(path)).require
@@ -240,10 +240,10 @@ class _Examiner(Struct, frozen=True):
         return Seen(str(path), checkpoint, state, met, ran, done, steps, held, numbers)
 
     def alone(self, target: Target, promises: Promises) -> Seen:
-        """Hold a module to what was promised, without any checkpoint of now.
+        """Check a module against its expectations, without a checkpoint.
 
         Raises:
-            ReadError: what was promised cannot be read.
+            ReadError: a lock or an old checkpoint cannot be read.
             ModuleError: the module cannot be built.
         """
         state = target.examined({})
@@ -259,7 +259,7 @@ class _Examiner(Struct, frozen=True):
 
 
 def _judged(seen: Sequence[Seen], policy: Policy, known: Baseline | None) -> Verdict:
-    """Return the verdict on all, with what is no longer right in the policy."""
+    """Return the verdict on all checkpoints, including findings about stale policy entries."""
     found = [one for s in seen for one in _findings(s, policy, known)]
     upkeep = _upkeep(judge(found, policy, known=known), seen, policy, known)
     return judge([*found, *run([upkeep], policy.source)], policy, known=known)
@@ -280,20 +280,20 @@ def _release(seen: Seen, policy: Policy, unmatched: tuple[str, ...] = ()) -> tup
 
 
 def _looked(seen: Seen, policy: Policy) -> tuple[str, ...]:
-    """Return the codes of all rules that would tell of it, whether the policy asks or not."""
+    """Return the codes of all rules that apply and are reported, required by policy or not."""
     given = (*subjects(seen), *_release(seen, policy))
     return tuple(filter(policy.at(seen.path).reports, checked(given)))
 
 
 def _ran(seen: Seen, policy: Policy) -> tuple[str, ...]:
-    """Return the codes of the rules that looked at it and are reported."""
+    """Return the sorted codes of the rules that ran and are reported."""
     codes = set(checked(subjects(seen)))
     codes.update(*(asked(one) for one in _release(seen, policy)))
     return tuple(sorted(filter(policy.at(seen.path).reports, codes)))
 
 
 def _unmatched(met: Loading, verdict: Verdict) -> tuple[str, ...]:
-    """Return the keys that keep it from loading strictly, and that nothing fails or waives."""
+    """Return keys that prevent a strict load and have neither a failing nor a silenced finding."""
     told = {f.key for f in verdict.findings if f.fails}
     silent = [one.finding for one in verdict.silenced]
     told |= {f.key for f in silent}
@@ -307,7 +307,7 @@ def _unmatched(met: Loading, verdict: Verdict) -> tuple[str, ...]:
 def _upkeep(
     verdict: Verdict, seen: Sequence[Seen], policy: Policy, known: Baseline | None
 ) -> Upkeep:
-    """Return what is no longer right in the policy; what nobody looked for proves nothing."""
+    """Return expired, unused and vanished policy entries; rules that did not run do not count."""
     ran = {s.path: _looked(s, policy) for s in seen}
     here = {(policy.relative(path), code) for path, codes in ran.items() for code in codes}
     used = {one.waiver for one in verdict.silenced if one.waiver}
@@ -329,7 +329,7 @@ def _upkeep(
 
 
 def _looked_for(waiver: Waiver, ran: Mapping[str, Sequence[str]], policy: Policy) -> bool:
-    """Whether a rule that it waives looked at a checkpoint that it is about."""
+    """Whether a rule that `waiver` covers ran on a checkpoint that it covers."""
     return any(
         policy.matching(waiver, path)
         and any(code.startswith(waiver.rule.upper()) for code in codes)
@@ -349,12 +349,12 @@ def _baseline_file(given: PathLike | None, config: Config, *, update: bool) -> P
 
 
 def _before(file: Path, *, update: bool) -> Baseline | None:
-    """Return what is known so far: nothing, where the file is yet to be written."""
+    """Return the baseline in `file`; None if it is to be created."""
     return None if update and not file.exists() else baselines.read(file)
 
 
 def _updated(file: Path, old: Baseline | None, seen: Sequence[Seen], policy: Policy) -> Baseline:
-    """Write all findings of `seen` as known, beside those of paths that were not looked at."""
+    """Write all current findings to the baseline, and keep those of paths not checked now."""
     from ckptool.formats.atomic import write_file
 
     here = {policy.relative(s.path) for s in seen}

@@ -1,4 +1,4 @@
-"""Write down what a module or a checkpoint promises, and what it computes."""
+"""Module or checkpoint -> lock file (its contract) or golden file (its recorded outputs)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,28 +39,28 @@ def lock(  # noqa: PLR0913
     limits: Limits = DEFAULT,
     config: Config | None = None,
 ) -> report.LockReport:
-    """Write the contract of a module or a checkpoint, or with `golden` what a module computes.
+    """Write the contract of a module or a checkpoint, or with `golden` a module's outputs.
 
     Args:
         path: the checkpoint; with `golden`, the one whose weights are used.
         module: "package.module:Name" or a live module.
         kwargs: constructor arguments.
-        at: place of the state in the file ("state_dict").
-        output: the lock's file, "ckpt.lock.json"; a lock that is there is replaced.
-        check: write nothing, and say whether the lock on disk is the one that would be written.
-        golden: where the outputs go; then `inputs` are needed, and no lock is written.
-        inputs: what forward takes, as for `verify`.
-        tolerances: device ("cpu", "cuda") -> absolute and relative, for who runs it again.
-        force: replace a file that is no lock.
-        policy: which findings are reported where the lock is stale.
-        limits: bounds on what a file may cost.
-        config: the configuration; without it the nearest one from the current directory up.
+        at: dotted place of the state in the file ("state_dict").
+        output: the lock file; None is "ckpt.lock.json"; an existing lock is replaced.
+        check: write nothing; report whether the lock on disk is up to date.
+        golden: file for the recorded outputs; then no lock is written.
+        inputs: arguments of forward, as for `verify`.
+        tolerances: device ("cpu", "cuda") -> absolute and relative tolerance for later replays.
+        force: replace a file that is not a lock.
+        policy: reported findings if the lock is stale.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
 
     Raises:
-        ReadError: a file cannot be read, or the lock on disk has a fault.
+        ReadError: a file cannot be read, or the lock on disk is invalid.
         ModuleError: the module cannot be imported or built, or does not run.
-        WriteError: the file could not be written, or is something else than a lock.
-        UsageError: the options do not go together.
+        WriteError: the file cannot be written, or exists and is not a lock.
+        UsageError: the options exclude each other.
     """
     named = Named(module, kwargs, at)
     if golden is not None:
@@ -108,11 +108,11 @@ def _contract(
 
 
 def _before(path: Path, *, check: bool, force: bool) -> Contract | None:
-    """Return the lock that is there, None where there is none to be compared with.
+    """Return the existing lock; None if there is none, or with `force` if it need not be read.
 
     Raises:
-        ReadError: it is to be checked, and is not there or has a fault.
-        WriteError: something else is there.
+        ReadError: with `check`, it does not exist; or it is invalid.
+        WriteError: the file exists and is not a lock.
     """
     if check:
         if not path.exists():

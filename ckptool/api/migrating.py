@@ -1,4 +1,4 @@
-"""Migrate a checkpoint."""
+"""Checkpoint x module or plan -> MigrateReport and the migrated file."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -56,46 +56,46 @@ def migrate(  # noqa: PLR0913
     config: Config | None = None,
     pictures: bool = False,
 ) -> report.MigrateReport:
-    """Write a checkpoint that a module loads strictly, or with `dry_run` only say how.
+    """Write a checkpoint that a module loads strictly; with `dry_run` only return the plan.
 
     Args:
-        source: the checkpoint; it is never written to.
-        target: where the result goes; complete at its name, or not there.
-        module: "package.module:Name" or a live module; without it the configuration names one, or
-            none is used: then the state is converted, and nothing is derived.
+        source: the checkpoint; it is never modified.
+        target: path of the result; replaced atomically.
+        module: "package.module:Name" or a live module; None takes the configuration's; if there is
+            none either, the state is only converted and no plan is derived.
         kwargs: constructor arguments.
-        at: place of the state in the file ("state_dict"); without it the best match is taken.
-        to: "safetensors" or "pth"; without it the target's suffix decides.
-        plan: a plan, or a file with one; without it the plan is derived.
-        reverse: undo the plan.
-        inject: key -> where its value comes from: "attribute", "constructor", "file:PATH#KEY",
+        at: dotted place of the state in the file ("state_dict"); None takes the best match.
+        to: "safetensors" or "pth"; None decides by the target's suffix.
+        plan: a plan, or the path of a plan file; None derives the plan.
+        reverse: invert the plan.
+        inject: key -> source of its value: "attribute", "constructor", "file:PATH#KEY",
             "npz:PATH#KEY", "literal:VALUE", "seed:N" or "zeros".
         drop: keys to leave out.
-        from_: a pickled module, or another file, whose attributes are looked at as well.
-        drop_extra: leave out what the container cannot hold.
+        from_: a pickled module, or another file, whose attributes are used as well.
+        drop_extra: leave out entries that the container cannot hold.
         force: replace an existing target.
         dry_run: write nothing.
-        save_plan: where to write the plan.
-        max_shard_size: bytes of one file of a folder.
-        links: whether files of a folder that do not change may be hard links to the source's.
-        provenance: record the plan and the digests with the result.
-        inputs: what forward takes, as for `verify`: the result is then run before it is placed.
-        device: where it is run.
-        old_module: the module of the source, which then has to compute the same.
-        tolerance: how far its outputs may differ, absolute and relative; without it in no bit on
-            the same device.
-        progress: told how many bytes have just been written.
-        policy: which findings about the result are reported.
-        limits: bounds on what a file may cost.
-        config: the configuration; without it the nearest one from the current directory up.
-        pictures: read the values of small buffers, so that they can be drawn.
+        save_plan: path to write the plan to.
+        max_shard_size: maximum bytes of one file of a folder.
+        links: unchanged files of a folder may be hard links to the source's.
+        provenance: record the plan and the digests in the result.
+        inputs: arguments of forward, as for `verify`: the result is then run before it is placed.
+        device: device to run it on.
+        old_module: the module of the source, which must then compute the same outputs.
+        tolerance: absolute and relative tolerance for its outputs; None is exact on the same
+            device.
+        progress: called with the number of bytes written since the last call.
+        policy: reported findings about the result.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+        pictures: read the values of small buffers, for drawing.
 
     Raises:
         ReadError: the source cannot be read.
         ModuleError: the module cannot be imported or built.
-        PlanError: something cannot be decided, or the plan does not fit.
-        WriteError: the result could not be completed; the target is as it was.
-        UsageError: the options do not go together.
+        PlanError: a decision is open, or the plan does not apply.
+        WriteError: the result could not be completed; the target is unchanged.
+        UsageError: the options exclude each other.
     """
     from ckptool.migration.plan import read_file
     from ckptool.migration.run import Request
@@ -145,11 +145,11 @@ def migrate(  # noqa: PLR0913
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Older:
-    """What the result is compared with."""
+    """Old module to compare the migrated file's outputs with, and the tolerance."""
 
     module: "str | nn.Module | None"
     donor: PathLike | None
-    """The file that has its attributes, where the source has none."""
+    """File with its pickled attributes, if the source lacks them."""
     tolerance: float | None
 
 
@@ -161,7 +161,13 @@ def _proof(
     older: "_Older",
     limits: Limits,
 ) -> "Proof | None":
-    """Return what runs a migrated file, and the source in its old module; None without inputs."""
+    """Return a function that verifies a migrated file, also against the source in its old module.
+
+    None without inputs.
+
+    Raises:
+        UsageError: there are inputs and no module, or options that need inputs without any.
+    """
     if inputs is None:
         lone = {"--old-module": older.module is not None, "--device": device != "auto"}
         refuse(lone, "is for running the result: say on what with --input")

@@ -1,4 +1,4 @@
-"""Compare checkpoints with modules and with each other."""
+"""Checkpoint x module -> DiffModuleReport; two checkpoints -> DiffFilesReport."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -57,31 +57,31 @@ def diff(  # noqa: PLR0913
 
     Args:
         path: the checkpoint; the old one of two.
-        new: the newer checkpoint; without it, the checkpoint is compared with a module.
-        module: "package.module:Name" or a live module; without it the configuration names one.
+        new: the newer checkpoint; None compares the checkpoint with a module.
+        module: "package.module:Name" or a live module; None takes the configuration's.
         kwargs: constructor arguments.
-        at: place of the state in the file ("state_dict"); without it the best match is taken.
-        explain: a key of which everything is to be told.
-        values: whether values are looked at. Two files' are unless it is False; with a module they
-            are only if it is True: rules CK4xx, CK213, and CK208 by the numbers.
-        rtol: two files: values pass that differ by `atol + rtol * abs(old)` at most.
+        at: dotted place of the state in the file ("state_dict"); None takes the best match.
+        explain: a key to explain in full.
+        values: compare values. None is True for two files and False with a module, where it adds
+            the rules CK4xx and CK213, and CK208 by fingerprint.
+        rtol: two files: values pass that differ by at most `atol + rtol * abs(old)`.
         atol: the same.
-        jobs: two files: threads that compare values.
-        dask: two files: address of the Dask scheduler whose workers do it instead.
-        executor: two files: what else does it.
-        shard: two files: (I, N) looks at the I-th of N parts of the values; see `merge`.
-        inputs: as for `verify`: with them the module is run, and what that shows is reported.
-        progress: is told how many bytes were compared, from time to time.
-        policy: which findings are reported, and from which level on they fail.
-        limits: bounds on what a file may cost.
-        config: the configuration; without it the nearest one from the current directory up.
-        pictures: read the values of small buffers, so that they can be drawn.
+        jobs: two files: number of threads that compare values.
+        dask: two files: address of a Dask scheduler to compare values on.
+        executor: two files: an executor to compare values on.
+        shard: two files: (I, N) compares the I-th of N shards of the values; see `merge`.
+        inputs: as for `verify`: the module is then run, and the effects of forward are reported.
+        progress: called from time to time with the number of bytes compared.
+        policy: reported findings, and the level from which they fail.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+        pictures: read the values of small buffers, for drawing.
 
     Raises:
         ReadError: a file cannot be read.
         ModuleError: the module cannot be imported or built.
-        UsageError: no module is named, or the options do not go together.
-        WorkerError: a cluster did not do its work.
+        UsageError: no module is named, or the options exclude each other.
+        WorkerError: the cluster or executor failed.
     """
     how = How(values is not False, rtol, atol, jobs, dask, executor, shard, progress)
     if new is not None:
@@ -105,7 +105,7 @@ def diff(  # noqa: PLR0913
 
 
 class _Met(Struct, frozen=True):
-    """A checkpoint and its module, and what was seen of them."""
+    """ModuleDiff of a checkpoint and its module, with effects of forward and statistics."""
 
     loading: Loading
     exercises: "tuple[Exercise, ...]"

@@ -1,4 +1,4 @@
-"""What is asked for -> refused, where it makes no sense or would be left out without a word."""
+"""Options -> UsageError: reject options that are invalid or would be ignored."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -7,14 +7,14 @@ from ckptool.errors import UsageError
 
 
 def refuse(given: Mapping[str, bool], reason: str) -> None:
-    """Refuse the options that nothing here would read.
+    """Reject options that would be ignored here.
 
     Args:
-        given: option -> whether it is given.
-        reason: what such an option is for, and the way out.
+        options: option -> whether it is set.
+        reason: end of the message: the option's purpose and the remedy.
 
     Raises:
-        UsageError: one of them is given.
+        UsageError: one of them is set.
     """
     for option, is_given in given.items():
         if is_given:
@@ -22,10 +22,10 @@ def refuse(given: Mapping[str, bool], reason: str) -> None:
 
 
 def refuse_negative(numbers: Mapping[str, float | None]) -> None:
-    """Refuse what is no number, infinite or below zero.
+    """Reject NaN, infinite and negative numbers; None passes.
 
     Raises:
-        UsageError: one of them is.
+        UsageError: for the first such option.
     """
     for option, number in numbers.items():
         if number is not None and not (isfinite(number) and number >= 0):

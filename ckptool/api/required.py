@@ -1,4 +1,4 @@
-"""Run what a policy requires to be verified, and say which of its levels did not pass."""
+"""Checkpoint x Requirements -> Verification, and required levels that did not pass."""
 
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,13 @@ _ON_A_DEVICE = ("device", "forward")
 def verified(
     checkpoint: Checkpoint, target: Target, require: Requirements, inputs: object
 ) -> "tuple[Verification | None, dict[str, str]]":
-    """Return the verification that is required, and why its levels did not pass, "" if they did.
+    """Run the required verification; also return level -> why it did not pass, "" if it passed.
+
+    None and {} if no level is required.
 
     Raises:
         ModuleError: the module cannot be built.
-        UsageError: forward does not take the inputs.
+        UsageError: forward does not accept the inputs.
     """
     if not require.verify:
         return None, {}
@@ -44,7 +46,7 @@ def verified(
 
 
 def steps_of(require: Requirements, done: "Verification | None", reason: str) -> dict[str, str]:
-    """Return why each required level did not pass; `reason` where nothing was run."""
+    """Return required level -> why it did not pass, "" if passed; `reason` if none was run."""
     if done is None:
         return dict.fromkeys(require.verify or (), reason)
     results = {str(one.level): one for one in done.levels}

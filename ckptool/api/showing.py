@@ -1,4 +1,4 @@
-"""A report -> the text that the command prints of it."""
+"""Report -> text, as the command prints it."""
 
 from ckptool.errors import UsageError
 from ckptool.render import FORMATS, Style, render
@@ -6,15 +6,15 @@ from ckptool.report import AnyReport
 
 
 def text(report: AnyReport, format_: str = "table", *, width: int | None = 100) -> str:
-    """Return what the command prints of a report: for a notebook, a log, or a pull request.
+    """Render a report as the command prints it: for a notebook, a log, or a pull request.
 
     Args:
-        report: what another function returned.
+        report: result of another function of this package.
         format_: "table", "json", "markdown", "html", "github", "gitlab", "sarif" or "junit".
-        width: columns of a table; None neither wraps nor cuts.
+        width: width of a table in characters; None neither wraps nor truncates.
 
     Raises:
-        UsageError: there is no such format.
+        UsageError: the format does not exist.
     """
     if format_ not in FORMATS:
         raise UsageError(f"no format is called {format_!r}: known are {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""What a command is pointed at: a checkpoint, the module that it meets, and how that is built."""
+"""Arguments and configuration -> ModuleTarget: the module for a checkpoint; opening paths."""
 
 import sys
 from collections.abc import Mapping
@@ -31,23 +31,23 @@ Arguments = Mapping[str, object]
 
 
 class Target(Struct, frozen=True):
-    """Which module a checkpoint is compared with, and how it is built."""
+    """A module to compare a checkpoint with, and how to build it."""
 
     module: "str | nn.Module"
     kwargs: Arguments = {}
     at: str | None = None
-    """Place of the state in the file; None is the best match."""
+    """Dotted place of the state in the file; None takes the best match."""
     search: tuple[Path, ...] = ()
-    """Where the module may be imported from, besides the current directory."""
+    """Folders to import the module from, besides the current directory."""
     inputs: tuple[str, ...] = ()
-    """What forward takes, as the configuration says it."""
+    """Input specs of the configuration."""
 
     def hyper(self, checkpoint: Checkpoint) -> Arguments:
-        """Return the file's own constructor arguments: they count where none were given."""
+        """Return the constructor arguments in the file; {} if `kwargs` are set, which win."""
         return {} if self.kwargs else hyper_parameters(checkpoint)
 
     def spec(self, defaults: Arguments) -> "ModuleSpec":
-        """Return how the module is built; of `defaults` it takes those that it knows."""
+        """Return the spec to build the module; of `defaults`, only accepted arguments are used."""
         from ckptool.modules import ModuleSpec
 
         if not isinstance(self.module, str):
@@ -55,17 +55,17 @@ class Target(Struct, frozen=True):
         return ModuleSpec(self.module, self.kwargs, (Path.cwd(), *self.search), defaults)
 
     def fitting(self, module: "str | nn.Module", hyper: Arguments) -> "ModuleSpec":
-        """Return how another module is built: of these arguments it gets those that it knows."""
+        """Return the spec of another module; only arguments that it accepts are used."""
         return replace(self, module=module, kwargs={}).spec({**hyper, **self.kwargs})
 
     def built(self, checkpoint: Checkpoint) -> "ModuleSpec | nn.Module":
-        """Return the live module, or its name, with the checkpoint's own arguments."""
+        """Return the live module, or the spec of the named one with the checkpoint's arguments."""
         if not isinstance(self.module, str):
             return self.module
         return self.spec(self.hyper(checkpoint))
 
     def examined(self, defaults: Arguments) -> ModuleState:
-        """Return the state that the module holds, saved or not.
+        """Return the description of the module's state, saved or not.
 
         Raises:
             ModuleError: it cannot be imported or built.
@@ -79,7 +79,7 @@ class Target(Struct, frozen=True):
     def exercised(
         self, defaults: Arguments, state: ModuleState, inputs: object
     ) -> "tuple[ModuleState, tuple[Exercise, ...]]":
-        """Run the module where there are inputs, and return what that adds to its state."""
+        """Run forward and return the ModuleInfo with its effects; unchanged without inputs."""
         if inputs is None:
             return state, ()
         from ckptool.verification.exercise import exercise, informed
@@ -91,7 +91,7 @@ class Target(Struct, frozen=True):
         return informed(state, found), (found,)
 
     def side(self, checkpoint: Checkpoint) -> "AbstractContextManager[Side]":
-        """Return what verifying needs of a module."""
+        """Return a context manager that gives the VerificationTarget of this module."""
         from ckptool.verification.sides import side
 
         return side(checkpoint, self.module, self.spec(self.hyper(checkpoint)), self.at)
@@ -99,7 +99,7 @@ class Target(Struct, frozen=True):
     def side_of(
         self, module: "str | nn.Module", checkpoint: Checkpoint
     ) -> "AbstractContextManager[Side]":
-        """Return what verifying needs of the module that came before this one."""
+        """Return a context manager that gives the VerificationTarget of an older module."""
         from ckptool.verification.sides import side
 
         spec = self.fitting(module, hyper_parameters(checkpoint))
@@ -107,7 +107,7 @@ class Target(Struct, frozen=True):
 
 
 class Named(Struct, frozen=True):
-    """What is said of a module; what is None is left to the configuration."""
+    """Module options of a command; None leaves the choice to the configuration."""
 
     module: "str | nn.Module | None" = None
     kwargs: Arguments | None = None
@@ -119,7 +119,7 @@ class Named(Struct, frozen=True):
 
 
 def find_target(path: Location, named: Named, config: Config | None) -> Target | None:
-    """Return the module that was named, or the one the configuration names for `path`, or None."""
+    """Return the module in the options, else the configured one for `path`, else None."""
     if named.target is not None:
         return named.target
     settings = config or load_config(Path.cwd())
@@ -136,10 +136,10 @@ def find_target(path: Location, named: Named, config: Config | None) -> Target |
 
 
 def need_target(path: Location, named: Named, config: Config | None) -> Target:
-    """Return what `find_target` does.
+    """Return the result of `find_target`.
 
     Raises:
-        UsageError: no module is named anywhere.
+        UsageError: neither the options nor the configuration name a module.
     """
     target = find_target(path, named, config)
     if target is None:
@@ -151,7 +151,12 @@ def need_target(path: Location, named: Named, config: Config | None) -> Target:
 
 
 def opened(path: PathLike, limits: Limits) -> Checkpoint:
-    """Describe the checkpoint at `path`; "-" is standard input."""
+    """Describe the checkpoint at `path`; "-" is standard input.
+
+    Raises:
+        ReadError: it cannot be read.
+        UsageError: `path` is not a path, or empty.
+    """
     _check_path(path)
     if str(path) == "-":
         return open_stream(sys.stdin.buffer, limits)
@@ -159,10 +164,10 @@ def opened(path: PathLike, limits: Limits) -> Checkpoint:
 
 
 def _check_path(path: object) -> None:
-    """Refuse what callers give in the place of a path.
+    """Reject values that callers pass by mistake.
 
     Raises:
-        UsageError: it is a module, a state_dict, or the empty text.
+        UsageError: it is no path (a module, a state_dict), or "".
     """
     if not isinstance(path, PathLike):
         given = f"a {type(path).__name__} was given"
@@ -172,7 +177,7 @@ def _check_path(path: object) -> None:
 
 
 def written_here(path: PathLike) -> Path:
-    """Return the path of something that is to be written.
+    """Return an output path as a local Path.
 
     Raises:
         UsageError: it is remote.
@@ -185,7 +190,7 @@ def written_here(path: PathLike) -> Path:
 
 
 def hyper_parameters(checkpoint: Checkpoint) -> Arguments:
-    """Return a Lightning checkpoint's own constructor arguments, where they are plain data."""
+    """Return a Lightning checkpoint's `hyper_parameters` if they are plain data, else {}."""
     for entry in checkpoint.entries:
         if entry.at == "hyper_parameters" and isinstance(entry.value, dict):
             return {k: v for k, v in entry.value.items() if isinstance(k, str)}
@@ -193,7 +198,7 @@ def hyper_parameters(checkpoint: Checkpoint) -> Arguments:
 
 
 def notes_on(found: Loading, at: str | None, hyper: Arguments) -> tuple[str, ...]:
-    """Return what was decided without being asked: the place in the file, and its arguments."""
+    """Return notes about implicit choices: the state in the file, and constructor arguments."""
     notes: list[str] = []
     if at is None and (found.state.at or len(found.checkpoint.states) > 1):
         states = [s for s in found.checkpoint.states if s is not found.state]

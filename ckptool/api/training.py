@@ -1,4 +1,4 @@
-"""Look at a module while it is trained."""
+"""Context manager that reports unsaved state changed while a module is trained."""
 
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from ckptool.modules.snapshot import Snapshot
 
 _ABOUT_SAVING: Final = ("CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108")
-"""What watching tells of; what a module does on a device is for `audit`."""
+"""Rules that `watch` reports; rules about devices are left to `audit`."""
 
 
 def watch(module: "nn.Module", *, policy: Policy | None = None) -> "Watched":
     """Watch a module: `with ckptool.watch(model) as watched: train(model)`.
 
-    It is looked at when the block begins and when it ends, never in between: steps take as long as
-    they do without. `watched.report` is what changed inside and no state_dict holds.
+    A snapshot is taken when the block begins and when it ends, so training steps are not slowed.
+    `watched.report` has the state that changed inside and is not in the state_dict.
 
     Args:
         module: a live module.
-        policy: which findings are reported, and from which level on they fail.
+        policy: reported findings, and the level from which they fail.
     """
     return Watched(module, policy or Policy())
 
 
 class Watched:
-    """A module that is watched; `report` says what was found."""
+    """Context manager that watches a module; `report` has the result."""
 
     def __init__(self, module: "nn.Module", policy: Policy) -> None:
         self._module = module
@@ -56,15 +56,15 @@ class Watched:
         try:
             self._after = self._look()
         except ModuleError as failure:
-            # A training that took days is not to end here: who asks for the report is told.
+            # Do not end a training of days with an error here: `report` raises it instead.
             self._failure = failure
 
     @property
     def report(self) -> report.AuditReport:
-        """What changed inside the block, or so far: plain state that a save loses.
+        """Unsaved state that changed inside the block, or so far if it has not ended.
 
         Raises:
-            UsageError: nothing was watched yet.
+            UsageError: the block was not entered yet.
             ModuleError: the module cannot be examined.
         """
         if self._before is None:

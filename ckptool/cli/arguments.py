@@ -1,4 +1,4 @@
-"""Words on the command line -> constructor arguments and limits."""
+"""Command-line strings -> constructor arguments, limits and shard numbers."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
-    """Return constructor arguments: a JSON or TOML file's, then `name=literal` pairs over them.
+    """Parse constructor arguments: those of a JSON or TOML file, overridden by `name=literal`.
 
     Raises:
         UsageError: a pair or the file does not parse.
@@ -37,10 +37,10 @@ def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, ob
 
 
 def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
-    """Return the limits with those of `name=number` changed ("pickle-bytes=1000000").
+    """Return the default limits with `name=number` pairs applied ("pickle-bytes=1000000").
 
     Raises:
-        UsageError: there is no such limit, or the number is none.
+        UsageError: the limit does not exist, or its value is not a number.
     """
     known = set(Limits.__struct_fields__) - {"deep"}
     changed: dict[str, int] = {}
@@ -70,7 +70,11 @@ def _kwargs_file(path: Path) -> Mapping[str, Any]:
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
-    """Return I and N of "I/N"."""
+    """Parse "I/N" into (I, N); None for None.
+
+    Raises:
+        UsageError: the text has another form.
+    """
     if text is None:
         return None
     part, slash, parts = text.partition("/")
@@ -84,10 +88,10 @@ def _number(text: str) -> bool:
 
 
 def once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Return the pairs of an option that is given several times.
+    """Return the (name, value) pairs of a repeatable option as a dict.
 
     Raises:
-        UsageError: two are of one name, of which only one could be meant.
+        UsageError: a name occurs twice.
     """
     found: dict[str, T] = {}
     for name, value in pairs:

@@ -30,7 +30,7 @@ def command(
 
     Nothing in the files is loaded, imported or executed, and torch is not needed but for --values.
     """
-    with paused_collector():  # what is made of 100,000 tensors holds no cycle, and is kept
+    with paused_collector():  # the descriptions of 100,000 tensors hold no cycles
         report = api.inspect(
             paths, values=values, policy=policy, limits=limits, pictures=out.pictures
         )

@@ -1,4 +1,4 @@
-"""Options that mean the same in every command, and the way out that all commands share."""
+"""Click options shared by the commands, and the output of reports."""
 
 import os
 import sys
@@ -24,27 +24,37 @@ from ckptool.report import AnyReport
 Command = Callable[..., Any]
 
 _PRINTED = 1 << 20
-"""Characters that are written at once."""
+"""Characters per write to standard output."""
 
 
 class _Checkpoint(click.ParamType[Location]):
-    """A checkpoint on this machine, or a remote one."""
+    """Click type of a local or remote checkpoint; converts to `Location`."""
 
     name = "path"
 
     def convert(self, value: Any, param: object, ctx: object) -> Location:  # noqa: ARG002
         return locate(value)
 
-    def shell_complete(self, ctx: object, param: object, incomplete: str) -> list[Any]:  # noqa: ARG002
+    def shell_complete(
+        self,
+        ctx: object,  # noqa: ARG002
+        param: object,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[Any]:
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(incomplete, type="file")]
 
 
 class _Written(click.Path):
-    """A file or folder that is to be written: on this machine."""
+    """Click type of a local output file or folder; remote locations are usage errors."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: object) -> Path:  # noqa: ARG002
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: object,  # noqa: ARG002
+    ) -> Path:
         from ckptool.api.target import written_here
 
         try:
@@ -59,10 +69,10 @@ WRITTEN = _Written()
 
 
 class Output(Struct, frozen=True):
-    """Where and how a report goes out."""
+    """Formats, destinations and verbosity of a report."""
 
     targets: tuple[Destination, ...]
-    """Each format with its file; None is standard output, for one of them at most."""
+    """Each format with its file; None is standard output, for at most one format."""
     color: str
     quiet: bool
     verbose: bool
@@ -73,11 +83,13 @@ class Output(Struct, frozen=True):
 
     @property
     def pictures(self) -> bool:
-        """Whether a format draws pictures, whose values are read for nothing else."""
+        """Whether a format draws pictures; otherwise their values are not read."""
         return "html" in self.formats
 
     def emit(self, report: AnyReport) -> None:
-        """Write the report to its files, and to standard output and nothing else there.
+        """Write the report to its files and to standard output.
+
+        With --format github, also append it as Markdown to $GITHUB_STEP_SUMMARY.
 
         Raises:
             WriteError: a file cannot be written.
@@ -89,7 +101,7 @@ class Output(Struct, frozen=True):
             _append(Path(summary), render("markdown", report, Style()) + "\n")
 
     def text(self, text: str) -> None:
-        """Write a text as a report is written.
+        """Write a text to the destinations of the report.
 
         Raises:
             WriteError: a file cannot be written.
@@ -109,7 +121,7 @@ class Output(Struct, frozen=True):
 
 
 def _width(*, terminal: bool) -> int | None:
-    """Return the columns to fit into: a terminal's, or what COLUMNS says, as elsewhere."""
+    """Return the width in columns: $COLUMNS or the terminal's; None if neither is known."""
     wanted = os.environ.get("COLUMNS", "").isdigit()
     if not (terminal or wanted):
         return None
@@ -126,7 +138,7 @@ def _put(text: str, path: Path | None) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a report that is complete at its name, or not there; a pipe or device as it comes."""
+    """Write a report: atomically to a regular file, directly to a pipe or device."""
     from ckptool.formats.atomic import failing, write_file
 
     content = text.encode()
@@ -147,26 +159,26 @@ def _append(path: Path, text: str) -> None:
 
 def _print(text: str) -> None:
     try:
-        # In pieces: each is held twice more on its way out.
+        # In chunks: encoding and writing hold two more copies of each.
         for start in range(0, len(text), _PRINTED):
             click.echo(_encodable(text[start : start + _PRINTED]), nl=False, color=True)
         click.echo()
     except BrokenPipeError:
         raise
     except OSError as error:
-        # What could not be printed would be tried again when Python ends, and fail again.
+        # Python flushes the unwritten rest again at exit, which would fail again: discard it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise WriteError(f"standard output: {error.strerror or error}") from error
 
 
 def _encodable(text: str) -> str:
-    """Return `text` with escapes for what the encoding of standard output has not."""
+    """Escape the characters that the encoding of standard output lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _colored(choice: str, *, terminal: bool) -> bool:
-    """Decide on colour as users expect: the option, NO_COLOR, FORCE_COLOR, a dumb terminal."""
+    """Whether to colour: by the option, then NO_COLOR, FORCE_COLOR and TERM."""
     if choice != "auto":
         return choice == "always"
     if os.environ.get("NO_COLOR"):
@@ -177,23 +189,23 @@ def _colored(choice: str, *, terminal: bool) -> bool:
 
 
 def _draws() -> bool:
-    """Tell whether standard output takes more than ASCII, and shows it."""
+    """Whether standard output encodes Unicode and the terminal is not TERM=dumb."""
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     return encoding.startswith("utf") and os.environ.get("TERM") != "dumb"
 
 
 def one_line(text: str) -> str:
-    """Return an error as one line that is safe to print."""
+    """Return an error message as one printable line without credentials."""
     return printable(masked(" ".join(text.splitlines())))
 
 
 def report_options(function: Command) -> Command:
-    """Add the options of every report; the command receives `out: Output` and `policy: Policy`."""
+    """Add the report options; the command receives `out: ReportOutput` and `policy: Policy`."""
     return _with_options(_reporting(function, has_output=True), _REPORT_OPTIONS)
 
 
 def screen_options(function: Command) -> Command:
-    """Add what `report_options` does, but for -o: the command writes something else there."""
+    """Add the options of `report_options` except -o, which the command uses for another file."""
     return _with_options(
         _reporting(function, has_output=False),
         tuple(o for o in _REPORT_OPTIONS if o is not _OUTPUT_OPTION),
@@ -236,7 +248,7 @@ def _reporting(function: Command, *, has_output: bool) -> Command:
 
 
 def _refuse_read(out: Output, given: Iterable[object]) -> None:
-    """Refuse to put a report in the place of a file that it is about."""
+    """Raise UsageError if a report would overwrite a file that the command reads."""
     several = (one if isinstance(one, tuple) else (one,) for one in given)
     read = [path for paths in several for path in paths if isinstance(path, Path) and path.exists()]
     for _, path in out.targets:
@@ -245,7 +257,7 @@ def _refuse_read(out: Output, given: Iterable[object]) -> None:
 
 
 def module_options(function: Command) -> Command:
-    """Add -m, -k and --kwargs; the command receives `module` and `kwargs`, None where not given."""
+    """Add -m, -k and --kwargs; the command receives `module` and `kwargs`, None if not given."""
 
     @wraps(function)
     def command(
@@ -273,7 +285,7 @@ def limit_options(function: Command) -> Command:
 
 
 def input_options(function: Command) -> Command:
-    """Add --input and --inputs; the command receives `inputs`, None where neither is given."""
+    """Add --input and --inputs; the command receives `inputs`, None if neither is given."""
 
     @wraps(function)
     def command(
@@ -291,6 +303,7 @@ def input_options(function: Command) -> Command:
 
 
 def _codes(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Split comma-separated rule codes."""
     return tuple(code.strip() for text in texts for code in text.split(",") if code.strip())
 
 

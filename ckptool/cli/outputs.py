@@ -1,4 +1,4 @@
-"""--format and -o, in the order given -> which report goes where."""
+"""--format and -o options in command-line order -> destinations of the reports."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ Destination = tuple[str, Path | None]
 def targets(
     ctx: click.Context, formats: Sequence[str], outputs: Sequence[Path]
 ) -> tuple[Destination, ...]:
-    """Return each format with its file; None is standard output.
+    """Pair each format with its output file; None is standard output.
 
     Raises:
-        UsageError: an -o has no format, or two reports would go to one place.
+        UsageError: an -o has no --format, or two reports have the same destination.
     """
     if len(formats) < 2 and len(outputs) < 2:
         return ((formats[0] if formats else "table", outputs[0] if outputs else None),)
@@ -35,7 +35,7 @@ def targets(
 
 
 def _order(ctx: click.Context) -> list[str]:
-    """Return the names of the options as they came, once each time."""
+    """Return "formats" and "outputs" in command-line order, once per occurrence."""
     arguments = list(ctx.meta.get("ckptool.arguments", ()))
     _, _, order = ctx.command.make_parser(ctx).parse_args(args=arguments)
     return [one.name for one in order if one.name in {"formats", "outputs"}]

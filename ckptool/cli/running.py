@@ -1,4 +1,4 @@
-"""What commands that take long have in common: how far they are, and how a signal ends them."""
+"""Progress display and signal handling of long-running commands."""
 
 import sys
 import time
@@ -16,7 +16,10 @@ from ckptool.render.text import size
 
 @contextmanager
 def ending(ctx: click.Context, said: str = "") -> Iterator[None]:
-    """Say in one line that a signal ended it, and exit as a shell expects."""
+    """Context manager: on SIGINT or SIGTERM, print one line and exit with 128 + signal number.
+
+    `message` is appended to the line.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -30,7 +33,7 @@ def ending(ctx: click.Context, said: str = "") -> Iterator[None]:
 
 
 class Progress:
-    """One line on standard error, where that is a terminal, for what takes over a second."""
+    """One-line byte counter on a terminal's standard error, shown after one second."""
 
     def __init__(self, source: Location, verb: str) -> None:
         self._total = sum(path.stat().st_size for path in _files(source))
@@ -47,7 +50,7 @@ class Progress:
             click.echo("\r\x1b[K", nl=False, err=True)
 
     def add(self, nbytes: int) -> None:
-        """Count bytes, and show the count from time to time."""
+        """Add to the count; redraw the line at most every 0.2 s."""
         self._done += nbytes
         now = time.monotonic()
         if now - self._start > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
@@ -55,17 +58,17 @@ class Progress:
             left = max(0, self._total - self._done) / max(rate, 1)
             line = f"{size(self._done)} {self._verb}, {size(int(rate))}/s"
             line += f", about {left:.0f} s left" if self._total else ""
-            # Said before it is done: a signal may come between the two.
+            # Set before drawing: a signal may arrive between the two, and __exit__ must erase.
             self._shown, self._drawn = now, True
             click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
 
 def _files(source: Location) -> list[Path]:
-    """Return what is going to be read, as far as that can be known before it is."""
+    """Return the files of a local checkpoint, [] for a remote or unreadable one."""
     if isinstance(source, RemotePath):
         return []
     try:
         found = list(source.iterdir()) if source.is_dir() else [source]
         return [path for path in found if path.is_file()]
     except OSError:
-        return []  # reading it says why
+        return []  # opening the checkpoint reports the error

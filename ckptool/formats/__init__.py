@@ -1,4 +1,4 @@
-"""Bytes on disk -> Checkpoint: one module per container, chosen by content, never by suffix."""
+"""Location -> Checkpoint: one module per container, chosen by content, never by suffix."""
 
 import atexit
 import re
@@ -18,11 +18,11 @@ from ckptool.locations import Location
 from ckptool.model import Checkpoint, Skipped
 
 STDIN: Final = Path("<stdin>")
-"""What a checkpoint from standard input is called."""
+"""Path that errors and reports show for a checkpoint read from standard input."""
 
 _BY_MAGIC: Final = ("torch_zip", "torch_tar")
 _BY_TRIAL: Final = ("torch_legacy",)
-"""A pickle has no magic bytes: what else is known comes before it."""
+"""A pickle has no magic bytes: these readers are tried last, after all other known formats."""
 _DCP_METADATA: Final = ".metadata"
 _INDEX: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
 _CANDIDATE: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt|pkl|pickle|tar)"
@@ -30,10 +30,10 @@ _WEIGHTS: Final = (
     r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model|open_clip_(?:pytorch_)?model)"
     r"\.(?:safetensors|bin)"
 )
-"""What the Hugging Face libraries call the weights in a folder that they save."""
+"""Weight file names that the Hugging Face libraries save in a folder."""
 _NAMED: Final = 5
 _BLANKS: Final = 64
-"""How far into a file its first character may stand."""
+"""Bytes searched for the first character that is not blank."""
 _COPIED: Final = 1 << 20
 
 
@@ -47,9 +47,9 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT) -> Checkpoint:
     """Describe the checkpoint at `path`: a file, an index of shards, or a directory with one.
 
     Raises:
-        UnknownFormatError: no reader recognises it; the message says what it is instead.
-        CorruptCheckpointError: the container is damaged, or made to mislead.
-        ReadError: it cannot be read, or a directory does not say which checkpoint is meant.
+        UnknownFormatError: no reader recognises it; the message names the format if known.
+        CorruptCheckpointError: the container is damaged or ambiguous.
+        ReadError: it cannot be read, or a directory holds several checkpoints.
     """
     if is_directory(path):
         return _open_directory(path, limits)
@@ -62,14 +62,14 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT) -> Checkpoint:
 
 
 def open_stream(stream: BinaryIO, limits: Limits = DEFAULT) -> Checkpoint:
-    """Describe the single-file checkpoint that `stream` brings, by way of an unnamed file.
+    """Describe a single-file checkpoint read from `stream`, spooled to an unnamed temporary file.
 
     Raises:
-        ReadError: as `open_checkpoint`, or the stream is longer than the limit.
+        ReadError: as `open_checkpoint`, or the stream is longer than `limits.stream_bytes`.
     """
     from tempfile import TemporaryFile
 
-    # It stays open until the process ends: the spans of the result lie in it.
+    # Open until the process ends: the spans of the result refer to this file.
     spool = TemporaryFile()  # noqa: SIM115
     atexit.register(spool.close)
     try:
@@ -103,7 +103,7 @@ def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
 
 
 def _beside(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
-    """Say which other checkpoints stand in the folder of the one that was meant."""
+    """Add a Skipped entry that lists the other checkpoint files in the same folder."""
     others = [n for n in names if n != checkpoint.path.name and re.fullmatch(_CANDIDATE, n)]
     if not others:
         return checkpoint
@@ -134,7 +134,7 @@ def _open_dcp(directory: Location, limits: Limits) -> Checkpoint:
 
 
 def _without_index(directory: Location, names: Sequence[str]) -> str:
-    """Return what is wrong with a directory that no index makes a checkpoint of."""
+    """Return the error message for a directory without an index or a single weights file."""
     if not names:
         return "is an empty directory"
     if any(name.endswith(".distcp") for name in names):
@@ -154,7 +154,8 @@ def _open_file(path: Location, limits: Limits) -> Checkpoint:
 
 
 def _describe(source: Source, limits: Limits) -> Checkpoint:
-    # First: a valid safetensors may start with the bytes of a zip or of a pickle, never they so.
+    # First: a valid safetensors file may start with the bytes of a zip or a pickle; the reverse
+    # cannot happen.
     if safetensors.matches(source):
         return safetensors.read(source, limits)
     if reader := _reader(_BY_MAGIC, source):
@@ -178,7 +179,7 @@ def _reader(names: Sequence[str], source: Source) -> _Reader | None:
 
 
 def _copy(stream: BinaryIO, spool: BinaryIO, limit: int) -> int:
-    """Copy the stream and return its length."""
+    """Copy `stream` to `spool`; return its length in bytes."""
     nbytes = 0
     while piece := stream.read(_COPIED):
         nbytes += len(piece)

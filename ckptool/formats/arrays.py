@@ -1,4 +1,4 @@
-"""A pickled numpy array or number -> its shape and dtype, or its value."""
+"""Pickled numpy array -> TensorInfo; pickled numpy scalar -> its value."""
 
 from struct import unpack
 from typing import Any, Final
@@ -8,11 +8,11 @@ from ckptool.model import Kind, TensorInfo
 
 
 def numpy_scalar(args: tuple[Any, ...]) -> float | None:
-    """Return the number that `numpy.core.multiarray.scalar(dtype, bytes)` makes, if it is one."""
+    """Return the number of `numpy.core.multiarray.scalar(dtype, bytes)`, None if it is none."""
     if len(args) != 2:
         return None
     code, data = numpy_code(args[0]), args[1]
-    if type(data) is str:  # Python 2 wrote its bytes as a string
+    if type(data) is str:  # Python 2 pickles bytes as a string
         data = data.encode("latin-1", "replace")
     letter = _NUMBERS.get(code, "")
     if type(data) is not bytes or not letter or len(data) != int(code[1:]):
@@ -22,7 +22,7 @@ def numpy_scalar(args: tuple[Any, ...]) -> float | None:
 
 
 def numpy_code(dtype: object) -> str:
-    """Return the code of a pickled numpy.dtype: "f4", "" if it is none."""
+    """Return the code of a pickled numpy.dtype: "f4"; "" for big-endian or anything else."""
     if type(dtype) is Opaque and dtype.name == ("numpy", "dtype") and dtype.args:
         state = dtype.state
         order = state[1] if type(state) is tuple and len(state) > 1 else "|"
@@ -39,7 +39,7 @@ _NUMBERS: Final = {
 
 
 def numpy_array(node: object, key: str) -> TensorInfo | None:
-    """Return the shape and dtype of a pickled numpy array of numbers."""
+    """Return the shape and dtype of a pickled numpy array of numbers; None for anything else."""
     if type(node) is not Opaque:
         return None
     shape: Any = None
@@ -69,7 +69,7 @@ _DTYPES: Final = {
     "i2": "int16", "i1": "int8", "u8": "uint64", "u4": "uint32", "u2": "uint16", "u1": "uint8",
     "b1": "bool", "c8": "complex64", "c16": "complex128",
 }  # fmt: skip
-"""numpy's code of a dtype -> torch's name."""
+"""numpy's dtype code -> torch's dtype name."""
 
 
 def _is_shape(shape: object) -> bool:

@@ -1,4 +1,4 @@
-"""Bytes that are being written -> a file or folder that is complete at its name, or absent."""
+"""Write a file or folder atomically: complete at its final name, or absent."""
 
 import errno
 import fcntl
@@ -16,15 +16,15 @@ from ckptool.formats.interrupts import uninterrupted
 
 _PREFIX: Final = ".ckptool-"
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-"""What a file system without hard links answers."""
+"""errno values of file systems without hard links."""
 _EXCHANGE: Final = 2
-"""renameat2's RENAME_EXCHANGE."""
+"""Flag RENAME_EXCHANGE of renameat2(2)."""
 _HERE: Final = -100
-"""AT_FDCWD."""
+"""AT_FDCWD of openat(2): paths are relative to the working directory."""
 
 
 class Pending:
-    """What will be at `target`: a temporary file or folder beside it, locked by its writer."""
+    """Temporary file or folder next to `target`, locked by its writer until it is moved there."""
 
     def __init__(self, path: Path, target: Path, descriptor: int, *, force: bool) -> None:
         self.path = path
@@ -34,16 +34,19 @@ class Pending:
         self._swapped = False
 
     def sync(self) -> None:
-        """Bring it to the disk.
+        """Flush the content to disk (fsync).
 
         Raises:
-            WriteError: the system could not.
+            WriteError: the operating system failed to.
         """
         with failing(self.target):
             os.fsync(self.descriptor)
 
     def place(self, *, undoable: bool = False) -> None:
-        """Give it its name, in one step, and bring that to the disk."""
+        """Move to `target` atomically and flush the folder entry to disk.
+
+        With `undoable`, a replaced file is kept under the temporary name for `undo_move`.
+        """
         with failing(self.target):
             if stat.S_ISDIR(os.fstat(self.descriptor).st_mode):
                 _place_folder(self.path, self.target, force=self._force)
@@ -55,7 +58,7 @@ class Pending:
             sync_folder(self.target.parent)
 
     def take_back(self) -> None:
-        """Undo `place`: what was there before, a file or nothing, is there again."""
+        """Undo `move_to_target`: restore the previous file, or remove the new one."""
         with failing(self.target):
             if self._swapped:
                 _exchange(self.path, self.target)
@@ -64,10 +67,10 @@ class Pending:
 
 
 def check_target(target: Path, inputs: Sequence[Path], *, force: bool, folder: bool) -> None:
-    """Refuse a target that is an input, exists already, or cannot be made: before any work.
+    """Reject a target that is an input, exists already, or cannot be created, before any work.
 
     Raises:
-        WriteError: one line that says which, and what to do.
+        WriteError: the reason and the remedy, in one line.
     """
     with failing(target):
         _refuse_inputs(target, inputs)
@@ -83,12 +86,12 @@ def check_target(target: Path, inputs: Sequence[Path], *, force: bool, folder: b
 
 @contextmanager
 def pending(target: Path, *, force: bool, folder: bool = False) -> Iterator[Pending]:
-    """Make a temporary file or folder beside `target`; what is not placed is removed at the end.
+    """Create a temporary file or folder next to `target`; remove it on exit unless it was moved.
 
-    What dead runs to the same target left behind is removed first.
+    Temporaries of dead processes with the same target are removed first.
 
     Raises:
-        WriteError: it cannot be made there.
+        WriteError: it cannot be created there.
     """
     with failing(target):
         _remove_stale(target)
@@ -107,12 +110,12 @@ def pending(target: Path, *, force: bool, folder: bool = False) -> Iterator[Pend
 
 
 def commit(*outputs: Pending, check: Callable[[], None] = lambda: None) -> None:
-    """Sync all, `check` once more, and place them in order, which no signal can interrupt.
+    """Flush all outputs, call `check`, and move them to their targets in order, signals deferred.
 
-    Where one cannot be placed, those before it are taken back.
+    If a move fails, the moves before it are undone.
 
     Raises:
-        WriteError: one could not be placed; what `check` raises passes through.
+        WriteError: an output could not be moved; exceptions of `check` propagate.
     """
     for output in outputs:
         output.sync()
@@ -125,10 +128,10 @@ def commit(*outputs: Pending, check: Callable[[], None] = lambda: None) -> None:
 
 
 def write_file(path: Path, content: bytes, *, force: bool) -> None:
-    """Write a small file that is complete at its name, or not there.
+    """Write a small file atomically.
 
     Raises:
-        WriteError: it could not be written; with `force` what was there before still is.
+        WriteError: it could not be written; an existing file is left unchanged.
     """
     with pending(path, force=force) as file:
         with failing(path):
@@ -137,7 +140,7 @@ def write_file(path: Path, content: bytes, *, force: bool) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Flush the directory entries of a folder to disk (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -147,7 +150,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def failing(target: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into a WriteError about `target`."""
+    """Context manager that converts OSError into a WriteError for `target`."""
     try:
         yield
     except OSError as error:
@@ -177,12 +180,12 @@ def _check_parent(target: Path) -> None:
 
 
 def _prefix(target: Path) -> str:
-    # Of the name only a checksum: with all of it, a long name would become too long.
+    # A checksum instead of the name: a long name plus the prefix could exceed NAME_MAX.
     return f"{_PREFIX}{crc32(os.fsencode(target.name)):08x}-"
 
 
 def _create(path: Path, *, folder: bool) -> int:
-    """Return a locked descriptor of the new file or folder; -1 where a cleaner took it away."""
+    """Return a locked descriptor of the new file or folder; -1 if a cleanup removed it."""
     if folder:
         path.mkdir(0o777)
         flags = os.O_RDONLY | os.O_DIRECTORY
@@ -206,7 +209,7 @@ def _create(path: Path, *, folder: bool) -> int:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove the temporary files of runs to `target` that are dead: nobody holds their lock."""
+    """Remove temporaries of dead processes that wrote to `target`: those whose lock is free."""
     prefix = _prefix(target)
     with os.scandir(target.parent) as entries:
         found = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
@@ -220,7 +223,7 @@ def _remove_stale(target: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(path)
         except BlockingIOError:
-            pass  # its writer lives
+            pass  # its writer is still running
         finally:
             os.close(descriptor)
 
@@ -238,7 +241,7 @@ def _place_file(path: Path, target: Path, *, force: bool) -> None:
         path.replace(target)
         return
     try:
-        # Unlike a rename, a link never replaces what somebody else put there meanwhile.
+        # Unlike rename, link never replaces a file that another process created meanwhile.
         target.hardlink_to(path)
         path.unlink()
     except FileExistsError:
@@ -261,7 +264,13 @@ def _place_folder(path: Path, target: Path, *, force: bool) -> None:
 
 
 def _exchange(path: Path, target: Path) -> None:
-    """Swap two folders in one step: the old one is removed under the temporary name."""
+    """Atomically exchange two paths (renameat2 with RENAME_EXCHANGE).
+
+    The old content is then removed under the temporary name.
+
+    Raises:
+        OSError: the file system does not support it.
+    """
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

@@ -10,7 +10,7 @@ from ckptool.formats.nodes import PickleError, StarvedError
 _LONG_DIGITS: Final = 2_000
 _LONG_BYTES: Final = 1_000
 _BLOB: Final = 64
-"""Byte strings from this size on are remembered by their place."""
+"""Byte strings of at least this size get an entry in `PickleMachine.blob_offsets`."""
 _UINT16, _UINT32, _UINT64 = Struct("<H"), Struct("<I"), Struct("<Q")
 _INT32, _DOUBLE = Struct("<i"), Struct(">d")
 
@@ -19,7 +19,11 @@ _on = partial(register, ATOMS)
 
 
 def decimal(line: bytes) -> int:
-    """Return the number that a line of digits is."""
+    """Return the int that a line of decimal digits spells.
+
+    Raises:
+        PickleError: it has more than `_MAX_INT_DIGITS` digits.
+    """
     if len(line) > _LONG_DIGITS:
         raise PickleError(f"a number of {len(line)} digits")
     return int(line)
@@ -178,14 +182,18 @@ def _bytes(m: Machine, pos: int, nbytes: int) -> int:
 
 
 def _claimed(m: Machine, pos: int, nbytes: int) -> tuple[bytes, int]:
-    """Return the bytes that an opcode claims, after looking whether they are there."""
+    """Return the `nbytes` bytes at `pos`, and the position after them.
+
+    Raises:
+        TruncatedPickleError: fewer bytes remain in the frame.
+    """
     if not 0 <= nbytes <= m.limit - pos:
         raise StarvedError(f"an opcode claims {nbytes} bytes and {max(0, m.limit - pos)} are left")
     return m.data[pos : pos + nbytes], pos + nbytes
 
 
 def _python2_text(text: bytes) -> str:
-    """Python 2 did not say what its strings were: text where it is, else bytes as Latin-1."""
+    """Decode a Python 2 `str`, which held text or bytes: as UTF-8 if valid, else as Latin-1."""
     try:
         return text.decode()
     except UnicodeDecodeError:

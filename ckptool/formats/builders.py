@@ -1,4 +1,4 @@
-"""A call to one of a few inert builtins -> the plain container that it would make."""
+"""Recorded call to an allowed builtin -> the plain container or node that the call would return."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -7,11 +7,11 @@ from typing import Any, Final, Protocol
 from ckptool.formats.nodes import Elements, Global, Opaque, Ordered, PickleError, checked_key
 
 _ALLOCATED: Final = 1 << 20
-"""Bytes that a `bytearray(n)` may ask for."""
+"""Maximum n of a `bytearray(n)`, in bytes."""
 
 
 class Purse(Protocol):
-    """What a builder needs of the machine that runs."""
+    """The part of `PickleMachine` that a `CallBuilder` uses."""
 
     def spend(self, nbytes: int) -> None: ...
 
@@ -60,7 +60,7 @@ def _size(machine: Purse, args: tuple[Any, ...]) -> object:
 
 
 def _encoded(machine: Purse, args: tuple[Any, ...]) -> object:
-    """`_codecs.encode`: how protocols 0 to 2 write bytes."""
+    """`_codecs.encode(text, "latin1")`: bytes as pickle protocols 0 to 2 write them."""
     if not args or type(args[0]) is not str or args[1:] not in (("latin1",), ("latin-1",)):
         raise PickleError("_codecs.encode of something else than Latin-1 text")
     machine.spend(len(args[0]))
@@ -83,7 +83,7 @@ def _bytes(machine: Purse, args: tuple[Any, ...]) -> object:
 
 
 def _reconstructed(machine: Purse, args: tuple[Any, ...]) -> object:
-    """`copyreg._reconstructor(class, base, value of the base)`: objects of protocols 0 and 1."""
+    """`copyreg._reconstructor(class, base, base_value)`: objects of protocols 0 and 1."""
     if len(args) != 3 or type(args[0]) is not Global:
         raise PickleError("copyreg._reconstructor without a class")
     made = machine.call(args[0], ())
@@ -129,4 +129,7 @@ CONTAINERS: Final[Mapping[tuple[str, str], Builder]] = MappingProxyType(
         ("copyreg", "__newobj_ex__"): _new_ex,
     }
 )
-"""(module, name) -> what a call to it makes. Only what torch.load allows, and object creation."""
+"""(module, name) -> builder of the result of a call to it.
+
+Only names that `torch.load(weights_only=True)` allows, and copyreg's functions that create objects.
+"""

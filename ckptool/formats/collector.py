@@ -1,4 +1,4 @@
-"""Building what only grows, without the garbage collector walking it again and again."""
+"""Context manager that disables the cyclic garbage collector."""
 
 import gc
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
-    """Keep the garbage collector away while a large description is built: a third of the time."""
+    """Disable the cyclic GC while a large description is built: it takes a third of the time."""
     running = gc.isenabled()
     gc.disable()
     try:

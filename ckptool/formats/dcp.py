@@ -1,4 +1,4 @@
-"""A directory of torch.distributed.checkpoint -> Checkpoint: .metadata, and the chunks it names."""
+"""torch.distributed.checkpoint directory -> Checkpoint: reads .metadata and the chunk files."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -38,16 +38,16 @@ from ckptool.model import (
 
 
 def matches(directory: Location) -> bool:
-    """Whether a directory has the file that makes it a distributed checkpoint."""
+    """Whether the directory has a .metadata file."""
     return exists(directory / METADATA)
 
 
 def read(directory: Location, limits: Limits) -> Checkpoint:
-    """Return what the directory holds. torch itself reads .metadata with a plain `pickle.load`.
+    """Describe the checkpoint. torch itself reads .metadata with an unrestricted `pickle.load`.
 
     Raises:
-        CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
-        ReadError: a file of it cannot be read.
+        CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
+        ReadError: one of its files cannot be read.
     """
     path = directory / METADATA
     with open_source(path) as source:
@@ -87,7 +87,7 @@ _OWN: Final = frozenset(
     }
     | {("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath")}
 )
-"""What .metadata is made of: plain records."""
+"""Classes of plain records that .metadata is pickled from: (module, name)."""
 
 
 def _judge(name: Global) -> Safety:
@@ -96,7 +96,7 @@ def _judge(name: Global) -> Safety:
 
 
 class _Item(Struct, frozen=True):
-    """One chunk of a tensor, or one pickled object, and where it lies."""
+    """One chunk of a tensor or one pickled object, with its byte range in a file."""
 
     key: str
     offsets: tuple[int, ...] | None
@@ -104,7 +104,7 @@ class _Item(Struct, frozen=True):
     offset: int
     nbytes: int
     plain: bool
-    """Whether the bytes are as torch.save wrote them, not compressed."""
+    """Whether the bytes are as torch.save wrote them, without transforms (compression)."""
 
 
 def _described(
@@ -135,7 +135,11 @@ def _described(
 
 
 def _items(places: dict[Any, Any]) -> Iterator[_Item]:
-    """Yield where each chunk and each object lies."""
+    """Yield the location of each chunk and each object.
+
+    Raises:
+        PickleTreeError: an entry of storage_data is invalid or leaves the directory.
+    """
     for index, where in places.items():
         name, info = _fields(index, "MetadataIndex"), _fields(where, "_StorageInfo")
         key, file = name.get("fqn"), info.get("relative_path")
@@ -150,7 +154,7 @@ def _items(places: dict[Any, Any]) -> Iterator[_Item]:
 
 
 class _Files:
-    """Reads what lies in the files: chunks as tensors, objects as trees."""
+    """Reads the .distcp files: chunks as tensors, pickled objects as node trees."""
 
     def __init__(
         self, directory: Location, limits: Limits, items: list[_Item], found: list[GlobalUse]
@@ -159,18 +163,19 @@ class _Files:
         self.nbytes = 0
         self.skipped: list[Skipped] = []
         self.content: dict[tuple[str, tuple[int, ...] | None], tuple[_Item, object]] = {}
-        """(key, offsets) -> the tree that torch.save wrote there, or _UNREAD."""
+        """(key, offsets) -> node tree of the embedded torch.save file, or _UNREAD."""
         self._directory = directory
         self._limits = limits
         self._items = sorted(items, key=attrgetter("file", "offset"))
         self._found = found
 
     def read(self) -> None:
-        """Open each file once.
+        """Read every item, opening each file once.
 
         Raises:
-            ReadError: one is missing, or is something else.
-            TreeError: a place is outside its file.
+            CorruptCheckpointError: an item exceeds its file.
+            ReadError: a file is missing or not a regular file.
+            PickleTreeError: items overlap, or one has two locations.
         """
         remote = isinstance(self._directory, RemotePath)
         self.nbytes = sum(self._sizes())
@@ -220,7 +225,7 @@ class _Files:
         self.content[item.key, item.offsets] = (item, content)
 
     def _tree(self, part: Slice, item: _Item, *, checked: bool) -> object:
-        """Return the tree of a whole file of torch.save that lies in another one."""
+        """Return the root node of a torch.save zip archive embedded in a .distcp file."""
         label = f"{item.file}:{item.offset}:"
         records = Records(part, read_archive(part, self._limits), self._limits, label)
         names: Names = []
@@ -241,7 +246,7 @@ class _Files:
 _UNREAD: Final = object()
 _HEAD: Final = 2 << 10
 _TAIL: Final = 2 << 10
-"""Bytes of what torch.save writes around a tensor: the pickle before it, the directory behind."""
+"""Bytes torch.save writes around a tensor: pickle before it, zip directory after it."""
 
 
 def _ends(item: _Item) -> Iterator[tuple[int, int]]:
@@ -251,7 +256,7 @@ def _ends(item: _Item) -> Iterator[tuple[int, int]]:
 
 
 def _leaf(key: object, entry: object, files: _Files, limits: Limits) -> object:
-    """Return the node that stands for one key: a tensor, or what was pickled."""
+    """Return the node of one key: a resolved tensor reference, or the pickled object."""
     if type(key) is not str:
         raise TreeError("a key that is no string")
     if type(entry) is Opaque and entry.name[1] == "BytesStorageMetadata":
@@ -266,7 +271,7 @@ def _leaf(key: object, entry: object, files: _Files, limits: Limits) -> object:
 
 
 class _Chunked:
-    """One tensor and its chunks."""
+    """TensorStorageMetadata of one key and its chunks -> TensorInfo."""
 
     def __init__(self, key: str, fields: dict[Any, Any], files: _Files, limits: Limits) -> None:
         self._key = key
@@ -282,7 +287,7 @@ class _Chunked:
         self._grad = state[2] is True
 
     def tensor(self) -> TensorInfo:
-        """Return the tensor: one strided block where one chunk is all of it."""
+        """Return the tensor: strided if one chunk is all of it, else with layout "chunked"."""
         if not isinstance(self._chunks, list):
             raise TreeError(f"{quoted(self._key)} has no list of chunks")
         parts = [self._part(chunk) for chunk in self._chunks]
@@ -325,7 +330,7 @@ class _Chunked:
 
 
 def _check_cover(key: str, size: tuple[int, ...], parts: Sequence[Part]) -> None:
-    """Refuse chunks that leave a hole, overlap, or reach beyond the tensor."""
+    """Raise PickleTreeError if chunks leave a gap, overlap, or exceed the tensor."""
     for part in parts:
         shape = part.tensor.shape
         if len(shape) != len(size) or len(part.offsets) != len(size):
@@ -340,11 +345,14 @@ def _check_cover(key: str, size: tuple[int, ...], parts: Sequence[Part]) -> None
 
 
 def _check_overlap(key: str, parts: list[Part]) -> None:
-    """Chunks that make up the whole volume cover it exactly when no two of them meet."""
+    """Raise PickleTreeError if two chunks overlap.
+
+    Chunks whose sizes add up to the tensor cover it if and only if they are disjoint.
+    """
     if len(parts) < 2:
         return
     rank = range(len(parts[0].offsets))
-    # Along the dimension that is cut the most, few chunks stand beside one another.
+    # Sweep along the axis with the most distinct offsets: fewest chunks share a position there.
     cut = max(rank, key=lambda d: len({part.offsets[d] for part in parts}), default=0)
     parts = sorted(parts, key=lambda part: part.offsets[cut : cut + 1])
     for index, part in enumerate(parts):
@@ -372,11 +380,11 @@ def _check_used(items: list[_Item], keys: dict[Any, Any]) -> None:
 
 
 class _Folder(dict[Any, Any]):
-    """A step of a path; what was pickled can be a dict as well."""
+    """Container made from planner paths, distinct from dicts that were pickled."""
 
 
 def _nested(leaves: dict[str, object], paths: object) -> object:
-    """Return the tree that was saved: the planner kept the path of every key."""
+    """Rebuild the nested state_dict from planner_data, which maps each key to its path."""
     known = paths if isinstance(paths, dict) else {}
     root = _Folder()
     for key, node in leaves.items():
@@ -399,7 +407,7 @@ _STEPS: Final = 64
 
 
 def _listed(node: object) -> object:
-    """Make lists of the folders whose steps are numbers."""
+    """Convert nested containers with keys 0..n-1 to lists, the others to dicts."""
     if type(node) is not _Folder:
         return node
     made = {step: _listed(child) for step, child in node.items()}
@@ -410,7 +418,11 @@ def _listed(node: object) -> object:
 
 
 def _fields(node: object, name: str) -> dict[Any, Any]:
-    """Return the fields of one of DCP's own records."""
+    """Return the fields of a DCP metadata object of class `class_name`.
+
+    Raises:
+        PickleTreeError: the node is something else.
+    """
     if type(node) is Opaque and node.name[1] == name and isinstance(node.state, dict):
         return node.state
     raise TreeError(f"something that is no {name} stands where one belongs")

@@ -1,4 +1,4 @@
-"""A location -> bytes of a regular file: the only place where a checkpoint is opened."""
+"""Location -> ByteSource: the only module that opens checkpoint files."""
 
 import os
 import re
@@ -12,15 +12,15 @@ from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.locations import Location, RemotePath
 
 _COLLAPSED: Final = r"([a-z][a-z0-9+.-]+):/[^/]"
-"""What `pathlib.Path` makes of "s3://bucket"."""
+"""URL whose double slash `pathlib.Path` collapsed: "s3:/bucket"."""
 _COPIED: Final = 8 << 20
 
 
 class Source:
-    """An open checkpoint file, read by position and never beyond the size it had when opened."""
+    """Open local checkpoint file, read by offset, never beyond its size at opening."""
 
     remote = False
-    """Whether reading costs requests: what need not be read is then left out, and said so."""
+    """Whether reads are network requests: optional reads are then omitted and listed in skipped."""
 
     def __init__(self, path: Path, descriptor: int, nbytes: int) -> None:
         self.path: Location = path
@@ -28,14 +28,14 @@ class Source:
         self._descriptor = descriptor
 
     def fileno(self) -> int:
-        """Return the descriptor, for a copy that the kernel makes; a remote file has none."""
+        """Return the file descriptor, for copy_file_range; RemoteSource raises ReadError."""
         return self._descriptor
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return exactly `nbytes` bytes from `offset`.
 
         Raises:
-            CorruptCheckpointError: the range leaves the file, or the file shrank meanwhile.
+            CorruptCheckpointError: the range exceeds the file, or the file shrank meanwhile.
             ReadError: the operating system could not read it.
         """
         self._check_range(offset, nbytes)
@@ -58,7 +58,7 @@ class Source:
         """Fill `buffer` with the bytes from `offset`.
 
         Raises:
-            CorruptCheckpointError: the range leaves the file, or the file shrank meanwhile.
+            CorruptCheckpointError: the range exceeds the file, or the file shrank meanwhile.
             ReadError: the operating system could not read it.
         """
         self._check_range(offset, len(buffer))
@@ -74,14 +74,14 @@ class Source:
             offset, buffer = offset + count, buffer[count:]
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Say which (offset, nbytes) will be read: a remote file is then asked a few times only."""
+        """Announce (offset, nbytes) ranges to be read; RemoteSource batches their requests."""
 
     def head(self, nbytes: int) -> bytes:
-        """Return the first `nbytes` bytes, or all there are."""
+        """Return the first `nbytes` bytes, or the whole file if it is shorter."""
         return self.read(0, min(nbytes, self.nbytes))
 
     def tail(self, nbytes: int) -> bytes:
-        """Return the last `nbytes` bytes, or all there are."""
+        """Return the last `nbytes` bytes, or the whole file if it is shorter."""
         size = min(nbytes, self.nbytes)
         return self.read(self.nbytes - size, size)
 
@@ -96,10 +96,10 @@ class Source:
 
 @contextmanager
 def open_source(path: Location) -> Iterator[Source]:
-    """Open the regular file at `path` for reading; a pipe or a device is refused without waiting.
+    """Open the regular file at `path` for reading; pipes and devices are rejected without blocking.
 
     Raises:
-        ReadError: it does not exist, may not be read, or is no regular file.
+        ReadError: it does not exist, is not readable, or is not a regular file.
     """
     if isinstance(path, RemotePath):
         from ckptool.formats import remote
@@ -122,7 +122,7 @@ def open_source(path: Location) -> Iterator[Source]:
 
 
 def is_directory(path: Location) -> bool:
-    """Whether `path` is a folder. Of what cannot be looked at, opening it says why."""
+    """Whether `path` is a folder; False if it cannot be examined (opening it gives the reason)."""
     if isinstance(path, RemotePath):
         from ckptool.formats import remote
 
@@ -134,7 +134,7 @@ def is_directory(path: Location) -> bool:
 
 
 def names_in(directory: Location) -> list[str]:
-    """Return the names in a folder, sorted.
+    """Return the sorted names in a folder.
 
     Raises:
         ReadError: it cannot be listed.
@@ -150,7 +150,7 @@ def names_in(directory: Location) -> list[str]:
 
 
 def exists(path: Location) -> bool:
-    """Whether something is there; of what cannot be looked at, opening it says why."""
+    """Whether `path` exists; True if it cannot be examined (opening it gives the reason)."""
     if isinstance(path, RemotePath):
         from ckptool.formats import remote
 
@@ -166,7 +166,7 @@ def exists(path: Location) -> bool:
 
 @contextmanager
 def local_copy(path: Location) -> Iterator[Path]:
-    """Give a path that other libraries can open: the file itself, or a copy of a remote one.
+    """Yield a local path for other libraries: `path` itself, or a temporary copy of a remote file.
 
     Raises:
         ReadError: it cannot be read.

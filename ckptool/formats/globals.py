@@ -1,4 +1,4 @@
-"""A name that a pickle would import -> safe, unknown or dangerous, by lists of exact names."""
+"""GlobalName -> Safety (safe, unknown or dangerous), by lists of exact names."""
 
 import sys
 from typing import Final
@@ -8,15 +8,15 @@ from ckptool.model import Safety
 
 
 def judge(name: Global) -> Safety:
-    """Return what importing and calling `name` could do."""
+    """Return the Safety of importing and calling `name`; a computed name is dangerous."""
     return Safety.DANGEROUS if name.computed else classify(name.module, name.name)
 
 
 def classify(module: str, name: str) -> Safety:
-    """Return what importing and calling `module.name` could do.
+    """Return the Safety of importing and calling `module.name`.
 
-    Only what is listed is safe. A list of what is dangerous is never complete, so what no list
-    knows is unknown, and what stands in a place where such things live is dangerous.
+    Only listed names are safe. No list of dangerous names is complete: a name in no list is
+    unknown, and dangerous if its module is one of those whose functions act.
     """
     if (module, name) in SAFE:
         return Safety.SAFE
@@ -36,13 +36,13 @@ def _place(root: str, module: str, name: str) -> Safety:
 
 
 def _acts(root: str) -> bool:
-    """Whether a module is one whose functions act on the process, files or the network."""
+    """Whether functions of a top-level package act on the process, files or the network."""
     private = root.startswith("_") and not root.startswith("__")
     return private or root in sys.stdlib_module_names or root in _ACTING
 
 
 def _torch(module: str, name: str) -> Safety:
-    """Torch's classes hold data; its functions are dangerous unless they only compute."""
+    """Classes of torch hold data; its functions are dangerous unless they only compute."""
     if any(module == place or module.startswith(f"{place}.") for place in _TORCH_ACTING):
         return Safety.DANGEROUS
     if _is_class(name) or module.startswith(_TORCH_COMPUTING):
@@ -108,7 +108,7 @@ _ALLOWED: Final = {
 SAFE: Final = frozenset(
     (module, name) for module, text in _ALLOWED.items() for name in text.split()
 )
-"""(module, name) of what `torch.load(weights_only=True)` takes without being told to."""
+"""(module, name) of all that `torch.load(weights_only=True)` allows by default."""
 
 _DATA: Final = {
     module: _names(text)
@@ -148,7 +148,7 @@ _DATA: Final = {
         "torch._utils": "_rebuild_xla_tensor _rebuild_sparse_csr_tensor",
     }.items()
 }
-"""Names of the standard library and of torch that only hold data: unknown, not dangerous."""
+"""Module -> its names that only hold data (standard library, torch): unknown, not dangerous."""
 
 _ACTING: Final = _names(
     """
@@ -159,13 +159,13 @@ _ACTING: Final = _names(
     twisted urllib2 urllib3 virtualenv wheel yaml
     """
 )
-"""Top-level packages beside the standard library whose functions open, fetch, run or load."""
+"""Top-level packages outside the standard library whose functions open, fetch, run or load."""
 
 _LOADERS: Final = _names(
     "__import__ apply check_output compile delattr eval exec execfile getattr"
     " import_module loads open popen run_path setattr spawn system unsafe_load"
 )
-"""Names that mean the same wherever they stand."""
+"""Function names that are dangerous in every module."""
 
 _TORCH_ACTING: Final = (
     "torch._C._distributed_rpc",

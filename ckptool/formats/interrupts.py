@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP -> an exception, so that what was begun is cleaned up before the end."""
+"""SIGTERM and SIGHUP -> Interrupted, so that cleanup code runs before the process ends."""
 
 import signal
 import threading
@@ -15,10 +15,10 @@ _ALL: Final = (signal.SIGINT, *_ENDING)
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise `Interrupted` in the body once, at the first SIGTERM or SIGHUP; later ones wait.
+    """Raise `Interrupted` in the body at the first SIGTERM or SIGHUP; ignore later ones.
 
-    A signal that the process was started to ignore (nohup) stays ignored. In a thread that is not
-    the main one nothing is changed: Python gives no signals there.
+    A signal with another handler, or ignored at process start (nohup), is left as it is. Outside
+    the main thread nothing changes: Python delivers no signals there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,7 +36,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold all signals back while the body runs: a few system calls that belong together."""
+    """Block SIGINT, SIGTERM and SIGHUP during the body: a few system calls that belong together."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     try:
         yield

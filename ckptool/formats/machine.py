@@ -1,4 +1,4 @@
-"""The opcodes of a pickle -> a stack, a memo, and a record of every name that is used."""
+"""Inert pickle machine: stack, memo, and a record of every global that the pickle names."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -9,7 +9,7 @@ from ckptool.formats.nodes import Global, Opaque, Persistent, PickleError, Starv
 
 
 class Stop(Exception):  # noqa: N818 - it ends a stream and is no error
-    """The STOP opcode: the stream is complete."""
+    """Raised by the STOP opcode, with the top of the stack and the position after the opcode."""
 
     def __init__(self, value: object, end: int) -> None:
         super().__init__()
@@ -18,17 +18,17 @@ class Stop(Exception):  # noqa: N818 - it ends a stream and is no error
 
 
 class Memo:
-    """What a pickle puts aside to use again, by the number of its slot.
+    """Memo of a pickle: slot number -> object.
 
-    Picklers number the slots one after the other: those are a list. A dict of them takes ten times
-    the memory, and a list of any number that a file names would take what it likes.
+    Picklers number the slots consecutively: those are in a list, as a dict takes ten times the
+    memory. Other slots are in a dict: a list up to a slot number of the file has no size limit.
     """
 
     __slots__ = ("others", "slots")
 
     def __init__(self) -> None:
         self.slots: list[Any] = []
-        """The slots from 0 on, for as long as each one comes next."""
+        """The consecutive slots from 0."""
         self.others: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -43,40 +43,40 @@ class Memo:
             self.others[slot] = value
 
     def get(self, slot: int) -> object:
-        """Return what is in a slot.
+        """Return the object in a slot.
 
         Raises:
-            KeyError: nothing is.
+            KeyError: the slot is empty.
         """
         return self.slots[slot] if slot < len(self.slots) else self.others[slot]
 
 
 class Machine:
-    """The state of one run over a pickle: stack, memo, and a record of every name it uses."""
+    """State of one run over a pickle: stack, memo, and the globals that it names."""
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         self.data = data
         self.limits = limits
         self.limit = len(data)
-        """End of the frame that is open, or of the data."""
+        """Position of the end of the open frame, or of the data if no frame is open."""
         self.framed = False
         self.protocol = 0
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
-        """The stacks below the open MARKs."""
+        """The stacks below the open MARKs, outermost first."""
         self.memo = Memo()
         self.globals: dict[tuple[str, str], Global] = {}
         self.persistent: list[Persistent] = []
         self.embedded: dict[int, bytes] = {}
-        """Byte strings that are handed to something that would load them, each once, by id."""
+        """id -> byte string that is passed to a function in `_PICKLE_LOADER_NAMES`."""
         self.numbers: dict[tuple[Any, ...], tuple[int, ...]] = {}
-        """Tuples of numbers that come again and again: shapes and strides."""
+        """Tuples of ints that repeat, such as shapes and strides: one object for equal ones."""
         self.blobs: dict[int, int] = {}
-        """id of a long byte string -> where it starts in the data."""
+        """id of a long byte string -> its offset in the data."""
         self._budget = limits.pickle_bytes
 
     def use(self, module: str, name: str) -> Global:
-        """Record that the pickle would import `name` from `module`."""
+        """Record that the pickle would import `name` from `module`; the same object each time."""
         found = self.globals.get((module, name))
         if found is None:
             if self.protocol < 3 and not module.startswith("torch"):
@@ -87,14 +87,18 @@ class Machine:
         return found
 
     def use_computed(self, module: object, name: object) -> Global:
-        """Record a name that is only known when the pickle is loaded."""
+        """Record a name that is determined at load time; parts that are no str are "<computed>"."""
         words = [part if isinstance(part, str) else "<computed>" for part in (module, name)]
         found = self.globals.setdefault((words[0], words[1]), Global(words[0], words[1]))
         found.computed = True
         return found
 
     def call(self, func: object, args: object) -> object:
-        """Return the node for calling `func`, without calling it."""
+        """Return the node for the result of `func(*args)`, without calling it.
+
+        Raises:
+            PickleError: `args` is no tuple, or `func` is nothing callable.
+        """
         if type(args) is not tuple:
             raise PickleError(f"a call with {type(args).__name__} for arguments")
         if type(func) is Global:
@@ -109,13 +113,17 @@ class Machine:
         raise PickleError(f"a {type(func).__name__} is called")
 
     def spend(self, nbytes: int) -> None:
-        """Count memory that a few opcodes would multiply."""
+        """Subtract `nbytes` from the memory budget: few opcodes could copy a lot of data.
+
+        Raises:
+            PickleError: the budget, `Limits.pickle_bytes`, is spent.
+        """
         self._budget -= nbytes
         if self._budget < 0:
             raise PickleError(f"it takes more than {self.limits.pickle_bytes} bytes of memory")
 
     def once(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return `items`, the same object for the same few numbers; not for 1, 1.0 and True."""
+        """Return one object for equal tuples of ints; 1, 1.0 and True stay distinct."""
         for item in items:
             if type(item) is not int:
                 return items
@@ -139,11 +147,11 @@ class Machine:
 
 
 Handler = Callable[[Machine, int], int]
-"""Takes the machine and the position after the opcode, returns the position of the next opcode."""
+"""(machine, position after the opcode) -> position of the next opcode."""
 
 
 def register(table: dict[int, Handler], opcode: int) -> Callable[[Handler], Handler]:
-    """Enter the decorated function in `table`."""
+    """Return a decorator that enters a handler of `opcode` in `table`."""
 
     def enter(handler: Handler) -> Handler:
         table[opcode] = handler
@@ -153,9 +161,9 @@ def register(table: dict[int, Handler], opcode: int) -> Callable[[Handler], Hand
 
 
 _NUMBERS: Final = 256
-"""Models have few shapes, and a file may be made of tuples with one hash."""
+"""Models have few distinct shapes; more tuples of equal hash would make lookups slow."""
 _LOADERS: Final = frozenset({"loads", "_loads", "_load_from_bytes"})
-"""Names that read a pickle from their first argument, wherever they stand."""
+"""Functions that unpickle their first argument, in any module."""
 
 
 def _python3_name(module: str, name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What a pickle describes -> inert nodes: recipes that nothing here follows."""
+"""Inert nodes: objects of a pickle as the calls that would create them, none of them executed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
-"""Types that stand for themselves."""
+"""Types whose values are their own nodes."""
 
 
 class PickleError(ValueError):
@@ -14,11 +14,11 @@ class PickleError(ValueError):
 
 
 class StarvedError(PickleError):
-    """The data end before the pickle does: more of them may help."""
+    """The data end before the pickle does: with more bytes it may be complete."""
 
 
 class Global:
-    """A name that the pickle would import; one object a name, so that it can be a key."""
+    """A name that the pickle would import; one object per name, so that it can be a dict key."""
 
     __slots__ = ("build", "computed", "module", "name")
 
@@ -26,9 +26,9 @@ class Global:
         self.module = module
         self.name = name
         self.computed = computed
-        """Whether what it refers to is decided at load time: by process state, or by a call."""
+        """Whether the name is determined at load time, by process state or by a call."""
         self.build: Callable[[Any, tuple[Any, ...]], object] | None = None
-        """Makes a plain container of a call to it, for the few names that are nothing else."""
+        """Builder of the result of a call, for names in SAFE_CALL_BUILDERS; else None."""
 
     @property
     def qualified(self) -> str:
@@ -36,21 +36,21 @@ class Global:
 
 
 class Opaque(Struct, eq=False):
-    """An object that only the named class or function could make: the recipe, never the object."""
+    """Call recorded but not executed: function, args, state and items of an object."""
 
     func: "Global | Opaque"
     args: tuple[Any, ...]
     kwargs: Any = None
     state: Any = None
-    """What BUILD hands over: the `__dict__`, or whatever `__setstate__` would get."""
+    """Operand of BUILD: the `__dict__`, or the argument of `__setstate__`."""
     items: list[Any] | None = None
-    """Appended to it: a deque's elements, a list subclass's."""
+    """Items appended: elements of a deque or of a list subclass."""
     pairs: dict[Any, Any] | None = None
-    """Set in it: a dict subclass's items."""
+    """Items set: key -> value of a dict subclass."""
 
     @property
     def name(self) -> tuple[str, str]:
-        """(module, name) of what is called."""
+        """(module, name) of the callee; ("", "") if it is no GlobalName."""
         func = self.func
         return (func.module, func.name) if type(func) is Global else ("", "")
 
@@ -61,21 +61,21 @@ class Opaque(Struct, eq=False):
 
 
 class Persistent(Struct, eq=False):
-    """An object that the pickle leaves to its container, by an id: in torch's files, a storage."""
+    """An object outside the pickle, referred to by a persistent id: in torch's files, a storage."""
 
     id: Any
     resolved: Any = None
-    """What the container says it is."""
+    """SavedStorage or TensorInfo that the container has for the id; None until resolved."""
 
 
 class Ordered(dict[Any, Any]):
-    """An OrderedDict, a Counter or a defaultdict: a dict that may have attributes."""
+    """OrderedDict, Counter or defaultdict: a dict that may have attributes."""
 
     __slots__ = ("_state",)
 
     @property
     def state(self) -> Any:
-        """What BUILD hands over; each tensor has an OrderedDict of hooks, and few have this."""
+        """Operand of BUILD, or None; set only if given: each tensor has an OrderedDict of hooks."""
         return getattr(self, "_state", None)
 
     @state.setter
@@ -84,7 +84,7 @@ class Ordered(dict[Any, Any]):
 
 
 class Elements:
-    """A set or a frozenset, its members in the order of the file; equal only to itself."""
+    """A set or a frozenset: members in the order of the file; compared by identity."""
 
     __slots__ = ("items",)
 
@@ -93,10 +93,10 @@ class Elements:
 
 
 def checked_key(key: object) -> object:
-    """Return `key` if it may be hashed without running away, as Python itself would hash it.
+    """Return `key` if Python can hash it in bounded time.
 
     Raises:
-        PickleError: it is unhashable, or made to be slow: a deep or a wide tuple, a huge number.
+        PickleError: it is unhashable, a tuple of 256 or more nodes, or an int of more than 64 bits.
     """
     budget = 256
     todo = [key]

@@ -1,4 +1,4 @@
-"""Opcodes of the stack, the memo, containers, names and calls -> their effect on the machine."""
+"""Handlers of the opcodes for stack, memo, containers, globals, calls and frames."""
 
 from functools import partial
 from struct import Struct
@@ -257,7 +257,7 @@ def _ext4(m: Machine, pos: int) -> int:
 
 
 def _extension(m: Machine, code: int, end: int) -> int:
-    # What a code means is registered in the process that loads: it can be anything.
+    # copyreg maps the code to a name in the loading process: it can be any name.
     m.stack.append(m.use_computed("copyreg", f"<extension {code}>"))
     return end
 
@@ -309,7 +309,7 @@ def _build(m: Machine, pos: int) -> int:
     if type(target) is not Opaque and type(target) is not Ordered:
         raise PickleError(f"BUILD gives a state to a {type(target).__name__}")
     if target.state is not None:
-        # No pickler does it: the first would set a method that the second one calls.
+        # No pickler does this: the first BUILD could set a method that the second one calls.
         raise PickleError("BUILD gives a state to an object that has one")
     target.state = state
     return pos
@@ -324,7 +324,7 @@ def _binpersid(m: Machine, pos: int) -> int:
 
 
 def _class_with_source(id_: object) -> Global | None:
-    """Return the class in ("module", class, file, source): torch before 1.6 kept modules' code."""
+    """Return the class in ("module", class, file, source) of torch before 1.6, or None."""
     if type(id_) is not tuple or not id_:
         return None
     cls = id_[1] if id_[0] == "module" and len(id_) > 1 else id_[0]
@@ -387,4 +387,4 @@ def _unknown(m: Machine, pos: int) -> int:
 
 _ALL: Final = ATOMS | _TABLE
 HANDLERS: Final = tuple(_ALL.get(opcode, _unknown) for opcode in range(256))
-"""By opcode. Six that are too frequent for a call stand in the loop itself."""
+"""Handlers by opcode; the six most frequent opcodes are inlined in `reader._run_slice`."""

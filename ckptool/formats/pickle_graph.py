@@ -1,7 +1,7 @@
-"""The bytes of a pickle -> a graph that can be written again: every call stands as it was made.
+"""Pickle bytes -> PickleGraph: every call kept as recorded, for writing the pickle again.
 
-`pickles.py` reads for describing: an OrderedDict and a Counter are both mappings there. Here
-nothing is made plain, so that `pickle_writer.py` can write what was read without loss.
+`reader.py` reads to describe: there an OrderedDict and a Counter are both a MappingNode. Here
+nothing is simplified, so that `writer.py` writes the pickle without loss.
 """
 
 from struct import Struct
@@ -17,24 +17,24 @@ _UINT32: Final = Struct("<I").unpack_from
 
 
 class Class(Global):
-    """What NEWOBJ makes an instance of: `cls.__new__(cls, *args)`, where REDUCE is `cls(*args)`."""
+    """Class operand of NEWOBJ: `cls.__new__(cls, *args)`, where REDUCE is `cls(*args)`."""
 
     __slots__ = ("cls",)
 
     def __init__(self, cls: object) -> None:
         super().__init__("", "")
         self.cls = cls
-        """A Global, or an object that is made at load time."""
+        """A GlobalName, or a node of an object that is created at load time."""
 
 
 class Members(list[Any]):
-    """A set or a frozenset that an opcode made, its members in the order of the file."""
+    """A set or a frozenset created by an opcode, members in the order of the file."""
 
     frozen = False
 
 
 class Graph(NamedTuple):
-    """A pickle that can be written again."""
+    """Root node and protocol of a pickle, for `write_pickle`."""
 
     root: Any
     protocol: int
@@ -43,10 +43,10 @@ class Graph(NamedTuple):
 def read_graph(data: bytes, limits: Limits, start: int = 0) -> Graph:
     """Return the graph of the pickle at `start`.
 
-    The pickle must have been described before: `pickles.py` checks what is only used here.
+    The pickle must have passed `parse_pickle` before, whose checks are not repeated here.
 
     Raises:
-        PickleError: it cannot be written again as it is.
+        PickleError: it cannot be written again without loss.
     """
     machine = _Verbatim(data, limits)
     pos = start
@@ -64,7 +64,7 @@ def read_graph(data: bytes, limits: Limits, start: int = 0) -> Graph:
 
 
 class _Verbatim(Machine):
-    """A machine that keeps every name as it is spelled, and every call as a call."""
+    """PickleMachine that keeps every global as spelled and every call as a call."""
 
     def use(self, module: str, name: str) -> Global:
         found = self.globals.get((module, name))
@@ -76,7 +76,7 @@ class _Verbatim(Machine):
         raise PickleError(f"{module}.{name} is a name that is only known when it is loaded")
 
     def once(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
-        return items  # what the file has twice is written twice
+        return items  # equal tuples of the file are written separately
 
     def call(self, func: object, args: object) -> object:
         if type(args) is not tuple or not isinstance(func, Global | Opaque):
@@ -128,7 +128,7 @@ def _binpersid(m: Machine, pos: int) -> int:
     return pos
 
 
-# The loop of `pickles.py` has these six in itself, for speed.
+# `reader._run_slice` has these six opcodes inlined, for speed.
 
 
 def _long_binput(m: Machine, pos: int) -> int:

@@ -1,4 +1,4 @@
-"""A graph of nodes -> the bytes of a pickle; nothing in it is imported, called or understood."""
+"""Graph of nodes -> pickle bytes; nothing in it is imported or called."""
 
 from collections.abc import Callable, Generator
 from struct import pack
@@ -8,17 +8,17 @@ from ckptool.formats.nodes import Global, Opaque, Persistent, PickleError
 from ckptool.formats.pickle_graph import Class, Members
 
 _BATCH: Final = 1000
-"""Items between two marks, as Python's own pickler has them."""
+"""Items per MARK, as in Python's own pickler."""
 _DONE: Final = object()
 Nodes = Generator[Any, None, None]
-"""Writes one node; yields the nodes that are to be written on the way."""
+"""Writes one node; yields the nodes to write before it goes on."""
 
 
 def dump(root: object, protocol: int = 2) -> tuple[bytes, list[Persistent]]:
-    """Return the pickle of `root`, and what it leaves to its container, in order.
+    """Return the pickle of `root`, and its persistent references in the order of writing.
 
     Raises:
-        PickleError: something in it cannot be written.
+        PickleError: a node in it cannot be written.
     """
     writer = _Writer()
     writer.out += b"\x80" + bytes([max(2, protocol)])
@@ -33,16 +33,16 @@ def dump(root: object, protocol: int = 2) -> tuple[bytes, list[Persistent]]:
 
 
 class _Writer:
-    """The bytes so far, and a memo of what they hold."""
+    """Pickle bytes written so far, and the memo of the nodes in them."""
 
     def __init__(self) -> None:
         self.out = bytearray()
         self.persistent: list[Persistent] = []
-        # The nodes themselves are kept: an id is only good as long as its object lives.
+        # The nodes are kept too: an id is unique only as long as its object lives.
         self._memo: dict[int, tuple[int, object]] = {}
 
     def at_once(self, node: object) -> bool:
-        """Write what has nothing in it, or stands in the memo; tell whether it was that."""
+        """Write `node` if it is in the memo or has no children; return whether it was written."""
         known = self._memo.get(id(node))
         if known is not None:
             index = known[0]
@@ -57,7 +57,11 @@ class _Writer:
         return True
 
     def save(self, node: Any) -> Nodes:
-        """Write `node`, whatever it is."""
+        """Return the iterator that writes `node`.
+
+        Raises:
+            PickleError: its type cannot be written.
+        """
         savers: dict[type, Callable[[Any], Nodes]] = {
             tuple: self._tuple,
             list: self._list,
@@ -87,7 +91,7 @@ class _Writer:
         self.out += b"("
         yield from node
         if id(node) in self._memo:
-            # It contains itself by way of a list: writing its items has written it already.
+            # It contains itself through a list: writing its items has written it already.
             self.out += b"1"
             self.at_once(node)
             return
@@ -185,4 +189,4 @@ _ATOMS: Final[dict[type, Callable[[Any], bytes]]] = {
     Global: _global,
 }
 _KEPT: Final = frozenset({str, bytes, bytearray, Global})
-"""Atoms that are worth a place in the memo."""
+"""Types of atoms that get a memo slot."""

@@ -1,4 +1,4 @@
-"""A pickled nn.Module -> its state_dict(), and the tensors that its state_dict() leaves out."""
+"""Pickled nn.Module -> StateDict: its state_dict(), and the tensors not in it (`unsaved`)."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -13,12 +13,15 @@ from ckptool.model import Kind, PickledModule, State, StorageInfo, TensorInfo
 
 
 def is_module(node: object) -> bool:
-    """Whether a node is an object with the three dicts that make an nn.Module."""
+    """Whether a node has the dicts `_parameters`, `_buffers` and `_modules` of an nn.Module."""
     return type(node) is Opaque and _attributes(node) is not None
 
 
 def module_state(node: Opaque, at: str, tensors: Tensors) -> State:
-    """Return what the module's state_dict() would hold, in its order, and what it would not."""
+    """Return the module's state_dict() in its order, and in `unsaved` the tensors not in it.
+
+    `at` is the dotted place of the module in the file, "" for the root.
+    """
     members = list(_members(node))
     saved: dict[str, TensorInfo] = {}
     unsaved: dict[str, TensorInfo] = {}
@@ -40,7 +43,7 @@ def module_state(node: Opaque, at: str, tensors: Tensors) -> State:
 _MEMBERS: Final = 100_000
 _MODULE_DEPTH: Final = 500
 _DEPTH: Final = 8
-"""Of containers, and modules in them, within an attribute."""
+"""Nesting of containers, and of modules in them, in an attribute."""
 _BASE: Final = frozenset(
     {
         "training",
@@ -69,7 +72,7 @@ _BASE: Final = frozenset(
 
 
 def _attributes(node: Opaque) -> dict[Any, Any] | None:
-    """Return the `__dict__` of a module; of a GraphModule it is the first argument."""
+    """Return a module's `__dict__` (a GraphModule's first argument), None if it is no module."""
     for state in (node.state, *node.args[:1]):
         if isinstance(state, dict) and all(
             isinstance(state.get(name), dict) for name in ("_parameters", "_buffers", "_modules")
@@ -79,7 +82,10 @@ def _attributes(node: Opaque) -> dict[Any, Any] | None:
 
 
 def _members(root: Opaque) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Yield every sub-module by its prefix, parents first: `named_modules` with repetitions."""
+    """Yield (prefix, `__dict__`) of every submodule, parents first, repeated ones too.
+
+    The node itself is in the dict, under `_NODE_KEY`.
+    """
     todo: list[tuple[str, Opaque, int]] = [("", root, 0)]
     for _ in range(_MEMBERS):
         if not todo:
@@ -101,7 +107,7 @@ def _members(root: Opaque) -> Iterator[tuple[str, dict[Any, Any]]]:
 
 
 _NODE: Final = object()
-"""Key under which `_members` puts the node itself."""
+"""Key of the node itself in the dicts of `_iter_submodules`."""
 
 
 def _class(module: dict[Any, Any]) -> PickledModule:
@@ -126,7 +132,7 @@ def _join(prefix: str, name: str) -> str:
 
 
 class _Loose:
-    """Finds the tensors of a module's plain attributes."""
+    """Finds the tensors in a module's plain attributes, which state_dict() does not save."""
 
     def __init__(
         self,
@@ -140,7 +146,7 @@ class _Loose:
         self._seen = {id(module[_NODE]) for _, module in members}
 
     def look(self, prefix: str, module: dict[Any, Any], depth: int = 0) -> None:
-        """Add what the attributes of one module hold."""
+        """Add the tensors in the attributes of one module."""
         derived = _derived(module)
         for name, value in module.items():
             if name is not _NODE and name not in _BASE and name not in derived:
@@ -150,7 +156,7 @@ class _Loose:
         tensor = self._tensors.read(value, path)
         array = numpy_array(value, path)
         if tensor is not None:
-            # A view of registered state is saved with it: an RNN's _flat_weights.
+            # A view of a registered tensor is saved with it: an RNN's _flat_weights.
             if tensor.storage is None or tensor.storage not in self._registered:
                 self.found[path] = replace(tensor, kind=kind)
         elif array is not None:
@@ -167,7 +173,7 @@ class _Loose:
             self._add(path + step, child, Kind.CONTAINER, depth)
 
     def _module(self, path: str, node: Opaque, depth: int) -> None:
-        """Add all of a module that is not among the sub-modules: none of it is saved."""
+        """Add all tensors of a module that is not a registered submodule: none of them is saved."""
         members = [(_join(path, prefix), module) for prefix, module in _members(node)]
         self._seen |= {id(module[_NODE]) for _, module in members}
         for place, module in members:
@@ -177,14 +183,14 @@ class _Loose:
 
 
 def _derived(module: dict[Any, Any]) -> set[str]:
-    """Return the attributes that weight_norm, spectral_norm or prune compute in forward."""
+    """Return names of attributes that weight_norm, spectral_norm or prune compute in forward."""
     registered = module["_parameters"].keys() | module["_buffers"].keys()
     names = (str(name).rpartition("_") for name in registered)
     return {stem for stem, _, last in names if last in {"g", "v", "orig"} and stem}
 
 
 def steps(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the children of a container, each with how Python would reach it."""
+    """Yield (access, child) of a container: "[0]", "['key']" or ".name"."""
     if isinstance(value, dict):
         for key, child in value.items():
             yield f"[{text_key(key)!r}]" if type(key) is str else f"[{text_key(key)}]", child

@@ -1,4 +1,4 @@
-"""The bytes of a pickle -> an inert tree, and every name that loading it would import."""
+"""Pickle bytes -> ParsedPickle: an inert tree, and every name that loading it would import."""
 
 import re
 from itertools import repeat
@@ -19,20 +19,20 @@ from ckptool.model import Safety
 __all__ = ["Pickle", "PickleError", "dangerous", "is_settled", "scan", "unpickle", "unpickle_all"]
 
 _SLICE: Final = 1 << 16
-"""Opcodes between two looks at how much the stream has piled up."""
+"""Opcodes between two checks of the stack and memo sizes."""
 _PILED: Final = 2_000_000
-"""Objects that may wait on the stack: an unbatched tuple of as many elements."""
+"""Objects on the stack: an unbatched tuple puts all its elements there."""
 _UINT32: Final = Struct("<I").unpack_from
 _EMBEDDED: Final = 4
-"""Pickles within pickles within pickles."""
+"""Nesting of pickles in byte strings of pickles."""
 _CONSECUTIVE: Final = 64
 _AROUND: Final = 1 << 16
 _IMPORT: Final = re.compile(rb"c([A-Za-z_][A-Za-z_0-9.]*)\n([A-Za-z_][A-Za-z_0-9.]*)\n")
 _ASKS: Final = "an opcode asks for what is not on the stack, in the memo or in the stream"
 _NO_OPCODES: Final = b"\xff" * 16
-"""More than an opcode reads at once: after them it can only be the stack or memo that lacks."""
+"""Longer than any fixed-size operand: with it appended, only stack or memo can lack an operand."""
 _BROKEN: Final = (IndexError, KeyError, ValueError, OverflowError, StructError)
-"""What an opcode of a broken stream comes to: no stack, no memo slot, no such number."""
+"""Exceptions of opcode handlers on a broken stream: empty stack, empty memo slot, bad number."""
 
 
 class Pickle(Record):
@@ -40,20 +40,20 @@ class Pickle(Record):
 
     root: object = None
     end: int = 0
-    """Position after its STOP."""
+    """Position after its STOP; 0 if reading stopped before."""
     fault: str = ""
-    """Why reading stopped before it."""
+    """Why reading stopped before STOP; "" if it did not."""
     starved: bool = False
-    """Whether it stopped for want of bytes: more of the file may help."""
+    """Whether reading stopped at the end of the data: with more bytes it may be complete."""
     globals: list[Global] = []
-    """Every name that it uses, in the order of their first use, whatever became of the result."""
+    """Every name that it uses, in order of first use, also if the result is discarded."""
     persistent: list[Persistent] = []
     blobs: dict[int, int] = {}
-    """id of a byte string in the tree -> where it starts in the data."""
+    """id of a byte string in the tree -> its offset in the data."""
 
 
 def unpickle(data: bytes, limits: Limits, start: int = 0) -> Pickle:
-    """Return what the pickle at `start` describes. Never raises for what is in the data."""
+    """Return the pickle at `start`; a fault in the data is in its `error`, never raised."""
     machine = Machine(data, limits)
     pickle = Pickle(blobs=machine.blobs, persistent=machine.persistent)
     try:
@@ -75,13 +75,13 @@ def unpickle(data: bytes, limits: Limits, start: int = 0) -> Pickle:
 
 
 def is_settled(data: bytes, limits: Limits) -> bool:
-    """Whether the pickle at the start of `data` ends or breaks there, whatever bytes follow."""
+    """Whether the pickle at the start of `data` ends or is broken within `data`."""
     found = unpickle(data + _NO_OPCODES, limits)
     return not found.starved or found.fault == _ASKS
 
 
 def unpickle_all(data: bytes, limits: Limits, start: int = 0) -> Pickle:
-    """Return the one pickle that `data` from `start` on is; what follows it is a fault."""
+    """Return the pickle from `start` to the end of `data`; bytes after it are an error."""
     pickle = unpickle(data, limits, start)
     if not pickle.fault and pickle.end != len(data):
         pickle.fault = f"{len(data) - pickle.end} bytes follow the end of the pickle"
@@ -90,7 +90,7 @@ def unpickle_all(data: bytes, limits: Limits, start: int = 0) -> Pickle:
 
 
 def scan(data: bytes, limits: Limits, start: int = 0, depth: int = 0) -> list[Global]:
-    """Return the names used by the pickles that stand one after the other from `start` on."""
+    """Return the names that the consecutive pickles from `start` on use, also embedded ones."""
     found: dict[str, Global] = {}
     for _ in range(_CONSECUTIVE):
         if start >= len(data):
@@ -109,12 +109,17 @@ def scan(data: bytes, limits: Limits, start: int = 0, depth: int = 0) -> list[Gl
 
 
 def dangerous(names: list[Global]) -> list[Global]:
-    """Return those of `names` that could act."""
+    """Return those of `names` that are classified as dangerous."""
     return [name for name in names if judge(name) is Safety.DANGEROUS]
 
 
 def _run(machine: Machine, start: int) -> None:
-    """Run opcodes until one of them ends it: STOP, or a fault."""
+    """Run opcodes from `start` until one raises.
+
+    Raises:
+        PickleStop: the pickle is complete.
+        PickleError: it contradicts the format, or exceeds a limit.
+    """
     pos = start
     with paused_collector():
         for _ in range(machine.limits.opcodes // _SLICE + 1):
@@ -124,7 +129,7 @@ def _run(machine: Machine, start: int) -> None:
 
 
 def _run_slice(machine: Machine, pos: int) -> int:
-    """Run `_SLICE` opcodes. The six that make most of a state_dict stand here: calls cost time."""
+    """Run `_SLICE_OPCODES` opcodes; the six most frequent in a state_dict are inlined for speed."""
     data, handlers, memo, outer = machine.data, HANDLERS, machine.memo, machine.outer
     stack, limit, uint32 = machine.stack, machine.limit, _UINT32
     slots, others = memo.slots, memo.others
@@ -166,9 +171,10 @@ def _run_slice(machine: Machine, pos: int) -> int:
 
 
 def _leave_frame(machine: Machine, pos: int) -> int:
-    """Close the frame that ends at `pos`; an opcode that lies on both sides of an end is refused.
+    """Close the frame that ends at `pos`, and return the end of the data, the new `frame_end`.
 
-    The C unpickler and pickletools read such a stream differently (python/cpython#154848).
+    An opcode across the end of a frame is refused: the C unpickler and pickletools read such a
+    stream differently (python/cpython#154848).
     """
     size = len(machine.data)
     if pos > machine.limit and machine.limit < size:
@@ -180,9 +186,9 @@ def _leave_frame(machine: Machine, pos: int) -> int:
 
 
 def _use_beyond_frame(machine: Machine) -> None:
-    """Record what looks like an import around the end of a frame that broke.
+    """Record every match of `_IMPORT_PATTERN` near the end of a broken frame.
 
-    Readers resume at different bytes there, so that no single run finds what one of them would.
+    Unpicklers resume at different bytes there, so no single run finds the imports of all of them.
     """
     window = machine.data[max(0, machine.limit - _AROUND) : machine.limit + _AROUND]
     for module, name in _IMPORT.findall(window):

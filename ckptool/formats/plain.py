@@ -1,4 +1,4 @@
-"""Nodes that are no tensors -> plain values where they are data, and a few words for the rest."""
+"""Non-tensor nodes -> plain values if they are data, and short descriptions."""
 
 from typing import Any, Final
 
@@ -6,10 +6,10 @@ from ckptool.formats.arrays import numpy_scalar
 from ckptool.formats.nodes import ATOMS, Elements, Global, Opaque, Ordered, Persistent
 
 NOT_PLAIN: Final = object()
-"""What `Plain.value` gives for something that is more than data."""
+"""Returned by `PlainValueConverter.convert_node` for a node that is not plain data."""
 
 _LEAVES: Final = 10_000
-"""Of one value: beyond, it is described and not handed on."""
+"""Leaves of one value; a larger value is NOT_PLAIN and only described."""
 _DEPTH: Final = 64
 _TEXT: Final = 80
 _STRING: Final = 10_000
@@ -17,7 +17,7 @@ _BITS: Final = 1_024
 
 
 class Plain:
-    """Turns nodes into None, numbers, strings, and lists and dicts of them; each node once."""
+    """Converts nodes to None, numbers, strings, and lists and dicts of them; each node once."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[object, int]] = {}
@@ -27,7 +27,7 @@ class Plain:
         return self._value(node, 0)[0]
 
     def _value(self, node: Any, depth: int) -> tuple[object, int]:
-        """Return a value and how many leaves it has, shared ones counted each time."""
+        """Return the plain value and its number of leaves, shared ones counted each time."""
         kind = type(node)
         if kind in ATOMS:
             return _atom(node), 1
@@ -36,7 +36,7 @@ class Plain:
             return known
         if depth > _DEPTH:
             return _FAILED
-        # Until it is known, a node is not plain: so a cycle ends here.
+        # Until it is converted, a node is not plain: this ends a cycle.
         self._known[id(node)] = _FAILED
         made = self._known[id(node)] = self._made(node, depth)
         return made
@@ -79,7 +79,7 @@ class Plain:
         return made, leaves
 
     def _object(self, node: Opaque, depth: int) -> tuple[object, int]:
-        """Return what an object carries: a Namespace, a dict subclass, a path, a numpy number."""
+        """Return the value of a Namespace, a dict or list subclass, a path, or a numpy number."""
         scalar = simple_object(node)
         if scalar is not NOT_PLAIN:
             return scalar, 1
@@ -93,7 +93,7 @@ _FAILED: Final = (NOT_PLAIN, 0)
 
 
 def is_optimizer(node: object) -> bool:
-    """Whether a node is what an optimizer's state_dict() gives."""
+    """Whether a node is an optimizer's state_dict(): it has `state` and `param_groups`."""
     return (
         isinstance(node, dict)
         and isinstance(node.get("state"), dict)
@@ -102,7 +102,7 @@ def is_optimizer(node: object) -> bool:
 
 
 def text_key(key: object) -> str:
-    """Return a dict's key as text."""
+    """Return a dict's key as text; a key that is no atom is described."""
     if type(key) is str:
         return key
     if type(key) is bytes:
@@ -111,12 +111,12 @@ def text_key(key: object) -> str:
 
 
 def is_constant(node: Global) -> bool:
-    """Whether a global stands for itself: torch.float32, a layout, a memory format."""
+    """Whether a global is a constant of torch: a dtype, a layout, a memory format."""
     return node.module == "torch" and node.name.islower()
 
 
 def simple_object(node: Opaque) -> object:
-    """Return the text or the number that a few well known objects are, or NOT_PLAIN."""
+    """Return the text or number of a path, torch.device, complex or numpy scalar, or NOT_PLAIN."""
     module, name = node.name
     if module.startswith("pathlib") and all(type(part) is str for part in node.args):
         return "/".join(node.args).replace("//", "/")
@@ -131,7 +131,7 @@ def simple_object(node: Opaque) -> object:
 
 
 def words(node: Any) -> str:
-    """Return a short, printable description."""
+    """Return a short, printable description: "dict of 3", "bytes of 16", a quoted string."""
     kind = type(node)
     if kind in ATOMS:
         return _atom_words(node)
@@ -167,11 +167,11 @@ def _object_words(node: Any) -> str:
 
 
 _SHOWN: Final = 72
-"""Characters of a small dict, such as hyper-parameters, that is shown instead of counted."""
+"""Characters up to which a small dict, such as hyper-parameters, is shown in full."""
 
 
 def value_words(node: object, value: object) -> str:
-    """Return a short text for a node whose plain value is known: small values are shown."""
+    """Describe a node by its plain value: lists and dicts of up to 8 items are shown in full."""
     if isinstance(value, list) and 0 < len(value) <= 8 and all(type(v) in ATOMS for v in value):
         shown = ", ".join(words(item) for item in value)
         if len(shown) <= _TEXT:
@@ -188,13 +188,13 @@ def quoted(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text`, cut, with everything that could steer a terminal escaped."""
+    """Return `text` cut to 80 characters, with unprintable ones escaped: they control terminals."""
     cut = text[:_TEXT] + ("..." if len(text) > _TEXT else "")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def _atom(node: Any) -> object:
-    """Bytes are no plain data, and what is too large to be read is described instead."""
+    """Return an atom, or NOT_PLAIN for bytes and for strings and ints above the limits."""
     kind = type(node)
     if kind is bytes or (kind is str and len(node) > _STRING):
         return NOT_PLAIN

@@ -1,4 +1,4 @@
-"""The first bytes of a file that is no checkpoint -> what it is, and the way to the checkpoint."""
+"""First bytes of a file -> description of its format, for files that are no checkpoint."""
 
 import re
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ from ckptool.formats.limits import DEFAULT
 from ckptool.formats.strict_json import decode, quoted
 
 HEAD_BYTES: Final = 1 << 16
-"""How much of a file tells what it is; pointers are smaller than that."""
+"""Bytes read to identify a format; pointer files (git-LFS, DVC ...) are smaller."""
 
 _FEW: Final = 3
 _PACKED: Final = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def foreign(head: bytes) -> str:
-    """Return what a file that starts with `head` is, where that is plain; else ""."""
+    """Return a description of the file if its format is known and no checkpoint; else ""."""
     if not head:
         return "is empty: 0 bytes"
     for magic, text in _MAGIC.items():
@@ -30,7 +30,7 @@ def foreign(head: bytes) -> str:
 
 
 def leftover(head: bytes) -> str:
-    """Return what can be said of a file that no reader recognises."""
+    """Return a description of a file that no reader recognises."""
     if not head.strip(b"\0"):
         return "holds zeros only: a download or a copy that was never filled"
     if head[8:9] == b"{":
@@ -43,7 +43,7 @@ def leftover(head: bytes) -> str:
 
 
 def archive(names: Iterable[str]) -> str:
-    """Return what an archive is that torch.save did not write, and the way out."""
+    """Return a description of a zip archive not written by torch.save, with a remedy if known."""
     inside = sorted(names)
     if inside and all(name.endswith(".npy") for name in inside):
         return "is a NumPy archive (.npz), not a PyTorch checkpoint: numpy.load reads it"
@@ -146,7 +146,7 @@ def _json(start: bytes) -> str:
 
 
 def _refusal(value: dict[str, Any]) -> str:
-    """Return what an error of a web service says."""
+    """Return the quoted error message of a web service's JSON response, or ""."""
     if len(value) > _FEW:
         return ""
     texts = (value.get(key) for key in ("error", "message", "detail", "errors"))
@@ -179,14 +179,14 @@ def _first(pattern: re.Pattern[bytes], text: bytes) -> str:
 
 
 def _facts(size: str, **digest: str) -> str:
-    """Return " (12 bytes, sha256 ...)" of what is known."""
+    """Return " (12 bytes, sha256 ...)" from the non-empty values; "" if all are empty."""
     known = [f"{size} bytes"] if size else []
     known += [f"{name} {value}" for name, value in digest.items() if value]
     return f" ({', '.join(known)})" if known else ""
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether it is UTF-8 without control characters; the cut may go through the last character."""
+    """Whether `head` is printable UTF-8; its last character may be truncated."""
     try:
         text = head.decode()
     except UnicodeDecodeError as error:

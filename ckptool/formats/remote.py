@@ -1,4 +1,4 @@
-"""A remote location -> a Source that asks for ranges, keeps few of them, and trusts no answer."""
+"""RemotePath -> RemoteSource: range reads with a small cache; every response is validated."""
 
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,36 +12,36 @@ from ckptool.formats.files import Source
 from ckptool.locations import RemotePath
 
 BLOCK: Final = 16 << 10
-"""Bytes that are asked for at least, once a request is made at all."""
+"""Minimum bytes of one request."""
 _LARGEST: Final = 4 << 20
-"""Bytes that are read ahead at most, where one read follows on another."""
+"""Maximum bytes of one request when reads are sequential."""
 _NEAR: Final = 32 << 10
-"""Bytes between two ranges that are fetched along: another request takes longer."""
+"""Gap in bytes up to which two ranges are merged: another request takes longer."""
 _REQUESTS: Final = 16
-"""At once."""
+"""Maximum number of concurrent requests."""
 _MOST_RANGES: Final = 4096
-"""Of one file, at once: more would take minutes."""
+"""Maximum ranges of one prefetch: more would take minutes."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 class File(Protocol):
-    """A file of a server: what it was when it was first seen, and its bytes."""
+    """File on a server, identified (ETag, size ...) when it was first opened."""
 
     nbytes: int
     first: bytes
-    """What came along when it was opened; b"" if nothing did."""
+    """Leading bytes received when it was opened; b"" if none."""
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
-        """Return exactly these bytes, or raise a ReadError. Many threads may call it."""
+        """Return exactly these bytes, or raise ReadError. Thread-safe."""
 
     def check(self) -> None:
-        """Raise a ReadError if what was fetched is of another state of the file."""
+        """Raise ReadError if the file changed since it was opened."""
 
 
 class Server(Protocol):
-    """Where the locations of one visit lie."""
+    """Server or file system that holds remote locations, one per session."""
 
     def open(self, path: RemotePath) -> File: ...
 
@@ -51,11 +51,11 @@ class Server(Protocol):
 
 
 class MissingFileError(ReadError):
-    """There is nothing at a remote location."""
+    """A remote location does not exist."""
 
 
 class RemoteSource(Source):
-    """Reads by range. What is likely to be read again, or next, is kept while it is open."""
+    """ByteSource that reads a RemoteFile by range, with a cache and read-ahead."""
 
     remote = True
 
@@ -66,7 +66,7 @@ class RemoteSource(Source):
         self._kept: dict[int, bytes] = {}
         self._starts: list[int] = []
         self._last = (0, b"")
-        """What the last read brought: a reader that goes on finds its next bytes there."""
+        """(offset, bytes) of the last request, for sequential reads."""
         self._block = BLOCK
         self._keep(0, file.first)
 
@@ -77,8 +77,8 @@ class RemoteSource(Source):
         """Return exactly `nbytes` bytes from `offset`.
 
         Raises:
-            CorruptCheckpointError: the range leaves the file.
-            ReadError: the server does not give it.
+            CorruptCheckpointError: the range exceeds the file.
+            ReadError: the server does not return it.
         """
         self._check_range(offset, nbytes)
         found = self._held(offset, nbytes)
@@ -90,20 +90,20 @@ class RemoteSource(Source):
         return data[:nbytes]
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill `buffer` with the bytes from `offset`."""
+        """Fill `buffer` with the bytes from `offset`; raises as `read`."""
         buffer[:] = self.read(offset, len(buffer))
 
     def tail(self, nbytes: int) -> bytes:
-        """Return the last `nbytes` bytes, or all there are."""
+        """Return the last `nbytes` bytes, or the whole file if it is shorter."""
         size = min(nbytes, self.nbytes)
         self.ahead([(max(0, self.nbytes - max(size, BLOCK)), min(max(size, BLOCK), self.nbytes))])
         return self.read(self.nbytes - size, size)
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Fetch what will be read: ranges that lie near each other at once, the others together.
+        """Fetch (offset, nbytes) ranges concurrently; nearby ranges are merged into one request.
 
         Raises:
-            ReadError: the server does not give it, or it would take too many requests.
+            ReadError: the server does not return one, or there are more than 4096 requests.
         """
         wanted = [r for r in coalesced(ranges, self.nbytes) if self._held(*r) is None]
         if len(wanted) > _MOST_RANGES:
@@ -115,7 +115,7 @@ class RemoteSource(Source):
             self._keep(start, data)
 
     def _grown(self, offset: int) -> int:
-        """Return how much is asked for: twice as much each time a read follows on the last."""
+        """Return the bytes to request: doubled for each sequential read, up to 4 MiB."""
         start, data = self._last
         follows = 0 <= offset - start <= len(data) + BLOCK and data
         self._block = min(2 * self._block, _LARGEST) if follows else BLOCK
@@ -141,7 +141,7 @@ class RemoteSource(Source):
 def coalesced(
     ranges: Iterable[tuple[int, int]], end: int, near: int = _NEAR
 ) -> list[tuple[int, int]]:
-    """Return (offset, nbytes) within `end`, in order, with what lies near each other as one."""
+    """Return sorted (offset, nbytes) ranges clipped to `end`; gaps up to `max_gap` bytes merged."""
     found: list[tuple[int, int]] = []
     for offset, nbytes in sorted(ranges):
         start, stop = max(0, offset), min(end, offset + nbytes)
@@ -157,10 +157,10 @@ def coalesced(
 
 @contextmanager
 def open_source(path: RemotePath) -> Iterator[RemoteSource]:
-    """Open the file at `path`; when all is read, it must be what it was.
+    """Open the file at `path`; on exit, check that it did not change.
 
     Raises:
-        ReadError: it cannot be reached, or was changed meanwhile.
+        ReadError: it cannot be reached, or was changed while it was read.
     """
     file = _seen(path)
     yield RemoteSource(path, file)
@@ -168,12 +168,12 @@ def open_source(path: RemotePath) -> Iterator[RemoteSource]:
 
 
 def is_directory(path: RemotePath) -> bool:
-    """Whether `path` is a folder; False where nothing is there."""
+    """Whether `path` is a folder; False if it does not exist."""
     return _session(path).server.is_directory(path)
 
 
 def names_in(path: RemotePath) -> list[str]:
-    """Return the names in a folder, sorted.
+    """Return the sorted names in a folder.
 
     Raises:
         ReadError: it cannot be listed.
@@ -182,7 +182,7 @@ def names_in(path: RemotePath) -> list[str]:
 
 
 def exists(path: RemotePath) -> bool:
-    """Whether a file is there; what was learnt of it is not asked for again."""
+    """Whether a file exists; the opened file is cached in the session."""
     try:
         _seen(path)
     except MissingFileError:
@@ -191,10 +191,10 @@ def exists(path: RemotePath) -> bool:
 
 
 def check(path: RemotePath) -> None:
-    """Look whether the file at `path` is what it was when this visit first saw it.
+    """Check that the file at `path` is unchanged since this session first opened it.
 
     Raises:
-        ReadError: it is not.
+        ReadError: it was changed.
     """
     seen = _seen(path)
     seen.fetch(0, min(1, seen.nbytes))
@@ -202,7 +202,7 @@ def check(path: RemotePath) -> None:
 
 
 def together(work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    """Return what `work` gives for each item, in order, with many requests under way."""
+    """Return `function(item)` for each item, in order, computed by up to 16 threads."""
     if len(items) < 2:
         return list(map(work, items))
     pool = ThreadPoolExecutor(min(_REQUESTS, len(items)))
@@ -213,7 +213,7 @@ def together(work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
 
 
 class _Session:
-    """What is kept for a visit."""
+    """Server and opened files (by URL) of one `RemotePath.visit`."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -242,7 +242,7 @@ def _server(path: RemotePath) -> Server:
 
 
 def _seen(path: RemotePath) -> File:
-    """Return the file as it was when this visit first saw it."""
+    """Return the RemoteFile of `path`, opened once per session."""
     session = _session(path)
     if path.url not in session.files:
         session.files.setdefault(path.url, session.server.open(path))

@@ -1,4 +1,4 @@
-"""A safetensors file -> Checkpoint: from its header alone, by the format's own rules."""
+"""safetensors file -> Checkpoint: parses and validates the header; reads no tensor data."""
 
 import re
 import struct
@@ -44,18 +44,18 @@ DTYPES: Final[Mapping[str, str]] = MappingProxyType(
         "F4": "float4_e2m1fn",
     }
 )
-"""safetensors' name of a dtype -> torch's."""
+"""safetensors dtype name -> torch dtype name."""
 
 VERSIONS: Final = "ckptool.versions"
-"""Where `__metadata__` carries `state_dict._metadata`'s versions, as JSON."""
+"""`__metadata__` key with the module versions of `state_dict._metadata`, as JSON."""
 
 _LENGTH_BYTES = 8
 _LARGEST = 2**63 - 1
 _BEFORE_BRACE = frozenset([b" ", b"\t", b"\r", b"\n", b"\xef"])
-"""Blanks, and the first byte of a byte-order mark."""
+"""Blanks, and the first byte of a UTF-8 byte-order mark."""
 _OPCODES = frozenset(b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}" + bytes(range(0x80, 0x99)))
 _PICKLE_START = 1 << 12
-"""Bytes in which nearly every header has shown that it is no pickle."""
+"""Bytes that nearly always suffice to see that a header is no pickle."""
 _PICKLE_HEAD = 1 << 20
 _FEW = 8
 _END_OF_ZIP_BYTES = 22
@@ -63,13 +63,13 @@ _LONGEST_COMMENT = 65_535
 
 
 class _EntryError(Exception):
-    """What is wrong with a tensor's entry; the caller adds whose it is."""
+    """A tensor entry is invalid; the caller adds the tensor's name."""
 
 
 def matches(source: Source) -> bool:
-    """Tell whether it starts as only a safetensors file does: a length, then a JSON object.
+    """Whether it starts with a header length and a JSON object.
 
-    A file that is cut short inside its header, or has blanks before it, is one too: a broken one.
+    Files truncated inside the header, or with blanks before it, match too and fail in `read`.
     """
     head = source.head(_LENGTH_BYTES + 1)
     length, first = int.from_bytes(head[:_LENGTH_BYTES], "little"), head[_LENGTH_BYTES:]
@@ -81,7 +81,7 @@ def read(source: Source, limits: Limits) -> Checkpoint:
     """Describe a safetensors file.
 
     Raises:
-        CorruptCheckpointError: it breaks a rule of the format, or is another format as well.
+        CorruptCheckpointError: it violates the format, or is also a zip archive or a pickle.
     """
     with paused_collector():
         metadata, tensors = _header(source, limits)
@@ -101,7 +101,7 @@ def read(source: Source, limits: Limits) -> Checkpoint:
 
 
 def _header(source: Source, limits: Limits) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    """Return the metadata, and the tensors in the order that the header has them."""
+    """Return `__metadata__` and the tensors, in header order."""
     length = _length(source)
     if length > limits.header_bytes:
         reason = f"the header claims {length} bytes; the format allows {limits.header_bytes}"
@@ -205,7 +205,7 @@ def _check_size(code: str, shape: tuple[int, ...], nbytes: int) -> None:
 
 
 def _as_torch(code: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """Return the dtype and shape of the tensor that torch makes of it."""
+    """Return torch dtype and shape; F4 with an even last dimension becomes float4_e2m1fn_x2."""
     if code == "F4" and shape and shape[-1] % 2 == 0:
         return "float4_e2m1fn_x2", (*shape[:-1], shape[-1] // 2)
     return DTYPES[code], shape
@@ -217,7 +217,7 @@ def _stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_cover(source: Source, start: int, tensors: Iterable[TensorInfo]) -> None:
-    """Refuse bytes that belong to no tensor, or to two."""
+    """Raise CorruptCheckpointError unless the tensors cover the data exactly, without overlap."""
     spans = [(t.storage.span, t.key) for t in tensors if t.storage and t.storage.span]
     spans.sort(key=lambda pair: (pair[0].offset, pair[0].nbytes))
     end, before = start, ""
@@ -240,7 +240,7 @@ def _check_cover(source: Source, start: int, tensors: Iterable[TensorInfo]) -> N
 def _versions(
     path: Location, metadata: Mapping[str, str], limits: Limits
 ) -> tuple[dict[str, int | None] | None, tuple[Skipped, ...]]:
-    """Return the module versions that ckptool writes; what others put there is only skipped."""
+    """Return the module versions written by ckptool; other content is reported as skipped."""
     if VERSIONS not in metadata:
         return None, ()
     try:
@@ -253,7 +253,7 @@ def _versions(
 
 
 def _check_no_zip(source: Source) -> None:
-    """Refuse a zip archive in the last bytes: zip readers would see that, and not the tensors."""
+    """Raise CorruptCheckpointError if the tail is a zip archive: zip readers would open that."""
     tail = source.tail(_END_OF_ZIP_BYTES + _LONGEST_COMMENT)
     for found in re.finditer(rb"PK\x05\x06(?=.{18})", tail, re.DOTALL):
         end = source.nbytes - len(tail) + found.start()
@@ -269,7 +269,7 @@ def _is_directory(source: Source, at: int) -> bool:
 
 
 def _check_no_pickle(source: Source, limits: Limits) -> None:
-    """Refuse a length and header that are opcodes as well: torch.load would run them."""
+    """Raise CorruptCheckpointError if the header is also a dangerous pickle for torch.load."""
     head = source.head(_PICKLE_START)
     if head[0] not in _OPCODES:
         return

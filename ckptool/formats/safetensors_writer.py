@@ -1,4 +1,4 @@
-"""Tensors as runs of bytes -> a safetensors file, in an order that is always the same."""
+"""SafetensorsEntry -> safetensors file, in a deterministic order."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,38 +15,38 @@ from ckptool.model import BITS, natural
 CODES: Final[Mapping[str, str]] = MappingProxyType(
     {**{dtype: code for code, dtype in DTYPES.items()}, "float4_e2m1fn_x2": "F4"}
 )
-"""torch's name of a dtype -> safetensors'."""
+"""torch dtype name -> safetensors dtype name."""
 
 _ALIGNED: Final = 8
 _LENGTH_BYTES: Final = 8
 _PICKLES: Final = 0x80
-"""The first byte of a pickle: a length must not begin so, or loaders could take it for one."""
+"""Opcode PROTO: the header length must not start with it, or loaders may see a pickle."""
 
 
 class Stored(Struct, frozen=True):
-    """One tensor of the file."""
+    """One tensor to write: header fields and data."""
 
     key: str
     dtype: str
     shape: tuple[int, ...]
     blob: Blob
     after: bool = False
-    """Whether it stands behind those of its width that are not."""
+    """Whether it is ordered after the tensors of equal element width without this flag."""
     place: str = ""
-    """Key by which it is sorted; "" is its own."""
+    """Key to sort by; "" means `key`."""
 
 
 def ordered(tensors: Sequence[Stored]) -> list[Stored]:
-    """Return the order in the file: wide elements first, so that each lies aligned, then by key."""
+    """Sort by element width, widest first (keeps all tensors aligned), then by key."""
     return sorted(
         tensors, key=lambda t: (-BITS[t.dtype], t.after, natural(t.place or t.key), t.key)
     )
 
 
 def header(tensors: Sequence[Stored], metadata: Mapping[str, str], room: int = 0) -> bytes:
-    """Return the length and the header of a file of `tensors`, in their order.
+    """Return the 8-byte length and the JSON header for `tensors` in this order.
 
-    It takes `room` bytes at least, a multiple of 8: the format lets a header end in spaces.
+    Padded with spaces, which the format allows, to at least `min_nbytes`, a multiple of 8.
     """
     ends = list(accumulate((t.blob.nbytes for t in tensors), initial=0))
     entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
@@ -61,7 +61,7 @@ def header(tensors: Sequence[Stored], metadata: Mapping[str, str], room: int = 0
 
 
 def write(sink: Sink, tensors: Sequence[Stored], metadata: Mapping[str, str]) -> None:
-    """Write the whole file; `tensors` are in the order that `ordered` gives."""
+    """Write header and data; `tensors` must be ordered by `sort_entries`."""
     sink.write(header(tensors, metadata))
     for tensor in tensors:
         sink.append(tensor.blob)
@@ -70,6 +70,6 @@ def write(sink: Sink, tensors: Sequence[Stored], metadata: Mapping[str, str]) ->
 def _as_safetensors(tensor: Stored) -> tuple[str, list[int]]:
     shape = list(tensor.shape)
     if tensor.dtype == "float4_e2m1fn_x2":
-        # There, a shape counts elements; in torch, pairs of them.
+        # safetensors counts elements in a shape; torch counts pairs of elements.
         shape[-1:] = [size * 2 for size in shape[-1:]]
     return CODES[tensor.dtype], shape

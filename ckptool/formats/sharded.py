@@ -1,4 +1,4 @@
-"""An index of shards -> Checkpoint: the tensors of all shards, and where the index is wrong."""
+"""Index of shards -> Checkpoint: tensors of all shards, and mismatches with the weight_map."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ from ckptool.locations import Location, RemotePath
 from ckptool.model import Checkpoint, Container, Fault, Skipped, State, TensorInfo
 
 OpenShard = Callable[[Location, Limits], Checkpoint]
-"""Describes one file that is no index."""
+"""Opens one shard file (never an index) and describes it."""
 
 _HEAD_BYTES: Final = 1 << 16
 _INDEX: Final = re.compile(r"(.+)\.(safetensors|bin|pth?)\.index\.json")
@@ -25,7 +25,7 @@ _SEPARATORS: Final = frozenset("/\\\0")
 
 
 def matches(source: Source) -> bool:
-    """Tell whether it is JSON with a weight_map."""
+    """Whether it is JSON with a weight_map."""
     head = source.head(_HEAD_BYTES)
     return head.lstrip()[:1] == b"{" and b'"weight_map"' in head
 
@@ -33,11 +33,10 @@ def matches(source: Source) -> bool:
 def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
     """Describe the checkpoint whose shards the index file names.
 
-    A shard that is absent, or a tensor that is not where the index has it, is a fault of the
-    result; an index or a shard that cannot be read is an error.
+    Missing shards and tensors absent from their shard become ContainerIssues of the result.
 
     Raises:
-        ReadError: the index or a shard cannot be read, or no shard is there.
+        ReadError: the index or a shard cannot be read, or all shards are missing.
     """
     with open_source(index) as source:
         nbytes = source.nbytes
@@ -68,7 +67,7 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
 
 
 def _document(source: Source, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the weight_map, and the metadata as text."""
+    """Return the weight_map, and the index metadata with values converted to text."""
     index = JsonReader(source.path, source.read, source.nbytes, limits, "the index")
     weight_map: dict[str, str] | None = None
     metadata: dict[str, str] = {}
@@ -119,13 +118,13 @@ def _check_names(index: Location, names: Iterable[str]) -> None:
 
 
 def _common_metadata(shards: Iterable[Checkpoint]) -> dict[str, str]:
-    """Return what all shards say alike."""
+    """Return the metadata items that all shards have in common."""
     first, *others = [shard.metadata.items() for shard in shards] or [{}.items()]
     return dict(item for item in first if all(item in other for other in others))
 
 
 def _beside(index: Location) -> tuple[Sequence[str], Sequence[Skipped]]:
-    """Return the names in the index's folder: what may not be listed may still be read."""
+    """Return the names in the index's folder; if it cannot be listed, () and a Skipped entry."""
     try:
         return names_in(index.parent), ()
     except ReadError as error:
@@ -135,7 +134,7 @@ def _beside(index: Location) -> tuple[Sequence[str], Sequence[Skipped]]:
 def _opened(
     index: Location, names: Sequence[str], limits: Limits, open_shard: OpenShard
 ) -> dict[str, Checkpoint]:
-    """Describe the shards that are there; remote ones at the same time."""
+    """Describe the shards that exist, remote ones concurrently; keyed by file name."""
 
     def opened(name: str) -> Checkpoint | None:
         path = index.parent / name
@@ -179,7 +178,7 @@ def _states(shards: Mapping[str, Checkpoint], weight_map: Mapping[str, str]) -> 
 def _tensors(
     found: Iterable[tuple[str, State]], weight_map: Mapping[str, str]
 ) -> dict[str, TensorInfo]:
-    """Return the tensors of one place; of a key that two shards hold, the one in the index."""
+    """Merge the tensors of several shards; for duplicate keys, the weight_map decides."""
     tensors: dict[str, TensorInfo] = {}
     for name, state in found:
         for key, tensor in state.tensors.items():
@@ -189,7 +188,7 @@ def _tensors(
 
 
 def _owned(tensor: TensorInfo, shard: str) -> TensorInfo:
-    """Return `tensor` with storages that cannot be taken for those of another shard."""
+    """Prefix storage keys with the shard name, so that they are unique across shards."""
     storage = tensor.storage
     if storage is not None and storage.span is None:
         return replace(tensor, storage=replace(storage, key=f"{shard}:{storage.key}"))
@@ -242,7 +241,7 @@ def _strays(weight_map: Mapping[str, str], held: Mapping[str, set[str]]) -> Iter
 
 
 def _stray_files(index: Location, names: set[str], beside: Sequence[str]) -> list[str]:
-    """Return the files that are called like shards of this index, and that it does not name."""
+    """Return files named like shards of this index that are not in its weight_map."""
     index_name = _INDEX.fullmatch(index.name)
     if index_name is None:
         return []

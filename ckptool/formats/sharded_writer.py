@@ -1,4 +1,4 @@
-"""Shards, new ones and ones that stay -> a folder with an index, which is written last."""
+"""New and unchanged shards -> sharded folder; the index is written last."""
 
 import errno
 import fcntl
@@ -15,19 +15,18 @@ from ckptool.model import Span, natural
 
 INDEX: Final = "model.safetensors.index.json"
 _CLONE: Final = 0x40049409
-"""FICLONE: the same blocks under another inode, where the file system can do that."""
+"""ioctl FICLONE: copy-on-write clone, on file systems that support it."""
 _NOT_SHARED: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL,
      errno.ENOTTY}
 )  # fmt: skip
-"""What a file system answers that cannot link, or cannot clone."""
+"""errno values of file systems that cannot hard-link or clone."""
 
 
 def keep(shard: Location, place: Path, progress: Progress, *, link: bool = True) -> str:
-    """Put a shard that does not change at `place`; return "linked", "cloned" or "copied".
+    """Put an unchanged file at `target`; return "linked", "cloned" or "copied".
 
-    A link costs nothing, and both names are one file from then on; a clone is another file with the
-    same blocks; a copy is the last resort.
+    Tries a hard link (both names are the same file), then a copy-on-write clone, then a copy.
     """
     if link and isinstance(shard, Path) and _linked(shard, place):
         return "linked"
@@ -39,12 +38,16 @@ def keep(shard: Location, place: Path, progress: Progress, *, link: bool = True)
 
 
 def create(place: Path) -> int:
-    """Return the descriptor of a new file, for a `Sink`."""
+    """Create a file; return its descriptor, for a FileWriter.
+
+    Raises:
+        FileExistsError: it exists already.
+    """
     return os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
 def write_index(place: Path, weight_map: Mapping[str, str], metadata: Mapping[str, object]) -> None:
-    """Write the index and bring it to the disk."""
+    """Write the index, keys in natural order, and flush it to disk."""
     ordered = {key: weight_map[key] for key in sorted(weight_map, key=natural)}
     text = json.dumps({"metadata": dict(metadata), "weight_map": ordered}, indent=2)
     descriptor = create(place)
@@ -58,7 +61,7 @@ def write_index(place: Path, weight_map: Mapping[str, str], metadata: Mapping[st
 
 def _linked(shard: Path, place: Path) -> bool:
     try:
-        # What the name leads to: the cache of a hub is full of symbolic links.
+        # Resolve symbolic links: hub caches consist of them.
         place.hardlink_to(shard.resolve())
     except OSError as error:
         if error.errno not in _NOT_SHARED:

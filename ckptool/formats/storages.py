@@ -1,4 +1,4 @@
-"""The ids by which torch's pickles refer to storages -> checked, named parts."""
+"""Persistent id of a storage in torch's pickles -> StorageId, checked."""
 
 import re
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from ckptool.model import BITS
 
 
 class StorageId(Struct, gc=False):
-    """What ("storage", class, key, location, numel) says."""
+    """Fields of the persistent id ("storage", class, key, location, numel)."""
 
     dtype: str
     key: str
     location: str
     numel: int
     view: object = None
-    """Files before 1.6: (key, offset, numel) of a piece of it, or None."""
+    """Torch before 1.6: (key, offset, numel) of a view of the storage, or None; not checked."""
 
     @property
     def nbytes(self) -> int:
@@ -29,10 +29,10 @@ class StorageId(Struct, gc=False):
 
 
 def storage_id(node: Persistent, *, fields: int = 5) -> StorageId:
-    """Return the storage that a persistent id names.
+    """Return the storage that a persistent id names; `fields` is the length of the id's tuple.
 
     Raises:
-        TreeError: it names something else: only storages are left to the container.
+        PickleTreeError: the id names no storage, or has an invalid field.
     """
     parts = node.id
     if type(parts) is not tuple or len(parts) != fields or parts[0] != "storage":
@@ -48,20 +48,24 @@ def storage_id(node: Persistent, *, fields: int = 5) -> StorageId:
 
 
 def same_storage(stored: Stored, wanted: StorageId) -> Stored:
-    """Return the storage that an id names again.
+    """Return the storage for another id of the same key.
 
     Raises:
-        TreeError: the first id said something else of it.
+        PickleTreeError: its dtype or numel differs from that of the first id.
     """
     if (stored.dtype, stored.numel) != (wanted.dtype, wanted.numel):
         if stored.numel or wanted.numel:
             raise TreeError(f"storage {quoted(wanted.key)} is described in two ways")
-        return Stored(stored.info, wanted.dtype, 0)  # torch lets an empty one have two types
+        return Stored(stored.info, wanted.dtype, 0)  # torch allows an empty storage two dtypes
     return stored
 
 
 def storage_dtype(cls: object, key: str) -> str:
-    """Return the dtype of a storage class: torch goes by its name alone."""
+    """Return the dtype of a storage class by its name alone, as torch does.
+
+    Raises:
+        PickleTreeError: the class is unknown.
+    """
     dtype = DTYPES.get(cls.name) if type(cls) is Global else None
     if dtype is None:
         name = cls.qualified if type(cls) is Global else type(cls).__name__

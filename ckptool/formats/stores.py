@@ -1,4 +1,4 @@
-"""What fsspec knows (s3, gs, hf, memory ...) -> ranges of a file: exact, of one state of it."""
+"""Range reads through fsspec (s3, gs, hf, memory ...); changed files are detected."""
 
 import re
 import sys
@@ -13,13 +13,13 @@ from ckptool.locations import RemotePath, masked
 _OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 30}},
 }
-"""What is asked of a protocol's package where fsspec's own configuration says nothing."""
+"""Storage options by protocol; fsspec's own configuration takes precedence."""
 _MARKS: Final = (
     "size", "ETag", "etag", "md5Hash", "content_md5", "generation", "VersionId", "version_id",
     "LastModified", "last_modified", "mtime", "updated", "created", "blob_id", "oid", "sha256",
     "lfs", "xet_hash",
 )  # fmt: skip
-"""What stores say of a file that is another once its content is."""
+"""Fields of fsspec's `info` that change when the content changes."""
 _FOREIGN: Final = (
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
@@ -32,9 +32,9 @@ _FOREIGN: Final = (
     ("httpx", "HTTPError"),
     ("httpx2", "HTTPError"),
 )
-"""Errors that are no OSError, of packages that fsspec may have imported."""
+"""Exception classes outside OSError, of packages that fsspec may import: (module, class)."""
 _EXTRA: Final = frozenset({"s3", "s3a", "hf", "memory"})
-"""Protocols whose packages `ckptool[remote]` brings."""
+"""Protocols whose packages the extra `ckptool[remote]` installs."""
 _AWS: Final = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket "
     "FSSPEC_S3_ANON=true"
@@ -48,7 +48,7 @@ _CREDENTIALS: Final = {
 
 
 class Store:
-    """A file system of fsspec, of its own for each visit: what it remembers is never old."""
+    """fsspec file system, not shared between sessions, so that its cache is never stale."""
 
     def __init__(self, path: RemotePath) -> None:
         self._infos: dict[str, Mapping[str, Any]] = {}
@@ -64,10 +64,10 @@ class Store:
             self.fs: Any = url_to_fs(path.url, skip_instance_cache=True, **wanted)[0]
 
     def open(self, path: RemotePath) -> "StoreFile":
-        """Ask what the file is.
+        """Look up size and identity of a file.
 
         Raises:
-            ReadError: it is not there, is a folder, or may not be read.
+            ReadError: it does not exist, is a folder, has no known size, or is not readable.
         """
         info = self._info(path)
         if info.get("type") == "directory":
@@ -77,14 +77,14 @@ class Store:
         return StoreFile(self, path, info)
 
     def is_directory(self, path: RemotePath) -> bool:
-        """Whether it is a folder, or the start of longer keys."""
+        """Whether it is a folder or a key prefix; False if it does not exist."""
         try:
             return self._info(path).get("type") == "directory"
         except MissingFileError:
             return False
 
     def names_in(self, path: RemotePath) -> list[str]:
-        """Return the names in a folder."""
+        """Return the names in a folder, unsorted."""
         with _failing(path):
             found = self.fs.ls(self.key(path), detail=False)
         own = self.key(path).rstrip("/")
@@ -92,12 +92,12 @@ class Store:
         return [name.rpartition("/")[2] for name in names if name != own]
 
     def key(self, path: RemotePath) -> str:
-        """Return what the file system calls it."""
+        """Return the file system's own path, without the protocol."""
         key: str = self.fs._strip_protocol(path.url)  # noqa: SLF001 - fsspec's own hook
         return key
 
     def now(self, path: RemotePath) -> Mapping[str, Any]:
-        """Return what the store says of a file at this moment."""
+        """Return fsspec's `info` of a file, bypassing caches."""
         key = self.key(path)
         with _failing(path):
             self.fs.invalidate_cache(key)
@@ -112,7 +112,7 @@ class Store:
 
 
 class StoreFile:
-    """A file as the store described it first."""
+    """File identified by its first fsspec `info`."""
 
     first = b""
 
@@ -127,10 +127,10 @@ class StoreFile:
         """Return exactly these bytes.
 
         Raises:
-            ReadError: they do not come.
+            ReadError: the store returns other lengths or fails.
         """
         fs, self._unchecked = self._store.fs, True
-        # The others read a file through a cache that takes far more than it was asked for.
+        # Synchronous file systems read through a cache that fetches far more than requested.
         cache = {} if fs.async_impl or self._path.scheme == "memory" else {"cache_type": "none"}
         with _failing(self._path):
             data: bytes = fs.cat_file(
@@ -143,15 +143,15 @@ class StoreFile:
         raise ReadError(self._path, reason)
 
     def check(self) -> None:
-        """Look whether it still is what it was.
+        """Check that the file is unchanged since it was opened, if anything was fetched.
 
         Raises:
-            ReadError: it is not.
+            ReadError: it was changed.
         """
         if self._unchecked:
             self._unchecked = False
             now = _mark(self._store.now(self._path))
-            # A listing and a look at one file do not say the same things of it.
+            # Listings and `info` give different fields: compare only those present in both.
             if any(now.get(name, said) != said for name, said in self._mark.items()):
                 raise ReadError(self._path, "was changed while it was read: run it again")
 
@@ -162,7 +162,7 @@ def _mark(info: Mapping[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def _failing(path: RemotePath) -> Iterator[None]:
-    """Turn what fsspec and the packages below it raise into one line, without their secrets."""
+    """Convert exceptions of fsspec and its packages to a one-line ReadError, credentials masked."""
     try:
         yield
     except FileNotFoundError:
@@ -176,13 +176,13 @@ def _failing(path: RemotePath) -> Iterator[None]:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Return what may be raised; of packages, what those have that were imported by now."""
+    """Return the exception classes to catch, including those of packages imported so far."""
     found = [getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN]
     return (OSError, ValueError, *(error for error in found if error is not None))
 
 
 def _uninstalled(path: RemotePath, said: str = "") -> ReadError:
-    """Say what to install: what the extra does not bring, fsspec names."""
+    """Return the error for a missing package; fsspec's message names those outside the extra."""
     way = said if said and path.scheme not in _EXTRA else "pip install 'ckptool[remote]'"
     return ReadError(path, f"{path.scheme}:// needs a package that is not installed: {way}")
 

@@ -1,4 +1,4 @@
-"""A range of a file -> the pickles and the raw bytes that stand in it, one after the other."""
+"""Sequential reader of pickles and raw bytes in a range of a file."""
 
 from collections.abc import Iterable
 
@@ -11,25 +11,25 @@ from ckptool.model import Skipped
 
 
 class Stream:
-    """A position in a range of a file. What lies between the pickles is passed over, never read."""
+    """Read position in a range of a file; skipped bytes are never read."""
 
     def __init__(self, source: Source, limits: Limits, start: int = 0, end: int = -1) -> None:
         self.source = source
         self.pos = start
         self.end = source.nbytes if end < 0 else end
         self.names: list[Global] = []
-        """Every name that the pickles so far use."""
+        """Globals of all pickles read so far."""
         self.skipped: list[Skipped] = []
-        """What of it was not looked at."""
+        """Checks that were omitted."""
         self.limits = limits
         self._data = b""
         self._base = start
 
     def pickle(self, what: str) -> Pickle:
-        """Return the pickle that starts here, and move behind it.
+        """Return the pickle at `position` and advance past it; `description` names it in errors.
 
         Raises:
-            CorruptCheckpointError: there is none, or it is broken.
+            CorruptCheckpointError: there is none, or it is invalid.
         """
         found = self._found()
         self.names += found.globals
@@ -40,28 +40,32 @@ class Stream:
         return found
 
     def peek(self) -> Pickle:
-        """Return the pickle that starts here, however broken, and stay."""
+        """Return the pickle at `position`, valid or not, without advancing."""
         return self._found()
 
     def start_of(self, pickle: Pickle, blob: bytes) -> int:
-        """Return where a byte string of the last pickle stands in the file, -1 if that is lost."""
+        """Return the file offset of a byte string of the last pickle; -1 if unknown."""
         found = pickle.blobs.get(id(blob), -1)
         return found if found < 0 else self._base + found
 
     def rest(self) -> list[Global]:
-        """Return what pickles that follow here would use: nothing should follow."""
+        """Return the globals of pickles in unexpected trailing data (first 256 KiB)."""
         size = min(self.end - self.pos, _WINDOW)
         return scan(self.source.read(self.pos, size), self.limits)
 
     def number(self) -> int:
-        """Return the 64 bit number that stands here, and move behind it."""
+        """Return the next little-endian int64, an element count, and advance.
+
+        Raises:
+            CorruptCheckpointError: it is negative, or the range ends.
+        """
         value = int.from_bytes(self.raw(8), "little", signed=True)
         if value < 0:
             raise CorruptCheckpointError(self.source.path, f"a storage of {value} elements")
         return value
 
     def raw(self, nbytes: int) -> bytes:
-        """Return the next bytes, and move behind them."""
+        """Return the next `nbytes` bytes and advance."""
         start = self.pos
         self.skip(nbytes)
         at = start - self._base
@@ -70,7 +74,11 @@ class Stream:
         return self.source.read(start, nbytes)
 
     def skip(self, nbytes: int) -> None:
-        """Move on without reading."""
+        """Advance without reading.
+
+        Raises:
+            CorruptCheckpointError: fewer bytes are left in the range.
+        """
         if nbytes > self.end - self.pos:
             reason = (
                 f"{nbytes} bytes are to follow and {self.end - self.pos} are left: it is cut short"
@@ -79,7 +87,7 @@ class Stream:
         self.pos += nbytes
 
     def _found(self) -> Pickle:
-        """Read more and more of the range, until the pickle is whole or its limit is reached."""
+        """Read more and more until the pickle is complete or `limits.pickle_bytes` is reached."""
         at = self.pos - self._base
         if 0 <= at < len(self._data):
             found = unpickle(self._data, self.limits, at)
@@ -99,7 +107,7 @@ _WINDOW = 1 << 18
 
 
 class Slice(Source):
-    """A part of a file, read as if it were one."""
+    """Byte range of a ByteSource, read as a file of its own."""
 
     def __init__(self, source: Source, start: int, nbytes: int) -> None:
         self.path = source.path
@@ -109,11 +117,15 @@ class Slice(Source):
         self._source = source
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Say which ranges of the part will be read."""
+        """Announce (offset, nbytes) ranges of the slice to be read."""
         self._source.ahead((self.start + offset, nbytes) for offset, nbytes in ranges)
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Return exactly `nbytes` bytes from `offset` of the part."""
+        """Return exactly `nbytes` bytes from `offset` of the slice.
+
+        Raises:
+            CorruptCheckpointError: the range exceeds the slice.
+        """
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise CorruptCheckpointError(self.path, "a storage within the pickle is cut short")
         return self._source.read(self.start + offset, nbytes)

@@ -1,4 +1,4 @@
-"""JSON in a file -> its members, strictly, so that no two readers see different things in it."""
+"""Strict, incremental JSON reader: refuses JSON that parsers read differently."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 
 Read = Callable[[int, int], bytes]
-"""Takes a position and a number of bytes."""
+"""(position, number of bytes) -> bytes."""
 
 _PIECE: Final = 1 << 18
 _SHOWN: Final = 80
@@ -24,14 +24,14 @@ _NO_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
 
 
 class JsonReader:
-    """Takes a JSON text apart member by member, holding little more of it than the current one.
+    """Reads JSON member by member; little more than the current member is in memory.
 
-    A key twice, NaN, half of a surrogate pair, bytes that are no UTF-8, and nesting, numbers and
-    values past their limits are refused with a CorruptCheckpointError.
+    Duplicate keys, NaN, lone surrogates, invalid UTF-8, and nesting, numbers and values above
+    their limits raise CorruptCheckpointError.
     """
 
     def __init__(self, path: Location, read: Read, nbytes: int, limits: Limits, what: str) -> None:
-        """Read `nbytes` by `read`; `path` and `what` ("the header") are blamed in messages."""
+        """Read `nbytes` by `read_range`; errors name `path` and `subject` ("the header")."""
         self._path = path
         self._read = read
         self._taken = 0
@@ -43,10 +43,10 @@ class JsonReader:
         self._text = ""
         self._at = 0
         self._passed = 0
-        """Characters before the text that is held."""
+        """Number of characters before `_text`."""
 
     def members(self) -> Iterator[str]:
-        """Yield the keys of the object that comes next; the caller takes each one's value."""
+        """Yield the keys of the next object; the caller reads each value by `read_value`."""
         self._take("{")
         seen: set[str] = set()
         while self.peek() != "}":
@@ -62,7 +62,7 @@ class JsonReader:
         self._take("}")
 
     def value(self, limit: int) -> Any:
-        """Return the value that comes next, of up to `limit` characters."""
+        """Return the next value, of up to `limit` characters."""
         self.peek()
         while True:
             try:
@@ -82,7 +82,7 @@ class JsonReader:
                 return value
 
     def peek(self) -> str:
-        """Return the character that comes next, after blanks; "" at the end."""
+        """Return the next character after blanks, without consuming it; "" at the end."""
         while True:
             if self._at < len(self._text) and self._text[self._at] not in " \t\r\n":
                 return self._text[self._at]
@@ -92,7 +92,7 @@ class JsonReader:
                 return ""
 
     def rest(self, allowed: str) -> str:
-        """Return the start of what follows, "" where it is nothing but `allowed` characters."""
+        """Return the start of the remaining text without leading `allowed` characters, or ""."""
         while True:
             rest = self._text[self._at :].lstrip(allowed)
             self._at = len(self._text)
@@ -100,7 +100,7 @@ class JsonReader:
                 return rest[: _SHOWN + 1]
 
     def _key(self) -> str:
-        """Take a key and its colon: at once where nothing in it is escaped, as is usual."""
+        """Consume a key and its colon, by one regex match if nothing in the key is escaped."""
         if found := _PLAIN_KEY.match(self._text, self._at):
             self._at = found.end()
             return found[1]
@@ -118,14 +118,14 @@ class JsonReader:
         self._at += 1
 
     def _goes_on(self, end: int) -> bool:
-        """Whether what ends at `end` could be a number that the held text cuts: the 1 of 10."""
+        """Whether the value up to `end` may be a number cut by the end of `_text`: the 1 of 10."""
         if self._text[end - 1] in '"]}':
             return False
         found = _NUMBER.match(self._text, end)
         return found is not None and found.end() == len(self._text)
 
     def _more(self, limit: int) -> bool:
-        """Hold more text, twice as much each time; False where there is none."""
+        """Read more text, twice as much each time; return False at the end."""
         held = self._text[self._at :]
         if len(held) > limit > 0:
             self._fail(f"a value has more than {limit} characters")
@@ -145,7 +145,7 @@ class JsonReader:
         return True
 
     def _check(self, value: object, end: int) -> None:
-        """Refuse what the parser takes: half of a surrogate pair, nesting past the limit."""
+        """Refuse lone surrogates and nesting above the limit, which `json` accepts."""
         if self._text.find("\\u", self._at, end) >= 0:
             try:
                 json.dumps(value, ensure_ascii=False).encode()
@@ -160,10 +160,10 @@ class JsonReader:
 
 
 def decode(path: Location, data: bytes, limits: Limits, what: str) -> tuple[dict[str, Any], str]:
-    """Return the JSON object at the start of `data`, and the start of the text that follows it.
+    """Return the JSON object at the start of `data`, and the start of the text after it.
 
     Raises:
-        CorruptCheckpointError: it is no JSON object, or one that JSON readers disagree about.
+        CorruptCheckpointError: it is no JSON object, or one that parsers read differently.
     """
     reader = JsonReader(path, lambda at, nbytes: data[at : at + nbytes], len(data), limits, what)
     value = reader.value(len(data))
@@ -173,25 +173,25 @@ def decode(path: Location, data: bytes, limits: Limits, what: str) -> tuple[dict
 
 
 def quoted(text: str) -> str:
-    """Return `text` in quotes, short and without anything that a terminal would act on."""
+    """Return the repr of `text`, cut to 80 characters: no control characters reach a terminal."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def shown(value: object) -> str:
-    """Return a JSON value for a message: itself if it is small, else what kind it is."""
+    """Return a JSON value for a message: a string or a number itself, else its JSON type."""
     if isinstance(value, str):
         return quoted(value)
     return repr(value) if type(value) in {int, float} else named(value)
 
 
 def named(value: object) -> str:
-    """Return what JSON calls a value of this kind."""
+    """Return the JSON type of a value with its article: "an object", "null"."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     return names.get(type(value), "null" if value is None else "a number")
 
 
 class _RejectedError(ValueError):
-    """Something that JSON readers disagree about."""
+    """A construct that JSON parsers read differently."""
 
 
 def _decoder(limits: Limits) -> json.JSONDecoder:
@@ -222,7 +222,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _is_deep(data: bytes, limit: int) -> bool:
-    """Whether brackets nest deeper than `limit`: take the innermost ones away so many times."""
+    """Whether brackets nest deeper than `limit`: remove the innermost pairs `limit` times."""
     if data.count(b"[") + data.count(b"{") <= limit:
         return False
     if b"\\" in data:

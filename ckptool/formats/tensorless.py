@@ -1,4 +1,4 @@
-"""What a pickle without tensors holds -> words for the refusal, and the way out."""
+"""Describe a pickle without tensors, for the error message that refuses it."""
 
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ _FEW: Final = 3
 
 
 def without_tensors(root: Any) -> str:
-    """Return "holds no tensors", and what it holds instead."""
+    """Return "holds no tensors, but ..." with its arrays, class or first keys."""
     arrays = sum(numpy_array(node, "") is not None for node in _two_levels(root))
     if arrays:
         count = "one NumPy array" if arrays == 1 else f"{arrays:,} NumPy arrays"

@@ -1,4 +1,4 @@
-"""A pickled call that rebuilds a tensor -> TensorInfo, every number in it checked."""
+"""Pickled call that rebuilds a tensor -> TensorInfo, every number in it checked."""
 
 from collections.abc import Callable, Mapping
 from math import prod
@@ -16,39 +16,39 @@ from ckptool.model import BITS, Kind, Part, StorageInfo, TensorInfo
 
 
 class TreeError(ValueError):
-    """What a pickle describes contradicts itself or its container."""
+    """The content of a pickle contradicts itself or its container."""
 
 
 class Stored(Struct, gc=False):
-    """A storage that a pickle refers to, found in its container."""
+    """A storage that a pickle refers to, located in its container."""
 
     info: StorageInfo
     dtype: str
-    """Of its elements: "uint8" where the storage has no type."""
+    """dtype of its elements; "uint8" for an untyped storage."""
     numel: int
     start: int = 0
-    """First element of a view of a storage: files before 1.6 had them."""
+    """First element of a storage view in `info`; only torch before 1.6 wrote them."""
 
 
 Embedded = Callable[[bytes], Stored]
-"""Finds the storage in a whole file of torch.save that stands in a pickle as a byte string."""
+"""(bytes of a file of torch.save that a pickle embeds) -> its storage."""
 
 
 class Tensors:
-    """Reads tensors out of one tree."""
+    """Reads the tensors of one tree."""
 
     def __init__(self, limits: Limits, embedded: Embedded | None = None) -> None:
         self._limits = limits
         self._embedded = embedded
         self._meta = 0
         self._known: dict[object, Rebuild | None] = {}
-        """By what is called: how to read the tensor that it would return."""
+        """Callee -> RebuildFunction, None if it returns no tensor."""
 
     def read(self, node: object, key: str, depth: int = 0) -> TensorInfo | None:
-        """Return the tensor that `node` rebuilds, None if it is something else.
+        """Return the tensor that `node` rebuilds, None if it is no tensor.
 
         Raises:
-            TreeError: it is a tensor that cannot be.
+            PickleTreeError: its arguments are invalid.
         """
         if type(node) is Opaque:
             try:
@@ -73,10 +73,10 @@ class Tensors:
         *,
         grad: bool = False,
     ) -> TensorInfo:
-        """Return the view (offset, size, stride) of a storage.
+        """Return the view (offset, size, stride) of a storage, all counted in elements.
 
         Raises:
-            TreeError: it reaches beyond the storage, or is no view at all.
+            PickleTreeError: it reaches beyond the storage, or its numbers are invalid.
         """
         offset, size, stride = view
         self.shape(key, size)
@@ -93,7 +93,7 @@ class Tensors:
         return TensorInfo(key, size, dtype, stride, offset, stored.info, requires_grad=grad)
 
     def without_data(self, key: str, dtype: str, size: Any, stride: Any) -> TensorInfo:
-        """Return a tensor on the meta device: a shape, and no bytes anywhere."""
+        """Return a tensor on the meta device: a shape without data."""
         self.shape(key, size)
         if not naturals(stride):
             raise TreeError(f"{quoted(key)} has the stride {_short(stride)}")
@@ -104,7 +104,11 @@ class Tensors:
         return self.strided(key, Stored(storage, dtype, reach), dtype, (0, size, stride))
 
     def stored(self, node: object, key: str) -> Stored:
-        """Return the storage that `node` must be."""
+        """Return the storage of `node`: a persistent reference or an embedded file of torch.save.
+
+        Raises:
+            PickleTreeError: it is neither.
+        """
         if type(node) is Persistent and type(node.resolved) is Stored:
             return node.resolved
         if type(node) is Opaque and node.name == _EMBEDDED and len(node.args) == 1:
@@ -117,14 +121,22 @@ class Tensors:
         return self._embedded(blob)
 
     def need(self, node: object, key: str, depth: int) -> TensorInfo:
-        """Return the tensor that `node` must be."""
+        """Return the tensor that `node` rebuilds.
+
+        Raises:
+            PickleTreeError: it is no tensor.
+        """
         tensor = self.read(node, key, depth)
         if tensor is None:
             raise TreeError(f"{quoted(key)} is made of something that is no tensor")
         return tensor
 
     def shape(self, key: str, size: object) -> tuple[int, ...]:
-        """Return `size`, which must be one, and of no more dimensions than any tensor has."""
+        """Return `size` if it is a valid shape.
+
+        Raises:
+            PickleTreeError: it is no tuple of sizes, or has more than `Limits.rank` dimensions.
+        """
         if not naturals(size):
             raise TreeError(f"{quoted(key)} has the size {_short(size)}")
         if len(size) > self._limits.rank:
@@ -148,7 +160,11 @@ def _check_bounds(key: str, dtype: str, stored: Stored, view: tuple[Any, Any, An
 
 
 def dtype_of(node: object) -> str:
-    """Return the dtype that a global like torch.float32 names."""
+    """Return "float32" for the global torch.float32.
+
+    Raises:
+        PickleTreeError: it is no dtype of torch.
+    """
     if type(node) is Global and node.module == "torch" and node.name in BITS:
         return node.name
     raise TreeError("a tensor's dtype is not one of torch's")
@@ -158,13 +174,13 @@ _WRAPPED: Final = 8
 _EMBEDDED: Final = ("torch.storage", "_load_from_bytes")
 _MOST: Final = 1 << 63
 _EXPANDED: Final = 1 << 40
-"""Bytes that an expanded view may stand for; a stride of 0 makes a terabyte of four bytes."""
+"""Maximum bytes of an expanded view: a stride of 0 expands four bytes to a terabyte."""
 
 Rebuild = Callable[[Tensors, Opaque, str, int], TensorInfo]
 
 
 def naturals(numbers: object) -> TypeGuard[tuple[int, ...]]:
-    """Whether it is a tuple of numbers that sizes and strides could be."""
+    """Whether `numbers` is a tuple of ints from 0 to 2**63 - 1."""
     if type(numbers) is not tuple:
         return False
     for number in numbers:  # noqa: SIM110 - a generator takes twice as long, 200,000 times
@@ -174,7 +190,7 @@ def naturals(numbers: object) -> TypeGuard[tuple[int, ...]]:
 
 
 def _short(value: object) -> str:
-    """Return numbers as text, cut; anything else by its type's name."""
+    """Return an int or up to 8 ints as text; for anything else "of type ..."."""
     if type(value) is int:
         return str(value) if value.bit_length() < _PRINTED else f"{value.bit_length()} bits"
     if type(value) is tuple and all(type(n) is int and n.bit_length() < _PRINTED for n in value):
@@ -209,7 +225,7 @@ def _v3(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
 
 
 def _marked(made: TensorInfo, metadata: object) -> TensorInfo:
-    """A tensor whose elements are read conjugated or negated is no plain block of bytes."""
+    """Set layout "conj", "neg" or "conj-neg": the elements are not the bytes in the storage."""
     if not isinstance(metadata, dict):
         raise TreeError(f"{quoted(made.key)} has metadata that is no dict")
     marks = [mark for mark in ("conj", "neg") if metadata.get(mark) is True]
@@ -223,7 +239,7 @@ def _parameter(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorIn
 
 
 def _old_parameter(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
-    """A Parameter or Variable of torch before 0.4: its data is an argument, or begins its state."""
+    """Parameter or Variable of torch before 0.4: the data are its first argument or state item."""
     source = node.args or (node.state if type(node.state) is tuple else ())
     made = tensors.need(source[0] if source else None, key, depth)
     kind = Kind.PARAMETER if node.name[1] == "Parameter" else None
@@ -236,7 +252,7 @@ def _flags(state: object) -> tuple[Any, ...]:
 
 
 def _old_tensor(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
-    """A torch.FloatTensor of torch before 0.2: BUILD gives it (storage, offset, size, stride)."""
+    """torch.FloatTensor of torch before 0.2: its state is (storage, offset, size, stride)."""
     if type(node.state) is not tuple or len(node.state) != 4:
         raise TreeError(f"{quoted(key)} is a tensor without its state")
     stored = tensors.stored(node.state[0], key)
@@ -262,7 +278,7 @@ def _sparse(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
 
 
 def _layout(node: object) -> str:
-    """`torch.serialization._get_layout("torch.sparse_coo")`, or the global itself."""
+    """Return "sparse_coo" of `_get_layout("torch.sparse_coo")` or of the global; "" if invalid."""
     name = node.args[0] if type(node) is Opaque and node.args else node
     if type(name) is Global:
         name = name.qualified
@@ -319,7 +335,7 @@ def _meta(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
 
 
 def _on_device(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
-    """XLA and its like: the data lie on the CPU, or within the pickle in a numpy array."""
+    """XLA and other devices: the data are in a CPU tensor, or in a numpy array in the pickle."""
     data, dtype, device, grad = _args(node, key, 4, 4)
     made = tensors.read(data, key, depth) or numpy_array(data, key)
     if made is None or made.dtype != dtype_of(dtype):
@@ -331,7 +347,7 @@ def _on_device(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorIn
 
 
 def _subclass(tensors: Tensors, node: Opaque, key: str, depth: int) -> TensorInfo:
-    """`_rebuild_from_type_v2(function, type, arguments, state)`, or without the state."""
+    """`_rebuild_from_type_v2(function, type, arguments, state)`; the state is optional."""
     func, cls, args, *state = _args(node, key, 3, 4)
     if type(func) is not Global or type(cls) is not Global or type(args) is not tuple:
         raise TreeError(f"{quoted(key)} is a tensor subclass without its class")
@@ -351,7 +367,7 @@ _PLAIN: Final = frozenset({("torch", "Tensor"), ("torch._tensor", "Tensor")})
 
 
 def _wrapper(tensors: Tensors, node: Opaque, key: str, _depth: int) -> TensorInfo:
-    """A subclass that holds other tensors (DTensor, torchao): those are its parts."""
+    """Wrapper subclass (DTensor, torchao); `_rebuild_from_type` adds its components."""
     cls, dtype, size, stride, offset, *_, grad = _args(node, key, 8, 8)
     tensors.shape(key, size)
     if type(cls) is not Global or not naturals(stride) or len(stride) != len(size):
@@ -390,4 +406,4 @@ _REBUILD: Final[Mapping[tuple[str, str], Rebuild]] = MappingProxyType(
            for module in ("torch", "torch.cuda")},
     }
 )  # fmt: skip
-"""(module, name) of what a pickle calls -> how to read the tensor that it would return."""
+"""(module, name) of the callee in a pickle -> RebuildFunction of the tensor it returns."""

@@ -1,4 +1,4 @@
-"""An archive of torch.export.save -> Checkpoint: its weights, buffers and constants."""
+"""torch.export.save archive -> Checkpoint: its weights, buffers and constants."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -30,15 +30,15 @@ from ckptool.model import (
 
 
 def claims(records: Records) -> bool:
-    """Whether the archive's records are those of torch.export.save, of today or of before 2.7."""
+    """Whether torch.export.save wrote the archive, in the current layout or that before 2.7."""
     return records.get("archive_format") is not None or records.get(_OLD) is not None
 
 
 def read(records: Records) -> Checkpoint:
-    """Return the tensors of the exported program; its graph is not looked at.
+    """Describe the tensors of the exported program; its graph is not read.
 
     Raises:
-        CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
+        CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
     """
     describe = _described if records.get("archive_format") else _described_old
     return guarded(records, Container.TORCH_EXPORT, lambda names: describe(records, names))
@@ -84,7 +84,7 @@ _DTYPES: Final[Mapping[int, str]] = MappingProxyType(
         35: "uint64",
     }
 )
-"""torch.export's numbers of dtypes, in its schema."""
+"""ScalarType number in the torch.export schema -> torch dtype name."""
 
 
 def _described(records: Records, names: Names) -> Checkpoint:
@@ -115,7 +115,7 @@ def _described(records: Records, names: Names) -> Checkpoint:
 
 
 def _state(records: Records, payloads: "_Payloads", config: str, *, alone: bool) -> State:
-    """Return one exported model: its state_dict, and the constants that are not in it."""
+    """Return the state_dict of one exported model, with its constants as `unsaved`."""
     model = config.removeprefix(_WEIGHTS).removesuffix(_WEIGHTS_CONFIG)
     weights = dict(payloads.tensors(_WEIGHTS, config))
     constants: dict[str, TensorInfo] = {}
@@ -126,7 +126,7 @@ def _state(records: Records, payloads: "_Payloads", config: str, *, alone: bool)
 
 
 class _Payloads:
-    """The raw storages of an archive, named by the configurations beside them."""
+    """Reads tensors from raw payload records, described by the JSON config records."""
 
     def __init__(self, records: Records, byteorder: str) -> None:
         self.uses: list[GlobalUse] = []
@@ -137,7 +137,7 @@ class _Payloads:
             raise TreeError(f"its byteorder record is {quoted(byteorder)}")
 
     def tensors(self, folder: str, config: str) -> Iterator[tuple[str, TensorInfo]]:
-        """Yield the tensors that one configuration lists."""
+        """Yield (key, tensor) for each entry of one config record."""
         data = self._records.bytes(config, _JSON) or b""
         content, _ = decode(self._records.source.path, data, self._records.limits, config)
         for key, entry in _mapping(content.get("config"), config).items():
@@ -174,7 +174,7 @@ class _Payloads:
         return self._tensors.strided(key, Stored(info, dtype, numel), dtype, view, grad=grad)
 
     def _pickled(self, key: str, member: Member) -> TensorInfo | None:
-        """A tensor subclass is a file of torch.save of its own; other objects are pickles."""
+        """Read a pickled tensor subclass, an embedded torch.save archive; None for others."""
         part = _part(self._records, member)
         if part is None:
             return None
@@ -185,7 +185,7 @@ class _Payloads:
 
 
 def _within(records: Records, names: Names) -> Iterator[GlobalUse]:
-    """Yield the names in files of torch.save and in pickles: objects, and sample inputs."""
+    """Yield the globals of embedded torch.save archives and pickles: constants, sample inputs."""
     for name, member in records.items():
         part = _part(records, member)
         if part is not None and name.startswith(("data/sample_inputs/", _CONSTANTS)):
@@ -200,7 +200,7 @@ def _within(records: Records, names: Names) -> Iterator[GlobalUse]:
 
 
 def _part(records: Records, member: Member) -> Slice | None:
-    """Return a member that is a zip archive itself, to be read in place."""
+    """Return the slice of a member that is itself a stored zip archive, else None."""
     if member.method != STORED or member.start < 0 or not member.nbytes:
         return None
     part = Slice(records.source, member.start, member.nbytes)
@@ -208,7 +208,7 @@ def _part(records: Records, member: Member) -> Slice | None:
 
 
 def _described_old(records: Records, names: Names) -> Checkpoint:
-    """Archives of torch before 2.7 hold whole files of torch.save."""
+    """Describe an archive of torch before 2.7, which embeds whole torch.save archives."""
     if records.archive.fault:
         raise CorruptCheckpointError(records.source.path, records.archive.fault)
     states: list[State] = []
@@ -248,7 +248,7 @@ def _number(meta: dict[str, Any], name: str) -> int:
 
 
 def _int(value: object) -> int:
-    """torch.export writes {"as_int": 3}: sizes may be symbols elsewhere, and never in weights."""
+    """Unwrap {"as_int": 3} to 3; -1 for anything else. Weights never have symbolic sizes."""
     number = value.get("as_int") if isinstance(value, dict) else None
     return number if type(number) is int else -1
 

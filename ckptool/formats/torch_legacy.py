@@ -1,4 +1,4 @@
-"""A file of torch.save before 1.6, or a bare pickle -> Checkpoint: pickles, then raw storages."""
+"""torch.save file before 1.6, or bare pickle -> Checkpoint: pickles, then raw storages."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -24,16 +24,16 @@ def matches(source: Source) -> bool:
     head = source.head(_HEAD)
     if len(head) > 1 and head[0] == 0x80:
         return head[1] <= 5
-    # Protocols 0 and 1 have no mark: it is one if it reads as one, or imports a name by the way.
+    # Protocols 0 and 1 have no magic: accept what parses, or imports a valid name before failing.
     found = unpickle(head, Limits()) if head[:1] in _FIRST else Pickle(fault="no opcode")
     return not found.fault or any(_is_name(name) for name in found.globals)
 
 
 def read(source: Source, limits: Limits) -> Checkpoint:
-    """Return what the file holds.
+    """Describe the file.
 
     Raises:
-        CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
+        CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
     """
     stream = Stream(source, limits)
     container = Container.PICKLE
@@ -54,9 +54,9 @@ MAGIC: Final = 0x1950A86A20F9469CFC6C
 _PROTOCOL: Final = 1001
 _HEAD: Final = 1 << 16
 _NUMBER: Final = 8
-"""Bytes that say how many elements a storage has."""
+"""Bytes of the element count before each storage."""
 _ENDS: Final = 4
-"""Storages whose size is read, of a remote file's first and of its last."""
+"""In remote files, element counts are read of this many storages at each end."""
 _FIRST: Final = frozenset(bytes([opcode]) for opcode in b"(]}cdlgIJKLMSTUVXFGN)i")
 
 
@@ -66,7 +66,7 @@ def _is_name(name: Global) -> bool:
 
 
 def _legacy(stream: Stream, limits: Limits) -> Checkpoint:
-    """Read on after the magic number."""
+    """Describe a legacy file whose magic number has been read."""
     source = stream.source
     held = Held(stream)
     root = held.read()
@@ -81,19 +81,19 @@ def _legacy(stream: Stream, limits: Limits) -> Checkpoint:
 
 
 class Held:
-    """The object of a legacy file and its storages, from behind the magic number on."""
+    """Reads the object and the storages of a legacy file, after its magic number."""
 
     def __init__(self, stream: Stream, base: int = 0) -> None:
         self._stream = stream
         self._base = base
-        """Where the file stands in another one."""
+        """Offset of the legacy file in the file that embeds it; 0 if it stands alone."""
 
     def read(self) -> Pickle:
-        """Return the object's pickle, its storages resolved; the stream is behind the last one.
+        """Return the object's pickle with resolved storages; the stream is past the last storage.
 
         Raises:
-            CorruptCheckpointError: the file contradicts itself.
-            TreeError: an id or a storage does.
+            CorruptCheckpointError: the file is inconsistent.
+            PickleTreeError: a storage id or a storage is.
         """
         stream, path = self._stream, self._stream.source.path
         protocol = stream.pickle("its protocol version").root
@@ -121,9 +121,9 @@ class Held:
             node.resolved = _view(same_storage(stored[storage.key], storage), storage)
 
     def _checked(self, storages: Sequence[StorageId]) -> set[str]:
-        """Return the keys of the storages whose sizes are read: of remote ones, a few.
+        """Return the keys of the storages whose element counts are read; in remote files, a few.
 
-        Where one of the others is wrong, the last one read, or the end of the file, is too.
+        A wrong count elsewhere shifts the last ones, or the end of the file.
         """
         stream, starts = self._stream, list[int]()
         pos = stream.pos
@@ -144,7 +144,7 @@ class Held:
         return keys
 
     def _place(self, wanted: StorageId, *, checked: bool) -> Stored:
-        """Return the storage that starts here: its number of elements, and their bytes."""
+        """Return the storage at the stream position: check its element count, skip its bytes."""
         stream, count = self._stream, wanted.numel
         if checked:
             count = stream.number()
@@ -162,7 +162,10 @@ class Held:
 
 
 def _check_keys(wanted: dict[str, StorageId], keys: list[str]) -> None:
-    """Torch leaves a storage that is not in the list uninitialised: memory of its process."""
+    """Raise PickleTreeError unless used and listed storage keys are the same.
+
+    torch leaves a storage that is not in the list uninitialised: it exposes process memory.
+    """
     listed = set(keys)
     for key in wanted:
         if key not in listed:
@@ -175,12 +178,12 @@ def _check_keys(wanted: dict[str, StorageId], keys: list[str]) -> None:
 
 
 def _is_class(node: Persistent) -> bool:
-    """("module", class, file, source): the code of a pickled module, as it was."""
+    """Whether the id is ("module", class, file, source): source code of a pickled module."""
     return type(node.id) is tuple and node.id[:1] == ("module",)
 
 
 def _view(stored: Stored, wanted: StorageId) -> Stored:
-    """Return a view of a storage as a storage: files before 0.4 kept slices so."""
+    """Return the storage slice that the id's view names; torch before 0.4 saved slices so."""
     if wanted.view is None:
         return stored
     view = wanted.view
@@ -195,7 +198,7 @@ def _view(stored: Stored, wanted: StorageId) -> Stored:
 
 
 def _bare(stream: Stream, pickle: Pickle, limits: Limits) -> Checkpoint:
-    """A pickle and nothing else. Its tensors hold whole files of torch.save as byte strings."""
+    """Describe a bare pickle, whose tensors embed whole torch.save files as byte strings."""
     source = stream.source
     if stream.pos != source.nbytes:
         left = source.nbytes - stream.pos
@@ -214,7 +217,7 @@ def _bare(stream: Stream, pickle: Pickle, limits: Limits) -> Checkpoint:
 
 
 def _embedded(stream: Stream, pickle: Pickle, limits: Limits) -> Callable[[bytes], Stored]:
-    """Return a finder of storages in byte strings: `torch.storage._load_from_bytes`."""
+    """Return a function from byte string to storage, for `torch.storage._load_from_bytes`."""
     known: dict[int, Stored] = {}
 
     def find(blob: bytes) -> Stored:
@@ -235,7 +238,7 @@ def _inner(part: Slice, limits: Limits, index: int) -> Stored:
     root = Held(stream, part.start).read().root
     if type(root) is not Persistent or type(root.resolved) is not Stored:
         raise TreeError("a storage within the pickle is something else")
-    # Each was saved on its own, and the keys are addresses: two can be the same.
+    # Each was saved separately with an address as key: two keys can be equal.
     stored = root.resolved
     info = stored.info
     named = StorageInfo(f"{index}", info.nbytes, info.device, info.span)

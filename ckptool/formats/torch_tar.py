@@ -1,4 +1,4 @@
-"""A tar checkpoint of torch before 0.1.10 -> Checkpoint: storages, tensors, then a pickle."""
+"""tar checkpoint of torch before 0.1.10 -> Checkpoint: storages, tensors, then a pickle."""
 
 import re
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ def matches(source: Source) -> bool:
 
 
 def read(source: Source, limits: Limits) -> Checkpoint:
-    """Return what the archive holds.
+    """Describe the archive.
 
     Raises:
-        CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
+        CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
     """
     names: list[Global] = []
     members: list[_Member] = []
@@ -50,7 +50,7 @@ _BLOCK: Final = 512
 _MEMBERS: Final = 64
 _NEEDED: Final = ("storages", "tensors", "pickle")
 _TIMES: Final = re.compile(rb"(?:\d+ (?:mtime|atime|ctime)=[\d.]+\n)*")
-"""What an extended header may say: times, and nothing that moves or renames a member."""
+"""Allowed records of an extended header: times only, none that renames a member."""
 
 
 class _Member(Struct, frozen=True):
@@ -60,7 +60,11 @@ class _Member(Struct, frozen=True):
 
 
 def _members(source: Source) -> Iterator[_Member]:
-    """Yield the files in the archive; what is no plain file is refused."""
+    """Yield the members.
+
+    Raises:
+        CorruptCheckpointError: a member is not a regular file, or there are too many.
+    """
     pos = 0
     for _ in range(_MEMBERS):
         header = source.read(pos, _BLOCK)
@@ -100,7 +104,7 @@ def _check_end(source: Source, pos: int) -> None:
 
 
 class _Reader:
-    """Reads the three members, each of which refers to the one before."""
+    """Reads the members storages, tensors and pickle; each refers to the previous one."""
 
     def __init__(
         self, source: Source, limits: Limits, members: list[_Member], names: list[Global]
@@ -110,7 +114,7 @@ class _Reader:
         self._members = {member.name: member for member in members}
         self._names = names
         self._objects: dict[int, Stored | TensorInfo] = {}
-        """By the number that the pickles use: storages and tensors."""
+        """Storages and tensors by the number that refers to them in the pickles."""
         for name in self._members:
             if "/" in name or name in {"", ".", ".."}:
                 raise self._wrong(f"a member is named {quoted(name)}: it leaves the archive")
@@ -151,7 +155,7 @@ class _Reader:
         )
 
     def _read_storages(self, stream: Stream) -> None:
-        """Their number, then each: a pickle of (key, location, class), a count, and the bytes."""
+        """Read the count, then for each storage: pickled (key, location, class), numel, bytes."""
         for _ in range(self._count(stream)):
             key, location, cls = self._triple(stream)
             dtype = storage_dtype(cls, str(key))
@@ -178,7 +182,7 @@ class _Reader:
         self._add(key, Stored(stored.info, stored.dtype, numel, stored.start + offset))
 
     def _read_tensors(self, stream: Stream) -> None:
-        """Their number, then each: a pickle of (key, storage, class), and the view as numbers."""
+        """Read the count, then for each tensor: pickled (key, storage, class), sizes, strides."""
         tensors = Tensors(self._limits)
         for _ in range(self._count(stream)):
             key, storage, _ = self._triple(stream)
@@ -225,7 +229,7 @@ class _Reader:
         self._objects[key] = value
 
     def _object(self, id_: object) -> Stored | TensorInfo | None:
-        """Return what a persistent id names; a tuple names a class, which is in the tree itself."""
+        """Return the storage or tensor of a persistent id; None for a tuple (it names a class)."""
         if type(id_) is tuple:
             return None
         number = int(id_) if type(id_) is str and id_.isdecimal() and len(id_) < 20 else id_
@@ -242,7 +246,7 @@ class _Reader:
 
 
 def _scanned(source: Source, members: list[_Member], limits: Limits) -> list[Global]:
-    """Return the names in pickles anywhere at the start of a member."""
+    """Return the globals of pickles at the start of each member."""
     found: list[Global] = []
     for member in members:
         end = min(member.start + member.nbytes, source.nbytes)

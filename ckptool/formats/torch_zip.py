@@ -1,4 +1,4 @@
-"""A file of torch.save (torch >= 1.6) -> Checkpoint: data.pkl, and storages beside it in a zip."""
+"""torch.save zip archive (torch >= 1.6) -> Checkpoint: data.pkl and one record per storage."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -33,16 +33,16 @@ from ckptool.model import Checkpoint, Container, GlobalUse, Skipped, Span, Stora
 
 
 def matches(source: Source) -> bool:
-    """Whether the file begins as a zip archive does."""
+    """Whether the file starts with the zip magic."""
     return is_zip(source)
 
 
 def read(source: Source, limits: Limits) -> Checkpoint:
-    """Return what the archive holds.
+    """Describe the archive.
 
     Raises:
         UnknownFormatError: it is a zip archive that torch did not write.
-        CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
+        CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
     """
     with paused_collector():
         return _read(Records(source, read_archive(source, limits), limits))
@@ -60,16 +60,16 @@ def _read(records: "Records") -> Checkpoint:
 
 
 Names = list[Global]
-"""Every name that the pickles so far use, filled while they are read."""
+"""Globals of all pickles read so far; appended to while reading."""
 
 
 class Records:
-    """The members of an archive by their names below its one folder."""
+    """Members of a torch archive, by name relative to its root folder."""
 
     def __init__(self, source: Source, archive: Archive, limits: Limits, label: str = "") -> None:
         self.source = source
         self.label = label
-        """What tells its storages from those of other archives in one checkpoint."""
+        """Prefix of storage keys, unique among the archives of one checkpoint."""
         self.archive = archive
         self.limits = limits
         self.members = [member for member in archive.members if not member.name.endswith("/")]
@@ -79,40 +79,40 @@ class Records:
         self.root = _root(self.members, self.pickles)
         self._by_name = {member.name: member for member in self.members}
         self.base = source.start if isinstance(source, Slice) else 0
-        """Where the archive starts in its file: one can stand within another."""
+        """Offset of the archive in its file; not 0 if it is embedded in another file."""
         if len(self.pickles) > 1:
             archive.blame(f"there are {len(self.pickles)} data.pkl in it")
 
     def get(self, name: str) -> Member | None:
-        """Return the member of this name below the folder, None if there is none."""
+        """Return the member with this name in the root folder, or None."""
         return self._by_name.get(self.root + name)
 
     def __getitem__(self, name: str) -> Member:
         return self._by_name[self.root + name]
 
     def items(self) -> Iterator[tuple[str, Member]]:
-        """Yield the members below the folder with their names there."""
+        """Yield (name relative to the root folder, member)."""
         for name, member in self._by_name.items():
             if name.startswith(self.root):
                 yield name.removeprefix(self.root), member
 
     def release(self) -> None:
-        """Let go of what something refers to: of 100,000 records, as much as of their tensors."""
+        """Drop referenced members: for 100,000 records they use as much memory as their tensors."""
         self.members = [member for member in self.members if not member.used]
         self.archive.members = self.members
         self._by_name = {}
 
     def ahead(self) -> None:
-        """Say that the pickle and the small records will be read."""
+        """Prefetch data.pkl and the small records."""
         small = [member for name in _RECORDS if (member := self.get(name)) is not None]
         wanted = [m for m in (*self.pickles, *small) if m.packed <= self.limits.pickle_bytes]
         self.source.ahead((m.start, m.packed) for m in wanted if m.start >= 0)
 
     def bytes(self, name: str, most: int) -> bytes | None:
-        """Return the content of a small record, None if there is none.
+        """Return the content of a small record, or None if it does not exist.
 
         Raises:
-            CorruptCheckpointError: it is too large for what it is, or its checksum is wrong.
+            CorruptCheckpointError: it is larger than `max_nbytes`, or cannot be inflated.
         """
         member = self.get(name)
         if member is None:
@@ -125,13 +125,13 @@ class Records:
         return read_member(self.source, member, self.limits, most)
 
     def text(self, name: str) -> str | None:
-        """Return a record of one short line."""
+        """Return a record of one short line as printable text, or None if it does not exist."""
         data = self.bytes(name, _TEXT)
         return None if data is None else printable(data.decode("latin-1").strip())
 
 
 def _root(members: list[Member], pickles: list[Member]) -> str:
-    """Return the folder that everything lies in, with its slash."""
+    """Return the root folder of the archive with a trailing slash; "" if there is none."""
     if pickles:
         return pickles[0].name.removesuffix("data.pkl")
     marks = [m.name for m in members if m.name.rpartition("/")[2] == "archive_format"]
@@ -141,10 +141,10 @@ def _root(members: list[Member], pickles: list[Member]) -> str:
 def guarded(
     records: Records, container: Container, describe: Callable[[Names], Checkpoint]
 ) -> Checkpoint:
-    """Return what `describe` makes of the archive; where it is broken, what is dangerous in it.
+    """Return `describe(names)`; if the archive is damaged, a Checkpoint of its dangerous globals.
 
     Raises:
-        CorruptCheckpointError: it is broken, and nothing in it is dangerous.
+        CorruptCheckpointError: it is damaged, and holds no dangerous globals.
     """
     names: Names = []
     source = records.source
@@ -159,7 +159,11 @@ def guarded(
 
 
 def main_pickle(records: Records, names: Names) -> Pickle:
-    """Return what data.pkl describes, after everything that is wrong with it was refused."""
+    """Parse data.pkl.
+
+    Raises:
+        CorruptCheckpointError: the archive or the pickle is damaged.
+    """
     path, main = records.source.path, records.pickles[0]
     try:
         pickle = unpickle_member(records, main)
@@ -176,7 +180,7 @@ def main_pickle(records: Records, names: Names) -> Pickle:
 
 
 def unpickle_member(records: Records, member: Member) -> Pickle:
-    """Return what a member that is a pickle describes.
+    """Parse a pickle member.
 
     Raises:
         CorruptCheckpointError: it is too large, or cannot be inflated.
@@ -192,10 +196,10 @@ def unpickle_member(records: Records, member: Member) -> Pickle:
 def resolve(
     nodes: Iterable[Persistent], records: Records, byteorder: str, folder: str = "data/"
 ) -> None:
-    """Give every persistent id the storage that it names.
+    """Resolve every persistent id to its storage record.
 
     Raises:
-        TreeError: it names none, or one of another size.
+        PickleTreeError: the record is missing or has another size.
     """
     known: dict[str, Stored] = {}
     for node in nodes:
@@ -208,10 +212,10 @@ def resolve(
 
 
 def metadata_of(records: Records) -> dict[str, str]:
-    """Return the small records.
+    """Return the small records (version, byteorder ...) as text.
 
     Raises:
-        CorruptCheckpointError: what they say of the format makes no sense.
+        CorruptCheckpointError: a version, alignment or byteorder record is invalid.
     """
     found = {name: text for name in _RECORDS if (text := records.text(name)) is not None}
     path = records.source.path
@@ -224,25 +228,25 @@ def metadata_of(records: Records) -> dict[str, str]:
 
 
 class Looked(Struct, frozen=True):
-    """What there is to say of an archive besides what its pickle says."""
+    """Result of the checksum and record checks of an archive."""
 
     skipped: tuple[Skipped, ...]
-    """What of it was not looked at."""
+    """Checks that were omitted."""
     fault: str
-    """Which record does not have its checksum; "" where none was found."""
+    """First record with a wrong checksum, as a message; "" if there is none."""
 
 
 def look_over(records: Records) -> Looked:
-    """Compare the checksums, and look at what was not referred to."""
+    """Compare checksums and list unreferenced records, without raising."""
     unsummed, fault = _check_sums(records)
     return Looked((*_unread_headers(records), *unsummed, *_unreferenced(records)), fault)
 
 
 def looked_over(records: Records) -> tuple[Skipped, ...]:
-    """Do what `look_over` does, and say what of the archive was not looked at.
+    """Raise on a wrong checksum; else return the checks that `assess_integrity` omitted.
 
     Raises:
-        CorruptCheckpointError: a record does not have its checksum.
+        CorruptCheckpointError: a record does not match its checksum.
     """
     found = look_over(records)
     if found.fault:
@@ -251,7 +255,7 @@ def looked_over(records: Records) -> tuple[Skipped, ...]:
 
 
 def hidden_uses(records: Records) -> Iterator[GlobalUse]:
-    """Yield what is dangerous in members that are pickles although nothing refers to them."""
+    """Yield the dangerous globals of unreferenced members that are pickles."""
     for member, names in _hidden(records):
         for use in uses(dangerous(names)):
             yield replace(use, at=f"record {member.name}")
@@ -259,9 +263,9 @@ def hidden_uses(records: Records) -> Iterator[GlobalUse]:
 
 _TEXT: Final = 200
 _SCANNED: Final = 1 << 20
-"""Bytes of a member that are tried as a pickle, when nothing says what it is."""
+"""Bytes of an unreferenced member that are scanned as a pickle."""
 _TRIED: Final = 16 << 20
-"""Bytes of all of them together."""
+"""Bytes scanned of all unreferenced members in total."""
 _RECORDS: Final = (
     "version",
     "byteorder",
@@ -272,10 +276,10 @@ _RECORDS: Final = (
 
 
 def _other(records: Records) -> Checkpoint:
-    """Read an archive without data.pkl: one of torch.export, or none of torch's."""
+    """Describe an archive without data.pkl: torch.export's, or raise for foreign ones."""
     from ckptool.formats import torch_export
 
-    # One archive may hold another: that one must be a file of torch.save, so that it ends there.
+    # An embedded archive must be of torch.save: this bounds the recursion.
     if torch_export.claims(records) and not isinstance(records.source, Slice):
         return torch_export.read(records)
     reason = pointers.archive(name for name, _ in records.items())
@@ -295,7 +299,7 @@ def _described(records: Records, names: Names) -> Checkpoint:
     pickle = main_pickle(records, names)
     metadata = metadata_of(records)
     resolve(pickle.persistent, records, metadata.get("byteorder", "little"))
-    # With storages that nothing refers to, it is an odd checkpoint; without any, it is none.
+    # With unreferenced storages it is an unusual checkpoint; without storages it is none.
     stored = any(name.startswith("data/") for name, _ in records.items())
     looked = look_over(records)
     records.release()
@@ -326,7 +330,7 @@ def _stored(wanted: StorageId, records: Records, byteorder: str, folder: str) ->
     member.used = True
     span = None
     if member.method == STORED:
-        # One number for both: of 100,000 storages they take megabytes.
+        # Share the int object: for 100,000 storages separate ones take megabytes.
         start = records.base + member.start if records.base else member.start
         span = Span(records.source.path, start, member.nbytes)
     key = records.label + (wanted.key if folder == "data/" else folder + wanted.key)
@@ -345,7 +349,10 @@ def _unread_headers(records: Records) -> list[Skipped]:
 
 
 def _check_sums(records: Records) -> tuple[list[Skipped], str]:
-    """Compare checksums: all of them in small files, and in large ones if asked to."""
+    """Compare all checksums in small local files, or with `limits.deep`.
+
+    Returns the omitted checks and the first mismatch as a message ("" if there is none).
+    """
     source, limits = records.source, records.limits
     if not limits.deep and (source.remote or source.nbytes > limits.checked_bytes):
         reason = f"the file has {source.nbytes} bytes; --deep compares them"
@@ -372,7 +379,7 @@ def _unreferenced(records: Records) -> list[Skipped]:
 
 
 def _hidden(records: Records) -> Iterator[tuple[Member, list[Global]]]:
-    """Try the members that nothing refers to as pickles; in a faulty archive, all of them."""
+    """Scan unreferenced members as pickles; in a damaged archive, all members."""
     tried: set[int] = set()
     left = _TRIED
     faulty = bool(records.archive.fault)
@@ -390,5 +397,5 @@ def _tried(records: Records, member: Member) -> list[Global]:
         data = read_member(records.source, member, records.limits, _SCANNED)
     except CorruptCheckpointError:
         return []
-    # Text can begin like a pickle of protocol 0: only later ones say what they are.
+    # Text can look like a pickle of protocol 0; later protocols have a magic byte.
     return scan(data, records.limits) if data[:1] == b"\x80" or data[-1:] == b"." else []

@@ -1,4 +1,4 @@
-"""A pickle and the storages beside it -> a zip archive as torch.save writes it."""
+"""Pickle and storages -> zip archive in the layout of torch.save."""
 
 from collections.abc import Iterator, Sequence
 from struct import Struct as Layout
@@ -18,13 +18,13 @@ _END: Final = Layout("<4s4H2LH")
 _END64: Final = Layout("<4sQ2H2L4Q")
 _LOCATOR: Final = Layout("<4sLQL")
 _PADDING: Final = b"FB"
-"""The extra field with which torch fills up to a multiple of 64."""
+"""Id of the extra field that torch uses to align record data to 64 bytes."""
 _STAMP: Final = (0, 0)
-"""Time and date of every record: none, so that two runs give the same bytes."""
+"""Time and date of every record: zero, so that two runs give the same bytes."""
 
 
 class Record(Struct, frozen=True):
-    """One file of the archive."""
+    """One record of the archive to write."""
 
     name: str
     blob: Blob
@@ -38,7 +38,7 @@ class _Placed(Struct, frozen=True):
 
 
 def write(sink: Sink, pickle: bytes, storages: Sequence[Record]) -> list[int]:
-    """Write the archive, and return where the bytes of each storage begin."""
+    """Write the archive; return the file offset of each storage's bytes, in order."""
     placed: list[_Placed] = []
     starts = [_add(sink, record, placed) for record in _records(pickle, storages)]
     _directory(sink, placed)
@@ -62,7 +62,7 @@ def _records(pickle: bytes, storages: Sequence[Record]) -> Iterator[Record]:
 
 
 def _add(sink: Sink, record: Record, placed: list[_Placed]) -> int:
-    """Append a record; its header is written again once the checksum is known."""
+    """Append a record and return its data offset; the header is rewritten with the checksum."""
     name, offset = f"{_ROOT}{record.name}".encode(), sink.position
     sink.write(_local(name, record.blob.nbytes, record.blob.crc or 0, offset))
     start = sink.position
@@ -73,7 +73,7 @@ def _add(sink: Sink, record: Record, placed: list[_Placed]) -> int:
 
 
 def _local(name: bytes, nbytes: int, crc: int, offset: int) -> bytes:
-    """Return a local header that ends where the record may begin."""
+    """Return a local header padded so that the data starts at a multiple of 64 bytes."""
     size, extra = nbytes, b""
     if nbytes >= _WIDE:
         size, extra = _WIDE, _field(b"\x01\x00", nbytes.to_bytes(8, "little") * 2)
@@ -95,7 +95,7 @@ def _directory(sink: Sink, placed: Sequence[_Placed]) -> None:
         both = (count, count, nbytes, start)
         sink.write(_END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, *both))
         sink.write(_LOCATOR.pack(b"PK\x06\x07", 0, end, 1))
-        # Readers look for the wide numbers where the narrow ones are full.
+        # Marker values tell readers to use the zip64 end record.
         count, nbytes, start = _MANY, _WIDE, _WIDE
     sink.write(_END.pack(b"PK\x05\x06", 0, 0, count, count, nbytes, start, 0))
 

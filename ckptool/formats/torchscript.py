@@ -1,4 +1,4 @@
-"""A TorchScript archive -> Checkpoint: its module's parameters, buffers and other tensors."""
+"""TorchScript archive -> Checkpoint: its module's parameters, buffers and other tensors."""
 
 import re
 from collections.abc import Iterator
@@ -37,10 +37,10 @@ from ckptool.model import (
 
 
 def read(records: Records) -> Checkpoint:
-    """Return what the archive holds, without compiling or running any of its code.
+    """Describe the archive without compiling or running its code.
 
     Raises:
-        CorruptCheckpointError: it contradicts itself, and nothing in it is dangerous.
+        CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
     """
     return guarded(records, Container.TORCHSCRIPT, lambda names: _described(records, names))
 
@@ -52,7 +52,7 @@ def _described(records: Records, names: Names) -> Checkpoint:
     resolve(pickle.persistent, records, byteorder)
     walk = _Walk(records, Tensors(records.limits))
     if type(pickle.root) is not Opaque or not _is_module(pickle.root):
-        # Loaders take a file for TorchScript by its members alone.
+        # torch.jit.load recognises TorchScript by the member names alone.
         raise TreeError("data.pkl holds no TorchScript module")
     states = [walk.module(pickle.root), *_constants(records, names, byteorder)]
     _other_pickles(records, names)
@@ -92,7 +92,7 @@ _Types = dict[str, tuple[frozenset[str], frozenset[str]]]
 
 
 def _judge(name: Global) -> Safety:
-    """In TorchScript, a name is a type of the archive's own code: nothing is imported for it."""
+    """Classify a global: types of the archive's own code (`__torch__`) are safe, not imported."""
     own = name.module == "__torch__" or name.module.startswith("__torch__.")
     helper = name.module == "torch.jit._pickle" and name.name in _BUILDERS
     return Safety.SAFE if (own or helper) and not name.computed else judge(name)
@@ -108,7 +108,7 @@ def _state(node: Opaque) -> dict[Any, Any]:
 
 
 class _Walk:
-    """One module with all that is in it."""
+    """Reads a ScriptModule tree: state_dict, other tensors, plain attributes."""
 
     def __init__(self, records: Records, tensors: Tensors) -> None:
         self.entries: list[Entry] = []
@@ -119,7 +119,7 @@ class _Walk:
         self._seen: set[int] = set()
 
     def module(self, root: Opaque) -> State:
-        """Return what the module's state_dict() would hold, and the tensors beside it."""
+        """Return the tensors of the module's state_dict(), and its other tensors as `unsaved`."""
         saved: dict[str, TensorInfo] = {}
         loose: dict[str, Any] = {}
         modules: dict[str, PickledModule] = {}
@@ -142,7 +142,7 @@ class _Walk:
     def _registered(
         self, prefix: str, node: Opaque, attributes: dict[Any, Any]
     ) -> Iterator[tuple[str, TensorInfo]]:
-        """Yield parameters, then buffers: the class's code says which attribute is what."""
+        """Yield (key, tensor) of parameters, then buffers, as declared in the class's code."""
         module, name = node.name
         parameters, buffers = self._of(module).get(name, (None, None))
         found = {}
@@ -152,13 +152,13 @@ class _Walk:
                 found[text_key(attribute)] = tensor
         for kind, listed in ((Kind.PARAMETER, parameters), (Kind.BUFFER, buffers)):
             for attribute, tensor in found.items():
-                # Without the code, what requires a gradient is a parameter.
+                # Without the code, tensors with requires_grad count as parameters.
                 untold = tensor.requires_grad is (kind is Kind.PARAMETER)
                 if attribute in listed if listed is not None else untold:
                     yield tensor.key, replace(tensor, kind=kind)
 
     def _of(self, module: str) -> _Types:
-        """Return the parameters and buffers of the classes in one file of code."""
+        """Return {class: (parameter names, buffer names)} of one code file of the archive."""
         if module not in self._types:
             self._types[module] = {
                 name: (_listed(parameters), _listed(buffers))
@@ -175,7 +175,7 @@ class _Walk:
         return read_member(source, member, limits, _CODE).decode("utf-8", "replace")
 
     def _loose(self, key: str, value: Any, depth: int = 0) -> Iterator[TensorInfo]:
-        """Yield the tensors of an attribute that is neither a parameter nor a buffer."""
+        """Yield the tensors in an attribute that is neither a parameter nor a buffer."""
         tensor = self._tensors.read(value, key)
         if tensor is not None:
             yield replace(tensor, kind=Kind.CONTAINER if depth else Kind.ATTRIBUTE)
@@ -185,7 +185,7 @@ class _Walk:
                 yield from self._loose(key + step, child, depth + 1)
 
     def _enter(self, loose: dict[str, Any]) -> None:
-        """Keep the plain attributes that say something."""
+        """Add plain attributes to `entries`, except flags that every module has."""
         for key, node in loose.items():
             value = self._plain.value(_unwrapped(node))
             name = key.rpartition(".")[2]
@@ -212,7 +212,7 @@ def _members(root: Opaque) -> Iterator[tuple[str, Opaque]]:
 
 
 def _class_name(node: Opaque) -> str:
-    """Return the Python name of a class: TorchScript tells copies of one class by numbers."""
+    """Return the Python class name, without TorchScript's `___torch_mangle_N` parts."""
     return _MANGLED.sub("", node.qualified.removeprefix("__torch__."))
 
 
@@ -225,7 +225,7 @@ def _join(prefix: str, name: str) -> str:
 
 
 def _unwrapped(node: Any) -> Any:
-    """`restore_type_tag(value, type)` and `build_intlist(values)` are their values."""
+    """Replace calls such as `restore_type_tag(value, type)` by their first argument."""
     for _ in range(_DEPTH):
         if type(node) is not Opaque or node.name[1] not in _BUILDERS or not node.args:
             break
@@ -234,7 +234,7 @@ def _unwrapped(node: Any) -> Any:
 
 
 def _constants(records: Records, names: Names, byteorder: str) -> list[State]:
-    """Return the tensors that the code itself uses: all of them, once a module is frozen."""
+    """Return the tensors of constants.pkl as one state; a frozen module has all tensors there."""
     member = records.get("constants.pkl")
     if member is None:
         return []
@@ -253,7 +253,7 @@ def _constants(records: Records, names: Names, byteorder: str) -> list[State]:
 
 
 def _other_pickles(records: Records, names: Names) -> None:
-    """Add the names that traced inputs and debugging records use."""
+    """Add the globals of remaining pickles (traced inputs, debug records) to `global_names`."""
     for name, member in records.items():
         if name.endswith("pkl") and not member.used:
             names += unpickle_member(records, member).globals

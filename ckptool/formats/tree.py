@@ -1,4 +1,4 @@
-"""A pickled object graph -> the states in it, and everything else as entries."""
+"""Object graph of a pickle -> PickleTree: its StateDicts, and the rest as PlainEntry values."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -16,11 +16,11 @@ from ckptool.model import Entry, Skipped, State, TensorInfo
 
 _ENTRIES: Final = 10_000
 _LISTED: Final = 200
-"""Children without tensors that get entries of their own; more are counted."""
+"""Non-tensor children that get entries of their own; more are only counted."""
 
 
 class Tree(Struct):
-    """What one pickle holds."""
+    """States and entries of one pickle."""
 
     states: list[State] = []
     entries: list[Entry] = []
@@ -28,19 +28,19 @@ class Tree(Struct):
 
     @property
     def empty(self) -> bool:
-        """Whether there is no tensor in it at all."""
+        """Whether it has no tensor, saved or unsaved."""
         return not any(state.tensors or state.unsaved for state in self.states)
 
 
 def describe(root: object, limits: Limits, embedded: Embedded | None = None) -> Tree:
-    """Return the states and entries of a tree whose storages are resolved.
+    """Return the states, sorted by place, and the entries of a tree whose storages are resolved.
 
     Raises:
-        TreeError: it contradicts itself: a view beyond its storage, a nesting without end.
+        PickleTreeError: it has a view beyond its storage, or nests deeper than `Limits.nesting`.
     """
     walk = _Walk(limits, Tensors(limits, embedded))
     walk.run(root)
-    # Where a state lies in the tree decides its rank, and nothing else.
+    # States are in the order of their places, and of nothing else.
     walk.tree.states.sort(key=lambda state: state.at)
     _rank(walk.tree)
     if len(walk.tree.entries) > _ENTRIES:
@@ -50,11 +50,11 @@ def describe(root: object, limits: Limits, embedded: Embedded | None = None) -> 
 
 
 _NO_MODEL: Final = frozenset({"callbacks", "loops", "lr_schedulers", "rng", "rng_state"})
-"""Top-level names that trainers give to what is no model, though tensors may be in it."""
+"""Top-level keys of trainers for values that are no model, though they may hold tensors."""
 
 
 def _rank(tree: Tree) -> None:
-    """Call a dict that holds a few tensors beside larger states what it is: no state_dict."""
+    """Give role "tensors" to dicts that contain a larger state, or are under `_NON_MODEL_KEYS`."""
     sizes = {state.at: len(state.tensors) for state in tree.states}
     for number, state in enumerate(tree.states):
         inside = f"{state.at}." if state.at else ""
@@ -71,7 +71,7 @@ def _rank(tree: Tree) -> None:
 
 
 class _Walk:
-    """One pass over a tree, parents first, without recursion; shared nodes are entered once."""
+    """One pass over a tree, parents first, without recursion; shared nodes are visited once."""
 
     def __init__(self, limits: Limits, tensors: Tensors) -> None:
         self.tree = Tree()
@@ -123,7 +123,7 @@ class _Walk:
             self._state(node, at, tensors, others)
         elif type(node) is Opaque or len(others) > _LISTED:
             self.tree.entries.append(Entry(at, words(node)))
-        if len(others) > _LISTED:  # what is plain among so many is counted, not listed
+        if len(others) > _LISTED:  # of more children, plain ones are counted, not listed
             others = {k: v for k, v in others.items() if not self._is_leaf(v)}
         elif tensors:
             others = {k: v for k, v in others.items() if type(v) in _CONTAINERS}
@@ -138,7 +138,7 @@ class _Walk:
         self.tree.states.append(state)
 
     def _is_leaf(self, node: Any) -> bool:
-        """Whether a value beside tensors is a value: no state of its own, and nothing to enter."""
+        """Whether a node is plain data or has no children, so that it is not descended into."""
         if type(node) not in _CONTAINERS or not list(_children(node)):
             return True
         return self._plain.value(node) is not NOT_PLAIN
@@ -155,7 +155,7 @@ class _Walk:
         self.tree.entries.append(Entry(at, words(node), plain))
 
     def _optimizer(self, node: dict[Any, Any], at: str) -> None:
-        """An optimizer's state_dict is one state, whatever is nested in it."""
+        """Add an optimizer's state_dict as one state, with all nested tensors."""
         tensors: dict[str, TensorInfo] = {}
         others: dict[str, str] = {}
         todo: list[tuple[str, Any]] = [(text_key(k), v) for k, v in reversed(node.items())]
@@ -185,7 +185,7 @@ def _pairs(node: Any) -> bool:
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a container holds, by the text of its keys."""
+    """Yield (key as text, child) of a container; nothing for a numpy array."""
     if isinstance(node, dict):
         for key, child in node.items():
             yield (key if type(key) is str else text_key(key)), child
@@ -198,7 +198,7 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _parts(node: Opaque) -> Iterator[tuple[str, Any]]:
-    """Yield the items, attributes and arguments of an object that is only known by its recipe."""
+    """Yield the items, attributes and arguments of an UnresolvedObject."""
     yield from _children(node.pairs or {})
     yield from _children(node.items or [])
     states = node.state if type(node.state) is tuple else (node.state,)
@@ -213,14 +213,14 @@ def _parts(node: Opaque) -> Iterator[tuple[str, Any]]:
 
 
 def _free(key: str, *taken: dict[str, Any]) -> str:
-    """Return a key that is not taken: 1 and "1" are two keys of one dict."""
+    """Append "'" to `key` until it is unique: 1 and "1" are two keys of one dict."""
     while any(key in names for names in taken):
         key += "'"
     return key
 
 
 def _versions(node: Any) -> dict[str, int | None] | None:
-    """Return `state_dict._metadata`: the version of each sub-module, by its prefix."""
+    """Return prefix -> version of each submodule, from `state_dict._metadata`; None without it."""
     state = node.state if type(node) is Ordered else None
     metadata = state.get("_metadata") if isinstance(state, dict) else None
     if not isinstance(metadata, dict):

@@ -1,4 +1,4 @@
-"""The names that a pickle uses -> GlobalUse, each with the place in the tree where it stands."""
+"""GlobalNames of a pickle -> GlobalUse: Safety, and the first place of the name in the tree."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from ckptool.locations import Location
 from ckptool.model import Checkpoint, Container, GlobalUse, Safety
 
 _SHOWN = 32
-"""Steps of a place that are written out."""
+"""Maximum number of keys in the text of a place."""
 
 
 def uses(
     names: Iterable[Global], root: object = None, judged_by: Callable[[Global], Safety] = judge
 ) -> tuple[GlobalUse, ...]:
-    """Return what `names` could do and where they stand. What is safe is not looked for."""
+    """Return the Safety of each name, and its place in the tree; "" if safe or not in the tree."""
     judged = {(name.module, name.name): (name, judged_by(name)) for name in names}
     wanted = {name for name, safety in judged.values() if safety is not Safety.SAFE}
     places = _places(root, wanted)
@@ -30,10 +30,10 @@ def uses(
 def damaged(
     path: Location, container: Container, nbytes: int, names: Sequence[Global], reason: str
 ) -> Checkpoint:
-    """Return a checkpoint that only names what is dangerous in a file that cannot be read.
+    """Return a Checkpoint without states that lists the globals of an unreadable file.
 
     Raises:
-        CorruptCheckpointError: nothing dangerous was found: the file is merely broken.
+        CorruptCheckpointError: none of the globals is dangerous.
     """
     return named(path, container, nbytes, uses(names), reason)
 
@@ -41,7 +41,7 @@ def damaged(
 def named(
     path: Location, container: Container, nbytes: int, found: Iterable[GlobalUse], reason: str
 ) -> Checkpoint:
-    """Do what `damaged` does, for names that were judged already."""
+    """As `build_damaged_checkpoint`, for names that are classified already."""
     used = tuple(found)
     if all(use.safety is not Safety.DANGEROUS for use in used):
         raise CorruptCheckpointError(path, reason)
@@ -49,7 +49,7 @@ def named(
 
 
 def _places(root: object, wanted: set[Global]) -> dict[Global, str]:
-    """Return the first place of each name, in the order of the file; every node is seen once."""
+    """Return name -> its first place, in the order of the file; each node is visited once."""
     found: dict[Global, str] = {}
     seen: set[int] = set()
     todo: list[tuple[object, Any]] = [(root, None)]

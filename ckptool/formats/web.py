@@ -1,4 +1,4 @@
-"""http(s) -> ranges of a file: each answer must be the range that was asked for, of one file."""
+"""HTTP(S) range reads; each response must be the requested range of the same file version."""
 
 import re
 import time
@@ -14,7 +14,7 @@ from ckptool.formats.remote import BLOCK, MissingFileError
 from ckptool.locations import RemotePath
 
 _TIMEOUT: Final = (10, 30)
-"""Seconds until a connection stands, and until the next bytes come."""
+"""Timeouts in seconds: to connect, and between received bytes."""
 _TRIES: Final = 3
 _PAUSE: Final = 0.5
 _REDIRECTS: Final = 10
@@ -27,11 +27,11 @@ _DENIED: Final = "give a password in ~/.netrc or the URL, or use a signed URL th
 
 
 class _PassingError(Exception):
-    """What may go better when it is tried again."""
+    """Failure that may not occur on retry."""
 
 
 class Web:
-    """A web server: files by range, and no folders."""
+    """HTTP server: reads files by range; cannot list folders."""
 
     def __init__(self, path: RemotePath) -> None:
         try:
@@ -41,23 +41,23 @@ class Web:
             raise ReadError(path, reason) from error
         self._requests = requests
         self._idle: deque[Any] = deque()
-        """Sessions, each with its open connection, that no thread uses at the moment."""
+        """requests sessions (one open connection each) that no thread is using."""
 
     def open(self, path: RemotePath) -> "WebFile":
-        """Ask for the first bytes; the answer says how large the file is, and which it is.
+        """Request the first bytes; the response gives the file's size and identity.
 
         Raises:
-            ReadError: the server cannot be reached, refuses, or knows no ranges.
+            ReadError: the server cannot be reached, refuses, or does not support ranges.
         """
         headers, first, nbytes = self.get(path, 0, BLOCK)
         return WebFile(self, path, nbytes, first, headers)
 
     def is_directory(self, path: RemotePath) -> bool:
-        """Only a slash at the end says so."""
+        """Whether the URL path ends in a slash."""
         return path.plain.endswith("/")
 
     def names_in(self, path: RemotePath) -> list[str]:
-        """Refuse: http has no folders."""
+        """Raise ReadError: HTTP cannot list folders."""
         reason = (
             f"{path.scheme} cannot list a folder: name its .index.json, its .metadata, or a file"
         )
@@ -66,7 +66,11 @@ class Web:
     def get(
         self, path: RemotePath, offset: int, nbytes: int
     ) -> tuple[Mapping[str, str], bytes, int]:
-        """Return the headers, the bytes, and the size of the whole file."""
+        """Return headers, bytes, and size of the whole file; up to 3 attempts with backoff.
+
+        Raises:
+            ReadError: the server refuses, or all attempts fail.
+        """
         reason = ""
         for attempt in range(_TRIES):
             if attempt:
@@ -80,7 +84,7 @@ class Web:
 
     @contextmanager
     def _answer(self, path: RemotePath, offset: int, nbytes: int) -> Iterator[Any]:
-        """Give the answer to a request for a range; redirects stay on the web."""
+        """Yield the response to a range request, following up to 10 redirects."""
         errors, url, session = self._requests.exceptions, path.url, self._session()
         headers = {**_HEADERS, "Range": f"bytes={offset}-{offset + nbytes - 1}"}
         for _ in range(_REDIRECTS):
@@ -111,7 +115,7 @@ class Web:
 
 
 class WebFile:
-    """A file as its first answer described it; every later one must say the same."""
+    """File identified by the headers of its first response."""
 
     def __init__(
         self, web: Web, path: RemotePath, nbytes: int, first: bytes, headers: Mapping[str, str]
@@ -126,7 +130,7 @@ class WebFile:
         """Return exactly these bytes.
 
         Raises:
-            ReadError: they do not come, or come from another file than before.
+            ReadError: the request fails, or the file changed since it was opened.
         """
         headers, data, total = self._web.get(self._path, offset, nbytes)
         if total != self.nbytes or not _same(self._headers, headers):
@@ -134,11 +138,11 @@ class WebFile:
         return data
 
     def check(self) -> None:
-        """Do nothing: each answer was compared."""
+        """Do nothing: every response was compared already."""
 
 
 def _same(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether two answers are about one state of the file, as far as they say."""
+    """Whether ETag, else Last-Modified, agree; True if the headers have neither."""
     for name in ("ETag", "Last-Modified"):
         if before.get(name) and now.get(name):
             return before[name] == now[name]
@@ -148,7 +152,7 @@ def _same(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
 def _body(
     path: RemotePath, answer: Any, offset: int, nbytes: int
 ) -> tuple[Mapping[str, str], bytes, int]:
-    """Return headers, bytes and total of an answer that is the range that was asked for."""
+    """Return headers, bytes and total size of a response, checked against the requested range."""
     status, headers = answer.status_code, answer.headers
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         if not offset and _EMPTY.fullmatch(headers.get("Content-Range", "")):
@@ -200,7 +204,7 @@ def _refused(path: RemotePath, status: int) -> Exception:
 
 
 def _followed(path: RemotePath, url: str, place: str) -> str:
-    """Return where a redirect leads: never to a file, and never from https to http."""
+    """Return the URL of a redirect; reject other schemes, and https to http."""
     target = urljoin(url, place)
     before, after = urlsplit(url).scheme, urlsplit(target).scheme
     if after not in {"http", "https"} or (before == "https" and after == "http"):
@@ -210,7 +214,7 @@ def _followed(path: RemotePath, url: str, place: str) -> str:
 
 
 def _unconnected(path: RemotePath, error: BaseException) -> Exception:
-    """Say why there is no connection, without the URL, which may hold a signature."""
+    """Return the error for a failed connection, without the URL, which may hold a signature."""
     from urllib3.exceptions import (
         ConnectTimeoutError,
         NameResolutionError,
@@ -233,7 +237,7 @@ def _unconnected(path: RemotePath, error: BaseException) -> Exception:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised for: libraries keep that in three ways."""
+    """Yield an error and its causes: `args`, `reason`, `__cause__` and `__context__`."""
     todo, seen = [error], set[int]()
     while todo:
         one = todo.pop(0)

@@ -1,4 +1,4 @@
-"""The end of a zip archive -> the members that its directory names."""
+"""End of a zip archive -> ZipMember: parses end record and central directory."""
 
 from collections.abc import Iterator
 from struct import Struct
@@ -12,60 +12,60 @@ from ckptool.formats.plain import quoted
 
 STORED, DEFLATED = 0, 8
 WIDE: Final = 0xFFFFFFFF
-"""What stands for a number that needs more than 32 bits."""
+"""Value of a 32-bit field whose number is in the zip64 extra field."""
 
 
 class Member(Record, gc=False):
-    """One entry of the directory."""
+    """One entry of the central directory."""
 
     name: str
     encoding: str
-    """Of the name in the file."""
+    """Encoding of the name in the file: "utf-8" or "cp437"."""
     method: int
     flags: int
     crc: int
     packed: int
-    """Bytes in the file."""
+    """Compressed size in the file."""
     nbytes: int
-    """Bytes after inflating."""
+    """Uncompressed size."""
     at: int
-    """Where its bytes start; while that is not known, where its local header does."""
+    """File offset of its data; before that is known, of its local header."""
     lead: int = 0
-    """Bytes of its local header; 0 while that was not read, or cannot be."""
+    """Size of its local header; 0 if that was not read or is invalid."""
     used: bool = False
-    """Whether anything in the checkpoint refers to it."""
+    """Whether the checkpoint refers to it (storage, pickle, known record)."""
 
     @property
     def raw(self) -> bytes:
-        """The name's own bytes."""
+        """Name as stored in the file."""
         return self.name.encode(self.encoding)
 
     @property
     def header(self) -> int:
-        """Where its local header starts."""
+        """File offset of its local header."""
         return self.at - self.lead
 
     @property
     def start(self) -> int:
-        """Where its bytes start; -1 where the local header cannot be read."""
+        """File offset of its data; -1 if the local header is invalid."""
         return self.at if self.lead else -1
 
 
 class Archive(Record):
-    """The members of an archive, in the order of the file."""
+    """Members of an archive in file order, and the first fault found."""
 
     members: list[Member] = []
     fault: str = ""
-    """The first thing about it that readers could disagree on."""
+    """First property on which zip readers could disagree; "" if there is none."""
     assumed: int = 0
-    """Members whose local header was not read: it lies far away, and the others tell its size."""
+    """Number of members whose data offset was inferred, their local header not read."""
 
     def blame(self, fault: str) -> None:
         self.fault = self.fault or fault
 
 
 _PER_ENTRY: Final = 4096
-"""Bytes of the directory for one member."""
+"""Maximum average directory bytes per member."""
 _COMMENT: Final = 0xFFFF
 _EOCD: Final = Struct("<4s4H2LH")
 _EOCD64: Final = Struct("<4sQ2H2L4Q")
@@ -73,22 +73,26 @@ _LOCATOR: Final = Struct("<4sLQL")
 _ENTRY: Final = Struct("<4s4x2H4x3L4H2x2L")
 """Magic, flags, method, checksum, sizes, lengths of name, extra fields and comment, disk, ..."""
 _FLAGS: Final = 0x0002 | 0x0004 | 0x0008 | 0x0800
-"""How it was deflated, sizes after the data, UTF-8: what no reader stumbles over."""
+"""Flags all readers support: deflate level, data descriptor, UTF-8."""
 _SYMLINK: Final = 0o120000
 
 
 class End(Record, frozen=True):
-    """The record at the end of an archive."""
+    """End of central directory record, with zip64 values applied."""
 
     start: int
-    """Where the directory starts."""
+    """File offset of the directory."""
     nbytes: int
     count: int
     fault: str
 
 
 def find_end(source: Source) -> End:
-    """Return the end record: the last bytes of the file, with a comment at most."""
+    """Return the end record, which may be followed only by its comment.
+
+    Raises:
+        CorruptCheckpointError: there is none, or the directory is not in the file.
+    """
     tail = source.tail(_EOCD.size)
     if not (tail.startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):
         tail = source.tail(_EOCD.size + _COMMENT)
@@ -125,7 +129,10 @@ def _checked_end(source: Source, record: tuple[int, ...], at: int) -> End:
 
 
 def _wide_end(source: Source, at: int) -> tuple[int, int, int, int] | None:
-    """Return (position, count, size and start of the directory) of a zip64 end record."""
+    """Return (offset, member count, directory size, directory offset) of the zip64 end record.
+
+    None if there is no zip64 locator.
+    """
     if at < _LOCATOR.size + _EOCD64.size:
         return None
     magic, disk, where, disks = _LOCATOR.unpack(source.read(at - _LOCATOR.size, _LOCATOR.size))
@@ -141,7 +148,7 @@ def _wide_end(source: Source, at: int) -> tuple[int, int, int, int] | None:
 
 
 def entries(source: Source, end: End, archive: Archive) -> Iterator[Member]:
-    """Yield what the directory says, in its order."""
+    """Yield the members in directory order; `offset` is that of the local header."""
     data = source.read(end.start, end.nbytes)
     pos, same = 0, dict[int, int]()
     for _ in range(end.count):
@@ -161,7 +168,7 @@ def entries(source: Source, end: End, archive: Archive) -> Iterator[Member]:
 def _entry(
     fields: tuple[int, ...], raw: bytes, extra: bytes, archive: Archive, same: dict[int, int]
 ) -> Member:
-    """Return the member that an entry describes; `same` holds each value of the flags once."""
+    """Build a member from a directory entry; `shared_flags` interns flag values to save memory."""
     _, flags, method, crc, packed, nbytes, _, _, _, disk, attributes, header = fields
     name, encoding = decoded(raw)
     odd = extra or method or disk or attributes or packed != nbytes or flags & ~_FLAGS
@@ -185,7 +192,7 @@ def _entry(
 
 
 def decoded(raw: bytes) -> tuple[str, str]:
-    """Return a name and its encoding."""
+    """Return (name, encoding): UTF-8 if valid, else cp437."""
     try:
         return raw.decode(), "utf-8"
     except UnicodeDecodeError:
@@ -195,7 +202,7 @@ def decoded(raw: bytes) -> tuple[str, str]:
 def wide_sizes(
     extra: bytes, sizes: tuple[int, int, int], name: str, archive: Archive
 ) -> tuple[int, int, int]:
-    """Return (bytes, packed bytes, header), each from the zip64 field where it does not fit."""
+    """Return (size, compressed size, header offset), read from the zip64 field where marked."""
     wide = list(sizes)
     for kind, body in _extra_fields(extra):
         if kind == 0x7075:

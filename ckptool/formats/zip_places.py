@@ -1,4 +1,4 @@
-"""The directory of an archive far away -> where its members' bytes are, without their headers."""
+"""Infer data offsets of a remote archive's members without reading their local headers."""
 
 from itertools import pairwise
 from typing import Final
@@ -7,34 +7,38 @@ from ckptool.formats.files import Source
 from ckptool.formats.zips import HEADER_READ, Member
 
 _LOCAL: Final = 30
-"""Bytes of a local header without name and extra fields."""
+"""Size of a local header without name and extra fields."""
 _SIZES: Final = (16, 24)
-"""Bytes of the sizes that follow a member's data, narrow or wide."""
+"""Size of a data descriptor, 32-bit or zip64."""
 _AFTER: Final = 0x0008
-"""The flag of a member that has them."""
+"""Flag of a member with a data descriptor."""
 _FILLED: Final = ((4, 64), (16, 64), (24, 64), (32, 64))
-"""(Bytes after the name, multiple): torch fills up to 64; wide sizes or places stand before."""
+"""(Extra field bytes before padding, alignment): torch pads to 64, after any zip64 field."""
 _PLAIN: Final = ((0, 1), (20, 1))
-"""Nothing after the name, or wide sizes, as zip libraries write it."""
+"""No extra field, or a zip64 field, as zip libraries write."""
 _FEW: Final = 8
 _FAR: Final = 1 << 17
-"""Bytes between two headers that are asked for one by one."""
+"""Distance in bytes beyond which two headers need separate requests."""
 
 
 def prepare(source: Source, members: list[Member], end: int, *, deep: bool) -> int:
-    """Fetch the headers that will be read; return how many members were placed without."""
+    """Infer data offsets if possible, else prefetch local headers.
+
+    Returns the number of members whose offset was inferred: all or 0. With `deep`, always 0.
+    """
     placed = 0 if deep else _assume(members, end)
     if not placed:
-        # What follows a member's data stands before the next header, and before the directory.
+        # A data descriptor precedes the next header, or the directory: fetch it along.
         places = (*(member.header for member in members), end)
         source.ahead((at - max(_SIZES), max(_SIZES) + HEADER_READ) for at in places)
     return placed
 
 
 def _assume(members: list[Member], end: int) -> int:
-    """Place all members, if between them there is room for headers of one usual form and no more.
+    """Set all data offsets if the gaps between members fit headers of one known padding.
 
-    Where there are few headers, or they lie together, they are read and compared instead.
+    Returns the number of members set: all or 0. Few or adjacent headers are not inferred, since
+    reading and comparing them is cheap.
     """
     if _is_cheap(members):
         return 0
@@ -49,7 +53,7 @@ def _assume(members: list[Member], end: int) -> int:
 
 
 def _fit(member: Member, after: int, extras: tuple[tuple[int, int], ...]) -> int:
-    """Return where the bytes start so that the member ends at `after`; -1 where nothing fits."""
+    """Return the data offset with which the member ends at `member_end`; -1 if not unique."""
     header = member.header + _LOCAL + len(member.raw)
     behind = _SIZES if member.flags & _AFTER else (0,)
     starts = {-(-(header + extra) // multiple) * multiple for extra, multiple in extras}

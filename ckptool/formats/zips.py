@@ -1,4 +1,4 @@
-"""A zip archive -> its members, after everything that readers could disagree on was refused."""
+"""Zip archive -> ZipMembers; records faults on which zip readers could disagree."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -38,10 +38,12 @@ __all__ = [
 
 
 def read_archive(source: Source, limits: Limits) -> Archive:
-    """Return the members of the archive that `source` is, from its first byte to its last.
+    """Return the members of the archive, which must fill `source` from first to last byte.
+
+    Inconsistencies are recorded in the result's `fault`.
 
     Raises:
-        CorruptCheckpointError: it has no directory that could be read.
+        CorruptCheckpointError: its directory is missing or has too many members.
     """
     end = find_end(source)
     if end.count > limits.zip_members:
@@ -61,15 +63,15 @@ def read_archive(source: Source, limits: Limits) -> Archive:
 
 
 def is_zip(source: Source) -> bool:
-    """Whether the file begins as a zip archive does. torch looks at the same four bytes."""
+    """Whether the file starts with the zip magic; torch checks the same four bytes."""
     return source.head(4) == b"PK\x03\x04"
 
 
 def read_member(source: Source, member: Member, limits: Limits, most: int) -> bytes:
-    """Return the first `most` bytes of a member, or all there are.
+    """Return the first `max_nbytes` uncompressed bytes of a member, or all of them.
 
     Raises:
-        CorruptCheckpointError: they cannot be inflated, or not within the limits.
+        CorruptCheckpointError: they cannot be inflated, or not within `limits`.
     """
     if member.method == STORED:
         return source.read(member.start, min(member.nbytes, most))
@@ -77,7 +79,7 @@ def read_member(source: Source, member: Member, limits: Limits, most: int) -> by
 
 
 def bad_crc(source: Source, members: Iterable[Member], limits: Limits) -> Member | None:
-    """Return the first of `members`, in the order of the file, that does not have its checksum."""
+    """Return the first member whose data does not match its CRC-32, or None."""
     from zlib import crc32
 
     window = _Window(source)
@@ -93,7 +95,7 @@ def bad_crc(source: Source, members: Iterable[Member], limits: Limits) -> Member
 
 
 def check_crc(source: Source, member: Member, limits: Limits) -> bool:
-    """Whether a member's bytes have the checksum that the directory says."""
+    """Whether a member's data matches its CRC-32 in the directory."""
     from zlib import crc32
 
     value = 0
@@ -103,7 +105,7 @@ def check_crc(source: Source, member: Member, limits: Limits) -> bool:
 
 
 def chunks(source: Source, member: Member, limits: Limits) -> Iterator[bytes]:
-    """Yield a member's bytes."""
+    """Yield a member's uncompressed bytes in chunks of up to 1 MiB."""
     if member.method == DEFLATED:
         yield from inflate(source, member, limits, member.nbytes)
         return
@@ -112,7 +114,11 @@ def chunks(source: Source, member: Member, limits: Limits) -> Iterator[bytes]:
 
 
 def inflate(source: Source, member: Member, limits: Limits, most: int) -> Iterator[bytes]:
-    """Yield up to `most` inflated bytes of a member, never more than it says it has."""
+    """Yield up to `max_nbytes` inflated bytes of a member, never more than its declared size.
+
+    Raises:
+        CorruptCheckpointError: invalid deflate data, too little of it, or a zip bomb.
+    """
     from zlib import decompressobj
     from zlib import error as ZlibError  # noqa: N812 - it is an exception
 
@@ -137,15 +143,15 @@ def inflate(source: Source, member: Member, limits: Limits, most: int) -> Iterat
 
 _CHUNK: Final = 1 << 20
 _SMALL: Final = 1 << 20
-"""Inflated bytes that are never called a bomb: zeros shrink a thousandfold."""
+"""Inflated size up to which the ratio is not checked: zeros compress a thousandfold."""
 _LOCAL: Final = Struct("<4s5H3L2H")
 _BRIEFLY: Final = Struct("<4s2x2H4x12s2H")
-"""The same: magic, flags, method, checksum and sizes together, lengths of name and extra fields."""
+"""Same layout as fewer fields: magic, flags, method, CRC and sizes, name and extra lengths."""
 _AFTER: Final = 0x0008
 
 
 def _check_names(members: list[Member], archive: Archive) -> None:
-    """Refuse names that leave the archive, and two members that a reader may take for one."""
+    """Record names that leave the archive, and names equal when case is ignored."""
     seen: dict[str, str] = {}
     for member in members:
         name = member.name
@@ -161,11 +167,11 @@ def _check_names(members: list[Member], archive: Archive) -> None:
 
 
 _NAME: Final = re.compile(r"(?![A-Za-z]:/)(?:(?!\.{1,2}(?:/|$))[^/\\\0]+(?:/|$))+")
-"""Parts between slashes: none empty, "." or "..", no drive, no NUL."""
+"""Path components: none empty, "." or "..", no drive, no NUL."""
 
 
 def _locate(source: Source, end: int, archive: Archive) -> None:
-    """Find the place of each member's bytes; local headers must say what the directory says."""
+    """Set each member's data offset; compare local headers with the directory."""
     window, reached = _Window(source), 0
     for member in archive.members:
         if member.at != reached:
@@ -189,7 +195,7 @@ def _gap(member: Member, reached: int) -> str:
 
 
 def _lead(window: "_Window", member: Member, end: int, archive: Archive) -> int:
-    """Return how many bytes a member's local header has, 0 where there is none."""
+    """Return the size of a member's local header; 0 if it is invalid."""
     if member.at + _LOCAL.size > end:
         archive.blame(f"{quoted(member.name)} is said to start outside the archive")
         return 0
@@ -202,7 +208,7 @@ def _lead(window: "_Window", member: Member, end: int, archive: Archive) -> int:
     if lead > HEADER_READ:
         at = window.at(member.at, lead)
     raw = member.raw
-    # As torch writes it: the same flags, no sizes, the same name.
+    # Fast path for torch's layout: same flags, method and name, no sizes.
     if not (
         sizes == _ABSENT
         and flags == member.flags
@@ -216,7 +222,7 @@ def _lead(window: "_Window", member: Member, end: int, archive: Archive) -> int:
 
 
 def _compare(header: bytes, member: Member, archive: Archive) -> None:
-    """Blame the archive where a local header says something else than the directory."""
+    """Record a fault if a local header differs from the directory entry."""
     _, _, flags, method, _, _, crc, packed, nbytes, name_size, _ = _LOCAL.unpack_from(header)
     rest = header[_LOCAL.size :]
     name = rest[:name_size]
@@ -226,7 +232,7 @@ def _compare(header: bytes, member: Member, archive: Archive) -> None:
     if WIDE in {packed, nbytes}:
         sizes = (nbytes, packed, 0)
         nbytes, packed, _ = wide_sizes(rest[name_size:], sizes, member.name, archive)
-    # Where the sizes follow the data, they may be left out here.
+    # With a data descriptor, checksum and sizes may be 0 here.
     absent = flags & _AFTER
     same = (
         method == member.method
@@ -240,7 +246,7 @@ def _compare(header: bytes, member: Member, archive: Archive) -> None:
 
 
 def _after(window: "_Window", member: Member, end: int, archive: Archive) -> int:
-    """Return the end of a member: past the sizes that follow its data, where they do."""
+    """Return the end offset of a member, including its data descriptor if it has one."""
     if not member.flags & _AFTER:
         return end
     at, data = window.at(end, _WIDE_SIZES.size), window.data
@@ -260,7 +266,7 @@ def _after(window: "_Window", member: Member, end: int, archive: Archive) -> int
 
 
 class _Window:
-    """Small reads, mostly forward: of dense files by the megabyte, of sparse ones as asked."""
+    """Buffer for small forward reads: 1 MiB for dense files, little more than asked for sparse."""
 
     def __init__(self, source: Source) -> None:
         self.data = b""
@@ -268,7 +274,7 @@ class _Window:
         self._start = 0
 
     def at(self, offset: int, nbytes: int) -> int:
-        """Return where in `data` the `nbytes` from `offset` stand; fewer at the end of the file."""
+        """Buffer `nbytes` bytes from `offset`; return their index in `data`. Fewer at file end."""
         skip = offset - self._start
         if skip < 0 or skip + nbytes > len(self.data):
             near = -len(self.data) <= skip - len(self.data) < _NEAR
@@ -282,7 +288,7 @@ _ABSENT: Final = bytes(12)
 _NEAR: Final = 1 << 14
 _SPARSE: Final = 1 << 10
 HEADER_READ: Final = 256
-"""Bytes of a local header with its name and its padding, mostly."""
+"""Bytes read per local header: usually enough for name and padding."""
 _SIZES: Final = Struct("<4sLLL")
 _WIDE_SIZES: Final = Struct("<4sLQQ")
 _NO_SIZES: Final = _SIZES.pack(b"PK\x07\x08", 0, 0, 0)

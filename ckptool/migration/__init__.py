@@ -1,1 +1,1 @@
-"""A checkpoint and a plan -> a checkpoint that the new module loads."""
+"""Checkpoint and plan -> checkpoint that the new module loads."""

@@ -1,4 +1,4 @@
-"""A state -> the file, begun before the plan is known: most plans leave most bytes as they are."""
+"""StateDict -> safetensors file, started before the plan is known: most plans move few bytes."""
 
 import os
 import sys
@@ -20,26 +20,27 @@ from ckptool.model import Span, State, TensorInfo
 from ckptool.values import fingerprint_many
 
 LEAST: Final = 64 << 20
-"""Bytes of a state from which on it is worth it."""
+"""Minimum size in bytes of a state_dict for an early copy."""
 _FILES: Final = 128
-"""Files that are kept open for it at most; a state in more of them is written later."""
+"""Maximum number of source files kept open; a state_dict in more files is not copied early."""
 _PAUSE: Final = 0.05
-"""Seconds between two looks at whether there is anything to bring to the disk."""
+"""Interval between two calls of fdatasync, in seconds."""
 _SWITCH: Final = 1e-4
-"""Seconds that a thread which builds a module may keep the others from their next system call."""
+"""GIL switch interval in seconds: building the module must not stall the copy threads."""
 
 
 class Ahead:
-    """Has tensors copied to where they will be, and keeps what was found out about them.
+    """Copy of the tensors into the new file, started before the plan is known.
 
-    What the plan then puts elsewhere is written again by who knows the plan.
+    `keep_matching` returns how many tensors the plan leaves at their place; the caller writes the
+    others. Fingerprints and read-back results of the copied tensors are kept.
     """
 
     def __init__(self) -> None:
         self.out: Pending | None = None
-        """The file that was begun; None where nothing was."""
+        """The pending output file; None if no copy was started."""
         self.begin = 0
-        """Where the first tensor's bytes are."""
+        """Position in the file of the first tensor, in bytes."""
         self._spans: list[Span] = []
         self._copying: Copying | Apart | None = None
         self._prints: dict[tuple[Span, str, tuple[int, ...]], Future[str]] = {}
@@ -60,16 +61,19 @@ class Ahead:
         self, tensors: Sequence[TensorInfo], begin: int, target: Path, *,
         force: bool, recorded: bool, busy: bool, progress: Progress,
     ) -> None:  # fmt: skip
-        """Begin the file beside `target`, with the first of `tensors` at byte `begin`.
+        """Create the temporary file of `target` and copy `tensors` to it, from byte `data_start`.
+
+        Does nothing if the tensors lie in too many source files.
 
         Args:
-            tensors: in their order in the file; each has a span.
-            begin: where the first one's bytes are going to be.
-            target: what the file will be called.
-            force: whether it may replace another.
-            recorded: whether fingerprints are wanted.
-            busy: whether this process is going to have no time for it, since it imports torch.
-            progress: told how many bytes have just been written.
+            tensors: tensors in file order; each has a span.
+            data_start: position of the first tensor, in bytes.
+            target: final path of the file.
+            force: whether an existing file may be replaced.
+            with_fingerprints: whether to compute fingerprints while copying.
+            importing_torch: whether this process is about to import torch, which starves threads;
+                local files are then copied by a child process.
+            progress: called with the number of bytes written since the last call.
         """
         self._spans = [tensor.span for tensor in tensors if tensor.span]
         places = list(dict.fromkeys(span.path for span in self._spans))
@@ -92,11 +96,14 @@ class Ahead:
             self._prints = dict(zip(map(_identity, tensors), self._copying.done, strict=True))
 
     def keep(self, begin: int, wanted: Sequence[Span | None]) -> int:
-        """Return how many tensors at the beginning of the file are what the plan wants there.
+        """Return the number of leading tensors that the plan leaves where they were copied.
+
+        `planned_spans` has the source span of each tensor of the plan, in file order. Copying has
+        stopped when this returns.
 
         Raises:
-            WriteError: one could not be written, or read back.
-            ReadError: the source cannot be read any more.
+            WriteError: a tensor could not be written, or read back.
+            ReadError: the source can no longer be read.
         """
         if self._copying is None:
             return 0
@@ -110,7 +117,7 @@ class Ahead:
         return self._kept
 
     def proved(self) -> dict[int, Span]:
-        """Return what was read back: position in the file -> where the bytes came from."""
+        """Return the verified copies: position in the file -> source span."""
         found, position = {}, self.begin
         for span in self._spans[: self._kept]:
             found[position] = span
@@ -118,7 +125,7 @@ class Ahead:
         return found
 
     def prints(self, state: State) -> Fingerprints:
-        """Return the fingerprints of a state by key: those at hand, and the others."""
+        """Return the fingerprints of a state_dict by key; missing ones are computed now."""
         found: dict[str, str | None] = {}
         for key, tensor in state.tensors.items():
             done = self._prints.get(_identity(tensor)) if tensor.span else None
@@ -144,7 +151,7 @@ class Ahead:
         return copying
 
     def _flush(self, descriptor: int) -> None:
-        """Keep the disk at work, which else has it all before it in the end."""
+        """Flush while copying, so that the final sync has little left to write."""
         while not self._stop.wait(_PAUSE):
             os.fdatasync(descriptor)
 
@@ -173,7 +180,7 @@ def _identity(tensor: TensorInfo) -> tuple[Span, str, tuple[int, ...]]:
 
 
 def same_tensor(one: TensorInfo, other: TensorInfo, proved: Mapping[int, Span]) -> bool:
-    """Tell whether `other`, of the file, was read back against `one`, of the source."""
+    """Return whether tensor `written` of the file was verified against `source` while copying."""
     if (one.dtype, one.shape) != (other.dtype, other.shape) or other.span is None:
         return False
     return proved.get(other.span.offset) == one.span and one.nbytes == other.nbytes

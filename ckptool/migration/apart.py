@@ -1,4 +1,4 @@
-"""The same copying in a process of its own: importing torch leaves threads beside it no time."""
+"""Copy in a child process: the import of torch holds the GIL, so threads would starve."""
 
 import os
 import sys
@@ -28,12 +28,13 @@ _BEGIN: Final = (
     "import sys; sys.path[:] = sys.argv[1:]; from ckptool.migration.apart import main; main()"
 )
 _PYTHONS: Final = ("python", "pypy")
-"""Names of interpreters: in a program that was frozen, or embeds one, another is the executable."""
+"""Prefixes of interpreter names; frozen or embedding programs have another sys.executable."""
 _LOOK: Final = 0.05
-"""Seconds between two looks at whether the process that wants the copy is still there."""
+"""Poll interval for the exit of the parent process, in seconds."""
 _TELL: Final = 0.02
-"""Seconds that results wait for others: each message takes the other process time."""
+"""Delay in seconds to batch results: each message costs the parent time."""
 _PATIENCE: Final = 0.1
+"""Timeout in seconds for the next result; progress is sent then."""
 
 
 class _File(Struct, frozen=True):
@@ -52,24 +53,24 @@ class _Job(Struct, frozen=True):
 
 
 class _Fault(Struct, frozen=True):
-    """An error, for another process: paths need not be text."""
+    """A serialized CkptoolError: paths are bytes, since they may not be valid text."""
 
     name: str
     words: list[bytes]
 
 
 class _Told(Struct, frozen=True):
-    """What was done since the last time: bytes, and of which runs."""
+    """Progress message: bytes copied, and the ranges finished since the last message."""
 
     copied: int
     done: list[tuple[int, str | _Fault]]
 
 
 class Apart:
-    """The side of the process that wants the copy, and may end it at any time.
+    """Parent's handle of the child process that copies; it may be stopped at any time.
 
-    The other one has the temporary file through a descriptor of its own, without the lock: where
-    this process is killed, the lock is gone with it, whenever the other one notices.
+    The child has the temporary file through a descriptor of its own, without the lock: if the
+    parent is killed, the lock is released at once, even if the child still runs.
     """
 
     def __init__(self, process: "Popen[bytes]", job: _Job, progress: Progress) -> None:
@@ -78,18 +79,17 @@ class Apart:
         self._thread = Thread(target=self._listen, args=(job, progress), daemon=True)
 
     def listen(self) -> None:
-        """Hand the work over, and begin to hear of it."""
+        """Start the reader thread: send the job, receive progress and results."""
         self._thread.start()
 
     def first(self, wanted: int) -> int:
-        """Return how many of the first `wanted` runs are where they should be.
+        """Wait for the first `count` ranges, stop the rest, and return how many were copied.
 
-        All of them, unless the other process was killed. Nothing is written any more once this
-        returns.
+        Fewer than `count` only if the child was killed. Nothing is written after this returns.
 
         Raises:
-            WriteError: one could not be written, or read back.
-            ReadError: a source cannot be read any more.
+            WriteError: a range could not be written, or read back.
+            ReadError: a source can no longer be read.
         """
         kept = 0
         with suppress(CancelledError):
@@ -100,7 +100,7 @@ class Apart:
         return kept
 
     def end(self) -> None:
-        """Kill the other process, and wait until it is gone."""
+        """Kill the child process, wait for it, and close its pipes."""
         self._process.kill()
         self._process.wait()
         if self._thread.ident is not None:
@@ -126,7 +126,7 @@ class Apart:
                     else:
                         self.done[number].set_exception(_error(found))
         except (OSError, DecodeError):
-            pass  # it is dead, and what it had not done is done here
+            pass  # the child is dead; this process copies the ranges that have no result
         finally:
             for done in self.done:
                 done.cancel()
@@ -136,18 +136,18 @@ class Apart:
 def apart(
     paths: Sequence[Path], runs: Sequence[Run], out: Pending, progress: Progress, *, recorded: bool
 ) -> Iterator[Apart | None]:
-    """Copy `runs` of the files `paths` to `out` in another process; it ends with the body.
+    """Copy `ranges` of the files `paths` to `output` in a child process, killed on exit.
 
-    Gives None where no process can be started.
+    Yields None if no process can be started.
 
     Raises:
-        ReadError: a file cannot be opened any more.
+        ReadError: a file can no longer be opened.
     """
     with ExitStack() as stack:
         with ExitStack() as lent:
             sources = [lent.enter_context(open_source(path)) for path in paths]
             copier = None
-            # It inherits that signals wait, for as long as it lives: they are for this process.
+            # The child inherits the blocked signals for its lifetime: only the parent handles them.
             with uninterrupted(), suppress(OSError):
                 descriptor = os.open(out.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
                 lent.callback(os.close, descriptor)
@@ -164,7 +164,7 @@ def apart(
 
 
 def _started(job: _Job, progress: Progress) -> Apart | None:
-    """Start this interpreter with little: its paths are known, and no site is needed."""
+    """Start a minimal interpreter (-S -P, with our sys.path); None if there is no executable."""
     from subprocess import DEVNULL, PIPE, Popen
 
     executable = sys.executable or ""
@@ -192,7 +192,7 @@ def _fault(error: CkptoolError) -> _Fault:
 
 
 def main() -> NoReturn:
-    """Do a job that standard input gives, and tell of it on standard output."""
+    """Entry point of the child: read a job from stdin, write progress messages to stdout."""
     code = 1
     try:
         job = decode(sys.stdin.buffer.read(), type=_Job)
@@ -239,7 +239,7 @@ def _teller(finished: SimpleQueue[int], number: int) -> Callable[[object], None]
 
 
 def _some(finished: SimpleQueue[int], left: int) -> list[int]:
-    """Return runs that are finished: those of a moment together, or none for a while."""
+    """Return the indices of finished ranges, batched; empty after `_RESULT_TIMEOUT`."""
     try:
         found = [finished.get(timeout=_PATIENCE)]
     except Empty:

@@ -1,4 +1,4 @@
-"""A sharded checkpoint's folder -> the files beside the shards that its readers need as well."""
+"""Sharded checkpoint -> sidecar files of its folder: configuration, tokenizer and the like."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from ckptool.model import Checkpoint
 _WEIGHTS: Final = frozenset(
     {".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".npz"}
 )
-"""Suffixes of other copies of the state: they would be as they were, and so wrong."""
+"""Suffixes of other copies of the weights, which are not copied: they would be outdated."""
 
 
 def companions(checkpoint: Checkpoint) -> tuple[Location, ...]:
-    """Return configuration, tokenizer and the like: the plain files beside the shards, by name.
+    """Return the plain files beside the shards (configuration, tokenizer), sorted by name.
 
-    Of a folder on the web, which cannot be listed, there are none.
+    Empty for http(s) sources, whose folders cannot be listed.
 
     Raises:
         ReadError: the folder cannot be listed.
@@ -33,16 +33,16 @@ def companions(checkpoint: Checkpoint) -> tuple[Location, ...]:
 
 
 def is_web(path: Location) -> bool:
-    """Whether a place is on the web, where folders cannot be listed."""
+    """Return whether a location is an http(s) URL, whose folder cannot be listed."""
     return isinstance(path, RemotePath) and path.is_web
 
 
 def carry(files: Sequence[Location], folder: Path) -> None:
-    """Copy the files into `folder`, or clone them: a link would let an edit change both.
+    """Copy (or clone) the files into `folder`; never hard-link: an edit would change both.
 
     Raises:
-        OSError: one cannot be written.
-        ReadError: one cannot be read.
+        OSError: a file cannot be written.
+        ReadError: a file cannot be read.
     """
     for file in files:
         sharded_writer.keep(file, folder / file.name, lambda _: None, link=False)

@@ -1,4 +1,4 @@
-"""Runs of bytes -> where they are going to be, read back, and named: in threads."""
+"""CopyRange -> bytes in the output file, read back and fingerprinted, in threads."""
 
 import os
 import sys
@@ -21,28 +21,29 @@ _CHUNK: Final = 1 << 20
 
 
 class Run(Struct, frozen=True, gc=False):
-    """The bytes of a tensor: where they are, where they are going to be, and what they mean."""
+    """Bytes of one tensor to copy: source file and offset, target position, dtype and shape."""
 
     file: int
-    """Number of the file that has them."""
+    """Index of the source file."""
     offset: int
     nbytes: int
     position: int
+    """Offset in the output file, in bytes."""
     dtype: str
     shape: tuple[int, ...]
 
 
 class Copying:
-    """Copies runs in their order, compares each piece with what is in the file then, and names it.
+    """Threads that copy ranges in order; each chunk is read back, compared and fingerprinted.
 
-    Every piece is read once, and checked while the processor still has it.
+    Every chunk is read from the source once, and compared while it is still in the CPU cache.
     """
 
     def __init__(
         self, opened: Callable[[int], Source], descriptor: int, target: Path, progress: Progress
     ) -> None:
         self.done: list[Future[str]] = []
-        """Of each run its fingerprint, where that is wanted."""
+        """Fingerprint of each range; "" without fingerprints."""
         self._opened = opened
         self._descriptor = descriptor
         self._target = target
@@ -51,35 +52,35 @@ class Copying:
         self._stop = Event()
         self._lock = Lock()
         self._writing = Lock()
-        """The kernel lets one write at a time; who waits here instead leaves the core to others."""
+        """Serializes writes: concurrent pwrite calls contend in the kernel."""
         self._pool = ThreadPoolExecutor(_JOBS)
 
     def start(self, runs: Sequence[Run], *, recorded: bool) -> None:
-        """Begin with all runs, and with their fingerprints where they are `recorded`."""
+        """Submit all ranges; compute their fingerprints if `with_fingerprints`."""
         self.done = [
             self._pool.submit(self._copy, number, run, recorded) for number, run in enumerate(runs)
         ]
 
     def first(self, wanted: int) -> int:
-        """Return how many of the first `wanted` runs are where they should be: all of them.
+        """Wait for the first `count` ranges, cancel the rest, and return `count`.
 
-        Nothing is written any more once this returns.
+        Nothing is written after this returns.
 
         Raises:
-            WriteError: one could not be written, or read back.
-            ReadError: a source cannot be read any more.
+            WriteError: a range could not be written, or read back.
+            ReadError: a source can no longer be read.
         """
         self._wanted = wanted
         for late in self.done[wanted:]:
             late.cancel()
         for done in self.done[:wanted]:
             done.result()
-        # What is too late to be cancelled must not write over what comes next.
+        # Ranges that are already running must not overwrite what the caller writes next.
         wait([late for late in self.done if not late.cancelled()])
         return wanted
 
     def end(self) -> None:
-        """Stop at the next piece, and wait for that."""
+        """Stop after the current chunks, and wait for the threads."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
@@ -119,5 +120,5 @@ class Copying:
 
 
 def _alike(one: bytearray, other: bytearray, nbytes: int) -> bool:
-    """Compare the beginnings; a whole buffer is not copied for it."""
+    """Compare the first `nbytes` bytes; avoids a copy if that is the whole buffer."""
     return one == other if nbytes == len(one) else one[:nbytes] == other[:nbytes]

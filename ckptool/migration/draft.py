@@ -1,4 +1,4 @@
-"""What a checkpoint will be: tensors under new keys, described by where they lie now."""
+"""Draft: the planned state_dict, each tensor described by where its elements are now."""
 
 import json
 import re
@@ -14,25 +14,25 @@ from ckptool.errors import PlanError
 from ckptool.model import BITS, Checkpoint, State, StorageInfo, TensorInfo
 
 _ITEM: Final = re.compile(r"\[['\"]?(\w+)['\"]?\]")
-"""A step into a list or a dict."""
+"""An index into a list or dict: `[0]`, `['name']`."""
 _COMPARED: Final = 2000
-"""Keys that a wrong one is compared with."""
+"""Maximum number of keys compared for a suggestion."""
 
 
 class Item(Struct, frozen=True):
     """One tensor of the result."""
 
     tensor: TensorInfo
-    """Where its elements are: in the source, in another file, or in memory that has a path."""
+    """Location of the elements: the source, another file, or an `AnonymousFile`."""
     casts: tuple[str, ...] = ()
-    """The dtypes that they are converted to, one after the other."""
+    """Dtypes to convert to, in order."""
     origin: str = ""
-    """The source's key, as long as it is that tensor and nothing else: its object is kept."""
+    """Key in the source while the tensor is unchanged (its pickle node is kept); else ""."""
     alone: bool = False
-    """Whether it gets bytes of its own, though others have the same."""
+    """Whether the tensor is written untied, even if another shares its storage."""
 
     def described(self, key: str) -> TensorInfo:
-        """Return what will be in the file under `key`."""
+        """Return the `TensorInfo` of the result, after casts, under `key`."""
         tensor = replace(self.tensor, key=key)
         if not self.casts:
             return replace(tensor, storage=self._own(key)) if self.alone else tensor
@@ -49,7 +49,7 @@ class Item(Struct, frozen=True):
 
     @property
     def identity(self) -> object:
-        """What items have in common that are the same elements: ties."""
+        """Identity of the elements: equal for tied tensors."""
         tensor = self.tensor
         if self.alone or tensor.storage is None or not tensor.numel:
             return id(self)
@@ -62,19 +62,19 @@ class Item(Struct, frozen=True):
 
 
 class Draft(Struct, frozen=True):
-    """A state on its way from the source to the result."""
+    """A state_dict between source and result: the value that operations transform."""
 
     checkpoint: Checkpoint
     state: State
-    """As it is in the source."""
+    """State_dict of the source."""
     items: Mapping[str, Item]
     others: Mapping[str, str]
-    """Keys that hold no tensor -> their keys in the source."""
+    """Keys of non-tensor entries -> their keys in the source."""
     versions: Mapping[str, int | None] | None
 
     @property
     def described(self) -> State:
-        """What the result will be, as if it had been read."""
+        """`StateDict` of the result, as if read from the written file."""
         return State(
             at=self.state.at,
             tensors={key: item.described(key) for key, item in self.items.items()},
@@ -85,17 +85,17 @@ class Draft(Struct, frozen=True):
 
 
 def draft_of(checkpoint: Checkpoint, state: State) -> Draft:
-    """Return the draft that changes nothing."""
+    """Return the draft of an unchanged state_dict."""
     items = {key: Item(tensor, origin=key) for key, tensor in state.tensors.items()}
     others = {key: key for key in state.others}
     return Draft(checkpoint, state, items, others, state.versions)
 
 
 def renamed(draft: Draft, rename: Callable[[str], str], versions: Callable[[str], str]) -> Draft:
-    """Return the draft with all keys put through `rename`, and module prefixes through `versions`.
+    """Return the draft with `rename_key` applied to all keys, `rename_prefix` to module prefixes.
 
     Raises:
-        PlanError: two keys would become one.
+        PlanError: two keys would get the same new key.
     """
     found: dict[str, str] = {}
     for key in (*draft.items, *draft.others):
@@ -114,12 +114,12 @@ def renamed(draft: Draft, rename: Callable[[str], str], versions: Callable[[str]
 
 
 def matching(draft: Draft, keys: str) -> list[str]:
-    """Return the tensors' keys that `keys` names: itself, else those that match it as a glob."""
+    """Return the tensor keys that `pattern` names: the exact key, else all glob matches."""
     return [keys] if keys in draft.items else [k for k in draft.items if fnmatchcase(k, keys)]
 
 
 def near(draft: Draft, key: str) -> str:
-    """Return what a key that is not there is perhaps meant to be, as the end of a sentence."""
+    """Return a suggestion for an unknown key, to append to a message; "" without one."""
     keys = [*draft.items, *draft.others]
     wrapped = next((k for k in keys if k.endswith(f".{key}")), None)
     if wrapped is not None:
@@ -132,12 +132,12 @@ def near(draft: Draft, key: str) -> str:
 
 
 def dotted(path: str) -> str:
-    """Return the key of `path` once a list or dict of layers is a ModuleList or ModuleDict."""
+    """Return `path` as a state_dict key: `layers[0].bias` -> `layers.0.bias`."""
     return _ITEM.sub(r".\1", path)
 
 
 def c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides of elements that lie one after the other."""
+    """Return the strides of a contiguous (C order) tensor, in elements."""
     return tuple(_steps(shape))[::-1]
 
 
@@ -151,7 +151,7 @@ def _steps(shape: tuple[int, ...]) -> Iterator[int]:
 def _moved_versions(
     versions: Mapping[str, int | None], move: Callable[[str], str]
 ) -> dict[str, int | None]:
-    """Move module versions along; of two that become one, the inner module's stays."""
+    """Rename the prefixes of module versions; on collision the inner module's version wins."""
     inner_last = sorted(versions.items(), key=lambda pair: len(pair[0]))
     moved = {move(prefix): version for prefix, version in inner_last}
     order = {move(prefix): None for prefix in versions}

@@ -1,4 +1,4 @@
-"""A draft -> runs of bytes to be written: copied as they lie, gathered, or cast piece by piece."""
+"""PlannedTensor -> Blob: bytes copied from a span, gathered by strides, or cast in chunks."""
 
 import ctypes
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _PIECE: Final = 1 << 20
 
 
 def blob(item: Item) -> Blob:
-    """Return the bytes of one tensor of the result, contiguous and little-endian."""
+    """Return the blob of one tensor of the result: contiguous, little-endian."""
     tensor = item.tensor
     if item.casts:
         nbytes = tensor.numel * BITS[item.dtype] // 8
@@ -27,7 +27,7 @@ def blob(item: Item) -> Blob:
 
 
 def _cast(tensor: TensorInfo, casts: tuple[str, ...]) -> Iterator[bytes]:
-    """Convert element by element, so that a piece is all that is ever in memory."""
+    """Yield the bytes after all casts; only one chunk is in memory at a time."""
     import torch
 
     dtypes = [getattr(torch, name) for name in casts]
@@ -40,7 +40,7 @@ def _cast(tensor: TensorInfo, casts: tuple[str, ...]) -> Iterator[bytes]:
 
 
 def _whole_elements(pieces: Iterator[bytes], nbytes: int) -> Iterator[bytearray]:
-    """Cut anew where elements begin."""
+    """Rechunk so that no element of `nbytes` bytes is split across chunks."""
     rest = bytearray()
     for piece in pieces:
         rest += piece

@@ -1,4 +1,4 @@
-"""A draft and a container -> what it cannot hold: an error, or a note where it was asked for."""
+"""Check that a container can hold a draft: errors, or notes on entries left out as requested."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,11 @@ _MOST = 5
 
 
 def check_fits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:
-    """Return notes about what is not in the result.
+    """Return notes on entries and attributes of the source that the result does not have.
 
     Raises:
         UnsupportedValueError: the container cannot hold a tensor (CK311).
-        PlanError: it cannot hold something else of the file.
+        PlanError: the container cannot hold a non-tensor entry, or the draft is empty.
     """
     if not draft.items:
         raise PlanError(f"{draft.checkpoint.path}: nothing is left to be written")
@@ -36,7 +36,7 @@ def check_fits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:
 
 
 def _why(key: str, item: Item, to: str) -> str:
-    """Return why a tensor cannot be written, "" where it can."""
+    """Return the reason why a tensor cannot be written; "" if it can."""
     if to == SAFETENSORS:
         if item.dtype not in CODES:
             return item.dtype
@@ -58,7 +58,7 @@ def _is_text(key: str) -> bool:
 
 
 def _extra(draft: Draft, to: str) -> Iterator[str]:
-    """Yield what lies around the state, and in it, that is no tensor of it."""
+    """Yield the non-tensor entries and other state_dicts that the container cannot hold."""
     if to != SAFETENSORS and draft.checkpoint.container is Container.TORCH_ZIP:
         return
     yield from (f"`{key}` ({draft.state.others[old]})" for key, old in draft.others.items())

@@ -1,4 +1,4 @@
-"""A layout -> a folder of shards: those that change are written, the others are linked."""
+"""ShardLayout -> folder of shards: changed shards are written, unchanged ones linked or copied."""
 
 import os
 from collections.abc import Iterable
@@ -24,11 +24,13 @@ from ckptool.values import fingerprint_many
 
 
 def write_folder(job: Job, most: int | None) -> Digests:
-    """Write the folder; return the digests of what was written anew, and of what it came from.
+    """Write the folder; return the digests of the rewritten shards and of their sources.
+
+    Shards have at most `max_nbytes` bytes; None keeps the layout of a sharded source.
 
     Raises:
-        WriteError: it could not be completed; the target is as it was.
-        ReadError: a source cannot be read any more.
+        WriteError: the folder could not be completed; the target is unchanged.
+        ReadError: a source can no longer be read.
     """
     layout = lay_out(job.draft, most)
     with pending(job.target, force=job.force, folder=True) as out, failing(job.target):
@@ -43,13 +45,13 @@ def write_folder(job: Job, most: int | None) -> Digests:
 
 
 def _shard(job: Job, layout: Layout, shard: Shard, folder: Path) -> Digests | None:
-    """Put one file into the folder; return its digests if it was written."""
+    """Write, link or copy one shard into the folder; return digests only if it was written."""
     place = folder / shard.name
     if shard.kept is not None:
         sharded_writer.keep(shard.kept, place, job.progress, link=job.links)
         return None
     alone = with_(job, draft=part(job.draft, shard), recorded=False)
-    # The index has the ties of all files.
+    # The index records the ties of all shards.
     here = {name: kept for name, kept in layout.ties.items() if kept in shard.items}
     descriptor = sharded_writer.create(place)
     try:
@@ -63,7 +65,7 @@ def _shard(job: Job, layout: Layout, shard: Shard, folder: Path) -> Digests | No
 
 
 def _prints(state: State) -> Fingerprints:
-    """Return the fingerprints of one file's tensors: those of files that stay are not needed."""
+    """Return the fingerprints of one shard's tensors by key."""
     return dict(zip(state.tensors, fingerprint_many(state.tensors.values()), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Storages that lie compressed in an archive -> spans of memory, one for each."""
+"""Compressed storages of a zip archive -> inflated storages in an AnonymousFile."""
 
 from msgspec.structs import replace
 
@@ -11,7 +11,7 @@ from ckptool.model import Checkpoint, Container, State, StorageInfo, TensorInfo
 
 
 def inflated(checkpoint: Checkpoint, memory: Memory, limits: Limits) -> Checkpoint:
-    """Return the checkpoint with a span for every storage; most files have nothing compressed.
+    """Return the checkpoint with a span for every storage; unchanged if none is compressed.
 
     Raises:
         CorruptCheckpointError: a record cannot be inflated within the limits.

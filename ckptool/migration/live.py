@@ -1,4 +1,4 @@
-"""A module's name, or a live module -> what it holds, and the values that its constructor makes."""
+"""ModuleSpec or nn.Module -> TargetModule: the module that loads the result."""
 
 import ctypes
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Live:
-    """The module that is to load the result."""
+    """The module that loads the result, and its `ModuleInfo`."""
 
     state: ModuleState
     module: "nn.Module"
-    """Its parameters may be on meta; what its constructor computed is real."""
+    """Parameters may be meta tensors; values computed by the constructor are real."""
     spec: ModuleSpec | None
-    """None for an instance, which cannot be built again."""
+    """None for an existing instance, which cannot be rebuilt."""
 
     def constructed(self, key: str, memory: Memory) -> TensorInfo:
-        """Return the value that the constructor gave to `key`.
+        """Store the value that the constructor gave to `key`, and return its description.
 
         Raises:
-            PlanError: there is no such value.
+            PlanError: the module saves no such tensor, or it is a meta tensor.
         """
         return self._kept(key, self.module, "constructor", memory)
 
     def seeded(self, key: str, seed: int, memory: Memory) -> TensorInfo:
-        """Return the value that `key` has when the module is built under `seed`.
+        """Rebuild the module under `seed`, store the value of `key`, and return its description.
 
         Raises:
-            PlanError: there is no such value.
+            PlanError: the module saves no such tensor, or cannot be rebuilt.
         """
         if self.spec is None:
             raise PlanError(f"inject `{key}`: an instance cannot be built under a seed")
@@ -54,10 +54,10 @@ class Live:
 
 
 def live(module: "ModuleSpec | nn.Module") -> Live:
-    """Build and examine a module.
+    """Build the module of a spec, or take an instance, and examine it.
 
     Raises:
-        ModuleError: it cannot be imported, built or examined.
+        ModuleError: the module cannot be imported, built or examined.
     """
     if isinstance(module, ModuleSpec):
         state, built = examine_live(module)
@@ -66,7 +66,7 @@ def live(module: "ModuleSpec | nn.Module") -> Live:
 
 
 def bytes_of(tensor: "Tensor") -> bytes:
-    """Return the elements of a tensor in C order."""
+    """Return the bytes of a tensor's elements in C order, conj and neg bits resolved."""
     import torch
 
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()

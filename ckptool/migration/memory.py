@@ -1,4 +1,4 @@
-"""Bytes that were made -> a span of a file that has no name, so that all values are spans."""
+"""Computed bytes -> Span of an anonymous file, so that every value is a span of a file."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from ckptool.model import BITS, Span, StorageInfo, TensorInfo
 
 
 class Memory:
-    """One unnamed file, in memory where the system has that; it is gone when it is closed."""
+    """A file without a name (memfd where available), deleted when it is closed."""
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
@@ -24,7 +24,11 @@ class Memory:
             self._file.close()
 
     def tensor(self, key: str, dtype: str, shape: tuple[int, ...], data: bytes) -> TensorInfo:
-        """Keep the elements of a tensor, little-endian and in C order, and describe it."""
+        """Append a tensor's elements (little-endian, C order) and return its description.
+
+        Raises:
+            ValueError: the length of `data` does not fit dtype and shape.
+        """
         span = self.keep(data)
         storage = StorageInfo(f"memory {span.offset} {key}", len(data), span=span)
         info = TensorInfo(key, shape, dtype, c_order(shape), 0, storage)
@@ -33,7 +37,7 @@ class Memory:
         return info
 
     def keep(self, data: bytes) -> Span:
-        """Keep bytes, and return where they are from now on."""
+        """Append bytes, and return their span."""
         if self._file is None:
             if hasattr(os, "memfd_create"):
                 self._file = os.fdopen(os.memfd_create("ckptool"), "w+b")

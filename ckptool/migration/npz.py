@@ -1,4 +1,4 @@
-"""An array of an .npz archive -> the description of its elements; numpy is not needed."""
+"""Array of an .npz archive -> TensorInfo, without numpy."""
 
 import ast
 from typing import Any, Final
@@ -19,14 +19,14 @@ _DTYPES: Final = {
     "<i2": "int16", "|i1": "int8", "<u8": "uint64", "<u4": "uint32", "<u2": "uint16",
     "|u1": "uint8", "|b1": "bool", "<c8": "complex64", "<c16": "complex128",
 }  # fmt: skip
-"""numpy's description of a dtype -> torch's name."""
+"""numpy dtype string -> torch dtype name."""
 
 
 def read_array(path: Location, name: str, memory: Memory, limits: Limits) -> TensorInfo:
-    """Describe the array `name` of the archive at `path`.
+    """Describe the array `name` of the archive at `path`; compressed arrays are inflated.
 
     Raises:
-        PlanError: it is not there, or is no array of numbers.
+        PlanError: the archive has no such array, or it is not numeric.
         ReadError: the archive cannot be read.
     """
     with open_source(path) as source:
@@ -60,7 +60,7 @@ def _array(source: Source, member: Member, memory: Memory, limits: Limits) -> Te
 
 
 def _header(path: Location, member: Member, head: bytes) -> tuple[dict[str, Any], int]:
-    """Return the header of an .npy file, and where its elements begin."""
+    """Return the header of an .npy file, and the byte offset of its elements."""
     if head[:6] != _MAGIC or len(head) < 12:
         raise PlanError(f"{path}: {member.name} is no .npy file")
     wide = head[6] > 1

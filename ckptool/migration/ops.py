@@ -1,7 +1,7 @@
-"""The operations on keys: each is data, and one method that turns a draft into the next.
+"""Operations on keys: data with a method `apply` (Draft -> Draft).
 
-An operation never touches bytes. A draft says of every tensor where its elements lie, so renaming,
-dropping or injecting is done once the description is changed; `execute.py` then writes it.
+An operation never touches bytes. A draft has the location of every tensor's elements, so renaming,
+dropping and injecting change descriptions only; `tensor_bytes.py` produces the bytes afterwards.
 """
 
 import re
@@ -18,73 +18,73 @@ from ckptool.model import TensorInfo
 
 
 class Facts(Protocol):
-    """What operations may ask for."""
+    """Data that operations may request: the module's tensors, injected values, products."""
 
     @property
     def expected(self) -> Mapping[str, TensorInfo] | None:
-        """What the module saves; None without a module."""
+        """State_dict tensors of the module by key; None without a module."""
 
     def value(self, op: "Inject", draft: Draft) -> TensorInfo:
-        """Return where the elements of an injected tensor are.
+        """Return the description of the tensor that `op` injects, with the span of its elements.
 
         Raises:
-            PlanError: its source has no such value, or none that can be trusted.
+            PlanError: the source has no such value, or none that is reproducible.
         """
 
     def product(self, key: str, one: TensorInfo, other: TensorInfo) -> TensorInfo:
-        """Return where the products of two tensors' elements are.
+        """Return the description of the elementwise product, stored as tensor `key`.
 
         Raises:
-            PlanError: they cannot be read, or have not the same form.
+            PlanError: a tensor cannot be read, or dtype or shape differ.
         """
 
 
 class IrreversibleError(PlanError):
-    """What an operation took away cannot be brought back."""
+    """The operation has no inverse: the result lacks the information."""
 
 
 class Operation(Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults=True,
                 forbid_unknown_fields=True):  # fmt: skip
-    """One step of a plan. The subclass's tag is its name in a plan's file."""
+    """One step of a plan. The tag of the subclass is its name in a plan file."""
 
     why: str = ""
-    """For the person who reads the plan; it decides nothing."""
+    """Comment for readers of the plan; has no effect."""
     loses: ClassVar[str] = ""
-    """What of the source is not in the result."""
+    """Information of the source that the result lacks; "" for none."""
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:
-        """Return what the draft is after this step.
+        """Return the draft after this step.
 
         Raises:
-            PlanError: it matches nothing, or would do harm.
+            PlanError: the step matches no key, or is refused.
         """
         raise NotImplementedError
 
     def reversed(self) -> "Operation":
-        """Return the step that undoes this one.
+        """Return the operation that undoes this one.
 
         Raises:
-            IrreversibleError: there is none.
+            IrreversibleError: the operation has no inverse.
         """
         raise NotImplementedError
 
     @property
     def words(self) -> tuple[str, str]:
-        """What was there before, and what is there after."""
+        """Text for the source and for the result, as in a table row; "-" for no key."""
         raise NotImplementedError
 
 
 class Inject(Operation, frozen=True, kw_only=True, tag="inject"):
-    """Add the tensor `key`; `source` says where its value comes from."""
+    """Add the tensor `key` with the value from `source`."""
 
     key: str
     source: str
     """"attribute", "attribute:PATH", "constructor", "file:PATH#KEY", "npz:PATH#KEY",
     "literal:VALUE", "seed:N" or "zeros"."""
     dtype: str = ""
-    """A literal is made of it; another source has to have it. Without it the module's."""
+    """Dtype of a literal; a value from another source must have it. Default: the module's."""
     shape: tuple[int, ...] | None = None
-    """What the value has to have; without it the module's."""
+    """Shape that the value must have. Default: the module's."""
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:
         if self.key in draft.items or self.key in draft.others:
@@ -102,20 +102,20 @@ class Inject(Operation, frozen=True, kw_only=True, tag="inject"):
 
 
 How = Literal["exact", "prefix", "regex"]
-"""How a key is renamed."""
+"""How `RenameKeys` matches and renames keys."""
 
 
 class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
-    """Give a tensor another key; `how` may be prefix, or regex with a template.
+    """Rename a key; `how` may be prefix, or regex with a template.
 
-    A key that the module expects as it is, a target that it does not expect, and another shape are
-    refused (CK221).
+    Refused (CK221): a key that the module has, a target that the module does not have, and a
+    target of another shape.
     """
 
     key: str
     to: str
     how: How = "exact"
-    """"exact"; "prefix": what `key` begins is renamed; "regex": `to` is its template."""
+    """"exact"; "prefix": keys that start with `key`; "regex": `to` is the replacement template."""
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:
         moved = {key: new for key in (*draft.items, *draft.others) if (new := self._new(key))}
@@ -170,7 +170,7 @@ class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
         return "" if have == want else f"it is {list(have)} and the module has {list(want)} there"
 
     def _module(self, prefix: str) -> str:
-        """Rename a module's own prefix as its tensors' keys are renamed."""
+        """Rename a module prefix (a key of the versions) like the tensor keys below it."""
         if self.how == "exact" or not prefix:
             return prefix
         return (self._new(f"{prefix}.") or f"{prefix}.").removesuffix(".")
@@ -187,7 +187,7 @@ def _owner(key: str) -> str:
 
 
 class Drop(Operation, frozen=True, kw_only=True, tag="drop"):
-    """Leave out `key`, or all keys that match it as a glob."""
+    """Remove `key`, or all keys that match it as a glob."""
 
     key: str
     loses: ClassVar[str] = "the values of what is dropped"
@@ -213,12 +213,12 @@ class Drop(Operation, frozen=True, kw_only=True, tag="drop"):
 
 
 class StripPrefix(Operation, frozen=True, kw_only=True, tag="strip-prefix"):
-    """Take `prefix` off the keys, as often as it is there; `anywhere` also inside of them."""
+    """Remove `prefix` from the keys, repeatedly; with `anywhere` also inside keys."""
 
     prefix: str
     anywhere: bool = False
     times: int = 0
-    """How often at most; 0 is as often as it is there."""
+    """Maximum number of removals per key; 0 for no limit."""
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
         prefix = _whole_segments(self.prefix)
@@ -250,7 +250,7 @@ class StripPrefix(Operation, frozen=True, kw_only=True, tag="strip-prefix"):
 
 
 class AddPrefix(Operation, frozen=True, kw_only=True, tag="add-prefix"):
-    """Put `prefix` in front of every key."""
+    """Prepend `prefix` to every key."""
 
     prefix: str
 
@@ -276,7 +276,7 @@ def _whole_segments(prefix: str) -> str:
 
 
 class Extract(Operation, frozen=True, kw_only=True, tag="extract"):
-    """Go on with the state at the place `at` of the file, or with what lies below `prefix` only."""
+    """Continue with the state_dict at `at` in the file, or only with the keys below `prefix`."""
 
     at: str = ""
     prefix: str = ""
@@ -310,7 +310,7 @@ class Extract(Operation, frozen=True, kw_only=True, tag="extract"):
 
 
 class _NoFacts:
-    """For operations that ask nothing."""
+    """Context without module and sources, for operations that request nothing."""
 
     expected = None
 

@@ -1,4 +1,4 @@
-"""TOML <-> a plan: the operations of a migration, in order, as a person can read and edit them."""
+"""TOML <-> Plan: the operations of a migration, in order, readable and editable."""
 
 import json
 import re
@@ -42,25 +42,25 @@ Op = (
     Inject | Rename | Drop | StripPrefix | AddPrefix | Extract | Cast | Reshape | Transpose
     | Split | Concat | Tie | Untie | Compact | Bake
 )  # fmt: skip
-"""Every operation there is: a new one is a class of its own, and a name here."""
+"""Union of all operations; a new operation class must be added here."""
 
 SCHEMA: Final = 1
 
 
 class Plan(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is to be done, in order."""
+    """The operations of a migration, in order."""
 
     ops: tuple[Op, ...] = ()
     schema: int = SCHEMA
     undoes: bool = False
-    """Whether it was made to undo another: a transposition undone is the same steps again."""
+    """Whether the plan is the reverse of another; the steps alone may be equal (transpose)."""
 
 
 def apply(plan: Iterable[Operation], draft: Draft, facts: Facts, name: str = "") -> Draft:
-    """Return what `draft` is after all steps; errors begin with `name`, that of the plan's file.
+    """Return `draft` after all operations; `name`, the plan's file, prefixes error messages.
 
     Raises:
-        PlanError: a step matches nothing, or would do harm; the message says which one.
+        PlanError: a step matches no key, or is refused; the message has the step number.
     """
 
     def place(number: int) -> str:
@@ -77,10 +77,10 @@ def apply(plan: Iterable[Operation], draft: Draft, facts: Facts, name: str = "")
 
 
 def reverse(plan: Plan) -> Plan:
-    """Return the plan that leads back.
+    """Return the inverse plan.
 
     Raises:
-        PlanError: it names every step that cannot be undone, and why.
+        PlanError: steps have no inverse; the message lists each with its reason.
     """
     steps, lost = [], []
     for op in reversed(plan.ops):
@@ -94,28 +94,28 @@ def reverse(plan: Plan) -> Plan:
 
 
 def to_data(plan: Plan) -> list[dict[str, Any]]:
-    """Return the steps as plain data, as JSON has it."""
+    """Return the operations as JSON-compatible dicts."""
     steps: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(plan.ops))
     return steps
 
 
 def write(plan: Plan) -> str:
-    """Return the text of a plan's file."""
+    """Return the TOML text of a plan file."""
     blocks = [f"schema = {plan.schema}\n" + ("undoes = true\n" if plan.undoes else "")]
     return "\n".join([*blocks, *map(step_text, plan.ops)])
 
 
 def step_text(step: Op) -> str:
-    """Return one step as a plan's file has it."""
+    """Return one operation as a TOML `[[ops]]` table."""
     data = msgspec.json.decode(msgspec.json.encode(step))
     return "[[ops]]\n" + "".join(f"{key} = {_value(value)}\n" for key, value in data.items())
 
 
 def read(text: str, name: str = "plan") -> Plan:
-    """Return the plan that the text of a file is.
+    """Parse the TOML text of a plan file; `name` prefixes error messages.
 
     Raises:
-        PlanError: it is no TOML, or no plan; the message says where, and what is meant perhaps.
+        PlanError: the text is not TOML or not a plan; the message has the place and suggestions.
     """
     try:
         data = tomllib.loads(text)
@@ -125,10 +125,10 @@ def read(text: str, name: str = "plan") -> Plan:
 
 
 def from_data(data: Mapping[str, Any], name: str) -> Plan:
-    """Return the plan of plain data.
+    """Convert decoded TOML or JSON to a plan; `name` prefixes error messages.
 
     Raises:
-        PlanError: it is no plan.
+        PlanError: the data is not a plan.
     """
     if data.get("schema", SCHEMA) != SCHEMA:
         raise PlanError(
@@ -142,10 +142,10 @@ def from_data(data: Mapping[str, Any], name: str) -> Plan:
 
 
 def read_file(path: Path) -> Plan:
-    """Return the plan in a file.
+    """Read a plan from a TOML file.
 
     Raises:
-        PlanError: it cannot be read, or is no plan.
+        PlanError: the file cannot be read, or is not a plan.
     """
     try:
         return read(path.read_text(encoding="utf-8"), str(path))
@@ -161,7 +161,7 @@ _OPS: Final[Mapping[str, type[Operation]]] = {
 
 
 def _check_names(data: Mapping[str, Any], name: str) -> None:
-    """Say what an unknown name is perhaps meant to be; all else is msgspec's to refuse."""
+    """Raise for unknown keys and operations, with suggestions; msgspec validates the rest."""
     _check_known(data, Plan.__struct_fields__, f"{name}: there is no key")
     steps = data.get("ops")
     for index, step in enumerate(steps if isinstance(steps, list) else ()):
@@ -191,6 +191,6 @@ def _value(value: object) -> str:
 
 
 def _text(value: str) -> str:
-    """Return a basic string: JSON's escapes are TOML's as well, but for DEL."""
+    """Return a TOML basic string: JSON escapes are valid TOML, except for DEL."""
     shown = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return re.sub(r"[\ud800-\udfff]", "\ufffd", shown)

@@ -1,4 +1,4 @@
-"""The source's tensors -> their fingerprints, taken while something else is waited for."""
+"""StateDict -> fingerprints by key, computed in a background thread."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,13 +9,14 @@ from ckptool.model import State, TensorInfo
 from ckptool.values import fingerprint_many
 
 _BATCH: Final = 64 << 20
-"""Bytes between two looks at whether anybody still waits."""
+"""Bytes per batch; the stop flag is checked between batches."""
 
 Fingerprints = Mapping[str, str | None]
+"""Key -> fingerprint; None if only torch can read the elements."""
 
 
 class Prints:
-    """One thread that reads a state from its beginning to its end; it stops when this is left."""
+    """Computes fingerprints of state_dicts in a background thread; stops on exit."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
@@ -30,15 +31,15 @@ class Prints:
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, state: State) -> None:
-        """Begin with a state, unless that was done."""
+        """Start computing the fingerprints of a state_dict, once."""
         if state.at not in self._running:
             self._running[state.at] = self._pool.submit(self._take, state.tensors)
 
     def of(self, state: State) -> Fingerprints:
-        """Return the fingerprints of a state by key, once they are there.
+        """Wait for the fingerprints of a state_dict, and return them by key.
 
         Raises:
-            ReadError: the source could not be read any more.
+            ReadError: the source can no longer be read.
         """
         self.start(state)
         return self._running[state.at].result()

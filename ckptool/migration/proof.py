@@ -1,4 +1,4 @@
-"""What running a migrated file gave -> a check: passed, skipped, or an error that keeps it out."""
+"""Verification of a migrated file -> CheckResult: passed or skipped; failure raises."""
 
 from typing import Final
 
@@ -7,14 +7,14 @@ from ckptool.migration.verify import Check, Written
 from ckptool.verification.facts import Level, Status, Verification
 
 _ASKED: Final = (Level.LOAD, Level.DEVICE, Level.FORWARD, Level.EQUALITY)
-"""Those that are about this file; what the module loses by a save is for `ckptool verify`."""
+"""Levels about this file; the save round trip of the module is left to `ckptool verify`."""
 
 
 def prove(written: Written, done: Verification) -> Check:
-    """Judge the levels that a migration must pass.
+    """Judge the levels that a migrated file must pass.
 
     Raises:
-        WriteError: one of them failed.
+        WriteError: a level failed.
     """
     found = [done.level(level) for level in _ASKED]
     for one in found:

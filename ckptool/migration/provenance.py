@@ -1,4 +1,4 @@
-"""What was read and what was written -> the record that goes with the result."""
+"""Source, plan and digests -> provenance record of the result, as JSON."""
 
 import json
 from typing import Final
@@ -11,22 +11,22 @@ from ckptool.migration.plan import Plan, to_data
 from ckptool.versions import version_of
 
 KEY: Final = "ckptool.provenance"
-"""Where safetensors' `__metadata__` has it."""
+"""Key of the record in safetensors' `__metadata__`."""
 SUFFIX: Final = ".ckptool.json"
-"""Of the file beside a .pth."""
+"""Suffix of the record file beside a .pth."""
 UNKNOWN: Final = "0" * 64
-"""A digest that is not known yet; as long as one that is."""
+"""Placeholder for a digest that is not computed yet, of the same length."""
 
 
 class Digests(Struct, frozen=True):
-    """Of the state's content, whatever the container: see `digests.content_digest`."""
+    """Content digests of the source's and the result's state_dict (see `content_digest`)."""
 
     source: str = UNKNOWN
     result: str = UNKNOWN
 
 
 def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
-    """Return the record as JSON: no paths, times or passwords; two runs give the same bytes."""
+    """Return the record as JSON. It has no paths, times or credentials: runs are reproducible."""
     values = {op.key: op.source for op in plan.ops if isinstance(op, Inject)}
     text = json.dumps(
         {
@@ -43,7 +43,7 @@ def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
 
 
 def applied(plan: Plan, text: str | None) -> bool:
-    """Tell whether a record names this very plan."""
+    """Return whether the record `text` (None: no record) has this plan; False if it is empty."""
     try:
         found = json.loads(text or "null")
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What loading still meets after all that could be derived -> questions, each with its ways out."""
+"""ModuleDiff of the derived plan -> OpenDecisions, each with proposed steps."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,11 +16,11 @@ from ckptool.migration.reshaping import Concat, Split
 from ckptool.model import Constancy, Held, Kind, TensorInfo
 
 _MOST: Final = 6
-"""Reasons that one error names."""
+"""Maximum number of reasons in one error message."""
 _NUMBER: Final = re.compile(r"(?<=[.`])\d+(?=[.`])")
 _WIDTH: Final = 100
 _COMPARED: Final = 200
-"""Above this many keys of one shape on a side, names alone tell too little."""
+"""Maximum number of keys of one shape paired by similar names; above it names do not decide."""
 _OPEN: Final = (
     "# Open: what follows is not decided yet. Take the `# ` off the steps that are right, correct\n"
     "# them or write others, and run ckptool migrate again with --plan and this file.\n"
@@ -29,27 +29,27 @@ _OPEN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a plan has to decide, and the steps that might."""
+    """A decision that the user has to make, with proposed steps."""
 
     reason: str
     steps: tuple[Op, ...] = ()
-    """Proposals: none of them is proved."""
+    """Proposed steps, unverified."""
     named: bool = False
-    """Whether another question's proposal has its key already."""
+    """Whether the proposed steps of another decision use the same key."""
 
 
 class UndecidedError(PlanError):
-    """No plan follows from the file and the module alone."""
+    """File and module do not determine a plan."""
 
     def __init__(self, name: str, plan: Plan, questions: tuple[Question, ...]) -> None:
         super().__init__(f"{name}: cannot decide: {_in_one_line(questions)}")
         self.plan = plan
-        """What could be derived."""
+        """The part of the plan that could be derived."""
         self.questions = questions
 
     @property
     def draft(self) -> str:
-        """The text of a plan's file: what was derived, and what is open as comments."""
+        """TOML text of a plan file: the derived steps, then the open decisions as comments."""
         return (
             plan_text(self.plan)
             + "\n"
@@ -59,7 +59,7 @@ class UndecidedError(PlanError):
 
 
 def questions(met: Loading) -> tuple[Question, ...]:
-    """Return what is still open, one question for each key or group of keys."""
+    """Return the open decisions, one for each key or group of keys; () if `diff` loads strictly."""
     told = {k for one in met.restyles for k in (*one.file_keys, *one.module_keys)}
     told |= {k for one in met.fused for k in (one.whole, *one.pieces)}
     proposed = _proposed(met, told)
@@ -75,7 +75,7 @@ def questions(met: Loading) -> tuple[Question, ...]:
 
 
 def _other_forms(met: Loading) -> Iterator[Question]:
-    """Yield what the file has in a form from which the module's does not follow."""
+    """Yield decisions on reparametrizations and fused projections without a safe conversion."""
     for one in met.restyles:
         if not one.bridged:
             yield Question(
@@ -146,7 +146,10 @@ def _misshapen(met: Loading) -> Iterator[Question]:
 
 
 def _proposed(met: Loading, told: set[str]) -> dict[str, str]:
-    """Pair missing with unexpected tensors of one shape: in order where there are as many."""
+    """Return proposed renames, missing key -> unexpected key of the same shape.
+
+    Groups of equal size are paired in order, others by similar names.
+    """
     wanted = [c.expected for c in met.changes if isinstance(c, Missing) and c.key not in told]
     there = [c.actual for c in met.changes if isinstance(c, Unexpected) and c.key not in told]
     pairs: dict[str, str] = {}
@@ -180,7 +183,7 @@ def _grouped(
 
 
 def _alike(wanted: list[str], there: list[str]) -> dict[str, str]:
-    """Pair those whose names are the most alike, each at most once."""
+    """Pair the keys with the most similar names, each at most once."""
     if max(len(wanted), len(there)) > _COMPARED:
         return {}
     scored = sorted(
@@ -195,7 +198,7 @@ def _alike(wanted: list[str], there: list[str]) -> dict[str, str]:
 
 
 def _in_one_line(found: tuple[Question, ...]) -> str:
-    """Return the reasons, those that differ in the number of a layer only in one."""
+    """Join the reasons; those that differ only in layer numbers become one with a count."""
     folded: dict[str, list[str]] = {}
     for one in found:
         folded.setdefault(_NUMBER.sub("*", one.reason), []).append(one.reason)

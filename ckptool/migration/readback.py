@@ -1,4 +1,4 @@
-"""What was written, read again -> its digests; a difference from what was meant is an error."""
+"""Read back a written file, compare it with its draft, and compute its digests."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,13 +27,13 @@ def read_back(
     limits: Limits,
     proved: Mapping[int, Span] = MappingProxyType({}),
 ) -> Digests:
-    """Compare the file at `path` with the draft, element by element.
+    """Compare the file at `path` with the draft, element by element, and return its digests.
 
-    Without `prints`, no digests are taken. What `proved` says was read back when it was written is
-    not read again: position in the file -> the bytes that are there.
+    Without `get_fingerprints` the digests are "". `verified_spans` (position in the file -> source
+    span) has the tensors that were read back when they were written; they are not read again.
 
     Raises:
-        WriteError: it does not hold what it should.
+        WriteError: keys or elements differ from the draft.
     """
     written = open_checkpoint(path, limits)
     found = _state(written, draft, target)
@@ -54,7 +54,7 @@ def read_back(
     if prints is None:
         return Digests("", "")
     before = prints(draft.state)
-    # What is equal to a tensor of the source has the fingerprint of that.
+    # Tensors that equal a tensor of the source have its fingerprint.
     known = {key: before[item.origin] for key, item in plain.items() if item.origin in before}
     fresh = [key for key in found if key not in known]
     known |= zip(fresh, fingerprint_many(found[key] for key in fresh), strict=True)
@@ -70,7 +70,7 @@ def _state(written: Checkpoint, draft: Draft, target: Path) -> Mapping[str, Tens
 
 
 def _around(draft: Draft, written: Checkpoint) -> Iterable[tuple[str, TensorInfo, TensorInfo]]:
-    """Yield the tensors of all other states that the result should have kept."""
+    """Yield (key, source, result) for the tensors of all other state_dicts of the file."""
     places: dict[str, State] = {s.at: s for s in written.states}
     for state in draft.checkpoint.states:
         kept = places.get(state.at)

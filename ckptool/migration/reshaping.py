@@ -1,7 +1,8 @@
-"""The operations on tensors: each changes how elements are described, and none of them moves one.
+"""Operations on tensors: they change shape, strides, offsets or ties, and move no bytes.
 
 A transposed tensor is the same bytes with other strides, a split one has other offsets, a
-concatenated one is made of chunks. Only `cast` computes, and `execute.py` does it while it writes.
+concatenated one consists of chunks. `cast` is computed by `tensor_bytes.py` during the write;
+`bake` stores a product.
 """
 
 from fnmatch import fnmatchcase
@@ -20,18 +21,18 @@ FLOATS = frozenset(
     {"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2",
      "float8_e4m3fnuz", "float8_e5m2fnuz"}
 )  # fmt: skip
-"""What a cast may start from and end at: never integers, bools or complex numbers."""
+"""Dtypes that `cast` converts from and to: no integer, bool or complex dtypes."""
 
 
 class Cast(Operation, frozen=True, kw_only=True, tag="cast"):
-    """Convert the floating point tensors that match `keys` to `dtype`, but for those in `keep`."""
+    """Convert the floating point tensors that match `keys` to `dtype`, except those in `keep`."""
 
     dtype: str
-    """torch's name without the prefix: "bfloat16"."""
+    """torch dtype name without the prefix, for example "bfloat16"."""
     keys: str = "*"
-    """Glob."""
+    """Glob of keys."""
     keep: tuple[str, ...] = ()
-    """Globs: keys that stay as they are."""
+    """Globs of keys that are not converted."""
     loses: ClassVar[str] = "precision, where the new dtype has less"
 
     def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
@@ -61,7 +62,7 @@ class Cast(Operation, frozen=True, kw_only=True, tag="cast"):
 
 
 class Reshape(Operation, frozen=True, kw_only=True, tag="reshape"):
-    """Give the tensor `key` another shape of as many elements; `was` is for the reverse."""
+    """Change the shape of the tensor `key`, with equal numel; `was` is for the reverse."""
 
     key: str
     shape: tuple[int, ...]
@@ -113,7 +114,7 @@ class Transpose(Operation, frozen=True, kw_only=True, tag="transpose"):
 
 
 class Split(Operation, frozen=True, kw_only=True, tag="split"):
-    """Cut the tensor `key` along `dim` into the tensors `into`, evenly or into `sizes`."""
+    """Split the tensor `key` along `dim` into the tensors `into`, evenly or by `sizes`."""
 
     key: str
     into: tuple[str, ...]
@@ -155,7 +156,7 @@ class Split(Operation, frozen=True, kw_only=True, tag="split"):
 
 
 class Concat(Operation, frozen=True, kw_only=True, tag="concat"):
-    """Join the tensors `keys` along `dim` to the tensor `into`; `sizes` is for the reverse."""
+    """Concatenate the tensors `keys` along `dim` to `into`; `sizes` is for the reverse."""
 
     keys: tuple[str, ...]
     into: str
@@ -194,7 +195,7 @@ class Concat(Operation, frozen=True, kw_only=True, tag="concat"):
 
 
 class Tie(Operation, frozen=True, kw_only=True, tag="tie"):
-    """Let `key` share the elements of the tensor `to`, which has the same values."""
+    """Tie `key` to the tensor `to`, which must have equal values: they share a storage."""
 
     key: str
     to: str
@@ -218,7 +219,7 @@ class Tie(Operation, frozen=True, kw_only=True, tag="tie"):
 
 
 class Untie(Operation, frozen=True, kw_only=True, tag="untie"):
-    """Give `key` elements of its own, a copy of those that it shares; `of` is for the reverse."""
+    """Give `key` a storage of its own, a copy of the shared one; `of` is for the reverse."""
 
     key: str
     of: str = ""
@@ -269,7 +270,7 @@ class Bake(Operation, frozen=True, kw_only=True, tag="bake"):
 
 
 class Compact(Operation, frozen=True, kw_only=True, tag="compact"):
-    """Write the views that match `keys` without the larger storages that they are parts of."""
+    """Write the views that match `keys` without the rest of their larger storages."""
 
     keys: str = "*"
     loses: ClassVar[str] = "the elements of storages that no tensor shows"
@@ -293,14 +294,14 @@ class Compact(Operation, frozen=True, kw_only=True, tag="compact"):
 
 
 def narrowed(tensor: TensorInfo, dim: int, start: int, size: int) -> TensorInfo:
-    """Return the elements `start` to `start + size` along one dimension."""
+    """Return the view `start` to `start + size` along `dim`, like torch.narrow."""
     shape = (*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
     offset = tensor.storage_offset + (start * tensor.stride[dim] if prod(shape) else 0)
     return replace(tensor, shape=shape, storage_offset=offset)
 
 
 def joined(key: str, tensors: list[TensorInfo], dim: int) -> TensorInfo:
-    """Return the tensor whose chunks `tensors` are, one after the other along `dim`."""
+    """Return the chunked tensor that concatenates `tensors` along `dim`, like torch.cat."""
     parts, start, rank = [], 0, len(tensors[0].shape)
     for tensor in tensors:
         offsets = tuple(start if n == dim else 0 for n in range(rank))

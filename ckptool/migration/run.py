@@ -1,4 +1,4 @@
-"""A request -> a migrated file, and what was done: describe, plan, dry run, write, verify."""
+"""MigrationRequest -> MigrationResult and the file: describe, plan, dry run, write, verify."""
 
 import shlex
 import sys
@@ -49,24 +49,24 @@ _SUFFIXES = {
 
 
 _RECORD: Final = 16 << 20
-"""Bytes of a record beside a file."""
+"""Maximum size in bytes of the record file beside a .pth."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be done."""
+    """Source, target, plan and options of a migration."""
 
     source: Location
     target: Path | None
-    """None for a dry run that asks for no container."""
+    """None for a dry run without a target."""
     module: "Callable[[Checkpoint], ModuleSpec | nn.Module] | None" = None
-    """Gives the module or its name, once the checkpoint is known."""
+    """Returns the module or its spec for the opened checkpoint."""
     at: str | None = None
     to: str | None = None
     plan: Plan | None = None
-    """None: it is derived."""
+    """None: derive the plan."""
     plan_name: str = ""
-    """Of the file that it is from."""
+    """Path of the plan file, for error messages; "" without one."""
     reverse: bool = False
     wishes: Wishes = field(default_factory=Wishes)
     donor: Location | None = None
@@ -83,7 +83,11 @@ class Request:
 
     @property
     def folder(self) -> bool:
-        """Whether the result is several files: it was, or a size was given."""
+        """Whether the result is a folder of shards.
+
+        True if a shard size is given, or if the source is sharded and neither the target's suffix
+        nor `to` names a container.
+        """
         if self.max_shard_size is not None:
             return True
         several = is_directory(self.source) or self.source.suffix == ".json"
@@ -93,7 +97,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What was done, or would be."""
+    """Outcome of a migration, or of its dry run."""
 
     checkpoint: Checkpoint
     state: State
@@ -102,33 +106,34 @@ class Migration:
     to: str
     target: Path | None
     loading: Loading | None
-    """What the result meets in the module."""
+    """The result compared with the module; None without a module."""
     checks: tuple[Check, ...]
     digests: Digests | None
-    """None where nothing was written."""
+    """None if nothing was written."""
     notes: tuple[str, ...]
     changed: bool
-    """Whether the result is another state than the source."""
+    """Whether the state_dict of the result differs from the source's."""
     again: bool
-    """Whether the plan had been applied to the source already."""
+    """Whether the source already has this plan applied, by its provenance."""
 
     container: Container
-    """Of the result."""
+    """Container of the result."""
 
     @property
     def converted(self) -> bool:
-        """Whether the container is another one, or a pickled module became a state_dict."""
+        """Whether the state_dict or the container differs from the source's."""
         return self.changed or self.checkpoint.container is not self.container
 
 
 def run(request: Request) -> Migration:
-    """Do what is asked for.
+    """Run a migration: describe, plan, apply, write, read back, verify.
 
     Raises:
         ReadError: the source cannot be read.
         ModuleError: the module cannot be built.
-        PlanError: something cannot be decided, or the plan does not fit.
-        WriteError: the result could not be completed; the target is as it was.
+        PlanError: the plan is undecided, or cannot be applied.
+        WriteError: the result could not be completed; the target is unchanged.
+        UsageError: the options of the request contradict each other.
     """
     to = _container(request)
     with interruptible(), Memory() as memory, Prints() as prints, Ahead() as ahead:
@@ -195,7 +200,7 @@ def _opened(request: Request, memory: Memory) -> Checkpoint:
 
 
 def _begin(request: Request, to: str, checkpoint: Checkpoint, prints: Prints, ahead: Ahead) -> None:
-    """Begin what is wanted whatever the plan: importing torch and building a module takes long."""
+    """Start plan-independent work (copying, fingerprints) while torch is imported."""
     if request.target is None or request.dry_run or request.folder or len(checkpoint.states) != 1:
         return
     state = checkpoint.states[0]
@@ -217,7 +222,7 @@ def _begin(request: Request, to: str, checkpoint: Checkpoint, prints: Prints, ah
 
 
 def _imports_torch(request: Request) -> bool:
-    """Tell whether the module is going to take over a second in which no thread gets far."""
+    """Return whether building the module imports torch, which starves threads for a second."""
     return request.module is not None and "torch" not in sys.modules
 
 
@@ -275,7 +280,7 @@ def _live(request: Request, checkpoint: Checkpoint) -> "Live | None":
 
 
 def _state(checkpoint: Checkpoint, module: ModuleState | None, request: Request) -> State:
-    """Return the state that is migrated: the named one, the best match, or the only one."""
+    """Return the state_dict to migrate: at `request.at`, else the best match, else the only one."""
     if request.at is not None:
         state = state_at(checkpoint, request.at)
     elif module is not None:
@@ -293,11 +298,11 @@ def _state(checkpoint: Checkpoint, module: ModuleState | None, request: Request)
 
 
 def _plan(request: Request, draft: Draft, module: ModuleState | None, sources: Sources) -> Plan:
-    """Return the plan that was given, or the one that is derived.
+    """Return the plan of the request, or derive one.
 
     Raises:
-        UndecidedError: nothing can be derived; what is open is where the plan was to be saved.
-        UsageError: a plan and single steps were given.
+        PlanError: no plan can be derived; `--save-plan` then gets the open decisions.
+        UsageError: the request has both a plan and key overrides.
     """
     if request.plan is None:
         try:
@@ -324,7 +329,7 @@ def _record(draft: Draft) -> str | None:
 
 
 def _with_way_out(error: UndecidedError, request: Request) -> PlanError:
-    """Save what could be derived, with what is open in comments, and say so."""
+    """Save the derived steps with the open decisions as comments; return the error with a hint."""
     if request.save_plan is None:
         way = "--save-plan FILE writes the plan so far, with all that is open, to be edited"
     else:
@@ -347,7 +352,7 @@ def _save_plan(request: Request, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """A plan that was applied, to be written."""
+    """A draft with its plan applied, ready to write."""
 
     request: Request
     to: str
@@ -384,6 +389,6 @@ class _Done:
         tied: Mapping[str, str] = {}
         if self.to == SAFETENSORS:
             tied = ties.split_ties(self.result)[1]
-        # A pickled module at the root gives a state_dict at the root.
+        # A pickled module at the root becomes a state_dict at the root.
         safetensors = self.to == SAFETENSORS
         return Written(path, target or path, safetensors, self.result.state.at, tied, self.unmet)

@@ -1,4 +1,4 @@
-"""A draft -> which tensor goes to which file of a folder, and which files stay as they are."""
+"""Draft -> ShardLayout: which tensor goes to which shard, and which shards are unchanged."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,27 +20,27 @@ from ckptool.model import Container, State, natural
 
 @dataclass(slots=True)
 class Shard:
-    """One file of the result."""
+    """One shard of the result."""
 
     name: str
     items: dict[str, Item] = field(default_factory=dict)
     kept: Location | None = None
-    """The file of the source that it is, byte for byte."""
+    """Identical file of the source, to be linked or copied; None if the shard is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All files of the result."""
+    """All shards of the result, and the name of the index file."""
 
     index: str
     shards: tuple[Shard, ...]
     ties: Mapping[str, str]
     metadata: Mapping[str, Any]
-    """What the source's index says besides its map."""
+    """Metadata of the source's index."""
 
 
 def lay_out(draft: Draft, most: int | None) -> Layout:
-    """Return the files: those of the source where it has some, else as many as `most` asks for."""
+    """Return the layout: the source's if it is sharded and `max_nbytes` is None, else a new one."""
     items, tied = split_ties(draft)
     sharded = draft.checkpoint.container is Container.SHARDED_SAFETENSORS
     if most is None and sharded:
@@ -52,7 +52,7 @@ def lay_out(draft: Draft, most: int | None) -> Layout:
 
 
 def part(draft: Draft, shard: Shard) -> Draft:
-    """Return the draft of one file alone."""
+    """Return the draft of one shard."""
     tensors = {i.origin: i.tensor for i in shard.items.values() if i.origin}
     state = State(draft.state.at, tensors, versions=draft.state.versions)
     checkpoint = replace(draft.checkpoint, states=(state,))
@@ -60,7 +60,7 @@ def part(draft: Draft, shard: Shard) -> Draft:
 
 
 def _as_before(draft: Draft, items: Mapping[str, Item]) -> Iterator[Shard]:
-    """Leave every tensor in its file; a new one goes where its neighbours are."""
+    """Yield shards with every tensor in its source file; new tensors join the nearest key."""
     before = {path.name: path for path in draft.checkpoint.files}
     homes = {key: home for key, item in draft.state.tensors.items() if (home := _home(item))}
     shards = {name: Shard(name) for name in before}
@@ -82,7 +82,7 @@ def _home(tensor: Any) -> str:
 
 
 def _nearest(key: str, homes: Mapping[str, str]) -> str:
-    """Return the file of the tensor whose key begins most like `key`."""
+    """Return the shard of the key that shares the most leading segments with `key`."""
     wanted = key.split(".")
 
     def alike(other: str) -> int:
@@ -94,7 +94,7 @@ def _nearest(key: str, homes: Mapping[str, str]) -> str:
 
 
 def _filled(items: Mapping[str, Item], most: int | None) -> list[Shard]:
-    """Fill files up to `most` bytes, in the natural order of keys."""
+    """Fill shards up to `max_nbytes` bytes (None: one shard), in natural key order."""
     shards, room = [Shard("")], most or 0
     for key in sorted(items, key=natural):
         nbytes = blob(items[key]).nbytes
@@ -117,7 +117,7 @@ def _index_of(draft: Draft) -> Location | None:
 
 
 def _index_metadata(index: Location | None) -> dict[str, Any]:
-    """Return the metadata of an index that was read before, and found to be sound."""
+    """Return the metadata of an index file; its JSON was validated when it was opened."""
     if index is None:
         return {}
     with open_source(index) as source:

@@ -1,4 +1,4 @@
-"""Where an injected value comes from -> the description of its elements."""
+"""Source of an injected value (`file:PATH#KEY`, `constructor` ...) -> TensorInfo."""
 
 import ctypes
 import json
@@ -25,17 +25,17 @@ FORMS: Final = (
     "attribute", "attribute:PATH", "constructor", "file:PATH#KEY", "npz:PATH#KEY",
     "literal:VALUE", "seed:N", "zeros",
 )  # fmt: skip
-"""How a source is written."""
+"""Syntax of a source."""
 
 _CODES: Final = {
     "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h",
     "int8": "b", "uint64": "Q", "uint32": "I", "uint16": "H", "uint8": "B", "bool": "?",
 }  # fmt: skip
-"""dtype -> struct's code, for literals."""
+"""dtype -> format character of `struct`, for literals."""
 
 
 class Sources:
-    """Finds values; opens what they lie in once."""
+    """Resolves the sources of injected values; opens each file once and caches results."""
 
     def __init__(
         self,
@@ -56,16 +56,16 @@ class Sources:
 
     @property
     def expected(self) -> Mapping[str, TensorInfo] | None:
-        """What the module saves."""
+        """State_dict tensors of the module by key; None without a module."""
         if self._live is None:
             return None
         return {key: held.tensor for key, held in self._live.state.saved.items()}
 
     def value(self, op: Inject, draft: Draft) -> TensorInfo:
-        """Return where the elements are that `op` injects, checked against what it says of them.
+        """Return the description of the tensor that `op` injects, with dtype and shape checked.
 
         Raises:
-            PlanError: the source has no such value, or none that can be trusted.
+            PlanError: the source has no such value, or none that is reproducible.
         """
         if op not in self._known:
             found = self._found(op, draft)
@@ -74,7 +74,7 @@ class Sources:
         return self._known[op]
 
     def attribute(self, path: str, draft: Draft) -> TensorInfo | None:
-        """Return what the pickled module, of the source or of `--from`, holds at `path`."""
+        """Return attribute `path` of the pickled module of the source or of `--from`, or None."""
         places: list[Mapping[str, TensorInfo]] = [draft.state.unsaved]
         if self._donor is not None:
             states = self._open(self._donor).states
@@ -82,14 +82,14 @@ class Sources:
         for place in places:
             if path in place:
                 return place[path]
-        # A plain list of layers that is a ModuleList now: `layers[0].bias` is `layers.0.bias`.
+        # A plain list of layers that became a ModuleList: `layers[0].bias` is `layers.0.bias`.
         return next((t for p in places for key, t in p.items() if dotted(key) == path), None)
 
     def product(self, key: str, one: TensorInfo, other: TensorInfo) -> TensorInfo:
-        """Return where the products of two tensors' elements are, computed once.
+        """Return the description of the elementwise product, computed once.
 
         Raises:
-            PlanError: they cannot be read, or have not the same form.
+            PlanError: a tensor cannot be read, or dtype or shape differ.
         """
         form = one.dtype, one.shape
         if form != (other.dtype, other.shape):
@@ -164,7 +164,7 @@ class Sources:
         return self._opened[path]
 
     def _written(self, op: Inject, text: str) -> TensorInfo:
-        """Make a tensor of what stands in the plan; its form is given there or by the module."""
+        """Build a tensor from a JSON literal; dtype and shape are `op`'s, else the module's."""
         try:
             value = json.loads(text)
         except ValueError as error:
@@ -204,7 +204,7 @@ def _packed(op: Inject, dtype: str, flat: list[float]) -> bytes:
     if not any(flat) and dtype in BITS:
         return bytes(len(flat) * BITS[dtype] // 8)
     if dtype == "bfloat16":
-        # The upper half of a float32; what it would cut off must be zero.
+        # bfloat16 is the upper half of a float32; the lower half must be zero.
         wide = [struct.pack("<f", number) for number in flat]
         if all(word[:2] == b"\0\0" for word in wide):
             return b"".join(word[2:] for word in wide)

@@ -1,4 +1,4 @@
-"""A file against the module that is to load it -> the plan, or every reason why there is none."""
+"""Draft and ModuleInfo -> Plan, or UndecidedError with every open decision."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from ckptool.styles import Style
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user said of single keys."""
+    """Single keys that the user injects or drops (--inject, --drop)."""
 
     inject: Mapping[str, str] = field(default_factory=dict)
     """Key -> source."""
@@ -36,15 +36,15 @@ class Wishes:
 
 
 def suggest(draft: Draft, module: ModuleState | None, sources: Sources, wishes: Wishes) -> Plan:
-    """Return what has to be done so that `module` loads the draft strictly.
+    """Derive the plan after which the module loads the draft strictly.
 
-    Without a module, what was wished for and nothing else.
+    Without a module, the plan has only the overrides.
 
     Raises:
-        UndecidedError: something cannot be decided; it has every such key, with the way out.
+        UndecidedError: keys remain undecided; it has the open decisions and the partial plan.
     """
     steps = _Steps(draft, module, sources)
-    # A key to be dropped may be meant as the file has it, or as the module would.
+    # A key to drop may be a key of the file, or a key after renaming to the module's.
     before = [key for key in wishes.drop if matching(draft, key) or key in draft.others]
     steps.add_all(Drop(key=key, why="asked for") for key in before)
     if module is not None:
@@ -66,9 +66,9 @@ def suggest(draft: Draft, module: ModuleState | None, sources: Sources, wishes: 
 
 
 def outcome(draft: Draft, module: ModuleState, *, alone: bool = False) -> Loading:
-    """Return what loading the draft's result would meet: a dry run is the same code as `diff`.
+    """Compare the draft's result with the module, with the same code as `diff`.
 
-    With `alone`, the container holds nothing but the state itself.
+    With `state_only`, the container has no other state_dicts and entries (safetensors).
     """
     result = described(draft)
     if alone:
@@ -77,13 +77,13 @@ def outcome(draft: Draft, module: ModuleState, *, alone: bool = False) -> Loadin
 
 
 def described(draft: Draft) -> Checkpoint:
-    """Return the checkpoint as if the draft had been written in place of its state."""
+    """Return the checkpoint with the draft's result in place of its source state_dict."""
     states = [s for s in draft.checkpoint.states if s.at != draft.state.at]
     return replace(draft.checkpoint, states=(draft.described, *states))
 
 
 class _Steps:
-    """The plan so far, and the draft that it leads to."""
+    """The operations so far, and the draft after them."""
 
     def __init__(self, draft: Draft, module: ModuleState | None, sources: Sources) -> None:
         self.ops: list[Op] = []
@@ -103,7 +103,7 @@ class _Steps:
 
 
 def _key_changes(met: Loading, draft: Draft) -> Iterator[Op]:
-    """Yield the changes of prefixes, or single renames where those would change other keys too."""
+    """Yield prefix operations, or single renames where those would give other keys."""
     if met.rewrite is None:
         return
     ops = list(_prefixes(met.rewrite))
@@ -126,7 +126,7 @@ def _prefixes(rewrite: Rewrite) -> Iterator[Op]:
 
 
 def _leads_to(ops: list[Op], draft: Draft, wanted: Mapping[str, str]) -> bool:
-    """Whether `ops` rename the keys as `wanted`, and no others."""
+    """Return whether `ops` rename the keys as in `new_keys` (old -> new)."""
     steps: list[Operation] = list(ops)
     try:
         for op in steps:
@@ -138,7 +138,7 @@ def _leads_to(ops: list[Op], draft: Draft, wanted: Mapping[str, str]) -> bool:
 
 
 def _restyles(met: Loading) -> Iterator[Op]:
-    """Yield what leads from one form of a parameter to another, where nothing is computed anew."""
+    """Yield renames between parametrization styles, and the bake of a pruned parameter."""
     for one in met.restyles:
         why = f"{one.want} for {one.have} (CK217)"
         yield from (Rename(key=old, to=new, why=why) for old, new in one.renames.items())
@@ -156,13 +156,13 @@ def _renames(met: Loading) -> Iterator[Op]:
 
 
 def _retied(met: Loading) -> Iterator[Op]:
-    """Yield the names that the file left out of a tie, as safetensors does."""
+    """Yield tie operations for tied keys that the file omits, as safetensors does."""
     for key, kept in met.tied.items():
         yield Tie(key=key, to=kept, why="one tensor under two names in the module (CK501)")
 
 
 def _injections(steps: _Steps) -> Iterator[Op]:
-    """Yield what brings missing tensors back: from an attribute, else from the constructor."""
+    """Yield injections of missing tensors: from an attribute, else from the constructor."""
     met = steps.loading
     for key in met.missing_keys:
         held = met.module.saved.get(key)
@@ -182,7 +182,7 @@ def _injections(steps: _Steps) -> Iterator[Op]:
 
 
 def _counts_batches(held: Held, met: Loading) -> bool:
-    """Whether it is the counter of a normalisation layer whose statistics are in the file."""
+    """Return whether it is num_batches_tracked of a norm layer whose statistics the file has."""
     owner, _, name = held.key.rpartition(".")
     there = f"{owner}.running_var".lstrip(".") in met.state.tensors
     ours = held.owner.startswith("torch.") and (held.tensor.dtype, held.tensor.shape) == (

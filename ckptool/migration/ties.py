@@ -1,4 +1,4 @@
-"""Names of one tensor <-> a record in safetensors' metadata: the file has room for one of them."""
+"""Tied keys <-> record in safetensors' metadata: the file stores a tied tensor under one key."""
 
 import json
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from ckptool.migration.draft import Draft, Item
 from ckptool.model import TensorInfo, natural
 
 KEY: Final = "ckptool.ties"
-"""Where `__metadata__` maps the names that were left out to the one that was kept."""
+"""Key in `__metadata__` of the mapping from omitted tied keys to the key that is stored."""
 
 
 def split_ties(draft: Draft) -> tuple[dict[str, Item], dict[str, str]]:
-    """Return the items to write, and for each one left out the key of its tie."""
+    """Return the items to write, and a mapping from each omitted tied key to the stored key."""
     kept: dict[object, str] = {}
     ties: dict[str, str] = {}
-    # The name that the source has stays, so that no more files change than must.
+    # Prefer the key that the source stores, so that fewer shards change.
     own = {key: item.origin == key for key, item in draft.items.items()}
     for key in sorted(draft.items, key=lambda key: (not own[key], natural(key))):
         first = kept.setdefault(draft.items[key].identity, key)
@@ -29,7 +29,7 @@ def split_ties(draft: Draft) -> tuple[dict[str, Item], dict[str, str]]:
 def with_ties(
     tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 ) -> dict[str, TensorInfo]:
-    """Return `tensors` with the names that the record has besides."""
+    """Return `tensors` with the omitted tied keys of the record added."""
     found = dict(tensors)
     for name, kept in _record(metadata).items():
         if kept in tensors and name not in found:
@@ -38,14 +38,14 @@ def with_ties(
 
 
 def with_ties_restored(draft: Draft) -> Draft:
-    """Return the draft of a safetensors file with the names that it left out."""
+    """Return the draft of a safetensors file with its omitted tied keys added."""
     tensors = with_ties(draft.state.tensors, draft.checkpoint.metadata)
     added = {key: Item(tensor) for key, tensor in tensors.items() if key not in draft.items}
     return replace(draft, items={**draft.items, **added}) if added else draft
 
 
 def text(ties: Mapping[str, str]) -> str:
-    """Return the record of ties as it stands in the metadata."""
+    """Return the tie record as JSON, the form stored in the metadata."""
     return json.dumps(dict(ties))
 
 

@@ -1,7 +1,7 @@
-"""A draft -> what torch.save would write: a pickle, and the storages that it refers to.
+"""Draft -> TorchFile: the pickle and the storages that torch.save would write.
 
-Where the source is a file of torch.save, its own pickle is written again, with another state_dict
-in the place of the old one: an epoch, an optimizer, an object of an unknown class stay.
+If the source is a torch.save zip, its own pickle is written again with the state_dict replaced:
+an epoch, an optimizer or an object of an unknown class stay.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,19 +38,21 @@ _STORAGE, _CPU = "storage", "cpu"
 
 @dataclass(slots=True)
 class TorchFile:
-    """What is to be written."""
+    """Content of a torch.save zip file."""
 
     pickle: bytes
     storages: list[Record]
     made: dict[str, str] = field(default_factory=dict)
-    """Key of a tensor -> the storage that was made for it alone."""
+    """Tensor key -> key of a storage of its own (unused)."""
 
 
 def torch_file(draft: Draft, limits: Limits, *, changed: bool) -> TorchFile:
     """Return the pickle and the storages of the result.
 
+    Without `changed`, the source's pickle is kept as it is.
+
     Raises:
-        PlanError: the source's own objects cannot be written again around the new state_dict.
+        PlanError: the source's objects cannot be pickled again around the new state_dict.
     """
     source = _Source(draft, limits)
     root, protocol = source.graph.root, source.graph.protocol
@@ -67,7 +69,7 @@ def torch_file(draft: Draft, limits: Limits, *, changed: bool) -> TorchFile:
 
 
 class _Source:
-    """The pickle and the storages of the source, where torch.save wrote it; else nothing."""
+    """Pickle graph and storages of a torch.save zip source; empty for other containers."""
 
     def __init__(self, draft: Draft, limits: Limits) -> None:
         self.graph = Graph(None, 2)
@@ -115,7 +117,7 @@ def _graph(data: bytes, limits: Limits, path: object) -> Graph:
 
 
 class _Maker:
-    """Makes nodes for tensors that are not in the source's pickle as they are wanted."""
+    """Builds pickle nodes and storages for tensors that the source's pickle does not have."""
 
     def __init__(self, source: _Source) -> None:
         self.blobs: dict[str, Blob] = {}
@@ -124,7 +126,7 @@ class _Maker:
         self._next = 0
 
     def tensor(self, item: Item) -> Opaque:
-        """Return the node of a tensor with a storage of its own, which its ties share."""
+        """Return the node of a tensor with a new storage, shared with tied tensors."""
         if item.identity not in self._storages:
             self._storages[item.identity] = (self._storage(item), item)
         storage, first = self._storages[item.identity]
@@ -148,7 +150,7 @@ class _Maker:
 
 
 def _replaced(root: Any, draft: Draft, maker: _Maker) -> Any:
-    """Return the tree with the result's state_dict where the source's is."""
+    """Return the pickle tree with the source's state_dict replaced by the result's."""
     if root is None or not draft.state.at:
         return _state_dict(root, draft, maker)
     for place, node, put in _places(root):
@@ -168,7 +170,7 @@ def _holds(node: Any, draft: Draft) -> bool:
 
 
 def _state_dict(old: Any, draft: Draft, maker: _Maker) -> Any:
-    """Return the node of the result; a tensor that is still the source's keeps its own node."""
+    """Return the node of the result's state_dict; unchanged tensors keep their source nodes."""
     before = _pairs(old) if draft.state.role != "module" else {}
     pairs: dict[Any, Any] = {}
     for key, item in draft.items.items():
@@ -208,7 +210,7 @@ def _metadata(versions: Mapping[str, int | None]) -> Opaque:
 
 
 def _pairs(node: Any) -> dict[str, tuple[Any, Any]]:
-    """Return text of the key -> (key, node) of what a mapping or a list holds."""
+    """Return the children of a mapping or list: key as text -> (key, node)."""
     if type(node) is Opaque:
         node = node.pairs or node.items or {}
     if isinstance(node, dict):
@@ -222,7 +224,7 @@ Put = Callable[[Any], None]
 
 
 def _places(root: Any) -> Iterator[tuple[str, Any, Put]]:
-    """Yield every node inside containers with its place, and what puts another one there."""
+    """Yield (path, node, setter) for every node inside containers."""
     todo: list[tuple[str, Any]] = [("", root)]
     seen: set[int] = set()
     while todo:
@@ -251,7 +253,7 @@ def _children(node: Any) -> Iterator[tuple[str, Any, Put]]:
 
 
 def _arguments(node: Opaque) -> Iterator[Any]:
-    """Yield the containers that an object is made of: `OrderedDict([...])`, `Counter({...})`."""
+    """Yield the dicts among an object's constructor arguments: `Counter({...})`."""
     if type(node.func) is not Class:
         yield from (part for part in node.args if isinstance(part, dict))
 

@@ -1,4 +1,4 @@
-"""A written file and the module -> what was checked of it: passed, failed, or skipped and why."""
+"""PendingFile and module -> CheckResults: strict load and forward."""
 
 import pickle
 import warnings
@@ -20,39 +20,45 @@ NO_MODULE: Final = "no module was named: -m package.module:Name"
 
 
 class Check(Struct, frozen=True):
-    """One check of the result."""
+    """Result of one check of the written file."""
 
     name: str
     result: str
-    """"passed" or "skipped"; one that fails is an error, and nothing is kept."""
+    """"passed" or "skipped"; a failed check raises, and the file is discarded."""
     reason: str = ""
 
 
 class Written(Struct, frozen=True):
-    """A file that may be looked at, though it has not got its name yet."""
+    """A complete file at a temporary path, before it is renamed to its target."""
 
     path: Path
     target: Path
     safetensors: bool
     at: str
-    """Place of the state in it."""
+    """Path of the state_dict in the file; "" for the root."""
     ties: Mapping[str, str]
-    """Names that are not in the file -> the name that is."""
+    """Omitted tied keys -> the key that is stored."""
     unmet: str = ""
-    """What is known to keep it from loading strictly, in words."""
+    """Text of known obstacles to strict loading; "" for none."""
 
 
 def verify(written: Written, live: "Live | None", proof: "Proof | None") -> tuple[Check, ...]:
-    """Return what every check says of the file.
+    """Run all checks of the file.
 
     Raises:
-        WriteError: one failed.
+        WriteError: a check failed.
     """
     return strict_load(written, live), forward(written, proof)
 
 
 def strict_load(written: Written, live: "Live | None") -> Check:
-    """Load the file into the module with strict=True, without room for its parameters."""
+    """Load the file into the module with strict=True and assign=True: no copy of the parameters.
+
+    Skipped without a module, or if torch.load(weights_only=True) refuses the file.
+
+    Raises:
+        WriteError: load_state_dict failed.
+    """
     name = "strict load"
     if live is None:
         return Check(name, "skipped", NO_MODULE)
@@ -73,14 +79,14 @@ def strict_load(written: Written, live: "Live | None") -> Check:
 
 
 def forward(written: Written, proof: "Proof | None") -> Check:
-    """Run the module on the file's tensors, where inputs were given."""
+    """Run the module on the file's tensors; skipped without inputs."""
     if proof is None:
         return Check("forward", "skipped", "not asked for: --input or --inputs")
     return proof(written)
 
 
 Proof = Callable[[Written], Check]
-"""Runs the levels of `ckptool verify` on a file that has not got its name yet."""
+"""Runs the levels of `ckptool verify` on a pending file."""
 
 
 def _loaded(written: Written) -> "dict[str, torch.Tensor]":
@@ -95,7 +101,7 @@ def _loaded(written: Written) -> "dict[str, torch.Tensor]":
 
 
 def _steps(found: Any, at: str) -> list[Any]:
-    """Return the keys that lead to a place: a key may have dots in it."""
+    """Return the keys on the path `at`; a key may contain dots."""
     if not at:
         return []
     for key in found if isinstance(found, dict) else range(len(found)):

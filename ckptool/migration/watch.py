@@ -1,4 +1,4 @@
-"""Files that are read -> whether they are still what they were when reading began."""
+"""Detect source files that change while they are read."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ _Mark = tuple[int, int, int, int]
 
 
 class Watch:
-    """Remembers device, inode, size and time of change of every file, before it is opened."""
+    """Records device, inode, size and mtime of every source file before it is opened."""
 
     def __init__(self) -> None:
         self._marks: dict[Path, _Mark] = {}
@@ -18,13 +18,13 @@ class Watch:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those of this machine."""
+        """Local files that are guarded."""
         return tuple(self._marks)
 
     def add(self, path: Location) -> None:
-        """Watch a file, or all files of a folder; what is not there, reading it will say.
+        """Record a file, or all files of a folder; missing files are ignored here.
 
-        A remote file is held to what it was when it was first seen.
+        A remote file is compared with the state of its first request.
 
         Raises:
             ReadError: the folder cannot be listed.
@@ -42,11 +42,11 @@ class Watch:
                 self._marks.setdefault(file, mark)
 
     def check(self) -> None:
-        """Raise if a file is not what it was.
+        """Raise if a recorded file has changed since it was recorded.
 
         Raises:
-            WriteError: it was changed, replaced or taken away: nothing may be made of it.
-            ReadError: a remote one was, or cannot be reached any more.
+            WriteError: a local file was changed, replaced or removed.
+            ReadError: a remote file was changed, or can no longer be reached.
         """
         for path, mark in self._marks.items():
             if _mark(path) != mark:

@@ -1,4 +1,4 @@
-"""A draft -> the file: written beside its name, read back, loaded, and only then given the name."""
+"""WriteJob -> file: written to a temporary path, read back, loaded, then renamed to its target."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -28,14 +28,14 @@ SAFETENSORS, TORCH = "safetensors", "pth"
 FORMAT = ("format", "pt")
 _RESERVE: Final = 64 << 10
 _ENTRY: Final = 256
-"""Bytes for one tensor besides its key: its entry takes half of them, and a plan may need more."""
+"""Header bytes per tensor besides its key; an entry needs half, a plan may lengthen it."""
 _ANY: Final = ("utf-8", "surrogatepass")
 _PAGE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is written where, and what has to hold before it gets its name."""
+    """A draft to write, its target, and the checks to pass before the rename."""
 
     draft: Draft
     plan: Plan
@@ -43,29 +43,29 @@ class Job:
     to: str
     force: bool
     recorded: bool
-    """Whether the provenance is written."""
+    """Whether the provenance record is written."""
     changed: bool
-    """Whether the state is another than the source's."""
+    """Whether the state_dict differs from the source's."""
     limits: Limits
     progress: Progress
     unchanged: Callable[[], None]
-    """Raises where a source is not what it was."""
+    """Raises if a source file has changed."""
     verify: Callable[[Path], None]
-    """Raises where the file at a path does not load."""
+    """Raises if the file at a path fails its checks."""
     prints: Callable[[State], Fingerprints]
-    """Gives the fingerprints of the source's state."""
+    """Returns the fingerprints of the source's state_dict by key."""
     ahead: Ahead
-    """What was written before the plan was known."""
+    """Copy that was started before the plan was known."""
     links: bool = True
-    """Whether shards that stay may be the same files as the source's."""
+    """Whether unchanged shards may be hard links to the source's files."""
 
 
 def write(job: Job) -> Digests:
-    """Write the result, and return the digests of the source's state and of the result's.
+    """Write the result; return the content digests of the source's and the result's state_dict.
 
     Raises:
-        WriteError: it could not be completed; the target is as it was.
-        ReadError: a source cannot be read any more.
+        WriteError: the file could not be completed; the target is unchanged.
+        ReadError: a source can no longer be read.
     """
     with ExitStack() as stack:
         out = job.ahead.out or stack.enter_context(pending(job.target, force=job.force))
@@ -80,7 +80,7 @@ def _written(job: Job, out: Pending, stack: ExitStack) -> Digests:
         prints = job.prints if job.recorded else None
         proved = job.ahead.proved()
         with ThreadPoolExecutor(2) as pool:
-            # The disk works, and the file is read back, while it is loaded.
+            # Sync and read-back run while the file is loaded into the module.
             synced = pool.submit(out.sync)
             read = pool.submit(
                 read_back, job.draft, out.path, job.target, prints, job.limits, proved
@@ -91,7 +91,7 @@ def _written(job: Job, out: Pending, stack: ExitStack) -> Digests:
         finish(digests)
     outputs = [out]
     if job.to == TORCH and job.recorded:
-        # It is placed first: once the result is at its name, its record is there too.
+        # The record is renamed first: once the result has its name, its record exists.
         outputs.insert(0, _beside(job, digests, stack))
     commit(*outputs, check=job.unchanged)
     return digests
@@ -123,10 +123,10 @@ def _safetensors(job: Job, sink: Sink) -> Finish:
 
 
 def stored(items: Mapping[str, Item]) -> list[safetensors_writer.Stored]:
-    """Return the tensors of a safetensors file in their order there.
+    """Return the tensors of a safetensors file in file order.
 
-    Of one width, those that the source has come first, in its order: so the source's order tells
-    where they will be before the plan is known.
+    Within one element size, tensors of the source come first, in its order, so that their
+    positions are known before the plan is.
     """
     return safetensors_writer.ordered([_stored(key, item) for key, item in items.items()])
 
@@ -138,7 +138,7 @@ def _stored(key: str, item: Item) -> safetensors_writer.Stored:
 
 
 def room_for(state: State) -> int:
-    """Return the bytes that a large file's header gets at least, so that plans do not move data."""
+    """Return the minimum header size in bytes of a large file, so that plans do not move data."""
     if sum(tensor.nbytes for tensor in state.tensors.values()) < LEAST:
         return 0
     length = _RESERVE + sum(len(key.encode(*_ANY)) + _ENTRY for key in state.tensors)
@@ -152,7 +152,7 @@ def _torch(job: Job, sink: Sink) -> Finish:
 
 
 def metadata(job: Job, tied: Mapping[str, str], digests: Digests) -> dict[str, str]:
-    """Return what stands in safetensors' `__metadata__`."""
+    """Return safetensors' `__metadata__`: the source's, versions, ties and provenance."""
     draft = job.draft
     found = dict([FORMAT])
     if draft.checkpoint.container.value.endswith(SAFETENSORS):

@@ -1,4 +1,4 @@
-"""nn.Module -> ModuleState: what a live module holds, saves and leaves out."""
+"""nn.Module -> ModuleInfo: all tensors of a live module, saved and unsaved."""
 
 from ckptool.modules.capture import describe, examine, examine_live, replay
 from ckptool.modules.locate import class_exists

@@ -1,4 +1,4 @@
-"""A class or factory -> two instances of it, built under two seeds with room for no weights."""
+"""ModuleSpec -> BuildPair: construct a module under two seeds, with its parameters on meta."""
 
 import copy
 import random
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 SEEDS: Final = (0, 1)
 REAL_BUILD_BYTES: Final = 8 << 30
-"""A module with more in its parameters is never built with real values."""
+"""Maximum bytes of parameters for a build with real values."""
 
 _ORTHOGONAL: Final = "torch.nn.utils.parametrizations._Orthogonal"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Build:
-    """One instance, and what was noted while it was built."""
+    """One constructed module, with its tensors and its recorded assignments."""
 
     module: "nn.Module"
     held: Walk
@@ -41,17 +41,17 @@ class Build:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Builds:
-    """The same module built twice."""
+    """The same module constructed under both seeds."""
 
     first: Build
     second: Build | None
-    """None where only one could be built."""
+    """None if the second construction raised, or returned the same instance."""
     skipped: tuple[Skipped, ...]
 
 
 @contextmanager
 def random_state() -> Iterator[None]:
-    """Restore the random generators of Python, numpy and torch at the end, exactly."""
+    """Restore the random generators of Python, numpy and torch on exit."""
     import torch
 
     numpy = sys.modules.get("numpy")
@@ -66,10 +66,10 @@ def random_state() -> Iterator[None]:
 
 
 def build(spec: ModuleSpec, function: Callable[..., Any]) -> Builds:
-    """Build the module twice with its parameters on meta, or with real ones where that won't do.
+    """Build the module twice, with parameters on meta if possible, else with real parameters.
 
     Raises:
-        ModuleError: it cannot be built, or what was built is no module.
+        ModuleError: construction raised, or returned something other than an nn.Module.
     """
     given = arguments(spec, function)
     skipped: list[Skipped] = []
@@ -96,10 +96,10 @@ def build(spec: ModuleSpec, function: Callable[..., Any]) -> Builds:
 
 
 def build_under(spec: ModuleSpec, function: Callable[..., Any], seed: int) -> "nn.Module":
-    """Build the module once, with real values, under `seed`.
+    """Build the module once, with real parameters, under `seed`.
 
     Raises:
-        ModuleError: it cannot be built, or what was built is no module.
+        ModuleError: construction raised, or returned something other than an nn.Module.
     """
     given = arguments(spec, function)
     try:
@@ -123,7 +123,7 @@ def _twice(
 ) -> Builds:
     second: Build | None = None
     try:
-        # What it has to warn of was said the first time.
+        # The first build already showed these warnings.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             second = _one(spec, function, given, SEEDS[1], on_meta=on_meta)
@@ -160,7 +160,7 @@ def _one(
 
 
 def _cuda_devices() -> range:
-    """Return the devices with a generator to restore: none as long as CUDA has not started."""
+    """Return the CUDA devices with a generator to restore: none before CUDA is initialized."""
     from torch import cuda
 
     started: Callable[[], bool] = cuda.is_initialized
@@ -168,7 +168,7 @@ def _cuda_devices() -> range:
 
 
 def _own(given: dict[str, object]) -> dict[str, object]:
-    """Return a copy, so that one build cannot change the arguments of the next or share them."""
+    """Return a deep copy, so that builds do not share arguments; the original if copying raises."""
     try:
         with user_code():
             return copy.deepcopy(given)
@@ -180,7 +180,7 @@ def _seed(seed: int) -> None:
     import torch
 
     random.seed(seed)
-    # Not torch.manual_seed(): it would also leave a seed for a CUDA that is not started yet.
+    # Not torch.manual_seed(): it would also queue a seed for CUDA before its initialization.
     torch.default_generator.manual_seed(seed)
     if _cuda_devices():
         torch.cuda.manual_seed_all(seed)
@@ -190,7 +190,7 @@ def _seed(seed: int) -> None:
 
 
 def _lacking(held: Walk) -> str:
-    """Return the path of a tensor that has no value because the parameters have none."""
+    """Return the path of a tensor without a value because parameters are on meta, "" if none."""
     from torch import Tensor
 
     storages = Storages()
@@ -200,7 +200,7 @@ def _lacking(held: Walk) -> str:
     for found in tensors:
         if found.value.is_meta and storages.identity(found.value) not in known:
             return found.path
-    # torch passes over it in silence where this parametrisation cannot be set up on meta.
+    # torch skips this parametrisation silently if it cannot be set up on meta.
     unset = (path for path, owner in held.none_buffers.items() if owner == _ORTHOGONAL)
     return next(unset, "")
 

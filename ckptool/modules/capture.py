@@ -1,4 +1,4 @@
-"""A name, or a live module -> ModuleState: import, build, probe, describe."""
+"""ModuleSpec or live nn.Module -> ModuleInfo: import, build, probe, describe."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def examine(spec: ModuleSpec) -> ModuleState:
-    """Import and build what `spec` names, and describe all state that it holds.
+    """Import and build the module of `spec`, and describe all its state.
 
     Raises:
         ModuleError: it cannot be imported or built, or its state_dict() raises.
@@ -25,7 +25,7 @@ def examine(spec: ModuleSpec) -> ModuleState:
 
 
 def examine_live(spec: ModuleSpec) -> "tuple[ModuleState, nn.Module]":
-    """Return what `examine` does, and the module: its parameters on meta where that was possible.
+    """Return the result of `examine_module`, and the module, with parameters on meta if possible.
 
     Raises:
         ModuleError: it cannot be imported or built, or its state_dict() raises.
@@ -47,7 +47,7 @@ def examine_live(spec: ModuleSpec) -> "tuple[ModuleState, nn.Module]":
 
 
 def replay(spec: ModuleSpec, seed: int) -> "nn.Module":
-    """Build what `spec` names with real values, as it comes out under `seed`.
+    """Build the module of `spec` with real parameters under `seed`.
 
     Raises:
         ModuleError: it cannot be imported or built, or it is an instance.
@@ -60,7 +60,7 @@ def replay(spec: ModuleSpec, seed: int) -> "nn.Module":
 
 
 def describe(module: "nn.Module", target: str) -> ModuleState:
-    """Describe all state that a live module holds; it is left as it is.
+    """Describe all state of a live module without changing it.
 
     Raises:
         ModuleError: it cannot be examined, or its state_dict() raises.
@@ -116,7 +116,7 @@ def _walked(module: "nn.Module", target: str) -> Walk:
 def _copy_followed(
     module: "nn.Module", held: Walk
 ) -> tuple[dict[str, Following], tuple[Skipped, ...]]:
-    """Probe a copy: the module itself is not ours to move."""
+    """Probe a copy of `module` on meta: the user's module must not be moved."""
     try:
         copied = duplicate(module, held)
     except UserCodeError as error:

@@ -1,4 +1,4 @@
-"""A container, or an object that holds others -> what it holds, each with its step of a path."""
+"""Container or plain object -> its children, each with its path step."""
 
 import dataclasses
 import sys
@@ -10,19 +10,19 @@ from types import FunctionType, MappingProxyType, MethodType, SimpleNamespace
 from typing import Final
 
 ATOMS: Final = (str, bytes, int, float, complex, bool, type(None), type, range, slice)
-"""What holds nothing."""
+"""Types without children."""
 _OPAQUE: Final = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
-"""Packages whose own objects are not searched: they hold no state of a model."""
+"""Packages whose objects are not searched: they hold no model state."""
 
 
 def children(value: object) -> Iterator[tuple[str, object]]:
-    """Yield what `value` contains, each with its step of the path."""
+    """Yield (path step, child) for each child of `value`: ("[0]", x), (".name", x)."""
     match value:
         case dict() | MappingProxyType():
             for index, (key, child) in enumerate(list(value.items())):
                 yield _key(key, index), child
         case list() | tuple() | deque():
-            # list(value) would ask for a length, which e3nn's tuples refuse to tell.
+            # list(value) calls len(), which raises for e3nn's tuples.
             yield from _indexed(list(iter(value)))
         case set() | frozenset():
             yield from _indexed(sorted(value, key=_rank))
@@ -43,11 +43,11 @@ def children(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _kept(function: FunctionType) -> Iterator[tuple[str, object]]:
-    """Yield what a function keeps: the variables that it closes over, and its defaults."""
+    """Yield the closure variables and defaults of a function."""
     if (function.__module__ or "").partition(".")[0] in _OPAQUE:
         return
     for index, cell in enumerate(function.__closure__ or ()):
-        # A cell is empty until the function around it has assigned the variable.
+        # A cell is empty until the enclosing function has assigned the variable.
         with suppress(ValueError):
             yield f".__closure__[{index}].cell_contents", cell.cell_contents
     yield ".__defaults__", function.__defaults__
@@ -66,7 +66,7 @@ def _key(key: object, index: int) -> str:
 
 
 def _rank(value: object) -> tuple[str, str]:
-    """Return something to sort a set by that does not change between two runs."""
+    """Return a sort key for set elements that is the same in every run."""
     if isinstance(value, ATOMS):
         return type(value).__name__, repr(value)
     shape, dtype = getattr(value, "shape", ""), getattr(value, "dtype", "")
@@ -74,7 +74,7 @@ def _rank(value: object) -> tuple[str, str]:
 
 
 def _fields(value: object) -> Iterator[tuple[str, object]]:
-    """Yield the attributes of a plain object, such as the running statistics of a user's class."""
+    """Yield the attributes of a plain object, such as running statistics in a user's class."""
     if dataclasses.is_dataclass(value):
         names = [item.name for item in dataclasses.fields(value)]
     elif isinstance(value, SimpleNamespace) or is_plain(value):
@@ -87,7 +87,7 @@ def _fields(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _slots(cls: type) -> list[str]:
-    """Return the attributes that `cls` and its bases have room for without a `__dict__`."""
+    """Return the names in `__slots__` of `cls` and its bases."""
     found: list[str] = []
     for base in cls.__mro__:
         slots = vars(base).get("__slots__", ())
@@ -96,12 +96,12 @@ def _slots(cls: type) -> list[str]:
 
 
 def is_plain(value: object) -> bool:
-    """Whether `value` is an object of a user's own class, with attributes of its own."""
+    """Whether `value` has a user-defined class and a `__dict__`."""
     return not _is_opaque(value) and isinstance(getattr(value, "__dict__", None), dict)
 
 
 def _is_opaque(value: object) -> bool:
     modules = [base.__module__ for base in type(value).__mro__]
-    # What a sampler draws from are settings, whoever wrote its class.
+    # The tensors of a distribution are settings, also in a user-defined subclass.
     sampler = "torch.distributions.distribution" in modules
     return sampler or modules[0].partition(".")[0] in _OPAQUE

@@ -1,4 +1,4 @@
-"""The name of a class in a pickle -> whether it could be imported here; nothing is imported."""
+"""Qualified class name from a pickle -> whether it is importable here, without importing."""
 
 import ast
 import importlib.util
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def class_exists(module: str, name: str, search: tuple[Path, ...] = ()) -> bool | None:
-    """Return whether `from module import name` could work, None where that cannot be told.
+    """Return whether `from module import name` could succeed, None if that is unknown.
 
     Args:
-        module: dotted name of a module, as a pickle gives it: nothing about it is trusted.
-        name: name in it; of a dotted one only the first part is looked up.
-        search: directories that are looked into before sys.path.
+        module: dotted module name from a pickle; untrusted.
+        name: name in the module; of a dotted name only the first part is looked up.
+        search_paths: directories searched before sys.path.
     """
     if module == "__main__":
         return hasattr(sys.modules["__main__"], name)
@@ -30,31 +30,34 @@ def class_exists(module: str, name: str, search: tuple[Path, ...] = ()) -> bool 
 
 
 def _top(package: str, search: tuple[Path, ...]) -> ModuleSpec | None:
-    """Find a top-level package. Only that: looking up a sub-module would import its parents."""
+    """Find a top-level package; finding a sub-module would import its parents."""
     found = PathFinder.find_spec(package, [*map(str, search), *sys.path])
     if found is not None:
         return found
     try:
         return importlib.util.find_spec(package)
     except ValueError:
-        # It is loaded and has no spec: something made it by hand, and nothing can be said of it.
+        # Loaded without a spec: it was created dynamically, so its contents are unknown.
         return ModuleSpec(package, None, origin="unknown")
 
 
 def _source(spec: ModuleSpec, parts: list[str]) -> Path | bool | None:
-    """Return the file of source of the module `parts` below `spec`, or the answer without one."""
+    """Return the source file of the module `parts` below `spec`.
+
+    Without a source file, return the answer of `class_exists`: False or None.
+    """
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     file = Path(spec.origin) if spec.origin else None
     for part in parts:
         if not folders:
-            # Not a package; but os.path and the like are put into sys.modules by hand.
+            # Not a package; but os.path and the like are put into sys.modules dynamically.
             return _made_by_hand(file)
         above, file = file, _module_file(folders, part)
         folders = [folder / part for folder in folders if (folder / part).is_dir()]
         if file is None and not folders:
             return _made_by_hand(above)
     if file is None:
-        # A package without __init__ defines no names; one without an origin is built in.
+        # A namespace package defines no names; a module without an origin is built in.
         return False if folders else None
     return file if file.suffix == ".py" and file.is_file() else None
 
@@ -71,7 +74,7 @@ def _module_file(folders: list[Path], name: str) -> Path | None:
 
 
 def _made_by_hand(file: Path | None) -> bool | None:
-    """Return False if sub-modules of `file` are files, None if it may make them itself."""
+    """Return False if `file` cannot create sub-modules dynamically, None if it may."""
     if file is None:
         return False
     if file.suffix != ".py" or not file.is_file():
@@ -92,7 +95,10 @@ def _defines(file: Path, name: str) -> bool | None:
 
 @lru_cache(maxsize=256)
 def _names(file: Path, _changed: int, _size: int) -> frozenset[str] | None:
-    """Return the names that the source defines at its top, None where it is no Python."""
+    """Return the names defined at the top level of a source file, None if it cannot be parsed.
+
+    Contains "*" if further names may be defined dynamically.
+    """
     try:
         text = file.read_bytes()
         tree = ast.parse(text)
@@ -127,7 +133,7 @@ def _assigned(targets: list[ast.expr]) -> Iterator[str]:
 
 
 def _blocks(statement: ast.stmt) -> list[ast.stmt]:
-    """Return what may run inside a compound statement: which branch does is not known."""
+    """Return the statements of all branches of a compound statement."""
     blocks = [getattr(statement, name, []) for name in ("body", "orelse", "finalbody")]
     blocks += [handler.body for handler in getattr(statement, "handlers", [])]
     return [inner for block in blocks for inner in block]

@@ -1,4 +1,4 @@
-"""Source of a function -> the reads of `self` that find a tensor where it should be."""
+"""AST of a method -> DeviceSafeReads: reads of `self.x` that no wrong device or dtype affects."""
 
 import ast
 from dataclasses import dataclass, field
@@ -9,25 +9,25 @@ _CASTS: Final = frozenset({"type_as", "type", "float", "half", "double", "bfloat
 _QUESTIONS: Final = frozenset(
     {"device", "dtype", "shape", "size", "ndim", "dim", "numel", "is_cuda", "requires_grad"}
 )
-"""What a tensor answers wherever it is."""
+"""Metadata of a tensor, which can be read on any device."""
 _NUMBERS: Final = frozenset({"int", "float", "bool", "len", "isinstance"})
-"""What makes a number of a tensor wherever it is."""
+"""Functions that convert or inspect a tensor on any device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Harmless:
-    """Reads of `self.x` that a wrong device, or a wrong dtype, does not harm."""
+    """Reads of `self.x` that are independent of its device, or of its dtype."""
 
     reads: set[int] = field(default_factory=set)
-    """The `id` of nodes."""
+    """`id()` of the AST nodes."""
     taken: set[int] = field(default_factory=set)
-    """Those of `reads` that a move or a cast follows; the others only ask."""
+    """The `node_ids` followed by a move or cast; the other nodes read only metadata."""
     attributes: set[str] = field(default_factory=set)
-    """Attributes that are assigned their own moved value, so that every later read is harmless."""
+    """Attributes that are assigned their own moved value, which makes every later read safe."""
 
 
 def harmless_reads(function: ast.FunctionDef, this: str) -> tuple[Harmless, Harmless]:
-    """Return the reads that are moved at once, and those that are cast at once."""
+    """Return the reads that a move follows directly, and the reads that a cast follows directly."""
     moves, casts = Harmless(), Harmless()
     for node in ast.walk(function):
         match node:
@@ -66,7 +66,7 @@ def _moves(expression: ast.expr) -> bool:
 
 
 def _leftmost(expression: ast.expr) -> ast.expr:
-    """Return `self.x` of self.x[:n].unsqueeze(0)."""
+    """Return the node `self.x` of an expression such as self.x[:n].unsqueeze(0)."""
     while True:
         match expression:
             case ast.Attribute(value=ast.Name()):
@@ -78,7 +78,7 @@ def _leftmost(expression: ast.expr) -> ast.expr:
 
 
 def _to_dtype(call: ast.Call) -> bool:
-    """Whether `.to(...)` is given more than a device."""
+    """Whether a `.to(...)` call has a dtype or another tensor among its arguments."""
     words = {keyword.arg for keyword in call.keywords}
     if words & {"dtype", "other"}:
         return True
@@ -96,7 +96,7 @@ def _is_device(argument: ast.expr) -> bool:
 
 
 def _assigned_back(function: ast.FunctionDef, this: str, reads: set[int]) -> set[str]:
-    """Return x of `self.x = self.x.to(...)`."""
+    """Return the names x of assignments `self.x = self.x.to(...)`."""
     found: set[str] = set()
     for node in ast.walk(function):
         match node:

@@ -1,4 +1,4 @@
-"""A frame, or a line of a file -> "file:line": where a module got its state from."""
+"""Stack frames and source lines -> "file:line" of the assignment of module attributes."""
 
 import os
 import sys
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 _OURS = str(Path(__file__).absolute().parents[1]) + os.sep
 _PASSING_ON = frozenset({"__setattr__", "register_buffer", "register_parameter"})
-"""Methods that a class may override to hand an assignment on: it was made by their caller."""
+"""Methods that a class may override to forward an assignment: the caller made it."""
 
 
 def place(file: str, line: int) -> str:
-    """Return `file:line`, relative to the current directory where `file` lies inside it."""
+    """Format "file:line", relative to the working directory if `file` is inside it."""
     here = Path.cwd()
-    path = Path(os.path.abspath(file))  # noqa: PTH100 - resolve() would follow the user's links
+    path = Path(os.path.abspath(file))  # noqa: PTH100 - resolve() would follow symbolic links
     for candidate in (path, path.resolve()):
         if candidate.is_relative_to(here):
             return f"{candidate.relative_to(here).as_posix()}:{line}"
@@ -29,7 +29,7 @@ def place(file: str, line: int) -> str:
 
 @cache
 def is_users(file: str) -> bool:
-    """Whether `file` is source that is neither torch's, ours, Python's own nor made up."""
+    """Whether `file` is a source file outside torch, ckptool and the standard library."""
     import torch
 
     foreign = (os.path.dirname(torch.__file__) + os.sep, _OURS)  # noqa: PTH120
@@ -40,15 +40,15 @@ def is_users(file: str) -> bool:
 
 
 class Places:
-    """Where each attribute of each module was assigned last, noted while a module is built."""
+    """Location of the last assignment of each module attribute, recorded during construction."""
 
     def __init__(self, builder: str) -> None:
         self._builder = builder
-        """The file whose frame called the constructor: what lies above it is not the user's."""
+        """File whose frame calls the constructor; frames above it are not user code."""
         self._noted: dict[int, tuple[weakref.ref[nn.Module], dict[str, tuple[str, int]]]] = {}
 
     def note(self, module: "nn.Module", name: str) -> None:
-        """Note that `module.name` is being assigned by the nearest frame of the user's code."""
+        """Record the innermost frame of user code as the assignment of `module.name`."""
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
         while frame is not None and frame.f_code.co_filename != self._builder:
             code = frame.f_code
@@ -58,13 +58,13 @@ class Places:
             frame = frame.f_back
 
     def of(self, module: "nn.Module", name: str) -> str:
-        """Return "file:line" of the assignment of `module.name`, "" where none was noted."""
+        """Return "file:line" of the assignment of `module.name`, "" if none was recorded."""
         found = self._of(module).get(name)
         return place(*found) if found else ""
 
     def _of(self, module: "nn.Module") -> dict[str, tuple[str, int]]:
-        # By identity, since a user's class may define __eq__; the reference tells a module from
-        # an older one that had the same address.
+        # By identity, since a user's class may define __eq__; the weak reference detects an older
+        # module with the same address.
         known = self._noted.get(id(module))
         if known is None or known[0]() is not module:
             known = self._noted[id(module)] = (weakref.ref(module), {})

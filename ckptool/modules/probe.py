@@ -1,4 +1,4 @@
-"""Two builds of a module -> what is constant in it, and what `.to()` and `.half()` take along."""
+"""BuildPair -> Constancy of each tensor; nn.Module -> MoveBehavior of each tensor."""
 
 import copy
 import warnings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """What takes one tensor along."""
+    """Whether `.to()` moves one tensor, and whether `.half()` converts it."""
 
     to: bool
     dtype: bool
@@ -26,7 +26,7 @@ class Following:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Before:
-    """A tensor as it was; casting a parameter changes the object itself."""
+    """A tensor's dtype and device before the cast, which changes parameters in place."""
 
     found: Found
     dtype: str
@@ -34,7 +34,7 @@ class _Before:
 
 
 def constancies(builds: Builds) -> dict[str, Constancy]:
-    """Compare the two builds value by value, by path."""
+    """Compare the values of two builds: path -> Constancy; {} without a second build."""
     if builds.second is None:
         return {}
     again = {found.path: found for found in builds.second.held.found}
@@ -42,9 +42,9 @@ def constancies(builds: Builds) -> dict[str, Constancy]:
 
 
 def following(module: "nn.Module") -> tuple[dict[str, Following], tuple[Skipped, ...]]:
-    """Cast `module` to half and move it to meta, and return by path what came along.
+    """Cast `module` to half and move it to meta; return path -> MoveBehavior.
 
-    The module is spent afterwards.
+    Mutates `module`; do not use it again.
     """
     skipped: list[Skipped] = []
     before = [_Before(f, dtype_name(f.value), _on_meta(f)) for f in walk(module).found]
@@ -60,10 +60,10 @@ def following(module: "nn.Module") -> tuple[dict[str, Following], tuple[Skipped,
 
 
 def duplicate(module: "nn.Module", held: Walk) -> "nn.Module":
-    """Return a deep copy of `module` whose parameters are on meta, so that it takes no room.
+    """Return a deep copy of `module` whose parameters are on meta and need no memory.
 
     Raises:
-        UserCodeError: something in it cannot be copied.
+        UserCodeError: copying raised.
     """
     import torch
 
@@ -75,7 +75,7 @@ def duplicate(module: "nn.Module", held: Walk) -> "nn.Module":
 
 
 def _blank(tensor: "Tensor") -> "Tensor":
-    """Return a copy of `tensor`, where copy.deepcopy() would take room or refuse."""
+    """Copy `tensor` where copy.deepcopy() would need memory or raise; parameters go to meta."""
     import torch
 
     if is_lazy(tensor):
@@ -88,7 +88,7 @@ def _blank(tensor: "Tensor") -> "Tensor":
 
 
 def shared(builds: Builds) -> bool:
-    """Whether the two builds have modules or parameters in common: objects of the user's own."""
+    """Whether the two builds have modules, parameters or buffers in common."""
     if builds.second is None:
         return False
     return not _objects(builds.first.held).isdisjoint(_objects(builds.second.held))
@@ -102,7 +102,7 @@ def _constancy(one: Found, other: Found | None) -> Constancy:
     if other is None:
         return Constancy.RANDOM
     if _same_memory(one.value, other.value):
-        # It was made outside the constructor, so that building twice says nothing about it.
+        # Created outside the constructor, so that two builds cannot show whether it is constant.
         return Constancy.UNKNOWN
     same = same_bytes(one.value, other.value)
     if same is None:
@@ -123,10 +123,10 @@ def _same_memory(one: Any, other: Any) -> bool:
 
 
 def _after(step: str, module: "nn.Module", skipped: list[Skipped]) -> Mapping[str, Found] | None:
-    """Return what `module` holds after `step`, None where it cannot be taken."""
+    """Return the tensors of `module` by path after `step`, "half" or "to"; None if it raised."""
     try:
         with warnings.catch_warnings(), user_code():
-            # The cast is ours, not the user's: nobody needs to read what torch thinks of it.
+            # The cast is part of the probe: torch's warnings about it do not concern the user.
             warnings.simplefilter("ignore")
             if step == "half":
                 module.half()
@@ -139,7 +139,7 @@ def _after(step: str, module: "nn.Module", skipped: list[Skipped]) -> Mapping[st
 
 
 def _follows_dtype(before: _Before, after: Mapping[str, Found] | None) -> bool | None:
-    """Return whether the cast reached it, None where only the move can tell."""
+    """Return whether the cast converted it, None if it was float16 before: use the move."""
     found = before.found
     if not is_floating(before.dtype):
         return True
@@ -147,7 +147,7 @@ def _follows_dtype(before: _Before, after: Mapping[str, Found] | None) -> bool |
         return None
     if after is None:
         return found.registered
-    # What is gone is a cache that the module drops when it is cast.
+    # A tensor that disappeared is a cache that the module drops when it is cast.
     return found.path not in after or dtype_name(after[found.path].value) == "float16"
 
 
@@ -156,7 +156,7 @@ def _follows_to(before: _Before, after: Mapping[str, Found] | None, *, cast: boo
     if after is None:
         return found.registered
     if before.on_meta:
-        # It cannot be seen to move there, but moves and casts go the same way.
+        # A move from meta to meta is not observable, but moves and casts use the same code.
         return found.registered or cast
     return found.path not in after or _on_meta(after[found.path])
 

@@ -1,4 +1,4 @@
-"""nn.Module -> Snapshot: what a state_dict does not hold of it, as small as it can be kept."""
+"""nn.Module -> ModuleSnapshot: state outside the parameters and persistent buffers."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from torch import nn
 
 _LONGEST: Final = 200
-"""Characters of a value that are kept; a longer text is told by its length and digest."""
+"""Maximum characters of a value; a longer text is replaced by its start, length and digest."""
 
 
 class PythonValue(Struct, frozen=True):
-    """A flag, a number or a text that a module holds as a plain attribute."""
+    """A bool, number, str or None attribute of a module."""
 
     text: str
     flag: bool
-    """Whether it is a truth value."""
+    """Whether the value is a bool."""
     empty: bool
-    """Whether it is None."""
+    """Whether the value is None."""
     owner: str
-    """Qualified name of the class of the module that holds it."""
+    """Qualified name of the class of the module that owns it."""
     stored: bool
-    """Whether that module saves extra state of its own, which may hold it."""
+    """Whether the owner overrides get_extra_state(), which may save it."""
 
 
 class Snapshot(Struct, frozen=True):
-    """Unsaved state at one moment, by path."""
+    """Unsaved state at one point in time, by path."""
 
     python: Mapping[str, PythonValue]
     marks: Mapping[str, str]
-    """Path of a tensor or array -> a digest of its elements, "" where they cannot be had."""
+    """Path of a tensor or array -> digest of its elements, "" if they are unavailable."""
     stored: frozenset[str]
-    """Those of `marks` whose module saves extra state of its own."""
+    """Paths of `digests` whose module overrides get_extra_state()."""
 
 
 def take(module: "nn.Module") -> Snapshot:
-    """Look at all that `module` holds beside its parameters and persistent buffers."""
+    """Record all state of `module` except its parameters and persistent buffers."""
     internal = vars(_module_class()()).keys()
     members = list(module.named_modules())
     loose = [found for found in walk(module).found if not _registered(found)]
@@ -59,7 +59,7 @@ def take(module: "nn.Module") -> Snapshot:
 
 
 def mutated(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
-    """Return the paths of tensors and arrays whose elements are others now."""
+    """Return the paths of tensors and arrays whose elements changed."""
     return tuple(
         path
         for path, mark in before.marks.items()
@@ -68,7 +68,7 @@ def mutated(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
 
 
 def appeared(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
-    """Return the paths of tensors and arrays that were not there before."""
+    """Return the paths of tensors and arrays that only `after` contains."""
     return tuple(path for path in after.marks if path not in before.marks)
 
 
@@ -77,7 +77,7 @@ def _registered(found: Found) -> bool:
 
 
 def _python(prefix: str, member: "nn.Module", internal: Any) -> Iterator[tuple[str, PythonValue]]:
-    """Yield plain values among the attributes of a module, and of plain objects that it holds."""
+    """Yield the plain values in attributes of a module and of its plain objects."""
     owner, stored = qualified(type(member)), _saves_extra(member)
     for name, value in vars(member).items():
         if name in internal:
@@ -97,7 +97,7 @@ def _plain_values(path: str, value: object) -> Iterator[tuple[str, Any]]:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass with slots."""
+    """Return the fields of a dataclass with slots, {} for another object."""
     if not dataclasses.is_dataclass(value):
         return {}
     names = [item.name for item in dataclasses.fields(value)]

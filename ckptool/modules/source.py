@@ -1,4 +1,4 @@
-"""Source of a class -> where its attributes are assigned, used and written; nothing is run."""
+"""Source of a class -> lines that assign, use and write its attributes; nothing is executed."""
 
 import ast
 import inspect
@@ -23,7 +23,7 @@ _PLUMBING: Final = frozenset(
         *("__setstate__", "__deepcopy__", "__setattr__", "__delattr__"),
     }
 )
-"""Methods that move, load or copy state: a write in them is no change of its value."""
+"""Methods that move, load or copy state: writes in them do not count as changes."""
 _MUTATORS: Final = frozenset(
     {
         *("append", "appendleft", "extend", "insert", "update", "setdefault"),
@@ -38,7 +38,7 @@ _Definitions: TypeAlias = dict[tuple[int, str], ast.FunctionDef]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Method:
-    """What one function says of `self`."""
+    """Reads, writes and calls on `self` in one function."""
 
     cls: type
     name: str
@@ -46,9 +46,9 @@ class _Method:
     uses: dict[str, int]
     """Attribute -> line of the first read."""
     bare: dict[str, int]
-    """Attribute -> line of the first read that is followed by no move, and asks for no shape."""
+    """Attribute -> line of the first read without a move that needs more than metadata."""
     uncast: dict[str, int]
-    """The same, of reads that are followed by no cast."""
+    """The same for reads that no cast follows."""
     taken: dict[str, int]
     """Attribute -> line of the first read that a move follows."""
     carried: frozenset[str]
@@ -56,9 +56,9 @@ class _Method:
     writes: dict[str, int]
     """Attribute -> line of the first write."""
     supers: frozenset[str]
-    """Methods called through super()."""
+    """Names of methods called through super()."""
     patterns: dict[str, int]
-    """Pattern of a computed name -> line that assigns it."""
+    """Regular expression of a computed name -> line that assigns it."""
 
     def at(self, line: int) -> str:
         return place(self.file, line)
@@ -66,25 +66,25 @@ class _Method:
 
 @dataclass(frozen=True, slots=True)
 class _Class:
-    """The methods of a class and of its bases below nn.Module."""
+    """Methods of a class and of its bases below nn.Module."""
 
     forward: list[_Method]
-    """All that forward reaches, in that order."""
+    """Methods reachable from forward, in call order."""
     changing: list[_Method]
-    """All that may run after construction, those that forward reaches first."""
+    """Methods that may run after construction, those reachable from forward first."""
     constructing: list[_Method]
 
 
 @dataclass(slots=True)
 class Sources:
-    """The source of the classes met so far, each file and each class read once."""
+    """Source locations of attributes; each file and each class is parsed once."""
 
     _classes: dict[type, _Class] = field(default_factory=dict)
     _trees: dict[str, ast.Module | None] = field(default_factory=dict)
     _functions: dict[str, _Definitions] = field(default_factory=dict)
 
     def assigned(self, cls: type, attribute: str) -> str:
-        """Return "file:line" where the constructor or the class body assigns the attribute."""
+        """Return "file:line" of the assignment by a method or the class body, or ""."""
         found = self._class(cls)
         for method in (*found.constructing, *found.changing):
             if attribute in method.writes:
@@ -92,14 +92,17 @@ class Sources:
         return self._in_body(cls, attribute) or self._computed(found, attribute)
 
     def used(self, cls: type, attribute: str) -> str:
-        """Return "file:line" of the first use of `self.attribute` that forward reaches."""
+        """Return "file:line" of the first use of `self.attribute` reachable from forward, or ""."""
         for method in self._class(cls).forward:
             if attribute in method.uses:
                 return method.at(method.uses[attribute])
         return ""
 
     def moved(self, cls: type, attribute: str) -> str:
-        """Return where forward moves `self.attribute` itself or only asks it, "" elsewhere."""
+        """Return "file:line" where forward moves `self.attribute` or reads only its metadata.
+
+        Return "" if forward does not use it, or also uses it unmoved.
+        """
         using = [m for m in self._class(cls).forward if attribute in m.uses]
         bare = any(attribute in method.bare for method in using)
         if not using or (bare and not any(attribute in method.carried for method in using)):
@@ -108,12 +111,12 @@ class Sources:
         return next(taken, using[0].at(using[0].uses[attribute]))
 
     def cast(self, cls: type, attribute: str) -> bool:
-        """Whether forward casts `self.attribute` to the dtype of something wherever it uses it."""
+        """Whether forward casts `self.attribute` at each use."""
         using = [m for m in self._class(cls).forward if attribute in m.uses]
         return bool(using) and not any(attribute in method.uncast for method in using)
 
     def written(self, cls: type, attribute: str) -> str:
-        """Return "file:line" of the first write of `self.attribute` after construction."""
+        """Return "file:line" of the first write of `self.attribute` after construction, or ""."""
         for method in self._class(cls).changing:
             if attribute in method.writes:
                 return method.at(method.writes[attribute])
@@ -147,7 +150,7 @@ class Sources:
         return self._trees[file]
 
     def _computed(self, found: _Class, attribute: str) -> str:
-        """Return where the constructor assigns a computed name that `attribute` fits."""
+        """Return "file:line" where the constructor assigns a computed name matching `attribute`."""
         for method in found.constructing:
             for pattern, line in method.patterns.items():
                 if re.fullmatch(pattern, attribute):
@@ -155,7 +158,7 @@ class Sources:
         return ""
 
     def _in_body(self, cls: type, attribute: str) -> str:
-        """Return where the body of `cls`, or of the base that has it, assigns `attribute`."""
+        """Return "file:line" where the body of `cls` or of a base assigns `attribute`, or ""."""
         owner = next((base for base in below_module(cls) if _declares(base, attribute)), None)
         file = getattr(sys.modules.get(owner.__module__), "__file__", None) if owner else None
         tree = self._tree(file) if file else None
@@ -171,12 +174,12 @@ class Sources:
 
 
 def _declares(cls: type, attribute: str) -> bool:
-    """Whether the body of `cls` has it; a dataclass takes a field without a plain default out."""
+    """Whether the body of `cls` has the attribute or, in a dataclass, a field without a default."""
     return attribute in vars(cls) or attribute in getattr(cls, "__dataclass_fields__", {})
 
 
 def _behind(value: object) -> Iterator[FunctionType]:
-    """Yield the functions with a `self` behind an entry of a class's dict."""
+    """Yield the functions with a `self` argument in a value of a class `__dict__`."""
     if isinstance(value, staticmethod | classmethod):
         return
     parts = (value.fget, value.fset) if isinstance(value, property) else (value,)
@@ -188,7 +191,7 @@ def _behind(value: object) -> Iterator[FunctionType]:
 
 
 def _definitions(tree: ast.Module | None) -> _Definitions:
-    """Return the functions of a file by the line and name that their code objects give."""
+    """Return the functions of a file by (first line, name), as in their code objects."""
     found: _Definitions = {}
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.FunctionDef):
@@ -209,7 +212,7 @@ def _read(order: tuple[type, ...], methods: dict[str, list[_Method]]) -> _Class:
     forward = _reach(order, methods, _named(methods, _ENTRIES))
     built = _reach(order, methods, _named(methods, _CONSTRUCTORS))
     everything = [m for found in methods.values() for m in found if m.name not in _PLUMBING]
-    # A helper of the constructor counts as one only as long as nothing else calls it.
+    # A helper of the constructor counts as constructor only if no other method calls it.
     others = _reach(order, methods, [m for m in everything if m not in built])
     changing = [*forward, *(m for m in others if m not in forward)]
     return _Class(
@@ -220,7 +223,7 @@ def _read(order: tuple[type, ...], methods: dict[str, list[_Method]]) -> _Class:
 
 
 def _named(methods: dict[str, list[_Method]], names: Iterable[str]) -> list[_Method]:
-    """Return the methods that these names lead to: two for a property that can be set."""
+    """Return the methods with these names: two for a property with a setter."""
     found = [methods[name] for name in names if name in methods]
     return [method for same in found for method in same if method.cls is same[0].cls]
 
@@ -228,7 +231,7 @@ def _named(methods: dict[str, list[_Method]], names: Iterable[str]) -> list[_Met
 def _reach(
     order: tuple[type, ...], methods: dict[str, list[_Method]], start: list[_Method]
 ) -> list[_Method]:
-    """Return `start` and the methods called on self from there, directly or not, nearest first."""
+    """Return `start` and the methods reachable from it by calls on self, nearest first."""
     reached = list(start)
     for method in reached:
         called = _named(methods, sorted(method.uses, key=lambda name: method.uses[name]))
@@ -323,7 +326,7 @@ def _targets(target: ast.expr, this: str) -> Iterator[str]:
 
 
 def _base(expression: ast.expr, this: str) -> Iterator[str]:
-    """Yield x of self.x, self.x[...], self.x.data[...] and self.__dict__["x"]."""
+    """Yield "x" for self.x, self.x[...], self.x.data[...] and self.__dict__["x"]."""
     while True:
         match expression:
             case ast.Attribute(value=ast.Name(id=name), attr=attribute):
@@ -358,7 +361,7 @@ def _written_by_call(call: ast.Call, this: str) -> Iterator[str]:
     if isinstance(call.func, ast.Attribute) and (in_place or name in _MUTATORS):
         yield from _base(call.func.value, this)
     if in_place and call.args:
-        # A function such as those of nn.init writes its first argument.
+        # Functions such as those of nn.init write to their first argument.
         yield from _base(call.args[0], this)
 
 
@@ -371,7 +374,7 @@ def _called(call: ast.Call) -> str:
 
 
 def _registered(call: ast.Call, this: str) -> Iterator[str]:
-    """Yield the name given to self.register_buffer(), setattr() or object.__setattr__()."""
+    """Yield the constant name passed to self.register_buffer(), setattr(), object.__setattr__()."""
     match call.func, call.args:
         case ast.Attribute(value=ast.Name(id=name)), [ast.Constant(value=str(attribute)), *_]:
             if name == this:
@@ -384,7 +387,7 @@ def _registered(call: ast.Call, this: str) -> Iterator[str]:
 
 
 def _updated(call: ast.Call, this: str) -> Iterator[str]:
-    """Yield the names given to vars(self).update() or self.__dict__.update()."""
+    """Yield the names passed to vars(self).update() or self.__dict__.update()."""
     match call.func:
         case ast.Attribute(
             value=ast.Attribute(value=ast.Name(id=name), attr="__dict__")
@@ -399,7 +402,7 @@ def _updated(call: ast.Call, this: str) -> Iterator[str]:
 
 
 def _patterns(call: ast.Call, this: str) -> Iterator[str]:
-    """Yield a pattern for the f-string given to setattr() or self.register_buffer()."""
+    """Yield a regular expression for an f-string passed to setattr() or self.register_buffer()."""
     if _called(call) not in _REGISTERING:
         return
     match call.func, call.args:
@@ -415,7 +418,7 @@ def _patterns(call: ast.Call, this: str) -> Iterator[str]:
 
 
 def _running_statistics(call: ast.Call, this: str) -> Iterator[str]:
-    """Yield what F.batch_norm() updates, unless it says that it never trains."""
+    """Yield the running statistics that F.batch_norm() updates; none if training is false."""
     named = {keyword.arg: keyword.value for keyword in call.keywords}
     training = named.get("training", named.get("use_input_stats"))
     if isinstance(training, ast.Constant) and not training.value:

@@ -1,4 +1,4 @@
-"""What a module holds, and its real state_dict() -> ModuleState."""
+"""ModuleWalk, state_dict() and ProbeResults -> ModuleInfo."""
 
 import inspect
 import re
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _PREVIEWS: Final = 48
-"""Tensors, saved and unsaved each, whose values are kept to be drawn."""
+"""Maximum number of previews of saved tensors, and of unsaved tensors."""
 _AUXILIARY = ("torch.nn.modules.loss._Loss", METRIC, "lpips.lpips.LPIPS")
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What building and probing a module taught about its tensors, by path."""
+    """Results of building and probing a module, by path of its tensors."""
 
     constancy: Mapping[str, Constancy] = field(default_factory=dict)
     following: Mapping[str, Following] = field(default_factory=dict)
@@ -53,10 +53,10 @@ class Evidence:
 
 
 def capture(module: "nn.Module", held: Walk, target: str, evidence: Evidence) -> ModuleState:
-    """Describe `module`, whose tensors are `held`.
+    """Describe the tensors of `module_walk` and of the state_dict of `module`.
 
     Raises:
-        ModuleError: its state_dict() raises, or gives no mapping.
+        ModuleError: its state_dict() raises, or returns no mapping.
     """
     tensors, others = _split(_state_dict(module, target))
     description = _Description(held, tensors, others, evidence)
@@ -79,7 +79,7 @@ def capture(module: "nn.Module", held: Walk, target: str, evidence: Evidence) ->
 
 
 def _filled(held: Walk) -> dict[str, str]:
-    """Return where the persistent buffers that are None get a value after construction."""
+    """Return key -> "file:line" that assigns a persistent buffer that is None, "" if none does."""
     sources, members = Sources(), dict(held.members)
     found: dict[str, str] = {}
     for key in held.none_buffers:
@@ -103,7 +103,7 @@ def _state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
 
 
 def _keep_vars(state_dict: Callable[..., Any]) -> dict[str, bool]:
-    """Return the argument by which it gives the parameters themselves, if it has that."""
+    """Return {"keep_vars": True} if `state_dict` accepts it: it then returns the parameters."""
     parameters = inspect.signature(state_dict).parameters.values()
     takes = any(p.name == "keep_vars" or p.kind is p.VAR_KEYWORD for p in parameters)
     return {"keep_vars": True} if takes else {}
@@ -117,7 +117,7 @@ def _split(state: Mapping[Any, Any]) -> "tuple[dict[str, Tensor], dict[str, obje
 
 
 class _Description:
-    """Matches what is held with what is saved, and describes both."""
+    """Matches the tensors of a module with the values of its state_dict, and describes both."""
 
     def __init__(
         self,
@@ -132,16 +132,16 @@ class _Description:
         self._sources = Sources()
         self._storages = Storages(evidence.twins)
         self._previews = {True: _PREVIEWS, False: _PREVIEWS}
-        """How many more are kept of what is saved, and of what is not."""
+        """Number of previews left for saved (True) and unsaved (False) tensors."""
         self._claimed: set[str] = set()
-        """Paths of what is held that is in the state_dict."""
+        """Paths of tensors that are in the state_dict."""
         self._views = {self._storages.view(tensor): key for key, tensor in tensors.items()}
         self._nested = {self._storages.view(tensor) for tensor in _tensors_in(others, 4)}
         self._aliased = self._owners_of_storages()
         self._parameters = {id(f.value) for f in held.found if f.registered}
 
     def saved(self) -> Iterator[Held]:
-        """Yield what the state_dict has, in its order."""
+        """Yield the tensors of the state_dict, in its order."""
         by_path = {found.path: found for found in self._held.found}
         by_view = {self._storages.view(f.value): f for f in self._held.found if f.registered}
         for key, tensor in self._tensors.items():
@@ -151,7 +151,7 @@ class _Description:
             yield self._saved(key, tensor, found)
 
     def unsaved(self) -> Iterator[Held]:
-        """Yield what is held and not in the state_dict, aliases that follow left out."""
+        """Yield the tensors outside the state_dict, except aliases that move with their owner."""
         for found in self._held.found:
             if found.path in self._claimed or self._is_saved_inside(found):
                 continue
@@ -160,7 +160,7 @@ class _Description:
                 yield self._describe(found, found.path, found.value, alias, saved=False)
 
     def _owners_of_storages(self) -> dict[int, str]:
-        """Return the key of the first registered or saved tensor in each storage."""
+        """Return storage -> key of its first saved or registered tensor."""
         named = [*self._tensors.items()]
         named += [(f.path, f.value) for f in self._held.found if f.registered]
         owners: dict[int, str] = {}
@@ -171,7 +171,7 @@ class _Description:
         return owners
 
     def _is_saved_inside(self, found: Found) -> bool:
-        """Whether a value of the state_dict that is no tensor holds it: a metric's list."""
+        """Whether a container in the state_dict holds the tensor, as the lists of metrics do."""
         return _is_tensor(found.value) and self._storages.view(found.value) in self._nested
 
     def _alias(self, found: Found) -> str:
@@ -183,10 +183,10 @@ class _Description:
         return self._aliased.get(identity, "") if identity is not None else ""
 
     def _follows_owner(self, found: Found) -> bool:
-        """Whether an alias goes where the registered tensor goes.
+        """Whether an alias moves with its registered tensor.
 
-        A registered parameter does so wherever it is also held: on a real device `.to()` changes
-        the object itself, which on meta it cannot.
+        Other references to a registered parameter do: on a real device `.to()` changes the
+        parameter in place, which it cannot on meta.
         """
         from torch import nn
 
@@ -202,7 +202,7 @@ class _Description:
     def _saved(self, key: str, tensor: "Tensor", found: Found | None) -> Held:
         if found is not None:
             return self._describe(found, key, tensor, "", saved=True)
-        # state_dict() made it: a hook or an override, or an extra state that is a tensor.
+        # Created by state_dict(): a hook, an override, or an extra state that is a tensor.
         return Held(
             tensor=describe_value(key, tensor, Kind.ATTRIBUTE, self._storages),
             kind=Kind.ATTRIBUTE,
@@ -308,7 +308,7 @@ def _is_torchs_hook(hook: Any) -> bool:
 
 
 def _in_words(value: object) -> str:
-    """Return what a value of a state_dict is that holds no tensor."""
+    """Return a short description of a state_dict value that is not a tensor."""
     if isinstance(value, bool | int | float | None):
         return repr(value)
     name = type(value).__name__
@@ -318,6 +318,6 @@ def _in_words(value: object) -> str:
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts `2` before `10`."""
+    """Return a sort key for paths in which "2" precedes "10"."""
     parts = re.split(r"(\d+)", key)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

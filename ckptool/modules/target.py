@@ -1,4 +1,4 @@
-"""The name of a class, a factory or an instance -> the object that it leads to."""
+"""ModuleSpec -> the class, factory or instance that its target names."""
 
 import importlib
 import inspect
@@ -18,23 +18,23 @@ from ckptool.modules.usercode import UserCodeError, user_code
 
 @dataclass(frozen=True, slots=True)
 class ModuleSpec:
-    """How to get a module: the name of a class, a factory or an instance, and its arguments."""
+    """Import target of a class, a factory or an instance, and its arguments."""
 
     target: str
     """"package.module:Name"; the name may be dotted: "package.module:Class.build"."""
     kwargs: Mapping[str, object] = field(default_factory=dict)
     search: tuple[Path, ...] = ()
-    """Directories that are importable while it is imported and built, before all others."""
+    """Directories prepended to sys.path during import and construction."""
     defaults: Mapping[str, object] = field(default_factory=dict)
-    """Arguments used where `kwargs` has none and the signature has a parameter of that name."""
+    """Arguments for parameters of the signature that are not in `kwargs`."""
 
 
 @contextmanager
 def importable(spec: ModuleSpec) -> Iterator[None]:
-    """Put `spec.search` in front of sys.path, and restore it.
+    """Prepend `spec.search_paths` to sys.path; restore it on exit.
 
-    A module of the target's name that was imported from elsewhere steps aside meanwhile: Python
-    would give that one again, and the report would be about the wrong code.
+    A module of the same name that was imported from another file is removed from sys.modules until
+    exit: Python would return it again, and the report would describe the wrong code.
     """
     before = list(sys.path)
     package = spec.target.partition(":")[0].partition(".")[0]
@@ -55,10 +55,10 @@ def importable(spec: ModuleSpec) -> Iterator[None]:
 
 
 def resolve(spec: ModuleSpec) -> Any:
-    """Import and return what `spec.target` names.
+    """Import and return the object that `spec.target` names.
 
     Raises:
-        ModuleError: the name has no such form, or leads nowhere.
+        ModuleError: the target is malformed, or cannot be imported or found.
     """
     name, colon, path = spec.target.partition(":")
     dotted = all(part.isidentifier() for part in (*name.split("."), *path.split(".")))
@@ -79,10 +79,10 @@ def resolve(spec: ModuleSpec) -> Any:
 
 
 def arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
-    """Return what `function` is to be called with.
+    """Return the keyword arguments for `function`.
 
     Raises:
-        ModuleError: they do not fit its signature; the message shows it.
+        ModuleError: they do not match its signature; the message shows the signature.
     """
     try:
         signature = inspect.signature(function)
@@ -99,7 +99,7 @@ def arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
 
 
 def _misspelled(kwargs: Mapping[str, object], signature: inspect.Signature) -> str:
-    """Return what is wrong with a name that the signature does not have."""
+    """Explain the first name in `kwargs` that the signature lacks, "" if there is none."""
     names = signature.parameters
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in names.values()):
         return ""
@@ -110,7 +110,7 @@ def _misspelled(kwargs: Mapping[str, object], signature: inspect.Signature) -> s
 
 
 def failure(spec: ModuleSpec, function: Any, error: UserCodeError) -> ModuleError:
-    """Return the error to raise for a constructor that raised `error`."""
+    """Return the ModuleError for a constructor that raised `error`."""
     text = str(error.error)
     about_arguments = "argument" in text and ("missing" in text or "unexpected" in text)
     if isinstance(error.error, TypeError) and about_arguments:
@@ -124,7 +124,7 @@ def _loaded(package: str) -> dict[str, ModuleType]:
 
 
 def _is_shadowed(package: str, search: list[str]) -> bool:
-    """Whether `package` is imported from another file than the one that `search` leads to."""
+    """Whether `package` was imported from another file than `search_paths` contains."""
     loaded = sys.modules.get(package)
     found = PathFinder.find_spec(package, search) if search and loaded else None
     if found is None or found.origin is None:

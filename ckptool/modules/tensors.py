@@ -1,4 +1,4 @@
-"""Tensor or array -> TensorInfo, and the bytes of its elements."""
+"""torch.Tensor or numpy.ndarray -> TensorInfo, fingerprint and Preview of its elements."""
 
 import ctypes
 from collections.abc import Hashable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DIGESTED_BYTES: Final = 64 << 20
-"""Larger tensors get no fingerprint: reading them would take longer than all the rest."""
+"""Larger tensors get no fingerprint: hashing them would dominate the run time."""
 _PARTS: Final = {
     "sparse_coo": ("indices", "values"),
     "sparse_csr": ("crow_indices", "col_indices", "values"),
@@ -29,16 +29,16 @@ _PARTS: Final = {
 
 @dataclass(slots=True)
 class Storages:
-    """The storages of one module, numbered in the order in which they are met.
+    """Storages of one module, numbered in order of first use.
 
-    Addresses would differ between two runs; the numbers do not.
+    Unlike addresses, the numbers are the same in every run.
     """
 
     twins: Twins = field(default_factory=Twins)
     _numbers: dict[Hashable, str] = field(default_factory=dict)
 
     def info(self, tensor: "Tensor") -> StorageInfo | None:
-        """Describe the storage of `tensor`, None where it has none of its own."""
+        """Describe the storage of `tensor`; None if it is sparse, lazy or a wrapper subclass."""
         identity = self.identity(tensor)
         if identity is None:
             return None
@@ -47,22 +47,25 @@ class Storages:
         return StorageInfo(self._number(identity), nbytes, device)
 
     def array(self, array: Any) -> StorageInfo:
-        """Describe the memory of a numpy array: that of the array that it is a view of."""
+        """Describe the memory of a numpy array, or of the array that it is a view of."""
         while isinstance(array.base, type(array)):
             array = array.base
         return StorageInfo(self._number(("array", array.ctypes.data)), int(array.nbytes))
 
     def identity(self, tensor: "Tensor") -> int | None:
-        """Return what tensors have in common that share memory, also through a twin."""
+        """Return an id that tensors with the same storage share, None without a storage.
+
+        A parameter and its meta parameter have the same id.
+        """
         try:
             address = int(tensor.untyped_storage()._cdata)  # noqa: SLF001
         except (RuntimeError, ValueError, NotImplementedError):
-            # Sparse tensors, wrapper subclasses, and parameters that have no shape yet.
+            # Sparse tensors, wrapper subclasses, and parameters without a shape.
             return None
         return self.twins.storage(address)
 
     def view(self, tensor: "Tensor") -> Hashable:
-        """Return what tensors have in common that are the same elements."""
+        """Return an id that tensors share if they are the same view of the same storage."""
         identity = self.identity(tensor)
         if identity is None:
             return id(tensor)
@@ -79,7 +82,7 @@ class Storages:
 
 
 def describe_value(key: str, value: Any, kind: Kind, storages: Storages) -> TensorInfo:
-    """Describe a torch.Tensor or a numpy.ndarray under the name `key`."""
+    """Describe a torch.Tensor or a numpy.ndarray with the key `key`."""
     from torch import Tensor
 
     if isinstance(value, Tensor):
@@ -97,7 +100,10 @@ def describe_value(key: str, value: Any, kind: Kind, storages: Storages) -> Tens
 
 
 def digest(value: Any) -> str:
-    """Return `content.fingerprint` of the elements of `value`, "" where they cannot be had."""
+    """Return the content fingerprint of `value`.
+
+    Return "" if it exceeds MAX_FINGERPRINT_BYTES, is on meta, or is not one strided block.
+    """
     if dtype_name(value) not in BITS or size(value) > DIGESTED_BYTES:
         return ""
     found = _elements(value)
@@ -108,7 +114,7 @@ def digest(value: Any) -> str:
 
 
 def preview(value: Any) -> Preview | None:
-    """Return the values of `value`, or some of them, None where they cannot be had."""
+    """Return a Preview of the elements, subsampled if many; None if they are unavailable."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -126,7 +132,10 @@ def preview(value: Any) -> Preview | None:
 
 
 def halved(value: Any) -> dict[str, str]:
-    """Return the `digest` of a float32 tensor in bfloat16 and in float16, where that rounds."""
+    """Return dtype -> fingerprint of a float32 tensor cast to bfloat16 and float16, if it rounds.
+
+    Return {} for other values.
+    """
     import torch
 
     if not isinstance(value, torch.Tensor) or is_lazy(value) or value.dtype is not torch.float32:
@@ -138,9 +147,9 @@ def halved(value: Any) -> dict[str, str]:
 
 
 def content_mark(value: Any) -> str:
-    """Return a digest of all elements, whatever the size and layout, "" where they cannot be had.
+    """Return a digest of all elements of any size and layout, "" if they are unavailable.
 
-    Equal for equal bits, shape and dtype; it stands for a copy that would take room.
+    Equal for equal bits, shape and dtype; needs less memory than a copy.
     """
     found = None if is_lazy(value) else _elements(value)
     if found is None:
@@ -157,7 +166,7 @@ def content_mark(value: Any) -> str:
 
 
 def same_bytes(one: Any, other: Any) -> bool | None:
-    """Return whether two values are equal bit for bit (NaN too), None where that cannot be told."""
+    """Return whether two values are bitwise equal, NaN included; None if they are unavailable."""
     import torch
 
     if type(one) is not type(other):
@@ -173,12 +182,12 @@ def same_bytes(one: Any, other: Any) -> bool | None:
 
 
 def size(value: Any) -> int:
-    """Return the bytes of the elements of `value`, as if it were dense."""
+    """Return the size of `value` in bytes as a dense tensor; 0 if it is lazy."""
     return 0 if is_lazy(value) else int(prod(value.shape)) * int(value.dtype.itemsize)
 
 
 def dtype_name(value: Any) -> str:
-    """Return torch's name of the dtype without its prefix, or numpy's where torch has none."""
+    """Return the dtype of a tensor without the prefix "torch.", or of an array by numpy's name."""
     from torch import Tensor
 
     return (
@@ -187,7 +196,7 @@ def dtype_name(value: Any) -> str:
 
 
 def is_lazy(value: object) -> bool:
-    """Whether `value` is a parameter that gets its shape from the first input."""
+    """Whether `value` is a parameter or buffer that gets its shape from the first input."""
     from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
     return isinstance(value, UninitializedParameter | UninitializedBuffer)
@@ -228,18 +237,18 @@ def _tensor(key: str, tensor: "Tensor", kind: Kind, storages: Storages) -> Tenso
 
 
 def _parts(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
-    """Return the tensors that `tensor` is made of, where it is more than one block."""
+    """Return the (name, component) pairs of a sparse or wrapped tensor; [] if it is strided."""
     inner = _inner(tensor)
     if inner:
         return [(name, getattr(tensor, name)) for name in inner]
     layout = str(tensor.layout).removeprefix("torch.")
-    # The elements of an uncoalesced tensor can be had only by this name.
+    # The elements of an uncoalesced tensor are available only by this name.
     mark = "_" if layout == "sparse_coo" else ""
     return [(name, getattr(tensor.detach(), mark + name)()) for name in _PARTS.get(layout, ())]
 
 
 def _inner(tensor: "Tensor") -> list[str]:
-    """Return the attributes that hold the data of a wrapper subclass such as DTensor."""
+    """Return the attributes with the data of a wrapper subclass such as DTensor."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     return list(flatten()[0]) if flatten else []
 
@@ -251,7 +260,10 @@ def _wrapper(tensor: "Tensor") -> str:
 
 
 def _elements(value: Any) -> "list[Tensor] | None":
-    """Return flat uint8 tensors of the elements in C order, None where they cannot be had."""
+    """Return the elements in C order as flat uint8 tensors, one per component.
+
+    Return None if they are unavailable: on meta, lazy, or of an unknown layout or subclass.
+    """
     import torch
 
     if not isinstance(value, torch.Tensor):
@@ -275,6 +287,6 @@ def _array_elements(array: Any) -> "list[Tensor] | None":
     if array.dtype.hasobject:
         return None
     data = array.astype(array.dtype.newbyteorder("<")).tobytes()
-    # frombuffer() refuses an empty buffer.
+    # frombuffer() rejects an empty buffer.
     flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0)
     return [flat.view(torch.uint8)]

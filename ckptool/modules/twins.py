@@ -1,4 +1,4 @@
-"""A real parameter -> its twin on `meta`: a module that is built without room for its weights."""
+"""Replace parameters by meta tensors while a module is constructed, keeping ties."""
 
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -8,10 +8,11 @@ if TYPE_CHECKING:
 
 
 class Twins:
-    """The meta parameters of one build, and the real ones that they stand for.
+    """Meta parameters of one build, by the real parameter that each replaces.
 
-    A parameter registered twice has one twin, and parameters that share a storage have twins that
-    share one, so ties survive. The real parameter itself is left as it is: it may be the user's.
+    A parameter registered twice has one meta parameter, and parameters that share a storage have
+    meta parameters that share one, so ties survive. The real parameter is not changed: the user's
+    code may own it.
     """
 
     def __init__(self) -> None:
@@ -20,10 +21,10 @@ class Twins:
         self._devices: dict[int, str] = {}
 
     def of(self, parameter: "nn.Parameter") -> "nn.Parameter":
-        """Return the twin of `parameter`, or itself where a twin would not be the same thing.
+        """Return the meta parameter for `parameter`, or `parameter` if it cannot be replaced.
 
-        That is so for one that has no shape yet, for a tensor subclass, and for one that is on
-        `meta` already.
+        Parameters without a shape, tensor subclasses, quantized and non-leaf tensors, and tensors
+        on `meta` are not replaced.
         """
         from torch import nn, strided
 
@@ -35,17 +36,17 @@ class Twins:
         return self._twins[id(parameter)][1]
 
     def stands_for(self, parameter: object) -> bool:
-        """Whether a twin of `parameter` is registered in its place."""
+        """Whether a meta parameter replaces `parameter`."""
         known = self._twins.get(id(parameter))
         return known is not None and known[0]() is parameter
 
     def storage(self, address: int) -> int:
-        """Return the address of the storage that stands for the one at `address`, or `address`."""
+        """Return the address of the meta storage for the storage at `address`, or `address`."""
         known = self._storages.get(address)
         return address if known is None else _address(known[1])
 
     def device(self, address: int) -> str | None:
-        """Return where the parameter was whose twin's storage is at `address`, if there is one."""
+        """Return the original device of the meta storage at `address`, None if it is not one."""
         return self._devices.get(address)
 
     def _make(self, parameter: "nn.Parameter") -> "nn.Parameter":
@@ -64,14 +65,14 @@ class Twins:
         return twin
 
     def _room(self, parameter: "nn.Parameter") -> "Tensor":
-        """Return a meta tensor over the whole of the storage that stands for `parameter`'s."""
+        """Return a uint8 meta tensor that spans the meta storage for the storage of `parameter`."""
         import torch
         from torch.multiprocessing.reductions import StorageWeakRef
 
         watch: type[Any] = StorageWeakRef
         storage, address = parameter.untyped_storage(), _address(parameter)
         if address not in self._storages:
-            # As long as this weak reference lives, no other storage gets the same address.
+            # While this weak reference exists, no other storage gets the same address.
             room = torch.empty(storage.nbytes(), dtype=torch.uint8, device="meta")
             self._storages[address] = (watch(storage), room)
             self._devices[_address(room)] = str(parameter.device)

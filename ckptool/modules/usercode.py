@@ -1,4 +1,4 @@
-"""Code that is not ours -> its result, or one exception that carries whatever it raised."""
+"""Run user code; wrap any exception in UserCodeError, redirect stdout to stderr."""
 
 import sys
 import traceback
@@ -12,7 +12,7 @@ _SHOWN = 300
 
 
 class UserCodeError(Exception):
-    """What code of the user raised; the text is one line, the place included."""
+    """An exception raised by user code; the message is one line with "file:line"."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{said(error)}{_at(error)}")
@@ -21,26 +21,26 @@ class UserCodeError(Exception):
 
 @contextmanager
 def user_code() -> Iterator[None]:
-    """Run importing, constructing, copying or moving a module: here anything may happen.
+    """Context for importing, constructing, copying or moving a module of the user.
 
-    What it prints goes to stderr, so that a report on stdout stays one.
+    Redirects stdout to stderr, so that stdout contains only the report.
 
     Raises:
-        UserCodeError: it raised; SystemExit counts, what a signal raises passes through.
+        UserCodeError: the code raised, SystemExit included. KeyboardInterrupt and Interrupted pass.
     """
     try:
         with redirect_stdout(sys.stderr):
             yield
     except (KeyboardInterrupt, Interrupted):
         raise
-    # The one broad except of this package: a constructor may raise anything, and whatever it is,
-    # the person who named the module wants to read it in one line.
+    # The one broad except of this package: a constructor may raise anything, and the report shows
+    # it in one line.
     except BaseException as error:
         raise UserCodeError(error) from error
 
 
 def said(error: BaseException) -> str:
-    """Return the type and the first line of the text of `error`."""
+    """Format the type and the first line of `error`, at most 300 characters."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
     lines = "".join(traceback.format_exception_only(error)).strip().splitlines()

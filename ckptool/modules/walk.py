@@ -1,4 +1,4 @@
-"""nn.Module -> Found: every tensor and array that it holds, registered or not."""
+"""nn.Module -> ModuleWalk: every tensor and array in it, registered or not."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,43 +12,43 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEPTH: Final = 4
-"""Containers inside containers that are searched."""
+"""Maximum nesting of containers that are searched."""
 METRIC: Final = "torchmetrics.metric.Metric"
 _HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """One tensor or array, and the registered module that holds it."""
+    """One tensor or array, and the registered module that owns it."""
 
     path: str
-    """A Python expression from the module on, but for dict keys without a plain repr: `[#0]`."""
+    """Python expression relative to the module; dict keys without a plain repr are `[#0]`."""
     kind: Kind
     value: Any
     """A torch.Tensor or a numpy.ndarray."""
     owner: "nn.Module"
     attribute: str
-    """The name on `owner` from which the path goes on."""
+    """Attribute of `owner` that leads to the value."""
     registered: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Walk:
-    """Everything that a module holds."""
+    """All tensors and sub-modules of a module."""
 
     found: tuple[Found, ...]
-    """Registered state first."""
+    """Registered parameters and buffers first."""
     members: tuple[tuple[str, "nn.Module"], ...]
-    """The module tree, each place of a shared module."""
+    """(prefix, module) of `named_modules()`, with all prefixes of a shared module."""
     none_buffers: Mapping[str, str]
     hidden: Mapping[str, str]
-    """Path of a module outside the tree -> its class."""
+    """Path of a module that `named_modules()` does not list -> its class."""
     unsearched: tuple[str, ...]
-    """Paths of containers that lie too deep."""
+    """Paths of containers nested deeper than MAX_DEPTH."""
 
 
 def walk(module: "nn.Module") -> Walk:
-    """Search `module` and its sub-modules, their attributes, and containers down to DEPTH."""
+    """Search `module`, its sub-modules, their attributes, and containers down to MAX_DEPTH."""
     members = tuple(module.named_modules(remove_duplicate=False))
     search = _Search({id(member) for _, member in members})
     found = [f for prefix, member in members for f in search.registered(prefix, member)]
@@ -63,48 +63,48 @@ def walk(module: "nn.Module") -> Walk:
 
 
 def qualified(cls: type) -> str:
-    """Return the qualified name of `cls`."""
+    """Return "module.qualname" of `cls`."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def join(prefix: str, name: str) -> str:
-    """Return the key of `name` below `prefix`."""
+    """Return "prefix.name", or `name` if `prefix` is ""."""
     return f"{prefix}.{name}" if prefix else name
 
 
 def attributes(module: "nn.Module") -> set[str]:
-    """Return the names in the `__dict__` of `module`, and those that it has registered."""
+    """Return the names in the `__dict__` of `module` and its registered names."""
     kinds = (module._parameters, module._buffers, module._modules)  # noqa: SLF001
     return {*vars(module), *(name for registered in kinds for name, _ in registered.items())}
 
 
 def below_module(cls: type) -> tuple[type, ...]:
-    """Return `cls` and its bases below nn.Module, in the order of attribute lookup."""
+    """Return `cls` and its bases below nn.Module, in method resolution order."""
     from torch import nn
 
     return tuple(c for c in cls.__mro__ if c not in nn.Module.__mro__)
 
 
 def is_torchs(cls: type) -> bool:
-    """Whether `cls` is torch's own."""
+    """Whether `cls` is defined in torch."""
     return cls.__module__.partition(".")[0] == "torch"
 
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """An attribute of a registered module, from which a search goes down."""
+    """An attribute of a registered module where a search starts."""
 
     owner: "nn.Module"
     attribute: str
     kind: Kind | None = None
-    """The kind of whatever is found, where it does not depend on what that is."""
+    """Kind of all tensors below; None if it depends on the value."""
     seen: set[int] = field(default_factory=set)
-    """What this attribute led to already."""
+    """`id()` of values already visited from this attribute."""
 
 
 @dataclass(slots=True)
 class _Search:
-    """The state of one walk."""
+    """State of one search of a module."""
 
     registered_modules: set[int]
     none_buffers: dict[str, str] = field(default_factory=dict)
@@ -120,13 +120,13 @@ class _Search:
                 self.none_buffers[join(prefix, name)] = qualified(type(module))
 
     def loose(self, prefix: str, module: "nn.Module") -> Iterator[Found]:
-        """Yield what is found from the attributes of `module` and of its own classes."""
+        """Yield the tensors in unregistered, hook and class attributes of `module`."""
         metric = _metric_states(module)
         for name, value in _loose(module):
             spot = _Spot(module, name, metric.get(name))
             yield from self._at(spot, join(prefix, name), value, 0)
         for name in _HOOKS:
-            # By their order: the keys of hooks are numbers that go on from module to module.
+            # By position: the keys of hooks are numbers from a counter shared by all modules.
             for index, hook in enumerate(list(getattr(module, name).values())):
                 path = f"{join(prefix, name)}[#{index}]"
                 yield from self._at(_Spot(module, name), path, hook, 0)
@@ -153,7 +153,7 @@ class _Search:
                 yield from self._at(spot, f"{path}{step}", child, depth + 1)
 
     def _inside(self, spot: _Spot, path: str, module: "nn.Module") -> Iterator[Found]:
-        """Yield all that a module outside the tree holds: none of it is saved."""
+        """Yield the tensors of a module that is not in `named_modules()`: none of them is saved."""
         if id(module) in self.registered_modules or id(module) in self.entered:
             return
         self.hidden[path] = qualified(type(module))
@@ -179,7 +179,7 @@ class _Search:
 
 
 def _registered(module: "nn.Module") -> Iterator[tuple[str, Any, Kind]]:
-    # Not from vars(): a traced module has them elsewhere.
+    # Not from vars(): a traced module stores them elsewhere.
     for name, parameter in module._parameters.items():  # noqa: SLF001
         yield name, parameter, Kind.PARAMETER
     left_out = module._non_persistent_buffers_set  # noqa: SLF001
@@ -188,23 +188,23 @@ def _registered(module: "nn.Module") -> Iterator[tuple[str, Any, Kind]]:
 
 
 def _loose(module: "nn.Module") -> Iterator[tuple[str, object]]:
-    """Yield the attributes of `module` that neither nn.Module nor a hook of torch's keeps."""
+    """Yield the attributes of `module` except those of nn.Module and of torch's hooks."""
     from torch import nn
 
     derived = _derived(module)
     internal = vars(nn.Module()).keys() | {"_actual_script_module"}
     if _metric_states(module):
-        # What reset() puts back is no state of its own.
+        # The values that reset() restores are not separate state.
         internal |= {"_defaults"}
     for name, value in list(vars(module).items()):
-        # torch.jit keeps bound methods such as __dir__ among the attributes.
+        # torch.jit stores bound methods such as __dir__ among the attributes.
         if name not in internal and name not in derived and not name.startswith("__"):
             yield name, value
     yield from _scripted(module)
 
 
 def _scripted(module: "nn.Module") -> Iterator[tuple[str, object]]:
-    """Yield the plain attributes of what torch.jit.script() made, which live outside Python."""
+    """Yield the plain attributes of a scripted module, which are stored outside Python."""
     concrete = vars(module).get("_concrete_type")
     for name in concrete.get_attributes() if concrete is not None else ():
         if not name.startswith("_"):
@@ -212,10 +212,10 @@ def _scripted(module: "nn.Module") -> Iterator[tuple[str, object]]:
 
 
 def _metric_states(module: "nn.Module") -> dict[str, Kind]:
-    """Return what the states of a metric of torchmetrics are, by name; none for other modules.
+    """Return name -> Kind of the states of a torchmetrics metric, {} for other modules.
 
-    What add_state() makes is a buffer in all but name: it moves along, and `persistent` decides
-    whether it is saved.
+    A state of add_state() behaves like a buffer: it moves with the module, and `persistent`
+    decides whether it is saved.
     """
     if METRIC not in map(qualified, type(module).__mro__):
         return {}
@@ -227,7 +227,7 @@ def _metric_states(module: "nn.Module") -> dict[str, Kind]:
 
 
 def _derived(module: "nn.Module") -> set[str]:
-    """Return the attributes that weight_norm, spectral_norm or prune compute in a hook."""
+    """Return the attributes that a hook of weight_norm, spectral_norm or prune computes."""
     registered = [name for name, _, _ in _registered(module)]
     hooks = module._forward_pre_hooks.values()  # noqa: SLF001
     named = {getattr(hook, "name", None) or getattr(hook, "_tensor_name", None) for hook in hooks}

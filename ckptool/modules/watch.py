@@ -1,4 +1,4 @@
-"""The assignments of modules that are being built -> Places and Twins."""
+"""Hook assignments of modules under construction: AssignmentLocations and MetaParameters."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ _ASSIGNING: Final = ("__setattr__", "register_buffer", "register_parameter")
 
 @contextmanager
 def watched(places: Places, twins: Twins | None) -> Iterator[None]:
-    """Note every assignment that nn.Module sees; where there are `twins`, register those instead.
+    """Record every assignment to an nn.Module; register meta parameters if they are given.
 
-    Modules that another thread builds meanwhile are left alone.
+    Patches nn.Module until exit. Assignments by other threads are passed through.
     """
     from torch import nn
 

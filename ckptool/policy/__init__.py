@@ -1,4 +1,4 @@
-"""Findings + a policy -> a verdict: the only place that decides whether a run fails."""
+"""Findings and a Policy -> Verdict: the only package that decides whether a run fails."""
 
 from ckptool.config import Waiver
 from ckptool.policy.baseline import Baseline, Known

@@ -1,4 +1,4 @@
-"""A file of known findings -> Baseline, and back."""
+"""Baseline file of known findings <-> Baseline."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,14 +14,14 @@ _VERSION = 1
 
 
 class Known(Struct, frozen=True, forbid_unknown_fields=True, order=True):
-    """One finding that was there before."""
+    """One known finding, as the baseline file stores it."""
 
     path: str
-    """Of the checkpoint, relative to the policy's directory."""
+    """Path of the checkpoint, relative to the directory of the policy."""
     rule: str
     key: str
     fingerprint: str
-    """Of the facts; it does not change when a line of source moves."""
+    """Digest of the facts; independent of source line numbers."""
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,26 +30,26 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Baseline(Struct, frozen=True):
-    """The findings that do not fail a gate, since they were there before."""
+    """Known findings, which do not fail a gate."""
 
     known: frozenset[Known] = frozenset()
 
     def has(self, finding: Finding, path: str) -> bool:
-        """Whether `finding` about the checkpoint at `path` is known."""
+        """Whether the baseline contains `finding` for the checkpoint at `path`."""
         return known(finding, path) in self.known
 
 
 def known(finding: Finding, path: str) -> Known:
-    """Return `finding` as a baseline names it."""
+    """Convert `finding` to the entry that a baseline stores for it."""
     key = finding.key.encode(errors="backslashreplace").decode()  # UTF-8 has no lone surrogates
     return Known(path, finding.rule.code, key, finding.fingerprint)
 
 
 def read(path: Path) -> Baseline:
-    """Read a baseline.
+    """Read a baseline file.
 
     Raises:
-        ConfigError: there is none, or it is not one.
+        ConfigError: the file does not exist, cannot be read, is invalid, or has another version.
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=_File)
@@ -64,7 +64,7 @@ def read(path: Path) -> Baseline:
 
 
 def text(entries: Iterable[Known]) -> str:
-    """Return the file of `entries`: sorted, and the same each time."""
+    """Format `entries` as the text of a baseline file: sorted, so that it is reproducible."""
     ordered = sorted(set(entries), key=lambda e: (e.path, e.rule, natural(e.key), e.fingerprint))
     encoded = msgspec.json.encode(_File(_VERSION, tuple(ordered)))
     return msgspec.json.format(encoded, indent=2).decode() + "\n"

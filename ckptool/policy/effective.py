@@ -1,4 +1,4 @@
-"""Configuration and options -> the policy that holds, and where each part of it is from."""
+"""ProjectConfig and PolicyOptions -> Policy, and the origin of each of its settings."""
 
 import os
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from ckptool.policy.terms import LEVELS, Policy, known_codes
 from ckptool.rules import RULES
 
 DEFAULT_REQUIREMENTS: Final = Requirements(strict=True, device="cuda")
-"""What a gate asks for where nothing else is said."""
+"""Default requirements of a gate."""
 
 
 class Options(Struct, frozen=True):
-    """What the command line says; () and None are not said."""
+    """Policy options of the command line; () and None are not set."""
 
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class Options(Struct, frozen=True):
 
 
 class Setting(Struct, frozen=True):
-    """One part of a policy."""
+    """One setting of the effective policy, as text."""
 
     name: str
     value: str
@@ -37,11 +37,11 @@ class Setting(Struct, frozen=True):
 
 
 def policy_of(config: Config, options: Options = Options()) -> Policy:  # noqa: B008 (frozen)
-    """Return the policy of `config`; an option wins over all that the configuration says.
+    """Return the policy of `config`; options override the configuration.
 
     Raises:
-        ConfigError: the configuration names a rule that there is not.
-        UsageError: an option does.
+        ConfigError: the configuration names an unknown rule.
+        UsageError: an option names an unknown rule.
     """
     said = config.settings
     _check(config)
@@ -59,7 +59,7 @@ def policy_of(config: Config, options: Options = Options()) -> Policy:  # noqa: 
 
 
 def settings_of(config: Config, options: Options, path: str | None) -> tuple[Setting, ...]:
-    """Return all of the policy for the gate: for the checkpoint at `path`, or for no one yet."""
+    """List the gate's settings for the checkpoint at `path`; None lists overrides for all paths."""
     policy = policy_of(config, options)
     name = _name(config)
     found = {**_defaults(), **_said(config.settings, f"{name}: {_table(config)}".rstrip(": "))}
@@ -98,7 +98,7 @@ def _check(config: Config) -> None:
 
 
 def _under(entry: PathEntry, options: Options) -> PathEntry:
-    """Return `entry` without what an option says."""
+    """Return `entry` without the settings that an option overrides."""
     return replace(
         entry,
         select=None if options.select else entry.select,
@@ -112,7 +112,7 @@ def _name(config: Config) -> str:
 
 
 def _table(config: Config, inner: str = "") -> str:
-    """Return a table as its file writes it."""
+    """Return a table's header as its file writes it, "" for the top level of ckptool.toml."""
     if _name(config) != "pyproject.toml":
         return f"[[{inner}]]" if inner else ""
     return f"[[tool.ckptool.{inner}]]" if inner else "[tool.ckptool]"
@@ -129,7 +129,7 @@ def _defaults() -> dict[str, tuple[str, str]]:
 
 
 def _said(table: Any, origin: str) -> dict[str, tuple[str, str]]:
-    """Return what `table`, Settings or a PathEntry, says."""
+    """Return what `table`, Settings or a PathEntry, sets: name -> (value, origin)."""
     found: dict[str, tuple[str, str]] = {}
     for name in ("select", "ignore", "fail_on", "baseline"):
         value = getattr(table, name, None)
@@ -165,7 +165,7 @@ def _waiver(waiver: Waiver, policy: Policy, origin: str) -> Setting:
 
 
 def _others(policy: Policy, origin: str) -> list[Setting]:
-    """Return what holds for some paths only."""
+    """Return the settings that apply to some paths only."""
     return [
         Setting(f"{name} for {entry.path}", value, origin)
         for entry in policy.paths

@@ -1,4 +1,4 @@
-"""Findings x policy x known findings -> Verdict."""
+"""Findings, Policy and Baseline -> Verdict."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -14,7 +14,7 @@ from ckptool.rules.registry import in_order
 
 
 class Silenced(Struct, frozen=True):
-    """A finding that does not count, and why."""
+    """A finding that a waiver or the baseline suppresses."""
 
     finding: Finding
     by: str
@@ -24,7 +24,7 @@ class Silenced(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """What was found and whether it fails the run."""
+    """Reported and silenced findings, and the exit code."""
 
     findings: tuple[Finding, ...]
     exit_code: ExitCode
@@ -38,13 +38,16 @@ def judge(
     differs: bool = False,
     known: Baseline | None = None,
 ) -> Verdict:
-    """Keep what the policy reports; fail at its level or where `differs`, unless it never fails.
+    """Select the findings to report, set their levels and decide the exit code.
+
+    A run fails if a finding has at least the level `fail_on`, or if `differs`; never if `fail_on`
+    is None.
 
     Args:
         findings: of any number of checkpoints.
-        policy: what holds; for each checkpoint what its path says besides.
-        differs: whether two things differ, which fails whatever was found.
-        known: findings that do not count, since they were there before.
+        policy: applied to each checkpoint with the overrides for its path.
+        differs: whether two compared things differ; fails the run even without findings.
+        baseline: known findings, which are silenced.
     """
     kept: list[Finding] = []
     silenced: list[Silenced] = []

@@ -1,4 +1,4 @@
-"""What a policy says: which findings count, how grave they are, and what a release has to be."""
+"""Policy: which findings are reported, at which level, and what a release must satisfy."""
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
@@ -27,29 +27,29 @@ class ExitCode(IntEnum):
 
 
 class Policy(Struct, frozen=True):
-    """Which findings count, and from which level on they fail a run."""
+    """Which findings are reported, and from which level they fail a run."""
 
     select: tuple[str, ...] = ()
-    """Codes or families ("CK2") that are reported; () is all."""
+    """Codes or families ("CK2") to report; () reports all."""
     ignore: tuple[str, ...] = ()
-    """Codes or families that are not."""
+    """Codes or families not to report."""
     fail_on: Level | None = Level.ERROR
-    """The least level that fails; None is never."""
+    """Lowest level that fails a run; None never fails."""
     levels: Mapping[str, Level] = {}
-    """Code or family -> the level of its findings; the longer match wins."""
+    """Code or family -> level of its findings; the longer match wins."""
     require: Requirements = Requirements()
-    """What a release has to be; only the gate asks."""
+    """Requirements for a release; checked only by the gate."""
     paths: tuple[PathEntry, ...] = ()
-    """What holds besides for the files that a glob matches; a later one wins."""
+    """Overrides for the files that a glob matches; the last match wins."""
     waivers: tuple[Waiver, ...] = ()
     directory: Path = Path()
-    """Globs over paths are relative to it."""
+    """Directory to which globs over paths are relative."""
     source: str = ""
-    """The file that most of it is from."""
+    """Configuration file, "" without one."""
     gate: bool = False
-    """Whether a release is judged: then a rule's level in a gate holds."""
+    """Whether a release is judged: then `Rule.gate` is the minimum level."""
     today: date | None = None
-    """What waivers expire by; None is the day on which it is asked."""
+    """Date for the expiry of waivers; None is the current date (UTC)."""
 
     def __post_init__(self) -> None:
         entries = [code for e in self.paths for code in (*(e.select or ()), *(e.ignore or ()))]
@@ -59,13 +59,13 @@ class Policy(Struct, frozen=True):
             known_codes(code)
 
     def reports(self, code: str) -> bool:
-        """Whether findings of `code` are reported: the longer match wins, and a tie is ignored."""
+        """Whether findings of `code` are reported; the longer match wins, a tie is not reported."""
         chosen = _longest(code, self.select)
         dropped = _longest(code, self.ignore)
         return (chosen > 0 or not self.select) and (dropped == 0 or chosen > dropped)
 
     def level(self, finding: Finding) -> Level:
-        """Return how grave a finding is."""
+        """Return the level of a finding under this policy."""
         code = finding.rule.code
         said = max((c for c in self.levels if code.startswith(c.upper())), key=len, default=None)
         if said is not None:
@@ -74,11 +74,11 @@ class Policy(Struct, frozen=True):
         return max(finding.level, graver or finding.level)
 
     def fails(self, level: Level) -> bool:
-        """Whether a finding of that level fails the run."""
+        """Whether a finding of `level` fails the run."""
         return self.fail_on is not None and level >= self.fail_on
 
     def at(self, path: str) -> "Policy":
-        """Return what holds for the checkpoint at `path`."""
+        """Return the policy with the overrides for the checkpoint at `path`."""
         here = self
         for entry in self.paths:
             if path and fnmatchcase(self.relative(path), entry.path):
@@ -86,11 +86,14 @@ class Policy(Struct, frozen=True):
         return here
 
     def relative(self, path: str) -> str:
-        """Return `path` as globs see it: from the directory of the policy, where it is inside."""
+        """Return the text that globs match: `path` relative to `directory` if it is inside it.
+
+        A remote path is its URL without password and query.
+        """
         return _relative(path, self.directory)
 
     def matching(self, waiver: Waiver, path: str) -> bool:
-        """Whether a waiver is about the checkpoint at `path`."""
+        """Whether a waiver applies to the checkpoint at `path`."""
         return waiver.path == "*" or fnmatchcase(self.relative(path), waiver.path)
 
     def expired(self, waiver: Waiver) -> bool:
@@ -107,15 +110,15 @@ def _relative(path: str, directory: Path) -> str:
         found = place.resolve().relative_to(directory.resolve()).as_posix()
     except (ValueError, OSError, RuntimeError):
         found = place.as_posix()
-    # Neither a policy nor a baseline can hold a lone surrogate, which a file's name can.
+    # File names can contain lone surrogates; policy and baseline files cannot.
     return found.encode(errors="backslashreplace").decode()
 
 
 def known_codes(text: str) -> tuple[str, ...]:
-    """Return the codes that `text`, a code, the beginning of codes or a rule's name, stands for.
+    """Return the rule codes that `text` matches: a code, a prefix of codes, or a rule's name.
 
     Raises:
-        UsageError: there is no such code.
+        UsageError: no rule matches.
     """
     named = tuple(code for code, one in RULES.items() if one.name == text.lower())
     codes = named or tuple(code for code in RULES if text and code.startswith(text.upper()))
@@ -133,7 +136,7 @@ def _longest(code: str, beginnings: tuple[str, ...]) -> int:
 
 
 def _over(policy: Policy, entry: PathEntry) -> Policy:
-    """Return `policy` with what `entry` says in place of what it said."""
+    """Return `policy` with the settings of `entry` replaced."""
     fail_on = policy.fail_on if entry.fail_on is None else LEVELS.get(entry.fail_on)
     said = {name: value for name, value in asdict(entry.require).items() if value is not None}
     return replace(

@@ -1,4 +1,4 @@
-"""Report -> text. A renderer is a pure function; the CLI decides where the text goes."""
+"""Report -> text in one of `FORMATS`. A renderer is a pure function; the CLI writes the text."""
 
 from importlib import import_module
 from pathlib import Path
@@ -12,20 +12,20 @@ FORMATS: Final = ("table", "json", "markdown", "html", "github", "gitlab", "sari
 
 
 class Style(Struct, frozen=True):
-    """How a report is to look; only formats for people read it."""
+    """Options of the formats for people; machine formats use `root` at most."""
 
     width: int | None = None
-    """Columns of the terminal; None does not cut or wrap."""
+    """Columns of the terminal; None: neither truncate nor wrap."""
     color: bool = False
     unicode: bool = True
-    """Whether lines and bars can be drawn; else ASCII has to do."""
+    """Whether tree lines and bars use Unicode; False: ASCII."""
     verbosity: int = 0
     """-1: the verdict only; 0: repeated layers folded; 1: everything."""
     root: Path | None = None
-    """Where relative paths of the report start; paths inside it are written relative to it."""
+    """Directory that paths inside it are reported relative to; None: paths as given."""
 
 
 def render(format_: str, report: AnyReport, style: Style) -> str:
-    """Render `report`; the renderer's module is imported only now, with what it depends on."""
+    """Render `report` as `format_`; the format's module is imported here, with its dependencies."""
     text: str = import_module(f"{__name__}.{format_}").render(report, style)
     return text

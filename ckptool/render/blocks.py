@@ -1,4 +1,4 @@
-"""What a person is shown, whatever the format that draws it: lines, tables, findings."""
+"""Blocks: the format-independent content of a report (verdict, lines, tables, findings)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TypeVar
@@ -14,63 +14,63 @@ from ckptool.report import FindingReport, SilencedReport, SkippedReport
 T = TypeVar("T")
 
 MOST_ROWS: Final = 60
-"""Rows of one table before the rest is only counted; -v shows all."""
+"""Maximum rows of one table; the rest is only counted. -v shows all."""
 
 
 class Verdict(Struct, frozen=True):
-    """The first line."""
+    """The verdict: the first line of a report."""
 
     text: str
     failed: bool
 
 
 class Lines(Struct, frozen=True):
-    """A few plain lines."""
+    """Plain lines of text."""
 
     lines: tuple[str, ...]
 
 
 class Grid(Struct, frozen=True):
-    """A table; the first column is a key and may be cut."""
+    """A table; the first column is a key and may be truncated."""
 
     title: str
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     more: str = ""
-    """What was left out."""
+    """Note on omitted rows, "" if none were omitted."""
 
 
 class Branch(Struct, frozen=True):
-    """A row of a tree."""
+    """A row of a `TreeBlock`: a module or a tensor."""
 
     name: str
     more: tuple[bool, ...]
-    """For its ancestors below the root, and for itself: whether a sibling follows."""
+    """Whether a sibling follows, for each ancestor below the root and for the row itself."""
     key: str
-    """The whole key; "" for a module."""
+    """The full key; "" for a module."""
     cells: tuple[str, ...]
     share: float
-    """Of the whole, 0 to 1."""
+    """Fraction of the tree's bytes, 0 to 1."""
 
 
 class Tree(Struct, frozen=True):
-    """A table whose first column is a tree; a format that draws none shows the leaves."""
+    """A table whose first column is a tree; formats without trees show `leaf_table`."""
 
     title: str
     headers: tuple[str, ...]
-    """Of the cells; the tree's own column comes before them, and the share behind."""
+    """Headers of the cells; the tree's column precedes them, the share follows."""
     rows: tuple[Branch, ...]
     more: str = ""
 
     @property
     def flat(self) -> Grid:
-        """The leaves alone, each by its whole key."""
+        """The leaves as a table, each under its full key."""
         rows = tuple((row.key, *row.cells) for row in self.rows if row.key)
         return Grid(self.title, ("key", *self.headers), rows, self.more)
 
 
 class Problem(Struct, frozen=True):
-    """A finding, or several that differ in layer numbers only."""
+    """One finding, or several that differ in layer numbers only."""
 
     level: str
     code: str
@@ -79,7 +79,7 @@ class Problem(Struct, frozen=True):
 
 
 class Problems(Struct, frozen=True):
-    """All findings, and how many of each level."""
+    """Findings and the count of each level ("1 error, 2 notes")."""
 
     summary: str
     problems: tuple[Problem, ...]
@@ -91,7 +91,7 @@ Block = Verdict | Lines | Grid | Tree | Problems
 def by_path(
     findings: tuple[FindingReport, ...], *, several: bool
 ) -> dict[str, tuple[FindingReport, ...]]:
-    """Return the findings of each checkpoint; under "" all of them, where there is only one."""
+    """Group findings by checkpoint path; one group under "" if there is a single checkpoint."""
     paths = sorted({f.path for f in findings}, key=natural)
     if not several and len(paths) < 2:
         return {"": findings}
@@ -101,6 +101,7 @@ def by_path(
 def problems(
     findings: tuple[FindingReport, ...], style: Style, path: str = ""
 ) -> Iterator[Problems]:
+    """Yield the findings of one checkpoint as a block; nothing if there are none."""
     if not findings:
         return
     levels = {
@@ -121,7 +122,7 @@ def _problem(key: str, findings: tuple[FindingReport, ...]) -> Problem:
         for one in (first.key, *(whole if isinstance(whole, list) else ())):
             message = message.replace(f"`{one}`", f"`{pattern(one)}`")
         message = message.replace(first.key, key)
-        # A plan takes no patterns: the line of the first says how the others look.
+        # A plan takes no patterns: the fix of the first finding serves as the example.
         fix = f"{fix} (-v shows all)" if "plan" in first.facts else fix.replace(first.key, key)
     return Problem(first.level, first.code, f"{message}{times}", fix)
 
@@ -138,7 +139,7 @@ def skipped_lines(skipped: Iterable[SkippedReport]) -> Iterator[Lines]:
 
 
 def _of(paths: list[str]) -> str:
-    """Return which checkpoints of several something is about."""
+    """Return " (PATH and N more)", or "" if the entry names no checkpoint."""
     if not paths[0]:
         return ""
     return f" ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
@@ -156,19 +157,20 @@ def silenced_lines(silenced: Iterable[SilencedReport]) -> Iterator[Lines]:
 
 
 def groups(items: Iterable[tuple[str, object, T]], style: Style) -> list[Folded[T]]:
-    """Fold (key, form, item) by layer numbers, or with -v leave each by itself."""
+    """Group (key, attributes, item) by layer pattern; with -v, one group for each item."""
     if style.verbosity < 1:
         return fold(items)
     return [Folded(key, (item,)) for key, _, item in items]
 
 
 _DULL: Final = {"count": "1", "device": "cpu", "kind": "", "what": ""}
-"""Columns that are left out where every row says the same as nearly always."""
+"""Column -> usual value; a column is omitted if every row has that value."""
 
 
 def grid(
     title: str, headers: tuple[str, ...], rows: Sequence[tuple[str, ...]], style: Style
 ) -> Grid:
+    """Build the table, without uninformative columns and rows beyond `MAX_TABLE_ROWS`."""
     keep = _telling(headers, rows)
     shown, more = _first(rows, style)
     return Grid(
@@ -180,7 +182,7 @@ def grid(
 
 
 def tree_of(title: str, headers: tuple[str, ...], rows: Sequence[Branch], style: Style) -> Tree:
-    """Return the tree of `rows`, but for the columns and the rows that need not be seen."""
+    """Build the tree, without uninformative columns and rows beyond `MAX_TABLE_ROWS`."""
     keep = _telling(headers, [row.cells for row in rows if row.key])
     shown, more = _first(rows, style)
     return Tree(

@@ -1,4 +1,4 @@
-"""Rows too wide for a terminal -> rows that fit: prose is wrapped, keys and the rest are cut."""
+"""Fit table rows to the terminal width: wrap prose, truncate keys and other cells."""
 
 from textwrap import wrap
 from typing import Final
@@ -8,21 +8,21 @@ from tabulate import MIN_PADDING
 from ckptool.render.text import cut
 
 GAP: Final = 2
-"""Columns between two cells."""
+"""Blank columns between two cells."""
 _PROSE: Final = frozenset({"why", "why, and what was seen", "holds", "value", "reason", "fix"})
 _NUMBERS: Final = frozenset({"count", "size", "max abs", "relative", "changed", "rule"})
-"""Columns that say nothing any more, or something false, once they are cut."""
+"""Columns that are never truncated: a truncated number is meaningless or wrong."""
 _NARROWEST_KEY: Final = 16
 _NARROWEST_PROSE: Final = 20
 _NARROWEST: Final = 4
 
 
 def fit(rows: list[list[str]], headers: list[str], width: int) -> list[list[str]]:
-    """Return `rows` so that no line of the table is wider than `width`, where that can be.
+    """Return `rows` so that no line of the table exceeds `width`, down to the minimum widths.
 
     Args:
         rows: cells of one line each; the first is the key.
-        headers: one a column; those that hold prose are known by their header.
+        headers: one for each column; prose and number columns are recognized by header.
         width: columns of the terminal.
     """
     widths = natural_widths(rows, headers)
@@ -41,7 +41,7 @@ def fit(rows: list[list[str]], headers: list[str], width: int) -> list[list[str]
 
 
 def natural_widths(rows: list[list[str]], headers: list[str]) -> list[int]:
-    """Return the width that tabulate gives to each column."""
+    """Return the width in characters that tabulate gives to each column."""
     cells = [max(map(len, column)) for column in zip(*rows, strict=True)] or [0] * len(headers)
     return [max(len(h) + MIN_PADDING, w) for h, w in zip(headers, cells, strict=True)]
 
@@ -54,7 +54,7 @@ def _least(column: int, header: str, widest: int) -> int:
 
 
 def _rank(column: int, headers: list[str]) -> tuple[int, int]:
-    """Return what gives way first: prose, which loses nothing, then keys, then the last column."""
+    """Return the sort key of shrinking: prose first (it wraps), then keys, then from the right."""
     return (0, -column) if headers[column] in _PROSE else (1, 0) if column == 0 else (2, -column)
 
 

@@ -1,4 +1,4 @@
-"""Report -> workflow commands: GitHub shows each as an annotation."""
+"""Report -> GitHub workflow commands, shown as annotations."""
 
 from ckptool.render import Style
 from ckptool.render.results import (

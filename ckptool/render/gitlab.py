@@ -1,4 +1,4 @@
-"""Report -> GitLab's code quality JSON: shown in a merge request."""
+"""Report -> GitLab code quality JSON, shown in a merge request."""
 
 import json
 from hashlib import sha256
@@ -60,6 +60,6 @@ def _entry(
 
 
 def _file(report: AnyReport, style: Style) -> str:
-    """Return the file that an entry without one of its own is shown at."""
+    """Return the file for entries that have none of their own, "." if the report has none."""
     about = checkpoints(report)
     return relative(about[0], style.root) if about else "."

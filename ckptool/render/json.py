@@ -1,4 +1,4 @@
-"""Report -> JSON for machines; nothing is folded, cut or coloured."""
+"""Report -> JSON for machines; nothing is folded, truncated or coloured."""
 
 import json
 import re
@@ -22,5 +22,5 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7e]")
 
 
 def _escaped(match: re.Match[str]) -> str:
-    """Escape as JSON does, so that nothing from a file reaches a terminal raw."""
+    """Escape as JSON, so that no raw character of a file reaches a terminal."""
     return json.dumps(match[0])[1:-1]

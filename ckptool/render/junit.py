@@ -1,4 +1,4 @@
-"""Report -> JUnit XML: a suite for each checkpoint, a test for each rule that looked at it."""
+"""Report -> JUnit XML: a suite for each checkpoint, a test for each rule that ran on it."""
 
 from collections.abc import Iterator
 from xml.etree.ElementTree import tostring
@@ -51,7 +51,7 @@ def _of_cases(name: str, cases: list[TestCase]) -> TestSuite:
 
 
 def _rules(path: str, looked: tuple[str, ...], found: list[Result]) -> Iterator[TestCase]:
-    """Yield a test for each rule that was run, and for each that found something."""
+    """Yield a test for each rule that ran or has findings, in code order."""
     for code in sorted({*looked, *(one.finding.code for one in found)}):
         mine = [one for one in found if one.finding.code == code]
         case = _case(f"{code} {RULES[code].name}", path)
@@ -90,7 +90,7 @@ def _unread(path: str, reason: str) -> TestCase:
 
 
 def _verdict(report: AnyReport, path: str) -> Iterator[TestCase]:
-    """Yield a failed test where the run fails and no finding says why."""
+    """Yield a failed test if the run fails without a failing finding."""
     said = unexplained(report)
     if said:
         case = _case("verdict", path)
@@ -103,5 +103,5 @@ def _case(name: str, path: str) -> TestCase:
 
 
 def _clean(text: str) -> str:
-    """Return what XML can hold: it has no control characters."""
+    """Escape control characters, which XML cannot hold."""
     return printable(text)

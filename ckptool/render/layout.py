@@ -1,4 +1,4 @@
-"""Report -> blocks: what a person is shown, whatever the format that draws it."""
+"""Report -> blocks, the same for all formats for people."""
 
 from collections.abc import Iterator
 from typing import assert_never
@@ -31,7 +31,7 @@ from ckptool.report import (
 
 
 def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
-    """Yield what to show of `report`, in order."""
+    """Yield the blocks of `report`: its body, then findings, silenced findings, skipped checks."""
     yield from body(report, style)
     if style.verbosity >= 0 or isinstance(report, InspectReport):
         several = isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
@@ -44,7 +44,7 @@ def blocks(report: AnyReport, style: Style) -> Iterator[Block]:
 def body(  # noqa: C901, PLR0911 (one for each report)
     report: AnyReport, style: Style
 ) -> Iterator[Block]:
-    """Yield what is particular to this kind of report: a verdict, lines, tables."""
+    """Yield the blocks of this kind of report: verdict, lines, tables."""
     match report:
         case InspectReport():
             return reading.inspection(report, style)

@@ -1,4 +1,4 @@
-"""Report -> GitHub-flavoured Markdown, for a pull request or a step summary."""
+"""Report -> GitHub-flavoured Markdown for a pull request or a step summary."""
 
 from collections.abc import Iterator
 from typing import assert_never
@@ -30,7 +30,7 @@ def render(report: AnyReport, style: Style) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape what Markdown or HTML would read, but for code spans that the text brings itself."""
+    """Escape Markdown and HTML syntax outside the code spans of `text`."""
     pieces = printable(text).split("`")
     plain = [p if i % 2 else _plain(p) for i, p in enumerate(pieces)]
     return "`".join(plain) if len(pieces) % 2 else _plain(printable(text).replace("`", "'"))
@@ -43,7 +43,7 @@ def _plain(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Return `text` as a code span that a table cell can hold."""
+    """Format `text` as a code span for a table cell, "" if it is empty."""
     return f"`{printable(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`" if text else ""
 
 
@@ -73,5 +73,5 @@ def _problem(problem: Problem) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape for a cell, where a pipe ends the cell inside a code span as well."""
+    """Escape for a table cell, where a pipe ends the cell even inside a code span."""
     return _escaped(text).replace("\\|", "|").replace("|", "\\|")

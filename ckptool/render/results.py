@@ -1,4 +1,4 @@
-"""Report -> results with a place: what the formats of CI systems are made of."""
+"""Report -> LocatedFinding: findings with file and line, for the formats of CI systems."""
 
 import re
 from collections.abc import Iterator
@@ -28,15 +28,15 @@ _PLACE: Final = re.compile(r"(.+\.py):([0-9]+)")
 
 
 class Result(Struct, frozen=True):
-    """A finding, and where it is."""
+    """A finding with its file and line."""
 
     finding: FindingReport
     file: str
-    """The line of source that it is about, else the checkpoint; "" where there is neither."""
+    """The source file, else the checkpoint; "" if there is neither."""
     line: int
-    """0 where there is none."""
+    """Line of the source file, from 1; 0: none."""
     silenced: str = ""
-    """"waiver" or "baseline" where it does not count."""
+    """"waiver" or "baseline" if the finding does not count, else ""."""
     reason: str = ""
 
     @property
@@ -45,7 +45,7 @@ class Result(Struct, frozen=True):
 
 
 def results(report: AnyReport, root: Path | None) -> Iterator[Result]:
-    """Yield the findings that count, then those that do not."""
+    """Yield the findings that count, then the silenced ones."""
     for finding in report.findings:
         yield _result(finding, report, root, "", "")
     for one in report.silenced:
@@ -53,7 +53,7 @@ def results(report: AnyReport, root: Path | None) -> Iterator[Result]:
 
 
 def checkpoints(report: AnyReport) -> tuple[str, ...]:
-    """Return what a report is about: paths of checkpoints, else a module."""
+    """Return the checkpoint paths of a report; for an audit its module."""
     match report:
         case InspectReport() | GateReport() | DigestReport():
             return tuple(one.path for one in report.checkpoints)
@@ -70,7 +70,7 @@ def checkpoints(report: AnyReport) -> tuple[str, ...]:
 
 
 def errors(report: AnyReport, root: Path | None) -> tuple[tuple[str, str], ...]:
-    """Return what could not be checked: path and reason."""
+    """Return (path, reason) of the checkpoints that could not be checked."""
     match report:
         case GateReport():
             paths = [one.path for one in report.checkpoints if one.unread]
@@ -82,7 +82,7 @@ def errors(report: AnyReport, root: Path | None) -> tuple[tuple[str, str], ...]:
 
 
 def unexplained(report: AnyReport) -> str:
-    """Return the verdict where the run fails and no finding says why: values differ, for one."""
+    """Return the verdict if the run fails without a failing finding (values differ), else ""."""
     told = not report.exit_code or any(f.fails for f in report.findings) or errors(report, None)
     if told:
         return ""
@@ -92,7 +92,7 @@ def unexplained(report: AnyReport) -> str:
 
 
 def relative(path: str, root: Path | None) -> str:
-    """Return `path` with slashes, from `root` where it is inside; a remote one as it is."""
+    """Return `path` with slashes, relative to `root` if inside it; URLs are unchanged."""
     if is_remote(path):
         return path
     one = Path(path)
@@ -115,7 +115,7 @@ def _result(
 
 
 def sentence(result: Result) -> str:
-    """Return a finding in one printable line, with the checkpoint that it is about."""
+    """Format the message on one line, after the checkpoint's path if the file is a source file."""
     finding = result.finding
     of = f"{finding.path}: " if finding.path and result.line else ""
     return printable(f"{of}{finding.message}")

@@ -1,4 +1,4 @@
-"""Report -> SARIF 2.1.0: for code scanning, and for what reads its results."""
+"""Report -> SARIF 2.1.0, for code scanning and other SARIF readers."""
 
 import json
 from collections.abc import Iterator

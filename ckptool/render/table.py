@@ -1,4 +1,4 @@
-"""Report -> aligned text for people."""
+"""Report -> aligned text for a terminal."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -25,12 +25,12 @@ _COLORS: Final = {
 _RIGHT: Final = frozenset({"count", "size"})
 _INDENT: Final = 2
 _BAR: Final = 10
-"""Columns of the bar that stands for all of it."""
+"""Width in columns of a bar for a share of 1."""
 _WIDE_KEY: Final = 30
 _MOST_ALIKE: Final = 6
-"""Warnings or notes with one fix before the rest is only counted; -v shows all."""
+"""Maximum warnings or notes with one fix; the rest is only counted. -v shows all."""
 _DRAWN: Final = ("\u2502  ", "   ", "\u251c\u2500 ", "\u2514\u2500 ")
-"""Passing by a branch, no branch, to a branch, and to the last one."""
+"""Line past a later sibling, gap, fork to a child, corner to the last child."""
 _ASCII: Final = ("|  ", "   ", "|- ", "`- ")
 
 
@@ -60,7 +60,7 @@ def _paint(text: str, tone: str, style: Style) -> str:
 
 
 def _lines(lines: tuple[str, ...], style: Style) -> Iterator[str]:
-    """Yield the lines; what goes on in the next one is indented."""
+    """Wrap the lines to the width; continuation lines are indented."""
     for line in lines:
         first, *rest = _wrapped(printable(line), _INDENT, style)
         yield first
@@ -73,7 +73,7 @@ def _grid(grid: Grid, style: Style) -> str:
 
 
 def _tree(tree: Tree, style: Style) -> str:
-    """Draw the tree, and beside it bars, where they fit, for the share of the whole."""
+    """Draw the tree with bars for each share of the bytes; without bars if they do not fit."""
     flat = all(len(row.more) == 1 for row in tree.rows)
     names = [
         ("" if flat else _branches(row.more, style)) + printable(row.name) for row in tree.rows
@@ -102,7 +102,7 @@ def _bar(share: float, style: Style) -> str:
 
 
 def _narrow(rows: list[list[str]], headers: list[str], width: int) -> bool:
-    """Tell whether bars would take room that the keys need."""
+    """Return whether the keys need the room that bars would take."""
     widths = natural_widths(rows, headers)
     return min(widths[0], _WIDE_KEY) + sum(widths[1:]) + GAP * (len(widths) - 1) > width
 
@@ -133,7 +133,7 @@ def _problems(block: Problems, style: Style) -> Iterator[str]:
 
 
 def _alike(problems: list[Problem], style: Style) -> Iterator[str]:
-    """Yield problems that one fix is for, and the fix once; of many that are no errors, a few."""
+    """Yield findings and their common fix; many warnings or notes are cut to `_MAX_SAME_FIX`."""
     first = problems[0]
     head = f"{first.level:<7} {first.code}  "
     whole = style.verbosity > 0 or first.level == "error" or len(problems) <= _MOST_ALIKE

@@ -1,4 +1,4 @@
-"""Facts -> short text that is safe to print: sizes, shapes, folded names, cut names."""
+"""Format sizes, counts and keys as short text that is safe to print."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey or hide: control characters, bidi marks, surrogates."""
+    """Escape unprintable characters: control characters, bidi marks, surrogates."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
@@ -32,7 +32,7 @@ def _escaped(character: str) -> str:
 
 
 def size(nbytes: int) -> str:
-    """Return bytes in B, KiB or MiB; never larger units, so that columns compare at a glance."""
+    """Format bytes in B, KiB or MiB; no larger units, so that columns compare at a glance."""
     if nbytes < 1 << 10:
         return f"{nbytes} B"
     if nbytes < 1 << 20:
@@ -41,12 +41,12 @@ def size(nbytes: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return "1 key", "2 keys", "1,000 keys"."""
+    """Format a count and its noun: "1 key", "2 keys", "1,000 keys"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def cut(text: str, width: int) -> str:
-    """Return `text`, its middle replaced by "..." where it is longer than `width`."""
+    """Replace the middle of `text` by "..." if it is longer than `width` characters."""
     if len(text) <= width:
         return text
     if width <= 5:
@@ -59,7 +59,7 @@ _NUMBER: Final = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")
 
 
 def pattern(key: str) -> str:
-    """Return `key` with its layer numbers as "*": "layers.3.bias" gives "layers.*.bias"."""
+    """Replace layer numbers by "*": "layers.3.bias" gives "layers.*.bias"."""
     return _NUMBER.sub("*", key)
 
 
@@ -71,7 +71,10 @@ class Folded(Struct, Generic[T], frozen=True):
 
 
 def fold(items: Iterable[tuple[str, object, T]]) -> list[Folded[T]]:
-    """Group (key, form, item) by pattern of the key and by form, in order of first appearance."""
+    """Group (key, attributes, item) by key without layer numbers and by attributes.
+
+    The order is that of first appearance; a group of one item keeps its key.
+    """
     groups: dict[object, tuple[str, list[T]]] = {}
     for key, form, item in items:
         group = (_NUMBER.sub("*", key), form)

@@ -1,4 +1,4 @@
-"""Folded keys -> a tree of modules; a chain of single children is one row."""
+"""FoldedItems -> KeyTreeRow: rows of a module tree; a chain of single children is one row."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ from ckptool.render.text import Folded
 T = TypeVar("T")
 
 _DEEPEST: Final = 12
-"""Levels of the tree: the rest of a longer key stays together, whatever a file says."""
+"""Maximum levels of the tree; the rest of a longer key stays together (keys are input)."""
 
 
 class Row(Struct, Generic[T], frozen=True):
-    """One line of the tree."""
+    """One row of the tree."""
 
     name: str
     more: tuple[bool, ...]
-    """For the row's ancestors below the root, and for itself: whether a sibling follows."""
+    """Whether a sibling follows, for each ancestor below the root and for the row itself."""
     leaf: Folded[T] | None
     """None for a module."""
     items: tuple[T, ...]
-    """All that is in or below it."""
+    """Items of this row and of all rows below it."""
 
 
 @dataclass(slots=True)
@@ -39,14 +39,14 @@ class _Node(Generic[T]):
 
 
 def tree(leaves: Iterable[Folded[T]]) -> list[Row[T]]:
-    """Return the rows of a tree with a leaf for each item, in their order."""
+    """Return the rows of a tree with a leaf for each group, in their order."""
     root: _Node[T] = _Node()
     for number, leaf in enumerate(leaves):
         *path, last = leaf.key.split(".", _DEEPEST - 1)
         node = root
         for name in path:
             node = node.children.setdefault(name, _Node(name=name))
-        # Two leaves of one name are two rows: they differ in form.
+        # Two leaves of one name are two rows: they differ in dtype, shape or another attribute.
         node.children[number, last] = _Node(leaf=leaf, name=last)
     return list(_rows(root, ()))
 

@@ -1,4 +1,4 @@
-"""What a command says: typed, frozen, and the same in JSON field by field."""
+"""Reports of the commands: frozen structs whose fields are the fields of the JSON output."""
 
 from ckptool.report.checking import AuditReport, ClashReport, RuleReport, VerifyReport
 from ckptool.report.digesting import (

@@ -1,4 +1,4 @@
-"""A module alone, or run on a checkpoint; a rule."""
+"""Reports of `audit`, `verify` and `rule`."""
 
 from msgspec import Struct
 
@@ -11,17 +11,17 @@ class AuditReport(Report, frozen=True, kw_only=True):
     parameters: tuple[TensorReport, ...]
     persistent_buffers: tuple[TensorReport, ...]
     since: str = ""
-    """Of a watched module: since when the state in `unsaved` was changed; only that is listed."""
+    """Of a watched module: since when `unsaved` lists changed state (and only that); else ""."""
 
 
 class ClashReport(Struct, frozen=True, kw_only=True):
-    """An operation whose operands are on two devices."""
+    """An operation whose operands are on different devices."""
 
     attribute: str
-    """"" where the module does not hold the tensor."""
+    """"" if the tensor is no attribute of the module."""
     what: str
     devices: tuple[str, str]
-    """Where it is, and where it would have to be."""
+    """Actual device and expected device."""
     op: str
     where: str
     module: str
@@ -37,7 +37,7 @@ class VerifyReport(Report, frozen=True, kw_only=True):
     levels: tuple[LevelReport, ...]
     clashes: tuple[ClashReport, ...]
     lost: tuple[str, ...]
-    """State that did not survive: it was changed, saved and loaded."""
+    """State lost in the round trip: changed, saved and loaded, but not restored."""
     notes: tuple[str, ...]
 
 
@@ -50,4 +50,4 @@ class RuleReport(Struct, frozen=True, kw_only=True):
     message: str
     example: str
     gate: str
-    """Level in `ckptool gate`, "" where it is the same."""
+    """Level in `ckptool gate`, "" if it is the same."""

@@ -1,4 +1,4 @@
-"""What was promised, and what a release kept."""
+"""Reports of `lock` and `gate`."""
 
 from msgspec import Struct
 
@@ -6,7 +6,7 @@ from ckptool.report.parts import LevelReport, Report
 
 
 class DifferenceReport(Struct, frozen=True, kw_only=True):
-    """One thing that a lock says, and that is another now."""
+    """One difference between a lock and the current state."""
 
     key: str
     what: str
@@ -19,25 +19,25 @@ class LockReport(Report, frozen=True, kw_only=True):
     verdict: str
     """"locked ...", "the lock holds", "the lock is stale ..." or "recorded"."""
     path: str
-    """What was written or checked."""
+    """The lock file that was written or checked."""
     source: str
     """"module" or "checkpoint"."""
     name: str
     name_before: str
-    """What the lock before was taken from, "" where that is the same."""
+    """Source of the previous lock, "" if it is the same."""
     keys: int
     unsaved: int
-    """Tensors that the module holds beside its state_dict."""
+    """Number of tensors of the module that are not in its state_dict."""
     standing: str
-    """"the same", "compatible", "additive" or "breaking"; "" where there was no lock before."""
+    """"the same", "compatible", "additive" or "breaking"; "" without a previous lock."""
     differences: tuple[DifferenceReport, ...]
     golden: str = ""
-    """The checkpoint whose outputs were recorded, "" where a lock was written."""
+    """The checkpoint whose outputs were recorded, "" if a lock was written."""
     notes: tuple[str, ...] = ()
 
 
 class PromiseReport(Struct, frozen=True, kw_only=True):
-    """One thing that a release was held to."""
+    """One compatibility requirement of a release and its result."""
 
     what: str
     """"against", "fixture" or "golden"."""
@@ -45,31 +45,31 @@ class PromiseReport(Struct, frozen=True, kw_only=True):
     result: str
     """"compatible", "additive", "breaking" ...; "loads strictly", "migrates: ..." ..."""
     reason: str = ""
-    """Why a fixture has no way, or how outputs differ."""
+    """Why a fixture has no migration path, or how outputs differ."""
 
 
 class GatedReport(Struct, frozen=True, kw_only=True):
-    """One checkpoint of a release."""
+    """The results of one checkpoint of a release."""
 
     path: str
     verdict: str
     """"passed", "failed: ..." or "could not be checked: ..."."""
     passed: bool
     container: str = ""
-    """"" where it could not be read, as all that follows."""
+    """"" if the checkpoint could not be read; then all fields below keep their defaults."""
     nbytes: int = 0
     module: str = ""
-    """"" where none is named: the rules about modules were not run then."""
+    """"" if none is named: rules about modules were not run."""
     at: str = ""
     rules: tuple[str, ...] = ()
-    """Codes of the rules that looked at it."""
+    """Codes of the rules that ran on it."""
     levels: tuple[LevelReport, ...] = ()
-    """Of the verification that the policy requires."""
+    """Levels of the verification that the policy requires."""
     promises: tuple[PromiseReport, ...] = ()
 
     @property
     def unread(self) -> bool:
-        """Whether it could not be checked; of a module alone there is no container."""
+        """Whether it could not be checked; a module without checkpoint has no container."""
         return not (self.container or self.module)
 
 
@@ -78,7 +78,7 @@ class GateReport(Report, frozen=True, kw_only=True):
     """"passed ...", "failed ..." or "could not check ..."."""
     checkpoints: tuple[GatedReport, ...]
     policy: str
-    """The file of the policy, "" where there is none."""
+    """The file of the policy, "" if there is none."""
     errors: tuple[str, ...] = ()
     """One line for each checkpoint that could not be checked."""
     notes: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class SettingReport(Struct, frozen=True, kw_only=True):
     origin: str
     """"default", an option, or "FILE: [table]"."""
     path: str = ""
-    """The checkpoint for which it holds, "" for all."""
+    """The checkpoint that the setting applies to, "" for all."""
 
 
 class PolicyReport(Report, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What a migration did."""
+"""Report of `migrate`."""
 
 from msgspec import Struct
 
@@ -13,15 +13,15 @@ class StepReport(Struct, frozen=True, kw_only=True):
     after: str
     why: str
     source: str = ""
-    """Where an injected value comes from."""
+    """Source of an injected value, else ""."""
     loses: str = ""
-    """What the result no longer has."""
+    """What the operation removes from the result, else ""."""
 
 
 class CheckReport(Struct, frozen=True, kw_only=True):
     name: str
     result: str
-    """"passed" or "skipped"; a check that fails is an error, and nothing is written."""
+    """"passed" or "skipped"; a failed check raises an error and nothing is written."""
     reason: str
 
 
@@ -31,7 +31,7 @@ class MigrateReport(Report, frozen=True, kw_only=True):
     source: str
     source_container: str
     target: str
-    """"" where nothing was written."""
+    """"" if nothing was written."""
     target_container: str
     at: str
     module: str
@@ -40,5 +40,5 @@ class MigrateReport(Report, frozen=True, kw_only=True):
     checks: tuple[CheckReport, ...]
     notes: tuple[str, ...]
     source_digest: str
-    """Of the state's content, whatever the container; "" where nothing was written."""
+    """Digest of the state's content, independent of the container; "" if nothing was written."""
     result_digest: str

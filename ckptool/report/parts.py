@@ -1,4 +1,4 @@
-"""What several reports are made of."""
+"""Structs that several reports share."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 from msgspec import UNSET, Struct, UnsetType
 
 SCHEMA: Final = 1
-"""Within one number, fields are only added."""
+"""Version of the JSON output; within one version, fields are only added."""
 
 
 class FindingReport(Struct, frozen=True, kw_only=True):
@@ -19,17 +19,17 @@ class FindingReport(Struct, frozen=True, kw_only=True):
     fix: str
     facts: Mapping[str, Any]
     path: str = ""
-    """The checkpoint that it is about; "" where it is about a module alone."""
+    """The checkpoint concerned; "" for a finding about a module only."""
     where: str = ""
-    """"file:line" of the source that it is about, "" where there is none."""
+    """"file:line" of the source concerned, "" if there is none."""
     fails: bool = False
-    """Whether the run fails for it."""
+    """Whether this finding fails the run."""
     fingerprint: str = ""
-    """Of rule, key and facts; a moved line of source does not change it."""
+    """Digest of rule, key and facts; independent of source lines."""
 
 
 class SilencedReport(Struct, frozen=True, kw_only=True):
-    """A finding that does not count."""
+    """A finding that does not count, and why."""
 
     finding: FindingReport
     by: str
@@ -41,7 +41,7 @@ class SkippedReport(Struct, frozen=True, kw_only=True):
     what: str
     reason: str
     path: str = ""
-    """The checkpoint that it is about, where there are several."""
+    """The checkpoint concerned if there are several, else ""."""
 
 
 class TensorReport(Struct, frozen=True, kw_only=True):
@@ -49,10 +49,10 @@ class TensorReport(Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
-    """Of the elements; a storage may hold more."""
+    """Bytes of the elements; the storage may be larger."""
     device: str
     kind: str = ""
-    """"parameter", "buffer" ...; "" where the file does not say."""
+    """"parameter", "buffer" ...; "" if the file does not record it."""
     layout: str = "strided"
 
 
@@ -71,9 +71,9 @@ class UnsavedReport(Struct, frozen=True, kw_only=True):
     where: str
     """"file:line" of the assignment, "" if unknown."""
     used: str
-    """"file:line" of the first use that forward reaches, "" if none was found."""
+    """"file:line" of the first use reachable from forward, "" if none was found."""
     in_file: bool
-    """Whether this file, a pickled module, holds its value all the same."""
+    """Whether the file, a pickled module, holds its value although no state_dict does."""
 
 
 class FactReport(Struct, frozen=True, kw_only=True):
@@ -88,41 +88,41 @@ class LevelReport(Struct, frozen=True, kw_only=True):
     """passed, failed, skipped or inconclusive."""
     reason: str
     device: str
-    """Where it ran: "cpu", "cuda:0", "simulated cuda:0"; "" where nothing ran."""
+    """Device of the run: "cpu", "cuda:0", "simulated cuda:0"; "" if nothing ran."""
     details: tuple[str, ...]
 
 
 class PictureReport(Struct, frozen=True, kw_only=True):
-    """The values of a small tensor, or of some rows and columns of a larger one, as shades."""
+    """Values of a small tensor, or of sampled rows and columns of a larger one, as shades."""
 
     key: str
     of: str
-    """Whose value it is: "file", "module", "old" or "new"."""
+    """Source of the values: "file", "module", "old" or "new"."""
     shape: tuple[int, ...]
     dtype: str
     whole: bool
     """Whether every element is shown."""
     legend: tuple[str, ...]
-    """What each shade means: numbers or ranges of them, from low to high, then what is not finite.
-    The pictures of one key have one legend."""
+    """Label of each shade: ascending numbers or ranges, then non-finite values.
+    All pictures of one key share one legend."""
     finite: int
-    """How many shades of the legend are numbers."""
+    """Number of shades in the legend that are finite; they come first."""
     rows: tuple[tuple[int, ...], ...]
-    """Of each element its place in the legend."""
+    """Index into the legend for each element."""
 
 
 class DrawingReport(Struct, frozen=True, kw_only=True):
-    """What a picture of a report needs, and no other format."""
+    """Data that only the charts of the HTML report need."""
 
     tensors: tuple[TensorReport, ...] = ()
-    """Of the file, or of the new one of two."""
+    """Tensors of the file, or of the new one of two files."""
     expected: tuple[TensorReport, ...] = ()
-    """What the module saves, or the old file has."""
+    """Tensors of the module's state_dict, or of the old file."""
     pictures: tuple[PictureReport, ...] = ()
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """What every report has."""
+    """Fields of every report."""
 
     command: str
     findings: tuple[FindingReport, ...]
@@ -131,4 +131,4 @@ class Report(Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     silenced: tuple[SilencedReport, ...] = ()
     drawing: DrawingReport | UnsetType = UNSET
-    """Only where pictures were asked for."""
+    """UNSET unless charts were requested."""

@@ -1,4 +1,4 @@
-"""Checkpoints, and how they differ."""
+"""Reports of `inspect` and `diff`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ class StateReport(Struct, frozen=True, kw_only=True):
     role: str
     tensors: tuple[TensorReport, ...]
     unsaved: tuple[TensorReport, ...]
-    """Of a pickled module: what its state_dict() would leave out."""
+    """Of a pickled module: tensors that its state_dict() omits."""
     others: Mapping[str, str]
     ties: tuple[tuple[str, ...], ...]
 
@@ -36,7 +36,7 @@ class CheckpointReport(Struct, frozen=True, kw_only=True):
 
 
 class KeyVerdict(Struct, frozen=True, kw_only=True):
-    """What one key that does not match is, whether it matters, and what to do."""
+    """The problem, severity and fix of one key that does not match."""
 
     key: str
     problem: str
@@ -67,16 +67,16 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     verdicts: tuple[KeyVerdict, ...]
     unsaved: tuple[UnsavedReport, ...]
     coverage: float
-    """Share of the parameters' elements that would load, 0 to 1."""
+    """Fraction of the parameters' elements that would load, 0 to 1."""
     explanation: tuple[FactReport, ...] = ()
-    """All that is known of the one key asked for."""
+    """Facts about the key of --explain, () without it."""
 
 
 class ChangeReport(Struct, frozen=True, kw_only=True):
-    """How the values of one tensor differ between two files.
+    """Differences of one tensor's values between two files.
 
-    Figures are over the elements that are finite on both sides, in float64; None where there are
-    none, or where the shapes differ.
+    Statistics are over the elements that are finite on both sides, in float64; None if there are
+    none, or if the shapes differ.
     """
 
     key: str
@@ -84,21 +84,21 @@ class ChangeReport(Struct, frozen=True, kw_only=True):
     new_dtype: str
     elements: int
     changed: int
-    """Elements that are another number; NaN is equal to NaN of the same bits."""
+    """Number of elements whose values differ; NaN equals NaN of the same bits."""
     max_abs: float | None
     mean_abs: float | None
     relative_l2: float | None
-    """Norm of the difference by the norm of the old values; None where that is zero."""
+    """Norm of the difference divided by the norm of the old values; None if that is zero."""
     cosine: float | None
     close: bool
     """Equal within the tolerances."""
     rounding: bool
-    """Two dtypes, and the one rounded to the other is the same: nothing but rounding."""
+    """Whether dtypes differ and rounding one tensor to the other's dtype makes them equal."""
     old_nonfinite: int
     new_nonfinite: int
     histogram: tuple[int, ...] = ()
-    """Changed elements by the decade of their absolute difference: below 1e-12, then a decade
-    each up to 1e3, then all above: 17 counts."""
+    """Changed elements by the decade of their absolute difference, 17 counts: below 1e-12,
+    one decade each up to 1e3, all above."""
 
 
 class DiffFilesReport(Report, frozen=True, kw_only=True):
@@ -112,33 +112,33 @@ class DiffFilesReport(Report, frozen=True, kw_only=True):
     added_keys: tuple[str, ...]
     removed_keys: tuple[str, ...]
     changed_keys: tuple[str, ...]
-    """In both, with another shape, dtype, layout or other values."""
+    """Keys in both files whose shape, dtype, layout or values differ."""
     renamed_keys: Mapping[str, str]
     """Removed key -> added key that is probably the same tensor."""
     value_keys: tuple[str, ...]
-    """Those of `changed_keys` whose values alone differ."""
+    """The `changed_keys` of which only the values differ."""
     changed_entries: tuple[str, ...]
-    """Places of plain data (an epoch, a configuration) that differ."""
+    """Places of plain data (an epoch, a configuration) that differ between the files."""
     changes: tuple[ChangeReport, ...] = ()
-    """Of the tensors whose values or dtypes differ, the largest relative change first."""
+    """Tensors whose values or dtypes differ, in descending order of relative change."""
     rtol: float | None = None
-    """The tolerances that were given; None where none were."""
+    """The tolerances of the comparison; None if none were set."""
     atol: float | None = None
     explanation: tuple[FactReport, ...] = ()
-    """All that is known of the one key asked for."""
+    """Facts about the key of --explain, () without it."""
 
 
 class PartReport(Report, frozen=True, kw_only=True):
-    """What one of several machines found: `ckptool merge` puts the parts together."""
+    """Result of one shard of a diff that is split over machines; input of `ckptool merge`."""
 
     verdict: str
     old: str
     new: str
     part: int
-    """From 1."""
+    """Number of this shard, from 1."""
     parts: int
     compared: int
-    """Tensors, or groups of renamed ones, that were this part's."""
+    """Number of comparisons in this shard: tensors, or groups of renamed tensors."""
     differing_keys: tuple[str, ...]
     evidence: Mapping[str, Any]
-    """All that the whole report needs to be made without the files; no format to rely on."""
+    """Data from which `ckptool merge` builds the full report; an unstable format."""

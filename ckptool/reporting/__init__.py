@@ -1,1 +1,1 @@
-"""What was found and judged -> the report that a command gives."""
+"""Results of the commands and their Verdict -> reports."""

@@ -1,4 +1,4 @@
-"""A module alone, or run on a checkpoint -> a report."""
+"""ModuleInfo -> AuditReport, Verification -> VerifyReport."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def audited(module: ModuleState, verdict: Verdict) -> AuditReport:
-    """Report what the module holds and does not save."""
+    """Build the report of the module's saved and unsaved tensors."""
     saved = module.saved.values()
     return AuditReport(
         command="audit",
@@ -40,16 +40,16 @@ def audited(module: ModuleState, verdict: Verdict) -> AuditReport:
 
 
 def watched(module: ModuleState, usage: "Usage", verdict: Verdict) -> AuditReport:
-    """Report what changed while a module was watched, and is not saved."""
+    """Build the report of unsaved state that changed while the module was watched."""
     return replace(audited(module, verdict), command="watch", since=usage.since)
 
 
 def verified(
     done: "Verification", at: str, verdict: Verdict, notes: tuple[str, ...] = ()
 ) -> VerifyReport:
-    """Report what running a checkpoint's module showed.
+    """Build the report of a verification.
 
-    Where nothing failed, and something that was tried proves nothing, it could not be checked.
+    The exit code is COULD_NOT_CHECK if nothing failed but a level is inconclusive.
     """
     unproved = any(one.status == "inconclusive" for one in done.levels)
     passed = verdict.exit_code == ExitCode.PASSED and not done.failed
@@ -92,7 +92,7 @@ def level_report(one: "LevelResult") -> LevelReport:
 
 
 def _verification_words(done: "Verification") -> str:
-    """Return the verdict: what failed, or what is not proved, or how much was."""
+    """Return the verdict: the failed levels, else which levels passed and which did not run."""
     named = {
         status: [str(one.level) for one in done.levels if one.status == status]
         for status in ("failed", "inconclusive", "skipped", "passed")

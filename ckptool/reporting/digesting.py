@@ -1,4 +1,4 @@
-"""What names the content of checkpoints -> a report."""
+"""CheckpointDigest, DigestDiff -> DigestReport."""
 
 from ckptool.content import FINGERPRINT
 from ckptool.digests import Differences, Digest, Saved
@@ -13,7 +13,7 @@ from ckptool.reporting.parts import skipped_reports
 
 
 def digests(found: tuple[Digest, ...], errors: tuple[str, ...]) -> DigestReport:
-    """Report the digests of checkpoints."""
+    """Build the report of the digests of checkpoints."""
     return DigestReport(
         command="digest",
         findings=(),
@@ -28,7 +28,10 @@ def digests(found: tuple[Digest, ...], errors: tuple[str, ...]) -> DigestReport:
 def checked(
     now: Digest, saved: Saved, file: str, differ: Differences, policy: Policy
 ) -> DigestReport:
-    """Report whether the content is what was saved; what could not be compared proves nothing."""
+    """Build the report of a comparison with a saved digest.
+
+    The exit code is COULD_NOT_CHECK if no difference was found but a digest is missing.
+    """
     code = judge((), policy, differs=differ.any).exit_code
     proved = now.complete and not differ.untold
     return DigestReport(

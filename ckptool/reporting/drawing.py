@@ -1,4 +1,4 @@
-"""Values of tensors, and where they come from -> the shades of a picture and their legend."""
+"""TensorPreview -> PictureReport: shades of a heatmap and their legend."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ NOT_FINITE: Final = ("-inf", "inf", "NaN")
 
 
 class Seen(Struct, frozen=True):
-    """The values of one tensor."""
+    """Preview of one tensor's values; `source` is "file", "module", "old" or "new"."""
 
     tensor: TensorInfo
     of: str
@@ -33,13 +33,13 @@ def drawn(
     expected: Iterable[TensorInfo],
     seen: Iterable[Sequence[Seen]],
 ) -> R:
-    """Return the report with what its pictures need.
+    """Return the report with the data of its charts.
 
     Args:
-        report: what was found.
-        tensors: of the file, or of the new one of two.
-        expected: what the module saves, or the old file has.
-        seen: for each key its values, on one side or on both.
+        report: the report without `drawing`.
+        tensors: tensors of the file, or of the new one of two files.
+        expected: tensors of the module's state_dict, or of the old file.
+        previews: for each key its previews, one for each side.
     """
     return replace(
         report,
@@ -52,7 +52,7 @@ def drawn(
 
 
 def pictures(sides: Sequence[Seen]) -> tuple[PictureReport, ...]:
-    """Return the pictures of one key, whose shades mean the same."""
+    """Build the pictures of one key, with a common legend."""
     cells = {cell for side in sides for row in side.preview.rows for cell in row}
     finite = sorted({cell for cell in cells if isfinite(cell)})
     edges = finite if len(finite) <= FEW else _edges(finite[0], finite[-1])
@@ -81,8 +81,9 @@ def pictures(sides: Sequence[Seen]) -> tuple[PictureReport, ...]:
 
 
 def _edges(low: float, high: float) -> list[float]:
-    """Return where the ranges start, and where the last one ends."""
-    # Not low + i * step: between the largest float64 and its opposite that is infinite.
+    """Return the lower bounds of the ranges and the upper bound of the last one."""
+    # Not low + i * step: the step overflows to infinity if low and high are of opposite sign
+    # and near the largest float64.
     return [low, *(low * (1 - i / FEW) + high * (i / FEW) for i in range(1, FEW)), high]
 
 
@@ -97,4 +98,5 @@ def _short(number: float) -> str:
 
 
 def _odd(cell: float) -> str:
+    """Return the label of a non-finite value, one of `NON_FINITE_LABELS`."""
     return "NaN" if isnan(cell) else "inf" if cell == inf else "-inf"

@@ -1,4 +1,4 @@
-"""A judged release, and a policy -> reports."""
+"""GateInput -> GateReport, Setting -> PolicyReport."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Gated(Struct, frozen=True):
-    """A checkpoint that was looked at."""
+    """The results of one checkpoint (or of a module without one) in a gate."""
 
     path: str
     checkpoint: Checkpoint | None
@@ -38,7 +38,7 @@ def gated(
     verdict: Verdict,
     source: str,
 ) -> GateReport:
-    """Report a release: each checkpoint in the order asked for."""
+    """Build the report of a release, with the checkpoints in the given order."""
     found = findings(verdict)
     by_path = {one.path: _gated(one, found) for one in done}
     by_path |= {path: _unread(path, error) for path, error in errors.items()}
@@ -58,7 +58,7 @@ def gated(
 
 
 def shown(settings: Mapping[str, tuple[Setting, ...]]) -> PolicyReport:
-    """Report the policy that holds for each path."""
+    """Build the report of the settings that apply to each path."""
     return PolicyReport(
         command="gate",
         findings=(),

@@ -1,4 +1,4 @@
-"""A lock that was written or checked -> a report."""
+"""LockOutcome -> LockReport."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,23 +13,23 @@ from ckptool.reporting.parts import counted, findings, skipped_reports
 
 
 class Locked(Struct, frozen=True):
-    """What was done."""
+    """Result of writing or checking a lock, or of recording golden outputs."""
 
     path: Path
     contract: Contract
     holding: Holding | None
-    """The lock that was there, against what there is now; None where there was none."""
+    """Diff of the previous lock and the current contract; None without a previous lock."""
     same: bool
     check: bool
     golden: str = ""
-    """The checkpoint whose outputs were recorded, "" where a lock was written."""
+    """The checkpoint whose outputs were recorded, "" if a lock was written."""
     source: str = ""
-    """Where the recorded inputs come from."""
+    """Source of the recorded inputs, "" if a lock was written."""
     skipped: tuple[Skipped, ...] = ()
 
 
 def locked(done: Locked, verdict: Verdict) -> LockReport:
-    """Report what was locked, and how that differs from the lock before."""
+    """Build the report of the contract and its differences from the previous lock."""
     terms = done.contract.terms.values()
     changed = _differences(done)
     return LockReport(

@@ -1,4 +1,4 @@
-"""What a migration did -> a report."""
+"""MigrationResult -> MigrateReport."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def migrated(done: "Migration", verdict: Verdict) -> MigrateReport:
-    """Report what a migration did, or would do."""
+    """Build the report of a migration or of its dry run."""
     met, digests = done.loading, done.digests
     return MigrateReport(
         command="migrate",

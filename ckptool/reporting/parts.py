@@ -1,4 +1,4 @@
-"""What is found and described -> the pieces that all reports are made of."""
+"""Findings, tensors and skipped checks -> the structs that all reports share."""
 
 from collections.abc import Iterable
 
@@ -64,6 +64,7 @@ def tensor_report(tensor: TensorInfo, kind: Kind | None) -> TensorReport:
 
 
 def unsaved_reports(module: ModuleState, state: State | None) -> tuple[UnsavedReport, ...]:
+    """Build the reports of unsaved tensors, without aliases; `state` is the file's state_dict."""
     kept = state.unsaved if state else {}
     return tuple(
         _unsaved_one(held, held.key in kept)
@@ -89,10 +90,12 @@ def _unsaved_one(held: Held, in_file: bool) -> UnsavedReport:  # noqa: FBT001
 
 
 def counted(number: int, noun: str) -> str:
+    """Format a count and its noun: "1 key", "2 keys"; no thousands separators."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def counts(loading: Loading) -> str:
+    """Return "does not load: " and the number of missing, unexpected and mismatched keys."""
     counts = (
         (len(loading.missing_keys), "missing"),
         (len(loading.unexpected_keys), "unexpected"),

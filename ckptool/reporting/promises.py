@@ -1,4 +1,4 @@
-"""What a release was held to -> a report."""
+"""GateEvidence -> PromiseReport."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from ckptool.verification.facts import Replay
 
 
 class HeldTo(Struct, frozen=True):
-    """What a release was held to, as the rules look at it, and what was not looked at."""
+    """Compatibility results of a release (subjects of the rules) and the skipped checks."""
 
     holding: Holding | None = None
     fixtures: tuple[Fixture, ...] = ()
@@ -25,7 +25,7 @@ class HeldTo(Struct, frozen=True):
 
 
 def promise_reports(held: HeldTo) -> tuple[PromiseReport, ...]:
-    """Report each thing that it was held to, kept or not."""
+    """Build a report for each compatibility requirement, kept or not."""
     return tuple(_reports(held))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints, and how they differ -> reports."""
+"""Checkpoint -> InspectReport, ModuleDiff -> DiffModuleReport."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -33,7 +33,7 @@ def inspected(
     errors: tuple[str, ...],
     unseen: tuple[Skipped, ...] = (),
 ) -> InspectReport:
-    """Report what the checkpoints hold."""
+    """Build the report of the checkpoints' contents."""
     return InspectReport(
         command="inspect",
         findings=findings(verdict),
@@ -52,10 +52,10 @@ def loaded(
     explain: str | None = None,
     unseen: tuple[Skipped, ...] = (),
 ) -> DiffModuleReport:
-    """Report what loading the file into the module would do.
+    """Build the report of loading the file into the module.
 
     Raises:
-        UsageError: `explain` is a key that neither side has.
+        UsageError: `explain` is a key that is on neither side.
     """
     return DiffModuleReport(
         command="diff",
@@ -98,6 +98,7 @@ def _loading_words(loading: Loading, verdict: Verdict) -> str:
 
 
 def _first_sentence(finding: Finding) -> str:
+    """Return the message up to ": "."""
     return finding.message.split(": ", 1)[0]
 
 
@@ -120,7 +121,7 @@ def _verdicts(loading: Loading, verdict: Verdict) -> list[KeyVerdict]:
 
 
 def _explained(loading: Loading, verdict: Verdict) -> dict[str, Finding]:
-    """Return the finding about a whole rewrite or rename for each key that it explains."""
+    """Map each key to the finding on a prefix rewrite, rename or group that explains it."""
     found = {f.rule.code: f for f in verdict.findings if f.rule.code == "CK209"}
     explained: dict[str, Finding] = {}
     if loading.rewrite and "CK209" in found:
@@ -135,7 +136,7 @@ def _explained(loading: Loading, verdict: Verdict) -> dict[str, Finding]:
 
 
 _ON_SEVERAL: Final = frozenset({"CK217", "CK218", "CK219", "CK501"})
-"""Rules whose findings answer for all keys in their facts."""
+"""Rules whose findings cover all keys in their facts."""
 
 
 def _keys(finding: Finding) -> Iterable[object]:

@@ -1,4 +1,4 @@
-"""How two files differ -> reports: of the whole, or of a part."""
+"""CheckpointDiff -> DiffFilesReport, DiffShard -> DiffShardReport."""
 
 from collections.abc import Mapping
 from math import inf
@@ -16,10 +16,10 @@ from ckptool.reporting.parts import fact_reports, findings, skipped_reports
 
 
 def revised(revision: Revision, verdict: Verdict, explain: str | None = None) -> DiffFilesReport:
-    """Report how two files differ.
+    """Build the report of the differences between two files.
 
     Raises:
-        UsageError: `explain` is a key that neither side has.
+        UsageError: `explain` is a key that is on neither side.
     """
     given = revision.tolerances
     return DiffFilesReport(
@@ -49,7 +49,7 @@ def revised(revision: Revision, verdict: Verdict, explain: str | None = None) ->
 
 
 def partial(part: Part, compared: int, evidence: Mapping[str, Any]) -> PartReport:
-    """Report what one part of the work found; it is judged where the parts are put together."""
+    """Build the report of one shard of a diff; it is judged after `merge_shards`."""
     differing = tuple(key for key, same in part.answers.equal.items() if not same)
     return PartReport(
         command="diff",
@@ -70,8 +70,8 @@ def partial(part: Part, compared: int, evidence: Mapping[str, Any]) -> PartRepor
 def revision_words(revision: Revision) -> str:
     """Return the verdict on two files.
 
-    "breaking": what loads the old file strictly does not load the new one so. "compatible": it
-    does, though a dtype or a tie differs, or not all values were compared.
+    "breaking": code that loads the old file strictly does not load the new file strictly.
+    "compatible": it does, but a dtype or a tie differs, or not all values were compared.
     """
     if _breaks(revision):
         return "breaking"
@@ -125,7 +125,7 @@ def _changes(revision: Revision) -> tuple[ChangeReport, ...]:
 
 
 def _relative(change: ChangeReport) -> float:
-    """Return the relative change; where the old values have no norm, it is beyond all others."""
+    """Return the relative change; infinity if values changed but it is undefined (zero norm)."""
     if change.relative_l2 is not None:
         return change.relative_l2
     return inf if change.changed else 0.0

@@ -1,4 +1,4 @@
-"""Checkpoint -> hits: what a file is made of and names (CK301 to CK312, CK601 to CK604)."""
+"""Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK312, CK601-CK604)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -66,7 +66,7 @@ def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
     ),
 )
 def pickled_module(checkpoint: Checkpoint) -> Iterator[Hit]:
-    if checkpoint.container is Container.TORCHSCRIPT:  # its classes are in the file
+    if checkpoint.container is Container.TORCHSCRIPT:  # TorchScript files contain their classes
         return
     for state in checkpoint.states:
         if state.modules:
@@ -143,7 +143,7 @@ def device_tag(checkpoint: Checkpoint) -> Iterator[Hit]:
 
 
 _WASTE_BYTES: Final = 4096
-"""Less than a page is not worth a word."""
+"""Bytes: waste of less than a memory page is not reported."""
 
 
 @check(
@@ -178,7 +178,7 @@ def _all(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
 
 
 def _wasteful(tensor: TensorInfo) -> bool:
-    """Whether its storage has room for much more; other tensors may fill that."""
+    """Whether the storage exceeds the tensor by a page or more; other tensors may use the rest."""
     storage = tensor.storage
     if storage is None or storage.nbytes <= _WASTE_BYTES:
         return False

@@ -1,4 +1,4 @@
-"""Revision, Holding -> hits: what a release breaks for who has the older (CK801 to CK806)."""
+"""CheckpointDiff, ContractDiff -> hits: compatibility with an older release (CK801-CK806)."""
 
 import shlex
 from collections.abc import Iterator
@@ -241,7 +241,11 @@ def _renamed(there: str, proof: str) -> str:
 
 
 def _when_brought(holding: Holding, key: str) -> Level | None:
-    """Return the level of a key that old files lack: seen to be brought, derivable, or open."""
+    """Return the level of a key that old files lack.
+
+    NOTE if a fixture proves the migration, WARNING if the value is derivable, None (the rule's
+    default) if no migration is known.
+    """
     if key in holding.proved:
         return Level.NOTE
     return Level.WARNING if key in holding.brought else None
@@ -260,7 +264,7 @@ def _saving(term: Term) -> str:
 
 
 def _lost(term: Term) -> str:
-    """Return what is lost of a value that is saved no more."""
+    """Describe the loss if a value is not saved any more; "" if it still is."""
     if term.saved:
         return ""
     if term.constancy is Constancy.CONSTANT:

@@ -1,4 +1,4 @@
-"""Loading -> hits: shapes and dtypes of keys that both sides have (CK207, CK208, CK215)."""
+"""ModuleDiff -> hits: shapes and dtypes of keys on both sides (CK207, CK208, CK215)."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -35,7 +35,7 @@ def shape_mismatch(loading: Loading) -> Iterator[Hit]:
 
 
 def diagnose_shapes(expected: tuple[int, ...], actual: tuple[int, ...]) -> str:
-    """Say in a few words how two shapes differ."""
+    """Describe how two shapes differ: number of dimensions, transposition, or sizes."""
     if len(expected) != len(actual):
         return f"{len(actual)} dimensions for {len(expected)}"
     if expected == actual[::-1]:
@@ -57,7 +57,7 @@ _FLOATS: Final = {
 
 
 def _integer(dtype: str) -> int | None:
-    """Bits of precision of an integer or bool dtype, else None."""
+    """Return the bits of precision of an integer or bool dtype, None for other dtypes."""
     if dtype == "bool":
         return 1
     if dtype.startswith(("int", "uint")):
@@ -66,7 +66,7 @@ def _integer(dtype: str) -> int | None:
 
 
 def lossy(actual: str, expected: str) -> Level | None:
-    """How bad a copy from `actual` to `expected` can be; None if it loses nothing."""
+    """Return the worst level of a cast from dtype `actual` to `expected`; None if it is exact."""
     have, want = _integer(actual), _integer(expected)
     if actual in {expected, "bool"}:
         return None
@@ -115,7 +115,7 @@ def dtype_lossy(loading: Loading) -> Iterator[Hit]:
 
 
 def _loss(told: Cast, expected: str) -> Level | None:
-    """How bad the cast is for the numbers at hand; None where they all stay what they are."""
+    """Return the level of a cast by its measured effect; None if no value changed."""
     if not told.changed:
         return None
     grave = told.overflowed or _integer(expected) is not None

@@ -1,4 +1,4 @@
-"""Loading -> hits: keys that are missing or unexpected, one by one (CK201 to CK220)."""
+"""ModuleDiff -> hits: missing and unexpected keys, one by one (CK201-CK220)."""
 
 import shlex
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
 
 
 def _unexplained(loading: Loading) -> Iterator[Held]:
-    """Yield what is missing, but for what is there under another name or in another form."""
+    """Yield the missing tensors that no rename, tie or other form in the file explains."""
     found = loading.explained | quantised_keys(loading)
     for change in loading.changes:
         if isinstance(change, Missing) and change.key not in found:
@@ -19,7 +19,7 @@ def _unexplained(loading: Loading) -> Iterator[Held]:
 
 
 def _unclaimed(loading: Loading) -> Iterator[Unexpected]:
-    """Yield what is unexpected, but for what the module has under another name or form."""
+    """Yield the unexpected tensors that no rename, tie or other form in the module explains."""
     used = loading.explained | quantised_keys(loading)
     for change in loading.changes:
         if isinstance(change, Unexpected) and change.key not in used:
@@ -39,12 +39,13 @@ def _facts(held: Held) -> dict[str, object]:
 
 
 def _migrate(loading: Loading) -> str:
-    """Return the command that writes a file which loads."""
+    """Return the `ckptool migrate` command that writes a loadable file."""
     path = shlex.quote(str(loading.checkpoint.path))
     return f"ckptool migrate {path} -o NEW -m {loading.module.target}"
 
 
 def _recomputable(held: Held) -> bool:
+    """Whether the constructor makes the same value every time and training does not change it."""
     return held.constancy is Constancy.CONSTANT and not held.statistic
 
 
@@ -142,17 +143,19 @@ _AUXILIARY: Final = frozenset(
 
 
 def _auxiliary_name(key: str) -> bool:
-    """Whether a segment names a loss, a metric or a judging network, as projects call them."""
+    """Whether a segment of `key` has a usual name of a loss, a metric or a frozen judge."""
     return any(
         s in _AUXILIARY or s.endswith(("_metric", "_metrics", "_loss")) for s in key.split(".")[:-1]
     )
 
 
 def _lazy(loading: Loading, key: str) -> bool:
+    """Whether the module registers `key` as a buffer that is None."""
     return key in loading.module.none_buffers
 
 
 def _redundancy(loading: Loading, key: str) -> bool | None:
+    """Whether the value equals the module's unsaved tensor `key`; None if not compared."""
     held = loading.module.held.get(key)
     return None if held is None or held.saved else loading.same_value.get(key)
 
@@ -264,6 +267,7 @@ def wrapper_prefix(loading: Loading) -> Iterator[Hit]:
 
 
 def _rewrite_code(removed: list[str], added: str) -> str:
+    """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict."""
     if not removed:
         return f'{{"{added}" + k: v for k, v in state_dict.items()}}'
     gone = "{" + ", ".join(f'"{s}"' for s in removed) + "}"

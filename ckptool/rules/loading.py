@@ -1,4 +1,4 @@
-"""Loading -> hits: what is true of the load as a whole (CK210, CK212, CK216, CK304)."""
+"""ModuleDiff -> hits: problems of the load as a whole (CK210, CK212, CK216, CK304)."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -7,7 +7,7 @@ from ckptool.compare import Loading
 from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
 LEAST_COVERAGE: Final = 0.5
-"""Below this share of the parameters' elements, `strict=False` would hide a disaster."""
+"""Share of the parameters' elements (0 to 1); CK210 fires if `strict=False` would load less."""
 
 
 @check(
@@ -57,7 +57,7 @@ def wrong_nesting(loading: Loading) -> Iterator[Hit]:
 
 
 _FILLED_IN: Final = {"num_batches_tracked": 2}
-"""Keys that torch's own upgrade hook fills in, and the class version since which they are saved."""
+"""Names that torch's upgrade hook fills in -> first class version that saves them."""
 
 
 @check(
@@ -90,6 +90,7 @@ def version_metadata_missing(loading: Loading) -> Iterator[Hit]:
 
 
 def _torch_version(loading: Loading, prefix: str, owner: str, version: int) -> Hit:
+    """Return the hit for one of torch's own classes: NOTE if its upgrade code has no effect."""
     dot = f"{prefix}." if prefix else ""
     held = loading.module.held
     expected = [n for n in _FILLED_IN if (one := held.get(f"{dot}{n}")) is not None and one.saved]

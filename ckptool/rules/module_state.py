@@ -1,4 +1,4 @@
-"""ModuleState -> hits: what a module holds and a state_dict does not (CK101 to CK112)."""
+"""ModuleInfo -> hits: state of a module that its state_dict lacks (CK101-CK112)."""
 
 from collections.abc import Iterator
 
@@ -31,10 +31,12 @@ def _facts(held: Held) -> dict[str, object]:
 
 
 def _attribute(key: str) -> str:
+    """Return the attribute name: "banks" of "net.banks['k']"."""
     return key.rsplit(".", 1)[-1].split("[", 1)[0]
 
 
 def _grave(held: Held) -> Level:
+    """Return the level of an unsaved tensor by how reproducible its value is."""
     if held.constancy in {Constancy.RANDOM, Constancy.MUTATED}:
         return Level.ERROR
     number = not held.tensor.shape and held.constancy is Constancy.CONSTANT and not held.written
@@ -42,12 +44,12 @@ def _grave(held: Held) -> Level:
 
 
 def _is_placeholder(held: Held) -> bool:
-    """Whether it has no elements, and nothing is known to give it any."""
+    """Whether the tensor has no elements and no code outside the constructor writes it."""
     return 0 in held.tensor.shape and not held.written
 
 
 def _own(module: ModuleState, *kinds: Kind) -> Iterator[Held]:
-    """Yield what is unsaved, of these kinds, and no alias of saved state."""
+    """Yield unsaved tensors of these kinds that are no alias of registered state."""
     for held in module.unsaved.values():
         if held.kind in kinds and not held.alias_of:
             yield held
@@ -120,7 +122,7 @@ def unregistered_in_container(module: ModuleState) -> Iterator[Hit]:
 def module_not_registered(module: ModuleState) -> Iterator[Hit]:
     for path, owner in module.hidden_modules.items():
         inside = [h for h in module.held.values() if h.key.startswith(f"{path}.")]
-        if not inside:  # a Dropout or a Rearrange: nothing of it could be saved
+        if not inside:  # without tensors, such as Dropout: there is nothing to save
             continue
         yield hit(path, owner=owner, count=len(inside), nbytes=sum(h.tensor.nbytes for h in inside))
 
@@ -217,7 +219,7 @@ def numpy_state(module: ModuleState) -> Iterator[Hit]:
 
 def _of_array(held: Held) -> Level:
     if held.constancy is Constancy.CONSTANT:
-        # An index, or a figure that is only told: nothing suggests that it is learnt.
+        # Never read in forward and never rewritten, or of integers: probably not learnt.
         told = not held.used and not held.written
         return Level.NOTE if told or "int" in held.tensor.dtype else Level.WARNING
     return _grave(held)
@@ -277,7 +279,7 @@ def device_not_following(module: ModuleState) -> Iterator[Hit]:
 
 
 def _left_behind(held: Held) -> tuple[Level, str]:
-    """Return how grave it is that a tensor stays on the CPU, and what forward does with it."""
+    """Return the level of a tensor that .to() leaves on the CPU, and a clause that explains it."""
     if held.moved:
         return (
             Level.NOTE,
@@ -314,7 +316,7 @@ def _left_behind(held: Held) -> tuple[Level, str]:
 )
 def dtype_not_following(module: ModuleState) -> Iterator[Hit]:
     for held in _own(module, *_TENSORS, Kind.CONTAINER, Kind.PARAMETER):
-        # A tensor without dimensions gives way to the dtype of the others.
+        # torch's type promotion: a tensor without dimensions does not decide the result's dtype.
         if not held.follows_dtype and not held.cast and all(held.tensor.shape or (0,)):
             yield hit(held.key, **_facts(held))
 
@@ -344,7 +346,7 @@ def dtype_not_following(module: ModuleState) -> Iterator[Hit]:
 def none_buffer(module: ModuleState) -> Iterator[Hit]:
     for key, place in module.filled.items():
         owner = module.none_buffers[key]
-        if owner.startswith("torch."):  # their None is a choice that is never filled
+        if owner.startswith("torch."):  # torch registers None for options that stay off
             continue
         filled = f", and filled at {place}" if place else ""
         level = Level.WARNING if place else Level.NOTE

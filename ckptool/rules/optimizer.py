@@ -1,7 +1,7 @@
-"""Loading -> hits: an optimizer's state that does not fit the module's parameters (CK901, CK902).
+"""ModuleDiff -> hits: optimizer state that does not fit the module's parameters (CK901, CK902).
 
-Optimizers know parameters by number: the order in which the script gave them. What a script may do
-by right (freeze some, sort them into groups) is not reported as wrong.
+An optimizer numbers its parameters in the order in which the script passed them. Legitimate
+differences (frozen parameters, parameters sorted into groups) are not reported as errors.
 """
 
 import re
@@ -19,22 +19,22 @@ _SLOT: Final = re.compile(
     r"state\.(\d+)\.(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg|acc_delta"
     r"|grad_avg|sum|prev|step_size|exp_inf|ax)"
 )
-"""Slots that have the shape of their parameter in torch's optimizers."""
+"""Keys of slots (per-parameter state) that have the shape of their parameter in torch."""
 
 _Shape = tuple[int, ...]
 
 
 class _Fit(Struct, frozen=True):
-    """The only optimizer of a file, and the parameters that it should know."""
+    """The only optimizer of a file, matched with the parameters of the module."""
 
     at: str
     count: int
-    """Parameters that its groups name."""
+    """Number of parameters in all param_groups."""
     groups: int
     slots: Mapping[int, TensorInfo]
-    """One slot of a parameter's shape, by the parameter's number."""
+    """Number of a parameter -> one slot that has the parameter's shape."""
     parameters: tuple[TensorInfo, ...]
-    """The module's, each tied one once; without the frozen ones if that is how many there are."""
+    """Parameters of the module, tied ones once; only trainable ones if `parameter_count` fits."""
 
 
 @check(
@@ -96,17 +96,21 @@ def slot_shape(loading: Loading) -> Iterator[Hit]:
 
 
 def _misfit(fit: _Fit, number: int, shape: _Shape) -> str:
+    """Describe why a slot does not fit parameter `number`; "" if it fits."""
     if fit.groups == 1:
         own = fit.parameters[number]
         return "" if own.shape == shape else f"number {number}, `{own.key}`, is {list(own.shape)}"
-    # Groups sort parameters as the script likes: only shapes that nobody has are wrong for sure.
+    # Several groups may reorder parameters: only a shape with too few parameters is an error.
     has = Counter(p.shape for p in fit.parameters)[shape]
     uses = sum(1 for n, slot in fit.slots.items() if slot.shape == shape and n <= number)
     return "" if uses <= has else f"no parameter that is left is {list(shape)}"
 
 
 def _fit(loading: Loading) -> _Fit | None:
-    """Return what is compared; None where it is not known which parameters an optimizer has."""
+    """Match the optimizer with the module; None if its parameters cannot be determined.
+
+    That is so with several optimizers, several models or no readable param_groups.
+    """
     states = loading.checkpoint.states
     optimizers = [state for state in states if state.role == "optimizer"]
     models = [s for s in states if s.role in {"state_dict", "module"} and s.tensors]
@@ -135,7 +139,7 @@ def _parameters(loading: Loading, count: int) -> tuple[TensorInfo, ...]:
 
 
 def _groups(loading: Loading, state: State) -> list[int]:
-    """Return how many parameters each group names; [] where that cannot be read."""
+    """Return the number of parameters in each of param_groups; [] if they cannot be read."""
     place = f"{state.at}.param_groups" if state.at else "param_groups"
     entries = loading.checkpoint.entries
     groups = next((entry.value for entry in entries if entry.at == place), None)
@@ -146,7 +150,7 @@ def _groups(loading: Loading, state: State) -> list[int]:
 
 
 def _in_order(fit: _Fit) -> bool:
-    """Whether the optimizer's parameters could be some of the module's, in the same order."""
+    """Whether the optimizer's parameters may be a subsequence of the module's, by shape."""
     shapes = iter(fit.parameters)
     wanted = (fit.slots.get(number) for number in range(fit.count))
     return fit.count < len(fit.parameters) and all(

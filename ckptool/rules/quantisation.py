@@ -1,4 +1,4 @@
-"""Loading -> hits: a quantised file and a module that is not, or the other way round (CK219)."""
+"""ModuleDiff -> hits: file and module are quantised in different ways (CK219)."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,11 +13,11 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
 
 
 class Family(Struct, frozen=True):
-    """A library's way to keep quantised weights."""
+    """One library's format of quantised weights, with the name that messages use."""
 
     name: str
     remedy: str
-    """What makes a module that loads them."""
+    """How to obtain a module that loads these weights, as a clause of CK219's fix."""
 
 
 _EAGER: Final = Family(
@@ -56,12 +56,12 @@ _NARROW: Final = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2", "float8_e4m3f
 
 
 class Marked(Struct, frozen=True):
-    """A sub-module whose keys are those of a family."""
+    """A submodule whose keys identify it as quantised, and by which family."""
 
     family: Family
     owner: str
     key: str
-    """The key that tells."""
+    """The key that identifies the family."""
 
 
 @check(
@@ -105,7 +105,7 @@ def _families(marked: Iterable[Marked]) -> str:
 
 
 def _differing(loading: Loading) -> tuple[list[Marked], list[Marked]]:
-    """Return what marks the file's modules and not the live ones, and the other way round."""
+    """Return the submodules quantised in the file only, and those in the module only."""
     state, module = loading.state, loading.module
     inside = f"{state.at}." if state.at else ""
     places = [s.at.removeprefix(inside) for s in loading.checkpoint.states if s is not state]
@@ -120,7 +120,7 @@ def _differing(loading: Loading) -> tuple[list[Marked], list[Marked]]:
 
 
 def quantised_keys(loading: Loading) -> frozenset[str]:
-    """Return the missing and unexpected keys that CK219 answers for."""
+    """Return the missing and unexpected keys that CK219 explains; other rules skip them."""
     have, want = _differing(loading)
     if not have and not want:
         return frozenset()
@@ -131,7 +131,7 @@ def quantised_keys(loading: Loading) -> frozenset[str]:
 
 
 def _is_stub(key: str) -> bool:
-    """Whether a QuantStub could own it: it has a scale and a zero point and nothing else."""
+    """Whether the key may belong to a QuantStub, which saves only a scale and a zero point."""
     return key.rpartition(".")[2] in {"scale", "zero_point"}
 
 
@@ -142,12 +142,13 @@ _TELLING: Final = re.compile(
 
 
 def _tells(tensor: TensorInfo) -> bool:
-    """Whether it could be of a quantised layer: what is cheap to see comes first."""
+    """Whether the tensor may belong to a quantised layer; a cheap test before the grouping."""
     odd = tensor.layout == "quantized" or bool(tensor.wrapper)
     return odd or _TELLING.search(tensor.key) is not None
 
 
 def _marks(tensors: Mapping[str, TensorInfo], others: Iterable[str]) -> list[Marked]:
+    """Return the quantised submodules; `other_keys` are keys without a tensor."""
     if not any("_packed_params" in key for key in others) and not any(
         map(_tells, tensors.values())
     ):
@@ -162,7 +163,7 @@ def _marks(tensors: Mapping[str, TensorInfo], others: Iterable[str]) -> list[Mar
 
 @lru_cache(maxsize=1 << 16)
 def _owner(key: str) -> str:
-    """Return the prefix of the layer that a key is of, above observers and packed parameters."""
+    """Return the prefix of the layer of `key`, without observers and packed parameters."""
     steps = key.split(".")
     for number, step in enumerate(steps):
         if step == "_packed_params" or step in _OBSERVERS:
@@ -175,7 +176,12 @@ def _owner(key: str) -> str:
 
 
 def _told(names: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> tuple[Family, str] | None:
-    """Return the family of a layer with these names, and the name that tells it."""
+    """Return the family of a layer and the name that identifies it; None if not quantised.
+
+    Args:
+        names: name within the layer -> key.
+        tensors: all tensors by key.
+    """
     for name, key in names.items():
         family = _by_one(name, tensors.get(key))
         if family is not None:
@@ -194,6 +200,7 @@ def _told(names: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> tuple[
 
 
 def _by_one(name: str, tensor: TensorInfo | None) -> Family | None:
+    """Return the family that one name or tensor identifies, None if it needs several names."""
     steps = name.split(".")
     if "_packed_params" in steps or (tensor is not None and tensor.layout == "quantized"):
         return _EAGER

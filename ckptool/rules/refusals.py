@@ -1,7 +1,7 @@
-"""Errors of a migration -> hits: what a plan may not do (CK221, CK311).
+"""Migration errors -> hits: operations that a plan may not do (CK221, CK311).
 
-`ckptool migrate` stops with these. `inspect` and `diff` do not report them: nothing is wrong with a
-file that safetensors cannot hold, as long as nobody converts it.
+`ckptool migrate` stops with these. `inspect` and `diff` do not report them: a value that
+safetensors cannot hold is a problem only when the file is converted.
 """
 
 from collections.abc import Iterator

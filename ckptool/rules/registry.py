@@ -1,4 +1,4 @@
-"""The registry of rules: a rule is data, its check is a generator over one subject."""
+"""Registry of rules: a `Rule` is data, its check is a generator over one subject."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +14,7 @@ S = TypeVar("S")
 
 
 class Level(IntEnum):
-    """SARIF's levels, ordered."""
+    """Severity of a finding: SARIF's levels, ordered."""
 
     NOTE = 1
     WARNING = 2
@@ -26,26 +26,26 @@ class Level(IntEnum):
 
 
 class Rule(Struct, frozen=True):
-    """One thing that can be wrong. `code` keeps its meaning for ever."""
+    """Definition of one kind of problem. `code` keeps its meaning for ever."""
 
     code: str
     name: str
     level: Level
-    """The default; a hit may carry another where the facts decide."""
+    """Default level; `RuleHit.level` overrides it where the facts decide."""
     message: str
-    """Format string over a hit's facts, and `key`."""
+    """Format string over `key` and the facts of a `RuleHit`."""
     why: str
-    """Why it matters, for somebody who has never met it."""
+    """Why it matters, for readers to whom the problem is new."""
     fix: str
-    """What to do about it: a command or a line of code; may use the same facts as `message`."""
+    """Remedy: a command or a line of code; a format string over the same facts as `message`."""
     example: str = ""
-    """A few lines of Python in which it fires."""
+    """A few lines of Python for which the rule fires; "" if there is none."""
     gate: Level | None = None
-    """Level in `ckptool gate`."""
+    """Level in `ckptool gate`; None means `level`."""
 
 
 class Hit(Struct, frozen=True):
-    """What a check found: facts, no sentence."""
+    """Result of a check: the key and the facts that fill the rule's message."""
 
     key: str
     facts: Mapping[str, object] = {}
@@ -53,31 +53,34 @@ class Hit(Struct, frozen=True):
 
 
 def hit(key: str, level: Level | None = None, /, **facts: object) -> Hit:
-    """Return a Hit with its facts given by name."""
+    """Return a `RuleHit` with the facts passed as keywords; level None is the rule's default."""
     return Hit(key, facts, level)
 
 
 class Finding(Struct, frozen=True):
-    """A hit of a rule, with its level decided."""
+    """A rule's hit on one key, with its level decided."""
 
     rule: Rule
     key: str
     facts: Mapping[str, object]
     level: Level
     path: str = ""
-    """The checkpoint that it is about, "" where it is about a module alone."""
+    """Path of the checkpoint; "" if the finding concerns a module alone."""
     fails: bool = False
-    """Whether the policy fails the run for it."""
+    """Whether the policy fails the run because of this finding."""
 
     @property
     def where(self) -> str:
-        """Return the "file:line" that it is about, "" where there is none."""
+        """Source location "file.py:line" of the finding, "" if it has none."""
         place = str(self.facts.get("where", ""))
         return place if _PLACE.fullmatch(place) else ""
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest of what was found, the same wherever checkpoint and source lie."""
+        """SHA-256 (first 32 hex digits) of code, key and facts.
+
+        Independent of the folders of checkpoint and source, and of line numbers.
+        """
         from hashlib import sha256
 
         facts = (f"{name}={self._stable(name)}" for name in sorted(self.facts))
@@ -85,7 +88,7 @@ class Finding(Struct, frozen=True):
         return sha256(whole.encode(errors="surrogatepass")).hexdigest()[:32]
 
     def _stable(self, name: str) -> str:
-        """Return a fact without what another machine, or a moved line of source, changes of it."""
+        """Return a fact as text without folders, line numbers and the checkpoint's path."""
         text = str(self.facts[name])
         if name == "path" and text == self.path:
             return ""
@@ -111,7 +114,11 @@ _CHECKS: list[tuple[type, Rule, Check]] = []
 
 
 def check(subject: type[S], rule: Rule) -> Callable[[Callable[[S], Iterator[Hit]]], Check]:
-    """Register `rule` with the generator that finds it in a `subject`."""
+    """Register `rule` with the decorated generator, which finds its hits in a `subject`.
+
+    Raises:
+        ValueError: a rule with this code is registered already.
+    """
     if rule.code in RULES:
         raise ValueError(f"{rule.code} is registered twice")
     RULES[rule.code] = rule
@@ -126,13 +133,16 @@ def check(subject: type[S], rule: Rule) -> Callable[[Callable[[S], Iterator[Hit]
 def also(
     subject: type[S], code: str, *, message: str = "", fix: str = ""
 ) -> Callable[[Callable[[S], Iterator[Hit]]], Check]:
-    """Register a further generator that finds the rule `code`, in another kind of subject.
+    """Register a further generator for the rule `code`, over another type of subject.
 
     Args:
-        subject: what the generator looks at.
-        code: of a rule that is registered already.
-        message: what it says there, where the facts are others; "" is the rule's own.
-        fix: the same.
+        subject: type that the generator takes.
+        code: code of a rule that is registered already.
+        message: replaces the rule's message where the facts differ; "" keeps it.
+        fix: replaces the rule's fix; "" keeps it.
+
+    Raises:
+        KeyError: no rule has this code.
     """
     known = RULES[code]
     rule = replace(known, message=message or known.message, fix=fix or known.fix)
@@ -145,11 +155,11 @@ def also(
 
 
 def run(subjects: Iterable[object], path: object = "") -> tuple[Finding, ...]:
-    """Return what all rules find in `subjects`: by level, gravest first, then code, then key.
+    """Run all checks over `subjects` and return their findings, sorted by `sort_findings`.
 
     Args:
-        subjects: what is looked at.
-        path: of the checkpoint that they are about.
+        subjects: a subject is passed to every check registered for its type.
+        path: the checkpoint that the findings concern; "" if none.
     """
     found = [
         Finding(rule, one.key, one.facts, one.level or rule.level, str(path))
@@ -162,12 +172,12 @@ def run(subjects: Iterable[object], path: object = "") -> tuple[Finding, ...]:
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings as they are shown: by level, then code, then key; else as they came."""
+    """Sort by level (errors first), then code, then key in natural order; the sort is stable."""
     return tuple(sorted(findings, key=lambda f: (-f.level, f.rule.code, natural(f.key))))
 
 
 def checked(subjects: Iterable[object]) -> frozenset[str]:
-    """Return the codes of the rules that look at any of `subjects`."""
+    """Return the codes of all rules with a check for the type of any of `subjects`."""
     given = tuple(subjects)
     return frozenset(
         rule.code for kind, rule, _ in _CHECKS if any(isinstance(s, kind) for s in given)

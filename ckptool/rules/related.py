@@ -1,4 +1,4 @@
-"""Loading -> hits: tensors that are there in another form (CK217, CK218, CK501, CK605)."""
+"""ModuleDiff -> hits: tensors in another form, tie or file (CK217, CK218, CK501, CK605)."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ from ckptool.styles import Restyle, Style
 
 
 def migrate_command(loading: Loading) -> str:
-    """Return the command that writes a file which loads."""
+    """Return the `ckptool migrate` command that writes a loadable file."""
     path = shlex.quote(str(loading.checkpoint.path))
     return f"ckptool migrate {path} -o NEW -m {loading.module.target}"
 
@@ -111,7 +111,7 @@ def fused_split(loading: Loading) -> Iterator[Hit]:
 
 
 def _plan(one: Fused) -> str:
-    """Return the operation as a plan's file takes it, in one line."""
+    """Return the split or concat operation as one line of TOML for a plan file."""
     fields: dict[str, object] = {"op": "split" if one.split else "concat"}
     whole, pieces = one.whole, list(one.pieces)
     fields |= {"key": whole, "into": pieces} if one.split else {"keys": pieces, "into": whole}
@@ -156,7 +156,7 @@ def tie_groups(loading: Loading) -> Iterator[Hit]:
 
 
 def _untied(loading: Loading) -> Iterator[Hit]:
-    """Yield what was one tensor when it was saved, and is several in the module."""
+    """Yield groups of keys that are tied in the file and not in the module."""
     saved = loading.module.saved
     held = ties(one.tensor for one in saved.values())
     groups = {key: number for number, group in enumerate(held) for key in group}
@@ -181,6 +181,7 @@ def _names(keys: tuple[str, ...]) -> str:
 
 
 _LEAST: Final = 2
+"""Number of buffers; with fewer missing ones CK605 stays silent."""
 
 
 @check(

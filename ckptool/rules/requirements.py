@@ -1,4 +1,4 @@
-"""Release, Upkeep -> hits: what a policy asks for, and the policy itself (CK210, CK85x)."""
+"""ReleaseCandidate, PolicyIssues -> hits: unmet and outdated policy entries (CK210, CK85x)."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -14,33 +14,33 @@ from ckptool.rules.loading import LEAST_COVERAGE
 from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
 
 UPKEEP: Final = frozenset({"CK857", "CK858", "CK859"})
-"""Codes of what is found in the policy, and in no checkpoint."""
+"""Codes of the rules that concern the policy and no checkpoint."""
 
 
 class Release(Struct, frozen=True):
-    """A checkpoint, and what it has to be."""
+    """A checkpoint and the requirements of the policy that apply to it."""
 
     checkpoint: Checkpoint
     require: Requirements
     loading: Loading | None = None
-    """None without a module."""
+    """The checkpoint against its module; None without a module."""
     unmatched: tuple[str, ...] = ()
-    """Keys that keep it from loading strictly, where nothing else fails for them or waives them."""
+    """Keys that prevent a strict load and have no failing or waived finding of their own."""
     steps: Mapping[str, str] = {}
-    """Required levels of a verification -> why one did not pass, "" where it did."""
+    """Required level of a verification -> why it did not pass, "" if it passed."""
 
 
 class Upkeep(Struct, frozen=True):
-    """What is no longer right in a policy."""
+    """Entries of a policy and its baseline that are out of date."""
 
     expired: tuple[Waiver, ...] = ()
     unused: tuple[Waiver, ...] = ()
     vanished: tuple[tuple[str, str, str], ...] = ()
-    """Of the baseline: path, code and key of what is not found any more."""
+    """Path, code and key of baseline entries that match no finding any more."""
 
 
 def asked(release: Release) -> frozenset[str]:
-    """Return the codes of the rules that this release is really held to."""
+    """Return the codes of the policy requirements that apply to this release."""
     require, module = release.require, release.loading is not None
     wanted = {
         "CK851": module and require.strict is not False,

@@ -1,4 +1,4 @@
-"""Checkpoint, Loading, Revision -> hits: tensors that share storage, or no longer do (CK50x)."""
+"""Checkpoint, ModuleDiff, CheckpointDiff -> hits: shared storages, diverged ties (CK50x)."""
 
 from collections.abc import Iterator
 

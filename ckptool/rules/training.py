@@ -1,4 +1,4 @@
-"""Checkpoint -> hits: how and when it was saved (CK305, CK309)."""
+"""Checkpoint -> hits: legacy containers and training state in a release (CK305, CK309)."""
 
 import shlex
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ _TRAINING: Final = {
     "callbacks": ("callbacks",),
     "loops": ("loops",),
 }  # fmt: skip
-"""What training needs to go on -> the names that frameworks and scripts give it."""
+"""Kind of training state -> top-level names that frameworks and scripts use for it."""
 
 
 @check(
@@ -81,7 +81,7 @@ def training_state(checkpoint: Checkpoint) -> Iterator[Hit]:
 
 
 def _places(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return top-level names -> what they are, for those that are training state."""
+    """Return top-level name -> kind of training state, for the names that are such state."""
     optimizers = {s.at.split(".", 1)[0]: "optimizer" for s in _optimizers(checkpoint) if s.at}
     tops = dict.fromkeys(
         place.split(".", 1)[0]

@@ -1,4 +1,4 @@
-"""Valued and Loading -> hits: what the numbers themselves say (CK401 to CK405, CK213)."""
+"""CheckpointStatistics, ModuleDiff -> hits: suspicious values (CK401-CK405, CK213)."""
 
 import re
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from ckptool.valued import Valued
 _SENTINELS: Final = frozenset(
     ["min_val", "max_val", "best_score", "best_model_score", "kth_value", "best"]
 )
-"""Observers and callbacks begin with an infinity that the first batch replaces."""
+"""Names in observers and callbacks that start as an infinity; the first batch replaces it."""
 _HUGE, _LARGE, _TINY = 1e30, 1e10, 1e-30
 _GARBAGE: Final = frozenset(["float32", "bfloat16", "float64", "complex64", "complex128"])
-"""In float16 magnitudes end at 65504, and what is below 6e-5 is a denormal already."""
+"""Dtypes checked by CK405. Not float16: it ends at 65504 and is denormal below 6e-5."""
 _MEAN, _VARIANCE, _BATCHES = "running_mean", "running_var", "num_batches_tracked"
 _AROUND: Final = frozenset(["module", "model", "shadow", "state_dict", "_orig_mod"])
-"""What stands around the averaged model within its own state."""
+"""Key segments that wrap the averaged model within the state of an EMA."""
 _Statistics = tuple[str, ...]
 
 
@@ -51,7 +51,7 @@ def non_finite(valued: Valued) -> Iterator[Hit]:
 
 
 def _meant(key: str, one: Figures) -> bool:
-    """Whether its infinities are a mask's, or what is there before the first batch."""
+    """Whether the infinities belong to a mask or are an initial value before the first batch."""
     if one.nan or one.distinct is None:
         return False
     mask = set(one.distinct) == {0.0, -inf}
@@ -59,7 +59,7 @@ def _meant(key: str, one: Figures) -> bool:
 
 
 def _position(flat: int, shape: tuple[int, ...]) -> list[int]:
-    """Return the index of an element from its place in C order."""
+    """Return the index, one number a dimension, of an element given its offset in C order."""
     index: list[int] = []
     for size in reversed(shape):
         flat, place = divmod(flat, size)
@@ -98,7 +98,7 @@ def default_norm_stats(valued: Valued) -> Iterator[Hit]:
 
 
 def _is_default(valued: Valued, prefix: str) -> bool:
-    """Whether no batch has changed the statistics of the layer."""
+    """Whether the running statistics of a layer are still the initial 0 and 1."""
     mean, variance, batches = (
         valued.figures.get(prefix + name) for name in (_MEAN, _VARIANCE, _BATCHES)
     )
@@ -107,7 +107,7 @@ def _is_default(valued: Valued, prefix: str) -> bool:
 
 
 def _is_trained(one: Figures | None) -> bool:
-    """Whether no constructor makes such a parameter: it is neither all ones nor all zeros."""
+    """Whether the parameter differs from the initial all ones or all zeros; False if None."""
     if one is None or one.nan:
         return False
     several = one.distinct is None or len(one.distinct) > 1
@@ -139,7 +139,10 @@ def ema_buffers_stale(valued: Valued) -> Iterator[Hit]:
 
 
 def _stale(valued: Valued) -> Iterator[tuple[str, _Statistics, str]]:
-    """Yield each averaged state with those of its means that are at defaults, and a raw one."""
+    """Yield (prefix, keys, raw key) for each averaged state with stale running statistics.
+
+    The keys are running means at their defaults; the raw key is the trained mean of one layer.
+    """
     means = [key for key in valued.figures if _name(key) == _MEAN]
     raw = [k for k in means if not _root(k) and not _is_default(valued, k.removesuffix(_MEAN))]
     trained: dict[str, list[str]] = {}
@@ -157,7 +160,7 @@ def _stale(valued: Valued) -> Iterator[tuple[str, _Statistics, str]]:
 
 
 def _root(key: str) -> str:
-    """Return a key up to and with its last segment that speaks of an average; "" without one."""
+    """Return the key up to and including its last segment that contains "ema"; "" without one."""
     segments = key.split(".")
     ends = [n for n, s in enumerate(segments) if re.search(r"(?i:(?<![a-z])ema(?![a-z]))|EMA", s)]
     return ".".join(segments[: ends[-1] + 1]) if ends else ""
@@ -168,7 +171,7 @@ def _tail(key: str) -> str:
 
 
 def _same_layer(inner: str, raw: str) -> bool:
-    """Whether a raw key names the layer that `inner` names within the averaged model."""
+    """Whether a raw key names the same layer as `inner_key`, a key within the averaged model."""
     plain = inner
     while plain.partition(".")[0] in _AROUND:
         plain = plain.partition(".")[2]
@@ -207,6 +210,7 @@ def looks_uninitialised(valued: Valued) -> Iterator[Hit]:
 
 
 def _is_garbage(one: Figures) -> bool:
+    """Whether the magnitudes are those of uninitialised memory."""
     beside = one.largest >= _LARGE or one.largest < _TINY
     return one.largest >= _HUGE or (one.denormals > 0 and beside)
 
@@ -235,7 +239,7 @@ def half_rounded(loading: Loading) -> Iterator[Hit]:
 
 
 def _rounded_to(loading: Loading, key: str) -> str:
-    """Return the dtype in which the file has exactly what the module makes; "" where in none."""
+    """Return the 16-bit dtype to which the file rounds the module's value; "" if to none."""
     held = loading.module.held[key]
     rounded = (d for d, content in held.halved.items() if content in loading.constants[key])
     return next(rounded, "")

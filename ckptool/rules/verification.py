@@ -1,4 +1,4 @@
-"""Verification, Exercise -> hits: what shows only when a module is run (CK107, CK113, CK70x)."""
+"""Verification, ForwardEffects, UsageChanges -> hits: run-time problems (CK107, CK113, CK70x)."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Two tensors -> how their values differ: streamed in bounded memory, by torch if it pays."""
+"""Pairs of TensorInfos -> ValueDifferences: streamed in bounded memory, with torch if it pays."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ from ckptool.workers import Batch, Workers
 __all__ = ["Figures", "Tolerances", "measure_many", "obstacle"]
 
 _BLOCK: Final = 1 << 15
-"""Elements of each side that are held at once: what torch does not divide among threads again,
-and what stays in a processor's cache."""
+"""Elements of each side in memory at once: below torch's threshold for using several threads, and
+small enough for the CPU cache."""
 _PIECE: Final = 1 << 22
-"""Elements of a tensor that one worker takes at a time."""
+"""Elements per task: contiguous tensors are split at this size, small ones grouped up to it."""
 _BATCH: Final = 256
-"""Small tensors that one worker takes at a time."""
+"""Maximum number of tensors, or pieces of tensors, of one task."""
 
 Pair = tuple[TensorInfo, TensorInfo]
 
@@ -34,7 +34,7 @@ class _Question(Struct, frozen=True):
 
 
 def obstacle(old: TensorInfo, new: TensorInfo) -> str:
-    """Return why the values of two tensors cannot be measured; "" where they can."""
+    """Return why the difference of two tensors cannot be measured; "" if it can."""
     if old.shape != new.shape:
         return "the shapes differ"
     for tensor in (old, new):
@@ -50,10 +50,10 @@ def obstacle(old: TensorInfo, new: TensorInfo) -> str:
 def measure_many(
     pairs: Iterable[Pair], tolerances: Tolerances, workers: Workers | None = None
 ) -> list[Figures]:
-    """Return how the tensors of each pair differ, in order; none of them may have an `obstacle`.
+    """Return the ValueDifference of each pair, in order; `unmeasurable_reason` of each must be "".
 
     Raises:
-        ReadError: a file cannot be read any more, or is not what was described.
+        ReadError: a file became unreadable or changed since it was described.
     """
     together = list(pairs)
     found: list[list[Partial]] = [[] for _ in together]
@@ -99,7 +99,7 @@ _Measure = Callable[[bytes, bytes, str, str, Tolerances], Partial]
 
 
 def _way(one: bytes, other: bytes, old_dtype: str, new_dtype: str) -> _Measure:
-    """Measure without torch for as long as that takes less than importing it would."""
+    """Return the backend: pure Python while it costs less than the import of torch would."""
     if old_dtype != new_dtype or old_dtype not in plain.MEASURED:
         return tensors.measure
     cost = plain.cost(one, other, len(one) * 8 // BITS[old_dtype])

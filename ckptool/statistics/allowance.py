@@ -1,17 +1,17 @@
-"""How long a process does sums without torch before it imports torch for them."""
+"""Budget of pure-Python work that costs less time than importing torch."""
 
 import sys
 from typing import Final
 
 
 class Allowance:
-    """Seconds of work in this process that are cheaper done without torch than with its import."""
+    """Remaining seconds of pure-Python work of this process before torch is imported instead."""
 
     def __init__(self, seconds: float) -> None:
         self._left = seconds
 
     def grants(self, seconds: float) -> bool:
-        """Whether work of so many seconds is to be done without torch."""
+        """Spend `seconds` if left; False, and nothing left, if exceeded or torch is imported."""
         if "torch" in sys.modules or seconds > self._left:
             self._left = 0
             return False
@@ -20,4 +20,4 @@ class Allowance:
 
 
 ALLOWANCE: Final = Allowance(1.0)
-"""About what importing torch takes. It is the process that has torch or not, so it is one."""
+"""About the seconds that importing torch takes; one budget per process, as imports are."""

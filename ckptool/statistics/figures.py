@@ -1,4 +1,4 @@
-"""What is measured of two tensors' values, piece by piece, and what people are told of it."""
+"""DifferenceSums of pieces of two tensors -> ValueDifference, the reported statistics."""
 
 from collections.abc import Iterable
 from functools import reduce
@@ -9,45 +9,51 @@ from typing import Final
 from msgspec import Struct
 
 EDGES: Final = tuple(10.0**exponent for exponent in range(-12, 4))
-"""Where the decades of the histogram begin; what lies below the first has a count as well."""
+"""Lower edges of the histogram's decades; values below the first edge have a bin of their own."""
 DECADES: Final = len(EDGES) + 1
 _DIGITS: Final = 9
-"""Digits of a figure: few enough that it is the same however the work was divided."""
+"""Significant digits of results: few enough not to depend on how the work was divided."""
 
 
 class Tolerances(Struct, frozen=True):
-    """Two numbers are close where they differ by `atol + rtol * abs(old)` at most."""
+    """Two values are close if abs(new - old) <= atol + rtol * abs(old)."""
 
     rtol: float = 0.0
     atol: float = 0.0
 
 
 class Partial(Struct, frozen=True):
-    """Counts and sums over some elements; those of two pieces add up to those of both."""
+    """Counts and sums over some elements; `+` merges those of two pieces."""
 
     elements: int = 0
     changed: int = 0
     far: int = 0
-    """Changed, and not close."""
+    """Number of changed elements that are not close."""
     finite: int = 0
-    """Elements that are finite on both sides: sums are over these."""
+    """Number of elements that are finite on both sides; sums are over these."""
     largest: float = 0.0
+    """Largest absolute difference."""
     distance: float = 0.0
+    """Sum of the absolute differences."""
     squares: float = 0.0
-    """Of the differences."""
+    """Sum of the squared differences."""
     old_squares: float = 0.0
+    """Sum of the squares of the old elements."""
     new_squares: float = 0.0
+    """Sum of the squares of the new elements."""
     product: float = 0.0
+    """Dot product of the old and the new elements."""
     old_nonfinite: int = 0
     new_nonfinite: int = 0
     narrowed: bool = True
-    """Whether the old elements, cast to the new dtype, are the new ones."""
+    """Whether the old elements, cast to the new dtype, equal the new ones."""
     widened: bool = True
-    """Whether the new elements, cast to the old dtype, are the old ones."""
+    """Whether the new elements, cast to the old dtype, equal the old ones."""
     histogram: tuple[int, ...] = (0,) * DECADES
+    """Number of changed elements, finite on both sides, by decade of the absolute difference."""
 
     def __add__(self, other: "Partial") -> "Partial":
-        """Return what is measured of both pieces."""
+        """Return the sums over the elements of both."""
         return Partial(
             elements=self.elements + other.elements,
             changed=self.changed + other.changed,
@@ -68,7 +74,7 @@ class Partial(Struct, frozen=True):
 
 
 class Figures(Struct, frozen=True):
-    """How the values of two tensors differ; see `report.ChangeReport` for what each figure is."""
+    """Statistics of the difference of two tensors; `report.ChangeReport` documents the fields."""
 
     elements: int
     changed: int
@@ -84,7 +90,7 @@ class Figures(Struct, frozen=True):
 
 
 def total(partials: Iterable[Partial], cast: bool) -> Figures:  # noqa: FBT001
-    """Return the figures of a tensor from its pieces; `cast`: its two dtypes are not the same."""
+    """Return the ValueDifference of a tensor from the sums of its pieces."""
     whole = reduce(add, partials, Partial())
     return Figures(
         elements=whole.elements,
@@ -111,5 +117,5 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def _rounded(figure: float) -> float | None:
-    """Return the figure, or None where float64 cannot hold it."""
+    """Return `value` rounded to the significant digits; None if it is not finite."""
     return float(f"{figure:.{_DIGITS}g}") if isfinite(figure) else None

@@ -1,4 +1,4 @@
-"""The bytes of two blocks of one dtype -> what is measured of them, by the standard library."""
+"""Bytes of two blocks of one dtype -> DifferenceSums, with the standard library."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -17,17 +17,17 @@ MEASURED: Final[Mapping[str, str]] = {
     "int64": "q", "int32": "i", "int16": "h", "int8": "b",
     "uint64": "Q", "uint32": "I", "uint16": "H", "uint8": "B", "bool": "?",
 }  # fmt: skip
-"""dtype -> its letter in the struct module; a bfloat16 is the upper half of a float32."""
+"""dtype -> its code in the struct module; a bfloat16 is the upper half of a float32."""
 
 _STRIP: Final = 4096
-"""Elements that are looked at together: where they are all the same, they are only summed."""
+"""Elements per strip; strips with equal bytes take a faster path."""
 _SAME: Final = 8e-8
 _CHANGED: Final = 1.5e-6
-"""Seconds that an element takes in a strip that is the same, and in one that is not."""
+"""Measured seconds per element, in strips with equal bytes and in the others."""
 
 
 def cost(old: bytes, new: bytes, elements: int) -> float:
-    """Return about how many seconds `measure` would take."""
+    """Return the estimated run time of `measure_blocks`, in seconds."""
     if old == new:
         return elements * _SAME
     word = len(old) // elements
@@ -37,7 +37,7 @@ def cost(old: bytes, new: bytes, elements: int) -> float:
 
 
 def measure(old: bytes, new: bytes, dtype: str, _new_dtype: str, tolerances: Tolerances) -> Partial:
-    """Measure two blocks of the same dtype, one of `MEASURED`."""
+    """Measure two blocks of the same dtype, a key of `STRUCT_CODES`."""
     measured = Partial()
     for one, other in _strips(old, new, BITS[dtype] // 8):
         measured += _same(one, dtype) if one == other else _different(one, other, dtype, tolerances)
@@ -108,7 +108,7 @@ def _different(one: bytes, other: bytes, dtype: str, tolerances: Tolerances) -> 
 
 
 def _squared(norm: float) -> float:
-    return norm * norm  # ** would raise where it overflows
+    return norm * norm  # ** would raise on overflow
 
 
 def _histogram(distances: Sequence[float]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The bytes of two blocks, of whatever dtypes -> what is measured of them, by torch."""
+"""Bytes of two blocks, also of different dtypes -> DifferenceSums, with torch."""
 
 import sys
 from math import isfinite
@@ -24,7 +24,7 @@ MEASURED: Final = frozenset(
 def measure(
     old: bytes, new: bytes, old_dtype: str, new_dtype: str, tolerances: Tolerances
 ) -> Partial:
-    """Measure two blocks of as many elements, of dtypes of `MEASURED`."""
+    """Measure two blocks with equal numbers of elements, of dtypes in `MEASURED_DTYPES`."""
     a, b = _tensor(old, old_dtype), _tensor(new, new_dtype)
     x, y = _wide(a), _wide(b)
     if x.dtype != y.dtype:
@@ -60,7 +60,7 @@ def measure(
 
 
 def _torch() -> ModuleType:
-    """Import torch; where that is our doing, its threads stay away from those that call it."""
+    """Import torch; on its first import, limit it to one thread, as callers run in threads."""
     ours = "torch" not in sys.modules
     import torch
 
@@ -85,7 +85,7 @@ def _near(gaps: "Tensor", old: "Tensor", tolerances: Tolerances) -> "Tensor":
 
 def _tensor(data: bytes, dtype: str) -> "Tensor":
     torch = _torch()
-    if dtype == "complex32":  # torch does next to nothing with it, and warns
+    if dtype == "complex32":  # torch supports few operations on it, and warns
         halves = torch.frombuffer(bytearray(data), dtype=torch.float16)
         whole: Tensor = torch.view_as_complex(halves.float().view(-1, 2))
         return whole
@@ -94,7 +94,7 @@ def _tensor(data: bytes, dtype: str) -> "Tensor":
 
 
 def _wide(tensor: "Tensor") -> "Tensor":
-    """Return the elements in float64, or complex128."""
+    """Return the elements as float64, or complex128 if complex."""
     import torch
 
     if tensor.is_complex():
@@ -118,12 +118,12 @@ def _changed_bits(a: "Tensor", b: "Tensor") -> "Tensor":
 
 
 def _unequal(x: "Tensor", y: "Tensor", *, whole: bool) -> "Tensor":
-    """Tell where two dtypes hold other numbers; the bits of their NaN cannot be the same."""
+    """Return the mask of different values; NaN equals NaN, as its bits depend on the dtype."""
     return x != y if whole else (x != y) & ~(x.isnan() & y.isnan())
 
 
 def _is_cast(a: "Tensor", b: "Tensor") -> bool:
-    """Whether `a`, rounded to the dtype of `b`, is `b`; only floating point is rounded."""
+    """Whether `a`, cast to the dtype of `b`, equals `b`; False unless both are float or complex."""
     if a.is_complex() != b.is_complex() or not all(
         t.is_floating_point() or t.is_complex() for t in (a, b)
     ):
@@ -135,7 +135,7 @@ def _is_cast(a: "Tensor", b: "Tensor") -> bool:
 
 
 def _histogram(gaps: "Tensor", unseen: int) -> tuple[int, ...]:
-    """Count by decade; gaps that are not to be counted are 0, and so fall below the first."""
+    """Count distances by decade; `uncounted` of them are 0 and are removed from the first bin."""
     import torch
 
     edges = torch.tensor(EDGES, dtype=torch.float64)

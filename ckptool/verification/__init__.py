@@ -1,1 +1,1 @@
-"""Checkpoint x module -> Verification: it loads, sits where forward needs it, computes the same."""
+"""Checkpoint x module -> Verification: load, device placement, forward, equality, round trip."""

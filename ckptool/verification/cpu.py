@@ -1,4 +1,4 @@
-"""Module x inputs -> Pass: a plain forward pass on the CPU."""
+"""nn.Module x Inputs -> ForwardPass on the CPU."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from ckptool.verification.passes import Inputs, Pass, prepared
 
 
 def run(module: nn.Module, inputs: Inputs) -> Pass:
-    """Run forward on the CPU, on copies of the inputs."""
+    """Run forward on the CPU, on copies of the inputs; an exception goes into `error`."""
     try:
         with prepared(module):
             given = inputs.each(Tensor.clone)

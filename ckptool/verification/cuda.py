@@ -1,4 +1,4 @@
-"""Module x inputs -> Pass: a forward pass on a real CUDA device."""
+"""nn.Module x Inputs -> ForwardPass on a real CUDA device."""
 
 import re
 from collections.abc import Callable
@@ -17,10 +17,10 @@ _DEVICES: Final = re.compile(r"same device|different device|on cpu|on CPU|device
 
 
 def chosen(name: str) -> torch.device:
-    """Return the device "cuda" or "cuda:1".
+    """Return the torch.device for "cuda" or "cuda:1", always with an index.
 
     Raises:
-        UsageError: there is none, or not so many.
+        UsageError: there is no CUDA device, or no such index.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
@@ -36,9 +36,9 @@ def chosen(name: str) -> torch.device:
 
 
 def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
-    """Move `module` and `inputs` to `device`, run forward there, and bring the output back.
+    """Run forward on `device`; return the output on the CPU and the peak memory as `note`.
 
-    The module is spent afterwards: it stays on the device.
+    Moves `module` to the device; do not use it again.
     """
     moved = False
     start: Callable[[], None] = torch.cuda.init
@@ -57,7 +57,7 @@ def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
 
 
 def about_devices(error: BaseException) -> bool:
-    """Whether it is what CUDA says to tensors on two devices."""
+    """Whether `error` is torch's error for operands on different devices."""
     return isinstance(error, RuntimeError | ValueError | TypeError) and bool(
         _DEVICES.search(str(error))
     )
@@ -72,7 +72,7 @@ def _call(module: nn.Module, inputs: Inputs) -> Any:
 
 
 def _exact() -> Any:
-    """Compute convolutions in float32 where that is asked for, and the same way every time."""
+    """Context manager: deterministic cuDNN, no TF32 in float32 convolutions."""
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
@@ -83,7 +83,7 @@ def _peak(device: torch.device) -> str:
 
 
 def _memory(error: UserCodeError, module: nn.Module, device: torch.device) -> str:
-    """Say how much was needed where there was not enough."""
+    """Return the memory sizes in GiB if `error` is out of memory, else ""."""
     if not out_of_memory(error.error):
         return ""
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}.values()

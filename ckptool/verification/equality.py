@@ -1,4 +1,4 @@
-"""The old module's output x the new one's -> level "equality"."""
+"""Forward passes of the old and the new module -> LevelResult of level "equality"."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeGuard, TypeVar
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Both(Generic[T]):
-    """The old module's pass and the new one's, in one place."""
+    """Forward passes of the old and the new module on one device."""
 
     old: T
     new: T
@@ -22,13 +22,10 @@ class Both(Generic[T]):
 def equality(
     plain: Both[Pass], there: Both[Pass | None], where: Device, tolerance: float | None
 ) -> LevelResult:
-    """Compare on the CPU bit for bit, on the device bit for bit, and across within a tolerance.
+    """Compare outputs: bit for bit on the CPU and on the device, within a tolerance across both.
 
-    A tolerance that was asked for holds everywhere: a refactor that fuses or reorders sums rounds
-    otherwise.
-
-    Where the old module cannot run on the device, which may be why there is a new one, its output
-    on the CPU stands for it.
+    A `tolerance` applies to all comparisons: refactors that fuse or reorder sums round
+    differently. If the old module cannot run on the device, only its CPU output is compared.
     """
     for name, one in (("old", plain.old), ("new", plain.new)):
         if one.error is not None:
@@ -46,7 +43,7 @@ def equality(
 
 
 def _went_through(one: Pass | None) -> TypeGuard[Pass]:
-    """Whether it has an output that a real device would have given as well."""
+    """Whether the pass completed without an error or a device mismatch."""
     return one is not None and one.error is None and not one.clashes
 
 

@@ -1,4 +1,4 @@
-"""A module x inputs -> Exercise: what running it changes, uses and loses."""
+"""ModuleFactory x Inputs -> ForwardEffects: state that forward changes, uses, and does not save."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -23,7 +23,7 @@ _DEVICE: Final = torch.device("cuda", 0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fresh:
-    """Instances as they are built."""
+    """InstanceFactory of freshly built modules, without loading weights."""
 
     maker: Maker
 
@@ -32,11 +32,13 @@ class _Fresh:
 
 
 def exercise(maker: Maker, inputs: Inputs | None) -> Exercise:
-    """Run a module as for evaluation and as for training, and look what it did.
+    """Run forward in eval and in train mode, and compare snapshots taken before and after.
+
+    Without inputs the result has only the module's name.
 
     Raises:
         ModuleError: it cannot be built.
-        UsageError: forward does not take the inputs.
+        UsageError: forward does not accept the inputs.
     """
     module = maker.make()
     if inputs is None:
@@ -64,7 +66,7 @@ def exercise(maker: Maker, inputs: Inputs | None) -> Exercise:
 
 
 def informed(state: ModuleState, found: Exercise) -> ModuleState:
-    """Return what is known of a module, with what running it added."""
+    """Return the ModuleInfo with `constancy` and first `used` line of unsaved tensors updated."""
     held = dict(state.held)
     for key, one in state.unsaved.items():
         constancy = Constancy.MUTATED if key in found.mutated else one.constancy

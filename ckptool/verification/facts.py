@@ -1,4 +1,4 @@
-"""What verifying a checkpoint with its module found: frozen, plain, and without torch."""
+"""Result structs of a verification: frozen, and without torch."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -9,7 +9,7 @@ from ckptool.model import Constancy, Skipped
 
 
 class Level(StrEnum):
-    """The steps of a verification, in order."""
+    """Levels of a verification, in order."""
 
     LOAD = "load"
     DEVICE = "device"
@@ -20,110 +20,110 @@ class Level(StrEnum):
 
 
 class Status(StrEnum):
-    """What became of a level. Only `passed` is good news."""
+    """Outcome of a level."""
 
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "skipped"
     INCONCLUSIVE = "inconclusive"
-    """It was tried, and what was tried proves nothing: the reason says why."""
+    """It was run without a conclusive result; `reason` has the cause."""
 
 
 class LevelResult(Struct, frozen=True):
     level: Level
     status: Status
     reason: str = ""
-    """Why it failed, was skipped or is inconclusive; "" where it passed."""
+    """Why it failed, was skipped or is inconclusive; "" if it passed."""
     device: str = ""
-    """Where it ran: "cpu", "cuda:0", "simulated cuda:0"; "" where nothing ran."""
+    """Device label: "cpu", "cuda:0", "simulated cuda:0"; "" if nothing ran."""
     details: tuple[str, ...] = ()
-    """What was measured or seen, one short sentence each."""
+    """Measurements and observations, one short sentence each."""
 
 
 class Clash(Struct, frozen=True):
-    """An operation whose operands are on two devices, where CUDA would refuse it."""
+    """An operation with operands on two devices, which CUDA would refuse."""
 
     attribute: str
-    """Path of the tensor that is in the wrong place; "" where the module does not hold it."""
+    """Path of the misplaced tensor in the module; "" if the module does not hold it."""
     what: str
-    """What that tensor is: "a plain attribute", "created at net.py:8"."""
+    """Kind or origin of that tensor: "a plain attribute", "created at net.py:8"."""
     devices: tuple[str, str]
-    """Where it is, and where it would have to be."""
+    """(actual, required)."""
     op: str
     where: str
     """"file:line" of the innermost frame of the user's code."""
     module: str
     """Path of the module whose forward was running, "" is the root."""
     assigned: str = ""
-    """"file:line" where the attribute got its value, "" if unknown."""
+    """"file:line" of the assignment of the attribute, "" if unknown."""
 
 
 class PythonChange(Struct, frozen=True):
-    """A plain Python attribute of a module that a forward pass changed."""
+    """A plain Python attribute of a module whose value changed."""
 
     path: str
     before: str
     after: str
     flag: bool
-    """Whether it is a truth value: a branch depends on it, as a rule."""
+    """Whether it is a bool: usually a branch depends on it."""
     owner: str
     """Qualified name of the class of the module that holds it."""
 
 
 class Exercise(Struct, frozen=True):
-    """What running a module once taught about it."""
+    """Effects of running forward on a module's state."""
 
     module: str
     changed: tuple[PythonChange, ...] = ()
     mutated: tuple[str, ...] = ()
-    """Paths of tensors and arrays that forward changed or made."""
+    """Paths of tensors and arrays that forward changed or created."""
     used: Mapping[str, str] = {}
-    """Path of a tensor that no state_dict has -> "file:line" of its first use in forward."""
+    """Path of a tensor of the module -> "file:line" of its first use in forward."""
     ran: bool = False
-    """Whether forward went through, so that what was not used is not used."""
+    """Whether forward completed; only then does absence from the first uses mean unused."""
     round_trip: str = ""
-    """How the output differed after save and load into a fresh instance, "" if it did not."""
+    """Output difference after save and load into a fresh instance, "" if none."""
     skipped: tuple[Skipped, ...] = ()
 
 
 class Drift(Struct, frozen=True):
-    """An output that is not what was recorded."""
+    """An output that differs from the recorded one."""
 
     device: str
     how: str
-    """What differs first, and by how much."""
+    """First difference and the largest differences."""
     tolerance: str
 
 
 class Replay(Struct, frozen=True):
-    """A module that was run again on the inputs of a golden file."""
+    """Result of running a module on the inputs of a golden file."""
 
     path: str
-    """The checkpoint whose weights it had."""
+    """The checkpoint whose weights were used."""
     module: str
     golden: str
     drifts: tuple[Drift, ...] = ()
     passed: tuple[str, ...] = ()
-    """Where it computed the same, each with the largest difference."""
+    """Devices with equal outputs, each with the largest difference: "cpu: ..."."""
     circumstances: tuple[str, ...] = ()
-    """What else is not as it was when it was recorded: torch's version, the weights."""
+    """torch's version and the weights, compared with those of the recording."""
     skipped: tuple[Skipped, ...] = ()
 
 
 class Usage(Struct, frozen=True):
-    """What using a module, or training it, changed and a save would lose."""
+    """Unsaved state that changed while a module was used or trained."""
 
     module: str
     since: str
-    """Since when: "since it was built", "inside the with block"."""
+    """Start of the period: "since it was built", "inside the with block"."""
     changed: tuple[PythonChange, ...] = ()
     constancy: Mapping[str, Constancy] = {}
-    """Path of unsaved state -> what is known of its value now."""
+    """Path of unsaved state -> constancy of its value."""
     skipped: tuple[Skipped, ...] = ()
 
 
 class Verification(Struct, frozen=True):
-    """All levels of one run, and what the rules need to know of it."""
+    """Results of all levels of one run, and the data for the rules."""
 
     path: str
     module: str
@@ -131,13 +131,13 @@ class Verification(Struct, frozen=True):
     levels: tuple[LevelResult, ...]
     clashes: tuple[Clash, ...] = ()
     round_trip: str = ""
-    """How the output differed after save and load into a fresh instance, "" if it did not."""
+    """Output difference after save and load into a fresh instance, "" if none."""
     on_meta: tuple[str, ...] = ()
-    """What has no value after a build on meta and `load_state_dict(assign=True)`."""
+    """Paths still on meta after a meta build and `load_state_dict(assign=True)`."""
     untied: tuple[tuple[str, ...], ...] = ()
-    """Groups of keys that are one tensor, and several after `load_state_dict(assign=True)`."""
+    """Groups of tied keys that are no longer tied after `load_state_dict(assign=True)`."""
     lost: tuple[str, ...] = ()
-    """State that a save and a load did not bring back, changed beforehand."""
+    """Paths of changed state that save and load did not restore."""
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
@@ -146,5 +146,5 @@ class Verification(Struct, frozen=True):
         return tuple(one for one in self.levels if one.status is Status.FAILED)
 
     def level(self, level: Level) -> LevelResult:
-        """Return what became of `level`."""
+        """Return the result of `level`."""
         return next(one for one in self.levels if one.level is level)

@@ -1,4 +1,4 @@
-"""A module's outputs on given inputs <-> a golden file, and what running it again gives."""
+"""Module outputs <-> golden file (safetensors), and its replay -> GoldenReplay."""
 
 import json
 from collections.abc import Mapping
@@ -25,22 +25,22 @@ from ckptool.verification.sides import Side
 FORMAT: Final = 1
 KEY: Final = "ckptool-golden"
 DEVICES: Final = ("cpu", "cuda")
-"""The devices whose arithmetic has a tolerance; a simulated one has the CPU's."""
+"""Devices with a tolerance of their own; a simulated device uses the CPU's."""
 _ATOMS: Final = (bool, int, float, str, type(None))
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """What stands in the metadata of a golden file; the tensors are beside it."""
+    """JSON metadata of a golden file; its tensors are stored as safetensors entries."""
 
     format: int
     module: str
     checkpoint: str
     """The file name of the checkpoint whose weights were used."""
     weights: str
-    """A digest of the parameters and buffers of the state, "" where not all could be read."""
+    """SHA-256 of the parameters and buffers of the state, "" if one could not be read."""
     torch: str
     tolerances: dict[str, float | None]
-    """Device -> absolute and relative; None is that of the dtype."""
+    """Device -> absolute and relative tolerance; None is the dtype's default."""
     args: list[Any]
     kwargs: dict[str, Any]
     output: dict[str, Any]
@@ -49,21 +49,21 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Golden:
-    """A golden file that was read."""
+    """Decoded golden file."""
 
     path: Path
     record: Record
     inputs: Inputs
     output: Mapping[str, Any]
-    """The leaves of the output."""
+    """Path of a leaf of the output -> its value."""
 
 
 def recorded(side: Side, inputs: Inputs, tolerances: Mapping[str, float]) -> bytes:
-    """Run the module on the checkpoint's weights, and return the golden file of what it gives.
+    """Run the module with the checkpoint's weights; return the golden file's content.
 
     Raises:
         ModuleError: the checkpoint does not load strictly, forward raises, or two passes differ.
-        UsageError: the inputs cannot be stored, or there is a tolerance of no device.
+        UsageError: the inputs cannot be stored.
     """
     from safetensors.torch import save
 
@@ -98,10 +98,10 @@ def recorded(side: Side, inputs: Inputs, tolerances: Mapping[str, float]) -> byt
 
 
 def tolerances_of(words: Mapping[str, float]) -> Mapping[str, float]:
-    """Return `words`, once every device in them is known.
+    """Return `tolerances` unchanged after checking the device names.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: a device is not in DEVICES.
     """
     for device in words:
         if device not in DEVICES:
@@ -113,7 +113,7 @@ def read(path: Path) -> Golden:
     """Read a golden file.
 
     Raises:
-        ReadError: it cannot be read, or is none.
+        ReadError: it cannot be read, or is not a golden file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -142,12 +142,12 @@ def read(path: Path) -> Golden:
 
 
 def replay(side: Side, golden: Golden, device: str = "auto") -> Replay:
-    """Run the module on the recorded inputs, and compare with what was recorded.
+    """Run the module on the recorded inputs, and compare its outputs with the recorded ones.
 
     Raises:
         ModuleError: the module cannot be built.
-        ReadError: bytes of the checkpoint cannot be had.
-        UsageError: there is no such device.
+        ReadError: tensors of the checkpoint cannot be read.
+        UsageError: the device does not exist.
     """
     where = running.choose(device)
     path = str(side.loading.checkpoint.path)
@@ -183,7 +183,7 @@ def _left(whole: Replay, reason: str) -> Replay:
 
 
 def _apart(done: Pass, golden: Golden, tolerance: float | None) -> tuple[str, str]:
-    """Return how a pass is not as recorded, "" where it is, and the largest difference."""
+    """Return the difference from the recorded output, "" if none, and the largest difference."""
     if done.error is not None:
         return f"forward raised {done.error}", ""
     here = {path: leaf for path, leaf in leaves(done.output) if _stored(leaf)}
@@ -206,7 +206,7 @@ def _circumstances(side: Side, golden: Golden) -> tuple[str, ...]:
 
 
 def _weights(state: State) -> str:
-    """Return a digest of all tensors of a state, "" where the bytes of one cannot be had."""
+    """Return the SHA-256 of all tensors of a state as hex, "" if one cannot be read."""
     whole = sha256()
     for key in sorted(state.tensors, key=natural):
         content = values.fingerprint(state.tensors[key])
@@ -227,15 +227,15 @@ def _stored(leaf: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Store:
-    """The tensors of a golden file, by name."""
+    """Tensors to write to a golden file, by name."""
 
     tensors: dict[str, Tensor]
 
     def packed(self, value: Any, name: str) -> Any:
-        """Return `value` as JSON has it; its tensors go into the file.
+        """Return `value` as JSON data; add its tensors to `tensors` under names from `name`.
 
         Raises:
-            UsageError: it holds something else.
+            UsageError: it holds a type that cannot be stored.
         """
         if isinstance(value, Tensor):
             self.tensors[name] = plain(value).contiguous().clone()

@@ -1,4 +1,4 @@
-"""Words on the command line, a file, a function or the module itself -> Inputs."""
+"""Input specs, a safetensors file, a function or the module's example inputs -> Inputs."""
 
 import importlib
 import inspect
@@ -20,14 +20,14 @@ _SPEC: Final = re.compile(
 _NAMED: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<rest>.*)", re.DOTALL)
 _EXAMPLE: Final = 'for example "float32[2,6,3]", "int64[2,8]<1000", "mask=bool[6,6]"'
 _ASKED: Final = ("example_inputs", "example_input_array", "dummy_inputs")
-"""Where modules say what they take: ours, Lightning's, transformers'."""
+"""Attributes with example inputs: ckptool's, Lightning's, transformers'."""
 
 
 def given(value: object) -> Inputs | None:
-    """Return the inputs that words, the name of a function, or the values themselves stand for.
+    """Return Inputs from specs, "package.module:function", or values; None if `value` is empty.
 
     Raises:
-        UsageError: words make no sense, or the function fails.
+        UsageError: a spec is invalid, or the function fails.
     """
     if value is None or value == ():
         return None
@@ -39,10 +39,10 @@ def given(value: object) -> Inputs | None:
 
 
 def drawn(specs: Sequence[str]) -> Inputs:
-    """Return inputs of the dtypes and shapes in `specs`, drawn from a fixed seed, or of files.
+    """Return random inputs of the dtypes and shapes in `specs` (seed SEED), or inputs from files.
 
     Raises:
-        UsageError: one of them has no such form, or its file cannot be read.
+        UsageError: a spec is invalid, or its file cannot be read.
     """
     generator = torch.Generator().manual_seed(SEED)
     args: list[Any] = []
@@ -60,9 +60,9 @@ def drawn(specs: Sequence[str]) -> Inputs:
 
 
 def called(target: str) -> Inputs:
-    """Return what the function "package.module:function" gives.
+    """Call the function "package.module:function" and return its result as Inputs.
 
-    A tuple is the positional arguments, a dict the named ones, a pair of both is both.
+    A tuple has the positional arguments, a dict the keyword arguments, a pair (args, kwargs) both.
 
     Raises:
         UsageError: it cannot be imported, or raises.
@@ -82,7 +82,7 @@ def called(target: str) -> Inputs:
 
 
 def asked(module: nn.Module) -> Inputs | str:
-    """Ask `module` itself what forward takes; return the reason where it does not say."""
+    """Return the module's own example inputs, or as str the reason why there are none."""
     for name in _ASKED:
         try:
             with user_code():
@@ -98,10 +98,10 @@ def asked(module: nn.Module) -> Inputs | str:
 
 
 def check(module: nn.Module, inputs: Inputs) -> None:
-    """Do nothing where forward can be called with `inputs`.
+    """Check that `inputs` match the signature of forward.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: they do not.
     """
     reason = unfitting(module, inputs)
     if reason:
@@ -109,7 +109,7 @@ def check(module: nn.Module, inputs: Inputs) -> None:
 
 
 def unfitting(module: nn.Module, inputs: Inputs) -> str:
-    """Return why forward cannot be called with `inputs`, "" where it can or nobody knows."""
+    """Return why forward cannot be called with `inputs`, "" if it can or has no signature."""
     try:
         signature = inspect.signature(module.forward)
         signature.bind(*inputs.args, **inputs.kwargs)
@@ -129,7 +129,7 @@ def _sorted(given: Any, source: str) -> Inputs:
         case tuple() if not hasattr(given, "_fields"):
             return Inputs(given, {}, source)
         case Mapping():
-            # A tokenizer's BatchEncoding is no dict.
+            # A tokenizer's BatchEncoding is a Mapping but not a dict.
             return Inputs((), dict(given), source)
         case _:
             return Inputs((given,), {}, source)
@@ -157,7 +157,13 @@ def _normal(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generat
 
 
 def _add_file(text: str, name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Add the tensors of a file: numbered ones by position, others by name."""
+    """Add the tensors of a file to `args` if named by numbers, else to `kwargs`.
+
+    With `name`, the file must hold one tensor, which becomes that keyword argument.
+
+    Raises:
+        UsageError: the file cannot be read, or `name` is set and it does not hold one tensor.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""The name of a class, or a live module -> as many instances of it as a verification needs."""
+"""ModuleSpec or live nn.Module -> ModuleFactory, which creates the instances to verify."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -18,23 +18,23 @@ from ckptool.verification.passes import seed
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Maker:
-    """Builds instances, or copies the one that there is."""
+    """Builds instances from a constructor, or deep-copies the only instance."""
 
     target: str
     build: Callable[[], Any] | None = None
-    """None where only an instance is known."""
+    """Constructor call; None if there is only `instance`."""
     instance: nn.Module | None = None
 
     @property
     def rebuilds(self) -> bool:
-        """Whether it can build another instance than the one it gave before."""
+        """Whether instances are constructed anew rather than copied."""
         return self.build is not None
 
     def make(self, value: int = 0, *, on_meta: bool = False) -> nn.Module:
-        """Return a fresh instance, built after seeding with `value`.
+        """Return a new instance, built after seeding the generators with `seed_value`.
 
         Raises:
-            ModuleError: its constructor raises, or it cannot be copied.
+            ModuleError: the constructor raises or gives no nn.Module, or the copy fails.
         """
         try:
             with user_code():
@@ -52,10 +52,12 @@ class Maker:
 
 @contextmanager
 def maker(module: str | nn.Module, spec: ModuleSpec) -> Iterator[Maker]:
-    """Give the Maker of a named or live module; what it imports stays importable meanwhile.
+    """Context manager with the ModuleFactory of a named or live module.
+
+    The module's folders are importable inside, and the random state is restored afterwards.
 
     Raises:
-        ModuleError: it cannot be imported, or its arguments do not fit.
+        ModuleError: it cannot be imported, or does not accept its arguments.
     """
     with importable(spec), random_state():
         found = module if isinstance(module, nn.Module) else resolve(spec)

@@ -1,4 +1,4 @@
-"""Whatever forward takes or gives -> its tensors, by path."""
+"""Nested inputs and outputs of forward: iterate over leaves by path, map tensors."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield every leaf of tuples, lists, dicts and dataclasses, with its path ("[0]", ".loss")."""
+    """Yield (path, leaf) of nested tuples, lists, dicts and dataclasses: "[0]", ".loss"."""
     if isinstance(value, Tensor) or depth > DEPTH:
         yield path, value
     elif isinstance(value, Mapping):
@@ -31,7 +31,7 @@ def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, An
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return `value` with `change` applied to every tensor in tuples, lists, dicts, dataclasses."""
+    """Apply `transform` to every tensor in nested tuples, lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -46,7 +46,7 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def comparable(leaf: object) -> bool:
-    """Whether a leaf that is no tensor says something that can be compared."""
+    """Whether a leaf is a plain value (number, str, bytes, None) that can be compared."""
     return isinstance(leaf, _PLAIN)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint, its module, and what to run it with -> Verification: all levels in order."""
+"""VerificationTarget x RunDevice x Inputs -> Verification: run all levels in order."""
 
 from typing import Final
 
@@ -31,12 +31,12 @@ def verify(
     old: Side | None = None,
     tolerance: float | None = None,
 ) -> Verification:
-    """Run all levels. What cannot be run is skipped with its reason, never passed.
+    """Run all levels; a level that cannot be run is skipped with a reason, never passed.
 
     Raises:
         ModuleError: the module cannot be built.
-        ReadError: bytes of a checkpoint cannot be had.
-        UsageError: forward does not take the inputs.
+        ReadError: tensors of a checkpoint cannot be read.
+        UsageError: forward does not accept `inputs`.
     """
     one = load.subject(new.maker, new.loading)
     loaded, meta = load.strictly(one), load.on_meta(one)
@@ -62,7 +62,7 @@ def verify(
 
 
 def _usable(one: Subject, inputs: Inputs | None) -> tuple[Inputs | None, str]:
-    """Return what to call forward with, or why there is nothing."""
+    """Return the inputs for forward and "", or None and why there are none."""
     module = one.make()
     given = inputs if inputs is not None else words.asked(module)
     if isinstance(given, str):
@@ -107,7 +107,7 @@ def _equality(
 
 
 def _with_origins(told: LevelResult, old: Side, kept: tuple[str, ...]) -> LevelResult:
-    """Say where the old module's unsaved tensors were from: they decide what it computes."""
+    """Add the origin of the old module's unsaved tensors, which affect its outputs."""
     if kept:
         words = f"the old module has what was pickled beside its state_dict: {_few(kept)}"
         told = replace(told, details=(*told.details, words))

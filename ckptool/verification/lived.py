@@ -1,4 +1,4 @@
-"""A module in use -> Usage: what has changed in it, and is not in its state_dict."""
+"""nn.Module -> UsageChanges: state changed since construction that is not in the state_dict."""
 
 import copy
 import inspect
@@ -30,9 +30,9 @@ _UNKNOWN: Final = (
 
 
 def changes(before: Snapshot, after: Snapshot) -> tuple[PythonChange, ...]:
-    """Return the plain Python values that are others now.
+    """Return the plain Python values that changed.
 
-    What began as None is left out: it is made when it is first needed, a cache as a rule.
+    Values that were None are left out: usually caches that are filled on first use.
     """
     return tuple(
         PythonChange(path, one.text, after.python[path].text, one.flag, one.owner)
@@ -42,9 +42,9 @@ def changes(before: Snapshot, after: Snapshot) -> tuple[PythonChange, ...]:
 
 
 def between(target: str, before: Snapshot, after: Snapshot) -> Usage:
-    """Return what changed between two moments of one module.
+    """Return the changes between two snapshots of one module.
 
-    Where a module saves extra state of its own, that may hold what changed: it is not judged.
+    Changes in modules with extra state (`get_extra_state`) are skipped: it may hold them.
     """
     lost = dict.fromkeys(mutated(before, after), Constancy.MUTATED)
     lost |= dict.fromkeys(appeared(before, after), Constancy.UNKNOWN)
@@ -69,9 +69,9 @@ def since_built(
     kwargs: Mapping[str, object] | None = None,
     fresh: Callable[[], nn.Module] | None = None,
 ) -> Usage:
-    """Compare a module with fresh ones that have its state_dict loaded: what differs, a save loses.
+    """Compare a module with fresh instances that have its state_dict loaded; a save loses the rest.
 
-    Two are built, under two seeds: what differs between them is different on every construction.
+    Two are built, with two seeds: state that differs between them is random, not changed by use.
     """
     target = type(module).__qualname__
     build = _builder(module, kwargs, fresh)
@@ -110,12 +110,12 @@ def since_built(
 
 
 def _takes_more(module: nn.Module) -> bool:
-    """Whether its constructor has arguments that the module was perhaps given."""
+    """Whether the constructor has parameters whose arguments the module does not store."""
     return len(_kept_arguments(module) or {}) < len(_arguments(type(module)) or {})
 
 
 def _is_another(build: Callable[[], Any], module: nn.Module) -> bool:
-    """Whether a guess at the arguments builds something else, seen without room for its weights."""
+    """Whether building with guessed arguments, on meta, gives other keys or shapes."""
     with suppress(UserCodeError), random_state(), user_code(), torch.device("meta"):
         made = build()
         return _form(made.state_dict()) != _form(module.state_dict())
@@ -123,9 +123,9 @@ def _is_another(build: Callable[[], Any], module: nn.Module) -> bool:
 
 
 def _certain(usage: Usage, module: nn.Module) -> Usage:
-    """Leave out what other arguments of the constructor explain as well as a change does.
+    """Drop changes that other constructor arguments could explain as well.
 
-    A change is sure where code that runs after construction makes it.
+    A change is kept if code that runs after construction assigns the attribute.
     """
     sources, members = Sources(), dict(module.named_modules())
     unsure = {
@@ -157,7 +157,7 @@ def _written(path: str, members: Mapping[str, nn.Module], sources: Sources) -> s
 
 
 def informed(state: ModuleState, usage: Usage) -> ModuleState:
-    """Return what is known of a module, with what its use showed."""
+    """Return the ModuleInfo with the constancy of unsaved state taken from `usage_changes`."""
     held = {
         key: one
         if one.saved or key not in usage.constancy
@@ -169,7 +169,7 @@ def informed(state: ModuleState, usage: Usage) -> ModuleState:
 
 
 def only_changed(state: ModuleState, usage: Usage) -> ModuleState:
-    """Leave out unsaved state that did not change, and what was not looked for."""
+    """Drop unsaved state that did not change, and observations that `watch` does not make."""
     held = {k: one for k, one in state.held.items() if one.saved or k in usage.constancy}
     hidden = {
         path: cls
@@ -180,7 +180,10 @@ def only_changed(state: ModuleState, usage: Usage) -> ModuleState:
 
 
 def _constancy(live: str, once: str | None, again: str | None) -> Constancy:
-    """Return what three digests of one value tell: of the live one, and of two fresh ones."""
+    """Return the constancy of a value from its digests in the live module and two fresh ones.
+
+    UNKNOWN if a digest is "" or None.
+    """
     if not live or not once or not again:
         return Constancy.UNKNOWN
     if once != again:
@@ -193,7 +196,10 @@ def _builder(
     kwargs: Mapping[str, object] | None,
     fresh: Callable[[], nn.Module] | None,
 ) -> Callable[[], Any] | None:
-    """Return what builds another one: as told, or by the arguments that the module itself keeps."""
+    """Return a function that builds a fresh instance; None if its arguments are unknown.
+
+    Uses `fresh`, else `kwargs`, else the arguments that the module stores.
+    """
     if fresh is not None:
         return fresh
     cls: Callable[..., nn.Module] = type(module)
@@ -205,7 +211,10 @@ def _builder(
 
 
 def _kept_arguments(module: nn.Module) -> Mapping[str, object] | None:
-    """Return Lightning's `hparams`, a `config`, or nothing where nothing is needed."""
+    """Return arguments from Lightning's `hparams` or `config`; None if a required one is missing.
+
+    {} if no argument is required and none is stored.
+    """
     named = _arguments(type(module))
     if named is None:
         return None
@@ -232,10 +241,10 @@ def _arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter] | None:
 
 
 def _reloaded(maker: Maker, module: nn.Module, seed: int) -> Snapshot:
-    """Return what a fresh instance holds once the state_dict of `module` is loaded into it.
+    """Return the snapshot of a fresh instance with the state_dict of `module` loaded.
 
     Raises:
-        ModuleError: it cannot be built, is of another form, or loading raises.
+        ModuleError: it cannot be built, has other keys or shapes, or loading raises.
     """
     again = maker.make(seed)
     if again is module:
@@ -259,5 +268,5 @@ def _form(state: Mapping[str, Any]) -> set[tuple[str, object]]:
 
 
 def _dtype(module: nn.Module) -> torch.dtype | None:
-    """Return what the module was cast to, as far as its parameters show it."""
+    """Return the dtype of the first floating-point parameter, None if there is none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

@@ -1,4 +1,4 @@
-"""A file's weights x fresh instances -> level "load": strictly, and by assign on a meta build."""
+"""ModuleDiff x ModuleFactory -> level "load": strict load, and load by assign on a meta build."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from ckptool.verification.weights import weights
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """A module that can be built as often as needed, and the weights that belong into it."""
+    """Creates instances of a module with a checkpoint's tensors loaded."""
 
     maker: Maker
     loading: Loading
     tensors: Mapping[str, Any]
-    """Under the module's keys, where a rewrite leads to them."""
+    """Tensors by key, with keys rewritten to the module's by the diff's PrefixRewrite."""
 
     def make(self, seed: int = 0) -> nn.Module:
-        """Return a fresh instance with everything loaded that fits.
+        """Return a fresh instance with all tensors of matching key and shape loaded.
 
         Raises:
             ModuleError: it cannot be built, or loading raises.
@@ -40,7 +40,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class OnMeta:
-    """What a build on meta and `load_state_dict(assign=True)` make of a module."""
+    """Result of a build on meta and `load_state_dict(assign=True)`; fields as in Verification."""
 
     without_value: tuple[str, ...] = ()
     untied: tuple[tuple[str, ...], ...] = ()
@@ -48,10 +48,10 @@ class OnMeta:
 
 
 def subject(maker: Maker, loading: Loading) -> Subject:
-    """Bring the bytes of what `loading` compared.
+    """Load the tensors of the compared state into memory.
 
     Raises:
-        ReadError: they cannot be had.
+        ReadError: they cannot be read.
     """
     keys = loading.rewrite.keys if loading.rewrite else {}
     tensors = weights(loading.checkpoint, loading.state, keys)
@@ -60,10 +60,10 @@ def subject(maker: Maker, loading: Loading) -> Subject:
 
 
 def load(module: nn.Module, tensors: Mapping[str, Any], target: str) -> None:
-    """Load what fits.
+    """Load `tensors` with strict=False.
 
     Raises:
-        ModuleError: it raises all the same.
+        ModuleError: `load_state_dict` raises.
     """
     try:
         with user_code():
@@ -73,7 +73,7 @@ def load(module: nn.Module, tensors: Mapping[str, Any], target: str) -> None:
 
 
 def strictly(one: Subject) -> LevelResult:
-    """Load the file as it is into a fresh instance, and say what came of it."""
+    """Load the file's tensors under their own keys with strict=True into a fresh instance."""
     met = one.loading
     back = {new: old for old, new in met.rewrite.keys.items()} if met.rewrite else {}
     as_it_is = _like(one.tensors, {back.get(key, key): v for key, v in one.tensors.items()})
@@ -91,7 +91,7 @@ def strictly(one: Subject) -> LevelResult:
 
 
 def on_meta(one: Subject) -> OnMeta:
-    """Build on meta, load by assign, and look what has no value and which ties came apart."""
+    """Build on meta, load with assign=True; return tensors left on meta and broken ties."""
     what = "loading with assign=True on a meta build"
     if not one.maker.rebuilds:
         return OnMeta(skipped=(Skipped(what, "an instance cannot be built again"),))
@@ -121,7 +121,7 @@ def _few(keys: tuple[str, ...]) -> str:
 
 
 def _like(original: Mapping[str, Any], tensors: dict[str, Any]) -> Mapping[str, Any]:
-    """Return `tensors` with the versions of modules that `original` carries."""
+    """Return `tensors` with the `_metadata` (module versions) of `original`, if it has any."""
     versions = getattr(original, "_metadata", None)
     if versions is None:
         return tensors
@@ -131,7 +131,7 @@ def _like(original: Mapping[str, Any], tensors: dict[str, Any]) -> Mapping[str, 
 
 
 def _ties(module: nn.Module) -> list[tuple[str, ...]]:
-    """Return the groups of names that are one parameter or buffer."""
+    """Return the groups of two or more names of one parameter or buffer."""
     groups: dict[int, list[str]] = {}
     named = (
         *module.named_parameters(remove_duplicate=False),

@@ -1,4 +1,4 @@
-"""Two outputs of forward -> Difference: equal bit for bit, within a tolerance, or not."""
+"""Two outputs of forward -> OutputDifference: equal bit for bit, within a tolerance, or not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,27 +13,28 @@ from ckptool.verification.leaves import comparable, leaves
 TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
     {torch.float64: 1e-7, torch.complex128: 1e-7, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 )
-"""Across devices, absolute and relative; all other dtypes have DEFAULT."""
+"""Absolute and relative tolerance across devices; other dtypes have DEFAULT_TOLERANCE."""
 DEFAULT: Final = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How two outputs differ, over all their leaves."""
+    """Difference of two outputs over all their leaves."""
 
     exact: bool
-    """Whether they are the same bit for bit; NaN is NaN."""
+    """Equal bit for bit; NaN equals NaN."""
     close: bool
-    """Whether every element is within its tolerance, and all else is equal."""
+    """Every element is within its tolerance, and all other leaves are equal."""
     absolute: float
-    """The largest, 0.0 where nothing could be compared."""
+    """Largest absolute difference, 0.0 if nothing could be compared."""
     relative: float
+    """Largest difference relative to the expected value, 0.0 if nothing could be compared."""
     first: str = ""
-    """What differs first, with its path; "" where nothing does."""
+    """Path and description of the first difference; "" if there is none."""
     compared: int = 0
-    """Leaves that were compared."""
+    """Number of compared leaves."""
     left_out: tuple[str, ...] = ()
-    """Leaves of kinds that cannot be compared."""
+    """Paths of leaves whose types cannot be compared."""
 
     @property
     def words(self) -> str:
@@ -50,12 +51,12 @@ class _Leaf:
 
 
 def difference(actual: Any, expected: Any, tolerance: float | None = None) -> Difference:
-    """Compare two outputs leaf by leaf, wherever their tensors are.
+    """Compare two outputs leaf by leaf, on any devices.
 
     Args:
         actual: tensors in tuples, lists, dicts or dataclasses.
-        expected: what it is compared with; relative differences are relative to it.
-        tolerance: absolute and relative; without it, that of the dtype.
+        expected: the reference; relative differences are relative to it.
+        tolerance: absolute and relative; None takes the default of the expected dtype.
     """
     return compared(dict(leaves(actual)), dict(leaves(expected)), tolerance)
 
@@ -63,7 +64,7 @@ def difference(actual: Any, expected: Any, tolerance: float | None = None) -> Di
 def compared(
     here: Mapping[str, Any], there: Mapping[str, Any], tolerance: float | None = None
 ) -> Difference:
-    """Compare the leaves of two outputs, by path; as `difference`."""
+    """Compare two outputs given as path -> leaf; see `compare_outputs`."""
     if list(here) != list(there):
         lost = [f"`{p or 'output'}`" for p in (*there, *here) if (p in here) != (p in there)]
         why = f"the outputs have other parts: {', '.join(lost[:3]) or 'another order'}"
@@ -83,7 +84,7 @@ def compared(
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Return a tensor as it can be compared and stored: on the CPU, dense, not quantised."""
+    """Return a tensor on the CPU, detached, dense and not quantised."""
     found = tensor.detach().cpu()
     if found.is_quantized:
         return found.dequantize()
@@ -91,7 +92,7 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def described(output: Any) -> tuple[str, ...]:
-    """Say what the tensors of an output are."""
+    """Return "path: dtype shape" of the first three tensors of an output, and a count of others."""
     tensors = [(path, leaf) for path, leaf in leaves(output) if isinstance(leaf, Tensor)]
     words = [
         f"{path or 'output'}: {str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
@@ -106,7 +107,7 @@ def _leaf(actual: Any, expected: Any, tolerance: float | None) -> _Leaf | None:
     if not (comparable(actual) and comparable(expected)):
         alike = type(actual) is type(expected)
         return None if alike else _Leaf(exact=False, close=False, why="has another type")
-    # By their text, so that NaN is NaN.
+    # Compare repr: NaN equals NaN.
     same = repr(actual) == repr(expected)
     return _Leaf(same, same, why="" if same else f"is {actual!r}, and was {expected!r}")
 
@@ -121,7 +122,7 @@ def _tensors(actual: Tensor, expected: Tensor, tolerance: float | None) -> _Leaf
     wide = torch.complex128 if actual.is_complex() or expected.is_complex() else torch.float64
     one, other = actual.to(wide), expected.to(wide)
     apart = (one - other).abs()
-    # Equal infinities and NaN in the same place are no difference.
+    # Equal infinities and NaN at the same position are not a difference.
     apart = apart.masked_fill((one == other) | (one.isnan() & other.isnan()), 0.0)
     apart = apart.nan_to_num(nan=float("inf"), posinf=float("inf"))
     size = other.abs()
@@ -141,7 +142,7 @@ def _tensors(actual: Tensor, expected: Tensor, tolerance: float | None) -> _Leaf
 
 
 def _same(actual: Tensor, expected: Tensor) -> bool:
-    """Whether the values are the same; a NaN equals a NaN."""
+    """Whether all elements are equal; NaN equals NaN."""
     equal = actual == expected
     if actual.is_floating_point() or actual.is_complex():
         equal |= actual.isnan() & expected.isnan()

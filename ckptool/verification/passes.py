@@ -1,4 +1,4 @@
-"""Module x inputs -> Pass: one forward pass, whatever device it was on."""
+"""ForwardPass, the result of one forward pass on any device; Inputs; seeding."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,46 +15,47 @@ from ckptool.verification.facts import Clash
 from ckptool.verification.leaves import mapped
 
 SEED = 0
-"""Of every forward pass and of the inputs that are drawn."""
+"""Seed of every forward pass and of random inputs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """What forward is called with, and where that was found."""
+    """Arguments of forward, and their source."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     source: str = ""
-    """"--input", "dummy_inputs of the module" ..."""
+    """Source as text: "--input", "dummy_inputs of the module" ..."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
-        """Return them with `change` applied to every tensor."""
+        """Return the inputs with `transform` applied to every tensor."""
         kwargs = {name: mapped(value, change) for name, value in self.kwargs.items()}
         return Inputs(tuple(mapped(value, change) for value in self.args), kwargs, self.source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """How one forward pass went."""
+    """Output, error and observations of one forward pass."""
 
     device: str
+    """Device label, as in LevelResult."""
     output: Any = None
     error: UserCodeError | None = None
-    """What it raised, or what moving the module raised."""
+    """Exception of forward or of moving the module."""
     moved: bool = True
     """Whether the module could be moved to the device."""
     clashes: tuple[Clash, ...] = ()
     unmodelled: tuple[str, ...] = ()
-    """What ran, and proves nothing about a real device."""
+    """Operations that the simulation cannot check."""
     used: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Path of a tensor that the module holds -> "file:line" of its first use; simulated only."""
     note: str = ""
-    """What else is to be said of it: how much memory was needed."""
+    """Extra information, for example peak device memory; "" if none."""
 
 
 @contextmanager
 def prepared(module: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Run `module` without gradients, from a fixed seed; its mode is restored."""
+    """Context manager to run `module` as user code: no gradients, seeded, mode restored after."""
     before = [(member, member.training) for member in module.modules()]
     try:
         with torch.no_grad(), user_code():
@@ -63,16 +64,16 @@ def prepared(module: nn.Module, *, training: bool = False) -> Iterator[None]:
             yield
     finally:
         for member, mode in before:
-            # Not train(): that one goes down the tree, and a user's may do more than set a flag.
+            # Not train(): it recurses, and a user's override may do more than set the flag.
             member.training = mode
 
 
 def seed(value: int) -> None:
-    """Seed the generators of Python, torch and, where it is in use, numpy and CUDA."""
+    """Seed the generators of Python and torch, of CUDA if initialized, of numpy if imported."""
     import random
 
     random.seed(value)
-    # Not torch.manual_seed(): it would also leave a seed for a CUDA that is not started yet.
+    # Not torch.manual_seed(): it also queues a seed for a CUDA that is not initialized yet.
     torch.default_generator.manual_seed(value)
     started: Callable[[], bool] = torch.cuda.is_initialized
     if started():

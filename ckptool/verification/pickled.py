@@ -1,4 +1,4 @@
-"""What a pickled module held beside its state_dict -> the same places of a fresh instance."""
+"""Restore a pickled module's tensors that are not in its state_dict into a fresh instance."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from ckptool.verification.weights import plain_tensor
 
 
 def put_back(module: nn.Module, held: Mapping[str, TensorInfo]) -> None:
-    """Give `module` the unsaved tensors that it was pickled with, where it still has the place."""
+    """Set the unsaved tensors of a pickled module in `module`, where it still has their paths."""
     if not held:
         return
     for found in walk(module).found:
@@ -22,7 +22,7 @@ def put_back(module: nn.Module, held: Mapping[str, TensorInfo]) -> None:
 
 
 def places(module: nn.Module, held: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    """Return the keys of `held` that `put_back` finds a place for."""
+    """Return the keys of `pickled_tensors` that `restore_attributes` can set in `module`."""
     there = {found.path for found in walk(module).found}
     return tuple(key for key in held if key in there)
 

@@ -1,4 +1,4 @@
-"""A module with its weights x inputs -> levels "device" and "forward"."""
+"""nn.Module x Inputs x RunDevice -> ForwardResults: levels "device" and "forward"."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from ckptool.verification.outputs import described, difference
 from ckptool.verification.passes import Inputs, Pass
 
 _NEEDS_CUDA: Final = ("not compiled with CUDA", "NVIDIA", "No CUDA GPUs", "CUDA driver", "Triton")
-"""What code says that has no other way than CUDA."""
+"""Parts of error messages of code that requires CUDA."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a module is run."""
+    """Device to run a module on."""
 
     kind: str
     """"cpu", "simulated" or "cuda"."""
@@ -33,20 +33,22 @@ class Device:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ran:
-    """The passes of one module: on the CPU, and on the device."""
+    """Forward passes of one module on the CPU and on the device, and their level results."""
 
     cpu: Pass
     device: Pass | None
-    """None where the device is the CPU."""
+    """None if the device is the CPU."""
     levels: tuple[LevelResult, LevelResult]
     clashes: tuple[Clash, ...] = ()
 
 
 def choose(name: str) -> Device:
-    """Return the device that "auto", "cpu", "simulated", "cuda" or "cuda:1" means here.
+    """Return the device for "auto", "cpu", "simulated", "simulated:1", "cuda" or "cuda:1".
+
+    "auto" is CUDA if available, else simulated.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: the device does not exist.
     """
     kind, _, index = name.partition(":")
     if name == "cpu":
@@ -61,7 +63,7 @@ def choose(name: str) -> Device:
 
 
 def on(device: Device, module: nn.Module, inputs: Inputs) -> Pass:
-    """Run one pass on `device`; the module is spent afterwards."""
+    """Run one forward pass on `device`; may move `module`, do not use it again."""
     match device.kind:
         case "cuda":
             return cuda.run(module, inputs, device.device)
@@ -72,7 +74,7 @@ def on(device: Device, module: nn.Module, inputs: Inputs) -> Pass:
 
 
 def run(device: Device, make: Callable[[], nn.Module], inputs: Inputs) -> Ran:
-    """Run on the CPU and on `device`, each with an instance of its own from `make`."""
+    """Run forward on the CPU and on `device`, each with a new instance."""
     plain = cpu.run(make(), inputs)
     if device.kind == "cpu":
         moved = LevelResult(Level.DEVICE, Status.SKIPPED, "--device cpu: nothing was moved")
@@ -80,14 +82,14 @@ def run(device: Device, make: Callable[[], nn.Module], inputs: Inputs) -> Ran:
     there = on(device, make(), inputs)
     clashes = there.clashes
     if there.error and cuda.about_devices(there.error.error) and device.kind == "cuda":
-        # It tells of one tensor only, and by no name: a simulated pass finds them all.
+        # CUDA reports one tensor, unnamed: a simulated pass finds all with their names.
         clashes = simulated.run(make(), inputs, device.device).clashes
     levels = (_moved(device, plain, there, clashes), _forward(device, plain, there, clashes))
     return Ran(plain, there, levels, clashes)
 
 
 def without_inputs(device: Device, reason: str, left: tuple[str, ...]) -> tuple[LevelResult, ...]:
-    """Return both levels for a module of which nobody knows what it takes."""
+    """Return both levels as skipped, for lack of inputs; `reason` says why there are none."""
     stay = (f"stay behind when the module moves: {', '.join(left)}",) if left else ()
     moved = "--device cpu: nothing was moved" if device.kind == "cpu" else reason
     return (
@@ -97,7 +99,7 @@ def without_inputs(device: Device, reason: str, left: tuple[str, ...]) -> tuple[
 
 
 def clash_words(clash: Clash) -> str:
-    """Return a clash as one clause."""
+    """Return "`attribute` is on DEVICE where OP at LINE needs DEVICE"."""
     name = f"`{clash.attribute}`" if clash.attribute else f"a tensor {clash.what}"
     at = f" at {clash.where}" if clash.where else ""
     return f"{name} is on {clash.devices[0]} where {clash.op}{at} needs {clash.devices[1]}"

@@ -1,4 +1,4 @@
-"""A checkpoint and the name of its module -> Side: what the levels work with."""
+"""Checkpoint x module -> VerificationTarget: the input of the levels."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,19 +14,21 @@ from ckptool.verification.instances import Maker, maker
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """One checkpoint and its module."""
+    """One checkpoint compared with its module, and the factory of instances."""
 
     loading: Loading
     maker: Maker
     beside: Mapping[str, TensorInfo] = field(default_factory=dict)
-    """What a pickled module held beside its state_dict."""
+    """Tensors of a pickled module that are not in its state_dict, by key."""
 
 
 @contextmanager
 def side(
     checkpoint: Checkpoint, module: str | nn.Module, spec: ModuleSpec, at: str | None
 ) -> Iterator[Side]:
-    """Give the side of `module`, or of what `spec` names; its code stays importable meanwhile.
+    """Context manager with the target for a live `module` or one named by `spec`.
+
+    The module's folders are importable inside.
 
     Raises:
         ModuleError: it cannot be imported or built.

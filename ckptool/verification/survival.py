@@ -1,4 +1,4 @@
-"""Save x load into another instance -> levels "round trip" and "survival"."""
+"""Save and load into another instance -> levels "round trip" and "survival"."""
 
 import io
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _OTHER_SEED = 1
 
 
 class Makes(Protocol):
-    """What makes instances that are the same, and others under another seed."""
+    """Creates equal instances; its `factory` builds others under another seed."""
 
     @property
     def maker(self) -> Maker: ...
@@ -33,10 +33,10 @@ class Makes(Protocol):
 
 
 def round_trip(one: Makes, inputs: Inputs | None, reason: str) -> tuple[LevelResult, str]:
-    """Save, load into an instance built under another seed, run both.
+    """Save, load into an instance built under another seed, and compare the outputs of both.
 
     Returns:
-        The level, and how the outputs differ, "" where they do not.
+        The level, and the difference of the outputs as text, "" if none.
     """
     why = reason if inputs is None else "" if one.maker.rebuilds else _NO_OTHER
     if inputs is None or why:
@@ -64,10 +64,10 @@ def round_trip(one: Makes, inputs: Inputs | None, reason: str) -> tuple[LevelRes
 
 
 def survival(one: Subject, state: ModuleState) -> tuple[LevelResult, tuple[str, ...]]:
-    """Change every piece of state, save, load into a fresh instance, and look what came back.
+    """Change all state, save, load into a fresh instance, and find state that was not restored.
 
     Returns:
-        The level, and the paths of what did not survive.
+        The level, and the paths of lost state; without buffers that are meant not to be saved.
     """
     if not one.maker.rebuilds:
         return LevelResult(Level.SURVIVAL, Status.SKIPPED, _NO_OTHER), ()
@@ -121,7 +121,7 @@ def _change(module: nn.Module) -> None:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """Return all elements of the storage of `tensor`, also those that it does not show."""
+    """Return a 1-D view of the whole storage of `tensor`, in its dtype."""
     storage = tensor.untyped_storage()
     count = storage.nbytes() // tensor.element_size()
     return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, (count,), (1,))
@@ -131,12 +131,12 @@ def _change_all(flat: Tensor) -> None:
     if flat.dtype == torch.bool:
         flat.logical_not_()
     elif flat.dtype.itemsize == 1 and flat.dtype.is_floating_point:
-        # There is no arithmetic for eight bits; another pattern is another number.
+        # No arithmetic for 8-bit floats: flip a bit instead.
         flat.view(torch.uint8).bitwise_xor_(1)
     else:
         more = flat + 1
         if flat.dtype.is_floating_point:
-            # A number too large for one more to show, infinity and NaN become something else.
+            # x + 1 leaves large numbers, infinity and NaN unchanged: set those to 0.
             more = torch.where((more == flat) | ~torch.isfinite(flat), torch.zeros_like(flat), more)
         flat.copy_(more)
 
@@ -151,7 +151,7 @@ def _lost(module: nn.Module, again: nn.Module) -> tuple[str, ...]:
 
 
 def _rebuilt(state: ModuleState, path: str) -> bool:
-    """Whether it is a buffer that its author chose not to save, and that every build makes anew."""
+    """Whether it is a non-persistent buffer that every build recreates with the same value."""
     held = state.held.get(path)
     return (
         held is not None

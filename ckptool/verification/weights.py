@@ -1,4 +1,4 @@
-"""The state in a checkpoint -> tensors, by their bytes, without unpickling where that can be."""
+"""State of a checkpoint -> torch tensors, from their byte spans, without unpickling if possible."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,17 +14,19 @@ from ckptool.model import Checkpoint, State, TensorInfo
 
 
 def weights(checkpoint: Checkpoint, state: State, keys: Mapping[str, str]) -> dict[str, Any]:
-    """Return what `load_state_dict` is given: tensors under the keys that `keys` renames.
+    """Return the argument of `load_state_dict`: tensors by key, renamed by `keys` (old -> new).
+
+    Tensors tied in the file are one tensor in the result.
 
     Raises:
-        ReadError: something in it is no plain bytes, and torch cannot load it safely either.
+        ReadError: an entry is not plain bytes, and torch.load(weights_only=True) fails as well.
     """
     found: OrderedDict[str, Any] = OrderedDict()
     spare: Mapping[str, Any] | None = None
     known: dict[object, Tensor] = {}
     for key, info in state.tensors.items():
         if _is_plain(info):
-            # What is tied in the file is one tensor here too.
+            # Tied in the file: one tensor here too.
             view = (info.storage or key, info.storage_offset, info.shape, info.stride, info.dtype)
             if view not in known:
                 known[view] = _tensor(info)
@@ -42,7 +44,7 @@ def weights(checkpoint: Checkpoint, state: State, keys: Mapping[str, str]) -> di
 
 
 def plain_tensor(info: TensorInfo) -> Tensor | None:
-    """Return a copy of what `info` describes, None where that is no plain bytes."""
+    """Return the tensor that `info` describes as a copy, None if it is not plain bytes."""
     return _tensor(info) if _is_plain(info) else None
 
 

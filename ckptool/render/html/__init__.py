@@ -1,4 +1,4 @@
-"""Report -> one page for a browser: no script, nothing from a network, light and dark, print."""
+"""Report -> one HTML page: no scripts, no network requests, light and dark theme, printable."""
 
 from typing import Final
 
@@ -23,7 +23,7 @@ _PATTERNS: Final = {
     "rd": "M0 8L8 0M0 0L8 8",
     "rs": "M0 8L8 0",
 }
-"""Lines over a colour, so that it is not told by the colour alone."""
+"""Tone -> SVG path of its hatching, so that tiles differ in more than colour."""
 
 
 def render(report: AnyReport, style: Style) -> str:
@@ -45,12 +45,12 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """Escape what a browser would obey or hide; what Jinja marks as markup is ours."""
+    """Escape control and bidi characters in plain strings; Markup comes from our templates."""
     return printable(value) if type(value) is str else value
 
 
 def _short(number: float) -> str:
-    """Return a coordinate without digits that nobody sees."""
+    """Format a coordinate with at most one decimal."""
     return f"{number:.1f}".removesuffix(".0")
 
 

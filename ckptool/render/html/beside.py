@@ -1,4 +1,4 @@
-"""Keys of two sides -> one tree with a column for each side, what agrees folded into its module."""
+"""Keys of two sides -> SideBySideSection: one tree, matching tensors folded into their module."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,21 +14,21 @@ from ckptool.render.html.treemap import DEEPEST
 from ckptool.render.text import count
 
 NONE: Final = "\N{EM DASH}"
-"""What a side shows that has no such tensor."""
+"""Cell of a side without this tensor."""
 _FEW: Final = 3
-"""Tensors that are shown one by one where they are all missing, or all unexpected."""
+"""Maximum rows of a module with one outcome (all missing, say) that are shown one by one."""
 _MOST_LINES: Final = 200
 
 
 class Leaf(Struct, frozen=True):
-    """A tensor, and what each side has of it."""
+    """A tensor with its description on each side, `ABSENT_MARK` if a side has none."""
 
     key: str
     left: str
     right: str
     status: str
     tone: str
-    """"ok" where both sides agree."""
+    """"ok" if both sides match, else "bad"."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,13 +38,13 @@ class _Node:
     total: int = 0
     agreeing: int = 0
     forms: dict[tuple[str, str, bool, bool], int] = field(default_factory=dict)
-    """Status, tone, and whether each side has it -> how many lines."""
+    """(status, tone, left has it, right has it) -> number of rows."""
 
 
 def tree(
     id_: str, title: str, sides: tuple[str, str], leaves: Iterable[Leaf], style: Style
 ) -> Tree | None:
-    """Return the tree; None where there is no leaf."""
+    """Build the tree; None if there are no leaves."""
     forms = ((one.key, (one.left, one.right, one.status), one) for one in leaves)
     root = _Node()
     for group in groups(forms, style):
@@ -75,7 +75,7 @@ def _put(root: _Node, key: str, leaf: Leaf, number: int) -> None:
 
 
 def _lines(node: _Node, prefix: str, depth: int) -> Iterator[Line]:
-    """Yield what differs first, then what agrees."""
+    """Yield rows, differences before matches."""
     for leaf, number in sorted(node.leaves, key=lambda one: one[0].tone == "ok"):
         left, right = leaf.left, leaf.right
         yield Line(depth, prefix, leaf.key, number, left, right, leaf.status, leaf.tone)
@@ -95,7 +95,7 @@ def _lines(node: _Node, prefix: str, depth: int) -> Iterator[Line]:
 
 
 def _form(node: _Node) -> tuple[str, str, bool, bool] | None:
-    """Return what is true of all its tensors, where one line says it well enough."""
+    """Return the outcome of all tensors if one row can show them, else None."""
     if len(node.forms) != 1:
         return None
     ((form, lines),) = node.forms.items()
@@ -103,12 +103,12 @@ def _form(node: _Node) -> tuple[str, str, bool, bool] | None:
 
 
 def _renamed(node: _Node, module: str) -> list[tuple[Leaf, int]]:
-    """Return its leaves under the module's name as well."""
+    """Return the node's leaves with `module` as prefix of their keys."""
     return [(replace(leaf, key=f"{module}.{leaf.key}"), number) for leaf, number in node.leaves]
 
 
 def _single(name: str, node: _Node) -> tuple[str, _Node]:
-    """Return the module, one that holds a single module being one with it."""
+    """Join a chain of modules with one child each; return its dotted name and last node."""
     while not node.leaves and len(node.children) == 1:
         ((inner, node),) = node.children.items()
         name = f"{name}.{inner}"

@@ -1,4 +1,4 @@
-"""Report -> its trees, treemaps and histograms, where it has what they are made of."""
+"""Report -> trees, treemaps and histograms, where the report has their data."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +24,7 @@ from ckptool.report import (
 
 
 def state(report: AnyReport, style: Style) -> Tree | None:
-    """Return the tree of what two sides have; None where there are not two."""
+    """Build the side-by-side tree of an audit or module diff; None for other reports."""
     match report:
         case AuditReport():
             sides = ("In a state_dict", "In the module")
@@ -39,7 +39,7 @@ def state(report: AnyReport, style: Style) -> Tree | None:
 
 
 def sizes(report: AnyReport) -> Iterator[Part | None]:
-    """Yield the treemap of bytes, what changed how far, and the size of each dtype."""
+    """Yield the treemap of bytes, histograms of changes and the size by dtype; None: no data."""
     drawing = _drawing(report)
     match report:
         case InspectReport():
@@ -75,7 +75,7 @@ def _inspection(report: InspectReport) -> Iterator[Part | None]:
 
 
 def _loading_bytes(report: DiffModuleReport, drawing: DrawingReport) -> Iterator[Part | None]:
-    """Yield what the file has, and marked what of it does not load, or what it does not have."""
+    """Yield charts of the file's tensors; tensors missing from it or not loading are marked."""
     missing = frozenset(report.missing_keys)
     absent = tuple(t for t in drawing.expected if t.key in missing)
     unsaved = frozenset(u.key for u in report.unsaved)

@@ -1,4 +1,4 @@
-"""Findings -> a group for each rule, with its fix."""
+"""Findings -> FindingsSection: a group for each rule, with its fix."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -9,13 +9,13 @@ from ckptool.render.html.parts import Findings, Group, Said, words
 from ckptool.report import FindingReport
 
 _MOST_SAID: Final = 12
-"""Findings of one rule before the rest is only counted; -v shows all."""
+"""Maximum cards of one rule; the rest is only counted. -v shows all."""
 
 
 def grouped(
     findings: tuple[FindingReport, ...], style: Style, *, several: bool
 ) -> Iterator[Findings]:
-    """Yield the findings by rule, in the order of the report; of several checkpoints in turn."""
+    """Yield findings by rule in report order, one section for each of several checkpoints."""
     for number, (path, found) in enumerate(by_path(findings, several=several).items()):
         for block in problems(found, style):
             yield Findings(

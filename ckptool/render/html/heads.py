@@ -1,4 +1,4 @@
-"""Report -> what stands under its verdict: what was compared, and the numbers that count."""
+"""Report -> page summary: the paths that were compared and the key figures."""
 
 from ckptool.render.html.parts import Words, words
 from ckptool.render.text import count, size
@@ -14,7 +14,7 @@ Fact = tuple[str, str]
 
 
 def lead(report: AnyReport) -> tuple[Words, ...]:
-    """Return what was looked at; () where the lines that all formats show say it."""
+    """Return the summary lines; () if the lines that all formats show serve."""
     match report:
         case InspectReport():
             return tuple(words(error) for error in report.errors)
@@ -33,7 +33,7 @@ def lead(report: AnyReport) -> tuple[Words, ...]:
 
 
 def facts(report: AnyReport) -> tuple[Fact, ...]:
-    """Return the numbers, each with what it counts."""
+    """Return (formatted number, label) pairs, () for reports without figures."""
     match report:
         case InspectReport():
             return _of_checkpoints(report)

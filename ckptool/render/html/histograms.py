@@ -1,4 +1,4 @@
-"""Counts by decade -> the bars of a histogram."""
+"""ChangeReport histograms (counts by decade) -> HistogramsSection."""
 
 from collections.abc import Iterator
 from math import log10
@@ -15,7 +15,7 @@ _MOST: Final = 18
 
 
 def histograms(id_: str, title: str, changes: tuple[ChangeReport, ...]) -> Histograms | None:
-    """Return how far the elements of each changed tensor moved; None where that is not known."""
+    """Build a histogram of absolute differences for each tensor; None if no counts exist."""
     measured = [change for change in changes if any(change.histogram)]
     if not measured:
         return None
@@ -44,6 +44,7 @@ def _bars(counts: tuple[int, ...]) -> Iterator[Bar]:
 
 
 def _range(place: int, ranges: int) -> str:
+    """Return "1e-12 to 1e-11"; the first and last of `range_count` decades are open-ended."""
     if place == 0:
         return f"below 1e{_FIRST}"
     if place == ranges - 1:

@@ -1,4 +1,4 @@
-"""Tensors of a report -> the items of its treemap, and the share of each dtype."""
+"""Tensors of a report -> TreemapItem and the share of each dtype."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -17,7 +17,7 @@ from ckptool.report import (
 )
 
 DTYPES: Final = 8
-"""Tones that dtypes have; the last is for all that are left."""
+"""Number of tones for dtypes; the last one is shared by all remaining dtypes."""
 CHANGES: Final = {
     "r0": "unchanged",
     "r1": "changed by less than 0.1%",
@@ -34,7 +34,7 @@ _LIMITS: Final = ((0.001, "r1"), (0.01, "r2"), (0.1, "r3"), (1.0, "r4"))
 
 
 def tones_of(tensors: Iterable[TensorReport | UnsavedReport]) -> dict[str, str]:
-    """Return a tone for each dtype, the one with most bytes first."""
+    """Assign a tone to each dtype, in descending order of bytes."""
     nbytes: dict[str, int] = {}
     for tensor in tensors:
         nbytes[tensor.dtype] = nbytes.get(tensor.dtype, 0) + tensor.nbytes
@@ -43,7 +43,7 @@ def tones_of(tensors: Iterable[TensorReport | UnsavedReport]) -> dict[str, str]:
 
 
 def legend_of(tones: Mapping[str, str]) -> dict[str, str]:
-    """Return tone -> the dtypes that have it."""
+    """Return tone -> its dtypes, comma-separated."""
     legend: dict[str, str] = {}
     for dtype, tone in tones.items():
         legend[tone] = f"{legend[tone]}, {dtype}" if tone in legend else dtype
@@ -56,17 +56,19 @@ def items_of(
     prefix: str = "",
     marked: frozenset[str] = frozenset(),
 ) -> Iterator[Item]:
+    """Yield an item for each tensor; `prefix` precedes its key, "" for none."""
     for t in tensors:
         key = f"{prefix}.{t.key}" if prefix else t.key
         yield Item(key, t.nbytes, tones[t.dtype], described(t), t.key in marked)
 
 
 def described(tensor: TensorReport | UnsavedReport) -> str:
+    """Return dtype and shape: "float32 [2, 3]"."""
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def checkpoint_items(one: CheckpointReport) -> tuple[list[TensorReport], list[Item]]:
-    """Return the tensors of a checkpoint, and what is drawn: what it does not save is marked."""
+    """Return the tensors of a checkpoint and their items; unsaved tensors are marked."""
     tensors = [t for state in one.states for t in (*state.tensors, *state.unsaved)]
     tones = tones_of(tensors)
     drawn: list[Item] = []
@@ -81,7 +83,7 @@ def audit_tensors(report: AuditReport) -> tuple[TensorReport | UnsavedReport, ..
 
 
 def change_items(report: DiffFilesReport, drawing: DrawingReport) -> Iterator[Item]:
-    """Yield the tensors of both files, toned by how much they changed."""
+    """Yield the tensors of both files, with a tone for their relative change."""
     measured = {change.key: change for change in report.changes}
     added, values = frozenset(report.added_keys), frozenset(report.value_keys)
     other, removed = frozenset(report.changed_keys) - values, frozenset(report.removed_keys)
@@ -104,7 +106,7 @@ def _tone(change: ChangeReport | None) -> str:
 
 
 def shares(id_: str, tensors: Sequence[TensorReport | UnsavedReport]) -> Shares | None:
-    """Return what each dtype takes; None where there are no tensors."""
+    """Build the table of bytes by dtype; None if there are no tensors."""
     tones = tones_of(tensors)
     total = sum(t.nbytes for t in tensors)
     if not tensors:

@@ -1,4 +1,4 @@
-"""Report -> page: its verdict, its findings, its pictures, its tables, what was not looked at."""
+"""Report -> Page: verdict, findings, charts, tables and skipped checks."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -26,7 +26,7 @@ _EXITS: Final = {
 
 
 def page(report: AnyReport, style: Style) -> Page:
-    """Return what a person is shown of `report`."""
+    """Build the page of `report`; a negative verbosity leaves only verdict and summary lines."""
     blocks = list(body(report, style))
     verdict = _verdict(report, blocks)
     wanted = _parts(report, blocks, style) if style.verbosity >= 0 else iter(())
@@ -45,7 +45,7 @@ def page(report: AnyReport, style: Style) -> Page:
 
 
 def _links(parts: tuple[Part, ...]) -> tuple[tuple[str, str], ...]:
-    """Return what to link to: all, or where that is much one link for all tables."""
+    """Return (id, title) of the navigation; one link for all tables if sections are many."""
     if len(parts) <= _MOST_LINKS:
         return tuple((part.id, part.title) for part in parts)
     tables = [part.id for part in parts if part.id.startswith(_TABLE)]
@@ -77,7 +77,7 @@ def _parts(report: AnyReport, blocks: list[Block], style: Style) -> Iterator[Par
 
 
 def _tables(report: AnyReport, blocks: list[Block]) -> Iterator[Part]:
-    """Yield the tables and lines that every format shows; of several checkpoints, in turn."""
+    """Yield the tables and lines that every format shows, in block order."""
     several = isinstance(report, InspectReport) and len(report.checkpoints) > 1
     for number, block in enumerate(blocks):
         id_ = f"{_TABLE}{number}"

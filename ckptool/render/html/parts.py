@@ -1,16 +1,16 @@
-"""What a page is made of: the structs that the templates read, one template for each part."""
+"""Structs that the Jinja templates read; a PageSection names its template."""
 
 from typing import ClassVar
 
 from msgspec import Struct
 
 Words = tuple[tuple[bool, str], ...]
-"""Text in pieces, each with whether it is code."""
+"""Pieces of text as (is code, text)."""
 Row = tuple[str, ...]
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """A section of the page."""
+    """A section of the page; `id` is its HTML id."""
 
     template: ClassVar[str]
     id: str
@@ -18,11 +18,11 @@ class Part(Struct, frozen=True, kw_only=True):
 
 
 class Said(Struct, frozen=True):
-    """A finding, or several that differ in layer numbers only."""
+    """One finding, or several that differ in layer numbers only."""
 
     message: Words
     fix: Words
-    """() where the group's fix is this one's."""
+    """() if all findings of the rule share one fix."""
 
 
 class Group(Struct, frozen=True):
@@ -33,10 +33,10 @@ class Group(Struct, frozen=True):
     level: str
     count: int
     fix: Words
-    """Where all have the same; else ()."""
+    """The fix that all findings share, else ()."""
     said: tuple[Said, ...]
     more: int
-    """How many are only counted."""
+    """Number of findings that have no card."""
 
 
 class Findings(Part, frozen=True, kw_only=True):
@@ -46,18 +46,18 @@ class Findings(Part, frozen=True, kw_only=True):
 
 
 class Line(Struct, frozen=True):
-    """A row of the tree: a module, or a tensor of it."""
+    """A row of the side-by-side tree: a module or a tensor."""
 
     depth: int
     prefix: str
-    """Path of the module that it is in, with its dot."""
+    """Path of the enclosing module with a trailing dot, "" at the root."""
     name: str
     count: int
     left: str
     right: str
     status: str
     tone: str
-    """"", "ok" or "bad"."""
+    """"ok", "bad" or "module"."""
 
 
 class Tree(Part, frozen=True, kw_only=True):
@@ -68,7 +68,7 @@ class Tree(Part, frozen=True, kw_only=True):
 
 
 class Tile(Struct, frozen=True):
-    """A rectangle of the treemap: a tensor, or what is too small or too much to be drawn."""
+    """A rectangle of the treemap: one tensor, or several too small or too many to draw."""
 
     x: float
     y: float
@@ -78,13 +78,13 @@ class Tile(Struct, frozen=True):
     marked: bool
     key: str
     label: str
-    """"" where there is no room."""
+    """"" if the tile is too small for one."""
     size: str
     words: str
 
 
 class Frame(Struct, frozen=True):
-    """The module around tiles."""
+    """The outline and title of a module around its tiles."""
 
     x: float
     y: float
@@ -95,7 +95,7 @@ class Frame(Struct, frozen=True):
 
 
 class Meaning(Struct, frozen=True):
-    """A line of a legend."""
+    """An entry of a treemap's legend, with the count and size of its tensors."""
 
     tone: str
     words: str
@@ -109,18 +109,18 @@ class Treemap(Part, frozen=True, kw_only=True):
     height: int
     summary: str
     merged: bool
-    """Whether some tile is several tensors."""
+    """Whether some tile stands for several tensors."""
     colour: str
-    """What the colour says: "dtype"."""
+    """Meaning of the colours: "dtype" or "relative change"."""
     frames: tuple[Frame, ...]
     tiles: tuple[Tile, ...]
     legend: tuple[Meaning, ...]
     mark: str
-    """What a dashed outline says, "" where none is drawn."""
+    """Meaning of a dashed outline, "" if none is drawn."""
 
 
 class Share(Struct, frozen=True):
-    """What one dtype takes."""
+    """Tensors and bytes of one dtype."""
 
     name: str
     tone: str
@@ -135,17 +135,17 @@ class Shares(Part, frozen=True, kw_only=True):
 
 
 class Shade(Struct, frozen=True):
-    """One shade of a picture."""
+    """One shade of a heatmap, with the count of its cells."""
 
     tone: str
     label: str
     count: int
     path: str
-    """Its cells, as an SVG path."""
+    """SVG path of its cells."""
 
 
 class Picture(Struct, frozen=True):
-    """The values of one tensor."""
+    """Values of one tensor as a heatmap; `columns` and `height` are in cells."""
 
     of: str
     words: str
@@ -154,16 +154,16 @@ class Picture(Struct, frozen=True):
     pixels: tuple[int, int]
     shades: tuple[Shade, ...]
     cells: tuple[Row, ...]
-    """Labels, where they are few enough for a table."""
+    """Labels of the cells, () if they are too many for a table."""
     texts: tuple[tuple[float, float, str, str], ...]
-    """Place, shade and number of each cell, where there is room for them."""
+    """(x, y, tone, number) of each cell, () if there is no room."""
 
 
 class Pair(Struct, frozen=True):
-    """The pictures of one key: of a file, of a module, or of both."""
+    """Heatmaps of one key: of a file, of a module, or of both."""
 
     key: str
-    """With "*" for the numbers of layers, where several have the same values."""
+    """With "*" for layer numbers if several layers have the same values."""
     count: int
     legend: tuple[tuple[str, str], ...]
     pictures: tuple[Picture, ...]
@@ -176,7 +176,7 @@ class Pictures(Part, frozen=True, kw_only=True):
 
 
 class Bar(Struct, frozen=True):
-    """One range of a histogram."""
+    """One decade of a histogram."""
 
     x: float
     y: float
@@ -186,7 +186,7 @@ class Bar(Struct, frozen=True):
 
 
 class Histogram(Struct, frozen=True):
-    """How far the elements of one tensor moved."""
+    """Histogram of the absolute differences of one tensor's elements."""
 
     key: str
     words: str
@@ -212,7 +212,7 @@ class Text(Part, frozen=True, kw_only=True):
 
 
 class Page(Struct, frozen=True):
-    """The whole."""
+    """The HTML page."""
 
     command: str
     title: str
@@ -222,14 +222,14 @@ class Page(Struct, frozen=True):
     exit_words: str
     lead: tuple[Words, ...]
     facts: tuple[tuple[str, str], ...]
-    """Number or word, and what it counts."""
+    """(formatted number or word, label)."""
     parts: tuple[Part, ...]
     links: tuple[tuple[str, str], ...]
-    """Id and title of what is worth going to."""
+    """(id, title) of the navigation."""
 
 
 def words(text: str) -> Words:
-    """Return `text` in pieces, of which those in backticks are code."""
+    """Split `text` at backticks into code and plain pieces; unpaired backticks stay text."""
     pieces = text.split("`")
     if len(pieces) % 2 == 0:
         return ((False, text),)

@@ -1,4 +1,4 @@
-"""Shades of a picture -> SVG paths, one for each shade, and the numbers behind them."""
+"""PictureReport -> HeatmapsSection: one SVG path for each shade, and the numbers."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -13,13 +13,13 @@ _ODD: Final = {"-inf": "n0", "inf": "n1", "NaN": "n2"}
 _SIDE: Final = 216
 _CELL: Final = 30
 _SPACED: Final = 16
-"""Rows and columns up to which cells are drawn one by one."""
+"""Maximum rows or columns for which cells are drawn one by one."""
 _NUMBERED: Final = 8
-"""Rows and columns up to which the numbers stand in the cells."""
+"""Maximum rows or columns for which cells show their numbers."""
 _TABLE: Final = 16
 _MOST_PAIRS: Final = 12
 _MOST_PATHS: Final = 80_000
-"""Characters of all pictures' paths: what is beyond would make a page too large to send."""
+"""Maximum characters of all SVG paths, so that the page stays small enough to send."""
 _WHOSE: Final = {
     "file": "In the file",
     "module": "As the module makes it",
@@ -29,7 +29,7 @@ _WHOSE: Final = {
 
 
 def pictures(id_: str, title: str, drawn: Sequence[PictureReport]) -> Pictures | None:
-    """Return the pictures by key; None where there are none."""
+    """Build the heatmaps by key; None if there are no pictures."""
     pairs: list[Pair] = []
     left_out: list[str] = []
     length = 0
@@ -91,7 +91,7 @@ def _picture(side: PictureReport, tones: tuple[str, ...]) -> Picture:
 
 
 def _path(rows: tuple[tuple[int, ...], ...], place: int) -> str:
-    """Return the cells of one shade: one by one, or where they are many as runs along a row."""
+    """Return the SVG path of one shade: single cells, or runs along a row in larger grids."""
     pieces: list[str] = []
     spaced = max(len(rows), len(rows[0])) <= _SPACED
     for y, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Sizes -> rectangles that fill another and are as square as can be (Bruls and others, 2000)."""
+"""Sizes -> Boxes that fill a rectangle, as square as possible (Bruls and others, 2000)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class Box(Struct, frozen=True):
-    """A rectangle."""
+    """A rectangle; x and y are its upper left corner."""
 
     x: float
     y: float
@@ -18,15 +18,16 @@ class Box(Struct, frozen=True):
         return self.width * self.height
 
     def inside(self, edge: float, top: float) -> "Box":
-        """Return what an edge, and a title at the top, leave of it."""
+        """Return the box inside margins: `edge` at the left, right and bottom, `top` above."""
         width, height = self.width - 2 * edge, self.height - top - edge
         return Box(self.x + edge, self.y + top, max(width, 0), max(height, 0))
 
 
 def squarify(sizes: Sequence[float], box: Box) -> list[Box]:
-    """Return a rectangle for each size, in order; the sizes are positive, the largest first.
+    """Return a box for each size, in order; sizes are positive and descending.
 
-    A package of this name exists. It recurses once a row, of which a crafted file can make many.
+    Iterative, unlike the package of this name: a crafted file can have more rows than the
+    recursion limit.
     """
     scale = box.area / sum(sizes) if sizes else 0
     areas = [size * scale for size in sizes]
@@ -39,7 +40,7 @@ def squarify(sizes: Sequence[float], box: Box) -> list[Box]:
 
 
 def _row(areas: Sequence[float], side: float) -> Sequence[float]:
-    """Return the first areas, as many as make the worst of them as square as can be."""
+    """Return the leading areas that minimize the worst aspect ratio of the row."""
     total, best = 0.0, float("inf")
     for count, area in enumerate(areas):
         total += area
@@ -51,13 +52,14 @@ def _row(areas: Sequence[float], side: float) -> Sequence[float]:
 
 
 def _worst(largest: float, smallest: float, total: float, side: float) -> float:
+    """Return the worst aspect ratio of a row, at least 1; 0 if an area or the side is 0."""
     thick = total * total
     long = side * side
     return max(long * largest / thick, thick / (long * smallest)) if long * smallest else 0.0
 
 
 def _place(row: Sequence[float], box: Box) -> tuple[Iterator[Box], Box]:
-    """Lay the row along the shorter side, and return what is left."""
+    """Lay the row along the shorter side; return its boxes and the remaining box."""
     total = sum(row)
     if box.width >= box.height:
         wide = min(total / box.height, box.width) if box.height else 0.0

@@ -1,4 +1,4 @@
-"""Keys and bytes -> the rectangles of a treemap, a frame for each module that has room for one."""
+"""TreemapItems -> TreemapSection: tiles, and a frame for each module with room for one."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,29 +15,29 @@ from ckptool.render.text import count, cut, printable, size
 WIDTH: Final = 960
 HEIGHT: Final = 420
 DEEPEST: Final = 16
-"""Modules within modules that are told apart."""
+"""Maximum depth of modules; deeper key segments stay together."""
 _FEW: Final = 12
-"""Tensors up to which half of the height is enough."""
+"""Maximum number of tensors drawn at half of the height."""
 _MOST_TILES: Final = 700
 _MOST_CHILDREN: Final = 250
-"""Of one module; the smallest of more are one tile."""
+"""Maximum children of one module; the smallest beyond it are merged into one tile."""
 _LEAST_AREA: Final = 60
-"""Of a module whose tensors are drawn one by one."""
+"""Minimum area of a module whose children are drawn one by one."""
 _FRAME: Final = (48, 34)
-"""Least width and height of a module that gets a title."""
+"""Minimum width and height of a module that gets a title."""
 _TITLE: Final = 16
 _LETTER: Final = 6.7
 _LEAST_LETTERS: Final = 10
 
 
 class Item(Struct, frozen=True):
-    """A tensor to be drawn."""
+    """A tensor to draw."""
 
     key: str
     nbytes: int
     tone: str
     words: str
-    """Its dtype and shape, and what else is to be read of it."""
+    """Its dtype and shape, and for a diff its change."""
     marked: bool = False
 
 
@@ -48,10 +48,10 @@ class _Node:
     nbytes: int = 0
     tensors: int = 0
     item: Item | None = None
-    """Of a leaf."""
+    """None for a module."""
     children: dict[str, "_Node"] = field(default_factory=dict)
     open: bool = False
-    """Whether its children are drawn one by one."""
+    """Whether the children are drawn one by one."""
     by_tone: dict[str, int] = field(default_factory=dict)
     marked: bool = False
 
@@ -59,15 +59,15 @@ class _Node:
 def treemap(
     id_: str, title: str, items: Iterable[Item], tones: Mapping[str, str], colour: str, mark: str
 ) -> Treemap | None:
-    """Return the treemap of `items`; None where none has bytes.
+    """Build the treemap of `items`; None if no item has bytes.
 
     Args:
-        id_: of the part.
-        title: of the part.
+        id_: HTML id of the section.
+        title: title of the section.
         items: the tensors.
-        tones: what each tone means, in the order of the legend.
-        colour: what the tones are.
-        mark: what a marked item is.
+        tones: tone -> its meaning, in the order of the legend.
+        colour_meaning: what the tones encode, "dtype" for example.
+        mark_meaning: meaning of a marked item.
     """
     drawn = [item for item in items if item.nbytes > 0]
     if not drawn:
@@ -101,7 +101,7 @@ def _legend(items: list[Item], tones: Mapping[str, str]) -> Iterator[Meaning]:
 
 
 def _grown(items: list[Item]) -> _Node:
-    """Return the tree of modules, one that holds a single module being one with it."""
+    """Build the tree of modules, with the summed bytes of each."""
     root = _Node("", "")
     for item in items:
         node = root
@@ -124,7 +124,7 @@ def _add(node: _Node, item: Item) -> None:
 
 
 def _open_largest(root: _Node) -> None:
-    """Open modules, the largest first, until there are tiles enough or they are too small."""
+    """Open modules, largest first, until `_MAX_TILES` or `_MIN_MODULE_AREA` is reached."""
     per_byte = WIDTH * HEIGHT / root.nbytes
     queue = [(-root.nbytes, 0, root)]
     tiles = met = 1
@@ -151,7 +151,7 @@ def _drawn(node: _Node, box: Box, depth: int, frames: list[Frame]) -> Iterator[T
         yield _tile(box, node, name)
         return
     children = sorted(node.children.values(), key=lambda n: (-n.nbytes, natural(n.path)))
-    if node.item:  # a key that is also the beginning of another
+    if node.item:  # a key that is also a prefix of another
         children = [_Node(node.path, node.name, node.item.nbytes, 1, node.item), *children]
         children.sort(key=lambda n: -n.nbytes)
     children = _fewer(node, children)

@@ -1,1 +1,1 @@
-"""Reports -> blocks, a file for each kind of command."""
+"""Reports -> blocks, one file for each command."""

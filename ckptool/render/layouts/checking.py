@@ -1,4 +1,4 @@
-"""Reports on a module alone, or run on a checkpoint -> blocks."""
+"""AuditReport, VerifyReport -> blocks."""
 
 from collections.abc import Iterator
 

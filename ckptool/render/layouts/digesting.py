@@ -1,4 +1,4 @@
-"""Reports on digests -> blocks."""
+"""DigestReport -> blocks."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -9,7 +9,7 @@ from ckptool.render.text import count
 from ckptool.report import CheckpointDigestReport, DigestCheckReport, DigestReport
 
 _SHOWN: Final = 16
-"""Characters of a tensor's digest; -v and JSON give all."""
+"""Characters shown of a tensor's digest; -v and JSON give all."""
 
 
 def digests(report: DigestReport, style: Style) -> Iterator[Block]:
@@ -25,7 +25,7 @@ def digests(report: DigestReport, style: Style) -> Iterator[Block]:
 
 
 def verdict(report: DigestReport) -> str:
-    """Return whether the content is what was saved, "" where that was not asked."""
+    """Return the verdict of `digest --check`, "" without --check."""
     return "" if report.check is None else _words(report.checkpoints[0].path, report.check)
 
 

@@ -1,4 +1,4 @@
-"""A judged release, and a policy -> blocks."""
+"""GateReport, PolicyReport -> blocks."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from ckptool.report import GateReport, PolicyReport
 
 
 def release(report: GateReport, style: Style) -> Iterator[Block]:
-    # With --exit-zero the exit code does not say it.
+    # With --exit-zero the exit code is 0 even if the gate failed.
     failed = any(f.fails for f in report.findings) or not all(c.passed for c in report.checkpoints)
     yield Verdict(report.verdict, failed)
     if style.verbosity < 0:

@@ -1,4 +1,4 @@
-"""Reports on locks -> blocks."""
+"""LockReport -> blocks."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from ckptool.report import DifferenceReport, LockReport
 
 
 def lock(report: LockReport, style: Style) -> Iterator[Block]:
-    """Yield what was locked, and what has changed."""
+    """Yield the verdict, the counts and the differences from the previous lock."""
     yield Verdict(report.verdict, bool(report.exit_code))
     if style.verbosity < 0:
         return
@@ -27,5 +27,5 @@ def lock(report: LockReport, style: Style) -> Iterator[Block]:
 
 
 def _short(difference: DifferenceReport, text: str) -> str:
-    """Return a class without its package, and all else as it is."""
+    """Strip the package from an owner's class name; other text is unchanged, "" becomes "-"."""
     return (text.rsplit(".", 1)[-1] if difference.what == "owner" else text) or "-"

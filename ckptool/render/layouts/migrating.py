@@ -1,4 +1,4 @@
-"""Reports on migrations -> blocks."""
+"""MigrateReport -> blocks."""
 
 from collections.abc import Iterator
 

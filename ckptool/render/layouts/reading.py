@@ -1,4 +1,4 @@
-"""Reports on checkpoints, and on how they differ -> blocks."""
+"""InspectReport, DiffModuleReport -> blocks."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -24,7 +24,7 @@ _MOST_METADATA: Final = 400
 
 
 def inspection(report: InspectReport, style: Style) -> Iterator[Block]:
-    """Yield what each checkpoint holds."""
+    """Yield the contents of each checkpoint."""
     for one in report.checkpoints:
         yield from _checkpoint(one, style)
 
@@ -60,7 +60,7 @@ _ORDINARY: Final = {
     ".format_version": "1",
     ".storage_alignment": "64",
 }
-"""What torch.save writes into every file of today."""
+"""Metadata that current torch.save writes into every file."""
 
 
 def _tells(name: str, text: str) -> bool:
@@ -68,7 +68,7 @@ def _tells(name: str, text: str) -> bool:
 
 
 def _beginning(text: str) -> str:
-    """Return what is shown of metadata, which may be megabytes."""
+    """Truncate a metadata value, which may be megabytes."""
     if len(text) <= _MOST_METADATA:
         return text
     return f"{text[:_MOST_METADATA]}... ({len(text):,} characters)"
@@ -159,11 +159,11 @@ def explanation(facts: tuple[FactReport, ...], style: Style) -> Iterator[Block]:
 
 _PREFIX: Final = "CK209"
 _MOST_PREFIXED: Final = 10
-"""Rows of keys that only a wrapper's prefix keeps apart before they are counted instead."""
+"""Rows of keys that differ by a wrapper's prefix only; from this number on they are counted."""
 
 
 def _verdict_grid(verdicts: tuple[KeyVerdict, ...], style: Style) -> Grid | Lines:
-    # A prefix is one finding, and not as many rows as the file has keys.
+    # A prefix is one finding; without this the table has a row for each key of the file.
     shown = [v for v in verdicts if v.code != _PREFIX or style.verbosity > 0]
     left = len(verdicts) - len(shown)
     if left < _MOST_PREFIXED:

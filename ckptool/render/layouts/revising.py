@@ -1,4 +1,4 @@
-"""How two files differ -> blocks."""
+"""DiffFilesReport, DiffShardReport -> blocks."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,9 +14,9 @@ from ckptool.report import ChangeReport, DiffFilesReport, PartReport
 _HEADERS: Final = ("key", "changed", "max abs", "relative", "what")
 _MODULES: Final = ("module", "tensors", "changed", "max abs", "relative")
 _MOST: Final = 20
-"""Tensors that are shown before the rest is only counted; -v shows all."""
+"""Maximum tensors shown; the rest is only counted. -v shows all."""
 _MANY: Final = 8
-"""Tensors from which on the modules are shown first."""
+"""Number of changed tensors from which a table by module precedes the tensors."""
 
 
 def revision(report: DiffFilesReport, style: Style) -> Iterator[Block]:
@@ -101,7 +101,7 @@ def _renamed(renamed: Mapping[str, str], style: Style) -> Grid:
 
 
 def _modules(changes: tuple[ChangeReport, ...], style: Style) -> Grid:
-    """Group the tensors by the module that holds them, and modules by their layer numbers."""
+    """Group changed tensors by module, and modules that differ in layer numbers only."""
     held: dict[str, list[ChangeReport]] = {}
     for change in changes:
         held.setdefault(pattern(change.key.rpartition(".")[0]) or ".", []).append(change)
@@ -139,6 +139,7 @@ def _tensors(changes: tuple[ChangeReport, ...], style: Style, *, tolerated: bool
 
 
 def _share(changed: int, elements: int) -> str:
+    """Return "all", the number of changed elements below 1,000, else their percentage."""
     if changed == elements and elements > 1:
         return "all"
     if changed < 1000:

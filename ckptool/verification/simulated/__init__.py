@@ -1,7 +1,7 @@
-"""Module x inputs -> Pass: a forward pass on a device that does not exist.
+"""nn.Module x Inputs -> ForwardPass on a simulated CUDA device.
 
-Every storage pretends to be somewhere, and the arithmetic is done by the CPU. A tensor that is left
-on the CPU clashes exactly where CUDA would refuse it; here the pass goes on, and finds the others.
+Every storage is tagged with a device, and the CPU does the arithmetic. A tensor left on the CPU is
+reported at the operation where CUDA would raise; the pass continues, to find the other mismatches.
 """
 
 from typing import Any
@@ -31,9 +31,9 @@ _WORDS = {
 
 
 def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
-    """Move `module` and `inputs` to a pretended `device`, and run forward there.
+    """Move `module` and `inputs` to a simulated `device`, and run forward.
 
-    The module is spent afterwards: its tensors stay copies that no real device has.
+    Mutates `module`; do not use it again.
     """
     where = f"simulated {device}"
     tags = Tags()
@@ -86,7 +86,7 @@ def _name_registered(tags: Tags, module: nn.Module) -> None:
 
 
 def _name_loose(tags: Tags, module: nn.Module) -> None:
-    """Name what moving the module left behind, now that a view of a buffer is on its own."""
+    """Tag tensors that `module.to` did not move; a view of a buffer is now a separate tensor."""
     for found in walk(module).found:
         if not isinstance(found.value, Tensor):
             tags.name_array(found.value, found.path)

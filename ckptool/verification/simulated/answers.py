@@ -1,4 +1,4 @@
-"""torch's own questions about CUDA -> what they would say on a machine that has one."""
+"""Patch torch's CUDA queries to answer as on a machine with a CUDA device."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ _GIB: Final = 1 << 30
 
 
 class _Chosen:
-    """Stands for `torch.cuda.device(...)`: there is one device, and it is chosen already."""
+    """Replacement of `torch.cuda.device(...)` that does nothing: there is only one device."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -26,16 +26,16 @@ class _Chosen:
 
 @contextmanager
 def answering(device: torch.device) -> Iterator[None]:
-    """Answer for `device`, and leave alone what goes round the dispatcher; all is restored."""
+    """Context manager that patches CUDA queries for `device`, and disables dispatcher bypasses."""
     with ExitStack() as stack:
         stack.enter_context(_replaced(torch.cuda, _cuda(device)))
         if hasattr(torch, "accelerator"):
             stack.enter_context(_replaced(torch.accelerator, _accelerator(device)))
         stack.enter_context(_uncompiled())
-        # Attention's fast path is off under a mode, and on where CUDA runs without one.
+        # Attention's fast path is off under a torch function mode; on a real device it is on.
         no_mode = {"has_torch_function": _saying(answer=False)}
         stack.enter_context(_replaced(torch.overrides, no_mode))
-        # cuDNN would be handed CPU memory.
+        # cuDNN would receive CPU memory.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
 
@@ -96,9 +96,9 @@ def _replaced(module: ModuleType, values: Mapping[str, object]) -> Iterator[None
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Run what is compiled as it was written: compiled code asks nobody about devices."""
+    """Disable torch.compile: compiled code bypasses the patched device queries."""
     with _replaced(torch, {"compile": _as_it_is}), ExitStack() as stack:
-        # Importing the compiler takes longer than most passes; what never did needs no stance.
+        # Importing the compiler takes longer than most passes; if not imported, nothing to set.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

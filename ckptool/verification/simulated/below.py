@@ -1,4 +1,4 @@
-"""Operations as they reach the kernels, below autograd -> clashes, and tags for their results."""
+"""Torch dispatch mode: check operands' simulated devices at each kernel call, tag the results."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from ckptool.verification.simulated.tags import CPU, OUTSIDE, Origin
 
 
 class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs every operation as it is, and looks at the devices that its operands pretend."""
+    """Runs each operation on the CPU, and records operands on mismatching simulated devices."""
 
     def __init__(self, record: Record) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -28,8 +28,8 @@ class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Else torch wraps the method below in something that imports its compiler, which takes
-        # longer than most passes; nothing is compiled here.
+        # Otherwise torch wraps `__torch_dispatch__` in a function that imports its compiler, which
+        # takes longer than most passes; nothing is compiled here.
         return False
 
     def __torch_dispatch__(
@@ -72,7 +72,7 @@ class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if home is None:
             return self._record.ambient or CPU, None
         if not self._tags.knows(home) and self._record.ambient is not None:
-            # torch made it inside the running call, as it would have on the device.
+            # Created by torch inside the running call, so it is on the call's device.
             return self._record.ambient, None
         tag = self._tags.of(home)
         return tag.device, tag.origin

@@ -1,4 +1,4 @@
-"""Calls of torch as the user's code makes them -> the same on the CPU, with pretended devices."""
+"""Torch function mode: run the user's torch calls on the CPU with simulated devices."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -17,16 +17,16 @@ Arguments = tuple[Any, ...]
 Named = dict[str, Any]
 
 _FROM_DATA: Final = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
-"""They take over the device of a tensor, and put what is made of anything else on the CPU."""
+"""Functions whose result is on the device of a tensor argument, and on the CPU for other data."""
 _ALIASING: Final = frozenset({torch.as_tensor, torch.asarray})
-"""They give their argument back where nothing has to change."""
+"""Functions that return their argument if nothing has to change."""
 
 
 _PAD: Final = torch._VF._pad_packed_sequence  # noqa: SLF001
 
 
 class Front(TorchFunctionMode):
-    """Answers for devices, and keeps CUDA out of what is really called."""
+    """Returns simulated devices from tensor properties, and removes CUDA from call arguments."""
 
     def __init__(self, record: Record) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Front(TorchFunctionMode):
         if func in _FROM_DATA:
             return self._from_data(func, args, dict(named))
         if func is torch.device or name == "_parse_to":
-            # They speak of devices, and put nothing on one.
+            # Only parses a device; places no tensor.
             return func(*args, **named)
         return self._called(func, args, dict(named))
 
@@ -88,7 +88,10 @@ class Front(TorchFunctionMode):
     def _without_device(
         self, args: Arguments, named: Named
     ) -> tuple[Arguments, torch.device | None]:
-        """Take CUDA out of the arguments; return the device that was asked for, if one was."""
+        """Return positional arguments with CUDA devices replaced by CPU, and the requested device.
+
+        Replaces the device in `keywords` in place. The device is None if none was requested.
+        """
         wanted: torch.device | None = None
         if named.get("device") is not None:
             wanted = self._device(named["device"])
@@ -100,7 +103,7 @@ class Front(TorchFunctionMode):
         return tuple(CPU if _is_cuda(value) else value for value in args), wanted
 
     def _device(self, value: Any) -> torch.device:
-        """Return the device that `value` names, with the index that CUDA would give it."""
+        """Return the device for `value` (index, name or device), with an index if it is CUDA."""
         if isinstance(value, int):
             return torch.device("cuda", value)
         named = torch.device(value)
@@ -149,7 +152,7 @@ class Front(TorchFunctionMode):
         copied: bool = False,
         memory_format: torch.memory_format = torch.preserve_format,
     ) -> Tensor:
-        """Return `tensor` on `device`: a copy of it where that is another one."""
+        """Return `tensor` tagged with `device`; a copy or alias if it was on another device."""
         tag = self._tags.of(tensor)
         target = device or tag.device
         really = target if target.type not in {"cpu", "cuda"} else None
@@ -169,10 +172,10 @@ class Front(TorchFunctionMode):
         return result
 
     def _shared(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor | None:
-        """Return a parameter in a storage of its own over the same memory, None where not.
+        """Return a parameter as a new storage over the same memory, None if that is not possible.
 
-        Weights are most of a model, and a module that moves has no further use for the old ones:
-        copying them would cost more than the pass.
+        Only while the module is moved, when the old weights are no longer used: copying them
+        would cost more than the pass.
         """
         plain = type(tensor) is nn.Parameter and tensor.layout is torch.strided
         if not (self._record.moving and plain and dtype in {None, tensor.dtype}):
@@ -180,7 +183,7 @@ class Front(TorchFunctionMode):
         try:
             shared: Tensor = from_dlpack(tensor.detach())
         except (BufferError, RuntimeError, TypeError):
-            # A dtype that the protocol has no name for.
+            # A dtype that DLPack does not support.
             return None
         return shared
 
@@ -214,7 +217,7 @@ class Front(TorchFunctionMode):
         return self._called(torch.tensor_split, args, named)
 
     def _padded(self, args: Arguments, named: Named) -> Any:
-        """Unpack a packed sequence: its batch sizes and its lengths are on the CPU always."""
+        """Unpack a packed sequence; its batch sizes and lengths are always on the CPU."""
         if self._tags.device(args[1]) != CPU:
             self._record.clash(args[1], CPU, "pad_packed_sequence")
         padded, lengths = self._called(_PAD, args, named)

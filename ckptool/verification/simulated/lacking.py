@@ -1,4 +1,4 @@
-"""Operations of which CUDA has kernels that the CPU lacks -> their results, in a wider dtype."""
+"""Run operations that have a kernel on CUDA but not on the CPU, in a wider dtype."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,14 +12,14 @@ _WIDER: Final = {
     (torch.ops.aten.histc, torch.int32): torch.float64,
     (torch.ops.aten.histc, torch.int64): torch.float64,
 }
-"""Operation, dtype of its first argument -> a dtype that the CPU has it in.
+"""(operation, dtype of its first argument) -> a dtype that the CPU kernel supports.
 
-Each was seen on a device: tests/cuda runs tests/verify/battery.py there.
+Each was observed on a CUDA device: tests/cuda runs tests/verify/battery.py there.
 """
 
 
 def result(func: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Run an operation, in a wider dtype where only CUDA has it in the one that is asked for."""
+    """Run an operation; if only CUDA supports its dtype, compute in a wider one and cast back."""
     if not (args and isinstance(args[0], Tensor)):
         return func(*args, **named)
     narrow = args[0].dtype

@@ -1,4 +1,4 @@
-"""An operation's arguments -> which of them CUDA wants on one device."""
+"""Arguments of an operation -> Operands: tensors that CUDA requires on one device."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _MIXED: Final = frozenset(
         _ATEN.bernoulli,
     }
 )
-"""What CUDA accepts with operands on several devices, or moves by itself."""
+"""Operations that accept operands on several devices, or move them."""
 _INDEXING: Final = frozenset(
     {
         _ATEN.index,
@@ -39,7 +39,7 @@ _INDEXING: Final = frozenset(
         _ATEN._unsafe_index_put,  # noqa: SLF001
     }
 )
-"""Indices on the CPU may index what is on CUDA, never the other way round."""
+"""Operations where CPU indices may index a CUDA tensor, but not the reverse."""
 _STRICT: Final = frozenset(
     getattr(_ATEN, name)
     for name in (
@@ -88,27 +88,27 @@ _STRICT: Final = frozenset(
         "take",
     )
 )
-"""What refuses even a CPU tensor without dimensions, which others take for a number.
+"""Operations that refuse even a 0-dim CPU tensor, which others accept as a scalar.
 
-Asked of an H100 with torch 2.11.0+cu130 (tests/verify/numbers.py holds the questions).
+Measured on an H100 with torch 2.11.0+cu130 (by tests/verify/numbers.py).
 """
 _LENGTHS: Final = {_ATEN._pack_padded_sequence: 1}  # noqa: SLF001
-"""Position of the argument that has to be on the CPU."""
+"""Operation -> position of the argument that must be on the CPU."""
 CPU_RESULT: Final = _LENGTHS
-"""Position of the result that is always on the CPU: the same, as it happens."""
+"""Operation -> position of the result that is always on the CPU; equal to the arguments'."""
 _NAMESPACES: Final = frozenset({"aten", "prim", "prims", "profiler"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operands:
-    """The tensors of one operation."""
+    """Tensor arguments of one operation by device requirement."""
 
     together: tuple[Tensor, ...] = ()
-    """Those that have to be on one device."""
+    """Tensors that must be on one device."""
     on_cpu: tuple[Tensor, ...] = ()
-    """Those that have to be on the CPU."""
+    """Tensors that must be on the CPU."""
     home: Tensor | None = None
-    """The one on whose device the result will be."""
+    """Tensor that determines the device of the result."""
 
 
 def operands(
@@ -117,7 +117,7 @@ def operands(
     kwargs: dict[str, Any],
     device: Callable[[Tensor], torch.device],
 ) -> Operands:
-    """Sort the tensors that `op` is called with by what CUDA asks of them."""
+    """Classify the tensor arguments of `op` by the devices that CUDA requires."""
     tensors = [*tensors_in(args), *tensors_in(kwargs)]
     if not tensors:
         return Operands()
@@ -133,7 +133,7 @@ def operands(
 
 
 def is_custom(op: OpOverload[..., Any]) -> bool:
-    """Whether `op` is not torch's own, so that its CUDA kernel is another program."""
+    """Whether `op` is not torch's own, so that its CUDA kernel is separate code."""
     return op.namespace not in _NAMESPACES
 
 
@@ -157,5 +157,5 @@ def _indexing(args: tuple[Any, ...], device: Callable[[Tensor], torch.device]) -
 
 
 def _number(tensor: Tensor, device: Callable[[Tensor], torch.device]) -> bool:
-    """Whether CUDA takes it for a number: a CPU tensor without dimensions."""
+    """Whether it is a 0-dim CPU tensor, which CUDA operations accept as a scalar."""
     return tensor.dim() == 0 and device(tensor) == CPU

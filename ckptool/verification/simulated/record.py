@@ -1,4 +1,4 @@
-"""What happens in a simulated pass -> clashes, each with its operation, line and module."""
+"""Record of a simulated pass -> DeviceMismatch with its operation, line and module."""
 
 import sys
 import warnings
@@ -21,20 +21,20 @@ from ckptool.verification.simulated.tags import CPU, Origin, Tags
 
 _OURS: Final = str(Path(__file__).parent)
 _BELOW: Final = str(Path(__file__).with_name("__init__.py"))
-"""The file that calls the module: frames above it are not the user's forward pass."""
+"""File of the frame that calls the module: its callers are not part of forward."""
 _TORCHS_MODULES: Final = str(Path(nn.__file__).parent)
 
 
 class Record:
-    """The clashes of one pass, and what in it proves nothing."""
+    """Device mismatches, unmodelled operations and first uses in one simulated pass."""
 
     def __init__(self, tags: Tags, target: torch.device) -> None:
         self.tags = tags
         self.target = target
         self.ambient: torch.device | None = None
-        """Where the running call of torch would put a tensor that it makes from nothing."""
+        """Device of tensors created by the running torch call without tensor arguments."""
         self.moving = False
-        """Whether the module is being moved, and forward has not begun."""
+        """Whether `module.to` is running, before forward."""
         self.used: dict[str, str] = {}
         """Path of a tensor that the module holds -> "file:line" of its first use in forward."""
         self._clashes: dict[Clash, None] = {}
@@ -50,10 +50,10 @@ class Record:
         return tuple(self._unmodelled)
 
     def clash(self, tensor: Tensor, needed: torch.device, op: str) -> None:
-        """Note that `op` refuses `tensor`, which it needs on another device."""
+        """Record that `op` requires `tensor` on another device."""
         tag = self.tags.of(tensor)
         if self._in_script():
-            # A script asks tensors for their device without us: it may be right on a real one.
+            # Scripted code reads real devices, not ours: on a real device it may be right.
             self.cannot_model("a scripted module, whose own questions about devices are not seen")
             return
         found = Clash(
@@ -67,7 +67,7 @@ class Record:
         self._clashes[found] = None
 
     def use(self, tensor: Tensor) -> None:
-        """Note where a tensor that the module holds is used first."""
+        """Record the line of the first use of a tensor of the module in forward."""
         path = self.tags.of(tensor).origin.path
         if path and path not in self.used and not self.moving:
             self.used[path] = here()
@@ -76,19 +76,19 @@ class Record:
         self._unmodelled[what] = None
 
     def created(self, tensor: Tensor, device: torch.device) -> None:
-        """Tag a tensor that was made from no other."""
+        """Tag a tensor that was not computed from another tensor."""
         held = self.tags.array(tensor)
         text = f"created at {here() or 'an unknown place'}"
         self.tags.put(tensor, device, held or Origin("", text))
 
     def home(self, tensors: list[Tensor]) -> torch.device | None:
-        """Return the device of the first of `tensors` that is not on the CPU."""
+        """Return the device of the first of `tensors` that is not on the CPU, else None."""
         devices = map(self.tags.device, tensors)
         return next((device for device in devices if device != CPU), None)
 
     @contextmanager
     def within(self, device: torch.device | None) -> Iterator[None]:
-        """Set the ambient device."""
+        """Context manager that sets the ambient device."""
         before, self.ambient = self.ambient, device
         try:
             yield
@@ -97,7 +97,7 @@ class Record:
 
     @contextmanager
     def following(self, root: nn.Module) -> Iterator[None]:
-        """Keep track of whose forward is running."""
+        """Context manager that tracks the stack of modules whose forward is running."""
         names = {id(member): name for name, member in root.named_modules()}
 
         def enter(member: nn.Module, _: Any) -> None:
@@ -111,7 +111,7 @@ class Record:
         leaving = register_module_forward_hook(leave, always_call=True)
         try:
             with warnings.catch_warnings():
-                # A compiled module warns of such hooks; here it is not run as compiled.
+                # A compiled module warns about global hooks; it is not run compiled here.
                 warnings.filterwarnings("ignore", message=".*global hooks on modules")
                 yield
         finally:
@@ -123,7 +123,7 @@ class Record:
 
 
 def here() -> str:
-    """Return "file:line" of the innermost frame of the user's code; of torch.nn where none is."""
+    """Return "file:line" of the innermost frame of user code, else of torch.nn, else ""."""
     inside_torch = ""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
     while frame is not None and frame.f_code.co_filename != _BELOW:

@@ -1,4 +1,4 @@
-"""Tensor -> the device that it pretends to be on, and where it came from."""
+"""Tensor -> DeviceTag: the simulated device of its storage, and its origin."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ CPU: Final = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a tensor, or what it was computed from, came from."""
+    """Origin of a tensor, or of the tensor it was computed from."""
 
     path: str
-    """Its path in the module, "" where the module does not hold it."""
+    """Its path in the module, "" if the module does not hold it."""
     text: str
     """"a plain attribute", "created at net.py:8"."""
 
 
 _FEWEST: Final = 64
-"""Storages that are watched before it is worth looking which are gone."""
+"""Minimum number of tracked storages before expired ones are dropped."""
 OUTSIDE: Final = Origin("", "made outside the forward pass")
 
 
@@ -34,17 +34,17 @@ class Tag:
 
 
 class Tags:
-    """The pretended device of every storage. What has none is where it really is."""
+    """Simulated device and origin of every storage; an untagged one is on its real device."""
 
     def __init__(self) -> None:
         self._tags: dict[int, Tag] = {}
         self._watched: dict[int, _Watched] = {}
-        """Keeps each address from being given to another storage."""
+        """References that keep a storage's address from being reused."""
         self._sweep_at = _FEWEST
         self._arrays: dict[int, Origin] = {}
 
     def of(self, tensor: Tensor) -> Tag:
-        """Return the tag of `tensor`, or what is true of one that was never tagged."""
+        """Return the tag of `tensor`; if untagged, its real device with the array's origin."""
         known = self._tags.get(_identity(tensor))
         return known or Tag(tensor.device, self.array(tensor) or OUTSIDE)
 
@@ -56,7 +56,7 @@ class Tags:
         return _identity(tensor) in self._tags
 
     def put(self, tensor: Tensor, device: torch.device, origin: Origin) -> None:
-        """Tag the storage of `tensor`; one that is really elsewhere (meta) keeps its device."""
+        """Tag the storage of `tensor`; storages not really on the CPU (meta) are left untagged."""
         for one in _with_inner(tensor):
             if one.device == CPU:
                 identity = _identity(one)
@@ -66,11 +66,11 @@ class Tags:
                 self._tags[identity] = Tag(device, origin)
 
     def name_array(self, array: Any, path: str) -> None:
-        """Remember where the module holds a numpy array: tensors share its memory."""
+        """Record the path of a numpy array of the module; tensors may share its memory."""
         self._arrays[int(array.ctypes.data)] = Origin(path, "a numpy array")
 
     def _sweep(self) -> None:
-        """Forget storages that are gone, often enough that their remains take no room."""
+        """Drop tags of freed storages, whenever their number has doubled."""
         if len(self._watched) < self._sweep_at:
             return
         gone = [identity for identity, one in self._watched.items() if one.expired()]
@@ -79,35 +79,35 @@ class Tags:
         self._sweep_at = max(_FEWEST, 2 * len(self._watched))
 
     def array(self, tensor: Tensor) -> Origin | None:
-        """Return the origin of the array whose memory `tensor` shares, if there is one."""
+        """Return the origin of the array whose memory `tensor` shares, else None."""
         if not self._arrays or tensor.layout is not torch.strided:
             return None
         return self._arrays.get(tensor.untyped_storage().data_ptr())
 
 
 def _identity(tensor: Tensor) -> int:
-    """Return what tensors have in common that share memory."""
+    """Return an id that is equal for tensors of one storage."""
     try:
         return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
     except ValueError:
-        # A parameter without a shape yet has a storage all the same, and will not say so.
+        # An uninitialized parameter has a storage but refuses access to it.
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
             return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
     except (RuntimeError, NotImplementedError):
-        # Sparse tensors, and what vmap hands to its function.
+        # Sparse tensors, and the wrapped tensors of vmap.
         if _functorch.is_functorch_wrapped_tensor(tensor):
             return _identity(_functorch.get_unwrapped(tensor))
         return id(tensor)
 
 
 class _Watched(Protocol):
-    """What knows whether a storage is gone."""
+    """Weak reference to a storage, or a stand-in; `expired` if the storage was freed."""
 
     def expired(self) -> bool: ...
 
 
 class _Kept:
-    """A tensor without a storage of its own, kept as it is."""
+    """Strong reference to a tensor that has no storage; never expires."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -126,7 +126,7 @@ def _watched(tensor: Tensor) -> _Watched:
 
 
 def _with_inner(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield `tensor`, and what a wrapper subclass keeps its data in."""
+    """Yield `tensor`, and recursively the inner tensors of a wrapper subclass."""
     yield tensor
     flatten = getattr(tensor, "__tensor_flatten__", None)
     for name in flatten()[0] if flatten else ():
