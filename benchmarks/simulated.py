@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ckptool.verification import cpu, simulated
-from ckptool.verification.passes import Inputs, Pass
+from ckptool.verification.passes import ForwardPass, Inputs
 
 WIDTH, LAYERS, HEADS, WORDS, CONTEXT = 768, 12, 12, 50257, 1024
 TOKENS = 512
@@ -90,15 +90,15 @@ def one(way: str) -> None:
     start = time.perf_counter()
     found = go(way, module, inputs)
     seconds = time.perf_counter() - start
-    if found.error or found.clashes:
-        raise SystemExit(f"{way}: {found.error or found.clashes}")
+    if found.error or found.device_mismatches:
+        raise SystemExit(f"{way}: {found.error or found.device_mismatches}")
     print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def go(way: str, module: nn.Module, inputs: Inputs) -> Pass:
+def go(way: str, module: nn.Module, inputs: Inputs) -> ForwardPass:
     if way == "plain":
-        return cpu.run(module, inputs)
-    return simulated.run(module, inputs, torch.device("cuda", 0))
+        return cpu.run_on_cpu(module, inputs)
+    return simulated.run_simulated(module, inputs, torch.device("cuda", 0))
 
 
 if __name__ == "__main__":

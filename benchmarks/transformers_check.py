@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 
 from ckptool.verification import cpu, simulated
-from ckptool.verification.passes import Inputs, Pass
+from ckptool.verification.passes import ForwardPass, Inputs
 
 warnings.simplefilter("ignore")
 
@@ -119,7 +119,7 @@ def main() -> int:
             print(f"{name:12} not built: {error}")
             continue
         found = run(copy.deepcopy(module), inputs)
-        alarms += bool(found.clashes)
+        alarms += bool(found.device_mismatches)
         print(f"{name:12} {verdict(found)}; {plain_attributes(module, inputs)}", flush=True)
     return min(alarms, 1)
 
@@ -130,21 +130,21 @@ def build(name: str, settings: dict[str, Any]) -> nn.Module:
     return getattr(transformers, f"{name}Model")(config).eval()
 
 
-def run(module: nn.Module, inputs: dict[str, torch.Tensor]) -> Pass:
-    return simulated.run(module, Inputs((), inputs), DEVICE)
+def run(module: nn.Module, inputs: dict[str, torch.Tensor]) -> ForwardPass:
+    return simulated.run_simulated(module, Inputs((), inputs), DEVICE)
 
 
-def verdict(found: Pass) -> str:
-    if found.clashes:
-        return f"FALSE ALARM {found.clashes[0]}"
-    if found.error or found.unmodelled:
-        return f"inconclusive: {found.error or found.unmodelled}"
+def verdict(found: ForwardPass) -> str:
+    if found.device_mismatches:
+        return f"FALSE ALARM {found.device_mismatches[0]}"
+    if found.error or found.unmodelled_operations:
+        return f"inconclusive: {found.error or found.unmodelled_operations}"
     return "passed"
 
 
 def plain_attributes(module: nn.Module, inputs: dict[str, torch.Tensor]) -> str:
     """Make each kind of buffer a plain attribute, and count which of them clash."""
-    if cpu.run(module, Inputs((), inputs)).error:
+    if cpu.run_on_cpu(module, Inputs((), inputs)).error:
         return "fails on the CPU as well"
     paths = {kind(path): path for path, _ in module.named_buffers()}
     flagged, others = [], []
@@ -155,7 +155,9 @@ def plain_attributes(module: nn.Module, inputs: dict[str, torch.Tensor]) -> str:
         # Not setattr(): torch registers what is given the name of a buffer that was popped.
         vars(holder)[name] = holder._buffers.pop(name)  # noqa: SLF001
         found = run(turned, inputs)
-        (flagged if any(c.attribute == path for c in found.clashes) else others).append(path)
+        (flagged if any(c.attribute == path for c in found.device_mismatches) else others).append(
+            path
+        )
     return f"{len(flagged)} of {len(paths)} kinds of buffers clash as plain attributes" + (
         f" (not: {', '.join(others)})" if others else ""
     )

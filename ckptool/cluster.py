@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckptool.errors import UsageError, WorkerError
-from ckptool.workers import Workers
+from ckptool.workers import BatchRunner
 
-_AHEAD: Final = 4
+_BATCHES_PER_THREAD: Final = 4
 """Batches that may be pending for each thread of the cluster."""
-_PATIENCE: Final = "10s"
+_CONNECT_TIMEOUT: Final = "10s"
 
 
 @contextmanager
-def cluster(address: str, progress: Callable[[int], None] | None) -> Iterator[Workers]:
+def dask_batch_runner(
+    address: str, progress: Callable[[int], None] | None
+) -> Iterator[BatchRunner]:
     """Yield a BatchRunner on a Dask cluster, whose workers must see the files at the same paths.
 
     Raises:
@@ -31,15 +33,15 @@ def cluster(address: str, progress: Callable[[int], None] | None) -> Iterator[Wo
     from concurrent.futures import CancelledError
 
     try:
-        client = distributed.Client(address, timeout=_PATIENCE, set_as_default=False)
+        client = distributed.Client(address, timeout=_CONNECT_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"--dask {address}: no Dask scheduler answers there: {error}") from error
     with client:
-        window = _AHEAD * max(1, sum(client.nthreads().values()))
+        max_pending = _BATCHES_PER_THREAD * max(1, sum(client.nthreads().values()))
         try:
-            yield Workers(
+            yield BatchRunner(
                 executor=client.get_executor(),
-                window=window,
+                max_pending=max_pending,
                 folder=Path.cwd(),
                 progress=progress,
             )

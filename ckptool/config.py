@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from ckptool.errors import ConfigError
-from ckptool.faults import place, plainly
+from ckptool.faults import explain_decode_error, format_json_path
 from ckptool.locations import Location, RemotePath
 
 
@@ -40,14 +40,14 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     relative to the configuration file."""
 
 
-LevelWord = Literal["note", "warning", "error"]
+LevelName = Literal["note", "warning", "error"]
 FailOn = Literal["note", "warning", "error", "never"]
-Step = Literal["load", "device", "forward", "round trip", "survival"]
+RequiredLevel = Literal["load", "device", "forward", "round trip", "survival"]
 """A verification level that a policy can require."""
-Place = Literal["cuda", "simulated", "auto", "cpu"]
+DeviceChoice = Literal["cuda", "simulated", "auto", "cpu"]
 
 
-class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class ReleaseRequirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """`[tool.ckptool.require]`: requirements of `ckptool gate` for a release. None is not set."""
 
     strict: bool | None = None
@@ -62,9 +62,9 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     """Whether every other container fails."""
     globals: tuple[str, ...] | None = None
     """Globs: each global that a pickle imports must match one."""
-    verify: tuple[Step, ...] | None = None
+    verify: tuple[RequiredLevel, ...] | None = None
     """Levels of `ckptool verify` that must pass."""
-    device: Place | None = None
+    device: DeviceChoice | None = None
     """Device of the verification: "auto" is a simulated device if there is no CUDA."""
 
     def __post_init__(self) -> None:
@@ -81,10 +81,10 @@ class PathEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     """Glob, as in `models`; of several matches the last wins."""
     select: tuple[str, ...] | None = None
     ignore: tuple[str, ...] | None = None
-    levels: dict[str, LevelWord] = {}
+    levels: dict[str, LevelName] = {}
     fail_on: FailOn | None = None
     """These four replace the settings for all files."""
-    require: Requirements = Requirements()
+    require: ReleaseRequirements = ReleaseRequirements()
     """Replaces the requirements for all files, key by key."""
 
 
@@ -118,9 +118,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     """Codes or families not to report; the longer match wins."""
     fail_on: FailOn | None = None
     """Lowest level that fails a run; without it "error"."""
-    levels: dict[str, LevelWord] = {}
+    levels: dict[str, LevelName] = {}
     """Code or family -> level of its findings."""
-    require: Requirements = Requirements()
+    require: ReleaseRequirements = ReleaseRequirements()
     """Requirements for a release."""
     paths: tuple[PathEntry, ...] = ()
     """Overrides for some files."""
@@ -130,29 +130,31 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     """File of known findings, relative to the configuration file."""
 
 
-class Config(msgspec.Struct, frozen=True):
+class ProjectConfig(msgspec.Struct, frozen=True):
     """Settings and the file that they come from; `file` is None without a configuration."""
 
     settings: Settings = Settings()
     directory: Path = Path()
     file: Path | None = None
 
-    def entry(self, checkpoint: Location) -> ModelEntry | None:
+    def find_entry(self, checkpoint: Location) -> ModelEntry | None:
         """Return the first model entry whose glob matches `checkpoint`, or None."""
         if isinstance(checkpoint, RemotePath):
-            return self._matching(checkpoint.plain)
+            return self._match_entry(checkpoint.url_without_secrets)
         try:
             relative = checkpoint.resolve().relative_to(self.directory.resolve()).as_posix()
         except (ValueError, OSError, RuntimeError):
             return None
-        return self._matching(relative)
+        return self._match_entry(relative)
 
-    def _matching(self, place: str) -> ModelEntry | None:
-        return next((m for m in self.settings.models if fnmatchcase(place, m.path)), None)
+    def _match_entry(self, path: str) -> ModelEntry | None:
+        return next(
+            (entry for entry in self.settings.models if fnmatchcase(path, entry.path)), None
+        )
 
 
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+_SIZE_PATTERN: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -161,7 +163,7 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: `text` is not a size.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE_PATTERN.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
         raise ValueError(f'{text!r} is no size: write "500 MB" or "2 GiB"')
     unit = _UNITS[match[2].upper()]
@@ -170,7 +172,7 @@ def parse_size(text: str) -> int:
     return int(match[1]) * unit
 
 
-def load_config(start: Path) -> Config:
+def load_config(start: Path) -> ProjectConfig:
     """Read the nearest configuration in `start` or its parents; without one, return defaults.
 
     `start` is the working directory, never the folder of the checkpoint: a downloaded folder must
@@ -180,34 +182,36 @@ def load_config(start: Path) -> Config:
         ConfigError: the file is not TOML, or has an unknown key or an invalid value.
     """
     for directory in (start, *start.parents):
-        own = directory / "ckptool.toml"
-        if own.is_file():
-            return _decode(own, _parse(own))
-        shared = directory / "pyproject.toml"
-        if shared.is_file():
-            section = _section(_parse(shared))
+        own_file = directory / "ckptool.toml"
+        if own_file.is_file():
+            return _decode_settings(own_file, _parse_toml(own_file))
+        pyproject = directory / "pyproject.toml"
+        if pyproject.is_file():
+            section = _get_section(_parse_toml(pyproject))
             if section is not None:
-                return _decode(shared, section)
-    return Config()
+                return _decode_settings(pyproject, section)
+    return ProjectConfig()
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path) -> ProjectConfig:
     """Read the configuration file `path`: `[tool.ckptool]` of a pyproject.toml, else all of it.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, or has an unknown key or an invalid value.
     """
-    found = _parse(path)
-    return _decode(path, (_section(found) or {}) if path.name == "pyproject.toml" else found)
+    document = _parse_toml(path)
+    return _decode_settings(
+        path, (_get_section(document) or {}) if path.name == "pyproject.toml" else document
+    )
 
 
-def _section(project: dict[str, Any]) -> object:
+def _get_section(project: dict[str, Any]) -> object:
     """Return `[tool.ckptool]` of a pyproject.toml, or None."""
     tools = project.get("tool")
     return tools.get("ckptool") if isinstance(tools, dict) else None
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -216,49 +220,49 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(path, error.strerror or str(error)) from error
 
 
-def _decode(path: Path, section: object) -> Config:
+def _decode_settings(path: Path, section: object) -> ProjectConfig:
     try:
-        return Config(msgspec.convert(section, Settings), path.parent, path)
+        return ProjectConfig(msgspec.convert(section, Settings), path.parent, path)
     except msgspec.ValidationError as error:
-        raise ConfigError(path, _explain(str(error))) from error
+        raise ConfigError(path, _explain_error(str(error))) from error
 
 
-_TABLES: Final[dict[str, type[msgspec.Struct]]] = {
+_TABLE_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "models": ModelEntry,
-    "require": Requirements,
+    "require": ReleaseRequirements,
     "waivers": Waiver,
     "paths": PathEntry,
 }
 
 
-_WORDS: Final = {
+_CHOICES: Final = {
     "fail-on": get_args(FailOn),
-    "levels": get_args(LevelWord),
-    "verify": get_args(Step),
-    "device": get_args(Place),
+    "levels": get_args(LevelName),
+    "verify": get_args(RequiredLevel),
+    "device": get_args(DeviceChoice),
 }
 
 
-def _explain(message: str) -> str:
+def _explain_error(message: str) -> str:
     """Rewrite a msgspec message in TOML terms, with a suggestion for an unknown key."""
-    unknown = re.match(r"Object contains unknown field `(.*?)`(.*)", message)
-    if unknown is None:
-        return plainly(message, _WORDS)
-    places = [name for name in re.findall(r"[a-z]+", unknown[2]) if name in _TABLES]
-    where = place(unknown[2].removeprefix(" - at `$").removesuffix("`"))
-    table = _TABLES[places[-1]] if places else Settings
-    known = sorted(f.encode_name for f in msgspec.structs.fields(table))
-    close = get_close_matches(unknown[1], known, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else _elsewhere(unknown[1], known)
-    said = f"unknown key `{unknown[1]}`; {hint}"
-    return f"{where}: {said}" if where else said
+    unknown_field = re.match(r"Object contains unknown field `(.*?)`(.*)", message)
+    if unknown_field is None:
+        return explain_decode_error(message, _CHOICES)
+    table_names = [name for name in re.findall(r"[a-z]+", unknown_field[2]) if name in _TABLE_TYPES]
+    location = format_json_path(unknown_field[2].removeprefix(" - at `$").removesuffix("`"))
+    table = _TABLE_TYPES[table_names[-1]] if table_names else Settings
+    known_keys = sorted(f.encode_name for f in msgspec.structs.fields(table))
+    close = get_close_matches(unknown_field[1], known_keys, n=1)
+    hint = f"did you mean `{close[0]}`?" if close else _suggest_table(unknown_field[1], known_keys)
+    explanation = f"unknown key `{unknown_field[1]}`; {hint}"
+    return f"{location}: {explanation}" if location else explanation
 
 
-def _elsewhere(name: str, known: list[str]) -> str:
+def _suggest_table(name: str, known_keys: list[str]) -> str:
     """Suggest a similar key of another table, or list `known_keys`."""
-    for where, table in _TABLES.items():
+    for table_name, table in _TABLE_TYPES.items():
         fields = [f.encode_name for f in msgspec.structs.fields(table)]
         close = get_close_matches(name, fields, n=1)
-        if close and where != "models":
-            return f"did you mean `{close[0]}` of `{where}`?"
-    return f"known are {', '.join(known)}"
+        if close and table_name != "models":
+            return f"did you mean `{close[0]}` of `{table_name}`?"
+    return f"known are {', '.join(known_keys)}"

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from blake3 import blake3
 
-FINGERPRINT: Final = "ckptool-1"
+FINGERPRINT_FORMAT: Final = "ckptool-1"
 """Name and version of the fingerprint format."""
 PIECE: Final = 4 << 20
 """Bytes per independently hashed piece, so that threads can share a large tensor."""
 
 
-def fingerprint(
+def fingerprint_chunks(
     dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | bytearray | memoryview]
 ) -> str:
     """Return the fingerprint of a tensor in hex, independent of container and layout.
@@ -24,35 +24,35 @@ def fingerprint(
         shape: sizes of the dimensions.
         chunks: the elements' bytes, little-endian, in C order, split at any byte.
     """
-    return fingerprint_of(dtype, shape, piece_digests(chunks))
+    return combine_piece_digests(dtype, shape, iter_piece_digests(chunks))
 
 
-def hasher() -> "blake3":
+def create_hasher() -> "blake3":
     """Return a new BLAKE3 hasher: twice as fast as SHA-256 with CPU instructions."""
     from blake3 import blake3  # imported lazily: most commands hash nothing
 
     return blake3()
 
 
-def fingerprint_of(dtype: str, shape: tuple[int, ...], digests: Iterable[bytes]) -> str:
+def combine_piece_digests(dtype: str, shape: tuple[int, ...], digests: Iterable[bytes]) -> str:
     """Return the fingerprint (hex) from the digests of a tensor's pieces (`iter_piece_digests`)."""
-    digest = hasher()
-    digest.update(f"{FINGERPRINT}\0{dtype}{list(shape)}\0".encode())
+    content_hash = create_hasher()
+    content_hash.update(f"{FINGERPRINT_FORMAT}\0{dtype}{list(shape)}\0".encode())
     for piece in digests:
-        digest.update(piece)
-    return digest.hexdigest()
+        content_hash.update(piece)
+    return content_hash.hexdigest()
 
 
-def piece_digests(chunks: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes]:
+def iter_piece_digests(chunks: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes]:
     """Yield the BLAKE3 digest of each PIECE bytes of the joined chunks; the last is shorter."""
-    digest, room = hasher(), PIECE
+    content_hash, piece_room = create_hasher(), PIECE
     for chunk in chunks:
-        left = memoryview(chunk).cast("B")
-        while len(left) >= room:
-            digest.update(left[:room])
-            yield digest.digest()
-            digest, left, room = hasher(), left[room:], PIECE
-        digest.update(left)
-        room -= len(left)
-    if room < PIECE:
-        yield digest.digest()
+        remaining = memoryview(chunk).cast("B")
+        while len(remaining) >= piece_room:
+            content_hash.update(remaining[:piece_room])
+            yield content_hash.digest()
+            content_hash, remaining, piece_room = create_hasher(), remaining[piece_room:], PIECE
+        content_hash.update(remaining)
+        piece_room -= len(remaining)
+    if piece_room < PIECE:
+        yield content_hash.digest()

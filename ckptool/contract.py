@@ -7,40 +7,40 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.compare import (
-    FILE_FIELDS,
+    COMPARED_FIELDS,
     Change,
     Changed,
     Missing,
     Unexpected,
-    best_state,
-    compare,
-    named_state,
+    find_best_state,
+    iter_changes,
+    require_state,
 )
 from ckptool.errors import UsageError
 from ckptool.matching import find_renames
 from ckptool.model import (
     Checkpoint,
     Constancy,
-    Held,
     Kind,
-    ModuleState,
-    State,
+    ModuleInfo,
+    ModuleTensor,
+    StateDict,
     TensorInfo,
-    natural,
-    ties,
+    natural_sort_key,
+    tied_keys,
 )
 
-_LAZY: Final = "lazy"
+_LAZY_LAYOUT: Final = "lazy"
 
 
-class Source(StrEnum):
+class ContractOrigin(StrEnum):
     """Kind of source of a contract, which decides which fields can be known."""
 
     MODULE = "module"
     CHECKPOINT = "checkpoint"
 
 
-class Term(Struct, frozen=True, kw_only=True):
+class ContractEntry(Struct, frozen=True, kw_only=True):
     """Properties of one key in a contract; None means unknown (not recorded in a file)."""
 
     key: str
@@ -58,16 +58,16 @@ class Term(Struct, frozen=True, kw_only=True):
     """Whether construction reproduces the value; `mutated` if training changes it."""
     tied: str | None = None
     """First key, in natural order, of the tied keys; None if not tied."""
-    custom_load: bool = False
+    has_custom_load: bool = False
     """Whether the owner or an ancestor module has a custom load hook; not stored in locks."""
 
     @property
-    def form(self) -> str:
+    def type_description(self) -> str:
         layout = "" if self.layout == "strided" else f" ({self.layout})"
         return f"{self.dtype} {list(self.shape)}{layout}"
 
     @property
-    def tensor(self) -> TensorInfo:
+    def tensor_info(self) -> TensorInfo:
         """TensorInfo without storage, for comparisons."""
         return TensorInfo(self.key, self.shape, self.dtype, (), 0, None, self.layout)
 
@@ -77,19 +77,19 @@ class Contract(Struct, frozen=True):
 
     name: str
     """Display name: module target, path of the checkpoint or path of the lock file."""
-    source: Source
-    taken_from: str
+    origin: ContractOrigin
+    origin_name: str
     """Module target, or file name of the checkpoint, that the contract was taken from."""
-    terms: Mapping[str, Term]
-    others: Mapping[str, str] = {}
+    entries: Mapping[str, ContractEntry]
+    non_tensors: Mapping[str, str] = {}
     """Keys of the state_dict that hold no tensor -> short description of the value."""
 
     @property
-    def saved(self) -> dict[str, Term]:
-        return {key: term for key, term in self.terms.items() if term.saved}
+    def saved_entries(self) -> dict[str, ContractEntry]:
+        return {key: entry for key, entry in self.entries.items() if entry.saved}
 
 
-class Standing(StrEnum):
+class Compatibility(StrEnum):
     """Compatibility of a newer contract with an older one."""
 
     SAME = "the same"
@@ -100,123 +100,165 @@ class Standing(StrEnum):
     BREAKING = "breaking"
 
 
-class Holding(Struct, frozen=True):
+class ContractDiff(Struct, frozen=True):
     """Comparison of an older contract with the current one."""
 
     old: Contract
     new: Contract
     changes: tuple[Change, ...]
     """Changes between the saved entries, without the keys in `persistence_changed`."""
-    flipped: tuple[str, ...]
+    persistence_changed: tuple[str, ...]
     """Keys that are saved in one contract and unsaved in the other."""
     renames: Mapping[str, str]
     """Removed key -> added key that is probably the same tensor."""
-    removed_others: tuple[str, ...]
-    added_others: tuple[str, ...]
-    brought: Mapping[str, str] = {}
+    removed_non_tensors: tuple[str, ...]
+    added_non_tensors: tuple[str, ...]
+    migrations_for_added: Mapping[str, str] = {}
     """Key missing in old files -> description of the migration that fills it."""
-    proved: frozenset[str] = frozenset()
+    proved_keys: frozenset[str] = frozenset()
     """Keys of `migrations_for_added` whose migration succeeded on a real old file."""
 
     @property
-    def added(self) -> tuple[str, ...]:
+    def added_keys(self) -> tuple[str, ...]:
         """Keys missing in old files, without renamed ones."""
-        renamed = set(self.renames.values())
-        fresh = [c.key for c in self.changes if isinstance(c, Unexpected) and c.key not in renamed]
-        return (*fresh, *(key for key in self.flipped if self.new.terms[key].saved))
+        renamed_keys = set(self.renames.values())
+        new_keys = [
+            c.key for c in self.changes if isinstance(c, Unexpected) and c.key not in renamed_keys
+        ]
+        return (
+            *new_keys,
+            *(key for key in self.persistence_changed if self.new.entries[key].saved),
+        )
 
     @property
-    def removed(self) -> tuple[str, ...]:
+    def removed_keys(self) -> tuple[str, ...]:
         """Keys of old files that new files do not have."""
-        gone = [c.key for c in self.changes if isinstance(c, Missing)]
-        return (*gone, *(key for key in self.flipped if not self.new.terms[key].saved))
+        missing_keys = [c.key for c in self.changes if isinstance(c, Missing)]
+        return (
+            *missing_keys,
+            *(key for key in self.persistence_changed if not self.new.entries[key].saved),
+        )
 
     @property
-    def reshaped(self) -> tuple[str, ...]:
+    def reshaped_keys(self) -> tuple[str, ...]:
         """Keys whose shape or layout changed, so that the old tensor does not load."""
         return tuple(
             c.key for c in self.changes if isinstance(c, Changed) and c.fields & {"shape", "layout"}
         )
 
     @property
-    def standing(self) -> Standing:
-        broken = (*self.removed, *self.reshaped, *self.removed_others, *self.added_others)
-        if broken or any(key not in self.brought for key in self.added):
-            return Standing.BREAKING
-        if self.added:
-            return Standing.ADDITIVE
-        return Standing.COMPATIBLE if any(differences(self.old, self.new)) else Standing.SAME
+    def compatibility(self) -> Compatibility:
+        breaking_keys = (
+            *self.removed_keys,
+            *self.reshaped_keys,
+            *self.removed_non_tensors,
+            *self.added_non_tensors,
+        )
+        if breaking_keys or any(key not in self.migrations_for_added for key in self.added_keys):
+            return Compatibility.BREAKING
+        if self.added_keys:
+            return Compatibility.ADDITIVE
+        return (
+            Compatibility.COMPATIBLE
+            if any(iter_entry_differences(self.old, self.new))
+            else Compatibility.SAME
+        )
 
 
-class Fixture(Struct, frozen=True):
+class FixtureResult(Struct, frozen=True):
     """Result of loading or migrating an old checkpoint into the current module."""
 
     path: str
     module: str
-    way: str
+    route: str
     """"loads strictly", "migrates: STEPS", "migrates by PLAN: STEPS"; "" if none succeeds."""
     reason: str = ""
     """Error text if `route` is "", else ""."""
-    lacked: tuple[str, ...] = ()
+    missing_keys: tuple[str, ...] = ()
     """Keys that the module expects and the file does not have; the route fills them."""
 
 
-class Difference(Struct, frozen=True):
+class EntryDifference(Struct, frozen=True):
     """One difference between two contracts."""
 
     key: str
-    what: str
+    aspect: str
     """"added", "removed", "holds" (another non-tensor value) or a field of `ContractEntry`."""
     old: str
     new: str
 
 
-def of_module(module: ModuleState) -> Contract:
+def build_module_contract(module: ModuleInfo) -> Contract:
     """Return the contract of a module: the keys of its state_dict() and its unsaved tensors."""
-    shared = _first_of_ties(held.tensor for held in module.saved.values())
-    own = [held for held in module.held.values() if held.saved or not held.alias_of]
-    terms = (_module_term(held, module, shared) for held in own)
+    first_tied_keys = _map_to_first_tied_key(
+        module_tensor.tensor for module_tensor in module.saved_tensors.values()
+    )
+    module_tensors = [
+        module_tensor
+        for module_tensor in module.tensors.values()
+        if module_tensor.is_saved or not module_tensor.alias_of
+    ]
+    entries = (
+        _build_module_entry(module_tensor, module, first_tied_keys)
+        for module_tensor in module_tensors
+    )
     return Contract(
-        module.target, Source.MODULE, module.target, _ordered(terms), _sorted(module.others)
+        module.target,
+        ContractOrigin.MODULE,
+        module.target,
+        _sort_entries(entries),
+        _sort_non_tensors(module.non_tensors),
     )
 
 
-def of_state(checkpoint: Checkpoint, state: State) -> Contract:
+def build_state_contract(checkpoint: Checkpoint, state: StateDict) -> Contract:
     """Return the contract of a state in a file; what the file does not record is None."""
-    shared = _first_of_ties(state.tensors.values())
-    terms = [_file_term(tensor, state, shared, saved=True) for tensor in state.tensors.values()]
-    terms += [_file_term(tensor, state, {}, saved=False) for tensor in state.unsaved.values()]
+    first_tied_keys = _map_to_first_tied_key(state.tensors.values())
+    entries = [
+        _build_file_entry(tensor, state, first_tied_keys, saved=True)
+        for tensor in state.tensors.values()
+    ]
+    entries += [
+        _build_file_entry(tensor, state, {}, saved=False)
+        for tensor in state.unsaved_tensors.values()
+    ]
     return Contract(
         str(checkpoint.path),
-        Source.CHECKPOINT,
+        ContractOrigin.CHECKPOINT,
         checkpoint.path.name,
-        _ordered(terms),
-        _sorted(state.others),
+        _sort_entries(entries),
+        _sort_non_tensors(state.non_tensors),
     )
 
 
-def state_of(checkpoint: Checkpoint, at: str | None, like: Contract | ModuleState | None) -> State:
+def choose_state(
+    checkpoint: Checkpoint, at: str | None, reference: Contract | ModuleInfo | None
+) -> StateDict:
     """Return the state at `at`, else the one most similar to `reference`, else the only model.
 
     Raises:
         UsageError: no state fits, or several do.
     """
     if at is not None:
-        return named_state(checkpoint, at)
-    if isinstance(like, ModuleState):
-        return best_state(checkpoint, like)
+        return require_state(checkpoint, at)
+    if isinstance(reference, ModuleInfo):
+        return find_best_state(checkpoint, reference)
     states = [s for s in checkpoint.states if s.role != "optimizer"]
-    models = [s for s in states if s.role != "tensors"] or states
-    if like is not None and models:
-        return max(models, key=lambda state: _in_common(state, like))
-    if len(models) == 1:
-        return models[0]
-    places = ", ".join(f"`{state.at or '.'}`" for state in models)
-    found = f"has states at {places}: name one with --at" if models else "has no state of a model"
-    raise UsageError(f"{checkpoint.path}: {found}")
+    model_states = [s for s in states if s.role != "tensors"] or states
+    if reference is not None and model_states:
+        return max(model_states, key=lambda state: _count_matching_entries(state, reference))
+    if len(model_states) == 1:
+        return model_states[0]
+    places = ", ".join(f"`{state.at or '.'}`" for state in model_states)
+    problem = (
+        f"has states at {places}: name one with --at" if model_states else "has no state of a model"
+    )
+    raise UsageError(f"{checkpoint.path}: {problem}")
 
 
-def hold(old: Contract, new: Contract, brought: Mapping[str, str] | None = None) -> Holding:
+def compare_contracts(
+    old: Contract, new: Contract, proved_migrations: Mapping[str, str] | None = None
+) -> ContractDiff:
     """Compare two contracts.
 
     Args:
@@ -224,164 +266,199 @@ def hold(old: Contract, new: Contract, brought: Mapping[str, str] | None = None)
         new: the current contract.
         proved_migrations: key -> description of a migration that was run successfully.
     """
-    flipped = {
+    persistence_changed = {
         key
-        for key, term in old.terms.items()
-        if key in new.terms and term.saved != new.terms[key].saved
+        for key, entry in old.entries.items()
+        if key in new.entries and entry.saved != new.entries[key].saved
     }
-    before = {k: t.tensor for k, t in old.saved.items() if k not in flipped}
-    after = {k: t.tensor for k, t in new.saved.items() if k not in flipped}
-    changes = tuple(c for c in compare(before, after, FILE_FIELDS) if not _is_lazy(c))
-    removed = [c.expected for c in changes if isinstance(c, Missing)]
-    added = [c.actual for c in changes if isinstance(c, Unexpected)]
-    seen = brought or {}
-    wanting = {t.key for t in added} | {k for k in flipped if new.terms[k].saved}
-    derived = {key: way for key in wanting if (way := _derived(new.terms[key]))}
-    return Holding(
+    old_tensors = {
+        k: t.tensor_info for k, t in old.saved_entries.items() if k not in persistence_changed
+    }
+    new_tensors = {
+        k: t.tensor_info for k, t in new.saved_entries.items() if k not in persistence_changed
+    }
+    changes = tuple(
+        c for c in iter_changes(old_tensors, new_tensors, COMPARED_FIELDS) if not _has_lazy_side(c)
+    )
+    removed_tensors = [c.expected for c in changes if isinstance(c, Missing)]
+    added_tensors = [c.actual for c in changes if isinstance(c, Unexpected)]
+    migrations = proved_migrations or {}
+    needed_keys = {t.key for t in added_tensors} | {
+        k for k in persistence_changed if new.entries[k].saved
+    }
+    automatic_migrations = {
+        key: route
+        for key in needed_keys
+        if (route := _describe_automatic_migration(new.entries[key]))
+    }
+    return ContractDiff(
         old=old,
         new=new,
         changes=changes,
-        flipped=tuple(key for key in old.terms if key in flipped),
-        renames=find_renames(removed, added),
-        removed_others=tuple(k for k in old.others if k not in new.others),
-        added_others=tuple(k for k in new.others if k not in old.others),
-        brought={**derived, **{key: way for key, way in seen.items() if key in wanting}},
-        proved=frozenset(wanting & seen.keys()),
+        persistence_changed=tuple(key for key in old.entries if key in persistence_changed),
+        renames=find_renames(removed_tensors, added_tensors),
+        removed_non_tensors=tuple(k for k in old.non_tensors if k not in new.non_tensors),
+        added_non_tensors=tuple(k for k in new.non_tensors if k not in old.non_tensors),
+        migrations_for_added={
+            **automatic_migrations,
+            **{key: route for key, route in migrations.items() if key in needed_keys},
+        },
+        proved_keys=frozenset(needed_keys & migrations.keys()),
     )
 
 
-def differences(old: Contract, new: Contract, *, exact: bool = False) -> Iterator[Difference]:
+def iter_entry_differences(
+    old: Contract, new: Contract, *, exact: bool = False
+) -> Iterator[EntryDifference]:
     """Yield the differences between two contracts, by key in natural order.
 
     A field that is unknown in one contract is ignored, unless `exact` is set.
     """
-    for key in sorted({*old.terms, *new.terms}, key=natural):
-        before, after = old.terms.get(key), new.terms.get(key)
-        if before is None or after is None:
-            yield from _one_sided(key, before, after)
+    for key in sorted({*old.entries, *new.entries}, key=natural_sort_key):
+        old_entry, new_entry = old.entries.get(key), new.entries.get(key)
+        if old_entry is None or new_entry is None:
+            yield from _describe_one_sided(key, old_entry, new_entry)
         else:
-            yield from _fields(before, after, exact=exact)
-    yield from _texts(old.others, new.others, exact=exact)
+            yield from _compare_fields(old_entry, new_entry, exact=exact)
+    yield from _compare_non_tensors(old.non_tensors, new.non_tensors, exact=exact)
 
 
-def _fields(old: Term, new: Term, *, exact: bool) -> Iterator[Difference]:
-    for name in ("shape", "dtype", "layout", *_KNOWN):
-        was, is_ = getattr(old, name), getattr(new, name)
-        unknown = not exact and name != "tied" and (was is None or is_ is None)
-        if was != is_ and not unknown:
-            yield Difference(old.key, name, _word(was), _word(is_))
+def _compare_fields(
+    old: ContractEntry, new: ContractEntry, *, exact: bool
+) -> Iterator[EntryDifference]:
+    for name in ("shape", "dtype", "layout", *_OPTIONAL_FIELDS):
+        old_value, new_value = getattr(old, name), getattr(new, name)
+        is_unknown = not exact and name != "tied" and (old_value is None or new_value is None)
+        if old_value != new_value and not is_unknown:
+            yield EntryDifference(old.key, name, _format_field(old_value), _format_field(new_value))
 
 
-def _texts(old: Mapping[str, str], new: Mapping[str, str], *, exact: bool) -> Iterator[Difference]:
-    for key in sorted({*old, *new}, key=natural):
-        was, is_ = old.get(key), new.get(key)
-        if was is None or is_ is None:
-            yield Difference(key, "added" if was is None else "removed", was or "", is_ or "")
-        elif exact and was != is_:
-            yield Difference(key, "holds", was, is_)
+def _compare_non_tensors(
+    old: Mapping[str, str], new: Mapping[str, str], *, exact: bool
+) -> Iterator[EntryDifference]:
+    for key in sorted({*old, *new}, key=natural_sort_key):
+        old_text, new_text = old.get(key), new.get(key)
+        if old_text is None or new_text is None:
+            yield EntryDifference(
+                key, "added" if old_text is None else "removed", old_text or "", new_text or ""
+            )
+        elif exact and old_text != new_text:
+            yield EntryDifference(key, "holds", old_text, new_text)
 
 
-_KNOWN: Final = ("kind", "saved", "owner", "version", "constancy", "tied")
+_OPTIONAL_FIELDS: Final = ("kind", "saved", "owner", "version", "constancy", "tied")
 
 
-def _one_sided(key: str, old: Term | None, new: Term | None) -> Iterator[Difference]:
+def _describe_one_sided(
+    key: str, old: ContractEntry | None, new: ContractEntry | None
+) -> Iterator[EntryDifference]:
     if old is None and new is not None:
-        yield Difference(key, "added", "", _described(new))
+        yield EntryDifference(key, "added", "", _describe_entry(new))
     elif old is not None:
-        yield Difference(key, "removed", _described(old), "")
+        yield EntryDifference(key, "removed", _describe_entry(old), "")
 
 
-def _described(term: Term) -> str:
-    kind = f"{term.kind} " if term.kind else ""
-    return f"{kind}{term.form}{'' if term.saved else ', not saved'}"
+def _describe_entry(entry: ContractEntry) -> str:
+    kind = f"{entry.kind} " if entry.kind else ""
+    return f"{kind}{entry.type_description}{'' if entry.saved else ', not saved'}"
 
 
-def _word(value: object) -> str:
+def _format_field(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(list(value)) if isinstance(value, tuple) else str(value or "-")
 
 
-def _module_term(held: Held, module: ModuleState, shared: Mapping[str, str]) -> Term:
-    owner = module.modules.get(held.key.rpartition(".")[0])
-    known = owner if owner is not None and owner.name == held.owner else None
-    return Term(
-        key=held.key,
-        shape=held.tensor.shape,
-        dtype=held.tensor.dtype,
-        layout=held.tensor.layout,
-        kind=held.kind,
-        saved=held.saved,
-        owner=held.owner,
-        version=known.version if known else None,
-        constancy=_constancy(held),
-        tied=shared.get(held.key),
-        custom_load=_loads_its_own_way(held.key, module),
+def _build_module_entry(
+    module_tensor: ModuleTensor, module: ModuleInfo, first_tied_keys: Mapping[str, str]
+) -> ContractEntry:
+    owner_class = module.modules.get(module_tensor.key.rpartition(".")[0])
+    matching_class = (
+        owner_class if owner_class is not None and owner_class.name == module_tensor.owner else None
+    )
+    return ContractEntry(
+        key=module_tensor.key,
+        shape=module_tensor.tensor.shape,
+        dtype=module_tensor.tensor.dtype,
+        layout=module_tensor.tensor.layout,
+        kind=module_tensor.kind,
+        saved=module_tensor.is_saved,
+        owner=module_tensor.owner,
+        version=matching_class.version if matching_class else None,
+        constancy=_recorded_constancy(module_tensor),
+        tied=first_tied_keys.get(module_tensor.key),
+        has_custom_load=_has_custom_load_on_path(module_tensor.key, module),
     )
 
 
-def _loads_its_own_way(key: str, module: ModuleState) -> bool:
+def _has_custom_load_on_path(key: str, module: ModuleInfo) -> bool:
     """Whether the owner of a key, or one of its ancestors, has a custom load hook."""
-    parts = key.split(".")[:-1]
-    above = (".".join(parts[:depth]) for depth in range(len(parts) + 1))
-    return any(prefix in module.modules and module.modules[prefix].custom_load for prefix in above)
+    segments = key.split(".")[:-1]
+    prefixes = (".".join(segments[:depth]) for depth in range(len(segments) + 1))
+    return any(
+        prefix in module.modules and module.modules[prefix].has_custom_load for prefix in prefixes
+    )
 
 
-def _constancy(held: Held) -> Constancy | None:
+def _recorded_constancy(module_tensor: ModuleTensor) -> Constancy | None:
     """Return the constancy to record; None for parameters (training changes them) and unknown."""
-    if held.kind is Kind.PARAMETER and held.saved:
+    if module_tensor.kind is Kind.PARAMETER and module_tensor.is_saved:
         return None
-    if held.statistic:
+    if module_tensor.is_statistic:
         return Constancy.MUTATED
-    return None if held.constancy is Constancy.UNKNOWN else held.constancy
+    return None if module_tensor.constancy is Constancy.UNKNOWN else module_tensor.constancy
 
 
-def _file_term(tensor: TensorInfo, state: State, shared: Mapping[str, str], *, saved: bool) -> Term:
-    owner = tensor.key.rpartition(".")[0]
-    made = state.modules.get(owner)
-    return Term(
+def _build_file_entry(
+    tensor: TensorInfo, state: StateDict, first_tied_keys: Mapping[str, str], *, saved: bool
+) -> ContractEntry:
+    prefix = tensor.key.rpartition(".")[0]
+    pickled_module = state.modules.get(prefix)
+    return ContractEntry(
         key=tensor.key,
         shape=tensor.shape,
         dtype=tensor.dtype,
         layout="strided" if tensor.layout == "chunked" else tensor.layout,
         kind=tensor.kind,
         saved=saved,
-        owner=made.name if made else None,
-        version=(state.versions or {}).get(owner),
-        tied=shared.get(tensor.key),
+        owner=pickled_module.name if pickled_module else None,
+        version=(state.versions or {}).get(prefix),
+        tied=first_tied_keys.get(tensor.key),
     )
 
 
-def _derived(term: Term) -> str:
+def _describe_automatic_migration(entry: ContractEntry) -> str:
     """Return how a key missing in old files is filled; "" if that needs a user's decision."""
-    if term.custom_load:
+    if entry.has_custom_load:
         return "a load hook of the module's own may bring it"
-    if term.kind is Kind.BUFFER and term.constancy is Constancy.CONSTANT:
+    if entry.kind is Kind.BUFFER and entry.constancy is Constancy.CONSTANT:
         return "`ckptool migrate` brings the value that the constructor makes"
     return ""
 
 
-def _is_lazy(change: Change) -> bool:
+def _has_lazy_side(change: Change) -> bool:
     """Whether one side is a lazy parameter, whose shape is unknown before the first input."""
     if not isinstance(change, Changed):
         return False
-    return _LAZY in {change.expected.layout, change.actual.layout}
+    return _LAZY_LAYOUT in {change.expected.layout, change.actual.layout}
 
 
-def _first_of_ties(tensors: Iterable[TensorInfo]) -> dict[str, str]:
-    groups = [sorted(group, key=natural) for group in ties(tensors)]
+def _map_to_first_tied_key(tensors: Iterable[TensorInfo]) -> dict[str, str]:
+    groups = [sorted(group, key=natural_sort_key) for group in tied_keys(tensors)]
     return {key: group[0] for group in groups for key in group}
 
 
-def _in_common(state: State, contract: Contract) -> tuple[int, int]:
-    saved = contract.saved
-    alike = sum(k in saved and saved[k].shape == t.shape for k, t in state.tensors.items())
-    return alike, alike - len(state.tensors)
+def _count_matching_entries(state: StateDict, contract: Contract) -> tuple[int, int]:
+    saved = contract.saved_entries
+    matching = sum(k in saved and saved[k].shape == t.shape for k, t in state.tensors.items())
+    return matching, matching - len(state.tensors)
 
 
-def _ordered(terms: Iterable[Term]) -> dict[str, Term]:
-    return {term.key: term for term in sorted(terms, key=lambda term: natural(term.key))}
+def _sort_entries(entries: Iterable[ContractEntry]) -> dict[str, ContractEntry]:
+    return {
+        entry.key: entry for entry in sorted(entries, key=lambda entry: natural_sort_key(entry.key))
+    }
 
 
-def _sorted(others: Mapping[str, str]) -> dict[str, str]:
-    return {key: others[key] for key in sorted(others, key=natural)}
+def _sort_non_tensors(non_tensors: Mapping[str, str]) -> dict[str, str]:
+    return {key: non_tensors[key] for key in sorted(non_tensors, key=natural_sort_key)}

@@ -7,19 +7,19 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ckptool.compare import all_tensors, named_state
-from ckptool.content import FINGERPRINT, PIECE, hasher
-from ckptool.elements import obstacle
+from ckptool.compare import all_tensors, require_state
+from ckptool.content import FINGERPRINT_FORMAT, PIECE, create_hasher
+from ckptool.elements import unreadable_reason
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files import open_source
 from ckptool.locations import Location
-from ckptool.model import Checkpoint, Skipped, TensorInfo, natural
+from ckptool.model import Checkpoint, Skipped, TensorInfo, natural_sort_key
 from ckptool.values import fingerprint_many
 
-EVERYWHERE: Final = "*"
+ALL_STATES: Final = "*"
 """Value of `CheckpointDigest.at` for all states of a file."""
-_PARTIAL: Final = "partial:"
-_RESTLESS: Final = frozenset({".data/serialization_id"})
+_PARTIAL_PREFIX: Final = "partial:"
+_VOLATILE_METADATA: Final = frozenset({".data/serialization_id"})
 """Metadata that differs with each save of the same content."""
 
 
@@ -36,7 +36,7 @@ class TensorDigest(Struct, frozen=True):
     """Why the elements are unreadable; "" if they are not."""
 
 
-class Digest(Struct, frozen=True):
+class CheckpointDigest(Struct, frozen=True):
     """Content digest of a checkpoint, or of one state in it."""
 
     checkpoint: Checkpoint
@@ -44,12 +44,12 @@ class Digest(Struct, frozen=True):
     """`at` of the state; `ALL_STATES` for all states of the file."""
     tensors: tuple[TensorDigest, ...]
     """In natural order of the keys."""
-    whole: str
+    digest: str
     """`compute_state_digest` of all tensors; starts with "partial:" if one was unreadable."""
 
     @property
-    def complete(self) -> bool:
-        return not self.whole.startswith(_PARTIAL)
+    def is_complete(self) -> bool:
+        return not self.digest.startswith(_PARTIAL_PREFIX)
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -58,7 +58,7 @@ class Digest(Struct, frozen=True):
         return (*tensors, Skipped("what follows the damage", damage)) if damage else tensors
 
 
-class Saved(Struct, frozen=True):
+class SavedDigest(Struct, frozen=True):
     """Digest of one checkpoint read from an earlier JSON report."""
 
     path: str
@@ -67,104 +67,119 @@ class Saved(Struct, frozen=True):
     tensors: tuple[TensorDigest, ...]
 
 
-class Differences(Struct, frozen=True):
+class DigestDiff(Struct, frozen=True):
     """Keys whose content differs from a saved digest."""
 
-    changed: tuple[str, ...]
-    missing: tuple[str, ...]
+    changed_keys: tuple[str, ...]
+    missing_keys: tuple[str, ...]
     """In the saved digest, not in the checkpoint."""
-    added: tuple[str, ...]
-    untold: tuple[str, ...]
+    added_keys: tuple[str, ...]
+    uncompared_keys: tuple[str, ...]
     """Keys without a digest on one side."""
 
     @property
-    def any(self) -> bool:
-        return bool(self.changed or self.missing or self.added)
+    def has_changes(self) -> bool:
+        return bool(self.changed_keys or self.missing_keys or self.added_keys)
 
 
-class _Report(Struct, frozen=True):
+class _SavedDigestReport(Struct, frozen=True):
     command: str
     format: str
-    checkpoints: tuple[Saved, ...]
+    checkpoints: tuple[SavedDigest, ...]
 
 
-def content_digest(fingerprints: Mapping[str, str | None], *, complete: bool = True) -> str:
+def compute_state_digest(fingerprints: Mapping[str, str | None], *, complete: bool = True) -> str:
     """Return the digest (hex) of a state from its keys and the fingerprints of their tensors.
 
     If a fingerprint is None, or `complete` is False, "partial:" replaces the first characters, so
     that the result is never equal to the digest of a complete state.
     """
-    digest = hasher()
+    content_hash = create_hasher()
     for key in sorted(fingerprints):
-        digest.update(f"{key}\0{fingerprints[key] or '-'}\n".encode("utf-8", "surrogatepass"))
-    text = digest.hexdigest()
-    known = all(one and not one.startswith(_PARTIAL) for one in fingerprints.values())
-    return text if complete and known else _PARTIAL + text[len(_PARTIAL) :]
+        content_hash.update(f"{key}\0{fingerprints[key] or '-'}\n".encode("utf-8", "surrogatepass"))
+    text = content_hash.hexdigest()
+    all_complete = all(
+        fingerprint and not fingerprint.startswith(_PARTIAL_PREFIX)
+        for fingerprint in fingerprints.values()
+    )
+    return text if complete and all_complete else _PARTIAL_PREFIX + text[len(_PARTIAL_PREFIX) :]
 
 
-def digested(checkpoint: Checkpoint, at: str | None = None) -> Digest:
+def digest_checkpoint(checkpoint: Checkpoint, at: str | None = None) -> CheckpointDigest:
     """Digest the state at `at`, or all states; of several, `at` is prefixed to the keys.
 
     Raises:
         ReadError: a file became unreadable or changed since it was described.
         UsageError: the file has no such state.
     """
-    tensors, place = _chosen(checkpoint, at)
-    keys = sorted(tensors, key=natural)
-    found = dict(zip(keys, fingerprint_many(tensors[key] for key in keys), strict=True))
-    return Digest(
+    tensors, place = _select_tensors(checkpoint, at)
+    keys = sorted(tensors, key=natural_sort_key)
+    fingerprints = dict(zip(keys, fingerprint_many(tensors[key] for key in keys), strict=True))
+    return CheckpointDigest(
         checkpoint,
         place,
-        tuple(_one(key, tensors[key], found[key]) for key in keys),
-        content_digest(found, complete=not checkpoint.damage),
+        tuple(_build_tensor_digest(key, tensors[key], fingerprints[key]) for key in keys),
+        compute_state_digest(fingerprints, complete=not checkpoint.damage),
     )
 
 
-def saved_digest(path: Path, checkpoint: Location) -> Saved:
+def read_saved_digest(path: Path, checkpoint: Location) -> SavedDigest:
     """Read the digest of `checkpoint` from a report of `ckptool digest --format json`.
 
     Raises:
         ReadError: unreadable, no such report, or without exactly one digest that fits.
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=_Report)
+        saved_report = msgspec.json.decode(path.read_bytes(), type=_SavedDigestReport)
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = f"is no report of `ckptool digest --format json`: {error}"
         raise ReadError(path, reason) from error
-    if found.command != "digest" or found.format != FINGERPRINT:
-        made = f"is a report of {found.command}, digests of the format {found.format}"
-        raise ReadError(path, f"{made}; what is needed is digest, {FINGERPRINT}")
-    same = [one for one in found.checkpoints if one.path == str(checkpoint)]
-    fitting = same or list(found.checkpoints)
-    if len(fitting) != 1:
-        names = ", ".join(one.path for one in found.checkpoints) or "nothing"
+    if saved_report.command != "digest" or saved_report.format != FINGERPRINT_FORMAT:
+        description = (
+            f"is a report of {saved_report.command}, digests of the format {saved_report.format}"
+        )
+        raise ReadError(path, f"{description}; what is needed is digest, {FINGERPRINT_FORMAT}")
+    path_matches = [saved for saved in saved_report.checkpoints if saved.path == str(checkpoint)]
+    candidates = path_matches or list(saved_report.checkpoints)
+    if len(candidates) != 1:
+        names = ", ".join(saved.path for saved in saved_report.checkpoints) or "nothing"
         raise ReadError(path, f"holds digests of {names}, and none of {checkpoint}")
-    return fitting[0]
+    return candidates[0]
 
 
-def place_of(saved: Saved, checkpoint: Checkpoint) -> str | None:
+def locate_saved_state(saved: SavedDigest, checkpoint: Checkpoint) -> str | None:
     """Return `at` of the saved digest if the checkpoint has such a state; None: all states."""
     return saved.at if any(s.at == saved.at for s in checkpoint.states) else None
 
 
-def differences(saved: Saved, now: Digest) -> Differences:
+def compare_digests(saved: SavedDigest, current: CheckpointDigest) -> DigestDiff:
     """Compare a saved digest with the current one, by key."""
-    before, after = ({t.key: t for t in tensors} for tensors in (saved.tensors, now.tensors))
-    both = [(before[key], after[key]) for key in after if key in before]
-    forms = {a.key for a, b in both if (a.dtype, a.shape) != (b.dtype, b.shape)}
-    untold = {a.key for a, b in both if not (a.digest and b.digest)} - forms
-    differ = {a.key for a, b in both if a.digest != b.digest} - untold
-    return Differences(
-        changed=tuple(key for key in after if key in differ | forms),
-        missing=tuple(sorted(before.keys() - after.keys(), key=natural)),
-        added=tuple(key for key in after if key not in before),
-        untold=tuple(key for key in after if key in untold),
+    saved_tensors, current_tensors = (
+        {t.key: t for t in tensors} for tensors in (saved.tensors, current.tensors)
+    )
+    common = [
+        (saved_tensors[key], current_tensors[key])
+        for key in current_tensors
+        if key in saved_tensors
+    ]
+    changed_types = {a.key for a, b in common if (a.dtype, a.shape) != (b.dtype, b.shape)}
+    uncompared = {a.key for a, b in common if not (a.digest and b.digest)} - changed_types
+    changed_digests = {a.key for a, b in common if a.digest != b.digest} - uncompared
+    return DigestDiff(
+        changed_keys=tuple(
+            key for key in current_tensors if key in changed_digests | changed_types
+        ),
+        missing_keys=tuple(
+            sorted(saved_tensors.keys() - current_tensors.keys(), key=natural_sort_key)
+        ),
+        added_keys=tuple(key for key in current_tensors if key not in saved_tensors),
+        uncompared_keys=tuple(key for key in current_tensors if key in uncompared),
     )
 
 
-def lines(digest: Digest) -> Iterator[str]:
+def textconv_lines(digest: CheckpointDigest) -> Iterator[str]:
     """Yield the lines of a text that changes only with the content: a textconv for `git diff`.
 
     Path and file size are omitted; keys are in natural order.
@@ -172,48 +187,50 @@ def lines(digest: Digest) -> Iterator[str]:
     checkpoint = digest.checkpoint
     yield f"container {checkpoint.container}"
     for name, text in sorted(checkpoint.metadata.items()):
-        if name not in _RESTLESS:
+        if name not in _VOLATILE_METADATA:
             yield f"metadata {name} = {text}"
-    for entry in sorted(checkpoint.entries, key=lambda entry: natural(entry.at)):
+    for entry in sorted(checkpoint.entries, key=lambda entry: natural_sort_key(entry.at)):
         yield f"entry {entry.at} = {entry.text}"
     for state in checkpoint.states:
-        for key, text in sorted(state.others.items(), key=lambda item: natural(item[0])):
-            yield f"entry {_placed(state.at, key)} = {text}"
-    only = checkpoint.states[0].at if len(checkpoint.states) == 1 else ""
-    around = only if digest.at == EVERYWHERE else digest.at
-    for one in digest.tensors:
-        shape = "x".join(map(str, one.shape)) or "scalar"
-        content = one.digest[:16] or f"({one.reason})"
-        yield f"tensor {_placed(around, one.key)} {one.dtype} {shape} {content}"
+        for key, text in sorted(
+            state.non_tensors.items(), key=lambda item: natural_sort_key(item[0])
+        ):
+            yield f"entry {_prefix_key(state.at, key)} = {text}"
+    only_state_at = checkpoint.states[0].at if len(checkpoint.states) == 1 else ""
+    prefix = only_state_at if digest.at == ALL_STATES else digest.at
+    for tensor in digest.tensors:
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        content = tensor.digest[:16] or f"({tensor.reason})"
+        yield f"tensor {_prefix_key(prefix, tensor.key)} {tensor.dtype} {shape} {content}"
     if checkpoint.damage:
         yield f"damage {checkpoint.damage}"
 
 
-def content_of_file(path: Location) -> str:
+def describe_file_content(path: Location) -> str:
     """Return "BLAKE3 of its N bytes: HEX", or the reason why the file cannot be read.
 
     Used for files that cannot be parsed as checkpoints.
     """
     try:
         with open_source(path) as source:
-            starts = range(0, source.nbytes, PIECE)
-            pieces = (source.read(at, min(PIECE, source.nbytes - at)) for at in starts)
-            digest = hasher()
+            offsets = range(0, source.nbytes, PIECE)
+            pieces = (source.read(offset, min(PIECE, source.nbytes - offset)) for offset in offsets)
+            content_hash = create_hasher()
             for piece in pieces:
-                digest.update(piece)
-            return f"BLAKE3 of its {source.nbytes} bytes: {digest.hexdigest()[:16]}"
+                content_hash.update(piece)
+            return f"BLAKE3 of its {source.nbytes} bytes: {content_hash.hexdigest()[:16]}"
     except ReadError as error:
         return error.reason
 
 
-def _chosen(checkpoint: Checkpoint, at: str | None) -> tuple[Mapping[str, TensorInfo], str]:
+def _select_tensors(checkpoint: Checkpoint, at: str | None) -> tuple[Mapping[str, TensorInfo], str]:
     if at is None:
-        return _everything(checkpoint), EVERYWHERE
-    state = named_state(checkpoint, at)
+        return _collect_all_tensors(checkpoint), ALL_STATES
+    state = require_state(checkpoint, at)
     return state.tensors, state.at
 
 
-def _everything(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
+def _collect_all_tensors(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
     """Return the tensors of all states; keys of a single state get no prefix.
 
     Raises:
@@ -229,10 +246,10 @@ def _everything(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
     return tensors
 
 
-def _one(key: str, tensor: TensorInfo, found: str | None) -> TensorDigest:
-    reason = "" if found else obstacle(tensor)
-    return TensorDigest(key, tensor.dtype, tensor.shape, found or "", reason)
+def _build_tensor_digest(key: str, tensor: TensorInfo, fingerprint: str | None) -> TensorDigest:
+    reason = "" if fingerprint else unreadable_reason(tensor)
+    return TensorDigest(key, tensor.dtype, tensor.shape, fingerprint or "", reason)
 
 
-def _placed(at: str, key: str) -> str:
+def _prefix_key(at: str, key: str) -> str:
     return f"{at}.{key}" if at else key

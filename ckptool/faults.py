@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-_FORMS: Final = {
+_TOML_TYPES: Final = {
     "array": "a list",
     "object": "a table",
     "str": "text in quotes",
@@ -14,32 +14,36 @@ _FORMS: Final = {
     "date": "a date",
 }
 """msgspec type name -> its description in TOML terms."""
-_AT: Final = re.compile(r"^(.*?) - at `(?:key in )?\$(.*?)`$", re.DOTALL)
-_STEP: Final = re.compile(r"\.([\w-]+)((?:\[\d+\])?)")
+_MESSAGE_PATTERN: Final = re.compile(r"^(.*?) - at `(?:key in )?\$(.*?)`$", re.DOTALL)
+_PATH_STEP: Final = re.compile(r"\.([\w-]+)((?:\[\d+\])?)")
 
 
-def plainly(said: str, choices: Mapping[str, Sequence[str]] = {}) -> str:
+def explain_decode_error(message: str, choices: Mapping[str, Sequence[str]] = {}) -> str:
     """Explain a decode error: location, problem, and the expected value.
 
     Args:
         message: of msgspec, "Expected `str`, got `int` - at `$.models[0].path`".
         choices: key -> its allowed values, for keys that have few.
     """
-    found = _AT.match(said)
-    what, path = (found[1], found[2]) if found else (said, "")
-    key = next((name for name, _ in reversed(_STEP.findall(path))), "")
-    where = place(path)
-    return f"{where}: {_fault(what, choices.get(key, ()))}" if where else _fault(what, ())
+    match = _MESSAGE_PATTERN.match(message)
+    problem, path = (match[1], match[2]) if match else (message, "")
+    key = next((name for name, _ in reversed(_PATH_STEP.findall(path))), "")
+    location = format_json_path(path)
+    return (
+        f"{location}: {_explain_problem(problem, choices.get(key, ()))}"
+        if location
+        else _explain_problem(problem, ())
+    )
 
 
-def place(path: str) -> str:
+def format_json_path(path: str) -> str:
     """Format a JSON path in TOML terms: ".waivers[0].rule" is "[[waivers]] number 1: rule"."""
-    steps = _STEP.findall(path)
+    steps = _PATH_STEP.findall(path)
     last = len(steps) - 1
-    return ": ".join(_step(*step, last=n == last) for n, step in enumerate(steps))
+    return ": ".join(_format_step(*step, last=n == last) for n, step in enumerate(steps))
 
 
-def _step(name: str, index: str, *, last: bool) -> str:
+def _format_step(name: str, index: str, *, last: bool) -> str:
     if not index:
         return name
     number = int(index.strip("[]")) + 1
@@ -49,14 +53,21 @@ def _step(name: str, index: str, *, last: bool) -> str:
     return f"[[{name}]] number {number}" if tables or not last else f"{name}: number {number}"
 
 
-def _fault(what: str, choices: Sequence[str]) -> str:
-    if missing := re.match(r"Object missing required field `(.*)`", what):
+def _explain_problem(problem: str, choices: Sequence[str]) -> str:
+    if missing := re.match(r"Object missing required field `(.*)`", problem):
         return f"`{missing[1]}` is missing"
-    if wrong := re.match(r"Invalid enum value (.*)", what):
-        return f"{wrong[1]} is none of {', '.join(choices)}" if choices else what
-    if re.match(r"Invalid RFC3339 encoded date|Expected `date", what):
+    if invalid := re.match(r"Invalid enum value (.*)", problem):
+        return f"{invalid[1]} is none of {', '.join(choices)}" if choices else problem
+    if re.match(r"Invalid RFC3339 encoded date|Expected `date", problem):
         return "expected a date, for example 2027-03-31, without quotes"
-    if form := re.match(r"Expected `(.*?)`, got `(.*?)`", what):
-        wanted = [_FORMS.get(one, one) for one in form[1].split(" | ") if one != "null"]
-        return f"expected {' or '.join(wanted)}, and it is {_FORMS.get(form[2], form[2])}"
-    return what
+    if type_mismatch := re.match(r"Expected `(.*?)`, got `(.*?)`", problem):
+        expected_types = [
+            _TOML_TYPES.get(type_name, type_name)
+            for type_name in type_mismatch[1].split(" | ")
+            if type_name != "null"
+        ]
+        return (
+            f"expected {' or '.join(expected_types)}, and it is"
+            f" {_TOML_TYPES.get(type_mismatch[2], type_mismatch[2])}"
+        )
+    return problem

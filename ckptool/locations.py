@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urlsplit
 
-_QUERY: Final = r"(?<=[\w/.%-])\?[^\s'\"<>]*=[^\s'\"<>]*"
-_USER: Final = r"(?<=://)[^/@\s'\"]*@"
-_WEB: Final = frozenset({"http", "https"})
+_QUERY_PATTERN: Final = r"(?<=[\w/.%-])\?[^\s'\"<>]*=[^\s'\"<>]*"
+_USERINFO_PATTERN: Final = r"(?<=://)[^/@\s'\"]*@"
+_WEB_SCHEMES: Final = frozenset({"http", "https"})
 
 
-class Visit:
+class RemoteContext:
     """Connections and cached answers shared by the remote locations of one command or call.
 
     Locations derived from one another (`parent`, `/`) share it.
@@ -31,17 +31,17 @@ class RemotePath:
     `str()` masks passwords and queries, which carry signatures; `url` contains them.
     """
 
-    __slots__ = ("_query", "url", "visit")
+    __slots__ = ("_query", "context", "url")
 
-    def __init__(self, url: str, visit: Visit | None = None) -> None:
-        scheme, _, rest = url.partition("://")
-        self.visit = visit or Visit()
+    def __init__(self, url: str, context: RemoteContext | None = None) -> None:
+        scheme, _, remainder = url.partition("://")
+        self.context = context or RemoteContext()
         self._query = ""
-        if scheme.lower() in _WEB:
+        if scheme.lower() in _WEB_SCHEMES:
             # A fragment is never sent to the server; a query is not part of the file's name.
-            rest, mark, query = rest.partition("#")[0].partition("?")
-            self._query = mark + query
-        self.url = f"{scheme.lower()}://{rest}{self._query}"
+            remainder, separator, query = remainder.partition("#")[0].partition("?")
+            self._query = separator + query
+        self.url = f"{scheme.lower()}://{remainder}{self._query}"
 
     @property
     def scheme(self) -> str:
@@ -49,16 +49,20 @@ class RemotePath:
 
     @property
     def is_web(self) -> bool:
-        return self.scheme in _WEB
+        return self.scheme in _WEB_SCHEMES
 
     @property
-    def plain(self) -> str:
+    def url_without_secrets(self) -> str:
         """URL without password and query; configuration globs match against it."""
-        return re.sub(_USER, "", self._bare, count=1) if self._has_user else self._bare
+        return (
+            re.sub(_USERINFO_PATTERN, "", self._url_without_query, count=1)
+            if self._has_user
+            else self._url_without_query
+        )
 
     @property
     def name(self) -> str:
-        name = self._bare.partition("://")[2].rstrip("/").rpartition("/")[2]
+        name = self._url_without_query.partition("://")[2].rstrip("/").rpartition("/")[2]
         return unquote(name) if self.is_web else name
 
     @property
@@ -68,22 +72,24 @@ class RemotePath:
 
     @property
     def parent(self) -> "RemotePath":
-        start, slashes, rest = self._bare.partition("://")
-        above = rest.rstrip("/").rpartition("/")[0] or rest
-        return RemotePath(start + slashes + above + self._query, self.visit)
+        scheme, slashes, path = self._url_without_query.partition("://")
+        parent_path = path.rstrip("/").rpartition("/")[0] or path
+        return RemotePath(scheme + slashes + parent_path + self._query, self.context)
 
     def __truediv__(self, name: str) -> "RemotePath":
         step = quote(name) if self.is_web else name
-        return RemotePath(f"{self._bare.rstrip('/')}/{step}{self._query}", self.visit)
+        return RemotePath(
+            f"{self._url_without_query.rstrip('/')}/{step}{self._query}", self.context
+        )
 
     def with_name(self, name: str) -> "RemotePath":
         return self.parent / name
 
     def __str__(self) -> str:
-        shown = self._bare
+        text = self._url_without_query
         if self._has_user:
-            shown = re.sub(_USER, "***@", shown, count=1)
-        return shown + ("?***" if self._query else "")
+            text = re.sub(_USERINFO_PATTERN, "***@", text, count=1)
+        return text + ("?***" if self._query else "")
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
@@ -95,14 +101,16 @@ class RemotePath:
         return hash(self.url)
 
     @property
-    def _bare(self) -> str:
+    def _url_without_query(self) -> str:
         return self.url.removesuffix(self._query)
 
     @property
     def _has_user(self) -> bool:
         """Whether the URL contains user information; the @ of `hf://org/repo@revision` is none."""
-        user, at, _ = self._bare.partition("://")[2].partition("/")[0].rpartition("@")
-        return bool(at) and (":" in user or self.scheme != "hf")
+        user, separator, _ = (
+            self._url_without_query.partition("://")[2].partition("/")[0].rpartition("@")
+        )
+        return bool(separator) and (":" in user or self.scheme != "hf")
 
 
 if TYPE_CHECKING:
@@ -116,20 +124,20 @@ else:
     Location.register(RemotePath)
 
 
-def locate(place: str | Location) -> Location:
+def parse_location(location: str | Location) -> Location:
     """Parse a path or URL: a RemotePath if it names a protocol other than file://, else a Path."""
-    if not isinstance(place, str):
-        return place
-    if not is_remote(place):
-        return Path(place)
-    if place[:7].lower() == "file://":
-        return Path(unquote(urlsplit(place).path))
-    return RemotePath(place)
+    if not isinstance(location, str):
+        return location
+    if not is_remote(location):
+        return Path(location)
+    if location[:7].lower() == "file://":
+        return Path(unquote(urlsplit(location).path))
+    return RemotePath(location)
 
 
-def within(folder: Path, place: Location) -> Location:
+def resolve_in(folder: Path, location: Location) -> Location:
     """Resolve a relative path in `folder`; remote and absolute locations are returned unchanged."""
-    return place if isinstance(place, RemotePath) else folder / place
+    return location if isinstance(location, RemotePath) else folder / location
 
 
 def is_remote(text: str) -> bool:
@@ -137,11 +145,11 @@ def is_remote(text: str) -> bool:
 
     A single letter is a Windows drive: `C:\x`, `C:/x` and even `C://x` are paths.
     """
-    scheme, mark, _ = text.partition("://")
-    plain = scheme.replace("+", "").replace("-", "").replace(".", "")
-    return bool(mark) and len(scheme) > 1 and plain.isascii() and plain.isalnum()
+    scheme, separator, _ = text.partition("://")
+    letters = scheme.replace("+", "").replace("-", "").replace(".", "")
+    return bool(separator) and len(scheme) > 1 and letters.isascii() and letters.isalnum()
 
 
-def masked(text: str) -> str:
+def mask_credentials(text: str) -> str:
     """Mask passwords and signed queries of URLs in foreign error messages."""
-    return re.sub(_USER, "***@", re.sub(_QUERY, "?***", text))
+    return re.sub(_USERINFO_PATTERN, "***@", re.sub(_QUERY_PATTERN, "?***", text))

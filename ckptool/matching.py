@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.model import TensorInfo, natural
+from ckptool.model import TensorInfo, natural_sort_key
 
 WRAPPERS: Final = (
     "module",
@@ -20,62 +20,66 @@ WRAPPERS: Final = (
 Lightning's strategies."""
 
 
-class Rewrite(Struct, frozen=True):
+class PrefixRewrite(Struct, frozen=True):
     """Rewrite of keys that makes more of a file match: segments removed, or a prefix added."""
 
-    removed: tuple[str, ...]
+    removed_segments: tuple[str, ...]
     """Segments ("module") or a leading prefix ("model.") removed from the file's keys."""
-    added: str
+    added_prefix: str
     """Prefix added to the file's keys; "" if none."""
-    keys: Mapping[str, str]
+    key_map: Mapping[str, str]
     """Key in the file -> key in the module, for keys that match only after the rewrite."""
 
 
-def find_rewrite(
+def find_prefix_rewrite(
     missing: list[TensorInfo],
     unexpected: list[TensorInfo],
     expected: Mapping[str, TensorInfo],
     actual: Mapping[str, TensorInfo],
-) -> Rewrite | None:
+) -> PrefixRewrite | None:
     """Return the rewrite of keys that resolves most missing tensors; None if none does.
 
     Only whole segments are rewritten; rewrites that make two keys collide are rejected.
     """
-    wanted = {t.key: t for t in missing}
-    best: Rewrite | None = None
-    for removed, added in _candidates(list(wanted), [t.key for t in unexpected]):
-        pairs = {t.key: _rewritten(t.key, removed, added) for t in unexpected}
-        found = {
+    missing_by_key = {t.key: t for t in missing}
+    best: PrefixRewrite | None = None
+    for removed, added in _iter_rewrites(list(missing_by_key), [t.key for t in unexpected]):
+        pairs = {t.key: _rewrite_key(t.key, removed, added) for t in unexpected}
+        matches = {
             old: new
             for old, new in pairs.items()
-            if new in wanted and wanted[new].shape == actual[old].shape
+            if new in missing_by_key and missing_by_key[new].shape == actual[old].shape
         }
-        collide = len(set(pairs.values())) < len(pairs) or any(
+        has_collision = len(set(pairs.values())) < len(pairs) or any(
             new in actual and new in expected for new in pairs.values()
         )
-        if found and not collide and (best is None or len(found) > len(best.keys)):
-            best = Rewrite(removed, added, found)
+        if matches and not has_collision and (best is None or len(matches) > len(best.key_map)):
+            best = PrefixRewrite(removed, added, matches)
     return best
 
 
-def _candidates(missing: list[str], unexpected: list[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+def _iter_rewrites(
+    missing: list[str], unexpected: list[str]
+) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield (segments to remove, prefix to add), the known wrappers first.
 
     A wrapper's name may be a real segment of this module, so keeping it is tried too.
     """
-    present = {segment for key in unexpected for segment in key.split(".")}
-    real = {segment for key in missing for segment in key.split(".")}
-    found = tuple(w for w in WRAPPERS if w in present)
-    for wrappers in dict.fromkeys((found, tuple(w for w in found if w not in real), ())):
+    file_segments = {segment for key in unexpected for segment in key.split(".")}
+    module_segments = {segment for key in missing for segment in key.split(".")}
+    present_wrappers = tuple(w for w in WRAPPERS if w in file_segments)
+    for wrappers in dict.fromkeys(
+        (present_wrappers, tuple(w for w in present_wrappers if w not in module_segments), ())
+    ):
         if wrappers:
             yield wrappers, ""
-        for prefix in _leading(_rewritten(key, wrappers, "") for key in unexpected):
+        for prefix in _common_prefixes(_rewrite_key(key, wrappers, "") for key in unexpected):
             yield (*wrappers, f"{prefix}."), ""
-        for prefix in _leading(missing):
+        for prefix in _common_prefixes(missing):
             yield wrappers, f"{prefix}."
 
 
-def _leading(keys: Iterable[str]) -> Iterator[str]:
+def _common_prefixes(keys: Iterable[str]) -> Iterator[str]:
     """Yield the prefixes (1 to 4 segments) of more than half of the keys, longest last."""
     counts: Counter[str] = Counter()
     total = 0
@@ -86,12 +90,12 @@ def _leading(keys: Iterable[str]) -> Iterator[str]:
     yield from sorted((p for p, n in counts.items() if n * 2 > total), key=len)
 
 
-def _rewritten(key: str, removed: tuple[str, ...], added: str) -> str:
+def _rewrite_key(key: str, removed: tuple[str, ...], added: str) -> str:
     prefixes = [r for r in removed if r.endswith(".")]
-    kept = ".".join(s for s in key.split(".") if s not in removed)
+    new_key = ".".join(s for s in key.split(".") if s not in removed)
     for prefix in prefixes:
-        kept = kept.removeprefix(prefix)
-    return added + kept
+        new_key = new_key.removeprefix(prefix)
+    return added + new_key
 
 
 def find_renames(missing: list[TensorInfo], unexpected: list[TensorInfo]) -> dict[str, str]:
@@ -99,76 +103,76 @@ def find_renames(missing: list[TensorInfo], unexpected: list[TensorInfo]) -> dic
 
     A pair is made only if each is the other's single best candidate, by common trailing segments.
     """
-    by_form: dict[object, list[TensorInfo]] = {}
+    tensors_by_form: dict[object, list[TensorInfo]] = {}
     for tensor in unexpected:
-        by_form.setdefault((tensor.shape, _last(tensor.key)), []).append(tensor)
-    forms = {key: [t.key for t in group] for key, group in by_form.items()}
-    wanted: dict[object, list[str]] = {}
+        tensors_by_form.setdefault((tensor.shape, _last_segment(tensor.key)), []).append(tensor)
+    candidate_keys = {key: [t.key for t in group] for key, group in tensors_by_form.items()}
+    missing_keys: dict[object, list[str]] = {}
     for tensor in missing:
-        wanted.setdefault((tensor.shape, _last(tensor.key)), []).append(tensor.key)
+        missing_keys.setdefault((tensor.shape, _last_segment(tensor.key)), []).append(tensor.key)
     pairs: dict[str, str] = {}
-    for form, keys in wanted.items():
-        candidates = forms.get(form, [])
+    for form, keys in missing_keys.items():
+        candidates = candidate_keys.get(form, [])
         for key in keys:
-            there = _single_best(key, candidates)
-            if there is not None and _single_best(there, keys) == key:
-                pairs[key] = there
+            best_candidate = _find_single_best(key, candidates)
+            if best_candidate is not None and _find_single_best(best_candidate, keys) == key:
+                pairs[key] = best_candidate
     return pairs
 
 
-def pair_alike(
+def pair_by_fingerprint(
     missing: Mapping[str, str], unexpected: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """Yield (missing key, unexpected key) with equal fingerprints; both args: key -> fingerprint.
 
     Several keys with one fingerprint are paired in natural order, if both sides have as many.
     """
-    there = _by_content(unexpected)
-    for content, keys in _by_content(missing).items():
-        found = there.get(content, [])
-        if len(keys) == len(found):
-            yield from zip(keys, found, strict=True)
+    unexpected_groups = _group_by_fingerprint(unexpected)
+    for fingerprint, keys in _group_by_fingerprint(missing).items():
+        unexpected_keys = unexpected_groups.get(fingerprint, [])
+        if len(keys) == len(unexpected_keys):
+            yield from zip(keys, unexpected_keys, strict=True)
 
 
-def _by_content(held: Mapping[str, str]) -> dict[str, list[str]]:
+def _group_by_fingerprint(fingerprints: Mapping[str, str]) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
-    for key in sorted(held, key=natural):
-        keys.setdefault(held[key], []).append(key)
+    for key in sorted(fingerprints, key=natural_sort_key):
+        keys.setdefault(fingerprints[key], []).append(key)
     return keys
 
 
-def named_ties(metadata: Mapping[str, str]) -> dict[str, str]:
+def parse_tie_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return tied key -> key that holds its elements, from a safetensors file's metadata.
 
     `safetensors.torch.save_model` writes one metadata entry per tied key; `migrate` writes all
     into the entry "ckptool.ties", as JSON. Unrelated metadata entries are in the result as well.
     """
     try:
-        record = json.loads(metadata.get("ckptool.ties", "{}"))
+        tie_record = json.loads(metadata.get("ckptool.ties", "{}"))
     except (ValueError, RecursionError):
-        record = {}
-    kept = record.items() if isinstance(record, dict) else ()
-    return dict(metadata) | {name: key for name, key in kept if isinstance(key, str)}
+        tie_record = {}
+    tie_items = tie_record.items() if isinstance(tie_record, dict) else ()
+    return dict(metadata) | {name: key for name, key in tie_items if isinstance(key, str)}
 
 
-def _last(key: str) -> str:
+def _last_segment(key: str) -> str:
     return key.rsplit(".", 1)[-1]
 
 
-_MOST_CANDIDATES: Final = 1000
+_MAX_CANDIDATES: Final = 1000
 """With more tensors of one shape and last segment, pairing by key is ambiguous and slow."""
 
 
-def _single_best(key: str, candidates: list[str]) -> str | None:
-    if not candidates or len(candidates) > _MOST_CANDIDATES:
+def _find_single_best(key: str, candidates: list[str]) -> str | None:
+    if not candidates or len(candidates) > _MAX_CANDIDATES:
         return None
-    scored = sorted(((_common_tail(key, c), c) for c in candidates), reverse=True)
+    scored = sorted(((_count_common_tail(key, c), c) for c in candidates), reverse=True)
     if len(scored) > 1 and scored[0][0] == scored[1][0]:
         return None
     return scored[0][1]
 
 
-def _common_tail(a: str, b: str) -> int:
+def _count_common_tail(a: str, b: str) -> int:
     count = 0
     for x, y in zip(reversed(a.split(".")), reversed(b.split(".")), strict=False):
         if x != y:

@@ -19,7 +19,7 @@ from msgspec import Struct
 from ckptool.grids import Preview
 from ckptool.locations import Location
 
-BITS: Final[Mapping[str, int]] = {
+DTYPE_BITS: Final[Mapping[str, int]] = {
     "float64": 64,
     "float32": 32,
     "float16": 16,
@@ -141,7 +141,7 @@ class StorageInfo(Struct, frozen=True, gc=False):
     byteorder: str = "little"
 
 
-class Part(Struct, frozen=True):
+class TensorComponent(Struct, frozen=True):
     """Component of a non-strided tensor: a chunk, or for example the indices of a sparse tensor."""
 
     name: str
@@ -171,7 +171,7 @@ class TensorInfo(Struct, frozen=True, gc=False):
     kind: Kind | None = None
     """Set for tensors of a module, and for tensors of a file that records it."""
     requires_grad: bool = False
-    parts: tuple[Part, ...] = ()
+    parts: tuple[TensorComponent, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -181,8 +181,8 @@ class TensorInfo(Struct, frozen=True, gc=False):
     def nbytes(self) -> int:
         """Bytes of the elements; the storage may be larger."""
         if self.storage is None and self.parts and self.layout != "chunked":
-            return sum(part.tensor.nbytes for part in self.parts)
-        bits = BITS.get(self.dtype)
+            return sum(component.tensor.nbytes for component in self.parts)
+        bits = DTYPE_BITS.get(self.dtype)
         if bits is None:
             # A numpy array with a dtype that torch lacks.
             return self.storage.nbytes if self.storage is not None else 0
@@ -195,19 +195,19 @@ class TensorInfo(Struct, frozen=True, gc=False):
         return self.parts[0].tensor.device if self.parts else "cpu"
 
     @property
-    def contiguous(self) -> bool:
+    def is_contiguous(self) -> bool:
         """Whether the elements are adjacent in the storage, in C order."""
         if self.layout != "strided" or self.storage is None:
             return False
         if len(self.shape) == 1:
             return self.stride[0] == 1 or self.shape[0] <= 1
-        expected = 1
-        for size, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+        expected_stride = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if size == 0:
                 return True
-            if size != 1 and step != expected:
+            if size != 1 and stride != expected_stride:
                 return False
-            expected *= size
+            expected_stride *= size
         return True
 
     @property
@@ -217,11 +217,11 @@ class TensorInfo(Struct, frozen=True, gc=False):
         None if they are not contiguous, not little-endian, compressed, or not in a file.
         """
         storage = self.storage
-        if storage is None or storage.span is None or not self.contiguous:
+        if storage is None or storage.span is None or not self.is_contiguous:
             return None
-        if storage.byteorder != "little" and BITS[self.dtype] > 8:
+        if storage.byteorder != "little" and DTYPE_BITS[self.dtype] > 8:
             return None
-        start = self.storage_offset * BITS[self.dtype] // 8
+        start = self.storage_offset * DTYPE_BITS[self.dtype] // 8
         return Span(storage.span.path, storage.span.offset + start, self.nbytes)
 
 
@@ -234,7 +234,7 @@ class PickledModule(Struct, frozen=True):
     """Names in its `__dict__`, registered names included."""
 
 
-class State(Struct, frozen=True):
+class StateDict(Struct, frozen=True):
     """A mapping of keys to tensors inside a checkpoint: a possible input of `load_state_dict`."""
 
     at: str
@@ -244,15 +244,15 @@ class State(Struct, frozen=True):
     """"state_dict", "module" (a pickled nn.Module), "optimizer", or "tensors" (a list)."""
     versions: Mapping[str, int | None] | None = None
     """`state_dict._metadata`: prefix of a sub-module -> its `version`; None without one."""
-    others: Mapping[str, str] = {}
+    non_tensors: Mapping[str, str] = {}
     """Keys whose value is not a tensor -> short description of the value."""
-    unsaved: Mapping[str, TensorInfo] = {}
+    unsaved_tensors: Mapping[str, TensorInfo] = {}
     """Of a pickled module: tensors that its state_dict() omits, by path, with `kind` set."""
     modules: Mapping[str, PickledModule] = {}
     """Of a pickled module: prefix -> sub-module."""
 
 
-class Entry(Struct, frozen=True):
+class PlainEntry(Struct, frozen=True):
     """Non-tensor value in a checkpoint: an epoch, a learning rate, a configuration."""
 
     at: str
@@ -272,11 +272,11 @@ class GlobalUse(Struct, frozen=True, gc=False):
     """Dotted place of the result of its call; "" for the top level, or if the pickle drops it."""
 
     @property
-    def qualified(self) -> str:
+    def qualified_name(self) -> str:
         return f"{self.module}.{self.name}"
 
 
-class Fault(Struct, frozen=True):
+class ContainerIssue(Struct, frozen=True):
     """Defect of a container that can still be described."""
 
     code: str
@@ -292,9 +292,9 @@ class Checkpoint(Struct, frozen=True):
     container: Container
     nbytes: int
     """Size of the file, or of all files of a sharded checkpoint."""
-    states: tuple[State, ...]
+    states: tuple[StateDict, ...]
     """In the order of `at`, the top level first."""
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[PlainEntry, ...] = ()
     globals: tuple[GlobalUse, ...] = ()
     metadata: Mapping[str, str] = {}
     """`__metadata__` of safetensors, or small records of a torch container (version, byteorder)."""
@@ -303,10 +303,10 @@ class Checkpoint(Struct, frozen=True):
     skipped: tuple[Skipped, ...] = ()
     files: tuple[Location, ...] = ()
     """The files of a sharded checkpoint, in order; () for a single file."""
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[ContainerIssue, ...] = ()
 
 
-class Held(Struct, frozen=True):
+class ModuleTensor(Struct, frozen=True):
     """One tensor or array of a live module, saved or not."""
 
     tensor: TensorInfo
@@ -314,32 +314,32 @@ class Held(Struct, frozen=True):
     kind: Kind
     owner: str
     """Qualified name of the class of the module that owns it."""
-    saved: bool
+    is_saved: bool
     """Whether `state_dict()` contains it."""
     constancy: Constancy
     follows_to: bool
     """Whether `.to(device)` moves it."""
     follows_dtype: bool
     """Whether `.half()` converts it; True if it is not floating point."""
-    where: str = ""
+    assigned_at: str = ""
     """"file:line" of the assignment, "" if not found."""
-    used: str = ""
+    used_at: str = ""
     """"file:line" of the first use reachable from forward, "" if none was found."""
-    moved: str = ""
+    moved_at: str = ""
     """"file:line" where forward itself moves it or reads only its metadata; else ""."""
-    cast: bool = False
+    is_cast_on_use: bool = False
     """Whether every use in forward casts it."""
-    written: str = ""
+    written_at: str = ""
     """"file:line" of the first write outside the constructor, "" if none was found."""
     alias_of: str = ""
     """Key of the registered or saved tensor whose storage it shares."""
-    statistic: bool = False
+    is_statistic: bool = False
     """Buffer that training changes: of a normalisation layer, or one with `written_at`."""
     fingerprint: str = ""
     """Content fingerprint of the elements, "" if they have no real values or are too large."""
     preview: Preview | None = None
     """For the first 48 saved and 48 unsaved tensors with real values; never for parameters."""
-    halved: Mapping[str, str] = {}
+    half_precision_fingerprints: Mapping[str, str] = {}
     """For float32 buffers: half-precision dtype -> fingerprint after the cast, if it rounds."""
 
     @property
@@ -354,26 +354,26 @@ class ModuleClass(Struct, frozen=True):
     """Qualified name of its class."""
     version: int | None
     """`_version` of the class; None without one."""
-    custom_load: bool
+    has_custom_load: bool
     """Whether a class other than torch's overrides `_load_from_state_dict`, or hooks it."""
-    auxiliary: bool
+    is_auxiliary: bool
     """A loss, a metric, or a perceptual-loss network: its keys are not part of the model."""
     attributes: frozenset[str]
     """Names in its `__dict__`, registered names included."""
 
 
-class ModuleState(Struct, frozen=True):
+class ModuleInfo(Struct, frozen=True):
     """All state of a live module, saved and unsaved."""
 
     target: str
     """Import target: "samples.attention:CausalAttention"."""
-    held: Mapping[str, Held]
+    tensors: Mapping[str, ModuleTensor]
     """By key, in natural order."""
-    others: Mapping[str, str] = {}
+    non_tensors: Mapping[str, str] = {}
     """Keys of state_dict() without a tensor (extra state) -> short description of the value."""
     none_buffers: Mapping[str, str] = {}
     """Key of a buffer registered as None -> class of its owner."""
-    filled: Mapping[str, str] = {}
+    none_buffer_writes: Mapping[str, str] = {}
     """Key of a persistent buffer that is None -> "file:line" of its assignment, "" if none."""
     modules: Mapping[str, ModuleClass] = {}
     """By prefix; "" is the root module."""
@@ -382,15 +382,23 @@ class ModuleState(Struct, frozen=True):
     skipped: tuple[Skipped, ...] = ()
 
     @property
-    def saved(self) -> dict[str, Held]:
-        return {key: held for key, held in self.held.items() if held.saved}
+    def saved_tensors(self) -> dict[str, ModuleTensor]:
+        return {
+            key: module_tensor
+            for key, module_tensor in self.tensors.items()
+            if module_tensor.is_saved
+        }
 
     @property
-    def unsaved(self) -> dict[str, Held]:
-        return {key: held for key, held in self.held.items() if not held.saved}
+    def unsaved_tensors(self) -> dict[str, ModuleTensor]:
+        return {
+            key: module_tensor
+            for key, module_tensor in self.tensors.items()
+            if not module_tensor.is_saved
+        }
 
 
-def natural(key: str) -> tuple[object, ...]:
+def natural_sort_key(key: str) -> tuple[object, ...]:
     """Sort key that puts layer 2 before layer 10."""
     return tuple(
         (0, len(number := piece.lstrip("0")), number, piece)
@@ -401,23 +409,23 @@ def natural(key: str) -> tuple[object, ...]:
     )
 
 
-def sharing(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]:
+def group_by_storage(tensors: Iterable[TensorInfo]) -> tuple[tuple[TensorInfo, ...], ...]:
     """Return groups of at least two non-empty tensors that share a storage, in order."""
-    filled = [(t, t.storage) for t in tensors if t.storage is not None and 0 not in t.shape]
+    non_empty = [(t, t.storage) for t in tensors if t.storage is not None and 0 not in t.shape]
     # Nearly all storages have one tensor and a unique key; hashing the key is much faster.
-    named = Counter(storage.key for _, storage in filled)
-    users: dict[StorageInfo, list[TensorInfo]] = {}
-    for tensor, storage in filled:
-        if named[storage.key] > 1:
-            users.setdefault(storage, []).append(tensor)
-    return tuple(tuple(group) for group in users.values() if len(group) > 1)
+    key_counts = Counter(storage.key for _, storage in non_empty)
+    tensors_by_storage: dict[StorageInfo, list[TensorInfo]] = {}
+    for tensor, storage in non_empty:
+        if key_counts[storage.key] > 1:
+            tensors_by_storage.setdefault(storage, []).append(tensor)
+    return tuple(tuple(group) for group in tensors_by_storage.values() if len(group) > 1)
 
 
-def ties(tensors: Iterable[TensorInfo]) -> tuple[tuple[str, ...], ...]:
+def tied_keys(tensors: Iterable[TensorInfo]) -> tuple[tuple[str, ...], ...]:
     """Return groups of keys that are the same view of the same storage, in order."""
-    views: dict[object, list[str]] = {}
-    for group in sharing(tensors):
+    keys_by_view: dict[object, list[str]] = {}
+    for group in group_by_storage(tensors):
         for t in group:
             view = (t.storage, t.dtype, t.storage_offset, t.shape, t.stride)
-            views.setdefault(view, []).append(t.key)
-    return tuple(tuple(keys) for keys in views.values() if len(keys) > 1)
+            keys_by_view.setdefault(view, []).append(t.key)
+    return tuple(tuple(keys) for keys in keys_by_view.values() if len(keys) > 1)

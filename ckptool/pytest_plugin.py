@@ -32,9 +32,9 @@ class AssertSaveable:
         __tracebackhide__ = True
         from ckptool import api
 
-        policy = _policy(ignore, fail_on)
+        policy = _build_policy(ignore, fail_on)
         report = api.audit(module, kwargs=kwargs, inputs=inputs, fresh=fresh, policy=policy)
-        _demand(report)
+        _require_passed(report)
         return report
 
 
@@ -56,15 +56,15 @@ class AssertCheckpointCompatible:
         __tracebackhide__ = True
         from ckptool import api, report
 
-        policy = _policy(ignore, fail_on)
-        met = api.diff(path, module=module, kwargs=kwargs, at=at, policy=policy)
-        assert isinstance(met, report.DiffModuleReport)
-        _demand(met)
+        policy = _build_policy(ignore, fail_on)
+        diff_report = api.diff(path, module=module, kwargs=kwargs, at=at, policy=policy)
+        assert isinstance(diff_report, report.DiffModuleReport)
+        _require_passed(diff_report)
         if inputs is not None:
-            done = api.verify(path, module=module, kwargs=kwargs, at=at, inputs=inputs,
+            verify_report = api.verify(path, module=module, kwargs=kwargs, at=at, inputs=inputs,
                               policy=policy)  # fmt: skip
-            _demand(done)
-        return met
+            _require_passed(verify_report)
+        return diff_report
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +87,7 @@ def assert_checkpoint_compatible() -> AssertCheckpointCompatible:
     return AssertCheckpointCompatible()
 
 
-def _policy(ignore: tuple[str, ...], fail_on: str) -> "Policy":
+def _build_policy(ignore: tuple[str, ...], fail_on: str) -> "Policy":
     from ckptool.errors import UsageError
     from ckptool.policy import LEVELS, Policy
 
@@ -96,10 +96,10 @@ def _policy(ignore: tuple[str, ...], fail_on: str) -> "Policy":
     return Policy(ignore=ignore, fail_on=LEVELS[fail_on])
 
 
-def _demand(report: "AnyReport") -> None:
+def _require_passed(report: "AnyReport") -> None:
     """Raise AssertionError with the text of the report, unless it passed."""
     __tracebackhide__ = True
     if report.exit_code:
-        from ckptool.render import Style, render
+        from ckptool.render import RenderOptions, render
 
-        raise AssertionError(render("table", report, Style(width=_COLUMNS)))
+        raise AssertionError(render("table", report, RenderOptions(width=_COLUMNS)))

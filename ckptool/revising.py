@@ -7,29 +7,29 @@ from msgspec import Struct
 
 from ckptool import statistics, values
 from ckptool.compare import (
-    FILE_FIELDS,
+    COMPARED_FIELDS,
     Change,
     Changed,
+    CheckpointDiff,
     Missing,
-    Revision,
     Unexpected,
     all_tensors,
-    compare,
-    named_state,
-    state_at,
+    get_state,
+    iter_changes,
+    require_state,
 )
-from ckptool.elements import obstacle
-from ckptool.matching import find_renames, pair_alike
-from ckptool.model import Checkpoint, State, TensorInfo, ties
-from ckptool.statistics import Figures, Tolerances
-from ckptool.workers import Workers
+from ckptool.elements import unreadable_reason
+from ckptool.matching import find_renames, pair_by_fingerprint
+from ckptool.model import Checkpoint, StateDict, TensorInfo, tied_keys
+from ckptool.statistics import Tolerances, ValueDifference
+from ckptool.workers import BatchRunner
 
-_Fact = TypeVar("_Fact")
-_PLAIN: Final = frozenset({"strided", "chunked"})
+_Value = TypeVar("_Value")
+_STORAGE_LAYOUTS: Final = frozenset({"strided", "chunked"})
 """Layouts of dense tensors: they differ only in how the container stores the elements."""
 
 
-class Outline(Struct, frozen=True):
+class StructuralDiff(Struct, frozen=True):
     """Comparison of two checkpoints without the values of their tensors."""
 
     old: Checkpoint
@@ -37,38 +37,38 @@ class Outline(Struct, frozen=True):
     places: tuple[str, str]
     old_tensors: Mapping[str, TensorInfo]
     new_tensors: Mapping[str, TensorInfo]
-    entries: tuple[str, ...]
+    changed_entries: tuple[str, ...]
     changes: tuple[Change, ...]
-    by_name: Mapping[str, str]
+    renames_by_name: Mapping[str, str]
     """Removed key -> added key with a similar name (`find_renames`)."""
 
 
-class Both(Struct, frozen=True):
+class SharedKey(Struct, frozen=True):
     """Check of a key in both files: compare the values, and measure how they differ."""
 
     key: str
-    cast: bool = False
+    dtype_differs: bool = False
     """Whether the dtypes differ: then the values are measured without comparing the bytes."""
 
 
-class Moved(Struct, frozen=True):
+class RenameCandidates(Struct, frozen=True):
     """Check of removed and added keys of one dtype and shape: which are renames?"""
 
     removed: tuple[str, ...]
     added: tuple[str, ...]
 
 
-class Tied(Struct, frozen=True):
+class TieCheck(Struct, frozen=True):
     """Check of two keys, tied in the old file and separate in the new: are the values equal?"""
 
     key: str
-    other: str
+    other_key: str
 
 
-Question = Both | Moved | Tied
+ValueCheck = SharedKey | RenameCandidates | TieCheck
 
 
-class Answers(Struct, frozen=True):
+class ValueResults(Struct, frozen=True):
     """Results of some or all value checks. The field names are those of shard files."""
 
     equal: Mapping[str, bool] = {}
@@ -81,204 +81,255 @@ class Answers(Struct, frozen=True):
     """Removed keys whose values differ from those of the added key with a similar name."""
     diverged: tuple[tuple[str, str], ...] = ()
     """Pairs of keys tied in the old file whose values differ in the new one."""
-    measured: Mapping[str, Figures] = {}
+    measured: Mapping[str, ValueDifference] = {}
     """Key in both files -> statistics of the difference of its values."""
     unmeasured: Mapping[str, str] = {}
     """Key in both files -> why its difference could not be measured."""
 
 
-def outline(old: Checkpoint, new: Checkpoint, at: str | None) -> Outline:
+def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> StructuralDiff:
     """Compare two checkpoints without reading values.
 
     With `at`, the state at `at` of both; else all states if both files have states at the same
     places; else the pair of states with most matching tensors.
     """
-    places, old_tensors, new_tensors = _sides(old, new, at)
-    return outlined(old, new, places, old_tensors, new_tensors, _changed_entries(old, new))
+    places, old_tensors, new_tensors = _select_states(old, new, at)
+    return compare_tensors_structure(
+        old, new, places, old_tensors, new_tensors, _find_changed_entries(old, new)
+    )
 
 
-def outlined(
+def compare_tensors_structure(
     old: Checkpoint,
     new: Checkpoint,
     places: tuple[str, str],
     old_tensors: Mapping[str, TensorInfo],
     new_tensors: Mapping[str, TensorInfo],
-    entries: tuple[str, ...],
-) -> Outline:
+    changed_entries: tuple[str, ...],
+) -> StructuralDiff:
     """Compare the tensors of two files by shape, dtype and layout, and find renames by key."""
-    found = compare(old_tensors, new_tensors, FILE_FIELDS)
-    changes = tuple(change for change in found if not _only_cut(change))
-    by_name = find_renames(
+    all_changes = iter_changes(old_tensors, new_tensors, COMPARED_FIELDS)
+    changes = tuple(change for change in all_changes if not _is_storage_layout_only(change))
+    renames_by_name = find_renames(
         [c.expected for c in changes if isinstance(c, Missing)],
         [c.actual for c in changes if isinstance(c, Unexpected)],
     )
-    return Outline(old, new, places, old_tensors, new_tensors, entries, changes, by_name)
+    return StructuralDiff(
+        old, new, places, old_tensors, new_tensors, changed_entries, changes, renames_by_name
+    )
 
 
-def questions(known: Outline) -> tuple[Question, ...]:
+def plan_value_checks(structure: StructuralDiff) -> tuple[ValueCheck, ...]:
     """Return the value checks for a diff; they are independent of each other."""
-    return (*_both(known), *_moved(known), *_ties(known))
+    return (
+        *_iter_shared_keys(structure),
+        *_iter_rename_candidates(structure),
+        *_iter_tie_checks(structure),
+    )
 
 
-def weight(known: Outline, question: Question) -> int:
+def count_read_nbytes(structure: StructuralDiff, check: ValueCheck) -> int:
     """Return the number of bytes that a check reads of each file."""
-    match question:
-        case Both(key):
-            return known.old_tensors[key].nbytes
-        case Moved(removed, added):
-            sizes = [known.old_tensors[key].nbytes for key in removed]
-            return (sum(sizes) + sum(known.new_tensors[key].nbytes for key in added)) // 2
-        case Tied(key):
-            return known.new_tensors[key].nbytes
+    match check:
+        case SharedKey(key):
+            return structure.old_tensors[key].nbytes
+        case RenameCandidates(removed, added):
+            sizes = [structure.old_tensors[key].nbytes for key in removed]
+            return (sum(sizes) + sum(structure.new_tensors[key].nbytes for key in added)) // 2
+        case TieCheck(key):
+            return structure.new_tensors[key].nbytes
         case _:
-            assert_never(question)
+            assert_never(check)
 
 
-def answer(
-    known: Outline, asked: Iterable[Question], tolerances: Tolerances, workers: Workers
-) -> Answers:
+def run_value_checks(
+    structure: StructuralDiff,
+    checks: Iterable[ValueCheck],
+    tolerances: Tolerances,
+    runner: BatchRunner,
+) -> ValueResults:
     """Run value checks and return their results.
 
     Raises:
         ReadError: a file became unreadable or changed since it was described.
     """
-    together = tuple(asked)
-    both = [q for q in together if isinstance(q, Both)]
-    same, untold = _compared(known, [q.key for q in both if not q.cast], workers)
-    renamed, refuted = _renames(known, [q for q in together if isinstance(q, Moved)], workers)
-    tied = [(q.key, q.other) for q in together if isinstance(q, Tied)]
-    pairs = ((known.new_tensors[key], known.new_tensors[other]) for key, other in tied)
-    still = values.equal_many(pairs, workers=workers)
-    differing = [q.key for q in both if q.cast or same.get(q.key) is False]
-    measured, unmeasured = _measured(known, differing, tolerances, workers)
-    return Answers(
-        equal=same,
-        untold=untold,
+    check_list = tuple(checks)
+    shared_keys = [check for check in check_list if isinstance(check, SharedKey)]
+    equal_by_key, uncompared = _compare_values(
+        structure, [check.key for check in shared_keys if not check.dtype_differs], runner
+    )
+    renamed, refuted = _find_proved_renames(
+        structure, [check for check in check_list if isinstance(check, RenameCandidates)], runner
+    )
+    tie_pairs = [
+        (check.key, check.other_key) for check in check_list if isinstance(check, TieCheck)
+    ]
+    pairs = (
+        (structure.new_tensors[key], structure.new_tensors[other_key])
+        for key, other_key in tie_pairs
+    )
+    tie_results = values.equal_many(pairs, runner=runner)
+    differing_keys = [
+        check.key
+        for check in shared_keys
+        if check.dtype_differs or equal_by_key.get(check.key) is False
+    ]
+    measured, unmeasured = _measure_differences(structure, differing_keys, tolerances, runner)
+    return ValueResults(
+        equal=equal_by_key,
+        untold=uncompared,
         renamed=renamed,
         refuted=refuted,
-        diverged=tuple(keys for keys, equal in zip(tied, still, strict=True) if equal is False),
+        diverged=tuple(
+            keys for keys, is_equal in zip(tie_pairs, tie_results, strict=True) if is_equal is False
+        ),
         measured=measured,
         unmeasured=unmeasured,
     )
 
 
-def together(parts: Iterable[Answers]) -> Answers:
+def merge_value_results(shard_results: Iterable[ValueResults]) -> ValueResults:
     """Merge the results of several shards."""
-    known = tuple(parts)
-    return Answers(
-        equal={k: v for part in known for k, v in part.equal.items()},
-        untold={k: v for part in known for k, v in part.untold.items()},
-        renamed={k: v for part in known for k, v in part.renamed.items()},
-        refuted=tuple(key for part in known for key in part.refuted),
-        diverged=tuple(keys for part in known for keys in part.diverged),
-        measured={k: v for part in known for k, v in part.measured.items()},
-        unmeasured={k: v for part in known for k, v in part.unmeasured.items()},
+    collected = tuple(shard_results)
+    return ValueResults(
+        equal={k: v for result in collected for k, v in result.equal.items()},
+        untold={k: v for result in collected for k, v in result.untold.items()},
+        renamed={k: v for result in collected for k, v in result.renamed.items()},
+        refuted=tuple(key for result in collected for key in result.refuted),
+        diverged=tuple(keys for result in collected for keys in result.diverged),
+        measured={k: v for result in collected for k, v in result.measured.items()},
+        unmeasured={k: v for result in collected for k, v in result.unmeasured.items()},
     )
 
 
-def unanswered(known: Outline, learnt: Answers) -> str:
+def first_unchecked_key(structure: StructuralDiff, results: ValueResults) -> str:
     """Return the first key in both files without a result; "" if all have one."""
-    told = learnt.equal.keys() | learnt.untold.keys()
-    told |= learnt.measured.keys() | learnt.unmeasured.keys()
-    return next((q.key for q in _both(known) if q.key not in told), "")
-
-
-def revise(known: Outline, learnt: Answers | None, tolerances: Tolerances | None) -> Revision:
-    """Build the CheckpointDiff from structure and value results; None: values were not read."""
-    told = learnt or Answers()
-    taken = {*told.refuted, *told.renamed, *told.renamed.values()}
-    guessed = {a: b for a, b in known.by_name.items() if taken.isdisjoint((a, b))}
-    renames = guessed | dict(told.renamed)
-    both = [key for key in known.old_tensors if key in known.new_tensors]
-    there = {key: n for n, key in enumerate(known.new_tensors)}
-    apart = [keys for keys in told.diverged if there.keys() >= set(keys)]
-    return Revision(
-        old=known.old,
-        new=known.new,
-        old_tensors=known.old_tensors,
-        new_tensors=known.new_tensors,
-        places=known.places,
-        changes=known.changes,
-        renames=_ordered(renames, known.old_tensors),
-        proved=frozenset(told.renamed),
-        differing=None
-        if learnt is None
-        else tuple(key for key in known.old_tensors if learnt.equal.get(key) is False),
-        untold=_ordered(told.untold, both),
-        entries=known.entries,
-        measured=_ordered(told.measured, both),
-        unmeasured=_ordered(told.unmeasured, both),
-        tolerances=tolerances,
-        diverged=tuple(sorted(apart, key=lambda keys: [there[key] for key in keys])),
+    checked_keys = results.equal.keys() | results.untold.keys()
+    checked_keys |= results.measured.keys() | results.unmeasured.keys()
+    return next(
+        (
+            shared_key.key
+            for shared_key in _iter_shared_keys(structure)
+            if shared_key.key not in checked_keys
+        ),
+        "",
     )
 
 
-def _ordered(facts: Mapping[str, _Fact], order: Iterable[str]) -> dict[str, _Fact]:
-    return {key: facts[key] for key in order if key in facts}
+def build_checkpoint_diff(
+    structure: StructuralDiff, results: ValueResults | None, tolerances: Tolerances | None
+) -> CheckpointDiff:
+    """Build the CheckpointDiff from structure and value results; None: values were not read."""
+    results_or_empty = results or ValueResults()
+    used_keys = {
+        *results_or_empty.refuted,
+        *results_or_empty.renamed,
+        *results_or_empty.renamed.values(),
+    }
+    unproved_renames = {
+        a: b for a, b in structure.renames_by_name.items() if used_keys.isdisjoint((a, b))
+    }
+    renames = unproved_renames | dict(results_or_empty.renamed)
+    common_keys = [key for key in structure.old_tensors if key in structure.new_tensors]
+    new_positions = {key: n for n, key in enumerate(structure.new_tensors)}
+    diverged_ties = [
+        keys for keys in results_or_empty.diverged if new_positions.keys() >= set(keys)
+    ]
+    return CheckpointDiff(
+        old=structure.old,
+        new=structure.new,
+        old_tensors=structure.old_tensors,
+        new_tensors=structure.new_tensors,
+        places=structure.places,
+        changes=structure.changes,
+        renames=_order_by(renames, structure.old_tensors),
+        proved_renames=frozenset(results_or_empty.renamed),
+        differing_keys=None
+        if results is None
+        else tuple(key for key in structure.old_tensors if results.equal.get(key) is False),
+        uncompared_keys=_order_by(results_or_empty.untold, common_keys),
+        changed_entries=structure.changed_entries,
+        value_differences=_order_by(results_or_empty.measured, common_keys),
+        unmeasured_keys=_order_by(results_or_empty.unmeasured, common_keys),
+        tolerances=tolerances,
+        diverged_ties=tuple(
+            sorted(diverged_ties, key=lambda keys: [new_positions[key] for key in keys])
+        ),
+    )
 
 
-def _only_cut(change: Change) -> bool:
+def _order_by(values_by_key: Mapping[str, _Value], order: Iterable[str]) -> dict[str, _Value]:
+    return {key: values_by_key[key] for key in order if key in values_by_key}
+
+
+def _is_storage_layout_only(change: Change) -> bool:
     return (
         isinstance(change, Changed)
         and change.fields == {"layout"}
-        and {change.expected.layout, change.actual.layout} <= _PLAIN
+        and {change.expected.layout, change.actual.layout} <= _STORAGE_LAYOUTS
     )
 
 
-def _both(known: Outline) -> Iterator[Both]:
-    changes = {c.key: c for c in known.changes}
-    for key in known.old_tensors:
-        change = changes.get(key)
+def _iter_shared_keys(structure: StructuralDiff) -> Iterator[SharedKey]:
+    changes_by_key = {c.key: c for c in structure.changes}
+    for key in structure.old_tensors:
+        change = changes_by_key.get(key)
         if change is None:
-            yield Both(key)
+            yield SharedKey(key)
         elif isinstance(change, Changed) and "shape" not in change.fields:
-            yield Both(key, cast=True)
+            yield SharedKey(key, dtype_differs=True)
 
 
-def _moved(known: Outline) -> Iterator[Moved]:
-    forms: dict[object, tuple[list[str], list[str]]] = {}
-    for change in known.changes:
+def _iter_rename_candidates(structure: StructuralDiff) -> Iterator[RenameCandidates]:
+    groups: dict[object, tuple[list[str], list[str]]] = {}
+    for change in structure.changes:
         if isinstance(change, Changed):
             continue
-        gone = isinstance(change, Missing)
+        is_removed = isinstance(change, Missing)
         tensor = change.expected if isinstance(change, Missing) else change.actual
-        sides = forms.setdefault((tensor.dtype, tensor.shape), ([], []))
-        sides[0 if gone else 1].append(change.key)
-    for removed, added in forms.values():
+        group = groups.setdefault((tensor.dtype, tensor.shape), ([], []))
+        group[0 if is_removed else 1].append(change.key)
+    for removed, added in groups.values():
         if removed and added:
-            yield Moved(tuple(removed), tuple(added))
+            yield RenameCandidates(tuple(removed), tuple(added))
 
 
-def _ties(known: Outline) -> Iterator[Tied]:
-    new = known.new_tensors
-    still = {key: n for n, group in enumerate(ties(new.values())) for key in group}
-    for group in ties(known.old_tensors.values()):
-        first, *others = [key for key in group if key in new] or [""]
-        for other in others:
-            apart = first not in still or still[first] != still.get(other)
-            if apart and _form(new[first]) == _form(new[other]):
-                yield Tied(first, other)
+def _iter_tie_checks(structure: StructuralDiff) -> Iterator[TieCheck]:
+    new_tensors = structure.new_tensors
+    group_numbers = {
+        key: n for n, group in enumerate(tied_keys(new_tensors.values())) for key in group
+    }
+    for group in tied_keys(structure.old_tensors.values()):
+        first_key, *other_keys = [key for key in group if key in new_tensors] or [""]
+        for other_key in other_keys:
+            is_separated = first_key not in group_numbers or group_numbers[
+                first_key
+            ] != group_numbers.get(other_key)
+            if is_separated and _dtype_and_shape(new_tensors[first_key]) == _dtype_and_shape(
+                new_tensors[other_key]
+            ):
+                yield TieCheck(first_key, other_key)
 
 
-def _form(tensor: TensorInfo) -> object:
+def _dtype_and_shape(tensor: TensorInfo) -> object:
     return tensor.dtype, tensor.shape
 
 
-def _compared(
-    known: Outline, keys: list[str], workers: Workers
+def _compare_values(
+    structure: StructuralDiff, keys: list[str], runner: BatchRunner
 ) -> tuple[dict[str, bool], dict[str, str]]:
-    pairs = [(known.old_tensors[key], known.new_tensors[key]) for key in keys]
-    told = dict(zip(keys, values.equal_many(pairs, workers=workers), strict=True))
-    untold = {
-        key: obstacle(old) or obstacle(new) or "their parts are not the same"
-        for (key, same), (old, new) in zip(told.items(), pairs, strict=True)
-        if same is None
+    pairs = [(structure.old_tensors[key], structure.new_tensors[key]) for key in keys]
+    results = dict(zip(keys, values.equal_many(pairs, runner=runner), strict=True))
+    uncompared = {
+        key: unreadable_reason(old) or unreadable_reason(new) or "their parts are not the same"
+        for (key, is_equal), (old, new) in zip(results.items(), pairs, strict=True)
+        if is_equal is None
     }
-    return {key: same for key, same in told.items() if same is not None}, untold
+    return {key: is_equal for key, is_equal in results.items() if is_equal is not None}, uncompared
 
 
-def _renames(
-    known: Outline, groups: list[Moved], workers: Workers
+def _find_proved_renames(
+    structure: StructuralDiff, groups: list[RenameCandidates], runner: BatchRunner
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return (removed key -> added key with equal values, removed keys refuted by values).
 
@@ -286,76 +337,92 @@ def _renames(
     """
     removed = [key for group in groups for key in group.removed]
     added = {key for group in groups for key in group.added}
-    candidates = ((a, known.by_name.get(a)) for a in removed)
-    named = {a: b for a, b in candidates if b in added and _same_form(known, a, b)}
-    pairs = [(known.old_tensors[a], known.new_tensors[b]) for a, b in named.items()]
-    told = dict(zip(named, values.equal_many(pairs, workers=workers), strict=True))
-    renamed = {a: named[a] for a, same in told.items() if same}
-    used = set(renamed.values())
+    candidates = ((a, structure.renames_by_name.get(a)) for a in removed)
+    renames_by_name = {
+        a: b for a, b in candidates if b in added and _has_same_form(structure, a, b)
+    }
+    pairs = [
+        (structure.old_tensors[a], structure.new_tensors[b]) for a, b in renames_by_name.items()
+    ]
+    results = dict(zip(renames_by_name, values.equal_many(pairs, runner=runner), strict=True))
+    renamed = {a: renames_by_name[a] for a, is_equal in results.items() if is_equal}
+    used_keys = set(renamed.values())
     for group in groups:
-        left = [key for key in group.removed if key not in renamed]
-        free = [key for key in group.added if key not in used]
-        if left and free:
-            renamed |= _alike(known, left, free, workers)
-    return renamed, tuple(a for a, same in told.items() if same is False)
+        remaining = [key for key in group.removed if key not in renamed]
+        free_keys = [key for key in group.added if key not in used_keys]
+        if remaining and free_keys:
+            renamed |= _pair_by_content(structure, remaining, free_keys, runner)
+    return renamed, tuple(a for a, is_equal in results.items() if is_equal is False)
 
 
-def _same_form(known: Outline, removed: str, added: str) -> bool:
-    return _form(known.old_tensors[removed]) == _form(known.new_tensors[added])
+def _has_same_form(structure: StructuralDiff, removed: str, added: str) -> bool:
+    return _dtype_and_shape(structure.old_tensors[removed]) == _dtype_and_shape(
+        structure.new_tensors[added]
+    )
 
 
-def _alike(
-    known: Outline, removed: list[str], added: list[str], workers: Workers
+def _pair_by_content(
+    structure: StructuralDiff, removed: list[str], added: list[str], runner: BatchRunner
 ) -> Iterator[tuple[str, str]]:
-    tensors = [known.old_tensors[key] for key in removed]
-    tensors += [known.new_tensors[key] for key in added]
-    prints = values.fingerprint_many(tensors, workers=workers)
-    before = zip(removed, prints[: len(removed)], strict=True)
-    after = zip(added, prints[len(removed) :], strict=True)
-    return pair_alike({k: p for k, p in before if p}, {k: p for k, p in after if p})
+    tensors = [structure.old_tensors[key] for key in removed]
+    tensors += [structure.new_tensors[key] for key in added]
+    fingerprints = values.fingerprint_many(tensors, runner=runner)
+    old_fingerprints = zip(removed, fingerprints[: len(removed)], strict=True)
+    new_fingerprints = zip(added, fingerprints[len(removed) :], strict=True)
+    return pair_by_fingerprint(
+        {k: p for k, p in old_fingerprints if p}, {k: p for k, p in new_fingerprints if p}
+    )
 
 
-def _measured(
-    known: Outline, keys: list[str], tolerances: Tolerances, workers: Workers
-) -> tuple[dict[str, Figures], dict[str, str]]:
-    pairs = {key: (known.old_tensors[key], known.new_tensors[key]) for key in keys}
-    hard = {key: why for key, pair in pairs.items() if (why := statistics.obstacle(*pair))}
-    plain = {key: pair for key, pair in pairs.items() if key not in hard}
-    figures = statistics.measure_many(plain.values(), tolerances, workers)
-    return dict(zip(plain, figures, strict=True)), hard
+def _measure_differences(
+    structure: StructuralDiff, keys: list[str], tolerances: Tolerances, runner: BatchRunner
+) -> tuple[dict[str, ValueDifference], dict[str, str]]:
+    pairs = {key: (structure.old_tensors[key], structure.new_tensors[key]) for key in keys}
+    unmeasured = {
+        key: reason
+        for key, pair in pairs.items()
+        if (reason := statistics.unmeasurable_reason(*pair))
+    }
+    measurable = {key: pair for key, pair in pairs.items() if key not in unmeasured}
+    differences = statistics.measure_many(measurable.values(), tolerances, runner)
+    return dict(zip(measurable, differences, strict=True)), unmeasured
 
 
-def _sides(
+def _select_states(
     old: Checkpoint, new: Checkpoint, at: str | None
 ) -> tuple[tuple[str, str], Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
     if at is not None:
-        before, after = state_at(old, at).tensors, state_at(new, at).tensors
-        if not (before or after):
-            named_state(old, at)  # raises: two missing states are an error, not equal
-        return (at, at), before, after
+        old_tensors, new_tensors = get_state(old, at).tensors, get_state(new, at).tensors
+        if not (old_tensors or new_tensors):
+            require_state(old, at)  # raises: two missing states are an error, not equal
+        return (at, at), old_tensors, new_tensors
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
         return ("*", "*"), all_tensors(old), all_tensors(new)
     pairs = [(a, b) for a in old.states for b in new.states]
     if not pairs:
         return ("", ""), {}, {}
-    a, b = max(pairs, key=lambda pair: _in_common(*pair))
+    a, b = max(pairs, key=lambda pair: _count_matching_tensors(*pair))
     return (a.at, b.at), a.tensors, b.tensors
 
 
-def _in_common(a: State, b: State) -> int:
+def _count_matching_tensors(a: StateDict, b: StateDict) -> int:
     return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
 
 
-def _changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
+def _find_changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
     """Return `at` of plain entries that differ; () if the containers differ."""
     if old.container != new.container:
         return ()
-    before = {e.at: (e.text, e.value) for e in old.entries}
-    after = {e.at: (e.text, e.value) for e in new.entries}
-    places = dict.fromkeys((*before, *after))
-    return tuple(place for place in places if not _same(before.get(place), after.get(place)))
+    old_entries = {e.at: (e.text, e.value) for e in old.entries}
+    new_entries = {e.at: (e.text, e.value) for e in new.entries}
+    places = dict.fromkeys((*old_entries, *new_entries))
+    return tuple(
+        place
+        for place in places
+        if not _is_same_value(old_entries.get(place), new_entries.get(place))
+    )
 
 
-def _same(before: object, after: object) -> bool:
+def _is_same_value(old: object, new: object) -> bool:
     """Whether plain values are equal; NaN counts as equal to NaN."""
-    return before == after or repr(before) == repr(after)
+    return old == new or repr(old) == repr(new)

@@ -13,7 +13,7 @@ from msgspec import Struct
 from ckptool.model import TensorInfo
 
 
-class Style(StrEnum):
+class ParametrizationStyle(StrEnum):
     """How a module stores a parameter: plain, or computed from other tensors."""
 
     PLAIN = "a plain parameter"
@@ -25,48 +25,51 @@ class Style(StrEnum):
     PARAMETRISED = "torch.nn.utils.parametrize"
 
 
-_PARTS: Final[Mapping[Style, tuple[str, ...]]] = {
-    Style.PLAIN: ("{}",),
-    Style.OLD_WEIGHT_NORM: ("{}_g", "{}_v"),
-    Style.NEW_WEIGHT_NORM: ("parametrizations.{}.original0", "parametrizations.{}.original1"),
-    Style.OLD_SPECTRAL_NORM: ("{}_orig", "{}_u", "{}_v"),
-    Style.NEW_SPECTRAL_NORM: (
+_KEY_TEMPLATES: Final[Mapping[ParametrizationStyle, tuple[str, ...]]] = {
+    ParametrizationStyle.PLAIN: ("{}",),
+    ParametrizationStyle.OLD_WEIGHT_NORM: ("{}_g", "{}_v"),
+    ParametrizationStyle.NEW_WEIGHT_NORM: (
+        "parametrizations.{}.original0",
+        "parametrizations.{}.original1",
+    ),
+    ParametrizationStyle.OLD_SPECTRAL_NORM: ("{}_orig", "{}_u", "{}_v"),
+    ParametrizationStyle.NEW_SPECTRAL_NORM: (
         "parametrizations.{}.original",
         "parametrizations.{}.0._u",
         "parametrizations.{}.0._v",
     ),
-    Style.PRUNED: ("{}_orig", "{}_mask"),
+    ParametrizationStyle.PRUNED: ("{}_orig", "{}_mask"),
 }
 """Key templates of the tensors that each style saves; equivalent styles have the same order."""
-_PAIRS: Final = (
-    {Style.OLD_WEIGHT_NORM, Style.NEW_WEIGHT_NORM},
-    {Style.OLD_SPECTRAL_NORM, Style.NEW_SPECTRAL_NORM},
+_EQUIVALENT_STYLES: Final = (
+    {ParametrizationStyle.OLD_WEIGHT_NORM, ParametrizationStyle.NEW_WEIGHT_NORM},
+    {ParametrizationStyle.OLD_SPECTRAL_NORM, ParametrizationStyle.NEW_SPECTRAL_NORM},
 )
 """Styles that compute the same from the same tensors: only the keys differ."""
 _SUFFIXES: Final = ("_g", "_v", "_orig", "_u", "_mask")
-_WEIGHT_NORM: Final = "torch.nn.utils.parametrizations._WeightNorm"
+_WEIGHT_NORM_CLASS: Final = "torch.nn.utils.parametrizations._WeightNorm"
 
 
-class Restyle(Struct, frozen=True):
+class Reparametrization(Struct, frozen=True):
     """A parameter stored in different styles by the file and the module."""
 
     parameter: str
     """Key of the plain parameter ("conv.weight"), which need not exist on either side."""
-    have: Style
-    want: Style
+    file_style: ParametrizationStyle
+    module_style: ParametrizationStyle
     file_keys: tuple[str, ...]
     module_keys: tuple[str, ...]
     renames: Mapping[str, str]
     """Key in the file -> key in the module if only the keys differ; else empty."""
-    bridged: bool
+    handled_by_torch_hook: bool
     """Whether torch's load hook of the module accepts the file's keys."""
 
 
-def find_restyles(
+def find_reparametrizations(
     expected: Mapping[str, TensorInfo],
     actual: Mapping[str, TensorInfo],
     classes: Mapping[str, str],
-) -> tuple[Restyle, ...]:
+) -> tuple[Reparametrization, ...]:
     """Return the parameters that both sides have, in different styles.
 
     Args:
@@ -74,98 +77,119 @@ def find_restyles(
         actual: what the file holds.
         classes: prefix of a sub-module -> the qualified name of its class.
     """
-    unexpected = _owners(key for key in actual if key not in expected)
-    both = [one for one in _owners(k for k in expected if k not in actual) if one in unexpected]
-    wrapped = (_parametrised(actual), _parametrised(expected)) if both else ({}, {})
-    found: list[Restyle] = []
-    for one in both:
-        have = _style(one, actual, wrapped[0])
-        want = _style(one, expected, wrapped[1])
-        if have is not None and want is not None and have.style is not want.style:
-            found.append(_restyle(one, have, want, expected, actual, classes))
-    return tuple(found)
+    unexpected = _possible_owners(key for key in actual if key not in expected)
+    common_owners = [
+        owner
+        for owner in _possible_owners(k for k in expected if k not in actual)
+        if owner in unexpected
+    ]
+    parametrized = (
+        (_group_parametrized_keys(actual), _group_parametrized_keys(expected))
+        if common_owners
+        else ({}, {})
+    )
+    result: list[Reparametrization] = []
+    for owner in common_owners:
+        in_file = _detect_style(owner, actual, parametrized[0])
+        in_module = _detect_style(owner, expected, parametrized[1])
+        if in_file is not None and in_module is not None and in_file.style is not in_module.style:
+            result.append(
+                _build_reparametrization(owner, in_file, in_module, expected, actual, classes)
+            )
+    return tuple(result)
 
 
-_Owner = tuple[str, str]
+_ParameterOwner = tuple[str, str]
 """(prefix of a module with its trailing dot, name of a parameter)."""
 
 
-class _Kept(Struct, frozen=True):
-    style: Style
+class _StyledParameter(Struct, frozen=True):
+    style: ParametrizationStyle
     keys: tuple[str, ...]
 
 
-def _owners(keys: Iterable[str]) -> dict[_Owner, None]:
+def _possible_owners(keys: Iterable[str]) -> dict[_ParameterOwner, None]:
     """Return the (module prefix, parameter name) that each key could belong to, in order."""
-    found: dict[_Owner, None] = {}
+    owners: dict[_ParameterOwner, None] = {}
     for key in keys:
-        owner, marked, rest = f".{key}".rpartition(".parametrizations.")
-        if marked and "." in rest:
-            found[f"{owner}."[1:], rest.split(".", 1)[0]] = None
+        owner, separator, remainder = f".{key}".rpartition(".parametrizations.")
+        if separator and "." in remainder:
+            owners[f"{owner}."[1:], remainder.split(".", 1)[0]] = None
             continue
         dot = key.rfind(".") + 1
         prefix, name = key[:dot], key[dot:]
         stem = next((name.removesuffix(s) for s in _SUFFIXES if name.endswith(s)), name)
-        found[prefix, stem] = None
-    return found
+        owners[prefix, stem] = None
+    return owners
 
 
-def _parametrised(tensors: Mapping[str, TensorInfo]) -> dict[_Owner, tuple[str, ...]]:
+def _group_parametrized_keys(
+    tensors: Mapping[str, TensorInfo],
+) -> dict[_ParameterOwner, tuple[str, ...]]:
     """Return (module prefix, parameter name) -> keys, for parametrised parameters."""
-    found: dict[_Owner, tuple[str, ...]] = {}
+    keys_by_owner: dict[_ParameterOwner, tuple[str, ...]] = {}
     for key in tensors:
         if "parametrizations." in key:
-            for owner in _owners([key]):
-                found[owner] = (*found.get(owner, ()), key)
-    return found
+            for owner in _possible_owners([key]):
+                keys_by_owner[owner] = (*keys_by_owner.get(owner, ()), key)
+    return keys_by_owner
 
 
-def _restyle(
-    one: _Owner,
-    have: _Kept,
-    want: _Kept,
+def _build_reparametrization(
+    owner: _ParameterOwner,
+    in_file: _StyledParameter,
+    in_module: _StyledParameter,
     expected: Mapping[str, TensorInfo],
     actual: Mapping[str, TensorInfo],
     classes: Mapping[str, str],
-) -> Restyle:
-    prefix, name = one
-    pairs = dict(zip(have.keys, want.keys, strict=False))
-    same = {have.style, want.style} in _PAIRS and all(
+) -> Reparametrization:
+    prefix, name = owner
+    pairs = dict(zip(in_file.keys, in_module.keys, strict=False))
+    is_equivalent = {in_file.style, in_module.style} in _EQUIVALENT_STYLES and all(
         actual[old].shape == expected[new].shape for old, new in pairs.items()
     )
-    hook = classes.get(f"{prefix}parametrizations.{name}.0") == _WEIGHT_NORM
-    return Restyle(
+    has_hook = classes.get(f"{prefix}parametrizations.{name}.0") == _WEIGHT_NORM_CLASS
+    return Reparametrization(
         parameter=f"{prefix}{name}",
-        have=have.style,
-        want=want.style,
-        file_keys=have.keys,
-        module_keys=want.keys,
-        renames={old: new for old, new in pairs.items() if old != new} if same else {},
-        bridged=same and have.style is Style.OLD_WEIGHT_NORM and hook,
+        file_style=in_file.style,
+        module_style=in_module.style,
+        file_keys=in_file.keys,
+        module_keys=in_module.keys,
+        renames={old: new for old, new in pairs.items() if old != new} if is_equivalent else {},
+        handled_by_torch_hook=is_equivalent
+        and in_file.style is ParametrizationStyle.OLD_WEIGHT_NORM
+        and has_hook,
     )
 
 
-def _style(
-    one: _Owner, tensors: Mapping[str, TensorInfo], wrapped: Mapping[_Owner, tuple[str, ...]]
-) -> _Kept | None:
+def _detect_style(
+    owner: _ParameterOwner,
+    tensors: Mapping[str, TensorInfo],
+    parametrized: Mapping[_ParameterOwner, tuple[str, ...]],
+) -> _StyledParameter | None:
     """Return the style whose keys are all present, with most keys if several; None if none."""
-    found = [_Kept(style, _keys(*one, parts)) for style, parts in _PARTS.items()]
-    complete = [kept for kept in found if all(key in tensors for key in kept.keys)]
-    if any(kept.style is not Style.PLAIN for kept in complete):
-        return max(complete, key=lambda kept: len(kept.keys))
-    if one in wrapped:
-        return _Kept(Style.PARAMETRISED, wrapped[one])
+    candidates = [
+        _StyledParameter(style, _fill_templates(*owner, templates))
+        for style, templates in _KEY_TEMPLATES.items()
+    ]
+    complete = [
+        candidate for candidate in candidates if all(key in tensors for key in candidate.keys)
+    ]
+    if any(candidate.style is not ParametrizationStyle.PLAIN for candidate in complete):
+        return max(complete, key=lambda candidate: len(candidate.keys))
+    if owner in parametrized:
+        return _StyledParameter(ParametrizationStyle.PARAMETRISED, parametrized[owner])
     return complete[0] if complete else None
 
 
-def _keys(prefix: str, name: str, parts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{prefix}{part.format(name)}" for part in parts)
+def _fill_templates(prefix: str, name: str, templates: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{prefix}{template.format(name)}" for template in templates)
 
 
-_OLD_NAMES: Final = {"gamma": "weight", "beta": "bias"}
+_GAMMA_BETA_NAMES: Final = {"gamma": "weight", "beta": "bias"}
 
 
-def find_old_norms(
+def find_gamma_beta_renames(
     missing: Mapping[str, TensorInfo],
     unexpected: Mapping[str, TensorInfo],
     classes: Mapping[str, str],
@@ -177,8 +201,8 @@ def find_old_norms(
     pairs: dict[str, str] = {}
     for old, tensor in unexpected.items():
         owner, _, name = old.rpartition(".")
-        new = f"{owner}.{_OLD_NAMES[name]}".lstrip(".") if name in _OLD_NAMES else ""
-        norm = classes.get(owner, "").endswith("LayerNorm")
-        if norm and new in missing and missing[new].shape == tensor.shape:
+        new = f"{owner}.{_GAMMA_BETA_NAMES[name]}".lstrip(".") if name in _GAMMA_BETA_NAMES else ""
+        is_layer_norm = classes.get(owner, "").endswith("LayerNorm")
+        if is_layer_norm and new in missing and missing[new].shape == tensor.shape:
             pairs[new] = old
     return pairs

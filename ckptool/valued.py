@@ -6,28 +6,35 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.compare import Changed, Loading, all_tensors
-from ckptool.figures import Figures, cast, figures, figures_many, halved, unreadable
-from ckptool.model import Checkpoint, Constancy, Held, Kind, Skipped, TensorInfo
-from ckptool.values import fingerprint
+from ckptool.compare import Changed, ModuleDiff, all_tensors
+from ckptool.figures import (
+    TensorStatistics,
+    compute_statistics,
+    compute_statistics_many,
+    half_precision_fingerprints,
+    measure_cast,
+    statistics_unavailable_reason,
+)
+from ckptool.model import Checkpoint, Constancy, Kind, ModuleTensor, Skipped, TensorInfo
+from ckptool.values import fingerprint_tensor
 
-_HALF: Final = ("bfloat16", "float16")
+_HALF_DTYPES: Final = ("bfloat16", "float16")
 
 
-class Valued(Struct, frozen=True):
+class CheckpointStatistics(Struct, frozen=True):
     """Statistics of the values of all tensors in a checkpoint."""
 
     checkpoint: Checkpoint
     tensors: Mapping[str, TensorInfo]
     """Tensors of all states, by key prefixed with the state's `at`."""
-    figures: Mapping[str, Figures]
+    statistics: Mapping[str, TensorStatistics]
     """By the same keys, for tensors whose statistics could be computed."""
-    optimizers: frozenset[str]
+    optimizer_keys: frozenset[str]
     """Keys of tensors in optimizer states."""
     skipped: tuple[Skipped, ...]
 
 
-def valued(checkpoint: Checkpoint) -> Valued:
+def compute_checkpoint_statistics(checkpoint: Checkpoint) -> CheckpointStatistics:
     """Compute statistics of all tensors of a checkpoint, for the rules CK401 to CK405.
 
     Reads every byte of the tensors once, in threads, in bounded memory; needs torch.
@@ -36,68 +43,82 @@ def valued(checkpoint: Checkpoint) -> Valued:
         ReadError: a file became unreadable or changed since it was described.
     """
     tensors = all_tensors(checkpoint)
-    why = {key: unreadable(tensor) for key, tensor in tensors.items()}
-    readable = [key for key, reason in why.items() if not reason]
-    found = zip(readable, figures_many(tensors[key] for key in readable), strict=True)
-    inside = [s for s in checkpoint.states if s.role == "optimizer"]
-    return Valued(
+    reasons = {key: statistics_unavailable_reason(tensor) for key, tensor in tensors.items()}
+    readable = [key for key, reason in reasons.items() if not reason]
+    statistics_by_key = zip(
+        readable, compute_statistics_many(tensors[key] for key in readable), strict=True
+    )
+    optimizer_states = [s for s in checkpoint.states if s.role == "optimizer"]
+    return CheckpointStatistics(
         checkpoint,
         tensors,
-        {key: one for key, one in found if one is not None},
-        frozenset(f"{s.at}.{key}" if s.at else key for s in inside for key in s.tensors),
-        tuple(Skipped(f"values of {key}", reason) for key, reason in why.items() if reason),
+        {key: statistics for key, statistics in statistics_by_key if statistics is not None},
+        frozenset(f"{s.at}.{key}" if s.at else key for s in optimizer_states for key in s.tensors),
+        tuple(Skipped(f"values of {key}", reason) for key, reason in reasons.items() if reason),
     )
 
 
-def with_values(loading: Loading) -> Loading:
+def add_value_checks(diff: ModuleDiff) -> ModuleDiff:
     """Return the diff with `cast_effects` and `constant_fingerprints` filled from the values.
 
     Raises:
         ReadError: a file became unreadable or changed since it was described.
     """
-    changes = [c for c in loading.changes if isinstance(c, Changed) and "dtype" in c.fields]
-    casts = {c.key: cast(c.actual, c.expected.dtype) for c in changes}
+    changes = [c for c in diff.changes if isinstance(c, Changed) and "dtype" in c.fields]
+    cast_effects = {c.key: measure_cast(c.actual, c.expected.dtype) for c in changes}
     return replace(
-        loading,
-        casts={key: one for key, one in casts.items() if one is not None},
-        constants=dict(_constants(loading)),
+        diff,
+        cast_effects={key: effect for key, effect in cast_effects.items() if effect is not None},
+        constant_fingerprints=dict(_iter_constant_fingerprints(diff)),
     )
 
 
-def _constants(loading: Loading) -> Iterable[tuple[str, tuple[str, ...]]]:
-    for key in loading.matched:
-        held, tensor = loading.module.held[key], loading.state.tensors.get(key)
-        if tensor is None or not _is_constant(held) or tensor.shape != held.tensor.shape:
+def _iter_constant_fingerprints(diff: ModuleDiff) -> Iterable[tuple[str, tuple[str, ...]]]:
+    for key in diff.matched_keys:
+        module_tensor, tensor = diff.module.tensors[key], diff.state.tensors.get(key)
+        if (
+            tensor is None
+            or not _is_constant(module_tensor)
+            or tensor.shape != module_tensor.tensor.shape
+        ):
             continue
-        content = fingerprint(tensor)
-        if content is not None and not _is_placeholder(held):
-            yield key, (content, *_rounded(tensor, held).values())
+        file_fingerprint = fingerprint_tensor(tensor)
+        if file_fingerprint is not None and not _is_constant_fill(module_tensor):
+            yield (
+                key,
+                (file_fingerprint, *_fingerprint_exact_halves(tensor, module_tensor).values()),
+            )
 
 
-def _is_constant(held: Held) -> bool:
+def _is_constant(module_tensor: ModuleTensor) -> bool:
     """Whether construction always gives this buffer the same value, and training keeps it."""
-    fixed = held.constancy is Constancy.CONSTANT and not held.statistic
-    return held.kind is Kind.BUFFER and fixed and bool(held.fingerprint)
+    is_fixed = module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_statistic
+    return module_tensor.kind is Kind.BUFFER and is_fixed and bool(module_tensor.fingerprint)
 
 
-def _rounded(tensor: TensorInfo, held: Held) -> dict[str, str]:
+def _fingerprint_exact_halves(tensor: TensorInfo, module_tensor: ModuleTensor) -> dict[str, str]:
     """Return half-precision dtype -> fingerprint of a float32 tensor that it holds exactly."""
-    if not held.halved or tensor.dtype != "float32":
+    if not module_tensor.half_precision_fingerprints or tensor.dtype != "float32":
         return {}
-    found = figures(tensor)
-    return halved(tensor, [half for half in _HALF if found and half in found.halves])
+    statistics = compute_statistics(tensor)
+    return half_precision_fingerprints(
+        tensor,
+        [dtype for dtype in _HALF_DTYPES if statistics and dtype in statistics.exact_half_dtypes],
+    )
 
 
-def _is_placeholder(held: Held) -> bool:
+def _is_constant_fill(module_tensor: ModuleTensor) -> bool:
     """Whether a buffer is initialised to zeros or ones, probably to be filled later."""
     import torch
 
-    from ckptool.modules.tensors import digest
+    from ckptool.modules.tensors import compute_fingerprint
 
-    if held.tensor.layout != "strided":
+    if module_tensor.tensor.layout != "strided":
         return False
-    dtype = getattr(torch, held.tensor.dtype, None)
+    dtype = getattr(torch, module_tensor.tensor.dtype, None)
     if not isinstance(dtype, torch.dtype):
         return False
-    blank = (make(held.tensor.shape, dtype=dtype) for make in (torch.zeros, torch.ones))
-    return held.fingerprint in map(digest, blank)
+    blank_tensors = (
+        fill(module_tensor.tensor.shape, dtype=dtype) for fill in (torch.zeros, torch.ones)
+    )
+    return module_tensor.fingerprint in map(compute_fingerprint, blank_tensors)

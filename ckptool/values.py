@@ -10,32 +10,32 @@ from msgspec.structs import replace
 from ckptool import content
 from ckptool import elements as reading
 from ckptool.elements import (
-    Files,
-    cut,
-    elements_in,
-    has_layers,
-    in_one_piece,
-    is_swapped,
-    obstacle,
-    run_of,
+    OpenFiles,
+    contiguous_span,
+    has_component_tensors,
+    iter_elements_from,
+    needs_byteswap,
+    split_span,
+    unreadable_reason,
+    unwrap_single_chunk,
 )
-from ckptool.model import BITS, Span, TensorInfo
-from ckptool.strides import steps_of
-from ckptool.workers import JOBS, Batch, Workers
+from ckptool.model import DTYPE_BITS, Span, TensorInfo
+from ckptool.strides import compute_steps
+from ckptool.workers import JOBS, Batch, BatchRunner
 
-_PIECE: Final = 32 << 20
+TASK_NBYTES: Final = 32 << 20
 """Bytes per task: contiguous tensors are split at this size, small ones grouped up to it."""
-_BATCH: Final = 1024
+_TASK_ITEMS: Final = 1024
 """Maximum number of tensors, or pieces of tensors, of one task."""
 
 _T = TypeVar("_T")
-_Work = tuple[int, Span, Span] | tuple[int, TensorInfo, TensorInfo]
+_ComparisonTask = tuple[int, Span, Span] | tuple[int, TensorInfo, TensorInfo]
 """(position of a pair, spans or whole tensors to compare)."""
-_Digested = tuple[int, Span | TensorInfo]
+_DigestTask = tuple[int, Span | TensorInfo]
 """(position of a tensor, next span of it or the whole tensor to digest)."""
 
 
-def equal(a: TensorInfo, b: TensorInfo) -> bool | None:
+def are_equal(a: TensorInfo, b: TensorInfo) -> bool | None:
     """Whether two tensors have the same dtype, shape and bits.
 
     Returns:
@@ -45,12 +45,14 @@ def equal(a: TensorInfo, b: TensorInfo) -> bool | None:
     Raises:
         ReadError: a file became unreadable or changed since it was described.
     """
-    with Files() as files:
-        return _equal(a, b, files)
+    with OpenFiles() as files:
+        return _are_equal(a, b, files)
 
 
 def equal_many(
-    pairs: Iterable[tuple[TensorInfo, TensorInfo]], jobs: int = JOBS, workers: Workers | None = None
+    pairs: Iterable[tuple[TensorInfo, TensorInfo]],
+    jobs: int = JOBS,
+    runner: BatchRunner | None = None,
 ) -> list[bool | None]:
     """Return `are_equal` of each pair, in order; large tensors are split into several tasks.
 
@@ -59,220 +61,249 @@ def equal_many(
         jobs: number of threads if there is no `runner`.
         runner: runs the tasks instead of threads.
     """
-    together = list(pairs)
-    verdicts: list[bool | None] = [True] * len(together)
-    work = (
+    pair_list = list(pairs)
+    results: list[bool | None] = [True] * len(pair_list)
+    tasks = (
         (nbytes, item)
-        for position, pair in enumerate(together)
-        for nbytes, item in _work(position, *pair)
-        if verdicts[position]
+        for position, pair in enumerate(pair_list)
+        for nbytes, item in _iter_comparison_tasks(position, *pair)
+        if results[position]
     )
-    for items, told in (workers or Workers(jobs)).each(_settle, _batches(work)):
-        for (position, *_), same in zip(items, told, strict=True):
-            if verdicts[position] and same is not True:
-                verdicts[position] = same
-    return verdicts
+    for items, batch_results in (runner or BatchRunner(jobs)).map_batches(
+        _compare_batch, group_into_batches(tasks)
+    ):
+        for (position, *_), is_equal in zip(items, batch_results, strict=True):
+            if results[position] and is_equal is not True:
+                results[position] = is_equal
+    return results
 
 
-def fingerprint(tensor: TensorInfo) -> str | None:
+def fingerprint_tensor(tensor: TensorInfo) -> str | None:
     """Return the content fingerprint of a tensor; None if it cannot be read without torch.
 
     Raises:
         ReadError: the file became unreadable or changed since it was described.
     """
-    with Files() as files:
-        return _fingerprint(tensor, files)
+    with OpenFiles() as files:
+        return _fingerprint_tensor(tensor, files)
 
 
 def fingerprint_many(
-    tensors: Iterable[TensorInfo], jobs: int = JOBS, workers: Workers | None = None
+    tensors: Iterable[TensorInfo], jobs: int = JOBS, runner: BatchRunner | None = None
 ) -> list[str | None]:
     """Return `fingerprint_tensor` of each, in order; large tensors are split into several tasks."""
-    together = list(tensors)
-    told: list[str | None] = [None] * len(together)
+    tensor_list = list(tensors)
+    fingerprints: list[str | None] = [None] * len(tensor_list)
     pieces: dict[int, list[bytes]] = {}
-    work = (item for position, one in enumerate(together) for item in _digested(position, one))
-    for items, found in (workers or Workers(jobs)).each(_digests, _batches(work)):
-        for (position, _), digest in zip(items, found, strict=True):
+    tasks = (
+        item
+        for position, tensor_info in enumerate(tensor_list)
+        for item in _iter_digest_tasks(position, tensor_info)
+    )
+    for items, batch_digests in (runner or BatchRunner(jobs)).map_batches(
+        _digest_batch, group_into_batches(tasks)
+    ):
+        for (position, _), digest in zip(items, batch_digests, strict=True):
             if isinstance(digest, bytes):
                 pieces.setdefault(position, []).append(digest)
             else:
-                told[position] = digest
+                fingerprints[position] = digest
     for position, digests in pieces.items():
-        tensor = together[position]
-        told[position] = content.fingerprint_of(tensor.dtype, tensor.shape, digests)
-    return told
+        tensor = tensor_list[position]
+        fingerprints[position] = content.combine_piece_digests(tensor.dtype, tensor.shape, digests)
+    return fingerprints
 
 
-def aligned(
-    a: TensorInfo, b: TensorInfo, elements: int, folder: Path = Path()
+def iter_aligned_blocks(
+    a: TensorInfo, b: TensorInfo, element_count: int, folder: Path = Path()
 ) -> Iterator[tuple[bytes, bytes]]:
     """Yield blocks of `element_count` elements of two tensors of one shape, as `iter_elements`.
 
     Only for readable tensors (`unreadable_reason` is "") with elements of whole bytes.
     """
-    with Files(folder) as files:
-        one, other = (
-            _blocks(elements_in(tensor, files), elements * BITS[tensor.dtype] // 8)
+    with OpenFiles(folder) as files:
+        first_blocks, second_blocks = (
+            _iter_blocks(
+                iter_elements_from(tensor, files), element_count * DTYPE_BITS[tensor.dtype] // 8
+            )
             for tensor in (a, b)
         )
-        yield from zip(one, other, strict=True)
+        yield from zip(first_blocks, second_blocks, strict=True)
 
 
-def pieces(a: TensorInfo, b: TensorInfo, elements: int) -> Iterator[tuple[TensorInfo, TensorInfo]]:
+def split_pair(
+    a: TensorInfo, b: TensorInfo, element_count: int
+) -> Iterator[tuple[TensorInfo, TensorInfo]]:
     """Split two tensors of one shape into pairs of `element_count` elements, if contiguous."""
-    one, other = in_one_piece(a), in_one_piece(b)
-    even = one.contiguous and other.contiguous and run_of(one) and run_of(other)
-    if not (even or _runs(one, other)):
+    first, second = unwrap_single_chunk(a), unwrap_single_chunk(b)
+    is_sliceable = (
+        first.is_contiguous
+        and second.is_contiguous
+        and contiguous_span(first)
+        and contiguous_span(second)
+    )
+    if not (is_sliceable or find_matching_spans(first, second)):
         yield a, b
         return
-    for start in range(0, one.numel, elements):
-        count = min(elements, one.numel - start)
-        yield _stretch(one, start, count), _stretch(other, start, count)
+    for start in range(0, first.numel, element_count):
+        count = min(element_count, first.numel - start)
+        yield _slice_elements(first, start, count), _slice_elements(second, start, count)
 
 
-def _equal(a: TensorInfo, b: TensorInfo, files: Files) -> bool | None:
+def _are_equal(a: TensorInfo, b: TensorInfo, files: OpenFiles) -> bool | None:
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    if has_layers(a) or has_layers(b):
-        return _equal_layers(a, b, files)
-    if runs := _runs(a, b):
-        return _same_bytes(*runs, files)
-    if obstacle(a) or obstacle(b):
+    if has_component_tensors(a) or has_component_tensors(b):
+        return _are_components_equal(a, b, files)
+    if spans := find_matching_spans(a, b):
+        return _are_spans_equal(*spans, files)
+    if unreadable_reason(a) or unreadable_reason(b):
         return None
-    both = (_blocks(elements_in(tensor, files), reading.CHUNK) for tensor in (a, b))
-    blocks = zip_longest(*both)
+    streams = (_iter_blocks(iter_elements_from(tensor, files), reading.CHUNK) for tensor in (a, b))
+    blocks = zip_longest(*streams)
     return all(x == y for x, y in blocks)
 
 
-def _equal_layers(a: TensorInfo, b: TensorInfo, files: Files) -> bool | None:
+def _are_components_equal(a: TensorInfo, b: TensorInfo, files: OpenFiles) -> bool | None:
     if a.layout != b.layout or [part.name for part in a.parts] != [part.name for part in b.parts]:
         return None
-    both = zip(a.parts, b.parts, strict=True)
-    told = [_equal(one.tensor, other.tensor, files) for one, other in both]
-    return False if False in told else None if None in told else True
+    component_pairs = zip(a.parts, b.parts, strict=True)
+    results = [_are_equal(first.tensor, second.tensor, files) for first, second in component_pairs]
+    return False if False in results else None if None in results else True
 
 
-def _same_bytes(a: Span, b: Span, files: Files) -> bool:
+def _are_spans_equal(a: Span, b: Span, files: OpenFiles) -> bool:
     if a == b:
         return True
-    pieces = zip(cut(a, reading.CHUNK), cut(b, reading.CHUNK), strict=True)
-    return all(files.same(one, other) for one, other in pieces)
+    chunk_pairs = zip(split_span(a, reading.CHUNK), split_span(b, reading.CHUNK), strict=True)
+    return all(files.equal_spans(first, second) for first, second in chunk_pairs)
 
 
-def _blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
+def _iter_blocks(pieces: Iterable[bytes], nbytes: int) -> Iterator[bytes]:
     """Regroup a stream of bytes into blocks of `nbytes`; the last may be shorter."""
-    rest = bytearray()
+    buffer = bytearray()
     for piece in pieces:
-        if not rest and len(piece) == nbytes:
+        if not buffer and len(piece) == nbytes:
             yield piece
             continue
-        rest += piece
-        whole = len(rest) - len(rest) % nbytes
-        for start in range(0, whole, nbytes):
-            yield bytes(rest[start : start + nbytes])
-        del rest[:whole]
-    if rest:
-        yield bytes(rest)
+        buffer += piece
+        whole_nbytes = len(buffer) - len(buffer) % nbytes
+        for start in range(0, whole_nbytes, nbytes):
+            yield bytes(buffer[start : start + nbytes])
+        del buffer[:whole_nbytes]
+    if buffer:
+        yield bytes(buffer)
 
 
-def _stretch(tensor: TensorInfo, start: int, count: int) -> TensorInfo:
+def _slice_elements(tensor: TensorInfo, start: int, count: int) -> TensorInfo:
     """Return a slice of a contiguous tensor's elements as a 1-d tensor, in storage order."""
     offset = tensor.storage_offset + start
     return replace(tensor, shape=(count,), stride=(1,), storage_offset=offset)
 
 
-def _runs(a: TensorInfo, b: TensorInfo) -> tuple[Span, Span] | None:
+def find_matching_spans(a: TensorInfo, b: TensorInfo) -> tuple[Span, Span] | None:
     """Return the spans of both tensors if contiguous, with elements in the same order; or None."""
-    a, b = in_one_piece(a), in_one_piece(b)
-    if (a.dtype, a.shape) != (b.dtype, b.shape) or _order(a) != _order(b):
+    a, b = unwrap_single_chunk(a), unwrap_single_chunk(b)
+    if (a.dtype, a.shape) != (b.dtype, b.shape) or _element_order(a) != _element_order(b):
         return None
-    one, other = run_of(a), run_of(b)
-    return (one, other) if one and other else None
+    first_span, second_span = contiguous_span(a), contiguous_span(b)
+    return (first_span, second_span) if first_span and second_span else None
 
 
-def _straight(tensor: TensorInfo) -> Span | None:
+def find_digestible_span(tensor: TensorInfo) -> Span | None:
     """Return the span of the elements if its bytes are what is digested, in order; or None."""
-    whole = in_one_piece(tensor)
-    return run_of(whole) if whole.contiguous and not is_swapped(whole) else None
+    unwrapped = unwrap_single_chunk(tensor)
+    return (
+        contiguous_span(unwrapped)
+        if unwrapped.is_contiguous and not needs_byteswap(unwrapped)
+        else None
+    )
 
 
-def _order(tensor: TensorInfo) -> object:
+def _element_order(tensor: TensorInfo) -> object:
     """Return a value that is equal for tensors of one shape with elements in the same order."""
-    swapped = is_swapped(tensor)
-    return swapped if tensor.contiguous else (swapped, steps_of(tensor.shape, tensor.stride))
+    byteswap = needs_byteswap(tensor)
+    return (
+        byteswap if tensor.is_contiguous else (byteswap, compute_steps(tensor.shape, tensor.stride))
+    )
 
 
-def _fingerprint(tensor: TensorInfo, files: Files) -> str | None:
-    if obstacle(tensor):
+def _fingerprint_tensor(tensor: TensorInfo, files: OpenFiles) -> str | None:
+    if unreadable_reason(tensor):
         return None
-    return content.fingerprint(tensor.dtype, tensor.shape, _content(tensor, files))
+    return content.fingerprint_chunks(tensor.dtype, tensor.shape, _iter_content(tensor, files))
 
 
-def _content(tensor: TensorInfo, files: Files) -> Iterator[bytes]:
+def _iter_content(tensor: TensorInfo, files: OpenFiles) -> Iterator[bytes]:
     """Yield the elements' bytes; each component is preceded by its name, dtype and shape."""
-    if not has_layers(tensor):
-        yield from elements_in(tensor, files)
+    if not has_component_tensors(tensor):
+        yield from iter_elements_from(tensor, files)
         return
     for part in tensor.parts:
         yield f"{part.name} {part.tensor.dtype}{list(part.tensor.shape)}".encode()
-        yield from _content(part.tensor, files)
+        yield from _iter_content(part.tensor, files)
 
 
-def _work(position: int, a: TensorInfo, b: TensorInfo) -> Iterator[tuple[int, _Work]]:
+def _iter_comparison_tasks(
+    position: int, a: TensorInfo, b: TensorInfo
+) -> Iterator[tuple[int, _ComparisonTask]]:
     """Yield (bytes read of each tensor, task) for a pair."""
-    runs = None if has_layers(a) or has_layers(b) else _runs(a, b)
-    if runs is None:
+    spans = (
+        None if has_component_tensors(a) or has_component_tensors(b) else find_matching_spans(a, b)
+    )
+    if spans is None:
         yield a.nbytes, (position, a, b)
         return
-    for one, other in zip(cut(runs[0], _PIECE), cut(runs[1], _PIECE), strict=True):
-        yield one.nbytes, (position, one, other)
+    for first, second in zip(
+        split_span(spans[0], TASK_NBYTES), split_span(spans[1], TASK_NBYTES), strict=True
+    ):
+        yield first.nbytes, (position, first, second)
 
 
-def _settle(folder: Path, work: Sequence[_Work]) -> list[bool | None]:
-    with Files(folder) as files:
-        return [_same(item, files) for item in work]
+def _compare_batch(folder: Path, tasks: Sequence[_ComparisonTask]) -> list[bool | None]:
+    with OpenFiles(folder) as files:
+        return [_run_comparison(task, files) for task in tasks]
 
 
-def _same(item: _Work, files: Files) -> bool | None:
-    match item:
-        case (_, Span() as one, Span() as other):
-            return _same_bytes(one, other, files)
+def _run_comparison(task: _ComparisonTask, files: OpenFiles) -> bool | None:
+    match task:
+        case (_, Span() as first_span, Span() as second_span):
+            return _are_spans_equal(first_span, second_span, files)
         case (_, TensorInfo() as a, TensorInfo() as b):
-            return _equal(a, b, files)
-    raise AssertionError(item)
+            return _are_equal(a, b, files)
+    raise AssertionError(task)
 
 
-def _digested(position: int, tensor: TensorInfo) -> Iterator[tuple[int, _Digested]]:
+def _iter_digest_tasks(position: int, tensor: TensorInfo) -> Iterator[tuple[int, _DigestTask]]:
     """Yield (bytes read, task) for a tensor."""
-    run = _straight(tensor)
-    if run is None or tensor.nbytes <= content.PIECE:
+    contiguous = find_digestible_span(tensor)
+    if contiguous is None or tensor.nbytes <= content.PIECE:
         yield tensor.nbytes, (position, tensor)
         return
-    for span in cut(run, content.PIECE):
+    for span in split_span(contiguous, content.PIECE):
         yield span.nbytes, (position, span)
 
 
-def _digests(folder: Path, work: Sequence[_Digested]) -> list[bytes | str | None]:
+def _digest_batch(folder: Path, tasks: Sequence[_DigestTask]) -> list[bytes | str | None]:
     """Return the digest (bytes) of each span and the fingerprint (str, None) of each tensor."""
-    with Files(folder) as files:
+    with OpenFiles(folder) as files:
         return [
-            next(content.piece_digests(files.passing(what)))
-            if isinstance(what, Span)
-            else _fingerprint(what, files)
-            for _, what in work
+            next(content.iter_piece_digests(files.iter_chunks(target)))
+            if isinstance(target, Span)
+            else _fingerprint_tensor(target, files)
+            for _, target in tasks
         ]
 
 
-def _batches(items: Iterable[tuple[int, _T]]) -> Iterator[Batch[_T]]:
+def group_into_batches(items: Iterable[tuple[int, _T]]) -> Iterator[Batch[_T]]:
     """Group items into batches of about _TASK_NBYTES bytes, or of at most _TASK_ITEMS items."""
     batch: list[_T] = []
-    total = 0
+    total_nbytes = 0
     for nbytes, item in items:
         batch.append(item)
-        total += nbytes
-        if total >= _PIECE or len(batch) >= _BATCH:
-            yield total, batch
-            batch, total = [], 0
+        total_nbytes += nbytes
+        if total_nbytes >= TASK_NBYTES or len(batch) >= _TASK_ITEMS:
+            yield total_nbytes, batch
+            batch, total_nbytes = [], 0
     if batch:
-        yield total, batch
+        yield total_nbytes, batch

@@ -7,7 +7,7 @@ NOT_INSTALLED: Final = "(not installed)"
 """Version of a package without metadata, such as a checkout on PYTHONPATH."""
 
 
-def version_of(package: str) -> str:
+def get_installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

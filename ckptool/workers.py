@@ -22,68 +22,72 @@ Task = Callable[[Path, Sequence[_T]], _R]
 """Module-level function (so it pickles) of (base folder of relative paths, items of a batch)."""
 
 
-class Workers(Struct, frozen=True):
+class BatchRunner(Struct, frozen=True):
     """Runs a task on batches, in threads or an executor, and reports progress."""
 
     jobs: int = JOBS
     """Number of threads if there is no executor."""
     executor: "Executor | None" = None
-    window: int = 64
+    max_pending: int = 64
     """Maximum number of batches submitted to the executor and not yet returned."""
     folder: Path = Path()
     """Base of relative paths, for workers with another current directory."""
     progress: Callable[[int], None] | None = None
     """Called with the number of bytes of each finished batch."""
 
-    def each(
+    def map_batches(
         self, task: Task[_T, _R], batches: Iterable[Batch[_T]]
     ) -> Iterator[tuple[Sequence[_T], _R]]:
         """Yield (items, result of `task`) of each batch, in order.
 
         `batches` is consumed lazily, so earlier results can influence later batches.
         """
-        coming = iter(batches)
-        first = list(islice(coming, 2))
-        together = chain(first, coming)
+        batch_iterator = iter(batches)
+        first_batches = list(islice(batch_iterator, 2))
+        all_batches = chain(first_batches, batch_iterator)
         if self.executor is not None:
-            yield from self._over(self.executor, self.window, task, together)
-        elif self.jobs <= 1 or len(first) < 2:
-            for nbytes, items in together:
+            yield from self._run_on_executor(self.executor, self.max_pending, task, all_batches)
+        elif self.jobs <= 1 or len(first_batches) < 2:
+            for nbytes, items in all_batches:
                 yield items, task(self.folder, items)
-                self._tell(nbytes)
+                self._report_progress(nbytes)
         else:
-            yield from self._in_threads(task, together)
+            yield from self._run_in_threads(task, all_batches)
 
-    def _in_threads(
+    def _run_in_threads(
         self, task: Task[_T, _R], batches: Iterator[Batch[_T]]
     ) -> Iterator[tuple[Sequence[_T], _R]]:
         from concurrent.futures import ThreadPoolExecutor
 
         pool = ThreadPoolExecutor(self.jobs)
         try:
-            yield from self._over(pool, 2 * self.jobs, task, batches)
+            yield from self._run_on_executor(pool, 2 * self.jobs, task, batches)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _over(
-        self, executor: "Executor", window: int, task: Task[_T, _R], batches: Iterator[Batch[_T]]
+    def _run_on_executor(
+        self,
+        executor: "Executor",
+        max_pending: int,
+        task: Task[_T, _R],
+        batches: Iterator[Batch[_T]],
     ) -> Iterator[tuple[Sequence[_T], _R]]:
-        waiting: deque[tuple[Batch[_T], Future[_R]]] = deque()
+        pending: deque[tuple[Batch[_T], Future[_R]]] = deque()
         try:
             while True:
-                for batch in islice(batches, window - len(waiting)):
-                    waiting.append((batch, executor.submit(task, self.folder, batch[1])))
-                if not waiting:
+                for batch in islice(batches, max_pending - len(pending)):
+                    pending.append((batch, executor.submit(task, self.folder, batch[1])))
+                if not pending:
                     return
-                (nbytes, items), future = waiting[0]
+                (nbytes, items), future = pending[0]
                 result = future.result()
-                waiting.popleft()
-                self._tell(nbytes)
+                pending.popleft()
+                self._report_progress(nbytes)
                 yield items, result
         finally:
-            for _, future in waiting:
+            for _, future in pending:
                 future.cancel()
 
-    def _tell(self, nbytes: int) -> None:
+    def _report_progress(self, nbytes: int) -> None:
         if self.progress is not None:
             self.progress(nbytes)

@@ -15,7 +15,7 @@ from selenium.webdriver.chrome.service import Service
 
 from ckptool import api
 from ckptool.policy import Policy
-from ckptool.render import Style, render
+from ckptool.render import RenderOptions, render
 
 DOCS = Path(__file__).parent
 WIDTH = 960
@@ -35,7 +35,7 @@ def page() -> str:
         policy=Policy(select=("CK110",)),
         pictures=True,
     )
-    return render("html", report, Style())
+    return render("html", report, RenderOptions())
 
 
 def photograph(html: str, folder: Path) -> bytes:

@@ -4,14 +4,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ckptool.model import (
-    BITS,
+    DTYPE_BITS,
     Checkpoint,
     Constancy,
     Container,
-    Held,
     Kind,
-    ModuleState,
-    State,
+    ModuleInfo,
+    ModuleTensor,
+    StateDict,
     StorageInfo,
     TensorInfo,
 )
@@ -23,7 +23,7 @@ def tensor(key: str, shape: tuple[int, ...] = (2, 3), dtype: str = "float32") ->
     for size in reversed(shape):
         stride.insert(0, step)
         step *= size
-    storage = StorageInfo(key, step * BITS[dtype] // 8)
+    storage = StorageInfo(key, step * DTYPE_BITS[dtype] // 8)
     return TensorInfo(key, shape, dtype, tuple(stride), 0, storage)
 
 
@@ -32,15 +32,17 @@ def tensors(*keys: str | TensorInfo) -> dict[str, TensorInfo]:
     return {info.key: info for info in infos}
 
 
-def state(*keys: str | TensorInfo, at: str = "", **fields) -> State:
-    return State(at=at, tensors=MappingProxyType(tensors(*keys)), **fields)
+def state(*keys: str | TensorInfo, at: str = "", **fields) -> StateDict:
+    return StateDict(at=at, tensors=MappingProxyType(tensors(*keys)), **fields)
 
 
-def checkpoint(*states: State, container: Container = Container.TORCH_ZIP, **fields) -> Checkpoint:
+def checkpoint(
+    *states: StateDict, container: Container = Container.TORCH_ZIP, **fields
+) -> Checkpoint:
     return Checkpoint(Path("model.pth"), container, 100, states, **fields)
 
 
-def held(key: str | TensorInfo, kind: Kind = Kind.PARAMETER, **fields) -> Held:
+def held(key: str | TensorInfo, kind: Kind = Kind.PARAMETER, **fields) -> ModuleTensor:
     settings = {
         "owner": "zoo.Some",
         "saved": kind in {Kind.PARAMETER, Kind.BUFFER},
@@ -48,9 +50,9 @@ def held(key: str | TensorInfo, kind: Kind = Kind.PARAMETER, **fields) -> Held:
         "follows_to": True,
         "follows_dtype": True,
     }
-    return Held(tensor(key) if isinstance(key, str) else key, kind, **settings | fields)
+    return ModuleTensor(tensor(key) if isinstance(key, str) else key, kind, **settings | fields)
 
 
-def module(*entries: str | Held, **fields) -> ModuleState:
+def module(*entries: str | ModuleTensor, **fields) -> ModuleInfo:
     all_held = [held(e) if isinstance(e, str) else e for e in entries]
-    return ModuleState("zoo:Some", {h.key: h for h in all_held}, **fields)
+    return ModuleInfo("zoo:Some", {h.key: h for h in all_held}, **fields)

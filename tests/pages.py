@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from safetensors.torch import save_file
 
 from ckptool import api
-from ckptool.render import Style, render
+from ckptool.render import RenderOptions, render
 from ckptool.report import AnyReport, ChangeReport
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -50,7 +50,7 @@ def page(kind: str, folder: Path) -> str:
 
 
 def html(said: AnyReport) -> str:
-    return render("html", said, Style())
+    return render("html", said, RenderOptions())
 
 
 def report(kind: str, folder: Path) -> AnyReport:  # noqa: PLR0911

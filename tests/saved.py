@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ckptool.formats.files import open_source
-from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.torch_legacy import read as read_legacy
 from ckptool.formats.torch_zip import read as read_zip
 from ckptool.model import Checkpoint, TensorInfo
@@ -25,9 +25,9 @@ def saved(obj: Any, **how: Any) -> Iterator[Path]:
         yield path
 
 
-def describe(path: Path, limits: Limits = DEFAULT) -> Checkpoint:
+def describe(path: Path, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     with open_source(path) as source:
-        return (read_zip if source.head(2) == b"PK" else read_legacy)(source, limits)
+        return (read_zip if source.read_head(2) == b"PK" else read_legacy)(source, limits)
 
 
 _FOLDER = tempfile.TemporaryDirectory()

@@ -7,11 +7,11 @@ from ckptool.compare import (
     Changed,
     Missing,
     Unexpected,
-    compare,
-    loading,
+    build_module_diff,
+    iter_changes,
 )
-from ckptool.matching import find_renames, find_rewrite
-from ckptool.model import Kind, natural
+from ckptool.matching import find_prefix_rewrite, find_renames
+from ckptool.model import Kind, natural_sort_key
 
 W = tensor("w")
 HALF = tensor("w", dtype="bfloat16")
@@ -27,7 +27,7 @@ HALF = tensor("w", dtype="bfloat16")
     ],
 )
 def test_compare(expected, actual, changes):
-    assert list(compare(tensors(*expected), tensors(*actual), ("shape", "dtype"))) == changes
+    assert list(iter_changes(tensors(*expected), tensors(*actual), ("shape", "dtype"))) == changes
 
 
 keys = st.sets(st.text("ab.", min_size=1, max_size=4), max_size=6)
@@ -35,8 +35,8 @@ keys = st.sets(st.text("ab.", min_size=1, max_size=4), max_size=6)
 
 @given(keys, keys)
 def test_compare_is_antisymmetric(a, b):
-    there = list(compare(tensors(*a), tensors(*b), ("shape",)))
-    back = list(compare(tensors(*b), tensors(*a), ("shape",)))
+    there = list(iter_changes(tensors(*a), tensors(*b), ("shape",)))
+    back = list(iter_changes(tensors(*b), tensors(*a), ("shape",)))
     assert {c.key for c in there if isinstance(c, Missing)} == {
         c.key for c in back if isinstance(c, Unexpected)
     }
@@ -44,7 +44,7 @@ def test_compare_is_antisymmetric(a, b):
 
 @given(keys)
 def test_a_state_against_itself_has_no_changes(a):
-    assert list(compare(tensors(*a), tensors(*a), ("shape", "dtype", "layout"))) == []
+    assert list(iter_changes(tensors(*a), tensors(*a), ("shape", "dtype", "layout"))) == []
 
 
 @pytest.mark.parametrize(
@@ -66,19 +66,22 @@ def test_a_state_against_itself_has_no_changes(a):
 )
 def test_wrappers_are_found_by_whole_segments(module_keys, file_keys, mapping):
     expected, actual = tensors(*module_keys), tensors(*file_keys)
-    found = find_rewrite(list(expected.values()), list(actual.values()), expected, actual)
+    found = find_prefix_rewrite(list(expected.values()), list(actual.values()), expected, actual)
     assert found is not None
-    assert found.keys == mapping
+    assert found.key_map == mapping
 
 
 def test_a_rewrite_under_which_keys_collide_is_refused():
     expected, actual = tensors("fc.w"), tensors("module.fc.w", "_orig_mod.fc.w")
-    assert find_rewrite(list(expected.values()), list(actual.values()), expected, actual) is None
+    assert (
+        find_prefix_rewrite(list(expected.values()), list(actual.values()), expected, actual)
+        is None
+    )
 
 
 def test_a_rewrite_never_lands_on_a_key_that_is_there():
     expected, actual = tensors("fc.w", "b"), tensors("fc.w", "module.fc.w")
-    found = find_rewrite([tensor("b")], [tensor("module.fc.w")], expected, actual)
+    found = find_prefix_rewrite([tensor("b")], [tensor("module.fc.w")], expected, actual)
     assert found is None
 
 
@@ -107,31 +110,31 @@ def test_the_best_of_several_places_is_taken():
     ema = state("fc.w", at="ema")
     full = state("fc.w", "fc.b", at="state_dict")
     optimizer = state("state.0.exp_avg", at="optimizer", role="optimizer")
-    found = loading(checkpoint(ema, optimizer, full), module("fc.w", "fc.b"), None)
+    found = build_module_diff(checkpoint(ema, optimizer, full), module("fc.w", "fc.b"), None)
     assert found.state is full
-    assert found.strict
+    assert found.is_strict
 
 
 def test_a_worse_place_that_was_asked_for_names_the_better():
     ema = state("fc.w", at="ema")
     full = state("fc.w", "fc.b", at="state_dict")
-    found = loading(checkpoint(ema, full), module("fc.w", "fc.b"), "ema")
-    assert found.better is full
+    found = build_module_diff(checkpoint(ema, full), module("fc.w", "fc.b"), "ema")
+    assert found.better_state is full
 
 
 def test_coverage_counts_elements_of_parameters_that_would_load():
     big, small = held(tensor("big", (9, 10))), held(tensor("small", (10,)))
     mask = held(tensor("mask", (50, 50)), Kind.BUFFER)
-    found = loading(checkpoint(state(big.tensor)), module(big, small, mask), None)
+    found = build_module_diff(checkpoint(state(big.tensor)), module(big, small, mask), None)
     assert found.coverage == 0.9
 
 
 def test_a_module_without_parameters_is_covered():
-    assert loading(checkpoint(state()), module(), None).coverage == 1.0
+    assert build_module_diff(checkpoint(state()), module(), None).coverage == 1.0
 
 
 def test_natural_order_puts_layer_2_before_layer_10():
-    assert sorted(["l.10.w", "l.2.w", "l.1.w", "a"], key=natural) == [
+    assert sorted(["l.10.w", "l.2.w", "l.1.w", "a"], key=natural_sort_key) == [
         "a",
         "l.1.w",
         "l.2.w",
@@ -142,5 +145,5 @@ def test_natural_order_puts_layer_2_before_layer_10():
 @given(st.lists(st.text(max_size=6)))
 def test_natural_order_is_total(texts):
     turned = texts[::-1]
-    turned.sort(key=natural)
-    assert sorted(texts, key=natural) == turned
+    turned.sort(key=natural_sort_key)
+    assert sorted(texts, key=natural_sort_key) == turned

@@ -2,14 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from ckptool.config import Config, load_config
+from ckptool.config import ProjectConfig, load_config
 from ckptool.errors import ConfigError
 
 ENTRY = '[[models]]\npath = "runs/*.pth"\nmodule = "m:Net"\nkwargs = { d_in = 3 }\n'
 
 
 def test_no_configuration_is_the_empty_one(tmp_path):
-    assert load_config(tmp_path).settings == Config().settings
+    assert load_config(tmp_path).settings == ProjectConfig().settings
 
 
 def test_the_nearest_file_is_taken(tmp_path):
@@ -18,11 +18,11 @@ def test_the_nearest_file_is_taken(tmp_path):
     (tmp_path / "ckptool.toml").write_text(ENTRY)
     found = load_config(inner)
     assert found.directory == tmp_path
-    entry = found.entry(tmp_path / "runs" / "x.pth")
+    entry = found.find_entry(tmp_path / "runs" / "x.pth")
     assert entry is not None
     assert (entry.module, entry.kwargs) == ("m:Net", {"d_in": 3})
-    assert found.entry(tmp_path / "other" / "x.pth") is None
-    assert found.entry(Path("/somewhere/else.pth")) is None
+    assert found.find_entry(tmp_path / "other" / "x.pth") is None
+    assert found.find_entry(Path("/somewhere/else.pth")) is None
 
 
 def test_pyproject_counts_only_with_a_section(tmp_path):
@@ -38,7 +38,7 @@ def test_a_configuration_beside_the_checkpoint_is_not_read(tmp_path, monkeypatch
     download = tmp_path / "download"
     download.mkdir()
     (download / "ckptool.toml").write_text('[[models]]\npath = "*"\nmodule = "evil:Net"\n')
-    assert load_config(tmp_path).entry(download / "model.pth") is None
+    assert load_config(tmp_path).find_entry(download / "model.pth") is None
 
 
 @pytest.mark.parametrize(

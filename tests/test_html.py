@@ -16,9 +16,9 @@ from pages import ARGUMENTS, KINDS, ODD, SAMPLES, WITHOUT, html, large, odd, pag
 from torch import nn
 
 from ckptool import api
-from ckptool.render import FORMATS, Style, render
+from ckptool.render import FORMATS, RenderOptions, render
 from ckptool.render.html.squarify import Box, squarify
-from ckptool.render.text import printable
+from ckptool.render.text import make_printable
 
 BOUND = 300_000
 SPACE = "{http://www.w3.org/1999/xhtml}"
@@ -156,7 +156,7 @@ def test_keys_are_text_whatever_they_are(pages):
     names = texts(tree, "th")
     for key in ODD:
         if len(key) < 48:
-            assert (printable(key).strip() or '""') in names
+            assert (make_printable(key).strip() or '""') in names
     assert not [one for one in tree.iter() if one.tag in {f"{SPACE}script", f"{SPACE}img"}]
     assert not [one for one in tree.iter() if any(name.startswith("on") for name in one.attrib)]
 
@@ -197,7 +197,7 @@ def test_a_deep_and_a_crowded_tree_are_drawn(tmp_path):
 
 
 def test_quiet_is_the_verdict_only(pages):
-    short = render("html", reference(), Style(verbosity=-1))
+    short = render("html", reference(), RenderOptions(verbosity=-1))
     assert "is not saved with it" in short
     assert "<section" not in short
     assert len(short) < len(pages["diff"])
@@ -267,10 +267,12 @@ def test_a_terminal_is_refused_before_anything_is_done(words, said, samples):
 
 
 def test_json_has_a_drawing_only_where_one_was_asked_for():
-    assert "drawing" not in render("json", api.inspect("samples/buffer.pth"), Style())
-    assert '"drawing"' in render("json", api.inspect("samples/buffer.pth", pictures=True), Style())
+    assert "drawing" not in render("json", api.inspect("samples/buffer.pth"), RenderOptions())
+    assert '"drawing"' in render(
+        "json", api.inspect("samples/buffer.pth", pictures=True), RenderOptions()
+    )
 
 
 def test_odd_keys_come_back_from_the_other_formats_too(tmp_path):
     for format_ in ("table", "markdown"):
-        assert "\x07" not in render(format_, odd(tmp_path), Style())
+        assert "\x07" not in render(format_, odd(tmp_path), RenderOptions())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ckptool.policy import Policy, Waiver
-from ckptool.render.results import relative
+from ckptool.render.results import make_relative
 from ckptool.rules import RULES, Finding
 
 NO_UTF8 = os.fsdecode(b"bad\xff.pth")
@@ -65,8 +65,8 @@ def test_a_baseline_knows_a_file_whose_name_is_no_utf8(ckptool, folder):
 
 
 def test_a_remote_checkpoint_is_named_as_it_is_in_every_format():
-    assert relative("s3://bucket/a/model.pth", Path("/here")) == "s3://bucket/a/model.pth"
-    assert relative("/here/model.pth", Path("/here")) == "model.pth"
+    assert make_relative("s3://bucket/a/model.pth", Path("/here")) == "s3://bucket/a/model.pth"
+    assert make_relative("/here/model.pth", Path("/here")) == "model.pth"
 
 
 def test_a_policy_matches_a_remote_checkpoint_by_its_whole_location():

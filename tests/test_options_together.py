@@ -12,9 +12,9 @@ from torch import nn
 from ckptool import api
 from ckptool.cli.arguments import parse_kwargs
 from ckptool.config import load_config, read_config
-from ckptool.digests import saved_digest
+from ckptool.digests import read_saved_digest
 from ckptool.errors import ConfigError, PlanError, ReadError, UsageError
-from ckptool.migration.plan import read
+from ckptool.migration.plan import parse_plan
 
 LINEAR = ("-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")
 DEEP = "[" * 100_000
@@ -102,10 +102,10 @@ def test_files_that_are_nested_too_deep_are_one_line(tmp_path):
     with pytest.raises(ConfigError):
         read_config(text)
     with pytest.raises(PlanError):
-        read(f"ops = {DEEP}")
+        parse_plan(f"ops = {DEEP}")
     text.write_text('{"odd": ' + DEEP)
     with pytest.raises(ReadError):
-        saved_digest(text, tmp_path / "model.pth")
+        read_saved_digest(text, tmp_path / "model.pth")
 
 
 def test_a_pyproject_whose_tool_is_no_table_has_no_section(tmp_path):

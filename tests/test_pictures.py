@@ -10,9 +10,9 @@ from torch import nn
 
 from ckptool import api, grids
 from ckptool.formats import open_checkpoint
-from ckptool.modules import describe
-from ckptool.previews import masks, preview
-from ckptool.reporting.drawing import Seen, pictures
+from ckptool.modules import describe_module
+from ckptool.previews import find_masks, read_preview
+from ckptool.reporting.drawing import TensorPreview, build_picture_reports
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8,
@@ -31,14 +31,14 @@ def seen(path, tensors):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_are_torchs(tmp_path, dtype):
     tensor = torch.tensor(VALUES).to(dtype)
-    found = preview(seen(tmp_path / "a.pth", {"a": tensor})["a"])
+    found = read_preview(seen(tmp_path / "a.pth", {"a": tensor})["a"])
     assert [list(row) for row in found.rows] == tensor.tolist()
-    assert found.whole
+    assert found.is_complete
 
 
 def test_float8_has_no_picture(tmp_path):
     tensor = torch.ones(4, 4).to(torch.float8_e4m3fn)
-    assert preview(seen(tmp_path / "a.pth", {"a": tensor})["a"]) is None
+    assert read_preview(seen(tmp_path / "a.pth", {"a": tensor})["a"]) is None
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_float8_has_no_picture(tmp_path):
     ],
 )
 def test_the_window_is_of_the_last_two_dimensions(shape, steps):
-    assert grids.window(shape) == steps
+    assert grids.preview_strides(shape) == steps
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_the_window_is_of_the_last_two_dimensions(shape, steps):
 def test_a_file_and_a_module_show_the_same_elements(tmp_path, shape, turned):
     tensor = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
     tensor = tensor.transpose(0, -1) if turned else tensor
-    from_file = preview(seen(tmp_path / "a.pth", {"a": tensor})["a"])
+    from_file = read_preview(seen(tmp_path / "a.pth", {"a": tensor})["a"])
     module = nn.Module()
     module.register_buffer("a", tensor)
-    from_module = describe(module, "it").held["a"].preview
+    from_module = describe_module(module, "it").tensors["a"].preview
     assert from_file == from_module
     wide = [axis for axis, size in enumerate(tensor.shape) if size > 1][-2:]
     place = tuple(
@@ -79,14 +79,14 @@ def test_a_file_and_a_module_show_the_same_elements(tmp_path, shape, turned):
     )
     shown = tensor[place].reshape(len(from_file.rows), -1)
     assert [list(row) for row in from_file.rows] == shown.tolist()
-    assert from_file.whole == (shown.numel() == tensor.numel())
+    assert from_file.is_complete == (shown.numel() == tensor.numel())
 
 
 def test_an_array_is_shown_and_parameters_and_statistics_are_not():
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     module.table = np.array(VALUES, dtype=np.int32)
     module.sparse = torch.eye(3).to_sparse()
-    held = describe(module, "it").held
+    held = describe_module(module, "it").tensors
     assert held["table"].preview.rows == ((0, 1, 1), (0, 0, 1))
     assert held["sparse"].preview is None
     assert held["0.weight"].preview is None
@@ -98,8 +98,8 @@ def test_a_module_keeps_a_few_only():
     for i in range(60):
         module.register_buffer(f"b{i}", torch.eye(3))
         setattr(module, f"a{i}", torch.eye(3))
-    held = describe(module, "it").held.values()
-    kept = [one.saved for one in held if one.preview is not None]
+    held = describe_module(module, "it").tensors.values()
+    kept = [one.is_saved for one in held if one.preview is not None]
     assert (kept.count(True), kept.count(False)) == (48, 48)
 
 
@@ -113,14 +113,16 @@ def test_of_a_file_what_has_few_values_is_a_mask(tmp_path):
         "large.bool": torch.tril(torch.ones(100, 100)).bool(),
         "large.weight": torch.tril(torch.ones(100, 100)),
     }
-    found = masks(seen(tmp_path / "a.pth", tensors).values(), 9)
+    found = find_masks(seen(tmp_path / "a.pth", tensors).values(), 9)
     assert [tensor.key for tensor, _ in found] == ["mask", "large.mask", "large.bool"]
-    assert [one.whole for _, one in found] == [True, False, False]
+    assert [one.is_complete for _, one in found] == [True, False, False]
 
 
 def drawn(path, *tensors):
     found = seen(path, {str(i): tensor for i, tensor in enumerate(tensors)})
-    return pictures([Seen(t, "file", preview(t)) for t in found.values()])
+    return build_picture_reports(
+        [TensorPreview(t, "file", read_preview(t)) for t in found.values()]
+    )
 
 
 def test_two_sides_have_one_legend(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from ckptool.errors import UsageError
-from ckptool.policy import ExitCode, Policy, judge, known_codes
+from ckptool.policy import ExitCode, Policy, judge, resolve_rule_codes
 from ckptool.rules import RULES, Level
 from ckptool.rules.registry import Finding
 
@@ -54,5 +54,5 @@ def test_an_unknown_code_is_an_error_with_a_suggestion():
 
 
 def test_families_and_small_letters_are_understood():
-    assert known_codes("ck101") == ("CK101",)
-    assert {"CK110", "CK111", "CK112"} <= set(known_codes("ck11"))
+    assert resolve_rule_codes("ck101") == ("CK101",)
+    assert {"CK110", "CK111", "CK112"} <= set(resolve_rule_codes("ck11"))

@@ -108,7 +108,7 @@ def test_the_buffer_versions_file_loads_strictly(samples):
 def test_a_pickled_module_still_holds_the_changed_mask(samples):
     described = ckptool.open_checkpoint(samples / "whole.pth")
     (state,) = described.states
-    mask = state.unsaved["mask"]
+    mask = state.unsaved_tensors["mask"]
     assert (mask.kind, mask.dtype, mask.shape) == ("attribute", "float32", (6, 6))
     span = mask.span
     assert span is not None

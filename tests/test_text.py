@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.render.text import count, cut, fold, pattern, printable, size
+from ckptool.render.text import (
+    fold_by_pattern,
+    format_count,
+    format_size,
+    make_printable,
+    replace_layer_numbers,
+    truncate_middle,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,12 +26,12 @@ from ckptool.render.text import count, cut, fold, pattern, printable, size
     ],
 )
 def test_nothing_reaches_the_terminal_raw(text, shown):
-    assert printable(text) == shown
+    assert make_printable(text) == shown
 
 
 @given(st.text())
 def test_printable_text_is_printable(text):
-    assert printable(text).isprintable()
+    assert make_printable(text).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -32,20 +39,20 @@ def test_printable_text_is_printable(text):
     [(0, "0 B"), (144, "144 B"), (2048, "2.0 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3,072.0 MiB")],
 )
 def test_size(nbytes, text):
-    assert size(nbytes) == text
+    assert format_size(nbytes) == text
 
 
 def test_count():
-    assert [count(n, "key") for n in (0, 1, 2000)] == ["0 keys", "1 key", "2,000 keys"]
+    assert [format_count(n, "key") for n in (0, 1, 2000)] == ["0 keys", "1 key", "2,000 keys"]
 
 
 @given(st.text(max_size=60), st.integers(1, 40))
 def test_a_cut_text_is_never_wider(text, width):
-    assert len(cut(text, width)) <= max(width, 0) or len(text) <= width
+    assert len(truncate_middle(text, width)) <= max(width, 0) or len(text) <= width
 
 
 def test_cut_keeps_both_ends():
-    assert cut("transformer.layers.10.attention.bias", 20) == "transf...ention.bias"
+    assert truncate_middle("transformer.layers.10.attention.bias", 20) == "transf...ention.bias"
 
 
 @pytest.mark.parametrize(
@@ -58,11 +65,11 @@ def test_cut_keeps_both_ends():
     ],
 )
 def test_pattern_replaces_whole_numbers_only(key, folded):
-    assert pattern(key) == folded
+    assert replace_layer_numbers(key) == folded
 
 
 def test_fold_keeps_order_and_counts():
-    groups = fold([("a.0", 1, "x"), ("b", 1, "y"), ("a.1", 1, "z"), ("a.2", 2, "w")])
+    groups = fold_by_pattern([("a.0", 1, "x"), ("b", 1, "y"), ("a.1", 1, "z"), ("a.2", 2, "w")])
     assert [(g.key, g.items) for g in groups] == [
         ("a.*", ("x", "z")),
         ("b", ("y",)),

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ckptool.render.columns import fit, natural_widths
-from ckptool.render.text import fold
-from ckptool.render.tree import tree
+from ckptool.render.columns import fit_columns, measure_column_widths
+from ckptool.render.text import fold_by_pattern
+from ckptool.render.tree import build_key_tree
 
 KEYS = [
     "embed.weight",
@@ -18,7 +18,10 @@ KEYS = [
 
 
 def drawn(keys) -> list[tuple[str, tuple[bool, ...], int]]:
-    return [(r.name, r.more, len(r.items)) for r in tree(fold((k, "", k) for k in keys))]
+    return [
+        (r.name, r.sibling_follows, len(r.items))
+        for r in build_key_tree(fold_by_pattern((k, "", k) for k in keys))
+    ]
 
 
 def test_layers_are_folded_and_chains_are_one_row():
@@ -43,8 +46,8 @@ def test_a_tensor_may_have_the_name_of_a_module():
 
 
 def test_layers_of_another_shape_have_rows_of_their_own():
-    leaves = fold([("l.0.w", 1, "x"), ("l.1.w", 1, "x"), ("l.2.w", 2, "y")])
-    rows = [(row.name, len(row.items)) for row in tree(leaves)]
+    leaves = fold_by_pattern([("l.0.w", 1, "x"), ("l.1.w", 1, "x"), ("l.2.w", 2, "y")])
+    rows = [(row.name, len(row.items)) for row in build_key_tree(leaves)]
     assert rows == [("l", 3), ("*.w", 2), ("2.w", 1)]
 
 
@@ -56,9 +59,9 @@ def test_a_key_of_many_thousand_segments_is_a_row():
 def test_rows_fit(width):
     headers = ["key", "count", "size", "why"]
     rows = [["x" * 90, "12", "1.0 MiB", "word " * 30], ["y", "1", "2 B", "short"]]
-    fitted = fit(rows, headers, width)
+    fitted = fit_columns(rows, headers, width)
     lines = [[max(cell.split("\n"), key=len) for cell in row] for row in fitted]
-    assert sum(natural_widths(lines, headers)) + 6 <= width
+    assert sum(measure_column_widths(lines, headers)) + 6 <= width
     assert fitted[0][3].split() == ["word"] * 30
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from ckptool import content, strides, values
 from ckptool import elements as reading
-from ckptool.elements import obstacle
+from ckptool.elements import unreadable_reason
 from ckptool.errors import CorruptCheckpointError, ReadError
-from ckptool.model import Part, Span, StorageInfo, TensorInfo
+from ckptool.model import Span, StorageInfo, TensorComponent, TensorInfo
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
@@ -48,20 +48,20 @@ def big_endian(path: Path, tensor: torch.Tensor) -> TensorInfo:
 
 
 def elements(tensor: TensorInfo) -> bytes:
-    assert obstacle(tensor) == ""
-    return b"".join(reading.elements(tensor))
+    assert unreadable_reason(tensor) == ""
+    return b"".join(reading.iter_elements(tensor))
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
     """Bounds so small that small tensors meet them."""
     monkeypatch.setattr(reading, "CHUNK", 64)
-    monkeypatch.setattr(values, "_PIECE", 256)
+    monkeypatch.setattr(values, "TASK_NBYTES", 256)
     monkeypatch.setattr(content, "PIECE", 128)
-    monkeypatch.setattr(reading, "_OPEN_FILES", 2)
+    monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 2)
     monkeypatch.setattr(strides, "REGION", 256)
-    monkeypatch.setattr(strides, "_GAP", 128)
-    monkeypatch.setattr(strides, "_HANDED_ON", 32)
+    monkeypatch.setattr(strides, "_GAP_NBYTES", 128)
+    monkeypatch.setattr(strides, "_OUTPUT_NBYTES", 32)
 
 
 DTYPES = [
@@ -89,8 +89,8 @@ def test_elements_are_what_torch_has(tmp_path_factory, tensor, big):
     path = tmp_path_factory.mktemp("views") / "data"
     info = big_endian(path, tensor) if big else described(path, tensor)
     assert elements(info) == tensor_bytes(tensor)
-    expected = content.fingerprint(info.dtype, info.shape, [tensor_bytes(tensor)])
-    assert values.fingerprint(info) == expected
+    expected = content.fingerprint_chunks(info.dtype, info.shape, [tensor_bytes(tensor)])
+    assert values.fingerprint_tensor(info) == expected
 
 
 @given(views(), views(), st.data())
@@ -103,9 +103,9 @@ def test_equal_is_what_torch_says(tmp_path_factory, a, b, data):
     folder = tmp_path_factory.mktemp("pairs")
     one, other = described(folder / "a", a), described(folder / "b", b)
     same = a.dtype == b.dtype and a.shape == b.shape and tensor_bytes(a) == tensor_bytes(b)
-    assert values.equal(one, other) is same
-    assert values.equal(other, one) is same
-    assert (values.fingerprint(one) == values.fingerprint(other)) is same
+    assert values.are_equal(one, other) is same
+    assert values.are_equal(other, one) is same
+    assert (values.fingerprint_tensor(one) == values.fingerprint_tensor(other)) is same
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 4))
@@ -126,10 +126,10 @@ def test_many_are_what_each_is(tmp_path_factory, changes, jobs):
         if change == 3 and n:
             pairs[-1] = (pairs[-1][0], replace(pairs[-1][1], storage=StorageInfo("zip", 80 * n)))
     told = values.equal_many(pairs, jobs)
-    assert told == [values.equal(a, b) for a, b in pairs]
+    assert told == [values.are_equal(a, b) for a, b in pairs]
     assert told == [_expected(n, change) for n, change in enumerate(changes)]
     prints = values.fingerprint_many([b for _, b in pairs], jobs)
-    assert prints == [values.fingerprint(b) for _, b in pairs]
+    assert prints == [values.fingerprint_tensor(b) for _, b in pairs]
 
 
 def _expected(n: int, change: int) -> bool | None:
@@ -145,20 +145,20 @@ def test_no_pairs():
 
 def test_nan_is_equal_to_itself_bit_by_bit(tmp_path):
     nan = torch.tensor([float("nan")])
-    assert values.equal(described(tmp_path / "a", nan), described(tmp_path / "b", nan.clone()))
+    assert values.are_equal(described(tmp_path / "a", nan), described(tmp_path / "b", nan.clone()))
     minus = described(tmp_path / "c", torch.tensor([-0.0]))
-    assert values.equal(minus, described(tmp_path / "d", torch.tensor([0.0]))) is False
+    assert values.are_equal(minus, described(tmp_path / "d", torch.tensor([0.0]))) is False
 
 
 def test_transposed_on_both_sides_is_one_run(tmp_path, monkeypatch):
     """What has the same order in both files is compared as it lies, whatever its size."""
-    monkeypatch.setattr(reading, "_GATHERED", 0)
+    monkeypatch.setattr(reading, "_MAX_GATHERED_ELEMENTS", 0)
     tensor = torch.arange(100.0).view(10, 10).T
     one, other = described(tmp_path / "a", tensor), described(tmp_path / "b", tensor.clone().T.T)
-    assert not one.contiguous
-    assert values.equal(one, other) is True
+    assert not one.is_contiguous
+    assert values.are_equal(one, other) is True
     path = described(tmp_path / "c", tensor.T.contiguous())
-    assert values.equal(one, path) is False
+    assert values.are_equal(one, path) is False
 
 
 OBSTACLES = {
@@ -175,9 +175,9 @@ OBSTACLES = {
 def test_obstacles(tmp_path, fields, reason):
     whole = described(tmp_path / "a", torch.arange(100.0))
     hard = replace(whole, **fields)
-    assert reason in obstacle(hard)
-    assert values.fingerprint(hard) is None
-    assert values.equal(hard, replace(hard, storage_offset=1)) is None
+    assert reason in unreadable_reason(hard)
+    assert values.fingerprint_tensor(hard) is None
+    assert values.are_equal(hard, replace(hard, storage_offset=1)) is None
 
 
 def test_packed_floats(tmp_path):
@@ -186,16 +186,18 @@ def test_packed_floats(tmp_path):
     storage = StorageInfo("a", 8, span=Span(tmp_path / "a", 0, 8))
     packed = TensorInfo("a", (6,), "float4_e2m1fn", (1,), 2, storage)
     assert elements(packed) == bytes([1, 2, 3])
-    assert obstacle(replace(packed, storage_offset=1)) == "its elements are packed into bits"
+    assert (
+        unreadable_reason(replace(packed, storage_offset=1)) == "its elements are packed into bits"
+    )
 
 
 def test_big_endian_on_both_sides(tmp_path):
     tensor = torch.arange(100.0)
     one, other = big_endian(tmp_path / "a", tensor), big_endian(tmp_path / "b", tensor)
-    assert values.equal(one, other) is True
-    assert values.equal(one, described(tmp_path / "c", tensor)) is True
+    assert values.are_equal(one, other) is True
+    assert values.are_equal(one, described(tmp_path / "c", tensor)) is True
     assert (
-        values.equal(one, replace(other, storage=replace(other.storage, byteorder="little")))
+        values.are_equal(one, replace(other, storage=replace(other.storage, byteorder="little")))
         is False
     )
 
@@ -211,7 +213,7 @@ def chunked(folder: Path, tensor: torch.Tensor, cuts: list[list[int]]) -> Tensor
     for n, box in enumerate(product(*places)):
         piece = tensor[tuple(slice(a, b) for a, b in box)].clone()
         chunk = described(folder / f"{n}.distcp", piece, key=str(n))
-        parts.append(Part("", tuple(a for a, _ in box), chunk))
+        parts.append(TensorComponent("", tuple(a for a, _ in box), chunk))
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = tuple(tensor.shape)
     return TensorInfo(
@@ -233,10 +235,10 @@ def test_chunks_are_put_together(tmp_path_factory, case):
     info = chunked(folder, tensor, cuts)
     assert elements(info) == tensor_bytes(tensor)
     whole = described(folder / "whole", tensor)
-    assert values.equal(info, whole) is True
-    assert values.fingerprint(info) == values.fingerprint(whole)
+    assert values.are_equal(info, whole) is True
+    assert values.fingerprint_tensor(info) == values.fingerprint_tensor(whole)
     if tensor.numel() > 1:
-        assert values.equal(info, described(folder / "other", tensor.clone().flip(0))) is (
+        assert values.are_equal(info, described(folder / "other", tensor.clone().flip(0))) is (
             tensor.shape[0] == 1
         )
 
@@ -244,8 +246,8 @@ def test_chunks_are_put_together(tmp_path_factory, case):
 def test_chunks_that_leave_a_hole(tmp_path):
     info = chunked(tmp_path, torch.arange(12.0).view(4, 3), [[0, 2], [0]])
     torn = replace(info, parts=info.parts[:1])
-    assert obstacle(torn) == "its chunks do not tile it row by row"
-    assert values.equal(info, torn) is None
+    assert unreadable_reason(torn) == "its chunks do not tile it row by row"
+    assert values.are_equal(info, torn) is None
 
 
 # Layouts of several tensors: sparse, quantised.
@@ -253,20 +255,22 @@ def test_chunks_that_leave_a_hole(tmp_path):
 
 def layered(folder: Path, layout: str = "sparse_coo", **parts: torch.Tensor) -> TensorInfo:
     folder.mkdir()
-    held = tuple(Part(n, (), described(folder / n, part, key=n)) for n, part in parts.items())
+    held = tuple(
+        TensorComponent(n, (), described(folder / n, part, key=n)) for n, part in parts.items()
+    )
     return TensorInfo("w", (4,), "float32", (1,), 0, None, layout, parts=held)
 
 
 def test_layers(tmp_path):
     indices, ones = torch.tensor([[0, 2]]), torch.ones(2)
     sparse = layered(tmp_path / "a", indices=indices, values=ones)
-    assert values.equal(sparse, layered(tmp_path / "b", indices=indices, values=ones)) is True
-    assert values.equal(sparse, layered(tmp_path / "c", indices=indices, values=-ones)) is False
+    assert values.are_equal(sparse, layered(tmp_path / "b", indices=indices, values=ones)) is True
+    assert values.are_equal(sparse, layered(tmp_path / "c", indices=indices, values=-ones)) is False
     other = layered(tmp_path / "d", "sparse_csr", indices=indices, values=ones)
-    assert values.equal(sparse, other) is None
-    assert values.equal(sparse, described(tmp_path / "dense", torch.ones(4))) is None
+    assert values.are_equal(sparse, other) is None
+    assert values.are_equal(sparse, described(tmp_path / "dense", torch.ones(4))) is None
     assert elements(sparse) == tensor_bytes(indices) + tensor_bytes(ones)
-    assert values.fingerprint(sparse) != values.fingerprint(
+    assert values.fingerprint_tensor(sparse) != values.fingerprint_tensor(
         layered(tmp_path / "e", values=ones, indices=indices)
     )
 
@@ -280,20 +284,20 @@ def test_file_that_shrank(tmp_path):
     with pytest.raises(CorruptCheckpointError, match=r"b: .*has 3999"):
         values.equal_many([(one, other)])
     with pytest.raises(CorruptCheckpointError, match=r"b: .*has 3999"):
-        values.fingerprint(other)
+        values.fingerprint_tensor(other)
 
 
 def test_file_that_went_away(tmp_path):
     info = described(tmp_path / "a", torch.ones(4))
     (tmp_path / "a").unlink()
     with pytest.raises(ReadError, match="no such file"):
-        values.fingerprint(info)
+        values.fingerprint_tensor(info)
 
 
 def test_same_place_is_not_read(tmp_path):
     info = described(tmp_path / "a", torch.ones(4))
     (tmp_path / "a").unlink()
-    assert values.equal(info, info) is True
+    assert values.are_equal(info, info) is True
 
 
 def test_many_files_with_few_open(tmp_path):

@@ -7,23 +7,31 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ckptool import report
-from ckptool.api.drawing import draw_loading, draw_module
-from ckptool.api.refusing import refuse, refuse_negative
-from ckptool.api.target import Arguments, Named, PathLike, Target, need_target, notes_on, opened
-from ckptool.config import Config
+from ckptool.api.drawing import add_module_diff_previews, add_module_previews
+from ckptool.api.refusing import reject_negative_numbers, reject_unused_options
+from ckptool.api.target import (
+    Arguments,
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    describe_choices,
+    need_target,
+    open_checkpoint_or_stdin,
+)
+from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
-from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.locations import locate
-from ckptool.model import Checkpoint, ModuleState
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import parse_location
+from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.policy import Policy, judge
-from ckptool.reporting.checking import audited, verified
-from ckptool.rules import run
+from ckptool.reporting.checking import build_audit_report, build_verify_report
+from ckptool.rules import run_rules
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ckptool.verification.facts import Usage
-    from ckptool.verification.sides import Side
+    from ckptool.verification.facts import UsageChanges
+    from ckptool.verification.sides import VerificationTarget
 
 
 def audit(
@@ -54,26 +62,29 @@ def audit(
     """
     if module is None:
         raise UsageError("no module is named: -m package.module:Name")
-    target = Target(module, kwargs or {})
-    state, usages = _state(target, kwargs, fresh)
-    state, exercises = target.exercised({}, state, inputs)
-    said = audited(state, judge(run([state, *exercises, *usages]), policy or Policy()))
-    return draw_module(said, state) if pictures else said
+    module_target = ModuleTarget(module, kwargs or {})
+    module_info, usage_changes = _describe_target(module_target, kwargs, fresh)
+    module_info, forward_effects = module_target.run_forward({}, module_info, inputs)
+    audit_report = build_audit_report(
+        module_info,
+        judge(run_rules([module_info, *forward_effects, *usage_changes]), policy or Policy()),
+    )
+    return add_module_previews(audit_report, module_info) if pictures else audit_report
 
 
-def _state(
-    target: Target, kwargs: Arguments | None, fresh: "Callable[[], nn.Module] | None"
-) -> "tuple[ModuleState, tuple[Usage, ...]]":
+def _describe_target(
+    module_target: ModuleTarget, kwargs: Arguments | None, fresh: "Callable[[], nn.Module] | None"
+) -> "tuple[ModuleInfo, tuple[UsageChanges, ...]]":
     """Return a module's description, and for a live module its changes since construction."""
-    if isinstance(target.module, str):
-        refuse(
+    if isinstance(module_target.module, str):
+        reject_unused_options(
             {"fresh=": fresh is not None}, "builds a module like a live one: a name says itself how"
         )
-        return target.examined({}), ()
+        return module_target.describe_module({}), ()
     from ckptool.verification import lived
 
-    usage = lived.since_built(target.module, kwargs, fresh)
-    return lived.informed(target.examined({}), usage), (usage,)
+    usage_changes = lived.changes_since_construction(module_target.module, kwargs, fresh)
+    return lived.with_usage(module_target.describe_module({}), usage_changes), (usage_changes,)
 
 
 def verify(  # noqa: PLR0913
@@ -88,8 +99,8 @@ def verify(  # noqa: PLR0913
     inputs: object = None,
     tolerance: float | None = None,
     policy: Policy | None = None,
-    limits: Limits = DEFAULT,
-    config: Config | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
     pictures: bool = False,
 ) -> report.VerifyReport:
     """Load a checkpoint, run its module, and compare outputs with those of an older checkpoint.
@@ -117,31 +128,44 @@ def verify(  # noqa: PLR0913
         UsageError: no module is named, the device does not exist, or the inputs are invalid.
     """
     from ckptool.verification import levels, running
-    from ckptool.verification.inputs import given
+    from ckptool.verification.inputs import parse_inputs
 
-    lone = old_module is not None and against is None
-    refuse({"--old-module": lone}, "is the module of an old checkpoint: name that with --against")
-    refuse_negative({"--tolerance": tolerance})
-    place = locate(path)
-    target = need_target(place, Named(module, kwargs, at), config)
-    where = running.choose(device)
+    has_unused_old_module = old_module is not None and against is None
+    reject_unused_options(
+        {"--old-module": has_unused_old_module},
+        "is the module of an old checkpoint: name that with --against",
+    )
+    reject_negative_numbers({"--tolerance": tolerance})
+    location = parse_location(path)
+    module_target = need_target(location, ModuleOptions(module, kwargs, at), config)
+    selected_device = running.select_device(device)
     with ExitStack() as stack:
-        new = stack.enter_context(target.side(opened(place, limits)))
+        new = stack.enter_context(
+            module_target.open_verification_target(open_checkpoint_or_stdin(location, limits))
+        )
         old = None
         if against is not None:
-            old = stack.enter_context(_older(target, old_module, opened(against, limits)))
-        taken = given(target.inputs if inputs is None else inputs)
-        done = levels.verify(new, where, taken, old, tolerance)
-    found = judge(run([done], place), policy or Policy(), differs=bool(done.failed))
-    notes = notes_on(new.loading, target.at, {})
-    said = verified(done, new.loading.state.at, found, notes)
-    return draw_loading(said, new.loading) if pictures else said
+            old = stack.enter_context(
+                _open_old_target(
+                    module_target, old_module, open_checkpoint_or_stdin(against, limits)
+                )
+            )
+        parsed_inputs = parse_inputs(module_target.inputs if inputs is None else inputs)
+        verification = levels.run_verification(new, selected_device, parsed_inputs, old, tolerance)
+    verdict = judge(
+        run_rules([verification], location),
+        policy or Policy(),
+        differs=bool(verification.failed_levels),
+    )
+    notes = describe_choices(new.module_diff, module_target.at, {})
+    verify_report = build_verify_report(verification, new.module_diff.state.at, verdict, notes)
+    return add_module_diff_previews(verify_report, new.module_diff) if pictures else verify_report
 
 
-def _older(
-    target: Target, module: "str | nn.Module | None", checkpoint: Checkpoint
-) -> "AbstractContextManager[Side]":
+def _open_old_target(
+    module_target: ModuleTarget, module: "str | nn.Module | None", checkpoint: Checkpoint
+) -> "AbstractContextManager[VerificationTarget]":
     """Return a context manager giving the old checkpoint in `module`, or in the current module."""
     if module is not None:
-        return target.side_of(module, checkpoint)
-    return replace(target, at=None).side(checkpoint)
+        return module_target.open_old_target(module, checkpoint)
+    return replace(module_target, at=None).open_verification_target(checkpoint)

@@ -9,26 +9,38 @@ import msgspec
 from msgspec import Struct
 
 from ckptool import report
-from ckptool.api.drawing import draw_revision
-from ckptool.api.refusing import refuse_negative
-from ckptool.api.target import PathLike, opened
-from ckptool.cluster import cluster
-from ckptool.compare import Revision
+from ckptool.api.drawing import add_checkpoint_diff_previews
+from ckptool.api.refusing import reject_negative_numbers
+from ckptool.api.target import PathLike, open_checkpoint_or_stdin
+from ckptool.cluster import dask_batch_runner
+from ckptool.compare import CheckpointDiff
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
-from ckptool.parts import Part, from_data, merged, part_of, share, to_data
+from ckptool.parts import (
+    DiffShard,
+    assign_shard,
+    build_shard,
+    decode_shard,
+    encode_shard,
+    merge_shards,
+)
 from ckptool.policy import Policy, judge
-from ckptool.reporting.revising import partial, revised
-from ckptool.revising import answer, outline, questions, revise
-from ckptool.rules import run
+from ckptool.reporting.revising import build_checkpoint_diff_report, build_diff_shard_report
+from ckptool.revising import (
+    build_checkpoint_diff,
+    compare_structure,
+    plan_value_checks,
+    run_value_checks,
+)
+from ckptool.rules import run_rules
 from ckptool.statistics import Tolerances
-from ckptool.workers import JOBS, Workers
+from ckptool.workers import JOBS, BatchRunner
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 
-class How(Struct, frozen=True):
+class ValueComparisonOptions(Struct, frozen=True):
     """Options for comparing the values of two files: tolerances and where to run; see `diff`."""
 
     values: bool = True
@@ -46,18 +58,20 @@ class How(Struct, frozen=True):
         Raises:
             UsageError: an option is out of bounds, or two options exclude each other.
         """
-        refuse_negative({"--rtol": self.rtol, "--atol": self.atol})
+        reject_negative_numbers({"--rtol": self.rtol, "--atol": self.atol})
         if self.jobs is not None and self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: expected 1 or more")
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
-            part, parts = self.shard
-            raise UsageError(f"--shard {part}/{parts}: expected I/N with I from 1 to N")
-        if not self.values and self.of_values():
-            raise UsageError(f"--no-values leaves nothing to do for {self.of_values()}")
+            shard_index, shard_count = self.shard
+            raise UsageError(
+                f"--shard {shard_index}/{shard_count}: expected I/N with I from 1 to N"
+            )
+        if not self.values and self.first_value_option():
+            raise UsageError(f"--no-values leaves nothing to do for {self.first_value_option()}")
         if self.dask is not None and self.jobs is not None:
             raise UsageError("--jobs is for threads of this machine, --dask has its own: give one")
 
-    def of_values(self) -> str:
+    def first_value_option(self) -> str:
         """Return the first option set that only applies to values of two files, "" if none."""
         for name in ("rtol", "atol", "jobs", "dask", "shard"):
             if getattr(self, name) is not None:
@@ -71,39 +85,54 @@ class How(Struct, frozen=True):
         return Tolerances(self.rtol or 0.0, self.atol or 0.0)
 
     @contextmanager
-    def workers(self) -> Iterator[Workers]:
+    def open_batch_runner(self) -> Iterator[BatchRunner]:
         if self.dask is not None:
-            with cluster(self.dask, self.progress) as workers:
-                yield workers
+            with dask_batch_runner(self.dask, self.progress) as runner:
+                yield runner
         elif self.executor is not None:
-            yield Workers(executor=self.executor, folder=Path.cwd(), progress=self.progress)
+            yield BatchRunner(executor=self.executor, folder=Path.cwd(), progress=self.progress)
         else:
-            yield Workers(self.jobs or JOBS, progress=self.progress)
+            yield BatchRunner(self.jobs or JOBS, progress=self.progress)
 
 
 def diff_files(
     old: PathLike,
     new: PathLike,
-    how: How,
+    options: ValueComparisonOptions,
     *,
     at: str | None,
     explain: str | None,
     policy: Policy,
     limits: Limits,
     pictures: bool = False,
-) -> report.DiffFilesReport | report.PartReport:
+) -> report.DiffFilesReport | report.DiffShardReport:
     """Compare two files, or only the shard of their values that `options.shard` selects."""
-    known = outline(opened(old, limits), opened(new, limits), at)
-    if not how.values:
-        return _judged(revise(known, None, None), policy, explain, pictures=pictures)
-    number, of = how.shard or (1, 1)
-    asked = share(known, number, of) if how.shard else questions(known)
-    with how.workers() as workers:
-        learnt = answer(known, asked, how.tolerances or Tolerances(), workers)
-    if how.shard is None:
-        return _judged(revise(known, learnt, how.tolerances), policy, explain, pictures=pictures)
-    part = part_of(known, number, of, how.tolerances, learnt)
-    return partial(part, len(asked), to_data(part))
+    structure = compare_structure(
+        open_checkpoint_or_stdin(old, limits), open_checkpoint_or_stdin(new, limits), at
+    )
+    if not options.values:
+        return judge_diff(
+            build_checkpoint_diff(structure, None, None), policy, explain, pictures=pictures
+        )
+    shard_index, shard_count = options.shard or (1, 1)
+    value_checks = (
+        assign_shard(structure, shard_index, shard_count)
+        if options.shard
+        else plan_value_checks(structure)
+    )
+    with options.open_batch_runner() as runner:
+        value_results = run_value_checks(
+            structure, value_checks, options.tolerances or Tolerances(), runner
+        )
+    if options.shard is None:
+        return judge_diff(
+            build_checkpoint_diff(structure, value_results, options.tolerances),
+            policy,
+            explain,
+            pictures=pictures,
+        )
+    diff_shard = build_shard(structure, shard_index, shard_count, options.tolerances, value_results)
+    return build_diff_shard_report(diff_shard, len(value_checks), encode_shard(diff_shard))
 
 
 def merge(
@@ -125,21 +154,25 @@ def merge(
     paths = [parts] if isinstance(parts, str | Path) else list(parts)
     if not paths:
         raise UsageError("no parts to put together: name the files that `diff --shard` wrote")
-    read = {str(path): _read(Path(path)) for path in paths}
-    if len(read) < len(paths):
+    diff_shards = {str(path): _read_shard(Path(path)) for path in paths}
+    if len(diff_shards) < len(paths):
         raise UsageError("a part is named twice")
-    return _judged(merged(read), policy or Policy(), explain)
+    return judge_diff(merge_shards(diff_shards), policy or Policy(), explain)
 
 
-def _judged(
-    revision: Revision, policy: Policy, explain: str | None, *, pictures: bool = False
+def judge_diff(
+    checkpoint_diff: CheckpointDiff, policy: Policy, explain: str | None, *, pictures: bool = False
 ) -> report.DiffFilesReport:
-    found = judge(run([revision], revision.new.path), policy, differs=revision.differs)
-    said = revised(revision, found, explain)
-    return draw_revision(said, revision) if pictures else said
+    verdict = judge(
+        run_rules([checkpoint_diff], checkpoint_diff.new.path),
+        policy,
+        differs=checkpoint_diff.has_differences,
+    )
+    diff_report = build_checkpoint_diff_report(checkpoint_diff, verdict, explain)
+    return add_checkpoint_diff_previews(diff_report, checkpoint_diff) if pictures else diff_report
 
 
-def _read(path: Path) -> Part:
+def _read_shard(path: Path) -> DiffShard:
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -149,4 +182,4 @@ def _read(path: Path) -> Part:
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"{path}: is no JSON: {error}") from error
     evidence = data.get("evidence") if isinstance(data, dict) else None
-    return from_data(str(path), evidence)
+    return decode_shard(str(path), evidence)

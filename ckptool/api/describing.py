@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 from ckptool import report
-from ckptool.api.target import PathLike, opened
+from ckptool.api.target import PathLike, open_checkpoint_or_stdin
 from ckptool.errors import ReadError
-from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
-from ckptool.reporting.reading import inspected
-from ckptool.rules import run
-from ckptool.rules.registry import in_order
-from ckptool.valued import Valued, valued
+from ckptool.reporting.reading import build_inspect_report
+from ckptool.rules import run_rules
+from ckptool.rules.registry import sort_findings
+from ckptool.valued import CheckpointStatistics, compute_checkpoint_statistics
 
 
 def inspect(
@@ -19,7 +19,7 @@ def inspect(
     *,
     values: bool = False,
     policy: Policy | None = None,
-    limits: Limits = DEFAULT,
+    limits: Limits = DEFAULT_LIMITS,
     pictures: bool = False,
 ) -> report.InspectReport:
     """Describe the contents of checkpoints without loading or executing anything.
@@ -28,20 +28,33 @@ def inspect(
     needs torch. A path that cannot be read is reported in `errors`; the others are still described.
     With `pictures`, read the values of small masks, for drawing.
     """
-    looked: list[tuple[Checkpoint, tuple[Valued, ...]]] = []
+    checkpoints_with_statistics: list[tuple[Checkpoint, tuple[CheckpointStatistics, ...]]] = []
     errors: list[str] = []
     for path in [paths] if isinstance(paths, PathLike) else paths:
         try:
-            checkpoint = opened(path, limits)
-            looked.append((checkpoint, (valued(checkpoint),) if values else ()))
+            checkpoint = open_checkpoint_or_stdin(path, limits)
+            checkpoints_with_statistics.append(
+                (checkpoint, (compute_checkpoint_statistics(checkpoint),) if values else ())
+            )
         except ReadError as error:
             errors.append(str(error))
-    found = in_order(f for one, numbers in looked for f in run([one, *numbers], one.path))
-    unseen = tuple(s for _, numbers in looked for one in numbers for s in one.skipped)
-    checkpoints = tuple(one for one, _ in looked)
-    said = inspected(checkpoints, judge(found, policy or Policy()), tuple(errors), unseen)
+    findings = sort_findings(
+        finding
+        for opened_checkpoint, statistics in checkpoints_with_statistics
+        for finding in run_rules([opened_checkpoint, *statistics], opened_checkpoint.path)
+    )
+    skipped_values = tuple(
+        skip
+        for _, statistics in checkpoints_with_statistics
+        for statistics_result in statistics
+        for skip in statistics_result.skipped
+    )
+    checkpoints = tuple(opened_checkpoint for opened_checkpoint, _ in checkpoints_with_statistics)
+    inspect_report = build_inspect_report(
+        checkpoints, judge(findings, policy or Policy()), tuple(errors), skipped_values
+    )
     if not pictures:
-        return said
-    from ckptool.api.drawing import draw_checkpoints
+        return inspect_report
+    from ckptool.api.drawing import add_checkpoint_previews
 
-    return draw_checkpoints(said, checkpoints)
+    return add_checkpoint_previews(inspect_report, checkpoints)

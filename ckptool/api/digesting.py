@@ -4,22 +4,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ckptool import report
-from ckptool.api.target import PathLike, opened
+from ckptool.api.target import PathLike, open_checkpoint_or_stdin
 from ckptool.digests import (
-    Digest,
-    content_of_file,
-    differences,
-    digested,
-    lines,
-    place_of,
-    saved_digest,
+    CheckpointDigest,
+    compare_digests,
+    describe_file_content,
+    digest_checkpoint,
+    locate_saved_state,
+    read_saved_digest,
+    textconv_lines,
 )
 from ckptool.errors import ReadError, UsageError
-from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.locations import locate
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import parse_location
 from ckptool.policy import Policy
-from ckptool.render.text import printable
-from ckptool.reporting.digesting import checked, digests
+from ckptool.render.text import make_printable
+from ckptool.reporting.digesting import build_digest_check_report, build_digest_report
 
 
 def digest(
@@ -28,7 +28,7 @@ def digest(
     at: str | None = None,
     check: str | Path | None = None,
     policy: Policy | None = None,
-    limits: Limits = DEFAULT,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> report.DigestReport:
     """Compute content digests; independent of container, key order and shard layout.
 
@@ -45,42 +45,50 @@ def digest(
         ReadError: with `check`, a file cannot be read.
         UsageError: the state does not exist, or there is more than one checkpoint to check.
     """
-    together = [paths] if isinstance(paths, PathLike) else list(paths)
+    path_list = [paths] if isinstance(paths, PathLike) else list(paths)
     if check is not None:
-        return _checked(together, at, Path(check), policy or Policy(), limits)
-    found: list[Digest] = []
+        return _check_digest(path_list, at, Path(check), policy or Policy(), limits)
+    checkpoint_digests: list[CheckpointDigest] = []
     errors: list[str] = []
-    for path in together:
+    for path in path_list:
         try:
-            found.append(digested(opened(path, limits), at))
+            checkpoint_digests.append(digest_checkpoint(open_checkpoint_or_stdin(path, limits), at))
         except ReadError as error:
             errors.append(str(error))
-    return digests(tuple(found), tuple(errors))
+    return build_digest_report(tuple(checkpoint_digests), tuple(errors))
 
 
-def textconv(path: PathLike, *, at: str | None = None, limits: Limits = DEFAULT) -> str:
+def textconv(path: PathLike, *, at: str | None = None, limits: Limits = DEFAULT_LIMITS) -> str:
     """Return a checkpoint as lines for `git diff`; an unreadable file gives one "unreadable" line.
 
     Git aborts the whole diff if its textconv fails, so this does not raise for invalid content.
     """
     try:
-        return _text(lines(digested(opened(path, limits), at)))
+        return _join_lines(
+            textconv_lines(digest_checkpoint(open_checkpoint_or_stdin(path, limits), at))
+        )
     except ReadError as error:
-        return _text([f"unreadable {error.reason}; {content_of_file(locate(path))}"])
+        return _join_lines(
+            [f"unreadable {error.reason}; {describe_file_content(parse_location(path))}"]
+        )
     except UsageError as error:
-        return _text([f"unreadable {error}"])
+        return _join_lines([f"unreadable {error}"])
 
 
-def _text(found: Iterable[str]) -> str:
-    return "\n".join(map(printable, found))
+def _join_lines(text_lines: Iterable[str]) -> str:
+    return "\n".join(map(make_printable, text_lines))
 
 
-def _checked(
+def _check_digest(
     paths: Sequence[PathLike], at: str | None, check: Path, policy: Policy, limits: Limits
 ) -> report.DigestReport:
     if len(paths) != 1:
         raise UsageError("--check compares one checkpoint: name one PATH")
-    saved = saved_digest(check, locate(paths[0]))
-    checkpoint = opened(paths[0], limits)
-    now = digested(checkpoint, place_of(saved, checkpoint) if at is None else at)
-    return checked(now, saved, str(check), differences(saved, now), policy)
+    old_digest = read_saved_digest(check, parse_location(paths[0]))
+    checkpoint = open_checkpoint_or_stdin(paths[0], limits)
+    new_digest = digest_checkpoint(
+        checkpoint, locate_saved_state(old_digest, checkpoint) if at is None else at
+    )
+    return build_digest_check_report(
+        new_digest, old_digest, str(check), compare_digests(old_digest, new_digest), policy
+    )

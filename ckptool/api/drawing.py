@@ -7,78 +7,113 @@ from typing import Final
 from msgspec.structs import replace
 
 from ckptool import report
-from ckptool.compare import Loading, Revision
+from ckptool.compare import CheckpointDiff, ModuleDiff
 from ckptool.grids import Preview
-from ckptool.model import Checkpoint, ModuleState, State, TensorInfo
-from ckptool.previews import MOST_READ, drawable, masks, preview, telling
-from ckptool.reporting.drawing import R, Seen, drawn
+from ckptool.model import Checkpoint, ModuleInfo, StateDict, TensorInfo
+from ckptool.previews import MAX_READ, find_masks, looks_like_mask, read_preview, should_preview
+from ckptool.reporting.drawing import R, TensorPreview, with_pictures
 
-MOST: Final = 48
+MAX_PREVIEWS: Final = 48
 """Maximum number of previews in one report; those of repeated layers are often equal."""
 
 
-def draw_checkpoints(
-    found: report.InspectReport, checkpoints: Iterable[Checkpoint]
+def add_checkpoint_previews(
+    command_report: report.InspectReport, checkpoints: Iterable[Checkpoint]
 ) -> report.InspectReport:
     """Add previews of mask-like tensors and of unsaved tensors of pickled modules."""
-    several = len(found.checkpoints) > 1
-    seen = [
-        sides
-        for one in checkpoints
-        for sides in _of_file(one.states, f"{one.path}: " if several else "")
+    has_many_files = len(command_report.checkpoints) > 1
+    preview_groups = [
+        group
+        for checkpoint in checkpoints
+        for group in _find_mask_previews(
+            checkpoint.states, f"{checkpoint.path}: " if has_many_files else ""
+        )
     ]
-    return drawn(found, (), (), seen[:MOST])
+    return with_pictures(command_report, (), (), preview_groups[:MAX_PREVIEWS])
 
 
-def draw_module(found: R, module: ModuleState) -> R:
+def add_module_previews(command_report: R, module_info: ModuleInfo) -> R:
     """Add previews of the module's unsaved tensors and buffers."""
-    seen = [
-        (Seen(held.tensor, "module", held.preview),)
-        for held in (*module.unsaved.values(), *module.saved.values())
-        if held.preview is not None and not held.alias_of
+    preview_groups = [
+        (TensorPreview(module_tensor.tensor, "module", module_tensor.preview),)
+        for module_tensor in (
+            *module_info.unsaved_tensors.values(),
+            *module_info.saved_tensors.values(),
+        )
+        if module_tensor.preview is not None and not module_tensor.alias_of
     ]
-    return drawn(found, (), (), seen[:MOST])
+    return with_pictures(command_report, (), (), preview_groups[:MAX_PREVIEWS])
 
 
-def draw_state(found: R, state: State) -> R:
+def add_state_previews(command_report: R, state: StateDict) -> R:
     """Add the tensors of a state and previews of its masks, without a module."""
-    return drawn(found, state.tensors.values(), (), _of_file([state]))
+    return with_pictures(command_report, state.tensors.values(), (), _find_mask_previews([state]))
 
 
-def draw_loading(found: R, loading: Loading) -> R:
+def add_module_diff_previews(command_report: R, module_diff: ModuleDiff) -> R:
     """Add the tensors of file and module, and previews of the buffers and unsaved ones of both."""
-    module, in_file = loading.module, {**loading.state.unsaved, **loading.state.tensors}
-    wanted = (*module.unsaved.values(), *module.saved.values())
-    sides = [
-        (*_side(in_file.get(held.key), "file"), *_given(held.tensor, held.preview))
-        for held in islice((h for h in wanted if h.preview is not None), MOST)
+    module, file_tensors = (
+        module_diff.module,
+        {**module_diff.state.unsaved_tensors, **module_diff.state.tensors},
+    )
+    candidates = (*module.unsaved_tensors.values(), *module.saved_tensors.values())
+    preview_groups = [
+        (
+            *_read_preview(file_tensors.get(module_tensor.key), "file"),
+            *_wrap_preview(module_tensor.tensor, module_tensor.preview),
+        )
+        for module_tensor in islice(
+            (candidate for candidate in candidates if candidate.preview is not None), MAX_PREVIEWS
+        )
     ]
-    expected = (held.tensor for held in module.saved.values())
-    return drawn(found, loading.state.tensors.values(), expected, sides)
+    expected = (module_tensor.tensor for module_tensor in module.saved_tensors.values())
+    return with_pictures(
+        command_report, module_diff.state.tensors.values(), expected, preview_groups
+    )
 
 
-def draw_revision(found: R, revision: Revision) -> R:
+def add_checkpoint_diff_previews(command_report: R, checkpoint_diff: CheckpointDiff) -> R:
     """Add both files' tensors, and previews of masks that differ; weights get no preview."""
-    old, new = revision.old_tensors, revision.new_tensors
-    differing = ((old[key], new[key]) for key in revision.differing or () if drawable(new[key]))
-    sides = ((*_side(a, "old"), *_side(b, "new")) for a, b in islice(differing, MOST_READ))
-    masks_of = (pair for pair in sides if any(telling(one.preview) for one in pair))
-    return drawn(found, new.values(), old.values(), islice(masks_of, MOST))
+    old_tensors, new_tensors = checkpoint_diff.old_tensors, checkpoint_diff.new_tensors
+    changed_pairs = (
+        (old_tensors[key], new_tensors[key])
+        for key in checkpoint_diff.differing_keys or ()
+        if should_preview(new_tensors[key])
+    )
+    preview_pairs = (
+        (*_read_preview(old_tensor, "old"), *_read_preview(new_tensor, "new"))
+        for old_tensor, new_tensor in islice(changed_pairs, MAX_READ)
+    )
+    mask_pairs = (
+        pair
+        for pair in preview_pairs
+        if any(looks_like_mask(tensor_preview.preview) for tensor_preview in pair)
+    )
+    return with_pictures(
+        command_report, new_tensors.values(), old_tensors.values(), islice(mask_pairs, MAX_PREVIEWS)
+    )
 
 
-def _of_file(states: Iterable[State], prefix: str = "") -> list[tuple[Seen, ...]]:
-    found = (
+def _find_mask_previews(
+    states: Iterable[StateDict], prefix: str = ""
+) -> list[tuple[TensorPreview, ...]]:
+    renamed_tensors = (
         replace(tensor, key=f"{prefix}{state.at}{'.' if state.at else ''}{tensor.key}")
         for state in states
         if state.role != "optimizer"
-        for tensor in chain(state.unsaved.values(), state.tensors.values())
+        for tensor in chain(state.unsaved_tensors.values(), state.tensors.values())
     )
-    return [(Seen(tensor, "file", one),) for tensor, one in masks(found, MOST)]
+    return [
+        (TensorPreview(tensor, "file", mask),)
+        for tensor, mask in find_masks(renamed_tensors, MAX_PREVIEWS)
+    ]
 
 
-def _side(tensor: TensorInfo | None, of: str) -> tuple[Seen, ...]:
-    return () if tensor is None else _given(tensor, preview(tensor), of)
+def _read_preview(tensor: TensorInfo | None, source: str) -> tuple[TensorPreview, ...]:
+    return () if tensor is None else _wrap_preview(tensor, read_preview(tensor), source)
 
 
-def _given(tensor: TensorInfo, one: Preview | None, of: str = "module") -> tuple[Seen, ...]:
-    return () if one is None else (Seen(tensor, of, one),)
+def _wrap_preview(
+    tensor: TensorInfo, preview_grid: Preview | None, source: str = "module"
+) -> tuple[TensorPreview, ...]:
+    return () if preview_grid is None else (TensorPreview(tensor, source, preview_grid),)

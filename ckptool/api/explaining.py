@@ -1,7 +1,7 @@
 """Rule code -> RuleReport."""
 
 from ckptool import report
-from ckptool.policy import known_codes
+from ckptool.policy import resolve_rule_codes
 from ckptool.rules import RULES
 
 
@@ -11,7 +11,7 @@ def rule(code: str | None = None) -> tuple[report.RuleReport, ...]:
     Raises:
         UsageError: the code does not exist.
     """
-    codes = known_codes(code) if code else tuple(RULES)
+    codes = resolve_rule_codes(code) if code else tuple(RULES)
     return tuple(
         report.RuleReport(
             code=r.code,

@@ -8,31 +8,48 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool import report
-from ckptool.api.contracts import Promises, alone, held_to, promised
-from ckptool.api.drawing import draw_loading, draw_state
-from ckptool.api.refusing import refuse
-from ckptool.api.required import steps_of, verified
-from ckptool.api.target import Named, PathLike, Target, find_target, opened, written_here
-from ckptool.compare import Loading, loading
-from ckptool.config import Config, Waiver, load_config
+from ckptool.api.contracts import (
+    GateExpectations,
+    check_expectations,
+    resolve_expectations,
+    targets_without_checkpoint,
+)
+from ckptool.api.drawing import add_module_diff_previews, add_state_previews
+from ckptool.api.refusing import reject_unused_options
+from ckptool.api.required import required_level_failures, run_required_verification
+from ckptool.api.target import (
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    find_target,
+    open_checkpoint_or_stdin,
+    require_local_path,
+)
+from ckptool.compare import ModuleDiff, build_module_diff
+from ckptool.config import ProjectConfig, Waiver, load_config
 from ckptool.errors import ModuleError, ReadError, UsageError
-from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.locations import Location, locate
-from ckptool.model import Checkpoint, ModuleState, Skipped
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import Location, parse_location
+from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.policy import Baseline, ExitCode, Policy, Verdict, judge
 from ckptool.policy import baseline as baselines
-from ckptool.policy.effective import Options, policy_of, settings_of
-from ckptool.reporting.gating import Gated, gated, shown
-from ckptool.reporting.promises import HeldTo
-from ckptool.rules import Finding, run
-from ckptool.rules.registry import checked
-from ckptool.rules.requirements import UPKEEP, Release, Upkeep, asked
-from ckptool.valued import Valued, valued, with_values
+from ckptool.policy.effective import PolicyOptions, list_settings, resolve_policy
+from ckptool.reporting.gating import GateInput, build_gate_report, build_policy_report
+from ckptool.reporting.promises import GateEvidence
+from ckptool.rules import Finding, run_rules
+from ckptool.rules.registry import codes_for_subjects
+from ckptool.rules.requirements import (
+    POLICY_ISSUE_CODES,
+    PolicyIssues,
+    ReleaseCandidate,
+    select_required_codes,
+)
+from ckptool.valued import CheckpointStatistics, add_value_checks, compute_checkpoint_statistics
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ckptool.verification.facts import Exercise, Verification
+    from ckptool.verification.facts import ForwardEffects, Verification
 
 NO_MODULE = Skipped(
     "the module",
@@ -41,45 +58,45 @@ NO_MODULE = Skipped(
 NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
 
 
-class Seen(Struct, frozen=True):
+class GatedCheckpoint(Struct, frozen=True):
     """One checkpoint of a release with its module and the results of all checks."""
 
     path: str
     checkpoint: Checkpoint | None
     """None if a module is checked without a checkpoint."""
-    module: ModuleState | None = None
-    loading: Loading | None = None
-    exercises: "tuple[Exercise, ...]" = ()
+    module_info: ModuleInfo | None = None
+    module_diff: ModuleDiff | None = None
+    forward_effects: "tuple[ForwardEffects, ...]" = ()
     verification: "Verification | None" = None
-    steps: Mapping[str, str] = {}
+    required_levels: Mapping[str, str] = {}
     """Required verification level -> why it did not pass, "" if it passed."""
-    held: HeldTo = HeldTo()
-    values: Valued | None = None
+    evidence: GateEvidence = GateEvidence()
+    statistics: CheckpointStatistics | None = None
     """None if values were not read."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        told = [*(self.checkpoint.skipped if self.checkpoint else ())]
-        told += self.held.skipped
-        told += self.module.skipped if self.module else [NO_MODULE]
-        told += self.verification.skipped if self.verification else ()
+        entries = [*(self.checkpoint.skipped if self.checkpoint else ())]
+        entries += self.evidence.skipped
+        entries += self.module_info.skipped if self.module_info else [NO_MODULE]
+        entries += self.verification.skipped if self.verification else ()
         if self.checkpoint:
-            told += self.values.skipped if self.values else [NO_VALUES]
-        return tuple(dict.fromkeys(told))
+            entries += self.statistics.skipped if self.statistics else [NO_VALUES]
+        return tuple(dict.fromkeys(entries))
 
 
-def subjects(seen: Seen) -> tuple[object, ...]:
+def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
     """Return the subjects to run rules on for one checkpoint; add new kinds of subject here."""
-    found: tuple[object | None, ...] = (
-        seen.checkpoint,
-        seen.module,
-        seen.loading,
-        *seen.exercises,
-        seen.verification,
-        *seen.held.subjects,
-        seen.values,
+    candidates: tuple[object | None, ...] = (
+        gated_checkpoint.checkpoint,
+        gated_checkpoint.module_info,
+        gated_checkpoint.module_diff,
+        *gated_checkpoint.forward_effects,
+        gated_checkpoint.verification,
+        *gated_checkpoint.evidence.subjects,
+        gated_checkpoint.statistics,
     )
-    return tuple(one for one in found if one is not None)
+    return tuple(subject for subject in candidates if subject is not None)
 
 
 def gate(  # noqa: PLR0913
@@ -98,8 +115,8 @@ def gate(  # noqa: PLR0913
     update_baseline: bool = False,
     exit_zero: bool = False,
     policy: Policy | None = None,
-    limits: Limits = DEFAULT,
-    config: Config | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
     pictures: bool = False,
 ) -> report.GateReport:
     """Judge checkpoints by a policy; one that cannot be checked does not stop the others.
@@ -131,53 +148,71 @@ def gate(  # noqa: PLR0913
         WriteError: the baseline cannot be written.
     """
     settings = load_config(Path.cwd()) if config is None else config
-    rules = replace(policy or policy_of(settings), gate=True)
-    file = _baseline_file(baseline, settings, update=update_baseline)
-    before = None if file is None else _before(file, update=update_baseline)
-    given = [locate(one) for one in ([paths] if isinstance(paths, PathLike) else paths)]
-    promises = Promises(against, tuple(fixtures), tuple(golden), tuple(plans), len(given) > 1)
-    _refuse_lone_plans(promises, settings)
-    named = Named(module, kwargs, at)
-    seen, errors = _Examiner(rules, limits, settings, named, inputs, promises, values).all(given)
-    if file is not None and update_baseline:
-        before = _updated(file, before, seen, rules)
-    verdict = _judged(seen, rules, before)
-    order = tuple(map(str, given)) or tuple(s.path for s in seen)
-    judged = gated([_gated(s, rules) for s in seen], errors, order, verdict, rules.source)
-    if pictures and len(seen) == 1:
-        judged = _drawn(judged, seen[0])
-    forgiven = exit_zero and judged.exit_code == ExitCode.FAILED
-    return replace(judged, exit_code=ExitCode.PASSED) if forgiven else judged
+    gate_policy = replace(policy or resolve_policy(settings), gate=True)
+    baseline_path = _find_baseline_file(baseline, settings, update=update_baseline)
+    old_baseline = (
+        None if baseline_path is None else _read_old_baseline(baseline_path, update=update_baseline)
+    )
+    locations = [
+        parse_location(path) for path in ([paths] if isinstance(paths, PathLike) else paths)
+    ]
+    expectations = GateExpectations(
+        against, tuple(fixtures), tuple(golden), tuple(plans), len(locations) > 1
+    )
+    _reject_plans_without_fixtures(expectations, settings)
+    module_options = ModuleOptions(module, kwargs, at)
+    gated_checkpoints, errors = _CheckpointExaminer(
+        gate_policy, limits, settings, module_options, inputs, expectations, values
+    ).examine_all(locations)
+    if baseline_path is not None and update_baseline:
+        old_baseline = _update_baseline(baseline_path, old_baseline, gated_checkpoints, gate_policy)
+    verdict = _judge_release(gated_checkpoints, gate_policy, old_baseline)
+    order = tuple(map(str, locations)) or tuple(checkpoint.path for checkpoint in gated_checkpoints)
+    gate_report = build_gate_report(
+        [_build_gate_input(checkpoint, gate_policy) for checkpoint in gated_checkpoints],
+        errors,
+        order,
+        verdict,
+        gate_policy.source,
+    )
+    if pictures and len(gated_checkpoints) == 1:
+        gate_report = _add_previews(gate_report, gated_checkpoints[0])
+    is_failure_ignored = exit_zero and gate_report.exit_code == ExitCode.FAILED
+    return replace(gate_report, exit_code=ExitCode.PASSED) if is_failure_ignored else gate_report
 
 
-def _refuse_lone_plans(promises: Promises, config: Config) -> None:
-    fixtures = promises.fixtures or any(entry.fixtures for entry in config.settings.models)
-    lone = bool(promises.plans) and not fixtures
-    refuse({"--plan": lone}, "is for old checkpoints: name them with --fixtures GLOB")
-
-
-def _gated(seen: Seen, policy: Policy) -> Gated:
-    return Gated(
-        path=seen.path,
-        checkpoint=seen.checkpoint,
-        loading=seen.loading,
-        verification=seen.verification,
-        skipped=seen.skipped,
-        rules=_ran(seen, policy),
-        held=seen.held,
+def _reject_plans_without_fixtures(expectations: GateExpectations, config: ProjectConfig) -> None:
+    fixtures = expectations.fixtures or any(entry.fixtures for entry in config.settings.models)
+    has_unused_plans = bool(expectations.plans) and not fixtures
+    reject_unused_options(
+        {"--plan": has_unused_plans}, "is for old checkpoints: name them with --fixtures GLOB"
     )
 
 
-def _drawn(judged: report.GateReport, seen: Seen) -> report.GateReport:
-    if seen.loading is not None:
-        return draw_loading(judged, seen.loading)
-    if seen.checkpoint is None or not seen.checkpoint.states:
-        return judged
-    return draw_state(judged, seen.checkpoint.states[0])
+def _build_gate_input(gated_checkpoint: GatedCheckpoint, policy: Policy) -> GateInput:
+    return GateInput(
+        path=gated_checkpoint.path,
+        checkpoint=gated_checkpoint.checkpoint,
+        module_diff=gated_checkpoint.module_diff,
+        verification=gated_checkpoint.verification,
+        skipped=gated_checkpoint.skipped,
+        rules=_reported_codes(gated_checkpoint, policy),
+        evidence=gated_checkpoint.evidence,
+    )
+
+
+def _add_previews(
+    gate_report: report.GateReport, gated_checkpoint: GatedCheckpoint
+) -> report.GateReport:
+    if gated_checkpoint.module_diff is not None:
+        return add_module_diff_previews(gate_report, gated_checkpoint.module_diff)
+    if gated_checkpoint.checkpoint is None or not gated_checkpoint.checkpoint.states:
+        return gate_report
+    return add_state_previews(gate_report, gated_checkpoint.checkpoint.states[0])
 
 
 def effective_policy(
-    paths: Sequence[PathLike], *, options: Options, config: Config
+    paths: Sequence[PathLike], *, options: PolicyOptions, config: ProjectConfig
 ) -> report.PolicyReport:
     """Return the policy that applies to each of `paths`, with the origin of each setting.
 
@@ -185,185 +220,294 @@ def effective_policy(
         ConfigError: the configuration is invalid.
     """
     if not paths:
-        return shown({"": settings_of(config, options, None)})
-    return shown({str(path): settings_of(config, options, str(path)) for path in paths})
+        return build_policy_report({"": list_settings(config, options, None)})
+    return build_policy_report(
+        {str(path): list_settings(config, options, str(path)) for path in paths}
+    )
 
 
-class _Examiner(Struct, frozen=True):
+class _CheckpointExaminer(Struct, frozen=True):
     """Runs all checks on checkpoints; describes each named module only once."""
 
     policy: Policy
     limits: Limits
-    config: Config
-    named: Named
+    config: ProjectConfig
+    module_options: ModuleOptions
     inputs: object
-    promises: Promises
-    values: bool
-    modules: dict[str, ModuleState] = {}
+    expectations: GateExpectations
+    read_values: bool
+    modules: dict[str, ModuleInfo] = {}
     """Cache of descriptions of modules named by a str: arguments as text -> ModuleInfo."""
 
-    def all(self, paths: Sequence[Location]) -> tuple[list[Seen], dict[str, str]]:
+    def examine_all(
+        self, paths: Sequence[Location]
+    ) -> tuple[list[GatedCheckpoint], dict[str, str]]:
         """Return the results and path -> error; with no paths, results of modules alone."""
-        seen: list[Seen] = []
+        gated_checkpoints: list[GatedCheckpoint] = []
         errors: dict[str, str] = {}
         for path in dict.fromkeys(paths):
             try:
-                seen.append(self.examined(path, find_target(path, self.named, self.config)))
+                gated_checkpoints.append(
+                    self.examine_checkpoint(
+                        path, find_target(path, self.module_options, self.config)
+                    )
+                )
             except (ReadError, ModuleError) as error:
                 errors[str(path)] = str(error)
         if not paths:
-            found = alone(self.promises, self.named.target, self.config)
-            seen += [self.alone(target, promises) for target, promises in found]
-        return seen, errors
+            module_targets = targets_without_checkpoint(
+                self.expectations, self.module_options.target, self.config
+            )
+            gated_checkpoints += [
+                self.examine_module(module_target, expectations)
+                for module_target, expectations in module_targets
+            ]
+        return gated_checkpoints, errors
 
-    def examined(self, path: Location, target: Target | None) -> Seen:
+    def examine_checkpoint(
+        self, path: Location, module_target: ModuleTarget | None
+    ) -> GatedCheckpoint:
         """Run all checks on the checkpoint at `path` and its module.
 
         Raises:
             ReadError: the checkpoint cannot be read.
             ModuleError: the module cannot be built.
         """
-        checkpoint = opened(path, self.limits)
+        checkpoint = open_checkpoint_or_stdin(path, self.limits)
         require = self.policy.at(str(path)).require
-        promises = promised(self.promises, self.config, path)
-        numbers = valued(checkpoint) if self.values else None
-        if target is None:
-            steps = steps_of(require, None, "no module is named for it")
-            held = held_to(promises, checkpoint, None, None, self.limits)
-            return Seen(str(path), checkpoint, steps=steps, held=held, values=numbers)
-        state = self._module(target, checkpoint)
-        state, ran = target.exercised(target.hyper(checkpoint), state, self.inputs)
-        met = loading(checkpoint, state, target.at)
-        met = with_values(met) if self.values else met
-        done, steps = verified(checkpoint, target, require, self.inputs)
-        held = held_to(promises, checkpoint, state, target, self.limits)
-        return Seen(str(path), checkpoint, state, met, ran, done, steps, held, numbers)
+        expectations = resolve_expectations(self.expectations, self.config, path)
+        statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
+        if module_target is None:
+            required_levels = required_level_failures(require, None, "no module is named for it")
+            evidence = check_expectations(expectations, checkpoint, None, None, self.limits)
+            return GatedCheckpoint(
+                str(path),
+                checkpoint,
+                required_levels=required_levels,
+                evidence=evidence,
+                statistics=statistics,
+            )
+        module_info = self._describe_module(module_target, checkpoint)
+        module_info, forward_effects = module_target.run_forward(
+            module_target.choose_default_arguments(checkpoint), module_info, self.inputs
+        )
+        module_diff = build_module_diff(checkpoint, module_info, module_target.at)
+        module_diff = add_value_checks(module_diff) if self.read_values else module_diff
+        verification, required_levels = run_required_verification(
+            checkpoint, module_target, require, self.inputs
+        )
+        evidence = check_expectations(
+            expectations, checkpoint, module_info, module_target, self.limits
+        )
+        return GatedCheckpoint(
+            str(path),
+            checkpoint,
+            module_info,
+            module_diff,
+            forward_effects,
+            verification,
+            required_levels,
+            evidence,
+            statistics,
+        )
 
-    def alone(self, target: Target, promises: Promises) -> Seen:
+    def examine_module(
+        self, module_target: ModuleTarget, expectations: GateExpectations
+    ) -> GatedCheckpoint:
         """Check a module against its expectations, without a checkpoint.
 
         Raises:
             ReadError: a lock or an old checkpoint cannot be read.
             ModuleError: the module cannot be built.
         """
-        state = target.examined({})
-        held = held_to(promises, None, state, target, self.limits)
-        return Seen(state.target, None, state, held=held)
+        module_info = module_target.describe_module({})
+        evidence = check_expectations(expectations, None, module_info, module_target, self.limits)
+        return GatedCheckpoint(module_info.target, None, module_info, evidence=evidence)
 
-    def _module(self, target: Target, checkpoint: Checkpoint) -> ModuleState:
-        hyper = target.hyper(checkpoint)
-        name = repr((str(target.module), id(target.module), target.kwargs, hyper, target.search))
-        if not isinstance(target.module, str) or name not in self.modules:
-            self.modules[name] = target.examined(hyper)
-        return self.modules[name]
+    def _describe_module(self, module_target: ModuleTarget, checkpoint: Checkpoint) -> ModuleInfo:
+        default_arguments = module_target.choose_default_arguments(checkpoint)
+        cache_key = repr(
+            (
+                str(module_target.module),
+                id(module_target.module),
+                module_target.kwargs,
+                default_arguments,
+                module_target.search_paths,
+            )
+        )
+        if not isinstance(module_target.module, str) or cache_key not in self.modules:
+            self.modules[cache_key] = module_target.describe_module(default_arguments)
+        return self.modules[cache_key]
 
 
-def _judged(seen: Sequence[Seen], policy: Policy, known: Baseline | None) -> Verdict:
+def _judge_release(
+    gated_checkpoints: Sequence[GatedCheckpoint], policy: Policy, baseline: Baseline | None
+) -> Verdict:
     """Return the verdict on all checkpoints, including findings about stale policy entries."""
-    found = [one for s in seen for one in _findings(s, policy, known)]
-    upkeep = _upkeep(judge(found, policy, known=known), seen, policy, known)
-    return judge([*found, *run([upkeep], policy.source)], policy, known=known)
+    findings = [
+        finding
+        for checkpoint in gated_checkpoints
+        for finding in _run_rules(checkpoint, policy, baseline)
+    ]
+    policy_issues = _find_policy_issues(
+        judge(findings, policy, baseline=baseline), gated_checkpoints, policy, baseline
+    )
+    return judge([*findings, *run_rules([policy_issues], policy.source)], policy, baseline=baseline)
 
 
-def _findings(seen: Seen, policy: Policy, known: Baseline | None) -> Iterator[Finding]:
-    found = run(subjects(seen), seen.path)
-    yield from found
-    left = _unmatched(seen.loading, judge(found, policy, known=known)) if seen.loading else ()
-    yield from run(_release(seen, policy, left), seen.path)
-
-
-def _release(seen: Seen, policy: Policy, unmatched: tuple[str, ...] = ()) -> tuple[Release, ...]:
-    if seen.checkpoint is None:
-        return ()
-    require = policy.at(seen.path).require
-    return (Release(seen.checkpoint, require, seen.loading, unmatched, seen.steps),)
-
-
-def _looked(seen: Seen, policy: Policy) -> tuple[str, ...]:
-    """Return the codes of all rules that apply and are reported, required by policy or not."""
-    given = (*subjects(seen), *_release(seen, policy))
-    return tuple(filter(policy.at(seen.path).reports, checked(given)))
-
-
-def _ran(seen: Seen, policy: Policy) -> tuple[str, ...]:
-    """Return the sorted codes of the rules that ran and are reported."""
-    codes = set(checked(subjects(seen)))
-    codes.update(*(asked(one) for one in _release(seen, policy)))
-    return tuple(sorted(filter(policy.at(seen.path).reports, codes)))
-
-
-def _unmatched(met: Loading, verdict: Verdict) -> tuple[str, ...]:
-    """Return keys that prevent a strict load and have neither a failing nor a silenced finding."""
-    told = {f.key for f in verdict.findings if f.fails}
-    silent = [one.finding for one in verdict.silenced]
-    told |= {f.key for f in silent}
-    if met.rewrite and any(f.rule.code == "CK209" for f in silent):
-        told |= {*met.rewrite.keys, *met.rewrite.keys.values()}
-    missing = [key for key in met.missing_keys if key not in met.restored]
-    keys = (*missing, *met.unexpected_keys, *(c.key for c in met.mismatched))
-    return tuple(key for key in dict.fromkeys(keys) if key not in told)
-
-
-def _upkeep(
-    verdict: Verdict, seen: Sequence[Seen], policy: Policy, known: Baseline | None
-) -> Upkeep:
-    """Return expired, unused and vanished policy entries; rules that did not run do not count."""
-    ran = {s.path: _looked(s, policy) for s in seen}
-    here = {(policy.relative(path), code) for path, codes in ran.items() for code in codes}
-    used = {one.waiver for one in verdict.silenced if one.waiver}
-    found = {
-        baselines.known(one.finding, policy.relative(one.finding.path))
-        for one in verdict.silenced
-        if one.by == "baseline"
-    }
-    gone = (known.known if known else frozenset()) - found
-    return Upkeep(
-        expired=tuple(w for w in policy.waivers if policy.expired(w)),
-        unused=tuple(
-            w
-            for w in policy.waivers
-            if w not in used and not policy.expired(w) and _looked_for(w, ran, policy)
-        ),
-        vanished=tuple((k.path, k.rule, k.key) for k in sorted(gone) if (k.path, k.rule) in here),
+def _run_rules(
+    gated_checkpoint: GatedCheckpoint, policy: Policy, baseline: Baseline | None
+) -> Iterator[Finding]:
+    findings = run_rules(collect_subjects(gated_checkpoint), gated_checkpoint.path)
+    yield from findings
+    unmatched_keys = (
+        _find_unmatched_keys(
+            gated_checkpoint.module_diff, judge(findings, policy, baseline=baseline)
+        )
+        if gated_checkpoint.module_diff
+        else ()
+    )
+    yield from run_rules(
+        _build_release(gated_checkpoint, policy, unmatched_keys), gated_checkpoint.path
     )
 
 
-def _looked_for(waiver: Waiver, ran: Mapping[str, Sequence[str]], policy: Policy) -> bool:
+def _build_release(
+    gated_checkpoint: GatedCheckpoint, policy: Policy, unmatched_keys: tuple[str, ...] = ()
+) -> tuple[ReleaseCandidate, ...]:
+    if gated_checkpoint.checkpoint is None:
+        return ()
+    require = policy.at(gated_checkpoint.path).require
+    return (
+        ReleaseCandidate(
+            gated_checkpoint.checkpoint,
+            require,
+            gated_checkpoint.module_diff,
+            unmatched_keys,
+            gated_checkpoint.required_levels,
+        ),
+    )
+
+
+def _applicable_codes(gated_checkpoint: GatedCheckpoint, policy: Policy) -> tuple[str, ...]:
+    """Return the codes of all rules that apply and are reported, required by policy or not."""
+    rule_subjects = (*collect_subjects(gated_checkpoint), *_build_release(gated_checkpoint, policy))
+    return tuple(
+        filter(policy.at(gated_checkpoint.path).reports, codes_for_subjects(rule_subjects))
+    )
+
+
+def _reported_codes(gated_checkpoint: GatedCheckpoint, policy: Policy) -> tuple[str, ...]:
+    """Return the sorted codes of the rules that ran and are reported."""
+    codes = set(codes_for_subjects(collect_subjects(gated_checkpoint)))
+    codes.update(
+        *(select_required_codes(release) for release in _build_release(gated_checkpoint, policy))
+    )
+    return tuple(sorted(filter(policy.at(gated_checkpoint.path).reports, codes)))
+
+
+def _find_unmatched_keys(module_diff: ModuleDiff, verdict: Verdict) -> tuple[str, ...]:
+    """Return keys that prevent a strict load and have neither a failing nor a silenced finding."""
+    reported_keys = {finding.key for finding in verdict.findings if finding.fails}
+    silenced_findings = [entry.finding for entry in verdict.silenced]
+    reported_keys |= {finding.key for finding in silenced_findings}
+    if module_diff.rewrite and any(finding.rule.code == "CK209" for finding in silenced_findings):
+        reported_keys |= {*module_diff.rewrite.key_map, *module_diff.rewrite.key_map.values()}
+    missing = [key for key in module_diff.missing_keys if key not in module_diff.retied_keys]
+    keys = (
+        *missing,
+        *module_diff.unexpected_keys,
+        *(change.key for change in module_diff.shape_mismatches),
+    )
+    return tuple(key for key in dict.fromkeys(keys) if key not in reported_keys)
+
+
+def _find_policy_issues(
+    verdict: Verdict,
+    gated_checkpoints: Sequence[GatedCheckpoint],
+    policy: Policy,
+    baseline: Baseline | None,
+) -> PolicyIssues:
+    """Return expired, unused and vanished policy entries; rules that did not run do not count."""
+    applicable_codes = {
+        checkpoint.path: _applicable_codes(checkpoint, policy) for checkpoint in gated_checkpoints
+    }
+    checked_codes = {
+        (policy.relative(path), code) for path, codes in applicable_codes.items() for code in codes
+    }
+    used_waivers = {entry.waiver for entry in verdict.silenced if entry.waiver}
+    matched_findings = {
+        baselines.to_baseline_entry(entry.finding, policy.relative(entry.finding.path))
+        for entry in verdict.silenced
+        if entry.by == "baseline"
+    }
+    vanished_findings = (baseline.entries if baseline else frozenset()) - matched_findings
+    return PolicyIssues(
+        expired_waivers=tuple(waiver for waiver in policy.waivers if policy.expired(waiver)),
+        unused_waivers=tuple(
+            waiver
+            for waiver in policy.waivers
+            if waiver not in used_waivers
+            and not policy.expired(waiver)
+            and _is_waiver_checked(waiver, applicable_codes, policy)
+        ),
+        outdated_entries=tuple(
+            (known_finding.path, known_finding.rule, known_finding.key)
+            for known_finding in sorted(vanished_findings)
+            if (known_finding.path, known_finding.rule) in checked_codes
+        ),
+    )
+
+
+def _is_waiver_checked(
+    waiver: Waiver, applicable_codes: Mapping[str, Sequence[str]], policy: Policy
+) -> bool:
     """Whether a rule that `waiver` covers ran on a checkpoint that it covers."""
     return any(
         policy.matching(waiver, path)
         and any(code.startswith(waiver.rule.upper()) for code in codes)
-        for path, codes in ran.items()
+        for path, codes in applicable_codes.items()
     )
 
 
-def _baseline_file(given: PathLike | None, config: Config, *, update: bool) -> Path | None:
-    named = config.settings.baseline
-    if given is not None:
-        return written_here(given)
-    if named is not None:
-        return config.directory / named
+def _find_baseline_file(
+    path: PathLike | None, config: ProjectConfig, *, update: bool
+) -> Path | None:
+    configured_path = config.settings.baseline
+    if path is not None:
+        return require_local_path(path)
+    if configured_path is not None:
+        return config.directory / configured_path
     if update:
         raise UsageError("--update-baseline: name the file with --baseline FILE")
     return None
 
 
-def _before(file: Path, *, update: bool) -> Baseline | None:
+def _read_old_baseline(path: Path, *, update: bool) -> Baseline | None:
     """Return the baseline in `file`; None if it is to be created."""
-    return None if update and not file.exists() else baselines.read(file)
+    return None if update and not path.exists() else baselines.read_baseline(path)
 
 
-def _updated(file: Path, old: Baseline | None, seen: Sequence[Seen], policy: Policy) -> Baseline:
+def _update_baseline(
+    path: Path,
+    old_baseline: Baseline | None,
+    gated_checkpoints: Sequence[GatedCheckpoint],
+    policy: Policy,
+) -> Baseline:
     """Write all current findings to the baseline, and keep those of paths not checked now."""
     from ckptool.formats.atomic import write_file
 
-    here = {policy.relative(s.path) for s in seen}
-    others = {k for k in (old.known if old else ()) if k.path not in here}
-    verdict = _judged(seen, policy, None)
-    found = {
-        baselines.known(f, policy.relative(f.path))
-        for f in verdict.findings
-        if f.rule.code not in UPKEEP
+    checked_paths = {policy.relative(checkpoint.path) for checkpoint in gated_checkpoints}
+    other_findings = {
+        known_finding
+        for known_finding in (old_baseline.entries if old_baseline else ())
+        if known_finding.path not in checked_paths
     }
-    write_file(file, baselines.text(others | found).encode(), force=True)
-    return Baseline(frozenset(others | found))
+    verdict = _judge_release(gated_checkpoints, policy, None)
+    new_findings = {
+        baselines.to_baseline_entry(finding, policy.relative(finding.path))
+        for finding in verdict.findings
+        if finding.rule.code not in POLICY_ISSUE_CODES
+    }
+    write_file(path, baselines.format_baseline(other_findings | new_findings).encode(), force=True)
+    return Baseline(frozenset(other_findings | new_findings))

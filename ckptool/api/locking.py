@@ -5,17 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool import contract, lockfile, report
-from ckptool.api.refusing import refuse
-from ckptool.api.target import Named, PathLike, Target, need_target, opened
-from ckptool.config import Config
+from ckptool.api.refusing import reject_unused_options
+from ckptool.api.target import (
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    need_target,
+    open_checkpoint_or_stdin,
+)
+from ckptool.config import ProjectConfig
 from ckptool.contract import Contract
 from ckptool.errors import ReadError, UsageError, WriteError
-from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.locations import Location, locate
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import Location, parse_location
 from ckptool.model import Skipped
 from ckptool.policy import Policy, judge
-from ckptool.reporting.locking import Locked, locked
-from ckptool.rules import run
+from ckptool.reporting.locking import LockOutcome, build_lock_report
+from ckptool.rules import run_rules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,8 +42,8 @@ def lock(  # noqa: PLR0913
     tolerances: Mapping[str, float] | None = None,
     force: bool = False,
     policy: Policy | None = None,
-    limits: Limits = DEFAULT,
-    config: Config | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
 ) -> report.LockReport:
     """Write the contract of a module or a checkpoint, or with `golden` a module's outputs.
 
@@ -62,52 +68,71 @@ def lock(  # noqa: PLR0913
         WriteError: the file cannot be written, or exists and is not a lock.
         UsageError: the options exclude each other.
     """
-    named = Named(module, kwargs, at)
+    module_options = ModuleOptions(module, kwargs, at)
     if golden is not None:
         if path is None or output is not None or check:
             raise UsageError(
                 "--golden records what a module computes with a checkpoint: lock PATH --golden "
                 "FILE -m MODULE; the lock is written by another run, without --golden"
             )
-        place = locate(path)
-        target = need_target(place, named, config)
-        return _record(target, place, Path(golden), inputs, tolerances or {}, force, limits)
-    alone = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
-    refuse(alone, "is for the outputs that --golden FILE records")
-    now, skipped = _contract(path, named, limits)
-    place = Path(DEFAULT_NAME if output is None else output)
-    before = _before(place, check=check, force=force)
-    text = lockfile.write(now)
-    same = before is not None and lockfile.write(before) == text
-    held = None if before is None else contract.hold(before, now)
-    done = Locked(place, now, held, same=same, check=check, skipped=skipped)
+        location = parse_location(path)
+        module_target = need_target(location, module_options, config)
+        return _record_golden(
+            module_target, location, Path(golden), inputs, tolerances or {}, force, limits
+        )
+    unused_options = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
+    reject_unused_options(unused_options, "is for the outputs that --golden FILE records")
+    new_contract, skipped = _build_contract(path, module_options, limits)
+    location = Path(DEFAULT_NAME if output is None else output)
+    old_contract = _read_old_lock(location, check=check, force=force)
+    lock_text = lockfile.format_lock(new_contract)
+    is_unchanged = old_contract is not None and lockfile.format_lock(old_contract) == lock_text
+    contract_diff = (
+        None if old_contract is None else contract.compare_contracts(old_contract, new_contract)
+    )
+    outcome = LockOutcome(
+        location,
+        new_contract,
+        contract_diff,
+        is_unchanged=is_unchanged,
+        is_check=check,
+        skipped=skipped,
+    )
     if check:
-        found = run([held]) if held else ()
-        return locked(done, judge(found, policy or Policy(), differs=not same))
-    if not same:
-        _write(place, text.encode())
-    return locked(done, judge([], policy or Policy()))
+        findings = run_rules([contract_diff]) if contract_diff else ()
+        return build_lock_report(
+            outcome, judge(findings, policy or Policy(), differs=not is_unchanged)
+        )
+    if not is_unchanged:
+        _check_and_write(location, lock_text.encode())
+    return build_lock_report(outcome, judge([], policy or Policy()))
 
 
-def _contract(
-    path: PathLike | None, named: Named, limits: Limits
+def _build_contract(
+    path: PathLike | None, module_options: ModuleOptions, limits: Limits
 ) -> tuple[Contract, tuple[Skipped, ...]]:
-    if path is None and named.module is not None:
-        place = {"--at": named.at is not None}
-        refuse(place, "is a place in a checkpoint, and this lock is a module's")
-        module = Target(named.module, named.kwargs or {}).examined({})
-        return contract.of_module(module), module.skipped
-    if path is not None and named.module is None:
-        refuse({"-k": bool(named.kwargs)}, "is for a module, and this lock is a checkpoint's")
-        checkpoint = opened(path, limits)
-        state = contract.state_of(checkpoint, named.at, None)
-        return contract.of_state(checkpoint, state), checkpoint.skipped
+    if path is None and module_options.module is not None:
+        unused_options = {"--at": module_options.at is not None}
+        reject_unused_options(
+            unused_options, "is a place in a checkpoint, and this lock is a module's"
+        )
+        module_info = ModuleTarget(
+            module_options.module, module_options.kwargs or {}
+        ).describe_module({})
+        return contract.build_module_contract(module_info), module_info.skipped
+    if path is not None and module_options.module is None:
+        reject_unused_options(
+            {"-k": bool(module_options.kwargs)}, "is for a module, and this lock is a checkpoint's"
+        )
+        checkpoint = open_checkpoint_or_stdin(path, limits)
+        state = contract.choose_state(checkpoint, module_options.at, None)
+        return contract.build_state_contract(checkpoint, state), checkpoint.skipped
     raise UsageError(
         "a lock is of one thing: name a module with -m package.module:Name, or a checkpoint"
     )
 
 
-def _before(path: Path, *, check: bool, force: bool) -> Contract | None:
+def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:
     """Return the existing lock; None if there is none, or with `force` if it need not be read.
 
     Raises:
@@ -117,11 +142,11 @@ def _before(path: Path, *, check: bool, force: bool) -> Contract | None:
     if check:
         if not path.exists():
             raise ReadError(path, "there is no lock: write it with `ckptool lock`, without --check")
-        return lockfile.read(path)
+        return lockfile.read_lock(path)
     if not path.exists():
         return None
     if lockfile.is_lock(path):
-        return None if force else lockfile.read(path)
+        return None if force else lockfile.read_lock(path)
     if not force:
         raise WriteError(
             f"{path}: exists already and is no lock: name another, or replace it with --force"
@@ -129,9 +154,9 @@ def _before(path: Path, *, check: bool, force: bool) -> Contract | None:
     return None
 
 
-def _record(
-    target: Target,
-    path: Location,
+def _record_golden(
+    module_target: ModuleTarget,
+    location: Location,
     golden: Path,
     inputs: object,
     tolerances: Mapping[str, float],
@@ -140,28 +165,44 @@ def _record(
 ) -> report.LockReport:
     from ckptool.formats.atomic import check_target
     from ckptool.verification import golden as goldens
-    from ckptool.verification import inputs as words
+    from ckptool.verification import inputs as input_sources
 
-    known = goldens.tolerances_of(tolerances)
-    sources = [path] if isinstance(path, Path) else []
+    checked_tolerances = goldens.check_tolerances(tolerances)
+    sources = [location] if isinstance(location, Path) else []
     check_target(golden, sources, force=force, folder=False)
-    with target.side(opened(path, limits)) as side:
-        given = words.given(target.inputs if inputs is None else inputs)
-        if given is None:
-            asked = words.asked(side.maker.make())
-            if isinstance(asked, str):
-                raise UsageError(asked)
-            given = asked
-        words.check(side.maker.make(), given)
-        content = goldens.recorded(side, given, known)
-        met = side.loading
-    _write(golden, content, force=force)
-    now = contract.of_module(met.module)
-    done = Locked(golden, now, None, same=False, check=False, golden=str(path), source=given.source)
-    return locked(done, judge([], Policy()))
+    with module_target.open_verification_target(
+        open_checkpoint_or_stdin(location, limits)
+    ) as verification_target:
+        parsed_inputs = input_sources.parse_inputs(
+            module_target.inputs if inputs is None else inputs
+        )
+        if parsed_inputs is None:
+            module_inputs = input_sources.inputs_from_module(
+                verification_target.factory.create_module()
+            )
+            if isinstance(module_inputs, str):
+                raise UsageError(module_inputs)
+            parsed_inputs = module_inputs
+        input_sources.require_matching_inputs(
+            verification_target.factory.create_module(), parsed_inputs
+        )
+        content = goldens.record_golden(verification_target, parsed_inputs, checked_tolerances)
+        module_diff = verification_target.module_diff
+    _check_and_write(golden, content, force=force)
+    new_contract = contract.build_module_contract(module_diff.module)
+    outcome = LockOutcome(
+        golden,
+        new_contract,
+        None,
+        is_unchanged=False,
+        is_check=False,
+        golden=str(location),
+        input_source=parsed_inputs.source,
+    )
+    return build_lock_report(outcome, judge([], Policy()))
 
 
-def _write(path: Path, content: bytes, *, force: bool = True) -> None:
+def _check_and_write(path: Path, content: bytes, *, force: bool = True) -> None:
     from ckptool.formats.atomic import check_target, write_file
 
     check_target(path, [], force=force, folder=False)

@@ -7,23 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool import report
-from ckptool.api.drawing import draw_loading, draw_state
-from ckptool.api.refusing import refuse
-from ckptool.api.target import Named, PathLike, Target, find_target, opened, written_here
-from ckptool.config import Config
+from ckptool.api.drawing import add_module_diff_previews, add_state_previews
+from ckptool.api.refusing import reject_unused_options
+from ckptool.api.target import (
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    find_target,
+    open_checkpoint_or_stdin,
+    require_local_path,
+)
+from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.locations import Location, locate
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import Location, parse_location
 from ckptool.policy import Policy, judge
-from ckptool.reporting.migrating import migrated
-from ckptool.rules import run
+from ckptool.reporting.migrating import build_migrate_report
+from ckptool.rules import run_rules
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ckptool.migration.plan import Plan
-    from ckptool.migration.verify import Check, Proof, Written
+    from ckptool.migration.verify import CheckResult, ForwardCheck, PendingFile
 
 
 def migrate(  # noqa: PLR0913
@@ -52,8 +59,8 @@ def migrate(  # noqa: PLR0913
     tolerance: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
     policy: Policy | None = None,
-    limits: Limits = DEFAULT,
-    config: Config | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
     pictures: bool = False,
 ) -> report.MigrateReport:
     """Write a checkpoint that a module loads strictly; with `dry_run` only return the plan.
@@ -97,54 +104,64 @@ def migrate(  # noqa: PLR0913
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
-    from ckptool.migration.plan import read_file
-    from ckptool.migration.run import Request
-    from ckptool.migration.run import run as run_migration
-    from ckptool.migration.suggest import Wishes
+    from ckptool.migration.plan import read_plan_file
+    from ckptool.migration.run import MigrationRequest, run_migration
+    from ckptool.migration.suggest import KeyOverrides
 
-    together = (
+    is_same_file = (
         target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
     )
-    refuse({"--save-plan": together}, "and -o name one file: name another")
-    place = locate(source)
-    meets = find_target(place, Named(module, kwargs, at), config)
-    done = run_migration(
-        Request(
-            source=place,
-            target=None if target is None else written_here(target),
-            module=meets.built if meets else None,
-            at=meets.at if meets else at,
+    reject_unused_options({"--save-plan": is_same_file}, "and -o name one file: name another")
+    location = parse_location(source)
+    module_target = find_target(location, ModuleOptions(module, kwargs, at), config)
+    result = run_migration(
+        MigrationRequest(
+            source=location,
+            target=None if target is None else require_local_path(target),
+            module=module_target.resolve_module if module_target else None,
+            at=module_target.at if module_target else at,
             to=to,
-            plan=read_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+            plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
             plan_name=str(plan) if isinstance(plan, str | Path) else "",
             reverse=reverse,
-            wishes=Wishes(inject or {}, tuple(drop)),
-            donor=None if from_ is None else locate(from_),
+            overrides=KeyOverrides(inject or {}, tuple(drop)),
+            donor=None if from_ is None else parse_location(from_),
             drop_extra=drop_extra,
             force=force,
             dry_run=dry_run,
-            save_plan=None if save_plan is None else written_here(save_plan),
+            save_plan=None if save_plan is None else require_local_path(save_plan),
             max_shard_size=max_shard_size,
-            links=links,
-            recorded=provenance,
+            hard_links=links,
+            record_provenance=provenance,
             limits=limits,
             progress=progress,
-            proof=_proof(
-                place, meets, inputs, device, _Older(old_module, from_, tolerance), limits
+            forward_check=_make_forward_check(
+                location,
+                module_target,
+                inputs,
+                device,
+                _OldModuleOptions(old_module, from_, tolerance),
+                limits,
             ),
         )
     )
-    met = [] if done.loading is None else [done.loading]
-    differs = any(not one.strict for one in met)
-    judged = judge(run(met, done.target or place), policy or Policy(), differs=differs)
-    said = migrated(done, judged)
+    module_diffs = [] if result.diff is None else [result.diff]
+    differs = any(not module_diff.is_strict for module_diff in module_diffs)
+    verdict = judge(
+        run_rules(module_diffs, result.target or location), policy or Policy(), differs=differs
+    )
+    migrate_report = build_migrate_report(result, verdict)
     if not pictures:
-        return said
-    return draw_loading(said, done.loading) if done.loading else draw_state(said, done.state)
+        return migrate_report
+    return (
+        add_module_diff_previews(migrate_report, result.diff)
+        if result.diff
+        else add_state_previews(migrate_report, result.state)
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Older:
+class _OldModuleOptions:
     """Old module to compare the migrated file's outputs with, and the tolerance."""
 
     module: "str | nn.Module | None"
@@ -153,14 +170,14 @@ class _Older:
     tolerance: float | None
 
 
-def _proof(
+def _make_forward_check(
     source: Location,
-    target: Target | None,
+    module_target: ModuleTarget | None,
     inputs: object,
     device: str,
-    older: "_Older",
+    old_options: "_OldModuleOptions",
     limits: Limits,
-) -> "Proof | None":
+) -> "ForwardCheck | None":
     """Return a function that verifies a migrated file, also against the source in its old module.
 
     None without inputs.
@@ -169,33 +186,55 @@ def _proof(
         UsageError: there are inputs and no module, or options that need inputs without any.
     """
     if inputs is None:
-        lone = {"--old-module": older.module is not None, "--device": device != "auto"}
-        refuse(lone, "is for running the result: say on what with --input")
+        unused_options = {
+            "--old-module": old_options.module is not None,
+            "--device": device != "auto",
+        }
+        reject_unused_options(unused_options, "is for running the result: say on what with --input")
         return None
-    if target is None:
+    if module_target is None:
         raise UsageError("--input: no module is named to run on it: -m package.module:Name")
-    from ckptool.migration.proof import prove
+    from ckptool.migration.proof import judge_verification
     from ckptool.verification import levels, running
-    from ckptool.verification.inputs import given
-    from ckptool.verification.sides import side
+    from ckptool.verification.inputs import parse_inputs
+    from ckptool.verification.sides import open_verification_target
 
-    where, taken = running.choose(device), given(inputs)
-    old_module, donor = older.module, older.donor
+    selected_device, parsed_inputs = running.select_device(device), parse_inputs(inputs)
+    old_module, donor = old_options.module, old_options.donor
 
-    def proof(written: "Written") -> "Check":
-        before, after = opened(source, limits), open_checkpoint(written.path, limits)
-        hyper = target.hyper(before)
+    def check_forward(pending_file: "PendingFile") -> "CheckResult":
+        old_checkpoint, new_checkpoint = (
+            open_checkpoint_or_stdin(source, limits),
+            open_checkpoint(pending_file.path, limits),
+        )
+        default_arguments = module_target.choose_default_arguments(old_checkpoint)
         with ExitStack() as stack:
-            new = stack.enter_context(side(after, target.module, target.spec(hyper), written.at))
+            new = stack.enter_context(
+                open_verification_target(
+                    new_checkpoint,
+                    module_target.module,
+                    module_target.build_spec(default_arguments),
+                    pending_file.at,
+                )
+            )
             old = None
             if old_module is not None:
-                fits = target.fitting(old_module, hyper)
-                old = stack.enter_context(side(before, old_module, fits, target.at))
+                old_spec = module_target.build_spec_of(old_module, default_arguments)
+                old = stack.enter_context(
+                    open_verification_target(old_checkpoint, old_module, old_spec, module_target.at)
+                )
                 if donor is not None:
-                    beside = {
-                        k: t for s in opened(donor, limits).states for k, t in s.unsaved.items()
+                    donor_attributes = {
+                        key: tensor
+                        for state in open_checkpoint_or_stdin(donor, limits).states
+                        for key, tensor in state.unsaved_tensors.items()
                     }
-                    old = replace(old, beside=beside | dict(old.beside))
-            return prove(written, levels.verify(new, where, taken, old, older.tolerance))
+                    old = replace(old, pickled_tensors=donor_attributes | dict(old.pickled_tensors))
+            return judge_verification(
+                pending_file,
+                levels.run_verification(
+                    new, selected_device, parsed_inputs, old, old_options.tolerance
+                ),
+            )
 
-    return proof
+    return check_forward

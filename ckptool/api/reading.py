@@ -6,29 +6,36 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from ckptool import report
-from ckptool.api.comparing import How, diff_files
-from ckptool.api.drawing import draw_loading
-from ckptool.api.refusing import refuse
-from ckptool.api.target import Named, PathLike, Target, need_target, notes_on, opened
-from ckptool.compare import Loading, loading
-from ckptool.config import Config
+from ckptool.api.comparing import ValueComparisonOptions, diff_files
+from ckptool.api.drawing import add_module_diff_previews
+from ckptool.api.refusing import reject_unused_options
+from ckptool.api.target import (
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    describe_choices,
+    need_target,
+    open_checkpoint_or_stdin,
+)
+from ckptool.compare import ModuleDiff, build_module_diff
+from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
-from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.locations import locate
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import parse_location
 from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
-from ckptool.reporting.reading import loaded
-from ckptool.rules import run
-from ckptool.valued import Valued, valued, with_values
+from ckptool.reporting.reading import build_module_diff_report
+from ckptool.rules import run_rules
+from ckptool.valued import CheckpointStatistics, add_value_checks, compute_checkpoint_statistics
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from torch import nn
 
-    from ckptool.verification.facts import Exercise
+    from ckptool.verification.facts import ForwardEffects
 
-_FOR_A_MODULE: Final = "is for the module of one checkpoint; with two checkpoints leave it out"
+_MODULE_ONLY: Final = "is for the module of one checkpoint; with two checkpoints leave it out"
 
 
 def diff(  # noqa: PLR0913
@@ -49,10 +56,10 @@ def diff(  # noqa: PLR0913
     inputs: object = None,
     progress: Callable[[int], None] | None = None,
     policy: Policy | None = None,
-    limits: Limits = DEFAULT,
-    config: Config | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
     pictures: bool = False,
-) -> report.DiffModuleReport | report.DiffFilesReport | report.PartReport:
+) -> report.DiffModuleReport | report.DiffFilesReport | report.DiffShardReport:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
 
     Args:
@@ -83,44 +90,70 @@ def diff(  # noqa: PLR0913
         UsageError: no module is named, or the options exclude each other.
         WorkerError: the cluster or executor failed.
     """
-    how = How(values is not False, rtol, atol, jobs, dask, executor, shard, progress)
+    options = ValueComparisonOptions(
+        values is not False, rtol, atol, jobs, dask, executor, shard, progress
+    )
     if new is not None:
-        given = {"-m": module is not None, "-k": bool(kwargs), "--input": inputs is not None}
-        refuse(given, _FOR_A_MODULE)
+        module_options = {
+            "-m": module is not None,
+            "-k": bool(kwargs),
+            "--input": inputs is not None,
+        }
+        reject_unused_options(module_options, _MODULE_ONLY)
         return diff_files(
-            path, new, how, at=at, explain=explain, policy=policy or Policy(), limits=limits,
+            path, new, options, at=at, explain=explain, policy=policy or Policy(), limits=limits,
             pictures=pictures,
         )  # fmt: skip
-    if how.of_values():
-        raise UsageError(f"{how.of_values()} is for the values of two checkpoints: name both")
-    place = locate(path)
-    checkpoint = opened(place, limits)
-    target = need_target(place, Named(module, kwargs, at), config)
-    found = _met(checkpoint, target, inputs, values=bool(values))
-    met = found.loading
-    verdict = judge(run(found.subjects, place), policy or Policy(), differs=not met.strict)
-    notes = notes_on(met, target.at, target.hyper(checkpoint))
-    said = loaded(met, verdict, notes, explain, found.values.skipped if found.values else ())
-    return draw_loading(said, met) if pictures else said
+    if options.first_value_option():
+        raise UsageError(
+            f"{options.first_value_option()} is for the values of two checkpoints: name both"
+        )
+    location = parse_location(path)
+    checkpoint = open_checkpoint_or_stdin(location, limits)
+    module_target = need_target(location, ModuleOptions(module, kwargs, at), config)
+    result = _compare_with_module(checkpoint, module_target, inputs, values=bool(values))
+    module_diff = result.module_diff
+    verdict = judge(
+        run_rules(result.subjects, location), policy or Policy(), differs=not module_diff.is_strict
+    )
+    notes = describe_choices(
+        module_diff, module_target.at, module_target.choose_default_arguments(checkpoint)
+    )
+    diff_report = build_module_diff_report(
+        module_diff, verdict, notes, explain, result.statistics.skipped if result.statistics else ()
+    )
+    return add_module_diff_previews(diff_report, module_diff) if pictures else diff_report
 
 
-class _Met(Struct, frozen=True):
+class _ModuleDiffResult(Struct, frozen=True):
     """ModuleDiff of a checkpoint and its module, with effects of forward and statistics."""
 
-    loading: Loading
-    exercises: "tuple[Exercise, ...]"
-    values: Valued | None
+    module_diff: ModuleDiff
+    forward_effects: "tuple[ForwardEffects, ...]"
+    statistics: CheckpointStatistics | None
 
     @property
     def subjects(self) -> tuple[object, ...]:
-        looked = () if self.values is None else (self.values,)
-        met = self.loading
-        return (met, met.module, met.checkpoint, *looked, *self.exercises)
+        statistics = () if self.statistics is None else (self.statistics,)
+        module_diff = self.module_diff
+        return (
+            module_diff,
+            module_diff.module,
+            module_diff.checkpoint,
+            *statistics,
+            *self.forward_effects,
+        )
 
 
-def _met(checkpoint: Checkpoint, target: Target, inputs: object, *, values: bool) -> _Met:
-    hyper = target.hyper(checkpoint)
-    state, exercises = target.exercised(hyper, target.examined(hyper), inputs)
-    met = loading(checkpoint, state, target.at)
-    looked = valued(checkpoint) if values else None
-    return _Met(with_values(met) if values else met, exercises, looked)
+def _compare_with_module(
+    checkpoint: Checkpoint, module_target: ModuleTarget, inputs: object, *, values: bool
+) -> _ModuleDiffResult:
+    default_arguments = module_target.choose_default_arguments(checkpoint)
+    module_info, forward_effects = module_target.run_forward(
+        default_arguments, module_target.describe_module(default_arguments), inputs
+    )
+    module_diff = build_module_diff(checkpoint, module_info, module_target.at)
+    statistics = compute_checkpoint_statistics(checkpoint) if values else None
+    return _ModuleDiffResult(
+        add_value_checks(module_diff) if values else module_diff, forward_effects, statistics
+    )

@@ -6,7 +6,7 @@ from math import isfinite
 from ckptool.errors import UsageError
 
 
-def refuse(given: Mapping[str, bool], reason: str) -> None:
+def reject_unused_options(options: Mapping[str, bool], reason: str) -> None:
     """Reject options that would be ignored here.
 
     Args:
@@ -16,12 +16,12 @@ def refuse(given: Mapping[str, bool], reason: str) -> None:
     Raises:
         UsageError: one of them is set.
     """
-    for option, is_given in given.items():
+    for option, is_given in options.items():
         if is_given:
             raise UsageError(f"{option} {reason}")
 
 
-def refuse_negative(numbers: Mapping[str, float | None]) -> None:
+def reject_negative_numbers(numbers: Mapping[str, float | None]) -> None:
     """Reject NaN, infinite and negative numbers; None passes.
 
     Raises:

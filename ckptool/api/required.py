@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ckptool.api.target import Target
-from ckptool.config import Requirements
+from ckptool.api.target import ModuleTarget
+from ckptool.config import ReleaseRequirements
 from ckptool.model import Checkpoint
 
 if TYPE_CHECKING:
@@ -13,11 +13,14 @@ _NO_CUDA = (
     'there is no CUDA device here; device = "simulated" or "auto" in [tool.ckptool.require] says '
     "that a simulated one is enough"
 )
-_ON_A_DEVICE = ("device", "forward")
+_DEVICE_LEVELS = ("device", "forward")
 
 
-def verified(
-    checkpoint: Checkpoint, target: Target, require: Requirements, inputs: object
+def run_required_verification(
+    checkpoint: Checkpoint,
+    module_target: ModuleTarget,
+    require: ReleaseRequirements,
+    inputs: object,
 ) -> "tuple[Verification | None, dict[str, str]]":
     """Run the required verification; also return level -> why it did not pass, "" if it passed.
 
@@ -32,27 +35,33 @@ def verified(
     import torch
 
     from ckptool.verification import levels, running
-    from ckptool.verification.inputs import given
+    from ckptool.verification.inputs import parse_inputs
 
-    wanted = require.device or "cuda"
-    lacking = wanted == "cuda" and not torch.cuda.is_available()
-    where = running.choose("cpu" if lacking else wanted)
-    with target.side(checkpoint) as side:
-        done = levels.verify(side, where, given(target.inputs if inputs is None else inputs))
-    steps = steps_of(require, done, "")
-    if lacking:
-        steps |= {step: _NO_CUDA for step in _ON_A_DEVICE if step in steps}
-    return done, steps
+    device_name = require.device or "cuda"
+    is_cuda_unavailable = device_name == "cuda" and not torch.cuda.is_available()
+    selected_device = running.select_device("cpu" if is_cuda_unavailable else device_name)
+    with module_target.open_verification_target(checkpoint) as verification_target:
+        verification = levels.run_verification(
+            verification_target,
+            selected_device,
+            parse_inputs(module_target.inputs if inputs is None else inputs),
+        )
+    failures = required_level_failures(require, verification, "")
+    if is_cuda_unavailable:
+        failures |= {level: _NO_CUDA for level in _DEVICE_LEVELS if level in failures}
+    return verification, failures
 
 
-def steps_of(require: Requirements, done: "Verification | None", reason: str) -> dict[str, str]:
+def required_level_failures(
+    require: ReleaseRequirements, verification: "Verification | None", reason: str
+) -> dict[str, str]:
     """Return required level -> why it did not pass, "" if passed; `reason` if none was run."""
-    if done is None:
+    if verification is None:
         return dict.fromkeys(require.verify or (), reason)
-    results = {str(one.level): one for one in done.levels}
+    results = {str(result.level): result for result in verification.levels}
     return {
-        step: ""
-        if results[step].status == "passed"
-        else ": ".join(filter(None, (str(results[step].status), results[step].reason)))
-        for step in require.verify or ()
+        level: ""
+        if results[level].status == "passed"
+        else ": ".join(filter(None, (str(results[level].status), results[level].reason)))
+        for level in require.verify or ()
     }

@@ -1,7 +1,7 @@
 """Report -> text, as the command prints it."""
 
 from ckptool.errors import UsageError
-from ckptool.render import FORMATS, Style, render
+from ckptool.render import FORMATS, RenderOptions, render
 from ckptool.report import AnyReport
 
 
@@ -18,4 +18,4 @@ def text(report: AnyReport, format_: str = "table", *, width: int | None = 100) 
     """
     if format_ not in FORMATS:
         raise UsageError(f"no format is called {format_!r}: known are {', '.join(FORMATS)}")
-    return render(format_, report, Style(width=width))
+    return render(format_, report, RenderOptions(width=width))

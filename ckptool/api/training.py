@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Final, Self
 from ckptool import report
 from ckptool.errors import ModuleError, UsageError
 from ckptool.policy import Policy, judge
-from ckptool.reporting.checking import watched
-from ckptool.rules import run
+from ckptool.reporting.checking import build_watch_report
+from ckptool.rules import run_rules
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ckptool.modules.snapshot import Snapshot
+    from ckptool.modules.snapshot import ModuleSnapshot
 
-_ABOUT_SAVING: Final = ("CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108")
+_SAVING_RULES: Final = ("CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108")
 """Rules that `watch` reports; rules about devices are left to `audit`."""
 
 
@@ -37,12 +37,12 @@ class Watched:
     def __init__(self, module: "nn.Module", policy: Policy) -> None:
         self._module = module
         self._policy = policy
-        self._before: Snapshot | None = None
-        self._after: Snapshot | None = None
+        self._old_snapshot: ModuleSnapshot | None = None
+        self._new_snapshot: ModuleSnapshot | None = None
         self._failure: ModuleError | None = None
 
     def __enter__(self) -> Self:
-        self._before, self._after, self._failure = self._look(), None, None
+        self._old_snapshot, self._new_snapshot, self._failure = self._take_snapshot(), None, None
         return self
 
     def __exit__(
@@ -54,7 +54,7 @@ class Watched:
         if error is not None:
             return
         try:
-            self._after = self._look()
+            self._new_snapshot = self._take_snapshot()
         except ModuleError as failure:
             # Do not end a training of days with an error here: `report` raises it instead.
             self._failure = failure
@@ -67,27 +67,33 @@ class Watched:
             UsageError: the block was not entered yet.
             ModuleError: the module cannot be examined.
         """
-        if self._before is None:
+        if self._old_snapshot is None:
             raise UsageError("nothing was watched yet: with ckptool.watch(model) as watched: ...")
         if self._failure is not None:
             raise self._failure
-        from ckptool.modules import describe
+        from ckptool.modules import describe_module
         from ckptool.verification import lived
 
         target = type(self._module).__qualname__
-        usage = lived.between(target, self._before, self._after or self._look())
-        state = lived.informed(describe(self._module, target), usage)
-        state = lived.only_changed(state, usage)
-        found = [f for f in run([state, usage]) if f.rule.code in _ABOUT_SAVING]
-        return watched(state, usage, judge(found, self._policy))
+        usage_changes = lived.changes_between(
+            target, self._old_snapshot, self._new_snapshot or self._take_snapshot()
+        )
+        module_info = lived.with_usage(describe_module(self._module, target), usage_changes)
+        module_info = lived.keep_only_changed(module_info, usage_changes)
+        findings = [
+            finding
+            for finding in run_rules([module_info, usage_changes])
+            if finding.rule.code in _SAVING_RULES
+        ]
+        return build_watch_report(module_info, usage_changes, judge(findings, self._policy))
 
-    def _look(self) -> "Snapshot":
-        from ckptool.modules.snapshot import take
+    def _take_snapshot(self) -> "ModuleSnapshot":
+        from ckptool.modules.snapshot import take_snapshot
         from ckptool.modules.usercode import UserCodeError, user_code
 
         try:
             with user_code():
-                return take(self._module)
+                return take_snapshot(self._module)
         except UserCodeError as error:
             name = type(self._module).__qualname__
             raise ModuleError(name, f"looking through it raised {error}") from error

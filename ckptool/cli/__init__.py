@@ -35,13 +35,13 @@ class OneLineError(click.ClickException):
 
     def __init__(self, error: click.UsageError, name: str) -> None:
         path = error.ctx.command_path if error.ctx else name
-        said = " ".join(error.format_message().split()).rstrip(".")
-        super().__init__(f"{path}: {said[:1].lower()}{said[1:]} (see `{path} --help`)")
+        message = " ".join(error.format_message().split()).rstrip(".")
+        super().__init__(f"{path}: {message[:1].lower()}{message[1:]} (see `{path} --help`)")
 
     def show(self, file: IO[str] | None = None) -> None:
-        from ckptool.render.text import printable
+        from ckptool.render.text import make_printable
 
-        click.echo(printable(self.message), file=file, err=file is None)
+        click.echo(make_printable(self.message), file=file, err=file is None)
 
 
 class LazyGroup(click.Group):
@@ -73,36 +73,38 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        word = args[0]
-        if word not in COMMANDS and not word.startswith("-"):
-            close = get_close_matches(word, COMMANDS, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
-            ctx.fail(f"no such command {word!r}: {meant}")
-        name, command, rest = super().resolve_command(ctx, args)
-        ctx.meta["ckptool.arguments"] = tuple(rest)  # -o belongs to the --format before it
-        return name, command, rest
+        command_name = args[0]
+        if command_name not in COMMANDS and not command_name.startswith("-"):
+            matches = get_close_matches(command_name, COMMANDS, n=1)
+            suggestion = (
+                f"did you mean {matches[0]}?" if matches else f"there are {', '.join(COMMANDS)}"
+            )
+            ctx.fail(f"no such command {command_name!r}: {suggestion}")
+        name, command, command_args = super().resolve_command(ctx, args)
+        ctx.meta["ckptool.arguments"] = tuple(command_args)  # -o belongs to the --format before it
+        return name, command, command_args
 
     def make_context(
-        self, info_name: str | None, args: list[str], *rest: Any, **named: Any
+        self, info_name: str | None, args: list[str], *positional: Any, **extra: Any
     ) -> click.Context:
         try:
-            return super().make_context(info_name, args, *rest, **named)
+            return super().make_context(info_name, args, *positional, **extra)
         except click.UsageError as error:
-            raise _in_one_line(error) from error
+            raise _to_one_line_error(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            raise _in_one_line(error) from error
+            raise _to_one_line_error(error) from error
         except CkptoolError as error:
             if ctx.obj and ctx.obj.get("trace"):
                 import traceback
 
                 traceback.print_exc()
-            from ckptool.cli.options import one_line
+            from ckptool.cli.options import format_one_line
 
-            click.echo(f"ckptool: {one_line(str(error))}", err=True)
+            click.echo(f"ckptool: {format_one_line(str(error))}", err=True)
             ctx.exit(COULD_NOT_CHECK)
         except KeyboardInterrupt:
             click.echo("ckptool: ended by SIGINT", err=True)
@@ -113,23 +115,26 @@ class LazyGroup(click.Group):
             ctx.exit(1)
 
 
-def _in_one_line(error: click.UsageError) -> click.ClickException:
+def _to_one_line_error(error: click.UsageError) -> click.ClickException:
     return error if isinstance(error, NoArgsIsHelpError) else OneLineError(error, "ckptool")
 
 
-def _version(ctx: click.Context, _: click.Parameter, wanted: object) -> None:
-    if not wanted:
+def _print_version(ctx: click.Context, _: click.Parameter, value: object) -> None:
+    if not value:
         return
-    from ckptool.versions import version_of
+    from ckptool.versions import get_installed_version
 
-    python = ".".join(map(str, sys.version_info[:3]))
-    ours, torch = version_of("ckptool"), version_of("torch")
-    click.echo(f"ckptool {ours}, torch {torch}, Python {python}")
+    python_version = ".".join(map(str, sys.version_info[:3]))
+    ckptool_version, torch_version = (
+        get_installed_version("ckptool"),
+        get_installed_version("torch"),
+    )
+    click.echo(f"ckptool {ckptool_version}, torch {torch_version}, Python {python_version}")
     ctx.exit()
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
               help="Show the versions of ckptool, torch and Python, and exit.")  # fmt: skip
 @click.pass_context
 def main(ctx: click.Context) -> None:
@@ -148,12 +153,12 @@ def run() -> NoReturn:
 
     Freeing the descriptions of 100,000 tensors one by one takes 10% of the run time.
     """
-    code: object = 0
+    exit_code: object = 0
     try:
         main(prog_name="ckptool")
-    except SystemExit as stop:
-        code = stop.code
+    except SystemExit as system_exit:
+        exit_code = system_exit.code
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # commands flush their output and report errors
             stream.flush()
-    os._exit(code if isinstance(code, int) else 0)
+    os._exit(exit_code if isinstance(exit_code, int) else 0)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from ckptool.errors import UsageError
-from ckptool.formats.limits import DEFAULT, Limits
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, ob
     Raises:
         UsageError: a pair or the file does not parse.
     """
-    arguments: dict[str, object] = dict(_kwargs_file(file)) if file else {}
+    arguments: dict[str, object] = dict(_read_kwargs_file(file)) if file else {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
@@ -42,31 +42,31 @@ def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
     Raises:
         UsageError: the limit does not exist, or its value is not a number.
     """
-    known = set(Limits.__struct_fields__) - {"deep"}
-    changed: dict[str, int] = {}
+    limit_names = set(Limits.__struct_fields__) - {"deep"}
+    overrides: dict[str, int] = {}
     for pair in pairs:
         name, _, number = pair.partition("=")
         key = name.replace("-", "_")
-        if key not in known:
-            names = ", ".join(sorted(k.replace("_", "-") for k in known))
+        if key not in limit_names:
+            names = ", ".join(sorted(limit_name.replace("_", "-") for limit_name in limit_names))
             raise UsageError(f"--limit {pair}: there is no such limit; known are {names}")
         if not (number.isascii() and number.isdigit() and len(number) < 20):
             raise UsageError(f"--limit {pair}: expected {name}=NUMBER")
-        changed[key] = int(number)
-    return replace(DEFAULT, deep=deep, **changed)
+        overrides[key] = int(number)
+    return replace(DEFAULT_LIMITS, deep=deep, **overrides)
 
 
-def _kwargs_file(path: Path) -> Mapping[str, Any]:
+def _read_kwargs_file(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--kwargs {path}: is no valid JSON or TOML: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(data, dict):
         raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")
-    return found
+    return data
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
@@ -77,25 +77,25 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    part, slash, parts = text.partition("/")
-    if not slash or not (_number(part) and _number(parts)):
+    index, slash, count = text.partition("/")
+    if not slash or not (_is_number(index) and _is_number(count)):
         raise UsageError(f"--shard {text}: expected I/N, for example 1/4 for the first of four")
-    return int(part), int(parts)
+    return int(index), int(count)
 
 
-def _number(text: str) -> bool:
+def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
-def once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+def reject_duplicates(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
     """Return the (name, value) pairs of a repeatable option as a dict.
 
     Raises:
         UsageError: a name occurs twice.
     """
-    found: dict[str, T] = {}
+    values: dict[str, T] = {}
     for name, value in pairs:
-        if name in found:
+        if name in values:
             raise UsageError(f"{option} {name}=...: is given twice")
-        found[name] = value
-    return found
+        values[name] = value
+    return values

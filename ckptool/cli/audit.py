@@ -3,7 +3,7 @@
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, input_options, module_options, report_options
+from ckptool.cli.options import ReportOutput, input_options, module_options, report_options
 from ckptool.policy import Policy
 
 
@@ -17,7 +17,7 @@ def command(
     module: str | None,
     kwargs: dict[str, object] | None,
     inputs: tuple[str, ...] | None,
-    out: Output,
+    out: ReportOutput,
     policy: Policy,
 ) -> None:
     r"""Report everything a module holds that a state_dict does not.
@@ -26,6 +26,8 @@ def command(
     ckptool audit -m package.module:Name -k d_in=3
     ckptool audit -m package.module:Name --input "float32[2,3]"      run it as well
     """
-    report = api.audit(module, kwargs=kwargs, inputs=inputs, policy=policy, pictures=out.pictures)
-    out.emit(report)
+    report = api.audit(
+        module, kwargs=kwargs, inputs=inputs, policy=policy, pictures=out.draws_pictures
+    )
+    out.write_report(report)
     ctx.exit(report.exit_code)

@@ -5,22 +5,22 @@ import click
 from ckptool import api
 from ckptool.cli.arguments import parse_shard
 from ckptool.cli.options import (
-    CHECKPOINT,
-    Output,
+    CHECKPOINT_PATH,
+    ReportOutput,
     input_options,
     limit_options,
     module_options,
     report_options,
 )
-from ckptool.cli.running import Progress
+from ckptool.cli.running import ProgressLine
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("diff")
-@click.argument("path", type=CHECKPOINT)
-@click.argument("new", type=CHECKPOINT, required=False)
+@click.argument("path", type=CHECKPOINT_PATH)
+@click.argument("new", type=CHECKPOINT_PATH, required=False)
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
@@ -58,7 +58,7 @@ def command(  # noqa: PLR0913
     shard: str | None,
     inputs: tuple[str, ...] | None,
     limits: Limits,
-    out: Output,
+    out: ReportOutput,
     policy: Policy,
 ) -> None:
     """Compare a checkpoint with the module that should load it, or with another checkpoint.
@@ -68,7 +68,7 @@ def command(  # noqa: PLR0913
     ckptool diff model.pth            the module named in pyproject.toml or ckptool.toml
     ckptool diff old.pth new.safetensors
     """  # noqa: D301 (click reads a real backspace)
-    with Progress(path, "compared") as progress:
+    with ProgressLine(path, "compared") as progress:
         report = api.diff(
             path,
             new,
@@ -83,10 +83,10 @@ def command(  # noqa: PLR0913
             dask=dask,
             shard=parse_shard(shard),
             inputs=inputs,
-            progress=progress.add,
-            pictures=out.pictures,
+            progress=progress.add_bytes,
+            pictures=out.draws_pictures,
             policy=policy,
             limits=limits,
         )
-    out.emit(report)
+    out.write_report(report)
     ctx.exit(report.exit_code)

@@ -5,7 +5,13 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import CHECKPOINT, Output, limit_options, one_line, report_options
+from ckptool.cli.options import (
+    CHECKPOINT_PATH,
+    ReportOutput,
+    format_one_line,
+    limit_options,
+    report_options,
+)
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
@@ -13,7 +19,7 @@ from ckptool.policy import Policy
 
 
 @click.command("digest")
-@click.argument("paths", nargs=-1, required=True, type=CHECKPOINT, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
 )
@@ -36,7 +42,7 @@ def command(
     check: Path | None,
     textconv: bool,
     limits: Limits,
-    out: Output,
+    out: ReportOutput,
     policy: Policy,
 ) -> None:
     """Name the content of checkpoints: the same digest in any container, key order or shards.
@@ -51,11 +57,11 @@ def command(
             raise UsageError("--textconv prints one PATH, without --check")
         if out.formats != {"table"}:
             raise UsageError("--textconv has a format of its own: leave --format out")
-        out.text(api.textconv(paths[0], at=at, limits=limits))
+        out.write_text(api.textconv(paths[0], at=at, limits=limits))
         ctx.exit(0)
     report = api.digest(paths, at=at, check=check, policy=policy, limits=limits)
     if report.checkpoints or out.formats - {"table", "markdown"}:
-        out.emit(report)
+        out.write_report(report)
     for error in report.errors:
-        click.echo(f"ckptool: {one_line(error)}", err=True)
+        click.echo(f"ckptool: {format_one_line(error)}", err=True)
     ctx.exit(report.exit_code)

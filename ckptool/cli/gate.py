@@ -7,13 +7,13 @@ from msgspec.structs import replace
 
 from ckptool import api
 from ckptool.cli.options import (
-    CHECKPOINT,
-    WRITTEN,
-    Output,
+    CHECKPOINT_PATH,
+    OUTPUT_PATH,
+    ReportOutput,
+    format_one_line,
     input_options,
     limit_options,
     module_options,
-    one_line,
     report_options,
 )
 from ckptool.formats.limits import Limits
@@ -22,7 +22,7 @@ from ckptool.policy import Policy
 
 
 @click.command("gate")
-@click.argument("paths", nargs=-1, type=CHECKPOINT, metavar="[PATH]...")
+@click.argument("paths", nargs=-1, type=CHECKPOINT_PATH, metavar="[PATH]...")
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
@@ -62,7 +62,7 @@ from ckptool.policy import Policy
 )
 @click.option(
     "--baseline",
-    type=WRITTEN,
+    type=OUTPUT_PATH,
     metavar="FILE",
     help="Known findings: they do not fail.",
 )
@@ -93,7 +93,7 @@ def command(  # noqa: PLR0913
     values: bool,
     inputs: tuple[str, ...] | None,
     limits: Limits,
-    out: Output,
+    out: ReportOutput,
     policy: Policy,
 ) -> None:
     r"""Pass or fail a release by the policy of pyproject.toml or ckptool.toml.
@@ -108,8 +108,10 @@ def command(  # noqa: PLR0913
     ckptool gate --show-policy
     """
     if show_policy:
-        said = replace(ctx.obj["options"], baseline=str(baseline) if baseline else None)
-        out.emit(api.effective_policy(paths, options=said, config=ctx.obj["config"]))
+        policy_options = replace(ctx.obj["options"], baseline=str(baseline) if baseline else None)
+        out.write_report(
+            api.effective_policy(paths, options=policy_options, config=ctx.obj["config"])
+        )
         return
     report = api.gate(
         paths,
@@ -128,9 +130,9 @@ def command(  # noqa: PLR0913
         policy=policy,
         limits=limits,
         config=ctx.obj["config"],
-        pictures=out.pictures,
+        pictures=out.draws_pictures,
     )
-    out.emit(report)
+    out.write_report(report)
     for error in report.errors:
-        click.echo(f"ckptool: {one_line(error)}", err=True)
+        click.echo(f"ckptool: {format_one_line(error)}", err=True)
     ctx.exit(report.exit_code)

@@ -3,15 +3,21 @@
 import click
 
 from ckptool import api
-from ckptool.cli.options import CHECKPOINT, Output, limit_options, one_line, report_options
-from ckptool.formats.collector import paused_collector
+from ckptool.cli.options import (
+    CHECKPOINT_PATH,
+    ReportOutput,
+    format_one_line,
+    limit_options,
+    report_options,
+)
+from ckptool.formats.collector import pause_gc
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("inspect")
-@click.argument("paths", nargs=-1, required=True, type=CHECKPOINT, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
 @click.option(
     "--values", is_flag=True, help="Look at the numbers too (rules CK4xx); reads all, needs torch."
 )
@@ -23,19 +29,19 @@ def command(
     *,
     values: bool,
     limits: Limits,
-    out: Output,
+    out: ReportOutput,
     policy: Policy,
 ) -> None:
     """Describe checkpoints: tensors, dtypes, bytes, ties, devices, unsafe names, metadata.
 
     Nothing in the files is loaded, imported or executed, and torch is not needed but for --values.
     """
-    with paused_collector():  # the descriptions of 100,000 tensors hold no cycles
+    with pause_gc():  # the descriptions of 100,000 tensors hold no cycles
         report = api.inspect(
-            paths, values=values, policy=policy, limits=limits, pictures=out.pictures
+            paths, values=values, policy=policy, limits=limits, pictures=out.draws_pictures
         )
         if report.checkpoints or out.formats - {"table", "markdown", "html"}:
-            out.emit(report)
+            out.write_report(report)
     for error in report.errors:
-        click.echo(f"ckptool: {one_line(error)}", err=True)
+        click.echo(f"ckptool: {format_one_line(error)}", err=True)
     ctx.exit(report.exit_code)

@@ -5,11 +5,11 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.arguments import once
+from ckptool.cli.arguments import reject_duplicates
 from ckptool.cli.options import (
-    CHECKPOINT,
-    WRITTEN,
-    Output,
+    CHECKPOINT_PATH,
+    OUTPUT_PATH,
+    ReportOutput,
     input_options,
     limit_options,
     module_options,
@@ -22,13 +22,13 @@ from ckptool.policy import Policy
 
 
 @click.command("lock")
-@click.argument("path", required=False, type=CHECKPOINT)
-@click.option("-o", "--output", "target", metavar="LOCK", type=WRITTEN,
+@click.argument("path", required=False, type=CHECKPOINT_PATH)
+@click.option("-o", "--output", "target", metavar="LOCK", type=OUTPUT_PATH,
               help="The lock's file.  [default: ckpt.lock.json]")  # fmt: skip
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 where the lock is stale.")
-@click.option("--golden", metavar="FILE", type=WRITTEN,
+@click.option("--golden", metavar="FILE", type=OUTPUT_PATH,
               help="Record what the module computes with PATH on the inputs.")  # fmt: skip
 @input_options
 @click.option("--tolerance", "tolerances", multiple=True, metavar="DEVICE=NUMBER",
@@ -51,7 +51,7 @@ def command(  # noqa: PLR0913
     tolerances: tuple[str, ...],
     force: bool,
     limits: Limits,
-    out: Output,
+    out: ReportOutput,
     policy: Policy,
 ) -> None:
     r"""Write down what a module or a checkpoint promises: `gate --against` holds releases to it.
@@ -71,21 +71,21 @@ def command(  # noqa: PLR0913
         check=check,
         golden=golden,
         inputs=inputs,
-        tolerances=once("--tolerance", map(_pair, tolerances)),
+        tolerances=reject_duplicates("--tolerance", map(_parse_tolerance, tolerances)),
         force=force,
         policy=policy,
         limits=limits,
     )
-    out.emit(report)
+    out.write_report(report)
     ctx.exit(report.exit_code)
 
 
-def _pair(text: str) -> tuple[str, float]:
+def _parse_tolerance(text: str) -> tuple[str, float]:
     device, _, number = text.partition("=")
     try:
-        found = float(number)
+        tolerance = float(number)
     except ValueError:
-        found = -1.0
-    if not found >= 0:
+        tolerance = -1.0
+    if not tolerance >= 0:
         raise UsageError(f"--tolerance {text}: expected DEVICE=NUMBER, for example cpu=1e-5")
-    return device, found
+    return device, tolerance

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import Output, report_options
+from ckptool.cli.options import ReportOutput, report_options
 from ckptool.policy import Policy
 
 
@@ -20,7 +20,7 @@ def command(
     parts: tuple[Path, ...],
     *,
     explain: str | None,
-    out: Output,
+    out: ReportOutput,
     policy: Policy,
 ) -> None:
     """Put together what `ckptool diff OLD NEW --shard I/N` found on several machines.
@@ -31,5 +31,5 @@ def command(
     ckptool merge part-1.json part-2.json
     """  # noqa: D301 (click reads a real backspace)
     report = api.merge(parts, explain=explain, policy=policy)
-    out.emit(report)
+    out.write_report(report)
     ctx.exit(report.exit_code)

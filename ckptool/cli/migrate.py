@@ -5,17 +5,17 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.arguments import once
+from ckptool.cli.arguments import reject_duplicates
 from ckptool.cli.options import (
-    CHECKPOINT,
-    WRITTEN,
-    Output,
+    CHECKPOINT_PATH,
+    OUTPUT_PATH,
+    ReportOutput,
     input_options,
     limit_options,
     module_options,
     screen_options,
 )
-from ckptool.cli.running import Progress, ending
+from ckptool.cli.running import ProgressLine, report_interrupt
 from ckptool.config import parse_size
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
@@ -24,8 +24,8 @@ from ckptool.policy import Policy
 
 
 @click.command("migrate")
-@click.argument("source", metavar="SRC", type=CHECKPOINT)
-@click.option("-o", "--output", "target", metavar="DST", type=WRITTEN,
+@click.argument("source", metavar="SRC", type=CHECKPOINT_PATH)
+@click.option("-o", "--output", "target", metavar="DST", type=OUTPUT_PATH,
               help="Where the result goes; its suffix decides the container.")  # fmt: skip
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
@@ -35,11 +35,11 @@ from ckptool.policy import Policy
               help="Where the value of KEY comes from: attribute, constructor, file:PATH#KEY, "
               "npz:PATH#KEY, literal:VALUE, seed:N or zeros.")  # fmt: skip
 @click.option("--drop", multiple=True, metavar="KEY", help="Leave KEY out.")
-@click.option("--from", "from_", metavar="FILE", type=CHECKPOINT,
+@click.option("--from", "from_", metavar="FILE", type=CHECKPOINT_PATH,
               help="Look for attributes in this pickled module as well.")  # fmt: skip
 @click.option("--drop-extra", is_flag=True, help="Leave out what the container cannot hold.")
 @click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Do this plan.")
-@click.option("--save-plan", metavar="FILE", type=WRITTEN,
+@click.option("--save-plan", metavar="FILE", type=OUTPUT_PATH,
               help="Write the plan here, to be edited.")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="Undo the plan.")
 @click.option("--max-shard-size", metavar="SIZE", help='DST is a folder of files up to "5GB".')
@@ -80,7 +80,7 @@ def command(  # noqa: PLR0913
     old_module: str | None,
     tolerance: float | None,
     limits: Limits,
-    out: Output,
+    out: ReportOutput,
     policy: Policy,
 ) -> None:
     r"""Write a checkpoint that the new module loads strictly.
@@ -92,8 +92,8 @@ def command(  # noqa: PLR0913
     """
     if reverse and plan is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
-    said = "what was not complete was removed"
-    with ending(ctx, said), Progress(source, "written") as progress:
+    message = "what was not complete was removed"
+    with report_interrupt(ctx, message), ProgressLine(source, "written") as progress:
         report = api.migrate(
             source,
             target,
@@ -103,43 +103,43 @@ def command(  # noqa: PLR0913
             to=to,
             plan=plan,
             reverse=reverse,
-            inject=once("--inject", map(_pair, injected)),
+            inject=reject_duplicates("--inject", map(_parse_injection, injected)),
             drop=drop,
             from_=from_,
             drop_extra=drop_extra,
             force=force,
             dry_run=dry_run,
             save_plan=save_plan,
-            max_shard_size=_size(max_shard_size),
+            max_shard_size=_parse_shard_size(max_shard_size),
             links=not no_links,
             provenance=not no_provenance,
             inputs=inputs,
             device=device,
             old_module=old_module,
             tolerance=tolerance,
-            progress=progress.add,
+            progress=progress.add_bytes,
             policy=policy,
             limits=limits,
-            pictures=out.pictures,
+            pictures=out.draws_pictures,
         )
-    out.emit(report)
+    out.write_report(report)
     ctx.exit(report.exit_code)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _parse_injection(text: str) -> tuple[str, str]:
     key, equals, source = text.partition("=")
     if not equals or not key or not source:
         raise UsageError(f"--inject {text}: expected KEY=SOURCE, for example mask=constructor")
     return key, source
 
 
-def _size(text: str | None) -> int | None:
+def _parse_shard_size(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        size = parse_size(text)
+        nbytes = parse_size(text)
     except ValueError:
-        size = 0
-    if not size:
+        nbytes = 0
+    if not nbytes:
         raise UsageError(f"--max-shard-size {text}: expected a size like 500MB or 5GiB")
-    return size
+    return nbytes

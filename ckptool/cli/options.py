@@ -11,29 +11,29 @@ import click
 from msgspec import Struct
 
 from ckptool.cli.arguments import parse_kwargs, parse_limits
-from ckptool.cli.outputs import Destination, targets
+from ckptool.cli.outputs import Destination, resolve_destinations
 from ckptool.config import load_config, read_config
 from ckptool.errors import UsageError, WriteError
-from ckptool.locations import Location, locate, masked
+from ckptool.locations import Location, mask_credentials, parse_location
 from ckptool.policy import LEVELS
-from ckptool.policy.effective import Options, policy_of
-from ckptool.render import FORMATS, Style, render
-from ckptool.render.text import printable
+from ckptool.policy.effective import PolicyOptions, resolve_policy
+from ckptool.render import FORMATS, RenderOptions, render
+from ckptool.render.text import make_printable
 from ckptool.report import AnyReport
 
-Command = Callable[..., Any]
+CommandFunction = Callable[..., Any]
 
-_PRINTED = 1 << 20
+_PRINT_CHUNK_CHARS = 1 << 20
 """Characters per write to standard output."""
 
 
-class _Checkpoint(click.ParamType[Location]):
+class _CheckpointParam(click.ParamType[Location]):
     """Click type of a local or remote checkpoint; converts to `Location`."""
 
     name = "path"
 
     def convert(self, value: Any, param: object, ctx: object) -> Location:  # noqa: ARG002
-        return locate(value)
+        return parse_location(value)
 
     def shell_complete(
         self,
@@ -46,7 +46,7 @@ class _Checkpoint(click.ParamType[Location]):
         return [CompletionItem(incomplete, type="file")]
 
 
-class _Written(click.Path):
+class _OutputPathParam(click.Path):
     """Click type of a local output file or folder; remote locations are usage errors."""
 
     def convert(
@@ -55,23 +55,23 @@ class _Written(click.Path):
         param: click.Parameter | None,
         ctx: object,  # noqa: ARG002
     ) -> Path:
-        from ckptool.api.target import written_here
+        from ckptool.api.target import require_local_path
 
         try:
-            return written_here(value)
+            return require_local_path(value)
         except UsageError as error:
             option = param.opts[0] if param else ""
             raise UsageError(f"{option} {error}".strip()) from error
 
 
-CHECKPOINT = _Checkpoint()
-WRITTEN = _Written()
+CHECKPOINT_PATH = _CheckpointParam()
+OUTPUT_PATH = _OutputPathParam()
 
 
-class Output(Struct, frozen=True):
+class ReportOutput(Struct, frozen=True):
     """Formats, destinations and verbosity of a report."""
 
-    targets: tuple[Destination, ...]
+    destinations: tuple[Destination, ...]
     """Each format with its file; None is standard output, for at most one format."""
     color: str
     quiet: bool
@@ -79,14 +79,14 @@ class Output(Struct, frozen=True):
 
     @property
     def formats(self) -> frozenset[str]:
-        return frozenset(format_ for format_, _ in self.targets)
+        return frozenset(format_ for format_, _ in self.destinations)
 
     @property
-    def pictures(self) -> bool:
+    def draws_pictures(self) -> bool:
         """Whether a format draws pictures; otherwise their values are not read."""
         return "html" in self.formats
 
-    def emit(self, report: AnyReport) -> None:
+    def write_report(self, report: AnyReport) -> None:
         """Write the report to its files and to standard output.
 
         With --format github, also append it as Markdown to $GITHUB_STEP_SUMMARY.
@@ -94,74 +94,76 @@ class Output(Struct, frozen=True):
         Raises:
             WriteError: a file cannot be written.
         """
-        for format_, path in self.targets:
-            _put(render(format_, report, self._style(path)), path)
-        summary = os.environ.get("GITHUB_STEP_SUMMARY")
-        if summary and "github" in self.formats:
-            _append(Path(summary), render("markdown", report, Style()) + "\n")
+        for format_, path in self.destinations:
+            _write_output(render(format_, report, self._build_render_options(path)), path)
+        summary_path = os.environ.get("GITHUB_STEP_SUMMARY")
+        if summary_path and "github" in self.formats:
+            _append_summary(Path(summary_path), render("markdown", report, RenderOptions()) + "\n")
 
-    def text(self, text: str) -> None:
+    def write_text(self, text: str) -> None:
         """Write a text to the destinations of the report.
 
         Raises:
             WriteError: a file cannot be written.
         """
-        for _, path in self.targets:
-            _put(text, path)
+        for _, path in self.destinations:
+            _write_output(text, path)
 
-    def _style(self, path: Path | None) -> Style:
-        terminal = path is None and sys.stdout.isatty()
-        return Style(
-            width=_width(terminal=terminal),
-            color=path is None and _colored(self.color, terminal=terminal),
-            unicode=path is not None or _draws(),
+    def _build_render_options(self, path: Path | None) -> RenderOptions:
+        is_terminal = path is None and sys.stdout.isatty()
+        return RenderOptions(
+            width=_detect_width(is_terminal=is_terminal),
+            color=path is None and _should_color(self.color, is_terminal=is_terminal),
+            unicode=path is not None or _supports_unicode(),
             verbosity=self.verbose - self.quiet,
             root=Path.cwd(),
         )
 
 
-def _width(*, terminal: bool) -> int | None:
+def _detect_width(*, is_terminal: bool) -> int | None:
     """Return the width in columns: $COLUMNS or the terminal's; None if neither is known."""
-    wanted = os.environ.get("COLUMNS", "").isdigit()
-    if not (terminal or wanted):
+    has_columns = os.environ.get("COLUMNS", "").isdigit()
+    if not (is_terminal or has_columns):
         return None
     from shutil import get_terminal_size
 
     return get_terminal_size().columns
 
 
-def _put(text: str, path: Path | None) -> None:
+def _write_output(text: str, path: Path | None) -> None:
     if path is None:
-        _print(text)
+        _print_text(text)
     else:
-        _write(path, text + "\n")
+        _write_file(path, text + "\n")
 
 
-def _write(path: Path, text: str) -> None:
+def _write_file(path: Path, text: str) -> None:
     """Write a report: atomically to a regular file, directly to a pipe or device."""
-    from ckptool.formats.atomic import failing, write_file
+    from ckptool.formats.atomic import translate_os_errors, write_file
 
     content = text.encode()
     if not path.exists() or path.is_file():
         write_file(path, content, force=True)
         return
-    with failing(path):
+    with translate_os_errors(path):
         path.write_bytes(content)
 
 
-def _append(path: Path, text: str) -> None:
+def _append_summary(path: Path, text: str) -> None:
     try:
-        with path.open("a", encoding="utf-8") as summary:
-            summary.write(text)
+        with path.open("a", encoding="utf-8") as summary_file:
+            summary_file.write(text)
     except OSError as error:
         raise WriteError(f"GITHUB_STEP_SUMMARY {path}: {error.strerror or error}") from error
 
 
-def _print(text: str) -> None:
+def _print_text(text: str) -> None:
     try:
         # In chunks: encoding and writing hold two more copies of each.
-        for start in range(0, len(text), _PRINTED):
-            click.echo(_encodable(text[start : start + _PRINTED]), nl=False, color=True)
+        for start in range(0, len(text), _PRINT_CHUNK_CHARS):
+            click.echo(
+                _escape_unencodable(text[start : start + _PRINT_CHUNK_CHARS]), nl=False, color=True
+            )
         click.echo()
     except BrokenPipeError:
         raise
@@ -171,13 +173,13 @@ def _print(text: str) -> None:
         raise WriteError(f"standard output: {error.strerror or error}") from error
 
 
-def _encodable(text: str) -> str:
+def _escape_unencodable(text: str) -> str:
     """Escape the characters that the encoding of standard output lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _colored(choice: str, *, terminal: bool) -> bool:
+def _should_color(choice: str, *, is_terminal: bool) -> bool:
     """Whether to colour: by the option, then NO_COLOR, FORCE_COLOR and TERM."""
     if choice != "auto":
         return choice == "always"
@@ -185,34 +187,34 @@ def _colored(choice: str, *, terminal: bool) -> bool:
         return False
     if os.environ.get("FORCE_COLOR"):
         return True
-    return terminal and os.environ.get("TERM") != "dumb"
+    return is_terminal and os.environ.get("TERM") != "dumb"
 
 
-def _draws() -> bool:
+def _supports_unicode() -> bool:
     """Whether standard output encodes Unicode and the terminal is not TERM=dumb."""
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     return encoding.startswith("utf") and os.environ.get("TERM") != "dumb"
 
 
-def one_line(text: str) -> str:
+def format_one_line(text: str) -> str:
     """Return an error message as one printable line without credentials."""
-    return printable(masked(" ".join(text.splitlines())))
+    return make_printable(mask_credentials(" ".join(text.splitlines())))
 
 
-def report_options(function: Command) -> Command:
+def report_options(function: CommandFunction) -> CommandFunction:
     """Add the report options; the command receives `out: ReportOutput` and `policy: Policy`."""
-    return _with_options(_reporting(function, has_output=True), _REPORT_OPTIONS)
+    return _with_options(_wrap_report_command(function, has_output=True), _REPORT_OPTIONS)
 
 
-def screen_options(function: Command) -> Command:
+def screen_options(function: CommandFunction) -> CommandFunction:
     """Add the options of `report_options` except -o, which the command uses for another file."""
     return _with_options(
-        _reporting(function, has_output=False),
-        tuple(o for o in _REPORT_OPTIONS if o is not _OUTPUT_OPTION),
+        _wrap_report_command(function, has_output=False),
+        tuple(option for option in _REPORT_OPTIONS if option is not _OUTPUT_OPTION),
     )
 
 
-def _reporting(function: Command, *, has_output: bool) -> Command:
+def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> CommandFunction:
     @wraps(function)
     @click.pass_context
     def command(
@@ -231,32 +233,34 @@ def _reporting(function: Command, *, has_output: bool) -> Command:
         **options: object,
     ) -> object:
         ctx.obj["trace"] = verbose
-        out = Output(targets(ctx, formats, outputs), color, quiet, verbose)
-        _refuse_read(out, options.values())
-        if ("html", None) in out.targets and sys.stdout.isatty():
+        out = ReportOutput(resolve_destinations(ctx, formats, outputs), color, quiet, verbose)
+        _reject_overwritten_inputs(out, options.values())
+        if ("html", None) in out.destinations and sys.stdout.isatty():
             raise UsageError(
                 "--format html is a page for a browser, not for a terminal: write it to a file, "
                 "with > report.html" + (" or -o report.html" if has_output else "")
             )
         config = load_config(Path.cwd()) if policy_file is None else read_config(policy_file)
-        said = Options(_codes(select), _codes(ignore), fail_on)
-        ctx.obj |= {"config": config, "options": said}
-        policy = policy_of(config, said)
+        policy_options = PolicyOptions(_split_codes(select), _split_codes(ignore), fail_on)
+        ctx.obj |= {"config": config, "options": policy_options}
+        policy = resolve_policy(config, policy_options)
         return function(ctx, *args, out=out, policy=policy, **options)
 
     return command
 
 
-def _refuse_read(out: Output, given: Iterable[object]) -> None:
+def _reject_overwritten_inputs(out: ReportOutput, values: Iterable[object]) -> None:
     """Raise UsageError if a report would overwrite a file that the command reads."""
-    several = (one if isinstance(one, tuple) else (one,) for one in given)
-    read = [path for paths in several for path in paths if isinstance(path, Path) and path.exists()]
-    for _, path in out.targets:
-        if path is not None and path.exists() and any(map(path.samefile, read)):
+    path_groups = (value if isinstance(value, tuple) else (value,) for value in values)
+    input_paths = [
+        path for paths in path_groups for path in paths if isinstance(path, Path) and path.exists()
+    ]
+    for _, path in out.destinations:
+        if path is not None and path.exists() and any(map(path.samefile, input_paths)):
             raise UsageError(f"-o {path}: is read by this command, and its report would replace it")
 
 
-def module_options(function: Command) -> Command:
+def module_options(function: CommandFunction) -> CommandFunction:
     """Add -m, -k and --kwargs; the command receives `module` and `kwargs`, None if not given."""
 
     @wraps(function)
@@ -272,7 +276,7 @@ def module_options(function: Command) -> Command:
     return _with_options(command, _MODULE_OPTIONS)
 
 
-def limit_options(function: Command) -> Command:
+def limit_options(function: CommandFunction) -> CommandFunction:
     """Add --deep and --limit; the command receives `limits: Limits`."""
 
     @wraps(function)
@@ -284,7 +288,7 @@ def limit_options(function: Command) -> Command:
     return _with_options(command, _LIMIT_OPTIONS)
 
 
-def input_options(function: Command) -> Command:
+def input_options(function: CommandFunction) -> CommandFunction:
     """Add --input and --inputs; the command receives `inputs`, None if neither is given."""
 
     @wraps(function)
@@ -296,18 +300,20 @@ def input_options(function: Command) -> Command:
     ) -> object:
         if input_words and inputs_from:
             raise UsageError("--input and --inputs both say what forward takes: give one of them")
-        given = (inputs_from,) if inputs_from else input_words
-        return function(*args, inputs=given or None, **options)
+        input_texts = (inputs_from,) if inputs_from else input_words
+        return function(*args, inputs=input_texts or None, **options)
 
     return _with_options(command, _INPUT_OPTIONS)
 
 
-def _codes(texts: tuple[str, ...]) -> tuple[str, ...]:
+def _split_codes(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Split comma-separated rule codes."""
     return tuple(code.strip() for text in texts for code in text.split(",") if code.strip())
 
 
-def _with_options(function: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+def _with_options(
+    function: CommandFunction, options: tuple[Callable[[CommandFunction], CommandFunction], ...]
+) -> CommandFunction:
     for option in reversed(options):
         function = option(function)
     return function
@@ -317,7 +323,7 @@ _OUTPUT_OPTION = click.option(
     "-o",
     "--output",
     "outputs",
-    type=WRITTEN,
+    type=OUTPUT_PATH,
     multiple=True,
     help="Write the report of the --format before it here.",
 )

@@ -10,7 +10,7 @@ from ckptool.errors import UsageError
 Destination = tuple[str, Path | None]
 
 
-def targets(
+def resolve_destinations(
     ctx: click.Context, formats: Sequence[str], outputs: Sequence[Path]
 ) -> tuple[Destination, ...]:
     """Pair each format with its output file; None is standard output.
@@ -20,38 +20,38 @@ def targets(
     """
     if len(formats) < 2 and len(outputs) < 2:
         return ((formats[0] if formats else "table", outputs[0] if outputs else None),)
-    if not any(one.name == "outputs" for one in ctx.command.params):
+    if not any(parameter.name == "outputs" for parameter in ctx.command.params):
         raise UsageError("--format: one report is printed; -o names what the command writes")
-    found = _paired(_order(ctx), formats, outputs)
-    plain = [format_ for format_, path in found if path is None]
-    if len(plain) > 1:
-        names = " and ".join(f"--format {name}" for name in plain)
+    destinations = _pair_outputs(_read_option_order(ctx), formats, outputs)
+    stdout_formats = [format_ for format_, path in destinations if path is None]
+    if len(stdout_formats) > 1:
+        names = " and ".join(f"--format {name}" for name in stdout_formats)
         raise UsageError(f"{names} would both go to standard output: give all but one its own -o")
-    files = [path for _, path in found if path is not None]
+    files = [path for _, path in destinations if path is not None]
     for path in files:
         if files.count(path) > 1:
             raise UsageError(f"-o {path}: two reports cannot be written to one file")
-    return found
+    return destinations
 
 
-def _order(ctx: click.Context) -> list[str]:
+def _read_option_order(ctx: click.Context) -> list[str]:
     """Return "formats" and "outputs" in command-line order, once per occurrence."""
     arguments = list(ctx.meta.get("ckptool.arguments", ()))
-    _, _, order = ctx.command.make_parser(ctx).parse_args(args=arguments)
-    return [one.name for one in order if one.name in {"formats", "outputs"}]
+    _, _, parameters = ctx.command.make_parser(ctx).parse_args(args=arguments)
+    return [parameter.name for parameter in parameters if parameter.name in {"formats", "outputs"}]
 
 
-def _paired(
-    order: Sequence[str], formats: Sequence[str], outputs: Sequence[Path]
+def _pair_outputs(
+    option_names: Sequence[str], formats: Sequence[str], outputs: Sequence[Path]
 ) -> tuple[Destination, ...]:
-    names, files = iter(formats), iter(outputs)
-    found: list[Destination] = []
-    for one in order:
-        if one == "formats":
-            found.append((next(names), None))
+    format_names, files = iter(formats), iter(outputs)
+    destinations: list[Destination] = []
+    for option_name in option_names:
+        if option_name == "formats":
+            destinations.append((next(format_names), None))
             continue
         path = next(files)
-        if not found or found[-1][1] is not None:
+        if not destinations or destinations[-1][1] is not None:
             raise UsageError(f"-o {path}: of several, each follows the --format that it is for")
-        found[-1] = found[-1][0], path
-    return tuple(found)
+        destinations[-1] = destinations[-1][0], path
+    return tuple(destinations)

@@ -7,12 +7,12 @@ import click
 from ckptool import api
 
 
-def _codes(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:  # noqa: ARG001
-    return [rule.code for rule in api.rule() if rule.code.startswith(typed.upper())]
+def _complete_codes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
+    return [rule.code for rule in api.rule() if rule.code.startswith(incomplete.upper())]
 
 
 @click.command("rule")
-@click.argument("code", required=False, shell_complete=_codes)
+@click.argument("code", required=False, shell_complete=_complete_codes)
 def command(code: str | None) -> None:
     """Say what a rule means and how to fix what it finds; without CODE, list them all.
 
@@ -20,13 +20,13 @@ def command(code: str | None) -> None:
     """
     rules = api.rule(code)
     if len(rules) == 1:
-        one = rules[0]
-        gate = f"; {one.gate} in `ckptool gate`" if one.gate else ""
-        click.echo(f"{one.code} {one.name} ({one.level}{gate})\n\n{one.message}\n")
-        click.echo(f"Why it matters: {one.why}\n")
-        if one.example:
-            click.echo(f"Fires for:\n\n{indent(one.example, '    ')}\n")
-        click.echo(f"Fix: {one.fix}")
+        rule = rules[0]
+        gate = f"; {rule.gate} in `ckptool gate`" if rule.gate else ""
+        click.echo(f"{rule.code} {rule.name} ({rule.level}{gate})\n\n{rule.message}\n")
+        click.echo(f"Why it matters: {rule.why}\n")
+        if rule.example:
+            click.echo(f"Fires for:\n\n{indent(rule.example, '    ')}\n")
+        click.echo(f"Fix: {rule.fix}")
         return
-    for one in rules:
-        click.echo(f"{one.code}  {one.level:<7}  {one.name}")
+    for rule in rules:
+        click.echo(f"{rule.code}  {rule.level:<7}  {rule.name}")

@@ -11,11 +11,11 @@ import click
 
 from ckptool.errors import Interrupted
 from ckptool.locations import Location, RemotePath
-from ckptool.render.text import size
+from ckptool.render.text import format_size
 
 
 @contextmanager
-def ending(ctx: click.Context, said: str = "") -> Iterator[None]:
+def report_interrupt(ctx: click.Context, message: str = "") -> Iterator[None]:
     """Context manager: on SIGINT or SIGTERM, print one line and exit with 128 + signal number.
 
     `message` is appended to the line.
@@ -28,47 +28,52 @@ def ending(ctx: click.Context, said: str = "") -> Iterator[None]:
         name, code = signal.name, int(str(signal.code))
     else:
         return
-    click.echo(f"ckptool: ended by {name}{': ' if said else ''}{said}", err=True)
+    click.echo(f"ckptool: ended by {name}{': ' if message else ''}{message}", err=True)
     ctx.exit(code)
 
 
-class Progress:
+class ProgressLine:
     """One-line byte counter on a terminal's standard error, shown after one second."""
 
     def __init__(self, source: Location, verb: str) -> None:
-        self._total = sum(path.stat().st_size for path in _files(source))
+        self._total_nbytes = sum(path.stat().st_size for path in _list_files(source))
         self._verb = verb
-        self._start = self._shown = time.monotonic()
-        self._done = 0
-        self._drawn = False
+        self._start_time = self._last_shown_time = time.monotonic()
+        self._done_nbytes = 0
+        self._is_drawn = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._drawn:
+        if self._is_drawn:
             click.echo("\r\x1b[K", nl=False, err=True)
 
-    def add(self, nbytes: int) -> None:
+    def add_bytes(self, nbytes: int) -> None:
         """Add to the count; redraw the line at most every 0.2 s."""
-        self._done += nbytes
+        self._done_nbytes += nbytes
         now = time.monotonic()
-        if now - self._start > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
-            rate = self._done / (now - self._start)
-            left = max(0, self._total - self._done) / max(rate, 1)
-            line = f"{size(self._done)} {self._verb}, {size(int(rate))}/s"
-            line += f", about {left:.0f} s left" if self._total else ""
+        if now - self._start_time > 1 and now - self._last_shown_time > 0.2 and sys.stderr.isatty():
+            bytes_per_second = self._done_nbytes / (now - self._start_time)
+            remaining_seconds = max(0, self._total_nbytes - self._done_nbytes) / max(
+                bytes_per_second, 1
+            )
+            line = (
+                f"{format_size(self._done_nbytes)} {self._verb},"
+                f" {format_size(int(bytes_per_second))}/s"
+            )
+            line += f", about {remaining_seconds:.0f} s left" if self._total_nbytes else ""
             # Set before drawing: a signal may arrive between the two, and __exit__ must erase.
-            self._shown, self._drawn = now, True
+            self._last_shown_time, self._is_drawn = now, True
             click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
 
-def _files(source: Location) -> list[Path]:
+def _list_files(source: Location) -> list[Path]:
     """Return the files of a local checkpoint, [] for a remote or unreadable one."""
     if isinstance(source, RemotePath):
         return []
     try:
-        found = list(source.iterdir()) if source.is_dir() else [source]
-        return [path for path in found if path.is_file()]
+        paths = list(source.iterdir()) if source.is_dir() else [source]
+        return [path for path in paths if path.is_file()]
     except OSError:
         return []  # opening the checkpoint reports the error

@@ -4,8 +4,8 @@ import click
 
 from ckptool import api
 from ckptool.cli.options import (
-    CHECKPOINT,
-    Output,
+    CHECKPOINT_PATH,
+    ReportOutput,
     input_options,
     limit_options,
     module_options,
@@ -17,7 +17,7 @@ from ckptool.policy import Policy
 
 
 @click.command("verify")
-@click.argument("path", type=CHECKPOINT)
+@click.argument("path", type=CHECKPOINT_PATH)
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
@@ -32,7 +32,7 @@ from ckptool.policy import Policy
 @click.option(
     "--against",
     metavar="OLD",
-    type=CHECKPOINT,
+    type=CHECKPOINT_PATH,
     help="The checkpoint of before: the outputs have to be equal.",
 )
 @click.option("--old-module", metavar="PACKAGE.MODULE:NAME", help="The module of OLD.")
@@ -53,7 +53,7 @@ def command(  # noqa: PLR0913
     inputs: tuple[str, ...] | None,
     tolerance: float | None,
     limits: Limits,
-    out: Output,
+    out: ReportOutput,
     policy: Policy,
 ) -> None:
     r"""Load a checkpoint, run its module on a GPU or a simulated one, and compare.
@@ -75,7 +75,7 @@ def command(  # noqa: PLR0913
         tolerance=tolerance,
         policy=policy,
         limits=limits,
-        pictures=out.pictures,
+        pictures=out.draws_pictures,
     )
-    out.emit(report)
+    out.write_report(report)
     ctx.exit(report.exit_code)

@@ -12,18 +12,18 @@ from typing import Final
 from zlib import crc32
 
 from ckptool.errors import WriteError
-from ckptool.formats.interrupts import uninterrupted
+from ckptool.formats.interrupts import block_signals
 
-_PREFIX: Final = ".ckptool-"
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_TEMPORARY_PREFIX: Final = ".ckptool-"
+_NO_HARDLINK_ERRNOS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """errno values of file systems without hard links."""
-_EXCHANGE: Final = 2
+_RENAME_EXCHANGE: Final = 2
 """Flag RENAME_EXCHANGE of renameat2(2)."""
-_HERE: Final = -100
+_AT_FDCWD: Final = -100
 """AT_FDCWD of openat(2): paths are relative to the working directory."""
 
 
-class Pending:
+class PendingOutput:
     """Temporary file or folder next to `target`, locked by its writer until it is moved there."""
 
     def __init__(self, path: Path, target: Path, descriptor: int, *, force: bool) -> None:
@@ -31,37 +31,37 @@ class Pending:
         self.target = target
         self.descriptor = descriptor
         self._force = force
-        self._swapped = False
+        self._is_exchanged = False
 
-    def sync(self) -> None:
+    def sync_to_disk(self) -> None:
         """Flush the content to disk (fsync).
 
         Raises:
             WriteError: the operating system failed to.
         """
-        with failing(self.target):
+        with translate_os_errors(self.target):
             os.fsync(self.descriptor)
 
-    def place(self, *, undoable: bool = False) -> None:
+    def move_to_target(self, *, undoable: bool = False) -> None:
         """Move to `target` atomically and flush the folder entry to disk.
 
         With `undoable`, a replaced file is kept under the temporary name for `undo_move`.
         """
-        with failing(self.target):
+        with translate_os_errors(self.target):
             if stat.S_ISDIR(os.fstat(self.descriptor).st_mode):
-                _place_folder(self.path, self.target, force=self._force)
-            elif undoable and self._force and _status(self.target, follow=False):
-                _exchange(self.path, self.target)
-                self._swapped = True
+                _move_folder(self.path, self.target, force=self._force)
+            elif undoable and self._force and _stat_if_exists(self.target, follow=False):
+                _exchange_paths(self.path, self.target)
+                self._is_exchanged = True
             else:
-                _place_file(self.path, self.target, force=self._force)
+                _move_file(self.path, self.target, force=self._force)
             sync_folder(self.target.parent)
 
-    def take_back(self) -> None:
+    def undo_move(self) -> None:
         """Undo `move_to_target`: restore the previous file, or remove the new one."""
-        with failing(self.target):
-            if self._swapped:
-                _exchange(self.path, self.target)
+        with translate_os_errors(self.target):
+            if self._is_exchanged:
+                _exchange_paths(self.path, self.target)
             else:
                 self.target.unlink()
 
@@ -72,20 +72,25 @@ def check_target(target: Path, inputs: Sequence[Path], *, force: bool, folder: b
     Raises:
         WriteError: the reason and the remedy, in one line.
     """
-    with failing(target):
-        _refuse_inputs(target, inputs)
-        found = _status(target, follow=False)
-        if found is None:
+    with translate_os_errors(target):
+        _check_not_input(target, inputs)
+        status = _stat_if_exists(target, follow=False)
+        if status is None:
             _check_parent(target)
-        elif stat.S_ISDIR(found.st_mode) != folder:
-            is_, wanted = ("folder", "file") if not folder else ("file", "folder")
-            raise WriteError(f"{target}: is a {is_}, and a {wanted} is to be written: name another")
+        elif stat.S_ISDIR(status.st_mode) != folder:
+            existing_kind, requested_kind = ("folder", "file") if not folder else ("file", "folder")
+            raise WriteError(
+                f"{target}: is a {existing_kind}, and a {requested_kind} is to be written: name"
+                " another"
+            )
         elif not force:
             raise WriteError(f"{target}: exists already: name another, or replace it with --force")
 
 
 @contextmanager
-def pending(target: Path, *, force: bool, folder: bool = False) -> Iterator[Pending]:
+def open_pending_output(
+    target: Path, *, force: bool, folder: bool = False
+) -> Iterator[PendingOutput]:
     """Create a temporary file or folder next to `target`; remove it on exit unless it was moved.
 
     Temporaries of dead processes with the same target are removed first.
@@ -93,23 +98,23 @@ def pending(target: Path, *, force: bool, folder: bool = False) -> Iterator[Pend
     Raises:
         WriteError: it cannot be created there.
     """
-    with failing(target):
-        _remove_stale(target)
+    with translate_os_errors(target):
+        _remove_stale_temporaries(target)
     path, descriptor = target, -1
     try:
-        with failing(target):
+        with translate_os_errors(target):
             while descriptor < 0:
-                path = target.parent / f"{_prefix(target)}{os.urandom(4).hex()}"
-                descriptor = _create(path, folder=folder)
-        yield Pending(path, target, descriptor, force=force)
+                path = target.parent / f"{_build_temporary_prefix(target)}{os.urandom(4).hex()}"
+                descriptor = _create_temporary(path, folder=folder)
+        yield PendingOutput(path, target, descriptor, force=force)
     finally:
         if path != target:
-            _remove(path)
+            _remove_path(path)
         if descriptor >= 0:
             os.close(descriptor)
 
 
-def commit(*outputs: Pending, check: Callable[[], None] = lambda: None) -> None:
+def commit_outputs(*outputs: PendingOutput, check: Callable[[], None] = lambda: None) -> None:
     """Flush all outputs, call `check`, and move them to their targets in order, signals deferred.
 
     If a move fails, the moves before it are undone.
@@ -118,12 +123,12 @@ def commit(*outputs: Pending, check: Callable[[], None] = lambda: None) -> None:
         WriteError: an output could not be moved; exceptions of `check` propagate.
     """
     for output in outputs:
-        output.sync()
+        output.sync_to_disk()
     check()
-    with uninterrupted(), ExitStack() as undo:
+    with block_signals(), ExitStack() as undo:
         for output in outputs:
-            output.place(undoable=output is not outputs[-1])
-            undo.callback(output.take_back)
+            output.move_to_target(undoable=output is not outputs[-1])
+            undo.callback(output.undo_move)
         undo.pop_all()
 
 
@@ -133,10 +138,10 @@ def write_file(path: Path, content: bytes, *, force: bool) -> None:
     Raises:
         WriteError: it could not be written; an existing file is left unchanged.
     """
-    with pending(path, force=force) as file:
-        with failing(path):
+    with open_pending_output(path, force=force) as file:
+        with translate_os_errors(path):
             file.path.write_bytes(content)
-        commit(file)
+        commit_outputs(file)
 
 
 def sync_folder(folder: Path) -> None:
@@ -149,42 +154,48 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def failing(target: Path) -> Iterator[None]:
+def translate_os_errors(target: Path) -> Iterator[None]:
     """Context manager that converts OSError into a WriteError for `target`."""
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
-        raise WriteError(f"{target}: not written: {why}") from error
+        reason = error.strerror or str(error)
+        raise WriteError(f"{target}: not written: {reason}") from error
 
 
-def _status(path: Path, *, follow: bool = True) -> os.stat_result | None:
+def _stat_if_exists(path: Path, *, follow: bool = True) -> os.stat_result | None:
     try:
         return path.stat(follow_symlinks=follow)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def _refuse_inputs(target: Path, inputs: Sequence[Path]) -> None:
-    found = _status(target)
-    for path in inputs if found else ():
-        source = _status(path)
-        if source is not None and found is not None and os.path.samestat(found, source):
-            raise WriteError(f"{target}: is {path} itself, which is never written to: name another")
+def _check_not_input(target: Path, inputs: Sequence[Path]) -> None:
+    target_status = _stat_if_exists(target)
+    for input_path in inputs if target_status else ():
+        input_status = _stat_if_exists(input_path)
+        if (
+            input_status is not None
+            and target_status is not None
+            and os.path.samestat(target_status, input_status)
+        ):
+            raise WriteError(
+                f"{target}: is {input_path} itself, which is never written to: name another"
+            )
 
 
 def _check_parent(target: Path) -> None:
-    parent = _status(target.parent)
-    if parent is None or not stat.S_ISDIR(parent.st_mode):
+    parent_status = _stat_if_exists(target.parent)
+    if parent_status is None or not stat.S_ISDIR(parent_status.st_mode):
         raise WriteError(f"{target}: there is no folder {target.parent}: make it first")
 
 
-def _prefix(target: Path) -> str:
+def _build_temporary_prefix(target: Path) -> str:
     # A checksum instead of the name: a long name plus the prefix could exceed NAME_MAX.
-    return f"{_PREFIX}{crc32(os.fsencode(target.name)):08x}-"
+    return f"{_TEMPORARY_PREFIX}{crc32(os.fsencode(target.name)):08x}-"
 
 
-def _create(path: Path, *, folder: bool) -> int:
+def _create_temporary(path: Path, *, folder: bool) -> int:
     """Return a locked descriptor of the new file or folder; -1 if a cleanup removed it."""
     if folder:
         path.mkdir(0o777)
@@ -199,21 +210,21 @@ def _create(path: Path, *, folder: bool) -> int:
         raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        found = _status(path)
+        status = _stat_if_exists(path)
     except BlockingIOError:
-        found = None
-    if found is None or found.st_ino != os.fstat(descriptor).st_ino:
+        status = None
+    if status is None or status.st_ino != os.fstat(descriptor).st_ino:
         os.close(descriptor)
         return -1
     return descriptor
 
 
-def _remove_stale(target: Path) -> None:
+def _remove_stale_temporaries(target: Path) -> None:
     """Remove temporaries of dead processes that wrote to `target`: those whose lock is free."""
-    prefix = _prefix(target)
+    prefix = _build_temporary_prefix(target)
     with os.scandir(target.parent) as entries:
-        found = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
-    for path in found:
+        candidates = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
+    for path in candidates:
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(path, flags)
@@ -221,14 +232,14 @@ def _remove_stale(target: Path) -> None:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(path)
+            _remove_path(path)
         except BlockingIOError:
             pass  # its writer is still running
         finally:
             os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def _remove_path(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         rmtree(path, ignore_errors=True)
     else:
@@ -236,7 +247,7 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _place_file(path: Path, target: Path, *, force: bool) -> None:
+def _move_file(path: Path, target: Path, *, force: bool) -> None:
     if force:
         path.replace(target)
         return
@@ -247,12 +258,15 @@ def _place_file(path: Path, target: Path, *, force: bool) -> None:
     except FileExistsError:
         raise WriteError(f"{target}: was written by somebody else meanwhile: it is kept") from None
     except OSError as error:
-        if error.errno not in _NO_LINKS or _status(target, follow=False) is not None:
+        if (
+            error.errno not in _NO_HARDLINK_ERRNOS
+            or _stat_if_exists(target, follow=False) is not None
+        ):
             raise
         path.rename(target)
 
 
-def _place_folder(path: Path, target: Path, *, force: bool) -> None:
+def _move_folder(path: Path, target: Path, *, force: bool) -> None:
     try:
         path.rename(target)
     except OSError as error:
@@ -260,10 +274,10 @@ def _place_folder(path: Path, target: Path, *, force: bool) -> None:
             raise
         if not force:
             raise WriteError(f"{target}: exists already: replace it with --force") from error
-        _exchange(path, target)
+        _exchange_paths(path, target)
 
 
-def _exchange(path: Path, target: Path) -> None:
+def _exchange_paths(path: Path, target: Path) -> None:
     """Atomically exchange two paths (renameat2 with RENAME_EXCHANGE).
 
     The old content is then removed under the temporary name.
@@ -274,7 +288,7 @@ def _exchange(path: Path, target: Path) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    old, new = os.fsencode(path), os.fsencode(target)
-    if libc.renameat2(_HERE, old, _HERE, new, _EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(target))
+    path_bytes, target_bytes = os.fsencode(path), os.fsencode(target)
+    if libc.renameat2(_AT_FDCWD, path_bytes, _AT_FDCWD, target_bytes, _RENAME_EXCHANGE) != 0:
+        error_code = ctypes.get_errno()
+        raise OSError(error_code, os.strerror(error_code), str(target))

@@ -11,35 +11,41 @@ from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats import tree
-from ckptool.formats.collector import paused_collector
-from ckptool.formats.files import Source, exists, open_source
-from ckptool.formats.globals import judge
+from ckptool.formats.collector import pause_gc
+from ckptool.formats.files import ByteSource, open_source, path_exists
+from ckptool.formats.globals import classify_global
 from ckptool.formats.limits import Limits
-from ckptool.formats.nodes import Global, Opaque, Persistent
-from ckptool.formats.pickles import Pickle, unpickle_all
-from ckptool.formats.plain import quoted
-from ckptool.formats.streams import Slice
-from ckptool.formats.tensors import Tensors, TreeError, dtype_of, naturals
-from ckptool.formats.torch_zip import Names, Records, main_pickle, metadata_of, resolve
-from ckptool.formats.uses import named, uses
-from ckptool.formats.zips import bad_crc, is_zip, read_archive
+from ckptool.formats.nodes import GlobalName, PersistentReference, UnresolvedObject
+from ckptool.formats.pickles import ParsedPickle, parse_whole_pickle
+from ckptool.formats.plain import quote_name
+from ckptool.formats.streams import SourceSlice
+from ckptool.formats.tensors import PickleTreeError, TensorInfoReader, is_size_or_stride, read_dtype
+from ckptool.formats.torch_zip import (
+    ArchiveRecords,
+    GlobalNames,
+    read_main_pickle,
+    read_metadata,
+    resolve_storages,
+)
+from ckptool.formats.uses import damaged_with_uses, find_global_uses
+from ckptool.formats.zips import find_bad_crc, is_zip, read_archive
 from ckptool.locations import Location, RemotePath
 from ckptool.model import (
-    BITS,
+    DTYPE_BITS,
     Checkpoint,
     Container,
     GlobalUse,
-    Part,
     Safety,
     Skipped,
     StorageInfo,
+    TensorComponent,
     TensorInfo,
 )
 
 
 def matches(directory: Location) -> bool:
     """Whether the directory has a .metadata file."""
-    return exists(directory / METADATA)
+    return path_exists(directory / METADATA_NAME)
 
 
 def read(directory: Location, limits: Limits) -> Checkpoint:
@@ -49,25 +55,27 @@ def read(directory: Location, limits: Limits) -> Checkpoint:
         CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
         ReadError: one of its files cannot be read.
     """
-    path = directory / METADATA
+    path = directory / METADATA_NAME
     with open_source(path) as source:
         if source.nbytes > limits.pickle_bytes:
             raise CorruptCheckpointError(path, f"has {source.nbytes} bytes, more than any needs")
-        pickle = unpickle_all(source.read(0, source.nbytes), limits)
+        pickle = parse_whole_pickle(source.read(0, source.nbytes), limits)
         nbytes = source.nbytes
-    found = list(uses(pickle.globals, None, _judge))
+    metadata_uses = list(find_global_uses(pickle.globals, None, _classify_global))
     try:
-        with paused_collector():
-            return _described(directory, limits, pickle, found, nbytes)
+        with pause_gc():
+            return _describe_directory(directory, limits, pickle, metadata_uses, nbytes)
     except ReadError as error:
         path, reason = error.path, error.reason
-    except TreeError as error:
+    except PickleTreeError as error:
         reason = str(error)
-    return replace(named(path, Container.DCP, nbytes, found, reason), path=directory)
+    return replace(
+        damaged_with_uses(path, Container.DCP, nbytes, metadata_uses, reason), path=directory
+    )
 
 
-METADATA: Final = ".metadata"
-_OWN: Final = frozenset(
+METADATA_NAME: Final = ".metadata"
+_METADATA_CLASSES: Final = frozenset(
     {
         ("torch.distributed.checkpoint.metadata", name)
         for name in (
@@ -90,86 +98,116 @@ _OWN: Final = frozenset(
 """Classes of plain records that .metadata is pickled from: (module, name)."""
 
 
-def _judge(name: Global) -> Safety:
-    own = (name.module, name.name) in _OWN and not name.computed
-    return Safety.SAFE if own else judge(name)
+def _classify_global(name: GlobalName) -> Safety:
+    is_metadata_class = (name.module, name.name) in _METADATA_CLASSES and not name.computed
+    return Safety.SAFE if is_metadata_class else classify_global(name)
 
 
-class _Item(Struct, frozen=True):
+class _StoredItem(Struct, frozen=True):
     """One chunk of a tensor or one pickled object, with its byte range in a file."""
 
     key: str
     offsets: tuple[int, ...] | None
-    file: str
+    file_name: str
     offset: int
     nbytes: int
-    plain: bool
+    is_uncompressed: bool
     """Whether the bytes are as torch.save wrote them, without transforms (compression)."""
 
 
-def _described(
-    directory: Location, limits: Limits, pickle: Pickle, found: list[GlobalUse], nbytes: int
+def _describe_directory(
+    directory: Location,
+    limits: Limits,
+    pickle: ParsedPickle,
+    metadata_uses: list[GlobalUse],
+    nbytes: int,
 ) -> Checkpoint:
-    if pickle.fault:
-        raise TreeError(pickle.fault)
-    metadata = _fields(pickle.root, "Metadata")
-    keys = _dict(metadata.get("state_dict_metadata"), "its list of keys")
-    items = list(_items(_dict(metadata.get("storage_data"), "its list of places")))
-    files = _Files(directory, limits, items, found)
-    files.read()
-    leaves = {key: _leaf(key, entry, files, limits) for key, entry in keys.items()}
-    _check_used(items, keys)
-    grown = tree.describe(_nested(leaves, metadata.get("planner_data")), limits)
-    if grown.empty and all(use.safety is not Safety.DANGEROUS for use in found):
-        raise TreeError("holds no tensors")
+    if pickle.error:
+        raise PickleTreeError(pickle.error)
+    metadata = _read_fields(pickle.root, "Metadata")
+    keys = _require_dict(metadata.get("state_dict_metadata"), "its list of keys")
+    items = list(
+        _iter_stored_items(_require_dict(metadata.get("storage_data"), "its list of places"))
+    )
+    data_files = _DataFiles(directory, limits, items, metadata_uses)
+    data_files.read_all()
+    leaves = {key: _build_leaf(key, entry, data_files, limits) for key, entry in keys.items()}
+    _check_items_used(items, keys)
+    state_tree = tree.describe_tree(_nest_by_path(leaves, metadata.get("planner_data")), limits)
+    if state_tree.is_empty and all(use.safety is not Safety.DANGEROUS for use in metadata_uses):
+        raise PickleTreeError("holds no tensors")
     return Checkpoint(
         directory,
         Container.DCP,
-        nbytes + files.nbytes,
-        tuple(grown.states),
-        tuple(grown.entries),
-        tuple(found),
-        skipped=(*files.skipped, *grown.skipped),
-        files=tuple(directory / name for name in files.names),
+        nbytes + data_files.nbytes,
+        tuple(state_tree.states),
+        tuple(state_tree.entries),
+        tuple(metadata_uses),
+        skipped=(*data_files.skipped, *state_tree.skipped),
+        files=tuple(directory / name for name in data_files.file_names),
     )
 
 
-def _items(places: dict[Any, Any]) -> Iterator[_Item]:
+def _iter_stored_items(storage_data: dict[Any, Any]) -> Iterator[_StoredItem]:
     """Yield the location of each chunk and each object.
 
     Raises:
         PickleTreeError: an entry of storage_data is invalid or leaves the directory.
     """
-    for index, where in places.items():
-        name, info = _fields(index, "MetadataIndex"), _fields(where, "_StorageInfo")
-        key, file = name.get("fqn"), info.get("relative_path")
-        if type(key) is not str or type(file) is not str:
-            raise TreeError("a chunk without a key or a file")
-        if "/" in file or "\\" in file or "\0" in file or file in {"", ".", ".."}:
-            raise TreeError(f"{quoted(key)} lies in {quoted(file)}: that leaves the directory")
-        at, place = name.get("offset"), (info.get("offset"), info.get("length"))
-        if not naturals(place) or not (at is None or naturals(at)):
-            raise TreeError(f"{quoted(key)} lies where nothing can lie")
-        yield _Item(key, at, file, place[0], place[1], not info.get("transform_descriptors"))
+    for index, storage_info in storage_data.items():
+        index_fields, info_fields = (
+            _read_fields(index, "MetadataIndex"),
+            _read_fields(storage_info, "_StorageInfo"),
+        )
+        key, file_name = index_fields.get("fqn"), info_fields.get("relative_path")
+        if type(key) is not str or type(file_name) is not str:
+            raise PickleTreeError("a chunk without a key or a file")
+        if (
+            "/" in file_name
+            or "\\" in file_name
+            or "\0" in file_name
+            or file_name in {"", ".", ".."}
+        ):
+            raise PickleTreeError(
+                f"{quote_name(key)} lies in {quote_name(file_name)}: that leaves the directory"
+            )
+        offsets, byte_range = (
+            index_fields.get("offset"),
+            (info_fields.get("offset"), info_fields.get("length")),
+        )
+        if not is_size_or_stride(byte_range) or not (offsets is None or is_size_or_stride(offsets)):
+            raise PickleTreeError(f"{quote_name(key)} lies where nothing can lie")
+        yield _StoredItem(
+            key,
+            offsets,
+            file_name,
+            byte_range[0],
+            byte_range[1],
+            not info_fields.get("transform_descriptors"),
+        )
 
 
-class _Files:
+class _DataFiles:
     """Reads the .distcp files: chunks as tensors, pickled objects as node trees."""
 
     def __init__(
-        self, directory: Location, limits: Limits, items: list[_Item], found: list[GlobalUse]
+        self,
+        directory: Location,
+        limits: Limits,
+        items: list[_StoredItem],
+        global_uses: list[GlobalUse],
     ) -> None:
-        self.names = sorted({item.file for item in items})
+        self.file_names = sorted({item.file_name for item in items})
         self.nbytes = 0
         self.skipped: list[Skipped] = []
-        self.content: dict[tuple[str, tuple[int, ...] | None], tuple[_Item, object]] = {}
+        self.content: dict[tuple[str, tuple[int, ...] | None], tuple[_StoredItem, object]] = {}
         """(key, offsets) -> node tree of the embedded torch.save file, or _UNREAD."""
         self._directory = directory
         self._limits = limits
-        self._items = sorted(items, key=attrgetter("file", "offset"))
-        self._found = found
+        self._items = sorted(items, key=attrgetter("file_name", "offset"))
+        self._global_uses = global_uses
 
-    def read(self) -> None:
+    def read_all(self) -> None:
         """Read every item, opening each file once.
 
         Raises:
@@ -178,261 +216,294 @@ class _Files:
             PickleTreeError: items overlap, or one has two locations.
         """
         remote = isinstance(self._directory, RemotePath)
-        self.nbytes = sum(self._sizes())
-        small = self.nbytes <= self._limits.checked_bytes and not remote
-        checked = self._limits.deep or small
-        if not checked:
-            what = "are remote and" if remote else "have"
-            reason = f"the files {what} {self.nbytes} bytes; --deep compares them"
+        self.nbytes = sum(self._read_sizes())
+        is_small = self.nbytes <= self._limits.checked_bytes and not remote
+        verify_checksums = self._limits.deep or is_small
+        if not verify_checksums:
+            description = "are remote and" if remote else "have"
+            reason = f"the files {description} {self.nbytes} bytes; --deep compares them"
             self.skipped.append(Skipped("checksums of the storages", reason))
-        for name, items in groupby(self._items, key=attrgetter("file")):
-            here = list(items)
+        for name, items in groupby(self._items, key=attrgetter("file_name")):
+            file_items = list(items)
             with open_source(self._directory / name) as source:
-                source.ahead(at for item in here for at in _ends(item))
-                reached = 0
-                for item in here:
-                    if item.nbytes and item.offset < reached:
-                        raise TreeError(
-                            f"{quoted(item.key)} overlaps another key in {quoted(name)}"
+                source.prefetch(
+                    byte_range for item in file_items for byte_range in _iter_end_ranges(item)
+                )
+                previous_end = 0
+                for item in file_items:
+                    if item.nbytes and item.offset < previous_end:
+                        raise PickleTreeError(
+                            f"{quote_name(item.key)} overlaps another key in {quote_name(name)}"
                         )
-                    reached = item.offset + item.nbytes
-                    self._add(source, item, checked=checked)
-        unread = [item.key for item, tree_ in self.content.values() if tree_ is _UNREAD]
-        if unread:
-            reason = f"{len(unread)} are compressed, or no files of torch.save"
+                    previous_end = item.offset + item.nbytes
+                    self._add_item(source, item, verify_checksums=verify_checksums)
+        unread_keys = [item.key for item, content in self.content.values() if content is _UNREAD]
+        if unread_keys:
+            reason = f"{len(unread_keys)} are compressed, or no files of torch.save"
             self.skipped.append(Skipped("content of the chunks", reason))
 
-    def _sizes(self) -> list[int]:
+    def _read_sizes(self) -> list[int]:
         if isinstance(self._directory, RemotePath):
-            from ckptool.formats.remote import together
+            from ckptool.formats.remote import map_concurrently
 
-            return together(self._size, self.names)
-        return list(map(self._size, self.names))
+            return map_concurrently(self._read_size, self.file_names)
+        return list(map(self._read_size, self.file_names))
 
-    def _size(self, name: str) -> int:
+    def _read_size(self, name: str) -> int:
         with open_source(self._directory / name) as source:
             return source.nbytes
 
-    def _add(self, source: Source, item: _Item, *, checked: bool) -> None:
+    def _add_item(self, source: ByteSource, item: _StoredItem, *, verify_checksums: bool) -> None:
         if item.offset + item.nbytes > source.nbytes:
-            reason = f"{quoted(item.key)} ends at byte {item.offset + item.nbytes}"
+            reason = f"{quote_name(item.key)} ends at byte {item.offset + item.nbytes}"
             raise CorruptCheckpointError(source.path, f"{reason} of {source.nbytes}")
         if (item.key, item.offsets) in self.content:
-            raise TreeError(f"{quoted(item.key)} has two places for one chunk")
-        part = Slice(source, item.offset, item.nbytes)
-        plain = item.plain and is_zip(part)
-        content = self._tree(part, item, checked=checked) if plain else _UNREAD
+            raise PickleTreeError(f"{quote_name(item.key)} has two places for one chunk")
+        file_slice = SourceSlice(source, item.offset, item.nbytes)
+        is_readable = item.is_uncompressed and is_zip(file_slice)
+        content = (
+            self._read_tree(file_slice, item, verify_checksums=verify_checksums)
+            if is_readable
+            else _UNREAD
+        )
         self.content[item.key, item.offsets] = (item, content)
 
-    def _tree(self, part: Slice, item: _Item, *, checked: bool) -> object:
+    def _read_tree(
+        self, file_slice: SourceSlice, item: _StoredItem, *, verify_checksums: bool
+    ) -> object:
         """Return the root node of a torch.save zip archive embedded in a .distcp file."""
-        label = f"{item.file}:{item.offset}:"
-        records = Records(part, read_archive(part, self._limits), self._limits, label)
-        names: Names = []
+        label = f"{item.file_name}:{item.offset}:"
+        records = ArchiveRecords(
+            file_slice, read_archive(file_slice, self._limits), self._limits, label
+        )
+        names: GlobalNames = []
         try:
-            if not records.pickles:
-                raise TreeError(f"{quoted(item.key)} is a zip archive without data.pkl")
-            pickle = main_pickle(records, names)
-            byteorder = metadata_of(records).get("byteorder", "little")
-            resolve(pickle.persistent, records, byteorder)
-            summed = (m for m in records.members if m.crc) if checked else ()
-            if bad_crc(part, summed, self._limits) is not None:
-                raise TreeError(f"{quoted(item.key)} does not match its checksum")
+            if not records.main_pickles:
+                raise PickleTreeError(f"{quote_name(item.key)} is a zip archive without data.pkl")
+            pickle = read_main_pickle(records, names)
+            byteorder = read_metadata(records).get("byteorder", "little")
+            resolve_storages(pickle.persistent_references, records, byteorder)
+            checksummed_members = (
+                (member for member in records.members if member.crc) if verify_checksums else ()
+            )
+            if find_bad_crc(file_slice, checksummed_members, self._limits) is not None:
+                raise PickleTreeError(f"{quote_name(item.key)} does not match its checksum")
         finally:
-            self._found += (replace(use, at=item.key) for use in uses(names))
+            self._global_uses += (replace(use, at=item.key) for use in find_global_uses(names))
         return pickle.root
 
 
 _UNREAD: Final = object()
-_HEAD: Final = 2 << 10
-_TAIL: Final = 2 << 10
+_HEAD_BYTES: Final = 2 << 10
+_TAIL_BYTES: Final = 2 << 10
 """Bytes torch.save writes around a tensor: pickle before it, zip directory after it."""
 
 
-def _ends(item: _Item) -> Iterator[tuple[int, int]]:
-    yield item.offset, min(_HEAD, item.nbytes)
-    tail = min(_TAIL, item.nbytes)
-    yield item.offset + item.nbytes - tail, tail
+def _iter_end_ranges(item: _StoredItem) -> Iterator[tuple[int, int]]:
+    yield item.offset, min(_HEAD_BYTES, item.nbytes)
+    tail_nbytes = min(_TAIL_BYTES, item.nbytes)
+    yield item.offset + item.nbytes - tail_nbytes, tail_nbytes
 
 
-def _leaf(key: object, entry: object, files: _Files, limits: Limits) -> object:
+def _build_leaf(key: object, entry: object, data_files: _DataFiles, limits: Limits) -> object:
     """Return the node of one key: a resolved tensor reference, or the pickled object."""
     if type(key) is not str:
-        raise TreeError("a key that is no string")
-    if type(entry) is Opaque and entry.name[1] == "BytesStorageMetadata":
-        if (key, None) not in files.content:
-            raise TreeError(f"{quoted(key)} has no place")
-        content = files.content[key, None][1]
-        return Persistent(None) if content is _UNREAD else content
-    fields = _fields(entry, "TensorStorageMetadata")
-    node = Persistent(None)
-    node.resolved = _Chunked(key, fields, files, limits).tensor()
+        raise PickleTreeError("a key that is no string")
+    if type(entry) is UnresolvedObject and entry.callee_name[1] == "BytesStorageMetadata":
+        if (key, None) not in data_files.content:
+            raise PickleTreeError(f"{quote_name(key)} has no place")
+        content = data_files.content[key, None][1]
+        return PersistentReference(None) if content is _UNREAD else content
+    fields = _read_fields(entry, "TensorStorageMetadata")
+    node = PersistentReference(None)
+    node.target = _ChunkedTensor(key, fields, data_files, limits).build_tensor()
     return node
 
 
-class _Chunked:
+class _ChunkedTensor:
     """TensorStorageMetadata of one key and its chunks -> TensorInfo."""
 
-    def __init__(self, key: str, fields: dict[Any, Any], files: _Files, limits: Limits) -> None:
+    def __init__(
+        self, key: str, fields: dict[Any, Any], data_files: _DataFiles, limits: Limits
+    ) -> None:
         self._key = key
-        self._files = files
-        self._tensors = Tensors(limits)
-        self._size = self._tensors.shape(key, fields.get("size"))
+        self._data_files = data_files
+        self._tensors = TensorInfoReader(limits)
+        self._shape = self._tensors.check_shape(key, fields.get("size"))
         self._chunks = fields.get("chunks")
         properties = fields.get("properties")
-        state = properties.state if type(properties) is Opaque else None
+        state = properties.state if type(properties) is UnresolvedObject else None
         if type(state) is not tuple or len(state) < 3:
-            raise TreeError(f"{quoted(key)} has no properties")
-        self._dtype = dtype_of(state[0])
-        self._grad = state[2] is True
+            raise PickleTreeError(f"{quote_name(key)} has no properties")
+        self._dtype = read_dtype(state[0])
+        self._requires_grad = state[2] is True
 
-    def tensor(self) -> TensorInfo:
+    def build_tensor(self) -> TensorInfo:
         """Return the tensor: strided if one chunk is all of it, else with layout "chunked"."""
         if not isinstance(self._chunks, list):
-            raise TreeError(f"{quoted(self._key)} has no list of chunks")
-        parts = [self._part(chunk) for chunk in self._chunks]
-        _check_cover(self._key, self._size, parts)
-        if len(parts) == 1:
-            return replace(parts[0].tensor, requires_grad=self._grad)
+            raise PickleTreeError(f"{quote_name(self._key)} has no list of chunks")
+        components = [self._build_component(chunk) for chunk in self._chunks]
+        _check_chunks_cover(self._key, self._shape, components)
+        if len(components) == 1:
+            return replace(components[0].tensor, requires_grad=self._requires_grad)
         return TensorInfo(
             self._key,
-            self._size,
+            self._shape,
             self._dtype,
-            _contiguous(self._size),
+            _contiguous_stride(self._shape),
             0,
             None,
             layout="chunked",
-            requires_grad=self._grad,
-            parts=tuple(sorted(parts, key=attrgetter("offsets"))),
+            requires_grad=self._requires_grad,
+            parts=tuple(sorted(components, key=attrgetter("offsets"))),
         )
 
-    def _part(self, chunk: object) -> Part:
-        fields = _fields(chunk, "ChunkStorageMetadata")
+    def _build_component(self, chunk: object) -> TensorComponent:
+        fields = _read_fields(chunk, "ChunkStorageMetadata")
         offsets, sizes = fields.get("offsets"), fields.get("sizes")
-        if not naturals(offsets) or not naturals(sizes):
-            raise TreeError(f"{quoted(self._key)} has a chunk without a place")
-        if (self._key, offsets) not in self._files.content:
-            raise TreeError(f"{quoted(self._key)} has no data for its chunk at {list(offsets)}")
-        item, content = self._files.content[self._key, offsets]
-        tensor = self._unread(item, sizes)
+        if not is_size_or_stride(offsets) or not is_size_or_stride(sizes):
+            raise PickleTreeError(f"{quote_name(self._key)} has a chunk without a place")
+        if (self._key, offsets) not in self._data_files.content:
+            raise PickleTreeError(
+                f"{quote_name(self._key)} has no data for its chunk at {list(offsets)}"
+            )
+        item, content = self._data_files.content[self._key, offsets]
+        tensor = self._describe_unread_chunk(item, sizes)
         if content is not _UNREAD:
-            tensor = self._tensors.need(content, self._key, 0)
+            tensor = self._tensors.require_tensor(content, self._key, 0)
         if (tensor.shape, tensor.dtype) != (sizes, self._dtype):
-            has = f"{tensor.dtype} {list(tensor.shape)}"
-            says = f"{self._dtype} {list(sizes)}"
-            raise TreeError(f"{quoted(self._key)} has a chunk of {has} where {says} should be")
-        return Part("", offsets, tensor)
+            actual = f"{tensor.dtype} {list(tensor.shape)}"
+            expected = f"{self._dtype} {list(sizes)}"
+            raise PickleTreeError(
+                f"{quote_name(self._key)} has a chunk of {actual} where {expected} should be"
+            )
+        return TensorComponent("", offsets, tensor)
 
-    def _unread(self, item: _Item, sizes: tuple[int, ...]) -> TensorInfo:
-        nbytes = prod(sizes) * BITS[self._dtype] // 8
-        info = StorageInfo(f"{item.file}:{item.offset}", nbytes)
-        return TensorInfo(self._key, sizes, self._dtype, _contiguous(sizes), 0, info)
+    def _describe_unread_chunk(self, item: _StoredItem, sizes: tuple[int, ...]) -> TensorInfo:
+        nbytes = prod(sizes) * DTYPE_BITS[self._dtype] // 8
+        info = StorageInfo(f"{item.file_name}:{item.offset}", nbytes)
+        return TensorInfo(self._key, sizes, self._dtype, _contiguous_stride(sizes), 0, info)
 
 
-def _check_cover(key: str, size: tuple[int, ...], parts: Sequence[Part]) -> None:
+def _check_chunks_cover(
+    key: str, tensor_shape: tuple[int, ...], components: Sequence[TensorComponent]
+) -> None:
     """Raise PickleTreeError if chunks leave a gap, overlap, or exceed the tensor."""
-    for part in parts:
-        shape = part.tensor.shape
-        if len(shape) != len(size) or len(part.offsets) != len(size):
-            raise TreeError(f"{quoted(key)} has a chunk of another number of dimensions")
-        ends = (at + n for at, n in zip(part.offsets, shape, strict=True))
-        if any(end > n for end, n in zip(ends, size, strict=True)):
-            raise TreeError(f"{quoted(key)} has a chunk that reaches beyond it")
-    volume = sum(prod(part.tensor.shape) for part in parts)
-    if volume != prod(size):
-        raise TreeError(f"{quoted(key)} has {prod(size)} elements and its chunks have {volume}")
-    _check_overlap(key, [part for part in parts if part.tensor.numel])
+    for component in components:
+        shape = component.tensor.shape
+        if len(shape) != len(tensor_shape) or len(component.offsets) != len(tensor_shape):
+            raise PickleTreeError(f"{quote_name(key)} has a chunk of another number of dimensions")
+        ends = (offset + length for offset, length in zip(component.offsets, shape, strict=True))
+        if any(end > length for end, length in zip(ends, tensor_shape, strict=True)):
+            raise PickleTreeError(f"{quote_name(key)} has a chunk that reaches beyond it")
+    chunks_numel = sum(prod(component.tensor.shape) for component in components)
+    if chunks_numel != prod(tensor_shape):
+        raise PickleTreeError(
+            f"{quote_name(key)} has {prod(tensor_shape)} elements and its chunks have"
+            f" {chunks_numel}"
+        )
+    _check_no_overlap(key, [component for component in components if component.tensor.numel])
 
 
-def _check_overlap(key: str, parts: list[Part]) -> None:
+def _check_no_overlap(key: str, components: list[TensorComponent]) -> None:
     """Raise PickleTreeError if two chunks overlap.
 
     Chunks whose sizes add up to the tensor cover it if and only if they are disjoint.
     """
-    if len(parts) < 2:
+    if len(components) < 2:
         return
-    rank = range(len(parts[0].offsets))
+    axes = range(len(components[0].offsets))
     # Sweep along the axis with the most distinct offsets: fewest chunks share a position there.
-    cut = max(rank, key=lambda d: len({part.offsets[d] for part in parts}), default=0)
-    parts = sorted(parts, key=lambda part: part.offsets[cut : cut + 1])
-    for index, part in enumerate(parts):
-        end = part.offsets[cut] + part.tensor.shape[cut] if rank else 1
-        for other in parts[index + 1 :]:
-            if rank and other.offsets[cut] >= end:
+    split_axis = max(
+        axes, key=lambda axis: len({component.offsets[axis] for component in components}), default=0
+    )
+    components = sorted(
+        components, key=lambda component: component.offsets[split_axis : split_axis + 1]
+    )
+    for index, component in enumerate(components):
+        end = component.offsets[split_axis] + component.tensor.shape[split_axis] if axes else 1
+        for next_component in components[index + 1 :]:
+            if axes and next_component.offsets[split_axis] >= end:
                 break
-            if _meet(part, other):
-                raise TreeError(f"{quoted(key)} has chunks that overlap")
+            if _do_chunks_overlap(component, next_component):
+                raise PickleTreeError(f"{quote_name(key)} has chunks that overlap")
 
 
-def _meet(one: Part, other: Part) -> bool:
+def _do_chunks_overlap(first: TensorComponent, second: TensorComponent) -> bool:
     return all(
-        a < b + m and b < a + n
-        for a, n, b, m in zip(
-            one.offsets, one.tensor.shape, other.offsets, other.tensor.shape, strict=True
+        first_offset < second_offset + second_length and second_offset < first_offset + first_length
+        for first_offset, first_length, second_offset, second_length in zip(
+            first.offsets, first.tensor.shape, second.offsets, second.tensor.shape, strict=True
         )
     )
 
 
-def _check_used(items: list[_Item], keys: dict[Any, Any]) -> None:
+def _check_items_used(items: list[_StoredItem], keys: dict[Any, Any]) -> None:
     for item in items:
         if item.key not in keys:
-            raise TreeError(f"{quoted(item.key)} has a place and is not in the list of keys")
+            raise PickleTreeError(
+                f"{quote_name(item.key)} has a place and is not in the list of keys"
+            )
 
 
-class _Folder(dict[Any, Any]):
+class _NestedDict(dict[Any, Any]):
     """Container made from planner paths, distinct from dicts that were pickled."""
 
 
-def _nested(leaves: dict[str, object], paths: object) -> object:
+def _nest_by_path(leaves: dict[str, object], planner_data: object) -> object:
     """Rebuild the nested state_dict from planner_data, which maps each key to its path."""
-    known = paths if isinstance(paths, dict) else {}
-    root = _Folder()
+    paths_by_key = planner_data if isinstance(planner_data, dict) else {}
+    root = _NestedDict()
     for key, node in leaves.items():
-        path = known.get(key, (key,))
-        if type(path) is not tuple or not 0 < len(path) <= _STEPS:
-            raise TreeError(f"{quoted(key)} has a path that is none")
+        path = paths_by_key.get(key, (key,))
+        if type(path) is not tuple or not 0 < len(path) <= _MAX_PATH_STEPS:
+            raise PickleTreeError(f"{quote_name(key)} has a path that is none")
         if not all(type(step) in {str, int} for step in path):
-            raise TreeError(f"{quoted(key)} has a path that is none")
-        folder = root
+            raise PickleTreeError(f"{quote_name(key)} has a path that is none")
+        parent = root
         for step in path[:-1]:
-            folder = folder.setdefault(step, _Folder())
-            if type(folder) is not _Folder:
-                raise TreeError(f"{quoted(key)} lies within another key")
-        if folder.setdefault(path[-1], node) is not node:
-            raise TreeError(f"{quoted(key)} lies where another key lies")
-    return _listed(root)
+            parent = parent.setdefault(step, _NestedDict())
+            if type(parent) is not _NestedDict:
+                raise PickleTreeError(f"{quote_name(key)} lies within another key")
+        if parent.setdefault(path[-1], node) is not node:
+            raise PickleTreeError(f"{quote_name(key)} lies where another key lies")
+    return _convert_to_lists(root)
 
 
-_STEPS: Final = 64
+_MAX_PATH_STEPS: Final = 64
 
 
-def _listed(node: object) -> object:
+def _convert_to_lists(node: object) -> object:
     """Convert nested containers with keys 0..n-1 to lists, the others to dicts."""
-    if type(node) is not _Folder:
+    if type(node) is not _NestedDict:
         return node
-    made = {step: _listed(child) for step, child in node.items()}
-    steps = list(range(len(made)))
-    if made and all(type(step) is int for step in made) and sorted(made) == steps:
-        return [made[step] for step in steps]
-    return made
+    children = {step: _convert_to_lists(child) for step, child in node.items()}
+    indices = list(range(len(children)))
+    if children and all(type(step) is int for step in children) and sorted(children) == indices:
+        return [children[step] for step in indices]
+    return children
 
 
-def _fields(node: object, name: str) -> dict[Any, Any]:
+def _read_fields(node: object, class_name: str) -> dict[Any, Any]:
     """Return the fields of a DCP metadata object of class `class_name`.
 
     Raises:
         PickleTreeError: the node is something else.
     """
-    if type(node) is Opaque and node.name[1] == name and isinstance(node.state, dict):
+    if (
+        type(node) is UnresolvedObject
+        and node.callee_name[1] == class_name
+        and isinstance(node.state, dict)
+    ):
         return node.state
-    raise TreeError(f"something that is no {name} stands where one belongs")
+    raise PickleTreeError(f"something that is no {class_name} stands where one belongs")
 
 
-def _dict(node: object, what: str) -> dict[Any, Any]:
+def _require_dict(node: object, description: str) -> dict[Any, Any]:
     if not isinstance(node, dict):
-        raise TreeError(f"{what} is missing")
+        raise PickleTreeError(f"{description} is missing")
     return node
 
 
-def _contiguous(size: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(size[index + 1 :]) for index in range(len(size)))
+def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prod(shape[index + 1 :]) for index in range(len(shape)))

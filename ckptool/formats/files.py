@@ -11,15 +11,15 @@ from typing import Final
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.locations import Location, RemotePath
 
-_COLLAPSED: Final = r"([a-z][a-z0-9+.-]+):/[^/]"
+_COLLAPSED_URL: Final = r"([a-z][a-z0-9+.-]+):/[^/]"
 """URL whose double slash `pathlib.Path` collapsed: "s3:/bucket"."""
-_COPIED: Final = 8 << 20
+_COPY_CHUNK_BYTES: Final = 8 << 20
 
 
-class Source:
+class ByteSource:
     """Open local checkpoint file, read by offset, never beyond its size at opening."""
 
-    remote = False
+    is_remote = False
     """Whether reads are network requests: optional reads are then omitted and listed in skipped."""
 
     def __init__(self, path: Path, descriptor: int, nbytes: int) -> None:
@@ -39,20 +39,20 @@ class Source:
             ReadError: the operating system could not read it.
         """
         self._check_range(offset, nbytes)
-        pieces: list[bytes] = []
+        chunks: list[bytes] = []
         while nbytes:
             try:
-                piece = os.pread(self._descriptor, nbytes, offset)
+                chunk = os.pread(self._descriptor, nbytes, offset)
             except OSError as error:
                 raise ReadError(self.path, error.strerror or str(error)) from error
-            if not piece:
+            if not chunk:
                 raise CorruptCheckpointError(
                     self.path, f"the file ended at byte {offset} while it was read"
                 )
-            pieces.append(piece)
-            offset += len(piece)
-            nbytes -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            chunks.append(chunk)
+            offset += len(chunk)
+            nbytes -= len(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes from `offset`.
@@ -64,23 +64,23 @@ class Source:
         self._check_range(offset, len(buffer))
         while buffer:
             try:
-                count = os.preadv(self._descriptor, [buffer], offset)
+                read_nbytes = os.preadv(self._descriptor, [buffer], offset)
             except OSError as error:
                 raise ReadError(self.path, error.strerror or str(error)) from error
-            if not count:
+            if not read_nbytes:
                 raise CorruptCheckpointError(
                     self.path, f"the file ended at byte {offset} while it was read"
                 )
-            offset, buffer = offset + count, buffer[count:]
+            offset, buffer = offset + read_nbytes, buffer[read_nbytes:]
 
-    def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Announce (offset, nbytes) ranges to be read; RemoteSource batches their requests."""
 
-    def head(self, nbytes: int) -> bytes:
+    def read_head(self, nbytes: int) -> bytes:
         """Return the first `nbytes` bytes, or the whole file if it is shorter."""
         return self.read(0, min(nbytes, self.nbytes))
 
-    def tail(self, nbytes: int) -> bytes:
+    def read_tail(self, nbytes: int) -> bytes:
         """Return the last `nbytes` bytes, or the whole file if it is shorter."""
         size = min(nbytes, self.nbytes)
         return self.read(self.nbytes - size, size)
@@ -95,7 +95,7 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Location) -> Iterator[Source]:
+def open_source(path: Location) -> Iterator[ByteSource]:
     """Open the regular file at `path` for reading; pipes and devices are rejected without blocking.
 
     Raises:
@@ -104,19 +104,19 @@ def open_source(path: Location) -> Iterator[Source]:
     if isinstance(path, RemotePath):
         from ckptool.formats import remote
 
-        with remote.open_source(path) as found:
-            yield found
+        with remote.open_source(path) as remote_source:
+            yield remote_source
         return
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise ReadError(path, _why(error, path)) from error
+        raise ReadError(path, _explain_open_error(error, path)) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             hint = "; `-` reads standard input" if stat.S_ISFIFO(status.st_mode) else ""
-            raise ReadError(path, f"is {_kind(status.st_mode)}, not a file{hint}")
-        yield Source(path, descriptor, status.st_size)
+            raise ReadError(path, f"is {_describe_file_type(status.st_mode)}, not a file{hint}")
+        yield ByteSource(path, descriptor, status.st_size)
     finally:
         os.close(descriptor)
 
@@ -133,7 +133,7 @@ def is_directory(path: Location) -> bool:
         return False
 
 
-def names_in(directory: Location) -> list[str]:
+def list_names(directory: Location) -> list[str]:
     """Return the sorted names in a folder.
 
     Raises:
@@ -142,19 +142,19 @@ def names_in(directory: Location) -> list[str]:
     if isinstance(directory, RemotePath):
         from ckptool.formats import remote
 
-        return remote.names_in(directory)
+        return remote.list_names(directory)
     try:
         return sorted(path.name for path in directory.iterdir())
     except OSError as error:
         raise ReadError(directory, error.strerror or str(error)) from error
 
 
-def exists(path: Location) -> bool:
+def path_exists(path: Location) -> bool:
     """Whether `path` exists; True if it cannot be examined (opening it gives the reason)."""
     if isinstance(path, RemotePath):
         from ckptool.formats import remote
 
-        return remote.exists(path)
+        return remote.path_exists(path)
     try:
         path.stat()
     except FileNotFoundError:
@@ -165,7 +165,7 @@ def exists(path: Location) -> bool:
 
 
 @contextmanager
-def local_copy(path: Location) -> Iterator[Path]:
+def open_local_copy(path: Location) -> Iterator[Path]:
     """Yield a local path for other libraries: `path` itself, or a temporary copy of a remote file.
 
     Raises:
@@ -176,27 +176,27 @@ def local_copy(path: Location) -> Iterator[Path]:
         return
     from tempfile import NamedTemporaryFile
 
-    with open_source(path) as source, NamedTemporaryFile(prefix="ckptool-") as copy:
+    with open_source(path) as source, NamedTemporaryFile(prefix="ckptool-") as copy_file:
         try:
-            for start in range(0, source.nbytes, _COPIED):
-                copy.write(source.read(start, min(_COPIED, source.nbytes - start)))
-            copy.flush()
+            for start in range(0, source.nbytes, _COPY_CHUNK_BYTES):
+                copy_file.write(source.read(start, min(_COPY_CHUNK_BYTES, source.nbytes - start)))
+            copy_file.flush()
         except OSError as error:
             raise ReadError(path, f"cannot be copied here: {error.strerror or error}") from error
-        yield Path(copy.name)
+        yield Path(copy_file.name)
 
 
-def _why(error: OSError | ValueError, path: Path) -> str:
+def _explain_open_error(error: OSError | ValueError, path: Path) -> str:
     if isinstance(error, FileNotFoundError):
-        if re.match(_COLLAPSED, str(path)):
+        if re.match(_COLLAPSED_URL, str(path)):
             return "no such file; a remote location is given as a str, not as a pathlib.Path"
-        if any(sign in str(path) for sign in "*?["):
+        if any(wildcard in str(path) for wildcard in "*?["):
             return "no such file: a pattern is for the shell to expand, and here it matched nothing"
         return "no such file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _kind(mode: int) -> str:
+def _describe_file_type(mode: int) -> str:
     names = {
         stat.S_IFDIR: "a directory",
         stat.S_IFIFO: "a named pipe",

@@ -38,4 +38,4 @@ class Limits(Struct, frozen=True):
     """Compare every checksum, at any size."""
 
 
-DEFAULT = Limits()
+DEFAULT_LIMITS = Limits()

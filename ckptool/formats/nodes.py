@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
-ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+ATOMIC_TYPES = frozenset({type(None), bool, int, float, str, bytes})
 """Types whose values are their own nodes."""
 
 
@@ -13,32 +13,32 @@ class PickleError(ValueError):
     """A stream contradicts the pickle format, or asks for more than the limits allow."""
 
 
-class StarvedError(PickleError):
+class TruncatedPickleError(PickleError):
     """The data end before the pickle does: with more bytes it may be complete."""
 
 
-class Global:
+class GlobalName:
     """A name that the pickle would import; one object per name, so that it can be a dict key."""
 
-    __slots__ = ("build", "computed", "module", "name")
+    __slots__ = ("builder", "computed", "module", "name")
 
     def __init__(self, module: str, name: str, *, computed: bool = False) -> None:
         self.module = module
         self.name = name
         self.computed = computed
         """Whether the name is determined at load time, by process state or by a call."""
-        self.build: Callable[[Any, tuple[Any, ...]], object] | None = None
+        self.builder: Callable[[Any, tuple[Any, ...]], object] | None = None
         """Builder of the result of a call, for names in SAFE_CALL_BUILDERS; else None."""
 
     @property
-    def qualified(self) -> str:
+    def qualified_name(self) -> str:
         return f"{self.module}.{self.name}"
 
 
-class Opaque(Struct, eq=False):
+class UnresolvedObject(Struct, eq=False):
     """Call recorded but not executed: function, args, state and items of an object."""
 
-    func: "Global | Opaque"
+    func: "GlobalName | UnresolvedObject"
     args: tuple[Any, ...]
     kwargs: Any = None
     state: Any = None
@@ -49,26 +49,26 @@ class Opaque(Struct, eq=False):
     """Items set: key -> value of a dict subclass."""
 
     @property
-    def name(self) -> tuple[str, str]:
+    def callee_name(self) -> tuple[str, str]:
         """(module, name) of the callee; ("", "") if it is no GlobalName."""
         func = self.func
-        return (func.module, func.name) if type(func) is Global else ("", "")
+        return (func.module, func.name) if type(func) is GlobalName else ("", "")
 
     @property
-    def qualified(self) -> str:
+    def qualified_name(self) -> str:
         func = self.func
-        return func.qualified if type(func) is Global else "an object made at load time"
+        return func.qualified_name if type(func) is GlobalName else "an object made at load time"
 
 
-class Persistent(Struct, eq=False):
+class PersistentReference(Struct, eq=False):
     """An object outside the pickle, referred to by a persistent id: in torch's files, a storage."""
 
     id: Any
-    resolved: Any = None
+    target: Any = None
     """SavedStorage or TensorInfo that the container has for the id; None until resolved."""
 
 
-class Ordered(dict[Any, Any]):
+class MappingNode(dict[Any, Any]):
     """OrderedDict, Counter or defaultdict: a dict that may have attributes."""
 
     __slots__ = ("_state",)
@@ -83,7 +83,7 @@ class Ordered(dict[Any, Any]):
         self._state = state
 
 
-class Elements:
+class SetNode:
     """A set or a frozenset: members in the order of the file; compared by identity."""
 
     __slots__ = ("items",)
@@ -92,7 +92,7 @@ class Elements:
         self.items = items
 
 
-def checked_key(key: object) -> object:
+def require_hashable_key(key: object) -> object:
     """Return `key` if Python can hash it in bounded time.
 
     Raises:

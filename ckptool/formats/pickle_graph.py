@@ -7,16 +7,16 @@ nothing is simplified, so that `writer.py` writes the pickle without loss.
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from ckptool.formats.collector import paused_collector
+from ckptool.formats.collector import pause_gc
 from ckptool.formats.limits import Limits
-from ckptool.formats.machine import Handler, Machine, Stop
-from ckptool.formats.nodes import Global, Opaque, Persistent, PickleError
+from ckptool.formats.machine import OpcodeHandler, PickleMachine, PickleStop
+from ckptool.formats.nodes import GlobalName, PersistentReference, PickleError, UnresolvedObject
 from ckptool.formats.opcodes import HANDLERS
 
 _UINT32: Final = Struct("<I").unpack_from
 
 
-class Class(Global):
+class NewObjClass(GlobalName):
     """Class operand of NEWOBJ: `cls.__new__(cls, *args)`, where REDUCE is `cls(*args)`."""
 
     __slots__ = ("cls",)
@@ -27,20 +27,20 @@ class Class(Global):
         """A GlobalName, or a node of an object that is created at load time."""
 
 
-class Members(list[Any]):
+class SetMembers(list[Any]):
     """A set or a frozenset created by an opcode, members in the order of the file."""
 
     frozen = False
 
 
-class Graph(NamedTuple):
+class PickleGraph(NamedTuple):
     """Root node and protocol of a pickle, for `write_pickle`."""
 
     root: Any
     protocol: int
 
 
-def read_graph(data: bytes, limits: Limits, start: int = 0) -> Graph:
+def read_graph(data: bytes, limits: Limits, start: int = 0) -> PickleGraph:
     """Return the graph of the pickle at `start`.
 
     The pickle must have passed `parse_pickle` before, whose checks are not repeated here.
@@ -48,82 +48,82 @@ def read_graph(data: bytes, limits: Limits, start: int = 0) -> Graph:
     Raises:
         PickleError: it cannot be written again without loss.
     """
-    machine = _Verbatim(data, limits)
+    machine = _VerbatimMachine(data, limits)
     pos = start
     try:
-        with paused_collector():
+        with pause_gc():
             for _ in range(limits.opcodes):
-                pos = _TABLE[data[pos]](machine, pos + 1)
-                if pos >= machine.limit:
-                    machine.limit = len(data)
-    except Stop as stop:
-        return Graph(stop.value, machine.protocol)
+                pos = _GRAPH_HANDLERS[data[pos]](machine, pos + 1)
+                if pos >= machine.frame_end:
+                    machine.frame_end = len(data)
+    except PickleStop as stop:
+        return PickleGraph(stop.value, machine.protocol)
     except (IndexError, KeyError) as error:
         raise PickleError("the stream ends before its STOP") from error
     raise PickleError(f"it has more than {limits.opcodes} opcodes")
 
 
-class _Verbatim(Machine):
+class _VerbatimMachine(PickleMachine):
     """PickleMachine that keeps every global as spelled and every call as a call."""
 
-    def use(self, module: str, name: str) -> Global:
-        found = self.globals.get((module, name))
-        if found is None:
-            found = self.globals[module, name] = Global(module, name)
-        return found
+    def record_global(self, module: str, name: str) -> GlobalName:
+        global_name = self.globals.get((module, name))
+        if global_name is None:
+            global_name = self.globals[module, name] = GlobalName(module, name)
+        return global_name
 
-    def use_computed(self, module: object, name: object) -> Global:
+    def record_computed_global(self, module: object, name: object) -> GlobalName:
         raise PickleError(f"{module}.{name} is a name that is only known when it is loaded")
 
-    def once(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
+    def intern_tuple(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
         return items  # equal tuples of the file are written separately
 
-    def call(self, func: object, args: object) -> object:
-        if type(args) is not tuple or not isinstance(func, Global | Opaque):
+    def record_call(self, func: object, args: object) -> object:
+        if type(args) is not tuple or not isinstance(func, GlobalName | UnresolvedObject):
             raise PickleError("a call of something that is no name")
-        return Opaque(func, args)
+        return UnresolvedObject(func, args)
 
 
-def _newobj(m: Machine, pos: int) -> int:
+def _load_newobj(m: PickleMachine, pos: int) -> int:
     args = m.stack.pop()
-    m.stack[-1] = Opaque(Class(m.stack[-1]), args)
+    m.stack[-1] = UnresolvedObject(NewObjClass(m.stack[-1]), args)
     return pos
 
 
-def _newobj_ex(m: Machine, pos: int) -> int:
+def _load_newobj_ex(m: PickleMachine, pos: int) -> int:
     kwargs = m.stack.pop()
-    pos = _newobj(m, pos)
+    pos = _load_newobj(m, pos)
     m.stack[-1].kwargs = kwargs
     return pos
 
 
-def _bytearray8(m: Machine, pos: int) -> int:
+def _load_bytearray8(m: PickleMachine, pos: int) -> int:
     pos = HANDLERS[0x96](m, pos)
     m.stack[-1] = bytearray(m.stack[-1])
     return pos
 
 
-def _empty_set(m: Machine, pos: int) -> int:
-    m.stack.append(Members())
+def _load_empty_set(m: PickleMachine, pos: int) -> int:
+    m.stack.append(SetMembers())
     return pos
 
 
-def _frozenset(m: Machine, pos: int) -> int:
-    items = Members(m.pop_mark())
+def _load_frozenset(m: PickleMachine, pos: int) -> int:
+    items = SetMembers(m.pop_mark())
     items.frozen = True
     m.stack.append(items)
     return pos
 
 
-def _additems(m: Machine, pos: int) -> int:
+def _load_additems(m: PickleMachine, pos: int) -> int:
     items = m.pop_mark()
     m.stack[-1].extend(items)
     return pos
 
 
-def _binpersid(m: Machine, pos: int) -> int:
-    node = Persistent(m.stack[-1])
-    m.persistent.append(node)
+def _load_binpersid(m: PickleMachine, pos: int) -> int:
+    node = PersistentReference(m.stack[-1])
+    m.persistent_references.append(node)
     m.stack[-1] = node
     return pos
 
@@ -131,42 +131,54 @@ def _binpersid(m: Machine, pos: int) -> int:
 # `reader._run_slice` has these six opcodes inlined, for speed.
 
 
-def _long_binput(m: Machine, pos: int) -> int:
+def _load_long_binput(m: PickleMachine, pos: int) -> int:
     m.memo.put(_UINT32(m.data, pos)[0], m.stack[-1])
     return pos + 4
 
 
-def _binint1(m: Machine, pos: int) -> int:
+def _load_binint1(m: PickleMachine, pos: int) -> int:
     m.stack.append(m.data[pos])
     return pos + 1
 
 
-def _binunicode(m: Machine, pos: int) -> int:
+def _load_binunicode(m: PickleMachine, pos: int) -> int:
     end: int = pos + 4 + _UINT32(m.data, pos)[0]
     m.stack.append(str(m.data[pos + 4 : end], "utf-8", "surrogatepass"))
     return end
 
 
-def _binget(m: Machine, pos: int) -> int:
+def _load_binget(m: PickleMachine, pos: int) -> int:
     m.stack.append(m.memo.get(m.data[pos]))
     return pos + 1
 
 
-def _tuple(m: Machine, pos: int) -> int:
+def _load_tuple(m: PickleMachine, pos: int) -> int:
     items = tuple(m.pop_mark())
     m.stack.append(items)
     return pos
 
 
-def _mark(m: Machine, pos: int) -> int:
-    m.outer.append(m.stack)
+def _load_mark(m: PickleMachine, pos: int) -> int:
+    m.metastack.append(m.stack)
     m.stack = []
     return pos
 
 
-_OURS: Final[dict[int, Handler]] = {
-    0x81: _newobj, 0x92: _newobj_ex, 0x8F: _empty_set, 0x91: _frozenset, 0x90: _additems,
-    0x51: _binpersid, 0x72: _long_binput, 0x4B: _binint1, 0x68: _binget, 0x58: _binunicode,
-    0x74: _tuple, 0x28: _mark, 0x96: _bytearray8,
-}  # fmt: skip
-_TABLE: Final = tuple(_OURS.get(opcode, handler) for opcode, handler in enumerate(HANDLERS))
+_VERBATIM_HANDLERS: Final[dict[int, OpcodeHandler]] = {
+    0x81: _load_newobj,
+    0x92: _load_newobj_ex,
+    0x8F: _load_empty_set,
+    0x91: _load_frozenset,
+    0x90: _load_additems,
+    0x51: _load_binpersid,
+    0x72: _load_long_binput,
+    0x4B: _load_binint1,
+    0x68: _load_binget,
+    0x58: _load_binunicode,
+    0x74: _load_tuple,
+    0x28: _load_mark,
+    0x96: _load_bytearray8,
+}
+_GRAPH_HANDLERS: Final = tuple(
+    _VERBATIM_HANDLERS.get(opcode, handler) for opcode, handler in enumerate(HANDLERS)
+)

@@ -5,46 +5,52 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from ckptool.formats.arrays import numpy_array
-from ckptool.formats.nodes import ATOMS, Elements, Opaque
-from ckptool.formats.plain import text_key
-from ckptool.formats.tensors import Tensors, TreeError
-from ckptool.model import Kind, PickledModule, State, StorageInfo, TensorInfo
+from ckptool.formats.arrays import read_numpy_array
+from ckptool.formats.nodes import ATOMIC_TYPES, SetNode, UnresolvedObject
+from ckptool.formats.plain import format_key
+from ckptool.formats.tensors import PickleTreeError, TensorInfoReader
+from ckptool.model import Kind, PickledModule, StateDict, StorageInfo, TensorInfo
 
 
 def is_module(node: object) -> bool:
     """Whether a node has the dicts `_parameters`, `_buffers` and `_modules` of an nn.Module."""
-    return type(node) is Opaque and _attributes(node) is not None
+    return type(node) is UnresolvedObject and _get_attributes(node) is not None
 
 
-def module_state(node: Opaque, at: str, tensors: Tensors) -> State:
+def read_module_state(node: UnresolvedObject, at: str, reader: TensorInfoReader) -> StateDict:
     """Return the module's state_dict() in its order, and in `unsaved` the tensors not in it.
 
     `at` is the dotted place of the module in the file, "" for the root.
     """
-    members = list(_members(node))
+    submodules = list(_iter_submodules(node))
     saved: dict[str, TensorInfo] = {}
     unsaved: dict[str, TensorInfo] = {}
     modules: dict[str, PickledModule] = {}
-    for prefix, module in members:
-        modules.setdefault(prefix, _class(module))
-        for name, value, kind in _registered(module):
-            key = _join(prefix, name)
-            tensor = tensors.read(value, key)
+    for prefix, module in submodules:
+        modules.setdefault(prefix, _describe_class(module))
+        for name, value, kind in _iter_registered(module):
+            key = _join_prefix(prefix, name)
+            tensor = reader.read_tensor(value, key)
             if tensor is not None:
-                kept = unsaved if kind is Kind.NON_PERSISTENT_BUFFER else saved
-                kept[key] = replace(tensor, kind=kind)
-    loose = _Loose(tensors, members, {t.storage for t in (*saved.values(), *unsaved.values())})
-    for prefix, module in members:
-        loose.look(prefix, module)
-    return State(at, saved, "module", unsaved=unsaved | loose.found, modules=modules)
+                target = unsaved if kind is Kind.NON_PERSISTENT_BUFFER else saved
+                target[key] = replace(tensor, kind=kind)
+    finder = _AttributeTensorFinder(
+        reader,
+        submodules,
+        {tensor_info.storage for tensor_info in (*saved.values(), *unsaved.values())},
+    )
+    for prefix, module in submodules:
+        finder.add_attributes(prefix, module)
+    return StateDict(
+        at, saved, "module", unsaved_tensors=unsaved | finder.unregistered, modules=modules
+    )
 
 
-_MEMBERS: Final = 100_000
-_MODULE_DEPTH: Final = 500
-_DEPTH: Final = 8
+_MAX_SUBMODULES: Final = 100_000
+_MAX_MODULE_DEPTH: Final = 500
+_MAX_ATTRIBUTE_DEPTH: Final = 8
 """Nesting of containers, and of modules in them, in an attribute."""
-_BASE: Final = frozenset(
+_NN_MODULE_ATTRIBUTES: Final = frozenset(
     {
         "training",
         "_parameters",
@@ -71,7 +77,7 @@ _BASE: Final = frozenset(
 """nn.Module's own attributes."""
 
 
-def _attributes(node: Opaque) -> dict[Any, Any] | None:
+def _get_attributes(node: UnresolvedObject) -> dict[Any, Any] | None:
     """Return a module's `__dict__` (a GraphModule's first argument), None if it is no module."""
     for state in (node.state, *node.args[:1]):
         if isinstance(state, dict) and all(
@@ -81,127 +87,142 @@ def _attributes(node: Opaque) -> dict[Any, Any] | None:
     return None
 
 
-def _members(root: Opaque) -> Iterator[tuple[str, dict[Any, Any]]]:
+def _iter_submodules(root: UnresolvedObject) -> Iterator[tuple[str, dict[Any, Any]]]:
     """Yield (prefix, `__dict__`) of every submodule, parents first, repeated ones too.
 
     The node itself is in the dict, under `_NODE_KEY`.
     """
-    todo: list[tuple[str, Opaque, int]] = [("", root, 0)]
-    for _ in range(_MEMBERS):
+    todo: list[tuple[str, UnresolvedObject, int]] = [("", root, 0)]
+    for _ in range(_MAX_SUBMODULES):
         if not todo:
             return
         prefix, node, depth = todo.pop()
-        attributes = _attributes(node)
+        attributes = _get_attributes(node)
         if attributes is None:
             continue
-        if depth > _MODULE_DEPTH:
-            raise TreeError(f"modules nest deeper than {_MODULE_DEPTH}")
-        yield prefix, {**attributes, _NODE: node}
-        inner = [
-            (_join(prefix, text_key(name)), child, depth + 1)
+        if depth > _MAX_MODULE_DEPTH:
+            raise PickleTreeError(f"modules nest deeper than {_MAX_MODULE_DEPTH}")
+        yield prefix, {**attributes, _NODE_KEY: node}
+        children = [
+            (_join_prefix(prefix, format_key(name)), child, depth + 1)
             for name, child in attributes["_modules"].items()
-            if type(child) is Opaque
+            if type(child) is UnresolvedObject
         ]
-        todo.extend(reversed(inner))
-    raise TreeError(f"it has more than {_MEMBERS} modules")
+        todo.extend(reversed(children))
+    raise PickleTreeError(f"it has more than {_MAX_SUBMODULES} modules")
 
 
-_NODE: Final = object()
+_NODE_KEY: Final = object()
 """Key of the node itself in the dicts of `_iter_submodules`."""
 
 
-def _class(module: dict[Any, Any]) -> PickledModule:
-    registered = (name for part in ("_parameters", "_buffers", "_modules") for name in module[part])
-    own = (name for name in module if name is not _NODE)
+def _describe_class(module: dict[Any, Any]) -> PickledModule:
+    registered = (
+        name for dict_name in ("_parameters", "_buffers", "_modules") for name in module[dict_name]
+    )
+    attribute_names = (name for name in module if name is not _NODE_KEY)
     return PickledModule(
-        module[_NODE].qualified, frozenset(text_key(name) for name in (*own, *registered))
+        module[_NODE_KEY].qualified_name,
+        frozenset(format_key(name) for name in (*attribute_names, *registered)),
     )
 
 
-def _registered(module: dict[Any, Any]) -> Iterator[tuple[str, Any, Kind]]:
+def _iter_registered(module: dict[Any, Any]) -> Iterator[tuple[str, Any, Kind]]:
     for name, value in module["_parameters"].items():
-        yield text_key(name), value, Kind.PARAMETER
-    left_out = module.get("_non_persistent_buffers_set")
-    names = left_out.items if type(left_out) is Elements else ()
+        yield format_key(name), value, Kind.PARAMETER
+    non_persistent = module.get("_non_persistent_buffers_set")
+    names = non_persistent.items if type(non_persistent) is SetNode else ()
     for name, value in module["_buffers"].items():
-        yield text_key(name), value, Kind.NON_PERSISTENT_BUFFER if name in names else Kind.BUFFER
+        yield format_key(name), value, Kind.NON_PERSISTENT_BUFFER if name in names else Kind.BUFFER
 
 
-def _join(prefix: str, name: str) -> str:
+def _join_prefix(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
-class _Loose:
+class _AttributeTensorFinder:
     """Finds the tensors in a module's plain attributes, which state_dict() does not save."""
 
     def __init__(
         self,
-        tensors: Tensors,
-        members: list[tuple[str, dict[Any, Any]]],
+        reader: TensorInfoReader,
+        submodules: list[tuple[str, dict[Any, Any]]],
         registered: set[StorageInfo | None],
     ) -> None:
-        self.found: dict[str, TensorInfo] = {}
-        self._tensors = tensors
+        self.unregistered: dict[str, TensorInfo] = {}
+        self._reader = reader
         self._registered = registered
-        self._seen = {id(module[_NODE]) for _, module in members}
+        self._visited_ids = {id(module[_NODE_KEY]) for _, module in submodules}
 
-    def look(self, prefix: str, module: dict[Any, Any], depth: int = 0) -> None:
+    def add_attributes(self, prefix: str, module: dict[Any, Any], depth: int = 0) -> None:
         """Add the tensors in the attributes of one module."""
-        derived = _derived(module)
+        derived_names = _find_derived_names(module)
         for name, value in module.items():
-            if name is not _NODE and name not in _BASE and name not in derived:
-                self._add(_join(prefix, text_key(name)), value, Kind.ATTRIBUTE, depth)
+            if (
+                name is not _NODE_KEY
+                and name not in _NN_MODULE_ATTRIBUTES
+                and name not in derived_names
+            ):
+                self._add_value(
+                    _join_prefix(prefix, format_key(name)), value, Kind.ATTRIBUTE, depth
+                )
 
-    def _add(self, path: str, value: Any, kind: Kind, depth: int) -> None:
-        tensor = self._tensors.read(value, path)
-        array = numpy_array(value, path)
+    def _add_value(self, path: str, value: Any, kind: Kind, depth: int) -> None:
+        tensor = self._reader.read_tensor(value, path)
+        array = read_numpy_array(value, path)
         if tensor is not None:
             # A view of a registered tensor is saved with it: an RNN's _flat_weights.
             if tensor.storage is None or tensor.storage not in self._registered:
-                self.found[path] = replace(tensor, kind=kind)
+                self.unregistered[path] = replace(tensor, kind=kind)
         elif array is not None:
-            self.found[path] = array
-        elif type(value) not in ATOMS and depth < _DEPTH and id(value) not in self._seen:
-            self._seen.add(id(value))
-            self._inside(path, value, depth + 1)
+            self.unregistered[path] = array
+        elif (
+            type(value) not in ATOMIC_TYPES
+            and depth < _MAX_ATTRIBUTE_DEPTH
+            and id(value) not in self._visited_ids
+        ):
+            self._visited_ids.add(id(value))
+            self._add_children(path, value, depth + 1)
 
-    def _inside(self, path: str, value: Any, depth: int) -> None:
+    def _add_children(self, path: str, value: Any, depth: int) -> None:
         if is_module(value):
-            self._module(path, value, depth)
+            self._add_module(path, value, depth)
             return
-        for step, child in steps(value):
-            self._add(path + step, child, Kind.CONTAINER, depth)
+        for step, child in iter_access_steps(value):
+            self._add_value(path + step, child, Kind.CONTAINER, depth)
 
-    def _module(self, path: str, node: Opaque, depth: int) -> None:
+    def _add_module(self, path: str, node: UnresolvedObject, depth: int) -> None:
         """Add all tensors of a module that is not a registered submodule: none of them is saved."""
-        members = [(_join(path, prefix), module) for prefix, module in _members(node)]
-        self._seen |= {id(module[_NODE]) for _, module in members}
-        for place, module in members:
-            for name, value, _ in _registered(module):
-                self._add(_join(place, name), value, Kind.MODULE, depth)
-            self.look(place, module, depth)
+        submodules = [
+            (_join_prefix(path, prefix), module) for prefix, module in _iter_submodules(node)
+        ]
+        self._visited_ids |= {id(module[_NODE_KEY]) for _, module in submodules}
+        for module_path, module in submodules:
+            for name, value, _ in _iter_registered(module):
+                self._add_value(_join_prefix(module_path, name), value, Kind.MODULE, depth)
+            self.add_attributes(module_path, module, depth)
 
 
-def _derived(module: dict[Any, Any]) -> set[str]:
+def _find_derived_names(module: dict[Any, Any]) -> set[str]:
     """Return names of attributes that weight_norm, spectral_norm or prune compute in forward."""
     registered = module["_parameters"].keys() | module["_buffers"].keys()
     names = (str(name).rpartition("_") for name in registered)
-    return {stem for stem, _, last in names if last in {"g", "v", "orig"} and stem}
+    return {stem for stem, _, suffix in names if suffix in {"g", "v", "orig"} and stem}
 
 
-def steps(value: Any) -> Iterator[tuple[str, Any]]:
+def iter_access_steps(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield (access, child) of a container: "[0]", "['key']" or ".name"."""
     if isinstance(value, dict):
         for key, child in value.items():
-            yield f"[{text_key(key)!r}]" if type(key) is str else f"[{text_key(key)}]", child
+            yield f"[{format_key(key)!r}]" if type(key) is str else f"[{format_key(key)}]", child
     elif type(value) in {list, tuple}:
         yield from ((f"[{index}]", child) for index, child in enumerate(value))
-    elif type(value) is Elements:
+    elif type(value) is SetNode:
         yield from ((f"[{index}]", child) for index, child in enumerate(value.items))
-    elif type(value) is Opaque:
-        yield from steps(value.items or ())
-        yield from steps(value.pairs or {})
+    elif type(value) is UnresolvedObject:
+        yield from iter_access_steps(value.items or ())
+        yield from iter_access_steps(value.pairs or {})
         states = value.state if type(value.state) is tuple else (value.state,)
         for state in states:
             if isinstance(state, dict):
-                yield from ((f".{text_key(key)}", child) for key, child in state.items())
+                yield from ((f".{format_key(key)}", child) for key, child in state.items())

@@ -8,84 +8,88 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from ckptool.formats.blobs import Progress, Sink
-from ckptool.formats.files import Source, open_source
+from ckptool.formats.blobs import FileWriter, ProgressCallback
+from ckptool.formats.files import ByteSource, open_source
 from ckptool.locations import Location
-from ckptool.model import Span, natural
+from ckptool.model import Span, natural_sort_key
 
-INDEX: Final = "model.safetensors.index.json"
-_CLONE: Final = 0x40049409
+INDEX_NAME: Final = "model.safetensors.index.json"
+_FICLONE: Final = 0x40049409
 """ioctl FICLONE: copy-on-write clone, on file systems that support it."""
-_NOT_SHARED: Final = frozenset(
+_UNSUPPORTED_LINK_ERRNOS: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL,
      errno.ENOTTY}
 )  # fmt: skip
 """errno values of file systems that cannot hard-link or clone."""
 
 
-def keep(shard: Location, place: Path, progress: Progress, *, link: bool = True) -> str:
+def link_or_copy_file(
+    path: Location, target: Path, progress: ProgressCallback, *, link: bool = True
+) -> str:
     """Put an unchanged file at `target`; return "linked", "cloned" or "copied".
 
     Tries a hard link (both names are the same file), then a copy-on-write clone, then a copy.
     """
-    if link and isinstance(shard, Path) and _linked(shard, place):
+    if link and isinstance(path, Path) and _try_hardlink(path, target):
         return "linked"
-    descriptor = create(place)
+    descriptor = create_file(target)
     try:
-        return _copied(shard, descriptor, place, progress)
+        return _clone_or_copy(path, descriptor, target, progress)
     finally:
         os.close(descriptor)
 
 
-def create(place: Path) -> int:
+def create_file(path: Path) -> int:
     """Create a file; return its descriptor, for a FileWriter.
 
     Raises:
         FileExistsError: it exists already.
     """
-    return os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
-def write_index(place: Path, weight_map: Mapping[str, str], metadata: Mapping[str, object]) -> None:
+def write_index(path: Path, weight_map: Mapping[str, str], metadata: Mapping[str, object]) -> None:
     """Write the index, keys in natural order, and flush it to disk."""
-    ordered = {key: weight_map[key] for key in sorted(weight_map, key=natural)}
-    text = json.dumps({"metadata": dict(metadata), "weight_map": ordered}, indent=2)
-    descriptor = create(place)
+    sorted_weight_map = {key: weight_map[key] for key in sorted(weight_map, key=natural_sort_key)}
+    text = json.dumps({"metadata": dict(metadata), "weight_map": sorted_weight_map}, indent=2)
+    descriptor = create_file(path)
     try:
-        with Sink(place, descriptor, lambda _: None) as sink:
-            sink.write(f"{text}\n".encode())
+        with FileWriter(path, descriptor, lambda _: None) as writer:
+            writer.write(f"{text}\n".encode())
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _linked(shard: Path, place: Path) -> bool:
+def _try_hardlink(path: Path, target: Path) -> bool:
     try:
         # Resolve symbolic links: hub caches consist of them.
-        place.hardlink_to(shard.resolve())
+        target.hardlink_to(path.resolve())
     except OSError as error:
-        if error.errno not in _NOT_SHARED:
+        if error.errno not in _UNSUPPORTED_LINK_ERRNOS:
             raise
         return False
     return True
 
 
-def _copied(shard: Location, descriptor: int, place: Path, progress: Progress) -> str:
-    with open_source(shard) as source:
-        if not source.remote and _cloned(source, descriptor):
+def _clone_or_copy(
+    path: Location, descriptor: int, target: Path, progress: ProgressCallback
+) -> str:
+    with open_source(path) as source:
+        if not source.is_remote and _try_clone(source, descriptor):
             return "cloned"
-        span = Span(shard, 0, source.nbytes)
-    with Sink(place, descriptor, progress) as sink:
-        sink.copy(span)
+        span = Span(path, 0, source.nbytes)
+    with FileWriter(target, descriptor, progress) as writer:
+        writer.copy_span(span)
     os.fsync(descriptor)
     return "copied"
 
 
-def _cloned(source: Source, descriptor: int) -> bool:
+def _try_clone(source: ByteSource, descriptor: int) -> bool:
     try:
-        fcntl.ioctl(descriptor, _CLONE, source.fileno())
+        fcntl.ioctl(descriptor, _FICLONE, source.fileno())
     except OSError as error:
-        if error.errno not in _NOT_SHARED:
+        if error.errno not in _UNSUPPORTED_LINK_ERRNOS:
             raise
         return False
     return True

@@ -7,10 +7,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.formats.nodes import Global, Persistent
-from ckptool.formats.plain import quoted
-from ckptool.formats.tensors import Stored, TreeError
-from ckptool.model import BITS
+from ckptool.formats.nodes import GlobalName, PersistentReference
+from ckptool.formats.plain import quote_name
+from ckptool.formats.tensors import PickleTreeError, SavedStorage
+from ckptool.model import DTYPE_BITS
 
 
 class StorageId(Struct, gc=False):
@@ -20,15 +20,15 @@ class StorageId(Struct, gc=False):
     key: str
     location: str
     numel: int
-    view: object = None
+    legacy_view: object = None
     """Torch before 1.6: (key, offset, numel) of a view of the storage, or None; not checked."""
 
     @property
     def nbytes(self) -> int:
-        return self.numel * BITS[self.dtype] // 8
+        return self.numel * DTYPE_BITS[self.dtype] // 8
 
 
-def storage_id(node: Persistent, *, fields: int = 5) -> StorageId:
+def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId:
     """Return the storage that a persistent id names; `fields` is the length of the id's tuple.
 
     Raises:
@@ -36,55 +36,61 @@ def storage_id(node: Persistent, *, fields: int = 5) -> StorageId:
     """
     parts = node.id
     if type(parts) is not tuple or len(parts) != fields or parts[0] != "storage":
-        raise TreeError("a persistent id that is not a storage's")
-    _, cls, key, location, numel, *view = parts
+        raise PickleTreeError("a persistent id that is not a storage's")
+    _, cls, key, location, numel, *legacy_view = parts
     if type(key) is not str or not key:
-        raise TreeError(f"a storage's key is a {type(key).__name__}")
+        raise PickleTreeError(f"a storage's key is a {type(key).__name__}")
     if type(numel) is not int or not 0 <= numel < 1 << 60:
-        raise TreeError(f"storage {quoted(key)} is said to have {_number(numel)} elements")
-    if type(location) is not str or not _is_tag(location):
-        raise TreeError(f"storage {quoted(key)} has no device for its location tag")
-    return StorageId(storage_dtype(cls, key), key, location, numel, *view)
+        raise PickleTreeError(
+            f"storage {quote_name(key)} is said to have {_format_count(numel)} elements"
+        )
+    if type(location) is not str or not _is_location_tag(location):
+        raise PickleTreeError(f"storage {quote_name(key)} has no device for its location tag")
+    return StorageId(get_storage_dtype(cls, key), key, location, numel, *legacy_view)
 
 
-def same_storage(stored: Stored, wanted: StorageId) -> Stored:
+def check_repeated_id(storage: SavedStorage, repeated_id: StorageId) -> SavedStorage:
     """Return the storage for another id of the same key.
 
     Raises:
         PickleTreeError: its dtype or numel differs from that of the first id.
     """
-    if (stored.dtype, stored.numel) != (wanted.dtype, wanted.numel):
-        if stored.numel or wanted.numel:
-            raise TreeError(f"storage {quoted(wanted.key)} is described in two ways")
-        return Stored(stored.info, wanted.dtype, 0)  # torch allows an empty storage two dtypes
-    return stored
+    if (storage.dtype, storage.numel) != (repeated_id.dtype, repeated_id.numel):
+        if storage.numel or repeated_id.numel:
+            raise PickleTreeError(f"storage {quote_name(repeated_id.key)} is described in two ways")
+        return SavedStorage(
+            storage.info, repeated_id.dtype, 0
+        )  # torch allows an empty storage two dtypes
+    return storage
 
 
-def storage_dtype(cls: object, key: str) -> str:
+def get_storage_dtype(cls: object, key: str) -> str:
     """Return the dtype of a storage class by its name alone, as torch does.
 
     Raises:
         PickleTreeError: the class is unknown.
     """
-    dtype = DTYPES.get(cls.name) if type(cls) is Global else None
+    dtype = STORAGE_DTYPES.get(cls.name) if type(cls) is GlobalName else None
     if dtype is None:
-        name = cls.qualified if type(cls) is Global else type(cls).__name__
-        raise TreeError(f"storage {quoted(key)} is of an unknown class: {quoted(name)}")
+        name = cls.qualified_name if type(cls) is GlobalName else type(cls).__name__
+        raise PickleTreeError(
+            f"storage {quote_name(key)} is of an unknown class: {quote_name(name)}"
+        )
     return dtype
 
 
 @lru_cache(maxsize=64)
-def _is_tag(location: str) -> bool:
-    return _TAG.fullmatch(location) is not None
+def _is_location_tag(location: str) -> bool:
+    return _LOCATION_TAG.fullmatch(location) is not None
 
 
-def _number(value: object) -> str:
+def _format_count(value: object) -> str:
     return str(value) if type(value) is int and value.bit_length() < 256 else "no number of"
 
 
-_TAG: Final = re.compile(r"[A-Za-z_]\w{0,40}(:\d{1,6})?", re.ASCII)
+_LOCATION_TAG: Final = re.compile(r"[A-Za-z_]\w{0,40}(:\d{1,6})?", re.ASCII)
 
-DTYPES: Final[Mapping[str, str]] = {
+STORAGE_DTYPES: Final[Mapping[str, str]] = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
     "HalfStorage": "float16",

@@ -11,16 +11,16 @@ from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 
-Read = Callable[[int, int], bytes]
+ReadRange = Callable[[int, int], bytes]
 """(position, number of bytes) -> bytes."""
 
-_PIECE: Final = 1 << 18
-_SHOWN: Final = 80
-_BLANKS: Final = re.compile(r"[ \t\r\n]*")
-_PLAIN_KEY: Final = re.compile(r'[ \t\r\n]*"([^"\\\x00-\x1f]*)"[ \t\r\n]*:')
-_NUMBER: Final = re.compile(r"[-+.eE0-9]*")
-_ONE_BRACKET: Final = bytes.maketrans(b"{}", b"[]")
-_NO_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
+_PIECE_BYTES: Final = 1 << 18
+_MAX_SHOWN_LENGTH: Final = 80
+_BLANKS_PATTERN: Final = re.compile(r"[ \t\r\n]*")
+_PLAIN_KEY_PATTERN: Final = re.compile(r'[ \t\r\n]*"([^"\\\x00-\x1f]*)"[ \t\r\n]*:')
+_NUMBER_PATTERN: Final = re.compile(r"[-+.eE0-9]*")
+_BRACE_TO_BRACKET: Final = bytes.maketrans(b"{}", b"[]")
+_NON_STRUCTURAL_BYTES: Final = bytes(set(range(256)) - set(b'"[]{}'))
 
 
 class JsonReader:
@@ -30,206 +30,226 @@ class JsonReader:
     their limits raise CorruptCheckpointError.
     """
 
-    def __init__(self, path: Location, read: Read, nbytes: int, limits: Limits, what: str) -> None:
+    def __init__(
+        self, path: Location, read_range: ReadRange, nbytes: int, limits: Limits, subject: str
+    ) -> None:
         """Read `nbytes` by `read_range`; errors name `path` and `subject` ("the header")."""
         self._path = path
-        self._read = read
-        self._taken = 0
+        self._read_range = read_range
+        self._bytes_read = 0
         self._nbytes = nbytes
         self._limits = limits
-        self._what = what
-        self._json = _decoder(limits)
-        self._utf8 = getincrementaldecoder("utf-8")()
+        self._subject = subject
+        self._json_decoder = _make_decoder(limits)
+        self._utf8_decoder = getincrementaldecoder("utf-8")()
         self._text = ""
-        self._at = 0
-        self._passed = 0
+        self._position = 0
+        self._discarded_characters = 0
         """Number of characters before `_text`."""
 
-    def members(self) -> Iterator[str]:
+    def iter_keys(self) -> Iterator[str]:
         """Yield the keys of the next object; the caller reads each value by `read_value`."""
-        self._take("{")
-        seen: set[str] = set()
-        while self.peek() != "}":
-            if seen:
-                self._take(",")
-            key = self._key()
-            if key in seen:
-                self._fail(_twice(key))
-            seen.add(key)
-            if len(seen) > self._limits.tensors:
-                self._fail(f"it has more than {self._limits.tensors} keys")
+        self._expect_character("{")
+        known_keys: set[str] = set()
+        while self.peek_character() != "}":
+            if known_keys:
+                self._expect_character(",")
+            key = self._read_key()
+            if key in known_keys:
+                self._raise_error(_format_duplicate_key(key))
+            known_keys.add(key)
+            if len(known_keys) > self._limits.tensors:
+                self._raise_error(f"it has more than {self._limits.tensors} keys")
             yield key
-        self._take("}")
+        self._expect_character("}")
 
-    def value(self, limit: int) -> Any:
+    def read_value(self, limit: int) -> Any:
         """Return the next value, of up to `limit` characters."""
-        self.peek()
+        self.peek_character()
         while True:
             try:
-                value, end = self._json.raw_decode(self._text, self._at)
+                value, end = self._json_decoder.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
-                if not self._more(limit):
-                    self._fail(f"{error.msg} at character {self._passed + error.pos}")
+                if not self._read_more(limit):
+                    self._raise_error(
+                        f"{error.msg} at character {self._discarded_characters + error.pos}"
+                    )
             except RecursionError:
-                self._fail(f"it nests deeper than {self._limits.json_depth}")
-            except _RejectedError as error:
-                self._fail(str(error))
+                self._raise_error(f"it nests deeper than {self._limits.json_depth}")
+            except _RejectedJsonError as error:
+                self._raise_error(str(error))
             else:
-                if self._goes_on(end) and self._more(limit):
+                if self._may_continue(end) and self._read_more(limit):
                     continue
-                self._check(value, end)
-                self._at = end
+                self._check_value(value, end)
+                self._position = end
                 return value
 
-    def peek(self) -> str:
+    def peek_character(self) -> str:
         """Return the next character after blanks, without consuming it; "" at the end."""
         while True:
-            if self._at < len(self._text) and self._text[self._at] not in " \t\r\n":
-                return self._text[self._at]
-            blanks = _BLANKS.match(self._text, self._at)
-            self._at = blanks.end() if blanks else self._at
-            if self._at == len(self._text) and not self._more(0):
+            if self._position < len(self._text) and self._text[self._position] not in " \t\r\n":
+                return self._text[self._position]
+            blanks = _BLANKS_PATTERN.match(self._text, self._position)
+            self._position = blanks.end() if blanks else self._position
+            if self._position == len(self._text) and not self._read_more(0):
                 return ""
 
-    def rest(self, allowed: str) -> str:
+    def read_remaining(self, allowed: str) -> str:
         """Return the start of the remaining text without leading `allowed` characters, or ""."""
         while True:
-            rest = self._text[self._at :].lstrip(allowed)
-            self._at = len(self._text)
-            if rest or not self._more(0):
-                return rest[: _SHOWN + 1]
+            remaining = self._text[self._position :].lstrip(allowed)
+            self._position = len(self._text)
+            if remaining or not self._read_more(0):
+                return remaining[: _MAX_SHOWN_LENGTH + 1]
 
-    def _key(self) -> str:
+    def _read_key(self) -> str:
         """Consume a key and its colon, by one regex match if nothing in the key is escaped."""
-        if found := _PLAIN_KEY.match(self._text, self._at):
-            self._at = found.end()
-            return found[1]
-        if self.peek() != '"':
-            self._fail("a key in quotes is missing")
-        key: str = self.value(self._limits.entry_bytes)
-        self._take(":")
+        if match := _PLAIN_KEY_PATTERN.match(self._text, self._position):
+            self._position = match.end()
+            return match[1]
+        if self.peek_character() != '"':
+            self._raise_error("a key in quotes is missing")
+        key: str = self.read_value(self._limits.entry_bytes)
+        self._expect_character(":")
         return key
 
-    def _take(self, character: str) -> None:
-        found = self.peek()
-        if found != character:
-            instead = f"{quoted(found)} stands" if found else "the end is"
-            self._fail(f"{instead} where a {character} belongs")
-        self._at += 1
+    def _expect_character(self, character: str) -> None:
+        actual = self.peek_character()
+        if actual != character:
+            problem = f"{quote_text(actual)} stands" if actual else "the end is"
+            self._raise_error(f"{problem} where a {character} belongs")
+        self._position += 1
 
-    def _goes_on(self, end: int) -> bool:
+    def _may_continue(self, end: int) -> bool:
         """Whether the value up to `end` may be a number cut by the end of `_text`: the 1 of 10."""
         if self._text[end - 1] in '"]}':
             return False
-        found = _NUMBER.match(self._text, end)
-        return found is not None and found.end() == len(self._text)
+        match = _NUMBER_PATTERN.match(self._text, end)
+        return match is not None and match.end() == len(self._text)
 
-    def _more(self, limit: int) -> bool:
+    def _read_more(self, limit: int) -> bool:
         """Read more text, twice as much each time; return False at the end."""
-        held = self._text[self._at :]
-        if len(held) > limit > 0:
-            self._fail(f"a value has more than {limit} characters")
-        size = min(self._nbytes - self._taken, max(_PIECE, len(held)))
+        remaining = self._text[self._position :]
+        if len(remaining) > limit > 0:
+            self._raise_error(f"a value has more than {limit} characters")
+        size = min(self._nbytes - self._bytes_read, max(_PIECE_BYTES, len(remaining)))
         if not size:
             return False
-        data = self._read(self._taken, size)
+        data = self._read_range(self._bytes_read, size)
         try:
-            new = self._utf8.decode(data, final=self._taken + size == self._nbytes)
+            text = self._utf8_decoder.decode(data, final=self._bytes_read + size == self._nbytes)
         except UnicodeDecodeError as error:
-            start = self._taken + size - len(error.object) + error.start
-            reason = f"{self._what} is not UTF-8 at byte {start}"
+            start = self._bytes_read + size - len(error.object) + error.start
+            reason = f"{self._subject} is not UTF-8 at byte {start}"
             raise CorruptCheckpointError(self._path, reason) from error
-        self._taken += size
-        self._passed += self._at
-        self._text, self._at = held + new, 0
+        self._bytes_read += size
+        self._discarded_characters += self._position
+        self._text, self._position = remaining + text, 0
         return True
 
-    def _check(self, value: object, end: int) -> None:
+    def _check_value(self, value: object, end: int) -> None:
         """Refuse lone surrogates and nesting above the limit, which `json` accepts."""
-        if self._text.find("\\u", self._at, end) >= 0:
+        if self._text.find("\\u", self._position, end) >= 0:
             try:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError:
-                self._fail("a string holds half of a surrogate pair")
+                self._raise_error("a string holds half of a surrogate pair")
         depth = self._limits.json_depth
-        if end - self._at > 2 * depth and _is_deep(self._text[self._at : end].encode(), depth):
-            self._fail(f"it nests deeper than {depth}")
+        if end - self._position > 2 * depth and _nests_deeper(
+            self._text[self._position : end].encode(), depth
+        ):
+            self._raise_error(f"it nests deeper than {depth}")
 
-    def _fail(self, reason: str) -> NoReturn:
-        raise CorruptCheckpointError(self._path, f"{self._what} is not valid JSON: {reason}")
+    def _raise_error(self, reason: str) -> NoReturn:
+        raise CorruptCheckpointError(self._path, f"{self._subject} is not valid JSON: {reason}")
 
 
-def decode(path: Location, data: bytes, limits: Limits, what: str) -> tuple[dict[str, Any], str]:
+def decode_object(
+    path: Location, data: bytes, limits: Limits, subject: str
+) -> tuple[dict[str, Any], str]:
     """Return the JSON object at the start of `data`, and the start of the text after it.
 
     Raises:
         CorruptCheckpointError: it is no JSON object, or one that parsers read differently.
     """
-    reader = JsonReader(path, lambda at, nbytes: data[at : at + nbytes], len(data), limits, what)
-    value = reader.value(len(data))
+    reader = JsonReader(
+        path,
+        lambda position, nbytes: data[position : position + nbytes],
+        len(data),
+        limits,
+        subject,
+    )
+    value = reader.read_value(len(data))
     if not isinstance(value, dict):
-        raise CorruptCheckpointError(path, f"{what} is {named(value)} where a JSON object belongs")
-    return value, reader.rest("")
+        raise CorruptCheckpointError(
+            path, f"{subject} is {describe_type(value)} where a JSON object belongs"
+        )
+    return value, reader.read_remaining("")
 
 
-def quoted(text: str) -> str:
+def quote_text(text: str) -> str:
     """Return the repr of `text`, cut to 80 characters: no control characters reach a terminal."""
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    return repr(text if len(text) <= _MAX_SHOWN_LENGTH else f"{text[:_MAX_SHOWN_LENGTH]}...")
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a JSON value for a message: a string or a number itself, else its JSON type."""
     if isinstance(value, str):
-        return quoted(value)
-    return repr(value) if type(value) in {int, float} else named(value)
+        return quote_text(value)
+    return repr(value) if type(value) in {int, float} else describe_type(value)
 
 
-def named(value: object) -> str:
+def describe_type(value: object) -> str:
     """Return the JSON type of a value with its article: "an object", "null"."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     return names.get(type(value), "null" if value is None else "a number")
 
 
-class _RejectedError(ValueError):
+class _RejectedJsonError(ValueError):
     """A construct that JSON parsers read differently."""
 
 
-def _decoder(limits: Limits) -> json.JSONDecoder:
-    def integer(digits: str) -> int:
+def _make_decoder(limits: Limits) -> json.JSONDecoder:
+    def parse_integer(digits: str) -> int:
         if len(digits.lstrip("-")) > limits.json_digits:
-            raise _RejectedError(f"a number has {len(digits)} digits")
+            raise _RejectedJsonError(f"a number has {len(digits)} digits")
         return int(digits)
 
     return json.JSONDecoder(
-        object_pairs_hook=_unique, parse_int=integer, parse_constant=_no_constant
+        object_pairs_hook=_build_unique_dict,
+        parse_int=parse_integer,
+        parse_constant=_reject_constant,
     )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _build_unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise _RejectedError(_twice(next(key for key, count in counts.items() if count > 1)))
-    return found
+        raise _RejectedJsonError(
+            _format_duplicate_key(next(key for key, count in counts.items() if count > 1))
+        )
+    return mapping
 
 
-def _twice(key: str) -> str:
-    return f"the key {quoted(key)} stands twice in one object"
+def _format_duplicate_key(key: str) -> str:
+    return f"the key {quote_text(key)} stands twice in one object"
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise _RejectedError(f"{name} is no JSON number")
+def _reject_constant(name: str) -> NoReturn:
+    raise _RejectedJsonError(f"{name} is no JSON number")
 
 
-def _is_deep(data: bytes, limit: int) -> bool:
+def _nests_deeper(data: bytes, limit: int) -> bool:
     """Whether brackets nest deeper than `limit`: remove the innermost pairs `limit` times."""
     if data.count(b"[") + data.count(b"{") <= limit:
         return False
     if b"\\" in data:
         data = data.replace(rb"\\", b"").replace(rb"\"", b"")
-    outline = data.translate(_ONE_BRACKET, _NO_STRUCTURE).replace(b'""', b"")
-    if b'"' in outline:
-        outline = b"".join(outline.split(b'"')[::2])
+    brackets = data.translate(_BRACE_TO_BRACKET, _NON_STRUCTURAL_BYTES).replace(b'""', b"")
+    if b'"' in brackets:
+        brackets = b"".join(brackets.split(b'"')[::2])
     for _ in range(limit):
-        outline = outline.replace(b"[]", b"")
-    return bool(outline)
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)

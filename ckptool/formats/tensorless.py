@@ -2,28 +2,32 @@
 
 from typing import Any, Final
 
-from ckptool.formats.arrays import numpy_array
-from ckptool.formats.nodes import Opaque
-from ckptool.formats.plain import printable, text_key, words
+from ckptool.formats.arrays import read_numpy_array
+from ckptool.formats.nodes import UnresolvedObject
+from ckptool.formats.plain import describe_node, escape_unprintable, format_key
 
-_FEW: Final = 3
+_MAX_SHOWN_KEYS: Final = 3
 
 
-def without_tensors(root: Any) -> str:
+def describe_tensorless_pickle(root: Any) -> str:
     """Return "holds no tensors, but ..." with its arrays, class or first keys."""
-    arrays = sum(numpy_array(node, "") is not None for node in _two_levels(root))
+    arrays = sum(read_numpy_array(node, "") is not None for node in _list_two_levels(root))
     if arrays:
         count = "one NumPy array" if arrays == 1 else f"{arrays:,} NumPy arrays"
         return f"holds no tensors, but {count}: torch.save them as torch.from_numpy(...) of each"
-    if type(root) is Opaque:
-        return f"holds no tensors, but {words(root)}"
+    if type(root) is UnresolvedObject:
+        return f"holds no tensors, but {describe_node(root)}"
     if isinstance(root, dict) and root:
-        names = ", ".join(f"`{printable(text_key(key))}`" for key in list(root)[:_FEW])
-        more = f" and {len(root) - _FEW} more" if len(root) > _FEW else ""
+        names = ", ".join(
+            f"`{escape_unprintable(format_key(key))}`" for key in list(root)[:_MAX_SHOWN_KEYS]
+        )
+        more = f" and {len(root) - _MAX_SHOWN_KEYS} more" if len(root) > _MAX_SHOWN_KEYS else ""
         return f"holds no tensors, but a dict with {names}{more}"
-    return f"holds no tensors, but {words(root)}"
+    return f"holds no tensors, but {describe_node(root)}"
 
 
-def _two_levels(root: Any) -> list[Any]:
-    first = list(root.values()) if isinstance(root, dict) else [root]
-    return first + [n for one in first if isinstance(one, dict) for n in one.values()]
+def _list_two_levels(root: Any) -> list[Any]:
+    values = list(root.values()) if isinstance(root, dict) else [root]
+    return values + [
+        nested for value in values if isinstance(value, dict) for nested in value.values()
+    ]

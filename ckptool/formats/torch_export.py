@@ -8,50 +8,58 @@ from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats import torch_zip
-from ckptool.formats.pickles import unpickle_all
-from ckptool.formats.plain import quoted
-from ckptool.formats.streams import Slice
-from ckptool.formats.strict_json import decode
-from ckptool.formats.tensors import Stored, Tensors, TreeError
-from ckptool.formats.torch_zip import Names, Records, guarded, hidden_uses, looked_over
-from ckptool.formats.uses import uses
-from ckptool.formats.zips import STORED, Member, is_zip, read_member
+from ckptool.formats.pickles import parse_whole_pickle
+from ckptool.formats.plain import quote_name
+from ckptool.formats.streams import SourceSlice
+from ckptool.formats.strict_json import decode_object
+from ckptool.formats.tensors import PickleTreeError, SavedStorage, TensorInfoReader
+from ckptool.formats.torch_zip import (
+    ArchiveRecords,
+    GlobalNames,
+    check_integrity,
+    describe_or_report_damage,
+    iter_hidden_uses,
+)
+from ckptool.formats.uses import find_global_uses
+from ckptool.formats.zips import STORED, ZipMember, is_zip, read_member
 from ckptool.model import (
-    BITS,
+    DTYPE_BITS,
     Checkpoint,
     Container,
     GlobalUse,
     Kind,
     Span,
-    State,
+    StateDict,
     StorageInfo,
     TensorInfo,
 )
 
 
-def claims(records: Records) -> bool:
+def is_export_archive(records: ArchiveRecords) -> bool:
     """Whether torch.export.save wrote the archive, in the current layout or that before 2.7."""
-    return records.get("archive_format") is not None or records.get(_OLD) is not None
+    return records.get("archive_format") is not None or records.get(_OLD_PROGRAM_RECORD) is not None
 
 
-def read(records: Records) -> Checkpoint:
+def read(records: ArchiveRecords) -> Checkpoint:
     """Describe the tensors of the exported program; its graph is not read.
 
     Raises:
         CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
     """
-    describe = _described if records.get("archive_format") else _described_old
-    return guarded(records, Container.TORCH_EXPORT, lambda names: describe(records, names))
+    describe = _describe_archive if records.get("archive_format") else _describe_old_archive
+    return describe_or_report_damage(
+        records, Container.TORCH_EXPORT, lambda names: describe(records, names)
+    )
 
 
-_OLD: Final = "serialized_exported_program.json"
-_OLD_PARTS: Final = {"serialized_state_dict.pt": "", "serialized_constants.pt": "constants"}
-_WEIGHTS, _CONSTANTS = "data/weights/", "data/constants/"
+_OLD_PROGRAM_RECORD: Final = "serialized_exported_program.json"
+_OLD_STATE_RECORDS: Final = {"serialized_state_dict.pt": "", "serialized_constants.pt": "constants"}
+_WEIGHTS_FOLDER, _CONSTANTS_FOLDER = "data/weights/", "data/constants/"
 _WEIGHTS_CONFIG: Final = "_weights_config.json"
 _CONSTANTS_CONFIG: Final = "_constants_config.json"
-_JSON: Final = 100_000_000
-_STRIDED: Final = 7
-_FORMAT: Final = (
+_MAX_JSON_BYTES: Final = 100_000_000
+_STRIDED_LAYOUT: Final = 7
+_FORMAT_RECORDS: Final = (
     "archive_format",
     "archive_version",
     "byteorder",
@@ -59,7 +67,7 @@ _FORMAT: Final = (
     ".data/serialization_id",
 )
 
-_DTYPES: Final[Mapping[int, str]] = MappingProxyType(
+_DTYPES_BY_NUMBER: Final[Mapping[int, str]] = MappingProxyType(
     {
         1: "uint8",
         2: "int8",
@@ -87,20 +95,27 @@ _DTYPES: Final[Mapping[int, str]] = MappingProxyType(
 """ScalarType number in the torch.export schema -> torch dtype name."""
 
 
-def _described(records: Records, names: Names) -> Checkpoint:
+def _describe_archive(records: ArchiveRecords, names: GlobalNames) -> Checkpoint:
     path = records.source.path
     if records.archive.fault:
         raise CorruptCheckpointError(path, records.archive.fault)
-    metadata = {name: text for name in _FORMAT if (text := records.text(name)) is not None}
+    metadata = {
+        name: text
+        for name in _FORMAT_RECORDS
+        if (text := records.read_text_record(name)) is not None
+    }
     if metadata["archive_format"] != "pt2":
-        what = quoted(metadata["archive_format"])
-        raise CorruptCheckpointError(path, f"its archive_format record is {what}")
-    payloads = _Payloads(records, metadata.get("byteorder", "little"))
+        archive_format = quote_name(metadata["archive_format"])
+        raise CorruptCheckpointError(path, f"its archive_format record is {archive_format}")
+    payload_reader = _PayloadReader(records, metadata.get("byteorder", "little"))
     models = [name for name, _ in records.items() if name.endswith(_WEIGHTS_CONFIG)]
-    states = tuple(_state(records, payloads, model, alone=len(models) == 1) for model in models)
+    states = tuple(
+        _build_state(records, payload_reader, model, is_only_model=len(models) == 1)
+        for model in models
+    )
     for name, member in records.items():
-        member.used = member.used or name.startswith("models/")
-    found = tuple(_within(records, names))
+        member.is_referenced = member.is_referenced or name.startswith("models/")
+    nested_uses = tuple(_iter_nested_uses(records, names))
     if not any(state.tensors for state in states):
         raise CorruptCheckpointError(path, "holds no tensors")
     return Checkpoint(
@@ -108,151 +123,175 @@ def _described(records: Records, names: Names) -> Checkpoint:
         Container.TORCH_EXPORT,
         records.source.nbytes,
         states,
-        globals=(*uses(names), *payloads.uses, *found, *hidden_uses(records)),
+        globals=(
+            *find_global_uses(names),
+            *payload_reader.nested_uses,
+            *nested_uses,
+            *iter_hidden_uses(records),
+        ),
         metadata=metadata,
-        skipped=looked_over(records),
+        skipped=check_integrity(records),
     )
 
 
-def _state(records: Records, payloads: "_Payloads", config: str, *, alone: bool) -> State:
+def _build_state(
+    records: ArchiveRecords, payload_reader: "_PayloadReader", config: str, *, is_only_model: bool
+) -> StateDict:
     """Return the state_dict of one exported model, with its constants as `unsaved`."""
-    model = config.removeprefix(_WEIGHTS).removesuffix(_WEIGHTS_CONFIG)
-    weights = dict(payloads.tensors(_WEIGHTS, config))
+    model = config.removeprefix(_WEIGHTS_FOLDER).removesuffix(_WEIGHTS_CONFIG)
+    weights = dict(payload_reader.iter_tensors(_WEIGHTS_FOLDER, config))
     constants: dict[str, TensorInfo] = {}
-    if records.get(f"{_CONSTANTS}{model}{_CONSTANTS_CONFIG}"):
-        listed = payloads.tensors(_CONSTANTS, f"{_CONSTANTS}{model}{_CONSTANTS_CONFIG}")
-        constants = {key: replace(tensor, kind=Kind.ATTRIBUTE) for key, tensor in listed}
-    return State("" if alone else model, weights, "module", unsaved=constants)
+    if records.get(f"{_CONSTANTS_FOLDER}{model}{_CONSTANTS_CONFIG}"):
+        tensors = payload_reader.iter_tensors(
+            _CONSTANTS_FOLDER, f"{_CONSTANTS_FOLDER}{model}{_CONSTANTS_CONFIG}"
+        )
+        constants = {key: replace(tensor, kind=Kind.ATTRIBUTE) for key, tensor in tensors}
+    return StateDict("" if is_only_model else model, weights, "module", unsaved_tensors=constants)
 
 
-class _Payloads:
+class _PayloadReader:
     """Reads tensors from raw payload records, described by the JSON config records."""
 
-    def __init__(self, records: Records, byteorder: str) -> None:
-        self.uses: list[GlobalUse] = []
+    def __init__(self, records: ArchiveRecords, byteorder: str) -> None:
+        self.nested_uses: list[GlobalUse] = []
         self._records = records
         self._byteorder = byteorder
-        self._tensors = Tensors(records.limits)
+        self._tensors = TensorInfoReader(records.limits)
         if byteorder not in {"little", "big"}:
-            raise TreeError(f"its byteorder record is {quoted(byteorder)}")
+            raise PickleTreeError(f"its byteorder record is {quote_name(byteorder)}")
 
-    def tensors(self, folder: str, config: str) -> Iterator[tuple[str, TensorInfo]]:
+    def iter_tensors(self, folder: str, config: str) -> Iterator[tuple[str, TensorInfo]]:
         """Yield (key, tensor) for each entry of one config record."""
-        data = self._records.bytes(config, _JSON) or b""
-        content, _ = decode(self._records.source.path, data, self._records.limits, config)
-        for key, entry in _mapping(content.get("config"), config).items():
-            described = _mapping(entry, config)
-            name = described.get("path_name")
+        data = self._records.read_record(config, _MAX_JSON_BYTES) or b""
+        content, _ = decode_object(self._records.source.path, data, self._records.limits, config)
+        for key, entry in _require_object(content.get("config"), config).items():
+            fields = _require_object(entry, config)
+            name = fields.get("path_name")
             member = self._records.get(f"{folder}{name}")
             if member is None:
-                raise TreeError(f"{quoted(key)} has no data in the archive")
-            member.used = True
-            tensor = self._tensor(key, described, folder, member)
+                raise PickleTreeError(f"{quote_name(key)} has no data in the archive")
+            member.is_referenced = True
+            tensor = self._build_tensor(key, fields, folder, member)
             if tensor is not None:
-                kind = Kind.PARAMETER if described.get("is_param") is True else Kind.BUFFER
+                kind = Kind.PARAMETER if fields.get("is_param") is True else Kind.BUFFER
                 yield key, replace(tensor, kind=kind)
 
-    def _tensor(
-        self, key: str, entry: dict[str, Any], folder: str, member: Member
+    def _build_tensor(
+        self, key: str, entry: dict[str, Any], folder: str, member: ZipMember
     ) -> TensorInfo | None:
         if entry.get("use_pickle") is True:
-            return self._pickled(key, member)
-        meta = _mapping(entry.get("tensor_meta"), key)
-        dtype, device = _DTYPES.get(_number(meta, "dtype")), _mapping(meta.get("device"), key)
-        if dtype is None or _number(meta, "layout") != _STRIDED:
-            raise TreeError(f"{quoted(key)} has a dtype or a layout that is not known")
-        numel = member.nbytes * 8 // BITS[dtype]
+            return self._read_pickled_tensor(key, member)
+        tensor_meta = _require_object(entry.get("tensor_meta"), key)
+        dtype, device = (
+            _DTYPES_BY_NUMBER.get(_get_int(tensor_meta, "dtype")),
+            _require_object(tensor_meta.get("device"), key),
+        )
+        if dtype is None or _get_int(tensor_meta, "layout") != _STRIDED_LAYOUT:
+            raise PickleTreeError(f"{quote_name(key)} has a dtype or a layout that is not known")
+        numel = member.nbytes * 8 // DTYPE_BITS[dtype]
         index = device.get("index")
-        place = f"{device.get('type')}" + (f":{index}" if type(index) is int else "")
+        device_name = f"{device.get('type')}" + (f":{index}" if type(index) is int else "")
         span = None
         if member.method == STORED:
-            span = Span(self._records.source.path, member.start, member.nbytes)
-        name = member.name.rpartition("/")[2] if folder == _WEIGHTS else member.name
-        info = StorageInfo(name, member.nbytes, place, span, self._byteorder)
-        view = (_int(meta.get("storage_offset")), _ints(meta, "sizes"), _ints(meta, "strides"))
-        grad = meta.get("requires_grad") is True
-        return self._tensors.strided(key, Stored(info, dtype, numel), dtype, view, grad=grad)
+            span = Span(self._records.source.path, member.data_offset, member.nbytes)
+        name = member.name.rpartition("/")[2] if folder == _WEIGHTS_FOLDER else member.name
+        info = StorageInfo(name, member.nbytes, device_name, span, self._byteorder)
+        view = (
+            _unwrap_int(tensor_meta.get("storage_offset")),
+            _unwrap_ints(tensor_meta, "sizes"),
+            _unwrap_ints(tensor_meta, "strides"),
+        )
+        requires_grad = tensor_meta.get("requires_grad") is True
+        return self._tensors.build_strided_tensor(
+            key, SavedStorage(info, dtype, numel), dtype, view, grad=requires_grad
+        )
 
-    def _pickled(self, key: str, member: Member) -> TensorInfo | None:
+    def _read_pickled_tensor(self, key: str, member: ZipMember) -> TensorInfo | None:
         """Read a pickled tensor subclass, an embedded torch.save archive; None for others."""
-        part = _part(self._records, member)
-        if part is None:
+        member_slice = _slice_nested_archive(self._records, member)
+        if member_slice is None:
             return None
-        inner = torch_zip.read(part, self._records.limits)
-        self.uses += [replace(use, at=f"record {member.name}") for use in inner.globals]
-        lone = [state.tensors[""] for state in inner.states if "" in state.tensors]
-        return replace(lone[0], key=key) if lone else None
+        nested_checkpoint = torch_zip.read(member_slice, self._records.limits)
+        self.nested_uses += [
+            replace(use, at=f"record {member.name}") for use in nested_checkpoint.globals
+        ]
+        tensors = [state.tensors[""] for state in nested_checkpoint.states if "" in state.tensors]
+        return replace(tensors[0], key=key) if tensors else None
 
 
-def _within(records: Records, names: Names) -> Iterator[GlobalUse]:
+def _iter_nested_uses(records: ArchiveRecords, names: GlobalNames) -> Iterator[GlobalUse]:
     """Yield the globals of embedded torch.save archives and pickles: constants, sample inputs."""
     for name, member in records.items():
-        part = _part(records, member)
-        if part is not None and name.startswith(("data/sample_inputs/", _CONSTANTS)):
-            member.used = True
-            inner = torch_zip.read(part, records.limits)
-            yield from (replace(use, at=f"record {member.name}") for use in inner.globals)
-        elif name.startswith((f"{_CONSTANTS}custom_obj", f"{_CONSTANTS}opaque_obj")):
-            member.used = True
-            most = records.limits.pickle_bytes
-            data = read_member(records.source, member, records.limits, most)
-            names += unpickle_all(data, records.limits).globals
+        member_slice = _slice_nested_archive(records, member)
+        if member_slice is not None and name.startswith(("data/sample_inputs/", _CONSTANTS_FOLDER)):
+            member.is_referenced = True
+            nested_checkpoint = torch_zip.read(member_slice, records.limits)
+            yield from (
+                replace(use, at=f"record {member.name}") for use in nested_checkpoint.globals
+            )
+        elif name.startswith((f"{_CONSTANTS_FOLDER}custom_obj", f"{_CONSTANTS_FOLDER}opaque_obj")):
+            member.is_referenced = True
+            max_nbytes = records.limits.pickle_bytes
+            data = read_member(records.source, member, records.limits, max_nbytes)
+            names += parse_whole_pickle(data, records.limits).globals
 
 
-def _part(records: Records, member: Member) -> Slice | None:
+def _slice_nested_archive(records: ArchiveRecords, member: ZipMember) -> SourceSlice | None:
     """Return the slice of a member that is itself a stored zip archive, else None."""
-    if member.method != STORED or member.start < 0 or not member.nbytes:
+    if member.method != STORED or member.data_offset < 0 or not member.nbytes:
         return None
-    part = Slice(records.source, member.start, member.nbytes)
-    return part if is_zip(part) else None
+    member_slice = SourceSlice(records.source, member.data_offset, member.nbytes)
+    return member_slice if is_zip(member_slice) else None
 
 
-def _described_old(records: Records, names: Names) -> Checkpoint:
+def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkpoint:
     """Describe an archive of torch before 2.7, which embeds whole torch.save archives."""
     if records.archive.fault:
         raise CorruptCheckpointError(records.source.path, records.archive.fault)
-    states: list[State] = []
-    found: list[GlobalUse] = []
-    for name, at in _OLD_PARTS.items():
+    states: list[StateDict] = []
+    nested_uses: list[GlobalUse] = []
+    for name, at in _OLD_STATE_RECORDS.items():
         member = records.get(name)
-        part = _part(records, member) if member is not None else None
-        if member is not None and part is not None:
-            member.used = True
-            inner = torch_zip.read(part, records.limits)
-            states += [replace(state, at=state.at or at) for state in inner.states]
-            found += [replace(use, at=f"record {name}") for use in inner.globals]
+        member_slice = _slice_nested_archive(records, member) if member is not None else None
+        if member is not None and member_slice is not None:
+            member.is_referenced = True
+            nested_checkpoint = torch_zip.read(member_slice, records.limits)
+            states += [replace(state, at=state.at or at) for state in nested_checkpoint.states]
+            nested_uses += [replace(use, at=f"record {name}") for use in nested_checkpoint.globals]
     if not states:
         raise CorruptCheckpointError(records.source.path, "holds no tensors")
-    for name in (_OLD, "version"):
+    for name in (_OLD_PROGRAM_RECORD, "version"):
         if (member := records.get(name)) is not None:
-            member.used = True
+            member.is_referenced = True
     return Checkpoint(
         records.source.path,
         Container.TORCH_EXPORT,
         records.source.nbytes,
         tuple(states),
-        globals=(*found, *uses(names), *hidden_uses(records)),
-        skipped=looked_over(records),
+        globals=(*nested_uses, *find_global_uses(names), *iter_hidden_uses(records)),
+        skipped=check_integrity(records),
     )
 
 
-def _mapping(value: object, what: str) -> dict[str, Any]:
+def _require_object(value: object, description: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TreeError(f"{quoted(what)} is described by something that is no object")
+        raise PickleTreeError(
+            f"{quote_name(description)} is described by something that is no object"
+        )
     return value
 
 
-def _number(meta: dict[str, Any], name: str) -> int:
-    value = meta.get(name)
+def _get_int(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
     return value if type(value) is int else -1
 
 
-def _int(value: object) -> int:
+def _unwrap_int(value: object) -> int:
     """Unwrap {"as_int": 3} to 3; -1 for anything else. Weights never have symbolic sizes."""
     number = value.get("as_int") if isinstance(value, dict) else None
     return number if type(number) is int else -1
 
 
-def _ints(meta: dict[str, Any], name: str) -> tuple[int, ...]:
-    values = meta.get(name)
-    return tuple(map(_int, values)) if isinstance(values, list) else (-1,)
+def _unwrap_ints(fields: dict[str, Any], name: str) -> tuple[int, ...]:
+    values = fields.get(name)
+    return tuple(map(_unwrap_int, values)) if isinstance(values, list) else (-1,)

@@ -5,90 +5,100 @@ from typing import Final
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats import tree
-from ckptool.formats.collector import paused_collector
-from ckptool.formats.files import Source
+from ckptool.formats.collector import pause_gc
+from ckptool.formats.files import ByteSource
 from ckptool.formats.limits import Limits
-from ckptool.formats.nodes import Global, Persistent
-from ckptool.formats.pickles import Pickle, dangerous, unpickle
-from ckptool.formats.plain import quoted
-from ckptool.formats.storages import StorageId, same_storage, storage_id
-from ckptool.formats.streams import Slice, Stream
-from ckptool.formats.tensorless import without_tensors
-from ckptool.formats.tensors import Stored, TreeError
-from ckptool.formats.uses import damaged, uses
+from ckptool.formats.nodes import GlobalName, PersistentReference
+from ckptool.formats.pickles import ParsedPickle, parse_pickle, select_dangerous
+from ckptool.formats.plain import quote_name
+from ckptool.formats.storages import StorageId, check_repeated_id, parse_storage_id
+from ckptool.formats.streams import PickleStream, SourceSlice
+from ckptool.formats.tensorless import describe_tensorless_pickle
+from ckptool.formats.tensors import PickleTreeError, SavedStorage
+from ckptool.formats.uses import build_damaged_checkpoint, find_global_uses
 from ckptool.model import Checkpoint, Container, Skipped, Span, StorageInfo
 
 
-def matches(source: Source) -> bool:
+def matches(source: ByteSource) -> bool:
     """Whether the file begins with a pickle."""
-    head = source.head(_HEAD)
+    head = source.read_head(_HEAD_BYTES)
     if len(head) > 1 and head[0] == 0x80:
         return head[1] <= 5
     # Protocols 0 and 1 have no magic: accept what parses, or imports a valid name before failing.
-    found = unpickle(head, Limits()) if head[:1] in _FIRST else Pickle(fault="no opcode")
-    return not found.fault or any(_is_name(name) for name in found.globals)
+    pickle = (
+        parse_pickle(head, Limits())
+        if head[:1] in _FIRST_OPCODES
+        else ParsedPickle(error="no opcode")
+    )
+    return not pickle.error or any(_is_dotted_name(name) for name in pickle.globals)
 
 
-def read(source: Source, limits: Limits) -> Checkpoint:
+def read(source: ByteSource, limits: Limits) -> Checkpoint:
     """Describe the file.
 
     Raises:
         CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
     """
-    stream = Stream(source, limits)
+    stream = PickleStream(source, limits)
     container = Container.PICKLE
     try:
-        with paused_collector():
-            first = stream.pickle("its first pickle")
-            if first.root == MAGIC and type(first.root) is int:
+        with pause_gc():
+            first_pickle = stream.read_pickle("its first pickle")
+            if first_pickle.root == MAGIC_NUMBER and type(first_pickle.root) is int:
                 container = Container.TORCH_LEGACY
-                return _legacy(stream, limits)
-            return _bare(stream, first, limits)
+                return _read_legacy(stream, limits)
+            return _read_bare_pickle(stream, first_pickle, limits)
     except CorruptCheckpointError as error:
-        return damaged(source.path, container, source.nbytes, stream.names, error.reason)
-    except TreeError as error:
-        return damaged(source.path, container, source.nbytes, stream.names, str(error))
+        return build_damaged_checkpoint(
+            source.path, container, source.nbytes, stream.global_names, error.reason
+        )
+    except PickleTreeError as error:
+        return build_damaged_checkpoint(
+            source.path, container, source.nbytes, stream.global_names, str(error)
+        )
 
 
-MAGIC: Final = 0x1950A86A20F9469CFC6C
-_PROTOCOL: Final = 1001
-_HEAD: Final = 1 << 16
-_NUMBER: Final = 8
+MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION: Final = 1001
+_HEAD_BYTES: Final = 1 << 16
+_COUNT_BYTES: Final = 8
 """Bytes of the element count before each storage."""
-_ENDS: Final = 4
+_CHECKED_AT_EACH_END: Final = 4
 """In remote files, element counts are read of this many storages at each end."""
-_FIRST: Final = frozenset(bytes([opcode]) for opcode in b"(]}cdlgIJKLMSTUVXFGN)i")
+_FIRST_OPCODES: Final = frozenset(bytes([opcode]) for opcode in b"(]}cdlgIJKLMSTUVXFGN)i")
 
 
-def _is_name(name: Global) -> bool:
+def _is_dotted_name(name: GlobalName) -> bool:
     parts = f"{name.module}.{name.name}".split(".")
     return all(part.isidentifier() for part in parts)
 
 
-def _legacy(stream: Stream, limits: Limits) -> Checkpoint:
+def _read_legacy(stream: PickleStream, limits: Limits) -> Checkpoint:
     """Describe a legacy file whose magic number has been read."""
     source = stream.source
-    held = Held(stream)
-    root = held.read()
-    if stream.pos != source.nbytes:
-        stream.names += dangerous(stream.rest())
-        left = source.nbytes - stream.pos
-        raise CorruptCheckpointError(source.path, f"{left} bytes follow the last storage")
-    grown = tree.describe(root.root, limits)
-    if grown.empty and not dangerous(stream.names):
-        raise CorruptCheckpointError(source.path, without_tensors(root.root))
-    return _checkpoint(stream, Container.TORCH_LEGACY, root, grown)
+    reader = LegacyReader(stream)
+    object_pickle = reader.read()
+    if stream.position != source.nbytes:
+        stream.global_names += select_dangerous(stream.scan_remaining())
+        trailing_nbytes = source.nbytes - stream.position
+        raise CorruptCheckpointError(
+            source.path, f"{trailing_nbytes} bytes follow the last storage"
+        )
+    state_tree = tree.describe_tree(object_pickle.root, limits)
+    if state_tree.is_empty and not select_dangerous(stream.global_names):
+        raise CorruptCheckpointError(source.path, describe_tensorless_pickle(object_pickle.root))
+    return _build_checkpoint(stream, Container.TORCH_LEGACY, object_pickle, state_tree)
 
 
-class Held:
+class LegacyReader:
     """Reads the object and the storages of a legacy file, after its magic number."""
 
-    def __init__(self, stream: Stream, base: int = 0) -> None:
+    def __init__(self, stream: PickleStream, base_offset: int = 0) -> None:
         self._stream = stream
-        self._base = base
+        self._base_offset = base_offset
         """Offset of the legacy file in the file that embeds it; 0 if it stands alone."""
 
-    def read(self) -> Pickle:
+    def read(self) -> ParsedPickle:
         """Return the object's pickle with resolved storages; the stream is past the last storage.
 
         Raises:
@@ -96,164 +106,193 @@ class Held:
             PickleTreeError: a storage id or a storage is.
         """
         stream, path = self._stream, self._stream.source.path
-        protocol = stream.pickle("its protocol version").root
-        if protocol != _PROTOCOL or type(protocol) is not int:
+        protocol = stream.read_pickle("its protocol version").root
+        if protocol != _PROTOCOL_VERSION or type(protocol) is not int:
             raise CorruptCheckpointError(path, "its protocol version is not 1001")
-        system = stream.pickle("its system information").root
+        system = stream.read_pickle("its system information").root
         if not isinstance(system, dict):
             raise CorruptCheckpointError(path, "its system information is no dict")
-        root = stream.pickle("its object")
-        keys = stream.pickle("its list of storages").root
+        object_pickle = stream.read_pickle("its object")
+        keys = stream.read_pickle("its list of storages").root
         if not isinstance(keys, list) or not all(type(key) is str for key in keys):
             raise CorruptCheckpointError(path, "its list of storages is no list of keys")
-        self._resolve(root.persistent, keys)
-        return root
+        self._resolve_storages(object_pickle.persistent_references, keys)
+        return object_pickle
 
-    def _resolve(self, nodes: Sequence[Persistent], keys: list[str]) -> None:
-        wanted = [(node, storage_id(node, fields=6)) for node in nodes if not _is_class(node)]
-        first: dict[str, StorageId] = {}
-        for _, storage in wanted:
-            first.setdefault(storage.key, storage)
-        _check_keys(first, keys)
-        checked = self._checked([first[key] for key in keys])
-        stored = {key: self._place(first[key], checked=key in checked) for key in keys}
-        for node, storage in wanted:
-            node.resolved = _view(same_storage(stored[storage.key], storage), storage)
+    def _resolve_storages(self, nodes: Sequence[PersistentReference], keys: list[str]) -> None:
+        node_storages = [
+            (node, parse_storage_id(node, fields=6)) for node in nodes if not _is_module_class(node)
+        ]
+        storages_by_key: dict[str, StorageId] = {}
+        for _, storage in node_storages:
+            storages_by_key.setdefault(storage.key, storage)
+        _check_storage_keys(storages_by_key, keys)
+        checked_keys = self._select_checked_keys([storages_by_key[key] for key in keys])
+        stored_by_key = {
+            key: self._read_storage(storages_by_key[key], is_checked=key in checked_keys)
+            for key in keys
+        }
+        for node, storage in node_storages:
+            node.target = _apply_view(
+                check_repeated_id(stored_by_key[storage.key], storage), storage
+            )
 
-    def _checked(self, storages: Sequence[StorageId]) -> set[str]:
+    def _select_checked_keys(self, storages: Sequence[StorageId]) -> set[str]:
         """Return the keys of the storages whose element counts are read; in remote files, a few.
 
         A wrong count elsewhere shifts the last ones, or the end of the file.
         """
         stream, starts = self._stream, list[int]()
-        pos = stream.pos
+        position = stream.position
         for storage in storages:
-            starts.append(pos)
-            pos += _NUMBER + storage.nbytes
-        few = storages
-        if stream.source.remote and not stream.limits.deep and len(storages) > 2 * _ENDS:
-            few = [*storages[:_ENDS], *storages[-_ENDS:]]
+            starts.append(position)
+            position += _COUNT_BYTES + storage.nbytes
+        checked_storages = storages
+        if (
+            stream.source.is_remote
+            and not stream.limits.deep
+            and len(storages) > 2 * _CHECKED_AT_EACH_END
+        ):
+            checked_storages = [*storages[:_CHECKED_AT_EACH_END], *storages[-_CHECKED_AT_EACH_END:]]
             reason = (
-                f"{len(storages) - len(few)} of {len(storages)} were taken from the pickle, with "
-                "which the file's length agrees; --deep reads them"
+                f"{len(storages) - len(checked_storages)} of {len(storages)} were taken from the"
+                " pickle, with which the file's length agrees; --deep reads them"
             )
             stream.skipped.append(Skipped("sizes before the storages", reason))
-        keys = {storage.key for storage in few}
-        places = zip(storages, starts, strict=True)
-        stream.source.ahead((at, _NUMBER) for storage, at in places if storage.key in keys)
+        keys = {storage.key for storage in checked_storages}
+        offsets = zip(storages, starts, strict=True)
+        stream.source.prefetch(
+            (offset, _COUNT_BYTES) for storage, offset in offsets if storage.key in keys
+        )
         return keys
 
-    def _place(self, wanted: StorageId, *, checked: bool) -> Stored:
+    def _read_storage(self, storage: StorageId, *, is_checked: bool) -> SavedStorage:
         """Return the storage at the stream position: check its element count, skip its bytes."""
-        stream, count = self._stream, wanted.numel
-        if checked:
-            count = stream.number()
+        stream, count = self._stream, storage.numel
+        if is_checked:
+            count = stream.read_int64()
         else:
-            stream.skip(_NUMBER)
-        if count != wanted.numel:
-            name = quoted(wanted.key)
-            raise TreeError(f"storage {name} has {count} elements and should have {wanted.numel}")
-        start = stream.pos
-        stream.skip(wanted.nbytes)
-        span = Span(stream.source.path, self._base + start, wanted.nbytes)
+            stream.skip_bytes(_COUNT_BYTES)
+        if count != storage.numel:
+            name = quote_name(storage.key)
+            raise PickleTreeError(
+                f"storage {name} has {count} elements and should have {storage.numel}"
+            )
+        start = stream.position
+        stream.skip_bytes(storage.nbytes)
+        span = Span(stream.source.path, self._base_offset + start, storage.nbytes)
         # torch writes and reads this format in little-endian order, whatever the machine.
-        info = StorageInfo(wanted.key, wanted.nbytes, wanted.location, span)
-        return Stored(info, wanted.dtype, wanted.numel)
+        info = StorageInfo(storage.key, storage.nbytes, storage.location, span)
+        return SavedStorage(info, storage.dtype, storage.numel)
 
 
-def _check_keys(wanted: dict[str, StorageId], keys: list[str]) -> None:
+def _check_storage_keys(storages_by_key: dict[str, StorageId], keys: list[str]) -> None:
     """Raise PickleTreeError unless used and listed storage keys are the same.
 
     torch leaves a storage that is not in the list uninitialised: it exposes process memory.
     """
-    listed = set(keys)
-    for key in wanted:
-        if key not in listed:
-            raise TreeError(f"storage {quoted(key)} is used and is not in the list of storages")
-    for key in listed:
-        if key not in wanted:
-            raise TreeError(f"storage {quoted(key)} is in the list of storages and is not used")
-    if len(listed) != len(keys):
-        raise TreeError("a storage is twice in the list of storages")
+    listed_keys = set(keys)
+    for key in storages_by_key:
+        if key not in listed_keys:
+            raise PickleTreeError(
+                f"storage {quote_name(key)} is used and is not in the list of storages"
+            )
+    for key in listed_keys:
+        if key not in storages_by_key:
+            raise PickleTreeError(
+                f"storage {quote_name(key)} is in the list of storages and is not used"
+            )
+    if len(listed_keys) != len(keys):
+        raise PickleTreeError("a storage is twice in the list of storages")
 
 
-def _is_class(node: Persistent) -> bool:
+def _is_module_class(node: PersistentReference) -> bool:
     """Whether the id is ("module", class, file, source): source code of a pickled module."""
     return type(node.id) is tuple and node.id[:1] == ("module",)
 
 
-def _view(stored: Stored, wanted: StorageId) -> Stored:
+def _apply_view(stored: SavedStorage, storage: StorageId) -> SavedStorage:
     """Return the storage slice that the id's view names; torch before 0.4 saved slices so."""
-    if wanted.view is None:
+    if storage.legacy_view is None:
         return stored
-    view = wanted.view
+    view = storage.legacy_view
     if type(view) is not tuple or len(view) != 3:
-        raise TreeError(f"storage {quoted(wanted.key)} has a view that is none")
+        raise PickleTreeError(f"storage {quote_name(storage.key)} has a view that is none")
     _, offset, numel = view
-    if not all(type(n) is int and n >= 0 for n in (offset, numel)):
-        raise TreeError(f"storage {quoted(wanted.key)} has a view that is none")
+    if not all(type(number) is int and number >= 0 for number in (offset, numel)):
+        raise PickleTreeError(f"storage {quote_name(storage.key)} has a view that is none")
     if offset + numel > stored.numel:
-        raise TreeError(f"storage {quoted(wanted.key)} has a view beyond its end")
-    return Stored(stored.info, stored.dtype, numel, offset)
+        raise PickleTreeError(f"storage {quote_name(storage.key)} has a view beyond its end")
+    return SavedStorage(stored.info, stored.dtype, numel, offset)
 
 
-def _bare(stream: Stream, pickle: Pickle, limits: Limits) -> Checkpoint:
+def _read_bare_pickle(stream: PickleStream, pickle: ParsedPickle, limits: Limits) -> Checkpoint:
     """Describe a bare pickle, whose tensors embed whole torch.save files as byte strings."""
     source = stream.source
-    if stream.pos != source.nbytes:
-        left = source.nbytes - stream.pos
-        stream.names += stream.rest()
-        wrong = f", and {quoted(str(pickle.root))} is not torch's magic number"
-        what = wrong if type(pickle.root) is int and pickle.root.bit_length() < 256 else ""
-        raise CorruptCheckpointError(source.path, f"{left} bytes follow its first pickle{what}")
-    if pickle.persistent:
+    if stream.position != source.nbytes:
+        trailing_nbytes = source.nbytes - stream.position
+        stream.global_names += stream.scan_remaining()
+        magic_hint = f", and {quote_name(str(pickle.root))} is not torch's magic number"
+        hint = magic_hint if type(pickle.root) is int and pickle.root.bit_length() < 256 else ""
+        raise CorruptCheckpointError(
+            source.path, f"{trailing_nbytes} bytes follow its first pickle{hint}"
+        )
+    if pickle.persistent_references:
         raise CorruptCheckpointError(
             source.path, "its pickle refers to storages that are not there"
         )
-    grown = tree.describe(pickle.root, limits, _embedded(stream, pickle, limits))
-    if grown.empty and not dangerous(stream.names):
-        raise CorruptCheckpointError(source.path, f"a pickle that {without_tensors(pickle.root)}")
-    return _checkpoint(stream, Container.PICKLE, pickle, grown)
+    state_tree = tree.describe_tree(
+        pickle.root, limits, _build_embedded_finder(stream, pickle, limits)
+    )
+    if state_tree.is_empty and not select_dangerous(stream.global_names):
+        raise CorruptCheckpointError(
+            source.path, f"a pickle that {describe_tensorless_pickle(pickle.root)}"
+        )
+    return _build_checkpoint(stream, Container.PICKLE, pickle, state_tree)
 
 
-def _embedded(stream: Stream, pickle: Pickle, limits: Limits) -> Callable[[bytes], Stored]:
+def _build_embedded_finder(
+    stream: PickleStream, pickle: ParsedPickle, limits: Limits
+) -> Callable[[bytes], SavedStorage]:
     """Return a function from byte string to storage, for `torch.storage._load_from_bytes`."""
-    known: dict[int, Stored] = {}
+    stored_by_id: dict[int, SavedStorage] = {}
 
-    def find(blob: bytes) -> Stored:
-        if id(blob) not in known:
-            start = stream.start_of(pickle, blob)
+    def find_storage(blob: bytes) -> SavedStorage:
+        if id(blob) not in stored_by_id:
+            start = stream.find_blob_offset(pickle, blob)
             if start < 0:
-                raise TreeError("a storage within the pickle is no file of torch.save")
-            known[id(blob)] = _inner(Slice(stream.source, start, len(blob)), limits, len(known))
-        return known[id(blob)]
+                raise PickleTreeError("a storage within the pickle is no file of torch.save")
+            stored_by_id[id(blob)] = _read_embedded_storage(
+                SourceSlice(stream.source, start, len(blob)), limits, len(stored_by_id)
+            )
+        return stored_by_id[id(blob)]
 
-    return find
+    return find_storage
 
 
-def _inner(part: Slice, limits: Limits, index: int) -> Stored:
-    stream = Stream(part, limits)
-    if stream.pickle("a storage within the pickle").root != MAGIC:
-        raise TreeError("a storage within the pickle is no legacy file of torch.save")
-    root = Held(stream, part.start).read().root
-    if type(root) is not Persistent or type(root.resolved) is not Stored:
-        raise TreeError("a storage within the pickle is something else")
+def _read_embedded_storage(blob_slice: SourceSlice, limits: Limits, index: int) -> SavedStorage:
+    stream = PickleStream(blob_slice, limits)
+    if stream.read_pickle("a storage within the pickle").root != MAGIC_NUMBER:
+        raise PickleTreeError("a storage within the pickle is no legacy file of torch.save")
+    root = LegacyReader(stream, blob_slice.start).read().root
+    if type(root) is not PersistentReference or type(root.target) is not SavedStorage:
+        raise PickleTreeError("a storage within the pickle is something else")
     # Each was saved separately with an address as key: two keys can be equal.
-    stored = root.resolved
+    stored = root.target
     info = stored.info
-    named = StorageInfo(f"{index}", info.nbytes, info.device, info.span)
-    return Stored(named, stored.dtype, stored.numel)
+    indexed_info = StorageInfo(f"{index}", info.nbytes, info.device, info.span)
+    return SavedStorage(indexed_info, stored.dtype, stored.numel)
 
 
-def _checkpoint(
-    stream: Stream, container: Container, pickle: Pickle, grown: tree.Tree
+def _build_checkpoint(
+    stream: PickleStream, container: Container, pickle: ParsedPickle, state_tree: tree.PickleTree
 ) -> Checkpoint:
     return Checkpoint(
         stream.source.path,
         container,
         stream.source.nbytes,
-        tuple(grown.states),
-        tuple(grown.entries),
-        uses(stream.names, pickle.root),
-        skipped=(*stream.skipped, *grown.skipped),
+        tuple(state_tree.states),
+        tuple(state_tree.entries),
+        find_global_uses(stream.global_names, pickle.root),
+        skipped=(*stream.skipped, *state_tree.skipped),
     )

@@ -8,23 +8,23 @@ from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats import pointers, tree
-from ckptool.formats.collector import paused_collector
-from ckptool.formats.files import Source
+from ckptool.formats.collector import pause_gc
+from ckptool.formats.files import ByteSource
 from ckptool.formats.limits import Limits
-from ckptool.formats.nodes import Global, Persistent
-from ckptool.formats.pickles import Pickle, dangerous, scan, unpickle_all
-from ckptool.formats.plain import printable, quoted
-from ckptool.formats.storages import StorageId, same_storage, storage_id
-from ckptool.formats.streams import Slice
-from ckptool.formats.tensorless import without_tensors
-from ckptool.formats.tensors import Stored, TreeError
-from ckptool.formats.uses import damaged, uses
+from ckptool.formats.nodes import GlobalName, PersistentReference
+from ckptool.formats.pickles import ParsedPickle, parse_whole_pickle, scan_globals, select_dangerous
+from ckptool.formats.plain import escape_unprintable, quote_name
+from ckptool.formats.storages import StorageId, check_repeated_id, parse_storage_id
+from ckptool.formats.streams import SourceSlice
+from ckptool.formats.tensorless import describe_tensorless_pickle
+from ckptool.formats.tensors import PickleTreeError, SavedStorage
+from ckptool.formats.uses import build_damaged_checkpoint, find_global_uses
 from ckptool.formats.zips import (
     STORED,
-    Archive,
-    Member,
-    bad_crc,
-    check_crc,
+    ZipMember,
+    ZipMembers,
+    find_bad_crc,
+    is_crc_valid,
     is_zip,
     read_archive,
     read_member,
@@ -32,83 +32,101 @@ from ckptool.formats.zips import (
 from ckptool.model import Checkpoint, Container, GlobalUse, Skipped, Span, StorageInfo
 
 
-def matches(source: Source) -> bool:
+def matches(source: ByteSource) -> bool:
     """Whether the file starts with the zip magic."""
     return is_zip(source)
 
 
-def read(source: Source, limits: Limits) -> Checkpoint:
+def read(source: ByteSource, limits: Limits) -> Checkpoint:
     """Describe the archive.
 
     Raises:
         UnknownFormatError: it is a zip archive that torch did not write.
         CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
     """
-    with paused_collector():
-        return _read(Records(source, read_archive(source, limits), limits))
+    with pause_gc():
+        return _read_records(ArchiveRecords(source, read_archive(source, limits), limits))
 
 
-def _read(records: "Records") -> Checkpoint:
-    if not records.pickles:
-        return _other(records)
-    records.ahead()
+def _read_records(records: "ArchiveRecords") -> Checkpoint:
+    if not records.main_pickles:
+        return _read_other_archive(records)
+    records.prefetch_small_records()
     if records.get("constants.pkl") or any(name.startswith("code/") for name, _ in records.items()):
         from ckptool.formats import torchscript
 
         return torchscript.read(records)
-    return guarded(records, Container.TORCH_ZIP, lambda names: _described(records, names))
+    return describe_or_report_damage(
+        records, Container.TORCH_ZIP, lambda names: _describe_archive(records, names)
+    )
 
 
-Names = list[Global]
+GlobalNames = list[GlobalName]
 """Globals of all pickles read so far; appended to while reading."""
 
 
-class Records:
+class ArchiveRecords:
     """Members of a torch archive, by name relative to its root folder."""
 
-    def __init__(self, source: Source, archive: Archive, limits: Limits, label: str = "") -> None:
+    def __init__(
+        self, source: ByteSource, archive: ZipMembers, limits: Limits, storage_prefix: str = ""
+    ) -> None:
         self.source = source
-        self.label = label
+        self.storage_prefix = storage_prefix
         """Prefix of storage keys, unique among the archives of one checkpoint."""
         self.archive = archive
         self.limits = limits
         self.members = [member for member in archive.members if not member.name.endswith("/")]
-        self.pickles = [m for m in self.members if m.name.rpartition("/")[2] == "data.pkl"]
-        shallow = min((m.name.count("/") for m in self.pickles), default=0)
-        self.pickles = [m for m in self.pickles if m.name.count("/") == shallow]
-        self.root = _root(self.members, self.pickles)
+        self.main_pickles = [
+            member for member in self.members if member.name.rpartition("/")[2] == "data.pkl"
+        ]
+        min_depth = min((member.name.count("/") for member in self.main_pickles), default=0)
+        self.main_pickles = [
+            member for member in self.main_pickles if member.name.count("/") == min_depth
+        ]
+        self.root_folder = _find_root_folder(self.members, self.main_pickles)
         self._by_name = {member.name: member for member in self.members}
-        self.base = source.start if isinstance(source, Slice) else 0
+        self.base_offset = source.start if isinstance(source, SourceSlice) else 0
         """Offset of the archive in its file; not 0 if it is embedded in another file."""
-        if len(self.pickles) > 1:
-            archive.blame(f"there are {len(self.pickles)} data.pkl in it")
+        if len(self.main_pickles) > 1:
+            archive.record_fault(f"there are {len(self.main_pickles)} data.pkl in it")
 
-    def get(self, name: str) -> Member | None:
+    def get(self, name: str) -> ZipMember | None:
         """Return the member with this name in the root folder, or None."""
-        return self._by_name.get(self.root + name)
+        return self._by_name.get(self.root_folder + name)
 
-    def __getitem__(self, name: str) -> Member:
-        return self._by_name[self.root + name]
+    def __getitem__(self, name: str) -> ZipMember:
+        return self._by_name[self.root_folder + name]
 
-    def items(self) -> Iterator[tuple[str, Member]]:
+    def items(self) -> Iterator[tuple[str, ZipMember]]:
         """Yield (name relative to the root folder, member)."""
         for name, member in self._by_name.items():
-            if name.startswith(self.root):
-                yield name.removeprefix(self.root), member
+            if name.startswith(self.root_folder):
+                yield name.removeprefix(self.root_folder), member
 
-    def release(self) -> None:
+    def release_referenced(self) -> None:
         """Drop referenced members: for 100,000 records they use as much memory as their tensors."""
-        self.members = [member for member in self.members if not member.used]
+        self.members = [member for member in self.members if not member.is_referenced]
         self.archive.members = self.members
         self._by_name = {}
 
-    def ahead(self) -> None:
+    def prefetch_small_records(self) -> None:
         """Prefetch data.pkl and the small records."""
-        small = [member for name in _RECORDS if (member := self.get(name)) is not None]
-        wanted = [m for m in (*self.pickles, *small) if m.packed <= self.limits.pickle_bytes]
-        self.source.ahead((m.start, m.packed) for m in wanted if m.start >= 0)
+        small_members = [
+            member for name in _SMALL_RECORDS if (member := self.get(name)) is not None
+        ]
+        members = [
+            member
+            for member in (*self.main_pickles, *small_members)
+            if member.compressed_nbytes <= self.limits.pickle_bytes
+        ]
+        self.source.prefetch(
+            (member.data_offset, member.compressed_nbytes)
+            for member in members
+            if member.data_offset >= 0
+        )
 
-    def bytes(self, name: str, most: int) -> bytes | None:
+    def read_record(self, name: str, max_nbytes: int) -> bytes | None:
         """Return the content of a small record, or None if it does not exist.
 
         Raises:
@@ -117,117 +135,134 @@ class Records:
         member = self.get(name)
         if member is None:
             return None
-        member.used = True
-        if member.nbytes > most:
+        member.is_referenced = True
+        if member.nbytes > max_nbytes:
             raise CorruptCheckpointError(
-                self.source.path, f"{quoted(name)} has {member.nbytes} bytes"
+                self.source.path, f"{quote_name(name)} has {member.nbytes} bytes"
             )
-        return read_member(self.source, member, self.limits, most)
+        return read_member(self.source, member, self.limits, max_nbytes)
 
-    def text(self, name: str) -> str | None:
+    def read_text_record(self, name: str) -> str | None:
         """Return a record of one short line as printable text, or None if it does not exist."""
-        data = self.bytes(name, _TEXT)
-        return None if data is None else printable(data.decode("latin-1").strip())
+        data = self.read_record(name, _MAX_TEXT_BYTES)
+        return None if data is None else escape_unprintable(data.decode("latin-1").strip())
 
 
-def _root(members: list[Member], pickles: list[Member]) -> str:
+def _find_root_folder(members: list[ZipMember], pickles: list[ZipMember]) -> str:
     """Return the root folder of the archive with a trailing slash; "" if there is none."""
     if pickles:
         return pickles[0].name.removesuffix("data.pkl")
-    marks = [m.name for m in members if m.name.rpartition("/")[2] == "archive_format"]
-    return marks[0].removesuffix("archive_format") if marks else ""
+    format_records = [
+        member.name for member in members if member.name.rpartition("/")[2] == "archive_format"
+    ]
+    return format_records[0].removesuffix("archive_format") if format_records else ""
 
 
-def guarded(
-    records: Records, container: Container, describe: Callable[[Names], Checkpoint]
+def describe_or_report_damage(
+    records: ArchiveRecords, container: Container, describe: Callable[[GlobalNames], Checkpoint]
 ) -> Checkpoint:
     """Return `describe(names)`; if the archive is damaged, a Checkpoint of its dangerous globals.
 
     Raises:
         CorruptCheckpointError: it is damaged, and holds no dangerous globals.
     """
-    names: Names = []
+    global_names: GlobalNames = []
     source = records.source
     try:
-        return describe(names)
+        return describe(global_names)
     except CorruptCheckpointError as error:
         reason = error.reason
-    except TreeError as error:
+    except PickleTreeError as error:
         reason = str(error)
-    names += [name for _, found in _hidden(records) for name in found]
-    return damaged(source.path, container, source.nbytes, names, reason)
+    global_names += [
+        name for _, hidden_names in _scan_hidden_members(records) for name in hidden_names
+    ]
+    return build_damaged_checkpoint(source.path, container, source.nbytes, global_names, reason)
 
 
-def main_pickle(records: Records, names: Names) -> Pickle:
+def read_main_pickle(records: ArchiveRecords, global_names: GlobalNames) -> ParsedPickle:
     """Parse data.pkl.
 
     Raises:
         CorruptCheckpointError: the archive or the pickle is damaged.
     """
-    path, main = records.source.path, records.pickles[0]
+    path, main_member = records.source.path, records.main_pickles[0]
     try:
-        pickle = unpickle_member(records, main)
+        pickle = unpickle_member(records, main_member)
     except CorruptCheckpointError as error:
         raise CorruptCheckpointError(path, records.archive.fault or error.reason) from error
-    names += pickle.globals
+    global_names += pickle.globals
     if records.archive.fault:
         raise CorruptCheckpointError(path, records.archive.fault)
-    if main.crc and not check_crc(records.source, main, records.limits):
-        raise CorruptCheckpointError(path, f"{quoted(main.name)} does not match its checksum")
-    if pickle.fault:
-        raise CorruptCheckpointError(path, f"{quoted(main.name)}: {pickle.fault}")
+    if main_member.crc and not is_crc_valid(records.source, main_member, records.limits):
+        raise CorruptCheckpointError(
+            path, f"{quote_name(main_member.name)} does not match its checksum"
+        )
+    if pickle.error:
+        raise CorruptCheckpointError(path, f"{quote_name(main_member.name)}: {pickle.error}")
     return pickle
 
 
-def unpickle_member(records: Records, member: Member) -> Pickle:
+def unpickle_member(records: ArchiveRecords, member: ZipMember) -> ParsedPickle:
     """Parse a pickle member.
 
     Raises:
         CorruptCheckpointError: it is too large, or cannot be inflated.
     """
-    member.used = True
-    if member.nbytes > records.limits.pickle_bytes or member.start < 0:
-        reason = f"{quoted(member.name)} has {member.nbytes} bytes, more than any pickle needs"
+    member.is_referenced = True
+    if member.nbytes > records.limits.pickle_bytes or member.data_offset < 0:
+        reason = f"{quote_name(member.name)} has {member.nbytes} bytes, more than any pickle needs"
         raise CorruptCheckpointError(records.source.path, reason)
     data = read_member(records.source, member, records.limits, member.nbytes)
-    return unpickle_all(data, records.limits)
+    return parse_whole_pickle(data, records.limits)
 
 
-def resolve(
-    nodes: Iterable[Persistent], records: Records, byteorder: str, folder: str = "data/"
+def resolve_storages(
+    nodes: Iterable[PersistentReference],
+    records: ArchiveRecords,
+    byteorder: str,
+    folder: str = "data/",
 ) -> None:
     """Resolve every persistent id to its storage record.
 
     Raises:
         PickleTreeError: the record is missing or has another size.
     """
-    known: dict[str, Stored] = {}
+    stored_by_key: dict[str, SavedStorage] = {}
     for node in nodes:
-        wanted = storage_id(node)
-        stored = known.get(wanted.key)
+        storage = parse_storage_id(node)
+        stored = stored_by_key.get(storage.key)
         if stored is None:
-            node.resolved = known[wanted.key] = _stored(wanted, records, byteorder, folder)
+            node.target = stored_by_key[storage.key] = _build_stored(
+                storage, records, byteorder, folder
+            )
         else:
-            node.resolved = same_storage(stored, wanted)
+            node.target = check_repeated_id(stored, storage)
 
 
-def metadata_of(records: Records) -> dict[str, str]:
+def read_metadata(records: ArchiveRecords) -> dict[str, str]:
     """Return the small records (version, byteorder ...) as text.
 
     Raises:
         CorruptCheckpointError: a version, alignment or byteorder record is invalid.
     """
-    found = {name: text for name in _RECORDS if (text := records.text(name)) is not None}
+    metadata = {
+        name: text
+        for name in _SMALL_RECORDS
+        if (text := records.read_text_record(name)) is not None
+    }
     path = records.source.path
     for name in ("version", ".format_version", ".storage_alignment"):
-        if name in found and not (found[name].isascii() and found[name].isdigit()):
-            raise CorruptCheckpointError(path, f"its {name} record is {quoted(found[name])}")
-    if found.get("byteorder", "little") not in {"little", "big"}:
-        raise CorruptCheckpointError(path, f"its byteorder record is {quoted(found['byteorder'])}")
-    return found
+        if name in metadata and not (metadata[name].isascii() and metadata[name].isdigit()):
+            raise CorruptCheckpointError(path, f"its {name} record is {quote_name(metadata[name])}")
+    if metadata.get("byteorder", "little") not in {"little", "big"}:
+        raise CorruptCheckpointError(
+            path, f"its byteorder record is {quote_name(metadata['byteorder'])}"
+        )
+    return metadata
 
 
-class Looked(Struct, frozen=True):
+class IntegrityResult(Struct, frozen=True):
     """Result of the checksum and record checks of an archive."""
 
     skipped: tuple[Skipped, ...]
@@ -236,37 +271,40 @@ class Looked(Struct, frozen=True):
     """First record with a wrong checksum, as a message; "" if there is none."""
 
 
-def look_over(records: Records) -> Looked:
+def assess_integrity(records: ArchiveRecords) -> IntegrityResult:
     """Compare checksums and list unreferenced records, without raising."""
-    unsummed, fault = _check_sums(records)
-    return Looked((*_unread_headers(records), *unsummed, *_unreferenced(records)), fault)
+    skipped_checksums, fault = _verify_checksums(records)
+    return IntegrityResult(
+        (*_report_unread_headers(records), *skipped_checksums, *_report_unreferenced(records)),
+        fault,
+    )
 
 
-def looked_over(records: Records) -> tuple[Skipped, ...]:
+def check_integrity(records: ArchiveRecords) -> tuple[Skipped, ...]:
     """Raise on a wrong checksum; else return the checks that `assess_integrity` omitted.
 
     Raises:
         CorruptCheckpointError: a record does not match its checksum.
     """
-    found = look_over(records)
-    if found.fault:
-        raise CorruptCheckpointError(records.source.path, found.fault)
-    return found.skipped
+    result = assess_integrity(records)
+    if result.fault:
+        raise CorruptCheckpointError(records.source.path, result.fault)
+    return result.skipped
 
 
-def hidden_uses(records: Records) -> Iterator[GlobalUse]:
+def iter_hidden_uses(records: ArchiveRecords) -> Iterator[GlobalUse]:
     """Yield the dangerous globals of unreferenced members that are pickles."""
-    for member, names in _hidden(records):
-        for use in uses(dangerous(names)):
+    for member, hidden_names in _scan_hidden_members(records):
+        for use in find_global_uses(select_dangerous(hidden_names)):
             yield replace(use, at=f"record {member.name}")
 
 
-_TEXT: Final = 200
-_SCANNED: Final = 1 << 20
+_MAX_TEXT_BYTES: Final = 200
+_MAX_MEMBER_SCAN_BYTES: Final = 1 << 20
 """Bytes of an unreferenced member that are scanned as a pickle."""
-_TRIED: Final = 16 << 20
+_MAX_SCAN_BYTES: Final = 16 << 20
 """Bytes scanned of all unreferenced members in total."""
-_RECORDS: Final = (
+_SMALL_RECORDS: Final = (
     "version",
     "byteorder",
     ".format_version",
@@ -275,71 +313,77 @@ _RECORDS: Final = (
 )
 
 
-def _other(records: Records) -> Checkpoint:
+def _read_other_archive(records: ArchiveRecords) -> Checkpoint:
     """Describe an archive without data.pkl: torch.export's, or raise for foreign ones."""
     from ckptool.formats import torch_export
 
     # An embedded archive must be of torch.save: this bounds the recursion.
-    if torch_export.claims(records) and not isinstance(records.source, Slice):
+    if torch_export.is_export_archive(records) and not isinstance(records.source, SourceSlice):
         return torch_export.read(records)
-    reason = pointers.archive(name for name, _ in records.items())
+    reason = pointers.describe_unknown_archive(name for name, _ in records.items())
 
-    def refuse(_names: Names) -> Checkpoint:
+    def raise_reason(_names: GlobalNames) -> Checkpoint:
         raise CorruptCheckpointError(records.source.path, records.archive.fault or reason)
 
     try:
-        return guarded(records, Container.TORCH_ZIP, refuse)
+        return describe_or_report_damage(records, Container.TORCH_ZIP, raise_reason)
     except CorruptCheckpointError as error:
-        if records.archive.fault or isinstance(records.source, Slice):
+        if records.archive.fault or isinstance(records.source, SourceSlice):
             raise
         raise UnknownFormatError(error.path, error.reason) from None
 
 
-def _described(records: Records, names: Names) -> Checkpoint:
-    pickle = main_pickle(records, names)
-    metadata = metadata_of(records)
-    resolve(pickle.persistent, records, metadata.get("byteorder", "little"))
+def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Checkpoint:
+    pickle = read_main_pickle(records, global_names)
+    metadata = read_metadata(records)
+    resolve_storages(pickle.persistent_references, records, metadata.get("byteorder", "little"))
     # With unreferenced storages it is an unusual checkpoint; without storages it is none.
-    stored = any(name.startswith("data/") for name, _ in records.items())
-    looked = look_over(records)
-    records.release()
-    grown = tree.describe(pickle.root, records.limits)
-    if grown.empty and not stored and not dangerous(names):
-        raise CorruptCheckpointError(records.source.path, without_tensors(pickle.root))
-    if looked.fault:
-        raise CorruptCheckpointError(records.source.path, looked.fault)
+    has_storages = any(name.startswith("data/") for name, _ in records.items())
+    integrity = assess_integrity(records)
+    records.release_referenced()
+    state_tree = tree.describe_tree(pickle.root, records.limits)
+    if state_tree.is_empty and not has_storages and not select_dangerous(global_names):
+        raise CorruptCheckpointError(records.source.path, describe_tensorless_pickle(pickle.root))
+    if integrity.fault:
+        raise CorruptCheckpointError(records.source.path, integrity.fault)
     return Checkpoint(
         records.source.path,
         Container.TORCH_ZIP,
         records.source.nbytes,
-        tuple(grown.states),
-        tuple(grown.entries),
-        (*uses(names, pickle.root), *hidden_uses(records)),
+        tuple(state_tree.states),
+        tuple(state_tree.entries),
+        (*find_global_uses(global_names, pickle.root), *iter_hidden_uses(records)),
         metadata,
-        skipped=(*looked.skipped, *grown.skipped),
+        skipped=(*integrity.skipped, *state_tree.skipped),
     )
 
 
-def _stored(wanted: StorageId, records: Records, byteorder: str, folder: str) -> Stored:
-    member = records.get(folder + wanted.key)
+def _build_stored(
+    storage: StorageId, records: ArchiveRecords, byteorder: str, folder: str
+) -> SavedStorage:
+    member = records.get(folder + storage.key)
     if member is None:
-        raise TreeError(f"storage {quoted(wanted.key)} is missing from the archive")
-    if member.nbytes != wanted.nbytes:
-        name, has = quoted(wanted.key), member.nbytes
-        raise TreeError(f"storage {name} should have {wanted.nbytes} bytes and has {has}")
-    member.used = True
+        raise PickleTreeError(f"storage {quote_name(storage.key)} is missing from the archive")
+    if member.nbytes != storage.nbytes:
+        name, actual_nbytes = quote_name(storage.key), member.nbytes
+        raise PickleTreeError(
+            f"storage {name} should have {storage.nbytes} bytes and has {actual_nbytes}"
+        )
+    member.is_referenced = True
     span = None
     if member.method == STORED:
         # Share the int object: for 100,000 storages separate ones take megabytes.
-        start = records.base + member.start if records.base else member.start
+        start = (
+            records.base_offset + member.data_offset if records.base_offset else member.data_offset
+        )
         span = Span(records.source.path, start, member.nbytes)
-    key = records.label + (wanted.key if folder == "data/" else folder + wanted.key)
-    info = StorageInfo(key, member.nbytes, wanted.location, span, byteorder)
-    return Stored(info, wanted.dtype, wanted.numel)
+    key = records.storage_prefix + (storage.key if folder == "data/" else folder + storage.key)
+    info = StorageInfo(key, member.nbytes, storage.location, span, byteorder)
+    return SavedStorage(info, storage.dtype, storage.numel)
 
 
-def _unread_headers(records: Records) -> list[Skipped]:
-    count = records.archive.assumed
+def _report_unread_headers(records: ArchiveRecords) -> list[Skipped]:
+    count = records.archive.assumed_count
     if not count:
         return []
     reason = (
@@ -348,54 +392,73 @@ def _unread_headers(records: Records) -> list[Skipped]:
     return [Skipped("headers before the records", reason)]
 
 
-def _check_sums(records: Records) -> tuple[list[Skipped], str]:
+def _verify_checksums(records: ArchiveRecords) -> tuple[list[Skipped], str]:
     """Compare all checksums in small local files, or with `limits.deep`.
 
     Returns the omitted checks and the first mismatch as a message ("" if there is none).
     """
     source, limits = records.source, records.limits
-    if not limits.deep and (source.remote or source.nbytes > limits.checked_bytes):
+    if not limits.deep and (source.is_remote or source.nbytes > limits.checked_bytes):
         reason = f"the file has {source.nbytes} bytes; --deep compares them"
-        if source.remote:
+        if source.is_remote:
             reason = f"the file is remote; --deep downloads {source.nbytes} bytes to compare them"
         return [Skipped("checksums of the storages", reason)], ""
-    filled = [member for member in records.members if member.nbytes]
-    bad = bad_crc(source, (member for member in filled if member.crc), limits)
-    if bad is not None:
-        return [], f"{quoted(bad.name)} does not match its checksum: its bytes have changed"
-    without = sum(not member.crc for member in filled)
-    if not without:
+    nonempty_members = [member for member in records.members if member.nbytes]
+    damaged_member = find_bad_crc(
+        source, (member for member in nonempty_members if member.crc), limits
+    )
+    if damaged_member is not None:
+        return (
+            [],
+            (
+                f"{quote_name(damaged_member.name)} does not match its checksum: its bytes have"
+                " changed"
+            ),
+        )
+    missing_count = sum(not member.crc for member in nonempty_members)
+    if not missing_count:
         return [], ""
-    reason = f"{without} of {len(filled)} records were written without one"
+    reason = f"{missing_count} of {len(nonempty_members)} records were written without one"
     return [Skipped("checksums", reason)], ""
 
 
-def _unreferenced(records: Records) -> list[Skipped]:
-    left = [m.name.removeprefix(records.root) for m in records.members if not m.used]
-    if not left:
+def _report_unreferenced(records: ArchiveRecords) -> list[Skipped]:
+    unreferenced_names = [
+        member.name.removeprefix(records.root_folder)
+        for member in records.members
+        if not member.is_referenced
+    ]
+    if not unreferenced_names:
         return []
-    names = ", ".join(printable(name) for name in left[:4]) + (", ..." if len(left) > 4 else "")
+    names = ", ".join(escape_unprintable(name) for name in unreferenced_names[:4]) + (
+        ", ..." if len(unreferenced_names) > 4 else ""
+    )
     return [Skipped("records", f"nothing refers to {names}")]
 
 
-def _hidden(records: Records) -> Iterator[tuple[Member, list[Global]]]:
+def _scan_hidden_members(records: ArchiveRecords) -> Iterator[tuple[ZipMember, list[GlobalName]]]:
     """Scan unreferenced members as pickles; in a damaged archive, all members."""
-    tried: set[int] = set()
-    left = _TRIED
-    faulty = bool(records.archive.fault)
+    scanned_offsets: set[int] = set()
+    remaining_nbytes = _MAX_SCAN_BYTES
+    is_faulty = bool(records.archive.fault)
     for member in records.members:
-        known = member.used and not faulty
-        if known or member.start < 0 or member.start in tried or left <= 0:
+        is_skipped = member.is_referenced and not is_faulty
+        if (
+            is_skipped
+            or member.data_offset < 0
+            or member.data_offset in scanned_offsets
+            or remaining_nbytes <= 0
+        ):
             continue
-        tried.add(member.start)
-        left -= min(member.nbytes, _SCANNED)
-        yield member, _tried(records, member)
+        scanned_offsets.add(member.data_offset)
+        remaining_nbytes -= min(member.nbytes, _MAX_MEMBER_SCAN_BYTES)
+        yield member, _scan_member(records, member)
 
 
-def _tried(records: Records, member: Member) -> list[Global]:
+def _scan_member(records: ArchiveRecords, member: ZipMember) -> list[GlobalName]:
     try:
-        data = read_member(records.source, member, records.limits, _SCANNED)
+        data = read_member(records.source, member, records.limits, _MAX_MEMBER_SCAN_BYTES)
     except CorruptCheckpointError:
         return []
     # Text can look like a pickle of protocol 0; later protocols have a magic byte.
-    return scan(data, records.limits) if data[:1] == b"\x80" or data[-1:] == b"." else []
+    return scan_globals(data, records.limits) if data[:1] == b"\x80" or data[-1:] == b"." else []

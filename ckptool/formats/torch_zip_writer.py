@@ -6,106 +6,122 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.formats.blobs import Blob, Sink, blob_of
+from ckptool.formats.blobs import Blob, FileWriter, blob_from_bytes
 
-_ROOT: Final = "archive/"
-_ALIGNED: Final = 64
-_WIDE: Final = 0xFFFFFFFF
-_MANY: Final = 0xFFFF
-_LOCAL: Final = Layout("<4s5H3L2H")
-_ENTRY: Final = Layout("<4s6H3L5H2L")
-_END: Final = Layout("<4s4H2LH")
-_END64: Final = Layout("<4sQ2H2L4Q")
-_LOCATOR: Final = Layout("<4sLQL")
-_PADDING: Final = b"FB"
+_ROOT_FOLDER: Final = "archive/"
+_ALIGNMENT: Final = 64
+_ZIP64_MARKER: Final = 0xFFFFFFFF
+_ZIP64_COUNT_MARKER: Final = 0xFFFF
+_LOCAL_HEADER: Final = Layout("<4s5H3L2H")
+_DIRECTORY_ENTRY: Final = Layout("<4s6H3L5H2L")
+_END_RECORD: Final = Layout("<4s4H2LH")
+_ZIP64_END_RECORD: Final = Layout("<4sQ2H2L4Q")
+_ZIP64_LOCATOR: Final = Layout("<4sLQL")
+_PADDING_FIELD_ID: Final = b"FB"
 """Id of the extra field that torch uses to align record data to 64 bytes."""
-_STAMP: Final = (0, 0)
+_TIME_AND_DATE: Final = (0, 0)
 """Time and date of every record: zero, so that two runs give the same bytes."""
 
 
-class Record(Struct, frozen=True):
+class ZipRecord(Struct, frozen=True):
     """One record of the archive to write."""
 
     name: str
     blob: Blob
 
 
-class _Placed(Struct, frozen=True):
+class _WrittenRecord(Struct, frozen=True):
     name: bytes
     crc: int
     nbytes: int
     offset: int
 
 
-def write(sink: Sink, pickle: bytes, storages: Sequence[Record]) -> list[int]:
+def write_torch_zip(writer: FileWriter, pickle: bytes, storages: Sequence[ZipRecord]) -> list[int]:
     """Write the archive; return the file offset of each storage's bytes, in order."""
-    placed: list[_Placed] = []
-    starts = [_add(sink, record, placed) for record in _records(pickle, storages)]
-    _directory(sink, placed)
-    return starts[len(_BEFORE) + 1 : len(_BEFORE) + 1 + len(storages)]
+    written_records: list[_WrittenRecord] = []
+    starts = [
+        _append_record(writer, record, written_records)
+        for record in _iter_records(pickle, storages)
+    ]
+    _write_directory(writer, written_records)
+    return starts[
+        len(_RECORDS_BEFORE_STORAGES) + 1 : len(_RECORDS_BEFORE_STORAGES) + 1 + len(storages)
+    ]
 
 
-_BEFORE: Final = (
+_RECORDS_BEFORE_STORAGES: Final = (
     (".format_version", b"1"),
     (".storage_alignment", b"64"),
     ("byteorder", b"little"),
 )
 
 
-def _records(pickle: bytes, storages: Sequence[Record]) -> Iterator[Record]:
-    yield Record("data.pkl", blob_of(pickle))
-    for name, content in _BEFORE:
-        yield Record(name, blob_of(content))
+def _iter_records(pickle: bytes, storages: Sequence[ZipRecord]) -> Iterator[ZipRecord]:
+    yield ZipRecord("data.pkl", blob_from_bytes(pickle))
+    for name, content in _RECORDS_BEFORE_STORAGES:
+        yield ZipRecord(name, blob_from_bytes(content))
     for storage in storages:
-        yield Record(f"data/{storage.name}", storage.blob)
-    yield Record("version", blob_of(b"3\n"))
+        yield ZipRecord(f"data/{storage.name}", storage.blob)
+    yield ZipRecord("version", blob_from_bytes(b"3\n"))
 
 
-def _add(sink: Sink, record: Record, placed: list[_Placed]) -> int:
+def _append_record(
+    writer: FileWriter, record: ZipRecord, written_records: list[_WrittenRecord]
+) -> int:
     """Append a record and return its data offset; the header is rewritten with the checksum."""
-    name, offset = f"{_ROOT}{record.name}".encode(), sink.position
-    sink.write(_local(name, record.blob.nbytes, record.blob.crc or 0, offset))
-    start = sink.position
-    crc = sink.append(record.blob, checksum=True)
-    sink.patch(offset, _local(name, record.blob.nbytes, crc, offset))
-    placed.append(_Placed(name, crc, record.blob.nbytes, offset))
+    name, offset = f"{_ROOT_FOLDER}{record.name}".encode(), writer.position
+    writer.write(_build_local_header(name, record.blob.nbytes, record.blob.crc or 0, offset))
+    start = writer.position
+    crc = writer.append_blob(record.blob, checksum=True)
+    writer.overwrite_at(offset, _build_local_header(name, record.blob.nbytes, crc, offset))
+    written_records.append(_WrittenRecord(name, crc, record.blob.nbytes, offset))
     return start
 
 
-def _local(name: bytes, nbytes: int, crc: int, offset: int) -> bytes:
+def _build_local_header(name: bytes, nbytes: int, crc: int, offset: int) -> bytes:
     """Return a local header padded so that the data starts at a multiple of 64 bytes."""
     size, extra = nbytes, b""
-    if nbytes >= _WIDE:
-        size, extra = _WIDE, _field(b"\x01\x00", nbytes.to_bytes(8, "little") * 2)
-    end = offset + _LOCAL.size + len(name) + len(extra) + 4
-    extra += _field(_PADDING, b"Z" * (-end % _ALIGNED))
-    fields = (b"PK\x03\x04", 45 if nbytes >= _WIDE else 20, 0x0800, 0, *_STAMP)
-    return _LOCAL.pack(*fields, crc, size, size, len(name), len(extra)) + name + extra
+    if nbytes >= _ZIP64_MARKER:
+        size, extra = (
+            _ZIP64_MARKER,
+            _build_extra_field(b"\x01\x00", nbytes.to_bytes(8, "little") * 2),
+        )
+    end = offset + _LOCAL_HEADER.size + len(name) + len(extra) + 4
+    extra += _build_extra_field(_PADDING_FIELD_ID, b"Z" * (-end % _ALIGNMENT))
+    fields = (b"PK\x03\x04", 45 if nbytes >= _ZIP64_MARKER else 20, 0x0800, 0, *_TIME_AND_DATE)
+    return _LOCAL_HEADER.pack(*fields, crc, size, size, len(name), len(extra)) + name + extra
 
 
-def _field(kind: bytes, body: bytes) -> bytes:
-    return kind + len(body).to_bytes(2, "little") + body
+def _build_extra_field(field_id: bytes, body: bytes) -> bytes:
+    return field_id + len(body).to_bytes(2, "little") + body
 
 
-def _directory(sink: Sink, placed: Sequence[_Placed]) -> None:
-    start = sink.position
-    sink.write(b"".join(map(_entry, placed)))
-    nbytes, count, end = sink.position - start, len(placed), sink.position
-    if count >= _MANY or start >= _WIDE or nbytes >= _WIDE:
-        both = (count, count, nbytes, start)
-        sink.write(_END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, *both))
-        sink.write(_LOCATOR.pack(b"PK\x06\x07", 0, end, 1))
+def _write_directory(writer: FileWriter, written_records: Sequence[_WrittenRecord]) -> None:
+    start = writer.position
+    writer.write(b"".join(map(_build_directory_entry, written_records)))
+    nbytes, count, end = writer.position - start, len(written_records), writer.position
+    if count >= _ZIP64_COUNT_MARKER or start >= _ZIP64_MARKER or nbytes >= _ZIP64_MARKER:
+        directory_fields = (count, count, nbytes, start)
+        writer.write(
+            _ZIP64_END_RECORD.pack(
+                b"PK\x06\x06", _ZIP64_END_RECORD.size - 12, 45, 45, 0, 0, *directory_fields
+            )
+        )
+        writer.write(_ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, end, 1))
         # Marker values tell readers to use the zip64 end record.
-        count, nbytes, start = _MANY, _WIDE, _WIDE
-    sink.write(_END.pack(b"PK\x05\x06", 0, 0, count, count, nbytes, start, 0))
+        count, nbytes, start = _ZIP64_COUNT_MARKER, _ZIP64_MARKER, _ZIP64_MARKER
+    writer.write(_END_RECORD.pack(b"PK\x05\x06", 0, 0, count, count, nbytes, start, 0))
 
 
-def _entry(record: _Placed) -> bytes:
-    wide = [n for n in (record.nbytes, record.nbytes, record.offset) if n >= _WIDE]
-    body = b"".join(n.to_bytes(8, "little") for n in wide)
-    extra = _field(b"\x01\x00", body) if body else b""
-    size, offset = min(record.nbytes, _WIDE), min(record.offset, _WIDE)
-    version = 45 if wide else 20
-    fields = (b"PK\x01\x02", version, version, 0x0800, 0, *_STAMP, record.crc, size, size)
+def _build_directory_entry(record: _WrittenRecord) -> bytes:
+    zip64_values = [
+        value for value in (record.nbytes, record.nbytes, record.offset) if value >= _ZIP64_MARKER
+    ]
+    body = b"".join(value.to_bytes(8, "little") for value in zip64_values)
+    extra = _build_extra_field(b"\x01\x00", body) if body else b""
+    size, offset = min(record.nbytes, _ZIP64_MARKER), min(record.offset, _ZIP64_MARKER)
+    version = 45 if zip64_values else 20
+    fields = (b"PK\x01\x02", version, version, 0x0800, 0, *_TIME_AND_DATE, record.crc, size, size)
     lengths = (len(record.name), len(extra), 0, 0, 0, 0, offset)
-    return _ENTRY.pack(*fields, *lengths) + record.name + extra
+    return _DIRECTORY_ENTRY.pack(*fields, *lengths) + record.name + extra

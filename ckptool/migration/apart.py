@@ -15,74 +15,74 @@ from msgspec import DecodeError, Struct
 from msgspec.json import Decoder, decode, encode
 
 from ckptool.errors import CkptoolError, CorruptCheckpointError, ReadError, WriteError
-from ckptool.formats.atomic import Pending
-from ckptool.formats.blobs import Progress
-from ckptool.formats.files import Source, open_source
-from ckptool.formats.interrupts import uninterrupted
-from ckptool.migration.copying import Copying, Run
+from ckptool.formats.atomic import PendingOutput
+from ckptool.formats.blobs import ProgressCallback
+from ckptool.formats.files import ByteSource, open_source
+from ckptool.formats.interrupts import block_signals
+from ckptool.migration.copying import CopyRange, CopyThreads
 
 if TYPE_CHECKING:
     from subprocess import Popen
 
-_BEGIN: Final = (
+_CHILD_CODE: Final = (
     "import sys; sys.path[:] = sys.argv[1:]; from ckptool.migration.apart import main; main()"
 )
-_PYTHONS: Final = ("python", "pypy")
+_INTERPRETER_NAMES: Final = ("python", "pypy")
 """Prefixes of interpreter names; frozen or embedding programs have another sys.executable."""
-_LOOK: Final = 0.05
+_PARENT_POLL_INTERVAL: Final = 0.05
 """Poll interval for the exit of the parent process, in seconds."""
-_TELL: Final = 0.02
+_BATCH_DELAY: Final = 0.02
 """Delay in seconds to batch results: each message costs the parent time."""
-_PATIENCE: Final = 0.1
+_RESULT_TIMEOUT: Final = 0.1
 """Timeout in seconds for the next result; progress is sent then."""
 
 
-class _File(Struct, frozen=True):
+class _CopySource(Struct, frozen=True):
     path: bytes
     descriptor: int
     nbytes: int
 
 
-class _Job(Struct, frozen=True):
+class _CopyJob(Struct, frozen=True):
     parent: int
     target: bytes
     descriptor: int
-    files: list[_File]
-    runs: Sequence[Run]
+    files: list[_CopySource]
+    runs: Sequence[CopyRange]
     recorded: bool
 
 
-class _Fault(Struct, frozen=True):
+class _EncodedError(Struct, frozen=True):
     """A serialized CkptoolError: paths are bytes, since they may not be valid text."""
 
     name: str
     words: list[bytes]
 
 
-class _Told(Struct, frozen=True):
+class _CopyProgress(Struct, frozen=True):
     """Progress message: bytes copied, and the ranges finished since the last message."""
 
     copied: int
-    done: list[tuple[int, str | _Fault]]
+    done: list[tuple[int, str | _EncodedError]]
 
 
-class Apart:
+class CopyProcess:
     """Parent's handle of the child process that copies; it may be stopped at any time.
 
     The child has the temporary file through a descriptor of its own, without the lock: if the
     parent is killed, the lock is released at once, even if the child still runs.
     """
 
-    def __init__(self, process: "Popen[bytes]", job: _Job, progress: Progress) -> None:
-        self.done: list[Future[str]] = [Future() for _ in job.runs]
+    def __init__(self, process: "Popen[bytes]", job: _CopyJob, progress: ProgressCallback) -> None:
+        self.futures: list[Future[str]] = [Future() for _ in job.runs]
         self._process = process
-        self._thread = Thread(target=self._listen, args=(job, progress), daemon=True)
+        self._thread = Thread(target=self._read_results, args=(job, progress), daemon=True)
 
-    def listen(self) -> None:
+    def start_listener(self) -> None:
         """Start the reader thread: send the job, receive progress and results."""
         self._thread.start()
 
-    def first(self, wanted: int) -> int:
+    def finish_first(self, count: int) -> int:
         """Wait for the first `count` ranges, stop the rest, and return how many were copied.
 
         Fewer than `count` only if the child was killed. Nothing is written after this returns.
@@ -91,15 +91,15 @@ class Apart:
             WriteError: a range could not be written, or read back.
             ReadError: a source can no longer be read.
         """
-        kept = 0
+        kept_count = 0
         with suppress(CancelledError):
-            for done in self.done[:wanted]:
-                done.result()
-                kept += 1
-        self.end()
-        return kept
+            for future in self.futures[:count]:
+                future.result()
+                kept_count += 1
+        self.stop_copying()
+        return kept_count
 
-    def end(self) -> None:
+    def stop_copying(self) -> None:
         """Kill the child process, wait for it, and close its pipes."""
         self._process.kill()
         self._process.wait()
@@ -109,33 +109,38 @@ class Apart:
             with suppress(OSError):
                 pipe and pipe.close()
 
-    def _listen(self, job: _Job, progress: Progress) -> None:
-        to, back = self._process.stdin, self._process.stdout
-        assert to is not None
-        assert back is not None
-        decoder = Decoder(_Told)
+    def _read_results(self, job: _CopyJob, progress: ProgressCallback) -> None:
+        child_stdin, child_stdout = self._process.stdin, self._process.stdout
+        assert child_stdin is not None
+        assert child_stdout is not None
+        decoder = Decoder(_CopyProgress)
         try:
-            with to:
-                to.write(encode(job))
-            for line in back:
-                told = decoder.decode(line)
-                progress(told.copied)
-                for number, found in told.done:
-                    if isinstance(found, str):
-                        self.done[number].set_result(found)
+            with child_stdin:
+                child_stdin.write(encode(job))
+            for line in child_stdout:
+                message = decoder.decode(line)
+                progress(message.copied)
+                for index, result in message.done:
+                    if isinstance(result, str):
+                        self.futures[index].set_result(result)
                     else:
-                        self.done[number].set_exception(_error(found))
+                        self.futures[index].set_exception(_restore_error(result))
         except (OSError, DecodeError):
             pass  # the child is dead; this process copies the ranges that have no result
         finally:
-            for done in self.done:
-                done.cancel()
+            for future in self.futures:
+                future.cancel()
 
 
 @contextmanager
-def apart(
-    paths: Sequence[Path], runs: Sequence[Run], out: Pending, progress: Progress, *, recorded: bool
-) -> Iterator[Apart | None]:
+def copy_in_process(
+    paths: Sequence[Path],
+    ranges: Sequence[CopyRange],
+    output: PendingOutput,
+    progress: ProgressCallback,
+    *,
+    with_fingerprints: bool,
+) -> Iterator[CopyProcess | None]:
     """Copy `ranges` of the files `paths` to `output` in a child process, killed on exit.
 
     Yields None if no process can be started.
@@ -144,117 +149,124 @@ def apart(
         ReadError: a file can no longer be opened.
     """
     with ExitStack() as stack:
-        with ExitStack() as lent:
-            sources = [lent.enter_context(open_source(path)) for path in paths]
+        with ExitStack() as descriptor_stack:
+            sources = [descriptor_stack.enter_context(open_source(path)) for path in paths]
             copier = None
             # The child inherits the blocked signals for its lifetime: only the parent handles them.
-            with uninterrupted(), suppress(OSError):
-                descriptor = os.open(out.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-                lent.callback(os.close, descriptor)
-                files = [_File(os.fsencode(str(s.path)), s.fileno(), s.nbytes) for s in sources]
-                target = os.fsencode(out.target)
-                job = _Job(os.getpid(), target, descriptor, files, runs, recorded)
-                if os.path.samestat(os.fstat(descriptor), os.fstat(out.descriptor)):
-                    copier = _started(job, progress)
+            with block_signals(), suppress(OSError):
+                descriptor = os.open(output.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                descriptor_stack.callback(os.close, descriptor)
+                files = [
+                    _CopySource(os.fsencode(str(source.path)), source.fileno(), source.nbytes)
+                    for source in sources
+                ]
+                target = os.fsencode(output.target)
+                job = _CopyJob(os.getpid(), target, descriptor, files, ranges, with_fingerprints)
+                if os.path.samestat(os.fstat(descriptor), os.fstat(output.descriptor)):
+                    copier = _start_process(job, progress)
                 if copier:
-                    stack.callback(copier.end)
+                    stack.callback(copier.stop_copying)
         if copier:
-            copier.listen()
+            copier.start_listener()
         yield copier
 
 
-def _started(job: _Job, progress: Progress) -> Apart | None:
+def _start_process(job: _CopyJob, progress: ProgressCallback) -> CopyProcess | None:
     """Start a minimal interpreter (-S -P, with our sys.path); None if there is no executable."""
     from subprocess import DEVNULL, PIPE, Popen
 
     executable = sys.executable or ""
-    if not os.path.basename(executable).startswith(_PYTHONS):  # noqa: PTH119
+    if not os.path.basename(executable).startswith(_INTERPRETER_NAMES):  # noqa: PTH119
         return None
-    command = [executable, "-S", "-P", "-B", "-c", _BEGIN, *sys.path]
-    given = (job.descriptor, *(file.descriptor for file in job.files))
-    process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, pass_fds=given)  # noqa: S603
-    return Apart(process, job, progress)
+    command = [executable, "-S", "-P", "-B", "-c", _CHILD_CODE, *sys.path]
+    inherited_descriptors = (job.descriptor, *(file.descriptor for file in job.files))
+    process = Popen(  # noqa: S603 (this interpreter, with our own code)
+        command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, pass_fds=inherited_descriptors
+    )
+    return CopyProcess(process, job, progress)
 
 
-def _error(fault: _Fault) -> CkptoolError:
-    words = [os.fsdecode(word) for word in fault.words]
-    for kind in (ReadError, CorruptCheckpointError):
-        if fault.name == kind.__name__:
-            return kind(Path(words[0]), words[1])
-    return WriteError(words[0])
+def _restore_error(encoded: _EncodedError) -> CkptoolError:
+    arguments = [os.fsdecode(argument) for argument in encoded.words]
+    for error_type in (ReadError, CorruptCheckpointError):
+        if encoded.name == error_type.__name__:
+            return error_type(Path(arguments[0]), arguments[1])
+    return WriteError(arguments[0])
 
 
-def _fault(error: CkptoolError) -> _Fault:
-    words = [str(error)]
+def _encode_error(error: CkptoolError) -> _EncodedError:
+    arguments = [str(error)]
     if isinstance(error, ReadError):
-        words = [str(error.path), error.reason]
-    return _Fault(type(error).__name__, [os.fsencode(word) for word in words])
+        arguments = [str(error.path), error.reason]
+    return _EncodedError(type(error).__name__, [os.fsencode(argument) for argument in arguments])
 
 
 def main() -> NoReturn:
     """Entry point of the child: read a job from stdin, write progress messages to stdout."""
     code = 1
     try:
-        job = decode(sys.stdin.buffer.read(), type=_Job)
-        Thread(target=_leave_with, args=(job.parent,), daemon=True).start()
-        _work(job, sys.stdout.buffer)
+        job = decode(sys.stdin.buffer.read(), type=_CopyJob)
+        Thread(target=_exit_with_parent, args=(job.parent,), daemon=True).start()
+        _run_job(job, sys.stdout.buffer)
         code = 0
     finally:
         os._exit(code)
 
 
-def _leave_with(parent: int) -> NoReturn:
+def _exit_with_parent(parent: int) -> NoReturn:
     while os.getppid() == parent:
-        time.sleep(_LOOK)
+        time.sleep(_PARENT_POLL_INTERVAL)
     os._exit(1)
 
 
-def _work(job: _Job, to: IO[bytes]) -> None:
-    copied = told = 0
+def _run_job(job: _CopyJob, output: IO[bytes]) -> None:
+    copied_nbytes = reported_nbytes = 0
 
-    def count(nbytes: int) -> None:
-        nonlocal copied
-        copied += nbytes
+    def count_bytes(nbytes: int) -> None:
+        nonlocal copied_nbytes
+        copied_nbytes += nbytes
 
-    files = [Source(Path(os.fsdecode(f.path)), f.descriptor, f.nbytes) for f in job.files]
+    files = [
+        ByteSource(Path(os.fsdecode(file.path)), file.descriptor, file.nbytes) for file in job.files
+    ]
     target = Path(os.fsdecode(job.target))
-    copying = Copying(files.__getitem__, job.descriptor, target, count)
-    copying.start(job.runs, recorded=job.recorded)
-    finished: SimpleQueue[int] = SimpleQueue()
-    for number, done in enumerate(copying.done):
-        done.add_done_callback(_teller(finished, number))
-    left = len(copying.done)
-    while left:
-        some = _some(finished, left)
-        left -= len(some)
-        now = copied
-        found = [(number, _found(copying.done[number])) for number in some]
-        to.write(encode(_Told(now - told, found)) + b"\n")
-        to.flush()
-        told = now
+    copier = CopyThreads(files.__getitem__, job.descriptor, target, count_bytes)
+    copier.submit_ranges(job.runs, with_fingerprints=job.recorded)
+    finished_indices: SimpleQueue[int] = SimpleQueue()
+    for index, future in enumerate(copier.futures):
+        future.add_done_callback(_make_callback(finished_indices, index))
+    remaining = len(copier.futures)
+    while remaining:
+        indices = _take_finished(finished_indices, remaining)
+        remaining -= len(indices)
+        current_nbytes = copied_nbytes
+        results = [(index, _encode_result(copier.futures[index])) for index in indices]
+        output.write(encode(_CopyProgress(current_nbytes - reported_nbytes, results)) + b"\n")
+        output.flush()
+        reported_nbytes = current_nbytes
 
 
-def _teller(finished: SimpleQueue[int], number: int) -> Callable[[object], None]:
-    return lambda _: finished.put(number)
+def _make_callback(finished_indices: SimpleQueue[int], index: int) -> Callable[[object], None]:
+    return lambda _: finished_indices.put(index)
 
 
-def _some(finished: SimpleQueue[int], left: int) -> list[int]:
+def _take_finished(finished_indices: SimpleQueue[int], remaining: int) -> list[int]:
     """Return the indices of finished ranges, batched; empty after `_RESULT_TIMEOUT`."""
     try:
-        found = [finished.get(timeout=_PATIENCE)]
+        indices = [finished_indices.get(timeout=_RESULT_TIMEOUT)]
     except Empty:
         return []
-    if finished.qsize() + 1 < left:
-        time.sleep(_TELL)
-    while not finished.empty():
-        found.append(finished.get())
-    return found
+    if finished_indices.qsize() + 1 < remaining:
+        time.sleep(_BATCH_DELAY)
+    while not finished_indices.empty():
+        indices.append(finished_indices.get())
+    return indices
 
 
-def _found(done: Future[str]) -> str | _Fault:
-    error = done.exception()
+def _encode_result(future: Future[str]) -> str | _EncodedError:
+    error = future.exception()
     if error is None:
-        return done.result()
+        return future.result()
     if isinstance(error, CkptoolError):
-        return _fault(error)
+        return _encode_error(error)
     raise error

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Final
 
 from ckptool.formats import sharded_writer
-from ckptool.formats.files import is_directory, names_in
+from ckptool.formats.files import is_directory, list_names
 from ckptool.locations import Location, RemotePath
 from ckptool.model import Checkpoint
 
-_WEIGHTS: Final = frozenset(
+_WEIGHT_SUFFIXES: Final = frozenset(
     {".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".npz"}
 )
 """Suffixes of other copies of the weights, which are not copied: they would be outdated."""
 
 
-def companions(checkpoint: Checkpoint) -> tuple[Location, ...]:
+def list_sidecar_files(checkpoint: Checkpoint) -> tuple[Location, ...]:
     """Return the plain files beside the shards (configuration, tokenizer), sorted by name.
 
     Empty for http(s) sources, whose folders cannot be listed.
@@ -24,20 +24,20 @@ def companions(checkpoint: Checkpoint) -> tuple[Location, ...]:
         ReadError: the folder cannot be listed.
     """
     path = checkpoint.path
-    inside = is_directory(path)
-    if not inside and (path.suffix != ".json" or is_web(path)):
+    is_folder = is_directory(path)
+    if not is_folder and (path.suffix != ".json" or is_web_location(path)):
         return ()
-    folder = path if inside else path.parent
-    found = (folder / name for name in names_in(folder))
-    return tuple(file for file in found if _belongs(file, checkpoint))
+    folder = path if is_folder else path.parent
+    candidates = (folder / name for name in list_names(folder))
+    return tuple(file for file in candidates if _is_sidecar_file(file, checkpoint))
 
 
-def is_web(path: Location) -> bool:
+def is_web_location(path: Location) -> bool:
     """Return whether a location is an http(s) URL, whose folder cannot be listed."""
     return isinstance(path, RemotePath) and path.is_web
 
 
-def carry(files: Sequence[Location], folder: Path) -> None:
+def copy_sidecar_files(files: Sequence[Location], folder: Path) -> None:
     """Copy (or clone) the files into `folder`; never hard-link: an edit would change both.
 
     Raises:
@@ -45,12 +45,12 @@ def carry(files: Sequence[Location], folder: Path) -> None:
         ReadError: a file cannot be read.
     """
     for file in files:
-        sharded_writer.keep(file, folder / file.name, lambda _: None, link=False)
+        sharded_writer.link_or_copy_file(file, folder / file.name, lambda _: None, link=False)
 
 
-def _belongs(file: Location, checkpoint: Checkpoint) -> bool:
+def _is_sidecar_file(file: Location, checkpoint: Checkpoint) -> bool:
     if file.name.startswith(".") or file in checkpoint.files:
         return False
-    if file.suffix in _WEIGHTS or file.name.endswith(".index.json"):
+    if file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json"):
         return False
     return file.is_file() if isinstance(file, Path) else not is_directory(file)

@@ -10,17 +10,17 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.content import fingerprint
+from ckptool.content import fingerprint_chunks
 from ckptool.errors import WriteError
-from ckptool.formats.atomic import failing
-from ckptool.formats.blobs import Progress
-from ckptool.formats.files import Source
+from ckptool.formats.atomic import translate_os_errors
+from ckptool.formats.blobs import ProgressCallback
+from ckptool.formats.files import ByteSource
 
-_JOBS: Final = 2
-_CHUNK: Final = 1 << 20
+_THREAD_COUNT: Final = 2
+_CHUNK_NBYTES: Final = 1 << 20
 
 
-class Run(Struct, frozen=True, gc=False):
+class CopyRange(Struct, frozen=True, gc=False):
     """Bytes of one tensor to copy: source file and offset, target position, dtype and shape."""
 
     file: int
@@ -33,35 +33,42 @@ class Run(Struct, frozen=True, gc=False):
     shape: tuple[int, ...]
 
 
-class Copying:
+class CopyThreads:
     """Threads that copy ranges in order; each chunk is read back, compared and fingerprinted.
 
     Every chunk is read from the source once, and compared while it is still in the CPU cache.
     """
 
     def __init__(
-        self, opened: Callable[[int], Source], descriptor: int, target: Path, progress: Progress
+        self,
+        open_file: Callable[[int], ByteSource],
+        descriptor: int,
+        target: Path,
+        progress: ProgressCallback,
     ) -> None:
-        self.done: list[Future[str]] = []
+        self.futures: list[Future[str]] = []
         """Fingerprint of each range; "" without fingerprints."""
-        self._opened = opened
+        self._open_file = open_file
         self._descriptor = descriptor
         self._target = target
         self._progress = progress
-        self._wanted = sys.maxsize
+        self._keep_count = sys.maxsize
         self._stop = Event()
         self._lock = Lock()
-        self._writing = Lock()
+        self._write_lock = Lock()
         """Serializes writes: concurrent pwrite calls contend in the kernel."""
-        self._pool = ThreadPoolExecutor(_JOBS)
+        self._pool = ThreadPoolExecutor(_THREAD_COUNT)
 
-    def start(self, runs: Sequence[Run], *, recorded: bool) -> None:
+    def submit_ranges(self, ranges: Sequence[CopyRange], *, with_fingerprints: bool) -> None:
         """Submit all ranges; compute their fingerprints if `with_fingerprints`."""
-        self.done = [
-            self._pool.submit(self._copy, number, run, recorded) for number, run in enumerate(runs)
+        self.futures = [
+            self._pool.submit(
+                self._copy_range, index, copy_range, with_fingerprint=with_fingerprints
+            )
+            for index, copy_range in enumerate(ranges)
         ]
 
-    def first(self, wanted: int) -> int:
+    def finish_first(self, count: int) -> int:
         """Wait for the first `count` ranges, cancel the rest, and return `count`.
 
         Nothing is written after this returns.
@@ -70,55 +77,57 @@ class Copying:
             WriteError: a range could not be written, or read back.
             ReadError: a source can no longer be read.
         """
-        self._wanted = wanted
-        for late in self.done[wanted:]:
-            late.cancel()
-        for done in self.done[:wanted]:
-            done.result()
+        self._keep_count = count
+        for late_future in self.futures[count:]:
+            late_future.cancel()
+        for future in self.futures[:count]:
+            future.result()
         # Ranges that are already running must not overwrite what the caller writes next.
-        wait([late for late in self.done if not late.cancelled()])
-        return wanted
+        wait([late_future for late_future in self.futures if not late_future.cancelled()])
+        return count
 
-    def end(self) -> None:
+    def stop_copying(self) -> None:
         """Stop after the current chunks, and wait for the threads."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def _copy(self, number: int, run: Run, recorded: bool) -> str:  # noqa: FBT001 (a thread's)
-        pieces = self._pieces(number, run)
-        if recorded:
-            return fingerprint(run.dtype, run.shape, pieces)
-        return "".join("" for _ in pieces)
+    def _copy_range(self, index: int, copy_range: CopyRange, *, with_fingerprint: bool) -> str:
+        chunks = self._copy_chunks(index, copy_range)
+        if with_fingerprint:
+            return fingerprint_chunks(copy_range.dtype, copy_range.shape, chunks)
+        return "".join("" for _ in chunks)
 
-    def _pieces(self, number: int, run: Run) -> Iterator[memoryview]:
-        source = self._opened(run.file)
-        there = bytearray(min(_CHUNK, run.nbytes))
-        back = bytearray(len(there))
-        with failing(self._target):
-            for start in range(0, run.nbytes, _CHUNK):
-                if self._stop.is_set() or number >= self._wanted:
+    def _copy_chunks(self, index: int, copy_range: CopyRange) -> Iterator[memoryview]:
+        source = self._open_file(copy_range.file)
+        source_buffer = bytearray(min(_CHUNK_NBYTES, copy_range.nbytes))
+        read_back_buffer = bytearray(len(source_buffer))
+        with translate_os_errors(self._target):
+            for start in range(0, copy_range.nbytes, _CHUNK_NBYTES):
+                if self._stop.is_set() or index >= self._keep_count:
                     raise WriteError(f"{self._target}: not written: it was ended")
-                piece = memoryview(there)[: run.nbytes - start]
-                source.read_into(piece, run.offset + start)
-                self._write(piece, run.position + start)
-                view = memoryview(back)[: len(piece)]
-                count = os.preadv(self._descriptor, [view], run.position + start)
-                if count != len(piece) or not _alike(there, back, count):
+                chunk = memoryview(source_buffer)[: copy_range.nbytes - start]
+                source.read_into(chunk, copy_range.offset + start)
+                self._write_all(chunk, copy_range.position + start)
+                view = memoryview(read_back_buffer)[: len(chunk)]
+                count = os.preadv(self._descriptor, [view], copy_range.position + start)
+                if count != len(chunk) or not _has_equal_prefix(
+                    source_buffer, read_back_buffer, count
+                ):
                     raise WriteError(
-                        f"{self._target}: not written: read back, byte {run.position + start} or "
-                        "one after it differs"
+                        f"{self._target}: not written: read back, byte"
+                        f" {copy_range.position + start} or one after it differs"
                     )
                 with self._lock:
-                    self._progress(len(piece))
-                yield piece
+                    self._progress(len(chunk))
+                yield chunk
 
-    def _write(self, rest: memoryview, position: int) -> None:
-        with self._writing:
-            while rest:
-                written = os.pwrite(self._descriptor, rest, position)
-                position, rest = position + written, rest[written:]
+    def _write_all(self, remaining: memoryview, position: int) -> None:
+        with self._write_lock:
+            while remaining:
+                written = os.pwrite(self._descriptor, remaining, position)
+                position, remaining = position + written, remaining[written:]
 
 
-def _alike(one: bytearray, other: bytearray, nbytes: int) -> bool:
+def _has_equal_prefix(expected: bytearray, actual: bytearray, nbytes: int) -> bool:
     """Compare the first `nbytes` bytes; avoids a copy if that is the whole buffer."""
-    return one == other if nbytes == len(one) else one[:nbytes] == other[:nbytes]
+    return expected == actual if nbytes == len(expected) else expected[:nbytes] == actual[:nbytes]

@@ -4,53 +4,53 @@ import ctypes
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from ckptool.elements import elements
+from ckptool.elements import iter_elements
 from ckptool.formats.blobs import Blob
-from ckptool.migration.draft import Item
-from ckptool.model import BITS, TensorInfo
+from ckptool.migration.draft import PlannedTensor
+from ckptool.model import DTYPE_BITS, TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
-_PIECE: Final = 1 << 20
+_PIECE_NBYTES: Final = 1 << 20
 
 
-def blob(item: Item) -> Blob:
+def build_blob(item: PlannedTensor) -> Blob:
     """Return the blob of one tensor of the result: contiguous, little-endian."""
     tensor = item.tensor
     if item.casts:
-        nbytes = tensor.numel * BITS[item.dtype] // 8
-        return Blob(nbytes, chunks=lambda: _cast(tensor, item.casts))
+        nbytes = tensor.numel * DTYPE_BITS[item.dtype] // 8
+        return Blob(nbytes, iter_chunks=lambda: _iter_cast_bytes(tensor, item.casts))
     if tensor.span is not None:
         return Blob(tensor.nbytes, tensor.span)
-    return Blob(tensor.nbytes, chunks=lambda: elements(tensor))
+    return Blob(tensor.nbytes, iter_chunks=lambda: iter_elements(tensor))
 
 
-def _cast(tensor: TensorInfo, casts: tuple[str, ...]) -> Iterator[bytes]:
+def _iter_cast_bytes(tensor: TensorInfo, casts: tuple[str, ...]) -> Iterator[bytes]:
     """Yield the bytes after all casts; only one chunk is in memory at a time."""
     import torch
 
     dtypes = [getattr(torch, name) for name in casts]
-    before = getattr(torch, tensor.dtype)
-    for piece in _whole_elements(elements(tensor), BITS[tensor.dtype] // 8):
-        made = torch.frombuffer(piece, dtype=before)
+    source_dtype = getattr(torch, tensor.dtype)
+    for piece in _align_to_elements(iter_elements(tensor), DTYPE_BITS[tensor.dtype] // 8):
+        converted = torch.frombuffer(piece, dtype=source_dtype)
         for dtype in dtypes:
-            made = made.to(dtype)
-        yield _bytes(made)
+            converted = converted.to(dtype)
+        yield _copy_tensor_bytes(converted)
 
 
-def _whole_elements(pieces: Iterator[bytes], nbytes: int) -> Iterator[bytearray]:
+def _align_to_elements(pieces: Iterator[bytes], nbytes: int) -> Iterator[bytearray]:
     """Rechunk so that no element of `nbytes` bytes is split across chunks."""
-    rest = bytearray()
+    buffer = bytearray()
     for piece in pieces:
-        rest += piece
-        if len(rest) >= _PIECE:
-            end = len(rest) - len(rest) % nbytes
-            yield rest[:end]
-            rest = rest[end:]
-    if rest:
-        yield rest
+        buffer += piece
+        if len(buffer) >= _PIECE_NBYTES:
+            end = len(buffer) - len(buffer) % nbytes
+            yield buffer[:end]
+            buffer = buffer[end:]
+    if buffer:
+        yield buffer
 
 
-def _bytes(tensor: "torch.Tensor") -> bytes:
+def _copy_tensor_bytes(tensor: "torch.Tensor") -> bytes:
     return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator
 
-from ckptool.elements import obstacle
+from ckptool.elements import unreadable_reason
 from ckptool.errors import PlanError, UnsupportedValueError
-from ckptool.formats.safetensors_writer import CODES
-from ckptool.migration.draft import Draft, Item, dotted
+from ckptool.formats.safetensors_writer import SAFETENSORS_DTYPES
+from ckptool.migration.draft import Draft, PlannedTensor, to_dotted_key
 from ckptool.migration.write import SAFETENSORS
 from ckptool.model import Container
 
-_MOST = 5
+_MAX_LISTED = 5
 
 
-def check_fits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:
+def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:
     """Return notes on entries and attributes of the source that the result does not have.
 
     Raises:
@@ -21,32 +21,36 @@ def check_fits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:
     """
     if not draft.items:
         raise PlanError(f"{draft.checkpoint.path}: nothing is left to be written")
-    reasons = {key: why for key, item in draft.items.items() if (why := _why(key, item, to))}
+    reasons = {
+        key: reason
+        for key, item in draft.items.items()
+        if (reason := _explain_unsupported(key, item, to))
+    }
     if reasons:
-        shown = _some([f"`{key}` ({why})" for key, why in reasons.items()])
-        raise UnsupportedValueError(draft.checkpoint.path, to, reasons, shown)
-    extra = list(_extra(draft, to))
+        reasons_text = _join_limited([f"`{key}` ({reason})" for key, reason in reasons.items()])
+        raise UnsupportedValueError(draft.checkpoint.path, to, reasons, reasons_text)
+    extra = list(_iter_unsupported_entries(draft, to))
     if extra and not drop_extra:
         raise PlanError(
-            f"{draft.checkpoint.path}: {to} cannot hold {_some(extra)}: "
+            f"{draft.checkpoint.path}: {to} cannot hold {_join_limited(extra)}: "
             "write a .pth, or leave that out with --drop-extra"
         )
-    notes = [f"left out, as asked: {_some(extra)}"] if extra else []
-    return (*notes, *_attributes(draft))
+    notes = [f"left out, as asked: {_join_limited(extra)}"] if extra else []
+    return (*notes, *_iter_attribute_notes(draft))
 
 
-def _why(key: str, item: Item, to: str) -> str:
+def _explain_unsupported(key: str, item: PlannedTensor, to: str) -> str:
     """Return the reason why a tensor cannot be written; "" if it can."""
     if to == SAFETENSORS:
-        if item.dtype not in CODES:
+        if item.dtype not in SAFETENSORS_DTYPES:
             return item.dtype
         if key == "__metadata__" or not _is_text(key):
             return "its name"
-    elif item.origin:
+    elif item.source_key:
         return ""
     if item.tensor.layout not in {"strided", "chunked"}:
         return item.tensor.layout
-    return obstacle(item.tensor)
+    return unreadable_reason(item.tensor)
 
 
 def _is_text(key: str) -> bool:
@@ -57,30 +61,38 @@ def _is_text(key: str) -> bool:
     return True
 
 
-def _extra(draft: Draft, to: str) -> Iterator[str]:
+def _iter_unsupported_entries(draft: Draft, to: str) -> Iterator[str]:
     """Yield the non-tensor entries and other state_dicts that the container cannot hold."""
     if to != SAFETENSORS and draft.checkpoint.container is Container.TORCH_ZIP:
         return
-    yield from (f"`{key}` ({draft.state.others[old]})" for key, old in draft.others.items())
+    yield from (
+        f"`{key}` ({draft.state.non_tensors[source_key]})"
+        for key, source_key in draft.non_tensor_keys.items()
+    )
     for state in draft.checkpoint.states:
         if state.at != draft.state.at:
             yield f"`{state.at or '.'}` ({len(state.tensors)} tensors)"
-    inside = f"{draft.state.at}." if draft.state.at else ""
+    state_prefix = f"{draft.state.at}." if draft.state.at else ""
     for entry in draft.checkpoint.entries:
-        if not (inside and entry.at.startswith(inside)) and entry.at not in draft.state.others:
+        if (
+            not (state_prefix and entry.at.startswith(state_prefix))
+            and entry.at not in draft.state.non_tensors
+        ):
             yield f"`{entry.at}` ({entry.text})"
 
 
-def _attributes(draft: Draft) -> Iterator[str]:
-    left = [k for k in draft.state.unsaved if not {k, dotted(k)} & draft.items.keys()]
-    if left:
-        names = _some([f"`{key}`" for key in left])
+def _iter_attribute_notes(draft: Draft) -> Iterator[str]:
+    unsaved_keys = [
+        k for k in draft.state.unsaved_tensors if not {k, to_dotted_key(k)} & draft.items.keys()
+    ]
+    if unsaved_keys:
+        names = _join_limited([f"`{key}`" for key in unsaved_keys])
         yield (
             f"held by the pickled module and not in its state_dict: {names}; "
             "--inject KEY=attribute takes one along"
         )
 
 
-def _some(found: list[str]) -> str:
-    more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
-    return f"{', '.join(found[:_MOST])}{more}"
+def _join_limited(texts: list[str]) -> str:
+    suffix = f" and {len(texts) - _MAX_LISTED} more" if len(texts) > _MAX_LISTED else ""
+    return f"{', '.join(texts[:_MAX_LISTED])}{suffix}"

@@ -2,28 +2,33 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace as with_
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from ckptool.digests import content_digest
+from ckptool.digests import compute_state_digest
 from ckptool.formats import safetensors_writer, sharded_writer
-from ckptool.formats.atomic import commit, failing, pending
-from ckptool.formats.blobs import Sink
+from ckptool.formats.atomic import commit_outputs, open_pending_output, translate_os_errors
+from ckptool.formats.blobs import FileWriter
 from ckptool.migration import provenance, ties
-from ckptool.migration.companions import carry, companions
+from ckptool.migration.companions import copy_sidecar_files, list_sidecar_files
 from ckptool.migration.draft import Draft
 from ckptool.migration.prints import Fingerprints
-from ckptool.migration.provenance import Digests
-from ckptool.migration.readback import read_back
-from ckptool.migration.shards import Layout, Shard, lay_out, part
-from ckptool.migration.write import Job, metadata, record, stored
-from ckptool.model import State
+from ckptool.migration.provenance import MigrationDigests
+from ckptool.migration.readback import read_back_file
+from ckptool.migration.shards import OutputShard, ShardLayout, build_shard_draft, plan_shards
+from ckptool.migration.write import (
+    WriteJob,
+    build_header_metadata,
+    format_job_provenance,
+    order_tensors,
+)
+from ckptool.model import StateDict
 from ckptool.values import fingerprint_many
 
 
-def write_folder(job: Job, most: int | None) -> Digests:
+def write_sharded_folder(job: WriteJob, max_nbytes: int | None) -> MigrationDigests:
     """Write the folder; return the digests of the rewritten shards and of their sources.
 
     Shards have at most `max_nbytes` bytes; None keeps the layout of a sharded source.
@@ -32,65 +37,90 @@ def write_folder(job: Job, most: int | None) -> Digests:
         WriteError: the folder could not be completed; the target is unchanged.
         ReadError: a source can no longer be read.
     """
-    layout = lay_out(job.draft, most)
-    with pending(job.target, force=job.force, folder=True) as out, failing(job.target):
-        digests = _combined(_shard(job, layout, shard, out.path) for shard in layout.shards)
+    layout = plan_shards(job.draft, max_nbytes)
+    with (
+        open_pending_output(job.target, force=job.force, folder=True) as output,
+        translate_os_errors(job.target),
+    ):
+        digests = _combine_digests(
+            _write_shard(job, layout, shard, output.path) for shard in layout.shards
+        )
         weight_map = {key: shard.name for shard in layout.shards for key in shard.items}
-        index = _index_metadata(job, layout, digests)
-        carry(companions(job.draft.checkpoint), out.path)
-        sharded_writer.write_index(out.path / layout.index, weight_map, index)
-        job.verify(out.path)
-        commit(out, check=job.unchanged)
+        index = _build_index_metadata(job, layout, digests)
+        copy_sidecar_files(list_sidecar_files(job.draft.checkpoint), output.path)
+        sharded_writer.write_index(output.path / layout.index, weight_map, index)
+        job.check_file(output.path)
+        commit_outputs(output, check=job.check_sources)
     return digests
 
 
-def _shard(job: Job, layout: Layout, shard: Shard, folder: Path) -> Digests | None:
+def _write_shard(
+    job: WriteJob, layout: ShardLayout, shard: OutputShard, folder: Path
+) -> MigrationDigests | None:
     """Write, link or copy one shard into the folder; return digests only if it was written."""
-    place = folder / shard.name
-    if shard.kept is not None:
-        sharded_writer.keep(shard.kept, place, job.progress, link=job.links)
+    path = folder / shard.name
+    if shard.source_file is not None:
+        sharded_writer.link_or_copy_file(shard.source_file, path, job.progress, link=job.hard_links)
         return None
-    alone = with_(job, draft=part(job.draft, shard), recorded=False)
+    shard_job = replace_fields(
+        job, draft=build_shard_draft(job.draft, shard), record_provenance=False
+    )
     # The index records the ties of all shards.
-    here = {name: kept for name, kept in layout.ties.items() if kept in shard.items}
-    descriptor = sharded_writer.create(place)
+    shard_ties = {
+        name: kept_key for name, kept_key in layout.ties.items() if kept_key in shard.items
+    }
+    descriptor = sharded_writer.create_file(path)
     try:
-        with Sink(job.target, descriptor, job.progress) as sink:
-            safetensors_writer.write(sink, stored(shard.items), metadata(alone, here, Digests()))
+        with FileWriter(job.target, descriptor, job.progress) as sink:
+            safetensors_writer.write_safetensors(
+                sink,
+                order_tensors(shard.items),
+                build_header_metadata(shard_job, shard_ties, MigrationDigests()),
+            )
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    draft = _with_ties(alone, here)
-    return read_back(draft, place, job.target, _prints, job.limits)
+    draft = _add_tied_items(shard_job, shard_ties)
+    return read_back_file(draft, path, job.target, _compute_fingerprints, job.limits)
 
 
-def _prints(state: State) -> Fingerprints:
+def _compute_fingerprints(state: StateDict) -> Fingerprints:
     """Return the fingerprints of one shard's tensors by key."""
     return dict(zip(state.tensors, fingerprint_many(state.tensors.values()), strict=True))
 
 
-def _with_ties(job: Job, here: dict[str, str]) -> Draft:
-    added = {name: job.draft.items[kept] for name, kept in here.items()}
-    return replace(job.draft, items={**job.draft.items, **added})
+def _add_tied_items(job: WriteJob, shard_ties: dict[str, str]) -> Draft:
+    tied_items = {name: job.draft.items[kept_key] for name, kept_key in shard_ties.items()}
+    return replace(job.draft, items={**job.draft.items, **tied_items})
 
 
-def _combined(parts: Iterable[Digests | None]) -> Digests:
-    found = [digests for digests in parts if digests is not None]
-    if not found:
-        return Digests("", "")
-    return Digests(
-        content_digest({str(n): d.source for n, d in enumerate(found)}),
-        content_digest({str(n): d.result for n, d in enumerate(found)}),
+def _combine_digests(shard_digests: Iterable[MigrationDigests | None]) -> MigrationDigests:
+    written_digests = [digests for digests in shard_digests if digests is not None]
+    if not written_digests:
+        return MigrationDigests("", "")
+    return MigrationDigests(
+        compute_state_digest(
+            {str(index): shard_digest.source for index, shard_digest in enumerate(written_digests)}
+        ),
+        compute_state_digest(
+            {str(index): shard_digest.result for index, shard_digest in enumerate(written_digests)}
+        ),
     )
 
 
-def _index_metadata(job: Job, layout: Layout, digests: Digests) -> dict[str, object]:
-    total = sum(item.described(k).nbytes for s in layout.shards for k, item in s.items.items())
-    found: dict[str, object] = {**layout.metadata, "total_size": total}
-    for name in (ties.KEY, provenance.KEY):
-        found.pop(name, None)
+def _build_index_metadata(
+    job: WriteJob, layout: ShardLayout, digests: MigrationDigests
+) -> dict[str, object]:
+    total_nbytes = sum(
+        item.describe_tensor(key).nbytes
+        for shard in layout.shards
+        for key, item in shard.items.items()
+    )
+    index_metadata: dict[str, object] = {**layout.metadata, "total_size": total_nbytes}
+    for name in (ties.TIES_KEY, provenance.PROVENANCE_KEY):
+        index_metadata.pop(name, None)
     if layout.ties:
-        found[ties.KEY] = ties.text(layout.ties)
-    if job.recorded:
-        found[provenance.KEY] = record(job, digests)
-    return found
+        index_metadata[ties.TIES_KEY] = ties.format_ties(layout.ties)
+    if job.record_provenance:
+        index_metadata[provenance.PROVENANCE_KEY] = format_job_provenance(job, digests)
+    return index_metadata

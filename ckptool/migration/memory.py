@@ -5,16 +5,16 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Self
 
-from ckptool.migration.draft import c_order
-from ckptool.model import BITS, Span, StorageInfo, TensorInfo
+from ckptool.migration.draft import contiguous_stride
+from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo
 
 
-class Memory:
+class AnonymousFile:
     """A file without a name (memfd where available), deleted when it is closed."""
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
-        self._end = 0
+        self._size = 0
 
     def __enter__(self) -> Self:
         return self
@@ -23,20 +23,20 @@ class Memory:
         if self._file is not None:
             self._file.close()
 
-    def tensor(self, key: str, dtype: str, shape: tuple[int, ...], data: bytes) -> TensorInfo:
+    def add_tensor(self, key: str, dtype: str, shape: tuple[int, ...], data: bytes) -> TensorInfo:
         """Append a tensor's elements (little-endian, C order) and return its description.
 
         Raises:
             ValueError: the length of `data` does not fit dtype and shape.
         """
-        span = self.keep(data)
+        span = self.add_bytes(data)
         storage = StorageInfo(f"memory {span.offset} {key}", len(data), span=span)
-        info = TensorInfo(key, shape, dtype, c_order(shape), 0, storage)
-        if info.numel * BITS[dtype] // 8 != len(data):
+        info = TensorInfo(key, shape, dtype, contiguous_stride(shape), 0, storage)
+        if info.numel * DTYPE_BITS[dtype] // 8 != len(data):
             raise ValueError(f"{len(data)} bytes are no {dtype} {list(shape)}")
         return info
 
-    def keep(self, data: bytes) -> Span:
+    def add_bytes(self, data: bytes) -> Span:
         """Append bytes, and return their span."""
         if self._file is None:
             if hasattr(os, "memfd_create"):
@@ -45,5 +45,5 @@ class Memory:
                 self._file = TemporaryFile()  # noqa: SIM115 - closed with this object
         self._file.write(data)
         self._file.flush()
-        start, self._end = self._end, self._end + len(data)
-        return Span(Path(f"/dev/fd/{self._file.fileno()}"), start, len(data))
+        offset, self._size = self._size, self._size + len(data)
+        return Span(Path(f"/dev/fd/{self._file.fileno()}"), offset, len(data))

@@ -11,27 +11,34 @@ from typing import ClassVar, Literal, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.compare import state_at
+from ckptool.compare import get_state
 from ckptool.errors import PlanError, RenameRefusedError
-from ckptool.migration.draft import Draft, Item, draft_of, matching, near, renamed
+from ckptool.migration.draft import (
+    Draft,
+    PlannedTensor,
+    create_draft,
+    key_suggestion,
+    match_keys,
+    rename_keys,
+)
 from ckptool.model import TensorInfo
 
 
-class Facts(Protocol):
+class OperationContext(Protocol):
     """Data that operations may request: the module's tensors, injected values, products."""
 
     @property
     def expected(self) -> Mapping[str, TensorInfo] | None:
         """State_dict tensors of the module by key; None without a module."""
 
-    def value(self, op: "Inject", draft: Draft) -> TensorInfo:
+    def locate_value(self, op: "InjectTensor", draft: Draft) -> TensorInfo:
         """Return the description of the tensor that `op` injects, with the span of its elements.
 
         Raises:
             PlanError: the source has no such value, or none that is reproducible.
         """
 
-    def product(self, key: str, one: TensorInfo, other: TensorInfo) -> TensorInfo:
+    def compute_product(self, key: str, first: TensorInfo, second: TensorInfo) -> TensorInfo:
         """Return the description of the elementwise product, stored as tensor `key`.
 
         Raises:
@@ -49,10 +56,10 @@ class Operation(Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults
 
     why: str = ""
     """Comment for readers of the plan; has no effect."""
-    loses: ClassVar[str] = ""
+    data_loss: ClassVar[str] = ""
     """Information of the source that the result lacks; "" for none."""
 
-    def apply(self, draft: Draft, facts: Facts) -> Draft:
+    def apply(self, draft: Draft, context: OperationContext) -> Draft:
         """Return the draft after this step.
 
         Raises:
@@ -60,7 +67,7 @@ class Operation(Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults
         """
         raise NotImplementedError
 
-    def reversed(self) -> "Operation":
+    def build_inverse(self) -> "Operation":
         """Return the operation that undoes this one.
 
         Raises:
@@ -69,12 +76,12 @@ class Operation(Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults
         raise NotImplementedError
 
     @property
-    def words(self) -> tuple[str, str]:
+    def before_after_text(self) -> tuple[str, str]:
         """Text for the source and for the result, as in a table row; "-" for no key."""
         raise NotImplementedError
 
 
-class Inject(Operation, frozen=True, kw_only=True, tag="inject"):
+class InjectTensor(Operation, frozen=True, kw_only=True, tag="inject"):
     """Add the tensor `key` with the value from `source`."""
 
     key: str
@@ -86,26 +93,26 @@ class Inject(Operation, frozen=True, kw_only=True, tag="inject"):
     shape: tuple[int, ...] | None = None
     """Shape that the value must have. Default: the module's."""
 
-    def apply(self, draft: Draft, facts: Facts) -> Draft:
-        if self.key in draft.items or self.key in draft.others:
+    def apply(self, draft: Draft, context: OperationContext) -> Draft:
+        if self.key in draft.items or self.key in draft.non_tensor_keys:
             raise PlanError(f"inject `{self.key}`: the file has that key already")
-        value = facts.value(self, draft)
-        return replace(draft, items={**draft.items, self.key: Item(value)})
+        value = context.locate_value(self, draft)
+        return replace(draft, items={**draft.items, self.key: PlannedTensor(value)})
 
-    def reversed(self) -> Operation:
-        return Drop(key=self.key, why=f"{self.source} was injected here")
+    def build_inverse(self) -> Operation:
+        return DropKeys(key=self.key, why=f"{self.source} was injected here")
 
     @property
-    def words(self) -> tuple[str, str]:
-        form = f" {self.dtype}" if self.dtype else ""
-        return "-", f"{self.key}{form}{'' if self.shape is None else list(self.shape)}"
+    def before_after_text(self) -> tuple[str, str]:
+        dtype_text = f" {self.dtype}" if self.dtype else ""
+        return "-", f"{self.key}{dtype_text}{'' if self.shape is None else list(self.shape)}"
 
 
-How = Literal["exact", "prefix", "regex"]
+RenameMode = Literal["exact", "prefix", "regex"]
 """How `RenameKeys` matches and renames keys."""
 
 
-class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
+class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
     """Rename a key; `how` may be prefix, or regex with a template.
 
     Refused (CK221): a key that the module has, a target that the module does not have, and a
@@ -114,31 +121,36 @@ class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
 
     key: str
     to: str
-    how: How = "exact"
+    how: RenameMode = "exact"
     """"exact"; "prefix": keys that start with `key`; "regex": `to` is the replacement template."""
 
-    def apply(self, draft: Draft, facts: Facts) -> Draft:
-        moved = {key: new for key in (*draft.items, *draft.others) if (new := self._new(key))}
-        if not moved:
+    def apply(self, draft: Draft, context: OperationContext) -> Draft:
+        new_keys = {
+            key: new
+            for key in (*draft.items, *draft.non_tensor_keys)
+            if (new := self._rename_key(key))
+        }
+        if not new_keys:
             raise PlanError(
-                f"rename `{self.key}`: nothing in the file is called so{near(draft, self.key)}"
+                f"rename `{self.key}`: nothing in the file is called"
+                f" so{key_suggestion(draft, self.key)}"
             )
-        for key, new in moved.items():
-            self._check(key, new, draft, facts.expected)
-        result = renamed(draft, lambda key: moved.get(key, key), self._module)
-        return result if self.how != "exact" else self._with_version(result)
+        for key, new in new_keys.items():
+            self._check_rename(key, new, draft, context.expected)
+        result = rename_keys(draft, lambda key: new_keys.get(key, key), self._rename_module_prefix)
+        return result if self.how != "exact" else self._copy_version(result)
 
-    def reversed(self) -> Operation:
+    def build_inverse(self) -> Operation:
         if self.how == "regex":
             raise IrreversibleError(f"rename `{self.key}`: a regular expression has no reverse")
-        return Rename(key=self.to, to=self.key, how=self.how)
+        return RenameKeys(key=self.to, to=self.key, how=self.how)
 
     @property
-    def words(self) -> tuple[str, str]:
-        mark = {"exact": "", "prefix": "*", "regex": " (regex)"}[self.how]
-        return f"{self.key}{mark}", f"{self.to}{mark}"
+    def before_after_text(self) -> tuple[str, str]:
+        suffix = {"exact": "", "prefix": "*", "regex": " (regex)"}[self.how]
+        return f"{self.key}{suffix}", f"{self.to}{suffix}"
 
-    def _new(self, key: str) -> str:
+    def _rename_key(self, key: str) -> str:
         if self.how == "exact":
             return self.to if key == self.key else ""
         if self.how == "prefix":
@@ -149,16 +161,16 @@ class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
             raise PlanError(f"rename `{self.key}`: is no regular expression: {error}") from error
         return new if new != key else ""
 
-    def _check(
+    def _check_rename(
         self, key: str, new: str, draft: Draft, expected: Mapping[str, TensorInfo] | None
     ) -> None:
-        if reason := self._reason(key, new, draft, expected):
+        if reason := self._find_refusal(key, new, draft, expected):
             raise RenameRefusedError(key, new, reason)
 
-    def _reason(
+    def _find_refusal(
         self, key: str, new: str, draft: Draft, expected: Mapping[str, TensorInfo] | None
     ) -> str:
-        if new in draft.items or new in draft.others:
+        if new in draft.items or new in draft.non_tensor_keys:
             return f"the file has `{new}` already"
         if expected is None or key not in draft.items:
             return ""
@@ -166,49 +178,58 @@ class Rename(Operation, frozen=True, kw_only=True, tag="rename"):
             return f"the module has `{key}`"
         if new not in expected:
             return f"the module has no `{new}`"
-        have, want = draft.items[key].tensor.shape, expected[new].shape
-        return "" if have == want else f"it is {list(have)} and the module has {list(want)} there"
+        actual_shape, expected_shape = draft.items[key].tensor.shape, expected[new].shape
+        return (
+            ""
+            if actual_shape == expected_shape
+            else f"it is {list(actual_shape)} and the module has {list(expected_shape)} there"
+        )
 
-    def _module(self, prefix: str) -> str:
+    def _rename_module_prefix(self, prefix: str) -> str:
         """Rename a module prefix (a key of the versions) like the tensor keys below it."""
         if self.how == "exact" or not prefix:
             return prefix
-        return (self._new(f"{prefix}.") or f"{prefix}.").removesuffix(".")
+        return (self._rename_key(f"{prefix}.") or f"{prefix}.").removesuffix(".")
 
-    def _with_version(self, draft: Draft) -> Draft:
-        versions, old, new = draft.versions, _owner(self.key), _owner(self.to)
+    def _copy_version(self, draft: Draft) -> Draft:
+        versions, old, new = draft.versions, _get_owner(self.key), _get_owner(self.to)
         if versions is None or old not in versions or new in versions:
             return draft
         return replace(draft, versions={**versions, new: versions[old]})
 
 
-def _owner(key: str) -> str:
+def _get_owner(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-class Drop(Operation, frozen=True, kw_only=True, tag="drop"):
+class DropKeys(Operation, frozen=True, kw_only=True, tag="drop"):
     """Remove `key`, or all keys that match it as a glob."""
 
     key: str
-    loses: ClassVar[str] = "the values of what is dropped"
+    data_loss: ClassVar[str] = "the values of what is dropped"
 
-    def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
-        gone = {*matching(draft, self.key), *({self.key} & draft.others.keys())}
-        if not gone:
+    def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
+        dropped_keys = {*match_keys(draft, self.key), *({self.key} & draft.non_tensor_keys.keys())}
+        if not dropped_keys:
             raise PlanError(
-                f"drop `{self.key}`: nothing in the file is called so{near(draft, self.key)}"
+                f"drop `{self.key}`: nothing in the file is called"
+                f" so{key_suggestion(draft, self.key)}"
             )
         return replace(
             draft,
-            items={key: item for key, item in draft.items.items() if key not in gone},
-            others={key: origin for key, origin in draft.others.items() if key not in gone},
+            items={key: item for key, item in draft.items.items() if key not in dropped_keys},
+            non_tensor_keys={
+                key: source_key
+                for key, source_key in draft.non_tensor_keys.items()
+                if key not in dropped_keys
+            },
         )
 
-    def reversed(self) -> Operation:
+    def build_inverse(self) -> Operation:
         raise IrreversibleError(f"drop `{self.key}`: its value is not in the result")
 
     @property
-    def words(self) -> tuple[str, str]:
+    def before_after_text(self) -> tuple[str, str]:
         return self.key, "-"
 
 
@@ -220,33 +241,33 @@ class StripPrefix(Operation, frozen=True, kw_only=True, tag="strip-prefix"):
     times: int = 0
     """Maximum number of removals per key; 0 for no limit."""
 
-    def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
-        prefix = _whole_segments(self.prefix)
-        if all(self._without(key) == key for key in (*draft.items, *draft.others)):
+    def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
+        prefix = _check_whole_segments(self.prefix)
+        if all(self._strip_key(key) == key for key in (*draft.items, *draft.non_tensor_keys)):
             raise PlanError(f"strip-prefix `{prefix}`: no key has it")
-        return renamed(draft, self._without, self._module)
+        return rename_keys(draft, self._strip_key, self._strip_module_prefix)
 
-    def reversed(self) -> Operation:
+    def build_inverse(self) -> Operation:
         if self.anywhere:
             raise IrreversibleError(f"strip-prefix `{self.prefix}`: where it stood is not recorded")
         return AddPrefix(prefix=self.prefix, why="on the assumption that every key had it")
 
     @property
-    def words(self) -> tuple[str, str]:
+    def before_after_text(self) -> tuple[str, str]:
         return (f"*{self.prefix}*", "**") if self.anywhere else (f"{self.prefix}*", "*")
 
-    def _without(self, key: str) -> str:
+    def _strip_key(self, key: str) -> str:
         if self.anywhere:
-            gone = self.prefix.removesuffix(".")
+            stripped_segment = self.prefix.removesuffix(".")
             *owners, last = key.split(".")
-            return ".".join([*(segment for segment in owners if segment != gone), last])
-        most = self.times or len(key)
-        while most and key.startswith(self.prefix) and key != self.prefix:
-            key, most = key.removeprefix(self.prefix), most - 1
+            return ".".join([*(segment for segment in owners if segment != stripped_segment), last])
+        max_times = self.times or len(key)
+        while max_times and key.startswith(self.prefix) and key != self.prefix:
+            key, max_times = key.removeprefix(self.prefix), max_times - 1
         return key
 
-    def _module(self, prefix: str) -> str:
-        return self._without(f"{prefix}._").removesuffix("_").removesuffix(".") if prefix else ""
+    def _strip_module_prefix(self, prefix: str) -> str:
+        return self._strip_key(f"{prefix}._").removesuffix("_").removesuffix(".") if prefix else ""
 
 
 class AddPrefix(Operation, frozen=True, kw_only=True, tag="add-prefix"):
@@ -254,71 +275,79 @@ class AddPrefix(Operation, frozen=True, kw_only=True, tag="add-prefix"):
 
     prefix: str
 
-    def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
-        prefix = _whole_segments(self.prefix)
-        bare = prefix.removesuffix(".")
-        return renamed(
-            draft, lambda key: prefix + key, lambda module: prefix + module if module else bare
+    def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
+        prefix = _check_whole_segments(self.prefix)
+        root_prefix = prefix.removesuffix(".")
+        return rename_keys(
+            draft,
+            lambda key: prefix + key,
+            lambda module: prefix + module if module else root_prefix,
         )
 
-    def reversed(self) -> Operation:
+    def build_inverse(self) -> Operation:
         return StripPrefix(prefix=self.prefix, times=1)
 
     @property
-    def words(self) -> tuple[str, str]:
+    def before_after_text(self) -> tuple[str, str]:
         return "*", f"{self.prefix}*"
 
 
-def _whole_segments(prefix: str) -> str:
+def _check_whole_segments(prefix: str) -> str:
     if not prefix.endswith(".") or prefix == ".":
         raise PlanError(f"prefix `{prefix}`: only whole segments can be changed: write `{prefix}.`")
     return prefix
 
 
-class Extract(Operation, frozen=True, kw_only=True, tag="extract"):
+class ExtractState(Operation, frozen=True, kw_only=True, tag="extract"):
     """Continue with the state_dict at `at` in the file, or only with the keys below `prefix`."""
 
     at: str = ""
     prefix: str = ""
-    loses: ClassVar[str] = "everything around it"
+    data_loss: ClassVar[str] = "everything around it"
 
-    def apply(self, draft: Draft, facts: Facts) -> Draft:  # noqa: ARG002
+    def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
         if self.at:
-            state = state_at(draft.checkpoint, self.at)
+            state = get_state(draft.checkpoint, self.at)
             if not state.tensors:
-                places = ", ".join(f"`{s.at or '.'}`" for s in draft.checkpoint.states)
-                raise PlanError(f"extract `{self.at}`: no tensors are there; there are {places}")
-            draft = draft_of(draft.checkpoint, state)
-        return self._below(draft) if self.prefix else draft
+                state_paths = ", ".join(f"`{s.at or '.'}`" for s in draft.checkpoint.states)
+                raise PlanError(
+                    f"extract `{self.at}`: no tensors are there; there are {state_paths}"
+                )
+            draft = create_draft(draft.checkpoint, state)
+        return self._keep_prefix(draft) if self.prefix else draft
 
-    def reversed(self) -> Operation:
+    def build_inverse(self) -> Operation:
         raise IrreversibleError("extract: what lay around it is not in the result")
 
     @property
-    def words(self) -> tuple[str, str]:
+    def before_after_text(self) -> tuple[str, str]:
         return f"{self.at} {self.prefix}*".strip(), "*"
 
-    def _below(self, draft: Draft) -> Draft:
-        prefix = _whole_segments(self.prefix)
+    def _keep_prefix(self, draft: Draft) -> Draft:
+        prefix = _check_whole_segments(self.prefix)
         items = {key: item for key, item in draft.items.items() if key.startswith(prefix)}
-        others = {key: old for key, old in draft.others.items() if key.startswith(prefix)}
-        inner = replace(draft, items=items, others=others)
+        non_tensor_keys = {
+            key: source_key
+            for key, source_key in draft.non_tensor_keys.items()
+            if key.startswith(prefix)
+        }
+        inner_draft = replace(draft, items=items, non_tensor_keys=non_tensor_keys)
         if draft.versions is not None:
-            below = {p: v for p, v in draft.versions.items() if f"{p}.".startswith(prefix)}
-            inner = replace(inner, versions=below)
-        return StripPrefix(prefix=prefix).apply(inner, NOTHING)
+            inner_versions = {p: v for p, v in draft.versions.items() if f"{p}.".startswith(prefix)}
+            inner_draft = replace(inner_draft, versions=inner_versions)
+        return StripPrefix(prefix=prefix).apply(inner_draft, EMPTY_CONTEXT)
 
 
-class _NoFacts:
+class _EmptyContext:
     """Context without module and sources, for operations that request nothing."""
 
     expected = None
 
-    def value(self, op: Inject, draft: Draft) -> TensorInfo:
+    def locate_value(self, op: InjectTensor, draft: Draft) -> TensorInfo:
         raise PlanError(f"inject `{op.key}`: {len(draft.items)} keys and no sources")
 
-    def product(self, key: str, one: TensorInfo, other: TensorInfo) -> TensorInfo:
-        raise PlanError(f"bake `{key}`: no sources for {one.key} and {other.key}")
+    def compute_product(self, key: str, first: TensorInfo, second: TensorInfo) -> TensorInfo:
+        raise PlanError(f"bake `{key}`: no sources for {first.key} and {second.key}")
 
 
-NOTHING: Facts = _NoFacts()
+EMPTY_CONTEXT: OperationContext = _EmptyContext()

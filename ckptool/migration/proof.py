@@ -3,29 +3,49 @@
 from typing import Final
 
 from ckptool.errors import WriteError
-from ckptool.migration.verify import Check, Written
-from ckptool.verification.facts import Level, Status, Verification
+from ckptool.migration.verify import CheckResult, PendingFile
+from ckptool.verification.facts import LevelStatus, Verification, VerificationLevel
 
-_ASKED: Final = (Level.LOAD, Level.DEVICE, Level.FORWARD, Level.EQUALITY)
+_REQUIRED_LEVELS: Final = (
+    VerificationLevel.LOAD,
+    VerificationLevel.DEVICE,
+    VerificationLevel.FORWARD,
+    VerificationLevel.EQUALITY,
+)
 """Levels about this file; the save round trip of the module is left to `ckptool verify`."""
 
 
-def prove(written: Written, done: Verification) -> Check:
+def judge_verification(pending_file: PendingFile, verification: Verification) -> CheckResult:
     """Judge the levels that a migrated file must pass.
 
     Raises:
         WriteError: a level failed.
     """
-    found = [done.level(level) for level in _ASKED]
-    for one in found:
-        if one.status is Status.FAILED:
-            reason = " ".join((one.reason or ", ".join(one.details)).split())
-            message = f"{written.target}: not written: verification fails at {one.level}: {reason}"
+    results = [verification.find_level(level) for level in _REQUIRED_LEVELS]
+    for result in results:
+        if result.status is LevelStatus.FAILED:
+            reason = " ".join((result.reason or ", ".join(result.details)).split())
+            message = (
+                f"{pending_file.target}: not written: verification fails at {result.level}:"
+                f" {reason}"
+            )
             raise WriteError(message)
-    passed = [str(one.level) for one in found if one.status is Status.PASSED]
-    seen = [detail for one in found if one.level is Level.EQUALITY for detail in one.details]
-    open_ = [one for one in found if one.status is Status.INCONCLUSIVE]
-    if Level.FORWARD not in passed or open_:
-        why = next((one.reason for one in (*open_, *found) if one.reason), "it was not run")
-        return Check("forward", "skipped", why)
-    return Check("forward", "passed", "; ".join([f"{', '.join(passed)} on {done.device}", *seen]))
+    passed = [str(result.level) for result in results if result.status is LevelStatus.PASSED]
+    equality_details = [
+        detail
+        for result in results
+        if result.level is VerificationLevel.EQUALITY
+        for detail in result.details
+    ]
+    inconclusive = [result for result in results if result.status is LevelStatus.INCONCLUSIVE]
+    if VerificationLevel.FORWARD not in passed or inconclusive:
+        skip_reason = next(
+            (result.reason for result in (*inconclusive, *results) if result.reason),
+            "it was not run",
+        )
+        return CheckResult("forward", "skipped", skip_reason)
+    return CheckResult(
+        "forward",
+        "passed",
+        "; ".join([f"{', '.join(passed)} on {verification.device}", *equality_details]),
+    )

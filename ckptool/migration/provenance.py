@@ -5,49 +5,49 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.locations import masked
-from ckptool.migration.ops import Inject
-from ckptool.migration.plan import Plan, to_data
-from ckptool.versions import version_of
+from ckptool.locations import mask_credentials
+from ckptool.migration.ops import InjectTensor
+from ckptool.migration.plan import Plan, encode_plan
+from ckptool.versions import get_installed_version
 
-KEY: Final = "ckptool.provenance"
+PROVENANCE_KEY: Final = "ckptool.provenance"
 """Key of the record in safetensors' `__metadata__`."""
-SUFFIX: Final = ".ckptool.json"
+RECORD_SUFFIX: Final = ".ckptool.json"
 """Suffix of the record file beside a .pth."""
-UNKNOWN: Final = "0" * 64
+UNKNOWN_DIGEST: Final = "0" * 64
 """Placeholder for a digest that is not computed yet, of the same length."""
 
 
-class Digests(Struct, frozen=True):
+class MigrationDigests(Struct, frozen=True):
     """Content digests of the source's and the result's state_dict (see `content_digest`)."""
 
-    source: str = UNKNOWN
-    result: str = UNKNOWN
+    source: str = UNKNOWN_DIGEST
+    result: str = UNKNOWN_DIGEST
 
 
-def record(name: str, container: str, plan: Plan, digests: Digests) -> str:
+def format_provenance(name: str, container: str, plan: Plan, digests: MigrationDigests) -> str:
     """Return the record as JSON. It has no paths, times or credentials: runs are reproducible."""
-    values = {op.key: op.source for op in plan.ops if isinstance(op, Inject)}
+    values = {op.key: op.source for op in plan.ops if isinstance(op, InjectTensor)}
     text = json.dumps(
         {
-            "tool": f"ckptool {version_of('ckptool')}",
+            "tool": f"ckptool {get_installed_version('ckptool')}",
             "source": {"name": name, "container": container, "digest": digests.source},
-            "plan": to_data(plan),
+            "plan": encode_plan(plan),
             **({"undoes": True} if plan.undoes else {}),
             "values": values,
             "result": {"digest": digests.result},
         },
         ensure_ascii=True,
     )
-    return masked(text)
+    return mask_credentials(text)
 
 
-def applied(plan: Plan, text: str | None) -> bool:
+def is_applied(plan: Plan, text: str | None) -> bool:
     """Return whether the record `text` (None: no record) has this plan; False if it is empty."""
     try:
-        found = json.loads(text or "null")
+        record = json.loads(text or "null")
     except (ValueError, RecursionError):
         return False
-    if not plan.ops or not isinstance(found, dict):
+    if not plan.ops or not isinstance(record, dict):
         return False
-    return found.get("plan") == to_data(plan) and found.get("undoes", False) == plan.undoes
+    return record.get("plan") == encode_plan(plan) and record.get("undoes", False) == plan.undoes

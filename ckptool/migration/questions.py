@@ -7,214 +7,254 @@ from difflib import SequenceMatcher
 from textwrap import wrap
 from typing import Final
 
-from ckptool.compare import Loading, Missing, Unexpected
+from ckptool.compare import Missing, ModuleDiff, Unexpected
 from ckptool.errors import PlanError
-from ckptool.migration.ops import Drop, Inject, Rename
-from ckptool.migration.plan import Op, Plan, step_text
-from ckptool.migration.plan import write as plan_text
-from ckptool.migration.reshaping import Concat, Split
-from ckptool.model import Constancy, Held, Kind, TensorInfo
+from ckptool.migration.ops import DropKeys, InjectTensor, RenameKeys
+from ckptool.migration.plan import Op, Plan, format_plan, format_step
+from ckptool.migration.reshaping import ConcatTensors, SplitTensor
+from ckptool.model import Constancy, Kind, ModuleTensor, TensorInfo
 
-_MOST: Final = 6
+_MAX_REASONS: Final = 6
 """Maximum number of reasons in one error message."""
-_NUMBER: Final = re.compile(r"(?<=[.`])\d+(?=[.`])")
-_WIDTH: Final = 100
-_COMPARED: Final = 200
+_LAYER_NUMBER: Final = re.compile(r"(?<=[.`])\d+(?=[.`])")
+_LINE_WIDTH: Final = 100
+_MAX_PAIRED_KEYS: Final = 200
 """Maximum number of keys of one shape paired by similar names; above it names do not decide."""
-_OPEN: Final = (
+_OPEN_DECISIONS_HEADER: Final = (
     "# Open: what follows is not decided yet. Take the `# ` off the steps that are right, correct\n"
     "# them or write others, and run ckptool migrate again with --plan and this file.\n"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class OpenDecision:
     """A decision that the user has to make, with proposed steps."""
 
     reason: str
     steps: tuple[Op, ...] = ()
     """Proposed steps, unverified."""
-    named: bool = False
+    is_covered: bool = False
     """Whether the proposed steps of another decision use the same key."""
 
 
 class UndecidedError(PlanError):
     """File and module do not determine a plan."""
 
-    def __init__(self, name: str, plan: Plan, questions: tuple[Question, ...]) -> None:
-        super().__init__(f"{name}: cannot decide: {_in_one_line(questions)}")
+    def __init__(self, name: str, plan: Plan, decisions: tuple[OpenDecision, ...]) -> None:
+        super().__init__(f"{name}: cannot decide: {_summarize_reasons(decisions)}")
         self.plan = plan
         """The part of the plan that could be derived."""
-        self.questions = questions
+        self.decisions = decisions
 
     @property
-    def draft(self) -> str:
+    def draft_plan_text(self) -> str:
         """TOML text of a plan file: the derived steps, then the open decisions as comments."""
         return (
-            plan_text(self.plan)
+            format_plan(self.plan)
             + "\n"
-            + _OPEN
-            + "".join(_commented(one) for one in self.questions if not one.named)
+            + _OPEN_DECISIONS_HEADER
+            + "".join(
+                _format_commented(decision)
+                for decision in self.decisions
+                if not decision.is_covered
+            )
         )
 
 
-def questions(met: Loading) -> tuple[Question, ...]:
+def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
     """Return the open decisions, one for each key or group of keys; () if `diff` loads strictly."""
-    told = {k for one in met.restyles for k in (*one.file_keys, *one.module_keys)}
-    told |= {k for one in met.fused for k in (one.whole, *one.pieces)}
-    proposed = _proposed(met, told)
-    missing = [key for key in met.missing_keys if key not in told]
-    left = [key for key in met.unexpected_keys if key not in told]
-    guessed = set(proposed.values())
+    explained_keys = {
+        k
+        for reparametrization in diff.reparametrizations
+        for k in (*reparametrization.file_keys, *reparametrization.module_keys)
+    }
+    explained_keys |= {
+        k
+        for projection in diff.fused_projections
+        for k in (projection.fused_key, *projection.piece_keys)
+    }
+    proposals = _propose_renames(diff, explained_keys)
+    missing_keys = [key for key in diff.missing_keys if key not in explained_keys]
+    unexpected_keys = [key for key in diff.unexpected_keys if key not in explained_keys]
+    proposed_keys = set(proposals.values())
     return (
-        *_other_forms(met),
-        *(_unknown(met, key, proposed.get(key)) for key in missing),
-        *(_left_over(met, key, proposed=key in guessed) for key in left),
-        *_misshapen(met),
+        *_iter_form_decisions(diff),
+        *(_build_missing_decision(diff, key, proposals.get(key)) for key in missing_keys),
+        *(
+            _build_unexpected_decision(diff, key, is_covered=key in proposed_keys)
+            for key in unexpected_keys
+        ),
+        *_iter_shape_decisions(diff),
     )
 
 
-def _other_forms(met: Loading) -> Iterator[Question]:
+def _iter_form_decisions(diff: ModuleDiff) -> Iterator[OpenDecision]:
     """Yield decisions on reparametrizations and fused projections without a safe conversion."""
-    for one in met.restyles:
-        if not one.bridged:
-            yield Question(
-                f"`{one.parameter}` is kept by {one.have} in the file and by {one.want} in the "
-                "module (CK217): ckptool diff says how to get from one to the other"
+    for reparametrization in diff.reparametrizations:
+        if not reparametrization.handled_by_torch_hook:
+            yield OpenDecision(
+                f"`{reparametrization.parameter}` is kept by {reparametrization.file_style} in the"
+                f" file and by {reparametrization.module_style} in the module (CK217): ckptool diff"
+                " says how to get from one to the other"
             )
-    for fused in met.fused:
-        pieces = ", ".join(f"`{p}`" for p in fused.pieces)
+    for projection in diff.fused_projections:
+        pieces = ", ".join(f"`{piece}`" for piece in projection.piece_keys)
         why = "the order is a guess: look it up in the code (CK218)"
-        step: Op = Concat(keys=fused.pieces, into=fused.whole, dim=fused.dim, why=why)
-        if fused.split:
-            sizes = fused.sizes if len(set(fused.sizes)) > 1 else ()
-            step = Split(key=fused.whole, into=fused.pieces, dim=fused.dim, sizes=sizes, why=why)
-        yield Question(
-            f"`{fused.whole}` is {pieces} in one (CK218), in an order that the file does not tell",
+        step: Op = ConcatTensors(
+            keys=projection.piece_keys, into=projection.fused_key, dim=projection.dim, why=why
+        )
+        if projection.needs_split:
+            sizes = projection.piece_sizes if len(set(projection.piece_sizes)) > 1 else ()
+            step = SplitTensor(
+                key=projection.fused_key,
+                into=projection.piece_keys,
+                dim=projection.dim,
+                sizes=sizes,
+                why=why,
+            )
+        yield OpenDecision(
+            f"`{projection.fused_key}` is {pieces} in one (CK218), in an order that the file does"
+            " not tell",
             (step,),
         )
 
 
-def _unknown(met: Loading, key: str, proposed: str | None) -> Question:
-    held = met.module.saved.get(key)
-    if held is None:
-        return Question(f"`{key}` is extra state that the file lacks (CK220)")
-    steps: tuple[Op, ...] = (Inject(key=key, source="file:DONOR#KEY"),)
-    if proposed is not None:
+def _build_missing_decision(diff: ModuleDiff, key: str, proposal: str | None) -> OpenDecision:
+    module_tensor = diff.module.saved_tensors.get(key)
+    if module_tensor is None:
+        return OpenDecision(f"`{key}` is extra state that the file lacks (CK220)")
+    steps: tuple[Op, ...] = (InjectTensor(key=key, source="file:DONOR#KEY"),)
+    if proposal is not None:
         why = "a guess: a tensor of this shape that the module has no key for"
-        steps = (Rename(key=proposed, to=key, why=why),)
-    if held.kind is Kind.PARAMETER:
-        way = f": it is `{proposed}` perhaps" if proposed else f": --inject {key}=SOURCE"
-        return Question(f"`{key}` is a parameter that the file lacks (CK201){way}", steps)
-    return Question(
-        f"`{key}` is a buffer {_origin(held)}, and it cannot be recovered from this file "
-        f"(CK202): --inject {key}=file:DONOR#KEY, or another source",
+        steps = (RenameKeys(key=proposal, to=key, why=why),)
+    if module_tensor.kind is Kind.PARAMETER:
+        hint = f": it is `{proposal}` perhaps" if proposal else f": --inject {key}=SOURCE"
+        return OpenDecision(f"`{key}` is a parameter that the file lacks (CK201){hint}", steps)
+    return OpenDecision(
+        f"`{key}` is a buffer {_describe_origin(module_tensor)}, and it cannot be recovered from"
+        f" this file (CK202): --inject {key}=file:DONOR#KEY, or another source",
         steps,
     )
 
 
-def _origin(held: Held) -> str:
-    if held.statistic:
+def _describe_origin(module_tensor: ModuleTensor) -> str:
+    if module_tensor.is_statistic:
         return "that training changes"
-    if held.constancy is Constancy.RANDOM:
+    if module_tensor.constancy is Constancy.RANDOM:
         return "that differs each time the module is built"
     return "that is not known to be the same each time the module is built"
 
 
-def _left_over(met: Loading, key: str, *, proposed: bool) -> Question:
-    steps: tuple[Op, ...] = () if proposed else (Drop(key=key),)
-    if met.same_value.get(key) is False and key in met.module.unsaved:
-        return Question(
+def _build_unexpected_decision(diff: ModuleDiff, key: str, *, is_covered: bool) -> OpenDecision:
+    steps: tuple[Op, ...] = () if is_covered else (DropKeys(key=key),)
+    if diff.equal_values.get(key) is False and key in diff.module.unsaved_tensors:
+        return OpenDecision(
             f"`{key}` has another value than the module makes itself (CK206): dropping it "
             f"changes what the model computes: --drop {key} if that is meant",
             steps,
         )
-    return Question(
+    return OpenDecision(
         f"`{key}` is no key of the module (CK204): --drop {key} if it is not needed",
         steps,
-        named=proposed,
+        is_covered=is_covered,
     )
 
 
-def _misshapen(met: Loading) -> Iterator[Question]:
-    for change in met.mismatched:
-        have, want = list(change.actual.shape), list(change.expected.shape)
-        yield Question(
-            f"`{change.key}` is {have} and the module has {want} (CK207): build it with other "
-            "arguments, or write a plan that reshapes it"
+def _iter_shape_decisions(diff: ModuleDiff) -> Iterator[OpenDecision]:
+    for change in diff.shape_mismatches:
+        actual_shape, expected_shape = list(change.actual.shape), list(change.expected.shape)
+        yield OpenDecision(
+            f"`{change.key}` is {actual_shape} and the module has {expected_shape} (CK207): build"
+            " it with other arguments, or write a plan that reshapes it"
         )
 
 
-def _proposed(met: Loading, told: set[str]) -> dict[str, str]:
+def _propose_renames(diff: ModuleDiff, explained_keys: set[str]) -> dict[str, str]:
     """Return proposed renames, missing key -> unexpected key of the same shape.
 
     Groups of equal size are paired in order, others by similar names.
     """
-    wanted = [c.expected for c in met.changes if isinstance(c, Missing) and c.key not in told]
-    there = [c.actual for c in met.changes if isinstance(c, Unexpected) and c.key not in told]
+    missing = [
+        change.expected
+        for change in diff.changes
+        if isinstance(change, Missing) and change.key not in explained_keys
+    ]
+    unexpected = [
+        change.actual
+        for change in diff.changes
+        if isinstance(change, Unexpected) and change.key not in explained_keys
+    ]
     pairs: dict[str, str] = {}
-    for form in (_named_form, _form):
-        taken = set(pairs.values())
-        groups = _grouped(form, (t for t in there if t.key not in taken))
-        for name, keys in _grouped(form, (t for t in wanted if t.key not in pairs)).items():
-            found = groups.get(name, [])
-            if len(keys) == len(found):
-                pairs |= dict(zip(keys, found, strict=True))
-            elif form is _form:
-                pairs |= _alike(keys, found)
+    for group_key in (_get_shape_and_name, _get_shape):
+        used_keys = set(pairs.values())
+        groups = _group_keys(
+            group_key, (tensor for tensor in unexpected if tensor.key not in used_keys)
+        )
+        for name, keys in _group_keys(
+            group_key, (tensor for tensor in missing if tensor.key not in pairs)
+        ).items():
+            candidates = groups.get(name, [])
+            if len(keys) == len(candidates):
+                pairs |= dict(zip(keys, candidates, strict=True))
+            elif group_key is _get_shape:
+                pairs |= _pair_similar_names(keys, candidates)
     return pairs
 
 
-def _named_form(tensor: TensorInfo) -> object:
+def _get_shape_and_name(tensor: TensorInfo) -> object:
     return tensor.shape, tensor.key.rpartition(".")[2]
 
 
-def _form(tensor: TensorInfo) -> object:
+def _get_shape(tensor: TensorInfo) -> object:
     return tensor.shape
 
 
-def _grouped(
-    form: Callable[[TensorInfo], object], tensors: Iterable[TensorInfo]
+def _group_keys(
+    group_key: Callable[[TensorInfo], object], tensors: Iterable[TensorInfo]
 ) -> dict[object, list[str]]:
     groups: dict[object, list[str]] = {}
     for tensor in tensors:
-        groups.setdefault(form(tensor), []).append(tensor.key)
+        groups.setdefault(group_key(tensor), []).append(tensor.key)
     return groups
 
 
-def _alike(wanted: list[str], there: list[str]) -> dict[str, str]:
+def _pair_similar_names(missing: list[str], unexpected: list[str]) -> dict[str, str]:
     """Pair the keys with the most similar names, each at most once."""
-    if max(len(wanted), len(there)) > _COMPARED:
+    if max(len(missing), len(unexpected)) > _MAX_PAIRED_KEYS:
         return {}
     scored = sorted(
-        ((SequenceMatcher(None, w, t).ratio(), w, t) for w in wanted for t in there),
-        key=lambda one: (-one[0], one[1:]),
+        (
+            (SequenceMatcher(None, expected_key, actual_key).ratio(), expected_key, actual_key)
+            for expected_key in missing
+            for actual_key in unexpected
+        ),
+        key=lambda scored_pair: (-scored_pair[0], scored_pair[1:]),
     )
     pairs: dict[str, str] = {}
-    for _, want, have in scored:
-        if want not in pairs and have not in pairs.values():
-            pairs[want] = have
+    for _, expected_key, actual_key in scored:
+        if expected_key not in pairs and actual_key not in pairs.values():
+            pairs[expected_key] = actual_key
     return pairs
 
 
-def _in_one_line(found: tuple[Question, ...]) -> str:
+def _summarize_reasons(decisions: tuple[OpenDecision, ...]) -> str:
     """Join the reasons; those that differ only in layer numbers become one with a count."""
     folded: dict[str, list[str]] = {}
-    for one in found:
-        folded.setdefault(_NUMBER.sub("*", one.reason), []).append(one.reason)
-    shown = [
+    for decision in decisions:
+        folded.setdefault(_LAYER_NUMBER.sub("*", decision.reason), []).append(decision.reason)
+    reason_texts = [
         f"{pattern} (x{len(group)})" if len(group) > 1 else group[0]
         for pattern, group in folded.items()
     ]
-    left = sum(len(group) for group in list(folded.values())[_MOST:])
-    return "; ".join(shown[:_MOST]) + (f"; and {left} more" if left else "")
+    remaining = sum(len(group) for group in list(folded.values())[_MAX_REASONS:])
+    return "; ".join(reason_texts[:_MAX_REASONS]) + (f"; and {remaining} more" if remaining else "")
 
 
-def _commented(question: Question) -> str:
-    reason = question.reason.partition(": --")[0].partition(": ckptool diff")[0]
-    steps = "".join(step_text(step) for step in question.steps)
+def _format_commented(decision: OpenDecision) -> str:
+    reason = decision.reason.partition(": --")[0].partition(": ckptool diff")[0]
+    steps = "".join(format_step(step) for step in decision.steps)
     lines = [
-        *wrap(reason, _WIDTH, break_long_words=False, break_on_hyphens=False),
+        *wrap(reason, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False),
         *steps.splitlines(),
     ]
     return "\n" + "".join(f"# {line}".rstrip() + "\n" for line in lines)

@@ -5,28 +5,28 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ckptool import content
-from ckptool.digests import content_digest
+from ckptool.digests import compute_state_digest
 from ckptool.errors import WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
-from ckptool.migration.ahead import same_tensor
-from ckptool.migration.draft import Draft, Item
-from ckptool.migration.execute import blob
+from ckptool.migration.ahead import is_verified_copy
+from ckptool.migration.draft import Draft, PlannedTensor
+from ckptool.migration.execute import build_blob
 from ckptool.migration.prints import Fingerprints
-from ckptool.migration.provenance import Digests
-from ckptool.migration.ties import with_ties
-from ckptool.model import Checkpoint, Span, State, TensorInfo
-from ckptool.values import equal, equal_many, fingerprint, fingerprint_many
+from ckptool.migration.provenance import MigrationDigests
+from ckptool.migration.ties import add_tied_tensors
+from ckptool.model import Checkpoint, Span, StateDict, TensorInfo
+from ckptool.values import are_equal, equal_many, fingerprint_many, fingerprint_tensor
 
 
-def read_back(
+def read_back_file(
     draft: Draft,
     path: Path,
     target: Path,
-    prints: Callable[[State], Fingerprints] | None,
+    get_fingerprints: Callable[[StateDict], Fingerprints] | None,
     limits: Limits,
-    proved: Mapping[int, Span] = MappingProxyType({}),
-) -> Digests:
+    verified_spans: Mapping[int, Span] = MappingProxyType({}),
+) -> MigrationDigests:
     """Compare the file at `path` with the draft, element by element, and return its digests.
 
     Without `get_fingerprints` the digests are "". `verified_spans` (position in the file -> source
@@ -35,61 +35,83 @@ def read_back(
     Raises:
         WriteError: keys or elements differ from the draft.
     """
-    written = open_checkpoint(path, limits)
-    found = _state(written, draft, target)
-    if found.keys() != draft.items.keys():
-        odd = ", ".join(sorted(found.keys() ^ draft.items.keys())[:3])
-        raise WriteError(f"{target}: not written: read back, its keys differ: {odd}")
-    plain = {key: item for key, item in draft.items.items() if not item.casts}
+    checkpoint = open_checkpoint(path, limits)
+    tensors = _get_state_tensors(checkpoint, draft, target)
+    if tensors.keys() != draft.items.keys():
+        differing_keys = ", ".join(sorted(tensors.keys() ^ draft.items.keys())[:3])
+        raise WriteError(f"{target}: not written: read back, its keys differ: {differing_keys}")
+    uncast_items = {key: item for key, item in draft.items.items() if not item.casts}
     pairs = [
-        (key, item.tensor, found[key])
-        for key, item in plain.items()
-        if not same_tensor(item.tensor, found[key], proved)
+        (key, item.tensor, tensors[key])
+        for key, item in uncast_items.items()
+        if not is_verified_copy(item.tensor, tensors[key], verified_spans)
     ]
-    _check_equal([*pairs, *_around(draft, written)], target)
-    casts = draft.items.keys() - plain.keys()
-    for key in casts:
-        if fingerprint(found[key]) != _expected(draft.items[key]):
+    _check_equal([*pairs, *_iter_other_states(draft, checkpoint)], target)
+    cast_keys = draft.items.keys() - uncast_items.keys()
+    for key in cast_keys:
+        if fingerprint_tensor(tensors[key]) != _compute_expected_fingerprint(draft.items[key]):
             raise WriteError(f"{target}: not written: read back, `{key}` differs")
-    if prints is None:
-        return Digests("", "")
-    before = prints(draft.state)
+    if get_fingerprints is None:
+        return MigrationDigests("", "")
+    source_fingerprints = get_fingerprints(draft.state)
     # Tensors that equal a tensor of the source have its fingerprint.
-    known = {key: before[item.origin] for key, item in plain.items() if item.origin in before}
-    fresh = [key for key in found if key not in known]
-    known |= zip(fresh, fingerprint_many(found[key] for key in fresh), strict=True)
-    return Digests(content_digest(before), content_digest(known))
+    result_fingerprints = {
+        key: source_fingerprints[item.source_key]
+        for key, item in uncast_items.items()
+        if item.source_key in source_fingerprints
+    }
+    remaining_keys = [key for key in tensors if key not in result_fingerprints]
+    result_fingerprints |= zip(
+        remaining_keys, fingerprint_many(tensors[key] for key in remaining_keys), strict=True
+    )
+    return MigrationDigests(
+        compute_state_digest(source_fingerprints), compute_state_digest(result_fingerprints)
+    )
 
 
-def _state(written: Checkpoint, draft: Draft, target: Path) -> Mapping[str, TensorInfo]:
-    places = (draft.state.at, "") if len(written.states) > 1 else ("",)
-    states = [s for at in places for s in written.states if s.at == at] or list(written.states)
+def _get_state_tensors(
+    checkpoint: Checkpoint, draft: Draft, target: Path
+) -> Mapping[str, TensorInfo]:
+    state_paths = (draft.state.at, "") if len(checkpoint.states) > 1 else ("",)
+    states = [state for at in state_paths for state in checkpoint.states if state.at == at] or list(
+        checkpoint.states
+    )
     if not states:
         raise WriteError(f"{target}: not written: read back, there is no state in it")
-    return with_ties(states[0].tensors, written.metadata)
+    return add_tied_tensors(states[0].tensors, checkpoint.metadata)
 
 
-def _around(draft: Draft, written: Checkpoint) -> Iterable[tuple[str, TensorInfo, TensorInfo]]:
+def _iter_other_states(
+    draft: Draft, checkpoint: Checkpoint
+) -> Iterable[tuple[str, TensorInfo, TensorInfo]]:
     """Yield (key, source, result) for the tensors of all other state_dicts of the file."""
-    places: dict[str, State] = {s.at: s for s in written.states}
+    states_by_path: dict[str, StateDict] = {
+        result_state.at: result_state for result_state in checkpoint.states
+    }
     for state in draft.checkpoint.states:
-        kept = places.get(state.at)
-        if state.at != draft.state.at and kept is not None and len(written.states) > 1:
+        result_state = states_by_path.get(state.at)
+        if state.at != draft.state.at and result_state is not None and len(checkpoint.states) > 1:
             for key, tensor in state.tensors.items():
-                if key in kept.tensors:
-                    yield f"{state.at}.{key}", tensor, kept.tensors[key]
+                if key in result_state.tensors:
+                    yield f"{state.at}.{key}", tensor, result_state.tensors[key]
 
 
 def _check_equal(pairs: list[tuple[str, TensorInfo, TensorInfo]], target: Path) -> None:
-    plain = [pair for pair in pairs if not pair[1].parts]
-    told = equal_many((one, other) for _, one, other in plain)
-    differing = [key for (key, _, _), same in zip(plain, told, strict=True) if same is False]
-    differing += [k for k, one, other in pairs if one.parts and equal(one, other) is False]
-    if differing:
-        raise WriteError(f"{target}: not written: read back, `{differing[0]}` differs")
+    plain_pairs = [pair for pair in pairs if not pair[1].parts]
+    results = equal_many((expected, actual) for _, expected, actual in plain_pairs)
+    differing_keys = [
+        key for (key, _, _), is_equal in zip(plain_pairs, results, strict=True) if is_equal is False
+    ]
+    differing_keys += [
+        k
+        for k, expected, actual in pairs
+        if expected.parts and are_equal(expected, actual) is False
+    ]
+    if differing_keys:
+        raise WriteError(f"{target}: not written: read back, `{differing_keys[0]}` differs")
 
 
-def _expected(item: Item) -> str:
-    chunks = blob(item).chunks
+def _compute_expected_fingerprint(item: PlannedTensor) -> str:
+    chunks = build_blob(item).iter_chunks
     assert chunks is not None
-    return content.fingerprint(item.dtype, item.tensor.shape, chunks())
+    return content.fingerprint_chunks(item.dtype, item.tensor.shape, chunks())

@@ -7,53 +7,58 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ckptool.compare import Loading, best_state, matching_as_well, state_at, unmet
+from ckptool.compare import (
+    ModuleDiff,
+    equally_good_states,
+    find_best_state,
+    get_state,
+    strict_load_obstacles,
+)
 from ckptool.errors import PlanError, ReadError, UsageError, WriteError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.atomic import check_target, failing
-from ckptool.formats.blobs import Progress
+from ckptool.formats.atomic import check_target, translate_os_errors
+from ckptool.formats.blobs import ProgressCallback
 from ckptool.formats.files import is_directory, open_source
-from ckptool.formats.interrupts import interruptible
-from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.formats.safetensors_writer import CODES
+from ckptool.formats.interrupts import raise_on_sigterm
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.formats.safetensors_writer import SAFETENSORS_DTYPES
 from ckptool.locations import Location, RemotePath
 from ckptool.migration import ties
 from ckptool.migration import write as writing
-from ckptool.migration.ahead import Ahead
-from ckptool.migration.companions import companions, is_web
-from ckptool.migration.draft import Draft, draft_of
-from ckptool.migration.fits import check_fits
-from ckptool.migration.inflate import inflated
-from ckptool.migration.memory import Memory
-from ckptool.migration.plan import Plan, apply, reverse
-from ckptool.migration.plan import write as plan_text
-from ckptool.migration.prints import Prints
-from ckptool.migration.provenance import KEY, SUFFIX, Digests, applied
+from ckptool.migration.ahead import EarlyCopy
+from ckptool.migration.companions import is_web_location, list_sidecar_files
+from ckptool.migration.draft import Draft, create_draft
+from ckptool.migration.fits import check_container_limits
+from ckptool.migration.inflate import inflate_storages
+from ckptool.migration.memory import AnonymousFile
+from ckptool.migration.plan import Plan, apply_plan, format_plan, reverse_plan
+from ckptool.migration.prints import BackgroundFingerprints
+from ckptool.migration.provenance import PROVENANCE_KEY, RECORD_SUFFIX, MigrationDigests, is_applied
 from ckptool.migration.questions import UndecidedError
-from ckptool.migration.sources import Sources
-from ckptool.migration.suggest import Wishes, outcome, suggest
-from ckptool.migration.verify import Check, Proof, Written, verify
-from ckptool.migration.watch import Watch
-from ckptool.migration.write import SAFETENSORS, TORCH, Job
-from ckptool.model import Checkpoint, Container, ModuleState, State
+from ckptool.migration.sources import ValueSources
+from ckptool.migration.suggest import KeyOverrides, predict_load, suggest_plan
+from ckptool.migration.verify import CheckResult, ForwardCheck, PendingFile, check_pending_file
+from ckptool.migration.watch import SourceGuard
+from ckptool.migration.write import SAFETENSORS, TORCH, WriteJob
+from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ckptool.migration.live import Live
+    from ckptool.migration.live import TargetModule
     from ckptool.modules import ModuleSpec
 
-_SUFFIXES = {
+_CONTAINER_BY_SUFFIX = {
     ".safetensors": SAFETENSORS, ".pth": TORCH, ".pt": TORCH, ".ckpt": TORCH, ".bin": TORCH,
 }  # fmt: skip
 
 
-_RECORD: Final = 16 << 20
+_MAX_RECORD_NBYTES: Final = 16 << 20
 """Maximum size in bytes of the record file beside a .pth."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class MigrationRequest:
     """Source, target, plan and options of a migration."""
 
     source: Location
@@ -68,21 +73,21 @@ class Request:
     plan_name: str = ""
     """Path of the plan file, for error messages; "" without one."""
     reverse: bool = False
-    wishes: Wishes = field(default_factory=Wishes)
+    overrides: KeyOverrides = field(default_factory=KeyOverrides)
     donor: Location | None = None
     drop_extra: bool = False
     force: bool = False
     dry_run: bool = False
     save_plan: Path | None = None
     max_shard_size: int | None = None
-    links: bool = True
-    recorded: bool = True
-    limits: Limits = DEFAULT
-    progress: Progress = lambda _: None
-    proof: Proof | None = None
+    hard_links: bool = True
+    record_provenance: bool = True
+    limits: Limits = DEFAULT_LIMITS
+    progress: ProgressCallback = lambda _: None
+    forward_check: ForwardCheck | None = None
 
     @property
-    def folder(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether the result is a folder of shards.
 
         True if a shard size is given, or if the source is sharded and neither the target's suffix
@@ -90,42 +95,44 @@ class Request:
         """
         if self.max_shard_size is not None:
             return True
-        several = is_directory(self.source) or self.source.suffix == ".json"
-        named = self.target is not None and self.target.suffix.lower() in _SUFFIXES
-        return several and not named and self.to is None
+        is_source_sharded = is_directory(self.source) or self.source.suffix == ".json"
+        has_file_suffix = (
+            self.target is not None and self.target.suffix.lower() in _CONTAINER_BY_SUFFIX
+        )
+        return is_source_sharded and not has_file_suffix and self.to is None
 
 
 @dataclass(frozen=True, slots=True)
-class Migration:
+class MigrationResult:
     """Outcome of a migration, or of its dry run."""
 
     checkpoint: Checkpoint
-    state: State
-    module: ModuleState | None
+    state: StateDict
+    module_info: ModuleInfo | None
     plan: Plan
     to: str
     target: Path | None
-    loading: Loading | None
+    diff: ModuleDiff | None
     """The result compared with the module; None without a module."""
-    checks: tuple[Check, ...]
-    digests: Digests | None
+    checks: tuple[CheckResult, ...]
+    digests: MigrationDigests | None
     """None if nothing was written."""
     notes: tuple[str, ...]
-    changed: bool
+    state_changed: bool
     """Whether the state_dict of the result differs from the source's."""
-    again: bool
+    already_applied: bool
     """Whether the source already has this plan applied, by its provenance."""
 
     container: Container
     """Container of the result."""
 
     @property
-    def converted(self) -> bool:
+    def is_converted(self) -> bool:
         """Whether the state_dict or the container differs from the source's."""
-        return self.changed or self.checkpoint.container is not self.container
+        return self.state_changed or self.checkpoint.container is not self.container
 
 
-def run(request: Request) -> Migration:
+def run_migration(request: MigrationRequest) -> MigrationResult:
     """Run a migration: describe, plan, apply, write, read back, verify.
 
     Raises:
@@ -135,169 +142,221 @@ def run(request: Request) -> Migration:
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options of the request contradict each other.
     """
-    to = _container(request)
-    with interruptible(), Memory() as memory, Prints() as prints, Ahead() as ahead:
-        return _run(request, to, memory, prints, ahead)
+    to = _choose_output_container(request)
+    with (
+        raise_on_sigterm(),
+        AnonymousFile() as anonymous_file,
+        BackgroundFingerprints() as fingerprints,
+        EarlyCopy() as early_copy,
+    ):
+        return _run_stages(request, to, anonymous_file, fingerprints, early_copy)
 
 
-def _run(request: Request, to: str, memory: Memory, prints: Prints, ahead: Ahead) -> Migration:
-    watch = Watch()
-    indexed = request.source.name.endswith(".json") or request.source.name == ".metadata"
+def _run_stages(
+    request: MigrationRequest,
+    to: str,
+    anonymous_file: AnonymousFile,
+    fingerprints: BackgroundFingerprints,
+    early_copy: EarlyCopy,
+) -> MigrationResult:
+    source_guard = SourceGuard()
+    is_index = request.source.name.endswith(".json") or request.source.name == ".metadata"
     if isinstance(request.source, Path):
-        watch.add(request.source.parent if indexed else request.source)
-    _check_target(request, watch)
-    checkpoint = _opened(request, memory)
+        source_guard.add_path(request.source.parent if is_index else request.source)
+    _check_target(request, source_guard)
+    checkpoint = _open_source_checkpoint(request, anonymous_file)
     if isinstance(request.source, RemotePath):
         for file in checkpoint.files or (checkpoint.path,):
-            watch.add(file)
-    _begin(request, to, checkpoint, prints, ahead)
-    live = _live(request, checkpoint)
-    module = live.state if live else None
-    draft = ties.with_ties_restored(draft_of(checkpoint, _state(checkpoint, module, request)))
-    sources = Sources(live, request.donor, memory, watch, request.limits)
-    plan = _plan(request, draft, module, sources)
-    again = applied(plan, _record(draft))
-    result = draft if again else apply(plan.ops, draft, sources, request.plan_name)
-    met = outcome(result, module, alone=to == SAFETENSORS) if module else None
-    notes = check_fits(result, to, drop_extra=request.drop_extra)
-    if module and request.at is None:
-        same = matching_as_well(checkpoint, module, draft.state)
-        places = ", ".join(f"`{at}`" for at in same)
-        also = f"{places} matches as well as `{draft.state.at or '.'}`: --at takes it instead"
-        notes = (*notes, also) if same else notes
-    if request.folder and (along := companions(checkpoint)):
-        notes = (*notes, f"copied along: {', '.join(file.name for file in along)}")
-    if request.folder and is_web(checkpoint.path):
+            source_guard.add_path(file)
+    _start_early_work(request, to, checkpoint, fingerprints, early_copy)
+    target_module = _load_module(request, checkpoint)
+    module_info = target_module.module_info if target_module else None
+    draft = ties.restore_ties(
+        create_draft(checkpoint, _select_state(checkpoint, module_info, request))
+    )
+    sources = ValueSources(
+        target_module, request.donor, anonymous_file, source_guard, request.limits
+    )
+    plan = _choose_plan(request, draft, module_info, sources)
+    already_applied = is_applied(plan, _read_provenance(draft))
+    result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
+    diff = predict_load(result, module_info, state_only=to == SAFETENSORS) if module_info else None
+    notes = check_container_limits(result, to, drop_extra=request.drop_extra)
+    if module_info and request.at is None:
+        equal_matches = equally_good_states(checkpoint, module_info, draft.state)
+        state_paths = ", ".join(f"`{at}`" for at in equal_matches)
+        note = f"{state_paths} matches as well as `{draft.state.at or '.'}`: --at takes it instead"
+        notes = (*notes, note) if equal_matches else notes
+    if request.is_sharded and (sidecar_files := list_sidecar_files(checkpoint)):
+        notes = (*notes, f"copied along: {', '.join(file.name for file in sidecar_files)}")
+    if request.is_sharded and is_web_location(checkpoint.path):
         notes = (*notes, "what lies beside the shards is not copied: http cannot list it")
-    _save_plan(request, plan_text(plan))
-    changed = result is not draft or result.items.keys() != result.state.tensors.keys()
-    changed = changed or result.state.role == "module"
-    left = unmet(met) if met else ""
-    done = _Done(request, to, plan, result, live, watch, prints, ahead, changed, left)
-    checks, digests = ((), None) if request.dry_run else done.write()
-    return Migration(
+    _save_plan(request, format_plan(plan))
+    state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
+    state_changed = state_changed or result.state.role == "module"
+    load_obstacles = strict_load_obstacles(diff) if diff else ""
+    applied_plan = _AppliedPlan(
+        request,
+        to,
+        plan,
+        result,
+        target_module,
+        source_guard,
+        fingerprints,
+        early_copy,
+        state_changed,
+        load_obstacles,
+    )
+    checks, digests = ((), None) if request.dry_run else applied_plan.write_result()
+    return MigrationResult(
         checkpoint=checkpoint,
         state=result.state,
-        module=module,
-        plan=Plan() if again else plan,
+        module_info=module_info,
+        plan=Plan() if already_applied else plan,
         to=to,
         target=request.target,
-        loading=met,
+        diff=diff,
         checks=checks,
         digests=digests,
         notes=notes,
-        changed=changed,
-        again=again,
-        container=_kind(request, to),
+        state_changed=state_changed,
+        already_applied=already_applied,
+        container=_get_result_container(request, to),
     )
 
 
-def _opened(request: Request, memory: Memory) -> Checkpoint:
+def _open_source_checkpoint(request: MigrationRequest, anonymous_file: AnonymousFile) -> Checkpoint:
     checkpoint = open_checkpoint(request.source, request.limits)
     if checkpoint.damage:
         raise PlanError(f"{checkpoint.path}: is not migrated: {checkpoint.damage}")
-    return inflated(checkpoint, memory, request.limits)
+    return inflate_storages(checkpoint, anonymous_file, request.limits)
 
 
-def _begin(request: Request, to: str, checkpoint: Checkpoint, prints: Prints, ahead: Ahead) -> None:
+def _start_early_work(
+    request: MigrationRequest,
+    to: str,
+    checkpoint: Checkpoint,
+    fingerprints: BackgroundFingerprints,
+    early_copy: EarlyCopy,
+) -> None:
     """Start plan-independent work (copying, fingerprints) while torch is imported."""
-    if request.target is None or request.dry_run or request.folder or len(checkpoint.states) != 1:
+    if (
+        request.target is None
+        or request.dry_run
+        or request.is_sharded
+        or len(checkpoint.states) != 1
+    ):
         return
     state = checkpoint.states[0]
-    room = writing.room_for(state)
+    header_room = writing.compute_header_room(state)
     if (
         to == SAFETENSORS
-        and room
-        and all(t.dtype in CODES and t.span for t in state.tensors.values())
+        and header_room
+        and all(
+            tensor.dtype in SAFETENSORS_DTYPES and tensor.span for tensor in state.tensors.values()
+        )
     ):
-        items, _ = ties.split_ties(draft_of(checkpoint, state))
-        tensors = [items[one.key].tensor for one in writing.stored(items)]
-        ahead.start(
-            tensors, room, request.target,
-            force=request.force, recorded=request.recorded, busy=_imports_torch(request),
+        items, _ = ties.split_ties(create_draft(checkpoint, state))
+        tensors = [
+            items[stored_tensor.key].tensor for stored_tensor in writing.order_tensors(items)
+        ]
+        early_copy.start_copying(
+            tensors,
+            header_room,
+            request.target,
+            force=request.force,
+            with_fingerprints=request.record_provenance,
+            importing_torch=_will_import_torch(request),
             progress=request.progress,
-        )  # fmt: skip
-    elif request.recorded:
-        prints.start(state)
+        )
+    elif request.record_provenance:
+        fingerprints.start_fingerprints(state)
 
 
-def _imports_torch(request: Request) -> bool:
+def _will_import_torch(request: MigrationRequest) -> bool:
     """Return whether building the module imports torch, which starves threads for a second."""
     return request.module is not None and "torch" not in sys.modules
 
 
-def _container(request: Request) -> str:
+def _choose_output_container(request: MigrationRequest) -> str:
     suffix = request.target.suffix.lower() if request.target else ".safetensors"
-    found = request.to or _SUFFIXES.get(suffix)
-    if request.folder:
-        if found == TORCH or suffix in _SUFFIXES:
+    container = request.to or _CONTAINER_BY_SUFFIX.get(suffix)
+    if request.is_sharded:
+        if container == TORCH or suffix in _CONTAINER_BY_SUFFIX:
             raise UsageError(
                 f"-o {request.target}: a checkpoint in several files is a folder of safetensors: "
                 "name it without a suffix, and leave --to pth out"
             )
         return SAFETENSORS
-    if found is None and request.target is not None and request.target.is_dir():
+    if container is None and request.target is not None and request.target.is_dir():
         name = f"{Path(request.source.name).stem}.safetensors"
         raise UsageError(
             f"-o {request.target}: is a folder: name the file in it, for example {name}"
         )
-    if found is None and str(request.target) == "-":
+    if container is None and str(request.target) == "-":
         raise UsageError("-o -: a checkpoint is not written to standard output: name a file")
-    if found is None:
-        known = ", ".join(_SUFFIXES)
+    if container is None:
+        suffixes_text = ", ".join(_CONTAINER_BY_SUFFIX)
         raise UsageError(
-            f"-o {request.target}: its suffix names no container ({known}): "
+            f"-o {request.target}: its suffix names no container ({suffixes_text}): "
             "say which with --to safetensors or --to pth"
         )
-    return found
+    return container
 
 
-def _kind(request: Request, to: str) -> Container:
-    if request.folder:
+def _get_result_container(request: MigrationRequest, to: str) -> Container:
+    if request.is_sharded:
         return Container.SHARDED_SAFETENSORS
     return Container.SAFETENSORS if to == SAFETENSORS else Container.TORCH_ZIP
 
 
-def _check_target(request: Request, watch: Watch) -> None:
+def _check_target(request: MigrationRequest, source_guard: SourceGuard) -> None:
     if request.target is None:
         if not request.dry_run:
             raise UsageError("no destination is named: -o DST, or --dry-run to see the plan only")
         return
     if request.dry_run:
         return
-    inputs = [p for p in (request.source, request.donor) if isinstance(p, Path)]
+    inputs = [path for path in (request.source, request.donor) if isinstance(path, Path)]
     check_target(
-        request.target, [*inputs, *watch.files], force=request.force, folder=request.folder
+        request.target,
+        [*inputs, *source_guard.local_files],
+        force=request.force,
+        folder=request.is_sharded,
     )
 
 
-def _live(request: Request, checkpoint: Checkpoint) -> "Live | None":
+def _load_module(request: MigrationRequest, checkpoint: Checkpoint) -> "TargetModule | None":
     if request.module is None:
         return None
-    from ckptool.migration.live import live
+    from ckptool.migration.live import load_target_module
 
-    return live(request.module(checkpoint))
+    return load_target_module(request.module(checkpoint))
 
 
-def _state(checkpoint: Checkpoint, module: ModuleState | None, request: Request) -> State:
+def _select_state(
+    checkpoint: Checkpoint, module_info: ModuleInfo | None, request: MigrationRequest
+) -> StateDict:
     """Return the state_dict to migrate: at `request.at`, else the best match, else the only one."""
     if request.at is not None:
-        state = state_at(checkpoint, request.at)
-    elif module is not None:
-        state = best_state(checkpoint, module)
+        state = get_state(checkpoint, request.at)
+    elif module_info is not None:
+        state = find_best_state(checkpoint, module_info)
     else:
         states = [s for s in checkpoint.states if s.role != "optimizer"] or [*checkpoint.states]
-        models = [s for s in states if s.role != "tensors"] or states
-        places = ", ".join(f"`{s.at or '.'}`" for s in models)
-        if len(models) > 1:
-            raise PlanError(f"{checkpoint.path}: has states at {places}: name one with --at")
-        state = models[0] if models else State("", {})
-    if not state.tensors and not state.unsaved:
+        model_states = [s for s in states if s.role != "tensors"] or states
+        state_paths = ", ".join(f"`{s.at or '.'}`" for s in model_states)
+        if len(model_states) > 1:
+            raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
+        state = model_states[0] if model_states else StateDict("", {})
+    if not state.tensors and not state.unsaved_tensors:
         raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
     return state
 
 
-def _plan(request: Request, draft: Draft, module: ModuleState | None, sources: Sources) -> Plan:
+def _choose_plan(
+    request: MigrationRequest, draft: Draft, module_info: ModuleInfo | None, sources: ValueSources
+) -> Plan:
     """Return the plan of the request, or derive one.
 
     Raises:
@@ -306,89 +365,117 @@ def _plan(request: Request, draft: Draft, module: ModuleState | None, sources: S
     """
     if request.plan is None:
         try:
-            return suggest(draft, module, sources, request.wishes)
+            return suggest_plan(draft, module_info, sources, request.overrides)
         except UndecidedError as error:
-            raise _with_way_out(error, request) from error
-    if request.wishes != Wishes():
+            raise _add_undecided_hint(error, request) from error
+    if request.overrides != KeyOverrides():
         raise UsageError(
             "--plan is the whole plan: write what --inject and --drop ask for into it, as steps"
         )
-    return reverse(request.plan) if request.reverse else request.plan
+    return reverse_plan(request.plan) if request.reverse else request.plan
 
 
-def _record(draft: Draft) -> str | None:
+def _read_provenance(draft: Draft) -> str | None:
     path = draft.checkpoint.path
-    beside = path.with_name(path.name + SUFFIX)
+    record_path = path.with_name(path.name + RECORD_SUFFIX)
     try:
-        if found := draft.checkpoint.metadata.get(KEY):
-            return found
-        with open_source(beside) as source:
-            return source.head(_RECORD).decode()
+        if record := draft.checkpoint.metadata.get(PROVENANCE_KEY):
+            return record
+        with open_source(record_path) as source:
+            return source.read_head(_MAX_RECORD_NBYTES).decode()
     except (ReadError, UnicodeDecodeError):
         return None
 
 
-def _with_way_out(error: UndecidedError, request: Request) -> PlanError:
+def _add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> PlanError:
     """Save the derived steps with the open decisions as comments; return the error with a hint."""
     if request.save_plan is None:
-        way = "--save-plan FILE writes the plan so far, with all that is open, to be edited"
+        hint = "--save-plan FILE writes the plan so far, with all that is open, to be edited"
     else:
-        _save_plan(request, error.draft)
-        way = (
+        _save_plan(request, error.draft_plan_text)
+        hint = (
             f"the plan so far is in {request.save_plan}, with all that is open in comments: "
             f"decide it there, and come back with --plan {shlex.quote(str(request.save_plan))}"
         )
-    return PlanError(f"{error}; {way}")
+    return PlanError(f"{error}; {hint}")
 
 
-def _save_plan(request: Request, text: str) -> None:
+def _save_plan(request: MigrationRequest, text: str) -> None:
     if request.save_plan is None:
         return
-    with failing(request.save_plan):
+    with translate_os_errors(request.save_plan):
         if request.save_plan.exists() and not request.force:
             raise WriteError(f"{request.save_plan}: exists already: replace it with --force")
         request.save_plan.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
+class _AppliedPlan:
     """A draft with its plan applied, ready to write."""
 
-    request: Request
+    request: MigrationRequest
     to: str
     plan: Plan
     result: Draft
-    live: "Live | None"
-    watch: Watch
-    prints: Prints
-    ahead: Ahead
-    changed: bool
-    unmet: str
+    target_module: "TargetModule | None"
+    source_guard: SourceGuard
+    fingerprints: BackgroundFingerprints
+    early_copy: EarlyCopy
+    state_changed: bool
+    load_obstacles: str
 
-    def write(self) -> tuple[tuple[Check, ...], Digests]:
-        request, checks = self.request, list[Check]()
+    def write_result(self) -> tuple[tuple[CheckResult, ...], MigrationDigests]:
+        request, checks = self.request, list[CheckResult]()
         assert request.target is not None
 
-        def look(path: Path) -> None:
-            checks.extend(verify(self._written(path, request.target), self.live, request.proof))
+        def check_file(path: Path) -> None:
+            checks.extend(
+                check_pending_file(
+                    self._describe_pending_file(path, request.target),
+                    self.target_module,
+                    request.forward_check,
+                )
+            )
 
-        job = Job(
-            self.result, self.plan, request.target, self.to, request.force, request.recorded,
-            self.changed, request.limits, request.progress, self.watch.check, look,
-            self.ahead.prints if self.ahead.out else self.prints.of, self.ahead, request.links,
-        )  # fmt: skip
-        if request.folder:
-            from ckptool.migration.folder import write_folder
+        job = WriteJob(
+            self.result,
+            self.plan,
+            request.target,
+            self.to,
+            request.force,
+            request.record_provenance,
+            self.state_changed,
+            request.limits,
+            request.progress,
+            self.source_guard.check_unchanged,
+            check_file,
+            (
+                self.early_copy.get_fingerprints
+                if self.early_copy.output
+                else self.fingerprints.get_fingerprints
+            ),
+            self.early_copy,
+            request.hard_links,
+        )
+        if request.is_sharded:
+            from ckptool.migration.folder import write_sharded_folder
 
-            digests = write_folder(job, request.max_shard_size)
+            digests = write_sharded_folder(job, request.max_shard_size)
         else:
-            digests = writing.write(job)
+            digests = writing.write_checkpoint(job)
         return tuple(checks), digests
 
-    def _written(self, path: Path, target: Path | None) -> Written:
-        tied: Mapping[str, str] = {}
+    def _describe_pending_file(self, path: Path, target: Path | None) -> PendingFile:
+        tied_keys: Mapping[str, str] = {}
         if self.to == SAFETENSORS:
-            tied = ties.split_ties(self.result)[1]
+            tied_keys = ties.split_ties(self.result)[1]
         # A pickled module at the root becomes a state_dict at the root.
-        safetensors = self.to == SAFETENSORS
-        return Written(path, target or path, safetensors, self.result.state.at, tied, self.unmet)
+        is_safetensors = self.to == SAFETENSORS
+        return PendingFile(
+            path,
+            target or path,
+            is_safetensors,
+            self.result.state.at,
+            tied_keys,
+            self.load_obstacles,
+        )

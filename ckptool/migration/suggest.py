@@ -5,29 +5,29 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from ckptool.compare import Loading, loading
+from ckptool.compare import ModuleDiff, build_module_diff
 from ckptool.errors import PlanError
-from ckptool.matching import Rewrite
-from ckptool.migration.draft import Draft, matching
+from ckptool.matching import PrefixRewrite
+from ckptool.migration.draft import Draft, match_keys
 from ckptool.migration.ops import (
-    NOTHING,
+    EMPTY_CONTEXT,
     AddPrefix,
-    Drop,
-    Inject,
+    DropKeys,
+    InjectTensor,
     Operation,
-    Rename,
+    RenameKeys,
     StripPrefix,
 )
-from ckptool.migration.plan import Op, Plan, apply
-from ckptool.migration.questions import UndecidedError, questions
-from ckptool.migration.reshaping import Bake, Tie
-from ckptool.migration.sources import Sources
-from ckptool.model import Checkpoint, Constancy, Held, Kind, ModuleState
-from ckptool.styles import Style
+from ckptool.migration.plan import Op, Plan, apply_plan
+from ckptool.migration.questions import UndecidedError, find_open_decisions
+from ckptool.migration.reshaping import BakeMask, TieTensors
+from ckptool.migration.sources import ValueSources
+from ckptool.model import Checkpoint, Constancy, Kind, ModuleInfo, ModuleTensor
+from ckptool.styles import ParametrizationStyle
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class KeyOverrides:
     """Single keys that the user injects or drops (--inject, --drop)."""
 
     inject: Mapping[str, str] = field(default_factory=dict)
@@ -35,7 +35,9 @@ class Wishes:
     drop: tuple[str, ...] = ()
 
 
-def suggest(draft: Draft, module: ModuleState | None, sources: Sources, wishes: Wishes) -> Plan:
+def suggest_plan(
+    draft: Draft, module_info: ModuleInfo | None, sources: ValueSources, overrides: KeyOverrides
+) -> Plan:
     """Derive the plan after which the module loads the draft strictly.
 
     Without a module, the plan has only the overrides.
@@ -43,161 +45,188 @@ def suggest(draft: Draft, module: ModuleState | None, sources: Sources, wishes: 
     Raises:
         UndecidedError: keys remain undecided; it has the open decisions and the partial plan.
     """
-    steps = _Steps(draft, module, sources)
+    builder = _PlanBuilder(draft, module_info, sources)
     # A key to drop may be a key of the file, or a key after renaming to the module's.
-    before = [key for key in wishes.drop if matching(draft, key) or key in draft.others]
-    steps.add_all(Drop(key=key, why="asked for") for key in before)
-    if module is not None:
-        steps.add_all(_key_changes(steps.loading, steps.draft))
-        steps.add_all(_restyles(steps.loading))
-        steps.add_all(_renames(steps.loading))
-    steps.add_all(Drop(key=key, why="asked for") for key in wishes.drop if key not in before)
-    steps.add_all(
-        Inject(key=key, source=source, why="asked for") for key, source in wishes.inject.items()
+    source_drops = [
+        key for key in overrides.drop if match_keys(draft, key) or key in draft.non_tensor_keys
+    ]
+    builder.add_operations(DropKeys(key=key, why="asked for") for key in source_drops)
+    if module_info is not None:
+        builder.add_operations(_iter_prefix_changes(builder.diff, builder.draft))
+        builder.add_operations(_iter_reparametrizations(builder.diff))
+        builder.add_operations(_iter_renames(builder.diff))
+    builder.add_operations(
+        DropKeys(key=key, why="asked for") for key in overrides.drop if key not in source_drops
     )
-    if module is not None:
-        steps.add_all(_retied(steps.loading))
-        steps.add_all(_injections(steps))
-        steps.add_all(_drops(steps.loading))
-        if still := questions(steps.loading):
+    builder.add_operations(
+        InjectTensor(key=key, source=source, why="asked for")
+        for key, source in overrides.inject.items()
+    )
+    if module_info is not None:
+        builder.add_operations(_tie_operations(builder.diff))
+        builder.add_operations(_iter_injections(builder))
+        builder.add_operations(_iter_drops(builder.diff))
+        if decisions := find_open_decisions(builder.diff):
             name = str(draft.checkpoint.path)
-            raise UndecidedError(name, Plan(tuple(steps.ops)), still)
-    return Plan(tuple(steps.ops))
+            raise UndecidedError(name, Plan(tuple(builder.ops)), decisions)
+    return Plan(tuple(builder.ops))
 
 
-def outcome(draft: Draft, module: ModuleState, *, alone: bool = False) -> Loading:
+def predict_load(draft: Draft, module_info: ModuleInfo, *, state_only: bool = False) -> ModuleDiff:
     """Compare the draft's result with the module, with the same code as `diff`.
 
     With `state_only`, the container has no other state_dicts and entries (safetensors).
     """
-    result = described(draft)
-    if alone:
-        result = replace(result, states=(draft.described,), entries=())
-    return loading(result, module, draft.state.at)
+    result = build_result_checkpoint(draft)
+    if state_only:
+        result = replace(result, states=(draft.result_state,), entries=())
+    return build_module_diff(result, module_info, draft.state.at)
 
 
-def described(draft: Draft) -> Checkpoint:
+def build_result_checkpoint(draft: Draft) -> Checkpoint:
     """Return the checkpoint with the draft's result in place of its source state_dict."""
-    states = [s for s in draft.checkpoint.states if s.at != draft.state.at]
-    return replace(draft.checkpoint, states=(draft.described, *states))
+    states = [state for state in draft.checkpoint.states if state.at != draft.state.at]
+    return replace(draft.checkpoint, states=(draft.result_state, *states))
 
 
-class _Steps:
+class _PlanBuilder:
     """The operations so far, and the draft after them."""
 
-    def __init__(self, draft: Draft, module: ModuleState | None, sources: Sources) -> None:
+    def __init__(self, draft: Draft, module_info: ModuleInfo | None, sources: ValueSources) -> None:
         self.ops: list[Op] = []
         self.draft = draft
         self.sources = sources
-        self._module = module
+        self._module_info = module_info
 
     @property
-    def loading(self) -> Loading:
-        assert self._module is not None
-        return outcome(self.draft, self._module)
+    def diff(self) -> ModuleDiff:
+        assert self._module_info is not None
+        return predict_load(self.draft, self._module_info)
 
-    def add_all(self, ops: Iterator[Op]) -> None:
+    def add_operations(self, ops: Iterator[Op]) -> None:
         for op in list(ops):
-            self.draft = apply([op], self.draft, self.sources)
+            self.draft = apply_plan([op], self.draft, self.sources)
             self.ops.append(op)
 
 
-def _key_changes(met: Loading, draft: Draft) -> Iterator[Op]:
+def _iter_prefix_changes(diff: ModuleDiff, draft: Draft) -> Iterator[Op]:
     """Yield prefix operations, or single renames where those would give other keys."""
-    if met.rewrite is None:
+    if diff.rewrite is None:
         return
-    ops = list(_prefixes(met.rewrite))
-    wanted = met.rewrite.keys
-    if _leads_to(ops, draft, wanted):
+    ops = list(_iter_prefix_operations(diff.rewrite))
+    new_keys = diff.rewrite.key_map
+    if _gives_keys(ops, draft, new_keys):
         yield from ops
     else:
         why = "the module's keys are without it"
-        yield from (Rename(key=old, to=new, why=why) for old, new in wanted.items())
+        yield from (RenameKeys(key=old, to=new, why=why) for old, new in new_keys.items())
 
 
-def _prefixes(rewrite: Rewrite) -> Iterator[Op]:
-    why = f"{len(rewrite.keys)} of the file's keys match the module's then"
-    for removed in rewrite.removed:
-        leading = removed.endswith(".")
-        prefix = removed if leading else f"{removed}."
-        yield StripPrefix(prefix=prefix, anywhere=not leading, why=why)
-    if rewrite.added:
-        yield AddPrefix(prefix=rewrite.added, why=why)
+def _iter_prefix_operations(rewrite: PrefixRewrite) -> Iterator[Op]:
+    why = f"{len(rewrite.key_map)} of the file's keys match the module's then"
+    for removed in rewrite.removed_segments:
+        is_leading = removed.endswith(".")
+        prefix = removed if is_leading else f"{removed}."
+        yield StripPrefix(prefix=prefix, anywhere=not is_leading, why=why)
+    if rewrite.added_prefix:
+        yield AddPrefix(prefix=rewrite.added_prefix, why=why)
 
 
-def _leads_to(ops: list[Op], draft: Draft, wanted: Mapping[str, str]) -> bool:
+def _gives_keys(ops: list[Op], draft: Draft, new_keys: Mapping[str, str]) -> bool:
     """Return whether `ops` rename the keys as in `new_keys` (old -> new)."""
-    steps: list[Operation] = list(ops)
+    operations: list[Operation] = list(ops)
     try:
-        for op in steps:
-            draft = op.apply(draft, NOTHING)
+        for op in operations:
+            draft = op.apply(draft, EMPTY_CONTEXT)
     except PlanError:
         return False
-    found = {item.origin: key for key, item in draft.items.items()}
-    return all(found[old] == new for old, new in wanted.items())
+    result_keys = {item.source_key: key for key, item in draft.items.items()}
+    return all(result_keys[old] == new for old, new in new_keys.items())
 
 
-def _restyles(met: Loading) -> Iterator[Op]:
+def _iter_reparametrizations(diff: ModuleDiff) -> Iterator[Op]:
     """Yield renames between parametrization styles, and the bake of a pruned parameter."""
-    for one in met.restyles:
-        why = f"{one.want} for {one.have} (CK217)"
-        yield from (Rename(key=old, to=new, why=why) for old, new in one.renames.items())
-        if one.have is Style.PRUNED and one.want is Style.PLAIN:
-            original, mask = one.file_keys
-            yield Bake(key=one.parameter, original=original, mask=mask, why=f"{why}: for good")
+    for reparametrization in diff.reparametrizations:
+        why = f"{reparametrization.module_style} for {reparametrization.file_style} (CK217)"
+        yield from (
+            RenameKeys(key=old, to=new, why=why) for old, new in reparametrization.renames.items()
+        )
+        if (
+            reparametrization.file_style is ParametrizationStyle.PRUNED
+            and reparametrization.module_style is ParametrizationStyle.PLAIN
+        ):
+            original, mask = reparametrization.file_keys
+            yield BakeMask(
+                key=reparametrization.parameter,
+                original=original,
+                mask=mask,
+                why=f"{why}: for good",
+            )
 
 
-def _renames(met: Loading) -> Iterator[Op]:
-    for key, found in met.renames.items():
-        ending = key.rpartition(".")[2] == found.rpartition(".")[2]
-        how = "name ending" if ending else "an old name of a LayerNorm's parameter"
-        why = f"one is missing and one unexpected, of one shape and {how}: probably the same"
-        yield Rename(key=found, to=key, why=why)
+def _iter_renames(diff: ModuleDiff) -> Iterator[Op]:
+    for key, old_key in diff.renames.items():
+        same_ending = key.rpartition(".")[2] == old_key.rpartition(".")[2]
+        description = "name ending" if same_ending else "an old name of a LayerNorm's parameter"
+        why = (
+            f"one is missing and one unexpected, of one shape and {description}: probably the same"
+        )
+        yield RenameKeys(key=old_key, to=key, why=why)
 
 
-def _retied(met: Loading) -> Iterator[Op]:
+def _tie_operations(diff: ModuleDiff) -> Iterator[Op]:
     """Yield tie operations for tied keys that the file omits, as safetensors does."""
-    for key, kept in met.tied.items():
-        yield Tie(key=key, to=kept, why="one tensor under two names in the module (CK501)")
+    for key, kept_key in diff.tied_missing_keys.items():
+        yield TieTensors(
+            key=key, to=kept_key, why="one tensor under two names in the module (CK501)"
+        )
 
 
-def _injections(steps: _Steps) -> Iterator[Op]:
+def _iter_injections(builder: _PlanBuilder) -> Iterator[Op]:
     """Yield injections of missing tensors: from an attribute, else from the constructor."""
-    met = steps.loading
-    for key in met.missing_keys:
-        held = met.module.saved.get(key)
-        if held is None:
+    diff = builder.diff
+    for key in diff.missing_keys:
+        module_tensor = diff.module.saved_tensors.get(key)
+        if module_tensor is None:
             continue
-        shape, attribute = held.tensor.shape, steps.sources.attribute(key, steps.draft)
+        shape, attribute = (
+            module_tensor.tensor.shape,
+            builder.sources.find_attribute(key, builder.draft),
+        )
         if attribute is not None and attribute.shape == shape:
-            why = f"a {held.kind} now, and an attribute of the pickled module then"
-            yield Inject(key=key, source="attribute", dtype=attribute.dtype, shape=shape, why=why)
-        elif _counts_batches(held, met):
+            why = f"a {module_tensor.kind} now, and an attribute of the pickled module then"
+            yield InjectTensor(
+                key=key, source="attribute", dtype=attribute.dtype, shape=shape, why=why
+            )
+        elif _is_batch_counter(module_tensor, diff):
             why = "0, as torch fills it in for files from before 0.4.1: only momentum=None reads it"
-            yield Inject(key=key, source="literal:0", dtype="int64", shape=(), why=why)
-        elif _constructible(held):
+            yield InjectTensor(key=key, source="literal:0", dtype="int64", shape=(), why=why)
+        elif _is_constructible(module_tensor):
             why = "assumed: the value that the constructor makes, the same under two seeds"
-            dtype = held.tensor.dtype
-            yield Inject(key=key, source="constructor", dtype=dtype, shape=shape, why=why)
+            dtype = module_tensor.tensor.dtype
+            yield InjectTensor(key=key, source="constructor", dtype=dtype, shape=shape, why=why)
 
 
-def _counts_batches(held: Held, met: Loading) -> bool:
+def _is_batch_counter(module_tensor: ModuleTensor, diff: ModuleDiff) -> bool:
     """Return whether it is num_batches_tracked of a norm layer whose statistics the file has."""
-    owner, _, name = held.key.rpartition(".")
-    there = f"{owner}.running_var".lstrip(".") in met.state.tensors
-    ours = held.owner.startswith("torch.") and (held.tensor.dtype, held.tensor.shape) == (
+    owner, _, name = module_tensor.key.rpartition(".")
+    has_statistics = f"{owner}.running_var".lstrip(".") in diff.state.tensors
+    is_torch_counter = module_tensor.owner.startswith("torch.") and (
+        module_tensor.tensor.dtype,
+        module_tensor.tensor.shape,
+    ) == (
         "int64",
         (),
     )
-    return name == "num_batches_tracked" and there and ours
+    return name == "num_batches_tracked" and has_statistics and is_torch_counter
 
 
-def _constructible(held: Held) -> bool:
-    constant = held.constancy is Constancy.CONSTANT and not held.statistic
-    return held.kind is Kind.BUFFER and constant
+def _is_constructible(module_tensor: ModuleTensor) -> bool:
+    is_constant = module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_statistic
+    return module_tensor.kind is Kind.BUFFER and is_constant
 
 
-def _drops(met: Loading) -> Iterator[Op]:
-    for key in met.unexpected_keys:
-        if met.same_value.get(key) and key in met.module.unsaved:
-            yield Drop(key=key, why="the module makes the same value itself (CK205)")
+def _iter_drops(diff: ModuleDiff) -> Iterator[Op]:
+    for key in diff.unexpected_keys:
+        if diff.equal_values.get(key) and key in diff.module.unsaved_tensors:
+            yield DropKeys(key=key, why="the module makes the same value itself (CK205)")

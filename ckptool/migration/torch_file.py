@@ -13,26 +13,26 @@ from ckptool.formats import pickle_writer
 from ckptool.formats.blobs import Blob
 from ckptool.formats.files import open_source
 from ckptool.formats.limits import Limits
-from ckptool.formats.nodes import Global, Opaque, Persistent, PickleError
-from ckptool.formats.pickle_graph import Class, Graph, read_graph
-from ckptool.formats.plain import text_key
-from ckptool.formats.storages import DTYPES
-from ckptool.formats.torch_zip import Records
-from ckptool.formats.torch_zip_writer import Record
-from ckptool.formats.zips import STORED, chunks, read_archive, read_member
-from ckptool.migration.draft import Draft, Item, c_order
-from ckptool.migration.execute import blob
-from ckptool.model import BITS, Container, Span
+from ckptool.formats.nodes import GlobalName, PersistentReference, PickleError, UnresolvedObject
+from ckptool.formats.pickle_graph import NewObjClass, PickleGraph, read_graph
+from ckptool.formats.plain import format_key
+from ckptool.formats.storages import STORAGE_DTYPES
+from ckptool.formats.torch_zip import ArchiveRecords
+from ckptool.formats.torch_zip_writer import ZipRecord
+from ckptool.formats.zips import STORED, iter_member_chunks, read_archive, read_member
+from ckptool.migration.draft import Draft, PlannedTensor, contiguous_stride
+from ckptool.migration.execute import build_blob
+from ckptool.model import DTYPE_BITS, Container, Span
 
-_ORDERED: Final = Global("collections", "OrderedDict")
-_REBUILD: Final = Global("torch._utils", "_rebuild_tensor_v2")
-_REBUILD_TYPED: Final = Global("torch._utils", "_rebuild_tensor_v3")
-_CLASSES: Final = {
-    dtype: Global("torch", name)
-    for name, dtype in DTYPES.items()
+_ORDERED_DICT: Final = GlobalName("collections", "OrderedDict")
+_REBUILD_TENSOR_V2: Final = GlobalName("torch._utils", "_rebuild_tensor_v2")
+_REBUILD_TENSOR_V3: Final = GlobalName("torch._utils", "_rebuild_tensor_v3")
+_STORAGE_CLASSES: Final = {
+    dtype: GlobalName("torch", name)
+    for name, dtype in STORAGE_DTYPES.items()
     if not name.endswith("UntypedStorage")
 }
-_UNTYPED: Final = Global("torch.storage", "UntypedStorage")
+_UNTYPED_STORAGE: Final = GlobalName("torch.storage", "UntypedStorage")
 _STORAGE, _CPU = "storage", "cpu"
 
 
@@ -41,12 +41,12 @@ class TorchFile:
     """Content of a torch.save zip file."""
 
     pickle: bytes
-    storages: list[Record]
-    made: dict[str, str] = field(default_factory=dict)
+    storages: list[ZipRecord]
+    own_storages: dict[str, str] = field(default_factory=dict)
     """Tensor key -> key of a storage of its own (unused)."""
 
 
-def torch_file(draft: Draft, limits: Limits, *, changed: bool) -> TorchFile:
+def build_torch_file(draft: Draft, limits: Limits, *, changed: bool) -> TorchFile:
     """Return the pickle and the storages of the result.
 
     Without `changed`, the source's pickle is kept as it is.
@@ -54,108 +54,124 @@ def torch_file(draft: Draft, limits: Limits, *, changed: bool) -> TorchFile:
     Raises:
         PlanError: the source's objects cannot be pickled again around the new state_dict.
     """
-    source = _Source(draft, limits)
+    source = _SourcePickle(draft, limits)
     root, protocol = source.graph.root, source.graph.protocol
-    maker = _Maker(source)
+    builder = _TensorNodeBuilder(source)
     if changed or draft.checkpoint.container is not Container.TORCH_ZIP:
-        root = _replaced(root, draft, maker)
+        root = _replace_state_dict(root, draft, builder)
     try:
-        data, persistent = pickle_writer.dump(root, protocol)
+        data, persistent = pickle_writer.write_pickle(root, protocol)
     except PickleError as error:
         raise PlanError(f"{draft.checkpoint.path}: cannot be written again: {error}") from error
     keys = dict.fromkeys(str(node.id[2]) for node in persistent if type(node.id) is tuple)
-    records = [Record(key, maker.blobs.get(key) or source.storage(key)) for key in keys]
+    records = [ZipRecord(key, builder.blobs.get(key) or source.get_storage(key)) for key in keys]
     return TorchFile(data, records)
 
 
-class _Source:
+class _SourcePickle:
     """Pickle graph and storages of a torch.save zip source; empty for other containers."""
 
     def __init__(self, draft: Draft, limits: Limits) -> None:
-        self.graph = Graph(None, 2)
+        self.graph = PickleGraph(None, 2)
         self._path = draft.checkpoint.path
         self._limits = limits
         self._blobs: dict[str, Blob] = {}
         if draft.checkpoint.metadata.get("byteorder") == "big":
             raise PlanError(f"{self._path}: is big-endian: write safetensors, then a .pth of that")
         if draft.checkpoint.container is Container.TORCH_ZIP:
-            self._read()
+            self._load_records()
 
-    def storage(self, key: str) -> Blob:
+    def get_storage(self, key: str) -> Blob:
         return self._blobs[key]
 
-    def taken(self, key: str) -> bool:
+    def has_storage(self, key: str) -> bool:
         return key in self._blobs
 
-    def _read(self) -> None:
+    def _load_records(self) -> None:
         with open_source(self._path) as source:
-            records = Records(source, read_archive(source, self._limits), self._limits)
-            data = read_member(source, records.pickles[0], self._limits, self._limits.pickle_bytes)
-            self.graph = _graph(data, self._limits, self._path)
+            records = ArchiveRecords(source, read_archive(source, self._limits), self._limits)
+            data = read_member(
+                source, records.main_pickles[0], self._limits, self._limits.pickle_bytes
+            )
+            self.graph = _read_pickle_graph(data, self._limits, self._path)
         for name, member in records.items():
             if name.startswith("data/"):
-                span = Span(self._path, member.start, member.nbytes)
-                stored = member.method == STORED
-                inflate = None if stored else self._inflater(name)
-                kept = span if stored else None
-                self._blobs[name[5:]] = Blob(member.nbytes, kept, inflate, member.crc or None)
+                span = Span(self._path, member.data_offset, member.nbytes)
+                is_stored = member.method == STORED
+                inflate = None if is_stored else self._make_inflater(name)
+                stored_span = span if is_stored else None
+                self._blobs[name[5:]] = Blob(
+                    member.nbytes, stored_span, inflate, member.crc or None
+                )
 
-    def _inflater(self, name: str) -> Callable[[], Iterator[bytes]]:
-        def inflate() -> Iterator[bytes]:
+    def _make_inflater(self, name: str) -> Callable[[], Iterator[bytes]]:
+        def iter_inflated() -> Iterator[bytes]:
             with open_source(self._path) as source:
-                records = Records(source, read_archive(source, self._limits), self._limits)
-                yield from chunks(source, records[name], self._limits)
+                records = ArchiveRecords(source, read_archive(source, self._limits), self._limits)
+                yield from iter_member_chunks(source, records[name], self._limits)
 
-        return inflate
+        return iter_inflated
 
 
-def _graph(data: bytes, limits: Limits, path: object) -> Graph:
+def _read_pickle_graph(data: bytes, limits: Limits, path: object) -> PickleGraph:
     try:
         return read_graph(data, limits)
     except PickleError as error:
         raise PlanError(f"{path}: its pickle cannot be written again: {error}") from error
 
 
-class _Maker:
+class _TensorNodeBuilder:
     """Builds pickle nodes and storages for tensors that the source's pickle does not have."""
 
-    def __init__(self, source: _Source) -> None:
+    def __init__(self, source: _SourcePickle) -> None:
         self.blobs: dict[str, Blob] = {}
         self._source = source
-        self._storages: dict[object, tuple[Persistent, Item]] = {}
-        self._next = 0
+        self._storages: dict[object, tuple[PersistentReference, PlannedTensor]] = {}
+        self._next_key = 0
 
-    def tensor(self, item: Item) -> Opaque:
+    def build_tensor(self, item: PlannedTensor) -> UnresolvedObject:
         """Return the node of a tensor with a new storage, shared with tied tensors."""
-        if item.identity not in self._storages:
-            self._storages[item.identity] = (self._storage(item), item)
-        storage, first = self._storages[item.identity]
+        if item.tie_identity not in self._storages:
+            self._storages[item.tie_identity] = (self._add_storage(item), item)
+        storage, first = self._storages[item.tie_identity]
         shape, dtype = first.tensor.shape, first.dtype
-        args = (storage, 0, shape, c_order(shape), False, Opaque(_ORDERED, ()))
-        if dtype in _CLASSES:
-            return Opaque(_REBUILD, args)
-        return Opaque(_REBUILD_TYPED, (*args, Global("torch", dtype)))
+        args = (
+            storage,
+            0,
+            shape,
+            contiguous_stride(shape),
+            False,
+            UnresolvedObject(_ORDERED_DICT, ()),
+        )
+        if dtype in _STORAGE_CLASSES:
+            return UnresolvedObject(_REBUILD_TENSOR_V2, args)
+        return UnresolvedObject(_REBUILD_TENSOR_V3, (*args, GlobalName("torch", dtype)))
 
-    def _storage(self, item: Item) -> Persistent:
-        key = self._free_key()
-        self.blobs[key] = blob(item)
-        nbytes, cls = self.blobs[key].nbytes, _CLASSES.get(item.dtype, _UNTYPED)
-        numel = nbytes if cls is _UNTYPED else nbytes * 8 // BITS[item.dtype]
-        return Persistent((_STORAGE, cls, key, _CPU, numel))
+    def _add_storage(self, item: PlannedTensor) -> PersistentReference:
+        key = self._find_free_key()
+        self.blobs[key] = build_blob(item)
+        nbytes, storage_class = (
+            self.blobs[key].nbytes,
+            _STORAGE_CLASSES.get(item.dtype, _UNTYPED_STORAGE),
+        )
+        numel = (
+            nbytes if storage_class is _UNTYPED_STORAGE else nbytes * 8 // DTYPE_BITS[item.dtype]
+        )
+        return PersistentReference((_STORAGE, storage_class, key, _CPU, numel))
 
-    def _free_key(self) -> str:
-        while self._source.taken(str(self._next)) or str(self._next) in self.blobs:
-            self._next += 1
-        return str(self._next)
+    def _find_free_key(self) -> str:
+        while self._source.has_storage(str(self._next_key)) or str(self._next_key) in self.blobs:
+            self._next_key += 1
+        return str(self._next_key)
 
 
-def _replaced(root: Any, draft: Draft, maker: _Maker) -> Any:
+def _replace_state_dict(root: Any, draft: Draft, builder: _TensorNodeBuilder) -> Any:
     """Return the pickle tree with the source's state_dict replaced by the result's."""
     if root is None or not draft.state.at:
-        return _state_dict(root, draft, maker)
-    for place, node, put in _places(root):
-        if place == draft.state.at and _holds(node, draft):
-            put(_state_dict(node, draft, maker))
+        return _build_state_dict(root, draft, builder)
+    for path, node, set_node in _iter_nodes(root):
+        if path == draft.state.at and _is_state_node(node, draft):
+            set_node(_build_state_dict(node, draft, builder))
             return root
     raise PlanError(
         f"{draft.checkpoint.path}: the state at `{draft.state.at}` cannot be changed in its place: "
@@ -163,103 +179,103 @@ def _replaced(root: Any, draft: Draft, maker: _Maker) -> Any:
     )
 
 
-def _holds(node: Any, draft: Draft) -> bool:
+def _is_state_node(node: Any, draft: Draft) -> bool:
     if draft.state.role == "module":
-        return type(node) is Opaque
-    return bool(_pairs(node).keys() >= {*draft.state.tensors})
+        return type(node) is UnresolvedObject
+    return bool(_read_pairs(node).keys() >= {*draft.state.tensors})
 
 
-def _state_dict(old: Any, draft: Draft, maker: _Maker) -> Any:
+def _build_state_dict(old_node: Any, draft: Draft, builder: _TensorNodeBuilder) -> Any:
     """Return the node of the result's state_dict; unchanged tensors keep their source nodes."""
-    before = _pairs(old) if draft.state.role != "module" else {}
+    old_pairs = _read_pairs(old_node) if draft.state.role != "module" else {}
     pairs: dict[Any, Any] = {}
     for key, item in draft.items.items():
-        found = before.get(item.origin) if item.origin else None
-        pairs[key if found is None or key != item.origin else found[0]] = (
-            maker.tensor(item) if found is None else found[1]
+        old_pair = old_pairs.get(item.source_key) if item.source_key else None
+        pairs[key if old_pair is None or key != item.source_key else old_pair[0]] = (
+            builder.build_tensor(item) if old_pair is None else old_pair[1]
         )
-    for key, origin in draft.others.items():
-        if origin in before:
-            pairs[key] = before[origin][1]
-    return _mapping(old, draft, pairs)
+    for key, source_key in draft.non_tensor_keys.items():
+        if source_key in old_pairs:
+            pairs[key] = old_pairs[source_key][1]
+    return _build_mapping(old_node, draft, pairs)
 
 
-def _mapping(old: Any, draft: Draft, pairs: dict[Any, Any]) -> Any:
-    if type(old) is dict and draft.versions is None:
+def _build_mapping(old_node: Any, draft: Draft, pairs: dict[Any, Any]) -> Any:
+    if type(old_node) is dict and draft.versions is None:
         return pairs
-    made = Opaque(_ORDERED, ())
-    if type(old) is Opaque and draft.state.role != "module":
-        made = Opaque(old.func, old.args)
-        made.kwargs, made.state = old.kwargs, old.state
-    made.pairs = pairs
+    mapping = UnresolvedObject(_ORDERED_DICT, ())
+    if type(old_node) is UnresolvedObject and draft.state.role != "module":
+        mapping = UnresolvedObject(old_node.func, old_node.args)
+        mapping.kwargs, mapping.state = old_node.kwargs, old_node.state
+    mapping.pairs = pairs
     if draft.versions is not None and draft.versions != draft.state.versions:
-        made.state = {**(made.state if isinstance(made.state, dict) else {})}
-        made.state["_metadata"] = _metadata(draft.versions)
-    elif draft.versions is not None and made.state is None:
-        made.state = {"_metadata": _metadata(draft.versions)}
-    return made
+        mapping.state = {**(mapping.state if isinstance(mapping.state, dict) else {})}
+        mapping.state["_metadata"] = _build_version_metadata(draft.versions)
+    elif draft.versions is not None and mapping.state is None:
+        mapping.state = {"_metadata": _build_version_metadata(draft.versions)}
+    return mapping
 
 
-def _metadata(versions: Mapping[str, int | None]) -> Opaque:
-    made = Opaque(_ORDERED, ())
-    made.pairs = {
+def _build_version_metadata(versions: Mapping[str, int | None]) -> UnresolvedObject:
+    metadata = UnresolvedObject(_ORDERED_DICT, ())
+    metadata.pairs = {
         prefix: {} if version is None else {"version": version}
         for prefix, version in versions.items()
     }
-    return made
+    return metadata
 
 
-def _pairs(node: Any) -> dict[str, tuple[Any, Any]]:
+def _read_pairs(node: Any) -> dict[str, tuple[Any, Any]]:
     """Return the children of a mapping or list: key as text -> (key, node)."""
-    if type(node) is Opaque:
+    if type(node) is UnresolvedObject:
         node = node.pairs or node.items or {}
     if isinstance(node, dict):
-        return {text_key(key): (key, child) for key, child in node.items()}
+        return {format_key(key): (key, child) for key, child in node.items()}
     if type(node) in {list, tuple}:
         return {str(index): (str(index), child) for index, child in enumerate(node)}
     return {}
 
 
-Put = Callable[[Any], None]
+NodeSetter = Callable[[Any], None]
 
 
-def _places(root: Any) -> Iterator[tuple[str, Any, Put]]:
+def _iter_nodes(root: Any) -> Iterator[tuple[str, Any, NodeSetter]]:
     """Yield (path, node, setter) for every node inside containers."""
-    todo: list[tuple[str, Any]] = [("", root)]
-    seen: set[int] = set()
-    while todo:
-        at, node = todo.pop()
-        if id(node) in seen:
+    pending_nodes: list[tuple[str, Any]] = [("", root)]
+    visited_ids: set[int] = set()
+    while pending_nodes:
+        at, node = pending_nodes.pop()
+        if id(node) in visited_ids:
             continue
-        seen.add(id(node))
-        for step, child, put in _children(node):
-            place = f"{at}.{step}" if at else step
-            yield place, child, put
-            if type(child) in {dict, list, tuple, Opaque}:
-                todo.append((place, child))
+        visited_ids.add(id(node))
+        for step, child, set_node in _iter_children(node):
+            path = f"{at}.{step}" if at else step
+            yield path, child, set_node
+            if type(child) in {dict, list, tuple, UnresolvedObject}:
+                pending_nodes.append((path, child))
 
 
-def _children(node: Any) -> Iterator[tuple[str, Any, Put]]:
-    holders: list[Any] = [node]
-    if type(node) is Opaque:
-        holders = [node.pairs or {}, node.items or [], node.state, *_arguments(node)]
-    for holder in holders:
-        if isinstance(holder, dict):
-            for key, child in list(holder.items()):
-                yield text_key(key), child, _putter(holder, key)
-        elif isinstance(holder, list):
-            for index, child in enumerate(holder):
-                yield str(index), child, _putter(holder, index)
+def _iter_children(node: Any) -> Iterator[tuple[str, Any, NodeSetter]]:
+    containers: list[Any] = [node]
+    if type(node) is UnresolvedObject:
+        containers = [node.pairs or {}, node.items or [], node.state, *_iter_dict_arguments(node)]
+    for container in containers:
+        if isinstance(container, dict):
+            for key, child in list(container.items()):
+                yield format_key(key), child, _make_setter(container, key)
+        elif isinstance(container, list):
+            for index, child in enumerate(container):
+                yield str(index), child, _make_setter(container, index)
 
 
-def _arguments(node: Opaque) -> Iterator[Any]:
+def _iter_dict_arguments(node: UnresolvedObject) -> Iterator[Any]:
     """Yield the dicts among an object's constructor arguments: `Counter({...})`."""
-    if type(node.func) is not Class:
-        yield from (part for part in node.args if isinstance(part, dict))
+    if type(node.func) is not NewObjClass:
+        yield from (argument for argument in node.args if isinstance(argument, dict))
 
 
-def _putter(holder: Any, key: Any) -> Put:
-    def put(node: Any) -> None:
-        holder[key] = node
+def _make_setter(container: Any, key: Any) -> NodeSetter:
+    def set_node(node: Any) -> None:
+        container[key] = node
 
-    return put
+    return set_node

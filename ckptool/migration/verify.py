@@ -14,12 +14,12 @@ from ckptool.modules.usercode import UserCodeError, user_code
 if TYPE_CHECKING:
     import torch
 
-    from ckptool.migration.live import Live
+    from ckptool.migration.live import TargetModule
 
 NO_MODULE: Final = "no module was named: -m package.module:Name"
 
 
-class Check(Struct, frozen=True):
+class CheckResult(Struct, frozen=True):
     """Result of one check of the written file."""
 
     name: str
@@ -28,30 +28,36 @@ class Check(Struct, frozen=True):
     reason: str = ""
 
 
-class Written(Struct, frozen=True):
+class PendingFile(Struct, frozen=True):
     """A complete file at a temporary path, before it is renamed to its target."""
 
     path: Path
     target: Path
-    safetensors: bool
+    is_safetensors: bool
     at: str
     """Path of the state_dict in the file; "" for the root."""
     ties: Mapping[str, str]
     """Omitted tied keys -> the key that is stored."""
-    unmet: str = ""
+    load_obstacles: str = ""
     """Text of known obstacles to strict loading; "" for none."""
 
 
-def verify(written: Written, live: "Live | None", proof: "Proof | None") -> tuple[Check, ...]:
+def check_pending_file(
+    pending_file: PendingFile,
+    target_module: "TargetModule | None",
+    forward_check: "ForwardCheck | None",
+) -> tuple[CheckResult, ...]:
     """Run all checks of the file.
 
     Raises:
         WriteError: a check failed.
     """
-    return strict_load(written, live), forward(written, proof)
+    return run_strict_load(pending_file, target_module), run_forward_check(
+        pending_file, forward_check
+    )
 
 
-def strict_load(written: Written, live: "Live | None") -> Check:
+def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | None") -> CheckResult:
     """Load the file into the module with strict=True and assign=True: no copy of the parameters.
 
     Skipped without a module, or if torch.load(weights_only=True) refuses the file.
@@ -60,65 +66,67 @@ def strict_load(written: Written, live: "Live | None") -> Check:
         WriteError: load_state_dict failed.
     """
     name = "strict load"
-    if live is None:
-        return Check(name, "skipped", NO_MODULE)
+    if target_module is None:
+        return CheckResult(name, "skipped", NO_MODULE)
     try:
-        state = _loaded(written)
+        state_dict = _load_state_dict(pending_file)
     except pickle.UnpicklingError as error:
         reason = f"torch.load(weights_only=True) refuses the file: {str(error).splitlines()[0]}"
-        return Check(name, "skipped", reason)
+        return CheckResult(name, "skipped", reason)
     try:
         with warnings.catch_warnings(), user_code():
             warnings.simplefilter("ignore")
-            live.module.load_state_dict(state, strict=True, assign=True)
+            target_module.module.load_state_dict(state_dict, strict=True, assign=True)
     except UserCodeError as error:
-        reason = written.unmet or " ".join(str(error).split())
-        message = f"{written.target}: not written: strict loading fails: {reason}"
+        reason = pending_file.load_obstacles or " ".join(str(error).split())
+        message = f"{pending_file.target}: not written: strict loading fails: {reason}"
         raise WriteError(message) from error
-    return Check(name, "passed", f"into {live.state.target}")
+    return CheckResult(name, "passed", f"into {target_module.module_info.target}")
 
 
-def forward(written: Written, proof: "Proof | None") -> Check:
+def run_forward_check(
+    pending_file: PendingFile, forward_check: "ForwardCheck | None"
+) -> CheckResult:
     """Run the module on the file's tensors; skipped without inputs."""
-    if proof is None:
-        return Check("forward", "skipped", "not asked for: --input or --inputs")
-    return proof(written)
+    if forward_check is None:
+        return CheckResult("forward", "skipped", "not asked for: --input or --inputs")
+    return forward_check(pending_file)
 
 
-Proof = Callable[[Written], Check]
+ForwardCheck = Callable[[PendingFile], CheckResult]
 """Runs the levels of `ckptool verify` on a pending file."""
 
 
-def _loaded(written: Written) -> "dict[str, torch.Tensor]":
-    if written.safetensors:
-        return _from_safetensors(written)
+def _load_state_dict(pending_file: PendingFile) -> "dict[str, torch.Tensor]":
+    if pending_file.is_safetensors:
+        return _load_safetensors(pending_file)
     import torch
 
-    found: Any = torch.load(written.path, map_location="cpu", weights_only=True, mmap=True)
-    for step in _steps(found, written.at):
-        found = found[step]
-    return dict(found) if not hasattr(found, "_metadata") else found
+    node: Any = torch.load(pending_file.path, map_location="cpu", weights_only=True, mmap=True)
+    for key in _find_keys(node, pending_file.at):
+        node = node[key]
+    return dict(node) if not hasattr(node, "_metadata") else node
 
 
-def _steps(found: Any, at: str) -> list[Any]:
+def _find_keys(node: Any, at: str) -> list[Any]:
     """Return the keys on the path `at`; a key may contain dots."""
     if not at:
         return []
-    for key in found if isinstance(found, dict) else range(len(found)):
+    for key in node if isinstance(node, dict) else range(len(node)):
         text = str(key)
         if at == text:
             return [key]
         if at.startswith(f"{text}."):
-            return [key, *_steps(found[key], at.removeprefix(f"{text}."))]
+            return [key, *_find_keys(node[key], at.removeprefix(f"{text}."))]
     raise KeyError(at)
 
 
-def _from_safetensors(written: Written) -> "dict[str, torch.Tensor]":
+def _load_safetensors(pending_file: PendingFile) -> "dict[str, torch.Tensor]":
     from safetensors import safe_open
 
-    state: dict[str, torch.Tensor] = {}
-    folder = written.path.is_dir()
-    for path in written.path.glob("*.safetensors") if folder else (written.path,):
+    state_dict: dict[str, torch.Tensor] = {}
+    is_folder = pending_file.path.is_dir()
+    for path in pending_file.path.glob("*.safetensors") if is_folder else (pending_file.path,):
         with safe_open(path, framework="pt") as file:
-            state |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return state | {name: state[kept] for name, kept in written.ties.items()}
+            state_dict |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return state_dict | {name: state_dict[kept_key] for name, kept_key in pending_file.ties.items()}

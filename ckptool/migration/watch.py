@@ -6,22 +6,22 @@ from pathlib import Path
 from ckptool.errors import ReadError, WriteError
 from ckptool.locations import Location, RemotePath
 
-_Mark = tuple[int, int, int, int]
+_FileIdentity = tuple[int, int, int, int]
 
 
-class Watch:
+class SourceGuard:
     """Records device, inode, size and mtime of every source file before it is opened."""
 
     def __init__(self) -> None:
-        self._marks: dict[Path, _Mark] = {}
-        self._remote: dict[RemotePath, None] = {}
+        self._identities: dict[Path, _FileIdentity] = {}
+        self._remote_files: dict[RemotePath, None] = {}
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def local_files(self) -> tuple[Path, ...]:
         """Local files that are guarded."""
-        return tuple(self._marks)
+        return tuple(self._identities)
 
-    def add(self, path: Location) -> None:
+    def add_path(self, path: Location) -> None:
         """Record a file, or all files of a folder; missing files are ignored here.
 
         A remote file is compared with the state of its first request.
@@ -30,38 +30,38 @@ class Watch:
             ReadError: the folder cannot be listed.
         """
         if isinstance(path, RemotePath):
-            self._remote[path] = None
+            self._remote_files[path] = None
             return
         try:
-            found = [path] if not path.is_dir() else sorted(path.iterdir())
+            paths = [path] if not path.is_dir() else sorted(path.iterdir())
         except OSError as error:
             raise ReadError(path, error.strerror or str(error)) from error
-        for file in found:
-            mark = _mark(file)
-            if mark is not None:
-                self._marks.setdefault(file, mark)
+        for file in paths:
+            identity = _read_identity(file)
+            if identity is not None:
+                self._identities.setdefault(file, identity)
 
-    def check(self) -> None:
+    def check_unchanged(self) -> None:
         """Raise if a recorded file has changed since it was recorded.
 
         Raises:
             WriteError: a local file was changed, replaced or removed.
             ReadError: a remote file was changed, or can no longer be reached.
         """
-        for path, mark in self._marks.items():
-            if _mark(path) != mark:
+        for path, identity in self._identities.items():
+            if _read_identity(path) != identity:
                 raise WriteError(
                     f"{path}: was changed while it was read: nothing was written, run it again"
                 )
-        if self._remote:
-            from ckptool.formats.remote import check, together
+        if self._remote_files:
+            from ckptool.formats.remote import check_unchanged, map_concurrently
 
-            together(check, list(self._remote))
+            map_concurrently(check_unchanged, list(self._remote_files))
 
 
-def _mark(path: Path) -> _Mark | None:
+def _read_identity(path: Path) -> _FileIdentity | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 - it also takes /dev/fd
+        stat_result = os.stat(path)  # noqa: PTH116 - it also takes /dev/fd
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return stat_result.st_dev, stat_result.st_ino, stat_result.st_size, stat_result.st_mtime_ns

@@ -9,32 +9,37 @@ from pathlib import Path
 from typing import Final
 
 from ckptool.formats import safetensors_writer, torch_zip_writer
-from ckptool.formats.atomic import Pending, commit, failing, pending
-from ckptool.formats.blobs import Progress, Sink
+from ckptool.formats.atomic import (
+    PendingOutput,
+    commit_outputs,
+    open_pending_output,
+    translate_os_errors,
+)
+from ckptool.formats.blobs import FileWriter, ProgressCallback
 from ckptool.formats.limits import Limits
-from ckptool.formats.safetensors import VERSIONS
+from ckptool.formats.safetensors import VERSIONS_KEY
 from ckptool.migration import provenance, ties
-from ckptool.migration.ahead import LEAST, Ahead
-from ckptool.migration.draft import Draft, Item
-from ckptool.migration.execute import blob
+from ckptool.migration.ahead import MIN_EARLY_COPY_NBYTES, EarlyCopy
+from ckptool.migration.draft import Draft, PlannedTensor
+from ckptool.migration.execute import build_blob
 from ckptool.migration.plan import Plan
 from ckptool.migration.prints import Fingerprints
-from ckptool.migration.provenance import Digests
-from ckptool.migration.readback import read_back
-from ckptool.migration.torch_file import torch_file
-from ckptool.model import State
+from ckptool.migration.provenance import MigrationDigests
+from ckptool.migration.readback import read_back_file
+from ckptool.migration.torch_file import build_torch_file
+from ckptool.model import StateDict
 
 SAFETENSORS, TORCH = "safetensors", "pth"
-FORMAT = ("format", "pt")
-_RESERVE: Final = 64 << 10
-_ENTRY: Final = 256
+FORMAT_ENTRY = ("format", "pt")
+_HEADER_RESERVE: Final = 64 << 10
+_ENTRY_NBYTES: Final = 256
 """Header bytes per tensor besides its key; an entry needs half, a plan may lengthen it."""
-_ANY: Final = ("utf-8", "surrogatepass")
-_PAGE: Final = 4096
+_KEY_ENCODING: Final = ("utf-8", "surrogatepass")
+_PAGE_NBYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WriteJob:
     """A draft to write, its target, and the checks to pass before the rename."""
 
     draft: Draft
@@ -42,25 +47,25 @@ class Job:
     target: Path
     to: str
     force: bool
-    recorded: bool
+    record_provenance: bool
     """Whether the provenance record is written."""
-    changed: bool
+    state_changed: bool
     """Whether the state_dict differs from the source's."""
     limits: Limits
-    progress: Progress
-    unchanged: Callable[[], None]
+    progress: ProgressCallback
+    check_sources: Callable[[], None]
     """Raises if a source file has changed."""
-    verify: Callable[[Path], None]
+    check_file: Callable[[Path], None]
     """Raises if the file at a path fails its checks."""
-    prints: Callable[[State], Fingerprints]
+    get_fingerprints: Callable[[StateDict], Fingerprints]
     """Returns the fingerprints of the source's state_dict by key."""
-    ahead: Ahead
+    early_copy: EarlyCopy
     """Copy that was started before the plan was known."""
-    links: bool = True
+    hard_links: bool = True
     """Whether unchanged shards may be hard links to the source's files."""
 
 
-def write(job: Job) -> Digests:
+def write_checkpoint(job: WriteJob) -> MigrationDigests:
     """Write the result; return the content digests of the source's and the result's state_dict.
 
     Raises:
@@ -68,113 +73,137 @@ def write(job: Job) -> Digests:
         ReadError: a source can no longer be read.
     """
     with ExitStack() as stack:
-        out = job.ahead.out or stack.enter_context(pending(job.target, force=job.force))
-        with failing(job.target):
-            return _written(job, out, stack)
+        output = job.early_copy.output or stack.enter_context(
+            open_pending_output(job.target, force=job.force)
+        )
+        with translate_os_errors(job.target):
+            return _write_and_check(job, output, stack)
 
 
-def _written(job: Job, out: Pending, stack: ExitStack) -> Digests:
-    with Sink(job.target, out.descriptor, job.progress) as sink:
-        begin = _safetensors if job.to == SAFETENSORS else _torch
-        finish = begin(job, sink)
-        prints = job.prints if job.recorded else None
-        proved = job.ahead.proved()
+def _write_and_check(job: WriteJob, output: PendingOutput, stack: ExitStack) -> MigrationDigests:
+    with FileWriter(job.target, output.descriptor, job.progress) as sink:
+        write_content = _write_safetensors if job.to == SAFETENSORS else _write_torch
+        finish = write_content(job, sink)
+        get_fingerprints = job.get_fingerprints if job.record_provenance else None
+        verified_spans = job.early_copy.map_verified_spans()
         with ThreadPoolExecutor(2) as pool:
             # Sync and read-back run while the file is loaded into the module.
-            synced = pool.submit(out.sync)
-            read = pool.submit(
-                read_back, job.draft, out.path, job.target, prints, job.limits, proved
+            sync_future = pool.submit(output.sync_to_disk)
+            read_back_future = pool.submit(
+                read_back_file,
+                job.draft,
+                output.path,
+                job.target,
+                get_fingerprints,
+                job.limits,
+                verified_spans,
             )
-            job.verify(out.path)
-            digests = read.result()
-            synced.result()
+            job.check_file(output.path)
+            digests = read_back_future.result()
+            sync_future.result()
         finish(digests)
-    outputs = [out]
-    if job.to == TORCH and job.recorded:
+    outputs = [output]
+    if job.to == TORCH and job.record_provenance:
         # The record is renamed first: once the result has its name, its record exists.
-        outputs.insert(0, _beside(job, digests, stack))
-    commit(*outputs, check=job.unchanged)
+        outputs.insert(0, _write_record_file(job, digests, stack))
+    commit_outputs(*outputs, check=job.check_sources)
     return digests
 
 
-Finish = Callable[[Digests], None]
+FinishCallback = Callable[[MigrationDigests], None]
 
 
-def _safetensors(job: Job, sink: Sink) -> Finish:
-    items, tied = ties.split_ties(job.draft)
-    order = stored(items)
-    room = room_for(job.draft.state)
+def _write_safetensors(job: WriteJob, sink: FileWriter) -> FinishCallback:
+    items, tied_keys = ties.split_ties(job.draft)
+    ordered_tensors = order_tensors(items)
+    header_room = compute_header_room(job.draft.state)
 
-    def head(digests: Digests) -> bytes:
-        return safetensors_writer.header(order, metadata(job, tied, digests), room)
+    def build_header(digests: MigrationDigests) -> bytes:
+        return safetensors_writer.build_header(
+            ordered_tensors, build_header_metadata(job, tied_keys, digests), header_room
+        )
 
-    sink.write(head(Digests()))
-    kept = job.ahead.keep(sink.position, [tensor.blob.span for tensor in order])
-    sink.position += sum(tensor.blob.nbytes for tensor in order[:kept])
-    for tensor in order[kept:]:
-        sink.append(tensor.blob)
-    sink.end()
+    sink.write(build_header(MigrationDigests()))
+    kept_count = job.early_copy.keep_matching(
+        sink.position, [tensor.blob.span for tensor in ordered_tensors]
+    )
+    sink.position += sum(tensor.blob.nbytes for tensor in ordered_tensors[:kept_count])
+    for tensor in ordered_tensors[kept_count:]:
+        sink.append_blob(tensor.blob)
+    sink.truncate_at_position()
 
-    def finish(digests: Digests) -> None:
-        if job.recorded:
-            sink.patch(0, head(digests))
+    def finish(digests: MigrationDigests) -> None:
+        if job.record_provenance:
+            sink.overwrite_at(0, build_header(digests))
 
     return finish
 
 
-def stored(items: Mapping[str, Item]) -> list[safetensors_writer.Stored]:
+def order_tensors(items: Mapping[str, PlannedTensor]) -> list[safetensors_writer.SafetensorsEntry]:
     """Return the tensors of a safetensors file in file order.
 
     Within one element size, tensors of the source come first, in its order, so that their
     positions are known before the plan is.
     """
-    return safetensors_writer.ordered([_stored(key, item) for key, item in items.items()])
+    return safetensors_writer.sort_entries(
+        [_build_stored(key, item) for key, item in items.items()]
+    )
 
 
-def _stored(key: str, item: Item) -> safetensors_writer.Stored:
-    run, own = blob(item), bool(item.origin) and not item.casts
-    place = item.origin if own else key
-    return safetensors_writer.Stored(key, item.dtype, item.tensor.shape, run, not own, place)
+def _build_stored(key: str, item: PlannedTensor) -> safetensors_writer.SafetensorsEntry:
+    tensor_blob, is_source_tensor = build_blob(item), bool(item.source_key) and not item.casts
+    order_key = item.source_key if is_source_tensor else key
+    return safetensors_writer.SafetensorsEntry(
+        key, item.dtype, item.tensor.shape, tensor_blob, not is_source_tensor, order_key
+    )
 
 
-def room_for(state: State) -> int:
+def compute_header_room(state: StateDict) -> int:
     """Return the minimum header size in bytes of a large file, so that plans do not move data."""
-    if sum(tensor.nbytes for tensor in state.tensors.values()) < LEAST:
+    if sum(tensor.nbytes for tensor in state.tensors.values()) < MIN_EARLY_COPY_NBYTES:
         return 0
-    length = _RESERVE + sum(len(key.encode(*_ANY)) + _ENTRY for key in state.tensors)
-    return length + -length % _PAGE
+    length = _HEADER_RESERVE + sum(
+        len(key.encode(*_KEY_ENCODING)) + _ENTRY_NBYTES for key in state.tensors
+    )
+    return length + -length % _PAGE_NBYTES
 
 
-def _torch(job: Job, sink: Sink) -> Finish:
-    made = torch_file(job.draft, job.limits, changed=job.changed)
-    torch_zip_writer.write(sink, made.pickle, made.storages)
+def _write_torch(job: WriteJob, sink: FileWriter) -> FinishCallback:
+    contents = build_torch_file(job.draft, job.limits, changed=job.state_changed)
+    torch_zip_writer.write_torch_zip(sink, contents.pickle, contents.storages)
     return lambda _: None
 
 
-def metadata(job: Job, tied: Mapping[str, str], digests: Digests) -> dict[str, str]:
+def build_header_metadata(
+    job: WriteJob, tied_keys: Mapping[str, str], digests: MigrationDigests
+) -> dict[str, str]:
     """Return safetensors' `__metadata__`: the source's, versions, ties and provenance."""
     draft = job.draft
-    found = dict([FORMAT])
+    header_metadata = dict([FORMAT_ENTRY])
     if draft.checkpoint.container.value.endswith(SAFETENSORS):
-        ours = (VERSIONS, ties.KEY, provenance.KEY)
-        found |= {k: v for k, v in draft.checkpoint.metadata.items() if k not in ours}
+        own_keys = (VERSIONS_KEY, ties.TIES_KEY, provenance.PROVENANCE_KEY)
+        header_metadata |= {
+            key: value for key, value in draft.checkpoint.metadata.items() if key not in own_keys
+        }
     if draft.versions is not None:
-        found[VERSIONS] = json.dumps(draft.versions)
-    if tied:
-        found[ties.KEY] = ties.text(tied)
-    if job.recorded:
-        found[provenance.KEY] = record(job, digests)
-    return found
+        header_metadata[VERSIONS_KEY] = json.dumps(draft.versions)
+    if tied_keys:
+        header_metadata[ties.TIES_KEY] = ties.format_ties(tied_keys)
+    if job.record_provenance:
+        header_metadata[provenance.PROVENANCE_KEY] = format_job_provenance(job, digests)
+    return header_metadata
 
 
-def record(job: Job, digests: Digests) -> str:
-    source = job.draft.checkpoint
-    return provenance.record(source.path.name, source.container.value, job.plan, digests)
+def format_job_provenance(job: WriteJob, digests: MigrationDigests) -> str:
+    checkpoint = job.draft.checkpoint
+    return provenance.format_provenance(
+        checkpoint.path.name, checkpoint.container.value, job.plan, digests
+    )
 
 
-def _beside(job: Job, digests: Digests, stack: ExitStack) -> Pending:
-    name = job.target.with_name(job.target.name + provenance.SUFFIX)
-    out = stack.enter_context(pending(name, force=True))
-    with Sink(name, out.descriptor, lambda _: None) as sink:
-        sink.write(record(job, digests).encode() + b"\n")
-    return out
+def _write_record_file(job: WriteJob, digests: MigrationDigests, stack: ExitStack) -> PendingOutput:
+    path = job.target.with_name(job.target.name + provenance.RECORD_SUFFIX)
+    output = stack.enter_context(open_pending_output(path, force=True))
+    with FileWriter(path, output.descriptor, lambda _: None) as sink:
+        sink.write(format_job_provenance(job, digests).encode() + b"\n")
+    return output

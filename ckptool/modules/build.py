@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
 from ckptool.model import Kind, Skipped
-from ckptool.modules.places import Places
-from ckptool.modules.target import ModuleSpec, arguments, failure
-from ckptool.modules.tensors import Storages, size
-from ckptool.modules.twins import Twins
+from ckptool.modules.places import AssignmentLocations
+from ckptool.modules.target import ModuleSpec, bind_arguments, make_build_error
+from ckptool.modules.tensors import ModuleStorages, count_bytes
+from ckptool.modules.twins import MetaParameters
 from ckptool.modules.usercode import UserCodeError, user_code
-from ckptool.modules.walk import Walk, walk
-from ckptool.modules.watch import watched
+from ckptool.modules.walk import ModuleWalk, walk_module
+from ckptool.modules.watch import hook_assignments
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,125 +30,125 @@ _ORTHOGONAL: Final = "torch.nn.utils.parametrizations._Orthogonal"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Build:
+class ModuleBuild:
     """One constructed module, with its tensors and its recorded assignments."""
 
     module: "nn.Module"
-    held: Walk
-    twins: Twins
-    places: Places
+    walk: ModuleWalk
+    meta_parameters: MetaParameters
+    assignment_locations: AssignmentLocations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Builds:
+class BuildPair:
     """The same module constructed under both seeds."""
 
-    first: Build
-    second: Build | None
+    first: ModuleBuild
+    second: ModuleBuild | None
     """None if the second construction raised, or returned the same instance."""
     skipped: tuple[Skipped, ...]
 
 
 @contextmanager
-def random_state() -> Iterator[None]:
+def preserve_random_state() -> Iterator[None]:
     """Restore the random generators of Python, numpy and torch on exit."""
     import torch
 
     numpy = sys.modules.get("numpy")
-    python, legacy = random.getstate(), numpy.random.get_state() if numpy else None
+    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     try:
-        with torch.random.fork_rng(_cuda_devices()):
+        with torch.random.fork_rng(_list_cuda_devices()):
             yield
     finally:
-        random.setstate(python)
+        random.setstate(python_state)
         if numpy:
-            numpy.random.set_state(legacy)
+            numpy.random.set_state(numpy_state)
 
 
-def build(spec: ModuleSpec, function: Callable[..., Any]) -> Builds:
+def build_twice(spec: ModuleSpec, function: Callable[..., Any]) -> BuildPair:
     """Build the module twice, with parameters on meta if possible, else with real parameters.
 
     Raises:
         ModuleError: construction raised, or returned something other than an nn.Module.
     """
-    given = arguments(spec, function)
+    kwargs = bind_arguments(spec, function)
     skipped: list[Skipped] = []
     try:
-        first = _one(spec, function, given, SEEDS[0], on_meta=True)
+        first = _build_once(spec, function, kwargs, SEEDS[0], on_meta=True)
     except (UserCodeError, ModuleError) as error:
-        reason = f"with its parameters on meta it cannot be built ({_reason(error)})"
+        reason = f"with its parameters on meta it cannot be built ({_format_reason(error)})"
     else:
-        lacking = _lacking(first.held)
-        if not lacking:
-            return _twice(spec, function, given, first, skipped, on_meta=True)
-        reason = f"the value of `{lacking}` depends on its parameters"
-        needed = _meta_bytes(first.held)
-        if needed > REAL_BUILD_BYTES:
-            skipped.append(Skipped("values", f"{reason}, and those take {needed / 2**30:.0f} GiB"))
-            return _twice(spec, function, given, first, skipped, on_meta=True)
+        missing_path = _find_missing_value(first.walk)
+        if not missing_path:
+            return _add_second_build(spec, function, kwargs, first, skipped, on_meta=True)
+        reason = f"the value of `{missing_path}` depends on its parameters"
+        nbytes = _count_meta_bytes(first.walk)
+        if nbytes > REAL_BUILD_BYTES:
+            skipped.append(Skipped("values", f"{reason}, and those take {nbytes / 2**30:.0f} GiB"))
+            return _add_second_build(spec, function, kwargs, first, skipped, on_meta=True)
         del first
     try:
-        real = _one(spec, function, given, SEEDS[0], on_meta=False)
+        real_build = _build_once(spec, function, kwargs, SEEDS[0], on_meta=False)
     except UserCodeError as error:
-        raise failure(spec, function, error) from error
+        raise make_build_error(spec, function, error) from error
     skipped.append(Skipped("building without weights", f"{reason}: it was built with real ones"))
-    return _twice(spec, function, given, real, skipped, on_meta=False)
+    return _add_second_build(spec, function, kwargs, real_build, skipped, on_meta=False)
 
 
-def build_under(spec: ModuleSpec, function: Callable[..., Any], seed: int) -> "nn.Module":
+def build_with_seed(spec: ModuleSpec, function: Callable[..., Any], seed: int) -> "nn.Module":
     """Build the module once, with real parameters, under `seed`.
 
     Raises:
         ModuleError: construction raised, or returned something other than an nn.Module.
     """
-    given = arguments(spec, function)
+    kwargs = bind_arguments(spec, function)
     try:
-        return _one(spec, function, given, seed, on_meta=False).module
+        return _build_once(spec, function, kwargs, seed, on_meta=False).module
     except UserCodeError as error:
-        raise failure(spec, function, error) from error
+        raise make_build_error(spec, function, error) from error
 
 
-def _reason(error: UserCodeError | ModuleError) -> str:
+def _format_reason(error: UserCodeError | ModuleError) -> str:
     return error.reason if isinstance(error, ModuleError) else str(error)
 
 
-def _twice(
+def _add_second_build(
     spec: ModuleSpec,
     function: Callable[..., Any],
-    given: dict[str, object],
-    first: Build,
+    kwargs: dict[str, object],
+    first: ModuleBuild,
     skipped: list[Skipped],
     *,
     on_meta: bool,
-) -> Builds:
-    second: Build | None = None
+) -> BuildPair:
+    second: ModuleBuild | None = None
     try:
         # The first build already showed these warnings.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            second = _one(spec, function, given, SEEDS[1], on_meta=on_meta)
+            second = _build_once(spec, function, kwargs, SEEDS[1], on_meta=on_meta)
     except UserCodeError as error:
         skipped.append(Skipped("constancy", f"building it a second time raised {error}"))
     if second is not None and second.module is first.module:
         skipped.append(Skipped("constancy", "every call gives the same instance"))
         second = None
-    return Builds(first, second, tuple(skipped))
+    return BuildPair(first, second, tuple(skipped))
 
 
-def _one(
+def _build_once(
     spec: ModuleSpec,
     function: Callable[..., Any],
-    given: dict[str, object],
+    kwargs: dict[str, object],
     seed: int,
     *,
     on_meta: bool,
-) -> Build:
+) -> ModuleBuild:
     from torch import nn
 
-    twins, places = Twins(), Places(__file__)
-    with watched(places, twins if on_meta else None), user_code():
-        _seed(seed)
-        module = function(**_own(given))
+    meta_parameters, locations = MetaParameters(), AssignmentLocations(__file__)
+    with hook_assignments(locations, meta_parameters if on_meta else None), user_code():
+        _seed_generators(seed)
+        module = function(**_copy_arguments(kwargs))
     if not isinstance(module, nn.Module):
         raise ModuleError(
             spec.target,
@@ -156,57 +156,68 @@ def _one(
             "name a class, a function that returns one, or an instance",
         )
     with user_code():
-        return Build(module, walk(module), twins, places)
+        return ModuleBuild(module, walk_module(module), meta_parameters, locations)
 
 
-def _cuda_devices() -> range:
+def _list_cuda_devices() -> range:
     """Return the CUDA devices with a generator to restore: none before CUDA is initialized."""
     from torch import cuda
 
-    started: Callable[[], bool] = cuda.is_initialized
-    return range(cuda.device_count()) if started() else range(0)
+    is_initialized: Callable[[], bool] = cuda.is_initialized
+    return range(cuda.device_count()) if is_initialized() else range(0)
 
 
-def _own(given: dict[str, object]) -> dict[str, object]:
+def _copy_arguments(kwargs: dict[str, object]) -> dict[str, object]:
     """Return a deep copy, so that builds do not share arguments; the original if copying raises."""
     try:
         with user_code():
-            return copy.deepcopy(given)
+            return copy.deepcopy(kwargs)
     except UserCodeError:
-        return given
+        return kwargs
 
 
-def _seed(seed: int) -> None:
+def _seed_generators(seed: int) -> None:
     import torch
 
     random.seed(seed)
     # Not torch.manual_seed(): it would also queue a seed for CUDA before its initialization.
     torch.default_generator.manual_seed(seed)
-    if _cuda_devices():
+    if _list_cuda_devices():
         torch.cuda.manual_seed_all(seed)
     numpy = sys.modules.get("numpy")
     if numpy:
         numpy.random.seed(seed)
 
 
-def _lacking(held: Walk) -> str:
+def _find_missing_value(module_walk: ModuleWalk) -> str:
     """Return the path of a tensor without a value because parameters are on meta, "" if none."""
     from torch import Tensor
 
-    storages = Storages()
-    tensors = [found for found in held.found if isinstance(found.value, Tensor)]
-    parameters = [f.value for f in tensors if f.registered and f.kind is Kind.PARAMETER]
-    known = {storages.identity(parameter) for parameter in parameters}
-    for found in tensors:
-        if found.value.is_meta and storages.identity(found.value) not in known:
-            return found.path
+    storages = ModuleStorages()
+    tensors = [
+        found_tensor
+        for found_tensor in module_walk.tensors
+        if isinstance(found_tensor.value, Tensor)
+    ]
+    parameters = [f.value for f in tensors if f.is_registered and f.kind is Kind.PARAMETER]
+    parameter_storages = {storages.identify_storage(parameter) for parameter in parameters}
+    for found_tensor in tensors:
+        if (
+            found_tensor.value.is_meta
+            and storages.identify_storage(found_tensor.value) not in parameter_storages
+        ):
+            return found_tensor.path
     # torch skips this parametrisation silently if it cannot be set up on meta.
-    unset = (path for path, owner in held.none_buffers.items() if owner == _ORTHOGONAL)
-    return next(unset, "")
+    unset_paths = (path for path, owner in module_walk.none_buffers.items() if owner == _ORTHOGONAL)
+    return next(unset_paths, "")
 
 
-def _meta_bytes(held: Walk) -> int:
+def _count_meta_bytes(module_walk: ModuleWalk) -> int:
     from torch import Tensor
 
-    values = [found.value for found in held.found if isinstance(found.value, Tensor)]
-    return sum(size(value) for value in values if value.is_meta)
+    values = [
+        found_tensor.value
+        for found_tensor in module_walk.tensors
+        if isinstance(found_tensor.value, Tensor)
+    ]
+    return sum(count_bytes(value) for value in values if value.is_meta)

@@ -9,7 +9,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 
 
-def class_exists(module: str, name: str, search: tuple[Path, ...] = ()) -> bool | None:
+def class_exists(module: str, name: str, search_paths: tuple[Path, ...] = ()) -> bool | None:
     """Return whether `from module import name` could succeed, None if that is unknown.
 
     Args:
@@ -22,18 +22,18 @@ def class_exists(module: str, name: str, search: tuple[Path, ...] = ()) -> bool 
     parts = module.split(".")
     if not all(part.isidentifier() for part in parts):
         return False
-    spec = _top(parts[0], search)
+    spec = _find_package(parts[0], search_paths)
     if spec is None:
         return False
-    source = _source(spec, parts[1:])
-    return _defines(source, name.partition(".")[0]) if isinstance(source, Path) else source
+    source = _find_source(spec, parts[1:])
+    return _defines_name(source, name.partition(".")[0]) if isinstance(source, Path) else source
 
 
-def _top(package: str, search: tuple[Path, ...]) -> ModuleSpec | None:
+def _find_package(package: str, search_paths: tuple[Path, ...]) -> ModuleSpec | None:
     """Find a top-level package; finding a sub-module would import its parents."""
-    found = PathFinder.find_spec(package, [*map(str, search), *sys.path])
-    if found is not None:
-        return found
+    spec = PathFinder.find_spec(package, [*map(str, search_paths), *sys.path])
+    if spec is not None:
+        return spec
     try:
         return importlib.util.find_spec(package)
     except ValueError:
@@ -41,7 +41,7 @@ def _top(package: str, search: tuple[Path, ...]) -> ModuleSpec | None:
         return ModuleSpec(package, None, origin="unknown")
 
 
-def _source(spec: ModuleSpec, parts: list[str]) -> Path | bool | None:
+def _find_source(spec: ModuleSpec, parts: list[str]) -> Path | bool | None:
     """Return the source file of the module `parts` below `spec`.
 
     Without a source file, return the answer of `class_exists`: False or None.
@@ -51,18 +51,18 @@ def _source(spec: ModuleSpec, parts: list[str]) -> Path | bool | None:
     for part in parts:
         if not folders:
             # Not a package; but os.path and the like are put into sys.modules dynamically.
-            return _made_by_hand(file)
-        above, file = file, _module_file(folders, part)
+            return _answer_without_file(file)
+        parent_file, file = file, _find_module_file(folders, part)
         folders = [folder / part for folder in folders if (folder / part).is_dir()]
         if file is None and not folders:
-            return _made_by_hand(above)
+            return _answer_without_file(parent_file)
     if file is None:
         # A namespace package defines no names; a module without an origin is built in.
         return False if folders else None
     return file if file.suffix == ".py" and file.is_file() else None
 
 
-def _module_file(folders: list[Path], name: str) -> Path | None:
+def _find_module_file(folders: list[Path], name: str) -> Path | None:
     suffixes = (".py", *EXTENSION_SUFFIXES, ".pyc")
     for folder in folders:
         candidates = [folder / name / f"__init__{suffix}" for suffix in suffixes]
@@ -73,7 +73,7 @@ def _module_file(folders: list[Path], name: str) -> Path | None:
     return None
 
 
-def _made_by_hand(file: Path | None) -> bool | None:
+def _answer_without_file(file: Path | None) -> bool | None:
     """Return False if `file` cannot create sub-modules dynamically, None if it may."""
     if file is None:
         return False
@@ -83,9 +83,9 @@ def _made_by_hand(file: Path | None) -> bool | None:
     return None if b"sys.modules" in text or b"__path__" in text else False
 
 
-def _defines(file: Path, name: str) -> bool | None:
-    stamp = file.stat()
-    names = _names(file, stamp.st_mtime_ns, stamp.st_size)
+def _defines_name(file: Path, name: str) -> bool | None:
+    stat = file.stat()
+    names = _read_defined_names(file, stat.st_mtime_ns, stat.st_size)
     if names is None:
         return None
     if name in names:
@@ -94,7 +94,7 @@ def _defines(file: Path, name: str) -> bool | None:
 
 
 @lru_cache(maxsize=256)
-def _names(file: Path, _changed: int, _size: int) -> frozenset[str] | None:
+def _read_defined_names(file: Path, _mtime_ns: int, _size: int) -> frozenset[str] | None:
     """Return the names defined at the top level of a source file, None if it cannot be parsed.
 
     Contains "*" if further names may be defined dynamically.
@@ -104,36 +104,36 @@ def _names(file: Path, _changed: int, _size: int) -> frozenset[str] | None:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
         return None
-    made = {"*"} if b"globals()" in text else set()
-    return frozenset({*_bound(tree.body), *made})
+    dynamic_names = {"*"} if b"globals()" in text else set()
+    return frozenset({*_iter_bound_names(tree.body), *dynamic_names})
 
 
-def _bound(body: list[ast.stmt]) -> Iterator[str]:
+def _iter_bound_names(body: list[ast.stmt]) -> Iterator[str]:
     for statement in body:
         match statement:
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
                 yield statement.name
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-                yield from (a.asname or a.name.partition(".")[0] for a in aliases)
+                yield from (alias.asname or alias.name.partition(".")[0] for alias in aliases)
             case ast.Assign(targets=targets):
-                yield from _assigned(targets)
+                yield from _iter_assigned_names(targets)
             case ast.AnnAssign(target=target, value=value) if value is not None:
-                yield from _assigned([target])
+                yield from _iter_assigned_names([target])
             case ast.If() | ast.Try() | ast.TryStar() | ast.With() | ast.For() | ast.While():
-                yield from _bound(_blocks(statement))
+                yield from _iter_bound_names(_list_nested_statements(statement))
             case _:
                 pass
 
 
-def _assigned(targets: list[ast.expr]) -> Iterator[str]:
+def _iter_assigned_names(targets: list[ast.expr]) -> Iterator[str]:
     for target in targets:
         for node in ast.walk(target):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 yield node.id
 
 
-def _blocks(statement: ast.stmt) -> list[ast.stmt]:
+def _list_nested_statements(statement: ast.stmt) -> list[ast.stmt]:
     """Return the statements of all branches of a compound statement."""
     blocks = [getattr(statement, name, []) for name in ("body", "orelse", "finalbody")]
     blocks += [handler.body for handler in getattr(statement, "handlers", [])]
-    return [inner for block in blocks for inner in block]
+    return [nested for block in blocks for nested in block]

@@ -4,68 +4,74 @@ import ast
 from dataclasses import dataclass, field
 from typing import Final
 
-_MOVES: Final = frozenset({"to", "cuda", "cpu", "type_as"})
-_CASTS: Final = frozenset({"type_as", "type", "float", "half", "double", "bfloat16", "long", "int"})
-_QUESTIONS: Final = frozenset(
+_MOVE_METHODS: Final = frozenset({"to", "cuda", "cpu", "type_as"})
+_CAST_METHODS: Final = frozenset(
+    {"type_as", "type", "float", "half", "double", "bfloat16", "long", "int"}
+)
+_METADATA_ATTRIBUTES: Final = frozenset(
     {"device", "dtype", "shape", "size", "ndim", "dim", "numel", "is_cuda", "requires_grad"}
 )
 """Metadata of a tensor, which can be read on any device."""
-_NUMBERS: Final = frozenset({"int", "float", "bool", "len", "isinstance"})
+_SCALAR_FUNCTIONS: Final = frozenset({"int", "float", "bool", "len", "isinstance"})
 """Functions that convert or inspect a tensor on any device."""
 
 
 @dataclass(frozen=True, slots=True)
-class Harmless:
+class DeviceSafeReads:
     """Reads of `self.x` that are independent of its device, or of its dtype."""
 
-    reads: set[int] = field(default_factory=set)
+    node_ids: set[int] = field(default_factory=set)
     """`id()` of the AST nodes."""
-    taken: set[int] = field(default_factory=set)
+    converted_ids: set[int] = field(default_factory=set)
     """The `node_ids` followed by a move or cast; the other nodes read only metadata."""
-    attributes: set[str] = field(default_factory=set)
+    reassigned_attributes: set[str] = field(default_factory=set)
     """Attributes that are assigned their own moved value, which makes every later read safe."""
 
 
-def harmless_reads(function: ast.FunctionDef, this: str) -> tuple[Harmless, Harmless]:
+def find_safe_reads(
+    function: ast.FunctionDef, self_name: str
+) -> tuple[DeviceSafeReads, DeviceSafeReads]:
     """Return the reads that a move follows directly, and the reads that a cast follows directly."""
-    moves, casts = Harmless(), Harmless()
+    moves, casts = DeviceSafeReads(), DeviceSafeReads()
     for node in ast.walk(function):
         match node:
             case (
                 ast.Attribute(value=read, attr=attr)
                 | ast.Compare(left=read, ops=[ast.Is() | ast.IsNot() as attr])
-            ) if not isinstance(attr, str) or attr in _QUESTIONS:
-                moves.reads.add(id(read))
-                casts.reads.add(id(read))
-            case ast.Call(func=ast.Name(id=name), args=[read, *_]) if name in _NUMBERS:
-                moves.reads.add(id(_leftmost(read)))
-                casts.reads.add(id(_leftmost(read)))
-            case ast.Call(func=ast.Attribute(value=moved, attr=name)):
-                if name in _MOVES:
-                    moves.taken.add(id(_leftmost(moved)))
-                if name in _CASTS or (name == "to" and _to_dtype(node)):
-                    casts.taken.add(id(_leftmost(moved)))
-            case ast.ListComp(elt=each, generators=[ast.comprehension(iter=read)]):
-                if _moves(each):
-                    moves.taken.add(id(read))
-                    casts.taken.add(id(read))
+            ) if not isinstance(attr, str) or attr in _METADATA_ATTRIBUTES:
+                moves.node_ids.add(id(read))
+                casts.node_ids.add(id(read))
+            case ast.Call(func=ast.Name(id=name), args=[read, *_]) if name in _SCALAR_FUNCTIONS:
+                moves.node_ids.add(id(_find_root_attribute(read)))
+                casts.node_ids.add(id(_find_root_attribute(read)))
+            case ast.Call(func=ast.Attribute(value=receiver, attr=name)):
+                if name in _MOVE_METHODS:
+                    moves.converted_ids.add(id(_find_root_attribute(receiver)))
+                if name in _CAST_METHODS or (name == "to" and _converts_dtype(node)):
+                    casts.converted_ids.add(id(_find_root_attribute(receiver)))
+            case ast.ListComp(elt=element, generators=[ast.comprehension(iter=read)]):
+                if _is_move_call(element):
+                    moves.converted_ids.add(id(read))
+                    casts.converted_ids.add(id(read))
             case _:
                 pass
-    for found in (moves, casts):
-        found.reads.update(found.taken)
-        found.attributes.update(_assigned_back(function, this, found.reads))
+    for safe_reads in (moves, casts):
+        safe_reads.node_ids.update(safe_reads.converted_ids)
+        safe_reads.reassigned_attributes.update(
+            _find_reassigned_attributes(function, self_name, safe_reads.node_ids)
+        )
     return moves, casts
 
 
-def _moves(expression: ast.expr) -> bool:
+def _is_move_call(expression: ast.expr) -> bool:
     match expression:
         case ast.Call(func=ast.Attribute(value=ast.Name(), attr=name)):
-            return name in _MOVES
+            return name in _MOVE_METHODS
         case _:
             return False
 
 
-def _leftmost(expression: ast.expr) -> ast.expr:
+def _find_root_attribute(expression: ast.expr) -> ast.expr:
     """Return the node `self.x` of an expression such as self.x[:n].unsqueeze(0)."""
     while True:
         match expression:
@@ -77,10 +83,10 @@ def _leftmost(expression: ast.expr) -> ast.expr:
                 return expression
 
 
-def _to_dtype(call: ast.Call) -> bool:
+def _converts_dtype(call: ast.Call) -> bool:
     """Whether a `.to(...)` call has a dtype or another tensor among its arguments."""
-    words = {keyword.arg for keyword in call.keywords}
-    if words & {"dtype", "other"}:
+    keyword_names = {keyword.arg for keyword in call.keywords}
+    if keyword_names & {"dtype", "other"}:
         return True
     return any(not _is_device(argument) for argument in call.args)
 
@@ -95,21 +101,23 @@ def _is_device(argument: ast.expr) -> bool:
             return False
 
 
-def _assigned_back(function: ast.FunctionDef, this: str, reads: set[int]) -> set[str]:
+def _find_reassigned_attributes(
+    function: ast.FunctionDef, self_name: str, safe_node_ids: set[int]
+) -> set[str]:
     """Return the names x of assignments `self.x = self.x.to(...)`."""
-    found: set[str] = set()
+    attributes: set[str] = set()
     for node in ast.walk(function):
         match node:
             case ast.Assign(
                 targets=[ast.Attribute(value=ast.Name(id=name), attr=attribute)], value=value
-            ) if name == this:
+            ) if name == self_name:
                 read = (
                     value.generators[0].iter
                     if isinstance(value, ast.ListComp)
-                    else _leftmost(value)
+                    else _find_root_attribute(value)
                 )
-                if id(read) in reads and getattr(read, "attr", "") == attribute:
-                    found.add(attribute)
+                if id(read) in safe_node_ids and getattr(read, "attr", "") == attribute:
+                    attributes.add(attribute)
             case _:
                 pass
-    return found
+    return attributes

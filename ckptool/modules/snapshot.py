@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from ckptool.model import Kind
-from ckptool.modules.containers import is_plain
-from ckptool.modules.tensors import content_mark
-from ckptool.modules.walk import Found, join, qualified, walk
+from ckptool.modules.containers import is_plain_object
+from ckptool.modules.tensors import content_digest
+from ckptool.modules.walk import FoundTensor, get_qualified_name, join_key, walk_module
 
 if TYPE_CHECKING:
     from torch import nn
 
-_LONGEST: Final = 200
+_MAX_TEXT_LENGTH: Final = 200
 """Maximum characters of a value; a longer text is replaced by its start, length and digest."""
 
 
@@ -22,81 +22,103 @@ class PythonValue(Struct, frozen=True):
     """A bool, number, str or None attribute of a module."""
 
     text: str
-    flag: bool
+    is_bool: bool
     """Whether the value is a bool."""
-    empty: bool
+    is_none: bool
     """Whether the value is None."""
     owner: str
     """Qualified name of the class of the module that owns it."""
-    stored: bool
+    has_extra_state: bool
     """Whether the owner overrides get_extra_state(), which may save it."""
 
 
-class Snapshot(Struct, frozen=True):
+class ModuleSnapshot(Struct, frozen=True):
     """Unsaved state at one point in time, by path."""
 
-    python: Mapping[str, PythonValue]
-    marks: Mapping[str, str]
+    python_values: Mapping[str, PythonValue]
+    digests: Mapping[str, str]
     """Path of a tensor or array -> digest of its elements, "" if they are unavailable."""
-    stored: frozenset[str]
+    extra_state_paths: frozenset[str]
     """Paths of `digests` whose module overrides get_extra_state()."""
 
 
-def take(module: "nn.Module") -> Snapshot:
+def take_snapshot(module: "nn.Module") -> ModuleSnapshot:
     """Record all state of `module` except its parameters and persistent buffers."""
-    internal = vars(_module_class()()).keys()
+    internal_names = vars(_import_module_class()()).keys()
     members = list(module.named_modules())
-    loose = [found for found in walk(module).found if not _registered(found)]
-    return Snapshot(
-        python={
+    unsaved_tensors = [
+        found_tensor
+        for found_tensor in walk_module(module).tensors
+        if not _is_loadable(found_tensor)
+    ]
+    return ModuleSnapshot(
+        python_values={
             path: value
             for prefix, member in members
-            for path, value in _python(prefix, member, internal)
+            for path, value in _iter_python_values(prefix, member, internal_names)
         },
-        marks={found.path: content_mark(found.value) for found in loose},
-        stored=frozenset(found.path for found in loose if _saves_extra(found.owner)),
+        digests={
+            found_tensor.path: content_digest(found_tensor.value)
+            for found_tensor in unsaved_tensors
+        },
+        extra_state_paths=frozenset(
+            found_tensor.path
+            for found_tensor in unsaved_tensors
+            if _has_extra_state(found_tensor.owner)
+        ),
     )
 
 
-def mutated(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
+def find_mutated(before: ModuleSnapshot, after: ModuleSnapshot) -> tuple[str, ...]:
     """Return the paths of tensors and arrays whose elements changed."""
     return tuple(
         path
-        for path, mark in before.marks.items()
-        if mark and after.marks.get(path, mark) not in {"", mark}
+        for path, digest in before.digests.items()
+        if digest and after.digests.get(path, digest) not in {"", digest}
     )
 
 
-def appeared(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
+def find_added(before: ModuleSnapshot, after: ModuleSnapshot) -> tuple[str, ...]:
     """Return the paths of tensors and arrays that only `after` contains."""
-    return tuple(path for path in after.marks if path not in before.marks)
+    return tuple(path for path in after.digests if path not in before.digests)
 
 
-def _registered(found: Found) -> bool:
-    return found.registered and found.kind in {Kind.PARAMETER, Kind.BUFFER}
+def _is_loadable(found_tensor: FoundTensor) -> bool:
+    return found_tensor.is_registered and found_tensor.kind in {Kind.PARAMETER, Kind.BUFFER}
 
 
-def _python(prefix: str, member: "nn.Module", internal: Any) -> Iterator[tuple[str, PythonValue]]:
+def _iter_python_values(
+    prefix: str, member: "nn.Module", internal_names: Any
+) -> Iterator[tuple[str, PythonValue]]:
     """Yield the plain values in attributes of a module and of its plain objects."""
-    owner, stored = qualified(type(member)), _saves_extra(member)
+    owner, has_extra_state = get_qualified_name(type(member)), _has_extra_state(member)
     for name, value in vars(member).items():
-        if name in internal:
+        if name in internal_names:
             continue
-        for path, one in _plain_values(join(prefix, name), value):
-            yield path, PythonValue(_text(one), isinstance(one, bool), one is None, owner, stored)
+        for path, plain_value in _iter_plain_values(join_key(prefix, name), value):
+            yield (
+                path,
+                PythonValue(
+                    _shorten_repr(plain_value),
+                    isinstance(plain_value, bool),
+                    plain_value is None,
+                    owner,
+                    has_extra_state,
+                ),
+            )
 
 
-def _plain_values(path: str, value: object) -> Iterator[tuple[str, Any]]:
+def _iter_plain_values(path: str, value: object) -> Iterator[tuple[str, Any]]:
     if isinstance(value, bool | int | float | str | None):
         yield path, value
-    elif is_plain(value) and not isinstance(value, _module_class()):
-        fields = vars(value) if hasattr(value, "__dict__") else _fields(value)
-        for name, one in fields.items():
-            if isinstance(one, bool | int | float):
-                yield f"{path}.{name}", one
+    elif is_plain_object(value) and not isinstance(value, _import_module_class()):
+        fields = vars(value) if hasattr(value, "__dict__") else _read_fields(value)
+        for name, field_value in fields.items():
+            if isinstance(field_value, bool | int | float):
+                yield f"{path}.{name}", field_value
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def _read_fields(value: Any) -> dict[str, Any]:
     """Return the fields of a dataclass with slots, {} for another object."""
     if not dataclasses.is_dataclass(value):
         return {}
@@ -104,21 +126,21 @@ def _fields(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
-def _text(value: object) -> str:
-    shown = repr(value)
-    if len(shown) <= _LONGEST:
-        return shown
+def _shorten_repr(value: object) -> str:
+    text = repr(value)
+    if len(text) <= _MAX_TEXT_LENGTH:
+        return text
     from hashlib import sha256
 
-    digest = sha256(shown.encode(errors="surrogatepass")).hexdigest()
-    return f"{shown[: _LONGEST // 4]}... ({len(shown)} characters, {digest[:12]})"
+    digest = sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return f"{text[: _MAX_TEXT_LENGTH // 4]}... ({len(text)} characters, {digest[:12]})"
 
 
-def _saves_extra(module: "nn.Module") -> bool:
-    return type(module).get_extra_state is not _module_class().get_extra_state
+def _has_extra_state(module: "nn.Module") -> bool:
+    return type(module).get_extra_state is not _import_module_class().get_extra_state
 
 
-def _module_class() -> "type[nn.Module]":
+def _import_module_class() -> "type[nn.Module]":
     from torch import nn
 
     return nn.Module

@@ -8,181 +8,200 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
 from ckptool.grids import Preview
-from ckptool.model import Constancy, Held, Kind, ModuleClass, ModuleState, Skipped
-from ckptool.modules.places import Places
-from ckptool.modules.probe import Following, is_floating
-from ckptool.modules.source import Sources
+from ckptool.model import Constancy, Kind, ModuleClass, ModuleInfo, ModuleTensor, Skipped
+from ckptool.modules.places import AssignmentLocations
+from ckptool.modules.probe import MoveBehavior, is_floating_dtype
+from ckptool.modules.source import SourceAnalysis
 from ckptool.modules.tensors import (
-    Storages,
-    describe_value,
-    digest,
-    dtype_name,
-    halved,
-    preview,
+    ModuleStorages,
+    compute_fingerprint,
+    compute_half_precision_fingerprints,
+    describe_tensor,
+    get_dtype_name,
+    preview_values,
 )
-from ckptool.modules.twins import Twins
+from ckptool.modules.twins import MetaParameters
 from ckptool.modules.usercode import UserCodeError, user_code
 from ckptool.modules.walk import (
-    DEPTH,
-    METRIC,
-    Found,
-    Walk,
-    attributes,
-    below_module,
-    is_torchs,
-    qualified,
+    MAX_DEPTH,
+    METRIC_CLASS,
+    FoundTensor,
+    ModuleWalk,
+    get_qualified_name,
+    is_torch_class,
+    list_attributes,
+    list_classes_below_module,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_PREVIEWS: Final = 48
+_MAX_PREVIEWS: Final = 48
 """Maximum number of previews of saved tensors, and of unsaved tensors."""
-_AUXILIARY = ("torch.nn.modules.loss._Loss", METRIC, "lpips.lpips.LPIPS")
+_AUXILIARY_CLASSES = ("torch.nn.modules.loss._Loss", METRIC_CLASS, "lpips.lpips.LPIPS")
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class ProbeResults:
     """Results of building and probing a module, by path of its tensors."""
 
     constancy: Mapping[str, Constancy] = field(default_factory=dict)
-    following: Mapping[str, Following] = field(default_factory=dict)
-    twins: Twins = field(default_factory=Twins)
-    places: Places | None = None
+    move_behavior: Mapping[str, MoveBehavior] = field(default_factory=dict)
+    meta_parameters: MetaParameters = field(default_factory=MetaParameters)
+    assignment_locations: AssignmentLocations | None = None
     skipped: tuple[Skipped, ...] = ()
 
 
-def capture(module: "nn.Module", held: Walk, target: str, evidence: Evidence) -> ModuleState:
+def build_module_info(
+    module: "nn.Module", module_walk: ModuleWalk, target: str, probe_results: ProbeResults
+) -> ModuleInfo:
     """Describe the tensors of `module_walk` and of the state_dict of `module`.
 
     Raises:
         ModuleError: its state_dict() raises, or returns no mapping.
     """
-    tensors, others = _split(_state_dict(module, target))
-    description = _Description(held, tensors, others, evidence)
-    saved = list(description.saved())
-    unsaved = sorted(description.unsaved(), key=lambda one: _natural(one.key))
+    tensors, non_tensors = _split_tensors(_call_state_dict(module, target))
+    describer = _ModuleDescriber(module_walk, tensors, non_tensors, probe_results)
+    saved = list(describer.iter_saved())
+    unsaved = sorted(
+        describer.iter_unsaved(), key=lambda module_tensor: _path_sort_key(module_tensor.key)
+    )
     unsearched = [
-        Skipped(path, f"containers more than {DEPTH} deep are not searched")
-        for path in held.unsearched
+        Skipped(path, f"containers more than {MAX_DEPTH} deep are not searched")
+        for path in module_walk.unsearched_paths
     ]
-    return ModuleState(
+    return ModuleInfo(
         target=target,
-        held={one.key: one for one in (*saved, *unsaved)},
-        others={key: _in_words(value) for key, value in others.items()},
-        none_buffers=held.none_buffers,
-        filled=_filled(held),
-        modules={prefix: _module_class(member) for prefix, member in held.members},
-        hidden_modules=held.hidden,
-        skipped=(*evidence.skipped, *unsearched),
+        tensors={module_tensor.key: module_tensor for module_tensor in (*saved, *unsaved)},
+        non_tensors={key: _describe_non_tensor(value) for key, value in non_tensors.items()},
+        none_buffers=module_walk.none_buffers,
+        none_buffer_writes=_find_none_buffer_writes(module_walk),
+        modules={prefix: _describe_class(member) for prefix, member in module_walk.modules},
+        hidden_modules=module_walk.hidden_modules,
+        skipped=(*probe_results.skipped, *unsearched),
     )
 
 
-def _filled(held: Walk) -> dict[str, str]:
+def _find_none_buffer_writes(module_walk: ModuleWalk) -> dict[str, str]:
     """Return key -> "file:line" that assigns a persistent buffer that is None, "" if none does."""
-    sources, members = Sources(), dict(held.members)
-    found: dict[str, str] = {}
-    for key in held.none_buffers:
+    source_analysis, members = SourceAnalysis(), dict(module_walk.modules)
+    writes: dict[str, str] = {}
+    for key in module_walk.none_buffers:
         prefix, _, name = key.rpartition(".")
         owner = members[prefix]
         if name not in owner._non_persistent_buffers_set:  # noqa: SLF001
-            found[key] = sources.written(type(owner), name)
-    return found
+            writes[key] = source_analysis.find_write(type(owner), name)
+    return writes
 
 
-def _state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
+def _call_state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
     state_dict: Callable[..., Any] = module.state_dict
     try:
         with user_code():
-            found = state_dict(**_keep_vars(state_dict))
+            result = state_dict(**_make_keep_vars(state_dict))
     except UserCodeError as error:
         raise ModuleError(target, f"its state_dict() raised {error}") from error
-    if not isinstance(found, Mapping):
-        raise ModuleError(target, f"its state_dict() gave a {type(found).__name__}, not a mapping")
-    return found
+    if not isinstance(result, Mapping):
+        raise ModuleError(target, f"its state_dict() gave a {type(result).__name__}, not a mapping")
+    return result
 
 
-def _keep_vars(state_dict: Callable[..., Any]) -> dict[str, bool]:
+def _make_keep_vars(state_dict: Callable[..., Any]) -> dict[str, bool]:
     """Return {"keep_vars": True} if `state_dict` accepts it: it then returns the parameters."""
     parameters = inspect.signature(state_dict).parameters.values()
-    takes = any(p.name == "keep_vars" or p.kind is p.VAR_KEYWORD for p in parameters)
-    return {"keep_vars": True} if takes else {}
+    accepts_keep_vars = any(p.name == "keep_vars" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return {"keep_vars": True} if accepts_keep_vars else {}
 
 
-def _split(state: Mapping[Any, Any]) -> "tuple[dict[str, Tensor], dict[str, object]]":
+def _split_tensors(state: Mapping[Any, Any]) -> "tuple[dict[str, Tensor], dict[str, object]]":
     from torch import Tensor
 
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     return tensors, {str(k): v for k, v in state.items() if not isinstance(v, Tensor)}
 
 
-class _Description:
+class _ModuleDescriber:
     """Matches the tensors of a module with the values of its state_dict, and describes both."""
 
     def __init__(
         self,
-        held: Walk,
+        module_walk: ModuleWalk,
         tensors: "dict[str, Tensor]",
-        others: dict[str, object],
-        evidence: Evidence,
+        non_tensors: dict[str, object],
+        probe_results: ProbeResults,
     ) -> None:
-        self._held = held
-        self._tensors = tensors
-        self._evidence = evidence
-        self._sources = Sources()
-        self._storages = Storages(evidence.twins)
-        self._previews = {True: _PREVIEWS, False: _PREVIEWS}
+        self._module_walk = module_walk
+        self._saved_values = tensors
+        self._probe_results = probe_results
+        self._source_analysis = SourceAnalysis()
+        self._storages = ModuleStorages(probe_results.meta_parameters)
+        self._previews_left = {True: _MAX_PREVIEWS, False: _MAX_PREVIEWS}
         """Number of previews left for saved (True) and unsaved (False) tensors."""
-        self._claimed: set[str] = set()
+        self._saved_paths: set[str] = set()
         """Paths of tensors that are in the state_dict."""
-        self._views = {self._storages.view(tensor): key for key, tensor in tensors.items()}
-        self._nested = {self._storages.view(tensor) for tensor in _tensors_in(others, 4)}
-        self._aliased = self._owners_of_storages()
-        self._parameters = {id(f.value) for f in held.found if f.registered}
+        self._keys_by_view = {
+            self._storages.identify_view(tensor): key for key, tensor in tensors.items()
+        }
+        self._nested_views = {
+            self._storages.identify_view(tensor) for tensor in _iter_tensors(non_tensors, 4)
+        }
+        self._keys_by_storage = self._map_storages_to_keys()
+        self._registered_ids = {id(f.value) for f in module_walk.tensors if f.is_registered}
 
-    def saved(self) -> Iterator[Held]:
+    def iter_saved(self) -> Iterator[ModuleTensor]:
         """Yield the tensors of the state_dict, in its order."""
-        by_path = {found.path: found for found in self._held.found}
-        by_view = {self._storages.view(f.value): f for f in self._held.found if f.registered}
-        for key, tensor in self._tensors.items():
-            found = by_path.get(key) or by_view.get(self._storages.view(tensor))
-            if found is not None:
-                self._claimed.add(found.path)
-            yield self._saved(key, tensor, found)
+        by_path = {found_tensor.path: found_tensor for found_tensor in self._module_walk.tensors}
+        by_view = {
+            self._storages.identify_view(f.value): f
+            for f in self._module_walk.tensors
+            if f.is_registered
+        }
+        for key, tensor in self._saved_values.items():
+            found_tensor = by_path.get(key) or by_view.get(self._storages.identify_view(tensor))
+            if found_tensor is not None:
+                self._saved_paths.add(found_tensor.path)
+            yield self._describe_saved(key, tensor, found_tensor)
 
-    def unsaved(self) -> Iterator[Held]:
+    def iter_unsaved(self) -> Iterator[ModuleTensor]:
         """Yield the tensors outside the state_dict, except aliases that move with their owner."""
-        for found in self._held.found:
-            if found.path in self._claimed or self._is_saved_inside(found):
+        for found_tensor in self._module_walk.tensors:
+            if found_tensor.path in self._saved_paths or self._is_nested_in_state_dict(
+                found_tensor
+            ):
                 continue
-            alias = self._alias(found)
-            if found.registered or not alias or not self._follows_owner(found):
-                yield self._describe(found, found.path, found.value, alias, saved=False)
+            alias = self._find_alias(found_tensor)
+            if found_tensor.is_registered or not alias or not self._follows_owner(found_tensor):
+                yield self._describe_found(
+                    found_tensor, found_tensor.path, found_tensor.value, alias, is_saved=False
+                )
 
-    def _owners_of_storages(self) -> dict[int, str]:
+    def _map_storages_to_keys(self) -> dict[int, str]:
         """Return storage -> key of its first saved or registered tensor."""
-        named = [*self._tensors.items()]
-        named += [(f.path, f.value) for f in self._held.found if f.registered]
-        owners: dict[int, str] = {}
-        for key, tensor in named:
-            identity = self._storages.identity(tensor)
+        values_by_key = [*self._saved_values.items()]
+        values_by_key += [(f.path, f.value) for f in self._module_walk.tensors if f.is_registered]
+        keys: dict[int, str] = {}
+        for key, tensor in values_by_key:
+            identity = self._storages.identify_storage(tensor)
             if identity is not None:
-                owners.setdefault(identity, key)
-        return owners
+                keys.setdefault(identity, key)
+        return keys
 
-    def _is_saved_inside(self, found: Found) -> bool:
+    def _is_nested_in_state_dict(self, found_tensor: FoundTensor) -> bool:
         """Whether a container in the state_dict holds the tensor, as the lists of metrics do."""
-        return _is_tensor(found.value) and self._storages.view(found.value) in self._nested
+        return (
+            _is_tensor(found_tensor.value)
+            and self._storages.identify_view(found_tensor.value) in self._nested_views
+        )
 
-    def _alias(self, found: Found) -> str:
-        if not _is_tensor(found.value):
+    def _find_alias(self, found_tensor: FoundTensor) -> str:
+        if not _is_tensor(found_tensor.value):
             return ""
-        if found.registered:
-            return self._views.get(self._storages.view(found.value), "")
-        identity = self._storages.identity(found.value)
-        return self._aliased.get(identity, "") if identity is not None else ""
+        if found_tensor.is_registered:
+            return self._keys_by_view.get(self._storages.identify_view(found_tensor.value), "")
+        identity = self._storages.identify_storage(found_tensor.value)
+        return self._keys_by_storage.get(identity, "") if identity is not None else ""
 
-    def _follows_owner(self, found: Found) -> bool:
+    def _follows_owner(self, found_tensor: FoundTensor) -> bool:
         """Whether an alias moves with its registered tensor.
 
         Other references to a registered parameter do: on a real device `.to()` changes the
@@ -190,65 +209,86 @@ class _Description:
         """
         from torch import nn
 
-        itself = id(found.value) in self._parameters or self._evidence.twins.stands_for(found.value)
-        if isinstance(found.value, nn.Parameter) and itself:
+        is_registered_parameter = id(
+            found_tensor.value
+        ) in self._registered_ids or self._probe_results.meta_parameters.is_replaced(
+            found_tensor.value
+        )
+        if isinstance(found_tensor.value, nn.Parameter) and is_registered_parameter:
             return True
-        return self._following(found).to
+        return self._get_move_behavior(found_tensor).follows_to
 
-    def _following(self, found: Found) -> Following:
-        default = Following(found.registered, found.registered or not _floating(found.value))
-        return self._evidence.following.get(found.path, default)
+    def _get_move_behavior(self, found_tensor: FoundTensor) -> MoveBehavior:
+        default = MoveBehavior(
+            found_tensor.is_registered,
+            found_tensor.is_registered or not _is_floating(found_tensor.value),
+        )
+        return self._probe_results.move_behavior.get(found_tensor.path, default)
 
-    def _saved(self, key: str, tensor: "Tensor", found: Found | None) -> Held:
-        if found is not None:
-            return self._describe(found, key, tensor, "", saved=True)
+    def _describe_saved(
+        self, key: str, tensor: "Tensor", found_tensor: FoundTensor | None
+    ) -> ModuleTensor:
+        if found_tensor is not None:
+            return self._describe_found(found_tensor, key, tensor, "", is_saved=True)
         # Created by state_dict(): a hook, an override, or an extra state that is a tensor.
-        return Held(
-            tensor=describe_value(key, tensor, Kind.ATTRIBUTE, self._storages),
+        return ModuleTensor(
+            tensor=describe_tensor(key, tensor, Kind.ATTRIBUTE, self._storages),
             kind=Kind.ATTRIBUTE,
-            owner=qualified(type(self._held.members[0][1])),
-            saved=True,
+            owner=get_qualified_name(type(self._module_walk.modules[0][1])),
+            is_saved=True,
             constancy=Constancy.UNKNOWN,
             follows_to=True,
             follows_dtype=True,
-            fingerprint=digest(tensor),
+            fingerprint=compute_fingerprint(tensor),
         )
 
-    def _describe(self, found: Found, key: str, value: Any, alias: str, *, saved: bool) -> Held:
-        cls, follows = type(found.owner), self._following(found)
-        written = self._sources.written(cls, found.attribute)
-        statistic = _is_statistic(found, written)
-        return Held(
-            tensor=describe_value(key, value, found.kind, self._storages),
-            kind=found.kind,
-            owner=qualified(cls),
-            saved=saved,
-            constancy=self._evidence.constancy.get(found.path, Constancy.UNKNOWN),
-            follows_to=follows.to,
-            follows_dtype=follows.dtype,
-            where=self._where(found),
-            used=self._sources.used(cls, found.attribute),
-            moved=self._sources.moved(cls, found.attribute),
-            cast=self._sources.cast(cls, found.attribute),
-            written=written,
+    def _describe_found(
+        self, found_tensor: FoundTensor, key: str, value: Any, alias: str, *, is_saved: bool
+    ) -> ModuleTensor:
+        cls, move_behavior = type(found_tensor.owner), self._get_move_behavior(found_tensor)
+        written_at = self._source_analysis.find_write(cls, found_tensor.attribute)
+        is_statistic = _is_statistic(found_tensor, written_at)
+        return ModuleTensor(
+            tensor=describe_tensor(key, value, found_tensor.kind, self._storages),
+            kind=found_tensor.kind,
+            owner=get_qualified_name(cls),
+            is_saved=is_saved,
+            constancy=self._probe_results.constancy.get(found_tensor.path, Constancy.UNKNOWN),
+            follows_to=move_behavior.follows_to,
+            follows_dtype=move_behavior.follows_dtype,
+            assigned_at=self._find_assignment(found_tensor),
+            used_at=self._source_analysis.find_use(cls, found_tensor.attribute),
+            moved_at=self._source_analysis.find_move(cls, found_tensor.attribute),
+            is_cast_on_use=self._source_analysis.is_cast_on_use(cls, found_tensor.attribute),
+            written_at=written_at,
             alias_of=alias,
-            statistic=statistic,
-            fingerprint=digest(value),
-            preview=None if statistic else self._preview(found.kind, value, saved=saved),
-            halved=halved(value) if found.kind is Kind.BUFFER else {},
+            is_statistic=is_statistic,
+            fingerprint=compute_fingerprint(value),
+            preview=None
+            if is_statistic
+            else self._take_preview(found_tensor.kind, value, is_saved=is_saved),
+            half_precision_fingerprints=compute_half_precision_fingerprints(value)
+            if found_tensor.kind is Kind.BUFFER
+            else {},
         )
 
-    def _preview(self, kind: Kind, value: Any, *, saved: bool) -> Preview | None:
-        if kind is Kind.PARAMETER or not self._previews[saved]:
+    def _take_preview(self, kind: Kind, value: Any, *, is_saved: bool) -> Preview | None:
+        if kind is Kind.PARAMETER or not self._previews_left[is_saved]:
             return None
-        kept = preview(value)
-        self._previews[saved] -= kept is not None
-        return kept
+        tensor_preview = preview_values(value)
+        self._previews_left[is_saved] -= tensor_preview is not None
+        return tensor_preview
 
-    def _where(self, found: Found) -> str:
-        noted = self._evidence.places
-        place = noted.of(found.owner, found.attribute) if noted is not None else ""
-        return place or self._sources.assigned(type(found.owner), found.attribute)
+    def _find_assignment(self, found_tensor: FoundTensor) -> str:
+        locations = self._probe_results.assignment_locations
+        location = (
+            locations.get_location(found_tensor.owner, found_tensor.attribute)
+            if locations is not None
+            else ""
+        )
+        return location or self._source_analysis.find_assignment(
+            type(found_tensor.owner), found_tensor.attribute
+        )
 
 
 def _is_tensor(value: object) -> bool:
@@ -257,57 +297,62 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def _floating(value: Any) -> bool:
-    return is_floating(dtype_name(value))
+def _is_floating(value: Any) -> bool:
+    return is_floating_dtype(get_dtype_name(value))
 
 
-def _tensors_in(value: object, depth: int) -> "Iterator[Tensor]":
+def _iter_tensors(value: object, depth: int) -> "Iterator[Tensor]":
     from torch import Tensor
 
     if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, Mapping | list | tuple):
         for child in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_in(child, depth - 1)
+            yield from _iter_tensors(child, depth - 1)
 
 
-def _is_statistic(found: Found, written: str) -> bool:
+def _is_statistic(found_tensor: FoundTensor, written_at: str) -> bool:
     from torch.nn.modules.batchnorm import _NormBase
 
-    if found.kind not in {Kind.BUFFER, Kind.NON_PERSISTENT_BUFFER}:
+    if found_tensor.kind not in {Kind.BUFFER, Kind.NON_PERSISTENT_BUFFER}:
         return False
-    counted = found.attribute.startswith("running_") or found.attribute == "num_batches_tracked"
-    return bool(written) or (counted and isinstance(found.owner, _NormBase))
+    is_running_statistic = (
+        found_tensor.attribute.startswith("running_")
+        or found_tensor.attribute == "num_batches_tracked"
+    )
+    return bool(written_at) or (is_running_statistic and isinstance(found_tensor.owner, _NormBase))
 
 
-def _module_class(module: "nn.Module") -> ModuleClass:
+def _describe_class(module: "nn.Module") -> ModuleClass:
     cls = type(module)
-    ancestors = {qualified(base) for base in cls.__mro__}
+    ancestors = {get_qualified_name(base) for base in cls.__mro__}
     version = getattr(cls, "_version", None)
     return ModuleClass(
-        name=qualified(cls),
+        name=get_qualified_name(cls),
         version=version if isinstance(version, int) else None,
-        custom_load=_loads_its_own_way(module),
-        auxiliary=not ancestors.isdisjoint(_AUXILIARY),
-        attributes=frozenset(attributes(module)),
+        has_custom_load=_has_custom_load(module),
+        is_auxiliary=not ancestors.isdisjoint(_AUXILIARY_CLASSES),
+        attributes=frozenset(list_attributes(module)),
     )
 
 
-def _loads_its_own_way(module: "nn.Module") -> bool:
-    overriding = [c for c in below_module(type(module)) if "_load_from_state_dict" in vars(c)]
-    if any(not is_torchs(cls) for cls in overriding):
+def _has_custom_load(module: "nn.Module") -> bool:
+    overriding_classes = [
+        c for c in list_classes_below_module(type(module)) if "_load_from_state_dict" in vars(c)
+    ]
+    if any(not is_torch_class(cls) for cls in overriding_classes):
         return True
     hooks = module._load_state_dict_pre_hooks.values()  # noqa: SLF001
-    return any(not _is_torchs_hook(getattr(hook, "hook", hook)) for hook in hooks)
+    return any(not _is_torch_hook(getattr(hook, "hook", hook)) for hook in hooks)
 
 
-def _is_torchs_hook(hook: Any) -> bool:
+def _is_torch_hook(hook: Any) -> bool:
     function = getattr(hook, "func", hook)
     module = getattr(function, "__module__", None) or type(function).__module__
     return str(module).partition(".")[0] == "torch"
 
 
-def _in_words(value: object) -> str:
+def _describe_non_tensor(value: object) -> str:
     """Return a short description of a state_dict value that is not a tensor."""
     if isinstance(value, bool | int | float | None):
         return repr(value)
@@ -317,7 +362,7 @@ def _in_words(value: object) -> str:
     return name
 
 
-def _natural(key: str) -> list[tuple[int, str]]:
+def _path_sort_key(key: str) -> list[tuple[int, str]]:
     """Return a sort key for paths in which "2" precedes "10"."""
     parts = re.split(r"(\d+)", key)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

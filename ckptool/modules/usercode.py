@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 from ckptool.errors import Interrupted
-from ckptool.modules.places import is_users, place
+from ckptool.modules.places import format_location, is_user_file
 
-_SHOWN = 300
+_MAX_LINE_LENGTH = 300
 
 
 class UserCodeError(Exception):
     """An exception raised by user code; the message is one line with "file:line"."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(f"{said(error)}{_at(error)}")
+        super().__init__(f"{format_exception_line(error)}{_format_user_location(error)}")
         self.error = error
 
 
@@ -39,19 +39,19 @@ def user_code() -> Iterator[None]:
         raise UserCodeError(error) from error
 
 
-def said(error: BaseException) -> str:
+def format_exception_line(error: BaseException) -> str:
     """Format the type and the first line of `error`, at most 300 characters."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
     lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
     line = next((line.strip() for line in lines if line.strip()), type(error).__name__)
-    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+    return line if len(line) <= _MAX_LINE_LENGTH else f"{line[:_MAX_LINE_LENGTH]}..."
 
 
-def _at(error: BaseException) -> str:
+def _format_user_location(error: BaseException) -> str:
     frames = [
         (frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if is_users(frame.f_code.co_filename)
+        if is_user_file(frame.f_code.co_filename)
     ]
-    return f" (at {place(*frames[-1])})" if frames else ""
+    return f" (at {format_location(*frames[-1])})" if frames else ""

@@ -1,19 +1,19 @@
 """Findings and a Policy -> Verdict: the only package that decides whether a run fails."""
 
 from ckptool.config import Waiver
-from ckptool.policy.baseline import Baseline, Known
-from ckptool.policy.judging import Silenced, Verdict, judge
-from ckptool.policy.terms import LEVELS, ExitCode, Policy, known_codes
+from ckptool.policy.baseline import Baseline, BaselineEntry
+from ckptool.policy.judging import SilencedFinding, Verdict, judge
+from ckptool.policy.terms import LEVELS, ExitCode, Policy, resolve_rule_codes
 
 __all__ = [
     "LEVELS",
     "Baseline",
+    "BaselineEntry",
     "ExitCode",
-    "Known",
     "Policy",
-    "Silenced",
+    "SilencedFinding",
     "Verdict",
     "Waiver",
     "judge",
-    "known_codes",
+    "resolve_rule_codes",
 ]

@@ -9,16 +9,16 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from ckptool.config import Config, PathEntry, Requirements, Waiver
+from ckptool.config import PathEntry, ProjectConfig, ReleaseRequirements, Waiver
 from ckptool.errors import ConfigError, UsageError
-from ckptool.policy.terms import LEVELS, Policy, known_codes
+from ckptool.policy.terms import LEVELS, Policy, resolve_rule_codes
 from ckptool.rules import RULES
 
-DEFAULT_REQUIREMENTS: Final = Requirements(strict=True, device="cuda")
+DEFAULT_REQUIREMENTS: Final = ReleaseRequirements(strict=True, device="cuda")
 """Default requirements of a gate."""
 
 
-class Options(Struct, frozen=True):
+class PolicyOptions(Struct, frozen=True):
     """Policy options of the command line; () and None are not set."""
 
     select: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class Options(Struct, frozen=True):
     baseline: str | None = None
 
 
-class Setting(Struct, frozen=True):
+class PolicySetting(Struct, frozen=True):
     """One setting of the effective policy, as text."""
 
     name: str
@@ -36,68 +36,83 @@ class Setting(Struct, frozen=True):
     """"default", "--fail-on", or "FILE: [table]"."""
 
 
-def policy_of(config: Config, options: Options = Options()) -> Policy:  # noqa: B008 (frozen)
+def resolve_policy(config: ProjectConfig, options: PolicyOptions = PolicyOptions()) -> Policy:  # noqa: B008 (frozen)
     """Return the policy of `config`; options override the configuration.
 
     Raises:
         ConfigError: the configuration names an unknown rule.
         UsageError: an option names an unknown rule.
     """
-    said = config.settings
-    _check(config)
+    settings = config.settings
+    _check_rule_codes(config)
     return Policy(
-        select=options.select or said.select,
-        ignore=options.ignore or said.ignore,
-        fail_on=LEVELS.get(options.fail_on or said.fail_on or "error"),
-        levels={code: LEVELS[word] for code, word in said.levels.items()},
-        require=said.require,
-        paths=tuple(_under(entry, options) for entry in said.paths),
-        waivers=said.waivers,
+        select=options.select or settings.select,
+        ignore=options.ignore or settings.ignore,
+        fail_on=LEVELS.get(options.fail_on or settings.fail_on or "error"),
+        levels={code: LEVELS[level] for code, level in settings.levels.items()},
+        require=settings.require,
+        paths=tuple(_without_overridden(entry, options) for entry in settings.paths),
+        waivers=settings.waivers,
         directory=config.directory,
         source="" if config.file is None else os.path.relpath(config.file),
     )
 
 
-def settings_of(config: Config, options: Options, path: str | None) -> tuple[Setting, ...]:
+def list_settings(
+    config: ProjectConfig, options: PolicyOptions, path: str | None
+) -> tuple[PolicySetting, ...]:
     """List the gate's settings for the checkpoint at `path`; None lists overrides for all paths."""
-    policy = policy_of(config, options)
-    name = _name(config)
-    found = {**_defaults(), **_said(config.settings, f"{name}: {_table(config)}".rstrip(": "))}
-    found |= _optional(options)
+    policy = resolve_policy(config, options)
+    name = _get_file_name(config)
+    values = {
+        **_collect_defaults(),
+        **_collect_configured(
+            config.settings, f"{name}: {_format_table_name(config)}".rstrip(": ")
+        ),
+    }
+    values |= _collect_options(options)
     for number, entry in enumerate(policy.paths):
         if path is not None and fnmatchcase(policy.relative(path), entry.path):
-            table = _table(config, "paths")
-            found |= _said(entry, f"{name}: {table} number {number + 1}, {entry.path}")
+            table = _format_table_name(config, "paths")
+            values |= _collect_configured(
+                entry, f"{name}: {table} number {number + 1}, {entry.path}"
+            )
     waivers = [
-        _waiver(w, policy, f"{name}: {_table(config, 'waivers')}")
-        for w in policy.waivers
-        if path is None or policy.matching(w, path)
+        _describe_waiver(waiver, policy, f"{name}: {_format_table_name(config, 'waivers')}")
+        for waiver in policy.waivers
+        if path is None or policy.matching(waiver, path)
     ]
-    shown = [Setting(key, value, origin) for key, (value, origin) in sorted(found.items())]
-    others = [] if path is not None else _others(policy, f"{name}: {_table(config, 'paths')}")
-    return (*shown, *waivers, *others)
+    settings = [
+        PolicySetting(key, value, origin) for key, (value, origin) in sorted(values.items())
+    ]
+    path_settings = (
+        []
+        if path is not None
+        else _list_path_settings(policy, f"{name}: {_format_table_name(config, 'paths')}")
+    )
+    return (*settings, *waivers, *path_settings)
 
 
-def _check(config: Config) -> None:
-    said = config.settings
+def _check_rule_codes(config: ProjectConfig) -> None:
+    settings = config.settings
     tables: list[tuple[str, tuple[str, ...]]] = [
-        ("select", said.select),
-        ("ignore", said.ignore),
-        ("levels", tuple(said.levels)),
-        ("waivers", tuple(w.rule for w in said.waivers)),
+        ("select", settings.select),
+        ("ignore", settings.ignore),
+        ("levels", tuple(settings.levels)),
+        ("waivers", tuple(waiver.rule for waiver in settings.waivers)),
     ]
-    for entry in said.paths:
+    for entry in settings.paths:
         codes = (*(entry.select or ()), *(entry.ignore or ()), *entry.levels)
         tables.append((f"paths, {entry.path}", codes))
     for table, codes in tables:
         for code in codes:
             try:
-                known_codes(code)
+                resolve_rule_codes(code)
             except UsageError as error:
                 raise ConfigError(config.file or Path(), f"{table}: {error}") from error
 
 
-def _under(entry: PathEntry, options: Options) -> PathEntry:
+def _without_overridden(entry: PathEntry, options: PolicyOptions) -> PathEntry:
     """Return `entry` without the settings that an option overrides."""
     return replace(
         entry,
@@ -107,67 +122,78 @@ def _under(entry: PathEntry, options: Options) -> PathEntry:
     )
 
 
-def _name(config: Config) -> str:
+def _get_file_name(config: ProjectConfig) -> str:
     return "" if config.file is None else config.file.name
 
 
-def _table(config: Config, inner: str = "") -> str:
+def _format_table_name(config: ProjectConfig, inner: str = "") -> str:
     """Return a table's header as its file writes it, "" for the top level of ckptool.toml."""
-    if _name(config) != "pyproject.toml":
+    if _get_file_name(config) != "pyproject.toml":
         return f"[[{inner}]]" if inner else ""
     return f"[[tool.ckptool.{inner}]]" if inner else "[tool.ckptool]"
 
 
-def _defaults() -> dict[str, tuple[str, str]]:
-    plain = {"select": "all", "ignore": "none", "fail-on": "error", "baseline": "none"}
-    required = {
-        f"require.{name}": _words(value) if value is not None else "not asked"
-        for name, value in _kebab(DEFAULT_REQUIREMENTS).items()
+def _collect_defaults() -> dict[str, tuple[str, str]]:
+    general = {"select": "all", "ignore": "none", "fail-on": "error", "baseline": "none"}
+    requirements = {
+        f"require.{name}": _format_value(value) if value is not None else "not asked"
+        for name, value in _to_kebab_case(DEFAULT_REQUIREMENTS).items()
     }
-    gate = {f"levels.{r.code}": f"{r.gate.word} at least" for r in RULES.values() if r.gate}
-    return {name: (value, "default") for name, value in {**plain, **required, **gate}.items()}
+    gate_levels = {
+        f"levels.{rule.code}": f"{rule.gate.word} at least" for rule in RULES.values() if rule.gate
+    }
+    return {
+        name: (value, "default")
+        for name, value in {**general, **requirements, **gate_levels}.items()
+    }
 
 
-def _said(table: Any, origin: str) -> dict[str, tuple[str, str]]:
+def _collect_configured(table: Any, origin: str) -> dict[str, tuple[str, str]]:
     """Return what `table`, Settings or a PathEntry, sets: name -> (value, origin)."""
-    found: dict[str, tuple[str, str]] = {}
+    values: dict[str, tuple[str, str]] = {}
     for name in ("select", "ignore", "fail_on", "baseline"):
         value = getattr(table, name, None)
         if value:
-            found[name.replace("_", "-")] = (_words(value), origin)
-    for code, word in table.levels.items():
-        found[f"levels.{code}"] = (word, origin)
-    for name, value in _kebab(table.require).items():
+            values[name.replace("_", "-")] = (_format_value(value), origin)
+    for code, level in table.levels.items():
+        values[f"levels.{code}"] = (level, origin)
+    for name, value in _to_kebab_case(table.require).items():
         if value is not None:
-            found[f"require.{name}"] = (_words(value), origin)
-    return found
+            values[f"require.{name}"] = (_format_value(value), origin)
+    return values
 
 
-def _optional(options: Options) -> dict[str, tuple[str, str]]:
-    return {name: (_words(value), f"--{name}") for name, value in _kebab(options).items() if value}
+def _collect_options(options: PolicyOptions) -> dict[str, tuple[str, str]]:
+    return {
+        name: (_format_value(value), f"--{name}")
+        for name, value in _to_kebab_case(options).items()
+        if value
+    }
 
 
-def _kebab(one: Struct) -> Mapping[str, Any]:
-    return {name.replace("_", "-"): value for name, value in asdict(one).items()}
+def _to_kebab_case(struct: Struct) -> Mapping[str, Any]:
+    return {name.replace("_", "-"): value for name, value in asdict(struct).items()}
 
 
-def _words(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
 
 
-def _waiver(waiver: Waiver, policy: Policy, origin: str) -> Setting:
-    until = f", until {waiver.expires}" if waiver.expires else ""
-    lapsed = ", expired" if policy.expired(waiver) else ""
+def _describe_waiver(waiver: Waiver, policy: Policy, origin: str) -> PolicySetting:
+    expiry_text = f", until {waiver.expires}" if waiver.expires else ""
+    expired_text = ", expired" if policy.expired(waiver) else ""
     scope = f"{waiver.key} in {waiver.path}"
-    return Setting(f"waivers.{waiver.rule}", f"{scope}{until}{lapsed}: {waiver.reason}", origin)
+    return PolicySetting(
+        f"waivers.{waiver.rule}", f"{scope}{expiry_text}{expired_text}: {waiver.reason}", origin
+    )
 
 
-def _others(policy: Policy, origin: str) -> list[Setting]:
+def _list_path_settings(policy: Policy, origin: str) -> list[PolicySetting]:
     """Return the settings that apply to some paths only."""
     return [
-        Setting(f"{name} for {entry.path}", value, origin)
+        PolicySetting(f"{name} for {entry.path}", value, origin)
         for entry in policy.paths
-        for name, (value, _) in _said(entry, origin).items()
+        for name, (value, _) in _collect_configured(entry, origin).items()
     ]

@@ -10,10 +10,10 @@ from ckptool.config import Waiver
 from ckptool.policy.baseline import Baseline
 from ckptool.policy.terms import ExitCode, Policy
 from ckptool.rules import Finding
-from ckptool.rules.registry import in_order
+from ckptool.rules.registry import sort_findings
 
 
-class Silenced(Struct, frozen=True):
+class SilencedFinding(Struct, frozen=True):
     """A finding that a waiver or the baseline suppresses."""
 
     finding: Finding
@@ -28,7 +28,7 @@ class Verdict(Struct, frozen=True):
 
     findings: tuple[Finding, ...]
     exit_code: ExitCode
-    silenced: tuple[Silenced, ...] = ()
+    silenced: tuple[SilencedFinding, ...] = ()
 
 
 def judge(
@@ -36,7 +36,7 @@ def judge(
     policy: Policy,
     *,
     differs: bool = False,
-    known: Baseline | None = None,
+    baseline: Baseline | None = None,
 ) -> Verdict:
     """Select the findings to report, set their levels and decide the exit code.
 
@@ -50,37 +50,39 @@ def judge(
         baseline: known findings, which are silenced.
     """
     kept: list[Finding] = []
-    silenced: list[Silenced] = []
-    scoped: dict[str, Policy] = {}
+    silenced: list[SilencedFinding] = []
+    policies: dict[str, Policy] = {}
     for finding in findings:
-        if finding.path not in scoped:
-            scoped[finding.path] = policy.at(finding.path)
-        here = scoped[finding.path]
-        if not here.reports(finding.rule.code):
+        if finding.path not in policies:
+            policies[finding.path] = policy.at(finding.path)
+        path_policy = policies[finding.path]
+        if not path_policy.reports(finding.rule.code):
             continue
-        level = here.level(finding)
-        one = replace(finding, level=level, fails=here.fails(level))
-        why = _silence(one, policy, known)
-        if why is None:
-            kept.append(one)
+        level = path_policy.level(finding)
+        judged = replace(finding, level=level, fails=path_policy.fails(level))
+        silenced_finding = _silence_finding(judged, policy, baseline)
+        if silenced_finding is None:
+            kept.append(judged)
         else:
-            silenced.append(why)
+            silenced.append(silenced_finding)
     failed = any(f.fails for f in kept) or (differs and policy.fail_on is not None)
-    code = ExitCode.FAILED if failed else ExitCode.PASSED
-    return Verdict(in_order(kept), code, tuple(silenced))
+    exit_code = ExitCode.FAILED if failed else ExitCode.PASSED
+    return Verdict(sort_findings(kept), exit_code, tuple(silenced))
 
 
-def _silence(finding: Finding, policy: Policy, known: Baseline | None) -> Silenced | None:
-    quiet = replace(finding, fails=False)
+def _silence_finding(
+    finding: Finding, policy: Policy, baseline: Baseline | None
+) -> SilencedFinding | None:
+    non_failing = replace(finding, fails=False)
     for waiver in policy.waivers:
-        if _waives(waiver, finding, policy):
-            return Silenced(quiet, "waiver", waiver.reason, waiver)
-    if known is not None and known.has(finding, policy.relative(finding.path)):
-        return Silenced(quiet, "baseline", "it was there before", None)
+        if _is_waived_by(waiver, finding, policy):
+            return SilencedFinding(non_failing, "waiver", waiver.reason, waiver)
+    if baseline is not None and baseline.contains_finding(finding, policy.relative(finding.path)):
+        return SilencedFinding(non_failing, "baseline", "it was there before", None)
     return None
 
 
-def _waives(waiver: Waiver, finding: Finding, policy: Policy) -> bool:
+def _is_waived_by(waiver: Waiver, finding: Finding, policy: Policy) -> bool:
     return (
         finding.rule.code.startswith(waiver.rule.upper())
         and (waiver.key == "*" or fnmatchcase(finding.key, waiver.key))

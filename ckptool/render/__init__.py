@@ -11,7 +11,7 @@ from ckptool.report import AnyReport
 FORMATS: Final = ("table", "json", "markdown", "html", "github", "gitlab", "sarif", "junit")
 
 
-class Style(Struct, frozen=True):
+class RenderOptions(Struct, frozen=True):
     """Options of the formats for people; machine formats use `root` at most."""
 
     width: int | None = None
@@ -25,7 +25,7 @@ class Style(Struct, frozen=True):
     """Directory that paths inside it are reported relative to; None: paths as given."""
 
 
-def render(format_: str, report: AnyReport, style: Style) -> str:
+def render(format_: str, report: AnyReport, options: RenderOptions) -> str:
     """Render `report` as `format_`; the format's module is imported here, with its dependencies."""
-    text: str = import_module(f"{__name__}.{format_}").render(report, style)
+    text: str = import_module(f"{__name__}.{format_}").render(report, options)
     return text

@@ -6,31 +6,31 @@ from typing import Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.model import natural
-from ckptool.render import Style
-from ckptool.render.text import Folded, count, fold, pattern
+from ckptool.model import natural_sort_key
+from ckptool.render import RenderOptions
+from ckptool.render.text import FoldedItems, fold_by_pattern, format_count, replace_layer_numbers
 from ckptool.report import FindingReport, SilencedReport, SkippedReport
 
 T = TypeVar("T")
 
-MOST_ROWS: Final = 60
+MAX_TABLE_ROWS: Final = 60
 """Maximum rows of one table; the rest is only counted. -v shows all."""
 
 
-class Verdict(Struct, frozen=True):
+class VerdictBlock(Struct, frozen=True):
     """The verdict: the first line of a report."""
 
     text: str
     failed: bool
 
 
-class Lines(Struct, frozen=True):
+class LinesBlock(Struct, frozen=True):
     """Plain lines of text."""
 
     lines: tuple[str, ...]
 
 
-class Grid(Struct, frozen=True):
+class TableBlock(Struct, frozen=True):
     """A table; the first column is a key and may be truncated."""
 
     title: str
@@ -40,11 +40,11 @@ class Grid(Struct, frozen=True):
     """Note on omitted rows, "" if none were omitted."""
 
 
-class Branch(Struct, frozen=True):
+class TreeRow(Struct, frozen=True):
     """A row of a `TreeBlock`: a module or a tensor."""
 
     name: str
-    more: tuple[bool, ...]
+    sibling_follows: tuple[bool, ...]
     """Whether a sibling follows, for each ancestor below the root and for the row itself."""
     key: str
     """The full key; "" for a module."""
@@ -53,23 +53,23 @@ class Branch(Struct, frozen=True):
     """Fraction of the tree's bytes, 0 to 1."""
 
 
-class Tree(Struct, frozen=True):
+class TreeBlock(Struct, frozen=True):
     """A table whose first column is a tree; formats without trees show `leaf_table`."""
 
     title: str
     headers: tuple[str, ...]
     """Headers of the cells; the tree's column precedes them, the share follows."""
-    rows: tuple[Branch, ...]
+    rows: tuple[TreeRow, ...]
     more: str = ""
 
     @property
-    def flat(self) -> Grid:
+    def leaf_table(self) -> TableBlock:
         """The leaves as a table, each under its full key."""
         rows = tuple((row.key, *row.cells) for row in self.rows if row.key)
-        return Grid(self.title, ("key", *self.headers), rows, self.more)
+        return TableBlock(self.title, ("key", *self.headers), rows, self.more)
 
 
-class Problem(Struct, frozen=True):
+class FoldedFinding(Struct, frozen=True):
     """One finding, or several that differ in layer numbers only."""
 
     level: str
@@ -78,74 +78,78 @@ class Problem(Struct, frozen=True):
     fix: str
 
 
-class Problems(Struct, frozen=True):
+class FindingsBlock(Struct, frozen=True):
     """Findings and the count of each level ("1 error, 2 notes")."""
 
     summary: str
-    problems: tuple[Problem, ...]
+    findings: tuple[FoldedFinding, ...]
 
 
-Block = Verdict | Lines | Grid | Tree | Problems
+Block = VerdictBlock | LinesBlock | TableBlock | TreeBlock | FindingsBlock
 
 
-def by_path(
-    findings: tuple[FindingReport, ...], *, several: bool
+def group_by_path(
+    findings: tuple[FindingReport, ...], *, multiple_checkpoints: bool
 ) -> dict[str, tuple[FindingReport, ...]]:
     """Group findings by checkpoint path; one group under "" if there is a single checkpoint."""
-    paths = sorted({f.path for f in findings}, key=natural)
-    if not several and len(paths) < 2:
+    paths = sorted({f.path for f in findings}, key=natural_sort_key)
+    if not multiple_checkpoints and len(paths) < 2:
         return {"": findings}
     return {path: tuple(f for f in findings if f.path == path) for path in paths}
 
 
-def problems(
-    findings: tuple[FindingReport, ...], style: Style, path: str = ""
-) -> Iterator[Problems]:
+def build_findings_blocks(
+    findings: tuple[FindingReport, ...], options: RenderOptions, path: str = ""
+) -> Iterator[FindingsBlock]:
     """Yield the findings of one checkpoint as a block; nothing if there are none."""
     if not findings:
         return
     levels = {
         level: sum(f.level == level for f in findings) for level in ("error", "warning", "note")
     }
-    summary = ", ".join(count(n, level) for level, n in levels.items() if n)
-    folded = groups(((f.key, (f.code, f.level), f) for f in findings), style)
-    of = f"{path}: " if path else ""
-    yield Problems(of + summary, tuple(_problem(g.key, g.items) for g in folded))
+    summary = ", ".join(format_count(n, level) for level, n in levels.items() if n)
+    finding_groups = fold_unless_verbose(((f.key, (f.code, f.level), f) for f in findings), options)
+    prefix = f"{path}: " if path else ""
+    yield FindingsBlock(
+        prefix + summary,
+        tuple(_build_folded_finding(group.key, group.items) for group in finding_groups),
+    )
 
 
-def _problem(key: str, findings: tuple[FindingReport, ...]) -> Problem:
+def _build_folded_finding(key: str, findings: tuple[FindingReport, ...]) -> FoldedFinding:
     first = findings[0]
     times = f" (x{len(findings)})" if len(findings) > 1 else ""
     message, fix = first.message, first.fix
     if first.key != key and first.key:
-        whole = first.facts.get("keys")
-        for one in (first.key, *(whole if isinstance(whole, list) else ())):
-            message = message.replace(f"`{one}`", f"`{pattern(one)}`")
+        fact_keys = first.facts.get("keys")
+        for finding_key in (first.key, *(fact_keys if isinstance(fact_keys, list) else ())):
+            message = message.replace(f"`{finding_key}`", f"`{replace_layer_numbers(finding_key)}`")
         message = message.replace(first.key, key)
         # A plan takes no patterns: the fix of the first finding serves as the example.
         fix = f"{fix} (-v shows all)" if "plan" in first.facts else fix.replace(first.key, key)
-    return Problem(first.level, first.code, f"{message}{times}", fix)
+    return FoldedFinding(first.level, first.code, f"{message}{times}", fix)
 
 
-def skipped_lines(skipped: Iterable[SkippedReport]) -> Iterator[Lines]:
-    paths: dict[tuple[str, str], list[str]] = {}
-    for one in dict.fromkeys(skipped):
-        paths.setdefault((one.what, one.reason), []).append(one.path)
+def build_skipped_lines(skipped: Iterable[SkippedReport]) -> Iterator[LinesBlock]:
+    paths_by_reason: dict[tuple[str, str], list[str]] = {}
+    for entry in dict.fromkeys(skipped):
+        paths_by_reason.setdefault((entry.what, entry.reason), []).append(entry.path)
     lines = tuple(
-        f"not checked: {what}: {reason}{_of(where)}" for (what, reason), where in paths.items()
+        f"not checked: {what}: {reason}{_format_affected_paths(checkpoint_paths)}"
+        for (what, reason), checkpoint_paths in paths_by_reason.items()
     )
     if lines:
-        yield Lines(lines)
+        yield LinesBlock(lines)
 
 
-def _of(paths: list[str]) -> str:
+def _format_affected_paths(paths: list[str]) -> str:
     """Return " (PATH and N more)", or "" if the entry names no checkpoint."""
     if not paths[0]:
         return ""
     return f" ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
 
 
-def silenced_lines(silenced: Iterable[SilencedReport]) -> Iterator[Lines]:
+def build_silenced_lines(silenced: Iterable[SilencedReport]) -> Iterator[LinesBlock]:
     lines = tuple(
         f"{'waived' if s.by == 'waiver' else 'known'}: {s.finding.code} {s.finding.name}"
         f"{f' of `{s.finding.key}`' if s.finding.key else ''}"
@@ -153,55 +157,62 @@ def silenced_lines(silenced: Iterable[SilencedReport]) -> Iterator[Lines]:
         for s in silenced
     )
     if lines:
-        yield Lines(lines)
+        yield LinesBlock(lines)
 
 
-def groups(items: Iterable[tuple[str, object, T]], style: Style) -> list[Folded[T]]:
+def fold_unless_verbose(
+    items: Iterable[tuple[str, object, T]], options: RenderOptions
+) -> list[FoldedItems[T]]:
     """Group (key, attributes, item) by layer pattern; with -v, one group for each item."""
-    if style.verbosity < 1:
-        return fold(items)
-    return [Folded(key, (item,)) for key, _, item in items]
+    if options.verbosity < 1:
+        return fold_by_pattern(items)
+    return [FoldedItems(key, (item,)) for key, _, item in items]
 
 
-_DULL: Final = {"count": "1", "device": "cpu", "kind": "", "what": ""}
+_UNINFORMATIVE_VALUES: Final = {"count": "1", "device": "cpu", "kind": "", "what": ""}
 """Column -> usual value; a column is omitted if every row has that value."""
 
 
-def grid(
-    title: str, headers: tuple[str, ...], rows: Sequence[tuple[str, ...]], style: Style
-) -> Grid:
+def build_table(
+    title: str, headers: tuple[str, ...], rows: Sequence[tuple[str, ...]], options: RenderOptions
+) -> TableBlock:
     """Build the table, without uninformative columns and rows beyond `MAX_TABLE_ROWS`."""
-    keep = _telling(headers, rows)
-    shown, more = _first(rows, style)
-    return Grid(
+    columns = _select_informative_columns(headers, rows)
+    shown, more = _limit_rows(rows, options)
+    return TableBlock(
         title,
-        tuple(headers[i] for i in keep),
-        tuple(tuple(row[i] for i in keep) for row in shown),
+        tuple(headers[i] for i in columns),
+        tuple(tuple(row[i] for i in columns) for row in shown),
         more,
     )
 
 
-def tree_of(title: str, headers: tuple[str, ...], rows: Sequence[Branch], style: Style) -> Tree:
+def build_tree(
+    title: str, headers: tuple[str, ...], rows: Sequence[TreeRow], options: RenderOptions
+) -> TreeBlock:
     """Build the tree, without uninformative columns and rows beyond `MAX_TABLE_ROWS`."""
-    keep = _telling(headers, [row.cells for row in rows if row.key])
-    shown, more = _first(rows, style)
-    return Tree(
+    columns = _select_informative_columns(headers, [row.cells for row in rows if row.key])
+    shown, more = _limit_rows(rows, options)
+    return TreeBlock(
         title,
-        tuple(headers[i] for i in keep),
-        tuple(replace(row, cells=tuple(row.cells[i] for i in keep)) for row in shown),
+        tuple(headers[i] for i in columns),
+        tuple(replace(row, cells=tuple(row.cells[i] for i in columns)) for row in shown),
         more,
     )
 
 
-def _telling(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[int]:
+def _select_informative_columns(
+    headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]
+) -> list[int]:
     return [
         i
         for i, name in enumerate(headers)
-        if name not in _DULL or any(row[i] != _DULL[name] for row in rows)
+        if name not in _UNINFORMATIVE_VALUES
+        or any(row[i] != _UNINFORMATIVE_VALUES[name] for row in rows)
     ]
 
 
-def _first(rows: Sequence[T], style: Style) -> tuple[Sequence[T], str]:
-    shown = rows if style.verbosity > 0 else rows[:MOST_ROWS]
-    left = len(rows) - len(shown)
-    return shown, f"... and {left:,} more rows (-v shows all)" if left else ""
+def _limit_rows(rows: Sequence[T], options: RenderOptions) -> tuple[Sequence[T], str]:
+    shown = rows if options.verbosity > 0 else rows[:MAX_TABLE_ROWS]
+    omitted = len(rows) - len(shown)
+    return shown, f"... and {omitted:,} more rows (-v shows all)" if omitted else ""

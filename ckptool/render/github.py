@@ -1,64 +1,91 @@
 """Report -> GitHub workflow commands, shown as annotations."""
 
-from ckptool.render import Style
+from ckptool.render import RenderOptions
 from ckptool.render.results import (
-    Result,
-    checkpoints,
-    errors,
-    relative,
-    results,
-    sentence,
-    unexplained,
+    LocatedFinding,
+    format_message,
+    get_subjects,
+    get_unexplained_verdict,
+    iter_located_findings,
+    list_errors,
+    make_relative,
 )
-from ckptool.render.text import printable
+from ckptool.render.text import make_printable
 from ckptool.report import AnyReport, AuditReport
 
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
-def render(report: AnyReport, style: Style) -> str:
+def render(report: AnyReport, options: RenderOptions) -> str:
     lines = [
-        _command("error", {"title": "could not be checked", "file": path}, printable(reason))
-        for path, reason in errors(report, style.root)
+        _format_command(
+            "error", {"title": "could not be checked", "file": path}, make_printable(reason)
+        )
+        for path, reason in list_errors(report, options.root)
     ]
-    verdict = unexplained(report)
+    verdict = get_unexplained_verdict(report)
     if verdict:
-        lines.append(_command("error", _about(report, style), printable(verdict)))
-    lines += [_finding(one) for one in results(report, style.root)]
+        lines.append(
+            _format_command(
+                "error", _build_verdict_properties(report, options), make_printable(verdict)
+            )
+        )
+    lines += [
+        _format_finding(located_finding)
+        for located_finding in iter_located_findings(report, options.root)
+    ]
     for skipped in dict.fromkeys(report.skipped):
-        of = f"{skipped.path}: " if skipped.path else ""
-        text = printable(f"{of}{skipped.what}: {skipped.reason}")
-        lines.append(_command("notice", {"title": "not checked"}, text))
-    return "\n".join(lines or [_command("notice", _about(report, style), "nothing was found")])
+        prefix = f"{skipped.path}: " if skipped.path else ""
+        text = make_printable(f"{prefix}{skipped.what}: {skipped.reason}")
+        lines.append(_format_command("notice", {"title": "not checked"}, text))
+    return "\n".join(
+        lines
+        or [
+            _format_command(
+                "notice", _build_verdict_properties(report, options), "nothing was found"
+            )
+        ]
+    )
 
 
-def _about(report: AnyReport, style: Style) -> dict[str, str]:
+def _build_verdict_properties(report: AnyReport, options: RenderOptions) -> dict[str, str]:
     title = {"title": f"ckptool {report.command}"}
-    paths = checkpoints(report)
-    one = len(paths) == 1 and not isinstance(report, AuditReport)
-    return {**title, "file": relative(paths[0], style.root)} if one else title
+    paths = get_subjects(report)
+    is_single_checkpoint = len(paths) == 1 and not isinstance(report, AuditReport)
+    return (
+        {**title, "file": make_relative(paths[0], options.root)} if is_single_checkpoint else title
+    )
 
 
-def _finding(result: Result) -> str:
-    finding = result.finding
-    where = {"file": result.file} if result.file else {}
-    line = {"line": str(result.line)} if result.line else {}
-    if result.silenced:
-        title = f"{result.title} ({'waived' if result.silenced == 'waiver' else 'known'})"
-        text = f"{sentence(result)}\n{printable(result.reason)}"
-        return _command("notice", {"title": title, **where, **line}, text)
-    text = f"{sentence(result)}\nfix: {printable(finding.fix)}"
-    return _command(_COMMANDS[finding.level], {"title": result.title, **where, **line}, text)
+def _format_finding(located_finding: LocatedFinding) -> str:
+    finding = located_finding.finding
+    file_property = {"file": located_finding.file} if located_finding.file else {}
+    line_property = {"line": str(located_finding.line)} if located_finding.line else {}
+    if located_finding.silenced:
+        title = (
+            f"{located_finding.title}"
+            f" ({'waived' if located_finding.silenced == 'waiver' else 'known'})"
+        )
+        text = f"{format_message(located_finding)}\n{make_printable(located_finding.reason)}"
+        return _format_command("notice", {"title": title, **file_property, **line_property}, text)
+    text = f"{format_message(located_finding)}\nfix: {make_printable(finding.fix)}"
+    return _format_command(
+        _COMMANDS[finding.level],
+        {"title": located_finding.title, **file_property, **line_property},
+        text,
+    )
 
 
-def _command(name: str, properties: dict[str, str], text: str) -> str:
-    said = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-    return f"::{name} {said}::{_data(text)}"
+def _format_command(name: str, properties: dict[str, str], text: str) -> str:
+    property_text = ",".join(
+        f"{key}={_escape_property(value)}" for key, value in properties.items()
+    )
+    return f"::{name} {property_text}::{_escape_data(text)}"
 
 
-def _data(text: str) -> str:
+def _escape_data(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _property(text: str) -> str:
-    return _data(printable(text)).replace(":", "%3A").replace(",", "%2C")
+def _escape_property(text: str) -> str:
+    return _escape_data(make_printable(text)).replace(":", "%3A").replace(",", "%2C")

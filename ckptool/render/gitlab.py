@@ -4,62 +4,76 @@ import json
 from hashlib import sha256
 from typing import Any
 
-from ckptool.render import Style
+from ckptool.render import RenderOptions
 from ckptool.render.results import (
-    Result,
-    checkpoints,
-    errors,
-    relative,
-    results,
-    sentence,
-    unexplained,
+    LocatedFinding,
+    format_message,
+    get_subjects,
+    get_unexplained_verdict,
+    iter_located_findings,
+    list_errors,
+    make_relative,
 )
-from ckptool.render.text import printable
+from ckptool.render.text import make_printable
 from ckptool.report import AnyReport
 
 _SEVERITIES = {"error": "critical", "warning": "minor", "note": "info"}
 
 
-def render(report: AnyReport, style: Style) -> str:
+def render(report: AnyReport, options: RenderOptions) -> str:
     entries = [
-        _entry("could-not-check", reason, "blocker", path)
-        for path, reason in errors(report, style.root)
+        _build_entry("could-not-check", reason, "blocker", path)
+        for path, reason in list_errors(report, options.root)
     ]
-    verdict = unexplained(report)
+    verdict = get_unexplained_verdict(report)
     if verdict:
-        entries.append(_entry("verdict", verdict, "critical", _file(report, style)))
-    entries += [_finding(one, _file(report, style)) for one in results(report, style.root)]
+        entries.append(
+            _build_entry("verdict", verdict, "critical", _get_default_file(report, options))
+        )
+    entries += [
+        _build_finding_entry(located_finding, _get_default_file(report, options))
+        for located_finding in iter_located_findings(report, options.root)
+    ]
     for skipped in dict.fromkeys(report.skipped):
         text = f"not checked: {skipped.what}: {skipped.reason}"
-        file = relative(skipped.path, style.root) if skipped.path else _file(report, style)
-        entries.append(_entry("skipped", text, "info", file))
+        file = (
+            make_relative(skipped.path, options.root)
+            if skipped.path
+            else _get_default_file(report, options)
+        )
+        entries.append(_build_entry("skipped", text, "info", file))
     return json.dumps(entries, indent=2)
 
 
-def _finding(result: Result, otherwise: str) -> dict[str, Any]:
-    finding = result.finding
-    severity, text = _SEVERITIES[finding.level], f"{result.title}: {sentence(result)}"
-    if result.silenced:
-        said = "waived" if result.silenced == "waiver" else "known"
-        severity, text = "info", f"{text} ({said}: {result.reason})"
-    file = result.file or otherwise
-    return _entry(finding.code, text, severity, file, max(result.line, 1), finding.fingerprint)
+def _build_finding_entry(located_finding: LocatedFinding, default_file: str) -> dict[str, Any]:
+    finding = located_finding.finding
+    severity, text = (
+        _SEVERITIES[finding.level],
+        f"{located_finding.title}: {format_message(located_finding)}",
+    )
+    if located_finding.silenced:
+        status = "waived" if located_finding.silenced == "waiver" else "known"
+        severity, text = "info", f"{text} ({status}: {located_finding.reason})"
+    file = located_finding.file or default_file
+    return _build_entry(
+        finding.code, text, severity, file, max(located_finding.line, 1), finding.fingerprint
+    )
 
 
-def _entry(
+def _build_entry(
     name: str, text: str, severity: str, file: str, line: int = 1, fingerprint: str = ""
 ) -> dict[str, Any]:
-    whole = f"{file}\n{name}\n{fingerprint or text}"
+    identity = f"{file}\n{name}\n{fingerprint or text}"
     return {
-        "description": printable(text),
+        "description": make_printable(text),
         "check_name": name,
-        "fingerprint": sha256(whole.encode(errors="surrogatepass")).hexdigest(),
+        "fingerprint": sha256(identity.encode(errors="surrogatepass")).hexdigest(),
         "severity": severity,
         "location": {"path": file, "lines": {"begin": line}},
     }
 
 
-def _file(report: AnyReport, style: Style) -> str:
+def _get_default_file(report: AnyReport, options: RenderOptions) -> str:
     """Return the file for entries that have none of their own, "." if the report has none."""
-    about = checkpoints(report)
-    return relative(about[0], style.root) if about else "."
+    subjects = get_subjects(report)
+    return make_relative(subjects[0], options.root) if subjects else "."

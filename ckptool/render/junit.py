@@ -5,103 +5,152 @@ from xml.etree.ElementTree import tostring
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from ckptool.render import Style
-from ckptool.render.results import Result, checkpoints, errors, results, sentence, unexplained
-from ckptool.render.text import printable
+from ckptool.render import RenderOptions
+from ckptool.render.results import (
+    LocatedFinding,
+    format_message,
+    get_subjects,
+    get_unexplained_verdict,
+    iter_located_findings,
+    list_errors,
+)
+from ckptool.render.text import make_printable
 from ckptool.report import AnyReport, GateReport
 from ckptool.rules import RULES
 
 
-def render(report: AnyReport, style: Style) -> str:
-    found = tuple(results(report, style.root))
-    whole = JUnitXml("ckptool")
-    for path in checkpoints(report):
-        mine = [one for one in found if one.finding.path in {path, ""}]
-        whole.add_testsuite(_suite(report, path, mine))
-    about = {*checkpoints(report), ""}
-    others = [one for one in found if one.finding.path not in about]
-    if others:
-        whole.add_testsuite(_of_cases("policy", list(_rules("policy", (), others))))
-    unread = [_unread(path, reason) for path, reason in errors(report, None)]
-    if unread:
-        whole.add_testsuite(_of_cases("could not be checked", unread))
-    whole.update_statistics()  # type: ignore[no-untyped-call]
-    text: str = tostring(whole._elem, encoding="unicode")  # noqa: SLF001 (it writes files only)
+def render(report: AnyReport, options: RenderOptions) -> str:
+    located_findings = tuple(iter_located_findings(report, options.root))
+    document = JUnitXml("ckptool")
+    for path in get_subjects(report):
+        path_findings = [
+            located_finding
+            for located_finding in located_findings
+            if located_finding.finding.path in {path, ""}
+        ]
+        document.add_testsuite(_build_suite(report, path, path_findings))
+    known_paths = {*get_subjects(report), ""}
+    other_findings = [
+        located_finding
+        for located_finding in located_findings
+        if located_finding.finding.path not in known_paths
+    ]
+    if other_findings:
+        document.add_testsuite(
+            _create_suite("policy", list(_iter_rule_cases("policy", (), other_findings)))
+        )
+    error_cases = [_build_error_case(path, reason) for path, reason in list_errors(report, None)]
+    if error_cases:
+        document.add_testsuite(_create_suite("could not be checked", error_cases))
+    document.update_statistics()  # type: ignore[no-untyped-call]
+    text: str = tostring(document._elem, encoding="unicode")  # noqa: SLF001 (it writes files only)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'
 
 
-def _suite(report: AnyReport, path: str, found: list[Result]) -> TestSuite:
-    looked: tuple[str, ...] = ()
+def _build_suite(report: AnyReport, path: str, located_findings: list[LocatedFinding]) -> TestSuite:
+    rule_codes: tuple[str, ...] = ()
     if isinstance(report, GateReport):
-        looked = next(one.rules for one in report.checkpoints if one.path == path)
-    cases = [*_verdict(report, path), *_rules(path, looked, found)]
+        rule_codes = next(
+            checkpoint.rules for checkpoint in report.checkpoints if checkpoint.path == path
+        )
+    cases = [
+        *_iter_verdict_cases(report, path),
+        *_iter_rule_cases(path, rule_codes, located_findings),
+    ]
     for skipped in dict.fromkeys(report.skipped):
         if skipped.path in {path, ""}:
-            case = _case(f"checks {skipped.what}", path)
-            case.result = [Skipped(_clean(skipped.reason))]
+            case = _create_case(f"checks {skipped.what}", path)
+            case.result = [Skipped(_escape_text(skipped.reason))]
             cases.append(case)
-    return _of_cases(path, cases)
+    return _create_suite(path, cases)
 
 
-def _of_cases(name: str, cases: list[TestCase]) -> TestSuite:
-    suite = TestSuite(_clean(name))
+def _create_suite(name: str, cases: list[TestCase]) -> TestSuite:
+    suite = TestSuite(_escape_text(name))
     for case in cases:
         suite.add_testcase(case)
     return suite
 
 
-def _rules(path: str, looked: tuple[str, ...], found: list[Result]) -> Iterator[TestCase]:
+def _iter_rule_cases(
+    path: str, rule_codes: tuple[str, ...], located_findings: list[LocatedFinding]
+) -> Iterator[TestCase]:
     """Yield a test for each rule that ran or has findings, in code order."""
-    for code in sorted({*looked, *(one.finding.code for one in found)}):
-        mine = [one for one in found if one.finding.code == code]
-        case = _case(f"{code} {RULES[code].name}", path)
-        case.result = list(_outcome(mine))
-        notes = [_line(one) for one in mine if not one.finding.fails]
+    for code in sorted(
+        {*rule_codes, *(located_finding.finding.code for located_finding in located_findings)}
+    ):
+        rule_findings = [
+            located_finding
+            for located_finding in located_findings
+            if located_finding.finding.code == code
+        ]
+        case = _create_case(f"{code} {RULES[code].name}", path)
+        case.result = list(_iter_outcomes(rule_findings))
+        notes = [
+            _format_finding(located_finding)
+            for located_finding in rule_findings
+            if not located_finding.finding.fails
+        ]
         if notes:
             case.system_out = "\n".join(notes)
         yield case
 
 
-def _outcome(found: list[Result]) -> Iterator[Failure | Skipped]:
-    failing = [one for one in found if one.finding.fails]
-    silent = [one for one in found if one.silenced]
-    if failing:
-        failure = Failure(_clean(sentence(failing[0])), failing[0].finding.level)
-        failure.text = "\n\n".join(map(_line, failing))
+def _iter_outcomes(located_findings: list[LocatedFinding]) -> Iterator[Failure | Skipped]:
+    failing_findings = [
+        located_finding for located_finding in located_findings if located_finding.finding.fails
+    ]
+    silenced_findings = [
+        located_finding for located_finding in located_findings if located_finding.silenced
+    ]
+    if failing_findings:
+        failure = Failure(
+            _escape_text(format_message(failing_findings[0])), failing_findings[0].finding.level
+        )
+        failure.text = "\n\n".join(map(_format_finding, failing_findings))
         yield failure
-    elif silent and len(silent) == len(found):
-        yield Skipped(_clean(f"{silent[0].silenced}: {silent[0].reason}"))
+    elif silenced_findings and len(silenced_findings) == len(located_findings):
+        yield Skipped(
+            _escape_text(f"{silenced_findings[0].silenced}: {silenced_findings[0].reason}")
+        )
 
 
-def _line(one: Result) -> str:
-    place = f"{one.file}:{one.line}: " if one.line else ""
-    state = f" ({one.silenced}: {one.reason})" if one.silenced else ""
-    fix = f"\nfix: {one.finding.fix}"
+def _format_finding(located_finding: LocatedFinding) -> str:
+    location = f"{located_finding.file}:{located_finding.line}: " if located_finding.line else ""
+    status = (
+        f" ({located_finding.silenced}: {located_finding.reason})"
+        if located_finding.silenced
+        else ""
+    )
+    fix = f"\nfix: {located_finding.finding.fix}"
     return "\n".join(
-        _clean(line)
-        for line in f"{place}{one.finding.level}: {sentence(one)}{state}{fix}".split("\n")
+        _escape_text(line)
+        for line in (
+            f"{location}{located_finding.finding.level}:"
+            f" {format_message(located_finding)}{status}{fix}".split("\n")
+        )
     )
 
 
-def _unread(path: str, reason: str) -> TestCase:
-    case = _case("can be read", path)
-    case.result = [Error(_clean(reason))]
+def _build_error_case(path: str, reason: str) -> TestCase:
+    case = _create_case("can be read", path)
+    case.result = [Error(_escape_text(reason))]
     return case
 
 
-def _verdict(report: AnyReport, path: str) -> Iterator[TestCase]:
+def _iter_verdict_cases(report: AnyReport, path: str) -> Iterator[TestCase]:
     """Yield a failed test if the run fails without a failing finding."""
-    said = unexplained(report)
-    if said:
-        case = _case("verdict", path)
-        case.result = [Failure(_clean(said), "error")]
+    verdict = get_unexplained_verdict(report)
+    if verdict:
+        case = _create_case("verdict", path)
+        case.result = [Failure(_escape_text(verdict), "error")]
         yield case
 
 
-def _case(name: str, path: str) -> TestCase:
-    return TestCase(_clean(name), classname=_clean(path))
+def _create_case(name: str, path: str) -> TestCase:
+    return TestCase(_escape_text(name), classname=_escape_text(path))
 
 
-def _clean(text: str) -> str:
+def _escape_text(text: str) -> str:
     """Escape control characters, which XML cannot hold."""
-    return printable(text)
+    return make_printable(text)

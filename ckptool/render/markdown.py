@@ -3,75 +3,91 @@
 from collections.abc import Iterator
 from typing import assert_never
 
-from ckptool.render import Style
-from ckptool.render.blocks import Grid, Lines, Problem, Problems, Tree, Verdict
-from ckptool.render.layout import blocks
-from ckptool.render.text import printable
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    FindingsBlock,
+    FoldedFinding,
+    LinesBlock,
+    TableBlock,
+    TreeBlock,
+    VerdictBlock,
+)
+from ckptool.render.layout import build_blocks
+from ckptool.render.text import make_printable
 from ckptool.report import AnyReport
 
 
-def render(report: AnyReport, style: Style) -> str:
+def render(report: AnyReport, options: RenderOptions) -> str:
     parts: list[str] = []
-    for block in blocks(report, style):
+    for block in build_blocks(report, options):
         match block:
-            case Verdict():
-                parts.append(f"### {_escaped(block.text)}")
-            case Lines():
-                parts.append("\n".join(f"- {_escaped(line)}" for line in block.lines))
-            case Grid():
-                parts.append("\n".join(_grid(block)))
-            case Tree():
-                parts.append("\n".join(_grid(block.flat)))
-            case Problems():
-                parts.append("\n".join(_problems(block)))
+            case VerdictBlock():
+                parts.append(f"### {_escape_text(block.text)}")
+            case LinesBlock():
+                parts.append("\n".join(f"- {_escape_text(line)}" for line in block.lines))
+            case TableBlock():
+                parts.append("\n".join(_iter_table_lines(block)))
+            case TreeBlock():
+                parts.append("\n".join(_iter_table_lines(block.leaf_table)))
+            case FindingsBlock():
+                parts.append("\n".join(_iter_findings_lines(block)))
             case _:
                 assert_never(block)
     return "\n\n".join(parts)
 
 
-def _escaped(text: str) -> str:
+def _escape_text(text: str) -> str:
     """Escape Markdown and HTML syntax outside the code spans of `text`."""
-    pieces = printable(text).split("`")
-    plain = [p if i % 2 else _plain(p) for i, p in enumerate(pieces)]
-    return "`".join(plain) if len(pieces) % 2 else _plain(printable(text).replace("`", "'"))
+    pieces = make_printable(text).split("`")
+    escaped_pieces = [piece if i % 2 else _escape_plain(piece) for i, piece in enumerate(pieces)]
+    return (
+        "`".join(escaped_pieces)
+        if len(pieces) % 2
+        else _escape_plain(make_printable(text).replace("`", "'"))
+    )
 
 
-def _plain(text: str) -> str:
+def _escape_plain(text: str) -> str:
     for character in "\\*_<>|[]":
         text = text.replace(character, f"\\{character}")
     return text
 
 
-def _code(text: str) -> str:
+def _format_code_span(text: str) -> str:
     """Format `text` as a code span for a table cell, "" if it is empty."""
-    return f"`{printable(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`" if text else ""
+    return (
+        f"`{make_printable(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+        if text
+        else ""
+    )
 
 
-def _grid(grid: Grid) -> Iterator[str]:
-    yield f"**{_escaped(grid.title)}**"
+def _iter_table_lines(table: TableBlock) -> Iterator[str]:
+    yield f"**{_escape_text(table.title)}**"
     yield ""
-    yield f"| {' | '.join(grid.headers)} |"
-    yield f"|{'---|' * len(grid.headers)}"
-    for row in grid.rows:
-        yield f"| {' | '.join((_code(row[0]), *(_escaped(c) for c in row[1:])))} |"
-    if grid.more:
+    yield f"| {' | '.join(table.headers)} |"
+    yield f"|{'---|' * len(table.headers)}"
+    for row in table.rows:
+        cells = (_format_code_span(row[0]), *(_escape_text(cell) for cell in row[1:]))
+        yield f"| {' | '.join(cells)} |"
+    if table.more:
         yield ""
-        yield _escaped(grid.more)
+        yield _escape_text(table.more)
 
 
-def _problems(block: Problems) -> Iterator[str]:
-    yield f"**Findings: {_escaped(block.summary)}**"
+def _iter_findings_lines(block: FindingsBlock) -> Iterator[str]:
+    yield f"**Findings: {_escape_text(block.summary)}**"
     yield ""
     yield "| level | rule | finding | fix |"
     yield "|---|---|---|---|"
-    yield from (_problem(problem) for problem in block.problems)
+    yield from (_format_finding_row(finding) for finding in block.findings)
 
 
-def _problem(problem: Problem) -> str:
-    cells = (problem.level, problem.code, _cell(problem.message), _cell(problem.fix))
+def _format_finding_row(finding: FoldedFinding) -> str:
+    cells = (finding.level, finding.code, _escape_cell(finding.message), _escape_cell(finding.fix))
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     """Escape for a table cell, where a pipe ends the cell even inside a code span."""
-    return _escaped(text).replace("\\|", "|").replace("|", "\\|")
+    return _escape_text(text).replace("\\|", "|").replace("|", "\\|")

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from ckptool.locations import is_remote
 from ckptool.render.layouts import digesting
-from ckptool.render.text import printable
+from ckptool.render.text import make_printable
 from ckptool.report import (
     AnyReport,
     AuditReport,
@@ -24,10 +24,10 @@ from ckptool.report import (
     VerifyReport,
 )
 
-_PLACE: Final = re.compile(r"(.+\.py):([0-9]+)")
+_SOURCE_LOCATION: Final = re.compile(r"(.+\.py):([0-9]+)")
 
 
-class Result(Struct, frozen=True):
+class LocatedFinding(Struct, frozen=True):
     """A finding with its file and line."""
 
     finding: FindingReport
@@ -44,19 +44,19 @@ class Result(Struct, frozen=True):
         return f"{self.finding.code} {self.finding.name}"
 
 
-def results(report: AnyReport, root: Path | None) -> Iterator[Result]:
+def iter_located_findings(report: AnyReport, root: Path | None) -> Iterator[LocatedFinding]:
     """Yield the findings that count, then the silenced ones."""
     for finding in report.findings:
-        yield _result(finding, report, root, "", "")
-    for one in report.silenced:
-        yield _result(one.finding, report, root, one.by, one.reason)
+        yield _locate_finding(finding, report, root, "", "")
+    for entry in report.silenced:
+        yield _locate_finding(entry.finding, report, root, entry.by, entry.reason)
 
 
-def checkpoints(report: AnyReport) -> tuple[str, ...]:
+def get_subjects(report: AnyReport) -> tuple[str, ...]:
     """Return the checkpoint paths of a report; for an audit its module."""
     match report:
         case InspectReport() | GateReport() | DigestReport():
-            return tuple(one.path for one in report.checkpoints)
+            return tuple(checkpoint.path for checkpoint in report.checkpoints)
         case DiffFilesReport():
             return (report.new,)
         case DiffModuleReport() | VerifyReport() | LockReport():
@@ -69,53 +69,57 @@ def checkpoints(report: AnyReport) -> tuple[str, ...]:
             return ()
 
 
-def errors(report: AnyReport, root: Path | None) -> tuple[tuple[str, str], ...]:
+def list_errors(report: AnyReport, root: Path | None) -> tuple[tuple[str, str], ...]:
     """Return (path, reason) of the checkpoints that could not be checked."""
     match report:
         case GateReport():
-            paths = [one.path for one in report.checkpoints if one.unread]
+            paths = [
+                checkpoint.path for checkpoint in report.checkpoints if checkpoint.is_unchecked
+            ]
         case InspectReport() | DigestReport():
-            paths = [one.split(": ", 1)[0] for one in report.errors]
+            paths = [error.split(": ", 1)[0] for error in report.errors]
         case _:
             return ()
-    return tuple((relative(p, root), e) for p, e in zip(paths, report.errors, strict=True))
+    return tuple((make_relative(p, root), e) for p, e in zip(paths, report.errors, strict=True))
 
 
-def unexplained(report: AnyReport) -> str:
+def get_unexplained_verdict(report: AnyReport) -> str:
     """Return the verdict if the run fails without a failing finding (values differ), else ""."""
-    told = not report.exit_code or any(f.fails for f in report.findings) or errors(report, None)
-    if told:
+    is_explained = (
+        not report.exit_code or any(f.fails for f in report.findings) or list_errors(report, None)
+    )
+    if is_explained:
         return ""
     if isinstance(report, DigestReport):
-        return digesting.verdict(report)
+        return digesting.format_digest_verdict(report)
     return str(getattr(report, "verdict", ""))
 
 
-def relative(path: str, root: Path | None) -> str:
+def make_relative(path: str, root: Path | None) -> str:
     """Return `path` with slashes, relative to `root` if inside it; URLs are unchanged."""
     if is_remote(path):
         return path
-    one = Path(path)
-    if root is not None and one.is_absolute() and one.is_relative_to(root):
-        return one.relative_to(root).as_posix()
-    return one.as_posix()
+    file_path = Path(path)
+    if root is not None and file_path.is_absolute() and file_path.is_relative_to(root):
+        return file_path.relative_to(root).as_posix()
+    return file_path.as_posix()
 
 
-def _result(
+def _locate_finding(
     finding: FindingReport, report: AnyReport, root: Path | None, silenced: str, reason: str
-) -> Result:
-    place = _PLACE.fullmatch(finding.where)
-    if place:
-        file = relative(place[1], root)
-        return Result(finding, file, int(place[2]), silenced, reason)
-    about = checkpoints(report)
-    module = isinstance(report, AuditReport)
-    path = finding.path or (about[0] if len(about) == 1 and not module else "")
-    return Result(finding, relative(path, root) if path else "", 0, silenced, reason)
+) -> LocatedFinding:
+    source_location = _SOURCE_LOCATION.fullmatch(finding.where)
+    if source_location:
+        file = make_relative(source_location[1], root)
+        return LocatedFinding(finding, file, int(source_location[2]), silenced, reason)
+    subjects = get_subjects(report)
+    is_audit = isinstance(report, AuditReport)
+    path = finding.path or (subjects[0] if len(subjects) == 1 and not is_audit else "")
+    return LocatedFinding(finding, make_relative(path, root) if path else "", 0, silenced, reason)
 
 
-def sentence(result: Result) -> str:
+def format_message(located_finding: LocatedFinding) -> str:
     """Format the message on one line, after the checkpoint's path if the file is a source file."""
-    finding = result.finding
-    of = f"{finding.path}: " if finding.path and result.line else ""
-    return printable(f"{of}{finding.message}")
+    finding = located_finding.finding
+    prefix = f"{finding.path}: " if finding.path and located_finding.line else ""
+    return make_printable(f"{prefix}{finding.message}")

@@ -7,48 +7,56 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from ckptool.locations import is_remote
-from ckptool.render import Style
-from ckptool.render.results import Result, errors, results, sentence, unexplained
-from ckptool.render.text import printable
+from ckptool.render import RenderOptions
+from ckptool.render.results import (
+    LocatedFinding,
+    format_message,
+    get_unexplained_verdict,
+    iter_located_findings,
+    list_errors,
+)
+from ckptool.render.text import make_printable
 from ckptool.report import AnyReport
 from ckptool.rules import RULES
-from ckptool.versions import NOT_INSTALLED, version_of
+from ckptool.versions import NOT_INSTALLED, get_installed_version
 
-SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
-ROOT: Final = "SRCROOT"
+SCHEMA_URL: Final = "https://json.schemastore.org/sarif-2.1.0.json"
+ROOT_BASE_ID: Final = "SRCROOT"
 
 
-def render(report: AnyReport, style: Style) -> str:
-    found = tuple(results(report, style.root))
-    codes = sorted({one.finding.code for one in found})
-    unread = [f"could not be checked: {reason}" for _, reason in errors(report, style.root)]
-    verdict = unexplained(report)
+def render(report: AnyReport, options: RenderOptions) -> str:
+    located_findings = tuple(iter_located_findings(report, options.root))
+    codes = sorted({located_finding.finding.code for located_finding in located_findings})
+    error_texts = [
+        f"could not be checked: {reason}" for _, reason in list_errors(report, options.root)
+    ]
+    verdict = get_unexplained_verdict(report)
     run = {
-        "tool": {"driver": _driver(codes)},
-        "originalUriBaseIds": {ROOT: {"description": {"text": "Where ckptool was run."}}},
+        "tool": {"driver": _build_driver(codes)},
+        "originalUriBaseIds": {ROOT_BASE_ID: {"description": {"text": "Where ckptool was run."}}},
         "invocations": [
             {
-                "executionSuccessful": not unread,
+                "executionSuccessful": not error_texts,
                 "exitCode": report.exit_code,
                 "toolExecutionNotifications": [
-                    *_failures([*unread, *([verdict] if verdict else [])]),
-                    *_skipped(report),
+                    *_iter_failure_notifications([*error_texts, *([verdict] if verdict else [])]),
+                    *_iter_skipped_notifications(report),
                 ],
             }
         ],
-        "results": [_result(one, codes) for one in found],
+        "results": [_build_result(located_finding, codes) for located_finding in located_findings],
         "columnKind": "unicodeCodePoints",
     }
-    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
+    return json.dumps({"$schema": SCHEMA_URL, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
-def _driver(codes: list[str]) -> dict[str, Any]:
-    installed = version_of("ckptool")
-    known = {} if installed == NOT_INSTALLED else {"semanticVersion": installed}
-    return {"name": "ckptool", **known, "rules": [_rule(code) for code in codes]}
+def _build_driver(codes: list[str]) -> dict[str, Any]:
+    version = get_installed_version("ckptool")
+    version_field = {} if version == NOT_INSTALLED else {"semanticVersion": version}
+    return {"name": "ckptool", **version_field, "rules": [_build_rule(code) for code in codes]}
 
 
-def _rule(code: str) -> dict[str, Any]:
+def _build_rule(code: str) -> dict[str, Any]:
     rule = RULES[code]
     return {
         "id": code,
@@ -60,56 +68,64 @@ def _rule(code: str) -> dict[str, Any]:
     }
 
 
-def _result(one: Result, codes: list[str]) -> dict[str, Any]:
-    finding = one.finding
+def _build_result(located_finding: LocatedFinding, codes: list[str]) -> dict[str, Any]:
+    finding = located_finding.finding
     result: dict[str, Any] = {
         "ruleId": finding.code,
         "ruleIndex": codes.index(finding.code),
         "level": finding.level,
-        "message": {"text": f"{sentence(one)}\nFix: {printable(finding.fix)}"},
-        "locations": [_location(one)],
+        "message": {
+            "text": f"{format_message(located_finding)}\nFix: {make_printable(finding.fix)}"
+        },
+        "locations": [_build_location(located_finding)],
         "partialFingerprints": {"ckptool/v1": finding.fingerprint},
-        "properties": {"checkpoint": printable(finding.path), "fails": finding.fails},
+        "properties": {"checkpoint": make_printable(finding.path), "fails": finding.fails},
     }
-    if one.silenced:
+    if located_finding.silenced:
         result["suppressions"] = [
             {
                 "kind": "external",
                 "status": "accepted",
-                "justification": f"{one.silenced}: {printable(one.reason)}",
+                "justification": (
+                    f"{located_finding.silenced}: {make_printable(located_finding.reason)}"
+                ),
             }
         ]
     return result
 
 
-def _location(one: Result) -> dict[str, Any]:
+def _build_location(located_finding: LocatedFinding) -> dict[str, Any]:
     location: dict[str, Any] = {}
-    if one.file:
-        location["physicalLocation"] = {"artifactLocation": _artifact(one.file)}
-    if one.line:
-        location["physicalLocation"]["region"] = {"startLine": one.line}
-    if one.finding.key:
-        name = printable(one.finding.key)
+    if located_finding.file:
+        location["physicalLocation"] = {
+            "artifactLocation": _build_artifact_location(located_finding.file)
+        }
+    if located_finding.line:
+        location["physicalLocation"]["region"] = {"startLine": located_finding.line}
+    if located_finding.finding.key:
+        name = make_printable(located_finding.finding.key)
         location["logicalLocations"] = [{"fullyQualifiedName": name, "kind": "member"}]
     return location
 
 
-def _artifact(file: str) -> dict[str, str]:
+def _build_artifact_location(file: str) -> dict[str, str]:
     if is_remote(file):
         return {"uri": quote(file, safe=":/?&=%@*", errors="surrogatepass")}
     name = quote(file, errors="surrogateescape")
     return (
-        {"uri": f"file://{name}"} if Path(file).is_absolute() else {"uri": name, "uriBaseId": ROOT}
+        {"uri": f"file://{name}"}
+        if Path(file).is_absolute()
+        else {"uri": name, "uriBaseId": ROOT_BASE_ID}
     )
 
 
-def _failures(texts: list[str]) -> Iterator[dict[str, Any]]:
+def _iter_failure_notifications(texts: list[str]) -> Iterator[dict[str, Any]]:
     for text in texts:
-        yield {"level": "error", "message": {"text": printable(text)}}
+        yield {"level": "error", "message": {"text": make_printable(text)}}
 
 
-def _skipped(report: AnyReport) -> Iterator[dict[str, Any]]:
-    for one in dict.fromkeys(report.skipped):
-        of = f"{one.path}: " if one.path else ""
-        text = printable(f"{of}not checked: {one.what}: {one.reason}")
+def _iter_skipped_notifications(report: AnyReport) -> Iterator[dict[str, Any]]:
+    for entry in dict.fromkeys(report.skipped):
+        prefix = f"{entry.path}: " if entry.path else ""
+        text = make_printable(f"{prefix}not checked: {entry.what}: {entry.reason}")
         yield {"level": "note", "message": {"text": text}}

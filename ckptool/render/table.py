@@ -7,11 +7,18 @@ from typing import Final, assert_never
 
 from tabulate import tabulate
 
-from ckptool.render import Style
-from ckptool.render.blocks import Grid, Lines, Problem, Problems, Tree, Verdict
-from ckptool.render.columns import GAP, fit, natural_widths
-from ckptool.render.layout import blocks
-from ckptool.render.text import printable
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    FindingsBlock,
+    FoldedFinding,
+    LinesBlock,
+    TableBlock,
+    TreeBlock,
+    VerdictBlock,
+)
+from ckptool.render.columns import COLUMN_GAP, fit_columns, measure_column_widths
+from ckptool.render.layout import build_blocks
+from ckptool.render.text import make_printable
 from ckptool.report import AnyReport
 
 _COLORS: Final = {
@@ -22,95 +29,102 @@ _COLORS: Final = {
     "passed": "32",
     "failed": "31",
 }
-_RIGHT: Final = frozenset({"count", "size"})
+_RIGHT_ALIGNED: Final = frozenset({"count", "size"})
 _INDENT: Final = 2
-_BAR: Final = 10
+_BAR_WIDTH: Final = 10
 """Width in columns of a bar for a share of 1."""
-_WIDE_KEY: Final = 30
-_MOST_ALIKE: Final = 6
+_RESERVED_KEY_WIDTH: Final = 30
+_MAX_SAME_FIX: Final = 6
 """Maximum warnings or notes with one fix; the rest is only counted. -v shows all."""
-_DRAWN: Final = ("\u2502  ", "   ", "\u251c\u2500 ", "\u2514\u2500 ")
+_UNICODE_BRANCHES: Final = ("\u2502  ", "   ", "\u251c\u2500 ", "\u2514\u2500 ")
 """Line past a later sibling, gap, fork to a child, corner to the last child."""
-_ASCII: Final = ("|  ", "   ", "|- ", "`- ")
+_ASCII_BRANCHES: Final = ("|  ", "   ", "|- ", "`- ")
 
 
-def render(report: AnyReport, style: Style) -> str:
+def render(report: AnyReport, options: RenderOptions) -> str:
     parts: list[str] = []
-    for block in blocks(report, style):
+    for block in build_blocks(report, options):
         match block:
-            case Verdict():
+            case VerdictBlock():
                 tone = "failed" if block.failed else "passed"
-                lines = _wrapped(printable(block.text), 0, style)
-                parts.append("\n".join(_paint(line, tone, style) for line in lines))
-            case Lines():
-                parts.append("\n".join(_lines(block.lines, style)))
-            case Grid():
-                parts.append(_grid(block, style))
-            case Tree():
-                parts.append(_tree(block, style))
-            case Problems():
-                parts.append("\n".join(_problems(block, style)))
+                lines = _wrap_text(make_printable(block.text), 0, options)
+                parts.append("\n".join(_color_text(line, tone, options) for line in lines))
+            case LinesBlock():
+                parts.append("\n".join(_wrap_lines(block.lines, options)))
+            case TableBlock():
+                parts.append(_render_table(block, options))
+            case TreeBlock():
+                parts.append(_render_tree(block, options))
+            case FindingsBlock():
+                parts.append("\n".join(_iter_findings_lines(block, options)))
             case _:
                 assert_never(block)
     return "\n\n".join(parts)
 
 
-def _paint(text: str, tone: str, style: Style) -> str:
-    return f"\x1b[{_COLORS[tone]}m{text}\x1b[0m" if style.color else text
+def _color_text(text: str, tone: str, options: RenderOptions) -> str:
+    return f"\x1b[{_COLORS[tone]}m{text}\x1b[0m" if options.color else text
 
 
-def _lines(lines: tuple[str, ...], style: Style) -> Iterator[str]:
+def _wrap_lines(lines: tuple[str, ...], options: RenderOptions) -> Iterator[str]:
     """Wrap the lines to the width; continuation lines are indented."""
     for line in lines:
-        first, *rest = _wrapped(printable(line), _INDENT, style)
+        first, *continuation = _wrap_text(make_printable(line), _INDENT, options)
         yield first
-        yield from (" " * _INDENT + more for more in rest)
+        yield from (" " * _INDENT + continuation_line for continuation_line in continuation)
 
 
-def _grid(grid: Grid, style: Style) -> str:
-    rows = [[printable(cell) for cell in row] for row in grid.rows]
-    return _table(grid.title, list(grid.headers), rows, grid.more, style)
+def _render_table(table: TableBlock, options: RenderOptions) -> str:
+    rows = [[make_printable(cell) for cell in row] for row in table.rows]
+    return _format_table(table.title, list(table.headers), rows, table.more, options)
 
 
-def _tree(tree: Tree, style: Style) -> str:
+def _render_tree(tree: TreeBlock, options: RenderOptions) -> str:
     """Draw the tree with bars for each share of the bytes; without bars if they do not fit."""
-    flat = all(len(row.more) == 1 for row in tree.rows)
+    is_flat = all(len(row.sibling_follows) == 1 for row in tree.rows)
     names = [
-        ("" if flat else _branches(row.more, style)) + printable(row.name) for row in tree.rows
+        ("" if is_flat else _format_branches(row.sibling_follows, options))
+        + make_printable(row.name)
+        for row in tree.rows
     ]
     rows = [
-        [name, *map(printable, row.cells), _bar(row.share, style)]
+        [name, *map(make_printable, row.cells), _format_bar(row.share, options)]
         for name, row in zip(names, tree.rows, strict=True)
     ]
     headers = ["key", *tree.headers, "share"]
-    if len(rows) == 1 or (style.width and _narrow(rows, headers, style.width)):
+    if len(rows) == 1 or (options.width and _is_too_narrow(rows, headers, options.width)):
         rows, headers = [row[:-1] for row in rows], headers[:-1]
-    return _table(tree.title, headers, rows, tree.more, style)
+    return _format_table(tree.title, headers, rows, tree.more, options)
 
 
-def _branches(more: tuple[bool, ...], style: Style) -> str:
-    down, gap, fork, end = _DRAWN if style.unicode else _ASCII
-    above = "".join(down if follows else gap for follows in more[:-1])
-    return above + (fork if more[-1] else end)
+def _format_branches(sibling_follows: tuple[bool, ...], options: RenderOptions) -> str:
+    down, gap, fork, end = _UNICODE_BRANCHES if options.unicode else _ASCII_BRANCHES
+    prefix = "".join(down if follows else gap for follows in sibling_follows[:-1])
+    return prefix + (fork if sibling_follows[-1] else end)
 
 
-def _bar(share: float, style: Style) -> str:
-    eighths = round(share * _BAR * 8)
-    if not style.unicode:
-        return "#" * round(share * _BAR)
+def _format_bar(share: float, options: RenderOptions) -> str:
+    eighths = round(share * _BAR_WIDTH * 8)
+    if not options.unicode:
+        return "#" * round(share * _BAR_WIDTH)
     return "\u2588" * (eighths // 8) + (chr(0x2590 - eighths % 8) if eighths % 8 else "")
 
 
-def _narrow(rows: list[list[str]], headers: list[str], width: int) -> bool:
+def _is_too_narrow(rows: list[list[str]], headers: list[str], width: int) -> bool:
     """Return whether the keys need the room that bars would take."""
-    widths = natural_widths(rows, headers)
-    return min(widths[0], _WIDE_KEY) + sum(widths[1:]) + GAP * (len(widths) - 1) > width
+    widths = measure_column_widths(rows, headers)
+    return (
+        min(widths[0], _RESERVED_KEY_WIDTH) + sum(widths[1:]) + COLUMN_GAP * (len(widths) - 1)
+        > width
+    )
 
 
-def _table(title: str, headers: list[str], rows: list[list[str]], more: str, style: Style) -> str:
-    if style.width and rows:
-        rows = fit(rows, headers, style.width)
-    align = ["right" if name in _RIGHT else "left" for name in headers]
+def _format_table(
+    title: str, headers: list[str], rows: list[list[str]], more: str, options: RenderOptions
+) -> str:
+    if options.width and rows:
+        rows = fit_columns(rows, headers, options.width)
+    align = ["right" if name in _RIGHT_ALIGNED else "left" for name in headers]
     body = tabulate(
         rows,
         headers,
@@ -120,36 +134,41 @@ def _table(title: str, headers: list[str], rows: list[list[str]], more: str, sty
         colalign=align if rows else None,
     )
     lines = [
-        *(_paint(line, "bold", style) for line in _lines((title,), style)),
+        *(_color_text(line, "bold", options) for line in _wrap_lines((title,), options)),
         *(line.rstrip() for line in body.splitlines()),
     ]
     return "\n".join([*lines, more] if more else lines)
 
 
-def _problems(block: Problems, style: Style) -> Iterator[str]:
-    yield _paint(printable(f"Findings: {block.summary}"), "bold", style)
-    for _, alike in groupby(block.problems, key=lambda p: (p.level, p.code, p.fix)):
-        yield from _alike(list(alike), style)
+def _iter_findings_lines(block: FindingsBlock, options: RenderOptions) -> Iterator[str]:
+    yield _color_text(make_printable(f"Findings: {block.summary}"), "bold", options)
+    for _, same_fix_findings in groupby(
+        block.findings, key=lambda finding: (finding.level, finding.code, finding.fix)
+    ):
+        yield from _iter_same_fix_lines(list(same_fix_findings), options)
 
 
-def _alike(problems: list[Problem], style: Style) -> Iterator[str]:
+def _iter_same_fix_lines(findings: list[FoldedFinding], options: RenderOptions) -> Iterator[str]:
     """Yield findings and their common fix; many warnings or notes are cut to `_MAX_SAME_FIX`."""
-    first = problems[0]
-    head = f"{first.level:<7} {first.code}  "
-    whole = style.verbosity > 0 or first.level == "error" or len(problems) <= _MOST_ALIKE
-    shown = problems if whole else problems[: _MOST_ALIKE - 1]
-    for problem in shown:
-        lines = _wrapped(printable(problem.message), len(head), style)
-        yield _paint(head, problem.level, style) + lines[0]
-        yield from (" " * len(head) + line for line in lines[1:])
-    left = len(problems) - len(shown)
-    more = (f"... and {left} more {first.code} (-v shows all)",) if left else ()
-    for text in (*more, f"fix: {first.fix}"):
-        yield from (" " * len(head) + line for line in _wrapped(printable(text), len(head), style))
+    first = findings[0]
+    label = f"{first.level:<7} {first.code}  "
+    show_all = options.verbosity > 0 or first.level == "error" or len(findings) <= _MAX_SAME_FIX
+    shown_findings = findings if show_all else findings[: _MAX_SAME_FIX - 1]
+    for finding in shown_findings:
+        lines = _wrap_text(make_printable(finding.message), len(label), options)
+        yield _color_text(label, finding.level, options) + lines[0]
+        yield from (" " * len(label) + line for line in lines[1:])
+    omitted = len(findings) - len(shown_findings)
+    omitted_note = (f"... and {omitted} more {first.code} (-v shows all)",) if omitted else ()
+    for text in (*omitted_note, f"fix: {first.fix}"):
+        yield from (
+            " " * len(label) + line
+            for line in _wrap_text(make_printable(text), len(label), options)
+        )
 
 
-def _wrapped(text: str, indent: int, style: Style) -> list[str]:
-    if not style.width:
+def _wrap_text(text: str, indent: int, options: RenderOptions) -> list[str]:
+    if not options.width:
         return [text]
-    room = max(style.width - indent, 30)
-    return wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    width = max(options.width - indent, 30)
+    return wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]

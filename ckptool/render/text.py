@@ -8,19 +8,19 @@ from msgspec import Struct
 
 T = TypeVar("T")
 
-_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """Escape unprintable characters: control characters, bidi marks, surrogates."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return "".join(c if c.isprintable() else _escape_character(c) for c in text)
 
 
-def _escaped(character: str) -> str:
-    if character in _SHORT:
-        return _SHORT[character]
+def _escape_character(character: str) -> str:
+    if character in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[character]
     number = ord(character)
     return (
         f"\\x{number:02x}"
@@ -31,7 +31,7 @@ def _escaped(character: str) -> str:
     )
 
 
-def size(nbytes: int) -> str:
+def format_size(nbytes: int) -> str:
     """Format bytes in B, KiB or MiB; no larger units, so that columns compare at a glance."""
     if nbytes < 1 << 10:
         return f"{nbytes} B"
@@ -40,12 +40,12 @@ def size(nbytes: int) -> str:
     return f"{nbytes / (1 << 20):,.1f} MiB"
 
 
-def count(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Format a count and its noun: "1 key", "2 keys", "1,000 keys"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def cut(text: str, width: int) -> str:
+def truncate_middle(text: str, width: int) -> str:
     """Replace the middle of `text` by "..." if it is longer than `width` characters."""
     if len(text) <= width:
         return text
@@ -55,35 +55,35 @@ def cut(text: str, width: int) -> str:
     return f"{text[: width - 3 - tail]}...{text[-tail:]}"
 
 
-_NUMBER: Final = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")
+_LAYER_NUMBER: Final = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")
 
 
-def pattern(key: str) -> str:
+def replace_layer_numbers(key: str) -> str:
     """Replace layer numbers by "*": "layers.3.bias" gives "layers.*.bias"."""
-    return _NUMBER.sub("*", key)
+    return _LAYER_NUMBER.sub("*", key)
 
 
-class Folded(Struct, Generic[T], frozen=True):
+class FoldedItems(Struct, Generic[T], frozen=True):
     """Items whose keys differ in layer numbers only."""
 
     key: str
     items: tuple[T, ...]
 
 
-def fold(items: Iterable[tuple[str, object, T]]) -> list[Folded[T]]:
+def fold_by_pattern(items: Iterable[tuple[str, object, T]]) -> list[FoldedItems[T]]:
     """Group (key, attributes, item) by key without layer numbers and by attributes.
 
     The order is that of first appearance; a group of one item keeps its key.
     """
     groups: dict[object, tuple[str, list[T]]] = {}
-    for key, form, item in items:
-        group = (_NUMBER.sub("*", key), form)
-        found = groups.get(group)
-        if found is None:
-            groups[group] = key, [item]
+    for key, attributes, item in items:
+        group_key = (_LAYER_NUMBER.sub("*", key), attributes)
+        entry = groups.get(group_key)
+        if entry is None:
+            groups[group_key] = key, [item]
         else:
-            found[1].append(item)
+            entry[1].append(item)
     return [
-        Folded(pattern(key) if len(group) > 1 else key, tuple(group))
-        for key, group in groups.values()
+        FoldedItems(replace_layer_numbers(key) if len(members) > 1 else key, tuple(members))
+        for key, members in groups.values()
     ]

@@ -6,58 +6,60 @@ from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
 
-from ckptool.render.text import Folded
+from ckptool.render.text import FoldedItems
 
 T = TypeVar("T")
 
-_DEEPEST: Final = 12
+_MAX_DEPTH: Final = 12
 """Maximum levels of the tree; the rest of a longer key stays together (keys are input)."""
 
 
-class Row(Struct, Generic[T], frozen=True):
+class KeyTreeRow(Struct, Generic[T], frozen=True):
     """One row of the tree."""
 
     name: str
-    more: tuple[bool, ...]
+    sibling_follows: tuple[bool, ...]
     """Whether a sibling follows, for each ancestor below the root and for the row itself."""
-    leaf: Folded[T] | None
+    leaf: FoldedItems[T] | None
     """None for a module."""
     items: tuple[T, ...]
     """Items of this row and of all rows below it."""
 
 
 @dataclass(slots=True)
-class _Node(Generic[T]):
-    children: "dict[object, _Node[T]]" = field(default_factory=dict)
-    leaf: Folded[T] | None = None
+class _KeyTreeNode(Generic[T]):
+    children: "dict[object, _KeyTreeNode[T]]" = field(default_factory=dict)
+    leaf: FoldedItems[T] | None = None
     name: str = ""
 
     @property
     def items(self) -> tuple[T, ...]:
-        own = self.leaf.items if self.leaf else ()
-        return own + tuple(item for child in self.children.values() for item in child.items)
+        own_items = self.leaf.items if self.leaf else ()
+        return own_items + tuple(item for child in self.children.values() for item in child.items)
 
 
-def tree(leaves: Iterable[Folded[T]]) -> list[Row[T]]:
+def build_key_tree(leaves: Iterable[FoldedItems[T]]) -> list[KeyTreeRow[T]]:
     """Return the rows of a tree with a leaf for each group, in their order."""
-    root: _Node[T] = _Node()
-    for number, leaf in enumerate(leaves):
-        *path, last = leaf.key.split(".", _DEEPEST - 1)
+    root: _KeyTreeNode[T] = _KeyTreeNode()
+    for index, leaf in enumerate(leaves):
+        *path, leaf_name = leaf.key.split(".", _MAX_DEPTH - 1)
         node = root
         for name in path:
-            node = node.children.setdefault(name, _Node(name=name))
+            node = node.children.setdefault(name, _KeyTreeNode(name=name))
         # Two leaves of one name are two rows: they differ in dtype, shape or another attribute.
-        node.children[number, last] = _Node(leaf=leaf, name=last)
-    return list(_rows(root, ()))
+        node.children[index, leaf_name] = _KeyTreeNode(leaf=leaf, name=leaf_name)
+    return list(_iter_rows(root, ()))
 
 
-def _rows(node: _Node[T], more: tuple[bool, ...]) -> Iterator[Row[T]]:
+def _iter_rows(
+    node: _KeyTreeNode[T], ancestors_follow: tuple[bool, ...]
+) -> Iterator[KeyTreeRow[T]]:
     children = list(node.children.values())
     for child in children:
-        here = (*more, child is not children[-1])
+        sibling_follows = (*ancestors_follow, child is not children[-1])
         names = [child.name]
         while child.leaf is None and len(child.children) == 1:
             (child,) = child.children.values()  # noqa: PLW2901 - down the chain
             names.append(child.name)
-        yield Row(".".join(names), here, child.leaf, child.items)
-        yield from _rows(child, here)
+        yield KeyTreeRow(".".join(names), sibling_follows, child.leaf, child.items)
+        yield from _iter_rows(child, sibling_follows)

@@ -1,6 +1,6 @@
 """Reports of the commands: frozen structs whose fields are the fields of the JSON output."""
 
-from ckptool.report.checking import AuditReport, ClashReport, RuleReport, VerifyReport
+from ckptool.report.checking import AuditReport, DeviceMismatchReport, RuleReport, VerifyReport
 from ckptool.report.digesting import (
     CheckpointDigestReport,
     DigestCheckReport,
@@ -9,7 +9,7 @@ from ckptool.report.digesting import (
 )
 from ckptool.report.gating import (
     DifferenceReport,
-    GatedReport,
+    GatedCheckpointReport,
     GateReport,
     LockReport,
     PolicyReport,
@@ -28,17 +28,17 @@ from ckptool.report.parts import (
     SilencedReport,
     SkippedReport,
     TensorReport,
-    UnsavedReport,
+    UnsavedTensorReport,
 )
 from ckptool.report.reading import (
     ChangeReport,
     CheckpointReport,
     DiffFilesReport,
     DiffModuleReport,
+    DiffShardReport,
     EntryReport,
     InspectReport,
     KeyVerdict,
-    PartReport,
     StateReport,
 )
 
@@ -46,7 +46,7 @@ AnyReport = (
     InspectReport
     | DiffModuleReport
     | DiffFilesReport
-    | PartReport
+    | DiffShardReport
     | AuditReport
     | MigrateReport
     | VerifyReport
@@ -64,9 +64,10 @@ __all__ = [
     "CheckReport",
     "CheckpointDigestReport",
     "CheckpointReport",
-    "ClashReport",
+    "DeviceMismatchReport",
     "DiffFilesReport",
     "DiffModuleReport",
+    "DiffShardReport",
     "DifferenceReport",
     "DigestCheckReport",
     "DigestReport",
@@ -75,13 +76,12 @@ __all__ = [
     "FactReport",
     "FindingReport",
     "GateReport",
-    "GatedReport",
+    "GatedCheckpointReport",
     "InspectReport",
     "KeyVerdict",
     "LevelReport",
     "LockReport",
     "MigrateReport",
-    "PartReport",
     "PictureReport",
     "PolicyReport",
     "PromiseReport",
@@ -94,6 +94,6 @@ __all__ = [
     "StepReport",
     "TensorDigestReport",
     "TensorReport",
-    "UnsavedReport",
+    "UnsavedTensorReport",
     "VerifyReport",
 ]

@@ -2,19 +2,19 @@
 
 from msgspec import Struct
 
-from ckptool.report.parts import LevelReport, Report, TensorReport, UnsavedReport
+from ckptool.report.parts import LevelReport, Report, TensorReport, UnsavedTensorReport
 
 
 class AuditReport(Report, frozen=True, kw_only=True):
     module: str
-    unsaved: tuple[UnsavedReport, ...]
+    unsaved: tuple[UnsavedTensorReport, ...]
     parameters: tuple[TensorReport, ...]
     persistent_buffers: tuple[TensorReport, ...]
     since: str = ""
     """Of a watched module: since when `unsaved` lists changed state (and only that); else ""."""
 
 
-class ClashReport(Struct, frozen=True, kw_only=True):
+class DeviceMismatchReport(Struct, frozen=True, kw_only=True):
     """An operation whose operands are on different devices."""
 
     attribute: str
@@ -35,7 +35,7 @@ class VerifyReport(Report, frozen=True, kw_only=True):
     at: str
     device: str
     levels: tuple[LevelReport, ...]
-    clashes: tuple[ClashReport, ...]
+    clashes: tuple[DeviceMismatchReport, ...]
     lost: tuple[str, ...]
     """State lost in the round trip: changed, saved and loaded, but not restored."""
     notes: tuple[str, ...]

@@ -48,7 +48,7 @@ class PromiseReport(Struct, frozen=True, kw_only=True):
     """Why a fixture has no migration path, or how outputs differ."""
 
 
-class GatedReport(Struct, frozen=True, kw_only=True):
+class GatedCheckpointReport(Struct, frozen=True, kw_only=True):
     """The results of one checkpoint of a release."""
 
     path: str
@@ -68,7 +68,7 @@ class GatedReport(Struct, frozen=True, kw_only=True):
     promises: tuple[PromiseReport, ...] = ()
 
     @property
-    def unread(self) -> bool:
+    def is_unchecked(self) -> bool:
         """Whether it could not be checked; a module without checkpoint has no container."""
         return not (self.container or self.module)
 
@@ -76,7 +76,7 @@ class GatedReport(Struct, frozen=True, kw_only=True):
 class GateReport(Report, frozen=True, kw_only=True):
     verdict: str
     """"passed ...", "failed ..." or "could not check ..."."""
-    checkpoints: tuple[GatedReport, ...]
+    checkpoints: tuple[GatedCheckpointReport, ...]
     policy: str
     """The file of the policy, "" if there is none."""
     errors: tuple[str, ...] = ()

@@ -56,7 +56,7 @@ class TensorReport(Struct, frozen=True, kw_only=True):
     layout: str = "strided"
 
 
-class UnsavedReport(Struct, frozen=True, kw_only=True):
+class UnsavedTensorReport(Struct, frozen=True, kw_only=True):
     key: str
     kind: str
     """A `model.Kind`: attribute, container, non-persistent-buffer, array, module, parameter or

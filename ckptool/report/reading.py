@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from ckptool.report.parts import FactReport, Report, TensorReport, UnsavedReport
+from ckptool.report.parts import FactReport, Report, TensorReport, UnsavedTensorReport
 
 
 class StateReport(Struct, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     unexpected_keys: tuple[str, ...]
     mismatched_keys: tuple[str, ...]
     verdicts: tuple[KeyVerdict, ...]
-    unsaved: tuple[UnsavedReport, ...]
+    unsaved: tuple[UnsavedTensorReport, ...]
     coverage: float
     """Fraction of the parameters' elements that would load, 0 to 1."""
     explanation: tuple[FactReport, ...] = ()
@@ -128,7 +128,7 @@ class DiffFilesReport(Report, frozen=True, kw_only=True):
     """Facts about the key of --explain, () without it."""
 
 
-class PartReport(Report, frozen=True, kw_only=True):
+class DiffShardReport(Report, frozen=True, kw_only=True):
     """Result of one shard of a diff that is split over machines; input of `ckptool merge`."""
 
     verdict: str

@@ -4,104 +4,112 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from ckptool.model import Kind, ModuleState
+from ckptool.model import Kind, ModuleInfo
 from ckptool.policy import ExitCode, Verdict
-from ckptool.report import AuditReport, ClashReport, LevelReport, VerifyReport
+from ckptool.report import AuditReport, DeviceMismatchReport, LevelReport, VerifyReport
 from ckptool.reporting.parts import (
-    findings,
-    silenced,
-    skipped_reports,
-    tensor_report,
-    unsaved_reports,
+    build_finding_reports,
+    build_silenced_reports,
+    build_skipped_reports,
+    build_tensor_report,
+    build_unsaved_reports,
 )
 
 if TYPE_CHECKING:
-    from ckptool.verification.facts import LevelResult, Usage, Verification
+    from ckptool.verification.facts import LevelResult, UsageChanges, Verification
 
 
-def audited(module: ModuleState, verdict: Verdict) -> AuditReport:
+def build_audit_report(module: ModuleInfo, verdict: Verdict) -> AuditReport:
     """Build the report of the module's saved and unsaved tensors."""
-    saved = module.saved.values()
+    saved_tensors = module.saved_tensors.values()
     return AuditReport(
         command="audit",
-        findings=findings(verdict),
-        silenced=silenced(verdict),
-        skipped=skipped_reports(module.skipped),
+        findings=build_finding_reports(verdict),
+        silenced=build_silenced_reports(verdict),
+        skipped=build_skipped_reports(module.skipped),
         exit_code=verdict.exit_code,
         module=module.target,
-        unsaved=unsaved_reports(module, None),
+        unsaved=build_unsaved_reports(module, None),
         parameters=tuple(
-            tensor_report(h.tensor, h.kind) for h in saved if h.kind is Kind.PARAMETER
+            build_tensor_report(module_tensor.tensor, module_tensor.kind)
+            for module_tensor in saved_tensors
+            if module_tensor.kind is Kind.PARAMETER
         ),
         persistent_buffers=tuple(
-            tensor_report(h.tensor, h.kind) for h in saved if h.kind is not Kind.PARAMETER
+            build_tensor_report(module_tensor.tensor, module_tensor.kind)
+            for module_tensor in saved_tensors
+            if module_tensor.kind is not Kind.PARAMETER
         ),
     )
 
 
-def watched(module: ModuleState, usage: "Usage", verdict: Verdict) -> AuditReport:
+def build_watch_report(module: ModuleInfo, usage: "UsageChanges", verdict: Verdict) -> AuditReport:
     """Build the report of unsaved state that changed while the module was watched."""
-    return replace(audited(module, verdict), command="watch", since=usage.since)
+    return replace(build_audit_report(module, verdict), command="watch", since=usage.since)
 
 
-def verified(
-    done: "Verification", at: str, verdict: Verdict, notes: tuple[str, ...] = ()
+def build_verify_report(
+    verification: "Verification", at: str, verdict: Verdict, notes: tuple[str, ...] = ()
 ) -> VerifyReport:
     """Build the report of a verification.
 
     The exit code is COULD_NOT_CHECK if nothing failed but a level is inconclusive.
     """
-    unproved = any(one.status == "inconclusive" for one in done.levels)
-    passed = verdict.exit_code == ExitCode.PASSED and not done.failed
+    has_inconclusive = any(level.status == "inconclusive" for level in verification.levels)
+    passed = verdict.exit_code == ExitCode.PASSED and not verification.failed_levels
     return VerifyReport(
         command="verify",
-        findings=findings(verdict),
-        silenced=silenced(verdict),
-        skipped=skipped_reports(done.skipped),
-        exit_code=ExitCode.COULD_NOT_CHECK if passed and unproved else verdict.exit_code,
-        verdict=_verification_words(done),
-        path=done.path,
-        module=done.module,
+        findings=build_finding_reports(verdict),
+        silenced=build_silenced_reports(verdict),
+        skipped=build_skipped_reports(verification.skipped),
+        exit_code=ExitCode.COULD_NOT_CHECK if passed and has_inconclusive else verdict.exit_code,
+        verdict=_format_verify_verdict(verification),
+        path=verification.path,
+        module=verification.module,
         at=at,
-        device=done.device,
-        levels=tuple(map(level_report, done.levels)),
+        device=verification.device,
+        levels=tuple(map(build_level_report, verification.levels)),
         clashes=tuple(
-            ClashReport(
-                attribute=one.attribute,
-                what=one.what,
-                devices=one.devices,
-                op=one.op,
-                where=one.where,
-                module=one.module,
+            DeviceMismatchReport(
+                attribute=mismatch.attribute,
+                what=mismatch.description,
+                devices=mismatch.devices,
+                op=mismatch.op,
+                where=mismatch.where,
+                module=mismatch.module,
             )
-            for one in done.clashes
+            for mismatch in verification.device_mismatches
         ),
-        lost=done.lost,
-        notes=(*notes, *done.notes),
+        lost=verification.lost_paths,
+        notes=(*notes, *verification.notes),
     )
 
 
-def level_report(one: "LevelResult") -> LevelReport:
+def build_level_report(level_result: "LevelResult") -> LevelReport:
     return LevelReport(
-        level=str(one.level),
-        status=str(one.status),
-        reason=one.reason,
-        device=one.device,
-        details=one.details,
+        level=str(level_result.level),
+        status=str(level_result.status),
+        reason=level_result.reason,
+        device=level_result.device,
+        details=level_result.details,
     )
 
 
-def _verification_words(done: "Verification") -> str:
+def _format_verify_verdict(verification: "Verification") -> str:
     """Return the verdict: the failed levels, else which levels passed and which did not run."""
-    named = {
-        status: [str(one.level) for one in done.levels if one.status == status]
+    levels_by_status = {
+        status: [str(level.level) for level in verification.levels if level.status == status]
         for status in ("failed", "inconclusive", "skipped", "passed")
     }
-    if named["failed"]:
-        reason = done.failed[0].reason
-        return f"failed at {', '.join(named['failed'])}: {reason}"
-    left = [f"{s}: {', '.join(named[s])}" for s in ("inconclusive", "skipped") if named[s]]
-    rest = f" ({'; '.join(left)})" if left else ""
-    if "forward" in named["passed"]:
-        return f"verified on {done.device}: {', '.join(named['passed'])}{rest}"
-    return f"not verified: nothing shows that it runs on {done.device}{rest}"
+    if levels_by_status["failed"]:
+        reason = verification.failed_levels[0].reason
+        return f"failed at {', '.join(levels_by_status['failed'])}: {reason}"
+    unproved_texts = [
+        f"{status}: {', '.join(levels_by_status[status])}"
+        for status in ("inconclusive", "skipped")
+        if levels_by_status[status]
+    ]
+    suffix = f" ({'; '.join(unproved_texts)})" if unproved_texts else ""
+    if "forward" in levels_by_status["passed"]:
+        return f"verified on {verification.device}: {', '.join(levels_by_status['passed'])}{suffix}"
+    return f"not verified: nothing shows that it runs on {verification.device}{suffix}"

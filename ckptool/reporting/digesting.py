@@ -1,7 +1,7 @@
 """CheckpointDigest, DigestDiff -> DigestReport."""
 
-from ckptool.content import FINGERPRINT
-from ckptool.digests import Differences, Digest, Saved
+from ckptool.content import FINGERPRINT_FORMAT
+from ckptool.digests import CheckpointDigest, DigestDiff, SavedDigest
 from ckptool.policy import ExitCode, Policy, judge
 from ckptool.report import (
     CheckpointDigestReport,
@@ -9,59 +9,61 @@ from ckptool.report import (
     DigestReport,
     TensorDigestReport,
 )
-from ckptool.reporting.parts import skipped_reports
+from ckptool.reporting.parts import build_skipped_reports
 
 
-def digests(found: tuple[Digest, ...], errors: tuple[str, ...]) -> DigestReport:
+def build_digest_report(
+    digests: tuple[CheckpointDigest, ...], errors: tuple[str, ...]
+) -> DigestReport:
     """Build the report of the digests of checkpoints."""
     return DigestReport(
         command="digest",
         findings=(),
-        skipped=skipped_reports(s for one in found for s in one.skipped),
+        skipped=build_skipped_reports(s for digest in digests for s in digest.skipped),
         exit_code=ExitCode.COULD_NOT_CHECK if errors else ExitCode.PASSED,
-        format=FINGERPRINT,
-        checkpoints=tuple(map(_checkpoint, found)),
+        format=FINGERPRINT_FORMAT,
+        checkpoints=tuple(map(_build_checkpoint_digest_report, digests)),
         errors=errors,
     )
 
 
-def checked(
-    now: Digest, saved: Saved, file: str, differ: Differences, policy: Policy
+def build_digest_check_report(
+    digest: CheckpointDigest, saved: SavedDigest, saved_path: str, diff: DigestDiff, policy: Policy
 ) -> DigestReport:
     """Build the report of a comparison with a saved digest.
 
     The exit code is COULD_NOT_CHECK if no difference was found but a digest is missing.
     """
-    code = judge((), policy, differs=differ.any).exit_code
-    proved = now.complete and not differ.untold
+    exit_code = judge((), policy, differs=diff.has_changes).exit_code
+    is_complete = digest.is_complete and not diff.uncompared_keys
     return DigestReport(
         command="digest",
         findings=(),
-        skipped=skipped_reports(now.skipped),
-        exit_code=code if proved or differ.any else ExitCode.COULD_NOT_CHECK,
-        format=FINGERPRINT,
-        checkpoints=(_checkpoint(now),),
+        skipped=build_skipped_reports(digest.skipped),
+        exit_code=exit_code if is_complete or diff.has_changes else ExitCode.COULD_NOT_CHECK,
+        format=FINGERPRINT_FORMAT,
+        checkpoints=(_build_checkpoint_digest_report(digest),),
         check=DigestCheckReport(
-            saved=file,
+            saved=saved_path,
             digest=saved.digest,
-            changed=differ.changed,
-            missing=differ.missing,
-            added=differ.added,
-            untold=differ.untold,
+            changed=diff.changed_keys,
+            missing=diff.missing_keys,
+            added=diff.added_keys,
+            untold=diff.uncompared_keys,
         ),
     )
 
 
-def _checkpoint(one: Digest) -> CheckpointDigestReport:
+def _build_checkpoint_digest_report(digest: CheckpointDigest) -> CheckpointDigestReport:
     return CheckpointDigestReport(
-        path=str(one.checkpoint.path),
-        container=str(one.checkpoint.container),
-        at=one.at,
-        digest=one.whole,
+        path=str(digest.checkpoint.path),
+        container=str(digest.checkpoint.container),
+        at=digest.at,
+        digest=digest.digest,
         tensors=tuple(
             TensorDigestReport(
                 key=t.key, dtype=t.dtype, shape=t.shape, digest=t.digest, reason=t.reason
             )
-            for t in one.tensors
+            for t in digest.tensors
         ),
     )

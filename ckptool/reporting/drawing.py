@@ -11,27 +11,27 @@ from msgspec.structs import replace
 
 from ckptool.grids import Preview
 from ckptool.model import TensorInfo
-from ckptool.previews import FEW
+from ckptool.previews import MAX_DISTINCT
 from ckptool.report import DrawingReport, PictureReport, Report
-from ckptool.reporting.parts import tensor_report
+from ckptool.reporting.parts import build_tensor_report
 
 R = TypeVar("R", bound=Report)
-NOT_FINITE: Final = ("-inf", "inf", "NaN")
+NON_FINITE_LABELS: Final = ("-inf", "inf", "NaN")
 
 
-class Seen(Struct, frozen=True):
+class TensorPreview(Struct, frozen=True):
     """Preview of one tensor's values; `source` is "file", "module", "old" or "new"."""
 
     tensor: TensorInfo
-    of: str
+    source: str
     preview: Preview
 
 
-def drawn(
+def with_pictures(
     report: R,
     tensors: Iterable[TensorInfo],
     expected: Iterable[TensorInfo],
-    seen: Iterable[Sequence[Seen]],
+    previews: Iterable[Sequence[TensorPreview]],
 ) -> R:
     """Return the report with the data of its charts.
 
@@ -44,59 +44,68 @@ def drawn(
     return replace(
         report,
         drawing=DrawingReport(
-            tensors=tuple(tensor_report(t, t.kind) for t in tensors),
-            expected=tuple(tensor_report(t, t.kind) for t in expected),
-            pictures=tuple(picture for sides in seen for picture in pictures(sides)),
+            tensors=tuple(build_tensor_report(t, t.kind) for t in tensors),
+            expected=tuple(build_tensor_report(t, t.kind) for t in expected),
+            pictures=tuple(
+                picture for sides in previews for picture in build_picture_reports(sides)
+            ),
         ),
     )
 
 
-def pictures(sides: Sequence[Seen]) -> tuple[PictureReport, ...]:
+def build_picture_reports(sides: Sequence[TensorPreview]) -> tuple[PictureReport, ...]:
     """Build the pictures of one key, with a common legend."""
     cells = {cell for side in sides for row in side.preview.rows for cell in row}
     finite = sorted({cell for cell in cells if isfinite(cell)})
-    edges = finite if len(finite) <= FEW else _edges(finite[0], finite[-1])
-    names = _names(edges, exact=len(finite) <= FEW)
-    odd = sorted({_odd(cell) for cell in cells if not isfinite(cell)}, key=NOT_FINITE.index)
-    places = {name: len(names) + i for i, name in enumerate(odd)}
+    edges = finite if len(finite) <= MAX_DISTINCT else _compute_range_edges(finite[0], finite[-1])
+    labels = _format_range_labels(edges, exact=len(finite) <= MAX_DISTINCT)
+    non_finite = sorted(
+        {_name_non_finite(cell) for cell in cells if not isfinite(cell)},
+        key=NON_FINITE_LABELS.index,
+    )
+    non_finite_indices = {name: len(labels) + i for i, name in enumerate(non_finite)}
 
-    def place(cell: float) -> int:
+    def find_label_index(cell: float) -> int:
         if not isfinite(cell):
-            return places[_odd(cell)]
-        return min(bisect_right(edges, cell), len(names)) - 1
+            return non_finite_indices[_name_non_finite(cell)]
+        return min(bisect_right(edges, cell), len(labels)) - 1
 
     return tuple(
         PictureReport(
             key=side.tensor.key,
-            of=side.of,
+            of=side.source,
             shape=side.tensor.shape,
             dtype=side.tensor.dtype,
-            whole=side.preview.whole,
-            legend=(*names, *odd),
-            finite=len(names),
-            rows=tuple(tuple(map(place, row)) for row in side.preview.rows),
+            whole=side.preview.is_complete,
+            legend=(*labels, *non_finite),
+            finite=len(labels),
+            rows=tuple(tuple(map(find_label_index, row)) for row in side.preview.rows),
         )
         for side in sides
     )
 
 
-def _edges(low: float, high: float) -> list[float]:
+def _compute_range_edges(low: float, high: float) -> list[float]:
     """Return the lower bounds of the ranges and the upper bound of the last one."""
     # Not low + i * step: the step overflows to infinity if low and high are of opposite sign
     # and near the largest float64.
-    return [low, *(low * (1 - i / FEW) + high * (i / FEW) for i in range(1, FEW)), high]
+    return [
+        low,
+        *(low * (1 - i / MAX_DISTINCT) + high * (i / MAX_DISTINCT) for i in range(1, MAX_DISTINCT)),
+        high,
+    ]
 
 
-def _names(edges: list[float], *, exact: bool) -> tuple[str, ...]:
+def _format_range_labels(edges: list[float], *, exact: bool) -> tuple[str, ...]:
     if exact:
-        return tuple(_short(edge) for edge in edges)
-    return tuple(f"{_short(a)} to {_short(b)}" for a, b in pairwise(edges))
+        return tuple(_format_number(edge) for edge in edges)
+    return tuple(f"{_format_number(a)} to {_format_number(b)}" for a, b in pairwise(edges))
 
 
-def _short(number: float) -> str:
+def _format_number(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:.4g}"
 
 
-def _odd(cell: float) -> str:
+def _name_non_finite(cell: float) -> str:
     """Return the label of a non-finite value, one of `NON_FINITE_LABELS`."""
     return "NaN" if isnan(cell) else "inf" if cell == inf else "-inf"

@@ -5,59 +5,81 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from ckptool.compare import Loading
+from ckptool.compare import ModuleDiff
 from ckptool.model import Checkpoint, Skipped
 from ckptool.policy import ExitCode, Verdict
-from ckptool.policy.effective import Setting
-from ckptool.report import FindingReport, GatedReport, GateReport, PolicyReport, SettingReport
-from ckptool.reporting.checking import level_report
-from ckptool.reporting.parts import counted, findings, silenced, skipped_reports
-from ckptool.reporting.promises import HeldTo, promise_reports
-from ckptool.rules.requirements import UPKEEP
+from ckptool.policy.effective import PolicySetting
+from ckptool.report import (
+    FindingReport,
+    GatedCheckpointReport,
+    GateReport,
+    PolicyReport,
+    SettingReport,
+)
+from ckptool.reporting.checking import build_level_report
+from ckptool.reporting.parts import (
+    build_finding_reports,
+    build_silenced_reports,
+    build_skipped_reports,
+    pluralize,
+)
+from ckptool.reporting.promises import GateEvidence, build_promise_reports
+from ckptool.rules.requirements import POLICY_ISSUE_CODES
 
 if TYPE_CHECKING:
     from ckptool.verification.facts import Verification
 
 
-class Gated(Struct, frozen=True):
+class GateInput(Struct, frozen=True):
     """The results of one checkpoint (or of a module without one) in a gate."""
 
     path: str
     checkpoint: Checkpoint | None
-    loading: Loading | None
+    module_diff: ModuleDiff | None
     verification: "Verification | None"
     skipped: tuple[Skipped, ...]
     rules: tuple[str, ...]
-    held: HeldTo = HeldTo()
+    evidence: GateEvidence = GateEvidence()
 
 
-def gated(
-    done: Sequence[Gated],
+def build_gate_report(
+    gate_inputs: Sequence[GateInput],
     errors: Mapping[str, str],
     order: tuple[str, ...],
     verdict: Verdict,
-    source: str,
+    policy_source: str,
 ) -> GateReport:
     """Build the report of a release, with the checkpoints in the given order."""
-    found = findings(verdict)
-    by_path = {one.path: _gated(one, found) for one in done}
-    by_path |= {path: _unread(path, error) for path, error in errors.items()}
-    checkpoints = tuple(by_path[path] for path in dict.fromkeys(order))
-    code = ExitCode.COULD_NOT_CHECK if errors else verdict.exit_code
+    finding_reports = build_finding_reports(verdict)
+    reports_by_path = {
+        gate_input.path: _build_gated_checkpoint_report(gate_input, finding_reports)
+        for gate_input in gate_inputs
+    }
+    reports_by_path |= {
+        path: _build_unchecked_report(path, error) for path, error in errors.items()
+    }
+    checkpoints = tuple(reports_by_path[path] for path in dict.fromkeys(order))
+    exit_code = ExitCode.COULD_NOT_CHECK if errors else verdict.exit_code
     return GateReport(
         command="gate",
-        findings=found,
-        silenced=silenced(verdict),
-        skipped=tuple(s for one in done for s in skipped_reports(one.skipped, one.path)),
-        exit_code=code,
-        verdict=_words(checkpoints, found, len(verdict.silenced), code),
+        findings=finding_reports,
+        silenced=build_silenced_reports(verdict),
+        skipped=tuple(
+            s
+            for gate_input in gate_inputs
+            for s in build_skipped_reports(gate_input.skipped, gate_input.path)
+        ),
+        exit_code=exit_code,
+        verdict=_format_gate_verdict(
+            checkpoints, finding_reports, len(verdict.silenced), exit_code
+        ),
         checkpoints=checkpoints,
-        policy=source,
+        policy=policy_source,
         errors=tuple(errors.values()),
     )
 
 
-def shown(settings: Mapping[str, tuple[Setting, ...]]) -> PolicyReport:
+def build_policy_report(settings: Mapping[str, tuple[PolicySetting, ...]]) -> PolicyReport:
     """Build the report of the settings that apply to each path."""
     return PolicyReport(
         command="gate",
@@ -65,63 +87,77 @@ def shown(settings: Mapping[str, tuple[Setting, ...]]) -> PolicyReport:
         skipped=(),
         exit_code=ExitCode.PASSED,
         settings=tuple(
-            SettingReport(name=s.name, value=s.value, origin=s.origin, path=path)
-            for path, found in settings.items()
-            for s in found
+            SettingReport(name=setting.name, value=setting.value, origin=setting.origin, path=path)
+            for path, path_settings in settings.items()
+            for setting in path_settings
         ),
     )
 
 
-def _gated(one: Gated, found: tuple[FindingReport, ...]) -> GatedReport:
-    mine = [f for f in found if f.path == one.path]
-    failing = sum(f.fails for f in mine)
-    met, done = one.loading, one.verification
-    said = _levels(mine)
-    return GatedReport(
-        path=one.path,
-        verdict=f"{'failed' if failing else 'passed'}{f': {said}' if said else ''}",
-        passed=not failing,
-        container=str(one.checkpoint.container) if one.checkpoint else "",
-        nbytes=one.checkpoint.nbytes if one.checkpoint else 0,
-        module=met.module.target if met else "" if one.checkpoint else one.path,
-        at=met.state.at if met else "",
-        rules=one.rules,
-        levels=tuple(map(level_report, done.levels)) if done else (),
-        promises=promise_reports(one.held),
+def _build_gated_checkpoint_report(
+    gate_input: GateInput, finding_reports: tuple[FindingReport, ...]
+) -> GatedCheckpointReport:
+    path_findings = [f for f in finding_reports if f.path == gate_input.path]
+    failing_count = sum(f.fails for f in path_findings)
+    outcome = "failed" if failing_count else "passed"
+    diff, verification = gate_input.module_diff, gate_input.verification
+    level_counts = _format_level_counts(path_findings)
+    return GatedCheckpointReport(
+        path=gate_input.path,
+        verdict=f"{outcome}: {level_counts}" if level_counts else outcome,
+        passed=not failing_count,
+        container=str(gate_input.checkpoint.container) if gate_input.checkpoint else "",
+        nbytes=gate_input.checkpoint.nbytes if gate_input.checkpoint else 0,
+        module=diff.module.target if diff else "" if gate_input.checkpoint else gate_input.path,
+        at=diff.state.at if diff else "",
+        rules=gate_input.rules,
+        levels=tuple(map(build_level_report, verification.levels)) if verification else (),
+        promises=build_promise_reports(gate_input.evidence),
     )
 
 
-def _unread(path: str, error: str) -> GatedReport:
+def _build_unchecked_report(path: str, error: str) -> GatedCheckpointReport:
     reason = error.removeprefix(f"{path}: ")
-    return GatedReport(path=path, verdict=f"could not be checked: {reason}", passed=False)
+    return GatedCheckpointReport(path=path, verdict=f"could not be checked: {reason}", passed=False)
 
 
-def _levels(found: list[FindingReport]) -> str:
-    counts = {level: sum(f.level == level for f in found) for level in ("error", "warning", "note")}
-    return ", ".join(counted(n, word) for word, n in counts.items() if n)
+def _format_level_counts(finding_reports: list[FindingReport]) -> str:
+    counts = {
+        level: sum(f.level == level for f in finding_reports)
+        for level in ("error", "warning", "note")
+    }
+    return ", ".join(pluralize(n, word) for word, n in counts.items() if n)
 
 
-def _words(
-    checkpoints: tuple[GatedReport, ...],
-    found: tuple[FindingReport, ...],
-    silent: int,
-    code: ExitCode,
+def _format_gate_verdict(
+    checkpoints: tuple[GatedCheckpointReport, ...],
+    finding_reports: tuple[FindingReport, ...],
+    silenced_count: int,
+    exit_code: ExitCode,
 ) -> str:
     total = len(checkpoints)
-    unread = sum(one.unread for one in checkpoints)
-    failed = sum(not one.passed for one in checkpoints) - unread
-    modules = bool(checkpoints) and not unread and not any(one.container for one in checkpoints)
-    noun = "module" if modules else "checkpoint"
-    alone = total == 1 and modules
-    release = "the module" if alone else counted(total, noun)
-    waived = f", {counted(silent, 'finding')} waived or known" if silent else ""
-    if code == ExitCode.PASSED:
-        said = _levels(list(found))
-        return f"gate passed: {release}{f', {said}' if said else ''}{waived}"
-    parts = [release if alone else f"{failed} of {release}"] if failed else []
-    if any(f.fails and f.code in UPKEEP for f in found):
-        parts.append("the policy itself needs work")
-    if unread:
-        parts.append(f"{unread} of {release} could not be checked")
-    word = "failed" if failed or code == ExitCode.FAILED else "could not check"
-    return f"gate {word}: {', and '.join(parts)}{waived}"
+    unchecked_count = sum(checkpoint.is_unchecked for checkpoint in checkpoints)
+    failed_count = sum(not checkpoint.passed for checkpoint in checkpoints) - unchecked_count
+    all_modules = (
+        bool(checkpoints)
+        and not unchecked_count
+        and not any(checkpoint.container for checkpoint in checkpoints)
+    )
+    noun = "module" if all_modules else "checkpoint"
+    is_single_module = total == 1 and all_modules
+    subject = "the module" if is_single_module else pluralize(total, noun)
+    silenced_text = (
+        f", {pluralize(silenced_count, 'finding')} waived or known" if silenced_count else ""
+    )
+    if exit_code == ExitCode.PASSED:
+        level_counts = _format_level_counts(list(finding_reports))
+        return f"gate passed: {subject}{f', {level_counts}' if level_counts else ''}{silenced_text}"
+    reasons = (
+        [subject if is_single_module else f"{failed_count} of {subject}"] if failed_count else []
+    )
+    if any(f.fails and f.code in POLICY_ISSUE_CODES for f in finding_reports):
+        reasons.append("the policy itself needs work")
+    if unchecked_count:
+        reasons.append(f"{unchecked_count} of {subject} could not be checked")
+    outcome = "failed" if failed_count or exit_code == ExitCode.FAILED else "could not check"
+    return f"gate {outcome}: {', and '.join(reasons)}{silenced_text}"

@@ -5,80 +5,99 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from ckptool.contract import Contract, Difference, Holding, Standing, differences
+from ckptool.contract import (
+    Compatibility,
+    Contract,
+    ContractDiff,
+    EntryDifference,
+    iter_entry_differences,
+)
 from ckptool.model import Skipped
 from ckptool.policy import Verdict
 from ckptool.report import DifferenceReport, LockReport
-from ckptool.reporting.parts import counted, findings, skipped_reports
+from ckptool.reporting.parts import build_finding_reports, build_skipped_reports, pluralize
 
 
-class Locked(Struct, frozen=True):
+class LockOutcome(Struct, frozen=True):
     """Result of writing or checking a lock, or of recording golden outputs."""
 
     path: Path
     contract: Contract
-    holding: Holding | None
+    contract_diff: ContractDiff | None
     """Diff of the previous lock and the current contract; None without a previous lock."""
-    same: bool
-    check: bool
+    is_unchanged: bool
+    is_check: bool
     golden: str = ""
     """The checkpoint whose outputs were recorded, "" if a lock was written."""
-    source: str = ""
+    input_source: str = ""
     """Source of the recorded inputs, "" if a lock was written."""
     skipped: tuple[Skipped, ...] = ()
 
 
-def locked(done: Locked, verdict: Verdict) -> LockReport:
+def build_lock_report(outcome: LockOutcome, verdict: Verdict) -> LockReport:
     """Build the report of the contract and its differences from the previous lock."""
-    terms = done.contract.terms.values()
-    changed = _differences(done)
+    entries = outcome.contract.entries.values()
+    lock_differences = _build_lock_differences(outcome)
     return LockReport(
         command="lock",
-        findings=findings(verdict),
-        skipped=skipped_reports(done.skipped),
+        findings=build_finding_reports(verdict),
+        skipped=build_skipped_reports(outcome.skipped),
         exit_code=verdict.exit_code,
-        verdict=_words(done, len(changed)),
-        path=str(done.path),
-        source=str(done.contract.source),
-        name=done.contract.taken_from,
-        name_before=_name_before(done),
-        keys=sum(term.saved for term in terms) + len(done.contract.others),
-        unsaved=sum(not term.saved for term in terms),
-        standing=str(done.holding.standing) if done.holding else "",
-        differences=changed,
-        golden=done.golden,
-        notes=(f"input: {done.source}",) if done.source else (),
+        verdict=_format_lock_verdict(outcome, len(lock_differences)),
+        path=str(outcome.path),
+        source=str(outcome.contract.origin),
+        name=outcome.contract.origin_name,
+        name_before=_format_previous_name(outcome),
+        keys=sum(entry.saved for entry in entries) + len(outcome.contract.non_tensors),
+        unsaved=sum(not entry.saved for entry in entries),
+        standing=str(outcome.contract_diff.compatibility) if outcome.contract_diff else "",
+        differences=lock_differences,
+        golden=outcome.golden,
+        notes=(f"input: {outcome.input_source}",) if outcome.input_source else (),
     )
 
 
-def difference_reports(found: Iterable[Difference]) -> tuple[DifferenceReport, ...]:
+def build_difference_reports(
+    contract_differences: Iterable[EntryDifference],
+) -> tuple[DifferenceReport, ...]:
     return tuple(
-        DifferenceReport(key=one.key, what=one.what, old=one.old, new=one.new) for one in found
+        DifferenceReport(
+            key=difference.key, what=difference.aspect, old=difference.old, new=difference.new
+        )
+        for difference in contract_differences
     )
 
 
-def _name_before(done: Locked) -> str:
-    if done.holding is None:
+def _format_previous_name(outcome: LockOutcome) -> str:
+    if outcome.contract_diff is None:
         return ""
-    before, now = done.holding.old, done.holding.new
-    same = (before.source, before.taken_from) == (now.source, now.taken_from)
-    return "" if same else f"{before.source} {before.taken_from}"
+    old, new = outcome.contract_diff.old, outcome.contract_diff.new
+    is_same_source = (old.origin, old.origin_name) == (new.origin, new.origin_name)
+    return "" if is_same_source else f"{old.origin} {old.origin_name}"
 
 
-def _differences(done: Locked) -> tuple[DifferenceReport, ...]:
-    if done.holding is None or done.same:
+def _build_lock_differences(outcome: LockOutcome) -> tuple[DifferenceReport, ...]:
+    if outcome.contract_diff is None or outcome.is_unchanged:
         return ()
-    return difference_reports(differences(done.holding.old, done.holding.new, exact=True))
+    return build_difference_reports(
+        iter_entry_differences(outcome.contract_diff.old, outcome.contract_diff.new, exact=True)
+    )
 
 
-def _words(done: Locked, changed: int) -> str:
-    if done.golden:
+def _format_lock_verdict(outcome: LockOutcome, difference_count: int) -> str:
+    if outcome.golden:
         return "recorded"
-    count = counted(changed, "difference") if changed else "of another name"
-    if done.holding is None:
+    difference_text = (
+        pluralize(difference_count, "difference") if difference_count else "of another name"
+    )
+    if outcome.contract_diff is None:
         return "locked"
-    if done.same:
-        return "the lock holds" if done.check else "locked already, and nothing has changed"
-    standing = done.holding.standing
-    how = "" if standing is Standing.SAME else f"{standing}, "
-    return f"the lock is stale: {how}{count}" if done.check else f"locked anew: {how}{count}"
+    if outcome.is_unchanged:
+        return "the lock holds" if outcome.is_check else "locked already, and nothing has changed"
+    compatibility = outcome.contract_diff.compatibility
+    compatibility_text = "" if compatibility is Compatibility.SAME else f"{compatibility}, "
+    return (
+        f"the lock is stale: {compatibility_text}{difference_text}"
+        if outcome.is_check
+        else f"locked anew: {compatibility_text}{difference_text}"
+    )

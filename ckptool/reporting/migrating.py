@@ -2,73 +2,78 @@
 
 from typing import TYPE_CHECKING
 
-from ckptool.locations import masked
+from ckptool.locations import mask_credentials
 from ckptool.model import Skipped
 from ckptool.policy import ExitCode, Verdict
 from ckptool.report import CheckReport, MigrateReport, StepReport
-from ckptool.reporting.parts import counts, findings, silenced, skipped_reports
+from ckptool.reporting.parts import (
+    build_finding_reports,
+    build_silenced_reports,
+    build_skipped_reports,
+    format_load_failure,
+)
 
 if TYPE_CHECKING:
     from ckptool.migration.ops import Operation
-    from ckptool.migration.run import Migration
+    from ckptool.migration.run import MigrationResult
 
 
-def migrated(done: "Migration", verdict: Verdict) -> MigrateReport:
+def build_migrate_report(migration: "MigrationResult", verdict: Verdict) -> MigrateReport:
     """Build the report of a migration or of its dry run."""
-    met, digests = done.loading, done.digests
+    diff, digests = migration.diff, migration.digests
     return MigrateReport(
         command="migrate",
-        findings=findings(verdict),
-        silenced=silenced(verdict),
-        skipped=skipped_reports(
+        findings=build_finding_reports(verdict),
+        silenced=build_silenced_reports(verdict),
+        skipped=build_skipped_reports(
             [
-                *done.checkpoint.skipped,
-                *(done.module.skipped if done.module else ()),
-                *(Skipped(c.name, c.reason) for c in done.checks if c.result == "skipped"),
+                *migration.checkpoint.skipped,
+                *(migration.module_info.skipped if migration.module_info else ()),
+                *(Skipped(c.name, c.reason) for c in migration.checks if c.result == "skipped"),
             ]
         ),
-        exit_code=verdict.exit_code if met is not None and not met.strict else ExitCode.PASSED,
-        verdict=_migration_words(done),
-        source=str(done.checkpoint.path),
-        source_container=str(done.checkpoint.container),
-        target=str(done.target) if digests else "",
-        target_container=str(done.container),
-        at=done.state.at,
-        module=done.module.target if done.module else "",
-        steps=tuple(map(_step, done.plan.ops)),
+        exit_code=verdict.exit_code if diff is not None and not diff.is_strict else ExitCode.PASSED,
+        verdict=_format_migrate_verdict(migration),
+        source=str(migration.checkpoint.path),
+        source_container=str(migration.checkpoint.container),
+        target=str(migration.target) if digests else "",
+        target_container=str(migration.container),
+        at=migration.state.at,
+        module=migration.module_info.target if migration.module_info else "",
+        steps=tuple(map(_build_step_report, migration.plan.ops)),
         checks=tuple(
-            CheckReport(name=c.name, result=c.result, reason=c.reason) for c in done.checks
+            CheckReport(name=c.name, result=c.result, reason=c.reason) for c in migration.checks
         ),
-        notes=done.notes,
+        notes=migration.notes,
         source_digest=digests.source if digests else "",
         result_digest=digests.result if digests else "",
     )
 
 
-def _step(op: "Operation") -> StepReport:
-    before, after = op.words
+def _build_step_report(op: "Operation") -> StepReport:
+    before, after = op.before_after_text
     return StepReport(
         op=str(op.__struct_config__.tag),
         before=before,
         after=after,
         why=op.why,
-        source=masked(getattr(op, "source", "")),
-        loses=op.loses,
+        source=mask_credentials(getattr(op, "source", "")),
+        loses=op.data_loss,
     )
 
 
-def _migration_words(done: "Migration") -> str:
-    met, passed = done.loading, any(c.result == "passed" for c in done.checks)
-    if done.again:
-        what = "nothing to do, the plan was applied already"
-    elif done.plan.ops:
-        what = "migrated"
+def _format_migrate_verdict(migration: "MigrationResult") -> str:
+    diff, has_passed_check = migration.diff, any(c.result == "passed" for c in migration.checks)
+    if migration.already_applied:
+        action = "nothing to do, the plan was applied already"
+    elif migration.plan.ops:
+        action = "migrated"
     else:
-        what = "converted" if done.converted else "nothing to do"
-    if done.digests is None:
-        what = "planned (dry run)" if done.plan.ops else f"{what} (dry run)"
-    if met is None:
-        return what
-    if not met.strict:
-        return f"{what}: {counts(met)}".replace("does not", "would not")
-    return f"{what}: {'loads' if passed else 'would load'} strictly"
+        action = "converted" if migration.is_converted else "nothing to do"
+    if migration.digests is None:
+        action = "planned (dry run)" if migration.plan.ops else f"{action} (dry run)"
+    if diff is None:
+        return action
+    if not diff.is_strict:
+        return f"{action}: {format_load_failure(diff)}".replace("does not", "would not")
+    return f"{action}: {'loads' if has_passed_check else 'would load'} strictly"

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from ckptool.compare import Loading
-from ckptool.model import Held, Kind, ModuleState, Skipped, State, TensorInfo
+from ckptool.compare import ModuleDiff
+from ckptool.model import Kind, ModuleInfo, ModuleTensor, Skipped, StateDict, TensorInfo
 from ckptool.policy import Verdict
 from ckptool.report import (
     FactReport,
@@ -11,23 +11,25 @@ from ckptool.report import (
     SilencedReport,
     SkippedReport,
     TensorReport,
-    UnsavedReport,
+    UnsavedTensorReport,
 )
 from ckptool.rules import Finding
 
 
-def findings(verdict: Verdict) -> tuple[FindingReport, ...]:
-    return tuple(map(_finding, verdict.findings))
+def build_finding_reports(verdict: Verdict) -> tuple[FindingReport, ...]:
+    return tuple(map(_build_finding_report, verdict.findings))
 
 
-def silenced(verdict: Verdict) -> tuple[SilencedReport, ...]:
+def build_silenced_reports(verdict: Verdict) -> tuple[SilencedReport, ...]:
     return tuple(
-        SilencedReport(finding=_finding(one.finding), by=one.by, reason=one.reason)
-        for one in verdict.silenced
+        SilencedReport(
+            finding=_build_finding_report(entry.finding), by=entry.by, reason=entry.reason
+        )
+        for entry in verdict.silenced
     )
 
 
-def _finding(finding: Finding) -> FindingReport:
+def _build_finding_report(finding: Finding) -> FindingReport:
     return FindingReport(
         code=finding.rule.code,
         name=finding.rule.name,
@@ -43,15 +45,15 @@ def _finding(finding: Finding) -> FindingReport:
     )
 
 
-def skipped_reports(skipped: Iterable[Skipped], path: str = "") -> tuple[SkippedReport, ...]:
+def build_skipped_reports(skipped: Iterable[Skipped], path: str = "") -> tuple[SkippedReport, ...]:
     return tuple(SkippedReport(what=s.what, reason=s.reason, path=path) for s in skipped)
 
 
-def fact_reports(pairs: Iterable[tuple[str, str]]) -> tuple[FactReport, ...]:
+def build_fact_reports(pairs: Iterable[tuple[str, str]]) -> tuple[FactReport, ...]:
     return tuple(FactReport(name=name, value=value) for name, value in pairs)
 
 
-def tensor_report(tensor: TensorInfo, kind: Kind | None) -> TensorReport:
+def build_tensor_report(tensor: TensorInfo, kind: Kind | None) -> TensorReport:
     return TensorReport(
         key=tensor.key,
         shape=tensor.shape,
@@ -63,42 +65,44 @@ def tensor_report(tensor: TensorInfo, kind: Kind | None) -> TensorReport:
     )
 
 
-def unsaved_reports(module: ModuleState, state: State | None) -> tuple[UnsavedReport, ...]:
+def build_unsaved_reports(
+    module: ModuleInfo, state: StateDict | None
+) -> tuple[UnsavedTensorReport, ...]:
     """Build the reports of unsaved tensors, without aliases; `state` is the file's state_dict."""
-    kept = state.unsaved if state else {}
+    pickled_tensors = state.unsaved_tensors if state else {}
     return tuple(
-        _unsaved_one(held, held.key in kept)
-        for held in module.unsaved.values()
-        if not held.alias_of
+        _build_unsaved_report(module_tensor, module_tensor.key in pickled_tensors)
+        for module_tensor in module.unsaved_tensors.values()
+        if not module_tensor.alias_of
     )
 
 
-def _unsaved_one(held: Held, in_file: bool) -> UnsavedReport:  # noqa: FBT001
-    return UnsavedReport(
-        key=held.key,
-        kind=str(held.kind),
-        owner=held.owner,
-        shape=held.tensor.shape,
-        dtype=held.tensor.dtype,
-        nbytes=held.tensor.nbytes,
-        constancy=str(held.constancy),
-        follows_to=held.follows_to,
-        where=held.where,
-        used=held.used,
+def _build_unsaved_report(module_tensor: ModuleTensor, in_file: bool) -> UnsavedTensorReport:  # noqa: FBT001
+    return UnsavedTensorReport(
+        key=module_tensor.key,
+        kind=str(module_tensor.kind),
+        owner=module_tensor.owner,
+        shape=module_tensor.tensor.shape,
+        dtype=module_tensor.tensor.dtype,
+        nbytes=module_tensor.tensor.nbytes,
+        constancy=str(module_tensor.constancy),
+        follows_to=module_tensor.follows_to,
+        where=module_tensor.assigned_at,
+        used=module_tensor.used_at,
         in_file=in_file,
     )
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Format a count and its noun: "1 key", "2 keys"; no thousands separators."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def counts(loading: Loading) -> str:
+def format_load_failure(diff: ModuleDiff) -> str:
     """Return "does not load: " and the number of missing, unexpected and mismatched keys."""
-    counts = (
-        (len(loading.missing_keys), "missing"),
-        (len(loading.unexpected_keys), "unexpected"),
-        (len(loading.mismatched), "of another shape"),
+    mismatch_counts = (
+        (len(diff.missing_keys), "missing"),
+        (len(diff.unexpected_keys), "unexpected"),
+        (len(diff.shape_mismatches), "of another shape"),
     )
-    return "does not load: " + ", ".join(f"{n} {word}" for n, word in counts if n)
+    return "does not load: " + ", ".join(f"{n} {word}" for n, word in mismatch_counts if n)

@@ -4,44 +4,46 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from ckptool.contract import Fixture, Holding
+from ckptool.contract import ContractDiff, FixtureResult
 from ckptool.model import Skipped
 from ckptool.report import PromiseReport
-from ckptool.verification.facts import Replay
+from ckptool.verification.facts import GoldenReplay
 
 
-class HeldTo(Struct, frozen=True):
+class GateEvidence(Struct, frozen=True):
     """Compatibility results of a release (subjects of the rules) and the skipped checks."""
 
-    holding: Holding | None = None
-    fixtures: tuple[Fixture, ...] = ()
-    replays: tuple[Replay, ...] = ()
+    contract_diff: ContractDiff | None = None
+    fixtures: tuple[FixtureResult, ...] = ()
+    replays: tuple[GoldenReplay, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
     @property
     def subjects(self) -> tuple[object, ...]:
-        holding = () if self.holding is None else (self.holding,)
-        return (*holding, *self.fixtures, *self.replays)
+        contract_diffs = () if self.contract_diff is None else (self.contract_diff,)
+        return (*contract_diffs, *self.fixtures, *self.replays)
 
 
-def promise_reports(held: HeldTo) -> tuple[PromiseReport, ...]:
+def build_promise_reports(evidence: GateEvidence) -> tuple[PromiseReport, ...]:
     """Build a report for each compatibility requirement, kept or not."""
-    return tuple(_reports(held))
+    return tuple(_iter_promise_reports(evidence))
 
 
-def _reports(held: HeldTo) -> Iterator[PromiseReport]:
-    if held.holding is not None:
-        standing = str(held.holding.standing)
-        yield PromiseReport(what="against", name=held.holding.old.name, result=standing)
-    for one in held.fixtures:
-        way = one.way or "no migration path"
-        yield PromiseReport(what="fixture", name=one.path, result=way, reason=one.reason)
-    for replay in held.replays:
-        said = [f"{drift.device}: drifts" for drift in replay.drifts]
-        said += [f"{words.partition(':')[0]}: the same" for words in replay.passed]
-        how = [f"{drift.device}: {drift.how}" for drift in replay.drifts]
-        reason = "; ".join((*how, *replay.passed))
-        if said:
+def _iter_promise_reports(evidence: GateEvidence) -> Iterator[PromiseReport]:
+    if evidence.contract_diff is not None:
+        compatibility = str(evidence.contract_diff.compatibility)
+        yield PromiseReport(
+            what="against", name=evidence.contract_diff.old.name, result=compatibility
+        )
+    for fixture in evidence.fixtures:
+        route = fixture.route or "no migration path"
+        yield PromiseReport(what="fixture", name=fixture.path, result=route, reason=fixture.reason)
+    for replay in evidence.replays:
+        results = [f"{drift.device}: drifts" for drift in replay.output_drifts]
+        results += [f"{text.partition(':')[0]}: the same" for text in replay.matching_devices]
+        descriptions = [f"{drift.device}: {drift.description}" for drift in replay.output_drifts]
+        reason = "; ".join((*descriptions, *replay.matching_devices))
+        if results:
             yield PromiseReport(
-                what="golden", name=replay.golden, result=", ".join(said), reason=reason
+                what="golden", name=replay.golden, result=", ".join(results), reason=reason
             )

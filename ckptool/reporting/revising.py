@@ -6,125 +6,134 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from ckptool.compare import Changed, Missing, Revision, Unexpected
-from ckptool.explain import explain_revision
-from ckptool.model import Skipped, natural
-from ckptool.parts import Part
+from ckptool.compare import Changed, CheckpointDiff, Missing, Unexpected
+from ckptool.explain import explain_checkpoint_key
+from ckptool.model import Skipped, natural_sort_key
+from ckptool.parts import DiffShard
 from ckptool.policy import ExitCode, Verdict
-from ckptool.report import ChangeReport, DiffFilesReport, PartReport
-from ckptool.reporting.parts import fact_reports, findings, skipped_reports
+from ckptool.report import ChangeReport, DiffFilesReport, DiffShardReport
+from ckptool.reporting.parts import build_fact_reports, build_finding_reports, build_skipped_reports
 
 
-def revised(revision: Revision, verdict: Verdict, explain: str | None = None) -> DiffFilesReport:
+def build_checkpoint_diff_report(
+    diff: CheckpointDiff, verdict: Verdict, explain: str | None = None
+) -> DiffFilesReport:
     """Build the report of the differences between two files.
 
     Raises:
         UsageError: `explain` is a key that is on neither side.
     """
-    given = revision.tolerances
+    tolerances = diff.tolerances
     return DiffFilesReport(
         command="diff",
-        findings=findings(verdict),
-        skipped=skipped_reports(_skipped(revision)),
+        findings=build_finding_reports(verdict),
+        skipped=build_skipped_reports(_collect_skipped(diff)),
         exit_code=verdict.exit_code,
-        verdict=revision_words(revision),
-        old=str(revision.old.path),
-        new=str(revision.new.path),
-        old_at=revision.places[0],
-        new_at=revision.places[1],
-        added_keys=tuple(c.key for c in revision.changes if isinstance(c, Unexpected)),
-        removed_keys=tuple(c.key for c in revision.changes if isinstance(c, Missing)),
+        verdict=format_checkpoint_diff_verdict(diff),
+        old=str(diff.old.path),
+        new=str(diff.new.path),
+        old_at=diff.places[0],
+        new_at=diff.places[1],
+        added_keys=tuple(c.key for c in diff.changes if isinstance(c, Unexpected)),
+        removed_keys=tuple(c.key for c in diff.changes if isinstance(c, Missing)),
         changed_keys=(
-            *(c.key for c in revision.changes if isinstance(c, Changed)),
-            *(revision.differing or ()),
+            *(c.key for c in diff.changes if isinstance(c, Changed)),
+            *(diff.differing_keys or ()),
         ),
-        renamed_keys=revision.renames,
-        value_keys=revision.differing or (),
-        changed_entries=revision.entries,
-        changes=_changes(revision),
-        rtol=given.rtol if given else None,
-        atol=given.atol if given else None,
-        explanation=fact_reports(explain_revision(revision, explain) if explain else ()),
+        renamed_keys=diff.renames,
+        value_keys=diff.differing_keys or (),
+        changed_entries=diff.changed_entries,
+        changes=_build_change_reports(diff),
+        rtol=tolerances.rtol if tolerances else None,
+        atol=tolerances.atol if tolerances else None,
+        explanation=build_fact_reports(explain_checkpoint_key(diff, explain) if explain else ()),
     )
 
 
-def partial(part: Part, compared: int, evidence: Mapping[str, Any]) -> PartReport:
+def build_diff_shard_report(
+    shard: DiffShard, compared_count: int, evidence: Mapping[str, Any]
+) -> DiffShardReport:
     """Build the report of one shard of a diff; it is judged after `merge_shards`."""
-    differing = tuple(key for key, same in part.answers.equal.items() if not same)
-    return PartReport(
+    differing_keys = tuple(key for key, is_equal in shard.answers.equal.items() if not is_equal)
+    return DiffShardReport(
         command="diff",
         findings=(),
-        skipped=skipped_reports(_hard(part.answers.untold, "values of")),
+        skipped=build_skipped_reports(_build_skipped(shard.answers.untold, "values of")),
         exit_code=ExitCode.PASSED,
-        verdict=f"part {part.number} of {part.of}: not judged until all parts are put together",
-        old=part.old.path,
-        new=part.new.path,
-        part=part.number,
-        parts=part.of,
-        compared=compared,
-        differing_keys=differing,
+        verdict=f"part {shard.number} of {shard.of}: not judged until all parts are put together",
+        old=shard.old.path,
+        new=shard.new.path,
+        part=shard.number,
+        parts=shard.of,
+        compared=compared_count,
+        differing_keys=differing_keys,
         evidence=evidence,
     )
 
 
-def revision_words(revision: Revision) -> str:
+def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
     """Return the verdict on two files.
 
     "breaking": code that loads the old file strictly does not load the new file strictly.
     "compatible": it does, but a dtype or a tie differs, or not all values were compared.
     """
-    if _breaks(revision):
+    if _is_breaking(diff):
         return "breaking"
-    if revision.changes:
+    if diff.changes:
         return "compatible"
-    if revision.beyond:
+    if diff.keys_beyond_tolerance:
         return "values differ"
-    if revision.entries and not revision.differing:
+    if diff.changed_entries and not diff.differing_keys:
         return "plain data differs"
-    if revision.differing is None or revision.untold:
+    if diff.differing_keys is None or diff.uncompared_keys:
         return "compatible"
-    return "values within tolerance" if revision.differing else _same_words(revision)
+    return "values within tolerance" if diff.differing_keys else _format_unchanged_verdict(diff)
 
 
-def _breaks(revision: Revision) -> bool:
+def _is_breaking(diff: CheckpointDiff) -> bool:
     return any(
         isinstance(change, Missing | Unexpected) or "shape" in change.fields
-        for change in revision.changes
+        for change in diff.changes
     )
 
 
-def _same_words(revision: Revision) -> str:
-    if revision.moved:
+def _format_unchanged_verdict(diff: CheckpointDiff) -> str:
+    if diff.is_relocated:
         return "same state, other container"
-    return "compatible" if revision.ties_differ else "identical"
+    return "compatible" if diff.ties_differ else "identical"
 
 
-def _skipped(revision: Revision) -> list[Skipped]:
-    skipped = [*revision.old.skipped, *revision.new.skipped]
-    if revision.differing is None:
+def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
+    skipped = [*diff.old.skipped, *diff.new.skipped]
+    if diff.differing_keys is None:
         skipped.append(Skipped("values", "--no-values: only keys, shapes and dtypes were compared"))
-    skipped += _hard(revision.untold, "values of")
-    return skipped + _hard(revision.unmeasured, "statistics of")
+    skipped += _build_skipped(diff.uncompared_keys, "values of")
+    return skipped + _build_skipped(diff.unmeasured_keys, "statistics of")
 
 
-def _hard(reasons: Mapping[str, str], what: str) -> list[Skipped]:
-    return [Skipped(f"{what} {key}", why) for key, why in reasons.items()]
+def _build_skipped(reasons: Mapping[str, str], what: str) -> list[Skipped]:
+    return [Skipped(f"{what} {key}", reason) for key, reason in reasons.items()]
 
 
-def _changes(revision: Revision) -> tuple[ChangeReport, ...]:
-    found = (
+def _build_change_reports(diff: CheckpointDiff) -> tuple[ChangeReport, ...]:
+    reports = (
         ChangeReport(
             key=key,
-            old_dtype=revision.old_tensors[key].dtype,
-            new_dtype=revision.new_tensors[key].dtype,
-            **asdict(figures),
+            old_dtype=diff.old_tensors[key].dtype,
+            new_dtype=diff.new_tensors[key].dtype,
+            **asdict(difference),
         )
-        for key, figures in revision.measured.items()
+        for key, difference in diff.value_differences.items()
     )
-    return tuple(sorted(found, key=lambda change: (-_relative(change), natural(change.key))))
+    return tuple(
+        sorted(
+            reports,
+            key=lambda change: (-_get_relative_change(change), natural_sort_key(change.key)),
+        )
+    )
 
 
-def _relative(change: ChangeReport) -> float:
+def _get_relative_change(change: ChangeReport) -> float:
     """Return the relative change; infinity if values changed but it is undefined (zero norm)."""
     if change.relative_l2 is not None:
         return change.relative_l2

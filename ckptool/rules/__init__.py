@@ -40,6 +40,6 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     values,
     verification,
 )
-from ckptool.rules.registry import RULES, Finding, Level, Rule, run
+from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
 
-__all__ = ["RULES", "Finding", "Level", "Rule", "run"]
+__all__ = ["RULES", "Finding", "Level", "Rule", "run_rules"]

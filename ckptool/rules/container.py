@@ -5,13 +5,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from ckptool.model import Checkpoint, Container, GlobalUse, Safety, State, StorageInfo, TensorInfo
-from ckptool.rules.registry import Hit, Level, Rule, check, hit
+from ckptool.model import (
+    Checkpoint,
+    Container,
+    GlobalUse,
+    Safety,
+    StateDict,
+    StorageInfo,
+    TensorInfo,
+)
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
-_ADVICE: Final = {
+_GLOBAL_ADVICE: Final = {
     Safety.DANGEROUS: "Do not load this file with weights_only=False; ask who made it.",
-    Safety.UNKNOWN: "If you trust who made it, load it with weights_only=False, or allow the names "
-    "with torch.serialization.add_safe_globals; best, save it again with plain types.",
+    Safety.UNKNOWN: (
+        "If you trust who made it, load it with weights_only=False, or allow the names "
+        "with torch.serialization.add_safe_globals; best, save it again with plain types."
+    ),
 }
 
 
@@ -22,31 +32,35 @@ _ADVICE: Final = {
         name="unsafe-pickle-global",
         level=Level.ERROR,
         message="the pickle names {key}{where}{times}: {safety}",
-        why="Unpickling imports and calls what the file names: that is how a checkpoint runs "
-        "code. torch.load(weights_only=True) refuses this name. ckptool never imports it.",
+        why=(
+            "Unpickling imports and calls what the file names: that is how a checkpoint runs "
+            "code. torch.load(weights_only=True) refuses this name. ckptool never imports it."
+        ),
         fix="{advice}",
         example='torch.save({"w": torch.ones(2), "args": argparse.Namespace(lr=0.1)}, path)',
     ),
 )
-def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
-    uses: dict[str, list[GlobalUse]] = {}
+def find_unsafe_globals(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    uses_by_name: dict[str, list[GlobalUse]] = {}
     for use in checkpoint.globals:
         if use.safety is not Safety.SAFE:
-            uses.setdefault(use.qualified, []).append(use)
-    for name, group in uses.items():
-        first = group[0]
-        dangerous = first.safety is Safety.DANGEROUS
+            uses_by_name.setdefault(use.qualified_name, []).append(use)
+    for name, uses in uses_by_name.items():
+        first = uses[0]
+        is_dangerous = first.safety is Safety.DANGEROUS
         yield hit(
             name,
-            None if dangerous else Level.WARNING,
+            None if is_dangerous else Level.WARNING,
             module=first.module,
             name=first.name,
             where=f" at `{first.at}`" if first.at else "",
-            times=f" and in {len(group) - 1} more places" if len(group) > 1 else "",
-            safety="dangerous" if dangerous else "not on the list of names that torch.load allows",
-            advice=_ADVICE[first.safety],
+            times=f" and in {len(uses) - 1} more places" if len(uses) > 1 else "",
+            safety=(
+                "dangerous" if is_dangerous else "not on the list of names that torch.load allows"
+            ),
+            advice=_GLOBAL_ADVICE[first.safety],
             at=first.at,
-            count=len(group),
+            count=len(uses),
         )
 
 
@@ -57,23 +71,25 @@ def unsafe_global(checkpoint: Checkpoint) -> Iterator[Hit]:
         name="pickled-module",
         level=Level.WARNING,
         message="a whole {owner} is pickled at {place}, not its state_dict",
-        why="Loading it needs weights_only=False, its class at the same import path, and "
-        "attributes that fit today's code. It does hold the plain attributes that a state_dict "
-        "would have lost.",
+        why=(
+            "Loading it needs weights_only=False, its class at the same import path, and "
+            "attributes that fit today's code. It does hold the plain attributes that a state_dict "
+            "would have lost."
+        ),
         fix="Save module.state_dict() from now on.",
         example="torch.save(model, path)  # instead of model.state_dict()",
         gate=Level.ERROR,
     ),
 )
-def pickled_module(checkpoint: Checkpoint) -> Iterator[Hit]:
+def find_pickled_modules(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     if checkpoint.container is Container.TORCHSCRIPT:  # TorchScript files contain their classes
         return
     for state in checkpoint.states:
         if state.modules:
-            yield hit(state.at, owner=state.modules[""].name, place=_place(state))
+            yield hit(state.at, owner=state.modules[""].name, place=_format_location(state))
 
 
-def _place(state: State) -> str:
+def _format_location(state: StateDict) -> str:
     return f"`{state.at}`" if state.at else "the root"
 
 
@@ -84,17 +100,25 @@ def _place(state: State) -> str:
         name="pickled-class-unavailable",
         level=Level.ERROR,
         message="the file needs {what}, which cannot be imported here",
-        why="torch.load of a pickled module fails without its class: a moved package, a renamed "
-        "module, a script that ran as __main__.",
+        why=(
+            "torch.load of a pickled module fails without its class: a moved package, a renamed "
+            "module, a script that ran as __main__."
+        ),
         fix="{advice} ckptool reads the tensors all the same: inspect and diff need no class.",
-        example="class Net(nn.Module): ...  # in a script that ran as __main__\n"
-        "\n"
-        "\n"
-        "torch.save(Net(), path)",
+        example=(
+            "class Net(nn.Module): ...  # in a script that ran as __main__\n"
+            "\n"
+            "\n"
+            "torch.save(Net(), path)"
+        ),
     ),
 )
-def class_unavailable(checkpoint: Checkpoint) -> Iterator[Hit]:
-    names = {p.name for state in checkpoint.states for p in state.modules.values()}
+def find_unavailable_classes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    names = {
+        pickled_module.name
+        for state in checkpoint.states
+        for pickled_module in state.modules.values()
+    }
     if not names or checkpoint.container is Container.TORCHSCRIPT:
         return
     from ckptool.modules.locate import class_exists
@@ -104,17 +128,25 @@ def class_unavailable(checkpoint: Checkpoint) -> Iterator[Hit]:
         module, _, name = qualified.rpartition(".")
         if module == "__main__" or class_exists(module, name, (Path.cwd(),)) is False:
             packages.setdefault(module.partition(".")[0], []).append(qualified)
-    for package, missing in packages.items():
-        yield hit(missing[0], what=_classes(missing), advice=_way(package), classes=missing)
+    for package, class_names in packages.items():
+        yield hit(
+            class_names[0],
+            what=_describe_classes(class_names),
+            advice=_advise_import(package),
+            classes=class_names,
+        )
 
 
-def _classes(names: list[str]) -> str:
-    if len(names) == 1:
-        return f"the class {names[0]}"
-    return f"the class {names[0]} and {len(names) - 1} more of {names[0].partition('.')[0]}"
+def _describe_classes(class_names: list[str]) -> str:
+    if len(class_names) == 1:
+        return f"the class {class_names[0]}"
+    return (
+        f"the class {class_names[0]} and {len(class_names) - 1} more of"
+        f" {class_names[0].partition('.')[0]}"
+    )
 
 
-def _way(package: str) -> str:
+def _advise_import(package: str) -> str:
     if package == "__main__":
         return "Define the class in the script that loads, as the script that saved did."
     return f"Run where {package} can be imported, in the version that saved."
@@ -127,22 +159,24 @@ def _way(package: str) -> str:
         name="device-tag",
         level=Level.WARNING,
         message="{count} tensors were saved on {key}",
-        why="torch.load puts them back on that device and fails where there is none, or fills the "
-        "first GPU's memory.",
+        why=(
+            "torch.load puts them back on that device and fails where there is none, or fills the "
+            "first GPU's memory."
+        ),
         fix='torch.load(path, map_location="cpu"), or save after module.cpu()',
         example="torch.save(model.cuda().state_dict(), path)",
     ),
 )
-def device_tag(checkpoint: Checkpoint) -> Iterator[Hit]:
-    devices = Counter(
+def find_device_tags(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    tensor_counts = Counter(
         tensor.device for state in checkpoint.states for tensor in state.tensors.values()
     )
-    for device, count in sorted(devices.items()):
+    for device, count in sorted(tensor_counts.items()):
         if device not in {"cpu", "meta"}:
             yield hit(device, count=count)
 
 
-_WASTE_BYTES: Final = 4096
+_MIN_WASTE_NBYTES: Final = 4096
 """Bytes: waste of less than a memory page is not reported."""
 
 
@@ -153,47 +187,55 @@ _WASTE_BYTES: Final = 4096
         name="storage-bloat",
         level=Level.WARNING,
         message="`{key}` needs {needed} bytes and drags a storage of {stored} bytes into the file",
-        why="torch.save writes the whole storage behind a view: a slice of a large tensor costs "
-        "as much as the large tensor.",
+        why=(
+            "torch.save writes the whole storage behind a view: a slice of a large tensor costs "
+            "as much as the large tensor."
+        ),
         fix='state_dict["{key}"] = state_dict["{key}"].clone() before saving',
         example='large = torch.zeros(250_000)\ntorch.save({"x": large[:10]}, path)  # 1 MB',
     ),
 )
-def storage_bloat(checkpoint: Checkpoint) -> Iterator[Hit]:
+def find_bloated_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     if checkpoint.container in {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}:
         return
-    if not any(_wasteful(tensor) for tensor in _all(checkpoint)):
+    if not any(_may_waste_storage(tensor) for tensor in _iter_all_tensors(checkpoint)):
         return
-    for storage, users in _by_storage(checkpoint).items():
-        needed = min(sum(t.nbytes for t in {_view(t): t for t in users}.values()), storage.nbytes)
-        if storage.nbytes - needed > max(_WASTE_BYTES, storage.nbytes // 2):
-            keys = [t.key for t in users]
-            yield hit(keys[0], needed=needed, stored=storage.nbytes, keys=keys)
+    for storage, tensors in _map_storage_to_tensors(checkpoint).items():
+        needed_nbytes = min(
+            sum(
+                tensor.nbytes
+                for tensor in {_build_view_key(tensor): tensor for tensor in tensors}.values()
+            ),
+            storage.nbytes,
+        )
+        if storage.nbytes - needed_nbytes > max(_MIN_WASTE_NBYTES, storage.nbytes // 2):
+            keys = [tensor.key for tensor in tensors]
+            yield hit(keys[0], needed=needed_nbytes, stored=storage.nbytes, keys=keys)
 
 
-def _all(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
+def _iter_all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
     for state in checkpoint.states:
         yield from state.tensors.values()
-        yield from state.unsaved.values()
+        yield from state.unsaved_tensors.values()
 
 
-def _wasteful(tensor: TensorInfo) -> bool:
+def _may_waste_storage(tensor: TensorInfo) -> bool:
     """Whether the storage exceeds the tensor by a page or more; other tensors may use the rest."""
     storage = tensor.storage
-    if storage is None or storage.nbytes <= _WASTE_BYTES:
+    if storage is None or storage.nbytes <= _MIN_WASTE_NBYTES:
         return False
-    return storage.nbytes > _WASTE_BYTES + tensor.nbytes
+    return storage.nbytes > _MIN_WASTE_NBYTES + tensor.nbytes
 
 
-def _by_storage(checkpoint: Checkpoint) -> Mapping[StorageInfo, list[TensorInfo]]:
-    users: dict[StorageInfo, list[TensorInfo]] = {}
-    for tensor in _all(checkpoint):
+def _map_storage_to_tensors(checkpoint: Checkpoint) -> Mapping[StorageInfo, list[TensorInfo]]:
+    tensors_by_storage: dict[StorageInfo, list[TensorInfo]] = {}
+    for tensor in _iter_all_tensors(checkpoint):
         if tensor.storage is not None:
-            users.setdefault(tensor.storage, []).append(tensor)
-    return users
+            tensors_by_storage.setdefault(tensor.storage, []).append(tensor)
+    return tensors_by_storage
 
 
-def _view(tensor: TensorInfo) -> object:
+def _build_view_key(tensor: TensorInfo) -> object:
     return tensor.dtype, tensor.storage_offset, tensor.shape, tensor.stride
 
 
@@ -204,13 +246,15 @@ def _view(tensor: TensorInfo) -> object:
         name="safetensors-format-metadata-missing",
         level=Level.WARNING,
         message="the header's __metadata__ has no `format`",
-        why="transformers and accelerate read metadata()['format'] and fail with an "
-        "AttributeError or refuse the file.",
+        why=(
+            "transformers and accelerate read metadata()['format'] and fail with an "
+            "AttributeError or refuse the file."
+        ),
         fix='save_file(tensors, path, metadata={{"format": "pt"}})',
         example='save_file(model.state_dict(), path)  # without metadata={"format": "pt"}',
     ),
 )
-def format_metadata(checkpoint: Checkpoint) -> Iterator[Hit]:
+def find_missing_format_metadata(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     if checkpoint.container is Container.SAFETENSORS and "format" not in checkpoint.metadata:
         yield hit("__metadata__")
 
@@ -222,23 +266,29 @@ def format_metadata(checkpoint: Checkpoint) -> Iterator[Hit]:
         name="noncontiguous",
         level=Level.NOTE,
         message="`{key}`, {shape} with stride {stride}, is not contiguous",
-        why="safetensors refuses to save it, and its bytes in the file are not in the order of "
-        "its elements.",
+        why=(
+            "safetensors refuses to save it, and its bytes in the file are not in the order of "
+            "its elements."
+        ),
         fix='state_dict["{key}"] = state_dict["{key}"].contiguous()',
         example='torch.save({"w": torch.randn(2, 3).t()}, path)',
     ),
 )
-def noncontiguous(checkpoint: Checkpoint) -> Iterator[Hit]:
+def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for state in checkpoint.states:
         for tensor in state.tensors.values():
-            if tensor.layout == "strided" and tensor.storage is not None and not tensor.contiguous:
+            if (
+                tensor.layout == "strided"
+                and tensor.storage is not None
+                and not tensor.is_contiguous
+            ):
                 yield hit(tensor.key, shape=list(tensor.shape), stride=list(tensor.stride))
 
 
-def _faults(checkpoint: Checkpoint, code: str) -> Iterator[Hit]:
-    for fault in checkpoint.faults:
-        if fault.code == code:
-            yield hit(fault.key, **fault.facts)
+def _iter_issue_hits(checkpoint: Checkpoint, code: str) -> Iterator[RuleHit]:
+    for issue in checkpoint.faults:
+        if issue.code == code:
+            yield hit(issue.key, **issue.facts)
 
 
 @check(
@@ -248,14 +298,17 @@ def _faults(checkpoint: Checkpoint, code: str) -> Iterator[Hit]:
         name="not-a-checkpoint",
         level=Level.ERROR,
         message="reading stopped: {damage}",
-        why="What stands behind the damage was not looked at. What was found before it is "
-        "reported.",
+        why=(
+            "What stands behind the damage was not looked at. What was found before it is reported."
+        ),
         fix="Do not load the file; get it again from where it came from.",
-        example='data = Path("model.pkl").read_bytes()\n'
-        'Path("model.pkl").write_bytes(data[: len(data) // 2])  # a torn download',
+        example=(
+            'data = Path("model.pkl").read_bytes()\n'
+            'Path("model.pkl").write_bytes(data[: len(data) // 2])  # a torn download'
+        ),
     ),
 )
-def damaged(checkpoint: Checkpoint) -> Iterator[Hit]:
+def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     if checkpoint.damage:
         yield hit("", damage=checkpoint.damage)
 
@@ -269,12 +322,14 @@ def damaged(checkpoint: Checkpoint) -> Iterator[Hit]:
         message="the index names the shard {key}, which {fault}",
         why="Loaders start with uninitialised weights, or fail half-way.",
         fix="Fetch the shard, or rebuild the index.",
-        example='index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}\n'
-        'os.remove("model-00001-of-00002.safetensors")',
+        example=(
+            'index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}\n'
+            'os.remove("model-00001-of-00002.safetensors")'
+        ),
     ),
 )
-def missing_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
-    yield from _faults(checkpoint, "CK601")
+def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    yield from _iter_issue_hits(checkpoint, "CK601")
 
 
 @check(
@@ -286,12 +341,14 @@ def missing_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
         message="the index puts `{key}` into {shard}, which does not hold it",
         why="The index is of another save or another quantisation than the shards.",
         fix="Fetch index and shards of one save, or rebuild the index.",
-        example='index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
-        'save_file({"b": torch.ones(1)}, "model-00001-of-00001.safetensors")',
+        example=(
+            'index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
+            'save_file({"b": torch.ones(1)}, "model-00001-of-00001.safetensors")'
+        ),
     ),
 )
-def missing_tensor(checkpoint: Checkpoint) -> Iterator[Hit]:
-    yield from _faults(checkpoint, "CK602")
+def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    yield from _iter_issue_hits(checkpoint, "CK602")
 
 
 @check(
@@ -301,15 +358,19 @@ def missing_tensor(checkpoint: Checkpoint) -> Iterator[Hit]:
         name="stray-shard",
         level=Level.WARNING,
         message="{what} `{key}` is beside the index, which does not name it",
-        why="It is not loaded by anybody who follows the index: a left-over, or an index that "
-        "lost entries.",
+        why=(
+            "It is not loaded by anybody who follows the index: a left-over, or an index that "
+            "lost entries."
+        ),
         fix="Remove it, or rebuild the index.",
-        example='index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
-        'save_file({"b": torch.ones(1)}, "model-00002-of-00002.safetensors")',
+        example=(
+            'index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
+            'save_file({"b": torch.ones(1)}, "model-00002-of-00002.safetensors")'
+        ),
     ),
 )
-def stray_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
-    yield from _faults(checkpoint, "CK603")
+def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    yield from _iter_issue_hits(checkpoint, "CK603")
 
 
 @check(
@@ -319,14 +380,18 @@ def stray_shard(checkpoint: Checkpoint) -> Iterator[Hit]:
         name="fsdp-flat-or-local",
         level=Level.ERROR,
         message="`{key}` holds {what}: it must be gathered before it can be loaded",
-        why="FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
-        "module.",
+        why=(
+            "FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
+            "module."
+        ),
         fix="Save again with a full state_dict, or gather it with torch.distributed.checkpoint.",
-        example="with FSDP.state_dict_type(model, StateDictType.LOCAL_STATE_DICT):\n"
-        "    torch.save(model.state_dict(), path)",
+        example=(
+            "with FSDP.state_dict_type(model, StateDictType.LOCAL_STATE_DICT):\n"
+            "    torch.save(model.state_dict(), path)"
+        ),
     ),
 )
-def flat_or_local(checkpoint: Checkpoint) -> Iterator[Hit]:
+def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for state in checkpoint.states:
         for key, tensor in state.tensors.items():
             if "_flat_param" in key or key.endswith("flat_param"):

@@ -4,14 +4,14 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.compare import Changed, Missing, Revision, Unexpected
-from ckptool.contract import Fixture, Holding, Term
+from ckptool.compare import Changed, CheckpointDiff, Missing, Unexpected
+from ckptool.contract import ContractDiff, ContractEntry, FixtureResult
 from ckptool.model import Constancy, Kind
-from ckptool.rules.forms import diagnose_shapes
-from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
-from ckptool.verification.facts import Replay
+from ckptool.rules.forms import describe_shape_change
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.verification.facts import GoldenReplay
 
-_UNSAVED: Final = {
+_UNSAVED_KIND_TEXT: Final = {
     Kind.PARAMETER: "a parameter that is not registered",
     Kind.BUFFER: "a buffer that is not saved",
     Kind.NON_PERSISTENT_BUFFER: "a buffer with persistent=False",
@@ -21,11 +21,11 @@ _UNSAVED: Final = {
     Kind.MODULE: "in a module that is not registered",
     Kind.CLASS_ATTRIBUTE: "a class attribute",
 }
-_KEEP: Final = "Keep it saved: drop persistent=False, or register it as a buffer again."
+_KEEP_SAVED_FIX: Final = "Keep it saved: drop persistent=False, or register it as a buffer again."
 
 
 @check(
-    Revision,
+    CheckpointDiff,
     Rule(
         code="CK801",
         name="contract-key-removed",
@@ -37,44 +37,52 @@ _KEEP: Final = "Keep it saved: drop persistent=False, or register it as a buffer
         'new = {key: t for key, t in old.items() if key != "head.bias"}',
     ),
 )
-def key_removed(revision: Revision) -> Iterator[Hit]:
-    for change in revision.changes:
+def find_removed_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
         if isinstance(change, Missing):
-            there = revision.renames.get(change.key, "")
-            proved = change.key in revision.proved
+            new_key = diff.renames.get(change.key, "")
+            is_proved = change.key in diff.proved_renames
             yield hit(
                 change.key,
                 shape=list(change.expected.shape),
-                renamed=_renamed(there, "the values are equal" if proved else "by shape and name"),
-                found=there,
-                proved=proved,
+                renamed=_format_rename_clause(
+                    new_key, "the values are equal" if is_proved else "by shape and name"
+                ),
+                found=new_key,
+                proved=is_proved,
             )
 
 
-@also(
-    Holding,
+@check_other_subject(
+    ContractDiff,
     "CK801",
     message="`{key}` {form} is in {old} and no longer in {new}{renamed}",
     fix="Keep the key, or release it as a break: code and files of before do not go with those of "
     "now.",
 )
-def term_removed(holding: Holding) -> Iterator[Hit]:
-    for change in holding.changes:
+def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
         if isinstance(change, Missing):
-            there = holding.renames.get(change.key, "")
+            new_key = diff.renames.get(change.key, "")
             yield hit(
                 change.key,
-                **_sides(holding),
-                form=holding.old.terms[change.key].form,
-                renamed=_renamed(there, "by shape and name"),
-                found=there,
+                **_build_name_facts(diff),
+                form=diff.old.entries[change.key].type_description,
+                renamed=_format_rename_clause(new_key, "by shape and name"),
+                found=new_key,
             )
-    for key in holding.removed_others:
-        yield hit(key, **_sides(holding), form=f"({holding.old.others[key]})", renamed="", found="")
+    for key in diff.removed_non_tensors:
+        yield hit(
+            key,
+            **_build_name_facts(diff),
+            form=f"({diff.old.non_tensors[key]})",
+            renamed="",
+            found="",
+        )
 
 
 @check(
-    Revision,
+    CheckpointDiff,
     Rule(
         code="CK802",
         name="contract-key-added-without-migration",
@@ -86,38 +94,40 @@ def term_removed(holding: Holding) -> Iterator[Hit]:
         example='old = model.state_dict()\nnew = {**old, "mask": torch.ones(9)}',
     ),
 )
-def key_added(revision: Revision) -> Iterator[Hit]:
-    used = set(revision.renames.values())
-    for change in revision.changes:
-        if isinstance(change, Unexpected) and change.key not in used:
+def find_added_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    renamed_keys = set(diff.renames.values())
+    for change in diff.changes:
+        if isinstance(change, Unexpected) and change.key not in renamed_keys:
             yield hit(change.key, shape=list(change.actual.shape))
 
 
-@also(
-    Holding,
+@check_other_subject(
+    ContractDiff,
     "CK802",
     message="`{key}` {form} is in {new} and not in {old}{brought}",
     fix="{remedy}",
 )
-def term_added(holding: Holding) -> Iterator[Hit]:
-    for key in holding.added:
-        if key not in holding.flipped:
-            term = holding.new.terms[key]
+def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
+    for key in diff.added_keys:
+        if key not in diff.persistence_changed:
+            entry = diff.new.entries[key]
             yield hit(
                 key,
-                _when_brought(holding, key),
-                **_sides(holding),
-                form=term.form,
-                brought=_brought(holding, key),
-                remedy=_way_out(holding, key),
+                _choose_added_level(diff, key),
+                **_build_name_facts(diff),
+                form=entry.type_description,
+                brought=_format_migration_clause(diff, key),
+                remedy=_choose_remedy(diff, key),
             )
-    for key in holding.added_others:
-        form = f"({holding.new.others[key]})"
-        yield hit(key, **_sides(holding), form=form, brought="", remedy=_way_out(holding, key))
+    for key in diff.added_non_tensors:
+        form = f"({diff.new.non_tensors[key]})"
+        yield hit(
+            key, **_build_name_facts(diff), form=form, brought="", remedy=_choose_remedy(diff, key)
+        )
 
 
 @check(
-    Holding,
+    ContractDiff,
     Rule(
         code="CK803",
         name="persistence-flipped",
@@ -130,24 +140,24 @@ def term_added(holding: Holding) -> Iterator[Hit]:
         example='self.register_buffer("mask", mask, persistent=False)  # and saved before',
     ),
 )
-def persistence_flipped(holding: Holding) -> Iterator[Hit]:
-    for key in holding.flipped:
-        before, now = holding.old.terms[key], holding.new.terms[key]
+def find_persistence_changes(diff: ContractDiff) -> Iterator[RuleHit]:
+    for key in diff.persistence_changed:
+        old_entry, new_entry = diff.old.entries[key], diff.new.entries[key]
         yield hit(
             key,
-            Level.NOTE if key in holding.proved else None,
-            **_sides(holding),
-            form=now.form,
-            was=_saving(before),
-            is_=_saving(now),
-            brought=_brought(holding, key) or _lost(now),
-            saved=now.saved,
-            remedy=_way_out(holding, key) if now.saved else _KEEP,
+            Level.NOTE if key in diff.proved_keys else None,
+            **_build_name_facts(diff),
+            form=new_entry.type_description,
+            was=_describe_persistence(old_entry),
+            is_=_describe_persistence(new_entry),
+            brought=_format_migration_clause(diff, key) or _describe_lost_value(new_entry),
+            saved=new_entry.saved,
+            remedy=_choose_remedy(diff, key) if new_entry.saved else _KEEP_SAVED_FIX,
         )
 
 
 @check(
-    Revision,
+    CheckpointDiff,
     Rule(
         code="CK804",
         name="contract-shape-or-dtype-changed",
@@ -159,17 +169,17 @@ def persistence_flipped(holding: Holding) -> Iterator[Hit]:
         example="old = model.state_dict()\nnew = {key: t.bfloat16() for key, t in old.items()}",
     ),
 )
-def form_changed(revision: Revision) -> Iterator[Hit]:
-    yield from _forms(revision)
+def find_shape_or_dtype_changes(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    yield from _iter_shape_or_dtype_hits(diff)
 
 
-@also(Holding, "CK804")
-def term_changed(holding: Holding) -> Iterator[Hit]:
-    yield from _forms(holding)
+@check_other_subject(ContractDiff, "CK804")
+def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit]:
+    yield from _iter_shape_or_dtype_hits(diff)
 
 
 @check(
-    Replay,
+    GoldenReplay,
     Rule(
         code="CK805",
         name="output-drift",
@@ -183,21 +193,21 @@ def term_changed(holding: Holding) -> Iterator[Hit]:
         example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),
 )
-def output_drift(replay: Replay) -> Iterator[Hit]:
-    for one in replay.drifts:
+def find_output_drift(replay: GoldenReplay) -> Iterator[RuleHit]:
+    for drift in replay.output_drifts:
         yield hit(
             replay.path,
             module=replay.module,
             golden=replay.golden,
-            device=one.device,
-            how=one.how,
-            tolerance=one.tolerance,
-            circumstances="; ".join(replay.circumstances),
+            device=drift.device,
+            how=drift.description,
+            tolerance=drift.tolerance,
+            circumstances="; ".join(replay.environment_notes),
         )
 
 
 @check(
-    Fixture,
+    FixtureResult,
     Rule(
         code="CK806",
         name="no-migration-path",
@@ -211,72 +221,72 @@ def output_drift(replay: Replay) -> Iterator[Hit]:
         example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
     ),
 )
-def no_migration_path(fixture: Fixture) -> Iterator[Hit]:
-    if not fixture.way:
-        file = shlex.quote(fixture.path)
-        yield hit(fixture.path, module=fixture.module, reason=fixture.reason, file=file)
+def find_missing_migrations(fixture: FixtureResult) -> Iterator[RuleHit]:
+    if not fixture.route:
+        quoted_path = shlex.quote(fixture.path)
+        yield hit(fixture.path, module=fixture.module, reason=fixture.reason, file=quoted_path)
 
 
-def _forms(subject: Revision | Holding) -> Iterator[Hit]:
-    for change in subject.changes:
+def _iter_shape_or_dtype_hits(diff: CheckpointDiff | ContractDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
         if not isinstance(change, Changed):
             continue
         old, new = change.expected, change.actual
-        reshaped = "shape" in change.fields
+        shape_changed = "shape" in change.fields
         yield hit(
             change.key,
-            None if reshaped or old.layout != new.layout else Level.WARNING,
+            None if shape_changed or old.layout != new.layout else Level.WARNING,
             old=f"{old.dtype} {list(old.shape)}",
             new=f"{new.dtype} {list(new.shape)}",
-            diagnosis=f": {diagnose_shapes(old.shape, new.shape)}" if reshaped else "",
+            diagnosis=f": {describe_shape_change(old.shape, new.shape)}" if shape_changed else "",
         )
 
 
-def _sides(holding: Holding) -> dict[str, object]:
-    return {"old": holding.old.name, "new": holding.new.name}
+def _build_name_facts(diff: ContractDiff) -> dict[str, object]:
+    return {"old": diff.old.name, "new": diff.new.name}
 
 
-def _renamed(there: str, proof: str) -> str:
-    return f"; it is probably `{there}` now ({proof})" if there else ""
+def _format_rename_clause(new_key: str, proof: str) -> str:
+    return f"; it is probably `{new_key}` now ({proof})" if new_key else ""
 
 
-def _when_brought(holding: Holding, key: str) -> Level | None:
+def _choose_added_level(diff: ContractDiff, key: str) -> Level | None:
     """Return the level of a key that old files lack.
 
     NOTE if a fixture proves the migration, WARNING if the value is derivable, None (the rule's
     default) if no migration is known.
     """
-    if key in holding.proved:
+    if key in diff.proved_keys:
         return Level.NOTE
-    return Level.WARNING if key in holding.brought else None
+    return Level.WARNING if key in diff.migrations_for_added else None
 
 
-def _brought(holding: Holding, key: str) -> str:
-    way = holding.brought.get(key, "")
-    return f": {way}" if way else ""
+def _format_migration_clause(diff: ContractDiff, key: str) -> str:
+    migration = diff.migrations_for_added.get(key, "")
+    return f": {migration}" if migration else ""
 
 
-def _saving(term: Term) -> str:
-    if term.saved:
-        registered = term.kind in {Kind.BUFFER, Kind.PARAMETER}
-        return f"a saved {term.kind}" if registered else "saved"
-    return _UNSAVED[term.kind] if term.kind else "not saved"
+def _describe_persistence(entry: ContractEntry) -> str:
+    if entry.saved:
+        is_registered = entry.kind in {Kind.BUFFER, Kind.PARAMETER}
+        return f"a saved {entry.kind}" if is_registered else "saved"
+    return _UNSAVED_KIND_TEXT[entry.kind] if entry.kind else "not saved"
 
 
-def _lost(term: Term) -> str:
+def _describe_lost_value(entry: ContractEntry) -> str:
     """Describe the loss if a value is not saved any more; "" if it still is."""
-    if term.saved:
+    if entry.saved:
         return ""
-    if term.constancy is Constancy.CONSTANT:
+    if entry.constancy is Constancy.CONSTANT:
         return ": old files have a key too many"
-    if term.constancy is None:
+    if entry.constancy is None:
         return ": its value in old files is dropped"
-    return f": its value is {term.constancy}, so a load does not bring it back"
+    return f": its value is {entry.constancy}, so a load does not bring it back"
 
 
-def _way_out(holding: Holding, key: str) -> str:
-    if key in holding.proved:
+def _choose_remedy(diff: ContractDiff, key: str) -> str:
+    if key in diff.proved_keys:
         return "Nothing, as long as the way there is released with the code."
-    if key in holding.brought:
+    if key in diff.migrations_for_added:
         return "Tell users to run `ckptool migrate`, and prove with --fixtures that it works."
     return "Give old files a migration (`ckptool migrate`), and prove it with --fixtures."

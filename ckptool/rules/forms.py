@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.compare import Loading, Missing, Unexpected, scalar
-from ckptool.figures import Cast
-from ckptool.model import BITS
-from ckptool.rules.registry import Hit, Level, Rule, check, hit
+from ckptool.compare import Missing, ModuleDiff, Unexpected, is_scalar_quirk
+from ckptool.figures import CastEffect
+from ckptool.model import DTYPE_BITS
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK207",
         name="shape-mismatch",
@@ -23,29 +23,33 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
         "nn.Linear(3, 10).load_state_dict(state, strict=False)",
     ),
 )
-def shape_mismatch(loading: Loading) -> Iterator[Hit]:
-    for change in loading.mismatched:
-        want, have = change.expected.shape, change.actual.shape
+def find_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in diff.shape_mismatches:
+        expected, actual = change.expected.shape, change.actual.shape
         yield hit(
             change.key,
-            actual=list(have),
-            expected=list(want),
-            diagnosis=diagnose_shapes(want, have),
+            actual=list(actual),
+            expected=list(expected),
+            diagnosis=describe_shape_change(expected, actual),
         )
 
 
-def diagnose_shapes(expected: tuple[int, ...], actual: tuple[int, ...]) -> str:
+def describe_shape_change(expected: tuple[int, ...], actual: tuple[int, ...]) -> str:
     """Describe how two shapes differ: number of dimensions, transposition, or sizes."""
     if len(expected) != len(actual):
         return f"{len(actual)} dimensions for {len(expected)}"
     if expected == actual[::-1]:
         return "transposed"
-    differing = [i for i, (w, h) in enumerate(zip(expected, actual, strict=True)) if w != h]
-    parts = [f"dimension {i} is {actual[i]} for {expected[i]}" for i in differing]
-    return ", ".join(parts)
+    axes = [
+        axis
+        for axis, (expected_size, actual_size) in enumerate(zip(expected, actual, strict=True))
+        if expected_size != actual_size
+    ]
+    descriptions = [f"dimension {axis} is {actual[axis]} for {expected[axis]}" for axis in axes]
+    return ", ".join(descriptions)
 
 
-_FLOATS: Final = {
+_FLOAT_BITS: Final = {
     "float64": (53, 11),
     "float32": (24, 8),
     "bfloat16": (8, 8),
@@ -56,38 +60,42 @@ _FLOATS: Final = {
 """Bits of precision and of exponent (IEEE 754, and the OCP specification of 8-bit floats)."""
 
 
-def _integer(dtype: str) -> int | None:
+def _count_integer_bits(dtype: str) -> int | None:
     """Return the bits of precision of an integer or bool dtype, None for other dtypes."""
     if dtype == "bool":
         return 1
     if dtype.startswith(("int", "uint")):
-        return BITS[dtype] - dtype.startswith("int")
+        return DTYPE_BITS[dtype] - dtype.startswith("int")
     return None
 
 
-def lossy(actual: str, expected: str) -> Level | None:
+def classify_cast_loss(actual: str, expected: str) -> Level | None:
     """Return the worst level of a cast from dtype `actual` to `expected`; None if it is exact."""
-    have, want = _integer(actual), _integer(expected)
+    actual_bits, expected_bits = _count_integer_bits(actual), _count_integer_bits(expected)
     if actual in {expected, "bool"}:
         return None
-    if want is not None:
-        unsigned = expected.startswith("uint") and not actual.startswith("uint")
-        return Level.ERROR if have is None or have > want or unsigned else None
-    if expected not in _FLOATS or (have is None and actual not in _FLOATS):
+    if expected_bits is not None:
+        drops_sign = expected.startswith("uint") and not actual.startswith("uint")
+        return (
+            Level.ERROR
+            if actual_bits is None or actual_bits > expected_bits or drops_sign
+            else None
+        )
+    if expected not in _FLOAT_BITS or (actual_bits is None and actual not in _FLOAT_BITS):
         return (
             None
             if expected.startswith("complex") and not actual.startswith("complex")
             else Level.WARNING
         )
-    precision, exponent = _FLOATS[expected]
-    if have is not None:
-        return Level.WARNING if have > precision else None
-    narrower = _FLOATS[actual][0] > precision or _FLOATS[actual][1] > exponent
-    return Level.WARNING if narrower else None
+    precision_bits, exponent_bits = _FLOAT_BITS[expected]
+    if actual_bits is not None:
+        return Level.WARNING if actual_bits > precision_bits else None
+    is_narrower = _FLOAT_BITS[actual][0] > precision_bits or _FLOAT_BITS[actual][1] > exponent_bits
+    return Level.WARNING if is_narrower else None
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK208",
         name="dtype-lossy-load",
@@ -102,34 +110,40 @@ def lossy(actual: str, expected: str) -> Level | None:
         'model.load_state_dict({"running_max": torch.tensor(2.87)})  # 2',
     ),
 )
-def dtype_lossy(loading: Loading) -> Iterator[Hit]:
-    for change in loading.changes:
+def find_lossy_casts(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
         if not isinstance(change, Missing | Unexpected) and "dtype" in change.fields:
-            have, want = change.actual.dtype, change.expected.dtype
-            level, told = lossy(have, want), loading.casts.get(change.key)
-            if told is not None and level is not None:
-                level = _loss(told, want)
+            actual, expected = change.actual.dtype, change.expected.dtype
+            level, effect = classify_cast_loss(actual, expected), diff.cast_effects.get(change.key)
+            if effect is not None and level is not None:
+                level = _classify_measured_loss(effect, expected)
             if level is not None:
-                loss = "" if told is None else _loss_words(told)
-                yield hit(change.key, level, actual=have, expected=want, loss=loss)
+                loss = "" if effect is None else _describe_loss(effect)
+                yield hit(change.key, level, actual=actual, expected=expected, loss=loss)
 
 
-def _loss(told: Cast, expected: str) -> Level | None:
+def _classify_measured_loss(effect: CastEffect, expected: str) -> Level | None:
     """Return the level of a cast by its measured effect; None if no value changed."""
-    if not told.changed:
+    if not effect.changed_count:
         return None
-    grave = told.overflowed or _integer(expected) is not None
-    return Level.ERROR if grave else Level.WARNING
+    is_severe = effect.overflowed_count or _count_integer_bits(expected) is not None
+    return Level.ERROR if is_severe else Level.WARNING
 
 
-def _loss_words(told: Cast) -> str:
-    infinite = f"; {told.overflowed} become infinite" if told.overflowed else ""
-    by = f", by up to {100 * told.relative:.2g}%" if told.relative else ""
-    return f": {told.changed} of {told.numel} values change{by}{infinite}"
+def _describe_loss(effect: CastEffect) -> str:
+    infinite_clause = (
+        f"; {effect.overflowed_count} become infinite" if effect.overflowed_count else ""
+    )
+    error_clause = (
+        f", by up to {100 * effect.max_relative_change:.2g}%" if effect.max_relative_change else ""
+    )
+    return (
+        f": {effect.changed_count} of {effect.numel} values change{error_clause}{infinite_clause}"
+    )
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK215",
         name="scalar-shape-quirk",
@@ -143,12 +157,12 @@ def _loss_words(told: Cast) -> str:
         'model.load_state_dict({"count": torch.tensor([5])})',
     ),
 )
-def scalar_quirk(loading: Loading) -> Iterator[Hit]:
-    for change in loading.changes:
+def find_scalar_quirks(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
         if (
             not isinstance(change, Missing | Unexpected)
             and "shape" in change.fields
-            and scalar(change)
+            and is_scalar_quirk(change)
         ):
-            several = Level.WARNING if change.actual.numel > 1 else None
-            yield hit(change.key, several, actual=list(change.actual.shape))
+            level = Level.WARNING if change.actual.numel > 1 else None
+            yield hit(change.key, level, actual=list(change.actual.shape))

@@ -4,53 +4,53 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.compare import Loading, Missing, Revision, Unexpected
-from ckptool.model import Constancy, Held, Kind
-from ckptool.rules.quantisation import quantised_keys
-from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
+from ckptool.compare import CheckpointDiff, Missing, ModuleDiff, Unexpected
+from ckptool.model import Constancy, Kind, ModuleTensor
+from ckptool.rules.quantisation import find_quantized_keys
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
 
-def _unexplained(loading: Loading) -> Iterator[Held]:
+def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
     """Yield the missing tensors that no rename, tie or other form in the file explains."""
-    found = loading.explained | quantised_keys(loading)
-    for change in loading.changes:
-        if isinstance(change, Missing) and change.key not in found:
-            yield loading.module.held[change.key]
+    explained_keys = diff.explained_keys | find_quantized_keys(diff)
+    for change in diff.changes:
+        if isinstance(change, Missing) and change.key not in explained_keys:
+            yield diff.module.tensors[change.key]
 
 
-def _unclaimed(loading: Loading) -> Iterator[Unexpected]:
+def _unexplained_unexpected(diff: ModuleDiff) -> Iterator[Unexpected]:
     """Yield the unexpected tensors that no rename, tie or other form in the module explains."""
-    used = loading.explained | quantised_keys(loading)
-    for change in loading.changes:
-        if isinstance(change, Unexpected) and change.key not in used:
+    explained_keys = diff.explained_keys | find_quantized_keys(diff)
+    for change in diff.changes:
+        if isinstance(change, Unexpected) and change.key not in explained_keys:
             yield change
 
 
-def _facts(held: Held) -> dict[str, object]:
+def _build_missing_facts(module_tensor: ModuleTensor) -> dict[str, object]:
     return {
-        "kind": str(held.kind),
-        "owner": held.owner,
-        "shape": list(held.tensor.shape),
-        "dtype": held.tensor.dtype,
-        "nbytes": held.tensor.nbytes,
-        "constancy": str(held.constancy),
-        "where": held.where,
+        "kind": str(module_tensor.kind),
+        "owner": module_tensor.owner,
+        "shape": list(module_tensor.tensor.shape),
+        "dtype": module_tensor.tensor.dtype,
+        "nbytes": module_tensor.tensor.nbytes,
+        "constancy": str(module_tensor.constancy),
+        "where": module_tensor.assigned_at,
     }
 
 
-def _migrate(loading: Loading) -> str:
+def _format_migrate_command(diff: ModuleDiff) -> str:
     """Return the `ckptool migrate` command that writes a loadable file."""
-    path = shlex.quote(str(loading.checkpoint.path))
-    return f"ckptool migrate {path} -o NEW -m {loading.module.target}"
+    path = shlex.quote(str(diff.checkpoint.path))
+    return f"ckptool migrate {path} -o NEW -m {diff.module.target}"
 
 
-def _recomputable(held: Held) -> bool:
+def _is_recomputable(module_tensor: ModuleTensor) -> bool:
     """Whether the constructor makes the same value every time and training does not change it."""
-    return held.constancy is Constancy.CONSTANT and not held.statistic
+    return module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_statistic
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK201",
         name="missing-parameter",
@@ -65,14 +65,14 @@ def _recomputable(held: Held) -> bool:
         "nn.Linear(2, 2).load_state_dict(state)",
     ),
 )
-def missing_parameter(loading: Loading) -> Iterator[Hit]:
-    for held in _unexplained(loading):
-        if held.kind is not Kind.BUFFER:
-            yield hit(held.key, **_facts(held))
+def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for module_tensor in _unexplained_missing(diff):
+        if module_tensor.kind is not Kind.BUFFER:
+            yield hit(module_tensor.key, **_build_missing_facts(module_tensor))
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK202",
         name="missing-statistics-buffer",
@@ -87,22 +87,26 @@ def missing_parameter(loading: Loading) -> Iterator[Hit]:
         "nn.BatchNorm1d(4).load_state_dict(state)",
     ),
 )
-def missing_statistics(loading: Loading) -> Iterator[Hit]:
-    for held in _unexplained(loading):
-        if held.kind is Kind.BUFFER and not _recomputable(held):
-            yield hit(held.key, origin=_origin(held), **_facts(held))
+def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for module_tensor in _unexplained_missing(diff):
+        if module_tensor.kind is Kind.BUFFER and not _is_recomputable(module_tensor):
+            yield hit(
+                module_tensor.key,
+                origin=_describe_origin(module_tensor),
+                **_build_missing_facts(module_tensor),
+            )
 
 
-def _origin(held: Held) -> str:
-    if held.statistic:
+def _describe_origin(module_tensor: ModuleTensor) -> str:
+    if module_tensor.is_statistic:
         return "training changes"
-    if held.constancy is Constancy.RANDOM:
+    if module_tensor.constancy is Constancy.RANDOM:
         return "is random on every construction"
     return "is not known to be the same on every construction"
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK203",
         name="missing-recomputable-buffer",
@@ -117,16 +121,24 @@ def _origin(held: Held) -> str:
         "new.load_state_dict(old.state_dict())",
     ),
 )
-def missing_recomputable(loading: Loading) -> Iterator[Hit]:
-    for held in _unexplained(loading):
-        if held.kind is Kind.BUFFER and _recomputable(held):
-            inside = held.key in loading.state.unsaved
-            kept = "'s state_dict, but among the pickled module's attributes" if inside else ""
-            command = _migrate(loading)
-            yield hit(held.key, kept=kept, in_file=inside, command=command, **_facts(held))
+def find_missing_recomputable_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for module_tensor in _unexplained_missing(diff):
+        if module_tensor.kind is Kind.BUFFER and _is_recomputable(module_tensor):
+            in_file = module_tensor.key in diff.state.unsaved_tensors
+            kept_clause = (
+                "'s state_dict, but among the pickled module's attributes" if in_file else ""
+            )
+            command = _format_migrate_command(diff)
+            yield hit(
+                module_tensor.key,
+                kept=kept_clause,
+                in_file=in_file,
+                command=command,
+                **_build_missing_facts(module_tensor),
+            )
 
 
-_AUXILIARY: Final = frozenset(
+_AUXILIARY_NAMES: Final = frozenset(
     [
         "criterion",
         "loss",
@@ -142,26 +154,27 @@ _AUXILIARY: Final = frozenset(
 )
 
 
-def _auxiliary_name(key: str) -> bool:
+def _has_auxiliary_name(key: str) -> bool:
     """Whether a segment of `key` has a usual name of a loss, a metric or a frozen judge."""
     return any(
-        s in _AUXILIARY or s.endswith(("_metric", "_metrics", "_loss")) for s in key.split(".")[:-1]
+        segment in _AUXILIARY_NAMES or segment.endswith(("_metric", "_metrics", "_loss"))
+        for segment in key.split(".")[:-1]
     )
 
 
-def _lazy(loading: Loading, key: str) -> bool:
+def _is_none_buffer(diff: ModuleDiff, key: str) -> bool:
     """Whether the module registers `key` as a buffer that is None."""
-    return key in loading.module.none_buffers
+    return key in diff.module.none_buffers
 
 
-def _redundancy(loading: Loading, key: str) -> bool | None:
+def _matches_unsaved_value(diff: ModuleDiff, key: str) -> bool | None:
     """Whether the value equals the module's unsaved tensor `key`; None if not compared."""
-    held = loading.module.held.get(key)
-    return None if held is None or held.saved else loading.same_value.get(key)
+    module_tensor = diff.module.tensors.get(key)
+    return None if module_tensor is None or module_tensor.is_saved else diff.equal_values.get(key)
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK204",
         name="unexpected-key",
@@ -175,22 +188,24 @@ def _redundancy(loading: Loading, key: str) -> bool | None:
         gate=Level.ERROR,
     ),
 )
-def unexpected_key(loading: Loading) -> Iterator[Hit]:
-    for change in _unclaimed(loading):
+def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in _unexplained_unexpected(diff):
         key, tensor = change.key, change.actual
-        told = _redundancy(loading, key) is not None
-        if not told and not _auxiliary_name(key):
-            reason = "; there it is a buffer that is still None" if _lazy(loading, key) else ""
-            what = f"{tensor.dtype} {list(tensor.shape)}"
-            yield hit(key, what=what, why_not=reason, nbytes=tensor.nbytes)
-    claimed = quantised_keys(loading)
-    for key in loading.unexpected_others:
-        if not key.endswith("_extra_state") and key not in claimed:
-            yield hit(key, what=loading.state.others[key], why_not="", nbytes=0)
+        is_compared = _matches_unsaved_value(diff, key) is not None
+        if not is_compared and not _has_auxiliary_name(key):
+            reason = (
+                "; there it is a buffer that is still None" if _is_none_buffer(diff, key) else ""
+            )
+            description = f"{tensor.dtype} {list(tensor.shape)}"
+            yield hit(key, what=description, why_not=reason, nbytes=tensor.nbytes)
+    quantized_keys = find_quantized_keys(diff)
+    for key in diff.unexpected_non_tensors:
+        if not key.endswith("_extra_state") and key not in quantized_keys:
+            yield hit(key, what=diff.state.non_tensors[key], why_not="", nbytes=0)
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK205",
         name="unexpected-redundant-buffer",
@@ -203,15 +218,15 @@ def unexpected_key(loading: Loading) -> Iterator[Hit]:
         "new.load_state_dict(old.state_dict())",
     ),
 )
-def unexpected_redundant(loading: Loading) -> Iterator[Hit]:
-    for change in _unclaimed(loading):
-        if _redundancy(loading, change.key) is True:
-            kind = str(loading.module.held[change.key].kind)
-            yield hit(change.key, kind=kind, command=_migrate(loading))
+def find_redundant_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in _unexplained_unexpected(diff):
+        if _matches_unsaved_value(diff, change.key) is True:
+            kind = str(diff.module.tensors[change.key].kind)
+            yield hit(change.key, kind=kind, command=_format_migrate_command(diff))
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK206",
         name="unexpected-buffer-value-differs",
@@ -226,14 +241,14 @@ def unexpected_redundant(loading: Loading) -> Iterator[Hit]:
         "new.load_state_dict(old.state_dict(), strict=False)",
     ),
 )
-def unexpected_differs(loading: Loading) -> Iterator[Hit]:
-    for change in _unclaimed(loading):
-        if _redundancy(loading, change.key) is False:
-            yield hit(change.key, kind=str(loading.module.held[change.key].kind))
+def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in _unexplained_unexpected(diff):
+        if _matches_unsaved_value(diff, change.key) is False:
+            yield hit(change.key, kind=str(diff.module.tensors[change.key].kind))
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK209",
         name="wrapper-prefix",
@@ -247,37 +262,37 @@ def unexpected_differs(loading: Loading) -> Iterator[Hit]:
         "model.load_state_dict(state)",
     ),
 )
-def wrapper_prefix(loading: Loading) -> Iterator[Hit]:
-    rewrite = loading.rewrite
+def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
+    rewrite = diff.rewrite
     if rewrite is None:
         return
-    removed = [segment.rstrip(".") for segment in rewrite.removed]
+    removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
     steps = [f"`{segment}.` is taken out" for segment in removed]
-    if rewrite.added:
-        steps.append(f"`{rewrite.added}` is put in front")
+    if rewrite.added_prefix:
+        steps.append(f"`{rewrite.added_prefix}` is put in front")
     yield hit(
-        rewrite.added or f"{'.'.join(removed)}.",
-        count=len(rewrite.keys),
+        rewrite.added_prefix or f"{'.'.join(removed)}.",
+        count=len(rewrite.key_map),
         what=" and ".join(steps),
-        code=_rewrite_code(removed, rewrite.added),
-        command=_migrate(loading),
+        code=_format_rewrite_code(removed, rewrite.added_prefix),
+        command=_format_migrate_command(diff),
         removed=removed,
-        added=rewrite.added,
+        added=rewrite.added_prefix,
     )
 
 
-def _rewrite_code(removed: list[str], added: str) -> str:
+def _format_rewrite_code(removed: list[str], added: str) -> str:
     """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict."""
     if not removed:
         return f'{{"{added}" + k: v for k, v in state_dict.items()}}'
-    gone = "{" + ", ".join(f'"{s}"' for s in removed) + "}"
-    front = f'"{added}" + ' if added else ""
-    kept = f'".".join(s for s in k.split(".") if s not in {gone})'
-    return f"{{{front}{kept}: v for k, v in state_dict.items()}}"
+    removed_set = "{" + ", ".join(f'"{segment}"' for segment in removed) + "}"
+    prefix_code = f'"{added}" + ' if added else ""
+    join_code = f'".".join(s for s in k.split(".") if s not in {removed_set})'
+    return f"{{{prefix_code}{join_code}: v for k, v in state_dict.items()}}"
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK211",
         name="probable-rename",
@@ -292,28 +307,32 @@ def _rewrite_code(removed: list[str], added: str) -> str:
         "new.load_state_dict(old.state_dict())",
     ),
 )
-def probable_rename(loading: Loading) -> Iterator[Hit]:
-    for key, found in loading.renames.items():
-        ending = key.rpartition(".")[2] == found.rpartition(".")[2]
-        how = " and name ending" if ending else " and by the old name of a LayerNorm's parameter"
-        yield hit(key, found=found, how=how, command=_migrate(loading))
+def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for key, file_key in diff.renames.items():
+        has_same_name = key.rpartition(".")[2] == file_key.rpartition(".")[2]
+        evidence = (
+            " and name ending"
+            if has_same_name
+            else " and by the old name of a LayerNorm's parameter"
+        )
+        yield hit(key, found=file_key, how=evidence, command=_format_migrate_command(diff))
 
 
-@also(
-    Revision,
+@check_other_subject(
+    CheckpointDiff,
     "CK211",
     message="`{key}` is `{found}` in the new file: dtype, shape and all values are the same",
     fix="Keep the name, or rename it where the old file is loaded: "
     'state_dict["{found}"] = state_dict.pop("{key}")',
 )
-def key_renamed(revision: Revision) -> Iterator[Hit]:
-    for key, found in revision.renames.items():
-        if key in revision.proved:
-            yield hit(key, found=found, proved=True)
+def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    for key, new_key in diff.renames.items():
+        if key in diff.proved_renames:
+            yield hit(key, found=new_key, proved=True)
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK214",
         name="auxiliary-keys",
@@ -326,18 +345,18 @@ def key_renamed(revision: Revision) -> Iterator[Hit]:
         "released.load_state_dict(trained.state_dict())",
     ),
 )
-def auxiliary_keys(loading: Loading) -> Iterator[Hit]:
-    for change in _unclaimed(loading):
-        if _auxiliary_name(change.key) and _redundancy(loading, change.key) is None:
+def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in _unexplained_unexpected(diff):
+        if _has_auxiliary_name(change.key) and _matches_unsaved_value(diff, change.key) is None:
             yield hit(change.key, whose="by its name")
-    for held in _unexplained(loading):
-        owner = loading.module.modules.get(held.key.rpartition(".")[0])
-        if owner is not None and owner.auxiliary:
-            yield hit(held.key, whose=owner.name)
+    for module_tensor in _unexplained_missing(diff):
+        owner = diff.module.modules.get(module_tensor.key.rpartition(".")[0])
+        if owner is not None and owner.is_auxiliary:
+            yield hit(module_tensor.key, whose=owner.name)
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK220",
         name="extra-state-mismatch",
@@ -352,11 +371,11 @@ def auxiliary_keys(loading: Loading) -> Iterator[Hit]:
         "model.load_state_dict(state)  # without its _extra_state",
     ),
 )
-def extra_state(loading: Loading) -> Iterator[Hit]:
-    claimed = quantised_keys(loading)
-    for key in loading.missing_others:
-        if key not in claimed:
+def find_extra_state_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    quantized_keys = find_quantized_keys(diff)
+    for key in diff.missing_non_tensors:
+        if key not in quantized_keys:
             yield hit(key, which="expected by the module and not in the file")
-    for key in loading.unexpected_others:
+    for key in diff.unexpected_non_tensors:
         if key.endswith("_extra_state"):
             yield hit(key, which="in the file and not expected by the module")

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.compare import Loading
-from ckptool.rules.registry import Hit, Level, Rule, check, hit
+from ckptool.compare import ModuleDiff
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
-LEAST_COVERAGE: Final = 0.5
+MIN_COVERAGE: Final = 0.5
 """Share of the parameters' elements (0 to 1); CK210 fires if `strict=False` would load less."""
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK210",
         name="coverage-too-low",
@@ -25,18 +25,18 @@ LEAST_COVERAGE: Final = 0.5
         "model.load_state_dict(state, strict=False)  # loads nothing",
     ),
 )
-def coverage_too_low(loading: Loading) -> Iterator[Hit]:
-    if loading.coverage < LEAST_COVERAGE:
+def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
+    if diff.coverage < MIN_COVERAGE:
         yield hit(
-            loading.state.at,
-            percent=f"{100 * loading.coverage:.0f}",
-            loaded=len(loading.matched),
-            total=len(loading.module.saved),
+            diff.state.at,
+            percent=f"{100 * diff.coverage:.0f}",
+            loaded=len(diff.matched_keys),
+            total=len(diff.module.saved_tensors),
         )
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK212",
         name="wrong-nesting-level",
@@ -49,19 +49,19 @@ def coverage_too_low(loading: Loading) -> Iterator[Hit]:
         "model.load_state_dict(checkpoint, strict=False)",
     ),
 )
-def wrong_nesting(loading: Loading) -> Iterator[Hit]:
-    if loading.better is not None:
-        at = loading.better.at
-        code = "checkpoint" + "".join(f'["{s}"]' for s in at.split(".") if s)
-        yield hit(loading.state.at, at=loading.state.at or ".", better=at or ".", code=code)
+def find_wrong_nesting(diff: ModuleDiff) -> Iterator[RuleHit]:
+    if diff.better_state is not None:
+        at = diff.better_state.at
+        code = "checkpoint" + "".join(f'["{segment}"]' for segment in at.split(".") if segment)
+        yield hit(diff.state.at, at=diff.state.at or ".", better=at or ".", code=code)
 
 
-_FILLED_IN: Final = {"num_batches_tracked": 2}
+_UPGRADE_FILLED_NAMES: Final = {"num_batches_tracked": 2}
 """Names that torch's upgrade hook fills in -> first class version that saves them."""
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK216",
         name="version-metadata-missing",
@@ -75,44 +75,55 @@ _FILLED_IN: Final = {"num_batches_tracked": 2}
         "nn.BatchNorm1d(2).load_state_dict(state)",
     ),
 )
-def version_metadata_missing(loading: Loading) -> Iterator[Hit]:
-    if loading.state.versions is not None or loading.state.role == "module":
+def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
+    if diff.state.versions is not None or diff.state.role == "module":
         return
-    for prefix, module in loading.module.modules.items():
-        if module.custom_load and (module.version or 1) == 1:
+    for prefix, module_class in diff.module.modules.items():
+        if module_class.has_custom_load and (module_class.version or 1) == 1:
             effect = "its own loading code is told of no version, which mostly means the same"
-            yield _lost(prefix, Level.NOTE, module.name, 1, effect)
-        elif module.custom_load:
+            yield _build_version_hit(prefix, Level.NOTE, module_class.name, 1, effect)
+        elif module_class.has_custom_load:
             effect = "its own loading code runs as for version 1"
-            yield _lost(prefix, None, module.name, module.version, effect)
-        elif (module.version or 1) > 1:
-            yield _torch_version(loading, prefix, module.name, module.version or 1)
+            yield _build_version_hit(prefix, None, module_class.name, module_class.version, effect)
+        elif (module_class.version or 1) > 1:
+            yield _build_torch_version_hit(
+                diff, prefix, module_class.name, module_class.version or 1
+            )
 
 
-def _torch_version(loading: Loading, prefix: str, owner: str, version: int) -> Hit:
+def _build_torch_version_hit(diff: ModuleDiff, prefix: str, owner: str, version: int) -> RuleHit:
     """Return the hit for one of torch's own classes: NOTE if its upgrade code has no effect."""
-    dot = f"{prefix}." if prefix else ""
-    held = loading.module.held
-    expected = [n for n in _FILLED_IN if (one := held.get(f"{dot}{n}")) is not None and one.saved]
-    there = {*loading.state.tensors, *(loading.rewrite.keys.values() if loading.rewrite else ())}
-    filled = [name for name in expected if f"{dot}{name}" not in there]
-    if filled:
-        effect = f"{', '.join(filled)} is set to 0 instead of reported missing"
-        return _lost(prefix, None, owner, version, effect)
-    if expected or not any(k.startswith(dot) for k in loading.module.saved):
+    dotted_prefix = f"{prefix}." if prefix else ""
+    module_tensors = diff.module.tensors
+    expected_names = [
+        name
+        for name in _UPGRADE_FILLED_NAMES
+        if (module_tensor := module_tensors.get(f"{dotted_prefix}{name}")) is not None
+        and module_tensor.is_saved
+    ]
+    file_keys = {*diff.state.tensors, *(diff.rewrite.key_map.values() if diff.rewrite else ())}
+    filled_names = [name for name in expected_names if f"{dotted_prefix}{name}" not in file_keys]
+    if filled_names:
+        effect = f"{', '.join(filled_names)} is set to 0 instead of reported missing"
+        return _build_version_hit(prefix, None, owner, version, effect)
+    if expected_names or not any(
+        key.startswith(dotted_prefix) for key in diff.module.saved_tensors
+    ):
         effect = "harmless here, since the keys that its upgrade would fill in are there"
-        return _lost(prefix, Level.NOTE, owner, version, effect)
+        return _build_version_hit(prefix, Level.NOTE, owner, version, effect)
     effect = "torch's upgrade for version 1 runs on it"
-    return _lost(prefix, None, owner, version, effect)
+    return _build_version_hit(prefix, None, owner, version, effect)
 
 
-def _lost(prefix: str, level: Level | None, owner: str, version: int | None, effect: str) -> Hit:
-    whose = f"`{prefix}`" if prefix else "the module"
-    return hit(prefix, level, whose=whose, owner=owner, version=version, effect=effect)
+def _build_version_hit(
+    prefix: str, level: Level | None, owner: str, version: int | None, effect: str
+) -> RuleHit:
+    module_label = f"`{prefix}`" if prefix else "the module"
+    return hit(prefix, level, whose=module_label, owner=owner, version=version, effect=effect)
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK304",
         name="pickled-attribute-drift",
@@ -126,10 +137,10 @@ def _lost(prefix: str, level: Level | None, owner: str, version: int | None, eff
         "nn.GELU().load_state_dict(torch.load(path, weights_only=False).state_dict())",
     ),
 )
-def attribute_drift(loading: Loading) -> Iterator[Hit]:
-    for prefix, pickled in loading.state.modules.items():
-        live = loading.module.modules.get(prefix)
-        if live is not None and live.name == pickled.name:
-            lacking = sorted(live.attributes - pickled.attributes)
-            if lacking:
-                yield hit(prefix, owner=live.name, names=", ".join(lacking))
+def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for prefix, pickled_module in diff.state.modules.items():
+        module_class = diff.module.modules.get(prefix)
+        if module_class is not None and module_class.name == pickled_module.name:
+            missing_attributes = sorted(module_class.attributes - pickled_module.attributes)
+            if missing_attributes:
+                yield hit(prefix, owner=module_class.name, names=", ".join(missing_attributes))

@@ -11,11 +11,11 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.compare import Loading
-from ckptool.model import Kind, State, TensorInfo, ties
-from ckptool.rules.registry import Hit, Level, Rule, check, hit
+from ckptool.compare import ModuleDiff
+from ckptool.model import Kind, StateDict, TensorInfo, tied_keys
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
-_SLOT: Final = re.compile(
+_SLOT_PATTERN: Final = re.compile(
     r"state\.(\d+)\.(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg|acc_delta"
     r"|grad_avg|sum|prev|step_size|exp_inf|ax)"
 )
@@ -24,13 +24,13 @@ _SLOT: Final = re.compile(
 _Shape = tuple[int, ...]
 
 
-class _Fit(Struct, frozen=True):
+class _OptimizerFit(Struct, frozen=True):
     """The only optimizer of a file, matched with the parameters of the module."""
 
     at: str
-    count: int
+    parameter_count: int
     """Number of parameters in all param_groups."""
-    groups: int
+    group_count: int
     slots: Mapping[int, TensorInfo]
     """Number of a parameter -> one slot that has the parameter's shape."""
     parameters: tuple[TensorInfo, ...]
@@ -38,7 +38,7 @@ class _Fit(Struct, frozen=True):
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK901",
         name="optimizer-group-size",
@@ -53,22 +53,22 @@ class _Fit(Struct, frozen=True):
         "b.load_state_dict(a.state_dict())",
     ),
 )
-def group_size(loading: Loading) -> Iterator[Hit]:
-    fit = _fit(loading)
-    if fit is None or fit.count == len(fit.parameters):
+def find_group_size_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    fit = _match_optimizer(diff)
+    if fit is None or fit.parameter_count == len(fit.parameters):
         return
-    frozen = _in_order(fit)
+    may_be_frozen = _fits_in_order(fit)
     yield hit(
         fit.at,
-        Level.NOTE if frozen else None,
-        count=fit.count,
+        Level.NOTE if may_be_frozen else None,
+        count=fit.parameter_count,
         expected=len(fit.parameters),
-        maybe=": it fits if the others were frozen" if frozen else ": it does not load",
+        maybe=": it fits if the others were frozen" if may_be_frozen else ": it does not load",
     )
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK902",
         name="optimizer-shape",
@@ -84,76 +84,101 @@ def group_size(loading: Loading) -> Iterator[Hit]:
         "b.load_state_dict(a.state_dict())  # no error",
     ),
 )
-def slot_shape(loading: Loading) -> Iterator[Hit]:
-    fit = _fit(loading)
-    if fit is None or fit.count != len(fit.parameters):
+def find_slot_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    fit = _match_optimizer(diff)
+    if fit is None or fit.parameter_count != len(fit.parameters):
         return
     for number, slot in sorted(fit.slots.items()):
-        words = _misfit(fit, number, slot.shape)
-        if words:
+        mismatch = _describe_slot_mismatch(fit, number, slot.shape)
+        if mismatch:
             key = f"{fit.at}.{slot.key}" if fit.at else slot.key
-            yield hit(key, actual=list(slot.shape), parameter=words)
+            yield hit(key, actual=list(slot.shape), parameter=mismatch)
 
 
-def _misfit(fit: _Fit, number: int, shape: _Shape) -> str:
+def _describe_slot_mismatch(fit: _OptimizerFit, number: int, shape: _Shape) -> str:
     """Describe why a slot does not fit parameter `number`; "" if it fits."""
-    if fit.groups == 1:
-        own = fit.parameters[number]
-        return "" if own.shape == shape else f"number {number}, `{own.key}`, is {list(own.shape)}"
+    if fit.group_count == 1:
+        parameter = fit.parameters[number]
+        return (
+            ""
+            if parameter.shape == shape
+            else f"number {number}, `{parameter.key}`, is {list(parameter.shape)}"
+        )
     # Several groups may reorder parameters: only a shape with too few parameters is an error.
-    has = Counter(p.shape for p in fit.parameters)[shape]
-    uses = sum(1 for n, slot in fit.slots.items() if slot.shape == shape and n <= number)
-    return "" if uses <= has else f"no parameter that is left is {list(shape)}"
+    available_count = Counter(parameter.shape for parameter in fit.parameters)[shape]
+    used_count = sum(
+        1
+        for slot_number, slot in fit.slots.items()
+        if slot.shape == shape and slot_number <= number
+    )
+    return "" if used_count <= available_count else f"no parameter that is left is {list(shape)}"
 
 
-def _fit(loading: Loading) -> _Fit | None:
+def _match_optimizer(diff: ModuleDiff) -> _OptimizerFit | None:
     """Match the optimizer with the module; None if its parameters cannot be determined.
 
     That is so with several optimizers, several models or no readable param_groups.
     """
-    states = loading.checkpoint.states
+    states = diff.checkpoint.states
     optimizers = [state for state in states if state.role == "optimizer"]
-    models = [s for s in states if s.role in {"state_dict", "module"} and s.tensors]
-    alone = all(s.tensors.keys() == loading.state.tensors.keys() for s in models)
-    if len(optimizers) != 1 or not alone or loading.better is not None:
+    model_states = [
+        state for state in states if state.role in {"state_dict", "module"} and state.tensors
+    ]
+    is_only_model = all(state.tensors.keys() == diff.state.tensors.keys() for state in model_states)
+    if len(optimizers) != 1 or not is_only_model or diff.better_state is not None:
         return None
-    groups = _groups(loading, optimizers[0])
+    group_sizes = _read_group_sizes(diff, optimizers[0])
     slots: dict[int, TensorInfo] = {}
     for key, tensor in optimizers[0].tensors.items():
-        slot = _SLOT.fullmatch(key)
+        slot = _SLOT_PATTERN.fullmatch(key)
         if slot and tensor.shape:
             slots.setdefault(int(slot[1]), tensor)
-    if not groups or any(number >= sum(groups) for number in slots):
+    if not group_sizes or any(number >= sum(group_sizes) for number in slots):
         return None
-    return _Fit(
-        optimizers[0].at, sum(groups), len(groups), slots, _parameters(loading, sum(groups))
+    return _OptimizerFit(
+        optimizers[0].at,
+        sum(group_sizes),
+        len(group_sizes),
+        slots,
+        _select_parameters(diff, sum(group_sizes)),
     )
 
 
-def _parameters(loading: Loading, count: int) -> tuple[TensorInfo, ...]:
-    saved = [h for h in loading.module.saved.values() if h.kind is Kind.PARAMETER]
-    again = {key for group in ties(h.tensor for h in saved) for key in group[1:]}
-    own = tuple(h.tensor for h in saved if h.key not in again)
-    trained = tuple(tensor for tensor in own if tensor.requires_grad)
-    return trained if len(trained) == count else own
+def _select_parameters(diff: ModuleDiff, count: int) -> tuple[TensorInfo, ...]:
+    saved_parameters = [
+        module_tensor
+        for module_tensor in diff.module.saved_tensors.values()
+        if module_tensor.kind is Kind.PARAMETER
+    ]
+    duplicate_keys = {
+        key
+        for group in tied_keys(module_tensor.tensor for module_tensor in saved_parameters)
+        for key in group[1:]
+    }
+    parameters = tuple(
+        module_tensor.tensor
+        for module_tensor in saved_parameters
+        if module_tensor.key not in duplicate_keys
+    )
+    trainable = tuple(tensor for tensor in parameters if tensor.requires_grad)
+    return trainable if len(trainable) == count else parameters
 
 
-def _groups(loading: Loading, state: State) -> list[int]:
+def _read_group_sizes(diff: ModuleDiff, state: StateDict) -> list[int]:
     """Return the number of parameters in each of param_groups; [] if they cannot be read."""
-    place = f"{state.at}.param_groups" if state.at else "param_groups"
-    entries = loading.checkpoint.entries
-    groups = next((entry.value for entry in entries if entry.at == place), None)
+    groups_at = f"{state.at}.param_groups" if state.at else "param_groups"
+    entries = diff.checkpoint.entries
+    groups = next((entry.value for entry in entries if entry.at == groups_at), None)
     if not isinstance(groups, list):
         return []
-    named = [group.get("params") for group in groups if isinstance(group, dict)]
-    return [len(params) for params in named if isinstance(params, list)]
+    param_lists = [group.get("params") for group in groups if isinstance(group, dict)]
+    return [len(params) for params in param_lists if isinstance(params, list)]
 
 
-def _in_order(fit: _Fit) -> bool:
+def _fits_in_order(fit: _OptimizerFit) -> bool:
     """Whether the optimizer's parameters may be a subsequence of the module's, by shape."""
     shapes = iter(fit.parameters)
-    wanted = (fit.slots.get(number) for number in range(fit.count))
-    return fit.count < len(fit.parameters) and all(
-        any(slot is None or parameter.shape == slot.shape for parameter in shapes)
-        for slot in wanted
+    slots = (fit.slots.get(number) for number in range(fit.parameter_count))
+    return fit.parameter_count < len(fit.parameters) and all(
+        any(slot is None or parameter.shape == slot.shape for parameter in shapes) for slot in slots
     )

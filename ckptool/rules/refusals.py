@@ -7,7 +7,7 @@ safetensors cannot hold is a problem only when the file is converted.
 from collections.abc import Iterator
 
 from ckptool.errors import RenameRefusedError, UnsupportedValueError
-from ckptool.rules.registry import Hit, Level, Rule, check, hit
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
 @check(
@@ -26,7 +26,7 @@ from ckptool.rules.registry import Hit, Level, Rule, check, hit
         '    return key.replace("gamma", "weight")  # LayerScale.gamma as well',
     ),
 )
-def rename_refused(error: RenameRefusedError) -> Iterator[Hit]:
+def find_refused_renames(error: RenameRefusedError) -> Iterator[RuleHit]:
     yield hit(error.key, to=error.to, reason=error.reason)
 
 
@@ -45,6 +45,6 @@ def rename_refused(error: RenameRefusedError) -> Iterator[Hit]:
         example='save_file({"w": torch.eye(2).to_sparse()}, path)',
     ),
 )
-def unsupported_value(error: UnsupportedValueError) -> Iterator[Hit]:
+def find_unsupported_values(error: UnsupportedValueError) -> Iterator[RuleHit]:
     for key, reason in error.reasons.items():
         yield hit(key, to=error.to, reason=reason)

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.model import natural
+from ckptool.model import natural_sort_key
 
 S = TypeVar("S")
 
@@ -44,7 +44,7 @@ class Rule(Struct, frozen=True):
     """Level in `ckptool gate`; None means `level`."""
 
 
-class Hit(Struct, frozen=True):
+class RuleHit(Struct, frozen=True):
     """Result of a check: the key and the facts that fill the rule's message."""
 
     key: str
@@ -52,9 +52,9 @@ class Hit(Struct, frozen=True):
     level: Level | None = None
 
 
-def hit(key: str, level: Level | None = None, /, **facts: object) -> Hit:
+def hit(key: str, level: Level | None = None, /, **facts: object) -> RuleHit:
     """Return a `RuleHit` with the facts passed as keywords; level None is the rule's default."""
-    return Hit(key, facts, level)
+    return RuleHit(key, facts, level)
 
 
 class Finding(Struct, frozen=True):
@@ -72,8 +72,8 @@ class Finding(Struct, frozen=True):
     @property
     def where(self) -> str:
         """Source location "file.py:line" of the finding, "" if it has none."""
-        place = str(self.facts.get("where", ""))
-        return place if _PLACE.fullmatch(place) else ""
+        location = str(self.facts.get("where", ""))
+        return location if _LOCATION_PATTERN.fullmatch(location) else ""
 
     @property
     def fingerprint(self) -> str:
@@ -83,18 +83,18 @@ class Finding(Struct, frozen=True):
         """
         from hashlib import sha256
 
-        facts = (f"{name}={self._stable(name)}" for name in sorted(self.facts))
-        whole = "\n".join((self.rule.code, self.key, *facts))
-        return sha256(whole.encode(errors="surrogatepass")).hexdigest()[:32]
+        facts = (f"{name}={self._format_stable_fact(name)}" for name in sorted(self.facts))
+        content = "\n".join((self.rule.code, self.key, *facts))
+        return sha256(content.encode(errors="surrogatepass")).hexdigest()[:32]
 
-    def _stable(self, name: str) -> str:
+    def _format_stable_fact(self, name: str) -> str:
         """Return a fact as text without folders, line numbers and the checkpoint's path."""
         text = str(self.facts[name])
         if name == "path" and text == self.path:
             return ""
-        if _PLACE.fullmatch(text):
+        if _LOCATION_PATTERN.fullmatch(text):
             text = text.rpartition("/")[2]
-        return _LINE.sub("", text)
+        return _LINE_PATTERN.sub("", text)
 
     @property
     def message(self) -> str:
@@ -105,15 +105,17 @@ class Finding(Struct, frozen=True):
         return self.rule.fix.format(key=self.key, **self.facts)
 
 
-_PLACE: Final = re.compile(r".+\.py:[0-9]+")
-_LINE: Final = re.compile(r"(?<=\.py):[0-9]+")
+_LOCATION_PATTERN: Final = re.compile(r".+\.py:[0-9]+")
+_LINE_PATTERN: Final = re.compile(r"(?<=\.py):[0-9]+")
 
-Check = Callable[[Any], Iterator[Hit]]
+CheckFunction = Callable[[Any], Iterator[RuleHit]]
 RULES: dict[str, Rule] = {}
-_CHECKS: list[tuple[type, Rule, Check]] = []
+_CHECKS: list[tuple[type, Rule, CheckFunction]] = []
 
 
-def check(subject: type[S], rule: Rule) -> Callable[[Callable[[S], Iterator[Hit]]], Check]:
+def check(
+    subject: type[S], rule: Rule
+) -> Callable[[Callable[[S], Iterator[RuleHit]]], CheckFunction]:
     """Register `rule` with the decorated generator, which finds its hits in a `subject`.
 
     Raises:
@@ -123,16 +125,16 @@ def check(subject: type[S], rule: Rule) -> Callable[[Callable[[S], Iterator[Hit]
         raise ValueError(f"{rule.code} is registered twice")
     RULES[rule.code] = rule
 
-    def register(function: Callable[[S], Iterator[Hit]]) -> Check:
+    def register(function: Callable[[S], Iterator[RuleHit]]) -> CheckFunction:
         _CHECKS.append((subject, rule, function))
         return function
 
     return register
 
 
-def also(
+def check_other_subject(
     subject: type[S], code: str, *, message: str = "", fix: str = ""
-) -> Callable[[Callable[[S], Iterator[Hit]]], Check]:
+) -> Callable[[Callable[[S], Iterator[RuleHit]]], CheckFunction]:
     """Register a further generator for the rule `code`, over another type of subject.
 
     Args:
@@ -144,41 +146,50 @@ def also(
     Raises:
         KeyError: no rule has this code.
     """
-    known = RULES[code]
-    rule = replace(known, message=message or known.message, fix=fix or known.fix)
+    registered_rule = RULES[code]
+    rule = replace(
+        registered_rule, message=message or registered_rule.message, fix=fix or registered_rule.fix
+    )
 
-    def register(function: Callable[[S], Iterator[Hit]]) -> Check:
+    def register(function: Callable[[S], Iterator[RuleHit]]) -> CheckFunction:
         _CHECKS.append((subject, rule, function))
         return function
 
     return register
 
 
-def run(subjects: Iterable[object], path: object = "") -> tuple[Finding, ...]:
+def run_rules(subjects: Iterable[object], path: object = "") -> tuple[Finding, ...]:
     """Run all checks over `subjects` and return their findings, sorted by `sort_findings`.
 
     Args:
         subjects: a subject is passed to every check registered for its type.
         path: the checkpoint that the findings concern; "" if none.
     """
-    found = [
-        Finding(rule, one.key, one.facts, one.level or rule.level, str(path))
+    findings = [
+        Finding(rule, rule_hit.key, rule_hit.facts, rule_hit.level or rule.level, str(path))
         for subject in subjects
-        for kind, rule, function in _CHECKS
-        if isinstance(subject, kind)
-        for one in function(subject)
+        for subject_type, rule, function in _CHECKS
+        if isinstance(subject, subject_type)
+        for rule_hit in function(subject)
     ]
-    return in_order(found)
+    return sort_findings(findings)
 
 
-def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Sort by level (errors first), then code, then key in natural order; the sort is stable."""
-    return tuple(sorted(findings, key=lambda f: (-f.level, f.rule.code, natural(f.key))))
+    return tuple(
+        sorted(
+            findings,
+            key=lambda finding: (-finding.level, finding.rule.code, natural_sort_key(finding.key)),
+        )
+    )
 
 
-def checked(subjects: Iterable[object]) -> frozenset[str]:
+def codes_for_subjects(subjects: Iterable[object]) -> frozenset[str]:
     """Return the codes of all rules with a check for the type of any of `subjects`."""
-    given = tuple(subjects)
+    subject_list = tuple(subjects)
     return frozenset(
-        rule.code for kind, rule, _ in _CHECKS if any(isinstance(s, kind) for s in given)
+        rule.code
+        for subject_type, rule, _ in _CHECKS
+        if any(isinstance(subject, subject_type) for subject in subject_list)
     )

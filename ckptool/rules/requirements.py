@@ -7,68 +7,72 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.compare import Loading
-from ckptool.config import Requirements, Waiver, parse_size
+from ckptool.compare import ModuleDiff
+from ckptool.config import ReleaseRequirements, Waiver, parse_size
 from ckptool.model import Checkpoint, Container
-from ckptool.rules.loading import LEAST_COVERAGE
-from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
+from ckptool.rules.loading import MIN_COVERAGE
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
-UPKEEP: Final = frozenset({"CK857", "CK858", "CK859"})
+POLICY_ISSUE_CODES: Final = frozenset({"CK857", "CK858", "CK859"})
 """Codes of the rules that concern the policy and no checkpoint."""
 
 
-class Release(Struct, frozen=True):
+class ReleaseCandidate(Struct, frozen=True):
     """A checkpoint and the requirements of the policy that apply to it."""
 
     checkpoint: Checkpoint
-    require: Requirements
-    loading: Loading | None = None
+    requirements: ReleaseRequirements
+    diff: ModuleDiff | None = None
     """The checkpoint against its module; None without a module."""
-    unmatched: tuple[str, ...] = ()
+    unmatched_keys: tuple[str, ...] = ()
     """Keys that prevent a strict load and have no failing or waived finding of their own."""
-    steps: Mapping[str, str] = {}
+    level_failures: Mapping[str, str] = {}
     """Required level of a verification -> why it did not pass, "" if it passed."""
 
 
-class Upkeep(Struct, frozen=True):
+class PolicyIssues(Struct, frozen=True):
     """Entries of a policy and its baseline that are out of date."""
 
-    expired: tuple[Waiver, ...] = ()
-    unused: tuple[Waiver, ...] = ()
-    vanished: tuple[tuple[str, str, str], ...] = ()
+    expired_waivers: tuple[Waiver, ...] = ()
+    unused_waivers: tuple[Waiver, ...] = ()
+    outdated_entries: tuple[tuple[str, str, str], ...] = ()
     """Path, code and key of baseline entries that match no finding any more."""
 
 
-def asked(release: Release) -> frozenset[str]:
+def select_required_codes(release: ReleaseCandidate) -> frozenset[str]:
     """Return the codes of the policy requirements that apply to this release."""
-    require, module = release.require, release.loading is not None
-    wanted = {
-        "CK851": module and require.strict is not False,
-        "CK852": require.dtypes is not None,
-        "CK853": require.max_size is not None,
-        "CK854": bool(require.safetensors),
-        "CK855": require.globals is not None,
-        "CK856": bool(require.verify),
+    requirements, has_module = release.requirements, release.diff is not None
+    is_required = {
+        "CK851": has_module and requirements.strict is not False,
+        "CK852": requirements.dtypes is not None,
+        "CK853": requirements.max_size is not None,
+        "CK854": bool(requirements.safetensors),
+        "CK855": requirements.globals is not None,
+        "CK856": bool(requirements.verify),
     }
-    return frozenset(code for code, yes in wanted.items() if yes)
+    return frozenset(code for code, is_active in is_required.items() if is_active)
 
 
-@also(
-    Release,
+@check_other_subject(
+    ReleaseCandidate,
     "CK210",
     message="only {percent}% of the parameters' elements would load, and the policy asks for "
     "{least}%",
     fix="Mend what the other findings name, or lower `coverage` in [tool.ckptool.require].",
 )
-def coverage_required(release: Release) -> Iterator[Hit]:
-    least, met = release.require.coverage, release.loading
-    if least is not None and met is not None and LEAST_COVERAGE <= met.coverage < least:
-        percent = f"{100 * met.coverage:.4g}"
-        yield hit(met.state.at, percent=percent, least=f"{100 * least:.4g}")
+def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    min_coverage, diff = release.requirements.coverage, release.diff
+    if (
+        min_coverage is not None
+        and diff is not None
+        and MIN_COVERAGE <= diff.coverage < min_coverage
+    ):
+        percent = f"{100 * diff.coverage:.4g}"
+        yield hit(diff.state.at, percent=percent, least=f"{100 * min_coverage:.4g}")
 
 
 @check(
-    Release,
+    ReleaseCandidate,
     Rule(
         code="CK851",
         name="required-strict-load",
@@ -84,19 +88,19 @@ def coverage_required(release: Release) -> Iterator[Hit]:
         '        self.register_buffer("mask", torch.ones(3))  # the release was saved without it',
     ),
 )
-def strict_load(release: Release) -> Iterator[Hit]:
-    if release.require.strict is False or not release.unmatched:
+def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    if release.requirements.strict is False or not release.unmatched_keys:
         return
-    names = [f"`{key}`" for key in release.unmatched[:3]]
-    left = len(release.unmatched) - len(names)
-    more = f" and {left} more" if left else ""
-    count = len(release.unmatched)
+    quoted_keys = [f"`{key}`" for key in release.unmatched_keys[:3]]
+    remaining = len(release.unmatched_keys) - len(quoted_keys)
+    more_clause = f" and {remaining} more" if remaining else ""
+    count = len(release.unmatched_keys)
     verb = "does" if count == 1 else "do"
-    yield hit("", keys=f"{', '.join(names)}{more} {verb} not match the module")
+    yield hit("", keys=f"{', '.join(quoted_keys)}{more_clause} {verb} not match the module")
 
 
 @check(
-    Release,
+    ReleaseCandidate,
     Rule(
         code="CK852",
         name="forbidden-dtype",
@@ -108,19 +112,19 @@ def strict_load(release: Release) -> Iterator[Hit]:
         'torch.save({"weight": torch.ones(3, dtype=torch.float32)}, "model.pth")',
     ),
 )
-def forbidden_dtype(release: Release) -> Iterator[Hit]:
-    allowed = release.require.dtypes
+def find_forbidden_dtypes(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    allowed = release.requirements.dtypes
     if allowed is None:
         return
     for state in release.checkpoint.states:
         for key, tensor in state.tensors.items():
-            if not _any_matches(tensor.dtype, allowed):
-                place = f"{state.at}.{key}" if state.at else key
-                yield hit(place, dtype=tensor.dtype, allowed=", ".join(allowed))
+            if not _matches_any_glob(tensor.dtype, allowed):
+                full_key = f"{state.at}.{key}" if state.at else key
+                yield hit(full_key, dtype=tensor.dtype, allowed=", ".join(allowed))
 
 
 @check(
-    Release,
+    ReleaseCandidate,
     Rule(
         code="CK853",
         name="release-too-large",
@@ -133,14 +137,14 @@ def forbidden_dtype(release: Release) -> Iterator[Hit]:
         example='# max-size = "1 MB"\ntorch.save({"weight": torch.ones(1000, 1000)}, "model.pth")',
     ),
 )
-def too_large(release: Release) -> Iterator[Hit]:
-    most, nbytes = release.require.max_size, release.checkpoint.nbytes
-    if most is not None and nbytes > parse_size(most):
-        yield hit("", nbytes=nbytes, most=most, limit=parse_size(most))
+def find_oversized_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    max_size, nbytes = release.requirements.max_size, release.checkpoint.nbytes
+    if max_size is not None and nbytes > parse_size(max_size):
+        yield hit("", nbytes=nbytes, most=max_size, limit=parse_size(max_size))
 
 
 @check(
-    Release,
+    ReleaseCandidate,
     Rule(
         code="CK854",
         name="not-safetensors",
@@ -151,15 +155,15 @@ def too_large(release: Release) -> Iterator[Hit]:
         example='# safetensors = true\ntorch.save(model.state_dict(), "model.pth")',
     ),
 )
-def not_safetensors(release: Release) -> Iterator[Hit]:
+def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
     checkpoint = release.checkpoint
-    safe = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
-    if release.require.safetensors and checkpoint.container not in safe:
+    safe_containers = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
+    if release.requirements.safetensors and checkpoint.container not in safe_containers:
         yield hit("", container=str(checkpoint.container), path=shlex.quote(str(checkpoint.path)))
 
 
 @check(
-    Release,
+    ReleaseCandidate,
     Rule(
         code="CK855",
         name="global-not-allowed",
@@ -172,19 +176,19 @@ def not_safetensors(release: Release) -> Iterator[Hit]:
         'torch.save({"model": model.state_dict(), "args": argparse.Namespace()}, "model.pth")',
     ),
 )
-def global_not_allowed(release: Release) -> Iterator[Hit]:
-    allowed = release.require.globals
+def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    allowed = release.requirements.globals
     if allowed is None:
         return
-    places = {use.qualified: use.at for use in reversed(release.checkpoint.globals)}
-    for name in sorted(places):
-        if not _any_matches(name, allowed):
-            at = f" at `{places[name]}`" if places[name] else ""
-            yield hit(name, name=name, at=at)
+    places_by_name = {use.qualified_name: use.at for use in reversed(release.checkpoint.globals)}
+    for name in sorted(places_by_name):
+        if not _matches_any_glob(name, allowed):
+            at_clause = f" at `{places_by_name[name]}`" if places_by_name[name] else ""
+            yield hit(name, name=name, at=at_clause)
 
 
 @check(
-    Release,
+    ReleaseCandidate,
     Rule(
         code="CK856",
         name="required-verification",
@@ -197,14 +201,14 @@ def global_not_allowed(release: Release) -> Iterator[Hit]:
         'ckptool.gate("model.pth", module="package.module:Net")',
     ),
 )
-def verification_required(release: Release) -> Iterator[Hit]:
-    for step, reason in release.steps.items():
+def find_failed_levels(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    for level_name, reason in release.level_failures.items():
         if reason:
-            yield hit(step, step=step, reason=reason)
+            yield hit(level_name, step=level_name, reason=reason)
 
 
 @check(
-    Upkeep,
+    PolicyIssues,
     Rule(
         code="CK857",
         name="waiver-expired",
@@ -215,19 +219,19 @@ def verification_required(release: Release) -> Iterator[Hit]:
         example='# expires = 2020-12-31\nckptool.gate("model.pth")',
     ),
 )
-def waiver_expired(upkeep: Upkeep) -> Iterator[Hit]:
-    for one in upkeep.expired:
+def find_expired_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
+    for waiver in issues.expired_waivers:
         yield hit(
-            one.rule,
-            keys=one.key,
-            path=one.path,
-            expires=str(one.expires),
-            reason=f'"{one.reason}"',
+            waiver.rule,
+            keys=waiver.key,
+            path=waiver.path,
+            expires=str(waiver.expires),
+            reason=f'"{waiver.reason}"',
         )
 
 
 @check(
-    Upkeep,
+    PolicyIssues,
     Rule(
         code="CK858",
         name="waiver-unused",
@@ -238,13 +242,13 @@ def waiver_expired(upkeep: Upkeep) -> Iterator[Hit]:
         example='# rule = "CK301", and no pickle is left\nckptool.gate("model.safetensors")',
     ),
 )
-def waiver_unused(upkeep: Upkeep) -> Iterator[Hit]:
-    for one in upkeep.unused:
-        yield hit(one.rule, keys=one.key, path=one.path)
+def find_unused_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
+    for waiver in issues.unused_waivers:
+        yield hit(waiver.rule, keys=waiver.key, path=waiver.path)
 
 
 @check(
-    Upkeep,
+    PolicyIssues,
     Rule(
         code="CK859",
         name="baseline-outdated",
@@ -256,10 +260,10 @@ def waiver_unused(upkeep: Upkeep) -> Iterator[Hit]:
         'ckptool.gate("model.pth", baseline="known.json")',
     ),
 )
-def baseline_outdated(upkeep: Upkeep) -> Iterator[Hit]:
-    for path, code, key in upkeep.vanished:
+def find_outdated_baseline_entries(issues: PolicyIssues) -> Iterator[RuleHit]:
+    for path, code, key in issues.outdated_entries:
         yield hit(key, what=f"{code} of `{key}`" if key else code, path=path)
 
 
-def _any_matches(name: str, globs: tuple[str, ...]) -> bool:
+def _matches_any_glob(name: str, globs: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from ckptool.compare import Loading, Revision
-from ckptool.model import Checkpoint, sharing, ties
-from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
+from ckptool.compare import CheckpointDiff, ModuleDiff
+from ckptool.model import Checkpoint, group_by_storage, tied_keys
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
 
 @check(
@@ -22,21 +22,21 @@ from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
         'torch.save({"emb": embedding.weight, "head": head.weight}, path)',
     ),
 )
-def shared_storage(checkpoint: Checkpoint) -> Iterator[Hit]:
+def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for state in checkpoint.states:
-        for group in sharing(state.tensors.values()):
-            keys = [t.key for t in group]
-            whole = ties(group) == (tuple(keys),)
+        for group in group_by_storage(state.tensors.values()):
+            keys = [tensor.key for tensor in group]
+            is_tied = tied_keys(group) == (tuple(keys),)
             yield hit(
                 keys[0],
-                others=", ".join(f"`{k}`" for k in keys[1:4]) + (" ..." if keys[4:] else ""),
-                how="they are one tensor (tied)" if whole else "they are views of it",
+                others=", ".join(f"`{key}`" for key in keys[1:4]) + (" ..." if keys[4:] else ""),
+                how="they are one tensor (tied)" if is_tied else "they are views of it",
                 keys=keys,
             )
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK502",
         name="tied-diverged",
@@ -51,17 +51,17 @@ def shared_storage(checkpoint: Checkpoint) -> Iterator[Hit]:
         "model.load_state_dict(state)  # emb.weight is all ones now",
     ),
 )
-def tied_diverged(loading: Loading) -> Iterator[Hit]:
-    for key, other in loading.diverged:
-        yield hit(key, other=other)
+def find_diverged_ties(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for key, other_key in diff.diverged_ties:
+        yield hit(key, other=other_key)
 
 
-@also(
-    Revision,
+@check_other_subject(
+    CheckpointDiff,
     "CK502",
     message="`{key}` and `{other}` are one tensor (tied) in the old file, and have different "
     "values in the new one",
 )
-def ties_diverged(revision: Revision) -> Iterator[Hit]:
-    for key, other in revision.diverged:
-        yield hit(key, other=other)
+def find_ties_diverged_in_new(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    for key, other_key in diff.diverged_ties:
+        yield hit(key, other=other_key)

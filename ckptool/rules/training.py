@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.model import Checkpoint, Container, State
-from ckptool.rules.registry import Hit, Level, Rule, check, hit
+from ckptool.model import Checkpoint, Container, StateDict
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
-_OLD: Final = {
+_LEGACY_CONTAINERS: Final = {
     Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",
     Container.TORCH_TAR: "the tar of torch before 0.2, not a zip",
 }
@@ -27,12 +27,16 @@ _OLD: Final = {
         example="torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)",
     ),
 )
-def legacy_serialization(checkpoint: Checkpoint) -> Iterator[Hit]:
-    if checkpoint.container in _OLD:
-        yield hit("", what=_OLD[checkpoint.container], path=shlex.quote(str(checkpoint.path)))
+def find_legacy_serialization(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    if checkpoint.container in _LEGACY_CONTAINERS:
+        yield hit(
+            "",
+            what=_LEGACY_CONTAINERS[checkpoint.container],
+            path=shlex.quote(str(checkpoint.path)),
+        )
 
 
-_TRAINING: Final = {
+_TRAINING_STATE_NAMES: Final = {
     "optimizer": ("optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "optim"),
     "scheduler": (
         "scheduler", "schedulers", "lr_scheduler", "lr_schedulers", "scheduler_state_dict",
@@ -63,42 +67,59 @@ _TRAINING: Final = {
         gate=Level.WARNING,
     ),
 )
-def training_state(checkpoint: Checkpoint) -> Iterator[Hit]:
-    places = _places(checkpoint)
-    states = [s for s in checkpoint.states if s.at not in _inside(checkpoint, places) and s.tensors]
-    models = [s for s in states if s.role != "tensors"] or states
-    if not places or not models:
+def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    roles_by_name = _find_training_roles(checkpoint)
+    states = [
+        state
+        for state in checkpoint.states
+        if state.at not in _find_places_within(checkpoint, roles_by_name) and state.tensors
+    ]
+    model_states = [state for state in states if state.role != "tensors"] or states
+    if not roles_by_name or not model_states:
         return
-    total = sum(_bytes(s) for s in checkpoint.states if s.at in _inside(checkpoint, places))
+    total_nbytes = sum(
+        _sum_nbytes(state)
+        for state in checkpoint.states
+        if state.at in _find_places_within(checkpoint, roles_by_name)
+    )
     yield hit(
-        next(iter(places)),
-        what=", ".join(dict.fromkeys(places.values())),
-        nbytes=f", {total:,} bytes of tensors" if total else "",
+        next(iter(roles_by_name)),
+        what=", ".join(dict.fromkeys(roles_by_name.values())),
+        nbytes=f", {total_nbytes:,} bytes of tensors" if total_nbytes else "",
         path=shlex.quote(str(checkpoint.path)),
-        at=f" --at {models[0].at}" if len(models) == 1 and models[0].at else "",
-        places=list(places),
+        at=f" --at {model_states[0].at}" if len(model_states) == 1 and model_states[0].at else "",
+        places=list(roles_by_name),
     )
 
 
-def _places(checkpoint: Checkpoint) -> dict[str, str]:
+def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:
     """Return top-level name -> kind of training state, for the names that are such state."""
-    optimizers = {s.at.split(".", 1)[0]: "optimizer" for s in _optimizers(checkpoint) if s.at}
-    tops = dict.fromkeys(
-        place.split(".", 1)[0]
-        for place in (*(s.at for s in checkpoint.states), *(e.at for e in checkpoint.entries))
+    optimizer_roles = {
+        state.at.split(".", 1)[0]: "optimizer"
+        for state in _iter_optimizer_states(checkpoint)
+        if state.at
+    }
+    top_names = dict.fromkeys(
+        at.split(".", 1)[0]
+        for at in (
+            *(state.at for state in checkpoint.states),
+            *(entry.at for entry in checkpoint.entries),
+        )
     )
-    known = {name: words for words, names in _TRAINING.items() for name in names}
-    named = {top: known[top] for top in tops if top in known}
-    return optimizers | named
+    known_roles = {name: role for role, names in _TRAINING_STATE_NAMES.items() for name in names}
+    entry_roles = {
+        top_name: known_roles[top_name] for top_name in top_names if top_name in known_roles
+    }
+    return optimizer_roles | entry_roles
 
 
-def _optimizers(checkpoint: Checkpoint) -> Iterator[State]:
+def _iter_optimizer_states(checkpoint: Checkpoint) -> Iterator[StateDict]:
     return (state for state in checkpoint.states if state.role == "optimizer")
 
 
-def _inside(checkpoint: Checkpoint, places: dict[str, str]) -> set[str]:
-    return {s.at for s in checkpoint.states if s.at.split(".", 1)[0] in places}
+def _find_places_within(checkpoint: Checkpoint, top_names: dict[str, str]) -> set[str]:
+    return {state.at for state in checkpoint.states if state.at.split(".", 1)[0] in top_names}
 
 
-def _bytes(state: State) -> int:
+def _sum_nbytes(state: StateDict) -> int:
     return sum(tensor.nbytes for tensor in state.tensors.values())

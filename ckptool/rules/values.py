@@ -5,30 +5,30 @@ from collections.abc import Iterator
 from math import inf
 from typing import Final
 
-from ckptool.compare import Loading
-from ckptool.figures import Figures
-from ckptool.rules.registry import Hit, Level, Rule, check, hit
-from ckptool.valued import Valued
+from ckptool.compare import ModuleDiff
+from ckptool.figures import TensorStatistics
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.valued import CheckpointStatistics
 
-_SENTINELS: Final = frozenset(
+_SENTINEL_NAMES: Final = frozenset(
     ["min_val", "max_val", "best_score", "best_model_score", "kth_value", "best"]
 )
 """Names in observers and callbacks that start as an infinity; the first batch replaces it."""
-_HUGE, _LARGE, _TINY = 1e30, 1e10, 1e-30
-_GARBAGE: Final = frozenset(["float32", "bfloat16", "float64", "complex64", "complex128"])
+_HUGE_MAGNITUDE, _LARGE_MAGNITUDE, _TINY_MAGNITUDE = 1e30, 1e10, 1e-30
+_GARBAGE_DTYPES: Final = frozenset(["float32", "bfloat16", "float64", "complex64", "complex128"])
 """Dtypes checked by CK405. Not float16: it ends at 65504 and is denormal below 6e-5."""
 _MEAN, _VARIANCE, _BATCHES = "running_mean", "running_var", "num_batches_tracked"
-_AROUND: Final = frozenset(["module", "model", "shadow", "state_dict", "_orig_mod"])
+_WRAPPER_SEGMENTS: Final = frozenset(["module", "model", "shadow", "state_dict", "_orig_mod"])
 """Key segments that wrap the averaged model within the state of an EMA."""
-_Statistics = tuple[str, ...]
+_StatisticKeys = tuple[str, ...]
 
 
-def _name(key: str) -> str:
+def _get_last_segment(key: str) -> str:
     return key.rpartition(".")[2]
 
 
 @check(
-    Valued,
+    CheckpointStatistics,
     Rule(
         code="CK401",
         name="non-finite",
@@ -43,32 +43,44 @@ def _name(key: str) -> str:
         'torch.save(state, "model.pth")  # ckptool inspect --values',
     ),
 )
-def non_finite(valued: Valued) -> Iterator[Hit]:
-    for key, one in valued.figures.items():
-        if (one.nan or one.infinite) and not _meant(key, one):
-            where = _position(one.first, valued.tensors[key].shape)
-            yield hit(key, nan=one.nan, infinite=one.infinite, numel=one.numel, where=where)
+def find_non_finite_values(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
+    for key, tensor_statistics in statistics.statistics.items():
+        if (
+            tensor_statistics.nan_count or tensor_statistics.infinite_count
+        ) and not _is_intended_infinity(key, tensor_statistics):
+            position = _unravel_index(
+                tensor_statistics.first_nonfinite, statistics.tensors[key].shape
+            )
+            yield hit(
+                key,
+                nan=tensor_statistics.nan_count,
+                infinite=tensor_statistics.infinite_count,
+                numel=tensor_statistics.numel,
+                where=position,
+            )
 
 
-def _meant(key: str, one: Figures) -> bool:
+def _is_intended_infinity(key: str, tensor_statistics: TensorStatistics) -> bool:
     """Whether the infinities belong to a mask or are an initial value before the first batch."""
-    if one.nan or one.distinct is None:
+    if tensor_statistics.nan_count or tensor_statistics.distinct_values is None:
         return False
-    mask = set(one.distinct) == {0.0, -inf}
-    return mask or (len(one.distinct) == 1 and _name(key) in _SENTINELS)
+    is_mask = set(tensor_statistics.distinct_values) == {0.0, -inf}
+    return is_mask or (
+        len(tensor_statistics.distinct_values) == 1 and _get_last_segment(key) in _SENTINEL_NAMES
+    )
 
 
-def _position(flat: int, shape: tuple[int, ...]) -> list[int]:
+def _unravel_index(flat_index: int, shape: tuple[int, ...]) -> list[int]:
     """Return the index, one number a dimension, of an element given its offset in C order."""
     index: list[int] = []
     for size in reversed(shape):
-        flat, place = divmod(flat, size)
-        index.insert(0, place)
+        flat_index, coordinate = divmod(flat_index, size)
+        index.insert(0, coordinate)
     return index
 
 
 @check(
-    Valued,
+    CheckpointStatistics,
     Rule(
         code="CK402",
         name="default-norm-stats",
@@ -86,36 +98,51 @@ def _position(flat: int, shape: tuple[int, ...]) -> list[int]:
         'torch.save(bn.state_dict(), "model.pth")',
     ),
 )
-def default_norm_stats(valued: Valued) -> Iterator[Hit]:
-    stale = {key for _, keys, _ in _stale(valued) for key in keys}
-    for key in valued.figures:
+def find_default_norm_statistics(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
+    stale_keys = {key for _, keys, _ in _find_stale_averages(statistics) for key in keys}
+    for key in statistics.statistics:
         prefix = key.removesuffix(_MEAN)
-        if _name(key) == _MEAN and key not in stale and _is_default(valued, prefix):
+        if (
+            _get_last_segment(key) == _MEAN
+            and key not in stale_keys
+            and _has_default_statistics(statistics, prefix)
+        ):
             names = (f"{prefix}weight", f"{prefix}bias")
-            trained = next((n for n in names if _is_trained(valued.figures.get(n))), None)
-            if trained:
-                yield hit(key, variance=f"{prefix}{_VARIANCE}", trained=trained)
+            trained_key = next(
+                (name for name in names if _is_trained(statistics.statistics.get(name))), None
+            )
+            if trained_key:
+                yield hit(key, variance=f"{prefix}{_VARIANCE}", trained=trained_key)
 
 
-def _is_default(valued: Valued, prefix: str) -> bool:
+def _has_default_statistics(statistics: CheckpointStatistics, prefix: str) -> bool:
     """Whether the running statistics of a layer are still the initial 0 and 1."""
     mean, variance, batches = (
-        valued.figures.get(prefix + name) for name in (_MEAN, _VARIANCE, _BATCHES)
+        statistics.statistics.get(prefix + name) for name in (_MEAN, _VARIANCE, _BATCHES)
     )
-    fresh = mean is not None and mean.all_are(0) and variance is not None and variance.all_are(1)
-    return fresh and (batches is None or batches.all_are(0))
+    is_initial = (
+        mean is not None
+        and mean.is_constant(0)
+        and variance is not None
+        and variance.is_constant(1)
+    )
+    return is_initial and (batches is None or batches.is_constant(0))
 
 
-def _is_trained(one: Figures | None) -> bool:
+def _is_trained(tensor_statistics: TensorStatistics | None) -> bool:
     """Whether the parameter differs from the initial all ones or all zeros; False if None."""
-    if one is None or one.nan:
+    if tensor_statistics is None or tensor_statistics.nan_count:
         return False
-    several = one.distinct is None or len(one.distinct) > 1
-    return several or (one.numel == 1 and one.constant not in {0.0, 1.0})
+    has_several_values = (
+        tensor_statistics.distinct_values is None or len(tensor_statistics.distinct_values) > 1
+    )
+    return has_several_values or (
+        tensor_statistics.numel == 1 and tensor_statistics.constant_value not in {0.0, 1.0}
+    )
 
 
 @check(
-    Valued,
+    CheckpointStatistics,
     Rule(
         code="CK403",
         name="ema-buffers-stale",
@@ -132,54 +159,77 @@ def _is_trained(one: Figures | None) -> bool:
         'torch.save({"model": model.state_dict(), "ema": ema.state_dict()}, "m.ckpt")',
     ),
 )
-def ema_buffers_stale(valued: Valued) -> Iterator[Hit]:
-    for root, keys, raw in _stale(valued):
-        total = sum(_root(key) == root for key in valued.figures if _name(key) == _MEAN)
-        yield hit(root, stale=len(keys), total=total, example=keys[0], raw=raw)
+def find_stale_ema_buffers(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
+    for ema_prefix, keys, raw_key in _find_stale_averages(statistics):
+        total = sum(
+            _extract_ema_prefix(key) == ema_prefix
+            for key in statistics.statistics
+            if _get_last_segment(key) == _MEAN
+        )
+        yield hit(ema_prefix, stale=len(keys), total=total, example=keys[0], raw=raw_key)
 
 
-def _stale(valued: Valued) -> Iterator[tuple[str, _Statistics, str]]:
+def _find_stale_averages(
+    statistics: CheckpointStatistics,
+) -> Iterator[tuple[str, _StatisticKeys, str]]:
     """Yield (prefix, keys, raw key) for each averaged state with stale running statistics.
 
     The keys are running means at their defaults; the raw key is the trained mean of one layer.
     """
-    means = [key for key in valued.figures if _name(key) == _MEAN]
-    raw = [k for k in means if not _root(k) and not _is_default(valued, k.removesuffix(_MEAN))]
-    trained: dict[str, list[str]] = {}
-    for key in raw:
-        trained.setdefault(_tail(key), []).append(key)
-    found: dict[str, dict[str, str]] = {}
-    for key in means:
-        if (root := _root(key)) and _is_default(valued, key.removesuffix(_MEAN)):
-            inner = key[len(root) :].removeprefix(".")
-            twins = (k for k in trained.get(_tail(key), ()) if _same_layer(inner, k))
-            if twin := next(twins, None):
-                found.setdefault(root, {})[key] = twin
-    for root, twins_of in found.items():
-        yield root, tuple(twins_of), next(iter(twins_of.values()))
+    mean_keys = [key for key in statistics.statistics if _get_last_segment(key) == _MEAN]
+    raw_keys = [
+        raw_key
+        for raw_key in mean_keys
+        if not _extract_ema_prefix(raw_key)
+        and not _has_default_statistics(statistics, raw_key.removesuffix(_MEAN))
+    ]
+    raw_keys_by_tail: dict[str, list[str]] = {}
+    for key in raw_keys:
+        raw_keys_by_tail.setdefault(_get_last_two_segments(key), []).append(key)
+    stale_by_prefix: dict[str, dict[str, str]] = {}
+    for key in mean_keys:
+        if (ema_prefix := _extract_ema_prefix(key)) and _has_default_statistics(
+            statistics, key.removesuffix(_MEAN)
+        ):
+            inner_key = key[len(ema_prefix) :].removeprefix(".")
+            candidates = (
+                raw_key
+                for raw_key in raw_keys_by_tail.get(_get_last_two_segments(key), ())
+                if _is_same_layer(inner_key, raw_key)
+            )
+            if raw_match := next(candidates, None):
+                stale_by_prefix.setdefault(ema_prefix, {})[key] = raw_match
+    for ema_prefix, raw_by_stale_key in stale_by_prefix.items():
+        yield ema_prefix, tuple(raw_by_stale_key), next(iter(raw_by_stale_key.values()))
 
 
-def _root(key: str) -> str:
+def _extract_ema_prefix(key: str) -> str:
     """Return the key up to and including its last segment that contains "ema"; "" without one."""
     segments = key.split(".")
-    ends = [n for n, s in enumerate(segments) if re.search(r"(?i:(?<![a-z])ema(?![a-z]))|EMA", s)]
-    return ".".join(segments[: ends[-1] + 1]) if ends else ""
+    indices = [
+        index
+        for index, segment in enumerate(segments)
+        if re.search(r"(?i:(?<![a-z])ema(?![a-z]))|EMA", segment)
+    ]
+    return ".".join(segments[: indices[-1] + 1]) if indices else ""
 
 
-def _tail(key: str) -> str:
+def _get_last_two_segments(key: str) -> str:
     return ".".join(key.split(".")[-2:])
 
 
-def _same_layer(inner: str, raw: str) -> bool:
+def _is_same_layer(inner_key: str, raw_key: str) -> bool:
     """Whether a raw key names the same layer as `inner_key`, a key within the averaged model."""
-    plain = inner
-    while plain.partition(".")[0] in _AROUND:
-        plain = plain.partition(".")[2]
-    return any(raw == name or raw.endswith(f".{name}") for name in (inner, plain))
+    unwrapped_key = inner_key
+    while unwrapped_key.partition(".")[0] in _WRAPPER_SEGMENTS:
+        unwrapped_key = unwrapped_key.partition(".")[2]
+    return any(
+        raw_key == name or raw_key.endswith(f".{name}") for name in (inner_key, unwrapped_key)
+    )
 
 
 @check(
-    Valued,
+    CheckpointStatistics,
     Rule(
         code="CK405",
         name="looks-uninitialised",
@@ -196,27 +246,38 @@ def _same_layer(inner: str, raw: str) -> bool:
         'torch.save(state, "model.pth")',
     ),
 )
-def looks_uninitialised(valued: Valued) -> Iterator[Hit]:
-    for key, one in valued.figures.items():
-        apart = key in valued.optimizers or valued.tensors[key].dtype not in _GARBAGE
-        if not apart and one.distinct is None and _is_garbage(one):
+def find_uninitialised_tensors(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
+    for key, tensor_statistics in statistics.statistics.items():
+        is_excluded = (
+            key in statistics.optimizer_keys or statistics.tensors[key].dtype not in _GARBAGE_DTYPES
+        )
+        if (
+            not is_excluded
+            and tensor_statistics.distinct_values is None
+            and _looks_uninitialised(tensor_statistics)
+        ):
             yield hit(
                 key,
-                smallest=f"{one.smallest:.1e}",
-                largest=f"{one.largest:.1e}",
-                denormals=one.denormals,
-                numel=one.numel,
+                smallest=f"{tensor_statistics.smallest_magnitude:.1e}",
+                largest=f"{tensor_statistics.largest_magnitude:.1e}",
+                denormals=tensor_statistics.denormal_count,
+                numel=tensor_statistics.numel,
             )
 
 
-def _is_garbage(one: Figures) -> bool:
+def _looks_uninitialised(tensor_statistics: TensorStatistics) -> bool:
     """Whether the magnitudes are those of uninitialised memory."""
-    beside = one.largest >= _LARGE or one.largest < _TINY
-    return one.largest >= _HUGE or (one.denormals > 0 and beside)
+    is_out_of_range = (
+        tensor_statistics.largest_magnitude >= _LARGE_MAGNITUDE
+        or tensor_statistics.largest_magnitude < _TINY_MAGNITUDE
+    )
+    return tensor_statistics.largest_magnitude >= _HUGE_MAGNITUDE or (
+        tensor_statistics.denormal_count > 0 and is_out_of_range
+    )
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK404",
         name="half-rounded-buffer",
@@ -232,21 +293,25 @@ def _is_garbage(one: Figures) -> bool:
         'torch.save(model.state_dict(), "model.pth")',
     ),
 )
-def half_rounded(loading: Loading) -> Iterator[Hit]:
-    for key in loading.constants:
-        if dtype := _rounded_to(loading, key):
+def find_half_rounded_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for key in diff.constant_fingerprints:
+        if dtype := _find_rounded_dtype(diff, key):
             yield hit(key, dtype=dtype)
 
 
-def _rounded_to(loading: Loading, key: str) -> str:
+def _find_rounded_dtype(diff: ModuleDiff, key: str) -> str:
     """Return the 16-bit dtype to which the file rounds the module's value; "" if to none."""
-    held = loading.module.held[key]
-    rounded = (d for d, content in held.halved.items() if content in loading.constants[key])
-    return next(rounded, "")
+    module_tensor = diff.module.tensors[key]
+    dtypes = (
+        dtype
+        for dtype, fingerprint in module_tensor.half_precision_fingerprints.items()
+        if fingerprint in diff.constant_fingerprints[key]
+    )
+    return next(dtypes, "")
 
 
 @check(
-    Loading,
+    ModuleDiff,
     Rule(
         code="CK213",
         name="checkpoint-overrides-config",
@@ -264,9 +329,13 @@ def _rounded_to(loading: Loading, key: str) -> str:
         'Attention(window=4, causal=False).load_state_dict(torch.load("old.pth"))',
     ),
 )
-def overrides_config(loading: Loading) -> Iterator[Hit]:
-    for key, contents in loading.constants.items():
-        held, tensor = loading.module.held[key], loading.state.tensors[key]
-        same = tensor.dtype == held.tensor.dtype
-        if same and held.fingerprint not in contents and not _rounded_to(loading, key):
-            yield hit(key, where=held.where, owner=held.owner)
+def find_config_overrides(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for key, fingerprints in diff.constant_fingerprints.items():
+        module_tensor, tensor = diff.module.tensors[key], diff.state.tensors[key]
+        is_same_dtype = tensor.dtype == module_tensor.tensor.dtype
+        if (
+            is_same_dtype
+            and module_tensor.fingerprint not in fingerprints
+            and not _find_rounded_dtype(diff, key)
+        ):
+            yield hit(key, where=module_tensor.assigned_at, owner=module_tensor.owner)

@@ -2,12 +2,18 @@
 
 from collections.abc import Iterator
 
-from ckptool.rules.registry import Hit, Level, Rule, also, check, hit
-from ckptool.verification.facts import Clash, Exercise, PythonChange, Usage, Verification
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.verification.facts import (
+    DeviceMismatch,
+    ForwardEffects,
+    PythonChange,
+    UsageChanges,
+    Verification,
+)
 
 
 @check(
-    Exercise,
+    ForwardEffects,
     Rule(
         code="CK107",
         name="python-state-mutated",
@@ -26,31 +32,31 @@ from ckptool.verification.facts import Clash, Exercise, PythonChange, Usage, Ver
         "        return x",
     ),
 )
-def python_state_mutated(exercise: Exercise) -> Iterator[Hit]:
-    for change in exercise.changed:
-        yield _of_change(change)
+def find_mutated_python_state(effects: ForwardEffects) -> Iterator[RuleHit]:
+    for change in effects.changed_values:
+        yield _build_change_hit(change)
 
 
-@also(
-    Usage,
+@check_other_subject(
+    UsageChanges,
     "CK107",
     message="`{key}` of {owner} is a plain Python value that changed from {before} to {after} "
     "{since}: no checkpoint has it",
 )
-def python_state_lost(usage: Usage) -> Iterator[Hit]:
-    for change in usage.changed:
-        yield _of_change(change, since=usage.since)
+def find_lost_python_state(usage_changes: UsageChanges) -> Iterator[RuleHit]:
+    for change in usage_changes.changed_values:
+        yield _build_change_hit(change, since=usage_changes.since)
 
 
-def _of_change(change: PythonChange, **more: str) -> Hit:
+def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
     return hit(
         change.path,
-        Level.ERROR if change.flag else None,
-        owner=change.owner,
-        before=change.before,
-        after=change.after,
+        Level.ERROR if change.is_flag else None,
+        owner=change.owner_class,
+        before=change.old_text,
+        after=change.new_text,
         name=change.path.rsplit(".", 1)[-1],
-        **more,
+        **extra_facts,
     )
 
 
@@ -73,15 +79,15 @@ def _of_change(change: PythonChange, **more: str) -> Hit:
         "        return x[:, self.perm]",
     ),
 )
-def roundtrip_output_mismatch(verification: Verification) -> Iterator[Hit]:
-    if verification.round_trip:
-        yield hit("", module=verification.module, how=verification.round_trip)
+def find_round_trip_mismatch(verification: Verification) -> Iterator[RuleHit]:
+    if verification.round_trip_difference:
+        yield hit("", module=verification.module, how=verification.round_trip_difference)
 
 
-@also(Exercise, "CK113")
-def exercised_round_trip(exercise: Exercise) -> Iterator[Hit]:
-    if exercise.round_trip:
-        yield hit("", module=exercise.module, how=exercise.round_trip)
+@check_other_subject(ForwardEffects, "CK113")
+def find_round_trip_mismatch_after_forward(effects: ForwardEffects) -> Iterator[RuleHit]:
+    if effects.round_trip_difference:
+        yield hit("", module=effects.module, how=effects.round_trip_difference)
 
 
 @check(
@@ -99,8 +105,8 @@ def exercised_round_trip(exercise: Exercise) -> Iterator[Hit]:
         "model.load_state_dict(state, assign=True)",
     ),
 )
-def meta_uninitialised(verification: Verification) -> Iterator[Hit]:
-    for path in verification.on_meta:
+def find_uninitialised_on_meta(verification: Verification) -> Iterator[RuleHit]:
+    for path in verification.uninitialized_paths:
         yield hit(path)
 
 
@@ -118,41 +124,41 @@ def meta_uninitialised(verification: Verification) -> Iterator[Hit]:
         example="model.head.weight = model.emb.weight\nmodel.load_state_dict(state, assign=True)",
     ),
 )
-def assign_unties(verification: Verification) -> Iterator[Hit]:
-    for first, *others in verification.untied:
-        yield hit(first, others=", ".join(f"`{name}`" for name in others))
+def find_ties_broken_by_assign(verification: Verification) -> Iterator[RuleHit]:
+    for first_name, *other_names in verification.broken_ties:
+        yield hit(first_name, others=", ".join(f"`{name}`" for name in other_names))
 
 
-@also(
+@check_other_subject(
     Verification,
     "CK110",
     message="`{key}` is on {device}, and {op} needs it on {needed}{at}: it is {what}{inside}",
     fix="{remedy}",
 )
-def clash(verification: Verification) -> Iterator[Hit]:
-    for one in verification.clashes:
+def find_device_mismatches(verification: Verification) -> Iterator[RuleHit]:
+    for mismatch in verification.device_mismatches:
         yield hit(
-            one.attribute or "a tensor of forward",
-            device=one.devices[0],
-            needed=one.devices[1],
-            op=one.op,
-            at=f" at {one.where}" if one.where else "",
-            where=one.where,
-            what=one.what,
-            inside=f" (forward of `{one.module}`)" if one.module else "",
-            module=one.module,
-            remedy=_remedy(one),
+            mismatch.attribute or "a tensor of forward",
+            device=mismatch.devices[0],
+            needed=mismatch.devices[1],
+            op=mismatch.op,
+            at=f" at {mismatch.where}" if mismatch.where else "",
+            where=mismatch.where,
+            what=mismatch.description,
+            inside=f" (forward of `{mismatch.module}`)" if mismatch.module else "",
+            module=mismatch.module,
+            remedy=_describe_device_fix(mismatch),
         )
 
 
-def _remedy(one: Clash) -> str:
-    if one.devices[1] == "cpu":
+def _describe_device_fix(mismatch: DeviceMismatch) -> str:
+    if mismatch.devices[1] == "cpu":
         return "Bring it back with .cpu() first."
-    if not one.attribute:
+    if not mismatch.attribute:
         return "Make it on the device of what it meets (device=x.device), or move it: .to(x.device)"
-    name = one.attribute.rsplit(".", 1)[-1].split("[", 1)[0]
-    place = f"In {one.assigned}: " if one.assigned else ""
-    if "numpy" in one.what:
-        return f'{place}self.register_buffer("{name}", torch.as_tensor(...))'
-    unsaved = "with persistent=False if it need not be saved"
-    return f'{place}self.register_buffer("{name}", ...), {unsaved}.'
+    name = mismatch.attribute.rsplit(".", 1)[-1].split("[", 1)[0]
+    location_prefix = f"In {mismatch.assigned_at}: " if mismatch.assigned_at else ""
+    if "numpy" in mismatch.description:
+        return f'{location_prefix}self.register_buffer("{name}", torch.as_tensor(...))'
+    persistence_advice = "with persistent=False if it need not be saved"
+    return f'{location_prefix}self.register_buffer("{name}", ...), {persistence_advice}.'

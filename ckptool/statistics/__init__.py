@@ -7,100 +7,113 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool import elements, values
-from ckptool.model import BITS, TensorInfo
+from ckptool.model import DTYPE_BITS, TensorInfo
 from ckptool.statistics import plain, tensors
-from ckptool.statistics.allowance import ALLOWANCE
-from ckptool.statistics.figures import Figures, Partial, Tolerances, total
-from ckptool.workers import Batch, Workers
+from ckptool.statistics.allowance import TORCH_IMPORT_BUDGET
+from ckptool.statistics.figures import (
+    DifferenceSums,
+    Tolerances,
+    ValueDifference,
+    finalize_difference,
+)
+from ckptool.workers import Batch, BatchRunner
 
-__all__ = ["Figures", "Tolerances", "measure_many", "obstacle"]
+__all__ = ["Tolerances", "ValueDifference", "measure_many", "unmeasurable_reason"]
 
-_BLOCK: Final = 1 << 15
+_BLOCK_ELEMENTS: Final = 1 << 15
 """Elements of each side in memory at once: below torch's threshold for using several threads, and
 small enough for the CPU cache."""
-_PIECE: Final = 1 << 22
+_TASK_ELEMENTS: Final = 1 << 22
 """Elements per task: contiguous tensors are split at this size, small ones grouped up to it."""
-_BATCH: Final = 256
+_TASK_PIECES: Final = 256
 """Maximum number of tensors, or pieces of tensors, of one task."""
 
-Pair = tuple[TensorInfo, TensorInfo]
+TensorPair = tuple[TensorInfo, TensorInfo]
 
 
-class _Question(Struct, frozen=True):
+class _PairPiece(Struct, frozen=True):
     position: int
     old: TensorInfo
     new: TensorInfo
     tolerances: Tolerances
 
 
-def obstacle(old: TensorInfo, new: TensorInfo) -> str:
+def unmeasurable_reason(old: TensorInfo, new: TensorInfo) -> str:
     """Return why the difference of two tensors cannot be measured; "" if it can."""
     if old.shape != new.shape:
         return "the shapes differ"
     for tensor in (old, new):
         if tensor.layout not in {"strided", "chunked"}:
             return f"it is laid out as {tensor.layout}"
-        if tensor.dtype not in tensors.MEASURED:
+        if tensor.dtype not in tensors.MEASURED_DTYPES:
             return f"elements of dtype {tensor.dtype} are packed or quantised"
-        if why := elements.obstacle(tensor):
-            return why
+        if reason := elements.unreadable_reason(tensor):
+            return reason
     return ""
 
 
 def measure_many(
-    pairs: Iterable[Pair], tolerances: Tolerances, workers: Workers | None = None
-) -> list[Figures]:
+    pairs: Iterable[TensorPair], tolerances: Tolerances, runner: BatchRunner | None = None
+) -> list[ValueDifference]:
     """Return the ValueDifference of each pair, in order; `unmeasurable_reason` of each must be "".
 
     Raises:
         ReadError: a file became unreadable or changed since it was described.
     """
-    together = list(pairs)
-    found: list[list[Partial]] = [[] for _ in together]
-    batches = _batches(together, tolerances)
-    for questions, partials in (workers or Workers()).each(_answer, batches):
-        for question, partial in zip(questions, partials, strict=True):
-            found[question.position].append(partial)
+    pair_list = list(pairs)
+    sums_by_pair: list[list[DifferenceSums]] = [[] for _ in pair_list]
+    batches = _batch_pairs(pair_list, tolerances)
+    for pieces, sums in (runner or BatchRunner()).map_batches(_measure_batch, batches):
+        for piece, piece_sums in zip(pieces, sums, strict=True):
+            sums_by_pair[piece.position].append(piece_sums)
     return [
-        total(partials, old.dtype != new.dtype)
-        for partials, (old, new) in zip(found, together, strict=True)
+        finalize_difference(sums, dtypes_differ=old.dtype != new.dtype)
+        for sums, (old, new) in zip(sums_by_pair, pair_list, strict=True)
     ]
 
 
-def _batches(pairs: Sequence[Pair], tolerances: Tolerances) -> Iterator[Batch[_Question]]:
-    batch: list[_Question] = []
-    elements = nbytes = 0
+def _batch_pairs(
+    pairs: Sequence[TensorPair], tolerances: Tolerances
+) -> Iterator[Batch[_PairPiece]]:
+    batch: list[_PairPiece] = []
+    element_count = nbytes = 0
     for position, pair in enumerate(pairs):
-        for old, new in values.pieces(*pair, _PIECE):
-            batch.append(_Question(position, old, new, tolerances))
-            elements += old.numel
+        for old, new in values.split_pair(*pair, _TASK_ELEMENTS):
+            batch.append(_PairPiece(position, old, new, tolerances))
+            element_count += old.numel
             nbytes += old.nbytes
-            if elements >= _PIECE or len(batch) >= _BATCH:
+            if element_count >= _TASK_ELEMENTS or len(batch) >= _TASK_PIECES:
                 yield nbytes, batch
-                batch, elements, nbytes = [], 0, 0
+                batch, element_count, nbytes = [], 0, 0
     if batch:
         yield nbytes, batch
 
 
-def _answer(folder: Path, questions: Sequence[_Question]) -> list[Partial]:
-    return [_measured(question, folder) for question in questions]
+def _measure_batch(folder: Path, pieces: Sequence[_PairPiece]) -> list[DifferenceSums]:
+    return [_measure_piece(piece, folder) for piece in pieces]
 
 
-def _measured(question: _Question, folder: Path) -> Partial:
-    old, new = question.old, question.new
-    measured = Partial()
-    for one, other in values.aligned(old, new, _BLOCK, folder):
-        measure = _way(one, other, old.dtype, new.dtype)
-        measured += measure(one, other, old.dtype, new.dtype, question.tolerances)
-    return measured
+def _measure_piece(piece: _PairPiece, folder: Path) -> DifferenceSums:
+    old, new = piece.old, piece.new
+    sums = DifferenceSums()
+    for old_block, new_block in values.iter_aligned_blocks(old, new, _BLOCK_ELEMENTS, folder):
+        measure_blocks = _choose_backend(old_block, new_block, old.dtype, new.dtype)
+        sums += measure_blocks(old_block, new_block, old.dtype, new.dtype, piece.tolerances)
+    return sums
 
 
-_Measure = Callable[[bytes, bytes, str, str, Tolerances], Partial]
+_MeasureBlocks = Callable[[bytes, bytes, str, str, Tolerances], DifferenceSums]
 
 
-def _way(one: bytes, other: bytes, old_dtype: str, new_dtype: str) -> _Measure:
+def _choose_backend(
+    old_block: bytes, new_block: bytes, old_dtype: str, new_dtype: str
+) -> _MeasureBlocks:
     """Return the backend: pure Python while it costs less than the import of torch would."""
-    if old_dtype != new_dtype or old_dtype not in plain.MEASURED:
-        return tensors.measure
-    cost = plain.cost(one, other, len(one) * 8 // BITS[old_dtype])
-    return plain.measure if ALLOWANCE.grants(cost) else tensors.measure
+    if old_dtype != new_dtype or old_dtype not in plain.STRUCT_CODES:
+        return tensors.measure_blocks
+    seconds = plain.estimate_seconds(
+        old_block, new_block, len(old_block) * 8 // DTYPE_BITS[old_dtype]
+    )
+    return (
+        plain.measure_blocks if TORCH_IMPORT_BUDGET.try_spend(seconds) else tensors.measure_blocks
+    )

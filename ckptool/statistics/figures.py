@@ -8,10 +8,10 @@ from typing import Final
 
 from msgspec import Struct
 
-EDGES: Final = tuple(10.0**exponent for exponent in range(-12, 4))
+DECADE_EDGES: Final = tuple(10.0**exponent for exponent in range(-12, 4))
 """Lower edges of the histogram's decades; values below the first edge have a bin of their own."""
-DECADES: Final = len(EDGES) + 1
-_DIGITS: Final = 9
+DECADE_COUNT: Final = len(DECADE_EDGES) + 1
+_SIGNIFICANT_DIGITS: Final = 9
 """Significant digits of results: few enough not to depend on how the work was divided."""
 
 
@@ -22,58 +22,58 @@ class Tolerances(Struct, frozen=True):
     atol: float = 0.0
 
 
-class Partial(Struct, frozen=True):
+class DifferenceSums(Struct, frozen=True):
     """Counts and sums over some elements; `+` merges those of two pieces."""
 
     elements: int = 0
     changed: int = 0
-    far: int = 0
+    beyond_tolerance: int = 0
     """Number of changed elements that are not close."""
     finite: int = 0
     """Number of elements that are finite on both sides; sums are over these."""
-    largest: float = 0.0
+    max_abs: float = 0.0
     """Largest absolute difference."""
-    distance: float = 0.0
+    sum_abs: float = 0.0
     """Sum of the absolute differences."""
-    squares: float = 0.0
+    sum_squared: float = 0.0
     """Sum of the squared differences."""
-    old_squares: float = 0.0
+    old_squared_norm: float = 0.0
     """Sum of the squares of the old elements."""
-    new_squares: float = 0.0
+    new_squared_norm: float = 0.0
     """Sum of the squares of the new elements."""
-    product: float = 0.0
+    dot_product: float = 0.0
     """Dot product of the old and the new elements."""
     old_nonfinite: int = 0
     new_nonfinite: int = 0
-    narrowed: bool = True
+    equals_cast_to_new: bool = True
     """Whether the old elements, cast to the new dtype, equal the new ones."""
-    widened: bool = True
+    equals_cast_to_old: bool = True
     """Whether the new elements, cast to the old dtype, equal the old ones."""
-    histogram: tuple[int, ...] = (0,) * DECADES
+    histogram: tuple[int, ...] = (0,) * DECADE_COUNT
     """Number of changed elements, finite on both sides, by decade of the absolute difference."""
 
-    def __add__(self, other: "Partial") -> "Partial":
+    def __add__(self, other: "DifferenceSums") -> "DifferenceSums":
         """Return the sums over the elements of both."""
-        return Partial(
+        return DifferenceSums(
             elements=self.elements + other.elements,
             changed=self.changed + other.changed,
-            far=self.far + other.far,
+            beyond_tolerance=self.beyond_tolerance + other.beyond_tolerance,
             finite=self.finite + other.finite,
-            largest=max(self.largest, other.largest),
-            distance=self.distance + other.distance,
-            squares=self.squares + other.squares,
-            old_squares=self.old_squares + other.old_squares,
-            new_squares=self.new_squares + other.new_squares,
-            product=self.product + other.product,
+            max_abs=max(self.max_abs, other.max_abs),
+            sum_abs=self.sum_abs + other.sum_abs,
+            sum_squared=self.sum_squared + other.sum_squared,
+            old_squared_norm=self.old_squared_norm + other.old_squared_norm,
+            new_squared_norm=self.new_squared_norm + other.new_squared_norm,
+            dot_product=self.dot_product + other.dot_product,
             old_nonfinite=self.old_nonfinite + other.old_nonfinite,
             new_nonfinite=self.new_nonfinite + other.new_nonfinite,
-            narrowed=self.narrowed and other.narrowed,
-            widened=self.widened and other.widened,
+            equals_cast_to_new=self.equals_cast_to_new and other.equals_cast_to_new,
+            equals_cast_to_old=self.equals_cast_to_old and other.equals_cast_to_old,
             histogram=tuple(map(add, self.histogram, other.histogram)),
         )
 
 
-class Figures(Struct, frozen=True):
+class ValueDifference(Struct, frozen=True):
     """Statistics of the difference of two tensors; `report.ChangeReport` documents the fields."""
 
     elements: int
@@ -89,33 +89,37 @@ class Figures(Struct, frozen=True):
     histogram: tuple[int, ...]
 
 
-def total(partials: Iterable[Partial], cast: bool) -> Figures:  # noqa: FBT001
+def finalize_difference(
+    piece_sums: Iterable[DifferenceSums], *, dtypes_differ: bool
+) -> ValueDifference:
     """Return the ValueDifference of a tensor from the sums of its pieces."""
-    whole = reduce(add, partials, Partial())
-    return Figures(
-        elements=whole.elements,
-        changed=whole.changed,
-        max_abs=_rounded(whole.largest) if whole.finite else None,
-        mean_abs=_rounded(whole.distance / whole.finite) if whole.finite else None,
-        relative_l2=_ratio(sqrt(whole.squares), sqrt(whole.old_squares)),
-        cosine=_cosine(whole),
-        close=not whole.far,
-        rounding=cast and (whole.narrowed or whole.widened),
-        old_nonfinite=whole.old_nonfinite,
-        new_nonfinite=whole.new_nonfinite,
-        histogram=whole.histogram,
+    sums = reduce(add, piece_sums, DifferenceSums())
+    return ValueDifference(
+        elements=sums.elements,
+        changed=sums.changed,
+        max_abs=_round_or_none(sums.max_abs) if sums.finite else None,
+        mean_abs=_round_or_none(sums.sum_abs / sums.finite) if sums.finite else None,
+        relative_l2=_divide_or_none(sqrt(sums.sum_squared), sqrt(sums.old_squared_norm)),
+        cosine=_cosine_similarity(sums),
+        close=not sums.beyond_tolerance,
+        rounding=dtypes_differ and (sums.equals_cast_to_new or sums.equals_cast_to_old),
+        old_nonfinite=sums.old_nonfinite,
+        new_nonfinite=sums.new_nonfinite,
+        histogram=sums.histogram,
     )
 
 
-def _cosine(whole: Partial) -> float | None:
-    found = _ratio(whole.product, sqrt(whole.old_squares) * sqrt(whole.new_squares))
-    return None if found is None else min(1.0, max(-1.0, found))
+def _cosine_similarity(sums: DifferenceSums) -> float | None:
+    cosine = _divide_or_none(
+        sums.dot_product, sqrt(sums.old_squared_norm) * sqrt(sums.new_squared_norm)
+    )
+    return None if cosine is None else min(1.0, max(-1.0, cosine))
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return _rounded(part / whole) if whole else None
+def _divide_or_none(numerator: float, denominator: float) -> float | None:
+    return _round_or_none(numerator / denominator) if denominator else None
 
 
-def _rounded(figure: float) -> float | None:
+def _round_or_none(value: float) -> float | None:
     """Return `value` rounded to the significant digits; None if it is not finite."""
-    return float(f"{figure:.{_DIGITS}g}") if isfinite(figure) else None
+    return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if isfinite(value) else None

@@ -5,13 +5,13 @@ from math import isfinite
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-from ckptool.model import BITS
-from ckptool.statistics.figures import DECADES, EDGES, Partial, Tolerances
+from ckptool.model import DTYPE_BITS
+from ckptool.statistics.figures import DECADE_COUNT, DECADE_EDGES, DifferenceSums, Tolerances
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MEASURED: Final = frozenset(
+MEASURED_DTYPES: Final = frozenset(
     {
         "float64", "float32", "float16", "bfloat16",
         "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
@@ -21,124 +21,127 @@ MEASURED: Final = frozenset(
 )  # fmt: skip
 
 
-def measure(
+def measure_blocks(
     old: bytes, new: bytes, old_dtype: str, new_dtype: str, tolerances: Tolerances
-) -> Partial:
+) -> DifferenceSums:
     """Measure two blocks with equal numbers of elements, of dtypes in `MEASURED_DTYPES`."""
-    a, b = _tensor(old, old_dtype), _tensor(new, new_dtype)
-    x, y = _wide(a), _wide(b)
+    a, b = _to_tensor(old, old_dtype), _to_tensor(new, new_dtype)
+    x, y = _widen(a), _widen(b)
     if x.dtype != y.dtype:
         x, y = x + 0j, y + 0j
-    squares = _dot(x, x), _dot(y, y)
-    whole = all(map(isfinite, squares))
-    cast = old_dtype != new_dtype
-    changed = _unequal(x, y, whole=whole) if cast else _changed_bits(a, b)
-    finite_x, finite_y = (None, None) if whole else (x.isfinite(), y.isfinite())
-    both = None if finite_x is None or finite_y is None else finite_x & finite_y
-    if both is not None:
-        x, y = x.where(both, 0), y.where(both, 0)
-        squares = _dot(x, x), _dot(y, y)
-    gaps = (x - y).abs()
-    seen = changed if both is None else changed & both
-    return Partial(
+    squared_norms = _dot_product(x, x), _dot_product(y, y)
+    all_finite = all(map(isfinite, squared_norms))
+    dtypes_differ = old_dtype != new_dtype
+    changed = _values_differ(x, y, all_finite=all_finite) if dtypes_differ else _bits_differ(a, b)
+    finite_x, finite_y = (None, None) if all_finite else (x.isfinite(), y.isfinite())
+    both_finite = None if finite_x is None or finite_y is None else finite_x & finite_y
+    if both_finite is not None:
+        x, y = x.where(both_finite, 0), y.where(both_finite, 0)
+        squared_norms = _dot_product(x, x), _dot_product(y, y)
+    distances = (x - y).abs()
+    counted = changed if both_finite is None else changed & both_finite
+    return DifferenceSums(
         elements=a.numel(),
-        changed=_count(changed),
-        far=_count(changed) - _count(seen & _near(gaps, x, tolerances)),
-        finite=a.numel() if both is None else _count(both),
-        largest=float(gaps.max()),
-        distance=float(gaps.sum()),
-        squares=_dot(gaps, gaps),
-        old_squares=squares[0],
-        new_squares=squares[1],
-        product=_dot(x, y),
-        old_nonfinite=0 if finite_x is None else a.numel() - _count(finite_x),
-        new_nonfinite=0 if finite_y is None else a.numel() - _count(finite_y),
-        narrowed=cast and _is_cast(a, b),
-        widened=cast and _is_cast(b, a),
-        histogram=_histogram(gaps, a.numel() - _count(seen)),
+        changed=_count_true(changed),
+        beyond_tolerance=_count_true(changed)
+        - _count_true(counted & _is_close(distances, x, tolerances)),
+        finite=a.numel() if both_finite is None else _count_true(both_finite),
+        max_abs=float(distances.max()),
+        sum_abs=float(distances.sum()),
+        sum_squared=_dot_product(distances, distances),
+        old_squared_norm=squared_norms[0],
+        new_squared_norm=squared_norms[1],
+        dot_product=_dot_product(x, y),
+        old_nonfinite=0 if finite_x is None else a.numel() - _count_true(finite_x),
+        new_nonfinite=0 if finite_y is None else a.numel() - _count_true(finite_y),
+        equals_cast_to_new=dtypes_differ and _equals_cast(a, b),
+        equals_cast_to_old=dtypes_differ and _equals_cast(b, a),
+        histogram=_count_decades(distances, a.numel() - _count_true(counted)),
     )
 
 
-def _torch() -> ModuleType:
+def _import_torch() -> ModuleType:
     """Import torch; on its first import, limit it to one thread, as callers run in threads."""
-    ours = "torch" not in sys.modules
+    is_first_import = "torch" not in sys.modules
     import torch
 
-    if ours:
+    if is_first_import:
         torch.set_num_threads(1)
     return torch
 
 
-def _count(mask: "Tensor") -> int:
+def _count_true(mask: "Tensor") -> int:
     return int(mask.count_nonzero())
 
 
-def _dot(x: "Tensor", y: "Tensor") -> float:
+def _dot_product(x: "Tensor", y: "Tensor") -> float:
     return float(x.vdot(y).real if x.is_complex() else x.dot(y))
 
 
-def _near(gaps: "Tensor", old: "Tensor", tolerances: Tolerances) -> "Tensor":
+def _is_close(distances: "Tensor", old: "Tensor", tolerances: Tolerances) -> "Tensor":
     if not tolerances.rtol:
-        return gaps <= tolerances.atol
-    return gaps <= tolerances.atol + tolerances.rtol * old.abs()
+        return distances <= tolerances.atol
+    return distances <= tolerances.atol + tolerances.rtol * old.abs()
 
 
-def _tensor(data: bytes, dtype: str) -> "Tensor":
-    torch = _torch()
+def _to_tensor(data: bytes, dtype: str) -> "Tensor":
+    torch = _import_torch()
     if dtype == "complex32":  # torch supports few operations on it, and warns
         halves = torch.frombuffer(bytearray(data), dtype=torch.float16)
-        whole: Tensor = torch.view_as_complex(halves.float().view(-1, 2))
-        return whole
+        complex_tensor: Tensor = torch.view_as_complex(halves.float().view(-1, 2))
+        return complex_tensor
     tensor: Tensor = torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype))
     return tensor
 
 
-def _wide(tensor: "Tensor") -> "Tensor":
+def _widen(tensor: "Tensor") -> "Tensor":
     """Return the elements as float64, or complex128 if complex."""
     import torch
 
     if tensor.is_complex():
         return tensor.to(torch.complex128)
-    narrow = BITS[str(tensor.dtype).removeprefix("torch.")] == 8 and tensor.is_floating_point()
-    return (tensor.float() if narrow else tensor).to(torch.float64)
+    is_float8 = (
+        DTYPE_BITS[str(tensor.dtype).removeprefix("torch.")] == 8 and tensor.is_floating_point()
+    )
+    return (tensor.float() if is_float8 else tensor).to(torch.float64)
 
 
-def _changed_bits(a: "Tensor", b: "Tensor") -> "Tensor":
+def _bits_differ(a: "Tensor", b: "Tensor") -> "Tensor":
     import torch
 
-    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    word_dtypes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     if a.dtype is torch.complex128:
-        one, other = (
+        first_bits, second_bits = (
             torch.view_as_real(a).view(torch.int64),
             torch.view_as_real(b).view(torch.int64),
         )
-        return (one != other).any(dim=-1)
-    word = words[a.dtype.itemsize]
-    return a.view(word) != b.view(word)
+        return (first_bits != second_bits).any(dim=-1)
+    word_dtype = word_dtypes[a.dtype.itemsize]
+    return a.view(word_dtype) != b.view(word_dtype)
 
 
-def _unequal(x: "Tensor", y: "Tensor", *, whole: bool) -> "Tensor":
+def _values_differ(x: "Tensor", y: "Tensor", *, all_finite: bool) -> "Tensor":
     """Return the mask of different values; NaN equals NaN, as its bits depend on the dtype."""
-    return x != y if whole else (x != y) & ~(x.isnan() & y.isnan())
+    return x != y if all_finite else (x != y) & ~(x.isnan() & y.isnan())
 
 
-def _is_cast(a: "Tensor", b: "Tensor") -> bool:
+def _equals_cast(a: "Tensor", b: "Tensor") -> bool:
     """Whether `a`, cast to the dtype of `b`, equals `b`; False unless both are float or complex."""
     if a.is_complex() != b.is_complex() or not all(
         t.is_floating_point() or t.is_complex() for t in (a, b)
     ):
         return False
-    rounded = a.to(b.dtype)
-    if not _changed_bits(rounded, b).any():
+    converted = a.to(b.dtype)
+    if not _bits_differ(converted, b).any():
         return True
-    return not bool(_unequal(_wide(rounded), _wide(b), whole=False).any())
+    return not bool(_values_differ(_widen(converted), _widen(b), all_finite=False).any())
 
 
-def _histogram(gaps: "Tensor", unseen: int) -> tuple[int, ...]:
+def _count_decades(distances: "Tensor", uncounted: int) -> tuple[int, ...]:
     """Count distances by decade; `uncounted` of them are 0 and are removed from the first bin."""
     import torch
 
-    edges = torch.tensor(EDGES, dtype=torch.float64)
-    decades = torch.bucketize(gaps, edges, right=True)
-    first, *others = torch.bincount(decades, minlength=DECADES).tolist()
-    return (first - unseen, *others)
+    edges = torch.tensor(DECADE_EDGES, dtype=torch.float64)
+    decades = torch.bucketize(distances, edges, right=True)
+    first_count, *other_counts = torch.bincount(decades, minlength=DECADE_COUNT).tolist()
+    return (first_count - uncounted, *other_counts)

@@ -3,14 +3,14 @@
 from torch import Tensor, nn
 
 from ckptool.modules.usercode import UserCodeError
-from ckptool.verification.passes import Inputs, Pass, prepared
+from ckptool.verification.passes import ForwardPass, Inputs, prepare_forward
 
 
-def run(module: nn.Module, inputs: Inputs) -> Pass:
+def run_on_cpu(module: nn.Module, inputs: Inputs) -> ForwardPass:
     """Run forward on the CPU, on copies of the inputs; an exception goes into `error`."""
     try:
-        with prepared(module):
-            given = inputs.each(Tensor.clone)
-            return Pass("cpu", module(*given.args, **given.kwargs))
+        with prepare_forward(module):
+            copies = inputs.map_tensors(Tensor.clone)
+            return ForwardPass("cpu", module(*copies.args, **copies.kwargs))
     except UserCodeError as error:
-        return Pass("cpu", error=error)
+        return ForwardPass("cpu", error=error)

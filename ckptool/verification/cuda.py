@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from ckptool.errors import UsageError
 from ckptool.modules.usercode import UserCodeError
-from ckptool.verification.leaves import mapped
-from ckptool.verification.passes import Inputs, Pass, prepared
+from ckptool.verification.leaves import tree_map
+from ckptool.verification.passes import ForwardPass, Inputs, prepare_forward
 
 _GIB: Final = 1 << 30
-_DEVICES: Final = re.compile(r"same device|different device|on cpu|on CPU|device type|cuda:\d")
+_DEVICE_ERROR: Final = re.compile(r"same device|different device|on cpu|on CPU|device type|cuda:\d")
 
 
-def chosen(name: str) -> torch.device:
+def select_cuda_device(name: str) -> torch.device:
     """Return the torch.device for "cuda" or "cuda:1", always with an index.
 
     Raises:
@@ -35,61 +35,65 @@ def chosen(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
+def run_on_cuda(module: nn.Module, inputs: Inputs, device: torch.device) -> ForwardPass:
     """Run forward on `device`; return the output on the CPU and the peak memory as `note`.
 
     Moves `module` to the device; do not use it again.
     """
-    moved = False
-    start: Callable[[], None] = torch.cuda.init
-    start()
+    is_moved = False
+    init_cuda: Callable[[], None] = torch.cuda.init
+    init_cuda()
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        with prepared(module), _exact():
+        with prepare_forward(module), _force_exact_cudnn():
             module.to(device)
-            moved = True
-            output: Any = _call(module, inputs.each(lambda tensor: tensor.to(device)))
+            is_moved = True
+            output: Any = _call_forward(
+                module, inputs.map_tensors(lambda tensor: tensor.to(device))
+            )
             torch.cuda.synchronize(device)
-            back = mapped(output, Tensor.cpu)
+            cpu_output = tree_map(output, Tensor.cpu)
     except UserCodeError as error:
-        return Pass(str(device), None, error, moved, note=_memory(error, module, device))
-    return Pass(str(device), back, None, moved, note=_peak(device))
+        return ForwardPass(
+            str(device), None, error, is_moved, note=_explain_out_of_memory(error, module, device)
+        )
+    return ForwardPass(str(device), cpu_output, None, is_moved, note=_format_peak_memory(device))
 
 
-def about_devices(error: BaseException) -> bool:
+def is_device_error(error: BaseException) -> bool:
     """Whether `error` is torch's error for operands on different devices."""
     return isinstance(error, RuntimeError | ValueError | TypeError) and bool(
-        _DEVICES.search(str(error))
+        _DEVICE_ERROR.search(str(error))
     )
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError)
 
 
-def _call(module: nn.Module, inputs: Inputs) -> Any:
+def _call_forward(module: nn.Module, inputs: Inputs) -> Any:
     return module(*inputs.args, **inputs.kwargs)
 
 
-def _exact() -> Any:
+def _force_exact_cudnn() -> Any:
     """Context manager: deterministic cuDNN, no TF32 in float32 convolutions."""
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
 
 
-def _peak(device: torch.device) -> str:
+def _format_peak_memory(device: torch.device) -> str:
     return f"{torch.cuda.max_memory_allocated(device) / _GIB:.2f} GiB of device memory at most"
 
 
-def _memory(error: UserCodeError, module: nn.Module, device: torch.device) -> str:
+def _explain_out_of_memory(error: UserCodeError, module: nn.Module, device: torch.device) -> str:
     """Return the memory sizes in GiB if `error` is out of memory, else ""."""
-    if not out_of_memory(error.error):
+    if not is_out_of_memory(error.error):
         return ""
-    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}.values()
-    held = sum(tensor.nbytes for tensor in tensors)
-    free, total = torch.cuda.mem_get_info(device)
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}.values()
+    module_nbytes = sum(tensor.nbytes for tensor in tensors)
+    free_nbytes, total_nbytes = torch.cuda.mem_get_info(device)
     return (
-        f"parameters and buffers take {held / _GIB:.2f} GiB, {_peak(device)} before it ended; "
-        f"{free / _GIB:.2f} of {total / _GIB:.2f} GiB are free"
+        f"parameters and buffers take {module_nbytes / _GIB:.2f} GiB, {_format_peak_memory(device)}"
+        f" before it ended; {free_nbytes / _GIB:.2f} of {total_nbytes / _GIB:.2f} GiB are free"
     )

@@ -3,79 +3,114 @@
 from dataclasses import dataclass
 from typing import Generic, TypeGuard, TypeVar
 
-from ckptool.verification.facts import Level, LevelResult, Status
-from ckptool.verification.outputs import Difference, difference
-from ckptool.verification.passes import Pass
-from ckptool.verification.running import Device
+from ckptool.verification.facts import LevelResult, LevelStatus, VerificationLevel
+from ckptool.verification.outputs import OutputDifference, compare_outputs
+from ckptool.verification.passes import ForwardPass
+from ckptool.verification.running import RunDevice
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Both(Generic[T]):
+class OldNewPair(Generic[T]):
     """Forward passes of the old and the new module on one device."""
 
     old: T
     new: T
 
 
-def equality(
-    plain: Both[Pass], there: Both[Pass | None], where: Device, tolerance: float | None
+def check_equality(
+    cpu_passes: OldNewPair[ForwardPass],
+    device_passes: OldNewPair[ForwardPass | None],
+    device: RunDevice,
+    tolerance: float | None,
 ) -> LevelResult:
     """Compare outputs: bit for bit on the CPU and on the device, within a tolerance across both.
 
     A `tolerance` applies to all comparisons: refactors that fuse or reorder sums round
     differently. If the old module cannot run on the device, only its CPU output is compared.
     """
-    for name, one in (("old", plain.old), ("new", plain.new)):
-        if one.error is not None:
-            reason = f"the {name} module's pass on the CPU raised {one.error}"
-            return LevelResult(Level.EQUALITY, Status.INCONCLUSIVE, reason, "cpu")
-    exact = tolerance is None
-    found = [("cpu", difference(plain.new.output, plain.old.output, tolerance), exact)]
-    if _went_through(there.new):
-        output = there.new.output
-        if _went_through(there.old):
-            found.append((where.words, difference(output, there.old.output, tolerance), exact))
-        across = difference(output, plain.old.output, tolerance)
-        found.append((f"{where.words} against cpu", across, False))
-    return _judged(found, where, tolerance)
+    for name, forward_pass in (("old", cpu_passes.old), ("new", cpu_passes.new)):
+        if forward_pass.error is not None:
+            reason = f"the {name} module's pass on the CPU raised {forward_pass.error}"
+            return LevelResult(VerificationLevel.EQUALITY, LevelStatus.INCONCLUSIVE, reason, "cpu")
+    is_exact = tolerance is None
+    comparisons = [
+        ("cpu", compare_outputs(cpu_passes.new.output, cpu_passes.old.output, tolerance), is_exact)
+    ]
+    if _has_valid_output(device_passes.new):
+        output = device_passes.new.output
+        if _has_valid_output(device_passes.old):
+            comparisons.append(
+                (
+                    device.label,
+                    compare_outputs(output, device_passes.old.output, tolerance),
+                    is_exact,
+                )
+            )
+        cross_device_difference = compare_outputs(output, cpu_passes.old.output, tolerance)
+        comparisons.append((f"{device.label} against cpu", cross_device_difference, False))
+    return _judge_comparisons(comparisons, device, tolerance)
 
 
-def _went_through(one: Pass | None) -> TypeGuard[Pass]:
+def _has_valid_output(forward_pass: ForwardPass | None) -> TypeGuard[ForwardPass]:
     """Whether the pass completed without an error or a device mismatch."""
-    return one is not None and one.error is None and not one.clashes
+    return (
+        forward_pass is not None
+        and forward_pass.error is None
+        and not forward_pass.device_mismatches
+    )
 
 
-def _judged(
-    found: list[tuple[str, Difference, bool]], where: Device, tolerance: float | None
+def _judge_comparisons(
+    comparisons: list[tuple[str, OutputDifference, bool]],
+    device: RunDevice,
+    tolerance: float | None,
 ) -> LevelResult:
-    details = [f"{place}: {_how(one, exact=exact)}, {one.words}" for place, one, exact in found]
-    left_out = found[0][1].left_out
-    if left_out:
-        details.append(f"not compared, of another kind: {', '.join(left_out[:3])}")
-    wrong = next((o for o in found if not (o[1].exact if o[2] else o[1].close)), None)
-    ran = where.words if len(found) > 1 else "cpu"
-    if wrong is not None:
-        within = "" if wrong[2] else f" (tolerance {_tolerance(tolerance)})"
-        if wrong[2] and wrong[1].close:
-            within = (
+    details = [
+        f"{device_label}: {_describe_match(output_difference, is_exact=is_exact)},"
+        f" {output_difference.summary}"
+        for device_label, output_difference, is_exact in comparisons
+    ]
+    skipped_leaves = comparisons[0][1].skipped_leaves
+    if skipped_leaves:
+        details.append(f"not compared, of another kind: {', '.join(skipped_leaves[:3])}")
+    failing_comparison = next(
+        (
+            comparison
+            for comparison in comparisons
+            if not (comparison[1].is_exact if comparison[2] else comparison[1].is_close)
+        ),
+        None,
+    )
+    ran_on = device.label if len(comparisons) > 1 else "cpu"
+    if failing_comparison is not None:
+        suffix = "" if failing_comparison[2] else f" (tolerance {_format_tolerance(tolerance)})"
+        if failing_comparison[2] and failing_comparison[1].is_close:
+            suffix = (
                 ": so little may be rounding, as where a refactor fuses or reorders sums: "
                 "--tolerance accepts it"
             )
-        reason = f"on {wrong[0]} {wrong[1].first}, {wrong[1].words}{within}"
-        return LevelResult(Level.EQUALITY, Status.FAILED, reason, ran, tuple(details))
-    if not found[0][1].compared:
+        reason = (
+            f"on {failing_comparison[0]} {failing_comparison[1].first_difference},"
+            f" {failing_comparison[1].summary}{suffix}"
+        )
+        return LevelResult(
+            VerificationLevel.EQUALITY, LevelStatus.FAILED, reason, ran_on, tuple(details)
+        )
+    if not comparisons[0][1].compared_count:
         reason = "the output has nothing that can be compared"
-        return LevelResult(Level.EQUALITY, Status.INCONCLUSIVE, reason, ran, tuple(details))
-    return LevelResult(Level.EQUALITY, Status.PASSED, "", ran, tuple(details))
+        return LevelResult(
+            VerificationLevel.EQUALITY, LevelStatus.INCONCLUSIVE, reason, ran_on, tuple(details)
+        )
+    return LevelResult(VerificationLevel.EQUALITY, LevelStatus.PASSED, "", ran_on, tuple(details))
 
 
-def _how(one: Difference, *, exact: bool) -> str:
-    if one.exact:
+def _describe_match(output_difference: OutputDifference, *, is_exact: bool) -> str:
+    if output_difference.is_exact:
         return "bit for bit"
-    return "within the tolerance" if one.close and not exact else "not the same"
+    return "within the tolerance" if output_difference.is_close and not is_exact else "not the same"
 
 
-def _tolerance(tolerance: float | None) -> str:
+def _format_tolerance(tolerance: float | None) -> str:
     return f"{tolerance:g}" if tolerance is not None else "of the dtype"

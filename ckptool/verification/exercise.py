@@ -7,31 +7,31 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from ckptool.model import Constancy, ModuleState, Skipped
-from ckptool.modules.snapshot import mutated, take
+from ckptool.model import Constancy, ModuleInfo, Skipped
+from ckptool.modules.snapshot import find_mutated, take_snapshot
 from ckptool.modules.usercode import UserCodeError
-from ckptool.verification import inputs as words
+from ckptool.verification import inputs as input_sources
 from ckptool.verification import simulated
-from ckptool.verification.facts import Exercise
-from ckptool.verification.instances import Maker
-from ckptool.verification.lived import changes
-from ckptool.verification.passes import Inputs, prepared
-from ckptool.verification.survival import round_trip
+from ckptool.verification.facts import ForwardEffects
+from ckptool.verification.instances import ModuleFactory
+from ckptool.verification.lived import find_python_changes
+from ckptool.verification.passes import Inputs, prepare_forward
+from ckptool.verification.survival import check_round_trip
 
 _DEVICE: Final = torch.device("cuda", 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Fresh:
+class _FreshInstances:
     """InstanceFactory of freshly built modules, without loading weights."""
 
-    maker: Maker
+    factory: ModuleFactory
 
-    def make(self) -> nn.Module:
-        return self.maker.make()
+    def create_module(self) -> nn.Module:
+        return self.factory.create_module()
 
 
-def exercise(maker: Maker, inputs: Inputs | None) -> Exercise:
+def measure_forward_effects(factory: ModuleFactory, inputs: Inputs | None) -> ForwardEffects:
     """Run forward in eval and in train mode, and compare snapshots taken before and after.
 
     Without inputs the result has only the module's name.
@@ -40,41 +40,55 @@ def exercise(maker: Maker, inputs: Inputs | None) -> Exercise:
         ModuleError: it cannot be built.
         UsageError: forward does not accept the inputs.
     """
-    module = maker.make()
+    module = factory.create_module()
     if inputs is None:
-        return Exercise(maker.target)
-    words.check(module, inputs)
-    before = take(module)
+        return ForwardEffects(factory.target)
+    input_sources.require_matching_inputs(module, inputs)
+    old_snapshot = take_snapshot(module)
     try:
         for training in (False, True):
-            _run(module, inputs, training=training)
+            _run_forward(module, inputs, training=training)
     except UserCodeError as error:
-        return Exercise(maker.target, skipped=(Skipped("a forward pass", f"it raised {error}"),))
-    after = take(module)
-    used = simulated.run(maker.make(), inputs, _DEVICE)
-    trip, how = round_trip(_Fresh(maker), inputs, "")
-    left = (Skipped("save, load and run again", trip.reason),) if trip.reason and not how else ()
-    return Exercise(
-        module=maker.target,
-        changed=changes(before, after),
-        mutated=mutated(before, after),
-        used=used.used,
-        ran=used.error is None,
-        round_trip=how,
-        skipped=left,
+        return ForwardEffects(
+            factory.target, skipped=(Skipped("a forward pass", f"it raised {error}"),)
+        )
+    new_snapshot = take_snapshot(module)
+    simulated_pass = simulated.run_simulated(factory.create_module(), inputs, _DEVICE)
+    round_trip_result, round_trip_difference = check_round_trip(
+        _FreshInstances(factory), inputs, ""
+    )
+    skipped = (
+        (Skipped("save, load and run again", round_trip_result.reason),)
+        if round_trip_result.reason and not round_trip_difference
+        else ()
+    )
+    return ForwardEffects(
+        module=factory.target,
+        changed_values=find_python_changes(old_snapshot, new_snapshot),
+        mutated_paths=find_mutated(old_snapshot, new_snapshot),
+        first_uses=simulated_pass.first_uses,
+        is_completed=simulated_pass.error is None,
+        round_trip_difference=round_trip_difference,
+        skipped=skipped,
     )
 
 
-def informed(state: ModuleState, found: Exercise) -> ModuleState:
+def with_forward_effects(module_info: ModuleInfo, effects: ForwardEffects) -> ModuleInfo:
     """Return the ModuleInfo with `constancy` and first `used` line of unsaved tensors updated."""
-    held = dict(state.held)
-    for key, one in state.unsaved.items():
-        constancy = Constancy.MUTATED if key in found.mutated else one.constancy
-        held[key] = replace(one, constancy=constancy, used=found.used.get(key, one.used))
-    return replace(state, held=held, skipped=(*state.skipped, *found.skipped))
+    module_tensors = dict(module_info.tensors)
+    for key, module_tensor in module_info.unsaved_tensors.items():
+        constancy = Constancy.MUTATED if key in effects.mutated_paths else module_tensor.constancy
+        module_tensors[key] = replace(
+            module_tensor,
+            constancy=constancy,
+            used_at=effects.first_uses.get(key, module_tensor.used_at),
+        )
+    return replace(
+        module_info, tensors=module_tensors, skipped=(*module_info.skipped, *effects.skipped)
+    )
 
 
-def _run(module: nn.Module, inputs: Inputs, *, training: bool) -> None:
-    given = inputs.each(Tensor.clone)
-    with prepared(module, training=training):
-        module(*given.args, **given.kwargs)
+def _run_forward(module: nn.Module, inputs: Inputs, *, training: bool) -> None:
+    copies = inputs.map_tensors(Tensor.clone)
+    with prepare_forward(module, training=training):
+        module(*copies.args, **copies.kwargs)

@@ -8,7 +8,7 @@ from msgspec import Struct
 from ckptool.model import Constancy, Skipped
 
 
-class Level(StrEnum):
+class VerificationLevel(StrEnum):
     """Levels of a verification, in order."""
 
     LOAD = "load"
@@ -19,7 +19,7 @@ class Level(StrEnum):
     SURVIVAL = "survival"
 
 
-class Status(StrEnum):
+class LevelStatus(StrEnum):
     """Outcome of a level."""
 
     PASSED = "passed"
@@ -30,8 +30,8 @@ class Status(StrEnum):
 
 
 class LevelResult(Struct, frozen=True):
-    level: Level
-    status: Status
+    level: VerificationLevel
+    status: LevelStatus
     reason: str = ""
     """Why it failed, was skipped or is inconclusive; "" if it passed."""
     device: str = ""
@@ -40,12 +40,12 @@ class LevelResult(Struct, frozen=True):
     """Measurements and observations, one short sentence each."""
 
 
-class Clash(Struct, frozen=True):
+class DeviceMismatch(Struct, frozen=True):
     """An operation with operands on two devices, which CUDA would refuse."""
 
     attribute: str
     """Path of the misplaced tensor in the module; "" if the module does not hold it."""
-    what: str
+    description: str
     """Kind or origin of that tensor: "a plain attribute", "created at net.py:8"."""
     devices: tuple[str, str]
     """(actual, required)."""
@@ -54,7 +54,7 @@ class Clash(Struct, frozen=True):
     """"file:line" of the innermost frame of the user's code."""
     module: str
     """Path of the module whose forward was running, "" is the root."""
-    assigned: str = ""
+    assigned_at: str = ""
     """"file:line" of the assignment of the attribute, "" if unknown."""
 
 
@@ -62,61 +62,61 @@ class PythonChange(Struct, frozen=True):
     """A plain Python attribute of a module whose value changed."""
 
     path: str
-    before: str
-    after: str
-    flag: bool
+    old_text: str
+    new_text: str
+    is_flag: bool
     """Whether it is a bool: usually a branch depends on it."""
-    owner: str
+    owner_class: str
     """Qualified name of the class of the module that holds it."""
 
 
-class Exercise(Struct, frozen=True):
+class ForwardEffects(Struct, frozen=True):
     """Effects of running forward on a module's state."""
 
     module: str
-    changed: tuple[PythonChange, ...] = ()
-    mutated: tuple[str, ...] = ()
+    changed_values: tuple[PythonChange, ...] = ()
+    mutated_paths: tuple[str, ...] = ()
     """Paths of tensors and arrays that forward changed or created."""
-    used: Mapping[str, str] = {}
+    first_uses: Mapping[str, str] = {}
     """Path of a tensor of the module -> "file:line" of its first use in forward."""
-    ran: bool = False
+    is_completed: bool = False
     """Whether forward completed; only then does absence from the first uses mean unused."""
-    round_trip: str = ""
+    round_trip_difference: str = ""
     """Output difference after save and load into a fresh instance, "" if none."""
     skipped: tuple[Skipped, ...] = ()
 
 
-class Drift(Struct, frozen=True):
+class OutputDrift(Struct, frozen=True):
     """An output that differs from the recorded one."""
 
     device: str
-    how: str
+    description: str
     """First difference and the largest differences."""
     tolerance: str
 
 
-class Replay(Struct, frozen=True):
+class GoldenReplay(Struct, frozen=True):
     """Result of running a module on the inputs of a golden file."""
 
     path: str
     """The checkpoint whose weights were used."""
     module: str
     golden: str
-    drifts: tuple[Drift, ...] = ()
-    passed: tuple[str, ...] = ()
+    output_drifts: tuple[OutputDrift, ...] = ()
+    matching_devices: tuple[str, ...] = ()
     """Devices with equal outputs, each with the largest difference: "cpu: ..."."""
-    circumstances: tuple[str, ...] = ()
+    environment_notes: tuple[str, ...] = ()
     """torch's version and the weights, compared with those of the recording."""
     skipped: tuple[Skipped, ...] = ()
 
 
-class Usage(Struct, frozen=True):
+class UsageChanges(Struct, frozen=True):
     """Unsaved state that changed while a module was used or trained."""
 
     module: str
     since: str
     """Start of the period: "since it was built", "inside the with block"."""
-    changed: tuple[PythonChange, ...] = ()
+    changed_values: tuple[PythonChange, ...] = ()
     constancy: Mapping[str, Constancy] = {}
     """Path of unsaved state -> constancy of its value."""
     skipped: tuple[Skipped, ...] = ()
@@ -129,22 +129,22 @@ class Verification(Struct, frozen=True):
     module: str
     device: str
     levels: tuple[LevelResult, ...]
-    clashes: tuple[Clash, ...] = ()
-    round_trip: str = ""
+    device_mismatches: tuple[DeviceMismatch, ...] = ()
+    round_trip_difference: str = ""
     """Output difference after save and load into a fresh instance, "" if none."""
-    on_meta: tuple[str, ...] = ()
+    uninitialized_paths: tuple[str, ...] = ()
     """Paths still on meta after a meta build and `load_state_dict(assign=True)`."""
-    untied: tuple[tuple[str, ...], ...] = ()
+    broken_ties: tuple[tuple[str, ...], ...] = ()
     """Groups of tied keys that are no longer tied after `load_state_dict(assign=True)`."""
-    lost: tuple[str, ...] = ()
+    lost_paths: tuple[str, ...] = ()
     """Paths of changed state that save and load did not restore."""
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
     @property
-    def failed(self) -> tuple[LevelResult, ...]:
-        return tuple(one for one in self.levels if one.status is Status.FAILED)
+    def failed_levels(self) -> tuple[LevelResult, ...]:
+        return tuple(result for result in self.levels if result.status is LevelStatus.FAILED)
 
-    def level(self, level: Level) -> LevelResult:
+    def find_level(self, level: VerificationLevel) -> LevelResult:
         """Return the result of `level`."""
-        return next(one for one in self.levels if one.level is level)
+        return next(result for result in self.levels if result.level is level)

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ckptool import values
 from ckptool.errors import CorruptCheckpointError, ModuleError, ReadError, UsageError
-from ckptool.model import Skipped, State, natural
+from ckptool.model import Skipped, StateDict, natural_sort_key
 from ckptool.verification import cpu, cuda, load, running
-from ckptool.verification.facts import Drift, Replay, Status
-from ckptool.verification.leaves import comparable, leaves
-from ckptool.verification.outputs import compared, difference, plain
-from ckptool.verification.passes import Inputs, Pass
-from ckptool.verification.sides import Side
+from ckptool.verification.facts import GoldenReplay, LevelStatus, OutputDrift
+from ckptool.verification.leaves import is_comparable, iter_leaves
+from ckptool.verification.outputs import compare_leaves, compare_outputs, to_dense_cpu
+from ckptool.verification.passes import ForwardPass, Inputs
+from ckptool.verification.sides import VerificationTarget
 
 FORMAT: Final = 1
 KEY: Final = "ckptool-golden"
@@ -29,7 +29,7 @@ DEVICES: Final = ("cpu", "cuda")
 _ATOMS: Final = (bool, int, float, str, type(None))
 
 
-class Record(Struct, frozen=True, forbid_unknown_fields=True):
+class GoldenRecord(Struct, frozen=True, forbid_unknown_fields=True):
     """JSON metadata of a golden file; its tensors are stored as safetensors entries."""
 
     format: int
@@ -48,17 +48,19 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Golden:
+class GoldenFile:
     """Decoded golden file."""
 
     path: Path
-    record: Record
+    record: GoldenRecord
     inputs: Inputs
     output: Mapping[str, Any]
     """Path of a leaf of the output -> its value."""
 
 
-def recorded(side: Side, inputs: Inputs, tolerances: Mapping[str, float]) -> bytes:
+def record_golden(
+    verification_target: VerificationTarget, inputs: Inputs, tolerances: Mapping[str, float]
+) -> bytes:
     """Run the module with the checkpoint's weights; return the golden file's content.
 
     Raises:
@@ -67,29 +69,33 @@ def recorded(side: Side, inputs: Inputs, tolerances: Mapping[str, float]) -> byt
     """
     from safetensors.torch import save
 
-    target = side.maker.target
-    one = load.subject(side.maker, side.loading)
-    strict = load.strictly(one)
-    if strict.status is not Status.PASSED:
-        path = side.loading.checkpoint.path
-        raise ModuleError(target, f"{path} does not load strictly into it: {strict.reason}")
-    first, second = (cpu.run(one.make(), inputs) for _ in range(2))
-    for done in (first, second):
-        if done.error is not None:
-            raise ModuleError(target, f"the forward pass raised {done.error}")
-    if not difference(first.output, second.output).exact:
+    target = verification_target.factory.target
+    loaded_factory = load.load_module_factory(
+        verification_target.factory, verification_target.module_diff
+    )
+    load_result = load.check_strict_load(loaded_factory)
+    if load_result.status is not LevelStatus.PASSED:
+        path = verification_target.module_diff.checkpoint.path
+        raise ModuleError(target, f"{path} does not load strictly into it: {load_result.reason}")
+    first, second = (cpu.run_on_cpu(loaded_factory.create_module(), inputs) for _ in range(2))
+    for forward_pass in (first, second):
+        if forward_pass.error is not None:
+            raise ModuleError(target, f"the forward pass raised {forward_pass.error}")
+    if not compare_outputs(first.output, second.output).is_exact:
         raise ModuleError(target, "two passes from one seed differ: nothing can be held to them")
-    store = _Store({})
-    record = Record(
+    store = _TensorStore({})
+    record = GoldenRecord(
         format=FORMAT,
         module=target,
-        checkpoint=side.loading.checkpoint.path.name,
-        weights=_weights(side.loading.state),
+        checkpoint=verification_target.module_diff.checkpoint.path.name,
+        weights=_compute_weights_digest(verification_target.module_diff.state),
         torch=str(torch.__version__),
         tolerances={device: tolerances.get(device) for device in DEVICES},
-        args=[store.packed(value, f"args.{n}") for n, value in enumerate(inputs.args)],
-        kwargs={name: store.packed(v, f"kwargs.{name}") for name, v in inputs.kwargs.items()},
-        output=dict(_packed_output(first.output, store)),
+        args=[store.pack_value(value, f"args.{index}") for index, value in enumerate(inputs.args)],
+        kwargs={
+            name: store.pack_value(value, f"kwargs.{name}") for name, value in inputs.kwargs.items()
+        },
+        output=dict(_pack_output(first.output, store)),
     )
     if not record.output:
         raise ModuleError(target, "its output has nothing that can be compared")
@@ -97,19 +103,19 @@ def recorded(side: Side, inputs: Inputs, tolerances: Mapping[str, float]) -> byt
     return save(store.tensors, metadata={KEY: text})
 
 
-def tolerances_of(words: Mapping[str, float]) -> Mapping[str, float]:
+def check_tolerances(tolerances: Mapping[str, float]) -> Mapping[str, float]:
     """Return `tolerances` unchanged after checking the device names.
 
     Raises:
         UsageError: a device is not in DEVICES.
     """
-    for device in words:
+    for device in tolerances:
         if device not in DEVICES:
             raise UsageError(f"--tolerance {device}=...: expected {' or '.join(DEVICES)}")
-    return words
+    return tolerances
 
 
-def read(path: Path) -> Golden:
+def read_golden(path: Path) -> GoldenFile:
     """Read a golden file.
 
     Raises:
@@ -130,18 +136,21 @@ def read(path: Path) -> Golden:
             path, "is no golden file: write one with `ckptool lock --golden FILE`"
         )
     try:
-        record = msgspec.convert(json.loads(text), Record)
+        record = msgspec.convert(json.loads(text), GoldenRecord)
         if record.format != FORMAT:
-            raise ValueError(f"format {record.format}, and this version reads {FORMAT}")  # noqa: TRY301
-        args = tuple(_unpacked(value, tensors) for value in record.args)
-        kwargs = {name: _unpacked(value, tensors) for name, value in record.kwargs.items()}
-        output = {name: _unpacked(value, tensors) for name, value in record.output.items()}
+            reason = f"format {record.format}, and this version reads {FORMAT}"
+            raise ValueError(reason)  # noqa: TRY301
+        args = tuple(_unpack_value(value, tensors) for value in record.args)
+        kwargs = {name: _unpack_value(value, tensors) for name, value in record.kwargs.items()}
+        output = {name: _unpack_value(value, tensors) for name, value in record.output.items()}
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(path, f"its record makes no sense: {error}") from error
-    return Golden(path, record, Inputs(args, kwargs, str(path)), output)
+    return GoldenFile(path, record, Inputs(args, kwargs, str(path)), output)
 
 
-def replay(side: Side, golden: Golden, device: str = "auto") -> Replay:
+def replay_golden(
+    verification_target: VerificationTarget, golden: GoldenFile, device: str = "auto"
+) -> GoldenReplay:
     """Run the module on the recorded inputs, and compare its outputs with the recorded ones.
 
     Raises:
@@ -149,121 +158,166 @@ def replay(side: Side, golden: Golden, device: str = "auto") -> Replay:
         ReadError: tensors of the checkpoint cannot be read.
         UsageError: the device does not exist.
     """
-    where = running.choose(device)
-    path = str(side.loading.checkpoint.path)
-    whole = Replay(path, side.maker.target, str(golden.path))
-    one = load.subject(side.maker, side.loading)
-    strict = load.strictly(one)
-    if strict.status is not Status.PASSED:
-        return _left(whole, f"it does not load strictly: {strict.reason}")
-    passes = [cpu.run(one.make(), golden.inputs)]
+    selected_device = running.select_device(device)
+    path = str(verification_target.module_diff.checkpoint.path)
+    empty_replay = GoldenReplay(path, verification_target.factory.target, str(golden.path))
+    loaded_factory = load.load_module_factory(
+        verification_target.factory, verification_target.module_diff
+    )
+    load_result = load.check_strict_load(loaded_factory)
+    if load_result.status is not LevelStatus.PASSED:
+        return _skip_replay(empty_replay, f"it does not load strictly: {load_result.reason}")
+    passes = [cpu.run_on_cpu(loaded_factory.create_module(), golden.inputs)]
     skipped: tuple[Skipped, ...] = ()
-    if where.kind == "cuda":
-        passes.append(cuda.run(one.make(), golden.inputs, where.device))
+    if selected_device.kind == "cuda":
+        passes.append(
+            cuda.run_on_cuda(loaded_factory.create_module(), golden.inputs, selected_device.device)
+        )
     elif device == "auto":
         skipped = (Skipped(f"{golden.path} on CUDA", "there is no CUDA device here"),)
-    drifts, passed = [], []
-    for done in passes:
-        kind = done.device.partition(":")[0]
-        how, words = _apart(done, golden, golden.record.tolerances.get(kind))
-        if how:
-            drifts.append(Drift(done.device, how, _tolerance(golden, kind)))
+    output_drifts, matching_devices = [], []
+    for forward_pass in passes:
+        device_type = forward_pass.device.partition(":")[0]
+        description, largest_difference = _difference_from_golden(
+            forward_pass, golden, golden.record.tolerances.get(device_type)
+        )
+        if description:
+            output_drifts.append(
+                OutputDrift(
+                    forward_pass.device, description, _format_tolerance(golden, device_type)
+                )
+            )
         else:
-            passed.append(f"{done.device}: {words}")
-    return Replay(
-        path, whole.module, whole.golden, tuple(drifts), tuple(passed),
-        _circumstances(side, golden), skipped,
-    )  # fmt: skip
-
-
-def _left(whole: Replay, reason: str) -> Replay:
-    return msgspec.structs.replace(
-        whole, skipped=(Skipped(f"{whole.golden} with {whole.path}", reason),)
+            matching_devices.append(f"{forward_pass.device}: {largest_difference}")
+    return GoldenReplay(
+        path,
+        empty_replay.module,
+        empty_replay.golden,
+        tuple(output_drifts),
+        tuple(matching_devices),
+        _describe_environment(verification_target, golden),
+        skipped,
     )
 
 
-def _apart(done: Pass, golden: Golden, tolerance: float | None) -> tuple[str, str]:
+def _skip_replay(empty_replay: GoldenReplay, reason: str) -> GoldenReplay:
+    return msgspec.structs.replace(
+        empty_replay, skipped=(Skipped(f"{empty_replay.golden} with {empty_replay.path}", reason),)
+    )
+
+
+def _difference_from_golden(
+    forward_pass: ForwardPass, golden: GoldenFile, tolerance: float | None
+) -> tuple[str, str]:
     """Return the difference from the recorded output, "" if none, and the largest difference."""
-    if done.error is not None:
-        return f"forward raised {done.error}", ""
-    here = {path: leaf for path, leaf in leaves(done.output) if _stored(leaf)}
-    found = compared(here, golden.output, tolerance)
-    return ("" if found.close else f"{found.first}, {found.words}"), found.words
+    if forward_pass.error is not None:
+        return f"forward raised {forward_pass.error}", ""
+    output_leaves = {
+        path: leaf for path, leaf in iter_leaves(forward_pass.output) if _is_storable(leaf)
+    }
+    output_difference = compare_leaves(output_leaves, golden.output, tolerance)
+    return (
+        ""
+        if output_difference.is_close
+        else f"{output_difference.first_difference}, {output_difference.summary}"
+    ), output_difference.summary
 
 
-def _tolerance(golden: Golden, kind: str) -> str:
-    found = golden.record.tolerances.get(kind)
-    return "of the dtype" if found is None else f"{found:g}"
+def _format_tolerance(golden: GoldenFile, device_type: str) -> str:
+    tolerance = golden.record.tolerances.get(device_type)
+    return "of the dtype" if tolerance is None else f"{tolerance:g}"
 
 
-def _circumstances(side: Side, golden: Golden) -> tuple[str, ...]:
-    now, then = str(torch.__version__), golden.record.torch
-    version = f"torch {then} then, {now} now" if now != then else f"torch {now}, as then"
-    before, weights = golden.record.weights, _weights(side.loading.state)
-    if not before or not weights:
+def _describe_environment(
+    verification_target: VerificationTarget, golden: GoldenFile
+) -> tuple[str, ...]:
+    current_version, recorded_version = str(torch.__version__), golden.record.torch
+    version = (
+        f"torch {recorded_version} then, {current_version} now"
+        if current_version != recorded_version
+        else f"torch {current_version}, as then"
+    )
+    recorded_weights, current_weights = (
+        golden.record.weights,
+        _compute_weights_digest(verification_target.module_diff.state),
+    )
+    if not recorded_weights or not current_weights:
         return (version,)
-    return (version, "the same weights" if weights == before else "other weights or buffers")
+    return (
+        version,
+        "the same weights" if current_weights == recorded_weights else "other weights or buffers",
+    )
 
 
-def _weights(state: State) -> str:
+def _compute_weights_digest(state: StateDict) -> str:
     """Return the SHA-256 of all tensors of a state as hex, "" if one cannot be read."""
-    whole = sha256()
-    for key in sorted(state.tensors, key=natural):
-        content = values.fingerprint(state.tensors[key])
-        if content is None:
+    digest = sha256()
+    for key in sorted(state.tensors, key=natural_sort_key):
+        fingerprint = values.fingerprint_tensor(state.tensors[key])
+        if fingerprint is None:
             return ""
-        whole.update(f"{len(key)}:{key}{content}".encode(errors="surrogatepass"))
-    return whole.hexdigest()
+        digest.update(f"{len(key)}:{key}{fingerprint}".encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
-def _packed_output(output: Any, store: "_Store") -> "list[tuple[str, Any]]":
-    found = [(path, leaf) for path, leaf in leaves(output) if _stored(leaf)]
-    return [(path, store.packed(leaf, f"output.{n}")) for n, (path, leaf) in enumerate(found)]
+def _pack_output(output: Any, store: "_TensorStore") -> "list[tuple[str, Any]]":
+    output_leaves = [(path, leaf) for path, leaf in iter_leaves(output) if _is_storable(leaf)]
+    return [
+        (path, store.pack_value(leaf, f"output.{index}"))
+        for index, (path, leaf) in enumerate(output_leaves)
+    ]
 
 
-def _stored(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) or (comparable(leaf) and isinstance(leaf, _ATOMS))
+def _is_storable(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) or (is_comparable(leaf) and isinstance(leaf, _ATOMS))
 
 
 @dataclass(frozen=True, slots=True)
-class _Store:
+class _TensorStore:
     """Tensors to write to a golden file, by name."""
 
     tensors: dict[str, Tensor]
 
-    def packed(self, value: Any, name: str) -> Any:
+    def pack_value(self, value: Any, name: str) -> Any:
         """Return `value` as JSON data; add its tensors to `tensors` under names from `name`.
 
         Raises:
             UsageError: it holds a type that cannot be stored.
         """
         if isinstance(value, Tensor):
-            self.tensors[name] = plain(value).contiguous().clone()
+            self.tensors[name] = to_dense_cpu(value).contiguous().clone()
             return {"tensor": name}
         if isinstance(value, _ATOMS):
             return {"value": value}
         if type(value) in {list, tuple}:
-            inside = [self.packed(child, f"{name}.{n}") for n, child in enumerate(value)]
-            return {type(value).__name__: inside}
+            children = [
+                self.pack_value(child, f"{name}.{index}") for index, child in enumerate(value)
+            ]
+            return {type(value).__name__: children}
         if type(value) is dict and all(isinstance(key, str) for key in value):
-            return {"dict": {k: self.packed(child, f"{name}.{k}") for k, child in value.items()}}
+            return {
+                "dict": {
+                    child_key: self.pack_value(child, f"{name}.{child_key}")
+                    for child_key, child in value.items()
+                }
+            }
         raise UsageError(
             f"the input `{name}` holds a {type(value).__name__}: a golden file holds tensors, "
             "numbers, texts, and lists, tuples and dicts of them"
         )
 
 
-def _unpacked(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    match packed:
+def _unpack_value(packed_value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    match packed_value:
         case {"tensor": str() as name} if name in tensors:
             return tensors[name]
         case {"value": bool() | int() | float() | str() | None as value}:
             return value
-        case {"list": list() as inside}:
-            return [_unpacked(child, tensors) for child in inside]
-        case {"tuple": list() as inside}:
-            return tuple(_unpacked(child, tensors) for child in inside)
-        case {"dict": dict() as inside}:
-            return {key: _unpacked(child, tensors) for key, child in inside.items()}
+        case {"list": list() as children}:
+            return [_unpack_value(child, tensors) for child in children]
+        case {"tuple": list() as children}:
+            return tuple(_unpack_value(child, tensors) for child in children)
+        case {"dict": dict() as children}:
+            return {key: _unpack_value(child, tensors) for key, child in children.items()}
         case _:
-            raise ValueError(f"{json.dumps(packed)[:60]} is no value")
+            raise ValueError(f"{json.dumps(packed_value)[:60]} is no value")

@@ -17,13 +17,13 @@ from ckptool.verification.passes import SEED, Inputs
 _SPEC: Final = re.compile(
     r"(?P<dtype>[a-z_0-9]+)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?", re.ASCII
 )
-_NAMED: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<rest>.*)", re.DOTALL)
+_NAMED_SPEC: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<rest>.*)", re.DOTALL)
 _EXAMPLE: Final = 'for example "float32[2,6,3]", "int64[2,8]<1000", "mask=bool[6,6]"'
-_ASKED: Final = ("example_inputs", "example_input_array", "dummy_inputs")
+_INPUT_ATTRIBUTES: Final = ("example_inputs", "example_input_array", "dummy_inputs")
 """Attributes with example inputs: ckptool's, Lightning's, transformers'."""
 
 
-def given(value: object) -> Inputs | None:
+def parse_inputs(value: object) -> Inputs | None:
     """Return Inputs from specs, "package.module:function", or values; None if `value` is empty.
 
     Raises:
@@ -31,14 +31,14 @@ def given(value: object) -> Inputs | None:
     """
     if value is None or value == ():
         return None
-    words = [value] if isinstance(value, str) else value
-    if not (isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)):
-        return value if isinstance(value, Inputs) else _sorted(value, "the values given")
-    function = len(words) == 1 and ":" in words[0] and "[" not in words[0]
-    return called(words[0]) if function else drawn(words)
+    specs = [value] if isinstance(value, str) else value
+    if not (isinstance(specs, list | tuple) and all(isinstance(spec, str) for spec in specs)):
+        return value if isinstance(value, Inputs) else _split_args_kwargs(value, "the values given")
+    is_function = len(specs) == 1 and ":" in specs[0] and "[" not in specs[0]
+    return call_input_function(specs[0]) if is_function else random_inputs(specs)
 
 
-def drawn(specs: Sequence[str]) -> Inputs:
+def random_inputs(specs: Sequence[str]) -> Inputs:
     """Return random inputs of the dtypes and shapes in `specs` (seed SEED), or inputs from files.
 
     Raises:
@@ -48,18 +48,18 @@ def drawn(specs: Sequence[str]) -> Inputs:
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for spec in specs:
-        named = _NAMED.fullmatch(spec)
-        name, text = (named["name"], named["rest"]) if named else ("", spec)
+        match = _NAMED_SPEC.fullmatch(spec)
+        name, text = (match["name"], match["rest"]) if match else ("", spec)
         if text.endswith(".safetensors"):
-            _add_file(text, name, args, kwargs)
+            _add_file_tensors(text, name, args, kwargs)
         elif name:
-            kwargs[name] = _drawn(spec, text, generator)
+            kwargs[name] = _make_random_tensor(spec, text, generator)
         else:
-            args.append(_drawn(spec, text, generator))
+            args.append(_make_random_tensor(spec, text, generator))
     return Inputs(tuple(args), kwargs, "--input")
 
 
-def called(target: str) -> Inputs:
+def call_input_function(target: str) -> Inputs:
     """Call the function "package.module:function" and return its result as Inputs.
 
     A tuple has the positional arguments, a dict the keyword arguments, a pair (args, kwargs) both.
@@ -75,40 +75,40 @@ def called(target: str) -> Inputs:
             function: Any = importlib.import_module(module)
             for part in name.split("."):
                 function = getattr(function, part)
-            given = function()
+            value = function()
     except UserCodeError as error:
         raise UsageError(f"--inputs {target}: {error}") from error
-    return _sorted(given, f"--inputs {target}")
+    return _split_args_kwargs(value, f"--inputs {target}")
 
 
-def asked(module: nn.Module) -> Inputs | str:
+def inputs_from_module(module: nn.Module) -> Inputs | str:
     """Return the module's own example inputs, or as str the reason why there are none."""
-    for name in _ASKED:
+    for name in _INPUT_ATTRIBUTES:
         try:
             with user_code():
-                given = getattr(module, name, None)
-                given = given() if callable(given) else given
+                value = getattr(module, name, None)
+                value = value() if callable(value) else value
         except UserCodeError as error:
             return f"{name} of the module raised {error}"
-        if given is not None:
-            return _sorted(given, f"{name} of the module")
+        if value is not None:
+            return _split_args_kwargs(value, f"{name} of the module")
     return (
         "no input: give one with --input or --inputs, or give the module an example_inputs() method"
     )
 
 
-def check(module: nn.Module, inputs: Inputs) -> None:
+def require_matching_inputs(module: nn.Module, inputs: Inputs) -> None:
     """Check that `inputs` match the signature of forward.
 
     Raises:
         UsageError: they do not.
     """
-    reason = unfitting(module, inputs)
+    reason = find_signature_mismatch(module, inputs)
     if reason:
         raise UsageError(reason)
 
 
-def unfitting(module: nn.Module, inputs: Inputs) -> str:
+def find_signature_mismatch(module: nn.Module, inputs: Inputs) -> str:
     """Return why forward cannot be called with `inputs`, "" if it can or has no signature."""
     try:
         signature = inspect.signature(module.forward)
@@ -120,43 +120,45 @@ def unfitting(module: nn.Module, inputs: Inputs) -> str:
     return ""
 
 
-def _sorted(given: Any, source: str) -> Inputs:
-    match given:
+def _split_args_kwargs(value: Any, source: str) -> Inputs:
+    match value:
         case [tuple() | list() as args, dict() as kwargs]:
             return Inputs(tuple(args), kwargs, source)
         case dict():
-            return Inputs((), given, source)
-        case tuple() if not hasattr(given, "_fields"):
-            return Inputs(given, {}, source)
+            return Inputs((), value, source)
+        case tuple() if not hasattr(value, "_fields"):
+            return Inputs(value, {}, source)
         case Mapping():
             # A tokenizer's BatchEncoding is a Mapping but not a dict.
-            return Inputs((), dict(given), source)
+            return Inputs((), dict(value), source)
         case _:
-            return Inputs((given,), {}, source)
+            return Inputs((value,), {}, source)
 
 
-def _drawn(spec: str, text: str, generator: torch.Generator) -> Tensor:
-    found = _SPEC.fullmatch(text.strip())
-    dtype = getattr(torch, found["dtype"], None) if found else None
-    if found is None or not isinstance(dtype, torch.dtype):
+def _make_random_tensor(spec: str, text: str, generator: torch.Generator) -> Tensor:
+    match = _SPEC.fullmatch(text.strip())
+    dtype = getattr(torch, match["dtype"], None) if match else None
+    if match is None or not isinstance(dtype, torch.dtype):
         raise UsageError(f"--input {spec}: expected a dtype and a shape, {_EXAMPLE}")
-    shape = tuple(int(size) for size in found["shape"].split(",") if size.strip())
-    below = int(found["below"]) if found["below"] else 2
+    shape = tuple(int(size) for size in match["shape"].split(",") if size.strip())
+    upper_bound = int(match["below"]) if match["below"] else 2
     if dtype.is_floating_point or dtype.is_complex:
-        if found["below"]:
-            raise UsageError(f"--input {spec}: <{below} is for whole numbers")
-        return _normal(shape, dtype, generator)
-    if below < 1:
-        raise UsageError(f"--input {spec}: there are no whole numbers below {below}")
-    return torch.randint(0, below, shape, generator=generator).to(dtype)
+        if match["below"]:
+            raise UsageError(f"--input {spec}: <{upper_bound} is for whole numbers")
+        return _sample_normal(shape, dtype, generator)
+    if upper_bound < 1:
+        raise UsageError(f"--input {spec}: there are no whole numbers below {upper_bound}")
+    return torch.randint(0, upper_bound, shape, generator=generator).to(dtype)
 
 
-def _normal(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    wide = torch.complex64 if dtype.is_complex else torch.float32
-    return torch.randn(shape, dtype=wide, generator=generator).to(dtype)
+def _sample_normal(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
+    sample_dtype = torch.complex64 if dtype.is_complex else torch.float32
+    return torch.randn(shape, dtype=sample_dtype, generator=generator).to(dtype)
 
 
-def _add_file(text: str, name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+def _add_file_tensors(text: str, name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
     """Add the tensors of a file to `args` if named by numbers, else to `kwargs`.
 
     With `name`, the file must hold one tensor, which becomes that keyword argument.
@@ -167,9 +169,9 @@ def _add_file(text: str, name: str, args: list[Any], kwargs: dict[str, Any]) -> 
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    load: Callable[..., dict[str, Tensor]] = load_file
+    load_tensors: Callable[..., dict[str, Tensor]] = load_file
     try:
-        tensors = load(Path(text))
+        tensors = load_tensors(Path(text))
     except (OSError, SafetensorError) as error:
         raise UsageError(f"--input {text}: {error}") from error
     if name:
@@ -177,6 +179,6 @@ def _add_file(text: str, name: str, args: list[Any], kwargs: dict[str, Any]) -> 
             raise UsageError(f"--input {name}={text}: it holds {len(tensors)} tensors, not one")
         kwargs[name] = next(iter(tensors.values()))
         return
-    numbered = sorted((key for key in tensors if key.isdigit()), key=int)
-    args += [tensors[key] for key in numbered]
+    positional_keys = sorted((key for key in tensors if key.isdigit()), key=int)
+    args += [tensors[key] for key in positional_keys]
     kwargs.update({key: tensors[key] for key in tensors if not key.isdigit()})

@@ -10,14 +10,20 @@ import torch
 from torch import nn
 
 from ckptool.errors import ModuleError
-from ckptool.modules.build import random_state
-from ckptool.modules.target import ModuleSpec, arguments, failure, importable, resolve
+from ckptool.modules.build import preserve_random_state
+from ckptool.modules.target import (
+    ModuleSpec,
+    bind_arguments,
+    make_build_error,
+    prepend_search_paths,
+    resolve_target,
+)
 from ckptool.modules.usercode import UserCodeError, user_code
-from ckptool.verification.passes import seed
+from ckptool.verification.passes import seed_generators
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Maker:
+class ModuleFactory:
     """Builds instances from a constructor, or deep-copies the only instance."""
 
     target: str
@@ -26,11 +32,11 @@ class Maker:
     instance: nn.Module | None = None
 
     @property
-    def rebuilds(self) -> bool:
+    def can_rebuild(self) -> bool:
         """Whether instances are constructed anew rather than copied."""
         return self.build is not None
 
-    def make(self, value: int = 0, *, on_meta: bool = False) -> nn.Module:
+    def create_module(self, seed_value: int = 0, *, on_meta: bool = False) -> nn.Module:
         """Return a new instance, built after seeding the generators with `seed_value`.
 
         Raises:
@@ -40,7 +46,7 @@ class Maker:
             with user_code():
                 if self.build is None:
                     return copy.deepcopy(self.instance)  # type: ignore[return-value]
-                seed(value)
+                seed_generators(seed_value)
                 with torch.device("meta") if on_meta else ExitStack():
                     module = self.build()
         except UserCodeError as error:
@@ -51,7 +57,7 @@ class Maker:
 
 
 @contextmanager
-def maker(module: str | nn.Module, spec: ModuleSpec) -> Iterator[Maker]:
+def open_module_factory(module: str | nn.Module, spec: ModuleSpec) -> Iterator[ModuleFactory]:
     """Context manager with the ModuleFactory of a named or live module.
 
     The module's folders are importable inside, and the random state is restored afterwards.
@@ -59,18 +65,23 @@ def maker(module: str | nn.Module, spec: ModuleSpec) -> Iterator[Maker]:
     Raises:
         ModuleError: it cannot be imported, or does not accept its arguments.
     """
-    with importable(spec), random_state():
-        found = module if isinstance(module, nn.Module) else resolve(spec)
-        if isinstance(found, nn.Module):
-            yield Maker(spec.target, instance=found)
+    with prepend_search_paths(spec), preserve_random_state():
+        class_or_instance = module if isinstance(module, nn.Module) else resolve_target(spec)
+        if isinstance(class_or_instance, nn.Module):
+            yield ModuleFactory(spec.target, instance=class_or_instance)
             return
-        given = arguments(spec, found)
-        yield Maker(spec.target, build=lambda: _built(spec, found, given))
+        constructor_arguments = bind_arguments(spec, class_or_instance)
+        yield ModuleFactory(
+            spec.target,
+            build=lambda: _build_instance(spec, class_or_instance, constructor_arguments),
+        )
 
 
-def _built(spec: ModuleSpec, function: Any, given: Mapping[str, object]) -> Any:
+def _build_instance(
+    spec: ModuleSpec, function: Any, constructor_arguments: Mapping[str, object]
+) -> Any:
     try:
         # A copy, so that one build cannot change the arguments of the next.
-        return function(**copy.deepcopy(dict(given)))
+        return function(**copy.deepcopy(dict(constructor_arguments)))
     except TypeError as error:
-        raise failure(spec, function, UserCodeError(error)) from error
+        raise make_build_error(spec, function, UserCodeError(error)) from error

@@ -8,49 +8,52 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ckptool.verification.leaves import comparable, leaves
+from ckptool.verification.leaves import is_comparable, iter_leaves
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
     {torch.float64: 1e-7, torch.complex128: 1e-7, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 )
 """Absolute and relative tolerance across devices; other dtypes have DEFAULT_TOLERANCE."""
-DEFAULT: Final = 1e-4
+DEFAULT_TOLERANCE: Final = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class OutputDifference:
     """Difference of two outputs over all their leaves."""
 
-    exact: bool
+    is_exact: bool
     """Equal bit for bit; NaN equals NaN."""
-    close: bool
+    is_close: bool
     """Every element is within its tolerance, and all other leaves are equal."""
-    absolute: float
+    max_absolute: float
     """Largest absolute difference, 0.0 if nothing could be compared."""
-    relative: float
+    max_relative: float
     """Largest difference relative to the expected value, 0.0 if nothing could be compared."""
-    first: str = ""
+    first_difference: str = ""
     """Path and description of the first difference; "" if there is none."""
-    compared: int = 0
+    compared_count: int = 0
     """Number of compared leaves."""
-    left_out: tuple[str, ...] = ()
+    skipped_leaves: tuple[str, ...] = ()
     """Paths of leaves whose types cannot be compared."""
 
     @property
-    def words(self) -> str:
-        return f"largest difference: {self.absolute:.3g} absolute, {self.relative:.3g} relative"
+    def summary(self) -> str:
+        return (
+            f"largest difference: {self.max_absolute:.3g} absolute, {self.max_relative:.3g}"
+            " relative"
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Leaf:
-    exact: bool
-    close: bool
-    absolute: float = 0.0
-    relative: float = 0.0
-    why: str = ""
+class _LeafDifference:
+    is_exact: bool
+    is_close: bool
+    max_absolute: float = 0.0
+    max_relative: float = 0.0
+    reason: str = ""
 
 
-def difference(actual: Any, expected: Any, tolerance: float | None = None) -> Difference:
+def compare_outputs(actual: Any, expected: Any, tolerance: float | None = None) -> OutputDifference:
     """Compare two outputs leaf by leaf, on any devices.
 
     Args:
@@ -58,90 +61,119 @@ def difference(actual: Any, expected: Any, tolerance: float | None = None) -> Di
         expected: the reference; relative differences are relative to it.
         tolerance: absolute and relative; None takes the default of the expected dtype.
     """
-    return compared(dict(leaves(actual)), dict(leaves(expected)), tolerance)
+    return compare_leaves(dict(iter_leaves(actual)), dict(iter_leaves(expected)), tolerance)
 
 
-def compared(
-    here: Mapping[str, Any], there: Mapping[str, Any], tolerance: float | None = None
-) -> Difference:
+def compare_leaves(
+    actual: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float | None = None
+) -> OutputDifference:
     """Compare two outputs given as path -> leaf; see `compare_outputs`."""
-    if list(here) != list(there):
-        lost = [f"`{p or 'output'}`" for p in (*there, *here) if (p in here) != (p in there)]
-        why = f"the outputs have other parts: {', '.join(lost[:3]) or 'another order'}"
-        return Difference(exact=False, close=False, absolute=0.0, relative=0.0, first=why)
-    found = {path: _leaf(leaf, there[path], tolerance) for path, leaf in here.items()}
-    told = {path: leaf for path, leaf in found.items() if leaf is not None}
-    wrong = [f"`{path or 'output'}` {leaf.why}" for path, leaf in told.items() if leaf.why]
-    return Difference(
-        exact=all(leaf.exact for leaf in told.values()),
-        close=all(leaf.close for leaf in told.values()),
-        absolute=max((leaf.absolute for leaf in told.values()), default=0.0),
-        relative=max((leaf.relative for leaf in told.values()), default=0.0),
-        first=wrong[0] if wrong else "",
-        compared=len(told),
-        left_out=tuple(path or "output" for path, leaf in found.items() if leaf is None),
+    if list(actual) != list(expected):
+        differing_paths = [
+            f"`{path or 'output'}`"
+            for path in (*expected, *actual)
+            if (path in actual) != (path in expected)
+        ]
+        reason = (
+            f"the outputs have other parts: {', '.join(differing_paths[:3]) or 'another order'}"
+        )
+        return OutputDifference(
+            is_exact=False,
+            is_close=False,
+            max_absolute=0.0,
+            max_relative=0.0,
+            first_difference=reason,
+        )
+    leaf_differences = {
+        path: _compare_leaf(leaf, expected[path], tolerance) for path, leaf in actual.items()
+    }
+    comparable = {path: leaf for path, leaf in leaf_differences.items() if leaf is not None}
+    messages = [
+        f"`{path or 'output'}` {leaf.reason}" for path, leaf in comparable.items() if leaf.reason
+    ]
+    return OutputDifference(
+        is_exact=all(leaf.is_exact for leaf in comparable.values()),
+        is_close=all(leaf.is_close for leaf in comparable.values()),
+        max_absolute=max((leaf.max_absolute for leaf in comparable.values()), default=0.0),
+        max_relative=max((leaf.max_relative for leaf in comparable.values()), default=0.0),
+        first_difference=messages[0] if messages else "",
+        compared_count=len(comparable),
+        skipped_leaves=tuple(
+            path or "output" for path, leaf in leaf_differences.items() if leaf is None
+        ),
     )
 
 
-def plain(tensor: Tensor) -> Tensor:
+def to_dense_cpu(tensor: Tensor) -> Tensor:
     """Return a tensor on the CPU, detached, dense and not quantised."""
-    found = tensor.detach().cpu()
-    if found.is_quantized:
-        return found.dequantize()
-    return found if found.layout is torch.strided else found.to_dense()
+    cpu_tensor = tensor.detach().cpu()
+    if cpu_tensor.is_quantized:
+        return cpu_tensor.dequantize()
+    return cpu_tensor if cpu_tensor.layout is torch.strided else cpu_tensor.to_dense()
 
 
-def described(output: Any) -> tuple[str, ...]:
+def describe_tensors(output: Any) -> tuple[str, ...]:
     """Return "path: dtype shape" of the first three tensors of an output, and a count of others."""
-    tensors = [(path, leaf) for path, leaf in leaves(output) if isinstance(leaf, Tensor)]
-    words = [
+    tensors = [(path, leaf) for path, leaf in iter_leaves(output) if isinstance(leaf, Tensor)]
+    lines = [
         f"{path or 'output'}: {str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
         for path, leaf in tensors
     ]
-    return tuple(words[:3]) + ((f"and {len(words) - 3} more",) if len(words) > 3 else ())
+    return tuple(lines[:3]) + ((f"and {len(lines) - 3} more",) if len(lines) > 3 else ())
 
 
-def _leaf(actual: Any, expected: Any, tolerance: float | None) -> _Leaf | None:
+def _compare_leaf(actual: Any, expected: Any, tolerance: float | None) -> _LeafDifference | None:
     if isinstance(actual, Tensor) and isinstance(expected, Tensor):
-        return _tensors(plain(actual), plain(expected), tolerance)
-    if not (comparable(actual) and comparable(expected)):
-        alike = type(actual) is type(expected)
-        return None if alike else _Leaf(exact=False, close=False, why="has another type")
+        return _compare_tensors(to_dense_cpu(actual), to_dense_cpu(expected), tolerance)
+    if not (is_comparable(actual) and is_comparable(expected)):
+        is_same_type = type(actual) is type(expected)
+        return (
+            None
+            if is_same_type
+            else _LeafDifference(is_exact=False, is_close=False, reason="has another type")
+        )
     # Compare repr: NaN equals NaN.
-    same = repr(actual) == repr(expected)
-    return _Leaf(same, same, why="" if same else f"is {actual!r}, and was {expected!r}")
-
-
-def _tensors(actual: Tensor, expected: Tensor, tolerance: float | None) -> _Leaf:
-    if actual.shape != expected.shape:
-        why = f"has shape {list(actual.shape)}, and had {list(expected.shape)}"
-        return _Leaf(exact=False, close=False, why=why)
-    same_dtype = actual.dtype == expected.dtype
-    if same_dtype and _same(actual, expected):
-        return _Leaf(exact=True, close=True)
-    wide = torch.complex128 if actual.is_complex() or expected.is_complex() else torch.float64
-    one, other = actual.to(wide), expected.to(wide)
-    apart = (one - other).abs()
-    # Equal infinities and NaN at the same position are not a difference.
-    apart = apart.masked_fill((one == other) | (one.isnan() & other.isnan()), 0.0)
-    apart = apart.nan_to_num(nan=float("inf"), posinf=float("inf"))
-    size = other.abs()
-    relative = (apart / size).masked_fill(apart == 0, 0.0)
-    limit = tolerance if tolerance is not None else TOLERANCES.get(expected.dtype, DEFAULT)
-    if not (expected.is_floating_point() or expected.is_complex()):
-        limit = 0.0
-    within = bool((apart <= limit + limit * size.nan_to_num(posinf=0.0)).all())
-    why = "" if same_dtype else f"is {actual.dtype}, and was {expected.dtype}"
-    return _Leaf(
-        exact=False,
-        close=within and same_dtype,
-        absolute=float(apart.max()) if apart.numel() else 0.0,
-        relative=float(relative.max()) if relative.numel() else 0.0,
-        why=why or f"differs in {int((apart > 0).sum())} of {apart.numel()} elements",
+    is_same = repr(actual) == repr(expected)
+    return _LeafDifference(
+        is_same, is_same, reason="" if is_same else f"is {actual!r}, and was {expected!r}"
     )
 
 
-def _same(actual: Tensor, expected: Tensor) -> bool:
+def _compare_tensors(actual: Tensor, expected: Tensor, tolerance: float | None) -> _LeafDifference:
+    if actual.shape != expected.shape:
+        reason = f"has shape {list(actual.shape)}, and had {list(expected.shape)}"
+        return _LeafDifference(is_exact=False, is_close=False, reason=reason)
+    is_same_dtype = actual.dtype == expected.dtype
+    if is_same_dtype and _have_equal_values(actual, expected):
+        return _LeafDifference(is_exact=True, is_close=True)
+    wide_dtype = torch.complex128 if actual.is_complex() or expected.is_complex() else torch.float64
+    wide_actual, wide_expected = actual.to(wide_dtype), expected.to(wide_dtype)
+    absolute_error = (wide_actual - wide_expected).abs()
+    # Equal infinities and NaN at the same position are not a difference.
+    absolute_error = absolute_error.masked_fill(
+        (wide_actual == wide_expected) | (wide_actual.isnan() & wide_expected.isnan()), 0.0
+    )
+    absolute_error = absolute_error.nan_to_num(nan=float("inf"), posinf=float("inf"))
+    magnitude = wide_expected.abs()
+    relative_error = (absolute_error / magnitude).masked_fill(absolute_error == 0, 0.0)
+    limit = (
+        tolerance if tolerance is not None else TOLERANCES.get(expected.dtype, DEFAULT_TOLERANCE)
+    )
+    if not (expected.is_floating_point() or expected.is_complex()):
+        limit = 0.0
+    is_within = bool((absolute_error <= limit + limit * magnitude.nan_to_num(posinf=0.0)).all())
+    reason = "" if is_same_dtype else f"is {actual.dtype}, and was {expected.dtype}"
+    return _LeafDifference(
+        is_exact=False,
+        is_close=is_within and is_same_dtype,
+        max_absolute=float(absolute_error.max()) if absolute_error.numel() else 0.0,
+        max_relative=float(relative_error.max()) if relative_error.numel() else 0.0,
+        reason=reason
+        or f"differs in {int((absolute_error > 0).sum())} of {absolute_error.numel()} elements",
+    )
+
+
+def _have_equal_values(actual: Tensor, expected: Tensor) -> bool:
     """Whether all elements are equal; NaN equals NaN."""
     equal = actual == expected
     if actual.is_floating_point() or actual.is_complex():

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.modules.usercode import UserCodeError, user_code
-from ckptool.verification.facts import Clash
-from ckptool.verification.leaves import mapped
+from ckptool.verification.facts import DeviceMismatch
+from ckptool.verification.leaves import tree_map
 
 SEED = 0
 """Seed of every forward pass and of random inputs."""
@@ -27,14 +27,14 @@ class Inputs:
     source: str = ""
     """Source as text: "--input", "dummy_inputs of the module" ..."""
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+    def map_tensors(self, transform: Callable[[Tensor], Tensor]) -> "Inputs":
         """Return the inputs with `transform` applied to every tensor."""
-        kwargs = {name: mapped(value, change) for name, value in self.kwargs.items()}
-        return Inputs(tuple(mapped(value, change) for value in self.args), kwargs, self.source)
+        kwargs = {name: tree_map(value, transform) for name, value in self.kwargs.items()}
+        return Inputs(tuple(tree_map(value, transform) for value in self.args), kwargs, self.source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pass:
+class ForwardPass:
     """Output, error and observations of one forward pass."""
 
     device: str
@@ -42,41 +42,41 @@ class Pass:
     output: Any = None
     error: UserCodeError | None = None
     """Exception of forward or of moving the module."""
-    moved: bool = True
+    is_moved: bool = True
     """Whether the module could be moved to the device."""
-    clashes: tuple[Clash, ...] = ()
-    unmodelled: tuple[str, ...] = ()
+    device_mismatches: tuple[DeviceMismatch, ...] = ()
+    unmodelled_operations: tuple[str, ...] = ()
     """Operations that the simulation cannot check."""
-    used: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    first_uses: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Path of a tensor that the module holds -> "file:line" of its first use; simulated only."""
     note: str = ""
     """Extra information, for example peak device memory; "" if none."""
 
 
 @contextmanager
-def prepared(module: nn.Module, *, training: bool = False) -> Iterator[None]:
+def prepare_forward(module: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Context manager to run `module` as user code: no gradients, seeded, mode restored after."""
-    before = [(member, member.training) for member in module.modules()]
+    old_modes = [(member, member.training) for member in module.modules()]
     try:
         with torch.no_grad(), user_code():
             module.train(training)
-            seed(SEED)
+            seed_generators(SEED)
             yield
     finally:
-        for member, mode in before:
+        for member, mode in old_modes:
             # Not train(): it recurses, and a user's override may do more than set the flag.
             member.training = mode
 
 
-def seed(value: int) -> None:
+def seed_generators(value: int) -> None:
     """Seed the generators of Python and torch, of CUDA if initialized, of numpy if imported."""
     import random
 
     random.seed(value)
     # Not torch.manual_seed(): it also queues a seed for a CUDA that is not initialized yet.
     torch.default_generator.manual_seed(value)
-    started: Callable[[], bool] = torch.cuda.is_initialized
-    if started():
+    is_cuda_initialized: Callable[[], bool] = torch.cuda.is_initialized
+    if is_cuda_initialized():
         torch.cuda.manual_seed_all(value)
     numpy = sys.modules.get("numpy")
     if numpy:

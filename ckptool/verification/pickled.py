@@ -6,33 +6,37 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.model import Kind, TensorInfo
-from ckptool.modules.walk import Found, walk
-from ckptool.verification.weights import plain_tensor
+from ckptool.modules.walk import FoundTensor, walk_module
+from ckptool.verification.weights import read_plain_tensor
 
 
-def put_back(module: nn.Module, held: Mapping[str, TensorInfo]) -> None:
+def restore_attributes(module: nn.Module, pickled_tensors: Mapping[str, TensorInfo]) -> None:
     """Set the unsaved tensors of a pickled module in `module`, where it still has their paths."""
-    if not held:
+    if not pickled_tensors:
         return
-    for found in walk(module).found:
-        info = held.get(found.path)
-        value = plain_tensor(info) if info is not None else None
+    for found_tensor in walk_module(module).tensors:
+        info = pickled_tensors.get(found_tensor.path)
+        value = read_plain_tensor(info) if info is not None else None
         if value is not None:
-            _put(found, value)
+            _assign_tensor(found_tensor, value)
 
 
-def places(module: nn.Module, held: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+def find_restorable_paths(
+    module: nn.Module, pickled_tensors: Mapping[str, TensorInfo]
+) -> tuple[str, ...]:
     """Return the keys of `pickled_tensors` that `restore_attributes` can set in `module`."""
-    there = {found.path for found in walk(module).found}
-    return tuple(key for key in held if key in there)
+    module_paths = {found_tensor.path for found_tensor in walk_module(module).tensors}
+    return tuple(key for key in pickled_tensors if key in module_paths)
 
 
-def _put(found: Found, value: Tensor) -> None:
-    own = vars(found.owner)
-    if found.kind is Kind.NON_PERSISTENT_BUFFER:
-        setattr(found.owner, found.attribute, value)
-    elif found.kind is Kind.ATTRIBUTE and isinstance(own.get(found.attribute), Tensor):
-        own[found.attribute] = value
-    elif isinstance(found.value, Tensor) and found.value.shape == value.shape:
+def _assign_tensor(found_tensor: FoundTensor, value: Tensor) -> None:
+    instance_attributes = vars(found_tensor.owner)
+    if found_tensor.kind is Kind.NON_PERSISTENT_BUFFER:
+        setattr(found_tensor.owner, found_tensor.attribute, value)
+    elif found_tensor.kind is Kind.ATTRIBUTE and isinstance(
+        instance_attributes.get(found_tensor.attribute), Tensor
+    ):
+        instance_attributes[found_tensor.attribute] = value
+    elif isinstance(found_tensor.value, Tensor) and found_tensor.value.shape == value.shape:
         with torch.no_grad():
-            found.value.copy_(value)
+            found_tensor.value.copy_(value)

@@ -6,26 +6,26 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ckptool.compare import Loading, loading
+from ckptool.compare import ModuleDiff, build_module_diff
 from ckptool.model import Checkpoint, TensorInfo
-from ckptool.modules import ModuleSpec, describe, examine
-from ckptool.verification.instances import Maker, maker
+from ckptool.modules import ModuleSpec, describe_module, examine_module
+from ckptool.verification.instances import ModuleFactory, open_module_factory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Side:
+class VerificationTarget:
     """One checkpoint compared with its module, and the factory of instances."""
 
-    loading: Loading
-    maker: Maker
-    beside: Mapping[str, TensorInfo] = field(default_factory=dict)
+    module_diff: ModuleDiff
+    factory: ModuleFactory
+    pickled_tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     """Tensors of a pickled module that are not in its state_dict, by key."""
 
 
 @contextmanager
-def side(
+def open_verification_target(
     checkpoint: Checkpoint, module: str | nn.Module, spec: ModuleSpec, at: str | None
-) -> Iterator[Side]:
+) -> Iterator[VerificationTarget]:
     """Context manager with the target for a live `module` or one named by `spec`.
 
     The module's folders are importable inside.
@@ -33,7 +33,11 @@ def side(
     Raises:
         ModuleError: it cannot be imported or built.
     """
-    with maker(module, spec) as made:
-        state = examine(spec) if isinstance(module, str) else describe(module, spec.target)
-        met = loading(checkpoint, state, at)
-        yield Side(met, made, met.state.unsaved)
+    with open_module_factory(module, spec) as factory:
+        module_info = (
+            examine_module(spec)
+            if isinstance(module, str)
+            else describe_module(module, spec.target)
+        )
+        module_diff = build_module_diff(checkpoint, module_info, at)
+        yield VerificationTarget(module_diff, factory, module_diff.state.unsaved_tensors)

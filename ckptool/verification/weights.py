@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckptool.elements import elements, obstacle
+from ckptool.elements import iter_elements, unreadable_reason
 from ckptool.errors import ReadError
-from ckptool.formats.files import local_copy
-from ckptool.model import Checkpoint, State, TensorInfo
+from ckptool.formats.files import open_local_copy
+from ckptool.model import Checkpoint, StateDict, TensorInfo
 
 
-def weights(checkpoint: Checkpoint, state: State, keys: Mapping[str, str]) -> dict[str, Any]:
+def load_tensors(
+    checkpoint: Checkpoint, state: StateDict, keys: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the argument of `load_state_dict`: tensors by key, renamed by `keys` (old -> new).
 
     Tensors tied in the file are one tensor in the result.
@@ -21,42 +23,52 @@ def weights(checkpoint: Checkpoint, state: State, keys: Mapping[str, str]) -> di
     Raises:
         ReadError: an entry is not plain bytes, and torch.load(weights_only=True) fails as well.
     """
-    found: OrderedDict[str, Any] = OrderedDict()
-    spare: Mapping[str, Any] | None = None
-    known: dict[object, Tensor] = {}
+    tensors: OrderedDict[str, Any] = OrderedDict()
+    torch_state: Mapping[str, Any] | None = None
+    tensors_by_view: dict[object, Tensor] = {}
     for key, info in state.tensors.items():
-        if _is_plain(info):
+        if _is_plain_bytes(info):
             # Tied in the file: one tensor here too.
             view = (info.storage or key, info.storage_offset, info.shape, info.stride, info.dtype)
-            if view not in known:
-                known[view] = _tensor(info)
-            found[keys.get(key, key)] = known[view]
+            if view not in tensors_by_view:
+                tensors_by_view[view] = _read_tensor(info)
+            tensors[keys.get(key, key)] = tensors_by_view[view]
         else:
-            spare = spare if spare is not None else _loaded(checkpoint, state.at)
-            found[keys.get(key, key)] = _in(spare, key, checkpoint)
-    if state.others:
-        spare = spare if spare is not None else _loaded(checkpoint, state.at)
-        found.update({keys.get(key, key): spare[key] for key in state.others if key in spare})
+            torch_state = (
+                torch_state if torch_state is not None else _load_with_torch(checkpoint, state.at)
+            )
+            tensors[keys.get(key, key)] = _get_value(torch_state, key, checkpoint)
+    if state.non_tensors:
+        torch_state = (
+            torch_state if torch_state is not None else _load_with_torch(checkpoint, state.at)
+        )
+        tensors.update(
+            {
+                keys.get(key, key): torch_state[key]
+                for key in state.non_tensors
+                if key in torch_state
+            }
+        )
     if state.versions is not None:
-        versions = {prefix: {"version": v} for prefix, v in state.versions.items()}
-        found._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
-    return found
+        versions = {prefix: {"version": version} for prefix, version in state.versions.items()}
+        tensors._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+    return tensors
 
 
-def plain_tensor(info: TensorInfo) -> Tensor | None:
+def read_plain_tensor(info: TensorInfo) -> Tensor | None:
     """Return the tensor that `info` describes as a copy, None if it is not plain bytes."""
-    return _tensor(info) if _is_plain(info) else None
+    return _read_tensor(info) if _is_plain_bytes(info) else None
 
 
-def _is_plain(info: TensorInfo) -> bool:
-    layered = bool(info.parts) and info.layout != "chunked"
-    known = isinstance(getattr(torch, info.dtype, None), torch.dtype)
-    return known and not layered and not obstacle(info)
+def _is_plain_bytes(info: TensorInfo) -> bool:
+    has_components = bool(info.parts) and info.layout != "chunked"
+    has_torch_dtype = isinstance(getattr(torch, info.dtype, None), torch.dtype)
+    return has_torch_dtype and not has_components and not unreadable_reason(info)
 
 
-def _tensor(info: TensorInfo) -> Tensor:
+def _read_tensor(info: TensorInfo) -> Tensor:
     buffer = bytearray()
-    for piece in elements(info):
+    for piece in iter_elements(info):
         buffer += piece
     dtype: torch.dtype = getattr(torch, info.dtype)
     if not buffer:
@@ -64,23 +76,23 @@ def _tensor(info: TensorInfo) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype).reshape(info.shape)
 
 
-def _loaded(checkpoint: Checkpoint, at: str) -> Mapping[str, Any]:
+def _load_with_torch(checkpoint: Checkpoint, at: str) -> Mapping[str, Any]:
     try:
-        with local_copy(checkpoint.path) as path:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        with open_local_copy(checkpoint.path) as path:
+            state = torch.load(path, map_location="cpu", weights_only=True)
         for step in at.split(".") if at else ():
-            found = found[step]
+            state = state[step]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ReadError(
             checkpoint.path, f"has more than plain bytes, and torch refuses it: {reason}"
         ) from error
-    if not isinstance(found, Mapping):
+    if not isinstance(state, Mapping):
         raise ReadError(checkpoint.path, f"there is no mapping at `{at or '.'}`")
-    return found
+    return state
 
 
-def _in(state: Mapping[str, Any], key: str, checkpoint: Checkpoint) -> Any:
+def _get_value(state: Mapping[str, Any], key: str, checkpoint: Checkpoint) -> Any:
     if key not in state:
         raise ReadError(checkpoint.path, f"torch does not find `{key}` in it")
     return state[key]

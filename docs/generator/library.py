@@ -13,7 +13,7 @@ import ckptool
 from ckptool import errors, report
 from ckptool.api.training import Watched
 from ckptool.formats.limits import Limits
-from ckptool.model import Checkpoint, State, StorageInfo, TensorInfo
+from ckptool.model import Checkpoint, StateDict, StorageInfo, TensorInfo
 from generator.structs import cell, fields
 
 INTRODUCTION = """\
@@ -34,7 +34,7 @@ for finding in report.findings:
     print(finding.level, finding.code, finding.key, finding.message)
 ```
 """
-OTHERS = (Checkpoint, State, TensorInfo, StorageInfo, Limits, Watched)
+OTHERS = (Checkpoint, StateDict, TensorInfo, StorageInfo, Limits, Watched)
 """Types that are met by way of the functions, and need no import."""
 HEAD = re.compile(r"^(Args|Raises|Returns|Yields):$")
 ITEM = re.compile(r"^(?P<name>[\w*]+):\s+(?P<text>.*)$")

@@ -3,7 +3,7 @@
 from typing import get_args
 
 from ckptool.migration.ops import Operation
-from ckptool.migration.plan import SCHEMA, Op, Plan, write
+from ckptool.migration.plan import SCHEMA, Op, Plan, format_plan
 from generator.structs import cell, fields, summary, words
 
 INTRODUCTION = """\
@@ -22,7 +22,7 @@ or operation is an error with the place and the name that was probably meant.
 
 
 def page() -> str:
-    lines = [INTRODUCTION.format(schema=SCHEMA, example=write(_example()).rstrip())]
+    lines = [INTRODUCTION.format(schema=SCHEMA, example=format_plan(_example()).rstrip())]
     for op in get_args(Op):
         lines += _section(op)
     return "\n".join(lines)
@@ -50,5 +50,5 @@ def _section(op: type[Operation]) -> list[str]:
 
 
 def _described(op: type[Operation]) -> str:
-    lost = f" The result no longer has {op.loses}." if op.loses else ""
+    lost = f" The result no longer has {op.data_loss}." if op.data_loss else ""
     return f"{summary(op)}{lost}"

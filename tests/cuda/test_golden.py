@@ -5,7 +5,7 @@ import torch
 from lock import models
 
 from ckptool import api
-from ckptool.api.target import Target
+from ckptool.api.target import ModuleTarget
 from ckptool.formats import open_checkpoint
 from ckptool.verification import golden
 
@@ -23,10 +23,12 @@ def test_recorded_on_the_cpu_and_replayed_on_both(cuda, tmp_path, name, drifts):
         inputs="lock.models:batch",
         tolerances={"cuda": 1e-4},
     )
-    with Target(f"lock.models:{name}").side(open_checkpoint(path)) as side:
-        done = golden.replay(side, golden.read(place))
-    assert [drift.device for drift in done.drifts] == drifts
-    assert [words.partition(": ")[0] for words in done.passed] == (
+    with ModuleTarget(f"lock.models:{name}").open_verification_target(
+        open_checkpoint(path)
+    ) as side:
+        done = golden.replay_golden(side, golden.read_golden(place))
+    assert [drift.device for drift in done.output_drifts] == drifts
+    assert [words.partition(": ")[0] for words in done.matching_devices] == (
         [] if drifts else ["cpu", "cuda:0"]
     )
     assert done.skipped == ()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ckptool.verification import cuda as backend
 from ckptool.verification import simulated
-from ckptool.verification.passes import Inputs, Pass
+from ckptool.verification.passes import ForwardPass, Inputs
 
 pytestmark = pytest.mark.cuda
 
@@ -111,15 +111,15 @@ def test_both_devices_say_the_same(library, name, cuda):
     if elements > LARGEST:
         pytest.skip(f"{elements:,} elements")
     for path in (None, *some_buffers(module)):
-        real = run(backend.run, module, path, inputs, cuda)
-        imitated = run(simulated.run, module, path, inputs, cuda)
-        assert all("custom operator" in one for one in imitated.unmodelled)
+        real = run(backend.run_on_cuda, module, path, inputs, cuda)
+        imitated = run(simulated.run_simulated, module, path, inputs, cuda)
+        assert all("custom operator" in one for one in imitated.unmodelled_operations)
         if real.error is None:
-            assert not imitated.clashes, path
+            assert not imitated.device_mismatches, path
             assert imitated.error is None, path
         else:
-            assert backend.about_devices(real.error.error), (path, real.error)
-            assert path in {clash.attribute for clash in imitated.clashes}, path
+            assert backend.is_device_error(real.error.error), (path, real.error)
+            assert path in {clash.attribute for clash in imitated.device_mismatches}, path
 
 
 def some_buffers(module: nn.Module) -> list[str]:
@@ -128,12 +128,12 @@ def some_buffers(module: nn.Module) -> list[str]:
 
 
 def run(
-    device_run: Callable[[nn.Module, Inputs, torch.device], Pass],
+    device_run: Callable[[nn.Module, Inputs, torch.device], ForwardPass],
     module: nn.Module,
     path: str | None,
     inputs: Inputs,
     device: torch.device,
-) -> Pass:
+) -> ForwardPass:
     """Run a copy of the module, with the buffer at `path` made a plain attribute."""
     module = copy.deepcopy(module)
     if path is not None:
@@ -141,4 +141,4 @@ def run(
         holder: Any = module.get_submodule(owner)
         vars(holder)[name] = holder._buffers.pop(name)
     torch.manual_seed(0)
-    return device_run(module.eval(), inputs.each(Tensor.clone), device)
+    return device_run(module.eval(), inputs.map_tensors(Tensor.clone), device)

@@ -25,8 +25,8 @@ TURNED = [one for one in BUFFERS if one.values[0].name != "lazy_layers"]
 
 def run(case, module, device):
     torch.manual_seed(0)
-    inputs = Inputs(case.args, case.kwargs).each(torch.Tensor.clone)
-    return backend.run(module, inputs, device)
+    inputs = Inputs(case.args, case.kwargs).map_tensors(torch.Tensor.clone)
+    return backend.run_on_cuda(module, inputs, device)
 
 
 @pytest.mark.parametrize("check", both.CHECKS, ids=lambda check: check.__name__)
@@ -41,7 +41,7 @@ def test_the_battery_as_it_is(case, cuda):
         assert found.error is None
     else:
         assert found.error is not None
-        assert backend.about_devices(found.error.error), found.error
+        assert backend.is_device_error(found.error.error), found.error
 
 
 @pytest.mark.parametrize(("case", "path"), TURNED)
@@ -72,8 +72,8 @@ def test_out_of_memory_says_how_much_was_needed(cuda, tmp_path):
         def forward(self, x):
             return super().forward(x) + torch.empty(1 << 44, device=x.device).sum()
 
-    found = backend.run(Huge(), Inputs((torch.ones(2, 4),)), cuda)
-    assert backend.out_of_memory(found.error.error)
+    found = backend.run_on_cuda(Huge(), Inputs((torch.ones(2, 4),)), cuda)
+    assert backend.is_out_of_memory(found.error.error)
     assert "parameters and buffers take" in found.note
 
 
@@ -85,5 +85,5 @@ def test_a_device_that_is_not_there(cuda, tmp_path):
 
 @pytest.mark.parametrize(("name", "function", "accepted"), ALL, ids=[name for name, *_ in ALL])
 def test_a_number_on_the_cpu(name, function, accepted, cuda):
-    found = backend.run(Number(function), Inputs((torch.rand(3, 4),)), cuda)
+    found = backend.run_on_cuda(Number(function), Inputs((torch.rand(3, 4),)), cuda)
     assert (found.error is None) == accepted, found.error

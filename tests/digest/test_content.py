@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from test_values import big_endian, described
 
 from ckptool import api, content, elements, values
-from ckptool.digests import content_digest, digested
+from ckptool.digests import compute_state_digest, digest_checkpoint
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.modules.tensors import digest
+from ckptool.modules.tensors import compute_fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 
@@ -145,9 +145,11 @@ def test_pieces_and_threads_change_nothing(tmp_path_factory, numel, jobs, piece)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "PIECE", piece)
         patch.setattr(elements, "CHUNK", 16)
-        expected = content.fingerprint("float32", (numel,), [bytes(tensor.untyped_storage())])
+        expected = content.fingerprint_chunks(
+            "float32", (numel,), [bytes(tensor.untyped_storage())]
+        )
         assert values.fingerprint_many([info, info], jobs) == [expected] * 2
-        assert values.fingerprint(info) == expected
+        assert values.fingerprint_tensor(info) == expected
 
 
 @pytest.mark.parametrize("numel", [0, 1, (4 << 20) // 4, (4 << 20) // 4 + 1, 3 << 20])
@@ -156,23 +158,23 @@ def test_the_format_at_the_edges_of_a_piece(numel, tmp_path):
     save_file({"t": tensor}, tmp_path / "data")
     (state,) = open_checkpoint(tmp_path / "data").states
     info = state.tensors["t"]
-    assert values.fingerprint(info) == by_hand(tensor)
+    assert values.fingerprint_tensor(info) == by_hand(tensor)
     assert values.fingerprint_many([info], jobs=2) == [by_hand(tensor)]
-    assert digest(tensor) == by_hand(tensor)
+    assert compute_fingerprint(tensor) == by_hand(tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex128, torch.int64])
 def test_the_other_byte_order(dtype, tmp_path):
     tensor = torch.arange(40).to(dtype).view(5, 8)
-    assert values.fingerprint(big_endian(tmp_path / "big", tensor)) == by_hand(tensor)
+    assert values.fingerprint_tensor(big_endian(tmp_path / "big", tensor)) == by_hand(tensor)
 
 
 def test_a_known_digest():
     """The format has a name: under that name these digests never change."""
-    found = content.fingerprint("float32", (2,), [b"\0\0\x80?\0\0\0@"])
+    found = content.fingerprint_chunks("float32", (2,), [b"\0\0\x80?\0\0\0@"])
     assert found == "f9b1479320226a2818d4389206bb3993998afd49472fb2f8d5334dbd195ca4f9"
     assert (
-        content_digest({"w": found})
+        compute_state_digest({"w": found})
         == "99dbc94da90b2dc7098fe4591d9a6483da86f992113df8ca3b175ae795307bea"
     )
 
@@ -194,7 +196,7 @@ def test_a_part_never_looks_like_the_whole(tmp_path):
 
 
 def test_content_of_parts_is_partial_too():
-    assert content_digest({"0": "partial:abc", "1": "f" * 64}).startswith("partial:")
+    assert compute_state_digest({"0": "partial:abc", "1": "f" * 64}).startswith("partial:")
 
 
 # Places
@@ -326,4 +328,4 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     found = open_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ReadError, match="cut short"):
-        digested(found)
+        digest_checkpoint(found)

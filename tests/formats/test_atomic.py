@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ckptool.errors import WriteError
-from ckptool.formats.atomic import check_target, commit, pending
-from ckptool.formats.interrupts import Interrupted, interruptible
+from ckptool.formats.atomic import check_target, commit_outputs, open_pending_output
+from ckptool.formats.interrupts import Interrupted, raise_on_sigterm
 
 
 def fill(out, data=b"new") -> None:
@@ -43,10 +43,10 @@ both = pytest.mark.parametrize("folder", [False, True])
 def test_it_appears_whole_and_with_the_umask(tmp_path, folder):
     before = os.umask(0o027)
     try:
-        with pending(tmp_path / "x", force=False, folder=folder) as out:
+        with open_pending_output(tmp_path / "x", force=False, folder=folder) as out:
             fill(out)
             assert content(tmp_path / "x") is None
-            commit(out)
+            commit_outputs(out)
     finally:
         os.umask(before)
     assert content(tmp_path / "x") == b"new"
@@ -57,10 +57,10 @@ def test_it_appears_whole_and_with_the_umask(tmp_path, folder):
 @both
 def test_it_replaces_in_one_step_when_forced(tmp_path, folder):
     old(tmp_path / "x", folder=folder)
-    with pending(tmp_path / "x", force=True, folder=folder) as out:
+    with open_pending_output(tmp_path / "x", force=True, folder=folder) as out:
         fill(out)
         assert content(tmp_path / "x") == b"old"
-        commit(out)
+        commit_outputs(out)
     assert content(tmp_path / "x") == b"new"
     assert os.listdir(tmp_path) == ["x"]
     assert not folder or os.listdir(tmp_path / "x") == ["part"]
@@ -72,9 +72,12 @@ def test_what_fails_leaves_nothing_behind(tmp_path, folder):
         raise KeyError("changed")
 
     old(tmp_path / "x", folder=folder)
-    with pytest.raises(KeyError), pending(tmp_path / "x", force=True, folder=folder) as out:
+    with (
+        pytest.raises(KeyError),
+        open_pending_output(tmp_path / "x", force=True, folder=folder) as out,
+    ):
         fill(out)
-        commit(out, check=fail)
+        commit_outputs(out, check=fail)
     assert content(tmp_path / "x") == b"old"
     assert os.listdir(tmp_path) == ["x"]
 
@@ -83,11 +86,11 @@ def test_what_fails_leaves_nothing_behind(tmp_path, folder):
 def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path, folder):
     with (
         pytest.raises(WriteError, match=r"by somebody else meanwhile|exists already"),
-        pending(tmp_path / "x", force=False, folder=folder) as out,
+        open_pending_output(tmp_path / "x", force=False, folder=folder) as out,
     ):
         fill(out)
         old(tmp_path / "x", folder=folder)
-        commit(out)
+        commit_outputs(out)
     assert content(tmp_path / "x") == b"old"
     assert os.listdir(tmp_path) == ["x"]
 
@@ -107,11 +110,11 @@ def test_what_a_dead_run_left_is_removed_and_what_a_live_one_has_is_not(tmp_path
     )  # fmt: skip
     assert dead.returncode == -signal.SIGKILL
     (stale,) = os.listdir(tmp_path)
-    with pending(tmp_path / "other", force=False, folder=folder):
+    with open_pending_output(tmp_path / "other", force=False, folder=folder):
         assert stale in os.listdir(tmp_path)  # it is to another target
-    with pending(tmp_path / "x", force=False, folder=folder) as first:
+    with open_pending_output(tmp_path / "x", force=False, folder=folder) as first:
         assert os.listdir(tmp_path) == [first.path.name]
-        with pending(tmp_path / "x", force=False, folder=folder) as second:
+        with open_pending_output(tmp_path / "x", force=False, folder=folder) as second:
             assert set(os.listdir(tmp_path)) == {first.path.name, second.path.name}
     assert os.listdir(tmp_path) == []
 
@@ -121,12 +124,12 @@ def test_of_two_outputs_the_first_is_taken_back_where_the_second_fails(tmp_path,
     if before is not None:
         (tmp_path / "a").write_bytes(before)
     with (
-        pending(tmp_path / "a", force=True) as first,
-        pending(tmp_path / "b", force=False) as second,
+        open_pending_output(tmp_path / "a", force=True) as first,
+        open_pending_output(tmp_path / "b", force=False) as second,
     ):
         (tmp_path / "b").write_bytes(b"old")
         with pytest.raises(WriteError):
-            commit(first, second)
+            commit_outputs(first, second)
     assert content(tmp_path / "a") == before
     assert content(tmp_path / "b") == b"old"
     assert len(os.listdir(tmp_path)) == (1 if before is None else 2)
@@ -170,9 +173,9 @@ def test_a_target_that_cannot_be(tmp_path, name, folder, message):
 
 def test_a_long_name_has_room_for_its_temporary_one(tmp_path):
     target = tmp_path / ("n" * 255)
-    with pending(target, force=False) as out:
+    with open_pending_output(target, force=False) as out:
         fill(out)
-        commit(out)
+        commit_outputs(out)
     assert target.read_bytes() == b"new"
 
 
@@ -181,8 +184,8 @@ def test_a_signal_cleans_up_once(tmp_path, number):
     before = signal.getsignal(number)
     with (
         pytest.raises(Interrupted) as error,
-        interruptible(),
-        pending(tmp_path / "x", force=False),
+        raise_on_sigterm(),
+        open_pending_output(tmp_path / "x", force=False),
     ):
         try:
             os.kill(os.getpid(), number)
@@ -194,7 +197,7 @@ def test_a_signal_cleans_up_once(tmp_path, number):
 
 
 def test_a_lock_is_held_while_it_is_written(tmp_path):
-    with pending(tmp_path / "x", force=False) as out:
+    with open_pending_output(tmp_path / "x", force=False) as out:
         other = os.open(out.path, os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

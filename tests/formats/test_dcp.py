@@ -18,10 +18,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ckptool.errors import CorruptCheckpointError, ReadError
-from ckptool.formats.dcp import _check_cover, matches, read
-from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.formats.tensors import TreeError
-from ckptool.model import Container, Part, Safety, TensorInfo
+from ckptool.formats.dcp import _check_chunks_cover, matches, read
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.formats.tensors import PickleTreeError
+from ckptool.model import Container, Safety, TensorComponent, TensorInfo
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -54,7 +54,7 @@ def directory(original, tmp_path):
 def test_a_directory(original):
     path, state = original
     assert matches(path)
-    found = read(path, DEFAULT)
+    found = read(path, DEFAULT_LIMITS)
     by_place = {s.at: s for s in found.states}
     assert found.container is Container.DCP
     assert found.nbytes == sum(file.stat().st_size for file in path.iterdir())
@@ -83,7 +83,7 @@ def put(directory, made) -> None:
     (directory / ".metadata").write_bytes(made if isinstance(made, bytes) else pickle.dumps(made))
 
 
-def refused(directory, limits: Limits = DEFAULT) -> str:
+def refused(directory, limits: Limits = DEFAULT_LIMITS) -> str:
     with pytest.raises(CorruptCheckpointError) as error:
         read(directory, limits)
     return error.value.reason
@@ -175,7 +175,7 @@ def test_metadata_that_is_something_else(directory):
 def test_a_missing_file_is_an_error(directory):
     (directory / "__0_0.distcp").unlink()
     with pytest.raises(ReadError, match="no such file"):
-        read(directory, DEFAULT)
+        read(directory, DEFAULT_LIMITS)
 
 
 def test_a_cut_file_is_an_error(directory):
@@ -185,7 +185,7 @@ def test_a_cut_file_is_an_error(directory):
 
 
 def test_a_flipped_bit_is_found(directory):
-    found = read(directory, DEFAULT)
+    found = read(directory, DEFAULT_LIMITS)
     span = found.states[-1].tensors["state.0.exp_avg"].span
     data = bytearray(span.path.read_bytes())
     data[span.offset] ^= 1
@@ -207,18 +207,20 @@ def test_a_payload_in_the_metadata_is_named(directory):
     made = metadata(directory)
     made.storage_meta = Runs()
     put(directory, made)
-    found = read(directory, DEFAULT)
-    assert [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS] == ["posix.system"]
+    found = read(directory, DEFAULT_LIMITS)
+    assert [u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS] == [
+        "posix.system"
+    ]
     assert len(found.states) == 4
     put(directory, pickle.dumps(Runs()))
-    assert "no Metadata" in read(directory, DEFAULT).damage
+    assert "no Metadata" in read(directory, DEFAULT_LIMITS).damage
 
 
 def test_a_payload_in_a_pickled_object_is_named(tmp_path):
     """torch.distributed.checkpoint loads those with weights_only=False."""
     dcp.save({"w": torch.ones(1), "x": {"y": Runs()}}, checkpoint_id=tmp_path / "d")
-    found = read(tmp_path / "d", DEFAULT)
-    assert [(u.qualified, u.at) for u in found.globals if u.safety is Safety.DANGEROUS] == [
+    found = read(tmp_path / "d", DEFAULT_LIMITS)
+    assert [(u.qualified_name, u.at) for u in found.globals if u.safety is Safety.DANGEROUS] == [
         ("posix.system", "x.y")
     ]
 
@@ -227,7 +229,7 @@ def test_without_a_planner_the_keys_are_flat(directory):
     made = metadata(directory)
     made.planner_data = None
     put(directory, made)
-    (state,) = read(directory, DEFAULT).states
+    (state,) = read(directory, DEFAULT_LIMITS).states
     assert "model.0.weight" in state.tensors
 
 
@@ -254,14 +256,16 @@ def test_chunks_are_parts(tmp_path):
     pieces = {
         (r, c): whole[r : r + 2, c : c + 3].clone() for r in (0, 2) for c in (0, 3)
     }  # fmt: skip
-    found = read(sharded(tmp_path, pieces, (4, 6)), DEFAULT).states[0].tensors["w"]
+    found = read(sharded(tmp_path, pieces, (4, 6)), DEFAULT_LIMITS).states[0].tensors["w"]
     assert (found.layout, found.shape, found.storage, found.nbytes) == ("chunked", (4, 6), None, 96)
     assert [part.offsets for part in found.parts] == sorted(pieces)
     assert all(same_bits(content(part.tensor), pieces[part.offsets]) for part in found.parts)
 
 
-def part(offsets, sizes) -> Part:
-    return Part("", offsets, TensorInfo("w", sizes, "float32", (1,) * len(sizes), 0, None))
+def part(offsets, sizes) -> TensorComponent:
+    return TensorComponent(
+        "", offsets, TensorInfo("w", sizes, "float32", (1,) * len(sizes), 0, None)
+    )
 
 
 @st.composite
@@ -284,7 +288,7 @@ def cut(draw):
 def test_boxes_that_cover_a_tensor_are_accepted(cut, random):
     size, boxes = cut
     random.shuffle(boxes)
-    _check_cover("w", size, [part(*box) for box in boxes])
+    _check_chunks_cover("w", size, [part(*box) for box in boxes])
 
 
 @given(cut(), st.data())
@@ -295,11 +299,11 @@ def test_boxes_that_do_not_are_refused(cut, data):
     filled.remove(victim)
     moved = data.draw(st.sampled_from([None, *filled]))
     parts = [part(*box) for box in filled] + ([part(moved[0], victim[1])] if moved else [])
-    with pytest.raises(TreeError):
-        _check_cover("w", size, parts)
+    with pytest.raises(PickleTreeError):
+        _check_chunks_cover("w", size, parts)
 
 
 def test_keys_of_the_saved_dict_are_in_its_order(tmp_path):
     state = OrderedDict((name, torch.ones(1)) for name in "zyx")
     dcp.save(state, checkpoint_id=tmp_path / "d")
-    assert sorted(read(tmp_path / "d", DEFAULT).states[0].tensors) == ["x", "y", "z"]
+    assert sorted(read(tmp_path / "d", DEFAULT_LIMITS).states[0].tensors) == ["x", "y", "z"]

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from containers import safetensors_bytes, write
 
 from ckptool.cli import main
-from ckptool.elements import obstacle
+from ckptool.elements import unreadable_reason
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
 from ckptool.model import Checkpoint
@@ -197,9 +197,9 @@ def _describe(path: Path) -> None:
         return
     assert isinstance(checkpoint, Checkpoint)
     for state in checkpoint.states:
-        for tensor in (*state.tensors.values(), *state.unsaved.values()):
+        for tensor in (*state.tensors.values(), *state.unsaved_tensors.values()):
             assert tensor.nbytes >= 0
-            assert isinstance(obstacle(tensor), str)
+            assert isinstance(unreadable_reason(tensor), str)
             if tensor.span is not None:
                 assert tensor.span.offset + tensor.span.nbytes <= tensor.span.path.stat().st_size
 

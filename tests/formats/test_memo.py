@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.formats.limits import DEFAULT
-from ckptool.formats.machine import Machine, Memo
+from ckptool.formats.limits import DEFAULT_LIMITS
+from ckptool.formats.machine import PickleMachine, PickleMemo
 from ckptool.formats.pickle_graph import read_graph
-from ckptool.formats.pickles import unpickle
+from ckptool.formats.pickles import parse_pickle
 
 SLOTS = st.lists(st.tuples(st.integers(0, 12), st.integers()))
 
 
 @given(SLOTS)
 def test_a_memo_is_a_dict(puts):
-    memo, same = Memo(), {}
+    memo, same = PickleMemo(), {}
     for slot, value in puts:
         memo.put(slot, value)
         same[slot] = value
@@ -26,7 +26,7 @@ def test_a_memo_is_a_dict(puts):
 
 
 def test_an_empty_slot_is_a_key_error_wherever_it_would_be():
-    memo = Memo()
+    memo = PickleMemo()
     memo.put(0, "a")
     for slot in (1, 2**32 - 1):
         with pytest.raises(KeyError):
@@ -34,7 +34,7 @@ def test_an_empty_slot_is_a_key_error_wherever_it_would_be():
 
 
 def test_a_slot_far_away_takes_no_memory_up_to_it():
-    memo = Memo()
+    memo = PickleMemo()
     memo.put(2**32 - 1, "far")
     assert memo.slots == []
     assert memo.get(2**32 - 1) == "far"
@@ -43,19 +43,19 @@ def test_a_slot_far_away_takes_no_memory_up_to_it():
 def test_slots_that_follow_a_far_one_are_kept():
     data = b"\x80\x02K\x05r\xff\xff\x00\x00K\x06r\x00\x00\x00\x00\x87."
     far = b"\x80\x02K\x05r\xff\xff\x00\x00K\x06r\x00\x00\x00\x00j\xff\xff\x00\x00\x87."
-    assert unpickle(far, DEFAULT).root == (5, 6, 5) == pickle.loads(far)
-    assert unpickle(data, DEFAULT).fault
+    assert parse_pickle(far, DEFAULT_LIMITS).root == (5, 6, 5) == pickle.loads(far)
+    assert parse_pickle(data, DEFAULT_LIMITS).error
 
 
 def test_a_slot_that_is_set_again_holds_the_later_value():
     data = b"\x80\x02K\x05r\x00\x00\x00\x00K\x06r\x00\x00\x00\x00j\x00\x00\x00\x00h\x00\x87."
-    assert unpickle(b"\x80\x02" + data[2:], DEFAULT).root == (6, 6, 6)
+    assert parse_pickle(b"\x80\x02" + data[2:], DEFAULT_LIMITS).root == (6, 6, 6)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_numbers_that_are_equal_and_of_other_types_stay_apart(protocol):
     value = [(1,), (True,), (1.0,), (1, 2), (1, 2.0), (1, 2), (False, 0, 0), (0, 0, 0)]
-    made = unpickle(pickle.dumps(value, protocol), DEFAULT).root
+    made = parse_pickle(pickle.dumps(value, protocol), DEFAULT_LIMITS).root
     assert [[type(item) for item in one] for one in made] == [
         [type(item) for item in one] for one in value
     ]
@@ -68,12 +68,12 @@ def test_shapes_that_come_again_are_one_object_and_only_so_many():
     pickler = pickle.Pickler(buffer, 2)
     pickler.fast = True  # each tuple is written out
     pickler.dump(sizes)
-    machine = Machine(b"", DEFAULT)
-    once = [machine.once(size) for size in sizes]
+    machine = PickleMachine(b"", DEFAULT_LIMITS)
+    once = [machine.intern_tuple(size) for size in sizes]
     assert once == sizes
     assert once[0] is once[600]
-    assert len(machine.numbers) == 256
-    made = unpickle(buffer.getvalue(), DEFAULT).root
+    assert len(machine.interned_tuples) == 256
+    made = parse_pickle(buffer.getvalue(), DEFAULT_LIMITS).root
     assert made == sizes
     assert made[1] is made[601]
 
@@ -83,6 +83,6 @@ def test_a_graph_that_is_written_again_keeps_its_tuples_apart():
     pickler = pickle.Pickler(buffer, 2)
     pickler.fast = True
     pickler.dump([(4, 1), (4, 1)])
-    first, second = read_graph(buffer.getvalue(), DEFAULT).root
+    first, second = read_graph(buffer.getvalue(), DEFAULT_LIMITS).root
     assert first == second
     assert first is not second

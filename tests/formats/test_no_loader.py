@@ -36,9 +36,9 @@ def test_nothing_loads(path):
 
 def test_what_is_imported_by_name_is_ours():
     """The one `import_module` takes its names from a constant table."""
-    from ckptool.formats import _BY_MAGIC, _BY_TRIAL
+    from ckptool.formats import _MAGIC_READERS, _TRIAL_READERS
 
-    tables = (*_BY_MAGIC, *_BY_TRIAL)
+    tables = (*_MAGIC_READERS, *_TRIAL_READERS)
     assert all((PACKAGE / "formats" / f"{name}.py").is_file() for name in tables)
 
 

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ckptool.elements import elements
+from ckptool.elements import iter_elements
 from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats import STDIN, open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
-from ckptool.formats.pointers import HEAD_BYTES, foreign, leftover
+from ckptool.formats.pointers import HEAD_BYTES, describe_unknown_file, identify_other_format
 from ckptool.model import Container
 
 OID = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
@@ -86,11 +86,11 @@ def test_named_for_what_it_is(tmp_path, name, content, reason):
 
 @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
 def test_anything_can_be_said_something_of(head):
-    assert (foreign(head) or leftover(head)).isprintable()
+    assert (identify_other_format(head) or describe_unknown_file(head)).isprintable()
 
 
 def test_cut_through_a_character():
-    assert leftover(b"a" * (HEAD_BYTES - 1) + "é".encode()[:1]).startswith("is text")
+    assert describe_unknown_file(b"a" * (HEAD_BYTES - 1) + "é".encode()[:1]).startswith("is text")
 
 
 def test_suffixes_say_nothing(tmp_path):
@@ -194,7 +194,7 @@ def test_stream():
     checkpoint = open_stream(io.BytesIO(TENSOR))
     assert checkpoint.path == STDIN
     tensor = checkpoint.states[0].tensors["a"]
-    assert b"".join(elements(tensor)) == TENSOR[-16:]
+    assert b"".join(iter_elements(tensor)) == TENSOR[-16:]
 
 
 @pytest.mark.parametrize(

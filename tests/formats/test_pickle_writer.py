@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.formats.limits import DEFAULT
+from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.formats.nodes import PickleError
 from ckptool.formats.pickle_graph import read_graph
-from ckptool.formats.pickle_writer import dump
+from ckptool.formats.pickle_writer import write_pickle
 
 atoms = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
@@ -57,8 +57,8 @@ class Keyed(Point):
 
 
 def again(data: bytes) -> bytes:
-    graph = read_graph(data, DEFAULT)
-    return dump(graph.root, graph.protocol)[0]
+    graph = read_graph(data, DEFAULT_LIMITS)
+    return write_pickle(graph.root, graph.protocol)[0]
 
 
 @given(trees, st.sampled_from([2, 3, 4, 5]))
@@ -127,7 +127,7 @@ def test_what_is_left_to_the_container_is_named_in_order():
 
     out = io.BytesIO()
     Leaving(out, 2).dump([Point("a"), Point("b"), Point("a")])
-    data, left = dump(read_graph(out.getvalue(), DEFAULT).root)
+    data, left = write_pickle(read_graph(out.getvalue(), DEFAULT_LIMITS).root)
     assert [node.id for node in left] == [("storage", "a"), ("storage", "b"), ("storage", "a")]
     assert len(data) < 100
 

@@ -16,8 +16,16 @@ from safetensors.torch import save_file
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
-from ckptool.formats.safetensors import DTYPES
-from ckptool.model import BITS, Checkpoint, Container, Span, State, StorageInfo, TensorInfo
+from ckptool.formats.safetensors import TORCH_DTYPES
+from ckptool.model import (
+    DTYPE_BITS,
+    Checkpoint,
+    Container,
+    Span,
+    StateDict,
+    StorageInfo,
+    TensorInfo,
+)
 
 A = entry()
 JSON_A = json.dumps({"a": A})
@@ -205,7 +213,7 @@ def test_whole_description(tmp_path):
         path=path,
         container=Container.SAFETENSORS,
         nbytes=path.stat().st_size,
-        states=(State("", {"w": TensorInfo("w", (2, 2), "float32", (2, 1), 0, storage)}),),
+        states=(StateDict("", {"w": TensorInfo("w", (2, 2), "float32", (2, 1), 0, storage)}),),
         metadata={"format": "pt"},
     )
 
@@ -278,10 +286,10 @@ def test_limits(tmp_path):
         open_checkpoint(path, Limits(header_bytes=10))
 
 
-@pytest.mark.parametrize("code", DTYPES)
+@pytest.mark.parametrize("code", TORCH_DTYPES)
 def test_dtypes(tmp_path, code):
     """Every name that the library takes is known, and none that it does not take."""
-    bits = BITS[DTYPES[code]]
+    bits = DTYPE_BITS[TORCH_DTYPES[code]]
     path = tmp_path / "a.safetensors"
     path.write_bytes(
         safetensors_bytes({"a": entry(dtype=code, shape=[8], data_offsets=[0, bits])}, bytes(bits))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from ckptool.errors import CkptoolError, CorruptCheckpointError, ReadError
 from ckptool.formats import open_checkpoint
-from ckptool.model import Container, Fault
+from ckptool.model import Container, ContainerIssue
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -142,7 +142,9 @@ def test_missing_shard(tmp_path):
     folder = sharded(tmp_path, index_json(a=ONE, b=TWO, c=TWO))
     (folder / TWO).unlink()
     checkpoint = open_checkpoint(folder)
-    assert checkpoint.faults == (Fault("CK601", TWO, {"fault": "is not there", "tensors": "2"}),)
+    assert checkpoint.faults == (
+        ContainerIssue("CK601", TWO, {"fault": "is not there", "tensors": "2"}),
+    )
     assert list(checkpoint.states[0].tensors) == ["a"]
 
 
@@ -157,15 +159,15 @@ def test_shard_that_links_to_nothing(tmp_path):
 def test_tensor_in_another_shard(tmp_path):
     checkpoint = open_checkpoint(sharded(tmp_path, index_json(a=TWO, b=ONE)))
     assert checkpoint.faults == (
-        Fault("CK602", "a", {"shard": TWO}),
-        Fault("CK602", "b", {"shard": ONE}),
+        ContainerIssue("CK602", "a", {"shard": TWO}),
+        ContainerIssue("CK602", "b", {"shard": ONE}),
     )
     assert sorted(checkpoint.states[0].tensors) == ["a", "b"]
 
 
 def test_tensor_in_no_shard(tmp_path):
     checkpoint = open_checkpoint(sharded(tmp_path, index_json(a=ONE, b=TWO, c=ONE)))
-    assert checkpoint.faults == (Fault("CK602", "c", {"shard": ONE}),)
+    assert checkpoint.faults == (ContainerIssue("CK602", "c", {"shard": ONE}),)
 
 
 def test_strays(tmp_path):
@@ -176,8 +178,8 @@ def test_strays(tmp_path):
     }
     checkpoint = open_checkpoint(sharded(tmp_path, index_json(a=ONE, b=TWO), **extra))
     assert checkpoint.faults == (
-        Fault("CK603", "c", {"what": "the tensor", "shard": TWO}),
-        Fault("CK603", "model-00003-of-00003.safetensors", {"what": "the shard"}),
+        ContainerIssue("CK603", "c", {"what": "the tensor", "shard": TWO}),
+        ContainerIssue("CK603", "model-00003-of-00003.safetensors", {"what": "the shard"}),
     )
     assert list(checkpoint.states[0].tensors) == ["a", "b", "c"]
 
@@ -188,7 +190,9 @@ def test_key_in_two_shards(tmp_path, meant):
     folder = sharded(tmp_path, index, **{ONE: shard("a", "x"), TWO: shard("a", "b")})
     checkpoint = open_checkpoint(folder)
     other = TWO if meant == ONE else ONE
-    assert checkpoint.faults == (Fault("CK603", "a", {"what": "a second tensor", "shard": other}),)
+    assert checkpoint.faults == (
+        ContainerIssue("CK603", "a", {"what": "a second tensor", "shard": other}),
+    )
     assert checkpoint.states[0].tensors["a"].span.path == folder / meant
 
 
@@ -226,7 +230,7 @@ def test_globals_of_all_shards(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "1.bin")
     torch.save({"b": torch.ones(1), "evil": Payload()}, tmp_path / "2.bin")
     write(tmp_path, {"m.bin.index.json": index_json(a="1.bin", b="2.bin")})
-    names = {use.qualified for use in open_checkpoint(tmp_path).globals}
+    names = {use.qualified_name for use in open_checkpoint(tmp_path).globals}
     assert {"posix.mkdir", "torch._utils._rebuild_tensor_v2"} <= names
     assert not Path("/tmp/never-made-by-ckptool").exists()
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats import strict_json
-from ckptool.formats.limits import DEFAULT, Limits
-from ckptool.formats.strict_json import JsonReader, decode
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.formats.strict_json import JsonReader, decode_object
 
 PATH = Path("a.json")
 LARGEST = 10**17
@@ -24,15 +24,15 @@ values = st.recursive(scalars, lambda v: st.lists(v, max_size=4) | st.dictionari
 objects = st.dictionaries(texts, values, max_size=5)
 
 
-def reader(text: str | bytes, limits: Limits = DEFAULT) -> JsonReader:
+def reader(text: str | bytes, limits: Limits = DEFAULT_LIMITS) -> JsonReader:
     data = text.encode() if isinstance(text, str) else text
     return JsonReader(PATH, lambda at, n: data[at : at + n], len(data), limits, "it")
 
 
-def members(text: str | bytes, limits: Limits = DEFAULT) -> dict:
+def members(text: str | bytes, limits: Limits = DEFAULT_LIMITS) -> dict:
     taken = reader(text, limits)
-    found = {key: taken.value(limits.entry_bytes) for key in taken.members()}
-    if rest := taken.rest(" "):
+    found = {key: taken.read_value(limits.entry_bytes) for key in taken.iter_keys()}
+    if rest := taken.read_remaining(" "):
         raise CorruptCheckpointError(PATH, f"{rest!r} follows")
     return found
 
@@ -53,7 +53,7 @@ def test_says_what_the_parser_says(value, ascii_only, indent, piece):
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
     with pieces_of(piece):
         assert members(text) == value
-        assert decode(PATH, text.encode(), DEFAULT, "it") == (value, "")
+        assert decode_object(PATH, text.encode(), DEFAULT_LIMITS, "it") == (value, "")
 
 
 @given(objects, pieces, st.data())
@@ -120,8 +120,8 @@ def test_number_of_keys():
 
 
 def test_what_follows():
-    value, rest = decode(PATH, b'{"a": 1} x', DEFAULT, "it")
+    value, rest = decode_object(PATH, b'{"a": 1} x', DEFAULT_LIMITS, "it")
     assert (value, rest) == ({"a": 1}, " x")
     taken = reader(b"{} \n \t\0")
-    assert list(taken.members()) == []
-    assert taken.rest(" \n\t") == "\0"
+    assert list(taken.iter_keys()) == []
+    assert taken.read_remaining(" \n\t") == "\0"

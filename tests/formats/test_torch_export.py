@@ -47,7 +47,10 @@ def test_a_program(program):
     assert state.tensors["fc.weight"].storage == state.tensors["tied"].storage
     assert state.tensors["fc.weight"].kind is Kind.PARAMETER
     assert state.tensors["norm.running_mean"].kind is Kind.BUFFER
-    assert {key: t.shape for key, t in state.unsaved.items()} == {"cache": (2,), "mask": (3, 3)}
+    assert {key: t.shape for key, t in state.unsaved_tensors.items()} == {
+        "cache": (2,),
+        "mask": (3, 3),
+    }
     assert all(use.safety is Safety.SAFE for use in found.globals)
     assert found.skipped == ()
 
@@ -115,7 +118,9 @@ def test_archives_that_are_wrong(program, tmp_path, change, reason):
 )
 def test_a_payload_in_a_record_is_named(program, tmp_path, record):
     found = describe(rewrite(program, tmp_path / "x.pt2", {record: EVIL}))
-    assert [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS] == ["posix.system"]
+    assert [u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS] == [
+        "posix.system"
+    ]
 
 
 def test_a_payload_in_the_sample_inputs_is_named(program, tmp_path):
@@ -123,7 +128,7 @@ def test_a_payload_in_the_sample_inputs_is_named(program, tmp_path):
         made.writestr(zipfile.ZipInfo("inner/data.pkl"), EVIL)
     inner = (tmp_path / "inner.pt").read_bytes()
     made = rewrite(program, tmp_path / "x.pt2", {"data/sample_inputs/model.pt": inner})
-    assert [(u.qualified, u.at) for u in describe(made).globals if u.name == "system"] == [
+    assert [(u.qualified_name, u.at) for u in describe(made).globals if u.name == "system"] == [
         ("posix.system", "record net/data/sample_inputs/model.pt")
     ]
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files import open_source
-from ckptool.formats.torch_legacy import MAGIC, matches
-from ckptool.model import Container, Kind, Safety, ties
+from ckptool.formats.torch_legacy import MAGIC_NUMBER, matches
+from ckptool.model import Container, Kind, Safety, tied_keys
 
 OLD = {"_use_new_zipfile_serialization": False}
 EVIL = b"\x80\x02cposix\nsystem\nU\x04true\x85R."
@@ -70,7 +70,7 @@ def refused(path) -> str:
 @pytest.mark.parametrize(
     ("index", "data", "reason"),
     [
-        (0, pickle.dumps(MAGIC + 1), "not torch's magic number"),
+        (0, pickle.dumps(MAGIC_NUMBER + 1), "not torch's magic number"),
         (1, pickle.dumps(1002), "protocol version is not 1001"),
         (1, pickle.dumps(None), "protocol version is not 1001"),
         (2, pickle.dumps([]), "system information is no dict"),
@@ -122,7 +122,9 @@ def test_a_payload_in_any_pickle_is_named(tmp_path, index):
     head, storages = pieces({"w": torch.ones(3)}, tmp_path)
     head[index] = EVIL[:-1] + b"0" + head[index][2:]
     found = describe(joined(tmp_path / "x.pt", head, storages))
-    assert [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS] == ["posix.system"]
+    assert [u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS] == [
+        "posix.system"
+    ]
     assert found.states[0].tensors
 
 
@@ -130,7 +132,9 @@ def test_a_payload_behind_the_storages_is_named(tmp_path):
     head, storages = pieces({"w": torch.ones(3)}, tmp_path)
     found = describe(joined(tmp_path / "x.pt", head, storages + EVIL))
     assert "bytes follow the last storage" in found.damage
-    assert [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS] == ["posix.system"]
+    assert [u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS] == [
+        "posix.system"
+    ]
 
 
 def view_of(key: str, numel: int, view: tuple | None) -> bytes:
@@ -203,9 +207,9 @@ def test_tensors_in_a_bare_pickle_are_described(tmp_path, protocol):
     assert found.container is Container.PICKLE
     assert all(same_bits(content(tensors[key]), state[key]) for key in state)
     assert ("torch.storage._load_from_bytes", Safety.DANGEROUS) in [
-        (use.qualified, use.safety) for use in found.globals
+        (use.qualified_name, use.safety) for use in found.globals
     ]
-    assert ties(found.states[0].tensors.values()) == ()
+    assert tied_keys(found.states[0].tensors.values()) == ()
 
 
 def test_a_pickle_without_tensors_is_no_checkpoint(tmp_path):
@@ -216,7 +220,9 @@ def test_a_pickle_without_tensors_is_no_checkpoint(tmp_path):
 def test_a_payload_without_tensors_is_named(tmp_path):
     (tmp_path / "x.pkl").write_bytes(EVIL)
     found = describe(tmp_path / "x.pkl")
-    assert [(u.qualified, u.safety) for u in found.globals] == [("posix.system", Safety.DANGEROUS)]
+    assert [(u.qualified_name, u.safety) for u in found.globals] == [
+        ("posix.system", Safety.DANGEROUS)
+    ]
     assert (found.container, found.damage) == (Container.PICKLE, "")
 
 
@@ -224,7 +230,7 @@ def test_what_follows_a_pickle_is_refused_and_looked_at(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({}) + EVIL)
     found = describe(tmp_path / "x.pkl")
     assert "bytes follow its first pickle" in found.damage
-    assert [u.qualified for u in found.globals] == ["posix.system"]
+    assert [u.qualified_name for u in found.globals] == ["posix.system"]
 
 
 @pytest.mark.parametrize(

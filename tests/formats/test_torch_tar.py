@@ -11,7 +11,7 @@ from saved import content, same_bits
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files import open_source
-from ckptool.formats.limits import DEFAULT
+from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.formats.torch_tar import matches, read
 from ckptool.model import Checkpoint, Container, Safety
 
@@ -64,7 +64,7 @@ def write(path, members=MEMBERS, **how):
 def describe(path) -> Checkpoint:
     with open_source(path) as source:
         assert matches(source)
-        return read(source, DEFAULT)
+        return read(source, DEFAULT_LIMITS)
 
 
 def refused(path) -> str:
@@ -77,7 +77,7 @@ def refused(path) -> str:
 def test_a_checkpoint(tmp_path, format_):
     found = describe(write(tmp_path / "x.pt", format=format_))
     assert found.container is Container.TORCH_TAR
-    assert found.states[0].others == {"epoch": "3"}
+    assert found.states[0].non_tensors == {"epoch": "3"}
     assert same_bits(content(found.states[0].tensors["w"]), DATA.reshape(2, 3))
     assert all(use.safety is Safety.SAFE for use in found.globals)
 
@@ -161,10 +161,14 @@ def test_an_archive_that_was_changed_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["pickle", "tensors", "storages", "sys_info", "other"])
 def test_a_payload_in_any_member_is_named(tmp_path, name):
     found = describe(write(tmp_path / "x.pt", {**MEMBERS, name: EVIL}))
-    assert [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS] == ["posix.system"]
+    assert [u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS] == [
+        "posix.system"
+    ]
 
 
 def test_a_payload_in_a_second_member_of_a_name_is_named(tmp_path):
     found = describe(write(tmp_path / "x.pt", [*MEMBERS.items(), ("pickle", EVIL)]))
     assert "stands twice" in found.damage
-    assert [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS] == ["posix.system"]
+    assert [u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS] == [
+        "posix.system"
+    ]

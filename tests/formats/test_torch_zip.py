@@ -20,11 +20,11 @@ from torch import nn
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats.limits import Limits
-from ckptool.model import BITS, Container, Kind, Safety, ties
+from ckptool.model import DTYPE_BITS, Container, Kind, Safety, tied_keys
 
 DTYPES = sorted(
     name
-    for name in BITS
+    for name in DTYPE_BITS
     if isinstance(getattr(torch, name, None), torch.dtype)
     and not name.startswith(("q", "bits", "int1", "int2", "int3", "int4", "int5", "int7"))
     and name not in {"uint1", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "int6"}
@@ -33,7 +33,7 @@ DTYPES = sorted(
 
 def filled(shape: tuple[int, ...], dtype: str, seed: int) -> torch.Tensor:
     """Return a tensor of random bits."""
-    nbytes = max(1, int(np.prod(shape, dtype=int))) * BITS[dtype] // 8
+    nbytes = max(1, int(np.prod(shape, dtype=int))) * DTYPE_BITS[dtype] // 8
     data = bytearray(random.Random(seed).randbytes(nbytes))
     if dtype == "bool":
         data = bytearray(b & 1 for b in data)
@@ -54,7 +54,7 @@ def tensors(draw) -> torch.Tensor:
         made = made.unsqueeze(0).expand(2, *shape)
     elif view == "stepped" and shape:
         made = made[::2]
-    floating = made.is_floating_point() and BITS[str(made.dtype).removeprefix("torch.")] > 8
+    floating = made.is_floating_point() and DTYPE_BITS[str(made.dtype).removeprefix("torch.")] > 8
     return nn.Parameter(made) if floating and draw(st.booleans()) else made
 
 
@@ -131,7 +131,7 @@ def same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_dtypes(dtype):
     made = (
         torch.zeros(3, dtype=torch.uint8).view(getattr(torch, dtype))
-        if BITS[dtype] == 8
+        if DTYPE_BITS[dtype] == 8
         else torch.zeros(3, dtype=getattr(torch, dtype))
     )
     found = described({"w": made}).states[0].tensors["w"]
@@ -148,7 +148,7 @@ def test_ties_and_views_share_a_storage():
     found = described(state).states[0].tensors
     assert found["a"].storage == found["b"].storage == found["row"].storage
     assert found["a"].storage != found["other"].storage
-    assert ties(found.values()) == (("a", "b"),)
+    assert tied_keys(found.values()) == (("a", "b"),)
     assert (found["row"].storage_offset, found["row"].span.nbytes) == (4, 16)
     assert found["t"].span is None
 
@@ -158,7 +158,7 @@ def test_a_lone_tensor_and_a_list():
     listed = described([torch.ones(1), 3, torch.ones(2)]).states
     assert [(s.at, s.role, list(s.tensors)) for s in lone] == [("", "tensors", [""])]
     assert [(s.at, s.role, list(s.tensors)) for s in listed] == [("", "tensors", ["0", "2"])]
-    assert listed[0].others == {"1": "3"}
+    assert listed[0].non_tensors == {"1": "3"}
 
 
 def test_keys_that_are_no_strings():
@@ -179,7 +179,7 @@ def test_versions_are_kept():
 def test_extra_state_is_named():
     state = OrderedDict(w=torch.ones(1), _extra_state=None, n=3, s="x", b=b"abc", e={"a": 1})
     found = described(state)
-    assert found.states[0].others == {
+    assert found.states[0].non_tensors == {
         "_extra_state": "None", "n": "3", "s": "'x'", "b": "bytes of 3", "e": "dict of 1",
     }  # fmt: skip
     assert [(e.at, e.value) for e in found.entries] == [("e", {"a": 1})]
@@ -310,7 +310,7 @@ def test_a_pickled_module():
     assert {k: t.kind for k, t in state.tensors.items()} == {
         k: Kind.PARAMETER if k in dict(module.named_parameters()) else Kind.BUFFER for k in expected
     }
-    assert {path: (t.kind, t.shape) for path, t in state.unsaved.items()} == {
+    assert {path: (t.kind, t.shape) for path, t in state.unsaved_tensors.items()} == {
         "cache": (Kind.NON_PERSISTENT_BUFFER, (4,)),
         "mask": (Kind.ATTRIBUTE, (3, 3)),
         "scales[0]": (Kind.CONTAINER, (1,)),
@@ -323,8 +323,8 @@ def test_a_pickled_module():
         "queue[0]": (Kind.CONTAINER, (5,)),
         "config.mean": (Kind.CONTAINER, (6,)),
     }
-    assert same_bits(content(state.unsaved["mask"]), module.mask)
-    assert state.unsaved["means"].dtype == "float32"
+    assert same_bits(content(state.unsaved_tensors["mask"]), module.mask)
+    assert state.unsaved_tensors["means"].dtype == "float32"
     assert {p: m.name for p, m in state.modules.items()} == {
         "": f"{__name__}.Net",
         "fc": "torch.nn.modules.linear.Linear",
@@ -358,7 +358,7 @@ def test_torchs_own_modules_have_nothing_unsaved(module):
     found = described(module)
     (state,) = found.states
     assert list(state.tensors) == list(expected)
-    assert state.unsaved == {}
+    assert state.unsaved_tensors == {}
     assert all(same_bits(content(state.tensors[key]), expected[key]) for key in expected)
 
 
@@ -379,7 +379,7 @@ class Cyclic(nn.Module):
 
 def test_a_module_that_refers_to_itself():
     state = described({"m": Cyclic()}).states[0]
-    assert (list(state.tensors), state.unsaved) == (["fc.weight", "fc.bias"], {})
+    assert (list(state.tensors), state.unsaved_tensors) == (["fc.weight", "fc.bias"], {})
 
 
 def test_the_ema_object_of_a_checkpoint():
@@ -471,7 +471,7 @@ def test_a_tensor_with_attributes_is_a_tensor():
 
 def test_names_and_their_places():
     found = described({"a": {"w": torch.ones(1)}, "b": [{"c": argparse.Namespace(x=1)}]})
-    uses = {use.qualified: (use.safety, use.at) for use in found.globals}
+    uses = {use.qualified_name: (use.safety, use.at) for use in found.globals}
     assert uses["argparse.Namespace"] == (Safety.UNKNOWN, "b.0.c")
     assert uses["torch._utils._rebuild_tensor_v2"] == (Safety.SAFE, "")
 
@@ -486,7 +486,7 @@ class Runs:
 def test_a_payload_is_named_and_the_rest_described():
     found = described({"w": torch.ones(2), "x": {"y": Runs()}})
     assert list(found.states[0].tensors) == ["w"]
-    assert [(u.qualified, u.at) for u in found.globals if u.safety is Safety.DANGEROUS] == [
+    assert [(u.qualified_name, u.at) for u in found.globals if u.safety is Safety.DANGEROUS] == [
         ("posix.system", "x.y")
     ]
     assert found.damage == ""
@@ -726,7 +726,7 @@ EVIL = b"\x80\x02cposix\nsystem\nU\x04true\x85R."
 @pytest.mark.parametrize("name", ["model/config.p", "model/data/77", "other.bin"])
 def test_a_pickle_that_nothing_refers_to_is_looked_at(archive, name):
     found = describe(rewrite(archive, {**members(archive), name: EVIL}))
-    assert [(u.qualified, u.at) for u in found.globals if u.safety is Safety.DANGEROUS] == [
+    assert [(u.qualified_name, u.at) for u in found.globals if u.safety is Safety.DANGEROUS] == [
         ("posix.system", f"record {name}")
     ]
     assert found.states[0].tensors
@@ -752,7 +752,9 @@ def test_a_record_that_nothing_refers_to_is_said(archive):
 def test_a_broken_file_still_names_its_payload(archive, change):
     found = describe(rewrite(archive, {**members(archive), **change}))
     assert found.damage
-    assert [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS] == ["posix.system"]
+    assert [u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS] == [
+        "posix.system"
+    ]
 
 
 def test_tensor_bytes_that_look_like_a_pickle_are_tensor_bytes(tmp_path):

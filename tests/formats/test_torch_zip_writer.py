@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from ckptool.formats import open_checkpoint, torch_zip_writer
-from ckptool.formats.blobs import Blob, Sink, blob_of
-from ckptool.formats.torch_zip_writer import Record
+from ckptool.formats.blobs import Blob, FileWriter, blob_from_bytes
+from ckptool.formats.torch_zip_writer import ZipRecord
 from ckptool.model import Span
 
 
-def write(path: Path, pickle: bytes, storages: list[Record]) -> list[int]:
+def write(path: Path, pickle: bytes, storages: list[ZipRecord]) -> list[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
-        with Sink(path, descriptor, lambda _: None) as sink:
-            return torch_zip_writer.write(sink, pickle, storages)
+        with FileWriter(path, descriptor, lambda _: None) as sink:
+            return torch_zip_writer.write_torch_zip(sink, pickle, storages)
     finally:
         os.close(descriptor)
 
@@ -39,7 +39,7 @@ STATE = OrderedDict(a=torch.arange(6.0).reshape(2, 3), b=torch.ones(1000, dtype=
 def test_torch_reads_it(tmp_path):
     pickle, storages = saved(STATE)
     path = tmp_path / "x.pth"
-    starts = write(path, pickle, [Record(k, blob_of(d)) for k, d in storages.items()])
+    starts = write(path, pickle, [ZipRecord(k, blob_from_bytes(d)) for k, d in storages.items()])
     assert [start % 64 for start in starts] == [0, 0]
     for options in ({}, {"mmap": True}):
         found = torch.load(path, weights_only=True, **options)
@@ -55,7 +55,9 @@ def test_torch_reads_it(tmp_path):
 def test_two_runs_give_the_same_bytes(tmp_path):
     pickle, storages = saved(STATE)
     for name in "xy":
-        write(tmp_path / name, pickle, [Record(k, blob_of(d)) for k, d in storages.items()])
+        write(
+            tmp_path / name, pickle, [ZipRecord(k, blob_from_bytes(d)) for k, d in storages.items()]
+        )
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
@@ -66,8 +68,8 @@ def test_a_span_is_copied_with_its_checksum_or_read_for_one(tmp_path, known):
     other.write_bytes(b"".join(storages.values()))
     offset, records = 0, []
     for key, data in storages.items():
-        crc = blob_of(data).crc if known else None
-        records.append(Record(key, Blob(len(data), Span(other, offset, len(data)), crc=crc)))
+        crc = blob_from_bytes(data).crc if known else None
+        records.append(ZipRecord(key, Blob(len(data), Span(other, offset, len(data)), crc=crc)))
         offset += len(data)
     write(tmp_path / "x.pth", pickle, records)
     with zipfile.ZipFile(tmp_path / "x.pth") as archive:
@@ -77,9 +79,9 @@ def test_a_span_is_copied_with_its_checksum_or_read_for_one(tmp_path, known):
 
 def test_an_archive_beyond_the_narrow_limits(tmp_path, monkeypatch):
     """The limit is lowered. A record of 4 GiB was written and read by hand: see docs/migrate.md."""
-    monkeypatch.setattr(torch_zip_writer, "_MANY", 3)
+    monkeypatch.setattr(torch_zip_writer, "_ZIP64_COUNT_MARKER", 3)
     pickle, storages = saved(STATE)
     path = tmp_path / "x.pth"
-    write(path, pickle, [Record(k, blob_of(d)) for k, d in storages.items()])
+    write(path, pickle, [ZipRecord(k, blob_from_bytes(d)) for k, d in storages.items()])
     assert b"PK\x06\x06" in path.read_bytes()
     assert torch.equal(torch.load(path)["a"], STATE["a"])

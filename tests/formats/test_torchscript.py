@@ -52,7 +52,7 @@ def test_a_scripted_module(script):
     kinds = {key: tensor.kind for key, tensor in state.tensors.items()}
     assert kinds["norm.running_mean"] is kinds["table"] is Kind.BUFFER
     assert kinds["fc.weight"] is kinds["norm.bias"] is Kind.PARAMETER
-    assert {path: (t.kind, t.shape) for path, t in state.unsaved.items()} == {
+    assert {path: (t.kind, t.shape) for path, t in state.unsaved_tensors.items()} == {
         "mask": (Kind.ATTRIBUTE, (3, 3)),
         "scales[0]": (Kind.CONTAINER, (1,)),
         "scales[1]": (Kind.CONTAINER, (2,)),
@@ -101,7 +101,9 @@ def test_without_its_code_what_needs_a_gradient_is_a_parameter(script, tmp_path)
 @pytest.mark.parametrize("record", ["constants.pkl", "code/__torch__.py.debug_pkl", "data.pkl"])
 def test_a_payload_in_any_pickle_is_named(script, tmp_path, record):
     found = describe(rewrite(script, tmp_path / "x.pt", {record: EVIL}))
-    assert "posix.system" in [u.qualified for u in found.globals if u.safety is Safety.DANGEROUS]
+    assert "posix.system" in [
+        u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS
+    ]
 
 
 @pytest.mark.parametrize(

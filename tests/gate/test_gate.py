@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ckptool import api
-from ckptool.config import Config, Requirements, Settings
-from ckptool.policy.effective import policy_of
+from ckptool.config import ProjectConfig, ReleaseRequirements, Settings
+from ckptool.policy.effective import resolve_policy
 from gate.conftest import MODEL
 
 SAFETENSORS = "[require]\nsafetensors = true\n"
@@ -83,9 +83,9 @@ def test_without_a_path_it_says_so(release):
 
 
 def test_the_library_judges_as_the_command_does(release):
-    config = Config(Settings(require=Requirements(safetensors=True)), release.folder)
+    config = ProjectConfig(Settings(require=ReleaseRequirements(safetensors=True)), release.folder)
     paths = [release.folder / "model.pth", release.folder / "model.safetensors"]
-    found = api.gate(paths, config=config, policy=policy_of(config))
+    found = api.gate(paths, config=config, policy=resolve_policy(config))
     assert found.exit_code == 1
     assert [one.passed for one in found.checkpoints] == [False, True]
     assert {f.path for f in found.findings} == {str(paths[0])}

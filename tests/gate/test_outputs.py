@@ -15,7 +15,7 @@ from conftest import ROOT
 from junitparser import Error, Failure, JUnitXml, Skipped
 
 from ckptool import api
-from ckptool.render import Style, render
+from ckptool.render import RenderOptions, render
 
 SARIF = json.loads((ROOT / "tests" / "data" / "sarif-2.1.0-rtm.5.json").read_text())
 WITHOUT = ("-m", "samples.attention:CausalAttentionWithoutBuffers", "-k", "d_in=3", "-k", "d_out=2")
@@ -402,5 +402,5 @@ def test_sarif_of_a_checkout_that_is_not_installed_has_no_version(monkeypatch):
 
     monkeypatch.setattr("ckptool.versions.version", not_installed)
     report = api.inspect(ROOT / "samples" / "model.pth")
-    driver = sarif(render("sarif", report, Style()))["tool"]["driver"]
+    driver = sarif(render("sarif", report, RenderOptions()))["tool"]["driver"]
     assert driver.keys() == {"name", "rules"}

@@ -12,11 +12,11 @@ from torch import nn
 from verify import models as verify_models
 
 from ckptool import contract, lockfile
-from ckptool.contract import Contract, Standing
+from ckptool.contract import Compatibility, Contract
 from ckptool.errors import CkptoolError, UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.modules import ModuleSpec, examine
-from ckptool.rules import run
+from ckptool.modules import ModuleSpec, examine_module
+from ckptool.rules import run_rules
 
 SAMPLES = sorted(
     path
@@ -32,23 +32,23 @@ CLASSES = sorted(
 
 
 def of_module(name: str) -> Contract:
-    return contract.of_module(examine(ModuleSpec(name)))
+    return contract.build_module_contract(examine_module(ModuleSpec(name)))
 
 
 def of_file(path: Path) -> Contract:
     checkpoint = open_checkpoint(path)
-    return contract.of_state(checkpoint, contract.state_of(checkpoint, None, None))
+    return contract.build_state_contract(checkpoint, contract.choose_state(checkpoint, None, None))
 
 
 def locked(found: Contract) -> Contract:
-    return lockfile.decode(lockfile.write(found).encode(), Path("ckpt.lock.json"))
+    return lockfile.parse_lock(lockfile.format_lock(found).encode(), Path("ckpt.lock.json"))
 
 
 def assert_nothing(old: Contract, new: Contract) -> None:
-    held = contract.hold(old, new)
-    assert run([held]) == ()
-    assert held.standing is Standing.SAME
-    assert list(contract.differences(old, new)) == []
+    held = contract.compare_contracts(old, new)
+    assert run_rules([held]) == ()
+    assert held.compatibility is Compatibility.SAME
+    assert list(contract.iter_entry_differences(old, new)) == []
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -60,14 +60,17 @@ def test_a_module_against_itself_gives_nothing(name):
     assert_nothing(once, again)
     assert_nothing(locked(once), again)
     assert_nothing(once, locked(again))
-    assert lockfile.write(once) == lockfile.write(again)
+    assert lockfile.format_lock(once) == lockfile.format_lock(again)
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_a_file_against_itself_gives_nothing(path):
     assert_nothing(of_file(path), of_file(path))
     assert_nothing(locked(of_file(path)), of_file(path))
-    assert list(contract.differences(of_file(path), locked(of_file(path)), exact=True)) == []
+    assert (
+        list(contract.iter_entry_differences(of_file(path), locked(of_file(path)), exact=True))
+        == []
+    )
 
 
 def test_what_a_module_saves_keeps_its_promise(tmp_path):
@@ -75,46 +78,50 @@ def test_what_a_module_saves_keeps_its_promise(tmp_path):
     torch.save(models.First().state_dict(), path)
     module = of_module("lock.models:First")
     for old, new in ((module, of_file(path)), (of_file(path), module), (locked(module), module)):
-        held = contract.hold(old, new)
-        assert run([held]) == ()
-        assert held.standing in {Standing.SAME, Standing.COMPATIBLE}
+        held = contract.compare_contracts(old, new)
+        assert run_rules([held]) == ()
+        assert held.compatibility in {Compatibility.SAME, Compatibility.COMPATIBLE}
 
 
 @pytest.mark.parametrize(
     ("name", "standing", "codes"),
     [
-        ("Same", Standing.COMPATIBLE, []),
-        ("WithTable", Standing.ADDITIVE, [("CK802", "table", "warning")]),
-        ("Registered", Standing.ADDITIVE, [("CK803", "scale", "error")]),
-        ("Unsaved", Standing.BREAKING, [("CK803", "mask", "error")]),
+        ("Same", Compatibility.COMPATIBLE, []),
+        ("WithTable", Compatibility.ADDITIVE, [("CK802", "table", "warning")]),
+        ("Registered", Compatibility.ADDITIVE, [("CK803", "scale", "error")]),
+        ("Unsaved", Compatibility.BREAKING, [("CK803", "mask", "error")]),
         (
             "WithHead",
-            Standing.BREAKING,
+            Compatibility.BREAKING,
             [("CK802", "head.bias", "error"), ("CK802", "head.weight", "error")],
         ),
         (
             "Renamed",
-            Standing.BREAKING,
+            Compatibility.BREAKING,
             [("CK801", "body.bias", "error"), ("CK801", "body.weight", "error")],
         ),
         (
             "Wider",
-            Standing.BREAKING,
+            Compatibility.BREAKING,
             [("CK804", "body.bias", "error"), ("CK804", "body.weight", "error")],
         ),
-        ("Halved", Standing.COMPATIBLE, [("CK804", "mask", "warning")]),
-        ("Extra", Standing.BREAKING, [("CK802", "_extra_state", "error")]),
+        ("Halved", Compatibility.COMPATIBLE, [("CK804", "mask", "warning")]),
+        ("Extra", Compatibility.BREAKING, [("CK802", "_extra_state", "error")]),
     ],
 )
 def test_releases(name, standing, codes):
-    held = contract.hold(locked(of_module("lock.models:First")), of_module(f"lock.models:{name}"))
-    assert held.standing is standing
-    found = [(f.rule.code, f.key, f.level.word) for f in run([held])]
+    held = contract.compare_contracts(
+        locked(of_module("lock.models:First")), of_module(f"lock.models:{name}")
+    )
+    assert held.compatibility is standing
+    found = [(f.rule.code, f.key, f.level.word) for f in run_rules([held])]
     assert found == codes
 
 
 def test_a_rename_is_told_with_its_new_name():
-    held = contract.hold(of_module("lock.models:First"), of_module("lock.models:Renamed"))
+    held = contract.compare_contracts(
+        of_module("lock.models:First"), of_module("lock.models:Renamed")
+    )
     assert dict(held.renames) == {
         "body.weight": "trunk.weight",
         "body.bias": "trunk.bias",
@@ -122,19 +129,21 @@ def test_a_rename_is_told_with_its_new_name():
 
 
 def test_a_flip_of_a_random_value_says_that_it_is_lost():
-    held = contract.hold(of_module("lock.models:First"), of_module("lock.models:RandomUnsaved"))
-    (finding,) = run([held])
+    held = contract.compare_contracts(
+        of_module("lock.models:First"), of_module("lock.models:RandomUnsaved")
+    )
+    (finding,) = run_rules([held])
     assert "its value is random, so a load does not bring it back" in finding.message
 
 
 def test_a_file_that_lacks_a_key_says_nothing_of_how_it_was_held(tmp_path):
     path = tmp_path / "model.pth"
     torch.save(models.First().state_dict(), path)
-    held = contract.hold(of_file(path), of_module("lock.models:Registered"))
-    assert [f.rule.code for f in run([held])] == ["CK802"]
+    held = contract.compare_contracts(of_file(path), of_module("lock.models:Registered"))
+    assert [f.rule.code for f in run_rules([held])] == ["CK802"]
     torch.save(models.First(), path)
-    held = contract.hold(of_file(path), of_module("lock.models:Registered"))
-    assert [f.rule.code for f in run([held])] == ["CK803"]
+    held = contract.compare_contracts(of_file(path), of_module("lock.models:Registered"))
+    assert [f.rule.code for f in run_rules([held])] == ["CK803"]
 
 
 def test_of_several_states_one_has_to_be_named(tmp_path):
@@ -143,14 +152,14 @@ def test_of_several_states_one_has_to_be_named(tmp_path):
     torch.save({"model": state, "ema": models.First().state_dict()}, path)
     checkpoint = open_checkpoint(path)
     with pytest.raises(UsageError, match=r"has states at `ema`, `model`: name one with --at"):
-        contract.state_of(checkpoint, None, None)
-    assert contract.state_of(checkpoint, "ema", None).at == "ema"
+        contract.choose_state(checkpoint, None, None)
+    assert contract.choose_state(checkpoint, "ema", None).at == "ema"
     like = of_module("lock.models:First")
-    assert contract.state_of(checkpoint, None, like).at in {"ema", "model"}
+    assert contract.choose_state(checkpoint, None, like).at in {"ema", "model"}
     optimizer = torch.optim.Adam(models.First().parameters())
     for parameter in optimizer.param_groups[0]["params"]:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     torch.save(optimizer.state_dict(), path)
     with pytest.raises(UsageError, match="has no state of a model"):
-        contract.state_of(open_checkpoint(path), None, None)
+        contract.choose_state(open_checkpoint(path), None, None)

@@ -6,11 +6,11 @@ from lock import models
 from safetensors.torch import save_file
 
 from ckptool import api
-from ckptool.api.target import Target
+from ckptool.api.target import ModuleTarget
 from ckptool.errors import CkptoolError, ModuleError, ReadError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.verification import golden
-from ckptool.verification.facts import Replay
+from ckptool.verification.facts import GoldenReplay
 
 
 @pytest.fixture
@@ -28,18 +28,20 @@ def recorded(path, name="First", inputs="lock.models:batch", **options):
     return place
 
 
-def replayed(path, name="First", device="auto") -> Replay:
-    found = golden.read(path.parent / "golden.safetensors")
-    with Target(f"lock.models:{name}").side(open_checkpoint(path)) as side:
-        return golden.replay(side, found, device)
+def replayed(path, name="First", device="auto") -> GoldenReplay:
+    found = golden.read_golden(path.parent / "golden.safetensors")
+    with ModuleTarget(f"lock.models:{name}").open_verification_target(
+        open_checkpoint(path)
+    ) as side:
+        return golden.replay_golden(side, found, device)
 
 
 def test_the_same_module_computes_the_same(saved):
     recorded(saved)
     done = replayed(saved, device="cpu")
-    assert done.drifts == ()
-    assert done.passed == ("cpu: largest difference: 0 absolute, 0 relative",)
-    assert done.circumstances[1] == "the same weights"
+    assert done.output_drifts == ()
+    assert done.matching_devices == ("cpu: largest difference: 0 absolute, 0 relative",)
+    assert done.environment_notes[1] == "the same weights"
     assert done.skipped == ()
 
 
@@ -53,10 +55,10 @@ def test_where_there_is_no_cuda_that_is_said(saved):
 
 def test_a_change_of_forward_is_told_with_its_size(saved):
     recorded(saved)
-    (drift,) = replayed(saved, "Drifting", "cpu").drifts
+    (drift,) = replayed(saved, "Drifting", "cpu").output_drifts
     assert drift.device == "cpu"
-    assert "differs in 8 of 8 elements" in drift.how
-    assert "0.01 relative" in drift.how
+    assert "differs in 8 of 8 elements" in drift.description
+    assert "0.01 relative" in drift.description
 
 
 def test_a_change_of_weights_is_told_as_such(saved):
@@ -64,20 +66,20 @@ def test_a_change_of_weights_is_told_as_such(saved):
     torch.manual_seed(1)
     torch.save(models.First().state_dict(), saved)
     done = replayed(saved, device="cpu")
-    assert len(done.drifts) == 1
-    assert done.circumstances[1] == "other weights or buffers"
+    assert len(done.output_drifts) == 1
+    assert done.environment_notes[1] == "other weights or buffers"
 
 
 def test_a_file_that_does_not_load_is_not_run(saved):
     recorded(saved)
     done = replayed(saved, "WithHead", "cpu")
-    assert (done.drifts, done.passed) == ((), ())
+    assert (done.output_drifts, done.matching_devices) == ((), ())
     assert "does not load strictly: 2 missing" in done.skipped[0].reason
 
 
 def test_outputs_and_inputs_of_every_shape(saved):
     recorded(saved, "Structured", "lock.models:structured_batch")
-    found = golden.read(saved.parent / "golden.safetensors")
+    found = golden.read_golden(saved.parent / "golden.safetensors")
     assert found.inputs.kwargs["options"]["name"] == "a"
     assert torch.equal(found.inputs.kwargs["options"]["shift"], torch.ones(4))
     assert list(found.output) == [
@@ -86,7 +88,7 @@ def test_outputs_and_inputs_of_every_shape(saved):
         "['parts'][1]",
         "['parts'][2]",
     ]
-    assert replayed(saved, "Structured", "cpu").drifts == ()
+    assert replayed(saved, "Structured", "cpu").output_drifts == ()
 
 
 def test_what_cannot_be_recorded_is_refused(saved):
@@ -117,16 +119,16 @@ def test_a_golden_file_with_a_fault(tmp_path, metadata, said):
     path = tmp_path / "golden.safetensors"
     save_file({"a": torch.ones(1)}, path, metadata=metadata)
     with pytest.raises(ReadError, match=said):
-        golden.read(path)
+        golden.read_golden(path)
 
 
 def test_what_is_no_safetensors_file(tmp_path):
     path = tmp_path / "golden.safetensors"
     with pytest.raises(CkptoolError, match=r"golden\.safetensors: "):
-        golden.read(path)
+        golden.read_golden(path)
     path.write_bytes(b"no tensors")
     with pytest.raises(ReadError, match="is no golden file"):
-        golden.read(path)
+        golden.read_golden(path)
 
 
 def test_a_record_that_names_a_tensor_that_is_not_there(saved):
@@ -137,4 +139,4 @@ def test_a_record_that_names_a_tensor_that_is_not_there(saved):
         metadata = file.metadata()
     save_file({"other": torch.ones(1)}, place, metadata=metadata)
     with pytest.raises(ReadError, match=r'\{"tensor": "args.0"\} is no value'):
-        golden.read(place)
+        golden.read_golden(place)

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from lock import models
 
 from ckptool import contract, lockfile
-from ckptool.contract import Contract, Source, Term
+from ckptool.contract import Contract, ContractEntry, ContractOrigin
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats import open_checkpoint
 from ckptool.model import Constancy, Kind
-from ckptool.modules import ModuleSpec, examine
+from ckptool.modules import ModuleSpec, examine_module
 
 LOCK = Path("ckpt.lock.json")
 
 
 def of_module(name: str) -> Contract:
-    return contract.of_module(examine(ModuleSpec(f"lock.models:{name}")))
+    return contract.build_module_contract(examine_module(ModuleSpec(f"lock.models:{name}")))
 
 
 def test_one_key_a_line_in_natural_order():
-    text = lockfile.write(of_module("First"))
+    text = lockfile.format_lock(of_module("First"))
     assert text.splitlines()[:5] == [
         "{",
         '  "ckptool-lock": 1,',
@@ -45,12 +45,12 @@ def test_one_key_a_line_in_natural_order():
         "norm.weight",
         "scale",
     ]
-    assert text == lockfile.write(of_module("First"))
+    assert text == lockfile.format_lock(of_module("First"))
 
 
 def test_what_a_module_promises():
-    terms = of_module("First").terms
-    assert terms["mask"] == Term(
+    terms = of_module("First").entries
+    assert terms["mask"] == ContractEntry(
         key="mask",
         shape=(4, 4),
         dtype="float32",
@@ -66,8 +66,8 @@ def test_what_a_module_promises():
         Constancy.MUTATED,
     )
     assert terms["body.weight"].constancy is None
-    assert of_module("Extra").others == {"_extra_state": "dict of 1"}
-    tied = of_module("Tied").terms
+    assert of_module("Extra").non_tensors == {"_extra_state": "dict of 1"}
+    tied = of_module("Tied").entries
     assert {key: term.tied for key, term in tied.items() if term.tied} == {
         "first.weight": "first.weight",
         "second.weight": "first.weight",
@@ -78,20 +78,20 @@ def test_a_file_promises_what_it_knows(tmp_path):
     path = tmp_path / "model.pth"
     torch.save(models.First().state_dict(), path)
     checkpoint = open_checkpoint(path)
-    found = contract.of_state(checkpoint, contract.state_of(checkpoint, None, None))
-    text = lockfile.write(found)
+    found = contract.build_state_contract(checkpoint, contract.choose_state(checkpoint, None, None))
+    text = lockfile.format_lock(found)
     assert '"name": "model.pth"' in text
     assert str(tmp_path) not in text
-    assert found.terms["norm.running_mean"] == Term(
+    assert found.entries["norm.running_mean"] == ContractEntry(
         key="norm.running_mean", shape=(4,), dtype="float32", version=2
     )
-    assert "scale" not in found.terms
+    assert "scale" not in found.entries
 
 
 kinds = st.sampled_from([None, *Kind])
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 terms = st.builds(
-    Term,
+    ContractEntry,
     key=st.just(""),
     shape=st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
     dtype=st.sampled_from(["float32", "bfloat16", "int64", "something"]),
@@ -110,16 +110,23 @@ def test_what_is_written_is_read(found, others):
     from msgspec.structs import replace
 
     named = {key: replace(term, key=key) for key, term in found.items()}
-    once = Contract("n", Source.MODULE, "a:B", named, others)
-    text = lockfile.write(once)
-    again = lockfile.decode(text.encode(), LOCK)
-    assert dict(again.terms) == named
-    assert dict(again.others) == others
-    assert lockfile.write(again) == lockfile.write(lockfile.decode(text.encode(), LOCK))
+    once = Contract("n", ContractOrigin.MODULE, "a:B", named, others)
+    text = lockfile.format_lock(once)
+    again = lockfile.parse_lock(text.encode(), LOCK)
+    assert dict(again.entries) == named
+    assert dict(again.non_tensors) == others
+    assert lockfile.format_lock(again) == lockfile.format_lock(
+        lockfile.parse_lock(text.encode(), LOCK)
+    )
 
 
-GOOD = lockfile.write(
-    Contract("n", Source.MODULE, "a:B", {"w": Term(key="w", shape=(2,), dtype="float32")})
+GOOD = lockfile.format_lock(
+    Contract(
+        "n",
+        ContractOrigin.MODULE,
+        "a:B",
+        {"w": ContractEntry(key="w", shape=(2,), dtype="float32")},
+    )
 )
 
 
@@ -146,14 +153,14 @@ def test_a_fault_is_named_with_its_place(old, new, said):
     assert old in GOOD
     text = GOOD.replace(old, new, 1).encode(errors="surrogatepass")
     with pytest.raises(CorruptCheckpointError, match=said) as error:
-        lockfile.decode(text, LOCK)
+        lockfile.parse_lock(text, LOCK)
     assert str(error.value).startswith("ckpt.lock.json: ")
     assert "\n" not in str(error.value)
 
 
 def test_a_lock_that_cannot_be_read(tmp_path):
     with pytest.raises(ReadError, match="No such file"):
-        lockfile.read(tmp_path / "none.json")
+        lockfile.read_lock(tmp_path / "none.json")
     assert not lockfile.is_lock(tmp_path / "none.json")
     (tmp_path / "x.json").write_text("{}")
     assert not lockfile.is_lock(tmp_path / "x.json")

@@ -13,11 +13,11 @@ import ckptool
 from ckptool.errors import PlanError, WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.migration import ahead, copying, write
-from ckptool.migration.ops import Drop, Inject, Rename
+from ckptool.migration.ops import DropKeys, InjectTensor, RenameKeys
 from ckptool.migration.plan import Plan
-from ckptool.migration.reshaping import Cast
+from ckptool.migration.reshaping import CastTensors
 
-MASK = Inject(key="a.mask", source="literal:[1.0, 2.0]")
+MASK = InjectTensor(key="a.mask", source="literal:[1.0, 2.0]")
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def source(tmp_path):
 PLANS = {
     "nothing": Plan(),
     "inject behind": Plan((MASK,)),
-    "inject before": Plan((Inject(key="n", source="literal:7"),)),
-    "drop the first": Plan((Drop(key="layers.0.weight"),)),
-    "drop the last": Plan((Drop(key="layers.4.flags"),)),
-    "rename": Plan((Rename(key="layers.", to="blocks.", how="prefix"), MASK)),
-    "cast": Plan((Cast(dtype="float16", keep=("layers.1*",)),)),
+    "inject before": Plan((InjectTensor(key="n", source="literal:7"),)),
+    "drop the first": Plan((DropKeys(key="layers.0.weight"),)),
+    "drop the last": Plan((DropKeys(key="layers.4.flags"),)),
+    "rename": Plan((RenameKeys(key="layers.", to="blocks.", how="prefix"), MASK)),
+    "cast": Plan((CastTensors(dtype="float16", keep=("layers.1*",)),)),
 }
 
 
@@ -46,7 +46,7 @@ PLANS = {
 def test_the_bytes_are_the_same_as_without(source, tmp_path, monkeypatch, name):
     (path, _), plan = source, PLANS[name]
     ckptool.migrate(path, tmp_path / "ahead.safetensors", plan=plan)
-    monkeypatch.setattr(ahead.Ahead, "start", lambda *_, **__: None)
+    monkeypatch.setattr(ahead.EarlyCopy, "start_copying", lambda *_, **__: None)
     ckptool.migrate(path, tmp_path / "after.safetensors", plan=plan)
     one, other = tmp_path / "ahead.safetensors", tmp_path / "after.safetensors"
     assert one.read_bytes() == other.read_bytes()
@@ -82,13 +82,13 @@ def test_the_header_has_room_for_the_plan(source, tmp_path):
     state = open_checkpoint(path).states[0]
     ckptool.migrate(path, tmp_path / "new.safetensors", plan=Plan((MASK,)))
     with (tmp_path / "new.safetensors").open("rb") as file:
-        assert int.from_bytes(file.read(8), "little") + 8 == write.room_for(state)
+        assert int.from_bytes(file.read(8), "little") + 8 == write.compute_header_room(state)
 
 
 def test_a_plan_that_is_refused_leaves_nothing_behind(source, tmp_path):
     path, _ = source
     with pytest.raises(PlanError, match="step 1"):
-        ckptool.migrate(path, tmp_path / "new.safetensors", plan=Plan((Drop(key="none"),)))
+        ckptool.migrate(path, tmp_path / "new.safetensors", plan=Plan((DropKeys(key="none"),)))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 

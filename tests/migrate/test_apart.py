@@ -302,5 +302,5 @@ def test_a_process_that_is_no_python(place, monkeypatch):
     ],
 )
 def test_an_error_comes_back_as_it_was(error):
-    again = apart._error(apart._fault(error))
+    again = apart._restore_error(apart._encode_error(error))
     assert (type(again), str(again)) == (type(error), str(error))

@@ -14,24 +14,31 @@ from safetensors.torch import load_file
 import ckptool
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.limits import DEFAULT
-from ckptool.migration.draft import draft_of
-from ckptool.migration.memory import Memory
-from ckptool.migration.ops import AddPrefix, Drop, Extract, Inject, Rename, StripPrefix
-from ckptool.migration.plan import Plan, apply, reverse
-from ckptool.migration.reshaping import (
-    Bake,
-    Cast,
-    Compact,
-    Concat,
-    Reshape,
-    Split,
-    Tie,
-    Transpose,
-    Untie,
+from ckptool.formats.limits import DEFAULT_LIMITS
+from ckptool.migration.draft import create_draft
+from ckptool.migration.memory import AnonymousFile
+from ckptool.migration.ops import (
+    AddPrefix,
+    DropKeys,
+    ExtractState,
+    InjectTensor,
+    RenameKeys,
+    StripPrefix,
 )
-from ckptool.migration.sources import Sources
-from ckptool.migration.watch import Watch
+from ckptool.migration.plan import Plan, apply_plan, reverse_plan
+from ckptool.migration.reshaping import (
+    BakeMask,
+    CastTensors,
+    CompactViews,
+    ConcatTensors,
+    ReshapeTensor,
+    SplitTensor,
+    TieTensors,
+    TransposeTensor,
+    UntieTensor,
+)
+from ckptool.migration.sources import ValueSources
+from ckptool.migration.watch import SourceGuard
 
 INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 """Their products have one result; of NaNs there are many."""
@@ -41,31 +48,31 @@ def reference(op, state):  # noqa: C901, PLR0912 - a case each
     """Do to tensors what the operation says in words."""
     found = OrderedDict(state)
     match op:
-        case Inject(key=key, dtype=dtype, shape=shape):
+        case InjectTensor(key=key, dtype=dtype, shape=shape):
             found[key] = torch.zeros(shape, dtype=getattr(torch, dtype))
-        case Rename(key=key, to=to, how="exact"):
+        case RenameKeys(key=key, to=to, how="exact"):
             found = OrderedDict((to if k == key else k, v) for k, v in found.items())
-        case Drop(key=key):
+        case DropKeys(key=key):
             del found[key]
         case AddPrefix(prefix=prefix):
             found = OrderedDict((prefix + k, v) for k, v in found.items())
-        case Cast(keys=key, dtype=dtype):
+        case CastTensors(keys=key, dtype=dtype):
             if found[key].is_floating_point():
                 found[key] = found[key].to(getattr(torch, dtype))
-        case Reshape(key=key, shape=shape):
+        case ReshapeTensor(key=key, shape=shape):
             found[key] = found[key].reshape(shape)
-        case Transpose(key=key, dims=dims):
+        case TransposeTensor(key=key, dims=dims):
             found[key] = found[key].transpose(*dims)
-        case Split(key=key, into=into, dim=dim, sizes=sizes):
+        case SplitTensor(key=key, into=into, dim=dim, sizes=sizes):
             pieces = found.pop(key).split(sizes, dim)
             found |= zip(into, pieces, strict=True)
-        case Concat(keys=keys, into=into, dim=dim):
+        case ConcatTensors(keys=keys, into=into, dim=dim):
             found[into] = torch.cat([found[key] for key in keys], dim)
             for key in keys:
                 del found[key]
-        case Bake(key=key, original=original, mask=mask):
+        case BakeMask(key=key, original=original, mask=mask):
             found[key] = found.pop(original) * found.pop(mask)
-        case Tie() | Untie() | Compact():
+        case TieTensors() | UntieTensor() | CompactViews():
             pass
     return found
 
@@ -76,30 +83,32 @@ def steps(draw, state):
     key = draw(st.sampled_from(list(state)))
     tensor = state[key]
     choices = [
-        Inject(key="new", source="zeros", dtype="float32", shape=(2, 2)),
-        Rename(key=key, to="renamed"),
+        InjectTensor(key="new", source="zeros", dtype="float32", shape=(2, 2)),
+        RenameKeys(key=key, to="renamed"),
         AddPrefix(prefix="model."),
     ]
     if "tied" not in state:
-        choices.append(Tie(key="tied", to=key))
+        choices.append(TieTensors(key="tied", to=key))
     if len(state) > 1:
-        choices.append(Drop(key=key))
+        choices.append(DropKeys(key=key))
     if tensor.dtype in FLOATS:
-        choices.append(Cast(keys=key, dtype=draw(st.sampled_from(["bfloat16", "float32"]))))
+        choices.append(CastTensors(keys=key, dtype=draw(st.sampled_from(["bfloat16", "float32"]))))
     if tensor.is_contiguous():
-        choices.append(Reshape(key=key, shape=(tensor.numel(), 1), was=tuple(tensor.shape)))
+        choices.append(ReshapeTensor(key=key, shape=(tensor.numel(), 1), was=tuple(tensor.shape)))
     if tensor.dim() >= 2:
-        choices.append(Transpose(key=key, dims=(0, -1)))
+        choices.append(TransposeTensor(key=key, dims=(0, -1)))
     if tensor.dim():
         dim = draw(st.integers(0, tensor.dim() - 1))
         size = tensor.shape[dim]
         first = draw(st.integers(0, size))
-        choices.append(Split(key=key, into=("one", "two"), dim=dim, sizes=(first, size - first)))
+        choices.append(
+            SplitTensor(key=key, into=("one", "two"), dim=dim, sizes=(first, size - first))
+        )
         alike = [k for k, t in state.items() if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
         if len(alike) > 1:
-            choices.append(Concat(keys=tuple(alike), into="joined", dim=dim))
+            choices.append(ConcatTensors(keys=tuple(alike), into="joined", dim=dim))
         if len(alike) > 1 and tensor.dtype in INTEGERS:
-            choices.append(Bake(key="baked", original=alike[0], mask=alike[1]))
+            choices.append(BakeMask(key="baked", original=alike[0], mask=alike[1]))
     return draw(st.sampled_from(choices))
 
 
@@ -116,7 +125,7 @@ def cases(draw):
         op = draw(steps(after))
         produced = {getattr(op, "to", ""), getattr(op, "key", ""), *_into(op)}
         taken = {"renamed", "new", "joined", "baked", "one", "two"} & after.keys()
-        if isinstance(op, Tie):
+        if isinstance(op, TieTensors):
             after = OrderedDict(after, tied=after[op.to])
         elif produced & taken:
             continue
@@ -154,10 +163,10 @@ def test_apply_is_execute(case):
 
 def described_after(path, plan, **facts):
     checkpoint = open_checkpoint(path)
-    with Memory() as memory:
-        sources = Sources(None, None, memory, Watch(), DEFAULT)
-        draft = apply(plan, draft_of(checkpoint, checkpoint.states[0]), sources)
-        return draft.described.tensors
+    with AnonymousFile() as memory:
+        sources = ValueSources(None, None, memory, SourceGuard(), DEFAULT_LIMITS)
+        draft = apply_plan(plan, create_draft(checkpoint, checkpoint.states[0]), sources)
+        return draft.result_state.tensors
 
 
 @given(cases())
@@ -165,7 +174,7 @@ def described_after(path, plan, **facts):
 def test_a_plan_and_its_reverse_give_the_same_state(case):
     state, plan, _ = case
     try:
-        back = reverse(Plan(tuple(plan)))
+        back = reverse_plan(Plan(tuple(plan)))
     except PlanError as error:
         assert "has no reverse" in str(error)  # noqa: PT017
         return
@@ -200,12 +209,12 @@ NUMBERS = {"w": torch.arange(6).reshape(2, 3), "v": torch.ones(2, 3)}
     [
         (W, StripPrefix(prefix="module."), ["enc.w", "enc.b"]),
         (W, StripPrefix(prefix="enc.", anywhere=True), ["module.w", "module.b"]),
-        (W, Rename(key="module.enc.", to="e.", how="prefix"), ["e.w", "e.b"]),
-        (W, Rename(key=r"^module\.(\w+)\.", to=r"\1_", how="regex"), ["enc_w", "enc_b"]),
-        (W, Drop(key="*.b"), ["module.enc.w"]),
-        (W, Extract(prefix="module.enc."), ["w", "b"]),
+        (W, RenameKeys(key="module.enc.", to="e.", how="prefix"), ["e.w", "e.b"]),
+        (W, RenameKeys(key=r"^module\.(\w+)\.", to=r"\1_", how="regex"), ["enc_w", "enc_b"]),
+        (W, DropKeys(key="*.b"), ["module.enc.w"]),
+        (W, ExtractState(prefix="module.enc."), ["w", "b"]),
         ({"module.module.w": W["module.enc.w"]}, StripPrefix(prefix="module."), ["w"]),
-        (W, Split(key="module.enc.w", into=("a", "b"), dim=0), ["module.enc.b", "a", "b"]),
+        (W, SplitTensor(key="module.enc.w", into=("a", "b"), dim=0), ["module.enc.b", "a", "b"]),
     ],
 )
 def test_keys(tmp_path, state, op, keys):
@@ -216,38 +225,41 @@ def test_keys(tmp_path, state, op, keys):
 @pytest.mark.parametrize(
     ("op", "message"),
     [
-        (Drop(key="x"), "step 1: drop `x`: nothing in the file is called so"),
-        (Rename(key="x", to="y"), "nothing in the file is called so"),
-        (Rename(key="w", to="v"), "CK221: `w` is not renamed to `v`: the file has `v` already"),
-        (Rename(key="(", to="v", how="regex"), "is no regular expression"),
+        (DropKeys(key="x"), "step 1: drop `x`: nothing in the file is called so"),
+        (RenameKeys(key="x", to="y"), "nothing in the file is called so"),
+        (RenameKeys(key="w", to="v"), "CK221: `w` is not renamed to `v`: the file has `v` already"),
+        (RenameKeys(key="(", to="v", how="regex"), "is no regular expression"),
         (StripPrefix(prefix="module."), "no key has it"),
         (StripPrefix(prefix="w"), "only whole segments can be changed: write `w.`"),
         (AddPrefix(prefix="model"), "only whole segments"),
-        (Extract(at="ema"), "no tensors are there; there are `.`"),
-        (Extract(prefix="enc."), "no key has it"),
-        (Inject(key="w", source="zeros"), "the file has that key already"),
-        (Inject(key="x", source="zeroes"), "is no source: attribute,"),
-        (Inject(key="x", source="constructor"), r"needs a module \(-m\)"),
-        (Inject(key="x", source="attribute"), "no pickled module holds the attribute `x`"),
-        (Inject(key="x", source="literal:one"), "is no number or nested list"),
-        (Inject(key="x", source='literal:["a"]'), "something else than numbers"),
-        (Inject(key="x", source="literal:[1,2]", shape=(3,)), "2 numbers for the shape"),
-        (Inject(key="x", source="literal:300", dtype="uint8"), "is no uint8"),
-        (Inject(key="x", source="literal:0.1", dtype="bfloat16"), "cannot be made bfloat16"),
-        (Cast(dtype="int8"), "`int8` is not one of"),
-        (Cast(keys="w", dtype="float16"), "no floating point tensor is called so"),
-        (Cast(dtype="float16", keep=("*",)), "no floating point tensor"),
-        (Reshape(key="w", shape=(4,)), r"\[2, 3\] does not fit \[4\]"),
-        (Reshape(key="w", shape=(6,), was=(6, 1)), r"it is \[2, 3\], not \[6, 1\]"),
-        (Transpose(key="x"), "has no tensor of that name"),
-        (Transpose(key="w", dims=(0, 2)), "no dimension 2"),
-        (Split(key="w", into=("a", "b"), dim=1), "3 along dimension 1 does not make 2 pieces"),
-        (Split(key="w", into=("v", "b")), "the file has `v` already"),
-        (Concat(keys=(), into="x"), "of no tensors"),
-        (Concat(keys=("w", "v"), into="x"), "`v` does not fit `w`"),
-        (Tie(key="v", to="w"), "its values are not those of `w`"),
-        (Untie(key="w"), "it shares nothing"),
-        (Compact(), "none is a view of a larger storage"),
+        (ExtractState(at="ema"), "no tensors are there; there are `.`"),
+        (ExtractState(prefix="enc."), "no key has it"),
+        (InjectTensor(key="w", source="zeros"), "the file has that key already"),
+        (InjectTensor(key="x", source="zeroes"), "is no source: attribute,"),
+        (InjectTensor(key="x", source="constructor"), r"needs a module \(-m\)"),
+        (InjectTensor(key="x", source="attribute"), "no pickled module holds the attribute `x`"),
+        (InjectTensor(key="x", source="literal:one"), "is no number or nested list"),
+        (InjectTensor(key="x", source='literal:["a"]'), "something else than numbers"),
+        (InjectTensor(key="x", source="literal:[1,2]", shape=(3,)), "2 numbers for the shape"),
+        (InjectTensor(key="x", source="literal:300", dtype="uint8"), "is no uint8"),
+        (InjectTensor(key="x", source="literal:0.1", dtype="bfloat16"), "cannot be made bfloat16"),
+        (CastTensors(dtype="int8"), "`int8` is not one of"),
+        (CastTensors(keys="w", dtype="float16"), "no floating point tensor is called so"),
+        (CastTensors(dtype="float16", keep=("*",)), "no floating point tensor"),
+        (ReshapeTensor(key="w", shape=(4,)), r"\[2, 3\] does not fit \[4\]"),
+        (ReshapeTensor(key="w", shape=(6,), was=(6, 1)), r"it is \[2, 3\], not \[6, 1\]"),
+        (TransposeTensor(key="x"), "has no tensor of that name"),
+        (TransposeTensor(key="w", dims=(0, 2)), "no dimension 2"),
+        (
+            SplitTensor(key="w", into=("a", "b"), dim=1),
+            "3 along dimension 1 does not make 2 pieces",
+        ),
+        (SplitTensor(key="w", into=("v", "b")), "the file has `v` already"),
+        (ConcatTensors(keys=(), into="x"), "of no tensors"),
+        (ConcatTensors(keys=("w", "v"), into="x"), "`v` does not fit `w`"),
+        (TieTensors(key="v", to="w"), "its values are not those of `w`"),
+        (UntieTensor(key="w"), "it shares nothing"),
+        (CompactViews(), "none is a view of a larger storage"),
     ],
 )
 def test_what_an_operation_refuses(tmp_path, op, message):
@@ -266,7 +278,7 @@ def test_compact_leaves_the_rest_of_a_storage_behind(tmp_path):
     torch.save({"w": torch.ones(100_000)[:10]}, tmp_path / "a.pth")
     ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth")
     assert (tmp_path / "b.pth").stat().st_size > 400_000
-    report = ckptool.migrate(tmp_path / "a.pth", tmp_path / "c.pth", plan=Plan((Compact(),)))
+    report = ckptool.migrate(tmp_path / "a.pth", tmp_path / "c.pth", plan=Plan((CompactViews(),)))
     assert (tmp_path / "c.pth").stat().st_size < 4000
     assert report.steps[0].loses == "the elements of storages that no tensor shows"
     assert torch.equal(torch.load(tmp_path / "c.pth")["w"], torch.ones(10))

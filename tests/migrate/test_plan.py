@@ -10,16 +10,16 @@ from msgspec import structs
 
 import ckptool
 from ckptool.errors import PlanError
-from ckptool.migration.ops import Drop, How, Inject, Rename
-from ckptool.migration.plan import Op, Plan, read, reverse, write
-from ckptool.migration.reshaping import Transpose
+from ckptool.migration.ops import DropKeys, InjectTensor, RenameKeys, RenameMode
+from ckptool.migration.plan import Op, Plan, format_plan, parse_plan, reverse_plan
+from ckptool.migration.reshaping import TransposeTensor
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 numbers = st.integers(0, 2**40)
 fields = {
     str: text,
     bool: st.booleans(),
-    How: st.sampled_from(get_args(How)),
+    RenameMode: st.sampled_from(get_args(RenameMode)),
     int: numbers,
     tuple[int, ...]: st.lists(numbers, max_size=3).map(tuple),
     tuple[str, ...]: st.lists(text, max_size=3).map(tuple),
@@ -34,12 +34,12 @@ ops = st.one_of(
 @given(st.lists(ops, max_size=4).map(tuple), st.booleans())
 def test_read_write(steps, undoes):
     plan = Plan(steps, undoes=undoes)
-    assert read(write(plan)) == plan
+    assert parse_plan(format_plan(plan)) == plan
 
 
 def test_the_text():
-    plan = Plan((Inject(key="mask", source="constructor", shape=(6, 6), why='a\n"b"'),))
-    assert write(plan) == (
+    plan = Plan((InjectTensor(key="mask", source="constructor", shape=(6, 6), why='a\n"b"'),))
+    assert format_plan(plan) == (
         'schema = 1\n\n[[ops]]\nop = "inject"\nwhy = "a\\n\\"b\\""\nkey = "mask"\n'
         'source = "constructor"\nshape = [6, 6]\n'
     )
@@ -71,7 +71,7 @@ def test_the_text():
 )
 def test_what_is_no_plan(text, message):
     with pytest.raises(PlanError, match=message):
-        read(text)
+        parse_plan(text)
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -80,9 +80,11 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_what_cannot_be_undone_is_named():
-    plan = Plan((Rename(key="a", to="b"), Drop(key="x"), Rename(key="x", to="y", how="regex")))
+    plan = Plan(
+        (RenameKeys(key="a", to="b"), DropKeys(key="x"), RenameKeys(key="x", to="y", how="regex"))
+    )
     with pytest.raises(PlanError) as error:
-        reverse(plan)
+        reverse_plan(plan)
     assert str(error.value) == (
         "the plan has no reverse: drop `x`: its value is not in the result; "
         "rename `x`: a regular expression has no reverse"
@@ -112,9 +114,9 @@ def test_a_saved_plan_is_run_again_undone_and_refused_twice(tmp_path, samples):
 
 def test_a_plan_that_is_its_own_reverse_is_undone(tmp_path):
     torch.save({"w": torch.arange(6).reshape(2, 3)}, tmp_path / "a.pth")
-    plan = Plan((Transpose(key="w", dims=(0, 1)),))
+    plan = Plan((TransposeTensor(key="w", dims=(0, 1)),))
     ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", plan=plan)
-    done = ckptool.migrate(tmp_path / "b.pth", tmp_path / "c.pth", plan=reverse(plan))
+    done = ckptool.migrate(tmp_path / "b.pth", tmp_path / "c.pth", plan=reverse_plan(plan))
     assert done.verdict == "migrated"
     assert torch.load(tmp_path / "c.pth")["w"].equal(torch.arange(6).reshape(2, 3))
     again = ckptool.migrate(tmp_path / "b.pth", tmp_path / "d.pth", plan=plan)

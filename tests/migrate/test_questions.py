@@ -8,8 +8,8 @@ from migrate import models
 
 import ckptool
 from ckptool.errors import PlanError, UsageError, WriteError
-from ckptool.migration.ops import Inject
-from ckptool.migration.plan import read
+from ckptool.migration.ops import InjectTensor
+from ckptool.migration.plan import parse_plan
 
 NEW = "migrate.models:New"
 INPUTS = ("int64[2,3]<5",)
@@ -53,8 +53,8 @@ def test_a_refused_plan_is_saved_with_what_is_open_in_comments(whole, tmp_path):
     plan = tmp_path / "the plan.toml"
     with pytest.raises(PlanError, match=r"come back with --plan '.*the plan.toml'$"):
         migrate(whole, save_plan=plan, dry_run=True)
-    derived = read(plan.read_text()).ops
-    assert [(op.key, op.source) for op in derived if isinstance(op, Inject)] == [
+    derived = parse_plan(plan.read_text()).ops
+    assert [(op.key, op.source) for op in derived if isinstance(op, InjectTensor)] == [
         ("mean", "attribute"),
         ("adapters.0.weight", "attribute"),
         ("adapters.0.bias", "attribute"),

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import ckptool
 from ckptool.errors import UsageError, WriteError
-from ckptool.migration.ops import Drop, Rename
+from ckptool.migration.ops import DropKeys, RenameKeys
 from ckptool.migration.plan import Plan
-from ckptool.migration.reshaping import Cast, Tie
+from ckptool.migration.reshaping import CastTensors, TieTensors
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +96,10 @@ def test_without_links_every_file_is_its_own(tmp_path, sharded):
 @pytest.mark.parametrize(
     ("op", "changed"),
     [
-        (Drop(key="layers.2.*"), set()),
-        (Rename(key="layers.0.w", to="first"), {1}),
-        (Cast(dtype="bfloat16", keys="layers.2.w"), {3}),
-        (Tie(key="layers.0.tied", to="layers.2.w"), set()),
+        (DropKeys(key="layers.2.*"), set()),
+        (RenameKeys(key="layers.0.w", to="first"), {1}),
+        (CastTensors(dtype="bfloat16", keys="layers.2.w"), {3}),
+        (TieTensors(key="layers.0.tied", to="layers.2.w"), set()),
     ],
 )
 def test_steps(tmp_path, sharded, op, changed):
@@ -111,7 +111,7 @@ def test_steps(tmp_path, sharded, op, changed):
     report = ckptool.migrate(tmp_path / "new", tmp_path / "one.pth")
     assert report.exit_code == 0
     found = torch.load(tmp_path / "one.pth")
-    assert ("layers.0.tied" in found) == isinstance(op, Tie)
+    assert ("layers.0.tied" in found) == isinstance(op, TieTensors)
 
 
 def test_one_file_is_cut_into_shards_and_joined_again(tmp_path, sharded):

@@ -15,10 +15,10 @@ from torch import nn
 
 from ckptool.errors import ModuleError
 from ckptool.model import Constancy, Kind, Skipped
-from ckptool.modules import ModuleSpec, build, examine
-from ckptool.modules.places import Places
-from ckptool.modules.twins import Twins
-from ckptool.modules.watch import watched
+from ckptool.modules import ModuleSpec, build, examine_module
+from ckptool.modules.places import AssignmentLocations
+from ckptool.modules.twins import MetaParameters
+from ckptool.modules.watch import hook_assignments
 
 LEGACY = np.random.mtrand._rand
 """numpy's global generator, which is what a module's constructor draws from."""
@@ -60,7 +60,7 @@ def test_generators_come_back_after_an_error_too():
 
 
 def test_constancy_of_what_two_seeds_make():
-    held = examined(zoo.Parted).held
+    held = examined(zoo.Parted).tensors
     assert {key: h.constancy for key, h in held.items()} == dict.fromkeys(
         ["random", "unseeded", "shape"], Constancy.RANDOM
     )
@@ -76,7 +76,7 @@ def test_nn_module_is_as_it_was_after_a_build_and_after_a_failure():
 
 
 def test_ties_views_and_devices_survive_on_meta():
-    held = examined(zoo.Tied).held
+    held = examined(zoo.Tied).tensors
     assert all(held[key].tensor.device == "cpu" for key in held)
     assert held["embed.weight"].tensor.storage == held["head.weight"].tensor.storage
     assert (held["low"].tensor.storage_offset, held["high"].tensor.storage_offset) == (0, 3)
@@ -87,26 +87,26 @@ def test_ties_views_and_devices_survive_on_meta():
 def test_a_parameter_keeps_what_was_attached_to_it():
     parameter = nn.Parameter(torch.ones(2, 3).t(), requires_grad=False)
     parameter.tensor_parallel = True
-    twins = Twins()
-    twin = twins.of(parameter)
+    twins = MetaParameters()
+    twin = twins.replace_parameter(parameter)
     assert (twin.is_meta, twin.tensor_parallel, twin.requires_grad) == (True, True, False)
     assert (twin.stride(), tuple(twin.shape)) == (parameter.stride(), (3, 2))
-    assert twins.of(parameter) is twin
-    assert twins.of(twin) is twin
-    assert twins.stands_for(parameter)
-    assert not twins.stands_for(twin)
+    assert twins.replace_parameter(parameter) is twin
+    assert twins.replace_parameter(twin) is twin
+    assert twins.is_replaced(parameter)
+    assert not twins.is_replaced(twin)
 
 
 def test_a_parameter_gone_is_not_taken_for_a_new_one_at_its_address():
-    twins = Twins()
-    made = [twins.of(nn.Parameter(torch.ones(2))) for _ in range(50)]
+    twins = MetaParameters()
+    made = [twins.replace_parameter(nn.Parameter(torch.ones(2))) for _ in range(50)]
     assert len({id(twin) for twin in made}) == 50
     assert len({twin.untyped_storage()._cdata for twin in made}) == 50
 
 
 def test_modules_that_another_thread_builds_stay_real():
     made = []
-    with watched(Places(__file__), Twins()):
+    with hook_assignments(AssignmentLocations(__file__), MetaParameters()):
         thread = threading.Thread(target=lambda: made.append(nn.Linear(1, 1)))
         thread.start()
         thread.join()
@@ -126,29 +126,31 @@ def test_a_module_that_needs_its_weights_is_built_with_real_ones(target, reason)
     assert [skipped.what for skipped in state.skipped] == ["building without weights"]
     assert state.skipped[0].reason.startswith(reason)
     assert state.skipped[0].reason.endswith("it was built with real ones")
-    assert all(held.constancy is Constancy.RANDOM for held in state.held.values())
-    assert all(held.fingerprint for held in state.held.values())
+    assert all(held.constancy is Constancy.RANDOM for held in state.tensors.values())
+    assert all(held.fingerprint for held in state.tensors.values())
 
 
 def test_weights_too_large_are_never_real(monkeypatch):
     monkeypatch.setattr(build, "REAL_BUILD_BYTES", 8)
     state = examined(zoo.FromParameters)
     assert [skipped.what for skipped in state.skipped] == ["values"]
-    assert {key: h.constancy for key, h in state.unsaved.items()} == {"norm": Constancy.UNKNOWN}
+    assert {key: h.constancy for key, h in state.unsaved_tensors.items()} == {
+        "norm": Constancy.UNKNOWN
+    }
 
 
 def test_one_instance_for_every_call_is_no_evidence():
     state = examined(zoo.make_same)
     assert Skipped("constancy", "every call gives the same instance") in state.skipped
-    assert state.held["mask"].constancy is Constancy.UNKNOWN
-    assert not state.held["mask"].follows_to
+    assert state.tensors["mask"].constancy is Constancy.UNKNOWN
+    assert not state.tensors["mask"].follows_to
     assert not zoo.INSTANCE.fc.weight.is_meta
 
 
 def test_each_build_gets_arguments_of_its_own():
     config = {"width": 3}
     state = examined(zoo.Popping, config=config)
-    assert state.held["fc.weight"].tensor.shape == (1, 3)
+    assert state.tensors["fc.weight"].tensor.shape == (1, 3)
     assert config == {"width": 3}
     assert state.skipped == ()
 
@@ -162,16 +164,16 @@ def test_what_the_users_code_prints_is_no_part_of_a_report(capsys):
 
 def test_defaults_are_taken_where_they_fit():
     spec = ModuleSpec("modules.zoo:AttrMask", {}, (), {"n": 2, "lr": 0.1})
-    assert examine(spec).held["mask"].tensor.shape == (2, 2)
+    assert examine_module(spec).tensors["mask"].tensor.shape == (2, 2)
     spec = ModuleSpec("modules.zoo:AttrMask", {"n": 3}, (), {"n": 2})
-    assert examine(spec).held["mask"].tensor.shape == (3, 3)
+    assert examine_module(spec).tensors["mask"].tensor.shape == (3, 3)
 
 
 @pytest.mark.parametrize("path", ["Builder.build", "AttrMask", "INSTANCE"])
 def test_what_a_name_may_lead_to(path):
-    state = examine(ModuleSpec(f"modules.zoo:{path}"))
+    state = examine_module(ModuleSpec(f"modules.zoo:{path}"))
     assert state.target == f"modules.zoo:{path}"
-    assert state.held["mask"].kind is Kind.ATTRIBUTE
+    assert state.tensors["mask"].kind is Kind.ATTRIBUTE
 
 
 MODEL = """
@@ -186,9 +188,9 @@ class Net(torch.nn.Module):
 def test_search_directories_are_importable_meanwhile(tmp_path):
     (tmp_path / "searched_model.py").write_text(MODEL.format(n=2))
     before = list(sys.path)
-    state = examine(ModuleSpec("searched_model:Net", search=(tmp_path,)))
+    state = examine_module(ModuleSpec("searched_model:Net", search_paths=(tmp_path,)))
     assert sys.path == before
-    assert state.held["mask"].where == f"{tmp_path.as_posix()}/searched_model.py:6"
+    assert state.tensors["mask"].assigned_at == f"{tmp_path.as_posix()}/searched_model.py:6"
 
 
 def test_a_module_of_the_same_name_elsewhere_is_not_mixed_up(tmp_path):
@@ -196,7 +198,9 @@ def test_a_module_of_the_same_name_elsewhere_is_not_mixed_up(tmp_path):
         (tmp_path / f"d{n}").mkdir()
         (tmp_path / f"d{n}" / "same_name.py").write_text(MODEL.format(n=n))
     shapes = [
-        examine(ModuleSpec("same_name:Net", search=(tmp_path / f"d{n}",))).held["mask"].tensor.shape
+        examine_module(ModuleSpec("same_name:Net", search_paths=(tmp_path / f"d{n}",)))
+        .tensors["mask"]
+        .tensor.shape
         for n in (1, 2, 1, 3)
     ]
     assert shapes == [(1,), (2,), (1,), (3,)]
@@ -206,19 +210,19 @@ def test_a_module_of_the_same_name_elsewhere_is_not_mixed_up(tmp_path):
 def test_places_are_relative_inside_the_current_directory(tmp_path, monkeypatch):
     (tmp_path / "inside_model.py").write_text(MODEL.format(n=2))
     monkeypatch.chdir(tmp_path)
-    state = examine(ModuleSpec("inside_model:Net", search=(tmp_path,)))
-    assert state.held["mask"].where == "inside_model.py:6"
+    state = examine_module(ModuleSpec("inside_model:Net", search_paths=(tmp_path,)))
+    assert state.tensors["mask"].assigned_at == "inside_model.py:6"
 
 
 def test_places_of_assignments():
-    passing = examined(zoo.Passing).held
-    assert passing["mask"].where == marked("Passing.mask")
-    assert passing["table"].where == marked("Passing.table")
-    sneaky = examined(zoo.Sneaky).held
-    assert sneaky["mask"].where == marked("Sneaky.mask")
-    assert sneaky["other"].where == marked("Sneaky.other")
+    passing = examined(zoo.Passing).tensors
+    assert passing["mask"].assigned_at == marked("Passing.mask")
+    assert passing["table"].assigned_at == marked("Passing.table")
+    sneaky = examined(zoo.Sneaky).tensors
+    assert sneaky["mask"].assigned_at == marked("Sneaky.mask")
+    assert sneaky["other"].assigned_at == marked("Sneaky.other")
 
 
 def test_torchs_own_classes_have_a_place_too():
-    weight = examine(ModuleSpec("torch.nn:Linear", {"in_features": 1, "out_features": 1}))
-    assert "torch/nn/modules/linear.py:" in weight.held["weight"].where
+    weight = examine_module(ModuleSpec("torch.nn:Linear", {"in_features": 1, "out_features": 1}))
+    assert "torch/nn/modules/linear.py:" in weight.tensors["weight"].assigned_at

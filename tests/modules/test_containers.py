@@ -11,13 +11,13 @@ from modules.zoo import examined
 from torch import nn
 
 from ckptool.model import Kind
-from ckptool.modules import describe
-from ckptool.modules.walk import walk
+from ckptool.modules import describe_module
+from ckptool.modules.walk import walk_module
 
 
 def test_every_container():
     state = examined(zoo.Containers)
-    kinds = {key: str(held.kind) for key, held in state.unsaved.items()}
+    kinds = {key: str(held.kind) for key, held in state.unsaved_tensors.items()}
     assert kinds == {
         "act.keywords['by']": "container",
         "bag[0]": "container",
@@ -44,7 +44,7 @@ def test_an_object_that_contains_itself_ends():
     module = nn.Module()
     module.loop = [torch.ones(1)]
     module.loop.append(module.loop)
-    assert list(describe(module, "live").held) == ["loop[0]"]
+    assert list(describe_module(module, "live").tensors) == ["loop[0]"]
 
 
 def test_hidden_modules_inside_hidden_modules():
@@ -55,8 +55,8 @@ def test_hidden_modules_inside_hidden_modules():
     outer.loose = torch.ones(2)
     root = nn.Module()
     root.kept = [outer, outer]
-    state = describe(root, "live")
-    assert {k: h.kind for k, h in state.held.items()} == dict.fromkeys(
+    state = describe_module(root, "live")
+    assert {k: h.kind for k, h in state.tensors.items()} == dict.fromkeys(
         ["kept[0].loose", "kept[0].more[0].b", "kept[0].tree.0.weight"], Kind.MODULE
     )
     assert list(state.hidden_modules) == ["kept[0]", "kept[0].more[0]"]
@@ -106,7 +106,7 @@ def planted(plan, made):
 def test_each_tensor_is_found_once_and_its_path_leads_to_it(plan):
     module, made = nn.Linear(1, 1), []
     module.held = [planted(plan, made)]
-    found = [f for f in walk(module).found if not f.registered]
+    found = [f for f in walk_module(module).tensors if not f.is_registered]
     assert sorted(id(f.value) for f in found) == sorted(map(id, made))
     for one in found:
         assert eval(f"module.{one.path}", {"module": module}) is one.value
@@ -137,8 +137,8 @@ def grown(plan):
 @given(st.dictionaries(st.sampled_from("abcdefgh"), trees, max_size=4))
 def test_saved_keys_are_those_of_state_dict_in_its_order(plan):
     module = grown(plan)
-    state = describe(module, "live")
-    assert list(state.saved) == list(module.state_dict())
-    lost = {f.path for f in walk(module).found} - set(module.state_dict())
-    assert set(state.unsaved) == lost
-    assert state.held == describe(module, "live").held
+    state = describe_module(module, "live")
+    assert list(state.saved_tensors) == list(module.state_dict())
+    lost = {f.path for f in walk_module(module).tensors} - set(module.state_dict())
+    assert set(state.unsaved_tensors) == lost
+    assert state.tensors == describe_module(module, "live").tensors

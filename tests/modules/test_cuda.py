@@ -7,8 +7,8 @@ import torch
 from modules import zoo
 from torch import nn
 
-from ckptool.modules import describe
-from ckptool.modules.walk import walk
+from ckptool.modules import describe_module
+from ckptool.modules.walk import walk_module
 
 pytestmark = pytest.mark.cuda
 
@@ -30,12 +30,14 @@ def test_what_follows_on_meta_follows_on_cuda(cls):
     if cls is zoo.FromOutside:
         pytest.skip("moving it would move modules that other tests use")
     module = cls()
-    state = describe(module, "net")
+    state = describe_module(module, "net")
     module.to("cuda")
-    tensors = [found for found in walk(module).found if isinstance(found.value, torch.Tensor)]
+    tensors = [
+        found for found in walk_module(module).tensors if isinstance(found.value, torch.Tensor)
+    ]
     moved = {found.path: found.value.is_cuda for found in tensors}
     # What is not described is an alias that follows.
-    said = {path: path not in state.held or state.held[path].follows_to for path in moved}
+    said = {path: path not in state.tensors or state.tensors[path].follows_to for path in moved}
     assert said == moved
 
 

@@ -8,7 +8,7 @@ from modules.places_in import marked
 from modules.zoo import examined
 
 from ckptool.errors import ModuleError
-from ckptool.modules import ModuleSpec, examine
+from ckptool.modules import ModuleSpec, examine_module
 
 WAY_OUT = "run from the directory that holds it, or install its package"
 CHOICE = "name a class, a function that returns one, or an instance"
@@ -16,7 +16,7 @@ CHOICE = "name a class, a function that returns one, or an instance"
 
 def failure(target, kwargs=None, search=()):
     with pytest.raises(ModuleError) as caught:
-        examine(ModuleSpec(target, kwargs or {}, search))
+        examine_module(ModuleSpec(target, kwargs or {}, search))
     assert "\n" not in str(caught.value)
     assert str(caught.value) == f"{target}: {caught.value.reason}"
     return caught.value.reason

@@ -7,47 +7,50 @@ from modules.places_in import marked
 from torch import nn
 
 from ckptool.model import Constancy
-from ckptool.modules import describe
+from ckptool.modules import describe_module
 
 
 def test_an_instance_cannot_be_built_again():
-    state = describe(zoo.AttrMask(), "net")
-    mask = state.held["mask"]
+    state = describe_module(zoo.AttrMask(), "net")
+    mask = state.tensors["mask"]
     assert (state.target, mask.constancy) == ("net", Constancy.UNKNOWN)
     assert not mask.follows_to
-    assert (mask.where, mask.tensor.device) == (marked("AttrMask.mask"), "cpu")
+    assert (mask.assigned_at, mask.tensor.device) == (marked("AttrMask.mask"), "cpu")
     assert [skipped.what for skipped in state.skipped] == ["constancy"]
-    assert state.held["fc.weight"].fingerprint
+    assert state.tensors["fc.weight"].fingerprint
 
 
 @pytest.mark.parametrize("make", [zoo.AttrMask, zoo.Tied, zoo.ListLayers, zoo.StaleAlias])
 def test_the_instance_is_left_as_it_is(make):
     module = make()
     before = {k: (id(v), v.device, v.dtype, v.clone()) for k, v in vars_of(module)}
-    describe(module, "net")
+    describe_module(module, "net")
     after = {k: (id(v), v.device, v.dtype, v) for k, v in vars_of(module)}
     assert {k: v[:3] for k, v in after.items()} == {k: v[:3] for k, v in before.items()}
     assert all(torch.equal(after[k][3], before[k][3]) for k in before)
 
 
 def vars_of(module):
-    from ckptool.modules.walk import walk
+    from ckptool.modules.walk import walk_module
 
-    return [(found.path, found.value) for found in walk(module).found]
+    return [(found.path, found.value) for found in walk_module(module).tensors]
 
 
 def test_what_a_module_in_use_holds_is_described():
     module = zoo.AttrMask()
     module.mask *= 2
     module.late = torch.ones(1)
-    held = describe(module, "net").held
-    assert held["mask"].fingerprint != describe(zoo.AttrMask(), "net").held["mask"].fingerprint
-    assert held["late"].where == ""
+    held = describe_module(module, "net").tensors
+    assert (
+        held["mask"].fingerprint
+        != describe_module(zoo.AttrMask(), "net").tensors["mask"].fingerprint
+    )
+    assert held["late"].assigned_at == ""
 
 
 def test_results_of_a_computation_can_be_held():
-    state = describe(zoo.NonLeaf(), "net")
-    assert {key: h.follows_to for key, h in state.unsaved.items()} == {
+    state = describe_module(zoo.NonLeaf(), "net")
+    assert {key: h.follows_to for key, h in state.unsaved_tensors.items()} == {
         "parts[0]": False,
         "twice": False,
     }
@@ -55,13 +58,13 @@ def test_results_of_a_computation_can_be_held():
 
 
 def test_what_cannot_be_copied_is_not_moved():
-    state = describe(zoo.Uncopyable(), "net")
+    state = describe_module(zoo.Uncopyable(), "net")
     assert [skipped.what for skipped in state.skipped] == [
         "constancy",
         "what follows .to() and .half()",
     ]
     assert "generator" in state.skipped[1].reason
-    assert not state.held["mask"].follows_to
+    assert not state.tensors["mask"].follows_to
 
 
 def test_moving_that_fails_is_told():
@@ -74,10 +77,10 @@ def test_moving_that_fails_is_told():
         def to(self, *args, **kwargs):
             raise NotImplementedError("use accelerate")
 
-    state = describe(Stuck(), "net")
+    state = describe_module(Stuck(), "net")
     assert [skipped.what for skipped in state.skipped] == ["constancy", "what follows .to()"]
     assert "NotImplementedError: use accelerate" in state.skipped[1].reason
-    assert {key: (h.follows_to, h.follows_dtype) for key, h in state.held.items()} == {
+    assert {key: (h.follows_to, h.follows_dtype) for key, h in state.tensors.items()} == {
         "b": (True, True),
         "mask": (False, False),
     }
@@ -92,12 +95,12 @@ def test_a_buffer_that_its_module_keeps_on_the_cpu():
         def _apply(self, fn, recurse=True):
             return self
 
-    held = describe(Pinned(), "net").held["table"]
-    assert (held.saved, held.follows_to, held.follows_dtype) == (True, False, False)
+    held = describe_module(Pinned(), "net").tensors["table"]
+    assert (held.is_saved, held.follows_to, held.follows_dtype) == (True, False, False)
 
 
 def test_a_module_already_in_half_precision():
     module = zoo.CastMiss().half()
     module.norm_factor = module.norm_factor.half()
-    held = describe(module, "net").held
+    held = describe_module(module, "net").tensors
     assert (held["fc.weight"].follows_dtype, held["norm_factor"].follows_dtype) == (True, False)

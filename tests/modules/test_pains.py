@@ -8,7 +8,7 @@ from modules.zoo import examined
 
 from ckptool.errors import ModuleError
 from ckptool.model import Constancy, Kind
-from ckptool.modules import describe
+from ckptool.modules import describe_module
 
 
 def facets(state):
@@ -19,7 +19,7 @@ def facets(state):
 def test_s01_a_plain_mask():
     state = examined(zoo.AttrMask)
     assert facets(state) == {"mask": ("attribute", "constant", False)}
-    assert state.held["mask"].where == marked("AttrMask.mask")
+    assert state.tensors["mask"].assigned_at == marked("AttrMask.mask")
     assert facets(examined(zoo.BufMask)) == {}
 
 
@@ -33,14 +33,14 @@ def test_s02_drawn_in_the_constructor():
 
 def test_s03_a_queue_is_a_statistic():
     state = examined(zoo.Queue)
-    assert state.held["queue"].statistic
-    assert state.held["queue"].written == marked("Queue.queue written")
-    assert not state.held["table"].statistic
+    assert state.tensors["queue"].is_statistic
+    assert state.tensors["queue"].written_at == marked("Queue.queue written")
+    assert not state.tensors["table"].is_statistic
 
 
 def test_s04_layers_in_a_list():
     state = examined(zoo.ListLayers)
-    assert list(state.saved) == ["head.weight", "head.bias"]
+    assert list(state.saved_tensors) == ["head.weight", "head.bias"]
     weights = {
         f"convs[{i}].{name}": ("module", "random", False)
         for i in range(3)
@@ -54,9 +54,9 @@ def test_s04_layers_in_a_list():
     assert state.hidden_modules == {
         f"convs[{i}]": "torch.nn.modules.linear.Linear" for i in range(3)
     }
-    conv = state.held["convs[1].weight"]
+    conv = state.tensors["convs[1].weight"]
     assert conv.owner == "modules.zoo.ListLayers"
-    assert (conv.where, conv.used) == (
+    assert (conv.assigned_at, conv.used_at) == (
         marked("ListLayers.convs"),
         marked("ListLayers.convs used"),
     )
@@ -76,14 +76,14 @@ def test_s06_statistics_as_arrays():
         "mean": ("array", "constant", False),
         "std": ("array", "constant", False),
     }
-    std = state.held["std"].tensor
+    std = state.tensors["std"].tensor
     assert (std.dtype, std.shape, std.stride, std.nbytes) == ("float32", (2, 3), (3, 1), 24)
-    assert not state.held["mean"].follows_dtype
+    assert not state.tensors["mean"].follows_dtype
 
 
 def test_s07_an_attribute_that_half_passes_by():
     state = examined(zoo.CastMiss)
-    assert {key: held.follows_dtype for key, held in state.unsaved.items()} == {
+    assert {key: held.follows_dtype for key, held in state.unsaved_tensors.items()} == {
         "index": True,
         "norm_factor": False,
     }
@@ -92,15 +92,15 @@ def test_s07_an_attribute_that_half_passes_by():
 def test_b08_a_buffer_that_is_none():
     state = examined(zoo.Lazy)
     assert state.none_buffers == {"scale": "modules.zoo.Lazy"}
-    assert state.held == {}
+    assert state.tensors == {}
 
 
 def test_b09_aliases_that_go_stale():
     state = examined(zoo.StaleAlias)
-    assert list(state.saved) == ["radius"]
-    stale = {key: (h.alias_of, h.follows_to) for key, h in state.unsaved.items()}
+    assert list(state.saved_tensors) == ["radius"]
+    stale = {key: (h.alias_of, h.follows_to) for key, h in state.unsaved_tensors.items()}
     assert stale == {"all[0]": ("radius", False), "init_value": ("radius", False)}
-    assert state.held["init_value"].tensor.storage == state.held["radius"].tensor.storage
+    assert state.tensors["init_value"].tensor.storage == state.tensors["radius"].tensor.storage
 
 
 def test_b09_registering_twice_is_the_users_error():
@@ -110,28 +110,28 @@ def test_b09_registering_twice_is_the_users_error():
 
 def test_an_alias_that_follows_is_no_finding():
     assert facets(examined(zoo.FollowedAlias)) == {}
-    assert facets(describe(zoo.FollowedAlias(), "live")) == {}
+    assert facets(describe_module(zoo.FollowedAlias(), "live")) == {}
 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_a_view_of_a_parameter_goes_stale(live):
-    state = describe(zoo.StaleView(), "live") if live else examined(zoo.StaleView)
-    assert {k: (h.alias_of, h.follows_to) for k, h in state.unsaved.items()} == {
+    state = describe_module(zoo.StaleView(), "live") if live else examined(zoo.StaleView)
+    assert {k: (h.alias_of, h.follows_to) for k, h in state.unsaved_tensors.items()} == {
         "row": ("w", False)
     }
 
 
 def test_g01_a_metric_saves_its_attributes():
     state = examined(zoo.Metric)
-    assert list(state.saved) == ["total"]
-    assert state.held["total"].kind is Kind.ATTRIBUTE
-    assert state.unsaved == {}
-    assert state.others == {"seen": "list of 2"}
+    assert list(state.saved_tensors) == ["total"]
+    assert state.tensors["total"].kind is Kind.ATTRIBUTE
+    assert state.unsaved_tensors == {}
+    assert state.non_tensors == {"seen": "list of 2"}
 
 
 def test_an_attribute_moved_by_hand_follows():
     state = examined(zoo.OwnApply)
-    assert {k: (h.follows_to, h.follows_dtype) for k, h in state.unsaved.items()} == {
+    assert {k: (h.follows_to, h.follows_dtype) for k, h in state.unsaved_tensors.items()} == {
         "cache": (True, True),
         "mask": (True, True),
     }
@@ -140,20 +140,20 @@ def test_an_attribute_moved_by_hand_follows():
 def test_e01_a_non_persistent_buffer_built_on_meta_has_no_value():
     with torch.device("meta"):
         module = zoo.NonPersist()
-    held = describe(module, "live").held["steps"]
+    held = describe_module(module, "live").tensors["steps"]
     assert (held.fingerprint, held.constancy) == ("", Constancy.UNKNOWN)
     assert held.tensor.device == "meta"
 
 
 def test_e02_e03_dtypes_are_those_that_a_load_casts_to():
     module = zoo.Queue().half()
-    assert describe(module, "live").held["queue"].tensor.dtype == "float16"
+    assert describe_module(module, "live").tensors["queue"].tensor.dtype == "float16"
 
 
 def test_e04_ties_are_seen():
     state = examined(zoo.Tied)
-    storages = {key: held.tensor.storage for key, held in state.saved.items()}
+    storages = {key: held.tensor.storage for key, held in state.saved_tensors.items()}
     assert storages["embed.weight"] == storages["head.weight"]
     assert storages["one"] == storages["two"] != storages["embed.weight"]
     assert storages["low"] == storages["high"]
-    assert state.held["high"].tensor.storage_offset == 3
+    assert state.tensors["high"].tensor.storage_offset == 3

@@ -5,38 +5,38 @@ from modules import zoo
 from modules.places_in import marked
 from torch import nn
 
-from ckptool.modules import describe
-from ckptool.modules.source import Sources
+from ckptool.modules import describe_module
+from ckptool.modules.source import SourceAnalysis
 
 
 @pytest.mark.parametrize(
     "name", ["assigned", "indexed", "added", "data", "out", "initialised", "running", "later"]
 )
 def test_a_write_after_construction(name):
-    assert Sources().written(zoo.Statistic, name) == marked(f"Statistic.{name}")
+    assert SourceAnalysis().find_write(zoo.Statistic, name) == marked(f"Statistic.{name}")
 
 
 @pytest.mark.parametrize("name", ["helper", "frozen", "moved", "read", "unknown"])
 def test_no_write_after_construction(name):
-    assert Sources().written(zoo.Statistic, name) == ""
+    assert SourceAnalysis().find_write(zoo.Statistic, name) == ""
 
 
 def test_written_buffers_are_statistics():
-    held = describe(zoo.Statistic(), "live").held
+    held = describe_module(zoo.Statistic(), "live").tensors
     written = {"assigned", "indexed", "added", "data", "out", "initialised", "running", "later"}
-    assert {key for key, h in held.items() if h.statistic} == written
+    assert {key for key, h in held.items() if h.is_statistic} == written
 
 
 @pytest.mark.parametrize("name", ["direct", "helped", "by_property", "by_name", "passed"])
 @pytest.mark.parametrize("cls", [zoo.Using, zoo.UsingMore])
 def test_a_use_that_forward_reaches(cls, name):
-    assert Sources().used(cls, name) == marked(f"Using.{name}")
+    assert SourceAnalysis().find_use(cls, name) == marked(f"Using.{name}")
 
 
 def test_a_use_that_forward_does_not_reach():
-    assert Sources().used(zoo.Using, "unused") == ""
-    assert Sources().used(zoo.Using, "inherited") == ""
-    assert Sources().used(zoo.UsingMore, "inherited") == marked("UsingMore.inherited")
+    assert SourceAnalysis().find_use(zoo.Using, "unused") == ""
+    assert SourceAnalysis().find_use(zoo.Using, "inherited") == ""
+    assert SourceAnalysis().find_use(zoo.UsingMore, "inherited") == marked("UsingMore.inherited")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_use_that_forward_does_not_reach():
     [(zoo.AttrMask, "mask"), (zoo.ListLayers, "convs"), (zoo.ClassTable, "table")],
 )
 def test_the_place_of_an_assignment(cls, name):
-    assert Sources().assigned(cls, name) == marked(f"{cls.__name__}.{name}")
+    assert SourceAnalysis().find_assignment(cls, name) == marked(f"{cls.__name__}.{name}")
 
 
 def test_a_decorated_method_is_read(tmp_path, monkeypatch):
@@ -60,7 +60,7 @@ def test_a_decorated_method_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     from decorated_model import Net
 
-    assert Sources().used(Net, "mask") == "decorated_model.py:5"
+    assert SourceAnalysis().find_use(Net, "mask") == "decorated_model.py:5"
 
 
 def test_code_without_source_has_no_places():
@@ -74,8 +74,8 @@ def test_code_without_source_has_no_places():
         "        return self.mask\n"
     )
     exec(source, space)
-    held = describe(space["Net"](), "live").held["mask"]
-    assert (held.where, held.used, held.written) == ("", "", "")
+    held = describe_module(space["Net"](), "live").tensors["mask"]
+    assert (held.assigned_at, held.used_at, held.written_at) == ("", "", "")
 
 
 def test_source_that_changed_since_it_was_imported_gives_no_places(tmp_path, monkeypatch):
@@ -85,20 +85,20 @@ def test_source_that_changed_since_it_was_imported_gives_no_places(tmp_path, mon
     from changing_model import Net
 
     file.write_text("def broken(:\n")
-    assert Sources().used(Net, "x") == ""
+    assert SourceAnalysis().find_use(Net, "x") == ""
 
 
 def test_torchs_own_statistics():
-    written = Sources().written(nn.BatchNorm1d, "num_batches_tracked")
+    written = SourceAnalysis().find_write(nn.BatchNorm1d, "num_batches_tracked")
     assert "torch/nn/modules/batchnorm.py:" in written
-    assert Sources().written(nn.Linear, "weight") == ""
+    assert SourceAnalysis().find_write(nn.Linear, "weight") == ""
 
 
 @pytest.mark.parametrize("name", ["moved", "indexed", "kept", "number", "shape"])
 def test_forward_takes_it_to_the_device_itself(name):
-    assert Sources().moved(zoo.Carrying, name)
+    assert SourceAnalysis().find_move(zoo.Carrying, name)
 
 
 @pytest.mark.parametrize("name", ["bare", "both", "added", "unknown"])
 def test_forward_needs_it_on_the_device(name):
-    assert not Sources().moved(zoo.Carrying, name)
+    assert not SourceAnalysis().find_move(zoo.Carrying, name)

@@ -7,23 +7,23 @@ from modules import zoo
 from modules.zoo import examined
 from torch import nn
 
-from ckptool.content import fingerprint
+from ckptool.content import fingerprint_chunks
 from ckptool.errors import ModuleError
-from ckptool.model import Constancy, Kind, ModuleClass, ties
-from ckptool.modules import describe
+from ckptool.model import Constancy, Kind, ModuleClass, tied_keys
+from ckptool.modules import describe_module
 
 
 def test_a_parameter_that_state_dict_drops_is_unsaved():
     state = examined(zoo.Dropping)
-    assert list(state.saved) == ["kept.weight"]
-    assert [(k, h.kind, h.alias_of) for k, h in state.unsaved.items()] == [
+    assert list(state.saved_tensors) == ["kept.weight"]
+    assert [(k, h.kind, h.alias_of) for k, h in state.unsaved_tensors.items()] == [
         ("frozen.weight", Kind.PARAMETER, "")
     ]
 
 
 def test_a_renamed_key_is_the_one_that_is_saved():
     state = examined(zoo.Renaming)
-    assert [(k, h.kind, h.saved) for k, h in state.held.items()] == [
+    assert [(k, h.kind, h.is_saved) for k, h in state.tensors.items()] == [
         ("weight", Kind.PARAMETER, True)
     ]
 
@@ -35,18 +35,20 @@ def test_a_tie_that_is_saved_once():
             del state["head.weight"]
             return state
 
-    state = describe(Once(), "live")
-    assert {k: h.alias_of for k, h in state.unsaved.items()} == {"head.weight": "embed.weight"}
+    state = describe_module(Once(), "live")
+    assert {k: h.alias_of for k, h in state.unsaved_tensors.items()} == {
+        "head.weight": "embed.weight"
+    }
 
 
 def test_ties_are_groups_of_keys():
-    held = examined(zoo.Tied).saved.values()
-    assert ties(h.tensor for h in held) == (("one", "two"), ("embed.weight", "head.weight"))
+    held = examined(zoo.Tied).saved_tensors.values()
+    assert tied_keys(h.tensor for h in held) == (("one", "two"), ("embed.weight", "head.weight"))
 
 
 def test_a_shared_sub_module_is_listed_under_both_names_as_in_state_dict():
     state = examined(zoo.SharedLayer)
-    assert list(state.held) == [
+    assert list(state.tensors) == [
         *("a.fc.weight", "a.fc.bias", "b.fc.weight", "b.fc.bias"),
         *("a.mask", "b.mask"),
     ]
@@ -54,7 +56,7 @@ def test_a_shared_sub_module_is_listed_under_both_names_as_in_state_dict():
 
 def test_extra_state_is_told_in_words():
     state = examined(zoo.ExtraState)
-    assert state.others == {"_extra_state": "dict of 2"}
+    assert state.non_tensors == {"_extra_state": "dict of 2"}
 
 
 def test_an_extra_state_that_is_a_tensor_is_saved():
@@ -62,8 +64,8 @@ def test_an_extra_state_that_is_a_tensor_is_saved():
         def get_extra_state(self):
             return torch.ones(3)
 
-    extra = describe(Tensors(), "live").held["_extra_state"]
-    assert (extra.saved, extra.kind, extra.tensor.shape) == (True, Kind.ATTRIBUTE, (3,))
+    extra = describe_module(Tensors(), "live").tensors["_extra_state"]
+    assert (extra.is_saved, extra.kind, extra.tensor.shape) == (True, Kind.ATTRIBUTE, (3,))
 
 
 @pytest.mark.parametrize(
@@ -75,14 +77,14 @@ def test_an_extra_state_that_is_a_tensor_is_saved():
 )
 def test_a_state_dict_that_fails(result, reason):
     with pytest.raises(ModuleError) as caught:
-        describe(zoo.BadState(result), "live")
+        describe_module(zoo.BadState(result), "live")
     assert str(caught.value).partition(" (at ")[0] == reason
 
 
 def test_unsaved_keys_are_in_natural_order():
     module = nn.Module()
     module.t = [torch.ones(1) for _ in range(11)]
-    assert list(describe(module, "live").held) == [f"t[{i}]" for i in range(11)]
+    assert list(describe_module(module, "live").tensors) == [f"t[{i}]" for i in range(11)]
 
 
 def test_two_runs_describe_the_same():
@@ -92,14 +94,14 @@ def test_two_runs_describe_the_same():
 
 def test_a_class_attribute():
     state = examined(zoo.ClassTable)
-    kinds = {key: (held.kind, held.constancy) for key, held in state.held.items()}
+    kinds = {key: (held.kind, held.constancy) for key, held in state.tensors.items()}
     assert kinds == {
         "shadowed": (Kind.ATTRIBUTE, Constancy.CONSTANT),
         "table": (Kind.CLASS_ATTRIBUTE, Constancy.UNKNOWN),
     }
-    table = state.held["table"]
+    table = state.tensors["table"]
     assert not table.follows_to
-    assert table.where == zoo_place("ClassTable.table")
+    assert table.assigned_at == zoo_place("ClassTable.table")
 
 
 def zoo_place(name):
@@ -110,19 +112,19 @@ def zoo_place(name):
 
 def test_what_was_made_outside_the_constructor_is_not_called_constant():
     state = examined(zoo.FromOutside)
-    assert state.held["table"].constancy is Constancy.UNKNOWN
+    assert state.tensors["table"].constancy is Constancy.UNKNOWN
     assert zoo.GLOBAL_BACKBONE.weight.dtype == zoo.GLOBAL_WEIGHT.dtype == torch.float32
     assert not any(p.is_meta for p in (*zoo.GLOBAL_BACKBONE.parameters(), zoo.GLOBAL_WEIGHT))
 
 
 def test_a_child_that_holds_its_parent_is_no_hidden_module():
     state = examined(zoo.Parent)
-    assert list(state.held) == ["child.weight", "child.bias"]
+    assert list(state.tensors) == ["child.weight", "child.bias"]
     assert state.hidden_modules == {}
 
 
 def test_dtypes_and_layouts():
-    held = examined(zoo.OddDtypes).held
+    held = examined(zoo.OddDtypes).tensors
     assert {key: (h.tensor.dtype, h.tensor.layout) for key, h in held.items()} == {
         "bf16": ("bfloat16", "strided"),
         "big": ("float32", "strided"),
@@ -144,20 +146,22 @@ def test_dtypes_and_layouts():
 
 
 def test_fingerprints_are_of_the_elements_in_order():
-    held = examined(zoo.OddDtypes).held
+    held = examined(zoo.OddDtypes).tensors
     view = torch.arange(6.0).reshape(2, 3).t().contiguous()
     floats = np.array([1.0, 2.0], dtype="<f4")
-    assert held["view"].fingerprint == fingerprint("float32", (3, 2), [view.numpy().tobytes()])
-    assert held["big"].fingerprint == fingerprint("float32", (2,), [floats.tobytes()])
-    assert held["bf16"].fingerprint == fingerprint("bfloat16", (2,), [b"\xc0\x3f\xc0\x3f"])
-    assert held["nothing"].fingerprint == fingerprint("float32", (0,), [])
-    assert held["complex"].fingerprint == fingerprint(
+    assert held["view"].fingerprint == fingerprint_chunks(
+        "float32", (3, 2), [view.numpy().tobytes()]
+    )
+    assert held["big"].fingerprint == fingerprint_chunks("float32", (2,), [floats.tobytes()])
+    assert held["bf16"].fingerprint == fingerprint_chunks("bfloat16", (2,), [b"\xc0\x3f\xc0\x3f"])
+    assert held["nothing"].fingerprint == fingerprint_chunks("float32", (0,), [])
+    assert held["complex"].fingerprint == fingerprint_chunks(
         "complex64", (1,), [np.array([1 - 2j], dtype=np.complex64).tobytes()]
     )
 
 
 def test_a_sparse_tensor_has_parts():
-    sparse = examined(zoo.OddDtypes).held["sparse"].tensor
+    sparse = examined(zoo.OddDtypes).tensors["sparse"].tensor
     parts = {part.name: (part.tensor.shape, part.tensor.dtype) for part in sparse.parts}
     assert parts == {"indices": ((2, 2), "int64"), "values": ((2,), "float32")}
     assert (sparse.storage, sparse.nbytes) == (None, 40)
@@ -168,15 +172,15 @@ def test_a_wrapper_subclass_is_named_and_taken_apart():
 
     module = nn.Module()
     module.two = TwoTensor(torch.ones(2), torch.zeros(2))
-    two = describe(module, "live").held["two"].tensor
+    two = describe_module(module, "live").tensors["two"].tensor
     assert two.wrapper == "torch.testing._internal.two_tensor.TwoTensor"
     assert [part.name for part in two.parts] == ["a", "b"]
     assert (two.shape, two.nbytes) == ((2,), 16)
 
 
 def test_a_lazy_parameter_has_no_shape_yet():
-    weight = describe(nn.LazyLinear(2), "live").held["weight"]
-    assert (weight.tensor.layout, weight.tensor.shape, weight.saved) == ("lazy", (0,), True)
+    weight = describe_module(nn.LazyLinear(2), "live").tensors["weight"]
+    assert (weight.tensor.layout, weight.tensor.shape, weight.is_saved) == ("lazy", (0,), True)
 
 
 def test_what_is_known_of_classes():
@@ -189,8 +193,10 @@ def test_what_is_known_of_classes():
             self.hooked = zoo.HookedLoad()
             self.lazy = nn.LazyLinear(1)
 
-    modules = describe(Root(), "live").modules
-    assert {prefix: (c.version, c.custom_load, c.auxiliary) for prefix, c in modules.items()} == {
+    modules = describe_module(Root(), "live").modules
+    assert {
+        prefix: (c.version, c.has_custom_load, c.is_auxiliary) for prefix, c in modules.items()
+    } == {
         "": (1, False, False),
         "norm": (2, False, False),
         "loss": (1, False, True),
@@ -205,11 +211,11 @@ def test_what_is_known_of_classes():
 
 
 def test_batch_norm_keeps_statistics():
-    state = describe(nn.Sequential(nn.BatchNorm1d(2), nn.InstanceNorm1d(2)), "live")
-    assert [k for k, h in state.held.items() if h.statistic] == [
+    state = describe_module(nn.Sequential(nn.BatchNorm1d(2), nn.InstanceNorm1d(2)), "live")
+    assert [k for k, h in state.tensors.items() if h.is_statistic] == [
         f"0.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
     ]
-    assert "batchnorm.py:" in state.held["0.num_batches_tracked"].written
+    assert "batchnorm.py:" in state.tensors["0.num_batches_tracked"].written_at
     assert {key.partition(".")[0] for key in state.none_buffers} == {"1"}
 
 
@@ -228,12 +234,12 @@ def accuracy(*persistent):
 
 
 def test_a_metric_is_auxiliary():
-    assert describe(accuracy(), "live").modules[""].auxiliary
+    assert describe_module(accuracy(), "live").modules[""].is_auxiliary
 
 
 def test_the_states_of_a_metric_are_buffers_in_all_but_name():
-    held = describe(accuracy("right"), "live").held
-    assert {key: (one.kind, one.saved) for key, one in held.items()} == {
+    held = describe_module(accuracy("right"), "live").tensors
+    assert {key: (one.kind, one.is_saved) for key, one in held.items()} == {
         "right": (Kind.BUFFER, True),
         "seen": (Kind.NON_PERSISTENT_BUFFER, False),
     }

@@ -7,7 +7,7 @@ from torch import nn
 from torch.ao import quantization
 from torch.nn.utils import parametrizations, prune
 
-from ckptool.modules import describe
+from ckptool.modules import describe_module
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -132,20 +132,20 @@ FACTORIES = [
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_a_stock_module_loses_nothing(cls):
     module = instance(cls)
-    state = describe(module, "stock")
-    assert list(state.saved) == list(module.state_dict())
-    assert (state.unsaved, state.hidden_modules, state.others) == ({}, {}, {})
-    assert all(held.follows_to and held.follows_dtype for held in state.held.values())
+    state = describe_module(module, "stock")
+    assert list(state.saved_tensors) == list(module.state_dict())
+    assert (state.unsaved_tensors, state.hidden_modules, state.non_tensors) == ({}, {}, {})
+    assert all(held.follows_to and held.follows_dtype for held in state.tensors.values())
     assert [skipped.what for skipped in state.skipped] == ["constancy"]
 
 
 @pytest.mark.parametrize("make", FACTORIES, ids=lambda make: make.__name__)
 def test_what_torch_builds_around_modules_loses_nothing(make):
     state = examined(make)
-    assert (state.unsaved, state.hidden_modules) == ({}, {})
-    assert sorted([*state.saved, *state.others]) == sorted(make().state_dict())
-    live = describe(make(), "live")
-    assert (live.unsaved, live.hidden_modules) == ({}, {})
+    assert (state.unsaved_tensors, state.hidden_modules) == ({}, {})
+    assert sorted([*state.saved_tensors, *state.non_tensors]) == sorted(make().state_dict())
+    live = describe_module(make(), "live")
+    assert (live.unsaved_tensors, live.hidden_modules) == ({}, {})
 
 
 def test_lstm_weights_need_no_real_build():
@@ -153,4 +153,4 @@ def test_lstm_weights_need_no_real_build():
 
 
 def test_an_old_weight_norm_has_only_what_it_learns():
-    assert list(examined(old_weight_norm).held) == ["bias", "weight_g", "weight_v"]
+    assert list(examined(old_weight_norm).tensors) == ["bias", "weight_g", "weight_v"]

@@ -7,7 +7,7 @@ from modules import assigning
 from modules.places_in import marked
 from modules.zoo import examined
 
-from ckptool.modules import describe
+from ckptool.modules import describe_module
 
 FILE = Path(assigning.__file__)
 NAMES = ("mixed", "based", "reset", "declared", "two", "rest", "annotated", "again", "walrus")
@@ -20,12 +20,12 @@ BY_CLASS = [
 
 @pytest.mark.parametrize(("cls", "name"), BY_CLASS)
 def test_of_a_class(cls, name):
-    assert examined(cls).held[name].where == marked(name, FILE)
+    assert examined(cls).tensors[name].assigned_at == marked(name, FILE)
 
 
 @pytest.mark.parametrize(("cls", "name"), BY_CLASS)
 def test_of_an_instance_whose_source_says_it(cls, name):
-    assert describe(cls(), "live").held[name].where == marked(name, FILE)
+    assert describe_module(cls(), "live").tensors[name].assigned_at == marked(name, FILE)
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,10 @@ def test_of_an_instance_whose_source_says_it(cls, name):
     ],
 )
 def test_what_only_building_tells(made, name):
-    assert examined(made).held[name].where == marked(name, FILE)
+    assert examined(made).tensors[name].assigned_at == marked(name, FILE)
 
 
 def test_of_an_instance_it_is_unknown_rather_than_wrong():
-    held = describe(assigning.Computed(), "live").held
-    assert held["right"].where == ""
-    assert describe(assigning.built(), "live").held["outside"].where == ""
+    held = describe_module(assigning.Computed(), "live").tensors
+    assert held["right"].assigned_at == ""
+    assert describe_module(assigning.built(), "live").tensors["outside"].assigned_at == ""

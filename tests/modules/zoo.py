@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ckptool.model import ModuleState
-from ckptool.modules import ModuleSpec, examine
+from ckptool.model import ModuleInfo
+from ckptool.modules import ModuleSpec, examine_module
 
 
-def examined(target: object, **kwargs: object) -> ModuleState:
+def examined(target: object, **kwargs: object) -> ModuleInfo:
     """Examine a class or a factory of an importable module."""
-    return examine(ModuleSpec(f"{target.__module__}:{target.__qualname__}", kwargs))
+    return examine_module(ModuleSpec(f"{target.__module__}:{target.__qualname__}", kwargs))
 
 
 class AttrMask(nn.Module):

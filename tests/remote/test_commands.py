@@ -11,9 +11,9 @@ from remote.servers import serving
 from safetensors.torch import load_file
 
 import ckptool
-from ckptool.config import Config, ModelEntry, Settings
+from ckptool.config import ModelEntry, ProjectConfig, Settings
 from ckptool.errors import CkptoolError, UsageError
-from ckptool.locations import RemotePath, locate, masked
+from ckptool.locations import RemotePath, mask_credentials, parse_location
 
 
 def test_migrate_from_the_web(shelf: Path, site, tmp_path: Path):
@@ -88,7 +88,7 @@ def test_diff_with_a_module_named_for_a_bucket(shelf: Path, aws: str):
     entry = ModelEntry(
         path="s3://shelf/*", module="torch.nn:Linear", kwargs={"in_features": 1, "out_features": 1}
     )
-    config = Config(Settings(models=(entry,)))
+    config = ProjectConfig(Settings(models=(entry,)))
     report = ckptool.diff("s3://shelf/legacy.pth", config=config)
     assert report.module.startswith("torch.nn:Linear")
     fsspec.filesystem("memory").pipe("/x", (shelf / "legacy.pth").read_bytes())
@@ -118,11 +118,11 @@ def test_nothing_is_written_to_a_remote_place_by_the_library(samples: Path):
 
 
 def test_what_is_remote():
-    assert locate("C:\\x") == Path("C:\\x")
-    assert locate("C://x") == Path("C://x")
-    assert locate("file:///a%20b") == Path("/a b")
-    assert locate("a://b") == Path("a://b")
-    assert isinstance(locate("hf://org/repo@main/x.pth"), RemotePath)
+    assert parse_location("C:\\x") == Path("C:\\x")
+    assert parse_location("C://x") == Path("C://x")
+    assert parse_location("file:///a%20b") == Path("/a b")
+    assert parse_location("a://b") == Path("a://b")
+    assert isinstance(parse_location("hf://org/repo@main/x.pth"), RemotePath)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_steps():
     assert shard.url == "https://me:pw@h/a%20b/x%20%231.safetensors?sig=1"
     assert shard.name == "x #1.safetensors"
     assert path.with_name("y").url == "https://me:pw@h/a%20b/y?sig=1"
-    assert shard.visit is path.visit
-    assert path.plain == "https://h/a%20b/m.index.json"
+    assert shard.context is path.context
+    assert path.url_without_secrets == "https://h/a%20b/m.index.json"
     assert RemotePath("s3://bucket").parent.url == "s3://bucket"
     assert (RemotePath("s3://b/x #1") / "y%").url == "s3://b/x #1/y%"
     with pytest.raises(TypeError):
@@ -162,4 +162,4 @@ def test_steps():
 
 def test_masks():
     said = "cannot ask https://me:pw@h/x?X-Amz-Signature=abc&y=1, try http://h/?a=b"
-    assert masked(said) == "cannot ask https://***@h/x?*** try http://h/?***"
+    assert mask_credentials(said) == "cannot ask https://***@h/x?*** try http://h/?***"

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 import ckptool
 from benchmarks.sparse import safetensors_file, sharded, torch_file
 from ckptool.formats.limits import Limits
-from ckptool.formats.remote import coalesced
-from ckptool.locations import Visit
+from ckptool.formats.remote import coalesce_ranges
+from ckptool.locations import RemoteContext
 
 KIB = 1 << 10
 ENDS = 80 * KIB
@@ -115,9 +115,12 @@ def test_values_are_read_about_once(tmp_path: Path):
 
 
 def test_ranges_are_put_together():
-    assert coalesced([(90, 20), (0, 10), (10, 5), (30, 0)], 100, near=2) == [(0, 15), (90, 10)]
-    assert coalesced([(0, 50), (10, 5), (60, 5)], 100, near=10) == [(0, 65)]
-    assert coalesced([(-5, 10), (200, 5)], 100) == [(0, 5)]
+    assert coalesce_ranges([(90, 20), (0, 10), (10, 5), (30, 0)], 100, max_gap=2) == [
+        (0, 15),
+        (90, 10),
+    ]
+    assert coalesce_ranges([(0, 50), (10, 5), (60, 5)], 100, max_gap=10) == [(0, 65)]
+    assert coalesce_ranges([(-5, 10), (200, 5)], 100) == [(0, 5)]
 
 
 def test_files_of_this_machine_import_nothing_for_remote_ones(samples: Path):
@@ -135,4 +138,4 @@ def test_nothing_is_kept_of_a_visit(shelf: Path, site: Site):
     for name in ("zip.pth", "plain.safetensors"):
         ckptool.inspect(f"{site.url}/{name}")
     gc.collect()
-    assert not [found for found in gc.get_objects() if type(found) is Visit]
+    assert not [found for found in gc.get_objects() if type(found) is RemoteContext]

@@ -104,8 +104,11 @@ def test_from_https_to_http_is_not_followed():
     from ckptool.locations import RemotePath
 
     with pytest.raises(ReadError, match="from https to http"):
-        web._followed(RemotePath("https://a/b"), "https://a/b", "http://a/b")
-    assert web._followed(RemotePath("http://a/b"), "http://a/b", "https://c/d") == "https://c/d"
+        web._resolve_redirect(RemotePath("https://a/b"), "https://a/b", "http://a/b")
+    assert (
+        web._resolve_redirect(RemotePath("http://a/b"), "http://a/b", "https://c/d")
+        == "https://c/d"
+    )
 
 
 def test_nobody_listens():
@@ -169,14 +172,14 @@ def test_a_folder_without_a_checkpoint():
 
 def test_a_file_in_memory_that_changes(shelf: Path):
     from ckptool.formats.files import open_source
-    from ckptool.locations import locate
+    from ckptool.locations import parse_location
 
     store = fsspec.filesystem("memory")
     store.pipe("/changing.pth", (shelf / "zip.pth").read_bytes())
 
     def read() -> None:
-        with open_source(locate("memory://changing.pth")) as source:
-            source.head(100)
+        with open_source(parse_location("memory://changing.pth")) as source:
+            source.read_head(100)
             store.pipe("/changing.pth", (shelf / "legacy.pth").read_bytes())
             source.read(20_000, 100)
 

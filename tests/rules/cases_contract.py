@@ -5,8 +5,8 @@ from lock import models
 
 from ckptool import api, contract
 from ckptool.policy import Policy
-from ckptool.reporting.parts import findings
-from ckptool.rules import run
+from ckptool.reporting.parts import build_finding_reports
+from ckptool.rules import run_rules
 from rules.cases import fires, near
 
 
@@ -16,17 +16,17 @@ class Found:
     def __init__(self, *subjects):
         from ckptool.policy import judge
 
-        self.findings = findings(judge(run(subjects), Policy()))
+        self.findings = build_finding_reports(judge(run_rules(subjects), Policy()))
 
 
 def module(name: str) -> contract.Contract:
-    from ckptool.modules import ModuleSpec, examine
+    from ckptool.modules import ModuleSpec, examine_module
 
-    return contract.of_module(examine(ModuleSpec(f"lock.models:{name}")))
+    return contract.build_module_contract(examine_module(ModuleSpec(f"lock.models:{name}")))
 
 
 def held(new: str, old: str = "First") -> Found:
-    return Found(contract.hold(module(old), module(new)))
+    return Found(contract.compare_contracts(module(old), module(new)))
 
 
 @fires("CK801")
@@ -85,10 +85,10 @@ def dtype_of_a_buffer_changed(_tmp):
 
 
 def replayed(tmp, name: str, *, tolerance: float | None = None):
-    from ckptool.api.contracts import Promises, held_to
-    from ckptool.api.target import Target
+    from ckptool.api.contracts import GateExpectations, check_expectations
+    from ckptool.api.target import ModuleTarget
     from ckptool.formats import open_checkpoint
-    from ckptool.formats.limits import DEFAULT
+    from ckptool.formats.limits import DEFAULT_LIMITS
 
     path, golden = tmp / "model.pth", tmp / "golden.safetensors"
     torch.manual_seed(0)
@@ -96,10 +96,10 @@ def replayed(tmp, name: str, *, tolerance: float | None = None):
     given = {} if tolerance is None else {"cpu": tolerance}
     api.lock(path, module="lock.models:First", golden=golden, inputs="lock.models:batch",
              tolerances=given)  # fmt: skip
-    target = Target(f"lock.models:{name}")
-    promises = Promises(golden=(golden,), device="cpu")
+    target = ModuleTarget(f"lock.models:{name}")
+    promises = GateExpectations(golden=(golden,), device="cpu")
     checkpoint = open_checkpoint(path)
-    return Found(*held_to(promises, checkpoint, None, target, DEFAULT).subjects)
+    return Found(*check_expectations(promises, checkpoint, None, target, DEFAULT_LIMITS).subjects)
 
 
 @fires("CK805")
@@ -118,13 +118,13 @@ def within_the_tolerance(tmp):
 
 
 def fixture(tmp, name: str) -> Found:
-    from ckptool.api.contracts import fixtures_of
-    from ckptool.api.target import Target
-    from ckptool.formats.limits import DEFAULT
+    from ckptool.api.contracts import check_fixtures
+    from ckptool.api.target import ModuleTarget
+    from ckptool.formats.limits import DEFAULT_LIMITS
 
     torch.save(models.First().state_dict(), tmp / "old.pth")
-    target = Target(f"lock.models:{name}")
-    return Found(*fixtures_of((tmp / "old.pth",), target, (), DEFAULT))
+    target = ModuleTarget(f"lock.models:{name}")
+    return Found(*check_fixtures((tmp / "old.pth",), target, (), DEFAULT_LIMITS))
 
 
 @fires("CK806")

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ckptool import api
-from ckptool.config import Config, Requirements, Settings, Waiver
-from ckptool.policy.effective import policy_of
+from ckptool.config import ProjectConfig, ReleaseRequirements, Settings, Waiver
+from ckptool.policy.effective import resolve_policy
 from rules.cases import fires, near
 
 LINEAR = {"in_features": 2, "out_features": 3}
@@ -17,8 +17,10 @@ LINEAR = {"in_features": 2, "out_features": 3}
 def gate(tmp, content, require=None, waivers=(), module=None, kwargs=LINEAR, **options):
     path = tmp / "model.pth"
     torch.save(content, path)
-    config = Config(Settings(require=require or Requirements(), waivers=tuple(waivers)), tmp)
-    policy = options.pop("policy", policy_of(config))
+    config = ProjectConfig(
+        Settings(require=require or ReleaseRequirements(), waivers=tuple(waivers)), tmp
+    )
+    policy = options.pop("policy", resolve_policy(config))
     named = {"module": module, "kwargs": kwargs} if module else {}
     return api.gate(path, config=config, policy=policy, **named, **options)
 
@@ -43,55 +45,55 @@ def a_missing_key_that_fails_by_itself(tmp):
 
 @fires("CK852")
 def a_dtype_that_is_not_allowed(tmp):
-    return gate(tmp, linear(), Requirements(dtypes=("bfloat16", "int*")))
+    return gate(tmp, linear(), ReleaseRequirements(dtypes=("bfloat16", "int*")))
 
 
 @near("CK852")
 def all_dtypes_allowed(tmp):
-    return gate(tmp, linear(), Requirements(dtypes=("float*",)))
+    return gate(tmp, linear(), ReleaseRequirements(dtypes=("float*",)))
 
 
 @fires("CK853")
 def more_bytes_than_allowed(tmp):
-    return gate(tmp, linear(), Requirements(max_size="1 kB"))
+    return gate(tmp, linear(), ReleaseRequirements(max_size="1 kB"))
 
 
 @near("CK853")
 def fewer_bytes_than_allowed(tmp):
-    return gate(tmp, linear(), Requirements(max_size="1 MiB"))
+    return gate(tmp, linear(), ReleaseRequirements(max_size="1 MiB"))
 
 
 @fires("CK854")
 def a_pickle_where_safetensors_is_asked_for(tmp):
-    return gate(tmp, linear(), Requirements(safetensors=True))
+    return gate(tmp, linear(), ReleaseRequirements(safetensors=True))
 
 
 @near("CK854")
 def safetensors_as_asked_for(tmp):
     save_file(linear(), tmp / "m.safetensors", {"format": "pt"})
-    config = Config(Settings(require=Requirements(safetensors=True)), tmp)
+    config = ProjectConfig(Settings(require=ReleaseRequirements(safetensors=True)), tmp)
     return api.gate(tmp / "m.safetensors", config=config)
 
 
 @fires("CK855")
 def a_name_that_is_not_allowed(tmp):
-    return gate(tmp, linear(), Requirements(globals=("torch.*",)))
+    return gate(tmp, linear(), ReleaseRequirements(globals=("torch.*",)))
 
 
 @near("CK855")
 def names_that_are_allowed(tmp):
-    return gate(tmp, linear(), Requirements(globals=("torch.*", "collections.OrderedDict")))
+    return gate(tmp, linear(), ReleaseRequirements(globals=("torch.*", "collections.OrderedDict")))
 
 
 @fires("CK856")
 def a_forward_pass_without_an_input(tmp):
-    require = Requirements(verify=("load", "forward"), device="simulated")
+    require = ReleaseRequirements(verify=("load", "forward"), device="simulated")
     return gate(tmp, linear(), require, module="torch.nn:Linear")
 
 
 @near("CK856")
 def a_forward_pass_on_a_simulated_device(tmp):
-    require = Requirements(verify=("load", "device", "forward"), device="simulated")
+    require = ReleaseRequirements(verify=("load", "device", "forward"), device="simulated")
     words = ("float32[4,2]",)
     return gate(tmp, linear(), require, module="torch.nn:Linear", inputs=words)
 
@@ -103,12 +105,14 @@ def waiver(**changes):
 @fires("CK857", "CK854")
 def an_expired_waiver(tmp):
     lapsed = waiver(expires=date(2020, 1, 31))
-    return gate(tmp, linear(), Requirements(safetensors=True), [lapsed])
+    return gate(tmp, linear(), ReleaseRequirements(safetensors=True), [lapsed])
 
 
 @near("CK857")
 def a_waiver_that_has_not_expired(tmp):
-    return gate(tmp, linear(), Requirements(safetensors=True), [waiver(expires=date(2999, 1, 31))])
+    return gate(
+        tmp, linear(), ReleaseRequirements(safetensors=True), [waiver(expires=date(2999, 1, 31))]
+    )
 
 
 @fires("CK858")
@@ -123,14 +127,14 @@ def a_waiver_for_other_files(tmp):
 
 @fires("CK859")
 def a_known_finding_that_is_mended(tmp):
-    asked = Requirements(safetensors=True)
+    asked = ReleaseRequirements(safetensors=True)
     gate(tmp, linear(), asked, baseline=tmp / "known.json", update_baseline=True)
     return gate(tmp, linear(), baseline=tmp / "known.json")
 
 
 @near("CK859")
 def a_known_finding_that_is_still_there(tmp):
-    asked = Requirements(safetensors=True)
+    asked = ReleaseRequirements(safetensors=True)
     gate(tmp, linear(), asked, baseline=tmp / "known.json", update_baseline=True)
     return gate(tmp, linear(), asked, baseline=tmp / "known.json")
 
@@ -138,11 +142,11 @@ def a_known_finding_that_is_still_there(tmp):
 @fires("CK210")
 def less_coverage_than_the_policy_asks_for(tmp):
     state = {k: v for k, v in nn.Linear(2, 3).state_dict().items() if k == "weight"}
-    require = Requirements(coverage=0.9)
+    require = ReleaseRequirements(coverage=0.9)
     return gate(tmp, state, require, [waiver(rule="CK201")], module="torch.nn:Linear")
 
 
 @near("CK210", "CK201")
 def as_much_coverage_as_the_policy_asks_for(tmp):
     state = {k: v for k, v in nn.Linear(2, 3).state_dict().items() if k == "weight"}
-    return gate(tmp, state, Requirements(coverage=0.5), module="torch.nn:Linear")
+    return gate(tmp, state, ReleaseRequirements(coverage=0.5), module="torch.nn:Linear")

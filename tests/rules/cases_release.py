@@ -11,8 +11,8 @@ from ckptool import api
 from ckptool.errors import CkptoolError
 from ckptool.policy import Policy, judge
 from ckptool.report import FindingReport
-from ckptool.reporting.parts import findings
-from ckptool.rules import run
+from ckptool.reporting.parts import build_finding_reports
+from ckptool.rules import run_rules
 from rules import forms
 from rules.cases import diff, fires, inspect, near
 
@@ -38,7 +38,7 @@ def refused(tmp, content, plan: str | None = None, to: str = "b.pth", **options)
         api.migrate(tmp / "a.pth", tmp / to, **options)
     except CkptoolError as error:
         assert not (tmp / to).exists()
-        return Refused(findings(judge(run([error]), Policy())))
+        return Refused(build_finding_reports(judge(run_rules([error]), Policy())))
     return Refused(())
 
 

@@ -63,8 +63,8 @@ def test_what_did_not_change_is_not_reported():
 
 def test_it_looks_at_the_beginning_and_at_the_end_only(monkeypatch):
     looks = []
-    take = snapshot.take
-    monkeypatch.setattr(snapshot, "take", lambda module: looks.append(1) or take(module))
+    take = snapshot.take_snapshot
+    monkeypatch.setattr(snapshot, "take_snapshot", lambda module: looks.append(1) or take(module))
     model = models.Trained()
     with ckptool.watch(model) as watched:
         before = [len(model._forward_hooks), nn.Module.__setattr__, len(looks)]
@@ -168,7 +168,7 @@ def test_a_value_is_its_bits_its_shape_and_its_dtype(change, changed):
     "ignore:Sparse CSR tensor support", "ignore:.*quantized tensor creation"
 )
 def test_tensors_of_every_layout_have_a_mark(make):
-    from ckptool.modules.tensors import content_mark
+    from ckptool.modules.tensors import content_digest
 
-    assert content_mark(make())
-    assert content_mark(make()) == content_mark(make().clone())
+    assert content_digest(make())
+    assert content_digest(make()) == content_digest(make().clone())

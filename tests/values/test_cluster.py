@@ -42,8 +42,8 @@ def cluster():
 
 @pytest.fixture
 def _small_batches(monkeypatch):
-    monkeypatch.setattr(values, "_PIECE", 4096)
-    monkeypatch.setattr(values, "_BATCH", 1)
+    monkeypatch.setattr(values, "TASK_NBYTES", 4096)
+    monkeypatch.setattr(values, "_TASK_ITEMS", 1)
 
 
 @pytest.mark.usefixtures("_small_batches")

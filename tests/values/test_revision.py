@@ -16,10 +16,15 @@ import ckptool
 from ckptool import api, parts
 from ckptool.errors import CkptoolError, CorruptCheckpointError, ReadError, UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.render import Style, render
-from ckptool.revising import answer, outline, questions, together
+from ckptool.render import RenderOptions, render
+from ckptool.revising import (
+    compare_structure,
+    merge_value_results,
+    plan_value_checks,
+    run_value_checks,
+)
 from ckptool.statistics import Tolerances
-from ckptool.workers import Workers
+from ckptool.workers import BatchRunner
 
 
 def base() -> dict[str, torch.Tensor]:
@@ -208,11 +213,11 @@ def test_a_table_fits_into_80_columns_and_folds_modules(tmp_path):
         f"blocks.{n}.attention.{k}": torch.ones(40) for n in range(12) for k in ("weight", "bias")
     }
     report = compared(tmp_path, old, {k: v + 1e-3 for k, v in old.items()})
-    text = render("table", replace(report, old="old.pth", new="new.pth"), Style(width=80))
+    text = render("table", replace(report, old="old.pth", new="new.pth"), RenderOptions(width=80))
     assert max(map(len, text.splitlines())) <= 80
     assert "blocks.*.attention" in text
     assert "... and 4 more tensors (-v shows all)" in text
-    assert "| `blocks.*.attention` | 24 | all |" in render("markdown", report, Style())
+    assert "| `blocks.*.attention` | 24 | all |" in render("markdown", report, RenderOptions())
 
 
 def test_explain_has_the_figures(tmp_path):
@@ -275,7 +280,7 @@ def test_the_parts_together_are_the_whole(tmp_path_factory, files, of, atol):
     paths = [folder / f"part-{n}.json" for n in range(1, of + 1)]
     for n, path in enumerate(paths, 1):
         part = api.diff(folder / "old.pth", folder / "new.pth", atol=atol, shard=(n, of))
-        path.write_text(render("json", part, Style()))
+        path.write_text(render("json", part, RenderOptions()))
     assert api.merge(paths[::-1]) == whole
 
 
@@ -283,13 +288,16 @@ def test_parts_share_the_bytes(tmp_path):
     old = {f"w{n}": torch.zeros(100 * (n + 1)) for n in range(8)}
     torch.save(old, tmp_path / "a.pth")
     a = open_checkpoint(tmp_path / "a.pth")
-    known = outline(a, a, None)
-    shares = [parts.share(known, n, 2) for n in (1, 2)]
+    known = compare_structure(a, a, None)
+    shares = [parts.assign_shard(known, n, 2) for n in (1, 2)]
     assert {q.key for share in shares for q in share} == set(old)
     sizes = [sum(old[q.key].numel() for q in share) for share in shares]
     assert abs(sizes[0] - sizes[1]) <= 100
-    each = [answer(known, share, Tolerances(), Workers(1)) for share in shares]
-    assert together(each).equal == answer(known, questions(known), Tolerances(), Workers(1)).equal
+    each = [run_value_checks(known, share, Tolerances(), BatchRunner(1)) for share in shares]
+    assert (
+        merge_value_results(each).equal
+        == run_value_checks(known, plan_value_checks(known), Tolerances(), BatchRunner(1)).equal
+    )
 
 
 @pytest.fixture
@@ -302,7 +310,7 @@ def three(tmp_path):
 def _part(folder: Path, number: int, of: int, name: str = "part", **how) -> Path:
     path = folder / f"{name}-{number}.json"
     part = api.diff(folder / "old.pth", folder / "new.pth", shard=(number, of), **how)
-    path.write_text(render("json", part, Style()))
+    path.write_text(render("json", part, RenderOptions()))
     return path
 
 
@@ -376,8 +384,8 @@ def test_a_file_that_changes_meanwhile(tmp_path, damage, error, said):
     state = base()
     compared(tmp_path, state, nudged(state, "mask", 0, 7.0))
     old, new = (open_checkpoint(tmp_path / f"{name}.pth") for name in ("old", "new"))
-    known = outline(old, new, None)
+    known = compare_structure(old, new, None)
     damage(tmp_path / "new.pth")
     with pytest.raises(error, match=said) as caught:
-        answer(known, questions(known), Tolerances(), Workers(2))
+        run_value_checks(known, plan_value_checks(known), Tolerances(), BatchRunner(2))
     assert isinstance(caught.value, CkptoolError)

@@ -13,8 +13,8 @@ from test_values import big_endian, chunked, described, layered
 from ckptool import statistics
 from ckptool.model import StorageInfo
 from ckptool.statistics import Tolerances, measure_many, plain, tensors
-from ckptool.statistics.allowance import Allowance
-from ckptool.statistics.figures import EDGES, total
+from ckptool.statistics.allowance import TorchImportBudget
+from ckptool.statistics.figures import DECADE_EDGES, finalize_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support")
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -60,7 +60,7 @@ def close(found: float | None, wanted: float | None, slack: float = 1e-7) -> boo
     return math.isclose(found, wanted, rel_tol=slack, abs_tol=1e-9)
 
 
-def check(figures: statistics.Figures, a: torch.Tensor, b: torch.Tensor) -> None:
+def check(figures: statistics.ValueDifference, a: torch.Tensor, b: torch.Tensor) -> None:
     """Hold figures to what torch computes on the whole tensors at once."""
     x, y = wide(a).flatten(), wide(b).flatten()
     if x.is_complex() or y.is_complex():
@@ -87,7 +87,7 @@ def check(figures: statistics.Figures, a: torch.Tensor, b: torch.Tensor) -> None
     assert close(figures.relative_l2, relative)
     product_ = float((p.conj() * q).sum().real)
     assert close(figures.cosine, product_ / (norms[0] * norms[1]) if all(norms) else None)
-    edges = [0.0, *EDGES, math.inf]
+    edges = [0.0, *DECADE_EDGES, math.inf]
     seen = (x - y).abs()[changed & both]
     decades = pairwise(edges)
     assert list(figures.histogram) == [int(((seen >= e) & (seen < f)).sum()) for e, f in decades]
@@ -106,16 +106,16 @@ def pairs(draw, dtypes=EVERY) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(statistics, "_BLOCK", 8)
-    monkeypatch.setattr(statistics, "_PIECE", 24)
-    monkeypatch.setattr(plain, "_STRIP", 5)
+    monkeypatch.setattr(statistics, "_BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr(statistics, "_TASK_ELEMENTS", 24)
+    monkeypatch.setattr(plain, "_STRIP_ELEMENTS", 5)
 
 
 @given(pairs())
 def test_figures_of_files_are_what_torch_says_of_the_whole(tmp_path_factory, pair):
     folder = tmp_path_factory.mktemp("pair")
     old, new = (described(folder / n, t) for n, t in zip("ab", pair, strict=True))
-    assert statistics.obstacle(old, new) == ""
+    assert statistics.unmeasurable_reason(old, new) == ""
     (figures,) = measure_many([(old, new)], Tolerances())
     check(figures, *pair)
 
@@ -124,7 +124,10 @@ def test_figures_of_files_are_what_torch_says_of_the_whole(tmp_path_factory, pai
 def test_figures_without_torch_are_the_same(pair):
     old, new = pair[0], pair[1].to(pair[0].dtype)
     words = raw(old), raw(new), name(old.dtype), name(old.dtype), Tolerances(1e-3, 1e-2)
-    ours, torchs = total([plain.measure(*words)], False), total([tensors.measure(*words)], False)
+    ours, torchs = (
+        finalize_difference([plain.measure_blocks(*words)], dtypes_differ=False),
+        finalize_difference([tensors.measure_blocks(*words)], dtypes_differ=False),
+    )
     check(ours, old, new)
     for field in ("changed", "close", "rounding", "histogram", "old_nonfinite", "new_nonfinite"):
         assert getattr(ours, field) == getattr(torchs, field)
@@ -159,19 +162,19 @@ NAN = math.nan
         ([math.inf, 1.0], [math.inf, 2.0], 1, (1, 1)),
     ],
 )
-@pytest.mark.parametrize("way", [plain.measure, tensors.measure])
+@pytest.mark.parametrize("way", [plain.measure_blocks, tensors.measure_blocks])
 def test_nan_counts_and_never_spreads(way, old, new, changed, nonfinite):
     one, other = (raw(torch.tensor(numbers)) for numbers in (old, new))
-    figures = total([way(one, other, "float32", "float32", Tolerances())], False)
+    figures = finalize_difference([way(one, other, "float32", "float32", Tolerances())], False)
     assert (figures.changed, (figures.old_nonfinite, figures.new_nonfinite)) == (changed, nonfinite)
     for figure in (figures.max_abs, figures.mean_abs, figures.relative_l2, figures.cosine):
         assert figure is None or math.isfinite(figure)
 
 
-@pytest.mark.parametrize("way", [plain.measure, tensors.measure])
+@pytest.mark.parametrize("way", [plain.measure_blocks, tensors.measure_blocks])
 def test_what_float64_cannot_hold_has_no_figure(way):
     one, other = (raw(torch.tensor([n], dtype=torch.float64)) for n in (1.7e308, -1.7e308))
-    figures = total([way(one, other, "float64", "float64", Tolerances())], False)
+    figures = finalize_difference([way(one, other, "float64", "float64", Tolerances())], False)
     assert (figures.changed, figures.max_abs, figures.relative_l2) == (1, None, None)
     assert figures.histogram[-1] == 1
 
@@ -223,10 +226,10 @@ def test_what_cannot_be_measured_says_why(tmp_path):
     packed = replace(plain_, dtype="quint4x2")
     gone = replace(plain_, storage=StorageInfo("0", 16))
     sparse = layered(tmp_path / "s", indices=torch.tensor([[0]]), values=torch.ones(1))
-    assert "packed or quantised" in statistics.obstacle(plain_, packed)
-    assert "compressed" in statistics.obstacle(gone, plain_)
-    assert "sparse_coo" in statistics.obstacle(plain_, sparse)
-    assert "shapes" in statistics.obstacle(plain_, replace(plain_, shape=(2, 2)))
+    assert "packed or quantised" in statistics.unmeasurable_reason(plain_, packed)
+    assert "compressed" in statistics.unmeasurable_reason(gone, plain_)
+    assert "sparse_coo" in statistics.unmeasurable_reason(plain_, sparse)
+    assert "shapes" in statistics.unmeasurable_reason(plain_, replace(plain_, shape=(2, 2)))
 
 
 def test_an_empty_tensor(tmp_path):
@@ -240,7 +243,7 @@ def test_an_empty_tensor(tmp_path):
 
 def test_the_allowance_ends_for_good(monkeypatch):
     monkeypatch.delitem(__import__("sys").modules, "torch")
-    allowance = Allowance(1.0)
-    assert allowance.grants(0.6)
-    assert not allowance.grants(0.6)
-    assert not allowance.grants(0.1)
+    allowance = TorchImportBudget(1.0)
+    assert allowance.try_spend(0.6)
+    assert not allowance.try_spend(0.6)
+    assert not allowance.try_spend(0.1)

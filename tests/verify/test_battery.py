@@ -5,21 +5,21 @@ import torch
 from verify.battery import CASES, Case
 
 from ckptool.verification import simulated
-from ckptool.verification.passes import Inputs, Pass
+from ckptool.verification.passes import ForwardPass, Inputs
 
 DEVICE = torch.device("cuda", 0)
 
 
-def run(case: Case, module: torch.nn.Module) -> Pass:
+def run(case: Case, module: torch.nn.Module) -> ForwardPass:
     torch.manual_seed(0)
     inputs = Inputs(case.args, case.kwargs)
-    return simulated.run(module, inputs.each(torch.Tensor.clone), DEVICE)
+    return simulated.run_simulated(module, inputs.map_tensors(torch.Tensor.clone), DEVICE)
 
 
-def verdict(found: Pass) -> str:
-    if found.clashes:
+def verdict(found: ForwardPass) -> str:
+    if found.device_mismatches:
         return "clashes"
-    return "inconclusive" if found.unmodelled or found.error else "passes"
+    return "inconclusive" if found.unmodelled_operations or found.error else "passes"
 
 
 def turned(module: torch.nn.Module, path: str) -> None:
@@ -45,9 +45,13 @@ def test_the_battery_is_large_enough():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_clean(case):
     found = run(case, case.build())
-    assert verdict(found) == case.clean, (found.error, found.unmodelled, found.clashes)
-    assert tuple(sorted(clash.attribute for clash in found.clashes)) == case.clashing
-    for clash in found.clashes:
+    assert verdict(found) == case.clean, (
+        found.error,
+        found.unmodelled_operations,
+        found.device_mismatches,
+    )
+    assert tuple(sorted(clash.attribute for clash in found.device_mismatches)) == case.clashing
+    for clash in found.device_mismatches:
         assert "battery.py:" in clash.where or "torch/nn/modules" in clash.where
 
 
@@ -57,11 +61,14 @@ def test_buffer_made_a_plain_attribute(case, path):
     turned(module, path)
     found = run(case, module)
     if path in case.harmless:
-        assert path not in {clash.attribute for clash in found.clashes}
+        assert path not in {clash.attribute for clash in found.device_mismatches}
         assert found.error is None
         return
-    assert {clash.attribute for clash in found.clashes} == {path}, (found.error, found.clashes)
-    assert {clash.devices for clash in found.clashes} == {("cpu", "cuda:0")}
+    assert {clash.attribute for clash in found.device_mismatches} == {path}, (
+        found.error,
+        found.device_mismatches,
+    )
+    assert {clash.devices for clash in found.device_mismatches} == {("cpu", "cuda:0")}
 
 
 OTHERWISE = {"lazy_layers", "autocast"}
@@ -80,12 +87,12 @@ def test_the_arithmetic_is_that_of_the_cpu(case):
         module.eval()
         torch.manual_seed(0)
         plain = module(*case.args, **case.kwargs)
-    found = simulated.run(again, inputs, DEVICE)
+    found = simulated.run_simulated(again, inputs, DEVICE)
     assert found.error is None
     torch.testing.assert_close(flat(found.output), flat(plain), rtol=1e-5, atol=1e-6)
 
 
 def flat(output):
-    from ckptool.verification.leaves import leaves
+    from ckptool.verification.leaves import iter_leaves
 
-    return [leaf for _, leaf in leaves(output) if isinstance(leaf, torch.Tensor)]
+    return [leaf for _, leaf in iter_leaves(output) if isinstance(leaf, torch.Tensor)]

@@ -6,7 +6,13 @@ from safetensors.torch import save_file
 from verify import models
 
 from ckptool.errors import UsageError
-from ckptool.verification.inputs import asked, check, drawn, given, unfitting
+from ckptool.verification.inputs import (
+    find_signature_mismatch,
+    inputs_from_module,
+    parse_inputs,
+    random_inputs,
+    require_matching_inputs,
+)
 from ckptool.verification.passes import Inputs
 
 
@@ -25,21 +31,21 @@ from ckptool.verification.passes import Inputs
     ],
 )
 def test_drawn(spec, name, dtype, shape):
-    found = drawn([spec])
+    found = random_inputs([spec])
     tensor = found.kwargs[name] if name else found.args[0]
     assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
 
 
 def test_whole_numbers_stay_below_their_bound():
-    (found,) = drawn(["int64[1000]<7"]).args
+    (found,) = random_inputs(["int64[1000]<7"]).args
     assert set(found.tolist()) == set(range(7))
-    assert set(drawn(["int64[1000]"]).args[0].tolist()) == {0, 1}
+    assert set(random_inputs(["int64[1000]"]).args[0].tolist()) == {0, 1}
 
 
 def test_the_seed_is_fixed_and_no_other_generator_is_touched():
     before = torch.get_rng_state()
-    first, second = drawn(["float32[5]", "float32[5]"]).args
-    again, _ = drawn(["float32[5]", "float32[5]"]).args
+    first, second = random_inputs(["float32[5]", "float32[5]"]).args
+    again, _ = random_inputs(["float32[5]", "float32[5]"]).args
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
@@ -51,29 +57,29 @@ def test_the_seed_is_fixed_and_no_other_generator_is_touched():
 )
 def test_words_that_make_no_sense(spec):
     with pytest.raises(UsageError, match="--input"):
-        drawn([spec])
+        random_inputs([spec])
 
 
 def test_a_file_gives_named_and_numbered_tensors(tmp_path):
     path = tmp_path / "batch.safetensors"
     tensors = {"1": torch.ones(1), "0": torch.zeros(1), "mask": torch.ones(2)}
     save_file(tensors, path)
-    found = drawn([str(path)])
+    found = random_inputs([str(path)])
     assert [value.item() for value in found.args] == [0.0, 1.0]
     assert list(found.kwargs) == ["mask"]
     with pytest.raises(UsageError, match="holds 3 tensors, not one"):
-        drawn([f"x={path}"])
+        random_inputs([f"x={path}"])
     save_file({"a": torch.ones(3)}, path)
-    assert drawn([f"x={path}"]).kwargs["x"].shape == (3,)
+    assert random_inputs([f"x={path}"]).kwargs["x"].shape == (3,)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
     path = tmp_path / "none.safetensors"
     with pytest.raises(UsageError, match=r"none\.safetensors"):
-        drawn([str(path)])
+        random_inputs([str(path)])
     path.write_bytes(b"no tensors")
     with pytest.raises(UsageError, match=r"none\.safetensors"):
-        drawn([str(path)])
+        random_inputs([str(path)])
 
 
 @pytest.mark.parametrize(
@@ -89,31 +95,31 @@ def test_a_file_that_cannot_be_read(tmp_path):
     ],
 )
 def test_values_and_functions(value, args, kwargs):
-    found = given(value)
+    found = parse_inputs(value)
     assert (len(found.args), set(found.kwargs)) == (args, kwargs)
 
 
 @pytest.mark.parametrize("target", ["verify.models:failing", "nothing:here", "verify.models:none"])
 def test_functions_that_fail(target):
     with pytest.raises(UsageError, match=f"--inputs {target}"):
-        given(target)
+        parse_inputs(target)
 
 
 def test_nothing_given():
-    assert given(None) is None
-    assert given(()) is None
+    assert parse_inputs(None) is None
+    assert parse_inputs(()) is None
 
 
 @pytest.mark.parametrize("name", ["Plain", "Lightning", "Transformers"])
 def test_modules_say_what_they_take(name):
     module = getattr(models, name)()
-    assert unfitting(module, asked(module)) == ""
+    assert find_signature_mismatch(module, inputs_from_module(module)) == ""
 
 
 def test_modules_that_do_not_say():
-    assert asked(models.Silent()).startswith("no input: give one with --input")
+    assert inputs_from_module(models.Silent()).startswith("no input: give one with --input")
 
 
 def test_what_forward_does_not_take():
     with pytest.raises(UsageError, match=r"forward\(x\) cannot be called with"):
-        check(models.Plain(), Inputs((), {"y": 1}, "--input"))
+        require_matching_inputs(models.Plain(), Inputs((), {"y": 1}, "--input"))

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.verification.leaves import leaves, mapped
-from ckptool.verification.outputs import difference
+from ckptool.verification.leaves import iter_leaves, tree_map
+from ckptool.verification.outputs import compare_outputs
 
 
 @dataclass
@@ -36,8 +36,8 @@ NAN = torch.tensor([float("nan"), float("inf")])
     ],
 )
 def test_leaves(value, paths):
-    assert [path for path, _ in leaves(value)] == paths
-    doubled = mapped(value, lambda tensor: tensor * 2)
+    assert [path for path, _ in iter_leaves(value)] == paths
+    doubled = tree_map(value, lambda tensor: tensor * 2)
     assert type(doubled) is type(value)
 
 
@@ -66,28 +66,28 @@ def test_leaves(value, paths):
     ],
 )
 def test_difference(actual, expected, exact, close, first):
-    found = difference(actual, expected)
-    assert (found.exact, found.close) == (exact, close)
-    assert first in found.first
-    assert bool(found.first) == (not exact)
+    found = compare_outputs(actual, expected)
+    assert (found.is_exact, found.is_close) == (exact, close)
+    assert first in found.first_difference
+    assert bool(found.first_difference) == (not exact)
 
 
 def test_the_largest_difference_over_all_leaves():
-    found = difference((T, T + 0.5), (T + 0.25, T))
-    assert (found.absolute, found.relative) == (0.5, 0.5)
-    assert found.words == "largest difference: 0.5 absolute, 0.5 relative"
+    found = compare_outputs((T, T + 0.5), (T + 0.25, T))
+    assert (found.max_absolute, found.max_relative) == (0.5, 0.5)
+    assert found.summary == "largest difference: 0.5 absolute, 0.5 relative"
 
 
 def test_a_tolerance_of_ones_own():
-    assert difference(T, T + 0.1, tolerance=0.2).close
-    assert not difference(T, T + 1e-6, tolerance=0.0).close
+    assert compare_outputs(T, T + 0.1, tolerance=0.2).is_close
+    assert not compare_outputs(T, T + 1e-6, tolerance=0.0).is_close
 
 
 def test_kinds_that_cannot_be_compared_are_named():
-    found = difference({"a": T, "cache": object()}, {"a": T, "cache": object()})
-    assert found.exact
-    assert found.left_out == ("['cache']",)
-    assert found.compared == 1
+    found = compare_outputs({"a": T, "cache": object()}, {"a": T, "cache": object()})
+    assert found.is_exact
+    assert found.skipped_leaves == ("['cache']",)
+    assert found.compared_count == 1
 
 
 numbers = st.lists(st.floats(width=32), min_size=1, max_size=6)
@@ -95,14 +95,14 @@ numbers = st.lists(st.floats(width=32), min_size=1, max_size=6)
 
 @given(numbers)
 def test_everything_equals_itself(values):
-    found = difference(torch.tensor(values), torch.tensor(values))
-    assert found.exact
-    assert (found.absolute, found.relative) == (0.0, 0.0)
+    found = compare_outputs(torch.tensor(values), torch.tensor(values))
+    assert found.is_exact
+    assert (found.max_absolute, found.max_relative) == (0.0, 0.0)
 
 
 @given(numbers, numbers)
 def test_the_absolute_difference_is_symmetric(one, other):
     a, b = torch.tensor(one), torch.tensor(other)
-    there, back = difference(a, b), difference(b, a)
-    assert (there.exact, there.absolute) == (back.exact, back.absolute)
-    assert there.close or not there.exact
+    there, back = compare_outputs(a, b), compare_outputs(b, a)
+    assert (there.is_exact, there.max_absolute) == (back.is_exact, back.max_absolute)
+    assert there.is_close or not there.is_exact

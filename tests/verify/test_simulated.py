@@ -24,7 +24,7 @@ WATCHED = ("is_available", "device_count", "current_device", "device", "manual_s
 
 
 def run(module, *args, device=DEVICE):
-    return simulated.run(module, Inputs(args), device)
+    return simulated.run_simulated(module, Inputs(args), device)
 
 
 def test_the_reference_case():
@@ -32,7 +32,7 @@ def test_the_reference_case():
     without = CausalAttentionWithoutBuffers(**reference.ARGUMENTS)
     with_buffer = CausalAttentionWithBuffer(**reference.ARGUMENTS)
     found = run(without, example_inputs())
-    (clash,) = found.clashes
+    (clash,) = found.device_mismatches
     assert (clash.attribute, clash.devices) == ("mask", ("cpu", "cuda:0"))
     assert clash.op == "aten.masked_fill_.Scalar"
     file, line = clash.where.rsplit(":", 1)
@@ -43,7 +43,7 @@ def test_the_reference_case():
     # The pass goes on, with the numbers of the CPU: step 3, where the mask was moved by hand.
     reference.assert_outputs(found.output, reference.WITHOUT_BUFFERS)
     moved = run(with_buffer, example_inputs())
-    assert moved.clashes == ()
+    assert moved.device_mismatches == ()
     assert moved.error is None
     reference.assert_outputs(moved.output, reference.WITH_BUFFER)
 
@@ -92,7 +92,7 @@ def test_a_clash_names_the_module_whose_forward_was_running():
         pass
 
     outer = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Inner()))
-    (clash,) = run(outer, X).clashes
+    (clash,) = run(outer, X).device_mismatches
     assert (clash.attribute, clash.module) == ("1.0.scale", "1.0")
 
 
@@ -103,7 +103,7 @@ def test_one_tensor_that_clashes_on_several_lines_is_told_of_each():
 
     module = Made(twice)
     module.scale = [torch.ones(4)]
-    lines = {clash.where for clash in run(module, X).clashes}
+    lines = {clash.where for clash in run(module, X).device_mismatches}
     assert len(lines) == 2
 
 
@@ -117,8 +117,8 @@ def test_a_script_is_run_and_never_accused():
             return self.body(x) + torch.ones(4, device=x.device)
 
     found = run(torch.jit.script(Scripted()), X)
-    assert found.clashes == ()
-    assert "a scripted module" in found.unmodelled[0]
+    assert found.device_mismatches == ()
+    assert "a scripted module" in found.unmodelled_operations[0]
 
 
 def test_what_the_constructor_of_a_user_keeps_is_not_moved():
@@ -137,8 +137,8 @@ def test_the_values_of_a_parameter_are_those_of_the_module():
 
 def test_uses_are_noted_where_they_happen():
     found = run(models.RandomTable(), X)
-    assert found.clashes == ()
-    assert "tests/verify/models.py:" in found.used["table"]
+    assert found.device_mismatches == ()
+    assert "tests/verify/models.py:" in found.first_uses["table"]
 
 
 def test_another_thread_is_not_concerned():

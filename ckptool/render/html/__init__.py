@@ -4,13 +4,13 @@ from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ckptool.render import Style
-from ckptool.render.html.page import page
-from ckptool.render.html.parts import Frame, Tile, words
-from ckptool.render.text import cut, printable
+from ckptool.render import RenderOptions
+from ckptool.render.html.page import build_page
+from ckptool.render.html.parts import ModuleFrame, TreemapTile, split_code_spans
+from ckptool.render.text import make_printable, truncate_middle
 from ckptool.report import AnyReport
 
-_PATTERNS: Final = {
+_HATCH_PATTERNS: Final = {
     "d1": "M0 8L8 0",
     "d2": "M2 2h2M6 6h2",
     "d3": "M0 4h8",
@@ -26,34 +26,41 @@ _PATTERNS: Final = {
 """Tone -> SVG path of its hatching, so that tiles differ in more than colour."""
 
 
-def render(report: AnyReport, style: Style) -> str:
-    template = _environment().get_template("page.html")
-    return template.render(page=page(report, style), patterns=tuple(_PATTERNS.items()))
+def render(report: AnyReport, options: RenderOptions) -> str:
+    template = _create_environment().get_template("page.html")
+    return template.render(
+        page=build_page(report, options), patterns=tuple(_HATCH_PATTERNS.items())
+    )
 
 
-def _environment() -> Environment:
-    made = Environment(
+def _create_environment() -> Environment:
+    environment = Environment(
         loader=PackageLoader(__name__),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_shown,
+        finalize=_escape_value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(cut=cut, short=_short, outline=_outline, words=words)
-    return made
+    environment.filters.update(
+        cut=truncate_middle,
+        short=_format_coordinate,
+        outline=_format_box_path,
+        words=split_code_spans,
+    )
+    return environment
 
 
-def _shown(value: object) -> object:
+def _escape_value(value: object) -> object:
     """Escape control and bidi characters in plain strings; Markup comes from our templates."""
-    return printable(value) if type(value) is str else value
+    return make_printable(value) if type(value) is str else value
 
 
-def _short(number: float) -> str:
+def _format_coordinate(number: float) -> str:
     """Format a coordinate with at most one decimal."""
     return f"{number:.1f}".removesuffix(".0")
 
 
-def _outline(box: Tile | Frame) -> str:
-    wide, high = _short(box.width), _short(box.height)
-    return f"M{_short(box.x)} {_short(box.y)}h{wide}v{high}h-{wide}z"
+def _format_box_path(box: TreemapTile | ModuleFrame) -> str:
+    width, height = _format_coordinate(box.width), _format_coordinate(box.height)
+    return f"M{_format_coordinate(box.x)} {_format_coordinate(box.y)}h{width}v{height}h-{width}z"

@@ -7,20 +7,20 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.render import Style
-from ckptool.render.blocks import groups
-from ckptool.render.html.parts import Line, Tree
-from ckptool.render.html.treemap import DEEPEST
-from ckptool.render.text import count
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import fold_unless_verbose
+from ckptool.render.html.parts import SideBySideRow, SideBySideSection
+from ckptool.render.html.treemap import MAX_DEPTH
+from ckptool.render.text import format_count
 
-NONE: Final = "\N{EM DASH}"
+ABSENT_MARK: Final = "\N{EM DASH}"
 """Cell of a side without this tensor."""
-_FEW: Final = 3
+_MAX_SEPARATE_TENSORS: Final = 3
 """Maximum rows of a module with one outcome (all missing, say) that are shown one by one."""
-_MOST_LINES: Final = 200
+_MAX_ROWS: Final = 200
 
 
-class Leaf(Struct, frozen=True):
+class SideBySideLeaf(Struct, frozen=True):
     """A tensor with its description on each side, `ABSENT_MARK` if a side has none."""
 
     key: str
@@ -32,82 +32,96 @@ class Leaf(Struct, frozen=True):
 
 
 @dataclass(slots=True, eq=False)
-class _Node:
-    leaves: list[tuple[Leaf, int]] = field(default_factory=list)
-    children: dict[str, "_Node"] = field(default_factory=dict)
+class _SideBySideNode:
+    leaves: list[tuple[SideBySideLeaf, int]] = field(default_factory=list)
+    children: dict[str, "_SideBySideNode"] = field(default_factory=dict)
     total: int = 0
-    agreeing: int = 0
-    forms: dict[tuple[str, str, bool, bool], int] = field(default_factory=dict)
+    matching: int = 0
+    outcomes: dict[tuple[str, str, bool, bool], int] = field(default_factory=dict)
     """(status, tone, left has it, right has it) -> number of rows."""
 
 
-def tree(
-    id_: str, title: str, sides: tuple[str, str], leaves: Iterable[Leaf], style: Style
-) -> Tree | None:
+def build_side_by_side_tree(
+    id_: str,
+    title: str,
+    sides: tuple[str, str],
+    leaves: Iterable[SideBySideLeaf],
+    options: RenderOptions,
+) -> SideBySideSection | None:
     """Build the tree; None if there are no leaves."""
-    forms = ((one.key, (one.left, one.right, one.status), one) for one in leaves)
-    root = _Node()
-    for group in groups(forms, style):
-        _put(root, group.key, group.items[0], len(group.items))
+    keyed_leaves = ((leaf.key, (leaf.left, leaf.right, leaf.status), leaf) for leaf in leaves)
+    root = _SideBySideNode()
+    for group in fold_unless_verbose(keyed_leaves, options):
+        _add_leaf(root, group.key, group.items[0], len(group.items))
     if not root.total:
         return None
-    lines = list(_lines(root, "", 0))
-    return Tree(
+    rows = list(_iter_rows(root, "", 0))
+    return SideBySideSection(
         id=id_,
         title=title,
         sides=sides,
-        lines=tuple(lines[:_MOST_LINES]),
-        more=max(len(lines) - _MOST_LINES, 0),
+        rows=tuple(rows[:_MAX_ROWS]),
+        more=max(len(rows) - _MAX_ROWS, 0),
     )
 
 
-def _put(root: _Node, key: str, leaf: Leaf, number: int) -> None:
-    *modules, name = key.split(".", DEEPEST)
+def _add_leaf(root: _SideBySideNode, key: str, leaf: SideBySideLeaf, tensor_count: int) -> None:
+    *modules, name = key.split(".", MAX_DEPTH)
     node = root
-    form = leaf.status, leaf.tone, leaf.left != NONE, leaf.right != NONE
+    outcome = leaf.status, leaf.tone, leaf.left != ABSENT_MARK, leaf.right != ABSENT_MARK
     for module in (*modules, None):
-        node.total += number
-        node.agreeing += number * (leaf.tone == "ok")
-        node.forms[form] = node.forms.get(form, 0) + 1
+        node.total += tensor_count
+        node.matching += tensor_count * (leaf.tone == "ok")
+        node.outcomes[outcome] = node.outcomes.get(outcome, 0) + 1
         if module is not None:
-            node = node.children.setdefault(module, _Node())
-    node.leaves.append((replace(leaf, key=name), number))
+            node = node.children.setdefault(module, _SideBySideNode())
+    node.leaves.append((replace(leaf, key=name), tensor_count))
 
 
-def _lines(node: _Node, prefix: str, depth: int) -> Iterator[Line]:
+def _iter_rows(node: _SideBySideNode, prefix: str, depth: int) -> Iterator[SideBySideRow]:
     """Yield rows, differences before matches."""
-    for leaf, number in sorted(node.leaves, key=lambda one: one[0].tone == "ok"):
+    for leaf, tensor_count in sorted(node.leaves, key=lambda entry: entry[0].tone == "ok"):
         left, right = leaf.left, leaf.right
-        yield Line(depth, prefix, leaf.key, number, left, right, leaf.status, leaf.tone)
-    by_fault = sorted(node.children.items(), key=lambda one: one[1].agreeing == one[1].total)
-    for name, child in by_fault:
-        full, only = _single(name, child)
-        if len(only.leaves) == 1 and not only.children:
-            yield from _lines(_Node(_renamed(only, full)), prefix, depth)
-        elif (form := _form(only)) is not None:
-            status, tone, on_left, on_right = form
-            held = count(only.total, "tensor")
-            sides = held if on_left else NONE, held if on_right else NONE
-            yield Line(depth, prefix, full, 1, *sides, status, tone)
+        yield SideBySideRow(
+            depth, prefix, leaf.key, tensor_count, left, right, leaf.status, leaf.tone
+        )
+    children = sorted(node.children.items(), key=lambda entry: entry[1].matching == entry[1].total)
+    for name, child in children:
+        module_path, module_node = _collapse_single_children(name, child)
+        if len(module_node.leaves) == 1 and not module_node.children:
+            yield from _iter_rows(
+                _SideBySideNode(_prefix_leaves(module_node, module_path)), prefix, depth
+            )
+        elif (outcome := _get_common_outcome(module_node)) is not None:
+            status, tone, has_left, has_right = outcome
+            count_text = format_count(module_node.total, "tensor")
+            sides = (
+                count_text if has_left else ABSENT_MARK,
+                count_text if has_right else ABSENT_MARK,
+            )
+            yield SideBySideRow(depth, prefix, module_path, 1, *sides, status, tone)
         else:
-            yield Line(depth, prefix, full, 1, "", "", "", "module")
-            yield from _lines(only, f"{prefix}{full}.", depth + 1)
+            yield SideBySideRow(depth, prefix, module_path, 1, "", "", "", "module")
+            yield from _iter_rows(module_node, f"{prefix}{module_path}.", depth + 1)
 
 
-def _form(node: _Node) -> tuple[str, str, bool, bool] | None:
+def _get_common_outcome(node: _SideBySideNode) -> tuple[str, str, bool, bool] | None:
     """Return the outcome of all tensors if one row can show them, else None."""
-    if len(node.forms) != 1:
+    if len(node.outcomes) != 1:
         return None
-    ((form, lines),) = node.forms.items()
-    return form if form[1] == "ok" or lines > _FEW else None
+    ((outcome, row_count),) = node.outcomes.items()
+    return outcome if outcome[1] == "ok" or row_count > _MAX_SEPARATE_TENSORS else None
 
 
-def _renamed(node: _Node, module: str) -> list[tuple[Leaf, int]]:
+def _prefix_leaves(node: _SideBySideNode, module: str) -> list[tuple[SideBySideLeaf, int]]:
     """Return the node's leaves with `module` as prefix of their keys."""
-    return [(replace(leaf, key=f"{module}.{leaf.key}"), number) for leaf, number in node.leaves]
+    return [
+        (replace(leaf, key=f"{module}.{leaf.key}"), tensor_count)
+        for leaf, tensor_count in node.leaves
+    ]
 
 
-def _single(name: str, node: _Node) -> tuple[str, _Node]:
+def _collapse_single_children(name: str, node: _SideBySideNode) -> tuple[str, _SideBySideNode]:
     """Join a chain of modules with one child each; return its dotted name and last node."""
     while not node.leaves and len(node.children) == 1:
         ((inner, node),) = node.children.items()

@@ -4,13 +4,18 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import UnsetType
 
-from ckptool.render import Style
+from ckptool.render import RenderOptions
 from ckptool.render.html import items
-from ckptool.render.html.beside import NONE, Leaf, tree
-from ckptool.render.html.histograms import histograms
-from ckptool.render.html.items import described, legend_of, shares, tones_of
-from ckptool.render.html.parts import Part, Tree
-from ckptool.render.html.treemap import treemap
+from ckptool.render.html.beside import ABSENT_MARK, SideBySideLeaf, build_side_by_side_tree
+from ckptool.render.html.histograms import build_histograms_section
+from ckptool.render.html.items import (
+    assign_dtype_tones,
+    build_dtype_legend,
+    build_dtype_shares_section,
+    describe_tensor,
+)
+from ckptool.render.html.parts import PageSection, SideBySideSection
+from ckptool.render.html.treemap import build_treemap_section
 from ckptool.report import (
     AnyReport,
     AuditReport,
@@ -19,99 +24,122 @@ from ckptool.report import (
     DrawingReport,
     InspectReport,
     TensorReport,
-    UnsavedReport,
+    UnsavedTensorReport,
 )
 
 
-def state(report: AnyReport, style: Style) -> Tree | None:
+def build_state_tree(report: AnyReport, options: RenderOptions) -> SideBySideSection | None:
     """Build the side-by-side tree of an audit or module diff; None for other reports."""
     match report:
         case AuditReport():
             sides = ("In a state_dict", "In the module")
-            return tree("state", "State of the module", sides, _audit_leaves(report), style)
+            return build_side_by_side_tree(
+                "state", "State of the module", sides, _iter_audit_leaves(report), options
+            )
         case DiffModuleReport():
-            leaves = _loading_leaves(report, _drawing(report))
-            return tree(
-                "state", "State side by side", ("In the file", "In the module"), leaves, style
+            leaves = _build_module_diff_leaves(report, _get_drawing(report))
+            return build_side_by_side_tree(
+                "state", "State side by side", ("In the file", "In the module"), leaves, options
             )
         case _:
             return None
 
 
-def sizes(report: AnyReport) -> Iterator[Part | None]:
+def build_charts(report: AnyReport) -> Iterator[PageSection | None]:
     """Yield the treemap of bytes, histograms of changes and the size by dtype; None: no data."""
-    drawing = _drawing(report)
+    drawing = _get_drawing(report)
     match report:
         case InspectReport():
-            yield from _inspection(report)
+            yield from _build_inspect_charts(report)
         case AuditReport():
             unsaved = frozenset(u.key for u in report.unsaved)
-            yield from _bytes(items.audit_tensors(report), unsaved, "in no state_dict")
-        case DiffModuleReport():
-            yield from _loading_bytes(report, drawing)
-        case DiffFilesReport():
-            changed = items.change_items(report, drawing)
-            yield treemap(
-                "bytes", "Change by module", changed, items.CHANGES, "relative change", ""
+            yield from _build_bytes_charts(
+                items.collect_audit_tensors(report), unsaved, "in no state_dict"
             )
-            yield histograms("histograms", "How far elements moved", report.changes)
-            yield shares("dtypes", drawing.tensors)
+        case DiffModuleReport():
+            yield from _build_module_diff_charts(report, drawing)
+        case DiffFilesReport():
+            changed_items = items.iter_change_items(report, drawing)
+            yield build_treemap_section(
+                "bytes",
+                "Change by module",
+                changed_items,
+                items.CHANGE_LEGEND,
+                "relative change",
+                "",
+            )
+            yield build_histograms_section("histograms", "How far elements moved", report.changes)
+            yield build_dtype_shares_section("dtypes", drawing.tensors)
         case _:
-            yield from _bytes(drawing.tensors, frozenset(), "")
+            yield from _build_bytes_charts(drawing.tensors, frozenset(), "")
 
 
-def _drawing(report: AnyReport) -> DrawingReport:
+def _get_drawing(report: AnyReport) -> DrawingReport:
     return DrawingReport() if isinstance(report.drawing, UnsetType) else report.drawing
 
 
-def _inspection(report: InspectReport) -> Iterator[Part | None]:
-    several = len(report.checkpoints) > 1
-    for number, one in enumerate(report.checkpoints):
-        tensors, found = items.checkpoint_items(one)
-        title = f"Bytes by module: {one.path}" if several else "Bytes by module"
-        tones = legend_of(tones_of(tensors))
-        yield treemap(f"bytes-{number}", title, found, tones, "dtype", "in no state_dict")
-    yield shares("dtypes", [t for c in report.checkpoints for s in c.states for t in s.tensors])
+def _build_inspect_charts(report: InspectReport) -> Iterator[PageSection | None]:
+    multiple_checkpoints = len(report.checkpoints) > 1
+    for index, checkpoint in enumerate(report.checkpoints):
+        tensors, tile_items = items.build_checkpoint_items(checkpoint)
+        title = f"Bytes by module: {checkpoint.path}" if multiple_checkpoints else "Bytes by module"
+        tones = build_dtype_legend(assign_dtype_tones(tensors))
+        yield build_treemap_section(
+            f"bytes-{index}", title, tile_items, tones, "dtype", "in no state_dict"
+        )
+    yield build_dtype_shares_section(
+        "dtypes", [t for c in report.checkpoints for s in c.states for t in s.tensors]
+    )
 
 
-def _loading_bytes(report: DiffModuleReport, drawing: DrawingReport) -> Iterator[Part | None]:
+def _build_module_diff_charts(
+    report: DiffModuleReport, drawing: DrawingReport
+) -> Iterator[PageSection | None]:
     """Yield charts of the file's tensors; tensors missing from it or not loading are marked."""
     missing = frozenset(report.missing_keys)
-    absent = tuple(t for t in drawing.expected if t.key in missing)
+    missing_tensors = tuple(t for t in drawing.expected if t.key in missing)
     unsaved = frozenset(u.key for u in report.unsaved)
     marked = missing | unsaved | {*report.unexpected_keys, *report.mismatched_keys}
-    everything: tuple[TensorReport | UnsavedReport, ...] = (
+    tensors: tuple[TensorReport | UnsavedTensorReport, ...] = (
         *drawing.tensors,
-        *absent,
+        *missing_tensors,
         *report.unsaved,
     )
-    yield from _bytes(everything, marked, "not in the file, or does not load")
+    yield from _build_bytes_charts(tensors, marked, "not in the file, or does not load")
 
 
-def _bytes(
-    tensors: Sequence[TensorReport | UnsavedReport], marked: frozenset[str], mark: str
-) -> Iterator[Part | None]:
-    tones = tones_of(tensors)
-    found = items.items_of(tensors, tones, marked=marked)
-    yield treemap("bytes", "Bytes by module", found, legend_of(tones), "dtype", mark)
-    yield shares("dtypes", tensors)
+def _build_bytes_charts(
+    tensors: Sequence[TensorReport | UnsavedTensorReport], marked: frozenset[str], mark: str
+) -> Iterator[PageSection | None]:
+    tones = assign_dtype_tones(tensors)
+    tile_items = items.iter_tensor_items(tensors, tones, marked=marked)
+    yield build_treemap_section(
+        "bytes", "Bytes by module", tile_items, build_dtype_legend(tones), "dtype", mark
+    )
+    yield build_dtype_shares_section("dtypes", tensors)
 
 
-def _loading_leaves(report: DiffModuleReport, drawing: DrawingReport) -> list[Leaf]:
-    found = {t.key: t for t in drawing.tensors}
-    wanted = {t.key: t for t in drawing.expected}
+def _build_module_diff_leaves(
+    report: DiffModuleReport, drawing: DrawingReport
+) -> list[SideBySideLeaf]:
+    actual = {t.key: t for t in drawing.tensors}
+    expected = {t.key: t for t in drawing.expected}
     mismatched = frozenset(report.mismatched_keys)
     missing, unexpected = frozenset(report.missing_keys), frozenset(report.unexpected_keys)
     leaves = [
-        Leaf(key, _text(found, key), _text(wanted, key), status, tone)
-        for key in dict.fromkeys((*wanted, *report.missing_keys, *found, *report.unexpected_keys))
-        for status, tone in [_status(key, missing, unexpected, mismatched)]
+        SideBySideLeaf(
+            key, _describe_or_absent(actual, key), _describe_or_absent(expected, key), status, tone
+        )
+        for key in dict.fromkeys(
+            (*expected, *report.missing_keys, *actual, *report.unexpected_keys)
+        )
+        for status, tone in [_classify_key(key, missing, unexpected, mismatched)]
     ]
     leaves += [
-        Leaf(
+        SideBySideLeaf(
             u.key,
-            "held by the pickled module" if u.in_file else NONE,
-            described(u),
+            "held by the pickled module" if u.in_file else ABSENT_MARK,
+            describe_tensor(u),
             "in no state_dict",
             "bad",
         )
@@ -120,7 +148,7 @@ def _loading_leaves(report: DiffModuleReport, drawing: DrawingReport) -> list[Le
     return leaves
 
 
-def _status(
+def _classify_key(
     key: str, missing: frozenset[str], unexpected: frozenset[str], mismatched: frozenset[str]
 ) -> tuple[str, str]:
     if key in missing:
@@ -130,12 +158,12 @@ def _status(
     return ("another shape", "bad") if key in mismatched else ("match", "ok")
 
 
-def _text(tensors: dict[str, TensorReport], key: str) -> str:
-    return described(tensors[key]) if key in tensors else NONE
+def _describe_or_absent(tensors: dict[str, TensorReport], key: str) -> str:
+    return describe_tensor(tensors[key]) if key in tensors else ABSENT_MARK
 
 
-def _audit_leaves(report: AuditReport) -> Iterator[Leaf]:
+def _iter_audit_leaves(report: AuditReport) -> Iterator[SideBySideLeaf]:
     for t in (*report.parameters, *report.persistent_buffers):
-        yield Leaf(t.key, described(t), described(t), "saved", "ok")
+        yield SideBySideLeaf(t.key, describe_tensor(t), describe_tensor(t), "saved", "ok")
     for u in report.unsaved:
-        yield Leaf(u.key, NONE, described(u), "in no state_dict", "bad")
+        yield SideBySideLeaf(u.key, ABSENT_MARK, describe_tensor(u), "in no state_dict", "bad")

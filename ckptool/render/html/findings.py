@@ -3,48 +3,62 @@
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.render import Style
-from ckptool.render.blocks import Problem, by_path, problems
-from ckptool.render.html.parts import Findings, Group, Said, words
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import FoldedFinding, build_findings_blocks, group_by_path
+from ckptool.render.html.parts import FindingCard, FindingsSection, RuleFindings, split_code_spans
 from ckptool.report import FindingReport
 
-_MOST_SAID: Final = 12
+_MAX_CARDS: Final = 12
 """Maximum cards of one rule; the rest is only counted. -v shows all."""
 
 
-def grouped(
-    findings: tuple[FindingReport, ...], style: Style, *, several: bool
-) -> Iterator[Findings]:
+def build_findings_sections(
+    findings: tuple[FindingReport, ...], options: RenderOptions, *, multiple_checkpoints: bool
+) -> Iterator[FindingsSection]:
     """Yield findings by rule in report order, one section for each of several checkpoints."""
-    for number, (path, found) in enumerate(by_path(findings, several=several).items()):
-        for block in problems(found, style):
-            yield Findings(
-                id=f"findings-{number}" if path else "findings",
+    for index, (path, path_findings) in enumerate(
+        group_by_path(findings, multiple_checkpoints=multiple_checkpoints).items()
+    ):
+        for block in build_findings_blocks(path_findings, options):
+            yield FindingsSection(
+                id=f"findings-{index}" if path else "findings",
                 title=f"Findings: {path}" if path else "Findings",
                 summary=block.summary,
-                groups=tuple(_groups(found, block.problems, style)),
+                groups=tuple(_group_by_rule(path_findings, block.findings, options)),
             )
 
 
-def _groups(
-    findings: tuple[FindingReport, ...], folded: tuple[Problem, ...], style: Style
-) -> Iterator[Group]:
-    names = {one.code: one.name for one in findings}
-    numbers: dict[tuple[str, str], int] = {}
+def _group_by_rule(
+    findings: tuple[FindingReport, ...],
+    folded_findings: tuple[FoldedFinding, ...],
+    options: RenderOptions,
+) -> Iterator[RuleFindings]:
+    names = {finding.code: finding.name for finding in findings}
+    counts: dict[tuple[str, str], int] = {}
     for finding in findings:
-        form = finding.code, finding.level
-        numbers[form] = numbers.get(form, 0) + 1
-    for (code, level), number in numbers.items():
-        of_it = [one for one in folded if (one.code, one.level) == (code, level)]
-        shown = of_it if style.verbosity > 0 else of_it[:_MOST_SAID]
-        fixes = {one.fix for one in of_it}
-        same = len(fixes) == 1
-        yield Group(
+        code_and_level = finding.code, finding.level
+        counts[code_and_level] = counts.get(code_and_level, 0) + 1
+    for (code, level), count in counts.items():
+        rule_findings = [
+            folded_finding
+            for folded_finding in folded_findings
+            if (folded_finding.code, folded_finding.level) == (code, level)
+        ]
+        shown = rule_findings if options.verbosity > 0 else rule_findings[:_MAX_CARDS]
+        fixes = {folded_finding.fix for folded_finding in rule_findings}
+        has_same_fix = len(fixes) == 1
+        yield RuleFindings(
             code=code,
             name=names[code].replace("-", " "),
             level=level,
-            count=number,
-            fix=words(of_it[0].fix) if same else (),
-            said=tuple(Said(words(p.message), () if same else words(p.fix)) for p in shown),
-            more=len(of_it) - len(shown),
+            count=count,
+            fix=split_code_spans(rule_findings[0].fix) if has_same_fix else (),
+            cards=tuple(
+                FindingCard(
+                    split_code_spans(folded_finding.message),
+                    () if has_same_fix else split_code_spans(folded_finding.fix),
+                )
+                for folded_finding in shown
+            ),
+            more=len(rule_findings) - len(shown),
         )

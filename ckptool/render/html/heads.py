@@ -1,7 +1,7 @@
 """Report -> page summary: the paths that were compared and the key figures."""
 
-from ckptool.render.html.parts import Words, words
-from ckptool.render.text import count, size
+from ckptool.render.html.parts import InlineText, split_code_spans
+from ckptool.render.text import format_count, format_size
 from ckptool.report import (
     AnyReport,
     AuditReport,
@@ -10,36 +10,36 @@ from ckptool.report import (
     InspectReport,
 )
 
-Fact = tuple[str, str]
+LabeledValue = tuple[str, str]
 
 
-def lead(report: AnyReport) -> tuple[Words, ...]:
+def build_summary_lines(report: AnyReport) -> tuple[InlineText, ...]:
     """Return the summary lines; () if the lines that all formats show serve."""
     match report:
         case InspectReport():
-            return tuple(words(error) for error in report.errors)
+            return tuple(split_code_spans(error) for error in report.errors)
         case DiffModuleReport():
-            first = f"`{report.path}` against `{report.module}`"
-            return tuple(map(words, (first, *report.notes)))
+            headline = f"`{report.path}` against `{report.module}`"
+            return tuple(map(split_code_spans, (headline, *report.notes)))
         case DiffFilesReport():
-            places = report.old_at, report.new_at
-            beside = f", at `{places[0] or '.'}` and `{places[1] or '.'}`"
-            differ = beside if places[0] != places[1] else ""
-            return (words(f"`{report.old}` against `{report.new}`{differ}"),)
+            state_paths = report.old_at, report.new_at
+            location_text = f", at `{state_paths[0] or '.'}` and `{state_paths[1] or '.'}`"
+            suffix = location_text if state_paths[0] != state_paths[1] else ""
+            return (split_code_spans(f"`{report.old}` against `{report.new}`{suffix}"),)
         case AuditReport():
-            return (words(f"`{report.module}`"),)
+            return (split_code_spans(f"`{report.module}`"),)
         case _:
             return ()
 
 
-def facts(report: AnyReport) -> tuple[Fact, ...]:
+def build_summary_facts(report: AnyReport) -> tuple[LabeledValue, ...]:
     """Return (formatted number, label) pairs, () for reports without figures."""
     match report:
         case InspectReport():
-            return _of_checkpoints(report)
+            return _build_checkpoint_facts(report)
         case DiffModuleReport():
             return (
-                _fact(len(report.matched), "key that matches", "keys that match"),
+                _format_fact(len(report.matched), "key that matches", "keys that match"),
                 (f"{len(report.missing_keys):,}", "missing"),
                 (f"{len(report.unexpected_keys):,}", "unexpected"),
                 (f"{len(report.mismatched_keys):,}", "of another shape"),
@@ -48,7 +48,7 @@ def facts(report: AnyReport) -> tuple[Fact, ...]:
             )
         case DiffFilesReport():
             return (
-                _fact(len(report.added_keys), "key added", "keys added"),
+                _format_fact(len(report.added_keys), "key added", "keys added"),
                 (f"{len(report.removed_keys):,}", "removed"),
                 (f"{len(report.changed_keys):,}", "changed"),
                 (f"{len(report.renamed_keys):,}", "renamed"),
@@ -56,26 +56,26 @@ def facts(report: AnyReport) -> tuple[Fact, ...]:
         case AuditReport():
             saved = (*report.parameters, *report.persistent_buffers)
             return (
-                _fact(len(report.parameters), "parameter", "parameters"),
+                _format_fact(len(report.parameters), "parameter", "parameters"),
                 (f"{len(report.persistent_buffers):,}", "saved with them as buffers"),
                 (f"{len(report.unsaved):,}", "never saved"),
-                (size(sum(t.nbytes for t in saved)), "in a state_dict"),
-                (size(sum(t.nbytes for t in report.unsaved)), "beside it"),
+                (format_size(sum(t.nbytes for t in saved)), "in a state_dict"),
+                (format_size(sum(t.nbytes for t in report.unsaved)), "beside it"),
             )
         case _:
             return ()
 
 
-def _of_checkpoints(report: InspectReport) -> tuple[Fact, ...]:
+def _build_checkpoint_facts(report: InspectReport) -> tuple[LabeledValue, ...]:
     tensors = [t for c in report.checkpoints for state in c.states for t in state.tensors]
     containers = dict.fromkeys(c.container for c in report.checkpoints)
     return (
-        (", ".join(containers), count(len(report.checkpoints), "file")),
-        (size(sum(c.nbytes for c in report.checkpoints)), "on disk"),
-        _fact(len(tensors), "tensor", "tensors"),
-        (size(sum(t.nbytes for t in tensors)), "of elements"),
+        (", ".join(containers), format_count(len(report.checkpoints), "file")),
+        (format_size(sum(c.nbytes for c in report.checkpoints)), "on disk"),
+        _format_fact(len(tensors), "tensor", "tensors"),
+        (format_size(sum(t.nbytes for t in tensors)), "of elements"),
     )
 
 
-def _fact(number: int, one: str, many: str) -> Fact:
-    return f"{number:,}", one if number == 1 else many
+def _format_fact(number: int, singular: str, plural: str) -> LabeledValue:
+    return f"{number:,}", singular if number == 1 else plural

@@ -4,49 +4,57 @@ from collections.abc import Iterator
 from math import log10
 from typing import Final
 
-from ckptool.render.html.parts import Bar, Histogram, Histograms
-from ckptool.render.text import count
+from ckptool.render.html.parts import ChangeHistogram, HistogramBar, HistogramsSection
+from ckptool.render.text import format_count
 from ckptool.report import ChangeReport
 
 WIDTH: Final = 17 * 14
 HEIGHT: Final = 72
-_FIRST: Final = -12
-_MOST: Final = 18
+_FIRST_DECADE: Final = -12
+_MAX_HISTOGRAMS: Final = 18
 
 
-def histograms(id_: str, title: str, changes: tuple[ChangeReport, ...]) -> Histograms | None:
+def build_histograms_section(
+    id_: str, title: str, changes: tuple[ChangeReport, ...]
+) -> HistogramsSection | None:
     """Build a histogram of absolute differences for each tensor; None if no counts exist."""
-    measured = [change for change in changes if any(change.histogram)]
-    if not measured:
+    measured_changes = [change for change in changes if any(change.histogram)]
+    if not measured_changes:
         return None
-    return Histograms(
+    return HistogramsSection(
         id=id_,
         title=title,
-        histograms=tuple(map(_histogram, measured[:_MOST])),
-        more=max(len(measured) - _MOST, 0),
+        histograms=tuple(map(_build_histogram, measured_changes[:_MAX_HISTOGRAMS])),
+        more=max(len(measured_changes) - _MAX_HISTOGRAMS, 0),
     )
 
 
-def _histogram(change: ChangeReport) -> Histogram:
-    said = [f"{change.changed:,} of {count(change.elements, 'element')} changed"]
+def _build_histogram(change: ChangeReport) -> ChangeHistogram:
+    parts = [f"{change.changed:,} of {format_count(change.elements, 'element')} changed"]
     if change.relative_l2 is not None:
-        said.append(f"relative change {change.relative_l2:.3g}")
+        parts.append(f"relative change {change.relative_l2:.3g}")
     if change.max_abs is not None:
-        said.append(f"largest {change.max_abs:.3g}")
-    return Histogram(change.key, ", ".join(said), tuple(_bars(change.histogram)))
+        parts.append(f"largest {change.max_abs:.3g}")
+    return ChangeHistogram(change.key, ", ".join(parts), tuple(_iter_bars(change.histogram)))
 
 
-def _bars(counts: tuple[int, ...]) -> Iterator[Bar]:
-    most = log10(1 + max(counts))
-    for place, number in enumerate(counts):
-        high = round(HEIGHT * log10(1 + number) / most, 1)
-        yield Bar(place * 14 + 1, HEIGHT - high, high, _range(place, len(counts)), number)
+def _iter_bars(counts: tuple[int, ...]) -> Iterator[HistogramBar]:
+    max_log_count = log10(1 + max(counts))
+    for index, element_count in enumerate(counts):
+        height = round(HEIGHT * log10(1 + element_count) / max_log_count, 1)
+        yield HistogramBar(
+            index * 14 + 1,
+            HEIGHT - height,
+            height,
+            _format_decade(index, len(counts)),
+            element_count,
+        )
 
 
-def _range(place: int, ranges: int) -> str:
+def _format_decade(index: int, range_count: int) -> str:
     """Return "1e-12 to 1e-11"; the first and last of `range_count` decades are open-ended."""
-    if place == 0:
-        return f"below 1e{_FIRST}"
-    if place == ranges - 1:
-        return f"1e{_FIRST + place - 1} and more"
-    return f"1e{_FIRST + place - 1} to 1e{_FIRST + place}"
+    if index == 0:
+        return f"below 1e{_FIRST_DECADE}"
+    if index == range_count - 1:
+        return f"1e{_FIRST_DECADE + index - 1} and more"
+    return f"1e{_FIRST_DECADE + index - 1} to 1e{_FIRST_DECADE + index}"

@@ -5,100 +5,148 @@ from typing import Final
 
 from msgspec import UnsetType
 
-from ckptool.render import Style
-from ckptool.render.blocks import Block, Grid, Lines, Tree, Verdict, silenced_lines, skipped_lines
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    Block,
+    LinesBlock,
+    TableBlock,
+    TreeBlock,
+    VerdictBlock,
+    build_silenced_lines,
+    build_skipped_lines,
+)
 from ckptool.render.html import drawn
-from ckptool.render.html.findings import grouped
-from ckptool.render.html.heads import facts, lead
-from ckptool.render.html.parts import Page, Part, Table, Text, Words, words
-from ckptool.render.html.shades import pictures
-from ckptool.render.layout import body
+from ckptool.render.html.findings import build_findings_sections
+from ckptool.render.html.heads import build_summary_facts, build_summary_lines
+from ckptool.render.html.parts import (
+    InlineText,
+    Page,
+    PageSection,
+    TableSection,
+    TextSection,
+    split_code_spans,
+)
+from ckptool.render.html.shades import build_heatmaps_section
+from ckptool.render.layout import build_body
 from ckptool.report import AnyReport, GateReport, InspectReport
 
 _TONES: Final = {0: "passed", 1: "failed", 2: "unknown"}
-_TABLE: Final = "table-"
-_MOST_LINKS: Final = 9
-_EXITS: Final = {
+_TABLE_ID_PREFIX: Final = "table-"
+_MAX_LINKS: Final = 9
+_EXIT_TEXTS: Final = {
     0: "Exit code 0: passed",
     1: "Exit code 1: something was found, or two things differ",
     2: "Exit code 2: could not check everything",
 }
 
 
-def page(report: AnyReport, style: Style) -> Page:
+def build_page(report: AnyReport, options: RenderOptions) -> Page:
     """Build the page of `report`; a negative verbosity leaves only verdict and summary lines."""
-    blocks = list(body(report, style))
-    verdict = _verdict(report, blocks)
-    wanted = _parts(report, blocks, style) if style.verbosity >= 0 else iter(())
-    parts = tuple(part for part in wanted if part is not None)
+    blocks = list(build_body(report, options))
+    verdict = _format_title(report, blocks)
+    optional_sections = (
+        _iter_sections(report, blocks, options) if options.verbosity >= 0 else iter(())
+    )
+    sections = tuple(section for section in optional_sections if section is not None)
     return Page(
         command=report.command,
         title=verdict,
-        verdict=words(verdict),
+        verdict=split_code_spans(verdict),
         tone=_TONES[report.exit_code],
-        exit_words=_EXITS[report.exit_code],
-        lead=lead(report) or _lines(blocks[:2]),
-        facts=facts(report) if style.verbosity >= 0 else (),
-        parts=parts,
-        links=_links(parts),
+        exit_text=_EXIT_TEXTS[report.exit_code],
+        summary=build_summary_lines(report) or _parse_lines(blocks[:2]),
+        facts=build_summary_facts(report) if options.verbosity >= 0 else (),
+        sections=sections,
+        links=_build_links(sections),
     )
 
 
-def _links(parts: tuple[Part, ...]) -> tuple[tuple[str, str], ...]:
+def _build_links(sections: tuple[PageSection, ...]) -> tuple[tuple[str, str], ...]:
     """Return (id, title) of the navigation; one link for all tables if sections are many."""
-    if len(parts) <= _MOST_LINKS:
-        return tuple((part.id, part.title) for part in parts)
-    tables = [part.id for part in parts if part.id.startswith(_TABLE)]
-    others = [(part.id, part.title) for part in parts if not part.id.startswith(_TABLE)]
-    return (*others, *((id_, "All tables") for id_ in tables[:1]))
+    if len(sections) <= _MAX_LINKS:
+        return tuple((section.id, section.title) for section in sections)
+    table_ids = [section.id for section in sections if section.id.startswith(_TABLE_ID_PREFIX)]
+    other_links = [
+        (section.id, section.title)
+        for section in sections
+        if not section.id.startswith(_TABLE_ID_PREFIX)
+    ]
+    return (*other_links, *((id_, "All tables") for id_ in table_ids[:1]))
 
 
-def _verdict(report: AnyReport, blocks: list[Block]) -> str:
-    said = [block.text for block in blocks if isinstance(block, Verdict)]
+def _format_title(report: AnyReport, blocks: list[Block]) -> str:
+    verdict_texts = [block.text for block in blocks if isinstance(block, VerdictBlock)]
     if isinstance(report, InspectReport):
-        return f"{len(said)} checkpoints" if len(said) != 1 else report.checkpoints[0].path
-    return said[0] if said else f"ckptool {report.command}"
+        return (
+            f"{len(verdict_texts)} checkpoints"
+            if len(verdict_texts) != 1
+            else report.checkpoints[0].path
+        )
+    return verdict_texts[0] if verdict_texts else f"ckptool {report.command}"
 
 
-def _lines(blocks: Iterable[Block]) -> tuple[Words, ...]:
-    return tuple(words(line) for b in blocks if isinstance(b, Lines) for line in b.lines)
+def _parse_lines(blocks: Iterable[Block]) -> tuple[InlineText, ...]:
+    return tuple(
+        split_code_spans(line)
+        for block in blocks
+        if isinstance(block, LinesBlock)
+        for line in block.lines
+    )
 
 
-def _parts(report: AnyReport, blocks: list[Block], style: Style) -> Iterator[Part | None]:
-    several = isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
-    yield from grouped(report.findings, style, several=several)
-    yield _told("silenced", "Findings that do not count", silenced_lines(report.silenced))
-    yield drawn.state(report, style)
+def _iter_sections(
+    report: AnyReport, blocks: list[Block], options: RenderOptions
+) -> Iterator[PageSection | None]:
+    multiple_checkpoints = (
+        isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
+    )
+    yield from build_findings_sections(
+        report.findings, options, multiple_checkpoints=multiple_checkpoints
+    )
+    yield _build_text_section(
+        "silenced", "Findings that do not count", build_silenced_lines(report.silenced)
+    )
+    yield drawn.build_state_tree(report, options)
     if not isinstance(report.drawing, UnsetType):
-        yield pictures("values", "Values of small buffers", report.drawing.pictures)
-    yield from drawn.sizes(report)
-    yield from _tables(report, blocks)
-    yield _told("skipped", "Not checked", skipped_lines(report.skipped))
+        yield build_heatmaps_section("values", "Values of small buffers", report.drawing.pictures)
+    yield from drawn.build_charts(report)
+    yield from _iter_table_sections(report, blocks)
+    yield _build_text_section("skipped", "Not checked", build_skipped_lines(report.skipped))
 
 
-def _tables(report: AnyReport, blocks: list[Block]) -> Iterator[Part]:
+def _iter_table_sections(report: AnyReport, blocks: list[Block]) -> Iterator[PageSection]:
     """Yield the tables and lines that every format shows, in block order."""
-    several = isinstance(report, InspectReport) and len(report.checkpoints) > 1
-    for number, block in enumerate(blocks):
-        id_ = f"{_TABLE}{number}"
+    multiple_checkpoints = isinstance(report, InspectReport) and len(report.checkpoints) > 1
+    for index, block in enumerate(blocks):
+        id_ = f"{_TABLE_ID_PREFIX}{index}"
         match block:
-            case Grid():
-                yield _table(id_, block)
-            case Tree():
-                yield _table(id_, block.flat)
-            case Verdict() if several:
-                yield Text(id=id_, title=block.text.split(": ", 1)[0], lines=(words(block.text),))
-            case Lines() if number > 1:
-                yield Text(id=id_, title="Notes", lines=_lines([block]))
+            case TableBlock():
+                yield _build_table_section(id_, block)
+            case TreeBlock():
+                yield _build_table_section(id_, block.leaf_table)
+            case VerdictBlock() if multiple_checkpoints:
+                yield TextSection(
+                    id=id_,
+                    title=block.text.split(": ", 1)[0],
+                    lines=(split_code_spans(block.text),),
+                )
+            case LinesBlock() if index > 1:
+                yield TextSection(id=id_, title="Notes", lines=_parse_lines([block]))
             case _:
                 pass
 
 
-def _table(id_: str, grid: Grid) -> Table:
-    title = grid.title.replace("`", "")
-    return Table(id=id_, title=title, headers=grid.headers, rows=grid.rows, more=grid.more)
+def _build_table_section(id_: str, table: TableBlock) -> TableSection:
+    title = table.title.replace("`", "")
+    return TableSection(
+        id=id_, title=title, headers=table.headers, rows=table.rows, more=table.more
+    )
 
 
-def _told(id_: str, title: str, blocks: Iterable[Lines]) -> Text | None:
-    lines = tuple(line.removeprefix("not checked: ") for one in blocks for line in one.lines)
-    return Text(id=id_, title=title, lines=tuple(map(words, lines))) if lines else None
+def _build_text_section(id_: str, title: str, blocks: Iterable[LinesBlock]) -> TextSection | None:
+    lines = tuple(line.removeprefix("not checked: ") for block in blocks for line in block.lines)
+    return (
+        TextSection(id=id_, title=title, lines=tuple(map(split_code_spans, lines)))
+        if lines
+        else None
+    )

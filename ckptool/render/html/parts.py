@@ -4,12 +4,12 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-Words = tuple[tuple[bool, str], ...]
+InlineText = tuple[tuple[bool, str], ...]
 """Pieces of text as (is code, text)."""
-Row = tuple[str, ...]
+TableCells = tuple[str, ...]
 
 
-class Part(Struct, frozen=True, kw_only=True):
+class PageSection(Struct, frozen=True, kw_only=True):
     """A section of the page; `id` is its HTML id."""
 
     template: ClassVar[str]
@@ -17,35 +17,35 @@ class Part(Struct, frozen=True, kw_only=True):
     title: str
 
 
-class Said(Struct, frozen=True):
+class FindingCard(Struct, frozen=True):
     """One finding, or several that differ in layer numbers only."""
 
-    message: Words
-    fix: Words
+    message: InlineText
+    fix: InlineText
     """() if all findings of the rule share one fix."""
 
 
-class Group(Struct, frozen=True):
+class RuleFindings(Struct, frozen=True):
     """The findings of one rule."""
 
     code: str
     name: str
     level: str
     count: int
-    fix: Words
+    fix: InlineText
     """The fix that all findings share, else ()."""
-    said: tuple[Said, ...]
+    cards: tuple[FindingCard, ...]
     more: int
     """Number of findings that have no card."""
 
 
-class Findings(Part, frozen=True, kw_only=True):
+class FindingsSection(PageSection, frozen=True, kw_only=True):
     template = "findings.html"
     summary: str
-    groups: tuple[Group, ...]
+    groups: tuple[RuleFindings, ...]
 
 
-class Line(Struct, frozen=True):
+class SideBySideRow(Struct, frozen=True):
     """A row of the side-by-side tree: a module or a tensor."""
 
     depth: int
@@ -60,14 +60,14 @@ class Line(Struct, frozen=True):
     """"ok", "bad" or "module"."""
 
 
-class Tree(Part, frozen=True, kw_only=True):
+class SideBySideSection(PageSection, frozen=True, kw_only=True):
     template = "tree.html"
     sides: tuple[str, str]
-    lines: tuple[Line, ...]
+    rows: tuple[SideBySideRow, ...]
     more: int
 
 
-class Tile(Struct, frozen=True):
+class TreemapTile(Struct, frozen=True):
     """A rectangle of the treemap: one tensor, or several too small or too many to draw."""
 
     x: float
@@ -80,10 +80,10 @@ class Tile(Struct, frozen=True):
     label: str
     """"" if the tile is too small for one."""
     size: str
-    words: str
+    description: str
 
 
-class Frame(Struct, frozen=True):
+class ModuleFrame(Struct, frozen=True):
     """The outline and title of a module around its tiles."""
 
     x: float
@@ -94,32 +94,32 @@ class Frame(Struct, frozen=True):
     key: str
 
 
-class Meaning(Struct, frozen=True):
+class LegendEntry(Struct, frozen=True):
     """An entry of a treemap's legend, with the count and size of its tensors."""
 
     tone: str
-    words: str
+    description: str
     count: int
     size: str
 
 
-class Treemap(Part, frozen=True, kw_only=True):
+class TreemapSection(PageSection, frozen=True, kw_only=True):
     template = "treemap.html"
     width: int
     height: int
     summary: str
-    merged: bool
+    has_merged_tiles: bool
     """Whether some tile stands for several tensors."""
-    colour: str
+    colour_meaning: str
     """Meaning of the colours: "dtype" or "relative change"."""
-    frames: tuple[Frame, ...]
-    tiles: tuple[Tile, ...]
-    legend: tuple[Meaning, ...]
-    mark: str
+    frames: tuple[ModuleFrame, ...]
+    tiles: tuple[TreemapTile, ...]
+    legend: tuple[LegendEntry, ...]
+    mark_meaning: str
     """Meaning of a dashed outline, "" if none is drawn."""
 
 
-class Share(Struct, frozen=True):
+class DtypeShare(Struct, frozen=True):
     """Tensors and bytes of one dtype."""
 
     name: str
@@ -129,12 +129,12 @@ class Share(Struct, frozen=True):
     percent: float
 
 
-class Shares(Part, frozen=True, kw_only=True):
+class DtypeSharesSection(PageSection, frozen=True, kw_only=True):
     template = "shares.html"
-    shares: tuple[Share, ...]
+    shares: tuple[DtypeShare, ...]
 
 
-class Shade(Struct, frozen=True):
+class HeatmapShade(Struct, frozen=True):
     """One shade of a heatmap, with the count of its cells."""
 
     tone: str
@@ -144,71 +144,71 @@ class Shade(Struct, frozen=True):
     """SVG path of its cells."""
 
 
-class Picture(Struct, frozen=True):
+class TensorHeatmap(Struct, frozen=True):
     """Values of one tensor as a heatmap; `columns` and `height` are in cells."""
 
-    of: str
-    words: str
+    heading: str
+    caption: str
     columns: int
     height: int
     pixels: tuple[int, int]
-    shades: tuple[Shade, ...]
-    cells: tuple[Row, ...]
+    shades: tuple[HeatmapShade, ...]
+    cells: tuple[TableCells, ...]
     """Labels of the cells, () if they are too many for a table."""
     texts: tuple[tuple[float, float, str, str], ...]
     """(x, y, tone, number) of each cell, () if there is no room."""
 
 
-class Pair(Struct, frozen=True):
+class KeyHeatmaps(Struct, frozen=True):
     """Heatmaps of one key: of a file, of a module, or of both."""
 
     key: str
     """With "*" for layer numbers if several layers have the same values."""
     count: int
     legend: tuple[tuple[str, str], ...]
-    pictures: tuple[Picture, ...]
+    heatmaps: tuple[TensorHeatmap, ...]
 
 
-class Pictures(Part, frozen=True, kw_only=True):
+class HeatmapsSection(PageSection, frozen=True, kw_only=True):
     template = "pictures.html"
-    pairs: tuple[Pair, ...]
-    left_out: tuple[str, ...]
+    groups: tuple[KeyHeatmaps, ...]
+    omitted_keys: tuple[str, ...]
 
 
-class Bar(Struct, frozen=True):
+class HistogramBar(Struct, frozen=True):
     """One decade of a histogram."""
 
     x: float
     y: float
     height: float
-    words: str
+    range_text: str
     count: int
 
 
-class Histogram(Struct, frozen=True):
+class ChangeHistogram(Struct, frozen=True):
     """Histogram of the absolute differences of one tensor's elements."""
 
     key: str
-    words: str
-    bars: tuple[Bar, ...]
+    caption: str
+    bars: tuple[HistogramBar, ...]
 
 
-class Histograms(Part, frozen=True, kw_only=True):
+class HistogramsSection(PageSection, frozen=True, kw_only=True):
     template = "histograms.html"
-    histograms: tuple[Histogram, ...]
+    histograms: tuple[ChangeHistogram, ...]
     more: int
 
 
-class Table(Part, frozen=True, kw_only=True):
+class TableSection(PageSection, frozen=True, kw_only=True):
     template = "table.html"
     headers: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableCells, ...]
     more: str
 
 
-class Text(Part, frozen=True, kw_only=True):
+class TextSection(PageSection, frozen=True, kw_only=True):
     template = "text.html"
-    lines: tuple[Words, ...]
+    lines: tuple[InlineText, ...]
 
 
 class Page(Struct, frozen=True):
@@ -216,19 +216,19 @@ class Page(Struct, frozen=True):
 
     command: str
     title: str
-    verdict: Words
+    verdict: InlineText
     tone: str
     """"passed", "failed" or "unknown"."""
-    exit_words: str
-    lead: tuple[Words, ...]
+    exit_text: str
+    summary: tuple[InlineText, ...]
     facts: tuple[tuple[str, str], ...]
     """(formatted number or word, label)."""
-    parts: tuple[Part, ...]
+    sections: tuple[PageSection, ...]
     links: tuple[tuple[str, str], ...]
     """(id, title) of the navigation."""
 
 
-def words(text: str) -> Words:
+def split_code_spans(text: str) -> InlineText:
     """Split `text` at backticks into code and plain pieces; unpaired backticks stay text."""
     pieces = text.split("`")
     if len(pieces) % 2 == 0:

@@ -7,58 +7,63 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.model import natural
-from ckptool.render.html.parts import Frame, Meaning, Tile, Treemap
+from ckptool.model import natural_sort_key
+from ckptool.render.html.parts import LegendEntry, ModuleFrame, TreemapSection, TreemapTile
 from ckptool.render.html.squarify import Box, squarify
-from ckptool.render.text import count, cut, printable, size
+from ckptool.render.text import format_count, format_size, make_printable, truncate_middle
 
 WIDTH: Final = 960
 HEIGHT: Final = 420
-DEEPEST: Final = 16
+MAX_DEPTH: Final = 16
 """Maximum depth of modules; deeper key segments stay together."""
-_FEW: Final = 12
+_MAX_HALF_HEIGHT_TENSORS: Final = 12
 """Maximum number of tensors drawn at half of the height."""
-_MOST_TILES: Final = 700
-_MOST_CHILDREN: Final = 250
+_MAX_TILES: Final = 700
+_MAX_CHILDREN: Final = 250
 """Maximum children of one module; the smallest beyond it are merged into one tile."""
-_LEAST_AREA: Final = 60
+_MIN_MODULE_AREA: Final = 60
 """Minimum area of a module whose children are drawn one by one."""
-_FRAME: Final = (48, 34)
+_MIN_FRAME_SIZE: Final = (48, 34)
 """Minimum width and height of a module that gets a title."""
-_TITLE: Final = 16
-_LETTER: Final = 6.7
-_LEAST_LETTERS: Final = 10
+_TITLE_HEIGHT: Final = 16
+_LETTER_WIDTH: Final = 6.7
+_MIN_LABEL_LETTERS: Final = 10
 
 
-class Item(Struct, frozen=True):
+class TreemapItem(Struct, frozen=True):
     """A tensor to draw."""
 
     key: str
     nbytes: int
     tone: str
-    words: str
+    description: str
     """Its dtype and shape, and for a diff its change."""
     marked: bool = False
 
 
 @dataclass(slots=True, eq=False)
-class _Node:
+class _TreemapNode:
     path: str
     name: str
     nbytes: int = 0
-    tensors: int = 0
-    item: Item | None = None
+    tensor_count: int = 0
+    item: TreemapItem | None = None
     """None for a module."""
-    children: dict[str, "_Node"] = field(default_factory=dict)
-    open: bool = False
+    children: dict[str, "_TreemapNode"] = field(default_factory=dict)
+    is_open: bool = False
     """Whether the children are drawn one by one."""
-    by_tone: dict[str, int] = field(default_factory=dict)
+    nbytes_by_tone: dict[str, int] = field(default_factory=dict)
     marked: bool = False
 
 
-def treemap(
-    id_: str, title: str, items: Iterable[Item], tones: Mapping[str, str], colour: str, mark: str
-) -> Treemap | None:
+def build_treemap_section(
+    id_: str,
+    title: str,
+    items: Iterable[TreemapItem],
+    tones: Mapping[str, str],
+    colour_meaning: str,
+    mark_meaning: str,
+) -> TreemapSection | None:
     """Build the treemap of `items`; None if no item has bytes.
 
     Args:
@@ -69,122 +74,132 @@ def treemap(
         colour_meaning: what the tones encode, "dtype" for example.
         mark_meaning: meaning of a marked item.
     """
-    drawn = [item for item in items if item.nbytes > 0]
-    if not drawn:
+    visible_items = [item for item in items if item.nbytes > 0]
+    if not visible_items:
         return None
-    root = _grown(drawn)
+    root = _build_module_tree(visible_items)
     _open_largest(root)
-    frames: list[Frame] = []
-    height = HEIGHT if len(drawn) > _FEW else HEIGHT // 2
-    tiles = tuple(_drawn(root, Box(0, 0, WIDTH, height), 0, frames))
-    return Treemap(
+    frames: list[ModuleFrame] = []
+    height = HEIGHT if len(visible_items) > _MAX_HALF_HEIGHT_TENSORS else HEIGHT // 2
+    tiles = tuple(_iter_tiles(root, Box(0, 0, WIDTH, height), 0, frames))
+    return TreemapSection(
         id=id_,
         title=title,
         width=WIDTH,
         height=height,
-        summary=f"{count(len(drawn), 'tensor')}, {size(root.nbytes)}"
-        + (f", drawn as {count(len(tiles), 'tile')}" if len(tiles) < len(drawn) else ""),
-        merged=len(tiles) < len(drawn),
-        colour=colour,
+        summary=f"{format_count(len(visible_items), 'tensor')}, {format_size(root.nbytes)}"
+        + (
+            f", drawn as {format_count(len(tiles), 'tile')}"
+            if len(tiles) < len(visible_items)
+            else ""
+        ),
+        has_merged_tiles=len(tiles) < len(visible_items),
+        colour_meaning=colour_meaning,
         frames=tuple(frames),
         tiles=tiles,
-        legend=tuple(_legend(drawn, tones)),
-        mark=mark if any(item.marked for item in drawn) else "",
+        legend=tuple(_iter_legend(visible_items, tones)),
+        mark_meaning=mark_meaning if any(item.marked for item in visible_items) else "",
     )
 
 
-def _legend(items: list[Item], tones: Mapping[str, str]) -> Iterator[Meaning]:
+def _iter_legend(items: list[TreemapItem], tones: Mapping[str, str]) -> Iterator[LegendEntry]:
     for tone, meaning in tones.items():
-        of_it = [item.nbytes for item in items if item.tone == tone]
-        if of_it:
-            yield Meaning(tone, meaning, len(of_it), size(sum(of_it)))
+        tone_sizes = [item.nbytes for item in items if item.tone == tone]
+        if tone_sizes:
+            yield LegendEntry(tone, meaning, len(tone_sizes), format_size(sum(tone_sizes)))
 
 
-def _grown(items: list[Item]) -> _Node:
+def _build_module_tree(items: list[TreemapItem]) -> _TreemapNode:
     """Build the tree of modules, with the summed bytes of each."""
-    root = _Node("", "")
+    root = _TreemapNode("", "")
     for item in items:
         node = root
-        names = item.key.split(".", DEEPEST)
+        names = item.key.split(".", MAX_DEPTH)
         for depth, name in enumerate(names, 1):
-            _add(node, item)
+            _add_item(node, item)
             if name not in node.children:
-                node.children[name] = _Node(".".join(names[:depth]), name)
+                node.children[name] = _TreemapNode(".".join(names[:depth]), name)
             node = node.children[name]
-        _add(node, item)
+        _add_item(node, item)
         node.item = item
     return root
 
 
-def _add(node: _Node, item: Item) -> None:
+def _add_item(node: _TreemapNode, item: TreemapItem) -> None:
     node.nbytes += item.nbytes
-    node.tensors += 1
-    node.by_tone[item.tone] = node.by_tone.get(item.tone, 0) + item.nbytes
+    node.tensor_count += 1
+    node.nbytes_by_tone[item.tone] = node.nbytes_by_tone.get(item.tone, 0) + item.nbytes
     node.marked |= item.marked
 
 
-def _open_largest(root: _Node) -> None:
+def _open_largest(root: _TreemapNode) -> None:
     """Open modules, largest first, until `_MAX_TILES` or `_MIN_MODULE_AREA` is reached."""
     per_byte = WIDTH * HEIGHT / root.nbytes
     queue = [(-root.nbytes, 0, root)]
-    tiles = met = 1
-    while queue and tiles < _MOST_TILES:
+    tile_count = push_order = 1
+    while queue and tile_count < _MAX_TILES:
         _, _, node = heappop(queue)
-        if node.nbytes * per_byte < _LEAST_AREA and node is not root:
+        if node.nbytes * per_byte < _MIN_MODULE_AREA and node is not root:
             return
-        node.open = bool(node.children)
-        tiles += min(len(node.children), _MOST_CHILDREN)
+        node.is_open = bool(node.children)
+        tile_count += min(len(node.children), _MAX_CHILDREN)
         for child in node.children.values():
             if child.children:
-                met += 1
-                heappush(queue, (-child.nbytes, met, child))
+                push_order += 1
+                heappush(queue, (-child.nbytes, push_order, child))
 
 
-def _drawn(node: _Node, box: Box, depth: int, frames: list[Frame]) -> Iterator[Tile]:
+def _iter_tiles(
+    node: _TreemapNode, box: Box, depth: int, frames: list[ModuleFrame]
+) -> Iterator[TreemapTile]:
     name = node.name
-    while node.open and len(node.children) == 1 and not node.item:
+    while node.is_open and len(node.children) == 1 and not node.item:
         (node,) = node.children.values()
         name = f"{name}.{node.name}" if name else node.name
-    roomy = box.width >= _FRAME[0] and box.height >= _FRAME[1]
-    alike = len(node.by_tone) == 1 and not node.marked
-    if not node.open or (depth and not roomy and alike):
-        yield _tile(box, node, name)
+    has_frame_room = box.width >= _MIN_FRAME_SIZE[0] and box.height >= _MIN_FRAME_SIZE[1]
+    is_uniform = len(node.nbytes_by_tone) == 1 and not node.marked
+    if not node.is_open or (depth and not has_frame_room and is_uniform):
+        yield _build_tile(box, node, name)
         return
-    children = sorted(node.children.values(), key=lambda n: (-n.nbytes, natural(n.path)))
+    children = sorted(node.children.values(), key=lambda n: (-n.nbytes, natural_sort_key(n.path)))
     if node.item:  # a key that is also a prefix of another
-        children = [_Node(node.path, node.name, node.item.nbytes, 1, node.item), *children]
+        children = [_TreemapNode(node.path, node.name, node.item.nbytes, 1, node.item), *children]
         children.sort(key=lambda n: -n.nbytes)
-    children = _fewer(node, children)
-    inner = box
-    if depth and roomy:
-        label = cut(printable(name), int((box.width - 8) / (_LETTER + 0.3)))
-        frames.append(Frame(box.x, box.y, box.width, box.height, label, node.path))
-        inner = box.inside(2, _TITLE)
-    for child, place in zip(children, squarify([c.nbytes for c in children], inner), strict=True):
-        yield from _drawn(child, place, depth + 1, frames)
+    children = _merge_smallest(node, children)
+    inner_box = box
+    if depth and has_frame_room:
+        label = truncate_middle(make_printable(name), int((box.width - 8) / (_LETTER_WIDTH + 0.3)))
+        frames.append(ModuleFrame(box.x, box.y, box.width, box.height, label, node.path))
+        inner_box = box.shrink_by(2, _TITLE_HEIGHT)
+    for child, child_box in zip(
+        children, squarify([c.nbytes for c in children], inner_box), strict=True
+    ):
+        yield from _iter_tiles(child, child_box, depth + 1, frames)
 
 
-def _fewer(node: _Node, children: list[_Node]) -> list[_Node]:
-    if len(children) <= _MOST_CHILDREN:
+def _merge_smallest(node: _TreemapNode, children: list[_TreemapNode]) -> list[_TreemapNode]:
+    if len(children) <= _MAX_CHILDREN:
         return children
-    kept, rest = children[: _MOST_CHILDREN - 1], children[_MOST_CHILDREN - 1 :]
-    more = f"{len(rest)} more"
-    others = _Node(f"{node.path}: {more}" if node.path else more, more)
-    for child in rest:
-        others.nbytes += child.nbytes
-        others.tensors += child.tensors
-        others.marked |= child.marked
-        for tone, nbytes in child.by_tone.items():
-            others.by_tone[tone] = others.by_tone.get(tone, 0) + nbytes
-    return sorted([*kept, others], key=lambda n: -n.nbytes)
+    largest, smallest = children[: _MAX_CHILDREN - 1], children[_MAX_CHILDREN - 1 :]
+    label = f"{len(smallest)} more"
+    merged_node = _TreemapNode(f"{node.path}: {label}" if node.path else label, label)
+    for child in smallest:
+        merged_node.nbytes += child.nbytes
+        merged_node.tensor_count += child.tensor_count
+        merged_node.marked |= child.marked
+        for tone, nbytes in child.nbytes_by_tone.items():
+            merged_node.nbytes_by_tone[tone] = merged_node.nbytes_by_tone.get(tone, 0) + nbytes
+    return sorted([*largest, merged_node], key=lambda n: -n.nbytes)
 
 
-def _tile(box: Box, node: _Node, name: str) -> Tile:
+def _build_tile(box: Box, node: _TreemapNode, name: str) -> TreemapTile:
     item = node.item if not node.children else None
-    tone = item.tone if item else max(node.by_tone, key=lambda tone: node.by_tone[tone])
-    room = int((box.width - 8) / _LETTER)
-    roomy = room >= min(len(name), _LEAST_LETTERS) and box.height >= 18
-    return Tile(
+    tone = (
+        item.tone if item else max(node.nbytes_by_tone, key=lambda tone: node.nbytes_by_tone[tone])
+    )
+    max_letters = int((box.width - 8) / _LETTER_WIDTH)
+    has_label_room = max_letters >= min(len(name), _MIN_LABEL_LETTERS) and box.height >= 18
+    return TreemapTile(
         box.x,
         box.y,
         box.width,
@@ -192,7 +207,7 @@ def _tile(box: Box, node: _Node, name: str) -> Tile:
         tone,
         item.marked if item else node.marked,
         node.path,
-        cut(printable(name), room) if roomy else "",
-        size(node.nbytes),
-        item.words if item else count(node.tensors, "tensor"),
+        truncate_middle(make_printable(name), max_letters) if has_label_room else "",
+        format_size(node.nbytes),
+        item.description if item else format_count(node.tensor_count, "tensor"),
     )

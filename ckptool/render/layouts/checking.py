@@ -2,74 +2,97 @@
 
 from collections.abc import Iterator
 
-from ckptool.render import Style
-from ckptool.render.blocks import Block, Grid, Lines, Verdict, grid, groups
-from ckptool.render.text import count, size
-from ckptool.report import AuditReport, UnsavedReport, VerifyReport
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    Block,
+    LinesBlock,
+    TableBlock,
+    VerdictBlock,
+    build_table,
+    fold_unless_verbose,
+)
+from ckptool.render.text import format_count, format_size
+from ckptool.report import AuditReport, UnsavedTensorReport, VerifyReport
 
 
-def _audit_words(report: AuditReport) -> str:
+def _format_audit_verdict(report: AuditReport) -> str:
     if report.since:
-        return _watch_words(report)
+        return _format_watch_verdict(report)
     if not report.unsaved and not report.findings:
         return "a state_dict holds everything"
     if not report.unsaved:
         return "a state_dict holds every tensor"
-    return f"{count(len(report.unsaved), 'tensor')} that no state_dict holds"
+    return f"{format_count(len(report.unsaved), 'tensor')} that no state_dict holds"
 
 
-def _watch_words(report: AuditReport) -> str:
-    values = sum(finding.code == "CK107" for finding in report.findings)
-    tensors = len(report.unsaved)
-    if not tensors and not values:
+def _format_watch_verdict(report: AuditReport) -> str:
+    value_count = sum(finding.code == "CK107" for finding in report.findings)
+    tensor_count = len(report.unsaved)
+    if not tensor_count and not value_count:
         return f"a state_dict holds everything that changed {report.since}"
-    parts = ((tensors, "tensor"), (values, "Python value"))
-    lost = " and ".join(count(number, noun) for number, noun in parts if number)
-    return f"changed {report.since}, and in no state_dict: {lost}"
+    parts = ((tensor_count, "tensor"), (value_count, "Python value"))
+    counts_text = " and ".join(format_count(number, noun) for number, noun in parts if number)
+    return f"changed {report.since}, and in no state_dict: {counts_text}"
 
 
-def audit(report: AuditReport, style: Style) -> Iterator[Block]:
-    yield Verdict(_audit_words(report), bool(report.exit_code))
-    if style.verbosity < 0:
+def build_audit_blocks(report: AuditReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(_format_audit_verdict(report), bool(report.exit_code))
+    if options.verbosity < 0:
         return
-    parameters = sum(t.nbytes for t in report.parameters)
-    buffers = sum(t.nbytes for t in report.persistent_buffers)
-    saved = (
-        f"{count(len(report.parameters), 'parameter')} ({size(parameters)})",
-        f"{count(len(report.persistent_buffers), 'persistent buffer')} ({size(buffers)})",
+    parameter_nbytes = sum(t.nbytes for t in report.parameters)
+    buffer_nbytes = sum(t.nbytes for t in report.persistent_buffers)
+    saved_counts = (
+        f"{format_count(len(report.parameters), 'parameter')} ({format_size(parameter_nbytes)})",
+        (
+            f"{format_count(len(report.persistent_buffers), 'persistent buffer')}"
+            f" ({format_size(buffer_nbytes)})"
+        ),
     )
-    yield Lines((report.module, f"saved: {', '.join(saved)}"))
+    yield LinesBlock((report.module, f"saved: {', '.join(saved_counts)}"))
     if report.unsaved:
-        yield unsaved_grid(report.unsaved, style)
+        yield build_unsaved_table(report.unsaved, options)
 
 
-def unsaved_grid(unsaved: tuple[UnsavedReport, ...], style: Style) -> Grid:
-    forms = ((u.key, (u.kind, u.dtype, u.shape, u.constancy, u.follows_to), u) for u in unsaved)
+def build_unsaved_table(
+    unsaved: tuple[UnsavedTensorReport, ...], options: RenderOptions
+) -> TableBlock:
+    keyed_tensors = (
+        (u.key, (u.kind, u.dtype, u.shape, u.constancy, u.follows_to), u) for u in unsaved
+    )
     rows = [
         (
-            g.key,
-            str(len(g.items)),
-            g.items[0].kind,
-            g.items[0].dtype,
-            str(list(g.items[0].shape)),
-            size(sum(u.nbytes for u in g.items)),
-            g.items[0].constancy,
-            "follows" if g.items[0].follows_to else "stays",
+            group.key,
+            str(len(group.items)),
+            group.items[0].kind,
+            group.items[0].dtype,
+            str(list(group.items[0].shape)),
+            format_size(sum(u.nbytes for u in group.items)),
+            group.items[0].constancy,
+            "follows" if group.items[0].follows_to else "stays",
         )
-        for g in groups(forms, style)
+        for group in fold_unless_verbose(keyed_tensors, options)
     ]
     headers = ("key", "count", "kind", "dtype", "shape", "size", "value", "on .to()")
-    return grid("State that no state_dict of this module holds", headers, rows, style)
+    return build_table("State that no state_dict of this module holds", headers, rows, options)
 
 
-def verification(report: VerifyReport, style: Style) -> Iterator[Block]:
-    yield Verdict(report.verdict, bool(report.exit_code))
-    if style.verbosity < 0:
+def build_verify_blocks(report: VerifyReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
         return
-    place = f" at `{report.at}`" if report.at else ""
-    yield Lines((f"{report.path}{place} with {report.module}, on {report.device}", *report.notes))
+    location = f" at `{report.at}`" if report.at else ""
+    yield LinesBlock(
+        (f"{report.path}{location} with {report.module}, on {report.device}", *report.notes)
+    )
     rows = [
-        (one.level, one.status, one.device, "; ".join(filter(None, (one.reason, *one.details))))
-        for one in report.levels
+        (
+            level.level,
+            level.status,
+            level.device,
+            "; ".join(filter(None, (level.reason, *level.details))),
+        )
+        for level in report.levels
     ]
-    yield grid("Levels", ("level", "status", "ran on", "why, and what was seen"), rows, style)
+    yield build_table(
+        "Levels", ("level", "status", "ran on", "why, and what was seen"), rows, options
+    )

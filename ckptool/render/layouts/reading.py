@@ -5,11 +5,21 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ckptool.render import Style
-from ckptool.render.blocks import Block, Branch, Grid, Lines, Tree, Verdict, grid, groups, tree_of
-from ckptool.render.layouts.checking import unsaved_grid
-from ckptool.render.text import count, size
-from ckptool.render.tree import Row, tree
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    Block,
+    LinesBlock,
+    TableBlock,
+    TreeBlock,
+    TreeRow,
+    VerdictBlock,
+    build_table,
+    build_tree,
+    fold_unless_verbose,
+)
+from ckptool.render.layouts.checking import build_unsaved_table
+from ckptool.render.text import format_count, format_size
+from ckptool.render.tree import KeyTreeRow, build_key_tree
 from ckptool.report import (
     CheckpointReport,
     DiffModuleReport,
@@ -20,41 +30,47 @@ from ckptool.report import (
     TensorReport,
 )
 
-_MOST_METADATA: Final = 400
+_MAX_METADATA_CHARACTERS: Final = 400
 
 
-def inspection(report: InspectReport, style: Style) -> Iterator[Block]:
+def build_inspect_blocks(report: InspectReport, options: RenderOptions) -> Iterator[Block]:
     """Yield the contents of each checkpoint."""
-    for one in report.checkpoints:
-        yield from _checkpoint(one, style)
+    for checkpoint in report.checkpoints:
+        yield from _build_checkpoint_blocks(checkpoint, options)
 
 
-def _checkpoint(checkpoint: CheckpointReport, style: Style) -> Iterator[Block]:
+def _build_checkpoint_blocks(
+    checkpoint: CheckpointReport, options: RenderOptions
+) -> Iterator[Block]:
     tensors = [t for state in checkpoint.states for t in state.tensors]
     parts = (
         checkpoint.container,
-        f"{size(checkpoint.nbytes)} on disk",
-        count(len(tensors), "tensor"),
-        f"{size(sum(t.nbytes for t in tensors))} of elements",
+        f"{format_size(checkpoint.nbytes)} on disk",
+        format_count(len(tensors), "tensor"),
+        f"{format_size(sum(t.nbytes for t in tensors))} of elements",
     )
-    yield Verdict(f"{checkpoint.path}: {', '.join(parts)}", bool(checkpoint.damage))
-    if style.verbosity < 0:
+    yield VerdictBlock(f"{checkpoint.path}: {', '.join(parts)}", bool(checkpoint.damage))
+    if options.verbosity < 0:
         return
     for state in checkpoint.states:
-        yield _state(state, style, checkpoint.container)
+        yield _build_state_tree(state, options, checkpoint.container)
         if state.unsaved:
-            title = f"Held by the pickled module{_at(state.at)}, and not in its state_dict()"
-            yield _tensors(title, state.unsaved, style)
-    rest = [(e.at, e.text) for e in checkpoint.entries]
-    if rest:
-        yield grid("Besides tensors", ("place", "holds"), rest, style)
-    told = {k: v for k, v in checkpoint.metadata.items() if style.verbosity > 0 or _tells(k, v)}
-    if told:
-        named = [(name, _beginning(text)) for name, text in told.items()]
-        yield grid("Metadata", ("name", "value"), named, style)
+            title = f"Held by the pickled module{_format_at(state.at)}, and not in its state_dict()"
+            yield _build_tensor_tree(title, state.unsaved, options)
+    entry_rows = [(e.at, e.text) for e in checkpoint.entries]
+    if entry_rows:
+        yield build_table("Besides tensors", ("place", "holds"), entry_rows, options)
+    metadata = {
+        name: text
+        for name, text in checkpoint.metadata.items()
+        if options.verbosity > 0 or _is_informative(name, text)
+    }
+    if metadata:
+        metadata_rows = [(name, _truncate_text(text)) for name, text in metadata.items()]
+        yield build_table("Metadata", ("name", "value"), metadata_rows, options)
 
 
-_ORDINARY: Final = {
+_DEFAULT_METADATA: Final = {
     "version": "3",
     "byteorder": "little",
     ".format_version": "1",
@@ -63,22 +79,22 @@ _ORDINARY: Final = {
 """Metadata that current torch.save writes into every file."""
 
 
-def _tells(name: str, text: str) -> bool:
-    return name != ".data/serialization_id" and _ORDINARY.get(name) != text
+def _is_informative(name: str, text: str) -> bool:
+    return name != ".data/serialization_id" and _DEFAULT_METADATA.get(name) != text
 
 
-def _beginning(text: str) -> str:
+def _truncate_text(text: str) -> str:
     """Truncate a metadata value, which may be megabytes."""
-    if len(text) <= _MOST_METADATA:
+    if len(text) <= _MAX_METADATA_CHARACTERS:
         return text
-    return f"{text[:_MOST_METADATA]}... ({len(text):,} characters)"
+    return f"{text[:_MAX_METADATA_CHARACTERS]}... ({len(text):,} characters)"
 
 
-def _at(at: str) -> str:
+def _format_at(at: str) -> str:
     return f" at `{at}`" if at else ""
 
 
-_ROLES: Final = {
+_ROLE_NAMES: Final = {
     "state_dict": "state_dict",
     "module": "pickled module",
     "optimizer": "optimizer state",
@@ -86,45 +102,68 @@ _ROLES: Final = {
 }
 
 
-_COMPILED: Final = {"torchscript": "TorchScript module", "torch-export": "exported program"}
+_COMPILED_ROLE_NAMES: Final = {
+    "torchscript": "TorchScript module",
+    "torch-export": "exported program",
+}
 
 
-def _state(state: StateReport, style: Style, container: str) -> Tree:
-    elements = sum(t.nbytes for t in state.tensors)
-    tied = f", {count(len(state.ties), 'tie')}" if state.ties else ""
-    held = f"{count(len(state.tensors), 'tensor')}, {size(elements)}{tied}"
-    role = _COMPILED.get(container) if state.role == "module" else None
-    title = f"{role or _ROLES[state.role]}{_at(state.at)}: {held}"
-    return _tensors(title, state.tensors, style)
+def _build_state_tree(state: StateReport, options: RenderOptions, container: str) -> TreeBlock:
+    nbytes = sum(t.nbytes for t in state.tensors)
+    tie_text = f", {format_count(len(state.ties), 'tie')}" if state.ties else ""
+    summary = f"{format_count(len(state.tensors), 'tensor')}, {format_size(nbytes)}{tie_text}"
+    role = _COMPILED_ROLE_NAMES.get(container) if state.role == "module" else None
+    title = f"{role or _ROLE_NAMES[state.role]}{_format_at(state.at)}: {summary}"
+    return _build_tensor_tree(title, state.tensors, options)
 
 
-_COLUMNS: Final = ("count", "dtype", "shape", "size", "device", "kind")
+_TENSOR_COLUMNS: Final = ("count", "dtype", "shape", "size", "device", "kind")
 
 
-def _tensors(title: str, tensors: tuple[TensorReport, ...], style: Style) -> Tree:
-    folded = groups(
-        ((t.key, (t.dtype, t.shape, t.device, t.kind, t.layout), t) for t in tensors), style
+def _build_tensor_tree(
+    title: str, tensors: tuple[TensorReport, ...], options: RenderOptions
+) -> TreeBlock:
+    folded_tensors = fold_unless_verbose(
+        ((t.key, (t.dtype, t.shape, t.device, t.kind, t.layout), t) for t in tensors), options
     )
-    whole = sum(t.nbytes for t in tensors) or 1
-    return tree_of(title, _COLUMNS, [_branch(row, whole) for row in tree(folded)], style)
+    total_nbytes = sum(t.nbytes for t in tensors) or 1
+    return build_tree(
+        title,
+        _TENSOR_COLUMNS,
+        [_build_tree_row(row, total_nbytes) for row in build_key_tree(folded_tensors)],
+        options,
+    )
 
 
-def _branch(row: Row[TensorReport], whole: int) -> Branch:
+def _build_tree_row(row: KeyTreeRow[TensorReport], total_nbytes: int) -> TreeRow:
     nbytes = sum(t.nbytes for t in row.items)
     if row.leaf is None:
-        return Branch(row.name, row.more, "", ("", "", "", size(nbytes), "", ""), nbytes / whole)
-    first, times = row.items[0], str(len(row.items))
-    cells = (times, _dtype(first), str(list(first.shape)), size(nbytes), first.device, first.kind)
-    return Branch(row.name, row.more, row.leaf.key, cells, nbytes / whole)
+        return TreeRow(
+            row.name,
+            row.sibling_follows,
+            "",
+            ("", "", "", format_size(nbytes), "", ""),
+            nbytes / total_nbytes,
+        )
+    first, repeat_count = row.items[0], str(len(row.items))
+    cells = (
+        repeat_count,
+        _format_dtype(first),
+        str(list(first.shape)),
+        format_size(nbytes),
+        first.device,
+        first.kind,
+    )
+    return TreeRow(row.name, row.sibling_follows, row.leaf.key, cells, nbytes / total_nbytes)
 
 
-def _dtype(tensor: TensorReport) -> str:
+def _format_dtype(tensor: TensorReport) -> str:
     return tensor.dtype if tensor.layout == "strided" else f"{tensor.dtype} ({tensor.layout})"
 
 
-def loading(report: DiffModuleReport, style: Style) -> Iterator[Block]:
-    yield Verdict(report.verdict, bool(report.exit_code))
-    if style.verbosity < 0:
+def build_module_diff_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
         return
     counts = (
         f"{len(report.matched)} match",
@@ -132,7 +171,7 @@ def loading(report: DiffModuleReport, style: Style) -> Iterator[Block]:
         f"{len(report.unexpected_keys)} unexpected",
         f"{len(report.mismatched_keys)} of another shape",
     )
-    yield Lines(
+    yield LinesBlock(
         (
             f"{report.path} against {report.module}",
             f"keys: {', '.join(counts)}; {100 * report.coverage:.0f}% of the parameters would load",
@@ -140,51 +179,64 @@ def loading(report: DiffModuleReport, style: Style) -> Iterator[Block]:
         )
     )
     if report.explanation:
-        yield from explanation(report.explanation, style)
+        yield from build_explanation_blocks(report.explanation, options)
         return
     if report.verdicts:
-        yield _verdict_grid(report.verdicts, style)
+        yield _build_verdict_table(report.verdicts, options)
     if report.unsaved:
-        yield unsaved_grid(report.unsaved, style)
+        yield build_unsaved_table(report.unsaved, options)
 
 
-def explanation(facts: tuple[FactReport, ...], style: Style) -> Iterator[Block]:
-    yield grid(
+def build_explanation_blocks(
+    facts: tuple[FactReport, ...], options: RenderOptions
+) -> Iterator[Block]:
+    yield build_table(
         "All that is known of this key",
         ("fact", "value"),
         [(f.name, f.value) for f in facts],
-        style,
+        options,
     )
 
 
-_PREFIX: Final = "CK209"
-_MOST_PREFIXED: Final = 10
+_PREFIX_RULE: Final = "CK209"
+_MAX_PREFIX_ROWS: Final = 10
 """Rows of keys that differ by a wrapper's prefix only; from this number on they are counted."""
 
 
-def _verdict_grid(verdicts: tuple[KeyVerdict, ...], style: Style) -> Grid | Lines:
+def _build_verdict_table(
+    verdicts: tuple[KeyVerdict, ...], options: RenderOptions
+) -> TableBlock | LinesBlock:
     # A prefix is one finding; without this the table has a row for each key of the file.
-    shown = [v for v in verdicts if v.code != _PREFIX or style.verbosity > 0]
-    left = len(verdicts) - len(shown)
-    if left < _MOST_PREFIXED:
-        shown, left = [*verdicts], 0
-    folded = groups(((v.key, (v.problem, v.code), v) for v in shown), style)
+    visible = [v for v in verdicts if v.code != _PREFIX_RULE or options.verbosity > 0]
+    hidden_count = len(verdicts) - len(visible)
+    if hidden_count < _MAX_PREFIX_ROWS:
+        visible, hidden_count = [*verdicts], 0
+    folded_verdicts = fold_unless_verbose(
+        ((v.key, (v.problem, v.code), v) for v in visible), options
+    )
     rows = [
         (
-            g.key,
-            str(len(g.items)),
-            g.items[0].problem,
-            g.items[0].level or "ignored",
-            g.items[0].code,
+            group.key,
+            str(len(group.items)),
+            group.items[0].problem,
+            group.items[0].level or "ignored",
+            group.items[0].code,
         )
-        for g in folded
+        for group in folded_verdicts
     ]
-    found = grid(
-        "Keys that do not match", ("key", "count", "problem", "matters", "rule"), rows, style
+    table = build_table(
+        "Keys that do not match", ("key", "count", "problem", "matters", "rule"), rows, options
     )
-    if not left:
-        return found
-    if not shown:
-        return Lines((f"Keys that do not match: {left:,}, as {_PREFIX} explains (-v shows all)",))
-    told = f"... and {left:,} keys that {_PREFIX} explains (-v shows all)"
-    return replace(found, more="; ".join(filter(None, (found.more, told))))
+    if not hidden_count:
+        return table
+    if not visible:
+        return LinesBlock(
+            (
+                (
+                    f"Keys that do not match: {hidden_count:,}, as {_PREFIX_RULE} explains (-v"
+                    " shows all)"
+                ),
+            )
+        )
+    hidden_note = f"... and {hidden_count:,} keys that {_PREFIX_RULE} explains (-v shows all)"
+    return replace(table, more="; ".join(filter(None, (table.more, hidden_note))))

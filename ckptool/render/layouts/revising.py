@@ -4,65 +4,72 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from ckptool.model import BITS
-from ckptool.render import Style
-from ckptool.render.blocks import Block, Grid, Lines, Verdict, grid, groups
-from ckptool.render.layouts.reading import explanation
-from ckptool.render.text import count, pattern
-from ckptool.report import ChangeReport, DiffFilesReport, PartReport
+from ckptool.model import DTYPE_BITS
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    Block,
+    LinesBlock,
+    TableBlock,
+    VerdictBlock,
+    build_table,
+    fold_unless_verbose,
+)
+from ckptool.render.layouts.reading import build_explanation_blocks
+from ckptool.render.text import format_count, replace_layer_numbers
+from ckptool.report import ChangeReport, DiffFilesReport, DiffShardReport
 
-_HEADERS: Final = ("key", "changed", "max abs", "relative", "what")
-_MODULES: Final = ("module", "tensors", "changed", "max abs", "relative")
-_MOST: Final = 20
+_TENSOR_HEADERS: Final = ("key", "changed", "max abs", "relative", "what")
+_MODULE_HEADERS: Final = ("module", "tensors", "changed", "max abs", "relative")
+_MAX_TENSORS: Final = 20
 """Maximum tensors shown; the rest is only counted. -v shows all."""
-_MANY: Final = 8
+_MIN_TENSORS_FOR_MODULES: Final = 8
 """Number of changed tensors from which a table by module precedes the tensors."""
 
 
-def revision(report: DiffFilesReport, style: Style) -> Iterator[Block]:
-    yield Verdict(report.verdict, bool(report.exit_code))
-    if style.verbosity < 0:
+def build_diff_files_blocks(report: DiffFilesReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
         return
-    yield Lines(tuple(_head(report)))
+    yield LinesBlock(tuple(_iter_summary_lines(report)))
     if report.explanation:
-        yield from explanation(report.explanation, style)
+        yield from build_explanation_blocks(report.explanation, options)
         return
     for title, keys in (
-        ("Added", _others(report.added_keys, report.renamed_keys.values())),
-        ("Removed", _others(report.removed_keys, report.renamed_keys)),
-        ("Changed in value", _not_measured(report)),
+        ("Added", _exclude_keys(report.added_keys, report.renamed_keys.values())),
+        ("Removed", _exclude_keys(report.removed_keys, report.renamed_keys)),
+        ("Changed in value", _select_unmeasured_keys(report)),
         ("Plain data that differs", report.changed_entries),
     ):
         if keys:
-            yield grid(title, ("key", "count"), _key_rows(keys, style), style)
+            yield build_table(title, ("key", "count"), _build_key_rows(keys, options), options)
     if report.renamed_keys:
-        yield _renamed(report.renamed_keys, style)
-    if len(report.changes) >= _MANY:
-        yield _modules(report.changes, style)
+        yield _build_renames_table(report.renamed_keys, options)
+    if len(report.changes) >= _MIN_TENSORS_FOR_MODULES:
+        yield _build_modules_table(report.changes, options)
     if report.changes:
-        yield _tensors(report.changes, style, tolerated=report.rtol is not None)
+        yield _build_tensors_table(report.changes, options, has_tolerance=report.rtol is not None)
 
 
-def part(report: PartReport, style: Style) -> Iterator[Block]:
-    yield Verdict(report.verdict, bool(report.exit_code))
-    if style.verbosity < 0:
+def build_diff_shard_blocks(report: DiffShardReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
         return
-    yield Lines(
+    yield LinesBlock(
         (
             f"{report.old} against {report.new}",
-            f"{count(report.compared, 'comparison')}, {len(report.differing_keys)} differ",
+            f"{format_count(report.compared, 'comparison')}, {len(report.differing_keys)} differ",
             "--format json -o FILE keeps what `ckptool merge FILE...` needs",
         )
     )
 
 
-def _head(report: DiffFilesReport) -> Iterator[str]:
-    place = (
+def _iter_summary_lines(report: DiffFilesReport) -> Iterator[str]:
+    location = (
         f", `{report.old_at or '.'}` against `{report.new_at or '.'}`"
         if report.old_at != report.new_at
         else ""
     )
-    yield f"{report.old} against {report.new}{place}"
+    yield f"{report.old} against {report.new}{location}"
     yield (
         f"keys: {len(report.added_keys)} added, {len(report.removed_keys)} removed, "
         f"{len(report.changed_keys)} changed"
@@ -71,74 +78,96 @@ def _head(report: DiffFilesReport) -> Iterator[str]:
     casts = Counter((c.old_dtype, c.new_dtype, c.rounding) for c in report.changes)
     for (old, new, rounding), number in casts.items():
         if old != new:
-            how = "nothing but rounding" if rounding else "more than rounding"
-            yield f"dtypes: {count(number, 'tensor')} {old} -> {new}, {how}"
+            description = "nothing but rounding" if rounding else "more than rounding"
+            yield f"dtypes: {format_count(number, 'tensor')} {old} -> {new}, {description}"
     if report.rtol is not None:
-        yield f"tolerance: {_figure(report.atol)} + {_figure(report.rtol)} * abs(old)"
+        yield f"tolerance: {_format_number(report.atol)} + {_format_number(report.rtol)} * abs(old)"
 
 
-def _others(keys: tuple[str, ...], named: Iterable[str]) -> tuple[str, ...]:
-    elsewhere = set(named)
-    return tuple(key for key in keys if key not in elsewhere)
+def _exclude_keys(keys: tuple[str, ...], excluded: Iterable[str]) -> tuple[str, ...]:
+    excluded_keys = set(excluded)
+    return tuple(key for key in keys if key not in excluded_keys)
 
 
-def _not_measured(report: DiffFilesReport) -> tuple[str, ...]:
-    measured = {change.key for change in report.changes}
-    return tuple(key for key in report.value_keys if key not in measured)
+def _select_unmeasured_keys(report: DiffFilesReport) -> tuple[str, ...]:
+    measured_keys = {change.key for change in report.changes}
+    return tuple(key for key in report.value_keys if key not in measured_keys)
 
 
-def _key_rows(keys: tuple[str, ...], style: Style) -> list[tuple[str, ...]]:
-    return [(g.key, str(len(g.items))) for g in groups(((k, "", k) for k in keys), style)]
-
-
-def _renamed(renamed: Mapping[str, str], style: Style) -> Grid:
-    folded = groups(((old, pattern(new), new) for old, new in renamed.items()), style)
-    rows = [
-        (g.key, pattern(g.items[0]) if len(g.items) > 1 else g.items[0], str(len(g.items)))
-        for g in folded
+def _build_key_rows(keys: tuple[str, ...], options: RenderOptions) -> list[tuple[str, ...]]:
+    return [
+        (group.key, str(len(group.items)))
+        for group in fold_unless_verbose(((k, "", k) for k in keys), options)
     ]
-    return grid("Renamed", ("key", "now", "count"), rows, style)
 
 
-def _modules(changes: tuple[ChangeReport, ...], style: Style) -> Grid:
+def _build_renames_table(renames: Mapping[str, str], options: RenderOptions) -> TableBlock:
+    folded_renames = fold_unless_verbose(
+        ((old, replace_layer_numbers(new), new) for old, new in renames.items()), options
+    )
+    rows = [
+        (
+            group.key,
+            replace_layer_numbers(group.items[0]) if len(group.items) > 1 else group.items[0],
+            str(len(group.items)),
+        )
+        for group in folded_renames
+    ]
+    return build_table("Renamed", ("key", "now", "count"), rows, options)
+
+
+def _build_modules_table(changes: tuple[ChangeReport, ...], options: RenderOptions) -> TableBlock:
     """Group changed tensors by module, and modules that differ in layer numbers only."""
-    held: dict[str, list[ChangeReport]] = {}
+    changes_by_module: dict[str, list[ChangeReport]] = {}
     for change in changes:
-        held.setdefault(pattern(change.key.rpartition(".")[0]) or ".", []).append(change)
+        changes_by_module.setdefault(
+            replace_layer_numbers(change.key.rpartition(".")[0]) or ".", []
+        ).append(change)
     rows = [
         (
             module,
-            f"{len(inside):,}",
-            _share(sum(c.changed for c in inside), sum(c.elements for c in inside)),
-            _figure(max((c.max_abs for c in inside if c.max_abs is not None), default=None)),
-            _figure(
-                max((c.relative_l2 for c in inside if c.relative_l2 is not None), default=None)
+            f"{len(module_changes):,}",
+            _format_share(
+                sum(c.changed for c in module_changes), sum(c.elements for c in module_changes)
+            ),
+            _format_number(
+                max((c.max_abs for c in module_changes if c.max_abs is not None), default=None)
+            ),
+            _format_number(
+                max(
+                    (c.relative_l2 for c in module_changes if c.relative_l2 is not None),
+                    default=None,
+                )
             ),
         )
-        for module, inside in held.items()
+        for module, module_changes in changes_by_module.items()
     ]
-    return grid("Values by module", _MODULES, rows, style)
+    return build_table("Values by module", _MODULE_HEADERS, rows, options)
 
 
-def _tensors(changes: tuple[ChangeReport, ...], style: Style, *, tolerated: bool) -> Grid:
-    shown = changes if style.verbosity > 0 else changes[:_MOST]
+def _build_tensors_table(
+    changes: tuple[ChangeReport, ...], options: RenderOptions, *, has_tolerance: bool
+) -> TableBlock:
+    shown_changes = changes if options.verbosity > 0 else changes[:_MAX_TENSORS]
     rows = [
         (
             change.key,
-            _share(change.changed, change.elements),
-            _figure(change.max_abs),
-            _figure(change.relative_l2),
-            _what(change, tolerated=tolerated),
+            _format_share(change.changed, change.elements),
+            _format_number(change.max_abs),
+            _format_number(change.relative_l2),
+            _describe_change(change, has_tolerance=has_tolerance),
         )
-        for change in shown
+        for change in shown_changes
     ]
-    table = grid("Values that differ, the largest relative change first", _HEADERS, rows, style)
-    left = len(changes) - len(shown)
-    more = f"... and {left:,} more tensors (-v shows all)" if left else table.more
-    return Grid(table.title, table.headers, table.rows, more)
+    table = build_table(
+        "Values that differ, the largest relative change first", _TENSOR_HEADERS, rows, options
+    )
+    omitted = len(changes) - len(shown_changes)
+    more = f"... and {omitted:,} more tensors (-v shows all)" if omitted else table.more
+    return TableBlock(table.title, table.headers, table.rows, more)
 
 
-def _share(changed: int, elements: int) -> str:
+def _format_share(changed: int, elements: int) -> str:
     """Return "all", the number of changed elements below 1,000, else their percentage."""
     if changed == elements and elements > 1:
         return "all"
@@ -147,28 +176,34 @@ def _share(changed: int, elements: int) -> str:
     return f"{1000 * changed // elements / 10:g}%"
 
 
-def _figure(figure: float | None) -> str:
-    return "-" if figure is None else f"{figure:.3g}"
+def _format_number(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3g}"
 
 
-def _what(change: ChangeReport, *, tolerated: bool) -> str:
-    words = list(_words(change))
-    if tolerated and change.changed:
-        words.append("within tolerance" if change.close else "beyond tolerance")
-    return ", ".join(words)
+def _describe_change(change: ChangeReport, *, has_tolerance: bool) -> str:
+    texts = list(_iter_change_texts(change))
+    if has_tolerance and change.changed:
+        texts.append("within tolerance" if change.close else "beyond tolerance")
+    return ", ".join(texts)
 
 
-def _words(change: ChangeReport) -> Iterator[str]:
+def _iter_change_texts(change: ChangeReport) -> Iterator[str]:
     if change.old_dtype != change.new_dtype:
         if not change.changed:
             yield f"{change.new_dtype}, same values"
         elif change.rounding:
-            coarse = min((change.new_dtype, change.old_dtype), key=lambda name: BITS.get(name, 0))
-            yield f"rounding to {coarse}"
+            coarser_dtype = min(
+                (change.new_dtype, change.old_dtype), key=lambda name: DTYPE_BITS.get(name, 0)
+            )
+            yield f"rounding to {coarser_dtype}"
         else:
             yield f"{change.new_dtype} and other values"
-    before, after = change.old_nonfinite, change.new_nonfinite
-    if before != after:
-        yield f"{after:,} not finite (was {before:,})" if before else f"{after:,} not finite"
-    elif before:
-        yield f"{before:,} not finite in both"
+    old_count, new_count = change.old_nonfinite, change.new_nonfinite
+    if old_count != new_count:
+        yield (
+            f"{new_count:,} not finite (was {old_count:,})"
+            if old_count
+            else f"{new_count:,} not finite"
+        )
+    elif old_count:
+        yield f"{old_count:,} not finite in both"

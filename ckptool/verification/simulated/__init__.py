@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from ckptool.model import Kind
 from ckptool.modules.usercode import UserCodeError
-from ckptool.modules.walk import Found, walk
-from ckptool.verification.passes import Inputs, Pass, prepared
-from ckptool.verification.simulated.answers import answering
-from ckptool.verification.simulated.below import Below
-from ckptool.verification.simulated.front import Front
-from ckptool.verification.simulated.record import Record
-from ckptool.verification.simulated.tags import CPU, Origin, Tags
+from ckptool.modules.walk import FoundTensor, walk_module
+from ckptool.verification.passes import ForwardPass, Inputs, prepare_forward
+from ckptool.verification.simulated.answers import patched_cuda_queries
+from ckptool.verification.simulated.below import DeviceCheckDispatchMode
+from ckptool.verification.simulated.front import DeviceFunctionMode
+from ckptool.verification.simulated.record import DeviceTracker
+from ckptool.verification.simulated.tags import CPU, DeviceTags, Origin
 
-_WORDS = {
+_ORIGIN_TEXTS = {
     Kind.PARAMETER: "a parameter",
     Kind.BUFFER: "a buffer",
     Kind.NON_PERSISTENT_BUFFER: "a buffer",
@@ -30,78 +30,82 @@ _WORDS = {
 }
 
 
-def run(module: nn.Module, inputs: Inputs, device: torch.device) -> Pass:
+def run_simulated(module: nn.Module, inputs: Inputs, device: torch.device) -> ForwardPass:
     """Move `module` and `inputs` to a simulated `device`, and run forward.
 
     Mutates `module`; do not use it again.
     """
-    where = f"simulated {device}"
-    tags = Tags()
-    record = Record(tags, device)
-    output, moved = None, False
+    device_label = f"simulated {device}"
+    tags = DeviceTags()
+    tracker = DeviceTracker(tags, device)
+    output, is_moved = None, False
     try:
-        with prepared(module), answering(device):
-            _name_registered(tags, module)
-            record.moving = True
-            with Below(record), Front(record):
+        with prepare_forward(module), patched_cuda_queries(device):
+            _tag_registered(tags, module)
+            tracker.is_moving = True
+            with DeviceCheckDispatchMode(tracker), DeviceFunctionMode(tracker):
                 module.to(device)
-            record.moving, moved = False, True
-            _name_loose(tags, module)
-            _name_inputs(tags, inputs)
-            with record.following(module), Below(record), Front(record):
-                there = inputs.each(lambda tensor: tensor.to(device))
-                output = _call(module, there)
+            tracker.is_moving, is_moved = False, True
+            _tag_unmoved(tags, module)
+            _tag_inputs(tags, inputs)
+            with (
+                tracker.track_modules(module),
+                DeviceCheckDispatchMode(tracker),
+                DeviceFunctionMode(tracker),
+            ):
+                device_inputs = inputs.map_tensors(lambda tensor: tensor.to(device))
+                output = _call_forward(module, device_inputs)
     except UserCodeError as error:
-        return _pass(where, record, moved=moved, error=error)
-    return _pass(where, record, moved=moved, output=output)
+        return _build_pass(device_label, tracker, is_moved=is_moved, error=error)
+    return _build_pass(device_label, tracker, is_moved=is_moved, output=output)
 
 
-def _pass(
-    where: str,
-    record: Record,
+def _build_pass(
+    device_label: str,
+    tracker: DeviceTracker,
     *,
-    moved: bool,
+    is_moved: bool,
     output: Any = None,
     error: UserCodeError | None = None,
-) -> Pass:
-    return Pass(
-        device=where,
+) -> ForwardPass:
+    return ForwardPass(
+        device=device_label,
         output=output,
         error=error,
-        moved=moved,
-        clashes=record.clashes,
-        unmodelled=record.unmodelled,
-        used=record.used,
+        is_moved=is_moved,
+        device_mismatches=tracker.device_mismatches,
+        unmodelled_operations=tracker.unmodelled_operations,
+        first_uses=tracker.first_uses,
     )
 
 
-def _call(module: nn.Module, inputs: Inputs) -> Any:
+def _call_forward(module: nn.Module, inputs: Inputs) -> Any:
     return module(*inputs.args, **inputs.kwargs)
 
 
-def _name_registered(tags: Tags, module: nn.Module) -> None:
-    for found in walk(module).found:
-        if found.registered and not tags.knows(found.value):
-            tags.put(found.value, CPU, _origin(found))
+def _tag_registered(tags: DeviceTags, module: nn.Module) -> None:
+    for found_tensor in walk_module(module).tensors:
+        if found_tensor.is_registered and not tags.has_tag(found_tensor.value):
+            tags.set_tag(found_tensor.value, CPU, _build_origin(found_tensor))
 
 
-def _name_loose(tags: Tags, module: nn.Module) -> None:
+def _tag_unmoved(tags: DeviceTags, module: nn.Module) -> None:
     """Tag tensors that `module.to` did not move; a view of a buffer is now a separate tensor."""
-    for found in walk(module).found:
-        if not isinstance(found.value, Tensor):
-            tags.name_array(found.value, found.path)
-        elif not found.registered and tags.device(found.value) == CPU:
-            tags.put(found.value, CPU, _origin(found))
+    for found_tensor in walk_module(module).tensors:
+        if not isinstance(found_tensor.value, Tensor):
+            tags.add_array(found_tensor.value, found_tensor.path)
+        elif not found_tensor.is_registered and tags.get_device(found_tensor.value) == CPU:
+            tags.set_tag(found_tensor.value, CPU, _build_origin(found_tensor))
 
 
-def _name_inputs(tags: Tags, inputs: Inputs) -> None:
-    def name(tensor: Tensor) -> Tensor:
-        if not tags.knows(tensor):
-            tags.put(tensor, CPU, Origin("", "an input"))
+def _tag_inputs(tags: DeviceTags, inputs: Inputs) -> None:
+    def tag_input(tensor: Tensor) -> Tensor:
+        if not tags.has_tag(tensor):
+            tags.set_tag(tensor, CPU, Origin("", "an input"))
         return tensor
 
-    inputs.each(name)
+    inputs.map_tensors(tag_input)
 
 
-def _origin(found: Found) -> Origin:
-    return Origin(found.path, _WORDS.get(found.kind, "held by the module"))
+def _build_origin(found_tensor: FoundTensor) -> Origin:
+    return Origin(found_tensor.path, _ORIGIN_TEXTS.get(found_tensor.kind, "held by the module"))

@@ -10,21 +10,21 @@ from ckptool.verification.simulated import lacking
 from ckptool.verification.simulated.operands import (
     CPU_RESULT,
     Operands,
+    classify_operands,
     is_custom,
-    operands,
     tensors_in,
 )
-from ckptool.verification.simulated.record import Record
-from ckptool.verification.simulated.tags import CPU, OUTSIDE, Origin
+from ckptool.verification.simulated.record import DeviceTracker
+from ckptool.verification.simulated.tags import CPU, OUTSIDE_FORWARD, Origin
 
 
-class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class DeviceCheckDispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs each operation on the CPU, and records operands on mismatching simulated devices."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, tracker: DeviceTracker) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._record = record
-        self._tags = record.tags
+        self._tracker = tracker
+        self._tags = tracker.tags
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -35,44 +35,47 @@ class Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        named = kwargs or {}
-        found = operands(func, args, named, self._tags.device)
-        self._check(func, found)
+        keywords = kwargs or {}
+        op_operands = classify_operands(func, args, keywords, self._tags.get_device)
+        self._check_devices(func, op_operands)
         if is_custom(func):
-            self._record.cannot_model(f"the custom operator {func}: its CUDA kernel did not run")
-        result = lacking.result(func, args, named)
-        self._tag(result, found)
+            self._tracker.add_unmodelled(f"the custom operator {func}: its CUDA kernel did not run")
+        result = lacking.run_with_cpu_fallback(func, args, keywords)
+        self._tag_results(result, op_operands)
         if func.overloadpacket in CPU_RESULT:
-            self._tags.put(result[CPU_RESULT[func.overloadpacket]], CPU, OUTSIDE)
+            self._tags.set_tag(result[CPU_RESULT[func.overloadpacket]], CPU, OUTSIDE_FORWARD)
         return result
 
-    def _check(self, func: Any, found: Operands) -> None:
-        for tensor in (*found.together, *([] if found.home is None else [found.home])):
-            self._record.use(tensor)
-        home = self._record.home(list(found.together))
-        if home is not None:
-            for tensor in found.together:
-                if self._tags.device(tensor) == CPU:
-                    self._record.clash(tensor, home, str(func))
-        for tensor in found.on_cpu:
-            if self._tags.device(tensor) != CPU:
-                self._record.clash(tensor, CPU, str(func))
+    def _check_devices(self, func: Any, op_operands: Operands) -> None:
+        for tensor in (
+            *op_operands.same_device,
+            *([] if op_operands.device_source is None else [op_operands.device_source]),
+        ):
+            self._tracker.record_use(tensor)
+        common_device = self._tracker.find_device(list(op_operands.same_device))
+        if common_device is not None:
+            for tensor in op_operands.same_device:
+                if self._tags.get_device(tensor) == CPU:
+                    self._tracker.add_mismatch(tensor, common_device, str(func))
+        for tensor in op_operands.on_cpu:
+            if self._tags.get_device(tensor) != CPU:
+                self._tracker.add_mismatch(tensor, CPU, str(func))
 
-    def _tag(self, result: Any, found: Operands) -> None:
-        device, origin = self._of_results(found)
+    def _tag_results(self, result: Any, op_operands: Operands) -> None:
+        device, origin = self._choose_result_tag(op_operands)
         for tensor in tensors_in(result):
-            if not self._tags.knows(tensor):
+            if not self._tags.has_tag(tensor):
                 if origin is None:
-                    self._record.created(tensor, device)
+                    self._tracker.tag_created(tensor, device)
                 else:
-                    self._tags.put(tensor, device, origin)
+                    self._tags.set_tag(tensor, device, origin)
 
-    def _of_results(self, found: Operands) -> tuple[torch.device, Origin | None]:
-        home: Tensor | None = found.home
-        if home is None:
-            return self._record.ambient or CPU, None
-        if not self._tags.knows(home) and self._record.ambient is not None:
+    def _choose_result_tag(self, op_operands: Operands) -> tuple[torch.device, Origin | None]:
+        device_source: Tensor | None = op_operands.device_source
+        if device_source is None:
+            return self._tracker.ambient_device or CPU, None
+        if not self._tags.has_tag(device_source) and self._tracker.ambient_device is not None:
             # Created by torch inside the running call, so it is on the call's device.
-            return self._record.ambient, None
-        tag = self._tags.of(home)
+            return self._tracker.ambient_device, None
+        tag = self._tags.get_tag(device_source)
         return tag.device, tag.origin

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-_WIDER: Final = {
+_WIDER_DTYPES: Final = {
     (torch.ops.aten.histc, torch.uint8): torch.float64,
     (torch.ops.aten.histc, torch.int32): torch.float64,
     (torch.ops.aten.histc, torch.int64): torch.float64,
@@ -18,17 +18,21 @@ Each was observed on a CUDA device: tests/cuda runs tests/verify/battery.py ther
 """
 
 
-def result(func: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def run_with_cpu_fallback(func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """Run an operation; if only CUDA supports its dtype, compute in a wider one and cast back."""
     if not (args and isinstance(args[0], Tensor)):
-        return func(*args, **named)
-    narrow = args[0].dtype
-    wide = _WIDER.get((func.overloadpacket, narrow))
-    if wide is None:
-        return func(*args, **named)
-    args, named = tree_map_only(Tensor, _to(narrow, wide), (args, named))
-    return tree_map_only(Tensor, _to(wide, narrow), func(*args, **named))
+        return func(*args, **keywords)
+    narrow_dtype = args[0].dtype
+    wide_dtype = _WIDER_DTYPES.get((func.overloadpacket, narrow_dtype))
+    if wide_dtype is None:
+        return func(*args, **keywords)
+    args, keywords = tree_map_only(
+        Tensor, _make_converter(narrow_dtype, wide_dtype), (args, keywords)
+    )
+    return tree_map_only(Tensor, _make_converter(wide_dtype, narrow_dtype), func(*args, **keywords))
 
 
-def _to(one: torch.dtype, other: torch.dtype) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor.to(other) if tensor.dtype == one else tensor
+def _make_converter(
+    source_dtype: torch.dtype, target_dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.to(target_dtype) if tensor.dtype == source_dtype else tensor

@@ -12,7 +12,7 @@ from ckptool.verification.simulated.tags import CPU
 
 _ATEN: Final = torch.ops.aten
 
-_MIXED: Final = frozenset(
+_MIXED_DEVICE_OPS: Final = frozenset(
     {
         _ATEN._to_copy,  # noqa: SLF001
         _ATEN.copy_,
@@ -29,7 +29,7 @@ _MIXED: Final = frozenset(
     }
 )
 """Operations that accept operands on several devices, or move them."""
-_INDEXING: Final = frozenset(
+_INDEXING_OPS: Final = frozenset(
     {
         _ATEN.index,
         _ATEN._unsafe_index,  # noqa: SLF001
@@ -40,7 +40,7 @@ _INDEXING: Final = frozenset(
     }
 )
 """Operations where CPU indices may index a CUDA tensor, but not the reverse."""
-_STRICT: Final = frozenset(
+_STRICT_OPS: Final = frozenset(
     getattr(_ATEN, name)
     for name in (
         "_prelu_kernel",
@@ -92,9 +92,9 @@ _STRICT: Final = frozenset(
 
 Measured on an H100 with torch 2.11.0+cu130 (by tests/verify/numbers.py).
 """
-_LENGTHS: Final = {_ATEN._pack_padded_sequence: 1}  # noqa: SLF001
+_CPU_ARGUMENT: Final = {_ATEN._pack_padded_sequence: 1}  # noqa: SLF001
 """Operation -> position of the argument that must be on the CPU."""
-CPU_RESULT: Final = _LENGTHS
+CPU_RESULT: Final = _CPU_ARGUMENT
 """Operation -> position of the result that is always on the CPU; equal to the arguments'."""
 _NAMESPACES: Final = frozenset({"aten", "prim", "prims", "profiler"})
 
@@ -103,15 +103,15 @@ _NAMESPACES: Final = frozenset({"aten", "prim", "prims", "profiler"})
 class Operands:
     """Tensor arguments of one operation by device requirement."""
 
-    together: tuple[Tensor, ...] = ()
+    same_device: tuple[Tensor, ...] = ()
     """Tensors that must be on one device."""
     on_cpu: tuple[Tensor, ...] = ()
     """Tensors that must be on the CPU."""
-    home: Tensor | None = None
+    device_source: Tensor | None = None
     """Tensor that determines the device of the result."""
 
 
-def operands(
+def classify_operands(
     op: OpOverload[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -122,14 +122,26 @@ def operands(
     if not tensors:
         return Operands()
     packet = op.overloadpacket
-    if packet in _MIXED or packet.__name__.startswith("_foreach") or "nested" in packet.__name__:
-        position = _LENGTHS.get(packet)
-        return Operands(on_cpu=() if position is None else (args[position],), home=tensors[0])
-    if packet in _INDEXING:
-        return _indexing(args, device)
-    together = tensors if packet in _STRICT else [t for t in tensors if not _number(t, device)]
-    away = (t for t in together if device(t) != CPU)
-    return Operands(tuple(together), home=next(away, (together or tensors)[0]))
+    if (
+        packet in _MIXED_DEVICE_OPS
+        or packet.__name__.startswith("_foreach")
+        or "nested" in packet.__name__
+    ):
+        position = _CPU_ARGUMENT.get(packet)
+        return Operands(
+            on_cpu=() if position is None else (args[position],), device_source=tensors[0]
+        )
+    if packet in _INDEXING_OPS:
+        return _classify_indexing(args, device)
+    same_device = (
+        tensors
+        if packet in _STRICT_OPS
+        else [tensor for tensor in tensors if not _is_cpu_scalar(tensor, device)]
+    )
+    cuda_tensors = (tensor for tensor in same_device if device(tensor) != CPU)
+    return Operands(
+        tuple(same_device), device_source=next(cuda_tensors, (same_device or tensors)[0])
+    )
 
 
 def is_custom(op: OpOverload[..., Any]) -> bool:
@@ -148,14 +160,21 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         yield from tensors_in(list(value.values()))
 
 
-def _indexing(args: tuple[Any, ...], device: Callable[[Tensor], torch.device]) -> Operands:
-    indexed, indices, *rest = args
-    together = [indexed, *(v for v in rest[:1] if isinstance(v, Tensor) and not _number(v, device))]
+def _classify_indexing(args: tuple[Any, ...], device: Callable[[Tensor], torch.device]) -> Operands:
+    indexed, indices, *remaining = args
+    same_device = [
+        indexed,
+        *(
+            value
+            for value in remaining[:1]
+            if isinstance(value, Tensor) and not _is_cpu_scalar(value, device)
+        ),
+    ]
     if device(indexed) == CPU:
-        together += [index for index in indices if index is not None]
-    return Operands(tuple(together), home=indexed)
+        same_device += [index for index in indices if index is not None]
+    return Operands(tuple(same_device), device_source=indexed)
 
 
-def _number(tensor: Tensor, device: Callable[[Tensor], torch.device]) -> bool:
+def _is_cpu_scalar(tensor: Tensor, device: Callable[[Tensor], torch.device]) -> bool:
     """Whether it is a 0-dim CPU tensor, which CUDA operations accept as a scalar."""
     return tensor.dim() == 0 and device(tensor) == CPU

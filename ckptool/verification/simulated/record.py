@@ -15,123 +15,123 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from ckptool.modules.places import is_users, place
-from ckptool.verification.facts import Clash
-from ckptool.verification.simulated.tags import CPU, Origin, Tags
+from ckptool.modules.places import format_location, is_user_file
+from ckptool.verification.facts import DeviceMismatch
+from ckptool.verification.simulated.tags import CPU, DeviceTags, Origin
 
-_OURS: Final = str(Path(__file__).parent)
-_BELOW: Final = str(Path(__file__).with_name("__init__.py"))
+_SIMULATION_FOLDER: Final = str(Path(__file__).parent)
+_ENTRY_FILE: Final = str(Path(__file__).with_name("__init__.py"))
 """File of the frame that calls the module: its callers are not part of forward."""
-_TORCHS_MODULES: Final = str(Path(nn.__file__).parent)
+_TORCH_NN_FOLDER: Final = str(Path(nn.__file__).parent)
 
 
-class Record:
+class DeviceTracker:
     """Device mismatches, unmodelled operations and first uses in one simulated pass."""
 
-    def __init__(self, tags: Tags, target: torch.device) -> None:
+    def __init__(self, tags: DeviceTags, target: torch.device) -> None:
         self.tags = tags
         self.target = target
-        self.ambient: torch.device | None = None
+        self.ambient_device: torch.device | None = None
         """Device of tensors created by the running torch call without tensor arguments."""
-        self.moving = False
+        self.is_moving = False
         """Whether `module.to` is running, before forward."""
-        self.used: dict[str, str] = {}
+        self.first_uses: dict[str, str] = {}
         """Path of a tensor that the module holds -> "file:line" of its first use in forward."""
-        self._clashes: dict[Clash, None] = {}
+        self._mismatches: dict[DeviceMismatch, None] = {}
         self._unmodelled: dict[str, None] = {}
-        self._running: list[tuple[str, nn.Module]] = []
+        self._module_stack: list[tuple[str, nn.Module]] = []
 
     @property
-    def clashes(self) -> tuple[Clash, ...]:
-        return tuple(self._clashes)
+    def device_mismatches(self) -> tuple[DeviceMismatch, ...]:
+        return tuple(self._mismatches)
 
     @property
-    def unmodelled(self) -> tuple[str, ...]:
+    def unmodelled_operations(self) -> tuple[str, ...]:
         return tuple(self._unmodelled)
 
-    def clash(self, tensor: Tensor, needed: torch.device, op: str) -> None:
+    def add_mismatch(self, tensor: Tensor, required_device: torch.device, op: str) -> None:
         """Record that `op` requires `tensor` on another device."""
-        tag = self.tags.of(tensor)
-        if self._in_script():
+        tag = self.tags.get_tag(tensor)
+        if self._is_in_script():
             # Scripted code reads real devices, not ours: on a real device it may be right.
-            self.cannot_model("a scripted module, whose own questions about devices are not seen")
+            self.add_unmodelled("a scripted module, whose own questions about devices are not seen")
             return
-        found = Clash(
+        mismatch = DeviceMismatch(
             attribute=tag.origin.path,
-            what=tag.origin.text,
-            devices=(str(tag.device), str(needed)),
+            description=tag.origin.text,
+            devices=(str(tag.device), str(required_device)),
             op=op,
-            where=here(),
-            module=self._running[-1][0] if self._running else "",
+            where=innermost_user_frame(),
+            module=self._module_stack[-1][0] if self._module_stack else "",
         )
-        self._clashes[found] = None
+        self._mismatches[mismatch] = None
 
-    def use(self, tensor: Tensor) -> None:
+    def record_use(self, tensor: Tensor) -> None:
         """Record the line of the first use of a tensor of the module in forward."""
-        path = self.tags.of(tensor).origin.path
-        if path and path not in self.used and not self.moving:
-            self.used[path] = here()
+        path = self.tags.get_tag(tensor).origin.path
+        if path and path not in self.first_uses and not self.is_moving:
+            self.first_uses[path] = innermost_user_frame()
 
-    def cannot_model(self, what: str) -> None:
-        self._unmodelled[what] = None
+    def add_unmodelled(self, description: str) -> None:
+        self._unmodelled[description] = None
 
-    def created(self, tensor: Tensor, device: torch.device) -> None:
+    def tag_created(self, tensor: Tensor, device: torch.device) -> None:
         """Tag a tensor that was not computed from another tensor."""
-        held = self.tags.array(tensor)
-        text = f"created at {here() or 'an unknown place'}"
-        self.tags.put(tensor, device, held or Origin("", text))
+        array_origin = self.tags.find_array_origin(tensor)
+        text = f"created at {innermost_user_frame() or 'an unknown place'}"
+        self.tags.set_tag(tensor, device, array_origin or Origin("", text))
 
-    def home(self, tensors: list[Tensor]) -> torch.device | None:
+    def find_device(self, tensors: list[Tensor]) -> torch.device | None:
         """Return the device of the first of `tensors` that is not on the CPU, else None."""
-        devices = map(self.tags.device, tensors)
+        devices = map(self.tags.get_device, tensors)
         return next((device for device in devices if device != CPU), None)
 
     @contextmanager
-    def within(self, device: torch.device | None) -> Iterator[None]:
+    def set_ambient_device(self, device: torch.device | None) -> Iterator[None]:
         """Context manager that sets the ambient device."""
-        before, self.ambient = self.ambient, device
+        old_device, self.ambient_device = self.ambient_device, device
         try:
             yield
         finally:
-            self.ambient = before
+            self.ambient_device = old_device
 
     @contextmanager
-    def following(self, root: nn.Module) -> Iterator[None]:
+    def track_modules(self, root: nn.Module) -> Iterator[None]:
         """Context manager that tracks the stack of modules whose forward is running."""
         names = {id(member): name for name, member in root.named_modules()}
 
-        def enter(member: nn.Module, _: Any) -> None:
-            inherited = self._running[-1][0] if self._running else ""
-            self._running.append((names.get(id(member), inherited), member))
+        def push_module(member: nn.Module, _: Any) -> None:
+            parent_name = self._module_stack[-1][0] if self._module_stack else ""
+            self._module_stack.append((names.get(id(member), parent_name), member))
 
-        def leave(*_: Any) -> None:
-            self._running.pop()
+        def pop_module(*_: Any) -> None:
+            self._module_stack.pop()
 
-        entering = register_module_forward_pre_hook(enter)
-        leaving = register_module_forward_hook(leave, always_call=True)
+        pre_hook = register_module_forward_pre_hook(push_module)
+        forward_hook = register_module_forward_hook(pop_module, always_call=True)
         try:
             with warnings.catch_warnings():
                 # A compiled module warns about global hooks; it is not run compiled here.
                 warnings.filterwarnings("ignore", message=".*global hooks on modules")
                 yield
         finally:
-            entering.remove()
-            leaving.remove()
+            pre_hook.remove()
+            forward_hook.remove()
 
-    def _in_script(self) -> bool:
-        return any(isinstance(member, torch.jit.ScriptModule) for _, member in self._running)
+    def _is_in_script(self) -> bool:
+        return any(isinstance(member, torch.jit.ScriptModule) for _, member in self._module_stack)
 
 
-def here() -> str:
+def innermost_user_frame() -> str:
     """Return "file:line" of the innermost frame of user code, else of torch.nn, else ""."""
-    inside_torch = ""
+    torch_frame = ""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
-    while frame is not None and frame.f_code.co_filename != _BELOW:
+    while frame is not None and frame.f_code.co_filename != _ENTRY_FILE:
         file = frame.f_code.co_filename
-        if not file.startswith(_OURS):
-            if is_users(file):
-                return place(file, frame.f_lineno)
-            if not inside_torch and file.startswith(_TORCHS_MODULES):
-                inside_torch = place(file, frame.f_lineno)
+        if not file.startswith(_SIMULATION_FOLDER):
+            if is_user_file(file):
+                return format_location(file, frame.f_lineno)
+            if not torch_frame and file.startswith(_TORCH_NN_FOLDER):
+                torch_frame = format_location(file, frame.f_lineno)
         frame = frame.f_back
-    return inside_torch
+    return torch_frame

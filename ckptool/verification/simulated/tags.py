@@ -22,70 +22,74 @@ class Origin:
     """"a plain attribute", "created at net.py:8"."""
 
 
-_FEWEST: Final = 64
+_MIN_SWEEP_SIZE: Final = 64
 """Minimum number of tracked storages before expired ones are dropped."""
-OUTSIDE: Final = Origin("", "made outside the forward pass")
+OUTSIDE_FORWARD: Final = Origin("", "made outside the forward pass")
 
 
 @dataclass(frozen=True, slots=True)
-class Tag:
+class DeviceTag:
     device: torch.device
     origin: Origin
 
 
-class Tags:
+class DeviceTags:
     """Simulated device and origin of every storage; an untagged one is on its real device."""
 
     def __init__(self) -> None:
-        self._tags: dict[int, Tag] = {}
-        self._watched: dict[int, _Watched] = {}
+        self._tags: dict[int, DeviceTag] = {}
+        self._storage_refs: dict[int, _StorageRef] = {}
         """References that keep a storage's address from being reused."""
-        self._sweep_at = _FEWEST
-        self._arrays: dict[int, Origin] = {}
+        self._sweep_size = _MIN_SWEEP_SIZE
+        self._array_origins: dict[int, Origin] = {}
 
-    def of(self, tensor: Tensor) -> Tag:
+    def get_tag(self, tensor: Tensor) -> DeviceTag:
         """Return the tag of `tensor`; if untagged, its real device with the array's origin."""
-        known = self._tags.get(_identity(tensor))
-        return known or Tag(tensor.device, self.array(tensor) or OUTSIDE)
+        tag = self._tags.get(_get_storage_id(tensor))
+        return tag or DeviceTag(tensor.device, self.find_array_origin(tensor) or OUTSIDE_FORWARD)
 
-    def device(self, tensor: Tensor) -> torch.device:
-        known = self._tags.get(_identity(tensor))
-        return known.device if known is not None else tensor.device
+    def get_device(self, tensor: Tensor) -> torch.device:
+        tag = self._tags.get(_get_storage_id(tensor))
+        return tag.device if tag is not None else tensor.device
 
-    def knows(self, tensor: Tensor) -> bool:
-        return _identity(tensor) in self._tags
+    def has_tag(self, tensor: Tensor) -> bool:
+        return _get_storage_id(tensor) in self._tags
 
-    def put(self, tensor: Tensor, device: torch.device, origin: Origin) -> None:
+    def set_tag(self, tensor: Tensor, device: torch.device, origin: Origin) -> None:
         """Tag the storage of `tensor`; storages not really on the CPU (meta) are left untagged."""
-        for one in _with_inner(tensor):
-            if one.device == CPU:
-                identity = _identity(one)
-                if identity not in self._tags:
-                    self._watched[identity] = _watched(one)
-                    self._sweep()
-                self._tags[identity] = Tag(device, origin)
+        for part in _iter_inner_tensors(tensor):
+            if part.device == CPU:
+                storage_id = _get_storage_id(part)
+                if storage_id not in self._tags:
+                    self._storage_refs[storage_id] = _make_storage_ref(part)
+                    self._drop_expired()
+                self._tags[storage_id] = DeviceTag(device, origin)
 
-    def name_array(self, array: Any, path: str) -> None:
+    def add_array(self, array: Any, path: str) -> None:
         """Record the path of a numpy array of the module; tensors may share its memory."""
-        self._arrays[int(array.ctypes.data)] = Origin(path, "a numpy array")
+        self._array_origins[int(array.ctypes.data)] = Origin(path, "a numpy array")
 
-    def _sweep(self) -> None:
+    def _drop_expired(self) -> None:
         """Drop tags of freed storages, whenever their number has doubled."""
-        if len(self._watched) < self._sweep_at:
+        if len(self._storage_refs) < self._sweep_size:
             return
-        gone = [identity for identity, one in self._watched.items() if one.expired()]
-        for identity in gone:
-            del self._watched[identity], self._tags[identity]
-        self._sweep_at = max(_FEWEST, 2 * len(self._watched))
+        expired_ids = [
+            storage_id
+            for storage_id, storage_ref in self._storage_refs.items()
+            if storage_ref.expired()
+        ]
+        for storage_id in expired_ids:
+            del self._storage_refs[storage_id], self._tags[storage_id]
+        self._sweep_size = max(_MIN_SWEEP_SIZE, 2 * len(self._storage_refs))
 
-    def array(self, tensor: Tensor) -> Origin | None:
+    def find_array_origin(self, tensor: Tensor) -> Origin | None:
         """Return the origin of the array whose memory `tensor` shares, else None."""
-        if not self._arrays or tensor.layout is not torch.strided:
+        if not self._array_origins or tensor.layout is not torch.strided:
             return None
-        return self._arrays.get(tensor.untyped_storage().data_ptr())
+        return self._array_origins.get(tensor.untyped_storage().data_ptr())
 
 
-def _identity(tensor: Tensor) -> int:
+def _get_storage_id(tensor: Tensor) -> int:
     """Return an id that is equal for tensors of one storage."""
     try:
         return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
@@ -96,17 +100,17 @@ def _identity(tensor: Tensor) -> int:
     except (RuntimeError, NotImplementedError):
         # Sparse tensors, and the wrapped tensors of vmap.
         if _functorch.is_functorch_wrapped_tensor(tensor):
-            return _identity(_functorch.get_unwrapped(tensor))
+            return _get_storage_id(_functorch.get_unwrapped(tensor))
         return id(tensor)
 
 
-class _Watched(Protocol):
+class _StorageRef(Protocol):
     """Weak reference to a storage, or a stand-in; `expired` if the storage was freed."""
 
     def expired(self) -> bool: ...
 
 
-class _Kept:
+class _StrongTensorRef:
     """Strong reference to a tensor that has no storage; never expires."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -116,18 +120,18 @@ class _Kept:
         return False
 
 
-def _watched(tensor: Tensor) -> _Watched:
+def _make_storage_ref(tensor: Tensor) -> _StorageRef:
     try:
-        weak: Callable[[Any], _Watched] = StorageWeakRef
+        make_weak_ref: Callable[[Any], _StorageRef] = StorageWeakRef
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
-            return weak(tensor.untyped_storage())
+            return make_weak_ref(tensor.untyped_storage())
     except (RuntimeError, NotImplementedError):
-        return _Kept(tensor)
+        return _StrongTensorRef(tensor)
 
 
-def _with_inner(tensor: Tensor) -> Iterator[Tensor]:
+def _iter_inner_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """Yield `tensor`, and recursively the inner tensors of a wrapper subclass."""
     yield tensor
     flatten = getattr(tensor, "__tensor_flatten__", None)
     for name in flatten()[0] if flatten else ():
-        yield from _with_inner(getattr(tensor, name))
+        yield from _iter_inner_tensors(getattr(tensor, name))
