@@ -13,8 +13,8 @@ import time
 import torch
 from torch import nn
 
-from ckptool.verification import cpu, simulated
-from ckptool.verification.passes import ForwardPass, Inputs
+from ckptool.verification.backends import cpu, simulated
+from ckptool.verification.forward_pass import ForwardPass, Inputs
 
 WIDTH, LAYERS, HEADS, WORDS, CONTEXT = 768, 12, 12, 50257, 1024
 TOKENS = 512

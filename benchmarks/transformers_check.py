@@ -15,8 +15,8 @@ import torch
 import transformers
 from torch import nn
 
-from ckptool.verification import cpu, simulated
-from ckptool.verification.passes import ForwardPass, Inputs
+from ckptool.verification.backends import cpu, simulated
+from ckptool.verification.forward_pass import ForwardPass, Inputs
 
 warnings.simplefilter("ignore")
 

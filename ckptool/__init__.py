@@ -46,20 +46,9 @@ _HOMES = {
     "CkptoolError": "ckptool.errors",
     "Level": "ckptool.rules",
     "Policy": "ckptool.policy",
-    "audit": "ckptool.api",
-    "diff": "ckptool.api",
-    "digest": "ckptool.api",
-    "gate": "ckptool.api",
-    "inspect": "ckptool.api",
-    "lock": "ckptool.api",
-    "merge": "ckptool.api",
-    "migrate": "ckptool.api",
     "open_checkpoint": "ckptool.formats",
-    "rule": "ckptool.api",
-    "text": "ckptool.api",
-    "verify": "ckptool.api",
-    "watch": "ckptool.api",
 }
+"""Module of each public name that is not a function of a command: those are in `ckptool.api`."""
 
 
 def __dir__() -> list[str]:
@@ -69,6 +58,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first access, so that `import ckptool` is fast."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'ckptool' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES.get(name, "ckptool.api")), name)

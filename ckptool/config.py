@@ -10,8 +10,8 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from ckptool.decode_errors import explain_decode_error, format_json_path
 from ckptool.errors import ConfigError
-from ckptool.faults import explain_decode_error, format_json_path
 from ckptool.locations import Location, RemotePath
 
 

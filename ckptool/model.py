@@ -14,9 +14,9 @@ from enum import StrEnum
 from math import prod
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
-from ckptool.grids import Preview
 from ckptool.locations import Location
 
 DTYPE_BITS: Final[Mapping[str, int]] = {
@@ -306,6 +306,14 @@ class Checkpoint(Struct, frozen=True):
     faults: tuple[ContainerIssue, ...] = ()
 
 
+class Preview(Struct, frozen=True, gc=False):
+    """Values of a small tensor, or of a subsample of the rows and columns of a larger one."""
+
+    rows: tuple[tuple[float, ...], ...]
+    is_complete: bool
+    """Whether it holds every element."""
+
+
 class ModuleTensor(Struct, frozen=True):
     """One tensor or array of a live module, saved or not."""
 
@@ -429,3 +437,16 @@ def tied_keys(tensors: Iterable[TensorInfo]) -> tuple[tuple[str, ...], ...]:
             view = (t.storage, t.dtype, t.storage_offset, t.shape, t.stride)
             keys_by_view.setdefault(view, []).append(t.key)
     return tuple(tuple(keys) for keys in keys_by_view.values() if len(keys) > 1)
+
+
+def all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """Return the tensors of all states; the state's `at` is prefixed to each key."""
+    prefixed_tensors = {
+        f"{state.at}.{key}" if state.at else key: tensor
+        for state in checkpoint.states
+        for key, tensor in state.tensors.items()
+    }
+    return {
+        key: tensor if tensor.key == key else msgspec.structs.replace(tensor, key=key)
+        for key, tensor in prefixed_tensors.items()
+    }

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ckptool.policy import Policy
-    from ckptool.report import AnyReport, AuditReport, DiffModuleReport
+    from ckptool.reports.any_report import AnyReport
+    from ckptool.reports.audit import AuditReport
+    from ckptool.reports.diff import DiffModuleReport
 
 _COLUMNS = 100
 
@@ -54,11 +56,11 @@ class AssertCheckpointCompatible:
     ) -> "DiffModuleReport":
         """Fail unless the module loads the checkpoint strictly and, with `inputs`, forward runs."""
         __tracebackhide__ = True
-        from ckptool import api, report
+        from ckptool import api
 
         policy = _build_policy(ignore, fail_on)
         diff_report = api.diff(path, module=module, kwargs=kwargs, at=at, policy=policy)
-        assert isinstance(diff_report, report.DiffModuleReport)
+        assert isinstance(diff_report, DiffModuleReport)
         _require_passed(diff_report)
         if inputs is not None:
             verify_report = api.verify(path, module=module, kwargs=kwargs, at=at, inputs=inputs,

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from ckptool import api
 from ckptool.render import RenderOptions, render
-from ckptool.report import AnyReport, ChangeReport
+from ckptool.reports.any_report import AnyReport
+from ckptool.reports.diff_files import ChangeReport
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 WITHOUT = "samples.attention:CausalAttentionWithoutBuffers"

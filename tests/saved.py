@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ckptool.formats.files import open_source
+from ckptool.formats.files.source import open_source
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.formats.torch_legacy import read as read_legacy
-from ckptool.formats.torch_zip import read as read_zip
+from ckptool.formats.torch.legacy import read as read_legacy
+from ckptool.formats.torch.zip_reader import read as read_zip
 from ckptool.model import Checkpoint, TensorInfo
 
 

@@ -3,14 +3,9 @@ from builders import checkpoint, held, module, state, tensor, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.compare import (
-    Changed,
-    Missing,
-    Unexpected,
-    build_module_diff,
-    iter_changes,
-)
-from ckptool.matching import find_prefix_rewrite, find_renames
+from ckptool.compare.changes import Changed, Missing, Unexpected, iter_changes
+from ckptool.compare.module_diff import build_module_diff
+from ckptool.compare.renames import find_prefix_rewrite, find_renames
 from ckptool.model import Kind, natural_sort_key
 
 W = tensor("w")

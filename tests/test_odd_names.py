@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ckptool.policy import Policy, Waiver
-from ckptool.render.results import make_relative
+from ckptool.render.ci_results import make_relative
 from ckptool.rules import RULES, Finding
 
 NO_UTF8 = os.fsdecode(b"bad\xff.pth")

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from ckptool import api
-from ckptool.cli.arguments import parse_kwargs
+from ckptool.cli.parsing import parse_kwargs
+from ckptool.compare.digest import read_saved_digest
 from ckptool.config import load_config, read_config
-from ckptool.digests import read_saved_digest
 from ckptool.errors import ConfigError, PlanError, ReadError, UsageError
-from ckptool.migration.plan import parse_plan
+from ckptool.migration.plan.plan_file import parse_plan
 
 LINEAR = ("-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")
 DEEP = "[" * 100_000

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ckptool import api, grids
+from ckptool import api
 from ckptool.formats import open_checkpoint
 from ckptool.modules import describe_module
-from ckptool.previews import find_masks, read_preview
-from ckptool.reporting.drawing import TensorPreview, build_picture_reports
+from ckptool.reports.pictures import TensorPreview, build_picture_reports
+from ckptool.tensors import preview_grid
+from ckptool.tensors.previews import find_masks, read_preview
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8,
@@ -57,7 +58,7 @@ def test_float8_has_no_picture(tmp_path):
     ],
 )
 def test_the_window_is_of_the_last_two_dimensions(shape, steps):
-    assert grids.preview_strides(shape) == steps
+    assert preview_grid.preview_strides(shape) == steps
 
 
 @pytest.mark.parametrize(

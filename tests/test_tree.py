@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ckptool.render.columns import fit_columns, measure_column_widths
+from ckptool.render.column_widths import fit_columns, measure_column_widths
+from ckptool.render.key_tree import build_key_tree
 from ckptool.render.text import fold_by_pattern
-from ckptool.render.tree import build_key_tree
 
 KEYS = [
     "embed.weight",

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from safetensors.torch import save_file
 
-from ckptool import content, strides, values
-from ckptool import elements as reading
-from ckptool.elements import unreadable_reason
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.model import Span, StorageInfo, TensorComponent, TensorInfo
+from ckptool.tensors import elements as reading
+from ckptool.tensors import equality, fingerprint, strides
+from ckptool.tensors.elements import unreadable_reason
+from ckptool.tensors.fingerprint_many import fingerprint_many, fingerprint_tensor
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
@@ -56,8 +57,8 @@ def elements(tensor: TensorInfo) -> bytes:
 def _small_pieces(monkeypatch):
     """Bounds so small that small tensors meet them."""
     monkeypatch.setattr(reading, "CHUNK", 64)
-    monkeypatch.setattr(values, "TASK_NBYTES", 256)
-    monkeypatch.setattr(content, "PIECE", 128)
+    monkeypatch.setattr(equality, "TASK_NBYTES", 256)
+    monkeypatch.setattr(fingerprint, "PIECE", 128)
     monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 2)
     monkeypatch.setattr(strides, "REGION", 256)
     monkeypatch.setattr(strides, "_GAP_NBYTES", 128)
@@ -89,8 +90,8 @@ def test_elements_are_what_torch_has(tmp_path_factory, tensor, big):
     path = tmp_path_factory.mktemp("views") / "data"
     info = big_endian(path, tensor) if big else described(path, tensor)
     assert elements(info) == tensor_bytes(tensor)
-    expected = content.fingerprint_chunks(info.dtype, info.shape, [tensor_bytes(tensor)])
-    assert values.fingerprint_tensor(info) == expected
+    expected = fingerprint.fingerprint_chunks(info.dtype, info.shape, [tensor_bytes(tensor)])
+    assert fingerprint_tensor(info) == expected
 
 
 @given(views(), views(), st.data())
@@ -103,9 +104,9 @@ def test_equal_is_what_torch_says(tmp_path_factory, a, b, data):
     folder = tmp_path_factory.mktemp("pairs")
     one, other = described(folder / "a", a), described(folder / "b", b)
     same = a.dtype == b.dtype and a.shape == b.shape and tensor_bytes(a) == tensor_bytes(b)
-    assert values.are_equal(one, other) is same
-    assert values.are_equal(other, one) is same
-    assert (values.fingerprint_tensor(one) == values.fingerprint_tensor(other)) is same
+    assert equality.are_equal(one, other) is same
+    assert equality.are_equal(other, one) is same
+    assert (fingerprint_tensor(one) == fingerprint_tensor(other)) is same
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 4))
@@ -125,11 +126,11 @@ def test_many_are_what_each_is(tmp_path_factory, changes, jobs):
         )
         if change == 3 and n:
             pairs[-1] = (pairs[-1][0], replace(pairs[-1][1], storage=StorageInfo("zip", 80 * n)))
-    told = values.equal_many(pairs, jobs)
-    assert told == [values.are_equal(a, b) for a, b in pairs]
+    told = equality.equal_many(pairs, jobs)
+    assert told == [equality.are_equal(a, b) for a, b in pairs]
     assert told == [_expected(n, change) for n, change in enumerate(changes)]
-    prints = values.fingerprint_many([b for _, b in pairs], jobs)
-    assert prints == [values.fingerprint_tensor(b) for _, b in pairs]
+    prints = fingerprint_many([b for _, b in pairs], jobs)
+    assert prints == [fingerprint_tensor(b) for _, b in pairs]
 
 
 def _expected(n: int, change: int) -> bool | None:
@@ -139,15 +140,17 @@ def _expected(n: int, change: int) -> bool | None:
 
 
 def test_no_pairs():
-    assert values.equal_many([]) == []
-    assert values.fingerprint_many([]) == []
+    assert equality.equal_many([]) == []
+    assert fingerprint_many([]) == []
 
 
 def test_nan_is_equal_to_itself_bit_by_bit(tmp_path):
     nan = torch.tensor([float("nan")])
-    assert values.are_equal(described(tmp_path / "a", nan), described(tmp_path / "b", nan.clone()))
+    assert equality.are_equal(
+        described(tmp_path / "a", nan), described(tmp_path / "b", nan.clone())
+    )
     minus = described(tmp_path / "c", torch.tensor([-0.0]))
-    assert values.are_equal(minus, described(tmp_path / "d", torch.tensor([0.0]))) is False
+    assert equality.are_equal(minus, described(tmp_path / "d", torch.tensor([0.0]))) is False
 
 
 def test_transposed_on_both_sides_is_one_run(tmp_path, monkeypatch):
@@ -156,9 +159,9 @@ def test_transposed_on_both_sides_is_one_run(tmp_path, monkeypatch):
     tensor = torch.arange(100.0).view(10, 10).T
     one, other = described(tmp_path / "a", tensor), described(tmp_path / "b", tensor.clone().T.T)
     assert not one.is_contiguous
-    assert values.are_equal(one, other) is True
+    assert equality.are_equal(one, other) is True
     path = described(tmp_path / "c", tensor.T.contiguous())
-    assert values.are_equal(one, path) is False
+    assert equality.are_equal(one, path) is False
 
 
 OBSTACLES = {
@@ -176,8 +179,8 @@ def test_obstacles(tmp_path, fields, reason):
     whole = described(tmp_path / "a", torch.arange(100.0))
     hard = replace(whole, **fields)
     assert reason in unreadable_reason(hard)
-    assert values.fingerprint_tensor(hard) is None
-    assert values.are_equal(hard, replace(hard, storage_offset=1)) is None
+    assert fingerprint_tensor(hard) is None
+    assert equality.are_equal(hard, replace(hard, storage_offset=1)) is None
 
 
 def test_packed_floats(tmp_path):
@@ -194,10 +197,10 @@ def test_packed_floats(tmp_path):
 def test_big_endian_on_both_sides(tmp_path):
     tensor = torch.arange(100.0)
     one, other = big_endian(tmp_path / "a", tensor), big_endian(tmp_path / "b", tensor)
-    assert values.are_equal(one, other) is True
-    assert values.are_equal(one, described(tmp_path / "c", tensor)) is True
+    assert equality.are_equal(one, other) is True
+    assert equality.are_equal(one, described(tmp_path / "c", tensor)) is True
     assert (
-        values.are_equal(one, replace(other, storage=replace(other.storage, byteorder="little")))
+        equality.are_equal(one, replace(other, storage=replace(other.storage, byteorder="little")))
         is False
     )
 
@@ -235,10 +238,10 @@ def test_chunks_are_put_together(tmp_path_factory, case):
     info = chunked(folder, tensor, cuts)
     assert elements(info) == tensor_bytes(tensor)
     whole = described(folder / "whole", tensor)
-    assert values.are_equal(info, whole) is True
-    assert values.fingerprint_tensor(info) == values.fingerprint_tensor(whole)
+    assert equality.are_equal(info, whole) is True
+    assert fingerprint_tensor(info) == fingerprint_tensor(whole)
     if tensor.numel() > 1:
-        assert values.are_equal(info, described(folder / "other", tensor.clone().flip(0))) is (
+        assert equality.are_equal(info, described(folder / "other", tensor.clone().flip(0))) is (
             tensor.shape[0] == 1
         )
 
@@ -247,7 +250,7 @@ def test_chunks_that_leave_a_hole(tmp_path):
     info = chunked(tmp_path, torch.arange(12.0).view(4, 3), [[0, 2], [0]])
     torn = replace(info, parts=info.parts[:1])
     assert unreadable_reason(torn) == "its chunks do not tile it row by row"
-    assert values.are_equal(info, torn) is None
+    assert equality.are_equal(info, torn) is None
 
 
 # Layouts of several tensors: sparse, quantised.
@@ -264,13 +267,15 @@ def layered(folder: Path, layout: str = "sparse_coo", **parts: torch.Tensor) -> 
 def test_layers(tmp_path):
     indices, ones = torch.tensor([[0, 2]]), torch.ones(2)
     sparse = layered(tmp_path / "a", indices=indices, values=ones)
-    assert values.are_equal(sparse, layered(tmp_path / "b", indices=indices, values=ones)) is True
-    assert values.are_equal(sparse, layered(tmp_path / "c", indices=indices, values=-ones)) is False
+    assert equality.are_equal(sparse, layered(tmp_path / "b", indices=indices, values=ones)) is True
+    assert (
+        equality.are_equal(sparse, layered(tmp_path / "c", indices=indices, values=-ones)) is False
+    )
     other = layered(tmp_path / "d", "sparse_csr", indices=indices, values=ones)
-    assert values.are_equal(sparse, other) is None
-    assert values.are_equal(sparse, described(tmp_path / "dense", torch.ones(4))) is None
+    assert equality.are_equal(sparse, other) is None
+    assert equality.are_equal(sparse, described(tmp_path / "dense", torch.ones(4))) is None
     assert elements(sparse) == tensor_bytes(indices) + tensor_bytes(ones)
-    assert values.fingerprint_tensor(sparse) != values.fingerprint_tensor(
+    assert fingerprint_tensor(sparse) != fingerprint_tensor(
         layered(tmp_path / "e", values=ones, indices=indices)
     )
 
@@ -282,22 +287,22 @@ def test_file_that_shrank(tmp_path):
     one, other = (described(tmp_path / name, torch.arange(1000.0)) for name in "ab")
     os.truncate(tmp_path / "b", 3999)
     with pytest.raises(CorruptCheckpointError, match=r"b: .*has 3999"):
-        values.equal_many([(one, other)])
+        equality.equal_many([(one, other)])
     with pytest.raises(CorruptCheckpointError, match=r"b: .*has 3999"):
-        values.fingerprint_tensor(other)
+        fingerprint_tensor(other)
 
 
 def test_file_that_went_away(tmp_path):
     info = described(tmp_path / "a", torch.ones(4))
     (tmp_path / "a").unlink()
     with pytest.raises(ReadError, match="no such file"):
-        values.fingerprint_tensor(info)
+        fingerprint_tensor(info)
 
 
 def test_same_place_is_not_read(tmp_path):
     info = described(tmp_path / "a", torch.ones(4))
     (tmp_path / "a").unlink()
-    assert values.are_equal(info, info) is True
+    assert equality.are_equal(info, info) is True
 
 
 def test_many_files_with_few_open(tmp_path):
@@ -309,4 +314,4 @@ def test_many_files_with_few_open(tmp_path):
 
     infos = [open_checkpoint(tmp_path / name).states[0].tensors["t"] for name in held]
     assert [elements(info) for info in infos] == list(map(tensor_bytes, held.values()))
-    assert values.equal_many(pairwise(infos), jobs=2) == [False] * 19
+    assert equality.equal_many(pairwise(infos), jobs=2) == [False] * 19

@@ -102,7 +102,7 @@ class LazyGroup(click.Group):
                 import traceback
 
                 traceback.print_exc()
-            from ckptool.cli.options import format_one_line
+            from ckptool.cli.output import format_one_line
 
             click.echo(f"ckptool: {format_one_line(str(error))}", err=True)
             ctx.exit(COULD_NOT_CHECK)

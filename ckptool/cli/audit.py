@@ -3,7 +3,8 @@
 import click
 
 from ckptool import api
-from ckptool.cli.options import ReportOutput, input_options, module_options, report_options
+from ckptool.cli.options import input_options, module_options, report_options
+from ckptool.cli.output import ReportOutput
 from ckptool.policy import Policy
 
 

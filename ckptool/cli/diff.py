@@ -3,16 +3,16 @@
 import click
 
 from ckptool import api
-from ckptool.cli.arguments import parse_shard
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
-    ReportOutput,
     input_options,
     limit_options,
     module_options,
     report_options,
 )
-from ckptool.cli.running import ProgressLine
+from ckptool.cli.output import ReportOutput
+from ckptool.cli.parsing import parse_shard
+from ckptool.cli.progress import ProgressLine
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy

@@ -5,13 +5,8 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import (
-    CHECKPOINT_PATH,
-    ReportOutput,
-    format_one_line,
-    limit_options,
-    report_options,
-)
+from ckptool.cli.options import CHECKPOINT_PATH, limit_options, report_options
+from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location

@@ -9,13 +9,12 @@ from ckptool import api
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
-    ReportOutput,
-    format_one_line,
     input_options,
     limit_options,
     module_options,
     report_options,
 )
+from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy

@@ -3,14 +3,9 @@
 import click
 
 from ckptool import api
-from ckptool.cli.options import (
-    CHECKPOINT_PATH,
-    ReportOutput,
-    format_one_line,
-    limit_options,
-    report_options,
-)
-from ckptool.formats.collector import pause_gc
+from ckptool.cli.options import CHECKPOINT_PATH, limit_options, report_options
+from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy

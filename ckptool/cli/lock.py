@@ -5,16 +5,16 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.arguments import reject_duplicates
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
-    ReportOutput,
     input_options,
     limit_options,
     module_options,
     screen_options,
 )
+from ckptool.cli.output import ReportOutput
+from ckptool.cli.parsing import reject_duplicates
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import ReportOutput, report_options
+from ckptool.cli.options import report_options
+from ckptool.cli.output import ReportOutput
 from ckptool.policy import Policy
 
 

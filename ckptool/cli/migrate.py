@@ -5,17 +5,17 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.arguments import reject_duplicates
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
-    ReportOutput,
     input_options,
     limit_options,
     module_options,
     screen_options,
 )
-from ckptool.cli.running import ProgressLine, report_interrupt
+from ckptool.cli.output import ReportOutput
+from ckptool.cli.parsing import reject_duplicates
+from ckptool.cli.progress import ProgressLine, report_interrupt
 from ckptool.config import parse_size
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits

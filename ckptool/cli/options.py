@@ -1,6 +1,5 @@
 """Click options shared by the commands, and the output of reports."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -8,23 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from msgspec import Struct
 
-from ckptool.cli.arguments import parse_kwargs, parse_limits
-from ckptool.cli.outputs import Destination, resolve_destinations
+from ckptool.cli.output import ReportOutput
+from ckptool.cli.output_targets import resolve_destinations
+from ckptool.cli.parsing import parse_kwargs, parse_limits
 from ckptool.config import load_config, read_config
-from ckptool.errors import UsageError, WriteError
-from ckptool.locations import Location, mask_credentials, parse_location
+from ckptool.errors import UsageError
+from ckptool.locations import Location, parse_location
 from ckptool.policy import LEVELS
-from ckptool.policy.effective import PolicyOptions, resolve_policy
-from ckptool.render import FORMATS, RenderOptions, render
-from ckptool.render.text import make_printable
-from ckptool.report import AnyReport
+from ckptool.policy.resolve import PolicyOptions, resolve_policy
+from ckptool.render import FORMATS
 
 CommandFunction = Callable[..., Any]
-
-_PRINT_CHUNK_CHARS = 1 << 20
-"""Characters per write to standard output."""
 
 
 class _CheckpointParam(click.ParamType[Location]):
@@ -55,7 +49,7 @@ class _OutputPathParam(click.Path):
         param: click.Parameter | None,
         ctx: object,  # noqa: ARG002
     ) -> Path:
-        from ckptool.api.target import require_local_path
+        from ckptool.commands.target import require_local_path
 
         try:
             return require_local_path(value)
@@ -65,140 +59,9 @@ class _OutputPathParam(click.Path):
 
 
 CHECKPOINT_PATH = _CheckpointParam()
+
+
 OUTPUT_PATH = _OutputPathParam()
-
-
-class ReportOutput(Struct, frozen=True):
-    """Formats, destinations and verbosity of a report."""
-
-    destinations: tuple[Destination, ...]
-    """Each format with its file; None is standard output, for at most one format."""
-    color: str
-    quiet: bool
-    verbose: bool
-
-    @property
-    def formats(self) -> frozenset[str]:
-        return frozenset(format_ for format_, _ in self.destinations)
-
-    @property
-    def draws_pictures(self) -> bool:
-        """Whether a format draws pictures; otherwise their values are not read."""
-        return "html" in self.formats
-
-    def write_report(self, report: AnyReport) -> None:
-        """Write the report to its files and to standard output.
-
-        With --format github, also append it as Markdown to $GITHUB_STEP_SUMMARY.
-
-        Raises:
-            WriteError: a file cannot be written.
-        """
-        for format_, path in self.destinations:
-            _write_output(render(format_, report, self._build_render_options(path)), path)
-        summary_path = os.environ.get("GITHUB_STEP_SUMMARY")
-        if summary_path and "github" in self.formats:
-            _append_summary(Path(summary_path), render("markdown", report, RenderOptions()) + "\n")
-
-    def write_text(self, text: str) -> None:
-        """Write a text to the destinations of the report.
-
-        Raises:
-            WriteError: a file cannot be written.
-        """
-        for _, path in self.destinations:
-            _write_output(text, path)
-
-    def _build_render_options(self, path: Path | None) -> RenderOptions:
-        is_terminal = path is None and sys.stdout.isatty()
-        return RenderOptions(
-            width=_detect_width(is_terminal=is_terminal),
-            color=path is None and _should_color(self.color, is_terminal=is_terminal),
-            unicode=path is not None or _supports_unicode(),
-            verbosity=self.verbose - self.quiet,
-            root=Path.cwd(),
-        )
-
-
-def _detect_width(*, is_terminal: bool) -> int | None:
-    """Return the width in columns: $COLUMNS or the terminal's; None if neither is known."""
-    has_columns = os.environ.get("COLUMNS", "").isdigit()
-    if not (is_terminal or has_columns):
-        return None
-    from shutil import get_terminal_size
-
-    return get_terminal_size().columns
-
-
-def _write_output(text: str, path: Path | None) -> None:
-    if path is None:
-        _print_text(text)
-    else:
-        _write_file(path, text + "\n")
-
-
-def _write_file(path: Path, text: str) -> None:
-    """Write a report: atomically to a regular file, directly to a pipe or device."""
-    from ckptool.formats.atomic import translate_os_errors, write_file
-
-    content = text.encode()
-    if not path.exists() or path.is_file():
-        write_file(path, content, force=True)
-        return
-    with translate_os_errors(path):
-        path.write_bytes(content)
-
-
-def _append_summary(path: Path, text: str) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as summary_file:
-            summary_file.write(text)
-    except OSError as error:
-        raise WriteError(f"GITHUB_STEP_SUMMARY {path}: {error.strerror or error}") from error
-
-
-def _print_text(text: str) -> None:
-    try:
-        # In chunks: encoding and writing hold two more copies of each.
-        for start in range(0, len(text), _PRINT_CHUNK_CHARS):
-            click.echo(
-                _escape_unencodable(text[start : start + _PRINT_CHUNK_CHARS]), nl=False, color=True
-            )
-        click.echo()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # Python flushes the unwritten rest again at exit, which would fail again: discard it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise WriteError(f"standard output: {error.strerror or error}") from error
-
-
-def _escape_unencodable(text: str) -> str:
-    """Escape the characters that the encoding of standard output lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _should_color(choice: str, *, is_terminal: bool) -> bool:
-    """Whether to colour: by the option, then NO_COLOR, FORCE_COLOR and TERM."""
-    if choice != "auto":
-        return choice == "always"
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
-    return is_terminal and os.environ.get("TERM") != "dumb"
-
-
-def _supports_unicode() -> bool:
-    """Whether standard output encodes Unicode and the terminal is not TERM=dumb."""
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    return encoding.startswith("utf") and os.environ.get("TERM") != "dumb"
-
-
-def format_one_line(text: str) -> str:
-    """Return an error message as one printable line without credentials."""
-    return make_printable(mask_credentials(" ".join(text.splitlines())))
 
 
 def report_options(function: CommandFunction) -> CommandFunction:
@@ -327,6 +190,8 @@ _OUTPUT_OPTION = click.option(
     multiple=True,
     help="Write the report of the --format before it here.",
 )
+
+
 _REPORT_OPTIONS = (
     click.option(
         "--format",
@@ -356,6 +221,8 @@ _REPORT_OPTIONS = (
     click.option("-q", "--quiet", is_flag=True, help="Print the verdict only."),
     click.option("-v", "--verbose", is_flag=True, help="Print everything; a traceback on errors."),
 )
+
+
 _LIMIT_OPTIONS = (
     click.option("--deep", is_flag=True, help="Compare every checksum, whatever the size."),
     click.option(
@@ -366,6 +233,8 @@ _LIMIT_OPTIONS = (
         help="Change a bound on what a file may cost, for example pickle-bytes=1000000.",
     ),
 )
+
+
 _INPUT_OPTIONS = (
     click.option(
         "--input",
@@ -381,6 +250,8 @@ _INPUT_OPTIONS = (
         help="A function that gives what forward takes.",
     ),
 )
+
+
 _MODULE_OPTIONS = (
     click.option(
         "-m", "--module", metavar="PACKAGE.MODULE:NAME", help="A class, a factory or an instance."

@@ -5,12 +5,12 @@ import click
 from ckptool import api
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
-    ReportOutput,
     input_options,
     limit_options,
     module_options,
     report_options,
 )
+from ckptool.cli.output import ReportOutput
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy

@@ -10,9 +10,9 @@ from typing import BinaryIO, Final, Protocol
 from msgspec.structs import replace
 
 from ckptool.errors import ReadError, UnknownFormatError
-from ckptool.formats import safetensors
-from ckptool.formats.files import ByteSource, is_directory, list_names, open_source
+from ckptool.formats.files.source import ByteSource, is_directory, list_names, open_source
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.formats.safetensors import reader as safetensors_reader
 from ckptool.formats.strict_json import quote_text
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, Skipped
@@ -20,8 +20,8 @@ from ckptool.model import Checkpoint, Skipped
 STDIN: Final = Path("<stdin>")
 """Path that errors and reports show for a checkpoint read from standard input."""
 
-_MAGIC_READERS: Final = ("torch_zip", "torch_tar")
-_TRIAL_READERS: Final = ("torch_legacy",)
+_MAGIC_READERS: Final = ("torch.zip_reader", "torch.tar")
+_TRIAL_READERS: Final = ("torch.legacy",)
 """A pickle has no magic bytes: these readers are tried last, after all other known formats."""
 _DCP_METADATA: Final = ".metadata"
 _INDEX_PATTERN: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
@@ -122,15 +122,15 @@ def _note_sibling_files(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpo
 def _is_index(source: ByteSource) -> bool:
     if not source.read_head(_MAX_LEADING_BLANKS).lstrip().startswith(b"{"):
         return False
-    from ckptool.formats import sharded
+    from ckptool.formats.sharded import reader
 
-    return sharded.matches(source)
+    return reader.matches(source)
 
 
 def _open_sharded(index: Location, limits: Limits) -> Checkpoint:
-    from ckptool.formats import sharded
+    from ckptool.formats.sharded import reader
 
-    return sharded.read(index, limits, _open_file)
+    return reader.read(index, limits, _open_file)
 
 
 def _open_dcp(directory: Location, limits: Limits) -> Checkpoint:
@@ -165,18 +165,18 @@ def _open_file(path: Location, limits: Limits) -> Checkpoint:
 def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
     # First: a valid safetensors file may start with the bytes of a zip or a pickle; the reverse
     # cannot happen.
-    if safetensors.matches(source):
-        return safetensors.read(source, limits)
+    if safetensors_reader.matches(source):
+        return safetensors_reader.read(source, limits)
     if reader := _find_reader(_MAGIC_READERS, source):
         return reader.read(source, limits)
-    from ckptool.formats import pointers
+    from ckptool.formats import unrecognized
 
-    head = source.read_head(pointers.HEAD_BYTES)
-    if description := pointers.identify_other_format(head):
+    head = source.read_head(unrecognized.HEAD_BYTES)
+    if description := unrecognized.identify_other_format(head):
         raise UnknownFormatError(source.path, description)
     if reader := _find_reader(_TRIAL_READERS, source):
         return reader.read(source, limits)
-    raise UnknownFormatError(source.path, pointers.describe_unknown_file(head))
+    raise UnknownFormatError(source.path, unrecognized.describe_unknown_file(head))
 
 
 def _find_reader(names: Sequence[str], source: ByteSource) -> _FormatReader | None:

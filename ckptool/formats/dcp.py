@@ -10,25 +10,30 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, ReadError
-from ckptool.formats import tree
-from ckptool.formats.collector import pause_gc
-from ckptool.formats.files import ByteSource, open_source, path_exists
-from ckptool.formats.globals import classify_global
+from ckptool.formats.files.gc_pause import pause_gc
+from ckptool.formats.files.source import ByteSource, open_source, path_exists
 from ckptool.formats.limits import Limits
-from ckptool.formats.nodes import GlobalName, PersistentReference, UnresolvedObject
-from ckptool.formats.pickles import ParsedPickle, parse_whole_pickle
-from ckptool.formats.plain import quote_name
-from ckptool.formats.streams import SourceSlice
-from ckptool.formats.tensors import PickleTreeError, TensorInfoReader, is_size_or_stride, read_dtype
-from ckptool.formats.torch_zip import (
+from ckptool.formats.pickle import states
+from ckptool.formats.pickle.global_uses import damaged_with_uses, find_global_uses
+from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, UnresolvedObject
+from ckptool.formats.pickle.plain_values import quote_name
+from ckptool.formats.pickle.reader import ParsedPickle, parse_whole_pickle
+from ckptool.formats.pickle.safe_globals import classify_global
+from ckptool.formats.pickle.tensor_rebuild import (
+    PickleTreeError,
+    TensorInfoReader,
+    is_size_or_stride,
+    read_dtype,
+)
+from ckptool.formats.torch.streams import SourceSlice
+from ckptool.formats.torch.zip_reader import (
     ArchiveRecords,
     GlobalNames,
     read_main_pickle,
     read_metadata,
     resolve_storages,
 )
-from ckptool.formats.uses import damaged_with_uses, find_global_uses
-from ckptool.formats.zips import find_bad_crc, is_zip, read_archive
+from ckptool.formats.zip.archive import find_bad_crc, is_zip, read_archive
 from ckptool.locations import Location, RemotePath
 from ckptool.model import (
     DTYPE_BITS,
@@ -133,7 +138,7 @@ def _describe_directory(
     data_files.read_all()
     leaves = {key: _build_leaf(key, entry, data_files, limits) for key, entry in keys.items()}
     _check_items_used(items, keys)
-    state_tree = tree.describe_tree(_nest_by_path(leaves, metadata.get("planner_data")), limits)
+    state_tree = states.describe_tree(_nest_by_path(leaves, metadata.get("planner_data")), limits)
     if state_tree.is_empty and all(use.safety is not Safety.DANGEROUS for use in metadata_uses):
         raise PickleTreeError("holds no tensors")
     return Checkpoint(
@@ -244,7 +249,7 @@ class _DataFiles:
 
     def _read_sizes(self) -> list[int]:
         if isinstance(self._directory, RemotePath):
-            from ckptool.formats.remote import map_concurrently
+            from ckptool.formats.files.remote import map_concurrently
 
             return map_concurrently(self._read_size, self.file_names)
         return list(map(self._read_size, self.file_names))

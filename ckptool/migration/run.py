@@ -7,45 +7,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ckptool.compare import (
-    ModuleDiff,
-    equally_good_states,
-    find_best_state,
-    get_state,
-    strict_load_obstacles,
-)
+from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
+from ckptool.compare.states import equally_good_states, find_best_state, get_state
 from ckptool.errors import PlanError, ReadError, UsageError, WriteError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.atomic import check_target, translate_os_errors
-from ckptool.formats.blobs import ProgressCallback
-from ckptool.formats.files import is_directory, open_source
-from ckptool.formats.interrupts import raise_on_sigterm
+from ckptool.formats.files.atomic import check_target, translate_os_errors
+from ckptool.formats.files.signals import raise_on_sigterm
+from ckptool.formats.files.source import is_directory, open_source
+from ckptool.formats.files.writer import ProgressCallback
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.formats.safetensors_writer import SAFETENSORS_DTYPES
+from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.locations import Location, RemotePath
-from ckptool.migration import ties
-from ckptool.migration import write as writing
-from ckptool.migration.ahead import EarlyCopy
-from ckptool.migration.companions import is_web_location, list_sidecar_files
-from ckptool.migration.draft import Draft, create_draft
-from ckptool.migration.fits import check_container_limits
-from ckptool.migration.inflate import inflate_storages
-from ckptool.migration.memory import AnonymousFile
-from ckptool.migration.plan import Plan, apply_plan, format_plan, reverse_plan
-from ckptool.migration.prints import BackgroundFingerprints
-from ckptool.migration.provenance import PROVENANCE_KEY, RECORD_SUFFIX, MigrationDigests, is_applied
-from ckptool.migration.questions import UndecidedError
-from ckptool.migration.sources import ValueSources
-from ckptool.migration.suggest import KeyOverrides, predict_load, suggest_plan
-from ckptool.migration.verify import CheckResult, ForwardCheck, PendingFile, check_pending_file
-from ckptool.migration.watch import SourceGuard
-from ckptool.migration.write import SAFETENSORS, TORCH, WriteJob
+from ckptool.migration.check.strict_load import (
+    CheckResult,
+    ForwardCheck,
+    PendingFile,
+    check_pending_file,
+)
+from ckptool.migration.plan.anonymous_file import AnonymousFile
+from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH, check_container_limits
+from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.plan_file import Plan, apply_plan, format_plan, reverse_plan
+from ckptool.migration.plan.suggest import KeyOverrides, predict_load, suggest_plan
+from ckptool.migration.plan.undecided import UndecidedError
+from ckptool.migration.plan.value_sources import ValueSources
+from ckptool.migration.source_guard import SourceGuard
+from ckptool.migration.write import file as writing
+from ckptool.migration.write import tied_items
+from ckptool.migration.write.background_fingerprints import BackgroundFingerprints
+from ckptool.migration.write.early_copy import EarlyCopy
+from ckptool.migration.write.file import WriteJob
+from ckptool.migration.write.inflate_storages import inflate_storages
+from ckptool.migration.write.provenance import (
+    PROVENANCE_KEY,
+    RECORD_SUFFIX,
+    MigrationDigests,
+    is_applied,
+)
+from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ckptool.migration.live import TargetModule
+    from ckptool.migration.plan.target_module import TargetModule
     from ckptool.modules import ModuleSpec
 
 _CONTAINER_BY_SUFFIX = {
@@ -171,7 +176,7 @@ def _run_stages(
     _start_early_work(request, to, checkpoint, fingerprints, early_copy)
     target_module = _load_module(request, checkpoint)
     module_info = target_module.module_info if target_module else None
-    draft = ties.restore_ties(
+    draft = tied_items.restore_ties(
         create_draft(checkpoint, _select_state(checkpoint, module_info, request))
     )
     sources = ValueSources(
@@ -256,7 +261,7 @@ def _start_early_work(
             tensor.dtype in SAFETENSORS_DTYPES and tensor.span for tensor in state.tensors.values()
         )
     ):
-        items, _ = ties.split_ties(create_draft(checkpoint, state))
+        items, _ = tied_items.split_ties(create_draft(checkpoint, state))
         tensors = [
             items[stored_tensor.key].tensor for stored_tensor in writing.order_tensors(items)
         ]
@@ -329,7 +334,7 @@ def _check_target(request: MigrationRequest, source_guard: SourceGuard) -> None:
 def _load_module(request: MigrationRequest, checkpoint: Checkpoint) -> "TargetModule | None":
     if request.module is None:
         return None
-    from ckptool.migration.live import load_target_module
+    from ckptool.migration.plan.target_module import load_target_module
 
     return load_target_module(request.module(checkpoint))
 
@@ -458,7 +463,7 @@ class _AppliedPlan:
             request.hard_links,
         )
         if request.is_sharded:
-            from ckptool.migration.folder import write_sharded_folder
+            from ckptool.migration.write.sharded_folder import write_sharded_folder
 
             digests = write_sharded_folder(job, request.max_shard_size)
         else:
@@ -468,7 +473,7 @@ class _AppliedPlan:
     def _describe_pending_file(self, path: Path, target: Path | None) -> PendingFile:
         tied_keys: Mapping[str, str] = {}
         if self.to == SAFETENSORS:
-            tied_keys = ties.split_ties(self.result)[1]
+            tied_keys = tied_items.split_ties(self.result)[1]
         # A pickled module at the root becomes a state_dict at the root.
         is_safetensors = self.to == SAFETENSORS
         return PendingFile(

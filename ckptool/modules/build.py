@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
 from ckptool.model import Kind, Skipped
-from ckptool.modules.places import AssignmentLocations
-from ckptool.modules.target import ModuleSpec, bind_arguments, make_build_error
-from ckptool.modules.tensors import ModuleStorages, count_bytes
-from ckptool.modules.twins import MetaParameters
-from ckptool.modules.usercode import UserCodeError, user_code
+from ckptool.modules.assignment_hooks import hook_assignments
+from ckptool.modules.assignment_locations import AssignmentLocations
+from ckptool.modules.import_target import ModuleSpec, bind_arguments, make_build_error
+from ckptool.modules.meta_parameters import MetaParameters
+from ckptool.modules.tensor_info import ModuleStorages, count_bytes
+from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import ModuleWalk, walk_module
-from ckptool.modules.watch import hook_assignments
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.model import Kind
-from ckptool.modules.containers import LEAF_TYPES, iter_children
+from ckptool.modules.object_children import LEAF_TYPES, iter_children
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,8 +2,8 @@
 
 from ckptool.config import Waiver
 from ckptool.policy.baseline import Baseline, BaselineEntry
-from ckptool.policy.judging import SilencedFinding, Verdict, judge
-from ckptool.policy.terms import LEVELS, ExitCode, Policy, resolve_rule_codes
+from ckptool.policy.judge import SilencedFinding, Verdict, judge
+from ckptool.policy.policy import LEVELS, ExitCode, Policy, resolve_rule_codes
 
 __all__ = [
     "LEVELS",

@@ -2,11 +2,13 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from ckptool.report import AnyReport
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
+
 
 FORMATS: Final = ("table", "json", "markdown", "html", "github", "gitlab", "sarif", "junit")
 
@@ -25,7 +27,7 @@ class RenderOptions(Struct, frozen=True):
     """Directory that paths inside it are reported relative to; None: paths as given."""
 
 
-def render(format_: str, report: AnyReport, options: RenderOptions) -> str:
+def render(format_: str, report: "AnyReport", options: RenderOptions) -> str:
     """Render `report` as `format_`; the format's module is imported here, with its dependencies."""
     text: str = import_module(f"{__name__}.{format_}").render(report, options)
     return text

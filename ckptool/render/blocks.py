@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ckptool.model import natural_sort_key
 from ckptool.render import RenderOptions
 from ckptool.render.text import FoldedItems, fold_by_pattern, format_count, replace_layer_numbers
-from ckptool.report import FindingReport, SilencedReport, SkippedReport
+from ckptool.reports.common import FindingReport, SilencedReport, SkippedReport
 
 T = TypeVar("T")
 

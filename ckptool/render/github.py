@@ -1,7 +1,9 @@
 """Report -> GitHub workflow commands, shown as annotations."""
 
+from typing import TYPE_CHECKING
+
 from ckptool.render import RenderOptions
-from ckptool.render.results import (
+from ckptool.render.ci_results import (
     LocatedFinding,
     format_message,
     get_subjects,
@@ -11,12 +13,15 @@ from ckptool.render.results import (
     make_relative,
 )
 from ckptool.render.text import make_printable
-from ckptool.report import AnyReport, AuditReport
+from ckptool.reports.audit import AuditReport
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
 
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
-def render(report: AnyReport, options: RenderOptions) -> str:
+def render(report: "AnyReport", options: RenderOptions) -> str:
     lines = [
         _format_command(
             "error", {"title": "could not be checked", "file": path}, make_printable(reason)
@@ -48,7 +53,7 @@ def render(report: AnyReport, options: RenderOptions) -> str:
     )
 
 
-def _build_verdict_properties(report: AnyReport, options: RenderOptions) -> dict[str, str]:
+def _build_verdict_properties(report: "AnyReport", options: RenderOptions) -> dict[str, str]:
     title = {"title": f"ckptool {report.command}"}
     paths = get_subjects(report)
     is_single_checkpoint = len(paths) == 1 and not isinstance(report, AuditReport)

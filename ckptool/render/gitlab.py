@@ -2,10 +2,10 @@
 
 import json
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptool.render import RenderOptions
-from ckptool.render.results import (
+from ckptool.render.ci_results import (
     LocatedFinding,
     format_message,
     get_subjects,
@@ -15,12 +15,14 @@ from ckptool.render.results import (
     make_relative,
 )
 from ckptool.render.text import make_printable
-from ckptool.report import AnyReport
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
 
 _SEVERITIES = {"error": "critical", "warning": "minor", "note": "info"}
 
 
-def render(report: AnyReport, options: RenderOptions) -> str:
+def render(report: "AnyReport", options: RenderOptions) -> str:
     entries = [
         _build_entry("could-not-check", reason, "blocker", path)
         for path, reason in list_errors(report, options.root)
@@ -73,7 +75,7 @@ def _build_entry(
     }
 
 
-def _get_default_file(report: AnyReport, options: RenderOptions) -> str:
+def _get_default_file(report: "AnyReport", options: RenderOptions) -> str:
     """Return the file for entries that have none of their own, "." if the report has none."""
     subjects = get_subjects(report)
     return make_relative(subjects[0], options.root) if subjects else "."

@@ -2,14 +2,17 @@
 
 import json
 import re
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ckptool.render import RenderOptions
-from ckptool.report import AnyReport
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
 
 
-def render(report: AnyReport, options: RenderOptions) -> str:  # noqa: ARG001 (machines have one style)
+def render(report: "AnyReport", options: RenderOptions) -> str:  # noqa: ARG001 (machines have one style)
     try:
         text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
     except UnicodeEncodeError:

@@ -1,12 +1,13 @@
 """Report -> JUnit XML: a suite for each checkpoint, a test for each rule that ran on it."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from xml.etree.ElementTree import tostring
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from ckptool.render import RenderOptions
-from ckptool.render.results import (
+from ckptool.render.ci_results import (
     LocatedFinding,
     format_message,
     get_subjects,
@@ -15,11 +16,14 @@ from ckptool.render.results import (
     list_errors,
 )
 from ckptool.render.text import make_printable
-from ckptool.report import AnyReport, GateReport
+from ckptool.reports.gate import GateReport
 from ckptool.rules import RULES
 
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
 
-def render(report: AnyReport, options: RenderOptions) -> str:
+
+def render(report: "AnyReport", options: RenderOptions) -> str:
     located_findings = tuple(iter_located_findings(report, options.root))
     document = JUnitXml("ckptool")
     for path in get_subjects(report):
@@ -47,7 +51,9 @@ def render(report: AnyReport, options: RenderOptions) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'
 
 
-def _build_suite(report: AnyReport, path: str, located_findings: list[LocatedFinding]) -> TestSuite:
+def _build_suite(
+    report: "AnyReport", path: str, located_findings: list[LocatedFinding]
+) -> TestSuite:
     rule_codes: tuple[str, ...] = ()
     if isinstance(report, GateReport):
         rule_codes = next(
@@ -138,7 +144,7 @@ def _build_error_case(path: str, reason: str) -> TestCase:
     return case
 
 
-def _iter_verdict_cases(report: AnyReport, path: str) -> Iterator[TestCase]:
+def _iter_verdict_cases(report: "AnyReport", path: str) -> Iterator[TestCase]:
     """Yield a failed test if the run fails without a failing finding."""
     verdict = get_unexplained_verdict(report)
     if verdict:

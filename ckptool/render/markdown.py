@@ -1,7 +1,7 @@
 """Report -> GitHub-flavoured Markdown for a pull request or a step summary."""
 
 from collections.abc import Iterator
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
@@ -12,12 +12,14 @@ from ckptool.render.blocks import (
     TreeBlock,
     VerdictBlock,
 )
-from ckptool.render.layout import build_blocks
 from ckptool.render.text import make_printable
-from ckptool.report import AnyReport
+from ckptool.render.views import build_blocks
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
 
 
-def render(report: AnyReport, options: RenderOptions) -> str:
+def render(report: "AnyReport", options: RenderOptions) -> str:
     parts: list[str] = []
     for block in build_blocks(report, options):
         match block:

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from ckptool.locations import is_remote
 from ckptool.render import RenderOptions
-from ckptool.render.results import (
+from ckptool.render.ci_results import (
     LocatedFinding,
     format_message,
     get_unexplained_verdict,
@@ -16,15 +16,17 @@ from ckptool.render.results import (
     list_errors,
 )
 from ckptool.render.text import make_printable
-from ckptool.report import AnyReport
 from ckptool.rules import RULES
 from ckptool.versions import NOT_INSTALLED, get_installed_version
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
 
 SCHEMA_URL: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 ROOT_BASE_ID: Final = "SRCROOT"
 
 
-def render(report: AnyReport, options: RenderOptions) -> str:
+def render(report: "AnyReport", options: RenderOptions) -> str:
     located_findings = tuple(iter_located_findings(report, options.root))
     codes = sorted({located_finding.finding.code for located_finding in located_findings})
     error_texts = [
@@ -124,7 +126,7 @@ def _iter_failure_notifications(texts: list[str]) -> Iterator[dict[str, Any]]:
         yield {"level": "error", "message": {"text": make_printable(text)}}
 
 
-def _iter_skipped_notifications(report: AnyReport) -> Iterator[dict[str, Any]]:
+def _iter_skipped_notifications(report: "AnyReport") -> Iterator[dict[str, Any]]:
     for entry in dict.fromkeys(report.skipped):
         prefix = f"{entry.path}: " if entry.path else ""
         text = make_printable(f"{prefix}not checked: {entry.what}: {entry.reason}")

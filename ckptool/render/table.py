@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import groupby
 from textwrap import wrap
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from tabulate import tabulate
 
@@ -16,10 +16,12 @@ from ckptool.render.blocks import (
     TreeBlock,
     VerdictBlock,
 )
-from ckptool.render.columns import COLUMN_GAP, fit_columns, measure_column_widths
-from ckptool.render.layout import build_blocks
+from ckptool.render.column_widths import COLUMN_GAP, fit_columns, measure_column_widths
 from ckptool.render.text import make_printable
-from ckptool.report import AnyReport
+from ckptool.render.views import build_blocks
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
 
 _COLORS: Final = {
     "error": "31",
@@ -41,7 +43,7 @@ _UNICODE_BRANCHES: Final = ("\u2502  ", "   ", "\u251c\u2500 ", "\u2514\u2500 ")
 _ASCII_BRANCHES: Final = ("|  ", "   ", "|- ", "`- ")
 
 
-def render(report: AnyReport, options: RenderOptions) -> str:
+def render(report: "AnyReport", options: RenderOptions) -> str:
     parts: list[str] = []
     for block in build_blocks(report, options):
         match block:

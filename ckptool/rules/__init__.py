@@ -25,20 +25,20 @@ policy_requirements.py.
 
 from ckptool.rules import (  # noqa: F401 (each registers its rules)
     container,
-    contract,
-    forms,
-    keys,
-    loading,
+    load_keys,
+    load_shapes,
+    load_summary,
     module_state,
     optimizer,
-    quantisation,
-    refusals,
-    related,
-    requirements,
-    sharing,
-    training,
+    plan_errors,
+    policy_requirements,
+    quantization,
+    release_contract,
+    reparametrization,
+    runtime,
+    ties,
+    training_state,
     values,
-    verification,
 )
 from ckptool.rules.registry import RULES, Finding, Level, Rule, run_rules
 

@@ -121,7 +121,7 @@ def find_unavailable_classes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     }
     if not names or checkpoint.container is Container.TORCHSCRIPT:
         return
-    from ckptool.modules.locate import class_exists
+    from ckptool.modules.class_lookup import class_exists
 
     packages: dict[str, list[str]] = {}
     for qualified in sorted(names):

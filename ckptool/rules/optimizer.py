@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.compare import ModuleDiff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, StateDict, TensorInfo, tied_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 

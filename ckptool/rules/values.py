@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from math import inf
 from typing import Final
 
-from ckptool.compare import ModuleDiff
-from ckptool.figures import TensorStatistics
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-from ckptool.valued import CheckpointStatistics
+from ckptool.tensors.checkpoint_statistics import CheckpointStatistics
+from ckptool.tensors.statistics import TensorStatistics
 
 _SENTINEL_NAMES: Final = frozenset(
     ["min_val", "max_val", "best_score", "best_model_score", "kth_value", "best"]

@@ -12,15 +12,16 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from ckptool import values
 from ckptool.errors import CorruptCheckpointError, ModuleError, ReadError, UsageError
 from ckptool.model import Skipped, StateDict, natural_sort_key
-from ckptool.verification import cpu, cuda, load, running
-from ckptool.verification.facts import GoldenReplay, LevelStatus, OutputDrift
-from ckptool.verification.leaves import is_comparable, iter_leaves
-from ckptool.verification.outputs import compare_leaves, compare_outputs, to_dense_cpu
-from ckptool.verification.passes import ForwardPass, Inputs
-from ckptool.verification.sides import VerificationTarget
+from ckptool.tensors.fingerprint_many import fingerprint_tensor
+from ckptool.verification.backends import cpu, cuda
+from ckptool.verification.forward_pass import ForwardPass, Inputs
+from ckptool.verification.levels import device_and_forward, load
+from ckptool.verification.output_diff import compare_leaves, compare_outputs, to_dense_cpu
+from ckptool.verification.pytree import is_comparable, iter_leaves
+from ckptool.verification.result import GoldenReplay, LevelStatus, OutputDrift
+from ckptool.verification.target import VerificationTarget
 
 FORMAT: Final = 1
 KEY: Final = "ckptool-golden"
@@ -158,7 +159,7 @@ def replay_golden(
         ReadError: tensors of the checkpoint cannot be read.
         UsageError: the device does not exist.
     """
-    selected_device = running.select_device(device)
+    selected_device = device_and_forward.select_device(device)
     path = str(verification_target.module_diff.checkpoint.path)
     empty_replay = GoldenReplay(path, verification_target.factory.target, str(golden.path))
     loaded_factory = load.load_module_factory(
@@ -253,7 +254,7 @@ def _compute_weights_digest(state: StateDict) -> str:
     """Return the SHA-256 of all tensors of a state as hex, "" if one cannot be read."""
     digest = sha256()
     for key in sorted(state.tensors, key=natural_sort_key):
-        fingerprint = values.fingerprint_tensor(state.tensors[key])
+        fingerprint = fingerprint_tensor(state.tensors[key])
         if fingerprint is None:
             return ""
         digest.update(f"{len(key)}:{key}{fingerprint}".encode(errors="surrogatepass"))

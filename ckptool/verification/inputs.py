@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.errors import UsageError
-from ckptool.modules.usercode import UserCodeError, user_code
-from ckptool.verification.passes import SEED, Inputs
+from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.verification.forward_pass import SEED, Inputs
 
 _SPEC: Final = re.compile(
     r"(?P<dtype>[a-z_0-9]+)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?", re.ASCII

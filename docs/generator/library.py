@@ -10,10 +10,11 @@ from types import FunctionType
 from msgspec import Struct
 
 import ckptool
-from ckptool import errors, report
-from ckptool.api.training import Watched
+from ckptool import errors
+from ckptool.commands.watch import Watched
 from ckptool.formats.limits import Limits
 from ckptool.model import Checkpoint, StateDict, StorageInfo, TensorInfo
+from generator.reports import report_structs
 from generator.structs import cell, fields
 
 INTRODUCTION = """\
@@ -38,9 +39,7 @@ OTHERS = (Checkpoint, StateDict, TensorInfo, StorageInfo, Limits, Watched)
 """Types that are met by way of the functions, and need no import."""
 HEAD = re.compile(r"^(Args|Raises|Returns|Yields):$")
 ITEM = re.compile(r"^(?P<name>[\w*]+):\s+(?P<text>.*)$")
-REPORTS = {
-    name for name, one in vars(report).items() if isinstance(one, type) and issubclass(one, Struct)
-}
+REPORTS = {struct.__name__ for struct in report_structs()}
 
 
 def page() -> str:

@@ -2,8 +2,8 @@
 
 from typing import get_args
 
-from ckptool.migration.ops import Operation
-from ckptool.migration.plan import SCHEMA, Op, Plan, format_plan
+from ckptool.migration.plan.key_operations import Operation
+from ckptool.migration.plan.plan_file import SCHEMA, Op, Plan, format_plan
 from generator.structs import cell, fields, summary, words
 
 INTRODUCTION = """\

@@ -1,13 +1,17 @@
 """The reports' structs -> docs/report.md and docs/report.schema.json."""
 
 import json
+import pkgutil
 from collections.abc import Iterator
+from importlib import import_module
 from typing import get_args
 
 import msgspec
 from msgspec import Struct
 
-from ckptool import report
+from ckptool import reports
+from ckptool.reports.any_report import AnyReport
+from ckptool.reports.common import SCHEMA, Report
 from generator.structs import cell, fields, summary
 
 INTRODUCTION = """\
@@ -21,9 +25,9 @@ number fields are only added. Sizes are in bytes, shapes in elements, shares fro
 
 
 def page() -> str:
-    common = {field.name for field in fields(report.Report)}
-    lines = [INTRODUCTION.format(schema=report.SCHEMA), *_section(report.Report, set())]
-    for kind in get_args(report.AnyReport):
+    common = {field.name for field in fields(Report)}
+    lines = [INTRODUCTION.format(schema=SCHEMA), *_section(Report, set())]
+    for kind in get_args(AnyReport):
         lines += _section(kind, common)
     lines += ["## Parts", "", "What the reports are made of.", ""]
     for part in _parts():
@@ -32,7 +36,7 @@ def page() -> str:
 
 
 def schema() -> str:
-    kinds = get_args(report.AnyReport)
+    kinds = get_args(AnyReport)
     references, components = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     whole = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -43,12 +47,19 @@ def schema() -> str:
     return json.dumps(whole, indent=2) + "\n"
 
 
+def report_structs() -> list[type[Struct]]:
+    """Return the structs that the modules of `ckptool.reports` define for JSON, by name."""
+    found = {}
+    for info in pkgutil.iter_modules(reports.__path__):
+        module = import_module(f"{reports.__name__}.{info.name}")
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        found |= {c.__name__: c for c in classes if c.__name__.endswith("Report")}
+    return [found[name] for name in sorted(found)]
+
+
 def _parts() -> Iterator[type[Struct]]:
-    """Yield the structs of report.py that are no report of a command, as they stand there."""
-    for _, one in sorted(vars(report).items()):
-        part = isinstance(one, type) and issubclass(one, Struct) and one is not Struct
-        if part and not issubclass(one, report.Report):
-            yield one
+    """Yield the structs that are parts of reports, not the report of a command."""
+    return (struct for struct in report_structs() if not issubclass(struct, Report))
 
 
 def _section(struct: type[Struct], without: set[str], mark: str = "##") -> list[str]:

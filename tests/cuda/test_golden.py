@@ -5,7 +5,7 @@ import torch
 from lock import models
 
 from ckptool import api
-from ckptool.api.target import ModuleTarget
+from ckptool.commands.target import ModuleTarget
 from ckptool.formats import open_checkpoint
 from ckptool.verification import golden
 

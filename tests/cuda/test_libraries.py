@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ckptool.verification import cuda as backend
-from ckptool.verification import simulated
-from ckptool.verification.passes import ForwardPass, Inputs
+from ckptool.verification.backends import cuda as backend
+from ckptool.verification.backends import simulated
+from ckptool.verification.forward_pass import ForwardPass, Inputs
 
 pytestmark = pytest.mark.cuda
 

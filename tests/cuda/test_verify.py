@@ -13,8 +13,8 @@ from verify.test_battery import BUFFERS, turned
 
 from ckptool import api
 from ckptool.errors import UsageError
-from ckptool.verification import cuda as backend
-from ckptool.verification.passes import Inputs
+from ckptool.verification.backends import cuda as backend
+from ckptool.verification.forward_pass import Inputs
 
 pytestmark = pytest.mark.cuda
 

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_values import big_endian, described
 
-from ckptool import api, content, elements, values
-from ckptool.digests import compute_state_digest, digest_checkpoint
+from ckptool import api
+from ckptool.compare.digest import compute_state_digest, digest_checkpoint
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.modules.tensors import compute_fingerprint
+from ckptool.modules.tensor_info import compute_fingerprint
+from ckptool.tensors import elements, fingerprint
+from ckptool.tensors.fingerprint_many import fingerprint_many, fingerprint_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 
@@ -143,13 +145,13 @@ def test_pieces_and_threads_change_nothing(tmp_path_factory, numel, jobs, piece)
     tensor = torch.arange(numel, dtype=torch.float32)
     info = described(tmp_path_factory.mktemp("pieces") / "data", tensor)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(content, "PIECE", piece)
+        patch.setattr(fingerprint, "PIECE", piece)
         patch.setattr(elements, "CHUNK", 16)
-        expected = content.fingerprint_chunks(
+        expected = fingerprint.fingerprint_chunks(
             "float32", (numel,), [bytes(tensor.untyped_storage())]
         )
-        assert values.fingerprint_many([info, info], jobs) == [expected] * 2
-        assert values.fingerprint_tensor(info) == expected
+        assert fingerprint_many([info, info], jobs) == [expected] * 2
+        assert fingerprint_tensor(info) == expected
 
 
 @pytest.mark.parametrize("numel", [0, 1, (4 << 20) // 4, (4 << 20) // 4 + 1, 3 << 20])
@@ -158,20 +160,20 @@ def test_the_format_at_the_edges_of_a_piece(numel, tmp_path):
     save_file({"t": tensor}, tmp_path / "data")
     (state,) = open_checkpoint(tmp_path / "data").states
     info = state.tensors["t"]
-    assert values.fingerprint_tensor(info) == by_hand(tensor)
-    assert values.fingerprint_many([info], jobs=2) == [by_hand(tensor)]
+    assert fingerprint_tensor(info) == by_hand(tensor)
+    assert fingerprint_many([info], jobs=2) == [by_hand(tensor)]
     assert compute_fingerprint(tensor) == by_hand(tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex128, torch.int64])
 def test_the_other_byte_order(dtype, tmp_path):
     tensor = torch.arange(40).to(dtype).view(5, 8)
-    assert values.fingerprint_tensor(big_endian(tmp_path / "big", tensor)) == by_hand(tensor)
+    assert fingerprint_tensor(big_endian(tmp_path / "big", tensor)) == by_hand(tensor)
 
 
 def test_a_known_digest():
     """The format has a name: under that name these digests never change."""
-    found = content.fingerprint_chunks("float32", (2,), [b"\0\0\x80?\0\0\0@"])
+    found = fingerprint.fingerprint_chunks("float32", (2,), [b"\0\0\x80?\0\0\0@"])
     assert found == "f9b1479320226a2818d4389206bb3993998afd49472fb2f8d5334dbd195ca4f9"
     assert (
         compute_state_digest({"w": found})

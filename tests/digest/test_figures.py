@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from saved import described
 
-from ckptool import elements as reading
-from ckptool.figures import (
+from ckptool.tensors import elements as reading
+from ckptool.tensors.statistics import (
     CastEffect,
     compute_statistics,
     compute_statistics_many,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ckptool.errors import WriteError
-from ckptool.formats.atomic import check_target, commit_outputs, open_pending_output
-from ckptool.formats.interrupts import Interrupted, raise_on_sigterm
+from ckptool.formats.files.atomic import check_target, commit_outputs, open_pending_output
+from ckptool.formats.files.signals import Interrupted, raise_on_sigterm
 
 
 def fill(out, data=b"new") -> None:
@@ -99,7 +99,7 @@ def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path, folder):
 def test_what_a_dead_run_left_is_removed_and_what_a_live_one_has_is_not(tmp_path, folder):
     script = (
         "import os, sys, signal\nfrom pathlib import Path\n"
-        "from ckptool.formats.atomic import pending\n"
+        "from ckptool.formats.files.atomic import pending\n"
         f"with pending(Path('x'), force=True, folder={folder}):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )

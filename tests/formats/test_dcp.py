@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats.dcp import _check_chunks_cover, matches, read
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.formats.tensors import PickleTreeError
+from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
 from ckptool.model import Container, Safety, TensorComponent, TensorInfo
 
 pytestmark = pytest.mark.filterwarnings("ignore")

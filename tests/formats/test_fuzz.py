@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from containers import safetensors_bytes, write
 
 from ckptool.cli import main
-from ckptool.elements import unreadable_reason
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
 from ckptool.model import Checkpoint
+from ckptool.tensors.elements import unreadable_reason
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 MUTANTS = int(os.environ.get("CKPTOOL_FUZZ", "8000"))

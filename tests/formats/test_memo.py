@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.formats.limits import DEFAULT_LIMITS
-from ckptool.formats.machine import PickleMachine, PickleMemo
-from ckptool.formats.pickle_graph import read_graph
-from ckptool.formats.pickles import parse_pickle
+from ckptool.formats.pickle.graph import read_graph
+from ckptool.formats.pickle.machine import PickleMachine, PickleMemo
+from ckptool.formats.pickle.reader import parse_pickle
 
 SLOTS = st.lists(st.tuples(st.integers(0, 12), st.integers()))
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.formats.limits import DEFAULT_LIMITS
-from ckptool.formats.nodes import PickleError
-from ckptool.formats.pickle_graph import read_graph
-from ckptool.formats.pickle_writer import write_pickle
+from ckptool.formats.pickle.graph import read_graph
+from ckptool.formats.pickle.nodes import PickleError
+from ckptool.formats.pickle.writer import write_pickle
 
 atoms = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()

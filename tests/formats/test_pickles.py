@@ -19,17 +19,22 @@ from hypothesis import strategies as st
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.globals import SAFE_GLOBALS, classify_name
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.formats.nodes import (
+from ckptool.formats.pickle.nodes import (
     GlobalName,
     MappingNode,
     PersistentReference,
     SetNode,
     UnresolvedObject,
 )
-from ckptool.formats.opcodes import HANDLERS
-from ckptool.formats.pickles import parse_pickle, parse_whole_pickle, scan_globals, select_dangerous
+from ckptool.formats.pickle.opcodes import HANDLERS
+from ckptool.formats.pickle.reader import (
+    parse_pickle,
+    parse_whole_pickle,
+    scan_globals,
+    select_dangerous,
+)
+from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS, classify_name
 from ckptool.model import Safety
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
-from ckptool.formats.safetensors import TORCH_DTYPES
+from ckptool.formats.safetensors.reader import TORCH_DTYPES
 from ckptool.model import (
     DTYPE_BITS,
     Checkpoint,

@@ -8,8 +8,8 @@ from saved import content, describe, described, same_bits
 from torch import nn
 
 from ckptool.errors import CorruptCheckpointError
-from ckptool.formats.files import open_source
-from ckptool.formats.torch_legacy import MAGIC_NUMBER, matches
+from ckptool.formats.files.source import open_source
+from ckptool.formats.torch.legacy import MAGIC_NUMBER, matches
 from ckptool.model import Container, Kind, Safety, tied_keys
 
 OLD = {"_use_new_zipfile_serialization": False}

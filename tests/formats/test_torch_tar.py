@@ -10,9 +10,9 @@ import torch
 from saved import content, same_bits
 
 from ckptool.errors import CorruptCheckpointError
-from ckptool.formats.files import open_source
+from ckptool.formats.files.source import open_source
 from ckptool.formats.limits import DEFAULT_LIMITS
-from ckptool.formats.torch_tar import matches, read
+from ckptool.formats.torch.tar import matches, read
 from ckptool.model import Checkpoint, Container, Safety
 
 EVIL = b"\x80\x02cposix\nsystem\nU\x04true\x85R."

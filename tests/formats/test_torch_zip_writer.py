@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckptool.formats import open_checkpoint, torch_zip_writer
-from ckptool.formats.blobs import Blob, FileWriter, blob_from_bytes
-from ckptool.formats.torch_zip_writer import ZipRecord
+from ckptool.formats import open_checkpoint
+from ckptool.formats.files.writer import Blob, FileWriter, blob_from_bytes
+from ckptool.formats.torch import zip_writer
+from ckptool.formats.torch.zip_writer import ZipRecord
 from ckptool.model import Span
 
 
@@ -19,7 +20,7 @@ def write(path: Path, pickle: bytes, storages: list[ZipRecord]) -> list[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         with FileWriter(path, descriptor, lambda _: None) as sink:
-            return torch_zip_writer.write_torch_zip(sink, pickle, storages)
+            return zip_writer.write_torch_zip(sink, pickle, storages)
     finally:
         os.close(descriptor)
 
@@ -79,7 +80,7 @@ def test_a_span_is_copied_with_its_checksum_or_read_for_one(tmp_path, known):
 
 def test_an_archive_beyond_the_narrow_limits(tmp_path, monkeypatch):
     """The limit is lowered. A record of 4 GiB was written and read by hand: see docs/migrate.md."""
-    monkeypatch.setattr(torch_zip_writer, "_ZIP64_COUNT_MARKER", 3)
+    monkeypatch.setattr(zip_writer, "_ZIP64_COUNT_MARKER", 3)
     pickle, storages = saved(STATE)
     path = tmp_path / "x.pth"
     write(path, pickle, [ZipRecord(k, blob_from_bytes(d)) for k, d in storages.items()])

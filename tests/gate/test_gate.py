@@ -8,7 +8,7 @@ from torch import nn
 
 from ckptool import api
 from ckptool.config import ProjectConfig, ReleaseRequirements, Settings
-from ckptool.policy.effective import resolve_policy
+from ckptool.policy.resolve import resolve_policy
 from gate.conftest import MODEL
 
 SAFETENSORS = "[require]\nsafetensors = true\n"

@@ -16,6 +16,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped
 
 from ckptool import api
 from ckptool.render import RenderOptions, render
+from ckptool.reports.any_report import AnyReport
 
 SARIF = json.loads((ROOT / "tests" / "data" / "sarif-2.1.0-rtm.5.json").read_text())
 WITHOUT = ("-m", "samples.attention:CausalAttentionWithoutBuffers", "-k", "d_in=3", "-k", "d_out=2")
@@ -384,9 +385,7 @@ def test_json_is_as_its_schema_says(release):
 
     import msgspec
 
-    from ckptool import report
-
-    kinds = get_args(report.AnyReport)
+    kinds = get_args(AnyReport)
     refs, defs = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     schema = {"anyOf": list(refs), "$defs": defs}
     release.policy(WAIVED)

@@ -11,8 +11,8 @@ from modules import zoo as module_zoo
 from torch import nn
 from verify import models as verify_models
 
-from ckptool import contract, lockfile
-from ckptool.contract import Compatibility, Contract
+from ckptool.compare import contract, contract_lock
+from ckptool.compare.contract import Compatibility, Contract
 from ckptool.errors import CkptoolError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.modules import ModuleSpec, examine_module
@@ -41,7 +41,9 @@ def of_file(path: Path) -> Contract:
 
 
 def locked(found: Contract) -> Contract:
-    return lockfile.parse_lock(lockfile.format_lock(found).encode(), Path("ckpt.lock.json"))
+    return contract_lock.parse_lock(
+        contract_lock.format_lock(found).encode(), Path("ckpt.lock.json")
+    )
 
 
 def assert_nothing(old: Contract, new: Contract) -> None:
@@ -60,7 +62,7 @@ def test_a_module_against_itself_gives_nothing(name):
     assert_nothing(once, again)
     assert_nothing(locked(once), again)
     assert_nothing(once, locked(again))
-    assert lockfile.format_lock(once) == lockfile.format_lock(again)
+    assert contract_lock.format_lock(once) == contract_lock.format_lock(again)
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)

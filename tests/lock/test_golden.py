@@ -6,11 +6,11 @@ from lock import models
 from safetensors.torch import save_file
 
 from ckptool import api
-from ckptool.api.target import ModuleTarget
+from ckptool.commands.target import ModuleTarget
 from ckptool.errors import CkptoolError, ModuleError, ReadError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.verification import golden
-from ckptool.verification.facts import GoldenReplay
+from ckptool.verification.result import GoldenReplay
 
 
 @pytest.fixture

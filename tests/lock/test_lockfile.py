@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lock import models
 
-from ckptool import contract, lockfile
-from ckptool.contract import Contract, ContractEntry, ContractOrigin
+from ckptool.compare import contract, contract_lock
+from ckptool.compare.contract import Contract, ContractEntry, ContractOrigin
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats import open_checkpoint
 from ckptool.model import Constancy, Kind
@@ -24,7 +24,7 @@ def of_module(name: str) -> Contract:
 
 
 def test_one_key_a_line_in_natural_order():
-    text = lockfile.format_lock(of_module("First"))
+    text = contract_lock.format_lock(of_module("First"))
     assert text.splitlines()[:5] == [
         "{",
         '  "ckptool-lock": 1,',
@@ -45,7 +45,7 @@ def test_one_key_a_line_in_natural_order():
         "norm.weight",
         "scale",
     ]
-    assert text == lockfile.format_lock(of_module("First"))
+    assert text == contract_lock.format_lock(of_module("First"))
 
 
 def test_what_a_module_promises():
@@ -79,7 +79,7 @@ def test_a_file_promises_what_it_knows(tmp_path):
     torch.save(models.First().state_dict(), path)
     checkpoint = open_checkpoint(path)
     found = contract.build_state_contract(checkpoint, contract.choose_state(checkpoint, None, None))
-    text = lockfile.format_lock(found)
+    text = contract_lock.format_lock(found)
     assert '"name": "model.pth"' in text
     assert str(tmp_path) not in text
     assert found.entries["norm.running_mean"] == ContractEntry(
@@ -111,16 +111,16 @@ def test_what_is_written_is_read(found, others):
 
     named = {key: replace(term, key=key) for key, term in found.items()}
     once = Contract("n", ContractOrigin.MODULE, "a:B", named, others)
-    text = lockfile.format_lock(once)
-    again = lockfile.parse_lock(text.encode(), LOCK)
+    text = contract_lock.format_lock(once)
+    again = contract_lock.parse_lock(text.encode(), LOCK)
     assert dict(again.entries) == named
     assert dict(again.non_tensors) == others
-    assert lockfile.format_lock(again) == lockfile.format_lock(
-        lockfile.parse_lock(text.encode(), LOCK)
+    assert contract_lock.format_lock(again) == contract_lock.format_lock(
+        contract_lock.parse_lock(text.encode(), LOCK)
     )
 
 
-GOOD = lockfile.format_lock(
+GOOD = contract_lock.format_lock(
     Contract(
         "n",
         ContractOrigin.MODULE,
@@ -153,16 +153,16 @@ def test_a_fault_is_named_with_its_place(old, new, said):
     assert old in GOOD
     text = GOOD.replace(old, new, 1).encode(errors="surrogatepass")
     with pytest.raises(CorruptCheckpointError, match=said) as error:
-        lockfile.parse_lock(text, LOCK)
+        contract_lock.parse_lock(text, LOCK)
     assert str(error.value).startswith("ckpt.lock.json: ")
     assert "\n" not in str(error.value)
 
 
 def test_a_lock_that_cannot_be_read(tmp_path):
     with pytest.raises(ReadError, match="No such file"):
-        lockfile.read_lock(tmp_path / "none.json")
-    assert not lockfile.is_lock(tmp_path / "none.json")
+        contract_lock.read_lock(tmp_path / "none.json")
+    assert not contract_lock.is_lock(tmp_path / "none.json")
     (tmp_path / "x.json").write_text("{}")
-    assert not lockfile.is_lock(tmp_path / "x.json")
+    assert not contract_lock.is_lock(tmp_path / "x.json")
     (tmp_path / "x.json").write_text(GOOD)
-    assert lockfile.is_lock(tmp_path / "x.json")
+    assert contract_lock.is_lock(tmp_path / "x.json")

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 import ckptool
 from ckptool.errors import PlanError, WriteError
 from ckptool.formats import open_checkpoint
-from ckptool.migration import ahead, copying, write
-from ckptool.migration.ops import DropKeys, InjectTensor, RenameKeys
-from ckptool.migration.plan import Plan
-from ckptool.migration.reshaping import CastTensors
+from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, RenameKeys
+from ckptool.migration.plan.plan_file import Plan
+from ckptool.migration.plan.tensor_operations import CastTensors
+from ckptool.migration.write import copy_threads, early_copy
 
 MASK = InjectTensor(key="a.mask", source="literal:[1.0, 2.0]")
 
@@ -46,7 +46,7 @@ PLANS = {
 def test_the_bytes_are_the_same_as_without(source, tmp_path, monkeypatch, name):
     (path, _), plan = source, PLANS[name]
     ckptool.migrate(path, tmp_path / "ahead.safetensors", plan=plan)
-    monkeypatch.setattr(ahead.EarlyCopy, "start_copying", lambda *_, **__: None)
+    monkeypatch.setattr(early_copy.EarlyCopy, "start_copying", lambda *_, **__: None)
     ckptool.migrate(path, tmp_path / "after.safetensors", plan=plan)
     one, other = tmp_path / "ahead.safetensors", tmp_path / "after.safetensors"
     assert one.read_bytes() == other.read_bytes()
@@ -82,7 +82,7 @@ def test_the_header_has_room_for_the_plan(source, tmp_path):
     state = open_checkpoint(path).states[0]
     ckptool.migrate(path, tmp_path / "new.safetensors", plan=Plan((MASK,)))
     with (tmp_path / "new.safetensors").open("rb") as file:
-        assert int.from_bytes(file.read(8), "little") + 8 == write.compute_header_room(state)
+        assert int.from_bytes(file.read(8), "little") + 8 == file.compute_header_room(state)
 
 
 def test_a_plan_that_is_refused_leaves_nothing_behind(source, tmp_path):
@@ -97,7 +97,7 @@ def test_what_cannot_be_read_back_is_not_kept(source, tmp_path, monkeypatch):
     path, _ = source
 
     class Lying:
-        pwrite = staticmethod(copying.os.pwrite)
+        pwrite = staticmethod(copy_threads.os.pwrite)
 
         @staticmethod
         def preadv(descriptor, buffers, offset):
@@ -105,7 +105,7 @@ def test_what_cannot_be_read_back_is_not_kept(source, tmp_path, monkeypatch):
             buffers[0][-1] ^= offset > 10 << 20
             return count
 
-    monkeypatch.setattr(copying, "os", Lying)
+    monkeypatch.setattr(copy_threads, "os", Lying)
     with pytest.raises(WriteError, match="not written: read back, byte"):
         ckptool.migrate(path, tmp_path / "new.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -16,7 +16,7 @@ from migrate.states import SHM
 
 import ckptool
 from ckptool.errors import CorruptCheckpointError, ReadError, WriteError
-from ckptool.migration import apart
+from ckptool.migration.write import copy_process
 
 pytestmark = pytest.mark.skipif(
     not Path(f"/proc/self/task/{os.getpid()}/children").exists(),
@@ -302,5 +302,5 @@ def test_a_process_that_is_no_python(place, monkeypatch):
     ],
 )
 def test_an_error_comes_back_as_it_was(error):
-    again = apart._restore_error(apart._encode_error(error))
+    again = copy_process._restore_error(copy_process._encode_error(error))
     assert (type(again), str(again)) == (type(error), str(error))

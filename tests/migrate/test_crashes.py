@@ -17,7 +17,7 @@ from migrate.states import SHM
 
 from ckptool import api
 from ckptool.errors import CkptoolError
-from ckptool.migration import write
+from ckptool.migration.write import file
 
 CALLS = (
     "pwrite",
@@ -92,7 +92,7 @@ def killed_at(place: Path, suffix: str, point: int) -> int:
 )
 def test_kill_9_before_any_call(place, suffix, before, least, monkeypatch):
     """At 60 points and more; with `least` 0 the file is begun before the plan is known."""
-    monkeypatch.setattr(write, "MIN_EARLY_COPY_NBYTES", least)
+    monkeypatch.setattr(file, "MIN_EARLY_COPY_NBYTES", least)
     source, target = (place / "a.pth").read_bytes(), place / f"new{suffix}"
     assert in_child(lambda: migrate(place, suffix)) == 0
     whole = target.read_bytes()

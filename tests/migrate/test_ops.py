@@ -15,9 +15,9 @@ import ckptool
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT_LIMITS
-from ckptool.migration.draft import create_draft
-from ckptool.migration.memory import AnonymousFile
-from ckptool.migration.ops import (
+from ckptool.migration.plan.anonymous_file import AnonymousFile
+from ckptool.migration.plan.draft import create_draft
+from ckptool.migration.plan.key_operations import (
     AddPrefix,
     DropKeys,
     ExtractState,
@@ -25,8 +25,8 @@ from ckptool.migration.ops import (
     RenameKeys,
     StripPrefix,
 )
-from ckptool.migration.plan import Plan, apply_plan, reverse_plan
-from ckptool.migration.reshaping import (
+from ckptool.migration.plan.plan_file import Plan, apply_plan, reverse_plan
+from ckptool.migration.plan.tensor_operations import (
     BakeMask,
     CastTensors,
     CompactViews,
@@ -37,8 +37,8 @@ from ckptool.migration.reshaping import (
     TransposeTensor,
     UntieTensor,
 )
-from ckptool.migration.sources import ValueSources
-from ckptool.migration.watch import SourceGuard
+from ckptool.migration.plan.value_sources import ValueSources
+from ckptool.migration.source_guard import SourceGuard
 
 INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 """Their products have one result; of NaNs there are many."""

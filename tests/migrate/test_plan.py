@@ -10,9 +10,9 @@ from msgspec import structs
 
 import ckptool
 from ckptool.errors import PlanError
-from ckptool.migration.ops import DropKeys, InjectTensor, RenameKeys, RenameMode
-from ckptool.migration.plan import Op, Plan, format_plan, parse_plan, reverse_plan
-from ckptool.migration.reshaping import TransposeTensor
+from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, RenameKeys, RenameMode
+from ckptool.migration.plan.plan_file import Op, Plan, format_plan, parse_plan, reverse_plan
+from ckptool.migration.plan.tensor_operations import TransposeTensor
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 numbers = st.integers(0, 2**40)

@@ -8,8 +8,8 @@ from migrate import models
 
 import ckptool
 from ckptool.errors import PlanError, UsageError, WriteError
-from ckptool.migration.ops import InjectTensor
-from ckptool.migration.plan import parse_plan
+from ckptool.migration.plan.key_operations import InjectTensor
+from ckptool.migration.plan.plan_file import parse_plan
 
 NEW = "migrate.models:New"
 INPUTS = ("int64[2,3]<5",)

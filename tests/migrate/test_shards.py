@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import ckptool
 from ckptool.errors import UsageError, WriteError
-from ckptool.migration.ops import DropKeys, RenameKeys
-from ckptool.migration.plan import Plan
-from ckptool.migration.reshaping import CastTensors, TieTensors
+from ckptool.migration.plan.key_operations import DropKeys, RenameKeys
+from ckptool.migration.plan.plan_file import Plan
+from ckptool.migration.plan.tensor_operations import CastTensors, TieTensors
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from torch import nn
 from ckptool.errors import ModuleError
 from ckptool.model import Constancy, Kind, Skipped
 from ckptool.modules import ModuleSpec, build, examine_module
-from ckptool.modules.places import AssignmentLocations
-from ckptool.modules.twins import MetaParameters
-from ckptool.modules.watch import hook_assignments
+from ckptool.modules.assignment_hooks import hook_assignments
+from ckptool.modules.assignment_locations import AssignmentLocations
+from ckptool.modules.meta_parameters import MetaParameters
 
 LEGACY = np.random.mtrand._rand
 """numpy's global generator, which is what a module's constructor draws from."""

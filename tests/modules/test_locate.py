@@ -132,7 +132,8 @@ def test_a_rewritten_file_is_read_again(tmp_path):
 
 def test_nothing_is_imported(root):
     code = (
-        "import sys; from pathlib import Path; from ckptool.modules.locate import class_exists\n"
+        "import sys; from pathlib import Path\n"
+        "from ckptool.modules.class_lookup import class_exists\n"
         f"search = (Path({str(root)!r}),)\n"
         "before = set(sys.modules)\n"
         "assert class_exists('located.sub.net', 'Net', search)\n"

@@ -6,7 +6,7 @@ from modules.places_in import marked
 from torch import nn
 
 from ckptool.modules import describe_module
-from ckptool.modules.source import SourceAnalysis
+from ckptool.modules.source_analysis import SourceAnalysis
 
 
 @pytest.mark.parametrize(

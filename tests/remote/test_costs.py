@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 import ckptool
 from benchmarks.sparse import safetensors_file, sharded, torch_file
+from ckptool.formats.files.remote import coalesce_ranges
 from ckptool.formats.limits import Limits
-from ckptool.formats.remote import coalesce_ranges
 from ckptool.locations import RemoteContext
 
 KIB = 1 << 10
@@ -127,7 +127,7 @@ def test_files_of_this_machine_import_nothing_for_remote_ones(samples: Path):
     code = (
         "import sys, ckptool\n"
         f"ckptool.diff({str(samples / 'model.pth')!r}, {str(samples / 'model.pth')!r})\n"
-        "names = ('fsspec', 'requests', 'urllib3', 'ckptool.formats.remote', 'http')\n"
+        "names = ('fsspec', 'requests', 'urllib3', 'ckptool.formats.files.remote', 'http')\n"
         "print([name for name in names if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

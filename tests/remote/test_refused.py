@@ -13,7 +13,7 @@ from remote.servers import serving
 
 import ckptool
 from ckptool.errors import CkptoolError
-from ckptool.formats import web
+from ckptool.formats.files import http
 
 BEHAVIOURS = {
     "no ranges": "the server does not answer range requests: download the file first",
@@ -38,7 +38,7 @@ BEHAVIOURS = {
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(web, "_PAUSE", 0)
+    monkeypatch.setattr(http, "_PAUSE", 0)
 
 
 def error(place: str) -> str:
@@ -104,9 +104,9 @@ def test_from_https_to_http_is_not_followed():
     from ckptool.locations import RemotePath
 
     with pytest.raises(ReadError, match="from https to http"):
-        web._resolve_redirect(RemotePath("https://a/b"), "https://a/b", "http://a/b")
+        http._resolve_redirect(RemotePath("https://a/b"), "https://a/b", "http://a/b")
     assert (
-        web._resolve_redirect(RemotePath("http://a/b"), "http://a/b", "https://c/d")
+        http._resolve_redirect(RemotePath("http://a/b"), "http://a/b", "https://c/d")
         == "https://c/d"
     )
 
@@ -124,7 +124,7 @@ def test_there_is_no_such_host():
 
 
 def test_nothing_ever_comes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(web, "_TIMEOUT", (0.2, 0.2))
+    monkeypatch.setattr(http, "_TIMEOUT", (0.2, 0.2))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         line = error(f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth")
     assert "no answer within 0.2 seconds; tried 3 times" in line
@@ -171,7 +171,7 @@ def test_a_folder_without_a_checkpoint():
 
 
 def test_a_file_in_memory_that_changes(shelf: Path):
-    from ckptool.formats.files import open_source
+    from ckptool.formats.files.source import open_source
     from ckptool.locations import parse_location
 
     store = fsspec.filesystem("memory")

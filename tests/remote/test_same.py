@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 import ckptool
-from ckptool.report import CheckpointReport, InspectReport
+from ckptool.reports.inspect import CheckpointReport, InspectReport
 
 REMOTE = ("checksums", "headers before", "sizes before", "files that the index")
 """What is left out of remote files, and is said to be."""

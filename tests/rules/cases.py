@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 from verify import models
 
-from ckptool import api, report
+from ckptool import api
+from ckptool.reports.audit import AuditReport
+from ckptool.reports.inspect import InspectReport
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,11 @@ def _register(code: str, does: bool, expected: set[str]):
     return register
 
 
-def audit(name: str, **kwargs) -> report.AuditReport:
+def audit(name: str, **kwargs) -> AuditReport:
     return api.audit(f"zoo:{name}", kwargs=kwargs)
 
 
-def inspect(tmp: Path, content, **options) -> report.InspectReport:
+def inspect(tmp: Path, content, **options) -> InspectReport:
     path = tmp / "model.pth"
     torch.save(content, path, **options)
     return api.inspect(path)
@@ -589,7 +591,7 @@ def verify(tmp: Path, name: str):
     return api.verify(path, module=f"verify.models:{name}", device="simulated", inputs=inputs)
 
 
-def exercise(name: str) -> report.AuditReport:
+def exercise(name: str) -> AuditReport:
     return api.audit(f"verify.models:{name}", inputs=("float32[2,4]",))
 
 

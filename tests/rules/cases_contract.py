@@ -3,9 +3,10 @@
 import torch
 from lock import models
 
-from ckptool import api, contract
+from ckptool import api
+from ckptool.compare import contract
 from ckptool.policy import Policy
-from ckptool.reporting.parts import build_finding_reports
+from ckptool.reports.common import build_finding_reports
 from ckptool.rules import run_rules
 from rules.cases import fires, near
 
@@ -85,8 +86,8 @@ def dtype_of_a_buffer_changed(_tmp):
 
 
 def replayed(tmp, name: str, *, tolerance: float | None = None):
-    from ckptool.api.contracts import GateExpectations, check_expectations
-    from ckptool.api.target import ModuleTarget
+    from ckptool.commands.gate_expectations import GateExpectations, check_expectations
+    from ckptool.commands.target import ModuleTarget
     from ckptool.formats import open_checkpoint
     from ckptool.formats.limits import DEFAULT_LIMITS
 
@@ -118,8 +119,8 @@ def within_the_tolerance(tmp):
 
 
 def fixture(tmp, name: str) -> Found:
-    from ckptool.api.contracts import check_fixtures
-    from ckptool.api.target import ModuleTarget
+    from ckptool.commands.gate_expectations import check_fixtures
+    from ckptool.commands.target import ModuleTarget
     from ckptool.formats.limits import DEFAULT_LIMITS
 
     torch.save(models.First().state_dict(), tmp / "old.pth")

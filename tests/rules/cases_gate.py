@@ -8,7 +8,7 @@ from torch import nn
 
 from ckptool import api
 from ckptool.config import ProjectConfig, ReleaseRequirements, Settings, Waiver
-from ckptool.policy.effective import resolve_policy
+from ckptool.policy.resolve import resolve_policy
 from rules.cases import fires, near
 
 LINEAR = {"in_features": 2, "out_features": 3}

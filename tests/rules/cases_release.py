@@ -10,8 +10,7 @@ from torch import nn
 from ckptool import api
 from ckptool.errors import CkptoolError
 from ckptool.policy import Policy, judge
-from ckptool.report import FindingReport
-from ckptool.reporting.parts import build_finding_reports
+from ckptool.reports.common import FindingReport, build_finding_reports
 from ckptool.rules import run_rules
 from rules import forms
 from rules.cases import diff, fires, inspect, near

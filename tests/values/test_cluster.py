@@ -13,8 +13,9 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from ckptool import api, values
+from ckptool import api
 from ckptool.errors import ReadError, UsageError
+from ckptool.tensors import equality
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -42,8 +43,8 @@ def cluster():
 
 @pytest.fixture
 def _small_batches(monkeypatch):
-    monkeypatch.setattr(values, "TASK_NBYTES", 4096)
-    monkeypatch.setattr(values, "_TASK_ITEMS", 1)
+    monkeypatch.setattr(equality, "TASK_NBYTES", 4096)
+    monkeypatch.setattr(equality, "_TASK_ITEMS", 1)
 
 
 @pytest.mark.usefixtures("_small_batches")

@@ -13,18 +13,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ckptool
-from ckptool import api, parts
+from ckptool import api
+from ckptool.compare import diff_shards
+from ckptool.compare.structural_diff import compare_structure
+from ckptool.compare.value_checks import merge_value_results, plan_value_checks, run_value_checks
 from ckptool.errors import CkptoolError, CorruptCheckpointError, ReadError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.render import RenderOptions, render
-from ckptool.revising import (
-    compare_structure,
-    merge_value_results,
-    plan_value_checks,
-    run_value_checks,
-)
-from ckptool.statistics import Tolerances
-from ckptool.workers import BatchRunner
+from ckptool.tensors.batch_runner import BatchRunner
+from ckptool.tensors.difference import Tolerances
 
 
 def base() -> dict[str, torch.Tensor]:
@@ -289,7 +286,7 @@ def test_parts_share_the_bytes(tmp_path):
     torch.save(old, tmp_path / "a.pth")
     a = open_checkpoint(tmp_path / "a.pth")
     known = compare_structure(a, a, None)
-    shares = [parts.assign_shard(known, n, 2) for n in (1, 2)]
+    shares = [diff_shards.assign_shard(known, n, 2) for n in (1, 2)]
     assert {q.key for share in shares for q in share} == set(old)
     sizes = [sum(old[q.key].numel() for q in share) for share in shares]
     assert abs(sizes[0] - sizes[1]) <= 100

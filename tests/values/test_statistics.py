@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from test_values import big_endian, chunked, described, layered
 
-from ckptool import statistics
 from ckptool.model import StorageInfo
-from ckptool.statistics import Tolerances, measure_many, plain, tensors
-from ckptool.statistics.allowance import TorchImportBudget
-from ckptool.statistics.figures import DECADE_EDGES, finalize_difference
+from ckptool.tensors import difference
+from ckptool.tensors.difference import Tolerances, measure_many, pure_python, with_torch
+from ckptool.tensors.difference.import_budget import TorchImportBudget
+from ckptool.tensors.difference.sums import DECADE_EDGES, finalize_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support")
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -60,7 +60,7 @@ def close(found: float | None, wanted: float | None, slack: float = 1e-7) -> boo
     return math.isclose(found, wanted, rel_tol=slack, abs_tol=1e-9)
 
 
-def check(figures: statistics.ValueDifference, a: torch.Tensor, b: torch.Tensor) -> None:
+def check(figures: difference.ValueDifference, a: torch.Tensor, b: torch.Tensor) -> None:
     """Hold figures to what torch computes on the whole tensors at once."""
     x, y = wide(a).flatten(), wide(b).flatten()
     if x.is_complex() or y.is_complex():
@@ -106,16 +106,16 @@ def pairs(draw, dtypes=EVERY) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(statistics, "_BLOCK_ELEMENTS", 8)
-    monkeypatch.setattr(statistics, "_TASK_ELEMENTS", 24)
-    monkeypatch.setattr(plain, "_STRIP_ELEMENTS", 5)
+    monkeypatch.setattr(difference, "_BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr(difference, "_TASK_ELEMENTS", 24)
+    monkeypatch.setattr(pure_python, "_STRIP_ELEMENTS", 5)
 
 
 @given(pairs())
 def test_figures_of_files_are_what_torch_says_of_the_whole(tmp_path_factory, pair):
     folder = tmp_path_factory.mktemp("pair")
     old, new = (described(folder / n, t) for n, t in zip("ab", pair, strict=True))
-    assert statistics.unmeasurable_reason(old, new) == ""
+    assert difference.unmeasurable_reason(old, new) == ""
     (figures,) = measure_many([(old, new)], Tolerances())
     check(figures, *pair)
 
@@ -125,8 +125,8 @@ def test_figures_without_torch_are_the_same(pair):
     old, new = pair[0], pair[1].to(pair[0].dtype)
     words = raw(old), raw(new), name(old.dtype), name(old.dtype), Tolerances(1e-3, 1e-2)
     ours, torchs = (
-        finalize_difference([plain.measure_blocks(*words)], dtypes_differ=False),
-        finalize_difference([tensors.measure_blocks(*words)], dtypes_differ=False),
+        finalize_difference([pure_python.measure_blocks(*words)], dtypes_differ=False),
+        finalize_difference([with_torch.measure_blocks(*words)], dtypes_differ=False),
     )
     check(ours, old, new)
     for field in ("changed", "close", "rounding", "histogram", "old_nonfinite", "new_nonfinite"):
@@ -162,7 +162,7 @@ NAN = math.nan
         ([math.inf, 1.0], [math.inf, 2.0], 1, (1, 1)),
     ],
 )
-@pytest.mark.parametrize("way", [plain.measure_blocks, tensors.measure_blocks])
+@pytest.mark.parametrize("way", [pure_python.measure_blocks, with_torch.measure_blocks])
 def test_nan_counts_and_never_spreads(way, old, new, changed, nonfinite):
     one, other = (raw(torch.tensor(numbers)) for numbers in (old, new))
     figures = finalize_difference([way(one, other, "float32", "float32", Tolerances())], False)
@@ -171,7 +171,7 @@ def test_nan_counts_and_never_spreads(way, old, new, changed, nonfinite):
         assert figure is None or math.isfinite(figure)
 
 
-@pytest.mark.parametrize("way", [plain.measure_blocks, tensors.measure_blocks])
+@pytest.mark.parametrize("way", [pure_python.measure_blocks, with_torch.measure_blocks])
 def test_what_float64_cannot_hold_has_no_figure(way):
     one, other = (raw(torch.tensor([n], dtype=torch.float64)) for n in (1.7e308, -1.7e308))
     figures = finalize_difference([way(one, other, "float64", "float64", Tolerances())], False)
@@ -226,10 +226,10 @@ def test_what_cannot_be_measured_says_why(tmp_path):
     packed = replace(plain_, dtype="quint4x2")
     gone = replace(plain_, storage=StorageInfo("0", 16))
     sparse = layered(tmp_path / "s", indices=torch.tensor([[0]]), values=torch.ones(1))
-    assert "packed or quantised" in statistics.unmeasurable_reason(plain_, packed)
-    assert "compressed" in statistics.unmeasurable_reason(gone, plain_)
-    assert "sparse_coo" in statistics.unmeasurable_reason(plain_, sparse)
-    assert "shapes" in statistics.unmeasurable_reason(plain_, replace(plain_, shape=(2, 2)))
+    assert "packed or quantised" in difference.unmeasurable_reason(plain_, packed)
+    assert "compressed" in difference.unmeasurable_reason(gone, plain_)
+    assert "sparse_coo" in difference.unmeasurable_reason(plain_, sparse)
+    assert "shapes" in difference.unmeasurable_reason(plain_, replace(plain_, shape=(2, 2)))
 
 
 def test_an_empty_tensor(tmp_path):

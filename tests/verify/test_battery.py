@@ -4,8 +4,8 @@ import pytest
 import torch
 from verify.battery import CASES, Case
 
-from ckptool.verification import simulated
-from ckptool.verification.passes import ForwardPass, Inputs
+from ckptool.verification.backends import simulated
+from ckptool.verification.forward_pass import ForwardPass, Inputs
 
 DEVICE = torch.device("cuda", 0)
 
@@ -93,6 +93,6 @@ def test_the_arithmetic_is_that_of_the_cpu(case):
 
 
 def flat(output):
-    from ckptool.verification.leaves import iter_leaves
+    from ckptool.verification.pytree import iter_leaves
 
     return [leaf for _, leaf in iter_leaves(output) if isinstance(leaf, torch.Tensor)]

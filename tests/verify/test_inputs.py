@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from verify import models
 
 from ckptool.errors import UsageError
+from ckptool.verification.forward_pass import Inputs
 from ckptool.verification.inputs import (
     find_signature_mismatch,
     inputs_from_module,
@@ -13,7 +14,6 @@ from ckptool.verification.inputs import (
     random_inputs,
     require_matching_inputs,
 )
-from ckptool.verification.passes import Inputs
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from verify.numbers import ALL, Number
 
-from ckptool.verification import simulated
-from ckptool.verification.passes import Inputs
+from ckptool.verification.backends import simulated
+from ckptool.verification.forward_pass import Inputs
 
 
 @pytest.mark.parametrize(("name", "function", "accepted"), ALL, ids=[name for name, *_ in ALL])

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.verification.leaves import iter_leaves, tree_map
-from ckptool.verification.outputs import compare_outputs
+from ckptool.verification.output_diff import compare_outputs
+from ckptool.verification.pytree import iter_leaves, tree_map
 
 
 @dataclass

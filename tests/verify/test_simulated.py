@@ -10,8 +10,8 @@ from torch import nn
 from verify import models
 from verify.battery import Made
 
-from ckptool.verification import simulated
-from ckptool.verification.passes import Inputs
+from ckptool.verification.backends import simulated
+from ckptool.verification.forward_pass import Inputs
 from samples.attention import (
     CausalAttentionWithBuffer,
     CausalAttentionWithoutBuffers,

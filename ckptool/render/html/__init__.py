@@ -1,14 +1,16 @@
 """Report -> one HTML page: no scripts, no network requests, light and dark theme, printable."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ckptool.render import RenderOptions
+from ckptool.render.html.components import ModuleFrame, TreemapTile, split_code_spans
 from ckptool.render.html.page import build_page
-from ckptool.render.html.parts import ModuleFrame, TreemapTile, split_code_spans
 from ckptool.render.text import make_printable, truncate_middle
-from ckptool.report import AnyReport
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
 
 _HATCH_PATTERNS: Final = {
     "d1": "M0 8L8 0",
@@ -26,7 +28,7 @@ _HATCH_PATTERNS: Final = {
 """Tone -> SVG path of its hatching, so that tiles differ in more than colour."""
 
 
-def render(report: AnyReport, options: RenderOptions) -> str:
+def render(report: "AnyReport", options: RenderOptions) -> str:
     template = _create_environment().get_template("page.html")
     return template.render(
         page=build_page(report, options), patterns=tuple(_HATCH_PATTERNS.items())

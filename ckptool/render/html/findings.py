@@ -5,8 +5,13 @@ from typing import Final
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import FoldedFinding, build_findings_blocks, group_by_path
-from ckptool.render.html.parts import FindingCard, FindingsSection, RuleFindings, split_code_spans
-from ckptool.report import FindingReport
+from ckptool.render.html.components import (
+    FindingCard,
+    FindingsSection,
+    RuleFindings,
+    split_code_spans,
+)
+from ckptool.reports.common import FindingReport
 
 _MAX_CARDS: Final = 12
 """Maximum cards of one rule; the rest is only counted. -v shows all."""

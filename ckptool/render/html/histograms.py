@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from math import log10
 from typing import Final
 
-from ckptool.render.html.parts import ChangeHistogram, HistogramBar, HistogramsSection
+from ckptool.render.html.components import ChangeHistogram, HistogramBar, HistogramsSection
 from ckptool.render.text import format_count
-from ckptool.report import ChangeReport
+from ckptool.reports.diff_files import ChangeReport
 
 WIDTH: Final = 17 * 14
 HEIGHT: Final = 72

@@ -1,7 +1,7 @@
 """Report -> Page: verdict, findings, charts, tables and skipped checks."""
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import UnsetType
 
@@ -15,10 +15,8 @@ from ckptool.render.blocks import (
     build_silenced_lines,
     build_skipped_lines,
 )
-from ckptool.render.html import drawn
-from ckptool.render.html.findings import build_findings_sections
-from ckptool.render.html.heads import build_summary_facts, build_summary_lines
-from ckptool.render.html.parts import (
+from ckptool.render.html import charts
+from ckptool.render.html.components import (
     InlineText,
     Page,
     PageSection,
@@ -26,9 +24,15 @@ from ckptool.render.html.parts import (
     TextSection,
     split_code_spans,
 )
-from ckptool.render.html.shades import build_heatmaps_section
-from ckptool.render.layout import build_body
-from ckptool.report import AnyReport, GateReport, InspectReport
+from ckptool.render.html.findings import build_findings_sections
+from ckptool.render.html.heatmaps import build_heatmaps_section
+from ckptool.render.html.summary import build_summary_facts, build_summary_lines
+from ckptool.render.views import build_body
+from ckptool.reports.gate import GateReport
+from ckptool.reports.inspect import InspectReport
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
 
 _TONES: Final = {0: "passed", 1: "failed", 2: "unknown"}
 _TABLE_ID_PREFIX: Final = "table-"
@@ -40,7 +44,7 @@ _EXIT_TEXTS: Final = {
 }
 
 
-def build_page(report: AnyReport, options: RenderOptions) -> Page:
+def build_page(report: "AnyReport", options: RenderOptions) -> Page:
     """Build the page of `report`; a negative verbosity leaves only verdict and summary lines."""
     blocks = list(build_body(report, options))
     verdict = _format_title(report, blocks)
@@ -74,7 +78,7 @@ def _build_links(sections: tuple[PageSection, ...]) -> tuple[tuple[str, str], ..
     return (*other_links, *((id_, "All tables") for id_ in table_ids[:1]))
 
 
-def _format_title(report: AnyReport, blocks: list[Block]) -> str:
+def _format_title(report: "AnyReport", blocks: list[Block]) -> str:
     verdict_texts = [block.text for block in blocks if isinstance(block, VerdictBlock)]
     if isinstance(report, InspectReport):
         return (
@@ -95,7 +99,7 @@ def _parse_lines(blocks: Iterable[Block]) -> tuple[InlineText, ...]:
 
 
 def _iter_sections(
-    report: AnyReport, blocks: list[Block], options: RenderOptions
+    report: "AnyReport", blocks: list[Block], options: RenderOptions
 ) -> Iterator[PageSection | None]:
     multiple_checkpoints = (
         isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
@@ -106,15 +110,15 @@ def _iter_sections(
     yield _build_text_section(
         "silenced", "Findings that do not count", build_silenced_lines(report.silenced)
     )
-    yield drawn.build_state_tree(report, options)
+    yield charts.build_state_tree(report, options)
     if not isinstance(report.drawing, UnsetType):
         yield build_heatmaps_section("values", "Values of small buffers", report.drawing.pictures)
-    yield from drawn.build_charts(report)
+    yield from charts.build_charts(report)
     yield from _iter_table_sections(report, blocks)
     yield _build_text_section("skipped", "Not checked", build_skipped_lines(report.skipped))
 
 
-def _iter_table_sections(report: AnyReport, blocks: list[Block]) -> Iterator[PageSection]:
+def _iter_table_sections(report: "AnyReport", blocks: list[Block]) -> Iterator[PageSection]:
     """Yield the tables and lines that every format shows, in block order."""
     multiple_checkpoints = isinstance(report, InspectReport) and len(report.checkpoints) > 1
     for index, block in enumerate(blocks):

@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.model import natural_sort_key
-from ckptool.render.html.parts import LegendEntry, ModuleFrame, TreemapSection, TreemapTile
+from ckptool.render.html.components import LegendEntry, ModuleFrame, TreemapSection, TreemapTile
 from ckptool.render.html.squarify import Box, squarify
 from ckptool.render.text import format_count, format_size, make_printable, truncate_middle
 

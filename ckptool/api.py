@@ -1,0 +1,59 @@
+"""Public functions, one per command, with the command's options as parameters; import lazily."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptool.commands.audit import audit
+    from ckptool.commands.diff import diff
+    from ckptool.commands.digest import digest, textconv
+    from ckptool.commands.gate import effective_policy, gate
+    from ckptool.commands.inspect import inspect
+    from ckptool.commands.lock import lock
+    from ckptool.commands.merge import merge
+    from ckptool.commands.migrate import migrate
+    from ckptool.commands.render_text import text
+    from ckptool.commands.rule import rule
+    from ckptool.commands.verify import verify
+    from ckptool.commands.watch import watch
+
+__all__ = [
+    "audit",
+    "diff",
+    "digest",
+    "effective_policy",
+    "gate",
+    "inspect",
+    "lock",
+    "merge",
+    "migrate",
+    "rule",
+    "text",
+    "textconv",
+    "verify",
+    "watch",
+]
+
+_HOMES = {
+    "audit": "ckptool.commands.audit",
+    "diff": "ckptool.commands.diff",
+    "digest": "ckptool.commands.digest",
+    "effective_policy": "ckptool.commands.gate",
+    "gate": "ckptool.commands.gate",
+    "inspect": "ckptool.commands.inspect",
+    "lock": "ckptool.commands.lock",
+    "merge": "ckptool.commands.merge",
+    "migrate": "ckptool.commands.migrate",
+    "rule": "ckptool.commands.rule",
+    "text": "ckptool.commands.render_text",
+    "textconv": "ckptool.commands.digest",
+    "verify": "ckptool.commands.verify",
+    "watch": "ckptool.commands.watch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a function on first access, so that a command imports only what it needs."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckptool.api' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,154 @@
+"""Report -> files and the terminal, in the formats that the options name."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from msgspec import Struct
+
+from ckptool.cli.output_targets import Destination
+from ckptool.errors import WriteError
+from ckptool.locations import mask_credentials
+from ckptool.render import RenderOptions, render
+from ckptool.render.text import make_printable
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
+
+_PRINT_CHUNK_CHARS = 1 << 20
+"""Characters per write to standard output."""
+
+
+class ReportOutput(Struct, frozen=True):
+    """Formats, destinations and verbosity of a report."""
+
+    destinations: tuple[Destination, ...]
+    """Each format with its file; None is standard output, for at most one format."""
+    color: str
+    quiet: bool
+    verbose: bool
+
+    @property
+    def formats(self) -> frozenset[str]:
+        return frozenset(format_ for format_, _ in self.destinations)
+
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether a format draws pictures; otherwise their values are not read."""
+        return "html" in self.formats
+
+    def write_report(self, report: "AnyReport") -> None:
+        """Write the report to its files and to standard output.
+
+        With --format github, also append it as Markdown to $GITHUB_STEP_SUMMARY.
+
+        Raises:
+            WriteError: a file cannot be written.
+        """
+        for format_, path in self.destinations:
+            _write_output(render(format_, report, self._build_render_options(path)), path)
+        summary_path = os.environ.get("GITHUB_STEP_SUMMARY")
+        if summary_path and "github" in self.formats:
+            _append_summary(Path(summary_path), render("markdown", report, RenderOptions()) + "\n")
+
+    def write_text(self, text: str) -> None:
+        """Write a text to the destinations of the report.
+
+        Raises:
+            WriteError: a file cannot be written.
+        """
+        for _, path in self.destinations:
+            _write_output(text, path)
+
+    def _build_render_options(self, path: Path | None) -> RenderOptions:
+        is_terminal = path is None and sys.stdout.isatty()
+        return RenderOptions(
+            width=_detect_width(is_terminal=is_terminal),
+            color=path is None and _should_color(self.color, is_terminal=is_terminal),
+            unicode=path is not None or _supports_unicode(),
+            verbosity=self.verbose - self.quiet,
+            root=Path.cwd(),
+        )
+
+
+def _detect_width(*, is_terminal: bool) -> int | None:
+    """Return the width in columns: $COLUMNS or the terminal's; None if neither is known."""
+    has_columns = os.environ.get("COLUMNS", "").isdigit()
+    if not (is_terminal or has_columns):
+        return None
+    from shutil import get_terminal_size
+
+    return get_terminal_size().columns
+
+
+def _write_output(text: str, path: Path | None) -> None:
+    if path is None:
+        _print_text(text)
+    else:
+        _write_file(path, text + "\n")
+
+
+def _write_file(path: Path, text: str) -> None:
+    """Write a report: atomically to a regular file, directly to a pipe or device."""
+    from ckptool.formats.files.atomic import translate_os_errors, write_file
+
+    content = text.encode()
+    if not path.exists() or path.is_file():
+        write_file(path, content, force=True)
+        return
+    with translate_os_errors(path):
+        path.write_bytes(content)
+
+
+def _append_summary(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as summary_file:
+            summary_file.write(text)
+    except OSError as error:
+        raise WriteError(f"GITHUB_STEP_SUMMARY {path}: {error.strerror or error}") from error
+
+
+def _print_text(text: str) -> None:
+    try:
+        # In chunks: encoding and writing hold two more copies of each.
+        for start in range(0, len(text), _PRINT_CHUNK_CHARS):
+            click.echo(
+                _escape_unencodable(text[start : start + _PRINT_CHUNK_CHARS]), nl=False, color=True
+            )
+        click.echo()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Python flushes the unwritten rest again at exit, which would fail again: discard it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise WriteError(f"standard output: {error.strerror or error}") from error
+
+
+def _escape_unencodable(text: str) -> str:
+    """Escape the characters that the encoding of standard output lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _should_color(choice: str, *, is_terminal: bool) -> bool:
+    """Whether to colour: by the option, then NO_COLOR, FORCE_COLOR and TERM."""
+    if choice != "auto":
+        return choice == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return is_terminal and os.environ.get("TERM") != "dumb"
+
+
+def _supports_unicode() -> bool:
+    """Whether standard output encodes Unicode and the terminal is not TERM=dumb."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return encoding.startswith("utf") and os.environ.get("TERM") != "dumb"
+
+
+def format_one_line(text: str) -> str:
+    """Return an error message as one printable line without credentials."""
+    return make_printable(mask_credentials(" ".join(text.splitlines())))

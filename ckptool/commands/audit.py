@@ -1,0 +1,74 @@
+"""Report the state of a module that its state_dict does not hold."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from ckptool.commands.option_checks import reject_unused_options
+from ckptool.commands.previews import add_module_previews
+from ckptool.commands.target import (
+    Arguments,
+    ModuleTarget,
+)
+from ckptool.errors import UsageError
+from ckptool.model import ModuleInfo
+from ckptool.policy import Policy, judge
+from ckptool.reports.audit import AuditReport, build_audit_report
+from ckptool.rules import run_rules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.verification.result import UsageChanges
+
+
+def audit(
+    module: "str | nn.Module | None" = None,
+    *,
+    kwargs: Mapping[str, object] | None = None,
+    inputs: object = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
+    policy: Policy | None = None,
+    pictures: bool = False,
+) -> AuditReport:
+    """Report the state of a module that its state_dict lacks; with `inputs`, also run forward.
+
+    A live module is compared with a fresh instance that has its state_dict loaded: the differences
+    are what a save loses.
+
+    Args:
+        module: "package.module:Name" or a live module, trained or not.
+        kwargs: constructor arguments; for a live module, the arguments it was built with.
+        inputs: as for `verify`.
+        fresh: function that builds a module like the live one, if `kwargs` do not determine it.
+        policy: reported findings, and the level from which they fail.
+        pictures: include the values of small buffers and unsaved tensors, for drawing.
+
+    Raises:
+        ModuleError: the module cannot be imported or built.
+        UsageError: no module is named, or the inputs are invalid.
+    """
+    if module is None:
+        raise UsageError("no module is named: -m package.module:Name")
+    module_target = ModuleTarget(module, kwargs or {})
+    module_info, usage_changes = _describe_target(module_target, kwargs, fresh)
+    module_info, forward_effects = module_target.run_forward({}, module_info, inputs)
+    audit_report = build_audit_report(
+        module_info,
+        judge(run_rules([module_info, *forward_effects, *usage_changes]), policy or Policy()),
+    )
+    return add_module_previews(audit_report, module_info) if pictures else audit_report
+
+
+def _describe_target(
+    module_target: ModuleTarget, kwargs: Arguments | None, fresh: "Callable[[], nn.Module] | None"
+) -> "tuple[ModuleInfo, tuple[UsageChanges, ...]]":
+    """Return a module's description, and for a live module its changes since construction."""
+    if isinstance(module_target.module, str):
+        reject_unused_options(
+            {"fresh=": fresh is not None}, "builds a module like a live one: a name says itself how"
+        )
+        return module_target.describe_module({}), ()
+    from ckptool.verification import usage_changes
+
+    usage = usage_changes.changes_since_construction(module_target.module, kwargs, fresh)
+    return usage_changes.with_usage(module_target.describe_module({}), usage), (usage,)

@@ -1,0 +1,163 @@
+"""Checkpoint x module -> DiffModuleReport; two checkpoints -> DiffFilesReport."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from ckptool.commands.diff_files import ValueComparisonOptions, diff_files
+from ckptool.commands.option_checks import reject_unused_options
+from ckptool.commands.previews import add_module_diff_previews
+from ckptool.commands.target import (
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    describe_choices,
+    need_target,
+    open_checkpoint_or_stdin,
+)
+from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.module_values import add_value_checks
+from ckptool.config import ProjectConfig
+from ckptool.errors import UsageError
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import parse_location
+from ckptool.model import Checkpoint
+from ckptool.policy import Policy, judge
+from ckptool.reports.diff import DiffModuleReport, build_module_diff_report
+from ckptool.reports.diff_files import DiffFilesReport, DiffShardReport
+from ckptool.rules import run_rules
+from ckptool.tensors.checkpoint_statistics import (
+    CheckpointStatistics,
+    compute_checkpoint_statistics,
+)
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from torch import nn
+
+    from ckptool.verification.result import ForwardEffects
+
+_MODULE_ONLY: Final = "is for the module of one checkpoint; with two checkpoints leave it out"
+
+
+def diff(  # noqa: PLR0913
+    path: PathLike,
+    new: PathLike | None = None,
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    explain: str | None = None,
+    values: bool | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    jobs: int | None = None,
+    dask: str | None = None,
+    executor: "Executor | None" = None,
+    shard: tuple[int, int] | None = None,
+    inputs: object = None,
+    progress: Callable[[int], None] | None = None,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
+    pictures: bool = False,
+) -> DiffModuleReport | DiffFilesReport | DiffShardReport:
+    """Compare a checkpoint with the module that should load it, or with another checkpoint.
+
+    Args:
+        path: the checkpoint; the old one of two.
+        new: the newer checkpoint; None compares the checkpoint with a module.
+        module: "package.module:Name" or a live module; None takes the configuration's.
+        kwargs: constructor arguments.
+        at: dotted place of the state in the file ("state_dict"); None takes the best match.
+        explain: a key to explain in full.
+        values: compare values. None is True for two files and False with a module, where it adds
+            the rules CK4xx and CK213, and CK208 by fingerprint.
+        rtol: two files: values pass that differ by at most `atol + rtol * abs(old)`.
+        atol: the same.
+        jobs: two files: number of threads that compare values.
+        dask: two files: address of a Dask scheduler to compare values on.
+        executor: two files: an executor to compare values on.
+        shard: two files: (I, N) compares the I-th of N shards of the values; see `merge`.
+        inputs: as for `verify`: the module is then run, and the effects of forward are reported.
+        progress: called from time to time with the number of bytes compared.
+        policy: reported findings, and the level from which they fail.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+        pictures: read the values of small buffers, for drawing.
+
+    Raises:
+        ReadError: a file cannot be read.
+        ModuleError: the module cannot be imported or built.
+        UsageError: no module is named, or the options exclude each other.
+        WorkerError: the cluster or executor failed.
+    """
+    options = ValueComparisonOptions(
+        values is not False, rtol, atol, jobs, dask, executor, shard, progress
+    )
+    if new is not None:
+        module_options = {
+            "-m": module is not None,
+            "-k": bool(kwargs),
+            "--input": inputs is not None,
+        }
+        reject_unused_options(module_options, _MODULE_ONLY)
+        return diff_files(
+            path, new, options, at=at, explain=explain, policy=policy or Policy(), limits=limits,
+            pictures=pictures,
+        )  # fmt: skip
+    if options.first_value_option():
+        raise UsageError(
+            f"{options.first_value_option()} is for the values of two checkpoints: name both"
+        )
+    location = parse_location(path)
+    checkpoint = open_checkpoint_or_stdin(location, limits)
+    module_target = need_target(location, ModuleOptions(module, kwargs, at), config)
+    result = _compare_with_module(checkpoint, module_target, inputs, values=bool(values))
+    module_diff = result.module_diff
+    verdict = judge(
+        run_rules(result.subjects, location), policy or Policy(), differs=not module_diff.is_strict
+    )
+    notes = describe_choices(
+        module_diff, module_target.at, module_target.choose_default_arguments(checkpoint)
+    )
+    diff_report = build_module_diff_report(
+        module_diff, verdict, notes, explain, result.statistics.skipped if result.statistics else ()
+    )
+    return add_module_diff_previews(diff_report, module_diff) if pictures else diff_report
+
+
+class _ModuleDiffResult(Struct, frozen=True):
+    """ModuleDiff of a checkpoint and its module, with effects of forward and statistics."""
+
+    module_diff: ModuleDiff
+    forward_effects: "tuple[ForwardEffects, ...]"
+    statistics: CheckpointStatistics | None
+
+    @property
+    def subjects(self) -> tuple[object, ...]:
+        statistics = () if self.statistics is None else (self.statistics,)
+        module_diff = self.module_diff
+        return (
+            module_diff,
+            module_diff.module,
+            module_diff.checkpoint,
+            *statistics,
+            *self.forward_effects,
+        )
+
+
+def _compare_with_module(
+    checkpoint: Checkpoint, module_target: ModuleTarget, inputs: object, *, values: bool
+) -> _ModuleDiffResult:
+    default_arguments = module_target.choose_default_arguments(checkpoint)
+    module_info, forward_effects = module_target.run_forward(
+        default_arguments, module_target.describe_module(default_arguments), inputs
+    )
+    module_diff = build_module_diff(checkpoint, module_info, module_target.at)
+    statistics = compute_checkpoint_statistics(checkpoint) if values else None
+    return _ModuleDiffResult(
+        add_value_checks(module_diff) if values else module_diff, forward_effects, statistics
+    )

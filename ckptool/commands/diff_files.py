@@ -1,0 +1,143 @@
+"""Compare two checkpoints, on one machine or as one shard of several."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from ckptool.commands.option_checks import reject_negative_numbers
+from ckptool.commands.previews import add_checkpoint_diff_previews
+from ckptool.commands.target import PathLike, open_checkpoint_or_stdin
+from ckptool.compare.checkpoint_diff import CheckpointDiff, build_checkpoint_diff
+from ckptool.compare.diff_shards import (
+    assign_shard,
+    build_shard,
+    encode_shard,
+)
+from ckptool.compare.structural_diff import compare_structure
+from ckptool.compare.value_checks import plan_value_checks, run_value_checks
+from ckptool.errors import UsageError
+from ckptool.formats.limits import Limits
+from ckptool.policy import Policy, judge
+from ckptool.reports.diff_files import (
+    DiffFilesReport,
+    DiffShardReport,
+    build_checkpoint_diff_report,
+    build_diff_shard_report,
+)
+from ckptool.rules import run_rules
+from ckptool.tensors.batch_runner import JOBS, BatchRunner
+from ckptool.tensors.dask import dask_batch_runner
+from ckptool.tensors.difference import Tolerances
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+
+class ValueComparisonOptions(Struct, frozen=True):
+    """Options for comparing the values of two files: tolerances and where to run; see `diff`."""
+
+    values: bool = True
+    rtol: float | None = None
+    atol: float | None = None
+    jobs: int | None = None
+    dask: str | None = None
+    executor: "Executor | None" = None
+    shard: tuple[int, int] | None = None
+    progress: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the options.
+
+        Raises:
+            UsageError: an option is out of bounds, or two options exclude each other.
+        """
+        reject_negative_numbers({"--rtol": self.rtol, "--atol": self.atol})
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"--jobs {self.jobs}: expected 1 or more")
+        if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
+            shard_index, shard_count = self.shard
+            raise UsageError(
+                f"--shard {shard_index}/{shard_count}: expected I/N with I from 1 to N"
+            )
+        if not self.values and self.first_value_option():
+            raise UsageError(f"--no-values leaves nothing to do for {self.first_value_option()}")
+        if self.dask is not None and self.jobs is not None:
+            raise UsageError("--jobs is for threads of this machine, --dask has its own: give one")
+
+    def first_value_option(self) -> str:
+        """Return the first option set that only applies to values of two files, "" if none."""
+        for name in ("rtol", "atol", "jobs", "dask", "shard"):
+            if getattr(self, name) is not None:
+                return f"--{name}"
+        return "" if self.executor is None else "executor"
+
+    @property
+    def tolerances(self) -> Tolerances | None:
+        if self.rtol is None and self.atol is None:
+            return None
+        return Tolerances(self.rtol or 0.0, self.atol or 0.0)
+
+    @contextmanager
+    def open_batch_runner(self) -> Iterator[BatchRunner]:
+        if self.dask is not None:
+            with dask_batch_runner(self.dask, self.progress) as runner:
+                yield runner
+        elif self.executor is not None:
+            yield BatchRunner(executor=self.executor, folder=Path.cwd(), progress=self.progress)
+        else:
+            yield BatchRunner(self.jobs or JOBS, progress=self.progress)
+
+
+def diff_files(
+    old: PathLike,
+    new: PathLike,
+    options: ValueComparisonOptions,
+    *,
+    at: str | None,
+    explain: str | None,
+    policy: Policy,
+    limits: Limits,
+    pictures: bool = False,
+) -> DiffFilesReport | DiffShardReport:
+    """Compare two files, or only the shard of their values that `options.shard` selects."""
+    structure = compare_structure(
+        open_checkpoint_or_stdin(old, limits), open_checkpoint_or_stdin(new, limits), at
+    )
+    if not options.values:
+        return judge_diff(
+            build_checkpoint_diff(structure, None, None), policy, explain, pictures=pictures
+        )
+    shard_index, shard_count = options.shard or (1, 1)
+    value_checks = (
+        assign_shard(structure, shard_index, shard_count)
+        if options.shard
+        else plan_value_checks(structure)
+    )
+    with options.open_batch_runner() as runner:
+        value_results = run_value_checks(
+            structure, value_checks, options.tolerances or Tolerances(), runner
+        )
+    if options.shard is None:
+        return judge_diff(
+            build_checkpoint_diff(structure, value_results, options.tolerances),
+            policy,
+            explain,
+            pictures=pictures,
+        )
+    diff_shard = build_shard(structure, shard_index, shard_count, options.tolerances, value_results)
+    return build_diff_shard_report(diff_shard, len(value_checks), encode_shard(diff_shard))
+
+
+def judge_diff(
+    checkpoint_diff: CheckpointDiff, policy: Policy, explain: str | None, *, pictures: bool = False
+) -> DiffFilesReport:
+    verdict = judge(
+        run_rules([checkpoint_diff], checkpoint_diff.new.path),
+        policy,
+        differs=checkpoint_diff.has_differences,
+    )
+    diff_report = build_checkpoint_diff_report(checkpoint_diff, verdict, explain)
+    return add_checkpoint_diff_previews(diff_report, checkpoint_diff) if pictures else diff_report

@@ -1,0 +1,523 @@
+"""Release (checkpoints, modules) x Policy -> GateReport: pass or fail, with an exit code."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.commands.gate_expectations import (
+    GateExpectations,
+    check_expectations,
+    resolve_expectations,
+    targets_without_checkpoint,
+)
+from ckptool.commands.option_checks import reject_unused_options
+from ckptool.commands.previews import add_module_diff_previews, add_state_previews
+from ckptool.commands.required_verification import (
+    required_level_failures,
+    run_required_verification,
+)
+from ckptool.commands.target import (
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    find_target,
+    open_checkpoint_or_stdin,
+    require_local_path,
+)
+from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.module_values import add_value_checks
+from ckptool.config import ProjectConfig, Waiver, load_config
+from ckptool.errors import ModuleError, ReadError, UsageError
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import Location, parse_location
+from ckptool.model import Checkpoint, ModuleInfo, Skipped
+from ckptool.policy import Baseline, ExitCode, Policy, Verdict, judge
+from ckptool.policy import baseline as baselines
+from ckptool.policy.resolve import PolicyOptions, list_settings, resolve_policy
+from ckptool.reports.gate import (
+    GateEvidence,
+    GateInput,
+    GateReport,
+    PolicyReport,
+    build_gate_report,
+    build_policy_report,
+)
+from ckptool.rules import Finding, run_rules
+from ckptool.rules.policy_requirements import (
+    POLICY_ISSUE_CODES,
+    PolicyIssues,
+    ReleaseCandidate,
+    select_required_codes,
+)
+from ckptool.rules.registry import codes_for_subjects
+from ckptool.tensors.checkpoint_statistics import (
+    CheckpointStatistics,
+    compute_checkpoint_statistics,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.verification.result import ForwardEffects, Verification
+
+NO_MODULE = Skipped(
+    "the module",
+    "none is named for it with -m or in [[tool.ckptool.models]]: only the file's rules were run",
+)
+NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
+
+
+class GatedCheckpoint(Struct, frozen=True):
+    """One checkpoint of a release with its module and the results of all checks."""
+
+    path: str
+    checkpoint: Checkpoint | None
+    """None if a module is checked without a checkpoint."""
+    module_info: ModuleInfo | None = None
+    module_diff: ModuleDiff | None = None
+    forward_effects: "tuple[ForwardEffects, ...]" = ()
+    verification: "Verification | None" = None
+    required_levels: Mapping[str, str] = {}
+    """Required verification level -> why it did not pass, "" if it passed."""
+    evidence: GateEvidence = GateEvidence()
+    statistics: CheckpointStatistics | None = None
+    """None if values were not read."""
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        entries = [*(self.checkpoint.skipped if self.checkpoint else ())]
+        entries += self.evidence.skipped
+        entries += self.module_info.skipped if self.module_info else [NO_MODULE]
+        entries += self.verification.skipped if self.verification else ()
+        if self.checkpoint:
+            entries += self.statistics.skipped if self.statistics else [NO_VALUES]
+        return tuple(dict.fromkeys(entries))
+
+
+def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
+    """Return the subjects to run rules on for one checkpoint; add new kinds of subject here."""
+    candidates: tuple[object | None, ...] = (
+        gated_checkpoint.checkpoint,
+        gated_checkpoint.module_info,
+        gated_checkpoint.module_diff,
+        *gated_checkpoint.forward_effects,
+        gated_checkpoint.verification,
+        *gated_checkpoint.evidence.subjects,
+        gated_checkpoint.statistics,
+    )
+    return tuple(subject for subject in candidates if subject is not None)
+
+
+def gate(  # noqa: PLR0913
+    paths: PathLike | Sequence[PathLike],
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    inputs: object = None,
+    values: bool = True,
+    against: "PathLike | nn.Module | None" = None,
+    fixtures: Sequence[str | Path] = (),
+    plans: Sequence[str | Path] = (),
+    golden: Sequence[str | Path] = (),
+    baseline: PathLike | None = None,
+    update_baseline: bool = False,
+    exit_zero: bool = False,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
+    pictures: bool = False,
+) -> GateReport:
+    """Judge checkpoints by a policy; one that cannot be checked does not stop the others.
+
+    Args:
+        paths: the checkpoints of the release; if empty, the named module, or each configured one,
+            is checked against its `against` and `fixtures`.
+        module: "package.module:Name" or a live module; None takes the configuration's for each
+            path; where it has none, only the rules about files are run.
+        kwargs: constructor arguments.
+        at: dotted place of the state in the files ("state_dict"); None takes the best match.
+        inputs: arguments of forward, as for `verify`, for policies that require a verification.
+        values: also apply the rules about values (CK4xx): this reads whole files.
+        against: a lock, an older checkpoint, or an older module ("package.module:Name").
+        fixtures: old checkpoints, or globs of them, that the module must load or migrate.
+        plans: migration plans for the fixtures, besides the derived ones.
+        golden: files of recorded outputs that the module must reproduce.
+        baseline: file of known findings, which do not fail; None takes the configuration's.
+        update_baseline: write all current findings into that file.
+        exit_zero: exit 0 if the gate failed; if something could not be checked, still exit 2.
+        policy: None takes the configuration's.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+        pictures: for a single checkpoint, read the values of small buffers, for drawing.
+
+    Raises:
+        ConfigError: the configuration or the baseline is invalid.
+        UsageError: the options exclude each other, or the inputs are invalid.
+        WriteError: the baseline cannot be written.
+    """
+    settings = load_config(Path.cwd()) if config is None else config
+    gate_policy = replace(policy or resolve_policy(settings), gate=True)
+    baseline_path = _find_baseline_file(baseline, settings, update=update_baseline)
+    old_baseline = (
+        None if baseline_path is None else _read_old_baseline(baseline_path, update=update_baseline)
+    )
+    locations = [
+        parse_location(path) for path in ([paths] if isinstance(paths, PathLike) else paths)
+    ]
+    expectations = GateExpectations(
+        against, tuple(fixtures), tuple(golden), tuple(plans), len(locations) > 1
+    )
+    _reject_plans_without_fixtures(expectations, settings)
+    module_options = ModuleOptions(module, kwargs, at)
+    gated_checkpoints, errors = _CheckpointExaminer(
+        gate_policy, limits, settings, module_options, inputs, expectations, values
+    ).examine_all(locations)
+    if baseline_path is not None and update_baseline:
+        old_baseline = _update_baseline(baseline_path, old_baseline, gated_checkpoints, gate_policy)
+    verdict = _judge_release(gated_checkpoints, gate_policy, old_baseline)
+    order = tuple(map(str, locations)) or tuple(checkpoint.path for checkpoint in gated_checkpoints)
+    gate_report = build_gate_report(
+        [_build_gate_input(checkpoint, gate_policy) for checkpoint in gated_checkpoints],
+        errors,
+        order,
+        verdict,
+        gate_policy.source,
+    )
+    if pictures and len(gated_checkpoints) == 1:
+        gate_report = _add_previews(gate_report, gated_checkpoints[0])
+    is_failure_ignored = exit_zero and gate_report.exit_code == ExitCode.FAILED
+    return replace(gate_report, exit_code=ExitCode.PASSED) if is_failure_ignored else gate_report
+
+
+def _reject_plans_without_fixtures(expectations: GateExpectations, config: ProjectConfig) -> None:
+    fixtures = expectations.fixtures or any(entry.fixtures for entry in config.settings.models)
+    has_unused_plans = bool(expectations.plans) and not fixtures
+    reject_unused_options(
+        {"--plan": has_unused_plans}, "is for old checkpoints: name them with --fixtures GLOB"
+    )
+
+
+def _build_gate_input(gated_checkpoint: GatedCheckpoint, policy: Policy) -> GateInput:
+    return GateInput(
+        path=gated_checkpoint.path,
+        checkpoint=gated_checkpoint.checkpoint,
+        module_diff=gated_checkpoint.module_diff,
+        verification=gated_checkpoint.verification,
+        skipped=gated_checkpoint.skipped,
+        rules=_reported_codes(gated_checkpoint, policy),
+        evidence=gated_checkpoint.evidence,
+    )
+
+
+def _add_previews(gate_report: GateReport, gated_checkpoint: GatedCheckpoint) -> GateReport:
+    if gated_checkpoint.module_diff is not None:
+        return add_module_diff_previews(gate_report, gated_checkpoint.module_diff)
+    if gated_checkpoint.checkpoint is None or not gated_checkpoint.checkpoint.states:
+        return gate_report
+    return add_state_previews(gate_report, gated_checkpoint.checkpoint.states[0])
+
+
+def effective_policy(
+    paths: Sequence[PathLike], *, options: PolicyOptions, config: ProjectConfig
+) -> PolicyReport:
+    """Return the policy that applies to each of `paths`, with the origin of each setting.
+
+    Raises:
+        ConfigError: the configuration is invalid.
+    """
+    if not paths:
+        return build_policy_report({"": list_settings(config, options, None)})
+    return build_policy_report(
+        {str(path): list_settings(config, options, str(path)) for path in paths}
+    )
+
+
+class _CheckpointExaminer(Struct, frozen=True):
+    """Runs all checks on checkpoints; describes each named module only once."""
+
+    policy: Policy
+    limits: Limits
+    config: ProjectConfig
+    module_options: ModuleOptions
+    inputs: object
+    expectations: GateExpectations
+    read_values: bool
+    modules: dict[str, ModuleInfo] = {}
+    """Cache of descriptions of modules named by a str: arguments as text -> ModuleInfo."""
+
+    def examine_all(
+        self, paths: Sequence[Location]
+    ) -> tuple[list[GatedCheckpoint], dict[str, str]]:
+        """Return the results and path -> error; with no paths, results of modules alone."""
+        gated_checkpoints: list[GatedCheckpoint] = []
+        errors: dict[str, str] = {}
+        for path in dict.fromkeys(paths):
+            try:
+                gated_checkpoints.append(
+                    self.examine_checkpoint(
+                        path, find_target(path, self.module_options, self.config)
+                    )
+                )
+            except (ReadError, ModuleError) as error:
+                errors[str(path)] = str(error)
+        if not paths:
+            module_targets = targets_without_checkpoint(
+                self.expectations, self.module_options.target, self.config
+            )
+            gated_checkpoints += [
+                self.examine_module(module_target, expectations)
+                for module_target, expectations in module_targets
+            ]
+        return gated_checkpoints, errors
+
+    def examine_checkpoint(
+        self, path: Location, module_target: ModuleTarget | None
+    ) -> GatedCheckpoint:
+        """Run all checks on the checkpoint at `path` and its module.
+
+        Raises:
+            ReadError: the checkpoint cannot be read.
+            ModuleError: the module cannot be built.
+        """
+        checkpoint = open_checkpoint_or_stdin(path, self.limits)
+        require = self.policy.at(str(path)).require
+        expectations = resolve_expectations(self.expectations, self.config, path)
+        statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
+        if module_target is None:
+            required_levels = required_level_failures(require, None, "no module is named for it")
+            evidence = check_expectations(expectations, checkpoint, None, None, self.limits)
+            return GatedCheckpoint(
+                str(path),
+                checkpoint,
+                required_levels=required_levels,
+                evidence=evidence,
+                statistics=statistics,
+            )
+        module_info = self._describe_module(module_target, checkpoint)
+        module_info, forward_effects = module_target.run_forward(
+            module_target.choose_default_arguments(checkpoint), module_info, self.inputs
+        )
+        module_diff = build_module_diff(checkpoint, module_info, module_target.at)
+        module_diff = add_value_checks(module_diff) if self.read_values else module_diff
+        verification, required_levels = run_required_verification(
+            checkpoint, module_target, require, self.inputs
+        )
+        evidence = check_expectations(
+            expectations, checkpoint, module_info, module_target, self.limits
+        )
+        return GatedCheckpoint(
+            str(path),
+            checkpoint,
+            module_info,
+            module_diff,
+            forward_effects,
+            verification,
+            required_levels,
+            evidence,
+            statistics,
+        )
+
+    def examine_module(
+        self, module_target: ModuleTarget, expectations: GateExpectations
+    ) -> GatedCheckpoint:
+        """Check a module against its expectations, without a checkpoint.
+
+        Raises:
+            ReadError: a lock or an old checkpoint cannot be read.
+            ModuleError: the module cannot be built.
+        """
+        module_info = module_target.describe_module({})
+        evidence = check_expectations(expectations, None, module_info, module_target, self.limits)
+        return GatedCheckpoint(module_info.target, None, module_info, evidence=evidence)
+
+    def _describe_module(self, module_target: ModuleTarget, checkpoint: Checkpoint) -> ModuleInfo:
+        default_arguments = module_target.choose_default_arguments(checkpoint)
+        cache_key = repr(
+            (
+                str(module_target.module),
+                id(module_target.module),
+                module_target.kwargs,
+                default_arguments,
+                module_target.search_paths,
+            )
+        )
+        if not isinstance(module_target.module, str) or cache_key not in self.modules:
+            self.modules[cache_key] = module_target.describe_module(default_arguments)
+        return self.modules[cache_key]
+
+
+def _judge_release(
+    gated_checkpoints: Sequence[GatedCheckpoint], policy: Policy, baseline: Baseline | None
+) -> Verdict:
+    """Return the verdict on all checkpoints, including findings about stale policy entries."""
+    findings = [
+        finding
+        for checkpoint in gated_checkpoints
+        for finding in _run_rules(checkpoint, policy, baseline)
+    ]
+    policy_issues = _find_policy_issues(
+        judge(findings, policy, baseline=baseline), gated_checkpoints, policy, baseline
+    )
+    return judge([*findings, *run_rules([policy_issues], policy.source)], policy, baseline=baseline)
+
+
+def _run_rules(
+    gated_checkpoint: GatedCheckpoint, policy: Policy, baseline: Baseline | None
+) -> Iterator[Finding]:
+    findings = run_rules(collect_subjects(gated_checkpoint), gated_checkpoint.path)
+    yield from findings
+    unmatched_keys = (
+        _find_unmatched_keys(
+            gated_checkpoint.module_diff, judge(findings, policy, baseline=baseline)
+        )
+        if gated_checkpoint.module_diff
+        else ()
+    )
+    yield from run_rules(
+        _build_release(gated_checkpoint, policy, unmatched_keys), gated_checkpoint.path
+    )
+
+
+def _build_release(
+    gated_checkpoint: GatedCheckpoint, policy: Policy, unmatched_keys: tuple[str, ...] = ()
+) -> tuple[ReleaseCandidate, ...]:
+    if gated_checkpoint.checkpoint is None:
+        return ()
+    require = policy.at(gated_checkpoint.path).require
+    return (
+        ReleaseCandidate(
+            gated_checkpoint.checkpoint,
+            require,
+            gated_checkpoint.module_diff,
+            unmatched_keys,
+            gated_checkpoint.required_levels,
+        ),
+    )
+
+
+def _applicable_codes(gated_checkpoint: GatedCheckpoint, policy: Policy) -> tuple[str, ...]:
+    """Return the codes of all rules that apply and are reported, required by policy or not."""
+    rule_subjects = (*collect_subjects(gated_checkpoint), *_build_release(gated_checkpoint, policy))
+    return tuple(
+        filter(policy.at(gated_checkpoint.path).reports, codes_for_subjects(rule_subjects))
+    )
+
+
+def _reported_codes(gated_checkpoint: GatedCheckpoint, policy: Policy) -> tuple[str, ...]:
+    """Return the sorted codes of the rules that ran and are reported."""
+    codes = set(codes_for_subjects(collect_subjects(gated_checkpoint)))
+    codes.update(
+        *(select_required_codes(release) for release in _build_release(gated_checkpoint, policy))
+    )
+    return tuple(sorted(filter(policy.at(gated_checkpoint.path).reports, codes)))
+
+
+def _find_unmatched_keys(module_diff: ModuleDiff, verdict: Verdict) -> tuple[str, ...]:
+    """Return keys that prevent a strict load and have neither a failing nor a silenced finding."""
+    reported_keys = {finding.key for finding in verdict.findings if finding.fails}
+    silenced_findings = [entry.finding for entry in verdict.silenced]
+    reported_keys |= {finding.key for finding in silenced_findings}
+    if module_diff.rewrite and any(finding.rule.code == "CK209" for finding in silenced_findings):
+        reported_keys |= {*module_diff.rewrite.key_map, *module_diff.rewrite.key_map.values()}
+    missing = [key for key in module_diff.missing_keys if key not in module_diff.retied_keys]
+    keys = (
+        *missing,
+        *module_diff.unexpected_keys,
+        *(change.key for change in module_diff.shape_mismatches),
+    )
+    return tuple(key for key in dict.fromkeys(keys) if key not in reported_keys)
+
+
+def _find_policy_issues(
+    verdict: Verdict,
+    gated_checkpoints: Sequence[GatedCheckpoint],
+    policy: Policy,
+    baseline: Baseline | None,
+) -> PolicyIssues:
+    """Return expired, unused and vanished policy entries; rules that did not run do not count."""
+    applicable_codes = {
+        checkpoint.path: _applicable_codes(checkpoint, policy) for checkpoint in gated_checkpoints
+    }
+    checked_codes = {
+        (policy.relative(path), code) for path, codes in applicable_codes.items() for code in codes
+    }
+    used_waivers = {entry.waiver for entry in verdict.silenced if entry.waiver}
+    matched_findings = {
+        baselines.to_baseline_entry(entry.finding, policy.relative(entry.finding.path))
+        for entry in verdict.silenced
+        if entry.by == "baseline"
+    }
+    vanished_findings = (baseline.entries if baseline else frozenset()) - matched_findings
+    return PolicyIssues(
+        expired_waivers=tuple(waiver for waiver in policy.waivers if policy.expired(waiver)),
+        unused_waivers=tuple(
+            waiver
+            for waiver in policy.waivers
+            if waiver not in used_waivers
+            and not policy.expired(waiver)
+            and _is_waiver_checked(waiver, applicable_codes, policy)
+        ),
+        outdated_entries=tuple(
+            (known_finding.path, known_finding.rule, known_finding.key)
+            for known_finding in sorted(vanished_findings)
+            if (known_finding.path, known_finding.rule) in checked_codes
+        ),
+    )
+
+
+def _is_waiver_checked(
+    waiver: Waiver, applicable_codes: Mapping[str, Sequence[str]], policy: Policy
+) -> bool:
+    """Whether a rule that `waiver` covers ran on a checkpoint that it covers."""
+    return any(
+        policy.matching(waiver, path)
+        and any(code.startswith(waiver.rule.upper()) for code in codes)
+        for path, codes in applicable_codes.items()
+    )
+
+
+def _find_baseline_file(
+    path: PathLike | None, config: ProjectConfig, *, update: bool
+) -> Path | None:
+    configured_path = config.settings.baseline
+    if path is not None:
+        return require_local_path(path)
+    if configured_path is not None:
+        return config.directory / configured_path
+    if update:
+        raise UsageError("--update-baseline: name the file with --baseline FILE")
+    return None
+
+
+def _read_old_baseline(path: Path, *, update: bool) -> Baseline | None:
+    """Return the baseline in `file`; None if it is to be created."""
+    return None if update and not path.exists() else baselines.read_baseline(path)
+
+
+def _update_baseline(
+    path: Path,
+    old_baseline: Baseline | None,
+    gated_checkpoints: Sequence[GatedCheckpoint],
+    policy: Policy,
+) -> Baseline:
+    """Write all current findings to the baseline, and keep those of paths not checked now."""
+    from ckptool.formats.files.atomic import write_file
+
+    checked_paths = {policy.relative(checkpoint.path) for checkpoint in gated_checkpoints}
+    other_findings = {
+        known_finding
+        for known_finding in (old_baseline.entries if old_baseline else ())
+        if known_finding.path not in checked_paths
+    }
+    verdict = _judge_release(gated_checkpoints, policy, None)
+    new_findings = {
+        baselines.to_baseline_entry(finding, policy.relative(finding.path))
+        for finding in verdict.findings
+        if finding.rule.code not in POLICY_ISSUE_CODES
+    }
+    write_file(path, baselines.format_baseline(other_findings | new_findings).encode(), force=True)
+    return Baseline(frozenset(other_findings | new_findings))

@@ -1,0 +1,390 @@
+"""GateExpectations -> GateEvidence: compare contracts, migrate fixtures, replay golden files."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from glob import glob
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.commands.target import ModuleTarget, PathLike, open_checkpoint_or_stdin
+from ckptool.compare import contract, contract_lock
+from ckptool.compare.contract import Contract, ContractDiff, FixtureResult
+from ckptool.compare.module_diff import strict_load_obstacles
+from ckptool.config import ModelEntry, ProjectConfig
+from ckptool.errors import PlanError, UsageError
+from ckptool.formats.limits import Limits
+from ckptool.locations import Location, RemotePath, parse_location
+from ckptool.model import Checkpoint, ModuleInfo, Skipped
+from ckptool.reports.gate import GateEvidence
+from ckptool.verification.result import GoldenReplay
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.migration.plan.key_operations import Operation
+    from ckptool.migration.plan.plan_file import Plan
+
+_MODULE_NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_MAX_STEPS: Final = 4
+"""Plan operations named in one line of text."""
+_NO_MODULE: Final = "no module is named: -m package.module:Name"
+
+
+class GateExpectations(Struct, frozen=True):
+    """Compatibility requirements of a release: contract, old checkpoints, recorded outputs."""
+
+    against: "PathLike | nn.Module | None" = None
+    """A lock, an older checkpoint, or an older module."""
+    fixtures: tuple[str | Path, ...] = ()
+    """Old checkpoints, or globs of them, that the current module must load or migrate."""
+    golden: tuple[str | Path, ...] = ()
+    """Files with recorded outputs."""
+    plans: tuple[str | Path, ...] = ()
+    """Migration plans released with the code, tried on the fixtures."""
+    has_many_checkpoints: bool = False
+    """More than one checkpoint is gated: a golden file then applies to the one with its stem."""
+    device: str = "auto"
+    """Device on which golden files are replayed."""
+
+    @property
+    def has_module_expectations(self) -> bool:
+        """Whether any of them can be checked with a module and no checkpoint."""
+        return self.against is not None or bool(self.fixtures)
+
+
+def resolve_expectations(
+    expectations: GateExpectations, config: ProjectConfig, path: Location
+) -> GateExpectations:
+    """Return `expectations` with unset fields filled from the configuration's entry of `path`."""
+    entry = config.find_entry(path)
+    return expectations if entry is None else _fill_from_entry(expectations, entry, config)
+
+
+def targets_without_checkpoint(
+    expectations: GateExpectations, module_target: ModuleTarget | None, config: ProjectConfig
+) -> list[tuple[ModuleTarget, GateExpectations]]:
+    """Return the modules with expectations that can be checked without a checkpoint.
+
+    The module in `target`; if None, the configured modules that have `against` or `fixtures`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if module_target is not None:
+        candidates = [(module_target, expectations)]
+    else:
+        entries = {
+            (entry.module, repr(entry.kwargs)): entry for entry in reversed(config.settings.models)
+        }
+        candidates = [
+            (
+                ModuleTarget(
+                    entry.module, entry.kwargs, entry.at, (config.directory,), entry.inputs
+                ),
+                _fill_from_entry(expectations, entry, config),
+            )
+            for entry in reversed(entries.values())
+        ]
+    checkable = [
+        (candidate, candidate_expectations)
+        for candidate, candidate_expectations in candidates
+        if candidate_expectations.has_module_expectations
+    ]
+    if not checkable:
+        raise UsageError(
+            "no checkpoint is named: ckptool gate PATH..., or a module that is held to a lock: "
+            "ckptool gate -m package.module:Name --against ckpt.lock.json"
+        )
+    return checkable
+
+
+def _fill_from_entry(
+    expectations: GateExpectations, entry: ModelEntry, config: ProjectConfig
+) -> GateExpectations:
+    # Relative to the working directory: a report should not name folders of the machine.
+    config_folder = Path(os.path.relpath(config.directory))
+    against = entry.against
+    if against is not None and not _MODULE_NAME.fullmatch(against):
+        against = str(config_folder / against)
+    return replace(
+        expectations,
+        against=against if expectations.against is None else expectations.against,
+        fixtures=expectations.fixtures or tuple(config_folder / path for path in entry.fixtures),
+        plans=expectations.plans or tuple(config_folder / path for path in entry.plans),
+        golden=expectations.golden or tuple(config_folder / path for path in entry.golden),
+        has_many_checkpoints=expectations.has_many_checkpoints and bool(expectations.golden),
+    )
+
+
+def check_expectations(
+    expectations: GateExpectations,
+    checkpoint: Checkpoint | None,
+    module_info: ModuleInfo | None,
+    module_target: ModuleTarget | None,
+    limits: Limits,
+) -> GateEvidence:
+    """Check a checkpoint with its module, or a module without one, against the expectations.
+
+    Raises:
+        ReadError: a lock, an old checkpoint or a golden file cannot be read.
+        ModuleError: an older module cannot be built.
+        PlanError: a plan file is invalid.
+        UsageError: a fixture pattern matches nothing, or the device does not exist.
+    """
+    fixtures, skipped = _expand_and_check_fixtures(expectations, module_target, limits)
+    contract_diff = None
+    if expectations.against is not None:
+        old = _resolve_against(expectations.against, module_target, limits)
+        try:
+            contracts = _build_contracts(old, checkpoint, module_info, module_target)
+        except UsageError as error:
+            skipped = (*skipped, Skipped(f"against {expectations.against}", str(error)))
+        else:
+            contract_diff = apply_fixture_results(fixtures, contract.compare_contracts(*contracts))
+    replays, skipped_replays = _replay_golden_files(expectations, checkpoint, module_target)
+    return GateEvidence(contract_diff, fixtures, replays, (*skipped, *skipped_replays))
+
+
+def _expand_and_check_fixtures(
+    expectations: GateExpectations, module_target: ModuleTarget | None, limits: Limits
+) -> tuple[tuple[FixtureResult, ...], tuple[Skipped, ...]]:
+    paths = expand_globs(expectations.fixtures)
+    if module_target is None:
+        return (), tuple(Skipped(str(path), _NO_MODULE) for path in paths)
+    return check_fixtures(paths, module_target, expectations.plans, limits), ()
+
+
+def _build_contracts(
+    old: Contract | Checkpoint,
+    checkpoint: Checkpoint | None,
+    module_info: ModuleInfo | None,
+    module_target: ModuleTarget | None,
+) -> tuple[Contract, Contract]:
+    """Return the old and the new contract; the new one from the module if given: it has more.
+
+    Raises:
+        UsageError: the state to use in a file is ambiguous.
+    """
+    at = module_target.at if module_target else None
+    if module_info is not None:
+        new = contract.build_module_contract(module_info)
+    else:
+        assert checkpoint is not None, "what is held to something is a module or a checkpoint"
+        reference_contract = old if isinstance(old, Contract) else None
+        new = contract.build_state_contract(
+            checkpoint, contract.choose_state(checkpoint, at, reference_contract)
+        )
+    if isinstance(old, Checkpoint):
+        old = contract.build_state_contract(
+            old, contract.choose_state(old, None, module_info or new)
+        )
+    return old, new
+
+
+def _resolve_against(
+    against: "PathLike | nn.Module", module_target: ModuleTarget | None, limits: Limits
+) -> Contract | Checkpoint:
+    """Return the contract of a lock file or an older module, or the opened older checkpoint."""
+    if not isinstance(against, PathLike):
+        return contract.build_module_contract(ModuleTarget(against).describe_module({}))
+    if _is_module_name(against):
+        kwargs = module_target.kwargs if module_target else {}
+        search_paths = module_target.search_paths if module_target else ()
+        # It is another class: pass only the arguments that its constructor accepts.
+        return contract.build_module_contract(
+            ModuleTarget(str(against), search_paths=search_paths).describe_module(kwargs)
+        )
+    path = parse_location(against)
+    if isinstance(path, RemotePath) or not contract_lock.is_lock(path):
+        return open_checkpoint_or_stdin(path, limits)
+    return contract_lock.read_lock(path)
+
+
+def expand_globs(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
+    """Return the files that paths and globs match, without duplicates, in order.
+
+    Raises:
+        UsageError: a pattern matches nothing; ignoring it would leave a fixture unchecked.
+    """
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        text = str(pattern)
+        exists = Path(text).exists()
+        paths = [text] if exists else sorted(glob(text, recursive=True))  # noqa: PTH207
+        if not paths:
+            raise UsageError(
+                f"--fixtures {text}: nothing matches it: name old checkpoints, or a glob"
+            )
+        files |= dict.fromkeys(map(Path, paths))
+    return tuple(files)
+
+
+def check_fixtures(
+    paths: Sequence[Path], module_target: ModuleTarget, plans: Sequence[str | Path], limits: Limits
+) -> tuple[FixtureResult, ...]:
+    """Return for each old checkpoint its route into the current module, or why there is none.
+
+    Raises:
+        ReadError: a checkpoint cannot be read.
+        PlanError: a plan file is invalid.
+        ModuleError: the module cannot be imported or built.
+    """
+    from ckptool.migration.plan.plan_file import read_plan_file
+
+    plans_by_name = {str(path): read_plan_file(Path(path)) for path in plans}
+    return tuple(_check_fixture(path, module_target, plans_by_name, limits) for path in paths)
+
+
+def _check_fixture(
+    path: Path, module_target: ModuleTarget, plans: "Mapping[str, Plan]", limits: Limits
+) -> FixtureResult:
+    from ckptool.verification.levels import load
+    from ckptool.verification.result import LevelStatus
+
+    checkpoint = open_checkpoint_or_stdin(path, limits)
+    if module_target.at is not None and all(
+        state.at != module_target.at for state in checkpoint.states
+    ):
+        # `at` is for the new file; an old file may have its state elsewhere.
+        module_target = replace(module_target, at=None)
+    with module_target.open_verification_target(checkpoint) as verification_target:
+        module_name, missing_keys = (
+            verification_target.module_diff.module.target,
+            verification_target.module_diff.missing_keys,
+        )
+        load_result = load.check_strict_load(
+            load.load_module_factory(verification_target.factory, verification_target.module_diff)
+        )
+    if load_result.status is LevelStatus.PASSED:
+        return FixtureResult(str(path), module_name, "loads strictly", missing_keys=missing_keys)
+    reasons = []
+    for plan_name, plan in ({"": None} | dict(plans)).items():
+        steps, reason = _dry_run_plan(path, module_target, (plan_name, plan), limits)
+        if not reason:
+            route = f"migrates by {plan_name}" if plan_name else "migrates"
+            return FixtureResult(
+                str(path), module_name, f"{route}: {steps}", missing_keys=missing_keys
+            )
+        reasons.append(reason)
+    if plans:
+        # The reasons why the given plans fail come first: they are what the author can fix.
+        reasons = [*reasons[1:], "no plan follows from the file and the module alone"]
+    return FixtureResult(
+        str(path),
+        module_name,
+        "",
+        "; ".join(_strip_path_prefix(path, reason) for reason in reasons),
+    )
+
+
+def _dry_run_plan(
+    path: Path, module_target: ModuleTarget, named_plan: "tuple[str, Plan | None]", limits: Limits
+) -> tuple[str, str]:
+    """Return the plan's operations as text and "", or "" and why the dry run fails."""
+    from ckptool.migration.plan.container_limits import TORCH
+    from ckptool.migration.run import MigrationRequest, run_migration
+
+    plan_name, plan = named_plan
+    request = MigrationRequest(
+        source=path,
+        target=None,
+        module=module_target.resolve_module,
+        at=module_target.at,
+        to=TORCH,
+        plan=plan,
+        plan_name=plan_name,
+        dry_run=True,
+        limits=limits,
+    )
+    try:
+        result = run_migration(request)
+    except PlanError as error:
+        return "", str(error)
+    if result.diff is None or not result.diff.is_strict:
+        obstacles = strict_load_obstacles(result.diff) if result.diff else ""
+        failure = f"what {plan_name or 'it'} leads to does not load strictly"
+        return "", f"{failure}: {obstacles}" if obstacles else failure
+    steps = [_format_step(operation) for operation in result.plan.ops]
+    suffix = f" and {len(steps) - _MAX_STEPS} steps more" if len(steps) > _MAX_STEPS else ""
+    return ", ".join(steps[:_MAX_STEPS]) + suffix or "nothing to do", ""
+
+
+def _format_step(operation: "Operation") -> str:
+    before, after = operation.before_after_text
+    return f"{operation.__struct_config__.tag} {after if before == '-' else before}"
+
+
+def _strip_path_prefix(path: Path, reason: str) -> str:
+    return reason.removeprefix(f"{path}: ")
+
+
+def apply_fixture_results(
+    fixtures: Sequence[FixtureResult], contract_diff: ContractDiff
+) -> ContractDiff:
+    """Return the ContractDiff with new keys marked as migratable where the fixtures prove it.
+
+    Unchanged if any fixture has no route. Only a fixture that lacks a key proves that old files
+    without it can be migrated.
+    """
+    if not all(fixture.route for fixture in fixtures):
+        return contract_diff
+    migrations = {
+        key: f"proved by {fixture.path}, which {fixture.route}"
+        for fixture in reversed(fixtures)
+        for key in fixture.missing_keys
+    }
+    return (
+        contract.compare_contracts(contract_diff.old, contract_diff.new, migrations)
+        if migrations
+        else contract_diff
+    )
+
+
+def _replay_golden_files(
+    expectations: GateExpectations,
+    checkpoint: Checkpoint | None,
+    module_target: ModuleTarget | None,
+) -> tuple[tuple[GoldenReplay, ...], tuple[Skipped, ...]]:
+    """Replay each golden file with the weights of the checkpoint."""
+    if not expectations.golden:
+        return (), ()
+    from ckptool.verification import golden
+
+    golden_files = [golden.read_golden(Path(path)) for path in expectations.golden]
+    if checkpoint is None or module_target is None:
+        reason = _NO_MODULE if checkpoint else "no checkpoint is named: it has the weights"
+        return (), tuple(Skipped(str(golden_file.path), reason) for golden_file in golden_files)
+    stem = PurePath(checkpoint.path.name).stem
+    mismatched = [
+        golden_file
+        for golden_file in golden_files
+        if expectations.has_many_checkpoints and Path(golden_file.record.checkpoint).stem != stem
+    ]
+    skipped_files = [
+        Skipped(
+            f"{golden_file.path} with {checkpoint.path}",
+            f"it is of {golden_file.record.checkpoint}",
+        )
+        for golden_file in mismatched
+    ]
+    if len(mismatched) == len(golden_files):
+        return (), tuple(skipped_files)
+    with module_target.open_verification_target(checkpoint) as verification_target:
+        matching = [golden_file for golden_file in golden_files if golden_file not in mismatched]
+        replays = tuple(
+            golden.replay_golden(verification_target, golden_file, expectations.device)
+            for golden_file in matching
+        )
+    return replays, (
+        *skipped_files,
+        *(skipped for golden_replay in replays for skipped in golden_replay.skipped),
+    )
+
+
+def _is_module_name(text: PathLike) -> bool:
+    """Whether `text` has the form "package.module:Name" and is not an existing file."""
+    return isinstance(text, str) and bool(_MODULE_NAME.fullmatch(text)) and not Path(text).exists()

@@ -1,0 +1,209 @@
+"""Module or checkpoint -> lock file (its contract) or golden file (its recorded outputs)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptool.commands.option_checks import reject_unused_options
+from ckptool.commands.target import (
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    need_target,
+    open_checkpoint_or_stdin,
+)
+from ckptool.compare import contract, contract_lock
+from ckptool.compare.contract import Contract
+from ckptool.config import ProjectConfig
+from ckptool.errors import ReadError, UsageError, WriteError
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import Location, parse_location
+from ckptool.model import Skipped
+from ckptool.policy import Policy, judge
+from ckptool.reports.lock import LockOutcome, LockReport, build_lock_report
+from ckptool.rules import run_rules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_NAME = "ckpt.lock.json"
+
+
+def lock(  # noqa: PLR0913
+    path: PathLike | None = None,
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    output: str | Path | None = None,
+    check: bool = False,
+    golden: str | Path | None = None,
+    inputs: object = None,
+    tolerances: Mapping[str, float] | None = None,
+    force: bool = False,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
+) -> LockReport:
+    """Write the contract of a module or a checkpoint, or with `golden` a module's outputs.
+
+    Args:
+        path: the checkpoint; with `golden`, the one whose weights are used.
+        module: "package.module:Name" or a live module.
+        kwargs: constructor arguments.
+        at: dotted place of the state in the file ("state_dict").
+        output: the lock file; None is "ckpt.lock.json"; an existing lock is replaced.
+        check: write nothing; report whether the lock on disk is up to date.
+        golden: file for the recorded outputs; then no lock is written.
+        inputs: arguments of forward, as for `verify`.
+        tolerances: device ("cpu", "cuda") -> absolute and relative tolerance for later replays.
+        force: replace a file that is not a lock.
+        policy: reported findings if the lock is stale.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+
+    Raises:
+        ReadError: a file cannot be read, or the lock on disk is invalid.
+        ModuleError: the module cannot be imported or built, or does not run.
+        WriteError: the file cannot be written, or exists and is not a lock.
+        UsageError: the options exclude each other.
+    """
+    module_options = ModuleOptions(module, kwargs, at)
+    if golden is not None:
+        if path is None or output is not None or check:
+            raise UsageError(
+                "--golden records what a module computes with a checkpoint: lock PATH --golden "
+                "FILE -m MODULE; the lock is written by another run, without --golden"
+            )
+        location = parse_location(path)
+        module_target = need_target(location, module_options, config)
+        return _record_golden(
+            module_target, location, Path(golden), inputs, tolerances or {}, force, limits
+        )
+    unused_options = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
+    reject_unused_options(unused_options, "is for the outputs that --golden FILE records")
+    new_contract, skipped = _build_contract(path, module_options, limits)
+    location = Path(DEFAULT_NAME if output is None else output)
+    old_contract = _read_old_lock(location, check=check, force=force)
+    lock_text = contract_lock.format_lock(new_contract)
+    is_unchanged = old_contract is not None and contract_lock.format_lock(old_contract) == lock_text
+    contract_diff = (
+        None if old_contract is None else contract.compare_contracts(old_contract, new_contract)
+    )
+    outcome = LockOutcome(
+        location,
+        new_contract,
+        contract_diff,
+        is_unchanged=is_unchanged,
+        is_check=check,
+        skipped=skipped,
+    )
+    if check:
+        findings = run_rules([contract_diff]) if contract_diff else ()
+        return build_lock_report(
+            outcome, judge(findings, policy or Policy(), differs=not is_unchanged)
+        )
+    if not is_unchanged:
+        _check_and_write(location, lock_text.encode())
+    return build_lock_report(outcome, judge([], policy or Policy()))
+
+
+def _build_contract(
+    path: PathLike | None, module_options: ModuleOptions, limits: Limits
+) -> tuple[Contract, tuple[Skipped, ...]]:
+    if path is None and module_options.module is not None:
+        unused_options = {"--at": module_options.at is not None}
+        reject_unused_options(
+            unused_options, "is a place in a checkpoint, and this lock is a module's"
+        )
+        module_info = ModuleTarget(
+            module_options.module, module_options.kwargs or {}
+        ).describe_module({})
+        return contract.build_module_contract(module_info), module_info.skipped
+    if path is not None and module_options.module is None:
+        reject_unused_options(
+            {"-k": bool(module_options.kwargs)}, "is for a module, and this lock is a checkpoint's"
+        )
+        checkpoint = open_checkpoint_or_stdin(path, limits)
+        state = contract.choose_state(checkpoint, module_options.at, None)
+        return contract.build_state_contract(checkpoint, state), checkpoint.skipped
+    raise UsageError(
+        "a lock is of one thing: name a module with -m package.module:Name, or a checkpoint"
+    )
+
+
+def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:
+    """Return the existing lock; None if there is none, or with `force` if it need not be read.
+
+    Raises:
+        ReadError: with `check`, it does not exist; or it is invalid.
+        WriteError: the file exists and is not a lock.
+    """
+    if check:
+        if not path.exists():
+            raise ReadError(path, "there is no lock: write it with `ckptool lock`, without --check")
+        return contract_lock.read_lock(path)
+    if not path.exists():
+        return None
+    if contract_lock.is_lock(path):
+        return None if force else contract_lock.read_lock(path)
+    if not force:
+        raise WriteError(
+            f"{path}: exists already and is no lock: name another, or replace it with --force"
+        )
+    return None
+
+
+def _record_golden(
+    module_target: ModuleTarget,
+    location: Location,
+    golden: Path,
+    inputs: object,
+    tolerances: Mapping[str, float],
+    force: bool,  # noqa: FBT001
+    limits: Limits,
+) -> LockReport:
+    from ckptool.formats.files.atomic import check_target
+    from ckptool.verification import golden as goldens
+    from ckptool.verification import inputs as input_sources
+
+    checked_tolerances = goldens.check_tolerances(tolerances)
+    sources = [location] if isinstance(location, Path) else []
+    check_target(golden, sources, force=force, folder=False)
+    with module_target.open_verification_target(
+        open_checkpoint_or_stdin(location, limits)
+    ) as verification_target:
+        parsed_inputs = input_sources.parse_inputs(
+            module_target.inputs if inputs is None else inputs
+        )
+        if parsed_inputs is None:
+            module_inputs = input_sources.inputs_from_module(
+                verification_target.factory.create_module()
+            )
+            if isinstance(module_inputs, str):
+                raise UsageError(module_inputs)
+            parsed_inputs = module_inputs
+        input_sources.require_matching_inputs(
+            verification_target.factory.create_module(), parsed_inputs
+        )
+        content = goldens.record_golden(verification_target, parsed_inputs, checked_tolerances)
+        module_diff = verification_target.module_diff
+    _check_and_write(golden, content, force=force)
+    new_contract = contract.build_module_contract(module_diff.module)
+    outcome = LockOutcome(
+        golden,
+        new_contract,
+        None,
+        is_unchanged=False,
+        is_check=False,
+        golden=str(location),
+        input_source=parsed_inputs.source,
+    )
+    return build_lock_report(outcome, judge([], Policy()))
+
+
+def _check_and_write(path: Path, content: bytes, *, force: bool = True) -> None:
+    from ckptool.formats.files.atomic import check_target, write_file
+
+    check_target(path, [], force=force, folder=False)
+    write_file(path, content, force=force)

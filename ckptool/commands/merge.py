@@ -1,0 +1,56 @@
+"""Merge the shards of a comparison made on several machines."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ckptool.commands.diff_files import judge_diff
+from ckptool.compare.diff_shards import (
+    DiffShard,
+    decode_shard,
+    merge_shards,
+)
+from ckptool.errors import UsageError
+from ckptool.policy import Policy
+from ckptool.reports.diff_files import (
+    DiffFilesReport,
+)
+
+
+def merge(
+    parts: str | Path | Sequence[str | Path],
+    *,
+    explain: str | None = None,
+    policy: Policy | None = None,
+) -> DiffFilesReport:
+    """Merge the shards of a comparison; the report equals that of a single complete run.
+
+    Args:
+        parts: the JSON files that `diff` with `shard` wrote; all of them, in any order.
+        explain: a key to explain in full.
+        policy: reported findings, and the level from which they fail.
+
+    Raises:
+        UsageError: a file is not a shard, or a shard is missing, duplicated or of other files.
+    """
+    paths = [parts] if isinstance(parts, str | Path) else list(parts)
+    if not paths:
+        raise UsageError("no parts to put together: name the files that `diff --shard` wrote")
+    diff_shards = {str(path): _read_shard(Path(path)) for path in paths}
+    if len(diff_shards) < len(paths):
+        raise UsageError("a part is named twice")
+    return judge_diff(merge_shards(diff_shards), policy or Policy(), explain)
+
+
+def _read_shard(path: Path) -> DiffShard:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    try:
+        data = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: is no JSON: {error}") from error
+    evidence = data.get("evidence") if isinstance(data, dict) else None
+    return decode_shard(str(path), evidence)

@@ -1,0 +1,240 @@
+"""Checkpoint x module or plan -> MigrateReport and the migrated file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptool.commands.option_checks import reject_unused_options
+from ckptool.commands.previews import add_module_diff_previews, add_state_previews
+from ckptool.commands.target import (
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    find_target,
+    open_checkpoint_or_stdin,
+    require_local_path,
+)
+from ckptool.config import ProjectConfig
+from ckptool.errors import UsageError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import Location, parse_location
+from ckptool.policy import Policy, judge
+from ckptool.reports.migrate import MigrateReport, build_migrate_report
+from ckptool.rules import run_rules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.migration.check.strict_load import CheckResult, ForwardCheck, PendingFile
+    from ckptool.migration.plan.plan_file import Plan
+
+
+def migrate(  # noqa: PLR0913
+    source: PathLike,
+    target: PathLike | None = None,
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    to: str | None = None,
+    plan: "str | Path | Plan | None" = None,
+    reverse: bool = False,
+    inject: Mapping[str, str] | None = None,
+    drop: Sequence[str] = (),
+    from_: PathLike | None = None,
+    drop_extra: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    save_plan: PathLike | None = None,
+    max_shard_size: int | None = None,
+    links: bool = True,
+    provenance: bool = True,
+    inputs: object = None,
+    device: str = "auto",
+    old_module: "str | nn.Module | None" = None,
+    tolerance: float | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
+    pictures: bool = False,
+) -> MigrateReport:
+    """Write a checkpoint that a module loads strictly; with `dry_run` only return the plan.
+
+    Args:
+        source: the checkpoint; it is never modified.
+        target: path of the result; replaced atomically.
+        module: "package.module:Name" or a live module; None takes the configuration's; if there is
+            none either, the state is only converted and no plan is derived.
+        kwargs: constructor arguments.
+        at: dotted place of the state in the file ("state_dict"); None takes the best match.
+        to: "safetensors" or "pth"; None decides by the target's suffix.
+        plan: a plan, or the path of a plan file; None derives the plan.
+        reverse: invert the plan.
+        inject: key -> source of its value: "attribute", "constructor", "file:PATH#KEY",
+            "npz:PATH#KEY", "literal:VALUE", "seed:N" or "zeros".
+        drop: keys to leave out.
+        from_: a pickled module, or another file, whose attributes are used as well.
+        drop_extra: leave out entries that the container cannot hold.
+        force: replace an existing target.
+        dry_run: write nothing.
+        save_plan: path to write the plan to.
+        max_shard_size: maximum bytes of one file of a folder.
+        links: unchanged files of a folder may be hard links to the source's.
+        provenance: record the plan and the digests in the result.
+        inputs: arguments of forward, as for `verify`: the result is then run before it is placed.
+        device: device to run it on.
+        old_module: the module of the source, which must then compute the same outputs.
+        tolerance: absolute and relative tolerance for its outputs; None is exact on the same
+            device.
+        progress: called with the number of bytes written since the last call.
+        policy: reported findings about the result.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+        pictures: read the values of small buffers, for drawing.
+
+    Raises:
+        ReadError: the source cannot be read.
+        ModuleError: the module cannot be imported or built.
+        PlanError: a decision is open, or the plan does not apply.
+        WriteError: the result could not be completed; the target is unchanged.
+        UsageError: the options exclude each other.
+    """
+    from ckptool.migration.plan.plan_file import read_plan_file
+    from ckptool.migration.plan.suggest import KeyOverrides
+    from ckptool.migration.run import MigrationRequest, run_migration
+
+    is_same_file = (
+        target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
+    )
+    reject_unused_options({"--save-plan": is_same_file}, "and -o name one file: name another")
+    location = parse_location(source)
+    module_target = find_target(location, ModuleOptions(module, kwargs, at), config)
+    result = run_migration(
+        MigrationRequest(
+            source=location,
+            target=None if target is None else require_local_path(target),
+            module=module_target.resolve_module if module_target else None,
+            at=module_target.at if module_target else at,
+            to=to,
+            plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
+            plan_name=str(plan) if isinstance(plan, str | Path) else "",
+            reverse=reverse,
+            overrides=KeyOverrides(inject or {}, tuple(drop)),
+            donor=None if from_ is None else parse_location(from_),
+            drop_extra=drop_extra,
+            force=force,
+            dry_run=dry_run,
+            save_plan=None if save_plan is None else require_local_path(save_plan),
+            max_shard_size=max_shard_size,
+            hard_links=links,
+            record_provenance=provenance,
+            limits=limits,
+            progress=progress,
+            forward_check=_make_forward_check(
+                location,
+                module_target,
+                inputs,
+                device,
+                _OldModuleOptions(old_module, from_, tolerance),
+                limits,
+            ),
+        )
+    )
+    module_diffs = [] if result.diff is None else [result.diff]
+    differs = any(not module_diff.is_strict for module_diff in module_diffs)
+    verdict = judge(
+        run_rules(module_diffs, result.target or location), policy or Policy(), differs=differs
+    )
+    migrate_report = build_migrate_report(result, verdict)
+    if not pictures:
+        return migrate_report
+    return (
+        add_module_diff_previews(migrate_report, result.diff)
+        if result.diff
+        else add_state_previews(migrate_report, result.state)
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _OldModuleOptions:
+    """Old module to compare the migrated file's outputs with, and the tolerance."""
+
+    module: "str | nn.Module | None"
+    donor: PathLike | None
+    """File with its pickled attributes, if the source lacks them."""
+    tolerance: float | None
+
+
+def _make_forward_check(
+    source: Location,
+    module_target: ModuleTarget | None,
+    inputs: object,
+    device: str,
+    old_options: "_OldModuleOptions",
+    limits: Limits,
+) -> "ForwardCheck | None":
+    """Return a function that verifies a migrated file, also against the source in its old module.
+
+    None without inputs.
+
+    Raises:
+        UsageError: there are inputs and no module, or options that need inputs without any.
+    """
+    if inputs is None:
+        unused_options = {
+            "--old-module": old_options.module is not None,
+            "--device": device != "auto",
+        }
+        reject_unused_options(unused_options, "is for running the result: say on what with --input")
+        return None
+    if module_target is None:
+        raise UsageError("--input: no module is named to run on it: -m package.module:Name")
+    from ckptool.migration.check.forward import judge_verification
+    from ckptool.verification import run
+    from ckptool.verification.inputs import parse_inputs
+    from ckptool.verification.levels import device_and_forward
+    from ckptool.verification.target import open_verification_target
+
+    selected_device, parsed_inputs = device_and_forward.select_device(device), parse_inputs(inputs)
+    old_module, donor = old_options.module, old_options.donor
+
+    def check_forward(pending_file: "PendingFile") -> "CheckResult":
+        old_checkpoint, new_checkpoint = (
+            open_checkpoint_or_stdin(source, limits),
+            open_checkpoint(pending_file.path, limits),
+        )
+        default_arguments = module_target.choose_default_arguments(old_checkpoint)
+        with ExitStack() as stack:
+            new = stack.enter_context(
+                open_verification_target(
+                    new_checkpoint,
+                    module_target.module,
+                    module_target.build_spec(default_arguments),
+                    pending_file.at,
+                )
+            )
+            old = None
+            if old_module is not None:
+                old_spec = module_target.build_spec_of(old_module, default_arguments)
+                old = stack.enter_context(
+                    open_verification_target(old_checkpoint, old_module, old_spec, module_target.at)
+                )
+                if donor is not None:
+                    donor_attributes = {
+                        key: tensor
+                        for state in open_checkpoint_or_stdin(donor, limits).states
+                        for key, tensor in state.unsaved_tensors.items()
+                    }
+                    old = replace(old, pickled_tensors=donor_attributes | dict(old.pickled_tensors))
+            return judge_verification(
+                pending_file,
+                run.run_verification(
+                    new, selected_device, parsed_inputs, old, old_options.tolerance
+                ),
+            )
+
+    return check_forward

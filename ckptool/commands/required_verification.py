@@ -1,0 +1,70 @@
+"""Checkpoint x Requirements -> Verification, and required levels that did not pass."""
+
+from typing import TYPE_CHECKING
+
+from ckptool.commands.target import ModuleTarget
+from ckptool.config import ReleaseRequirements
+from ckptool.model import Checkpoint
+
+if TYPE_CHECKING:
+    from ckptool.verification.result import Verification
+
+_NO_CUDA = (
+    'there is no CUDA device here; device = "simulated" or "auto" in [tool.ckptool.require] says '
+    "that a simulated one is enough"
+)
+_DEVICE_LEVELS = ("device", "forward")
+
+
+def run_required_verification(
+    checkpoint: Checkpoint,
+    module_target: ModuleTarget,
+    require: ReleaseRequirements,
+    inputs: object,
+) -> "tuple[Verification | None, dict[str, str]]":
+    """Run the required verification; also return level -> why it did not pass, "" if it passed.
+
+    None and {} if no level is required.
+
+    Raises:
+        ModuleError: the module cannot be built.
+        UsageError: forward does not accept the inputs.
+    """
+    if not require.verify:
+        return None, {}
+    import torch
+
+    from ckptool.verification import run
+    from ckptool.verification.inputs import parse_inputs
+    from ckptool.verification.levels import device_and_forward
+
+    device_name = require.device or "cuda"
+    is_cuda_unavailable = device_name == "cuda" and not torch.cuda.is_available()
+    selected_device = device_and_forward.select_device(
+        "cpu" if is_cuda_unavailable else device_name
+    )
+    with module_target.open_verification_target(checkpoint) as verification_target:
+        verification = run.run_verification(
+            verification_target,
+            selected_device,
+            parse_inputs(module_target.inputs if inputs is None else inputs),
+        )
+    failures = required_level_failures(require, verification, "")
+    if is_cuda_unavailable:
+        failures |= {level: _NO_CUDA for level in _DEVICE_LEVELS if level in failures}
+    return verification, failures
+
+
+def required_level_failures(
+    require: ReleaseRequirements, verification: "Verification | None", reason: str
+) -> dict[str, str]:
+    """Return required level -> why it did not pass, "" if passed; `reason` if none was run."""
+    if verification is None:
+        return dict.fromkeys(require.verify or (), reason)
+    results = {str(result.level): result for result in verification.levels}
+    return {
+        level: ""
+        if results[level].status == "passed"
+        else ": ".join(filter(None, (str(results[level].status), results[level].reason)))
+        for level in require.verify or ()
+    }

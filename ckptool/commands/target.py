@@ -1,0 +1,242 @@
+"""Arguments and configuration -> ModuleTarget: the module for a checkpoint; opening paths."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.config import ProjectConfig, load_config
+from ckptool.errors import UsageError
+from ckptool.formats import open_checkpoint, open_stream
+from ckptool.formats.limits import Limits
+from ckptool.locations import Location, RemotePath, parse_location
+from ckptool.model import Checkpoint, ModuleInfo
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import nn
+
+    from ckptool.modules import ModuleSpec
+    from ckptool.verification.result import ForwardEffects
+    from ckptool.verification.target import VerificationTarget
+
+PathLike = str | Path | RemotePath
+"""A str may name a protocol: "s3://bucket/key"."""
+Arguments = Mapping[str, object]
+
+
+class ModuleTarget(Struct, frozen=True):
+    """A module to compare a checkpoint with, and how to build it."""
+
+    module: "str | nn.Module"
+    kwargs: Arguments = {}
+    at: str | None = None
+    """Dotted place of the state in the file; None takes the best match."""
+    search_paths: tuple[Path, ...] = ()
+    """Folders to import the module from, besides the current directory."""
+    inputs: tuple[str, ...] = ()
+    """Input specs of the configuration."""
+
+    def choose_default_arguments(self, checkpoint: Checkpoint) -> Arguments:
+        """Return the constructor arguments in the file; {} if `kwargs` are set, which win."""
+        return {} if self.kwargs else read_hyper_parameters(checkpoint)
+
+    def build_spec(self, defaults: Arguments) -> "ModuleSpec":
+        """Return the spec to build the module; of `defaults`, only accepted arguments are used."""
+        from ckptool.modules import ModuleSpec
+
+        if not isinstance(self.module, str):
+            return ModuleSpec(type(self.module).__qualname__)
+        return ModuleSpec(self.module, self.kwargs, (Path.cwd(), *self.search_paths), defaults)
+
+    def build_spec_of(
+        self, module: "str | nn.Module", default_arguments: Arguments
+    ) -> "ModuleSpec":
+        """Return the spec of another module; only arguments that it accepts are used."""
+        return replace(self, module=module, kwargs={}).build_spec(
+            {**default_arguments, **self.kwargs}
+        )
+
+    def resolve_module(self, checkpoint: Checkpoint) -> "ModuleSpec | nn.Module":
+        """Return the live module, or the spec of the named one with the checkpoint's arguments."""
+        if not isinstance(self.module, str):
+            return self.module
+        return self.build_spec(self.choose_default_arguments(checkpoint))
+
+    def describe_module(self, defaults: Arguments) -> ModuleInfo:
+        """Return the description of the module's state, saved or not.
+
+        Raises:
+            ModuleError: it cannot be imported or built.
+        """
+        from ckptool.modules import describe_module, examine_module
+
+        if isinstance(self.module, str):
+            return examine_module(self.build_spec(defaults))
+        return describe_module(self.module, type(self.module).__qualname__)
+
+    def run_forward(
+        self, defaults: Arguments, module_info: ModuleInfo, inputs: object
+    ) -> "tuple[ModuleInfo, tuple[ForwardEffects, ...]]":
+        """Run forward and return the ModuleInfo with its effects; unchanged without inputs."""
+        if inputs is None:
+            return module_info, ()
+        from ckptool.verification.forward_effects import (
+            measure_forward_effects,
+            with_forward_effects,
+        )
+        from ckptool.verification.inputs import parse_inputs
+        from ckptool.verification.module_factory import open_module_factory
+
+        with open_module_factory(self.module, self.build_spec(defaults)) as factory:
+            effects = measure_forward_effects(factory, parse_inputs(inputs))
+        return with_forward_effects(module_info, effects), (effects,)
+
+    def open_verification_target(
+        self, checkpoint: Checkpoint
+    ) -> "AbstractContextManager[VerificationTarget]":
+        """Return a context manager that gives the VerificationTarget of this module."""
+        from ckptool.verification.target import open_verification_target
+
+        return open_verification_target(
+            checkpoint,
+            self.module,
+            self.build_spec(self.choose_default_arguments(checkpoint)),
+            self.at,
+        )
+
+    def open_old_target(
+        self, module: "str | nn.Module", checkpoint: Checkpoint
+    ) -> "AbstractContextManager[VerificationTarget]":
+        """Return a context manager that gives the VerificationTarget of an older module."""
+        from ckptool.verification.target import open_verification_target
+
+        spec = self.build_spec_of(module, read_hyper_parameters(checkpoint))
+        return open_verification_target(checkpoint, module, spec, None)
+
+
+class ModuleOptions(Struct, frozen=True):
+    """Module options of a command; None leaves the choice to the configuration."""
+
+    module: "str | nn.Module | None" = None
+    kwargs: Arguments | None = None
+    at: str | None = None
+
+    @property
+    def target(self) -> ModuleTarget | None:
+        return (
+            None if self.module is None else ModuleTarget(self.module, self.kwargs or {}, self.at)
+        )
+
+
+def find_target(
+    path: Location, module_options: ModuleOptions, config: ProjectConfig | None
+) -> ModuleTarget | None:
+    """Return the module in the options, else the configured one for `path`, else None."""
+    if module_options.target is not None:
+        return module_options.target
+    loaded_config = config or load_config(Path.cwd())
+    entry = loaded_config.find_entry(path)
+    if entry is None:
+        return None
+    return ModuleTarget(
+        entry.module,
+        {**entry.kwargs, **(module_options.kwargs or {})},
+        module_options.at if module_options.at is not None else entry.at,
+        (loaded_config.directory,),
+        entry.inputs,
+    )
+
+
+def need_target(
+    path: Location, module_options: ModuleOptions, config: ProjectConfig | None
+) -> ModuleTarget:
+    """Return the result of `find_target`.
+
+    Raises:
+        UsageError: neither the options nor the configuration name a module.
+    """
+    module_target = find_target(path, module_options, config)
+    if module_target is None:
+        raise UsageError(
+            f"{path}: no module to compare it with. Name one with -m package.module:Name, or in "
+            "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml, or give a second checkpoint"
+        )
+    return module_target
+
+
+def open_checkpoint_or_stdin(path: PathLike, limits: Limits) -> Checkpoint:
+    """Describe the checkpoint at `path`; "-" is standard input.
+
+    Raises:
+        ReadError: it cannot be read.
+        UsageError: `path` is not a path, or empty.
+    """
+    _reject_invalid_path(path)
+    if str(path) == "-":
+        return open_stream(sys.stdin.buffer, limits)
+    return open_checkpoint(parse_location(path), limits)
+
+
+def _reject_invalid_path(path: object) -> None:
+    """Reject values that callers pass by mistake.
+
+    Raises:
+        UsageError: it is no path (a module, a state_dict), or "".
+    """
+    if not isinstance(path, PathLike):
+        description = f"a {type(path).__name__} was given"
+        raise UsageError(
+            f"a checkpoint is named by its path; {description}. A live module is module=..."
+        )
+    if str(path) == "":
+        raise UsageError("the path of a checkpoint is empty")
+
+
+def require_local_path(path: PathLike) -> Path:
+    """Return an output path as a local Path.
+
+    Raises:
+        UsageError: it is remote.
+    """
+    location = parse_location(path)
+    if isinstance(location, RemotePath):
+        reason = "nothing is written to a remote place: write to a file here, and upload that"
+        raise UsageError(f"{location}: {reason}")
+    return location
+
+
+def read_hyper_parameters(checkpoint: Checkpoint) -> Arguments:
+    """Return a Lightning checkpoint's `hyper_parameters` if they are plain data, else {}."""
+    for entry in checkpoint.entries:
+        if entry.at == "hyper_parameters" and isinstance(entry.value, dict):
+            return {name: value for name, value in entry.value.items() if isinstance(name, str)}
+    return {}
+
+
+def describe_choices(
+    module_diff: ModuleDiff, at: str | None, default_arguments: Arguments
+) -> tuple[str, ...]:
+    """Return notes about implicit choices: the state in the file, and constructor arguments."""
+    notes: list[str] = []
+    if at is None and (module_diff.state.at or len(module_diff.checkpoint.states) > 1):
+        states = [
+            state for state in module_diff.checkpoint.states if state is not module_diff.state
+        ]
+        other_places = [state.at or "." for state in states if state.role != "tensors"]
+        alternatives = f"; the file also has {', '.join(other_places[:3])}" if other_places else ""
+        suffix = f" and {len(other_places) - 3} more" if len(other_places) > 3 else ""
+        notes.append(
+            f"compared at `{module_diff.state.at or '.'}`, the best match{alternatives}{suffix}"
+        )
+    if default_arguments:
+        notes.append(
+            "constructor arguments that fit were taken from the file:"
+            f" {', '.join(default_arguments)}"
+        )
+    return tuple(notes)

@@ -1,0 +1,115 @@
+"""Run a module with a checkpoint: load, forward, devices, round trip, equality."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from ckptool.commands.option_checks import reject_negative_numbers, reject_unused_options
+from ckptool.commands.previews import add_module_diff_previews
+from ckptool.commands.target import (
+    ModuleOptions,
+    ModuleTarget,
+    PathLike,
+    describe_choices,
+    need_target,
+    open_checkpoint_or_stdin,
+)
+from ckptool.config import ProjectConfig
+from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import parse_location
+from ckptool.model import Checkpoint
+from ckptool.policy import Policy, judge
+from ckptool.reports.verify import VerifyReport, build_verify_report
+from ckptool.rules import run_rules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.verification.target import VerificationTarget
+
+
+def verify(  # noqa: PLR0913
+    path: PathLike,
+    *,
+    module: "str | nn.Module | None" = None,
+    kwargs: Mapping[str, object] | None = None,
+    at: str | None = None,
+    device: str = "auto",
+    against: PathLike | None = None,
+    old_module: "str | nn.Module | None" = None,
+    inputs: object = None,
+    tolerance: float | None = None,
+    policy: Policy | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    config: ProjectConfig | None = None,
+    pictures: bool = False,
+) -> VerifyReport:
+    """Load a checkpoint, run its module, and compare outputs with those of an older checkpoint.
+
+    Args:
+        path: the checkpoint.
+        module: "package.module:Name" or a live module; None takes the configuration's.
+        kwargs: constructor arguments.
+        at: dotted place of the state in the file ("state_dict"); None takes the best match.
+        device: "auto", "cuda", "cuda:1", "simulated" or "cpu".
+        against: the old checkpoint, whose module must compute the same outputs.
+        old_module: the module of `against`; None takes the same module.
+        inputs: arguments of forward: specs such as "float32[2,6,3]", or "package.module:function",
+            or the values themselves; None takes those of the configuration or the module.
+        tolerance: absolute and relative; None is exact on one device, and the dtype's default
+            across devices.
+        policy: reported findings, and the level from which they fail.
+        limits: bounds on the memory and time that reading a file may take.
+        config: the configuration; None takes the nearest one from the current directory up.
+        pictures: read the values of small buffers, for drawing.
+
+    Raises:
+        ReadError: a file cannot be read.
+        ModuleError: a module cannot be imported or built.
+        UsageError: no module is named, the device does not exist, or the inputs are invalid.
+    """
+    from ckptool.verification import run
+    from ckptool.verification.inputs import parse_inputs
+    from ckptool.verification.levels import device_and_forward
+
+    has_unused_old_module = old_module is not None and against is None
+    reject_unused_options(
+        {"--old-module": has_unused_old_module},
+        "is the module of an old checkpoint: name that with --against",
+    )
+    reject_negative_numbers({"--tolerance": tolerance})
+    location = parse_location(path)
+    module_target = need_target(location, ModuleOptions(module, kwargs, at), config)
+    selected_device = device_and_forward.select_device(device)
+    with ExitStack() as stack:
+        new = stack.enter_context(
+            module_target.open_verification_target(open_checkpoint_or_stdin(location, limits))
+        )
+        old = None
+        if against is not None:
+            old = stack.enter_context(
+                _open_old_target(
+                    module_target, old_module, open_checkpoint_or_stdin(against, limits)
+                )
+            )
+        parsed_inputs = parse_inputs(module_target.inputs if inputs is None else inputs)
+        verification = run.run_verification(new, selected_device, parsed_inputs, old, tolerance)
+    verdict = judge(
+        run_rules([verification], location),
+        policy or Policy(),
+        differs=bool(verification.failed_levels),
+    )
+    notes = describe_choices(new.module_diff, module_target.at, {})
+    verify_report = build_verify_report(verification, new.module_diff.state.at, verdict, notes)
+    return add_module_diff_previews(verify_report, new.module_diff) if pictures else verify_report
+
+
+def _open_old_target(
+    module_target: ModuleTarget, module: "str | nn.Module | None", checkpoint: Checkpoint
+) -> "AbstractContextManager[VerificationTarget]":
+    """Return a context manager giving the old checkpoint in `module`, or in the current module."""
+    if module is not None:
+        return module_target.open_old_target(module, checkpoint)
+    return replace(module_target, at=None).open_verification_target(checkpoint)

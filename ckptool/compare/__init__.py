@@ -1,0 +1,1 @@
+"""Comparisons of checkpoints, modules and contracts, without severity and without wording."""

@@ -1,0 +1,122 @@
+"""StructuralDiff x ValueResults -> CheckpointDiff: the result of comparing two files."""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from msgspec import Struct
+
+from ckptool.compare.changes import (
+    Change,
+)
+from ckptool.compare.structural_diff import StructuralDiff
+from ckptool.compare.value_checks import ValueResults
+from ckptool.model import (
+    Checkpoint,
+    TensorInfo,
+    tied_keys,
+)
+from ckptool.tensors.difference.sums import Tolerances, ValueDifference
+
+
+class CheckpointDiff(Struct, frozen=True):
+    """Comparison of two checkpoints: tensors by key, values if they were read, plain data."""
+
+    old: Checkpoint
+    new: Checkpoint
+    old_tensors: Mapping[str, TensorInfo]
+    new_tensors: Mapping[str, TensorInfo]
+    places: tuple[str, str]
+    """`at` of the compared state in (old, new); "*" if all states of both are compared."""
+    changes: tuple[Change, ...]
+    renames: Mapping[str, str]
+    """Removed key -> added key that is probably the same tensor."""
+    proved_renames: frozenset[str]
+    """Removed keys whose rename is confirmed by equal values."""
+    differing_keys: tuple[str, ...] | None
+    """Keys in both whose values differ; None if values were not read."""
+    uncompared_keys: Mapping[str, str]
+    """Key in both whose values could not be compared -> reason."""
+    changed_entries: tuple[str, ...]
+    """`at` of plain entries (an epoch, a configuration) that differ."""
+    value_differences: Mapping[str, ValueDifference] = {}
+    """Key whose values or dtypes differ -> statistics of the difference."""
+    unmeasured_keys: Mapping[str, str] = {}
+    """Key whose difference could not be measured -> reason."""
+    tolerances: Tolerances | None = None
+    """Tolerances within which values count as equal; None: values must be identical."""
+    diverged_ties: tuple[tuple[str, str], ...] = ()
+    """Pairs of keys tied in the old file that have different values in the new one."""
+
+    @property
+    def keys_beyond_tolerance(self) -> tuple[str, ...]:
+        """Keys whose values differ by more than the tolerances."""
+        if self.tolerances is None:
+            return self.differing_keys or ()
+        return tuple(
+            key
+            for key in self.differing_keys or ()
+            if key not in self.value_differences or not self.value_differences[key].close
+        )
+
+    @property
+    def ties_differ(self) -> bool:
+        return tied_keys(self.old_tensors.values()) != tied_keys(self.new_tensors.values())
+
+    @property
+    def is_relocated(self) -> bool:
+        """Whether the container or the `at` of the state differs between the files."""
+        return self.old.container != self.new.container or self.places[0] != self.places[1]
+
+    @property
+    def has_differences(self) -> bool:
+        ties_lost = self.ties_differ and not self.is_relocated
+        return bool(self.changes or self.keys_beyond_tolerance or self.changed_entries or ties_lost)
+
+
+_Value = TypeVar("_Value")
+
+
+def build_checkpoint_diff(
+    structure: StructuralDiff, results: ValueResults | None, tolerances: Tolerances | None
+) -> CheckpointDiff:
+    """Build the CheckpointDiff from structure and value results; None: values were not read."""
+    results_or_empty = results or ValueResults()
+    used_keys = {
+        *results_or_empty.refuted,
+        *results_or_empty.renamed,
+        *results_or_empty.renamed.values(),
+    }
+    unproved_renames = {
+        a: b for a, b in structure.renames_by_name.items() if used_keys.isdisjoint((a, b))
+    }
+    renames = unproved_renames | dict(results_or_empty.renamed)
+    common_keys = [key for key in structure.old_tensors if key in structure.new_tensors]
+    new_positions = {key: n for n, key in enumerate(structure.new_tensors)}
+    diverged_ties = [
+        keys for keys in results_or_empty.diverged if new_positions.keys() >= set(keys)
+    ]
+    return CheckpointDiff(
+        old=structure.old,
+        new=structure.new,
+        old_tensors=structure.old_tensors,
+        new_tensors=structure.new_tensors,
+        places=structure.places,
+        changes=structure.changes,
+        renames=_order_by(renames, structure.old_tensors),
+        proved_renames=frozenset(results_or_empty.renamed),
+        differing_keys=None
+        if results is None
+        else tuple(key for key in structure.old_tensors if results.equal.get(key) is False),
+        uncompared_keys=_order_by(results_or_empty.untold, common_keys),
+        changed_entries=structure.changed_entries,
+        value_differences=_order_by(results_or_empty.measured, common_keys),
+        unmeasured_keys=_order_by(results_or_empty.unmeasured, common_keys),
+        tolerances=tolerances,
+        diverged_ties=tuple(
+            sorted(diverged_ties, key=lambda keys: [new_positions[key] for key in keys])
+        ),
+    )
+
+
+def _order_by(values_by_key: Mapping[str, _Value], order: Iterable[str]) -> dict[str, _Value]:
+    return {key: values_by_key[key] for key in order if key in values_by_key}

@@ -1,0 +1,319 @@
+"""Checkpoint x ModuleInfo -> ModuleDiff: how a module would load a state_dict."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from ckptool.compare.changes import (
+    Change,
+    Changed,
+    Missing,
+    Unexpected,
+    is_scalar_quirk,
+    iter_changes,
+)
+from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
+from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite, find_renames
+from ckptool.compare.reparametrization import (
+    Reparametrization,
+    find_gamma_beta_renames,
+    find_reparametrizations,
+)
+from ckptool.compare.states import find_best_state, get_state, score_match
+from ckptool.formats.safetensors.tie_metadata import parse_tie_metadata
+from ckptool.model import Checkpoint, Container, Kind, ModuleInfo, StateDict, TensorInfo, tied_keys
+from ckptool.tensors import equality
+from ckptool.tensors.fingerprint_many import fingerprint_tensor
+from ckptool.tensors.statistics import CastEffect
+
+_SINGLE_NAME_CONTAINERS: Final = (Container.SAFETENSORS, Container.SHARDED_SAFETENSORS)
+"""Containers that store tied tensors once, under one key."""
+
+
+class ModuleDiff(Struct, frozen=True):
+    """Comparison of a state in a checkpoint with the state_dict that a module expects."""
+
+    checkpoint: Checkpoint
+    state: StateDict
+    module: ModuleInfo
+    changes: tuple[Change, ...]
+    """In the order of the module's keys, then of the file's."""
+    missing_non_tensors: tuple[str, ...] = ()
+    """Keys without a tensor (extra state) that the module saves and the file does not have."""
+    unexpected_non_tensors: tuple[str, ...] = ()
+    rewrite: PrefixRewrite | None = None
+    renames: Mapping[str, str] = {}
+    """Missing key -> unexpected key that is probably the same tensor."""
+    equal_values: Mapping[str, bool] = {}
+    """Unexpected key that is unsaved state of the module -> whether the values are equal; only
+    keys whose values could be compared."""
+    reparametrizations: tuple[Reparametrization, ...] = ()
+    """Parameters in different parametrization styles; those with `handled_by_torch_hook` are not
+    in `changes`."""
+    fused_projections: tuple[FusedProjection, ...] = ()
+    """Query, key and value projections: one tensor on one side, three on the other."""
+    tied_missing_keys: Mapping[str, str] = {}
+    """Missing key -> key of the file that is tied to it in the module."""
+    diverged_ties: tuple[tuple[str, str], ...] = ()
+    """Pairs of keys tied by the module or by the file's metadata, with different values."""
+    better_state: StateDict | None = None
+    """Another state of the file that matches the module better than `state`; None if none does."""
+    cast_effects: Mapping[str, CastEffect] = {}
+    """Key with another dtype -> effect of the cast on its values; empty if values were not read."""
+    constant_fingerprints: Mapping[str, tuple[str, ...]] = {}
+    """Key of a buffer that every construction makes the same -> its fingerprint in the file, then
+    those in the half-precision dtypes that hold it exactly; empty if values were not read."""
+
+    @property
+    def missing_keys(self) -> tuple[str, ...]:
+        tensors = tuple(c.key for c in self.changes if isinstance(c, Missing))
+        return (*tensors, *self.missing_non_tensors)
+
+    @property
+    def unexpected_keys(self) -> tuple[str, ...]:
+        tensors = tuple(c.key for c in self.changes if isinstance(c, Unexpected))
+        return (*tensors, *self.unexpected_non_tensors)
+
+    @property
+    def explained_keys(self) -> frozenset[str]:
+        """Missing and unexpected keys that a rename, tie, rewrite, style or fusion explains."""
+        keys = {*self.renames, *self.renames.values(), *self.tied_missing_keys}
+        if self.rewrite:
+            keys |= {*self.rewrite.key_map, *self.rewrite.key_map.values()}
+        keys |= {
+            k
+            for reparametrization in self.reparametrizations
+            for k in (*reparametrization.file_keys, *reparametrization.module_keys)
+        }
+        return frozenset(
+            keys
+            | {
+                k
+                for projection in self.fused_projections
+                for k in (projection.fused_key, *projection.piece_keys)
+            }
+        )
+
+    @property
+    def shape_mismatches(self) -> tuple[Changed, ...]:
+        """Changes that load_state_dict reports as "size mismatch", with strict=False too."""
+        return tuple(
+            c
+            for c in self.changes
+            if isinstance(c, Changed) and "shape" in c.fields and not is_scalar_quirk(c)
+        )
+
+    @property
+    def matched_keys(self) -> tuple[str, ...]:
+        unmatched_keys = {c.key for c in self.changes if isinstance(c, Missing)}
+        unmatched_keys |= {c.key for c in self.shape_mismatches}
+        return tuple(key for key in self.module.saved_tensors if key not in unmatched_keys)
+
+    @property
+    def coverage(self) -> float:
+        """Fraction (0.0 to 1.0) of the parameters' elements that load; 1.0 without parameters."""
+        parameters = [
+            module_tensor
+            for module_tensor in self.module.saved_tensors.values()
+            if module_tensor.kind is Kind.PARAMETER
+        ]
+        total_numel = sum(module_tensor.tensor.numel for module_tensor in parameters)
+        loadable_keys = {*self.matched_keys, *self.tied_missing_keys}
+        loaded_numel = sum(
+            module_tensor.tensor.numel
+            for module_tensor in parameters
+            if module_tensor.key in loadable_keys
+        )
+        return loaded_numel / total_numel if total_numel else 1.0
+
+    @property
+    def retied_keys(self) -> Mapping[str, str]:
+        """Missing key -> tied key of the file, which the safetensors loader and `migrate` retie.
+
+        Empty for containers that store tied tensors under every name.
+        """
+        return (
+            self.tied_missing_keys if self.checkpoint.container in _SINGLE_NAME_CONTAINERS else {}
+        )
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether `load_state_dict(strict=True)` succeeds, after `retied_keys` are tied again."""
+        missing = [key for key in self.missing_keys if key not in self.retied_keys]
+        return not (missing or self.unexpected_keys or self.shape_mismatches)
+
+
+def strict_load_obstacles(diff: ModuleDiff) -> str:
+    """Return a text with the keys that prevent strict loading; "" if it succeeds."""
+    counts = (
+        ("missing", tuple(key for key in diff.missing_keys if key not in diff.retied_keys)),
+        ("unexpected", diff.unexpected_keys),
+        ("of another shape", tuple(change.key for change in diff.shape_mismatches)),
+    )
+    return "; ".join(f"{len(keys)} {label} ({_join_few(keys)})" for label, keys in counts if keys)
+
+
+def _join_few(keys: tuple[str, ...]) -> str:
+    return ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+
+
+def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None) -> ModuleDiff:
+    """Compare the state at `at` with the module; with None, the state that matches best."""
+    best_match = find_best_state(checkpoint, module)
+    state = best_match if at is None else get_state(checkpoint, at)
+    expected = {key: module_tensor.tensor for key, module_tensor in module.saved_tensors.items()}
+    lazy_keys = {key for key, tensor in expected.items() if tensor.layout == "lazy"}
+    reparametrizations = find_reparametrizations(
+        expected,
+        state.tensors,
+        {prefix: module_class.name for prefix, module_class in module.modules.items()},
+    )
+    hook_handled_keys = {
+        k
+        for reparametrization in reparametrizations
+        if reparametrization.handled_by_torch_hook
+        for k in (*reparametrization.file_keys, *reparametrization.module_keys)
+    }
+    changes = tuple(
+        change
+        for change in iter_changes(expected, state.tensors, ("shape", "dtype"))
+        if not (isinstance(change, Changed) and change.key in lazy_keys)
+        and change.key not in hook_handled_keys
+    )
+    better_state = (
+        best_match if score_match(best_match, module) > score_match(state, module) else None
+    )
+    diff = ModuleDiff(
+        checkpoint,
+        state,
+        module,
+        changes,
+        reparametrizations=reparametrizations,
+        better_state=better_state,
+    )
+    return _pair_missing_keys(msgspec.structs.replace(diff, **_find_non_tensors(diff)), expected)
+
+
+def _find_non_tensors(diff: ModuleDiff) -> dict[str, tuple[str, ...]]:
+    """Return fields of ModuleDiff: the keys without a tensor that only one side has."""
+    state, module = diff.state, diff.module
+    prefix = f"{state.at}." if state.at else ""
+    # A tuple of tensors (packed parameters) is described as a nested state.
+    places = {s.at.removeprefix(prefix) for s in diff.checkpoint.states if s.at.startswith(prefix)}
+    file_keys = {*state.non_tensors, *state.tensors, *places}
+    return {
+        "missing_non_tensors": tuple(k for k in module.non_tensors if k not in file_keys),
+        "unexpected_non_tensors": tuple(
+            k for k in state.non_tensors if k not in module.non_tensors
+        ),
+    }
+
+
+def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> ModuleDiff:
+    """Pair missing with unexpected tensors: rewrites, renames, fused projections, ties."""
+    state, module = diff.state, diff.module
+    missing = {c.key: c.expected for c in diff.changes if isinstance(c, Missing)}
+    unexpected = {c.key: c.actual for c in diff.changes if isinstance(c, Unexpected)}
+    rewrite = find_prefix_rewrite(
+        [*missing.values()], [*unexpected.values()], expected, state.tensors
+    )
+    explained_keys = {
+        *(rewrite.key_map.values() if rewrite else ()),
+        *(rewrite.key_map if rewrite else ()),
+    }
+    explained_keys |= {
+        k
+        for reparametrization in diff.reparametrizations
+        for k in (*reparametrization.file_keys, *reparametrization.module_keys)
+    }
+    unexplained_missing, unexplained_unexpected = (
+        _without_keys(missing, explained_keys),
+        _without_keys(unexpected, explained_keys),
+    )
+    classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
+    renames = find_gamma_beta_renames(unexplained_missing, unexplained_unexpected, classes)
+    explained_keys |= {*renames, *renames.values()}
+    fused_projections = find_fused_projections(
+        [*_without_keys(missing, explained_keys).values()],
+        [*_without_keys(unexpected, explained_keys).values()],
+    )
+    explained_keys |= {
+        k
+        for projection in fused_projections
+        for k in (projection.fused_key, *projection.piece_keys)
+    }
+    unexplained_missing, unexplained_unexpected = (
+        _without_keys(missing, explained_keys),
+        _without_keys(unexpected, explained_keys),
+    )
+    renames |= find_renames([*unexplained_missing.values()], [*unexplained_unexpected.values()])
+    return msgspec.structs.replace(
+        diff,
+        rewrite=rewrite,
+        renames=renames,
+        fused_projections=fused_projections,
+        diverged_ties=_find_diverged_ties(diff),
+        tied_missing_keys={
+            k: v
+            for k, v in _find_tied_missing_keys(module, state).items()
+            if k in missing and k not in explained_keys
+        },
+        equal_values=_compare_unsaved_values([*unexpected.values()], module),
+    )
+
+
+def _without_keys(tensors: Mapping[str, TensorInfo], keys: set[str]) -> dict[str, TensorInfo]:
+    return {key: tensor for key, tensor in tensors.items() if key not in keys}
+
+
+def _find_diverged_ties(diff: ModuleDiff) -> tuple[tuple[str, str], ...]:
+    """Return pairs of keys declared tied that are separate tensors with different values."""
+    file_tensors = diff.state.tensors
+    groups = tied_keys(module_tensor.tensor for module_tensor in diff.module.saved_tensors.values())
+    tied_pairs = [(group[0], second) for group in groups for second in group[1:]]
+    tied_pairs += [
+        (kept_key, name) for name, kept_key in parse_tie_metadata(diff.checkpoint.metadata).items()
+    ]
+    separate_pairs = [
+        (first, second)
+        for first, second in dict.fromkeys(tied_pairs)
+        if first in file_tensors
+        and second in file_tensors
+        and not tied_keys((file_tensors[first], file_tensors[second]))
+    ]
+    results = equality.equal_many(
+        [(file_tensors[first], file_tensors[second]) for first, second in separate_pairs]
+    )
+    return tuple(
+        pair for pair, is_equal in zip(separate_pairs, results, strict=True) if is_equal is False
+    )
+
+
+def _find_tied_missing_keys(module: ModuleInfo, state: StateDict) -> dict[str, str]:
+    """Return saved key missing in the file -> key in the file that is tied to it."""
+    missing_to_present: dict[str, str] = {}
+    for group in tied_keys(module_tensor.tensor for module_tensor in module.saved_tensors.values()):
+        present_keys = [
+            key
+            for key in group
+            if key in state.tensors and state.tensors[key].shape == module.tensors[key].tensor.shape
+        ]
+        if present_keys:
+            missing_to_present |= {
+                key: present_keys[0] for key in group if key not in state.tensors
+            }
+    return missing_to_present
+
+
+def _compare_unsaved_values(unexpected: list[TensorInfo], module: ModuleInfo) -> dict[str, bool]:
+    """Return unexpected key -> whether its fingerprint is that of the module's unsaved tensor."""
+    equal_values: dict[str, bool] = {}
+    for tensor in unexpected:
+        module_tensor = module.tensors.get(tensor.key)
+        if module_tensor is not None and module_tensor.fingerprint:
+            file_fingerprint = fingerprint_tensor(tensor)
+            if file_fingerprint is not None:
+                equal_values[tensor.key] = file_fingerprint == module_tensor.fingerprint
+    return equal_values

@@ -1,0 +1,115 @@
+"""Old x new checkpoint -> StructuralDiff: keys, shapes and dtypes, without reading values."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from ckptool.compare.changes import (
+    COMPARED_FIELDS,
+    Change,
+    Changed,
+    Missing,
+    Unexpected,
+    iter_changes,
+)
+from ckptool.compare.renames import find_renames
+from ckptool.compare.states import get_state, require_state
+from ckptool.model import Checkpoint, StateDict, TensorInfo, all_tensors
+
+_STORAGE_LAYOUTS: Final = frozenset({"strided", "chunked"})
+"""Layouts of dense tensors: they differ only in how the container stores the elements."""
+
+
+class StructuralDiff(Struct, frozen=True):
+    """Comparison of two checkpoints without the values of their tensors."""
+
+    old: Checkpoint
+    new: Checkpoint
+    places: tuple[str, str]
+    old_tensors: Mapping[str, TensorInfo]
+    new_tensors: Mapping[str, TensorInfo]
+    changed_entries: tuple[str, ...]
+    changes: tuple[Change, ...]
+    renames_by_name: Mapping[str, str]
+    """Removed key -> added key with a similar name (`find_renames`)."""
+
+
+def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> StructuralDiff:
+    """Compare two checkpoints without reading values.
+
+    With `at`, the state at `at` of both; else all states if both files have states at the same
+    places; else the pair of states with most matching tensors.
+    """
+    places, old_tensors, new_tensors = _select_states(old, new, at)
+    return compare_tensors_structure(
+        old, new, places, old_tensors, new_tensors, _find_changed_entries(old, new)
+    )
+
+
+def compare_tensors_structure(
+    old: Checkpoint,
+    new: Checkpoint,
+    places: tuple[str, str],
+    old_tensors: Mapping[str, TensorInfo],
+    new_tensors: Mapping[str, TensorInfo],
+    changed_entries: tuple[str, ...],
+) -> StructuralDiff:
+    """Compare the tensors of two files by shape, dtype and layout, and find renames by key."""
+    all_changes = iter_changes(old_tensors, new_tensors, COMPARED_FIELDS)
+    changes = tuple(change for change in all_changes if not _is_storage_layout_only(change))
+    renames_by_name = find_renames(
+        [c.expected for c in changes if isinstance(c, Missing)],
+        [c.actual for c in changes if isinstance(c, Unexpected)],
+    )
+    return StructuralDiff(
+        old, new, places, old_tensors, new_tensors, changed_entries, changes, renames_by_name
+    )
+
+
+def _is_storage_layout_only(change: Change) -> bool:
+    return (
+        isinstance(change, Changed)
+        and change.fields == {"layout"}
+        and {change.expected.layout, change.actual.layout} <= _STORAGE_LAYOUTS
+    )
+
+
+def _select_states(
+    old: Checkpoint, new: Checkpoint, at: str | None
+) -> tuple[tuple[str, str], Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
+    if at is not None:
+        old_tensors, new_tensors = get_state(old, at).tensors, get_state(new, at).tensors
+        if not (old_tensors or new_tensors):
+            require_state(old, at)  # raises: two missing states are an error, not equal
+        return (at, at), old_tensors, new_tensors
+    if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
+        return ("*", "*"), all_tensors(old), all_tensors(new)
+    pairs = [(a, b) for a in old.states for b in new.states]
+    if not pairs:
+        return ("", ""), {}, {}
+    a, b = max(pairs, key=lambda pair: _count_matching_tensors(*pair))
+    return (a.at, b.at), a.tensors, b.tensors
+
+
+def _count_matching_tensors(a: StateDict, b: StateDict) -> int:
+    return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
+
+
+def _find_changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
+    """Return `at` of plain entries that differ; () if the containers differ."""
+    if old.container != new.container:
+        return ()
+    old_entries = {e.at: (e.text, e.value) for e in old.entries}
+    new_entries = {e.at: (e.text, e.value) for e in new.entries}
+    places = dict.fromkeys((*old_entries, *new_entries))
+    return tuple(
+        place
+        for place in places
+        if not _is_same_value(old_entries.get(place), new_entries.get(place))
+    )
+
+
+def _is_same_value(old: object, new: object) -> bool:
+    """Whether plain values are equal; NaN counts as equal to NaN."""
+    return old == new or repr(old) == repr(new)

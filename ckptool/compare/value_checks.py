@@ -1,0 +1,278 @@
+"""StructuralDiff -> ValueChecks, independent units of work -> ValueResults."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import assert_never
+
+from msgspec import Struct
+
+from ckptool.compare.changes import (
+    Changed,
+    Missing,
+)
+from ckptool.compare.renames import pair_by_fingerprint
+from ckptool.compare.structural_diff import StructuralDiff
+from ckptool.model import TensorInfo, tied_keys
+from ckptool.tensors import difference, equality
+from ckptool.tensors.batch_runner import BatchRunner
+from ckptool.tensors.difference import Tolerances, ValueDifference
+from ckptool.tensors.elements import unreadable_reason
+from ckptool.tensors.fingerprint_many import fingerprint_many
+
+
+class SharedKey(Struct, frozen=True):
+    """Check of a key in both files: compare the values, and measure how they differ."""
+
+    key: str
+    dtype_differs: bool = False
+    """Whether the dtypes differ: then the values are measured without comparing the bytes."""
+
+
+class RenameCandidates(Struct, frozen=True):
+    """Check of removed and added keys of one dtype and shape: which are renames?"""
+
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+class TieCheck(Struct, frozen=True):
+    """Check of two keys, tied in the old file and separate in the new: are the values equal?"""
+
+    key: str
+    other_key: str
+
+
+ValueCheck = SharedKey | RenameCandidates | TieCheck
+
+
+class ValueResults(Struct, frozen=True):
+    """Results of some or all value checks. The field names are those of shard files."""
+
+    equal: Mapping[str, bool] = {}
+    """Key in both files -> whether the values are equal."""
+    untold: Mapping[str, str] = {}
+    """Key in both files -> why its values could not be compared."""
+    renamed: Mapping[str, str] = {}
+    """Removed key -> added key with the same values."""
+    refuted: tuple[str, ...] = ()
+    """Removed keys whose values differ from those of the added key with a similar name."""
+    diverged: tuple[tuple[str, str], ...] = ()
+    """Pairs of keys tied in the old file whose values differ in the new one."""
+    measured: Mapping[str, ValueDifference] = {}
+    """Key in both files -> statistics of the difference of its values."""
+    unmeasured: Mapping[str, str] = {}
+    """Key in both files -> why its difference could not be measured."""
+
+
+def plan_value_checks(structure: StructuralDiff) -> tuple[ValueCheck, ...]:
+    """Return the value checks for a diff; they are independent of each other."""
+    return (
+        *_iter_shared_keys(structure),
+        *_iter_rename_candidates(structure),
+        *_iter_tie_checks(structure),
+    )
+
+
+def count_read_nbytes(structure: StructuralDiff, check: ValueCheck) -> int:
+    """Return the number of bytes that a check reads of each file."""
+    match check:
+        case SharedKey(key):
+            return structure.old_tensors[key].nbytes
+        case RenameCandidates(removed, added):
+            sizes = [structure.old_tensors[key].nbytes for key in removed]
+            return (sum(sizes) + sum(structure.new_tensors[key].nbytes for key in added)) // 2
+        case TieCheck(key):
+            return structure.new_tensors[key].nbytes
+        case _:
+            assert_never(check)
+
+
+def run_value_checks(
+    structure: StructuralDiff,
+    checks: Iterable[ValueCheck],
+    tolerances: Tolerances,
+    runner: BatchRunner,
+) -> ValueResults:
+    """Run value checks and return their results.
+
+    Raises:
+        ReadError: a file became unreadable or changed since it was described.
+    """
+    check_list = tuple(checks)
+    shared_keys = [check for check in check_list if isinstance(check, SharedKey)]
+    equal_by_key, uncompared = _compare_values(
+        structure, [check.key for check in shared_keys if not check.dtype_differs], runner
+    )
+    renamed, refuted = _find_proved_renames(
+        structure, [check for check in check_list if isinstance(check, RenameCandidates)], runner
+    )
+    tie_pairs = [
+        (check.key, check.other_key) for check in check_list if isinstance(check, TieCheck)
+    ]
+    pairs = (
+        (structure.new_tensors[key], structure.new_tensors[other_key])
+        for key, other_key in tie_pairs
+    )
+    tie_results = equality.equal_many(pairs, runner=runner)
+    differing_keys = [
+        check.key
+        for check in shared_keys
+        if check.dtype_differs or equal_by_key.get(check.key) is False
+    ]
+    measured, unmeasured = _measure_differences(structure, differing_keys, tolerances, runner)
+    return ValueResults(
+        equal=equal_by_key,
+        untold=uncompared,
+        renamed=renamed,
+        refuted=refuted,
+        diverged=tuple(
+            keys for keys, is_equal in zip(tie_pairs, tie_results, strict=True) if is_equal is False
+        ),
+        measured=measured,
+        unmeasured=unmeasured,
+    )
+
+
+def merge_value_results(shard_results: Iterable[ValueResults]) -> ValueResults:
+    """Merge the results of several shards."""
+    collected = tuple(shard_results)
+    return ValueResults(
+        equal={k: v for result in collected for k, v in result.equal.items()},
+        untold={k: v for result in collected for k, v in result.untold.items()},
+        renamed={k: v for result in collected for k, v in result.renamed.items()},
+        refuted=tuple(key for result in collected for key in result.refuted),
+        diverged=tuple(keys for result in collected for keys in result.diverged),
+        measured={k: v for result in collected for k, v in result.measured.items()},
+        unmeasured={k: v for result in collected for k, v in result.unmeasured.items()},
+    )
+
+
+def first_unchecked_key(structure: StructuralDiff, results: ValueResults) -> str:
+    """Return the first key in both files without a result; "" if all have one."""
+    checked_keys = results.equal.keys() | results.untold.keys()
+    checked_keys |= results.measured.keys() | results.unmeasured.keys()
+    return next(
+        (
+            shared_key.key
+            for shared_key in _iter_shared_keys(structure)
+            if shared_key.key not in checked_keys
+        ),
+        "",
+    )
+
+
+def _iter_shared_keys(structure: StructuralDiff) -> Iterator[SharedKey]:
+    changes_by_key = {c.key: c for c in structure.changes}
+    for key in structure.old_tensors:
+        change = changes_by_key.get(key)
+        if change is None:
+            yield SharedKey(key)
+        elif isinstance(change, Changed) and "shape" not in change.fields:
+            yield SharedKey(key, dtype_differs=True)
+
+
+def _iter_rename_candidates(structure: StructuralDiff) -> Iterator[RenameCandidates]:
+    groups: dict[object, tuple[list[str], list[str]]] = {}
+    for change in structure.changes:
+        if isinstance(change, Changed):
+            continue
+        is_removed = isinstance(change, Missing)
+        tensor = change.expected if isinstance(change, Missing) else change.actual
+        group = groups.setdefault((tensor.dtype, tensor.shape), ([], []))
+        group[0 if is_removed else 1].append(change.key)
+    for removed, added in groups.values():
+        if removed and added:
+            yield RenameCandidates(tuple(removed), tuple(added))
+
+
+def _iter_tie_checks(structure: StructuralDiff) -> Iterator[TieCheck]:
+    new_tensors = structure.new_tensors
+    group_numbers = {
+        key: n for n, group in enumerate(tied_keys(new_tensors.values())) for key in group
+    }
+    for group in tied_keys(structure.old_tensors.values()):
+        first_key, *other_keys = [key for key in group if key in new_tensors] or [""]
+        for other_key in other_keys:
+            is_separated = first_key not in group_numbers or group_numbers[
+                first_key
+            ] != group_numbers.get(other_key)
+            if is_separated and _dtype_and_shape(new_tensors[first_key]) == _dtype_and_shape(
+                new_tensors[other_key]
+            ):
+                yield TieCheck(first_key, other_key)
+
+
+def _dtype_and_shape(tensor: TensorInfo) -> object:
+    return tensor.dtype, tensor.shape
+
+
+def _compare_values(
+    structure: StructuralDiff, keys: list[str], runner: BatchRunner
+) -> tuple[dict[str, bool], dict[str, str]]:
+    pairs = [(structure.old_tensors[key], structure.new_tensors[key]) for key in keys]
+    results = dict(zip(keys, equality.equal_many(pairs, runner=runner), strict=True))
+    uncompared = {
+        key: unreadable_reason(old) or unreadable_reason(new) or "their parts are not the same"
+        for (key, is_equal), (old, new) in zip(results.items(), pairs, strict=True)
+        if is_equal is None
+    }
+    return {key: is_equal for key, is_equal in results.items() if is_equal is not None}, uncompared
+
+
+def _find_proved_renames(
+    structure: StructuralDiff, groups: list[RenameCandidates], runner: BatchRunner
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return (removed key -> added key with equal values, removed keys refuted by values).
+
+    Pairs with similar names are tried first, then those with equal fingerprints.
+    """
+    removed = [key for group in groups for key in group.removed]
+    added = {key for group in groups for key in group.added}
+    candidates = ((a, structure.renames_by_name.get(a)) for a in removed)
+    renames_by_name = {
+        a: b for a, b in candidates if b in added and _has_same_form(structure, a, b)
+    }
+    pairs = [
+        (structure.old_tensors[a], structure.new_tensors[b]) for a, b in renames_by_name.items()
+    ]
+    results = dict(zip(renames_by_name, equality.equal_many(pairs, runner=runner), strict=True))
+    renamed = {a: renames_by_name[a] for a, is_equal in results.items() if is_equal}
+    used_keys = set(renamed.values())
+    for group in groups:
+        remaining = [key for key in group.removed if key not in renamed]
+        free_keys = [key for key in group.added if key not in used_keys]
+        if remaining and free_keys:
+            renamed |= _pair_by_content(structure, remaining, free_keys, runner)
+    return renamed, tuple(a for a, is_equal in results.items() if is_equal is False)
+
+
+def _has_same_form(structure: StructuralDiff, removed: str, added: str) -> bool:
+    return _dtype_and_shape(structure.old_tensors[removed]) == _dtype_and_shape(
+        structure.new_tensors[added]
+    )
+
+
+def _pair_by_content(
+    structure: StructuralDiff, removed: list[str], added: list[str], runner: BatchRunner
+) -> Iterator[tuple[str, str]]:
+    tensors = [structure.old_tensors[key] for key in removed]
+    tensors += [structure.new_tensors[key] for key in added]
+    fingerprints = fingerprint_many(tensors, runner=runner)
+    old_fingerprints = zip(removed, fingerprints[: len(removed)], strict=True)
+    new_fingerprints = zip(added, fingerprints[len(removed) :], strict=True)
+    return pair_by_fingerprint(
+        {k: p for k, p in old_fingerprints if p}, {k: p for k, p in new_fingerprints if p}
+    )
+
+
+def _measure_differences(
+    structure: StructuralDiff, keys: list[str], tolerances: Tolerances, runner: BatchRunner
+) -> tuple[dict[str, ValueDifference], dict[str, str]]:
+    pairs = {key: (structure.old_tensors[key], structure.new_tensors[key]) for key in keys}
+    unmeasured = {
+        key: reason
+        for key, pair in pairs.items()
+        if (reason := difference.unmeasurable_reason(*pair))
+    }
+    measurable = {key: pair for key, pair in pairs.items() if key not in unmeasured}
+    differences = difference.measure_many(measurable.values(), tolerances, runner)
+    return dict(zip(measurable, differences, strict=True)), unmeasured

@@ -1,0 +1,1 @@
+"""An inert pickle interpreter: descriptions of objects, never the objects."""

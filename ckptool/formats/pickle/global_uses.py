@@ -1,0 +1,107 @@
+"""GlobalNames of a pickle -> GlobalUse: Safety, and the first place of the name in the tree."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.pickle.nodes import (
+    GlobalName,
+    MappingNode,
+    PersistentReference,
+    SetNode,
+    UnresolvedObject,
+)
+from ckptool.formats.pickle.plain_values import format_key
+from ckptool.formats.pickle.safe_globals import classify_global
+from ckptool.locations import Location
+from ckptool.model import Checkpoint, Container, GlobalUse, Safety
+
+_MAX_SHOWN_STEPS = 32
+"""Maximum number of keys in the text of a place."""
+
+
+def find_global_uses(
+    names: Iterable[GlobalName],
+    root: object = None,
+    classify: Callable[[GlobalName], Safety] = classify_global,
+) -> tuple[GlobalUse, ...]:
+    """Return the Safety of each name, and its place in the tree; "" if safe or not in the tree."""
+    classified = {(name.module, name.name): (name, classify(name)) for name in names}
+    unsafe_names = {name for name, safety in classified.values() if safety is not Safety.SAFE}
+    places = _locate_globals(root, unsafe_names)
+    return tuple(
+        GlobalUse(name.module, name.name, safety, places.get(name, ""))
+        for name, safety in classified.values()
+    )
+
+
+def build_damaged_checkpoint(
+    path: Location, container: Container, nbytes: int, names: Sequence[GlobalName], reason: str
+) -> Checkpoint:
+    """Return a Checkpoint without states that lists the globals of an unreadable file.
+
+    Raises:
+        CorruptCheckpointError: none of the globals is dangerous.
+    """
+    return damaged_with_uses(path, container, nbytes, find_global_uses(names), reason)
+
+
+def damaged_with_uses(
+    path: Location, container: Container, nbytes: int, uses: Iterable[GlobalUse], reason: str
+) -> Checkpoint:
+    """As `build_damaged_checkpoint`, for names that are classified already."""
+    global_uses = tuple(uses)
+    if all(use.safety is not Safety.DANGEROUS for use in global_uses):
+        raise CorruptCheckpointError(path, reason)
+    return Checkpoint(path, container, nbytes, (), globals=global_uses, damage=reason)
+
+
+def _locate_globals(root: object, names: set[GlobalName]) -> dict[GlobalName, str]:
+    """Return name -> its first place, in the order of the file; each node is visited once."""
+    places: dict[GlobalName, str] = {}
+    visited_ids: set[int] = set()
+    todo: list[tuple[object, Any]] = [(root, None)]
+    while todo and len(places) < len(names):
+        node, path = todo.pop()
+        if type(node) is GlobalName:
+            if node in names:
+                places.setdefault(node, _format_place(path))
+        elif id(node) not in visited_ids:
+            children = _list_children(node)
+            if children:
+                visited_ids.add(id(node))
+                todo.extend(
+                    (child, (path, key) if key else path) for key, child in reversed(children)
+                )
+    return places
+
+
+def _list_children(node: Any) -> list[tuple[str, Any]]:
+    if isinstance(node, dict):
+        children = [(format_key(key), child) for key, child in node.items()]
+        children += [
+            ("", key) for key in node if type(key) in {GlobalName, UnresolvedObject, tuple}
+        ]
+        return (
+            [*children, ("", node.state)] if type(node) is MappingNode and node.state else children
+        )
+    if type(node) is list or type(node) is tuple:
+        return [(str(index), child) for index, child in enumerate(node)]
+    if type(node) is SetNode:
+        return [(str(index), child) for index, child in enumerate(node.items)]
+    if type(node) is PersistentReference:
+        return [("", node.id)]
+    if type(node) is UnresolvedObject:
+        parts = (node.func, *node.args, node.kwargs, node.state, node.items, node.pairs)
+        return [("", part) for part in parts if part is not None]
+    return []
+
+
+def _format_place(path: Any) -> str:
+    keys: list[str] = []
+    while path is not None and len(keys) < _MAX_SHOWN_STEPS:
+        path, key = path
+        keys.append(key)
+    if path is not None:
+        keys.append("...")
+    return ".".join(reversed(keys))

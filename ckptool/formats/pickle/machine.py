@@ -1,0 +1,182 @@
+"""Inert pickle machine: stack, memo, and a record of every global that the pickle names."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from ckptool.formats.limits import Limits
+from ckptool.formats.pickle.nodes import (
+    GlobalName,
+    PersistentReference,
+    PickleError,
+    TruncatedPickleError,
+    UnresolvedObject,
+)
+from ckptool.formats.pickle.safe_calls import SAFE_CALL_BUILDERS
+
+
+class PickleStop(Exception):  # noqa: N818 - it ends a stream and is no error
+    """Raised by the STOP opcode, with the top of the stack and the position after the opcode."""
+
+    def __init__(self, value: object, end: int) -> None:
+        super().__init__()
+        self.value = value
+        self.end = end
+
+
+class PickleMemo:
+    """Memo of a pickle: slot number -> object.
+
+    Picklers number the slots consecutively: those are in a list, as a dict takes ten times the
+    memory. Other slots are in a dict: a list up to a slot number of the file has no size limit.
+    """
+
+    __slots__ = ("slots", "sparse_slots")
+
+    def __init__(self) -> None:
+        self.slots: list[Any] = []
+        """The consecutive slots from 0."""
+        self.sparse_slots: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.slots) + len(self.sparse_slots)
+
+    def put(self, slot: int, value: object) -> None:
+        if slot < len(self.slots):
+            self.slots[slot] = value
+        elif slot == len(self.slots) and not self.sparse_slots:
+            self.slots.append(value)
+        else:
+            self.sparse_slots[slot] = value
+
+    def get(self, slot: int) -> object:
+        """Return the object in a slot.
+
+        Raises:
+            KeyError: the slot is empty.
+        """
+        return self.slots[slot] if slot < len(self.slots) else self.sparse_slots[slot]
+
+
+class PickleMachine:
+    """State of one run over a pickle: stack, memo, and the globals that it names."""
+
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        self.data = data
+        self.limits = limits
+        self.frame_end = len(data)
+        """Position of the end of the open frame, or of the data if no frame is open."""
+        self.in_frame = False
+        self.protocol = 0
+        self.stack: list[Any] = []
+        self.metastack: list[list[Any]] = []
+        """The stacks below the open MARKs, outermost first."""
+        self.memo = PickleMemo()
+        self.globals: dict[tuple[str, str], GlobalName] = {}
+        self.persistent_references: list[PersistentReference] = []
+        self.embedded_pickles: dict[int, bytes] = {}
+        """id -> byte string that is passed to a function in `_PICKLE_LOADER_NAMES`."""
+        self.interned_tuples: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        """Tuples of ints that repeat, such as shapes and strides: one object for equal ones."""
+        self.blob_offsets: dict[int, int] = {}
+        """id of a long byte string -> its offset in the data."""
+        self._remaining_bytes = limits.pickle_bytes
+
+    def record_global(self, module: str, name: str) -> GlobalName:
+        """Record that the pickle would import `name` from `module`; the same object each time."""
+        global_name = self.globals.get((module, name))
+        if global_name is None:
+            if self.protocol < 3 and not module.startswith("torch"):
+                module, name = _convert_python2_name(module, name)
+            global_name = self.globals.get((module, name)) or GlobalName(module, name)
+            global_name.builder = SAFE_CALL_BUILDERS.get((module, name))
+            self.globals[module, name] = global_name
+        return global_name
+
+    def record_computed_global(self, module: object, name: object) -> GlobalName:
+        """Record a name that is determined at load time; parts that are no str are "<computed>"."""
+        parts = [part if isinstance(part, str) else "<computed>" for part in (module, name)]
+        global_name = self.globals.setdefault((parts[0], parts[1]), GlobalName(parts[0], parts[1]))
+        global_name.computed = True
+        return global_name
+
+    def record_call(self, func: object, args: object) -> object:
+        """Return the node for the result of `func(*args)`, without calling it.
+
+        Raises:
+            PickleError: `args` is no tuple, or `func` is nothing callable.
+        """
+        if type(args) is not tuple:
+            raise PickleError(f"a call with {type(args).__name__} for arguments")
+        if type(func) is GlobalName:
+            if func.builder is not None:
+                return func.builder(self, args)
+            if func.name in _PICKLE_LOADER_NAMES and args and type(args[0]) is bytes:
+                self.embedded_pickles[id(args[0])] = args[0]
+            return UnresolvedObject(func, args)
+        if type(func) is UnresolvedObject:
+            self.record_computed_global("<computed>", "<call>")
+            return UnresolvedObject(func, args)
+        raise PickleError(f"a {type(func).__name__} is called")
+
+    def charge_memory(self, nbytes: int) -> None:
+        """Subtract `nbytes` from the memory budget: few opcodes could copy a lot of data.
+
+        Raises:
+            PickleError: the budget, `Limits.pickle_bytes`, is spent.
+        """
+        self._remaining_bytes -= nbytes
+        if self._remaining_bytes < 0:
+            raise PickleError(f"it takes more than {self.limits.pickle_bytes} bytes of memory")
+
+    def intern_tuple(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return one object for equal tuples of ints; 1, 1.0 and True stay distinct."""
+        for item in items:
+            if type(item) is not int:
+                return items
+        interned = self.interned_tuples.get(items)
+        if interned is None:
+            interned = items
+            if len(self.interned_tuples) < _MAX_INTERNED_TUPLES:
+                self.interned_tuples[items] = items
+        return interned
+
+    def pop_mark(self) -> list[Any]:
+        items = self.stack
+        self.stack = self.metastack.pop()
+        return items
+
+    def read_line(self, pos: int) -> tuple[bytes, int]:
+        end = self.data.find(b"\n", pos, self.frame_end)
+        if end < 0:
+            raise TruncatedPickleError("a line has no end")
+        return self.data[pos:end], end + 1
+
+
+OpcodeHandler = Callable[[PickleMachine, int], int]
+"""(machine, position after the opcode) -> position of the next opcode."""
+
+
+def register_handler(
+    table: dict[int, OpcodeHandler], opcode: int
+) -> Callable[[OpcodeHandler], OpcodeHandler]:
+    """Return a decorator that enters a handler of `opcode` in `table`."""
+
+    def add_handler(handler: OpcodeHandler) -> OpcodeHandler:
+        table[opcode] = handler
+        return handler
+
+    return add_handler
+
+
+_MAX_INTERNED_TUPLES: Final = 256
+"""Models have few distinct shapes; more tuples of equal hash would make lookups slow."""
+_PICKLE_LOADER_NAMES: Final = frozenset({"loads", "_loads", "_load_from_bytes"})
+"""Functions that unpickle their first argument, in any module."""
+
+
+def _convert_python2_name(module: str, name: str) -> tuple[str, str]:
+    from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+
+    if (module, name) in NAME_MAPPING:
+        return NAME_MAPPING[module, name]
+    return IMPORT_MAPPING.get(module, module), name

@@ -1,0 +1,76 @@
+"""Pickled numpy array -> TensorInfo; pickled numpy scalar -> its value."""
+
+from struct import unpack
+from typing import Any, Final
+
+from ckptool.formats.pickle.nodes import UnresolvedObject
+from ckptool.model import Kind, TensorInfo
+
+
+def read_numpy_scalar(args: tuple[Any, ...]) -> float | None:
+    """Return the number of `numpy.core.multiarray.scalar(dtype, bytes)`, None if it is none."""
+    if len(args) != 2:
+        return None
+    code, data = read_dtype_code(args[0]), args[1]
+    if type(data) is str:  # Python 2 pickles bytes as a string
+        data = data.encode("latin-1", "replace")
+    letter = _STRUCT_FORMATS.get(code, "")
+    if type(data) is not bytes or not letter or len(data) != int(code[1:]):
+        return None
+    number: float = unpack(f"<{letter}", data)[0]
+    return number
+
+
+def read_dtype_code(dtype: object) -> str:
+    """Return the code of a pickled numpy.dtype: "f4"; "" for big-endian or anything else."""
+    if type(dtype) is UnresolvedObject and dtype.callee_name == ("numpy", "dtype") and dtype.args:
+        state = dtype.state
+        order = state[1] if type(state) is tuple and len(state) > 1 else "|"
+        code = dtype.args[0]
+        if type(code) is str and order in {"<", "|", "="}:
+            return code
+    return ""
+
+
+_STRUCT_FORMATS: Final = {
+    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
+    "u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?",
+}  # fmt: skip
+
+
+def read_numpy_array(node: object, key: str) -> TensorInfo | None:
+    """Return the shape and dtype of a pickled numpy array of numbers; None for anything else."""
+    if type(node) is not UnresolvedObject:
+        return None
+    shape: Any = None
+    dtype: Any = None
+    if node.callee_name[1] == "_reconstruct" and type(node.state) is tuple and len(node.state) == 5:
+        shape, dtype = node.state[1], node.state[2]
+    elif node.callee_name[1] == "_frombuffer" and len(node.args) == 4:
+        shape, dtype = node.args[2], node.args[1]
+    name = _NUMPY_DTYPES.get(read_dtype_code(dtype))
+    if name is None or not _is_shape(shape):
+        return None
+    stride = _contiguous_stride(shape)
+    return TensorInfo(key, shape, name, stride, 0, None, kind=Kind.ARRAY)
+
+
+def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    stride: list[int] = []
+    step = 1
+    for length in reversed(shape):
+        stride.append(step)
+        step *= max(1, length)
+    return tuple(reversed(stride))
+
+
+_NUMPY_DTYPES: Final = {
+    "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
+    "i2": "int16", "i1": "int8", "u8": "uint64", "u4": "uint32", "u2": "uint16", "u1": "uint8",
+    "b1": "bool", "c8": "complex64", "c16": "complex128",
+}  # fmt: skip
+"""numpy's dtype code -> torch's dtype name."""
+
+
+def _is_shape(shape: object) -> bool:
+    return type(shape) is tuple and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)

@@ -1,0 +1,218 @@
+"""Non-tensor nodes -> plain values if they are data, and short descriptions."""
+
+from typing import Any, Final
+
+from ckptool.formats.pickle.nodes import (
+    ATOMIC_TYPES,
+    GlobalName,
+    MappingNode,
+    PersistentReference,
+    SetNode,
+    UnresolvedObject,
+)
+from ckptool.formats.pickle.numpy_arrays import read_numpy_scalar
+
+NOT_PLAIN: Final = object()
+"""Returned by `PlainValueConverter.convert_node` for a node that is not plain data."""
+
+_MAX_LEAVES: Final = 10_000
+"""Leaves of one value; a larger value is NOT_PLAIN and only described."""
+_MAX_DEPTH: Final = 64
+_MAX_TEXT_LENGTH: Final = 80
+_MAX_STRING_LENGTH: Final = 10_000
+_MAX_INT_BITS: Final = 1_024
+
+
+class PlainValueConverter:
+    """Converts nodes to None, numbers, strings, and lists and dicts of them; each node once."""
+
+    def __init__(self) -> None:
+        self._results: dict[int, tuple[object, int]] = {}
+
+    def convert_node(self, node: object) -> object:
+        """Return the plain value of `node`, or NOT_PLAIN."""
+        return self._convert_counted(node, 0)[0]
+
+    def _convert_counted(self, node: Any, depth: int) -> tuple[object, int]:
+        """Return the plain value and its number of leaves, shared ones counted each time."""
+        node_type = type(node)
+        if node_type in ATOMIC_TYPES:
+            return _convert_atom(node), 1
+        cached = self._results.get(id(node))
+        if cached is not None:
+            return cached
+        if depth > _MAX_DEPTH:
+            return _NO_VALUE
+        # Until it is converted, a node is not plain: this ends a cycle.
+        self._results[id(node)] = _NO_VALUE
+        result = self._results[id(node)] = self._convert_container(node, depth)
+        return result
+
+    def _convert_container(self, node: Any, depth: int) -> tuple[object, int]:
+        if isinstance(node, dict):
+            return self._convert_mapping(node, depth)
+        if type(node) in {list, tuple, SetNode}:
+            return self._convert_sequence(node.items if type(node) is SetNode else node, depth)
+        if type(node) is GlobalName:
+            return (node.qualified_name, 1) if is_torch_constant(node) else _NO_VALUE
+        if type(node) is UnresolvedObject:
+            return self._convert_object(node, depth)
+        return _NO_VALUE
+
+    def _convert_mapping(self, node: dict[Any, Any], depth: int) -> tuple[object, int]:
+        if len(node) > _MAX_LEAVES or (type(node) is MappingNode and node.state is not None):
+            return _NO_VALUE
+        if is_optimizer_state(node):  # it is a state of its own, even without a tensor
+            return _NO_VALUE
+        values, leaves = {}, 1
+        for key, child in node.items():
+            value, count = self._convert_counted(child, depth + 1)
+            leaves += count
+            if value is NOT_PLAIN or type(key) not in ATOMIC_TYPES or leaves > _MAX_LEAVES:
+                return _NO_VALUE
+            values[format_key(key)] = value
+        return values, leaves
+
+    def _convert_sequence(self, node: Any, depth: int) -> tuple[object, int]:
+        if len(node) > _MAX_LEAVES:
+            return _NO_VALUE
+        values, leaves = [], 1
+        for child in node:
+            value, count = self._convert_counted(child, depth + 1)
+            leaves += count
+            if value is NOT_PLAIN or leaves > _MAX_LEAVES:
+                return _NO_VALUE
+            values.append(value)
+        return values, leaves
+
+    def _convert_object(self, node: UnresolvedObject, depth: int) -> tuple[object, int]:
+        """Return the value of a Namespace, a dict or list subclass, a path, or a numpy number."""
+        scalar = convert_simple_object(node)
+        if scalar is not NOT_PLAIN:
+            return scalar, 1
+        contents = [content for content in (node.pairs, node.state, node.items) if content]
+        if len(contents) == 1 and not node.args and not node.kwargs:
+            return self._convert_counted(contents[0], depth + 1)
+        return _NO_VALUE
+
+
+_NO_VALUE: Final = (NOT_PLAIN, 0)
+
+
+def is_optimizer_state(node: object) -> bool:
+    """Whether a node is an optimizer's state_dict(): it has `state` and `param_groups`."""
+    return (
+        isinstance(node, dict)
+        and isinstance(node.get("state"), dict)
+        and isinstance(node.get("param_groups"), list | dict)
+    )
+
+
+def format_key(key: object) -> str:
+    """Return a dict's key as text; a key that is no atom is described."""
+    if type(key) is str:
+        return key
+    if type(key) is bytes:
+        return key.decode("latin-1")
+    return str(key) if type(key) in ATOMIC_TYPES else describe_node(key)
+
+
+def is_torch_constant(node: GlobalName) -> bool:
+    """Whether a global is a constant of torch: a dtype, a layout, a memory format."""
+    return node.module == "torch" and node.name.islower()
+
+
+def convert_simple_object(node: UnresolvedObject) -> object:
+    """Return the text or number of a path, torch.device, complex or numpy scalar, or NOT_PLAIN."""
+    module, name = node.callee_name
+    if module.startswith("pathlib") and all(type(part) is str for part in node.args):
+        return "/".join(node.args).replace("//", "/")
+    if (module, name) == ("torch", "device") and node.args and type(node.args[0]) is str:
+        return ":".join(str(part) for part in node.args if type(part) in {str, int})
+    if (module, name) == ("builtins", "complex") and all(type(n) is float for n in node.args):
+        return str(complex(*node.args[:2]))
+    if name == "scalar" and module.endswith("multiarray"):
+        number = read_numpy_scalar(node.args)
+        return NOT_PLAIN if number is None else number
+    return NOT_PLAIN
+
+
+def describe_node(node: Any) -> str:
+    """Return a short, printable description: "dict of 3", "bytes of 16", a quoted string."""
+    node_type = type(node)
+    if node_type in ATOMIC_TYPES:
+        return _describe_atom(node)
+    if isinstance(node, dict):
+        return f"dict of {len(node)}"
+    if node_type is SetNode:
+        return f"set of {len(node.items)}"
+    return (
+        f"{node_type.__name__} of {len(node)}"
+        if node_type in {list, tuple}
+        else _describe_object(node)
+    )
+
+
+def _describe_atom(node: Any) -> str:
+    node_type = type(node)
+    if node_type is str:
+        return quote_name(node)
+    if node_type is bytes:
+        return f"bytes of {len(node)}"
+    if node_type is int and node.bit_length() > _MAX_INT_BITS:
+        return f"a number of {node.bit_length()} bits"
+    return repr(node)
+
+
+def _describe_object(node: Any) -> str:
+    if type(node) is GlobalName:
+        return escape_unprintable(node.qualified_name)
+    if type(node) is PersistentReference:
+        return "a storage"
+    if type(node) is not UnresolvedObject:
+        return type(node).__name__
+    value = convert_simple_object(node)
+    if value is not NOT_PLAIN:
+        return quote_name(value) if type(value) is str else repr(value)
+    return f"a {escape_unprintable(node.qualified_name)}"
+
+
+_MAX_DICT_TEXT_LENGTH: Final = 72
+"""Characters up to which a small dict, such as hyper-parameters, is shown in full."""
+
+
+def describe_value(node: object, value: object) -> str:
+    """Describe a node by its plain value: lists and dicts of up to 8 items are shown in full."""
+    if (
+        isinstance(value, list)
+        and 0 < len(value) <= 8
+        and all(type(v) in ATOMIC_TYPES for v in value)
+    ):
+        text = ", ".join(describe_node(item) for item in value)
+        if len(text) <= _MAX_TEXT_LENGTH:
+            return f"[{text}]"
+    if isinstance(value, dict) and 0 < len(value) <= 8:
+        text = ", ".join(
+            f"{escape_unprintable(str(k))}: {describe_value(v, v)}" for k, v in value.items()
+        )
+        if len(text) <= _MAX_DICT_TEXT_LENGTH:
+            return f"{{{text}}}"
+    return describe_node(node)
+
+
+def quote_name(text: str) -> str:
+    return f"'{escape_unprintable(text)}'"
+
+
+def escape_unprintable(text: str) -> str:
+    """Return `text` cut to 80 characters, with unprintable ones escaped: they control terminals."""
+    shortened = text[:_MAX_TEXT_LENGTH] + ("..." if len(text) > _MAX_TEXT_LENGTH else "")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shortened)
+
+
+def _convert_atom(node: Any) -> object:
+    """Return an atom, or NOT_PLAIN for bytes and for strings and ints above the limits."""
+    node_type = type(node)
+    if node_type is bytes or (node_type is str and len(node) > _MAX_STRING_LENGTH):
+        return NOT_PLAIN
+    return NOT_PLAIN if node_type is int and node.bit_length() > _MAX_INT_BITS else node

@@ -1,0 +1,234 @@
+"""Pickle bytes -> ParsedPickle: an inert tree, and every name that loading it would import."""
+
+import re
+from itertools import repeat
+from struct import Struct
+from struct import error as StructError  # noqa: N812 - it is an exception
+from typing import Final
+
+from msgspec import Struct as Record
+
+from ckptool.formats.files.gc_pause import pause_gc
+from ckptool.formats.limits import Limits
+from ckptool.formats.pickle.machine import PickleMachine, PickleStop
+from ckptool.formats.pickle.nodes import (
+    GlobalName,
+    PersistentReference,
+    PickleError,
+    TruncatedPickleError,
+)
+from ckptool.formats.pickle.opcodes import HANDLERS
+from ckptool.formats.pickle.safe_globals import classify_global
+from ckptool.model import Safety
+
+__all__ = [
+    "ParsedPickle",
+    "PickleError",
+    "is_complete_or_broken",
+    "parse_pickle",
+    "parse_whole_pickle",
+    "scan_globals",
+    "select_dangerous",
+]
+
+_SLICE_OPCODES: Final = 1 << 16
+"""Opcodes between two checks of the stack and memo sizes."""
+_MAX_STACK_OBJECTS: Final = 2_000_000
+"""Objects on the stack: an unbatched tuple puts all its elements there."""
+_UINT32: Final = Struct("<I").unpack_from
+_MAX_EMBEDDED_DEPTH: Final = 4
+"""Nesting of pickles in byte strings of pickles."""
+_MAX_CONSECUTIVE_PICKLES: Final = 64
+_FRAME_END_MARGIN: Final = 1 << 16
+_IMPORT_PATTERN: Final = re.compile(rb"c([A-Za-z_][A-Za-z_0-9.]*)\n([A-Za-z_][A-Za-z_0-9.]*)\n")
+_MISSING_OPERAND: Final = (
+    "an opcode asks for what is not on the stack, in the memo or in the stream"
+)
+_INVALID_OPCODES: Final = b"\xff" * 16
+"""Longer than any fixed-size operand: with it appended, only stack or memo can lack an operand."""
+_STREAM_ERRORS: Final = (IndexError, KeyError, ValueError, OverflowError, StructError)
+"""Exceptions of opcode handlers on a broken stream: empty stack, empty memo slot, bad number."""
+
+
+class ParsedPickle(Record):
+    """One pickle, as far as it could be read."""
+
+    root: object = None
+    end: int = 0
+    """Position after its STOP; 0 if reading stopped before."""
+    error: str = ""
+    """Why reading stopped before STOP; "" if it did not."""
+    truncated: bool = False
+    """Whether reading stopped at the end of the data: with more bytes it may be complete."""
+    globals: list[GlobalName] = []
+    """Every name that it uses, in order of first use, also if the result is discarded."""
+    persistent_references: list[PersistentReference] = []
+    blob_offsets: dict[int, int] = {}
+    """id of a byte string in the tree -> its offset in the data."""
+
+
+def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
+    """Return the pickle at `start`; a fault in the data is in its `error`, never raised."""
+    machine = PickleMachine(data, limits)
+    pickle = ParsedPickle(
+        blob_offsets=machine.blob_offsets, persistent_references=machine.persistent_references
+    )
+    try:
+        _run_machine(machine, start)
+    except PickleStop as stop:
+        pickle.root, pickle.end = stop.value, stop.end
+    except PickleError as pickle_error:
+        pickle.error, pickle.truncated = (
+            str(pickle_error),
+            isinstance(pickle_error, TruncatedPickleError),
+        )
+    except UnicodeError:
+        pickle.error, pickle.truncated = "a string is not what its opcode says", True
+    except _STREAM_ERRORS as error:
+        pickle.error = _MISSING_OPERAND
+        pickle.truncated = isinstance(error, IndexError | StructError)
+    if pickle.error and machine.in_frame:
+        _record_imports_near_frame_end(machine)
+    embedded_names = [
+        name
+        for blob in machine.embedded_pickles.values()
+        for name in scan_globals(blob, limits, 0, 1)
+    ]
+    pickle.globals = list(dict.fromkeys((*machine.globals.values(), *embedded_names)))
+    return pickle
+
+
+def is_complete_or_broken(data: bytes, limits: Limits) -> bool:
+    """Whether the pickle at the start of `data` ends or is broken within `data`."""
+    pickle = parse_pickle(data + _INVALID_OPCODES, limits)
+    return not pickle.truncated or pickle.error == _MISSING_OPERAND
+
+
+def parse_whole_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
+    """Return the pickle from `start` to the end of `data`; bytes after it are an error."""
+    pickle = parse_pickle(data, limits, start)
+    if not pickle.error and pickle.end != len(data):
+        pickle.error = f"{len(data) - pickle.end} bytes follow the end of the pickle"
+        pickle.globals += scan_globals(data, limits, pickle.end)
+    return pickle
+
+
+def scan_globals(data: bytes, limits: Limits, start: int = 0, depth: int = 0) -> list[GlobalName]:
+    """Return the names that the consecutive pickles from `start` on use, also embedded ones."""
+    globals_by_name: dict[str, GlobalName] = {}
+    for _ in range(_MAX_CONSECUTIVE_PICKLES):
+        if start >= len(data):
+            break
+        machine = PickleMachine(data, limits)
+        try:
+            _run_machine(machine, start)
+        except PickleStop as stop:
+            start = stop.end
+        except _STREAM_ERRORS:
+            start = len(data)
+        blobs = list(machine.embedded_pickles.values()) if depth < _MAX_EMBEDDED_DEPTH else []
+        embedded_names = (
+            name for blob in blobs for name in scan_globals(blob, limits, 0, depth + 1)
+        )
+        globals_by_name.update(
+            {name.qualified_name: name for name in (*machine.globals.values(), *embedded_names)}
+        )
+    return list(globals_by_name.values())
+
+
+def select_dangerous(names: list[GlobalName]) -> list[GlobalName]:
+    """Return those of `names` that are classified as dangerous."""
+    return [name for name in names if classify_global(name) is Safety.DANGEROUS]
+
+
+def _run_machine(machine: PickleMachine, start: int) -> None:
+    """Run opcodes from `start` until one raises.
+
+    Raises:
+        PickleStop: the pickle is complete.
+        PickleError: it contradicts the format, or exceeds a limit.
+    """
+    pos = start
+    with pause_gc():
+        for _ in range(machine.limits.opcodes // _SLICE_OPCODES + 1):
+            pos = _run_slice(machine, pos)
+            _check_limits(machine)
+    raise PickleError(f"it has more than {machine.limits.opcodes} opcodes")
+
+
+def _run_slice(machine: PickleMachine, pos: int) -> int:
+    """Run `_SLICE_OPCODES` opcodes; the six most frequent in a state_dict are inlined for speed."""
+    data, handlers, memo, metastack = machine.data, HANDLERS, machine.memo, machine.metastack
+    stack, frame_end, uint32 = machine.stack, machine.frame_end, _UINT32
+    slots, sparse_slots = memo.slots, memo.sparse_slots
+    for _ in repeat(None, _SLICE_OPCODES):
+        opcode = data[pos]
+        if opcode == 0x72:  # LONG_BINPUT
+            slot = uint32(data, pos + 1)[0]
+            if slot == len(slots) and not sparse_slots:
+                slots.append(stack[-1])
+            else:
+                memo.put(slot, stack[-1])
+            pos += 5
+        elif opcode == 0x68:  # BINGET
+            slot = data[pos + 1]
+            stack.append(slots[slot] if slot < len(slots) else memo.get(slot))
+            pos += 2
+        elif opcode == 0x4B:  # BININT1
+            stack.append(data[pos + 1])
+            pos += 2
+        elif opcode == 0x58:  # BINUNICODE
+            end = pos + 5 + uint32(data, pos + 1)[0]
+            stack.append(str(data[pos + 5 : end], "utf-8", "surrogatepass"))
+            pos = end
+        elif opcode == 0x74:  # TUPLE
+            items = tuple(stack)
+            stack = machine.stack = metastack.pop()
+            stack.append(items)
+            pos += 1
+        elif opcode == 0x28:  # MARK
+            metastack.append(stack)
+            stack = machine.stack = []
+            pos += 1
+        else:
+            pos = handlers[opcode](machine, pos + 1)
+            stack, frame_end = machine.stack, machine.frame_end
+        if pos >= frame_end:
+            frame_end = _leave_frame(machine, pos)
+    return pos
+
+
+def _leave_frame(machine: PickleMachine, pos: int) -> int:
+    """Close the frame that ends at `pos`, and return the end of the data, the new `frame_end`.
+
+    An opcode across the end of a frame is refused: the C unpickler and pickletools read such a
+    stream differently (python/cpython#154848).
+    """
+    size = len(machine.data)
+    if pos > machine.frame_end and machine.frame_end < size:
+        raise PickleError("an opcode lies across the end of its frame")
+    if pos >= size:
+        raise TruncatedPickleError("the stream ends before its STOP")
+    machine.frame_end, machine.in_frame = size, False
+    return size
+
+
+def _record_imports_near_frame_end(machine: PickleMachine) -> None:
+    """Record every match of `_IMPORT_PATTERN` near the end of a broken frame.
+
+    Unpicklers resume at different bytes there, so no single run finds the imports of all of them.
+    """
+    window = machine.data[
+        max(0, machine.frame_end - _FRAME_END_MARGIN) : machine.frame_end + _FRAME_END_MARGIN
+    ]
+    for module, name in _IMPORT_PATTERN.findall(window):
+        machine.record_global(module.decode(), name.decode())
+
+
+def _check_limits(machine: PickleMachine) -> None:
+    if len(machine.metastack) > machine.limits.nesting:
+        raise PickleError(f"it nests deeper than {machine.limits.nesting}")
+    if len(machine.memo) > machine.limits.memo_slots:
+        raise PickleError(f"it has more than {machine.limits.memo_slots} memo slots")
+    if len(machine.stack) + sum(map(len, machine.metastack)) > _MAX_STACK_OBJECTS:
+        raise PickleError(f"more than {_MAX_STACK_OBJECTS} objects wait on its stack")

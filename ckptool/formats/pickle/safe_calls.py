@@ -1,0 +1,142 @@
+"""Recorded call to an allowed builtin -> the plain container or node that the call would return."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+from ckptool.formats.pickle.nodes import (
+    GlobalName,
+    MappingNode,
+    PickleError,
+    SetNode,
+    UnresolvedObject,
+    require_hashable_key,
+)
+
+_MAX_BYTEARRAY_BYTES: Final = 1 << 20
+"""Maximum n of a `bytearray(n)`, in bytes."""
+
+
+class MemoryBudget(Protocol):
+    """The part of `PickleMachine` that a `CallBuilder` uses."""
+
+    def charge_memory(self, nbytes: int) -> None: ...
+
+    def record_call(self, func: object, args: object) -> object: ...
+
+
+CallBuilder = Callable[[Any, tuple[Any, ...]], object]
+
+
+def _build_mapping(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    mapping = MappingNode()
+    if not args:
+        return mapping
+    source = args[-1]
+    if type(source) is GlobalName:  # a defaultdict's factory
+        return mapping
+    machine.charge_memory(64 * len(source) if isinstance(source, dict | list | tuple) else 0)
+    if isinstance(source, dict):
+        mapping.update(source)
+    elif isinstance(source, list | tuple):
+        for pair in source:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise PickleError("a mapping is made of something else than pairs")
+            mapping[require_hashable_key(pair[0])] = pair[1]
+    else:
+        raise PickleError(f"a mapping is made of a {type(source).__name__}")
+    return mapping
+
+
+def _build_set(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    source = args[0] if args else ()
+    if isinstance(source, SetNode):
+        source = source.items
+    if not isinstance(source, list | tuple):
+        raise PickleError(f"a set is made of a {type(source).__name__}")
+    machine.charge_memory(64 * len(source))
+    return SetNode([require_hashable_key(item) for item in source])
+
+
+def _build_torch_size(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    source = args[0] if args else ()
+    if not isinstance(source, list | tuple):
+        raise PickleError(f"a torch.Size is made of a {type(source).__name__}")
+    machine.charge_memory(8 * len(source))
+    return tuple(source)
+
+
+def _encode_latin1(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    """`_codecs.encode(text, "latin1")`: bytes as pickle protocols 0 to 2 write them."""
+    if not args or type(args[0]) is not str or args[1:] not in (("latin1",), ("latin-1",)):
+        raise PickleError("_codecs.encode of something else than Latin-1 text")
+    machine.charge_memory(len(args[0]))
+    return args[0].encode("latin-1")
+
+
+def _build_bytes(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    source = args[0] if args else b""
+    if type(source) is str and args[1:] in (("latin1",), ("latin-1",)):
+        machine.charge_memory(len(source))
+        return source.encode("latin-1")
+    if type(source) is int and 0 <= source <= _MAX_BYTEARRAY_BYTES:
+        machine.charge_memory(source)
+        return bytes(source)
+    if type(source) is int:
+        raise PickleError(f"builtins.bytearray would allocate {source} bytes")
+    if type(source) is not bytes:
+        raise PickleError(f"a bytearray is made of a {type(source).__name__}")
+    return source
+
+
+def _reconstruct_object(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    """`copyreg._reconstructor(class, base, base_value)`: objects of protocols 0 and 1."""
+    if len(args) != 3 or type(args[0]) is not GlobalName:
+        raise PickleError("copyreg._reconstructor without a class")
+    node = machine.record_call(args[0], ())
+    if type(node) is UnresolvedObject and isinstance(args[2], dict):
+        node.pairs = args[2]
+    elif type(node) is UnresolvedObject and isinstance(args[2], list):
+        node.items = args[2]
+    elif type(node) is UnresolvedObject and args[2] is not None:
+        node.args = (args[2],)
+    return node
+
+
+def _build_newobj(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    """`copyreg.__newobj__(class, *args)`."""
+    if not args:
+        raise PickleError("copyreg.__newobj__ without a class")
+    return machine.record_call(args[0], args[1:])
+
+
+def _build_newobj_ex(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    """`copyreg.__newobj_ex__(class, args, kwargs)`."""
+    if len(args) != 3:
+        raise PickleError("copyreg.__newobj_ex__ without a class")
+    node = machine.record_call(args[0], args[1])
+    if type(node) is UnresolvedObject:
+        node.kwargs = args[2]
+    return node
+
+
+SAFE_CALL_BUILDERS: Final[Mapping[tuple[str, str], CallBuilder]] = MappingProxyType(
+    {
+        ("collections", "OrderedDict"): _build_mapping,
+        ("collections", "Counter"): _build_mapping,
+        ("collections", "defaultdict"): _build_mapping,
+        ("builtins", "set"): _build_set,
+        ("builtins", "frozenset"): _build_set,
+        ("builtins", "bytearray"): _build_bytes,
+        ("builtins", "bytes"): _build_bytes,
+        ("torch", "Size"): _build_torch_size,
+        ("_codecs", "encode"): _encode_latin1,
+        ("copyreg", "_reconstructor"): _reconstruct_object,
+        ("copyreg", "__newobj__"): _build_newobj,
+        ("copyreg", "__newobj_ex__"): _build_newobj_ex,
+    }
+)
+"""(module, name) -> builder of the result of a call to it.
+
+Only names that `torch.load(weights_only=True)` allows, and copyreg's functions that create objects.
+"""

@@ -1,0 +1,114 @@
+"""Persistent id of a storage in torch's pickles -> StorageId, checked."""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final
+
+from msgspec import Struct
+
+from ckptool.formats.pickle.nodes import GlobalName, PersistentReference
+from ckptool.formats.pickle.plain_values import quote_name
+from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
+from ckptool.model import DTYPE_BITS
+
+
+class StorageId(Struct, gc=False):
+    """Fields of the persistent id ("storage", class, key, location, numel)."""
+
+    dtype: str
+    key: str
+    location: str
+    numel: int
+    legacy_view: object = None
+    """Torch before 1.6: (key, offset, numel) of a view of the storage, or None; not checked."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * DTYPE_BITS[self.dtype] // 8
+
+
+def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId:
+    """Return the storage that a persistent id names; `fields` is the length of the id's tuple.
+
+    Raises:
+        PickleTreeError: the id names no storage, or has an invalid field.
+    """
+    parts = node.id
+    if type(parts) is not tuple or len(parts) != fields or parts[0] != "storage":
+        raise PickleTreeError("a persistent id that is not a storage's")
+    _, cls, key, location, numel, *legacy_view = parts
+    if type(key) is not str or not key:
+        raise PickleTreeError(f"a storage's key is a {type(key).__name__}")
+    if type(numel) is not int or not 0 <= numel < 1 << 60:
+        raise PickleTreeError(
+            f"storage {quote_name(key)} is said to have {_format_count(numel)} elements"
+        )
+    if type(location) is not str or not _is_location_tag(location):
+        raise PickleTreeError(f"storage {quote_name(key)} has no device for its location tag")
+    return StorageId(get_storage_dtype(cls, key), key, location, numel, *legacy_view)
+
+
+def check_repeated_id(storage: SavedStorage, repeated_id: StorageId) -> SavedStorage:
+    """Return the storage for another id of the same key.
+
+    Raises:
+        PickleTreeError: its dtype or numel differs from that of the first id.
+    """
+    if (storage.dtype, storage.numel) != (repeated_id.dtype, repeated_id.numel):
+        if storage.numel or repeated_id.numel:
+            raise PickleTreeError(f"storage {quote_name(repeated_id.key)} is described in two ways")
+        return SavedStorage(
+            storage.info, repeated_id.dtype, 0
+        )  # torch allows an empty storage two dtypes
+    return storage
+
+
+def get_storage_dtype(cls: object, key: str) -> str:
+    """Return the dtype of a storage class by its name alone, as torch does.
+
+    Raises:
+        PickleTreeError: the class is unknown.
+    """
+    dtype = STORAGE_DTYPES.get(cls.name) if type(cls) is GlobalName else None
+    if dtype is None:
+        name = cls.qualified_name if type(cls) is GlobalName else type(cls).__name__
+        raise PickleTreeError(
+            f"storage {quote_name(key)} is of an unknown class: {quote_name(name)}"
+        )
+    return dtype
+
+
+@lru_cache(maxsize=64)
+def _is_location_tag(location: str) -> bool:
+    return _LOCATION_TAG.fullmatch(location) is not None
+
+
+def _format_count(value: object) -> str:
+    return str(value) if type(value) is int and value.bit_length() < 256 else "no number of"
+
+
+_LOCATION_TAG: Final = re.compile(r"[A-Za-z_]\w{0,40}(:\d{1,6})?", re.ASCII)
+
+STORAGE_DTYPES: Final[Mapping[str, str]] = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
+    "UntypedStorage": "uint8",
+    "_UntypedStorage": "uint8",
+}
+"""Name of a storage class -> dtype of its elements."""

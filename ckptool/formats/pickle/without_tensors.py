@@ -1,0 +1,33 @@
+"""Describe a pickle without tensors, for the error message that refuses it."""
+
+from typing import Any, Final
+
+from ckptool.formats.pickle.nodes import UnresolvedObject
+from ckptool.formats.pickle.numpy_arrays import read_numpy_array
+from ckptool.formats.pickle.plain_values import describe_node, escape_unprintable, format_key
+
+_MAX_SHOWN_KEYS: Final = 3
+
+
+def describe_tensorless_pickle(root: Any) -> str:
+    """Return "holds no tensors, but ..." with its arrays, class or first keys."""
+    arrays = sum(read_numpy_array(node, "") is not None for node in _list_two_levels(root))
+    if arrays:
+        count = "one NumPy array" if arrays == 1 else f"{arrays:,} NumPy arrays"
+        return f"holds no tensors, but {count}: torch.save them as torch.from_numpy(...) of each"
+    if type(root) is UnresolvedObject:
+        return f"holds no tensors, but {describe_node(root)}"
+    if isinstance(root, dict) and root:
+        names = ", ".join(
+            f"`{escape_unprintable(format_key(key))}`" for key in list(root)[:_MAX_SHOWN_KEYS]
+        )
+        more = f" and {len(root) - _MAX_SHOWN_KEYS} more" if len(root) > _MAX_SHOWN_KEYS else ""
+        return f"holds no tensors, but a dict with {names}{more}"
+    return f"holds no tensors, but {describe_node(root)}"
+
+
+def _list_two_levels(root: Any) -> list[Any]:
+    values = list(root.values()) if isinstance(root, dict) else [root]
+    return values + [
+        nested for value in values if isinstance(value, dict) for nested in value.values()
+    ]

@@ -1,0 +1,1 @@
+"""Sharded folders with an index: reader, writer."""

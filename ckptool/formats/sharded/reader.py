@@ -1,0 +1,289 @@
+"""Index of shards -> Checkpoint: tensors of all shards, and mismatches with the weight_map."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
+from ckptool.formats.limits import Limits
+from ckptool.formats.strict_json import JsonReader, describe_type, format_value, quote_text
+from ckptool.formats.unrecognized import identify_other_format
+from ckptool.locations import Location, RemotePath
+from ckptool.model import Checkpoint, Container, ContainerIssue, Skipped, StateDict, TensorInfo
+
+OpenShard = Callable[[Location, Limits], Checkpoint]
+"""Opens one shard file (never an index) and describes it."""
+
+_HEAD_BYTES: Final = 1 << 16
+_INDEX_NAME: Final = re.compile(r"(.+)\.(safetensors|bin|pth?)\.index\.json")
+_SEPARATORS: Final = frozenset("/\\\0")
+
+
+def matches(source: ByteSource) -> bool:
+    """Whether it is JSON with a weight_map."""
+    head = source.read_head(_HEAD_BYTES)
+    return head.lstrip()[:1] == b"{" and b'"weight_map"' in head
+
+
+def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
+    """Describe the checkpoint whose shards the index file names.
+
+    Missing shards and tensors absent from their shard become ContainerIssues of the result.
+
+    Raises:
+        ReadError: the index or a shard cannot be read, or all shards are missing.
+    """
+    with open_source(index) as source:
+        nbytes = source.nbytes
+        weight_map, metadata = _read_index(source, limits)
+    _check_names(index, set(weight_map.values()))
+    names = sorted(set(weight_map.values()))
+    sibling_names, skipped = _list_siblings(index)
+    shards = _open_shards(index, names, limits, open_shard)
+    if names and not shards:
+        raise ReadError(
+            index, f"none of its {len(names)} shards is beside it, as {quote_text(names[0])}"
+        )
+    return Checkpoint(
+        path=index,
+        container=_choose_container(shards.values()),
+        nbytes=nbytes + sum(shard.nbytes for shard in shards.values()),
+        states=tuple(_merge_states(shards, weight_map)),
+        entries=tuple(entry for shard in shards.values() for entry in shard.entries),
+        globals=tuple(dict.fromkeys(name for shard in shards.values() for name in shard.globals)),
+        metadata=metadata | _intersect_metadata(shards.values()),
+        damage=next(
+            (f"{name}: {shard.damage}" for name, shard in shards.items() if shard.damage), ""
+        ),
+        skipped=tuple(
+            dict.fromkeys(
+                (
+                    *skipped,
+                    *(skipped_item for shard in shards.values() for skipped_item in shard.skipped),
+                )
+            )
+        ),
+        files=tuple(index.parent / name for name in shards),
+        faults=tuple(_iter_issues(index, weight_map, shards, sibling_names)),
+    )
+
+
+def _read_index(source: ByteSource, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the weight_map, and the index metadata with values converted to text."""
+    index = JsonReader(source.path, source.read, source.nbytes, limits, "the index")
+    weight_map: dict[str, str] | None = None
+    metadata: dict[str, str] = {}
+    if index.peek_character() != "{":
+        reason = (
+            identify_other_format(source.read_head(_HEAD_BYTES))
+            or "is an index, and not a JSON object"
+        )
+        raise CorruptCheckpointError(source.path, reason)
+    for key in index.iter_keys():
+        if key == "weight_map":
+            weight_map = _read_weight_map(source.path, index, limits)
+        elif key == "metadata":
+            metadata = _convert_metadata(source.path, index.read_value(limits.metadata_bytes))
+        else:
+            index.read_value(limits.metadata_bytes)
+    if trailing_text := index.read_remaining(" \t\r\n"):
+        raise CorruptCheckpointError(
+            source.path, f"{quote_text(trailing_text)} follows the index's JSON"
+        )
+    if weight_map is None:
+        raise CorruptCheckpointError(source.path, "weight_map is missing")
+    return weight_map, metadata
+
+
+def _read_weight_map(path: Location, index: JsonReader, limits: Limits) -> dict[str, str]:
+    if index.peek_character() != "{":
+        value = describe_type(index.read_value(limits.metadata_bytes))
+        raise CorruptCheckpointError(path, f"weight_map is {value}, not an object")
+    weight_map = {}
+    for key in index.iter_keys():
+        name = index.read_value(limits.entry_bytes)
+        if not isinstance(name, str):
+            reason = (
+                f"weight_map has {describe_type(name)} under {quote_text(key)}, not a file's name"
+            )
+            raise CorruptCheckpointError(path, reason)
+        weight_map[key] = name
+    return weight_map
+
+
+def _convert_metadata(path: Location, value: object) -> dict[str, str]:
+    if value is not None and not isinstance(value, dict):
+        raise CorruptCheckpointError(path, f"its metadata is {describe_type(value)}, not an object")
+    return {k: v if isinstance(v, str) else format_value(v) for k, v in (value or {}).items()}
+
+
+def _check_names(index: Location, names: Iterable[str]) -> None:
+    for name in names:
+        if name in {"", ".", ".."} or _SEPARATORS & set(name) or not name.isprintable():
+            reason = (
+                f"weight_map names the shard {quote_text(name)}: only plain file names are followed"
+            )
+            raise CorruptCheckpointError(index, reason)
+
+
+def _intersect_metadata(shards: Iterable[Checkpoint]) -> dict[str, str]:
+    """Return the metadata items that all shards have in common."""
+    first_items, *remaining_items = [shard.metadata.items() for shard in shards] or [{}.items()]
+    return dict(
+        item for item in first_items if all(item in shard_items for shard_items in remaining_items)
+    )
+
+
+def _list_siblings(index: Location) -> tuple[Sequence[str], Sequence[Skipped]]:
+    """Return the names in the index's folder; if it cannot be listed, () and a Skipped entry."""
+    try:
+        return list_names(index.parent), ()
+    except ReadError as error:
+        return (), [Skipped("files that the index does not name", error.reason)]
+
+
+def _open_shards(
+    index: Location, names: Sequence[str], limits: Limits, open_shard: OpenShard
+) -> dict[str, Checkpoint]:
+    """Describe the shards that exist, remote ones concurrently; keyed by file name."""
+
+    def open_if_exists(name: str) -> Checkpoint | None:
+        path = index.parent / name
+        return open_shard(path, limits) if path_exists(path) else None
+
+    if isinstance(index, RemotePath):
+        from ckptool.formats.files.remote import map_concurrently
+
+        checkpoints = map_concurrently(open_if_exists, names)
+    else:
+        checkpoints = list(map(open_if_exists, names))
+    pairs = zip(names, checkpoints, strict=True)
+    return {name: shard for name, shard in pairs if shard is not None}
+
+
+def _is_symlink(path: Location) -> bool:
+    return isinstance(path, Path) and path.is_symlink()
+
+
+def _choose_container(shards: Iterable[Checkpoint]) -> Container:
+    if all(shard.container is Container.SAFETENSORS for shard in shards):
+        return Container.SHARDED_SAFETENSORS
+    return Container.SHARDED_TORCH
+
+
+def _merge_states(
+    shards: Mapping[str, Checkpoint], weight_map: Mapping[str, str]
+) -> Iterator[StateDict]:
+    state_paths = sorted({state.at for shard in shards.values() for state in shard.states} or {""})
+    for at in state_paths:
+        shard_states = [
+            (name, state)
+            for name, shard in shards.items()
+            for state in shard.states
+            if state.at == at
+        ]
+        yield StateDict(
+            at=at,
+            tensors=_merge_tensors(shard_states, weight_map),
+            role=shard_states[0][1].role if shard_states else "state_dict",
+            versions=_merge_versions([state.versions for _, state in shard_states]),
+            non_tensors=dict(
+                item for _, state in shard_states for item in state.non_tensors.items()
+            ),
+            unsaved_tensors=dict(
+                item for _, state in shard_states for item in state.unsaved_tensors.items()
+            ),
+            modules=dict(item for _, state in shard_states for item in state.modules.items()),
+        )
+
+
+def _merge_tensors(
+    shard_states: Iterable[tuple[str, StateDict]], weight_map: Mapping[str, str]
+) -> dict[str, TensorInfo]:
+    """Merge the tensors of several shards; for duplicate keys, the weight_map decides."""
+    tensors: dict[str, TensorInfo] = {}
+    for name, state in shard_states:
+        for key, tensor in state.tensors.items():
+            if key not in tensors or weight_map.get(key) == name:
+                tensors[key] = _qualify_storages(tensor, name)
+    return tensors
+
+
+def _qualify_storages(tensor: TensorInfo, shard: str) -> TensorInfo:
+    """Prefix storage keys with the shard name, so that they are unique across shards."""
+    storage = tensor.storage
+    if storage is not None and storage.span is None:
+        return replace(tensor, storage=replace(storage, key=f"{shard}:{storage.key}"))
+    if tensor.parts:
+        parts = (
+            replace(part, tensor=_qualify_storages(part.tensor, shard)) for part in tensor.parts
+        )
+        return replace(tensor, parts=tuple(parts))
+    return tensor
+
+
+def _merge_versions(
+    shard_versions: Iterable[Mapping[str, int | None] | None],
+) -> dict[str, int | None] | None:
+    known_versions = [versions for versions in shard_versions if versions is not None]
+    return (
+        dict(item for versions in known_versions for item in versions.items())
+        if known_versions
+        else None
+    )
+
+
+def _iter_issues(
+    index: Location,
+    weight_map: Mapping[str, str],
+    shards: Mapping[str, Checkpoint],
+    sibling_names: Sequence[str],
+) -> Iterator[ContainerIssue]:
+    for name, count in sorted(Counter(weight_map.values()).items()):
+        if name not in shards:
+            description = (
+                "is a link to nothing" if _is_symlink(index.parent / name) else "is not there"
+            )
+            yield ContainerIssue("CK601", name, {"fault": description, "tensors": str(count)})
+    keys_by_shard = {name: _collect_keys(shard) for name, shard in shards.items()}
+    for key, name in weight_map.items():
+        if name in keys_by_shard and key not in keys_by_shard[name]:
+            yield ContainerIssue("CK602", key, {"shard": name})
+    yield from _iter_stray_tensors(weight_map, keys_by_shard)
+    for name in _find_stray_files(index, set(weight_map.values()), sibling_names):
+        yield ContainerIssue("CK603", name, {"what": "the shard"})
+    for name, shard in shards.items():
+        for issue in shard.faults:
+            yield replace(issue, facts={**issue.facts, "shard": name})
+
+
+def _collect_keys(shard: Checkpoint) -> set[str]:
+    roots = [state for state in shard.states if state.at == ""]
+    return {key for state in roots for key in (*state.tensors, *state.non_tensors)}
+
+
+def _iter_stray_tensors(
+    weight_map: Mapping[str, str], keys_by_shard: Mapping[str, set[str]]
+) -> Iterator[ContainerIssue]:
+    for name, keys in keys_by_shard.items():
+        for key in sorted(key for key in keys if weight_map.get(key) != name):
+            indexed_shard = weight_map.get(key)
+            if indexed_shard is None:
+                yield ContainerIssue("CK603", key, {"what": "the tensor", "shard": name})
+            elif key in keys_by_shard.get(indexed_shard, ()):
+                yield ContainerIssue("CK603", key, {"what": "a second tensor", "shard": name})
+
+
+def _find_stray_files(index: Location, names: set[str], sibling_names: Sequence[str]) -> list[str]:
+    """Return files named like shards of this index that are not in its weight_map."""
+    index_match = _INDEX_NAME.fullmatch(index.name)
+    if index_match is None:
+        return []
+    stem, suffix = map(re.escape, index_match.groups())
+    shard = re.compile(rf"{stem}-\d+-of-\d+\.{suffix}")
+    return sorted(name for name in sibling_names if shard.fullmatch(name) and name not in names)

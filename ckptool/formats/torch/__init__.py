@@ -1,0 +1,1 @@
+"""Containers written by torch: zip, legacy, tar, TorchScript, torch.export."""

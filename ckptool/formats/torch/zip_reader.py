@@ -1,0 +1,470 @@
+"""torch.save zip archive (torch >= 1.6) -> Checkpoint: data.pkl and one record per storage."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.errors import CorruptCheckpointError, UnknownFormatError
+from ckptool.formats import unrecognized
+from ckptool.formats.files.gc_pause import pause_gc
+from ckptool.formats.files.source import ByteSource
+from ckptool.formats.limits import Limits
+from ckptool.formats.pickle import states
+from ckptool.formats.pickle.global_uses import build_damaged_checkpoint, find_global_uses
+from ckptool.formats.pickle.nodes import GlobalName, PersistentReference
+from ckptool.formats.pickle.plain_values import escape_unprintable, quote_name
+from ckptool.formats.pickle.reader import (
+    ParsedPickle,
+    parse_whole_pickle,
+    scan_globals,
+    select_dangerous,
+)
+from ckptool.formats.pickle.storage_ids import StorageId, check_repeated_id, parse_storage_id
+from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
+from ckptool.formats.pickle.without_tensors import describe_tensorless_pickle
+from ckptool.formats.torch.streams import SourceSlice
+from ckptool.formats.zip.archive import (
+    STORED,
+    ZipMember,
+    ZipMembers,
+    find_bad_crc,
+    is_crc_valid,
+    is_zip,
+    read_archive,
+    read_member,
+)
+from ckptool.model import Checkpoint, Container, GlobalUse, Skipped, Span, StorageInfo
+
+
+def matches(source: ByteSource) -> bool:
+    """Whether the file starts with the zip magic."""
+    return is_zip(source)
+
+
+def read(source: ByteSource, limits: Limits) -> Checkpoint:
+    """Describe the archive.
+
+    Raises:
+        UnknownFormatError: it is a zip archive that torch did not write.
+        CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
+    """
+    with pause_gc():
+        return _read_records(ArchiveRecords(source, read_archive(source, limits), limits))
+
+
+def _read_records(records: "ArchiveRecords") -> Checkpoint:
+    if not records.main_pickles:
+        return _read_other_archive(records)
+    records.prefetch_small_records()
+    if records.get("constants.pkl") or any(name.startswith("code/") for name, _ in records.items()):
+        from ckptool.formats.torch import torchscript
+
+        return torchscript.read(records)
+    return describe_or_report_damage(
+        records, Container.TORCH_ZIP, lambda names: _describe_archive(records, names)
+    )
+
+
+GlobalNames = list[GlobalName]
+"""Globals of all pickles read so far; appended to while reading."""
+
+
+class ArchiveRecords:
+    """Members of a torch archive, by name relative to its root folder."""
+
+    def __init__(
+        self, source: ByteSource, archive: ZipMembers, limits: Limits, storage_prefix: str = ""
+    ) -> None:
+        self.source = source
+        self.storage_prefix = storage_prefix
+        """Prefix of storage keys, unique among the archives of one checkpoint."""
+        self.archive = archive
+        self.limits = limits
+        self.members = [member for member in archive.members if not member.name.endswith("/")]
+        self.main_pickles = [
+            member for member in self.members if member.name.rpartition("/")[2] == "data.pkl"
+        ]
+        min_depth = min((member.name.count("/") for member in self.main_pickles), default=0)
+        self.main_pickles = [
+            member for member in self.main_pickles if member.name.count("/") == min_depth
+        ]
+        self.root_folder = _find_root_folder(self.members, self.main_pickles)
+        self._by_name = {member.name: member for member in self.members}
+        self.base_offset = source.start if isinstance(source, SourceSlice) else 0
+        """Offset of the archive in its file; not 0 if it is embedded in another file."""
+        if len(self.main_pickles) > 1:
+            archive.record_fault(f"there are {len(self.main_pickles)} data.pkl in it")
+
+    def get(self, name: str) -> ZipMember | None:
+        """Return the member with this name in the root folder, or None."""
+        return self._by_name.get(self.root_folder + name)
+
+    def __getitem__(self, name: str) -> ZipMember:
+        return self._by_name[self.root_folder + name]
+
+    def items(self) -> Iterator[tuple[str, ZipMember]]:
+        """Yield (name relative to the root folder, member)."""
+        for name, member in self._by_name.items():
+            if name.startswith(self.root_folder):
+                yield name.removeprefix(self.root_folder), member
+
+    def release_referenced(self) -> None:
+        """Drop referenced members: for 100,000 records they use as much memory as their tensors."""
+        self.members = [member for member in self.members if not member.is_referenced]
+        self.archive.members = self.members
+        self._by_name = {}
+
+    def prefetch_small_records(self) -> None:
+        """Prefetch data.pkl and the small records."""
+        small_members = [
+            member for name in _SMALL_RECORDS if (member := self.get(name)) is not None
+        ]
+        members = [
+            member
+            for member in (*self.main_pickles, *small_members)
+            if member.compressed_nbytes <= self.limits.pickle_bytes
+        ]
+        self.source.prefetch(
+            (member.data_offset, member.compressed_nbytes)
+            for member in members
+            if member.data_offset >= 0
+        )
+
+    def read_record(self, name: str, max_nbytes: int) -> bytes | None:
+        """Return the content of a small record, or None if it does not exist.
+
+        Raises:
+            CorruptCheckpointError: it is larger than `max_nbytes`, or cannot be inflated.
+        """
+        member = self.get(name)
+        if member is None:
+            return None
+        member.is_referenced = True
+        if member.nbytes > max_nbytes:
+            raise CorruptCheckpointError(
+                self.source.path, f"{quote_name(name)} has {member.nbytes} bytes"
+            )
+        return read_member(self.source, member, self.limits, max_nbytes)
+
+    def read_text_record(self, name: str) -> str | None:
+        """Return a record of one short line as printable text, or None if it does not exist."""
+        data = self.read_record(name, _MAX_TEXT_BYTES)
+        return None if data is None else escape_unprintable(data.decode("latin-1").strip())
+
+
+def _find_root_folder(members: list[ZipMember], pickles: list[ZipMember]) -> str:
+    """Return the root folder of the archive with a trailing slash; "" if there is none."""
+    if pickles:
+        return pickles[0].name.removesuffix("data.pkl")
+    format_records = [
+        member.name for member in members if member.name.rpartition("/")[2] == "archive_format"
+    ]
+    return format_records[0].removesuffix("archive_format") if format_records else ""
+
+
+def describe_or_report_damage(
+    records: ArchiveRecords, container: Container, describe: Callable[[GlobalNames], Checkpoint]
+) -> Checkpoint:
+    """Return `describe(names)`; if the archive is damaged, a Checkpoint of its dangerous globals.
+
+    Raises:
+        CorruptCheckpointError: it is damaged, and holds no dangerous globals.
+    """
+    global_names: GlobalNames = []
+    source = records.source
+    try:
+        return describe(global_names)
+    except CorruptCheckpointError as error:
+        reason = error.reason
+    except PickleTreeError as error:
+        reason = str(error)
+    global_names += [
+        name for _, hidden_names in _scan_hidden_members(records) for name in hidden_names
+    ]
+    return build_damaged_checkpoint(source.path, container, source.nbytes, global_names, reason)
+
+
+def read_main_pickle(records: ArchiveRecords, global_names: GlobalNames) -> ParsedPickle:
+    """Parse data.pkl.
+
+    Raises:
+        CorruptCheckpointError: the archive or the pickle is damaged.
+    """
+    path, main_member = records.source.path, records.main_pickles[0]
+    try:
+        pickle = unpickle_member(records, main_member)
+    except CorruptCheckpointError as error:
+        raise CorruptCheckpointError(path, records.archive.fault or error.reason) from error
+    global_names += pickle.globals
+    if records.archive.fault:
+        raise CorruptCheckpointError(path, records.archive.fault)
+    if main_member.crc and not is_crc_valid(records.source, main_member, records.limits):
+        raise CorruptCheckpointError(
+            path, f"{quote_name(main_member.name)} does not match its checksum"
+        )
+    if pickle.error:
+        raise CorruptCheckpointError(path, f"{quote_name(main_member.name)}: {pickle.error}")
+    return pickle
+
+
+def unpickle_member(records: ArchiveRecords, member: ZipMember) -> ParsedPickle:
+    """Parse a pickle member.
+
+    Raises:
+        CorruptCheckpointError: it is too large, or cannot be inflated.
+    """
+    member.is_referenced = True
+    if member.nbytes > records.limits.pickle_bytes or member.data_offset < 0:
+        reason = f"{quote_name(member.name)} has {member.nbytes} bytes, more than any pickle needs"
+        raise CorruptCheckpointError(records.source.path, reason)
+    data = read_member(records.source, member, records.limits, member.nbytes)
+    return parse_whole_pickle(data, records.limits)
+
+
+def resolve_storages(
+    nodes: Iterable[PersistentReference],
+    records: ArchiveRecords,
+    byteorder: str,
+    folder: str = "data/",
+) -> None:
+    """Resolve every persistent id to its storage record.
+
+    Raises:
+        PickleTreeError: the record is missing or has another size.
+    """
+    stored_by_key: dict[str, SavedStorage] = {}
+    for node in nodes:
+        storage = parse_storage_id(node)
+        stored = stored_by_key.get(storage.key)
+        if stored is None:
+            node.target = stored_by_key[storage.key] = _build_stored(
+                storage, records, byteorder, folder
+            )
+        else:
+            node.target = check_repeated_id(stored, storage)
+
+
+def read_metadata(records: ArchiveRecords) -> dict[str, str]:
+    """Return the small records (version, byteorder ...) as text.
+
+    Raises:
+        CorruptCheckpointError: a version, alignment or byteorder record is invalid.
+    """
+    metadata = {
+        name: text
+        for name in _SMALL_RECORDS
+        if (text := records.read_text_record(name)) is not None
+    }
+    path = records.source.path
+    for name in ("version", ".format_version", ".storage_alignment"):
+        if name in metadata and not (metadata[name].isascii() and metadata[name].isdigit()):
+            raise CorruptCheckpointError(path, f"its {name} record is {quote_name(metadata[name])}")
+    if metadata.get("byteorder", "little") not in {"little", "big"}:
+        raise CorruptCheckpointError(
+            path, f"its byteorder record is {quote_name(metadata['byteorder'])}"
+        )
+    return metadata
+
+
+class IntegrityResult(Struct, frozen=True):
+    """Result of the checksum and record checks of an archive."""
+
+    skipped: tuple[Skipped, ...]
+    """Checks that were omitted."""
+    fault: str
+    """First record with a wrong checksum, as a message; "" if there is none."""
+
+
+def assess_integrity(records: ArchiveRecords) -> IntegrityResult:
+    """Compare checksums and list unreferenced records, without raising."""
+    skipped_checksums, fault = _verify_checksums(records)
+    return IntegrityResult(
+        (*_report_unread_headers(records), *skipped_checksums, *_report_unreferenced(records)),
+        fault,
+    )
+
+
+def check_integrity(records: ArchiveRecords) -> tuple[Skipped, ...]:
+    """Raise on a wrong checksum; else return the checks that `assess_integrity` omitted.
+
+    Raises:
+        CorruptCheckpointError: a record does not match its checksum.
+    """
+    result = assess_integrity(records)
+    if result.fault:
+        raise CorruptCheckpointError(records.source.path, result.fault)
+    return result.skipped
+
+
+def iter_hidden_uses(records: ArchiveRecords) -> Iterator[GlobalUse]:
+    """Yield the dangerous globals of unreferenced members that are pickles."""
+    for member, hidden_names in _scan_hidden_members(records):
+        for use in find_global_uses(select_dangerous(hidden_names)):
+            yield replace(use, at=f"record {member.name}")
+
+
+_MAX_TEXT_BYTES: Final = 200
+_MAX_MEMBER_SCAN_BYTES: Final = 1 << 20
+"""Bytes of an unreferenced member that are scanned as a pickle."""
+_MAX_SCAN_BYTES: Final = 16 << 20
+"""Bytes scanned of all unreferenced members in total."""
+_SMALL_RECORDS: Final = (
+    "version",
+    "byteorder",
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+)
+
+
+def _read_other_archive(records: ArchiveRecords) -> Checkpoint:
+    """Describe an archive without data.pkl: torch.export's, or raise for foreign ones."""
+    from ckptool.formats.torch import export
+
+    # An embedded archive must be of torch.save: this bounds the recursion.
+    if export.is_export_archive(records) and not isinstance(records.source, SourceSlice):
+        return export.read(records)
+    reason = unrecognized.describe_unknown_archive(name for name, _ in records.items())
+
+    def raise_reason(_names: GlobalNames) -> Checkpoint:
+        raise CorruptCheckpointError(records.source.path, records.archive.fault or reason)
+
+    try:
+        return describe_or_report_damage(records, Container.TORCH_ZIP, raise_reason)
+    except CorruptCheckpointError as error:
+        if records.archive.fault or isinstance(records.source, SourceSlice):
+            raise
+        raise UnknownFormatError(error.path, error.reason) from None
+
+
+def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Checkpoint:
+    pickle = read_main_pickle(records, global_names)
+    metadata = read_metadata(records)
+    resolve_storages(pickle.persistent_references, records, metadata.get("byteorder", "little"))
+    # With unreferenced storages it is an unusual checkpoint; without storages it is none.
+    has_storages = any(name.startswith("data/") for name, _ in records.items())
+    integrity = assess_integrity(records)
+    records.release_referenced()
+    state_tree = states.describe_tree(pickle.root, records.limits)
+    if state_tree.is_empty and not has_storages and not select_dangerous(global_names):
+        raise CorruptCheckpointError(records.source.path, describe_tensorless_pickle(pickle.root))
+    if integrity.fault:
+        raise CorruptCheckpointError(records.source.path, integrity.fault)
+    return Checkpoint(
+        records.source.path,
+        Container.TORCH_ZIP,
+        records.source.nbytes,
+        tuple(state_tree.states),
+        tuple(state_tree.entries),
+        (*find_global_uses(global_names, pickle.root), *iter_hidden_uses(records)),
+        metadata,
+        skipped=(*integrity.skipped, *state_tree.skipped),
+    )
+
+
+def _build_stored(
+    storage: StorageId, records: ArchiveRecords, byteorder: str, folder: str
+) -> SavedStorage:
+    member = records.get(folder + storage.key)
+    if member is None:
+        raise PickleTreeError(f"storage {quote_name(storage.key)} is missing from the archive")
+    if member.nbytes != storage.nbytes:
+        name, actual_nbytes = quote_name(storage.key), member.nbytes
+        raise PickleTreeError(
+            f"storage {name} should have {storage.nbytes} bytes and has {actual_nbytes}"
+        )
+    member.is_referenced = True
+    span = None
+    if member.method == STORED:
+        # Share the int object: for 100,000 storages separate ones take megabytes.
+        start = (
+            records.base_offset + member.data_offset if records.base_offset else member.data_offset
+        )
+        span = Span(records.source.path, start, member.nbytes)
+    key = records.storage_prefix + (storage.key if folder == "data/" else folder + storage.key)
+    info = StorageInfo(key, member.nbytes, storage.location, span, byteorder)
+    return SavedStorage(info, storage.dtype, storage.numel)
+
+
+def _report_unread_headers(records: ArchiveRecords) -> list[Skipped]:
+    count = records.archive.assumed_count
+    if not count:
+        return []
+    reason = (
+        f"{count} lie far apart; the archive's directory tells where they end; --deep reads them"
+    )
+    return [Skipped("headers before the records", reason)]
+
+
+def _verify_checksums(records: ArchiveRecords) -> tuple[list[Skipped], str]:
+    """Compare all checksums in small local files, or with `limits.deep`.
+
+    Returns the omitted checks and the first mismatch as a message ("" if there is none).
+    """
+    source, limits = records.source, records.limits
+    if not limits.deep and (source.is_remote or source.nbytes > limits.checked_bytes):
+        reason = f"the file has {source.nbytes} bytes; --deep compares them"
+        if source.is_remote:
+            reason = f"the file is remote; --deep downloads {source.nbytes} bytes to compare them"
+        return [Skipped("checksums of the storages", reason)], ""
+    nonempty_members = [member for member in records.members if member.nbytes]
+    damaged_member = find_bad_crc(
+        source, (member for member in nonempty_members if member.crc), limits
+    )
+    if damaged_member is not None:
+        return (
+            [],
+            (
+                f"{quote_name(damaged_member.name)} does not match its checksum: its bytes have"
+                " changed"
+            ),
+        )
+    missing_count = sum(not member.crc for member in nonempty_members)
+    if not missing_count:
+        return [], ""
+    reason = f"{missing_count} of {len(nonempty_members)} records were written without one"
+    return [Skipped("checksums", reason)], ""
+
+
+def _report_unreferenced(records: ArchiveRecords) -> list[Skipped]:
+    unreferenced_names = [
+        member.name.removeprefix(records.root_folder)
+        for member in records.members
+        if not member.is_referenced
+    ]
+    if not unreferenced_names:
+        return []
+    names = ", ".join(escape_unprintable(name) for name in unreferenced_names[:4]) + (
+        ", ..." if len(unreferenced_names) > 4 else ""
+    )
+    return [Skipped("records", f"nothing refers to {names}")]
+
+
+def _scan_hidden_members(records: ArchiveRecords) -> Iterator[tuple[ZipMember, list[GlobalName]]]:
+    """Scan unreferenced members as pickles; in a damaged archive, all members."""
+    scanned_offsets: set[int] = set()
+    remaining_nbytes = _MAX_SCAN_BYTES
+    is_faulty = bool(records.archive.fault)
+    for member in records.members:
+        is_skipped = member.is_referenced and not is_faulty
+        if (
+            is_skipped
+            or member.data_offset < 0
+            or member.data_offset in scanned_offsets
+            or remaining_nbytes <= 0
+        ):
+            continue
+        scanned_offsets.add(member.data_offset)
+        remaining_nbytes -= min(member.nbytes, _MAX_MEMBER_SCAN_BYTES)
+        yield member, _scan_member(records, member)
+
+
+def _scan_member(records: ArchiveRecords, member: ZipMember) -> list[GlobalName]:
+    try:
+        data = read_member(records.source, member, records.limits, _MAX_MEMBER_SCAN_BYTES)
+    except CorruptCheckpointError:
+        return []
+    # Text can look like a pickle of protocol 0; later protocols have a magic byte.
+    return scan_globals(data, records.limits) if data[:1] == b"\x80" or data[-1:] == b"." else []

@@ -1,0 +1,1 @@
+"""Zip archives: directory, records, range layout."""

@@ -1,0 +1,343 @@
+"""Zip archive -> ZipMembers; records faults on which zip readers could disagree."""
+
+import re
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
+from struct import Struct
+from typing import Final
+
+from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.files.source import ByteSource
+from ckptool.formats.limits import Limits
+from ckptool.formats.pickle.plain_values import quote_name
+from ckptool.formats.zip.directory import (
+    DEFLATED,
+    STORED,
+    ZIP64_MARKER,
+    ZipMember,
+    ZipMembers,
+    decode_name,
+    find_end_record,
+    iter_entries,
+    read_zip64_sizes,
+)
+
+__all__ = [
+    "DEFLATED",
+    "STORED",
+    "ZipMember",
+    "ZipMembers",
+    "find_bad_crc",
+    "is_crc_valid",
+    "is_zip",
+    "iter_inflated_chunks",
+    "iter_member_chunks",
+    "read_archive",
+    "read_member",
+]
+
+
+def read_archive(source: ByteSource, limits: Limits) -> ZipMembers:
+    """Return the members of the archive, which must fill `source` from first to last byte.
+
+    Inconsistencies are recorded in the result's `fault`.
+
+    Raises:
+        CorruptCheckpointError: its directory is missing or has too many members.
+    """
+    end = find_end_record(source)
+    if end.member_count > limits.zip_members:
+        raise CorruptCheckpointError(source.path, f"a zip archive of {end.member_count} members")
+    archive = ZipMembers(fault=end.fault)
+    archive.members = sorted(iter_entries(source, end, archive), key=attrgetter("offset"))
+    _check_names(archive.members, archive)
+    if source.is_remote:
+        from ckptool.formats.zip.remote_layout import prefetch_headers
+
+        archive.assumed_count = prefetch_headers(
+            source, archive.members, end.directory_offset, deep=limits.deep
+        )
+    if not archive.assumed_count:
+        _locate_members(source, end.directory_offset, archive)
+    elif archive.members[0].header_offset:
+        archive.record_fault(_describe_gap(archive.members[0], 0))
+    return archive
+
+
+def is_zip(source: ByteSource) -> bool:
+    """Whether the file starts with the zip magic; torch checks the same four bytes."""
+    return source.read_head(4) == b"PK\x03\x04"
+
+
+def read_member(source: ByteSource, member: ZipMember, limits: Limits, max_nbytes: int) -> bytes:
+    """Return the first `max_nbytes` uncompressed bytes of a member, or all of them.
+
+    Raises:
+        CorruptCheckpointError: they cannot be inflated, or not within `limits`.
+    """
+    if member.method == STORED:
+        return source.read(member.data_offset, min(member.nbytes, max_nbytes))
+    return b"".join(iter_inflated_chunks(source, member, limits, max_nbytes))
+
+
+def find_bad_crc(
+    source: ByteSource, members: Iterable[ZipMember], limits: Limits
+) -> ZipMember | None:
+    """Return the first member whose data does not match its CRC-32, or None."""
+    from zlib import crc32
+
+    window = _ReadWindow(source)
+    for member in members:
+        if member.method == STORED and member.nbytes < _NEAR_BYTES:
+            index = window.load_range(member.data_offset, member.nbytes)
+            is_valid = crc32(window.data[index : index + member.nbytes]) == member.crc
+        else:
+            is_valid = is_crc_valid(source, member, limits)
+        if not is_valid:
+            return member
+    return None
+
+
+def is_crc_valid(source: ByteSource, member: ZipMember, limits: Limits) -> bool:
+    """Whether a member's data matches its CRC-32 in the directory."""
+    from zlib import crc32
+
+    value = 0
+    for chunk in iter_member_chunks(source, member, limits):
+        value = crc32(chunk, value)
+    return value == member.crc
+
+
+def iter_member_chunks(source: ByteSource, member: ZipMember, limits: Limits) -> Iterator[bytes]:
+    """Yield a member's uncompressed bytes in chunks of up to 1 MiB."""
+    if member.method == DEFLATED:
+        yield from iter_inflated_chunks(source, member, limits, member.nbytes)
+        return
+    for offset in range(0, member.nbytes, _CHUNK_BYTES):
+        yield source.read(member.data_offset + offset, min(_CHUNK_BYTES, member.nbytes - offset))
+
+
+def iter_inflated_chunks(
+    source: ByteSource, member: ZipMember, limits: Limits, max_nbytes: int
+) -> Iterator[bytes]:
+    """Yield up to `max_nbytes` inflated bytes of a member, never more than its declared size.
+
+    Raises:
+        CorruptCheckpointError: invalid deflate data, too little of it, or a zip bomb.
+    """
+    from zlib import decompressobj
+    from zlib import error as ZlibError  # noqa: N812 - it is an exception
+
+    if member.nbytes > max(_MIN_BOMB_BYTES, limits.inflate_ratio * member.compressed_nbytes):
+        reason = (
+            f"{quote_name(member.name)} would inflate {member.compressed_nbytes} bytes to"
+            f" {member.nbytes}"
+        )
+        raise CorruptCheckpointError(source.path, reason)
+    remaining_nbytes, decompressor = min(max_nbytes, member.nbytes), decompressobj(-15)
+    try:
+        for offset in range(0, member.compressed_nbytes, _CHUNK_BYTES):
+            compressed_chunk = source.read(
+                member.data_offset + offset, min(_CHUNK_BYTES, member.compressed_nbytes - offset)
+            )
+            while compressed_chunk and remaining_nbytes:
+                chunk = decompressor.decompress(
+                    compressed_chunk, min(remaining_nbytes, _CHUNK_BYTES)
+                )
+                compressed_chunk = decompressor.unconsumed_tail
+                remaining_nbytes -= len(chunk)
+                yield chunk
+    except ZlibError as error:
+        reason = f"{quote_name(member.name)} cannot be inflated: {error}"
+        raise CorruptCheckpointError(source.path, reason) from error
+    if remaining_nbytes:
+        raise CorruptCheckpointError(
+            source.path, f"{quote_name(member.name)} inflates to too little"
+        )
+
+
+_CHUNK_BYTES: Final = 1 << 20
+_MIN_BOMB_BYTES: Final = 1 << 20
+"""Inflated size up to which the ratio is not checked: zeros compress a thousandfold."""
+_LOCAL_HEADER: Final = Struct("<4s5H3L2H")
+_LOCAL_HEADER_CHECKED_FIELDS: Final = Struct("<4s2x2H4x12s2H")
+"""Same layout as fewer fields: magic, flags, method, CRC and sizes, name and extra lengths."""
+_DESCRIPTOR_FLAG: Final = 0x0008
+
+
+def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
+    """Record names that leave the archive, and names equal when case is ignored."""
+    names_by_casefold: dict[str, str] = {}
+    for member in members:
+        name = member.name
+        if _SAFE_NAME.fullmatch(name) is None:
+            archive.record_fault(f"a member is named {quote_name(name)}: it leaves the archive")
+        if name[-1:] == "/" and member.nbytes:
+            archive.record_fault(f"{quote_name(name)} is a folder and has bytes")
+        count = len(names_by_casefold)
+        first_name = names_by_casefold.setdefault(name.casefold(), name)
+        if len(names_by_casefold) == count:
+            problem = (
+                "stands twice in it"
+                if first_name == name
+                else f"and {quote_name(first_name)} are one name"
+            )
+            archive.record_fault(f"{quote_name(name)} {problem}")
+
+
+_SAFE_NAME: Final = re.compile(r"(?![A-Za-z]:/)(?:(?!\.{1,2}(?:/|$))[^/\\\0]+(?:/|$))+")
+"""Path components: none empty, "." or "..", no drive, no NUL."""
+
+
+def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
+    """Set each member's data offset; compare local headers with the directory."""
+    window, expected_offset = _ReadWindow(source), 0
+    for member in archive.members:
+        if member.offset != expected_offset:
+            archive.record_fault(_describe_gap(member, expected_offset))
+        header_nbytes = _check_local_header(window, member, end, archive)
+        data_offset = member.offset + header_nbytes
+        if data_offset + member.compressed_nbytes > end:
+            archive.record_fault(f"{quote_name(member.name)} leaves the archive")
+        elif header_nbytes:
+            member.offset, member.header_nbytes = data_offset, header_nbytes
+            expected_offset = _skip_descriptor(
+                window, member, data_offset + member.compressed_nbytes, archive
+            )
+    if expected_offset != end:
+        archive.record_fault(
+            f"{end - expected_offset} bytes before its directory belong to no member"
+        )
+
+
+def _describe_gap(member: ZipMember, expected_offset: int) -> str:
+    if member.header_offset < expected_offset:
+        return f"{quote_name(member.name)} overlaps another member"
+    description = (
+        "precede the archive"
+        if not expected_offset
+        else f"before {quote_name(member.name)} are no member's"
+    )
+    return f"{member.header_offset - expected_offset} bytes {description}"
+
+
+def _check_local_header(
+    window: "_ReadWindow", member: ZipMember, end: int, archive: ZipMembers
+) -> int:
+    """Return the size of a member's local header; 0 if it is invalid."""
+    if member.offset + _LOCAL_HEADER.size > end:
+        archive.record_fault(f"{quote_name(member.name)} is said to start outside the archive")
+        return 0
+    index = window.load_range(member.offset, HEADER_READ_BYTES)
+    magic, flags, method, sizes, name_nbytes, extra_nbytes = (
+        _LOCAL_HEADER_CHECKED_FIELDS.unpack_from(window.data, index)
+    )
+    header_nbytes: int = _LOCAL_HEADER.size + name_nbytes + extra_nbytes
+    if magic != b"PK\x03\x04" or member.offset + header_nbytes > end:
+        archive.record_fault(f"{quote_name(member.name)} has no local header")
+        return 0
+    if header_nbytes > HEADER_READ_BYTES:
+        index = window.load_range(member.offset, header_nbytes)
+    encoded_name = member.encoded_name
+    # Fast path for torch's layout: same flags, method and name, no sizes.
+    if not (
+        sizes == _ZERO_SIZES
+        and flags == member.flags
+        and method == member.method
+        and flags & _DESCRIPTOR_FLAG
+        and name_nbytes == len(encoded_name)
+        and window.data.startswith(encoded_name, index + _LOCAL_HEADER.size)
+    ):
+        _compare_local_header(window.data[index : index + header_nbytes], member, archive)
+    return header_nbytes
+
+
+def _compare_local_header(header: bytes, member: ZipMember, archive: ZipMembers) -> None:
+    """Record a fault if a local header differs from the directory entry."""
+    _, _, flags, method, _, _, crc, compressed_nbytes, nbytes, name_nbytes, _ = (
+        _LOCAL_HEADER.unpack_from(header)
+    )
+    name_and_extra = header[_LOCAL_HEADER.size :]
+    local_name = name_and_extra[:name_nbytes]
+    if local_name != member.encoded_name:
+        quoted_name = quote_name(decode_name(local_name)[0])
+        archive.record_fault(
+            f"{quote_name(member.name)} is named {quoted_name} in its local header"
+        )
+    if ZIP64_MARKER in {compressed_nbytes, nbytes}:
+        sizes = (nbytes, compressed_nbytes, 0)
+        nbytes, compressed_nbytes, _ = read_zip64_sizes(
+            name_and_extra[name_nbytes:], sizes, member.name, archive
+        )
+    # With a data descriptor, checksum and sizes may be 0 here.
+    may_be_zero = flags & _DESCRIPTOR_FLAG
+    is_equal = (
+        method == member.method
+        and not (flags ^ member.flags) & ~0x0806
+        and (crc == member.crc or (may_be_zero and not crc))
+        and (
+            compressed_nbytes == member.compressed_nbytes or (may_be_zero and not compressed_nbytes)
+        )
+        and (nbytes == member.nbytes or (may_be_zero and not nbytes))
+    )
+    if not is_equal:
+        archive.record_fault(
+            f"{quote_name(member.name)} is described differently in its local header"
+        )
+
+
+def _skip_descriptor(
+    window: "_ReadWindow", member: ZipMember, end: int, archive: ZipMembers
+) -> int:
+    """Return the end offset of a member, including its data descriptor if it has one."""
+    if not member.flags & _DESCRIPTOR_FLAG:
+        return end
+    index, data = window.load_range(end, _ZIP64_DESCRIPTOR.size), window.data
+    sizes = (member.crc, member.compressed_nbytes, member.nbytes)
+    fits_32_bits = member.nbytes > 0 and max(sizes) <= ZIP64_MARKER
+    for layout in (_DESCRIPTOR, _ZIP64_DESCRIPTOR) if fits_32_bits else (_ZIP64_DESCRIPTOR,):
+        descriptor = layout.pack(b"PK\x07\x08", *sizes)
+        if data.startswith(descriptor, index):
+            return end + len(descriptor)
+        if member.nbytes and data.startswith(descriptor[4:], index):
+            return end + len(descriptor) - 4
+    if not member.nbytes and data.startswith(_EMPTY_DESCRIPTOR, index):
+        return end + len(_EMPTY_DESCRIPTOR)
+    if member.nbytes:
+        archive.record_fault(f"{quote_name(member.name)} is described differently after its data")
+    return end
+
+
+class _ReadWindow:
+    """Buffer for small forward reads: 1 MiB for dense files, little more than asked for sparse."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self.data = b""
+        self._source = source
+        self._start = 0
+
+    def load_range(self, offset: int, nbytes: int) -> int:
+        """Buffer `nbytes` bytes from `offset`; return their index in `data`. Fewer at file end."""
+        index = offset - self._start
+        if index < 0 or index + nbytes > len(self.data):
+            is_nearby = -len(self.data) <= index - len(self.data) < _NEAR_BYTES
+            min_nbytes = (
+                0
+                if self._source.is_remote
+                else _CHUNK_BYTES
+                if is_nearby and self.data
+                else _SPARSE_READ_BYTES
+            )
+            size = min(max(nbytes, min_nbytes), max(0, self._source.nbytes - offset))
+            self.data, self._start, index = self._source.read(offset, size), offset, 0
+        return index
+
+
+_ZERO_SIZES: Final = bytes(12)
+_NEAR_BYTES: Final = 1 << 14
+_SPARSE_READ_BYTES: Final = 1 << 10
+HEADER_READ_BYTES: Final = 256
+"""Bytes read per local header: usually enough for name and padding."""
+_DESCRIPTOR: Final = Struct("<4sLLL")
+_ZIP64_DESCRIPTOR: Final = Struct("<4sLQQ")
+_EMPTY_DESCRIPTOR: Final = _DESCRIPTOR.pack(b"PK\x07\x08", 0, 0, 0)

@@ -1,0 +1,263 @@
+"""End of a zip archive -> ZipMember: parses end record and central directory."""
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import Final
+
+from msgspec import Struct as Record
+
+from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.files.source import ByteSource
+from ckptool.formats.pickle.plain_values import quote_name
+
+STORED, DEFLATED = 0, 8
+ZIP64_MARKER: Final = 0xFFFFFFFF
+"""Value of a 32-bit field whose number is in the zip64 extra field."""
+
+
+class ZipMember(Record, gc=False):
+    """One entry of the central directory."""
+
+    name: str
+    encoding: str
+    """Encoding of the name in the file: "utf-8" or "cp437"."""
+    method: int
+    flags: int
+    crc: int
+    compressed_nbytes: int
+    """Compressed size in the file."""
+    nbytes: int
+    """Uncompressed size."""
+    offset: int
+    """File offset of its data; before that is known, of its local header."""
+    header_nbytes: int = 0
+    """Size of its local header; 0 if that was not read or is invalid."""
+    is_referenced: bool = False
+    """Whether the checkpoint refers to it (storage, pickle, known record)."""
+
+    @property
+    def encoded_name(self) -> bytes:
+        """Name as stored in the file."""
+        return self.name.encode(self.encoding)
+
+    @property
+    def header_offset(self) -> int:
+        """File offset of its local header."""
+        return self.offset - self.header_nbytes
+
+    @property
+    def data_offset(self) -> int:
+        """File offset of its data; -1 if the local header is invalid."""
+        return self.offset if self.header_nbytes else -1
+
+
+class ZipMembers(Record):
+    """Members of an archive in file order, and the first fault found."""
+
+    members: list[ZipMember] = []
+    fault: str = ""
+    """First property on which zip readers could disagree; "" if there is none."""
+    assumed_count: int = 0
+    """Number of members whose data offset was inferred, their local header not read."""
+
+    def record_fault(self, fault: str) -> None:
+        self.fault = self.fault or fault
+
+
+_MAX_ENTRY_BYTES: Final = 4096
+"""Maximum average directory bytes per member."""
+_MAX_COMMENT_BYTES: Final = 0xFFFF
+_END_RECORD: Final = Struct("<4s4H2LH")
+_ZIP64_END_RECORD: Final = Struct("<4sQ2H2L4Q")
+_ZIP64_LOCATOR: Final = Struct("<4sLQL")
+_DIRECTORY_ENTRY: Final = Struct("<4s4x2H4x3L4H2x2L")
+"""Magic, flags, method, checksum, sizes, lengths of name, extra fields and comment, disk, ..."""
+_ALLOWED_FLAGS: Final = 0x0002 | 0x0004 | 0x0008 | 0x0800
+"""Flags all readers support: deflate level, data descriptor, UTF-8."""
+_SYMLINK_MODE: Final = 0o120000
+
+
+class EndRecord(Record, frozen=True):
+    """End of central directory record, with zip64 values applied."""
+
+    directory_offset: int
+    """File offset of the directory."""
+    directory_nbytes: int
+    member_count: int
+    fault: str
+
+
+def find_end_record(source: ByteSource) -> EndRecord:
+    """Return the end record, which may be followed only by its comment.
+
+    Raises:
+        CorruptCheckpointError: there is none, or the directory is not in the file.
+    """
+    tail = source.read_tail(_END_RECORD.size)
+    if not (tail.startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):
+        tail = source.read_tail(_END_RECORD.size + _MAX_COMMENT_BYTES)
+    base = source.nbytes - len(tail)
+    position = tail.rfind(b"PK\x05\x06")
+    while position >= 0:
+        if position + _END_RECORD.size <= len(tail):
+            record = _END_RECORD.unpack_from(tail, position)
+            if position + _END_RECORD.size + record[7] == len(tail):
+                return _check_end_record(source, record, base + position)
+        position = tail.rfind(b"PK\x05\x06", 0, position)
+    raise CorruptCheckpointError(source.path, "a zip archive without its end: it is cut short")
+
+
+def _check_end_record(source: ByteSource, record: tuple[int, ...], position: int) -> EndRecord:
+    _, disk, directory_disk, disk_count, count, nbytes, start, comment = record
+    faults = []
+    if comment:
+        faults.append("a comment follows its directory")
+    if (disk, directory_disk) not in {(0, 0), (0xFFFF, 0xFFFF)} or disk_count != count:
+        faults.append("it is one of several disks")
+    end, zip64_end = position, _read_zip64_end(source, position)
+    if zip64_end is not None:
+        end, count64, nbytes64, start64 = zip64_end
+        field_pairs = (
+            (count, 0xFFFF, count64),
+            (nbytes, ZIP64_MARKER, nbytes64),
+            (start, ZIP64_MARKER, start64),
+        )
+        if any(value not in {marker, zip64_value} for value, marker, zip64_value in field_pairs):
+            faults.append("its two end records disagree")
+        count, nbytes, start = count64, nbytes64, start64
+    if start + nbytes != end:
+        faults.append(f"{end - start - nbytes} bytes stand between its directory and its end")
+    if start + nbytes > source.nbytes or nbytes > _MAX_ENTRY_BYTES * (count + 1):
+        raise CorruptCheckpointError(source.path, "a zip archive whose directory is not in it")
+    return EndRecord(start, nbytes, count, faults[0] if faults else "")
+
+
+def _read_zip64_end(source: ByteSource, position: int) -> tuple[int, int, int, int] | None:
+    """Return (offset, member count, directory size, directory offset) of the zip64 end record.
+
+    None if there is no zip64 locator.
+    """
+    if position < _ZIP64_LOCATOR.size + _ZIP64_END_RECORD.size:
+        return None
+    magic, disk, end_offset, disks = _ZIP64_LOCATOR.unpack(
+        source.read(position - _ZIP64_LOCATOR.size, _ZIP64_LOCATOR.size)
+    )
+    if magic != b"PK\x06\x07":
+        return None
+    if disk or disks > 1 or end_offset + _ZIP64_END_RECORD.size > position - _ZIP64_LOCATOR.size:
+        raise CorruptCheckpointError(source.path, "its zip64 end record is somewhere else")
+    fields = _ZIP64_END_RECORD.unpack(source.read(end_offset, _ZIP64_END_RECORD.size))
+    magic, size, *_, disk_count, count, nbytes, start = fields
+    if (
+        magic != b"PK\x06\x06"
+        or end_offset + 12 + size != position - _ZIP64_LOCATOR.size
+        or disk_count != count
+    ):
+        raise CorruptCheckpointError(source.path, "a zip64 end record that contradicts itself")
+    return end_offset, count, nbytes, start
+
+
+def iter_entries(source: ByteSource, end: EndRecord, archive: ZipMembers) -> Iterator[ZipMember]:
+    """Yield the members in directory order; `offset` is that of the local header."""
+    data = source.read(end.directory_offset, end.directory_nbytes)
+    position, shared_flags = 0, dict[int, int]()
+    for _ in range(end.member_count):
+        fields = (
+            _DIRECTORY_ENTRY.unpack_from(data, position)
+            if position + _DIRECTORY_ENTRY.size <= len(data)
+            else (b"",)
+        )
+        if fields[0] != b"PK\x01\x02":
+            archive.record_fault(
+                f"its end record counts {end.member_count} members and there are fewer"
+            )
+            return
+        name_end = position + _DIRECTORY_ENTRY.size + fields[6]
+        extra_end = name_end + fields[7]
+        encoded_name, extra = (
+            data[position + _DIRECTORY_ENTRY.size : name_end],
+            data[name_end:extra_end],
+        )
+        position = extra_end + fields[8]
+        yield _build_member(fields, encoded_name, extra, archive, shared_flags)
+    if position != len(data):
+        archive.record_fault(f"its end record counts {end.member_count} members and there are more")
+
+
+def _build_member(
+    fields: tuple[int, ...],
+    encoded_name: bytes,
+    extra: bytes,
+    archive: ZipMembers,
+    shared_flags: dict[int, int],
+) -> ZipMember:
+    """Build a member from a directory entry; `shared_flags` interns flag values to save memory."""
+    _, flags, method, crc, compressed_nbytes, nbytes, _, _, _, disk, attributes, header_offset = (
+        fields
+    )
+    name, encoding = decode_name(encoded_name)
+    is_unusual = (
+        extra
+        or method
+        or disk
+        or attributes
+        or compressed_nbytes != nbytes
+        or flags & ~_ALLOWED_FLAGS
+    )
+    flags = shared_flags.setdefault(flags, flags)
+    if not is_unusual:
+        return ZipMember(name, encoding, method, flags, crc, nbytes, nbytes, header_offset)
+    if extra:
+        sizes = read_zip64_sizes(extra, (nbytes, compressed_nbytes, header_offset), name, archive)
+        nbytes, compressed_nbytes, header_offset = sizes
+    if disk not in {0, 0xFFFF}:
+        archive.record_fault(f"{quote_name(name)} is on another disk")
+    if attributes >> 16 & 0o170000 == _SYMLINK_MODE:
+        archive.record_fault(f"{quote_name(name)} is a link")
+    if flags & ~_ALLOWED_FLAGS:
+        archive.record_fault(f"{quote_name(name)} is encrypted or patched (flags {flags:#06x})")
+    if method not in {STORED, DEFLATED}:
+        archive.record_fault(
+            f"{quote_name(name)} is compressed by method {method}, not stored or deflated"
+        )
+    if method == STORED and compressed_nbytes != nbytes:
+        archive.record_fault(
+            f"{quote_name(name)} is stored, and of two sizes: {compressed_nbytes} and {nbytes}"
+            " bytes"
+        )
+    return ZipMember(name, encoding, method, flags, crc, compressed_nbytes, nbytes, header_offset)
+
+
+def decode_name(encoded_name: bytes) -> tuple[str, str]:
+    """Return (name, encoding): UTF-8 if valid, else cp437."""
+    try:
+        return encoded_name.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return encoded_name.decode("cp437"), "cp437"
+
+
+def read_zip64_sizes(
+    extra: bytes, sizes: tuple[int, int, int], name: str, archive: ZipMembers
+) -> tuple[int, int, int]:
+    """Return (size, compressed size, header offset), read from the zip64 field where marked."""
+    values = list(sizes)
+    for field_id, body in _iter_extra_fields(extra):
+        if field_id == 0x7075:
+            archive.record_fault(f"{quote_name(name)} has a second name")
+        if field_id == 0x0001:
+            marked_indices = [index for index, size in enumerate(sizes) if size == ZIP64_MARKER]
+            for position, index in enumerate(marked_indices[: len(body) // 8]):
+                values[index] = int.from_bytes(body[8 * position : 8 * position + 8], "little")
+    return values[0], values[1], values[2]
+
+
+def _iter_extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while position + 4 <= len(extra):
+        field_id, size = (
+            int.from_bytes(extra[position : position + 2], "little"),
+            extra[position + 2 : position + 4],
+        )
+        end = position + 4 + int.from_bytes(size, "little")
+        yield field_id, extra[position + 4 : end]
+        position = end

@@ -1,0 +1,1 @@
+"""Checks of a migrated file before it gets its name."""

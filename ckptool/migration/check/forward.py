@@ -1,0 +1,51 @@
+"""Verification of a migrated file -> CheckResult: passed or skipped; failure raises."""
+
+from typing import Final
+
+from ckptool.errors import WriteError
+from ckptool.migration.check.strict_load import CheckResult, PendingFile
+from ckptool.verification.result import LevelStatus, Verification, VerificationLevel
+
+_REQUIRED_LEVELS: Final = (
+    VerificationLevel.LOAD,
+    VerificationLevel.DEVICE,
+    VerificationLevel.FORWARD,
+    VerificationLevel.EQUALITY,
+)
+"""Levels about this file; the save round trip of the module is left to `ckptool verify`."""
+
+
+def judge_verification(pending_file: PendingFile, verification: Verification) -> CheckResult:
+    """Judge the levels that a migrated file must pass.
+
+    Raises:
+        WriteError: a level failed.
+    """
+    results = [verification.find_level(level) for level in _REQUIRED_LEVELS]
+    for result in results:
+        if result.status is LevelStatus.FAILED:
+            reason = " ".join((result.reason or ", ".join(result.details)).split())
+            message = (
+                f"{pending_file.target}: not written: verification fails at {result.level}:"
+                f" {reason}"
+            )
+            raise WriteError(message)
+    passed = [str(result.level) for result in results if result.status is LevelStatus.PASSED]
+    equality_details = [
+        detail
+        for result in results
+        if result.level is VerificationLevel.EQUALITY
+        for detail in result.details
+    ]
+    inconclusive = [result for result in results if result.status is LevelStatus.INCONCLUSIVE]
+    if VerificationLevel.FORWARD not in passed or inconclusive:
+        skip_reason = next(
+            (result.reason for result in (*inconclusive, *results) if result.reason),
+            "it was not run",
+        )
+        return CheckResult("forward", "skipped", skip_reason)
+    return CheckResult(
+        "forward",
+        "passed",
+        "; ".join([f"{', '.join(passed)} on {verification.device}", *equality_details]),
+    )

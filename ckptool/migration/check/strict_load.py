@@ -1,0 +1,132 @@
+"""PendingFile and module -> CheckResults: strict load and forward."""
+
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+
+from ckptool.errors import WriteError
+from ckptool.modules.user_code import UserCodeError, user_code
+
+if TYPE_CHECKING:
+    import torch
+
+    from ckptool.migration.plan.target_module import TargetModule
+
+NO_MODULE: Final = "no module was named: -m package.module:Name"
+
+
+class CheckResult(Struct, frozen=True):
+    """Result of one check of the written file."""
+
+    name: str
+    result: str
+    """"passed" or "skipped"; a failed check raises, and the file is discarded."""
+    reason: str = ""
+
+
+class PendingFile(Struct, frozen=True):
+    """A complete file at a temporary path, before it is renamed to its target."""
+
+    path: Path
+    target: Path
+    is_safetensors: bool
+    at: str
+    """Path of the state_dict in the file; "" for the root."""
+    ties: Mapping[str, str]
+    """Omitted tied keys -> the key that is stored."""
+    load_obstacles: str = ""
+    """Text of known obstacles to strict loading; "" for none."""
+
+
+def check_pending_file(
+    pending_file: PendingFile,
+    target_module: "TargetModule | None",
+    forward_check: "ForwardCheck | None",
+) -> tuple[CheckResult, ...]:
+    """Run all checks of the file.
+
+    Raises:
+        WriteError: a check failed.
+    """
+    return run_strict_load(pending_file, target_module), run_forward_check(
+        pending_file, forward_check
+    )
+
+
+def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | None") -> CheckResult:
+    """Load the file into the module with strict=True and assign=True: no copy of the parameters.
+
+    Skipped without a module, or if torch.load(weights_only=True) refuses the file.
+
+    Raises:
+        WriteError: load_state_dict failed.
+    """
+    name = "strict load"
+    if target_module is None:
+        return CheckResult(name, "skipped", NO_MODULE)
+    try:
+        state_dict = _load_state_dict(pending_file)
+    except pickle.UnpicklingError as error:
+        reason = f"torch.load(weights_only=True) refuses the file: {str(error).splitlines()[0]}"
+        return CheckResult(name, "skipped", reason)
+    try:
+        with warnings.catch_warnings(), user_code():
+            warnings.simplefilter("ignore")
+            target_module.module.load_state_dict(state_dict, strict=True, assign=True)
+    except UserCodeError as error:
+        reason = pending_file.load_obstacles or " ".join(str(error).split())
+        message = f"{pending_file.target}: not written: strict loading fails: {reason}"
+        raise WriteError(message) from error
+    return CheckResult(name, "passed", f"into {target_module.module_info.target}")
+
+
+def run_forward_check(
+    pending_file: PendingFile, forward_check: "ForwardCheck | None"
+) -> CheckResult:
+    """Run the module on the file's tensors; skipped without inputs."""
+    if forward_check is None:
+        return CheckResult("forward", "skipped", "not asked for: --input or --inputs")
+    return forward_check(pending_file)
+
+
+ForwardCheck = Callable[[PendingFile], CheckResult]
+"""Runs the levels of `ckptool verify` on a pending file."""
+
+
+def _load_state_dict(pending_file: PendingFile) -> "dict[str, torch.Tensor]":
+    if pending_file.is_safetensors:
+        return _load_safetensors(pending_file)
+    import torch
+
+    node: Any = torch.load(pending_file.path, map_location="cpu", weights_only=True, mmap=True)
+    for key in _find_keys(node, pending_file.at):
+        node = node[key]
+    return dict(node) if not hasattr(node, "_metadata") else node
+
+
+def _find_keys(node: Any, at: str) -> list[Any]:
+    """Return the keys on the path `at`; a key may contain dots."""
+    if not at:
+        return []
+    for key in node if isinstance(node, dict) else range(len(node)):
+        text = str(key)
+        if at == text:
+            return [key]
+        if at.startswith(f"{text}."):
+            return [key, *_find_keys(node[key], at.removeprefix(f"{text}."))]
+    raise KeyError(at)
+
+
+def _load_safetensors(pending_file: PendingFile) -> "dict[str, torch.Tensor]":
+    from safetensors import safe_open
+
+    state_dict: dict[str, torch.Tensor] = {}
+    is_folder = pending_file.path.is_dir()
+    for path in pending_file.path.glob("*.safetensors") if is_folder else (pending_file.path,):
+        with safe_open(path, framework="pt") as file:
+            state_dict |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return state_dict | {name: state_dict[kept_key] for name, kept_key in pending_file.ties.items()}

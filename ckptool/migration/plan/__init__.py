@@ -1,0 +1,1 @@
+"""Plans: operations on descriptions, values to inject, suggestions."""

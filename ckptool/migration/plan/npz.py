@@ -1,0 +1,87 @@
+"""Array of an .npz archive -> TensorInfo, without numpy."""
+
+import ast
+from typing import Any, Final
+
+from ckptool.errors import PlanError
+from ckptool.formats.files.source import ByteSource, open_source
+from ckptool.formats.limits import Limits
+from ckptool.formats.zip.archive import STORED, ZipMember, read_archive, read_member
+from ckptool.locations import Location
+from ckptool.migration.plan.anonymous_file import AnonymousFile
+from ckptool.migration.plan.draft import contiguous_stride
+from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo
+
+_MAGIC: Final = b"\x93NUMPY"
+_MAX_HEADER_NBYTES: Final = 65536
+_DTYPES: Final = {
+    "<f8": "float64", "<f4": "float32", "<f2": "float16", "<i8": "int64", "<i4": "int32",
+    "<i2": "int16", "|i1": "int8", "<u8": "uint64", "<u4": "uint32", "<u2": "uint16",
+    "|u1": "uint8", "|b1": "bool", "<c8": "complex64", "<c16": "complex128",
+}  # fmt: skip
+"""numpy dtype string -> torch dtype name."""
+
+
+def read_array(
+    path: Location, name: str, anonymous_file: AnonymousFile, limits: Limits
+) -> TensorInfo:
+    """Describe the array `name` of the archive at `path`; compressed arrays are inflated.
+
+    Raises:
+        PlanError: the archive has no such array, or it is not numeric.
+        ReadError: the archive cannot be read.
+    """
+    with open_source(path) as source:
+        archive = read_archive(source, limits)
+        members = {member.name.removesuffix(".npy"): member for member in archive.members}
+        if name not in members or archive.fault:
+            reason = archive.fault or f"there are {', '.join(members)}"
+            raise PlanError(f"{path}: no array {name!r} can be read: {reason}")
+        return _describe_array(source, members[name], anonymous_file, limits)
+
+
+def _describe_array(
+    source: ByteSource, member: ZipMember, anonymous_file: AnonymousFile, limits: Limits
+) -> TensorInfo:
+    header_bytes = read_member(source, member, limits, _MAX_HEADER_NBYTES)
+    header, start = _parse_header(source.path, member, header_bytes)
+    dtype, shape = _DTYPES.get(str(header.get("descr"))), header.get("shape")
+    if dtype is None or not isinstance(shape, tuple):
+        raise PlanError(f"{source.path}: {member.name} is no array of numbers that torch has")
+    stride = (
+        contiguous_stride(shape[::-1])[::-1]
+        if header.get("fortran_order")
+        else contiguous_stride(shape)
+    )
+    if member.method == STORED:
+        span = Span(source.path, member.data_offset + start, member.nbytes - start)
+        storage = StorageInfo(f"npz {member.name}", span.nbytes, span=span)
+        tensor = TensorInfo(member.name, shape, dtype, stride, 0, storage)
+    else:
+        data = read_member(source, member, limits, member.nbytes)[start:]
+        numel = len(data) * 8 // DTYPE_BITS[dtype]
+        flat_tensor = anonymous_file.add_tensor(member.name, dtype, (numel,), data)
+        tensor = TensorInfo(member.name, shape, dtype, stride, 0, flat_tensor.storage)
+    if tensor.storage is None or tensor.nbytes != tensor.storage.nbytes:
+        raise PlanError(f"{source.path}: {member.name} is not as large as it says")
+    return tensor
+
+
+def _parse_header(
+    path: Location, member: ZipMember, header_bytes: bytes
+) -> tuple[dict[str, Any], int]:
+    """Return the header of an .npy file, and the byte offset of its elements."""
+    if header_bytes[:6] != _MAGIC or len(header_bytes) < 12:
+        raise PlanError(f"{path}: {member.name} is no .npy file")
+    has_long_length = header_bytes[6] > 1
+    length = int.from_bytes(header_bytes[8:12] if has_long_length else header_bytes[8:10], "little")
+    header_start = 12 if has_long_length else 10
+    try:
+        header = ast.literal_eval(
+            header_bytes[header_start : header_start + length].decode("latin-1").strip()
+        )
+    except (ValueError, SyntaxError) as error:
+        raise PlanError(f"{path}: the header of {member.name} cannot be read") from error
+    if not isinstance(header, dict):
+        raise PlanError(f"{path}: the header of {member.name} is no dict")
+    return header, header_start + length

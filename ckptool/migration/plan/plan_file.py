@@ -1,0 +1,223 @@
+"""TOML <-> Plan: the operations of a migration, in order, readable and editable."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import msgspec
+from msgspec import Struct, structs
+
+from ckptool.decode_errors import explain_decode_error
+from ckptool.errors import PlanError, RenameRefusedError
+from ckptool.migration.plan.draft import Draft
+from ckptool.migration.plan.key_operations import (
+    AddPrefix,
+    DropKeys,
+    ExtractState,
+    InjectTensor,
+    IrreversibleError,
+    Operation,
+    OperationContext,
+    RenameKeys,
+    RenameMode,
+    StripPrefix,
+)
+from ckptool.migration.plan.tensor_operations import (
+    BakeMask,
+    CastTensors,
+    CompactViews,
+    ConcatTensors,
+    ReshapeTensor,
+    SplitTensor,
+    TieTensors,
+    TransposeTensor,
+    UntieTensor,
+)
+
+Op = (
+    InjectTensor
+    | RenameKeys
+    | DropKeys
+    | StripPrefix
+    | AddPrefix
+    | ExtractState
+    | CastTensors
+    | ReshapeTensor
+    | TransposeTensor
+    | SplitTensor
+    | ConcatTensors
+    | TieTensors
+    | UntieTensor
+    | CompactViews
+    | BakeMask
+)
+"""Union of all operations; a new operation class must be added here."""
+
+SCHEMA: Final = 1
+
+
+class Plan(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The operations of a migration, in order."""
+
+    ops: tuple[Op, ...] = ()
+    schema: int = SCHEMA
+    undoes: bool = False
+    """Whether the plan is the reverse of another; the steps alone may be equal (transpose)."""
+
+
+def apply_plan(
+    operations: Iterable[Operation], draft: Draft, context: OperationContext, name: str = ""
+) -> Draft:
+    """Return `draft` after all operations; `name`, the plan's file, prefixes error messages.
+
+    Raises:
+        PlanError: a step matches no key, or is refused; the message has the step number.
+    """
+
+    def describe_step(number: int) -> str:
+        return f"{name}: step {number}: " if name else f"step {number}: "
+
+    for number, op in enumerate(operations, 1):
+        try:
+            draft = op.apply(draft, context)
+        except RenameRefusedError as error:
+            raise RenameRefusedError(
+                error.key, error.to, error.reason, describe_step(number)
+            ) from error
+        except PlanError as error:
+            raise PlanError(f"{describe_step(number)}{error}") from error
+    return draft
+
+
+def reverse_plan(plan: Plan) -> Plan:
+    """Return the inverse plan.
+
+    Raises:
+        PlanError: steps have no inverse; the message lists each with its reason.
+    """
+    steps, reasons = [], []
+    for op in reversed(plan.ops):
+        try:
+            steps.append(op.build_inverse())
+        except IrreversibleError as error:
+            reasons.append(str(error))
+    if reasons:
+        raise PlanError(f"the plan has no reverse: {'; '.join(reversed(reasons))}")
+    return Plan(tuple(steps), undoes=not plan.undoes)  # type: ignore[arg-type]  # each is an Op
+
+
+def encode_plan(plan: Plan) -> list[dict[str, Any]]:
+    """Return the operations as JSON-compatible dicts."""
+    steps: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(plan.ops))
+    return steps
+
+
+def format_plan(plan: Plan) -> str:
+    """Return the TOML text of a plan file."""
+    blocks = [f"schema = {plan.schema}\n" + ("undoes = true\n" if plan.undoes else "")]
+    return "\n".join([*blocks, *map(format_step, plan.ops)])
+
+
+def format_step(step: Op) -> str:
+    """Return one operation as a TOML `[[ops]]` table."""
+    data = msgspec.json.decode(msgspec.json.encode(step))
+    return "[[ops]]\n" + "".join(f"{key} = {_format_value(value)}\n" for key, value in data.items())
+
+
+def parse_plan(text: str, name: str = "plan") -> Plan:
+    """Parse the TOML text of a plan file; `name` prefixes error messages.
+
+    Raises:
+        PlanError: the text is not TOML or not a plan; the message has the place and suggestions.
+    """
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise PlanError(f"{name}: is no TOML: {error}") from error
+    return decode_plan(data, name)
+
+
+def decode_plan(data: Mapping[str, Any], name: str) -> Plan:
+    """Convert decoded TOML or JSON to a plan; `name` prefixes error messages.
+
+    Raises:
+        PlanError: the data is not a plan.
+    """
+    if data.get("schema", SCHEMA) != SCHEMA:
+        raise PlanError(
+            f"{name}: schema {data['schema']!r} is not one that this version reads: it is {SCHEMA}"
+        )
+    _check_names(data, name)
+    try:
+        return msgspec.convert(data, Plan)
+    except msgspec.ValidationError as error:
+        raise PlanError(
+            f"{name}: {explain_decode_error(str(error), {'how': get_args(RenameMode)})}"
+        ) from error
+
+
+def read_plan_file(path: Path) -> Plan:
+    """Read a plan from a TOML file.
+
+    Raises:
+        PlanError: the file cannot be read, or is not a plan.
+    """
+    try:
+        return parse_plan(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{path}: is not UTF-8") from error
+
+
+_OPERATIONS_BY_TAG: Final[Mapping[str, type[Operation]]] = {
+    str(op.__struct_config__.tag): op for op in Op.__args__
+}
+
+
+def _check_names(data: Mapping[str, Any], name: str) -> None:
+    """Raise for unknown keys and operations, with suggestions; msgspec validates the rest."""
+    _check_known_names(data, Plan.__struct_fields__, f"{name}: there is no key")
+    steps = data.get("ops")
+    for index, step in enumerate(steps if isinstance(steps, list) else ()):
+        if isinstance(step, dict) and isinstance(step.get("op"), str):
+            location = f"{name}: step {index + 1}"
+            _check_known_names(
+                {step["op"]: None}, _OPERATIONS_BY_TAG, f"{location}: there is no operation"
+            )
+            fields = structs.fields(_OPERATIONS_BY_TAG[step["op"]])
+            keys = ("op", *(field.encode_name for field in fields))
+            _check_known_names(step, keys, f"{location}: {step['op']} has no key")
+
+
+def _check_known_names(
+    entries: Mapping[str, Any], known_names: Iterable[str], message: str
+) -> None:
+    name_list = list(known_names)
+    for name in entries:
+        if name not in name_list:
+            close_matches = get_close_matches(name, name_list, n=1)
+            hint = (
+                f"did you mean {close_matches[0]!r}?"
+                if close_matches
+                else f"there are {', '.join(name_list)}"
+            )
+            raise PlanError(f"{message} {name!r}: {hint}")
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_format_value, value))}]"
+    return _format_string(value) if isinstance(value, str) else str(value)
+
+
+def _format_string(value: str) -> str:
+    """Return a TOML basic string: JSON escapes are valid TOML, except for DEL."""
+    quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", quoted)

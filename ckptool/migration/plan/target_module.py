@@ -1,0 +1,82 @@
+"""ModuleSpec or nn.Module -> TargetModule: the module that loads the result."""
+
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckptool.errors import PlanError
+from ckptool.migration.plan.anonymous_file import AnonymousFile
+from ckptool.model import ModuleInfo, TensorInfo
+from ckptool.modules import ModuleSpec, describe_module, examine_and_build, rebuild_with_seed
+from ckptool.modules.tensor_info import get_dtype_name
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TargetModule:
+    """The module that loads the result, and its `ModuleInfo`."""
+
+    module_info: ModuleInfo
+    module: "nn.Module"
+    """Parameters may be meta tensors; values computed by the constructor are real."""
+    spec: ModuleSpec | None
+    """None for an existing instance, which cannot be rebuilt."""
+
+    def get_constructor_value(self, key: str, anonymous_file: AnonymousFile) -> TensorInfo:
+        """Store the value that the constructor gave to `key`, and return its description.
+
+        Raises:
+            PlanError: the module saves no such tensor, or it is a meta tensor.
+        """
+        return self._store_value(key, self.module, "constructor", anonymous_file)
+
+    def build_seeded_value(self, key: str, seed: int, anonymous_file: AnonymousFile) -> TensorInfo:
+        """Rebuild the module under `seed`, store the value of `key`, and return its description.
+
+        Raises:
+            PlanError: the module saves no such tensor, or cannot be rebuilt.
+        """
+        if self.spec is None:
+            raise PlanError(f"inject `{key}`: an instance cannot be built under a seed")
+        return self._store_value(
+            key, rebuild_with_seed(self.spec, seed), f"seed:{seed}", anonymous_file
+        )
+
+    def _store_value(
+        self, key: str, module: "nn.Module", source: str, anonymous_file: AnonymousFile
+    ) -> TensorInfo:
+        import torch
+
+        value = module.state_dict().get(key)
+        if not isinstance(value, torch.Tensor):
+            raise PlanError(
+                f"inject `{key}`: the module {self.module_info.target} saves no such tensor"
+            )
+        if value.is_meta:
+            raise PlanError(f"inject `{key}`: building the module gives it no value ({source})")
+        return anonymous_file.add_tensor(
+            key, get_dtype_name(value), tuple(map(int, value.shape)), to_contiguous_bytes(value)
+        )
+
+
+def load_target_module(module: "ModuleSpec | nn.Module") -> TargetModule:
+    """Build the module of a spec, or take an instance, and examine it.
+
+    Raises:
+        ModuleError: the module cannot be imported, built or examined.
+    """
+    if isinstance(module, ModuleSpec):
+        module_info, instance = examine_and_build(module)
+        return TargetModule(module_info, instance, module)
+    return TargetModule(describe_module(module, type(module).__qualname__), module, None)
+
+
+def to_contiguous_bytes(tensor: "Tensor") -> bytes:
+    """Return the bytes of a tensor's elements in C order, conj and neg bits resolved."""
+    import torch
+
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
+    flat = flat.view(torch.uint8)
+    return ctypes.string_at(flat.data_ptr(), flat.numel())

@@ -1,0 +1,296 @@
+"""Source of an injected value (`file:PATH#KEY`, `constructor` ...) -> TensorInfo."""
+
+import ctypes
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from ckptool.errors import PlanError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.limits import Limits
+from ckptool.locations import Location, mask_credentials, parse_location
+from ckptool.migration.plan.anonymous_file import AnonymousFile
+from ckptool.migration.plan.draft import Draft, to_dotted_key
+from ckptool.migration.plan.key_operations import InjectTensor
+from ckptool.migration.plan.npz import read_array
+from ckptool.migration.source_guard import SourceGuard
+from ckptool.model import DTYPE_BITS, Checkpoint, Constancy, TensorInfo
+from ckptool.tensors.elements import iter_elements, unreadable_reason
+
+if TYPE_CHECKING:
+    from ckptool.migration.plan.target_module import TargetModule
+
+SOURCE_FORMS: Final = (
+    "attribute", "attribute:PATH", "constructor", "file:PATH#KEY", "npz:PATH#KEY",
+    "literal:VALUE", "seed:N", "zeros",
+)  # fmt: skip
+"""Syntax of a source."""
+
+_STRUCT_CODES: Final = {
+    "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h",
+    "int8": "b", "uint64": "Q", "uint32": "I", "uint16": "H", "uint8": "B", "bool": "?",
+}  # fmt: skip
+"""dtype -> format character of `struct`, for literals."""
+
+
+class ValueSources:
+    """Resolves the sources of injected values; opens each file once and caches results."""
+
+    def __init__(
+        self,
+        target_module: "TargetModule | None",
+        donor: Location | None,
+        anonymous_file: AnonymousFile,
+        source_guard: SourceGuard,
+        limits: Limits,
+    ) -> None:
+        self._target_module = target_module
+        self._donor = donor
+        self._anonymous_file = anonymous_file
+        self._limits = limits
+        self._checkpoints: dict[Location, Checkpoint] = {}
+        self._values: dict[InjectTensor, TensorInfo] = {}
+        self._products: dict[tuple[TensorInfo, TensorInfo], TensorInfo] = {}
+        self._source_guard = source_guard
+
+    @property
+    def expected(self) -> Mapping[str, TensorInfo] | None:
+        """State_dict tensors of the module by key; None without a module."""
+        if self._target_module is None:
+            return None
+        return {
+            key: module_tensor.tensor
+            for key, module_tensor in self._target_module.module_info.saved_tensors.items()
+        }
+
+    def locate_value(self, op: InjectTensor, draft: Draft) -> TensorInfo:
+        """Return the description of the tensor that `op` injects, with dtype and shape checked.
+
+        Raises:
+            PlanError: the source has no such value, or none that is reproducible.
+        """
+        if op not in self._values:
+            tensor = self._resolve_source(op, draft)
+            _check_value(op, tensor, (self.expected or {}).get(op.key))
+            self._values[op] = tensor
+        return self._values[op]
+
+    def find_attribute(self, path: str, draft: Draft) -> TensorInfo | None:
+        """Return attribute `path` of the pickled module of the source or of `--from`, or None."""
+        mappings: list[Mapping[str, TensorInfo]] = [draft.state.unsaved_tensors]
+        if self._donor is not None:
+            states = self._open_file(self._donor).states
+            mappings += [state.unsaved_tensors for state in states] + [
+                state.tensors for state in states
+            ]
+        for mapping in mappings:
+            if path in mapping:
+                return mapping[path]
+        # A plain list of layers that became a ModuleList: `layers[0].bias` is `layers.0.bias`.
+        return next(
+            (
+                tensor
+                for mapping in mappings
+                for key, tensor in mapping.items()
+                if to_dotted_key(key) == path
+            ),
+            None,
+        )
+
+    def compute_product(self, key: str, first: TensorInfo, second: TensorInfo) -> TensorInfo:
+        """Return the description of the elementwise product, computed once.
+
+        Raises:
+            PlanError: a tensor cannot be read, or dtype or shape differ.
+        """
+        dtype_and_shape = first.dtype, first.shape
+        if dtype_and_shape != (second.dtype, second.shape):
+            raise PlanError(
+                f"bake `{key}`: `{first.key}` is {first.dtype} {list(first.shape)} and"
+                f" `{second.key}` {second.dtype} {list(second.shape)}"
+            )
+        for tensor in (first, second):
+            if reason := unreadable_reason(tensor):
+                raise PlanError(f"bake `{key}`: `{tensor.key}` cannot be read: {reason}")
+        if (first, second) not in self._products:
+            data = _multiply_tensors(first, second)
+            self._products[first, second] = self._anonymous_file.add_tensor(
+                key, first.dtype, first.shape, data
+            )
+        return self._products[first, second]
+
+    def _resolve_source(self, op: InjectTensor, draft: Draft) -> TensorInfo:
+        kind, _, argument = op.source.partition(":")
+        if kind == "attribute":
+            return self._read_attribute(op, argument or op.key, draft)
+        if kind == "constructor" and not argument:
+            return self._read_constructor_value(op)
+        if kind == "seed" and argument.isdecimal():
+            return self._require_module(op).build_seeded_value(
+                op.key, int(argument), self._anonymous_file
+            )
+        if kind == "file" and "#" in argument:
+            return self._read_file_tensor(op, argument)
+        if kind == "npz" and "#" in argument:
+            path, _, name = argument.rpartition("#")
+            archive = parse_location(path)
+            self._source_guard.add_path(archive)
+            return read_array(archive, name, self._anonymous_file, self._limits)
+        if kind in {"literal", "zeros"}:
+            return self._build_literal(op, argument if kind == "literal" else "0")
+        raise PlanError(
+            f"inject `{op.key}`: {_format_source(op)} is no source: {', '.join(SOURCE_FORMS)}"
+        )
+
+    def _read_attribute(self, op: InjectTensor, path: str, draft: Draft) -> TensorInfo:
+        tensor = self.find_attribute(path, draft)
+        if tensor is None:
+            attribute_names = ", ".join(draft.state.unsaved_tensors) or "none"
+            raise PlanError(
+                f"inject `{op.key}`: no pickled module holds the attribute `{path}` (there:"
+                f" {attribute_names})"
+            )
+        return tensor
+
+    def _read_constructor_value(self, op: InjectTensor) -> TensorInfo:
+        target_module = self._require_module(op)
+        module_tensor = target_module.module_info.saved_tensors.get(op.key)
+        if module_tensor is not None and module_tensor.constancy is Constancy.RANDOM:
+            raise PlanError(
+                f"inject `{op.key}`: its value differs each time {target_module.module_info.target}"
+                " is built, so the constructor cannot bring it back; name another source with"
+                " --inject"
+            )
+        return target_module.get_constructor_value(op.key, self._anonymous_file)
+
+    def _require_module(self, op: InjectTensor) -> "TargetModule":
+        if self._target_module is None:
+            raise PlanError(
+                f"inject `{op.key}`: its source {_format_source(op)} needs a module (-m)"
+            )
+        return self._target_module
+
+    def _read_file_tensor(self, op: InjectTensor, reference: str) -> TensorInfo:
+        name, _, key = reference.partition("#")
+        path = parse_location(name)
+        for state in self._open_file(path).states:
+            tensor = state.tensors.get(key) or state.unsaved_tensors.get(key)
+            if tensor is not None:
+                return tensor
+        raise PlanError(f"inject `{op.key}`: {path} has no tensor {key!r}")
+
+    def _open_file(self, path: Location) -> Checkpoint:
+        if path not in self._checkpoints:
+            self._source_guard.add_path(path)
+            self._checkpoints[path] = open_checkpoint(path, self._limits)
+        return self._checkpoints[path]
+
+    def _build_literal(self, op: InjectTensor, text: str) -> TensorInfo:
+        """Build a tensor from a JSON literal; dtype and shape are `op`'s, else the module's."""
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"inject `{op.key}`: {text!r} is no number or nested list") from error
+        expected = (self.expected or {}).get(op.key)
+        numbers = list(_flatten_list(value))
+        if not numbers or any(type(number) not in {int, float, bool} for number in numbers):
+            raise PlanError(f"inject `{op.key}`: {text!r} is made of something else than numbers")
+        shape = (
+            op.shape
+            if op.shape is not None
+            else expected.shape
+            if expected
+            else _infer_shape(value)
+        )
+        dtype = op.dtype or (expected.dtype if expected else _infer_dtype(numbers))
+        count = len(numbers)
+        numel = _compute_numel(shape)
+        if count not in {1, numel}:
+            raise PlanError(f"inject `{op.key}`: {count} numbers for the shape {list(shape)}")
+        data = _pack_literal(op, dtype, numbers) * (numel if count == 1 else 1)
+        return self._anonymous_file.add_tensor(op.key, dtype, shape, data)
+
+
+def _format_source(op: InjectTensor) -> str:
+    return repr(mask_credentials(op.source))
+
+
+def _multiply_tensors(first: TensorInfo, second: TensorInfo) -> bytes:
+    import torch
+
+    if not first.numel:
+        return b""
+    first_elements, second_elements = (
+        torch.frombuffer(
+            bytearray(b"".join(iter_elements(tensor))), dtype=getattr(torch, first.dtype)
+        )
+        for tensor in (first, second)
+    )
+    product = first_elements * second_elements
+    return ctypes.string_at(product.data_ptr(), product.nbytes)
+
+
+def _pack_literal(op: InjectTensor, dtype: str, numbers: list[float]) -> bytes:
+    if not any(numbers) and dtype in DTYPE_BITS:
+        return bytes(len(numbers) * DTYPE_BITS[dtype] // 8)
+    if dtype == "bfloat16":
+        # bfloat16 is the upper half of a float32; the lower half must be zero.
+        float32_words = [struct.pack("<f", number) for number in numbers]
+        if all(word[:2] == b"\0\0" for word in float32_words):
+            return b"".join(word[2:] for word in float32_words)
+    code = _STRUCT_CODES.get(dtype)
+    try:
+        if code is not None:
+            return struct.pack(f"<{len(numbers)}{code}", *numbers)
+    except (struct.error, OverflowError) as error:
+        raise PlanError(f"inject `{op.key}`: is no {dtype}: {error}") from error
+    raise PlanError(f"inject `{op.key}`: a literal cannot be made {dtype} exactly")
+
+
+def _flatten_list(value: object) -> Iterator[float]:
+    if isinstance(value, list):
+        for element in value:
+            yield from _flatten_list(element)
+    else:
+        yield value  # type: ignore[misc]  # the caller looks
+
+
+def _infer_shape(value: object) -> tuple[int, ...]:
+    return (len(value), *_infer_shape(value[0])) if isinstance(value, list) and value else ()
+
+
+def _infer_dtype(numbers: list[float]) -> str:
+    if all(type(number) is bool for number in numbers):
+        return "bool"
+    return "int64" if all(type(number) is int for number in numbers) else "float32"
+
+
+def _compute_numel(shape: tuple[int, ...]) -> int:
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel
+
+
+def _check_value(op: InjectTensor, tensor: TensorInfo, expected: TensorInfo | None) -> None:
+    if reason := unreadable_reason(tensor):
+        raise PlanError(
+            f"inject `{op.key}`: its value in {_format_source(op)} cannot be read: {reason}"
+        )
+    if op.dtype and op.dtype != tensor.dtype:
+        raise PlanError(
+            f"inject `{op.key}`: {_format_source(op)} is {tensor.dtype}, not {op.dtype}"
+        )
+    shape = (
+        op.shape
+        if op.shape is not None
+        else expected.shape
+        if expected is not None
+        else tensor.shape
+    )
+    if shape != tensor.shape:
+        raise PlanError(
+            f"inject `{op.key}`: {_format_source(op)} is {list(tensor.shape)} where {list(shape)}"
+            " belongs"
+        )

@@ -1,0 +1,1 @@
+"""Planned tensors -> files, copied and read back."""

@@ -1,0 +1,118 @@
+"""Read back a written file, compare it with its draft, and compute its digests."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ckptool.compare.digest import compute_state_digest
+from ckptool.errors import WriteError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.limits import Limits
+from ckptool.migration.plan.draft import Draft, PlannedTensor
+from ckptool.migration.write.background_fingerprints import Fingerprints
+from ckptool.migration.write.early_copy import is_verified_copy
+from ckptool.migration.write.provenance import MigrationDigests
+from ckptool.migration.write.tensor_bytes import build_blob
+from ckptool.migration.write.tied_items import add_tied_tensors
+from ckptool.model import Checkpoint, Span, StateDict, TensorInfo
+from ckptool.tensors import fingerprint
+from ckptool.tensors.equality import are_equal, equal_many
+from ckptool.tensors.fingerprint_many import fingerprint_many, fingerprint_tensor
+
+
+def read_back_file(
+    draft: Draft,
+    path: Path,
+    target: Path,
+    get_fingerprints: Callable[[StateDict], Fingerprints] | None,
+    limits: Limits,
+    verified_spans: Mapping[int, Span] = MappingProxyType({}),
+) -> MigrationDigests:
+    """Compare the file at `path` with the draft, element by element, and return its digests.
+
+    Without `get_fingerprints` the digests are "". `verified_spans` (position in the file -> source
+    span) has the tensors that were read back when they were written; they are not read again.
+
+    Raises:
+        WriteError: keys or elements differ from the draft.
+    """
+    checkpoint = open_checkpoint(path, limits)
+    tensors = _get_state_tensors(checkpoint, draft, target)
+    if tensors.keys() != draft.items.keys():
+        differing_keys = ", ".join(sorted(tensors.keys() ^ draft.items.keys())[:3])
+        raise WriteError(f"{target}: not written: read back, its keys differ: {differing_keys}")
+    uncast_items = {key: item for key, item in draft.items.items() if not item.casts}
+    pairs = [
+        (key, item.tensor, tensors[key])
+        for key, item in uncast_items.items()
+        if not is_verified_copy(item.tensor, tensors[key], verified_spans)
+    ]
+    _check_equal([*pairs, *_iter_other_states(draft, checkpoint)], target)
+    cast_keys = draft.items.keys() - uncast_items.keys()
+    for key in cast_keys:
+        if fingerprint_tensor(tensors[key]) != _compute_expected_fingerprint(draft.items[key]):
+            raise WriteError(f"{target}: not written: read back, `{key}` differs")
+    if get_fingerprints is None:
+        return MigrationDigests("", "")
+    source_fingerprints = get_fingerprints(draft.state)
+    # Tensors that equal a tensor of the source have its fingerprint.
+    result_fingerprints = {
+        key: source_fingerprints[item.source_key]
+        for key, item in uncast_items.items()
+        if item.source_key in source_fingerprints
+    }
+    remaining_keys = [key for key in tensors if key not in result_fingerprints]
+    result_fingerprints |= zip(
+        remaining_keys, fingerprint_many(tensors[key] for key in remaining_keys), strict=True
+    )
+    return MigrationDigests(
+        compute_state_digest(source_fingerprints), compute_state_digest(result_fingerprints)
+    )
+
+
+def _get_state_tensors(
+    checkpoint: Checkpoint, draft: Draft, target: Path
+) -> Mapping[str, TensorInfo]:
+    state_paths = (draft.state.at, "") if len(checkpoint.states) > 1 else ("",)
+    states = [state for at in state_paths for state in checkpoint.states if state.at == at] or list(
+        checkpoint.states
+    )
+    if not states:
+        raise WriteError(f"{target}: not written: read back, there is no state in it")
+    return add_tied_tensors(states[0].tensors, checkpoint.metadata)
+
+
+def _iter_other_states(
+    draft: Draft, checkpoint: Checkpoint
+) -> Iterable[tuple[str, TensorInfo, TensorInfo]]:
+    """Yield (key, source, result) for the tensors of all other state_dicts of the file."""
+    states_by_path: dict[str, StateDict] = {
+        result_state.at: result_state for result_state in checkpoint.states
+    }
+    for state in draft.checkpoint.states:
+        result_state = states_by_path.get(state.at)
+        if state.at != draft.state.at and result_state is not None and len(checkpoint.states) > 1:
+            for key, tensor in state.tensors.items():
+                if key in result_state.tensors:
+                    yield f"{state.at}.{key}", tensor, result_state.tensors[key]
+
+
+def _check_equal(pairs: list[tuple[str, TensorInfo, TensorInfo]], target: Path) -> None:
+    plain_pairs = [pair for pair in pairs if not pair[1].parts]
+    results = equal_many((expected, actual) for _, expected, actual in plain_pairs)
+    differing_keys = [
+        key for (key, _, _), is_equal in zip(plain_pairs, results, strict=True) if is_equal is False
+    ]
+    differing_keys += [
+        k
+        for k, expected, actual in pairs
+        if expected.parts and are_equal(expected, actual) is False
+    ]
+    if differing_keys:
+        raise WriteError(f"{target}: not written: read back, `{differing_keys[0]}` differs")
+
+
+def _compute_expected_fingerprint(item: PlannedTensor) -> str:
+    chunks = build_blob(item).iter_chunks
+    assert chunks is not None
+    return fingerprint.fingerprint_chunks(item.dtype, item.tensor.shape, chunks())

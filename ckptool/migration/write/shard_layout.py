@@ -1,0 +1,137 @@
+"""Draft -> ShardLayout: which tensor goes to which shard, and which shards are unchanged."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import takewhile
+from typing import Any
+
+from msgspec.structs import replace
+
+from ckptool.formats.files.source import is_directory, list_names, open_source
+from ckptool.formats.sharded.writer import INDEX_NAME
+from ckptool.locations import Location
+from ckptool.migration.plan.draft import Draft, PlannedTensor
+from ckptool.migration.write.tensor_bytes import build_blob
+from ckptool.migration.write.tied_items import split_ties
+from ckptool.model import Container, StateDict, natural_sort_key
+
+
+@dataclass(slots=True)
+class OutputShard:
+    """One shard of the result."""
+
+    name: str
+    items: dict[str, PlannedTensor] = field(default_factory=dict)
+    source_file: Location | None = None
+    """Identical file of the source, to be linked or copied; None if the shard is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLayout:
+    """All shards of the result, and the name of the index file."""
+
+    index: str
+    shards: tuple[OutputShard, ...]
+    ties: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    """Metadata of the source's index."""
+
+
+def plan_shards(draft: Draft, max_nbytes: int | None) -> ShardLayout:
+    """Return the layout: the source's if it is sharded and `max_nbytes` is None, else a new one."""
+    items, ties = split_ties(draft)
+    is_sharded = draft.checkpoint.container is Container.SHARDED_SAFETENSORS
+    if max_nbytes is None and is_sharded:
+        shards = tuple(_keep_source_layout(draft, items))
+        index = _find_index(draft)
+        return ShardLayout(
+            index.name if index else INDEX_NAME, shards, ties, _read_index_metadata(index)
+        )
+    index = _find_index(draft) if is_sharded else None
+    return ShardLayout(
+        INDEX_NAME, tuple(_fill_shards(items, max_nbytes)), ties, _read_index_metadata(index)
+    )
+
+
+def build_shard_draft(draft: Draft, shard: OutputShard) -> Draft:
+    """Return the draft of one shard."""
+    tensors = {item.source_key: item.tensor for item in shard.items.values() if item.source_key}
+    state = StateDict(draft.state.at, tensors, versions=draft.state.versions)
+    checkpoint = replace(draft.checkpoint, states=(state,))
+    return replace(draft, checkpoint=checkpoint, state=state, items=shard.items, non_tensor_keys={})
+
+
+def _keep_source_layout(draft: Draft, items: Mapping[str, PlannedTensor]) -> Iterator[OutputShard]:
+    """Yield shards with every tensor in its source file; new tensors join the nearest key."""
+    source_files = {path.name: path for path in draft.checkpoint.files}
+    shard_names = {
+        key: shard_name
+        for key, item in draft.state.tensors.items()
+        if (shard_name := _get_shard_name(item))
+    }
+    shards = {name: OutputShard(name) for name in source_files}
+    for key, item in items.items():
+        shard_name = (
+            shard_names.get(item.source_key)
+            or _find_nearest_shard(key, shard_names)
+            or next(iter(source_files))
+        )
+        shards[shard_name].items[key] = item
+    for name, shard in shards.items():
+        source_keys = {key for key, shard_name in shard_names.items() if shard_name == name}
+        is_unchanged = all(item.source_key == key for key, item in shard.items.items())
+        if is_unchanged and shard.items.keys() == source_keys:
+            shard.source_file = source_files[name]
+        if shard.items:
+            yield shard
+
+
+def _get_shard_name(tensor: Any) -> str:
+    storage = tensor.storage
+    return storage.span.path.name if storage is not None and storage.span is not None else ""
+
+
+def _find_nearest_shard(key: str, shard_names: Mapping[str, str]) -> str:
+    """Return the shard of the key that shares the most leading segments with `key`."""
+    segments = key.split(".")
+
+    def count_common_segments(candidate: str) -> int:
+        pairs = zip(segments, candidate.split("."), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    nearest_key = max(shard_names, key=count_common_segments, default=None)
+    return shard_names[nearest_key] if nearest_key is not None else ""
+
+
+def _fill_shards(items: Mapping[str, PlannedTensor], max_nbytes: int | None) -> list[OutputShard]:
+    """Fill shards up to `max_nbytes` bytes (None: one shard), in natural key order."""
+    shards, remaining_nbytes = [OutputShard("")], max_nbytes or 0
+    for key in sorted(items, key=natural_sort_key):
+        nbytes = build_blob(items[key]).nbytes
+        if max_nbytes is not None and shards[-1].items and nbytes > remaining_nbytes:
+            shards.append(OutputShard(""))
+            remaining_nbytes = max_nbytes
+        shards[-1].items[key] = items[key]
+        remaining_nbytes -= nbytes
+    for number, shard in enumerate(shards, 1):
+        shard.name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+    return shards
+
+
+def _find_index(draft: Draft) -> Location | None:
+    path = draft.checkpoint.path
+    if not is_directory(path):
+        return path
+    candidates = (path / name for name in list_names(path) if fnmatchcase(name, "*.index*.json"))
+    return next(candidates, None)
+
+
+def _read_index_metadata(index: Location | None) -> dict[str, Any]:
+    """Return the metadata of an index file; its JSON was validated when it was opened."""
+    if index is None:
+        return {}
+    with open_source(index) as source:
+        metadata = json.loads(source.read_head(source.nbytes)).get("metadata")
+    return metadata if isinstance(metadata, dict) else {}

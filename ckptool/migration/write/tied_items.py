@@ -1,0 +1,61 @@
+"""Tied keys <-> record in safetensors' metadata: the file stores a tied tensor under one key."""
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from ckptool.migration.plan.draft import Draft, PlannedTensor
+from ckptool.model import TensorInfo, natural_sort_key
+
+TIES_KEY: Final = "ckptool.ties"
+"""Key in `__metadata__` of the mapping from omitted tied keys to the key that is stored."""
+
+
+def split_ties(draft: Draft) -> tuple[dict[str, PlannedTensor], dict[str, str]]:
+    """Return the items to write, and a mapping from each omitted tied key to the stored key."""
+    kept_keys: dict[object, str] = {}
+    ties: dict[str, str] = {}
+    # Prefer the key that the source stores, so that fewer shards change.
+    is_source_key = {key: item.source_key == key for key, item in draft.items.items()}
+    for key in sorted(draft.items, key=lambda key: (not is_source_key[key], natural_sort_key(key))):
+        kept_key = kept_keys.setdefault(draft.items[key].tie_identity, key)
+        if kept_key != key:
+            ties[key] = kept_key
+    return {key: item for key, item in draft.items.items() if key not in ties}, ties
+
+
+def add_tied_tensors(
+    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
+) -> dict[str, TensorInfo]:
+    """Return `tensors` with the omitted tied keys of the record added."""
+    all_tensors = dict(tensors)
+    for name, kept_key in _parse_ties(metadata).items():
+        if kept_key in tensors and name not in all_tensors:
+            all_tensors[name] = replace(tensors[kept_key], key=name)
+    return all_tensors
+
+
+def restore_ties(draft: Draft) -> Draft:
+    """Return the draft of a safetensors file with its omitted tied keys added."""
+    tensors = add_tied_tensors(draft.state.tensors, draft.checkpoint.metadata)
+    tied_items = {
+        key: PlannedTensor(tensor) for key, tensor in tensors.items() if key not in draft.items
+    }
+    return replace(draft, items={**draft.items, **tied_items}) if tied_items else draft
+
+
+def format_ties(ties: Mapping[str, str]) -> str:
+    """Return the tie record as JSON, the form stored in the metadata."""
+    return json.dumps(dict(ties))
+
+
+def _parse_ties(metadata: Mapping[str, str]) -> dict[str, str]:
+    try:
+        ties = json.loads(metadata.get(TIES_KEY, "{}"))
+    except ValueError:
+        return {}
+    if not isinstance(ties, dict):
+        return {}
+    return {name: kept_key for name, kept_key in ties.items() if isinstance(kept_key, str)}

@@ -1,0 +1,286 @@
+"""Draft -> TorchFile: the pickle and the storages that torch.save would write.
+
+If the source is a torch.save zip, its own pickle is written again with the state_dict replaced:
+an epoch, an optimizer or an object of an unknown class stay.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ckptool.errors import PlanError
+from ckptool.formats.files.source import open_source
+from ckptool.formats.files.writer import Blob
+from ckptool.formats.limits import Limits
+from ckptool.formats.pickle import writer
+from ckptool.formats.pickle.graph import NewObjClass, PickleGraph, read_graph
+from ckptool.formats.pickle.nodes import (
+    GlobalName,
+    PersistentReference,
+    PickleError,
+    UnresolvedObject,
+)
+from ckptool.formats.pickle.plain_values import format_key
+from ckptool.formats.pickle.storage_ids import STORAGE_DTYPES
+from ckptool.formats.torch.zip_reader import ArchiveRecords
+from ckptool.formats.torch.zip_writer import ZipRecord
+from ckptool.formats.zip.archive import STORED, iter_member_chunks, read_archive, read_member
+from ckptool.migration.plan.draft import Draft, PlannedTensor, contiguous_stride
+from ckptool.migration.write.tensor_bytes import build_blob
+from ckptool.model import DTYPE_BITS, Container, Span
+
+_ORDERED_DICT: Final = GlobalName("collections", "OrderedDict")
+_REBUILD_TENSOR_V2: Final = GlobalName("torch._utils", "_rebuild_tensor_v2")
+_REBUILD_TENSOR_V3: Final = GlobalName("torch._utils", "_rebuild_tensor_v3")
+_STORAGE_CLASSES: Final = {
+    dtype: GlobalName("torch", name)
+    for name, dtype in STORAGE_DTYPES.items()
+    if not name.endswith("UntypedStorage")
+}
+_UNTYPED_STORAGE: Final = GlobalName("torch.storage", "UntypedStorage")
+_STORAGE, _CPU = "storage", "cpu"
+
+
+@dataclass(slots=True)
+class TorchFile:
+    """Content of a torch.save zip file."""
+
+    pickle: bytes
+    storages: list[ZipRecord]
+    own_storages: dict[str, str] = field(default_factory=dict)
+    """Tensor key -> key of a storage of its own (unused)."""
+
+
+def build_torch_file(draft: Draft, limits: Limits, *, changed: bool) -> TorchFile:
+    """Return the pickle and the storages of the result.
+
+    Without `changed`, the source's pickle is kept as it is.
+
+    Raises:
+        PlanError: the source's objects cannot be pickled again around the new state_dict.
+    """
+    source = _SourcePickle(draft, limits)
+    root, protocol = source.graph.root, source.graph.protocol
+    builder = _TensorNodeBuilder(source)
+    if changed or draft.checkpoint.container is not Container.TORCH_ZIP:
+        root = _replace_state_dict(root, draft, builder)
+    try:
+        data, persistent = writer.write_pickle(root, protocol)
+    except PickleError as error:
+        raise PlanError(f"{draft.checkpoint.path}: cannot be written again: {error}") from error
+    keys = dict.fromkeys(str(node.id[2]) for node in persistent if type(node.id) is tuple)
+    records = [ZipRecord(key, builder.blobs.get(key) or source.get_storage(key)) for key in keys]
+    return TorchFile(data, records)
+
+
+class _SourcePickle:
+    """Pickle graph and storages of a torch.save zip source; empty for other containers."""
+
+    def __init__(self, draft: Draft, limits: Limits) -> None:
+        self.graph = PickleGraph(None, 2)
+        self._path = draft.checkpoint.path
+        self._limits = limits
+        self._blobs: dict[str, Blob] = {}
+        if draft.checkpoint.metadata.get("byteorder") == "big":
+            raise PlanError(f"{self._path}: is big-endian: write safetensors, then a .pth of that")
+        if draft.checkpoint.container is Container.TORCH_ZIP:
+            self._load_records()
+
+    def get_storage(self, key: str) -> Blob:
+        return self._blobs[key]
+
+    def has_storage(self, key: str) -> bool:
+        return key in self._blobs
+
+    def _load_records(self) -> None:
+        with open_source(self._path) as source:
+            records = ArchiveRecords(source, read_archive(source, self._limits), self._limits)
+            data = read_member(
+                source, records.main_pickles[0], self._limits, self._limits.pickle_bytes
+            )
+            self.graph = _read_pickle_graph(data, self._limits, self._path)
+        for name, member in records.items():
+            if name.startswith("data/"):
+                span = Span(self._path, member.data_offset, member.nbytes)
+                is_stored = member.method == STORED
+                inflate = None if is_stored else self._make_inflater(name)
+                stored_span = span if is_stored else None
+                self._blobs[name[5:]] = Blob(
+                    member.nbytes, stored_span, inflate, member.crc or None
+                )
+
+    def _make_inflater(self, name: str) -> Callable[[], Iterator[bytes]]:
+        def iter_inflated() -> Iterator[bytes]:
+            with open_source(self._path) as source:
+                records = ArchiveRecords(source, read_archive(source, self._limits), self._limits)
+                yield from iter_member_chunks(source, records[name], self._limits)
+
+        return iter_inflated
+
+
+def _read_pickle_graph(data: bytes, limits: Limits, path: object) -> PickleGraph:
+    try:
+        return read_graph(data, limits)
+    except PickleError as error:
+        raise PlanError(f"{path}: its pickle cannot be written again: {error}") from error
+
+
+class _TensorNodeBuilder:
+    """Builds pickle nodes and storages for tensors that the source's pickle does not have."""
+
+    def __init__(self, source: _SourcePickle) -> None:
+        self.blobs: dict[str, Blob] = {}
+        self._source = source
+        self._storages: dict[object, tuple[PersistentReference, PlannedTensor]] = {}
+        self._next_key = 0
+
+    def build_tensor(self, item: PlannedTensor) -> UnresolvedObject:
+        """Return the node of a tensor with a new storage, shared with tied tensors."""
+        if item.tie_identity not in self._storages:
+            self._storages[item.tie_identity] = (self._add_storage(item), item)
+        storage, first = self._storages[item.tie_identity]
+        shape, dtype = first.tensor.shape, first.dtype
+        args = (
+            storage,
+            0,
+            shape,
+            contiguous_stride(shape),
+            False,
+            UnresolvedObject(_ORDERED_DICT, ()),
+        )
+        if dtype in _STORAGE_CLASSES:
+            return UnresolvedObject(_REBUILD_TENSOR_V2, args)
+        return UnresolvedObject(_REBUILD_TENSOR_V3, (*args, GlobalName("torch", dtype)))
+
+    def _add_storage(self, item: PlannedTensor) -> PersistentReference:
+        key = self._find_free_key()
+        self.blobs[key] = build_blob(item)
+        nbytes, storage_class = (
+            self.blobs[key].nbytes,
+            _STORAGE_CLASSES.get(item.dtype, _UNTYPED_STORAGE),
+        )
+        numel = (
+            nbytes if storage_class is _UNTYPED_STORAGE else nbytes * 8 // DTYPE_BITS[item.dtype]
+        )
+        return PersistentReference((_STORAGE, storage_class, key, _CPU, numel))
+
+    def _find_free_key(self) -> str:
+        while self._source.has_storage(str(self._next_key)) or str(self._next_key) in self.blobs:
+            self._next_key += 1
+        return str(self._next_key)
+
+
+def _replace_state_dict(root: Any, draft: Draft, builder: _TensorNodeBuilder) -> Any:
+    """Return the pickle tree with the source's state_dict replaced by the result's."""
+    if root is None or not draft.state.at:
+        return _build_state_dict(root, draft, builder)
+    for path, node, set_node in _iter_nodes(root):
+        if path == draft.state.at and _is_state_node(node, draft):
+            set_node(_build_state_dict(node, draft, builder))
+            return root
+    raise PlanError(
+        f"{draft.checkpoint.path}: the state at `{draft.state.at}` cannot be changed in its place: "
+        "take it out with an extract step, or write safetensors"
+    )
+
+
+def _is_state_node(node: Any, draft: Draft) -> bool:
+    if draft.state.role == "module":
+        return type(node) is UnresolvedObject
+    return bool(_read_pairs(node).keys() >= {*draft.state.tensors})
+
+
+def _build_state_dict(old_node: Any, draft: Draft, builder: _TensorNodeBuilder) -> Any:
+    """Return the node of the result's state_dict; unchanged tensors keep their source nodes."""
+    old_pairs = _read_pairs(old_node) if draft.state.role != "module" else {}
+    pairs: dict[Any, Any] = {}
+    for key, item in draft.items.items():
+        old_pair = old_pairs.get(item.source_key) if item.source_key else None
+        pairs[key if old_pair is None or key != item.source_key else old_pair[0]] = (
+            builder.build_tensor(item) if old_pair is None else old_pair[1]
+        )
+    for key, source_key in draft.non_tensor_keys.items():
+        if source_key in old_pairs:
+            pairs[key] = old_pairs[source_key][1]
+    return _build_mapping(old_node, draft, pairs)
+
+
+def _build_mapping(old_node: Any, draft: Draft, pairs: dict[Any, Any]) -> Any:
+    if type(old_node) is dict and draft.versions is None:
+        return pairs
+    mapping = UnresolvedObject(_ORDERED_DICT, ())
+    if type(old_node) is UnresolvedObject and draft.state.role != "module":
+        mapping = UnresolvedObject(old_node.func, old_node.args)
+        mapping.kwargs, mapping.state = old_node.kwargs, old_node.state
+    mapping.pairs = pairs
+    if draft.versions is not None and draft.versions != draft.state.versions:
+        mapping.state = {**(mapping.state if isinstance(mapping.state, dict) else {})}
+        mapping.state["_metadata"] = _build_version_metadata(draft.versions)
+    elif draft.versions is not None and mapping.state is None:
+        mapping.state = {"_metadata": _build_version_metadata(draft.versions)}
+    return mapping
+
+
+def _build_version_metadata(versions: Mapping[str, int | None]) -> UnresolvedObject:
+    metadata = UnresolvedObject(_ORDERED_DICT, ())
+    metadata.pairs = {
+        prefix: {} if version is None else {"version": version}
+        for prefix, version in versions.items()
+    }
+    return metadata
+
+
+def _read_pairs(node: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the children of a mapping or list: key as text -> (key, node)."""
+    if type(node) is UnresolvedObject:
+        node = node.pairs or node.items or {}
+    if isinstance(node, dict):
+        return {format_key(key): (key, child) for key, child in node.items()}
+    if type(node) in {list, tuple}:
+        return {str(index): (str(index), child) for index, child in enumerate(node)}
+    return {}
+
+
+NodeSetter = Callable[[Any], None]
+
+
+def _iter_nodes(root: Any) -> Iterator[tuple[str, Any, NodeSetter]]:
+    """Yield (path, node, setter) for every node inside containers."""
+    pending_nodes: list[tuple[str, Any]] = [("", root)]
+    visited_ids: set[int] = set()
+    while pending_nodes:
+        at, node = pending_nodes.pop()
+        if id(node) in visited_ids:
+            continue
+        visited_ids.add(id(node))
+        for step, child, set_node in _iter_children(node):
+            path = f"{at}.{step}" if at else step
+            yield path, child, set_node
+            if type(child) in {dict, list, tuple, UnresolvedObject}:
+                pending_nodes.append((path, child))
+
+
+def _iter_children(node: Any) -> Iterator[tuple[str, Any, NodeSetter]]:
+    containers: list[Any] = [node]
+    if type(node) is UnresolvedObject:
+        containers = [node.pairs or {}, node.items or [], node.state, *_iter_dict_arguments(node)]
+    for container in containers:
+        if isinstance(container, dict):
+            for key, child in list(container.items()):
+                yield format_key(key), child, _make_setter(container, key)
+        elif isinstance(container, list):
+            for index, child in enumerate(container):
+                yield str(index), child, _make_setter(container, index)
+
+
+def _iter_dict_arguments(node: UnresolvedObject) -> Iterator[Any]:
+    """Yield the dicts among an object's constructor arguments: `Counter({...})`."""
+    if type(node.func) is not NewObjClass:
+        yield from (argument for argument in node.args if isinstance(argument, dict))
+
+
+def _make_setter(container: Any, key: Any) -> NodeSetter:
+    def set_node(node: Any) -> None:
+        container[key] = node
+
+    return set_node

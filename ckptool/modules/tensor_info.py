@@ -1,0 +1,337 @@
+"""torch.Tensor or numpy.ndarray -> TensorInfo, fingerprint and Preview of its elements."""
+
+import ctypes
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any, Final
+
+from ckptool.model import (
+    DTYPE_BITS,
+    Kind,
+    ModuleTensor,
+    Preview,
+    StorageInfo,
+    TensorComponent,
+    TensorInfo,
+)
+from ckptool.modules.meta_parameters import MetaParameters
+from ckptool.modules.walk import get_qualified_name
+from ckptool.tensors import preview_grid
+from ckptool.tensors.fingerprint import create_hasher, fingerprint_chunks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_FINGERPRINT_BYTES: Final = 64 << 20
+"""Larger tensors get no fingerprint: hashing them would dominate the run time."""
+_COMPONENT_NAMES: Final = {
+    "sparse_coo": ("indices", "values"),
+    "sparse_csr": ("crow_indices", "col_indices", "values"),
+    "sparse_csc": ("ccol_indices", "row_indices", "values"),
+    "sparse_bsr": ("crow_indices", "col_indices", "values"),
+    "sparse_bsc": ("ccol_indices", "row_indices", "values"),
+}
+
+
+@dataclass(slots=True)
+class ModuleStorages:
+    """Storages of one module, numbered in order of first use.
+
+    Unlike addresses, the numbers are the same in every run.
+    """
+
+    meta_parameters: MetaParameters = field(default_factory=MetaParameters)
+    _numbers: dict[Hashable, str] = field(default_factory=dict)
+
+    def describe_storage(self, tensor: "Tensor") -> StorageInfo | None:
+        """Describe the storage of `tensor`; None if it is sparse, lazy or a wrapper subclass."""
+        identity = self.identify_storage(tensor)
+        if identity is None:
+            return None
+        nbytes = int(tensor.untyped_storage().nbytes())
+        device = self.meta_parameters.get_original_device(identity) or str(tensor.device)
+        return StorageInfo(self._assign_number(identity), nbytes, device)
+
+    def describe_array_memory(self, array: Any) -> StorageInfo:
+        """Describe the memory of a numpy array, or of the array that it is a view of."""
+        while isinstance(array.base, type(array)):
+            array = array.base
+        return StorageInfo(self._assign_number(("array", array.ctypes.data)), int(array.nbytes))
+
+    def identify_storage(self, tensor: "Tensor") -> int | None:
+        """Return an id that tensors with the same storage share, None without a storage.
+
+        A parameter and its meta parameter have the same id.
+        """
+        try:
+            address = int(tensor.untyped_storage()._cdata)  # noqa: SLF001
+        except (RuntimeError, ValueError, NotImplementedError):
+            # Sparse tensors, wrapper subclasses, and parameters without a shape.
+            return None
+        return self.meta_parameters.resolve_storage(address)
+
+    def identify_view(self, tensor: "Tensor") -> Hashable:
+        """Return an id that tensors share if they are the same view of the same storage."""
+        identity = self.identify_storage(tensor)
+        if identity is None:
+            return id(tensor)
+        return (
+            identity,
+            tensor.dtype,
+            int(tensor.storage_offset()),
+            tuple(tensor.shape),
+            tuple(tensor.stride()),
+        )
+
+    def _assign_number(self, identity: Hashable) -> str:
+        return self._numbers.setdefault(identity, str(len(self._numbers)))
+
+
+def describe_tensor(key: str, value: Any, kind: Kind, storages: ModuleStorages) -> TensorInfo:
+    """Describe a torch.Tensor or a numpy.ndarray with the key `key`."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return _describe_torch_tensor(key, value, kind, storages)
+    itemsize = value.dtype.itemsize or 1
+    return TensorInfo(
+        key=key,
+        shape=tuple(value.shape),
+        dtype=value.dtype.name,
+        stride=tuple(step // itemsize for step in value.strides),
+        storage_offset=0,
+        storage=storages.describe_array_memory(value),
+        kind=kind,
+    )
+
+
+def compute_fingerprint(value: Any) -> str:
+    """Return the content fingerprint of `value`.
+
+    Return "" if it exceeds MAX_FINGERPRINT_BYTES, is on meta, or is not one strided block.
+    """
+    if get_dtype_name(value) not in DTYPE_BITS or count_bytes(value) > MAX_FINGERPRINT_BYTES:
+        return ""
+    elements = _flatten_to_bytes(value)
+    if elements is None or len(elements) != 1:
+        return ""
+    chunk = memoryview((ctypes.c_ubyte * elements[0].numel()).from_address(elements[0].data_ptr()))
+    return fingerprint_chunks(get_dtype_name(value), tuple(map(int, value.shape)), [chunk])
+
+
+def preview_values(value: Any) -> Preview | None:
+    """Return a Preview of the elements, subsampled if many; None if they are unavailable."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        is_plain = value.layout is torch.strided and not value.is_quantized
+        if not is_plain or value.is_meta or _get_wrapper_name(value) or is_lazy(value):
+            return None
+        value = value.detach()
+    steps = preview_grid.preview_strides(value.shape)
+    if steps is None:
+        return None
+    elements = _flatten_to_bytes(
+        value[tuple(slice(None, None, step) if step else 0 for step in steps)]
+    )
+    if not elements:
+        return None
+    return preview_grid.build_preview(
+        tuple(map(int, value.shape)), get_dtype_name(value), bytes(elements[0].tolist())
+    )
+
+
+def compute_half_precision_fingerprints(value: Any) -> dict[str, str]:
+    """Return dtype -> fingerprint of a float32 tensor cast to bfloat16 and float16, if it rounds.
+
+    Return {} for other values.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor) or is_lazy(value) or value.dtype is not torch.float32:
+        return {}
+    if (
+        count_bytes(value) > MAX_FINGERPRINT_BYTES
+        or value.layout is not torch.strided
+        or value.is_meta
+    ):
+        return {}
+    converted_tensors = [value.detach().to(dtype) for dtype in (torch.bfloat16, torch.float16)]
+    return {
+        get_dtype_name(converted): compute_fingerprint(converted)
+        for converted in converted_tensors
+        if not torch.equal(converted.float(), value)
+    }
+
+
+def content_digest(value: Any) -> str:
+    """Return a digest of all elements of any size and layout, "" if they are unavailable.
+
+    Equal for equal bits, shape and dtype; needs less memory than a copy.
+    """
+    components = None if is_lazy(value) else _flatten_to_bytes(value)
+    if components is None:
+        return ""
+    content_hash = create_hasher()
+    content_hash.update(f"{get_dtype_name(value)}{list(map(int, value.shape))}".encode())
+    for component in components:
+        count = component.numel()
+        content_hash.update(f"|{count}|".encode())
+        if count:
+            buffer = (ctypes.c_ubyte * count).from_address(component.data_ptr())
+            content_hash.update(memoryview(buffer).cast("B"))
+    return content_hash.hexdigest()
+
+
+def have_same_bytes(first: Any, second: Any) -> bool | None:
+    """Return whether two values are bitwise equal, NaN included; None if they are unavailable."""
+    import torch
+
+    if type(first) is not type(second):
+        return False
+    if is_lazy(first) or is_lazy(second):
+        return None
+    if get_dtype_name(first) != get_dtype_name(second) or tuple(first.shape) != tuple(second.shape):
+        return False
+    first_elements, second_elements = _flatten_to_bytes(first), _flatten_to_bytes(second)
+    if first_elements is None or second_elements is None:
+        return None
+    return (
+        all(map(torch.equal, first_elements, second_elements))
+        if len(first_elements) == len(second_elements)
+        else False
+    )
+
+
+def count_bytes(value: Any) -> int:
+    """Return the size of `value` in bytes as a dense tensor; 0 if it is lazy."""
+    return 0 if is_lazy(value) else int(prod(value.shape)) * int(value.dtype.itemsize)
+
+
+def get_dtype_name(value: Any) -> str:
+    """Return the dtype of a tensor without the prefix "torch.", or of an array by numpy's name."""
+    from torch import Tensor
+
+    return (
+        str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else value.dtype.name
+    )
+
+
+def is_lazy(value: object) -> bool:
+    """Whether `value` is a parameter or buffer that gets its shape from the first input."""
+    from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+    return isinstance(value, UninitializedParameter | UninitializedBuffer)
+
+
+def _describe_torch_tensor(
+    key: str, tensor: "Tensor", kind: Kind, storages: ModuleStorages
+) -> TensorInfo:
+    if is_lazy(tensor):
+        return TensorInfo(
+            key=key,
+            shape=(0,),
+            dtype=get_dtype_name(tensor),
+            stride=(1,),
+            storage_offset=0,
+            storage=None,
+            layout="lazy",
+            kind=kind,
+            requires_grad=tensor.requires_grad,
+        )
+    layout = str(tensor.layout).removeprefix("torch.")
+    storage = None if _list_inner_attributes(tensor) else storages.describe_storage(tensor)
+    is_strided = layout == "strided"
+    return TensorInfo(
+        key=key,
+        shape=tuple(map(int, tensor.shape)),
+        dtype=get_dtype_name(tensor),
+        stride=tuple(map(int, tensor.stride())) if is_strided else (),
+        storage_offset=int(tensor.storage_offset()) if is_strided else 0,
+        storage=storage,
+        layout="quantized" if tensor.is_quantized else layout,
+        wrapper=_get_wrapper_name(tensor),
+        kind=kind,
+        requires_grad=tensor.requires_grad,
+        parts=tuple(
+            TensorComponent(
+                name, (), _describe_torch_tensor(f"{key}.{name}", component, kind, storages)
+            )
+            for name, component in _list_components(tensor)
+        ),
+    )
+
+
+def _list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
+    """Return the (name, component) pairs of a sparse or wrapped tensor; [] if it is strided."""
+    inner = _list_inner_attributes(tensor)
+    if inner:
+        return [(name, getattr(tensor, name)) for name in inner]
+    layout = str(tensor.layout).removeprefix("torch.")
+    # The elements of an uncoalesced tensor are available only by this name.
+    underscore = "_" if layout == "sparse_coo" else ""
+    return [
+        (name, getattr(tensor.detach(), underscore + name)())
+        for name in _COMPONENT_NAMES.get(layout, ())
+    ]
+
+
+def _list_inner_attributes(tensor: "Tensor") -> list[str]:
+    """Return the attributes with the data of a wrapper subclass such as DTensor."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return list(flatten()[0]) if flatten else []
+
+
+def _get_wrapper_name(tensor: "Tensor") -> str:
+    from torch import Tensor, nn
+
+    return "" if type(tensor) in {Tensor, nn.Parameter} else get_qualified_name(type(tensor))
+
+
+def _flatten_to_bytes(value: Any) -> "list[Tensor] | None":
+    """Return the elements in C order as flat uint8 tensors, one per component.
+
+    Return None if they are unavailable: on meta, lazy, or of an unknown layout or subclass.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return _flatten_array_to_bytes(value)
+    if is_lazy(value):
+        return None
+    tensor = value.detach()
+    components = _list_components(tensor)
+    if components:
+        pieces = [_flatten_to_bytes(component) for _, component in components]
+        return [p[0] for p in pieces if p] if all(pieces) else None
+    if tensor.layout is not torch.strided or tensor.is_meta or _get_wrapper_name(value):
+        return None
+    tensor = tensor.int_repr() if tensor.is_quantized else tensor.resolve_conj().resolve_neg()
+    return [tensor.cpu().contiguous().flatten().view(torch.uint8)]
+
+
+def _flatten_array_to_bytes(array: Any) -> "list[Tensor] | None":
+    import torch
+
+    if array.dtype.hasobject:
+        return None
+    data = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    # frombuffer() rejects an empty buffer.
+    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0)
+    return [flat.view(torch.uint8)]
+
+
+def is_constant_fill(module_tensor: ModuleTensor) -> bool:
+    """Whether a buffer is initialised to zeros or ones, probably to be filled later."""
+    import torch
+
+    if module_tensor.tensor.layout != "strided":
+        return False
+    dtype = getattr(torch, module_tensor.tensor.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        return False
+    blank_tensors = (
+        fill(module_tensor.tensor.shape, dtype=dtype) for fill in (torch.zeros, torch.ones)
+    )
+    return module_tensor.fingerprint in map(compute_fingerprint, blank_tensors)

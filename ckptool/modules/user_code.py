@@ -1,0 +1,57 @@
+"""Run user code; wrap any exception in UserCodeError, redirect stdout to stderr."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+from ckptool.errors import Interrupted
+from ckptool.modules.assignment_locations import format_location, is_user_file
+
+_MAX_LINE_LENGTH = 300
+
+
+class UserCodeError(Exception):
+    """An exception raised by user code; the message is one line with "file:line"."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"{format_exception_line(error)}{_format_user_location(error)}")
+        self.error = error
+
+
+@contextmanager
+def user_code() -> Iterator[None]:
+    """Context for importing, constructing, copying or moving a module of the user.
+
+    Redirects stdout to stderr, so that stdout contains only the report.
+
+    Raises:
+        UserCodeError: the code raised, SystemExit included. KeyboardInterrupt and Interrupted pass.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (KeyboardInterrupt, Interrupted):
+        raise
+    # The one broad except of this package: a constructor may raise anything, and the report shows
+    # it in one line.
+    except BaseException as error:
+        raise UserCodeError(error) from error
+
+
+def format_exception_line(error: BaseException) -> str:
+    """Format the type and the first line of `error`, at most 300 characters."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
+    lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    line = next((line.strip() for line in lines if line.strip()), type(error).__name__)
+    return line if len(line) <= _MAX_LINE_LENGTH else f"{line[:_MAX_LINE_LENGTH]}..."
+
+
+def _format_user_location(error: BaseException) -> str:
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if is_user_file(frame.f_code.co_filename)
+    ]
+    return f" (at {format_location(*frames[-1])})" if frames else ""

@@ -1,0 +1,125 @@
+"""Report -> LocatedFinding: findings with file and line, for the formats of CI systems."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from ckptool.locations import is_remote
+from ckptool.render.text import make_printable
+from ckptool.render.views import digest
+from ckptool.reports.audit import AuditReport
+from ckptool.reports.common import FindingReport
+from ckptool.reports.diff import DiffModuleReport
+from ckptool.reports.diff_files import DiffFilesReport
+from ckptool.reports.digest import DigestReport
+from ckptool.reports.gate import GateReport
+from ckptool.reports.inspect import InspectReport
+from ckptool.reports.lock import LockReport
+from ckptool.reports.migrate import MigrateReport
+from ckptool.reports.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
+
+_SOURCE_LOCATION: Final = re.compile(r"(.+\.py):([0-9]+)")
+
+
+class LocatedFinding(Struct, frozen=True):
+    """A finding with its file and line."""
+
+    finding: FindingReport
+    file: str
+    """The source file, else the checkpoint; "" if there is neither."""
+    line: int
+    """Line of the source file, from 1; 0: none."""
+    silenced: str = ""
+    """"waiver" or "baseline" if the finding does not count, else ""."""
+    reason: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.finding.code} {self.finding.name}"
+
+
+def iter_located_findings(report: "AnyReport", root: Path | None) -> Iterator[LocatedFinding]:
+    """Yield the findings that count, then the silenced ones."""
+    for finding in report.findings:
+        yield _locate_finding(finding, report, root, "", "")
+    for entry in report.silenced:
+        yield _locate_finding(entry.finding, report, root, entry.by, entry.reason)
+
+
+def get_subjects(report: "AnyReport") -> tuple[str, ...]:
+    """Return the checkpoint paths of a report; for an audit its module."""
+    match report:
+        case InspectReport() | GateReport() | DigestReport():
+            return tuple(checkpoint.path for checkpoint in report.checkpoints)
+        case DiffFilesReport():
+            return (report.new,)
+        case DiffModuleReport() | VerifyReport() | LockReport():
+            return (report.path,)
+        case MigrateReport():
+            return (report.target or report.source,)
+        case AuditReport():
+            return (report.module,)
+        case _:
+            return ()
+
+
+def list_errors(report: "AnyReport", root: Path | None) -> tuple[tuple[str, str], ...]:
+    """Return (path, reason) of the checkpoints that could not be checked."""
+    match report:
+        case GateReport():
+            paths = [
+                checkpoint.path for checkpoint in report.checkpoints if checkpoint.is_unchecked
+            ]
+        case InspectReport() | DigestReport():
+            paths = [error.split(": ", 1)[0] for error in report.errors]
+        case _:
+            return ()
+    return tuple((make_relative(p, root), e) for p, e in zip(paths, report.errors, strict=True))
+
+
+def get_unexplained_verdict(report: "AnyReport") -> str:
+    """Return the verdict if the run fails without a failing finding (values differ), else ""."""
+    is_explained = (
+        not report.exit_code or any(f.fails for f in report.findings) or list_errors(report, None)
+    )
+    if is_explained:
+        return ""
+    if isinstance(report, DigestReport):
+        return digest.format_digest_verdict(report)
+    return str(getattr(report, "verdict", ""))
+
+
+def make_relative(path: str, root: Path | None) -> str:
+    """Return `path` with slashes, relative to `root` if inside it; URLs are unchanged."""
+    if is_remote(path):
+        return path
+    file_path = Path(path)
+    if root is not None and file_path.is_absolute() and file_path.is_relative_to(root):
+        return file_path.relative_to(root).as_posix()
+    return file_path.as_posix()
+
+
+def _locate_finding(
+    finding: FindingReport, report: "AnyReport", root: Path | None, silenced: str, reason: str
+) -> LocatedFinding:
+    source_location = _SOURCE_LOCATION.fullmatch(finding.where)
+    if source_location:
+        file = make_relative(source_location[1], root)
+        return LocatedFinding(finding, file, int(source_location[2]), silenced, reason)
+    subjects = get_subjects(report)
+    is_audit = isinstance(report, AuditReport)
+    path = finding.path or (subjects[0] if len(subjects) == 1 and not is_audit else "")
+    return LocatedFinding(finding, make_relative(path, root) if path else "", 0, silenced, reason)
+
+
+def format_message(located_finding: LocatedFinding) -> str:
+    """Format the message on one line, after the checkpoint's path if the file is a source file."""
+    finding = located_finding.finding
+    prefix = f"{finding.path}: " if finding.path and located_finding.line else ""
+    return make_printable(f"{prefix}{finding.message}")

@@ -1,1 +1,0 @@
-"""Reports -> blocks, one file for each command."""

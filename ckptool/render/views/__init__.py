@@ -1,0 +1,39 @@
+"""Report -> blocks, the same for all formats for people."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    Block,
+    build_findings_blocks,
+    build_silenced_lines,
+    build_skipped_lines,
+    group_by_path,
+)
+
+if TYPE_CHECKING:
+    from ckptool.reports.any_report import AnyReport
+
+
+def build_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:
+    """Yield the blocks of `report`: its body, then findings, silenced findings, skipped checks."""
+    yield from build_body(report, options)
+    if options.verbosity >= 0 or report.command == "inspect":
+        for path, path_findings in group_by_path(
+            report.findings, multiple_checkpoints=report.has_multiple_checkpoints
+        ).items():
+            yield from build_findings_blocks(path_findings, options, path)
+        yield from build_silenced_lines(report.silenced)
+        yield from build_skipped_lines(report.skipped)
+
+
+def build_body(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:
+    """Yield the blocks of this kind of report: verdict, lines, tables.
+
+    `reports/NAME.py` defines the report and `render/views/NAME.py` its blocks.
+    """
+    name = type(report).__module__.rpartition(".")[2]
+    blocks: Iterator[Block] = import_module(f"{__name__}.{name}").build_blocks(report, options)
+    return blocks

@@ -1,0 +1,77 @@
+"""AuditReport -> blocks."""
+
+from collections.abc import Iterator
+
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    Block,
+    LinesBlock,
+    TableBlock,
+    VerdictBlock,
+    build_table,
+    fold_unless_verbose,
+)
+from ckptool.render.text import format_count, format_size
+from ckptool.reports.audit import AuditReport
+from ckptool.reports.common import UnsavedTensorReport
+
+
+def _format_audit_verdict(report: AuditReport) -> str:
+    if report.since:
+        return _format_watch_verdict(report)
+    if not report.unsaved and not report.findings:
+        return "a state_dict holds everything"
+    if not report.unsaved:
+        return "a state_dict holds every tensor"
+    return f"{format_count(len(report.unsaved), 'tensor')} that no state_dict holds"
+
+
+def _format_watch_verdict(report: AuditReport) -> str:
+    value_count = sum(finding.code == "CK107" for finding in report.findings)
+    tensor_count = len(report.unsaved)
+    if not tensor_count and not value_count:
+        return f"a state_dict holds everything that changed {report.since}"
+    parts = ((tensor_count, "tensor"), (value_count, "Python value"))
+    counts_text = " and ".join(format_count(number, noun) for number, noun in parts if number)
+    return f"changed {report.since}, and in no state_dict: {counts_text}"
+
+
+def build_blocks(report: AuditReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(_format_audit_verdict(report), bool(report.exit_code))
+    if options.verbosity < 0:
+        return
+    parameter_nbytes = sum(t.nbytes for t in report.parameters)
+    buffer_nbytes = sum(t.nbytes for t in report.persistent_buffers)
+    saved_counts = (
+        f"{format_count(len(report.parameters), 'parameter')} ({format_size(parameter_nbytes)})",
+        (
+            f"{format_count(len(report.persistent_buffers), 'persistent buffer')}"
+            f" ({format_size(buffer_nbytes)})"
+        ),
+    )
+    yield LinesBlock((report.module, f"saved: {', '.join(saved_counts)}"))
+    if report.unsaved:
+        yield build_unsaved_table(report.unsaved, options)
+
+
+def build_unsaved_table(
+    unsaved: tuple[UnsavedTensorReport, ...], options: RenderOptions
+) -> TableBlock:
+    keyed_tensors = (
+        (u.key, (u.kind, u.dtype, u.shape, u.constancy, u.follows_to), u) for u in unsaved
+    )
+    rows = [
+        (
+            group.key,
+            str(len(group.items)),
+            group.items[0].kind,
+            group.items[0].dtype,
+            str(list(group.items[0].shape)),
+            format_size(sum(u.nbytes for u in group.items)),
+            group.items[0].constancy,
+            "follows" if group.items[0].follows_to else "stays",
+        )
+        for group in fold_unless_verbose(keyed_tensors, options)
+    ]
+    headers = ("key", "count", "kind", "dtype", "shape", "size", "value", "on .to()")
+    return build_table("State that no state_dict of this module holds", headers, rows, options)

@@ -1,0 +1,102 @@
+"""DiffModuleReport -> blocks."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec.structs import replace
+
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    Block,
+    LinesBlock,
+    TableBlock,
+    VerdictBlock,
+    build_table,
+    fold_unless_verbose,
+)
+from ckptool.render.views.audit import build_unsaved_table
+from ckptool.reports.common import FactReport
+from ckptool.reports.diff import DiffModuleReport, KeyVerdict
+
+
+def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
+        return
+    counts = (
+        f"{len(report.matched)} match",
+        f"{len(report.missing_keys)} missing",
+        f"{len(report.unexpected_keys)} unexpected",
+        f"{len(report.mismatched_keys)} of another shape",
+    )
+    yield LinesBlock(
+        (
+            f"{report.path} against {report.module}",
+            f"keys: {', '.join(counts)}; {100 * report.coverage:.0f}% of the parameters would load",
+            *report.notes,
+        )
+    )
+    if report.explanation:
+        yield from build_explanation_blocks(report.explanation, options)
+        return
+    if report.verdicts:
+        yield _build_verdict_table(report.verdicts, options)
+    if report.unsaved:
+        yield build_unsaved_table(report.unsaved, options)
+
+
+def build_explanation_blocks(
+    facts: tuple[FactReport, ...], options: RenderOptions
+) -> Iterator[Block]:
+    yield build_table(
+        "All that is known of this key",
+        ("fact", "value"),
+        [(f.name, f.value) for f in facts],
+        options,
+    )
+
+
+_PREFIX_RULE: Final = "CK209"
+
+
+_MAX_PREFIX_ROWS: Final = 10
+"""Rows of keys that differ by a wrapper's prefix only; from this number on they are counted."""
+
+
+def _build_verdict_table(
+    verdicts: tuple[KeyVerdict, ...], options: RenderOptions
+) -> TableBlock | LinesBlock:
+    # A prefix is one finding; without this the table has a row for each key of the file.
+    visible = [v for v in verdicts if v.code != _PREFIX_RULE or options.verbosity > 0]
+    hidden_count = len(verdicts) - len(visible)
+    if hidden_count < _MAX_PREFIX_ROWS:
+        visible, hidden_count = [*verdicts], 0
+    folded_verdicts = fold_unless_verbose(
+        ((v.key, (v.problem, v.code), v) for v in visible), options
+    )
+    rows = [
+        (
+            group.key,
+            str(len(group.items)),
+            group.items[0].problem,
+            group.items[0].level or "ignored",
+            group.items[0].code,
+        )
+        for group in folded_verdicts
+    ]
+    table = build_table(
+        "Keys that do not match", ("key", "count", "problem", "matters", "rule"), rows, options
+    )
+    if not hidden_count:
+        return table
+    if not visible:
+        return LinesBlock(
+            (
+                (
+                    f"Keys that do not match: {hidden_count:,}, as {_PREFIX_RULE} explains (-v"
+                    " shows all)"
+                ),
+            )
+        )
+    hidden_note = f"... and {hidden_count:,} keys that {_PREFIX_RULE} explains (-v shows all)"
+    return replace(table, more="; ".join(filter(None, (table.more, hidden_note))))

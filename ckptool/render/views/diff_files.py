@@ -1,0 +1,217 @@
+"""DiffFilesReport, DiffShardReport -> blocks."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from ckptool.model import DTYPE_BITS
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import (
+    Block,
+    LinesBlock,
+    TableBlock,
+    VerdictBlock,
+    build_table,
+    fold_unless_verbose,
+)
+from ckptool.render.text import format_count, replace_layer_numbers
+from ckptool.render.views.diff import build_explanation_blocks
+from ckptool.reports.diff_files import ChangeReport, DiffFilesReport, DiffShardReport
+
+_TENSOR_HEADERS: Final = ("key", "changed", "max abs", "relative", "what")
+_MODULE_HEADERS: Final = ("module", "tensors", "changed", "max abs", "relative")
+_MAX_TENSORS: Final = 20
+"""Maximum tensors shown; the rest is only counted. -v shows all."""
+_MIN_TENSORS_FOR_MODULES: Final = 8
+"""Number of changed tensors from which a table by module precedes the tensors."""
+
+
+def build_blocks(
+    report: DiffFilesReport | DiffShardReport, options: RenderOptions
+) -> Iterator[Block]:
+    if isinstance(report, DiffShardReport):
+        return _build_diff_shard_blocks(report, options)
+    return _build_diff_files_blocks(report, options)
+
+
+def _build_diff_files_blocks(report: DiffFilesReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
+        return
+    yield LinesBlock(tuple(_iter_summary_lines(report)))
+    if report.explanation:
+        yield from build_explanation_blocks(report.explanation, options)
+        return
+    for title, keys in (
+        ("Added", _exclude_keys(report.added_keys, report.renamed_keys.values())),
+        ("Removed", _exclude_keys(report.removed_keys, report.renamed_keys)),
+        ("Changed in value", _select_unmeasured_keys(report)),
+        ("Plain data that differs", report.changed_entries),
+    ):
+        if keys:
+            yield build_table(title, ("key", "count"), _build_key_rows(keys, options), options)
+    if report.renamed_keys:
+        yield _build_renames_table(report.renamed_keys, options)
+    if len(report.changes) >= _MIN_TENSORS_FOR_MODULES:
+        yield _build_modules_table(report.changes, options)
+    if report.changes:
+        yield _build_tensors_table(report.changes, options, has_tolerance=report.rtol is not None)
+
+
+def _build_diff_shard_blocks(report: DiffShardReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
+        return
+    yield LinesBlock(
+        (
+            f"{report.old} against {report.new}",
+            f"{format_count(report.compared, 'comparison')}, {len(report.differing_keys)} differ",
+            "--format json -o FILE keeps what `ckptool merge FILE...` needs",
+        )
+    )
+
+
+def _iter_summary_lines(report: DiffFilesReport) -> Iterator[str]:
+    location = (
+        f", `{report.old_at or '.'}` against `{report.new_at or '.'}`"
+        if report.old_at != report.new_at
+        else ""
+    )
+    yield f"{report.old} against {report.new}{location}"
+    yield (
+        f"keys: {len(report.added_keys)} added, {len(report.removed_keys)} removed, "
+        f"{len(report.changed_keys)} changed"
+        + (f"; {len(report.renamed_keys)} probably renamed" if report.renamed_keys else "")
+    )
+    casts = Counter((c.old_dtype, c.new_dtype, c.rounding) for c in report.changes)
+    for (old, new, rounding), number in casts.items():
+        if old != new:
+            description = "nothing but rounding" if rounding else "more than rounding"
+            yield f"dtypes: {format_count(number, 'tensor')} {old} -> {new}, {description}"
+    if report.rtol is not None:
+        yield f"tolerance: {_format_number(report.atol)} + {_format_number(report.rtol)} * abs(old)"
+
+
+def _exclude_keys(keys: tuple[str, ...], excluded: Iterable[str]) -> tuple[str, ...]:
+    excluded_keys = set(excluded)
+    return tuple(key for key in keys if key not in excluded_keys)
+
+
+def _select_unmeasured_keys(report: DiffFilesReport) -> tuple[str, ...]:
+    measured_keys = {change.key for change in report.changes}
+    return tuple(key for key in report.value_keys if key not in measured_keys)
+
+
+def _build_key_rows(keys: tuple[str, ...], options: RenderOptions) -> list[tuple[str, ...]]:
+    return [
+        (group.key, str(len(group.items)))
+        for group in fold_unless_verbose(((k, "", k) for k in keys), options)
+    ]
+
+
+def _build_renames_table(renames: Mapping[str, str], options: RenderOptions) -> TableBlock:
+    folded_renames = fold_unless_verbose(
+        ((old, replace_layer_numbers(new), new) for old, new in renames.items()), options
+    )
+    rows = [
+        (
+            group.key,
+            replace_layer_numbers(group.items[0]) if len(group.items) > 1 else group.items[0],
+            str(len(group.items)),
+        )
+        for group in folded_renames
+    ]
+    return build_table("Renamed", ("key", "now", "count"), rows, options)
+
+
+def _build_modules_table(changes: tuple[ChangeReport, ...], options: RenderOptions) -> TableBlock:
+    """Group changed tensors by module, and modules that differ in layer numbers only."""
+    changes_by_module: dict[str, list[ChangeReport]] = {}
+    for change in changes:
+        changes_by_module.setdefault(
+            replace_layer_numbers(change.key.rpartition(".")[0]) or ".", []
+        ).append(change)
+    rows = [
+        (
+            module,
+            f"{len(module_changes):,}",
+            _format_share(
+                sum(c.changed for c in module_changes), sum(c.elements for c in module_changes)
+            ),
+            _format_number(
+                max((c.max_abs for c in module_changes if c.max_abs is not None), default=None)
+            ),
+            _format_number(
+                max(
+                    (c.relative_l2 for c in module_changes if c.relative_l2 is not None),
+                    default=None,
+                )
+            ),
+        )
+        for module, module_changes in changes_by_module.items()
+    ]
+    return build_table("Values by module", _MODULE_HEADERS, rows, options)
+
+
+def _build_tensors_table(
+    changes: tuple[ChangeReport, ...], options: RenderOptions, *, has_tolerance: bool
+) -> TableBlock:
+    shown_changes = changes if options.verbosity > 0 else changes[:_MAX_TENSORS]
+    rows = [
+        (
+            change.key,
+            _format_share(change.changed, change.elements),
+            _format_number(change.max_abs),
+            _format_number(change.relative_l2),
+            _describe_change(change, has_tolerance=has_tolerance),
+        )
+        for change in shown_changes
+    ]
+    table = build_table(
+        "Values that differ, the largest relative change first", _TENSOR_HEADERS, rows, options
+    )
+    omitted = len(changes) - len(shown_changes)
+    more = f"... and {omitted:,} more tensors (-v shows all)" if omitted else table.more
+    return TableBlock(table.title, table.headers, table.rows, more)
+
+
+def _format_share(changed: int, elements: int) -> str:
+    """Return "all", the number of changed elements below 1,000, else their percentage."""
+    if changed == elements and elements > 1:
+        return "all"
+    if changed < 1000:
+        return str(changed)
+    return f"{1000 * changed // elements / 10:g}%"
+
+
+def _format_number(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3g}"
+
+
+def _describe_change(change: ChangeReport, *, has_tolerance: bool) -> str:
+    texts = list(_iter_change_texts(change))
+    if has_tolerance and change.changed:
+        texts.append("within tolerance" if change.close else "beyond tolerance")
+    return ", ".join(texts)
+
+
+def _iter_change_texts(change: ChangeReport) -> Iterator[str]:
+    if change.old_dtype != change.new_dtype:
+        if not change.changed:
+            yield f"{change.new_dtype}, same values"
+        elif change.rounding:
+            coarser_dtype = min(
+                (change.new_dtype, change.old_dtype), key=lambda name: DTYPE_BITS.get(name, 0)
+            )
+            yield f"rounding to {coarser_dtype}"
+        else:
+            yield f"{change.new_dtype} and other values"
+    old_count, new_count = change.old_nonfinite, change.new_nonfinite
+    if old_count != new_count:
+        yield (
+            f"{new_count:,} not finite (was {old_count:,})"
+            if old_count
+            else f"{new_count:,} not finite"
+        )
+    elif old_count:
+        yield f"{old_count:,} not finite in both"

@@ -1,0 +1,75 @@
+"""DigestReport -> blocks."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import Block, LinesBlock, VerdictBlock, build_table
+from ckptool.render.text import format_count
+from ckptool.reports.digest import CheckpointDigestReport, DigestCheckReport, DigestReport
+
+_DIGEST_CHARACTERS: Final = 16
+"""Characters shown of a tensor's digest; -v and JSON give all."""
+
+
+def build_blocks(report: DigestReport, options: RenderOptions) -> Iterator[Block]:
+    if report.check is not None:
+        yield VerdictBlock(format_digest_verdict(report), bool(report.exit_code))
+        if options.verbosity >= 0:
+            yield from _iter_check_blocks(report.check, options)
+        return
+    for checkpoint in report.checkpoints:
+        yield VerdictBlock(f"{checkpoint.digest}  {checkpoint.path}", failed=False)
+        if options.verbosity >= 0:
+            yield from _build_checkpoint_blocks(checkpoint, report.format, options)
+
+
+def format_digest_verdict(report: DigestReport) -> str:
+    """Return the verdict of `digest --check`, "" without --check."""
+    return (
+        ""
+        if report.check is None
+        else _format_check_verdict(report.checkpoints[0].path, report.check)
+    )
+
+
+def _build_checkpoint_blocks(
+    checkpoint: CheckpointDigestReport, digest_format: str, options: RenderOptions
+) -> Iterator[Block]:
+    location = "" if checkpoint.at == "*" else f" at `{checkpoint.at or '.'}`"
+    yield LinesBlock(
+        (
+            (
+                f"{digest_format}: the content of"
+                f" {format_count(len(checkpoint.tensors), 'tensor')}{location}"
+            ),
+        )
+    )
+    digest_length = None if options.verbosity > 0 else _DIGEST_CHARACTERS
+    rows = [
+        (t.key, t.dtype, str(list(t.shape)), t.digest[:digest_length] or "-")
+        for t in checkpoint.tensors
+    ]
+    yield build_table("Tensors", ("key", "dtype", "shape", "digest"), rows, options)
+
+
+def _format_check_verdict(path: str, check: DigestCheckReport) -> str:
+    counts = (
+        (len(check.changed), "changed"),
+        (len(check.missing), "missing"),
+        (len(check.added), "added"),
+    )
+    differences = ", ".join(f"{n} {word}" for n, word in counts if n)
+    if differences:
+        return f"{path} differs from {check.saved}: {differences}"
+    if check.untold or check.digest.startswith("partial:"):
+        subject = format_count(len(check.untold), "tensor") if check.untold else "a part"
+        return f"{path}: not proved to be what {check.saved} names: {subject} could not be digested"
+    return f"{path} is what {check.saved} names"
+
+
+def _iter_check_blocks(check: DigestCheckReport, options: RenderOptions) -> Iterator[Block]:
+    key_groups = (("Changed", check.changed), ("Missing", check.missing), ("Added", check.added))
+    for title, keys in (*key_groups, ("Not compared", check.untold)):
+        if keys:
+            yield build_table(title, ("key",), [(key,) for key in keys], options)

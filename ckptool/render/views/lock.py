@@ -1,0 +1,40 @@
+"""LockReport -> blocks."""
+
+from collections.abc import Iterator
+
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import Block, LinesBlock, VerdictBlock, build_table
+from ckptool.render.text import format_count
+from ckptool.reports.lock import DifferenceReport, LockReport
+
+
+def build_blocks(report: LockReport, options: RenderOptions) -> Iterator[Block]:
+    """Yield the verdict, the counts and the differences from the previous lock."""
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
+        return
+    if report.golden:
+        yield LinesBlock((f"{report.name} with {report.golden} -> {report.path}", *report.notes))
+        return
+    key_text = f"{format_count(report.keys, 'key')} of the state_dict"
+    unsaved_text = f", {format_count(report.unsaved, 'tensor')} beside it" if report.unsaved else ""
+    previous_name_lines = (f"taken from {report.name_before} before",) if report.name_before else ()
+    yield LinesBlock(
+        (
+            f"{report.source} {report.name}: {key_text}{unsaved_text}",
+            report.path,
+            *previous_name_lines,
+        )
+    )
+    rows = [
+        (d.key, d.what, _shorten_owner(d, d.old), _shorten_owner(d, d.new))
+        for d in report.differences
+    ]
+    if rows:
+        title = "What the lock says, and what there is now"
+        yield build_table(title, ("key", "what", "in the lock", "now"), rows, options)
+
+
+def _shorten_owner(difference: DifferenceReport, text: str) -> str:
+    """Strip the package from an owner's class name; other text is unchanged, "" becomes "-"."""
+    return (text.rsplit(".", 1)[-1] if difference.what == "owner" else text) or "-"

@@ -1,0 +1,59 @@
+"""AuditReport: the result of `audit` and `watch`."""
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from ckptool.model import Kind, ModuleInfo
+from ckptool.policy import Verdict
+from ckptool.reports.common import (
+    Report,
+    TensorReport,
+    UnsavedTensorReport,
+    build_finding_reports,
+    build_silenced_reports,
+    build_skipped_reports,
+    build_tensor_report,
+    build_unsaved_reports,
+)
+
+if TYPE_CHECKING:
+    from ckptool.verification.result import UsageChanges
+
+
+class AuditReport(Report, frozen=True, kw_only=True):
+    module: str
+    unsaved: tuple[UnsavedTensorReport, ...]
+    parameters: tuple[TensorReport, ...]
+    persistent_buffers: tuple[TensorReport, ...]
+    since: str = ""
+    """Of a watched module: since when `unsaved` lists changed state (and only that); else ""."""
+
+
+def build_audit_report(module: ModuleInfo, verdict: Verdict) -> AuditReport:
+    """Build the report of the module's saved and unsaved tensors."""
+    saved_tensors = module.saved_tensors.values()
+    return AuditReport(
+        command="audit",
+        findings=build_finding_reports(verdict),
+        silenced=build_silenced_reports(verdict),
+        skipped=build_skipped_reports(module.skipped),
+        exit_code=verdict.exit_code,
+        module=module.target,
+        unsaved=build_unsaved_reports(module, None),
+        parameters=tuple(
+            build_tensor_report(module_tensor.tensor, module_tensor.kind)
+            for module_tensor in saved_tensors
+            if module_tensor.kind is Kind.PARAMETER
+        ),
+        persistent_buffers=tuple(
+            build_tensor_report(module_tensor.tensor, module_tensor.kind)
+            for module_tensor in saved_tensors
+            if module_tensor.kind is not Kind.PARAMETER
+        ),
+    )
+
+
+def build_watch_report(module: ModuleInfo, usage: "UsageChanges", verdict: Verdict) -> AuditReport:
+    """Build the report of unsaved state that changed while the module was watched."""
+    return replace(build_audit_report(module, verdict), command="watch", since=usage.since)

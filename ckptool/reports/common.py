@@ -1,0 +1,245 @@
+"""Structs that several reports share, and their builders."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import UNSET, Struct, UnsetType
+
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.model import Kind, ModuleInfo, ModuleTensor, Skipped, StateDict, TensorInfo
+from ckptool.policy import Verdict
+from ckptool.rules import Finding
+
+if TYPE_CHECKING:
+    from ckptool.verification.result import LevelResult
+
+
+SCHEMA: Final = 1
+"""Version of the JSON output; within one version, fields are only added."""
+
+
+class FindingReport(Struct, frozen=True, kw_only=True):
+    code: str
+    name: str
+    level: str
+    """"note", "warning" or "error"."""
+    key: str
+    message: str
+    fix: str
+    facts: Mapping[str, Any]
+    path: str = ""
+    """The checkpoint concerned; "" for a finding about a module only."""
+    where: str = ""
+    """"file:line" of the source concerned, "" if there is none."""
+    fails: bool = False
+    """Whether this finding fails the run."""
+    fingerprint: str = ""
+    """Digest of rule, key and facts; independent of source lines."""
+
+
+class SilencedReport(Struct, frozen=True, kw_only=True):
+    """A finding that does not count, and why."""
+
+    finding: FindingReport
+    by: str
+    """"waiver" or "baseline"."""
+    reason: str
+
+
+class SkippedReport(Struct, frozen=True, kw_only=True):
+    what: str
+    reason: str
+    path: str = ""
+    """The checkpoint concerned if there are several, else ""."""
+
+
+class TensorReport(Struct, frozen=True, kw_only=True):
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    """Bytes of the elements; the storage may be larger."""
+    device: str
+    kind: str = ""
+    """"parameter", "buffer" ...; "" if the file does not record it."""
+    layout: str = "strided"
+
+
+class UnsavedTensorReport(Struct, frozen=True, kw_only=True):
+    key: str
+    kind: str
+    """A `model.Kind`: attribute, container, non-persistent-buffer, array, module, parameter or
+    class-attribute."""
+    owner: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    constancy: str
+    """constant, random, mutated or unknown."""
+    follows_to: bool
+    where: str
+    """"file:line" of the assignment, "" if unknown."""
+    used: str
+    """"file:line" of the first use reachable from forward, "" if none was found."""
+    in_file: bool
+    """Whether the file, a pickled module, holds its value although no state_dict does."""
+
+
+class FactReport(Struct, frozen=True, kw_only=True):
+    name: str
+    value: str
+
+
+class LevelReport(Struct, frozen=True, kw_only=True):
+    level: str
+    """load, device, forward, equality, "round trip" or survival."""
+    status: str
+    """passed, failed, skipped or inconclusive."""
+    reason: str
+    device: str
+    """Device of the run: "cpu", "cuda:0", "simulated cuda:0"; "" if nothing ran."""
+    details: tuple[str, ...]
+
+
+class PictureReport(Struct, frozen=True, kw_only=True):
+    """Values of a small tensor, or of sampled rows and columns of a larger one, as shades."""
+
+    key: str
+    of: str
+    """Source of the values: "file", "module", "old" or "new"."""
+    shape: tuple[int, ...]
+    dtype: str
+    whole: bool
+    """Whether every element is shown."""
+    legend: tuple[str, ...]
+    """Label of each shade: ascending numbers or ranges, then non-finite values.
+    All pictures of one key share one legend."""
+    finite: int
+    """Number of shades in the legend that are finite; they come first."""
+    rows: tuple[tuple[int, ...], ...]
+    """Index into the legend for each element."""
+
+
+class DrawingReport(Struct, frozen=True, kw_only=True):
+    """Data that only the charts of the HTML report need."""
+
+    tensors: tuple[TensorReport, ...] = ()
+    """Tensors of the file, or of the new one of two files."""
+    expected: tuple[TensorReport, ...] = ()
+    """Tensors of the module's state_dict, or of the old file."""
+    pictures: tuple[PictureReport, ...] = ()
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """Fields of every report."""
+
+    command: str
+    findings: tuple[FindingReport, ...]
+    skipped: tuple[SkippedReport, ...]
+    exit_code: int
+    schema: int = SCHEMA
+    silenced: tuple[SilencedReport, ...] = ()
+    drawing: DrawingReport | UnsetType = UNSET
+    """UNSET unless charts were requested."""
+
+    @property
+    def has_multiple_checkpoints(self) -> bool:
+        """Whether findings must name their checkpoint even if all are about the same one."""
+        return False
+
+
+def build_level_report(level_result: "LevelResult") -> LevelReport:
+    return LevelReport(
+        level=str(level_result.level),
+        status=str(level_result.status),
+        reason=level_result.reason,
+        device=level_result.device,
+        details=level_result.details,
+    )
+
+
+def build_finding_reports(verdict: Verdict) -> tuple[FindingReport, ...]:
+    return tuple(map(_build_finding_report, verdict.findings))
+
+
+def build_silenced_reports(verdict: Verdict) -> tuple[SilencedReport, ...]:
+    return tuple(
+        SilencedReport(
+            finding=_build_finding_report(entry.finding), by=entry.by, reason=entry.reason
+        )
+        for entry in verdict.silenced
+    )
+
+
+def _build_finding_report(finding: Finding) -> FindingReport:
+    return FindingReport(
+        code=finding.rule.code,
+        name=finding.rule.name,
+        level=finding.level.word,
+        key=finding.key,
+        message=finding.message,
+        fix=finding.fix,
+        facts=finding.facts,
+        path=finding.path,
+        where=finding.where,
+        fails=finding.fails,
+        fingerprint=finding.fingerprint,
+    )
+
+
+def build_skipped_reports(skipped: Iterable[Skipped], path: str = "") -> tuple[SkippedReport, ...]:
+    return tuple(SkippedReport(what=s.what, reason=s.reason, path=path) for s in skipped)
+
+
+def build_fact_reports(pairs: Iterable[tuple[str, str]]) -> tuple[FactReport, ...]:
+    return tuple(FactReport(name=name, value=value) for name, value in pairs)
+
+
+def build_tensor_report(tensor: TensorInfo, kind: Kind | None) -> TensorReport:
+    return TensorReport(
+        key=tensor.key,
+        shape=tensor.shape,
+        dtype=tensor.dtype,
+        nbytes=tensor.nbytes,
+        device=tensor.device,
+        kind=str(kind or ""),
+        layout=tensor.layout,
+    )
+
+
+def build_unsaved_reports(
+    module: ModuleInfo, state: StateDict | None
+) -> tuple[UnsavedTensorReport, ...]:
+    """Build the reports of unsaved tensors, without aliases; `state` is the file's state_dict."""
+    pickled_tensors = state.unsaved_tensors if state else {}
+    return tuple(
+        _build_unsaved_report(module_tensor, module_tensor.key in pickled_tensors)
+        for module_tensor in module.unsaved_tensors.values()
+        if not module_tensor.alias_of
+    )
+
+
+def _build_unsaved_report(module_tensor: ModuleTensor, in_file: bool) -> UnsavedTensorReport:  # noqa: FBT001
+    return UnsavedTensorReport(
+        key=module_tensor.key,
+        kind=str(module_tensor.kind),
+        owner=module_tensor.owner,
+        shape=module_tensor.tensor.shape,
+        dtype=module_tensor.tensor.dtype,
+        nbytes=module_tensor.tensor.nbytes,
+        constancy=str(module_tensor.constancy),
+        follows_to=module_tensor.follows_to,
+        where=module_tensor.assigned_at,
+        used=module_tensor.used_at,
+        in_file=in_file,
+    )
+
+
+def format_load_failure(diff: ModuleDiff) -> str:
+    """Return "does not load: " and the number of missing, unexpected and mismatched keys."""
+    mismatch_counts = (
+        (len(diff.missing_keys), "missing"),
+        (len(diff.unexpected_keys), "unexpected"),
+        (len(diff.shape_mismatches), "of another shape"),
+    )
+    return "does not load: " + ", ".join(f"{n} {word}" for n, word in mismatch_counts if n)

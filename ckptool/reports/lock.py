@@ -1,0 +1,134 @@
+"""LockReport: the result of `lock`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from msgspec import Struct
+
+from ckptool.compare.contract import (
+    Compatibility,
+    Contract,
+    ContractDiff,
+    EntryDifference,
+    iter_entry_differences,
+)
+from ckptool.model import Skipped
+from ckptool.policy import Verdict
+from ckptool.reports.common import Report, build_finding_reports, build_skipped_reports
+from ckptool.reports.words import pluralize
+
+
+class DifferenceReport(Struct, frozen=True, kw_only=True):
+    """One difference between a lock and the current state."""
+
+    key: str
+    what: str
+    """"added", "removed", "shape", "dtype", "kind", "saved", "owner", "version" ..."""
+    old: str
+    new: str
+
+
+class LockReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"locked ...", "the lock holds", "the lock is stale ..." or "recorded"."""
+    path: str
+    """The lock file that was written or checked."""
+    source: str
+    """"module" or "checkpoint"."""
+    name: str
+    name_before: str
+    """Source of the previous lock, "" if it is the same."""
+    keys: int
+    unsaved: int
+    """Number of tensors of the module that are not in its state_dict."""
+    standing: str
+    """"the same", "compatible", "additive" or "breaking"; "" without a previous lock."""
+    differences: tuple[DifferenceReport, ...]
+    golden: str = ""
+    """The checkpoint whose outputs were recorded, "" if a lock was written."""
+    notes: tuple[str, ...] = ()
+
+
+class LockOutcome(Struct, frozen=True):
+    """Result of writing or checking a lock, or of recording golden outputs."""
+
+    path: Path
+    contract: Contract
+    contract_diff: ContractDiff | None
+    """Diff of the previous lock and the current contract; None without a previous lock."""
+    is_unchanged: bool
+    is_check: bool
+    golden: str = ""
+    """The checkpoint whose outputs were recorded, "" if a lock was written."""
+    input_source: str = ""
+    """Source of the recorded inputs, "" if a lock was written."""
+    skipped: tuple[Skipped, ...] = ()
+
+
+def build_lock_report(outcome: LockOutcome, verdict: Verdict) -> LockReport:
+    """Build the report of the contract and its differences from the previous lock."""
+    entries = outcome.contract.entries.values()
+    lock_differences = _build_lock_differences(outcome)
+    return LockReport(
+        command="lock",
+        findings=build_finding_reports(verdict),
+        skipped=build_skipped_reports(outcome.skipped),
+        exit_code=verdict.exit_code,
+        verdict=_format_lock_verdict(outcome, len(lock_differences)),
+        path=str(outcome.path),
+        source=str(outcome.contract.origin),
+        name=outcome.contract.origin_name,
+        name_before=_format_previous_name(outcome),
+        keys=sum(entry.saved for entry in entries) + len(outcome.contract.non_tensors),
+        unsaved=sum(not entry.saved for entry in entries),
+        standing=str(outcome.contract_diff.compatibility) if outcome.contract_diff else "",
+        differences=lock_differences,
+        golden=outcome.golden,
+        notes=(f"input: {outcome.input_source}",) if outcome.input_source else (),
+    )
+
+
+def build_difference_reports(
+    contract_differences: Iterable[EntryDifference],
+) -> tuple[DifferenceReport, ...]:
+    return tuple(
+        DifferenceReport(
+            key=difference.key, what=difference.aspect, old=difference.old, new=difference.new
+        )
+        for difference in contract_differences
+    )
+
+
+def _format_previous_name(outcome: LockOutcome) -> str:
+    if outcome.contract_diff is None:
+        return ""
+    old, new = outcome.contract_diff.old, outcome.contract_diff.new
+    is_same_source = (old.origin, old.origin_name) == (new.origin, new.origin_name)
+    return "" if is_same_source else f"{old.origin} {old.origin_name}"
+
+
+def _build_lock_differences(outcome: LockOutcome) -> tuple[DifferenceReport, ...]:
+    if outcome.contract_diff is None or outcome.is_unchanged:
+        return ()
+    return build_difference_reports(
+        iter_entry_differences(outcome.contract_diff.old, outcome.contract_diff.new, exact=True)
+    )
+
+
+def _format_lock_verdict(outcome: LockOutcome, difference_count: int) -> str:
+    if outcome.golden:
+        return "recorded"
+    difference_text = (
+        pluralize(difference_count, "difference") if difference_count else "of another name"
+    )
+    if outcome.contract_diff is None:
+        return "locked"
+    if outcome.is_unchanged:
+        return "the lock holds" if outcome.is_check else "locked already, and nothing has changed"
+    compatibility = outcome.contract_diff.compatibility
+    compatibility_text = "" if compatibility is Compatibility.SAME else f"{compatibility}, "
+    return (
+        f"the lock is stale: {compatibility_text}{difference_text}"
+        if outcome.is_check
+        else f"locked anew: {compatibility_text}{difference_text}"
+    )

@@ -1,0 +1,120 @@
+"""MigrateReport: the result of `migrate`."""
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from ckptool.locations import mask_credentials
+from ckptool.model import Skipped
+from ckptool.policy import ExitCode, Verdict
+from ckptool.reports.common import (
+    Report,
+    build_finding_reports,
+    build_silenced_reports,
+    build_skipped_reports,
+    format_load_failure,
+)
+
+if TYPE_CHECKING:
+    from ckptool.migration.plan.key_operations import Operation
+    from ckptool.migration.run import MigrationResult
+
+
+class StepReport(Struct, frozen=True, kw_only=True):
+    """One operation of a plan."""
+
+    op: str
+    before: str
+    after: str
+    why: str
+    source: str = ""
+    """Source of an injected value, else ""."""
+    loses: str = ""
+    """What the operation removes from the result, else ""."""
+
+
+class CheckReport(Struct, frozen=True, kw_only=True):
+    name: str
+    result: str
+    """"passed" or "skipped"; a failed check raises an error and nothing is written."""
+    reason: str
+
+
+class MigrateReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"migrated ...", "converted ...", "nothing to do ..." or "planned (dry run) ..."."""
+    source: str
+    source_container: str
+    target: str
+    """"" if nothing was written."""
+    target_container: str
+    at: str
+    module: str
+    """"" without one."""
+    steps: tuple[StepReport, ...]
+    checks: tuple[CheckReport, ...]
+    notes: tuple[str, ...]
+    source_digest: str
+    """Digest of the state's content, independent of the container; "" if nothing was written."""
+    result_digest: str
+
+
+def build_migrate_report(migration: "MigrationResult", verdict: Verdict) -> MigrateReport:
+    """Build the report of a migration or of its dry run."""
+    diff, digests = migration.diff, migration.digests
+    return MigrateReport(
+        command="migrate",
+        findings=build_finding_reports(verdict),
+        silenced=build_silenced_reports(verdict),
+        skipped=build_skipped_reports(
+            [
+                *migration.checkpoint.skipped,
+                *(migration.module_info.skipped if migration.module_info else ()),
+                *(Skipped(c.name, c.reason) for c in migration.checks if c.result == "skipped"),
+            ]
+        ),
+        exit_code=verdict.exit_code if diff is not None and not diff.is_strict else ExitCode.PASSED,
+        verdict=_format_migrate_verdict(migration),
+        source=str(migration.checkpoint.path),
+        source_container=str(migration.checkpoint.container),
+        target=str(migration.target) if digests else "",
+        target_container=str(migration.container),
+        at=migration.state.at,
+        module=migration.module_info.target if migration.module_info else "",
+        steps=tuple(map(_build_step_report, migration.plan.ops)),
+        checks=tuple(
+            CheckReport(name=c.name, result=c.result, reason=c.reason) for c in migration.checks
+        ),
+        notes=migration.notes,
+        source_digest=digests.source if digests else "",
+        result_digest=digests.result if digests else "",
+    )
+
+
+def _build_step_report(op: "Operation") -> StepReport:
+    before, after = op.before_after_text
+    return StepReport(
+        op=str(op.__struct_config__.tag),
+        before=before,
+        after=after,
+        why=op.why,
+        source=mask_credentials(getattr(op, "source", "")),
+        loses=op.data_loss,
+    )
+
+
+def _format_migrate_verdict(migration: "MigrationResult") -> str:
+    diff, has_passed_check = migration.diff, any(c.result == "passed" for c in migration.checks)
+    if migration.already_applied:
+        action = "nothing to do, the plan was applied already"
+    elif migration.plan.ops:
+        action = "migrated"
+    else:
+        action = "converted" if migration.is_converted else "nothing to do"
+    if migration.digests is None:
+        action = "planned (dry run)" if migration.plan.ops else f"{action} (dry run)"
+    if diff is None:
+        return action
+    if not diff.is_strict:
+        return f"{action}: {format_load_failure(diff)}".replace("does not", "would not")
+    return f"{action}: {'loads' if has_passed_check else 'would load'} strictly"

@@ -1,0 +1,438 @@
+"""ModuleDiff -> hits: missing and unexpected keys, one by one (CK201-CK220)."""
+
+import shlex
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.compare.changes import Missing, Unexpected
+from ckptool.compare.checkpoint_diff import CheckpointDiff
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.model import Constancy, Kind, ModuleTensor
+from ckptool.rules.quantization import find_quantized_keys
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+
+
+def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
+    """Yield the missing tensors that no rename, tie or other form in the file explains."""
+    explained_keys = diff.explained_keys | find_quantized_keys(diff)
+    for change in diff.changes:
+        if isinstance(change, Missing) and change.key not in explained_keys:
+            yield diff.module.tensors[change.key]
+
+
+def _unexplained_unexpected(diff: ModuleDiff) -> Iterator[Unexpected]:
+    """Yield the unexpected tensors that no rename, tie or other form in the module explains."""
+    explained_keys = diff.explained_keys | find_quantized_keys(diff)
+    for change in diff.changes:
+        if isinstance(change, Unexpected) and change.key not in explained_keys:
+            yield change
+
+
+def _build_missing_facts(module_tensor: ModuleTensor) -> dict[str, object]:
+    return {
+        "kind": str(module_tensor.kind),
+        "owner": module_tensor.owner,
+        "shape": list(module_tensor.tensor.shape),
+        "dtype": module_tensor.tensor.dtype,
+        "nbytes": module_tensor.tensor.nbytes,
+        "constancy": str(module_tensor.constancy),
+        "where": module_tensor.assigned_at,
+    }
+
+
+def _format_migrate_command(diff: ModuleDiff) -> str:
+    """Return the `ckptool migrate` command that writes a loadable file."""
+    path = shlex.quote(str(diff.checkpoint.path))
+    return f"ckptool migrate {path} -o NEW -m {diff.module.target}"
+
+
+def _is_recomputable(module_tensor: ModuleTensor) -> bool:
+    """Whether the constructor makes the same value every time and training does not change it."""
+    return module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_statistic
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK201",
+        name="missing-parameter",
+        level=Level.ERROR,
+        message="`{key}`, {dtype} {shape}, is a parameter of the module and not in the file",
+        why="Strict loading raises. With strict=False the parameter keeps its random initial "
+        "value.",
+        fix="Find the tensor under another name, or train it; a checkpoint of the same model has "
+        "it.",
+        example="state = nn.Linear(2, 2).state_dict()\n"
+        'del state["bias"]\n'
+        "nn.Linear(2, 2).load_state_dict(state)",
+    ),
+)
+def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for module_tensor in _unexplained_missing(diff):
+        if module_tensor.kind is not Kind.BUFFER:
+            yield hit(module_tensor.key, **_build_missing_facts(module_tensor))
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK202",
+        name="missing-statistics-buffer",
+        level=Level.ERROR,
+        message="`{key}`, {dtype} {shape}, is a buffer that {origin} and not in the file",
+        why="Its value came from training or from chance; the constructor does not bring it back. "
+        "With strict=False the model runs on default statistics.",
+        fix="Take it from a checkpoint that has it; converters that copy parameters only drop "
+        "buffers.",
+        example="state = nn.BatchNorm1d(4).state_dict()\n"
+        'del state["running_mean"]\n'
+        "nn.BatchNorm1d(4).load_state_dict(state)",
+    ),
+)
+def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for module_tensor in _unexplained_missing(diff):
+        if module_tensor.kind is Kind.BUFFER and not _is_recomputable(module_tensor):
+            yield hit(
+                module_tensor.key,
+                origin=_describe_origin(module_tensor),
+                **_build_missing_facts(module_tensor),
+            )
+
+
+def _describe_origin(module_tensor: ModuleTensor) -> str:
+    if module_tensor.is_statistic:
+        return "training changes"
+    if module_tensor.constancy is Constancy.RANDOM:
+        return "is random on every construction"
+    return "is not known to be the same on every construction"
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK203",
+        name="missing-recomputable-buffer",
+        level=Level.WARNING,
+        message="`{key}`, {dtype} {shape}, is a buffer that is not in the file{kept}; the "
+        "constructor makes the same value every time",
+        why="Strict loading raises, though nothing was lost, unless the old code changed the "
+        "value after construction: a state_dict holds no trace of that.",
+        fix="Let a migration mend the file: {command}",
+        example="old.mask = torch.tril(torch.ones(4, 4))\n"
+        'new.register_buffer("mask", torch.tril(torch.ones(4, 4)))\n'
+        "new.load_state_dict(old.state_dict())",
+    ),
+)
+def find_missing_recomputable_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for module_tensor in _unexplained_missing(diff):
+        if module_tensor.kind is Kind.BUFFER and _is_recomputable(module_tensor):
+            in_file = module_tensor.key in diff.state.unsaved_tensors
+            kept_clause = (
+                "'s state_dict, but among the pickled module's attributes" if in_file else ""
+            )
+            command = _format_migrate_command(diff)
+            yield hit(
+                module_tensor.key,
+                kept=kept_clause,
+                in_file=in_file,
+                command=command,
+                **_build_missing_facts(module_tensor),
+            )
+
+
+_AUXILIARY_NAMES: Final = frozenset(
+    [
+        "criterion",
+        "loss",
+        "loss_fn",
+        "loss_fct",
+        "metric",
+        "metrics",
+        "lpips",
+        "perceptual_loss",
+        "teacher",
+        "evaluator",
+    ]
+)
+
+
+def _has_auxiliary_name(key: str) -> bool:
+    """Whether a segment of `key` has a usual name of a loss, a metric or a frozen judge."""
+    return any(
+        segment in _AUXILIARY_NAMES or segment.endswith(("_metric", "_metrics", "_loss"))
+        for segment in key.split(".")[:-1]
+    )
+
+
+def _is_none_buffer(diff: ModuleDiff, key: str) -> bool:
+    """Whether the module registers `key` as a buffer that is None."""
+    return key in diff.module.none_buffers
+
+
+def _matches_unsaved_value(diff: ModuleDiff, key: str) -> bool | None:
+    """Whether the value equals the module's unsaved tensor `key`; None if not compared."""
+    module_tensor = diff.module.tensors.get(key)
+    return None if module_tensor is None or module_tensor.is_saved else diff.equal_values.get(key)
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK204",
+        name="unexpected-key",
+        level=Level.WARNING,
+        message="`{key}`, {what}, is in the file and the module has no such key{why_not}",
+        why="Strict loading raises. With strict=False the value is thrown away.",
+        fix="Rename it if the module has it under another name; drop it if it is not needed: "
+        'state_dict.pop("{key}")',
+        example='state = {**model.state_dict(), "head2.weight": torch.ones(7)}\n'
+        "model.load_state_dict(state)",
+        gate=Level.ERROR,
+    ),
+)
+def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in _unexplained_unexpected(diff):
+        key, tensor = change.key, change.actual
+        is_compared = _matches_unsaved_value(diff, key) is not None
+        if not is_compared and not _has_auxiliary_name(key):
+            reason = (
+                "; there it is a buffer that is still None" if _is_none_buffer(diff, key) else ""
+            )
+            description = f"{tensor.dtype} {list(tensor.shape)}"
+            yield hit(key, what=description, why_not=reason, nbytes=tensor.nbytes)
+    quantized_keys = find_quantized_keys(diff)
+    for key in diff.unexpected_non_tensors:
+        if not key.endswith("_extra_state") and key not in quantized_keys:
+            yield hit(key, what=diff.state.non_tensors[key], why_not="", nbytes=0)
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK205",
+        name="unexpected-redundant-buffer",
+        level=Level.NOTE,
+        message="`{key}` is in the file with the value that the module makes itself as {kind}",
+        why="Strict loading raises on it, though dropping it changes nothing.",
+        fix="Let a migration mend the file: {command}",
+        example='old.register_buffer("position_ids", torch.arange(4))\n'
+        'new.register_buffer("position_ids", torch.arange(4), persistent=False)\n'
+        "new.load_state_dict(old.state_dict())",
+    ),
+)
+def find_redundant_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in _unexplained_unexpected(diff):
+        if _matches_unsaved_value(diff, change.key) is True:
+            kind = str(diff.module.tensors[change.key].kind)
+            yield hit(change.key, kind=kind, command=_format_migrate_command(diff))
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK206",
+        name="unexpected-buffer-value-differs",
+        level=Level.ERROR,
+        message="`{key}` is in the file with another value than the module makes itself as {kind}",
+        why="Dropping the key, which is what strict=False does, gives a model that computes "
+        "something else than the one that was saved.",
+        fix="Make it a persistent buffer, or set it after loading: "
+        'module.{key}.copy_(state_dict["{key}"])',
+        example='old.register_buffer("inv_freq", 500000.0 ** -torch.arange(0, 1, 0.25))\n'
+        'new.register_buffer("inv_freq", 1e4 ** -torch.arange(0, 1, 0.25), persistent=False)\n'
+        "new.load_state_dict(old.state_dict(), strict=False)",
+    ),
+)
+def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in _unexplained_unexpected(diff):
+        if _matches_unsaved_value(diff, change.key) is False:
+            yield hit(change.key, kind=str(diff.module.tensors[change.key].kind))
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK209",
+        name="wrapper-prefix",
+        level=Level.WARNING,
+        message="{count} of the file's keys match once {what}",
+        why="DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning "
+        "put segments into keys. With strict=False such a file loads nothing, and nothing says "
+        "so.",
+        fix="Let a migration mend the file: {command}; or in code: state_dict = {code}",
+        example="state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
+        "model.load_state_dict(state)",
+    ),
+)
+def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
+    rewrite = diff.rewrite
+    if rewrite is None:
+        return
+    removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
+    steps = [f"`{segment}.` is taken out" for segment in removed]
+    if rewrite.added_prefix:
+        steps.append(f"`{rewrite.added_prefix}` is put in front")
+    yield hit(
+        rewrite.added_prefix or f"{'.'.join(removed)}.",
+        count=len(rewrite.key_map),
+        what=" and ".join(steps),
+        code=_format_rewrite_code(removed, rewrite.added_prefix),
+        command=_format_migrate_command(diff),
+        removed=removed,
+        added=rewrite.added_prefix,
+    )
+
+
+def _format_rewrite_code(removed: list[str], added: str) -> str:
+    """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict."""
+    if not removed:
+        return f'{{"{added}" + k: v for k, v in state_dict.items()}}'
+    removed_set = "{" + ", ".join(f'"{segment}"' for segment in removed) + "}"
+    prefix_code = f'"{added}" + ' if added else ""
+    join_code = f'".".join(s for s in k.split(".") if s not in {removed_set})'
+    return f"{{{prefix_code}{join_code}: v for k, v in state_dict.items()}}"
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK211",
+        name="probable-rename",
+        level=Level.WARNING,
+        message="`{key}` is missing and `{found}`, of the same shape{how}, is unexpected: probably "
+        "the same tensor",
+        why="A refactor renamed the module. With strict=False the trained values are thrown away "
+        "and the parameter stays at random.",
+        fix="Let a migration mend the file: {command}",
+        example="old.enc = nn.Linear(8, 8)\n"
+        "new.encoder = nn.Linear(8, 8)\n"
+        "new.load_state_dict(old.state_dict())",
+    ),
+)
+def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for key, file_key in diff.renames.items():
+        has_same_name = key.rpartition(".")[2] == file_key.rpartition(".")[2]
+        evidence = (
+            " and name ending"
+            if has_same_name
+            else " and by the old name of a LayerNorm's parameter"
+        )
+        yield hit(key, found=file_key, how=evidence, command=_format_migrate_command(diff))
+
+
+@check_other_subject(
+    CheckpointDiff,
+    "CK211",
+    message="`{key}` is `{found}` in the new file: dtype, shape and all values are the same",
+    fix="Keep the name, or rename it where the old file is loaded: "
+    'state_dict["{found}"] = state_dict.pop("{key}")',
+)
+def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    for key, new_key in diff.renames.items():
+        if key in diff.proved_renames:
+            yield hit(key, found=new_key, proved=True)
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK214",
+        name="auxiliary-keys",
+        level=Level.NOTE,
+        message="`{key}` belongs to a loss, a metric or a network that only judges ({whose})",
+        why="Class weights and metrics travel with the model and make strict loading raise, "
+        "though the model does not need them.",
+        fix='state_dict.pop("{key}"), or build the module with the same loss',
+        example="trained.criterion = nn.CrossEntropyLoss(torch.ones(10))\n"
+        "released.load_state_dict(trained.state_dict())",
+    ),
+)
+def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in _unexplained_unexpected(diff):
+        if _has_auxiliary_name(change.key) and _matches_unsaved_value(diff, change.key) is None:
+            yield hit(change.key, whose="by its name")
+    for module_tensor in _unexplained_missing(diff):
+        owner = diff.module.modules.get(module_tensor.key.rpartition(".")[0])
+        if owner is not None and owner.is_auxiliary:
+            yield hit(module_tensor.key, whose=owner.name)
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK220",
+        name="extra-state-mismatch",
+        level=Level.WARNING,
+        message="`{key}` is {which}: state that a module writes by get_extra_state()",
+        why="Strict loading raises on missing or unexpected extra state. It may hold scaling "
+        "factors that the forward pass needs, or nothing at all.",
+        fix='Missing: state_dict["{key}"] = module.state_dict()["{key}"], if the fresh value will '
+        'do. Unexpected: state_dict.pop("{key}")',
+        example="state = model.state_dict()\n"
+        "state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}\n"
+        "model.load_state_dict(state)  # without its _extra_state",
+    ),
+)
+def find_extra_state_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    quantized_keys = find_quantized_keys(diff)
+    for key in diff.missing_non_tensors:
+        if key not in quantized_keys:
+            yield hit(key, which="expected by the module and not in the file")
+    for key in diff.unexpected_non_tensors:
+        if key.endswith("_extra_state"):
+            yield hit(key, which="in the file and not expected by the module")
+
+
+_MIN_DROPPED_BUFFERS: Final = 2
+"""Number of buffers; with fewer missing ones CK605 stays silent."""
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK605",
+        name="converter-dropped-buffers",
+        level=Level.ERROR,
+        message=(
+            "all parameters are in the file and none of the {count} buffers that the module "
+            "does not make again itself: a converter that copied parameters only, from `{key}` on"
+        ),
+        why=(
+            "Scripts that go through named_parameters(), or take the weights from an optimizer, "
+            "lose running statistics. With strict=False the model runs on mean 0 and variance 1."
+        ),
+        fix=(
+            "Convert again from state_dict(); or take the buffers from a file that has them: "
+            "ckptool migrate ... --inject {key}=file:DONOR#{key}, and so on."
+        ),
+        example="norm = nn.BatchNorm1d(2)\nsave_file(dict(norm.named_parameters()), path)",
+    ),
+)
+def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
+    saved_tensors = diff.module.saved_tensors
+    buffers = [
+        module_tensor
+        for module_tensor in saved_tensors.values()
+        if module_tensor.kind is Kind.BUFFER
+    ]
+    learnt_keys = [
+        module_tensor.key
+        for module_tensor in buffers
+        if module_tensor.is_statistic or module_tensor.constancy is not Constancy.CONSTANT
+    ]
+    missing = {key for key in diff.missing_keys if key in saved_tensors}
+    is_complete = diff.coverage == 1.0 and not diff.shape_mismatches
+    has_parameters = any(
+        module_tensor.kind is Kind.PARAMETER for module_tensor in saved_tensors.values()
+    )
+    only_buffers_missing = missing <= {
+        module_tensor.key for module_tensor in buffers
+    } and missing >= {*learnt_keys}
+    if (
+        is_complete
+        and has_parameters
+        and only_buffers_missing
+        and len(learnt_keys) >= _MIN_DROPPED_BUFFERS
+        and not diff.explained_keys & missing
+    ):
+        yield hit(learnt_keys[0], count=len(learnt_keys), keys=learnt_keys)

@@ -1,0 +1,169 @@
+"""ModuleDiff -> hits: shapes and dtypes of keys on both sides (CK207, CK208, CK215)."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.compare.changes import Missing, Unexpected, is_scalar_quirk
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.model import DTYPE_BITS
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.tensors.statistics import CastEffect
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK207",
+        name="shape-mismatch",
+        level=Level.ERROR,
+        message="`{key}` is {actual} in the file and {expected} in the module: {diagnosis}",
+        why="load_state_dict raises on a shape mismatch, with strict=False as well.",
+        fix="Build the module with the arguments it was trained with, or change the tensor on "
+        "purpose.",
+        example="state = nn.Linear(3, 5).state_dict()\n"
+        "nn.Linear(3, 10).load_state_dict(state, strict=False)",
+    ),
+)
+def find_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in diff.shape_mismatches:
+        expected, actual = change.expected.shape, change.actual.shape
+        yield hit(
+            change.key,
+            actual=list(actual),
+            expected=list(expected),
+            diagnosis=describe_shape_change(expected, actual),
+        )
+
+
+def describe_shape_change(expected: tuple[int, ...], actual: tuple[int, ...]) -> str:
+    """Describe how two shapes differ: number of dimensions, transposition, or sizes."""
+    if len(expected) != len(actual):
+        return f"{len(actual)} dimensions for {len(expected)}"
+    if expected == actual[::-1]:
+        return "transposed"
+    axes = [
+        axis
+        for axis, (expected_size, actual_size) in enumerate(zip(expected, actual, strict=True))
+        if expected_size != actual_size
+    ]
+    descriptions = [f"dimension {axis} is {actual[axis]} for {expected[axis]}" for axis in axes]
+    return ", ".join(descriptions)
+
+
+_FLOAT_BITS: Final = {
+    "float64": (53, 11),
+    "float32": (24, 8),
+    "bfloat16": (8, 8),
+    "float16": (11, 5),
+    "float8_e4m3fn": (4, 4),
+    "float8_e5m2": (3, 5),
+}
+"""Bits of precision and of exponent (IEEE 754, and the OCP specification of 8-bit floats)."""
+
+
+def _count_integer_bits(dtype: str) -> int | None:
+    """Return the bits of precision of an integer or bool dtype, None for other dtypes."""
+    if dtype == "bool":
+        return 1
+    if dtype.startswith(("int", "uint")):
+        return DTYPE_BITS[dtype] - dtype.startswith("int")
+    return None
+
+
+def classify_cast_loss(actual: str, expected: str) -> Level | None:
+    """Return the worst level of a cast from dtype `actual` to `expected`; None if it is exact."""
+    actual_bits, expected_bits = _count_integer_bits(actual), _count_integer_bits(expected)
+    if actual in {expected, "bool"}:
+        return None
+    if expected_bits is not None:
+        drops_sign = expected.startswith("uint") and not actual.startswith("uint")
+        return (
+            Level.ERROR
+            if actual_bits is None or actual_bits > expected_bits or drops_sign
+            else None
+        )
+    if expected not in _FLOAT_BITS or (actual_bits is None and actual not in _FLOAT_BITS):
+        return (
+            None
+            if expected.startswith("complex") and not actual.startswith("complex")
+            else Level.WARNING
+        )
+    precision_bits, exponent_bits = _FLOAT_BITS[expected]
+    if actual_bits is not None:
+        return Level.WARNING if actual_bits > precision_bits else None
+    is_narrower = _FLOAT_BITS[actual][0] > precision_bits or _FLOAT_BITS[actual][1] > exponent_bits
+    return Level.WARNING if is_narrower else None
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK208",
+        name="dtype-lossy-load",
+        level=Level.WARNING,
+        message="`{key}` is {actual} in the file and {expected} in the module: loading casts it "
+        "silently{loss}",
+        why="load_state_dict copies with a cast and says that all keys matched. Fractions are cut "
+        "off in an integer buffer, large values overflow in float16, bfloat16 rounds.",
+        fix="Build the module in the file's dtype, or cast the file on purpose and look at the "
+        "error.",
+        example='model.register_buffer("running_max", torch.tensor(1))\n'
+        'model.load_state_dict({"running_max": torch.tensor(2.87)})  # 2',
+    ),
+)
+def find_lossy_casts(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
+        if not isinstance(change, Missing | Unexpected) and "dtype" in change.fields:
+            actual, expected = change.actual.dtype, change.expected.dtype
+            level, effect = classify_cast_loss(actual, expected), diff.cast_effects.get(change.key)
+            if effect is not None and level is not None:
+                level = _classify_measured_loss(effect, expected)
+            if level is not None:
+                loss = "" if effect is None else _describe_loss(effect)
+                yield hit(change.key, level, actual=actual, expected=expected, loss=loss)
+
+
+def _classify_measured_loss(effect: CastEffect, expected: str) -> Level | None:
+    """Return the level of a cast by its measured effect; None if no value changed."""
+    if not effect.changed_count:
+        return None
+    is_severe = effect.overflowed_count or _count_integer_bits(expected) is not None
+    return Level.ERROR if is_severe else Level.WARNING
+
+
+def _describe_loss(effect: CastEffect) -> str:
+    infinite_clause = (
+        f"; {effect.overflowed_count} become infinite" if effect.overflowed_count else ""
+    )
+    error_clause = (
+        f", by up to {100 * effect.max_relative_change:.2g}%" if effect.max_relative_change else ""
+    )
+    return (
+        f": {effect.changed_count} of {effect.numel} values change{error_clause}{infinite_clause}"
+    )
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK215",
+        name="scalar-shape-quirk",
+        level=Level.NOTE,
+        message="`{key}` is {actual} in the file and a scalar in the module: its first element is "
+        "loaded",
+        why="A rule kept from torch 0.3 takes the first element of a vector for a scalar without "
+        "a word.",
+        fix='state_dict["{key}"] = state_dict["{key}"].reshape(())',
+        example='model.register_buffer("count", torch.tensor(0))\n'
+        'model.load_state_dict({"count": torch.tensor([5])})',
+    ),
+)
+def find_scalar_quirks(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
+        if (
+            not isinstance(change, Missing | Unexpected)
+            and "shape" in change.fields
+            and is_scalar_quirk(change)
+        ):
+            level = Level.WARNING if change.actual.numel > 1 else None
+            yield hit(change.key, level, actual=list(change.actual.shape))

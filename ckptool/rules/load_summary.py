@@ -1,0 +1,146 @@
+"""ModuleDiff -> hits: problems of the load as a whole (CK210, CK212, CK216, CK304)."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+
+MIN_COVERAGE: Final = 0.5
+"""Share of the parameters' elements (0 to 1); CK210 fires if `strict=False` would load less."""
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK210",
+        name="coverage-too-low",
+        level=Level.ERROR,
+        message="only {percent}% of the parameters' elements would load: {loaded} of {total} keys "
+        "match",
+        why="strict=False accepts this and leaves the rest at random. 0% means that nothing "
+        "matched: a prefix, the wrong place in the file, or another model.",
+        fix="Mend what the other findings name; if a partial load is meant, ignore CK210.",
+        example='state = {"model." + key: t for key, t in model.state_dict().items()}\n'
+        "model.load_state_dict(state, strict=False)  # loads nothing",
+    ),
+)
+def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
+    if diff.coverage < MIN_COVERAGE:
+        yield hit(
+            diff.state.at,
+            percent=f"{100 * diff.coverage:.0f}",
+            loaded=len(diff.matched_keys),
+            total=len(diff.module.saved_tensors),
+        )
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK212",
+        name="wrong-nesting-level",
+        level=Level.ERROR,
+        message="the file has a better match at `{better}` than at `{at}`, where you look",
+        why="Training scripts save a dict around the state_dict. Loading the outer one with "
+        "strict=False loads nothing, and nothing says so.",
+        fix="--at {better}, and in code: load_state_dict({code})",
+        example='checkpoint = {"epoch": 3, "state_dict": model.state_dict()}\n'
+        "model.load_state_dict(checkpoint, strict=False)",
+    ),
+)
+def find_wrong_nesting(diff: ModuleDiff) -> Iterator[RuleHit]:
+    if diff.better_state is not None:
+        at = diff.better_state.at
+        code = "checkpoint" + "".join(f'["{segment}"]' for segment in at.split(".") if segment)
+        yield hit(diff.state.at, at=diff.state.at or ".", better=at or ".", code=code)
+
+
+_UPGRADE_FILLED_NAMES: Final = {"num_batches_tracked": 2}
+"""Names that torch's upgrade hook fills in -> first class version that saves them."""
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK216",
+        name="version-metadata-missing",
+        level=Level.ERROR,
+        message="the file lost the version of {whose} ({owner}, now version {version}): {effect}",
+        why="state_dict carries class versions in _metadata. dict(sd), a comprehension, "
+        "safetensors and torch.distributed.checkpoint drop them, and upgrade code then takes the "
+        "file for an old one.",
+        fix="Save module.state_dict() itself, or put back state_dict._metadata before loading.",
+        example="state = dict(nn.BatchNorm1d(2).state_dict())  # no _metadata any more\n"
+        "nn.BatchNorm1d(2).load_state_dict(state)",
+    ),
+)
+def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
+    if diff.state.versions is not None or diff.state.role == "module":
+        return
+    for prefix, module_class in diff.module.modules.items():
+        if module_class.has_custom_load and (module_class.version or 1) == 1:
+            effect = "its own loading code is told of no version, which mostly means the same"
+            yield _build_version_hit(prefix, Level.NOTE, module_class.name, 1, effect)
+        elif module_class.has_custom_load:
+            effect = "its own loading code runs as for version 1"
+            yield _build_version_hit(prefix, None, module_class.name, module_class.version, effect)
+        elif (module_class.version or 1) > 1:
+            yield _build_torch_version_hit(
+                diff, prefix, module_class.name, module_class.version or 1
+            )
+
+
+def _build_torch_version_hit(diff: ModuleDiff, prefix: str, owner: str, version: int) -> RuleHit:
+    """Return the hit for one of torch's own classes: NOTE if its upgrade code has no effect."""
+    dotted_prefix = f"{prefix}." if prefix else ""
+    module_tensors = diff.module.tensors
+    expected_names = [
+        name
+        for name in _UPGRADE_FILLED_NAMES
+        if (module_tensor := module_tensors.get(f"{dotted_prefix}{name}")) is not None
+        and module_tensor.is_saved
+    ]
+    file_keys = {*diff.state.tensors, *(diff.rewrite.key_map.values() if diff.rewrite else ())}
+    filled_names = [name for name in expected_names if f"{dotted_prefix}{name}" not in file_keys]
+    if filled_names:
+        effect = f"{', '.join(filled_names)} is set to 0 instead of reported missing"
+        return _build_version_hit(prefix, None, owner, version, effect)
+    if expected_names or not any(
+        key.startswith(dotted_prefix) for key in diff.module.saved_tensors
+    ):
+        effect = "harmless here, since the keys that its upgrade would fill in are there"
+        return _build_version_hit(prefix, Level.NOTE, owner, version, effect)
+    effect = "torch's upgrade for version 1 runs on it"
+    return _build_version_hit(prefix, None, owner, version, effect)
+
+
+def _build_version_hit(
+    prefix: str, level: Level | None, owner: str, version: int | None, effect: str
+) -> RuleHit:
+    module_label = f"`{prefix}`" if prefix else "the module"
+    return hit(prefix, level, whose=module_label, owner=owner, version=version, effect=effect)
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK304",
+        name="pickled-attribute-drift",
+        level=Level.WARNING,
+        message="`{key}` was pickled as {owner} without {names}, which the class sets today",
+        why="A pickled module keeps the attributes of the day it was saved. Newer code of its "
+        "class reads attributes that are not there, and fails in the middle of a forward pass.",
+        fix="Load the state_dict into a module built by today's code instead of unpickling the "
+        "module.",
+        example="torch.save(nn.GELU(), path)  # by a torch whose GELU had no `approximate`\n"
+        "nn.GELU().load_state_dict(torch.load(path, weights_only=False).state_dict())",
+    ),
+)
+def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for prefix, pickled_module in diff.state.modules.items():
+        module_class = diff.module.modules.get(prefix)
+        if module_class is not None and module_class.name == pickled_module.name:
+            missing_attributes = sorted(module_class.attributes - pickled_module.attributes)
+            if missing_attributes:
+                yield hit(prefix, owner=module_class.name, names=", ".join(missing_attributes))

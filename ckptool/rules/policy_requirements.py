@@ -1,0 +1,269 @@
+"""ReleaseCandidate, PolicyIssues -> hits: unmet and outdated policy entries (CK210, CK85x)."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Final
+
+from msgspec import Struct
+
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.config import ReleaseRequirements, Waiver, parse_size
+from ckptool.model import Checkpoint, Container
+from ckptool.rules.load_summary import MIN_COVERAGE
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+
+POLICY_ISSUE_CODES: Final = frozenset({"CK857", "CK858", "CK859"})
+"""Codes of the rules that concern the policy and no checkpoint."""
+
+
+class ReleaseCandidate(Struct, frozen=True):
+    """A checkpoint and the requirements of the policy that apply to it."""
+
+    checkpoint: Checkpoint
+    requirements: ReleaseRequirements
+    diff: ModuleDiff | None = None
+    """The checkpoint against its module; None without a module."""
+    unmatched_keys: tuple[str, ...] = ()
+    """Keys that prevent a strict load and have no failing or waived finding of their own."""
+    level_failures: Mapping[str, str] = {}
+    """Required level of a verification -> why it did not pass, "" if it passed."""
+
+
+class PolicyIssues(Struct, frozen=True):
+    """Entries of a policy and its baseline that are out of date."""
+
+    expired_waivers: tuple[Waiver, ...] = ()
+    unused_waivers: tuple[Waiver, ...] = ()
+    outdated_entries: tuple[tuple[str, str, str], ...] = ()
+    """Path, code and key of baseline entries that match no finding any more."""
+
+
+def select_required_codes(release: ReleaseCandidate) -> frozenset[str]:
+    """Return the codes of the policy requirements that apply to this release."""
+    requirements, has_module = release.requirements, release.diff is not None
+    is_required = {
+        "CK851": has_module and requirements.strict is not False,
+        "CK852": requirements.dtypes is not None,
+        "CK853": requirements.max_size is not None,
+        "CK854": bool(requirements.safetensors),
+        "CK855": requirements.globals is not None,
+        "CK856": bool(requirements.verify),
+    }
+    return frozenset(code for code, is_active in is_required.items() if is_active)
+
+
+@check_other_subject(
+    ReleaseCandidate,
+    "CK210",
+    message="only {percent}% of the parameters' elements would load, and the policy asks for "
+    "{least}%",
+    fix="Mend what the other findings name, or lower `coverage` in [tool.ckptool.require].",
+)
+def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    min_coverage, diff = release.requirements.coverage, release.diff
+    if (
+        min_coverage is not None
+        and diff is not None
+        and MIN_COVERAGE <= diff.coverage < min_coverage
+    ):
+        percent = f"{100 * diff.coverage:.4g}"
+        yield hit(diff.state.at, percent=percent, least=f"{100 * min_coverage:.4g}")
+
+
+@check(
+    ReleaseCandidate,
+    Rule(
+        code="CK851",
+        name="required-strict-load",
+        level=Level.ERROR,
+        message="the release does not load strictly: {keys}",
+        why="load_state_dict() is strict unless it is told otherwise, so that whoever loads the "
+        "release as usual gets an error.",
+        fix="Mend the keys as their own findings say (`ckptool migrate`), waive those findings, or "
+        "set strict = false in [tool.ckptool.require].",
+        example="class Net(nn.Module):  # today's code\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        '        self.register_buffer("mask", torch.ones(3))  # the release was saved without it',
+    ),
+)
+def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    if release.requirements.strict is False or not release.unmatched_keys:
+        return
+    quoted_keys = [f"`{key}`" for key in release.unmatched_keys[:3]]
+    remaining = len(release.unmatched_keys) - len(quoted_keys)
+    more_clause = f" and {remaining} more" if remaining else ""
+    count = len(release.unmatched_keys)
+    verb = "does" if count == 1 else "do"
+    yield hit("", keys=f"{', '.join(quoted_keys)}{more_clause} {verb} not match the module")
+
+
+@check(
+    ReleaseCandidate,
+    Rule(
+        code="CK852",
+        name="forbidden-dtype",
+        level=Level.ERROR,
+        message="`{key}` is {dtype}; the policy allows {allowed}",
+        why="A dtype that was not meant to be released costs memory, or was rounded on the way.",
+        fix="Save it as an allowed dtype, or add {dtype} to `dtypes` in [tool.ckptool.require].",
+        example='# dtypes = ["bfloat16"]\n'
+        'torch.save({"weight": torch.ones(3, dtype=torch.float32)}, "model.pth")',
+    ),
+)
+def find_forbidden_dtypes(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    allowed = release.requirements.dtypes
+    if allowed is None:
+        return
+    for state in release.checkpoint.states:
+        for key, tensor in state.tensors.items():
+            if not _matches_any_glob(tensor.dtype, allowed):
+                full_key = f"{state.at}.{key}" if state.at else key
+                yield hit(full_key, dtype=tensor.dtype, allowed=", ".join(allowed))
+
+
+@check(
+    ReleaseCandidate,
+    Rule(
+        code="CK853",
+        name="release-too-large",
+        level=Level.ERROR,
+        message="the release has {nbytes:,} bytes, and the policy allows {most} ({limit:,} bytes)",
+        why="What is larger than it was meant to be is paid for by everybody who downloads it: "
+        "optimizer state, a wider dtype, views that drag their whole storage along.",
+        fix="`ckptool inspect` shows what takes the room; or raise `max-size` in "
+        "[tool.ckptool.require].",
+        example='# max-size = "1 MB"\ntorch.save({"weight": torch.ones(1000, 1000)}, "model.pth")',
+    ),
+)
+def find_oversized_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    max_size, nbytes = release.requirements.max_size, release.checkpoint.nbytes
+    if max_size is not None and nbytes > parse_size(max_size):
+        yield hit("", nbytes=nbytes, most=max_size, limit=parse_size(max_size))
+
+
+@check(
+    ReleaseCandidate,
+    Rule(
+        code="CK854",
+        name="not-safetensors",
+        level=Level.ERROR,
+        message="the release is {container}, and the policy asks for safetensors",
+        why="A pickle can run code when it is loaded; safetensors holds tensors and nothing else.",
+        fix="ckptool migrate {path} -o NAME.safetensors",
+        example='# safetensors = true\ntorch.save(model.state_dict(), "model.pth")',
+    ),
+)
+def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    checkpoint = release.checkpoint
+    safe_containers = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
+    if release.requirements.safetensors and checkpoint.container not in safe_containers:
+        yield hit("", container=str(checkpoint.container), path=shlex.quote(str(checkpoint.path)))
+
+
+@check(
+    ReleaseCandidate,
+    Rule(
+        code="CK855",
+        name="global-not-allowed",
+        level=Level.ERROR,
+        message="the release's pickle names {name}{at}, which the policy does not allow",
+        why="Whatever a pickle names is imported and called by whoever loads it without "
+        "weights_only=True.",
+        fix="Save it without that object, or add {name} to `globals` in [tool.ckptool.require].",
+        example='# globals = ["torch.*", "collections.OrderedDict"]\n'
+        'torch.save({"model": model.state_dict(), "args": argparse.Namespace()}, "model.pth")',
+    ),
+)
+def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    allowed = release.requirements.globals
+    if allowed is None:
+        return
+    places_by_name = {use.qualified_name: use.at for use in reversed(release.checkpoint.globals)}
+    for name in sorted(places_by_name):
+        if not _matches_any_glob(name, allowed):
+            at_clause = f" at `{places_by_name[name]}`" if places_by_name[name] else ""
+            yield hit(name, name=name, at=at_clause)
+
+
+@check(
+    ReleaseCandidate,
+    Rule(
+        code="CK856",
+        name="required-verification",
+        level=Level.ERROR,
+        message="the policy requires {step} to pass, and it did not: {reason}",
+        why="What was skipped or proves nothing is not known to work.",
+        fix="Give the gate what it needs (a module, --input, a device), or change `verify` and "
+        "`device` in [tool.ckptool.require].",
+        example='# verify = ["forward"], and no --input says what forward takes\n'
+        'ckptool.gate("model.pth", module="package.module:Net")',
+    ),
+)
+def find_failed_levels(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    for level_name, reason in release.level_failures.items():
+        if reason:
+            yield hit(level_name, step=level_name, reason=reason)
+
+
+@check(
+    PolicyIssues,
+    Rule(
+        code="CK857",
+        name="waiver-expired",
+        level=Level.ERROR,
+        message="the waiver of {key} for `{keys}` in {path} expired on {expires}: it was {reason}",
+        why="An expiry is a promise that somebody looks at it again.",
+        fix="Mend what it waived and delete it, or give it a new date.",
+        example='# expires = 2020-12-31\nckptool.gate("model.pth")',
+    ),
+)
+def find_expired_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
+    for waiver in issues.expired_waivers:
+        yield hit(
+            waiver.rule,
+            keys=waiver.key,
+            path=waiver.path,
+            expires=str(waiver.expires),
+            reason=f'"{waiver.reason}"',
+        )
+
+
+@check(
+    PolicyIssues,
+    Rule(
+        code="CK858",
+        name="waiver-unused",
+        level=Level.NOTE,
+        message="the waiver of {key} for `{keys}` in {path} waives nothing any more",
+        why="A waiver that waives nothing hides the next finding of the same kind.",
+        fix="Delete it.",
+        example='# rule = "CK301", and no pickle is left\nckptool.gate("model.safetensors")',
+    ),
+)
+def find_unused_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
+    for waiver in issues.unused_waivers:
+        yield hit(waiver.rule, keys=waiver.key, path=waiver.path)
+
+
+@check(
+    PolicyIssues,
+    Rule(
+        code="CK859",
+        name="baseline-outdated",
+        level=Level.NOTE,
+        message="the baseline knows {what} in {path}, which is not found any more",
+        why="What is mended and stays in the baseline would not be seen if it came back.",
+        fix="ckptool gate ... --update-baseline",
+        example="# known.json knows CK301 of model.pth, which was saved again without the pickle\n"
+        'ckptool.gate("model.pth", baseline="known.json")',
+    ),
+)
+def find_outdated_baseline_entries(issues: PolicyIssues) -> Iterator[RuleHit]:
+    for path, code, key in issues.outdated_entries:
+        yield hit(key, what=f"{code} of `{key}`" if key else code, path=path)
+
+
+def _matches_any_glob(name: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)

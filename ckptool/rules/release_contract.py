@@ -1,0 +1,293 @@
+"""CheckpointDiff, ContractDiff -> hits: compatibility with an older release (CK801-CK806)."""
+
+import shlex
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.compare.changes import Changed, Missing, Unexpected
+from ckptool.compare.checkpoint_diff import CheckpointDiff
+from ckptool.compare.contract import ContractDiff, ContractEntry, FixtureResult
+from ckptool.model import Constancy, Kind
+from ckptool.rules.load_shapes import describe_shape_change
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.verification.result import GoldenReplay
+
+_UNSAVED_KIND_TEXT: Final = {
+    Kind.PARAMETER: "a parameter that is not registered",
+    Kind.BUFFER: "a buffer that is not saved",
+    Kind.NON_PERSISTENT_BUFFER: "a buffer with persistent=False",
+    Kind.ATTRIBUTE: "a plain attribute",
+    Kind.CONTAINER: "a tensor in a container",
+    Kind.ARRAY: "a numpy array",
+    Kind.MODULE: "in a module that is not registered",
+    Kind.CLASS_ATTRIBUTE: "a class attribute",
+}
+_KEEP_SAVED_FIX: Final = "Keep it saved: drop persistent=False, or register it as a buffer again."
+
+
+@check(
+    CheckpointDiff,
+    Rule(
+        code="CK801",
+        name="contract-key-removed",
+        level=Level.ERROR,
+        message="`{key}` {shape} is in the old file and not in the new one{renamed}",
+        why="Code that loads the old file strictly fails on the new one: the key is missing.",
+        fix="Keep the key, or release the new code together with the new file.",
+        example="old = model.state_dict()\n"
+        'new = {key: t for key, t in old.items() if key != "head.bias"}',
+    ),
+)
+def find_removed_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
+        if isinstance(change, Missing):
+            new_key = diff.renames.get(change.key, "")
+            is_proved = change.key in diff.proved_renames
+            yield hit(
+                change.key,
+                shape=list(change.expected.shape),
+                renamed=_format_rename_clause(
+                    new_key, "the values are equal" if is_proved else "by shape and name"
+                ),
+                found=new_key,
+                proved=is_proved,
+            )
+
+
+@check_other_subject(
+    ContractDiff,
+    "CK801",
+    message="`{key}` {form} is in {old} and no longer in {new}{renamed}",
+    fix="Keep the key, or release it as a break: code and files of before do not go with those of "
+    "now.",
+)
+def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
+        if isinstance(change, Missing):
+            new_key = diff.renames.get(change.key, "")
+            yield hit(
+                change.key,
+                **_build_name_facts(diff),
+                form=diff.old.entries[change.key].type_description,
+                renamed=_format_rename_clause(new_key, "by shape and name"),
+                found=new_key,
+            )
+    for key in diff.removed_non_tensors:
+        yield hit(
+            key,
+            **_build_name_facts(diff),
+            form=f"({diff.old.non_tensors[key]})",
+            renamed="",
+            found="",
+        )
+
+
+@check(
+    CheckpointDiff,
+    Rule(
+        code="CK802",
+        name="contract-key-added-without-migration",
+        level=Level.ERROR,
+        message="`{key}` {shape} is in the new file and not in the old one",
+        why="Code that expects the new key fails on every old file, and old code calls it "
+        "unexpected.",
+        fix="Give old files a migration, or make the buffer non-persistent.",
+        example='old = model.state_dict()\nnew = {**old, "mask": torch.ones(9)}',
+    ),
+)
+def find_added_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    renamed_keys = set(diff.renames.values())
+    for change in diff.changes:
+        if isinstance(change, Unexpected) and change.key not in renamed_keys:
+            yield hit(change.key, shape=list(change.actual.shape))
+
+
+@check_other_subject(
+    ContractDiff,
+    "CK802",
+    message="`{key}` {form} is in {new} and not in {old}{brought}",
+    fix="{remedy}",
+)
+def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
+    for key in diff.added_keys:
+        if key not in diff.persistence_changed:
+            entry = diff.new.entries[key]
+            yield hit(
+                key,
+                _choose_added_level(diff, key),
+                **_build_name_facts(diff),
+                form=entry.type_description,
+                brought=_format_migration_clause(diff, key),
+                remedy=_choose_remedy(diff, key),
+            )
+    for key in diff.added_non_tensors:
+        form = f"({diff.new.non_tensors[key]})"
+        yield hit(
+            key, **_build_name_facts(diff), form=form, brought="", remedy=_choose_remedy(diff, key)
+        )
+
+
+@check(
+    ContractDiff,
+    Rule(
+        code="CK803",
+        name="persistence-flipped",
+        level=Level.ERROR,
+        message="`{key}` {form} was {was} in {old}, and is {is_} in {new}{brought}",
+        why="A key that changes between saved and not saved makes strict loading fail in one "
+        "direction or the other: old files have a key too many, or lack one. It is one word in the "
+        "code (`persistent=False`), and nobody sees it in review.",
+        fix="{remedy}",
+        example='self.register_buffer("mask", mask, persistent=False)  # and saved before',
+    ),
+)
+def find_persistence_changes(diff: ContractDiff) -> Iterator[RuleHit]:
+    for key in diff.persistence_changed:
+        old_entry, new_entry = diff.old.entries[key], diff.new.entries[key]
+        yield hit(
+            key,
+            Level.NOTE if key in diff.proved_keys else None,
+            **_build_name_facts(diff),
+            form=new_entry.type_description,
+            was=_describe_persistence(old_entry),
+            is_=_describe_persistence(new_entry),
+            brought=_format_migration_clause(diff, key) or _describe_lost_value(new_entry),
+            saved=new_entry.saved,
+            remedy=_choose_remedy(diff, key) if new_entry.saved else _KEEP_SAVED_FIX,
+        )
+
+
+@check(
+    CheckpointDiff,
+    Rule(
+        code="CK804",
+        name="contract-shape-or-dtype-changed",
+        level=Level.ERROR,
+        message="`{key}` was {old} and is {new}{diagnosis}",
+        why="A changed shape fails to load; a changed dtype is cast silently, which can lose "
+        "values.",
+        fix="Keep shape and dtype, or release the new code together with the new file.",
+        example="old = model.state_dict()\nnew = {key: t.bfloat16() for key, t in old.items()}",
+    ),
+)
+def find_shape_or_dtype_changes(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    yield from _iter_shape_or_dtype_hits(diff)
+
+
+@check_other_subject(ContractDiff, "CK804")
+def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit]:
+    yield from _iter_shape_or_dtype_hits(diff)
+
+
+@check(
+    GoldenReplay,
+    Rule(
+        code="CK805",
+        name="output-drift",
+        level=Level.ERROR,
+        message="{module} with `{key}` does not compute what {golden} recorded: on {device} {how} "
+        "(tolerance {tolerance}; {circumstances})",
+        why="Every key matches and the model is another one: the code of forward has changed, or "
+        "the weights have. Users see other predictions after an update.",
+        fix="Where the change is meant, record anew: `ckptool lock --golden {golden} ...`; else "
+        "find it with `ckptool verify {key} --against OLD`.",
+        example="y = self.body(x) * self.scale  # in forward, and without the scale before",
+    ),
+)
+def find_output_drift(replay: GoldenReplay) -> Iterator[RuleHit]:
+    for drift in replay.output_drifts:
+        yield hit(
+            replay.path,
+            module=replay.module,
+            golden=replay.golden,
+            device=drift.device,
+            how=drift.description,
+            tolerance=drift.tolerance,
+            circumstances="; ".join(replay.environment_notes),
+        )
+
+
+@check(
+    FixtureResult,
+    Rule(
+        code="CK806",
+        name="no-migration-path",
+        level=Level.ERROR,
+        message="`{key}` does not load strictly into {module}, and no migration leads there: "
+        "{reason}",
+        why="It is a file that users have. Today's code cannot load it, and nothing that is "
+        "released with the code makes it loadable.",
+        fix="Run `ckptool migrate {file} -m {module} --dry-run --save-plan PLAN`, decide in PLAN "
+        "what is open, and name it with --plan, or in `plans` of the configuration.",
+        example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
+    ),
+)
+def find_missing_migrations(fixture: FixtureResult) -> Iterator[RuleHit]:
+    if not fixture.route:
+        quoted_path = shlex.quote(fixture.path)
+        yield hit(fixture.path, module=fixture.module, reason=fixture.reason, file=quoted_path)
+
+
+def _iter_shape_or_dtype_hits(diff: CheckpointDiff | ContractDiff) -> Iterator[RuleHit]:
+    for change in diff.changes:
+        if not isinstance(change, Changed):
+            continue
+        old, new = change.expected, change.actual
+        shape_changed = "shape" in change.fields
+        yield hit(
+            change.key,
+            None if shape_changed or old.layout != new.layout else Level.WARNING,
+            old=f"{old.dtype} {list(old.shape)}",
+            new=f"{new.dtype} {list(new.shape)}",
+            diagnosis=f": {describe_shape_change(old.shape, new.shape)}" if shape_changed else "",
+        )
+
+
+def _build_name_facts(diff: ContractDiff) -> dict[str, object]:
+    return {"old": diff.old.name, "new": diff.new.name}
+
+
+def _format_rename_clause(new_key: str, proof: str) -> str:
+    return f"; it is probably `{new_key}` now ({proof})" if new_key else ""
+
+
+def _choose_added_level(diff: ContractDiff, key: str) -> Level | None:
+    """Return the level of a key that old files lack.
+
+    NOTE if a fixture proves the migration, WARNING if the value is derivable, None (the rule's
+    default) if no migration is known.
+    """
+    if key in diff.proved_keys:
+        return Level.NOTE
+    return Level.WARNING if key in diff.migrations_for_added else None
+
+
+def _format_migration_clause(diff: ContractDiff, key: str) -> str:
+    migration = diff.migrations_for_added.get(key, "")
+    return f": {migration}" if migration else ""
+
+
+def _describe_persistence(entry: ContractEntry) -> str:
+    if entry.saved:
+        is_registered = entry.kind in {Kind.BUFFER, Kind.PARAMETER}
+        return f"a saved {entry.kind}" if is_registered else "saved"
+    return _UNSAVED_KIND_TEXT[entry.kind] if entry.kind else "not saved"
+
+
+def _describe_lost_value(entry: ContractEntry) -> str:
+    """Describe the loss if a value is not saved any more; "" if it still is."""
+    if entry.saved:
+        return ""
+    if entry.constancy is Constancy.CONSTANT:
+        return ": old files have a key too many"
+    if entry.constancy is None:
+        return ": its value in old files is dropped"
+    return f": its value is {entry.constancy}, so a load does not bring it back"
+
+
+def _choose_remedy(diff: ContractDiff, key: str) -> str:
+    if key in diff.proved_keys:
+        return "Nothing, as long as the way there is released with the code."
+    if key in diff.migrations_for_added:
+        return "Tell users to run `ckptool migrate`, and prove with --fixtures that it works."
+    return "Give old files a migration (`ckptool migrate`), and prove it with --fixtures."

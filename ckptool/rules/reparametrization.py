@@ -1,0 +1,142 @@
+"""CK217, CK218: parameters that file and module keep in different forms."""
+
+import json
+from collections.abc import Iterator
+
+from ckptool.compare.fused_projections import FusedProjection
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.reparametrization import ParametrizationStyle, Reparametrization
+from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK217",
+        name="reparam-style-mismatch",
+        level=Level.WARNING,
+        message="`{key}` is kept by {have} in the file and by {want} in the module{bridge}",
+        why=(
+            "Normalised and pruned layers save other tensors than the weight that they compute "
+            "with, and torch has two sets of names for them. With strict=False the layer stays at "
+            "random."
+        ),
+        fix="Bring both to one form. {remedy}",
+        example=(
+            "old = nn.utils.spectral_norm(nn.Linear(3, 3))\n"
+            "new = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))\n"
+            "new.load_state_dict(old.state_dict())"
+        ),
+    ),
+)
+def find_reparametrization_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for reparametrization in diff.reparametrizations:
+        yield hit(
+            reparametrization.parameter,
+            Level.NOTE if reparametrization.handled_by_torch_hook else None,
+            have=_describe_style(reparametrization.file_style),
+            want=_describe_style(reparametrization.module_style),
+            bridge=(
+                ": torch's own hook renames it while it loads"
+                if reparametrization.handled_by_torch_hook
+                else ""
+            ),
+            remedy=_describe_reparametrization_fix(reparametrization, format_migrate_command(diff)),
+            keys=[*reparametrization.file_keys, *reparametrization.module_keys],
+            renames=dict(reparametrization.renames),
+        )
+
+
+def _describe_style(style: ParametrizationStyle) -> str:
+    return (
+        style.value if style is not ParametrizationStyle.PLAIN else "itself, as a plain parameter,"
+    )
+
+
+def _describe_reparametrization_fix(reparametrization: Reparametrization, command: str) -> str:
+    if reparametrization.handled_by_torch_hook:
+        return f"Nothing to load it; for loaders that compare names themselves: {command}"
+    if reparametrization.renames:
+        return f"Only the names differ: {command}"
+    parameter = reparametrization.parameter
+    if (
+        reparametrization.file_style is ParametrizationStyle.PRUNED
+        and reparametrization.module_style is ParametrizationStyle.PLAIN
+    ):
+        return f"The mask can be multiplied in for good: {command}"
+    if reparametrization.file_style is ParametrizationStyle.PLAIN:
+        return (
+            "Load the plain file into the module before it is wrapped"
+            f" ({reparametrization.module_style}), and save its state_dict then"
+        )
+    codes = {
+        ParametrizationStyle.OLD_WEIGHT_NORM: "weight = torch._weight_norm({v}, {g}, 0)",
+        ParametrizationStyle.NEW_WEIGHT_NORM: "weight = torch._weight_norm({v}, {g}, 0)",
+    }
+    code = codes.get(reparametrization.file_style)
+    if code is not None and reparametrization.module_style is ParametrizationStyle.PLAIN:
+        g, v = (f'state_dict["{key}"]' for key in reparametrization.file_keys)
+        return f"Compute what the layer computed (dim=0): {code.format(g=g, v=v)}"
+    return (
+        f"Wrap `{parameter}` in the module as it was when the file was saved"
+        f" ({reparametrization.file_style}), load, and take that off or change it then"
+    )
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK218",
+        name="fused-split-mismatch",
+        level=Level.WARNING,
+        message="`{key}` {shape}, {where}, is as large as {pieces} together{other}",
+        why=(
+            "A refactor fused the projections of query, key and value, or took them apart. The"
+            " order within the fused tensor is the old code's choice (q, k, v; k, v, q; interleaved"
+            " by head): shapes do not tell it, and a wrong order loads without an error."
+        ),
+        fix=(
+            "Look up the order in the code that has the fused tensor, put the keys of this plan "
+            "into it, and run ckptool migrate with --plan and --input. In plan.toml: {plan}"
+        ),
+        example=(
+            'state = {"attn.qkv.weight": torch.ones(12, 4)}\n'
+            'expected = ["attn.q.weight", "attn.k.weight", "attn.v.weight"]  # each [4, 4]'
+        ),
+    ),
+)
+def find_projection_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    expected = {
+        key: module_tensor.tensor for key, module_tensor in diff.module.saved_tensors.items()
+    }
+    for projection in diff.fused_projections:
+        fused_tensor = (diff.state.tensors if projection.needs_split else expected)[
+            projection.fused_key
+        ]
+        yield hit(
+            projection.fused_key,
+            shape=list(fused_tensor.shape),
+            where="unexpected in the file" if projection.needs_split else "missing from the file",
+            pieces=", ".join(f"`{piece}`" for piece in projection.piece_keys),
+            other=", which are missing" if projection.needs_split else ", which are unexpected",
+            plan=_format_plan_operation(projection),
+            keys=[projection.fused_key, *projection.piece_keys],
+        )
+
+
+def _format_plan_operation(projection: FusedProjection) -> str:
+    """Return the split or concat operation as one line of TOML for a plan file."""
+    fields: dict[str, object] = {"op": "split" if projection.needs_split else "concat"}
+    fused_key, piece_keys = projection.fused_key, list(projection.piece_keys)
+    fields |= (
+        {"key": fused_key, "into": piece_keys}
+        if projection.needs_split
+        else {"keys": piece_keys, "into": fused_key}
+    )
+    if projection.dim:
+        fields["dim"] = projection.dim
+    if projection.needs_split and len(set(projection.piece_sizes)) > 1:
+        fields["sizes"] = list(projection.piece_sizes)
+    toml_fields = ", ".join(f"{name} = {json.dumps(value)}" for name, value in fields.items())
+    return f"ops = [{{{toml_fields}}}]"

@@ -1,0 +1,164 @@
+"""Verification, ForwardEffects, UsageChanges -> hits: run-time problems (CK107, CK113, CK70x)."""
+
+from collections.abc import Iterator
+
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.verification.result import (
+    DeviceMismatch,
+    ForwardEffects,
+    PythonChange,
+    UsageChanges,
+    Verification,
+)
+
+
+@check(
+    ForwardEffects,
+    Rule(
+        code="CK107",
+        name="python-state-mutated",
+        level=Level.WARNING,
+        message="`{key}` of {owner} is a plain Python value that a forward pass changed from "
+        "{before} to {after}: no checkpoint has it",
+        why="Flags and counters kept as Python values start again after a load. A flag such as "
+        "`initialized` then runs its data-dependent set-up over the loaded weights.",
+        fix='Keep it as a buffer: self.register_buffer("{name}", torch.tensor({before}))',
+        example="class Net(nn.Module):\n"
+        "    initialized = False\n"
+        "\n"
+        "    def forward(self, x):\n"
+        "        if not self.initialized:\n"
+        "            self.initialized = True\n"
+        "        return x",
+    ),
+)
+def find_mutated_python_state(effects: ForwardEffects) -> Iterator[RuleHit]:
+    for change in effects.changed_values:
+        yield _build_change_hit(change)
+
+
+@check_other_subject(
+    UsageChanges,
+    "CK107",
+    message="`{key}` of {owner} is a plain Python value that changed from {before} to {after} "
+    "{since}: no checkpoint has it",
+)
+def find_lost_python_state(usage_changes: UsageChanges) -> Iterator[RuleHit]:
+    for change in usage_changes.changed_values:
+        yield _build_change_hit(change, since=usage_changes.since)
+
+
+def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
+    return hit(
+        change.path,
+        Level.ERROR if change.is_flag else None,
+        owner=change.owner_class,
+        before=change.old_text,
+        after=change.new_text,
+        name=change.path.rsplit(".", 1)[-1],
+        **extra_facts,
+    )
+
+
+@check(
+    Verification,
+    Rule(
+        code="CK113",
+        name="roundtrip-output-mismatch",
+        level=Level.ERROR,
+        message="saved and loaded into a fresh instance, {module} computes something else: {how}",
+        why="All keys matched, and the model is another one: something that forward uses is not "
+        "in the state_dict, and the constructor does not make it again.",
+        fix="Run `ckptool audit -m {module}`: it names all state that a state_dict does not hold.",
+        example="class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.perm = torch.randperm(8)\n"
+        "\n"
+        "    def forward(self, x):\n"
+        "        return x[:, self.perm]",
+    ),
+)
+def find_round_trip_mismatch(verification: Verification) -> Iterator[RuleHit]:
+    if verification.round_trip_difference:
+        yield hit("", module=verification.module, how=verification.round_trip_difference)
+
+
+@check_other_subject(ForwardEffects, "CK113")
+def find_round_trip_mismatch_after_forward(effects: ForwardEffects) -> Iterator[RuleHit]:
+    if effects.round_trip_difference:
+        yield hit("", module=effects.module, how=effects.round_trip_difference)
+
+
+@check(
+    Verification,
+    Rule(
+        code="CK701",
+        name="meta-uninitialised-buffer",
+        level=Level.WARNING,
+        message="`{key}` has no value after a build on meta and load_state_dict(assign=True)",
+        why="Large models are built on meta and filled from the file. What the file lacks stays "
+        "on meta, or comes up uninitialised after to_empty(), though the constructor computes it.",
+        fix="Save it (drop persistent=False, or register it), or compute it after loading.",
+        example='with torch.device("meta"):\n'
+        '    model = Net()  # has register_buffer("inv_freq", ..., persistent=False)\n'
+        "model.load_state_dict(state, assign=True)",
+    ),
+)
+def find_uninitialised_on_meta(verification: Verification) -> Iterator[RuleHit]:
+    for path in verification.uninitialized_paths:
+        yield hit(path)
+
+
+@check(
+    Verification,
+    Rule(
+        code="CK702",
+        name="assign-unties",
+        level=Level.WARNING,
+        message="`{key}` is one tensor with {others}, and no longer after "
+        "load_state_dict(assign=True)",
+        why="assign=True puts a new parameter in each place. Tied weights come apart: they train "
+        "to different values, and take their memory twice on a device.",
+        fix="Tie them again after loading, for example model.tie_weights().",
+        example="model.head.weight = model.emb.weight\nmodel.load_state_dict(state, assign=True)",
+    ),
+)
+def find_ties_broken_by_assign(verification: Verification) -> Iterator[RuleHit]:
+    for first_name, *other_names in verification.broken_ties:
+        yield hit(first_name, others=", ".join(f"`{name}`" for name in other_names))
+
+
+@check_other_subject(
+    Verification,
+    "CK110",
+    message="`{key}` is on {device}, and {op} needs it on {needed}{at}: it is {what}{inside}",
+    fix="{remedy}",
+)
+def find_device_mismatches(verification: Verification) -> Iterator[RuleHit]:
+    for mismatch in verification.device_mismatches:
+        yield hit(
+            mismatch.attribute or "a tensor of forward",
+            device=mismatch.devices[0],
+            needed=mismatch.devices[1],
+            op=mismatch.op,
+            at=f" at {mismatch.where}" if mismatch.where else "",
+            where=mismatch.where,
+            what=mismatch.description,
+            inside=f" (forward of `{mismatch.module}`)" if mismatch.module else "",
+            module=mismatch.module,
+            remedy=_describe_device_fix(mismatch),
+        )
+
+
+def _describe_device_fix(mismatch: DeviceMismatch) -> str:
+    if mismatch.devices[1] == "cpu":
+        return "Bring it back with .cpu() first."
+    if not mismatch.attribute:
+        return "Make it on the device of what it meets (device=x.device), or move it: .to(x.device)"
+    name = mismatch.attribute.rsplit(".", 1)[-1].split("[", 1)[0]
+    location_prefix = f"In {mismatch.assigned_at}: " if mismatch.assigned_at else ""
+    if "numpy" in mismatch.description:
+        return f'{location_prefix}self.register_buffer("{name}", torch.as_tensor(...))'
+    persistence_advice = "with persistent=False if it need not be saved"
+    return f'{location_prefix}self.register_buffer("{name}", ...), {persistence_advice}.'

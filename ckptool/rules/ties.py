@@ -1,0 +1,138 @@
+"""CK50x: keys that share memory."""
+
+from collections.abc import Iterator
+
+from ckptool.compare.checkpoint_diff import CheckpointDiff
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.model import Checkpoint, group_by_storage, tied_keys
+from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK501",
+        name="tie-group-mismatch",
+        level=Level.ERROR,
+        message="`{key}` and {others} are one tensor in {who}{effect}",
+        why=(
+            "Tied weights are one tensor under two names. A file that does not agree lacks a name, "
+            "or brings a tie to a module that trains the two apart."
+        ),
+        fix="Let file and module agree on what is tied. {remedy}",
+        example=(
+            "model.head.weight = model.emb.weight\n"
+            'save_file({"emb.weight": model.emb.weight}, "model.safetensors")\n'
+            'model.load_state_dict(load_file("model.safetensors"))  # head.weight is missing'
+        ),
+    ),
+)
+def find_tie_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for key, file_key in diff.tied_missing_keys.items():
+        is_restored = key in diff.retied_keys
+        lenient_advice = "load with strict=False: nothing is lost"
+        loader_advice = (
+            "safetensors.torch.load_model(module, path) does; where load_state_dict() is called"
+        )
+        yield hit(
+            key,
+            Level.NOTE if is_restored else Level.WARNING,
+            others=f"`{file_key}`",
+            who="the module",
+            effect=f"; the file has it as `{file_key}` only, as safetensors does",
+            remedy=(
+                f"{loader_advice}, {lenient_advice}"
+                if is_restored
+                else f"{format_migrate_command(diff)}; or {lenient_advice}"
+            ),
+            keys=[key, file_key],
+        )
+    yield from _find_untied_groups(diff)
+
+
+def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
+    """Yield groups of keys that are tied in the file and not in the module."""
+    saved_tensors = diff.module.saved_tensors
+    module_groups = tied_keys(module_tensor.tensor for module_tensor in saved_tensors.values())
+    group_numbers = {key: number for number, group in enumerate(module_groups) for key in group}
+    for group in tied_keys(diff.state.tensors.values()):
+        saved_keys = [key for key in group if key in saved_tensors]
+        group_ids = {group_numbers.get(key, key) for key in saved_keys}
+        if len(group_ids) > 1:
+            yield hit(
+                saved_keys[0],
+                Level.NOTE,
+                others=_quote_keys(tuple(saved_keys[1:])),
+                who="the file",
+                effect=", and the module holds them apart: they load equal and train apart",
+                remedy=(
+                    "Tie them in the module if they belong together: "
+                    "module.head.weight = module.embedding.weight, for example."
+                ),
+                keys=saved_keys,
+            )
+
+
+def _quote_keys(keys: tuple[str, ...]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK503",
+        name="shared-storage",
+        level=Level.NOTE,
+        message="`{key}` shares its storage with {others}: {how}",
+        why="Tied weights come apart when they are copied one by one, and safetensors refuses "
+        "tensors that share memory.",
+        fix="Keep the tie in the module; for safetensors save one of the names and tie again "
+        "after loading.",
+        example="head.weight = embedding.weight\n"
+        'torch.save({"emb": embedding.weight, "head": head.weight}, path)',
+    ),
+)
+def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for state in checkpoint.states:
+        for group in group_by_storage(state.tensors.values()):
+            keys = [tensor.key for tensor in group]
+            is_tied = tied_keys(group) == (tuple(keys),)
+            yield hit(
+                keys[0],
+                others=", ".join(f"`{key}`" for key in keys[1:4]) + (" ..." if keys[4:] else ""),
+                how="they are one tensor (tied)" if is_tied else "they are views of it",
+                keys=keys,
+            )
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK502",
+        name="tied-diverged",
+        level=Level.ERROR,
+        message="`{key}` and `{other}` are one tensor (tied), and have different values here",
+        why="Loading writes both values into one tensor: the later one wins, and the other is lost "
+        "without a word.",
+        fix='Decide which one was trained, and save both from it: state_dict["{other}"] = '
+        'state_dict["{key}"], or the other way round.',
+        example="model.head.weight = model.emb.weight\n"
+        'state = {"emb.weight": torch.zeros(3, 2), "head.weight": torch.ones(3, 2)}\n'
+        "model.load_state_dict(state)  # emb.weight is all ones now",
+    ),
+)
+def find_diverged_ties(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for key, other_key in diff.diverged_ties:
+        yield hit(key, other=other_key)
+
+
+@check_other_subject(
+    CheckpointDiff,
+    "CK502",
+    message="`{key}` and `{other}` are one tensor (tied) in the old file, and have different "
+    "values in the new one",
+)
+def find_ties_diverged_in_new(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    for key, other_key in diff.diverged_ties:
+        yield hit(key, other=other_key)

@@ -1,0 +1,1 @@
+"""Elements of described tensors: bytes, fingerprints, equality, statistics, previews."""

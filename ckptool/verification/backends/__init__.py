@@ -1,0 +1,1 @@
+"""Devices a forward pass runs on: CPU, CUDA, the simulated device."""

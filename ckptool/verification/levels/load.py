@@ -1,0 +1,174 @@
+"""ModuleDiff x ModuleFactory -> level "load": strict load, and load by assign on a meta build."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
+from ckptool.errors import ModuleError
+from ckptool.model import Skipped
+from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.modules.walk import walk_module
+from ckptool.verification.load_tensors import load_tensors
+from ckptool.verification.module_factory import ModuleFactory
+from ckptool.verification.result import LevelResult, LevelStatus, VerificationLevel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModuleFactory:
+    """Creates instances of a module with a checkpoint's tensors loaded."""
+
+    factory: ModuleFactory
+    module_diff: ModuleDiff
+    tensors: Mapping[str, Any]
+    """Tensors by key, with keys rewritten to the module's by the diff's PrefixRewrite."""
+
+    def create_module(self, seed: int = 0) -> nn.Module:
+        """Return a fresh instance with all tensors of matching key and shape loaded.
+
+        Raises:
+            ModuleError: it cannot be built, or loading raises.
+        """
+        module = self.factory.create_module(seed)
+        mismatched_keys = {change.key for change in self.module_diff.shape_mismatches}
+        loadable = _copy_metadata(
+            self.tensors,
+            {key: tensor for key, tensor in self.tensors.items() if key not in mismatched_keys},
+        )
+        load_matching_tensors(module, loadable, self.factory.target)
+        return module
+
+
+@dataclass(frozen=True, slots=True)
+class MetaLoadResult:
+    """Result of a build on meta and `load_state_dict(assign=True)`; fields as in Verification."""
+
+    uninitialized_paths: tuple[str, ...] = ()
+    broken_ties: tuple[tuple[str, ...], ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
+def load_module_factory(factory: ModuleFactory, module_diff: ModuleDiff) -> LoadedModuleFactory:
+    """Load the tensors of the compared state into memory.
+
+    Raises:
+        ReadError: they cannot be read.
+    """
+    keys = module_diff.rewrite.key_map if module_diff.rewrite else {}
+    tensors = load_tensors(module_diff.checkpoint, module_diff.state, keys)
+    tensors.update(
+        {name: tensors[saved_key] for name, saved_key in module_diff.retied_keys.items()}
+    )
+    return LoadedModuleFactory(factory, module_diff, tensors)
+
+
+def load_matching_tensors(module: nn.Module, tensors: Mapping[str, Any], target: str) -> None:
+    """Load `tensors` with strict=False.
+
+    Raises:
+        ModuleError: `load_state_dict` raises.
+    """
+    try:
+        with user_code():
+            module.load_state_dict(tensors, strict=False)
+    except UserCodeError as error:
+        raise ModuleError(target, f"load_state_dict() raised {error}") from error
+
+
+def check_strict_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
+    """Load the file's tensors under their own keys with strict=True into a fresh instance."""
+    module_diff = loaded_factory.module_diff
+    file_keys = (
+        {module_key: file_key for file_key, module_key in module_diff.rewrite.key_map.items()}
+        if module_diff.rewrite
+        else {}
+    )
+    file_tensors = _copy_metadata(
+        loaded_factory.tensors,
+        {file_keys.get(key, key): tensor for key, tensor in loaded_factory.tensors.items()},
+    )
+    module = loaded_factory.factory.create_module()
+    try:
+        with user_code():
+            module.load_state_dict(file_tensors, strict=True)
+    except UserCodeError as error:
+        return LevelResult(
+            VerificationLevel.LOAD,
+            LevelStatus.FAILED,
+            _explain_obstacles(module_diff) or f"it raised {error}",
+            "cpu",
+        )
+    count_text = (
+        f"{len(module_diff.matched_keys)} of {len(module_diff.module.saved_tensors)} tensors of the"
+        " module were in the file"
+    )
+    tied_text = (
+        f"tied again, as safetensors keeps one name: {_format_keys(tuple(module_diff.retied_keys))}"
+    )
+    return LevelResult(
+        VerificationLevel.LOAD,
+        LevelStatus.PASSED,
+        "",
+        "cpu",
+        (count_text, tied_text) if module_diff.retied_keys else (count_text,),
+    )
+
+
+def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
+    """Build on meta, load with assign=True; return tensors left on meta and broken ties."""
+    check_name = "loading with assign=True on a meta build"
+    if not loaded_factory.factory.can_rebuild:
+        return MetaLoadResult(skipped=(Skipped(check_name, "an instance cannot be built again"),))
+    if not loaded_factory.module_diff.is_strict and not loaded_factory.module_diff.rewrite:
+        return MetaLoadResult(skipped=(Skipped(check_name, "the file does not load as it is"),))
+    try:
+        module = loaded_factory.factory.create_module(on_meta=True)
+        old_ties = _find_tied_names(module)
+        with user_code():
+            module.load_state_dict(loaded_factory.tensors, strict=False, assign=True)
+    except (ModuleError, UserCodeError) as error:
+        return MetaLoadResult(skipped=(Skipped(check_name, str(error)),))
+    uninitialized_paths = (
+        found_tensor.path
+        for found_tensor in walk_module(module).tensors
+        if isinstance(found_tensor.value, Tensor) and found_tensor.value.is_meta
+    )
+    new_ties = _find_tied_names(module)
+    return MetaLoadResult(
+        tuple(uninitialized_paths), tuple(tie for tie in old_ties if tie not in new_ties)
+    )
+
+
+def _explain_obstacles(module_diff: ModuleDiff) -> str:
+    text = strict_load_obstacles(module_diff)
+    if module_diff.rewrite and text:
+        text = f"{text}; the rest was checked with the keys rewritten (CK209)"
+    return text
+
+
+def _format_keys(keys: tuple[str, ...]) -> str:
+    return ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+
+
+def _copy_metadata(original: Mapping[str, Any], tensors: dict[str, Any]) -> Mapping[str, Any]:
+    """Return `tensors` with the `_metadata` (module versions) of `original`, if it has any."""
+    versions = getattr(original, "_metadata", None)
+    if versions is None:
+        return tensors
+    copy = type(original)(tensors)  # type: ignore[call-arg]
+    copy._metadata = versions  # type: ignore[attr-defined]  # noqa: SLF001
+    return copy
+
+
+def _find_tied_names(module: nn.Module) -> list[tuple[str, ...]]:
+    """Return the groups of two or more names of one parameter or buffer."""
+    groups: dict[int, list[str]] = {}
+    named_tensors = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    for name, tensor in named_tensors:
+        groups.setdefault(id(tensor), []).append(name)
+    return [tuple(names) for names in groups.values() if len(names) > 1]

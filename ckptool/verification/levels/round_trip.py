@@ -1,0 +1,213 @@
+"""Save and load into another instance -> levels "round trip" and "survival"."""
+
+import io
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ckptool.errors import ModuleError
+from ckptool.model import Constancy, Kind, ModuleInfo
+from ckptool.modules.tensor_info import have_same_bytes, is_lazy
+from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.modules.walk import walk_module
+from ckptool.verification.backends import cpu
+from ckptool.verification.forward_pass import Inputs
+from ckptool.verification.levels.load import LoadedModuleFactory, load_matching_tensors
+from ckptool.verification.module_factory import ModuleFactory
+from ckptool.verification.output_diff import compare_outputs
+from ckptool.verification.result import LevelResult, LevelStatus, VerificationLevel
+
+_NOT_REBUILDABLE = "an instance cannot be built again: name its class to know"
+_OTHER_SEED = 1
+
+
+class InstanceFactory(Protocol):
+    """Creates equal instances; its `factory` builds others under another seed."""
+
+    @property
+    def factory(self) -> ModuleFactory: ...
+
+    def create_module(self) -> nn.Module: ...
+
+
+def check_round_trip(
+    instance_factory: InstanceFactory, inputs: Inputs | None, reason: str
+) -> tuple[LevelResult, str]:
+    """Save, load into an instance built under another seed, and compare the outputs of both.
+
+    Returns:
+        The level, and the difference of the outputs as text, "" if none.
+    """
+    skip_reason = (
+        reason
+        if inputs is None
+        else ""
+        if instance_factory.factory.can_rebuild
+        else _NOT_REBUILDABLE
+    )
+    if inputs is None or skip_reason:
+        return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.SKIPPED, skip_reason), ""
+    module = instance_factory.create_module()
+    try:
+        reloaded_module = _save_and_reload(instance_factory, module)
+    except (ModuleError, UserCodeError) as error:
+        failure = f"saving and loading raised {error}"
+        return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.FAILED, failure, "cpu"), ""
+    first_pass, second_pass = (
+        cpu.run_on_cpu(module, inputs),
+        cpu.run_on_cpu(reloaded_module, inputs),
+    )
+    pass_error = first_pass.error or second_pass.error
+    if pass_error is not None:
+        failure = f"the pass on the CPU raised {pass_error}"
+        return (
+            LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.INCONCLUSIVE, failure, "cpu"),
+            "",
+        )
+    output_difference = compare_outputs(second_pass.output, first_pass.output)
+    if output_difference.is_exact:
+        return (
+            LevelResult(
+                VerificationLevel.ROUND_TRIP,
+                LevelStatus.PASSED,
+                "",
+                "cpu",
+                (output_difference.summary,),
+            ),
+            "",
+        )
+    repeat_difference = compare_outputs(
+        cpu.run_on_cpu(instance_factory.create_module(), inputs).output, first_pass.output
+    )
+    if not repeat_difference.is_exact:
+        nondeterminism = "two passes of the same module under the same seed differ"
+        return (
+            LevelResult(
+                VerificationLevel.ROUND_TRIP, LevelStatus.INCONCLUSIVE, nondeterminism, "cpu"
+            ),
+            "",
+        )
+    text = f"{output_difference.first_difference}, {output_difference.summary}"
+    return LevelResult(VerificationLevel.ROUND_TRIP, LevelStatus.FAILED, text, "cpu"), text
+
+
+def check_survival(
+    loaded_factory: LoadedModuleFactory, module_info: ModuleInfo
+) -> tuple[LevelResult, tuple[str, ...]]:
+    """Change all state, save, load into a fresh instance, and find state that was not restored.
+
+    Returns:
+        The level, and the paths of lost state; without buffers that are meant not to be saved.
+    """
+    if not loaded_factory.factory.can_rebuild:
+        return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.SKIPPED, _NOT_REBUILDABLE), ()
+    try:
+        module = loaded_factory.create_module()
+        with torch.no_grad(), user_code():
+            _change_state(module)
+        reloaded_module = _save_and_reload(loaded_factory, module)
+    except (ModuleError, UserCodeError) as error:
+        failure = f"changing, saving and loading raised {error}"
+        return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.INCONCLUSIVE, failure, "cpu"), ()
+    lost_paths = _find_lost_paths(module, reloaded_module)
+    rebuilt_paths = tuple(path for path in lost_paths if _is_rebuilt(module_info, path))
+    unexpected_paths = tuple(path for path in lost_paths if path not in rebuilt_paths)
+    details = (
+        (
+            (
+                "not saved, as registered, and rebuilt by the constructor:"
+                f" {_format_paths(rebuilt_paths)}"
+            ),
+        )
+        if rebuilt_paths
+        else ()
+    )
+    if unexpected_paths:
+        reason = f"changed, saved, loaded, and lost: {_format_paths(unexpected_paths)}"
+        return (
+            LevelResult(VerificationLevel.SURVIVAL, LevelStatus.FAILED, reason, "cpu", details),
+            unexpected_paths,
+        )
+    return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.PASSED, "", "cpu", details), ()
+
+
+def _save_and_reload(instance_factory: InstanceFactory, module: nn.Module) -> nn.Module:
+    """Return an instance built under another seed, with the state of `module` saved and loaded."""
+    reloaded_module = instance_factory.factory.create_module(_OTHER_SEED)
+    file = io.BytesIO()
+    with user_code():
+        torch.save(module.state_dict(), file)
+        file.seek(0)
+        state_dict: Mapping[str, Any] = torch.load(file, weights_only=True)
+    load_matching_tensors(reloaded_module, state_dict, instance_factory.factory.target)
+    return reloaded_module
+
+
+def _change_state(module: nn.Module) -> None:
+    """Change every storage and every array that `module` holds, each once."""
+    visited: set[int] = set()
+    for found_tensor in walk_module(module).tensors:
+        value = found_tensor.value
+        if not isinstance(value, Tensor):
+            if value.dtype.kind in "biufc" and value.flags.writeable:
+                value[...] = value + 1 if value.dtype.kind != "b" else ~value
+        elif not (is_lazy(value) or value.layout is not torch.strided or value.is_quantized):
+            storage = value.untyped_storage()
+            if storage._cdata not in visited and storage.nbytes():  # noqa: SLF001
+                visited.add(storage._cdata)  # noqa: SLF001
+                _change_elements(_view_storage(value))
+
+
+def _view_storage(tensor: Tensor) -> Tensor:
+    """Return a 1-D view of the whole storage of `tensor`, in its dtype."""
+    storage = tensor.untyped_storage()
+    count = storage.nbytes() // tensor.element_size()
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, (count,), (1,))
+
+
+def _change_elements(flat: Tensor) -> None:
+    if flat.dtype == torch.bool:
+        flat.logical_not_()
+    elif flat.dtype.itemsize == 1 and flat.dtype.is_floating_point:
+        # No arithmetic for 8-bit floats: flip a bit instead.
+        flat.view(torch.uint8).bitwise_xor_(1)
+    else:
+        changed_elements = flat + 1
+        if flat.dtype.is_floating_point:
+            # x + 1 leaves large numbers, infinity and NaN unchanged: set those to 0.
+            changed_elements = torch.where(
+                (changed_elements == flat) | ~torch.isfinite(flat),
+                torch.zeros_like(flat),
+                changed_elements,
+            )
+        flat.copy_(changed_elements)
+
+
+def _find_lost_paths(module: nn.Module, reloaded_module: nn.Module) -> tuple[str, ...]:
+    reloaded_values = {
+        found_tensor.path: found_tensor.value
+        for found_tensor in walk_module(reloaded_module).tensors
+    }
+    return tuple(
+        found_tensor.path
+        for found_tensor in walk_module(module).tensors
+        if found_tensor.path not in reloaded_values
+        or have_same_bytes(found_tensor.value, reloaded_values[found_tensor.path]) is False
+    )
+
+
+def _is_rebuilt(module_info: ModuleInfo, path: str) -> bool:
+    """Whether it is a non-persistent buffer that every build recreates with the same value."""
+    module_tensor = module_info.tensors.get(path)
+    return (
+        module_tensor is not None
+        and module_tensor.kind is Kind.NON_PERSISTENT_BUFFER
+        and module_tensor.constancy is Constancy.CONSTANT
+    )
+
+
+def _format_paths(paths: tuple[str, ...]) -> str:
+    shown = ", ".join(f"`{path}`" for path in paths[:5])
+    return shown + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")

@@ -1,0 +1,98 @@
+"""State of a checkpoint -> torch tensors, from their byte spans, without unpickling if possible."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ckptool.errors import ReadError
+from ckptool.formats.files.source import open_local_copy
+from ckptool.model import Checkpoint, StateDict, TensorInfo
+from ckptool.tensors.elements import iter_elements, unreadable_reason
+
+
+def load_tensors(
+    checkpoint: Checkpoint, state: StateDict, keys: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the argument of `load_state_dict`: tensors by key, renamed by `keys` (old -> new).
+
+    Tensors tied in the file are one tensor in the result.
+
+    Raises:
+        ReadError: an entry is not plain bytes, and torch.load(weights_only=True) fails as well.
+    """
+    tensors: OrderedDict[str, Any] = OrderedDict()
+    torch_state: Mapping[str, Any] | None = None
+    tensors_by_view: dict[object, Tensor] = {}
+    for key, info in state.tensors.items():
+        if _is_plain_bytes(info):
+            # Tied in the file: one tensor here too.
+            view = (info.storage or key, info.storage_offset, info.shape, info.stride, info.dtype)
+            if view not in tensors_by_view:
+                tensors_by_view[view] = _read_tensor(info)
+            tensors[keys.get(key, key)] = tensors_by_view[view]
+        else:
+            torch_state = (
+                torch_state if torch_state is not None else _load_with_torch(checkpoint, state.at)
+            )
+            tensors[keys.get(key, key)] = _get_value(torch_state, key, checkpoint)
+    if state.non_tensors:
+        torch_state = (
+            torch_state if torch_state is not None else _load_with_torch(checkpoint, state.at)
+        )
+        tensors.update(
+            {
+                keys.get(key, key): torch_state[key]
+                for key in state.non_tensors
+                if key in torch_state
+            }
+        )
+    if state.versions is not None:
+        versions = {prefix: {"version": version} for prefix, version in state.versions.items()}
+        tensors._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+    return tensors
+
+
+def read_plain_tensor(info: TensorInfo) -> Tensor | None:
+    """Return the tensor that `info` describes as a copy, None if it is not plain bytes."""
+    return _read_tensor(info) if _is_plain_bytes(info) else None
+
+
+def _is_plain_bytes(info: TensorInfo) -> bool:
+    has_components = bool(info.parts) and info.layout != "chunked"
+    has_torch_dtype = isinstance(getattr(torch, info.dtype, None), torch.dtype)
+    return has_torch_dtype and not has_components and not unreadable_reason(info)
+
+
+def _read_tensor(info: TensorInfo) -> Tensor:
+    buffer = bytearray()
+    for piece in iter_elements(info):
+        buffer += piece
+    dtype: torch.dtype = getattr(torch, info.dtype)
+    if not buffer:
+        return torch.empty(info.shape, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype).reshape(info.shape)
+
+
+def _load_with_torch(checkpoint: Checkpoint, at: str) -> Mapping[str, Any]:
+    try:
+        with open_local_copy(checkpoint.path) as path:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        for step in at.split(".") if at else ():
+            state = state[step]
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ReadError(
+            checkpoint.path, f"has more than plain bytes, and torch refuses it: {reason}"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise ReadError(checkpoint.path, f"there is no mapping at `{at or '.'}`")
+    return state
+
+
+def _get_value(state: Mapping[str, Any], key: str, checkpoint: Checkpoint) -> Any:
+    if key not in state:
+        raise ReadError(checkpoint.path, f"torch does not find `{key}` in it")
+    return state[key]

@@ -1,0 +1,87 @@
+"""ModuleSpec or live nn.Module -> ModuleFactory, which creates the instances to verify."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ckptool.errors import ModuleError
+from ckptool.modules.build import preserve_random_state
+from ckptool.modules.import_target import (
+    ModuleSpec,
+    bind_arguments,
+    make_build_error,
+    prepend_search_paths,
+    resolve_target,
+)
+from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.verification.forward_pass import seed_generators
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModuleFactory:
+    """Builds instances from a constructor, or deep-copies the only instance."""
+
+    target: str
+    build: Callable[[], Any] | None = None
+    """Constructor call; None if there is only `instance`."""
+    instance: nn.Module | None = None
+
+    @property
+    def can_rebuild(self) -> bool:
+        """Whether instances are constructed anew rather than copied."""
+        return self.build is not None
+
+    def create_module(self, seed_value: int = 0, *, on_meta: bool = False) -> nn.Module:
+        """Return a new instance, built after seeding the generators with `seed_value`.
+
+        Raises:
+            ModuleError: the constructor raises or gives no nn.Module, or the copy fails.
+        """
+        try:
+            with user_code():
+                if self.build is None:
+                    return copy.deepcopy(self.instance)  # type: ignore[return-value]
+                seed_generators(seed_value)
+                with torch.device("meta") if on_meta else ExitStack():
+                    module = self.build()
+        except UserCodeError as error:
+            raise ModuleError(self.target, f"building it raised {error}") from error
+        if not isinstance(module, nn.Module):
+            raise ModuleError(self.target, f"gave a {type(module).__name__}, not an nn.Module")
+        return module
+
+
+@contextmanager
+def open_module_factory(module: str | nn.Module, spec: ModuleSpec) -> Iterator[ModuleFactory]:
+    """Context manager with the ModuleFactory of a named or live module.
+
+    The module's folders are importable inside, and the random state is restored afterwards.
+
+    Raises:
+        ModuleError: it cannot be imported, or does not accept its arguments.
+    """
+    with prepend_search_paths(spec), preserve_random_state():
+        class_or_instance = module if isinstance(module, nn.Module) else resolve_target(spec)
+        if isinstance(class_or_instance, nn.Module):
+            yield ModuleFactory(spec.target, instance=class_or_instance)
+            return
+        constructor_arguments = bind_arguments(spec, class_or_instance)
+        yield ModuleFactory(
+            spec.target,
+            build=lambda: _build_instance(spec, class_or_instance, constructor_arguments),
+        )
+
+
+def _build_instance(
+    spec: ModuleSpec, function: Any, constructor_arguments: Mapping[str, object]
+) -> Any:
+    try:
+        # A copy, so that one build cannot change the arguments of the next.
+        return function(**copy.deepcopy(dict(constructor_arguments)))
+    except TypeError as error:
+        raise make_build_error(spec, function, UserCodeError(error)) from error

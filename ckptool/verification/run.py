@@ -1,0 +1,198 @@
+"""VerificationTarget x RunDevice x Inputs -> Verification: run all levels in order."""
+
+from typing import Final
+
+from msgspec.structs import replace
+from torch import nn
+
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.model import Kind, Skipped
+from ckptool.verification import inputs as input_sources
+from ckptool.verification import pickled_attributes
+from ckptool.verification.backends import cpu
+from ckptool.verification.forward_pass import Inputs
+from ckptool.verification.levels import device_and_forward, load
+from ckptool.verification.levels.device_and_forward import ForwardResults, RunDevice
+from ckptool.verification.levels.equality import OldNewPair, check_equality
+from ckptool.verification.levels.load import LoadedModuleFactory
+from ckptool.verification.levels.round_trip import check_round_trip, check_survival
+from ckptool.verification.result import (
+    DeviceMismatch,
+    LevelResult,
+    LevelStatus,
+    Verification,
+    VerificationLevel,
+)
+from ckptool.verification.target import VerificationTarget
+
+_MAX_SHOWN: Final = 3
+_SIMULATION_LIMITS: Final = Skipped(
+    "a real CUDA device",
+    "a simulated one proves where tensors are; not CUDA's arithmetic, kernels, memory and autocast",
+)
+
+
+def run_verification(
+    new: VerificationTarget,
+    device: RunDevice,
+    inputs: Inputs | None,
+    old: VerificationTarget | None = None,
+    tolerance: float | None = None,
+) -> Verification:
+    """Run all levels; a level that cannot be run is skipped with a reason, never passed.
+
+    Raises:
+        ModuleError: the module cannot be built.
+        ReadError: tensors of a checkpoint cannot be read.
+        UsageError: forward does not accept `inputs`.
+    """
+    loaded_factory = load.load_module_factory(new.factory, new.module_diff)
+    load_result, meta_result = (
+        load.check_strict_load(loaded_factory),
+        load.check_meta_load(loaded_factory),
+    )
+    usable_inputs, reason = _select_inputs(loaded_factory, inputs)
+    forward_results = _run_forward(loaded_factory, device, usable_inputs) if usable_inputs else None
+    device_levels = (
+        forward_results.levels
+        if forward_results
+        else device_and_forward.skip_device_levels(
+            device, reason, _find_staying_tensors(new.module_diff)
+        )
+    )
+    equality_result = _run_equality(old, forward_results, device, usable_inputs, tolerance)
+    round_trip_result, round_trip_difference = check_round_trip(
+        loaded_factory, usable_inputs, reason
+    )
+    survival_result, lost_paths = check_survival(loaded_factory, new.module_diff.module)
+    return Verification(
+        path=str(new.module_diff.checkpoint.path),
+        module=new.factory.target,
+        device=device.label,
+        levels=(load_result, *device_levels, equality_result, round_trip_result, survival_result),
+        device_mismatches=(
+            tuple(
+                _with_assignment(mismatch, new.module_diff)
+                for mismatch in forward_results.device_mismatches
+            )
+            if forward_results
+            else ()
+        ),
+        round_trip_difference=round_trip_difference,
+        uninitialized_paths=meta_result.uninitialized_paths,
+        broken_ties=meta_result.broken_ties,
+        lost_paths=lost_paths,
+        notes=(f"input: {usable_inputs.source}",) if usable_inputs else (),
+        skipped=(
+            *new.module_diff.checkpoint.skipped,
+            *meta_result.skipped,
+            *_list_simulation_limits(device),
+        ),
+    )
+
+
+def _select_inputs(
+    loaded_factory: LoadedModuleFactory, inputs: Inputs | None
+) -> tuple[Inputs | None, str]:
+    """Return the inputs for forward and "", or None and why there are none."""
+    module = loaded_factory.create_module()
+    candidate_inputs = inputs if inputs is not None else input_sources.inputs_from_module(module)
+    if isinstance(candidate_inputs, str):
+        return None, candidate_inputs
+    if inputs is not None:
+        input_sources.require_matching_inputs(module, candidate_inputs)
+    reason = input_sources.find_signature_mismatch(module, candidate_inputs)
+    return (None, reason) if reason else (candidate_inputs, "")
+
+
+def _run_forward(
+    loaded_factory: LoadedModuleFactory, device: RunDevice, inputs: Inputs
+) -> ForwardResults:
+    return device_and_forward.run_device_levels(device, loaded_factory.create_module, inputs)
+
+
+def _run_equality(
+    old: VerificationTarget | None,
+    forward_results: ForwardResults | None,
+    device: RunDevice,
+    inputs: Inputs | None,
+    tolerance: float | None,
+) -> LevelResult:
+    if old is None:
+        return LevelResult(
+            VerificationLevel.EQUALITY, LevelStatus.SKIPPED, "nothing to compare with: no --against"
+        )
+    if forward_results is None or inputs is None:
+        return LevelResult(
+            VerificationLevel.EQUALITY, LevelStatus.SKIPPED, "there is no input to run them with"
+        )
+    old_factory = load.load_module_factory(old.factory, old.module_diff)
+    if not old.module_diff.is_strict:
+        reason = "the old checkpoint does not load into the old module: name that with --old-module"
+        return LevelResult(VerificationLevel.EQUALITY, LevelStatus.INCONCLUSIVE, reason)
+
+    def create_old_module() -> nn.Module:
+        old_module = old_factory.create_module()
+        pickled_attributes.restore_attributes(old_module, old.pickled_tensors)
+        return old_module
+
+    module = create_old_module()
+    restored_paths = pickled_attributes.find_restorable_paths(module, old.pickled_tensors)
+    old_cpu_pass = cpu.run_on_cpu(module, inputs)
+    old_device_pass = (
+        device_and_forward.run_on_device(device, create_old_module(), inputs)
+        if forward_results.device_pass
+        else None
+    )
+    result = check_equality(
+        OldNewPair(old_cpu_pass, forward_results.cpu_pass),
+        OldNewPair(old_device_pass, forward_results.device_pass),
+        device,
+        tolerance,
+    )
+    return _with_origin_details(result, old, restored_paths)
+
+
+def _with_origin_details(
+    result: LevelResult, old: VerificationTarget, restored_paths: tuple[str, ...]
+) -> LevelResult:
+    """Add the origin of the old module's unsaved tensors, which affect its outputs."""
+    if restored_paths:
+        text = (
+            "the old module has what was pickled beside its state_dict:"
+            f" {_format_keys(restored_paths)}"
+        )
+        result = replace(result, details=(*result.details, text))
+    lost_keys = tuple(
+        key for key in old.module_diff.module.unsaved_tensors if key not in restored_paths
+    )
+    if result.status is LevelStatus.FAILED and lost_keys:
+        text = (
+            f"the old file has no value of {_format_keys(lost_keys)}, and the old module's"
+            " constructor made it: a whole pickled module would have what training made of it"
+        )
+        result = replace(result, reason=f"{result.reason}; {text}")
+    return result
+
+
+def _format_keys(keys: tuple[str, ...]) -> str:
+    suffix = f" and {len(keys) - _MAX_SHOWN} more" if len(keys) > _MAX_SHOWN else ""
+    return ", ".join(f"`{key}`" for key in keys[:_MAX_SHOWN]) + suffix
+
+
+def _with_assignment(mismatch: DeviceMismatch, module_diff: ModuleDiff) -> DeviceMismatch:
+    module_tensor = module_diff.module.tensors.get(mismatch.attribute)
+    return replace(mismatch, assigned_at=module_tensor.assigned_at) if module_tensor else mismatch
+
+
+def _find_staying_tensors(module_diff: ModuleDiff) -> tuple[str, ...]:
+    module_tensors = module_diff.module.unsaved_tensors.values()
+    return tuple(
+        module_tensor.key
+        for module_tensor in module_tensors
+        if not module_tensor.follows_to and module_tensor.kind is not Kind.ARRAY
+    )
+
+
+def _list_simulation_limits(device: RunDevice) -> tuple[Skipped, ...]:
+    return (_SIMULATION_LIMITS,) if device.kind == "simulated" else ()

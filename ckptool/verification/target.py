@@ -1,0 +1,43 @@
+"""Checkpoint x module -> VerificationTarget: the input of the levels."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.model import Checkpoint, TensorInfo
+from ckptool.modules import ModuleSpec, describe_module, examine_module
+from ckptool.verification.module_factory import ModuleFactory, open_module_factory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VerificationTarget:
+    """One checkpoint compared with its module, and the factory of instances."""
+
+    module_diff: ModuleDiff
+    factory: ModuleFactory
+    pickled_tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    """Tensors of a pickled module that are not in its state_dict, by key."""
+
+
+@contextmanager
+def open_verification_target(
+    checkpoint: Checkpoint, module: str | nn.Module, spec: ModuleSpec, at: str | None
+) -> Iterator[VerificationTarget]:
+    """Context manager with the target for a live `module` or one named by `spec`.
+
+    The module's folders are importable inside.
+
+    Raises:
+        ModuleError: it cannot be imported or built.
+    """
+    with open_module_factory(module, spec) as factory:
+        module_info = (
+            examine_module(spec)
+            if isinstance(module, str)
+            else describe_module(module, spec.target)
+        )
+        module_diff = build_module_diff(checkpoint, module_info, at)
+        yield VerificationTarget(module_diff, factory, module_diff.state.unsaved_tensors)
