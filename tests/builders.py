@@ -45,7 +45,7 @@ def checkpoint(
 def held(key: str | TensorInfo, kind: Kind = Kind.PARAMETER, **fields) -> ModuleTensor:
     settings = {
         "owner": "zoo.Some",
-        "saved": kind in {Kind.PARAMETER, Kind.BUFFER},
+        "is_saved": kind in {Kind.PARAMETER, Kind.BUFFER},
         "constancy": Constancy.CONSTANT,
         "follows_to": True,
         "follows_dtype": True,

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.model import Span, StorageInfo, TensorComponent, TensorInfo
 from ckptool.tensors import elements as reading
-from ckptool.tensors import equality, fingerprint, strides
+from ckptool.tensors import equality, fingerprint, strides, work_batches
 from ckptool.tensors.elements import unreadable_reason
 from ckptool.tensors.fingerprint_many import fingerprint_many, fingerprint_tensor
 
@@ -58,6 +58,7 @@ def _small_pieces(monkeypatch):
     """Bounds so small that small tensors meet them."""
     monkeypatch.setattr(reading, "CHUNK", 64)
     monkeypatch.setattr(equality, "TASK_NBYTES", 256)
+    monkeypatch.setattr(work_batches, "TASK_NBYTES", 256)
     monkeypatch.setattr(fingerprint, "PIECE", 128)
     monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 2)
     monkeypatch.setattr(strides, "REGION", 256)

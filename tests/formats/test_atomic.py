@@ -99,8 +99,8 @@ def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path, folder):
 def test_what_a_dead_run_left_is_removed_and_what_a_live_one_has_is_not(tmp_path, folder):
     script = (
         "import os, sys, signal\nfrom pathlib import Path\n"
-        "from ckptool.formats.files.atomic import pending\n"
-        f"with pending(Path('x'), force=True, folder={folder}):\n"
+        "from ckptool.formats.files.atomic import open_pending_output\n"
+        f"with open_pending_output(Path('x'), force=True, folder={folder}):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = Path(__file__).parent.parent.parent

@@ -8,17 +8,12 @@ import pytest
 import ckptool
 
 PACKAGE = Path(ckptool.__file__).parent
-BESIDE = (
-    "model", "content", "elements", "locations", "grids", "values", "strides", "matching",
-    "compare", "digests",
+READERS = (
+    "model.py", "locations.py", "formats/**/*.py", "reports/*.py", "compare/*.py",
+    "tensors/elements.py", "tensors/equality.py", "tensors/fingerprint*.py", "tensors/strides.py",
+    "tensors/preview_grid.py", "tensors/work_batches.py",
 )  # fmt: skip
-READ_PATH = sorted(
-    [
-        *PACKAGE.glob("formats/**/*.py"),
-        *PACKAGE.glob("report/*.py"),
-        *(PACKAGE / f"{name}.py" for name in BESIDE),
-    ]
-)
+READ_PATH = sorted(path for pattern in READERS for path in PACKAGE.glob(pattern))
 LOADERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 RUNNERS = {"runpy", "subprocess", "code", "codeop", "imp", "pkgutil", "pydoc"}
 LIBRARIES = {"torch", "numpy", "safetensors"}

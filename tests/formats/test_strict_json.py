@@ -44,7 +44,7 @@ pieces = st.sampled_from(PIECES)
 @contextmanager
 def pieces_of(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strict_json, "_PIECE", size)
+        patch.setattr(strict_json, "_PIECE_BYTES", size)
         yield
 
 

@@ -96,7 +96,7 @@ class Run:
         with suppress(OSError):
             for found in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
                 # Before that it is still the parent, which would wait for it.
-                if b"apart import main" in Path(f"/proc/{found}/cmdline").read_bytes():
+                if b"copy_process import main" in Path(f"/proc/{found}/cmdline").read_bytes():
                     return int(found)
         return None
 

@@ -13,7 +13,9 @@ from ckptool.modules import describe_module
 
 def facets(state):
     """Return what each unsaved tensor is, how constant, and whether it follows .to()."""
-    return {k: (str(h.kind), str(h.constancy), h.follows_to) for k, h in state.unsaved.items()}
+    return {
+        k: (str(h.kind), str(h.constancy), h.follows_to) for k, h in state.unsaved_tensors.items()
+    }
 
 
 def test_s01_a_plain_mask():

@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster
 
 from ckptool import api
 from ckptool.errors import ReadError, UsageError
-from ckptool.tensors import equality
+from ckptool.tensors import equality, work_batches
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -44,7 +44,8 @@ def cluster():
 @pytest.fixture
 def _small_batches(monkeypatch):
     monkeypatch.setattr(equality, "TASK_NBYTES", 4096)
-    monkeypatch.setattr(equality, "_TASK_ITEMS", 1)
+    monkeypatch.setattr(work_batches, "TASK_NBYTES", 4096)
+    monkeypatch.setattr(work_batches, "_TASK_ITEMS", 1)
 
 
 @pytest.mark.usefixtures("_small_batches")

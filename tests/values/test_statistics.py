@@ -165,7 +165,9 @@ NAN = math.nan
 @pytest.mark.parametrize("way", [pure_python.measure_blocks, with_torch.measure_blocks])
 def test_nan_counts_and_never_spreads(way, old, new, changed, nonfinite):
     one, other = (raw(torch.tensor(numbers)) for numbers in (old, new))
-    figures = finalize_difference([way(one, other, "float32", "float32", Tolerances())], False)
+    figures = finalize_difference(
+        [way(one, other, "float32", "float32", Tolerances())], dtypes_differ=False
+    )
     assert (figures.changed, (figures.old_nonfinite, figures.new_nonfinite)) == (changed, nonfinite)
     for figure in (figures.max_abs, figures.mean_abs, figures.relative_l2, figures.cosine):
         assert figure is None or math.isfinite(figure)
@@ -174,7 +176,9 @@ def test_nan_counts_and_never_spreads(way, old, new, changed, nonfinite):
 @pytest.mark.parametrize("way", [pure_python.measure_blocks, with_torch.measure_blocks])
 def test_what_float64_cannot_hold_has_no_figure(way):
     one, other = (raw(torch.tensor([n], dtype=torch.float64)) for n in (1.7e308, -1.7e308))
-    figures = finalize_difference([way(one, other, "float64", "float64", Tolerances())], False)
+    figures = finalize_difference(
+        [way(one, other, "float64", "float64", Tolerances())], dtypes_differ=False
+    )
     assert (figures.changed, figures.max_abs, figures.relative_l2) == (1, None, None)
     assert figures.histogram[-1] == 1
 
