@@ -81,8 +81,8 @@ def test_the_header_has_room_for_the_plan(source, tmp_path):
     path, _ = source
     state = open_checkpoint(path).states[0]
     ckptool.migrate(path, tmp_path / "new.safetensors", plan=Plan((MASK,)))
-    with (tmp_path / "new.safetensors").open("rb") as file:
-        assert int.from_bytes(file.read(8), "little") + 8 == file.compute_header_room(state)
+    with (tmp_path / "new.safetensors").open("rb") as written:
+        assert int.from_bytes(written.read(8), "little") + 8 == file.compute_header_room(state)
 
 
 def test_a_plan_that_is_refused_leaves_nothing_behind(source, tmp_path):

@@ -14,6 +14,7 @@ from ckptool.render.blocks import (
 from ckptool.render.text import format_count, format_size
 from ckptool.reports.audit import AuditReport
 from ckptool.reports.common import UnsavedTensorReport
+from ckptool.rules.runtime import PYTHON_STATE
 
 
 def _format_audit_verdict(report: AuditReport) -> str:
@@ -27,7 +28,7 @@ def _format_audit_verdict(report: AuditReport) -> str:
 
 
 def _format_watch_verdict(report: AuditReport) -> str:
-    value_count = sum(finding.code == "CK107" for finding in report.findings)
+    value_count = sum(finding.code == PYTHON_STATE for finding in report.findings)
     tensor_count = len(report.unsaved)
     if not tensor_count and not value_count:
         return f"a state_dict holds everything that changed {report.since}"

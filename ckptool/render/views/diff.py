@@ -16,7 +16,8 @@ from ckptool.render.blocks import (
 )
 from ckptool.render.views.audit import build_unsaved_table
 from ckptool.reports.common import FactReport
-from ckptool.reports.diff import DiffModuleReport, KeyVerdict
+from ckptool.reports.diff import DiffModuleReport, KeyReport
+from ckptool.rules.load_keys import WRAPPER_PREFIX
 
 
 def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[Block]:
@@ -56,18 +57,15 @@ def build_explanation_blocks(
     )
 
 
-_PREFIX_RULE: Final = "CK209"
-
-
 _MAX_PREFIX_ROWS: Final = 10
 """Rows of keys that differ by a wrapper's prefix only; from this number on they are counted."""
 
 
 def _build_verdict_table(
-    verdicts: tuple[KeyVerdict, ...], options: RenderOptions
+    verdicts: tuple[KeyReport, ...], options: RenderOptions
 ) -> TableBlock | LinesBlock:
     # A prefix is one finding; without this the table has a row for each key of the file.
-    visible = [v for v in verdicts if v.code != _PREFIX_RULE or options.verbosity > 0]
+    visible = [v for v in verdicts if v.code != WRAPPER_PREFIX or options.verbosity > 0]
     hidden_count = len(verdicts) - len(visible)
     if hidden_count < _MAX_PREFIX_ROWS:
         visible, hidden_count = [*verdicts], 0
@@ -93,10 +91,10 @@ def _build_verdict_table(
         return LinesBlock(
             (
                 (
-                    f"Keys that do not match: {hidden_count:,}, as {_PREFIX_RULE} explains (-v"
+                    f"Keys that do not match: {hidden_count:,}, as {WRAPPER_PREFIX} explains (-v"
                     " shows all)"
                 ),
             )
         )
-    hidden_note = f"... and {hidden_count:,} keys that {_PREFIX_RULE} explains (-v shows all)"
+    hidden_note = f"... and {hidden_count:,} keys that {WRAPPER_PREFIX} explains (-v shows all)"
     return replace(table, more="; ".join(filter(None, (table.more, hidden_note))))
