@@ -4,6 +4,10 @@ from collections.abc import Iterator
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
+    COUNT,
+    KIND,
+    SIZE,
+    VALUE,
     Block,
     LinesBlock,
     TableBlock,
@@ -74,5 +78,5 @@ def build_unsaved_table(
         )
         for group in fold_unless_verbose(keyed_tensors, options)
     ]
-    headers = ("key", "count", "kind", "dtype", "shape", "size", "value", "on .to()")
+    headers = ("key", COUNT, KIND, "dtype", "shape", SIZE, VALUE, "on .to()")
     return build_table("State that no state_dict of this module holds", headers, rows, options)

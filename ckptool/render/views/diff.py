@@ -7,7 +7,11 @@ from msgspec.structs import replace
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
+    COUNT,
+    VALUE,
     Block,
+    Column,
+    ColumnKind,
     LinesBlock,
     TableBlock,
     VerdictBlock,
@@ -18,6 +22,8 @@ from ckptool.render.views.audit import build_unsaved_table
 from ckptool.reports.common import FactReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport
 from ckptool.rules.load_keys import WRAPPER_PREFIX
+
+_RULE: Final = Column("rule", ColumnKind.EXACT)
 
 
 def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[Block]:
@@ -51,7 +57,7 @@ def build_explanation_blocks(
 ) -> Iterator[Block]:
     yield build_table(
         "All that is known of this key",
-        ("fact", "value"),
+        ("fact", VALUE),
         [(f.name, f.value) for f in facts],
         options,
     )
@@ -83,7 +89,7 @@ def _build_verdict_table(
         for group in folded_verdicts
     ]
     table = build_table(
-        "Keys that do not match", ("key", "count", "problem", "matters", "rule"), rows, options
+        "Keys that do not match", ("key", COUNT, "problem", "matters", _RULE), rows, options
     )
     if not hidden_count:
         return table
