@@ -50,6 +50,8 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """Fraction of the parameters' elements that would load, 0 to 1."""
     explanation: tuple[FactReport, ...] = ()
     """Facts about the key of --explain, () without it."""
+    container: str = ""
+    """Container of the checkpoint: "torch-zip", "safetensors" ..."""
 
 
 def build_module_diff_report(
@@ -85,6 +87,7 @@ def build_module_diff_report(
         unsaved=build_unsaved_reports(diff.module, diff.state),
         coverage=diff.coverage,
         explanation=build_fact_reports(explain_module_key(diff, explain) if explain else ()),
+        container=str(diff.checkpoint.container),
     )
 
 
