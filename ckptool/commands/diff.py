@@ -16,7 +16,7 @@ from ckptool.commands.target import (
     need_target,
     open_checkpoint_or_stdin,
 )
-from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
 from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
@@ -153,10 +153,11 @@ def _compare_with_module(
     checkpoint: Checkpoint, module_target: ModuleTarget, inputs: object, *, values: bool
 ) -> _ModuleDiffResult:
     default_arguments = module_target.choose_default_arguments(checkpoint)
-    module_info, forward_effects = module_target.run_forward(
-        default_arguments, module_target.describe_module(default_arguments), inputs
-    )
-    module_diff = build_module_diff(checkpoint, module_info, module_target.at)
+    from ckptool.verification.load_probe import compare_with_loader
+
+    module_info, module = module_target.examine_module(default_arguments)
+    module_info, forward_effects = module_target.run_forward(default_arguments, module_info, inputs)
+    module_diff = compare_with_loader(checkpoint, module_info, module, module_target.at)
     statistics = compute_checkpoint_statistics(checkpoint) if values else None
     return _ModuleDiffResult(
         add_value_checks(module_diff) if values else module_diff, forward_effects, statistics

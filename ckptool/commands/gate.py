@@ -27,7 +27,7 @@ from ckptool.commands.target import (
     open_checkpoint_or_stdin,
     require_local_path,
 )
-from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
 from ckptool.config import ProjectConfig, Waiver, load_config
 from ckptool.errors import ModuleError, ReadError, UsageError
@@ -246,8 +246,8 @@ class _CheckpointExaminer(Struct, frozen=True):
     inputs: object
     expectations: GateExpectations
     read_values: bool
-    modules: dict[str, ModuleInfo] = {}
-    """Cache of descriptions of modules named by a str: arguments as text -> ModuleInfo."""
+    modules: "dict[str, tuple[ModuleInfo, nn.Module]]" = {}
+    """Cache of modules named by a str: arguments as text -> description and instance."""
 
     def examine_all(
         self, paths: Sequence[Location]
@@ -297,11 +297,13 @@ class _CheckpointExaminer(Struct, frozen=True):
                 evidence=evidence,
                 statistics=statistics,
             )
-        module_info = self._describe_module(module_target, checkpoint)
+        from ckptool.verification.load_probe import compare_with_loader
+
+        module_info, module = self._examine_module(module_target, checkpoint)
         module_info, forward_effects = module_target.run_forward(
             module_target.choose_default_arguments(checkpoint), module_info, self.inputs
         )
-        module_diff = build_module_diff(checkpoint, module_info, module_target.at)
+        module_diff = compare_with_loader(checkpoint, module_info, module, module_target.at)
         module_diff = add_value_checks(module_diff) if self.read_values else module_diff
         verification, required_levels = run_required_verification(
             checkpoint, module_target, require, self.inputs
@@ -334,7 +336,9 @@ class _CheckpointExaminer(Struct, frozen=True):
         evidence = check_expectations(expectations, None, module_info, module_target, self.limits)
         return GatedCheckpoint(module_info.target, None, module_info, evidence=evidence)
 
-    def _describe_module(self, module_target: ModuleTarget, checkpoint: Checkpoint) -> ModuleInfo:
+    def _examine_module(
+        self, module_target: ModuleTarget, checkpoint: Checkpoint
+    ) -> "tuple[ModuleInfo, nn.Module]":
         default_arguments = module_target.choose_default_arguments(checkpoint)
         cache_key = repr(
             (
@@ -346,7 +350,7 @@ class _CheckpointExaminer(Struct, frozen=True):
             )
         )
         if not isinstance(module_target.module, str) or cache_key not in self.modules:
-            self.modules[cache_key] = module_target.describe_module(default_arguments)
+            self.modules[cache_key] = module_target.examine_module(default_arguments)
         return self.modules[cache_key]
 
 

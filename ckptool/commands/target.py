@@ -74,11 +74,19 @@ class ModuleTarget(Struct, frozen=True):
         Raises:
             ModuleError: it cannot be imported or built.
         """
-        from ckptool.modules import describe_module, examine_module
+        return self.examine_module(defaults)[0]
+
+    def examine_module(self, defaults: Arguments) -> "tuple[ModuleInfo, nn.Module]":
+        """Return the description of the module's state, and an instance.
+
+        Raises:
+            ModuleError: it cannot be imported or built.
+        """
+        from ckptool.modules import describe_module, examine_and_build
 
         if isinstance(self.module, str):
-            return examine_module(self.build_spec(defaults))
-        return describe_module(self.module, type(self.module).__qualname__)
+            return examine_and_build(self.build_spec(defaults))
+        return describe_module(self.module, type(self.module).__qualname__), self.module
 
     def run_forward(
         self, defaults: Arguments, module_info: ModuleInfo, inputs: object

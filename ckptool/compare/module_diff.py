@@ -15,6 +15,7 @@ from ckptool.compare.changes import (
     iter_changes,
 )
 from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
+from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
 from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite, find_renames
 from ckptool.compare.reparametrization import (
     Reparametrization,
@@ -65,6 +66,10 @@ class ModuleDiff(Struct, frozen=True):
     constant_fingerprints: Mapping[str, tuple[str, ...]] = {}
     """Key of a buffer that every construction makes the same -> its fingerprint in the file, then
     those in the half-precision dtypes that hold it exactly; empty if values were not read."""
+    load_outcome: LoadOutcome | None = None
+    """Result of asking the module's own loading code; None if it has none, or was not asked."""
+    load_steps: tuple[LoadStep, ...] = ()
+    """What that code does besides copying tensors by name, if the load succeeds."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
@@ -99,16 +104,13 @@ class ModuleDiff(Struct, frozen=True):
     @property
     def shape_mismatches(self) -> tuple[Changed, ...]:
         """Changes that load_state_dict reports as "size mismatch", with strict=False too."""
-        return tuple(
-            c
-            for c in self.changes
-            if isinstance(c, Changed) and "shape" in c.fields and not is_scalar_quirk(c)
-        )
+        return tuple(c for c in self.changes if isinstance(c, Changed) and _is_shape_mismatch(c))
 
     @property
     def matched_keys(self) -> tuple[str, ...]:
         unmatched_keys = {c.key for c in self.changes if isinstance(c, Missing)}
         unmatched_keys |= {c.key for c in self.shape_mismatches}
+        unmatched_keys |= {s.key for s in self.load_steps if s.kind is LoadStepKind.LOST}
         return tuple(key for key in self.module.saved_tensors if key not in unmatched_keys)
 
     @property
@@ -141,18 +143,27 @@ class ModuleDiff(Struct, frozen=True):
     @property
     def is_strict(self) -> bool:
         """Whether `load_state_dict(strict=True)` succeeds, after `retied_keys` are tied again."""
+        if self.load_outcome is not None:
+            return self.load_outcome.is_strict
         missing = [key for key in self.missing_keys if key not in self.retied_keys]
         return not (missing or self.unexpected_keys or self.shape_mismatches)
 
 
+def _is_shape_mismatch(change: Changed) -> bool:
+    return "shape" in change.fields and not is_scalar_quirk(change)
+
+
 def strict_load_obstacles(diff: ModuleDiff) -> str:
     """Return a text with the keys that prevent strict loading; "" if it succeeds."""
+    if diff.load_outcome is not None and diff.load_outcome.is_strict:
+        return ""
     counts = (
         ("missing", tuple(key for key in diff.missing_keys if key not in diff.retied_keys)),
         ("unexpected", diff.unexpected_keys),
         ("of another shape", tuple(change.key for change in diff.shape_mismatches)),
     )
-    return "; ".join(f"{len(keys)} {label} ({_join_few(keys)})" for label, keys in counts if keys)
+    text = "; ".join(f"{len(keys)} {label} ({_join_few(keys)})" for label, keys in counts if keys)
+    return text or (diff.load_outcome.error if diff.load_outcome is not None else "")
 
 
 def _join_few(keys: tuple[str, ...]) -> str:
@@ -194,6 +205,46 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         better_state=better_state,
     )
     return _pair_missing_keys(msgspec.structs.replace(diff, **_find_non_tensors(diff)), expected)
+
+
+def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
+    """Return the diff with the facts of the module's own loader in the place of the keys' alone.
+
+    What loads since the module's code makes it so is no longer missing, unexpected or of another
+    shape; the steps say what the code did.
+    """
+    diff = msgspec.structs.replace(diff, load_outcome=outcome)
+    if not outcome.is_strict:
+        missing, unexpected = outcome.missing_keys, outcome.unexpected_keys
+        changes = tuple(
+            change
+            for change in diff.changes
+            if isinstance(change, Changed)
+            or (isinstance(change, Missing) and (missing is None or change.key in missing))
+            or (isinstance(change, Unexpected) and (unexpected is None or change.key in unexpected))
+        )
+        return msgspec.structs.replace(diff, changes=changes)
+    retied_keys = diff.retied_keys
+    return msgspec.structs.replace(
+        diff,
+        changes=tuple(
+            change
+            for change in diff.changes
+            if (
+                isinstance(change, Changed)
+                and ("shape" not in change.fields or is_scalar_quirk(change))
+            )
+            or (isinstance(change, Missing) and change.key in retied_keys)
+        ),
+        missing_non_tensors=(),
+        unexpected_non_tensors=(),
+        rewrite=None,
+        renames={},
+        fused_projections=(),
+        reparametrizations=tuple(r for r in diff.reparametrizations if r.handled_by_torch_hook),
+        equal_values={},
+        load_steps=tuple(find_load_steps(outcome, diff.state, diff.module, retied_keys)),
+    )
 
 
 def _find_non_tensors(diff: ModuleDiff) -> dict[str, tuple[str, ...]]:

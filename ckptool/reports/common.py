@@ -242,4 +242,6 @@ def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str
         (len(diff.unexpected_keys), "unexpected"),
         (len(diff.shape_mismatches), "of another shape"),
     )
+    if not any(count for count, _ in mismatch_counts) and diff.load_outcome is not None:
+        return f"{failure}: {diff.load_outcome.error}"
     return f"{failure}: " + ", ".join(f"{n} {word}" for n, word in mismatch_counts if n)

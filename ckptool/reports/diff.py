@@ -17,6 +17,7 @@ from ckptool.reports.common import (
     build_unsaved_reports,
     format_load_failure,
 )
+from ckptool.reports.words import pluralize
 from ckptool.rules import Finding, Level
 from ckptool.rules.registry import RuleFamily
 
@@ -31,6 +32,16 @@ class KeyReport(Struct, frozen=True, kw_only=True):
     what: str
     level: str
     fix: str
+
+
+class LoadStepReport(Struct, frozen=True, kw_only=True):
+    """What the module's own loading code does with one key."""
+
+    key: str
+    does: str
+    """"renamed", "reshaped", "added", "computed", "discarded" or "lost"."""
+    file_key: str = ""
+    """Key of the file whose tensor it is, "" if it has the same name, or none."""
 
 
 class DiffModuleReport(Report, frozen=True, kw_only=True):
@@ -52,6 +63,8 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """Facts about the key of --explain, () without it."""
     container: str = ""
     """Container of the checkpoint: "torch-zip", "safetensors" ..."""
+    load_steps: tuple[LoadStepReport, ...] = ()
+    """What the module's own loading code does besides copying tensors by name."""
 
 
 def build_module_diff_report(
@@ -88,6 +101,10 @@ def build_module_diff_report(
         coverage=diff.coverage,
         explanation=build_fact_reports(explain_module_key(diff, explain) if explain else ()),
         container=str(diff.checkpoint.container),
+        load_steps=tuple(
+            LoadStepReport(key=step.key, does=str(step.kind), file_key=step.file_key)
+            for step in diff.load_steps
+        ),
     )
 
 
@@ -100,7 +117,7 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
         names = f"`{first}`" + (f" and {len(remaining)} more" if remaining else "")
         return f"loads with safetensors.torch.load_model, which ties {names} again"
     if not serious_findings:
-        return "loads strictly"
+        return _format_strict_load(diff)
     unsaved_keys = {f.key for f in serious_findings if f.rule.family is RuleFamily.MODULE_STATE}
     if unsaved_keys:
         names = ", ".join(f"`{k}`" for k in sorted(unsaved_keys)[:3]) + (
@@ -108,7 +125,14 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
         )
         return f"loads, but {names} {'is' if len(unsaved_keys) == 1 else 'are'} not saved with it"
     load_findings = [f for f in serious_findings if f.rule.family is not RuleFamily.CONTAINER]
-    return f"loads, but {load_findings[0].summary}" if load_findings else "loads strictly"
+    return f"loads, but {load_findings[0].summary}" if load_findings else _format_strict_load(diff)
+
+
+def _format_strict_load(diff: ModuleDiff) -> str:
+    if not diff.load_steps:
+        return "loads strictly"
+    upgraded = pluralize(len(diff.load_steps), "key")
+    return f"loads strictly, by the module's own upgrade of {upgraded}"
 
 
 def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:

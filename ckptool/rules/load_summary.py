@@ -1,9 +1,11 @@
-"""ModuleDiff -> hits: problems of the load as a whole (CK210, CK212, CK216, CK304)."""
+"""ModuleDiff -> hits: problems of the load as a whole (CK21x, CK222, CK223, CK304)."""
 
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.model import Constancy, Kind
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
@@ -118,7 +120,9 @@ def _build_torch_version_hit(diff: ModuleDiff, prefix: str, owner: str, version:
     filled_names = [name for name in expected_names if f"{dotted_prefix}{name}" not in file_keys]
     if filled_names:
         effect = f"{', '.join(filled_names)} is set to 0 instead of reported missing"
-        return _build_version_hit(prefix, None, owner, version, effect)
+        # Asked, the loader said so itself: it loads, and only the count of batches starts again.
+        is_loaded = diff.load_outcome is not None and diff.is_strict
+        return _build_version_hit(prefix, Level.NOTE if is_loaded else None, owner, version, effect)
     if expected_names or not any(
         key.startswith(dotted_prefix) for key in diff.module.saved_tensors
     ):
@@ -163,3 +167,71 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
             missing_attributes = sorted(module_class.attributes - pickled_module.attributes)
             if missing_attributes:
                 yield hit(prefix, owner=module_class.name, names=", ".join(missing_attributes))
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK222",
+        name="loading-code-loses-state",
+        level=Level.ERROR,
+        summary="`{key}` keeps the value of a fresh module, since its own loading code drops {what}",
+        detail="load_state_dict(strict=True) does not raise",
+        why=(
+            "An override that calls super().load_state_dict(strict=False), or leaves out keys whose"
+            " shape does not fit, ends without an error. The tensor stays as the constructor made"
+            " it."
+        ),
+        fix=(
+            "Raise in the override what super().load_state_dict() returns as missing and"
+            " unexpected, or migrate the file: ckptool diff -v says what the code does."
+        ),
+        example=(
+            "class Net(nn.Linear):\n"
+            "    def load_state_dict(self, state_dict, strict=True):\n"
+            "        return super().load_state_dict(state_dict, strict=False)\n"
+            "\n"
+            'Net(2, 2).load_state_dict({"weight": torch.ones(2, 2)})  # bias stays as it was'
+        ),
+    ),
+)
+def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for step in diff.load_steps:
+        if step.kind is LoadStepKind.LOST:
+            module_tensor = diff.module.saved_tensors[step.key]
+            is_rebuilt = (
+                module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_statistic
+            )
+            is_constant_buffer = is_rebuilt and module_tensor.kind is Kind.BUFFER
+            what = "the file's tensor" if step.key in diff.state.tensors else "that it is missing"
+            yield hit(step.key, Level.NOTE if is_constant_buffer else None, what=what)
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK223",
+        name="loading-code-refuses",
+        level=Level.ERROR,
+        summary="keys and shapes match, and the module's own loading code does not load the file",
+        detail="{error}",
+        why=(
+            "Loading is code: a hook or an override may refuse a file for its version, for a key"
+            " that it renamed, or for one that it looks for and state_dict() does not write."
+        ),
+        fix="Load it with a version of the code that wrote it and save it again, or migrate it.",
+        example=(
+            "class Net(nn.Linear):\n"
+            "    def _load_from_state_dict(self, state_dict, prefix, *args):\n"
+            '        self.scale = state_dict[prefix + "scale"]  # that state_dict() never wrote\n'
+            "\n"
+            "Net(2, 2).load_state_dict(Net(2, 2).state_dict())"
+        ),
+    ),
+)
+def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
+    outcome = diff.load_outcome
+    if outcome is None or outcome.is_strict:
+        return
+    if not (diff.missing_keys or diff.unexpected_keys or diff.shape_mismatches):
+        yield hit("", error=outcome.error)

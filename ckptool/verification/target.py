@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ckptool.compare.module_diff import ModuleDiff, build_module_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Checkpoint, TensorInfo
-from ckptool.modules import ModuleSpec, describe_module, examine_module
+from ckptool.modules import ModuleSpec, describe_module, examine_and_build
+from ckptool.verification.load_probe import compare_with_loader
 from ckptool.verification.module_factory import ModuleFactory, open_module_factory
 
 
@@ -34,10 +35,10 @@ def open_verification_target(
         ModuleError: it cannot be imported or built.
     """
     with open_module_factory(module, spec) as factory:
-        module_info = (
-            examine_module(spec)
+        module_info, instance = (
+            examine_and_build(spec)
             if isinstance(module, str)
-            else describe_module(module, spec.target)
+            else (describe_module(module, spec.target), module)
         )
-        module_diff = build_module_diff(checkpoint, module_info, at)
+        module_diff = compare_with_loader(checkpoint, module_info, instance, at)
         yield VerificationTarget(module_diff, factory, module_diff.state.unsaved_tensors)

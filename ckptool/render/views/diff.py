@@ -48,6 +48,10 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
         return
     if report.verdicts:
         yield _build_verdict_table(report.verdicts, options)
+    if report.load_steps:
+        rows = [(step.key, step.does, step.file_key or "-") for step in report.load_steps]
+        columns = ("key", "the code", "from")
+        yield build_table("What the module's own loading code does", columns, rows, options)
     if report.unsaved:
         yield build_unsaved_table(report.unsaved, options)
 

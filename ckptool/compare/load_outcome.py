@@ -1,0 +1,100 @@
+"""LoadOutcome: what a module's own `load_state_dict` does with a state, and what that changes."""
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+
+from msgspec import Struct
+
+from ckptool.model import ModuleInfo, StateDict
+
+
+class LoadStepKind(StrEnum):
+    """What loading code does with one key."""
+
+    RENAMED = "renamed"
+    RESHAPED = "reshaped"
+    ADDED = "added"
+    """The file has no such key: the module's own code gives its value."""
+    COMPUTED = "computed"
+    """The value is made of the file's tensors, or of something else."""
+    DISCARDED = "discarded"
+    """A key of the file that nothing in the module takes."""
+    LOST = "lost"
+    """A key of the module that keeps its initial value, without the loader saying so."""
+
+
+class LoadStep(Struct, frozen=True):
+    """What a module's own loading code does with one key, where it is not a copy by name."""
+
+    kind: LoadStepKind
+    key: str
+    """Key of the module; for DISCARDED the key of the file."""
+    file_key: str = ""
+    """Key of the file whose tensor it is, "" if there is none or it is the same."""
+
+
+class LoadOutcome(Struct, frozen=True):
+    """Result of asking the module's own `load_state_dict` for a strict load."""
+
+    error: str = ""
+    """What `load_state_dict(strict=True)` raises; "" if it succeeds."""
+    missing_keys: tuple[str, ...] | None = ()
+    """Keys that torch found missing, also if the module's own code drops them; None: not known."""
+    unexpected_keys: tuple[str, ...] | None = ()
+    sources: Mapping[str, str | None] = {}
+    """Key of the module -> key of the file whose tensor it has after the load, "" if its value was
+    computed, None if it still has its initial value. Empty if the load raises."""
+    has_read_values: bool = False
+    """Whether the loading code needed the values of the file."""
+
+    @property
+    def is_strict(self) -> bool:
+        return not self.error
+
+
+def find_load_steps(
+    outcome: LoadOutcome, state: StateDict, module: ModuleInfo, given_keys: Mapping[str, str]
+) -> Iterator[LoadStep]:
+    """Yield what a strict load that succeeds does besides copying tensors by name.
+
+    Args:
+        outcome: of the load.
+        state: the file's state.
+        module: the module.
+        given_keys: missing keys that were given all the same, tied to another key.
+    """
+    if not outcome.sources:
+        yield from _find_swallowed_keys(outcome, state, module)
+        return
+    swallowed = set(outcome.missing_keys or ())
+    for key, module_tensor in module.saved_tensors.items():
+        source = outcome.sources.get(key, key)
+        tensor = state.tensors.get(key)
+        is_in_file = tensor is not None or key in given_keys
+        if source is None and (is_in_file or key in swallowed):
+            yield LoadStep(LoadStepKind.LOST, key)
+        elif source is None or (source == "" and not is_in_file):
+            yield LoadStep(LoadStepKind.ADDED, key)
+        elif source == "":
+            yield LoadStep(LoadStepKind.COMPUTED, key)
+        elif source not in (key, given_keys.get(key)):
+            yield LoadStep(LoadStepKind.RENAMED, key, source)
+        elif tensor is not None and tensor.shape != module_tensor.tensor.shape:
+            yield LoadStep(LoadStepKind.RESHAPED, key)
+    used_keys = {source for source in outcome.sources.values() if source}
+    computes = any(source == "" for source in outcome.sources.values())
+    for key in state.tensors:
+        if key not in used_keys and key not in module.saved_tensors and not computes:
+            yield LoadStep(LoadStepKind.DISCARDED, key)
+
+
+def _find_swallowed_keys(
+    outcome: LoadOutcome, state: StateDict, module: ModuleInfo
+) -> Iterator[LoadStep]:
+    """Yield the keys that torch found missing or unexpected and the loader did not raise for."""
+    for key in outcome.missing_keys or ():
+        if key in module.saved_tensors:
+            yield LoadStep(LoadStepKind.LOST, key)
+    for key in outcome.unexpected_keys or ():
+        if key in state.tensors:
+            yield LoadStep(LoadStepKind.DISCARDED, key)

@@ -1,0 +1,284 @@
+"""nn.Module x StateDict -> LoadOutcome: what the module's own `load_state_dict` does with a state.
+
+The loader is given tensors without data (on meta), so that nothing of the file's elements is read;
+which file tensor went where is known by the storage that is there afterwards.
+"""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor, nn
+
+from ckptool.compare.load_outcome import LoadOutcome
+from ckptool.compare.module_diff import ModuleDiff, apply_load_outcome, build_module_diff
+from ckptool.errors import ReadError
+from ckptool.model import Checkpoint, ModuleInfo, Skipped, StateDict, TensorInfo
+from ckptool.modules.build import preserve_random_state
+from ckptool.modules.move_probe import copy_to_meta
+from ckptool.modules.tensor_info import is_lazy
+from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.modules.walk import walk_module
+from ckptool.verification.load_tensors import load_tensors
+
+CHECK_NAME: Final = "the module's own loading code"
+MAX_READ_NBYTES: Final = 256 << 20
+"""Maximum size of a state whose values are read for loading code that looks at them."""
+_NEEDS_VALUES: Final = ("meta tensor", "Cannot copy out of", "on device meta", "'meta'", "no data")
+"""Parts of torch's messages when code asks a tensor on meta for its values."""
+_LOAD_ERRORS: Final = "Error(s) in loading state_dict"
+
+
+def compare_with_loader(
+    checkpoint: Checkpoint, module_info: ModuleInfo, module: nn.Module, at: str | None
+) -> ModuleDiff:
+    """Compare the state at `at` with the module, as its own `load_state_dict` would load it.
+
+    Keys and shapes decide for a module that has no loading code of its own: that is torch's whole
+    algorithm. Otherwise the code is asked; where it cannot be, the keys decide, and the check is
+    among the module's `skipped`.
+
+    Args:
+        checkpoint: the file.
+        module_info: description of `module`.
+        module: an instance of the module; it is copied, not changed.
+        at: place of the state; None takes the one that matches best.
+    """
+    diff = build_module_diff(checkpoint, module_info, at)
+    if not diff.state.tensors or not find_loading_code(module):
+        return diff
+    outcome = probe_load(module, checkpoint, diff.state, diff.retied_keys)
+    if isinstance(outcome, Skipped):
+        unchecked = replace(module_info, skipped=(*module_info.skipped, outcome))
+        return replace(diff, module=unchecked)
+    return apply_load_outcome(diff, outcome)
+
+
+def find_loading_code(module: nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of sub-modules whose load is more than nn.Module's own copy by name.
+
+    Without any, torch's comparison of keys and shapes is all that a load is.
+    """
+    return tuple(prefix for prefix, part in module.named_modules() if _has_loading_code(part))
+
+
+def _has_loading_code(module: nn.Module) -> bool:
+    cls = type(module)
+    return bool(
+        cls._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001
+        or cls.load_state_dict is not nn.Module.load_state_dict
+        or cls.set_extra_state is not nn.Module.set_extra_state
+        or module._load_state_dict_pre_hooks  # noqa: SLF001
+        or module._load_state_dict_post_hooks  # noqa: SLF001
+    )
+
+
+def probe_load(
+    module: nn.Module, checkpoint: Checkpoint, state: StateDict, retied_keys: Mapping[str, str]
+) -> LoadOutcome | Skipped:
+    """Ask copies of `module` to load `state`; Skipped if they cannot be asked.
+
+    Values are read only where the loading code needs them, and only of states of at most
+    MAX_READ_NBYTES.
+
+    Args:
+        module: an instance of the module; it is copied, not changed.
+        checkpoint: the file of the state.
+        state: the state to load.
+        retied_keys: missing key -> key of the file whose tensor is given under both names.
+
+    Raises:
+        ReadError: values are needed, and the file cannot be read any more.
+    """
+    with preserve_random_state():
+        meta_state, reason = _build_meta_state(state)
+        if meta_state is not None:
+            try:
+                return _run_loads(module, _with_retied(meta_state, retied_keys), read_values=False)
+            except _ValuesNeededError as error:
+                reason = str(error)
+        nbytes = sum(tensor.nbytes for tensor in state.tensors.values())
+        if nbytes > MAX_READ_NBYTES:
+            return Skipped(CHECK_NAME, f"it needs values ({reason}), and the state is too large")
+        try:
+            values = load_tensors(checkpoint, state, {})
+            return _run_loads(module, _with_retied(values, retied_keys), read_values=True)
+        except (_ValuesNeededError, ReadError, UserCodeError) as error:
+            return Skipped(CHECK_NAME, str(error))
+
+
+class _ValuesNeededError(Exception):
+    """Loading code asked a tensor without data for its values."""
+
+
+@dataclass(slots=True, eq=False)
+class _KeyRecorder:
+    """Records the keys that torch itself found missing and unexpected, before anybody drops them.
+
+    An override may call `super().load_state_dict(strict=False)` and swallow them.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:  # noqa: ARG002
+        self.missing += incompatible_keys.missing_keys
+        self.unexpected += incompatible_keys.unexpected_keys
+
+
+def _record_keys(module: nn.Module) -> _KeyRecorder:
+    """Put a recorder before the post hooks of `module`, which may clear the lists."""
+    recorder = _KeyRecorder()
+    hooks: dict[int, Callable[..., Any]] = {-1: recorder}
+    hooks |= module._load_state_dict_post_hooks  # noqa: SLF001
+    module._load_state_dict_post_hooks = OrderedDict(hooks)  # noqa: SLF001
+    return recorder
+
+
+def _build_meta_state(state: StateDict) -> tuple[Mapping[str, Any] | None, str]:
+    """Return the argument of `load_state_dict` on meta, or None and why values are needed."""
+    if state.non_tensors:
+        return None, f"`{next(iter(state.non_tensors))}` is no tensor"
+    tensors: OrderedDict[str, Any] = OrderedDict()
+    tensors_by_view: dict[object, Tensor] = {}
+    for key, info in state.tensors.items():
+        dtype = getattr(torch, info.dtype, None)
+        if info.layout not in {"strided", "chunked"} or not isinstance(dtype, torch.dtype):
+            return None, f"`{key}` is {info.layout} {info.dtype}"
+        view = _identify_view(key, info)
+        if view not in tensors_by_view:
+            tensors_by_view[view] = torch.empty(info.shape, dtype=dtype, device="meta")
+        tensors[key] = tensors_by_view[view]
+    if state.versions is not None:
+        versions = {prefix: {"version": version} for prefix, version in state.versions.items()}
+        tensors._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+    return tensors, ""
+
+
+def _identify_view(key: str, info: TensorInfo) -> object:
+    """Return a value that is equal for keys that are one tensor in the file."""
+    if info.storage is None:
+        return key
+    return info.storage, info.storage_offset, info.shape, info.stride, info.dtype
+
+
+def _with_retied(tensors: Mapping[str, Any], retied_keys: Mapping[str, str]) -> Mapping[str, Any]:
+    result = _copy_state(tensors)
+    result.update({name: result[kept_key] for name, kept_key in retied_keys.items()})
+    return result
+
+
+def _run_loads(module: nn.Module, tensors: Mapping[str, Any], *, read_values: bool) -> LoadOutcome:
+    """Load strictly into one copy; where that raises, load with strict=False into another.
+
+    Raises:
+        _ValuesNeededError: the loading code needs values, and `tensors` have none.
+        UserCodeError: the module cannot be copied.
+    """
+    loaded = _copy_module(module)
+    initial_storages = _identify_storages(loaded)
+    recorder = _record_keys(loaded)
+    error, is_assigned = _load(loaded, tensors, strict=True)
+    if error:
+        lenient = _copy_module(module)
+        recorder = _record_keys(lenient)
+        lenient_error, _ = _load(lenient, tensors, strict=False)
+        return LoadOutcome(
+            error=error,
+            missing_keys=tuple(recorder.missing) if not lenient_error else None,
+            unexpected_keys=tuple(recorder.unexpected) if not lenient_error else None,
+            has_read_values=read_values,
+        )
+    return LoadOutcome(
+        missing_keys=tuple(recorder.missing),
+        unexpected_keys=tuple(recorder.unexpected),
+        sources=dict(_find_sources(loaded, tensors, initial_storages)) if is_assigned else {},
+        has_read_values=read_values,
+    )
+
+
+def _copy_module(module: nn.Module) -> nn.Module:
+    return copy_to_meta(module, walk_module(module))
+
+
+def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
+    """Return a shallow copy with `_metadata`: loading code may change its argument."""
+    copy = OrderedDict(tensors)
+    versions = getattr(tensors, "_metadata", None)
+    if versions is not None:
+        copy._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+    return copy
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Any], *, strict: bool) -> tuple[str, bool]:
+    """Call `load_state_dict`; return what it raises, "" if nothing, and whether it takes `assign`.
+
+    Raises:
+        _ValuesNeededError: it raised since tensors on meta have no values.
+    """
+    load: Callable[..., Any] = module.load_state_dict
+    options = {"assign": True} if _accepts_assign(load) else {}
+    try:
+        with user_code():
+            load(_copy_state(tensors), strict=strict, **options)
+    except UserCodeError as error:
+        text = str(error.error)
+        if _LOAD_ERRORS not in text and any(part in text for part in _NEEDS_VALUES):
+            raise _ValuesNeededError(str(error)) from error
+        return _format_load_error(error), bool(options)
+    return "", bool(options)
+
+
+def _accepts_assign(load: Callable[..., Any]) -> bool:
+    """Whether an override of `load_state_dict` passes `assign` on; older ones do not know it."""
+    parameters = inspect.signature(load).parameters.values()
+    return any(p.name == "assign" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _format_load_error(error: UserCodeError) -> str:
+    """Return torch's lines on what does not fit, or the exception of the module's own code."""
+    text = str(error.error)
+    if _LOAD_ERRORS not in text:
+        return str(error)
+    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+    return " ".join(lines) or text
+
+
+def _get_storage_id(tensor: Tensor) -> int:
+    """Return a number that tensors share if they share memory; lazy and sparse ones have none."""
+    if is_lazy(tensor) or tensor.layout is not torch.strided:
+        return id(tensor)
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
+
+
+def _identify_storages(module: nn.Module) -> dict[str, int]:
+    return {key: _get_storage_id(tensor) for key, tensor in _iter_state(module)}
+
+
+def _iter_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of all sub-modules by key, tied ones under each name."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _find_sources(
+    module: nn.Module, tensors: Mapping[str, Any], initial_storages: Mapping[str, int]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield module key -> key of the file whose storage it has; "" if computed, None if unchanged.
+
+    A key that has its own tensor of the file is its own source, also if that is tied to others.
+    """
+    owners: dict[int, list[str]] = {}
+    for key, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            owners.setdefault(_get_storage_id(tensor), []).append(key)
+    for key, tensor in _iter_state(module):
+        storage = _get_storage_id(tensor)
+        if storage in owners:
+            yield key, key if key in owners[storage] else owners[storage][0]
+        else:
+            yield key, None if initial_storages.get(key) == storage else ""
