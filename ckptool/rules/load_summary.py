@@ -175,7 +175,7 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK222",
         name="loading-code-loses-state",
         level=Level.ERROR,
-        summary="`{key}` keeps the value of a fresh module, since its own loading code drops {what}",
+        summary="`{key}` keeps a fresh module's value, since its own loading code drops {what}",
         detail="load_state_dict(strict=True) does not raise",
         why=(
             "An override that calls super().load_state_dict(strict=False), or leaves out keys whose"
