@@ -4,6 +4,7 @@ import ctypes
 import json
 import struct
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Final
 
 from ckptool.errors import PlanError
@@ -190,10 +191,12 @@ class ValueSources:
         """Build a tensor from a JSON literal; dtype and shape are `op`'s, else the module's."""
         try:
             value = json.loads(text)
+            numbers = list(_flatten_list(value))
         except ValueError as error:
             raise PlanError(f"inject `{op.key}`: {text!r} is no number or nested list") from error
+        except RecursionError as error:
+            raise PlanError(f"inject `{op.key}`: the literal nests too deep") from error
         expected = (self.expected or {}).get(op.key)
-        numbers = list(_flatten_list(value))
         if not numbers or any(type(number) not in {int, float, bool} for number in numbers):
             raise PlanError(f"inject `{op.key}`: {text!r} is made of something else than numbers")
         shape = (
@@ -205,7 +208,7 @@ class ValueSources:
         )
         dtype = op.dtype or (expected.dtype if expected else _infer_dtype(numbers))
         count = len(numbers)
-        numel = _compute_numel(shape)
+        numel = prod(shape)
         if count not in {1, numel}:
             raise PlanError(f"inject `{op.key}`: {count} numbers for the shape {list(shape)}")
         data = _pack_literal(op, dtype, numbers) * (numel if count == 1 else 1)
@@ -264,13 +267,6 @@ def _infer_dtype(numbers: list[float]) -> str:
     if all(type(number) is bool for number in numbers):
         return "bool"
     return "int64" if all(type(number) is int for number in numbers) else "float32"
-
-
-def _compute_numel(shape: tuple[int, ...]) -> int:
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel
 
 
 def _check_value(op: InjectTensor, tensor: TensorInfo, expected: TensorInfo | None) -> None:
