@@ -1,5 +1,7 @@
 """What a plan is derived from a file and a module, and what is refused, by real files."""
 
+import zipfile
+
 import pytest
 import torch
 
@@ -103,6 +105,27 @@ def test_values_from_elsewhere(tmp_path, monkeypatch, source):
     np.savez_compressed("packed.npz", kept=value.numpy())
     migrated(tmp_path, old(), "Noisy", inject={"noise": source})
     assert torch.equal(torch.load(tmp_path / "b.pth")["noise"], value)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("(" * 30_000, "cannot be read"),
+        ("{[]: 1}", "cannot be read"),
+        ("[1]", "is no dict"),
+        ("{'descr': '<f4', 'shape': (2.0,)}", "is no array of numbers"),
+        ("{'descr': '<f4', 'shape': (-1, -2)}", "is no array of numbers"),
+        ("{'descr': '<f4', 'shape': (9,)}", "is not as large as it says"),
+        ("{'descr': '>f4', 'shape': (2,)}", "is no array of numbers"),
+    ],
+)
+def test_the_header_of_an_array_is_not_trusted(tmp_path, header, message):
+    text = header.encode() + b"\n"
+    array = b"\x93NUMPY\x02\0" + len(text).to_bytes(4, "little") + text + bytes(8)
+    with zipfile.ZipFile(tmp_path / "crafted.npz", "w") as archive:
+        archive.writestr("kept.npy", array)
+    with pytest.raises(PlanError, match=message):
+        migrated(tmp_path, old(), "Noisy", inject={"noise": f"npz:{tmp_path}/crafted.npz#kept"})
 
 
 def test_an_attribute_of_another_pickled_module(tmp_path):

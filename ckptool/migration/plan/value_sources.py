@@ -16,7 +16,7 @@ from ckptool.migration.plan.draft import Draft, to_dotted_key
 from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.migration.plan.npz import read_array
 from ckptool.migration.source_guard import SourceGuard
-from ckptool.model import DTYPE_BITS, Checkpoint, Constancy, TensorInfo
+from ckptool.model import DTYPE_BITS, STRUCT_CODES, Checkpoint, Constancy, TensorInfo
 from ckptool.tensors.elements import iter_elements, unreadable_reason
 
 if TYPE_CHECKING:
@@ -27,12 +27,6 @@ SOURCE_FORMS: Final = (
     "literal:VALUE", "seed:N", "zeros",
 )  # fmt: skip
 """Syntax of a source."""
-
-_STRUCT_CODES: Final = {
-    "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h",
-    "int8": "b", "uint64": "Q", "uint32": "I", "uint16": "H", "uint8": "B", "bool": "?",
-}  # fmt: skip
-"""dtype -> format character of `struct`, for literals."""
 
 
 class ValueSources:
@@ -242,7 +236,7 @@ def _pack_literal(op: InjectTensor, dtype: str, numbers: list[float]) -> bytes:
         float32_words = [struct.pack("<f", number) for number in numbers]
         if all(word[:2] == b"\0\0" for word in float32_words):
             return b"".join(word[2:] for word in float32_words)
-    code = _STRUCT_CODES.get(dtype)
+    code = STRUCT_CODES.get(dtype)
     try:
         if code is not None:
             return struct.pack(f"<{len(numbers)}{code}", *numbers)

@@ -25,9 +25,9 @@ from ckptool.formats.pickle.storage_ids import STORAGE_DTYPES
 from ckptool.formats.torch.zip_reader import ArchiveRecords
 from ckptool.formats.torch.zip_writer import ZipRecord
 from ckptool.formats.zip.archive import STORED, iter_member_chunks, read_archive, read_member
-from ckptool.migration.plan.draft import Draft, PlannedTensor, contiguous_stride
+from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.write.tensor_bytes import build_blob
-from ckptool.model import DTYPE_BITS, Container, Span
+from ckptool.model import DTYPE_BITS, Container, Span, contiguous_stride
 
 _ORDERED_DICT: Final = GlobalName("collections", "OrderedDict")
 _REBUILD_TENSOR_V2: Final = GlobalName("torch._utils", "_rebuild_tensor_v2")
