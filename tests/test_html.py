@@ -16,9 +16,9 @@ from pages import ARGUMENTS, KINDS, ODD, SAMPLES, WITHOUT, html, large, odd, pag
 from torch import nn
 
 from ckptool import api
+from ckptool.phrases import make_printable
 from ckptool.render import FORMATS, RenderOptions, render
 from ckptool.render.html.squarify import Box, squarify
-from ckptool.render.text import make_printable
 
 BOUND = 300_000
 SPACE = "{http://www.w3.org/1999/xhtml}"

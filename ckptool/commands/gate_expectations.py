@@ -19,6 +19,7 @@ from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
+from ckptool.phrases import join_limited
 from ckptool.reports.gate import GateEvidence
 from ckptool.verification.result import GoldenReplay
 
@@ -308,9 +309,8 @@ def _dry_run_plan(
         obstacles = strict_load_obstacles(result.diff) if result.diff else ""
         failure = f"what {plan_name or 'it'} leads to does not load strictly"
         return "", f"{failure}: {obstacles}" if obstacles else failure
-    steps = [_format_step(operation) for operation in result.plan.ops]
-    suffix = f" and {len(steps) - _MAX_STEPS} steps more" if len(steps) > _MAX_STEPS else ""
-    return ", ".join(steps[:_MAX_STEPS]) + suffix or "nothing to do", ""
+    steps = join_limited(result.plan.ops, _MAX_STEPS, _format_step, more=" and {} steps more")
+    return steps or "nothing to do", ""
 
 
 def _format_step(operation: "Operation") -> str:

@@ -24,6 +24,7 @@ from ckptool.compare.reparametrization import (
 from ckptool.compare.states import find_best_state, get_state, score_match
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import Checkpoint, Container, Kind, ModuleInfo, StateDict, TensorInfo, tied_keys
+from ckptool.phrases import join_limited
 from ckptool.tensors import equality
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
 from ckptool.tensors.statistics import CastEffect
@@ -156,7 +157,7 @@ def strict_load_obstacles(diff: ModuleDiff) -> str:
 
 
 def _join_few(keys: tuple[str, ...]) -> str:
-    return ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+    return join_limited(keys, 3, more=" ...")
 
 
 def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None) -> ModuleDiff:

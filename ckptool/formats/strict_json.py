@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
+from ckptool.phrases import truncate
 
 ReadRange = Callable[[int, int], bytes]
 """(position, number of bytes) -> bytes."""
@@ -190,7 +191,7 @@ def decode_object(
 
 def quote_text(text: str) -> str:
     """Return the repr of `text`, cut to 80 characters: no control characters reach a terminal."""
-    return repr(text if len(text) <= _MAX_SHOWN_LENGTH else f"{text[:_MAX_SHOWN_LENGTH]}...")
+    return repr(truncate(text, _MAX_SHOWN_LENGTH))
 
 
 def format_value(value: object) -> str:

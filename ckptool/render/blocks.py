@@ -7,8 +7,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.model import natural_sort_key
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
-from ckptool.render.text import FoldedItems, fold_by_pattern, format_count, replace_layer_numbers
+from ckptool.render.text import FoldedItems, fold_by_pattern, replace_layer_numbers
 from ckptool.reports.common import FindingReport, SilencedReport, SkippedReport
 
 T = TypeVar("T")
@@ -107,7 +108,7 @@ def build_findings_blocks(
     levels = {
         level: sum(f.level == level for f in findings) for level in ("error", "warning", "note")
     }
-    summary = ", ".join(format_count(n, level) for level, n in levels.items() if n)
+    summary = ", ".join(pluralize(n, level) for level, n in levels.items() if n)
     finding_groups = fold_unless_verbose(((f.key, (f.code, f.level), f) for f in findings), options)
     prefix = f"{path}: " if path else ""
     yield FindingsBlock(

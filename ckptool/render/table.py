@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from tabulate import tabulate
 
+from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     FindingsBlock,
@@ -17,7 +18,6 @@ from ckptool.render.blocks import (
     VerdictBlock,
 )
 from ckptool.render.column_widths import COLUMN_GAP, fit_columns, measure_column_widths
-from ckptool.render.text import make_printable
 from ckptool.render.views import build_blocks
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
 from ckptool.model import Checkpoint, Container
+from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -91,12 +92,9 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
 def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
     if release.requirements.strict is False or not release.unmatched_keys:
         return
-    quoted_keys = [f"`{key}`" for key in release.unmatched_keys[:3]]
-    remaining = len(release.unmatched_keys) - len(quoted_keys)
-    more_clause = f" and {remaining} more" if remaining else ""
-    count = len(release.unmatched_keys)
-    verb = "does" if count == 1 else "do"
-    yield hit("", keys=f"{', '.join(quoted_keys)}{more_clause} {verb} not match the module")
+    keys = join_limited(release.unmatched_keys, 3, quote_code)
+    verb = "does" if len(release.unmatched_keys) == 1 else "do"
+    yield hit("", keys=f"{keys} {verb} not match the module")
 
 
 @check(

@@ -11,6 +11,7 @@ from ckptool.formats.pickle.nodes import (
     UnresolvedObject,
 )
 from ckptool.formats.pickle.numpy_arrays import read_numpy_scalar
+from ckptool.phrases import make_printable, truncate
 
 NOT_PLAIN: Final = object()
 """Returned by `PlainValueConverter.convert_node` for a node that is not plain data."""
@@ -206,8 +207,7 @@ def quote_name(text: str) -> str:
 
 def escape_unprintable(text: str) -> str:
     """Return `text` cut to 80 characters, with unprintable ones escaped: they control terminals."""
-    shortened = text[:_MAX_TEXT_LENGTH] + ("..." if len(text) > _MAX_TEXT_LENGTH else "")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shortened)
+    return make_printable(truncate(text, _MAX_TEXT_LENGTH))
 
 
 def _convert_atom(node: Any) -> object:

@@ -36,6 +36,7 @@ from ckptool.formats.zip.archive import (
     read_member,
 )
 from ckptool.model import Checkpoint, Container, GlobalUse, Skipped, Span, StorageInfo
+from ckptool.phrases import join_limited
 
 
 def matches(source: ByteSource) -> bool:
@@ -436,9 +437,7 @@ def _report_unreferenced(records: ArchiveRecords) -> list[Skipped]:
     ]
     if not unreferenced_names:
         return []
-    names = ", ".join(escape_unprintable(name) for name in unreferenced_names[:4]) + (
-        ", ..." if len(unreferenced_names) > 4 else ""
-    )
+    names = join_limited(unreferenced_names, 4, escape_unprintable, more=", ...")
     return [Skipped("records", f"nothing refers to {names}")]
 
 

@@ -7,11 +7,11 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import fold_unless_verbose
 from ckptool.render.html.components import SideBySideRow, SideBySideSection
 from ckptool.render.html.treemap import MAX_DEPTH
-from ckptool.render.text import format_count
 
 ABSENT_MARK: Final = "\N{EM DASH}"
 """Cell of a side without this tensor."""
@@ -94,7 +94,7 @@ def _iter_rows(node: _SideBySideNode, prefix: str, depth: int) -> Iterator[SideB
             )
         elif (outcome := _get_common_outcome(module_node)) is not None:
             status, tone, has_left, has_right = outcome
-            count_text = format_count(module_node.total, "tensor")
+            count_text = pluralize(module_node.total, "tensor")
             sides = (
                 count_text if has_left else ABSENT_MARK,
                 count_text if has_right else ABSENT_MARK,

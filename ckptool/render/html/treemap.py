@@ -8,9 +8,10 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.model import natural_sort_key
+from ckptool.phrases import make_printable, pluralize
 from ckptool.render.html.components import LegendEntry, ModuleFrame, TreemapSection, TreemapTile
 from ckptool.render.html.squarify import Box, squarify
-from ckptool.render.text import format_count, format_size, make_printable, truncate_middle
+from ckptool.render.text import format_size, truncate_middle
 
 WIDTH: Final = 960
 HEIGHT: Final = 420
@@ -87,11 +88,9 @@ def build_treemap_section(
         title=title,
         width=WIDTH,
         height=height,
-        summary=f"{format_count(len(visible_items), 'tensor')}, {format_size(root.nbytes)}"
+        summary=f"{pluralize(len(visible_items), 'tensor')}, {format_size(root.nbytes)}"
         + (
-            f", drawn as {format_count(len(tiles), 'tile')}"
-            if len(tiles) < len(visible_items)
-            else ""
+            f", drawn as {pluralize(len(tiles), 'tile')}" if len(tiles) < len(visible_items) else ""
         ),
         has_merged_tiles=len(tiles) < len(visible_items),
         colour_meaning=colour_meaning,
@@ -209,5 +208,5 @@ def _build_tile(box: Box, node: _TreemapNode, name: str) -> TreemapTile:
         node.path,
         truncate_middle(make_printable(name), max_letters) if has_label_room else "",
         format_size(node.nbytes),
-        item.description if item else format_count(node.tensor_count, "tensor"),
+        item.description if item else pluralize(node.tensor_count, "tensor"),
     )

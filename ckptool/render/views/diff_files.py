@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ckptool.model import DTYPE_BITS
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     Block,
@@ -14,7 +15,7 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.render.text import format_count, replace_layer_numbers
+from ckptool.render.text import replace_layer_numbers
 from ckptool.render.views.diff import build_explanation_blocks
 from ckptool.reports.diff_files import ChangeReport, DiffFilesReport, DiffShardReport
 
@@ -65,7 +66,7 @@ def _build_diff_shard_blocks(report: DiffShardReport, options: RenderOptions) ->
     yield LinesBlock(
         (
             f"{report.old} against {report.new}",
-            f"{format_count(report.compared, 'comparison')}, {len(report.differing_keys)} differ",
+            f"{pluralize(report.compared, 'comparison')}, {len(report.differing_keys)} differ",
             "--format json -o FILE keeps what `ckptool merge FILE...` needs",
         )
     )
@@ -87,7 +88,7 @@ def _iter_summary_lines(report: DiffFilesReport) -> Iterator[str]:
     for (old, new, rounding), number in casts.items():
         if old != new:
             description = "nothing but rounding" if rounding else "more than rounding"
-            yield f"dtypes: {format_count(number, 'tensor')} {old} -> {new}, {description}"
+            yield f"dtypes: {pluralize(number, 'tensor')} {old} -> {new}, {description}"
     if report.rtol is not None:
         yield f"tolerance: {_format_number(report.atol)} + {_format_number(report.rtol)} * abs(old)"
 

@@ -12,6 +12,7 @@ from ckptool.model import Constancy, Kind, ModuleInfo
 from ckptool.modules.tensor_info import have_same_bytes, is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
+from ckptool.phrases import join_limited, quote_code
 from ckptool.verification.backends import cpu
 from ckptool.verification.forward_pass import Inputs
 from ckptool.verification.levels.load import LoadedModuleFactory, load_matching_tensors
@@ -209,5 +210,4 @@ def _is_rebuilt(module_info: ModuleInfo, path: str) -> bool:
 
 
 def _format_paths(paths: tuple[str, ...]) -> str:
-    shown = ", ".join(f"`{path}`" for path in paths[:5])
-    return shown + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    return join_limited(paths, 5, quote_code)
