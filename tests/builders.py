@@ -44,7 +44,7 @@ def checkpoint(
 
 def held(key: str | TensorInfo, kind: Kind = Kind.PARAMETER, **fields) -> ModuleTensor:
     settings = {
-        "owner": "zoo.Some",
+        "owner": "modules_for_tests.Some",
         "is_saved": kind in {Kind.PARAMETER, Kind.BUFFER},
         "constancy": Constancy.CONSTANT,
         "follows_to": True,
@@ -55,4 +55,4 @@ def held(key: str | TensorInfo, kind: Kind = Kind.PARAMETER, **fields) -> Module
 
 def module(*entries: str | ModuleTensor, **fields) -> ModuleInfo:
     all_held = [held(e) if isinstance(e, str) else e for e in entries]
-    return ModuleInfo("zoo:Some", {h.key: h for h in all_held}, **fields)
+    return ModuleInfo("modules_for_tests:Some", {h.key: h for h in all_held}, **fields)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 
 import pytest
-from pages import KINDS, page
+from render.pages import KINDS, page
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from pages import KINDS
+from render.pages import KINDS
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SAMPLES, Ran
+from command_runs import Ran
+from paths import ROOT, SAMPLES
 
 POLICY = """
 [[models]]

@@ -5,7 +5,8 @@ import re
 
 import pytest
 import yaml
-from conftest import ROOT, Ran
+from command_runs import Ran
+from paths import ROOT
 
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 STEPS = ACTION["runs"]["steps"]

@@ -3,8 +3,8 @@
 import json
 
 import yaml
-from conftest import ROOT
 from junitparser import JUnitXml
+from paths import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())

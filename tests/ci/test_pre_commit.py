@@ -8,7 +8,7 @@ which is really run.
 import shutil
 
 import yaml
-from conftest import ROOT
+from paths import ROOT
 
 MANIFEST = ".pre-commit-hooks.yaml"
 HOOKS = {hook["id"]: hook for hook in yaml.safe_load((ROOT / MANIFEST).read_text())}

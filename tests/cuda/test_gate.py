@@ -1,4 +1,4 @@
-"""The gate's default, `device = "cuda"`, on a real device; tests/gate has the simulated twins."""
+"""The gate's default, `device = "cuda"`, on a real device; its simulated twins: tests/commands."""
 
 import json
 import shutil

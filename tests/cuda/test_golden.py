@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lock import models
+from compare import models
 
 from ckptool import api
 from ckptool.commands.target import ModuleTarget
@@ -18,12 +18,12 @@ def test_recorded_on_the_cpu_and_replayed_on_both(cuda, tmp_path, name, drifts):
     torch.save(models.First().state_dict(), path)
     api.lock(
         path,
-        module="lock.models:First",
+        module="compare.models:First",
         golden=place,
-        inputs="lock.models:batch",
+        inputs="compare.models:batch",
         tolerances={"cuda": 1e-4},
     )
-    with ModuleTarget(f"lock.models:{name}").open_verification_target(
+    with ModuleTarget(f"compare.models:{name}").open_verification_target(
         open_checkpoint(path)
     ) as side:
         done = golden.replay_golden(side, golden.read_golden(place))

@@ -1,7 +1,7 @@
 """Steps 2 to 4 of the reference case on a real device: the true error text, the true numbers."""
 
 import pytest
-import reference
+import reference_case
 import torch
 
 from samples.attention import (
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.cuda
 def pair(cuda):
     """Both versions, built one after the other right after the seed, and the inputs on CUDA."""
     torch.manual_seed(123)
-    without = CausalAttentionWithoutBuffers(**reference.ARGUMENTS)
-    with_buffer = CausalAttentionWithBuffer(**reference.ARGUMENTS)
+    without = CausalAttentionWithoutBuffers(**reference_case.ARGUMENTS)
+    with_buffer = CausalAttentionWithBuffer(**reference_case.ARGUMENTS)
     return without.to(cuda), with_buffer.to(cuda), example_inputs().to(cuda)
 
 
@@ -38,10 +38,10 @@ def test_step_3_moving_the_mask_by_hand_gives_the_numbers_of_the_cpu(pair, cuda)
     module.mask = module.mask.to(cuda)
     outputs = module(inputs)
     assert outputs.device == cuda
-    reference.assert_outputs(outputs, reference.WITHOUT_BUFFERS)
+    reference_case.assert_outputs(outputs, reference_case.WITHOUT_BUFFERS)
 
 
 def test_step_4_the_buffer_follows_by_itself(pair, cuda):
     _, module, inputs = pair
     assert module.mask.device == cuda
-    reference.assert_outputs(module(inputs), reference.WITH_BUFFER)
+    reference_case.assert_outputs(module(inputs), reference_case.WITH_BUFFER)

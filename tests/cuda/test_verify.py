@@ -1,15 +1,16 @@
-"""Verification on a real device; each test has a simulated twin in tests/verify.
+"""Verification on a real device; each test has a simulated twin in tests/verification.
 
-`both.py` runs here on CUDA and in test_twins.py on a simulated device. The battery is run here to
-see that a real device refuses exactly what the simulated one does (tests/verify/test_battery.py).
+`device_checks.py` runs here on CUDA and in test_device_checks.py on a simulated device. The battery
+is run here to see that a real device refuses exactly what the simulated one does
+(tests/verification/test_battery.py).
 """
 
 import pytest
 import torch
-from verify import both, models
-from verify.battery import CASES
-from verify.numbers import ALL, Number
-from verify.test_battery import BUFFERS, turned
+from verification import device_checks, models
+from verification.battery import CASES
+from verification.scalar_operands import ALL, Number
+from verification.test_battery import BUFFERS, turned
 
 from ckptool import api
 from ckptool.errors import UsageError
@@ -29,7 +30,7 @@ def run(case, module, device):
     return backend.run_on_cuda(module, inputs, device)
 
 
-@pytest.mark.parametrize("check", both.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", device_checks.CHECKS, ids=lambda check: check.__name__)
 def test_on_a_real_device(check, cuda, tmp_path, samples):
     check(str(cuda), tmp_path, samples)
 
@@ -53,15 +54,15 @@ def test_the_battery_with_a_buffer_made_a_plain_attribute(case, path, cuda):
 
 
 def test_a_simulated_pass_works_beside_a_real_device(cuda, tmp_path):
-    path = both.saved(tmp_path, models.Plain())
-    report = api.verify(path, module="verify.models:Plain", device="simulated")
+    path = device_checks.saved(tmp_path, models.Plain())
+    report = api.verify(path, module="verification.models:Plain", device="simulated")
     assert report.levels[1].status == "passed"
     assert report.device == "simulated cuda:0"
 
 
 def test_auto_is_the_real_device(cuda, tmp_path):
-    path = both.saved(tmp_path, models.Plain())
-    report = api.verify(path, module="verify.models:Plain")
+    path = device_checks.saved(tmp_path, models.Plain())
+    report = api.verify(path, module="verification.models:Plain")
     assert report.device == "cuda:0"
     assert [one.what for one in report.skipped] == []
     assert "against the CPU: largest difference" in " ".join(report.levels[2].details)
@@ -78,9 +79,9 @@ def test_out_of_memory_says_how_much_was_needed(cuda, tmp_path):
 
 
 def test_a_device_that_is_not_there(cuda, tmp_path):
-    path = both.saved(tmp_path, models.Plain())
+    path = device_checks.saved(tmp_path, models.Plain())
     with pytest.raises(UsageError, match="numbered from 0"):
-        api.verify(path, module="verify.models:Plain", device="cuda:99")
+        api.verify(path, module="verification.models:Plain", device="cuda:99")
 
 
 @pytest.mark.parametrize(("name", "function", "accepted"), ALL, ids=[name for name, *_ in ALL])

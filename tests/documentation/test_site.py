@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "docs"))
-from generator import examples  # noqa: E402 (beside the pages, not on the path)
+from generator import examples
 
 LOADING = {
     ("script", "src"),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from ckptool.errors import WriteError
 from ckptool.formats.files.atomic import check_target, commit_outputs, open_pending_output
@@ -103,7 +104,7 @@ def test_what_a_dead_run_left_is_removed_and_what_a_live_one_has_is_not(tmp_path
         f"with open_pending_output(Path('x'), force=True, folder={folder}):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
-    root = Path(__file__).parent.parent.parent
+    root = ROOT
     dead = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)},
         check=False,

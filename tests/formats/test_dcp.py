@@ -8,9 +8,9 @@ from copy import copy
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from files import content, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from saved import content, same_bits
 from torch import nn
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,

@@ -17,6 +17,7 @@ from random import Random
 import pytest
 from click.testing import CliRunner
 from containers import safetensors_bytes, write
+from paths import ROOT
 
 from ckptool.cli import main
 from ckptool.errors import CkptoolError
@@ -24,7 +25,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.model import Checkpoint
 from ckptool.tensors.elements import unreadable_reason
 
-CORPUS = Path(__file__).parent.parent / "corpus"
+CORPUS = ROOT / "tests" / "corpus"
 MUTANTS = int(os.environ.get("CKPTOOL_FUZZ", "8000"))
 FIRST = int(os.environ.get("CKPTOOL_SEED", "0"))
 THROUGH_THE_COMMAND = 10

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from saved import content, describe, same_bits
+from files import content, describe, same_bits
 from torch import nn
 
 from ckptool.errors import CorruptCheckpointError

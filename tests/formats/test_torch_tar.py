@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 import torch
-from saved import content, same_bits
+from files import content, same_bits
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files.source import open_source

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from files import content, describe, described, same_bits, saved
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from saved import content, describe, described, same_bits, saved
 from torch import nn
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError

@@ -8,9 +8,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from modules import zoo
-from modules.places_in import marked
-from modules.zoo import examined
+from modules import modules_for_tests
+from modules.marked_lines import marked
+from modules.modules_for_tests import examined
 from torch import nn
 
 from ckptool.errors import ModuleError
@@ -36,7 +36,10 @@ def drawn():
     return random.random(), LEGACY.rand(), torch.rand(3).tolist(), torch.randn(1).tolist()
 
 
-@pytest.mark.parametrize("target", [zoo.RandomModes, zoo.NeedsValues, zoo.make_same])
+@pytest.mark.parametrize(
+    "target",
+    [modules_for_tests.RandomModes, modules_for_tests.NeedsValues, modules_for_tests.make_same],
+)
 def test_random_generators_are_left_as_they_were(target):
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(7)
@@ -55,12 +58,12 @@ def test_generators_come_back_after_an_error_too():
     expected = torch.rand(3)
     torch.manual_seed(7)
     with pytest.raises(ModuleError):
-        examined(zoo.Raising, error=ValueError("no"))
+        examined(modules_for_tests.Raising, error=ValueError("no"))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_constancy_of_what_two_seeds_make():
-    held = examined(zoo.Parted).tensors
+    held = examined(modules_for_tests.Parted).tensors
     assert {key: h.constancy for key, h in held.items()} == dict.fromkeys(
         ["random", "unseeded", "shape"], Constancy.RANDOM
     )
@@ -68,15 +71,15 @@ def test_constancy_of_what_two_seeds_make():
 
 def test_nn_module_is_as_it_was_after_a_build_and_after_a_failure():
     before = [vars(nn.Module)[n] for n in ("__setattr__", "register_buffer", "register_parameter")]
-    examined(zoo.AttrMask)
+    examined(modules_for_tests.AttrMask)
     with pytest.raises(ModuleError):
-        examined(zoo.Raising, error=SystemExit(3))
+        examined(modules_for_tests.Raising, error=SystemExit(3))
     after = [vars(nn.Module)[n] for n in ("__setattr__", "register_buffer", "register_parameter")]
     assert after == before
 
 
 def test_ties_views_and_devices_survive_on_meta():
-    held = examined(zoo.Tied).tensors
+    held = examined(modules_for_tests.Tied).tensors
     assert all(held[key].tensor.device == "cpu" for key in held)
     assert held["embed.weight"].tensor.storage == held["head.weight"].tensor.storage
     assert (held["low"].tensor.storage_offset, held["high"].tensor.storage_offset) == (0, 3)
@@ -117,8 +120,11 @@ def test_modules_that_another_thread_builds_stay_real():
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        (zoo.FromParameters, "the value of `start` depends on its parameters"),
-        (zoo.NeedsValues, "with its parameters on meta it cannot be built (RuntimeError: "),
+        (modules_for_tests.FromParameters, "the value of `start` depends on its parameters"),
+        (
+            modules_for_tests.NeedsValues,
+            "with its parameters on meta it cannot be built (RuntimeError: ",
+        ),
     ],
 )
 def test_a_module_that_needs_its_weights_is_built_with_real_ones(target, reason):
@@ -132,7 +138,7 @@ def test_a_module_that_needs_its_weights_is_built_with_real_ones(target, reason)
 
 def test_weights_too_large_are_never_real(monkeypatch):
     monkeypatch.setattr(build, "REAL_BUILD_BYTES", 8)
-    state = examined(zoo.FromParameters)
+    state = examined(modules_for_tests.FromParameters)
     assert [skipped.what for skipped in state.skipped] == ["values"]
     assert {key: h.constancy for key, h in state.unsaved_tensors.items()} == {
         "norm": Constancy.UNKNOWN
@@ -140,39 +146,39 @@ def test_weights_too_large_are_never_real(monkeypatch):
 
 
 def test_one_instance_for_every_call_is_no_evidence():
-    state = examined(zoo.make_same)
+    state = examined(modules_for_tests.make_same)
     assert Skipped("constancy", "every call gives the same instance") in state.skipped
     assert state.tensors["mask"].constancy is Constancy.UNKNOWN
     assert not state.tensors["mask"].follows_to
-    assert not zoo.INSTANCE.fc.weight.is_meta
+    assert not modules_for_tests.INSTANCE.fc.weight.is_meta
 
 
 def test_each_build_gets_arguments_of_its_own():
     config = {"width": 3}
-    state = examined(zoo.Popping, config=config)
+    state = examined(modules_for_tests.Popping, config=config)
     assert state.tensors["fc.weight"].tensor.shape == (1, 3)
     assert config == {"width": 3}
     assert state.skipped == ()
 
 
 def test_what_the_users_code_prints_is_no_part_of_a_report(capsys):
-    examined(zoo.Printing)
+    examined(modules_for_tests.Printing)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert {"building", "saving"} <= set(printed.err.split())
 
 
 def test_defaults_are_taken_where_they_fit():
-    spec = ModuleSpec("modules.zoo:AttrMask", {}, (), {"n": 2, "lr": 0.1})
+    spec = ModuleSpec("modules.modules_for_tests:AttrMask", {}, (), {"n": 2, "lr": 0.1})
     assert examine_module(spec).tensors["mask"].tensor.shape == (2, 2)
-    spec = ModuleSpec("modules.zoo:AttrMask", {"n": 3}, (), {"n": 2})
+    spec = ModuleSpec("modules.modules_for_tests:AttrMask", {"n": 3}, (), {"n": 2})
     assert examine_module(spec).tensors["mask"].tensor.shape == (3, 3)
 
 
 @pytest.mark.parametrize("path", ["Builder.build", "AttrMask", "INSTANCE"])
 def test_what_a_name_may_lead_to(path):
-    state = examine_module(ModuleSpec(f"modules.zoo:{path}"))
-    assert state.target == f"modules.zoo:{path}"
+    state = examine_module(ModuleSpec(f"modules.modules_for_tests:{path}"))
+    assert state.target == f"modules.modules_for_tests:{path}"
     assert state.tensors["mask"].kind is Kind.ATTRIBUTE
 
 
@@ -215,10 +221,10 @@ def test_places_are_relative_inside_the_current_directory(tmp_path, monkeypatch)
 
 
 def test_places_of_assignments():
-    passing = examined(zoo.Passing).tensors
+    passing = examined(modules_for_tests.Passing).tensors
     assert passing["mask"].assigned_at == marked("Passing.mask")
     assert passing["table"].assigned_at == marked("Passing.table")
-    sneaky = examined(zoo.Sneaky).tensors
+    sneaky = examined(modules_for_tests.Sneaky).tensors
     assert sneaky["mask"].assigned_at == marked("Sneaky.mask")
     assert sneaky["other"].assigned_at == marked("Sneaky.other")
 

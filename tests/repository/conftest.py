@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Ran
+from command_runs import Ran
+from paths import ROOT
 
 HERE = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 """Where commands are looked for: first beside the interpreter that runs the tests."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from paths import ROOT
 from safetensors.torch import save_file
 from torch import nn
 

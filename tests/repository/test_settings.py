@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from editorconfig import get_properties
+from paths import ROOT
 
 CONFIG = ROOT / ".pre-commit-config.yaml"
 HOOKS = {

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import modules_for_tests
 import msgspec
 import torch
-import zoo
 from safetensors.torch import save_file
 from torch import nn
-from verify import models
+from verification import models
 
 from ckptool import api
 from ckptool.reports.audit import AuditReport
@@ -56,7 +56,7 @@ def _register(code: str, does: bool, expected: set[str]):
 
 
 def audit(name: str, **kwargs) -> AuditReport:
-    return api.audit(f"zoo:{name}", kwargs=kwargs)
+    return api.audit(f"modules_for_tests:{name}", kwargs=kwargs)
 
 
 def inspect(tmp: Path, content, **options) -> InspectReport:
@@ -68,7 +68,7 @@ def inspect(tmp: Path, content, **options) -> InspectReport:
 def diff(tmp: Path, content, module: str, at: str | None = None, **kwargs):
     path = tmp / "model.pth"
     torch.save(content, path)
-    target = module if ":" in module else f"zoo:{module}"
+    target = module if ":" in module else f"modules_for_tests:{module}"
     return api.diff(path, module=target, kwargs=kwargs, at=at)
 
 
@@ -215,14 +215,14 @@ def loss_without_class_weights(tmp):
 
 @fires("CK201")
 def half_of_a_layer(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     del state["head.bias"]
     return diff(tmp, state, "Encoder")
 
 
 @near("CK201")
 def all_parameters(tmp):
-    return diff(tmp, zoo.Encoder().state_dict(), "Encoder")
+    return diff(tmp, modules_for_tests.Encoder().state_dict(), "Encoder")
 
 
 @fires("CK202")
@@ -235,51 +235,53 @@ def converter_dropped_statistics(tmp):
 
 @near("CK202", "CK203")
 def constructor_makes_it_again(tmp):
-    state = zoo.BufferMask().state_dict()
+    state = modules_for_tests.BufferMask().state_dict()
     del state["mask"]
     return diff(tmp, state, "BufferMask")
 
 
 @fires("CK203")
 def attribute_became_buffer(tmp):
-    return diff(tmp, zoo.AttributeMask().state_dict(), "BufferMask")
+    return diff(tmp, modules_for_tests.AttributeMask().state_dict(), "BufferMask")
 
 
 @near("CK203", "CK202")
 def random_buffer_cannot_be_made_again(tmp):
-    state = zoo.Mixed().state_dict()
+    state = modules_for_tests.Mixed().state_dict()
     del state["projection"]
     return diff(tmp, state, "Mixed")
 
 
 @fires("CK204")
 def unknown_key(tmp):
-    return diff(tmp, {**zoo.Encoder().state_dict(), "other.weight": torch.ones(7)}, "Encoder")
+    return diff(
+        tmp, {**modules_for_tests.Encoder().state_dict(), "other.weight": torch.ones(7)}, "Encoder"
+    )
 
 
 @near("CK204", "CK205", "CK106")
 def known_unsaved_key(tmp):
-    return diff(tmp, zoo.BufferMask().state_dict(), "UnsavedBufferMask")
+    return diff(tmp, modules_for_tests.BufferMask().state_dict(), "UnsavedBufferMask")
 
 
 @fires("CK205", "CK106")
 def persistence_flipped(tmp):
-    return diff(tmp, zoo.BufferMask().state_dict(), "UnsavedBufferMask")
+    return diff(tmp, modules_for_tests.BufferMask().state_dict(), "UnsavedBufferMask")
 
 
 @near("CK205", "CK206", "CK106")
 def persistence_flipped_and_value_changed(tmp):
-    return diff(tmp, zoo.BufferMask().state_dict(), "DoubledUnsavedMask")
+    return diff(tmp, modules_for_tests.BufferMask().state_dict(), "DoubledUnsavedMask")
 
 
 @fires("CK206", "CK106")
 def another_base(tmp):
-    return diff(tmp, zoo.Rope(500000.0).state_dict(), "Rope", persistent=False)
+    return diff(tmp, modules_for_tests.Rope(500000.0).state_dict(), "Rope", persistent=False)
 
 
 @near("CK206", "CK205", "CK106")
 def the_same_base(tmp):
-    return diff(tmp, zoo.Rope().state_dict(), "Rope", persistent=False)
+    return diff(tmp, modules_for_tests.Rope().state_dict(), "Rope", persistent=False)
 
 
 @fires("CK207", "CK210")
@@ -308,18 +310,22 @@ def half_into_float(tmp):
 @fires("CK209", "CK210")
 def stacked_wrappers(tmp):
     prefix = "_orig_mod.module._fsdp_wrapped_module."
-    state = {prefix + k: v for k, v in zoo.Encoder().state_dict().items()}
+    state = {prefix + k: v for k, v in modules_for_tests.Encoder().state_dict().items()}
     return diff(tmp, state, "Encoder")
 
 
 @fires("CK209", "CK210")
 def lightning_prefix(tmp):
-    return diff(tmp, {f"model.{k}": v for k, v in zoo.Encoder().state_dict().items()}, "Encoder")
+    return diff(
+        tmp,
+        {f"model.{k}": v for k, v in modules_for_tests.Encoder().state_dict().items()},
+        "Encoder",
+    )
 
 
 @near("CK209")
 def real_names_like_wrappers(tmp):
-    return diff(tmp, zoo.Tower().state_dict(), "Tower")
+    return diff(tmp, modules_for_tests.Tower().state_dict(), "Tower")
 
 
 @fires("CK210", "CK204", "CK201")
@@ -329,43 +335,43 @@ def another_model(tmp):
 
 @near("CK210", "CK201")
 def most_of_the_model(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     del state["head.weight"]
     return diff(tmp, state, "Encoder")
 
 
 @fires("CK211", "CK210")
 def refactored_name(tmp):
-    return diff(tmp, renamed(zoo.Encoder().state_dict(), "encoder", "enc"), "Encoder")
+    return diff(tmp, renamed(modules_for_tests.Encoder().state_dict(), "encoder", "enc"), "Encoder")
 
 
 @near("CK211", "CK201", "CK204", "CK210")
 def same_name_of_another_shape(tmp):
-    state = renamed(zoo.Encoder().state_dict(), "encoder", "enc")
+    state = renamed(modules_for_tests.Encoder().state_dict(), "encoder", "enc")
     state["enc.weight"], state["enc.bias"] = torch.ones(5, 5), torch.ones(5)
     return diff(tmp, state, "Encoder")
 
 
 @fires("CK212", "CK201", "CK204", "CK210")
 def outer_dict(tmp):
-    content = {"epoch": 3, "state_dict": zoo.Encoder().state_dict()}
+    content = {"epoch": 3, "state_dict": modules_for_tests.Encoder().state_dict()}
     return diff(tmp, content, "Encoder", at=".")
 
 
 @near("CK212")
 def right_place(tmp):
-    content = {"epoch": 3, "state_dict": zoo.Encoder().state_dict()}
+    content = {"epoch": 3, "state_dict": modules_for_tests.Encoder().state_dict()}
     return diff(tmp, content, "Encoder", at="state_dict")
 
 
 @fires("CK214")
 def class_weights(tmp):
-    return diff(tmp, zoo.WithLoss().state_dict(), "WithLoss", weighted=False)
+    return diff(tmp, modules_for_tests.WithLoss().state_dict(), "WithLoss", weighted=False)
 
 
 @near("CK214")
 def same_loss(tmp):
-    return diff(tmp, zoo.WithLoss().state_dict(), "WithLoss")
+    return diff(tmp, modules_for_tests.WithLoss().state_dict(), "WithLoss")
 
 
 @fires("CK215")
@@ -380,7 +386,7 @@ def scalar(tmp):
 
 @fires("CK216")
 def versions_dropped(tmp):
-    return diff(tmp, dict(zoo.Versioned().state_dict()), "Versioned")
+    return diff(tmp, dict(modules_for_tests.Versioned().state_dict()), "Versioned")
 
 
 @fires("CK216")
@@ -399,23 +405,25 @@ def observer_resets_eps(tmp):
 
 @near("CK216")
 def versions_kept(tmp):
-    return diff(tmp, zoo.Versioned().state_dict(), "Versioned")
+    return diff(tmp, modules_for_tests.Versioned().state_dict(), "Versioned")
 
 
 @near("CK216")
 def no_class_has_a_second_version(tmp):
-    return diff(tmp, dict(zoo.Encoder().state_dict()), "Encoder")
+    return diff(tmp, dict(modules_for_tests.Encoder().state_dict()), "Encoder")
 
 
 @fires("CK220")
 def extra_state_dropped(tmp):
-    state = {k: v for k, v in zoo.ExtraState().state_dict().items() if "extra" not in k}
+    state = {
+        k: v for k, v in modules_for_tests.ExtraState().state_dict().items() if "extra" not in k
+    }
     return diff(tmp, state, "ExtraState")
 
 
 @near("CK220")
 def extra_state_kept(tmp):
-    return diff(tmp, zoo.ExtraState().state_dict(), "ExtraState")
+    return diff(tmp, modules_for_tests.ExtraState().state_dict(), "ExtraState")
 
 
 # CK3xx and CK5xx: a file alone
@@ -452,8 +460,10 @@ class Gone(nn.Module):
 @fires("CK303", "CK302", "CK301")
 def class_in_main(tmp):
     path = tmp / "model.pth"
-    torch.save(zoo.Encoder(), path)
-    content = path.read_bytes().replace(b"czoo\nEncoder\n", b"czop\nEncoder\n")
+    torch.save(modules_for_tests.Encoder(), path)
+    content = path.read_bytes().replace(
+        b"cmodules_for_tests\nEncoder\n", b"cmodules_for_testz\nEncoder\n"
+    )
     path.write_bytes(_without_checksums(content))
     return api.inspect(path)
 
@@ -550,37 +560,37 @@ def equal_and_apart(tmp):
 
 @fires("CK801")
 def key_removed(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     return files(tmp, state, {k: v for k, v in state.items() if k != "head.bias"})
 
 
 @near("CK801")
 def nothing_removed(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     return files(tmp, state, copy.deepcopy(state))
 
 
 @fires("CK802")
 def key_added(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     return files(tmp, state, {**state, "mask": torch.ones(9)})
 
 
 @near("CK802", "CK801", "CK211")
 def key_renamed(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     return files(tmp, state, renamed(state, "encoder", "enc"))
 
 
 @fires("CK804")
 def dtype_changed(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     return files(tmp, state, {k: v.bfloat16() for k, v in state.items()})
 
 
 @near("CK804")
 def value_changed(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     return files(tmp, state, {k: v + 1 for k, v in state.items()})
 
 
@@ -588,11 +598,11 @@ def verify(tmp: Path, name: str):
     path = tmp / "model.pth"
     torch.save(getattr(models, name)().state_dict(), path)
     inputs = ("float32[2,4]",)
-    return api.verify(path, module=f"verify.models:{name}", device="simulated", inputs=inputs)
+    return api.verify(path, module=f"verification.models:{name}", device="simulated", inputs=inputs)
 
 
 def exercise(name: str) -> AuditReport:
-    return api.audit(f"verify.models:{name}", inputs=("float32[2,4]",))
+    return api.audit(f"verification.models:{name}", inputs=("float32[2,4]",))
 
 
 @fires("CK107", "CK101", "CK110", "CK111")

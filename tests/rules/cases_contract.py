@@ -1,14 +1,14 @@
 """Rules about what a release promises: modules, files and locks against each other."""
 
 import torch
-from lock import models
+from compare import models
+from rules.cases import fires, near
 
 from ckptool import api
 from ckptool.compare import contract
 from ckptool.policy import Policy
 from ckptool.reports.common import build_finding_reports
 from ckptool.rules import run_rules
-from rules.cases import fires, near
 
 
 class Found:
@@ -23,7 +23,7 @@ class Found:
 def module(name: str) -> contract.Contract:
     from ckptool.modules import ModuleSpec, examine_module
 
-    return contract.build_module_contract(examine_module(ModuleSpec(f"lock.models:{name}")))
+    return contract.build_module_contract(examine_module(ModuleSpec(f"compare.models:{name}")))
 
 
 def held(new: str, old: str = "First") -> Found:
@@ -95,9 +95,9 @@ def replayed(tmp, name: str, *, tolerance: float | None = None):
     torch.manual_seed(0)
     torch.save(models.First().state_dict(), path)
     given = {} if tolerance is None else {"cpu": tolerance}
-    api.lock(path, module="lock.models:First", golden=golden, inputs="lock.models:batch",
+    api.lock(path, module="compare.models:First", golden=golden, inputs="compare.models:batch",
              tolerances=given)  # fmt: skip
-    target = ModuleTarget(f"lock.models:{name}")
+    target = ModuleTarget(f"compare.models:{name}")
     promises = GateExpectations(golden=(golden,), device="cpu")
     checkpoint = open_checkpoint(path)
     return Found(*check_expectations(promises, checkpoint, None, target, DEFAULT_LIMITS).subjects)
@@ -124,7 +124,7 @@ def fixture(tmp, name: str) -> Found:
     from ckptool.formats.limits import DEFAULT_LIMITS
 
     torch.save(models.First().state_dict(), tmp / "old.pth")
-    target = ModuleTarget(f"lock.models:{name}")
+    target = ModuleTarget(f"compare.models:{name}")
     return Found(*check_fixtures((tmp / "old.pth",), target, (), DEFAULT_LIMITS))
 
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import torch
+from rules.cases import fires, inspect, near
 from safetensors.torch import save_file
 
 from ckptool import api
-from rules.cases import fires, inspect, near
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -3,13 +3,13 @@
 from datetime import date
 
 import torch
+from rules.cases import fires, near
 from safetensors.torch import save_file
 from torch import nn
 
 from ckptool import api
 from ckptool.config import ProjectConfig, ReleaseRequirements, Settings, Waiver
 from ckptool.policy.resolve import resolve_policy
-from rules.cases import fires, near
 
 LINEAR = {"in_features": 2, "out_features": 3}
 
@@ -31,11 +31,11 @@ def linear():
 
 @fires("CK851", "CK203")
 def a_recomputable_buffer_is_missing(tmp):
-    import zoo
+    import modules_for_tests
 
-    state = zoo.BufferMask().state_dict()
+    state = modules_for_tests.BufferMask().state_dict()
     del state["mask"]
-    return gate(tmp, state, module="zoo:BufferMask", kwargs={})
+    return gate(tmp, state, module="modules_for_tests:BufferMask", kwargs={})
 
 
 @near("CK851", "CK201")

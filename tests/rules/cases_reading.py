@@ -4,10 +4,10 @@ import collections
 
 import numpy as np
 import torch
+from rules.cases import fires, near
 from torch import nn
 
 from ckptool import api
-from rules.cases import fires, near
 
 
 def scripted(tmp):

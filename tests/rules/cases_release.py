@@ -4,6 +4,8 @@ import collections
 from dataclasses import dataclass
 
 import torch
+from rules import reparametrized_modules
+from rules.cases import diff, fires, inspect, near
 from safetensors.torch import save_file
 from torch import nn
 
@@ -12,10 +14,8 @@ from ckptool.errors import CkptoolError
 from ckptool.policy import Policy, judge
 from ckptool.reports.common import FindingReport, build_finding_reports
 from ckptool.rules import run_rules
-from rules import forms
-from rules.cases import diff, fires, inspect, near
 
-FORMS = "rules.forms:"
+FORMS = "rules.reparametrized_modules:"
 
 
 # CK221 and CK311: what a migration refuses
@@ -43,14 +43,14 @@ def refused(tmp, content, plan: str | None = None, to: str = "b.pth", **options)
 
 @fires("CK221")
 def every_gamma_is_renamed(tmp):
-    state = forms.Scaled().state_dict()
+    state = reparametrized_modules.Scaled().state_dict()
     plan = '[[ops]]\nop = "rename"\nkey = "gamma$"\nto = "weight"\nhow = "regex"\n'
     return refused(tmp, state, plan, module=f"{FORMS}Scaled")
 
 
 @near("CK221")
 def the_gamma_of_a_layer_norm_is_renamed(tmp):
-    state = forms.Scaled().state_dict()
+    state = reparametrized_modules.Scaled().state_dict()
     state["norm.gamma"] = state.pop("norm.weight")
     plan = '[[ops]]\nop = "rename"\nkey = "norm.gamma"\nto = "norm.weight"\n'
     return refused(tmp, state, plan, module=f"{FORMS}Scaled")
@@ -101,7 +101,7 @@ def trained(module: nn.Module, parameters=None) -> torch.optim.Optimizer:
 
 @fires("CK309")
 def adam_beside_the_model(tmp):
-    module = forms.perceptron()
+    module = reparametrized_modules.perceptron()
     content = {"model": module.state_dict(), "optimizer": trained(module).state_dict(), "epoch": 3}
     report = inspect(tmp, content)
     (found,) = report.findings
@@ -113,7 +113,7 @@ def adam_beside_the_model(tmp):
 
 @fires("CK309")
 def lightning_states(tmp):
-    module = forms.perceptron()
+    module = reparametrized_modules.perceptron()
     content = {
         "state_dict": module.state_dict(),
         "optimizer_states": [trained(module).state_dict()],
@@ -128,7 +128,10 @@ def lightning_states(tmp):
 
 @near("CK309")
 def an_epoch_and_a_setting(tmp):
-    return inspect(tmp, {"model": forms.perceptron().state_dict(), "epoch": 3, "args": {"lr": 1}})
+    return inspect(
+        tmp,
+        {"model": reparametrized_modules.perceptron().state_dict(), "epoch": 3, "args": {"lr": 1}},
+    )
 
 
 @near("CK309")
@@ -139,7 +142,7 @@ def a_model_with_a_scaler(tmp):
 
 @near("CK309")
 def the_optimizer_alone(tmp):
-    return inspect(tmp, trained(forms.perceptron()).state_dict())
+    return inspect(tmp, trained(reparametrized_modules.perceptron()).state_dict())
 
 
 # CK501: P15 and P16
@@ -156,19 +159,21 @@ def a_name_that_safetensors_left_out(tmp):
 
 @fires("CK501", "CK503")
 def tied_file_and_a_module_without_the_tie(tmp):
-    report = diff(tmp, forms.Tied().state_dict(), f"{FORMS}Tied", tied=False)
+    report = diff(tmp, reparametrized_modules.Tied().state_dict(), f"{FORMS}Tied", tied=False)
     assert {f.level for f in report.findings} == {"note"}
     return report
 
 
 @near("CK501", "CK503")
 def tied_on_both_sides(tmp):
-    return diff(tmp, forms.Tied().state_dict(), f"{FORMS}Tied")
+    return diff(tmp, reparametrized_modules.Tied().state_dict(), f"{FORMS}Tied")
 
 
 @near("CK501")
 def equal_copies(tmp):
-    state = {key: tensor.clone() for key, tensor in forms.Tied().state_dict().items()}
+    state = {
+        key: tensor.clone() for key, tensor in reparametrized_modules.Tied().state_dict().items()
+    }
     return diff(tmp, state, f"{FORMS}Tied")
 
 
@@ -209,7 +214,7 @@ def masks_that_became_buffers(tmp):
 
 @near("CK605", "CK201", "CK202")
 def a_parameter_is_missing_too(tmp):
-    state = versioned(forms.Net(), parameters=True)
+    state = versioned(reparametrized_modules.Net(), parameters=True)
     del state["norm.bias"]
     return diff(tmp, state, f"{FORMS}Net")
 
@@ -224,7 +229,7 @@ def resumed(tmp, module: str, state, optimizer):
 
 @fires("CK901", "CK309")
 def a_parameter_more(tmp):
-    module = forms.perceptron()
+    module = reparametrized_modules.perceptron()
     extra = nn.Parameter(torch.ones(7))
     return resumed(
         tmp, "perceptron", module.state_dict(), trained(module, [*module.parameters(), extra])
@@ -233,7 +238,7 @@ def a_parameter_more(tmp):
 
 @fires("CK901", "CK309")
 def frozen_by_the_script(tmp):
-    module = forms.perceptron()
+    module = reparametrized_modules.perceptron()
     optimizer = trained(module, list(module[1].parameters()))
     report = resumed(tmp, "perceptron", module.state_dict(), optimizer)
     assert {f.level for f in report.findings} == {"note"}
@@ -242,19 +247,19 @@ def frozen_by_the_script(tmp):
 
 @near("CK901", "CK309")
 def frozen_by_the_module(tmp):
-    module = forms.Halved()
+    module = reparametrized_modules.Halved()
     return resumed(tmp, "Halved", module.state_dict(), trained(module, module.a.parameters()))
 
 
 @near("CK901", "CK309", "CK503")
 def tied_parameters_count_once(tmp):
-    module = forms.Tied()
+    module = reparametrized_modules.Tied()
     return resumed(tmp, "Tied", module.state_dict(), trained(module))
 
 
 @near("CK901", "CK309")
 def two_optimizers(tmp):
-    module = forms.perceptron()
+    module = reparametrized_modules.perceptron()
     halves = [trained(module, list(half.parameters())).state_dict() for half in module]
     content = {"model": module.state_dict(), "opt_a": halves[0], "opt_b": halves[1]}
     return diff(tmp, content, f"{FORMS}perceptron")
@@ -262,14 +267,14 @@ def two_optimizers(tmp):
 
 @fires("CK902", "CK309")
 def parameters_the_other_way_round(tmp):
-    module = forms.perceptron()
+    module = reparametrized_modules.perceptron()
     backwards = list(module.parameters())[::-1]
     return resumed(tmp, "perceptron", module.state_dict(), trained(module, backwards))
 
 
 @near("CK902", "CK309")
 def sorted_into_groups(tmp):
-    module = forms.perceptron()
+    module = reparametrized_modules.perceptron()
     weights = [p for p in module.parameters() if p.dim() > 1]
     others = [p for p in module.parameters() if p.dim() < 2]
     groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
@@ -278,5 +283,5 @@ def sorted_into_groups(tmp):
 
 @near("CK902", "CK309")
 def the_same_order(tmp):
-    module = forms.perceptron()
+    module = reparametrized_modules.perceptron()
     return resumed(tmp, "perceptron", module.state_dict(), trained(module))

@@ -2,13 +2,13 @@
 
 import copy
 
+import modules_for_tests
 import torch
-import zoo
+from rules.cases import diff, files, fires, near
 from safetensors.torch import save_file
 from torch import nn
 
 from ckptool import api
-from rules.cases import diff, files, fires, near
 
 
 def tied_state() -> dict[str, torch.Tensor]:
@@ -74,14 +74,14 @@ class Untied(nn.Module):
 
 @fires("CK211", "CK801")
 def renamed_beyond_recognition(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     other = {f"part_{n}": tensor for n, tensor in enumerate(state.values())}
     return files(tmp, state, other)
 
 
 @near("CK211", "CK801", "CK802")
 def another_key_with_other_values(tmp):
-    state = zoo.Encoder().state_dict()
+    state = modules_for_tests.Encoder().state_dict()
     gone = copy.deepcopy(state)
     gone["top.bias"] = gone.pop("head.bias") + 1
     return files(tmp, state, gone)

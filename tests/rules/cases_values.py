@@ -3,13 +3,13 @@
 import math
 from collections import OrderedDict
 
+import modules_for_tests
 import torch
-import zoo
+from rules.cases import fires, near
 from safetensors.torch import save_file
 from torch import nn
 
 from ckptool import api
-from rules.cases import fires, near
 
 INF, NAN = math.inf, math.nan
 
@@ -21,7 +21,7 @@ def valued(tmp, content):
 
 def met(tmp, content, module: str, **kwargs):
     torch.save(content, tmp / "model.pth")
-    target = module if ":" in module else f"zoo:{module}"
+    target = module if ":" in module else f"modules_for_tests:{module}"
     return api.diff(tmp / "model.pth", module=target, kwargs=kwargs, values=True)
 
 
@@ -181,7 +181,7 @@ def schema_is_no_average(tmp):
 
 
 def rope(base: float = 10000.0, **how) -> OrderedDict:
-    return zoo.Rope(base, **how).state_dict()
+    return modules_for_tests.Rope(base, **how).state_dict()
 
 
 @fires("CK404")
@@ -201,7 +201,7 @@ def rope_of_another_base_rounded(tmp):
 
 @near("CK404")
 def mask_that_half_precision_holds(tmp):
-    return met(tmp, zoo.BufferMask().state_dict(), "BufferMask")
+    return met(tmp, modules_for_tests.BufferMask().state_dict(), "BufferMask")
 
 
 @fires("CK213")

@@ -2,13 +2,13 @@
 
 from functools import partial
 
+import modules_for_tests
 import pytest
 import torch
-import zoo
+from rules.cases import CASES
 from torch import nn
 
 from ckptool import api
-from rules.cases import CASES
 
 TRUE_BESIDES = {"observer_resets_eps": {"CK213"}}
 """The observer of the file has another `eps` than the module's arguments say."""
@@ -51,7 +51,7 @@ MODELS = {
     "encoder": lambda: nn.TransformerEncoderLayer(8, 2, 16),
     "lstm": lambda: nn.LSTM(4, 4, 2),
     "embedding": lambda: nn.Embedding(10, 4, padding_idx=0),
-    "rope": zoo.Rope,
+    "rope": modules_for_tests.Rope,
     "observer": torch.ao.quantization.MovingAverageMinMaxObserver,
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
     "half": lambda: residual().half(),

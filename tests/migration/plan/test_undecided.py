@@ -1,0 +1,112 @@
+"""What a plan does not decide: told in one line, and written as a draft that a person completes."""
+
+import re
+
+import pytest
+import torch
+from migration import models
+
+import ckptool
+from ckptool.errors import PlanError, UsageError, WriteError
+from ckptool.migration.plan.key_operations import InjectTensor
+from ckptool.migration.plan.plan_file import parse_plan
+
+NEW = "migration.models:New"
+INPUTS = ("int64[2,3]<5",)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A trained module, pickled whole: its attributes are not those of a fresh one."""
+    torch.manual_seed(5)
+    old = models.Old()
+    old.mean += torch.arange(4.0)
+    with torch.no_grad():
+        for parameter in old.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    torch.save(old, tmp_path / "whole.pth")
+    return tmp_path / "whole.pth"
+
+
+def migrate(whole, name="new.pth", **options):
+    return ckptool.migrate(whole, whole.with_name(name), module=NEW, **options)
+
+
+def answered(text):
+    """Take the comments off the steps, as somebody would who has looked at each."""
+    return re.sub(r"(?m)^# (?=\[\[ops|\w+ = )", "", text)
+
+
+def test_a_refusal_says_how_to_get_the_draft(whole):
+    with pytest.raises(PlanError) as error:
+        migrate(whole)
+    said = str(error.value)
+    assert said.startswith(f"{whole}: cannot decide: `qkv.weight` is `q.weight`, `k.weight`")
+    assert "`norm1.weight` is a parameter that the file lacks (CK201): it is `ln1.weight`" in said
+    assert said.endswith(
+        "--save-plan FILE writes the plan so far, with all that is open, to be edited"
+    )
+    assert "\n" not in said
+
+
+def test_a_refused_plan_is_saved_with_what_is_open_in_comments(whole, tmp_path):
+    plan = tmp_path / "the plan.toml"
+    with pytest.raises(PlanError, match=r"come back with --plan '.*the plan.toml'$"):
+        migrate(whole, save_plan=plan, dry_run=True)
+    derived = parse_plan(plan.read_text()).ops
+    assert [(op.key, op.source) for op in derived if isinstance(op, InjectTensor)] == [
+        ("mean", "attribute"),
+        ("adapters.0.weight", "attribute"),
+        ("adapters.0.bias", "attribute"),
+    ]
+    assert '# op = "concat"' in plan.read_text()
+    with pytest.raises(WriteError, match="exists already: replace it with --force"):
+        migrate(whole, save_plan=plan, dry_run=True)
+
+
+def test_the_completed_draft_computes_what_the_old_module_did(whole, tmp_path):
+    plan = tmp_path / "plan.toml"
+    with pytest.raises(PlanError):
+        migrate(whole, save_plan=plan)
+    plan.write_text(answered(plan.read_text()))
+    proof = {"inputs": INPUTS, "old_module": "migration.models:Old", "device": "cpu"}
+    report = migrate(whole, plan=plan, tolerance=1e-5, **proof)
+    assert report.verdict == "migrated: loads strictly"
+    (forward,) = [one for one in report.checks if one.name == "forward"]
+    assert forward.result == "passed"
+    old, new = torch.load(whole, weights_only=False).eval(), models.New().eval()
+    new.load_state_dict(torch.load(tmp_path / "new.pth"))
+    ids = torch.tensor([[0, 1, 2]])
+    assert torch.allclose(old(ids), new(ids), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_one_kind_are_told_once(tmp_path):
+    torch.save({f"layers.{n}.w": torch.ones(2) for n in range(30)}, tmp_path / "a.pth")
+    with pytest.raises(PlanError, match=r"`layers\.\*\.w` is no key of the module .* \(x30\)"):
+        ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module="torch.nn:Identity")
+
+
+def test_a_plan_that_leaves_keys_open_names_them(whole, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text("schema = 1\n")
+    with pytest.raises(
+        ckptool.CkptoolError, match=r"strict loading fails: .* missing \(mean, norm1.weight"
+    ):
+        migrate(whole, plan=plan)
+    assert not (tmp_path / "new.pth").exists()
+
+
+def test_a_step_that_fails_names_the_file_and_what_was_meant(tmp_path):
+    torch.save({"module.fc.weight": torch.ones(2, 2)}, tmp_path / "a.pth")
+    plan = tmp_path / "plan.toml"
+    for key, meant in (("fc.weight", 'prefix = "module."'), ("module.fc.wieght", "did you mean")):
+        plan.write_text(f'[[ops]]\nop = "rename"\nkey = "{key}"\nto = "b"\n')
+        with pytest.raises(PlanError, match=f"^{plan}: step 1: rename .*{re.escape(meant)}"):
+            ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", plan=plan)
+
+
+def test_a_plan_and_single_steps_do_not_go_together(whole, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text("schema = 1\n")
+    with pytest.raises(UsageError, match="--plan is the whole plan: write what --inject"):
+        migrate(whole, plan=plan, drop=("q.weight",))

@@ -1,0 +1,142 @@
+"""A module that cannot be had is one line, with the way out in it."""
+
+import re
+
+import pytest
+from modules import modules_for_tests
+from modules.marked_lines import marked
+from modules.modules_for_tests import examined
+
+from ckptool.errors import ModuleError
+from ckptool.modules import ModuleSpec, examine_module
+
+WAY_OUT = "run from the directory that holds it, or install its package"
+CHOICE = "name a class, a function that returns one, or an instance"
+
+
+def failure(target, kwargs=None, search=()):
+    with pytest.raises(ModuleError) as caught:
+        examine_module(ModuleSpec(target, kwargs or {}, search))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value) == f"{target}: {caught.value.reason}"
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("samples.attention", "expected package.module:Name, for example samples.attention:Name"),
+        ("net", "expected package.module:Name, for example net:Name"),
+        ("a.b:", "expected package.module:Name, for example a.b:Name"),
+        (":Net", "expected package.module:Name, for example package.module:Net"),
+        ("src/model.py", "is a path; name the module instead: src.model:Name"),
+        ("./src/model.py:Net", "is a path; name the module instead: src.model:Net"),
+        (
+            "no_such_package.net:Net",
+            f"there is no module 'no_such_package' here: {WAY_OUT}",
+        ),
+        (
+            "samples.attentoin:Net",
+            f"there is no module 'samples.attentoin' here: {WAY_OUT}",
+        ),
+        (
+            "modules.modules_for_tests:AtrMask",
+            "modules.modules_for_tests has no 'AtrMask'; did you mean 'AttrMask'?",
+        ),
+        (
+            "modules.modules_for_tests:Builder.make",
+            "modules.modules_for_tests.Builder has no 'make'",
+        ),
+        (
+            "modules.modules_for_tests:NOT_A_MODULE",
+            "is a dict: name a class, a function that returns a module, or an instance",
+        ),
+        (
+            "modules.modules_for_tests:make_nothing",
+            f"gave a NoneType, not an nn.Module: {CHOICE}",
+        ),
+        (
+            "modules.modules_for_tests:RunningStatistics",
+            f"gave a RunningStatistics, not an nn.Module: {CHOICE}",
+        ),
+    ],
+)
+def test_reasons(target, reason):
+    assert failure(target) == reason
+
+
+def test_an_unknown_attribute_lists_the_classes():
+    reason = failure("samples.attention:Net")
+    assert reason.startswith("samples.attention has no 'Net'; it has CausalAttention")
+
+
+def test_an_import_that_fails_inside(tmp_path):
+    (tmp_path / "importing_model.py").write_text("import not_installed_at_all\n")
+    assert failure("importing_model:Net", search=(tmp_path,)) == (
+        "importing importing_model failed: it imports 'not_installed_at_all', "
+        "which is not installed here"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("x = 1\nraise SystemExit('bye')\n", "SystemExit: bye (at {file}:2)"),
+        ("def f(:\n", "SyntaxError: invalid syntax ({file}:1)"),
+        ("from os import nothing\n", "ImportError: cannot import name 'nothing' from 'os'"),
+        ("raise ValueError('a\\nb')\n", "ValueError: a (at {file}:1)"),
+        ("raise ValueError\n", "ValueError (at {file}:1)"),
+    ],
+)
+def test_importing_raises(tmp_path, source, reason):
+    file = tmp_path / "raising_model.py"
+    file.write_text(source)
+    expected = f"importing raising_model raised {reason.format(file=file)}"
+    assert failure("raising_model:Net", search=(tmp_path,)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        ({}, "missing a required argument: 'd_in'"),
+        ({"d_in": 1, "d_out": 1, "context_length": 1, "din": 2}, "got an unexpected keyword"),
+    ],
+)
+def test_arguments_that_do_not_fit(kwargs, reason):
+    text = failure("samples.attention:CausalAttentionWithBuffer", kwargs)
+    assert text.startswith(reason)
+    assert ": give arguments with -k name=value; the signature is CausalAttention" in text
+    assert "(d_in: int, d_out: int, context_length: int" in text
+
+
+def test_arguments_that_do_not_fit_inside():
+    text = failure("modules.modules_for_tests:Forwarding", {"in_features": 1})
+    assert "missing 1 required positional argument: 'out_features'" in text
+    assert text.endswith("give arguments with -k name=value; the signature is Forwarding(**kwargs)")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("d_model must divide"), SystemExit(2), TypeError("bad"), GeneratorExit("x")],
+)
+def test_a_constructor_that_raises(error):
+    text = failure("modules.modules_for_tests:Raising", {"error": error})
+    expected = f"building it raised {type(error).__name__}: {error} (at {marked('Raising')})"
+    assert text == expected
+
+
+def test_an_interrupt_is_not_swallowed():
+    with pytest.raises(KeyboardInterrupt):
+        examined(modules_for_tests.Raising, error=KeyboardInterrupt())
+
+
+def test_an_instance_takes_no_arguments():
+    assert (
+        failure("modules.modules_for_tests:INSTANCE", {"n": 3})
+        == "is an instance: it takes no arguments"
+    )
+
+
+def test_a_long_message_is_cut():
+    text = failure("modules.modules_for_tests:Raising", {"error": ValueError("x" * 5000)})
+    assert re.search(r"x{200,300}\.\.\. \(at ", text)
