@@ -372,6 +372,11 @@ class ModuleTensor(Struct, frozen=True):
     def key(self) -> str:
         return self.tensor.key
 
+    @property
+    def is_recomputable(self) -> bool:
+        """Whether construction gives the same value every time and training does not change it."""
+        return self.constancy is Constancy.CONSTANT and not self.is_statistic
+
 
 class ModuleClass(Struct, frozen=True):
     """Class facts of one sub-module of a live module."""

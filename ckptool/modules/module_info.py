@@ -1,13 +1,21 @@
 """ModuleWalk, state_dict() and ProbeResults -> ModuleInfo."""
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
-from ckptool.model import Constancy, Kind, ModuleClass, ModuleInfo, ModuleTensor, Preview, Skipped
+from ckptool.model import (
+    Constancy,
+    Kind,
+    ModuleClass,
+    ModuleInfo,
+    ModuleTensor,
+    Preview,
+    Skipped,
+    natural_sort_key,
+)
 from ckptool.modules.assignment_locations import AssignmentLocations
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
@@ -63,7 +71,7 @@ def build_module_info(
     describer = _ModuleDescriber(module_walk, tensors, non_tensors, probe_results)
     saved = list(describer.iter_saved())
     unsaved = sorted(
-        describer.iter_unsaved(), key=lambda module_tensor: _path_sort_key(module_tensor.key)
+        describer.iter_unsaved(), key=lambda module_tensor: natural_sort_key(module_tensor.key)
     )
     unsearched = [
         Skipped(path, f"containers more than {MAX_DEPTH} deep are not searched")
@@ -359,9 +367,3 @@ def _describe_non_tensor(value: object) -> str:
     if isinstance(value, str | bytes | Mapping | list | tuple | set):
         return f"{name} of {len(value)}"
     return name
-
-
-def _path_sort_key(key: str) -> list[tuple[int, str]]:
-    """Return a sort key for paths in which "2" precedes "10"."""
-    parts = re.split(r"(\d+)", key)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

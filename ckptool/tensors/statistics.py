@@ -10,6 +10,7 @@ from msgspec import Struct
 from ckptool.model import DTYPE_BITS, TensorInfo
 from ckptool.tensors.elements import iter_elements, unreadable_reason
 from ckptool.tensors.fingerprint import fingerprint_chunks
+from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,15 +157,9 @@ def half_precision_fingerprints(tensor: TensorInfo, dtypes: Iterable[str]) -> di
 
     fingerprints: dict[str, str] = {}
     for dtype in dtypes:
-        pieces = (_tensor_bytes(n.to(getattr(torch, dtype))) for n in _iter_numbers(tensor))
+        pieces = (copy_tensor_bytes(n.to(getattr(torch, dtype))) for n in _iter_numbers(tensor))
         fingerprints[dtype] = fingerprint_chunks(dtype, tensor.shape, pieces)
     return fingerprints
-
-
-def _tensor_bytes(tensor: "Tensor") -> bytes:
-    from ctypes import string_at
-
-    return string_at(tensor.data_ptr(), tensor.numel() * tensor.itemsize)
 
 
 def _is_computable_dtype(dtype: str) -> bool:

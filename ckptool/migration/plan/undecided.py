@@ -8,12 +8,13 @@ from textwrap import wrap
 from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected
+from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import PlanError
 from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, RenameKeys
 from ckptool.migration.plan.plan_file import Op, Plan, format_plan, format_step
 from ckptool.migration.plan.tensor_operations import ConcatTensors, SplitTensor
-from ckptool.model import Constancy, Kind, ModuleTensor, TensorInfo
+from ckptool.model import Kind, TensorInfo
 
 _MAX_REASONS: Final = 6
 """Maximum number of reasons in one error message."""
@@ -140,19 +141,11 @@ def _build_missing_decision(diff: ModuleDiff, key: str, proposal: str | None) ->
             return OpenDecision(f"{problem}: it is `{proposal}` perhaps", steps)
         return OpenDecision(problem, steps, hint=f"--inject {key}=SOURCE")
     return OpenDecision(
-        f"`{key}` is a buffer {_describe_origin(module_tensor)}, and it cannot be recovered from"
-        " this file (CK202)",
+        f"`{key}` is a buffer that {describe_origin(module_tensor)}, and it cannot be recovered"
+        " from this file (CK202)",
         steps,
         hint=f"--inject {key}=file:DONOR#KEY, or another source",
     )
-
-
-def _describe_origin(module_tensor: ModuleTensor) -> str:
-    if module_tensor.is_statistic:
-        return "that training changes"
-    if module_tensor.constancy is Constancy.RANDOM:
-        return "that differs each time the module is built"
-    return "that is not known to be the same each time the module is built"
 
 
 def _build_unexpected_decision(diff: ModuleDiff, key: str, *, is_covered: bool) -> OpenDecision:

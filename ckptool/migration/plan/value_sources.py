@@ -1,6 +1,5 @@
 """Source of an injected value (`file:PATH#KEY`, `constructor` ...) -> TensorInfo."""
 
-import ctypes
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from ckptool.migration.plan.npz import read_array
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, STRUCT_CODES, Checkpoint, Constancy, TensorInfo
 from ckptool.tensors.elements import iter_elements, unreadable_reason
+from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
@@ -225,7 +225,7 @@ def _multiply_tensors(first: TensorInfo, second: TensorInfo) -> bytes:
         for tensor in (first, second)
     )
     product = first_elements * second_elements
-    return ctypes.string_at(product.data_ptr(), product.nbytes)
+    return copy_tensor_bytes(product)
 
 
 def _pack_literal(op: InjectTensor, dtype: str, numbers: list[float]) -> bytes:

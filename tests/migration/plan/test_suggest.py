@@ -53,7 +53,7 @@ def test_a_constant_buffer_comes_from_the_constructor(tmp_path):
 
 def test_a_random_buffer_is_refused_and_a_source_decides(tmp_path):
     with pytest.raises(
-        PlanError, match=r"`noise` is a buffer that differs each time .*CK202.*--inj"
+        PlanError, match=r"`noise` is a buffer that is random on every construction.*CK202.*--inj"
     ):
         migrated(tmp_path, old(), "Noisy")
     with pytest.raises(PlanError, match="its value differs each time"):
@@ -138,7 +138,7 @@ def test_a_live_module(tmp_path):
     from migration import models
 
     torch.save(old(), tmp_path / "a.pth")
-    with pytest.raises(PlanError, match="not known to be the same each time"):
+    with pytest.raises(PlanError, match="not known to be the same on every construction"):
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module=models.Scaled())
     report = ckptool.migrate(
         tmp_path / "a.pth", tmp_path / "b.pth", module=models.Scaled(),
