@@ -26,6 +26,7 @@ from ckptool.modules.tensor_info import (
     compute_half_precision_fingerprints,
     describe_tensor,
     get_dtype_name,
+    iter_nested_tensors,
     preview_values,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
@@ -150,7 +151,7 @@ class _ModuleDescriber:
             self._storages.identify_view(tensor): key for key, tensor in tensors.items()
         }
         self._nested_views = {
-            self._storages.identify_view(tensor) for tensor in _iter_tensors(non_tensors, 4)
+            self._storages.identify_view(tensor) for tensor in iter_nested_tensors(non_tensors, 4)
         }
         self._keys_by_storage = self._map_storages_to_keys()
         self._registered_ids = {id(f.value) for f in module_walk.tensors if f.is_registered}
@@ -306,16 +307,6 @@ def _is_tensor(value: object) -> bool:
 
 def _is_floating(value: Any) -> bool:
     return is_floating_dtype(get_dtype_name(value))
-
-
-def _iter_tensors(value: object, depth: int) -> "Iterator[Tensor]":
-    from torch import Tensor
-
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, Mapping | list | tuple):
-        for child in value.values() if isinstance(value, Mapping) else value:
-            yield from _iter_tensors(child, depth - 1)
 
 
 def _is_statistic(found_tensor: FoundTensor, written_at: str) -> bool:
