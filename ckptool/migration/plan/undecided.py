@@ -259,6 +259,6 @@ def _format_commented(decision: OpenDecision) -> str:
     steps = "".join(format_step(step) for step in decision.steps)
     lines = [
         *wrap(decision.problem, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False),
-        *steps.splitlines(),
+        *steps.removesuffix("\n").split("\n"),
     ]
     return "\n" + "".join(f"# {line}".rstrip() + "\n" for line in lines)
