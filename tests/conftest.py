@@ -30,3 +30,12 @@ def ckptool() -> Callable[..., Ran]:
 @pytest.fixture
 def samples() -> Path:
     return SAMPLES
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    """linear.pth: the state_dict of one Linear(2, 3)."""
+    from files import save
+    from torch import nn
+
+    return save(tmp_path / "linear.pth", nn.Linear(2, 3).state_dict())

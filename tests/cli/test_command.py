@@ -11,23 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_runs import LINEAR, run_and_list_heavy_imports
+from files import save
 from paths import ROOT
 from torch import nn
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 3\n"
-
-
-def save(path: Path, content) -> Path:
-    torch.save(content, path)
-    return path
-
-
-@pytest.fixture
-def linear(tmp_path):
-    return save(tmp_path / "linear.pth", nn.Linear(2, 3).state_dict())
-
-
-MODULE = ("-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")
 
 
 def test_the_readmes_first_command(ckptool):
@@ -38,7 +27,7 @@ def test_the_readmes_first_command(ckptool):
 
 
 def test_a_clean_diff_exits_0(ckptool, linear):
-    ran = ckptool("diff", linear, *MODULE)
+    ran = ckptool("diff", linear, *LINEAR)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("loads strictly\n")
 
@@ -74,7 +63,7 @@ def test_what_cannot_be_read_ends_in_one_line_and_exit_2(
 ):
     path = tmp_path / name
     make(path)
-    ran = ckptool(command, path, *(MODULE if command == "diff" else ()))
+    ran = ckptool(command, path, *(LINEAR if command == "diff" else ()))
     assert ran.code == 2
     assert ran.out == ""
     assert ran.err.count("\n") == 1
@@ -114,7 +103,7 @@ def test_a_zip_that_is_no_checkpoint(ckptool, tmp_path):
         (("--limit", "opcode=3"), "known are"),
         (("--limit", "opcodes=many"), "opcodes=NUMBER"),
         (("--limit", "opcodes=3"), "linear.pth"),
-        ((*MODULE, "--explain", "weigth"), "did you mean 'weight'"),
+        ((*LINEAR, "--explain", "weigth"), "did you mean 'weight'"),
     ],
 )
 def test_wrong_options_say_the_way_out(ckptool, linear, words, said):
@@ -137,7 +126,7 @@ def test_a_constructors_own_message_is_shown(ckptool, linear, tmp_path):
 
 
 def test_verbose_shows_the_traceback(ckptool, tmp_path):
-    ran = ckptool("diff", tmp_path / "missing.pth", "-v", *MODULE)
+    ran = ckptool("diff", tmp_path / "missing.pth", "-v", *LINEAR)
     assert ran.code == 2
     assert "Traceback" in ran.err
     assert ran.err.splitlines()[-1].startswith("ckptool: ")
@@ -178,7 +167,7 @@ def test_a_dash_reads_standard_input(linear):
 
 
 def test_json_goes_to_a_file_and_nothing_to_standard_output(ckptool, linear, tmp_path):
-    ran = ckptool("diff", linear, *MODULE, "--format", "json", "-o", tmp_path / "r.json")
+    ran = ckptool("diff", linear, *LINEAR, "--format", "json", "-o", tmp_path / "r.json")
     assert (ran.code, ran.out, ran.err) == (0, "", "")
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["matched"] == ["weight", "bias"]
@@ -301,11 +290,6 @@ def test_hostile_names_reach_no_terminal(ckptool, tmp_path):
 
 
 def test_the_commands_import_torch_only_when_a_module_is_looked_at(tmp_path, linear):
-    code = (
-        "import sys, click.testing as t; from ckptool.cli import main; "
-        "r = t.CliRunner().invoke(main, sys.argv[1:]); "
-        "print(r.exit_code, sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
-    )
     for words in (
         ["inspect", linear],
         ["diff", linear, linear],
@@ -313,10 +297,4 @@ def test_the_commands_import_torch_only_when_a_module_is_looked_at(tmp_path, lin
         ["--help"],
         ["rule", "CK101"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == "0 []", done.stdout + done.stderr
+        assert run_and_list_heavy_imports(*words) == "0 []"

@@ -1,11 +1,10 @@
 """`ckptool lock` as a process: what it writes, checks, and refuses."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from command_runs import run_and_list_heavy_imports
 
 WITHOUT = "samples.attention:CausalAttentionWithoutBuffers"
 WITH = "samples.attention:CausalAttentionWithBuffer"
@@ -60,24 +59,13 @@ def test_the_same_module_gives_the_same_bytes_in_two_processes(ckptool, tmp_path
 def test_files_against_a_lock_of_files_need_no_torch(tmp_path, samples):
     lock, config = tmp_path / "model.lock.json", tmp_path / "ckptool.toml"
     config.write_text("")
-    code = (
-        "import sys, click.testing as t; from ckptool.cli import main; "
-        "r = t.CliRunner().invoke(main, sys.argv[1:]); "
-        "print(r.exit_code, sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
-    )
     path = samples / "training.pth"
     for words in (
         ("lock", path, "-o", lock),
         ("lock", path, "-o", lock, "--check"),
         ("gate", "--no-values", path, "--against", lock, "--policy", config, "--select", "CK8"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == "0 []", done.stdout + done.stderr
+        assert run_and_list_heavy_imports(*words) == "0 []"
     assert json.loads(lock.read_text())["keys"]["mask"]["kind"] is None
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from command_runs import LINEAR
 from torch import nn
 
 from ckptool import api
@@ -16,15 +17,7 @@ from ckptool.config import load_config, read_config
 from ckptool.errors import ConfigError, PlanError, ReadError, UsageError
 from ckptool.migration.plan.plan_file import parse_plan
 
-LINEAR = ("-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")
 DEEP = "[" * 100_000
-
-
-@pytest.fixture
-def linear(tmp_path):
-    path = tmp_path / "linear.pth"
-    torch.save(nn.Linear(2, 3).state_dict(), path)
-    return path
 
 
 @pytest.mark.parametrize(

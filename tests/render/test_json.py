@@ -4,20 +4,11 @@ import json
 
 import jsonschema
 import pytest
+from command_runs import WITH_BUFFER
 from paths import ROOT
 
 SCHEMA = json.loads((ROOT / "docs" / "report.schema.json").read_text())
 COMMON = {"schema", "command", "findings", "skipped", "exit_code"}
-WITH = (
-    "-m",
-    "samples.attention:CausalAttentionWithBuffer",
-    "-k",
-    "d_in=3",
-    "-k",
-    "d_out=2",
-    "-k",
-    "context_length=6",
-)
 
 
 @pytest.mark.parametrize(
@@ -35,13 +26,13 @@ WITH = (
                 "coverage",
             },
         ),
-        (("diff", "samples/model.pth", *WITH), {"verdict", "verdicts"}),
+        (("diff", "samples/model.pth", *WITH_BUFFER), {"verdict", "verdicts"}),
         (
             ("diff", "samples/model.pth", "samples/buffer.pth"),
             {"added_keys", "removed_keys", "changed_keys", "verdict"},
         ),
         (("digest", "samples/model.pth"), {"format", "checkpoints", "check"}),
-        (("audit", *WITH), {"unsaved", "parameters", "persistent_buffers"}),
+        (("audit", *WITH_BUFFER), {"unsaved", "parameters", "persistent_buffers"}),
     ],
 )
 def test_reports_are_as_the_schema_says(ckptool, words, fields):

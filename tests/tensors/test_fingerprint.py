@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from blake3 import blake3
-from formats import test_torch_tar
+from files import write_shards
+from formats import tar_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tensors.test_equality import big_endian, described
+from tensors.written_tensors import big_endian, described
 
 from ckptool import api
 from ckptool.compare.digest import compute_state_digest, digest_checkpoint
@@ -55,12 +56,7 @@ def named(path: Path, **options) -> str:
 
 
 def sharded(tensors: dict, folder: Path) -> None:
-    folder.mkdir()
-    names = {key: f"model-0000{n % 2 + 1}-of-00002.safetensors" for n, key in enumerate(tensors)}
-    for name in set(names.values()):
-        save_file({k: v for k, v in tensors.items() if names[k] == name}, folder / name)
-    index = {"metadata": {}, "weight_map": names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_shards(folder, *(dict(list(tensors.items())[n::2]) for n in range(2)))
 
 
 def dcp(tensors: dict, folder: Path) -> None:
@@ -109,9 +105,9 @@ def test_the_same_in_every_container(write, tmp_path):
 
 
 def test_the_same_in_a_tar_of_the_first_torch(tmp_path):
-    (found,) = api.digest(test_torch_tar.write(tmp_path / "x.pt")).checkpoints
+    (found,) = api.digest(tar_files.write(tmp_path / "x.pt")).checkpoints
     (one,) = found.tensors
-    assert one.digest == by_hand(test_torch_tar.DATA.reshape(2, 3))
+    assert one.digest == by_hand(tar_files.DATA.reshape(2, 3))
 
 
 @settings(max_examples=20)  # each writes seven files
