@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_runs import Ran, run_process
+from command_runs import Ran, run_in_process, run_process
 from hypothesis import settings
 from paths import SAMPLES
 
@@ -25,6 +25,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def ckptool() -> Callable[..., Ran]:
     """Run the command in a process of its own, from the repository's root unless told otherwise."""
     return run_process
+
+
+@pytest.fixture
+def run_command() -> Callable[..., Ran]:
+    """Run the command within this process: where a process of its own is not what is tested."""
+    return run_in_process
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ COMMON = {"schema", "command", "findings", "skipped", "exit_code"}
         (("audit", *WITH_BUFFER), {"unsaved", "parameters", "persistent_buffers"}),
     ],
 )
-def test_reports_are_as_the_schema_says(ckptool, words, fields):
-    ran = ckptool(*words, "--format", "json")
+def test_reports_are_as_the_schema_says(run_command, words, fields):
+    ran = run_command(*words, "--format", "json")
     report = json.loads(ran.out)
     assert report.keys() >= COMMON | fields
     assert report["schema"] == 1
@@ -47,8 +47,8 @@ def test_reports_are_as_the_schema_says(ckptool, words, fields):
     jsonschema.Draft202012Validator(SCHEMA).validate(report)
 
 
-def test_unsaved_state_has_all_its_facts(ckptool):
-    report = json.loads(ckptool("diff", "samples/model.pth", "--format", "json").out)
+def test_unsaved_state_has_all_its_facts(run_command):
+    report = json.loads(run_command("diff", "samples/model.pth", "--format", "json").out)
     (mask,) = report["unsaved"]
     assert mask == {
         "key": "mask",
@@ -65,8 +65,8 @@ def test_unsaved_state_has_all_its_facts(ckptool):
     }
 
 
-def test_inspect_lists_every_tensor_of_every_state(ckptool):
-    report = json.loads(ckptool("inspect", "samples/training.pth", "--format", "json").out)
+def test_inspect_lists_every_tensor_of_every_state(run_command):
+    report = json.loads(run_command("inspect", "samples/training.pth", "--format", "json").out)
     (checkpoint,) = report["checkpoints"]
     assert checkpoint["container"] == "torch-zip"
     assert checkpoint["path"] == "samples/training.pth"
