@@ -56,8 +56,10 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first access, so that `import ckptool` is fast."""
-    if name not in __all__:
-        raise AttributeError(f"module 'ckptool' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "ckptool.api")), name)
+if not TYPE_CHECKING:  # a type checker knows all names, and calls others misspelt
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name on first access, so that `import ckptool` is fast."""
+        if name not in __all__:
+            raise AttributeError(f"module 'ckptool' has no attribute {name!r}")
+        return getattr(import_module(_HOMES.get(name, "ckptool.api")), name)

@@ -52,8 +52,10 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a function on first access, so that a command imports only what it needs."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ckptool.api' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # a type checker knows all names, and calls others misspelt
+
+    def __getattr__(name: str) -> Any:
+        """Import a function on first access, so that a command imports only what it needs."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'ckptool.api' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)

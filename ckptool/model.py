@@ -276,11 +276,19 @@ class GlobalUse(Struct, frozen=True, gc=False):
         return f"{self.module}.{self.name}"
 
 
+class IssueKind(StrEnum):
+    """Defect of a sharded checkpoint."""
+
+    MISSING_SHARD = "missing-shard"
+    MISSING_TENSOR = "missing-tensor"
+    UNINDEXED = "unindexed"
+    """A shard, or a tensor in one, that the index does not name."""
+
+
 class ContainerIssue(Struct, frozen=True):
     """Defect of a container that can still be described."""
 
-    code: str
-    """Code of the rule that reports it: "CK601"."""
+    kind: IssueKind
     key: str
     facts: Mapping[str, str]
 

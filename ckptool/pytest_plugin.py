@@ -57,6 +57,7 @@ class AssertCheckpointCompatible:
         """Fail unless the module loads the checkpoint strictly and, with `inputs`, forward runs."""
         __tracebackhide__ = True
         from ckptool import api
+        from ckptool.reports.diff import DiffModuleReport
 
         policy = _build_policy(ignore, fail_on)
         diff_report = api.diff(path, module=module, kwargs=kwargs, at=at, policy=policy)

@@ -48,13 +48,13 @@ def digest(
     if check is not None:
         return _check_digest(path_list, at, Path(check), policy or Policy(), limits)
     checkpoint_digests: list[CheckpointDigest] = []
-    errors: list[str] = []
+    errors: list[ReadError] = []
     for path in path_list:
         try:
             checkpoint_digests.append(digest_checkpoint(open_checkpoint_or_stdin(path, limits), at))
         except ReadError as error:
-            errors.append(str(error))
-    return build_digest_report(tuple(checkpoint_digests), tuple(errors))
+            errors.append(error)
+    return build_digest_report(tuple(checkpoint_digests), errors)
 
 
 def textconv(path: PathLike, *, at: str | None = None, limits: Limits = DEFAULT_LIMITS) -> str:

@@ -420,9 +420,8 @@ def _find_unmatched_keys(module_diff: ModuleDiff, verdict: Verdict) -> tuple[str
     """Return keys that prevent a strict load and have neither a failing nor a silenced finding."""
     reported_keys = {finding.key for finding in verdict.findings if finding.fails}
     silenced_findings = [entry.finding for entry in verdict.silenced]
-    reported_keys |= {finding.key for finding in silenced_findings}
-    if module_diff.rewrite and any(finding.rule.code == "CK209" for finding in silenced_findings):
-        reported_keys |= {*module_diff.rewrite.key_map, *module_diff.rewrite.key_map.values()}
+    for finding in silenced_findings:
+        reported_keys |= {finding.key, *finding.explained_keys}
     missing = [key for key in module_diff.missing_keys if key not in module_diff.retied_keys]
     keys = (
         *missing,

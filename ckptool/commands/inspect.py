@@ -31,7 +31,7 @@ def inspect(
     With `pictures`, read the values of small masks, for drawing.
     """
     checkpoints_with_statistics: list[tuple[Checkpoint, tuple[CheckpointStatistics, ...]]] = []
-    errors: list[str] = []
+    errors: list[ReadError] = []
     for path in [paths] if isinstance(paths, PathLike) else paths:
         try:
             checkpoint = open_checkpoint_or_stdin(path, limits)
@@ -39,7 +39,7 @@ def inspect(
                 (checkpoint, (compute_checkpoint_statistics(checkpoint),) if values else ())
             )
         except ReadError as error:
-            errors.append(str(error))
+            errors.append(error)
     findings = sort_findings(
         finding
         for opened_checkpoint, statistics in checkpoints_with_statistics
@@ -53,7 +53,7 @@ def inspect(
     )
     checkpoints = tuple(opened_checkpoint for opened_checkpoint, _ in checkpoints_with_statistics)
     inspect_report = build_inspect_report(
-        checkpoints, judge(findings, policy or Policy()), tuple(errors), skipped_values
+        checkpoints, judge(findings, policy or Policy()), errors, skipped_values
     )
     if not pictures:
         return inspect_report

@@ -1,20 +1,18 @@
 """Context manager that reports unsaved state changed while a module is trained."""
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from ckptool.errors import ModuleError, UsageError
 from ckptool.policy import Policy, judge
 from ckptool.reports.audit import AuditReport, build_watch_report
 from ckptool.rules import run_rules
+from ckptool.rules.module_state import LOST_STATE
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ckptool.modules.snapshot import ModuleSnapshot
-
-_SAVING_RULES: Final = ("CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108")
-"""Rules that `watch` reports; rules about devices are left to `audit`."""
 
 
 def watch(module: "nn.Module", *, policy: Policy | None = None) -> "Watched":
@@ -82,7 +80,7 @@ class Watched:
         findings = [
             finding
             for finding in run_rules([module_info, usage])
-            if finding.rule.code in _SAVING_RULES
+            if finding.rule.code in LOST_STATE
         ]
         return build_watch_report(module_info, usage, judge(findings, self._policy))
 

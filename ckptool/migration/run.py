@@ -32,11 +32,15 @@ from ckptool.migration.plan.suggest import KeyOverrides, predict_load, suggest_p
 from ckptool.migration.plan.undecided import UndecidedError
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.source_guard import SourceGuard
-from ckptool.migration.write import file as writing
 from ckptool.migration.write import tied_items
 from ckptool.migration.write.background_fingerprints import BackgroundFingerprints
 from ckptool.migration.write.early_copy import EarlyCopy
-from ckptool.migration.write.file import WriteJob
+from ckptool.migration.write.file import (
+    WriteJob,
+    compute_header_room,
+    order_tensors,
+    write_checkpoint,
+)
 from ckptool.migration.write.inflate_storages import inflate_storages
 from ckptool.migration.write.provenance import (
     PROVENANCE_KEY,
@@ -253,7 +257,7 @@ def _start_early_work(
     ):
         return
     state = checkpoint.states[0]
-    header_room = writing.compute_header_room(state)
+    header_room = compute_header_room(state)
     if (
         to == SAFETENSORS
         and header_room
@@ -262,9 +266,7 @@ def _start_early_work(
         )
     ):
         items, _ = tied_items.split_ties(create_draft(checkpoint, state))
-        tensors = [
-            items[stored_tensor.key].tensor for stored_tensor in writing.order_tensors(items)
-        ]
+        tensors = [items[stored_tensor.key].tensor for stored_tensor in order_tensors(items)]
         early_copy.start_copying(
             tensors,
             header_room,
@@ -467,7 +469,7 @@ class _AppliedPlan:
 
             digests = write_sharded_folder(job, request.max_shard_size)
         else:
-            digests = writing.write_checkpoint(job)
+            digests = write_checkpoint(job)
         return tuple(checks), digests
 
     def _describe_pending_file(self, path: Path, target: Path | None) -> PendingFile:

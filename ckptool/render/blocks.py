@@ -1,6 +1,7 @@
 """Blocks: the format-independent content of a report (verdict, lines, tables, findings)."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
 from typing import Final, TypeVar
 
 from msgspec import Struct
@@ -30,11 +31,42 @@ class LinesBlock(Struct, frozen=True):
     lines: tuple[str, ...]
 
 
+class ColumnKind(Enum):
+    """How a renderer may treat the cells of a column."""
+
+    TEXT = "text"
+    """Truncated in the middle where there is no room: keys, shapes, dtypes."""
+    PROSE = "prose"
+    """Wrapped."""
+    EXACT = "exact"
+    """Never truncated: part of a figure or of a code is meaningless or wrong."""
+    NUMBER = "number"
+    """Never truncated, and aligned to the right."""
+
+
+class Column(Struct, frozen=True):
+    """The header of a column, and how its cells may be shown."""
+
+    header: str
+    kind: ColumnKind = ColumnKind.TEXT
+    usual_value: str | None = None
+    """The column is omitted if every row has this value; None: never omitted."""
+
+
+COUNT: Final = Column("count", ColumnKind.NUMBER, "1")
+SIZE: Final = Column("size", ColumnKind.NUMBER)
+DEVICE: Final = Column("device", usual_value="cpu")
+KIND: Final = Column("kind", usual_value="")
+WHAT: Final = Column("what", usual_value="")
+VALUE: Final = Column("value", ColumnKind.PROSE)
+WHY: Final = Column("why", ColumnKind.PROSE)
+
+
 class TableBlock(Struct, frozen=True):
     """A table; the first column is a key and may be truncated."""
 
     title: str
-    headers: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
     more: str = ""
     """Note on omitted rows, "" if none were omitted."""
@@ -57,8 +89,8 @@ class TreeBlock(Struct, frozen=True):
     """A table whose first column is a tree; formats without trees show `leaf_table`."""
 
     title: str
-    headers: tuple[str, ...]
-    """Headers of the cells; the tree's column precedes them, the share follows."""
+    columns: tuple[Column, ...]
+    """Columns of the cells; the tree's column precedes them, the share follows."""
     rows: tuple[TreeRow, ...]
     more: str = ""
 
@@ -66,7 +98,7 @@ class TreeBlock(Struct, frozen=True):
     def leaf_table(self) -> TableBlock:
         """The leaves as a table, each under its full key."""
         rows = tuple((row.key, *row.cells) for row in self.rows if row.key)
-        return TableBlock(self.title, ("key", *self.headers), rows, self.more)
+        return TableBlock(self.title, (Column("key"), *self.columns), rows, self.more)
 
 
 class FoldedFinding(Struct, frozen=True):
@@ -169,46 +201,48 @@ def fold_unless_verbose(
     return [FoldedItems(key, (item,)) for key, _, item in items]
 
 
-_UNINFORMATIVE_VALUES: Final = {"count": "1", "device": "cpu", "kind": "", "what": ""}
-"""Column -> usual value; a column is omitted if every row has that value."""
-
-
 def build_table(
-    title: str, headers: tuple[str, ...], rows: Sequence[tuple[str, ...]], options: RenderOptions
+    title: str,
+    columns: Sequence[Column | str],
+    rows: Sequence[tuple[str, ...]],
+    options: RenderOptions,
 ) -> TableBlock:
-    """Build the table, without uninformative columns and rows beyond `MAX_TABLE_ROWS`."""
-    columns = _select_informative_columns(headers, rows)
+    """Build the table, without uninformative columns and rows beyond `MAX_TABLE_ROWS`.
+
+    A string among `columns` is the header of a text column.
+    """
+    table_columns = [Column(c) if isinstance(c, str) else c for c in columns]
+    informative = _select_informative_columns(table_columns, rows)
     shown, more = _limit_rows(rows, options)
     return TableBlock(
         title,
-        tuple(headers[i] for i in columns),
-        tuple(tuple(row[i] for i in columns) for row in shown),
+        tuple(table_columns[i] for i in informative),
+        tuple(tuple(row[i] for i in informative) for row in shown),
         more,
     )
 
 
 def build_tree(
-    title: str, headers: tuple[str, ...], rows: Sequence[TreeRow], options: RenderOptions
+    title: str, columns: Sequence[Column], rows: Sequence[TreeRow], options: RenderOptions
 ) -> TreeBlock:
     """Build the tree, without uninformative columns and rows beyond `MAX_TABLE_ROWS`."""
-    columns = _select_informative_columns(headers, [row.cells for row in rows if row.key])
+    informative = _select_informative_columns(columns, [row.cells for row in rows if row.key])
     shown, more = _limit_rows(rows, options)
     return TreeBlock(
         title,
-        tuple(headers[i] for i in columns),
-        tuple(replace(row, cells=tuple(row.cells[i] for i in columns)) for row in shown),
+        tuple(columns[i] for i in informative),
+        tuple(replace(row, cells=tuple(row.cells[i] for i in informative)) for row in shown),
         more,
     )
 
 
 def _select_informative_columns(
-    headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]
+    columns: Sequence[Column], rows: Sequence[tuple[str, ...]]
 ) -> list[int]:
     return [
         i
-        for i, name in enumerate(headers)
-        if name not in _UNINFORMATIVE_VALUES
-        or any(row[i] != _UNINFORMATIVE_VALUES[name] for row in rows)
+        for i, column in enumerate(columns)
+        if column.usual_value is None or any(row[i] != column.usual_value for row in rows)
     ]
 
 

@@ -71,16 +71,12 @@ def get_subjects(report: "AnyReport") -> tuple[str, ...]:
 
 def list_errors(report: "AnyReport", root: Path | None) -> tuple[tuple[str, str], ...]:
     """Return (path, reason) of the checkpoints that could not be checked."""
-    match report:
-        case GateReport():
-            paths = [
-                checkpoint.path for checkpoint in report.checkpoints if checkpoint.is_unchecked
-            ]
-        case InspectReport() | DigestReport():
-            paths = [error.split(": ", 1)[0] for error in report.errors]
-        case _:
-            return ()
-    return tuple((make_relative(p, root), e) for p, e in zip(paths, report.errors, strict=True))
+    if not isinstance(report, GateReport | InspectReport | DigestReport):
+        return ()
+    return tuple(
+        (make_relative(path, root), error)
+        for path, error in zip(report.error_paths, report.errors, strict=True)
+    )
 
 
 def get_unexplained_verdict(report: "AnyReport") -> str:

@@ -67,8 +67,8 @@ def _format_code_span(text: str) -> str:
 def _iter_table_lines(table: TableBlock) -> Iterator[str]:
     yield f"**{_escape_text(table.title)}**"
     yield ""
-    yield f"| {' | '.join(table.headers)} |"
-    yield f"|{'---|' * len(table.headers)}"
+    yield f"| {' | '.join(column.header for column in table.columns)} |"
+    yield f"|{'---|' * len(table.columns)}"
     for row in table.rows:
         cells = (_format_code_span(row[0]), *(_escape_text(cell) for cell in row[1:]))
         yield f"| {' | '.join(cells)} |"

@@ -1,6 +1,6 @@
 """Report -> aligned text for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from textwrap import wrap
 from typing import TYPE_CHECKING, Final, assert_never
@@ -9,6 +9,8 @@ from tabulate import tabulate
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
+    Column,
+    ColumnKind,
     FindingsBlock,
     FoldedFinding,
     LinesBlock,
@@ -31,7 +33,6 @@ _COLORS: Final = {
     "passed": "32",
     "failed": "31",
 }
-_RIGHT_ALIGNED: Final = frozenset({"count", "size"})
 _INDENT: Final = 2
 _BAR_WIDTH: Final = 10
 """Width in columns of a bar for a share of 1."""
@@ -78,7 +79,7 @@ def _wrap_lines(lines: tuple[str, ...], options: RenderOptions) -> Iterator[str]
 
 def _render_table(table: TableBlock, options: RenderOptions) -> str:
     rows = [[make_printable(cell) for cell in row] for row in table.rows]
-    return _format_table(table.title, list(table.headers), rows, table.more, options)
+    return _format_table(table.title, table.columns, rows, table.more, options)
 
 
 def _render_tree(tree: TreeBlock, options: RenderOptions) -> str:
@@ -93,10 +94,10 @@ def _render_tree(tree: TreeBlock, options: RenderOptions) -> str:
         [name, *map(make_printable, row.cells), _format_bar(row.share, options)]
         for name, row in zip(names, tree.rows, strict=True)
     ]
-    headers = ["key", *tree.headers, "share"]
-    if len(rows) == 1 or (options.width and _is_too_narrow(rows, headers, options.width)):
-        rows, headers = [row[:-1] for row in rows], headers[:-1]
-    return _format_table(tree.title, headers, rows, tree.more, options)
+    columns = (Column("key"), *tree.columns, Column("share"))
+    if len(rows) == 1 or (options.width and _is_too_narrow(rows, columns, options.width)):
+        rows, columns = [row[:-1] for row in rows], columns[:-1]
+    return _format_table(tree.title, columns, rows, tree.more, options)
 
 
 def _format_branches(sibling_follows: tuple[bool, ...], options: RenderOptions) -> str:
@@ -112,9 +113,9 @@ def _format_bar(share: float, options: RenderOptions) -> str:
     return "\u2588" * (eighths // 8) + (chr(0x2590 - eighths % 8) if eighths % 8 else "")
 
 
-def _is_too_narrow(rows: list[list[str]], headers: list[str], width: int) -> bool:
+def _is_too_narrow(rows: list[list[str]], columns: Sequence[Column], width: int) -> bool:
     """Return whether the keys need the room that bars would take."""
-    widths = measure_column_widths(rows, headers)
+    widths = measure_column_widths(rows, columns)
     return (
         min(widths[0], _RESERVED_KEY_WIDTH) + sum(widths[1:]) + COLUMN_GAP * (len(widths) - 1)
         > width
@@ -122,14 +123,18 @@ def _is_too_narrow(rows: list[list[str]], headers: list[str], width: int) -> boo
 
 
 def _format_table(
-    title: str, headers: list[str], rows: list[list[str]], more: str, options: RenderOptions
+    title: str,
+    columns: Sequence[Column],
+    rows: list[list[str]],
+    more: str,
+    options: RenderOptions,
 ) -> str:
     if options.width and rows:
-        rows = fit_columns(rows, headers, options.width)
-    align = ["right" if name in _RIGHT_ALIGNED else "left" for name in headers]
+        rows = fit_columns(rows, columns, options.width)
+    align = ["right" if c.kind is ColumnKind.NUMBER else "left" for c in columns]
     body = tabulate(
         rows,
-        headers,
+        [column.header for column in columns],
         tablefmt="simple",
         disable_numparse=True,
         preserve_whitespace=True,

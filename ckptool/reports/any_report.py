@@ -14,7 +14,7 @@ from ckptool.reports.common import (
     TensorReport,
     UnsavedTensorReport,
 )
-from ckptool.reports.diff import DiffModuleReport, KeyVerdict
+from ckptool.reports.diff import DiffModuleReport, KeyReport
 from ckptool.reports.diff_files import ChangeReport, DiffFilesReport, DiffShardReport
 from ckptool.reports.digest import (
     CheckpointDigestReport,
@@ -71,7 +71,7 @@ __all__ = [
     "GateReport",
     "GatedCheckpointReport",
     "InspectReport",
-    "KeyVerdict",
+    "KeyReport",
     "LevelReport",
     "LockReport",
     "MigrateReport",

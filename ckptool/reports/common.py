@@ -235,11 +235,11 @@ def _build_unsaved_report(module_tensor: ModuleTensor, in_file: bool) -> Unsaved
     )
 
 
-def format_load_failure(diff: ModuleDiff) -> str:
-    """Return "does not load: " and the number of missing, unexpected and mismatched keys."""
+def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str:
+    """Return `failure` and the number of missing, unexpected and mismatched keys."""
     mismatch_counts = (
         (len(diff.missing_keys), "missing"),
         (len(diff.unexpected_keys), "unexpected"),
         (len(diff.shape_mismatches), "of another shape"),
     )
-    return "does not load: " + ", ".join(f"{n} {word}" for n, word in mismatch_counts if n)
+    return f"{failure}: " + ", ".join(f"{n} {word}" for n, word in mismatch_counts if n)

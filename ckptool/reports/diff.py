@@ -1,8 +1,5 @@
 """DiffModuleReport: the result of `diff` of a checkpoint and a module."""
 
-from collections.abc import Iterable
-from typing import Final
-
 from msgspec import Struct
 
 from ckptool.compare.explain_key import explain_module_key
@@ -21,9 +18,10 @@ from ckptool.reports.common import (
     format_load_failure,
 )
 from ckptool.rules import Finding, Level
+from ckptool.rules.registry import RuleFamily
 
 
-class KeyVerdict(Struct, frozen=True, kw_only=True):
+class KeyReport(Struct, frozen=True, kw_only=True):
     """The problem, severity and fix of one key that does not match."""
 
     key: str
@@ -46,12 +44,14 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     missing_keys: tuple[str, ...]
     unexpected_keys: tuple[str, ...]
     mismatched_keys: tuple[str, ...]
-    verdicts: tuple[KeyVerdict, ...]
+    verdicts: tuple[KeyReport, ...]
     unsaved: tuple[UnsavedTensorReport, ...]
     coverage: float
     """Fraction of the parameters' elements that would load, 0 to 1."""
     explanation: tuple[FactReport, ...] = ()
     """Facts about the key of --explain, () without it."""
+    container: str = ""
+    """Container of the checkpoint: "torch-zip", "safetensors" ..."""
 
 
 def build_module_diff_report(
@@ -83,10 +83,11 @@ def build_module_diff_report(
         missing_keys=diff.missing_keys,
         unexpected_keys=diff.unexpected_keys,
         mismatched_keys=tuple(c.key for c in diff.shape_mismatches),
-        verdicts=tuple(_build_key_verdicts(diff, verdict)),
+        verdicts=tuple(_build_key_reports(diff, verdict)),
         unsaved=build_unsaved_reports(diff.module, diff.state),
         coverage=diff.coverage,
         explanation=build_fact_reports(explain_module_key(diff, explain) if explain else ()),
+        container=str(diff.checkpoint.container),
     )
 
 
@@ -100,71 +101,48 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
         return f"loads with safetensors.torch.load_model, which ties {names} again"
     if not serious_findings:
         return "loads strictly"
-    unsaved_keys = {f.key for f in serious_findings if f.rule.code.startswith("CK1")}
+    unsaved_keys = {f.key for f in serious_findings if f.rule.family is RuleFamily.MODULE_STATE}
     if unsaved_keys:
         names = ", ".join(f"`{k}`" for k in sorted(unsaved_keys)[:3]) + (
             " ..." if len(unsaved_keys) > 3 else ""
         )
         return f"loads, but {names} {'is' if len(unsaved_keys) == 1 else 'are'} not saved with it"
-    serious_findings = [f for f in serious_findings if not f.rule.code.startswith("CK3")]
-    return (
-        f"loads, but {_extract_first_clause(serious_findings[0])}"
-        if serious_findings
-        else "loads strictly"
-    )
+    load_findings = [f for f in serious_findings if f.rule.family is not RuleFamily.CONTAINER]
+    return f"loads, but {load_findings[0].summary}" if load_findings else "loads strictly"
 
 
-def _extract_first_clause(finding: Finding) -> str:
-    """Return the message up to ": "."""
-    return finding.message.split(": ", 1)[0]
-
-
-def _build_key_verdicts(diff: ModuleDiff, verdict: Verdict) -> list[KeyVerdict]:
+def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:
     findings_by_key: dict[str, Finding] = {}
     for finding in verdict.findings:
-        if finding.rule.code.startswith("CK2") or finding.rule.code == "CK112":
+        if finding.rule.family is RuleFamily.LOADING or finding.rule.explains_key:
             findings_by_key.setdefault(finding.key, finding)
-    shared_findings = _index_shared_findings(diff, verdict)
+    shared_findings = _index_shared_findings(verdict)
     groups = (
         ("missing", diff.missing_keys),
         ("unexpected", diff.unexpected_keys),
         ("mismatched", tuple(c.key for c in diff.shape_mismatches)),
     )
     return [
-        _build_key_verdict(key, problem, shared_findings.get(key) or findings_by_key.get(key))
+        _build_key_report(key, problem, shared_findings.get(key) or findings_by_key.get(key))
         for problem, keys in groups
         for key in keys
     ]
 
 
-def _index_shared_findings(diff: ModuleDiff, verdict: Verdict) -> dict[str, Finding]:
-    """Map each key to the finding on a prefix rewrite, rename or group that explains it."""
-    findings_by_code = {f.rule.code: f for f in verdict.findings if f.rule.code == "CK209"}
-    shared_findings: dict[str, Finding] = {}
-    if diff.rewrite and "CK209" in findings_by_code:
-        for old, new in diff.rewrite.key_map.items():
-            shared_findings[old] = shared_findings[new] = findings_by_code["CK209"]
-    for finding in verdict.findings:
-        if finding.rule.code in _MULTI_KEY_RULES:
-            shared_findings |= dict.fromkeys(map(str, _get_fact_keys(finding)), finding)
-        if finding.rule.code == "CK211":
-            shared_findings[finding.key] = shared_findings[str(finding.facts["found"])] = finding
-    return shared_findings
+def _index_shared_findings(verdict: Verdict) -> dict[str, Finding]:
+    """Map each key to the finding on a prefix, a rename or a group of tensors that explains it."""
+    return {
+        key: finding
+        for finding in verdict.findings
+        if finding.explained_keys
+        for key in (finding.key, *finding.explained_keys)
+    }
 
 
-_MULTI_KEY_RULES: Final = frozenset({"CK217", "CK218", "CK219", "CK501"})
-"""Rules whose findings cover all keys in their facts."""
-
-
-def _get_fact_keys(finding: Finding) -> Iterable[object]:
-    keys = finding.facts.get("keys")
-    return keys if isinstance(keys, list) else ()
-
-
-def _build_key_verdict(key: str, problem: str, finding: Finding | None) -> KeyVerdict:
+def _build_key_report(key: str, problem: str, finding: Finding | None) -> KeyReport:
     if finding is None:
-        return KeyVerdict(key=key, problem=problem, code="", what="", level="", fix="")
-    return KeyVerdict(
+        return KeyReport(key=key, problem=problem, code="", what="", level="", fix="")
+    return KeyReport(
         key=key,
         problem=problem,
         code=finding.rule.code,

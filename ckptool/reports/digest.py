@@ -1,8 +1,11 @@
 """DigestReport: the result of `digest`."""
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from ckptool.compare.digest import CheckpointDigest, DigestDiff, SavedDigest
+from ckptool.errors import ReadError
 from ckptool.policy import ExitCode, Policy, judge
 from ckptool.reports.common import Report, build_skipped_reports
 from ckptool.tensors.fingerprint import FINGERPRINT_FORMAT
@@ -50,10 +53,12 @@ class DigestReport(Report, frozen=True, kw_only=True):
     """None without --check."""
     errors: tuple[str, ...] = ()
     """One line for each path that could not be read."""
+    error_paths: tuple[str, ...] = ()
+    """The path of each line of `errors`."""
 
 
 def build_digest_report(
-    digests: tuple[CheckpointDigest, ...], errors: tuple[str, ...]
+    digests: tuple[CheckpointDigest, ...], errors: Sequence[ReadError]
 ) -> DigestReport:
     """Build the report of the digests of checkpoints."""
     return DigestReport(
@@ -63,7 +68,8 @@ def build_digest_report(
         exit_code=ExitCode.COULD_NOT_CHECK if errors else ExitCode.PASSED,
         format=FINGERPRINT_FORMAT,
         checkpoints=tuple(map(_build_checkpoint_digest_report, digests)),
-        errors=errors,
+        errors=tuple(map(str, errors)),
+        error_paths=tuple(str(error.path) for error in errors),
     )
 
 

@@ -72,6 +72,8 @@ class GateReport(Report, frozen=True, kw_only=True):
     """The file of the policy, "" if there is none."""
     errors: tuple[str, ...] = ()
     """One line for each checkpoint that could not be checked."""
+    error_paths: tuple[str, ...] = ()
+    """The path of each line of `errors`."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -152,6 +154,7 @@ def build_gate_report(
         checkpoints=checkpoints,
         policy=policy_source,
         errors=tuple(errors.values()),
+        error_paths=tuple(errors),
     )
 
 

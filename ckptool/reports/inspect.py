@@ -1,9 +1,10 @@
 """InspectReport: the result of `inspect`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from ckptool.errors import ReadError
 from ckptool.model import Checkpoint, Skipped, StateDict, tied_keys
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
@@ -47,6 +48,8 @@ class InspectReport(Report, frozen=True, kw_only=True):
     checkpoints: tuple[CheckpointReport, ...]
     errors: tuple[str, ...] = ()
     """One line for each path that could not be read."""
+    error_paths: tuple[str, ...] = ()
+    """The path of each line of `errors`."""
 
     @property
     def has_multiple_checkpoints(self) -> bool:
@@ -56,7 +59,7 @@ class InspectReport(Report, frozen=True, kw_only=True):
 def build_inspect_report(
     checkpoints: tuple[Checkpoint, ...],
     verdict: Verdict,
-    errors: tuple[str, ...],
+    errors: Sequence[ReadError],
     extra_skipped: tuple[Skipped, ...] = (),
 ) -> InspectReport:
     """Build the report of the checkpoints' contents."""
@@ -69,7 +72,8 @@ def build_inspect_report(
         ),
         exit_code=ExitCode.COULD_NOT_CHECK if errors else verdict.exit_code,
         checkpoints=tuple(_build_checkpoint_report(c) for c in checkpoints),
-        errors=errors,
+        errors=tuple(map(str, errors)),
+        error_paths=tuple(str(error.path) for error in errors),
     )
 
 

@@ -116,5 +116,5 @@ def _format_migrate_verdict(migration: "MigrationResult") -> str:
     if diff is None:
         return action
     if not diff.is_strict:
-        return f"{action}: {format_load_failure(diff)}".replace("does not", "would not")
+        return f"{action}: {format_load_failure(diff, 'would not load')}"
     return f"{action}: {'loads' if has_passed_check else 'would load'} strictly"

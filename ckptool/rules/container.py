@@ -9,6 +9,7 @@ from ckptool.model import (
     Checkpoint,
     Container,
     GlobalUse,
+    IssueKind,
     Safety,
     StateDict,
     StorageInfo,
@@ -31,7 +32,8 @@ _GLOBAL_ADVICE: Final = {
         code="CK301",
         name="unsafe-pickle-global",
         level=Level.ERROR,
-        message="the pickle names {key}{where}{times}: {safety}",
+        summary="the pickle names {key}{where}{times}",
+        detail="{safety}",
         why=(
             "Unpickling imports and calls what the file names: that is how a checkpoint runs "
             "code. torch.load(weights_only=True) refuses this name. ckptool never imports it."
@@ -70,7 +72,7 @@ def find_unsafe_globals(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK302",
         name="pickled-module",
         level=Level.WARNING,
-        message="a whole {owner} is pickled at {place}, not its state_dict",
+        summary="a whole {owner} is pickled at {place}, not its state_dict",
         why=(
             "Loading it needs weights_only=False, its class at the same import path, and "
             "attributes that fit today's code. It does hold the plain attributes that a state_dict "
@@ -99,7 +101,7 @@ def _format_location(state: StateDict) -> str:
         code="CK303",
         name="pickled-class-unavailable",
         level=Level.ERROR,
-        message="the file needs {what}, which cannot be imported here",
+        summary="the file needs {what}, which cannot be imported here",
         why=(
             "torch.load of a pickled module fails without its class: a moved package, a renamed "
             "module, a script that ran as __main__."
@@ -158,7 +160,7 @@ def _advise_import(package: str) -> str:
         code="CK307",
         name="device-tag",
         level=Level.WARNING,
-        message="{count} tensors were saved on {key}",
+        summary="{count} tensors were saved on {key}",
         why=(
             "torch.load puts them back on that device and fails where there is none, or fills the "
             "first GPU's memory."
@@ -186,7 +188,7 @@ _MIN_WASTE_NBYTES: Final = 4096
         code="CK308",
         name="storage-bloat",
         level=Level.WARNING,
-        message="`{key}` needs {needed} bytes and drags a storage of {stored} bytes into the file",
+        summary="`{key}` needs {needed} bytes and drags a storage of {stored} bytes into the file",
         why=(
             "torch.save writes the whole storage behind a view: a slice of a large tensor costs "
             "as much as the large tensor."
@@ -245,7 +247,7 @@ def _build_view_key(tensor: TensorInfo) -> object:
         code="CK310",
         name="safetensors-format-metadata-missing",
         level=Level.WARNING,
-        message="the header's __metadata__ has no `format`",
+        summary="the header's __metadata__ has no `format`",
         why=(
             "transformers and accelerate read metadata()['format'] and fail with an "
             "AttributeError or refuse the file."
@@ -265,7 +267,7 @@ def find_missing_format_metadata(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK312",
         name="noncontiguous",
         level=Level.NOTE,
-        message="`{key}`, {shape} with stride {stride}, is not contiguous",
+        summary="`{key}`, {shape} with stride {stride}, is not contiguous",
         why=(
             "safetensors refuses to save it, and its bytes in the file are not in the order of "
             "its elements."
@@ -285,9 +287,9 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 yield hit(tensor.key, shape=list(tensor.shape), stride=list(tensor.stride))
 
 
-def _iter_issue_hits(checkpoint: Checkpoint, code: str) -> Iterator[RuleHit]:
+def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHit]:
     for issue in checkpoint.faults:
-        if issue.code == code:
+        if issue.kind is kind:
             yield hit(issue.key, **issue.facts)
 
 
@@ -297,7 +299,8 @@ def _iter_issue_hits(checkpoint: Checkpoint, code: str) -> Iterator[RuleHit]:
         code="CK306",
         name="not-a-checkpoint",
         level=Level.ERROR,
-        message="reading stopped: {damage}",
+        summary="reading stopped",
+        detail="{damage}",
         why=(
             "What stands behind the damage was not looked at. What was found before it is reported."
         ),
@@ -319,7 +322,7 @@ def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK601",
         name="index-missing-shard",
         level=Level.ERROR,
-        message="the index names the shard {key}, which {fault}",
+        summary="the index names the shard {key}, which {fault}",
         why="Loaders start with uninitialised weights, or fail half-way.",
         fix="Fetch the shard, or rebuild the index.",
         example=(
@@ -329,7 +332,7 @@ def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    yield from _iter_issue_hits(checkpoint, "CK601")
+    yield from _iter_issue_hits(checkpoint, IssueKind.MISSING_SHARD)
 
 
 @check(
@@ -338,7 +341,7 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK602",
         name="index-missing-tensor",
         level=Level.ERROR,
-        message="the index puts `{key}` into {shard}, which does not hold it",
+        summary="the index puts `{key}` into {shard}, which does not hold it",
         why="The index is of another save or another quantisation than the shards.",
         fix="Fetch index and shards of one save, or rebuild the index.",
         example=(
@@ -348,7 +351,7 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    yield from _iter_issue_hits(checkpoint, "CK602")
+    yield from _iter_issue_hits(checkpoint, IssueKind.MISSING_TENSOR)
 
 
 @check(
@@ -357,7 +360,7 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK603",
         name="stray-shard",
         level=Level.WARNING,
-        message="{what} `{key}` is beside the index, which does not name it",
+        summary="{what} `{key}` is beside the index, which does not name it",
         why=(
             "It is not loaded by anybody who follows the index: a left-over, or an index that "
             "lost entries."
@@ -370,7 +373,7 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    yield from _iter_issue_hits(checkpoint, "CK603")
+    yield from _iter_issue_hits(checkpoint, IssueKind.UNINDEXED)
 
 
 @check(
@@ -379,7 +382,8 @@ def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK604",
         name="fsdp-flat-or-local",
         level=Level.ERROR,
-        message="`{key}` holds {what}: it must be gathered before it can be loaded",
+        summary="`{key}` holds {what}",
+        detail="it must be gathered before it can be loaded",
         why=(
             "FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
             "module."

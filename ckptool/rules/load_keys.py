@@ -11,6 +11,9 @@ from ckptool.model import Constancy, Kind, ModuleTensor
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
+WRAPPER_PREFIX: Final = "CK209"
+"""Code of the one finding for all keys that differ by a wrapper's prefix."""
+
 
 def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
     """Yield the missing tensors that no rename, tie or other form in the file explains."""
@@ -57,14 +60,19 @@ def _is_recomputable(module_tensor: ModuleTensor) -> bool:
         code="CK201",
         name="missing-parameter",
         level=Level.ERROR,
-        message="`{key}`, {dtype} {shape}, is a parameter of the module and not in the file",
-        why="Strict loading raises. With strict=False the parameter keeps its random initial "
-        "value.",
-        fix="Find the tensor under another name, or train it; a checkpoint of the same model has "
-        "it.",
-        example="state = nn.Linear(2, 2).state_dict()\n"
-        'del state["bias"]\n'
-        "nn.Linear(2, 2).load_state_dict(state)",
+        summary="`{key}`, {dtype} {shape}, is a parameter of the module and not in the file",
+        why=(
+            "Strict loading raises. With strict=False the parameter keeps its random initial value."
+        ),
+        fix=(
+            "Find the tensor under another name, or train it; a checkpoint of the same model has "
+            "it."
+        ),
+        example=(
+            "state = nn.Linear(2, 2).state_dict()\n"
+            'del state["bias"]\n'
+            "nn.Linear(2, 2).load_state_dict(state)"
+        ),
     ),
 )
 def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -79,14 +87,20 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK202",
         name="missing-statistics-buffer",
         level=Level.ERROR,
-        message="`{key}`, {dtype} {shape}, is a buffer that {origin} and not in the file",
-        why="Its value came from training or from chance; the constructor does not bring it back. "
-        "With strict=False the model runs on default statistics.",
-        fix="Take it from a checkpoint that has it; converters that copy parameters only drop "
-        "buffers.",
-        example="state = nn.BatchNorm1d(4).state_dict()\n"
-        'del state["running_mean"]\n'
-        "nn.BatchNorm1d(4).load_state_dict(state)",
+        summary="`{key}`, {dtype} {shape}, is a buffer that {origin} and not in the file",
+        why=(
+            "Its value came from training or from chance; the constructor does not bring it back. "
+            "With strict=False the model runs on default statistics."
+        ),
+        fix=(
+            "Take it from a checkpoint that has it; converters that copy parameters only drop "
+            "buffers."
+        ),
+        example=(
+            "state = nn.BatchNorm1d(4).state_dict()\n"
+            'del state["running_mean"]\n'
+            "nn.BatchNorm1d(4).load_state_dict(state)"
+        ),
     ),
 )
 def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -113,14 +127,20 @@ def _describe_origin(module_tensor: ModuleTensor) -> str:
         code="CK203",
         name="missing-recomputable-buffer",
         level=Level.WARNING,
-        message="`{key}`, {dtype} {shape}, is a buffer that is not in the file{kept}; the "
-        "constructor makes the same value every time",
-        why="Strict loading raises, though nothing was lost, unless the old code changed the "
-        "value after construction: a state_dict holds no trace of that.",
+        summary=(
+            "`{key}`, {dtype} {shape}, is a buffer that is not in the file{kept}; the constructor"
+            " makes the same value every time"
+        ),
+        why=(
+            "Strict loading raises, though nothing was lost, unless the old code changed the "
+            "value after construction: a state_dict holds no trace of that."
+        ),
         fix="Let a migration mend the file: {command}",
-        example="old.mask = torch.tril(torch.ones(4, 4))\n"
-        'new.register_buffer("mask", torch.tril(torch.ones(4, 4)))\n'
-        "new.load_state_dict(old.state_dict())",
+        example=(
+            "old.mask = torch.tril(torch.ones(4, 4))\n"
+            'new.register_buffer("mask", torch.tril(torch.ones(4, 4)))\n'
+            "new.load_state_dict(old.state_dict())"
+        ),
     ),
 )
 def find_missing_recomputable_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -181,12 +201,16 @@ def _matches_unsaved_value(diff: ModuleDiff, key: str) -> bool | None:
         code="CK204",
         name="unexpected-key",
         level=Level.WARNING,
-        message="`{key}`, {what}, is in the file and the module has no such key{why_not}",
+        summary="`{key}`, {what}, is in the file and the module has no such key{why_not}",
         why="Strict loading raises. With strict=False the value is thrown away.",
-        fix="Rename it if the module has it under another name; drop it if it is not needed: "
-        'state_dict.pop("{key}")',
-        example='state = {**model.state_dict(), "head2.weight": torch.ones(7)}\n'
-        "model.load_state_dict(state)",
+        fix=(
+            "Rename it if the module has it under another name; drop it if it is not needed: "
+            'state_dict.pop("{key}")'
+        ),
+        example=(
+            'state = {**model.state_dict(), "head2.weight": torch.ones(7)}\n'
+            "model.load_state_dict(state)"
+        ),
         gate=Level.ERROR,
     ),
 )
@@ -212,12 +236,14 @@ def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK205",
         name="unexpected-redundant-buffer",
         level=Level.NOTE,
-        message="`{key}` is in the file with the value that the module makes itself as {kind}",
+        summary="`{key}` is in the file with the value that the module makes itself as {kind}",
         why="Strict loading raises on it, though dropping it changes nothing.",
         fix="Let a migration mend the file: {command}",
-        example='old.register_buffer("position_ids", torch.arange(4))\n'
-        'new.register_buffer("position_ids", torch.arange(4), persistent=False)\n'
-        "new.load_state_dict(old.state_dict())",
+        example=(
+            'old.register_buffer("position_ids", torch.arange(4))\n'
+            'new.register_buffer("position_ids", torch.arange(4), persistent=False)\n'
+            "new.load_state_dict(old.state_dict())"
+        ),
     ),
 )
 def find_redundant_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -233,14 +259,20 @@ def find_redundant_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK206",
         name="unexpected-buffer-value-differs",
         level=Level.ERROR,
-        message="`{key}` is in the file with another value than the module makes itself as {kind}",
-        why="Dropping the key, which is what strict=False does, gives a model that computes "
-        "something else than the one that was saved.",
-        fix="Make it a persistent buffer, or set it after loading: "
-        'module.{key}.copy_(state_dict["{key}"])',
-        example='old.register_buffer("inv_freq", 500000.0 ** -torch.arange(0, 1, 0.25))\n'
-        'new.register_buffer("inv_freq", 1e4 ** -torch.arange(0, 1, 0.25), persistent=False)\n'
-        "new.load_state_dict(old.state_dict(), strict=False)",
+        summary="`{key}` is in the file with another value than the module makes itself as {kind}",
+        why=(
+            "Dropping the key, which is what strict=False does, gives a model that computes "
+            "something else than the one that was saved."
+        ),
+        fix=(
+            "Make it a persistent buffer, or set it after loading: "
+            'module.{key}.copy_(state_dict["{key}"])'
+        ),
+        example=(
+            'old.register_buffer("inv_freq", 500000.0 ** -torch.arange(0, 1, 0.25))\n'
+            'new.register_buffer("inv_freq", 1e4 ** -torch.arange(0, 1, 0.25), persistent=False)\n'
+            "new.load_state_dict(old.state_dict(), strict=False)"
+        ),
     ),
 )
 def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -252,16 +284,20 @@ def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
 @check(
     ModuleDiff,
     Rule(
-        code="CK209",
+        code=WRAPPER_PREFIX,
         name="wrapper-prefix",
         level=Level.WARNING,
-        message="{count} of the file's keys match once {what}",
-        why="DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning "
-        "put segments into keys. With strict=False such a file loads nothing, and nothing says "
-        "so.",
+        summary="{count} of the file's keys match once {what}",
+        why=(
+            "DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning "
+            "put segments into keys. With strict=False such a file loads nothing, and nothing says "
+            "so."
+        ),
         fix="Let a migration mend the file: {command}; or in code: state_dict = {code}",
-        example="state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
-        "model.load_state_dict(state)",
+        example=(
+            "state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
+            "model.load_state_dict(state)"
+        ),
     ),
 )
 def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -274,6 +310,8 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
         steps.append(f"`{rewrite.added_prefix}` is put in front")
     yield hit(
         rewrite.added_prefix or f"{'.'.join(removed)}.",
+        None,
+        (*rewrite.key_map, *rewrite.key_map.values()),
         count=len(rewrite.key_map),
         what=" and ".join(steps),
         code=_format_rewrite_code(removed, rewrite.added_prefix),
@@ -299,14 +337,18 @@ def _format_rewrite_code(removed: list[str], added: str) -> str:
         code="CK211",
         name="probable-rename",
         level=Level.WARNING,
-        message="`{key}` is missing and `{found}`, of the same shape{how}, is unexpected: probably "
-        "the same tensor",
-        why="A refactor renamed the module. With strict=False the trained values are thrown away "
-        "and the parameter stays at random.",
+        summary="`{key}` is missing and `{found}`, of the same shape{how}, is unexpected",
+        detail="probably the same tensor",
+        why=(
+            "A refactor renamed the module. With strict=False the trained values are thrown away "
+            "and the parameter stays at random."
+        ),
         fix="Let a migration mend the file: {command}",
-        example="old.enc = nn.Linear(8, 8)\n"
-        "new.encoder = nn.Linear(8, 8)\n"
-        "new.load_state_dict(old.state_dict())",
+        example=(
+            "old.enc = nn.Linear(8, 8)\n"
+            "new.encoder = nn.Linear(8, 8)\n"
+            "new.load_state_dict(old.state_dict())"
+        ),
     ),
 )
 def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -317,15 +359,25 @@ def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
             if has_same_name
             else " and by the old name of a LayerNorm's parameter"
         )
-        yield hit(key, found=file_key, how=evidence, command=_format_migrate_command(diff))
+        yield hit(
+            key,
+            None,
+            (file_key,),
+            found=file_key,
+            how=evidence,
+            command=_format_migrate_command(diff),
+        )
 
 
 @check_other_subject(
     CheckpointDiff,
     "CK211",
-    message="`{key}` is `{found}` in the new file: dtype, shape and all values are the same",
-    fix="Keep the name, or rename it where the old file is loaded: "
-    'state_dict["{found}"] = state_dict.pop("{key}")',
+    summary="`{key}` is `{found}` in the new file",
+    detail="dtype, shape and all values are the same",
+    fix=(
+        "Keep the name, or rename it where the old file is loaded: "
+        'state_dict["{found}"] = state_dict.pop("{key}")'
+    ),
 )
 def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
     for key, new_key in diff.renames.items():
@@ -339,12 +391,16 @@ def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
         code="CK214",
         name="auxiliary-keys",
         level=Level.NOTE,
-        message="`{key}` belongs to a loss, a metric or a network that only judges ({whose})",
-        why="Class weights and metrics travel with the model and make strict loading raise, "
-        "though the model does not need them.",
+        summary="`{key}` belongs to a loss, a metric or a network that only judges ({whose})",
+        why=(
+            "Class weights and metrics travel with the model and make strict loading raise, "
+            "though the model does not need them."
+        ),
         fix='state_dict.pop("{key}"), or build the module with the same loss',
-        example="trained.criterion = nn.CrossEntropyLoss(torch.ones(10))\n"
-        "released.load_state_dict(trained.state_dict())",
+        example=(
+            "trained.criterion = nn.CrossEntropyLoss(torch.ones(10))\n"
+            "released.load_state_dict(trained.state_dict())"
+        ),
     ),
 )
 def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -363,14 +419,21 @@ def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK220",
         name="extra-state-mismatch",
         level=Level.WARNING,
-        message="`{key}` is {which}: state that a module writes by get_extra_state()",
-        why="Strict loading raises on missing or unexpected extra state. It may hold scaling "
-        "factors that the forward pass needs, or nothing at all.",
-        fix='Missing: state_dict["{key}"] = module.state_dict()["{key}"], if the fresh value will '
-        'do. Unexpected: state_dict.pop("{key}")',
-        example="state = model.state_dict()\n"
-        "state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}\n"
-        "model.load_state_dict(state)  # without its _extra_state",
+        summary="`{key}` is {which}",
+        detail="state that a module writes by get_extra_state()",
+        why=(
+            "Strict loading raises on missing or unexpected extra state. It may hold scaling "
+            "factors that the forward pass needs, or nothing at all."
+        ),
+        fix=(
+            'Missing: state_dict["{key}"] = module.state_dict()["{key}"], if the fresh value will '
+            'do. Unexpected: state_dict.pop("{key}")'
+        ),
+        example=(
+            "state = model.state_dict()\n"
+            "state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}\n"
+            "model.load_state_dict(state)  # without its _extra_state"
+        ),
     ),
 )
 def find_extra_state_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -393,10 +456,11 @@ _MIN_DROPPED_BUFFERS: Final = 2
         code="CK605",
         name="converter-dropped-buffers",
         level=Level.ERROR,
-        message=(
-            "all parameters are in the file and none of the {count} buffers that the module "
-            "does not make again itself: a converter that copied parameters only, from `{key}` on"
+        summary=(
+            "all parameters are in the file and none of the {count} buffers that the module does"
+            " not make again itself"
         ),
+        detail="a converter that copied parameters only, from `{key}` on",
         why=(
             "Scripts that go through named_parameters(), or take the weights from an optimizer, "
             "lose running statistics. With strict=False the model runs on mean 0 and variance 1."

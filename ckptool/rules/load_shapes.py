@@ -16,12 +16,17 @@ from ckptool.tensors.statistics import CastEffect
         code="CK207",
         name="shape-mismatch",
         level=Level.ERROR,
-        message="`{key}` is {actual} in the file and {expected} in the module: {diagnosis}",
+        summary="`{key}` is {actual} in the file and {expected} in the module",
+        detail="{diagnosis}",
         why="load_state_dict raises on a shape mismatch, with strict=False as well.",
-        fix="Build the module with the arguments it was trained with, or change the tensor on "
-        "purpose.",
-        example="state = nn.Linear(3, 5).state_dict()\n"
-        "nn.Linear(3, 10).load_state_dict(state, strict=False)",
+        fix=(
+            "Build the module with the arguments it was trained with, or change the tensor on "
+            "purpose."
+        ),
+        example=(
+            "state = nn.Linear(3, 5).state_dict()\n"
+            "nn.Linear(3, 10).load_state_dict(state, strict=False)"
+        ),
     ),
 )
 def find_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -101,14 +106,20 @@ def classify_cast_loss(actual: str, expected: str) -> Level | None:
         code="CK208",
         name="dtype-lossy-load",
         level=Level.WARNING,
-        message="`{key}` is {actual} in the file and {expected} in the module: loading casts it "
-        "silently{loss}",
-        why="load_state_dict copies with a cast and says that all keys matched. Fractions are cut "
-        "off in an integer buffer, large values overflow in float16, bfloat16 rounds.",
-        fix="Build the module in the file's dtype, or cast the file on purpose and look at the "
-        "error.",
-        example='model.register_buffer("running_max", torch.tensor(1))\n'
-        'model.load_state_dict({"running_max": torch.tensor(2.87)})  # 2',
+        summary="`{key}` is {actual} in the file and {expected} in the module",
+        detail="loading casts it silently{loss}",
+        why=(
+            "load_state_dict copies with a cast and says that all keys matched. Fractions are cut "
+            "off in an integer buffer, large values overflow in float16, bfloat16 rounds."
+        ),
+        fix=(
+            "Build the module in the file's dtype, or cast the file on purpose and look at the "
+            "error."
+        ),
+        example=(
+            'model.register_buffer("running_max", torch.tensor(1))\n'
+            'model.load_state_dict({"running_max": torch.tensor(2.87)})  # 2'
+        ),
     ),
 )
 def find_lossy_casts(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -149,13 +160,17 @@ def _describe_loss(effect: CastEffect) -> str:
         code="CK215",
         name="scalar-shape-quirk",
         level=Level.NOTE,
-        message="`{key}` is {actual} in the file and a scalar in the module: its first element is "
-        "loaded",
-        why="A rule kept from torch 0.3 takes the first element of a vector for a scalar without "
-        "a word.",
+        summary="`{key}` is {actual} in the file and a scalar in the module",
+        detail="its first element is loaded",
+        why=(
+            "A rule kept from torch 0.3 takes the first element of a vector for a scalar without "
+            "a word."
+        ),
         fix='state_dict["{key}"] = state_dict["{key}"].reshape(())',
-        example='model.register_buffer("count", torch.tensor(0))\n'
-        'model.load_state_dict({"count": torch.tensor([5])})',
+        example=(
+            'model.register_buffer("count", torch.tensor(0))\n'
+            'model.load_state_dict({"count": torch.tensor([5])})'
+        ),
     ),
 )
 def find_scalar_quirks(diff: ModuleDiff) -> Iterator[RuleHit]:

@@ -16,13 +16,17 @@ MIN_COVERAGE: Final = 0.5
         code="CK210",
         name="coverage-too-low",
         level=Level.ERROR,
-        message="only {percent}% of the parameters' elements would load: {loaded} of {total} keys "
-        "match",
-        why="strict=False accepts this and leaves the rest at random. 0% means that nothing "
-        "matched: a prefix, the wrong place in the file, or another model.",
+        summary="only {percent}% of the parameters' elements would load",
+        detail="{loaded} of {total} keys match",
+        why=(
+            "strict=False accepts this and leaves the rest at random. 0% means that nothing "
+            "matched: a prefix, the wrong place in the file, or another model."
+        ),
         fix="Mend what the other findings name; if a partial load is meant, ignore CK210.",
-        example='state = {"model." + key: t for key, t in model.state_dict().items()}\n'
-        "model.load_state_dict(state, strict=False)  # loads nothing",
+        example=(
+            'state = {"model." + key: t for key, t in model.state_dict().items()}\n'
+            "model.load_state_dict(state, strict=False)  # loads nothing"
+        ),
     ),
 )
 def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -41,12 +45,16 @@ def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK212",
         name="wrong-nesting-level",
         level=Level.ERROR,
-        message="the file has a better match at `{better}` than at `{at}`, where you look",
-        why="Training scripts save a dict around the state_dict. Loading the outer one with "
-        "strict=False loads nothing, and nothing says so.",
+        summary="the file has a better match at `{better}` than at `{at}`, where you look",
+        why=(
+            "Training scripts save a dict around the state_dict. Loading the outer one with "
+            "strict=False loads nothing, and nothing says so."
+        ),
         fix="--at {better}, and in code: load_state_dict({code})",
-        example='checkpoint = {"epoch": 3, "state_dict": model.state_dict()}\n'
-        "model.load_state_dict(checkpoint, strict=False)",
+        example=(
+            'checkpoint = {"epoch": 3, "state_dict": model.state_dict()}\n'
+            "model.load_state_dict(checkpoint, strict=False)"
+        ),
     ),
 )
 def find_wrong_nesting(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -66,13 +74,18 @@ _UPGRADE_FILLED_NAMES: Final = {"num_batches_tracked": 2}
         code="CK216",
         name="version-metadata-missing",
         level=Level.ERROR,
-        message="the file lost the version of {whose} ({owner}, now version {version}): {effect}",
-        why="state_dict carries class versions in _metadata. dict(sd), a comprehension, "
-        "safetensors and torch.distributed.checkpoint drop them, and upgrade code then takes the "
-        "file for an old one.",
+        summary="the file lost the version of {whose} ({owner}, now version {version})",
+        detail="{effect}",
+        why=(
+            "state_dict carries class versions in _metadata. dict(sd), a comprehension, safetensors"
+            " and torch.distributed.checkpoint drop them, and upgrade code then takes the file for"
+            " an old one."
+        ),
         fix="Save module.state_dict() itself, or put back state_dict._metadata before loading.",
-        example="state = dict(nn.BatchNorm1d(2).state_dict())  # no _metadata any more\n"
-        "nn.BatchNorm1d(2).load_state_dict(state)",
+        example=(
+            "state = dict(nn.BatchNorm1d(2).state_dict())  # no _metadata any more\n"
+            "nn.BatchNorm1d(2).load_state_dict(state)"
+        ),
     ),
 )
 def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -128,13 +141,19 @@ def _build_version_hit(
         code="CK304",
         name="pickled-attribute-drift",
         level=Level.WARNING,
-        message="`{key}` was pickled as {owner} without {names}, which the class sets today",
-        why="A pickled module keeps the attributes of the day it was saved. Newer code of its "
-        "class reads attributes that are not there, and fails in the middle of a forward pass.",
-        fix="Load the state_dict into a module built by today's code instead of unpickling the "
-        "module.",
-        example="torch.save(nn.GELU(), path)  # by a torch whose GELU had no `approximate`\n"
-        "nn.GELU().load_state_dict(torch.load(path, weights_only=False).state_dict())",
+        summary="`{key}` was pickled as {owner} without {names}, which the class sets today",
+        why=(
+            "A pickled module keeps the attributes of the day it was saved. Newer code of its "
+            "class reads attributes that are not there, and fails in the middle of a forward pass."
+        ),
+        fix=(
+            "Load the state_dict into a module built by today's code instead of unpickling the "
+            "module."
+        ),
+        example=(
+            "torch.save(nn.GELU(), path)  # by a torch whose GELU had no `approximate`\n"
+            "nn.GELU().load_state_dict(torch.load(path, weights_only=False).state_dict())"
+        ),
     ),
 )
 def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:

@@ -1,10 +1,13 @@
 """ModuleInfo -> hits: state of a module that its state_dict lacks (CK101-CK112)."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from ckptool.model import Constancy, Kind, ModuleInfo, ModuleTensor
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
+LOST_STATE: Final = frozenset({"CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108"})
+"""Codes of the rules on state that a save loses, without those on devices and dtypes."""
 _ATTRIBUTE_KINDS = (Kind.ATTRIBUTE, Kind.CLASS_ATTRIBUTE)
 _CONSTANCY_TEXT = {
     Constancy.CONSTANT: "the same on every construction, so it is rebuilt unless it was changed",
@@ -65,10 +68,8 @@ def _iter_unsaved(module_info: ModuleInfo, *kinds: Kind) -> Iterator[ModuleTenso
         code="CK101",
         name="unregistered-tensor",
         level=Level.WARNING,
-        message=(
-            "`{key}`, {dtype} {shape}, is a plain attribute of {owner}: no checkpoint has it; "
-            "its value is {value}"
-        ),
+        summary="`{key}`, {dtype} {shape}, is a plain attribute of {owner}",
+        detail="no checkpoint has it; its value is {value}",
         why=(
             "A tensor assigned as a plain attribute is not in state_dict(). A change to it is lost"
             " by save and load without a word; a random one comes back different, with all keys"
@@ -98,10 +99,8 @@ def find_unregistered_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK102",
         name="unregistered-tensor-in-container",
         level=Level.WARNING,
-        message=(
-            "`{key}`, {dtype} {shape}, sits in a container of {owner}: no checkpoint has it; "
-            "its value is {value}"
-        ),
+        summary="`{key}`, {dtype} {shape}, sits in a container of {owner}",
+        detail="no checkpoint has it; its value is {value}",
         why=(
             "state_dict() does not look into lists, dicts or dataclasses, so tensors in them are "
             "neither saved nor moved."
@@ -133,10 +132,8 @@ def find_unregistered_in_containers(module_info: ModuleInfo) -> Iterator[RuleHit
         code="CK103",
         name="module-not-registered",
         level=Level.ERROR,
-        message=(
-            "`{key}` is a {owner} held outside the module's own tree: its {count} tensors are "
-            "neither saved, nor trained by parameters(), nor moved"
-        ),
+        summary="`{key}` is a {owner} held outside the module's own tree",
+        detail="its {count} tensors are neither saved, nor trained by parameters(), nor moved",
         why=(
             "A module in a plain list or dict is invisible to state_dict(), parameters() and "
             "to(). The checkpoint lacks its weights and a reload starts it at random."
@@ -176,10 +173,8 @@ def find_unregistered_modules(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK104",
         name="parameter-not-registered",
         level=Level.ERROR,
-        message=(
-            "`{key}`, {dtype} {shape}, is an nn.Parameter that {owner} never registered: it "
-            "is neither saved nor given to the optimizer"
-        ),
+        summary="`{key}`, {dtype} {shape}, is an nn.Parameter that {owner} never registered",
+        detail="it is neither saved nor given to the optimizer",
         why=(
             "nn.Module registers a parameter only when it is assigned as an attribute. In a list "
             "or a dict it is not trained, not saved and not moved."
@@ -207,7 +202,7 @@ def find_unregistered_parameters(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK105",
         name="nonpersistent-not-recomputable",
         level=Level.ERROR,
-        message=(
+        summary=(
             "`{key}`, {dtype} {shape}, is a buffer with persistent=False, and its value is {value}"
         ),
         why=(
@@ -235,7 +230,7 @@ def find_unrecomputable_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK106",
         name="nonpersistent-buffer",
         level=Level.NOTE,
-        message="`{key}`, {dtype} {shape}, is a buffer with persistent=False; its value is {value}",
+        summary="`{key}`, {dtype} {shape}, is a buffer with persistent=False; its value is {value}",
         why=(
             "It is not in the file. That is meant, as long as nothing changes it after "
             "construction."
@@ -261,10 +256,8 @@ def find_nonpersistent_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK108",
         name="numpy-state",
         level=Level.WARNING,
-        message=(
-            "`{key}`, {dtype} {shape}, is a numpy array of {owner}: no checkpoint has it; its "
-            "value is {value}"
-        ),
+        summary="`{key}`, {dtype} {shape}, is a numpy array of {owner}",
+        detail="no checkpoint has it; its value is {value}",
         why=(
             "Statistics kept as numpy arrays (observation means, feature scales) stay behind when "
             "the state_dict is saved, and the reloaded model normalises with the defaults."
@@ -301,10 +294,8 @@ def _choose_array_level(module_tensor: ModuleTensor) -> Level:
         code="CK109",
         name="buffer-alias-stale",
         level=Level.WARNING,
-        message=(
-            "`{key}` shares the memory of `{alias_of}` until .to(): then it is left behind "
-            "and goes stale"
-        ),
+        summary="`{key}` shares the memory of `{alias_of}` until .to()",
+        detail="then it is left behind and goes stale",
         why=(
             "to() gives a buffer new storage. A second reference in a list or another attribute "
             "keeps the old one: the wrong device, and old values after a load."
@@ -336,10 +327,8 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK110",
         name="device-not-following",
         level=Level.ERROR,
-        message=(
-            '`{key}` stays where it is when the module moves: after .to("cuda") it is still '
-            "on the CPU{use}"
-        ),
+        summary="`{key}` stays where it is when the module moves",
+        detail='after .to("cuda") it is still on the CPU{use}',
         why=(
             "to() and cuda() move parameters and buffers only. The first forward pass on the "
             "device fails, or the tensor is copied at every step."
@@ -395,10 +384,8 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
         code="CK111",
         name="dtype-not-following",
         level=Level.WARNING,
-        message=(
-            "`{key}` stays {dtype} when the module is cast: .half() and .to(torch.bfloat16) "
-            "pass it by"
-        ),
+        summary="`{key}` stays {dtype} when the module is cast",
+        detail=".half() and .to(torch.bfloat16) pass it by",
         why=(
             "Casts reach parameters and buffers only. Mixed dtypes then fail in forward, or "
             "silently promote the result to float32."
@@ -434,9 +421,11 @@ def find_uncast_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK112",
         name="lazy-or-none-buffer",
         level=Level.WARNING,
-        message=(
-            "`{key}` of {owner} is registered as None{filled}: it is in a checkpoint only once "
-            "it was filled, and then a fresh module does not expect it"
+        explains_key=True,
+        summary="`{key}` of {owner} is registered as None{filled}",
+        detail=(
+            "it is in a checkpoint only once it was filled, and then a fresh module does not"
+            " expect it"
         ),
         why=(
             "load_state_dict() calls the key unexpected as long as the buffer is None, so a file "

@@ -43,14 +43,20 @@ class _OptimizerFit(Struct, frozen=True):
         code="CK901",
         name="optimizer-group-size",
         level=Level.ERROR,
-        message="the optimizer at `{key}` has {count} parameters and the module {expected}{maybe}",
-        why="optimizer.load_state_dict() goes by position and refuses groups of another size; "
-        "training cannot be resumed from here.",
-        fix="Build the optimizer over the parameters it was saved with, or leave its state out and "
-        "start it afresh.",
-        example="a = torch.optim.Adam(nn.Linear(2, 2).parameters())\n"
-        "b = torch.optim.Adam(nn.Linear(2, 2, bias=False).parameters())\n"
-        "b.load_state_dict(a.state_dict())",
+        summary="the optimizer at `{key}` has {count} parameters and the module {expected}{maybe}",
+        why=(
+            "optimizer.load_state_dict() goes by position and refuses groups of another size; "
+            "training cannot be resumed from here."
+        ),
+        fix=(
+            "Build the optimizer over the parameters it was saved with, or leave its state out and "
+            "start it afresh."
+        ),
+        example=(
+            "a = torch.optim.Adam(nn.Linear(2, 2).parameters())\n"
+            "b = torch.optim.Adam(nn.Linear(2, 2, bias=False).parameters())\n"
+            "b.load_state_dict(a.state_dict())"
+        ),
     ),
 )
 def find_group_size_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -73,15 +79,21 @@ def find_group_size_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK902",
         name="optimizer-shape",
         level=Level.ERROR,
-        message="`{key}` is {actual}, and {parameter} of the module",
-        why="optimizer.load_state_dict() goes by position and looks at no shape: the moments of "
-        "one parameter are used for another, and the first step fails or is wrong.",
-        fix="Give the optimizer its parameters in the order they had, or leave its state out and "
-        "start it afresh.",
-        example="model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))\n"
-        "a = torch.optim.Adam(model.parameters())\n"
-        "b = torch.optim.Adam(reversed(list(model.parameters())))\n"
-        "b.load_state_dict(a.state_dict())  # no error",
+        summary="`{key}` is {actual}, and {parameter} of the module",
+        why=(
+            "optimizer.load_state_dict() goes by position and looks at no shape: the moments of "
+            "one parameter are used for another, and the first step fails or is wrong."
+        ),
+        fix=(
+            "Give the optimizer its parameters in the order they had, or leave its state out and "
+            "start it afresh."
+        ),
+        example=(
+            "model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))\n"
+            "a = torch.optim.Adam(model.parameters())\n"
+            "b = torch.optim.Adam(reversed(list(model.parameters())))\n"
+            "b.load_state_dict(a.state_dict())  # no error"
+        ),
     ),
 )
 def find_slot_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:

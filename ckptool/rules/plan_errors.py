@@ -16,14 +16,20 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
         code="CK221",
         name="ambiguous-rename-refused",
         level=Level.ERROR,
-        message="`{key}` is not renamed to `{to}`: {reason}",
-        why="A rename for a whole family of keys (gamma to weight, beta to bias) hits names that "
-        "are meant as they are. A key is renamed only if the module does not have it, has the "
-        "new one, and has the same shape there.",
-        fix="Name in the plan the keys that are meant, one by one, or a prefix that only they "
-        "have.",
-        example="def renamed(key):\n"
-        '    return key.replace("gamma", "weight")  # LayerScale.gamma as well',
+        summary="`{key}` is not renamed to `{to}`",
+        detail="{reason}",
+        why=(
+            "A rename for a whole family of keys (gamma to weight, beta to bias) hits names that "
+            "are meant as they are. A key is renamed only if the module does not have it, has the "
+            "new one, and has the same shape there."
+        ),
+        fix=(
+            "Name in the plan the keys that are meant, one by one, or a prefix that only they have."
+        ),
+        example=(
+            "def renamed(key):\n"
+            '    return key.replace("gamma", "weight")  # LayerScale.gamma as well'
+        ),
     ),
 )
 def find_refused_renames(error: RenameRefusedError) -> Iterator[RuleHit]:
@@ -36,12 +42,17 @@ def find_refused_renames(error: RenameRefusedError) -> Iterator[RuleHit]:
         code="CK311",
         name="safetensors-unsupported-value",
         level=Level.ERROR,
-        message="`{key}` cannot be written as {to}: {reason}",
-        why="safetensors holds plain tensors of its own list of dtypes: nothing sparse, nothing "
-        "quantised, no complex128, no Python values. Dropping what does not fit would change the "
-        "model.",
-        fix="Write a .pth (--to pth), or convert the tensor first: to_dense(), dequantize(), "
-        "torch.view_as_real(), or `cast` in a plan.",
+        summary="`{key}` cannot be written as {to}",
+        detail="{reason}",
+        why=(
+            "safetensors holds plain tensors of its own list of dtypes: nothing sparse, nothing"
+            " quantised, no complex128, no Python values. Dropping what does not fit would change"
+            " the model."
+        ),
+        fix=(
+            "Write a .pth (--to pth), or convert the tensor first: to_dense(), dequantize(), "
+            "torch.view_as_real(), or `cast` in a plan."
+        ),
         example='save_file({"w": torch.eye(2).to_sparse()}, path)',
     ),
 )

@@ -56,8 +56,9 @@ def select_required_codes(release: ReleaseCandidate) -> frozenset[str]:
 @check_other_subject(
     ReleaseCandidate,
     "CK210",
-    message="only {percent}% of the parameters' elements would load, and the policy asks for "
-    "{least}%",
+    summary=(
+        "only {percent}% of the parameters' elements would load, and the policy asks for {least}%"
+    ),
     fix="Mend what the other findings name, or lower `coverage` in [tool.ckptool.require].",
 )
 def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
@@ -77,15 +78,21 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
         code="CK851",
         name="required-strict-load",
         level=Level.ERROR,
-        message="the release does not load strictly: {keys}",
-        why="load_state_dict() is strict unless it is told otherwise, so that whoever loads the "
-        "release as usual gets an error.",
-        fix="Mend the keys as their own findings say (`ckptool migrate`), waive those findings, or "
-        "set strict = false in [tool.ckptool.require].",
-        example="class Net(nn.Module):  # today's code\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        '        self.register_buffer("mask", torch.ones(3))  # the release was saved without it',
+        summary="the release does not load strictly",
+        detail="{keys}",
+        why=(
+            "load_state_dict() is strict unless it is told otherwise, so that whoever loads the "
+            "release as usual gets an error."
+        ),
+        fix=(
+            "Mend the keys as their own findings say (`ckptool migrate`), waive those findings, or "
+            "set strict = false in [tool.ckptool.require]."
+        ),
+        example=(
+            "class Net(nn.Module):  # today's code\n    def __init__(self):\n       "
+            ' super().__init__()\n        self.register_buffer("mask", torch.ones(3))  # the'
+            " release was saved without it"
+        ),
     ),
 )
 def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
@@ -105,11 +112,13 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
         code="CK852",
         name="forbidden-dtype",
         level=Level.ERROR,
-        message="`{key}` is {dtype}; the policy allows {allowed}",
+        summary="`{key}` is {dtype}; the policy allows {allowed}",
         why="A dtype that was not meant to be released costs memory, or was rounded on the way.",
         fix="Save it as an allowed dtype, or add {dtype} to `dtypes` in [tool.ckptool.require].",
-        example='# dtypes = ["bfloat16"]\n'
-        'torch.save({"weight": torch.ones(3, dtype=torch.float32)}, "model.pth")',
+        example=(
+            '# dtypes = ["bfloat16"]\n'
+            'torch.save({"weight": torch.ones(3, dtype=torch.float32)}, "model.pth")'
+        ),
     ),
 )
 def find_forbidden_dtypes(release: ReleaseCandidate) -> Iterator[RuleHit]:
@@ -129,11 +138,15 @@ def find_forbidden_dtypes(release: ReleaseCandidate) -> Iterator[RuleHit]:
         code="CK853",
         name="release-too-large",
         level=Level.ERROR,
-        message="the release has {nbytes:,} bytes, and the policy allows {most} ({limit:,} bytes)",
-        why="What is larger than it was meant to be is paid for by everybody who downloads it: "
-        "optimizer state, a wider dtype, views that drag their whole storage along.",
-        fix="`ckptool inspect` shows what takes the room; or raise `max-size` in "
-        "[tool.ckptool.require].",
+        summary="the release has {nbytes:,} bytes, and the policy allows {most} ({limit:,} bytes)",
+        why=(
+            "What is larger than it was meant to be is paid for by everybody who downloads it: "
+            "optimizer state, a wider dtype, views that drag their whole storage along."
+        ),
+        fix=(
+            "`ckptool inspect` shows what takes the room; or raise `max-size` in "
+            "[tool.ckptool.require]."
+        ),
         example='# max-size = "1 MB"\ntorch.save({"weight": torch.ones(1000, 1000)}, "model.pth")',
     ),
 )
@@ -149,7 +162,7 @@ def find_oversized_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
         code="CK854",
         name="not-safetensors",
         level=Level.ERROR,
-        message="the release is {container}, and the policy asks for safetensors",
+        summary="the release is {container}, and the policy asks for safetensors",
         why="A pickle can run code when it is loaded; safetensors holds tensors and nothing else.",
         fix="ckptool migrate {path} -o NAME.safetensors",
         example='# safetensors = true\ntorch.save(model.state_dict(), "model.pth")',
@@ -168,12 +181,16 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
         code="CK855",
         name="global-not-allowed",
         level=Level.ERROR,
-        message="the release's pickle names {name}{at}, which the policy does not allow",
-        why="Whatever a pickle names is imported and called by whoever loads it without "
-        "weights_only=True.",
+        summary="the release's pickle names {name}{at}, which the policy does not allow",
+        why=(
+            "Whatever a pickle names is imported and called by whoever loads it without "
+            "weights_only=True."
+        ),
         fix="Save it without that object, or add {name} to `globals` in [tool.ckptool.require].",
-        example='# globals = ["torch.*", "collections.OrderedDict"]\n'
-        'torch.save({"model": model.state_dict(), "args": argparse.Namespace()}, "model.pth")',
+        example=(
+            '# globals = ["torch.*", "collections.OrderedDict"]\n'
+            'torch.save({"model": model.state_dict(), "args": argparse.Namespace()}, "model.pth")'
+        ),
     ),
 )
 def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
@@ -193,12 +210,17 @@ def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
         code="CK856",
         name="required-verification",
         level=Level.ERROR,
-        message="the policy requires {step} to pass, and it did not: {reason}",
+        summary="the policy requires {step} to pass, and it did not",
+        detail="{reason}",
         why="What was skipped or proves nothing is not known to work.",
-        fix="Give the gate what it needs (a module, --input, a device), or change `verify` and "
-        "`device` in [tool.ckptool.require].",
-        example='# verify = ["forward"], and no --input says what forward takes\n'
-        'ckptool.gate("model.pth", module="package.module:Net")',
+        fix=(
+            "Give the gate what it needs (a module, --input, a device), or change `verify` and "
+            "`device` in [tool.ckptool.require]."
+        ),
+        example=(
+            '# verify = ["forward"], and no --input says what forward takes\n'
+            'ckptool.gate("model.pth", module="package.module:Net")'
+        ),
     ),
 )
 def find_failed_levels(release: ReleaseCandidate) -> Iterator[RuleHit]:
@@ -213,7 +235,8 @@ def find_failed_levels(release: ReleaseCandidate) -> Iterator[RuleHit]:
         code="CK857",
         name="waiver-expired",
         level=Level.ERROR,
-        message="the waiver of {key} for `{keys}` in {path} expired on {expires}: it was {reason}",
+        summary="the waiver of {key} for `{keys}` in {path} expired on {expires}",
+        detail="it was {reason}",
         why="An expiry is a promise that somebody looks at it again.",
         fix="Mend what it waived and delete it, or give it a new date.",
         example='# expires = 2020-12-31\nckptool.gate("model.pth")',
@@ -236,7 +259,7 @@ def find_expired_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
         code="CK858",
         name="waiver-unused",
         level=Level.NOTE,
-        message="the waiver of {key} for `{keys}` in {path} waives nothing any more",
+        summary="the waiver of {key} for `{keys}` in {path} waives nothing any more",
         why="A waiver that waives nothing hides the next finding of the same kind.",
         fix="Delete it.",
         example='# rule = "CK301", and no pickle is left\nckptool.gate("model.safetensors")',
@@ -253,11 +276,13 @@ def find_unused_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
         code="CK859",
         name="baseline-outdated",
         level=Level.NOTE,
-        message="the baseline knows {what} in {path}, which is not found any more",
+        summary="the baseline knows {what} in {path}, which is not found any more",
         why="What is mended and stays in the baseline would not be seen if it came back.",
         fix="ckptool gate ... --update-baseline",
-        example="# known.json knows CK301 of model.pth, which was saved again without the pickle\n"
-        'ckptool.gate("model.pth", baseline="known.json")',
+        example=(
+            "# known.json knows CK301 of model.pth, which was saved again without the pickle\n"
+            'ckptool.gate("model.pth", baseline="known.json")'
+        ),
     ),
 )
 def find_outdated_baseline_entries(issues: PolicyIssues) -> Iterator[RuleHit]:

@@ -72,14 +72,18 @@ class QuantizedSubmodule(Struct, frozen=True):
         code="CK219",
         name="quantisation-family-mismatch",
         level=Level.ERROR,
-        message="the file is {have} and the module {want}: {count} of its modules differ, the "
-        "first by `{key}`",
-        why="A quantised layer has other keys and other dtypes than the float layer. With "
-        "strict=False the float layer stays at random, or takes integers for weights.",
+        summary="the file is {have} and the module {want}",
+        detail="{count} of its modules differ, the first by `{key}`",
+        why=(
+            "A quantised layer has other keys and other dtypes than the float layer. With "
+            "strict=False the float layer stays at random, or takes integers for weights."
+        ),
         fix="File and module must be quantised alike. {remedy}.",
-        example="model = nn.Sequential(nn.Linear(2, 2))\n"
-        "quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})\n"
-        "model.load_state_dict(quantised.state_dict())",
+        example=(
+            "model = nn.Sequential(nn.Linear(2, 2))\n"
+            "quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})\n"
+            "model.load_state_dict(quantised.state_dict())"
+        ),
     ),
 )
 def find_quantization_mismatch(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -87,6 +91,7 @@ def find_quantization_mismatch(diff: ModuleDiff) -> Iterator[RuleHit]:
     if not actual and not expected:
         return
     first = (actual or expected)[0]
+    keys = sorted(find_quantized_keys(diff))
     remedy = (
         f"To load this file, {actual[0].family.remedy}"
         if actual
@@ -94,11 +99,13 @@ def find_quantization_mismatch(diff: ModuleDiff) -> Iterator[RuleHit]:
     )
     yield hit(
         first.key,
+        None,
+        keys,
         have=_format_families(actual),
         want=_format_families(expected),
         count=len({submodule.owner for submodule in (*actual, *expected)}),
         remedy=remedy,
-        keys=sorted(find_quantized_keys(diff)),
+        keys=keys,
     )
 
 

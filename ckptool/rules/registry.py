@@ -1,8 +1,8 @@
 """Registry of rules: a `Rule` is data, its check is a generator over one subject."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import IntEnum
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from enum import IntEnum, StrEnum
 from typing import Any, Final, TypeVar
 
 from msgspec import Struct
@@ -25,6 +25,20 @@ class Level(IntEnum):
         return self.name.lower()
 
 
+class RuleFamily(StrEnum):
+    """Subject of a group of rules; the value is how their codes begin."""
+
+    MODULE_STATE = "CK1"
+    LOADING = "CK2"
+    CONTAINER = "CK3"
+    VALUES = "CK4"
+    SHARING = "CK5"
+    SHARDS = "CK6"
+    WAYS_OF_LOADING = "CK7"
+    RELEASE = "CK8"
+    OPTIMIZER = "CK9"
+
+
 class Rule(Struct, frozen=True):
     """Definition of one kind of problem. `code` keeps its meaning for ever."""
 
@@ -32,16 +46,28 @@ class Rule(Struct, frozen=True):
     name: str
     level: Level
     """Default level; `RuleHit.level` overrides it where the facts decide."""
-    message: str
-    """Format string over `key` and the facts of a `RuleHit`."""
+    summary: str
+    """Short clause, also for verdicts; a format string over `key` and the facts of a `RuleHit`."""
     why: str
     """Why it matters, for readers to whom the problem is new."""
     fix: str
     """Remedy: a command or a line of code; a format string over the same facts as `message`."""
+    detail: str = ""
+    """Continuation of the summary after a colon; a format string over the same facts."""
     example: str = ""
     """A few lines of Python for which the rule fires; "" if there is none."""
     gate: Level | None = None
     """Level in `ckptool gate`; None means `level`."""
+    explains_key: bool = False
+    """Whether a hit explains why its key is missing or unexpected; always in the family LOADING."""
+
+    @property
+    def message(self) -> str:
+        return f"{self.summary}: {self.detail}" if self.detail else self.summary
+
+    @property
+    def family(self) -> RuleFamily:
+        return RuleFamily(self.code[:3])
 
 
 class RuleHit(Struct, frozen=True):
@@ -50,11 +76,15 @@ class RuleHit(Struct, frozen=True):
     key: str
     facts: Mapping[str, object] = {}
     level: Level | None = None
+    explained_keys: Collection[str] = ()
+    """All keys that this one problem makes missing or unexpected."""
 
 
-def hit(key: str, level: Level | None = None, /, **facts: object) -> RuleHit:
+def hit(
+    key: str, level: Level | None = None, explained_keys: Collection[str] = (), /, **facts: object
+) -> RuleHit:
     """Return a `RuleHit` with the facts passed as keywords; level None is the rule's default."""
-    return RuleHit(key, facts, level)
+    return RuleHit(key, facts, level, explained_keys)
 
 
 class Finding(Struct, frozen=True):
@@ -68,6 +98,8 @@ class Finding(Struct, frozen=True):
     """Path of the checkpoint; "" if the finding concerns a module alone."""
     fails: bool = False
     """Whether the policy fails the run because of this finding."""
+    explained_keys: Collection[str] = ()
+    """Keys, besides `key`, that this one problem makes missing or unexpected."""
 
     @property
     def where(self) -> str:
@@ -99,6 +131,10 @@ class Finding(Struct, frozen=True):
     @property
     def message(self) -> str:
         return self.rule.message.format(key=self.key, **self.facts)
+
+    @property
+    def summary(self) -> str:
+        return self.rule.summary.format(key=self.key, **self.facts)
 
     @property
     def fix(self) -> str:
@@ -133,23 +169,24 @@ def check(
 
 
 def check_other_subject(
-    subject: type[S], code: str, *, message: str = "", fix: str = ""
+    subject: type[S], code: str, *, summary: str = "", detail: str = "", fix: str = ""
 ) -> Callable[[Callable[[S], Iterator[RuleHit]]], CheckFunction]:
     """Register a further generator for the rule `code`, over another type of subject.
 
     Args:
         subject: type that the generator takes.
         code: code of a rule that is registered already.
-        message: replaces the rule's message where the facts differ; "" keeps it.
+        summary: replaces the rule's summary where the facts differ; "" keeps it and `detail`.
+        detail: continues the new `summary`; "" if nothing follows it.
         fix: replaces the rule's fix; "" keeps it.
 
     Raises:
         KeyError: no rule has this code.
     """
     registered_rule = RULES[code]
-    rule = replace(
-        registered_rule, message=message or registered_rule.message, fix=fix or registered_rule.fix
-    )
+    rule = replace(registered_rule, fix=fix or registered_rule.fix)
+    if summary:
+        rule = replace(rule, summary=summary, detail=detail)
 
     def register(function: Callable[[S], Iterator[RuleHit]]) -> CheckFunction:
         _CHECKS.append((subject, rule, function))
@@ -166,7 +203,14 @@ def run_rules(subjects: Iterable[object], path: object = "") -> tuple[Finding, .
         path: the checkpoint that the findings concern; "" if none.
     """
     findings = [
-        Finding(rule, rule_hit.key, rule_hit.facts, rule_hit.level or rule.level, str(path))
+        Finding(
+            rule,
+            rule_hit.key,
+            rule_hit.facts,
+            rule_hit.level or rule.level,
+            str(path),
+            explained_keys=rule_hit.explained_keys,
+        )
         for subject in subjects
         for subject_type, rule, function in _CHECKS
         if isinstance(subject, subject_type)

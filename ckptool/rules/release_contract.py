@@ -31,11 +31,13 @@ _KEEP_SAVED_FIX: Final = "Keep it saved: drop persistent=False, or register it a
         code="CK801",
         name="contract-key-removed",
         level=Level.ERROR,
-        message="`{key}` {shape} is in the old file and not in the new one{renamed}",
+        summary="`{key}` {shape} is in the old file and not in the new one{renamed}",
         why="Code that loads the old file strictly fails on the new one: the key is missing.",
         fix="Keep the key, or release the new code together with the new file.",
-        example="old = model.state_dict()\n"
-        'new = {key: t for key, t in old.items() if key != "head.bias"}',
+        example=(
+            "old = model.state_dict()\n"
+            'new = {key: t for key, t in old.items() if key != "head.bias"}'
+        ),
     ),
 )
 def find_removed_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
@@ -57,9 +59,11 @@ def find_removed_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
 @check_other_subject(
     ContractDiff,
     "CK801",
-    message="`{key}` {form} is in {old} and no longer in {new}{renamed}",
-    fix="Keep the key, or release it as a break: code and files of before do not go with those of "
-    "now.",
+    summary="`{key}` {form} is in {old} and no longer in {new}{renamed}",
+    fix=(
+        "Keep the key, or release it as a break: code and files of before do not go with those of "
+        "now."
+    ),
 )
 def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
     for change in diff.changes:
@@ -88,9 +92,11 @@ def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
         code="CK802",
         name="contract-key-added-without-migration",
         level=Level.ERROR,
-        message="`{key}` {shape} is in the new file and not in the old one",
-        why="Code that expects the new key fails on every old file, and old code calls it "
-        "unexpected.",
+        summary="`{key}` {shape} is in the new file and not in the old one",
+        why=(
+            "Code that expects the new key fails on every old file, and old code calls it "
+            "unexpected."
+        ),
         fix="Give old files a migration, or make the buffer non-persistent.",
         example='old = model.state_dict()\nnew = {**old, "mask": torch.ones(9)}',
     ),
@@ -105,7 +111,7 @@ def find_added_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
 @check_other_subject(
     ContractDiff,
     "CK802",
-    message="`{key}` {form} is in {new} and not in {old}{brought}",
+    summary="`{key}` {form} is in {new} and not in {old}{brought}",
     fix="{remedy}",
 )
 def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
@@ -133,10 +139,12 @@ def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
         code="CK803",
         name="persistence-flipped",
         level=Level.ERROR,
-        message="`{key}` {form} was {was} in {old}, and is {is_} in {new}{brought}",
-        why="A key that changes between saved and not saved makes strict loading fail in one "
-        "direction or the other: old files have a key too many, or lack one. It is one word in the "
-        "code (`persistent=False`), and nobody sees it in review.",
+        summary="`{key}` {form} was {was} in {old}, and is {is_} in {new}{brought}",
+        why=(
+            "A key that changes between saved and not saved makes strict loading fail in one"
+            " direction or the other: old files have a key too many, or lack one. It is one word in"
+            " the code (`persistent=False`), and nobody sees it in review."
+        ),
         fix="{remedy}",
         example='self.register_buffer("mask", mask, persistent=False)  # and saved before',
     ),
@@ -163,9 +171,11 @@ def find_persistence_changes(diff: ContractDiff) -> Iterator[RuleHit]:
         code="CK804",
         name="contract-shape-or-dtype-changed",
         level=Level.ERROR,
-        message="`{key}` was {old} and is {new}{diagnosis}",
-        why="A changed shape fails to load; a changed dtype is cast silently, which can lose "
-        "values.",
+        summary="`{key}` was {old} and is {new}{diagnosis}",
+        why=(
+            "A changed shape fails to load; a changed dtype is cast silently, which can lose "
+            "values."
+        ),
         fix="Keep shape and dtype, or release the new code together with the new file.",
         example="old = model.state_dict()\nnew = {key: t.bfloat16() for key, t in old.items()}",
     ),
@@ -185,12 +195,16 @@ def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit
         code="CK805",
         name="output-drift",
         level=Level.ERROR,
-        message="{module} with `{key}` does not compute what {golden} recorded: on {device} {how} "
-        "(tolerance {tolerance}; {circumstances})",
-        why="Every key matches and the model is another one: the code of forward has changed, or "
-        "the weights have. Users see other predictions after an update.",
-        fix="Where the change is meant, record anew: `ckptool lock --golden {golden} ...`; else "
-        "find it with `ckptool verify {key} --against OLD`.",
+        summary="{module} with `{key}` does not compute what {golden} recorded",
+        detail="on {device} {how} (tolerance {tolerance}; {circumstances})",
+        why=(
+            "Every key matches and the model is another one: the code of forward has changed, or "
+            "the weights have. Users see other predictions after an update."
+        ),
+        fix=(
+            "Where the change is meant, record anew: `ckptool lock --golden {golden} ...`; else "
+            "find it with `ckptool verify {key} --against OLD`."
+        ),
         example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),
 )
@@ -213,12 +227,16 @@ def find_output_drift(replay: GoldenReplay) -> Iterator[RuleHit]:
         code="CK806",
         name="no-migration-path",
         level=Level.ERROR,
-        message="`{key}` does not load strictly into {module}, and no migration leads there: "
-        "{reason}",
-        why="It is a file that users have. Today's code cannot load it, and nothing that is "
-        "released with the code makes it loadable.",
-        fix="Run `ckptool migrate {file} -m {module} --dry-run --save-plan PLAN`, decide in PLAN "
-        "what is open, and name it with --plan, or in `plans` of the configuration.",
+        summary="`{key}` does not load strictly into {module}, and no migration leads there",
+        detail="{reason}",
+        why=(
+            "It is a file that users have. Today's code cannot load it, and nothing that is "
+            "released with the code makes it loadable."
+        ),
+        fix=(
+            "Run `ckptool migrate {file} -m {module} --dry-run --save-plan PLAN`, decide in PLAN "
+            "what is open, and name it with --plan, or in `plans` of the configuration."
+        ),
         example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
     ),
 )

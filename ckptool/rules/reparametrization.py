@@ -16,7 +16,7 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
         code="CK217",
         name="reparam-style-mismatch",
         level=Level.WARNING,
-        message="`{key}` is kept by {have} in the file and by {want} in the module{bridge}",
+        summary="`{key}` is kept by {have} in the file and by {want} in the module{bridge}",
         why=(
             "Normalised and pruned layers save other tensors than the weight that they compute "
             "with, and torch has two sets of names for them. With strict=False the layer stays at "
@@ -32,9 +32,11 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 )
 def find_reparametrization_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
     for reparametrization in diff.reparametrizations:
+        keys = [*reparametrization.file_keys, *reparametrization.module_keys]
         yield hit(
             reparametrization.parameter,
             Level.NOTE if reparametrization.handled_by_torch_hook else None,
+            keys,
             have=_describe_style(reparametrization.file_style),
             want=_describe_style(reparametrization.module_style),
             bridge=(
@@ -43,7 +45,7 @@ def find_reparametrization_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
                 else ""
             ),
             remedy=_describe_reparametrization_fix(reparametrization, format_migrate_command(diff)),
-            keys=[*reparametrization.file_keys, *reparametrization.module_keys],
+            keys=keys,
             renames=dict(reparametrization.renames),
         )
 
@@ -90,7 +92,7 @@ def _describe_reparametrization_fix(reparametrization: Reparametrization, comman
         code="CK218",
         name="fused-split-mismatch",
         level=Level.WARNING,
-        message="`{key}` {shape}, {where}, is as large as {pieces} together{other}",
+        summary="`{key}` {shape}, {where}, is as large as {pieces} together{other}",
         why=(
             "A refactor fused the projections of query, key and value, or took them apart. The"
             " order within the fused tensor is the old code's choice (q, k, v; k, v, q; interleaved"
@@ -114,14 +116,17 @@ def find_projection_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
         fused_tensor = (diff.state.tensors if projection.needs_split else expected)[
             projection.fused_key
         ]
+        keys = [projection.fused_key, *projection.piece_keys]
         yield hit(
             projection.fused_key,
+            None,
+            keys,
             shape=list(fused_tensor.shape),
             where="unexpected in the file" if projection.needs_split else "missing from the file",
             pieces=", ".join(f"`{piece}`" for piece in projection.piece_keys),
             other=", which are missing" if projection.needs_split else ", which are unexpected",
             plan=_format_plan_operation(projection),
-            keys=[projection.fused_key, *projection.piece_keys],
+            keys=keys,
         )
 
 

@@ -1,6 +1,7 @@
 """Verification, ForwardEffects, UsageChanges -> hits: run-time problems (CK107, CK113, CK70x)."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import (
@@ -11,25 +12,35 @@ from ckptool.verification.result import (
     Verification,
 )
 
+PYTHON_STATE: Final = "CK107"
+"""Code of findings about plain Python values that no state_dict holds."""
+
 
 @check(
     ForwardEffects,
     Rule(
-        code="CK107",
+        code=PYTHON_STATE,
         name="python-state-mutated",
         level=Level.WARNING,
-        message="`{key}` of {owner} is a plain Python value that a forward pass changed from "
-        "{before} to {after}: no checkpoint has it",
-        why="Flags and counters kept as Python values start again after a load. A flag such as "
-        "`initialized` then runs its data-dependent set-up over the loaded weights.",
+        summary=(
+            "`{key}` of {owner} is a plain Python value that a forward pass changed from {before}"
+            " to {after}"
+        ),
+        detail="no checkpoint has it",
+        why=(
+            "Flags and counters kept as Python values start again after a load. A flag such as "
+            "`initialized` then runs its data-dependent set-up over the loaded weights."
+        ),
         fix='Keep it as a buffer: self.register_buffer("{name}", torch.tensor({before}))',
-        example="class Net(nn.Module):\n"
-        "    initialized = False\n"
-        "\n"
-        "    def forward(self, x):\n"
-        "        if not self.initialized:\n"
-        "            self.initialized = True\n"
-        "        return x",
+        example=(
+            "class Net(nn.Module):\n"
+            "    initialized = False\n"
+            "\n"
+            "    def forward(self, x):\n"
+            "        if not self.initialized:\n"
+            "            self.initialized = True\n"
+            "        return x"
+        ),
     ),
 )
 def find_mutated_python_state(effects: ForwardEffects) -> Iterator[RuleHit]:
@@ -39,9 +50,11 @@ def find_mutated_python_state(effects: ForwardEffects) -> Iterator[RuleHit]:
 
 @check_other_subject(
     UsageChanges,
-    "CK107",
-    message="`{key}` of {owner} is a plain Python value that changed from {before} to {after} "
-    "{since}: no checkpoint has it",
+    PYTHON_STATE,
+    summary=(
+        "`{key}` of {owner} is a plain Python value that changed from {before} to {after} {since}"
+    ),
+    detail="no checkpoint has it",
 )
 def find_lost_python_state(usage_changes: UsageChanges) -> Iterator[RuleHit]:
     for change in usage_changes.changed_values:
@@ -66,17 +79,22 @@ def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
         code="CK113",
         name="roundtrip-output-mismatch",
         level=Level.ERROR,
-        message="saved and loaded into a fresh instance, {module} computes something else: {how}",
-        why="All keys matched, and the model is another one: something that forward uses is not "
-        "in the state_dict, and the constructor does not make it again.",
+        summary="saved and loaded into a fresh instance, {module} computes something else",
+        detail="{how}",
+        why=(
+            "All keys matched, and the model is another one: something that forward uses is not "
+            "in the state_dict, and the constructor does not make it again."
+        ),
         fix="Run `ckptool audit -m {module}`: it names all state that a state_dict does not hold.",
-        example="class Net(nn.Module):\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        self.perm = torch.randperm(8)\n"
-        "\n"
-        "    def forward(self, x):\n"
-        "        return x[:, self.perm]",
+        example=(
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.perm = torch.randperm(8)\n"
+            "\n"
+            "    def forward(self, x):\n"
+            "        return x[:, self.perm]"
+        ),
     ),
 )
 def find_round_trip_mismatch(verification: Verification) -> Iterator[RuleHit]:
@@ -96,13 +114,17 @@ def find_round_trip_mismatch_after_forward(effects: ForwardEffects) -> Iterator[
         code="CK701",
         name="meta-uninitialised-buffer",
         level=Level.WARNING,
-        message="`{key}` has no value after a build on meta and load_state_dict(assign=True)",
-        why="Large models are built on meta and filled from the file. What the file lacks stays "
-        "on meta, or comes up uninitialised after to_empty(), though the constructor computes it.",
+        summary="`{key}` has no value after a build on meta and load_state_dict(assign=True)",
+        why=(
+            "Large models are built on meta and filled from the file. What the file lacks stays on"
+            " meta, or comes up uninitialised after to_empty(), though the constructor computes it."
+        ),
         fix="Save it (drop persistent=False, or register it), or compute it after loading.",
-        example='with torch.device("meta"):\n'
-        '    model = Net()  # has register_buffer("inv_freq", ..., persistent=False)\n'
-        "model.load_state_dict(state, assign=True)",
+        example=(
+            'with torch.device("meta"):\n'
+            '    model = Net()  # has register_buffer("inv_freq", ..., persistent=False)\n'
+            "model.load_state_dict(state, assign=True)"
+        ),
     ),
 )
 def find_uninitialised_on_meta(verification: Verification) -> Iterator[RuleHit]:
@@ -116,10 +138,13 @@ def find_uninitialised_on_meta(verification: Verification) -> Iterator[RuleHit]:
         code="CK702",
         name="assign-unties",
         level=Level.WARNING,
-        message="`{key}` is one tensor with {others}, and no longer after "
-        "load_state_dict(assign=True)",
-        why="assign=True puts a new parameter in each place. Tied weights come apart: they train "
-        "to different values, and take their memory twice on a device.",
+        summary=(
+            "`{key}` is one tensor with {others}, and no longer after load_state_dict(assign=True)"
+        ),
+        why=(
+            "assign=True puts a new parameter in each place. Tied weights come apart: they train "
+            "to different values, and take their memory twice on a device."
+        ),
         fix="Tie them again after loading, for example model.tie_weights().",
         example="model.head.weight = model.emb.weight\nmodel.load_state_dict(state, assign=True)",
     ),
@@ -132,7 +157,8 @@ def find_ties_broken_by_assign(verification: Verification) -> Iterator[RuleHit]:
 @check_other_subject(
     Verification,
     "CK110",
-    message="`{key}` is on {device}, and {op} needs it on {needed}{at}: it is {what}{inside}",
+    summary="`{key}` is on {device}, and {op} needs it on {needed}{at}",
+    detail="it is {what}{inside}",
     fix="{remedy}",
 )
 def find_device_mismatches(verification: Verification) -> Iterator[RuleHit]:

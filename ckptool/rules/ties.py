@@ -15,7 +15,7 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subj
         code="CK501",
         name="tie-group-mismatch",
         level=Level.ERROR,
-        message="`{key}` and {others} are one tensor in {who}{effect}",
+        summary="`{key}` and {others} are one tensor in {who}{effect}",
         why=(
             "Tied weights are one tensor under two names. A file that does not agree lacks a name, "
             "or brings a tie to a module that trains the two apart."
@@ -38,6 +38,7 @@ def find_tie_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
         yield hit(
             key,
             Level.NOTE if is_restored else Level.WARNING,
+            (key, file_key),
             others=f"`{file_key}`",
             who="the module",
             effect=f"; the file has it as `{file_key}` only, as safetensors does",
@@ -63,6 +64,7 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
             yield hit(
                 saved_keys[0],
                 Level.NOTE,
+                saved_keys,
                 others=_quote_keys(tuple(saved_keys[1:])),
                 who="the file",
                 effect=", and the module holds them apart: they load equal and train apart",
@@ -84,13 +86,20 @@ def _quote_keys(keys: tuple[str, ...]) -> str:
         code="CK503",
         name="shared-storage",
         level=Level.NOTE,
-        message="`{key}` shares its storage with {others}: {how}",
-        why="Tied weights come apart when they are copied one by one, and safetensors refuses "
-        "tensors that share memory.",
-        fix="Keep the tie in the module; for safetensors save one of the names and tie again "
-        "after loading.",
-        example="head.weight = embedding.weight\n"
-        'torch.save({"emb": embedding.weight, "head": head.weight}, path)',
+        summary="`{key}` shares its storage with {others}",
+        detail="{how}",
+        why=(
+            "Tied weights come apart when they are copied one by one, and safetensors refuses "
+            "tensors that share memory."
+        ),
+        fix=(
+            "Keep the tie in the module; for safetensors save one of the names and tie again "
+            "after loading."
+        ),
+        example=(
+            "head.weight = embedding.weight\n"
+            'torch.save({"emb": embedding.weight, "head": head.weight}, path)'
+        ),
     ),
 )
 def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
@@ -112,14 +121,20 @@ def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK502",
         name="tied-diverged",
         level=Level.ERROR,
-        message="`{key}` and `{other}` are one tensor (tied), and have different values here",
-        why="Loading writes both values into one tensor: the later one wins, and the other is lost "
-        "without a word.",
-        fix='Decide which one was trained, and save both from it: state_dict["{other}"] = '
-        'state_dict["{key}"], or the other way round.',
-        example="model.head.weight = model.emb.weight\n"
-        'state = {"emb.weight": torch.zeros(3, 2), "head.weight": torch.ones(3, 2)}\n'
-        "model.load_state_dict(state)  # emb.weight is all ones now",
+        summary="`{key}` and `{other}` are one tensor (tied), and have different values here",
+        why=(
+            "Loading writes both values into one tensor: the later one wins, and the other is lost "
+            "without a word."
+        ),
+        fix=(
+            'Decide which one was trained, and save both from it: state_dict["{other}"] = '
+            'state_dict["{key}"], or the other way round.'
+        ),
+        example=(
+            "model.head.weight = model.emb.weight\n"
+            'state = {"emb.weight": torch.zeros(3, 2), "head.weight": torch.ones(3, 2)}\n'
+            "model.load_state_dict(state)  # emb.weight is all ones now"
+        ),
     ),
 )
 def find_diverged_ties(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -130,8 +145,10 @@ def find_diverged_ties(diff: ModuleDiff) -> Iterator[RuleHit]:
 @check_other_subject(
     CheckpointDiff,
     "CK502",
-    message="`{key}` and `{other}` are one tensor (tied) in the old file, and have different "
-    "values in the new one",
+    summary=(
+        "`{key}` and `{other}` are one tensor (tied) in the old file, and have different values in"
+        " the new one"
+    ),
 )
 def find_ties_diverged_in_new(diff: CheckpointDiff) -> Iterator[RuleHit]:
     for key, other_key in diff.diverged_ties:

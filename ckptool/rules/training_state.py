@@ -19,10 +19,12 @@ _LEGACY_CONTAINERS: Final = {
         code="CK305",
         name="legacy-serialization",
         level=Level.WARNING,
-        message="the file is {what}",
-        why="It cannot be mapped (torch.load(mmap=True) refuses it), so every load reads and "
-        "copies all of it; tools that look into zips do not know it; and files as old as that "
-        "were often written by Python 2.",
+        summary="the file is {what}",
+        why=(
+            "It cannot be mapped (torch.load(mmap=True) refuses it), so every load reads and "
+            "copies all of it; tools that look into zips do not know it; and files as old as that "
+            "were often written by Python 2."
+        ),
         fix="ckptool migrate {path} -o NEW.pth writes the same state as a zip",
         example="torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)",
     ),
@@ -58,12 +60,16 @@ _TRAINING_STATE_NAMES: Final = {
         code="CK309",
         name="training-state-in-release",
         level=Level.NOTE,
-        message="besides the model the file holds what training needs to go on: {what}{nbytes}",
-        why="Right in a training run, and dead weight in a release: two moments of Adam are twice "
-        "the model, and callbacks and loops carry paths and settings of the machine.",
+        summary="besides the model the file holds what training needs to go on",
+        detail="{what}{nbytes}",
+        why=(
+            "Right in a training run, and dead weight in a release: two moments of Adam are twice "
+            "the model, and callbacks and loops carry paths and settings of the machine."
+        ),
         fix="For a release: ckptool migrate {path}{at} -o NEW.safetensors --drop-extra",
-        example='torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, '
-        "path)",
+        example=(
+            'torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)'
+        ),
         gate=Level.WARNING,
     ),
 )

@@ -33,14 +33,19 @@ def _get_last_segment(key: str) -> str:
         code="CK401",
         name="non-finite",
         level=Level.ERROR,
-        message="`{key}` has {nan} NaN and {infinite} infinite of {numel} values, the first at "
-        "{where}",
-        why="One NaN spreads to every output that it touches. It comes from a run that diverged, "
-        "a cast that overflowed or a damaged file. Silent are masks, whose values are 0 and -inf "
-        "and nothing else, and the infinity that an observer or a callback starts from.",
+        summary=(
+            "`{key}` has {nan} NaN and {infinite} infinite of {numel} values, the first at {where}"
+        ),
+        why=(
+            "One NaN spreads to every output that it touches. It comes from a run that diverged, a"
+            " cast that overflowed or a damaged file. Silent are masks, whose values are 0 and -inf"
+            " and nothing else, and the infinity that an observer or a callback starts from."
+        ),
         fix="Go back to a checkpoint of before; `ckptool diff OLD NEW` says which tensors changed.",
-        example='state["head.weight"] = torch.tensor([1.0, float("nan")])\n'
-        'torch.save(state, "model.pth")  # ckptool inspect --values',
+        example=(
+            'state["head.weight"] = torch.tensor([1.0, float("nan")])\n'
+            'torch.save(state, "model.pth")  # ckptool inspect --values'
+        ),
     ),
 )
 def find_non_finite_values(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
@@ -86,16 +91,24 @@ def _unravel_index(flat_index: int, shape: tuple[int, ...]) -> list[int]:
         name="default-norm-stats",
         level=Level.WARNING,
         gate=Level.ERROR,
-        message="`{key}` is all 0 and `{variance}` all 1, as before the first batch, while "
-        "`{trained}` is trained",
-        why="In eval() the layer normalises by these numbers. They stay at their defaults where a "
-        "copy (EMA, a converter) takes the parameters and leaves the buffers, or where training "
-        "ran in eval mode: the accuracy collapses without an error.",
-        fix="Take the statistics from a checkpoint that has them, or run batches through the model "
-        "in train() mode.",
-        example="bn = nn.BatchNorm1d(4)\n"
-        "bn.weight.data.uniform_()  # trained, but never run in train() mode\n"
-        'torch.save(bn.state_dict(), "model.pth")',
+        summary=(
+            "`{key}` is all 0 and `{variance}` all 1, as before the first batch, while `{trained}`"
+            " is trained"
+        ),
+        why=(
+            "In eval() the layer normalises by these numbers. They stay at their defaults where a"
+            " copy (EMA, a converter) takes the parameters and leaves the buffers, or where"
+            " training ran in eval mode: the accuracy collapses without an error."
+        ),
+        fix=(
+            "Take the statistics from a checkpoint that has them, or run batches through the model "
+            "in train() mode."
+        ),
+        example=(
+            "bn = nn.BatchNorm1d(4)\n"
+            "bn.weight.data.uniform_()  # trained, but never run in train() mode\n"
+            'torch.save(bn.state_dict(), "model.pth")'
+        ),
     ),
 )
 def find_default_norm_statistics(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
@@ -147,16 +160,25 @@ def _is_trained(tensor_statistics: TensorStatistics | None) -> bool:
         code="CK403",
         name="ema-buffers-stale",
         level=Level.WARNING,
-        message="`{key}` keeps {stale} of {total} running statistics at their defaults, while "
-        "those of the raw weights are not: `{example}`, but `{raw}`",
-        why="The loop that averages goes over parameters() only. The averaged weights, which are "
-        "the ones that people use, then normalise by a mean of 0 and a variance of 1.",
-        fix="Copy the buffers too, when averaging and into this file: "
-        'torch.optim.swa_utils.AveragedModel(model, use_buffers=True), or ema["{example}"] = '
-        'raw["{raw}"]',
-        example="for p, q in zip(model.parameters(), ema.parameters()):\n"
-        "    q.data.lerp_(p.data, 0.01)  # and nothing for model.buffers()\n"
-        'torch.save({"model": model.state_dict(), "ema": ema.state_dict()}, "m.ckpt")',
+        summary=(
+            "`{key}` keeps {stale} of {total} running statistics at their defaults, while those of"
+            " the raw weights are not"
+        ),
+        detail="`{example}`, but `{raw}`",
+        why=(
+            "The loop that averages goes over parameters() only. The averaged weights, which are "
+            "the ones that people use, then normalise by a mean of 0 and a variance of 1."
+        ),
+        fix=(
+            "Copy the buffers too, when averaging and into this file: "
+            'torch.optim.swa_utils.AveragedModel(model, use_buffers=True), or ema["{example}"] = '
+            'raw["{raw}"]'
+        ),
+        example=(
+            "for p, q in zip(model.parameters(), ema.parameters()):\n"
+            "    q.data.lerp_(p.data, 0.01)  # and nothing for model.buffers()\n"
+            'torch.save({"model": model.state_dict(), "ema": ema.state_dict()}, "m.ckpt")'
+        ),
     ),
 )
 def find_stale_ema_buffers(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
@@ -234,16 +256,22 @@ def _is_same_layer(inner_key: str, raw_key: str) -> bool:
         code="CK405",
         name="looks-uninitialised",
         level=Level.WARNING,
-        message="`{key}` looks like memory that nothing was written to: magnitudes from "
-        "{smallest} to {largest}, {denormals} of {numel} values denormal",
-        why="torch.empty, to_empty() and a module that was materialised from meta hold whatever "
-        "the memory held before. What gives it away are magnitudes from 1e30 on, or denormals "
-        "beside magnitudes from 1e10 on or beside nothing that is not tiny. Tensors of one or two "
-        "values (masks) and optimizer state stay silent.",
-        fix="Initialise the tensor before saving: call reset_parameters(), or load a checkpoint "
-        "that has it.",
-        example='state["proj.weight"] = torch.empty(512, 512)  # never filled in\n'
-        'torch.save(state, "model.pth")',
+        summary="`{key}` looks like memory that nothing was written to",
+        detail="magnitudes from {smallest} to {largest}, {denormals} of {numel} values denormal",
+        why=(
+            "torch.empty, to_empty() and a module that was materialised from meta hold whatever the"
+            " memory held before. What gives it away are magnitudes from 1e30 on, or denormals"
+            " beside magnitudes from 1e10 on or beside nothing that is not tiny. Tensors of one or"
+            " two values (masks) and optimizer state stay silent."
+        ),
+        fix=(
+            "Initialise the tensor before saving: call reset_parameters(), or load a checkpoint "
+            "that has it."
+        ),
+        example=(
+            'state["proj.weight"] = torch.empty(512, 512)  # never filled in\n'
+            'torch.save(state, "model.pth")'
+        ),
     ),
 )
 def find_uninitialised_tensors(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
@@ -282,15 +310,21 @@ def _looks_uninitialised(tensor_statistics: TensorStatistics) -> bool:
         code="CK404",
         name="half-rounded-buffer",
         level=Level.WARNING,
-        message="`{key}` is in the file as the module makes it, but rounded to {dtype}",
-        why="model.half() and model.to(bfloat16) round buffers too: frequencies of a rotary "
-        "embedding, tables of positions. Loading puts the rounded numbers in the place of exact "
-        "ones, and a cast back to float32 does not bring them back.",
-        fix="Keep the module's own: leave the key out of the file (strict=False), or set "
-        'state_dict["{key}"] from a fresh module; cast parameters only.',
-        example="model.half()  # inv_freq is rounded as well\n"
-        "model.float()\n"
-        'torch.save(model.state_dict(), "model.pth")',
+        summary="`{key}` is in the file as the module makes it, but rounded to {dtype}",
+        why=(
+            "model.half() and model.to(bfloat16) round buffers too: frequencies of a rotary"
+            " embedding, tables of positions. Loading puts the rounded numbers in the place of"
+            " exact ones, and a cast back to float32 does not bring them back."
+        ),
+        fix=(
+            "Keep the module's own: leave the key out of the file (strict=False), or set "
+            'state_dict["{key}"] from a fresh module; cast parameters only.'
+        ),
+        example=(
+            "model.half()  # inv_freq is rounded as well\n"
+            "model.float()\n"
+            'torch.save(model.state_dict(), "model.pth")'
+        ),
     ),
 )
 def find_half_rounded_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
@@ -316,17 +350,23 @@ def _find_rounded_dtype(diff: ModuleDiff, key: str) -> str:
         code="CK213",
         name="checkpoint-overrides-config",
         level=Level.WARNING,
-        message="`{key}` has another value in the file than the module makes of its arguments: "
-        "loading puts the file's in its place",
-        why="A buffer that the constructor makes the same every time is part of the configuration: "
-        "anchors, masks, frequencies. If the arguments were changed on purpose, the file silently "
-        "undoes it; if not, the model is not the one that was trained. Buffers that start as zeros "
-        "or ones stay silent: they wait for data.",
-        fix="Build the module with the arguments it was trained with; if the new value is meant, "
-        'state_dict.pop("{key}") and load with strict=False.',
-        example="old = Attention(window=4)  # its mask is [4, 4] of the same shape as ...\n"
-        'torch.save(old.state_dict(), "old.pth")\n'
-        'Attention(window=4, causal=False).load_state_dict(torch.load("old.pth"))',
+        summary="`{key}` has another value in the file than the module makes of its arguments",
+        detail="loading puts the file's in its place",
+        why=(
+            "A buffer that the constructor makes the same every time is part of the configuration:"
+            " anchors, masks, frequencies. If the arguments were changed on purpose, the file"
+            " silently undoes it; if not, the model is not the one that was trained. Buffers that"
+            " start as zeros or ones stay silent: they wait for data."
+        ),
+        fix=(
+            "Build the module with the arguments it was trained with; if the new value is meant, "
+            'state_dict.pop("{key}") and load with strict=False.'
+        ),
+        example=(
+            "old = Attention(window=4)  # its mask is [4, 4] of the same shape as ...\n"
+            'torch.save(old.state_dict(), "old.pth")\n'
+            'Attention(window=4, causal=False).load_state_dict(torch.load("old.pth"))'
+        ),
     ),
 )
 def find_config_overrides(diff: ModuleDiff) -> Iterator[RuleHit]:

@@ -34,7 +34,7 @@ def test_what_is_imported_by_name_is_ours():
     from ckptool.formats import _MAGIC_READERS, _TRIAL_READERS
 
     tables = (*_MAGIC_READERS, *_TRIAL_READERS)
-    assert all((PACKAGE / "formats" / f"{name}.py").is_file() for name in tables)
+    assert all((PACKAGE / "formats" / f"{name.replace('.', '/')}.py").is_file() for name in tables)
 
 
 def _imports(node: ast.AST) -> list[str]:

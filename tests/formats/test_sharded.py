@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from ckptool.errors import CkptoolError, CorruptCheckpointError, ReadError
 from ckptool.formats import open_checkpoint
-from ckptool.model import Container, ContainerIssue
+from ckptool.model import Container, ContainerIssue, IssueKind
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -143,7 +143,7 @@ def test_missing_shard(tmp_path):
     (folder / TWO).unlink()
     checkpoint = open_checkpoint(folder)
     assert checkpoint.faults == (
-        ContainerIssue("CK601", TWO, {"fault": "is not there", "tensors": "2"}),
+        ContainerIssue(IssueKind.MISSING_SHARD, TWO, {"fault": "is not there", "tensors": "2"}),
     )
     assert list(checkpoint.states[0].tensors) == ["a"]
 
@@ -153,21 +153,21 @@ def test_shard_that_links_to_nothing(tmp_path):
     (folder / TWO).unlink()
     (folder / TWO).symlink_to("../../blobs/gone")
     (fault,) = open_checkpoint(folder).faults
-    assert (fault.code, fault.facts["fault"]) == ("CK601", "is a link to nothing")
+    assert (fault.kind, fault.facts["fault"]) == (IssueKind.MISSING_SHARD, "is a link to nothing")
 
 
 def test_tensor_in_another_shard(tmp_path):
     checkpoint = open_checkpoint(sharded(tmp_path, index_json(a=TWO, b=ONE)))
     assert checkpoint.faults == (
-        ContainerIssue("CK602", "a", {"shard": TWO}),
-        ContainerIssue("CK602", "b", {"shard": ONE}),
+        ContainerIssue(IssueKind.MISSING_TENSOR, "a", {"shard": TWO}),
+        ContainerIssue(IssueKind.MISSING_TENSOR, "b", {"shard": ONE}),
     )
     assert sorted(checkpoint.states[0].tensors) == ["a", "b"]
 
 
 def test_tensor_in_no_shard(tmp_path):
     checkpoint = open_checkpoint(sharded(tmp_path, index_json(a=ONE, b=TWO, c=ONE)))
-    assert checkpoint.faults == (ContainerIssue("CK602", "c", {"shard": ONE}),)
+    assert checkpoint.faults == (ContainerIssue(IssueKind.MISSING_TENSOR, "c", {"shard": ONE}),)
 
 
 def test_strays(tmp_path):
@@ -178,8 +178,10 @@ def test_strays(tmp_path):
     }
     checkpoint = open_checkpoint(sharded(tmp_path, index_json(a=ONE, b=TWO), **extra))
     assert checkpoint.faults == (
-        ContainerIssue("CK603", "c", {"what": "the tensor", "shard": TWO}),
-        ContainerIssue("CK603", "model-00003-of-00003.safetensors", {"what": "the shard"}),
+        ContainerIssue(IssueKind.UNINDEXED, "c", {"what": "the tensor", "shard": TWO}),
+        ContainerIssue(
+            IssueKind.UNINDEXED, "model-00003-of-00003.safetensors", {"what": "the shard"}
+        ),
     )
     assert list(checkpoint.states[0].tensors) == ["a", "b", "c"]
 
@@ -191,7 +193,7 @@ def test_key_in_two_shards(tmp_path, meant):
     checkpoint = open_checkpoint(folder)
     other = TWO if meant == ONE else ONE
     assert checkpoint.faults == (
-        ContainerIssue("CK603", "a", {"what": "a second tensor", "shard": other}),
+        ContainerIssue(IssueKind.UNINDEXED, "a", {"what": "a second tensor", "shard": other}),
     )
     assert checkpoint.states[0].tensors["a"].span.path == folder / meant
 
@@ -250,15 +252,12 @@ def test_faults_are_the_difference(tmp_path_factory, weight_map, held):
             open_checkpoint(folder)
         return
     checkpoint = open_checkpoint(folder)
-    found = {code: [f.key for f in checkpoint.faults if f.code == code] for code in CODES}
+    found = {kind: [f.key for f in checkpoint.faults if f.kind is kind] for kind in IssueKind}
     meant = {(key, name) for key, name in weight_map.items() if name in held}
     here = {(key, name) for name in set(weight_map.values()) & set(held) for key in held[name]}
-    assert found["CK601"] == sorted(set(weight_map.values()) - set(held))
-    assert sorted(found["CK602"]) == sorted(key for key, _ in meant - here)
+    assert found[IssueKind.MISSING_SHARD] == sorted(set(weight_map.values()) - set(held))
+    assert sorted(found[IssueKind.MISSING_TENSOR]) == sorted(key for key, _ in meant - here)
     assert set(checkpoint.states[0].tensors) == {key for key, _ in here}
     if not weight_map.keys() - {key for key, _ in meant & here}:
         strays = [key for key, _ in here - meant]
-        assert sorted(set(found["CK603"]) - {ONE, TWO}) == sorted(set(strays))
-
-
-CODES = ("CK601", "CK602", "CK603")
+        assert sorted(set(found[IssueKind.UNINDEXED]) - {ONE, TWO}) == sorted(set(strays))

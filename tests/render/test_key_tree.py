@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ckptool.render.blocks import COUNT, SIZE, WHY, Column
 from ckptool.render.column_widths import fit_columns, measure_column_widths
 from ckptool.render.key_tree import build_key_tree
 from ckptool.render.text import fold_by_pattern
@@ -57,11 +58,11 @@ def test_a_key_of_many_thousand_segments_is_a_row():
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_rows_fit(width):
-    headers = ["key", "count", "size", "why"]
+    columns = [Column("key"), COUNT, SIZE, WHY]
     rows = [["x" * 90, "12", "1.0 MiB", "word " * 30], ["y", "1", "2 B", "short"]]
-    fitted = fit_columns(rows, headers, width)
+    fitted = fit_columns(rows, columns, width)
     lines = [[max(cell.split("\n"), key=len) for cell in row] for row in fitted]
-    assert sum(measure_column_widths(lines, headers)) + 6 <= width
+    assert sum(measure_column_widths(lines, columns)) + 6 <= width
     assert fitted[0][3].split() == ["word"] * 30
 
 

@@ -39,6 +39,7 @@ WRONG = {
     "ckptool.gate(1)": "arg-type",
     'ckptool.Policy(select="CK1")': "arg-type",
     'ckptool.diff("model.pth").exit_kode': "union-attr",
+    'ckptool.dif("model.pth")': "attr-defined",
 }
 """A wrong use -> the error code of mypy that names it."""
 

@@ -14,7 +14,15 @@ from ckptool.formats.limits import Limits
 from ckptool.formats.strict_json import JsonReader, describe_type, format_value, quote_text
 from ckptool.formats.unrecognized import identify_other_format
 from ckptool.locations import Location, RemotePath
-from ckptool.model import Checkpoint, Container, ContainerIssue, Skipped, StateDict, TensorInfo
+from ckptool.model import (
+    Checkpoint,
+    Container,
+    ContainerIssue,
+    IssueKind,
+    Skipped,
+    StateDict,
+    TensorInfo,
+)
 
 OpenShard = Callable[[Location, Limits], Checkpoint]
 """Opens one shard file (never an index) and describes it."""
@@ -249,14 +257,16 @@ def _iter_issues(
             description = (
                 "is a link to nothing" if _is_symlink(index.parent / name) else "is not there"
             )
-            yield ContainerIssue("CK601", name, {"fault": description, "tensors": str(count)})
+            yield ContainerIssue(
+                IssueKind.MISSING_SHARD, name, {"fault": description, "tensors": str(count)}
+            )
     keys_by_shard = {name: _collect_keys(shard) for name, shard in shards.items()}
     for key, name in weight_map.items():
         if name in keys_by_shard and key not in keys_by_shard[name]:
-            yield ContainerIssue("CK602", key, {"shard": name})
+            yield ContainerIssue(IssueKind.MISSING_TENSOR, key, {"shard": name})
     yield from _iter_stray_tensors(weight_map, keys_by_shard)
     for name in _find_stray_files(index, set(weight_map.values()), sibling_names):
-        yield ContainerIssue("CK603", name, {"what": "the shard"})
+        yield ContainerIssue(IssueKind.UNINDEXED, name, {"what": "the shard"})
     for name, shard in shards.items():
         for issue in shard.faults:
             yield replace(issue, facts={**issue.facts, "shard": name})
@@ -274,9 +284,13 @@ def _iter_stray_tensors(
         for key in sorted(key for key in keys if weight_map.get(key) != name):
             indexed_shard = weight_map.get(key)
             if indexed_shard is None:
-                yield ContainerIssue("CK603", key, {"what": "the tensor", "shard": name})
+                yield ContainerIssue(
+                    IssueKind.UNINDEXED, key, {"what": "the tensor", "shard": name}
+                )
             elif key in keys_by_shard.get(indexed_shard, ()):
-                yield ContainerIssue("CK603", key, {"what": "a second tensor", "shard": name})
+                yield ContainerIssue(
+                    IssueKind.UNINDEXED, key, {"what": "a second tensor", "shard": name}
+                )
 
 
 def _find_stray_files(index: Location, names: set[str], sibling_names: Sequence[str]) -> list[str]:

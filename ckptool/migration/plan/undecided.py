@@ -31,11 +31,17 @@ _OPEN_DECISIONS_HEADER: Final = (
 class OpenDecision:
     """A decision that the user has to make, with proposed steps."""
 
-    reason: str
+    problem: str
     steps: tuple[Op, ...] = ()
     """Proposed steps, unverified."""
     is_covered: bool = False
     """Whether the proposed steps of another decision use the same key."""
+    hint: str = ""
+    """Option of the command that decides it; a draft of the plan leaves it out."""
+
+    @property
+    def reason(self) -> str:
+        return f"{self.problem}: {self.hint}" if self.hint else self.problem
 
 
 class UndecidedError(PlanError):
@@ -95,8 +101,8 @@ def _iter_form_decisions(diff: ModuleDiff) -> Iterator[OpenDecision]:
         if not reparametrization.handled_by_torch_hook:
             yield OpenDecision(
                 f"`{reparametrization.parameter}` is kept by {reparametrization.file_style} in the"
-                f" file and by {reparametrization.module_style} in the module (CK217): ckptool diff"
-                " says how to get from one to the other"
+                f" file and by {reparametrization.module_style} in the module (CK217)",
+                hint="ckptool diff says how to get from one to the other",
             )
     for projection in diff.fused_projections:
         pieces = ", ".join(f"`{piece}`" for piece in projection.piece_keys)
@@ -129,12 +135,15 @@ def _build_missing_decision(diff: ModuleDiff, key: str, proposal: str | None) ->
         why = "a guess: a tensor of this shape that the module has no key for"
         steps = (RenameKeys(key=proposal, to=key, why=why),)
     if module_tensor.kind is Kind.PARAMETER:
-        hint = f": it is `{proposal}` perhaps" if proposal else f": --inject {key}=SOURCE"
-        return OpenDecision(f"`{key}` is a parameter that the file lacks (CK201){hint}", steps)
+        problem = f"`{key}` is a parameter that the file lacks (CK201)"
+        if proposal:
+            return OpenDecision(f"{problem}: it is `{proposal}` perhaps", steps)
+        return OpenDecision(problem, steps, hint=f"--inject {key}=SOURCE")
     return OpenDecision(
         f"`{key}` is a buffer {_describe_origin(module_tensor)}, and it cannot be recovered from"
-        f" this file (CK202): --inject {key}=file:DONOR#KEY, or another source",
+        " this file (CK202)",
         steps,
+        hint=f"--inject {key}=file:DONOR#KEY, or another source",
     )
 
 
@@ -151,12 +160,14 @@ def _build_unexpected_decision(diff: ModuleDiff, key: str, *, is_covered: bool) 
     if diff.equal_values.get(key) is False and key in diff.module.unsaved_tensors:
         return OpenDecision(
             f"`{key}` has another value than the module makes itself (CK206): dropping it "
-            f"changes what the model computes: --drop {key} if that is meant",
+            "changes what the model computes",
             steps,
+            hint=f"--drop {key} if that is meant",
         )
     return OpenDecision(
-        f"`{key}` is no key of the module (CK204): --drop {key} if it is not needed",
+        f"`{key}` is no key of the module (CK204)",
         steps,
+        hint=f"--drop {key} if it is not needed",
         is_covered=is_covered,
     )
 
@@ -252,10 +263,9 @@ def _summarize_reasons(decisions: tuple[OpenDecision, ...]) -> str:
 
 
 def _format_commented(decision: OpenDecision) -> str:
-    reason = decision.reason.partition(": --")[0].partition(": ckptool diff")[0]
     steps = "".join(format_step(step) for step in decision.steps)
     lines = [
-        *wrap(reason, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False),
+        *wrap(decision.problem, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False),
         *steps.splitlines(),
     ]
     return "\n" + "".join(f"# {line}".rstrip() + "\n" for line in lines)

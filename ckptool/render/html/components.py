@@ -4,6 +4,8 @@ from typing import ClassVar
 
 from msgspec import Struct
 
+from ckptool.render.blocks import Column
+
 InlineText = tuple[tuple[bool, str], ...]
 """Pieces of text as (is code, text)."""
 TableCells = tuple[str, ...]
@@ -201,7 +203,7 @@ class HistogramsSection(PageSection, frozen=True, kw_only=True):
 
 class TableSection(PageSection, frozen=True, kw_only=True):
     template = "table.html"
-    headers: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: tuple[TableCells, ...]
     more: str
 

@@ -143,7 +143,7 @@ def _iter_table_sections(report: "AnyReport", blocks: list[Block]) -> Iterator[P
 def _build_table_section(id_: str, table: TableBlock) -> TableSection:
     title = table.title.replace("`", "")
     return TableSection(
-        id=id_, title=title, headers=table.headers, rows=table.rows, more=table.more
+        id=id_, title=title, columns=table.columns, rows=table.rows, more=table.more
     )
 
 

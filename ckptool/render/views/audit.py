@@ -4,6 +4,10 @@ from collections.abc import Iterator
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
+    COUNT,
+    KIND,
+    SIZE,
+    VALUE,
     Block,
     LinesBlock,
     TableBlock,
@@ -14,6 +18,7 @@ from ckptool.render.blocks import (
 from ckptool.render.text import format_count, format_size
 from ckptool.reports.audit import AuditReport
 from ckptool.reports.common import UnsavedTensorReport
+from ckptool.rules.runtime import PYTHON_STATE
 
 
 def _format_audit_verdict(report: AuditReport) -> str:
@@ -27,7 +32,7 @@ def _format_audit_verdict(report: AuditReport) -> str:
 
 
 def _format_watch_verdict(report: AuditReport) -> str:
-    value_count = sum(finding.code == "CK107" for finding in report.findings)
+    value_count = sum(finding.code == PYTHON_STATE for finding in report.findings)
     tensor_count = len(report.unsaved)
     if not tensor_count and not value_count:
         return f"a state_dict holds everything that changed {report.since}"
@@ -73,5 +78,5 @@ def build_unsaved_table(
         )
         for group in fold_unless_verbose(keyed_tensors, options)
     ]
-    headers = ("key", "count", "kind", "dtype", "shape", "size", "value", "on .to()")
+    headers = ("key", COUNT, KIND, "dtype", "shape", SIZE, VALUE, "on .to()")
     return build_table("State that no state_dict of this module holds", headers, rows, options)

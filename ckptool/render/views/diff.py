@@ -7,7 +7,11 @@ from msgspec.structs import replace
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
+    COUNT,
+    VALUE,
     Block,
+    Column,
+    ColumnKind,
     LinesBlock,
     TableBlock,
     VerdictBlock,
@@ -16,7 +20,10 @@ from ckptool.render.blocks import (
 )
 from ckptool.render.views.audit import build_unsaved_table
 from ckptool.reports.common import FactReport
-from ckptool.reports.diff import DiffModuleReport, KeyVerdict
+from ckptool.reports.diff import DiffModuleReport, KeyReport
+from ckptool.rules.load_keys import WRAPPER_PREFIX
+
+_RULE: Final = Column("rule", ColumnKind.EXACT)
 
 
 def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[Block]:
@@ -50,13 +57,10 @@ def build_explanation_blocks(
 ) -> Iterator[Block]:
     yield build_table(
         "All that is known of this key",
-        ("fact", "value"),
+        ("fact", VALUE),
         [(f.name, f.value) for f in facts],
         options,
     )
-
-
-_PREFIX_RULE: Final = "CK209"
 
 
 _MAX_PREFIX_ROWS: Final = 10
@@ -64,10 +68,10 @@ _MAX_PREFIX_ROWS: Final = 10
 
 
 def _build_verdict_table(
-    verdicts: tuple[KeyVerdict, ...], options: RenderOptions
+    verdicts: tuple[KeyReport, ...], options: RenderOptions
 ) -> TableBlock | LinesBlock:
     # A prefix is one finding; without this the table has a row for each key of the file.
-    visible = [v for v in verdicts if v.code != _PREFIX_RULE or options.verbosity > 0]
+    visible = [v for v in verdicts if v.code != WRAPPER_PREFIX or options.verbosity > 0]
     hidden_count = len(verdicts) - len(visible)
     if hidden_count < _MAX_PREFIX_ROWS:
         visible, hidden_count = [*verdicts], 0
@@ -85,7 +89,7 @@ def _build_verdict_table(
         for group in folded_verdicts
     ]
     table = build_table(
-        "Keys that do not match", ("key", "count", "problem", "matters", "rule"), rows, options
+        "Keys that do not match", ("key", COUNT, "problem", "matters", _RULE), rows, options
     )
     if not hidden_count:
         return table
@@ -93,10 +97,10 @@ def _build_verdict_table(
         return LinesBlock(
             (
                 (
-                    f"Keys that do not match: {hidden_count:,}, as {_PREFIX_RULE} explains (-v"
+                    f"Keys that do not match: {hidden_count:,}, as {WRAPPER_PREFIX} explains (-v"
                     " shows all)"
                 ),
             )
         )
-    hidden_note = f"... and {hidden_count:,} keys that {_PREFIX_RULE} explains (-v shows all)"
+    hidden_note = f"... and {hidden_count:,} keys that {WRAPPER_PREFIX} explains (-v shows all)"
     return replace(table, more="; ".join(filter(None, (table.more, hidden_note))))

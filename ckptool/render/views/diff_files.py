@@ -7,7 +7,11 @@ from typing import Final
 from ckptool.model import DTYPE_BITS
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
+    COUNT,
+    WHAT,
     Block,
+    Column,
+    ColumnKind,
     LinesBlock,
     TableBlock,
     VerdictBlock,
@@ -18,8 +22,11 @@ from ckptool.render.text import format_count, replace_layer_numbers
 from ckptool.render.views.diff import build_explanation_blocks
 from ckptool.reports.diff_files import ChangeReport, DiffFilesReport, DiffShardReport
 
-_TENSOR_HEADERS: Final = ("key", "changed", "max abs", "relative", "what")
-_MODULE_HEADERS: Final = ("module", "tensors", "changed", "max abs", "relative")
+_MEASURES: Final = tuple(
+    Column(header, ColumnKind.EXACT) for header in ("changed", "max abs", "relative")
+)
+_TENSOR_COLUMNS: Final[tuple[Column | str, ...]] = ("key", *_MEASURES, WHAT)
+_MODULE_COLUMNS: Final[tuple[Column | str, ...]] = ("module", "tensors", *_MEASURES)
 _MAX_TENSORS: Final = 20
 """Maximum tensors shown; the rest is only counted. -v shows all."""
 _MIN_TENSORS_FOR_MODULES: Final = 8
@@ -49,7 +56,7 @@ def _build_diff_files_blocks(report: DiffFilesReport, options: RenderOptions) ->
         ("Plain data that differs", report.changed_entries),
     ):
         if keys:
-            yield build_table(title, ("key", "count"), _build_key_rows(keys, options), options)
+            yield build_table(title, ("key", COUNT), _build_key_rows(keys, options), options)
     if report.renamed_keys:
         yield _build_renames_table(report.renamed_keys, options)
     if len(report.changes) >= _MIN_TENSORS_FOR_MODULES:
@@ -121,7 +128,7 @@ def _build_renames_table(renames: Mapping[str, str], options: RenderOptions) -> 
         )
         for group in folded_renames
     ]
-    return build_table("Renamed", ("key", "now", "count"), rows, options)
+    return build_table("Renamed", ("key", "now", COUNT), rows, options)
 
 
 def _build_modules_table(changes: tuple[ChangeReport, ...], options: RenderOptions) -> TableBlock:
@@ -150,7 +157,7 @@ def _build_modules_table(changes: tuple[ChangeReport, ...], options: RenderOptio
         )
         for module, module_changes in changes_by_module.items()
     ]
-    return build_table("Values by module", _MODULE_HEADERS, rows, options)
+    return build_table("Values by module", _MODULE_COLUMNS, rows, options)
 
 
 def _build_tensors_table(
@@ -168,11 +175,11 @@ def _build_tensors_table(
         for change in shown_changes
     ]
     table = build_table(
-        "Values that differ, the largest relative change first", _TENSOR_HEADERS, rows, options
+        "Values that differ, the largest relative change first", _TENSOR_COLUMNS, rows, options
     )
     omitted = len(changes) - len(shown_changes)
     more = f"... and {omitted:,} more tensors (-v shows all)" if omitted else table.more
-    return TableBlock(table.title, table.headers, table.rows, more)
+    return TableBlock(table.title, table.columns, table.rows, more)
 
 
 def _format_share(changed: int, elements: int) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ckptool.render import RenderOptions
-from ckptool.render.blocks import Block, LinesBlock, VerdictBlock, build_table
+from ckptool.render.blocks import KIND, VALUE, WHY, Block, LinesBlock, VerdictBlock, build_table
 from ckptool.reports.gate import GateReport, PolicyReport
 
 
@@ -32,7 +32,7 @@ def _build_gate_blocks(report: GateReport, options: RenderOptions) -> Iterator[B
         for level in checkpoint.levels
     ]
     if levels:
-        headers = ("checkpoint", "level", "status", "ran on", "why")
+        headers = ("checkpoint", "level", "status", "ran on", WHY)
         yield build_table("Verified, since the policy asks for it", headers, levels, options)
     promises = [
         (promise.name, promise.what, promise.result)
@@ -41,7 +41,7 @@ def _build_gate_blocks(report: GateReport, options: RenderOptions) -> Iterator[B
     ]
     if promises:
         yield build_table(
-            "Held to", ("promise", "kind", "result"), list(dict.fromkeys(promises)), options
+            "Held to", ("promise", KIND, "result"), list(dict.fromkeys(promises)), options
         )
 
 
@@ -49,4 +49,4 @@ def _build_policy_blocks(report: PolicyReport, options: RenderOptions) -> Iterat
     for path in dict.fromkeys(setting.path for setting in report.settings):
         rows = [(s.name, s.value, s.origin) for s in report.settings if s.path == path]
         title = f"Policy for {path}" if path else "Policy"
-        yield build_table(title, ("setting", "value", "from"), rows, options)
+        yield build_table(title, ("setting", VALUE, "from"), rows, options)

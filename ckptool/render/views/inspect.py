@@ -5,7 +5,14 @@ from typing import Final
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
+    COUNT,
+    DEVICE,
+    KIND,
+    SIZE,
+    VALUE,
     Block,
+    Column,
+    ColumnKind,
     TreeBlock,
     TreeRow,
     VerdictBlock,
@@ -47,7 +54,9 @@ def _build_checkpoint_blocks(
             yield _build_tensor_tree(title, state.unsaved, options)
     entry_rows = [(e.at, e.text) for e in checkpoint.entries]
     if entry_rows:
-        yield build_table("Besides tensors", ("place", "holds"), entry_rows, options)
+        yield build_table(
+            "Besides tensors", ("place", Column("holds", ColumnKind.PROSE)), entry_rows, options
+        )
     metadata = {
         name: text
         for name, text in checkpoint.metadata.items()
@@ -55,7 +64,7 @@ def _build_checkpoint_blocks(
     }
     if metadata:
         metadata_rows = [(name, _truncate_text(text)) for name, text in metadata.items()]
-        yield build_table("Metadata", ("name", "value"), metadata_rows, options)
+        yield build_table("Metadata", ("name", VALUE), metadata_rows, options)
 
 
 _DEFAULT_METADATA: Final = {
@@ -105,7 +114,7 @@ def _build_state_tree(state: StateReport, options: RenderOptions, container: str
     return _build_tensor_tree(title, state.tensors, options)
 
 
-_TENSOR_COLUMNS: Final = ("count", "dtype", "shape", "size", "device", "kind")
+_TENSOR_COLUMNS: Final = (COUNT, Column("dtype"), Column("shape"), SIZE, DEVICE, KIND)
 
 
 def _build_tensor_tree(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ckptool.render import RenderOptions
-from ckptool.render.blocks import Block, LinesBlock, VerdictBlock, build_table
+from ckptool.render.blocks import WHAT, Block, LinesBlock, VerdictBlock, build_table
 from ckptool.render.text import format_count
 from ckptool.reports.lock import DifferenceReport, LockReport
 
@@ -32,7 +32,7 @@ def build_blocks(report: LockReport, options: RenderOptions) -> Iterator[Block]:
     ]
     if rows:
         title = "What the lock says, and what there is now"
-        yield build_table(title, ("key", "what", "in the lock", "now"), rows, options)
+        yield build_table(title, ("key", WHAT, "in the lock", "now"), rows, options)
 
 
 def _shorten_owner(difference: DifferenceReport, text: str) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     Block,
+    Column,
+    ColumnKind,
     LinesBlock,
     VerdictBlock,
     build_table,
@@ -30,5 +32,8 @@ def build_blocks(report: VerifyReport, options: RenderOptions) -> Iterator[Block
         for level in report.levels
     ]
     yield build_table(
-        "Levels", ("level", "status", "ran on", "why, and what was seen"), rows, options
+        "Levels",
+        ("level", "status", "ran on", Column("why, and what was seen", ColumnKind.PROSE)),
+        rows,
+        options,
     )

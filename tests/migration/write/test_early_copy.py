@@ -16,6 +16,7 @@ from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, Rename
 from ckptool.migration.plan.plan_file import Plan
 from ckptool.migration.plan.tensor_operations import CastTensors
 from ckptool.migration.write import copy_threads, early_copy
+from ckptool.migration.write.file import compute_header_room
 
 MASK = InjectTensor(key="a.mask", source="literal:[1.0, 2.0]")
 
@@ -81,8 +82,8 @@ def test_the_header_has_room_for_the_plan(source, tmp_path):
     path, _ = source
     state = open_checkpoint(path).states[0]
     ckptool.migrate(path, tmp_path / "new.safetensors", plan=Plan((MASK,)))
-    with (tmp_path / "new.safetensors").open("rb") as file:
-        assert int.from_bytes(file.read(8), "little") + 8 == file.compute_header_room(state)
+    with (tmp_path / "new.safetensors").open("rb") as written:
+        assert int.from_bytes(written.read(8), "little") + 8 == compute_header_room(state)
 
 
 def test_a_plan_that_is_refused_leaves_nothing_behind(source, tmp_path):

@@ -1,0 +1,172 @@
+"""The house: where files lie and how things are named, measured on the package's source."""
+
+import ast
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+import ckptool
+from ckptool import rules
+
+PACKAGE = Path(ckptool.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in SOURCES}
+
+PARTICIPLES = {
+    "told", "met", "said", "lived", "apart", "ahead", "valued", "drawn", "looked", "below",
+    "front", "beside", "lacking", "unanswered", "asked", "given", "wanted", "want", "have",
+    "there", "here", "known", "found", "held", "seen", "one", "rest", "how", "way", "made",
+    "again", "still", "together", "alone", "most", "both", "inside", "outside",
+}  # fmt: skip
+"""Participles, adverbs and pronouns that would stand for a noun."""
+FILE_FIELDS = {"RenameKeys.how"}
+"""A field that plan files hold keeps its name."""
+RULE_CODE = re.compile(r"CK\d{1,3}")
+
+
+def words(name: str) -> list[str]:
+    """Split a name at underscores and capitals: `read_header` and `ZipMember` have two words."""
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", name.replace("_", " "))
+
+
+def share_of_one_word(names: list[str]) -> float:
+    return sum(len(words(name)) == 1 for name in names) / len(names)
+
+
+def defined(*kinds: type[ast.AST]) -> list[str]:
+    return [
+        node.name
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, kinds) and not node.name.startswith("__")
+    ]
+
+
+def bound_names(tree: ast.AST) -> set[str]:
+    """Return every name that the source binds: definitions, parameters, locals, attributes."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            names.add(node.name)
+    return names
+
+
+def test_functions_say_a_verb_and_its_object():
+    names = defined(ast.FunctionDef, ast.AsyncFunctionDef)
+    assert share_of_one_word(names) <= 0.35
+    assert len(names) > 2000
+
+
+def test_classes_say_what_one_of_them_is():
+    assert share_of_one_word(sorted(set(defined(ast.ClassDef)))) <= 0.25
+
+
+def test_no_class_name_is_in_two_modules():
+    homes = defaultdict(set)
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].add(path)
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_no_participle_stands_for_a_noun(path):
+    fields = {
+        node.target.id
+        for owner in ast.walk(TREES[path])
+        if isinstance(owner, ast.ClassDef)
+        for node in owner.body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and f"{owner.name}.{node.target.id}" in FILE_FIELDS
+    }
+    names = {name.strip("_").lower() for name in bound_names(TREES[path])}
+    assert names & PARTICIPLES <= fields
+
+
+def test_a_folder_can_be_surveyed():
+    loose = [path for path in SOURCES if path.parent == PACKAGE and not path.stem.startswith("__")]
+    assert len(loose) <= 10
+    packages = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
+    assert len(packages) <= 12
+    files = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
+    assert {folder.name: count for folder, count in files.items() if count > 20} == {}
+
+
+def test_files_are_named_like_their_command():
+    """A command has a file of its name wherever commands have files."""
+    from ckptool.cli import COMMANDS
+
+    for command in COMMANDS:
+        assert (PACKAGE / "cli" / f"{command}.py").exists()
+        assert (PACKAGE / "commands" / f"{command}.py").exists()
+        # `merge` gives the report of `diff OLD NEW`, and `rule` is printed as it is.
+        report = {"merge": "diff_files"}.get(command, command)
+        assert (PACKAGE / "reports" / f"{report}.py").exists()
+        assert (PACKAGE / "render" / "views" / f"{report}.py").exists() or command == "rule"
+
+
+def test_every_report_has_a_view():
+    from typing import get_args
+
+    from ckptool.reports.any_report import AnyReport
+
+    for report in get_args(AnyReport):
+        name = report.__module__.rpartition(".")[2]
+        view = TREES[f"render/views/{name}.py"]
+        assert "build_blocks" in {n.name for n in view.body if isinstance(n, ast.FunctionDef)}
+
+
+def test_codes_of_rules_are_compared_in_rules_only():
+    found = [
+        f"{path}:{node.lineno} {node.value}"
+        for path, tree in TREES.items()
+        if not path.startswith("rules/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and RULE_CODE.fullmatch(node.value)
+    ]
+    assert found == []
+
+
+def test_the_table_of_families_names_the_file_of_every_rule():
+    table: dict[str, str] = {}
+    for line in (rules.__doc__ or "").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 3 and cells[1].endswith(".py"):
+            for span in cells[0].split(", "):
+                first, _, last = span.partition("-")
+                for number in range(int(first[2:]), int((last or first)[2:]) + 1):
+                    table[f"CK{number}"] = cells[1]
+    homes: dict[str, str] = {}
+    for path, tree in TREES.items():
+        constants = {
+            target.id: node.value.value
+            for node in tree.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant)
+            for target in [node.target]
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "Rule"
+            ):
+                (code,) = [k.value for k in node.keywords if k.arg == "code"]
+                text = code.value if isinstance(code, ast.Constant) else constants[code.id]
+                homes[str(text)] = path.removeprefix("rules/")
+    assert homes.keys() == rules.RULES.keys()
+    assert {code: table.get(code) for code in homes} == homes
