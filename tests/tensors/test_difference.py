@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tensors.test_equality import big_endian, chunked, described, layered
+from tensors.written_tensors import big_endian, chunked, described, layered
 
 from ckptool.model import DTYPE_BITS, StorageInfo
 from ckptool.tensors import difference
