@@ -359,7 +359,7 @@ def _replay_golden_files(
         reason = _NO_MODULE if checkpoint else "no checkpoint is named: it has the weights"
         return (), tuple(Skipped(str(golden_file.path), reason) for golden_file in golden_files)
     stem = PurePath(checkpoint.path.name).stem
-    mismatched = [
+    mismatched_files = [
         golden_file
         for golden_file in golden_files
         if expectations.has_many_checkpoints and Path(golden_file.record.checkpoint).stem != stem
@@ -369,15 +369,17 @@ def _replay_golden_files(
             f"{golden_file.path} with {checkpoint.path}",
             f"it is of {golden_file.record.checkpoint}",
         )
-        for golden_file in mismatched
+        for golden_file in mismatched_files
     ]
-    if len(mismatched) == len(golden_files):
+    if len(mismatched_files) == len(golden_files):
         return (), tuple(skipped_files)
     with module_target.open_verification_target(checkpoint) as verification_target:
-        matching = [golden_file for golden_file in golden_files if golden_file not in mismatched]
+        matching_files = [
+            golden_file for golden_file in golden_files if golden_file not in mismatched_files
+        ]
         replays = tuple(
             golden.replay_golden(verification_target, golden_file, expectations.device)
-            for golden_file in matching
+            for golden_file in matching_files
         )
     return replays, (
         *skipped_files,

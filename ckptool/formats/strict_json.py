@@ -96,10 +96,10 @@ class JsonReader:
             if self._position == len(self._text) and not self._read_more(0):
                 return ""
 
-    def read_remaining(self, allowed: str) -> str:
+    def read_remaining(self, allowed_characters: str) -> str:
         """Return the start of the remaining text without leading `allowed` characters, or ""."""
         while True:
-            remaining = self._text[self._position :].lstrip(allowed)
+            remaining = self._text[self._position :].lstrip(allowed_characters)
             self._position = len(self._text)
             if remaining or not self._read_more(0):
                 return remaining[: _MAX_SHOWN_LENGTH + 1]

@@ -166,8 +166,8 @@ def _describe_oci_manifest(manifest: dict[str, Any]) -> str:
         [blob for blob in blobs if isinstance(blob, dict)] if isinstance(blobs, list) else []
     )
     kind = "index" if "manifests" in manifest else "manifest"
-    listing = join_limited(known_blobs, _MAX_LISTED, _describe_oci_blob)
-    of_listing = f" of {listing}" if listing else ""
+    layers_text = join_limited(known_blobs, _MAX_LISTED, _describe_oci_blob)
+    of_listing = f" of {layers_text}" if layers_text else ""
     return f"is an OCI {kind}{of_listing}, not the file itself: fetch it with `oras pull`"
 
 

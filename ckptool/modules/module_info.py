@@ -74,7 +74,7 @@ def build_module_info(
     unsaved = sorted(
         describer.iter_unsaved(), key=lambda module_tensor: natural_sort_key(module_tensor.key)
     )
-    unsearched = [
+    unsearched_paths = [
         Skipped(path, f"containers more than {MAX_DEPTH} deep are not searched")
         for path in module_walk.unsearched_paths
     ]
@@ -86,7 +86,7 @@ def build_module_info(
         none_buffer_writes=_find_none_buffer_writes(module_walk),
         modules={prefix: _describe_class(member) for prefix, member in module_walk.modules},
         hidden_modules=module_walk.hidden_modules,
-        skipped=(*probe_results.skipped, *unsearched),
+        skipped=(*probe_results.skipped, *unsearched_paths),
     )
 
 

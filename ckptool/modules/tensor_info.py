@@ -159,9 +159,9 @@ def compute_half_precision_fingerprints(value: Any) -> dict[str, str]:
         return {}
     converted_tensors = [value.detach().to(dtype) for dtype in (torch.bfloat16, torch.float16)]
     return {
-        get_dtype_name(converted): compute_fingerprint(converted)
-        for converted in converted_tensors
-        if not torch.equal(converted.float(), value)
+        get_dtype_name(converted_tensor): compute_fingerprint(converted_tensor)
+        for converted_tensor in converted_tensors
+        if not torch.equal(converted_tensor.float(), value)
     }
 
 

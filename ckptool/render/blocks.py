@@ -23,7 +23,7 @@ class VerdictBlock(Struct, frozen=True):
     """The verdict: the first line of a report."""
 
     text: str
-    failed: bool
+    has_failed: bool
 
 
 class LinesBlock(Struct, frozen=True):
@@ -214,11 +214,11 @@ def build_table(
     """
     table_columns = [Column(c) if isinstance(c, str) else c for c in columns]
     informative = _select_informative_columns(table_columns, rows)
-    shown, more = _limit_rows(rows, options)
+    shown_rows, more = _limit_rows(rows, options)
     return TableBlock(
         title,
         tuple(table_columns[i] for i in informative),
-        tuple(tuple(row[i] for i in informative) for row in shown),
+        tuple(tuple(row[i] for i in informative) for row in shown_rows),
         more,
     )
 
@@ -228,11 +228,11 @@ def build_tree(
 ) -> TreeBlock:
     """Build the tree, without uninformative columns and rows beyond `MAX_TABLE_ROWS`."""
     informative = _select_informative_columns(columns, [row.cells for row in rows if row.key])
-    shown, more = _limit_rows(rows, options)
+    shown_rows, more = _limit_rows(rows, options)
     return TreeBlock(
         title,
         tuple(columns[i] for i in informative),
-        tuple(replace(row, cells=tuple(row.cells[i] for i in informative)) for row in shown),
+        tuple(replace(row, cells=tuple(row.cells[i] for i in informative)) for row in shown_rows),
         more,
     )
 
@@ -248,6 +248,9 @@ def _select_informative_columns(
 
 
 def _limit_rows(rows: Sequence[T], options: RenderOptions) -> tuple[Sequence[T], str]:
-    shown = rows if options.verbosity > 0 else rows[:MAX_TABLE_ROWS]
-    omitted = len(rows) - len(shown)
-    return shown, f"... and {omitted:,} more rows (-v shows all)" if omitted else ""
+    shown_rows = rows if options.verbosity > 0 else rows[:MAX_TABLE_ROWS]
+    omitted_count = len(rows) - len(shown_rows)
+    return (
+        shown_rows,
+        f"... and {omitted_count:,} more rows (-v shows all)" if omitted_count else "",
+    )

@@ -120,14 +120,14 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
     ),
 )
 def find_forbidden_dtypes(release: ReleaseCandidate) -> Iterator[RuleHit]:
-    allowed = release.requirements.dtypes
-    if allowed is None:
+    allowed_dtypes = release.requirements.dtypes
+    if allowed_dtypes is None:
         return
     for state in release.checkpoint.states:
         for key, tensor in state.tensors.items():
-            if not _matches_any_glob(tensor.dtype, allowed):
+            if not _matches_any_glob(tensor.dtype, allowed_dtypes):
                 full_key = f"{state.at}.{key}" if state.at else key
-                yield hit(full_key, dtype=tensor.dtype, allowed=", ".join(allowed))
+                yield hit(full_key, dtype=tensor.dtype, allowed=", ".join(allowed_dtypes))
 
 
 @check(
@@ -192,12 +192,12 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
     ),
 )
 def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
-    allowed = release.requirements.globals
-    if allowed is None:
+    allowed_globals = release.requirements.globals
+    if allowed_globals is None:
         return
     places_by_name = {use.qualified_name: use.at for use in reversed(release.checkpoint.globals)}
     for name in sorted(places_by_name):
-        if not _matches_any_glob(name, allowed):
+        if not _matches_any_glob(name, allowed_globals):
             at_clause = f" at `{places_by_name[name]}`" if places_by_name[name] else ""
             yield hit(name, name=name, at=at_clause)
 

@@ -149,8 +149,8 @@ def _to_little_endian(tensor: TensorInfo, pieces: Iterable[bytes]) -> Iterator[b
 
 
 def _chunks_unreadable_reason(tensor: TensorInfo) -> str:
-    nested = any(part.tensor.parts for part in tensor.parts)
-    if nested or not _covers_shape(_placed_chunks(tensor), tensor.shape):
+    has_nested_parts = any(part.tensor.parts for part in tensor.parts)
+    if has_nested_parts or not _covers_shape(_placed_chunks(tensor), tensor.shape):
         return "its chunks do not tile it row by row"
     return next((reason for part in tensor.parts if (reason := unreadable_reason(part.tensor))), "")
 

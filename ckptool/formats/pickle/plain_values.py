@@ -39,9 +39,9 @@ class PlainValueConverter:
         node_type = type(node)
         if node_type in ATOMIC_TYPES:
             return _convert_atom(node), 1
-        cached = self._results.get(id(node))
-        if cached is not None:
-            return cached
+        cached_result = self._results.get(id(node))
+        if cached_result is not None:
+            return cached_result
         if depth > _MAX_DEPTH:
             return _NO_VALUE
         # Until it is converted, a node is not plain: this ends a cycle.

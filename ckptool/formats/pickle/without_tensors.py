@@ -31,5 +31,8 @@ def _quote_key(key: object) -> str:
 def _list_two_levels(root: Any) -> list[Any]:
     values = list(root.values()) if isinstance(root, dict) else [root]
     return values + [
-        nested for value in values if isinstance(value, dict) for nested in value.values()
+        nested_value
+        for value in values
+        if isinstance(value, dict)
+        for nested_value in value.values()
     ]

@@ -238,13 +238,13 @@ def resolve_storages(
     stored_by_key: dict[str, SavedStorage] = {}
     for node in nodes:
         storage = parse_storage_id(node)
-        stored = stored_by_key.get(storage.key)
-        if stored is None:
+        saved_storage = stored_by_key.get(storage.key)
+        if saved_storage is None:
             node.target = stored_by_key[storage.key] = _build_stored(
                 storage, records, byteorder, folder
             )
         else:
-            node.target = check_repeated_id(stored, storage)
+            node.target = check_repeated_id(saved_storage, storage)
 
 
 def read_metadata(records: ArchiveRecords) -> dict[str, str]:

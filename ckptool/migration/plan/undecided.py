@@ -227,7 +227,7 @@ def _pair_similar_names(missing: list[str], unexpected: list[str]) -> dict[str, 
     """Pair the keys with the most similar names, each at most once."""
     if max(len(missing), len(unexpected)) > _MAX_PAIRED_KEYS:
         return {}
-    scored = sorted(
+    scored_pairs = sorted(
         (
             (SequenceMatcher(None, expected_key, actual_key).ratio(), expected_key, actual_key)
             for expected_key in missing
@@ -236,7 +236,7 @@ def _pair_similar_names(missing: list[str], unexpected: list[str]) -> dict[str, 
         key=lambda scored_pair: (-scored_pair[0], scored_pair[1:]),
     )
     pairs: dict[str, str] = {}
-    for _, expected_key, actual_key in scored:
+    for _, expected_key, actual_key in scored_pairs:
         if expected_key not in pairs and actual_key not in pairs.values():
             pairs[expected_key] = actual_key
     return pairs
@@ -244,14 +244,16 @@ def _pair_similar_names(missing: list[str], unexpected: list[str]) -> dict[str, 
 
 def _summarize_reasons(decisions: tuple[OpenDecision, ...]) -> str:
     """Join the reasons; those that differ only in layer numbers become one with a count."""
-    folded: dict[str, list[str]] = {}
+    reasons_by_pattern: dict[str, list[str]] = {}
     for decision in decisions:
-        folded.setdefault(_LAYER_NUMBER.sub("*", decision.reason), []).append(decision.reason)
+        reasons_by_pattern.setdefault(_LAYER_NUMBER.sub("*", decision.reason), []).append(
+            decision.reason
+        )
     reason_texts = [
         f"{pattern} (x{len(group)})" if len(group) > 1 else group[0]
-        for pattern, group in folded.items()
+        for pattern, group in reasons_by_pattern.items()
     ]
-    remaining = sum(len(group) for group in list(folded.values())[_MAX_REASONS:])
+    remaining = sum(len(group) for group in list(reasons_by_pattern.values())[_MAX_REASONS:])
     return "; ".join(reason_texts[:_MAX_REASONS]) + (f"; and {remaining} more" if remaining else "")
 
 

@@ -170,7 +170,7 @@ def compute_header_room(state: StateDict) -> int:
 
 
 def _write_torch(job: WriteJob, sink: FileWriter) -> FinishCallback:
-    contents = build_torch_file(job.draft, job.limits, changed=job.state_changed)
+    contents = build_torch_file(job.draft, job.limits, has_changes=job.state_changed)
     zip_writer.write_torch_zip(sink, contents.pickle, contents.storages)
     return lambda _: None
 

@@ -30,10 +30,10 @@ def _iter_cast_bytes(tensor: TensorInfo, casts: tuple[str, ...]) -> Iterator[byt
     dtypes = [getattr(torch, name) for name in casts]
     source_dtype = getattr(torch, tensor.dtype)
     for piece in _align_to_elements(iter_elements(tensor), DTYPE_BITS[tensor.dtype] // 8):
-        converted = torch.frombuffer(piece, dtype=source_dtype)
+        converted_piece = torch.frombuffer(piece, dtype=source_dtype)
         for dtype in dtypes:
-            converted = converted.to(dtype)
-        yield copy_tensor_bytes(converted)
+            converted_piece = converted_piece.to(dtype)
+        yield copy_tensor_bytes(converted_piece)
 
 
 def _align_to_elements(pieces: Iterator[bytes], nbytes: int) -> Iterator[bytearray]:

@@ -36,7 +36,7 @@ class _SideBySideNode:
     leaves: list[tuple[SideBySideLeaf, int]] = field(default_factory=list)
     children: dict[str, "_SideBySideNode"] = field(default_factory=dict)
     total: int = 0
-    matching: int = 0
+    matching_count: int = 0
     outcomes: dict[tuple[str, str, bool, bool], int] = field(default_factory=dict)
     """(status, tone, left has it, right has it) -> number of rows."""
 
@@ -71,7 +71,7 @@ def _add_leaf(root: _SideBySideNode, key: str, leaf: SideBySideLeaf, tensor_coun
     outcome = leaf.status, leaf.tone, leaf.left != ABSENT_MARK, leaf.right != ABSENT_MARK
     for module in (*modules, None):
         node.total += tensor_count
-        node.matching += tensor_count * (leaf.tone == "ok")
+        node.matching_count += tensor_count * (leaf.tone == "ok")
         node.outcomes[outcome] = node.outcomes.get(outcome, 0) + 1
         if module is not None:
             node = node.children.setdefault(module, _SideBySideNode())
@@ -85,7 +85,9 @@ def _iter_rows(node: _SideBySideNode, prefix: str, depth: int) -> Iterator[SideB
         yield SideBySideRow(
             depth, prefix, leaf.key, tensor_count, left, right, leaf.status, leaf.tone
         )
-    children = sorted(node.children.items(), key=lambda entry: entry[1].matching == entry[1].total)
+    children = sorted(
+        node.children.items(), key=lambda entry: entry[1].matching_count == entry[1].total
+    )
     for name, child in children:
         module_path, module_node = _collapse_single_children(name, child)
         if len(module_node.leaves) == 1 and not module_node.children:

@@ -178,18 +178,18 @@ def _build_tensors_table(
     table = build_table(
         "Values that differ, the largest relative change first", _TENSOR_COLUMNS, rows, options
     )
-    omitted = len(changes) - len(shown_changes)
-    more = f"... and {omitted:,} more tensors (-v shows all)" if omitted else table.more
+    omitted_count = len(changes) - len(shown_changes)
+    more = f"... and {omitted_count:,} more tensors (-v shows all)" if omitted_count else table.more
     return TableBlock(table.title, table.columns, table.rows, more)
 
 
-def _format_share(changed: int, elements: int) -> str:
+def _format_share(changed_count: int, elements: int) -> str:
     """Return "all", the number of changed elements below 1,000, else their percentage."""
-    if changed == elements and elements > 1:
+    if changed_count == elements and elements > 1:
         return "all"
-    if changed < 1000:
-        return str(changed)
-    return f"{1000 * changed // elements / 10:g}%"
+    if changed_count < 1000:
+        return str(changed_count)
+    return f"{1000 * changed_count // elements / 10:g}%"
 
 
 def _format_number(number: float | None) -> str:

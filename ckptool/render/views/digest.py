@@ -19,7 +19,7 @@ def build_blocks(report: DigestReport, options: RenderOptions) -> Iterator[Block
             yield from _iter_check_blocks(report.check, options)
         return
     for checkpoint in report.checkpoints:
-        yield VerdictBlock(f"{checkpoint.digest}  {checkpoint.path}", failed=False)
+        yield VerdictBlock(f"{checkpoint.digest}  {checkpoint.path}", has_failed=False)
         if options.verbosity >= 0:
             yield from _build_checkpoint_blocks(checkpoint, report.format, options)
 

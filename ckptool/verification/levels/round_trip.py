@@ -148,7 +148,7 @@ def _save_and_reload(instance_factory: InstanceFactory, module: nn.Module) -> nn
 
 def _change_state(module: nn.Module) -> None:
     """Change every storage and every array that `module` holds, each once."""
-    visited: set[int] = set()
+    visited_ids: set[int] = set()
     for found_tensor in walk_module(module).tensors:
         value = found_tensor.value
         if not isinstance(value, Tensor):
@@ -156,8 +156,8 @@ def _change_state(module: nn.Module) -> None:
                 value[...] = value + 1 if value.dtype.kind != "b" else ~value
         elif not (is_lazy(value) or value.layout is not torch.strided or value.is_quantized):
             storage = value.untyped_storage()
-            if storage._cdata not in visited and storage.nbytes():  # noqa: SLF001
-                visited.add(storage._cdata)  # noqa: SLF001
+            if storage._cdata not in visited_ids and storage.nbytes():  # noqa: SLF001
+                visited_ids.add(storage._cdata)  # noqa: SLF001
                 _change_elements(_view_storage(value))
 
 

@@ -238,9 +238,9 @@ class DeviceFunctionMode(TorchFunctionMode):
         """Unpack a packed sequence; its batch sizes and lengths are always on the CPU."""
         if self._tags.get_device(args[1]) != CPU:
             self._tracker.add_mismatch(args[1], CPU, "pad_packed_sequence")
-        padded, lengths = self._call_and_tag(_PAD_PACKED, args, keywords)
+        padded_batch, lengths = self._call_and_tag(_PAD_PACKED, args, keywords)
         self._tags.set_tag(lengths, CPU, Origin("", "lengths of a packed sequence"))
-        return padded, lengths
+        return padded_batch, lengths
 
 
 def _is_cuda_device(value: object) -> bool:

@@ -151,18 +151,18 @@ def is_custom(op: OpOverload[..., Any]) -> bool:
 
 
 def _classify_indexing(args: tuple[Any, ...], device: Callable[[Tensor], torch.device]) -> Operands:
-    indexed, indices, *remaining = args
+    source, indices, *remaining = args
     same_device = [
-        indexed,
+        source,
         *(
             value
             for value in remaining[:1]
             if isinstance(value, Tensor) and not _is_cpu_scalar(value, device)
         ),
     ]
-    if device(indexed) == CPU:
+    if device(source) == CPU:
         same_device += [index for index in indices if index is not None]
-    return Operands(tuple(same_device), device_source=indexed)
+    return Operands(tuple(same_device), device_source=source)
 
 
 def _is_cpu_scalar(tensor: Tensor, device: Callable[[Tensor], torch.device]) -> bool:
