@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from ckptool.decode_errors import explain_decode_error, format_json_path
+from ckptool.decode_errors import explain_decode_error, find_unknown_field, format_json_path
 from ckptool.errors import ConfigError
 from ckptool.locations import Location, RemotePath
 
@@ -245,16 +245,17 @@ _CHOICES: Final = {
 
 def _explain_error(message: str) -> str:
     """Rewrite a msgspec message in TOML terms, with a suggestion for an unknown key."""
-    unknown_field = re.match(r"Object contains unknown field `(.*?)`(.*)", message)
+    unknown_field = find_unknown_field(message)
     if unknown_field is None:
         return explain_decode_error(message, _CHOICES)
-    table_names = [name for name in re.findall(r"[a-z]+", unknown_field[2]) if name in _TABLE_TYPES]
-    location = format_json_path(unknown_field[2].removeprefix(" - at `$").removesuffix("`"))
+    name, path = unknown_field
+    table_names = [step for step in re.findall(r"[a-z]+", path) if step in _TABLE_TYPES]
+    location = format_json_path(path)
     table = _TABLE_TYPES[table_names[-1]] if table_names else Settings
     known_keys = sorted(f.encode_name for f in msgspec.structs.fields(table))
-    close = get_close_matches(unknown_field[1], known_keys, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else _suggest_table(unknown_field[1], known_keys)
-    explanation = f"unknown key `{unknown_field[1]}`; {hint}"
+    close = get_close_matches(name, known_keys, n=1)
+    hint = f"did you mean `{close[0]}`?" if close else _suggest_table(name, known_keys)
+    explanation = f"unknown key `{name}`; {hint}"
     return f"{location}: {explanation}" if location else explanation
 
 

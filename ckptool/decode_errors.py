@@ -1,8 +1,12 @@
-"""msgspec validation message -> one line in the terms of the TOML file."""
+"""msgspec validation message -> its problem and place, and one line in the terms of TOML.
+
+msgspec has its errors as sentences only: what reads one is here, and a test holds it to the
+sentences of the installed version.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 _TOML_TYPES: Final = {
     "array": "a list",
@@ -14,8 +18,35 @@ _TOML_TYPES: Final = {
     "date": "a date",
 }
 """msgspec type name -> its description in TOML terms."""
-_MESSAGE_PATTERN: Final = re.compile(r"^(.*?) - at `(?:key in )?\$(.*?)`$", re.DOTALL)
+_MESSAGE_PATTERN: Final = re.compile(r"(.*) - at (?:`key` in )?`\$(.*)`", re.DOTALL)
+_UNKNOWN_FIELD_PATTERN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _PATH_STEP: Final = re.compile(r"\.([\w-]+)((?:\[\d+\])?)")
+
+
+class UnknownField(NamedTuple):
+    """A field that a struct does not have."""
+
+    name: str
+    path: str
+    """JSON path of the object that has it: ".models[0]"; "" for the whole document."""
+
+
+def split_decode_error(message: str) -> tuple[str, str]:
+    """Return (problem, JSON path): ("Expected `str`, got `int`", ".models[0].path")."""
+    match = _MESSAGE_PATTERN.fullmatch(message)
+    return (match[1], match[2]) if match else (message, "")
+
+
+def locate_problem(problem: str, path: str) -> str:
+    """Return the message of a problem at a JSON path, as msgspec writes it."""
+    return f"{problem} - at `${path}`" if path else problem
+
+
+def find_unknown_field(message: str) -> UnknownField | None:
+    """Return the unknown field that the message is about; None if it is about something else."""
+    problem, path = split_decode_error(message)
+    match = _UNKNOWN_FIELD_PATTERN.fullmatch(problem)
+    return UnknownField(match[1], path) if match else None
 
 
 def explain_decode_error(message: str, choices: Mapping[str, Sequence[str]] = {}) -> str:
@@ -25,8 +56,7 @@ def explain_decode_error(message: str, choices: Mapping[str, Sequence[str]] = {}
         message: of msgspec, "Expected `str`, got `int` - at `$.models[0].path`".
         choices: key -> its allowed values, for keys that have few.
     """
-    match = _MESSAGE_PATTERN.match(message)
-    problem, path = (match[1], match[2]) if match else (message, "")
+    problem, path = split_decode_error(message)
     key = next((name for name, _ in reversed(_PATH_STEP.findall(path))), "")
     location = format_json_path(path)
     return (

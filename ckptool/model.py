@@ -11,7 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from functools import lru_cache
+from itertools import accumulate
 from math import prod
+from operator import mul
 from typing import Final
 
 import msgspec
@@ -63,6 +66,13 @@ torch gives its sub-byte integers (uint1 ... int7) one byte each, and its packed
 (`float4_e2m1fn_x2`, `quint4x2`) one byte for the whole pack. The unpacked 4 and 6 bit floats exist
 in safetensors only (its `F4`, `F6_E2M3`, `F6_E3M2`).
 """
+
+STRUCT_CODES: Final[Mapping[str, str]] = {
+    "float64": "d", "float32": "f", "float16": "e",
+    "int64": "q", "int32": "i", "int16": "h", "int8": "b",
+    "uint64": "Q", "uint32": "I", "uint16": "H", "uint8": "B", "bool": "?",
+}  # fmt: skip
+"""Dtype -> its code in the struct module, where that has one."""
 
 
 class Container(StrEnum):
@@ -362,6 +372,11 @@ class ModuleTensor(Struct, frozen=True):
     def key(self) -> str:
         return self.tensor.key
 
+    @property
+    def is_recomputable(self) -> bool:
+        """Whether construction gives the same value every time and training does not change it."""
+        return self.constancy is Constancy.CONSTANT and not self.is_statistic
+
 
 class ModuleClass(Struct, frozen=True):
     """Class facts of one sub-module of a live module."""
@@ -412,6 +427,13 @@ class ModuleInfo(Struct, frozen=True):
             for key, module_tensor in self.tensors.items()
             if not module_tensor.is_saved
         }
+
+
+@lru_cache(maxsize=4096)
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return torch's strides of a contiguous (C order) tensor, in elements."""
+    outer_strides = accumulate((max(1, size) for size in reversed(shape[1:])), mul, initial=1)
+    return tuple(outer_strides)[::-1] if shape else ()
 
 
 def natural_sort_key(key: str) -> tuple[object, ...]:

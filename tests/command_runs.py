@@ -1,8 +1,16 @@
-"""The command, run in a process of its own."""
+"""The command, run in a process of its own, or within this one."""
 
+import contextlib
+import importlib
 import os
+import signal
 import subprocess
 import sys
+import sysconfig
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +20,20 @@ _TERMINAL = {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "GITHUB_STEP_SUMMARY
 """What the place where the tests run would change in what the command prints."""
 
 
+LINEAR = ("-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")
+WITH_BUFFER = (
+    *("-m", "samples.attention:CausalAttentionWithBuffer"),
+    *("-k", "d_in=3", "-k", "d_out=2", "-k", "context_length=6"),
+)
+_HEAVY_IMPORTS = """
+import sys
+from click.testing import CliRunner
+from ckptool.cli import main
+result = CliRunner().invoke(main, sys.argv[1:])
+print(result.exit_code, sorted({"torch", "numpy", "safetensors"} & set(sys.modules)))
+"""
+
+
 @dataclass(frozen=True)
 class Ran:
     code: int
@@ -19,16 +41,125 @@ class Ran:
     err: str
 
 
-def run_process(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
-    """Run the command in a process of its own, from the repository's root unless told otherwise."""
+def _environment(changes: dict[str, str]) -> dict[str, str]:
     home = {k: v for k, v in os.environ.items() if k not in _TERMINAL}
     found = os.pathsep.join([str(ROOT), *filter(None, [home.get("PYTHONPATH")])])
+    return {**home, "PYTHONPATH": found, **changes}
+
+
+def run_process(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
+    """Run the command in a process of its own, from the repository's root unless told otherwise."""
     done = subprocess.run(
         [sys.executable, "-m", "ckptool", *map(str, words)],
         cwd=cwd,
-        env={**home, "PYTHONPATH": found, **environment},
+        env=_environment(environment),
         capture_output=True,
         text=True,
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def run_in_process(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
+    """Run the command in this process, as if it were one of its own, and clean up behind it."""
+    from ckptool.cli import main
+
+    exit_code: object = 0
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace") as err,
+        _as_in_a_process(cwd, _environment(environment)),
+        _streams(out, err),
+    ):
+        try:
+            main([str(word) for word in words], prog_name="ckptool")
+        except SystemExit as system_exit:
+            exit_code = system_exit.code
+        except BaseException:  # noqa: BLE001 (as Python does with what nobody catches)
+            traceback.print_exc()
+            exit_code = 1
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read())
+    return Ran(exit_code if isinstance(exit_code, int) else 0, *texts)
+
+
+@contextlib.contextmanager
+def _streams(out, err) -> Iterator[None]:
+    stdin = sys.stdin
+    with (
+        Path(os.devnull).open() as nothing,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = stdin
+
+
+@contextlib.contextmanager
+def _as_in_a_process(cwd: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Give folder, environment, paths, modules and warnings of a new process; restore the old."""
+    before = {**os.environ}
+    paths, modules = [*sys.path], {*sys.modules}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with contextlib.chdir(cwd), warnings.catch_warnings():
+        _default_warnings()
+        os.environ.clear()
+        os.environ.update(environment)
+        named = [path for path in environment["PYTHONPATH"].split(os.pathsep) if path]
+        ours = {str(ROOT), str(ROOT / "tests"), ""}
+        sys.path[:] = [str(Path.cwd()), *named, *(path for path in paths if path not in ours)]
+        importlib.invalidate_caches()
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            sys.path[:] = paths
+            for name in {*sys.modules} - modules:
+                if _is_of_a_test(sys.modules[name]):
+                    del sys.modules[name]
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def _default_warnings() -> None:
+    """Filter and show warnings as Python does without options: pytest makes them errors."""
+    warnings.resetwarnings()
+    for category in (
+        DeprecationWarning,
+        PendingDeprecationWarning,
+        ImportWarning,
+        ResourceWarning,
+    ):
+        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("default", category=DeprecationWarning, module="__main__")
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        sys.stderr.write(text)
+
+    warnings.showwarning = show
+
+
+def _is_of_a_test(module: object) -> bool:
+    """Whether a module is a user's: not Python's, not an installed one, not of ckptool."""
+    home = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
+    if not isinstance(home, str) or "site-packages" in Path(home).parts:
+        return False
+    return not home.startswith((sysconfig.get_path("stdlib"), f"{ROOT / 'ckptool'}/"))
+
+
+def run_and_list_heavy_imports(*words: object) -> str:
+    """Return the exit code of a process that runs the command, and what it imported of torch."""
+    done = subprocess.run(
+        [sys.executable, "-c", _HEAVY_IMPORTS, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip() + done.stderr

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_runs import Ran, run_process
+from command_runs import Ran, run_in_process, run_process
 from hypothesis import settings
 from paths import SAMPLES
 
@@ -28,5 +28,20 @@ def ckptool() -> Callable[..., Ran]:
 
 
 @pytest.fixture
+def run_command() -> Callable[..., Ran]:
+    """Run the command within this process: where a process of its own is not what is tested."""
+    return run_in_process
+
+
+@pytest.fixture
 def samples() -> Path:
     return SAMPLES
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    """linear.pth: the state_dict of one Linear(2, 3)."""
+    from files import save
+    from torch import nn
+
+    return save(tmp_path / "linear.pth", nn.Linear(2, 3).state_dict())

@@ -1,14 +1,19 @@
-"""Files that torch writes, what ckptool says of them, and the tensors that their spans hold."""
+"""Files that torch and safetensors write, what ckptool says of them, and what their bytes hold."""
 
+import json
 import tempfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import save_file
 
+from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files.source import open_source
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.torch.legacy import read as read_legacy
@@ -16,8 +21,14 @@ from ckptool.formats.torch.zip_reader import read as read_zip
 from ckptool.model import Checkpoint, TensorInfo
 
 
+def save(path: Path, content: Any, **how: Any) -> Path:
+    """Save `content` as torch does, and return the path."""
+    torch.save(content, path, **how)
+    return path
+
+
 @contextmanager
-def saved(obj: Any, **how: Any) -> Iterator[Path]:
+def saved_meanwhile(obj: Any, **how: Any) -> Iterator[Path]:
     """Save `obj` as torch does, for as long as the block lasts."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "saved.pt"
@@ -36,9 +47,39 @@ _NUMBER = count()
 
 def described(obj: Any, **how: Any) -> Checkpoint:
     """Return what ckptool says of `obj` once torch has saved it; the file stays for its bytes."""
-    path = Path(_FOLDER.name) / f"{next(_NUMBER)}.pt"
-    torch.save(obj, path, **how)
-    return describe(path)
+    return describe(save(Path(_FOLDER.name) / f"{next(_NUMBER)}.pt", obj, **how))
+
+
+def corruption_reason(read: Callable[..., Any], *arguments: Any) -> str:
+    """Return why `read` refuses a damaged file."""
+    with pytest.raises(CorruptCheckpointError) as error:
+        read(*arguments)
+    return error.value.reason
+
+
+def write_shards(
+    folder: Path, *shards: dict[str, torch.Tensor], **metadata: object
+) -> dict[str, str]:
+    """Write each state_dict into a shard, and an index with `metadata`; return its weight_map."""
+    folder.mkdir(exist_ok=True)
+    weight_map = {}
+    for n, tensors in enumerate(shards, 1):
+        name = f"model-{n:05}-of-{len(shards):05}.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+    index = {"metadata": metadata, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return weight_map
+
+
+def rewrite_archive(path: Path, target: Path, change: dict[str, bytes | None]) -> Path:
+    """Write the archive at `path` again with other members; None leaves one out."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as made:
+        names = {name.partition("/")[2]: source.read(name) for name in source.namelist()}
+        for name, data in {**names, **change}.items():
+            if data is not None:
+                made.writestr(zipfile.ZipInfo(f"net/{name}"), data)
+    return target
 
 
 def content(tensor: TensorInfo) -> torch.Tensor:

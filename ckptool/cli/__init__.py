@@ -39,7 +39,7 @@ class OneLineError(click.ClickException):
         super().__init__(f"{path}: {message[:1].lower()}{message[1:]} (see `{path} --help`)")
 
     def show(self, file: IO[str] | None = None) -> None:
-        from ckptool.render.text import make_printable
+        from ckptool.phrases import make_printable
 
         click.echo(make_printable(self.message), file=file, err=file is None)
 

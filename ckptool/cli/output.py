@@ -11,8 +11,8 @@ from msgspec import Struct
 from ckptool.cli.output_targets import Destination
 from ckptool.errors import WriteError
 from ckptool.locations import mask_credentials
+from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions, render
-from ckptool.render.text import make_printable
 
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport

@@ -16,8 +16,8 @@ from ckptool.compare.digest import (
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import parse_location
+from ckptool.phrases import make_printable
 from ckptool.policy import Policy
-from ckptool.render.text import make_printable
 from ckptool.reports.digest import DigestReport, build_digest_check_report, build_digest_report
 
 

@@ -19,6 +19,7 @@ from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
+from ckptool.phrases import join_limited
 from ckptool.reports.gate import GateEvidence
 from ckptool.verification.result import GoldenReplay
 
@@ -308,9 +309,8 @@ def _dry_run_plan(
         obstacles = strict_load_obstacles(result.diff) if result.diff else ""
         failure = f"what {plan_name or 'it'} leads to does not load strictly"
         return "", f"{failure}: {obstacles}" if obstacles else failure
-    steps = [_format_step(operation) for operation in result.plan.ops]
-    suffix = f" and {len(steps) - _MAX_STEPS} steps more" if len(steps) > _MAX_STEPS else ""
-    return ", ".join(steps[:_MAX_STEPS]) + suffix or "nothing to do", ""
+    steps = join_limited(result.plan.ops, _MAX_STEPS, _format_step, more=" and {} steps more")
+    return steps or "nothing to do", ""
 
 
 def _format_step(operation: "Operation") -> str:
@@ -359,7 +359,7 @@ def _replay_golden_files(
         reason = _NO_MODULE if checkpoint else "no checkpoint is named: it has the weights"
         return (), tuple(Skipped(str(golden_file.path), reason) for golden_file in golden_files)
     stem = PurePath(checkpoint.path.name).stem
-    mismatched = [
+    mismatched_files = [
         golden_file
         for golden_file in golden_files
         if expectations.has_many_checkpoints and Path(golden_file.record.checkpoint).stem != stem
@@ -369,15 +369,17 @@ def _replay_golden_files(
             f"{golden_file.path} with {checkpoint.path}",
             f"it is of {golden_file.record.checkpoint}",
         )
-        for golden_file in mismatched
+        for golden_file in mismatched_files
     ]
-    if len(mismatched) == len(golden_files):
+    if len(mismatched_files) == len(golden_files):
         return (), tuple(skipped_files)
     with module_target.open_verification_target(checkpoint) as verification_target:
-        matching = [golden_file for golden_file in golden_files if golden_file not in mismatched]
+        matching_files = [
+            golden_file for golden_file in golden_files if golden_file not in mismatched_files
+        ]
         replays = tuple(
             golden.replay_golden(verification_target, golden_file, expectations.device)
-            for golden_file in matching
+            for golden_file in matching_files
         )
     return replays, (
         *skipped_files,

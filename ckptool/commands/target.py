@@ -15,6 +15,7 @@ from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
+from ckptool.phrases import join_limited
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -237,11 +238,10 @@ def describe_choices(
             state for state in module_diff.checkpoint.states if state is not module_diff.state
         ]
         other_places = [state.at or "." for state in states if state.role != "tensors"]
-        alternatives = f"; the file also has {', '.join(other_places[:3])}" if other_places else ""
-        suffix = f" and {len(other_places) - 3} more" if len(other_places) > 3 else ""
-        notes.append(
-            f"compared at `{module_diff.state.at or '.'}`, the best match{alternatives}{suffix}"
+        alternatives = (
+            f"; the file also has {join_limited(other_places, 3)}" if other_places else ""
         )
+        notes.append(f"compared at `{module_diff.state.at or '.'}`, the best match{alternatives}")
     if default_arguments:
         notes.append(
             "constructor arguments that fit were taken from the file:"

@@ -449,8 +449,8 @@ def _map_to_first_tied_key(tensors: Iterable[TensorInfo]) -> dict[str, str]:
 
 def _count_matching_entries(state: StateDict, contract: Contract) -> tuple[int, int]:
     saved = contract.saved_entries
-    matching = sum(k in saved and saved[k].shape == t.shape for k, t in state.tensors.items())
-    return matching, matching - len(state.tensors)
+    match_count = sum(k in saved and saved[k].shape == t.shape for k, t in state.tensors.items())
+    return match_count, match_count - len(state.tensors)
 
 
 def _sort_entries(entries: Iterable[ContractEntry]) -> dict[str, ContractEntry]:

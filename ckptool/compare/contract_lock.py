@@ -1,7 +1,6 @@
 """Contract <-> text of a lock file: JSON, one key per line, in natural order."""
 
 import json
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +10,7 @@ import msgspec
 from msgspec import Struct, field
 
 from ckptool.compare.contract import Contract, ContractEntry, ContractOrigin
+from ckptool.decode_errors import find_unknown_field, locate_problem, split_decode_error
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.model import Constancy, Kind, natural_sort_key
 
@@ -141,25 +141,23 @@ def _convert_entry(key: str, line: object) -> _LockEntry:
     try:
         return msgspec.convert(line, _LockEntry)
     except msgspec.ValidationError as error:
-        text, separator, place = str(error).rpartition(" - at `$")
-        location = f" - at `$.keys[{json.dumps(key)}]"
-        raise ValueError(
-            f"{text}{location}{place}" if separator else f"{error}{location}`"
-        ) from error
+        problem, path = split_decode_error(str(error))
+        raise ValueError(locate_problem(problem, f".keys[{json.dumps(key)}]{path}")) from error
 
 
 def _describe_decode_error(error: Exception) -> str:
     """Return the error in one sentence; for an unknown field, with a suggestion."""
     text = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-    unknown_match = re.match(r"Object contains unknown field `(.*?)`(.*)", text)
-    if unknown_match is None:
+    unknown_field = find_unknown_field(text)
+    if unknown_field is None:
         return text
     known_fields = [
         f.encode_name for t in (_LockFile, _LockEntry) for f in msgspec.structs.fields(t)
     ]
-    close = get_close_matches(unknown_match[1], known_fields, n=1)
+    close = get_close_matches(unknown_field.name, known_fields, n=1)
     suggestion = f"did you mean `{close[0]}`?" if close else "a newer ckptool may have written it"
-    return f"unknown field `{unknown_match[1]}`{unknown_match[2]}; {suggestion}"
+    problem = f"unknown field `{unknown_field.name}`"
+    return f"{locate_problem(problem, unknown_field.path)}; {suggestion}"
 
 
 def _to_contract_entry(key: str, line: _LockEntry) -> ContractEntry:

@@ -136,11 +136,13 @@ def decode_shard(name: str, data: object) -> DiffShard:
 
 
 def _build_input(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> ShardInput:
-    stripped = replace(
+    checkpoint_without_entries = replace(
         checkpoint, states=(), entries=(), globals=(), metadata={}, files=(), faults=()
     )
     files = checkpoint.files or (checkpoint.path,)
-    return ShardInput(str(checkpoint.path), _compute_identity(files), stripped, dict(tensors))
+    return ShardInput(
+        str(checkpoint.path), _compute_identity(files), checkpoint_without_entries, dict(tensors)
+    )
 
 
 def _restore_checkpoint(shard_input: ShardInput) -> Checkpoint:

@@ -165,8 +165,8 @@ def compare_digests(saved: SavedDigest, current: CheckpointDigest) -> DigestDiff
         if key in saved_tensors
     ]
     changed_types = {a.key for a, b in common if (a.dtype, a.shape) != (b.dtype, b.shape)}
-    uncompared = {a.key for a, b in common if not (a.digest and b.digest)} - changed_types
-    changed_digests = {a.key for a, b in common if a.digest != b.digest} - uncompared
+    uncompared_keys = {a.key for a, b in common if not (a.digest and b.digest)} - changed_types
+    changed_digests = {a.key for a, b in common if a.digest != b.digest} - uncompared_keys
     return DigestDiff(
         changed_keys=tuple(
             key for key in current_tensors if key in changed_digests | changed_types
@@ -175,7 +175,7 @@ def compare_digests(saved: SavedDigest, current: CheckpointDigest) -> DigestDiff
             sorted(saved_tensors.keys() - current_tensors.keys(), key=natural_sort_key)
         ),
         added_keys=tuple(key for key in current_tensors if key not in saved_tensors),
-        uncompared_keys=tuple(key for key in current_tensors if key in uncompared),
+        uncompared_keys=tuple(key for key in current_tensors if key in uncompared_keys),
     )
 
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import UsageError
-from ckptool.model import ModuleTensor, TensorInfo
+from ckptool.model import Constancy, ModuleTensor, TensorInfo
 
 FactPairs = Iterator[tuple[str, str]]
 
@@ -43,6 +43,15 @@ def explain_checkpoint_key(diff: CheckpointDiff, key: str) -> tuple[tuple[str, s
         ("values", _value_status(diff, key)),
         *_describe_value_difference(diff, key),
     )
+
+
+def describe_origin(module_tensor: ModuleTensor) -> str:
+    """Return why the constructor does not bring a buffer's value back; follows "a buffer that"."""
+    if module_tensor.is_statistic:
+        return "training changes"
+    if module_tensor.constancy is Constancy.RANDOM:
+        return "is random on every construction"
+    return "is not known to be the same on every construction"
 
 
 def _reject_unknown_key(key: str, known_keys: Iterable[str]) -> None:

@@ -23,8 +23,9 @@ from ckptool.compare.reparametrization import (
     find_reparametrizations,
 )
 from ckptool.compare.states import find_best_state, get_state, score_match
-from ckptool.formats.safetensors.tie_metadata import parse_tie_metadata
+from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import Checkpoint, Container, Kind, ModuleInfo, StateDict, TensorInfo, tied_keys
+from ckptool.phrases import join_limited
 from ckptool.tensors import equality
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
 from ckptool.tensors.statistics import CastEffect
@@ -167,7 +168,7 @@ def strict_load_obstacles(diff: ModuleDiff) -> str:
 
 
 def _join_few(keys: tuple[str, ...]) -> str:
-    return ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+    return join_limited(keys, 3, more=" ...")
 
 
 def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None) -> ModuleDiff:
@@ -324,9 +325,8 @@ def _find_diverged_ties(diff: ModuleDiff) -> tuple[tuple[str, str], ...]:
     file_tensors = diff.state.tensors
     groups = tied_keys(module_tensor.tensor for module_tensor in diff.module.saved_tensors.values())
     tied_pairs = [(group[0], second) for group in groups for second in group[1:]]
-    tied_pairs += [
-        (kept_key, name) for name, kept_key in parse_tie_metadata(diff.checkpoint.metadata).items()
-    ]
+    declared_ties = parse_declared_ties(diff.checkpoint.metadata, file_tensors)
+    tied_pairs += [(kept_key, name) for name, kept_key in declared_ties.items()]
     separate_pairs = [
         (first, second)
         for first, second in dict.fromkeys(tied_pairs)

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from ckptool.compare.changes import Changed
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import Constancy, Kind, ModuleTensor, TensorInfo
+from ckptool.model import Kind, ModuleTensor, TensorInfo
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
 from ckptool.tensors.statistics import (
     compute_statistics,
@@ -54,8 +54,8 @@ def _iter_constant_fingerprints(diff: ModuleDiff) -> Iterable[tuple[str, tuple[s
 
 def _is_constant(module_tensor: ModuleTensor) -> bool:
     """Whether construction always gives this buffer the same value, and training keeps it."""
-    is_fixed = module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_statistic
-    return module_tensor.kind is Kind.BUFFER and is_fixed and bool(module_tensor.fingerprint)
+    is_buffer = module_tensor.kind is Kind.BUFFER
+    return is_buffer and module_tensor.is_recomputable and bool(module_tensor.fingerprint)
 
 
 def _fingerprint_exact_halves(tensor: TensorInfo, module_tensor: ModuleTensor) -> dict[str, str]:

@@ -151,10 +151,10 @@ _MAX_CANDIDATES: Final = 1000
 def _find_single_best(key: str, candidates: list[str]) -> str | None:
     if not candidates or len(candidates) > _MAX_CANDIDATES:
         return None
-    scored = sorted(((_count_common_tail(key, c), c) for c in candidates), reverse=True)
-    if len(scored) > 1 and scored[0][0] == scored[1][0]:
+    scored_candidates = sorted(((_count_common_tail(key, c), c) for c in candidates), reverse=True)
+    if len(scored_candidates) > 1 and scored_candidates[0][0] == scored_candidates[1][0]:
         return None
-    return scored[0][1]
+    return scored_candidates[0][1]
 
 
 def _count_common_tail(a: str, b: str) -> int:

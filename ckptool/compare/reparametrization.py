@@ -83,15 +83,15 @@ def find_reparametrizations(
         for owner in _possible_owners(k for k in expected if k not in actual)
         if owner in unexpected
     ]
-    parametrized = (
+    names_by_owner = (
         (_group_parametrized_keys(actual), _group_parametrized_keys(expected))
         if common_owners
         else ({}, {})
     )
     result: list[Reparametrization] = []
     for owner in common_owners:
-        in_file = _detect_style(owner, actual, parametrized[0])
-        in_module = _detect_style(owner, expected, parametrized[1])
+        in_file = _detect_style(owner, actual, names_by_owner[0])
+        in_module = _detect_style(owner, expected, names_by_owner[1])
         if in_file is not None and in_module is not None and in_file.style is not in_module.style:
             result.append(
                 _build_reparametrization(owner, in_file, in_module, expected, actual, classes)
@@ -165,7 +165,7 @@ def _build_reparametrization(
 def _detect_style(
     owner: _ParameterOwner,
     tensors: Mapping[str, TensorInfo],
-    parametrized: Mapping[_ParameterOwner, tuple[str, ...]],
+    names_by_owner: Mapping[_ParameterOwner, tuple[str, ...]],
 ) -> _StyledParameter | None:
     """Return the style whose keys are all present, with most keys if several; None if none."""
     candidates = [
@@ -177,8 +177,8 @@ def _detect_style(
     ]
     if any(candidate.style is not ParametrizationStyle.PLAIN for candidate in complete):
         return max(complete, key=lambda candidate: len(candidate.keys))
-    if owner in parametrized:
-        return _StyledParameter(ParametrizationStyle.PARAMETRISED, parametrized[owner])
+    if owner in names_by_owner:
+        return _StyledParameter(ParametrizationStyle.PARAMETRISED, names_by_owner[owner])
     return complete[0] if complete else None
 
 

@@ -99,10 +99,10 @@ def run_value_checks(
     """
     check_list = tuple(checks)
     shared_keys = [check for check in check_list if isinstance(check, SharedKey)]
-    equal_by_key, uncompared = _compare_values(
+    equal_by_key, uncompared_reasons = _compare_values(
         structure, [check.key for check in shared_keys if not check.dtype_differs], runner
     )
-    renamed, refuted = _find_proved_renames(
+    proved_renames, refuted = _find_proved_renames(
         structure, [check for check in check_list if isinstance(check, RenameCandidates)], runner
     )
     tie_pairs = [
@@ -118,31 +118,33 @@ def run_value_checks(
         for check in shared_keys
         if check.dtype_differs or equal_by_key.get(check.key) is False
     ]
-    measured, unmeasured = _measure_differences(structure, differing_keys, tolerances, runner)
+    differences, unmeasured_reasons = _measure_differences(
+        structure, differing_keys, tolerances, runner
+    )
     return ValueResults(
         equal=equal_by_key,
-        untold=uncompared,
-        renamed=renamed,
+        untold=uncompared_reasons,
+        renamed=proved_renames,
         refuted=refuted,
         diverged=tuple(
             keys for keys, is_equal in zip(tie_pairs, tie_results, strict=True) if is_equal is False
         ),
-        measured=measured,
-        unmeasured=unmeasured,
+        measured=differences,
+        unmeasured=unmeasured_reasons,
     )
 
 
 def merge_value_results(shard_results: Iterable[ValueResults]) -> ValueResults:
     """Merge the results of several shards."""
-    collected = tuple(shard_results)
+    result_list = tuple(shard_results)
     return ValueResults(
-        equal={k: v for result in collected for k, v in result.equal.items()},
-        untold={k: v for result in collected for k, v in result.untold.items()},
-        renamed={k: v for result in collected for k, v in result.renamed.items()},
-        refuted=tuple(key for result in collected for key in result.refuted),
-        diverged=tuple(keys for result in collected for keys in result.diverged),
-        measured={k: v for result in collected for k, v in result.measured.items()},
-        unmeasured={k: v for result in collected for k, v in result.unmeasured.items()},
+        equal={k: v for result in result_list for k, v in result.equal.items()},
+        untold={k: v for result in result_list for k, v in result.untold.items()},
+        renamed={k: v for result in result_list for k, v in result.renamed.items()},
+        refuted=tuple(key for result in result_list for key in result.refuted),
+        diverged=tuple(keys for result in result_list for keys in result.diverged),
+        measured={k: v for result in result_list for k, v in result.measured.items()},
+        unmeasured={k: v for result in result_list for k, v in result.unmeasured.items()},
     )
 
 
@@ -210,12 +212,14 @@ def _compare_values(
 ) -> tuple[dict[str, bool], dict[str, str]]:
     pairs = [(structure.old_tensors[key], structure.new_tensors[key]) for key in keys]
     results = dict(zip(keys, equality.equal_many(pairs, runner=runner), strict=True))
-    uncompared = {
+    uncompared_reasons = {
         key: unreadable_reason(old) or unreadable_reason(new) or "their parts are not the same"
         for (key, is_equal), (old, new) in zip(results.items(), pairs, strict=True)
         if is_equal is None
     }
-    return {key: is_equal for key, is_equal in results.items() if is_equal is not None}, uncompared
+    return {
+        key: is_equal for key, is_equal in results.items() if is_equal is not None
+    }, uncompared_reasons
 
 
 def _find_proved_renames(
@@ -235,14 +239,14 @@ def _find_proved_renames(
         (structure.old_tensors[a], structure.new_tensors[b]) for a, b in renames_by_name.items()
     ]
     results = dict(zip(renames_by_name, equality.equal_many(pairs, runner=runner), strict=True))
-    renamed = {a: renames_by_name[a] for a, is_equal in results.items() if is_equal}
-    used_keys = set(renamed.values())
+    proved_renames = {a: renames_by_name[a] for a, is_equal in results.items() if is_equal}
+    used_keys = set(proved_renames.values())
     for group in groups:
-        remaining = [key for key in group.removed if key not in renamed]
+        remaining = [key for key in group.removed if key not in proved_renames]
         free_keys = [key for key in group.added if key not in used_keys]
         if remaining and free_keys:
-            renamed |= _pair_by_content(structure, remaining, free_keys, runner)
-    return renamed, tuple(a for a, is_equal in results.items() if is_equal is False)
+            proved_renames |= _pair_by_content(structure, remaining, free_keys, runner)
+    return proved_renames, tuple(a for a, is_equal in results.items() if is_equal is False)
 
 
 def _has_same_form(structure: StructuralDiff, removed: str, added: str) -> bool:
@@ -268,11 +272,11 @@ def _measure_differences(
     structure: StructuralDiff, keys: list[str], tolerances: Tolerances, runner: BatchRunner
 ) -> tuple[dict[str, ValueDifference], dict[str, str]]:
     pairs = {key: (structure.old_tensors[key], structure.new_tensors[key]) for key in keys}
-    unmeasured = {
+    unmeasured_reasons = {
         key: reason
         for key, pair in pairs.items()
         if (reason := difference.unmeasurable_reason(*pair))
     }
-    measurable = {key: pair for key, pair in pairs.items() if key not in unmeasured}
+    measurable = {key: pair for key, pair in pairs.items() if key not in unmeasured_reasons}
     differences = difference.measure_many(measurable.values(), tolerances, runner)
-    return dict(zip(measurable, differences, strict=True)), unmeasured
+    return dict(zip(measurable, differences, strict=True)), unmeasured_reasons

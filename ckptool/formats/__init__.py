@@ -16,6 +16,7 @@ from ckptool.formats.safetensors import reader as safetensors_reader
 from ckptool.formats.strict_json import quote_text
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, Skipped
+from ckptool.phrases import join_limited
 
 STDIN: Final = Path("<stdin>")
 """Path that errors and reports show for a checkpoint read from standard input."""
@@ -111,10 +112,7 @@ def _note_sibling_files(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpo
     ]
     if not siblings:
         return checkpoint
-    and_more = f" and {len(siblings) - _MAX_LISTED} more" if len(siblings) > _MAX_LISTED else ""
-    description = (
-        f"beside the weights: {', '.join(map(quote_text, siblings[:_MAX_LISTED]))}{and_more}"
-    )
+    description = f"beside the weights: {join_limited(siblings, _MAX_LISTED, quote_text)}"
     skipped = Skipped(description, "name them to have them read")
     return replace(checkpoint, skipped=(*checkpoint.skipped, skipped))
 
@@ -147,14 +145,11 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
         return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
     files = [name for name in names if re.fullmatch(_CHECKPOINT_PATTERN, name)]
     folders = (f"{name}/" for name in names if is_directory(directory / name))
-    candidates = list(map(quote_text, files or folders))
+    candidates = files or list(folders)
     if not candidates:
         return "is a directory without a checkpoint"
-    and_more = f" and {len(candidates) - _MAX_LISTED} more" if len(candidates) > _MAX_LISTED else ""
-    return (
-        "is a directory without an index: name one of"
-        f" {', '.join(candidates[:_MAX_LISTED])}{and_more}"
-    )
+    names_text = join_limited(candidates, _MAX_LISTED, quote_text)
+    return f"is a directory without an index: name one of {names_text}"
 
 
 def _open_file(path: Location, limits: Limits) -> Checkpoint:

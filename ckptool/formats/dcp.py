@@ -45,6 +45,7 @@ from ckptool.model import (
     StorageInfo,
     TensorComponent,
     TensorInfo,
+    contiguous_stride,
 )
 
 
@@ -355,7 +356,7 @@ class _ChunkedTensor:
             self._key,
             self._shape,
             self._dtype,
-            _contiguous_stride(self._shape),
+            contiguous_stride(self._shape),
             0,
             None,
             layout="chunked",
@@ -387,7 +388,7 @@ class _ChunkedTensor:
     def _describe_unread_chunk(self, item: _StoredItem, sizes: tuple[int, ...]) -> TensorInfo:
         nbytes = prod(sizes) * DTYPE_BITS[self._dtype] // 8
         info = StorageInfo(f"{item.file_name}:{item.offset}", nbytes)
-        return TensorInfo(self._key, sizes, self._dtype, _contiguous_stride(sizes), 0, info)
+        return TensorInfo(self._key, sizes, self._dtype, contiguous_stride(sizes), 0, info)
 
 
 def _check_chunks_cover(
@@ -508,7 +509,3 @@ def _require_dict(node: object, description: str) -> dict[Any, Any]:
     if not isinstance(node, dict):
         raise PickleTreeError(f"{description} is missing")
     return node
-
-
-def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(shape[index + 1 :]) for index in range(len(shape)))

@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
+from ckptool.phrases import truncate
 
 ReadRange = Callable[[int, int], bytes]
 """(position, number of bytes) -> bytes."""
@@ -95,10 +96,10 @@ class JsonReader:
             if self._position == len(self._text) and not self._read_more(0):
                 return ""
 
-    def read_remaining(self, allowed: str) -> str:
+    def read_remaining(self, allowed_characters: str) -> str:
         """Return the start of the remaining text without leading `allowed` characters, or ""."""
         while True:
-            remaining = self._text[self._position :].lstrip(allowed)
+            remaining = self._text[self._position :].lstrip(allowed_characters)
             self._position = len(self._text)
             if remaining or not self._read_more(0):
                 return remaining[: _MAX_SHOWN_LENGTH + 1]
@@ -190,7 +191,7 @@ def decode_object(
 
 def quote_text(text: str) -> str:
     """Return the repr of `text`, cut to 80 characters: no control characters reach a terminal."""
-    return repr(text if len(text) <= _MAX_SHOWN_LENGTH else f"{text[:_MAX_SHOWN_LENGTH]}...")
+    return repr(truncate(text, _MAX_SHOWN_LENGTH))
 
 
 def format_value(value: object) -> str:

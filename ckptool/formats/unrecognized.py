@@ -8,6 +8,7 @@ from typing import Any, Final
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.formats.strict_json import decode_object, quote_text
+from ckptool.phrases import join_limited
 
 HEAD_BYTES: Final = 1 << 16
 """Bytes read to identify a format; pointer files (git-LFS, DVC ...) are smaller."""
@@ -55,14 +56,11 @@ def describe_unknown_archive(names: Iterable[str]) -> str:
             "the module's state_dict()"
         )
     checkpoint_names = [
-        quote_text(name) for name in member_names if name.lower().endswith(_CHECKPOINT_SUFFIXES)
+        name for name in member_names if name.lower().endswith(_CHECKPOINT_SUFFIXES)
     ]
     if checkpoint_names:
-        and_more = f" and {len(checkpoint_names) - 3} more" if len(checkpoint_names) > 3 else ""
-        return (
-            f"is a zip archive with {', '.join(checkpoint_names[:3])}{and_more} inside: unpack it"
-            " first"
-        )
+        names_text = join_limited(checkpoint_names, _MAX_LISTED, quote_text)
+        return f"is a zip archive with {names_text} inside: unpack it first"
     if any(name.rpartition("/")[2] == "serialization_id" for name in member_names):
         return (
             "torch.save began it and wrote no data.pkl: it raised, as it does for a module with "
@@ -150,7 +148,7 @@ def _identify_json(start: bytes) -> str:
         return _describe_oci_manifest(value)
     if message := _find_error_message(value):
         return f"is a server's answer to a download ({message}), not the file"
-    keys = ", ".join(quote_text(key) for key in list(value)[:_MAX_LISTED])
+    keys = join_limited(value, _MAX_LISTED, quote_text, more="")
     return f"is a JSON file{f' with {keys}' if keys else ''}: name the checkpoint it goes with"
 
 
@@ -164,21 +162,13 @@ def _find_error_message(value: dict[str, Any]) -> str:
 
 def _describe_oci_manifest(manifest: dict[str, Any]) -> str:
     blobs = manifest.get("layers", manifest.get("manifests"))
-    blob_descriptions = (
-        [_describe_oci_blob(blob) for blob in blobs if isinstance(blob, dict)]
-        if isinstance(blobs, list)
-        else []
+    known_blobs = (
+        [blob for blob in blobs if isinstance(blob, dict)] if isinstance(blobs, list) else []
     )
     kind = "index" if "manifests" in manifest else "manifest"
-    and_more = (
-        f" and {len(blob_descriptions) - _MAX_LISTED} more"
-        if len(blob_descriptions) > _MAX_LISTED
-        else ""
-    )
-    listing = (
-        f" of {', '.join(blob_descriptions[:_MAX_LISTED])}{and_more}" if blob_descriptions else ""
-    )
-    return f"is an OCI {kind}{listing}, not the file itself: fetch it with `oras pull`"
+    layers_text = join_limited(known_blobs, _MAX_LISTED, _describe_oci_blob)
+    of_listing = f" of {layers_text}" if layers_text else ""
+    return f"is an OCI {kind}{of_listing}, not the file itself: fetch it with `oras pull`"
 
 
 def _describe_oci_blob(blob: dict[str, Any]) -> str:

@@ -147,7 +147,7 @@ def _build_once(
 
     meta_parameters, locations = MetaParameters(), AssignmentLocations(__file__)
     with hook_assignments(locations, meta_parameters if on_meta else None), user_code():
-        _seed_generators(seed)
+        seed_generators(seed)
         module = function(**_copy_arguments(kwargs))
     if not isinstance(module, nn.Module):
         raise ModuleError(
@@ -176,7 +176,8 @@ def _copy_arguments(kwargs: dict[str, object]) -> dict[str, object]:
         return kwargs
 
 
-def _seed_generators(seed: int) -> None:
+def seed_generators(seed: int) -> None:
+    """Seed the generators of Python and torch, of CUDA if initialized, of numpy if imported."""
     import torch
 
     random.seed(seed)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ckptool.errors import ModuleError
 from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.phrases import join_limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def _explain_missing_attribute(parent: Any, parent_name: str, name: str) -> str:
     if close:
         return f"{parent_name} has no {name!r}; did you mean {close[0]!r}?"
     classes = [n for n in names if isinstance(vars(parent)[n], type)]
-    choice = f"; it has {', '.join(classes[:8])}" if classes else ""
+    choice = f"; it has {join_limited(classes, 8, more='')}" if classes else ""
     return f"{parent_name} has no {name!r}{choice}"
 
 

@@ -1,13 +1,21 @@
 """ModuleWalk, state_dict() and ProbeResults -> ModuleInfo."""
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
-from ckptool.model import Constancy, Kind, ModuleClass, ModuleInfo, ModuleTensor, Preview, Skipped
+from ckptool.model import (
+    Constancy,
+    Kind,
+    ModuleClass,
+    ModuleInfo,
+    ModuleTensor,
+    Preview,
+    Skipped,
+    natural_sort_key,
+)
 from ckptool.modules.assignment_locations import AssignmentLocations
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
@@ -18,6 +26,7 @@ from ckptool.modules.tensor_info import (
     compute_half_precision_fingerprints,
     describe_tensor,
     get_dtype_name,
+    iter_nested_tensors,
     preview_values,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
@@ -63,9 +72,9 @@ def build_module_info(
     describer = _ModuleDescriber(module_walk, tensors, non_tensors, probe_results)
     saved = list(describer.iter_saved())
     unsaved = sorted(
-        describer.iter_unsaved(), key=lambda module_tensor: _path_sort_key(module_tensor.key)
+        describer.iter_unsaved(), key=lambda module_tensor: natural_sort_key(module_tensor.key)
     )
-    unsearched = [
+    unsearched_paths = [
         Skipped(path, f"containers more than {MAX_DEPTH} deep are not searched")
         for path in module_walk.unsearched_paths
     ]
@@ -77,7 +86,7 @@ def build_module_info(
         none_buffer_writes=_find_none_buffer_writes(module_walk),
         modules={prefix: _describe_class(member) for prefix, member in module_walk.modules},
         hidden_modules=module_walk.hidden_modules,
-        skipped=(*probe_results.skipped, *unsearched),
+        skipped=(*probe_results.skipped, *unsearched_paths),
     )
 
 
@@ -142,7 +151,7 @@ class _ModuleDescriber:
             self._storages.identify_view(tensor): key for key, tensor in tensors.items()
         }
         self._nested_views = {
-            self._storages.identify_view(tensor) for tensor in _iter_tensors(non_tensors, 4)
+            self._storages.identify_view(tensor) for tensor in iter_nested_tensors(non_tensors, 4)
         }
         self._keys_by_storage = self._map_storages_to_keys()
         self._registered_ids = {id(f.value) for f in module_walk.tensors if f.is_registered}
@@ -300,16 +309,6 @@ def _is_floating(value: Any) -> bool:
     return is_floating_dtype(get_dtype_name(value))
 
 
-def _iter_tensors(value: object, depth: int) -> "Iterator[Tensor]":
-    from torch import Tensor
-
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, Mapping | list | tuple):
-        for child in value.values() if isinstance(value, Mapping) else value:
-            yield from _iter_tensors(child, depth - 1)
-
-
 def _is_statistic(found_tensor: FoundTensor, written_at: str) -> bool:
     from torch.nn.modules.batchnorm import _NormBase
 
@@ -359,9 +358,3 @@ def _describe_non_tensor(value: object) -> str:
     if isinstance(value, str | bytes | Mapping | list | tuple | set):
         return f"{name} of {len(value)}"
     return name
-
-
-def _path_sort_key(key: str) -> list[tuple[int, str]]:
-    """Return a sort key for paths in which "2" precedes "10"."""
-    parts = re.split(r"(\d+)", key)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

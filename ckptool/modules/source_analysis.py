@@ -241,7 +241,9 @@ def _classify_methods(
     order: tuple[type, ...], methods: dict[str, list[_MethodSource]]
 ) -> _ClassSource:
     forward = _find_reachable(order, methods, _select_methods(methods, _FORWARD_METHODS))
-    constructing = _find_reachable(order, methods, _select_methods(methods, _CONSTRUCTOR_METHODS))
+    constructor_methods = _find_reachable(
+        order, methods, _select_methods(methods, _CONSTRUCTOR_METHODS)
+    )
     candidates = [
         m
         for overloads in methods.values()
@@ -250,15 +252,17 @@ def _classify_methods(
     ]
     # A helper of the constructor counts as constructor only if no other method calls it.
     later_methods = _find_reachable(
-        order, methods, [m for m in candidates if m not in constructing]
+        order, methods, [m for m in candidates if m not in constructor_methods]
     )
-    mutating = [*forward, *(m for m in later_methods if m not in forward)]
+    mutating_methods = [*forward, *(m for m in later_methods if m not in forward)]
     return _ClassSource(
         forward_methods=forward,
         mutating_methods=[
-            m for m in mutating if m.name not in {*_STATE_TRANSFER_METHODS, *_CONSTRUCTOR_METHODS}
+            m
+            for m in mutating_methods
+            if m.name not in {*_STATE_TRANSFER_METHODS, *_CONSTRUCTOR_METHODS}
         ],
-        constructor_methods=constructing,
+        constructor_methods=constructor_methods,
     )
 
 
@@ -274,16 +278,16 @@ def _find_reachable(
     order: tuple[type, ...], methods: dict[str, list[_MethodSource]], start: list[_MethodSource]
 ) -> list[_MethodSource]:
     """Return `start` and the methods reachable from it by calls on self, nearest first."""
-    reached = list(start)
-    for method in reached:
-        called = _select_methods(
+    reachable_methods = list(start)
+    for method in reachable_methods:
+        called_methods = _select_methods(
             methods, sorted(method.first_reads, key=lambda name: method.first_reads[name])
         )
         bases = order[order.index(method.cls) + 1 :]
         for name in sorted(method.super_calls):
-            called += [m for m in methods.get(name, ()) if m.cls in bases][:1]
-        reached += [m for m in called if m not in reached]
-    return reached
+            called_methods += [m for m in methods.get(name, ()) if m.cls in bases][:1]
+        reachable_methods += [m for m in called_methods if m not in reachable_methods]
+    return reachable_methods
 
 
 def _analyze_method(

@@ -1,7 +1,7 @@
 """torch.Tensor or numpy.ndarray -> TensorInfo, fingerprint and Preview of its elements."""
 
 import ctypes
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
@@ -159,9 +159,9 @@ def compute_half_precision_fingerprints(value: Any) -> dict[str, str]:
         return {}
     converted_tensors = [value.detach().to(dtype) for dtype in (torch.bfloat16, torch.float16)]
     return {
-        get_dtype_name(converted): compute_fingerprint(converted)
-        for converted in converted_tensors
-        if not torch.equal(converted.float(), value)
+        get_dtype_name(converted_tensor): compute_fingerprint(converted_tensor)
+        for converted_tensor in converted_tensors
+        if not torch.equal(converted_tensor.float(), value)
     }
 
 
@@ -320,6 +320,17 @@ def _flatten_array_to_bytes(array: Any) -> "list[Tensor] | None":
     # frombuffer() rejects an empty buffer.
     flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0)
     return [flat.view(torch.uint8)]
+
+
+def iter_nested_tensors(value: object, max_depth: int = 8) -> "Iterator[Tensor]":
+    """Yield the tensors in tuples, lists and mappings nested up to `max_depth` deep, in order."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif max_depth and isinstance(value, tuple | list | Mapping):
+        for child in value.values() if isinstance(value, Mapping) else value:
+            yield from iter_nested_tensors(child, max_depth - 1)
 
 
 def is_constant_fill(module_tensor: ModuleTensor) -> bool:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from ckptool.errors import Interrupted
 from ckptool.modules.assignment_locations import format_location, is_user_file
+from ckptool.phrases import truncate
 
 _MAX_LINE_LENGTH = 300
 
@@ -45,7 +46,7 @@ def format_exception_line(error: BaseException) -> str:
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
     lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
     line = next((line.strip() for line in lines if line.strip()), type(error).__name__)
-    return line if len(line) <= _MAX_LINE_LENGTH else f"{line[:_MAX_LINE_LENGTH]}..."
+    return truncate(line, _MAX_LINE_LENGTH)
 
 
 def _format_user_location(error: BaseException) -> str:

@@ -75,7 +75,7 @@ def join_key(prefix: str, name: str) -> str:
 def list_attributes(module: "nn.Module") -> set[str]:
     """Return the names in the `__dict__` of `module` and its registered names."""
     kinds = (module._parameters, module._buffers, module._modules)  # noqa: SLF001
-    return {*vars(module), *(name for registered in kinds for name, _ in registered.items())}
+    return {*vars(module), *(name for registry in kinds for name, _ in registry.items())}
 
 
 def list_classes_below_module(cls: type) -> tuple[type, ...]:

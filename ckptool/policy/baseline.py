@@ -65,9 +65,9 @@ def read_baseline(path: Path) -> Baseline:
 
 def format_baseline(entries: Iterable[BaselineEntry]) -> str:
     """Format `entries` as the text of a baseline file: sorted, so that it is reproducible."""
-    ordered = sorted(
+    ordered_entries = sorted(
         set(entries),
         key=lambda entry: (entry.path, entry.rule, natural_sort_key(entry.key), entry.fingerprint),
     )
-    encoded = msgspec.json.encode(_BaselineFile(_VERSION, tuple(ordered)))
-    return msgspec.json.format(encoded, indent=2).decode() + "\n"
+    json_text = msgspec.json.encode(_BaselineFile(_VERSION, tuple(ordered_entries)))
+    return msgspec.json.format(json_text, indent=2).decode() + "\n"

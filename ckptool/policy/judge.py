@@ -49,7 +49,7 @@ def judge(
         differs: whether two compared things differ; fails the run even without findings.
         baseline: known findings, which are silenced.
     """
-    kept: list[Finding] = []
+    kept_findings: list[Finding] = []
     silenced: list[SilencedFinding] = []
     policies: dict[str, Policy] = {}
     for finding in findings:
@@ -59,15 +59,15 @@ def judge(
         if not path_policy.reports(finding.rule.code):
             continue
         level = path_policy.level(finding)
-        judged = replace(finding, level=level, fails=path_policy.fails(level))
-        silenced_finding = _silence_finding(judged, policy, baseline)
+        judged_finding = replace(finding, level=level, fails=path_policy.fails(level))
+        silenced_finding = _silence_finding(judged_finding, policy, baseline)
         if silenced_finding is None:
-            kept.append(judged)
+            kept_findings.append(judged_finding)
         else:
             silenced.append(silenced_finding)
-    failed = any(f.fails for f in kept) or (differs and policy.fail_on is not None)
-    exit_code = ExitCode.FAILED if failed else ExitCode.PASSED
-    return Verdict(sort_findings(kept), exit_code, tuple(silenced))
+    has_failed = any(f.fails for f in kept_findings) or (differs and policy.fail_on is not None)
+    exit_code = ExitCode.FAILED if has_failed else ExitCode.PASSED
+    return Verdict(sort_findings(kept_findings), exit_code, tuple(silenced))
 
 
 def _silence_finding(

@@ -8,8 +8,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.model import natural_sort_key
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
-from ckptool.render.text import FoldedItems, fold_by_pattern, format_count, replace_layer_numbers
+from ckptool.render.text import FoldedItems, fold_by_pattern, replace_layer_numbers
 from ckptool.reports.common import FindingReport, SilencedReport, SkippedReport
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ class VerdictBlock(Struct, frozen=True):
     """The verdict: the first line of a report."""
 
     text: str
-    failed: bool
+    has_failed: bool
 
 
 class LinesBlock(Struct, frozen=True):
@@ -139,7 +140,7 @@ def build_findings_blocks(
     levels = {
         level: sum(f.level == level for f in findings) for level in ("error", "warning", "note")
     }
-    summary = ", ".join(format_count(n, level) for level, n in levels.items() if n)
+    summary = ", ".join(pluralize(n, level) for level, n in levels.items() if n)
     finding_groups = fold_unless_verbose(((f.key, (f.code, f.level), f) for f in findings), options)
     prefix = f"{path}: " if path else ""
     yield FindingsBlock(
@@ -213,11 +214,11 @@ def build_table(
     """
     table_columns = [Column(c) if isinstance(c, str) else c for c in columns]
     informative = _select_informative_columns(table_columns, rows)
-    shown, more = _limit_rows(rows, options)
+    shown_rows, more = _limit_rows(rows, options)
     return TableBlock(
         title,
         tuple(table_columns[i] for i in informative),
-        tuple(tuple(row[i] for i in informative) for row in shown),
+        tuple(tuple(row[i] for i in informative) for row in shown_rows),
         more,
     )
 
@@ -227,11 +228,11 @@ def build_tree(
 ) -> TreeBlock:
     """Build the tree, without uninformative columns and rows beyond `MAX_TABLE_ROWS`."""
     informative = _select_informative_columns(columns, [row.cells for row in rows if row.key])
-    shown, more = _limit_rows(rows, options)
+    shown_rows, more = _limit_rows(rows, options)
     return TreeBlock(
         title,
         tuple(columns[i] for i in informative),
-        tuple(replace(row, cells=tuple(row.cells[i] for i in informative)) for row in shown),
+        tuple(replace(row, cells=tuple(row.cells[i] for i in informative)) for row in shown_rows),
         more,
     )
 
@@ -247,6 +248,9 @@ def _select_informative_columns(
 
 
 def _limit_rows(rows: Sequence[T], options: RenderOptions) -> tuple[Sequence[T], str]:
-    shown = rows if options.verbosity > 0 else rows[:MAX_TABLE_ROWS]
-    omitted = len(rows) - len(shown)
-    return shown, f"... and {omitted:,} more rows (-v shows all)" if omitted else ""
+    shown_rows = rows if options.verbosity > 0 else rows[:MAX_TABLE_ROWS]
+    omitted_count = len(rows) - len(shown_rows)
+    return (
+        shown_rows,
+        f"... and {omitted_count:,} more rows (-v shows all)" if omitted_count else "",
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from ckptool.locations import is_remote
-from ckptool.render.text import make_printable
+from ckptool.phrases import make_printable
 from ckptool.render.views import digest
 from ckptool.reports.audit import AuditReport
 from ckptool.reports.common import FindingReport

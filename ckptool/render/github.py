@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.ci_results import (
     LocatedFinding,
@@ -12,7 +13,6 @@ from ckptool.render.ci_results import (
     list_errors,
     make_relative,
 )
-from ckptool.render.text import make_printable
 from ckptool.reports.audit import AuditReport
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import json
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.ci_results import (
     LocatedFinding,
@@ -14,7 +15,6 @@ from ckptool.render.ci_results import (
     list_errors,
     make_relative,
 )
-from ckptool.render.text import make_printable
 
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport

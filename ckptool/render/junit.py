@@ -6,6 +6,7 @@ from xml.etree.ElementTree import tostring
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
+from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.ci_results import (
     LocatedFinding,
@@ -15,7 +16,6 @@ from ckptool.render.ci_results import (
     iter_located_findings,
     list_errors,
 )
-from ckptool.render.text import make_printable
 from ckptool.reports.gate import GateReport
 from ckptool.rules import RULES
 

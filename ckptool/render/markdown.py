@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, assert_never
 
+from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     FindingsBlock,
@@ -12,7 +13,6 @@ from ckptool.render.blocks import (
     TreeBlock,
     VerdictBlock,
 )
-from ckptool.render.text import make_printable
 from ckptool.render.views import build_blocks
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from ckptool.locations import is_remote
+from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.ci_results import (
     LocatedFinding,
@@ -15,7 +16,6 @@ from ckptool.render.ci_results import (
     iter_located_findings,
     list_errors,
 )
-from ckptool.render.text import make_printable
 from ckptool.rules import RULES
 from ckptool.versions import NOT_INSTALLED, get_installed_version
 

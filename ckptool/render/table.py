@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from tabulate import tabulate
 
+from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     Column,
@@ -19,7 +20,6 @@ from ckptool.render.blocks import (
     VerdictBlock,
 )
 from ckptool.render.column_widths import COLUMN_GAP, fit_columns, measure_column_widths
-from ckptool.render.text import make_printable
 from ckptool.render.views import build_blocks
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
     for block in build_blocks(report, options):
         match block:
             case VerdictBlock():
-                tone = "failed" if block.failed else "passed"
+                tone = "failed" if block.has_failed else "passed"
                 lines = _wrap_text(make_printable(block.text), 0, options)
                 parts.append("\n".join(_color_text(line, tone, options) for line in lines))
             case LinesBlock():
@@ -165,8 +165,10 @@ def _iter_same_fix_lines(findings: list[FoldedFinding], options: RenderOptions) 
         lines = _wrap_text(make_printable(finding.message), len(label), options)
         yield _color_text(label, finding.level, options) + lines[0]
         yield from (" " * len(label) + line for line in lines[1:])
-    omitted = len(findings) - len(shown_findings)
-    omitted_note = (f"... and {omitted} more {first.code} (-v shows all)",) if omitted else ()
+    omitted_count = len(findings) - len(shown_findings)
+    omitted_note = (
+        (f"... and {omitted_count} more {first.code} (-v shows all)",) if omitted_count else ()
+    )
     for text in (*omitted_note, f"fix: {first.fix}"):
         yield from (
             " " * len(label) + line

@@ -1,4 +1,4 @@
-"""Format sizes, counts and keys as short text that is safe to print."""
+"""Format sizes and keys as short text."""
 
 import re
 from collections.abc import Iterable
@@ -8,28 +8,6 @@ from msgspec import Struct
 
 T = TypeVar("T")
 
-_SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
-
-def make_printable(text: str) -> str:
-    """Escape unprintable characters: control characters, bidi marks, surrogates."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escape_character(c) for c in text)
-
-
-def _escape_character(character: str) -> str:
-    if character in _SHORT_ESCAPES:
-        return _SHORT_ESCAPES[character]
-    number = ord(character)
-    return (
-        f"\\x{number:02x}"
-        if number < 0x100
-        else f"\\u{number:04x}"
-        if number < 0x10000
-        else f"\\U{number:08x}"
-    )
-
 
 def format_size(nbytes: int) -> str:
     """Format bytes in B, KiB or MiB; no larger units, so that columns compare at a glance."""
@@ -38,11 +16,6 @@ def format_size(nbytes: int) -> str:
     if nbytes < 1 << 20:
         return f"{nbytes / (1 << 10):.1f} KiB"
     return f"{nbytes / (1 << 20):,.1f} MiB"
-
-
-def format_count(number: int, noun: str) -> str:
-    """Format a count and its noun: "1 key", "2 keys", "1,000 keys"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def truncate_middle(text: str, width: int) -> str:

@@ -5,6 +5,7 @@ from msgspec import Struct
 from ckptool.compare.explain_key import explain_module_key
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Skipped
+from ckptool.phrases import join_limited, quote_code
 from ckptool.policy import Verdict
 from ckptool.reports.common import (
     FactReport,
@@ -113,16 +114,13 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
         return format_load_failure(diff)
     serious_findings = [f for f in verdict.findings if f.level >= Level.WARNING]
     if not serious_findings and diff.retied_keys:
-        first, *remaining = diff.retied_keys
-        names = f"`{first}`" + (f" and {len(remaining)} more" if remaining else "")
+        names = join_limited(diff.retied_keys, 1, quote_code)
         return f"loads with safetensors.torch.load_model, which ties {names} again"
     if not serious_findings:
         return _format_strict_load(diff)
     unsaved_keys = {f.key for f in serious_findings if f.rule.family is RuleFamily.MODULE_STATE}
     if unsaved_keys:
-        names = ", ".join(f"`{k}`" for k in sorted(unsaved_keys)[:3]) + (
-            " ..." if len(unsaved_keys) > 3 else ""
-        )
+        names = join_limited(sorted(unsaved_keys), 3, quote_code, more=" ...")
         return f"loads, but {names} {'is' if len(unsaved_keys) == 1 else 'are'} not saved with it"
     load_findings = [f for f in serious_findings if f.rule.family is not RuleFamily.CONTAINER]
     return f"loads, but {load_findings[0].summary}" if load_findings else _format_strict_load(diff)

@@ -8,6 +8,7 @@ from msgspec import Struct
 from ckptool.compare.contract import ContractDiff, FixtureResult
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Checkpoint, Skipped
+from ckptool.phrases import pluralize
 from ckptool.policy import ExitCode, Verdict
 from ckptool.policy.resolve import PolicySetting
 from ckptool.reports.common import (
@@ -19,7 +20,6 @@ from ckptool.reports.common import (
     build_silenced_reports,
     build_skipped_reports,
 )
-from ckptool.reports.words import pluralize
 from ckptool.rules.policy_requirements import POLICY_ISSUE_CODES
 from ckptool.verification.result import GoldenReplay
 
@@ -205,7 +205,7 @@ def _format_level_counts(finding_reports: list[FindingReport]) -> str:
         level: sum(f.level == level for f in finding_reports)
         for level in ("error", "warning", "note")
     }
-    return ", ".join(pluralize(n, word) for word, n in counts.items() if n)
+    return ", ".join(pluralize(n, word, "") for word, n in counts.items() if n)
 
 
 def _format_gate_verdict(
@@ -224,9 +224,9 @@ def _format_gate_verdict(
     )
     noun = "module" if all_modules else "checkpoint"
     is_single_module = total == 1 and all_modules
-    subject = "the module" if is_single_module else pluralize(total, noun)
+    subject = "the module" if is_single_module else pluralize(total, noun, "")
     silenced_text = (
-        f", {pluralize(silenced_count, 'finding')} waived or known" if silenced_count else ""
+        f", {pluralize(silenced_count, 'finding', '')} waived or known" if silenced_count else ""
     )
     if exit_code == ExitCode.PASSED:
         level_counts = _format_level_counts(list(finding_reports))

@@ -13,9 +13,9 @@ from ckptool.compare.contract import (
     iter_entry_differences,
 )
 from ckptool.model import Skipped
+from ckptool.phrases import pluralize
 from ckptool.policy import Verdict
 from ckptool.reports.common import Report, build_finding_reports, build_skipped_reports
-from ckptool.reports.words import pluralize
 
 
 class DifferenceReport(Struct, frozen=True, kw_only=True):
@@ -119,7 +119,7 @@ def _format_lock_verdict(outcome: LockOutcome, difference_count: int) -> str:
     if outcome.golden:
         return "recorded"
     difference_text = (
-        pluralize(difference_count, "difference") if difference_count else "of another name"
+        pluralize(difference_count, "difference", "") if difference_count else "of another name"
     )
     if outcome.contract_diff is None:
         return "locked"

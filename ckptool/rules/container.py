@@ -126,10 +126,10 @@ def find_unavailable_classes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     from ckptool.modules.class_lookup import class_exists
 
     packages: dict[str, list[str]] = {}
-    for qualified in sorted(names):
-        module, _, name = qualified.rpartition(".")
+    for qualified_name in sorted(names):
+        module, _, name = qualified_name.rpartition(".")
         if module == "__main__" or class_exists(module, name, (Path.cwd(),)) is False:
-            packages.setdefault(module.partition(".")[0], []).append(qualified)
+            packages.setdefault(module.partition(".")[0], []).append(qualified_name)
     for package, class_names in packages.items():
         yield hit(
             class_names[0],

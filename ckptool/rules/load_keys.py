@@ -1,13 +1,14 @@
 """ModuleDiff -> hits: missing and unexpected keys, one by one (CK201-CK220)."""
 
-import shlex
 from collections.abc import Iterator
 from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected
 from ckptool.compare.checkpoint_diff import CheckpointDiff
+from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import Constancy, Kind, ModuleTensor
+from ckptool.model import Kind, ModuleTensor
+from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -41,17 +42,6 @@ def _build_missing_facts(module_tensor: ModuleTensor) -> dict[str, object]:
         "constancy": str(module_tensor.constancy),
         "where": module_tensor.assigned_at,
     }
-
-
-def _format_migrate_command(diff: ModuleDiff) -> str:
-    """Return the `ckptool migrate` command that writes a loadable file."""
-    path = shlex.quote(str(diff.checkpoint.path))
-    return f"ckptool migrate {path} -o NEW -m {diff.module.target}"
-
-
-def _is_recomputable(module_tensor: ModuleTensor) -> bool:
-    """Whether the constructor makes the same value every time and training does not change it."""
-    return module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_statistic
 
 
 @check(
@@ -105,20 +95,12 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
 )
 def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
     for module_tensor in _unexplained_missing(diff):
-        if module_tensor.kind is Kind.BUFFER and not _is_recomputable(module_tensor):
+        if module_tensor.kind is Kind.BUFFER and not module_tensor.is_recomputable:
             yield hit(
                 module_tensor.key,
-                origin=_describe_origin(module_tensor),
+                origin=describe_origin(module_tensor),
                 **_build_missing_facts(module_tensor),
             )
-
-
-def _describe_origin(module_tensor: ModuleTensor) -> str:
-    if module_tensor.is_statistic:
-        return "training changes"
-    if module_tensor.constancy is Constancy.RANDOM:
-        return "is random on every construction"
-    return "is not known to be the same on every construction"
 
 
 @check(
@@ -145,12 +127,12 @@ def _describe_origin(module_tensor: ModuleTensor) -> str:
 )
 def find_missing_recomputable_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
     for module_tensor in _unexplained_missing(diff):
-        if module_tensor.kind is Kind.BUFFER and _is_recomputable(module_tensor):
+        if module_tensor.kind is Kind.BUFFER and module_tensor.is_recomputable:
             in_file = module_tensor.key in diff.state.unsaved_tensors
             kept_clause = (
                 "'s state_dict, but among the pickled module's attributes" if in_file else ""
             )
-            command = _format_migrate_command(diff)
+            command = format_migrate_command(diff)
             yield hit(
                 module_tensor.key,
                 kept=kept_clause,
@@ -250,7 +232,7 @@ def find_redundant_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
     for change in _unexplained_unexpected(diff):
         if _matches_unsaved_value(diff, change.key) is True:
             kind = str(diff.module.tensors[change.key].kind)
-            yield hit(change.key, kind=kind, command=_format_migrate_command(diff))
+            yield hit(change.key, kind=kind, command=format_migrate_command(diff))
 
 
 @check(
@@ -315,7 +297,7 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
         count=len(rewrite.key_map),
         what=" and ".join(steps),
         code=_format_rewrite_code(removed, rewrite.added_prefix),
-        command=_format_migrate_command(diff),
+        command=format_migrate_command(diff),
         removed=removed,
         added=rewrite.added_prefix,
     )
@@ -365,7 +347,7 @@ def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
             (file_key,),
             found=file_key,
             how=evidence,
-            command=_format_migrate_command(diff),
+            command=format_migrate_command(diff),
         )
 
 
@@ -480,9 +462,7 @@ def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         if module_tensor.kind is Kind.BUFFER
     ]
     learnt_keys = [
-        module_tensor.key
-        for module_tensor in buffers
-        if module_tensor.is_statistic or module_tensor.constancy is not Constancy.CONSTANT
+        module_tensor.key for module_tensor in buffers if not module_tensor.is_recomputable
     ]
     missing = {key for key in diff.missing_keys if key in saved_tensors}
     is_complete = diff.coverage == 1.0 and not diff.shape_mismatches

@@ -10,6 +10,7 @@ from msgspec import Struct
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
 from ckptool.model import Checkpoint, Container
+from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -98,12 +99,9 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
 def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
     if release.requirements.strict is False or not release.unmatched_keys:
         return
-    quoted_keys = [f"`{key}`" for key in release.unmatched_keys[:3]]
-    remaining = len(release.unmatched_keys) - len(quoted_keys)
-    more_clause = f" and {remaining} more" if remaining else ""
-    count = len(release.unmatched_keys)
-    verb = "does" if count == 1 else "do"
-    yield hit("", keys=f"{', '.join(quoted_keys)}{more_clause} {verb} not match the module")
+    keys = join_limited(release.unmatched_keys, 3, quote_code)
+    verb = "does" if len(release.unmatched_keys) == 1 else "do"
+    yield hit("", keys=f"{keys} {verb} not match the module")
 
 
 @check(
@@ -122,14 +120,14 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
     ),
 )
 def find_forbidden_dtypes(release: ReleaseCandidate) -> Iterator[RuleHit]:
-    allowed = release.requirements.dtypes
-    if allowed is None:
+    allowed_dtypes = release.requirements.dtypes
+    if allowed_dtypes is None:
         return
     for state in release.checkpoint.states:
         for key, tensor in state.tensors.items():
-            if not _matches_any_glob(tensor.dtype, allowed):
+            if not _matches_any_glob(tensor.dtype, allowed_dtypes):
                 full_key = f"{state.at}.{key}" if state.at else key
-                yield hit(full_key, dtype=tensor.dtype, allowed=", ".join(allowed))
+                yield hit(full_key, dtype=tensor.dtype, allowed=", ".join(allowed_dtypes))
 
 
 @check(
@@ -194,12 +192,12 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
     ),
 )
 def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
-    allowed = release.requirements.globals
-    if allowed is None:
+    allowed_globals = release.requirements.globals
+    if allowed_globals is None:
         return
     places_by_name = {use.qualified_name: use.at for use in reversed(release.checkpoint.globals)}
     for name in sorted(places_by_name):
-        if not _matches_any_glob(name, allowed):
+        if not _matches_any_glob(name, allowed_globals):
             at_clause = f" at `{places_by_name[name]}`" if places_by_name[name] else ""
             yield hit(name, name=name, at=at_clause)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Checkpoint, group_by_storage, tied_keys
+from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -65,7 +66,7 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
                 saved_keys[0],
                 Level.NOTE,
                 saved_keys,
-                others=_quote_keys(tuple(saved_keys[1:])),
+                others=", ".join(map(quote_code, saved_keys[1:])),
                 who="the file",
                 effect=", and the module holds them apart: they load equal and train apart",
                 remedy=(
@@ -74,10 +75,6 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
                 ),
                 keys=saved_keys,
             )
-
-
-def _quote_keys(keys: tuple[str, ...]) -> str:
-    return ", ".join(f"`{key}`" for key in keys)
 
 
 @check(
@@ -109,7 +106,7 @@ def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             is_tied = tied_keys(group) == (tuple(keys),)
             yield hit(
                 keys[0],
-                others=", ".join(f"`{key}`" for key in keys[1:4]) + (" ..." if keys[4:] else ""),
+                others=join_limited(keys[1:], 3, quote_code, more=" ..."),
                 how="they are one tensor (tied)" if is_tied else "they are views of it",
                 keys=keys,
             )

@@ -6,6 +6,7 @@ from math import inf
 from typing import Final
 
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.renames import WRAPPERS
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.tensors.checkpoint_statistics import CheckpointStatistics
 from ckptool.tensors.statistics import TensorStatistics
@@ -18,7 +19,7 @@ _HUGE_MAGNITUDE, _LARGE_MAGNITUDE, _TINY_MAGNITUDE = 1e30, 1e10, 1e-30
 _GARBAGE_DTYPES: Final = frozenset(["float32", "bfloat16", "float64", "complex64", "complex128"])
 """Dtypes checked by CK405. Not float16: it ends at 65504 and is denormal below 6e-5."""
 _MEAN, _VARIANCE, _BATCHES = "running_mean", "running_var", "num_batches_tracked"
-_WRAPPER_SEGMENTS: Final = frozenset(["module", "model", "shadow", "state_dict", "_orig_mod"])
+_WRAPPER_SEGMENTS: Final = frozenset([*WRAPPERS, "model", "shadow", "state_dict"])
 """Key segments that wrap the averaged model within the state of an EMA."""
 _StatisticKeys = tuple[str, ...]
 

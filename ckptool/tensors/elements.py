@@ -2,15 +2,13 @@
 
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Final, Self
 
 from msgspec.structs import replace
 
-from ckptool.formats.files.source import ByteSource, open_source
-from ckptool.locations import Location, resolve_in
+from ckptool.formats.files.source import SourceCache
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
 from ckptool.tensors.strides import (
     REGION,
@@ -54,11 +52,10 @@ def unreadable_reason(tensor: TensorInfo) -> str:
 
 
 class OpenFiles:
-    """Open files of one thread: at most _MAX_OPEN_FILES, the least recently used closed first."""
+    """Reads spans for one thread, with its open files and its buffers."""
 
     def __init__(self, folder: Path = Path()) -> None:
-        self._open_sources: dict[Location, tuple[ByteSource, ExitStack]] = {}
-        self._folder = folder
+        self._sources = SourceCache(_MAX_OPEN_FILES, folder)
         self._buffers = [bytearray(), bytearray()]
         """Reused: allocating a buffer per read costs more than the read."""
 
@@ -66,11 +63,10 @@ class OpenFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._open_sources:
-            self._close_oldest()
+        self._sources.close()
 
     def read_span(self, span: Span) -> bytes:
-        return self._get_source(span).read(span.offset, span.nbytes)
+        return self._sources.get_source(span.path).read(span.offset, span.nbytes)
 
     def equal_spans(self, first: Span, second: Span) -> bool:
         """Whether two spans of equal length, at most CHUNK bytes, have the same bytes."""
@@ -84,23 +80,9 @@ class OpenFiles:
     def _fill_buffer(self, span: Span, buffer_index: int) -> bytearray:
         if len(self._buffers[buffer_index]) != span.nbytes:
             self._buffers[buffer_index] = bytearray(span.nbytes)
-        self._get_source(span).read_into(memoryview(self._buffers[buffer_index]), span.offset)
+        source = self._sources.get_source(span.path)
+        source.read_into(memoryview(self._buffers[buffer_index]), span.offset)
         return self._buffers[buffer_index]
-
-    def _get_source(self, span: Span) -> ByteSource:
-        entry = self._open_sources.pop(span.path, None) or self._open_path(span.path)
-        self._open_sources[span.path] = entry
-        return entry[0]
-
-    def _open_path(self, path: Location) -> tuple[ByteSource, ExitStack]:
-        if len(self._open_sources) >= _MAX_OPEN_FILES:
-            self._close_oldest()
-        stack = ExitStack()
-        return stack.enter_context(open_source(resolve_in(self._folder, path))), stack
-
-    def _close_oldest(self) -> None:
-        _, stack = self._open_sources.pop(next(iter(self._open_sources)))
-        stack.close()
 
 
 def has_component_tensors(tensor: TensorInfo) -> bool:
@@ -167,8 +149,8 @@ def _to_little_endian(tensor: TensorInfo, pieces: Iterable[bytes]) -> Iterator[b
 
 
 def _chunks_unreadable_reason(tensor: TensorInfo) -> str:
-    nested = any(part.tensor.parts for part in tensor.parts)
-    if nested or not _covers_shape(_placed_chunks(tensor), tensor.shape):
+    has_nested_parts = any(part.tensor.parts for part in tensor.parts)
+    if has_nested_parts or not _covers_shape(_placed_chunks(tensor), tensor.shape):
         return "its chunks do not tile it row by row"
     return next((reason for part in tensor.parts if (reason := unreadable_reason(part.tensor))), "")
 

@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ckptool.model import DTYPE_BITS, Span, TensorInfo
-from ckptool.tensors import elements as reading
+from ckptool.tensors import elements
 from ckptool.tensors.batch_runner import JOBS, BatchRunner
 from ckptool.tensors.elements import (
     OpenFiles,
@@ -89,7 +89,7 @@ def _are_equal(a: TensorInfo, b: TensorInfo, files: OpenFiles) -> bool | None:
         return _are_spans_equal(*spans, files)
     if unreadable_reason(a) or unreadable_reason(b):
         return None
-    streams = (_iter_blocks(iter_elements_from(tensor, files), reading.CHUNK) for tensor in (a, b))
+    streams = (_iter_blocks(iter_elements_from(tensor, files), elements.CHUNK) for tensor in (a, b))
     blocks = zip_longest(*streams)
     return all(x == y for x, y in blocks)
 
@@ -105,7 +105,7 @@ def _are_components_equal(a: TensorInfo, b: TensorInfo, files: OpenFiles) -> boo
 def _are_spans_equal(a: Span, b: Span, files: OpenFiles) -> bool:
     if a == b:
         return True
-    chunk_pairs = zip(split_span(a, reading.CHUNK), split_span(b, reading.CHUNK), strict=True)
+    chunk_pairs = zip(split_span(a, elements.CHUNK), split_span(b, elements.CHUNK), strict=True)
     return all(files.equal_spans(first, second) for first, second in chunk_pairs)
 
 

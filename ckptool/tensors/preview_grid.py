@@ -1,19 +1,13 @@
 """Shape, dtype and bytes -> Preview: a subsampled 2-d grid of a tensor's values."""
 
-import struct
 from collections.abc import Sequence
 from typing import Final
 
 from ckptool.model import Preview
+from ckptool.tensors.numbers import decode_numbers
 
 MAX_SIDE: Final = 64
 """Maximum rows and columns of a preview; larger dimensions are subsampled with a stride."""
-
-
-_STRUCT_CODES: Final = {
-    "float64": "d", "float32": "f", "float16": "e", "bool": "B", "uint8": "B", "int8": "b",
-    "int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
-}  # fmt: skip
 
 
 def preview_strides(shape: Sequence[int]) -> tuple[int, ...] | None:
@@ -47,7 +41,7 @@ def build_preview(shape: Sequence[int], dtype: str, data: bytes) -> Preview | No
     Returns:
         None if the dtype cannot be decoded, or the tensor has fewer than two elements.
     """
-    steps, values = preview_strides(shape), decode_numbers(dtype, data)
+    steps, values = preview_strides(shape), _decode(data, dtype)
     if steps is None or values is None:
         return None
     columns = [-(-size // step) for size, step in zip(shape, steps, strict=True) if step][-1]
@@ -55,17 +49,8 @@ def build_preview(shape: Sequence[int], dtype: str, data: bytes) -> Preview | No
     return Preview(rows, is_complete=_shows_every_element(shape, steps))
 
 
-def decode_numbers(dtype: str, data: bytes) -> tuple[float, ...] | None:
-    """Return the elements as numbers; None if the dtype cannot be decoded without torch."""
-    if dtype == "bfloat16":
-        halves = struct.unpack(f"<{len(data) // 2}H", data)
-        return struct.unpack(
-            f"<{len(halves)}f", struct.pack(f"<{len(halves)}I", *(h << 16 for h in halves))
-        )
-    code = _STRUCT_CODES.get(dtype)
-    if code is None:
-        return None
-    return struct.unpack(f"<{len(data) // struct.calcsize(f'<{code}')}{code}", data)
+def _decode(data: bytes, dtype: str) -> tuple[float, ...] | None:
+    return decode_numbers(data, "uint8" if dtype == "bool" else dtype)
 
 
 def _shows_every_element(shape: Sequence[int], steps: Sequence[int]) -> bool:

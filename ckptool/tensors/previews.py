@@ -34,15 +34,15 @@ def read_preview(tensor: TensorInfo) -> Preview | None:
     steps = preview_grid.preview_strides(tensor.shape)
     if steps is None or tensor.layout != "strided" or tensor.nbytes > _MAX_NBYTES:
         return None
-    subsampled = replace(
+    subsampled_tensor = replace(
         tensor,
         shape=tuple(-(-n // s) for n, s in zip(tensor.shape, steps, strict=True) if s),
         stride=tuple(n * s for n, s in zip(tensor.stride, steps, strict=True) if s),
     )
-    if unreadable_reason(subsampled):
+    if unreadable_reason(subsampled_tensor):
         return None
     return preview_grid.build_preview(
-        tensor.shape, tensor.dtype, b"".join(iter_elements(subsampled))
+        tensor.shape, tensor.dtype, b"".join(iter_elements(subsampled_tensor))
     )
 
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 from ckptool.model import DTYPE_BITS, TensorInfo
 from ckptool.tensors.elements import iter_elements, unreadable_reason
 from ckptool.tensors.fingerprint import fingerprint_chunks
+from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,8 +133,8 @@ def measure_cast(tensor: TensorInfo, dtype: str) -> CastEffect | None:
     numel = changed_count = overflowed_count = 0
     max_relative_change = 0.0
     for numbers in _iter_numbers(tensor):
-        converted = numbers.to(target)
-        round_trip, original = converted.to(numbers.dtype), numbers
+        cast_numbers = numbers.to(target)
+        round_trip, original = cast_numbers.to(numbers.dtype), numbers
         changed_mask = (original != round_trip) & ~(original.isnan() & round_trip.isnan())
         numel += original.numel()
         changed_count += int(changed_mask.sum())
@@ -141,7 +142,9 @@ def measure_cast(tensor: TensorInfo, dtype: str) -> CastEffect | None:
             continue
         finite_mask = original.isfinite()
         if target.is_floating_point:
-            overflowed_count += int((finite_mask & ~converted.to(torch.float64).isfinite()).sum())
+            overflowed_count += int(
+                (finite_mask & ~cast_numbers.to(torch.float64).isfinite()).sum()
+            )
         x, y = (values[changed_mask & finite_mask].double() for values in (original, round_trip))
         relative_change = ((y - x).abs() / x.abs()).nan_to_num(0.0, 0.0, 0.0)
         max_relative_change = max(
@@ -156,15 +159,9 @@ def half_precision_fingerprints(tensor: TensorInfo, dtypes: Iterable[str]) -> di
 
     fingerprints: dict[str, str] = {}
     for dtype in dtypes:
-        pieces = (_tensor_bytes(n.to(getattr(torch, dtype))) for n in _iter_numbers(tensor))
+        pieces = (copy_tensor_bytes(n.to(getattr(torch, dtype))) for n in _iter_numbers(tensor))
         fingerprints[dtype] = fingerprint_chunks(dtype, tensor.shape, pieces)
     return fingerprints
-
-
-def _tensor_bytes(tensor: "Tensor") -> bytes:
-    from ctypes import string_at
-
-    return string_at(tensor.data_ptr(), tensor.numel() * tensor.itemsize)
 
 
 def _is_computable_dtype(dtype: str) -> bool:

@@ -56,7 +56,7 @@ def iter_view_bytes(read: ReadWords, steps: Steps, start: int, word_nbytes: int)
     by_stride = sorted(range(len(steps)), key=lambda axis: -steps[axis][1])
     if compute_extent(steps) * word_nbytes <= REGION or by_stride == list(range(len(steps))):
         return _iter_gathered_bytes(read, steps, start, word_nbytes)
-    gathered = b"".join(
+    gathered_bytes = b"".join(
         _iter_gathered_bytes(read, [steps[axis] for axis in by_stride], start, word_nbytes)
     )
     innermost_first = by_stride[::-1]
@@ -64,7 +64,9 @@ def iter_view_bytes(read: ReadWords, steps: Steps, start: int, word_nbytes: int)
     dense_strides = dict(zip(innermost_first, dense, strict=False))
     transposed_steps = [(size, dense_strides[axis]) for axis, (size, _) in enumerate(steps)]
     return _join_rows(
-        _iter_word_rows(memoryview(gathered).cast(WORD_CODES[word_nbytes]), transposed_steps, 0)
+        _iter_word_rows(
+            memoryview(gathered_bytes).cast(WORD_CODES[word_nbytes]), transposed_steps, 0
+        )
     )
 
 

@@ -57,10 +57,10 @@ def find_matching_spans(a: TensorInfo, b: TensorInfo) -> tuple[Span, Span] | Non
 
 def find_digestible_span(tensor: TensorInfo) -> Span | None:
     """Return the span of the elements if its bytes are what is digested, in order; or None."""
-    unwrapped = unwrap_single_chunk(tensor)
+    plain_tensor = unwrap_single_chunk(tensor)
     return (
-        contiguous_span(unwrapped)
-        if unwrapped.is_contiguous and not needs_byteswap(unwrapped)
+        contiguous_span(plain_tensor)
+        if plain_tensor.is_contiguous and not needs_byteswap(plain_tensor)
         else None
     )
 

@@ -1,6 +1,5 @@
 """ForwardPass, the result of one forward pass on any device; Inputs; seeding."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ckptool.modules.build import seed_generators
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.verification.pytree import tree_map
 from ckptool.verification.result import DeviceMismatch
@@ -66,18 +66,3 @@ def prepare_forward(module: nn.Module, *, training: bool = False) -> Iterator[No
         for member, mode in old_modes:
             # Not train(): it recurses, and a user's override may do more than set the flag.
             member.training = mode
-
-
-def seed_generators(value: int) -> None:
-    """Seed the generators of Python and torch, of CUDA if initialized, of numpy if imported."""
-    import random
-
-    random.seed(value)
-    # Not torch.manual_seed(): it also queues a seed for a CUDA that is not initialized yet.
-    torch.default_generator.manual_seed(value)
-    is_cuda_initialized: Callable[[], bool] = torch.cuda.is_initialized
-    if is_cuda_initialized():
-        torch.cuda.manual_seed_all(value)
-    numpy = sys.modules.get("numpy")
-    if numpy:
-        numpy.random.seed(value)

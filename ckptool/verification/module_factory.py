@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ckptool.errors import ModuleError
-from ckptool.modules.build import preserve_random_state
+from ckptool.modules.build import preserve_random_state, seed_generators
 from ckptool.modules.import_target import (
     ModuleSpec,
     bind_arguments,
@@ -19,7 +19,6 @@ from ckptool.modules.import_target import (
     resolve_target,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.verification.forward_pass import seed_generators
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from ckptool.phrases import join_limited
 from ckptool.verification.pytree import is_comparable, iter_leaves
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
@@ -74,9 +75,8 @@ def compare_leaves(
             for path in (*expected, *actual)
             if (path in actual) != (path in expected)
         ]
-        reason = (
-            f"the outputs have other parts: {', '.join(differing_paths[:3]) or 'another order'}"
-        )
+        parts = join_limited(differing_paths, 3, more="") or "another order"
+        reason = f"the outputs have other parts: {parts}"
         return OutputDifference(
             is_exact=False,
             is_close=False,

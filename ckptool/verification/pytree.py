@@ -31,7 +31,10 @@ def iter_leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[st
 
 
 def tree_map(value: Any, transform: Callable[[Tensor], Tensor]) -> Any:
-    """Apply `transform` to every tensor in nested tuples, lists, dicts and dataclasses."""
+    """Apply `transform` to every tensor in nested tuples, lists, dicts and dataclasses.
+
+    torch.utils._pytree would pass over dataclasses that are not registered with it.
+    """
     if isinstance(value, Tensor):
         return transform(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -7,6 +7,7 @@ from torch import nn
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, Skipped
+from ckptool.phrases import join_limited, quote_code
 from ckptool.verification import inputs as input_sources
 from ckptool.verification import pickled_attributes
 from ckptool.verification.backends import cpu
@@ -176,8 +177,7 @@ def _with_origin_details(
 
 
 def _format_keys(keys: tuple[str, ...]) -> str:
-    suffix = f" and {len(keys) - _MAX_SHOWN} more" if len(keys) > _MAX_SHOWN else ""
-    return ", ".join(f"`{key}`" for key in keys[:_MAX_SHOWN]) + suffix
+    return join_limited(keys, _MAX_SHOWN, quote_code)
 
 
 def _with_assignment(mismatch: DeviceMismatch, module_diff: ModuleDiff) -> DeviceMismatch:

@@ -291,10 +291,10 @@ def _read_stored_arguments(module: nn.Module) -> Mapping[str, object] | None:
         }
         if "config" in parameters and "config" not in arguments and hasattr(module, "config"):
             arguments["config"] = module.config
-    required = {
+    required_parameters = {
         name for name, parameter in parameters.items() if parameter.default is parameter.empty
     }
-    return arguments if required <= arguments.keys() else None
+    return arguments if required_parameters <= arguments.keys() else None
 
 
 def _list_constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter] | None:

@@ -11,23 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_runs import LINEAR, run_and_list_heavy_imports
+from files import save
 from paths import ROOT
 from torch import nn
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 3\n"
-
-
-def save(path: Path, content) -> Path:
-    torch.save(content, path)
-    return path
-
-
-@pytest.fixture
-def linear(tmp_path):
-    return save(tmp_path / "linear.pth", nn.Linear(2, 3).state_dict())
-
-
-MODULE = ("-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")
 
 
 def test_the_readmes_first_command(ckptool):
@@ -37,8 +26,8 @@ def test_the_readmes_first_command(ckptool):
     assert ran.err == ""
 
 
-def test_a_clean_diff_exits_0(ckptool, linear):
-    ran = ckptool("diff", linear, *MODULE)
+def test_a_clean_diff_exits_0(run_command, linear):
+    ran = run_command("diff", linear, *LINEAR)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("loads strictly\n")
 
@@ -70,11 +59,11 @@ def test_inspect_needs_no_terminal_and_prints_aligned_columns(ckptool, linear):
 )
 @pytest.mark.parametrize("command", ["inspect", "diff"])
 def test_what_cannot_be_read_ends_in_one_line_and_exit_2(
-    ckptool, tmp_path, command, name, make, said
+    run_command, tmp_path, command, name, make, said
 ):
     path = tmp_path / name
     make(path)
-    ran = ckptool(command, path, *(MODULE if command == "diff" else ()))
+    ran = run_command(command, path, *(LINEAR if command == "diff" else ()))
     assert ran.code == 2
     assert ran.out == ""
     assert ran.err.count("\n") == 1
@@ -114,11 +103,11 @@ def test_a_zip_that_is_no_checkpoint(ckptool, tmp_path):
         (("--limit", "opcode=3"), "known are"),
         (("--limit", "opcodes=many"), "opcodes=NUMBER"),
         (("--limit", "opcodes=3"), "linear.pth"),
-        ((*MODULE, "--explain", "weigth"), "did you mean 'weight'"),
+        ((*LINEAR, "--explain", "weigth"), "did you mean 'weight'"),
     ],
 )
-def test_wrong_options_say_the_way_out(ckptool, linear, words, said):
-    ran = ckptool("diff", linear, *words)
+def test_wrong_options_say_the_way_out(run_command, linear, words, said):
+    ran = run_command("diff", linear, *words)
     assert ran.code == 2
     assert ran.out == ""
     wanted = "-m package.module:Name" if said == "three" else said
@@ -126,18 +115,18 @@ def test_wrong_options_say_the_way_out(ckptool, linear, words, said):
     assert "Traceback" not in ran.err
 
 
-def test_a_constructors_own_message_is_shown(ckptool, linear, tmp_path):
+def test_a_constructors_own_message_is_shown(run_command, linear, tmp_path):
     (tmp_path / "stern.py").write_text(
         "def build():\n    raise ValueError('heads must divide width')\n"
     )
-    ran = ckptool("diff", linear, "-m", "stern:build", cwd=tmp_path)
+    ran = run_command("diff", linear, "-m", "stern:build", cwd=tmp_path)
     assert ran.code == 2
     assert "ValueError: heads must divide width" in ran.err
     assert ran.err.count("\n") == 1
 
 
 def test_verbose_shows_the_traceback(ckptool, tmp_path):
-    ran = ckptool("diff", tmp_path / "missing.pth", "-v", *MODULE)
+    ran = ckptool("diff", tmp_path / "missing.pth", "-v", *LINEAR)
     assert ran.code == 2
     assert "Traceback" in ran.err
     assert ran.err.splitlines()[-1].startswith("ckptool: ")
@@ -157,8 +146,8 @@ def test_a_full_disk_behind_standard_output_is_an_error(linear):
     assert "No space left on device" in done.stderr
 
 
-def test_one_bad_file_does_not_hide_the_others(ckptool, linear, tmp_path):
-    ran = ckptool("inspect", tmp_path / "missing.pth", linear)
+def test_one_bad_file_does_not_hide_the_others(run_command, linear, tmp_path):
+    ran = run_command("inspect", tmp_path / "missing.pth", linear)
     assert ran.code == 2
     assert "linear.pth: torch-zip" in ran.out
     assert "missing.pth: no such file" in ran.err
@@ -177,49 +166,50 @@ def test_a_dash_reads_standard_input(linear):
     assert done.stdout.startswith("<stdin>: torch-zip")
 
 
-def test_json_goes_to_a_file_and_nothing_to_standard_output(ckptool, linear, tmp_path):
-    ran = ckptool("diff", linear, *MODULE, "--format", "json", "-o", tmp_path / "r.json")
+def test_json_goes_to_a_file_and_nothing_to_standard_output(run_command, linear, tmp_path):
+    ran = run_command("diff", linear, *LINEAR, "--format", "json", "-o", tmp_path / "r.json")
     assert (ran.code, ran.out, ran.err) == (0, "", "")
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["matched"] == ["weight", "bias"]
 
 
-def test_a_report_that_cannot_be_written_is_an_error(ckptool, linear, tmp_path):
-    ran = ckptool("inspect", linear, "-o", tmp_path / "no" / "such" / "folder.json")
+def test_a_report_that_cannot_be_written_is_an_error(run_command, linear, tmp_path):
+    ran = run_command("inspect", linear, "-o", tmp_path / "no" / "such" / "folder.json")
     assert ran.code == 2
     assert "folder.json" in ran.err
 
 
-def test_quiet_prints_the_verdict_only(ckptool):
+def test_quiet_prints_the_verdict_only(run_command):
     assert (
-        ckptool("diff", "samples/model.pth", "-q").out == "loads, but `mask` is not saved with it\n"
+        run_command("diff", "samples/model.pth", "-q").out
+        == "loads, but `mask` is not saved with it\n"
     )
 
 
 @pytest.mark.parametrize(("level", "code"), [("never", 0), ("error", 1), ("note", 1)])
-def test_fail_on(ckptool, level, code):
-    assert ckptool("diff", "samples/model.pth", "--fail-on", level).code == code
+def test_fail_on(run_command, level, code):
+    assert run_command("diff", "samples/model.pth", "--fail-on", level).code == code
 
 
-def test_ignored_findings_do_not_fail(ckptool):
-    ran = ckptool("diff", "samples/model.pth", "--ignore", "CK1")
+def test_ignored_findings_do_not_fail(run_command):
+    ran = run_command("diff", "samples/model.pth", "--ignore", "CK1")
     assert ran.code == 0
     assert "CK110" not in ran.out
 
 
-def test_a_difference_exits_1_and_none_exits_0(ckptool, linear, tmp_path):
+def test_a_difference_exits_1_and_none_exits_0(run_command, linear, tmp_path):
     other = save(tmp_path / "other.pth", nn.Linear(2, 3).state_dict())
-    same = ckptool("diff", linear, linear)
+    same = run_command("diff", linear, linear)
     assert (same.code, same.out.splitlines()[0]) == (0, "identical")
-    differs = ckptool("diff", linear, other)
+    differs = run_command("diff", linear, other)
     assert (differs.code, differs.out.splitlines()[0]) == (1, "values differ")
-    unseen = ckptool("diff", linear, other, "--no-values")
+    unseen = run_command("diff", linear, other, "--no-values")
     assert (unseen.code, unseen.out.splitlines()[0]) == (0, "compatible")
     assert "not checked: values" in unseen.out
 
 
-def test_explain_tells_all_about_one_key(ckptool):
-    ran = ckptool("diff", "samples/model.pth", "--explain", "mask")
+def test_explain_tells_all_about_one_key(run_command):
+    ran = run_command("diff", "samples/model.pth", "--explain", "mask")
     assert "attribute of samples.attention.CausalAttentionWithoutBuffers" in ran.out
     assert "follows .to(device)" in ran.out
 
@@ -292,20 +282,15 @@ def test_a_closed_pipe_is_no_traceback():
     assert done.stderr == ""
 
 
-def test_hostile_names_reach_no_terminal(ckptool, tmp_path):
+def test_hostile_names_reach_no_terminal(run_command, tmp_path):
     path = save(tmp_path / "m.pth", {"evil\x1b[2J\nkey": torch.ones(2), "w\u202e": torch.ones(2)})
     for form in ("table", "json", "markdown"):
-        out = ckptool("inspect", path, "--format", form).out
+        out = run_command("inspect", path, "--format", form).out
         assert "\x1b" not in out
         assert "\u202e" not in out
 
 
 def test_the_commands_import_torch_only_when_a_module_is_looked_at(tmp_path, linear):
-    code = (
-        "import sys, click.testing as t; from ckptool.cli import main; "
-        "r = t.CliRunner().invoke(main, sys.argv[1:]); "
-        "print(r.exit_code, sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
-    )
     for words in (
         ["inspect", linear],
         ["diff", linear, linear],
@@ -313,10 +298,4 @@ def test_the_commands_import_torch_only_when_a_module_is_looked_at(tmp_path, lin
         ["--help"],
         ["rule", "CK101"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == "0 []", done.stdout + done.stderr
+        assert run_and_list_heavy_imports(*words) == "0 []"

@@ -19,8 +19,8 @@ import pytest
         (["verify", "a", "--tolerance", "x"], "ckptool verify: invalid value for '--tolerance'"),
     ],
 )
-def test_a_wrong_word_is_one_line(ckptool, words, said):
-    ran = ckptool(*words)
+def test_a_wrong_word_is_one_line(run_command, words, said):
+    ran = run_command(*words)
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert said in ran.err
     assert ran.err.rstrip().endswith("--help`)")

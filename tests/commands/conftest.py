@@ -33,11 +33,11 @@ class Release:
 
 
 @pytest.fixture
-def release(tmp_path, ckptool):
+def release(tmp_path, run_command):
     """model.pth and model.safetensors of one Linear, and the reference case under reference/."""
     state = nn.Linear(2, 3).state_dict()
     torch.save(state, tmp_path / "model.pth")
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "reference").mkdir()
     shutil.copy(SAMPLES / "model.pth", tmp_path / "reference" / "model.pth")
-    return Release(tmp_path, ckptool)
+    return Release(tmp_path, run_command)

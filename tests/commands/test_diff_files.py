@@ -41,13 +41,13 @@ def test_a_difference_is_measured_without_torch(two):
     assert done.stdout.splitlines()[-1] == "1 []"
 
 
-def test_tolerance_decides_the_exit_code(ckptool, two):
+def test_tolerance_decides_the_exit_code(run_command, two):
     words = ("diff", "old.pth", "new.pth")
-    assert ckptool(*words, cwd=two).code == 1
-    within = ckptool(*words, "--atol", "1", cwd=two)
+    assert run_command(*words, cwd=two).code == 1
+    within = run_command(*words, "--atol", "1", cwd=two)
     assert (within.code, within.out.splitlines()[0]) == (0, "values within tolerance")
     assert "tolerance: 1 + 0 * abs(old)" in within.out
-    assert ckptool(*words, "--atol", "0.5", cwd=two).code == 1
+    assert run_command(*words, "--atol", "0.5", cwd=two).code == 1
 
 
 def test_parts_are_put_together(ckptool, two):
@@ -64,8 +64,8 @@ def test_parts_are_put_together(ckptool, two):
     assert "1/2" in lonely.err
 
 
-def test_a_part_for_people_says_what_it_is(ckptool, two):
-    ran = ckptool("diff", "old.pth", "new.pth", "--shard", "1/2", cwd=two)
+def test_a_part_for_people_says_what_it_is(run_command, two):
+    ran = run_command("diff", "old.pth", "new.pth", "--shard", "1/2", cwd=two)
     assert ran.out.startswith("part 1 of 2: not judged until all parts are put together\n")
 
 
@@ -82,16 +82,16 @@ def test_a_part_for_people_says_what_it_is(ckptool, two):
         (("new.pth", "--dask", "nonsense://x"), "no Dask scheduler answers there"),
     ],
 )
-def test_wrong_options_end_in_one_line(ckptool, two, words, said):
-    ran = ckptool("diff", "old.pth", *words, cwd=two)
+def test_wrong_options_end_in_one_line(run_command, two, words, said):
+    ran = run_command("diff", "old.pth", *words, cwd=two)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.count("\n") == 1
     assert said in ran.err
 
 
 @pytest.mark.parametrize("words", [("gone.json",), ("old.pth",)])
-def test_merge_of_what_is_no_part(ckptool, two, words):
-    ran = ckptool("merge", *words, cwd=two)
+def test_merge_of_what_is_no_part(run_command, two, words):
+    ran = run_command("merge", *words, cwd=two)
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert words[0] in ran.err
 

@@ -134,9 +134,9 @@ def test_two_pointers_differ(repository):
     ],
     ids=["missing", "empty", "hostile", "torn zip", "folder", "no tensors"],
 )
-def test_textconv_exits_0_whatever_the_file_holds(ckptool, tmp_path, make):
+def test_textconv_exits_0_whatever_the_file_holds(run_command, tmp_path, make):
     make(tmp_path / "model.pth")
-    ran = ckptool("digest", "--textconv", tmp_path / "model.pth")
+    ran = run_command("digest", "--textconv", tmp_path / "model.pth")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.count("\n") >= 1
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from files import save
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,12 +20,7 @@ from ckptool.errors import CkptoolError
 LINEAR = nn.Linear(2, 3)
 
 
-def saved(path: Path, content: object) -> Path:
-    torch.save(content, path)
-    return path
-
-
-def refused(call) -> str:
+def error_message(call) -> str:
     with pytest.raises(CkptoolError) as caught:
         call()
     return str(caught.value)
@@ -68,14 +64,14 @@ def test_a_folder_with_the_weights_twice_asks_which(tmp_path):
 def test_arrays_of_numpy_are_no_tensors(tmp_path):
     arrays = {key: value.numpy() for key, value in LINEAR.state_dict().items()}
     words = "holds no tensors, but 2 NumPy arrays: torch.save them as torch.from_numpy(...) of each"
-    assert said(saved(tmp_path / "a.pth", arrays)) == words
+    assert said(save(tmp_path / "a.pth", arrays)) == words
     (tmp_path / "b.pkl").write_bytes(pickle.dumps({"model": arrays}))
     assert said(tmp_path / "b.pkl") == f"a pickle that {words}"
 
 
 def test_what_has_no_tensors_is_named(tmp_path):
     steps = {"base_lrs": [1], "last_epoch": 4, "verbose": False, "_step_count": 5}
-    assert said(saved(tmp_path / "scheduler.pt", steps)) == (
+    assert said(save(tmp_path / "scheduler.pt", steps)) == (
         "holds no tensors, but a dict with `base_lrs`, `last_epoch`, `verbose` and 1 more"
     )
 
@@ -83,7 +79,7 @@ def test_what_has_no_tensors_is_named(tmp_path):
 def test_archives_that_are_no_checkpoints_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", w=np.ones(2))
     assert "NumPy archive (.npz)" in said(tmp_path / "a.npz")
-    model = saved(tmp_path / "model.pth", LINEAR.state_dict())
+    model = save(tmp_path / "model.pth", LINEAR.state_dict())
     with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
         archive.write(model, "model.pth")
     assert said(tmp_path / "m.zip") == "is a zip archive with 'model.pth' inside: unpack it first"
@@ -113,14 +109,14 @@ def test_a_change_within_plain_data_is_a_difference(tmp_path, place):
             inner = {name: inner}
         return {"config": inner, "seen": float("nan"), "state_dict": LINEAR.state_dict()}
 
-    old = saved(tmp_path / "old.pth", content(0.1))
-    assert ckptool.diff(old, saved(tmp_path / "same.pth", content(0.1))).verdict == "identical"
-    report = ckptool.diff(old, saved(tmp_path / "new.pth", content(0.2)))
+    old = save(tmp_path / "old.pth", content(0.1))
+    assert ckptool.diff(old, save(tmp_path / "same.pth", content(0.1))).verdict == "identical"
+    report = ckptool.diff(old, save(tmp_path / "new.pth", content(0.2)))
     assert (report.verdict, report.changed_entries) == ("plain data differs", ("config",))
 
 
 def test_small_settings_are_shown(tmp_path):
-    path = saved(
+    path = save(
         tmp_path / "m.pth", {"hparams": {"lr": 0.1, "layers": [1, 2]}, "w": {"a": torch.ones(1)}}
     )
     (entry,) = ckptool.inspect(path).checkpoints[0].entries
@@ -138,7 +134,7 @@ def test_a_pickle_of_three_classes_of_one_missing_package_is_one_finding(tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "gone", type(nn)("gone"))
         patch.setitem(sys.modules, "gone.nets", package)
-        path = saved(tmp_path / "m.pth", module)
+        path = save(tmp_path / "m.pth", module)
     found = [f for f in ckptool.inspect(path).findings if f.code == "CK303"]
     assert [f.message for f in found] == [
         "the file needs the class gone.nets.Away and 2 more of gone, which cannot be imported here"
@@ -147,64 +143,66 @@ def test_a_pickle_of_three_classes_of_one_missing_package_is_one_finding(tmp_pat
 
 
 def test_findings_with_one_fix_say_it_once(tmp_path):
-    path = saved(tmp_path / "m.pth", nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Dropout()))
+    path = save(tmp_path / "m.pth", nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Dropout()))
     text = ckptool.text(ckptool.inspect(path))
     assert text.count("warning CK301") == 4
     assert text.count("fix: If you trust who made it") == 1
 
 
 def test_what_torch_always_writes_is_not_repeated(tmp_path):
-    report = ckptool.inspect(saved(tmp_path / "m.pth", LINEAR.state_dict()))
+    report = ckptool.inspect(save(tmp_path / "m.pth", LINEAR.state_dict()))
     assert "serialization_id" not in ckptool.text(report)
     assert ".data/serialization_id" in report.checkpoints[0].metadata
 
 
 def test_a_prefix_is_not_a_row_for_each_key(tmp_path):
     net = nn.Sequential(*(nn.Linear(1, 1) for _ in range(4)))
-    path = saved(tmp_path / "m.pth", {f"module.{k}": v for k, v in net.state_dict().items()})
+    path = save(tmp_path / "m.pth", {f"module.{k}": v for k, v in net.state_dict().items()})
     report = ckptool.diff(path, module=net)
     assert "Keys that do not match: 16, as CK209 explains (-v shows all)" in ckptool.text(report)
     assert len(report.verdicts) == 16
 
 
 def test_a_warning_about_the_file_does_not_stop_it_from_loading(tmp_path):
-    path = saved(tmp_path / "m.pth", {"model": LINEAR.state_dict(), "when": dt.date(2026, 1, 1)})
+    path = save(tmp_path / "m.pth", {"model": LINEAR.state_dict(), "when": dt.date(2026, 1, 1)})
     report = ckptool.diff(path, module=LINEAR)
     assert ([f.code for f in report.findings], report.verdict) == (["CK301"], "loads strictly")
 
 
 def test_a_live_module_in_the_place_of_a_path(tmp_path):
-    path = saved(tmp_path / "m.pth", LINEAR.state_dict())
+    path = save(tmp_path / "m.pth", LINEAR.state_dict())
     words = "a checkpoint is named by its path; a Linear was given. A live module is module=..."
-    assert refused(lambda: ckptool.diff(path, LINEAR)) == words
-    assert "an OrderedDict" not in refused(lambda: ckptool.diff(LINEAR.state_dict(), module=LINEAR))
-    assert refused(lambda: ckptool.inspect("")) == "the path of a checkpoint is empty"
+    assert error_message(lambda: ckptool.diff(path, LINEAR)) == words
+    assert "an OrderedDict" not in error_message(
+        lambda: ckptool.diff(LINEAR.state_dict(), module=LINEAR)
+    )
+    assert error_message(lambda: ckptool.inspect("")) == "the path of a checkpoint is empty"
 
 
 def test_a_class_or_a_state_dict_in_the_place_of_a_module(tmp_path):
-    path = saved(tmp_path / "m.pth", LINEAR.state_dict())
-    assert refused(lambda: ckptool.audit(nn.Linear)) == (
+    path = save(tmp_path / "m.pth", LINEAR.state_dict())
+    assert error_message(lambda: ckptool.audit(nn.Linear)) == (
         "Linear: is a class: give an instance, or its name 'torch.nn.modules.linear:Linear'"
     )
-    assert refused(lambda: ckptool.diff(path, module=LINEAR.state_dict())) == (
+    assert error_message(lambda: ckptool.diff(path, module=LINEAR.state_dict())) == (
         "OrderedDict: is no nn.Module: give the module itself, or its name"
     )
 
 
 def test_a_misspelled_argument_of_the_constructor():
     kwargs = {"in_features": 2, "out_featurs": 3}
-    words = refused(lambda: ckptool.audit("torch.nn:Linear", kwargs=kwargs))
+    words = error_message(lambda: ckptool.audit("torch.nn:Linear", kwargs=kwargs))
     assert "got an unexpected keyword argument 'out_featurs'; did you mean 'out_features'?" in words
 
 
 def test_a_file_in_the_place_of_a_module():
-    words = refused(lambda: ckptool.audit("attention.py:Net"))
+    words = error_message(lambda: ckptool.audit("attention.py:Net"))
     assert words == "attention.py:Net: names a file; name the module instead: attention"
 
 
 def test_a_rule_by_its_name():
     assert [one.code for one in ckptool.rule("missing-parameter")] == ["CK201"]
-    words = refused(lambda: ckptool.rule("missing-paramter"))
+    words = error_message(lambda: ckptool.rule("missing-paramter"))
     assert "did you mean missing-parameter?" in words
 
 
@@ -214,14 +212,14 @@ def test_a_notebook_completes_the_functions():
 
 def test_a_narrow_terminal_cuts_no_number(tmp_path):
     net = nn.Sequential(nn.Linear(70, 70), nn.Linear(70, 3))
-    text = ckptool.text(ckptool.inspect(saved(tmp_path / "m.pth", net.state_dict())), width=40)
+    text = ckptool.text(ckptool.inspect(save(tmp_path / "m.pth", net.state_dict())), width=40)
     assert "19.1 KiB" in text
     assert "...iB" not in text
 
 
 def test_a_long_place_does_not_widen_the_title(tmp_path):
     place = "EarlyStopping " * 8
-    path = saved(tmp_path / "m.pth", {"callbacks": {place: {"best": torch.ones(1)}}})
+    path = save(tmp_path / "m.pth", {"callbacks": {place: {"best": torch.ones(1)}}})
     text = ckptool.text(ckptool.inspect(path), width=60)
     assert max(map(len, text.partition("\n\n")[2].splitlines())) <= 60
 
@@ -230,7 +228,9 @@ def test_a_report_as_text():
     report = ckptool.audit(LINEAR)
     assert ckptool.text(report).startswith("a state_dict holds everything")
     assert ckptool.text(report, "json").startswith("{")
-    assert refused(lambda: ckptool.text(report, "tabel")).startswith("no format is called 'tabel'")
+    assert error_message(lambda: ckptool.text(report, "tabel")).startswith(
+        "no format is called 'tabel'"
+    )
 
 
 class _Irrep(tuple):

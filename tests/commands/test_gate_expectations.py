@@ -28,10 +28,12 @@ def release(tmp_path):
 
 
 @pytest.fixture
-def gate(ckptool, release):
+def gate(run_command, release):
     def run(*words, **options):
         tests = str(ROOT / "tests")
-        ran = ckptool("gate", *words, *SAID, cwd=release, PYTHONPATH=f"{ROOT}:{tests}", **options)
+        ran = run_command(
+            "gate", *words, *SAID, cwd=release, PYTHONPATH=f"{ROOT}:{tests}", **options
+        )
         report = json.loads(ran.out) if ran.out else {}
         codes = [(f["code"], f["key"], f["level"]) for f in report.get("findings", ())]
         return ran, report, codes
@@ -217,9 +219,9 @@ def test_without_a_checkpoint_every_configured_module_is_held_to_its_lock(gate, 
 
 
 @pytest.mark.parametrize("form", ["junit", "sarif", "github", "gitlab", "markdown"])
-def test_a_module_alone_in_every_format(ckptool, release, form):
+def test_a_module_alone_in_every_format(run_command, release, form):
     words = ("-m", "compare.models:WithoutNorm", "--against", "ckpt.lock.json", "--format", form)
-    ran = ckptool("gate", *words, cwd=release, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    ran = run_command("gate", *words, cwd=release, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     assert (ran.code, ran.err) == (1, "")
     assert "CK801" in ran.out
     assert "norm.weight" in ran.out.replace("\\", "")

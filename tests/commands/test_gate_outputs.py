@@ -43,15 +43,15 @@ safetensors = true
 _REPORTS: dict[tuple[str, ...], dict] = {}
 
 
-def reported(ckptool, words) -> dict:
+def reported(run_command, words) -> dict:
     """Return the JSON report of a command, which is run once for all formats."""
     if words not in _REPORTS:
-        _REPORTS[words] = json.loads(ckptool(*words, "--format", "json").out)
+        _REPORTS[words] = json.loads(run_command(*words, "--format", "json").out)
     return _REPORTS[words]
 
 
-def codes(ckptool, words) -> list[str]:
-    return [f["code"] for f in reported(ckptool, words)["findings"]]
+def codes(run_command, words) -> list[str]:
+    return [f["code"] for f in reported(run_command, words)["findings"]]
 
 
 def sarif(text: str) -> dict:
@@ -61,11 +61,11 @@ def sarif(text: str) -> dict:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
-def test_sarif_is_as_oasis_says(ckptool, words):
-    ran = ckptool(*words, "--format", "sarif")
+def test_sarif_is_as_oasis_says(run_command, words):
+    ran = run_command(*words, "--format", "sarif")
     assert ran.err == ""
     run = sarif(ran.out)
-    assert [r["ruleId"] for r in run["results"]] == codes(ckptool, words)
+    assert [r["ruleId"] for r in run["results"]] == codes(run_command, words)
     rules = run["tool"]["driver"]["rules"]
     for result in run["results"]:
         assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
@@ -78,15 +78,15 @@ def test_sarif_is_as_oasis_says(ckptool, words):
     assert run["invocations"][0]["exitCode"] == ran.code
 
 
-def test_the_validator_does_find_faults(ckptool):
-    found = json.loads(ckptool("diff", "samples/model.pth", "--format", "sarif").out)
+def test_the_validator_does_find_faults(run_command):
+    found = json.loads(run_command("diff", "samples/model.pth", "--format", "sarif").out)
     found["runs"][0]["results"][0]["level"] = "fatal"
     with pytest.raises(jsonschema.ValidationError):
         sarif(json.dumps(found))
 
 
-def test_sarif_names_the_line_and_the_key(ckptool):
-    run = sarif(ckptool("diff", "samples/model.pth", "--format", "sarif").out)
+def test_sarif_names_the_line_and_the_key(run_command):
+    run = sarif(run_command("diff", "samples/model.pth", "--format", "sarif").out)
     (result,) = [r for r in run["results"] if r["ruleId"] == "CK110"]
     (location,) = result["locations"]
     assert location["logicalLocations"] == [{"fullyQualifiedName": "mask", "kind": "member"}]
@@ -122,15 +122,15 @@ def test_sarif_of_what_cannot_be_read(release):
     assert "missing.pth" in invocation["toolExecutionNotifications"][0]["message"]["text"]
 
 
-def test_fingerprints_do_not_change_from_run_to_run(ckptool):
+def test_fingerprints_do_not_change_from_run_to_run(run_command):
     words = ("gate", "samples/model.pth", "--format", "sarif")
-    assert ckptool(*words).out == ckptool(*words).out
+    assert run_command(*words).out == run_command(*words).out
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
-def test_junit_is_read_back(ckptool, words):
-    ran = ckptool(*words, "--format", "junit")
-    report = reported(ckptool, words)
+def test_junit_is_read_back(run_command, words):
+    ran = run_command(*words, "--format", "junit")
+    report = reported(run_command, words)
     suites = JUnitXml.fromstring(ran.out.encode())
     failing = {f["code"] for f in report["findings"] if f["fails"]}
     cases = [case for suite in suites for case in suite]
@@ -185,10 +185,10 @@ def gitlab(text: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
-def test_gitlab_gets_every_finding_once(ckptool, words):
-    entries = gitlab(ckptool(*words, "--format", "gitlab").out)
+def test_gitlab_gets_every_finding_once(run_command, words):
+    entries = gitlab(run_command(*words, "--format", "gitlab").out)
     found = [e["check_name"] for e in entries if e["check_name"].startswith("CK")]
-    assert found == codes(ckptool, words)
+    assert found == codes(run_command, words)
     assert len({e["fingerprint"] for e in entries}) == len(entries)
 
 
@@ -244,10 +244,10 @@ def annotations(text: str) -> list[tuple[str, dict[str, str], str]]:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
-def test_github_gets_one_annotation_for_each_finding(ckptool, words):
-    found = annotations(ckptool(*words, "--format", "github").out)
+def test_github_gets_one_annotation_for_each_finding(run_command, words):
+    found = annotations(run_command(*words, "--format", "github").out)
     told = [said["title"][:5] for _, said, _ in found if said["title"].startswith("CK")]
-    assert told == codes(ckptool, words)
+    assert told == codes(run_command, words)
     for _, said, _ in found:
         if "file" in said:
             assert (ROOT / said["file"]).exists()
@@ -318,9 +318,9 @@ def test_formats_that_do_not_go_together(release, words, said):
     assert not (release.folder / "x").exists()
 
 
-def test_migrate_prints_one_report_since_its_o_is_the_target(ckptool):
+def test_migrate_prints_one_report_since_its_o_is_the_target(run_command):
     words = ("migrate", "samples/whole.pth", "--dry-run", "--format", "sarif", "--format", "json")
-    ran = ckptool(*words)
+    ran = run_command(*words)
     assert (ran.code, ran.out) == (2, "")
     assert "one report is printed" in ran.err
 

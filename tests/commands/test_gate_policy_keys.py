@@ -4,21 +4,11 @@ import json
 
 import pytest
 import torch
-from command_runs import Ran
+from command_runs import WITH_BUFFER, Ran
 from commands.conftest import MODEL
 from torch import nn
 
-REFERENCE = (
-    "reference/model.pth",
-    "-m",
-    "samples.attention:CausalAttentionWithBuffer",
-    "-k",
-    "d_in=3",
-    "-k",
-    "d_out=2",
-    "-k",
-    "context_length=6",
-)
+REFERENCE = ("reference/model.pth", *WITH_BUFFER)
 PTH, SAFE = ("model.pth",), ("model.safetensors",)
 WAIVER = '[[waivers]]\nreason = "read by old loaders"\n'
 SAFETENSORS = "[require]\nsafetensors = true\n"

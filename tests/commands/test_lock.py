@@ -1,27 +1,26 @@
 """`ckptool lock` as a process: what it writes, checks, and refuses."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from command_runs import run_and_list_heavy_imports
 
 WITHOUT = "samples.attention:CausalAttentionWithoutBuffers"
 WITH = "samples.attention:CausalAttentionWithBuffer"
 SIZES = ("-k", "d_in=3", "-k", "d_out=2", "-k", "context_length=6")
 
 
-def test_lock_then_check_then_change(ckptool, tmp_path):
+def test_lock_then_check_then_change(run_command, tmp_path):
     lock = tmp_path / "ckpt.lock.json"
-    ran = ckptool("lock", "-m", WITHOUT, *SIZES, "-o", lock)
+    ran = run_command("lock", "-m", WITHOUT, *SIZES, "-o", lock)
     assert (ran.code, ran.out.splitlines()[0]) == (0, "locked")
     before = lock.read_bytes()
-    ran = ckptool("lock", "-m", WITHOUT, *SIZES, "-o", lock)
+    ran = run_command("lock", "-m", WITHOUT, *SIZES, "-o", lock)
     assert ran.out.startswith("locked already, and nothing has changed")
-    ran = ckptool("lock", "-m", WITHOUT, *SIZES, "-o", lock, "--check")
+    ran = run_command("lock", "-m", WITHOUT, *SIZES, "-o", lock, "--check")
     assert (ran.code, ran.out.splitlines()[0]) == (0, "the lock holds")
-    ran = ckptool("lock", "-m", WITH, *SIZES, "-o", lock, "--check", "--format", "json")
+    ran = run_command("lock", "-m", WITH, *SIZES, "-o", lock, "--check", "--format", "json")
     report = json.loads(ran.out)
     assert (ran.code, report["standing"]) == (1, "additive")
     assert report["verdict"] == "the lock is stale: additive, 3 differences"
@@ -31,22 +30,22 @@ def test_lock_then_check_then_change(ckptool, tmp_path):
     }
     assert [f["code"] for f in report["findings"]] == ["CK803"]
     assert lock.read_bytes() == before
-    ran = ckptool("lock", "-m", WITH, *SIZES, "-o", lock)
+    ran = run_command("lock", "-m", WITH, *SIZES, "-o", lock)
     assert (ran.code, ran.out.splitlines()[0]) == (0, "locked anew: additive, 3 differences")
     assert lock.read_bytes() != before
-    assert ckptool("lock", "-m", WITH, *SIZES, "-o", lock, "--check").code == 0
+    assert run_command("lock", "-m", WITH, *SIZES, "-o", lock, "--check").code == 0
 
 
-def test_a_stale_lock_is_a_failure_in_junit(ckptool):
+def test_a_stale_lock_is_a_failure_in_junit(run_command):
     words = ("lock", "-m", WITH, *SIZES, "-o", "samples/model.lock.json", "--check")
-    ran = ckptool(*words, "--format", "junit")
+    ran = run_command(*words, "--format", "junit")
     assert ran.code == 1
     assert 'failures="1"' in ran.out
     assert "persistence-flipped" in ran.out
 
 
-def test_the_lock_in_samples_is_fresh(ckptool):
-    ran = ckptool("lock", "-m", WITHOUT, *SIZES, "-o", "samples/model.lock.json", "--check")
+def test_the_lock_in_samples_is_fresh(run_command):
+    ran = run_command("lock", "-m", WITHOUT, *SIZES, "-o", "samples/model.lock.json", "--check")
     assert (ran.code, ran.out.splitlines()[0]) == (0, "the lock holds")
 
 
@@ -60,24 +59,13 @@ def test_the_same_module_gives_the_same_bytes_in_two_processes(ckptool, tmp_path
 def test_files_against_a_lock_of_files_need_no_torch(tmp_path, samples):
     lock, config = tmp_path / "model.lock.json", tmp_path / "ckptool.toml"
     config.write_text("")
-    code = (
-        "import sys, click.testing as t; from ckptool.cli import main; "
-        "r = t.CliRunner().invoke(main, sys.argv[1:]); "
-        "print(r.exit_code, sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
-    )
     path = samples / "training.pth"
     for words in (
         ("lock", path, "-o", lock),
         ("lock", path, "-o", lock, "--check"),
         ("gate", "--no-values", path, "--against", lock, "--policy", config, "--select", "CK8"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == "0 []", done.stdout + done.stderr
+        assert run_and_list_heavy_imports(*words) == "0 []"
     assert json.loads(lock.read_text())["keys"]["mask"]["kind"] is None
 
 
@@ -98,29 +86,29 @@ def test_files_against_a_lock_of_files_need_no_torch(tmp_path, samples):
         ),
     ],
 )
-def test_one_line_says_what_is_wrong(ckptool, words, said):
-    ran = ckptool("lock", *words)
+def test_one_line_says_what_is_wrong(run_command, words, said):
+    ran = run_command("lock", *words)
     assert (ran.code, ran.out) == (2, "")
     assert said in ran.err
     assert len(ran.err.splitlines()) == 1
 
 
-def test_a_damaged_lock_is_named_with_the_place(ckptool, tmp_path):
+def test_a_damaged_lock_is_named_with_the_place(run_command, tmp_path):
     lock = tmp_path / "ckpt.lock.json"
-    ckptool("lock", "-m", WITH, *SIZES, "-o", lock)
+    run_command("lock", "-m", WITH, *SIZES, "-o", lock)
     lock.write_text(lock.read_text().replace('"dtype": "float32"', '"dtype": 32', 1))
-    ran = ckptool("lock", "-m", WITH, *SIZES, "-o", lock, "--check")
+    ran = run_command("lock", "-m", WITH, *SIZES, "-o", lock, "--check")
     assert ran.code == 2
     assert 'Expected `str`, got `int` - at `$.keys["W_key.weight"].dtype`' in ran.err
 
 
-def test_golden_outputs_are_recorded_and_not_replaced(ckptool, tmp_path):
+def test_golden_outputs_are_recorded_and_not_replaced(run_command, tmp_path):
     golden = tmp_path / "golden.safetensors"
     words = (
         "lock", "samples/buffer.pth", "--golden", golden,
         "--inputs", "samples.attention:example_inputs", "--tolerance", "cuda=1e-3",
     )  # fmt: skip
-    ran = ckptool(*words)
+    ran = run_command(*words)
     assert (ran.code, ran.out.splitlines()[0]) == (0, "recorded")
     from safetensors import safe_open
 
@@ -130,7 +118,7 @@ def test_golden_outputs_are_recorded_and_not_replaced(ckptool, tmp_path):
     assert record["torch"] == str(torch.__version__)
     assert record["tolerances"] == {"cpu": None, "cuda": 1e-3}
     assert record["checkpoint"] == "buffer.pth"
-    ran = ckptool(*words)
+    ran = run_command(*words)
     assert ran.code == 2
     assert "exists already" in ran.err
-    assert ckptool(*words, "--force").code == 0
+    assert run_command(*words, "--force").code == 0

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from command_runs import LINEAR
 from torch import nn
 
 from ckptool import api
@@ -16,15 +17,7 @@ from ckptool.config import load_config, read_config
 from ckptool.errors import ConfigError, PlanError, ReadError, UsageError
 from ckptool.migration.plan.plan_file import parse_plan
 
-LINEAR = ("-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")
 DEEP = "[" * 100_000
-
-
-@pytest.fixture
-def linear(tmp_path):
-    path = tmp_path / "linear.pth"
-    torch.save(nn.Linear(2, 3).state_dict(), path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -65,9 +58,9 @@ def test_fresh_is_for_a_live_module():
 @pytest.mark.parametrize(
     "words", [("inspect",), ("diff", *LINEAR), ("digest",), ("gate", "--format", "sarif")]
 )
-def test_a_report_never_replaces_the_checkpoint_that_it_is_about(ckptool, linear, words):
+def test_a_report_never_replaces_the_checkpoint_that_it_is_about(run_command, linear, words):
     before = linear.read_bytes()
-    ran = ckptool(*words, linear, "-o", linear)
+    ran = run_command(*words, linear, "-o", linear)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == (
         f"ckptool: -o {linear}: is read by this command, and its report would replace it\n"
@@ -75,16 +68,16 @@ def test_a_report_never_replaces_the_checkpoint_that_it_is_about(ckptool, linear
     assert linear.read_bytes() == before
 
 
-def test_textconv_takes_no_format(ckptool, linear):
-    ran = ckptool("digest", linear, "--textconv", "--format", "json")
+def test_textconv_takes_no_format(run_command, linear):
+    ran = run_command("digest", linear, "--textconv", "--format", "json")
     assert (ran.code, ran.err) == (
         2,
         "ckptool: --textconv has a format of its own: leave --format out\n",
     )
 
 
-def test_show_policy_shows_the_baseline_that_is_named(ckptool, tmp_path):
-    ran = ckptool("gate", "--show-policy", "--baseline", "known.json", cwd=tmp_path)
+def test_show_policy_shows_the_baseline_that_is_named(run_command, tmp_path):
+    ran = run_command("gate", "--show-policy", "--baseline", "known.json", cwd=tmp_path)
     assert "baseline             known.json        --baseline" in ran.out
 
 
@@ -115,27 +108,27 @@ def test_a_pyproject_whose_tool_is_no_table_has_no_section(tmp_path):
 
 
 @pytest.mark.parametrize("format_", ["github", "gitlab", "sarif", "junit"])
-def test_every_format_for_ci_says_that_a_digest_differs(ckptool, linear, tmp_path, format_):
-    ckptool("digest", linear, "--format", "json", "-o", tmp_path / "saved.json")
+def test_every_format_for_ci_says_that_a_digest_differs(run_command, linear, tmp_path, format_):
+    run_command("digest", linear, "--format", "json", "-o", tmp_path / "saved.json")
     torch.save({"weight": torch.ones(3)}, linear)
-    ran = ckptool("digest", linear, "--check", tmp_path / "saved.json", "--format", format_)
+    ran = run_command("digest", linear, "--check", tmp_path / "saved.json", "--format", format_)
     assert ran.code == 1
     assert f"linear.pth differs from {tmp_path / 'saved.json'}: 1 changed, 1 missing" in ran.out
     assert "nothing was found" not in ran.out
 
 
 @pytest.mark.parametrize("format_", ["github", "gitlab", "sarif", "junit"])
-def test_every_format_for_ci_says_what_could_not_be_digested(ckptool, tmp_path, format_):
-    ran = ckptool("digest", tmp_path / "missing.pth", "--format", format_)
+def test_every_format_for_ci_says_what_could_not_be_digested(run_command, tmp_path, format_):
+    ran = run_command("digest", tmp_path / "missing.pth", "--format", format_)
     assert ran.code == 2
     assert "missing.pth: no such file" in ran.out
 
 
-def test_gitlab_shows_all_entries_at_a_path_from_the_root(ckptool, linear):
-    ran = ckptool("diff", linear, *LINEAR[:4], "--format", "gitlab", cwd=linear.parent)
+def test_gitlab_shows_all_entries_at_a_path_from_the_root(run_command, linear):
+    ran = run_command("diff", linear, *LINEAR[:4], "--format", "gitlab", cwd=linear.parent)
     assert ran.code == 2
     words = ("inspect", linear, linear.parent / "missing.pth", "--format", "gitlab")
-    ran = ckptool(*words, cwd=linear.parent)
+    ran = run_command(*words, cwd=linear.parent)
     assert {one["location"]["path"] for one in json.loads(ran.out)} <= {"linear.pth", "missing.pth"}
 
 
@@ -194,9 +187,9 @@ def test_a_place_that_is_nowhere_is_no_empty_state(function, linear):
         function(linear, at="nope", **given)
 
 
-def test_what_is_given_twice_is_refused(ckptool, linear):
+def test_what_is_given_twice_is_refused(run_command, linear):
     words = ("--inject", "mask=zeros", "--inject", "mask=constructor")
-    ran = ckptool("migrate", linear, "--dry-run", *words)
+    ran = run_command("migrate", linear, "--dry-run", *words)
     assert (ran.code, ran.err) == (2, "ckptool: --inject mask=...: is given twice\n")
 
 
@@ -206,9 +199,9 @@ def test_a_plan_is_not_saved_in_the_place_of_the_result(linear):
         api.migrate(linear, target, save_plan=target)
 
 
-def test_a_fault_in_what_was_asked_names_no_line_of_ours(ckptool, linear):
+def test_a_fault_in_what_was_asked_names_no_line_of_ours(run_command, linear):
     words = ("verify", linear, *LINEAR, "--inputs", "torch.nn:nope", "--device", "cpu")
-    ran = ckptool(*words)
+    ran = run_command(*words)
     assert ran.code == 2
     assert "has no attribute 'nope'" in ran.err
     assert "inputs.py" not in ran.err

@@ -20,17 +20,19 @@ ATTENTION = ("-k", "d_in=3", "-k", "d_out=2", "-k", "context_length=6")
         ("model.pth", "WithBuffer", 1, "failed at load: 1 missing (mask)"),
     ],
 )
-def test_the_reference_case(ckptool, samples, file, name, code, first):
+def test_the_reference_case(run_command, samples, file, name, code, first):
     target = f"samples.attention:CausalAttention{name}"
     words = ("-m", target, *ATTENTION, "--device", "simulated", "--input", "float32[2,6,3]")
-    ran = ckptool("verify", samples / file, *words)
+    ran = run_command("verify", samples / file, *words)
     assert (ran.code, ran.err) == (code, "")
     assert ran.out.startswith(first)
     assert "samples/attention.py:40" in ran.out or code == 0 or "missing" in first
 
 
-def test_the_configuration_names_the_module(ckptool):
-    ran = ckptool("verify", "samples/buffer.pth", "--input", "float32[2,6,3]", "--format", "json")
+def test_the_configuration_names_the_module(run_command):
+    ran = run_command(
+        "verify", "samples/buffer.pth", "--input", "float32[2,6,3]", "--format", "json"
+    )
     report = json.loads(ran.out)
     assert report["command"] == "verify"
     assert [one["level"] for one in report["levels"]] == [
@@ -47,8 +49,8 @@ def test_the_configuration_names_the_module(ckptool):
         (("--against", "none.pth"), "none.pth: "),
     ],
 )
-def test_what_cannot_be_checked_is_said_in_one_line(ckptool, words, said):
-    ran = ckptool("verify", "samples/buffer.pth", *words)
+def test_what_cannot_be_checked_is_said_in_one_line(run_command, words, said):
+    ran = run_command("verify", "samples/buffer.pth", *words)
     assert ran.code == 2
     assert said in ran.err
     assert ran.err.count("\n") == 1

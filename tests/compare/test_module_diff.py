@@ -1,4 +1,5 @@
 import pytest
+import torch
 from builders import checkpoint, held, module, state, tensor, tensors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from ckptool.compare.changes import Changed, Missing, Unexpected, iter_changes
 from ckptool.compare.module_diff import build_module_diff
 from ckptool.compare.renames import find_prefix_rewrite, find_renames
-from ckptool.model import Kind, natural_sort_key
+from ckptool.model import Kind, contiguous_stride, natural_sort_key
 
 W = tensor("w")
 HALF = tensor("w", dtype="bfloat16")
@@ -142,3 +143,8 @@ def test_natural_order_is_total(texts):
     turned = texts[::-1]
     turned.sort(key=natural_sort_key)
     assert sorted(texts, key=natural_sort_key) == turned
+
+
+@given(st.lists(st.integers(0, 4), max_size=5))
+def test_contiguous_strides_are_those_of_torch(shape):
+    assert contiguous_stride(tuple(shape)) == torch.empty(shape).stride()

@@ -8,9 +8,8 @@ is run here to see that a real device refuses exactly what the simulated one doe
 import pytest
 import torch
 from verification import device_checks, models
-from verification.battery import CASES
+from verification.battery import BUFFERS, CASES, turned
 from verification.scalar_operands import ALL, Number
-from verification.test_battery import BUFFERS, turned
 
 from ckptool import api
 from ckptool.errors import UsageError

@@ -441,7 +441,7 @@ def test_a_cut_stream_says_that_more_may_help(value, protocol):
     for end in range(len(stream)):
         found = parse_pickle(stream[:end], DEFAULT_LIMITS)
         assert found.error, end
-        assert found.truncated, (end, found.error)
+        assert found.is_truncated, (end, found.error)
 
 
 def test_safe_is_what_weights_only_takes():

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from files import content, describe, same_bits
+from files import content, describe, rewrite_archive, same_bits
 from torch import nn
 
 from ckptool.errors import CorruptCheckpointError
@@ -55,15 +55,6 @@ def test_a_program(program):
     assert found.skipped == ()
 
 
-def rewrite(path, target, change):
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as made:
-        names = {name.partition("/")[2]: source.read(name) for name in source.namelist()}
-        for name, data in {**names, **change}.items():
-            if data is not None:
-                made.writestr(zipfile.ZipInfo(f"net/{name}"), data)
-    return target
-
-
 CONFIG = "data/weights/model_weights_config.json"
 
 
@@ -92,7 +83,7 @@ def config(path, **change) -> bytes:
     ],
 )
 def test_descriptions_that_are_wrong(program, tmp_path, change, reason):
-    made = rewrite(program, tmp_path / "x.pt2", {CONFIG: config(program, **change)})
+    made = rewrite_archive(program, tmp_path / "x.pt2", {CONFIG: config(program, **change)})
     with pytest.raises(CorruptCheckpointError, match=reason):
         describe(made)
 
@@ -110,14 +101,14 @@ def test_descriptions_that_are_wrong(program, tmp_path, change, reason):
 )
 def test_archives_that_are_wrong(program, tmp_path, change, reason):
     with pytest.raises(CorruptCheckpointError, match=reason):
-        describe(rewrite(program, tmp_path / "x.pt2", change))
+        describe(rewrite_archive(program, tmp_path / "x.pt2", change))
 
 
 @pytest.mark.parametrize(
     "record", ["data/constants/custom_obj_0", "data/constants/opaque_obj_0", "extra/x"]
 )
 def test_a_payload_in_a_record_is_named(program, tmp_path, record):
-    found = describe(rewrite(program, tmp_path / "x.pt2", {record: EVIL}))
+    found = describe(rewrite_archive(program, tmp_path / "x.pt2", {record: EVIL}))
     assert [u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS] == [
         "posix.system"
     ]
@@ -127,7 +118,7 @@ def test_a_payload_in_the_sample_inputs_is_named(program, tmp_path):
     with zipfile.ZipFile(tmp_path / "inner.pt", "w") as made:
         made.writestr(zipfile.ZipInfo("inner/data.pkl"), EVIL)
     inner = (tmp_path / "inner.pt").read_bytes()
-    made = rewrite(program, tmp_path / "x.pt2", {"data/sample_inputs/model.pt": inner})
+    made = rewrite_archive(program, tmp_path / "x.pt2", {"data/sample_inputs/model.pt": inner})
     assert [(u.qualified_name, u.at) for u in describe(made).globals if u.name == "system"] == [
         ("posix.system", "record net/data/sample_inputs/model.pt")
     ]

@@ -1,76 +1,24 @@
 """Tar checkpoints of torch before 0.1.10: built by hand, as no torch writes them today."""
 
-import io
 import pickle
-import struct
 import tarfile
 
 import pytest
-import torch
-from files import content, same_bits
+from files import content, corruption_reason, same_bits
+from formats.tar_files import DATA, MEMBERS, STORAGES, object_, tensor, write
 
-from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files.source import open_source
 from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.formats.torch.tar import matches, read
 from ckptool.model import Checkpoint, Container, Safety
 
 EVIL = b"\x80\x02cposix\nsystem\nU\x04true\x85R."
-DATA = torch.arange(1.0, 7.0)
-STORAGES = (
-    pickle.dumps(1, 2)
-    + pickle.dumps((7, "cpu", torch.FloatStorage), 2)
-    + struct.pack("<q", 6)
-    + DATA.numpy().tobytes()
-)
-
-
-def tensor(key=9, storage=7, size=(2, 3), stride=(3, 1), offset=0) -> bytes:
-    numbers = struct.pack(f"<ii{2 * len(size) + 1}q", len(size), 0, *size, *stride, offset)
-    return pickle.dumps((key, storage, torch.FloatTensor), 2) + numbers
-
-
-def object_(id_: object = 9) -> bytes:
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, obj):
-            return id_ if obj is Ellipsis else None
-
-    out = io.BytesIO()
-    Pickler(out, 2).dump({"w": ..., "epoch": 3})
-    return out.getvalue()
-
-
-MEMBERS = {
-    "sys_info": pickle.dumps({"protocol_version": 1000}, 2),
-    "pickle": object_(),
-    "tensors": pickle.dumps(1, 2) + tensor(),
-    "storages": STORAGES + pickle.dumps([], 2),
-}
-
-
-def write(path, members=MEMBERS, **how):
-    """Write a tar archive; a member that is no bytes is a TarInfo."""
-    with tarfile.open(path, "w", **how) as archive:
-        for name, data in members.items() if isinstance(members, dict) else members:
-            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
-            if isinstance(data, bytes):
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-            else:
-                archive.addfile(info)
-    return path
 
 
 def describe(path) -> Checkpoint:
     with open_source(path) as source:
         assert matches(source)
         return read(source, DEFAULT_LIMITS)
-
-
-def refused(path) -> str:
-    with pytest.raises(CorruptCheckpointError) as error:
-        describe(path)
-    return error.value.reason
 
 
 @pytest.mark.parametrize("format_", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -138,7 +86,7 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
 )
 def test_archives_that_are_wrong(tmp_path, change, reason):
     changed = {name: data for name, data in {**MEMBERS, **change}.items() if data is not None}
-    assert reason in refused(write(tmp_path / "x.pt", changed))
+    assert reason in corruption_reason(describe, write(tmp_path / "x.pt", changed))
 
 
 def test_a_number_may_be_written_as_text(tmp_path):
@@ -147,7 +95,7 @@ def test_a_number_may_be_written_as_text(tmp_path):
 
 def test_a_name_twice_is_refused(tmp_path):
     listed = [*MEMBERS.items(), ("pickle", object_())]
-    assert "stands twice" in refused(write(tmp_path / "x.pt", listed))
+    assert "stands twice" in corruption_reason(describe, write(tmp_path / "x.pt", listed))
 
 
 def test_an_archive_that_was_changed_is_refused(tmp_path):
@@ -155,7 +103,7 @@ def test_an_archive_that_was_changed_is_refused(tmp_path):
     data = path.read_bytes()
     for changed in (b"X" + data[1:], data[:1500], data[:-1] + b"x", data[:124] + b"9" + data[125:]):
         path.write_bytes(changed)
-        refused(path)
+        corruption_reason(describe, path)
 
 
 @pytest.mark.parametrize("name", ["pickle", "tensors", "storages", "sys_info", "other"])

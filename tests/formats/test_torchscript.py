@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 import torch
-from files import content, describe, same_bits
+from files import content, describe, rewrite_archive, same_bits
 from torch import nn
 
 from ckptool.errors import CorruptCheckpointError
@@ -80,19 +80,10 @@ def test_a_frozen_module_keeps_its_weights_as_constants(tmp_path):
     assert sorted(t.shape for t in constants.tensors.values()) == [(3,), (3, 2)]
 
 
-def rewrite(path, target, change):
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as made:
-        names = {name.partition("/")[2]: source.read(name) for name in source.namelist()}
-        for name, data in {**names, **change}.items():
-            if data is not None:
-                made.writestr(zipfile.ZipInfo(f"net/{name}"), data)
-    return target
-
-
 def test_without_its_code_what_needs_a_gradient_is_a_parameter(script, tmp_path):
     with zipfile.ZipFile(script) as archive:
         code = [n.partition("/")[2] for n in archive.namelist() if "/code/" in n]
-    found = describe(rewrite(script, tmp_path / "x.pt", dict.fromkeys(code)))
+    found = describe(rewrite_archive(script, tmp_path / "x.pt", dict.fromkeys(code)))
     kinds = {key: tensor.kind for key, tensor in found.states[0].tensors.items()}
     assert kinds["fc.weight"] is Kind.PARAMETER
     assert kinds["norm.running_mean"] is Kind.BUFFER
@@ -100,7 +91,7 @@ def test_without_its_code_what_needs_a_gradient_is_a_parameter(script, tmp_path)
 
 @pytest.mark.parametrize("record", ["constants.pkl", "code/__torch__.py.debug_pkl", "data.pkl"])
 def test_a_payload_in_any_pickle_is_named(script, tmp_path, record):
-    found = describe(rewrite(script, tmp_path / "x.pt", {record: EVIL}))
+    found = describe(rewrite_archive(script, tmp_path / "x.pt", {record: EVIL}))
     assert "posix.system" in [
         u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS
     ]
@@ -117,4 +108,4 @@ def test_a_payload_in_any_pickle_is_named(script, tmp_path, record):
 )
 def test_archives_that_are_wrong(script, tmp_path, change, reason):
     with pytest.raises(CorruptCheckpointError, match=reason):
-        describe(rewrite(script, tmp_path / "x.pt", change))
+        describe(rewrite_archive(script, tmp_path / "x.pt", change))

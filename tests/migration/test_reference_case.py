@@ -68,9 +68,9 @@ def test_the_pickled_module_migrates_with_its_changed_mask(tmp_path, samples, su
     reference_case.assert_outputs(forward_of(target), reference_case.WITHOUT_BUFFERS)
 
 
-def test_the_pickled_module_migrates_without_its_class(tmp_path, samples, ckptool):
+def test_the_pickled_module_migrates_without_its_class(tmp_path, samples, run_command):
     """In a folder from which its class cannot be imported, and without torch."""
-    ran = ckptool(
+    ran = run_command(
         "migrate", samples / "whole.pth", "-o", "new.safetensors", "--inject", "mask=attribute",
         cwd=tmp_path,
     )  # fmt: skip
@@ -80,9 +80,9 @@ def test_the_pickled_module_migrates_without_its_class(tmp_path, samples, ckptoo
     assert list(found) == ["W_key.weight", "W_query.weight", "W_value.weight", "mask"]
 
 
-def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, samples, ckptool):
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, samples, run_command):
     before = sorted(tmp_path.iterdir())
-    ran = ckptool(
+    ran = run_command(
         "migrate", samples / "model.pth", "--dry-run", "-m", WITH, "-o", tmp_path / "new.pth",
         "-k", "d_in=3", "-k", "d_out=2", "-k", "context_length=6",
     )  # fmt: skip

@@ -104,8 +104,8 @@ def test_diff_with_a_module_named_for_a_bucket(shelf: Path, aws: str):
         ("migrate", "samples/model.pth", "--dry-run", "--save-plan", "s3://bucket/plan.toml"),
     ],
 )
-def test_nothing_is_written_to_a_remote_place(words: tuple[str, ...], ckptool: Callable):
-    done = ckptool(*words)
+def test_nothing_is_written_to_a_remote_place(words: tuple[str, ...], run_command: Callable):
+    done = run_command(*words)
     option = words[-2]
     reason = "nothing is written to a remote place: write to a file here, and upload that"
     assert (done.code, done.out) == (2, "")

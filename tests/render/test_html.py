@@ -28,9 +28,9 @@ from render.pages import (
 from torch import nn
 
 from ckptool import api
+from ckptool.phrases import make_printable
 from ckptool.render import FORMATS, RenderOptions, render
 from ckptool.render.html.squarify import Box, squarify
-from ckptool.render.text import make_printable
 
 BOUND = 300_000
 SPACE = "{http://www.w3.org/1999/xhtml}"
@@ -235,11 +235,11 @@ def test_equal_sizes_are_nearly_square():
     assert all(0.4 < one.width / one.height < 2.5 for one in placed)
 
 
-def test_html_is_a_format_of_the_command(ckptool, tmp_path):
+def test_html_is_a_format_of_the_command(run_command, tmp_path):
     target = tmp_path / "report.html"
     kwargs = [f"-k{key}={value}" for key, value in ARGUMENTS.items()]
     words = ("diff", "samples/whole.pth", "-m", WITHOUT, *kwargs)
-    ran = ckptool(*words, "--format", "html", "-o", target)
+    ran = run_command(*words, "--format", "html", "-o", target)
     assert (ran.code, ran.out, ran.err) == (1, "", "")
     same = html(reference()).replace(str(SAMPLES), "samples")
     assert target.read_text(encoding="utf-8") == same + "\n"

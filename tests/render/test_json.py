@@ -4,20 +4,11 @@ import json
 
 import jsonschema
 import pytest
+from command_runs import WITH_BUFFER
 from paths import ROOT
 
 SCHEMA = json.loads((ROOT / "docs" / "report.schema.json").read_text())
 COMMON = {"schema", "command", "findings", "skipped", "exit_code"}
-WITH = (
-    "-m",
-    "samples.attention:CausalAttentionWithBuffer",
-    "-k",
-    "d_in=3",
-    "-k",
-    "d_out=2",
-    "-k",
-    "context_length=6",
-)
 
 
 @pytest.mark.parametrize(
@@ -35,17 +26,17 @@ WITH = (
                 "coverage",
             },
         ),
-        (("diff", "samples/model.pth", *WITH), {"verdict", "verdicts"}),
+        (("diff", "samples/model.pth", *WITH_BUFFER), {"verdict", "verdicts"}),
         (
             ("diff", "samples/model.pth", "samples/buffer.pth"),
             {"added_keys", "removed_keys", "changed_keys", "verdict"},
         ),
         (("digest", "samples/model.pth"), {"format", "checkpoints", "check"}),
-        (("audit", *WITH), {"unsaved", "parameters", "persistent_buffers"}),
+        (("audit", *WITH_BUFFER), {"unsaved", "parameters", "persistent_buffers"}),
     ],
 )
-def test_reports_are_as_the_schema_says(ckptool, words, fields):
-    ran = ckptool(*words, "--format", "json")
+def test_reports_are_as_the_schema_says(run_command, words, fields):
+    ran = run_command(*words, "--format", "json")
     report = json.loads(ran.out)
     assert report.keys() >= COMMON | fields
     assert report["schema"] == 1
@@ -56,8 +47,8 @@ def test_reports_are_as_the_schema_says(ckptool, words, fields):
     jsonschema.Draft202012Validator(SCHEMA).validate(report)
 
 
-def test_unsaved_state_has_all_its_facts(ckptool):
-    report = json.loads(ckptool("diff", "samples/model.pth", "--format", "json").out)
+def test_unsaved_state_has_all_its_facts(run_command):
+    report = json.loads(run_command("diff", "samples/model.pth", "--format", "json").out)
     (mask,) = report["unsaved"]
     assert mask == {
         "key": "mask",
@@ -74,8 +65,8 @@ def test_unsaved_state_has_all_its_facts(ckptool):
     }
 
 
-def test_inspect_lists_every_tensor_of_every_state(ckptool):
-    report = json.loads(ckptool("inspect", "samples/training.pth", "--format", "json").out)
+def test_inspect_lists_every_tensor_of_every_state(run_command):
+    report = json.loads(run_command("inspect", "samples/training.pth", "--format", "json").out)
     (checkpoint,) = report["checkpoints"]
     assert checkpoint["container"] == "torch-zip"
     assert checkpoint["path"] == "samples/training.pth"

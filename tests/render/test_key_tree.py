@@ -66,9 +66,9 @@ def test_rows_fit(width):
     assert fitted[0][3].split() == ["word"] * 30
 
 
-def test_a_file_without_tensors_has_a_table_all_the_same(ckptool, tmp_path):
+def test_a_file_without_tensors_has_a_table_all_the_same(run_command, tmp_path):
     save_file({}, tmp_path / "m.safetensors")
-    done = ckptool("inspect", tmp_path / "m.safetensors", COLUMNS="80")
+    done = run_command("inspect", tmp_path / "m.safetensors", COLUMNS="80")
     assert (done.code, done.err) == (0, "")
     assert "0 tensors, 0 B" in done.out
 
@@ -83,8 +83,8 @@ def test_a_dumb_terminal_gets_ascii(ckptool, tmp_path, term, drawing):
     assert "encoder.layers.*" in done.out
 
 
-def test_metadata_of_megabytes_is_cut(ckptool, tmp_path):
+def test_metadata_of_megabytes_is_cut(run_command, tmp_path):
     save_file({"w": torch.ones(1)}, tmp_path / "m.safetensors", metadata={"note": "x" * 3_000_000})
-    done = ckptool("inspect", tmp_path / "m.safetensors")
+    done = run_command("inspect", tmp_path / "m.safetensors")
     assert "xxx... (3,000,000 characters)" in done.out
     assert len(done.out) < 3000

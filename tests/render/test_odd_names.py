@@ -48,8 +48,8 @@ def test_a_workflow_command_names_a_file_whose_name_is_no_utf8(ckptool, folder):
     assert "file=bad\\udcff.pth::`nan`" in ran.out
 
 
-def test_sarif_names_a_file_by_its_bytes(ckptool, folder):
-    ran = ckptool("gate", NO_UTF8, "--format", "sarif", cwd=folder)
+def test_sarif_names_a_file_by_its_bytes(run_command, folder):
+    ran = run_command("gate", NO_UTF8, "--format", "sarif", cwd=folder)
     uris = {
         one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
         for one in json.loads(ran.out)["runs"][0]["results"]
@@ -57,10 +57,10 @@ def test_sarif_names_a_file_by_its_bytes(ckptool, folder):
     assert uris == {"bad%FF.pth"}
 
 
-def test_a_baseline_knows_a_file_whose_name_is_no_utf8(ckptool, folder):
+def test_a_baseline_knows_a_file_whose_name_is_no_utf8(run_command, folder):
     words = ("gate", NO_UTF8, "--baseline", "known.json")
-    assert ckptool(*words, "--update-baseline", cwd=folder).code == 0
-    assert ckptool(*words, cwd=folder).code == 0
+    assert run_command(*words, "--update-baseline", cwd=folder).code == 0
+    assert run_command(*words, cwd=folder).code == 0
     assert '"path": "bad\\\\udcff.pth"' in (folder / "known.json").read_text()
 
 
@@ -108,13 +108,13 @@ def test_keys_that_standard_output_cannot_hold_are_escaped(ckptool, tmp_path, fo
 @pytest.mark.parametrize(
     "words", [("lock", "-o", "s3://b/lock"), ("gate", "--baseline", "s3://b/known")]
 )
-def test_nothing_is_written_to_a_remote_place(ckptool, folder, words):
-    ran = ckptool(*words, NO_UTF8, cwd=folder)
+def test_nothing_is_written_to_a_remote_place(run_command, folder, words):
+    ran = run_command(*words, NO_UTF8, cwd=folder)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith(f"ckptool: {words[1]} {words[2]}: nothing is written to a remote")
 
 
-def test_a_lock_of_a_remote_checkpoint_reads_it(ckptool, tmp_path):
-    ran = ckptool("lock", "https://127.0.0.1:1/model.pth", cwd=tmp_path)
+def test_a_lock_of_a_remote_checkpoint_reads_it(run_command, tmp_path):
+    ran = run_command("lock", "https://127.0.0.1:1/model.pth", cwd=tmp_path)
     assert ran.code == 2
     assert ran.err.startswith("ckptool: https://127.0.0.1:1/model.pth: ")

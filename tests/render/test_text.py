@@ -2,14 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.render.text import (
-    fold_by_pattern,
-    format_count,
-    format_size,
-    make_printable,
-    replace_layer_numbers,
-    truncate_middle,
-)
+from ckptool.phrases import join_limited, make_printable, pluralize, quote_code, truncate
+from ckptool.render.text import fold_by_pattern, format_size, replace_layer_numbers, truncate_middle
 
 
 @pytest.mark.parametrize(
@@ -43,7 +37,29 @@ def test_size(nbytes, text):
 
 
 def test_count():
-    assert [format_count(n, "key") for n in (0, 1, 2000)] == ["0 keys", "1 key", "2,000 keys"]
+    assert [pluralize(n, "key") for n in (0, 1, 2000)] == ["0 keys", "1 key", "2,000 keys"]
+    assert pluralize(2000, "key", "") == "2000 keys"
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "options", "text"),
+    [
+        (0, 2, {}, ""),
+        (2, 2, {}, "a, b"),
+        (4, 2, {}, "a, b and 2 more"),
+        (4, 1, {"format_item": quote_code}, "`a` and 3 more"),
+        (4, 3, {"more": " and {} steps more"}, "a, b, c and 1 steps more"),
+        (4, 3, {"more": " ..."}, "a, b, c ..."),
+        (4, 3, {"more": ""}, "a, b, c"),
+        (3, 3, {"more": " ..."}, "a, b, c"),
+    ],
+)
+def test_a_list_is_cut_and_says_so(count, limit, options, text):
+    assert join_limited("abcd"[:count], limit, **options) == text
+
+
+def test_a_cut_text_ends_in_dots():
+    assert [truncate("abcd", n) for n in (3, 4)] == ["abc...", "abcd"]
 
 
 @given(st.text(max_size=60), st.integers(1, 40))

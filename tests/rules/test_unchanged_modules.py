@@ -6,8 +6,9 @@ import warnings
 import modules_for_tests
 import pytest
 import torch
+from files import save
 from modules import modules_for_tests as described_modules
-from modules import test_torch_modules as stock
+from modules import torch_modules as stock
 from rules import reparametrized_modules
 from safetensors.torch import save_file
 from torch import nn
@@ -57,7 +58,7 @@ def savers(module) -> list[type]:
     return [cls for cls in found if (made := built(cls)) is not None and made.state_dict()]
 
 
-ZOO = [
+WITH_FAULTS = [
     cls
     for module in (modules_for_tests, described_modules, reparametrized_modules)
     for cls in savers(module)
@@ -84,14 +85,9 @@ def on_loading(report) -> set[tuple[str, str]]:
     }
 
 
-def saved(tmp_path, state):
-    torch.save(state, tmp_path / "own.pth")
-    return tmp_path / "own.pth"
-
-
-@pytest.mark.parametrize("cls", ZOO, ids=lambda cls: cls.__qualname__)
-def test_modules_of_the_zoos(tmp_path, cls):
-    path = saved(tmp_path, built(cls).state_dict())
+@pytest.mark.parametrize("cls", WITH_FAULTS, ids=lambda cls: cls.__qualname__)
+def test_modules_with_faults(tmp_path, cls):
+    path = save(tmp_path / "own.pth", built(cls).state_dict())
     report = ckptool.diff(path, module=f"{cls.__module__}:{cls.__qualname__}")
     assert (report.missing_keys, report.unexpected_keys) == ((), ())
     assert on_loading(report) == set()
@@ -99,14 +95,14 @@ def test_modules_of_the_zoos(tmp_path, cls):
 
 @pytest.mark.parametrize("cls", STOCK, ids=lambda cls: cls.__name__)
 def test_modules_of_torch(tmp_path, cls):
-    path = saved(tmp_path, stock.instance(cls).state_dict())
+    path = save(tmp_path / "own.pth", stock.instance(cls).state_dict())
     report = ckptool.diff(path, module=stock.instance(cls))
     assert on_loading(report) == set()
 
 
 @pytest.mark.parametrize("make", stock.FACTORIES, ids=lambda make: make.__name__)
 def test_what_torch_builds_around_modules(tmp_path, make):
-    path = saved(tmp_path, make().state_dict())
+    path = save(tmp_path / "own.pth", make().state_dict())
     report = ckptool.diff(path, module=f"{make.__module__}:{make.__qualname__}")
     assert (report.missing_keys, report.unexpected_keys) == ((), ())
     assert on_loading(report) == set()
@@ -114,7 +110,7 @@ def test_what_torch_builds_around_modules(tmp_path, make):
 
 @pytest.mark.parametrize("style", reparametrized_modules.STYLES)
 def test_styles(tmp_path, style):
-    path = saved(tmp_path, reparametrized_modules.Wrapped(style).state_dict())
+    path = save(tmp_path / "own.pth", reparametrized_modules.Wrapped(style).state_dict())
     report = ckptool.diff(
         path, module="rules.reparametrized_modules:Wrapped", kwargs={"style": style}
     )
@@ -140,7 +136,7 @@ LAYERED = [
 
 @pytest.mark.parametrize("make", LAYERED, ids=range(len(LAYERED)))
 def test_models(tmp_path, make):
-    report = ckptool.diff(saved(tmp_path, make().state_dict()), module=make())
+    report = ckptool.diff(save(tmp_path / "own.pth", make().state_dict()), module=make())
     assert on_loading(report) == set()
 
 
@@ -151,7 +147,9 @@ def test_training_of_models(tmp_path, make):
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    path = saved(tmp_path, {"model": module.state_dict(), "optimizer": optimizer.state_dict()})
+    path = save(
+        tmp_path / "own.pth", {"model": module.state_dict(), "optimizer": optimizer.state_dict()}
+    )
     found = on_loading(ckptool.diff(path, module=make()))
     assert {code for code, _ in found} == {"CK309"}
 

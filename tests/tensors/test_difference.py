@@ -8,13 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tensors.test_equality import big_endian, chunked, described, layered
+from tensors.written_tensors import big_endian, chunked, described, layered
 
-from ckptool.model import StorageInfo
+from ckptool.model import DTYPE_BITS, StorageInfo
 from ckptool.tensors import difference
 from ckptool.tensors.difference import Tolerances, measure_many, pure_python, with_torch
 from ckptool.tensors.difference.import_budget import TorchImportBudget
 from ckptool.tensors.difference.sums import DECADE_EDGES, finalize_difference
+from ckptool.tensors.numbers import can_decode, decode_numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support")
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -146,6 +147,21 @@ def test_close_is_what_torch_says(tmp_path_factory, pair, rtol, atol):
     if pair[0].dtype == pair[1].dtype and bool((old.isnan() & new.isnan()).any()):
         return  # whether their bits are the same is another test's
     assert figures.close == torch.allclose(new, old, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *WHOLE, *UNSIGNED], ids=name)
+def test_numbers_decoded_without_torch_are_the_same(dtype):
+    numbers = made([0.0, 1.0, -1.0, 0.1, 1e3, 7.0], dtype)
+    decoded = decode_numbers(raw(numbers), name(dtype))
+    assert can_decode(name(dtype))
+    assert decoded is not None
+    assert list(decoded) == numbers.tolist()
+
+
+@pytest.mark.parametrize("dtype", [*SMALL, *COMPLEX], ids=name)
+def test_what_needs_torch_is_not_decoded(dtype):
+    assert not can_decode(name(dtype))
+    assert decode_numbers(bytes(DTYPE_BITS[name(dtype)] // 8), name(dtype)) is None
 
 
 NAN = math.nan

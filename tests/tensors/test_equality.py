@@ -1,8 +1,7 @@
 """Values of tensors in files: equal, fingerprints and elements, against torch on the same files."""
 
 import os
-from itertools import pairwise, product
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,57 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from safetensors.torch import save_file
+from tensors.written_tensors import big_endian, chunked, described, layered, tensor_bytes
 
 from ckptool.errors import CorruptCheckpointError, ReadError
-from ckptool.model import Span, StorageInfo, TensorComponent, TensorInfo
-from ckptool.tensors import elements as reading
-from ckptool.tensors import equality, fingerprint, strides, work_batches
+from ckptool.model import Span, StorageInfo, TensorInfo
+from ckptool.tensors import elements, equality, fingerprint, strides, work_batches
 from ckptool.tensors.elements import unreadable_reason
 from ckptool.tensors.fingerprint_many import fingerprint_many, fingerprint_tensor
 
 
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.clone(memory_format=torch.contiguous_format).untyped_storage())
-
-
-def described(path: Path, tensor: torch.Tensor, offset: int = 0, key: str = "t") -> TensorInfo:
-    """Write a tensor's whole storage, and describe the tensor as a view of it."""
-    data = bytes(tensor.untyped_storage())
-    with path.open("r+b" if path.exists() else "w+b") as file:
-        file.seek(offset)
-        file.write(data)
-    return TensorInfo(
-        key=key,
-        shape=tuple(tensor.shape),
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        stride=tensor.stride(),
-        storage_offset=tensor.storage_offset(),
-        storage=StorageInfo(key, len(data), span=Span(path, offset, len(data))),
-    )
-
-
-def big_endian(path: Path, tensor: torch.Tensor) -> TensorInfo:
-    """Describe the tensor as a big-endian machine would have saved it."""
-    info = described(path, tensor)
-    word = tensor.dtype.itemsize // (2 if tensor.dtype.is_complex else 1)
-    data = path.read_bytes()
-    path.write_bytes(b"".join(data[n : n + word][::-1] for n in range(0, len(data), word)))
-    return replace(info, storage=replace(info.storage, byteorder="big"))
-
-
-def elements(tensor: TensorInfo) -> bytes:
+def read_elements(tensor: TensorInfo) -> bytes:
     assert unreadable_reason(tensor) == ""
-    return b"".join(reading.iter_elements(tensor))
+    return b"".join(elements.iter_elements(tensor))
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
     """Bounds so small that small tensors meet them."""
-    monkeypatch.setattr(reading, "CHUNK", 64)
+    monkeypatch.setattr(elements, "CHUNK", 64)
     monkeypatch.setattr(equality, "TASK_NBYTES", 256)
     monkeypatch.setattr(work_batches, "TASK_NBYTES", 256)
     monkeypatch.setattr(fingerprint, "PIECE", 128)
-    monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(elements, "_MAX_OPEN_FILES", 2)
     monkeypatch.setattr(strides, "REGION", 256)
     monkeypatch.setattr(strides, "_GAP_NBYTES", 128)
     monkeypatch.setattr(strides, "_OUTPUT_NBYTES", 32)
@@ -90,7 +60,7 @@ def views(draw) -> torch.Tensor:
 def test_elements_are_what_torch_has(tmp_path_factory, tensor, big):
     path = tmp_path_factory.mktemp("views") / "data"
     info = big_endian(path, tensor) if big else described(path, tensor)
-    assert elements(info) == tensor_bytes(tensor)
+    assert read_elements(info) == tensor_bytes(tensor)
     expected = fingerprint.fingerprint_chunks(info.dtype, info.shape, [tensor_bytes(tensor)])
     assert fingerprint_tensor(info) == expected
 
@@ -156,7 +126,7 @@ def test_nan_is_equal_to_itself_bit_by_bit(tmp_path):
 
 def test_transposed_on_both_sides_is_one_run(tmp_path, monkeypatch):
     """What has the same order in both files is compared as it lies, whatever its size."""
-    monkeypatch.setattr(reading, "_MAX_GATHERED_ELEMENTS", 0)
+    monkeypatch.setattr(elements, "_MAX_GATHERED_ELEMENTS", 0)
     tensor = torch.arange(100.0).view(10, 10).T
     one, other = described(tmp_path / "a", tensor), described(tmp_path / "b", tensor.clone().T.T)
     assert not one.is_contiguous
@@ -189,7 +159,7 @@ def test_packed_floats(tmp_path):
     (tmp_path / "a").write_bytes(bytes(range(8)))
     storage = StorageInfo("a", 8, span=Span(tmp_path / "a", 0, 8))
     packed = TensorInfo("a", (6,), "float4_e2m1fn", (1,), 2, storage)
-    assert elements(packed) == bytes([1, 2, 3])
+    assert read_elements(packed) == bytes([1, 2, 3])
     assert (
         unreadable_reason(replace(packed, storage_offset=1)) == "its elements are packed into bits"
     )
@@ -209,22 +179,6 @@ def test_big_endian_on_both_sides(tmp_path):
 # Chunks, as DCP has them.
 
 
-def chunked(folder: Path, tensor: torch.Tensor, cuts: list[list[int]]) -> TensorInfo:
-    """Describe a tensor that is saved in pieces: `cuts` are the starts in each dimension."""
-    parts = []
-    ends = [[*starts[1:], size] for starts, size in zip(cuts, tensor.shape, strict=True)]
-    places = [list(zip(s, e, strict=True)) for s, e in zip(cuts, ends, strict=True)]
-    for n, box in enumerate(product(*places)):
-        piece = tensor[tuple(slice(a, b) for a, b in box)].clone()
-        chunk = described(folder / f"{n}.distcp", piece, key=str(n))
-        parts.append(TensorComponent("", tuple(a for a, _ in box), chunk))
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    shape = tuple(tensor.shape)
-    return TensorInfo(
-        "w", shape, dtype, tensor.stride(), 0, None, "chunked", parts=tuple(parts[::-1])
-    )
-
-
 @st.composite
 def cut_tensors(draw) -> tuple[torch.Tensor, list[list[int]]]:
     shape = draw(st.lists(st.integers(1, 6), max_size=3))
@@ -237,7 +191,7 @@ def test_chunks_are_put_together(tmp_path_factory, case):
     tensor, cuts = case
     folder = tmp_path_factory.mktemp("chunks")
     info = chunked(folder, tensor, cuts)
-    assert elements(info) == tensor_bytes(tensor)
+    assert read_elements(info) == tensor_bytes(tensor)
     whole = described(folder / "whole", tensor)
     assert equality.are_equal(info, whole) is True
     assert fingerprint_tensor(info) == fingerprint_tensor(whole)
@@ -257,14 +211,6 @@ def test_chunks_that_leave_a_hole(tmp_path):
 # Layouts of several tensors: sparse, quantised.
 
 
-def layered(folder: Path, layout: str = "sparse_coo", **parts: torch.Tensor) -> TensorInfo:
-    folder.mkdir()
-    held = tuple(
-        TensorComponent(n, (), described(folder / n, part, key=n)) for n, part in parts.items()
-    )
-    return TensorInfo("w", (4,), "float32", (1,), 0, None, layout, parts=held)
-
-
 def test_layers(tmp_path):
     indices, ones = torch.tensor([[0, 2]]), torch.ones(2)
     sparse = layered(tmp_path / "a", indices=indices, values=ones)
@@ -275,7 +221,7 @@ def test_layers(tmp_path):
     other = layered(tmp_path / "d", "sparse_csr", indices=indices, values=ones)
     assert equality.are_equal(sparse, other) is None
     assert equality.are_equal(sparse, described(tmp_path / "dense", torch.ones(4))) is None
-    assert elements(sparse) == tensor_bytes(indices) + tensor_bytes(ones)
+    assert read_elements(sparse) == tensor_bytes(indices) + tensor_bytes(ones)
     assert fingerprint_tensor(sparse) != fingerprint_tensor(
         layered(tmp_path / "e", values=ones, indices=indices)
     )
@@ -314,5 +260,5 @@ def test_many_files_with_few_open(tmp_path):
     from ckptool.formats import open_checkpoint
 
     infos = [open_checkpoint(tmp_path / name).states[0].tensors["t"] for name in held]
-    assert [elements(info) for info in infos] == list(map(tensor_bytes, held.values()))
+    assert [read_elements(info) for info in infos] == list(map(tensor_bytes, held.values()))
     assert equality.equal_many(pairwise(infos), jobs=2) == [False] * 19

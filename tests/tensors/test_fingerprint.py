@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from blake3 import blake3
-from formats import test_torch_tar
+from files import write_shards
+from formats import tar_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tensors.test_equality import big_endian, described
+from tensors.written_tensors import big_endian, described
 
 from ckptool import api
 from ckptool.compare.digest import compute_state_digest, digest_checkpoint
@@ -55,12 +56,7 @@ def named(path: Path, **options) -> str:
 
 
 def sharded(tensors: dict, folder: Path) -> None:
-    folder.mkdir()
-    names = {key: f"model-0000{n % 2 + 1}-of-00002.safetensors" for n, key in enumerate(tensors)}
-    for name in set(names.values()):
-        save_file({k: v for k, v in tensors.items() if names[k] == name}, folder / name)
-    index = {"metadata": {}, "weight_map": names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_shards(folder, *(dict(list(tensors.items())[n::2]) for n in range(2)))
 
 
 def dcp(tensors: dict, folder: Path) -> None:
@@ -109,9 +105,9 @@ def test_the_same_in_every_container(write, tmp_path):
 
 
 def test_the_same_in_a_tar_of_the_first_torch(tmp_path):
-    (found,) = api.digest(test_torch_tar.write(tmp_path / "x.pt")).checkpoints
+    (found,) = api.digest(tar_files.write(tmp_path / "x.pt")).checkpoints
     (one,) = found.tensors
-    assert one.digest == by_hand(test_torch_tar.DATA.reshape(2, 3))
+    assert one.digest == by_hand(tar_files.DATA.reshape(2, 3))
 
 
 @settings(max_examples=20)  # each writes seven files
@@ -238,51 +234,54 @@ def before(tmp_path):
 
 
 @pytest.fixture
-def saved(before, ckptool, tmp_path):
+def saved(before, run_command, tmp_path):
     path = tmp_path / "digest.json"
-    assert ckptool("digest", before, "--format", "json", "-o", path).code == 0
+    assert run_command("digest", before, "--format", "json", "-o", path).code == 0
     return path
 
 
-def test_the_same_content_elsewhere(ckptool, saved, tmp_path):
+def test_the_same_content_elsewhere(run_command, saved, tmp_path):
     save_file(state(), tmp_path / "new.safetensors")
-    ran = ckptool("digest", tmp_path / "new.safetensors", "--check", saved)
+    ran = run_command("digest", tmp_path / "new.safetensors", "--check", saved)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == f"{tmp_path}/new.safetensors is what {saved} names\n"
 
 
-def test_what_differs_is_named_by_key(ckptool, saved, tmp_path):
+def test_what_differs_is_named_by_key(run_command, saved, tmp_path):
     tensors = state()
     tensors["half"][0] += 1
     tensors["count"] = tensors["count"].int()
     del tensors["flag"]
     tensors["new"] = torch.ones(1)
     torch.save(tensors, tmp_path / "new.pth")
-    ran = ckptool("digest", tmp_path / "new.pth", "--check", saved, "--format", "json")
+    ran = run_command("digest", tmp_path / "new.pth", "--check", saved, "--format", "json")
     assert ran.code == 1
     check = json.loads(ran.out)["check"]
     assert (check["changed"], check["missing"], check["added"]) == (
         ["count", "half"], ["flag"], ["new"],
     )  # fmt: skip
-    shown = ckptool("digest", tmp_path / "new.pth", "--check", saved).out
+    shown = run_command("digest", tmp_path / "new.pth", "--check", saved).out
     assert "2 changed, 1 missing, 1 added" in shown
-    assert ckptool("digest", tmp_path / "new.pth", "--check", saved, "--fail-on", "never").code == 0
+    assert (
+        run_command("digest", tmp_path / "new.pth", "--check", saved, "--fail-on", "never").code
+        == 0
+    )
 
 
-def test_the_place_that_was_digested_is_looked_at_again(ckptool, tmp_path):
+def test_the_place_that_was_digested_is_looked_at_again(run_command, tmp_path):
     torch.save({"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(3)}}, tmp_path / "a.pth")
     words = ("digest", tmp_path / "a.pth", "--format", "json", "-o", tmp_path / "d.json")
-    assert ckptool(*words, "--at", "ema").code == 0
-    assert ckptool("digest", tmp_path / "a.pth", "--check", tmp_path / "d.json").code == 0
+    assert run_command(*words, "--at", "ema").code == 0
+    assert run_command("digest", tmp_path / "a.pth", "--check", tmp_path / "d.json").code == 0
     torch.save({"w": torch.ones(3)}, tmp_path / "b.pth")
-    assert ckptool("digest", tmp_path / "b.pth", "--check", tmp_path / "d.json").code == 0
+    assert run_command("digest", tmp_path / "b.pth", "--check", tmp_path / "d.json").code == 0
 
 
-def test_what_cannot_be_proved_exits_2(ckptool, tmp_path):
+def test_what_cannot_be_proved_exits_2(run_command, tmp_path):
     quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     torch.save({"q": quantised}, tmp_path / "q.pth")
-    ckptool("digest", tmp_path / "q.pth", "--format", "json", "-o", tmp_path / "d.json")
-    ran = ckptool("digest", tmp_path / "q.pth", "--check", tmp_path / "d.json")
+    run_command("digest", tmp_path / "q.pth", "--format", "json", "-o", tmp_path / "d.json")
+    ran = run_command("digest", tmp_path / "q.pth", "--check", tmp_path / "d.json")
     assert ran.code == 2
     assert "not proved" in ran.out
 
@@ -299,19 +298,19 @@ def test_what_cannot_be_proved_exits_2(ckptool, tmp_path):
         ('{"command": "digest", "format": "ckptool-1", "checkpoints": 3}', "is no report"),
     ],
 )
-def test_a_saved_digest_that_cannot_be_used(ckptool, before, tmp_path, text, said):
+def test_a_saved_digest_that_cannot_be_used(run_command, before, tmp_path, text, said):
     path = tmp_path / "saved.json"
     if text is not None:
         path.write_text(text)
-    ran = ckptool("digest", before, "--check", path)
+    ran = run_command("digest", before, "--check", path)
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert said in ran.err
     assert "saved.json" in ran.err
 
 
-def test_the_checkpoint_is_gone(ckptool, saved, before):
+def test_the_checkpoint_is_gone(run_command, saved, before):
     before.unlink()
-    ran = ckptool("digest", before, "--check", saved)
+    ran = run_command("digest", before, "--check", saved)
     assert (ran.code, ran.out) == (2, "")
     assert "no such file" in ran.err
 

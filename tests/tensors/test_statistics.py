@@ -8,7 +8,7 @@ from files import described
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.tensors import elements as reading
+from ckptool.tensors import elements
 from ckptool.tensors.statistics import (
     CastEffect,
     compute_statistics,
@@ -26,7 +26,7 @@ SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, 1e-40, 3e38, 1.0, 1.
 @pytest.fixture(autouse=True)
 def _small_reads(monkeypatch):
     """Reads so small that a tensor takes several, cut within an element too."""
-    monkeypatch.setattr(reading, "CHUNK", 60)
+    monkeypatch.setattr(elements, "CHUNK", 60)
 
 
 def of(tensor: torch.Tensor):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -817,3 +818,18 @@ def a_stream_of_its_own(m, x):
         with torch.cuda.stream(torch.cuda.Stream()):
             return x * 2
     return x
+
+
+def turned(module: torch.nn.Module, path: str) -> None:
+    """Make the buffer at `path` a plain attribute, as if it had never been registered."""
+    owner, _, name = path.rpartition(".")
+    holder = module.get_submodule(owner)
+    setattr(holder, name, holder._buffers.pop(name))
+
+
+BUFFERS = [
+    pytest.param(case, path, id=f"{case.name}-{path}")
+    for case in CASES
+    if case.clean == "passes" or case.harmless
+    for path, _ in case.build().named_buffers()
+]

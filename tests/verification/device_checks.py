@@ -2,6 +2,7 @@
 
 import reference_case
 import torch
+from files import save
 from verification import models
 
 from ckptool import api
@@ -10,9 +11,7 @@ ATTENTION = "samples.attention:CausalAttention"
 
 
 def saved(folder, module, name="model.pth"):
-    path = folder / name
-    torch.save(module.state_dict(), path)
-    return path
+    return save(folder / name, module.state_dict())
 
 
 def statuses(report):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from verification.battery import CASES, Case
+from verification.battery import BUFFERS, CASES, Case, turned
 
 from ckptool.verification.backends import simulated
 from ckptool.verification.forward_pass import ForwardPass, Inputs
@@ -20,21 +20,6 @@ def verdict(found: ForwardPass) -> str:
     if found.device_mismatches:
         return "clashes"
     return "inconclusive" if found.unmodelled_operations or found.error else "passes"
-
-
-def turned(module: torch.nn.Module, path: str) -> None:
-    """Make the buffer at `path` a plain attribute, as if it had never been registered."""
-    owner, _, name = path.rpartition(".")
-    holder = module.get_submodule(owner)
-    setattr(holder, name, holder._buffers.pop(name))
-
-
-BUFFERS = [
-    pytest.param(case, path, id=f"{case.name}-{path}")
-    for case in CASES
-    if case.clean == "passes" or case.harmless
-    for path, _ in case.build().named_buffers()
-]
 
 
 def test_the_battery_is_large_enough():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from verification import models
+from verification.device_checks import statuses
 
 from ckptool import api
 from ckptool.errors import ModuleError, ReadError, UsageError
@@ -21,10 +22,6 @@ def saved(tmp_path, name="Plain", content=None, suffix=".pth", **kwargs):
 
 def verify(path, name, **options):
     return api.verify(path, module=f"verification.models:{name}", device="simulated", **options)
-
-
-def statuses(report):
-    return {one.level: one.status for one in report.levels}
 
 
 def level(report, name):

@@ -81,9 +81,9 @@ class RemoteSource(ByteSource):
             ReadError: the server does not return it.
         """
         self._check_range(offset, nbytes)
-        cached = self._find_cached(offset, nbytes)
-        if cached is not None:
-            return cached
+        cached_bytes = self._find_cached(offset, nbytes)
+        if cached_bytes is not None:
+            return cached_bytes
         size = min(max(nbytes, self._choose_request_nbytes(offset)), self.nbytes - offset)
         data = self._file.fetch_range(offset, size)
         self._last_read = offset, data
@@ -146,12 +146,12 @@ class RemoteSource(ByteSource):
         if not nbytes:
             return b""
         index = bisect_right(self._cache_offsets, offset)
-        cached = (
+        cached_range = (
             [(self._cache_offsets[index - 1], self._cache[self._cache_offsets[index - 1]])]
             if index
             else []
         )
-        for start, data in (self._last_read, *cached):
+        for start, data in (self._last_read, *cached_range):
             if start <= offset and offset + nbytes <= start + len(data):
                 return data[offset - start : offset - start + nbytes]
         return None

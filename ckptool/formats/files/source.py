@@ -4,12 +4,12 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from ckptool.errors import CorruptCheckpointError, ReadError
-from ckptool.locations import Location, RemotePath
+from ckptool.locations import Location, RemotePath, resolve_in
 
 _COLLAPSED_URL: Final = r"([a-z][a-z0-9+.-]+):/[^/]"
 """URL whose double slash `pathlib.Path` collapsed: "s3:/bucket"."""
@@ -119,6 +119,40 @@ def open_source(path: Location) -> Iterator[ByteSource]:
         yield ByteSource(path, descriptor, status.st_size)
     finally:
         os.close(descriptor)
+
+
+class SourceCache:
+    """Open files of one thread: at most `limit`, the least recently used closed first."""
+
+    def __init__(self, limit: int, folder: Path = Path()) -> None:
+        """Relative paths are resolved in `folder`."""
+        self._limit = limit
+        self._folder = folder
+        self._entries: dict[Location, tuple[ByteSource, ExitStack]] = {}
+
+    def get_source(self, path: Location) -> ByteSource:
+        """Return the open file at `path`.
+
+        Raises:
+            ReadError: it cannot be opened.
+        """
+        entry = self._entries.pop(path, None) or self._open_path(path)
+        self._entries[path] = entry
+        return entry[0]
+
+    def close(self) -> None:
+        while self._entries:
+            self._close_oldest()
+
+    def _open_path(self, path: Location) -> tuple[ByteSource, ExitStack]:
+        if len(self._entries) >= self._limit:
+            self._close_oldest()
+        stack = ExitStack()
+        return stack.enter_context(open_source(resolve_in(self._folder, path))), stack
+
+    def _close_oldest(self) -> None:
+        _, stack = self._entries.pop(next(iter(self._entries)))
+        stack.close()
 
 
 def is_directory(path: Location) -> bool:

@@ -3,7 +3,6 @@
 import errno
 import os
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 from zlib import crc32
@@ -11,8 +10,7 @@ from zlib import crc32
 from msgspec import Struct
 
 from ckptool.errors import CorruptCheckpointError, WriteError
-from ckptool.formats.files.source import ByteSource, open_source
-from ckptool.locations import Location
+from ckptool.formats.files.source import ByteSource, SourceCache
 from ckptool.model import Span
 
 ProgressCallback = Callable[[int], None]
@@ -53,7 +51,7 @@ class FileWriter:
         self._target = target
         self._descriptor = descriptor
         self._progress = progress
-        self._sources: dict[Location, tuple[ByteSource, ExitStack]] = {}
+        self._sources = SourceCache(_MAX_OPEN_FILES)
         self._can_copy_in_kernel = True
         self._buffer = bytearray(_CHUNK_BYTES)
 
@@ -61,8 +59,7 @@ class FileWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._sources:
-            self._close_oldest_source()
+        self._sources.close()
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes at `position`."""
@@ -111,7 +108,7 @@ class FileWriter:
         return crc
 
     def _iter_span_chunks(self, span: Span) -> Iterable[bytes]:
-        source = self._get_source(span.path)
+        source = self._sources.get_source(span.path)
         for start in range(0, span.nbytes, _CHUNK_BYTES):
             yield source.read(span.offset + start, min(_CHUNK_BYTES, span.nbytes - start))
 
@@ -120,7 +117,7 @@ class FileWriter:
 
         Unaligned, copy_file_range takes 1.5 times as long as the buffer.
         """
-        source, start = self._get_source(span.path), span.offset
+        source, start = self._sources.get_source(span.path), span.offset
         if source.is_remote:
             for chunk in self._iter_span_chunks(span):
                 self.write(chunk)
@@ -156,16 +153,3 @@ class FileWriter:
             reason = f"the file ended at byte {start} while it was read"
             raise CorruptCheckpointError(source.path, reason)
         return copied_nbytes
-
-    def _get_source(self, path: Location) -> ByteSource:
-        entry = self._sources.get(path)
-        if entry is None:
-            if len(self._sources) >= _MAX_OPEN_FILES:
-                self._close_oldest_source()
-            stack = ExitStack()
-            entry = self._sources[path] = (stack.enter_context(open_source(path)), stack)
-        return entry[0]
-
-    def _close_oldest_source(self) -> None:
-        _, stack = self._sources.pop(next(iter(self._sources)))
-        stack.close()

@@ -26,12 +26,12 @@ def find_global_uses(
     classify: Callable[[GlobalName], Safety] = classify_global,
 ) -> tuple[GlobalUse, ...]:
     """Return the Safety of each name, and its place in the tree; "" if safe or not in the tree."""
-    classified = {(name.module, name.name): (name, classify(name)) for name in names}
-    unsafe_names = {name for name, safety in classified.values() if safety is not Safety.SAFE}
+    safety_by_name = {(name.module, name.name): (name, classify(name)) for name in names}
+    unsafe_names = {name for name, safety in safety_by_name.values() if safety is not Safety.SAFE}
     places = _locate_globals(root, unsafe_names)
     return tuple(
         GlobalUse(name.module, name.name, safety, places.get(name, ""))
-        for name, safety in classified.values()
+        for name, safety in safety_by_name.values()
     )
 
 

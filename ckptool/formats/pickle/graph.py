@@ -35,7 +35,7 @@ class NewObjClass(GlobalName):
 class SetMembers(list[Any]):
     """A set or a frozenset created by an opcode, members in the order of the file."""
 
-    frozen = False
+    is_frozen = False
 
 
 class PickleGraph(NamedTuple):
@@ -115,7 +115,7 @@ def _load_empty_set(m: PickleMachine, pos: int) -> int:
 
 def _load_frozenset(m: PickleMachine, pos: int) -> int:
     items = SetMembers(m.pop_mark())
-    items.frozen = True
+    items.is_frozen = True
     m.stack.append(items)
     return pos
 

@@ -133,12 +133,12 @@ class PickleMachine:
         for item in items:
             if type(item) is not int:
                 return items
-        interned = self.interned_tuples.get(items)
-        if interned is None:
-            interned = items
+        interned_tuple = self.interned_tuples.get(items)
+        if interned_tuple is None:
+            interned_tuple = items
             if len(self.interned_tuples) < _MAX_INTERNED_TUPLES:
                 self.interned_tuples[items] = items
-        return interned
+        return interned_tuple
 
     def pop_mark(self) -> list[Any]:
         items = self.stack

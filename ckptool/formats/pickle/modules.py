@@ -42,7 +42,7 @@ def read_module_state(node: UnresolvedObject, at: str, reader: TensorInfoReader)
     for prefix, module in submodules:
         finder.add_attributes(prefix, module)
     return StateDict(
-        at, saved, "module", unsaved_tensors=unsaved | finder.unregistered, modules=modules
+        at, saved, "module", unsaved_tensors=unsaved | finder.unregistered_tensors, modules=modules
     )
 
 
@@ -117,13 +117,13 @@ _NODE_KEY: Final = object()
 
 
 def _describe_class(module: dict[Any, Any]) -> PickledModule:
-    registered = (
+    registered_names = (
         name for dict_name in ("_parameters", "_buffers", "_modules") for name in module[dict_name]
     )
     attribute_names = (name for name in module if name is not _NODE_KEY)
     return PickledModule(
         module[_NODE_KEY].qualified_name,
-        frozenset(format_key(name) for name in (*attribute_names, *registered)),
+        frozenset(format_key(name) for name in (*attribute_names, *registered_names)),
     )
 
 
@@ -147,11 +147,11 @@ class _AttributeTensorFinder:
         self,
         reader: TensorInfoReader,
         submodules: list[tuple[str, dict[Any, Any]]],
-        registered: set[StorageInfo | None],
+        registered_storages: set[StorageInfo | None],
     ) -> None:
-        self.unregistered: dict[str, TensorInfo] = {}
+        self.unregistered_tensors: dict[str, TensorInfo] = {}
         self._reader = reader
-        self._registered = registered
+        self._registered_storages = registered_storages
         self._visited_ids = {id(module[_NODE_KEY]) for _, module in submodules}
 
     def add_attributes(self, prefix: str, module: dict[Any, Any], depth: int = 0) -> None:
@@ -172,10 +172,10 @@ class _AttributeTensorFinder:
         array = read_numpy_array(value, path)
         if tensor is not None:
             # A view of a registered tensor is saved with it: an RNN's _flat_weights.
-            if tensor.storage is None or tensor.storage not in self._registered:
-                self.unregistered[path] = replace(tensor, kind=kind)
+            if tensor.storage is None or tensor.storage not in self._registered_storages:
+                self.unregistered_tensors[path] = replace(tensor, kind=kind)
         elif array is not None:
-            self.unregistered[path] = array
+            self.unregistered_tensors[path] = array
         elif (
             type(value) not in ATOMIC_TYPES
             and depth < _MAX_ATTRIBUTE_DEPTH
@@ -205,8 +205,8 @@ class _AttributeTensorFinder:
 
 def _find_derived_names(module: dict[Any, Any]) -> set[str]:
     """Return names of attributes that weight_norm, spectral_norm or prune compute in forward."""
-    registered = module["_parameters"].keys() | module["_buffers"].keys()
-    names = (str(name).rpartition("_") for name in registered)
+    registered_names = module["_parameters"].keys() | module["_buffers"].keys()
+    names = (str(name).rpartition("_") for name in registered_names)
     return {stem for stem, _, suffix in names if suffix in {"g", "v", "orig"} and stem}
 
 

@@ -1,10 +1,17 @@
 """Pickled numpy array -> TensorInfo; pickled numpy scalar -> its value."""
 
 from struct import unpack
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from ckptool.formats.pickle.nodes import UnresolvedObject
-from ckptool.model import Kind, TensorInfo
+from ckptool.model import STRUCT_CODES, Kind, TensorInfo, contiguous_stride
+
+NUMPY_DTYPES: Final = {
+    "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
+    "i2": "int16", "i1": "int8", "u8": "uint64", "u4": "uint32", "u2": "uint16", "u1": "uint8",
+    "b1": "bool", "c8": "complex64", "c16": "complex128",
+}  # fmt: skip
+"""numpy's dtype code -> torch's dtype name."""
 
 
 def read_numpy_scalar(args: tuple[Any, ...]) -> float | None:
@@ -14,7 +21,7 @@ def read_numpy_scalar(args: tuple[Any, ...]) -> float | None:
     code, data = read_dtype_code(args[0]), args[1]
     if type(data) is str:  # Python 2 pickles bytes as a string
         data = data.encode("latin-1", "replace")
-    letter = _STRUCT_FORMATS.get(code, "")
+    letter = STRUCT_CODES.get(NUMPY_DTYPES.get(code, ""), "")
     if type(data) is not bytes or not letter or len(data) != int(code[1:]):
         return None
     number: float = unpack(f"<{letter}", data)[0]
@@ -32,12 +39,6 @@ def read_dtype_code(dtype: object) -> str:
     return ""
 
 
-_STRUCT_FORMATS: Final = {
-    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
-    "u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?",
-}  # fmt: skip
-
-
 def read_numpy_array(node: object, key: str) -> TensorInfo | None:
     """Return the shape and dtype of a pickled numpy array of numbers; None for anything else."""
     if type(node) is not UnresolvedObject:
@@ -48,29 +49,13 @@ def read_numpy_array(node: object, key: str) -> TensorInfo | None:
         shape, dtype = node.state[1], node.state[2]
     elif node.callee_name[1] == "_frombuffer" and len(node.args) == 4:
         shape, dtype = node.args[2], node.args[1]
-    name = _NUMPY_DTYPES.get(read_dtype_code(dtype))
-    if name is None or not _is_shape(shape):
+    name = NUMPY_DTYPES.get(read_dtype_code(dtype))
+    if name is None or not is_shape(shape):
         return None
-    stride = _contiguous_stride(shape)
+    stride = contiguous_stride(shape)
     return TensorInfo(key, shape, name, stride, 0, None, kind=Kind.ARRAY)
 
 
-def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    stride: list[int] = []
-    step = 1
-    for length in reversed(shape):
-        stride.append(step)
-        step *= max(1, length)
-    return tuple(reversed(stride))
-
-
-_NUMPY_DTYPES: Final = {
-    "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
-    "i2": "int16", "i1": "int8", "u8": "uint64", "u4": "uint32", "u2": "uint16", "u1": "uint8",
-    "b1": "bool", "c8": "complex64", "c16": "complex128",
-}  # fmt: skip
-"""numpy's dtype code -> torch's dtype name."""
-
-
-def _is_shape(shape: object) -> bool:
+def is_shape(shape: object) -> TypeGuard[tuple[int, ...]]:
+    """Whether it is a tuple of sizes."""
     return type(shape) is tuple and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)

@@ -11,6 +11,7 @@ from ckptool.formats.pickle.nodes import (
     UnresolvedObject,
 )
 from ckptool.formats.pickle.numpy_arrays import read_numpy_scalar
+from ckptool.phrases import make_printable, truncate
 
 NOT_PLAIN: Final = object()
 """Returned by `PlainValueConverter.convert_node` for a node that is not plain data."""
@@ -38,9 +39,9 @@ class PlainValueConverter:
         node_type = type(node)
         if node_type in ATOMIC_TYPES:
             return _convert_atom(node), 1
-        cached = self._results.get(id(node))
-        if cached is not None:
-            return cached
+        cached_result = self._results.get(id(node))
+        if cached_result is not None:
+            return cached_result
         if depth > _MAX_DEPTH:
             return _NO_VALUE
         # Until it is converted, a node is not plain: this ends a cycle.
@@ -206,8 +207,7 @@ def quote_name(text: str) -> str:
 
 def escape_unprintable(text: str) -> str:
     """Return `text` cut to 80 characters, with unprintable ones escaped: they control terminals."""
-    shortened = text[:_MAX_TEXT_LENGTH] + ("..." if len(text) > _MAX_TEXT_LENGTH else "")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shortened)
+    return make_printable(truncate(text, _MAX_TEXT_LENGTH))
 
 
 def _convert_atom(node: Any) -> object:

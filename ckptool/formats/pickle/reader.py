@@ -58,7 +58,7 @@ class ParsedPickle(Record):
     """Position after its STOP; 0 if reading stopped before."""
     error: str = ""
     """Why reading stopped before STOP; "" if it did not."""
-    truncated: bool = False
+    is_truncated: bool = False
     """Whether reading stopped at the end of the data: with more bytes it may be complete."""
     globals: list[GlobalName] = []
     """Every name that it uses, in order of first use, also if the result is discarded."""
@@ -78,15 +78,15 @@ def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
     except PickleStop as stop:
         pickle.root, pickle.end = stop.value, stop.end
     except PickleError as pickle_error:
-        pickle.error, pickle.truncated = (
+        pickle.error, pickle.is_truncated = (
             str(pickle_error),
             isinstance(pickle_error, TruncatedPickleError),
         )
     except UnicodeError:
-        pickle.error, pickle.truncated = "a string is not what its opcode says", True
+        pickle.error, pickle.is_truncated = "a string is not what its opcode says", True
     except _STREAM_ERRORS as error:
         pickle.error = _MISSING_OPERAND
-        pickle.truncated = isinstance(error, IndexError | StructError)
+        pickle.is_truncated = isinstance(error, IndexError | StructError)
     if pickle.error and machine.in_frame:
         _record_imports_near_frame_end(machine)
     embedded_names = [
@@ -101,7 +101,7 @@ def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
 def is_complete_or_broken(data: bytes, limits: Limits) -> bool:
     """Whether the pickle at the start of `data` ends or is broken within `data`."""
     pickle = parse_pickle(data + _INVALID_OPCODES, limits)
-    return not pickle.truncated or pickle.error == _MISSING_OPERAND
+    return not pickle.is_truncated or pickle.error == _MISSING_OPERAND
 
 
 def parse_whole_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:

@@ -5,6 +5,7 @@ from typing import Any, Final
 from ckptool.formats.pickle.nodes import UnresolvedObject
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.plain_values import describe_node, escape_unprintable, format_key
+from ckptool.phrases import join_limited, quote_code
 
 _MAX_SHOWN_KEYS: Final = 3
 
@@ -18,16 +19,20 @@ def describe_tensorless_pickle(root: Any) -> str:
     if type(root) is UnresolvedObject:
         return f"holds no tensors, but {describe_node(root)}"
     if isinstance(root, dict) and root:
-        names = ", ".join(
-            f"`{escape_unprintable(format_key(key))}`" for key in list(root)[:_MAX_SHOWN_KEYS]
-        )
-        more = f" and {len(root) - _MAX_SHOWN_KEYS} more" if len(root) > _MAX_SHOWN_KEYS else ""
-        return f"holds no tensors, but a dict with {names}{more}"
+        keys = join_limited(root, _MAX_SHOWN_KEYS, _quote_key)
+        return f"holds no tensors, but a dict with {keys}"
     return f"holds no tensors, but {describe_node(root)}"
+
+
+def _quote_key(key: object) -> str:
+    return quote_code(escape_unprintable(format_key(key)))
 
 
 def _list_two_levels(root: Any) -> list[Any]:
     values = list(root.values()) if isinstance(root, dict) else [root]
     return values + [
-        nested for value in values if isinstance(value, dict) for nested in value.values()
+        nested_value
+        for value in values
+        if isinstance(value, dict)
+        for nested_value in value.values()
     ]

@@ -109,7 +109,7 @@ class _PickleWriter:
         yield from self._save_batches(node, b"e")
 
     def _save_set(self, node: SetMembers) -> NodeIterator:
-        if node.frozen:
+        if node.is_frozen:
             self.output += b"("
             yield from node
             self.output += b"\x91"

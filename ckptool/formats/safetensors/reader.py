@@ -3,7 +3,6 @@
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -31,6 +30,7 @@ from ckptool.model import (
     StateDict,
     StorageInfo,
     TensorInfo,
+    contiguous_stride,
 )
 
 TORCH_DTYPES: Final[Mapping[str, str]] = MappingProxyType(
@@ -182,7 +182,7 @@ def _build_tensor(
         key=name,
         shape=shape,
         dtype=dtype,
-        stride=_contiguous_stride(shape),
+        stride=contiguous_stride(shape),
         storage_offset=0,
         storage=StorageInfo(name, end - begin, span=Span(path, start + begin, end - begin)),
     )
@@ -239,11 +239,6 @@ def _convert_to_torch(code: str, shape: tuple[int, ...]) -> tuple[str, tuple[int
     if code == "F4" and shape and shape[-1] % 2 == 0:
         return "float4_e2m1fn_x2", (*shape[:-1], shape[-1] // 2)
     return TORCH_DTYPES[code], shape
-
-
-@lru_cache(maxsize=4096)
-def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(accumulate(reversed(shape[1:]), mul, initial=1))[::-1] if shape else ()
 
 
 def _check_spans_cover(source: ByteSource, start: int, tensors: Iterable[TensorInfo]) -> None:

@@ -211,19 +211,19 @@ def _is_module_class(node: PersistentReference) -> bool:
     return type(node.id) is tuple and node.id[:1] == ("module",)
 
 
-def _apply_view(stored: SavedStorage, storage: StorageId) -> SavedStorage:
+def _apply_view(saved_storage: SavedStorage, storage: StorageId) -> SavedStorage:
     """Return the storage slice that the id's view names; torch before 0.4 saved slices so."""
     if storage.legacy_view is None:
-        return stored
+        return saved_storage
     view = storage.legacy_view
     if type(view) is not tuple or len(view) != 3:
         raise PickleTreeError(f"storage {quote_name(storage.key)} has a view that is none")
     _, offset, numel = view
     if not all(type(number) is int and number >= 0 for number in (offset, numel)):
         raise PickleTreeError(f"storage {quote_name(storage.key)} has a view that is none")
-    if offset + numel > stored.numel:
+    if offset + numel > saved_storage.numel:
         raise PickleTreeError(f"storage {quote_name(storage.key)} has a view beyond its end")
-    return SavedStorage(stored.info, stored.dtype, numel, offset)
+    return SavedStorage(saved_storage.info, saved_storage.dtype, numel, offset)
 
 
 def _read_bare_pickle(stream: PickleStream, pickle: ParsedPickle, limits: Limits) -> Checkpoint:
@@ -278,10 +278,10 @@ def _read_embedded_storage(blob_slice: SourceSlice, limits: Limits, index: int) 
     if type(root) is not PersistentReference or type(root.target) is not SavedStorage:
         raise PickleTreeError("a storage within the pickle is something else")
     # Each was saved separately with an address as key: two keys can be equal.
-    stored = root.target
-    info = stored.info
+    saved_storage = root.target
+    info = saved_storage.info
     indexed_info = StorageInfo(f"{index}", info.nbytes, info.device, info.span)
-    return SavedStorage(indexed_info, stored.dtype, stored.numel)
+    return SavedStorage(indexed_info, saved_storage.dtype, saved_storage.numel)
 
 
 def _build_checkpoint(

@@ -94,7 +94,7 @@ class PickleStream:
         index = self.position - self._data_offset
         if 0 <= index < len(self._data):
             pickle = parse_pickle(self._data, self.limits, index)
-            if not pickle.truncated:
+            if not pickle.is_truncated:
                 return pickle
         size = _WINDOW_BYTES
         while True:
@@ -104,7 +104,7 @@ class PickleStream:
                 self.position,
             )
             pickle = parse_pickle(self._data, self.limits)
-            if not pickle.truncated or size >= max_nbytes:
+            if not pickle.is_truncated or size >= max_nbytes:
                 return pickle
             size *= 4
 

@@ -87,8 +87,8 @@ def _iter_members(source: ByteSource) -> Iterator[_TarMember]:
 
 def _parse_header(source: ByteSource, header: bytes) -> tuple[str, int, bytes]:
     checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    stored, nbytes = _parse_octal(header[148:156]), _parse_octal(header[124:136])
-    if stored != checksum or nbytes is None or header[257:262] != b"ustar":
+    stored_checksum, nbytes = _parse_octal(header[148:156]), _parse_octal(header[124:136])
+    if stored_checksum != checksum or nbytes is None or header[257:262] != b"ustar":
         raise CorruptCheckpointError(source.path, "a tar header that is none")
     name = header[:100].partition(b"\0")[0].decode("latin-1")
     if header[345:500].strip(b"\0"):
@@ -204,22 +204,27 @@ class _TarReader:
         ):
             raise self._build_error("a view of a storage that is none")
         key, root, offset, numel = view
-        stored = self._objects_by_number.get(root)
+        stored_object = self._objects_by_number.get(root)
         if (
-            type(stored) is not SavedStorage
+            type(stored_object) is not SavedStorage
             or min(offset, numel) < 0
-            or offset + numel > stored.numel
+            or offset + numel > stored_object.numel
         ):
             raise self._build_error("a view of a storage that reaches beyond it")
-        self._add_object(key, SavedStorage(stored.info, stored.dtype, numel, stored.start + offset))
+        self._add_object(
+            key,
+            SavedStorage(
+                stored_object.info, stored_object.dtype, numel, stored_object.start + offset
+            ),
+        )
 
     def _read_tensors(self, stream: PickleStream) -> None:
         """Read the count, then for each tensor: pickled (key, storage, class), sizes, strides."""
         tensors = TensorInfoReader(self._limits)
         for _ in range(self._read_count(stream)):
             key, storage, _ = self._read_triple(stream)
-            stored = self._objects_by_number.get(storage) if type(storage) is int else None
-            if type(stored) is not SavedStorage:
+            stored_object = self._objects_by_number.get(storage) if type(storage) is int else None
+            if type(stored_object) is not SavedStorage:
                 raise self._build_error("a tensor without its storage")
             rank = int.from_bytes(stream.read_bytes(8)[:4], "little", signed=True)
             if not 0 <= rank <= self._limits.rank:
@@ -228,7 +233,8 @@ class _TarReader:
             stride = tuple(stream.read_int64() for _ in range(rank))
             view = (stream.read_int64(), size, stride)
             self._add_object(
-                key, tensors.build_strided_tensor(str(key), stored, stored.dtype, view)
+                key,
+                tensors.build_strided_tensor(str(key), stored_object, stored_object.dtype, view),
             )
         self._check_all_read(stream)
 

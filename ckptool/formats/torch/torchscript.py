@@ -139,7 +139,7 @@ class _ScriptModuleReader:
 
     def read_module(self, root: UnresolvedObject) -> StateDict:
         """Return the tensors of the module's state_dict(), and its other tensors as `unsaved`."""
-        registered: dict[str, TensorInfo] = {}
+        registered_tensors: dict[str, TensorInfo] = {}
         loose_attributes: dict[str, Any] = {}
         modules: dict[str, PickledModule] = {}
         for prefix, node in _iter_submodules(root):
@@ -147,12 +147,12 @@ class _ScriptModuleReader:
             modules[prefix] = PickledModule(
                 _unmangle_class_name(node), frozenset(format_key(name) for name in attributes)
             )
-            registered.update(self._iter_registered(prefix, node, attributes))
+            registered_tensors.update(self._iter_registered(prefix, node, attributes))
             for name, value in attributes.items():
                 key = _join_key(prefix, format_key(name))
-                if key not in registered and not _is_module(value):
+                if key not in registered_tensors and not _is_module(value):
                     loose_attributes[key] = value
-        storages = {tensor.storage for tensor in registered.values()}
+        storages = {tensor.storage for tensor in registered_tensors.values()}
         loose_tensors = {
             tensor.key: tensor
             for key, value in loose_attributes.items()
@@ -164,7 +164,7 @@ class _ScriptModuleReader:
         self._add_plain_entries(
             {key: value for key, value in loose_attributes.items() if key not in loose_tensors}
         )
-        return StateDict("", registered, "module", unsaved_tensors=unsaved, modules=modules)
+        return StateDict("", registered_tensors, "module", unsaved_tensors=unsaved, modules=modules)
 
     def _iter_registered(
         self, prefix: str, node: UnresolvedObject, attributes: dict[Any, Any]

@@ -36,6 +36,7 @@ from ckptool.formats.zip.archive import (
     read_member,
 )
 from ckptool.model import Checkpoint, Container, GlobalUse, Skipped, Span, StorageInfo
+from ckptool.phrases import join_limited
 
 
 def matches(source: ByteSource) -> bool:
@@ -237,13 +238,13 @@ def resolve_storages(
     stored_by_key: dict[str, SavedStorage] = {}
     for node in nodes:
         storage = parse_storage_id(node)
-        stored = stored_by_key.get(storage.key)
-        if stored is None:
+        saved_storage = stored_by_key.get(storage.key)
+        if saved_storage is None:
             node.target = stored_by_key[storage.key] = _build_stored(
                 storage, records, byteorder, folder
             )
         else:
-            node.target = check_repeated_id(stored, storage)
+            node.target = check_repeated_id(saved_storage, storage)
 
 
 def read_metadata(records: ArchiveRecords) -> dict[str, str]:
@@ -436,9 +437,7 @@ def _report_unreferenced(records: ArchiveRecords) -> list[Skipped]:
     ]
     if not unreferenced_names:
         return []
-    names = ", ".join(escape_unprintable(name) for name in unreferenced_names[:4]) + (
-        ", ..." if len(unreferenced_names) > 4 else ""
-    )
+    names = join_limited(unreferenced_names, 4, escape_unprintable, more=", ...")
     return [Skipped("records", f"nothing refers to {names}")]
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Self
 
-from ckptool.migration.plan.draft import contiguous_stride
-from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo
+from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo, contiguous_stride
 
 
 class AnonymousFile:

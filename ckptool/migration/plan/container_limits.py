@@ -7,6 +7,7 @@ from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.migration.plan.draft import Draft, PlannedTensor, to_dotted_key
 from ckptool.model import Container
+from ckptool.phrases import join_limited, quote_code
 from ckptool.tensors.elements import unreadable_reason
 
 SAFETENSORS: Final = "safetensors"
@@ -30,15 +31,17 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
         if (reason := _explain_unsupported(key, item, to))
     }
     if reasons:
-        reasons_text = _join_limited([f"`{key}` ({reason})" for key, reason in reasons.items()])
+        reasons_text = join_limited(
+            reasons.items(), _MAX_LISTED, lambda item: f"`{item[0]}` ({item[1]})"
+        )
         raise UnsupportedValueError(draft.checkpoint.path, to, reasons, reasons_text)
     extra = list(_iter_unsupported_entries(draft, to))
     if extra and not drop_extra:
         raise PlanError(
-            f"{draft.checkpoint.path}: {to} cannot hold {_join_limited(extra)}: "
+            f"{draft.checkpoint.path}: {to} cannot hold {join_limited(extra, _MAX_LISTED)}: "
             "write a .pth, or leave that out with --drop-extra"
         )
-    notes = [f"left out, as asked: {_join_limited(extra)}"] if extra else []
+    notes = [f"left out, as asked: {join_limited(extra, _MAX_LISTED)}"] if extra else []
     return (*notes, *_iter_attribute_notes(draft))
 
 
@@ -89,13 +92,8 @@ def _iter_attribute_notes(draft: Draft) -> Iterator[str]:
         k for k in draft.state.unsaved_tensors if not {k, to_dotted_key(k)} & draft.items.keys()
     ]
     if unsaved_keys:
-        names = _join_limited([f"`{key}`" for key in unsaved_keys])
+        names = join_limited(unsaved_keys, _MAX_LISTED, quote_code)
         yield (
             f"held by the pickled module and not in its state_dict: {names}; "
             "--inject KEY=attribute takes one along"
         )
-
-
-def _join_limited(texts: list[str]) -> str:
-    suffix = f" and {len(texts) - _MAX_LISTED} more" if len(texts) > _MAX_LISTED else ""
-    return f"{', '.join(texts[:_MAX_LISTED])}{suffix}"

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Final
@@ -11,7 +11,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import PlanError
-from ckptool.model import DTYPE_BITS, Checkpoint, StateDict, StorageInfo, TensorInfo
+from ckptool.model import (
+    DTYPE_BITS,
+    Checkpoint,
+    StateDict,
+    StorageInfo,
+    TensorInfo,
+    contiguous_stride,
+)
 
 _INDEX_STEP: Final = re.compile(r"\[['\"]?(\w+)['\"]?\]")
 """An index into a list or dict: `[0]`, `['name']`."""
@@ -154,18 +161,6 @@ def key_suggestion(draft: Draft, key: str) -> str:
 def to_dotted_key(path: str) -> str:
     """Return `path` as a state_dict key: `layers[0].bias` -> `layers.0.bias`."""
     return _INDEX_STEP.sub(r".\1", path)
-
-
-def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides of a contiguous (C order) tensor, in elements."""
-    return tuple(_iter_reversed_strides(shape))[::-1]
-
-
-def _iter_reversed_strides(shape: tuple[int, ...]) -> Iterator[int]:
-    stride = 1
-    for size in reversed(shape):
-        yield stride
-        stride *= max(1, size)
 
 
 def _rename_versions(

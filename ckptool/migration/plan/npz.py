@@ -6,20 +6,14 @@ from typing import Any, Final
 from ckptool.errors import PlanError
 from ckptool.formats.files.source import ByteSource, open_source
 from ckptool.formats.limits import Limits
+from ckptool.formats.pickle.numpy_arrays import NUMPY_DTYPES, is_shape
 from ckptool.formats.zip.archive import STORED, ZipMember, read_archive, read_member
 from ckptool.locations import Location
 from ckptool.migration.plan.anonymous_file import AnonymousFile
-from ckptool.migration.plan.draft import contiguous_stride
-from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo
+from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo, contiguous_stride
 
 _MAGIC: Final = b"\x93NUMPY"
 _MAX_HEADER_NBYTES: Final = 65536
-_DTYPES: Final = {
-    "<f8": "float64", "<f4": "float32", "<f2": "float16", "<i8": "int64", "<i4": "int32",
-    "<i2": "int16", "|i1": "int8", "<u8": "uint64", "<u4": "uint32", "<u2": "uint16",
-    "|u1": "uint8", "|b1": "bool", "<c8": "complex64", "<c16": "complex128",
-}  # fmt: skip
-"""numpy dtype string -> torch dtype name."""
 
 
 def read_array(
@@ -45,8 +39,8 @@ def _describe_array(
 ) -> TensorInfo:
     header_bytes = read_member(source, member, limits, _MAX_HEADER_NBYTES)
     header, start = _parse_header(source.path, member, header_bytes)
-    dtype, shape = _DTYPES.get(str(header.get("descr"))), header.get("shape")
-    if dtype is None or not isinstance(shape, tuple):
+    dtype, shape = _find_dtype(header.get("descr")), header.get("shape")
+    if dtype is None or not is_shape(shape):
         raise PlanError(f"{source.path}: {member.name} is no array of numbers that torch has")
     stride = (
         contiguous_stride(shape[::-1])[::-1]
@@ -67,6 +61,12 @@ def _describe_array(
     return tensor
 
 
+def _find_dtype(descriptor: object) -> str | None:
+    """Return torch's name of "<f4" (little-endian) or "|u1" (one byte); None for all others."""
+    text = str(descriptor)
+    return NUMPY_DTYPES.get(text[1:]) if text[:1] in {"<", "|"} else None
+
+
 def _parse_header(
     path: Location, member: ZipMember, header_bytes: bytes
 ) -> tuple[dict[str, Any], int]:
@@ -80,7 +80,7 @@ def _parse_header(
         header = ast.literal_eval(
             header_bytes[header_start : header_start + length].decode("latin-1").strip()
         )
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise PlanError(f"{path}: the header of {member.name} cannot be read") from error
     if not isinstance(header, dict):
         raise PlanError(f"{path}: the header of {member.name} is no dict")

@@ -111,21 +111,21 @@ def reverse_plan(plan: Plan) -> Plan:
 
 
 def encode_plan(plan: Plan) -> list[dict[str, Any]]:
-    """Return the operations as JSON-compatible dicts."""
-    steps: list[dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(plan.ops))
+    """Return the operations as the dicts that JSON gives back."""
+    # json keeps halves of surrogate pairs, which keys of a pickle may have; msgspec refuses them.
+    steps: list[dict[str, Any]] = json.loads(json.dumps(msgspec.to_builtins(plan.ops)))
     return steps
 
 
 def format_plan(plan: Plan) -> str:
     """Return the TOML text of a plan file."""
-    blocks = [f"schema = {plan.schema}\n" + ("undoes = true\n" if plan.undoes else "")]
-    return "\n".join([*blocks, *map(format_step, plan.ops)])
+    head: dict[str, Any] = {"schema": plan.schema, **({"undoes": True} if plan.undoes else {})}
+    return "\n".join([_format_table(head), *map(format_step, plan.ops)])
 
 
 def format_step(step: Op) -> str:
     """Return one operation as a TOML `[[ops]]` table."""
-    data = msgspec.json.decode(msgspec.json.encode(step))
-    return "[[ops]]\n" + "".join(f"{key} = {_format_value(value)}\n" for key, value in data.items())
+    return "[[ops]]\n" + _format_table(msgspec.to_builtins(step))
 
 
 def parse_plan(text: str, name: str = "plan") -> Plan:
@@ -209,15 +209,8 @@ def _check_known_names(
             raise PlanError(f"{message} {name!r}: {hint}")
 
 
-def _format_value(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_format_value, value))}]"
-    return _format_string(value) if isinstance(value, str) else str(value)
+def _format_table(table: Mapping[str, Any]) -> str:
+    import tomli_w
 
-
-def _format_string(value: str) -> str:
-    """Return a TOML basic string: JSON escapes are valid TOML, except for DEL."""
-    quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return re.sub(r"[\ud800-\udfff]", "\ufffd", quoted)
+    # Half of a surrogate pair, which a key of a pickle may have, cannot be written.
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", tomli_w.dumps(table))

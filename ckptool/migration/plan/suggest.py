@@ -23,7 +23,7 @@ from ckptool.migration.plan.plan_file import Op, Plan, apply_plan
 from ckptool.migration.plan.tensor_operations import BakeMask, TieTensors
 from ckptool.migration.plan.undecided import UndecidedError, find_open_decisions
 from ckptool.migration.plan.value_sources import ValueSources
-from ckptool.model import Checkpoint, Constancy, Kind, ModuleInfo, ModuleTensor
+from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +222,7 @@ def _is_batch_counter(module_tensor: ModuleTensor, diff: ModuleDiff) -> bool:
 
 
 def _is_constructible(module_tensor: ModuleTensor) -> bool:
-    is_constant = module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_statistic
-    return module_tensor.kind is Kind.BUFFER and is_constant
+    return module_tensor.kind is Kind.BUFFER and module_tensor.is_recomputable
 
 
 def _iter_drops(diff: ModuleDiff) -> Iterator[Op]:

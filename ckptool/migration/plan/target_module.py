@@ -1,6 +1,5 @@
 """ModuleSpec or nn.Module -> TargetModule: the module that loads the result."""
 
-import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.model import ModuleInfo, TensorInfo
 from ckptool.modules import ModuleSpec, describe_module, examine_and_build, rebuild_with_seed
 from ckptool.modules.tensor_info import get_dtype_name
+from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,5 +78,4 @@ def to_contiguous_bytes(tensor: "Tensor") -> bytes:
     import torch
 
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
-    flat = flat.view(torch.uint8)
-    return ctypes.string_at(flat.data_ptr(), flat.numel())
+    return copy_tensor_bytes(flat.view(torch.uint8))

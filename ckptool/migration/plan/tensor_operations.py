@@ -15,12 +15,11 @@ from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import (
     Draft,
     PlannedTensor,
-    contiguous_stride,
     key_suggestion,
     match_keys,
 )
 from ckptool.migration.plan.key_operations import IrreversibleError, Operation, OperationContext
-from ckptool.model import DTYPE_BITS, StorageInfo, TensorComponent, TensorInfo
+from ckptool.model import DTYPE_BITS, StorageInfo, TensorComponent, TensorInfo, contiguous_stride
 from ckptool.tensors import equality
 
 FLOAT_DTYPES = frozenset(

@@ -8,12 +8,13 @@ from textwrap import wrap
 from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected
+from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import PlanError
 from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, RenameKeys
 from ckptool.migration.plan.plan_file import Op, Plan, format_plan, format_step
 from ckptool.migration.plan.tensor_operations import ConcatTensors, SplitTensor
-from ckptool.model import Constancy, Kind, ModuleTensor, TensorInfo
+from ckptool.model import Kind, TensorInfo
 
 _MAX_REASONS: Final = 6
 """Maximum number of reasons in one error message."""
@@ -140,19 +141,11 @@ def _build_missing_decision(diff: ModuleDiff, key: str, proposal: str | None) ->
             return OpenDecision(f"{problem}: it is `{proposal}` perhaps", steps)
         return OpenDecision(problem, steps, hint=f"--inject {key}=SOURCE")
     return OpenDecision(
-        f"`{key}` is a buffer {_describe_origin(module_tensor)}, and it cannot be recovered from"
-        " this file (CK202)",
+        f"`{key}` is a buffer that {describe_origin(module_tensor)}, and it cannot be recovered"
+        " from this file (CK202)",
         steps,
         hint=f"--inject {key}=file:DONOR#KEY, or another source",
     )
-
-
-def _describe_origin(module_tensor: ModuleTensor) -> str:
-    if module_tensor.is_statistic:
-        return "that training changes"
-    if module_tensor.constancy is Constancy.RANDOM:
-        return "that differs each time the module is built"
-    return "that is not known to be the same each time the module is built"
 
 
 def _build_unexpected_decision(diff: ModuleDiff, key: str, *, is_covered: bool) -> OpenDecision:
@@ -234,7 +227,7 @@ def _pair_similar_names(missing: list[str], unexpected: list[str]) -> dict[str, 
     """Pair the keys with the most similar names, each at most once."""
     if max(len(missing), len(unexpected)) > _MAX_PAIRED_KEYS:
         return {}
-    scored = sorted(
+    scored_pairs = sorted(
         (
             (SequenceMatcher(None, expected_key, actual_key).ratio(), expected_key, actual_key)
             for expected_key in missing
@@ -243,7 +236,7 @@ def _pair_similar_names(missing: list[str], unexpected: list[str]) -> dict[str, 
         key=lambda scored_pair: (-scored_pair[0], scored_pair[1:]),
     )
     pairs: dict[str, str] = {}
-    for _, expected_key, actual_key in scored:
+    for _, expected_key, actual_key in scored_pairs:
         if expected_key not in pairs and actual_key not in pairs.values():
             pairs[expected_key] = actual_key
     return pairs
@@ -251,14 +244,16 @@ def _pair_similar_names(missing: list[str], unexpected: list[str]) -> dict[str, 
 
 def _summarize_reasons(decisions: tuple[OpenDecision, ...]) -> str:
     """Join the reasons; those that differ only in layer numbers become one with a count."""
-    folded: dict[str, list[str]] = {}
+    reasons_by_pattern: dict[str, list[str]] = {}
     for decision in decisions:
-        folded.setdefault(_LAYER_NUMBER.sub("*", decision.reason), []).append(decision.reason)
+        reasons_by_pattern.setdefault(_LAYER_NUMBER.sub("*", decision.reason), []).append(
+            decision.reason
+        )
     reason_texts = [
         f"{pattern} (x{len(group)})" if len(group) > 1 else group[0]
-        for pattern, group in folded.items()
+        for pattern, group in reasons_by_pattern.items()
     ]
-    remaining = sum(len(group) for group in list(folded.values())[_MAX_REASONS:])
+    remaining = sum(len(group) for group in list(reasons_by_pattern.values())[_MAX_REASONS:])
     return "; ".join(reason_texts[:_MAX_REASONS]) + (f"; and {remaining} more" if remaining else "")
 
 
@@ -266,6 +261,6 @@ def _format_commented(decision: OpenDecision) -> str:
     steps = "".join(format_step(step) for step in decision.steps)
     lines = [
         *wrap(decision.problem, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False),
-        *steps.splitlines(),
+        *steps.removesuffix("\n").split("\n"),
     ]
     return "\n" + "".join(f"# {line}".rstrip() + "\n" for line in lines)

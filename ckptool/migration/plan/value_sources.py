@@ -1,9 +1,9 @@
 """Source of an injected value (`file:PATH#KEY`, `constructor` ...) -> TensorInfo."""
 
-import ctypes
 import json
 import struct
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Final
 
 from ckptool.errors import PlanError
@@ -15,8 +15,9 @@ from ckptool.migration.plan.draft import Draft, to_dotted_key
 from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.migration.plan.npz import read_array
 from ckptool.migration.source_guard import SourceGuard
-from ckptool.model import DTYPE_BITS, Checkpoint, Constancy, TensorInfo
+from ckptool.model import DTYPE_BITS, STRUCT_CODES, Checkpoint, Constancy, TensorInfo
 from ckptool.tensors.elements import iter_elements, unreadable_reason
+from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
@@ -26,12 +27,6 @@ SOURCE_FORMS: Final = (
     "literal:VALUE", "seed:N", "zeros",
 )  # fmt: skip
 """Syntax of a source."""
-
-_STRUCT_CODES: Final = {
-    "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h",
-    "int8": "b", "uint64": "Q", "uint32": "I", "uint16": "H", "uint8": "B", "bool": "?",
-}  # fmt: skip
-"""dtype -> format character of `struct`, for literals."""
 
 
 class ValueSources:
@@ -190,10 +185,12 @@ class ValueSources:
         """Build a tensor from a JSON literal; dtype and shape are `op`'s, else the module's."""
         try:
             value = json.loads(text)
+            numbers = list(_flatten_list(value))
         except ValueError as error:
             raise PlanError(f"inject `{op.key}`: {text!r} is no number or nested list") from error
+        except RecursionError as error:
+            raise PlanError(f"inject `{op.key}`: the literal nests too deep") from error
         expected = (self.expected or {}).get(op.key)
-        numbers = list(_flatten_list(value))
         if not numbers or any(type(number) not in {int, float, bool} for number in numbers):
             raise PlanError(f"inject `{op.key}`: {text!r} is made of something else than numbers")
         shape = (
@@ -205,7 +202,7 @@ class ValueSources:
         )
         dtype = op.dtype or (expected.dtype if expected else _infer_dtype(numbers))
         count = len(numbers)
-        numel = _compute_numel(shape)
+        numel = prod(shape)
         if count not in {1, numel}:
             raise PlanError(f"inject `{op.key}`: {count} numbers for the shape {list(shape)}")
         data = _pack_literal(op, dtype, numbers) * (numel if count == 1 else 1)
@@ -228,7 +225,7 @@ def _multiply_tensors(first: TensorInfo, second: TensorInfo) -> bytes:
         for tensor in (first, second)
     )
     product = first_elements * second_elements
-    return ctypes.string_at(product.data_ptr(), product.nbytes)
+    return copy_tensor_bytes(product)
 
 
 def _pack_literal(op: InjectTensor, dtype: str, numbers: list[float]) -> bytes:
@@ -239,7 +236,7 @@ def _pack_literal(op: InjectTensor, dtype: str, numbers: list[float]) -> bytes:
         float32_words = [struct.pack("<f", number) for number in numbers]
         if all(word[:2] == b"\0\0" for word in float32_words):
             return b"".join(word[2:] for word in float32_words)
-    code = _STRUCT_CODES.get(dtype)
+    code = STRUCT_CODES.get(dtype)
     try:
         if code is not None:
             return struct.pack(f"<{len(numbers)}{code}", *numbers)
@@ -264,13 +261,6 @@ def _infer_dtype(numbers: list[float]) -> str:
     if all(type(number) is bool for number in numbers):
         return "bool"
     return "int64" if all(type(number) is int for number in numbers) else "float32"
-
-
-def _compute_numel(shape: tuple[int, ...]) -> int:
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel
 
 
 def _check_value(op: InjectTensor, tensor: TensorInfo, expected: TensorInfo | None) -> None:

@@ -184,10 +184,10 @@ def _start_process(job: _CopyJob, progress: ProgressCallback) -> CopyProcess | N
     return CopyProcess(process, job, progress)
 
 
-def _restore_error(encoded: _EncodedError) -> CkptoolError:
-    arguments = [os.fsdecode(argument) for argument in encoded.words]
+def _restore_error(encoded_error: _EncodedError) -> CkptoolError:
+    arguments = [os.fsdecode(argument) for argument in encoded_error.words]
     for error_type in (ReadError, CorruptCheckpointError):
-        if encoded.name == error_type.__name__:
+        if encoded_error.name == error_type.__name__:
             return error_type(Path(arguments[0]), arguments[1])
     return WriteError(arguments[0])
 

@@ -124,8 +124,8 @@ class CopyThreads:
     def _write_all(self, remaining: memoryview, position: int) -> None:
         with self._write_lock:
             while remaining:
-                written = os.pwrite(self._descriptor, remaining, position)
-                position, remaining = position + written, remaining[written:]
+                written_nbytes = os.pwrite(self._descriptor, remaining, position)
+                position, remaining = position + written_nbytes, remaining[written_nbytes:]
 
 
 def _has_equal_prefix(expected: bytearray, actual: bytearray, nbytes: int) -> bool:

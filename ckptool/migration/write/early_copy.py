@@ -195,11 +195,9 @@ def _build_fingerprint_key(tensor: TensorInfo) -> tuple[Span, str, tuple[int, ..
 
 
 def is_verified_copy(
-    source: TensorInfo, written: TensorInfo, verified_spans: Mapping[int, Span]
+    source: TensorInfo, target: TensorInfo, verified_spans: Mapping[int, Span]
 ) -> bool:
     """Return whether tensor `written` of the file was verified against `source` while copying."""
-    if (source.dtype, source.shape) != (written.dtype, written.shape) or written.span is None:
+    if (source.dtype, source.shape) != (target.dtype, target.shape) or target.span is None:
         return False
-    return (
-        verified_spans.get(written.span.offset) == source.span and source.nbytes == written.nbytes
-    )
+    return verified_spans.get(target.span.offset) == source.span and source.nbytes == target.nbytes

@@ -18,16 +18,18 @@ from ckptool.formats.files.writer import FileWriter, ProgressCallback
 from ckptool.formats.limits import Limits
 from ckptool.formats.safetensors import writer
 from ckptool.formats.safetensors.reader import VERSIONS_KEY
+from ckptool.formats.safetensors.tie_metadata import TIES_KEY, format_ties
 from ckptool.formats.torch import zip_writer
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.plan.plan_file import Plan
-from ckptool.migration.write import provenance, tied_items
+from ckptool.migration.write import provenance
 from ckptool.migration.write.background_fingerprints import Fingerprints
 from ckptool.migration.write.early_copy import MIN_EARLY_COPY_NBYTES, EarlyCopy
 from ckptool.migration.write.provenance import MigrationDigests
 from ckptool.migration.write.read_back import read_back_file
 from ckptool.migration.write.tensor_bytes import build_blob
+from ckptool.migration.write.tied_items import split_ties
 from ckptool.migration.write.torch_pickle import build_torch_file
 from ckptool.model import StateDict
 
@@ -115,7 +117,7 @@ FinishCallback = Callable[[MigrationDigests], None]
 
 
 def _write_safetensors(job: WriteJob, sink: FileWriter) -> FinishCallback:
-    items, tied_keys = tied_items.split_ties(job.draft)
+    items, tied_keys = split_ties(job.draft)
     ordered_tensors = order_tensors(items)
     header_room = compute_header_room(job.draft.state)
 
@@ -168,7 +170,7 @@ def compute_header_room(state: StateDict) -> int:
 
 
 def _write_torch(job: WriteJob, sink: FileWriter) -> FinishCallback:
-    contents = build_torch_file(job.draft, job.limits, changed=job.state_changed)
+    contents = build_torch_file(job.draft, job.limits, has_changes=job.state_changed)
     zip_writer.write_torch_zip(sink, contents.pickle, contents.storages)
     return lambda _: None
 
@@ -180,14 +182,14 @@ def build_header_metadata(
     draft = job.draft
     header_metadata = dict([FORMAT_ENTRY])
     if draft.checkpoint.container.value.endswith(SAFETENSORS):
-        own_keys = (VERSIONS_KEY, tied_items.TIES_KEY, provenance.PROVENANCE_KEY)
+        own_keys = (VERSIONS_KEY, TIES_KEY, provenance.PROVENANCE_KEY)
         header_metadata |= {
             key: value for key, value in draft.checkpoint.metadata.items() if key not in own_keys
         }
     if draft.versions is not None:
         header_metadata[VERSIONS_KEY] = json.dumps(draft.versions)
     if tied_keys:
-        header_metadata[tied_items.TIES_KEY] = tied_items.format_ties(tied_keys)
+        header_metadata[TIES_KEY] = format_ties(tied_keys)
     if job.record_provenance:
         header_metadata[provenance.PROVENANCE_KEY] = format_job_provenance(job, digests)
     return header_metadata

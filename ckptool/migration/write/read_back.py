@@ -15,6 +15,7 @@ from ckptool.migration.write.provenance import MigrationDigests
 from ckptool.migration.write.tensor_bytes import build_blob
 from ckptool.migration.write.tied_items import add_tied_tensors
 from ckptool.model import Checkpoint, Span, StateDict, TensorInfo
+from ckptool.phrases import join_limited
 from ckptool.tensors import fingerprint
 from ckptool.tensors.equality import are_equal, equal_many
 from ckptool.tensors.fingerprint_many import fingerprint_many, fingerprint_tensor
@@ -39,7 +40,7 @@ def read_back_file(
     checkpoint = open_checkpoint(path, limits)
     tensors = _get_state_tensors(checkpoint, draft, target)
     if tensors.keys() != draft.items.keys():
-        differing_keys = ", ".join(sorted(tensors.keys() ^ draft.items.keys())[:3])
+        differing_keys = join_limited(sorted(tensors.keys() ^ draft.items.keys()), 3, more="")
         raise WriteError(f"{target}: not written: read back, its keys differ: {differing_keys}")
     uncast_items = {key: item for key, item in draft.items.items() if not item.casts}
     pairs = [

@@ -10,10 +10,11 @@ from msgspec.structs import replace
 from ckptool.compare.digest import compute_state_digest
 from ckptool.formats.files.atomic import commit_outputs, open_pending_output, translate_os_errors
 from ckptool.formats.files.writer import FileWriter
+from ckptool.formats.safetensors.tie_metadata import TIES_KEY, format_ties
 from ckptool.formats.safetensors.writer import write_safetensors
 from ckptool.formats.sharded.writer import create_file, link_or_copy_file, write_index
 from ckptool.migration.plan.draft import Draft
-from ckptool.migration.write import provenance, tied_items
+from ckptool.migration.write import provenance
 from ckptool.migration.write.background_fingerprints import Fingerprints
 from ckptool.migration.write.file import (
     WriteJob,
@@ -123,10 +124,10 @@ def _build_index_metadata(
         for key, item in shard.items.items()
     )
     index_metadata: dict[str, object] = {**layout.metadata, "total_size": total_nbytes}
-    for name in (tied_items.TIES_KEY, provenance.PROVENANCE_KEY):
+    for name in (TIES_KEY, provenance.PROVENANCE_KEY):
         index_metadata.pop(name, None)
     if layout.ties:
-        index_metadata[tied_items.TIES_KEY] = tied_items.format_ties(layout.ties)
+        index_metadata[TIES_KEY] = format_ties(layout.ties)
     if job.record_provenance:
         index_metadata[provenance.PROVENANCE_KEY] = format_job_provenance(job, digests)
     return index_metadata

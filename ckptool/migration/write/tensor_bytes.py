@@ -1,16 +1,13 @@
 """PlannedTensor -> Blob: bytes copied from a span, gathered by strides, or cast in chunks."""
 
-import ctypes
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ckptool.formats.files.writer import Blob
 from ckptool.migration.plan.draft import PlannedTensor
 from ckptool.model import DTYPE_BITS, TensorInfo
 from ckptool.tensors.elements import iter_elements
-
-if TYPE_CHECKING:
-    import torch
+from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
 _PIECE_NBYTES: Final = 1 << 20
 
@@ -33,10 +30,10 @@ def _iter_cast_bytes(tensor: TensorInfo, casts: tuple[str, ...]) -> Iterator[byt
     dtypes = [getattr(torch, name) for name in casts]
     source_dtype = getattr(torch, tensor.dtype)
     for piece in _align_to_elements(iter_elements(tensor), DTYPE_BITS[tensor.dtype] // 8):
-        converted = torch.frombuffer(piece, dtype=source_dtype)
+        converted_piece = torch.frombuffer(piece, dtype=source_dtype)
         for dtype in dtypes:
-            converted = converted.to(dtype)
-        yield _copy_tensor_bytes(converted)
+            converted_piece = converted_piece.to(dtype)
+        yield copy_tensor_bytes(converted_piece)
 
 
 def _align_to_elements(pieces: Iterator[bytes], nbytes: int) -> Iterator[bytearray]:
@@ -50,7 +47,3 @@ def _align_to_elements(pieces: Iterator[bytes], nbytes: int) -> Iterator[bytearr
             buffer = buffer[end:]
     if buffer:
         yield buffer
-
-
-def _copy_tensor_bytes(tensor: "torch.Tensor") -> bytes:
-    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)

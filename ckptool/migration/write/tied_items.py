@@ -1,16 +1,12 @@
 """Tied keys <-> record in safetensors' metadata: the file stores a tied tensor under one key."""
 
-import json
 from collections.abc import Mapping
-from typing import Final
 
 from msgspec.structs import replace
 
+from ckptool.formats.safetensors.tie_metadata import parse_ties
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.model import TensorInfo, natural_sort_key
-
-TIES_KEY: Final = "ckptool.ties"
-"""Key in `__metadata__` of the mapping from omitted tied keys to the key that is stored."""
 
 
 def split_ties(draft: Draft) -> tuple[dict[str, PlannedTensor], dict[str, str]]:
@@ -31,8 +27,8 @@ def add_tied_tensors(
 ) -> dict[str, TensorInfo]:
     """Return `tensors` with the omitted tied keys of the record added."""
     all_tensors = dict(tensors)
-    for name, kept_key in _parse_ties(metadata).items():
-        if kept_key in tensors and name not in all_tensors:
+    for name, kept_key in parse_ties(metadata, tensors).items():
+        if name not in all_tensors:
             all_tensors[name] = replace(tensors[kept_key], key=name)
     return all_tensors
 
@@ -44,18 +40,3 @@ def restore_ties(draft: Draft) -> Draft:
         key: PlannedTensor(tensor) for key, tensor in tensors.items() if key not in draft.items
     }
     return replace(draft, items={**draft.items, **tied_items}) if tied_items else draft
-
-
-def format_ties(ties: Mapping[str, str]) -> str:
-    """Return the tie record as JSON, the form stored in the metadata."""
-    return json.dumps(dict(ties))
-
-
-def _parse_ties(metadata: Mapping[str, str]) -> dict[str, str]:
-    try:
-        ties = json.loads(metadata.get(TIES_KEY, "{}"))
-    except ValueError:
-        return {}
-    if not isinstance(ties, dict):
-        return {}
-    return {name: kept_key for name, kept_key in ties.items() if isinstance(kept_key, str)}

@@ -25,9 +25,9 @@ from ckptool.formats.pickle.storage_ids import STORAGE_DTYPES
 from ckptool.formats.torch.zip_reader import ArchiveRecords
 from ckptool.formats.torch.zip_writer import ZipRecord
 from ckptool.formats.zip.archive import STORED, iter_member_chunks, read_archive, read_member
-from ckptool.migration.plan.draft import Draft, PlannedTensor, contiguous_stride
+from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.write.tensor_bytes import build_blob
-from ckptool.model import DTYPE_BITS, Container, Span
+from ckptool.model import DTYPE_BITS, Container, Span, contiguous_stride
 
 _ORDERED_DICT: Final = GlobalName("collections", "OrderedDict")
 _REBUILD_TENSOR_V2: Final = GlobalName("torch._utils", "_rebuild_tensor_v2")
@@ -51,7 +51,7 @@ class TorchFile:
     """Tensor key -> key of a storage of its own (unused)."""
 
 
-def build_torch_file(draft: Draft, limits: Limits, *, changed: bool) -> TorchFile:
+def build_torch_file(draft: Draft, limits: Limits, *, has_changes: bool) -> TorchFile:
     """Return the pickle and the storages of the result.
 
     Without `changed`, the source's pickle is kept as it is.
@@ -62,7 +62,7 @@ def build_torch_file(draft: Draft, limits: Limits, *, changed: bool) -> TorchFil
     source = _SourcePickle(draft, limits)
     root, protocol = source.graph.root, source.graph.protocol
     builder = _TensorNodeBuilder(source)
-    if changed or draft.checkpoint.container is not Container.TORCH_ZIP:
+    if has_changes or draft.checkpoint.container is not Container.TORCH_ZIP:
         root = _replace_state_dict(root, draft, builder)
     try:
         data, persistent = writer.write_pickle(root, protocol)

@@ -98,20 +98,20 @@ def _build_module_diff_charts(
     missing = frozenset(report.missing_keys)
     missing_tensors = tuple(t for t in drawing.expected if t.key in missing)
     unsaved = frozenset(u.key for u in report.unsaved)
-    marked = missing | unsaved | {*report.unexpected_keys, *report.mismatched_keys}
+    marked_keys = missing | unsaved | {*report.unexpected_keys, *report.mismatched_keys}
     tensors: tuple[TensorReport | UnsavedTensorReport, ...] = (
         *drawing.tensors,
         *missing_tensors,
         *report.unsaved,
     )
-    yield from _build_bytes_charts(tensors, marked, "not in the file, or does not load")
+    yield from _build_bytes_charts(tensors, marked_keys, "not in the file, or does not load")
 
 
 def _build_bytes_charts(
-    tensors: Sequence[TensorReport | UnsavedTensorReport], marked: frozenset[str], mark: str
+    tensors: Sequence[TensorReport | UnsavedTensorReport], marked_keys: frozenset[str], mark: str
 ) -> Iterator[PageSection | None]:
     tones = assign_dtype_tones(tensors)
-    tile_items = treemap_items.iter_tensor_items(tensors, tones, marked=marked)
+    tile_items = treemap_items.iter_tensor_items(tensors, tones, marked_keys=marked_keys)
     yield build_treemap_section(
         "bytes", "Bytes by module", tile_items, build_dtype_legend(tones), "dtype", mark
     )
@@ -123,7 +123,7 @@ def _build_module_diff_leaves(
 ) -> list[SideBySideLeaf]:
     actual = {t.key: t for t in drawing.tensors}
     expected = {t.key: t for t in drawing.expected}
-    mismatched = frozenset(report.mismatched_keys)
+    mismatched_keys = frozenset(report.mismatched_keys)
     missing, unexpected = frozenset(report.missing_keys), frozenset(report.unexpected_keys)
     leaves = [
         SideBySideLeaf(
@@ -132,7 +132,7 @@ def _build_module_diff_leaves(
         for key in dict.fromkeys(
             (*expected, *report.missing_keys, *actual, *report.unexpected_keys)
         )
-        for status, tone in [_classify_key(key, missing, unexpected, mismatched)]
+        for status, tone in [_classify_key(key, missing, unexpected, mismatched_keys)]
     ]
     leaves += [
         SideBySideLeaf(
@@ -148,13 +148,13 @@ def _build_module_diff_leaves(
 
 
 def _classify_key(
-    key: str, missing: frozenset[str], unexpected: frozenset[str], mismatched: frozenset[str]
+    key: str, missing: frozenset[str], unexpected: frozenset[str], mismatched_keys: frozenset[str]
 ) -> tuple[str, str]:
     if key in missing:
         return "missing", "bad"
     if key in unexpected:
         return "unexpected", "bad"
-    return ("another shape", "bad") if key in mismatched else ("match", "ok")
+    return ("another shape", "bad") if key in mismatched_keys else ("match", "ok")
 
 
 def _describe_or_absent(tensors: dict[str, TensorReport], key: str) -> str:

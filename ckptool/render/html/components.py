@@ -77,7 +77,7 @@ class TreemapTile(Struct, frozen=True):
     width: float
     height: float
     tone: str
-    marked: bool
+    is_marked: bool
     key: str
     label: str
     """"" if the tile is too small for one."""

@@ -49,7 +49,7 @@ def _group_by_rule(
             for folded_finding in folded_findings
             if (folded_finding.code, folded_finding.level) == (code, level)
         ]
-        shown = rule_findings if options.verbosity > 0 else rule_findings[:_MAX_CARDS]
+        shown_findings = rule_findings if options.verbosity > 0 else rule_findings[:_MAX_CARDS]
         fixes = {folded_finding.fix for folded_finding in rule_findings}
         has_same_fix = len(fixes) == 1
         yield RuleFindings(
@@ -63,7 +63,7 @@ def _group_by_rule(
                     split_code_spans(folded_finding.message),
                     () if has_same_fix else split_code_spans(folded_finding.fix),
                 )
-                for folded_finding in shown
+                for folded_finding in shown_findings
             ),
-            more=len(rule_findings) - len(shown),
+            more=len(rule_findings) - len(shown_findings),
         )

@@ -41,8 +41,10 @@ def build_heatmaps_section(
         for key, key_pictures in pictures_by_key
         for sides in [list(key_pictures)]
     )
-    for folded in folded_pictures:
-        key_heatmaps = _build_key_heatmaps(folded.key, len(folded.items), folded.items[0])
+    for picture_group in folded_pictures:
+        key_heatmaps = _build_key_heatmaps(
+            picture_group.key, len(picture_group.items), picture_group.items[0]
+        )
         length += sum(
             len(shade.path) for heatmap in key_heatmaps.heatmaps for shade in heatmap.shades
         )

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from math import log10
 from typing import Final
 
+from ckptool.phrases import pluralize
 from ckptool.render.html.components import ChangeHistogram, HistogramBar, HistogramsSection
-from ckptool.render.text import format_count
 from ckptool.reports.diff_files import ChangeReport
 
 WIDTH: Final = 17 * 14
@@ -30,7 +30,7 @@ def build_histograms_section(
 
 
 def _build_histogram(change: ChangeReport) -> ChangeHistogram:
-    parts = [f"{change.changed:,} of {format_count(change.elements, 'element')} changed"]
+    parts = [f"{change.changed:,} of {pluralize(change.elements, 'element')} changed"]
     if change.relative_l2 is not None:
         parts.append(f"relative change {change.relative_l2:.3g}")
     if change.max_abs is not None:

@@ -7,11 +7,11 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import fold_unless_verbose
 from ckptool.render.html.components import SideBySideRow, SideBySideSection
 from ckptool.render.html.treemap import MAX_DEPTH
-from ckptool.render.text import format_count
 
 ABSENT_MARK: Final = "\N{EM DASH}"
 """Cell of a side without this tensor."""
@@ -36,7 +36,7 @@ class _SideBySideNode:
     leaves: list[tuple[SideBySideLeaf, int]] = field(default_factory=list)
     children: dict[str, "_SideBySideNode"] = field(default_factory=dict)
     total: int = 0
-    matching: int = 0
+    matching_count: int = 0
     outcomes: dict[tuple[str, str, bool, bool], int] = field(default_factory=dict)
     """(status, tone, left has it, right has it) -> number of rows."""
 
@@ -71,7 +71,7 @@ def _add_leaf(root: _SideBySideNode, key: str, leaf: SideBySideLeaf, tensor_coun
     outcome = leaf.status, leaf.tone, leaf.left != ABSENT_MARK, leaf.right != ABSENT_MARK
     for module in (*modules, None):
         node.total += tensor_count
-        node.matching += tensor_count * (leaf.tone == "ok")
+        node.matching_count += tensor_count * (leaf.tone == "ok")
         node.outcomes[outcome] = node.outcomes.get(outcome, 0) + 1
         if module is not None:
             node = node.children.setdefault(module, _SideBySideNode())
@@ -85,7 +85,9 @@ def _iter_rows(node: _SideBySideNode, prefix: str, depth: int) -> Iterator[SideB
         yield SideBySideRow(
             depth, prefix, leaf.key, tensor_count, left, right, leaf.status, leaf.tone
         )
-    children = sorted(node.children.items(), key=lambda entry: entry[1].matching == entry[1].total)
+    children = sorted(
+        node.children.items(), key=lambda entry: entry[1].matching_count == entry[1].total
+    )
     for name, child in children:
         module_path, module_node = _collapse_single_children(name, child)
         if len(module_node.leaves) == 1 and not module_node.children:
@@ -94,7 +96,7 @@ def _iter_rows(node: _SideBySideNode, prefix: str, depth: int) -> Iterator[SideB
             )
         elif (outcome := _get_common_outcome(module_node)) is not None:
             status, tone, has_left, has_right = outcome
-            count_text = format_count(module_node.total, "tensor")
+            count_text = pluralize(module_node.total, "tensor")
             sides = (
                 count_text if has_left else ABSENT_MARK,
                 count_text if has_right else ABSENT_MARK,

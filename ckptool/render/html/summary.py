@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from ckptool.phrases import pluralize
 from ckptool.render.html.components import InlineText, split_code_spans
-from ckptool.render.text import format_count, format_size
+from ckptool.render.text import format_size
 from ckptool.reports.audit import AuditReport
 from ckptool.reports.diff import DiffModuleReport
 from ckptool.reports.diff_files import DiffFilesReport
@@ -72,7 +73,7 @@ def _build_checkpoint_facts(report: InspectReport) -> tuple[LabeledValue, ...]:
     tensors = [t for c in report.checkpoints for state in c.states for t in state.tensors]
     containers = dict.fromkeys(c.container for c in report.checkpoints)
     return (
-        (", ".join(containers), format_count(len(report.checkpoints), "file")),
+        (", ".join(containers), pluralize(len(report.checkpoints), "file")),
         (format_size(sum(c.nbytes for c in report.checkpoints)), "on disk"),
         _format_fact(len(tensors), "tensor", "tensors"),
         (format_size(sum(t.nbytes for t in tensors)), "of elements"),

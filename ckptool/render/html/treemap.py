@@ -8,9 +8,10 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.model import natural_sort_key
+from ckptool.phrases import make_printable, pluralize
 from ckptool.render.html.components import LegendEntry, ModuleFrame, TreemapSection, TreemapTile
 from ckptool.render.html.squarify import Box, squarify
-from ckptool.render.text import format_count, format_size, make_printable, truncate_middle
+from ckptool.render.text import format_size, truncate_middle
 
 WIDTH: Final = 960
 HEIGHT: Final = 420
@@ -38,7 +39,7 @@ class TreemapItem(Struct, frozen=True):
     tone: str
     description: str
     """Its dtype and shape, and for a diff its change."""
-    marked: bool = False
+    is_marked: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +54,7 @@ class _TreemapNode:
     is_open: bool = False
     """Whether the children are drawn one by one."""
     nbytes_by_tone: dict[str, int] = field(default_factory=dict)
-    marked: bool = False
+    is_marked: bool = False
 
 
 def build_treemap_section(
@@ -87,18 +88,16 @@ def build_treemap_section(
         title=title,
         width=WIDTH,
         height=height,
-        summary=f"{format_count(len(visible_items), 'tensor')}, {format_size(root.nbytes)}"
+        summary=f"{pluralize(len(visible_items), 'tensor')}, {format_size(root.nbytes)}"
         + (
-            f", drawn as {format_count(len(tiles), 'tile')}"
-            if len(tiles) < len(visible_items)
-            else ""
+            f", drawn as {pluralize(len(tiles), 'tile')}" if len(tiles) < len(visible_items) else ""
         ),
         has_merged_tiles=len(tiles) < len(visible_items),
         colour_meaning=colour_meaning,
         frames=tuple(frames),
         tiles=tiles,
         legend=tuple(_iter_legend(visible_items, tones)),
-        mark_meaning=mark_meaning if any(item.marked for item in visible_items) else "",
+        mark_meaning=mark_meaning if any(item.is_marked for item in visible_items) else "",
     )
 
 
@@ -129,7 +128,7 @@ def _add_item(node: _TreemapNode, item: TreemapItem) -> None:
     node.nbytes += item.nbytes
     node.tensor_count += 1
     node.nbytes_by_tone[item.tone] = node.nbytes_by_tone.get(item.tone, 0) + item.nbytes
-    node.marked |= item.marked
+    node.is_marked |= item.is_marked
 
 
 def _open_largest(root: _TreemapNode) -> None:
@@ -157,7 +156,7 @@ def _iter_tiles(
         (node,) = node.children.values()
         name = f"{name}.{node.name}" if name else node.name
     has_frame_room = box.width >= _MIN_FRAME_SIZE[0] and box.height >= _MIN_FRAME_SIZE[1]
-    is_uniform = len(node.nbytes_by_tone) == 1 and not node.marked
+    is_uniform = len(node.nbytes_by_tone) == 1 and not node.is_marked
     if not node.is_open or (depth and not has_frame_room and is_uniform):
         yield _build_tile(box, node, name)
         return
@@ -186,7 +185,7 @@ def _merge_smallest(node: _TreemapNode, children: list[_TreemapNode]) -> list[_T
     for child in smallest:
         merged_node.nbytes += child.nbytes
         merged_node.tensor_count += child.tensor_count
-        merged_node.marked |= child.marked
+        merged_node.is_marked |= child.is_marked
         for tone, nbytes in child.nbytes_by_tone.items():
             merged_node.nbytes_by_tone[tone] = merged_node.nbytes_by_tone.get(tone, 0) + nbytes
     return sorted([*largest, merged_node], key=lambda n: -n.nbytes)
@@ -205,9 +204,9 @@ def _build_tile(box: Box, node: _TreemapNode, name: str) -> TreemapTile:
         box.width,
         box.height,
         tone,
-        item.marked if item else node.marked,
+        item.is_marked if item else node.is_marked,
         node.path,
         truncate_middle(make_printable(name), max_letters) if has_label_room else "",
         format_size(node.nbytes),
-        item.description if item else format_count(node.tensor_count, "tensor"),
+        item.description if item else pluralize(node.tensor_count, "tensor"),
     )

@@ -33,8 +33,8 @@ def assign_dtype_tones(tensors: Iterable[TensorReport | UnsavedTensorReport]) ->
     nbytes: dict[str, int] = {}
     for tensor in tensors:
         nbytes[tensor.dtype] = nbytes.get(tensor.dtype, 0) + tensor.nbytes
-    ordered = sorted(nbytes, key=lambda dtype: (-nbytes[dtype], dtype))
-    return {dtype: f"d{min(i, MAX_DTYPE_TONES - 1)}" for i, dtype in enumerate(ordered)}
+    ordered_dtypes = sorted(nbytes, key=lambda dtype: (-nbytes[dtype], dtype))
+    return {dtype: f"d{min(i, MAX_DTYPE_TONES - 1)}" for i, dtype in enumerate(ordered_dtypes)}
 
 
 def build_dtype_legend(tones: Mapping[str, str]) -> dict[str, str]:
@@ -49,12 +49,12 @@ def iter_tensor_items(
     tensors: Iterable[TensorReport | UnsavedTensorReport],
     tones: Mapping[str, str],
     prefix: str = "",
-    marked: frozenset[str] = frozenset(),
+    marked_keys: frozenset[str] = frozenset(),
 ) -> Iterator[TreemapItem]:
     """Yield an item for each tensor; `prefix` precedes its key, "" for none."""
     for t in tensors:
         key = f"{prefix}.{t.key}" if prefix else t.key
-        yield TreemapItem(key, t.nbytes, tones[t.dtype], describe_tensor(t), t.key in marked)
+        yield TreemapItem(key, t.nbytes, tones[t.dtype], describe_tensor(t), t.key in marked_keys)
 
 
 def describe_tensor(tensor: TensorReport | UnsavedTensorReport) -> str:

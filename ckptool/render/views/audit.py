@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -15,7 +16,7 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.render.text import format_count, format_size
+from ckptool.render.text import format_size
 from ckptool.reports.audit import AuditReport
 from ckptool.reports.common import UnsavedTensorReport
 from ckptool.rules.runtime import PYTHON_STATE
@@ -28,7 +29,7 @@ def _format_audit_verdict(report: AuditReport) -> str:
         return "a state_dict holds everything"
     if not report.unsaved:
         return "a state_dict holds every tensor"
-    return f"{format_count(len(report.unsaved), 'tensor')} that no state_dict holds"
+    return f"{pluralize(len(report.unsaved), 'tensor')} that no state_dict holds"
 
 
 def _format_watch_verdict(report: AuditReport) -> str:
@@ -37,7 +38,7 @@ def _format_watch_verdict(report: AuditReport) -> str:
     if not tensor_count and not value_count:
         return f"a state_dict holds everything that changed {report.since}"
     parts = ((tensor_count, "tensor"), (value_count, "Python value"))
-    counts_text = " and ".join(format_count(number, noun) for number, noun in parts if number)
+    counts_text = " and ".join(pluralize(number, noun) for number, noun in parts if number)
     return f"changed {report.since}, and in no state_dict: {counts_text}"
 
 
@@ -48,9 +49,9 @@ def build_blocks(report: AuditReport, options: RenderOptions) -> Iterator[Block]
     parameter_nbytes = sum(t.nbytes for t in report.parameters)
     buffer_nbytes = sum(t.nbytes for t in report.persistent_buffers)
     saved_counts = (
-        f"{format_count(len(report.parameters), 'parameter')} ({format_size(parameter_nbytes)})",
+        f"{pluralize(len(report.parameters), 'parameter')} ({format_size(parameter_nbytes)})",
         (
-            f"{format_count(len(report.persistent_buffers), 'persistent buffer')}"
+            f"{pluralize(len(report.persistent_buffers), 'persistent buffer')}"
             f" ({format_size(buffer_nbytes)})"
         ),
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ckptool.model import DTYPE_BITS
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -18,7 +19,7 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.render.text import format_count, replace_layer_numbers
+from ckptool.render.text import replace_layer_numbers
 from ckptool.render.views.diff import build_explanation_blocks
 from ckptool.reports.diff_files import ChangeReport, DiffFilesReport, DiffShardReport
 
@@ -72,7 +73,7 @@ def _build_diff_shard_blocks(report: DiffShardReport, options: RenderOptions) ->
     yield LinesBlock(
         (
             f"{report.old} against {report.new}",
-            f"{format_count(report.compared, 'comparison')}, {len(report.differing_keys)} differ",
+            f"{pluralize(report.compared, 'comparison')}, {len(report.differing_keys)} differ",
             "--format json -o FILE keeps what `ckptool merge FILE...` needs",
         )
     )
@@ -94,7 +95,7 @@ def _iter_summary_lines(report: DiffFilesReport) -> Iterator[str]:
     for (old, new, rounding), number in casts.items():
         if old != new:
             description = "nothing but rounding" if rounding else "more than rounding"
-            yield f"dtypes: {format_count(number, 'tensor')} {old} -> {new}, {description}"
+            yield f"dtypes: {pluralize(number, 'tensor')} {old} -> {new}, {description}"
     if report.rtol is not None:
         yield f"tolerance: {_format_number(report.atol)} + {_format_number(report.rtol)} * abs(old)"
 
@@ -177,18 +178,18 @@ def _build_tensors_table(
     table = build_table(
         "Values that differ, the largest relative change first", _TENSOR_COLUMNS, rows, options
     )
-    omitted = len(changes) - len(shown_changes)
-    more = f"... and {omitted:,} more tensors (-v shows all)" if omitted else table.more
+    omitted_count = len(changes) - len(shown_changes)
+    more = f"... and {omitted_count:,} more tensors (-v shows all)" if omitted_count else table.more
     return TableBlock(table.title, table.columns, table.rows, more)
 
 
-def _format_share(changed: int, elements: int) -> str:
+def _format_share(changed_count: int, elements: int) -> str:
     """Return "all", the number of changed elements below 1,000, else their percentage."""
-    if changed == elements and elements > 1:
+    if changed_count == elements and elements > 1:
         return "all"
-    if changed < 1000:
-        return str(changed)
-    return f"{1000 * changed // elements / 10:g}%"
+    if changed_count < 1000:
+        return str(changed_count)
+    return f"{1000 * changed_count // elements / 10:g}%"
 
 
 def _format_number(number: float | None) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import Block, LinesBlock, VerdictBlock, build_table
-from ckptool.render.text import format_count
 from ckptool.reports.digest import CheckpointDigestReport, DigestCheckReport, DigestReport
 
 _DIGEST_CHARACTERS: Final = 16
@@ -19,7 +19,7 @@ def build_blocks(report: DigestReport, options: RenderOptions) -> Iterator[Block
             yield from _iter_check_blocks(report.check, options)
         return
     for checkpoint in report.checkpoints:
-        yield VerdictBlock(f"{checkpoint.digest}  {checkpoint.path}", failed=False)
+        yield VerdictBlock(f"{checkpoint.digest}  {checkpoint.path}", has_failed=False)
         if options.verbosity >= 0:
             yield from _build_checkpoint_blocks(checkpoint, report.format, options)
 
@@ -41,7 +41,7 @@ def _build_checkpoint_blocks(
         (
             (
                 f"{digest_format}: the content of"
-                f" {format_count(len(checkpoint.tensors), 'tensor')}{location}"
+                f" {pluralize(len(checkpoint.tensors), 'tensor')}{location}"
             ),
         )
     )
@@ -63,7 +63,7 @@ def _format_check_verdict(path: str, check: DigestCheckReport) -> str:
     if differences:
         return f"{path} differs from {check.saved}: {differences}"
     if check.untold or check.digest.startswith("partial:"):
-        subject = format_count(len(check.untold), "tensor") if check.untold else "a part"
+        subject = pluralize(len(check.untold), "tensor") if check.untold else "a part"
         return f"{path}: not proved to be what {check.saved} names: {subject} could not be digested"
     return f"{path} is what {check.saved} names"
 

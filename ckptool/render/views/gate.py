@@ -15,8 +15,10 @@ def build_blocks(report: GateReport | PolicyReport, options: RenderOptions) -> I
 
 def _build_gate_blocks(report: GateReport, options: RenderOptions) -> Iterator[Block]:
     # With --exit-zero the exit code is 0 even if the gate failed.
-    failed = any(f.fails for f in report.findings) or not all(c.passed for c in report.checkpoints)
-    yield VerdictBlock(report.verdict, failed)
+    has_failed = any(f.fails for f in report.findings) or not all(
+        c.passed for c in report.checkpoints
+    )
+    yield VerdictBlock(report.verdict, has_failed)
     if options.verbosity < 0:
         return
     policy_text = f"policy: {report.policy}" if report.policy else "policy: the defaults"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -21,7 +22,7 @@ from ckptool.render.blocks import (
     fold_unless_verbose,
 )
 from ckptool.render.key_tree import KeyTreeRow, build_key_tree
-from ckptool.render.text import format_count, format_size
+from ckptool.render.text import format_size
 from ckptool.reports.common import TensorReport
 from ckptool.reports.inspect import CheckpointReport, InspectReport, StateReport
 
@@ -41,7 +42,7 @@ def _build_checkpoint_blocks(
     parts = (
         checkpoint.container,
         f"{format_size(checkpoint.nbytes)} on disk",
-        format_count(len(tensors), "tensor"),
+        pluralize(len(tensors), "tensor"),
         f"{format_size(sum(t.nbytes for t in tensors))} of elements",
     )
     yield VerdictBlock(f"{checkpoint.path}: {', '.join(parts)}", bool(checkpoint.damage))
@@ -107,8 +108,8 @@ _COMPILED_ROLE_NAMES: Final = {
 
 def _build_state_tree(state: StateReport, options: RenderOptions, container: str) -> TreeBlock:
     nbytes = sum(t.nbytes for t in state.tensors)
-    tie_text = f", {format_count(len(state.ties), 'tie')}" if state.ties else ""
-    summary = f"{format_count(len(state.tensors), 'tensor')}, {format_size(nbytes)}{tie_text}"
+    tie_text = f", {pluralize(len(state.ties), 'tie')}" if state.ties else ""
+    summary = f"{pluralize(len(state.tensors), 'tensor')}, {format_size(nbytes)}{tie_text}"
     role = _COMPILED_ROLE_NAMES.get(container) if state.role == "module" else None
     title = f"{role or _ROLE_NAMES[state.role]}{_format_at(state.at)}: {summary}"
     return _build_tensor_tree(title, state.tensors, options)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import WHAT, Block, LinesBlock, VerdictBlock, build_table
-from ckptool.render.text import format_count
 from ckptool.reports.lock import DifferenceReport, LockReport
 
 
@@ -16,8 +16,8 @@ def build_blocks(report: LockReport, options: RenderOptions) -> Iterator[Block]:
     if report.golden:
         yield LinesBlock((f"{report.name} with {report.golden} -> {report.path}", *report.notes))
         return
-    key_text = f"{format_count(report.keys, 'key')} of the state_dict"
-    unsaved_text = f", {format_count(report.unsaved, 'tensor')} beside it" if report.unsaved else ""
+    key_text = f"{pluralize(report.keys, 'key')} of the state_dict"
+    unsaved_text = f", {pluralize(report.unsaved, 'tensor')} beside it" if report.unsaved else ""
     previous_name_lines = (f"taken from {report.name_before} before",) if report.name_before else ()
     yield LinesBlock(
         (

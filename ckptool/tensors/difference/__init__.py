@@ -17,6 +17,7 @@ from ckptool.tensors.difference.sums import (
     ValueDifference,
     finalize_difference,
 )
+from ckptool.tensors.numbers import can_decode
 from ckptool.tensors.work_batches import split_pair
 
 __all__ = ["Tolerances", "ValueDifference", "measure_many", "unmeasurable_reason"]
@@ -110,7 +111,7 @@ def _choose_backend(
     old_block: bytes, new_block: bytes, old_dtype: str, new_dtype: str
 ) -> _MeasureBlocks:
     """Return the backend: pure Python while it costs less than the import of torch would."""
-    if old_dtype != new_dtype or old_dtype not in pure_python.STRUCT_CODES:
+    if old_dtype != new_dtype or not can_decode(old_dtype):
         return with_torch.measure_blocks
     seconds = pure_python.estimate_seconds(
         old_block, new_block, len(old_block) * 8 // DTYPE_BITS[old_dtype]

@@ -2,22 +2,15 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import dist, hypot, isfinite
 from operator import mul
-from struct import unpack
 from typing import Final
 
 from ckptool.model import DTYPE_BITS
 from ckptool.tensors.difference.sums import DECADE_COUNT, DECADE_EDGES, DifferenceSums, Tolerances
+from ckptool.tensors.numbers import decode_numbers
 from ckptool.tensors.strides import WORD_CODES
-
-STRUCT_CODES: Final[Mapping[str, str]] = {
-    "float64": "d", "float32": "f", "float16": "e", "bfloat16": "f",
-    "int64": "q", "int32": "i", "int16": "h", "int8": "b",
-    "uint64": "Q", "uint32": "I", "uint16": "H", "uint8": "B", "bool": "?",
-}  # fmt: skip
-"""dtype -> its code in the struct module; a bfloat16 is the upper half of a float32."""
 
 _STRIP_ELEMENTS: Final = 4096
 """Elements per strip; strips with equal bytes take a faster path."""
@@ -42,7 +35,7 @@ def estimate_seconds(old: bytes, new: bytes, elements: int) -> float:
 def measure_blocks(
     old: bytes, new: bytes, dtype: str, _new_dtype: str, tolerances: Tolerances
 ) -> DifferenceSums:
-    """Measure two blocks of the same dtype, a key of `STRUCT_CODES`."""
+    """Measure two blocks of the same dtype, one that `decode_numbers` knows."""
     sums = DifferenceSums()
     for old_strip, new_strip in _iter_strips(old, new, DTYPE_BITS[dtype] // 8):
         sums += (
@@ -59,17 +52,14 @@ def _iter_strips(old: bytes, new: bytes, element_nbytes: int) -> Iterator[tuple[
         yield old[start : start + step], new[start : start + step]
 
 
-def _unpack_numbers(data: bytes, dtype: str) -> tuple[float, ...]:
-    count = len(data) * 8 // DTYPE_BITS[dtype]
-    if dtype == "bfloat16":
-        widened = bytearray(4 * count)
-        widened[2::4], widened[3::4] = data[0::2], data[1::2]
-        data = bytes(widened)
-    return unpack(f"<{count}{STRUCT_CODES[dtype]}", data)
+def _decode(data: bytes, dtype: str) -> tuple[float, ...]:
+    numbers = decode_numbers(data, dtype)
+    assert numbers is not None
+    return numbers
 
 
 def _measure_equal(data: bytes, dtype: str) -> DifferenceSums:
-    numbers = _unpack_numbers(data, dtype)
+    numbers = _decode(data, dtype)
     finite = [x for x in numbers if isfinite(x)]
     squares = _square(hypot(*finite))
     nonfinite_count = len(numbers) - len(finite)
@@ -87,7 +77,7 @@ def _measure_equal(data: bytes, dtype: str) -> DifferenceSums:
 def _measure_changed(
     old_strip: bytes, new_strip: bytes, dtype: str, tolerances: Tolerances
 ) -> DifferenceSums:
-    old, new = _unpack_numbers(old_strip, dtype), _unpack_numbers(new_strip, dtype)
+    old, new = _decode(old_strip, dtype), _decode(new_strip, dtype)
     word_code = WORD_CODES[DTYPE_BITS[dtype] // 8]
     bits = zip(
         memoryview(old_strip).cast(word_code), memoryview(new_strip).cast(word_code), strict=True

@@ -32,19 +32,21 @@ def measure_blocks(
     squared_norms = _dot_product(x, x), _dot_product(y, y)
     all_finite = all(map(isfinite, squared_norms))
     dtypes_differ = old_dtype != new_dtype
-    changed = _values_differ(x, y, all_finite=all_finite) if dtypes_differ else _bits_differ(a, b)
+    changed_mask = (
+        _values_differ(x, y, all_finite=all_finite) if dtypes_differ else _bits_differ(a, b)
+    )
     finite_x, finite_y = (None, None) if all_finite else (x.isfinite(), y.isfinite())
     both_finite = None if finite_x is None or finite_y is None else finite_x & finite_y
     if both_finite is not None:
         x, y = x.where(both_finite, 0), y.where(both_finite, 0)
         squared_norms = _dot_product(x, x), _dot_product(y, y)
     distances = (x - y).abs()
-    counted = changed if both_finite is None else changed & both_finite
+    counted_mask = changed_mask if both_finite is None else changed_mask & both_finite
     return DifferenceSums(
         elements=a.numel(),
-        changed=_count_true(changed),
-        beyond_tolerance=_count_true(changed)
-        - _count_true(counted & _is_close(distances, x, tolerances)),
+        changed=_count_true(changed_mask),
+        beyond_tolerance=_count_true(changed_mask)
+        - _count_true(counted_mask & _is_close(distances, x, tolerances)),
         finite=a.numel() if both_finite is None else _count_true(both_finite),
         max_abs=float(distances.max()),
         sum_abs=float(distances.sum()),
@@ -56,7 +58,7 @@ def measure_blocks(
         new_nonfinite=0 if finite_y is None else a.numel() - _count_true(finite_y),
         equals_cast_to_new=dtypes_differ and _equals_cast(a, b),
         equals_cast_to_old=dtypes_differ and _equals_cast(b, a),
-        histogram=_count_decades(distances, a.numel() - _count_true(counted)),
+        histogram=_count_decades(distances, a.numel() - _count_true(counted_mask)),
     )
 
 
@@ -131,17 +133,17 @@ def _equals_cast(a: "Tensor", b: "Tensor") -> bool:
         t.is_floating_point() or t.is_complex() for t in (a, b)
     ):
         return False
-    converted = a.to(b.dtype)
-    if not _bits_differ(converted, b).any():
+    cast_tensor = a.to(b.dtype)
+    if not _bits_differ(cast_tensor, b).any():
         return True
-    return not bool(_values_differ(_widen(converted), _widen(b), all_finite=False).any())
+    return not bool(_values_differ(_widen(cast_tensor), _widen(b), all_finite=False).any())
 
 
-def _count_decades(distances: "Tensor", uncounted: int) -> tuple[int, ...]:
+def _count_decades(distances: "Tensor", uncounted_elements: int) -> tuple[int, ...]:
     """Count distances by decade; `uncounted` of them are 0 and are removed from the first bin."""
     import torch
 
     edges = torch.tensor(DECADE_EDGES, dtype=torch.float64)
     decades = torch.bucketize(distances, edges, right=True)
     first_count, *other_counts = torch.bincount(decades, minlength=DECADE_COUNT).tolist()
-    return (first_count - uncounted, *other_counts)
+    return (first_count - uncounted_elements, *other_counts)

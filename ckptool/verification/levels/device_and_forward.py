@@ -9,6 +9,7 @@ from torch import nn
 
 from ckptool.errors import UsageError
 from ckptool.modules.user_code import UserCodeError
+from ckptool.phrases import join_limited
 from ckptool.verification.backends import cpu, cuda, simulated
 from ckptool.verification.forward_pass import ForwardPass, Inputs
 from ckptool.verification.output_diff import compare_outputs, describe_tensors
@@ -136,11 +137,9 @@ def _judge_device(
 
     error = device_pass.error
     if mismatches:
-        suffix = f", and {len(mismatches) - 1} more" if len(mismatches) > 1 else ""
+        reason = join_limited(mismatches, 1, format_mismatch, more=", and {} more")
         error_details = (str(error),) if error and device.kind == "cuda" else ()
-        return make_result(
-            LevelStatus.FAILED, format_mismatch(mismatches[0]) + suffix, *error_details
-        )
+        return make_result(LevelStatus.FAILED, reason, *error_details)
     if error is None:
         return (
             make_result(LevelStatus.INCONCLUSIVE, _format_unmodelled(device_pass))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Generic, TypeGuard, TypeVar
 
+from ckptool.phrases import join_limited
 from ckptool.verification.forward_pass import ForwardPass
 from ckptool.verification.levels.device_and_forward import RunDevice
 from ckptool.verification.output_diff import OutputDifference, compare_outputs
@@ -74,7 +75,7 @@ def _judge_comparisons(
     ]
     skipped_leaves = comparisons[0][1].skipped_leaves
     if skipped_leaves:
-        details.append(f"not compared, of another kind: {', '.join(skipped_leaves[:3])}")
+        details.append(f"not compared, of another kind: {join_limited(skipped_leaves, 3, more='')}")
     failing_comparison = next(
         (
             comparison

@@ -11,6 +11,7 @@ from ckptool.errors import ModuleError
 from ckptool.model import Skipped
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
+from ckptool.phrases import join_limited
 from ckptool.verification.load_tensors import load_tensors
 from ckptool.verification.module_factory import ModuleFactory
 from ckptool.verification.result import LevelResult, LevelStatus, VerificationLevel
@@ -149,7 +150,7 @@ def _explain_obstacles(module_diff: ModuleDiff) -> str:
 
 
 def _format_keys(keys: tuple[str, ...]) -> str:
-    return ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+    return join_limited(keys, 3, more=" ...")
 
 
 def _copy_metadata(original: Mapping[str, Any], tensors: dict[str, Any]) -> Mapping[str, Any]:

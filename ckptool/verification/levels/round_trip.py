@@ -12,6 +12,7 @@ from ckptool.model import Constancy, Kind, ModuleInfo
 from ckptool.modules.tensor_info import have_same_bytes, is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
+from ckptool.phrases import join_limited, quote_code
 from ckptool.verification.backends import cpu
 from ckptool.verification.forward_pass import Inputs
 from ckptool.verification.levels.load import LoadedModuleFactory, load_matching_tensors
@@ -147,7 +148,7 @@ def _save_and_reload(instance_factory: InstanceFactory, module: nn.Module) -> nn
 
 def _change_state(module: nn.Module) -> None:
     """Change every storage and every array that `module` holds, each once."""
-    visited: set[int] = set()
+    visited_ids: set[int] = set()
     for found_tensor in walk_module(module).tensors:
         value = found_tensor.value
         if not isinstance(value, Tensor):
@@ -155,8 +156,8 @@ def _change_state(module: nn.Module) -> None:
                 value[...] = value + 1 if value.dtype.kind != "b" else ~value
         elif not (is_lazy(value) or value.layout is not torch.strided or value.is_quantized):
             storage = value.untyped_storage()
-            if storage._cdata not in visited and storage.nbytes():  # noqa: SLF001
-                visited.add(storage._cdata)  # noqa: SLF001
+            if storage._cdata not in visited_ids and storage.nbytes():  # noqa: SLF001
+                visited_ids.add(storage._cdata)  # noqa: SLF001
                 _change_elements(_view_storage(value))
 
 
@@ -209,5 +210,4 @@ def _is_rebuilt(module_info: ModuleInfo, path: str) -> bool:
 
 
 def _format_paths(paths: tuple[str, ...]) -> str:
-    shown = ", ".join(f"`{path}`" for path in paths[:5])
-    return shown + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    return join_limited(paths, 5, quote_code)

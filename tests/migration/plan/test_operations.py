@@ -239,6 +239,7 @@ def test_keys(tmp_path, state, op, keys):
         (InjectTensor(key="x", source="constructor"), r"needs a module \(-m\)"),
         (InjectTensor(key="x", source="attribute"), "no pickled module holds the attribute `x`"),
         (InjectTensor(key="x", source="literal:one"), "is no number or nested list"),
+        (InjectTensor(key="x", source="literal:" + "[" * 100_000), "the literal nests too deep"),
         (InjectTensor(key="x", source='literal:["a"]'), "something else than numbers"),
         (InjectTensor(key="x", source="literal:[1,2]", shape=(3,)), "2 numbers for the shape"),
         (InjectTensor(key="x", source="literal:300", dtype="uint8"), "is no uint8"),

@@ -11,7 +11,14 @@ from msgspec import structs
 import ckptool
 from ckptool.errors import PlanError
 from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, RenameKeys, RenameMode
-from ckptool.migration.plan.plan_file import Op, Plan, format_plan, parse_plan, reverse_plan
+from ckptool.migration.plan.plan_file import (
+    Op,
+    Plan,
+    encode_plan,
+    format_plan,
+    parse_plan,
+    reverse_plan,
+)
 from ckptool.migration.plan.tensor_operations import TransposeTensor
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -41,8 +48,15 @@ def test_the_text():
     plan = Plan((InjectTensor(key="mask", source="constructor", shape=(6, 6), why='a\n"b"'),))
     assert format_plan(plan) == (
         'schema = 1\n\n[[ops]]\nop = "inject"\nwhy = "a\\n\\"b\\""\nkey = "mask"\n'
-        'source = "constructor"\nshape = [6, 6]\n'
+        'source = "constructor"\nshape = [\n    6,\n    6,\n]\n'
     )
+
+
+def test_half_of_a_surrogate_pair_is_no_reason_to_fail():
+    """A key of a pickle may have one; a plan that named it ended with a UnicodeEncodeError."""
+    plan = Plan((DropKeys(key="a\ud800"),))
+    assert parse_plan(format_plan(plan)).ops == (DropKeys(key="a\ufffd"),)
+    assert encode_plan(plan) == [{"op": "drop", "key": "a\ud800"}]
 
 
 @pytest.mark.parametrize(

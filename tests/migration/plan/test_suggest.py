@@ -1,5 +1,7 @@
 """What a plan is derived from a file and a module, and what is refused, by real files."""
 
+import zipfile
+
 import pytest
 import torch
 
@@ -51,7 +53,7 @@ def test_a_constant_buffer_comes_from_the_constructor(tmp_path):
 
 def test_a_random_buffer_is_refused_and_a_source_decides(tmp_path):
     with pytest.raises(
-        PlanError, match=r"`noise` is a buffer that differs each time .*CK202.*--inj"
+        PlanError, match=r"`noise` is a buffer that is random on every construction.*CK202.*--inj"
     ):
         migrated(tmp_path, old(), "Noisy")
     with pytest.raises(PlanError, match="its value differs each time"):
@@ -100,6 +102,27 @@ def test_values_from_elsewhere(tmp_path, monkeypatch, source):
     assert torch.equal(torch.load(tmp_path / "b.pth")["noise"], value)
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("(" * 30_000, "cannot be read"),
+        ("{[]: 1}", "cannot be read"),
+        ("[1]", "is no dict"),
+        ("{'descr': '<f4', 'shape': (2.0,)}", "is no array of numbers"),
+        ("{'descr': '<f4', 'shape': (-1, -2)}", "is no array of numbers"),
+        ("{'descr': '<f4', 'shape': (9,)}", "is not as large as it says"),
+        ("{'descr': '>f4', 'shape': (2,)}", "is no array of numbers"),
+    ],
+)
+def test_the_header_of_an_array_is_not_trusted(tmp_path, header, message):
+    text = header.encode() + b"\n"
+    array = b"\x93NUMPY\x02\0" + len(text).to_bytes(4, "little") + text + bytes(8)
+    with zipfile.ZipFile(tmp_path / "crafted.npz", "w") as archive:
+        archive.writestr("kept.npy", array)
+    with pytest.raises(PlanError, match=message):
+        migrated(tmp_path, old(), "Noisy", inject={"noise": f"npz:{tmp_path}/crafted.npz#kept"})
+
+
 def test_an_attribute_of_another_pickled_module(tmp_path):
     from migration import models
 
@@ -115,7 +138,7 @@ def test_a_live_module(tmp_path):
     from migration import models
 
     torch.save(old(), tmp_path / "a.pth")
-    with pytest.raises(PlanError, match="not known to be the same each time"):
+    with pytest.raises(PlanError, match="not known to be the same on every construction"):
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module=models.Scaled())
     report = ckptool.migrate(
         tmp_path / "a.pth", tmp_path / "b.pth", module=models.Scaled(),

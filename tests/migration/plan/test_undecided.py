@@ -34,7 +34,7 @@ def migrate(whole, name="new.pth", **options):
 
 def answered(text):
     """Take the comments off the steps, as somebody would who has looked at each."""
-    return re.sub(r"(?m)^# (?=\[\[ops|\w+ = )", "", text)
+    return re.sub(r"(?m)^# (?=\[\[ops|\w+ = |    |\])", "", text)
 
 
 def test_a_refusal_says_how_to_get_the_draft(whole):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from files import write_shards
+from safetensors.torch import load_file
 
 import ckptool
 from ckptool.errors import UsageError, WriteError
@@ -19,16 +20,12 @@ from ckptool.migration.plan.tensor_operations import CastTensors, TieTensors
 @pytest.fixture
 def sharded(tmp_path) -> Path:
     """Return a folder of three shards of two tensors."""
-    folder, names = tmp_path / "old", {}
-    folder.mkdir()
-    for n in range(3):
-        name = f"model-0000{n + 1}-of-00003.safetensors"
-        state = {f"layers.{n}.w": torch.full((4, 5), float(n)), f"layers.{n}.b": torch.ones(n + 1)}
-        save_file(state, folder / name, metadata={"format": "pt"})
-        names |= dict.fromkeys(state, name)
-    index = {"metadata": {"total_size": 264, "note": "kept"}, "weight_map": names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
+    shards = [
+        {f"layers.{n}.w": torch.full((4, 5), float(n)), f"layers.{n}.b": torch.ones(n + 1)}
+        for n in range(3)
+    ]
+    write_shards(tmp_path / "old", *shards, total_size=264, note="kept")
+    return tmp_path / "old"
 
 
 def loaded(folder: Path) -> dict[str, torch.Tensor]:

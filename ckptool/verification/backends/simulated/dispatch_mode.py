@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ckptool.modules.tensor_info import iter_nested_tensors
 from ckptool.verification.backends.simulated import cpu_fallbacks
 from ckptool.verification.backends.simulated.device_tags import CPU, OUTSIDE_FORWARD, Origin
 from ckptool.verification.backends.simulated.operands import (
@@ -13,7 +14,6 @@ from ckptool.verification.backends.simulated.operands import (
     Operands,
     classify_operands,
     is_custom,
-    tensors_in,
 )
 from ckptool.verification.backends.simulated.tracker import DeviceTracker
 
@@ -63,7 +63,7 @@ class DeviceCheckDispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-cal
 
     def _tag_results(self, result: Any, op_operands: Operands) -> None:
         device, origin = self._choose_result_tag(op_operands)
-        for tensor in tensors_in(result):
+        for tensor in iter_nested_tensors(result):
             if not self._tags.has_tag(tensor):
                 if origin is None:
                     self._tracker.tag_created(tensor, device)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.dlpack import from_dlpack
 
+from ckptool.modules.tensor_info import iter_nested_tensors
 from ckptool.verification.backends.simulated.device_tags import CPU, Origin
-from ckptool.verification.backends.simulated.operands import tensors_in
 from ckptool.verification.backends.simulated.tracker import DeviceTracker, innermost_user_frame
 
 PositionalArgs = tuple[Any, ...]
@@ -80,11 +80,11 @@ class DeviceFunctionMode(TorchFunctionMode):
     def _call_and_tag(self, func: Any, args: PositionalArgs, keywords: KeywordArgs) -> Any:
         args, requested_device = self._strip_cuda_device(args, keywords)
         device = requested_device or self._tracker.find_device(
-            [*tensors_in(args), *tensors_in(keywords)]
+            [*iter_nested_tensors(args), *iter_nested_tensors(keywords)]
         )
         with self._tracker.set_ambient_device(device):
             result = func(*args, **keywords)
-        for tensor in tensors_in(result):
+        for tensor in iter_nested_tensors(result):
             if requested_device is not None or not self._tags.has_tag(tensor):
                 self._tracker.tag_created(tensor, device or CPU)
         return result
@@ -238,9 +238,9 @@ class DeviceFunctionMode(TorchFunctionMode):
         """Unpack a packed sequence; its batch sizes and lengths are always on the CPU."""
         if self._tags.get_device(args[1]) != CPU:
             self._tracker.add_mismatch(args[1], CPU, "pad_packed_sequence")
-        padded, lengths = self._call_and_tag(_PAD_PACKED, args, keywords)
+        padded_batch, lengths = self._call_and_tag(_PAD_PACKED, args, keywords)
         self._tags.set_tag(lengths, CPU, Origin("", "lengths of a packed sequence"))
-        return padded, lengths
+        return padded_batch, lengths
 
 
 def _is_cuda_device(value: object) -> bool:

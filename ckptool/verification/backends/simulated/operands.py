@@ -1,6 +1,6 @@
 """Arguments of an operation -> Operands: tensors that CUDA requires on one device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from ckptool.modules.tensor_info import iter_nested_tensors
 from ckptool.verification.backends.simulated.device_tags import CPU
 
 _ATEN: Final = torch.ops.aten
@@ -118,7 +119,7 @@ def classify_operands(
     device: Callable[[Tensor], torch.device],
 ) -> Operands:
     """Classify the tensor arguments of `op` by the devices that CUDA requires."""
-    tensors = [*tensors_in(args), *tensors_in(kwargs)]
+    tensors = [*iter_nested_tensors(args), *iter_nested_tensors(kwargs)]
     if not tensors:
         return Operands()
     packet = op.overloadpacket
@@ -149,30 +150,19 @@ def is_custom(op: OpOverload[..., Any]) -> bool:
     return op.namespace not in _NAMESPACES
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in (nested) tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for child in value:
-            yield from tensors_in(child)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
-
-
 def _classify_indexing(args: tuple[Any, ...], device: Callable[[Tensor], torch.device]) -> Operands:
-    indexed, indices, *remaining = args
+    source, indices, *remaining = args
     same_device = [
-        indexed,
+        source,
         *(
             value
             for value in remaining[:1]
             if isinstance(value, Tensor) and not _is_cpu_scalar(value, device)
         ),
     ]
-    if device(indexed) == CPU:
+    if device(source) == CPU:
         same_device += [index for index in indices if index is not None]
-    return Operands(tuple(same_device), device_source=indexed)
+    return Operands(tuple(same_device), device_source=source)
 
 
 def _is_cpu_scalar(tensor: Tensor, device: Callable[[Tensor], torch.device]) -> bool:

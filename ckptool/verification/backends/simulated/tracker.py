@@ -38,7 +38,7 @@ class DeviceTracker:
         self.first_uses: dict[str, str] = {}
         """Path of a tensor that the module holds -> "file:line" of its first use in forward."""
         self._mismatches: dict[DeviceMismatch, None] = {}
-        self._unmodelled: dict[str, None] = {}
+        self._unmodelled_ops: dict[str, None] = {}
         self._module_stack: list[tuple[str, nn.Module]] = []
 
     @property
@@ -47,7 +47,7 @@ class DeviceTracker:
 
     @property
     def unmodelled_operations(self) -> tuple[str, ...]:
-        return tuple(self._unmodelled)
+        return tuple(self._unmodelled_ops)
 
     def add_mismatch(self, tensor: Tensor, required_device: torch.device, op: str) -> None:
         """Record that `op` requires `tensor` on another device."""
@@ -73,7 +73,7 @@ class DeviceTracker:
             self.first_uses[path] = innermost_user_frame()
 
     def add_unmodelled(self, description: str) -> None:
-        self._unmodelled[description] = None
+        self._unmodelled_ops[description] = None
 
     def tag_created(self, tensor: Tensor, device: torch.device) -> None:
         """Tag a tensor that was not computed from another tensor."""
