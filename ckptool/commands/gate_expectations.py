@@ -253,12 +253,10 @@ def _check_fixture(
         # `at` is for the new file; an old file may have its state elsewhere.
         module_target = replace(module_target, at=None)
     with module_target.open_verification_target(checkpoint) as verification_target:
-        module_name, missing_keys = (
-            verification_target.module_diff.module.target,
-            verification_target.module_diff.missing_keys,
-        )
+        module_diff = verification_target.module_diff
+        module_name, missing_keys = module_diff.module.target, module_diff.absent_keys
         load_result = load.check_strict_load(
-            load.load_module_factory(verification_target.factory, verification_target.module_diff)
+            load.load_module_factory(verification_target.factory, module_diff)
         )
     if load_result.status is LevelStatus.PASSED:
         return FixtureResult(str(path), module_name, "loads strictly", missing_keys=missing_keys)

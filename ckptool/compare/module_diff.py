@@ -78,6 +78,12 @@ class ModuleDiff(Struct, frozen=True):
         return (*tensors, *self.missing_non_tensors)
 
     @property
+    def absent_keys(self) -> tuple[str, ...]:
+        """Keys that the file does not have: missing, or added by the module's own loading code."""
+        added = tuple(s.key for s in self.load_steps if s.kind is LoadStepKind.ADDED)
+        return (*self.missing_keys, *added)
+
+    @property
     def unexpected_keys(self) -> tuple[str, ...]:
         tensors = tuple(c.key for c in self.changes if isinstance(c, Unexpected))
         return (*tensors, *self.unexpected_non_tensors)
@@ -214,28 +220,40 @@ def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
     What loads since the module's code makes it so is no longer missing, unexpected or of another
     shape; the steps say what the code did.
     """
-    diff = msgspec.structs.replace(diff, load_outcome=outcome)
-    if not outcome.is_strict:
-        missing, unexpected = outcome.missing_keys, outcome.unexpected_keys
-        changes = tuple(
-            change
-            for change in diff.changes
-            if isinstance(change, Changed)
-            or (isinstance(change, Missing) and (missing is None or change.key in missing))
-            or (isinstance(change, Unexpected) and (unexpected is None or change.key in unexpected))
-        )
-        return msgspec.structs.replace(diff, changes=changes)
+    if outcome.is_strict:
+        return _apply_strict_load(diff, outcome)
+    missing, unexpected = outcome.missing_keys, outcome.unexpected_keys
+    changes = tuple(
+        change
+        for change in diff.changes
+        if isinstance(change, Changed)
+        or (isinstance(change, Missing) and (missing is None or change.key in missing))
+        or (isinstance(change, Unexpected) and (unexpected is None or change.key in unexpected))
+    )
+    keys = {change.key for change in changes if not isinstance(change, Changed)}
+    return msgspec.structs.replace(
+        diff,
+        load_outcome=outcome,
+        changes=changes,
+        rewrite=diff.rewrite if diff.rewrite and keys & diff.rewrite.key_map.keys() else None,
+        renames={a: b for a, b in diff.renames.items() if {a, b} <= keys},
+        fused_projections=tuple(p for p in diff.fused_projections if p.fused_key in keys),
+        tied_missing_keys={k: v for k, v in diff.tied_missing_keys.items() if k in keys},
+        equal_values={k: v for k, v in diff.equal_values.items() if k in keys},
+    )
+
+
+def _apply_strict_load(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
     retied_keys = diff.retied_keys
     return msgspec.structs.replace(
         diff,
+        load_outcome=outcome,
+        load_steps=tuple(find_load_steps(outcome, diff.state, diff.module, retied_keys)),
         changes=tuple(
             change
             for change in diff.changes
-            if (
-                isinstance(change, Changed)
-                and ("shape" not in change.fields or is_scalar_quirk(change))
-            )
-            or (isinstance(change, Missing) and change.key in retied_keys)
+            if (isinstance(change, Missing) and change.key in retied_keys)
+            or (isinstance(change, Changed) and not _is_shape_mismatch(change))
         ),
         missing_non_tensors=(),
         unexpected_non_tensors=(),
@@ -244,7 +262,6 @@ def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         fused_projections=(),
         reparametrizations=tuple(r for r in diff.reparametrizations if r.handled_by_torch_hook),
         equal_values={},
-        load_steps=tuple(find_load_steps(outcome, diff.state, diff.module, retied_keys)),
     )
 
 

@@ -5,7 +5,7 @@ from msgspec import Struct
 from ckptool.compare.explain_key import explain_module_key
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Skipped
-from ckptool.phrases import join_limited, quote_code
+from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.policy import Verdict
 from ckptool.reports.common import (
     FactReport,
@@ -18,7 +18,6 @@ from ckptool.reports.common import (
     build_unsaved_reports,
     format_load_failure,
 )
-from ckptool.reports.words import pluralize
 from ckptool.rules import Finding, Level
 from ckptool.rules.registry import RuleFamily
 

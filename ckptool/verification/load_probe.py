@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.module_diff import ModuleDiff, apply_load_outcome, build_module_diff
 from ckptool.errors import ReadError
-from ckptool.model import Checkpoint, ModuleInfo, Skipped, StateDict, TensorInfo
+from ckptool.model import Checkpoint, ModuleInfo, Skipped, TensorInfo
 from ckptool.modules.build import preserve_random_state
 from ckptool.modules.move_probe import copy_to_meta
 from ckptool.modules.tensor_info import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
-from ckptool.verification.load_tensors import load_tensors
+from ckptool.verification.load_tensors import load_tensors, load_with_torch
 
 CHECK_NAME: Final = "the module's own loading code"
 MAX_READ_NBYTES: Final = 256 << 20
@@ -51,7 +51,7 @@ def compare_with_loader(
     diff = build_module_diff(checkpoint, module_info, at)
     if not diff.state.tensors or not find_loading_code(module):
         return diff
-    outcome = probe_load(module, checkpoint, diff.state, diff.retied_keys)
+    outcome = probe_load(module, diff)
     if isinstance(outcome, Skipped):
         unchecked = replace(module_info, skipped=(*module_info.skipped, outcome))
         return replace(diff, module=unchecked)
@@ -59,9 +59,10 @@ def compare_with_loader(
 
 
 def find_loading_code(module: nn.Module) -> tuple[str, ...]:
-    """Return the prefixes of sub-modules whose load is more than nn.Module's own copy by name.
+    """Return the prefixes of sub-modules that load or save by more than nn.Module's own code.
 
-    Without any, torch's comparison of keys and shapes is all that a load is.
+    Without any, a state_dict is what is registered, and torch's comparison of keys and shapes is
+    all that a load is.
     """
     return tuple(prefix for prefix, part in module.named_modules() if _has_loading_code(part))
 
@@ -72,30 +73,28 @@ def _has_loading_code(module: nn.Module) -> bool:
         cls._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001
         or cls.load_state_dict is not nn.Module.load_state_dict
         or cls.set_extra_state is not nn.Module.set_extra_state
+        or cls._save_to_state_dict is not nn.Module._save_to_state_dict  # noqa: SLF001
+        or cls.state_dict is not nn.Module.state_dict
+        or module._state_dict_hooks  # noqa: SLF001
         or module._load_state_dict_pre_hooks  # noqa: SLF001
         or module._load_state_dict_post_hooks  # noqa: SLF001
     )
 
 
-def probe_load(
-    module: nn.Module, checkpoint: Checkpoint, state: StateDict, retied_keys: Mapping[str, str]
-) -> LoadOutcome | Skipped:
-    """Ask copies of `module` to load `state`; Skipped if they cannot be asked.
+def probe_load(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped:
+    """Ask copies of `module` to load the state of `diff`; Skipped if they cannot be asked.
 
     Values are read only where the loading code needs them, and only of states of at most
     MAX_READ_NBYTES.
 
     Args:
         module: an instance of the module; it is copied, not changed.
-        checkpoint: the file of the state.
-        state: the state to load.
-        retied_keys: missing key -> key of the file whose tensor is given under both names.
-
-    Raises:
-        ReadError: values are needed, and the file cannot be read any more.
+        diff: what keys and shapes say. Keys that safetensors leaves out since they are tied are
+            given under both names.
     """
+    state, retied_keys = diff.state, diff.retied_keys
     with preserve_random_state():
-        meta_state, reason = _build_meta_state(state)
+        meta_state, reason = _build_meta_state(diff)
         if meta_state is not None:
             try:
                 return _run_loads(module, _with_retied(meta_state, retied_keys), read_values=False)
@@ -105,7 +104,7 @@ def probe_load(
         if nbytes > MAX_READ_NBYTES:
             return Skipped(CHECK_NAME, f"it needs values ({reason}), and the state is too large")
         try:
-            values = load_tensors(checkpoint, state, {})
+            values = _load_values(diff)
             return _run_loads(module, _with_retied(values, retied_keys), read_values=True)
         except (_ValuesNeededError, ReadError, UserCodeError) as error:
             return Skipped(CHECK_NAME, str(error))
@@ -139,10 +138,11 @@ def _record_keys(module: nn.Module) -> _KeyRecorder:
     return recorder
 
 
-def _build_meta_state(state: StateDict) -> tuple[Mapping[str, Any] | None, str]:
+def _build_meta_state(diff: ModuleDiff) -> tuple[Mapping[str, Any] | None, str]:
     """Return the argument of `load_state_dict` on meta, or None and why values are needed."""
-    if state.non_tensors:
-        return None, f"`{next(iter(state.non_tensors))}` is no tensor"
+    state = diff.state
+    if non_tensor := _find_non_tensor(diff):
+        return None, f"`{non_tensor}` is no tensor"
     tensors: OrderedDict[str, Any] = OrderedDict()
     tensors_by_view: dict[object, Tensor] = {}
     for key, info in state.tensors.items():
@@ -157,6 +157,23 @@ def _build_meta_state(state: StateDict) -> tuple[Mapping[str, Any] | None, str]:
         versions = {prefix: {"version": version} for prefix, version in state.versions.items()}
         tensors._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
     return tensors, ""
+
+
+def _find_non_tensor(diff: ModuleDiff) -> str:
+    """Return a key without a tensor in the file, or of values packed in a tuple; "" if none."""
+    packed_keys = (key for key in diff.module.non_tensors if key not in diff.missing_non_tensors)
+    return next(iter((*diff.state.non_tensors, *packed_keys)), "")
+
+
+def _load_values(diff: ModuleDiff) -> Mapping[str, Any]:
+    """Return the argument of `load_state_dict` with its values.
+
+    Raises:
+        ReadError: they cannot be read.
+    """
+    if _find_non_tensor(diff):
+        return load_with_torch(diff.checkpoint, diff.state.at)
+    return load_tensors(diff.checkpoint, diff.state, {})
 
 
 def _identify_view(key: str, info: TensorInfo) -> object:

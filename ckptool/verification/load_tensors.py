@@ -35,12 +35,12 @@ def load_tensors(
             tensors[keys.get(key, key)] = tensors_by_view[view]
         else:
             torch_state = (
-                torch_state if torch_state is not None else _load_with_torch(checkpoint, state.at)
+                torch_state if torch_state is not None else load_with_torch(checkpoint, state.at)
             )
             tensors[keys.get(key, key)] = _get_value(torch_state, key, checkpoint)
     if state.non_tensors:
         torch_state = (
-            torch_state if torch_state is not None else _load_with_torch(checkpoint, state.at)
+            torch_state if torch_state is not None else load_with_torch(checkpoint, state.at)
         )
         tensors.update(
             {
@@ -76,7 +76,12 @@ def _read_tensor(info: TensorInfo) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype).reshape(info.shape)
 
 
-def _load_with_torch(checkpoint: Checkpoint, at: str) -> Mapping[str, Any]:
+def load_with_torch(checkpoint: Checkpoint, at: str) -> Mapping[str, Any]:
+    """Return the mapping at `at` as torch.load(weights_only=True) reads it.
+
+    Raises:
+        ReadError: torch refuses the file, or there is no mapping at `at`.
+    """
     try:
         with open_local_copy(checkpoint.path) as path:
             state = torch.load(path, map_location="cpu", weights_only=True)

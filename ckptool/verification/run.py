@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.errors import ModuleError
 from ckptool.model import Kind, Skipped
 from ckptool.phrases import join_limited, quote_code
 from ckptool.verification import inputs as input_sources
@@ -52,7 +53,12 @@ def run_verification(
         load.check_strict_load(loaded_factory),
         load.check_meta_load(loaded_factory),
     )
-    usable_inputs, reason = _select_inputs(loaded_factory, inputs)
+    try:
+        usable_inputs, reason = _select_inputs(loaded_factory, inputs)
+    except ModuleError:
+        if load_result.status is not LevelStatus.FAILED:
+            raise
+        return _build_unloaded_verification(new, device, load_result)
     forward_results = _run_forward(loaded_factory, device, usable_inputs) if usable_inputs else None
     device_levels = (
         forward_results.levels
@@ -89,6 +95,24 @@ def run_verification(
             *meta_result.skipped,
             *_list_simulation_limits(device),
         ),
+    )
+
+
+def _build_unloaded_verification(
+    target: VerificationTarget, device: RunDevice, load_result: LevelResult
+) -> Verification:
+    """Return the result for a module whose own code refuses the file: no other level can run."""
+    skipped_levels = (
+        LevelResult(level, LevelStatus.SKIPPED, "the file does not load")
+        for level in VerificationLevel
+        if level is not VerificationLevel.LOAD
+    )
+    return Verification(
+        path=str(target.module_diff.checkpoint.path),
+        module=target.factory.target,
+        device=device.label,
+        levels=(load_result, *skipped_levels),
+        skipped=target.module_diff.checkpoint.skipped,
     )
 
 

@@ -90,7 +90,17 @@ def test_modules_with_faults(tmp_path, cls):
     path = save(tmp_path / "own.pth", built(cls).state_dict())
     report = ckptool.diff(path, module=f"{cls.__module__}:{cls.__qualname__}")
     assert (report.missing_keys, report.unexpected_keys) == ((), ())
-    assert on_loading(report) == set()
+    codes = {code for code, _ in on_loading(report)}
+    assert codes == (set() if reads_its_own_file(cls, path) else {"CK223"})
+
+
+def reads_its_own_file(cls, path) -> bool:
+    """Ask torch: some modules write what they do not read, or leave out what they ask for."""
+    try:
+        built(cls).load_state_dict(torch.load(path, weights_only=True))
+    except RuntimeError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("cls", STOCK, ids=lambda cls: cls.__name__)

@@ -1,0 +1,109 @@
+"""The verdict on a load is what plain torch does with the same file and module."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from verification.loading_modules import CASES
+
+import ckptool
+from ckptool.verification.load_probe import find_loading_code
+
+
+def load_with_torch(module, state):
+    """Load strictly as a user would; return what torch raises, None if it loads."""
+    try:
+        module.load_state_dict(state)
+    except Exception as error:  # noqa: BLE001 (a hook may raise anything)
+        return error
+    return None
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    torch.manual_seed(0)
+    return CASES[request.param]
+
+
+def test_diff_and_verify_say_what_torch_does(case, tmp_path):
+    path, module = tmp_path / "model.pth", case.module()
+    state = case.state()
+    torch.save(state, path)
+    error = load_with_torch(case.module(), torch.load(path, weights_only=True))
+    report = ckptool.diff(path, module=module)
+    assert report.verdict.startswith("loads") == (error is None), (report.verdict, error)
+    lost = {f.key for f in report.findings if f.code == "CK222"}
+    assert lost == case.lost
+    level = next(v for v in ckptool.verify(path, module=module).levels if v.level == "load")
+    assert (level.status == "passed") == (error is None), level
+
+
+def test_what_is_lost_has_a_fresh_modules_value(case, tmp_path):
+    """Asks torch: a key that is not lost and not added by code changes when the file is loaded."""
+    path, module = tmp_path / "model.pth", case.module()
+    torch.save(case.state(), path)
+    fresh = copy.deepcopy(module.state_dict())
+    if load_with_torch(module, torch.load(path, weights_only=True)) is not None:
+        return
+    for key in case.lost:
+        assert torch.equal(module.state_dict()[key], fresh[key])
+
+
+def test_the_gate_fails_what_torch_does_not_load(case, tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(case.state(), path)
+    error = load_with_torch(case.module(), torch.load(path, weights_only=True))
+    report = ckptool.gate(path, module=case.module(), values=False)
+    if error is not None or case.lost:
+        assert report.exit_code == 1, (report.verdict, error)
+
+
+def test_safetensors_are_judged_as_torch_loads_them(case, tmp_path):
+    """The versions are gone: upgrade code takes the file for an old one."""
+    path = tmp_path / "model.safetensors"
+    state = {k: v.contiguous() for k, v in case.state().items() if isinstance(v, torch.Tensor)}
+    if len(state) != len(case.state()):
+        pytest.skip("extra state is no tensor")
+    save_file(state, path)
+    error = load_with_torch(case.module(), state)
+    report = ckptool.diff(path, module=case.module())
+    assert report.verdict.startswith("loads") == (error is None), (report.verdict, error)
+
+
+def test_the_module_is_not_changed(case, tmp_path):
+    path, module = tmp_path / "model.pth", case.module()
+    torch.save(case.state(), path)
+    before = copy.deepcopy(module.state_dict())
+    ckptool.diff(path, module=module)
+    after = module.state_dict()
+    assert before.keys() == after.keys()
+    tensors = [k for k, v in before.items() if isinstance(v, torch.Tensor)]
+    assert all(torch.equal(before[k], after[k]) for k in tensors)
+
+
+def test_steps_say_what_the_code_did(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(CASES["a pre-hook renames"].state(), path)
+    report = ckptool.diff(path, module=CASES["a pre-hook renames"].module())
+    assert report.verdict == "loads strictly, by the module's own upgrade of 2 keys"
+    steps = {(s.key, s.does, s.file_key) for s in report.load_steps}
+    assert steps == {
+        ("new.weight", "renamed", "old.weight"),
+        ("new.bias", "renamed", "old.bias"),
+    }
+
+
+def test_what_cannot_be_asked_is_not_checked(tmp_path, monkeypatch):
+    from ckptool.verification import load_probe
+
+    monkeypatch.setattr(load_probe, "MAX_READ_NBYTES", 0)
+    path = tmp_path / "model.pth"
+    torch.save(CASES["a value is asked for"].state(), path)
+    report = ckptool.diff(path, module=CASES["a value is asked for"].module())
+    assert "the module's own loading code" in {s.what for s in report.skipped}
+
+
+def test_a_module_without_loading_code_is_not_asked():
+    assert find_loading_code(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())) == ()
+    assert find_loading_code(torch.nn.Sequential(torch.nn.BatchNorm1d(2))) == ("0",)
