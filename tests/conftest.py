@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_runs import Ran, run_in_process, run_process
 from hypothesis import settings
-from paths import SAMPLES
+from paths import ROOT, SAMPLES
 
 # The machine that runs CI is slow and shared: how long an example takes says nothing there. Its
 # examples are the same every time, so that it fails by what changed; elsewhere they are new ones.
@@ -19,6 +19,18 @@ settings.load_profile("ckptool")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores it, and so would every process that a test interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+PROCESSES = {"ckptool", "project", "tool"}
+"""Fixtures that start processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if PROCESSES & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("process")
+        if item.path.is_relative_to(ROOT / "tests" / "browser"):
+            item.add_marker("browser")
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from files import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from migration.states import FLOATS, SHM, filled, same, state_dicts
+from migration.states import FLOATS, SHM, filled, state_dicts
 from safetensors.torch import load_file
 
 import ckptool
@@ -156,9 +157,9 @@ def test_apply_is_execute(case):
             ckptool.migrate(folder / "a.pth", target, plan=Plan(tuple(plan)))
         found = torch.load(folder / "b.pth")
         assert found.keys() == after.keys()
-        assert all(same(found[key], after[key]) for key in after)
+        assert all(same_bits(found[key], after[key]) for key in after)
         written = load_file(folder / "c.safetensors")
-        assert all(same(written[key], after[key]) for key in written)
+        assert all(same_bits(written[key], after[key]) for key in written)
 
 
 def described_after(path, plan, **facts):
@@ -197,7 +198,7 @@ def test_a_plan_and_its_reverse_give_the_same_state(case):
         found = torch.load(folder / "c.pth")
         kept = {key: tensor for key, tensor in found.items() if key != "tied"}
         assert kept.keys() == state.keys()
-        assert all(same(kept[key], state[key]) for key in state)
+        assert all(same_bits(kept[key], state[key]) for key in state)
 
 
 W = {"module.enc.w": filled((2, 3), torch.float32), "module.enc.b": filled((2,), torch.float32)}
