@@ -248,6 +248,7 @@ def on_terminal(*words: str, columns: int = 80, **environment: str) -> str:
     return text.decode()
 
 
+@pytest.mark.process
 def test_colour_is_for_terminals_and_can_be_turned_off():
     words = ("inspect", "samples/model.pth")
     assert "\x1b[" in on_terminal(*words)
@@ -261,6 +262,7 @@ def test_colour_can_be_forced(ckptool):
     assert "\x1b[" in ckptool("inspect", "samples/model.pth", FORCE_COLOR="1").out
 
 
+@pytest.mark.process
 def test_nothing_is_wider_than_a_narrow_terminal(tmp_path):
     wide = "transformer.encoder.layers.attention.self.projection.query_key_value.weight"
     path = save(tmp_path / "wide.pth", {wide: torch.ones(3, 3), "b": torch.ones(2)})

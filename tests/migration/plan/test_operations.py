@@ -10,6 +10,7 @@ from files import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from migration.states import FLOATS, SHM, filled, state_dicts
+from paths import examples
 from safetensors.torch import load_file
 
 import ckptool
@@ -137,7 +138,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_apply_is_execute(case):
     state, plan, after = case
     with TemporaryDirectory(dir=SHM) as name:
@@ -171,7 +172,7 @@ def described_after(path, plan, **facts):
 
 
 @given(cases())
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_a_plan_and_its_reverse_give_the_same_state(case):
     state, plan, _ = case
     try:

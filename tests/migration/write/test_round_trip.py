@@ -11,6 +11,7 @@ import torch
 from files import same_bits
 from hypothesis import given, settings
 from migration.states import SHM, state_dicts, ties
+from paths import examples
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -37,7 +38,7 @@ def versions(state) -> dict | None:
 
 
 @given(state_dicts())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_to_safetensors_and_back(state):
     with TemporaryDirectory(dir=SHM) as name:
         folder = Path(name)
@@ -61,7 +62,7 @@ def test_to_safetensors_and_back(state):
 
 
 @given(state_dicts())
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_from_pth_to_pth_the_state_stays_byte_for_byte(state):
     with TemporaryDirectory(dir=SHM) as name:
         folder = Path(name)
