@@ -436,6 +436,11 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(outer_strides)[::-1] if shape else ()
 
 
+def join_key(prefix: str, name: str) -> str:
+    """Return "prefix.name", or `name` if `prefix` is ""."""
+    return f"{prefix}.{name}" if prefix else name
+
+
 def natural_sort_key(key: str) -> tuple[object, ...]:
     """Sort key that puts layer 2 before layer 10."""
     return tuple(
@@ -472,7 +477,7 @@ def tied_keys(tensors: Iterable[TensorInfo]) -> tuple[tuple[str, ...], ...]:
 def all_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     """Return the tensors of all states; the state's `at` is prefixed to each key."""
     prefixed_tensors = {
-        f"{state.at}.{key}" if state.at else key: tensor
+        join_key(state.at, key): tensor
         for state in checkpoint.states
         for key, tensor in state.tensors.items()
     }

@@ -154,10 +154,11 @@ def _is_of_a_test(module: object) -> bool:
     return not home.startswith((sysconfig.get_path("stdlib"), f"{ROOT / 'ckptool'}/"))
 
 
-def run_and_list_heavy_imports(*words: object) -> str:
+def run_and_list_heavy_imports(*words: object, cwd: Path = ROOT) -> str:
     """Return the exit code of a process that runs the command, and what it imported of torch."""
     done = subprocess.run(
         [sys.executable, "-c", _HEAVY_IMPORTS, *map(str, words)],
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=True,

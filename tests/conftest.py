@@ -1,6 +1,5 @@
 """Fixtures shared by all tests: real files, and the command as a real process."""
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -8,17 +7,31 @@ from pathlib import Path
 import pytest
 from command_runs import Ran, run_in_process, run_process
 from hypothesis import settings
-from paths import SAMPLES
+from paths import IS_CI, ROOT, SAMPLES
 
 # The machine that runs CI is slow and shared: how long an example takes says nothing there. Its
-# examples are the same every time, so that it fails by what changed; elsewhere they are new ones.
-settings.register_profile("ckptool", deadline=None, derandomize="CKPTOOL_CI" in os.environ)
-settings.load_profile("ckptool")
+# examples are the same every time, so that it fails by what changed; elsewhere they are fewer, and
+# new ones each time.
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("inner loop", deadline=None, max_examples=25)
+settings.load_profile("ci" if IS_CI else "inner loop")
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores it, and so would every process that a test interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+PROCESSES = {"ckptool", "project", "tool"}
+"""Fixtures that start processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if PROCESSES & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("process")
+        if item.path.is_relative_to(ROOT / "tests" / "browser"):
+            item.add_marker("browser")
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+pytestmark = pytest.mark.process
+
+
 HEAD = """
 from samples.attention import CausalAttentionWithBuffer as With
 from samples.attention import CausalAttentionWithoutBuffers as Without

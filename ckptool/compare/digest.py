@@ -11,7 +11,7 @@ from ckptool.compare.states import require_state
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files.source import open_source
 from ckptool.locations import Location
-from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, natural_sort_key
+from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key, natural_sort_key
 from ckptool.tensors.elements import unreadable_reason
 from ckptool.tensors.fingerprint import FINGERPRINT_FORMAT, PIECE, create_hasher
 from ckptool.tensors.fingerprint_many import fingerprint_many
@@ -195,13 +195,13 @@ def textconv_lines(digest: CheckpointDigest) -> Iterator[str]:
         for key, text in sorted(
             state.non_tensors.items(), key=lambda item: natural_sort_key(item[0])
         ):
-            yield f"entry {_prefix_key(state.at, key)} = {text}"
+            yield f"entry {join_key(state.at, key)} = {text}"
     only_state_at = checkpoint.states[0].at if len(checkpoint.states) == 1 else ""
     prefix = only_state_at if digest.at == ALL_STATES else digest.at
     for tensor in digest.tensors:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         content = tensor.digest[:16] or f"({tensor.reason})"
-        yield f"tensor {_prefix_key(prefix, tensor.key)} {tensor.dtype} {shape} {content}"
+        yield f"tensor {join_key(prefix, tensor.key)} {tensor.dtype} {shape} {content}"
     if checkpoint.damage:
         yield f"damage {checkpoint.damage}"
 
@@ -249,7 +249,3 @@ def _collect_all_tensors(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
 def _build_tensor_digest(key: str, tensor: TensorInfo, fingerprint: str | None) -> TensorDigest:
     reason = "" if fingerprint else unreadable_reason(tensor)
     return TensorDigest(key, tensor.dtype, tensor.shape, fingerprint or "", reason)
-
-
-def _prefix_key(at: str, key: str) -> str:
-    return f"{at}.{key}" if at else key

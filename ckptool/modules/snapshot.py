@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from ckptool.model import Kind
+from ckptool.model import Kind, join_key
 from ckptool.modules.object_children import is_plain_object
 from ckptool.modules.tensor_info import content_digest
-from ckptool.modules.walk import FoundTensor, get_qualified_name, join_key, walk_module
+from ckptool.modules.walk import FoundTensor, get_qualified_name, walk_module
 
 if TYPE_CHECKING:
     from torch import nn

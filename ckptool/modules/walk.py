@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from ckptool.model import Kind
+from ckptool.model import Kind, join_key
 from ckptool.modules.object_children import LEAF_TYPES, iter_children
 
 if TYPE_CHECKING:
@@ -65,11 +65,6 @@ def walk_module(module: "nn.Module") -> ModuleWalk:
 def get_qualified_name(cls: type) -> str:
     """Return "module.qualname" of `cls`."""
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def join_key(prefix: str, name: str) -> str:
-    """Return "prefix.name", or `name` if `prefix` is ""."""
-    return f"{prefix}.{name}" if prefix else name
 
 
 def list_attributes(module: "nn.Module") -> set[str]:

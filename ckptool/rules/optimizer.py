@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import Kind, StateDict, TensorInfo, tied_keys
+from ckptool.model import Kind, StateDict, TensorInfo, join_key, tied_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 _SLOT_PATTERN: Final = re.compile(
@@ -103,7 +103,7 @@ def find_slot_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
     for number, slot in sorted(fit.slots.items()):
         mismatch = _describe_slot_mismatch(fit, number, slot.shape)
         if mismatch:
-            key = f"{fit.at}.{slot.key}" if fit.at else slot.key
+            key = join_key(fit.at, slot.key)
             yield hit(key, actual=list(slot.shape), parameter=mismatch)
 
 
@@ -178,7 +178,7 @@ def _select_parameters(diff: ModuleDiff, count: int) -> tuple[TensorInfo, ...]:
 
 def _read_group_sizes(diff: ModuleDiff, state: StateDict) -> list[int]:
     """Return the number of parameters in each of param_groups; [] if they cannot be read."""
-    groups_at = f"{state.at}.param_groups" if state.at else "param_groups"
+    groups_at = join_key(state.at, "param_groups")
     entries = diff.checkpoint.entries
     groups = next((entry.value for entry in entries if entry.at == groups_at), None)
     if not isinstance(groups, list):

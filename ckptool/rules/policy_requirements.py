@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
-from ckptool.model import Checkpoint, Container
+from ckptool.model import Checkpoint, Container, join_key
 from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
@@ -126,8 +126,9 @@ def find_forbidden_dtypes(release: ReleaseCandidate) -> Iterator[RuleHit]:
     for state in release.checkpoint.states:
         for key, tensor in state.tensors.items():
             if not _matches_any_glob(tensor.dtype, allowed_dtypes):
-                full_key = f"{state.at}.{key}" if state.at else key
-                yield hit(full_key, dtype=tensor.dtype, allowed=", ".join(allowed_dtypes))
+                yield hit(
+                    join_key(state.at, key), dtype=tensor.dtype, allowed=", ".join(allowed_dtypes)
+                )
 
 
 @check(

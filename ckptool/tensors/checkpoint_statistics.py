@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors
+from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key
 from ckptool.tensors.statistics import (
     TensorStatistics,
     compute_statistics_many,
@@ -44,6 +44,6 @@ def compute_checkpoint_statistics(checkpoint: Checkpoint) -> CheckpointStatistic
         checkpoint,
         tensors,
         {key: statistics for key, statistics in statistics_by_key if statistics is not None},
-        frozenset(f"{s.at}.{key}" if s.at else key for s in optimizer_states for key in s.tensors),
+        frozenset(join_key(s.at, key) for s in optimizer_states for key in s.tensors),
         tuple(Skipped(f"values of {key}", reason) for key, reason in reasons.items() if reason),
     )

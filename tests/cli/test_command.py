@@ -132,6 +132,7 @@ def test_verbose_shows_the_traceback(ckptool, tmp_path):
     assert ran.err.splitlines()[-1].startswith("ckptool: ")
 
 
+@pytest.mark.process
 def test_a_full_disk_behind_standard_output_is_an_error(linear):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -153,6 +154,7 @@ def test_one_bad_file_does_not_hide_the_others(run_command, linear, tmp_path):
     assert "missing.pth: no such file" in ran.err
 
 
+@pytest.mark.process
 def test_a_dash_reads_standard_input(linear):
     with linear.open("rb") as stream:
         done = subprocess.run(
@@ -246,6 +248,7 @@ def on_terminal(*words: str, columns: int = 80, **environment: str) -> str:
     return text.decode()
 
 
+@pytest.mark.process
 def test_colour_is_for_terminals_and_can_be_turned_off():
     words = ("inspect", "samples/model.pth")
     assert "\x1b[" in on_terminal(*words)
@@ -259,6 +262,7 @@ def test_colour_can_be_forced(ckptool):
     assert "\x1b[" in ckptool("inspect", "samples/model.pth", FORCE_COLOR="1").out
 
 
+@pytest.mark.process
 def test_nothing_is_wider_than_a_narrow_terminal(tmp_path):
     wide = "transformer.encoder.layers.attention.self.projection.query_key_value.weight"
     path = save(tmp_path / "wide.pth", {wide: torch.ones(3, 3), "b": torch.ones(2)})
@@ -268,6 +272,7 @@ def test_nothing_is_wider_than_a_narrow_terminal(tmp_path):
     assert any("..." in line for line in table)
 
 
+@pytest.mark.process
 def test_a_closed_pipe_is_no_traceback():
     command = f"{sys.executable} -m ckptool rule | head -1"
     done = subprocess.run(
@@ -290,6 +295,7 @@ def test_hostile_names_reach_no_terminal(run_command, tmp_path):
         assert "\u202e" not in out
 
 
+@pytest.mark.process
 def test_the_commands_import_torch_only_when_a_module_is_looked_at(tmp_path, linear):
     for words in (
         ["inspect", linear],

@@ -31,6 +31,7 @@ def test_no_words_show_the_help(ckptool):
     assert "Commands:" in ran.out + ran.err
 
 
+@pytest.mark.process
 def test_the_version_names_torchs_and_does_not_import_it(ckptool):
     ran = ckptool("--version")
     assert ran.code == 0

@@ -23,6 +23,7 @@ def two(tmp_path):
     return tmp_path
 
 
+@pytest.mark.process
 def test_a_difference_is_measured_without_torch(two):
     code = (
         "import sys, click.testing as t; from ckptool.cli import main; "
@@ -107,6 +108,7 @@ def hollow(path: Path, nbytes: int) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_progress_is_shown_on_a_terminal_and_ctrl_c_ends_at_once(tmp_path):
     files = [hollow(tmp_path / f"{name}.safetensors", 200 << 30) for name in "ab"]
     leader, follower = pty.openpty()

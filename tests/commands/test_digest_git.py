@@ -11,7 +11,10 @@ import torch
 from paths import ROOT
 from torch import nn
 
-pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here"),
+]
 
 
 class Repository:

@@ -3,7 +3,9 @@
 import json
 import re
 
+import pytest
 import torch
+from command_runs import run_and_list_heavy_imports
 from commands.conftest import MODEL
 from torch import nn
 
@@ -27,20 +29,10 @@ def test_without_a_module_the_file_is_judged_and_the_rest_is_said_to_be_skipped(
     assert "not checked: the module: none is named for it with -m" in ran.out
 
 
+@pytest.mark.process
 def test_torch_is_not_imported_without_a_module_or_values(release):
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, click.testing as t; from ckptool.cli import main; "
-        "words = ['gate', '--no-values', 'model.pth', 'model.safetensors']; "
-        "r = t.CliRunner().invoke(main, words); "
-        "print(r.exit_code, sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=release.folder, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "0 []"
+    words = ("gate", "--no-values", "model.pth", "model.safetensors")
+    assert run_and_list_heavy_imports(*words, cwd=release.folder) == "0 []"
 
 
 def test_one_that_cannot_be_read_exits_2_and_hides_no_other(release):

@@ -367,6 +367,7 @@ def test_hostile_names_harm_no_reader(release, form):
     readers[form](ran.out)
 
 
+@pytest.mark.process
 def test_formats_for_machines_need_no_torch(release):
     code = (
         "import sys, click.testing as t; from ckptool.cli import main; "

@@ -56,6 +56,7 @@ def test_the_same_module_gives_the_same_bytes_in_two_processes(ckptool, tmp_path
     assert locks[0].read_bytes() == locks[1].read_bytes()
 
 
+@pytest.mark.process
 def test_files_against_a_lock_of_files_need_no_torch(tmp_path, samples):
     lock, config = tmp_path / "model.lock.json", tmp_path / "ckptool.toml"
     config.write_text("")

@@ -159,6 +159,7 @@ def test_a_path_is_the_same_in_findings_and_report_however_it_is_written(linear,
     assert {f.path for f in report.findings} <= {report.path}
 
 
+@pytest.mark.process
 def test_a_command_that_is_interrupted_exits_130(tmp_path):
     (tmp_path / "slow.py").write_text(
         "import time\nprint('building', flush=True)\ntime.sleep(60)\nclass Net: pass\n"

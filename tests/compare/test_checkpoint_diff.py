@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from paths import examples
 from safetensors.torch import save_file
 from torch import nn
 
@@ -269,7 +270,7 @@ def two_files(draw):
     return old, new or {"new": torch.ones(1)}
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(two_files(), st.integers(1, 4), st.sampled_from([None, 0.7]))
 def test_the_parts_together_are_the_whole(tmp_path_factory, files, of, atol):
     folder = tmp_path_factory.mktemp("parts")

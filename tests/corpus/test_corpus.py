@@ -78,6 +78,7 @@ def test_case(case, unpacked):
         assert not case["names"] or named(case, text), result.output
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", GREEDY)
 def test_bounded_memory_and_time(name, unpacked):
     """R8: within 200 MiB and 10 s, in a process of its own that cannot have more."""

@@ -12,6 +12,9 @@ from paths import ROOT
 sys.path.append(str(ROOT / "docs"))
 from generator import examples
 
+pytestmark = pytest.mark.process
+
+
 LOADING = {
     ("script", "src"),
     ("link", "href"),

@@ -96,6 +96,7 @@ def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path, folder):
     assert os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.process
 @both
 def test_what_a_dead_run_left_is_removed_and_what_a_live_one_has_is_not(tmp_path, folder):
     script = (

@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats import STDIN, open_checkpoint, open_stream
+from ckptool.formats.files.source import SourceCache
 from ckptool.formats.limits import Limits
 from ckptool.formats.unrecognized import HEAD_BYTES, describe_unknown_file, identify_other_format
 from ckptool.model import Container
@@ -187,6 +188,20 @@ def test_links_are_followed(tmp_path):
     write(tmp_path / "blobs", {"4d7a": TENSOR})
     (tmp_path / "model.safetensors").symlink_to("blobs/4d7a")
     assert list(open_checkpoint(tmp_path / "model.safetensors").states[0].tensors) == ["a"]
+
+
+def test_of_many_files_the_least_recently_used_is_closed(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+    cache = SourceCache(2, tmp_path)
+    first, second = cache.get_source(Path("a")), cache.get_source(Path("b"))
+    assert cache.get_source(Path("a")) is first
+    assert cache.get_source(Path("c")).read(0, 1) == b"c"
+    assert cache.get_source(Path("a")) is first
+    assert cache.get_source(Path("b")) is not second
+    cache.close()
+    with pytest.raises(ReadError, match="Bad file descriptor"):
+        first.read(0, 1)
 
 
 def test_stream():

@@ -16,6 +16,7 @@ import torch
 from files import content, corruption_reason, describe, described, same_bits, saved_meanwhile
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from paths import examples
 from torch import nn
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
@@ -78,7 +79,7 @@ UNTYPED = {"uint16", "uint32", "uint64", "complex32"}
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
-@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=120)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=examples(120))
 @given(STATES, st.booleans(), st.sampled_from([2, 3, 4, 5]))
 def test_what_is_described_is_what_torch_loads(state, zipped, protocol):
     dtypes = {str(tensor.dtype).removeprefix("torch.") for _, tensor in leaves(state)}

@@ -59,16 +59,6 @@ def state_dicts(draw, dtypes=dtypes, least=1):
     return state
 
 
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal bit for bit."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    if not one.numel():
-        return True
-    flat = [t.contiguous().flatten().view(torch.uint8) for t in (one, other)]
-    return torch.equal(*flat)
-
-
 def ties(state) -> set[frozenset[str]]:
     """Return the groups of keys that are the same elements of the same storage."""
     groups: dict[object, set[str]] = {}

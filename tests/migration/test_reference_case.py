@@ -100,6 +100,7 @@ def test_the_result_has_nothing_to_do(tmp_path, samples):
     assert report.source_digest == report.result_digest
 
 
+@pytest.mark.process
 def test_without_a_module_torch_is_not_imported(tmp_path, samples):
     script = (
         "import sys; from ckptool import api; "

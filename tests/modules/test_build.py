@@ -24,6 +24,7 @@ LEGACY = np.random.mtrand._rand
 """numpy's global generator, which is what a module's constructor draws from."""
 
 
+@pytest.mark.process
 def test_importing_the_package_imports_neither_torch_nor_numpy():
     code = (
         "import sys, ckptool.modules as m; m.class_exists('torch.nn', 'Linear');"

@@ -130,6 +130,7 @@ def test_a_rewritten_file_is_read_again(tmp_path):
     assert class_exists("rewritten", "A", (tmp_path,)) is False
 
 
+@pytest.mark.process
 def test_nothing_is_imported(root):
     code = (
         "import sys; from pathlib import Path\n"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modules import modules_for_tests
 from modules.modules_for_tests import examined
+from paths import examples
 from torch import nn
 
 from ckptool.model import Kind
@@ -101,7 +102,7 @@ def planted(plan, made):
     return plan
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(containers(3))
 def test_each_tensor_is_found_once_and_its_path_leads_to_it(plan):
     module, made = nn.Linear(1, 1), []
@@ -133,7 +134,7 @@ def grown(plan):
     return module
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.dictionaries(st.sampled_from("abcdefgh"), trees, max_size=4))
 def test_saved_keys_are_those_of_state_dict_in_its_order(plan):
     module = grown(plan)

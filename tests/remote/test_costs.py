@@ -123,6 +123,7 @@ def test_ranges_are_put_together():
     assert coalesce_ranges([(-5, 10), (200, 5)], 100) == [(0, 5)]
 
 
+@pytest.mark.process
 def test_files_of_this_machine_import_nothing_for_remote_ones(samples: Path):
     code = (
         "import sys, ckptool\n"

@@ -253,6 +253,7 @@ def test_a_pipe_gets_the_page(ckptool):
     assert "In the file" in unescape(ran.out)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -152,6 +152,12 @@ def average_in_the_same_state(tmp):
     return valued(tmp, {p + k: v for p, some in pairs for k, v in network(statistics=some).items()})
 
 
+@fires("CK403")
+def average_of_a_sharded_module(tmp):
+    pairs = (("model.", True), ("ema._fsdp_wrapped_module.module.", False))
+    return valued(tmp, {p + k: v for p, some in pairs for k, v in network(statistics=some).items()})
+
+
 @fires("CK403", "CK309")
 def average_in_a_callback(tmp):
     callbacks = {"EMACallback": {"shadow": network(statistics=False)}}

@@ -17,7 +17,7 @@ from ckptool import api
 from ckptool.errors import ReadError, UsageError
 from ckptool.tensors import equality, work_batches
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from files import write_shards
 from formats import tar_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import examples
 from safetensors.torch import save_file
 from tensors.written_tensors import big_endian, described
 
@@ -110,7 +111,7 @@ def test_the_same_in_a_tar_of_the_first_torch(tmp_path):
     assert one.digest == by_hand(tar_files.DATA.reshape(2, 3))
 
 
-@settings(max_examples=20)  # each writes seven files
+@settings(max_examples=examples(20))  # each writes seven files
 @given(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3), st.data())
 def test_any_change_gives_another_named(tmp_path_factory, dtype, shape, data):
     folder = tmp_path_factory.mktemp("bits")
@@ -134,7 +135,7 @@ def test_any_change_gives_another_named(tmp_path_factory, dtype, shape, data):
         assert named(folder / name) != before, name
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.integers(0, 60), st.integers(1, 3), st.integers(8, 90))
 def test_pieces_and_threads_change_nothing(tmp_path_factory, numel, jobs, piece):
     """However large tensors are cut and shared among threads, the digest is that of the whole."""

@@ -23,7 +23,7 @@ from ckptool.formats.pickle.tensor_rebuild import (
     PickleTreeError,
     TensorInfoReader,
 )
-from ckptool.model import PlainEntry, Skipped, StateDict, TensorInfo
+from ckptool.model import PlainEntry, Skipped, StateDict, TensorInfo, join_key
 
 _MAX_ENTRIES: Final = 10_000
 _MAX_LISTED_CHILDREN: Final = 200
@@ -202,7 +202,7 @@ class _TreeWalk:
         self.tree.states.append(StateDict(at, tensors, "optimizer", non_tensors=non_tensors))
         value = self._plain_values.convert_node(node["param_groups"])
         if value is not NOT_PLAIN:
-            place = f"{at}.param_groups" if at else "param_groups"
+            place = join_key(at, "param_groups")
             self.tree.entries.append(PlainEntry(place, describe_node(node["param_groups"]), value))
 
 

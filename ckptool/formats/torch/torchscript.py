@@ -38,6 +38,7 @@ from ckptool.model import (
     Safety,
     StateDict,
     TensorInfo,
+    join_key,
 )
 
 
@@ -149,7 +150,7 @@ class _ScriptModuleReader:
             )
             registered_tensors.update(self._iter_registered(prefix, node, attributes))
             for name, value in attributes.items():
-                key = _join_key(prefix, format_key(name))
+                key = join_key(prefix, format_key(name))
                 if key not in registered_tensors and not _is_module(value):
                     loose_attributes[key] = value
         storages = {tensor.storage for tensor in registered_tensors.values()}
@@ -174,7 +175,7 @@ class _ScriptModuleReader:
         parameters, buffers = self._get_tensor_names(module).get(name, (None, None))
         tensors = {}
         for attribute, value in attributes.items():
-            tensor = self._tensors.read_tensor(value, _join_key(prefix, format_key(attribute)))
+            tensor = self._tensors.read_tensor(value, join_key(prefix, format_key(attribute)))
             if tensor is not None:
                 tensors[format_key(attribute)] = tensor
         for kind, listed_names in ((Kind.PARAMETER, parameters), (Kind.BUFFER, buffers)):
@@ -234,7 +235,7 @@ def _iter_submodules(root: UnresolvedObject) -> Iterator[tuple[str, UnresolvedOb
             raise PickleTreeError(f"modules nest deeper than {_MAX_NESTING}")
         yield prefix, node
         children = [
-            (_join_key(prefix, format_key(name)), child, depth + 1)
+            (join_key(prefix, format_key(name)), child, depth + 1)
             for name, child in _get_attributes(node).items()
             if _is_module(child)
         ]
@@ -249,10 +250,6 @@ def _unmangle_class_name(node: UnresolvedObject) -> str:
 
 def _parse_names(text: str) -> frozenset[str]:
     return frozenset(_NAME_PATTERN.findall(text))
-
-
-def _join_key(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
 
 
 def _unwrap_builders(node: Any) -> Any:

@@ -27,7 +27,7 @@ from ckptool.formats.torch.zip_writer import ZipRecord
 from ckptool.formats.zip.archive import STORED, iter_member_chunks, read_archive, read_member
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.write.tensor_bytes import build_blob
-from ckptool.model import DTYPE_BITS, Container, Span, contiguous_stride
+from ckptool.model import DTYPE_BITS, Container, Span, contiguous_stride, join_key
 
 _ORDERED_DICT: Final = GlobalName("collections", "OrderedDict")
 _REBUILD_TENSOR_V2: Final = GlobalName("torch._utils", "_rebuild_tensor_v2")
@@ -254,7 +254,7 @@ def _iter_nodes(root: Any) -> Iterator[tuple[str, Any, NodeSetter]]:
             continue
         visited_ids.add(id(node))
         for step, child, set_node in _iter_children(node):
-            path = f"{at}.{step}" if at else step
+            path = join_key(at, step)
             yield path, child, set_node
             if type(child) in {dict, list, tuple, UnresolvedObject}:
                 pending_nodes.append((path, child))

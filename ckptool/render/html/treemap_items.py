@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+from ckptool.model import join_key
 from ckptool.render.html.components import DtypeShare, DtypeSharesSection
 from ckptool.render.html.treemap import TreemapItem
 from ckptool.render.text import format_size
@@ -53,7 +54,7 @@ def iter_tensor_items(
 ) -> Iterator[TreemapItem]:
     """Yield an item for each tensor; `prefix` precedes its key, "" for none."""
     for t in tensors:
-        key = f"{prefix}.{t.key}" if prefix else t.key
+        key = join_key(prefix, t.key)
         yield TreemapItem(key, t.nbytes, tones[t.dtype], describe_tensor(t), t.key in marked_keys)
 
 

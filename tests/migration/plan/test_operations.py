@@ -6,9 +6,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from files import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from migration.states import FLOATS, SHM, filled, same, state_dicts
+from migration.states import FLOATS, SHM, filled, state_dicts
+from paths import examples
 from safetensors.torch import load_file
 
 import ckptool
@@ -136,7 +138,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_apply_is_execute(case):
     state, plan, after = case
     with TemporaryDirectory(dir=SHM) as name:
@@ -156,9 +158,9 @@ def test_apply_is_execute(case):
             ckptool.migrate(folder / "a.pth", target, plan=Plan(tuple(plan)))
         found = torch.load(folder / "b.pth")
         assert found.keys() == after.keys()
-        assert all(same(found[key], after[key]) for key in after)
+        assert all(same_bits(found[key], after[key]) for key in after)
         written = load_file(folder / "c.safetensors")
-        assert all(same(written[key], after[key]) for key in written)
+        assert all(same_bits(written[key], after[key]) for key in written)
 
 
 def described_after(path, plan, **facts):
@@ -170,7 +172,7 @@ def described_after(path, plan, **facts):
 
 
 @given(cases())
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_a_plan_and_its_reverse_give_the_same_state(case):
     state, plan, _ = case
     try:
@@ -197,7 +199,7 @@ def test_a_plan_and_its_reverse_give_the_same_state(case):
         found = torch.load(folder / "c.pth")
         kept = {key: tensor for key, tensor in found.items() if key != "tied"}
         assert kept.keys() == state.keys()
-        assert all(same(kept[key], state[key]) for key in state)
+        assert all(same_bits(kept[key], state[key]) for key in state)
 
 
 W = {"module.enc.w": filled((2, 3), torch.float32), "module.enc.b": filled((2,), torch.float32)}

@@ -19,10 +19,13 @@ import ckptool
 from ckptool.errors import CorruptCheckpointError, ReadError, WriteError
 from ckptool.migration.write import copy_process
 
-pytestmark = pytest.mark.skipif(
-    not Path(f"/proc/self/task/{os.getpid()}/children").exists(),
-    reason="the system does not tell the children of a process",
-)
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(
+        not Path(f"/proc/self/task/{os.getpid()}/children").exists(),
+        reason="the system does not tell the children of a process",
+    ),
+]
 LAYERS, SIDE = 20, 1024
 MODEL = f"""
 import os, time

@@ -20,6 +20,9 @@ from ckptool import api
 from ckptool.errors import CkptoolError
 from ckptool.migration.write import file
 
+pytestmark = pytest.mark.process
+
+
 CALLS = (
     "pwrite",
     "copy_file_range",

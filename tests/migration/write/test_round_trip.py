@@ -8,8 +8,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from files import same_bits
 from hypothesis import given, settings
-from migration.states import SHM, same, state_dicts, ties
+from migration.states import SHM, state_dicts, ties
+from paths import examples
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -36,7 +38,7 @@ def versions(state) -> dict | None:
 
 
 @given(state_dicts())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_to_safetensors_and_back(state):
     with TemporaryDirectory(dir=SHM) as name:
         folder = Path(name)
@@ -49,18 +51,18 @@ def test_to_safetensors_and_back(state):
         dropped = json.loads(metadata.get("ckptool.ties", "{}"))
         assert metadata["format"] == "pt"
         assert found.keys() | dropped.keys() == state.keys()
-        assert all(same(found[key], state[key]) for key in found)
-        assert all(same(found[kept], state[key]) for key, kept in dropped.items())
+        assert all(same_bits(found[key], state[key]) for key in found)
+        assert all(same_bits(found[kept], state[key]) for key, kept in dropped.items())
         again = torch.load(folder / "c.pth", weights_only=True)
         assert again.keys() == state.keys()
-        assert all(same(again[key], state[key]) for key in state)
+        assert all(same_bits(again[key], state[key]) for key in state)
         assert ties(again) == ties(state)
         assert versions(again) == versions(state)
         assert there.source_digest == there.result_digest == back.result_digest
 
 
 @given(state_dicts())
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_from_pth_to_pth_the_state_stays_byte_for_byte(state):
     with TemporaryDirectory(dir=SHM) as name:
         folder = Path(name)
@@ -75,7 +77,7 @@ def test_from_pth_to_pth_the_state_stays_byte_for_byte(state):
         assert found["epoch"] == 3
         assert list(found["model"]) == list(kept)
         assert type(found["model"]) is OrderedDict
-        assert all(same(found["model"][key], kept[key]) for key in kept)
+        assert all(same_bits(found["model"][key], kept[key]) for key in kept)
         assert all(found["model"][key].stride() == kept[key].stride() for key in kept)
         assert ties(found["model"]) == ties(kept)
         assert versions(found["model"]) == versions(state)
@@ -161,6 +163,6 @@ def test_a_file_of_torch_before_1_6(tmp_path):
     converted(tmp_path / "a.pth", tmp_path / "b.pth")
     converted(tmp_path / "a.pth", tmp_path / "c.safetensors")
     found = torch.load(tmp_path / "b.pth", mmap=True)
-    assert all(same(found[key], state[key]) for key in state)
+    assert all(same_bits(found[key], state[key]) for key in state)
     assert ties(found) == ties(state)
-    assert same(load_file(tmp_path / "c.safetensors")["v"], state["v"])
+    assert same_bits(load_file(tmp_path / "c.safetensors")["v"], state["v"])
