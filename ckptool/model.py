@@ -408,6 +408,8 @@ class ModuleInfo(Struct, frozen=True):
     """Key of a persistent buffer that is None -> "file:line" of its assignment, "" if none."""
     modules: Mapping[str, ModuleClass] = {}
     """By prefix; "" is the root module."""
+    own_load_error: str = ""
+    """What loading its own state_dict() into another instance raises; "" if it loads."""
     hidden_modules: Mapping[str, str] = {}
     """Modules that `named_modules()` does not list: path -> class."""
     skipped: tuple[Skipped, ...] = ()

@@ -2,7 +2,7 @@
 
 | family | file | subject |
 |---|---|---|
-| CK101-CK106, CK108-CK112 | module_state.py | state of a module that its state_dict lacks |
+| CK101-CK106, CK108-CK112, CK114 | module_state.py | state of a module that its state_dict lacks |
 | CK201-CK206, CK209, CK211, CK214, CK220, CK605 | load_keys.py | missing and unexpected keys |
 | CK207, CK208, CK215 | load_shapes.py | shapes and dtypes of keys on both sides |
 | CK210, CK212, CK216, CK222, CK223, CK304 | load_summary.py | the load as a whole |

@@ -1,4 +1,4 @@
-"""ModuleInfo -> hits: state of a module that its state_dict lacks (CK101-CK112)."""
+"""ModuleInfo -> hits: state of a module that its state_dict lacks (CK101-CK114)."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -454,3 +454,35 @@ def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
         filled_clause = f", and filled at {location}" if location else ""
         level = Level.WARNING if location else Level.NOTE
         yield hit(key, level, owner=owner, name=_extract_attribute_name(key), filled=filled_clause)
+
+
+@check(
+    ModuleInfo,
+    Rule(
+        code="CK114",
+        name="own-file-not-read",
+        level=Level.ERROR,
+        summary="a fresh instance does not load the state_dict() of another",
+        detail="{error}",
+        why=(
+            "state_dict() and load_state_dict() are code, and here they do not fit each other: one"
+            " writes a key that the other does not take, or leaves out one that it asks for. No"
+            " checkpoint of this module loads strictly."
+        ),
+        fix=(
+            "Read in _load_from_state_dict() what _save_to_state_dict() writes, and delete it from"
+            " the state there; or write nothing that is not registered."
+        ),
+        example=(
+            "class Net(nn.Linear):\n"
+            "    def _save_to_state_dict(self, destination, prefix, keep_vars):\n"
+            "        super()._save_to_state_dict(destination, prefix, keep_vars)\n"
+            '        destination[prefix + "format"] = torch.zeros(1)\n'
+            "\n"
+            "Net(2, 2).load_state_dict(Net(2, 2).state_dict())"
+        ),
+    ),
+)
+def find_unreadable_own_state(module_info: ModuleInfo) -> Iterator[RuleHit]:
+    if module_info.own_load_error:
+        yield hit("", error=module_info.own_load_error)

@@ -58,6 +58,22 @@ def compare_with_loader(
     return apply_load_outcome(diff, outcome)
 
 
+def probe_own_load(module: nn.Module) -> str:
+    """Return what loading the module's own state_dict() into a copy raises; "" if it loads.
+
+    A module can write a key that it does not read, or ask for one that it leaves out.
+    """
+    if not find_loading_code(module):
+        return ""
+    try:
+        with preserve_random_state(), user_code():
+            state = _copy_module(module).state_dict()
+        error, _ = _load(_copy_module(module), state, strict=True)
+    except (UserCodeError, _ValuesNeededError):
+        return ""  # examining it says so, or values would be needed
+    return error
+
+
 def find_loading_code(module: nn.Module) -> tuple[str, ...]:
     """Return the prefixes of sub-modules that load or save by more than nn.Module's own code.
 
