@@ -211,13 +211,14 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     ModuleDiff,
     Rule(
         code="CK223",
-        name="loading-code-refuses",
+        name="load-refused",
         level=Level.ERROR,
-        summary="keys and shapes match, and the module's own loading code does not load the file",
+        summary="keys and shapes match, and load_state_dict() raises",
         detail="{error}",
         why=(
             "Loading is code: a hook or an override may refuse a file for its version, for a key"
-            " that it renamed, or for one that it looks for and state_dict() does not write."
+            " that it renamed, or for one that it looks for and state_dict() does not write; and a"
+            " tensor on meta, a sparse or a quantised one is not copied into a dense parameter."
         ),
         fix="Load it with a version of the code that wrote it and save it again, or migrate it.",
         example=(

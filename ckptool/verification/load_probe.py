@@ -23,6 +23,7 @@ from ckptool.modules.move_probe import copy_to_meta
 from ckptool.modules.tensor_info import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
+from ckptool.verification.copy_probe import find_copy_error
 from ckptool.verification.load_tensors import load_tensors, load_with_torch
 
 CHECK_NAME: Final = "the module's own loading code"
@@ -49,13 +50,32 @@ def compare_with_loader(
         at: place of the state; None takes the one that matches best.
     """
     diff = build_module_diff(checkpoint, module_info, at)
-    if not diff.state.tensors or not find_loading_code(module):
+    if not diff.state.tensors:
         return diff
-    outcome = probe_load(module, diff)
+    outcome = _ask_loader(module, diff)
     if isinstance(outcome, Skipped):
         unchecked = replace(module_info, skipped=(*module_info.skipped, outcome))
         return replace(diff, module=unchecked)
-    return apply_load_outcome(diff, outcome)
+    return diff if outcome is None else apply_load_outcome(diff, outcome)
+
+
+def _ask_loader(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
+    """Return what the loader does; None if keys and shapes are all that it looks at."""
+    prefixes = find_loading_code(module)
+    outcome = probe_load(module, diff) if prefixes else None
+    if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
+        return outcome
+    # The probe assigns tensors, and a load copies them.
+    copy_error = find_copy_error(diff)
+    if isinstance(copy_error, Skipped):
+        return copy_error
+    if copy_error and any(_is_user_class(module.get_submodule(prefix)) for prefix in prefixes):
+        return Skipped(CHECK_NAME, f"it may convert what torch cannot copy: {copy_error}")
+    return LoadOutcome(copy_error, None, None) if copy_error else outcome
+
+
+def _is_user_class(module: nn.Module) -> bool:
+    return not type(module).__module__.startswith("torch.")
 
 
 def probe_own_load(module: nn.Module) -> str:

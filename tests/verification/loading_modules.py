@@ -380,5 +380,12 @@ CASES = {
     "attention": Case(
         lambda: nn.MultiheadAttention(4, 2), lambda: nn.MultiheadAttention(4, 2).state_dict()
     ),
+    "no data": Case(lambda: nn.Linear(4, 4), lambda: nn.Linear(4, 4, device="meta").state_dict()),
+    "no data for a BatchNorm": Case(
+        lambda: nn.BatchNorm1d(4), lambda: nn.BatchNorm1d(4, device="meta").state_dict()
+    ),
+    "sparse into dense": Case(
+        lambda: nn.Linear(4, 4, bias=False), lambda: {"weight": torch.eye(4).to_sparse()}
+    ),
     "no code at all": Case(lambda: nn.Linear(4, 4), lambda: nn.Linear(4, 4).state_dict()),
 }  # fmt: skip
