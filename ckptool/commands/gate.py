@@ -4,41 +4,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.commands.gate_expectations import (
     GateExpectations,
-    check_expectations,
-    resolve_expectations,
-    targets_without_checkpoint,
 )
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.previews import add_module_diff_previews, add_state_previews
-from ckptool.commands.required_verification import (
-    required_level_failures,
-    run_required_verification,
-)
 from ckptool.commands.target import (
     ModuleOptions,
-    ModuleTarget,
     PathLike,
-    find_target,
-    open_checkpoint_or_stdin,
     require_local_path,
 )
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.module_values import add_value_checks
 from ckptool.config import ProjectConfig, Waiver, load_config
-from ckptool.errors import ModuleError, ReadError, UsageError
+from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.locations import Location, parse_location
-from ckptool.model import Checkpoint, ModuleInfo, Skipped
+from ckptool.locations import parse_location
 from ckptool.policy import Baseline, ExitCode, Policy, Verdict, judge
 from ckptool.policy import baseline as baselines
 from ckptool.policy.resolve import PolicyOptions, list_settings, resolve_policy
 from ckptool.reports.gate import (
-    GateEvidence,
     GateInput,
     GateReport,
     PolicyReport,
@@ -53,62 +39,12 @@ from ckptool.rules.policy_requirements import (
     select_required_codes,
 )
 from ckptool.rules.registry import codes_for_subjects
-from ckptool.tensors.checkpoint_statistics import (
-    CheckpointStatistics,
-    compute_checkpoint_statistics,
-)
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ckptool.verification.result import ForwardEffects, Verification
 
-NO_MODULE = Skipped(
-    "the module",
-    "none is named for it with -m or in [[tool.ckptool.models]]: only the file's rules were run",
-)
-NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
-
-
-class GatedCheckpoint(Struct, frozen=True):
-    """One checkpoint of a release with its module and the results of all checks."""
-
-    path: str
-    checkpoint: Checkpoint | None
-    """None if a module is checked without a checkpoint."""
-    module_info: ModuleInfo | None = None
-    module_diff: ModuleDiff | None = None
-    forward_effects: "tuple[ForwardEffects, ...]" = ()
-    verification: "Verification | None" = None
-    required_levels: Mapping[str, str] = {}
-    """Required verification level -> why it did not pass, "" if it passed."""
-    evidence: GateEvidence = GateEvidence()
-    statistics: CheckpointStatistics | None = None
-    """None if values were not read."""
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        entries = [*(self.checkpoint.skipped if self.checkpoint else ())]
-        entries += self.evidence.skipped
-        entries += self.module_info.skipped if self.module_info else [NO_MODULE]
-        entries += self.verification.skipped if self.verification else ()
-        if self.checkpoint:
-            entries += self.statistics.skipped if self.statistics else [NO_VALUES]
-        return tuple(dict.fromkeys(entries))
-
-
-def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
-    """Return the subjects to run rules on for one checkpoint; add new kinds of subject here."""
-    candidates: tuple[object | None, ...] = (
-        gated_checkpoint.checkpoint,
-        gated_checkpoint.module_info,
-        gated_checkpoint.module_diff,
-        *gated_checkpoint.forward_effects,
-        gated_checkpoint.verification,
-        *gated_checkpoint.evidence.subjects,
-        gated_checkpoint.statistics,
-    )
-    return tuple(subject for subject in candidates if subject is not None)
+from ckptool.commands.gated_checkpoint import CheckpointExaminer, GatedCheckpoint, collect_subjects
 
 
 def gate(  # noqa: PLR0913
@@ -173,7 +109,7 @@ def gate(  # noqa: PLR0913
     )
     _reject_plans_without_fixtures(expectations, settings)
     module_options = ModuleOptions(module, kwargs, at)
-    gated_checkpoints, errors = _CheckpointExaminer(
+    gated_checkpoints, errors = CheckpointExaminer(
         gate_policy, limits, settings, module_options, inputs, expectations, values
     ).examine_all(locations)
     if baseline_path is not None and update_baseline:
@@ -234,124 +170,6 @@ def effective_policy(
     return build_policy_report(
         {str(path): list_settings(config, options, str(path)) for path in paths}
     )
-
-
-class _CheckpointExaminer(Struct, frozen=True):
-    """Runs all checks on checkpoints; describes each named module only once."""
-
-    policy: Policy
-    limits: Limits
-    config: ProjectConfig
-    module_options: ModuleOptions
-    inputs: object
-    expectations: GateExpectations
-    read_values: bool
-    modules: "dict[str, tuple[ModuleInfo, nn.Module]]" = {}
-    """Cache of modules named by a str: arguments as text -> description and instance."""
-
-    def examine_all(
-        self, paths: Sequence[Location]
-    ) -> tuple[list[GatedCheckpoint], dict[str, str]]:
-        """Return the results and path -> error; with no paths, results of modules alone."""
-        gated_checkpoints: list[GatedCheckpoint] = []
-        errors: dict[str, str] = {}
-        for path in dict.fromkeys(paths):
-            try:
-                gated_checkpoints.append(
-                    self.examine_checkpoint(
-                        path, find_target(path, self.module_options, self.config)
-                    )
-                )
-            except (ReadError, ModuleError) as error:
-                errors[str(path)] = str(error)
-        if not paths:
-            module_targets = targets_without_checkpoint(
-                self.expectations, self.module_options.target, self.config
-            )
-            gated_checkpoints += [
-                self.examine_module(module_target, expectations)
-                for module_target, expectations in module_targets
-            ]
-        return gated_checkpoints, errors
-
-    def examine_checkpoint(
-        self, path: Location, module_target: ModuleTarget | None
-    ) -> GatedCheckpoint:
-        """Run all checks on the checkpoint at `path` and its module.
-
-        Raises:
-            ReadError: the checkpoint cannot be read.
-            ModuleError: the module cannot be built.
-        """
-        checkpoint = open_checkpoint_or_stdin(path, self.limits)
-        require = self.policy.at(str(path)).require
-        expectations = resolve_expectations(self.expectations, self.config, path)
-        statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
-        if module_target is None:
-            required_levels = required_level_failures(require, None, "no module is named for it")
-            evidence = check_expectations(expectations, checkpoint, None, None, self.limits)
-            return GatedCheckpoint(
-                str(path),
-                checkpoint,
-                required_levels=required_levels,
-                evidence=evidence,
-                statistics=statistics,
-            )
-        from ckptool.verification.load_probe import compare_with_loader
-
-        module_info, module = self._examine_module(module_target, checkpoint)
-        module_info, forward_effects = module_target.run_forward(
-            module_target.choose_default_arguments(checkpoint), module_info, self.inputs
-        )
-        module_diff = compare_with_loader(checkpoint, module_info, module, module_target.at)
-        module_diff = add_value_checks(module_diff) if self.read_values else module_diff
-        verification, required_levels = run_required_verification(
-            checkpoint, module_target, require, self.inputs
-        )
-        evidence = check_expectations(
-            expectations, checkpoint, module_info, module_target, self.limits
-        )
-        return GatedCheckpoint(
-            str(path),
-            checkpoint,
-            module_info,
-            module_diff,
-            forward_effects,
-            verification,
-            required_levels,
-            evidence,
-            statistics,
-        )
-
-    def examine_module(
-        self, module_target: ModuleTarget, expectations: GateExpectations
-    ) -> GatedCheckpoint:
-        """Check a module against its expectations, without a checkpoint.
-
-        Raises:
-            ReadError: a lock or an old checkpoint cannot be read.
-            ModuleError: the module cannot be built.
-        """
-        module_info = module_target.describe_module({})
-        evidence = check_expectations(expectations, None, module_info, module_target, self.limits)
-        return GatedCheckpoint(module_info.target, None, module_info, evidence=evidence)
-
-    def _examine_module(
-        self, module_target: ModuleTarget, checkpoint: Checkpoint
-    ) -> "tuple[ModuleInfo, nn.Module]":
-        default_arguments = module_target.choose_default_arguments(checkpoint)
-        cache_key = repr(
-            (
-                str(module_target.module),
-                id(module_target.module),
-                module_target.kwargs,
-                default_arguments,
-                module_target.search_paths,
-            )
-        )
-        if not isinstance(module_target.module, str) or cache_key not in self.modules:
-            self.modules[cache_key] = module_target.examine_module(default_arguments)
-        return self.modules[cache_key]
 
 
 def _judge_release(
