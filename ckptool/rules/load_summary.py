@@ -191,6 +191,7 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
             "    def load_state_dict(self, state_dict, strict=True):\n"
             "        return super().load_state_dict(state_dict, strict=False)\n"
             "\n"
+            "\n"
             'Net(2, 2).load_state_dict({"weight": torch.ones(2, 2)})  # bias stays as it was'
         ),
     ),
@@ -225,6 +226,7 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             "class Net(nn.Linear):\n"
             "    def _load_from_state_dict(self, state_dict, prefix, *args):\n"
             '        self.scale = state_dict[prefix + "scale"]  # that state_dict() never wrote\n'
+            "\n"
             "\n"
             "Net(2, 2).load_state_dict(Net(2, 2).state_dict())"
         ),

@@ -479,6 +479,7 @@ def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "        super()._save_to_state_dict(destination, prefix, keep_vars)\n"
             '        destination[prefix + "format"] = torch.zeros(1)\n'
             "\n"
+            "\n"
             "Net(2, 2).load_state_dict(Net(2, 2).state_dict())"
         ),
     ),
