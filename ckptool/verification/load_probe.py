@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.module_diff import ModuleDiff, apply_load_outcome, build_module_diff
 from ckptool.errors import ReadError
+from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, ModuleInfo, Skipped, TensorInfo
 from ckptool.modules.build import preserve_random_state
 from ckptool.modules.move_probe import copy_to_meta
@@ -128,22 +129,26 @@ def probe_load(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped:
         diff: what keys and shapes say. Keys that safetensors leaves out since they are tied are
             given under both names.
     """
-    state, retied_keys = diff.state, diff.retied_keys
     with preserve_random_state():
-        meta_state, reason = _build_meta_state(diff)
-        if meta_state is not None:
-            try:
-                return _run_loads(module, _with_retied(meta_state, retied_keys), read_values=False)
-            except _ValuesNeededError as error:
-                reason = str(error)
-        nbytes = sum(tensor.nbytes for tensor in state.tensors.values())
-        if nbytes > MAX_READ_NBYTES:
-            return Skipped(CHECK_NAME, f"it needs values ({reason}), and the state is too large")
         try:
-            values = _load_values(diff)
-            return _run_loads(module, _with_retied(values, retied_keys), read_values=True)
+            return _probe_with_meta_tensors(module, diff)
+        except UserCodeError as error:
+            return Skipped(CHECK_NAME, f"copying the module raised {error}")
+        except _ValuesNeededError as error:
+            reason = str(error)
+        nbytes = sum(tensor.nbytes for tensor in diff.state.tensors.values())
+        if nbytes > MAX_READ_NBYTES or isinstance(diff.checkpoint.path, RemotePath):
+            return Skipped(CHECK_NAME, f"it needs the file's values: {reason}")
+        try:
+            values = _with_retied(_load_values(diff), diff.retied_keys)
+            return _run_loads(module, values, read_values=True)
         except (_ValuesNeededError, ReadError, UserCodeError) as error:
             return Skipped(CHECK_NAME, str(error))
+
+
+def _probe_with_meta_tensors(module: nn.Module, diff: ModuleDiff) -> LoadOutcome:
+    meta_state = _with_retied(_build_meta_state(diff), diff.retied_keys)
+    return _run_loads(module, meta_state, read_values=False)
 
 
 class _ValuesNeededError(Exception):
@@ -174,17 +179,21 @@ def _record_keys(module: nn.Module) -> _KeyRecorder:
     return recorder
 
 
-def _build_meta_state(diff: ModuleDiff) -> tuple[Mapping[str, Any] | None, str]:
-    """Return the argument of `load_state_dict` on meta, or None and why values are needed."""
+def _build_meta_state(diff: ModuleDiff) -> Mapping[str, Any]:
+    """Return the argument of `load_state_dict` on meta.
+
+    Raises:
+        _ValuesNeededError: it has something else than dense tensors.
+    """
     state = diff.state
     if non_tensor := _find_non_tensor(diff):
-        return None, f"`{non_tensor}` is no tensor"
+        raise _ValuesNeededError(f"`{non_tensor}` is no tensor")
     tensors: OrderedDict[str, Any] = OrderedDict()
     tensors_by_view: dict[object, Tensor] = {}
     for key, info in state.tensors.items():
         dtype = getattr(torch, info.dtype, None)
         if info.layout not in {"strided", "chunked"} or not isinstance(dtype, torch.dtype):
-            return None, f"`{key}` is {info.layout} {info.dtype}"
+            raise _ValuesNeededError(f"`{key}` is {info.layout} {info.dtype}")
         view = _identify_view(key, info)
         if view not in tensors_by_view:
             tensors_by_view[view] = torch.empty(info.shape, dtype=dtype, device="meta")
@@ -192,7 +201,7 @@ def _build_meta_state(diff: ModuleDiff) -> tuple[Mapping[str, Any] | None, str]:
     if state.versions is not None:
         versions = {prefix: {"version": version} for prefix, version in state.versions.items()}
         tensors._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
-    return tensors, ""
+    return tensors
 
 
 def _find_non_tensor(diff: ModuleDiff) -> str:
@@ -233,7 +242,8 @@ def _run_loads(module: nn.Module, tensors: Mapping[str, Any], *, read_values: bo
         UserCodeError: the module cannot be copied.
     """
     loaded = _copy_module(module)
-    initial_storages = _identify_storages(loaded)
+    with user_code():
+        initial_storages = _identify_storages(loaded)
     recorder = _record_keys(loaded)
     error, is_assigned = _load(loaded, tensors, strict=True)
     if error:
@@ -255,7 +265,15 @@ def _run_loads(module: nn.Module, tensors: Mapping[str, Any], *, read_values: bo
 
 
 def _copy_module(module: nn.Module) -> nn.Module:
-    return copy_to_meta(module, walk_module(module))
+    """Return a copy with parameters on meta, which take tensors of every dtype.
+
+    Raises:
+        UserCodeError: the module cannot be copied.
+    """
+    with user_code():
+        copy = copy_to_meta(module, walk_module(module))
+        # Assigned integers would be refused as "cannot require gradients"; copied, they are cast.
+        return copy.requires_grad_(requires_grad=False)
 
 
 def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":

@@ -380,6 +380,16 @@ CASES = {
     "attention": Case(
         lambda: nn.MultiheadAttention(4, 2), lambda: nn.MultiheadAttention(4, 2).state_dict()
     ),
+    "whole numbers for a float layer": Case(
+        _norms, lambda: {k: v.round().long() for k, v in _norms().state_dict().items()}
+    ),
+    "float64 for a float layer": Case(
+        _norms, lambda: {k: v.double() for k, v in _norms().state_dict().items()}
+    ),
+    "a layer that is made at the first call": Case(
+        lambda: nn.Sequential(nn.LazyLinear(4), nn.BatchNorm1d(4)),
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).state_dict(),
+    ),
     "no data": Case(lambda: nn.Linear(4, 4), lambda: nn.Linear(4, 4, device="meta").state_dict()),
     "no data for a BatchNorm": Case(
         lambda: nn.BatchNorm1d(4), lambda: nn.BatchNorm1d(4, device="meta").state_dict()
