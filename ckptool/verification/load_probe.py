@@ -30,6 +30,7 @@ from ckptool.verification.load_tensors import load_tensors, load_with_torch
 CHECK_NAME: Final = "the module's own loading code"
 MAX_READ_NBYTES: Final = 256 << 20
 """Maximum size of a state whose values are read for loading code that looks at them."""
+_NORM_MODULES: Final = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
 _NEEDS_VALUES: Final = ("meta tensor", "Cannot copy out of", "on device meta", "'meta'", "no data")
 """Parts of torch's messages when code asks a tensor on meta for its values."""
 _LOAD_ERRORS: Final = "Error(s) in loading state_dict"
@@ -63,7 +64,10 @@ def compare_with_loader(
 def _ask_loader(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
     """Return what the loader does; None if keys and shapes are all that it looks at."""
     prefixes = find_loading_code(module)
-    outcome = probe_load(module, diff) if prefixes else None
+    is_asked = prefixes and not (
+        diff.is_strict and all(_only_fills_keys(module.get_submodule(p)) for p in prefixes)
+    )
+    outcome = probe_load(module, diff) if is_asked else None
     if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
         return outcome
     # The probe assigns tensors, and a load copies them.
@@ -79,13 +83,19 @@ def _is_user_class(module: nn.Module) -> bool:
     return not type(module).__module__.startswith("torch.")
 
 
+def _only_fills_keys(module: nn.Module) -> bool:
+    """Whether it is one of torch's norm layers: their code acts only on keys that do not match."""
+    return type(module).__module__ in _NORM_MODULES and not _has_hooks(module)
+
+
 def probe_own_load(module: nn.Module) -> str:
     """Return what loading the module's own state_dict() into a copy raises; "" if it loads.
 
     A module can write a key that it does not read, or ask for one that it leaves out.
     """
-    if not find_loading_code(module):
-        return ""
+    parts = [module.get_submodule(prefix) for prefix in find_loading_code(module)]
+    if not any(_is_user_class(part) or _has_hooks(part) for part in parts):
+        return ""  # torch's own classes read what they write
     try:
         with preserve_random_state(), user_code():
             state = _copy_module(module).state_dict()
@@ -112,7 +122,13 @@ def _has_loading_code(module: nn.Module) -> bool:
         or cls.set_extra_state is not nn.Module.set_extra_state
         or cls._save_to_state_dict is not nn.Module._save_to_state_dict  # noqa: SLF001
         or cls.state_dict is not nn.Module.state_dict
-        or module._state_dict_hooks  # noqa: SLF001
+        or _has_hooks(module)
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._state_dict_hooks  # noqa: SLF001
         or module._load_state_dict_pre_hooks  # noqa: SLF001
         or module._load_state_dict_post_hooks  # noqa: SLF001
     )
