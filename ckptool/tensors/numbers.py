@@ -14,8 +14,8 @@ def decode_numbers(data: bytes, dtype: str) -> tuple[float, ...] | None:
     """Return little-endian elements as numbers; None if the dtype cannot be decoded."""
     if dtype == "bfloat16":
         # The upper half of a float32.
-        widened = bytearray(2 * len(data))
-        widened[2::4], widened[3::4] = data[0::2], data[1::2]
-        data, dtype = bytes(widened), "float32"
+        float32_bytes = bytearray(2 * len(data))
+        float32_bytes[2::4], float32_bytes[3::4] = data[0::2], data[1::2]
+        data, dtype = bytes(float32_bytes), "float32"
     code = STRUCT_CODES.get(dtype)
     return None if code is None else unpack(f"<{len(data) * 8 // DTYPE_BITS[dtype]}{code}", data)

@@ -1,6 +1,5 @@
 """torch.Tensor -> bytes of its elements."""
 
-from ctypes import string_at
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,4 +8,6 @@ if TYPE_CHECKING:
 
 def copy_tensor_bytes(tensor: "Tensor") -> bytes:
     """Return the bytes of a contiguous tensor on the CPU."""
+    from ctypes import string_at  # the commands that read no values do without
+
     return string_at(tensor.data_ptr(), tensor.numel() * tensor.itemsize)
