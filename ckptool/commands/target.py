@@ -84,14 +84,14 @@ class ModuleTarget(Struct, frozen=True):
             ModuleError: it cannot be imported or built.
         """
         from ckptool.modules import describe_module, examine_and_build
-        from ckptool.verification.load_probe import probe_own_load
+        from ckptool.verification.load_probe import check_own_load
 
         if isinstance(self.module, str):
             module_info, module = examine_and_build(self.build_spec(defaults))
         else:
             module = self.module
             module_info = describe_module(module, type(module).__qualname__)
-        return replace(module_info, own_load_error=probe_own_load(module)), module
+        return check_own_load(module_info, module), module
 
     def run_forward(
         self, defaults: Arguments, module_info: ModuleInfo, inputs: object

@@ -88,21 +88,23 @@ def _only_fills_keys(module: nn.Module) -> bool:
     return type(module).__module__ in _NORM_MODULES and not _has_hooks(module)
 
 
-def probe_own_load(module: nn.Module) -> str:
-    """Return what loading the module's own state_dict() into a copy raises; "" if it loads.
+def check_own_load(module_info: ModuleInfo, module: nn.Module) -> ModuleInfo:
+    """Return the description with what loading the module's own state_dict() into a copy raises.
 
-    A module can write a key that it does not read, or ask for one that it leaves out.
+    A module can write a key that it does not read, or ask for one that it leaves out. Torch's own
+    classes read what they write.
     """
     parts = [module.get_submodule(prefix) for prefix in find_loading_code(module)]
     if not any(_is_user_class(part) or _has_hooks(part) for part in parts):
-        return ""  # torch's own classes read what they write
+        return module_info
     try:
         with preserve_random_state(), user_code():
             state = _copy_module(module).state_dict()
         error, _ = _load(_copy_module(module), state, strict=True)
-    except (UserCodeError, _ValuesNeededError):
-        return ""  # examining it says so, or values would be needed
-    return error
+    except (UserCodeError, _ValuesNeededError) as caught:
+        skipped = Skipped("loading the module's own state_dict()", str(caught))
+        return replace(module_info, skipped=(*module_info.skipped, skipped))
+    return replace(module_info, own_load_error=error)
 
 
 def find_loading_code(module: nn.Module) -> tuple[str, ...]:

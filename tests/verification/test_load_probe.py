@@ -125,6 +125,7 @@ def test_a_module_that_cannot_be_copied_is_judged_by_its_keys_and_it_is_said(tmp
     assert report.verdict == "loads strictly"
     reasons = {s.what: s.reason for s in report.skipped}
     assert "it holds a socket" in reasons["the module's own loading code"]
+    assert "it holds a socket" in reasons["loading the module's own state_dict()"]
 
 
 def test_a_module_without_loading_code_is_not_asked():
