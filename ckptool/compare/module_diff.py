@@ -71,6 +71,8 @@ class ModuleDiff(Struct, frozen=True):
     """Result of asking the module's own loading code; None if it has none, or was not asked."""
     load_steps: tuple[LoadStep, ...] = ()
     """What that code does besides copying tensors by name, if the load succeeds."""
+    unchecked_load: str = ""
+    """Why that code could not be asked, so that keys and shapes alone decide; "" if it was."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def compare_with_loader(
     outcome = _ask_loader(module, diff)
     if isinstance(outcome, Skipped):
         unchecked = replace(module_info, skipped=(*module_info.skipped, outcome))
-        return replace(diff, module=unchecked)
+        return replace(diff, module=unchecked, unchecked_load=outcome.reason)
     return diff if outcome is None else apply_load_outcome(diff, outcome)
 
 

@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 from verification.loading_modules import CASES
 
 import ckptool
+from ckptool.config import ReleaseRequirements
+from ckptool.policy import Policy
 from ckptool.verification.load_probe import find_loading_code
 
 
@@ -126,6 +128,18 @@ def test_a_module_that_cannot_be_copied_is_judged_by_its_keys_and_it_is_said(tmp
     reasons = {s.what: s.reason for s in report.skipped}
     assert "it holds a socket" in reasons["the module's own loading code"]
     assert "it holds a socket" in reasons["loading the module's own state_dict()"]
+
+
+def test_a_gate_that_requires_a_strict_load_fails_where_it_cannot_be_asked(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(Uncopyable().state_dict(), path)
+    required = Policy(require=ReleaseRequirements(strict=True))
+    report = ckptool.gate(path, module=Uncopyable(), values=False, policy=required)
+    assert [f.code for f in report.findings if f.fails] == ["CK851"]
+    assert "it holds a socket" in report.findings[0].message
+    torch.save(torch.nn.BatchNorm1d(3).state_dict(), path)
+    asked = ckptool.gate(path, module=torch.nn.BatchNorm1d(3), values=False, policy=required)
+    assert asked.exit_code == 0
 
 
 def test_a_module_without_loading_code_is_not_asked():
