@@ -12,7 +12,7 @@ from ckptool.compare.states import equally_good_states, find_best_state, get_sta
 from ckptool.errors import PlanError, ReadError, UsageError, WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.files.atomic import check_target, translate_os_errors
-from ckptool.formats.files.signals import raise_on_sigterm
+from ckptool.formats.files.signals import raise_on_signal
 from ckptool.formats.files.source import is_directory, open_source
 from ckptool.formats.files.writer import ProgressCallback
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
@@ -153,7 +153,7 @@ def run_migration(request: MigrationRequest) -> MigrationResult:
     """
     to = _choose_output_container(request)
     with (
-        raise_on_sigterm(),
+        raise_on_signal(),
         AnonymousFile() as anonymous_file,
         BackgroundFingerprints() as fingerprints,
         EarlyCopy() as early_copy,

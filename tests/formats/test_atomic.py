@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from paths import ROOT
 
 from ckptool.errors import WriteError
 from ckptool.formats.files.atomic import check_target, commit_outputs, open_pending_output
-from ckptool.formats.files.signals import Interrupted, raise_on_sigterm
+from ckptool.formats.files.signals import Interrupted, raise_on_signal
 
 
 def fill(out, data=b"new") -> None:
@@ -186,7 +187,7 @@ def test_a_signal_cleans_up_once(tmp_path, number):
     before = signal.getsignal(number)
     with (
         pytest.raises(Interrupted) as error,
-        raise_on_sigterm(),
+        raise_on_signal(),
         open_pending_output(tmp_path / "x", force=False),
     ):
         try:
@@ -196,6 +197,26 @@ def test_a_signal_cleans_up_once(tmp_path, number):
     assert error.value.code == 128 + number
     assert os.listdir(tmp_path) == []
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, Interrupted),
+        (signal.SIGHUP, Interrupted),
+    ],
+)
+def test_a_signal_that_threading_turned_into_another_error(number, kind):
+    """A signal in `Condition.__enter__` leaves it as "RuntimeError: release unlocked lock"."""
+    condition = threading.Condition()
+    with pytest.raises(kind), raise_on_signal(), condition:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            condition.release()
+    with pytest.raises(RuntimeError, match="of its own"), raise_on_signal():
+        raise RuntimeError("of its own")
 
 
 def test_a_lock_is_held_while_it_is_written(tmp_path):

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP -> Interrupted, so that cleanup code runs before the process ends."""
+"""Signals -> exceptions, so that cleanup code runs before the process ends."""
 
 import signal
 import threading
@@ -14,26 +14,43 @@ _BLOCKED_SIGNALS: Final = (signal.SIGINT, *_ENDING_SIGNALS)
 
 
 @contextmanager
-def raise_on_sigterm() -> Iterator[None]:
-    """Raise `Interrupted` in the body at the first SIGTERM or SIGHUP; ignore later ones.
+def raise_on_signal() -> Iterator[None]:
+    """Raise in the body at the first SIGTERM or SIGHUP `Interrupted`, at SIGINT KeyboardInterrupt.
 
-    A signal with another handler, or ignored at process start (nohup), is left as it is. Outside
-    the main thread nothing changes: Python delivers no signals there.
+    After SIGTERM or SIGHUP later ones are ignored. An exception that reaches the end of the body
+    after a signal is replaced by the signal's: raised inside the lock code of `threading`, it comes
+    out as "RuntimeError: release unlocked lock". A signal with another handler, or ignored at
+    process start (nohup), is left as it is. Outside the main thread nothing changes: Python
+    delivers no signals there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous_handlers = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
-    replaced_signals = [
-        number for number, handler in previous_handlers.items() if handler is signal.SIG_DFL
-    ]
+    interrupts: list[BaseException] = []
+
+    def raise_interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        if number in _ENDING_SIGNALS:
+            for ending_signal in _ENDING_SIGNALS:
+                signal.signal(ending_signal, signal.SIG_IGN)
+        interrupts.append(KeyboardInterrupt() if number == signal.SIGINT else Interrupted(number))
+        raise interrupts[-1]
+
+    previous_handlers = {
+        number: handler
+        for number in _BLOCKED_SIGNALS
+        if (handler := signal.getsignal(number)) in {signal.SIG_DFL, signal.default_int_handler}
+    }
     try:
-        for number in replaced_signals:
-            signal.signal(number, _raise_interrupted)
+        for number in previous_handlers:
+            signal.signal(number, raise_interrupt)
         yield
+    except Exception as error:
+        if interrupts:
+            raise interrupts[0] from error
+        raise
     finally:
-        for number in replaced_signals:
-            signal.signal(number, previous_handlers[number])
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -44,9 +61,3 @@ def block_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
-
-
-def _raise_interrupted(number: int, _frame: FrameType | None) -> NoReturn:
-    for ending_signal in _ENDING_SIGNALS:
-        signal.signal(ending_signal, signal.SIG_IGN)
-    raise Interrupted(number)
