@@ -25,6 +25,11 @@ from ckptool.locations import Location
 class CkptoolError(Exception):
     """Base of all exceptions that ckptool raises deliberately; the message is one line."""
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The message in lines: one, except where several questions are open."""
+        return (" ".join(str(self).splitlines()),)
+
 
 class UsageError(CkptoolError):
     """Invalid option or argument; the message says what is valid."""
@@ -81,6 +86,15 @@ class RenameRefusedError(PlanError):
         self.key = key
         self.to = to
         self.reason = reason
+
+
+class UnconfirmedRenamesError(PlanError):
+    """The outputs of the old module do not confirm renames that were tried."""
+
+    def __init__(self, reason: str, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(reason)
+        self.keys = keys
+        """Keys of the module that are not confirmed; () for all."""
 
 
 class UnsupportedValueError(PlanError):

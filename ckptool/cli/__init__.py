@@ -104,7 +104,8 @@ class LazyGroup(click.Group):
                 traceback.print_exc()
             from ckptool.cli.output import format_one_line
 
-            click.echo(f"ckptool: {format_one_line(str(error))}", err=True)
+            text = "\n  ".join(map(format_one_line, error.lines))
+            click.echo(f"ckptool: {text}", err=True)
             ctx.exit(COULD_NOT_CHECK)
         except KeyboardInterrupt:
             click.echo("ckptool: ended by SIGINT", err=True)

@@ -1,5 +1,7 @@
 """`ckptool migrate`."""
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,9 +19,10 @@ from ckptool.cli.output import ReportOutput
 from ckptool.cli.parsing import reject_duplicates
 from ckptool.cli.progress import ProgressLine, report_interrupt
 from ckptool.config import parse_size
-from ckptool.errors import UsageError
+from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
+from ckptool.phrases import make_printable
 from ckptool.policy import Policy
 
 
@@ -35,6 +38,11 @@ from ckptool.policy import Policy
               help="Where the value of KEY comes from: attribute, constructor, file:PATH#KEY, "
               "npz:PATH#KEY, literal:VALUE, seed:N or zeros.")  # fmt: skip
 @click.option("--drop", multiple=True, metavar="KEY", help="Leave KEY out.")
+@click.option("--rename", "renamed", multiple=True, metavar="OLD=NEW",
+              help="The module's NEW is OLD in the file; `*` is one segment, at the end all that "
+              "follow: 'backbone.*=encoder.*'.")  # fmt: skip
+@click.option("--accept-renames", is_flag=True,
+              help="Take renames that nothing proves where nothing else fits as well.")  # fmt: skip
 @click.option("--from", "from_", metavar="FILE", type=CHECKPOINT_PATH,
               help="Look for attributes in this pickled module as well.")  # fmt: skip
 @click.option("--drop-extra", is_flag=True, help="Leave out what the container cannot hold.")
@@ -66,6 +74,8 @@ def command(  # noqa: PLR0913
     dry_run: bool,
     injected: tuple[str, ...],
     drop: tuple[str, ...],
+    renamed: tuple[str, ...],
+    accept_renames: bool,
     from_: Location | None,
     drop_extra: bool,
     plan: Path | None,
@@ -94,7 +104,8 @@ def command(  # noqa: PLR0913
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
     message = "what was not complete was removed"
     with report_interrupt(ctx, message), ProgressLine(source, "written") as progress:
-        report = api.migrate(
+        migrate = partial(
+            api.migrate,
             source,
             target,
             module=module,
@@ -105,6 +116,7 @@ def command(  # noqa: PLR0913
             reverse=reverse,
             inject=reject_duplicates("--inject", map(_parse_injection, injected)),
             drop=drop,
+            accept_renames=accept_renames,
             from_=from_,
             drop_extra=drop_extra,
             force=force,
@@ -122,8 +134,33 @@ def command(  # noqa: PLR0913
             limits=limits,
             pictures=out.draws_pictures,
         )
+        renames = reject_duplicates("--rename", map(_parse_rename, renamed))
+        try:
+            report = migrate(renames=renames)
+        except PlanError as error:
+            report = migrate(renames={**renames, **_ask_renames(error)})
     out.write_report(report)
     ctx.exit(report.exit_code)
+
+
+def _ask_renames(error: PlanError) -> dict[str, str]:
+    """Ask each open question on a terminal; return the renames that were answered with yes.
+
+    Raises:
+        PlanError: `error`, if nobody can be asked, or a question is no rename, or answered with no.
+    """
+    from ckptool.migration.plan.open_decisions import UndecidedError
+
+    decisions = error.decisions if isinstance(error, UndecidedError) else ()
+    groups = [decision.renames for decision in decisions if decision.renames is not None]
+    can_ask = sys.stdin.isatty() and sys.stderr.isatty()
+    if not can_ask or not groups or len(groups) < len(decisions):
+        raise error
+    for group in groups:
+        question = f"Is `{group.old_pattern}` `{group.new_pattern}` now? {group.evidence}"
+        if not click.confirm(make_printable(question), err=True):
+            raise error
+    return {old: new for group in groups for old, new in group.pairs.items()}
 
 
 def _parse_injection(text: str) -> tuple[str, str]:
@@ -131,6 +168,13 @@ def _parse_injection(text: str) -> tuple[str, str]:
     if not equals or not key or not source:
         raise UsageError(f"--inject {text}: expected KEY=SOURCE, for example mask=constructor")
     return key, source
+
+
+def _parse_rename(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not equals or not old or not new:
+        raise UsageError(f"--rename {text}: expected OLD=NEW, for example 'backbone.*=encoder.*'")
+    return old, new
 
 
 def _parse_shard_size(text: str | None) -> int | None:

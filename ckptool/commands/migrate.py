@@ -44,6 +44,8 @@ def migrate(  # noqa: PLR0913
     reverse: bool = False,
     inject: Mapping[str, str] | None = None,
     drop: Sequence[str] = (),
+    renames: Mapping[str, str] | None = None,
+    accept_renames: bool = False,
     from_: PathLike | None = None,
     drop_extra: bool = False,
     force: bool = False,
@@ -77,6 +79,9 @@ def migrate(  # noqa: PLR0913
         inject: key -> source of its value: "attribute", "constructor", "file:PATH#KEY",
             "npz:PATH#KEY", "literal:VALUE", "seed:N" or "zeros".
         drop: keys to leave out.
+        renames: key or pattern in the file -> key or pattern in the module; `*` stands for one
+            segment, at the end for all that follow.
+        accept_renames: take renames that nothing proves where nothing else fits as well.
         from_: a pickled module, or another file, whose attributes are used as well.
         drop_extra: leave out entries that the container cannot hold.
         force: replace an existing target.
@@ -99,12 +104,12 @@ def migrate(  # noqa: PLR0913
     Raises:
         ReadError: the source cannot be read.
         ModuleError: the module cannot be imported or built.
-        PlanError: a decision is open, or the plan does not apply.
+        PlanError: questions are open, or the plan does not apply.
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
     from ckptool.migration.plan.plan_file import read_plan_file
-    from ckptool.migration.plan.suggest import KeyOverrides
+    from ckptool.migration.plan.suggest import PlanChoices
     from ckptool.migration.run import MigrationRequest, run_migration
 
     is_same_file = (
@@ -123,7 +128,8 @@ def migrate(  # noqa: PLR0913
             plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
             plan_name=str(plan) if isinstance(plan, str | Path) else "",
             reverse=reverse,
-            overrides=KeyOverrides(inject or {}, tuple(drop)),
+            choices=PlanChoices(inject or {}, tuple(drop), renames or {}, accept_renames),
+            can_confirm_renames=old_module is not None and tolerance is None,
             donor=None if from_ is None else parse_location(from_),
             drop_extra=drop_extra,
             force=force,
@@ -193,7 +199,10 @@ def _make_forward_check(
         return None
     if module_target is None:
         raise UsageError("--input: no module is named to run on it: -m package.module:Name")
-    from ckptool.migration.check.forward import judge_verification
+    from ckptool.migration.check.forward import (
+        judge_verification,
+        require_confirmed_renames,
+    )
     from ckptool.verification import run
     from ckptool.verification.inputs import parse_inputs
     from ckptool.verification.levels import device_and_forward
@@ -202,7 +211,7 @@ def _make_forward_check(
     selected_device, parsed_inputs = device_and_forward.select_device(device), parse_inputs(inputs)
     old_module, donor = old_options.module, old_options.donor
 
-    def check_forward(pending_file: "PendingFile") -> "CheckResult":
+    def check_forward(pending_file: "PendingFile") -> "tuple[CheckResult, ...]":
         old_checkpoint, new_checkpoint = (
             open_checkpoint_or_stdin(source, limits),
             open_checkpoint(pending_file.path, limits),
@@ -230,11 +239,13 @@ def _make_forward_check(
                         for key, tensor in state.unsaved_tensors.items()
                     }
                     old = replace(old, pickled_tensors=donor_attributes | dict(old.pickled_tensors))
-            return judge_verification(
-                pending_file,
-                run.run_verification(
-                    new, selected_device, parsed_inputs, old, old_options.tolerance
-                ),
+            verification = run.run_verification(
+                new, selected_device, parsed_inputs, old, old_options.tolerance
             )
+            result = judge_verification(pending_file, verification)
+            if not pending_file.keys_to_confirm:
+                return (result,)
+            renames = require_confirmed_renames(pending_file, verification, new, parsed_inputs)
+            return result, renames
 
     return check_forward

@@ -16,6 +16,7 @@ from ckptool.compare.changes import (
 )
 from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
+from ckptool.compare.rename_groups import RenameGroup, group_renames
 from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite, find_renames
 from ckptool.compare.reparametrization import (
     Reparametrization,
@@ -78,6 +79,10 @@ class ModuleDiff(Struct, frozen=True):
     def missing_keys(self) -> tuple[str, ...]:
         tensors = tuple(c.key for c in self.changes if isinstance(c, Missing))
         return (*tensors, *self.missing_non_tensors)
+
+    @property
+    def rename_groups(self) -> tuple[RenameGroup, ...]:
+        return group_renames(self.renames)
 
     @property
     def absent_keys(self) -> tuple[str, ...]:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.compare.states import equally_good_states, find_best_state, get_state
-from ckptool.errors import PlanError, ReadError, UsageError, WriteError
+from ckptool.errors import (
+    PlanError,
+    ReadError,
+    UnconfirmedRenamesError,
+    UsageError,
+    WriteError,
+)
 from ckptool.formats import open_checkpoint
 from ckptool.formats.files.atomic import check_target, translate_os_errors
 from ckptool.formats.files.signals import raise_on_signal
@@ -27,9 +33,14 @@ from ckptool.migration.check.strict_load import (
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH, check_container_limits
 from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.plan_file import Plan, apply_plan, format_plan, reverse_plan
-from ckptool.migration.plan.suggest import KeyOverrides, predict_load, suggest_plan
-from ckptool.migration.plan.undecided import UndecidedError
+from ckptool.migration.plan.suggest import (
+    PlanChoices,
+    SuggestedPlan,
+    predict_load,
+    suggest_plan,
+)
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.migration.write import tied_items
@@ -82,7 +93,9 @@ class MigrationRequest:
     plan_name: str = ""
     """Path of the plan file, for error messages; "" without one."""
     reverse: bool = False
-    overrides: KeyOverrides = field(default_factory=KeyOverrides)
+    choices: PlanChoices = field(default_factory=PlanChoices)
+    can_confirm_renames: bool = False
+    """Whether `forward_check` compares the outputs with those of the old module."""
     donor: Location | None = None
     drop_extra: bool = False
     force: bool = False
@@ -186,7 +199,8 @@ def _run_stages(
     sources = ValueSources(
         target_module, request.donor, anonymous_file, source_guard, request.limits
     )
-    plan = _choose_plan(request, draft, module_info, sources)
+    suggested = _choose_plan(request, draft, module_info, sources)
+    plan = suggested.plan
     already_applied = is_applied(plan, _read_provenance(draft))
     result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
     diff = predict_load(result, module_info, state_only=to == SAFETENSORS) if module_info else None
@@ -215,8 +229,12 @@ def _run_stages(
         early_copy,
         state_changed,
         load_obstacles,
+        suggested.keys_to_confirm,
     )
-    checks, digests = ((), None) if request.dry_run else applied_plan.write_result()
+    try:
+        checks, digests = ((), None) if request.dry_run else applied_plan.write_result()
+    except UnconfirmedRenamesError as error:
+        raise _add_undecided_hint(_ask_again(suggested, checkpoint, error), request) from error
     return MigrationResult(
         checkpoint=checkpoint,
         state=result.state,
@@ -363,23 +381,30 @@ def _select_state(
 
 def _choose_plan(
     request: MigrationRequest, draft: Draft, module_info: ModuleInfo | None, sources: ValueSources
-) -> Plan:
+) -> SuggestedPlan:
     """Return the plan of the request, or derive one.
 
     Raises:
-        PlanError: no plan can be derived; `--save-plan` then gets the open decisions.
-        UsageError: the request has both a plan and key overrides.
+        UndecidedError: no plan can be derived; `--save-plan` then gets the open decisions.
+        UsageError: the request has both a plan and choices.
     """
     if request.plan is None:
         try:
-            return suggest_plan(draft, module_info, sources, request.overrides)
+            return suggest_plan(
+                draft,
+                module_info,
+                sources,
+                request.choices,
+                can_confirm=request.can_confirm_renames and not request.dry_run,
+            )
         except UndecidedError as error:
             raise _add_undecided_hint(error, request) from error
-    if request.overrides != KeyOverrides():
+    if request.choices != PlanChoices():
         raise UsageError(
-            "--plan is the whole plan: write what --inject and --drop ask for into it, as steps"
+            "--plan is the whole plan: write what --inject, --drop, --rename and --accept-renames"
+            " ask for into it, as steps"
         )
-    return reverse_plan(request.plan) if request.reverse else request.plan
+    return SuggestedPlan(reverse_plan(request.plan) if request.reverse else request.plan)
 
 
 def _read_provenance(draft: Draft) -> str | None:
@@ -394,17 +419,34 @@ def _read_provenance(draft: Draft) -> str | None:
         return None
 
 
-def _add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> PlanError:
+def _ask_again(
+    suggested: SuggestedPlan, checkpoint: Checkpoint, error: UnconfirmedRenamesError
+) -> UndecidedError:
+    """Return the questions on the renames that the old module's outputs do not confirm."""
+    decisions = tuple(
+        decision
+        for decision in suggested.open_decisions
+        if (renames := decision.renames)
+        and (not error.keys or {*error.keys} & {*renames.pairs.values()})
+    )
+    asked_keys = {k for d in decisions if d.renames for k in d.renames.pairs.values()}
+    ops = tuple(op for op in suggested.plan.ops if getattr(op, "to", "") not in asked_keys)
+    return UndecidedError(str(checkpoint.path), Plan(ops), decisions, str(error))
+
+
+def _add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> UndecidedError:
     """Save the derived steps with the open decisions as comments; return the error with a hint."""
     if request.save_plan is None:
-        hint = "--save-plan FILE writes the plan so far, with all that is open, to be edited"
+        hint = "--save-plan FILE writes the plan so far, with the questions, to be edited"
     else:
         _save_plan(request, error.draft_plan_text)
         hint = (
-            f"the plan so far is in {request.save_plan}, with all that is open in comments: "
-            f"decide it there, and come back with --plan {shlex.quote(str(request.save_plan))}"
+            f"the plan so far is in {request.save_plan}, with the questions as comments: answer"
+            f" them there, then run with --plan {shlex.quote(str(request.save_plan))}"
         )
-    return PlanError(f"{error}; {hint}")
+    if error.accepts_renames:
+        hint = f"--accept-renames takes the renames that nothing else fits; {hint}"
+    return error.add_hint(hint)
 
 
 def _save_plan(request: MigrationRequest, text: str) -> None:
@@ -430,6 +472,7 @@ class _AppliedPlan:
     early_copy: EarlyCopy
     state_changed: bool
     load_obstacles: str
+    keys_to_confirm: tuple[str, ...]
 
     def write_result(self) -> tuple[tuple[CheckResult, ...], MigrationDigests]:
         request, checks = self.request, list[CheckResult]()
@@ -485,4 +528,5 @@ class _AppliedPlan:
             self.result.state.at,
             tied_keys,
             self.load_obstacles,
+            self.keys_to_confirm,
         )

@@ -27,6 +27,8 @@ class StepReport(Struct, frozen=True, kw_only=True):
     before: str
     after: str
     why: str
+    assumption: str = ""
+    """What the step rests on without proof, else ""."""
     source: str = ""
     """Source of an injected value, else ""."""
     loses: str = ""
@@ -57,6 +59,11 @@ class MigrateReport(Report, frozen=True, kw_only=True):
     source_digest: str
     """Digest of the state's content, independent of the container; "" if nothing was written."""
     result_digest: str
+
+
+def list_assumptions(report: MigrateReport) -> tuple[str, ...]:
+    """Return what the steps rest on without proof, each once, in order."""
+    return tuple(dict.fromkeys(step.assumption for step in report.steps if step.assumption))
 
 
 def build_migrate_report(migration: "MigrationResult", verdict: Verdict) -> MigrateReport:
@@ -98,6 +105,7 @@ def _build_step_report(op: "Operation") -> StepReport:
         before=before,
         after=after,
         why=op.why,
+        assumption=op.assumption,
         source=mask_credentials(getattr(op, "source", "")),
         loses=op.data_loss,
     )

@@ -54,7 +54,7 @@ def run_verification(
         load.check_meta_load(loaded_factory),
     )
     try:
-        usable_inputs, reason = _select_inputs(loaded_factory, inputs)
+        usable_inputs, reason = select_inputs(loaded_factory, inputs)
     except ModuleError:
         if load_result.status is not LevelStatus.FAILED:
             raise
@@ -116,7 +116,7 @@ def _build_unloaded_verification(
     )
 
 
-def _select_inputs(
+def select_inputs(
     loaded_factory: LoadedModuleFactory, inputs: Inputs | None
 ) -> tuple[Inputs | None, str]:
     """Return the inputs for forward and "", or None and why there are none."""

@@ -2,9 +2,13 @@
 
 from typing import Final
 
-from ckptool.errors import WriteError
+from ckptool.errors import UnconfirmedRenamesError, WriteError
 from ckptool.migration.check.strict_load import CheckResult, PendingFile
+from ckptool.phrases import join_limited, quote_code
+from ckptool.verification.forward_pass import Inputs
+from ckptool.verification.rename_confirmation import find_unconfirmed_keys
 from ckptool.verification.result import LevelStatus, Verification, VerificationLevel
+from ckptool.verification.target import VerificationTarget
 
 _REQUIRED_LEVELS: Final = (
     VerificationLevel.LOAD,
@@ -15,16 +19,49 @@ _REQUIRED_LEVELS: Final = (
 """Levels about this file; the save round trip of the module is left to `ckptool verify`."""
 
 
+def require_confirmed_renames(
+    pending_file: PendingFile,
+    verification: Verification,
+    new: VerificationTarget,
+    inputs: Inputs | None,
+) -> CheckResult:
+    """Confirm the renames that are tried: equal outputs, and others with other values.
+
+    Raises:
+        UnconfirmedRenamesError: the outputs were not compared, or do not depend on a tensor.
+    """
+    equality = verification.find_level(VerificationLevel.EQUALITY)
+    if equality.status is not LevelStatus.PASSED:
+        raise UnconfirmedRenamesError(
+            f"the old module's outputs were not compared: {equality.reason}"
+        )
+    keys = pending_file.keys_to_confirm
+    if unconfirmed := find_unconfirmed_keys(new, inputs, keys):
+        raise UnconfirmedRenamesError(
+            "the outputs on these inputs are the same whatever the values of"
+            f" {join_limited(unconfirmed, 3, quote_code)}: they confirm no rename of these",
+            unconfirmed,
+        )
+    return CheckResult(
+        "renames",
+        "passed",
+        f"{len(keys)} renamed tensors: the old module's outputs, and others with other values",
+    )
+
+
 def judge_verification(pending_file: PendingFile, verification: Verification) -> CheckResult:
     """Judge the levels that a migrated file must pass.
 
     Raises:
         WriteError: a level failed.
+        UnconfirmedRenamesError: the outputs are others with the renames that are tried.
     """
     results = [verification.find_level(level) for level in _REQUIRED_LEVELS]
     for result in results:
         if result.status is LevelStatus.FAILED:
             reason = " ".join((result.reason or ", ".join(result.details)).split())
+            if pending_file.keys_to_confirm and result.level is VerificationLevel.EQUALITY:
+                raise UnconfirmedRenamesError(f"the old module computes something else: {reason}")
             message = (
                 f"{pending_file.target}: not written: verification fails at {result.level}:"
                 f" {reason}"

@@ -40,6 +40,8 @@ class PendingFile(Struct, frozen=True):
     """Omitted tied keys -> the key that is stored."""
     load_obstacles: str = ""
     """Text of known obstacles to strict loading; "" for none."""
+    keys_to_confirm: tuple[str, ...] = ()
+    """Keys of the module whose renames the outputs of the old module have to confirm."""
 
 
 def check_pending_file(
@@ -52,8 +54,9 @@ def check_pending_file(
     Raises:
         WriteError: a check failed.
     """
-    return run_strict_load(pending_file, target_module), run_forward_check(
-        pending_file, forward_check
+    return (
+        run_strict_load(pending_file, target_module),
+        *run_forward_check(pending_file, forward_check),
     )
 
 
@@ -86,14 +89,14 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
 
 def run_forward_check(
     pending_file: PendingFile, forward_check: "ForwardCheck | None"
-) -> CheckResult:
+) -> tuple[CheckResult, ...]:
     """Run the module on the file's tensors; skipped without inputs."""
     if forward_check is None:
-        return CheckResult("forward", "skipped", "not asked for: --input or --inputs")
+        return (CheckResult("forward", "skipped", "not asked for: --input or --inputs"),)
     return forward_check(pending_file)
 
 
-ForwardCheck = Callable[[PendingFile], CheckResult]
+ForwardCheck = Callable[[PendingFile], tuple[CheckResult, ...]]
 """Runs the levels of `ckptool verify` on a pending file."""
 
 

@@ -56,6 +56,8 @@ class Operation(Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults
 
     why: str = ""
     """Comment for readers of the plan; has no effect."""
+    assumption: str = ""
+    """What the step rests on without proof; "" if it is proved, or written by hand."""
     data_loss: ClassVar[str] = ""
     """Information of the source that the result lacks; "" for none."""
 
@@ -108,7 +110,7 @@ class InjectTensor(Operation, frozen=True, kw_only=True, tag="inject"):
         return "-", f"{self.key}{dtype_text}{'' if self.shape is None else list(self.shape)}"
 
 
-RenameMode = Literal["exact", "prefix", "regex"]
+RenameMode = Literal["exact", "prefix", "glob", "regex"]
 """How `RenameKeys` matches and renames keys."""
 
 
@@ -147,7 +149,7 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
 
     @property
     def before_after_text(self) -> tuple[str, str]:
-        suffix = {"exact": "", "prefix": "*", "regex": " (regex)"}[self.how]
+        suffix = {"exact": "", "glob": "", "prefix": "*", "regex": " (regex)"}[self.how]
         return f"{self.key}{suffix}", f"{self.to}{suffix}"
 
     def _rename_key(self, key: str) -> str:
@@ -155,6 +157,8 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
             return self.to if key == self.key else ""
         if self.how == "prefix":
             return self.to + key.removeprefix(self.key) if key.startswith(self.key) else ""
+        if self.how == "glob":
+            return rename_by_glob(key, self.key, self.to)
         try:
             new = re.sub(self.key, self.to, key)
         except re.error as error:
@@ -196,6 +200,16 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
         if versions is None or old not in versions or new in versions:
             return draft
         return replace(draft, versions={**versions, new: versions[old]})
+
+
+def rename_by_glob(key: str, old: str, new: str) -> str:
+    parts = old.split("*")
+    pattern = "([^.]*)".join(re.escape(x) for x in parts[:-1])
+    pattern = pattern + "(.*)" if old.endswith("*") else pattern + "([^.]*)" + re.escape(parts[-1])
+    if (match := re.fullmatch(pattern, key)) is None:
+        return ""
+    pieces = iter(match.groups())
+    return "".join(next(pieces, "") if c == "*" else c for c in new)
 
 
 def _get_owner(key: str) -> str:

@@ -1,46 +1,82 @@
 """Draft and ModuleInfo -> Plan, or UndecidedError with every open decision."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.module_diff import ModuleDiff, build_module_diff
-from ckptool.compare.renames import PrefixRewrite
+from ckptool.compare.rename_groups import RenameGroup
 from ckptool.compare.reparametrization import ParametrizationStyle
-from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import Draft, match_keys
 from ckptool.migration.plan.key_operations import (
-    EMPTY_CONTEXT,
-    AddPrefix,
     DropKeys,
     InjectTensor,
-    Operation,
     RenameKeys,
-    StripPrefix,
+    RenameMode,
+)
+from ckptool.migration.plan.open_decisions import (
+    OpenDecision,
+    UndecidedError,
+    find_open_decisions,
 )
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan
+from ckptool.migration.plan.rename_steps import build_rename_steps, iter_prefix_steps
 from ckptool.migration.plan.tensor_operations import BakeMask, TieTensors
-from ckptool.migration.plan.undecided import UndecidedError, find_open_decisions
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
+from ckptool.tensors.fingerprint_many import fingerprint_tensor
+
+_CONFIRMED: Final = (
+    "the old module's outputs confirm it: bit for bit the same, and others with other values"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class KeyOverrides:
-    """Single keys that the user injects or drops (--inject, --drop)."""
+class PlanChoices(Struct, frozen=True):
+    """What the user decides about keys and values."""
 
-    inject: Mapping[str, str] = field(default_factory=dict)
-    """Key -> source."""
+    inject: Mapping[str, str] = {}
+    """Key -> source (--inject)."""
     drop: tuple[str, ...] = ()
+    """Keys, or globs of them (--drop)."""
+    renames: Mapping[str, str] = {}
+    """Key or pattern in the file -> key or pattern in the module (--rename)."""
+    accept_renames: bool = False
+    """Whether renames that are unambiguous are taken without proof (--accept-renames)."""
+
+
+class SuggestedPlan(Struct, frozen=True):
+    """A derived plan, and what of it waits for the outputs of the old module."""
+
+    plan: Plan
+    keys_to_confirm: tuple[str, ...] = ()
+    """Keys of the module whose renames the outputs of the old module have to confirm."""
+    open_decisions: tuple[OpenDecision, ...] = ()
+    """The questions that are open if the outputs do not confirm them."""
 
 
 def suggest_plan(
-    draft: Draft, module_info: ModuleInfo | None, sources: ValueSources, overrides: KeyOverrides
-) -> Plan:
+    draft: Draft,
+    module_info: ModuleInfo | None,
+    sources: ValueSources,
+    choices: PlanChoices,
+    *,
+    can_confirm: bool = False,
+) -> SuggestedPlan:
     """Derive the plan after which the module loads the draft strictly.
 
-    Without a module, the plan has only the overrides.
+    Every step is proved, exact, or chosen by the user. Without a module, the plan has only the
+    user's choices.
+
+    Args:
+        draft: the unchanged state_dict.
+        module_info: the module; None without one.
+        sources: where injected values are looked for.
+        choices: of the user.
+        can_confirm: whether the result is run against the old module, so that unambiguous renames
+            may be tried.
 
     Raises:
         UndecidedError: keys remain undecided; it has the open decisions and the partial plan.
@@ -48,19 +84,36 @@ def suggest_plan(
     builder = _PlanBuilder(draft, module_info, sources)
     # A key to drop may be a key of the file, or a key after renaming to the module's.
     source_drops = [
-        key for key in overrides.drop if match_keys(draft, key) or key in draft.non_tensor_keys
+        key for key in choices.drop if match_keys(draft, key) or key in draft.non_tensor_keys
     ]
     builder.add_operations(DropKeys(key=key, why="asked for") for key in source_drops)
+    # So may a key to rename: as it is in the file, or without a wrapper's prefix.
+    later_renames = builder.add_chosen_renames(choices.renames)
     if module_info is not None:
-        builder.add_operations(_iter_prefix_changes(builder.diff, builder.draft))
+        builder.add_operations(iter_prefix_steps(builder.diff, builder.draft))
         builder.add_operations(_iter_reparametrizations(builder.diff))
-        builder.add_operations(_iter_renames(builder.diff))
+        builder.add_operations(_iter_known_renames(builder.diff))
+        builder.add_operations(_iter_equal_renames(builder.diff))
+    builder.add_operations(_iter_chosen_renames(later_renames))
+    keys_to_confirm: list[str] = []
+    tried_decisions: list[OpenDecision] = []
+    if module_info is not None:
+        for decision in find_open_decisions(builder.diff):
+            group = decision.renames
+            if group is None or not group.is_unambiguous:
+                continue
+            if choices.accept_renames:
+                builder.add_operations(build_rename_steps(group, _describe_assumption(group)))
+            elif can_confirm:
+                builder.add_operations(build_rename_steps(group, why=_CONFIRMED))
+                keys_to_confirm += group.pairs.values()
+                tried_decisions.append(decision)
     builder.add_operations(
-        DropKeys(key=key, why="asked for") for key in overrides.drop if key not in source_drops
+        DropKeys(key=key, why="asked for") for key in choices.drop if key not in source_drops
     )
     builder.add_operations(
         InjectTensor(key=key, source=source, why="asked for")
-        for key, source in overrides.inject.items()
+        for key, source in choices.inject.items()
     )
     if module_info is not None:
         builder.add_operations(_tie_operations(builder.diff))
@@ -68,8 +121,8 @@ def suggest_plan(
         builder.add_operations(_iter_drops(builder.diff))
         if decisions := find_open_decisions(builder.diff):
             name = str(draft.checkpoint.path)
-            raise UndecidedError(name, Plan(tuple(builder.ops)), decisions)
-    return Plan(tuple(builder.ops))
+            raise UndecidedError(name, Plan(tuple(builder.ops)), (*tried_decisions, *decisions))
+    return SuggestedPlan(Plan(tuple(builder.ops)), tuple(keys_to_confirm), tuple(tried_decisions))
 
 
 def predict_load(draft: Draft, module_info: ModuleInfo, *, state_only: bool = False) -> ModuleDiff:
@@ -103,45 +156,17 @@ class _PlanBuilder:
         assert self._module_info is not None
         return predict_load(self.draft, self._module_info)
 
+    def add_chosen_renames(self, renames: Mapping[str, str]) -> Mapping[str, str]:
+        """Add those whose keys the draft has now; return the others."""
+        keys = (*self.draft.items, *self.draft.non_tensor_keys)
+        now = {old: new for old, new in renames.items() if any(fnmatchcase(k, old) for k in keys)}
+        self.add_operations(_iter_chosen_renames(now))
+        return {old: new for old, new in renames.items() if old not in now}
+
     def add_operations(self, ops: Iterator[Op]) -> None:
         for op in list(ops):
             self.draft = apply_plan([op], self.draft, self.sources)
             self.ops.append(op)
-
-
-def _iter_prefix_changes(diff: ModuleDiff, draft: Draft) -> Iterator[Op]:
-    """Yield prefix operations, or single renames where those would give other keys."""
-    if diff.rewrite is None:
-        return
-    ops = list(_iter_prefix_operations(diff.rewrite))
-    new_keys = diff.rewrite.key_map
-    if _gives_keys(ops, draft, new_keys):
-        yield from ops
-    else:
-        why = "the module's keys are without it"
-        yield from (RenameKeys(key=old, to=new, why=why) for old, new in new_keys.items())
-
-
-def _iter_prefix_operations(rewrite: PrefixRewrite) -> Iterator[Op]:
-    why = f"{len(rewrite.key_map)} of the file's keys match the module's then"
-    for removed in rewrite.removed_segments:
-        is_leading = removed.endswith(".")
-        prefix = removed if is_leading else f"{removed}."
-        yield StripPrefix(prefix=prefix, anywhere=not is_leading, why=why)
-    if rewrite.added_prefix:
-        yield AddPrefix(prefix=rewrite.added_prefix, why=why)
-
-
-def _gives_keys(ops: list[Op], draft: Draft, new_keys: Mapping[str, str]) -> bool:
-    """Return whether `ops` rename the keys as in `new_keys` (old -> new)."""
-    operations: list[Operation] = list(ops)
-    try:
-        for op in operations:
-            draft = op.apply(draft, EMPTY_CONTEXT)
-    except PlanError:
-        return False
-    result_keys = {item.source_key: key for key, item in draft.items.items()}
-    return all(result_keys[old] == new for old, new in new_keys.items())
 
 
 def _iter_reparametrizations(diff: ModuleDiff) -> Iterator[Op]:
@@ -164,14 +189,41 @@ def _iter_reparametrizations(diff: ModuleDiff) -> Iterator[Op]:
             )
 
 
-def _iter_renames(diff: ModuleDiff) -> Iterator[Op]:
-    for key, old_key in diff.renames.items():
-        same_ending = key.rpartition(".")[2] == old_key.rpartition(".")[2]
-        description = "name ending" if same_ending else "an old name of a LayerNorm's parameter"
-        why = (
-            f"one is missing and one unexpected, of one shape and {description}: probably the same"
-        )
-        yield RenameKeys(key=old_key, to=key, why=why)
+def _iter_known_renames(diff: ModuleDiff) -> Iterator[Op]:
+    """Yield the renames that a framework documents: gamma and beta of a LayerNorm."""
+    for group in diff.rename_groups:
+        if group.is_documented:
+            yield from build_rename_steps(group)
+
+
+def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:
+    """Yield renames of buffers whose values in the file are those that the module makes itself."""
+    missing: dict[object, list[ModuleTensor]] = {}
+    for key in diff.missing_keys:
+        module_tensor = diff.module.saved_tensors.get(key)
+        if module_tensor and _is_constructible(module_tensor) and module_tensor.fingerprint:
+            form = module_tensor.tensor.dtype, module_tensor.tensor.shape
+            missing.setdefault(form, []).append(module_tensor)
+    for key in diff.unexpected_keys:
+        tensor = diff.state.tensors.get(key)
+        candidates = missing.get((tensor.dtype, tensor.shape), []) if tensor else []
+        fingerprint = fingerprint_tensor(tensor) if tensor and candidates else None
+        equal = next((c for c in candidates if c.fingerprint == fingerprint), None)
+        if equal is not None:
+            candidates.remove(equal)
+            why = "its values are those that the module makes itself"
+            yield RenameKeys(key=key, to=equal.key, why=why)
+
+
+def _iter_chosen_renames(renames: Mapping[str, str]) -> Iterator[Op]:
+    for old, new in renames.items():
+        how: RenameMode = "glob" if "*" in old else "exact"
+        assumption = f"`{old}` is `{new}` now, as --rename says"
+        yield RenameKeys(key=old, to=new, how=how, why="asked for", assumption=assumption)
+
+
+def _describe_assumption(group: RenameGroup) -> str:
+    return f"`{group.old_pattern}` is `{group.new_pattern}` now: {group.evidence}"
 
 
 def _tie_operations(diff: ModuleDiff) -> Iterator[Op]:
@@ -202,9 +254,14 @@ def _iter_injections(builder: _PlanBuilder) -> Iterator[Op]:
             why = "0, as torch fills it in for files from before 0.4.1: only momentum=None reads it"
             yield InjectTensor(key=key, source="literal:0", dtype="int64", shape=(), why=why)
         elif _is_constructible(module_tensor):
-            why = "assumed: the value that the constructor makes, the same under two seeds"
-            dtype = module_tensor.tensor.dtype
-            yield InjectTensor(key=key, source="constructor", dtype=dtype, shape=shape, why=why)
+            yield InjectTensor(
+                key=key,
+                source="constructor",
+                dtype=module_tensor.tensor.dtype,
+                shape=shape,
+                why="the value that the constructor makes every time",
+                assumption=f"the old code did not change `{key}` after construction",
+            )
 
 
 def _is_batch_counter(module_tensor: ModuleTensor, diff: ModuleDiff) -> bool:

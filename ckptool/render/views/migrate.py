@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import WHY, Block, LinesBlock, VerdictBlock, build_table
-from ckptool.reports.migrate import MigrateReport
+from ckptool.reports.migrate import MigrateReport, list_assumptions
 
 
 def build_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Block]:
@@ -17,8 +17,14 @@ def build_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Bloc
     passed_checks = [
         f"checked: {c.name}: {c.reason}" for c in report.checks if c.result == "passed"
     ]
+    assumptions = [f"assumed: {text}" for text in list_assumptions(report)]
     yield LinesBlock(
-        (f"{report.source}{location}{module_text} -> {target}", *passed_checks, *report.notes)
+        (
+            f"{report.source}{location}{module_text} -> {target}",
+            *passed_checks,
+            *assumptions,
+            *report.notes,
+        )
     )
     rows = [(s.op, s.before, s.after, s.source or "-", s.why) for s in report.steps]
     if rows:

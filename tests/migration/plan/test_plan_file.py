@@ -79,7 +79,7 @@ def test_half_of_a_surrogate_pair_is_no_reason_to_fail():
         ("ops = 3", "ops: expected a list, and it is a whole number"),
         (
             '[[ops]]\nop = "rename"\nkey = "a"\nto = "b"\nhow = "regx"',
-            "step 1: how: 'regx' is none of exact, prefix, regex",
+            "step 1: how: 'regx' is none of exact, prefix, glob, regex",
         ),
     ],
 )

@@ -38,11 +38,11 @@ def test_a_prefix_is_added(tmp_path):
 
 def test_a_renamed_module_is_found(tmp_path):
     state = {"lin.weight": torch.ones(2, 2), "lin.bias": torch.zeros(2), "scale": torch.ones(2)}
-    report = migrated(tmp_path, state, "Scaled")
-    assert {(s.op, s.before, s.after) for s in report.steps} == {
-        ("rename", "lin.weight", "fc.weight"),
-        ("rename", "lin.bias", "fc.bias"),
-    }
+    with pytest.raises(PlanError, match=r"--rename 'lin\.\*=fc\.\*'"):
+        migrated(tmp_path, state, "Scaled")
+    report = migrated(tmp_path, state, "Scaled", renames={"lin.*": "fc.*"})
+    assert [(s.op, s.before, s.after) for s in report.steps] == [("rename", "lin.*", "fc.*")]
+    assert torch.load(tmp_path / "b.pth").keys() == {"fc.weight", "fc.bias", "scale"}
 
 
 def test_a_constant_buffer_comes_from_the_constructor(tmp_path):
@@ -53,7 +53,7 @@ def test_a_constant_buffer_comes_from_the_constructor(tmp_path):
 
 def test_a_random_buffer_is_refused_and_a_source_decides(tmp_path):
     with pytest.raises(
-        PlanError, match=r"`noise` is a buffer that is random on every construction.*CK202.*--inj"
+        PlanError, match=r"`noise`: a buffer that is random on every construction.*CK202.*--inj"
     ):
         migrated(tmp_path, old(), "Noisy")
     with pytest.raises(PlanError, match="its value differs each time"):
@@ -68,9 +68,9 @@ def test_a_random_buffer_is_refused_and_a_source_decides(tmp_path):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"fc.bias": torch.zeros(2)}, r"`fc.weight` is a parameter .*\(CK201\)"),
+        ({"fc.bias": torch.zeros(2)}, r"`fc.weight`: a parameter .*\(CK201\)"),
         (old(**{"fc.weight": torch.ones(2, 3)}), r"`fc.weight` is \[2, 3\] .*\[2, 2\] \(CK207\)"),
-        (old(other=torch.ones(9)), r"`other` is no key of the module \(CK204\): --drop other"),
+        (old(other=torch.ones(9)), r"`other`: in the file and not in the module \(CK204\): --drop other"),
         (old(hidden=torch.zeros(2)), r"`hidden` has another value .*\(CK206\).*--drop hidden"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a plan does not decide: told in one line, and written as a draft that a person completes."""
+"""What a plan does not decide: a question in a line each, and a draft that a person completes."""
 
 import re
 
@@ -37,21 +37,23 @@ def answered(text):
     return re.sub(r"(?m)^# (?=\[\[ops|\w+ = |    |\])", "", text)
 
 
-def test_a_refusal_says_how_to_get_the_draft(whole):
+def test_a_refusal_is_a_line_for_each_question(whole):
     with pytest.raises(PlanError) as error:
         migrate(whole)
-    said = str(error.value)
-    assert said.startswith(f"{whole}: cannot decide: `qkv.weight` is `q.weight`, `k.weight`")
-    assert "`norm1.weight` is a parameter that the file lacks (CK201): it is `ln1.weight`" in said
-    assert said.endswith(
-        "--save-plan FILE writes the plan so far, with all that is open, to be edited"
+    first, *questions, hint = error.value.lines
+    assert first == f"{whole}: not migrated: {len(questions)} questions are open"
+    assert "`qkv.weight` is `q.weight`, `k.weight`, `v.weight` in one tensor (CK218)" in str(
+        error.value
     )
-    assert "\n" not in said
+    renames = [line for line in questions if "--rename" in line]
+    assert renames[0].startswith("is `ln1.*` in the file `norm1.*` in the module? 2 tensors")
+    assert renames[0].endswith(": --rename 'ln1.*=norm1.*'")
+    assert "--save-plan FILE writes the plan so far" in hint
 
 
 def test_a_refused_plan_is_saved_with_what_is_open_in_comments(whole, tmp_path):
     plan = tmp_path / "the plan.toml"
-    with pytest.raises(PlanError, match=r"come back with --plan '.*the plan.toml'$"):
+    with pytest.raises(PlanError, match=r"then run with --plan '.*the plan.toml'$"):
         migrate(whole, save_plan=plan, dry_run=True)
     derived = parse_plan(plan.read_text()).ops
     assert [(op.key, op.source) for op in derived if isinstance(op, InjectTensor)] == [
@@ -80,10 +82,14 @@ def test_the_completed_draft_computes_what_the_old_module_did(whole, tmp_path):
     assert torch.allclose(old(ids), new(ids), rtol=1e-5, atol=1e-5)
 
 
-def test_layers_of_one_kind_are_told_once(tmp_path):
-    torch.save({f"layers.{n}.w": torch.ones(2) for n in range(30)}, tmp_path / "a.pth")
-    with pytest.raises(PlanError, match=r"`layers\.\*\.w` is no key of the module .* \(x30\)"):
+def test_layers_of_one_kind_are_one_question(tmp_path):
+    state = {f"layers.{n}.w": torch.ones(2) for n in range(30)}
+    torch.save(state | {"norm.0.w": torch.ones(3), "norm.1.v": torch.ones(4)}, tmp_path / "a.pth")
+    with pytest.raises(PlanError) as error:
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module="torch.nn:Identity")
+    assert error.value.lines[1] == (
+        "`*` (32 tensors): in the file and not in the module (CK204): --drop '*' if it is not needed"
+    )
 
 
 def test_a_plan_that_leaves_keys_open_names_them(whole, tmp_path):
@@ -108,5 +114,7 @@ def test_a_step_that_fails_names_the_file_and_what_was_meant(tmp_path):
 def test_a_plan_and_single_steps_do_not_go_together(whole, tmp_path):
     plan = tmp_path / "plan.toml"
     plan.write_text("schema = 1\n")
-    with pytest.raises(UsageError, match="--plan is the whole plan: write what --inject"):
+    with pytest.raises(
+        UsageError, match="--plan is the whole plan: write what --inject, --drop, --rename"
+    ):
         migrate(whole, plan=plan, drop=("q.weight",))

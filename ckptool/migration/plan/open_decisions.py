@@ -1,0 +1,276 @@
+"""ModuleDiff of the derived plan -> OpenDecisions: questions, each with evidence and an option."""
+
+import shlex
+from collections.abc import Iterable, Iterator
+from textwrap import wrap
+from typing import Final
+
+from msgspec import Struct
+
+from ckptool.compare.explain_key import describe_origin
+from ckptool.compare.key_subtrees import KeySubtree, find_subtrees
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.rename_groups import RenameGroup
+from ckptool.compare.renames import PrefixRewrite
+from ckptool.errors import PlanError
+from ckptool.migration.plan.key_operations import DropKeys, InjectTensor
+from ckptool.migration.plan.plan_file import Op, Plan, format_plan, format_step
+from ckptool.migration.plan.rename_steps import (
+    build_rename_steps,
+    format_rewrite_patterns,
+    is_exact_rewrite,
+)
+from ckptool.migration.plan.tensor_operations import ConcatTensors, SplitTensor
+from ckptool.model import Kind, ModuleTensor
+
+_MAX_SHOWN: Final = 20
+"""Maximum number of questions in one error message."""
+_LINE_WIDTH: Final = 100
+_OPEN_DECISIONS_HEADER: Final = (
+    "# Open: what follows is not decided yet. Take the `# ` off the steps that are right, correct\n"
+    "# them or write others, and run ckptool migrate again with --plan and this file.\n"
+)
+
+
+class OpenDecision(Struct, frozen=True):
+    """A question that file and module do not answer, with proposed steps."""
+
+    problem: str
+    steps: tuple[Op, ...] = ()
+    """Proposed steps, unverified."""
+    option: str = ""
+    """Option of the command that answers it; "" if only a plan can."""
+    renames: RenameGroup | None = None
+    """The renames that it asks about."""
+
+    @property
+    def question(self) -> str:
+        return f"{self.problem}: {self.option}" if self.option else self.problem
+
+
+class UndecidedError(PlanError):
+    """File and module do not determine a plan."""
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        decisions: tuple[OpenDecision, ...],
+        reason: str = "",
+        hint: str = "",
+    ) -> None:
+        count = len(decisions)
+        questions = "1 question is open" if count == 1 else f"{count} questions are open"
+        message = f"{name}: not migrated: {f'{reason}; ' if reason else ''}{questions}"
+        self._lines = (message, *_format_questions(decisions), *((hint,) if hint else ()))
+        super().__init__("\n  ".join(self._lines))
+        self.name = name
+        self.plan = plan
+        """The part of the plan that could be derived."""
+        self.decisions = decisions
+        self.reason = reason
+        """What the old module's outputs said of it; "" if they were not asked."""
+
+    def add_hint(self, hint: str) -> "UndecidedError":
+        """Return the error with a last line on where the questions are answered."""
+        return UndecidedError(self.name, self.plan, self.decisions, self.reason, hint)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return self._lines
+
+    @property
+    def draft_plan_text(self) -> str:
+        """TOML text of a plan file: the derived steps, then the open decisions as comments."""
+        return (
+            format_plan(self.plan)
+            + "\n"
+            + _OPEN_DECISIONS_HEADER
+            + "".join(map(_format_commented, self.decisions))
+        )
+
+    @property
+    def accepts_renames(self) -> bool:
+        """Whether --accept-renames answers at least one of the questions."""
+        return any(
+            decision.renames is not None and decision.renames.is_unambiguous
+            for decision in self.decisions
+        )
+
+
+def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
+    """Return the open decisions, grouped by subtree; () if `diff` loads strictly."""
+    explained_keys = {
+        key
+        for keys in (
+            *((*r.file_keys, *r.module_keys) for r in diff.reparametrizations),
+            *((p.fused_key, *p.piece_keys) for p in diff.fused_projections),
+            *((*g.pairs, *g.pairs.values()) for g in diff.rename_groups),
+        )
+        for key in keys
+    }
+    rewrite_decisions: tuple[OpenDecision, ...] = ()
+    if diff.rewrite is not None and not is_exact_rewrite(diff):
+        rewrite_decisions = (_build_rewrite_decision(diff.rewrite),)
+        explained_keys |= {*diff.rewrite.key_map, *diff.rewrite.key_map.values()}
+    missing = [key for key in diff.missing_keys if key not in explained_keys]
+    unexpected = [key for key in diff.unexpected_keys if key not in explained_keys]
+    return (
+        *rewrite_decisions,
+        *(_build_rename_decision(group) for group in diff.rename_groups),
+        *_iter_form_decisions(diff),
+        *_iter_missing_decisions(diff, missing),
+        *_iter_unexpected_decisions(diff, unexpected),
+        *_iter_shape_decisions(diff, explained_keys),
+    )
+
+
+def _build_rewrite_decision(rewrite: PrefixRewrite) -> OpenDecision:
+    old_pattern, new_pattern = format_rewrite_patterns(rewrite)
+    count = len(rewrite.key_map)
+    group = RenameGroup(
+        old_pattern, new_pattern, rewrite.key_map, f"{count} keys match then", is_unambiguous=True
+    )
+    return _build_rename_decision(group)
+
+
+def _build_rename_decision(group: RenameGroup) -> OpenDecision:
+    return OpenDecision(
+        f"is `{group.old_pattern}` in the file `{group.new_pattern}` in the module?"
+        f" {group.evidence}",
+        tuple(build_rename_steps(group)),
+        f"--rename {shlex.quote(f'{group.old_pattern}={group.new_pattern}')}",
+        group,
+    )
+
+
+def _iter_form_decisions(diff: ModuleDiff) -> Iterator[OpenDecision]:
+    """Yield decisions on reparametrizations and fused projections without a safe conversion."""
+    for reparametrization in diff.reparametrizations:
+        if not reparametrization.handled_by_torch_hook:
+            yield OpenDecision(
+                f"`{reparametrization.parameter}` is kept by {reparametrization.file_style} in the"
+                f" file and by {reparametrization.module_style} in the module (CK217): ckptool diff"
+                " says how to get from one to the other"
+            )
+    for projection in diff.fused_projections:
+        pieces = ", ".join(f"`{piece}`" for piece in projection.piece_keys)
+        why = "the order is a guess: look it up in the code (CK218)"
+        step: Op = ConcatTensors(
+            keys=projection.piece_keys, into=projection.fused_key, dim=projection.dim, why=why
+        )
+        if projection.needs_split:
+            sizes = projection.piece_sizes if len(set(projection.piece_sizes)) > 1 else ()
+            step = SplitTensor(
+                key=projection.fused_key,
+                into=projection.piece_keys,
+                dim=projection.dim,
+                sizes=sizes,
+                why=why,
+            )
+        yield OpenDecision(
+            f"`{projection.fused_key}` is {pieces} in one tensor (CK218), in an order that the file"
+            " does not say",
+            (step,),
+        )
+
+
+def _iter_missing_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[OpenDecision]:
+    saved_tensors = diff.module.saved_tensors
+    universe = (*saved_tensors, *diff.module.non_tensors)
+    keys_by_reason: dict[str, list[str]] = {}
+    for key in keys:
+        keys_by_reason.setdefault(_explain_missing(saved_tensors.get(key)), []).append(key)
+    for reason, group in keys_by_reason.items():
+        for subtree in find_subtrees(group, universe):
+            is_tensor = subtree.keys[0] in saved_tensors
+            steps = [InjectTensor(key=key, source="file:DONOR#KEY") for key in subtree.keys]
+            yield OpenDecision(
+                f"{_format_subtree(subtree)}: {reason}",
+                tuple(steps if is_tensor else ()),
+                _format_inject_option(subtree) if is_tensor else "",
+            )
+
+
+def _format_inject_option(subtree: KeySubtree) -> str:
+    if len(subtree.keys) > 1:
+        return "--inject KEY=file:DONOR#KEY for each of them"
+    key = subtree.pattern
+    return f"--inject {shlex.quote(f'{key}=file:DONOR#{key}')}, or another source"
+
+
+def _explain_missing(module_tensor: ModuleTensor | None) -> str:
+    if module_tensor is None:
+        return "extra state that is not in the file (CK220)"
+    if module_tensor.kind is Kind.PARAMETER:
+        return "a parameter that is not in the file (CK201)"
+    return (
+        f"a buffer that {describe_origin(module_tensor)}; it is not in the file, which cannot give"
+        " it back (CK202)"
+    )
+
+
+def _iter_unexpected_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[OpenDecision]:
+    differing_keys = [
+        key
+        for key in keys
+        if diff.equal_values.get(key) is False and key in diff.module.unsaved_tensors
+    ]
+    for key in differing_keys:
+        yield OpenDecision(
+            f"`{key}` has another value than the module makes itself (CK206): dropping it changes"
+            " what the model computes",
+            (DropKeys(key=key),),
+            f"--drop {shlex.quote(key)} if that is meant",
+        )
+    remaining = [key for key in keys if key not in set(differing_keys)]
+    for subtree in find_subtrees(remaining, (*diff.state.tensors, *diff.state.non_tensors)):
+        names = _list_drop_patterns(subtree)
+        yield OpenDecision(
+            f"{_format_subtree(subtree)}: in the file and not in the module (CK204)",
+            tuple(DropKeys(key=name) for name in names),
+            f"--drop {shlex.quote(subtree.pattern)} if it is not needed",
+        )
+
+
+def _list_drop_patterns(subtree: KeySubtree) -> tuple[str, ...]:
+    """Return what to drop: one glob for a whole subtree, else the keys.
+
+    In a glob `*` covers several segments, and `layers.*.bias` also `layers.0.norm.bias`.
+    """
+    prefix = subtree.pattern.removesuffix("*")
+    return (subtree.pattern,) if "*" not in prefix else subtree.keys
+
+
+def _iter_shape_decisions(diff: ModuleDiff, explained_keys: set[str]) -> Iterator[OpenDecision]:
+    changes_by_shapes: dict[tuple[str, str], list[str]] = {}
+    for change in diff.shape_mismatches:
+        if change.key not in explained_keys:
+            shapes = str(list(change.actual.shape)), str(list(change.expected.shape))
+            changes_by_shapes.setdefault(shapes, []).append(change.key)
+    for (actual_shape, expected_shape), keys in changes_by_shapes.items():
+        for subtree in find_subtrees(keys, diff.module.saved_tensors):
+            yield OpenDecision(
+                f"{_format_subtree(subtree)} is {actual_shape} and the module has {expected_shape}"
+                " (CK207): build it with other arguments, or write a plan that reshapes it"
+            )
+
+
+def _format_subtree(subtree: KeySubtree) -> str:
+    count = len(subtree.keys)
+    return f"`{subtree.pattern}`" + (f" ({count} tensors)" if count > 1 else "")
+
+
+def _format_questions(decisions: Iterable[OpenDecision]) -> tuple[str, ...]:
+    questions = tuple(decision.question for decision in decisions)
+    more = len(questions) - _MAX_SHOWN
+    return questions[:_MAX_SHOWN] + ((f"and {more} more",) if more > 0 else ())
+
+
+def _format_commented(decision: OpenDecision) -> str:
+    steps = "".join(format_step(step) for step in decision.steps)
+    lines = [
+        *wrap(decision.problem, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False),
+        *steps.removesuffix("\n").split("\n"),
+    ]
+    return "\n" + "".join(f"# {line}".rstrip() + "\n" for line in lines)

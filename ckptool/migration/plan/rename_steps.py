@@ -1,0 +1,118 @@
+"""RenameGroup, PrefixRewrite -> steps of a plan, and whether they are proved."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.rename_groups import RenameGroup
+from ckptool.compare.renames import WRAPPERS, PrefixRewrite
+from ckptool.errors import PlanError
+from ckptool.migration.plan.draft import Draft
+from ckptool.migration.plan.key_operations import (
+    EMPTY_CONTEXT,
+    AddPrefix,
+    Operation,
+    RenameKeys,
+    StripPrefix,
+)
+from ckptool.migration.plan.plan_file import Op
+from ckptool.migration.plan.tensor_operations import TransposeTensor
+from ckptool.model import Kind
+
+_LIGHTNING_ENTRY: Final = "pytorch-lightning_version"
+
+
+def build_rename_steps(group: RenameGroup, assumption: str = "", why: str = "") -> Iterator[Op]:
+    """Yield the operations that rename the keys of `group` at once, and transpose what needs it."""
+    for old, new in group.pairs.items():
+        yield RenameKeys(key=old, to=new, why=why or group.evidence, assumption=assumption)
+    for key in group.transposed_keys:
+        yield TransposeTensor(key=group.pairs[key], why=why, assumption=assumption)
+
+
+def is_exact_rewrite(diff: ModuleDiff) -> bool:
+    """Whether nothing but the prefix of `diff.rewrite` can be meant.
+
+    It takes known wrappers off only; or after it the module lacks no parameter, and no other key of
+    the file could be one of the keys that it gives.
+    """
+    rewrite = diff.rewrite
+    if rewrite is None:
+        return False
+    known = {*WRAPPERS, "model."} if _is_lightning(diff) else {*WRAPPERS}
+    if not rewrite.added_prefix and {*rewrite.removed_segments} <= known:
+        return True
+    filled_keys = set(rewrite.key_map.values())
+    missing_parameters = (
+        key
+        for key in diff.missing_keys
+        if (tensor := diff.module.saved_tensors.get(key)) and tensor.kind is Kind.PARAMETER
+    )
+    return filled_keys.issuperset(missing_parameters) and not _has_other_candidates(diff, rewrite)
+
+
+def _is_lightning(diff: ModuleDiff) -> bool:
+    return any(entry.at == _LIGHTNING_ENTRY for entry in diff.checkpoint.entries)
+
+
+def _has_other_candidates(diff: ModuleDiff, rewrite: PrefixRewrite) -> bool:
+    """Whether a key that is left over ends in a key that the rewrite gives, with its shape."""
+    expected = diff.module.saved_tensors
+    filled_keys = set(rewrite.key_map.values())
+    for key in diff.unexpected_keys:
+        tensor = diff.state.tensors.get(key)
+        if tensor is None or key in rewrite.key_map:
+            continue
+        segments = key.split(".")
+        endings = (".".join(segments[n:]) for n in range(len(segments)))
+        if any(
+            ending in filled_keys and expected[ending].tensor.shape == tensor.shape
+            for ending in endings
+        ):
+            return True
+    return False
+
+
+def format_rewrite_patterns(rewrite: PrefixRewrite) -> tuple[str, str]:
+    """Return the rewrite as two patterns: ("encoder.*", "*") or ("*", "encoder.*")."""
+    old_key, new_key = next(iter(rewrite.key_map.items()))
+    if new_key.endswith(old_key):
+        return "*", f"{new_key.removesuffix(old_key)}*"
+    if old_key.endswith(new_key):
+        return f"{old_key.removesuffix(new_key)}*", "*"
+    return old_key, new_key
+
+
+def iter_prefix_steps(diff: ModuleDiff, draft: Draft) -> Iterator[Op]:
+    """Yield prefix operations, or single renames where those would give other keys."""
+    if diff.rewrite is None or not is_exact_rewrite(diff):
+        return
+    ops = list(_iter_prefix_operations(diff.rewrite))
+    new_keys = diff.rewrite.key_map
+    if _gives_keys(ops, draft, new_keys):
+        yield from ops
+    else:
+        why = "the module's keys are without it"
+        yield from (RenameKeys(key=old, to=new, why=why) for old, new in new_keys.items())
+
+
+def _iter_prefix_operations(rewrite: PrefixRewrite) -> Iterator[Op]:
+    why = f"{len(rewrite.key_map)} of the file's keys match the module's then"
+    for removed in rewrite.removed_segments:
+        is_leading = removed.endswith(".")
+        prefix = removed if is_leading else f"{removed}."
+        yield StripPrefix(prefix=prefix, anywhere=not is_leading, why=why)
+    if rewrite.added_prefix:
+        yield AddPrefix(prefix=rewrite.added_prefix, why=why)
+
+
+def _gives_keys(ops: list[Op], draft: Draft, new_keys: Mapping[str, str]) -> bool:
+    """Return whether `ops` rename the keys as in `new_keys` (old -> new)."""
+    operations: list[Operation] = list(ops)
+    try:
+        for op in operations:
+            draft = op.apply(draft, EMPTY_CONTEXT)
+    except PlanError:
+        return False
+    result_keys = {item.source_key: key for key, item in draft.items.items()}
+    return all(result_keys[old] == new for old, new in new_keys.items())
