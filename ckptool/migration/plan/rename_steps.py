@@ -39,8 +39,8 @@ def is_exact_rewrite(diff: ModuleDiff) -> bool:
     rewrite = diff.rewrite
     if rewrite is None:
         return False
-    known = {*WRAPPERS, "model."} if _is_lightning(diff) else {*WRAPPERS}
-    if not rewrite.added_prefix and {*rewrite.removed_segments} <= known:
+    wrappers = {*WRAPPERS, "model."} if _is_lightning(diff) else {*WRAPPERS}
+    if not rewrite.added_prefix and {*rewrite.removed_segments} <= wrappers:
         return True
     filled_keys = set(rewrite.key_map.values())
     missing_parameters = (

@@ -217,9 +217,9 @@ def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:
 
 def _iter_chosen_renames(renames: Mapping[str, str]) -> Iterator[Op]:
     for old, new in renames.items():
-        how: RenameMode = "glob" if "*" in old else "exact"
+        mode: RenameMode = "glob" if "*" in old else "exact"
         assumption = f"`{old}` is `{new}` now, as --rename says"
-        yield RenameKeys(key=old, to=new, how=how, why="asked for", assumption=assumption)
+        yield RenameKeys(key=old, to=new, how=mode, why="asked for", assumption=assumption)
 
 
 def _describe_assumption(group: RenameGroup) -> str:

@@ -87,8 +87,9 @@ def test_layers_of_one_kind_are_one_question(tmp_path):
     torch.save(state | {"norm.0.w": torch.ones(3), "norm.1.v": torch.ones(4)}, tmp_path / "a.pth")
     with pytest.raises(PlanError) as error:
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module="torch.nn:Identity")
-    assert error.value.lines[1] == (
-        "`*` (32 tensors): in the file and not in the module (CK204): --drop '*' if it is not needed"
+    question = error.value.lines[1]
+    assert question.startswith(
+        "`*` (32 tensors): in the file and not in the module (CK204): --drop"
     )
 
 

@@ -70,7 +70,10 @@ def test_a_random_buffer_is_refused_and_a_source_decides(tmp_path):
     [
         ({"fc.bias": torch.zeros(2)}, r"`fc.weight`: a parameter .*\(CK201\)"),
         (old(**{"fc.weight": torch.ones(2, 3)}), r"`fc.weight` is \[2, 3\] .*\[2, 2\] \(CK207\)"),
-        (old(other=torch.ones(9)), r"`other`: in the file and not in the module \(CK204\): --drop other"),
+        (
+            old(other=torch.ones(9)),
+            r"`other`: in the file and .* \(CK204\): --drop other",
+        ),
         (old(hidden=torch.zeros(2)), r"`hidden` has another value .*\(CK206\).*--drop hidden"),
     ],
 )
