@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from ckptool.modules.assignment_locations import format_location
 from ckptool.modules.attribute_writes import (
-    ANY_DEPTH,
-    ANY_NAME,
     AttributeWrite,
-    Path,
     find_attribute_writes,
     find_deferred_functions,
     list_parameters,
-    match_path,
-    strip_index,
 )
+from ckptool.modules.local_aliases import ANY_DEPTH, ANY_NAME, Path, match_path, strip_index
 from ckptool.modules.source_analysis import SourceAnalysis
 from ckptool.modules.walk import FoundTensor, ModuleWalk, is_torch_class, list_classes_below_module
 

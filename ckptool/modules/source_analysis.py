@@ -13,16 +13,15 @@ from typing import Final, TypeAlias
 from ckptool.modules.argument_dependence import is_computed_from_arguments
 from ckptool.modules.assignment_locations import format_location
 from ckptool.modules.attribute_writes import (
-    ANY_NAME,
     AttributeWrite,
     InPlaceFunction,
     find_attribute_writes,
     find_deferred_functions,
     find_in_place_functions,
     get_called_name,
-    match_path,
 )
 from ckptool.modules.device_moves import find_safe_reads
+from ckptool.modules.local_aliases import ANY_NAME, match_path
 from ckptool.modules.walk import list_classes_below_module
 
 _FORWARD_METHODS: Final = ("forward", "__call__")

@@ -361,6 +361,20 @@ def find_blank_fill(value: Any) -> str:
     return "the largest numbers of its dtype" if _is_extreme(tensor.dtype, number) else ""
 
 
+def is_uninitialized(value: Any) -> bool:
+    """Whether all elements are what `fill_uninitialized_memory()` has torch.empty() give."""
+    import torch
+
+    tensor = _read_elements(value)
+    if tensor is None or not tensor.numel():
+        return False
+    if tensor.dtype.is_complex or tensor.dtype.is_floating_point:
+        is_fill = tensor.real.isnan() if tensor.dtype.is_complex else tensor != tensor  # noqa: PLR0124
+    else:
+        is_fill = tensor if tensor.dtype is torch.bool else tensor == torch.iinfo(tensor.dtype).max
+    return bool(is_fill.all())
+
+
 def _is_extreme(dtype: "torch.dtype", number: float) -> bool:
     """Whether it is the largest or smallest number of a dtype of at least 16 bits."""
     import torch

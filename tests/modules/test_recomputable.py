@@ -61,7 +61,7 @@ WAITING = [
     ("ByRegistry", "offset", train),
     ("ByHook", "shift", train),
     ("ByHook", "count", train),
-    ("Calibrated", "shift", lambda module: calibrate(module, INPUT)),
+    ("Calibrated", "center", lambda module: calibrate(module, INPUT)),
     ("Recalibrated", "obs.level", lambda module: Trainer(module).step(INPUT)),
     *(("FromSizes", name, fill(name)) for name in FROM_SIZES),
 ]

@@ -175,14 +175,17 @@ class ByHook(Shift):
         return super().forward(x) * self.count
 
 
-class Calibrated(Shift):
+class Calibrated(nn.Module):
     def __init__(self, n=N):
         super().__init__()
-        self.register_buffer("shift", torch.arange(float(n)) + 1)
+        self.register_buffer("center", torch.arange(float(n)) + 1)
+
+    def forward(self, x):
+        return x - self.center
 
 
 def calibrate(model, batch):
-    model.shift.copy_(batch[0])
+    model.center.copy_(batch[0])
 
 
 class Recalibrated(nn.Module):
