@@ -356,11 +356,26 @@ class ModuleTensor(Struct, frozen=True):
     is_cast_on_use: bool = False
     """Whether every use in forward casts it."""
     written_at: str = ""
-    """"file:line" of the first write outside the constructor, "" if none was found."""
+    """"file:line" of the first write outside the constructor, "" if none was found.
+
+    By the module's own methods, those of its parents, or a function of their files that is given
+    the module.
+    """
     alias_of: str = ""
     """Key of the registered or saved tensor whose storage it shares."""
     is_statistic: bool = False
     """Buffer that training changes: of a normalisation layer, or one with `written_at`."""
+    blank_fill: str = ""
+    """What all elements are, "zeros" or "ones", if they look like a value that is yet to come.
+
+    Also "-1", "infinities or NaN" and "the largest numbers of its dtype"; "" if the elements
+    differ, have another value, or are not available.
+    """
+    is_computed_from_arguments: bool = False
+    """Whether the source shows that arguments of the constructor decide the value.
+
+    Arguments that are no more than sizes do not count. False if the source does not show it.
+    """
     fingerprint: str = ""
     """Content fingerprint of the elements, "" if they have no real values or are too large."""
     preview: Preview | None = None
@@ -373,9 +388,26 @@ class ModuleTensor(Struct, frozen=True):
         return self.tensor.key
 
     @property
+    def is_blank(self) -> bool:
+        """Whether the constructor fills it with one value that says nothing, to be written later.
+
+        A value that is computed from the constructor's arguments says something, whatever it is.
+        """
+        return bool(self.blank_fill) and not self.is_computed_from_arguments
+
+    @property
     def is_recomputable(self) -> bool:
-        """Whether construction gives the same value every time and training does not change it."""
-        return self.constancy is Constancy.CONSTANT and not self.is_statistic
+        """Whether the constructor makes the right value again, so that a file need not have it.
+
+        It is the same on every construction, no code outside the constructor is seen to write it,
+        and it is not blank. Else the value waits for data: from training, calibration or a loader.
+        """
+        return (
+            self.constancy is Constancy.CONSTANT
+            and not self.is_statistic
+            and not self.written_at
+            and not self.is_blank
+        )
 
 
 class ModuleClass(Struct, frozen=True):

@@ -1,8 +1,10 @@
 """Checkpoint x module or plan -> MigrateReport and the migrated file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +18,21 @@ from ckptool.commands.target import (
     open_checkpoint_or_stdin,
     require_local_path,
 )
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ProjectConfig
-from ckptool.errors import UsageError
+from ckptool.errors import PlanError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
+from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.policy import Policy, judge
 from ckptool.reports.migrate import MigrateReport, build_migrate_report
-from ckptool.rules import run_rules
+from ckptool.rules import Finding, Level, run_rules
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ckptool.migration.check.plan_outcome import PlanOutcome
     from ckptool.migration.check.strict_load import CheckResult, ForwardCheck, PendingFile
     from ckptool.migration.plan.plan_file import Plan
 
@@ -140,6 +145,9 @@ def migrate(  # noqa: PLR0913
             record_provenance=provenance,
             limits=limits,
             progress=progress,
+            check_plan=partial(
+                _refuse_errors, location, policy or Policy(), {*(inject or {}), *drop}
+            ),
             forward_check=_make_forward_check(
                 location,
                 module_target,
@@ -163,6 +171,62 @@ def migrate(  # noqa: PLR0913
         if result.diff
         else add_state_previews(migrate_report, result.state)
     )
+
+
+def _refuse_errors(
+    source: Location, policy: Policy, asked_keys: set[str], outcome: "PlanOutcome"
+) -> None:
+    """Refuse a plan that covers up an error of the source, or whose result has one.
+
+    What the user asked for by key, with --inject, --drop or a plan file, is reported only. A result
+    that does not load strictly is left to the strict load of the written file.
+
+    Raises:
+        PlanError: a rule says that there is an error.
+    """
+    if outcome.is_derived:
+        assumed_keys = {
+            op.key
+            for op in outcome.plan.ops
+            if isinstance(op, InjectTensor) and op.source == "constructor"
+        } - asked_keys
+        for finding in _find_errors(source, policy, outcome.source_diff):
+            covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
+            if covered_keys:
+                key = covered_keys[0]
+                way_out = f"--inject {key}=constructor takes the constructor's value all the same"
+                raise PlanError(_format_refusal(source, finding, way_out))
+    else:
+        asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
+    for finding in _find_errors(source, policy, outcome.result_diff):
+        if outcome.result_diff.is_strict and not _names_key(asked_keys, finding.key):
+            way_out = f"--ignore {finding.rule.code} writes it all the same"
+            raise PlanError(_format_refusal(source, finding, way_out))
+
+
+def _find_errors(source: Location, policy: Policy, module_diff: ModuleDiff) -> list[Finding]:
+    findings = judge(run_rules([module_diff], source), policy).findings
+    return [finding for finding in findings if finding.level is Level.ERROR]
+
+
+def _format_refusal(source: Location, finding: Finding, way_out: str) -> str:
+    fix = finding.fix.rstrip(".")
+    return f"{source}: not migrated: {finding.summary} ({finding.rule.code}). {fix}; or {way_out}"
+
+
+def _iter_named_keys(plan: "Plan") -> Iterator[str]:
+    """Yield the keys and patterns that the steps of a plan name."""
+    for op in plan.ops:
+        for field in op.__struct_fields__:
+            value = getattr(op, field)
+            if field in {"key", "to", "into"} and isinstance(value, str):
+                yield value
+            elif field in {"into", "keys"} and isinstance(value, tuple):
+                yield from value
+
+
+def _names_key(patterns: set[str], key: str) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

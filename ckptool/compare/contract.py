@@ -54,7 +54,10 @@ class ContractEntry(Struct, frozen=True, kw_only=True):
     version: int | None = None
     """`_version` of that class."""
     constancy: Constancy | None = None
-    """Whether construction reproduces the value; `mutated` if training changes it."""
+    """Whether construction reproduces the value; `mutated` if training changes it.
+
+    None if that is not known, or if a blank value waits for data.
+    """
     tied: str | None = None
     """First key, in natural order, of the tied keys; None if not tied."""
     has_custom_load: bool = False
@@ -400,11 +403,18 @@ def _has_custom_load_on_path(key: str, module: ModuleInfo) -> bool:
 
 
 def _recorded_constancy(module_tensor: ModuleTensor) -> Constancy | None:
-    """Return the constancy to record; None for parameters (training changes them) and unknown."""
+    """Return the constancy to record.
+
+    None for parameters, which training changes, for unknown, and for a value that is the same on
+    every construction and waits for data all the same: constant means that the constructor makes it
+    again.
+    """
     if module_tensor.kind is Kind.PARAMETER and module_tensor.is_saved:
         return None
     if module_tensor.is_statistic:
         return Constancy.MUTATED
+    if module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_recomputable:
+        return None
     return None if module_tensor.constancy is Constancy.UNKNOWN else module_tensor.constancy
 
 

@@ -47,10 +47,19 @@ def explain_checkpoint_key(diff: CheckpointDiff, key: str) -> tuple[tuple[str, s
 
 def describe_origin(module_tensor: ModuleTensor) -> str:
     """Return why the constructor does not bring a buffer's value back; follows "a buffer that"."""
+    if module_tensor.is_statistic and module_tensor.owner.startswith("torch."):
+        return "training changes"
+    if module_tensor.written_at:
+        return f"code outside the constructor writes ({module_tensor.written_at})"
     if module_tensor.is_statistic:
         return "training changes"
     if module_tensor.constancy is Constancy.RANDOM:
         return "is random on every construction"
+    if module_tensor.constancy is Constancy.CONSTANT and module_tensor.is_blank:
+        return (
+            f"the constructor fills with {module_tensor.blank_fill}, for training, calibration or a"
+            " loader to write"
+        )
     return "is not known to be the same on every construction"
 
 
@@ -89,6 +98,9 @@ def _describe_module_tensor(module_tensor: ModuleTensor | None) -> FactPairs:
     )
     yield "saved by state_dict()", "yes" if module_tensor.is_saved else "no"
     yield "value on every construction", str(module_tensor.constancy)
+    if module_tensor.blank_fill:
+        source = ", computed from its arguments" if module_tensor.is_computed_from_arguments else ""
+        yield "filled by the constructor with", f"{module_tensor.blank_fill}{source}"
     yield "follows .to(device)", "yes" if module_tensor.follows_to else "no"
     yield "follows .half()", "yes" if module_tensor.follows_dtype else "no"
     for name, place in (

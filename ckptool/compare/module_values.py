@@ -34,8 +34,6 @@ def add_value_checks(diff: ModuleDiff) -> ModuleDiff:
 
 
 def _iter_constant_fingerprints(diff: ModuleDiff) -> Iterable[tuple[str, tuple[str, ...]]]:
-    from ckptool.modules.tensor_info import is_constant_fill
-
     for key in diff.matched_keys:
         module_tensor, tensor = diff.module.tensors[key], diff.state.tensors.get(key)
         if (
@@ -45,7 +43,7 @@ def _iter_constant_fingerprints(diff: ModuleDiff) -> Iterable[tuple[str, tuple[s
         ):
             continue
         file_fingerprint = fingerprint_tensor(tensor)
-        if file_fingerprint is not None and not is_constant_fill(module_tensor):
+        if file_fingerprint is not None:
             yield (
                 key,
                 (file_fingerprint, *_fingerprint_exact_halves(tensor, module_tensor).values()),

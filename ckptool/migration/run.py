@@ -24,6 +24,7 @@ from ckptool.formats.files.writer import ProgressCallback
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.locations import Location, RemotePath
+from ckptool.migration.check.plan_outcome import PlanOutcome
 from ckptool.migration.check.strict_load import (
     CheckResult,
     ForwardCheck,
@@ -107,6 +108,8 @@ class MigrationRequest:
     limits: Limits = DEFAULT_LIMITS
     progress: ProgressCallback = lambda _: None
     forward_check: ForwardCheck | None = None
+    check_plan: Callable[[PlanOutcome], None] = lambda _: None
+    """Called before anything is written; raises a PlanError to refuse the plan."""
 
     @property
     def is_sharded(self) -> bool:
@@ -215,6 +218,9 @@ def _run_stages(
     if request.is_sharded and is_web_location(checkpoint.path):
         notes = (*notes, "what lies beside the shards is not copied: http cannot list it")
     _save_plan(request, format_plan(plan))
+    if module_info and diff:
+        source_diff = predict_load(draft, module_info)
+        request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     state_changed = state_changed or result.state.role == "module"
     load_obstacles = strict_load_obstacles(diff) if diff else ""

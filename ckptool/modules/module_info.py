@@ -19,12 +19,14 @@ from ckptool.model import (
 from ckptool.modules.assignment_locations import AssignmentLocations
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
+from ckptool.modules.outside_writes import OutsideWrites
 from ckptool.modules.source_analysis import SourceAnalysis
 from ckptool.modules.tensor_info import (
     ModuleStorages,
     compute_fingerprint,
     compute_half_precision_fingerprints,
     describe_tensor,
+    find_blank_fill,
     get_dtype_name,
     iter_nested_tensors,
     preview_values,
@@ -142,6 +144,7 @@ class _ModuleDescriber:
         self._saved_values = tensors
         self._probe_results = probe_results
         self._source_analysis = SourceAnalysis()
+        self._outside_writes = OutsideWrites(module_walk, self._source_analysis)
         self._storages = ModuleStorages(probe_results.meta_parameters)
         self._previews_left = {True: _MAX_PREVIEWS, False: _MAX_PREVIEWS}
         """Number of previews left for saved (True) and unsaved (False) tensors."""
@@ -254,8 +257,11 @@ class _ModuleDescriber:
         self, found_tensor: FoundTensor, key: str, value: Any, alias: str, *, is_saved: bool
     ) -> ModuleTensor:
         cls, move_behavior = type(found_tensor.owner), self._get_move_behavior(found_tensor)
-        written_at = self._source_analysis.find_write(cls, found_tensor.attribute)
+        written_at = self._source_analysis.find_write(
+            cls, found_tensor.attribute
+        ) or self._outside_writes.find_write(found_tensor)
         is_statistic = _is_statistic(found_tensor, written_at)
+        blank_fill = "" if found_tensor.kind is Kind.PARAMETER else find_blank_fill(value)
         return ModuleTensor(
             tensor=describe_tensor(key, value, found_tensor.kind, self._storages),
             kind=found_tensor.kind,
@@ -271,6 +277,9 @@ class _ModuleDescriber:
             written_at=written_at,
             alias_of=alias,
             is_statistic=is_statistic,
+            blank_fill=blank_fill,
+            is_computed_from_arguments=bool(blank_fill)
+            and self._source_analysis.is_computed_from_arguments(cls, found_tensor.attribute),
             fingerprint=compute_fingerprint(value),
             preview=None
             if is_statistic

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ckptool.model import Constancy, Skipped
 from ckptool.modules.build import BuildPair
-from ckptool.modules.tensor_info import ModuleStorages, get_dtype_name, have_same_bytes, is_lazy
+from ckptool.modules.tensor_info import (
+    ModuleStorages,
+    get_dtype_name,
+    have_same_bytes,
+    is_lazy,
+    is_uninitialized,
+)
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import FoundTensor, ModuleWalk, walk_module
 
@@ -119,7 +125,7 @@ def _classify_constancy(first: FoundTensor, second: FoundTensor | None) -> Const
         # Created outside the constructor, so that two builds cannot show whether it is constant.
         return Constancy.UNKNOWN
     is_equal = have_same_bytes(first.value, second.value)
-    if is_equal is None:
+    if is_equal is None or (not is_equal and is_uninitialized(second.value)):
         return Constancy.UNKNOWN
     return Constancy.CONSTANT if is_equal else Constancy.RANDOM
 

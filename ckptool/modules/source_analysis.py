@@ -10,8 +10,18 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Final, TypeAlias
 
+from ckptool.modules.argument_dependence import is_computed_from_arguments
 from ckptool.modules.assignment_locations import format_location
+from ckptool.modules.attribute_writes import (
+    AttributeWrite,
+    InPlaceFunction,
+    find_attribute_writes,
+    find_deferred_functions,
+    find_in_place_functions,
+    get_called_name,
+)
 from ckptool.modules.device_moves import find_safe_reads
+from ckptool.modules.local_aliases import ANY_NAME, match_path
 from ckptool.modules.walk import list_classes_below_module
 
 _FORWARD_METHODS: Final = ("forward", "__call__")
@@ -24,13 +34,6 @@ _STATE_TRANSFER_METHODS: Final = frozenset(
     }
 )
 """Methods that move, load or copy state: writes in them do not count as changes."""
-_MUTATING_METHODS: Final = frozenset(
-    {
-        *("append", "appendleft", "extend", "insert", "update", "setdefault"),
-        *("pop", "popitem", "popleft", "clear"),
-    }
-)
-_METADATA_METHODS: Final = frozenset({"requires_grad_", "share_memory_", "detach_", "rename_"})
 _REGISTRATION_FUNCTIONS: Final = frozenset(
     {"register_buffer", "register_parameter", "__setattr__", "setattr"}
 )
@@ -45,6 +48,7 @@ class _MethodSource:
     cls: type
     name: str
     file: str
+    node: ast.FunctionDef
     first_reads: dict[str, int]
     """Attribute -> line of the first read."""
     unmoved_reads: dict[str, int]
@@ -56,11 +60,20 @@ class _MethodSource:
     reassigned_attributes: frozenset[str]
     """Attributes that are assigned their own moved value."""
     first_writes: dict[str, int]
-    """Attribute -> line of the first write."""
+    """Attribute, or pattern of a computed name -> line of the first write."""
+    writes: tuple[AttributeWrite, ...]
+    """Writes of attributes of other objects and of sub-modules, by line."""
+    deferred_writes: tuple[AttributeWrite, ...]
+    """Writes in functions that it defines and does not call, such as hooks, by line."""
     super_calls: frozenset[str]
     """Names of methods called through super()."""
     name_patterns: dict[str, int]
     """Regular expression of a computed name -> line that assigns it."""
+
+    @property
+    def self_name(self) -> str:
+        """Name of the first parameter; "" without one."""
+        return _get_self_name(self.node)
 
     def format_line(self, line: int) -> str:
         return format_location(self.file, line)
@@ -84,6 +97,7 @@ class SourceAnalysis:
     _classes: dict[type, _ClassSource] = field(default_factory=dict)
     _trees: dict[str, ast.Module | None] = field(default_factory=dict)
     _functions: dict[str, _FunctionIndex] = field(default_factory=dict)
+    _in_place_functions: dict[str, dict[str, InPlaceFunction]] = field(default_factory=dict)
 
     def find_assignment(self, cls: type, attribute: str) -> str:
         """Return "file:line" of the assignment by a method or the class body, or ""."""
@@ -130,10 +144,60 @@ class SourceAnalysis:
 
     def find_write(self, cls: type, attribute: str) -> str:
         """Return "file:line" of the first write of `self.attribute` after construction, or ""."""
-        for method in self._analyze_class(cls).mutating_methods:
-            if attribute in method.first_writes:
-                return method.format_line(method.first_writes[attribute])
+        class_source = self._analyze_class(cls)
+        for method in class_source.mutating_methods:
+            for name, line in method.first_writes.items():
+                if name == attribute or (ANY_NAME in name and match_path((name,), (attribute,))):
+                    return method.format_line(line)
+        for method in class_source.constructor_methods:
+            for write in method.deferred_writes:
+                if write.path[:1] == (attribute,) and write.root == method.self_name:
+                    return method.format_line(write.line)
         return ""
+
+    def list_later_writes(self, cls: type) -> tuple[tuple[AttributeWrite, str], ...]:
+        """Return the writes of `cls` after construction that go below an attribute of `self`.
+
+        Each with its "file:line"; also those in hooks that the constructor defines. The root of
+        the path is `self`.
+        """
+        class_source = self._analyze_class(cls)
+        return tuple(
+            (write, method.format_line(write.line))
+            for methods, is_deferred in (
+                (class_source.mutating_methods, False),
+                (class_source.constructor_methods, True),
+            )
+            for method in methods
+            for write in (method.deferred_writes if is_deferred else method.writes)
+            if write.root == method.self_name and len(write.path) > 1
+        )
+
+    def is_computed_from_arguments(self, cls: type, attribute: str) -> bool:
+        """Whether the source shows that the constructor's arguments decide the value.
+
+        Arguments that are only sizes, dtypes and devices do not count. False if the source is
+        not available.
+        """
+        methods = self._analyze_class(cls).constructor_methods
+        return is_computed_from_arguments([method.node for method in methods], attribute)
+
+    def find_file(self, cls: type) -> str:
+        """Return the path of the file that defines `cls`, "" if it is not known."""
+        return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+
+    def parse_file(self, file: str) -> ast.Module | None:
+        """Return the AST of a file, None if it is not Python or cannot be read."""
+        if file not in self._trees:
+            self._trees[file] = _parse_source(file)
+        return self._trees[file]
+
+    def get_in_place_functions(self, file: str) -> dict[str, InPlaceFunction]:
+        """Return the functions of a file that write to their arguments, by name."""
+        if file not in self._in_place_functions:
+            tree = self.parse_file(file)
+            self._in_place_functions[file] = find_in_place_functions(tree) if tree else {}
+        return self._in_place_functions[file]
 
     def _analyze_class(self, cls: type) -> _ClassSource:
         if cls not in self._classes:
@@ -149,8 +213,9 @@ class SourceAnalysis:
                 for function in _iter_functions(value):
                     node = self._find_definition(function)
                     if node is not None:
+                        helpers = self.get_in_place_functions(function.__code__.co_filename)
                         methods.setdefault(name, []).append(
-                            _analyze_method(base, name, function, node)
+                            _analyze_method(base, name, function, node, helpers)
                         )
         return methods
 
@@ -158,13 +223,8 @@ class SourceAnalysis:
         code = function.__code__
         file = code.co_filename
         if file not in self._functions:
-            self._functions[file] = _index_functions(self._parse_file(file))
+            self._functions[file] = _index_functions(self.parse_file(file))
         return self._functions[file].get((code.co_firstlineno, code.co_name))
-
-    def _parse_file(self, file: str) -> ast.Module | None:
-        if file not in self._trees:
-            self._trees[file] = _parse_source(file)
-        return self._trees[file]
 
     def _find_computed_assignment(self, class_source: _ClassSource, attribute: str) -> str:
         """Return "file:line" where the constructor assigns a computed name matching `attribute`."""
@@ -184,9 +244,9 @@ class SourceAnalysis:
             ),
             None,
         )
-        file = getattr(sys.modules.get(owner.__module__), "__file__", None) if owner else None
-        tree = self._parse_file(file) if file else None
-        if owner is None or file is None or tree is None:
+        file = self.find_file(owner) if owner else ""
+        tree = self.parse_file(file) if file else None
+        if owner is None or tree is None:
             return ""
         bodies = [
             node.body
@@ -290,11 +350,19 @@ def _find_reachable(
     return reachable_methods
 
 
+def _get_self_name(function: ast.FunctionDef) -> str:
+    arguments = [*function.args.posonlyargs, *function.args.args]
+    return arguments[0].arg if arguments else ""
+
+
 def _analyze_method(
-    cls: type, name: str, function: FunctionType, node: ast.FunctionDef
+    cls: type,
+    name: str,
+    function: FunctionType,
+    node: ast.FunctionDef,
+    in_place_functions: dict[str, InPlaceFunction],
 ) -> _MethodSource:
-    arguments = [*node.args.posonlyargs, *node.args.args]
-    self_name = arguments[0].arg if arguments else ""
+    self_name = _get_self_name(node)
     first_reads: dict[str, int] = {}
     first_writes: dict[str, int] = {}
     super_calls: set[str] = set()
@@ -316,26 +384,38 @@ def _analyze_method(
                     and attribute not in safe_reads.reassigned_attributes
                 ):
                     reads[attribute] = min(reads.get(attribute, sys.maxsize), _get_line(inner))
-        for attribute in _iter_writes(inner, self_name):
-            first_writes[attribute] = min(
-                first_writes.get(attribute, sys.maxsize), _get_line(inner)
-            )
         super_calls |= _find_super_calls(inner)
         for pattern in _iter_name_patterns(inner, self_name) if isinstance(inner, ast.Call) else ():
             name_patterns.setdefault(pattern, _get_line(inner))
+    writes = _sort_writes(find_attribute_writes(node, in_place_functions))
+    for write in writes:
+        if write.root == self_name and write.path:
+            first_writes.setdefault(write.path[0], write.line)
+    deferred_writes = [
+        write
+        for nested in find_deferred_functions(node)
+        for write in find_attribute_writes(nested, in_place_functions)
+    ]
     return _MethodSource(
         cls,
         name,
         function.__code__.co_filename,
+        node,
         first_reads=first_reads,
         unmoved_reads=unmoved_reads,
         uncast_reads=uncast_reads,
         moved_reads=moved_reads,
         reassigned_attributes=frozenset(moves.reassigned_attributes),
         first_writes=first_writes,
+        writes=writes,
+        deferred_writes=_sort_writes(deferred_writes),
         super_calls=frozenset(super_calls),
         name_patterns=name_patterns,
     )
+
+
+def _sort_writes(writes: Iterable[AttributeWrite]) -> tuple[AttributeWrite, ...]:
+    return tuple(sorted(writes, key=lambda write: write.line))
 
 
 def _get_line(node: ast.AST) -> int:
@@ -349,7 +429,13 @@ def _iter_reads(node: ast.AST, self_name: str) -> Iterator[str]:
         ):
             yield attribute
         case ast.AugAssign(target=target):
-            yield from _iter_root_attribute(target, self_name)
+            yield from (
+                inner.attr
+                for inner in ast.walk(target)
+                if isinstance(inner, ast.Attribute)
+                and isinstance(inner.value, ast.Name)
+                and inner.value.id == self_name
+            )
         case ast.Call(
             func=ast.Name(id="getattr"), args=[ast.Name(id=name), ast.Constant(value=str(attr)), *_]
         ) if name == self_name:
@@ -358,111 +444,9 @@ def _iter_reads(node: ast.AST, self_name: str) -> Iterator[str]:
             pass
 
 
-def _iter_writes(node: ast.AST, self_name: str) -> Iterator[str]:
-    match node:
-        case ast.Assign(targets=targets):
-            for target in targets:
-                yield from _iter_target_attributes(target, self_name)
-        case ast.AugAssign(target=target) | ast.For(target=target):
-            yield from _iter_target_attributes(target, self_name)
-        case ast.AnnAssign(target=target, value=value) if value is not None:
-            yield from _iter_target_attributes(target, self_name)
-        case ast.Call():
-            yield from _iter_call_writes(node, self_name)
-        case _:
-            pass
-
-
-def _iter_target_attributes(target: ast.expr, self_name: str) -> Iterator[str]:
-    match target:
-        case ast.Tuple(elts=parts) | ast.List(elts=parts):
-            for part in parts:
-                yield from _iter_target_attributes(part, self_name)
-        case ast.Starred(value=value):
-            yield from _iter_target_attributes(value, self_name)
-        case _:
-            yield from _iter_root_attribute(target, self_name)
-
-
-def _iter_root_attribute(expression: ast.expr, self_name: str) -> Iterator[str]:
-    """Yield "x" for self.x, self.x[...], self.x.data[...] and self.__dict__["x"]."""
-    while True:
-        match expression:
-            case ast.Attribute(value=ast.Name(id=name), attr=attribute):
-                if name == self_name:
-                    yield attribute
-                return
-            case ast.Subscript(
-                value=ast.Attribute(value=ast.Name(id=name), attr="__dict__"),
-                slice=ast.Constant(value=str(key)),
-            ):
-                if name == self_name:
-                    yield key
-                return
-            case ast.Subscript(value=inner) | ast.Attribute(value=inner):
-                expression = inner
-            case _:
-                return
-
-
-def _iter_call_writes(call: ast.Call, self_name: str) -> Iterator[str]:
-    name = _get_called_name(call)
-    for keyword in call.keywords:
-        if keyword.arg == "out":
-            yield from _iter_target_attributes(keyword.value, self_name)
-    if name in {"batch_norm", "instance_norm"}:
-        yield from _iter_running_statistics(call, self_name)
-    if name in _REGISTRATION_FUNCTIONS:
-        yield from _iter_registered_names(call, self_name)
-    if name == "update":
-        yield from _iter_updated_names(call, self_name)
-    in_place = name.endswith("_") and not name.startswith("_") and name not in _METADATA_METHODS
-    if isinstance(call.func, ast.Attribute) and (in_place or name in _MUTATING_METHODS):
-        yield from _iter_root_attribute(call.func.value, self_name)
-    if in_place and call.args:
-        # Functions such as those of nn.init write to their first argument.
-        yield from _iter_root_attribute(call.args[0], self_name)
-
-
-def _get_called_name(call: ast.Call) -> str:
-    match call.func:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-        case _:
-            return ""
-
-
-def _iter_registered_names(call: ast.Call, self_name: str) -> Iterator[str]:
-    """Yield the constant name passed to self.register_buffer(), setattr(), object.__setattr__()."""
-    match call.func, call.args:
-        case ast.Attribute(value=ast.Name(id=name)), [ast.Constant(value=str(attribute)), *_]:
-            if name == self_name:
-                yield attribute
-        case _, [ast.Name(id=name), ast.Constant(value=str(attribute)), *_]:
-            if name == self_name:
-                yield attribute
-        case _:
-            pass
-
-
-def _iter_updated_names(call: ast.Call, self_name: str) -> Iterator[str]:
-    """Yield the names passed to vars(self).update() or self.__dict__.update()."""
-    match call.func:
-        case ast.Attribute(
-            value=ast.Attribute(value=ast.Name(id=name), attr="__dict__")
-            | ast.Call(func=ast.Name(id="vars"), args=[ast.Name(id=name)])
-        ) if name == self_name:
-            yield from (keyword.arg for keyword in call.keywords if keyword.arg)
-            for argument in call.args:
-                keys = argument.keys if isinstance(argument, ast.Dict) else []
-                yield from (str(k.value) for k in keys if isinstance(k, ast.Constant))
-        case _:
-            pass
-
-
 def _iter_name_patterns(call: ast.Call, self_name: str) -> Iterator[str]:
     """Yield a regular expression for an f-string passed to setattr() or self.register_buffer()."""
-    if _get_called_name(call) not in _REGISTRATION_FUNCTIONS:
+    if get_called_name(call) not in _REGISTRATION_FUNCTIONS:
         return
     match call.func, call.args:
         case ast.Attribute(value=ast.Name(id=name)), [ast.JoinedStr(values=parts), *_]:
@@ -474,19 +458,6 @@ def _iter_name_patterns(call: ast.Call, self_name: str) -> Iterator[str]:
     texts = [part.value if isinstance(part, ast.Constant) else "" for part in parts]
     if is_self and any(texts):
         yield "".join(re.escape(str(text)) if text else ".+" for text in texts)
-
-
-def _iter_running_statistics(call: ast.Call, self_name: str) -> Iterator[str]:
-    """Yield the running statistics that F.batch_norm() updates; none if training is false."""
-    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-    training = keywords.get("training", keywords.get("use_input_stats"))
-    if isinstance(training, ast.Constant) and not training.value:
-        return
-    statistics = [*call.args[1:3], *(keywords.get(n) for n in ("running_mean", "running_var"))]
-    for argument in statistics:
-        for inner in ast.walk(argument) if argument is not None else ():
-            if isinstance(inner, ast.Attribute):
-                yield from _iter_root_attribute(inner, self_name)
 
 
 def _find_super_calls(node: ast.AST) -> set[str]:

@@ -1,6 +1,7 @@
 """torch.Tensor or numpy.ndarray -> TensorInfo, fingerprint and Preview of its elements."""
 
 import ctypes
+import math
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 from ckptool.model import (
     DTYPE_BITS,
     Kind,
-    ModuleTensor,
     Preview,
     StorageInfo,
     TensorComponent,
@@ -21,10 +21,13 @@ from ckptool.tensors import preview_grid
 from ckptool.tensors.fingerprint import create_hasher, fingerprint_chunks
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 MAX_FINGERPRINT_BYTES: Final = 64 << 20
 """Larger tensors get no fingerprint: hashing them would dominate the run time."""
+_BLANK_FILLS: Final[Mapping[float, str]] = {0: "zeros", 1: "ones", -1: "-1"}
+"""Number that all elements are -> words for it."""
 _COMPONENT_NAMES: Final = {
     "sparse_coo": ("indices", "values"),
     "sparse_csr": ("crow_indices", "col_indices", "values"),
@@ -333,16 +336,63 @@ def iter_nested_tensors(value: object, max_depth: int = 8) -> "Iterator[Tensor]"
             yield from iter_nested_tensors(child, max_depth - 1)
 
 
-def is_constant_fill(module_tensor: ModuleTensor) -> bool:
-    """Whether a buffer is initialised to zeros or ones, probably to be filled later."""
+def find_blank_fill(value: Any) -> str:
+    """Return the words of `ModuleTensor.blank_fill` for a tensor or an array; "" if not blank."""
     import torch
 
-    if module_tensor.tensor.layout != "strided":
+    tensor = _read_elements(value)
+    if tensor is None or not tensor.numel():
+        return ""
+    if tensor.dtype.is_complex:
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
+        tensor = tensor.float()
+    first_element = tensor[(0,) * tensor.ndim]
+    number: float = first_element.item()
+    if not math.isfinite(number):
+        return "" if torch.isfinite(tensor).any() else "infinities or NaN"
+    # The last element tells most tensors apart before all elements are read.
+    if tensor[(-1,) * tensor.ndim].item() != number or not (tensor == first_element).all():
+        return ""
+    if tensor.dtype is torch.bool:
+        return str(number)
+    if number in _BLANK_FILLS:
+        return _BLANK_FILLS[number]
+    return "the largest numbers of its dtype" if _is_extreme(tensor.dtype, number) else ""
+
+
+def is_uninitialized(value: Any) -> bool:
+    """Whether all elements are what `fill_uninitialized_memory()` has torch.empty() give."""
+    import torch
+
+    tensor = _read_elements(value)
+    if tensor is None or not tensor.numel():
         return False
-    dtype = getattr(torch, module_tensor.tensor.dtype, None)
-    if not isinstance(dtype, torch.dtype):
+    if tensor.dtype.is_complex or tensor.dtype.is_floating_point:
+        is_fill = tensor.real.isnan() if tensor.dtype.is_complex else tensor != tensor  # noqa: PLR0124
+    else:
+        is_fill = tensor if tensor.dtype is torch.bool else tensor == torch.iinfo(tensor.dtype).max
+    return bool(is_fill.all())
+
+
+def _is_extreme(dtype: "torch.dtype", number: float) -> bool:
+    """Whether it is the largest or smallest number of a dtype of at least 16 bits."""
+    import torch
+
+    if dtype.itemsize == 1:
         return False
-    blank_tensors = (
-        fill(module_tensor.tensor.shape, dtype=dtype) for fill in (torch.zeros, torch.ones)
-    )
-    return module_tensor.fingerprint in map(compute_fingerprint, blank_tensors)
+    limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+    return number in {limits.max, limits.min}
+
+
+def _read_elements(value: Any) -> "Tensor | None":
+    """Return the elements of a tensor; None if unavailable, or if their places say something."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or is_lazy(value) or value.is_meta:
+        return None
+    tensor = value.detach()
+    if tensor.layout is torch.strided and not _list_inner_attributes(value):
+        return tensor.int_repr() if tensor.is_quantized else tensor
+    stored_values = dict(_list_components(tensor)).get("values")
+    return None if stored_values is None or stored_values.any() else torch.zeros(1)

@@ -77,14 +77,15 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK202",
         name="missing-statistics-buffer",
         level=Level.ERROR,
-        summary="`{key}`, {dtype} {shape}, is a buffer that {origin} and not in the file",
+        summary="`{key}`, {dtype} {shape}, is not in the file: a buffer that {origin}",
         why=(
-            "Its value came from training or from chance; the constructor does not bring it back. "
-            "With strict=False the model runs on default statistics."
+            "Its value came from training, calibration, a loader or chance; the constructor does"
+            " not bring it back. With strict=False the model runs on the value that it starts from."
         ),
         fix=(
-            "Take it from a checkpoint that has it; converters that copy parameters only drop "
-            "buffers."
+            "Take it from a checkpoint that has it; converters that copy parameters only drop"
+            " buffers. If the constructor's value is right: ckptool migrate ... --inject"
+            " {key}=constructor."
         ),
         example=(
             "state = nn.BatchNorm1d(4).state_dict()\n"

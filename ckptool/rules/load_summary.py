@@ -5,7 +5,7 @@ from typing import Final
 
 from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import Constancy, Kind
+from ckptool.model import Kind
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
@@ -200,12 +200,9 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     for step in diff.load_steps:
         if step.kind is LoadStepKind.LOST:
             module_tensor = diff.module.saved_tensors[step.key]
-            is_rebuilt = (
-                module_tensor.constancy is Constancy.CONSTANT and not module_tensor.is_statistic
-            )
-            is_constant_buffer = is_rebuilt and module_tensor.kind is Kind.BUFFER
+            is_rebuilt = module_tensor.kind is Kind.BUFFER and module_tensor.is_recomputable
             what = "the file's tensor" if step.key in diff.state.tensors else "that it is missing"
-            yield hit(step.key, Level.NOTE if is_constant_buffer else None, what=what)
+            yield hit(step.key, Level.NOTE if is_rebuilt else None, what=what)
 
 
 @check(

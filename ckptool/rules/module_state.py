@@ -26,11 +26,20 @@ def _build_unsaved_facts(module_tensor: ModuleTensor) -> dict[str, object]:
         "dtype": tensor.dtype,
         "nbytes": tensor.nbytes,
         "constancy": str(module_tensor.constancy),
-        "value": _CONSTANCY_TEXT[module_tensor.constancy],
+        "value": _describe_constancy(module_tensor),
         "where": module_tensor.assigned_at or "an unknown place",
         "used": module_tensor.used_at,
         "name": _extract_attribute_name(module_tensor.key),
     }
+
+
+def _describe_constancy(module_tensor: ModuleTensor) -> str:
+    if module_tensor.constancy is Constancy.CONSTANT and module_tensor.written_at:
+        return (
+            "the same on every construction, and code outside the constructor writes it"
+            f" ({module_tensor.written_at}): a load starts it again"
+        )
+    return _CONSTANCY_TEXT[module_tensor.constancy]
 
 
 def _extract_attribute_name(key: str) -> str:

@@ -126,7 +126,7 @@ class Finding(Struct, frozen=True):
             return ""
         if _LOCATION_PATTERN.fullmatch(text):
             text = text.rpartition("/")[2]
-        return _LINE_PATTERN.sub("", text)
+        return _LINE_PATTERN.sub("", _FOLDER_PATTERN.sub("", text))
 
     @property
     def message(self) -> str:
@@ -142,6 +142,8 @@ class Finding(Struct, frozen=True):
 
 
 _LOCATION_PATTERN: Final = re.compile(r".+\.py:[0-9]+")
+_FOLDER_PATTERN: Final = re.compile(r"(?<=\()[^()\s]*/(?=[^()\s/]+\.py:[0-9]+\))")
+"""Folder of a "(file.py:line)" within a sentence."""
 _LINE_PATTERN: Final = re.compile(r"(?<=\.py):[0-9]+")
 
 CheckFunction = Callable[[Any], Iterator[RuleHit]]

@@ -1,5 +1,6 @@
 """What a plan is derived from a file and a module, and what is refused, by real files."""
 
+import re
 import zipfile
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import ckptool
 from ckptool.errors import PlanError
+from ckptool.policy import Policy
 
 HERE = "migration.models:"
 
@@ -161,32 +163,41 @@ def test_a_lightning_checkpoint_keeps_its_epoch(tmp_path, samples):
     assert next(iter(found["state_dict"])) == "mask"
 
 
-@pytest.mark.parametrize(
-    ("count", "shape", "said"),
-    [
-        (2, (2, 2), []),
-        (
-            3, (2, 2),
-            ["CK901: the optimizer at `optimizer` has 3 parameters and the module 2"],
-        ),
-        (
-            2, (4,),
-            ["CK902: `optimizer.state.0.exp_avg` is [4]"],
-        ),
-    ],
-)  # fmt: skip
-def test_an_optimizer_is_kept_and_checked(tmp_path, count, shape, said):
+def with_optimizer(count, shape):
     slots = {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(shape)}}
     optimizer = {"state": slots, "param_groups": [{"lr": 0.1, "params": list(range(count))}]}
-    report = migrated(tmp_path, {"model": old(), "optimizer": optimizer}, "Scaled")
+    return {"model": old(), "optimizer": optimizer}
+
+
+def test_an_optimizer_is_kept(tmp_path):
+    report = migrated(tmp_path, with_optimizer(2, (2, 2)), "Scaled")
+    found = torch.load(tmp_path / "b.pth")["optimizer"]
+    assert torch.equal(found["state"][0]["exp_avg"], torch.ones(2, 2))
+    assert not [f for f in report.findings if f.code.startswith("CK9")]
+    assert (report.verdict, report.exit_code) == ("migrated: loads strictly", 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "said", "code"),
+    [
+        (3, (2, 2), "the optimizer at `optimizer` has 3 parameters and the module 2", "CK901"),
+        (2, (4,), "`optimizer.state.0.exp_avg` is [4]", "CK902"),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_is_not_written_unless_asked_for(
+    tmp_path, count, shape, said, code
+):
+    state = with_optimizer(count, shape)
+    with pytest.raises(PlanError, match=f"{re.escape(said)}.*{code}.*--ignore {code}"):
+        migrated(tmp_path, state, "Scaled")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+    module = f"{HERE}Scaled"
+    ckptool.migrate(
+        tmp_path / "a.pth", tmp_path / "b.pth", module=module, policy=Policy(ignore=(code,))
+    )
     found = torch.load(tmp_path / "b.pth")["optimizer"]
     assert torch.equal(found["state"][0]["exp_avg"], torch.ones(shape))
-    found = [f for f in report.findings if f.code.startswith("CK9")]
-    assert len(found) == len(said)
-    assert all(f"{f.code}: {f.message}".startswith(s) for f, s in zip(found, said, strict=True))
-    assert report.verdict == "migrated: loads strictly"
-    assert report.exit_code == 0
     dropped = ckptool.migrate(
-        tmp_path / "a.pth", tmp_path / "c.safetensors", module=f"{HERE}Scaled", drop_extra=True
+        tmp_path / "a.pth", tmp_path / "c.safetensors", module=module, drop_extra=True
     )
     assert not [f for f in dropped.findings if f.code.startswith("CK9")]
