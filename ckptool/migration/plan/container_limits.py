@@ -14,6 +14,8 @@ SAFETENSORS: Final = "safetensors"
 TORCH: Final = "pth"
 """Names of the containers that a migration writes, as `--to` takes them."""
 _MAX_LISTED: Final = 5
+_MAX_LISTED_EXTRA: Final = 20
+"""Top-level values that are named, of those that the result does not have."""
 _REWRITTEN_CONTAINERS: Final = frozenset(
     {Container.TORCH_ZIP, Container.TORCH_LEGACY, Container.DCP}
 )
@@ -51,7 +53,7 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
         raise UnsupportedValueError(draft.checkpoint.path, to, reasons, reasons_text)
     extra = list(_iter_unsupported_entries(draft, to))
     if extra and not drop_extra:
-        extra_text = join_limited(extra, _MAX_LISTED)
+        extra_text = join_limited(extra, _MAX_LISTED_EXTRA)
         raise PlanError(
             f"{draft.checkpoint.path}: {to} cannot hold {extra_text}: "
             "write a .pth, or leave that out with --drop-extra"
@@ -59,7 +61,7 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
             else f"{draft.checkpoint.path}: of a file of this kind only the state_dict can be "
             f"written, not {extra_text}: leave that out with --drop-extra"
         )
-    notes = [f"left out, as asked: {join_limited(extra, _MAX_LISTED)}"] if extra else []
+    notes = [f"left out, as asked: {join_limited(extra, _MAX_LISTED_EXTRA)}"] if extra else []
     return (*notes, *_iter_attribute_notes(draft))
 
 
@@ -93,15 +95,12 @@ def _iter_unsupported_entries(draft: Draft, to: str) -> Iterator[str]:
         f"`{key}` ({draft.state.non_tensors[source_key]})"
         for key, source_key in draft.non_tensor_keys.items()
     )
-    for state in draft.checkpoint.states:
-        if state.at != draft.state.at:
-            yield f"`{state.at or '.'}` ({len(state.tensors)} tensors)"
-    state_prefix = f"{draft.state.at}." if draft.state.at else ""
+    other_states = [state for state in draft.checkpoint.states if state.at != draft.state.at]
+    for state in other_states:
+        yield f"`{state.at or '.'}` ({len(state.tensors)} tensors)"
+    named_prefixes = tuple(f"{state.at}." for state in (draft.state, *other_states) if state.at)
     for entry in draft.checkpoint.entries:
-        if (
-            not (state_prefix and entry.at.startswith(state_prefix))
-            and entry.at not in draft.state.non_tensors
-        ):
+        if not entry.at.startswith(named_prefixes) and entry.at not in draft.state.non_tensors:
             yield f"`{entry.at}` ({entry.text})"
 
 
