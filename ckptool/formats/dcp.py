@@ -1,6 +1,6 @@
 """torch.distributed.checkpoint directory -> Checkpoint: reads .metadata and the chunk files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from math import prod
 from operator import attrgetter
@@ -42,6 +42,7 @@ from ckptool.model import (
     GlobalUse,
     Safety,
     Skipped,
+    Span,
     StorageInfo,
     TensorComponent,
     TensorInfo,
@@ -78,6 +79,32 @@ def read(directory: Location, limits: Limits) -> Checkpoint:
     return replace(
         damaged_with_uses(path, Container.DCP, nbytes, metadata_uses, reason), path=directory
     )
+
+
+def read_object(
+    directory: Location, limits: Limits, build_leaf: Callable[[TensorInfo | Span], object]
+) -> object:
+    """Return the nested dicts and lists that were saved, as `dcp_to_torch_save` makes them.
+
+    `build_leaf` gets each tensor, and the byte span of each pickled object: a file of torch.save.
+    The checkpoint must have been described before: it is not checked again.
+    """
+    with open_source(directory / METADATA_NAME) as source:
+        pickle = parse_whole_pickle(source.read(0, source.nbytes), limits)
+    metadata, keys, items = _read_metadata(pickle)
+    data_files = _DataFiles(directory, limits, items, [])
+    data_files.read_all()
+    spans = {
+        item.key: Span(directory / item.file_name, item.offset, item.nbytes)
+        for item in items
+        if item.offsets is None
+    }
+    leaves: dict[str, object] = {}
+    for key, entry in keys.items():
+        node: Any = _build_leaf(key, entry, data_files, limits)
+        is_tensor = type(node) is PersistentReference and node.target is not None
+        leaves[key] = build_leaf(node.target if is_tensor else spans[key])
+    return _nest_by_path(leaves, metadata.get("planner_data"))
 
 
 METADATA_NAME: Final = ".metadata"
@@ -128,13 +155,7 @@ def _describe_directory(
     metadata_uses: list[GlobalUse],
     nbytes: int,
 ) -> Checkpoint:
-    if pickle.error:
-        raise PickleTreeError(pickle.error)
-    metadata = _read_fields(pickle.root, "Metadata")
-    keys = _require_dict(metadata.get("state_dict_metadata"), "its list of keys")
-    items = list(
-        _iter_stored_items(_require_dict(metadata.get("storage_data"), "its list of places"))
-    )
+    metadata, keys, items = _read_metadata(pickle)
     data_files = _DataFiles(directory, limits, items, metadata_uses)
     data_files.read_all()
     leaves = {key: _build_leaf(key, entry, data_files, limits) for key, entry in keys.items()}
@@ -152,6 +173,22 @@ def _describe_directory(
         skipped=(*data_files.skipped, *state_tree.skipped),
         files=tuple(directory / name for name in data_files.file_names),
     )
+
+
+def _read_metadata(
+    pickle: ParsedPickle,
+) -> tuple[dict[Any, Any], dict[Any, Any], list[_StoredItem]]:
+    """Return the fields of the metadata, the entry of each key, and where the content lies.
+
+    Raises:
+        PickleTreeError: it is no metadata of DCP.
+    """
+    if pickle.error:
+        raise PickleTreeError(pickle.error)
+    metadata = _read_fields(pickle.root, "Metadata")
+    keys = _require_dict(metadata.get("state_dict_metadata"), "its list of keys")
+    storage_data = _require_dict(metadata.get("storage_data"), "its list of places")
+    return metadata, keys, list(_iter_stored_items(storage_data))
 
 
 def _iter_stored_items(storage_data: dict[Any, Any]) -> Iterator[_StoredItem]:

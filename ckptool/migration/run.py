@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,7 +32,13 @@ from ckptool.migration.check.strict_load import (
     check_pending_file,
 )
 from ckptool.migration.plan.anonymous_file import AnonymousFile
-from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH, check_container_limits
+from ckptool.migration.plan.container_limits import (
+    SAFETENSORS,
+    TORCH,
+    check_container_limits,
+    get_result_place,
+    keeps_saved_object,
+)
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.plan_file import Plan, apply_plan, format_plan, reverse_plan
@@ -206,7 +212,8 @@ def _run_stages(
     plan = suggested.plan
     already_applied = is_applied(plan, _read_provenance(draft))
     result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
-    diff = predict_load(result, module_info, state_only=to == SAFETENSORS) if module_info else None
+    state_only = not keeps_saved_object(checkpoint.container, to)
+    diff = predict_load(result, module_info, state_only=state_only) if module_info else None
     notes = check_container_limits(result, to, drop_extra=request.drop_extra)
     if module_info and request.at is None:
         equal_matches = equally_good_states(checkpoint, module_info, draft.state)
@@ -522,16 +529,13 @@ class _AppliedPlan:
         return tuple(checks), digests
 
     def _describe_pending_file(self, path: Path, target: Path | None) -> PendingFile:
-        tied_keys: Mapping[str, str] = {}
-        if self.to == SAFETENSORS:
-            tied_keys = tied_items.split_ties(self.result)[1]
-        # A pickled module at the root becomes a state_dict at the root.
         is_safetensors = self.to == SAFETENSORS
+        tied_keys = tied_items.split_ties(self.result)[1] if is_safetensors else {}
         return PendingFile(
             path,
             target or path,
             is_safetensors,
-            self.result.state.at,
+            get_result_place(self.result, self.to),
             tied_keys,
             self.load_obstacles,
             self.keys_to_confirm,

@@ -90,6 +90,10 @@ class _ClassSource:
     constructor_methods: list[_MethodSource]
 
 
+_TORCH_CLASSES: Final[dict[type, _ClassSource]] = {}
+"""Torch's own classes, whose source does not change while the process runs."""
+
+
 @dataclass(slots=True)
 class SourceAnalysis:
     """Source locations of attributes; each file and each class is parsed once."""
@@ -200,11 +204,12 @@ class SourceAnalysis:
         return self._in_place_functions[file]
 
     def _analyze_class(self, cls: type) -> _ClassSource:
-        if cls not in self._classes:
-            self._classes[cls] = _classify_methods(
+        classes = _TORCH_CLASSES if cls.__module__.startswith("torch.") else self._classes
+        if cls not in classes:
+            classes[cls] = _classify_methods(
                 list_classes_below_module(cls), self._analyze_methods(cls)
             )
-        return self._classes[cls]
+        return classes[cls]
 
     def _analyze_methods(self, cls: type) -> dict[str, list[_MethodSource]]:
         methods: dict[str, list[_MethodSource]] = {}

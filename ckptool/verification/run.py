@@ -152,7 +152,7 @@ def _run_equality(
             VerificationLevel.EQUALITY, LevelStatus.SKIPPED, "there is no input to run them with"
         )
     old_factory = load.load_module_factory(old.factory, old.module_diff)
-    if not old.module_diff.is_strict:
+    if not old.module_diff.is_strict and not load.loads_with_rewritten_keys(old_factory):
         reason = "the old checkpoint does not load into the old module: name that with --old-module"
         return LevelResult(VerificationLevel.EQUALITY, LevelStatus.INCONCLUSIVE, reason)
 
@@ -181,7 +181,13 @@ def _run_equality(
 def _with_origin_details(
     result: LevelResult, old: VerificationTarget, restored_paths: tuple[str, ...]
 ) -> LevelResult:
-    """Add the origin of the old module's unsaved tensors, which affect its outputs."""
+    """Add how the old file's keys were renamed, and the origin of the module's unsaved tensors."""
+    if (rewrite := old.module_diff.rewrite) is not None:
+        old_key, key = next(iter(rewrite.key_map.items()))
+        text = f"keys of the old file renamed for the old module: {_format_keys((old_key,))}"
+        text += f" -> {_format_keys((key,))}"
+        text += f" and {len(rewrite.key_map) - 1} more" if len(rewrite.key_map) > 1 else ""
+        result = replace(result, details=(*result.details, text))
     if restored_paths:
         text = (
             "the old module has what was pickled beside its state_dict:"

@@ -4,6 +4,7 @@
 nothing is simplified, so that `writer.py` writes the pickle without loss.
 """
 
+from collections.abc import Sequence
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -43,6 +44,8 @@ class PickleGraph(NamedTuple):
 
     root: Any
     protocol: int
+    persistent_references: Sequence[PersistentReference] = ()
+    """Every reference in the graph, in the order of the file."""
 
 
 def read_graph(data: bytes, limits: Limits, start: int = 0) -> PickleGraph:
@@ -62,7 +65,7 @@ def read_graph(data: bytes, limits: Limits, start: int = 0) -> PickleGraph:
                 if pos >= machine.frame_end:
                     machine.frame_end = len(data)
     except PickleStop as stop:
-        return PickleGraph(stop.value, machine.protocol)
+        return PickleGraph(stop.value, machine.protocol, machine.persistent_references)
     except (IndexError, KeyError) as error:
         raise PickleError("the stream ends before its STOP") from error
     raise PickleError(f"it has more than {limits.opcodes} opcodes")

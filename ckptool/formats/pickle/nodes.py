@@ -65,7 +65,11 @@ class PersistentReference(Struct, eq=False):
 
     id: Any
     target: Any = None
-    """SavedStorage or TensorInfo that the container has for the id; None until resolved."""
+    """SavedStorage or TensorInfo that the container has for the id; None until resolved.
+
+    A GlobalName is the class of a module, which files from before torch 1.6 save with its source
+    code: the writer writes the name alone.
+    """
 
 
 class MappingNode(dict[Any, Any]):

@@ -141,6 +141,9 @@ class _PickleWriter:
             self.output += b"b"
 
     def _save_persistent_id(self, node: PersistentReference) -> NodeIterator:
+        if type(node.target) is GlobalName:
+            yield node.target
+            return
         self.persistent_references.append(node)
         yield node.id
         self.output += b"Q"

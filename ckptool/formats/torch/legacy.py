@@ -97,6 +97,8 @@ class LegacyReader:
         self._stream = stream
         self._base_offset = base_offset
         """Offset of the legacy file in the file that embeds it; 0 if it stands alone."""
+        self.object_range = (0, 0)
+        """(offset, nbytes) of the pickle of the object in the stream's source, once it is read."""
 
     def read(self) -> ParsedPickle:
         """Return the object's pickle with resolved storages; the stream is past the last storage.
@@ -112,7 +114,9 @@ class LegacyReader:
         system = stream.read_pickle("its system information").root
         if not isinstance(system, dict):
             raise CorruptCheckpointError(path, "its system information is no dict")
+        start = stream.position
         object_pickle = stream.read_pickle("its object")
+        self.object_range = (start, stream.position - start)
         keys = stream.read_pickle("its list of storages").root
         if not isinstance(keys, list) or not all(type(key) is str for key in keys):
             raise CorruptCheckpointError(path, "its list of storages is no list of keys")

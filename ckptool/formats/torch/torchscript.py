@@ -217,8 +217,10 @@ class _ScriptModuleReader:
                 yield from self._iter_loose_tensors(key + step, child, depth + 1)
 
     def _add_plain_entries(self, attributes: dict[str, Any]) -> None:
-        """Add plain attributes to `entries`, except flags that every module has."""
+        """Add plain attributes to `entries`, except None and flags that every module has."""
         for key, node in attributes.items():
+            if node is None:  # a parameter, buffer or submodule that is registered as None
+                continue
             value = self._plain_reader.convert_node(_unwrap_builders(node))
             name = key.rpartition(".")[2]
             if value is not NOT_PLAIN and name not in {"training", "_is_full_backward_hook"}:

@@ -14,6 +14,22 @@ SAFETENSORS: Final = "safetensors"
 TORCH: Final = "pth"
 """Names of the containers that a migration writes, as `--to` takes them."""
 _MAX_LISTED: Final = 5
+_MAX_LISTED_EXTRA: Final = 20
+"""Top-level values that are named, of those that the result does not have."""
+_REWRITTEN_CONTAINERS: Final = frozenset(
+    {Container.TORCH_ZIP, Container.TORCH_LEGACY, Container.DCP}
+)
+"""Containers whose saved object is written again in a .pth, with another state_dict in it."""
+
+
+def keeps_saved_object(container: Container, to: str) -> bool:
+    """Return whether a result keeps what lies around the state_dict: other states and entries."""
+    return to == TORCH and container in _REWRITTEN_CONTAINERS
+
+
+def get_result_place(draft: Draft, to: str) -> str:
+    """Return the place of the state_dict in the result: the source's, or the top level ("")."""
+    return draft.state.at if keeps_saved_object(draft.checkpoint.container, to) else ""
 
 
 def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:
@@ -37,11 +53,15 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
         raise UnsupportedValueError(draft.checkpoint.path, to, reasons, reasons_text)
     extra = list(_iter_unsupported_entries(draft, to))
     if extra and not drop_extra:
+        extra_text = join_limited(extra, _MAX_LISTED_EXTRA)
         raise PlanError(
-            f"{draft.checkpoint.path}: {to} cannot hold {join_limited(extra, _MAX_LISTED)}: "
+            f"{draft.checkpoint.path}: {to} cannot hold {extra_text}: "
             "write a .pth, or leave that out with --drop-extra"
+            if keeps_saved_object(draft.checkpoint.container, TORCH)
+            else f"{draft.checkpoint.path}: of a file of this kind only the state_dict can be "
+            f"written, not {extra_text}: leave that out with --drop-extra"
         )
-    notes = [f"left out, as asked: {join_limited(extra, _MAX_LISTED)}"] if extra else []
+    notes = [f"left out, as asked: {join_limited(extra, _MAX_LISTED_EXTRA)}"] if extra else []
     return (*notes, *_iter_attribute_notes(draft))
 
 
@@ -69,21 +89,18 @@ def _is_text(key: str) -> bool:
 
 def _iter_unsupported_entries(draft: Draft, to: str) -> Iterator[str]:
     """Yield the non-tensor entries and other state_dicts that the container cannot hold."""
-    if to != SAFETENSORS and draft.checkpoint.container is Container.TORCH_ZIP:
+    if keeps_saved_object(draft.checkpoint.container, to):
         return
     yield from (
         f"`{key}` ({draft.state.non_tensors[source_key]})"
         for key, source_key in draft.non_tensor_keys.items()
     )
-    for state in draft.checkpoint.states:
-        if state.at != draft.state.at:
-            yield f"`{state.at or '.'}` ({len(state.tensors)} tensors)"
-    state_prefix = f"{draft.state.at}." if draft.state.at else ""
+    other_states = [state for state in draft.checkpoint.states if state.at != draft.state.at]
+    for state in other_states:
+        yield f"`{state.at or '.'}` ({len(state.tensors)} tensors)"
+    named_prefixes = tuple(f"{state.at}." for state in (draft.state, *other_states) if state.at)
     for entry in draft.checkpoint.entries:
-        if (
-            not (state_prefix and entry.at.startswith(state_prefix))
-            and entry.at not in draft.state.non_tensors
-        ):
+        if not entry.at.startswith(named_prefixes) and entry.at not in draft.state.non_tensors:
             yield f"`{entry.at}` ({entry.text})"
 
 

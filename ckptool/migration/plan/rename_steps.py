@@ -15,7 +15,7 @@ from ckptool.migration.plan.key_operations import (
     RenameKeys,
     StripPrefix,
 )
-from ckptool.migration.plan.plan_file import Op
+from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
 from ckptool.migration.plan.tensor_operations import TransposeTensor
 from ckptool.model import Kind
 
@@ -87,8 +87,10 @@ def iter_prefix_steps(diff: ModuleDiff, draft: Draft) -> Iterator[Op]:
     """Yield prefix operations, or single renames where those would give other keys."""
     if diff.rewrite is None or not is_exact_rewrite(diff):
         return
-    ops = list(_iter_prefix_operations(diff.rewrite))
     new_keys = diff.rewrite.key_map
+    ops = list(_iter_prefix_operations(diff.rewrite, leading_once=True))
+    if not (_gives_keys(ops, draft, new_keys) and _has_exact_reverse(ops, draft)):
+        ops = list(_iter_prefix_operations(diff.rewrite, leading_once=False))
     if _gives_keys(ops, draft, new_keys):
         yield from ops
     else:
@@ -96,14 +98,35 @@ def iter_prefix_steps(diff: ModuleDiff, draft: Draft) -> Iterator[Op]:
         yield from (RenameKeys(key=old, to=new, why=why) for old, new in new_keys.items())
 
 
-def _iter_prefix_operations(rewrite: PrefixRewrite) -> Iterator[Op]:
+def _iter_prefix_operations(rewrite: PrefixRewrite, *, leading_once: bool) -> Iterator[Op]:
+    """Yield the operations of a rewrite; with `leading_once`, each prefix is removed once a key.
+
+    A wrapper's segment is removed wherever it stands otherwise, which has no reverse.
+    """
     why = f"{len(rewrite.key_map)} of the file's keys match the module's then"
-    for removed in rewrite.removed_segments:
+    first_key = next(iter(rewrite.key_map))
+    for removed in sorted(rewrite.removed_segments, key=first_key.find):
         is_leading = removed.endswith(".")
         prefix = removed if is_leading else f"{removed}."
-        yield StripPrefix(prefix=prefix, anywhere=not is_leading, why=why)
+        if leading_once:
+            yield StripPrefix(prefix=prefix, times=1, why=why)
+        else:
+            yield StripPrefix(prefix=prefix, anywhere=not is_leading, why=why)
     if rewrite.added_prefix:
         yield AddPrefix(prefix=rewrite.added_prefix, why=why)
+
+
+def _has_exact_reverse(ops: list[Op], draft: Draft) -> bool:
+    """Return whether the inverses of `ops` give every key of the draft back."""
+    try:
+        result = apply_plan(ops, draft, EMPTY_CONTEXT)
+        restored = apply_plan(reverse_plan(Plan(tuple(ops))).ops, result, EMPTY_CONTEXT)
+    except PlanError:
+        return False
+    return (restored.items.keys(), restored.non_tensor_keys) == (
+        draft.items.keys(),
+        draft.non_tensor_keys,
+    )
 
 
 def _gives_keys(ops: list[Op], draft: Draft, new_keys: Mapping[str, str]) -> bool:

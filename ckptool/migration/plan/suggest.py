@@ -128,12 +128,12 @@ def suggest_plan(
 def predict_load(draft: Draft, module_info: ModuleInfo, *, state_only: bool = False) -> ModuleDiff:
     """Compare the draft's result with the module, with the same code as `diff`.
 
-    With `state_only`, the container has no other state_dicts and entries (safetensors).
+    With `state_only`, the result has the state_dict at its top level and nothing else.
     """
     result = build_result_checkpoint(draft)
     if state_only:
-        result = replace(result, states=(draft.result_state,), entries=())
-    return build_module_diff(result, module_info, draft.state.at)
+        result = replace(result, states=(replace(draft.result_state, at=""),), entries=())
+    return build_module_diff(result, module_info, "" if state_only else draft.state.at)
 
 
 def build_result_checkpoint(draft: Draft) -> Checkpoint:

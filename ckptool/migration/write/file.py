@@ -20,7 +20,7 @@ from ckptool.formats.safetensors import writer
 from ckptool.formats.safetensors.reader import VERSIONS_KEY
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, format_ties
 from ckptool.formats.torch import zip_writer
-from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
+from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH, get_result_place
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.plan.plan_file import Plan
 from ckptool.migration.write import provenance
@@ -97,6 +97,7 @@ def _write_and_check(job: WriteJob, output: PendingOutput, stack: ExitStack) -> 
                 job.draft,
                 output.path,
                 job.target,
+                get_result_place(job.draft, job.to),
                 get_fingerprints,
                 job.limits,
                 verified_spans,

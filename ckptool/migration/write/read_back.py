@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ckptool.compare.digest import compute_state_digest
+from ckptool.compare.states import get_state
 from ckptool.errors import WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
@@ -25,11 +26,14 @@ def read_back_file(
     draft: Draft,
     path: Path,
     target: Path,
+    place: str,
     get_fingerprints: Callable[[StateDict], Fingerprints] | None,
     limits: Limits,
     verified_spans: Mapping[int, Span] = MappingProxyType({}),
 ) -> MigrationDigests:
     """Compare the file at `path` with the draft, element by element, and return its digests.
+
+    The state_dict is at `place` in it.
 
     Without `get_fingerprints` the digests are "". `verified_spans` (position in the file -> source
     span) has the tensors that were read back when they were written; they are not read again.
@@ -38,7 +42,7 @@ def read_back_file(
         WriteError: keys or elements differ from the draft.
     """
     checkpoint = open_checkpoint(path, limits)
-    tensors = _get_state_tensors(checkpoint, draft, target)
+    tensors = _get_state_tensors(checkpoint, place, target)
     if tensors.keys() != draft.items.keys():
         differing_keys = join_limited(sorted(tensors.keys() ^ draft.items.keys()), 3, more="")
         raise WriteError(f"{target}: not written: read back, its keys differ: {differing_keys}")
@@ -72,15 +76,12 @@ def read_back_file(
 
 
 def _get_state_tensors(
-    checkpoint: Checkpoint, draft: Draft, target: Path
+    checkpoint: Checkpoint, place: str, target: Path
 ) -> Mapping[str, TensorInfo]:
-    state_paths = (draft.state.at, "") if len(checkpoint.states) > 1 else ("",)
-    states = [state for at in state_paths for state in checkpoint.states if state.at == at] or list(
-        checkpoint.states
-    )
-    if not states:
-        raise WriteError(f"{target}: not written: read back, there is no state in it")
-    return add_tied_tensors(states[0].tensors, checkpoint.metadata)
+    state = get_state(checkpoint, place)
+    if not state.tensors:
+        raise WriteError(f"{target}: not written: read back, no state is at `{place or '.'}`")
+    return add_tied_tensors(state.tensors, checkpoint.metadata)
 
 
 def _iter_other_states(

@@ -88,7 +88,7 @@ def _write_shard(
     finally:
         os.close(descriptor)
     draft = _add_tied_items(shard_job, shard_ties)
-    return read_back_file(draft, path, job.target, _compute_fingerprints, job.limits)
+    return read_back_file(draft, path, job.target, "", _compute_fingerprints, job.limits)
 
 
 def _compute_fingerprints(state: StateDict) -> Fingerprints:

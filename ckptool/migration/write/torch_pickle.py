@@ -1,19 +1,18 @@
 """Draft -> TorchFile: the pickle and the storages that torch.save would write.
 
-If the source is a torch.save zip, its own pickle is written again with the state_dict replaced:
-an epoch, an optimizer or an object of an unknown class stay.
+What torch.save or DCP wrote is written again with the state_dict replaced: an epoch, an optimizer
+or an object of an unknown class stay.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ckptool.errors import PlanError
-from ckptool.formats.files.source import open_source
 from ckptool.formats.files.writer import Blob
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle import writer
-from ckptool.formats.pickle.graph import NewObjClass, PickleGraph, read_graph
+from ckptool.formats.pickle.graph import NewObjClass
 from ckptool.formats.pickle.nodes import (
     GlobalName,
     PersistentReference,
@@ -22,12 +21,11 @@ from ckptool.formats.pickle.nodes import (
 )
 from ckptool.formats.pickle.plain_values import format_key
 from ckptool.formats.pickle.storage_ids import STORAGE_DTYPES
-from ckptool.formats.torch.zip_reader import ArchiveRecords
 from ckptool.formats.torch.zip_writer import ZipRecord
-from ckptool.formats.zip.archive import STORED, iter_member_chunks, read_archive, read_member
 from ckptool.migration.plan.draft import Draft, PlannedTensor
+from ckptool.migration.write.source_pickle import read_source_pickle
 from ckptool.migration.write.tensor_bytes import build_blob
-from ckptool.model import DTYPE_BITS, Container, Span, contiguous_stride, join_key
+from ckptool.model import DTYPE_BITS, Container, contiguous_stride, join_key
 
 _ORDERED_DICT: Final = GlobalName("collections", "OrderedDict")
 _REBUILD_TENSOR_V2: Final = GlobalName("torch._utils", "_rebuild_tensor_v2")
@@ -47,90 +45,38 @@ class TorchFile:
 
     pickle: bytes
     storages: list[ZipRecord]
-    own_storages: dict[str, str] = field(default_factory=dict)
-    """Tensor key -> key of a storage of its own (unused)."""
 
 
 def build_torch_file(draft: Draft, limits: Limits, *, has_changes: bool) -> TorchFile:
     """Return the pickle and the storages of the result.
 
-    Without `changed`, the source's pickle is kept as it is.
+    Without `has_changes`, the pickle of a torch.save archive is kept as it is.
 
     Raises:
         PlanError: the source's objects cannot be pickled again around the new state_dict.
     """
-    source = _SourcePickle(draft, limits)
-    root, protocol = source.graph.root, source.graph.protocol
-    builder = _TensorNodeBuilder(source)
+    builder = _TensorNodeBuilder()
+    source = read_source_pickle(draft.checkpoint, limits, builder.build_tensor)
+    builder.reserved_keys = source.storages.keys()
+    root = source.root
     if has_changes or draft.checkpoint.container is not Container.TORCH_ZIP:
         root = _replace_state_dict(root, draft, builder)
     try:
-        data, persistent = writer.write_pickle(root, protocol)
+        data, persistent = writer.write_pickle(root, source.protocol)
     except PickleError as error:
         raise PlanError(f"{draft.checkpoint.path}: cannot be written again: {error}") from error
     keys = dict.fromkeys(str(node.id[2]) for node in persistent if type(node.id) is tuple)
-    records = [ZipRecord(key, builder.blobs.get(key) or source.get_storage(key)) for key in keys]
+    records = [ZipRecord(key, builder.blobs.get(key) or source.storages[key]) for key in keys]
     return TorchFile(data, records)
-
-
-class _SourcePickle:
-    """Pickle graph and storages of a torch.save zip source; empty for other containers."""
-
-    def __init__(self, draft: Draft, limits: Limits) -> None:
-        self.graph = PickleGraph(None, 2)
-        self._path = draft.checkpoint.path
-        self._limits = limits
-        self._blobs: dict[str, Blob] = {}
-        if draft.checkpoint.metadata.get("byteorder") == "big":
-            raise PlanError(f"{self._path}: is big-endian: write safetensors, then a .pth of that")
-        if draft.checkpoint.container is Container.TORCH_ZIP:
-            self._load_records()
-
-    def get_storage(self, key: str) -> Blob:
-        return self._blobs[key]
-
-    def has_storage(self, key: str) -> bool:
-        return key in self._blobs
-
-    def _load_records(self) -> None:
-        with open_source(self._path) as source:
-            records = ArchiveRecords(source, read_archive(source, self._limits), self._limits)
-            data = read_member(
-                source, records.main_pickles[0], self._limits, self._limits.pickle_bytes
-            )
-            self.graph = _read_pickle_graph(data, self._limits, self._path)
-        for name, member in records.items():
-            if name.startswith("data/"):
-                span = Span(self._path, member.data_offset, member.nbytes)
-                is_stored = member.method == STORED
-                inflate = None if is_stored else self._make_inflater(name)
-                stored_span = span if is_stored else None
-                self._blobs[name[5:]] = Blob(
-                    member.nbytes, stored_span, inflate, member.crc or None
-                )
-
-    def _make_inflater(self, name: str) -> Callable[[], Iterator[bytes]]:
-        def iter_inflated() -> Iterator[bytes]:
-            with open_source(self._path) as source:
-                records = ArchiveRecords(source, read_archive(source, self._limits), self._limits)
-                yield from iter_member_chunks(source, records[name], self._limits)
-
-        return iter_inflated
-
-
-def _read_pickle_graph(data: bytes, limits: Limits, path: object) -> PickleGraph:
-    try:
-        return read_graph(data, limits)
-    except PickleError as error:
-        raise PlanError(f"{path}: its pickle cannot be written again: {error}") from error
 
 
 class _TensorNodeBuilder:
     """Builds pickle nodes and storages for tensors that the source's pickle does not have."""
 
-    def __init__(self, source: _SourcePickle) -> None:
+    def __init__(self) -> None:
         self.blobs: dict[str, Blob] = {}
-        self._source = source
+        self.reserved_keys: Collection[str] = ()
+        """Keys of the source's storages."""
         self._storages: dict[object, tuple[PersistentReference, PlannedTensor]] = {}
         self._next_key = 0
 
@@ -165,7 +111,7 @@ class _TensorNodeBuilder:
         return PersistentReference((_STORAGE, storage_class, key, _CPU, numel))
 
     def _find_free_key(self) -> str:
-        while self._source.has_storage(str(self._next_key)) or str(self._next_key) in self.blobs:
+        while (key := str(self._next_key)) in self.blobs or key in self.reserved_keys:
             self._next_key += 1
         return str(self._next_key)
 

@@ -117,6 +117,19 @@ def check_strict_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
     )
 
 
+def loads_with_rewritten_keys(loaded_factory: LoadedModuleFactory) -> bool:
+    """Return whether the diff's PrefixRewrite is all that strict loading needs."""
+    if loaded_factory.module_diff.rewrite is None:
+        return False
+    module = loaded_factory.factory.create_module()
+    try:
+        with user_code():
+            module.load_state_dict(loaded_factory.tensors, strict=True)
+    except UserCodeError:
+        return False
+    return True
+
+
 def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
     """Build on meta, load with assign=True; return tensors left on meta and broken ties."""
     check_name = "loading with assign=True on a meta build"

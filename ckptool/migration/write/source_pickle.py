@@ -1,0 +1,152 @@
+"""Source of a draft -> SourcePickle: the object that was saved, as a graph to be pickled again."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptool.errors import PlanError
+from ckptool.formats import dcp
+from ckptool.formats.files.source import open_source
+from ckptool.formats.files.writer import Blob
+from ckptool.formats.limits import Limits
+from ckptool.formats.pickle.graph import read_graph
+from ckptool.formats.pickle.nodes import PersistentReference, PickleError
+from ckptool.formats.torch.legacy import LegacyReader
+from ckptool.formats.torch.streams import PickleStream, SourceSlice
+from ckptool.formats.torch.zip_reader import ArchiveRecords, read_metadata
+from ckptool.formats.zip.archive import STORED, iter_member_chunks, read_archive, read_member
+from ckptool.locations import Location
+from ckptool.migration.plan.draft import PlannedTensor
+from ckptool.model import DTYPE_BITS, Checkpoint, Container, Span, TensorInfo
+
+TensorNodeBuilder = Callable[[PlannedTensor], object]
+"""Returns the pickle node of a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePickle:
+    """The saved object of a source, and the storages that it refers to."""
+
+    root: Any = None
+    """None where the object is not written again: the result is a state_dict alone."""
+    protocol: int = 2
+    storages: dict[str, Blob] = field(default_factory=dict)
+
+
+def read_source_pickle(
+    checkpoint: Checkpoint, limits: Limits, build_tensor: TensorNodeBuilder
+) -> SourcePickle:
+    """Return the object of a torch.save file of any age or of a DCP folder; else an empty one.
+
+    `build_tensor` makes the nodes of tensors that no pickle has: those of a DCP folder.
+
+    Raises:
+        PlanError: its pickle cannot be written again without loss.
+    """
+    try:
+        if checkpoint.container is Container.TORCH_ZIP:
+            with open_source(checkpoint.path) as source:
+                return _read_archive_object(SourceSlice(source, 0, source.nbytes), limits)
+        if checkpoint.container is Container.TORCH_LEGACY:
+            return _read_legacy_object(checkpoint.path, limits)
+        if checkpoint.container is Container.DCP:
+            return _read_dcp_object(checkpoint.path, limits, build_tensor)
+    except PickleError as error:
+        raise PlanError(
+            f"{checkpoint.path}: its pickle cannot be written again: {error}"
+        ) from error
+    return SourcePickle()
+
+
+def _read_archive_object(
+    file_slice: SourceSlice, limits: Limits, key_prefix: str = ""
+) -> SourcePickle:
+    """Return the object of a torch.save archive; `key_prefix` is put before its storages' keys."""
+    records = ArchiveRecords(file_slice, read_archive(file_slice, limits), limits)
+    if read_metadata(records).get("byteorder") == "big":
+        raise PlanError(f"{file_slice.path}: is big-endian: write safetensors, then a .pth of that")
+    data = read_member(file_slice, records.main_pickles[0], limits, limits.pickle_bytes)
+    graph = read_graph(data, limits)
+    if key_prefix:
+        for node in graph.persistent_references:
+            kind, storage_class, key, *fields = node.id
+            node.id = (kind, storage_class, key_prefix + key, *fields)
+    storages = {}
+    for name, member in records.items():
+        if name.startswith("data/"):
+            offset = file_slice.start + member.data_offset
+            is_stored = member.method == STORED
+            span = Span(file_slice.path, offset, member.nbytes) if is_stored else None
+            inflate = None if is_stored else _make_inflater(file_slice, name, limits)
+            storages[key_prefix + name[5:]] = Blob(member.nbytes, span, inflate, member.crc or None)
+    return SourcePickle(graph.root, graph.protocol, storages)
+
+
+def _make_inflater(
+    file_slice: SourceSlice, name: str, limits: Limits
+) -> Callable[[], Iterator[bytes]]:
+    path, start, nbytes = file_slice.path, file_slice.start, file_slice.nbytes
+
+    def iter_inflated() -> Iterator[bytes]:
+        with open_source(path) as source:
+            reopened = SourceSlice(source, start, nbytes)
+            records = ArchiveRecords(reopened, read_archive(reopened, limits), limits)
+            yield from iter_member_chunks(reopened, records[name], limits)
+
+    return iter_inflated
+
+
+def _read_legacy_object(path: Location, limits: Limits) -> SourcePickle:
+    """Return the object of a file from before torch 1.6, its references as today's files have them.
+
+    A reference of today has no view of a storage, and no source code of a module's class.
+    """
+    with open_source(path) as source:
+        stream = PickleStream(source, limits)
+        stream.read_pickle("its first pickle")
+        reader = LegacyReader(stream)
+        described_references = reader.read().persistent_references
+        graph = read_graph(source.read(*reader.object_range), limits)
+    storages = {}
+    for node, described_node in zip(graph.persistent_references, described_references, strict=True):
+        if node.id[0] == "module":
+            node.target = node.id[1]
+        else:
+            node.id, blob = _convert_legacy_id(node.id, described_node)
+            storages[node.id[2]] = blob
+    return SourcePickle(graph.root, graph.protocol, storages)
+
+
+def _convert_legacy_id(
+    legacy_id: tuple[Any, ...], described_node: PersistentReference
+) -> tuple[tuple[Any, ...], Blob]:
+    """Return the id without a view, and the bytes; a view becomes a storage of its own."""
+    kind, storage_class, key, location, numel, view = legacy_id
+    storage = described_node.target
+    if view is None:
+        return (kind, storage_class, key, location, numel), Blob(
+            storage.info.nbytes, storage.info.span
+        )
+    element_bits = DTYPE_BITS[storage.dtype]
+    start, nbytes = storage.start * element_bits // 8, storage.numel * element_bits // 8
+    span = Span(storage.info.span.path, storage.info.span.offset + start, nbytes)
+    view_key = f"{key}_{start}_{nbytes}"
+    return (kind, storage_class, view_key, location, storage.numel), Blob(nbytes, span)
+
+
+def _read_dcp_object(
+    directory: Location, limits: Limits, build_tensor: TensorNodeBuilder
+) -> SourcePickle:
+    storages: dict[str, Blob] = {}
+
+    def build_leaf(leaf: TensorInfo | Span) -> object:
+        if isinstance(leaf, TensorInfo):
+            return build_tensor(PlannedTensor(leaf))
+        with open_source(leaf.path) as source:
+            file_slice = SourceSlice(source, leaf.offset, leaf.nbytes)
+            saved = _read_archive_object(file_slice, limits, f"{leaf.path.name}_{leaf.offset}_")
+        storages.update(saved.storages)
+        return saved.root
+
+    root = dcp.read_object(directory, limits, build_leaf)
+    return SourcePickle(root, storages=storages)

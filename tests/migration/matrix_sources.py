@@ -1,0 +1,185 @@
+"""Every container that a state_dict comes in, written by torch and safetensors."""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+
+StateDict = Mapping[str, Tensor]
+EPOCH, LOSS = 7, 0.25
+
+
+@dataclass(frozen=True)
+class Source:
+    """How one container is written, and what torch.load gives of a .pth made of it."""
+
+    write: Callable[[Path, nn.Module], object]
+    suffix: str = ".pth"
+    at: tuple[str, ...] = ()
+    """Keys from the root of the file to its state_dict."""
+    prefix: str = ""
+    """What the keys of the file have before the module's."""
+    others: tuple[str, ...] = ()
+    """Top-level keys beside the state_dict."""
+    has_mask: bool = False
+    """Whether the file has the mask, which the old module keeps as an attribute."""
+    keeps_ties: bool = True
+    """Whether a tie is visible in the file: both names, one storage."""
+
+
+def _save(content: object, path: Path, **how: bool) -> None:
+    torch.save(content, path, **how)
+
+
+def _step(module: nn.Module) -> dict[str, object]:
+    """Return the state_dict of an optimizer after a step."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    optimizer.step()
+    module.load_state_dict(state)
+    return optimizer.state_dict()
+
+
+def _training(module: nn.Module, **states: object) -> dict[str, object]:
+    return {**states, "optimizer": _step(module), "epoch": EPOCH, "best_loss": LOSS}
+
+
+def _prefixed(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{key}": tensor for key, tensor in module.state_dict().items()}
+
+
+def _write_lightning(path: Path, module: nn.Module) -> None:
+    content = {
+        "epoch": EPOCH,
+        "global_step": 40,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": _prefixed(module, "model."),
+        "optimizer_states": [_step(module)],
+        "lr_schedulers": [],
+        "hyper_parameters": {"lr": 1e-3},
+    }
+    torch.save(content, path)
+
+
+def _write_two_levels(path: Path, module: nn.Module) -> None:
+    checkpoint = {"model": module.state_dict(), "optimizer": _step(module)}
+    torch.save({"state": checkpoint, "epoch": EPOCH, "best_loss": LOSS}, path)
+
+
+def _write_ema(path: Path, module: nn.Module) -> None:
+    averaged = {
+        key: t * 0.5 if t.is_floating_point() else t for key, t in module.state_dict().items()
+    }
+    torch.save(_training(module, model=module.state_dict(), ema=averaged), path)
+
+
+def _without_ties(state: StateDict) -> dict[str, Tensor]:
+    """Return the state_dict with the first name of each storage alone, as save_model does."""
+    first_names = {t.data_ptr(): key for key, t in reversed(state.items()) if t.numel()}
+    return {key: t for key, t in state.items() if first_names[t.data_ptr()] == key}
+
+
+def _write_safetensors(path: Path, module: nn.Module) -> None:
+    save_file(_without_ties(module.state_dict()), path, metadata={"format": "pt"})
+
+
+def _write_shards(folder: Path, state: StateDict, stem: str, suffix: str) -> None:
+    """Write two shards and an index, named as transformers names them."""
+    folder.mkdir()
+    keys, weight_map = list(state), {}
+    for number, shard_keys in enumerate((keys[:3], keys[3:]), 1):
+        name = f"{stem}-{number:05}-of-00002.{suffix}"
+        shard = {key: state[key] for key in shard_keys}
+        if suffix == "safetensors":
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        else:
+            torch.save(shard, folder / name)
+        weight_map |= dict.fromkeys(shard_keys, name)
+    nbytes = sum(t.nbytes for t in state.values())
+    index = {"metadata": {"total_size": nbytes}, "weight_map": weight_map}
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+
+
+def _write_dcp(path: Path, content: dict[str, object]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(content, checkpoint_id=path, no_dist=True)
+
+
+def _write_torchscript(path: Path, module: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(module), path)
+
+
+_TRAINING = ("optimizer", "epoch", "best_loss")
+_LIGHTNING = (
+    "epoch", "global_step", "pytorch-lightning_version", "optimizer_states", "lr_schedulers",
+    "hyper_parameters",
+)  # fmt: skip
+
+SOURCES = {
+    "plain": Source(lambda path, m: _save(m.state_dict(), path)),
+    "pre-1.6": Source(
+        lambda path, m: _save(m.state_dict(), path, _use_new_zipfile_serialization=False)
+    ),
+    "pre-1.6 nested": Source(
+        lambda path, m: _save(
+            _training(m, model=m.state_dict()), path, _use_new_zipfile_serialization=False
+        ),
+        at=("model",),
+        others=_TRAINING,
+    ),
+    "nested": Source(
+        lambda path, m: _save(_training(m, model=m.state_dict()), path),
+        at=("model",),
+        others=_TRAINING,
+    ),
+    "nested twice": Source(_write_two_levels, at=("state", "model"), others=("epoch", "best_loss")),
+    "Lightning": Source(
+        _write_lightning, ".ckpt", at=("state_dict",), prefix="model.", others=_LIGHTNING
+    ),
+    "DDP": Source(lambda path, m: _save(_prefixed(m, "module."), path), prefix="module."),
+    "compiled": Source(
+        lambda path, m: _save(_prefixed(m, "_orig_mod."), path), prefix="_orig_mod."
+    ),
+    "compiled DDP": Source(
+        lambda path, m: _save(_prefixed(m, "_orig_mod.module."), path), prefix="_orig_mod.module."
+    ),
+    "EMA beside raw": Source(_write_ema, at=("model",), others=("ema", *_TRAINING)),
+    "whole module": Source(lambda path, m: _save(m, path), has_mask=True),
+    "whole module beside None": Source(
+        lambda path, m: _save({"epoch": EPOCH, "ema": None, "optimizer": None, "model": m}, path),
+        at=("model",),
+        others=("epoch", "ema", "optimizer"),
+        has_mask=True,
+    ),
+    "safetensors": Source(_write_safetensors, ".safetensors", keeps_ties=False),
+    "safetensors shards": Source(
+        lambda path, m: _write_shards(path, _without_ties(m.state_dict()), "model", "safetensors"),
+        "",
+        keeps_ties=False,
+    ),
+    "torch shards": Source(
+        lambda path, m: _write_shards(path, m.state_dict(), "pytorch_model", "bin"),
+        "",
+        keeps_ties=False,
+    ),
+    "DCP": Source(lambda path, m: _write_dcp(path, dict(m.state_dict())), "", keeps_ties=False),
+    "DCP nested": Source(
+        lambda path, m: _write_dcp(path, {"model": m.state_dict(), "epoch": EPOCH}),
+        "",
+        at=("model",),
+        others=("epoch",),
+        keeps_ties=False,
+    ),
+    "TorchScript": Source(_write_torchscript, ".pt", has_mask=True),
+}
