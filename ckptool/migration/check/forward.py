@@ -4,7 +4,12 @@ from typing import Final
 
 from ckptool.errors import WriteError
 from ckptool.migration.check.strict_load import CheckResult, PendingFile
-from ckptool.verification.result import LevelStatus, Verification, VerificationLevel
+from ckptool.verification.result import (
+    LevelResult,
+    LevelStatus,
+    Verification,
+    VerificationLevel,
+)
 
 _REQUIRED_LEVELS: Final = (
     VerificationLevel.LOAD,
@@ -26,8 +31,8 @@ def judge_verification(pending_file: PendingFile, verification: Verification) ->
         if result.status is LevelStatus.FAILED:
             reason = " ".join((result.reason or ", ".join(result.details)).split())
             message = (
-                f"{pending_file.target}: not written: verification fails at {result.level}:"
-                f" {reason}"
+                f"{pending_file.target}: not written: verification fails at"
+                f" {_format_level(result)}: {reason}"
             )
             raise WriteError(message)
     passed = [str(result.level) for result in results if result.status is LevelStatus.PASSED]
@@ -49,3 +54,9 @@ def judge_verification(pending_file: PendingFile, verification: Verification) ->
         "passed",
         "; ".join([f"{', '.join(passed)} on {verification.device}", *equality_details]),
     )
+
+
+def _format_level(result: LevelResult) -> str:
+    """Return the level, and its device where the reason leaves that out."""
+    names_device = result.level in (VerificationLevel.DEVICE, VerificationLevel.FORWARD)
+    return f"{result.level} on {result.device}" if names_device else str(result.level)

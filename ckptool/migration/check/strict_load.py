@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from ckptool.errors import WriteError
 from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.phrases import summarize_message
 
 if TYPE_CHECKING:
     import torch
@@ -71,14 +72,14 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
     try:
         state_dict = _load_state_dict(pending_file)
     except pickle.UnpicklingError as error:
-        reason = f"torch.load(weights_only=True) refuses the file: {str(error).splitlines()[0]}"
+        reason = f"torch.load(weights_only=True) refuses the file: {summarize_message(str(error))}"
         return CheckResult(name, "skipped", reason)
     try:
         with warnings.catch_warnings(), user_code():
             warnings.simplefilter("ignore")
             target_module.module.load_state_dict(state_dict, strict=True, assign=True)
     except UserCodeError as error:
-        reason = pending_file.load_obstacles or " ".join(str(error).split())
+        reason = pending_file.load_obstacles or str(error)
         message = f"{pending_file.target}: not written: strict loading fails: {reason}"
         raise WriteError(message) from error
     return CheckResult(name, "passed", f"into {target_module.module_info.target}")
