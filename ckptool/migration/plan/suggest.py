@@ -19,6 +19,7 @@ from ckptool.migration.plan.key_operations import (
     RenameKeys,
     StripPrefix,
 )
+from ckptool.migration.plan.part_steps import ask_which_part
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan
 from ckptool.migration.plan.tensor_operations import BakeMask, TieTensors
 from ckptool.migration.plan.undecided import UndecidedError, find_open_decisions
@@ -36,23 +37,32 @@ class KeyOverrides:
 
 
 def suggest_plan(
-    draft: Draft, module_info: ModuleInfo | None, sources: ValueSources, overrides: KeyOverrides
+    draft: Draft,
+    module_info: ModuleInfo | None,
+    sources: ValueSources,
+    overrides: KeyOverrides,
+    first_steps: tuple[Op, ...] = (),
 ) -> Plan:
     """Derive the plan after which the module loads the draft strictly.
 
-    Without a module, the plan has only the overrides.
+    Without a module, the plan has only `first_steps` and the overrides.
 
     Raises:
         UndecidedError: keys remain undecided; it has the open decisions and the partial plan.
     """
     builder = _PlanBuilder(draft, module_info, sources)
+    builder.add_operations(iter(first_steps))
+    if module_info is not None and overrides == KeyOverrides():
+        ask_which_part(builder.diff, Plan(tuple(builder.ops)))
     # A key to drop may be a key of the file, or a key after renaming to the module's.
     source_drops = [
-        key for key in overrides.drop if match_keys(draft, key) or key in draft.non_tensor_keys
+        key
+        for key in overrides.drop
+        if match_keys(builder.draft, key) or key in builder.draft.non_tensor_keys
     ]
     builder.add_operations(DropKeys(key=key, why="asked for") for key in source_drops)
     if module_info is not None:
-        builder.add_operations(_iter_prefix_changes(builder.diff, builder.draft))
+        builder.add_operations(iter_prefix_changes(builder.diff, builder.draft))
         builder.add_operations(_iter_reparametrizations(builder.diff))
         builder.add_operations(_iter_renames(builder.diff))
     builder.add_operations(
@@ -109,7 +119,7 @@ class _PlanBuilder:
             self.ops.append(op)
 
 
-def _iter_prefix_changes(diff: ModuleDiff, draft: Draft) -> Iterator[Op]:
+def iter_prefix_changes(diff: ModuleDiff, draft: Draft) -> Iterator[Op]:
     """Yield prefix operations, or single renames where those would give other keys."""
     if diff.rewrite is None:
         return
@@ -135,13 +145,14 @@ def _iter_prefix_operations(rewrite: PrefixRewrite) -> Iterator[Op]:
 def _gives_keys(ops: list[Op], draft: Draft, new_keys: Mapping[str, str]) -> bool:
     """Return whether `ops` rename the keys as in `new_keys` (old -> new)."""
     operations: list[Operation] = list(ops)
+    source_keys = {key: item.source_key for key, item in draft.items.items()}
     try:
         for op in operations:
             draft = op.apply(draft, EMPTY_CONTEXT)
     except PlanError:
         return False
     result_keys = {item.source_key: key for key, item in draft.items.items()}
-    return all(result_keys[old] == new for old, new in new_keys.items())
+    return all(result_keys[source_keys[old]] == new for old, new in new_keys.items())
 
 
 def _iter_reparametrizations(diff: ModuleDiff) -> Iterator[Op]:
