@@ -445,6 +445,13 @@ class ModuleInfo(Struct, frozen=True):
     hidden_modules: Mapping[str, str] = {}
     """Modules that `named_modules()` does not list: path -> class."""
     skipped: tuple[Skipped, ...] = ()
+    submodule: str = ""
+    """Path of the only sub-module that is described, "" for the whole module."""
+
+    @property
+    def label(self) -> str:
+        """The target, with the sub-module that alone is meant."""
+        return f"{self.target}, submodule {self.submodule}" if self.submodule else self.target
 
     @property
     def saved_tensors(self) -> dict[str, ModuleTensor]:

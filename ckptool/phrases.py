@@ -2,9 +2,15 @@
 
 from collections.abc import Callable, Collection
 from itertools import islice
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
+
+_MAX_MESSAGE_LENGTH: Final = 300
+_MIN_CUT_LENGTH: Final = 60
+"""Characters of a line that is shown in part; with less room it is left out."""
+_MAX_QUOTED_KEYS: Final = 3
+"""Maximum keys of torch's lists `"a", "b", ...` that are shown."""
 
 
 def pluralize(number: int, noun: str, separator: str = ",") -> str:
@@ -38,6 +44,44 @@ def quote_code(text: str) -> str:
 def truncate(text: str, length: int) -> str:
     """Return `text`, or its first `length` characters and "..." if it is longer."""
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def summarize_message(text: str) -> str:
+    """Join the lines of an exception's message to one of about 300 characters.
+
+    The first lines are kept; what is left out is counted, lines as well as the keys of a list. ""
+    for an empty text.
+    """
+    lines = [_shorten_key_list(" ".join(line.split())) for line in text.splitlines()]
+    lines = _select_telling_lines([line for line in lines if line])
+    shown: list[str] = []
+    room = _MAX_MESSAGE_LENGTH
+    for line in lines:
+        if len(line) > room and room < _MIN_CUT_LENGTH:
+            break
+        shown.append(truncate(line, room))
+        room -= len(line) + 1
+    omitted_count = len(lines) - len(shown)
+    more = f" and {pluralize(omitted_count, 'more line')}" if omitted_count else ""
+    return " ".join(shown) + more
+
+
+def _shorten_key_list(line: str) -> str:
+    keys = line.split('", "')
+    if len(keys) <= _MAX_QUOTED_KEYS:
+        return line
+    shown = '", "'.join(keys[:_MAX_QUOTED_KEYS])
+    return f'{shown}" and {len(keys) - _MAX_QUOTED_KEYS:,} more.'
+
+
+def _select_telling_lines(lines: list[str]) -> list[str]:
+    """Return the first line and the one that names the cause, where long advice is in between."""
+    for i, line in enumerate(lines[1:], start=1):
+        if line.startswith("Traceback"):
+            return [lines[0], lines[-1]]
+        if line.startswith("WeightsUnpickler error"):
+            return [lines[0], lines[i]]
+    return lines
 
 
 def make_printable(text: str) -> str:

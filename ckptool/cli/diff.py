@@ -6,6 +6,7 @@ from ckptool import api
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     input_options,
+    into_option,
     limit_options,
     module_options,
     report_options,
@@ -25,6 +26,7 @@ from ckptool.policy import Policy
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
 )
+@into_option
 @click.option("--explain", metavar="KEY", help="Tell all that is known about one key.")
 @click.option(
     "--values/--no-values",
@@ -49,6 +51,7 @@ def command(  # noqa: PLR0913
     module: str | None,
     kwargs: dict[str, object] | None,
     at: str | None,
+    into: str | None,
     explain: str | None,
     values: bool | None,
     rtol: float | None,
@@ -75,6 +78,7 @@ def command(  # noqa: PLR0913
             module=module,
             kwargs=kwargs,
             at=at,
+            into=into,
             explain=explain,
             values=values,
             rtol=rtol,

@@ -11,6 +11,7 @@ from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
     input_options,
+    into_option,
     limit_options,
     module_options,
     screen_options,
@@ -32,6 +33,7 @@ from ckptool.policy import Policy
               help="Where the result goes; its suffix decides the container.")  # fmt: skip
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
+@into_option
 @click.option("--to", type=click.Choice(["safetensors", "pth"]), help="The container.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--inject", "injected", multiple=True, metavar="KEY=SOURCE",
@@ -70,6 +72,7 @@ def command(  # noqa: PLR0913
     module: str | None,
     kwargs: dict[str, object] | None,
     at: str | None,
+    into: str | None,
     to: str | None,
     dry_run: bool,
     injected: tuple[str, ...],
@@ -111,6 +114,7 @@ def command(  # noqa: PLR0913
             module=module,
             kwargs=kwargs,
             at=at,
+            into=into,
             to=to,
             plan=plan,
             reverse=reverse,

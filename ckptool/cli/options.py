@@ -64,6 +64,11 @@ CHECKPOINT_PATH = _CheckpointParam()
 OUTPUT_PATH = _OutputPathParam()
 
 
+into_option = click.option(
+    "--into", metavar="PATH", help='The submodule of the module that alone is meant ("encoder").'
+)
+
+
 def report_options(function: CommandFunction) -> CommandFunction:
     """Add the report options; the command receives `out: ReportOutput` and `policy: Policy`."""
     return _with_options(_wrap_report_command(function, has_output=True), _REPORT_OPTIONS)

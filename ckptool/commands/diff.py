@@ -18,6 +18,7 @@ from ckptool.commands.target import (
 )
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
+from ckptool.compare.states import find_part_at
 from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
@@ -49,6 +50,7 @@ def diff(  # noqa: PLR0913
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
     at: str | None = None,
+    into: str | None = None,
     explain: str | None = None,
     values: bool | None = None,
     rtol: float | None = None,
@@ -72,6 +74,8 @@ def diff(  # noqa: PLR0913
         module: "package.module:Name" or a live module; None takes the configuration's.
         kwargs: constructor arguments.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
+        into: path of a sub-module of the module ("encoder"): the checkpoint is compared with that
+            alone.
         explain: a key to explain in full.
         values: compare values. None is True for two files and False with a module, where it adds
             the rules CK4xx and CK213, and CK208 by fingerprint.
@@ -102,6 +106,7 @@ def diff(  # noqa: PLR0913
             "-m": module is not None,
             "-k": bool(kwargs),
             "--input": inputs is not None,
+            "--into": into is not None,
         }
         reject_unused_options(module_options, _MODULE_ONLY)
         return diff_files(
@@ -112,9 +117,11 @@ def diff(  # noqa: PLR0913
         raise UsageError(
             f"{options.first_value_option()} is for the values of two checkpoints: name both"
         )
+    if into is not None:
+        reject_unused_options({"--input": inputs is not None}, "runs the whole module: not --into")
     location = parse_location(path)
     checkpoint = open_checkpoint_or_stdin(location, limits)
-    module_target = need_target(location, ModuleOptions(module, kwargs, at), config)
+    module_target = need_target(location, ModuleOptions(module, kwargs, at, into), config)
     result = _compare_with_module(checkpoint, module_target, inputs, values=bool(values))
     module_diff = result.module_diff
     verdict = judge(
@@ -157,7 +164,10 @@ def _compare_with_module(
 
     module_info, module = module_target.examine_module(default_arguments)
     module_info, forward_effects = module_target.run_forward(default_arguments, module_info, inputs)
-    module_diff = compare_with_loader(checkpoint, module_info, module, module_target.at)
+    at = module_target.at
+    if module_target.into and at is None:
+        at = find_part_at(checkpoint, module_info, module_target.into)
+    module_diff = compare_with_loader(checkpoint, module_info, module, at)
     statistics = compute_checkpoint_statistics(checkpoint) if values else None
     return _ModuleDiffResult(
         add_value_checks(module_diff) if values else module_diff, forward_effects, statistics

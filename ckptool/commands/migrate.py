@@ -44,6 +44,7 @@ def migrate(  # noqa: PLR0913
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
     at: str | None = None,
+    into: str | None = None,
     to: str | None = None,
     plan: "str | Path | Plan | None" = None,
     reverse: bool = False,
@@ -77,7 +78,10 @@ def migrate(  # noqa: PLR0913
         module: "package.module:Name" or a live module; None takes the configuration's; if there is
             none either, the state is only converted and no plan is derived.
         kwargs: constructor arguments.
-        at: dotted place of the state in the file ("state_dict"); None takes the best match.
+        at: dotted place of the state in the file ("state_dict"), or of the part of a state whose
+            keys begin so ("encoder"); None takes the best match.
+        into: path of the sub-module of the module ("encoder") that the result is for: the keys get
+            it as prefix, and the rest of the module is not looked at.
         to: "safetensors" or "pth"; None decides by the target's suffix.
         plan: a plan, or the path of a plan file; None derives the plan.
         reverse: invert the plan.
@@ -122,13 +126,21 @@ def migrate(  # noqa: PLR0913
     )
     reject_unused_options({"--save-plan": is_same_file}, "and -o name one file: name another")
     location = parse_location(source)
-    module_target = find_target(location, ModuleOptions(module, kwargs, at), config)
+    module_target = find_target(location, ModuleOptions(module, kwargs, at, into), config)
+    if into is not None:
+        reject_unused_options(
+            {"--into": module_target is None}, "names a part of a module: -m package.module:Name"
+        )
+        reject_unused_options(
+            {"--input": inputs is not None}, "runs the whole module, and --into leaves out the rest"
+        )
     result = run_migration(
         MigrationRequest(
             source=location,
             target=None if target is None else require_local_path(target),
             module=module_target.resolve_module if module_target else None,
             at=module_target.at if module_target else at,
+            into=into or "",
             to=to,
             plan=read_plan_file(Path(plan)) if isinstance(plan, str | Path) else plan,
             plan_name=str(plan) if isinstance(plan, str | Path) else "",

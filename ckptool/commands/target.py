@@ -42,6 +42,8 @@ class ModuleTarget(Struct, frozen=True):
     """Folders to import the module from, besides the current directory."""
     inputs: tuple[str, ...] = ()
     """Input specs of the configuration."""
+    into: str = ""
+    """Path of the sub-module that alone is meant, "" for the whole module."""
 
     def choose_default_arguments(self, checkpoint: Checkpoint) -> Arguments:
         """Return the constructor arguments in the file; {} if `kwargs` are set, which win."""
@@ -78,12 +80,14 @@ class ModuleTarget(Struct, frozen=True):
         return self.examine_module(defaults)[0]
 
     def examine_module(self, defaults: Arguments) -> "tuple[ModuleInfo, nn.Module]":
-        """Return the description of the module's state, and an instance.
+        """Return the description of the module's state, and an instance; or of its sub-module.
 
         Raises:
             ModuleError: it cannot be imported or built.
+            UsageError: it has no such sub-module.
         """
         from ckptool.modules import describe_module, examine_and_build
+        from ckptool.modules.submodule import select_submodule
         from ckptool.verification.load_probe import check_own_load
 
         if isinstance(self.module, str):
@@ -91,6 +95,9 @@ class ModuleTarget(Struct, frozen=True):
         else:
             module = self.module
             module_info = describe_module(module, type(module).__qualname__)
+        if self.into:
+            module_info = select_submodule(module_info, self.into)
+            module = module.get_submodule(self.into)
         return check_own_load(module_info, module), module
 
     def run_forward(
@@ -139,12 +146,14 @@ class ModuleOptions(Struct, frozen=True):
     module: "str | nn.Module | None" = None
     kwargs: Arguments | None = None
     at: str | None = None
+    into: str | None = None
+    """Path of the sub-module that alone is meant; None for the whole module."""
 
     @property
     def target(self) -> ModuleTarget | None:
-        return (
-            None if self.module is None else ModuleTarget(self.module, self.kwargs or {}, self.at)
-        )
+        if self.module is None:
+            return None
+        return ModuleTarget(self.module, self.kwargs or {}, self.at, into=self.into or "")
 
 
 def find_target(
@@ -163,6 +172,7 @@ def find_target(
         module_options.at if module_options.at is not None else entry.at,
         (loaded_config.directory,),
         entry.inputs,
+        module_options.into or "",
     )
 
 
@@ -237,7 +247,10 @@ def describe_choices(
 ) -> tuple[str, ...]:
     """Return notes about implicit choices: the state in the file, and constructor arguments."""
     notes: list[str] = []
-    if at is None and (module_diff.state.at or len(module_diff.checkpoint.states) > 1):
+    is_part = all(state.at != module_diff.state.at for state in module_diff.checkpoint.states)
+    if is_part and module_diff.state.tensors:
+        notes.append(f"compared with the file's keys below `{module_diff.state.at}`")
+    elif at is None and (module_diff.state.at or len(module_diff.checkpoint.states) > 1):
         states = [
             state for state in module_diff.checkpoint.states if state is not module_diff.state
         ]

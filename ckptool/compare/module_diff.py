@@ -16,6 +16,7 @@ from ckptool.compare.changes import (
 )
 from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
+from ckptool.compare.parts import PartMatch, PartSide, find_file_part, find_module_part
 from ckptool.compare.rename_groups import RenameGroup, group_renames
 from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite, find_renames
 from ckptool.compare.reparametrization import (
@@ -23,7 +24,7 @@ from ckptool.compare.reparametrization import (
     find_gamma_beta_renames,
     find_reparametrizations,
 )
-from ckptool.compare.states import find_best_state, get_state, score_match
+from ckptool.compare.states import find_best_state, get_state_or_part, score_match
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import Checkpoint, Container, Kind, ModuleInfo, StateDict, TensorInfo, tied_keys
 from ckptool.phrases import join_limited
@@ -47,6 +48,8 @@ class ModuleDiff(Struct, frozen=True):
     """Keys without a tensor (extra state) that the module saves and the file does not have."""
     unexpected_non_tensors: tuple[str, ...] = ()
     rewrite: PrefixRewrite | None = None
+    part: PartMatch | None = None
+    """Where the file is the state of one sub-module, or the module one part of the file."""
     renames: Mapping[str, str] = {}
     """Missing key -> unexpected key that is probably the same tensor."""
     equal_values: Mapping[str, bool] = {}
@@ -97,8 +100,13 @@ class ModuleDiff(Struct, frozen=True):
 
     @property
     def explained_keys(self) -> frozenset[str]:
-        """Missing and unexpected keys that a rename, tie, rewrite, style or fusion explains."""
+        """Missing and unexpected keys that another finding explains.
+
+        It is on a rename, a tie, a rewrite, a part, a style or a fusion.
+        """
         keys = {*self.renames, *self.renames.values(), *self.tied_missing_keys}
+        if self.part:
+            keys |= self.part.explained_keys
         if self.rewrite:
             keys |= {*self.rewrite.key_map, *self.rewrite.key_map.values()}
         keys |= {
@@ -187,7 +195,7 @@ def _join_few(keys: tuple[str, ...]) -> str:
 def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None) -> ModuleDiff:
     """Compare the state at `at` with the module; with None, the state that matches best."""
     best_match = find_best_state(checkpoint, module)
-    state = best_match if at is None else get_state(checkpoint, at)
+    state = best_match if at is None else get_state_or_part(checkpoint, at)
     expected = {key: module_tensor.tensor for key, module_tensor in module.saved_tensors.items()}
     lazy_keys = {key for key, tensor in expected.items() if tensor.layout == "lazy"}
     reparametrizations = find_reparametrizations(
@@ -243,6 +251,7 @@ def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         load_outcome=outcome,
         changes=changes,
         rewrite=diff.rewrite if diff.rewrite and keys & diff.rewrite.key_map.keys() else None,
+        part=diff.part if diff.part and keys & diff.part.key_map.keys() else None,
         renames={a: b for a, b in diff.renames.items() if {a, b} <= keys},
         fused_projections=tuple(p for p in diff.fused_projections if p.fused_key in keys),
         tied_missing_keys={k: v for k, v in diff.tied_missing_keys.items() if k in keys},
@@ -265,6 +274,7 @@ def _apply_strict_load(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         missing_non_tensors=(),
         unexpected_non_tensors=(),
         rewrite=None,
+        part=None,
         renames={},
         fused_projections=(),
         reparametrizations=tuple(r for r in diff.reparametrizations if r.handled_by_torch_hook),
@@ -292,10 +302,18 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     state, module = diff.state, diff.module
     missing = {c.key: c.expected for c in diff.changes if isinstance(c, Missing)}
     unexpected = {c.key: c.actual for c in diff.changes if isinstance(c, Unexpected)}
-    rewrite = find_prefix_rewrite(
-        [*missing.values()], [*unexpected.values()], expected, state.tensors
+    part = find_file_part(missing, unexpected, module, len(state.tensors)) or find_module_part(
+        missing, unexpected, state.tensors, len(expected)
+    )
+    rewrite = (
+        _rewrite_part(part)
+        if part
+        else find_prefix_rewrite(
+            [*missing.values()], [*unexpected.values()], expected, state.tensors
+        )
     )
     explained_keys = {
+        *(part.explained_keys if part else ()),
         *(rewrite.key_map.values() if rewrite else ()),
         *(rewrite.key_map if rewrite else ()),
     }
@@ -328,6 +346,7 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     return msgspec.structs.replace(
         diff,
         rewrite=rewrite,
+        part=part,
         renames=renames,
         fused_projections=fused_projections,
         diverged_ties=_find_diverged_ties(diff),
@@ -338,6 +357,14 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
         },
         equal_values=_compare_unsaved_values([*unexpected.values()], module),
     )
+
+
+def _rewrite_part(part: PartMatch) -> PrefixRewrite | None:
+    """Return the rewrite of the file's keys to the module's; None if several places fit."""
+    if not part.is_unique:
+        return None
+    added_prefix = f"{part.prefix}." if part.side is PartSide.FILE else ""
+    return PrefixRewrite(part.removed_segments, added_prefix, part.key_map)
 
 
 def _without_keys(tensors: Mapping[str, TensorInfo], keys: set[str]) -> dict[str, TensorInfo]:

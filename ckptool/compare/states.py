@@ -1,10 +1,16 @@
 """Checkpoint -> StateDict: by its place in the file, or by how well it matches a module."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TypeVar
+
+from msgspec.structs import replace
 
 from ckptool.compare.renames import WRAPPERS
 from ckptool.errors import UsageError
-from ckptool.model import Checkpoint, ModuleInfo, StateDict
+from ckptool.model import Checkpoint, ModuleInfo, StateDict, join_key
+
+T = TypeVar("T")
 
 
 def get_state(checkpoint: Checkpoint, at: str) -> StateDict:
@@ -15,6 +21,62 @@ def get_state(checkpoint: Checkpoint, at: str) -> StateDict:
             return state
     return StateDict(
         at=place, tensors=MappingProxyType({}), non_tensors=_find_child_keys(checkpoint, place)
+    )
+
+
+def get_state_or_part(checkpoint: Checkpoint, at: str) -> StateDict:
+    """Return the state at `at`, or the part of a state whose keys begin with the rest of `at`.
+
+    A file whose keys are "encoder.weight" and "decoder.weight" has a part at "encoder", with the
+    key "weight".
+    """
+    state = get_state(checkpoint, at)
+    if state.tensors:
+        return state
+    owner, prefix = split_part(checkpoint, at)
+    return state if owner is None else _take_part(owner, prefix)
+
+
+def split_part(checkpoint: Checkpoint, at: str) -> tuple[StateDict | None, str]:
+    """Return the state that has a part at `at`, and the prefix of its keys ("encoder.").
+
+    The innermost state of several; None and "" if none has keys there.
+    """
+    for state in sorted(checkpoint.states, key=lambda state: -len(state.at)):
+        inner = at.removeprefix(f"{state.at}.") if state.at else at
+        if inner not in ("", ".", at if state.at else ""):
+            prefix = f"{inner}."
+            if any(key.startswith(prefix) for key in state.tensors):
+                return state, prefix
+    return None, ""
+
+
+def find_part_at(checkpoint: Checkpoint, submodule: ModuleInfo, path: str) -> str | None:
+    """Return the place of the part called `path`, if it matches the sub-module best; else None.
+
+    A file of the whole module has the sub-module's state below the sub-module's path.
+    """
+    best_state = find_best_state(checkpoint, submodule)
+    part = get_state_or_part(checkpoint, join_key(best_state.at, path))
+    is_better = score_match(part, submodule) > score_match(best_state, submodule)
+    return part.at if is_better else None
+
+
+def _take_part(state: StateDict, prefix: str) -> StateDict:
+    """Return the state of the keys below `prefix`, without it."""
+
+    def strip(values: Mapping[str, T]) -> dict[str, T]:
+        return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+    owner = prefix.removesuffix(".")
+    versions = None if state.versions is None else {"": state.versions.get(owner)}
+    return StateDict(
+        at=join_key(state.at, owner),
+        tensors={key: replace(tensor, key=key) for key, tensor in strip(state.tensors).items()},
+        role=state.role,
+        versions=None if versions is None else versions | strip(state.versions or {}),
+        non_tensors=strip(state.non_tensors),
+        unsaved_tensors=strip(state.unsaved_tensors),
     )
 
 

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
-from ckptool.compare.states import equally_good_states, find_best_state, get_state
+from ckptool.compare.states import (
+    equally_good_states,
+    find_best_state,
+    get_state,
+    split_part,
+)
 from ckptool.errors import (
     PlanError,
     ReadError,
@@ -41,6 +46,7 @@ from ckptool.migration.plan.container_limits import (
 )
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.open_decisions import UndecidedError
+from ckptool.migration.plan.part_steps import find_part_steps
 from ckptool.migration.plan.plan_file import Plan, apply_plan, format_plan, reverse_plan
 from ckptool.migration.plan.suggest import (
     PlanChoices,
@@ -68,6 +74,7 @@ from ckptool.migration.write.provenance import (
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
+from ckptool.modules.submodule import select_submodule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,6 +101,8 @@ class MigrationRequest:
     module: "Callable[[Checkpoint], ModuleSpec | nn.Module] | None" = None
     """Returns the module or its spec for the opened checkpoint."""
     at: str | None = None
+    into: str = ""
+    """Path of the sub-module that alone is meant, "" for the whole module."""
     to: str | None = None
     plan: Plan | None = None
     """None: derive the plan."""
@@ -369,7 +378,8 @@ def _load_module(request: MigrationRequest, checkpoint: Checkpoint) -> "TargetMo
         return None
     from ckptool.migration.plan.target_module import load_target_module
 
-    return load_target_module(request.module(checkpoint))
+    target_module = load_target_module(request.module(checkpoint))
+    return target_module.restrict(request.into) if request.into else target_module
 
 
 def _select_state(
@@ -378,8 +388,12 @@ def _select_state(
     """Return the state_dict to migrate: at `request.at`, else the best match, else the only one."""
     if request.at is not None:
         state = get_state(checkpoint, request.at)
+        owner, _ = split_part(checkpoint, request.at)
+        state = state if state.tensors or owner is None else owner
     elif module_info is not None:
-        state = find_best_state(checkpoint, module_info)
+        path = module_info.submodule
+        part_info = select_submodule(module_info, path) if path else module_info
+        state = find_best_state(checkpoint, part_info)
     else:
         states = [s for s in checkpoint.states if s.role != "optimizer"] or [*checkpoint.states]
         model_states = [s for s in states if s.role != "tensors"] or states
@@ -403,11 +417,13 @@ def _choose_plan(
     """
     if request.plan is None:
         try:
+            first_steps = find_part_steps(draft, module_info, request.at)
             return suggest_plan(
                 draft,
                 module_info,
                 sources,
                 request.choices,
+                first_steps,
                 can_confirm=request.can_confirm_renames and not request.dry_run,
             )
         except UndecidedError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ckptool.errors import ModuleError
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.phrases import join_limited
+from ckptool.phrases import join_limited, summarize_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,9 @@ def make_build_error(spec: ModuleSpec, function: Any, error: UserCodeError) -> M
     text = str(error.error)
     about_arguments = "argument" in text and ("missing" in text or "unexpected" in text)
     if isinstance(error.error, TypeError) and about_arguments:
-        return ModuleError(spec.target, _explain_signature_mismatch(function, text.splitlines()[0]))
+        return ModuleError(
+            spec.target, _explain_signature_mismatch(function, summarize_message(text))
+        )
     return ModuleError(spec.target, f"building it raised {error}")
 
 

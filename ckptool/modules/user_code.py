@@ -7,9 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from ckptool.errors import Interrupted
 from ckptool.modules.assignment_locations import format_location, is_user_file
-from ckptool.phrases import truncate
-
-_MAX_LINE_LENGTH = 300
+from ckptool.phrases import summarize_message
 
 
 class UserCodeError(Exception):
@@ -41,12 +39,11 @@ def user_code() -> Iterator[None]:
 
 
 def format_exception_line(error: BaseException) -> str:
-    """Format the type and the first line of `error`, at most 300 characters."""
+    """Format the type and the message of `error` in one line of about 300 characters."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
-    lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
-    line = next((line.strip() for line in lines if line.strip()), type(error).__name__)
-    return truncate(line, _MAX_LINE_LENGTH)
+    text = "".join(traceback.format_exception_only(error))
+    return summarize_message(text) or type(error).__name__
 
 
 def _format_user_location(error: BaseException) -> str:

@@ -89,7 +89,7 @@ def build_module_diff_report(
         exit_code=verdict.exit_code,
         verdict=_format_module_diff_verdict(diff, verdict),
         path=str(diff.checkpoint.path),
-        module=diff.module.target,
+        module=diff.module.label,
         at=diff.state.at,
         notes=notes,
         matched=diff.matched_keys,

@@ -87,7 +87,7 @@ def build_migrate_report(migration: "MigrationResult", verdict: Verdict) -> Migr
         target=str(migration.target) if digests else "",
         target_container=str(migration.container),
         at=migration.state.at,
-        module=migration.module_info.target if migration.module_info else "",
+        module=migration.module_info.label if migration.module_info else "",
         steps=tuple(map(_build_step_report, migration.plan.ops)),
         checks=tuple(
             CheckReport(name=c.name, result=c.result, reason=c.reason) for c in migration.checks
@@ -125,4 +125,5 @@ def _format_migrate_verdict(migration: "MigrationResult") -> str:
         return action
     if not diff.is_strict:
         return f"{action}: {format_load_failure(diff, 'would not load')}"
-    return f"{action}: {'loads' if has_passed_check else 'would load'} strictly"
+    place = f" into `{diff.module.submodule}`" if diff.module.submodule else ""
+    return f"{action}: {'loads' if has_passed_check else 'would load'} strictly{place}"

@@ -6,6 +6,7 @@
 | CK201-CK206, CK209, CK211, CK214, CK220, CK605 | load_keys.py | missing and unexpected keys |
 | CK207, CK208, CK215 | load_shapes.py | shapes and dtypes of keys on both sides |
 | CK210, CK212, CK216, CK222, CK223, CK304 | load_summary.py | the load as a whole |
+| CK224, CK225 | parts.py | one side that is a part of the other |
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
 | CK219 | quantization.py | quantised against float modules |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
@@ -30,6 +31,7 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     load_summary,
     module_state,
     optimizer,
+    parts,
     plan_errors,
     policy_requirements,
     quantization,

@@ -7,6 +7,7 @@ from ckptool.compare.changes import Missing, Unexpected
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.parts import has_auxiliary_name
 from ckptool.model import Kind, ModuleTensor
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
@@ -143,30 +144,6 @@ def find_missing_recomputable_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
             )
 
 
-_AUXILIARY_NAMES: Final = frozenset(
-    [
-        "criterion",
-        "loss",
-        "loss_fn",
-        "loss_fct",
-        "metric",
-        "metrics",
-        "lpips",
-        "perceptual_loss",
-        "teacher",
-        "evaluator",
-    ]
-)
-
-
-def _has_auxiliary_name(key: str) -> bool:
-    """Whether a segment of `key` has a usual name of a loss, a metric or a frozen judge."""
-    return any(
-        segment in _AUXILIARY_NAMES or segment.endswith(("_metric", "_metrics", "_loss"))
-        for segment in key.split(".")[:-1]
-    )
-
-
 def _is_none_buffer(diff: ModuleDiff, key: str) -> bool:
     """Whether the module registers `key` as a buffer that is None."""
     return key in diff.module.none_buffers
@@ -201,7 +178,7 @@ def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     for change in _unexplained_unexpected(diff):
         key, tensor = change.key, change.actual
         is_compared = _matches_unsaved_value(diff, key) is not None
-        if not is_compared and not _has_auxiliary_name(key):
+        if not is_compared and not has_auxiliary_name(key):
             reason = (
                 "; there it is a buffer that is still None" if _is_none_buffer(diff, key) else ""
             )
@@ -285,7 +262,7 @@ def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
 )
 def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
     rewrite = diff.rewrite
-    if rewrite is None:
+    if rewrite is None or diff.part is not None:
         return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
     steps = [f"`{segment}.` is taken out" for segment in removed]
@@ -388,7 +365,7 @@ def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
 )
 def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     for change in _unexplained_unexpected(diff):
-        if _has_auxiliary_name(change.key) and _matches_unsaved_value(diff, change.key) is None:
+        if has_auxiliary_name(change.key) and _matches_unsaved_value(diff, change.key) is None:
             yield hit(change.key, whose="by its name")
     for module_tensor in _unexplained_missing(diff):
         owner = diff.module.modules.get(module_tensor.key.rpartition(".")[0])

@@ -13,6 +13,7 @@ from torch import Tensor
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Skipped, TensorInfo
 from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.phrases import summarize_message
 
 _DENSE_LAYOUTS: Final = ("strided", "chunked")
 _SAMPLES: Final[Mapping[str, Callable[[], Tensor]]] = {
@@ -69,5 +70,5 @@ def _try_copy(tensor: TensorInfo) -> str | None:
         with user_code():
             torch.zeros(1, 1).copy_(source)
     except UserCodeError as error:
-        return str(error.error).splitlines()[0]
+        return summarize_message(str(error.error))
     return ""

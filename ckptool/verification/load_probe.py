@@ -24,6 +24,7 @@ from ckptool.modules.move_probe import copy_to_meta
 from ckptool.modules.tensor_info import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
+from ckptool.phrases import summarize_message
 from ckptool.verification.copy_probe import find_copy_error
 from ckptool.verification.load_tensors import load_tensors, load_with_torch
 
@@ -333,8 +334,8 @@ def _format_load_error(error: UserCodeError) -> str:
     text = str(error.error)
     if _LOAD_ERRORS not in text:
         return str(error)
-    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
-    return " ".join(lines) or text
+    _, _, lines = text.partition("\n")
+    return summarize_message(lines or text)
 
 
 def _get_storage_id(tensor: Tensor) -> int:

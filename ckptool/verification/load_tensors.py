@@ -10,6 +10,7 @@ from torch import Tensor
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import open_local_copy
 from ckptool.model import Checkpoint, StateDict, TensorInfo
+from ckptool.phrases import summarize_message
 from ckptool.tensors.elements import iter_elements, unreadable_reason
 
 
@@ -88,7 +89,7 @@ def load_with_torch(checkpoint: Checkpoint, at: str) -> Mapping[str, Any]:
         for step in at.split(".") if at else ():
             state = state[step]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = summarize_message(str(error))
         raise ReadError(
             checkpoint.path, f"has more than plain bytes, and torch refuses it: {reason}"
         ) from error

@@ -18,6 +18,7 @@ from ckptool.verification.levels.device_and_forward import ForwardResults, RunDe
 from ckptool.verification.levels.equality import OldNewPair, check_equality
 from ckptool.verification.levels.load import LoadedModuleFactory
 from ckptool.verification.levels.round_trip import check_round_trip, check_survival
+from ckptool.verification.module_fault import explain_module_fault
 from ckptool.verification.result import (
     DeviceMismatch,
     LevelResult,
@@ -76,7 +77,11 @@ def run_verification(
         path=str(new.module_diff.checkpoint.path),
         module=new.factory.target,
         device=device.label,
-        levels=(load_result, *device_levels, equality_result, round_trip_result, survival_result),
+        levels=explain_module_fault(
+            (load_result, *device_levels, equality_result, round_trip_result, survival_result),
+            forward_results,
+            device,
+        ),
         device_mismatches=(
             tuple(
                 _with_assignment(mismatch, new.module_diff)

@@ -84,7 +84,7 @@ def test_an_import_that_fails_inside(tmp_path):
         ("x = 1\nraise SystemExit('bye')\n", "SystemExit: bye (at {file}:2)"),
         ("def f(:\n", "SyntaxError: invalid syntax ({file}:1)"),
         ("from os import nothing\n", "ImportError: cannot import name 'nothing' from 'os'"),
-        ("raise ValueError('a\\nb')\n", "ValueError: a (at {file}:1)"),
+        ("raise ValueError('a\\nb')\n", "ValueError: a b (at {file}:1)"),
         ("raise ValueError\n", "ValueError (at {file}:1)"),
     ],
 )

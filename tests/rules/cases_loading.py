@@ -52,3 +52,36 @@ def it_writes_what_it_does_not_read(tmp):
 @near("CK114")
 def it_reads_all_that_it_writes(tmp):
     return api.audit(f"{LOADING}KeepsExtraState")
+
+
+def _cascade():
+    return torch.nn.ModuleDict({"pnet": torch.nn.Linear(2, 2), "rnet": torch.nn.Linear(3, 3)})
+
+
+@fires("CK224")
+def the_file_is_one_net_of_a_cascade(tmp):
+    path = tmp / "pnet.pth"
+    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    return api.diff(path, module=_cascade())
+
+
+@near("CK224", "CK201", "CK210")
+def the_file_lacks_one_net_of_a_cascade(tmp):
+    path = tmp / "pnet.pth"
+    torch.save({f"pnet.{k}": v for k, v in torch.nn.Linear(2, 2).state_dict().items()}, path)
+    return api.diff(path, module=_cascade())
+
+
+@fires("CK225")
+def the_module_is_one_net_of_the_file(tmp):
+    path = tmp / "cascade.pth"
+    torch.save(_cascade().state_dict(), path)
+    return api.diff(path, module=torch.nn.Linear(2, 2))
+
+
+@near("CK225", "CK209", "CK214", "CK210")
+def a_loss_is_beside_the_module(tmp):
+    path = tmp / "lightning.pth"
+    state = {f"model.{k}": v for k, v in torch.nn.Linear(2, 2).state_dict().items()}
+    torch.save(state | {"criterion.weight": torch.ones(2)}, path)
+    return api.diff(path, module=torch.nn.Linear(2, 2))

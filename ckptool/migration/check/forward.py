@@ -7,7 +7,12 @@ from ckptool.migration.check.strict_load import CheckResult, PendingFile
 from ckptool.phrases import join_limited, quote_code
 from ckptool.verification.forward_pass import Inputs
 from ckptool.verification.rename_confirmation import find_unconfirmed_keys
-from ckptool.verification.result import LevelStatus, Verification, VerificationLevel
+from ckptool.verification.result import (
+    LevelResult,
+    LevelStatus,
+    Verification,
+    VerificationLevel,
+)
 from ckptool.verification.target import VerificationTarget
 
 _REQUIRED_LEVELS: Final = (
@@ -63,8 +68,8 @@ def judge_verification(pending_file: PendingFile, verification: Verification) ->
             if pending_file.keys_to_confirm and result.level is VerificationLevel.EQUALITY:
                 raise UnconfirmedRenamesError(f"the old module computes something else: {reason}")
             message = (
-                f"{pending_file.target}: not written: verification fails at {result.level}:"
-                f" {reason}"
+                f"{pending_file.target}: not written: verification fails at"
+                f" {_format_level(result)}: {reason}"
             )
             raise WriteError(message)
     passed = [str(result.level) for result in results if result.status is LevelStatus.PASSED]
@@ -86,3 +91,9 @@ def judge_verification(pending_file: PendingFile, verification: Verification) ->
         "passed",
         "; ".join([f"{', '.join(passed)} on {verification.device}", *equality_details]),
     )
+
+
+def _format_level(result: LevelResult) -> str:
+    """Return the level, and its device where the reason leaves that out."""
+    names_device = result.level in (VerificationLevel.DEVICE, VerificationLevel.FORWARD)
+    return f"{result.level} on {result.device}" if names_device else str(result.level)

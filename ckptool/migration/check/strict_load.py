@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ from msgspec import Struct
 
 from ckptool.errors import WriteError
 from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.phrases import summarize_message
 
 if TYPE_CHECKING:
     import torch
@@ -74,17 +76,39 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
     try:
         state_dict = _load_state_dict(pending_file)
     except pickle.UnpicklingError as error:
-        reason = f"torch.load(weights_only=True) refuses the file: {str(error).splitlines()[0]}"
+        reason = f"torch.load(weights_only=True) refuses the file: {summarize_message(str(error))}"
         return CheckResult(name, "skipped", reason)
     try:
         with warnings.catch_warnings(), user_code():
             warnings.simplefilter("ignore")
-            target_module.module.load_state_dict(state_dict, strict=True, assign=True)
+            state_dict = _take_submodule_state(state_dict, target_module.module_info.submodule)
+            target_module.loaded_module.load_state_dict(state_dict, strict=True, assign=True)
     except UserCodeError as error:
-        reason = pending_file.load_obstacles or " ".join(str(error).split())
+        reason = pending_file.load_obstacles or str(error)
         message = f"{pending_file.target}: not written: strict loading fails: {reason}"
         raise WriteError(message) from error
-    return CheckResult(name, "passed", f"into {target_module.module_info.target}")
+    return CheckResult(name, "passed", f"into {target_module.module_info.label}")
+
+
+def _take_submodule_state(
+    state_dict: "dict[str, torch.Tensor]", path: str
+) -> "dict[str, torch.Tensor]":
+    """Return the state that load_state_dict of the whole module hands to its sub-module.
+
+    A key that is not below `path` stays as it is, and is unexpected then.
+    """
+    if not path:
+        return state_dict
+    prefix = f"{path}."
+    result = OrderedDict((key.removeprefix(prefix), state_dict[key]) for key in state_dict)
+    versions = getattr(state_dict, "_metadata", None)
+    if versions is not None:
+        result._metadata = OrderedDict(  # type: ignore[attr-defined]  # noqa: SLF001
+            (key.removeprefix(path).removeprefix("."), versions[key])
+            for key in versions
+            if f"{key}.".startswith(prefix)
+        )
+    return result
 
 
 def run_forward_check(

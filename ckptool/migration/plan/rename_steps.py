@@ -132,10 +132,11 @@ def _has_exact_reverse(ops: list[Op], draft: Draft) -> bool:
 def _gives_keys(ops: list[Op], draft: Draft, new_keys: Mapping[str, str]) -> bool:
     """Return whether `ops` rename the keys as in `new_keys` (old -> new)."""
     operations: list[Operation] = list(ops)
+    source_keys = {key: item.source_key for key, item in draft.items.items()}
     try:
         for op in operations:
             draft = op.apply(draft, EMPTY_CONTEXT)
     except PlanError:
         return False
     result_keys = {item.source_key: key for key, item in draft.items.items()}
-    return all(result_keys[old] == new for old, new in new_keys.items())
+    return all(result_keys[source_keys[old]] == new for old, new in new_keys.items())

@@ -22,6 +22,7 @@ from ckptool.migration.plan.open_decisions import (
     UndecidedError,
     find_open_decisions,
 )
+from ckptool.migration.plan.part_steps import ask_which_part
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan
 from ckptool.migration.plan.rename_steps import build_rename_steps, iter_prefix_steps
 from ckptool.migration.plan.tensor_operations import BakeMask, TieTensors
@@ -62,6 +63,7 @@ def suggest_plan(
     module_info: ModuleInfo | None,
     sources: ValueSources,
     choices: PlanChoices,
+    first_steps: tuple[Op, ...] = (),
     *,
     can_confirm: bool = False,
 ) -> SuggestedPlan:
@@ -75,6 +77,7 @@ def suggest_plan(
         module_info: the module; None without one.
         sources: where injected values are looked for.
         choices: of the user.
+        first_steps: steps before all others, where only a part of file or module is meant.
         can_confirm: whether the result is run against the old module, so that unambiguous renames
             may be tried.
 
@@ -82,9 +85,14 @@ def suggest_plan(
         UndecidedError: keys remain undecided; it has the open decisions and the partial plan.
     """
     builder = _PlanBuilder(draft, module_info, sources)
+    builder.add_operations(iter(first_steps))
+    if module_info is not None and choices == PlanChoices():
+        ask_which_part(builder.diff, Plan(tuple(builder.ops)))
     # A key to drop may be a key of the file, or a key after renaming to the module's.
     source_drops = [
-        key for key in choices.drop if match_keys(draft, key) or key in draft.non_tensor_keys
+        key
+        for key in choices.drop
+        if match_keys(builder.draft, key) or key in builder.draft.non_tensor_keys
     ]
     builder.add_operations(DropKeys(key=key, why="asked for") for key in source_drops)
     # So may a key to rename: as it is in the file, or without a wrapper's prefix.

@@ -1,12 +1,13 @@
 """ModuleSpec or nn.Module -> TargetModule: the module that loads the result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckptool.errors import PlanError
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.model import ModuleInfo, TensorInfo
 from ckptool.modules import ModuleSpec, describe_module, examine_and_build, rebuild_with_seed
+from ckptool.modules.submodule import restrict_to_submodule
 from ckptool.modules.tensor_info import get_dtype_name
 from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
@@ -23,6 +24,19 @@ class TargetModule:
     """Parameters may be meta tensors; values computed by the constructor are real."""
     spec: ModuleSpec | None
     """None for an existing instance, which cannot be rebuilt."""
+
+    @property
+    def loaded_module(self) -> "nn.Module":
+        """The module that loads the result: the sub-module where only that is meant."""
+        return self.module.get_submodule(self.module_info.submodule)
+
+    def restrict(self, path: str) -> "TargetModule":
+        """Return the target with only the sub-module at `path` described.
+
+        Raises:
+            UsageError: there is no such sub-module.
+        """
+        return replace(self, module_info=restrict_to_submodule(self.module_info, path))
 
     def get_constructor_value(self, key: str, anonymous_file: AnonymousFile) -> TensorInfo:
         """Store the value that the constructor gave to `key`, and return its description.

@@ -158,7 +158,7 @@ def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
 def _explain_obstacles(module_diff: ModuleDiff) -> str:
     text = strict_load_obstacles(module_diff)
     if module_diff.rewrite and text:
-        text = f"{text}; the rest was checked with the keys rewritten (CK209)"
+        text = f"{text}; the rest was checked with the keys rewritten, as ckptool diff says"
     return text
 
 

@@ -50,7 +50,7 @@ def test_a_wrong_mask_is_not_placed(samples, tmp_path):
 def test_a_module_that_leaves_a_tensor_behind_is_found_before_the_file_is_placed(tmp_path, samples):
     state = torch.load(samples / "model.pth")
     torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "old.pth")
-    with pytest.raises(WriteError, match=r"fails at device: `mask` is on cpu"):
+    with pytest.raises(WriteError, match=r"fails at device on simulated cuda:0: `mask` is on cpu"):
         api.migrate(
             tmp_path / "old.pth",
             tmp_path / "new.pth",

@@ -1,0 +1,122 @@
+"""ModuleDiff -> hits: one side of the load is one part of the other (CK224, CK225)."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.parts import PartMatch, PartSide
+from ckptool.model import join_key
+from ckptool.phrases import join_limited, quote_code
+from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+
+PART_FINDINGS: Final = frozenset({"CK224", "CK225"})
+"""Codes of the one finding for all keys of a load whose one side is a part of the other."""
+_MAX_PREFIXES: Final = 4
+"""Maximum names of places that fit equally in one sentence."""
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK224",
+        name="state-of-a-submodule",
+        level=Level.ERROR,
+        summary="the file is the state of {what}",
+        detail="{matched} match there, and {others} of the module {verb} not in it",
+        why=(
+            "Strict loading into the whole module raises. With strict=False nothing loads, since no"
+            " key has the name of the sub-module in front; and the rest stays at random."
+        ),
+        fix="{remedy}: {command}; in code: {code}",
+        example=(
+            "class Cascade(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.pnet, self.rnet = nn.Linear(2, 2), nn.Linear(3, 3)\n"
+            "\n"
+            "\n"
+            "Cascade().load_state_dict(nn.Linear(2, 2).state_dict())"
+        ),
+    ),
+)
+def find_state_of_submodule(diff: ModuleDiff) -> Iterator[RuleHit]:
+    part = diff.part
+    if part is None or part.side is not PartSide.FILE:
+        return
+    name = part.prefix if part.is_unique else "NAME"
+    siblings = f"{part.sibling_count} submodules"
+    parent = part.prefix.rpartition(".")[0]
+    place = f"{siblings} of `{parent}`" if parent else siblings
+    yield _build_hit(
+        diff,
+        part,
+        what=f"`{part.prefix}`, one of {place}",
+        remedy=f"If only `{part.prefix}` is meant",
+        verb="is" if len(part.other_keys) == 1 else "are",
+        command=f"{format_migrate_command(diff)} --into {name}",
+        code=f'module.get_submodule("{name}").load_state_dict(state_dict)',
+    )
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK225",
+        name="part-of-the-file",
+        level=Level.WARNING,
+        summary="the module is {what}",
+        detail="{matched} match there, and {others} of the file {verb} to something else",
+        why=(
+            "Strict loading raises. With strict=False nothing loads, since every key of the file"
+            " has the name of its part in front, and nothing says so."
+        ),
+        fix="{remedy}: {command}; in code: {code}",
+        example=(
+            'whole = nn.ModuleDict({"encoder": nn.Linear(2, 2), "decoder": nn.Linear(3, 3)})\n'
+            "nn.Linear(2, 2).load_state_dict(whole.state_dict())"
+        ),
+        gate=Level.ERROR,
+    ),
+)
+def find_part_of_file(diff: ModuleDiff) -> Iterator[RuleHit]:
+    part = diff.part
+    if part is None or part.side is not PartSide.MODULE:
+        return
+    name = part.prefix if part.is_unique else "NAME"
+    places = f"{part.sibling_count} parts"
+    yield _build_hit(
+        diff,
+        part,
+        what=f"`{part.prefix}` of the file, one of {places}",
+        remedy="Take that part",
+        verb="belongs" if len(part.other_keys) == 1 else "belong",
+        command=f"{format_migrate_command(diff)} --at {join_key(diff.state.at, name)}",
+        code=(
+            f'{{k.removeprefix("{name}."): v for k, v in state_dict.items()'
+            f' if k.startswith("{name}.")}}'
+        ),
+    )
+
+
+def _build_hit(diff: ModuleDiff, part: PartMatch, **facts: str) -> RuleHit:
+    """Return the hit; where several places fit equally, it names them and asks."""
+    is_file = part.side is PartSide.FILE
+    total = len(diff.state.tensors if is_file else diff.module.saved_tensors)
+    if not part.is_unique:
+        names = join_limited(part.prefixes, _MAX_PREFIXES, quote_code)
+        whose = "submodule" if is_file else "part of the file"
+        facts |= {"what": f"one {whose}, and {names} fit equally", "remedy": "Say which one"}
+    return hit(
+        part.prefix,
+        None,
+        part.explained_keys,
+        matched=_format_share(len(part.key_map), total),
+        others=f"{len(part.other_keys):,} other {'key' if len(part.other_keys) == 1 else 'keys'}",
+        prefixes=list(part.prefixes),
+        **facts,
+    )
+
+
+def _format_share(count: int, total: int) -> str:
+    return f"all {total:,} of its keys" if count == total else f"{count:,} of its {total:,} keys"

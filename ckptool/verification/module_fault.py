@@ -1,0 +1,70 @@
+"""LevelResults x ForwardResults -> LevelResults that say where the module fails, not the file.
+
+The proof is the same load on the CPU: the file loads strictly, and forward runs through there.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec.structs import replace
+
+from ckptool.verification.backends import cuda
+from ckptool.verification.levels.device_and_forward import ForwardResults, RunDevice
+from ckptool.verification.result import DeviceMismatch, LevelResult, LevelStatus, VerificationLevel
+
+_CREATED: Final = "created at "
+"""How the description of a tensor begins that forward itself makes."""
+
+
+def explain_module_fault(
+    levels: tuple[LevelResult, ...], forward_results: ForwardResults | None, device: RunDevice
+) -> tuple[LevelResult, ...]:
+    """Return the levels; one that failed for the module's own reasons says so, and what to do."""
+    statuses = {result.level: result.status for result in levels}
+    if (
+        forward_results is None
+        or not _fails_on_device_only(forward_results)
+        or statuses[VerificationLevel.LOAD] is not LevelStatus.PASSED
+        or statuses[VerificationLevel.EQUALITY] is LevelStatus.FAILED
+    ):
+        return levels
+    explanation = (
+        "the file is right and the module is not: with the same file loaded, forward runs through"
+        f" on the CPU and fails on {device.label}:"
+        f" {_propose_fix(forward_results.device_mismatches)}, or stay on the CPU with --device cpu"
+    )
+    first_failed = next(
+        level
+        for level in (VerificationLevel.DEVICE, VerificationLevel.FORWARD)
+        if statuses[level] is LevelStatus.FAILED
+    )
+    return tuple(
+        replace(result, reason=f"{result.reason}; {explanation}")
+        if result.level is first_failed
+        else result
+        for result in levels
+    )
+
+
+def _fails_on_device_only(forward_results: ForwardResults) -> bool:
+    """Whether forward runs on the CPU and fails on the device by where the module's tensors are."""
+    device_pass = forward_results.device_pass
+    if forward_results.cpu_pass.error is not None or device_pass is None:
+        return False
+    has_failed = any(result.status is LevelStatus.FAILED for result in forward_results.levels)
+    error = device_pass.error
+    is_device_error = error is not None and cuda.is_device_error(error.error)
+    return has_failed and bool(forward_results.device_mismatches or is_device_error)
+
+
+def _propose_fix(mismatches: Iterable[DeviceMismatch]) -> str:
+    """Return how to mend the first misplaced tensor; a general remedy if none is known."""
+    mismatch = next(iter(mismatches), None)
+    if mismatch is None:
+        return "let the module put all its tensors on the device of its input"
+    if mismatch.description.startswith(_CREATED):
+        location = mismatch.description.removeprefix(_CREATED)
+        return f"at {location}, create the tensor on the device of an input (device=x.device)"
+    if mismatch.attribute:
+        return f"register `{mismatch.attribute}` as a buffer, which moves with the module"
+    return f"move the tensor to the device of the input before {mismatch.where or mismatch.op}"
