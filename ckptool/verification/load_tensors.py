@@ -2,15 +2,22 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import open_local_copy
-from ckptool.model import Checkpoint, StateDict, TensorInfo
+from ckptool.locations import RemotePath
+from ckptool.model import Checkpoint, Container, StateDict, TensorInfo
 from ckptool.tensors.elements import iter_elements, unreadable_reason
+
+_LOAD_EXCEPTIONS: Final = (
+    OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, UnpicklingError
+)  # fmt: skip
+"""What torch.load raises for a file that it cannot load."""
 
 
 def load_tensors(
@@ -76,18 +83,33 @@ def _read_tensor(info: TensorInfo) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype).reshape(info.shape)
 
 
-def load_with_torch(checkpoint: Checkpoint, at: str) -> Mapping[str, Any]:
+def can_be_mapped(checkpoint: Checkpoint) -> bool:
+    """Whether torch can map the file: a local archive of torch.save without compressed storages."""
+    tensors = (tensor for state in checkpoint.states for tensor in state.tensors.values())
+    return (
+        checkpoint.container is Container.TORCH_ZIP
+        and not isinstance(checkpoint.path, RemotePath)
+        and all(tensor.storage is None or tensor.storage.span for tensor in tensors)
+    )
+
+
+def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) -> Mapping[str, Any]:
     """Return the mapping at `at` as torch.load(weights_only=True) reads it.
+
+    Args:
+        checkpoint: the file.
+        at: place of the mapping.
+        mapped: map the file into memory, so that elements are read where they are used.
 
     Raises:
         ReadError: torch refuses the file, or there is no mapping at `at`.
     """
     try:
         with open_local_copy(checkpoint.path) as path:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         for step in at.split(".") if at else ():
             state = state[step]
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except _LOAD_EXCEPTIONS as error:
         reason = str(error).strip().splitlines()[0]
         raise ReadError(
             checkpoint.path, f"has more than plain bytes, and torch refuses it: {reason}"
