@@ -63,6 +63,8 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """Facts about the key of --explain, () without it."""
     container: str = ""
     """Container of the checkpoint: "torch-zip", "safetensors" ..."""
+    is_coverage_known: bool = True
+    """False if torch refuses what matches by key and shape, or that was not checked."""
     load_steps: tuple[LoadStepReport, ...] = ()
     """What the module's own loading code does besides copying tensors by name."""
 
@@ -101,6 +103,7 @@ def build_module_diff_report(
         coverage=diff.coverage,
         explanation=build_fact_reports(explain_module_key(diff, explain) if explain else ()),
         container=str(diff.checkpoint.container),
+        is_coverage_known=not diff.is_refused and diff.unchecked_load is None,
         load_steps=tuple(
             LoadStepReport(key=step.key, does=str(step.kind), file_key=step.file_key)
             for step in diff.load_steps
@@ -111,6 +114,8 @@ def build_module_diff_report(
 def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
     if not diff.is_strict:
         return format_load_failure(diff)
+    if diff.unchecked_load is not None:
+        return f"keys and shapes match; not checked: {diff.unchecked_load.what}"
     serious_findings = [f for f in verdict.findings if f.level >= Level.WARNING]
     if not serious_findings and diff.retied_keys:
         names = join_limited(diff.retied_keys, 1, quote_code)

@@ -96,15 +96,13 @@ class _CopyProbe:
 
     def find_error(self, key: str, kind: _TensorKind, module_kind: _TensorKind) -> str | Skipped:
         """Return what copying `key` raises, "" if nothing; Skipped if it could not be tried."""
+        source, target = _make_sample(kind), _make_sample(module_kind)
         try:
-            with warnings.catch_warnings(), user_code():
-                warnings.simplefilter("ignore")
-                source, target = _make_sample(kind), _make_sample(module_kind)
-                if source is None or target is None:
-                    source, target = self._get_source(key, kind), self._copy_target(key)
+            if source is None or target is None:
+                source, target = self._get_source(key, kind), self._copy_target(key)
         except (ReadError, UserCodeError) as error:
             reason = error.reason if isinstance(error, ReadError) else str(error)
-            return Skipped(f"copying `{key}`", f"it is {kind.words}: {reason}")
+            return Skipped(f"copying `{key}`", f"it is {kind.words}, and its file {reason}")
         try:
             with warnings.catch_warnings(), user_code(), torch.no_grad():
                 warnings.simplefilter("ignore")
@@ -123,13 +121,18 @@ class _CopyProbe:
         if kind.is_on_meta or not _is_dense(kind):
             return self._torch_state[key]
         if tensor.nbytes > _MAX_READ_NBYTES:
-            raise ReadError(self._diff.checkpoint.path, f"has {tensor.nbytes} bytes of it")
+            raise ReadError(self._diff.checkpoint.path, f"has {tensor.nbytes} bytes for it")
         return torch.zeros(tensor.shape, dtype=getattr(torch, kind.dtype))
 
     def _copy_target(self, key: str) -> Tensor:
-        """Return a copy of the module's own tensor, on the CPU if it is a dense one on meta."""
-        tensor: Tensor = self._module.state_dict()[key].detach()
-        return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.clone()
+        """Return a copy of the module's own tensor, on the CPU.
+
+        Raises:
+            UserCodeError: the code of its class raised.
+        """
+        with user_code():
+            tensor: Tensor = self._module.state_dict()[key].detach()
+            return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.clone()
 
     @cached_property
     def _torch_state(self) -> Mapping[str, Any]:
@@ -146,7 +149,7 @@ class _CopyProbe:
         if not mapped and (
             checkpoint.nbytes > _MAX_READ_NBYTES or isinstance(checkpoint.path, RemotePath)
         ):
-            raise ReadError(checkpoint.path, "its file would have to be loaded")
+            raise ReadError(checkpoint.path, "would have to be loaded whole")
         return load_with_torch(checkpoint, state.at, mapped=mapped)
 
 

@@ -55,10 +55,13 @@ def compare_with_loader(
     diff = build_module_diff(checkpoint, module_info, at)
     if not diff.state.tensors:
         return diff
+    if checkpoint.load_refusal:
+        refusal = f"torch.load refuses the archive: {checkpoint.load_refusal}"
+        return apply_load_outcome(diff, LoadOutcome(refusal, None, None))
     outcome = _ask_loader(module, diff)
     if isinstance(outcome, Skipped):
         unchecked = replace(module_info, skipped=(*module_info.skipped, outcome))
-        return replace(diff, module=unchecked, unchecked_load=outcome.reason)
+        return replace(diff, module=unchecked, unchecked_load=outcome)
     return diff if outcome is None else apply_load_outcome(diff, outcome)
 
 

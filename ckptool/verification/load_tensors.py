@@ -1,7 +1,9 @@
 """State of a checkpoint -> torch tensors, from their byte spans, without unpickling if possible."""
 
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any, Final
 
@@ -34,7 +36,8 @@ def load_tensors(
     torch_state: Mapping[str, Any] | None = None
     tensors_by_view: dict[object, Tensor] = {}
     for key, info in state.tensors.items():
-        if _is_plain_bytes(info):
+        # A subclass may be copied by its own code.
+        if _is_plain_bytes(info) and not info.wrapper:
             # Tied in the file: one tensor here too.
             view = (info.storage or key, info.storage_offset, info.shape, info.stride, info.dtype)
             if view not in tensors_by_view:
@@ -105,18 +108,37 @@ def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) ->
         ReadError: torch refuses the file, or there is no mapping at `at`.
     """
     try:
-        with open_local_copy(checkpoint.path) as path:
+        with open_local_copy(checkpoint.path) as path, _without_log_messages():
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         for step in at.split(".") if at else ():
             state = state[step]
     except _LOAD_EXCEPTIONS as error:
-        reason = str(error).strip().splitlines()[0]
         raise ReadError(
-            checkpoint.path, f"has more than plain bytes, and torch refuses it: {reason}"
+            checkpoint.path,
+            f"has more than plain bytes, and torch refuses it: {_format_refusal(error)}",
         ) from error
     if not isinstance(state, Mapping):
         raise ReadError(checkpoint.path, f"there is no mapping at `{at or '.'}`")
     return state
+
+
+@contextmanager
+def _without_log_messages() -> Iterator[None]:
+    """Leave out what torch logs while it reads: of a DTensor's mesh, that there is no such group."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+def _format_refusal(error: Exception) -> str:
+    """Return the line that says something: of a refused class, the one that names it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = (line for line in lines if line.startswith("WeightsUnpickler error: "))
+    line = next(named, lines[0] if lines else type(error).__name__)
+    return line.removeprefix("WeightsUnpickler error: ")
 
 
 def _get_value(state: Mapping[str, Any], key: str, checkpoint: Checkpoint) -> Any:
