@@ -80,8 +80,10 @@ class ModuleDiff(Struct, frozen=True):
     """Result of asking the module's own loading code; None if it has none, or was not asked."""
     load_steps: tuple[LoadStep, ...] = ()
     """What that code does besides copying tensors by name, if the load succeeds."""
+    is_planned: bool = False
+    """Whether no file holds the state yet: it is the result of a plan."""
     unchecked_load: Skipped | None = None
-    """What of the load could not be tried, so that keys and shapes alone decide; None if all was."""
+    """What could not be tried of the load, so that keys and shapes decide; None if all was."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
@@ -147,6 +149,12 @@ class ModuleDiff(Struct, frozen=True):
             if module_tensor.key in loadable_keys
         )
         return loaded_numel / total_numel if total_numel else 1.0
+
+    @property
+    def loads_whole(self) -> bool:
+        """Whether the module's own loading code was asked, and loads all of it strictly."""
+        is_lost = any(step.kind is LoadStepKind.LOST for step in self.load_steps)
+        return self.load_outcome is not None and self.is_strict and not is_lost
 
     @property
     def is_refused(self) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.compare.states import equally_good_states, find_best_state, get_state
 from ckptool.errors import PlanError, ReadError, UsageError, WriteError
@@ -19,6 +21,7 @@ from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.locations import Location, RemotePath
 from ckptool.migration.check.strict_load import (
+    STRICT_LOAD,
     CheckResult,
     ForwardCheck,
     PendingFile,
@@ -28,7 +31,7 @@ from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH, check_container_limits
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.plan_file import Plan, apply_plan, format_plan, reverse_plan
-from ckptool.migration.plan.suggest import KeyOverrides, predict_load, suggest_plan
+from ckptool.migration.plan.suggest import KeyOverrides, suggest_plan
 from ckptool.migration.plan.undecided import UndecidedError
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.migration.source_guard import SourceGuard
@@ -186,10 +189,12 @@ def _run_stages(
     sources = ValueSources(
         target_module, request.donor, anonymous_file, source_guard, request.limits
     )
-    plan = _choose_plan(request, draft, module_info, sources)
+    plan = _choose_plan(request, draft, target_module, sources)
     already_applied = is_applied(plan, _read_provenance(draft))
     result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
-    diff = predict_load(result, module_info, state_only=to == SAFETENSORS) if module_info else None
+    diff = (
+        target_module.predict_load(result, state_only=to == SAFETENSORS) if target_module else None
+    )
     notes = check_container_limits(result, to, drop_extra=request.drop_extra)
     if module_info and request.at is None:
         equal_matches = equally_good_states(checkpoint, module_info, draft.state)
@@ -217,6 +222,8 @@ def _run_stages(
         load_obstacles,
     )
     checks, digests = ((), None) if request.dry_run else applied_plan.write_result()
+    if diff and any(check.name == STRICT_LOAD and check.result == "passed" for check in checks):
+        diff = replace(diff, unchecked_load=None)
     return MigrationResult(
         checkpoint=checkpoint,
         state=result.state,
@@ -362,24 +369,46 @@ def _select_state(
 
 
 def _choose_plan(
-    request: MigrationRequest, draft: Draft, module_info: ModuleInfo | None, sources: ValueSources
+    request: MigrationRequest,
+    draft: Draft,
+    target_module: "TargetModule | None",
+    sources: ValueSources,
 ) -> Plan:
-    """Return the plan of the request, or derive one.
+    """Return the plan of the request, or derive one; an empty one if the draft loads as it is.
 
     Raises:
         PlanError: no plan can be derived; `--save-plan` then gets the open decisions.
         UsageError: the request has both a plan and key overrides.
     """
     if request.plan is None:
+        module_info = target_module.module_info if target_module else None
+        loads_whole = request.overrides == KeyOverrides() and _loads_whole(
+            request, draft, target_module
+        )
+        if loads_whole and target_module and target_module.has_custom_load:
+            return Plan()
         try:
+            # What torch's own upgrades do is written into the file all the same.
             return suggest_plan(draft, module_info, sources, request.overrides)
         except UndecidedError as error:
+            if loads_whole:
+                return Plan()
             raise _add_undecided_hint(error, request) from error
     if request.overrides != KeyOverrides():
         raise UsageError(
             "--plan is the whole plan: write what --inject and --drop ask for into it, as steps"
         )
     return reverse_plan(request.plan) if request.reverse else request.plan
+
+
+def _loads_whole(
+    request: MigrationRequest, draft: Draft, target_module: "TargetModule | None"
+) -> bool:
+    """Whether the module's own loading code loads the unchanged draft, and loses nothing."""
+    state_only = _choose_output_container(request) == SAFETENSORS
+    return target_module is not None and (
+        target_module.predict_load(draft, state_only=state_only).loads_whole
+    )
 
 
 def _read_provenance(draft: Draft) -> str | None:

@@ -1,7 +1,7 @@
 """Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK312, CK601-CK604)."""
 
-from collections import Counter
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final

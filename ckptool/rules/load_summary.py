@@ -249,7 +249,7 @@ def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
             "Whether a tensor subclass can be copied into a parameter, and what a module's loading"
             " code does, only their own code can tell; here it could not be asked."
         ),
-        fix='Load it in the code that uses it; a policy with strict = true fails where it is unknown.',
+        fix="Load it in the code that uses it; a policy with strict = true fails until then.",
         example=(
             "class Scaled(torch.Tensor): ...  # a subclass that torch.load does not allow\n"
             "\n"

@@ -117,12 +117,13 @@ class _CopyProbe:
         Raises:
             ReadError: torch cannot load the file, or too much would have to be read.
         """
-        tensor = self._diff.state.tensors[key]
+        info = self._diff.state.tensors[key]
         if kind.is_on_meta or not _is_dense(kind):
-            return self._torch_state[key]
-        if tensor.nbytes > _MAX_READ_NBYTES:
-            raise ReadError(self._diff.checkpoint.path, f"has {tensor.nbytes} bytes for it")
-        return torch.zeros(tensor.shape, dtype=getattr(torch, kind.dtype))
+            tensor: Tensor = self._torch_state[key]
+            return tensor
+        if info.nbytes > _MAX_READ_NBYTES:
+            raise ReadError(self._diff.checkpoint.path, f"has {info.nbytes} bytes for it")
+        return torch.zeros(info.shape, dtype=getattr(torch, kind.dtype))
 
     def _copy_target(self, key: str) -> Tensor:
         """Return a copy of the module's own tensor, on the CPU.
@@ -131,8 +132,8 @@ class _CopyProbe:
             UserCodeError: the code of its class raised.
         """
         with user_code():
-            tensor: Tensor = self._module.state_dict()[key].detach()
-            return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.clone()
+            target: Tensor = self._module.state_dict()[key].detach()
+            return torch.empty_like(target, device="cpu") if target.is_meta else target.clone()
 
     @cached_property
     def _torch_state(self) -> Mapping[str, Any]:
@@ -142,6 +143,8 @@ class _CopyProbe:
             ReadError: torch refuses the file, or would have to read it whole.
         """
         checkpoint, state = self._diff.checkpoint, self._diff.state
+        if self._diff.is_planned:
+            raise ReadError(checkpoint.path, "is yet to be written")
         if any(tensor.wrapper.startswith(_DTENSOR_MODULE) for tensor in state.tensors.values()):
             # Its import tells torch.load(weights_only=True) to allow the class.
             import_module(_DTENSOR_MODULE)

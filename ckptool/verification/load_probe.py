@@ -38,7 +38,12 @@ _LOAD_ERRORS: Final = "Error(s) in loading state_dict"
 
 
 def compare_with_loader(
-    checkpoint: Checkpoint, module_info: ModuleInfo, module: nn.Module, at: str | None
+    checkpoint: Checkpoint,
+    module_info: ModuleInfo,
+    module: nn.Module,
+    at: str | None,
+    *,
+    is_planned: bool = False,
 ) -> ModuleDiff:
     """Compare the state at `at` with the module, as its own `load_state_dict` would load it.
 
@@ -51,8 +56,9 @@ def compare_with_loader(
         module_info: description of `module`.
         module: an instance of the module; it is copied, not changed.
         at: place of the state; None takes the one that matches best.
+        is_planned: whether no file holds the state yet, so that its values cannot be read.
     """
-    diff = build_module_diff(checkpoint, module_info, at)
+    diff = replace(build_module_diff(checkpoint, module_info, at), is_planned=is_planned)
     if not diff.state.tensors:
         return diff
     if checkpoint.load_refusal:
@@ -117,6 +123,23 @@ def check_own_load(module_info: ModuleInfo, module: nn.Module) -> ModuleInfo:
     return replace(module_info, own_load_error=error)
 
 
+def try_strict_load(module: nn.Module, state_dict: Mapping[str, Any]) -> str:
+    """Load real tensors strictly into a copy of `module`; return what it raises, "" if it loads.
+
+    The copy has its parameters on meta: shapes are compared, and only tensors that torch may refuse
+    to copy, or that the module's own code reads, need memory.
+
+    Raises:
+        UserCodeError: the module cannot be copied.
+    """
+    recorder = LoadRecorder(has_values=True)
+    copy = _copy_module(module, on_meta=False)
+    try:
+        return _load(copy, state_dict, recorder, strict=True, has_values=True)
+    except ValuesNeededError as error:
+        raise UserCodeError(error) from error
+
+
 def find_loading_code(module: nn.Module) -> tuple[str, ...]:
     """Return the prefixes of sub-modules that load or save by more than nn.Module's own code.
 
@@ -161,7 +184,8 @@ def probe_load(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped:
     with preserve_random_state():
         for keys in _choose_read_keys(module, diff):
             nbytes = sum(diff.state.tensors[key].nbytes for key in keys)
-            if keys and (nbytes > MAX_READ_NBYTES or isinstance(diff.checkpoint.path, RemotePath)):
+            is_remote = isinstance(diff.checkpoint.path, RemotePath)
+            if keys and (diff.is_planned or is_remote or nbytes > MAX_READ_NBYTES):
                 break
             try:
                 tensors = _with_retied(build_probe_state(diff, keys), diff.retied_keys)
@@ -227,12 +251,13 @@ def _run_loads(
     loaded = _copy_module(module, on_meta=not read_keys)
     with user_code():
         initial_storages = {key: identify_storage(tensor) for key, tensor in _iter_state(loaded)}
-    key_recorder, load_recorder = _record_keys(loaded), LoadRecorder()
+    key_recorder, load_recorder = _record_keys(loaded), LoadRecorder(has_values=has_values)
     error = _load(loaded, tensors, load_recorder, strict=True, has_values=has_values)
     if error:
         lenient = _copy_module(module, on_meta=not read_keys)
         key_recorder = _record_keys(lenient)
-        lenient_error = _load(lenient, tensors, LoadRecorder(), strict=False, has_values=has_values)
+        load_recorder = LoadRecorder(has_values=has_values)
+        lenient_error = _load(lenient, tensors, load_recorder, strict=False, has_values=has_values)
         return LoadOutcome(
             error=error,
             missing_keys=tuple(key_recorder.missing) if not lenient_error else None,
@@ -306,8 +331,7 @@ def _load(
 ) -> str:
     """Call `load_state_dict`; return what it raises, "" if nothing.
 
-    Args:
-        has_values: whether no tensor is on meta that is not so in the file.
+    With `has_values`, a tensor is on meta only where it is so in the file.
 
     Raises:
         ValuesNeededError: it raised since tensors on meta have no values.

@@ -12,7 +12,7 @@ from ckptool.modules.tensor_info import is_lazy
 _COPY: Final = torch.ops.aten.copy_.default
 
 
-class LoadRecorder(TorchDispatchMode):
+class LoadRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered, records of each storage that is written whose elements it has then.
 
     `load_state_dict` copies each tensor of its argument into the module's, and a hook may copy,
@@ -20,8 +20,14 @@ class LoadRecorder(TorchDispatchMode):
     meta do.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, has_values: bool = False) -> None:
+        """Make a recorder.
+
+        Args:
+            has_values: whether a tensor on meta is so in the file, and to be refused.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._has_values = has_values
         self._origins: dict[int, int | None] = {}
         self._kept: list[object] = []
         """Storages that were seen: an id is given again once its storage is gone."""
@@ -43,9 +49,12 @@ class LoadRecorder(TorchDispatchMode):
     ) -> Any:
         if func is _COPY:
             target, source = args[0], args[1]
-            result = _copy(target, source, *args[2:])
+            target.copy_(source, *args[2:])
+            if target.is_meta and (self._has_values if source.is_meta else not _is_plain(source)):
+                # On meta nothing is copied: what torch may refuse is copied for real.
+                torch.empty_like(target, device="cpu").copy_(source)
             self._record_copy(target, source)
-            return result
+            return target
         result = func(*args, **(kwargs or {}))
         if func._schema.is_mutable and torch.Tag.inplace_view not in func.tags:  # noqa: SLF001
             for tensor in _iter_written(func, args, kwargs or {}):
@@ -62,14 +71,6 @@ class LoadRecorder(TorchDispatchMode):
     def _set_origin(self, tensor: Tensor, origin: int | None) -> None:
         self._origins[identify_storage(tensor)] = origin
         self._kept.append(tensor)
-
-
-def _copy(target: Tensor, source: Tensor, *args: Any) -> Tensor:
-    """Copy; into a tensor on meta, copy also what has elements, since only that can be refused."""
-    result = target.copy_(source, *args)
-    if target.is_meta and not source.is_meta and not _is_plain(source):
-        torch.empty_like(target, device="cpu").copy_(source)
-    return result
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -124,7 +124,7 @@ def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) ->
 
 @contextmanager
 def _without_log_messages() -> Iterator[None]:
-    """Leave out what torch logs while it reads: of a DTensor's mesh, that there is no such group."""
+    """Leave out what torch logs while it reads: that a DTensor's process group is not there."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -28,7 +28,7 @@ def build_probe_state(diff: ModuleDiff, read_keys: Collection[str]) -> Mapping[s
         ValuesNeededError: a key to be on meta has something else than a dense tensor.
     """
     if non_tensor := _find_non_tensor(diff):
-        if not read_keys and not can_be_mapped(diff.checkpoint):
+        if diff.is_planned or not (read_keys or can_be_mapped(diff.checkpoint)):
             raise ValuesNeededError(f"`{non_tensor}` is no tensor")
         return load_with_torch(diff.checkpoint, diff.state.at, mapped=not read_keys)
     state = diff.state

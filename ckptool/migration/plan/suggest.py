@@ -72,15 +72,9 @@ def suggest_plan(
     return Plan(tuple(builder.ops))
 
 
-def predict_load(draft: Draft, module_info: ModuleInfo, *, state_only: bool = False) -> ModuleDiff:
-    """Compare the draft's result with the module, with the same code as `diff`.
-
-    With `state_only`, the container has no other state_dicts and entries (safetensors).
-    """
-    result = build_result_checkpoint(draft)
-    if state_only:
-        result = replace(result, states=(draft.result_state,), entries=())
-    return build_module_diff(result, module_info, draft.state.at)
+def compare_keys(draft: Draft, module_info: ModuleInfo) -> ModuleDiff:
+    """Compare keys and shapes of the draft's result with the module's."""
+    return build_module_diff(build_result_checkpoint(draft), module_info, draft.state.at)
 
 
 def build_result_checkpoint(draft: Draft) -> Checkpoint:
@@ -101,7 +95,7 @@ class _PlanBuilder:
     @property
     def diff(self) -> ModuleDiff:
         assert self._module_info is not None
-        return predict_load(self.draft, self._module_info)
+        return compare_keys(self.draft, self._module_info)
 
     def add_operations(self, ops: Iterator[Op]) -> None:
         for op in list(ops):

@@ -3,12 +3,18 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import PlanError
 from ckptool.migration.plan.anonymous_file import AnonymousFile
+from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.suggest import build_result_checkpoint
 from ckptool.model import ModuleInfo, TensorInfo
 from ckptool.modules import ModuleSpec, describe_module, examine_and_build, rebuild_with_seed
 from ckptool.modules.tensor_info import get_dtype_name
 from ckptool.tensors.torch_bytes import copy_tensor_bytes
+from ckptool.verification.load_probe import compare_with_loader
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +29,28 @@ class TargetModule:
     """Parameters may be meta tensors; values computed by the constructor are real."""
     spec: ModuleSpec | None
     """None for an existing instance, which cannot be rebuilt."""
+
+    @property
+    def has_custom_load(self) -> bool:
+        """Whether a class other than torch's has loading code of its own."""
+        return any(part.has_custom_load for part in self.module_info.modules.values())
+
+    def predict_load(self, draft: Draft, *, state_only: bool) -> ModuleDiff:
+        """Return what the module's own `load_state_dict` would do with the draft's result.
+
+        Args:
+            draft: the planned state_dict; the source's own if it is unchanged.
+            state_only: whether the container has nothing beside the state's tensors, no versions of
+                modules either (safetensors).
+        """
+        result = replace(build_result_checkpoint(draft), load_refusal="")
+        if state_only:
+            state = replace(draft.result_state, versions=None)
+            result = replace(result, states=(state,), entries=())
+        is_planned = draft != create_draft(draft.checkpoint, draft.state)
+        return compare_with_loader(
+            result, self.module_info, self.module, draft.state.at, is_planned=is_planned
+        )
 
     def get_constructor_value(self, key: str, anonymous_file: AnonymousFile) -> TensorInfo:
         """Store the value that the constructor gave to `key`, and return its description.
