@@ -322,6 +322,8 @@ class Checkpoint(Struct, frozen=True):
     files: tuple[Location, ...] = ()
     """The files of a sharded checkpoint, in order; () for a single file."""
     faults: tuple[ContainerIssue, ...] = ()
+    load_refusal: str = ""
+    """Why torch.load refuses the archive though all of it can be read; "" if it opens it."""
 
 
 class Preview(Struct, frozen=True, gc=False):

@@ -43,7 +43,7 @@ class LoadOutcome(Struct, frozen=True):
     unexpected_keys: tuple[str, ...] | None = ()
     sources: Mapping[str, str | None] = {}
     """Key of the module -> key of the file whose tensor it has after the load, "" if its value was
-    computed, None if it still has its initial value. Empty if the load raises."""
+    computed, None if it still has its initial value; empty if the load raises."""
     has_read_values: bool = False
     """Whether the loading code needed the values of the file."""
 
@@ -63,9 +63,6 @@ def find_load_steps(
         module: the module.
         given_keys: missing keys that were given all the same, tied to another key.
     """
-    if not outcome.sources:
-        yield from _find_swallowed_keys(outcome, state, module)
-        return
     swallowed = set(outcome.missing_keys or ())
     for key, module_tensor in module.saved_tensors.items():
         source = outcome.sources.get(key, key)
@@ -85,16 +82,4 @@ def find_load_steps(
     computes = any(source == "" for source in outcome.sources.values())
     for key in state.tensors:
         if key not in used_keys and key not in module.saved_tensors and not computes:
-            yield LoadStep(LoadStepKind.DISCARDED, key)
-
-
-def _find_swallowed_keys(
-    outcome: LoadOutcome, state: StateDict, module: ModuleInfo
-) -> Iterator[LoadStep]:
-    """Yield the keys that torch found missing or unexpected and the loader did not raise for."""
-    for key in outcome.missing_keys or ():
-        if key in module.saved_tensors:
-            yield LoadStep(LoadStepKind.LOST, key)
-    for key in outcome.unexpected_keys or ():
-        if key in state.tensors:
             yield LoadStep(LoadStepKind.DISCARDED, key)

@@ -26,7 +26,16 @@ from ckptool.compare.reparametrization import (
 )
 from ckptool.compare.states import find_best_state, get_state_or_part, score_match
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
-from ckptool.model import Checkpoint, Container, Kind, ModuleInfo, StateDict, TensorInfo, tied_keys
+from ckptool.model import (
+    Checkpoint,
+    Container,
+    Kind,
+    ModuleInfo,
+    Skipped,
+    StateDict,
+    TensorInfo,
+    tied_keys,
+)
 from ckptool.phrases import join_limited
 from ckptool.tensors import equality
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
@@ -75,8 +84,10 @@ class ModuleDiff(Struct, frozen=True):
     """Result of asking the module's own loading code; None if it has none, or was not asked."""
     load_steps: tuple[LoadStep, ...] = ()
     """What that code does besides copying tensors by name, if the load succeeds."""
-    unchecked_load: str = ""
-    """Why that code could not be asked, so that keys and shapes alone decide; "" if it was."""
+    is_planned: bool = False
+    """Whether no file holds the state yet: it is the result of a plan."""
+    unchecked_load: Skipped | None = None
+    """What could not be tried of the load, so that keys and shapes decide; None if all was."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
@@ -151,6 +162,18 @@ class ModuleDiff(Struct, frozen=True):
             if module_tensor.key in loadable_keys
         )
         return loaded_numel / total_numel if total_numel else 1.0
+
+    @property
+    def loads_whole(self) -> bool:
+        """Whether the module's own loading code was asked, and loads all of it strictly."""
+        is_lost = any(step.kind is LoadStepKind.LOST for step in self.load_steps)
+        return self.load_outcome is not None and self.is_strict and not is_lost
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether keys and shapes match, and torch or the module's own code raises all the same."""
+        has_differences = self.missing_keys or self.unexpected_keys or self.shape_mismatches
+        return not self.is_strict and not has_differences
 
     @property
     def retied_keys(self) -> Mapping[str, str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.compare.states import (
     equally_good_states,
@@ -31,6 +33,7 @@ from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.locations import Location, RemotePath
 from ckptool.migration.check.plan_outcome import PlanOutcome
 from ckptool.migration.check.strict_load import (
+    STRICT_LOAD,
     CheckResult,
     ForwardCheck,
     PendingFile,
@@ -51,7 +54,6 @@ from ckptool.migration.plan.plan_file import Plan, apply_plan, format_plan, reve
 from ckptool.migration.plan.suggest import (
     PlanChoices,
     SuggestedPlan,
-    predict_load,
     suggest_plan,
 )
 from ckptool.migration.plan.value_sources import ValueSources
@@ -217,12 +219,11 @@ def _run_stages(
     sources = ValueSources(
         target_module, request.donor, anonymous_file, source_guard, request.limits
     )
-    suggested = _choose_plan(request, draft, module_info, sources)
+    suggested = _choose_plan(request, draft, target_module, sources)
     plan = suggested.plan
     already_applied = is_applied(plan, _read_provenance(draft))
     result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
-    state_only = not keeps_saved_object(checkpoint.container, to)
-    diff = predict_load(result, module_info, state_only=state_only) if module_info else None
+    diff = _predict_load(target_module, result, to)
     notes = check_container_limits(result, to, drop_extra=request.drop_extra)
     if module_info and request.at is None:
         equal_matches = equally_good_states(checkpoint, module_info, draft.state)
@@ -234,8 +235,8 @@ def _run_stages(
     if request.is_sharded and is_web_location(checkpoint.path):
         notes = (*notes, "what lies beside the shards is not copied: http cannot list it")
     _save_plan(request, format_plan(plan))
-    if module_info and diff:
-        source_diff = predict_load(draft, module_info)
+    if target_module and diff:
+        source_diff = target_module.predict_load(draft, state_only=False, keeps_versions=True)
         request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     state_changed = state_changed or result.state.role == "module"
@@ -257,6 +258,8 @@ def _run_stages(
         checks, digests = ((), None) if request.dry_run else applied_plan.write_result()
     except UnconfirmedRenamesError as error:
         raise _add_undecided_hint(_ask_again(suggested, checkpoint, error), request) from error
+    if diff and any(check.name == STRICT_LOAD and check.result == "passed" for check in checks):
+        diff = replace(diff, unchecked_load=None)
     return MigrationResult(
         checkpoint=checkpoint,
         state=result.state,
@@ -407,15 +410,24 @@ def _select_state(
 
 
 def _choose_plan(
-    request: MigrationRequest, draft: Draft, module_info: ModuleInfo | None, sources: ValueSources
+    request: MigrationRequest,
+    draft: Draft,
+    target_module: "TargetModule | None",
+    sources: ValueSources,
 ) -> SuggestedPlan:
-    """Return the plan of the request, or derive one.
+    """Return the plan of the request, or derive one; an empty one if the draft loads as it is.
 
     Raises:
         UndecidedError: no plan can be derived; `--save-plan` then gets the open decisions.
         UsageError: the request has both a plan and choices.
     """
     if request.plan is None:
+        module_info = target_module.module_info if target_module else None
+        loads_whole = request.choices == PlanChoices() and _loads_whole(
+            request, draft, target_module
+        )
+        if loads_whole and target_module and target_module.has_custom_load:
+            return SuggestedPlan(Plan())
         try:
             first_steps = find_part_steps(draft, module_info, request.at)
             return suggest_plan(
@@ -426,7 +438,10 @@ def _choose_plan(
                 first_steps,
                 can_confirm=request.can_confirm_renames and not request.dry_run,
             )
+            # What torch's own upgrades do is written into the file all the same.
         except UndecidedError as error:
+            if loads_whole:
+                return SuggestedPlan(Plan())
             raise _add_undecided_hint(error, request) from error
     if request.choices != PlanChoices():
         raise UsageError(
@@ -434,6 +449,25 @@ def _choose_plan(
             " ask for into it, as steps"
         )
     return SuggestedPlan(reverse_plan(request.plan) if request.reverse else request.plan)
+
+
+def _loads_whole(
+    request: MigrationRequest, draft: Draft, target_module: "TargetModule | None"
+) -> bool:
+    """Whether the module's own loading code loads the unchanged draft, and loses nothing."""
+    diff = _predict_load(target_module, draft, _choose_output_container(request))
+    return diff is not None and diff.loads_whole
+
+
+def _predict_load(target_module: "TargetModule | None", draft: Draft, to: str) -> ModuleDiff | None:
+    """Return what the module will do with the draft's result, written to container `to`."""
+    if target_module is None:
+        return None
+    return target_module.predict_load(
+        draft,
+        state_only=not keeps_saved_object(draft.checkpoint.container, to),
+        keeps_versions=to != SAFETENSORS,
+    )
 
 
 def _read_provenance(draft: Draft) -> str | None:

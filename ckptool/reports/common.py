@@ -7,6 +7,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, ModuleInfo, ModuleTensor, Skipped, StateDict, TensorInfo
+from ckptool.phrases import pluralize
 from ckptool.policy import Verdict
 from ckptool.rules import Finding
 
@@ -245,3 +246,15 @@ def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str
     if not any(count for count, _ in mismatch_counts) and diff.load_outcome is not None:
         return f"{failure}: {diff.load_outcome.error}"
     return f"{failure}: " + ", ".join(f"{n} {word}" for n, word in mismatch_counts if n)
+
+
+def format_strict_load(diff: ModuleDiff, success: str = "loads") -> str:
+    """Return `success` and, if the module's own code makes it so, of how many keys."""
+    if not diff.load_steps:
+        return f"{success} strictly"
+    upgraded = pluralize(len(diff.load_steps), "key")
+    return f"{success} strictly, by the module's own upgrade of {upgraded}"
+
+
+def format_unchecked_load(unchecked: Skipped) -> str:
+    return f"keys and shapes match; not checked: {unchecked.what}"

@@ -5,7 +5,7 @@ from msgspec import Struct
 from ckptool.compare.explain_key import explain_module_key
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Skipped, natural_sort_key
-from ckptool.phrases import join_limited, pluralize, quote_code
+from ckptool.phrases import join_limited, quote_code
 from ckptool.policy import Verdict
 from ckptool.reports.common import (
     FactReport,
@@ -17,6 +17,8 @@ from ckptool.reports.common import (
     build_skipped_reports,
     build_unsaved_reports,
     format_load_failure,
+    format_strict_load,
+    format_unchecked_load,
 )
 from ckptool.rules import Finding, Level
 from ckptool.rules.registry import RuleFamily
@@ -63,6 +65,8 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """Facts about the key of --explain, () without it."""
     container: str = ""
     """Container of the checkpoint: "torch-zip", "safetensors" ..."""
+    is_coverage_known: bool = True
+    """False if torch refuses what matches by key and shape, or that was not checked."""
     load_steps: tuple[LoadStepReport, ...] = ()
     """What the module's own loading code does besides copying tensors by name."""
 
@@ -101,6 +105,7 @@ def build_module_diff_report(
         coverage=diff.coverage,
         explanation=build_fact_reports(explain_module_key(diff, explain) if explain else ()),
         container=str(diff.checkpoint.container),
+        is_coverage_known=not diff.is_refused and diff.unchecked_load is None,
         load_steps=tuple(
             LoadStepReport(key=step.key, does=str(step.kind), file_key=step.file_key)
             for step in diff.load_steps
@@ -111,25 +116,20 @@ def build_module_diff_report(
 def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
     if not diff.is_strict:
         return format_load_failure(diff)
+    if diff.unchecked_load is not None:
+        return format_unchecked_load(diff.unchecked_load)
     serious_findings = [f for f in verdict.findings if f.level >= Level.WARNING]
     if not serious_findings and diff.retied_keys:
         names = join_limited(diff.retied_keys, 1, quote_code)
         return f"loads with safetensors.torch.load_model, which ties {names} again"
     if not serious_findings:
-        return _format_strict_load(diff)
+        return format_strict_load(diff)
     unsaved_keys = {f.key for f in serious_findings if f.rule.family is RuleFamily.MODULE_STATE}
     if unsaved_keys:
         names = join_limited(sorted(unsaved_keys, key=natural_sort_key), 3, quote_code, more=" ...")
         return f"loads, but {names} {'is' if len(unsaved_keys) == 1 else 'are'} not saved with it"
     load_findings = [f for f in serious_findings if f.rule.family is not RuleFamily.CONTAINER]
-    return f"loads, but {load_findings[0].summary}" if load_findings else _format_strict_load(diff)
-
-
-def _format_strict_load(diff: ModuleDiff) -> str:
-    if not diff.load_steps:
-        return "loads strictly"
-    upgraded = pluralize(len(diff.load_steps), "key")
-    return f"loads strictly, by the module's own upgrade of {upgraded}"
+    return f"loads, but {load_findings[0].summary}" if load_findings else format_strict_load(diff)
 
 
 def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:

@@ -13,6 +13,8 @@ from ckptool.reports.common import (
     build_silenced_reports,
     build_skipped_reports,
     format_load_failure,
+    format_strict_load,
+    format_unchecked_load,
 )
 
 if TYPE_CHECKING:
@@ -126,4 +128,7 @@ def _format_migrate_verdict(migration: "MigrationResult") -> str:
     if not diff.is_strict:
         return f"{action}: {format_load_failure(diff, 'would not load')}"
     place = f" into `{diff.module.submodule}`" if diff.module.submodule else ""
-    return f"{action}: {'loads' if has_passed_check else 'would load'} strictly{place}"
+    if diff.unchecked_load is not None and not has_passed_check:
+        return f"{action}: {format_unchecked_load(diff.unchecked_load)}"
+    verb = "loads" if has_passed_check else "would load"
+    return f"{action}: {format_strict_load(diff, verb)}{place}"

@@ -5,12 +5,12 @@
 | CK101-CK106, CK108-CK112, CK114 | module_state.py | state of a module that its state_dict lacks |
 | CK201-CK206, CK209, CK211, CK214, CK220, CK605 | load_keys.py | missing and unexpected keys |
 | CK207, CK208, CK215 | load_shapes.py | shapes and dtypes of keys on both sides |
-| CK210, CK212, CK216, CK222, CK223, CK304 | load_summary.py | the load as a whole |
+| CK210, CK212, CK216, CK222, CK223, CK226, CK304 | load_summary.py | the load as a whole |
 | CK224, CK225 | parts.py | one side that is a part of the other |
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
 | CK219 | quantization.py | quantised against float modules |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
-| CK301-CK303, CK306-CK308, CK310, CK312, CK601-CK604 | container.py | content of files |
+| CK301-CK303, CK306-CK308, CK310, CK312, CK313, CK601-CK604 | container.py | content of files |
 | CK305, CK309 | training_state.py | old containers, training state in a release |
 | CK213, CK401-CK405 | values.py | values of tensors |
 | CK501-CK503 | ties.py | tied tensors and shared storages |

@@ -1,5 +1,6 @@
 """Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK312, CK601-CK604)."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -287,6 +288,32 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 yield hit(tensor.key, shape=list(tensor.shape), stride=list(tensor.stride))
 
 
+@check(
+    Checkpoint,
+    Rule(
+        code="CK313",
+        name="archive-refused",
+        level=Level.ERROR,
+        summary="torch.load refuses the archive",
+        detail="{refusal}",
+        why=(
+            "A .pth file is a zip archive with all records in one folder. Unpacked and packed again"
+            " by hand, or by a browser or an archiver, it may have no such folder, or files beside"
+            " it."
+        ),
+        fix="ckptool migrate {path} -o FILE.pth writes an archive that torch.load opens.",
+        example=(
+            "with zipfile.ZipFile(path, 'w') as archive:\n"
+            "    for file in unpacked.rglob('*'):\n"
+            "        archive.write(file, file.relative_to(unpacked))  # without the folder"
+        ),
+    ),
+)
+def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    if checkpoint.load_refusal:
+        yield hit("", refusal=checkpoint.load_refusal, path=shlex.quote(str(checkpoint.path)))
+
+
 def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHit]:
     for issue in checkpoint.faults:
         if issue.kind is kind:
@@ -400,5 +427,12 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         for key, tensor in state.tensors.items():
             if "_flat_param" in key or key.endswith("flat_param"):
                 yield hit(key, what="an FSDP flat parameter")
-            elif "ShardedTensor" in tensor.wrapper:
+            elif "ShardedTensor" in tensor.wrapper or _is_rank_part(tensor):
                 yield hit(key, what="one rank's shard of a tensor")
+
+
+def _is_rank_part(tensor: TensorInfo) -> bool:
+    """Whether it is a DTensor whose local tensor is not the whole."""
+    return tensor.wrapper.endswith(".DTensor") and any(
+        component.tensor.shape != tensor.shape for component in tensor.parts
+    )

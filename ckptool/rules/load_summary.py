@@ -1,4 +1,4 @@
-"""ModuleDiff -> hits: problems of the load as a whole (CK21x, CK222, CK223, CK304)."""
+"""ModuleDiff -> hits: problems of the load as a whole (CK21x, CK222, CK223, CK226, CK304)."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -230,8 +230,32 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
-    outcome = diff.load_outcome
-    if outcome is None or outcome.is_strict:
-        return
-    if not (diff.missing_keys or diff.unexpected_keys or diff.shape_mismatches):
-        yield hit("", error=outcome.error)
+    if diff.load_outcome is not None and diff.is_refused and not diff.checkpoint.load_refusal:
+        yield hit("", error=diff.load_outcome.error)
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK226",
+        name="load-not-checked",
+        level=Level.WARNING,
+        summary="keys and shapes match, and whether it loads is not checked",
+        detail="{what}: {reason}",
+        why=(
+            "Whether a tensor subclass can be copied into a parameter, and what a module's loading"
+            " code does, only their own code can tell; here it could not be asked."
+        ),
+        fix="Load it in the code that uses it; a policy with strict = true fails until then.",
+        example=(
+            "class Scaled(torch.Tensor): ...  # a subclass that torch.load does not allow\n"
+            "\n"
+            "\n"
+            'torch.save({"weight": torch.ones(2, 2).as_subclass(Scaled)}, path)'
+        ),
+    ),
+)
+def find_unchecked_load(diff: ModuleDiff) -> Iterator[RuleHit]:
+    unchecked = diff.unchecked_load
+    if unchecked is not None and diff.is_strict:
+        yield hit("", what=unchecked.what, reason=unchecked.reason)

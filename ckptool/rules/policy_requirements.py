@@ -99,7 +99,8 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
 def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
     diff, strict = release.diff, release.requirements.strict
     if strict is True and diff is not None and diff.unchecked_load:
-        yield hit("", keys=f"its own loading code could not be asked: {diff.unchecked_load}")
+        unchecked = diff.unchecked_load
+        yield hit("", keys=f"not checked: {unchecked.what}: {unchecked.reason}")
     if strict is False or not release.unmatched_keys:
         return
     keys = join_limited(release.unmatched_keys, 3, quote_code)

@@ -1,74 +1,172 @@
-"""ModuleDiff -> what `copy_` raises: a tensor that no parameter of another layout can take.
+"""ModuleDiff x nn.Module -> what `copy_` raises: tensors that the module's cannot take.
 
-`load_state_dict` copies each tensor of the file into the module's. Whether torch can copy a layout
-into another is asked with samples of one element.
+`load_state_dict` copies each tensor of the file into the module's. Whether torch copies one kind of
+tensor (layout, dtype, subclass) into another is asked once for each pair of kinds: with samples of
+one element, or, for kinds that only their own code can make, with a tensor of the file.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Final
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.errors import ReadError
+from ckptool.locations import RemotePath
 from ckptool.model import Skipped, TensorInfo
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import summarize_message
+from ckptool.verification.load_tensors import can_be_mapped, load_with_torch
 
-_DENSE_LAYOUTS: Final = ("strided", "chunked")
-_SAMPLES: Final[Mapping[str, Callable[[], Tensor]]] = {
-    "sparse_coo": lambda: torch.zeros(1, 1).to_sparse(),
-    "sparse_csr": lambda: torch.zeros(1, 1).to_sparse_csr(),
-    "sparse_csc": lambda: torch.zeros(1, 1).to_sparse_csc(),
-    "sparse_bsr": lambda: torch.zeros(1, 1).to_sparse_bsr((1, 1)),
-    "sparse_bsc": lambda: torch.zeros(1, 1).to_sparse_bsc((1, 1)),
-    "quantized": lambda: torch.quantize_per_tensor(torch.zeros(1, 1), 1.0, 0, torch.qint8),
+_MAX_READ_NBYTES: Final = 256 << 20
+"""Maximum size of a file that is loaded whole, where torch cannot map it into memory."""
+_DTENSOR_MODULE: Final = "torch.distributed.tensor"
+_LAYOUTS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
+    "strided": lambda tensor: tensor,
+    "chunked": lambda tensor: tensor,
+    "lazy": lambda tensor: tensor,
+    "sparse_coo": lambda tensor: tensor.to_sparse(),
 }
+"""Layout -> function that gives a dense sample this layout, where the layout alone decides."""
+_DENSE_LAYOUTS: Final = ("strided", "chunked", "lazy")
 
 
-def find_copy_error(diff: ModuleDiff) -> str | Skipped:
+class _TensorKind(NamedTuple):
+    """What decides, besides the shape, whether torch can copy a tensor."""
+
+    layout: str
+    dtype: str
+    wrapper: str
+    """Qualified name of the subclass; "" for a plain tensor."""
+    is_on_meta: bool
+    values_shape: tuple[int, ...]
+    """Of a compressed sparse tensor: shape of its values; else ()."""
+
+    @property
+    def words(self) -> str:
+        if self.is_on_meta:
+            return "on meta"
+        return self.wrapper or (self.dtype if self.layout in _DENSE_LAYOUTS else self.layout)
+
+
+def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
     """Return what copying raises for the first tensor that cannot be copied; "" if there is none.
 
-    Skipped if the file has a tensor of a kind that cannot be sampled, and no other is refused.
+    Skipped if the file has a tensor of a kind that could not be tried, and no other is refused.
     """
-    errors: dict[tuple[str, str], str | None] = {}
-    unknown: Skipped | None = None
+    probe = _CopyProbe(diff, module)
+    errors: dict[tuple[_TensorKind, _TensorKind], str | Skipped] = {}
+    skipped: Skipped | None = None
     for key, tensor in diff.state.tensors.items():
         module_tensor = diff.module.saved_tensors.get(key)
-        if module_tensor is None or _is_plain(tensor):
+        if module_tensor is None:
             continue
-        if tensor.layout == module_tensor.tensor.layout and tensor.layout in _SAMPLES:
-            continue
-        kinds = (_describe_kind(tensor), module_tensor.tensor.layout)
+        # A parameter on meta stands for one with values.
+        kinds = _get_kind(tensor), _get_kind(module_tensor.tensor)._replace(is_on_meta=False)
         if kinds not in errors:
-            errors[kinds] = _try_copy(tensor)
+            errors[kinds] = probe.find_error(key, *kinds)
         error = errors[kinds]
-        if error:
-            return f"While copying `{key}`, which is {kinds[0]}: {error}"
-        if error is None and unknown is None:
-            unknown = Skipped(f"copying `{key}`", f"it is {kinds[0]}")
-    return unknown or ""
+        if isinstance(error, Skipped):
+            skipped = skipped or error
+        elif error:
+            return f"While copying `{key}`, which is {kinds[0].words}: {error}"
+    return skipped or ""
 
 
-def _is_plain(tensor: TensorInfo) -> bool:
-    return tensor.layout in _DENSE_LAYOUTS and not tensor.wrapper and tensor.device != "meta"
+def _get_kind(tensor: TensorInfo) -> _TensorKind:
+    values = (part.tensor.shape for part in tensor.parts if part.name == "values")
+    return _TensorKind(
+        tensor.layout,
+        tensor.dtype,
+        tensor.wrapper,
+        tensor.device == "meta",
+        () if tensor.layout in _LAYOUTS else next(values, ()),
+    )
 
 
-def _describe_kind(tensor: TensorInfo) -> str:
-    return "on meta" if tensor.device == "meta" else tensor.wrapper or tensor.layout
+class _CopyProbe:
+    """Copies one tensor of each pair of kinds; loads the file once, if a kind needs it."""
 
+    def __init__(self, diff: ModuleDiff, module: nn.Module) -> None:
+        self._diff = diff
+        self._module = module
 
-def _try_copy(tensor: TensorInfo) -> str | None:
-    """Return what copying a sample into a dense tensor raises; None if there is no sample."""
-    if tensor.device == "meta":
-        source = torch.empty(1, 1, device="meta")
-    elif tensor.wrapper or tensor.layout not in _SAMPLES:
-        return None
-    else:
-        source = _SAMPLES[tensor.layout]()
-    try:
+    def find_error(self, key: str, kind: _TensorKind, module_kind: _TensorKind) -> str | Skipped:
+        """Return what copying `key` raises, "" if nothing; Skipped if it could not be tried."""
+        source, target = _make_sample(kind), _make_sample(module_kind)
+        try:
+            if source is None or target is None:
+                source, target = self._get_source(key, kind), self._copy_target(key)
+        except (ReadError, UserCodeError) as error:
+            reason = error.reason if isinstance(error, ReadError) else str(error)
+            return Skipped(f"copying `{key}`", f"it is {kind.words}, and its file {reason}")
+        try:
+            with warnings.catch_warnings(), user_code(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                target.copy_(source)
+        except UserCodeError as error:
+            return summarize_message(str(error.error))
+        return ""
+
+    def _get_source(self, key: str, kind: _TensorKind) -> Tensor:
+        """Return the file's tensor, or zeros in its place if it is a dense one.
+
+        Raises:
+            ReadError: torch cannot load the file, or too much would have to be read.
+        """
+        info = self._diff.state.tensors[key]
+        if kind.is_on_meta or not _is_dense(kind):
+            tensor: Tensor = self._torch_state[key]
+            return tensor
+        if info.nbytes > _MAX_READ_NBYTES:
+            raise ReadError(self._diff.checkpoint.path, f"has {info.nbytes} bytes for it")
+        return torch.zeros(info.shape, dtype=getattr(torch, kind.dtype))
+
+    def _copy_target(self, key: str) -> Tensor:
+        """Return a copy of the module's own tensor, on the CPU.
+
+        Raises:
+            UserCodeError: the code of its class raised.
+        """
         with user_code():
-            torch.zeros(1, 1).copy_(source)
-    except UserCodeError as error:
-        return summarize_message(str(error.error))
-    return ""
+            target: Tensor = self._module.state_dict()[key].detach()
+            return torch.empty_like(target, device="cpu") if target.is_meta else target.clone()
+
+    @cached_property
+    def _torch_state(self) -> Mapping[str, Any]:
+        """The state as torch.load gives it, mapped into memory.
+
+        Raises:
+            ReadError: torch refuses the file, or would have to read it whole.
+        """
+        checkpoint, state = self._diff.checkpoint, self._diff.state
+        if self._diff.is_planned:
+            raise ReadError(checkpoint.path, "is yet to be written")
+        if any(tensor.wrapper.startswith(_DTENSOR_MODULE) for tensor in state.tensors.values()):
+            # Its import tells torch.load(weights_only=True) to allow the class.
+            import_module(_DTENSOR_MODULE)
+        mapped = can_be_mapped(checkpoint)
+        if not mapped and (
+            checkpoint.nbytes > _MAX_READ_NBYTES or isinstance(checkpoint.path, RemotePath)
+        ):
+            raise ReadError(checkpoint.path, "would have to be loaded whole")
+        return load_with_torch(checkpoint, state.at, mapped=mapped)
+
+
+def _make_sample(kind: _TensorKind) -> Tensor | None:
+    """Return a tensor of one element; None for kinds that only their own code can make."""
+    dtype = getattr(torch, kind.dtype, None)
+    if kind.wrapper or not isinstance(dtype, torch.dtype):
+        return None
+    if kind.is_on_meta:
+        return torch.empty(1, 1, dtype=dtype, device="meta")
+    set_layout = _LAYOUTS.get(kind.layout)
+    return None if set_layout is None else set_layout(torch.zeros(1, 1, dtype=dtype))
+
+
+def _is_dense(kind: _TensorKind) -> bool:
+    return kind.layout in _DENSE_LAYOUTS and not kind.wrapper

@@ -1,10 +1,10 @@
 """nn.Module x StateDict -> LoadOutcome: what the module's own `load_state_dict` does with a state.
 
-The loader is given tensors without data (on meta), so that nothing of the file's elements is read;
-which file tensor went where is known by the storage that is there afterwards.
+The loader copies tensors without data (on meta) into a copy of the module on meta, so that nothing
+of the file's elements is read; which file tensor went where is recorded.
 """
 
-import inspect
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.module_diff import ModuleDiff, apply_load_outcome, build_module_diff
 from ckptool.errors import ReadError
 from ckptool.locations import RemotePath
-from ckptool.model import Checkpoint, ModuleInfo, Skipped, TensorInfo
+from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.modules.build import preserve_random_state
 from ckptool.modules.move_probe import copy_to_meta
 from ckptool.modules.tensor_info import is_lazy
@@ -26,7 +26,8 @@ from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import summarize_message
 from ckptool.verification.copy_probe import find_copy_error
-from ckptool.verification.load_tensors import load_tensors, load_with_torch
+from ckptool.verification.load_recorder import LoadRecorder, identify_storage
+from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
 
 CHECK_NAME: Final = "the module's own loading code"
 MAX_READ_NBYTES: Final = 256 << 20
@@ -38,7 +39,12 @@ _LOAD_ERRORS: Final = "Error(s) in loading state_dict"
 
 
 def compare_with_loader(
-    checkpoint: Checkpoint, module_info: ModuleInfo, module: nn.Module, at: str | None
+    checkpoint: Checkpoint,
+    module_info: ModuleInfo,
+    module: nn.Module,
+    at: str | None,
+    *,
+    is_planned: bool = False,
 ) -> ModuleDiff:
     """Compare the state at `at` with the module, as its own `load_state_dict` would load it.
 
@@ -51,14 +57,18 @@ def compare_with_loader(
         module_info: description of `module`.
         module: an instance of the module; it is copied, not changed.
         at: place of the state; None takes the one that matches best.
+        is_planned: whether no file holds the state yet, so that its values cannot be read.
     """
-    diff = build_module_diff(checkpoint, module_info, at)
+    diff = replace(build_module_diff(checkpoint, module_info, at), is_planned=is_planned)
     if not diff.state.tensors:
         return diff
+    if checkpoint.load_refusal:
+        refusal = f"torch.load refuses the archive: {checkpoint.load_refusal}"
+        return apply_load_outcome(diff, LoadOutcome(refusal, None, None))
     outcome = _ask_loader(module, diff)
     if isinstance(outcome, Skipped):
         unchecked = replace(module_info, skipped=(*module_info.skipped, outcome))
-        return replace(diff, module=unchecked, unchecked_load=outcome.reason)
+        return replace(diff, module=unchecked, unchecked_load=outcome)
     return diff if outcome is None else apply_load_outcome(diff, outcome)
 
 
@@ -72,7 +82,7 @@ def _ask_loader(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | 
     if isinstance(outcome, Skipped) or (outcome is not None and not outcome.is_strict):
         return outcome
     # The probe assigns tensors, and a load copies them.
-    copy_error = find_copy_error(diff)
+    copy_error = find_copy_error(diff, module)
     if isinstance(copy_error, Skipped):
         return copy_error
     if copy_error and any(_is_user_class(module.get_submodule(prefix)) for prefix in prefixes):
@@ -100,12 +110,35 @@ def check_own_load(module_info: ModuleInfo, module: nn.Module) -> ModuleInfo:
         return module_info
     try:
         with preserve_random_state(), user_code():
-            state = _copy_module(module).state_dict()
-        error, _ = _load(_copy_module(module), state, strict=True)
-    except (UserCodeError, _ValuesNeededError) as caught:
+            state = _copy_module(module, on_meta=False).state_dict()
+        error = _load(
+            _copy_module(module, on_meta=False),
+            state,
+            LoadRecorder(),
+            strict=True,
+            has_values=False,
+        )
+    except (UserCodeError, ValuesNeededError) as caught:
         skipped = Skipped("loading the module's own state_dict()", str(caught))
         return replace(module_info, skipped=(*module_info.skipped, skipped))
     return replace(module_info, own_load_error=error)
+
+
+def try_strict_load(module: nn.Module, state_dict: Mapping[str, Any]) -> str:
+    """Load real tensors strictly into a copy of `module`; return what it raises, "" if it loads.
+
+    The copy has its parameters on meta: shapes are compared, and only tensors that torch may refuse
+    to copy, or that the module's own code reads, need memory.
+
+    Raises:
+        UserCodeError: the module cannot be copied.
+    """
+    recorder = LoadRecorder(has_values=True)
+    copy = _copy_module(module, on_meta=False)
+    try:
+        return _load(copy, state_dict, recorder, strict=True, has_values=True)
+    except ValuesNeededError as error:
+        raise UserCodeError(error) from error
 
 
 def find_loading_code(module: nn.Module) -> tuple[str, ...]:
@@ -140,38 +173,37 @@ def _has_hooks(module: nn.Module) -> bool:
 def probe_load(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped:
     """Ask copies of `module` to load the state of `diff`; Skipped if they cannot be asked.
 
-    Values are read only where the loading code needs them, and only of states of at most
-    MAX_READ_NBYTES.
+    Values are read only where the loading code needs them, first of what is no parameter, and of at
+    most MAX_READ_NBYTES.
 
     Args:
         module: an instance of the module; it is copied, not changed.
         diff: what keys and shapes say. Keys that safetensors leaves out since they are tied are
             given under both names.
     """
+    reason = ""
     with preserve_random_state():
-        try:
-            return _probe_with_meta_tensors(module, diff)
-        except UserCodeError as error:
-            return Skipped(CHECK_NAME, f"copying the module raised {error}")
-        except _ValuesNeededError as error:
-            reason = str(error)
-        nbytes = sum(tensor.nbytes for tensor in diff.state.tensors.values())
-        if nbytes > MAX_READ_NBYTES or isinstance(diff.checkpoint.path, RemotePath):
-            return Skipped(CHECK_NAME, f"it needs the file's values: {reason}")
-        try:
-            values = _with_retied(_load_values(diff), diff.retied_keys)
-            return _run_loads(module, values, read_values=True)
-        except (_ValuesNeededError, ReadError, UserCodeError) as error:
-            return Skipped(CHECK_NAME, str(error))
+        for keys in _choose_read_keys(module, diff):
+            nbytes = sum(diff.state.tensors[key].nbytes for key in keys)
+            is_remote = isinstance(diff.checkpoint.path, RemotePath)
+            if keys and (diff.is_planned or is_remote or nbytes > MAX_READ_NBYTES):
+                break
+            try:
+                tensors = _with_retied(build_probe_state(diff, keys), diff.retied_keys)
+                has_values = len(keys) == len(diff.state.tensors)
+                return _run_loads(module, tensors, keys, has_values=has_values)
+            except ValuesNeededError as error:
+                reason = str(error)
+            except (ReadError, UserCodeError) as error:
+                return Skipped(CHECK_NAME, str(error))
+    return Skipped(CHECK_NAME, f"it needs the file's values: {reason}")
 
 
-def _probe_with_meta_tensors(module: nn.Module, diff: ModuleDiff) -> LoadOutcome:
-    meta_state = _with_retied(_build_meta_state(diff), diff.retied_keys)
-    return _run_loads(module, meta_state, read_values=False)
-
-
-class _ValuesNeededError(Exception):
-    """Loading code asked a tensor without data for its values."""
+def _choose_read_keys(module: nn.Module, diff: ModuleDiff) -> Iterator[frozenset[str]]:
+    """Yield the keys whose values are read: none, then all but the parameters', then all."""
+    keys = frozenset(diff.state.tensors)
+    parameter_names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    yield from dict.fromkeys((frozenset(), keys - parameter_names, keys))
 
 
 @dataclass(slots=True, eq=False)
@@ -198,101 +230,87 @@ def _record_keys(module: nn.Module) -> _KeyRecorder:
     return recorder
 
 
-def _build_meta_state(diff: ModuleDiff) -> Mapping[str, Any]:
-    """Return the argument of `load_state_dict` on meta.
-
-    Raises:
-        _ValuesNeededError: it has something else than dense tensors.
-    """
-    state = diff.state
-    if non_tensor := _find_non_tensor(diff):
-        raise _ValuesNeededError(f"`{non_tensor}` is no tensor")
-    tensors: OrderedDict[str, Any] = OrderedDict()
-    tensors_by_view: dict[object, Tensor] = {}
-    for key, info in state.tensors.items():
-        dtype = getattr(torch, info.dtype, None)
-        if info.layout not in {"strided", "chunked"} or not isinstance(dtype, torch.dtype):
-            raise _ValuesNeededError(f"`{key}` is {info.layout} {info.dtype}")
-        view = _identify_view(key, info)
-        if view not in tensors_by_view:
-            tensors_by_view[view] = torch.empty(info.shape, dtype=dtype, device="meta")
-        tensors[key] = tensors_by_view[view]
-    if state.versions is not None:
-        versions = {prefix: {"version": version} for prefix, version in state.versions.items()}
-        tensors._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
-    return tensors
-
-
-def _find_non_tensor(diff: ModuleDiff) -> str:
-    """Return a key without a tensor in the file, or of values packed in a tuple; "" if none."""
-    packed_keys = (key for key in diff.module.non_tensors if key not in diff.missing_non_tensors)
-    return next(iter((*diff.state.non_tensors, *packed_keys)), "")
-
-
-def _load_values(diff: ModuleDiff) -> Mapping[str, Any]:
-    """Return the argument of `load_state_dict` with its values.
-
-    Raises:
-        ReadError: they cannot be read.
-    """
-    if _find_non_tensor(diff):
-        return load_with_torch(diff.checkpoint, diff.state.at)
-    return load_tensors(diff.checkpoint, diff.state, {})
-
-
-def _identify_view(key: str, info: TensorInfo) -> object:
-    """Return a value that is equal for keys that are one tensor in the file."""
-    if info.storage is None:
-        return key
-    return info.storage, info.storage_offset, info.shape, info.stride, info.dtype
-
-
 def _with_retied(tensors: Mapping[str, Any], retied_keys: Mapping[str, str]) -> Mapping[str, Any]:
     result = _copy_state(tensors)
     result.update({name: result[kept_key] for name, kept_key in retied_keys.items()})
     return result
 
 
-def _run_loads(module: nn.Module, tensors: Mapping[str, Any], *, read_values: bool) -> LoadOutcome:
+def _run_loads(
+    module: nn.Module,
+    tensors: Mapping[str, Any],
+    read_keys: frozenset[str],
+    *,
+    has_values: bool,
+) -> LoadOutcome:
     """Load strictly into one copy; where that raises, load with strict=False into another.
 
     Raises:
-        _ValuesNeededError: the loading code needs values, and `tensors` have none.
+        ValuesNeededError: the loading code needs values, and `tensors` have none.
         UserCodeError: the module cannot be copied.
     """
-    loaded = _copy_module(module)
+    loaded = _copy_module(module, on_meta=not read_keys)
     with user_code():
-        initial_storages = _identify_storages(loaded)
-    recorder = _record_keys(loaded)
-    error, is_assigned = _load(loaded, tensors, strict=True)
+        initial_storages = {key: identify_storage(tensor) for key, tensor in _iter_state(loaded)}
+    key_recorder, load_recorder = _record_keys(loaded), LoadRecorder(has_values=has_values)
+    error = _load(loaded, tensors, load_recorder, strict=True, has_values=has_values)
     if error:
-        lenient = _copy_module(module)
-        recorder = _record_keys(lenient)
-        lenient_error, _ = _load(lenient, tensors, strict=False)
+        lenient = _copy_module(module, on_meta=not read_keys)
+        key_recorder = _record_keys(lenient)
+        load_recorder = LoadRecorder(has_values=has_values)
+        lenient_error = _load(lenient, tensors, load_recorder, strict=False, has_values=has_values)
         return LoadOutcome(
             error=error,
-            missing_keys=tuple(recorder.missing) if not lenient_error else None,
-            unexpected_keys=tuple(recorder.unexpected) if not lenient_error else None,
-            has_read_values=read_values,
+            missing_keys=tuple(key_recorder.missing) if not lenient_error else None,
+            unexpected_keys=tuple(key_recorder.unexpected) if not lenient_error else None,
+            has_read_values=bool(read_keys),
         )
     return LoadOutcome(
-        missing_keys=tuple(recorder.missing),
-        unexpected_keys=tuple(recorder.unexpected),
-        sources=dict(_find_sources(loaded, tensors, initial_storages)) if is_assigned else {},
-        has_read_values=read_values,
+        missing_keys=tuple(key_recorder.missing),
+        unexpected_keys=tuple(key_recorder.unexpected),
+        sources=dict(_find_sources(loaded, tensors, initial_storages, load_recorder)),
+        has_read_values=bool(read_keys),
     )
 
 
-def _copy_module(module: nn.Module) -> nn.Module:
-    """Return a copy with parameters on meta, which take tensors of every dtype.
+def _copy_module(module: nn.Module, *, on_meta: bool) -> nn.Module:
+    """Return a copy with parameters on meta, and with `on_meta` saved buffers too.
 
     Raises:
         UserCodeError: the module cannot be copied.
     """
     with user_code():
         copy = copy_to_meta(module, walk_module(module))
-        # Assigned integers would be refused as "cannot require gradients"; copied, they are cast.
-        return copy.requires_grad_(requires_grad=False)
+        if on_meta:
+            _move_to_meta(copy)
+        return copy
+
+
+def _move_to_meta(module: nn.Module) -> None:
+    """Replace lazy parameters and saved dense buffers; what is tied stays tied."""
+    replacements: dict[int, Tensor] = {}
+    for part in module.modules():
+        saved_buffers = part._buffers.keys() - part._non_persistent_buffers_set  # noqa: SLF001
+        for tensors, names in ((part._parameters, part._parameters.keys()),  # noqa: SLF001
+                               (part._buffers, saved_buffers)):  # fmt: skip  # noqa: SLF001
+            for name in list(names):
+                tensor = tensors[name]
+                if tensor is not None and not tensor.is_meta and _can_be_on_meta(tensor):
+                    new = replacements.setdefault(id(tensor), _make_meta_tensor(tensor))
+                    tensors[name] = new  # type: ignore[assignment]
+
+
+def _can_be_on_meta(tensor: Tensor) -> bool:
+    if is_lazy(tensor):
+        return True
+    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _make_meta_tensor(tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):
+        make: Callable[..., Tensor] = type(tensor)
+        return make(tensor.requires_grad, device="meta", dtype=tensor.dtype)
+    return torch.empty_like(tensor, device="meta")
 
 
 def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
@@ -304,29 +322,33 @@ def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
     return copy
 
 
-def _load(module: nn.Module, tensors: Mapping[str, Any], *, strict: bool) -> tuple[str, bool]:
-    """Call `load_state_dict`; return what it raises, "" if nothing, and whether it takes `assign`.
+def _load(
+    module: nn.Module,
+    tensors: Mapping[str, Any],
+    recorder: LoadRecorder,
+    *,
+    strict: bool,
+    has_values: bool,
+) -> str:
+    """Call `load_state_dict`; return what it raises, "" if nothing.
+
+    With `has_values`, a tensor is on meta only where it is so in the file.
 
     Raises:
-        _ValuesNeededError: it raised since tensors on meta have no values.
+        ValuesNeededError: it raised since tensors on meta have no values.
     """
-    load: Callable[..., Any] = module.load_state_dict
-    options = {"assign": True} if _accepts_assign(load) else {}
     try:
-        with user_code():
-            load(_copy_state(tensors), strict=strict, **options)
+        with warnings.catch_warnings(), user_code(), recorder:
+            # The load is part of the probe: torch's warnings about it do not concern the user.
+            warnings.simplefilter("ignore")
+            module.load_state_dict(_copy_state(tensors), strict=strict)
     except UserCodeError as error:
         text = str(error.error)
-        if _LOAD_ERRORS not in text and any(part in text for part in _NEEDS_VALUES):
-            raise _ValuesNeededError(str(error)) from error
-        return _format_load_error(error), bool(options)
-    return "", bool(options)
-
-
-def _accepts_assign(load: Callable[..., Any]) -> bool:
-    """Whether an override of `load_state_dict` passes `assign` on; older ones do not know it."""
-    parameters = inspect.signature(load).parameters.values()
-    return any(p.name == "assign" or p.kind is p.VAR_KEYWORD for p in parameters)
+        is_torchs = has_values and _LOAD_ERRORS in text
+        if not is_torchs and any(part in text for part in _NEEDS_VALUES):
+            raise ValuesNeededError(str(error)) from error
+        return _format_load_error(error)
+    return ""
 
 
 def _format_load_error(error: UserCodeError) -> str:
@@ -338,17 +360,6 @@ def _format_load_error(error: UserCodeError) -> str:
     return summarize_message(lines or text)
 
 
-def _get_storage_id(tensor: Tensor) -> int:
-    """Return a number that tensors share if they share memory; lazy and sparse ones have none."""
-    if is_lazy(tensor) or tensor.layout is not torch.strided:
-        return id(tensor)
-    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
-
-
-def _identify_storages(module: nn.Module) -> dict[str, int]:
-    return {key: _get_storage_id(tensor) for key, tensor in _iter_state(module)}
-
-
 def _iter_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters and buffers of all sub-modules by key, tied ones under each name."""
     yield from module.named_parameters(remove_duplicate=False)
@@ -356,19 +367,22 @@ def _iter_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _find_sources(
-    module: nn.Module, tensors: Mapping[str, Any], initial_storages: Mapping[str, int]
+    module: nn.Module,
+    tensors: Mapping[str, Any],
+    initial_storages: Mapping[str, int],
+    recorder: LoadRecorder,
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield module key -> key of the file whose storage it has; "" if computed, None if unchanged.
+    """Yield module key -> key of the file whose elements it has; "" if computed, None if unchanged.
 
     A key that has its own tensor of the file is its own source, also if that is tied to others.
     """
     owners: dict[int, list[str]] = {}
     for key, tensor in tensors.items():
         if isinstance(tensor, Tensor):
-            owners.setdefault(_get_storage_id(tensor), []).append(key)
+            owners.setdefault(identify_storage(tensor), []).append(key)
     for key, tensor in _iter_state(module):
-        storage = _get_storage_id(tensor)
-        if storage in owners:
-            yield key, key if key in owners[storage] else owners[storage][0]
+        origin = recorder.find_origin(tensor)
+        if origin in owners:
+            yield key, key if key in owners[origin] else owners[origin][0]
         else:
-            yield key, None if initial_storages.get(key) == storage else ""
+            yield key, None if origin is not None and initial_storages.get(key) == origin else ""

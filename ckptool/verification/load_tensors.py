@@ -1,17 +1,25 @@
 """State of a checkpoint -> torch tensors, from their byte spans, without unpickling if possible."""
 
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pickle import UnpicklingError
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import open_local_copy
-from ckptool.model import Checkpoint, StateDict, TensorInfo
-from ckptool.phrases import summarize_message
+from ckptool.locations import RemotePath
+from ckptool.model import Checkpoint, Container, StateDict, TensorInfo
 from ckptool.tensors.elements import iter_elements, unreadable_reason
+
+_LOAD_EXCEPTIONS: Final = (
+    OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, UnpicklingError
+)  # fmt: skip
+"""What torch.load raises for a file that it cannot load."""
 
 
 def load_tensors(
@@ -28,7 +36,8 @@ def load_tensors(
     torch_state: Mapping[str, Any] | None = None
     tensors_by_view: dict[object, Tensor] = {}
     for key, info in state.tensors.items():
-        if _is_plain_bytes(info):
+        # A subclass may be copied by its own code.
+        if _is_plain_bytes(info) and not info.wrapper:
             # Tied in the file: one tensor here too.
             view = (info.storage or key, info.storage_offset, info.shape, info.stride, info.dtype)
             if view not in tensors_by_view:
@@ -77,25 +86,59 @@ def _read_tensor(info: TensorInfo) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype).reshape(info.shape)
 
 
-def load_with_torch(checkpoint: Checkpoint, at: str) -> Mapping[str, Any]:
+def can_be_mapped(checkpoint: Checkpoint) -> bool:
+    """Whether torch can map the file: a local archive of torch.save without compressed storages."""
+    tensors = (tensor for state in checkpoint.states for tensor in state.tensors.values())
+    return (
+        checkpoint.container is Container.TORCH_ZIP
+        and not isinstance(checkpoint.path, RemotePath)
+        and all(tensor.storage is None or tensor.storage.span for tensor in tensors)
+    )
+
+
+def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) -> Mapping[str, Any]:
     """Return the mapping at `at` as torch.load(weights_only=True) reads it.
+
+    Args:
+        checkpoint: the file.
+        at: place of the mapping.
+        mapped: map the file into memory, so that elements are read where they are used.
 
     Raises:
         ReadError: torch refuses the file, or there is no mapping at `at`.
     """
     try:
-        with open_local_copy(checkpoint.path) as path:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_local_copy(checkpoint.path) as path, _without_log_messages():
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         for step in at.split(".") if at else ():
             state = state[step]
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = summarize_message(str(error))
+    except _LOAD_EXCEPTIONS as error:
         raise ReadError(
-            checkpoint.path, f"has more than plain bytes, and torch refuses it: {reason}"
+            checkpoint.path,
+            f"has more than plain bytes, and torch refuses it: {_format_refusal(error)}",
         ) from error
     if not isinstance(state, Mapping):
         raise ReadError(checkpoint.path, f"there is no mapping at `{at or '.'}`")
     return state
+
+
+@contextmanager
+def _without_log_messages() -> Iterator[None]:
+    """Leave out what torch logs while it reads: that a DTensor's process group is not there."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+def _format_refusal(error: Exception) -> str:
+    """Return the line that says something: of a refused class, the one that names it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = (line for line in lines if line.startswith("WeightsUnpickler error: "))
+    line = next(named, lines[0] if lines else type(error).__name__)
+    return line.removeprefix("WeightsUnpickler error: ")
 
 
 def _get_value(state: Mapping[str, Any], key: str, checkpoint: Checkpoint) -> Any:

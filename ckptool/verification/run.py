@@ -5,8 +5,8 @@ from typing import Final
 from msgspec.structs import replace
 from torch import nn
 
-from ckptool.compare.module_diff import ModuleDiff
-from ckptool.errors import ModuleError
+from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
+from ckptool.errors import ModuleError, ReadError
 from ckptool.model import Kind, Skipped
 from ckptool.phrases import join_limited, quote_code
 from ckptool.verification import inputs as input_sources
@@ -49,7 +49,9 @@ def run_verification(
         ReadError: tensors of a checkpoint cannot be read.
         UsageError: forward does not accept `inputs`.
     """
-    loaded_factory = load.load_module_factory(new.factory, new.module_diff)
+    loaded_factory = _load_tensors(new)
+    if isinstance(loaded_factory, LevelResult):
+        return _build_unloaded_verification(new, device, loaded_factory)
     load_result, meta_result = (
         load.check_strict_load(loaded_factory),
         load.check_meta_load(loaded_factory),
@@ -103,12 +105,36 @@ def run_verification(
     )
 
 
+def _load_tensors(target: VerificationTarget) -> LoadedModuleFactory | LevelResult:
+    """Load the file's tensors; return the level "load" if torch does not load them.
+
+    Raises:
+        ReadError: the file cannot be read, and nothing else is known of the load.
+    """
+    module_diff = target.module_diff
+    failure = LevelResult(
+        VerificationLevel.LOAD, LevelStatus.FAILED, strict_load_obstacles(module_diff), "cpu"
+    )
+    if module_diff.checkpoint.load_refusal:
+        return failure
+    try:
+        return load.load_module_factory(target.factory, module_diff)
+    except ReadError as error:
+        if not module_diff.is_strict:
+            return failure
+        if module_diff.unchecked_load is not None:
+            return LevelResult(VerificationLevel.LOAD, LevelStatus.SKIPPED, error.reason)
+        raise
+
+
 def _build_unloaded_verification(
     target: VerificationTarget, device: RunDevice, load_result: LevelResult
 ) -> Verification:
-    """Return the result for a module whose own code refuses the file: no other level can run."""
+    """Return the result for a file that does not load into the module: no other level can run."""
+    is_failed = load_result.status is LevelStatus.FAILED
+    reason = "the file does not load" if is_failed else "the file could not be loaded here"
     skipped_levels = (
-        LevelResult(level, LevelStatus.SKIPPED, "the file does not load")
+        LevelResult(level, LevelStatus.SKIPPED, reason)
         for level in VerificationLevel
         if level is not VerificationLevel.LOAD
     )

@@ -1,5 +1,7 @@
 """Cases of the rules on what a module's own loading code does with a file."""
 
+import zipfile
+
 import torch
 from rules.cases import api, diff, fires, near
 from verification.loading_modules import linear
@@ -85,3 +87,42 @@ def a_loss_is_beside_the_module(tmp):
     state = {f"model.{k}": v for k, v in torch.nn.Linear(2, 2).state_dict().items()}
     torch.save(state | {"criterion.weight": torch.ones(2)}, path)
     return api.diff(path, module=torch.nn.Linear(2, 2))
+
+
+class Scaled(torch.Tensor):
+    """A subclass that torch.load(weights_only=True) does not allow."""
+
+
+@fires("CK226", "CK301")
+def a_subclass_that_torch_does_not_load(tmp):
+    state = {key: t.as_subclass(Scaled) for key, t in torch.nn.Linear(4, 4).state_dict().items()}
+    return diff(tmp, state, "torch.nn:Linear", in_features=4, out_features=4)
+
+
+@near("CK226", "CK301")
+def a_subclass_that_the_module_does_not_take(tmp):
+    """What is left out of the load is not copied."""
+    state = torch.nn.Linear(4, 4).state_dict()
+    state = {"module": state, "ema": {"weight": torch.ones(1).as_subclass(Scaled)}}
+    return diff(tmp, state, "torch.nn:Linear", in_features=4, out_features=4)
+
+
+def _pack(tmp, rename):
+    torch.save(torch.nn.Linear(4, 4).state_dict(), tmp / "saved.pth")
+    with (
+        zipfile.ZipFile(tmp / "saved.pth") as source,
+        zipfile.ZipFile(tmp / "model.pth", "w") as archive,
+    ):
+        for name in source.namelist():
+            archive.writestr(rename(name), source.read(name))
+    return api.inspect(tmp / "model.pth")
+
+
+@fires("CK313")
+def an_archive_packed_without_its_folder(tmp):
+    return _pack(tmp, lambda name: name.partition("/")[2])
+
+
+@near("CK313")
+def an_archive_packed_with_its_folder(tmp):
+    return _pack(tmp, lambda name: name)

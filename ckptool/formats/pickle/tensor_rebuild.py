@@ -408,13 +408,14 @@ def _rebuild_from_type(
     if type(func) is not GlobalName or type(cls) is not GlobalName or type(args) is not tuple:
         raise PickleTreeError(f"{quote_name(key)} is a tensor subclass without its class")
     tensor = reader.require_tensor(UnresolvedObject(func, args), key, depth)
+    # The attributes, or a tuple of them and those in __slots__.
     attributes = state[0] if state else None
-    attributes = attributes[0] if type(attributes) is tuple and attributes else attributes
-    attribute_items = (
-        attributes.items() if isinstance(attributes, dict) and tensor.storage is None else ()
-    )
+    mappings = attributes if type(attributes) is tuple else (attributes,)
     optional_components = (
-        (name, reader.read_tensor(value, f"{key}.{name}", depth)) for name, value in attribute_items
+        (name, reader.read_tensor(value, f"{key}.{name}", depth))
+        for mapping in mappings
+        if isinstance(mapping, dict) and tensor.storage is None
+        for name, value in mapping.items()
     )
     components = tuple(
         TensorComponent(str(name), (), component)

@@ -78,6 +78,9 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         ),
         files=tuple(index.parent / name for name in shards),
         faults=tuple(_iter_issues(index, weight_map, shards, sibling_names)),
+        load_refusal=next(
+            (f"{name}: {s.load_refusal}" for name, s in shards.items() if s.load_refusal), ""
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from ckptool.formats.pickle.reader import (
 from ckptool.formats.pickle.storage_ids import StorageId, check_repeated_id, parse_storage_id
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
 from ckptool.formats.pickle.without_tensors import describe_tensorless_pickle
+from ckptool.formats.torch.archive_layout import find_refusal
 from ckptool.formats.torch.streams import SourceSlice
 from ckptool.formats.zip.archive import (
     STORED,
@@ -347,6 +348,11 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     # With unreferenced storages it is an unusual checkpoint; without storages it is none.
     has_storages = any(name.startswith("data/") for name, _ in records.items())
     integrity = assess_integrity(records)
+    load_refusal = find_refusal(
+        [member.name for member in records.archive.members],
+        records.archive.first_name,
+        metadata.get("version", ""),
+    )
     records.release_referenced()
     state_tree = states.describe_tree(pickle.root, records.limits)
     if state_tree.is_empty and not has_storages and not select_dangerous(global_names):
@@ -362,6 +368,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         (*find_global_uses(global_names, pickle.root), *iter_hidden_uses(records)),
         metadata,
         skipped=(*integrity.skipped, *state_tree.skipped),
+        load_refusal=load_refusal,
     )
 
 

@@ -49,7 +49,9 @@ def read_archive(source: ByteSource, limits: Limits) -> ZipMembers:
     if end.member_count > limits.zip_members:
         raise CorruptCheckpointError(source.path, f"a zip archive of {end.member_count} members")
     archive = ZipMembers(fault=end.fault)
-    archive.members = sorted(iter_entries(source, end, archive), key=attrgetter("offset"))
+    entries = list(iter_entries(source, end, archive))
+    archive.first_name = entries[0].name if entries else ""
+    archive.members = sorted(entries, key=attrgetter("offset"))
     _check_names(archive.members, archive)
     if source.is_remote:
         from ckptool.formats.zip.remote_layout import prefetch_headers

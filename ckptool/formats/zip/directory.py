@@ -57,6 +57,8 @@ class ZipMembers(Record):
     members: list[ZipMember] = []
     fault: str = ""
     """First property on which zip readers could disagree; "" if there is none."""
+    first_name: str = ""
+    """Name of the member that is the first in the directory; "" if there is none."""
     assumed_count: int = 0
     """Number of members whose data offset was inferred, their local header not read."""
 

@@ -1,7 +1,6 @@
 """PendingFile and module -> CheckResults: strict load and forward."""
 
 import pickle
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from ckptool.errors import WriteError
-from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.modules.user_code import UserCodeError
 from ckptool.phrases import summarize_message
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 
     from ckptool.migration.plan.target_module import TargetModule
 
+STRICT_LOAD: Final = "strict load"
+"""Name of the check that loads the file."""
 NO_MODULE: Final = "no module was named: -m package.module:Name"
 
 
@@ -63,30 +64,32 @@ def check_pending_file(
 
 
 def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | None") -> CheckResult:
-    """Load the file into the module with strict=True and assign=True: no copy of the parameters.
+    """Load the file strictly into a copy of the module, whose parameters need no memory.
 
-    Skipped without a module, or if torch.load(weights_only=True) refuses the file.
+    Skipped without a module, if that cannot be copied, or if torch.load(weights_only=True) refuses
+    the file.
 
     Raises:
         WriteError: load_state_dict failed.
     """
-    name = "strict load"
+    name = STRICT_LOAD
     if target_module is None:
         return CheckResult(name, "skipped", NO_MODULE)
+    from ckptool.verification.load_probe import try_strict_load
+
     try:
         state_dict = _load_state_dict(pending_file)
     except pickle.UnpicklingError as error:
         reason = f"torch.load(weights_only=True) refuses the file: {summarize_message(str(error))}"
         return CheckResult(name, "skipped", reason)
     try:
-        with warnings.catch_warnings(), user_code():
-            warnings.simplefilter("ignore")
-            state_dict = _take_submodule_state(state_dict, target_module.module_info.submodule)
-            target_module.loaded_module.load_state_dict(state_dict, strict=True, assign=True)
-    except UserCodeError as error:
-        reason = pending_file.load_obstacles or str(error)
-        message = f"{pending_file.target}: not written: strict loading fails: {reason}"
-        raise WriteError(message) from error
+        state_dict = _take_submodule_state(state_dict, target_module.module_info.submodule)
+        load_error = try_strict_load(target_module.loaded_module, state_dict)
+    except UserCodeError as copy_error:
+        return CheckResult(name, "skipped", f"copying the module raised {copy_error}")
+    if load_error:
+        reason = pending_file.load_obstacles or load_error
+        raise WriteError(f"{pending_file.target}: not written: strict loading fails: {reason}")
     return CheckResult(name, "passed", f"into {target_module.module_info.label}")
 
 

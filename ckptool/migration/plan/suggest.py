@@ -133,15 +133,9 @@ def suggest_plan(
     return SuggestedPlan(Plan(tuple(builder.ops)), tuple(keys_to_confirm), tuple(tried_decisions))
 
 
-def predict_load(draft: Draft, module_info: ModuleInfo, *, state_only: bool = False) -> ModuleDiff:
-    """Compare the draft's result with the module, with the same code as `diff`.
-
-    With `state_only`, the result has the state_dict at its top level and nothing else.
-    """
-    result = build_result_checkpoint(draft)
-    if state_only:
-        result = replace(result, states=(replace(draft.result_state, at=""),), entries=())
-    return build_module_diff(result, module_info, "" if state_only else draft.state.at)
+def compare_keys(draft: Draft, module_info: ModuleInfo) -> ModuleDiff:
+    """Compare keys and shapes of the draft's result with the module's."""
+    return build_module_diff(build_result_checkpoint(draft), module_info, draft.state.at)
 
 
 def build_result_checkpoint(draft: Draft) -> Checkpoint:
@@ -162,7 +156,7 @@ class _PlanBuilder:
     @property
     def diff(self) -> ModuleDiff:
         assert self._module_info is not None
-        return predict_load(self.draft, self._module_info)
+        return compare_keys(self.draft, self._module_info)
 
     def add_chosen_renames(self, renames: Mapping[str, str]) -> Mapping[str, str]:
         """Add those whose keys the draft has now; return the others."""

@@ -1,15 +1,22 @@
 """ModuleSpec or nn.Module -> TargetModule: the module that loads the result."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as replace_field
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from ckptool.compare.module_diff import ModuleDiff, build_module_diff
 from ckptool.errors import PlanError
 from ckptool.migration.plan.anonymous_file import AnonymousFile
+from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.suggest import build_result_checkpoint
 from ckptool.model import ModuleInfo, TensorInfo
 from ckptool.modules import ModuleSpec, describe_module, examine_and_build, rebuild_with_seed
 from ckptool.modules.submodule import restrict_to_submodule
 from ckptool.modules.tensor_info import get_dtype_name
 from ckptool.tensors.torch_bytes import copy_tensor_bytes
+from ckptool.verification.load_probe import compare_with_loader
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +43,31 @@ class TargetModule:
         Raises:
             UsageError: there is no such sub-module.
         """
-        return replace(self, module_info=restrict_to_submodule(self.module_info, path))
+        return replace_field(self, module_info=restrict_to_submodule(self.module_info, path))
+
+    @property
+    def has_custom_load(self) -> bool:
+        """Whether a class other than torch's has loading code of its own."""
+        return any(part.has_custom_load for part in self.module_info.modules.values())
+
+    def predict_load(self, draft: Draft, *, state_only: bool, keeps_versions: bool) -> ModuleDiff:
+        """Return what the module's own `load_state_dict` would do with the draft's result.
+
+        Args:
+            draft: the planned state_dict; the source's own if it is unchanged.
+            state_only: whether the result has the state_dict at its top level and nothing else.
+            keeps_versions: whether torch reads the versions of modules from it: not safetensors.
+        """
+        result = replace(build_result_checkpoint(draft), load_refusal="")
+        at = draft.state.at
+        if state_only:
+            versions = draft.versions if keeps_versions else None
+            state = replace(draft.result_state, at="", versions=versions)
+            result, at = replace(result, states=(state,), entries=()), ""
+        if self.module_info.submodule:
+            return build_module_diff(result, self.module_info, at)
+        is_planned = draft != create_draft(draft.checkpoint, draft.state)
+        return compare_with_loader(result, self.module_info, self.module, at, is_planned=is_planned)
 
     def get_constructor_value(self, key: str, anonymous_file: AnonymousFile) -> TensorInfo:
         """Store the value that the constructor gave to `key`, and return its description.

@@ -47,7 +47,11 @@ def build_summary_facts(report: "AnyReport") -> tuple[LabeledValue, ...]:
                 (f"{len(report.unexpected_keys):,}", "unexpected"),
                 (f"{len(report.mismatched_keys):,}", "of another shape"),
                 (f"{len(report.unsaved):,}", "never saved"),
-                (f"{100 * report.coverage:.0f}%", "of the parameters would load"),
+                *(
+                    ((f"{100 * report.coverage:.0f}%", "of the parameters would load"),)
+                    if report.is_coverage_known
+                    else ()
+                ),
             )
         case DiffFilesReport():
             return (

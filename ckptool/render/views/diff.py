@@ -36,10 +36,12 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
         f"{len(report.unexpected_keys)} unexpected",
         f"{len(report.mismatched_keys)} of another shape",
     )
+    percent = f"{100 * report.coverage:.0f}%"
+    share = f"; {percent} of the parameters would load" if report.is_coverage_known else ""
     yield LinesBlock(
         (
             f"{report.path} against {report.module}",
-            f"keys: {', '.join(counts)}; {100 * report.coverage:.0f}% of the parameters would load",
+            f"keys: {', '.join(counts)}{share}",
             *report.notes,
         )
     )
