@@ -7,6 +7,7 @@ from ckptool.compare.changes import Missing, Unexpected
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.rename_groups import RenameGroup
 from ckptool.model import Kind, ModuleTensor
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
@@ -17,11 +18,16 @@ WRAPPER_PREFIX: Final = "CK209"
 
 
 def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
-    """Yield the missing tensors that no rename, tie or other form in the file explains."""
+    """Yield the missing tensors that no rename, tie or other form in the file explains.
+
+    Missing is also what has another tensor's value in the file, one that is to be renamed.
+    """
     explained_keys = diff.explained_keys | find_quantized_keys(diff)
     for change in diff.changes:
         if isinstance(change, Missing) and change.key not in explained_keys:
             yield diff.module.tensors[change.key]
+    for key in diff.vacated_keys:
+        yield diff.module.tensors[key]
 
 
 def _unexplained_unexpected(diff: ModuleDiff) -> Iterator[Unexpected]:
@@ -319,8 +325,8 @@ def _format_rewrite_code(removed: list[str], added: str) -> str:
         code="CK211",
         name="probable-rename",
         level=Level.WARNING,
-        summary="`{key}` is missing and `{found}`, of the same shape{how}, is unexpected",
-        detail="probably the same tensor",
+        summary="`{found}` in the file {certainty} `{key}` in the module",
+        detail="{how}",
         why=(
             "A refactor renamed the module. With strict=False the trained values are thrown away "
             "and the parameter stays at random."
@@ -334,21 +340,25 @@ def _format_rewrite_code(removed: list[str], added: str) -> str:
     ),
 )
 def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
-    for key, file_key in diff.renames.items():
-        has_same_name = key.rpartition(".")[2] == file_key.rpartition(".")[2]
-        evidence = (
-            " and name ending"
-            if has_same_name
-            else " and by the old name of a LayerNorm's parameter"
-        )
+    vacated_keys = {*diff.vacated_keys}
+    for group in diff.rename_groups:
         yield hit(
-            key,
+            group.new_pattern,
             None,
-            (file_key,),
-            found=file_key,
-            how=evidence,
+            group.keys - vacated_keys,
+            found=group.old_pattern,
+            count=len(group.pairs),
+            certainty=_describe_certainty(group),
+            how=group.evidence,
+            unambiguous=group.is_unambiguous,
             command=format_migrate_command(diff),
         )
+
+
+def _describe_certainty(group: RenameGroup) -> str:
+    if group.is_documented:
+        return "is"
+    return "is probably" if group.is_unambiguous else "may be"
 
 
 @check_other_subject(

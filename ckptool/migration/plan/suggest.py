@@ -20,7 +20,7 @@ from ckptool.migration.plan.key_operations import (
     StripPrefix,
 )
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan
-from ckptool.migration.plan.tensor_operations import BakeMask, TieTensors
+from ckptool.migration.plan.tensor_operations import BakeMask, TieTensors, TransposeTensor
 from ckptool.migration.plan.undecided import UndecidedError, find_open_decisions
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
@@ -165,13 +165,16 @@ def _iter_reparametrizations(diff: ModuleDiff) -> Iterator[Op]:
 
 
 def _iter_renames(diff: ModuleDiff) -> Iterator[Op]:
-    for key, old_key in diff.renames.items():
-        same_ending = key.rpartition(".")[2] == old_key.rpartition(".")[2]
-        description = "name ending" if same_ending else "an old name of a LayerNorm's parameter"
-        why = (
-            f"one is missing and one unexpected, of one shape and {description}: probably the same"
-        )
-        yield RenameKeys(key=old_key, to=key, why=why)
+    for group in diff.rename_groups:
+        if not group.is_unambiguous:
+            continue
+        yield from (TransposeTensor(key=key, why=group.evidence) for key in group.transposed_keys)
+        if group.pairs.keys() & {*group.pairs.values()}:
+            yield RenameKeys(keys=group.pairs, why=group.evidence)
+        else:
+            yield from (
+                RenameKeys(key=old, to=new, why=group.evidence) for old, new in group.pairs.items()
+            )
 
 
 def _tie_operations(diff: ModuleDiff) -> Iterator[Op]:

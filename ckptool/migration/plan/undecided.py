@@ -1,20 +1,18 @@
 """ModuleDiff of the derived plan -> OpenDecisions, each with proposed steps."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from textwrap import wrap
 from typing import Final
 
-from ckptool.compare.changes import Missing, Unexpected
 from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import PlanError
 from ckptool.migration.plan.key_operations import DropKeys, InjectTensor, RenameKeys
 from ckptool.migration.plan.plan_file import Op, Plan, format_plan, format_step
 from ckptool.migration.plan.tensor_operations import ConcatTensors, SplitTensor
-from ckptool.model import Kind, TensorInfo
+from ckptool.model import Kind
 
 _MAX_REASONS: Final = 6
 """Maximum number of reasons in one error message."""
@@ -175,71 +173,13 @@ def _iter_shape_decisions(diff: ModuleDiff) -> Iterator[OpenDecision]:
 
 
 def _propose_renames(diff: ModuleDiff, explained_keys: set[str]) -> dict[str, str]:
-    """Return proposed renames, missing key -> unexpected key of the same shape.
-
-    Groups of equal size are paired in order, others by similar names.
-    """
-    missing = [
-        change.expected
-        for change in diff.changes
-        if isinstance(change, Missing) and change.key not in explained_keys
-    ]
-    unexpected = [
-        change.actual
-        for change in diff.changes
-        if isinstance(change, Unexpected) and change.key not in explained_keys
-    ]
-    pairs: dict[str, str] = {}
-    for group_key in (_get_shape_and_name, _get_shape):
-        used_keys = set(pairs.values())
-        groups = _group_keys(
-            group_key, (tensor for tensor in unexpected if tensor.key not in used_keys)
-        )
-        for name, keys in _group_keys(
-            group_key, (tensor for tensor in missing if tensor.key not in pairs)
-        ).items():
-            candidates = groups.get(name, [])
-            if len(keys) == len(candidates):
-                pairs |= dict(zip(keys, candidates, strict=True))
-            elif group_key is _get_shape:
-                pairs |= _pair_similar_names(keys, candidates)
-    return pairs
-
-
-def _get_shape_and_name(tensor: TensorInfo) -> object:
-    return tensor.shape, tensor.key.rpartition(".")[2]
-
-
-def _get_shape(tensor: TensorInfo) -> object:
-    return tensor.shape
-
-
-def _group_keys(
-    group_key: Callable[[TensorInfo], object], tensors: Iterable[TensorInfo]
-) -> dict[object, list[str]]:
-    groups: dict[object, list[str]] = {}
-    for tensor in tensors:
-        groups.setdefault(group_key(tensor), []).append(tensor.key)
-    return groups
-
-
-def _pair_similar_names(missing: list[str], unexpected: list[str]) -> dict[str, str]:
-    """Pair the keys with the most similar names, each at most once."""
-    if max(len(missing), len(unexpected)) > _MAX_PAIRED_KEYS:
-        return {}
-    scored_pairs = sorted(
-        (
-            (SequenceMatcher(None, expected_key, actual_key).ratio(), expected_key, actual_key)
-            for expected_key in missing
-            for actual_key in unexpected
-        ),
-        key=lambda scored_pair: (-scored_pair[0], scored_pair[1:]),
-    )
-    pairs: dict[str, str] = {}
-    for _, expected_key, actual_key in scored_pairs:
-        if expected_key not in pairs and actual_key not in pairs.values():
-            pairs[expected_key] = actual_key
-    return pairs
+    """Return proposed renames: missing key -> unexpected key."""
+    return {
+        new: old
+        for group in diff.rename_groups
+        for old, new in group.pairs.items()
+        if new not in explained_keys and old not in explained_keys
+    }
 
 
 def _summarize_reasons(decisions: tuple[OpenDecision, ...]) -> str:
