@@ -14,7 +14,7 @@ from ckptool.compare.changes import (
     Unexpected,
     iter_changes,
 )
-from ckptool.compare.renames import find_renames
+from ckptool.compare.rename_groups import find_plain_renames
 from ckptool.compare.states import find_best_state, require_state
 from ckptool.errors import UsageError
 from ckptool.model import (
@@ -282,12 +282,10 @@ def compare_contracts(
     changes = tuple(
         c for c in iter_changes(old_tensors, new_tensors, COMPARED_FIELDS) if not _has_lazy_side(c)
     )
-    removed_tensors = [c.expected for c in changes if isinstance(c, Missing)]
-    added_tensors = [c.actual for c in changes if isinstance(c, Unexpected)]
+    removed_tensors = {c.key: c.expected for c in changes if isinstance(c, Missing)}
+    added_tensors = {c.key: c.actual for c in changes if isinstance(c, Unexpected)}
     migrations = proved_migrations or {}
-    needed_keys = {t.key for t in added_tensors} | {
-        k for k in persistence_changed if new.entries[k].saved
-    }
+    needed_keys = {*added_tensors} | {k for k in persistence_changed if new.entries[k].saved}
     automatic_migrations = {
         key: route
         for key in needed_keys
@@ -298,7 +296,7 @@ def compare_contracts(
         new=new,
         changes=changes,
         persistence_changed=tuple(key for key in old.entries if key in persistence_changed),
-        renames=find_renames(removed_tensors, added_tensors),
+        renames=find_plain_renames(removed_tensors, added_tensors),
         removed_non_tensors=tuple(k for k in old.non_tensors if k not in new.non_tensors),
         added_non_tensors=tuple(k for k in new.non_tensors if k not in old.non_tensors),
         migrations_for_added={

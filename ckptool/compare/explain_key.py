@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.rename_groups import RenameGroup
 from ckptool.errors import UsageError
 from ckptool.model import Constancy, ModuleTensor, TensorInfo
 
@@ -121,12 +122,27 @@ def _describe_relations(diff: ModuleDiff, key: str) -> FactPairs:
                 "once a wrapper's segments are rewritten",
                 f"{old} in the file is {new} in the module",
             )
-    for missing_key, unexpected_key in diff.renames.items():
-        if key in (missing_key, unexpected_key):
-            yield "probably renamed", f"{unexpected_key} in the file is {missing_key} in the module"
+    for group in diff.rename_groups:
+        yield from _describe_rename(group, key)
     if key in diff.equal_values:
         is_equal = diff.equal_values[key]
         yield "value against the module's own", "equal" if is_equal else "different"
+
+
+def _describe_rename(group: RenameGroup, key: str) -> FactPairs:
+    """Yield what a group says of `key`, which may be on both sides (a layer that moved)."""
+    old_keys = [key] if key in group.pairs else []
+    old_keys += [old for old, new in group.pairs.items() if new == key]
+    for old in old_keys:
+        label = "probably renamed" if group.is_unambiguous else "may be renamed"
+        label = "renamed, as documented" if group.is_documented else label
+        yield label, f"{old} in the file is {group.pairs[old]} in the module"
+        if old in group.transposed_keys:
+            yield "dimensions", "swapped"
+    if old_keys and len(group.pairs) > 1:
+        yield "as part of", f"{group.old_pattern} -> {group.new_pattern}"
+    if old_keys:
+        yield "evidence", group.evidence
 
 
 def _value_status(diff: CheckpointDiff, key: str) -> str:

@@ -17,9 +17,15 @@ from ckptool.compare.changes import (
 from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
 from ckptool.compare.parts import PartMatch, PartSide, find_file_part, find_module_part
-from ckptool.compare.rename_groups import RenameGroup, group_renames
-from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite, find_renames
+from ckptool.compare.rename_groups import (
+    RenameGroup,
+    build_documented_groups,
+    find_list_group,
+    find_rename_groups,
+)
+from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite
 from ckptool.compare.reparametrization import (
+    GAMMA_BETA_NAMES,
     Reparametrization,
     find_gamma_beta_renames,
     find_reparametrizations,
@@ -59,8 +65,9 @@ class ModuleDiff(Struct, frozen=True):
     rewrite: PrefixRewrite | None = None
     part: PartMatch | None = None
     """Where the file is the state of one sub-module, or the module one part of the file."""
-    renames: Mapping[str, str] = {}
-    """Missing key -> unexpected key that is probably the same tensor."""
+    rename_groups: tuple[RenameGroup, ...] = ()
+    """Keys of the file that are probably keys of the module; a key that is in both, with another
+    shape, may be part of a group (a layer that moved by one place)."""
     equal_values: Mapping[str, bool] = {}
     """Unexpected key that is unsaved state of the module -> whether the values are equal; only
     keys whose values could be compared."""
@@ -95,10 +102,6 @@ class ModuleDiff(Struct, frozen=True):
         return (*tensors, *self.missing_non_tensors)
 
     @property
-    def rename_groups(self) -> tuple[RenameGroup, ...]:
-        return group_renames(self.renames)
-
-    @property
     def absent_keys(self) -> tuple[str, ...]:
         """Keys that the file does not have: missing, or added by the module's own loading code."""
         added = tuple(s.key for s in self.load_steps if s.kind is LoadStepKind.ADDED)
@@ -111,11 +114,9 @@ class ModuleDiff(Struct, frozen=True):
 
     @property
     def explained_keys(self) -> frozenset[str]:
-        """Missing and unexpected keys that another finding explains.
-
-        It is on a rename, a tie, a rewrite, a part, a style or a fusion.
-        """
-        keys = {*self.renames, *self.renames.values(), *self.tied_missing_keys}
+        """Missing, unexpected and mismatched keys that another field of the diff explains."""
+        keys = {key for group in self.rename_groups for key in group.keys}
+        keys |= {*self.tied_missing_keys}
         if self.part:
             keys |= self.part.explained_keys
         if self.rewrite:
@@ -133,6 +134,13 @@ class ModuleDiff(Struct, frozen=True):
                 for k in (projection.fused_key, *projection.piece_keys)
             }
         )
+
+    @property
+    def vacated_keys(self) -> tuple[str, ...]:
+        """Keys whose tensor in the file is renamed to another key, with none in its place."""
+        old_keys = {key for group in self.rename_groups for key in group.pairs}
+        new_keys = {key for group in self.rename_groups for key in group.pairs.values()}
+        return tuple(k for k in self.module.saved_tensors if k in old_keys and k not in new_keys)
 
     @property
     def shape_mismatches(self) -> tuple[Changed, ...]:
@@ -269,17 +277,31 @@ def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         or (isinstance(change, Unexpected) and (unexpected is None or change.key in unexpected))
     )
     keys = {change.key for change in changes if not isinstance(change, Changed)}
+    rename_groups = (_keep_keys(group, changes, diff) for group in diff.rename_groups)
     return msgspec.structs.replace(
         diff,
         load_outcome=outcome,
         changes=changes,
         rewrite=diff.rewrite if diff.rewrite and keys & diff.rewrite.key_map.keys() else None,
         part=diff.part if diff.part and keys & diff.part.key_map.keys() else None,
-        renames={a: b for a, b in diff.renames.items() if {a, b} <= keys},
+        rename_groups=tuple(group for group in rename_groups if group.pairs),
         fused_projections=tuple(p for p in diff.fused_projections if p.fused_key in keys),
         tied_missing_keys={k: v for k, v in diff.tied_missing_keys.items() if k in keys},
         equal_values={k: v for k, v in diff.equal_values.items() if k in keys},
     )
+
+
+def _keep_keys(group: RenameGroup, changes: tuple[Change, ...], diff: ModuleDiff) -> RenameGroup:
+    """Return the group with the pairs whose keys the module's own loading code leaves as well."""
+    absent = {change.key for change in changes if isinstance(change, Missing)}
+    extra = {change.key for change in changes if isinstance(change, Unexpected)}
+    file_keys, module_keys = diff.state.tensors, diff.module.saved_tensors
+    pairs = {
+        old: new
+        for old, new in group.pairs.items()
+        if (old in extra or old in module_keys) and (new in absent or new in file_keys)
+    }
+    return group if len(pairs) == len(group.pairs) else msgspec.structs.replace(group, pairs=pairs)
 
 
 def _apply_strict_load(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
@@ -298,7 +320,7 @@ def _apply_strict_load(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         unexpected_non_tensors=(),
         rewrite=None,
         part=None,
-        renames={},
+        rename_groups=(),
         fused_projections=(),
         reparametrizations=tuple(r for r in diff.reparametrizations if r.handled_by_torch_hook),
         equal_values={},
@@ -350,8 +372,13 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
         _without_keys(unexpected, explained_keys),
     )
     classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
-    renames = find_gamma_beta_renames(unexplained_missing, unexplained_unexpected, classes)
-    explained_keys |= {*renames, *renames.values()}
+    documented_groups = tuple(
+        build_documented_groups(
+            find_gamma_beta_renames(unexplained_missing, unexplained_unexpected, classes),
+            GAMMA_BETA_NAMES,
+        )
+    )
+    explained_keys |= {key for group in documented_groups for key in group.keys}
     fused_projections = find_fused_projections(
         [*_without_keys(missing, explained_keys).values()],
         [*_without_keys(unexpected, explained_keys).values()],
@@ -365,12 +392,18 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
         _without_keys(missing, explained_keys),
         _without_keys(unexpected, explained_keys),
     )
-    renames |= find_renames([*unexplained_missing.values()], [*unexplained_unexpected.values()])
+    list_group = find_list_group(state, module.saved_tensors)
+    rename_groups = (
+        find_rename_groups(unexplained_missing, unexplained_unexpected, expected, state.tensors)
+        if list_group is None
+        else (list_group,)
+    )
+    explained_keys |= {key for group in rename_groups for key in group.keys}
     return msgspec.structs.replace(
         diff,
         rewrite=rewrite,
         part=part,
-        renames=renames,
+        rename_groups=(*documented_groups, *rename_groups),
         fused_projections=fused_projections,
         diverged_ties=_find_diverged_ties(diff),
         tied_missing_keys={

@@ -1,37 +1,367 @@
-"""Missing x unexpected keys -> RenameGroups."""
+"""Keys of a file x keys of a module -> RenameGroups: what changes of the code renamed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.compare.key_patterns import generalize_numbers, mask_numbers
+from ckptool.compare.rename_search.alike import SQUARE, is_square, match_modules, match_parameters
+from ckptool.compare.rename_search.links import (
+    LinkKind,
+    RenameContext,
+    RenameLink,
+    Tensors,
+    mask_layers,
+)
+from ckptool.compare.rename_search.names import pair_normalized_names
+from ckptool.compare.rename_search.renumbering import find_moved_layers, find_renumbered_layers
+from ckptool.compare.rename_search.subtrees import SubtreeMove, find_moved_subtrees
+from ckptool.model import Kind, ModuleTensor, StateDict, natural_sort_key, tied_keys
+from ckptool.phrases import join_limited, pluralize, quote_code
+
+_MAX_NAMED_ALTERNATIVES: Final = 3
+"""Maximum number of alternatives that the evidence names; the others are counted."""
 
 
 class RenameGroup(Struct, frozen=True):
     """Renames that one change of the code explains: a subtree, a pattern of keys, a renumbering."""
 
     old_pattern: str
+    """Of the keys in the file: "backbone.*", "layers.*.norm.1.*", "net.{0,2}.*"."""
     new_pattern: str
+    """Of the keys in the module: "encoder.*", "layers.*.norm1.*", "net.{0,1}.*"."""
     pairs: Mapping[str, str]
+    """Key in the file -> key in the module, in natural order. The patterns are for people: they may
+    match other keys too (`key_patterns.is_exact_pattern` tells)."""
     evidence: str
+    """One clause for a person: "6 tensors of the same shapes, the only such subtree"."""
     is_unambiguous: bool
+    """Whether nothing else in file or module would fit as well."""
     transposed_keys: tuple[str, ...] = ()
+    """Keys of the file whose tensor has the module's shape only after its two dimensions are
+    swapped, or, if it is square, whose siblings have."""
     is_documented: bool = False
+    """Whether the library documents the new names, so that nothing is guessed."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All keys of the file and of the module."""
+        return frozenset((*self.pairs, *self.pairs.values()))
 
 
-def group_renames(renames: Mapping[str, str]) -> tuple[RenameGroup, ...]:
-    groups: dict[tuple[str, str], dict[str, str]] = {}
-    for new, old in renames.items():
-        a, b = old.split("."), new.split(".")
-        while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
-            a.pop(), b.pop()
-        groups.setdefault((".".join(a), ".".join(b)), {})[old] = new
-    return tuple(
-        RenameGroup(
-            f"{a}.*" if list(pairs) != [a] else a,
-            f"{b}.*" if list(pairs) != [a] else b,
-            pairs,
-            f"{len(pairs)} tensors of the same shapes",
-            is_unambiguous=True,
-            is_documented=a.endswith(("gamma", "beta")) and b.endswith(("weight", "bias")),
+def find_rename_groups(
+    missing: Tensors, unexpected: Tensors, expected: Tensors, actual: Tensors
+) -> tuple[RenameGroup, ...]:
+    """Return the renames that explain missing and unexpected keys, in order of their old keys.
+
+    A key of the file, and a key of the module, is in at most one group. Pairs have the same shape,
+    or are transposed. The work grows with the number of keys, not with pairs of keys.
+
+    Args:
+        missing: what the module expects and the file lacks, as far as nothing else explains it.
+        unexpected: what the file has and the module lacks, likewise.
+        expected: all tensors that the module expects.
+        actual: all tensors of the file.
+    """
+    mismatched = {
+        key
+        for key, tensor in expected.items()
+        if key in actual and actual[key].shape != tensor.shape
+    }
+    if not (unexpected or mismatched) or not (missing or mismatched):
+        return ()
+    search = _RenameSearch(missing, unexpected, expected, actual)
+    search.take(
+        find_renumbered_layers(
+            {**missing, **{key: expected[key] for key in mismatched}},
+            {**unexpected, **{key: actual[key] for key in mismatched}},
+            expected,
+            actual,
         )
-        for (a, b), pairs in groups.items()
     )
+    search.take_moves(find_moved_subtrees(search.missing, search.unexpected))
+    for find_links in _STEPS:
+        if search.missing and search.unexpected:
+            search.take(find_links(search.build_context()))
+    links = _doubt_squares(search.links, unexpected)
+    groups = [_build_group(joined) for joined in _join_links(links)]
+    return tuple(sorted(groups, key=lambda group: natural_sort_key(next(iter(group.pairs)))))
+
+
+def find_plain_renames(removed: Tensors, added: Tensors) -> dict[str, str]:
+    """Return removed key -> added key of the same shape, for the renames that are unambiguous."""
+    groups = find_rename_groups(added, removed, added, removed)
+    return {
+        old: new
+        for group in groups
+        if group.is_unambiguous and not group.transposed_keys
+        for old, new in group.pairs.items()
+    }
+
+
+_STEPS: Final[Sequence[Callable[[RenameContext], Iterator[RenameLink]]]] = (
+    pair_normalized_names,
+    find_moved_layers,
+    lambda context: match_modules(context, in_place=True, transposed=False),
+    lambda context: match_parameters(context, same_name=True, transposed=False),
+    lambda context: match_modules(context, in_place=True, transposed=True),
+    lambda context: match_parameters(context, same_name=True, transposed=True),
+    lambda context: match_modules(context, in_place=False, transposed=False),
+    lambda context: match_parameters(context, same_name=False, transposed=False),
+    lambda context: match_parameters(context, same_name=False, transposed=True),
+)
+"""Steps of the search, the strongest evidence first."""
+
+
+class _RenameSearch:
+    """The links so far, and the keys that are left."""
+
+    def __init__(
+        self, missing: Tensors, unexpected: Tensors, expected: Tensors, actual: Tensors
+    ) -> None:
+        self.links: list[RenameLink] = []
+        self.missing, self.unexpected = {**missing}, {**unexpected}
+        self._expected_keys, self._file_keys = [*expected], [*actual]
+        self._moves: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def take(self, links: Iterable[RenameLink]) -> None:
+        """Keep the links, as far as their keys are free."""
+        for link in [*links]:
+            pairs = link.pairs
+            if not link.is_complete:
+                pairs = {
+                    a: b for a, b in pairs.items() if a in self.unexpected and b in self.missing
+                }
+            if not pairs:
+                continue
+            self.links.append(replace(link, pairs=pairs))
+            for old, new in pairs.items():
+                self.unexpected.pop(old, None)
+                self.missing.pop(new, None)
+
+    def take_moves(self, moves: Iterable[tuple[RenameLink, SubtreeMove]]) -> None:
+        """Keep the links, and take their prefixes for renamed from now on."""
+        for link, (old_prefix, new_prefix) in [*moves]:
+            self._moves.setdefault(old_prefix, new_prefix)
+            self.take([link])
+
+    def build_context(self) -> RenameContext:
+        """Return what is left, under the names that the moved subtrees have in the module."""
+        places = {key: self._find_place(key) for key in self.unexpected}
+        return RenameContext(self.missing, self.unexpected, places, self._shared_prefixes)
+
+    @cached_property
+    def _shared_prefixes(self) -> frozenset[str]:
+        """Prefixes of keys of both sides, after the subtrees have moved."""
+        renamed = {old: new for link in self.links for old, new in link.pairs.items()}
+        file_keys = (
+            renamed.get(key) or (self._find_place(key) if key in self.unexpected else key)
+            for key in self._file_keys
+        )
+        return frozenset(_list_prefixes(file_keys) & _list_prefixes(self._expected_keys))
+
+    def _find_place(self, key: str) -> str:
+        """Return the key with the longest prefix that moved in its new place."""
+        if not self._moves:
+            return key
+        segments, numbers = mask_layers(key)
+        for length in range(len(segments) - 1, 0, -1):
+            new_prefix = self._moves.get(segments[:length])
+            if new_prefix is not None:
+                remaining = iter(numbers)
+                new_segments = (*new_prefix, *segments[length:])
+                return ".".join(
+                    next(remaining, "*") if segment == "*" else segment for segment in new_segments
+                )
+        return key
+
+
+def _list_prefixes(keys: Iterable[str]) -> set[str]:
+    prefixes: set[str] = set()
+    for key in keys:
+        end = key.rfind(".")
+        while end > 0 and key[:end] not in prefixes:
+            prefixes.add(key[:end])
+            end = key.rfind(".", 0, end)
+    return prefixes
+
+
+def _doubt_squares(links: Iterable[RenameLink], unexpected: Tensors) -> Iterator[RenameLink]:
+    """Yield the links; square matrices are ambiguous where tensors of their name are transposed."""
+    links = [*links]
+    names = {key.rpartition(".")[2] for link in links for key in link.transposed_keys}
+    for link in links:
+        squares = [
+            key
+            for key in link.pairs
+            if link.kind in {LinkKind.MODULE, LinkKind.PARAMETER}
+            and is_square(unexpected[key].shape)
+            and (key.rpartition(".")[2] in names or link.kind is LinkKind.PARAMETER)
+        ]
+        if squares and not link.alternatives:
+            link = replace(link, alternatives=(SQUARE,))  # noqa: PLW2901
+        yield link
+
+
+def _join_links(links: Iterable[RenameLink]) -> Iterator[list[RenameLink]]:
+    """Yield lists of links that one change explains: the same segments are replaced by the same."""
+    joined: dict[object, list[RenameLink]] = {}
+    for number, link in enumerate(links):
+        key = (
+            number
+            if link.is_complete
+            else (*_split_edit(link), bool(link.alternatives), link.detail)
+        )
+        joined.setdefault(key, []).append(link)
+    yield from joined.values()
+
+
+def _split_edit(link: RenameLink) -> tuple[str, str, str]:
+    """Return (prefix, segments replaced, segments that replace them), of the two patterns."""
+    old, new = link.old.split("."), link.new.split(".")
+    limit = min(len(old), len(new))
+    tail = 0
+    while tail < limit and old[-1 - tail] == new[-1 - tail]:
+        tail += 1
+    head = 0
+    while head < limit - tail and old[head] == new[head]:
+        head += 1
+    if tail and head + tail in {len(old), len(new)}:
+        tail -= 1
+    return (
+        mask_numbers(".".join(old[:head])),
+        ".".join(old[head : len(old) - tail]),
+        ".".join(new[head : len(new) - tail]),
+    )
+
+
+def _build_group(links: list[RenameLink]) -> RenameGroup:
+    """Build the group of links that one change explains."""
+    pairs = {old: new for link in links for old, new in link.pairs.items()}
+    pairs = {old: pairs[old] for old in sorted(pairs, key=natural_sort_key)}
+    old_pattern, new_pattern = links[0].old, links[0].new
+    if len(pairs) == 1:
+        old_pattern, new_pattern = next(iter(pairs.items()))
+    elif not links[0].is_complete:
+        head, old_middle, new_middle = _split_edit(links[0])
+        counts = [
+            len([segment for segment in (*head.split("."), *middle.split(".")) if segment])
+            for middle in (old_middle, new_middle)
+        ]
+        old_pattern, new_pattern = _format_patterns(pairs, *counts)
+    alternatives = tuple(dict.fromkeys(a for link in links for a in link.alternatives))
+    return RenameGroup(
+        old_pattern,
+        new_pattern,
+        pairs,
+        _describe_evidence(links, len(pairs), alternatives),
+        is_unambiguous=not alternatives,
+        transposed_keys=tuple(key for link in links for key in link.transposed_keys),
+    )
+
+
+def _format_patterns(pairs: Mapping[str, str], old_count: int, new_count: int) -> tuple[str, str]:
+    """Return the patterns of keys whose first segments, so many, are replaced."""
+    old_keys, new_keys = (
+        [key.split(".") for key in pairs],
+        [key.split(".") for key in pairs.values()],
+    )
+    tails = {".".join(segments[old_count:]) for segments in old_keys}
+    tail = tails.pop() if len(tails) == 1 else "*"
+    return (
+        ".".join(filter(None, (_generalize_heads(old_keys, old_count), tail))),
+        ".".join(filter(None, (_generalize_heads(new_keys, new_count), tail))),
+    )
+
+
+def _generalize_heads(keys: Iterable[Sequence[str]], count: int) -> str:
+    return generalize_numbers(".".join(segments[:count]) for segments in keys)
+
+
+def _describe_evidence(
+    links: Sequence[RenameLink], count: int, alternatives: tuple[str, ...]
+) -> str:
+    """Return the evidence of a group as one clause."""
+    kinds = {link.kind for link in links}
+    kind = next(iter(kinds)) if len(kinds) == 1 else LinkKind.MODULE
+    tensors, shapes = pluralize(count, "tensor"), "shape" if count == 1 else "shapes"
+    transposed = any(link.transposed_keys for link in links)
+    fit = f"{tensors} of the same {shapes}"
+    if transposed:
+        fit = f"{tensors} of the same {shapes} once the two dimensions are swapped"
+    detail = links[0].detail
+    if kind is LinkKind.ORDER:
+        text = f"{fit} in the same order" + (f", renumbered {detail}" if detail else "")
+    elif kind is LinkKind.NAME:
+        text = f"{fit}, whose names differ in punctuation or capitals only"
+    elif kind is LinkKind.SUBTREE:
+        total = f"{count:,} {detail} tensors, of the same shapes" if detail else fit
+        text = total if alternatives else f"{total}, the only such subtree"
+    else:
+        text = fit if alternatives else f"{fit}, and nothing else there fits"
+    if not alternatives:
+        return text
+    if SQUARE in alternatives:
+        return f"{text}; {SQUARE}"
+    quoted = [a if " " in a else quote_code(a) for a in alternatives]
+    named = join_limited(quoted, _MAX_NAMED_ALTERNATIVES, more=" or {} others")
+    named = " or ".join(named.split(", "))
+    is_single = len(alternatives) == 1 and " " not in alternatives[0]
+    return f"{text}; {named} {'fits' if is_single else 'fit'} as well"
+
+
+def build_documented_groups(
+    pairs: Mapping[str, str], names: Mapping[str, str]
+) -> Iterator[RenameGroup]:
+    """Yield a group for each old name of a LayerNorm's parameter.
+
+    Args:
+        pairs: key in the module -> key in the file.
+        names: old name -> new name.
+    """
+    for old_name, new_name in names.items():
+        group = {old: new for new, old in pairs.items() if old.rpartition(".")[2] == old_name}
+        keys = sorted(group, key=natural_sort_key)
+        if keys:
+            is_single = len(keys) == 1
+            yield RenameGroup(
+                keys[0] if is_single else f"*.{old_name}",
+                group[keys[0]] if is_single else f"*.{new_name}",
+                {key: group[key] for key in keys},
+                "an old name of a LayerNorm's parameter",
+                is_unambiguous=True,
+                is_documented=True,
+            )
+
+
+def find_list_group(
+    state: StateDict, saved_tensors: Mapping[str, ModuleTensor]
+) -> RenameGroup | None:
+    """Return the group of a list without names that is `parameters()` in order; None if it is none.
+
+    An average of weights (EMA) is saved so: the list has all parameters, or those that are trained.
+    """
+    keys = [*state.tensors]
+    if not keys or sorted(keys, key=natural_sort_key) != [str(n) for n in range(len(keys))]:
+        return None
+    if any(key in saved_tensors for key in keys):
+        return None
+    parameters = [t for t in saved_tensors.values() if t.kind is Kind.PARAMETER]
+    tied = {key for group in tied_keys(t.tensor for t in parameters) for key in group[1:]}
+    parameters = [t for t in parameters if t.key not in tied]
+    trained = [t for t in parameters if t.tensor.requires_grad]
+    for label, candidates in (("parameters()", parameters), ("the trained parameters()", trained)):
+        shapes = [t.tensor.shape for t in candidates]
+        if shapes == [state.tensors[str(n)].shape for n in range(len(keys))]:
+            name = state.at.rpartition(".")[2]
+            return RenameGroup(
+                f"{name}.*" if name else "*",
+                f"{label} in order",
+                {str(n): t.key for n, t in enumerate(candidates)},
+                f"the {len(keys):,} tensors of the list have the shapes of {label}, in order",
+                is_unambiguous=True,
+            )
+    return None

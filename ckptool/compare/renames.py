@@ -38,11 +38,18 @@ def find_prefix_rewrite(
 ) -> PrefixRewrite | None:
     """Return the rewrite of keys that resolves most missing tensors; None if none does.
 
-    Only whole segments are rewritten; rewrites that make two keys collide are rejected.
+    Only whole segments are rewritten; rewrites that make two keys collide are rejected. Where some
+    tensors match as they are, only known wrappers are rewritten: another prefix is then one of a
+    subtree that moved.
     """
+    is_partial = any(
+        key in expected and expected[key].shape == tensor.shape for key, tensor in actual.items()
+    )
     missing_by_key = {t.key: t for t in missing}
     best: PrefixRewrite | None = None
     for removed, added in _iter_rewrites(list(missing_by_key), [t.key for t in unexpected]):
+        if is_partial and (added or not {*removed} <= {*WRAPPERS}):
+            continue
         pairs = {t.key: _rewrite_key(t.key, removed, added) for t in unexpected}
         matches = {
             old: new
@@ -97,28 +104,6 @@ def _rewrite_key(key: str, removed: tuple[str, ...], added: str) -> str:
     return added + new_key
 
 
-def find_renames(missing: list[TensorInfo], unexpected: list[TensorInfo]) -> dict[str, str]:
-    """Return missing key -> unexpected key with the same shape and last segment.
-
-    A pair is made only if each is the other's single best candidate, by common trailing segments.
-    """
-    tensors_by_form: dict[object, list[TensorInfo]] = {}
-    for tensor in unexpected:
-        tensors_by_form.setdefault((tensor.shape, _last_segment(tensor.key)), []).append(tensor)
-    candidate_keys = {key: [t.key for t in group] for key, group in tensors_by_form.items()}
-    missing_keys: dict[object, list[str]] = {}
-    for tensor in missing:
-        missing_keys.setdefault((tensor.shape, _last_segment(tensor.key)), []).append(tensor.key)
-    pairs: dict[str, str] = {}
-    for form, keys in missing_keys.items():
-        candidates = candidate_keys.get(form, [])
-        for key in keys:
-            best_candidate = _find_single_best(key, candidates)
-            if best_candidate is not None and _find_single_best(best_candidate, keys) == key:
-                pairs[key] = best_candidate
-    return pairs
-
-
 def pair_by_fingerprint(
     missing: Mapping[str, str], unexpected: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
@@ -138,29 +123,3 @@ def _group_by_fingerprint(fingerprints: Mapping[str, str]) -> dict[str, list[str
     for key in sorted(fingerprints, key=natural_sort_key):
         keys.setdefault(fingerprints[key], []).append(key)
     return keys
-
-
-def _last_segment(key: str) -> str:
-    return key.rsplit(".", 1)[-1]
-
-
-_MAX_CANDIDATES: Final = 1000
-"""With more tensors of one shape and last segment, pairing by key is ambiguous and slow."""
-
-
-def _find_single_best(key: str, candidates: list[str]) -> str | None:
-    if not candidates or len(candidates) > _MAX_CANDIDATES:
-        return None
-    scored_candidates = sorted(((_count_common_tail(key, c), c) for c in candidates), reverse=True)
-    if len(scored_candidates) > 1 and scored_candidates[0][0] == scored_candidates[1][0]:
-        return None
-    return scored_candidates[0][1]
-
-
-def _count_common_tail(a: str, b: str) -> int:
-    count = 0
-    for x, y in zip(reversed(a.split(".")), reversed(b.split(".")), strict=False):
-        if x != y:
-            break
-        count += 1
-    return count

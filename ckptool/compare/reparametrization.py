@@ -186,7 +186,8 @@ def _fill_templates(prefix: str, name: str, templates: tuple[str, ...]) -> tuple
     return tuple(f"{prefix}{template.format(name)}" for template in templates)
 
 
-_GAMMA_BETA_NAMES: Final = {"gamma": "weight", "beta": "bias"}
+GAMMA_BETA_NAMES: Final = {"gamma": "weight", "beta": "bias"}
+"""Old name of a LayerNorm's parameter -> its name in torch."""
 
 
 def find_gamma_beta_renames(
@@ -201,7 +202,7 @@ def find_gamma_beta_renames(
     pairs: dict[str, str] = {}
     for old, tensor in unexpected.items():
         owner, _, name = old.rpartition(".")
-        new = f"{owner}.{_GAMMA_BETA_NAMES[name]}".lstrip(".") if name in _GAMMA_BETA_NAMES else ""
+        new = f"{owner}.{GAMMA_BETA_NAMES[name]}".lstrip(".") if name in GAMMA_BETA_NAMES else ""
         is_layer_norm = classes.get(owner, "").endswith("LayerNorm")
         if is_layer_norm and new in missing and missing[new].shape == tensor.shape:
             pairs[new] = old

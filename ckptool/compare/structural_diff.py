@@ -13,7 +13,7 @@ from ckptool.compare.changes import (
     Unexpected,
     iter_changes,
 )
-from ckptool.compare.renames import find_renames
+from ckptool.compare.rename_groups import find_plain_renames
 from ckptool.compare.states import get_state, require_state
 from ckptool.model import Checkpoint, StateDict, TensorInfo, all_tensors
 
@@ -32,7 +32,7 @@ class StructuralDiff(Struct, frozen=True):
     changed_entries: tuple[str, ...]
     changes: tuple[Change, ...]
     renames_by_name: Mapping[str, str]
-    """Removed key -> added key with a similar name (`find_renames`)."""
+    """Removed key -> added key with a similar name (`find_plain_renames`)."""
 
 
 def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> StructuralDiff:
@@ -58,9 +58,9 @@ def compare_tensors_structure(
     """Compare the tensors of two files by shape, dtype and layout, and find renames by key."""
     all_changes = iter_changes(old_tensors, new_tensors, COMPARED_FIELDS)
     changes = tuple(change for change in all_changes if not _is_storage_layout_only(change))
-    renames_by_name = find_renames(
-        [c.expected for c in changes if isinstance(c, Missing)],
-        [c.actual for c in changes if isinstance(c, Unexpected)],
+    renames_by_name = find_plain_renames(
+        {c.key: c.expected for c in changes if isinstance(c, Missing)},
+        {c.key: c.actual for c in changes if isinstance(c, Unexpected)},
     )
     return StructuralDiff(
         old, new, places, old_tensors, new_tensors, changed_entries, changes, renames_by_name

@@ -1,5 +1,7 @@
 """DiffModuleReport: the result of `diff` of a checkpoint and a module."""
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from ckptool.compare.explain_key import explain_module_key
@@ -46,6 +48,24 @@ class LoadStepReport(Struct, frozen=True, kw_only=True):
     """Key of the file whose tensor it is, "" if it has the same name, or none."""
 
 
+class RenameGroupReport(Struct, frozen=True, kw_only=True):
+    """Keys of the file that are probably keys of the module, by one change of the code."""
+
+    old: str
+    """Pattern of the keys in the file; the keys themselves are in `keys`."""
+    new: str
+    """Pattern of the keys in the module."""
+    keys: Mapping[str, str]
+    """Key in the file -> key in the module."""
+    evidence: str
+    unambiguous: bool
+    """Whether nothing else in file or module would fit as well."""
+    documented: bool = False
+    """Whether the library documents the new names."""
+    transposed: tuple[str, ...] = ()
+    """Keys of the file whose two dimensions have to be swapped too."""
+
+
 class DiffModuleReport(Report, frozen=True, kw_only=True):
     verdict: str
     """"loads strictly", "loads, but ..." or "does not load ..."."""
@@ -69,6 +89,8 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """False if torch refuses what matches by key and shape, or that was not checked."""
     load_steps: tuple[LoadStepReport, ...] = ()
     """What the module's own loading code does besides copying tensors by name."""
+    renames: tuple[RenameGroupReport, ...] = ()
+    """Keys of the file that are probably keys of the module."""
 
 
 def build_module_diff_report(
@@ -109,6 +131,18 @@ def build_module_diff_report(
         load_steps=tuple(
             LoadStepReport(key=step.key, does=str(step.kind), file_key=step.file_key)
             for step in diff.load_steps
+        ),
+        renames=tuple(
+            RenameGroupReport(
+                old=group.old_pattern,
+                new=group.new_pattern,
+                keys=group.pairs,
+                evidence=group.evidence,
+                unambiguous=group.is_unambiguous,
+                documented=group.is_documented,
+                transposed=group.transposed_keys,
+            )
+            for group in diff.rename_groups
         ),
     )
 

@@ -1,5 +1,6 @@
 """ModuleDiff -> hits: missing and unexpected keys, one by one (CK201-CK220)."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -8,6 +9,7 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import has_auxiliary_name
+from ckptool.compare.rename_groups import RenameGroup
 from ckptool.model import Kind, ModuleTensor
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
@@ -18,11 +20,16 @@ WRAPPER_PREFIX: Final = "CK209"
 
 
 def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
-    """Yield the missing tensors that no rename, tie or other form in the file explains."""
+    """Yield the missing tensors that no rename, tie or other form in the file explains.
+
+    Missing is also what has another tensor's value in the file, one that is to be renamed.
+    """
     explained_keys = diff.explained_keys | find_quantized_keys(diff)
     for change in diff.changes:
         if isinstance(change, Missing) and change.key not in explained_keys:
             yield diff.module.tensors[change.key]
+    for key in diff.vacated_keys:
+        yield diff.module.tensors[key]
 
 
 def _unexplained_unexpected(diff: ModuleDiff) -> Iterator[Unexpected]:
@@ -297,13 +304,13 @@ def _format_rewrite_code(removed: list[str], added: str) -> str:
         code="CK211",
         name="probable-rename",
         level=Level.WARNING,
-        summary="`{key}` is missing and `{found}`, of the same shape{how}, is unexpected",
-        detail="probably the same tensor",
+        summary="`{found}` in the file {certainty} `{key}` in the module",
+        detail="{how}",
         why=(
             "A refactor renamed the module. With strict=False the trained values are thrown away "
             "and the parameter stays at random."
         ),
-        fix="Let a migration mend the file: {command}",
+        fix="If it is the same tensor, write a file with the new names: {command}",
         example=(
             "old.enc = nn.Linear(8, 8)\n"
             "new.encoder = nn.Linear(8, 8)\n"
@@ -312,21 +319,32 @@ def _format_rewrite_code(removed: list[str], added: str) -> str:
     ),
 )
 def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
-    for key, file_key in diff.renames.items():
-        has_same_name = key.rpartition(".")[2] == file_key.rpartition(".")[2]
-        evidence = (
-            " and name ending"
-            if has_same_name
-            else " and by the old name of a LayerNorm's parameter"
-        )
+    vacated_keys = {*diff.vacated_keys}
+    for group in diff.rename_groups:
         yield hit(
-            key,
+            group.new_pattern,
             None,
-            (file_key,),
-            found=file_key,
-            how=evidence,
-            command=format_migrate_command(diff),
+            group.keys - vacated_keys,
+            found=group.old_pattern,
+            count=len(group.pairs),
+            certainty=_describe_certainty(group),
+            how=group.evidence,
+            unambiguous=group.is_unambiguous,
+            command=f"{format_migrate_command(diff)} {_format_rename_option(group)}".strip(),
         )
+
+
+def _format_rename_option(group: RenameGroup) -> str:
+    """Return the option of migrate that says so; "" where it does so by itself."""
+    if group.is_documented:
+        return ""
+    return f"--rename {shlex.quote(f'{group.old_pattern}={group.new_pattern}')}"
+
+
+def _describe_certainty(group: RenameGroup) -> str:
+    if group.is_documented:
+        return "is"
+    return "is probably" if group.is_unambiguous else "may be"
 
 
 @check_other_subject(

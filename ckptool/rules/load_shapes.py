@@ -30,7 +30,10 @@ from ckptool.tensors.statistics import CastEffect
     ),
 )
 def find_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
+    moved_keys = {key for group in diff.rename_groups for key in group.keys}
     for change in diff.shape_mismatches:
+        if change.key in moved_keys:
+            continue
         expected, actual = change.expected.shape, change.actual.shape
         yield hit(
             change.key,

@@ -93,6 +93,8 @@ _UPGRADE_FILLED_NAMES: Final = {"num_batches_tracked": 2}
 def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
     if diff.state.versions is not None or diff.state.role == "module":
         return
+    file_keys = {*diff.state.tensors, *(diff.rewrite.key_map.values() if diff.rewrite else ())}
+    file_keys |= {key for group in diff.rename_groups for key in group.pairs.values()}
     for prefix, module_class in diff.module.modules.items():
         if module_class.has_custom_load and (module_class.version or 1) == 1:
             effect = "its own loading code is told of no version, which mostly means the same"
@@ -102,12 +104,17 @@ def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
             yield _build_version_hit(prefix, None, module_class.name, module_class.version, effect)
         elif (module_class.version or 1) > 1:
             yield _build_torch_version_hit(
-                diff, prefix, module_class.name, module_class.version or 1
+                diff, prefix, module_class.name, module_class.version or 1, file_keys
             )
 
 
-def _build_torch_version_hit(diff: ModuleDiff, prefix: str, owner: str, version: int) -> RuleHit:
-    """Return the hit for one of torch's own classes: NOTE if its upgrade code has no effect."""
+def _build_torch_version_hit(
+    diff: ModuleDiff, prefix: str, owner: str, version: int, file_keys: set[str]
+) -> RuleHit:
+    """Return the hit for one of torch's own classes: NOTE if its upgrade code has no effect.
+
+    `file_keys` are those of the file, and those that they are renamed to.
+    """
     dotted_prefix = f"{prefix}." if prefix else ""
     module_tensors = diff.module.tensors
     expected_names = [
@@ -116,7 +123,6 @@ def _build_torch_version_hit(diff: ModuleDiff, prefix: str, owner: str, version:
         if (module_tensor := module_tensors.get(f"{dotted_prefix}{name}")) is not None
         and module_tensor.is_saved
     ]
-    file_keys = {*diff.state.tensors, *(diff.rewrite.key_map.values() if diff.rewrite else ())}
     filled_names = [name for name in expected_names if f"{dotted_prefix}{name}" not in file_keys]
     if filled_names:
         effect = f"{', '.join(filled_names)} is set to 0 instead of reported missing"

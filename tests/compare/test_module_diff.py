@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ckptool.compare.changes import Changed, Missing, Unexpected, iter_changes
 from ckptool.compare.module_diff import build_module_diff
-from ckptool.compare.renames import find_prefix_rewrite, find_renames
+from ckptool.compare.renames import find_prefix_rewrite
 from ckptool.model import Kind, contiguous_stride, natural_sort_key
 
 W = tensor("w")
@@ -79,27 +79,6 @@ def test_a_rewrite_never_lands_on_a_key_that_is_there():
     expected, actual = tensors("fc.w", "b"), tensors("fc.w", "module.fc.w")
     found = find_prefix_rewrite([tensor("b")], [tensor("module.fc.w")], expected, actual)
     assert found is None
-
-
-def test_renames_pair_single_best_candidates_of_one_shape():
-    missing = [tensor("encoder.weight"), tensor("decoder.weight"), tensor("head.bias", (4,))]
-    unexpected = [tensor("x.encoder.weight"), tensor("x.decoder.weight"), tensor("top.bias", (4,))]
-    assert find_renames(missing, unexpected) == {
-        "encoder.weight": "x.encoder.weight",
-        "decoder.weight": "x.decoder.weight",
-        "head.bias": "top.bias",
-    }
-
-
-def test_ambiguous_renames_are_not_guessed():
-    assert find_renames([tensor("a.weight")], [tensor("b.weight"), tensor("c.weight")]) == {}
-
-
-def test_layer_norm_gamma_is_renamed_and_layer_scale_gamma_is_not():
-    """A parameter called gamma is no old LayerNorm weight: the name's last segment must agree."""
-    missing = [tensor("norm.weight", (2,))]
-    unexpected = [tensor("norm.gamma", (2,))]
-    assert find_renames(missing, unexpected) == {}
 
 
 def test_the_best_of_several_places_is_taken():

@@ -5,12 +5,13 @@ dropping and injecting change descriptions only; `tensor_bytes.py` produces the 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.compare.key_patterns import PatternError, rename_by_pattern
 from ckptool.compare.states import get_state
 from ckptool.errors import PlanError, RenameRefusedError
 from ckptool.migration.plan.draft import (
@@ -115,105 +116,185 @@ RenameMode = Literal["exact", "prefix", "glob", "regex"]
 
 
 class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
-    """Rename a key; `how` may be prefix, or regex with a template.
+    """Rename keys, all at once: `key` to `to`, or each old key of `keys` to its new one.
 
-    Refused (CK221): a key that the module has, a target that the module does not have, and a
-    target of another shape.
+    Layers may so trade places (2 to 3 and 1 to 2 in one step). Refused (CK221), judged by what is
+    there after the whole step: a key that another tensor has, a key that the module does not have
+    or has with another shape, and leaving a key without a tensor that the module would load.
     """
 
-    key: str
-    to: str
+    key: str = ""
+    to: str = ""
     how: RenameMode = "exact"
-    """"exact"; "prefix": keys that start with `key`; "regex": `to` is the replacement template."""
+    """"exact"; "prefix": keys that start with `key`; "glob": `*` is text without a dot, at either
+    end any text, and `{0..2,5}` are numbers, which those of `to` replace one by one; "regex": `to`
+    is the replacement template, with `\\1` for a captured group."""
+    keys: Mapping[str, str] = {}
+    """A table of old and new keys, in the place of `key` and `to`."""
+    numbers: Mapping[str, str] = {}
+    """With "regex": old and new text of the group `(?P<number>...)`, or else of the first; keys
+    with another text there are left alone."""
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:
+        self._check_form()
         new_keys = {
             key: new
             for key in (*draft.items, *draft.non_tensor_keys)
-            if (new := self._rename_key(key))
+            if (new := self._rename_key(key)) and new != key
         }
-        if not new_keys:
+        unknown_keys = [key for key in self.keys or {self.key: ""} if key not in new_keys]
+        if not new_keys or (self.keys and unknown_keys):
+            unknown_key = unknown_keys[0]
             raise PlanError(
-                f"rename `{self.key}`: nothing in the file is called"
-                f" so{key_suggestion(draft, self.key)}"
+                f"rename `{unknown_key}`: nothing in the file is called"
+                f" so{key_suggestion(draft, unknown_key)}"
             )
+        new_places = {*new_keys.values()}
         for key, new in new_keys.items():
-            self._check_rename(key, new, draft, context.expected)
-        result = rename_keys(draft, lambda key: new_keys.get(key, key), self._rename_module_prefix)
-        return result if self.how != "exact" else self._copy_version(result)
+            reason = _find_refusal(key, new, new_keys, new_places, draft, context.expected)
+            if reason:
+                raise RenameRefusedError(key, new, reason)
+        result = rename_keys(draft, lambda key: new_keys.get(key, key), lambda prefix: prefix)
+        return replace(result, versions=self._rename_versions(draft, new_keys))
 
     def build_inverse(self) -> Operation:
         if self.how == "regex":
             raise IrreversibleError(f"rename `{self.key}`: a regular expression has no reverse")
+        if self.keys:
+            return RenameKeys(keys={new: old for old, new in self.keys.items()})
         return RenameKeys(key=self.to, to=self.key, how=self.how)
 
     @property
     def before_after_text(self) -> tuple[str, str]:
-        suffix = {"exact": "", "glob": "", "prefix": "*", "regex": " (regex)"}[self.how]
+        if self.keys:
+            more = f" and {len(self.keys) - 1:,} more" if len(self.keys) > 1 else ""
+            old, new = next(iter(self.keys.items()))
+            return f"{old}{more}", f"{new}{more}"
+        suffix = {"exact": "", "prefix": "*", "glob": "", "regex": " (regex)"}[self.how]
         return f"{self.key}{suffix}", f"{self.to}{suffix}"
 
+    def _check_form(self) -> None:
+        """Raise PlanError for fields that contradict each other."""
+        is_single = bool(self.key or self.to or self.how != "exact" or self.numbers)
+        if is_single == bool(self.keys):
+            raise PlanError("rename: either `key` and `to`, or a table `keys` alone")
+        if self.numbers and self.how != "regex":
+            raise PlanError(f'rename `{self.key}`: `numbers` goes with how = "regex"')
+        if len({*self.keys.values()}) < len(self.keys):
+            raise PlanError("rename: two keys of the table would get one name")
+
     def _rename_key(self, key: str) -> str:
+        """Return the new name of `key`, "" if it keeps its own."""
+        if self.keys:
+            return self.keys.get(key, "")
         if self.how == "exact":
             return self.to if key == self.key else ""
         if self.how == "prefix":
             return self.to + key.removeprefix(self.key) if key.startswith(self.key) else ""
-        if self.how == "glob":
-            return rename_by_glob(key, self.key, self.to)
         try:
-            new = re.sub(self.key, self.to, key)
-        except re.error as error:
+            if self.how == "glob":
+                return rename_by_pattern(key, self.key, self.to)
+            return self._substitute(key)
+        except PatternError as error:
+            raise PlanError(f"rename {error}") from error
+        except (re.error, IndexError) as error:
             raise PlanError(f"rename `{self.key}`: is no regular expression: {error}") from error
-        return new if new != key else ""
 
-    def _check_rename(
-        self, key: str, new: str, draft: Draft, expected: Mapping[str, TensorInfo] | None
-    ) -> None:
-        if reason := self._find_refusal(key, new, draft, expected):
-            raise RenameRefusedError(key, new, reason)
-
-    def _find_refusal(
-        self, key: str, new: str, draft: Draft, expected: Mapping[str, TensorInfo] | None
-    ) -> str:
-        if new in draft.items or new in draft.non_tensor_keys:
-            return f"the file has `{new}` already"
-        if expected is None or key not in draft.items:
+    def _substitute(self, key: str) -> str:
+        """Rename by the regular expression; "" if it does not match, or not with these numbers."""
+        pattern = re.compile(self.key)
+        if not self.numbers:
+            new = pattern.sub(self.to, key)
+            return new if new != key else ""
+        if not pattern.groups:
+            raise PlanError(f"rename `{self.key}`: `numbers` needs a captured group")
+        group = pattern.groupindex.get("number", 1)
+        match = pattern.search(key)
+        if match is None or match[group] not in self.numbers:
             return ""
-        if key in expected:
-            return f"the module has `{key}`"
-        if new not in expected:
-            return f"the module has no `{new}`"
-        actual_shape, expected_shape = draft.items[key].tensor.shape, expected[new].shape
-        return (
-            ""
-            if actual_shape == expected_shape
-            else f"it is {list(actual_shape)} and the module has {list(expected_shape)} there"
-        )
+        start, end = match.span(group)
+        renumbered = f"{key[:start]}{self.numbers[match[group]]}{key[end:]}"
+        return pattern.sub(self.to, renumbered)
 
-    def _rename_module_prefix(self, prefix: str) -> str:
-        """Rename a module prefix (a key of the versions) like the tensor keys below it."""
-        if self.how == "exact" or not prefix:
-            return prefix
-        return (self._rename_key(f"{prefix}.") or f"{prefix}.").removesuffix(".")
+    def _rename_versions(
+        self, draft: Draft, new_keys: Mapping[str, str]
+    ) -> Mapping[str, int | None] | None:
+        """Return the versions by module prefix, those of renamed modules under their new prefix."""
+        if draft.versions is None:
+            return None
+        new_prefixes = _find_new_prefixes(new_keys)
+        remaining_prefixes = {
+            prefix
+            for key in (*draft.items, *draft.non_tensor_keys)
+            if key not in new_keys
+            for prefix in iter_prefixes(key)
+            if prefix in new_prefixes
+        }
+        versions: dict[str, int | None] = {}
+        for prefix, version in draft.versions.items():
+            new_prefix = _rename_prefix(prefix, new_prefixes, remaining_prefixes)
+            is_kept = new_prefix == prefix or prefix in remaining_prefixes
+            targets = [prefix] if is_kept else []
+            if new_prefix not in draft.versions or new_prefix in new_prefixes:
+                targets.append(new_prefix)
+            versions |= dict.fromkeys(targets, version)
+        return versions
 
-    def _copy_version(self, draft: Draft) -> Draft:
-        versions, old, new = draft.versions, _get_owner(self.key), _get_owner(self.to)
-        if versions is None or old not in versions or new in versions:
-            return draft
-        return replace(draft, versions={**versions, new: versions[old]})
 
-
-def rename_by_glob(key: str, old: str, new: str) -> str:
-    parts = old.split("*")
-    pattern = "([^.]*)".join(re.escape(x) for x in parts[:-1])
-    pattern = pattern + "(.*)" if old.endswith("*") else pattern + "([^.]*)" + re.escape(parts[-1])
-    if (match := re.fullmatch(pattern, key)) is None:
+def _find_refusal(
+    key: str,
+    new: str,
+    new_keys: Mapping[str, str],
+    new_places: set[str],
+    draft: Draft,
+    expected: Mapping[str, TensorInfo] | None,
+) -> str:
+    """Return why `key` is not renamed to `new` by a step that does `new_keys`; "" if it is."""
+    if (new in draft.items or new in draft.non_tensor_keys) and new not in new_keys:
+        return f"the file has `{new}` already"
+    if expected is None or key not in draft.items:
         return ""
-    pieces = iter(match.groups())
-    return "".join(next(pieces, "") if c == "*" else c for c in new)
+    shape = draft.items[key].tensor.shape
+    if key in expected and key not in new_places and expected[key].shape == shape:
+        return f"the module has `{key}`"
+    if new not in expected:
+        return f"the module has no `{new}`"
+    if shape != expected[new].shape:
+        return f"it is {list(shape)} and the module has {list(expected[new].shape)} there"
+    return ""
 
 
-def _get_owner(key: str) -> str:
-    return key.rpartition(".")[0]
+def _find_new_prefixes(new_keys: Mapping[str, str]) -> dict[str, str]:
+    """Return old module prefix -> new one: the owners, and what is around them alike."""
+    new_prefixes: dict[str, str] = {}
+    for old_key, new_key in new_keys.items():
+        old, new = old_key.rpartition(".")[0], new_key.rpartition(".")[0]
+        while old != new and old and new and old not in new_prefixes:
+            new_prefixes[old] = new
+            (old, _, old_name), (new, _, new_name) = old.rpartition("."), new.rpartition(".")
+            if old_name != new_name:
+                break
+    return new_prefixes
+
+
+def _rename_prefix(
+    prefix: str, new_prefixes: Mapping[str, str], remaining_prefixes: set[str]
+) -> str:
+    """Return the new prefix of a module, also of one without keys below a module that moved."""
+    if prefix in new_prefixes:
+        return new_prefixes[prefix]
+    for outer in iter_prefixes(prefix):
+        if outer in new_prefixes and outer not in remaining_prefixes:
+            return new_prefixes[outer] + prefix[len(outer) :]
+    return prefix
+
+
+def iter_prefixes(key: str) -> Iterator[str]:
+    """Yield the prefixes of the modules that `key` lies in, innermost first, without the root."""
+    end = key.rfind(".")
+    while end > 0:
+        yield key[:end]
+        end = key.rfind(".", 0, end)
 
 
 class DropKeys(Operation, frozen=True, kw_only=True, tag="drop"):

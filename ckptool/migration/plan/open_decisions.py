@@ -22,6 +22,7 @@ from ckptool.migration.plan.rename_steps import (
 )
 from ckptool.migration.plan.tensor_operations import ConcatTensors, SplitTensor
 from ckptool.model import Kind, ModuleTensor
+from ckptool.phrases import pluralize
 
 _MAX_SHOWN: Final = 20
 """Maximum number of questions in one error message."""
@@ -105,19 +106,20 @@ def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
         for keys in (
             *((*r.file_keys, *r.module_keys) for r in diff.reparametrizations),
             *((p.fused_key, *p.piece_keys) for p in diff.fused_projections),
-            *((*g.pairs, *g.pairs.values()) for g in diff.rename_groups),
+            *(group.keys for group in diff.rename_groups),
         )
         for key in keys
     }
+    keys = (*diff.state.tensors, *diff.state.non_tensors)
     rewrite_decisions: tuple[OpenDecision, ...] = ()
     if diff.rewrite is not None and not is_exact_rewrite(diff):
-        rewrite_decisions = (_build_rewrite_decision(diff.rewrite),)
+        rewrite_decisions = (_build_rename_decision(_build_rewrite_group(diff.rewrite), keys),)
         explained_keys |= {*diff.rewrite.key_map, *diff.rewrite.key_map.values()}
     missing = [key for key in diff.missing_keys if key not in explained_keys]
     unexpected = [key for key in diff.unexpected_keys if key not in explained_keys]
     return (
         *rewrite_decisions,
-        *(_build_rename_decision(group) for group in diff.rename_groups),
+        *(_build_rename_decision(group, keys) for group in diff.rename_groups),
         *_iter_form_decisions(diff),
         *_iter_missing_decisions(diff, missing),
         *_iter_unexpected_decisions(diff, unexpected),
@@ -125,20 +127,22 @@ def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
     )
 
 
-def _build_rewrite_decision(rewrite: PrefixRewrite) -> OpenDecision:
+def _build_rewrite_group(rewrite: PrefixRewrite) -> RenameGroup:
     old_pattern, new_pattern = format_rewrite_patterns(rewrite)
-    count = len(rewrite.key_map)
-    group = RenameGroup(
-        old_pattern, new_pattern, rewrite.key_map, f"{count} keys match then", is_unambiguous=True
+    return RenameGroup(
+        old_pattern,
+        new_pattern,
+        rewrite.key_map,
+        f"{pluralize(len(rewrite.key_map), 'key')} match then",
+        is_unambiguous=True,
     )
-    return _build_rename_decision(group)
 
 
-def _build_rename_decision(group: RenameGroup) -> OpenDecision:
+def _build_rename_decision(group: RenameGroup, keys: tuple[str, ...]) -> OpenDecision:
     return OpenDecision(
         f"is `{group.old_pattern}` in the file `{group.new_pattern}` in the module?"
         f" {group.evidence}",
-        tuple(build_rename_steps(group)),
+        tuple(build_rename_steps(group, keys)),
         f"--rename {shlex.quote(f'{group.old_pattern}={group.new_pattern}')}",
         group,
     )

@@ -125,7 +125,11 @@ def format_plan(plan: Plan) -> str:
 
 def format_step(step: Op) -> str:
     """Return one operation as a TOML `[[ops]]` table."""
-    return "[[ops]]\n" + _format_table(msgspec.to_builtins(step))
+    fields = msgspec.to_builtins(step)
+    tables = {name: value for name, value in fields.items() if isinstance(value, dict)}
+    plain_fields = {name: value for name, value in fields.items() if name not in tables}
+    texts = [f"\n[ops.{name}]\n{_format_table(table)}" for name, table in tables.items()]
+    return "".join(["[[ops]]\n", _format_table(plain_fields), *texts])
 
 
 def parse_plan(text: str, name: str = "plan") -> Plan:

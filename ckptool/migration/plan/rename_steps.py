@@ -1,8 +1,14 @@
 """RenameGroup, PrefixRewrite -> steps of a plan, and whether they are proved."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
+from ckptool.compare.key_patterns import (
+    PatternError,
+    is_exact_pattern,
+    is_pattern,
+    rename_by_pattern,
+)
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_groups import RenameGroup
 from ckptool.compare.renames import WRAPPERS, PrefixRewrite
@@ -13,21 +19,94 @@ from ckptool.migration.plan.key_operations import (
     AddPrefix,
     Operation,
     RenameKeys,
+    RenameMode,
     StripPrefix,
 )
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
 from ckptool.migration.plan.tensor_operations import TransposeTensor
 from ckptool.model import Kind
 
+_ASKED_FOR: Final = "asked for"
 _LIGHTNING_ENTRY: Final = "pytorch-lightning_version"
 
 
-def build_rename_steps(group: RenameGroup, assumption: str = "", why: str = "") -> Iterator[Op]:
-    """Yield the operations that rename the keys of `group` at once, and transpose what needs it."""
-    for old, new in group.pairs.items():
-        yield RenameKeys(key=old, to=new, why=why or group.evidence, assumption=assumption)
+def build_rename_steps(
+    group: RenameGroup, keys: Iterable[str], why: str = "", assumption: str = ""
+) -> Iterator[Op]:
+    """Yield the operations that rename the keys of `group` at once, and transpose what needs it.
+
+    Args:
+        group: the renames.
+        keys: all keys of the state_dict. The step has the group's patterns if these rename the
+            group's keys only; else a table of the keys.
+        why: comment of the steps; "" for the evidence.
+        assumption: what they rest on without proof; "" if they are proved.
+    """
+    why = why or group.evidence
+    old, new, pairs = group.old_pattern, group.new_pattern, group.pairs
     for key in group.transposed_keys:
-        yield TransposeTensor(key=group.pairs[key], why=why, assumption=assumption)
+        yield TransposeTensor(key=key, why=why, assumption=assumption)
+    if len(pairs) == 1:
+        old, new = next(iter(pairs.items()))
+        yield RenameKeys(key=old, to=new, why=why, assumption=assumption)
+    elif is_exact_pattern(keys, old, new, pairs):
+        yield RenameKeys(key=old, to=new, how="glob", why=why, assumption=assumption)
+    else:
+        yield RenameKeys(keys=pairs, why=why, assumption=assumption)
+
+
+def build_chosen_renames(
+    renames: Mapping[str, str], groups: Iterable[RenameGroup], keys: Collection[str]
+) -> tuple[tuple[Op, ...], Mapping[str, str]]:
+    """Return the steps of --rename whose keys the draft has, and the renames that are left.
+
+    Patterns of a group are the group, with its transpositions. The others are applied at once.
+
+    Raises:
+        PlanError: the wildcards of two patterns do not fit, or one key has two new names.
+    """
+    groups_by_patterns = {(group.old_pattern, group.new_pattern): group for group in groups}
+    steps: list[Op] = []
+    pairs_by_rename: dict[tuple[str, str], dict[str, str]] = {}
+    for old, new in renames.items():
+        group = groups_by_patterns.get((old, new))
+        if group is not None:
+            assumption = f"`{old}` is `{new}` now, as --rename says: {group.evidence}"
+            steps += build_rename_steps(group, keys, _ASKED_FOR, assumption)
+        elif pairs := _match_rename(old, new, keys):
+            pairs_by_rename[old, new] = pairs
+    if len(pairs_by_rename) == 1:
+        ((old, new),) = pairs_by_rename
+        mode: RenameMode = "glob" if is_pattern(old) else "exact"
+        assumption = f"`{old}` is `{new}` now, as --rename says"
+        steps.append(RenameKeys(key=old, to=new, how=mode, why=_ASKED_FOR, assumption=assumption))
+    elif pairs_by_rename:
+        steps.append(
+            RenameKeys(
+                keys=_merge_pairs(pairs_by_rename), why=_ASKED_FOR, assumption="as --rename says"
+            )
+        )
+    done = {*pairs_by_rename, *(pair for pair in renames.items() if pair in groups_by_patterns)}
+    return tuple(steps), {old: new for old, new in renames.items() if (old, new) not in done}
+
+
+def _match_rename(old: str, new: str, keys: Collection[str]) -> dict[str, str]:
+    if old in keys or not is_pattern(old):
+        return {old: new} if old in keys else {}
+    try:
+        new_keys = {key: rename_by_pattern(key, old, new) for key in keys}
+    except PatternError as error:
+        raise PlanError(f"--rename {error}") from error
+    return {key: new_key for key, new_key in new_keys.items() if new_key}
+
+
+def _merge_pairs(pairs_by_rename: Mapping[tuple[str, str], Mapping[str, str]]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for pairs in pairs_by_rename.values():
+        for old, new in pairs.items():
+            if merged.setdefault(old, new) != new:
+                raise PlanError(f"--rename: `{old}` cannot be both `{merged[old]}` and `{new}`")
+    return merged
 
 
 def is_exact_rewrite(diff: ModuleDiff) -> bool:

@@ -1,7 +1,7 @@
 """Draft and ModuleInfo -> Plan, or UndecidedError with every open decision."""
 
+import shlex
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Final
 
 from msgspec import Struct
@@ -10,12 +10,12 @@ from msgspec.structs import replace
 from ckptool.compare.module_diff import ModuleDiff, build_module_diff
 from ckptool.compare.rename_groups import RenameGroup
 from ckptool.compare.reparametrization import ParametrizationStyle
-from ckptool.migration.plan.draft import Draft, match_keys
+from ckptool.errors import PlanError
+from ckptool.migration.plan.draft import Draft, key_suggestion, match_keys
 from ckptool.migration.plan.key_operations import (
     DropKeys,
     InjectTensor,
     RenameKeys,
-    RenameMode,
 )
 from ckptool.migration.plan.open_decisions import (
     OpenDecision,
@@ -24,7 +24,11 @@ from ckptool.migration.plan.open_decisions import (
 )
 from ckptool.migration.plan.part_steps import ask_which_part
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan
-from ckptool.migration.plan.rename_steps import build_rename_steps, iter_prefix_steps
+from ckptool.migration.plan.rename_steps import (
+    build_chosen_renames,
+    build_rename_steps,
+    iter_prefix_steps,
+)
 from ckptool.migration.plan.tensor_operations import BakeMask, TieTensors
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
@@ -100,22 +104,11 @@ def suggest_plan(
     if module_info is not None:
         builder.add_operations(iter_prefix_steps(builder.diff, builder.draft))
         builder.add_operations(_iter_reparametrizations(builder.diff))
-        builder.add_operations(_iter_known_renames(builder.diff))
+        builder.add_operations(builder.iter_documented_renames())
         builder.add_operations(_iter_equal_renames(builder.diff))
-    builder.add_operations(_iter_chosen_renames(later_renames))
-    keys_to_confirm: list[str] = []
-    tried_decisions: list[OpenDecision] = []
-    if module_info is not None:
-        for decision in find_open_decisions(builder.diff):
-            group = decision.renames
-            if group is None or not group.is_unambiguous:
-                continue
-            if choices.accept_renames:
-                builder.add_operations(build_rename_steps(group, _describe_assumption(group)))
-            elif can_confirm:
-                builder.add_operations(build_rename_steps(group, why=_CONFIRMED))
-                keys_to_confirm += group.pairs.values()
-                tried_decisions.append(decision)
+    if remaining := builder.add_chosen_renames(later_renames):
+        raise _build_unmatched_error(builder.draft, next(iter(remaining.items())))
+    tried = _take_renames(builder, choices, can_confirm=can_confirm) if module_info else ()
     builder.add_operations(
         DropKeys(key=key, why="asked for") for key in choices.drop if key not in source_drops
     )
@@ -129,8 +122,26 @@ def suggest_plan(
         builder.add_operations(_iter_drops(builder.diff))
         if decisions := find_open_decisions(builder.diff):
             name = str(draft.checkpoint.path)
-            raise UndecidedError(name, Plan(tuple(builder.ops)), (*tried_decisions, *decisions))
-    return SuggestedPlan(Plan(tuple(builder.ops)), tuple(keys_to_confirm), tuple(tried_decisions))
+            raise UndecidedError(name, Plan(tuple(builder.ops)), (*tried, *decisions))
+    keys_to_confirm = [key for d in tried if d.renames for key in d.renames.pairs.values()]
+    return SuggestedPlan(Plan(tuple(builder.ops)), tuple(keys_to_confirm), tried)
+
+
+def _take_renames(
+    builder: "_PlanBuilder", choices: PlanChoices, *, can_confirm: bool
+) -> tuple[OpenDecision, ...]:
+    """Add the unambiguous renames that the user accepts; return those that are to be confirmed."""
+    tried: list[OpenDecision] = []
+    for decision in find_open_decisions(builder.diff):
+        group = decision.renames
+        if group is None or not group.is_unambiguous:
+            continue
+        if choices.accept_renames:
+            builder.add_renames(group, assumption=_describe_assumption(group))
+        elif can_confirm:
+            builder.add_renames(group, why=_CONFIRMED)
+            tried.append(decision)
+    return tuple(tried)
 
 
 def compare_keys(draft: Draft, module_info: ModuleInfo) -> ModuleDiff:
@@ -160,10 +171,23 @@ class _PlanBuilder:
 
     def add_chosen_renames(self, renames: Mapping[str, str]) -> Mapping[str, str]:
         """Add those whose keys the draft has now; return the others."""
-        keys = (*self.draft.items, *self.draft.non_tensor_keys)
-        now = {old: new for old, new in renames.items() if any(fnmatchcase(k, old) for k in keys)}
-        self.add_operations(_iter_chosen_renames(now))
-        return {old: new for old, new in renames.items() if old not in now}
+        groups = _list_rename_groups(self.diff) if renames and self._module_info else ()
+        steps, remaining = build_chosen_renames(renames, groups, self._keys)
+        self.add_operations(iter(steps))
+        return remaining
+
+    def add_renames(self, group: RenameGroup, *, why: str = "", assumption: str = "") -> None:
+        self.add_operations(build_rename_steps(group, self._keys, why, assumption))
+
+    def iter_documented_renames(self) -> Iterator[Op]:
+        """Yield the renames that a framework documents: gamma and beta of a LayerNorm."""
+        for group in self.diff.rename_groups:
+            if group.is_documented:
+                yield from build_rename_steps(group, self._keys)
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        return (*self.draft.items, *self.draft.non_tensor_keys)
 
     def add_operations(self, ops: Iterator[Op]) -> None:
         for op in list(ops):
@@ -191,13 +215,6 @@ def _iter_reparametrizations(diff: ModuleDiff) -> Iterator[Op]:
             )
 
 
-def _iter_known_renames(diff: ModuleDiff) -> Iterator[Op]:
-    """Yield the renames that a framework documents: gamma and beta of a LayerNorm."""
-    for group in diff.rename_groups:
-        if group.is_documented:
-            yield from build_rename_steps(group)
-
-
 def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:
     """Yield renames of buffers whose values in the file are those that the module makes itself."""
     missing: dict[object, list[ModuleTensor]] = {}
@@ -217,11 +234,16 @@ def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:
             yield RenameKeys(key=key, to=equal.key, why=why)
 
 
-def _iter_chosen_renames(renames: Mapping[str, str]) -> Iterator[Op]:
-    for old, new in renames.items():
-        mode: RenameMode = "glob" if "*" in old else "exact"
-        assumption = f"`{old}` is `{new}` now, as --rename says"
-        yield RenameKeys(key=old, to=new, how=mode, why="asked for", assumption=assumption)
+def _list_rename_groups(diff: ModuleDiff) -> tuple[RenameGroup, ...]:
+    """Return the renames that the questions are about, a prefix that is none of a wrapper's too."""
+    return tuple(d.renames for d in find_open_decisions(diff) if d.renames is not None)
+
+
+def _build_unmatched_error(draft: Draft, rename: tuple[str, str]) -> PlanError:
+    old, new = rename
+    return PlanError(
+        f"--rename {shlex.quote(f'{old}={new}')}: no key is called so{key_suggestion(draft, old)}"
+    )
 
 
 def _describe_assumption(group: RenameGroup) -> str:

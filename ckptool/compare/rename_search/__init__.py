@@ -1,0 +1,1 @@
+"""Searches for renames, one file for each kind of evidence."""
