@@ -394,7 +394,13 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     )
     list_group = find_list_group(state, module.saved_tensors)
     rename_groups = (
-        find_rename_groups(unexplained_missing, unexplained_unexpected, expected, state.tensors)
+        find_rename_groups(
+            unexplained_missing,
+            # A tensor that the module has and does not save is compared by its value.
+            _without_keys(unexplained_unexpected, {*module.tensors, *module.none_buffers}),
+            expected,
+            state.tensors,
+        )
         if list_group is None
         else (list_group,)
     )

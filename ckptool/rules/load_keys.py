@@ -17,6 +17,8 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subj
 
 WRAPPER_PREFIX: Final = "CK209"
 """Code of the one finding for all keys that differ by a wrapper's prefix."""
+PROBABLE_RENAME: Final = "CK211"
+"""Code of the one finding for all keys that one change of the code renamed."""
 
 
 def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
@@ -301,7 +303,7 @@ def _format_rewrite_code(removed: list[str], added: str) -> str:
 @check(
     ModuleDiff,
     Rule(
-        code="CK211",
+        code=PROBABLE_RENAME,
         name="probable-rename",
         level=Level.WARNING,
         summary="`{found}` in the file {certainty} `{key}` in the module",
@@ -349,7 +351,7 @@ def _describe_certainty(group: RenameGroup) -> str:
 
 @check_other_subject(
     CheckpointDiff,
-    "CK211",
+    PROBABLE_RENAME,
     summary="`{key}` is `{found}` in the new file",
     detail="dtype, shape and all values are the same",
     fix=(

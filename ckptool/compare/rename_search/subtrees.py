@@ -159,8 +159,8 @@ def _group_by_pattern(keys: Iterable[str]) -> dict[Segments, _KeysByNumbers]:
 
 
 def _index_prefixes(patterns: Iterable[Segments]) -> dict[Segments, list[Segments]]:
-    below: dict[Segments, list[Segments]] = {}
+    index: dict[Segments, list[Segments]] = {}
     for pattern in patterns:
         for length in range(1, len(pattern)):
-            below.setdefault(pattern[:length], []).append(pattern)
-    return below
+            index.setdefault(pattern[:length], []).append(pattern)
+    return index

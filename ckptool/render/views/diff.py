@@ -21,7 +21,7 @@ from ckptool.render.blocks import (
 from ckptool.render.views.audit import build_unsaved_table
 from ckptool.reports.common import FactReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport
-from ckptool.rules.load_keys import WRAPPER_PREFIX
+from ckptool.rules.load_keys import PROBABLE_RENAME, WRAPPER_PREFIX
 
 _RULE: Final = Column("rule", ColumnKind.EXACT)
 
@@ -69,18 +69,21 @@ def build_explanation_blocks(
     )
 
 
-_MAX_PREFIX_ROWS: Final = 10
-"""Rows of keys that differ by a wrapper's prefix only; from this number on they are counted."""
+_MAX_EXPLAINED_ROWS: Final = 10
+"""Rows of keys that a finding on many explains; from this number on they are counted."""
+_SHARED_CODES: Final = (WRAPPER_PREFIX, PROBABLE_RENAME)
+"""Findings on many keys: without this the table has a row for each key of the file."""
 
 
 def _build_verdict_table(
     verdicts: tuple[KeyReport, ...], options: RenderOptions
 ) -> TableBlock | LinesBlock:
-    # A prefix is one finding; without this the table has a row for each key of the file.
-    visible = [v for v in verdicts if v.code != WRAPPER_PREFIX or options.verbosity > 0]
+    visible = [v for v in verdicts if v.code not in _SHARED_CODES or options.verbosity > 0]
     hidden_count = len(verdicts) - len(visible)
-    if hidden_count < _MAX_PREFIX_ROWS:
+    if hidden_count < _MAX_EXPLAINED_ROWS:
         visible, hidden_count = [*verdicts], 0
+    codes = [code for code in _SHARED_CODES if any(v.code == code for v in verdicts)]
+    explained_clause = f"{' and '.join(codes)} {'explains' if len(codes) == 1 else 'explain'}"
     folded_verdicts = fold_unless_verbose(
         ((v.key, (v.problem, v.code), v) for v in visible), options
     )
@@ -101,12 +104,7 @@ def _build_verdict_table(
         return table
     if not visible:
         return LinesBlock(
-            (
-                (
-                    f"Keys that do not match: {hidden_count:,}, as {WRAPPER_PREFIX} explains (-v"
-                    " shows all)"
-                ),
-            )
+            (f"Keys that do not match: {hidden_count:,}, as {explained_clause} (-v shows all)",)
         )
-    hidden_note = f"... and {hidden_count:,} keys that {WRAPPER_PREFIX} explains (-v shows all)"
+    hidden_note = f"... and {hidden_count:,} keys that {explained_clause} (-v shows all)"
     return replace(table, more="; ".join(filter(None, (table.more, hidden_note))))

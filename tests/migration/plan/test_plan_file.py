@@ -1,5 +1,6 @@
 """read(write(plan)) = plan, and what a file that is no plan is told."""
 
+from collections.abc import Mapping
 from typing import get_args
 
 import pytest
@@ -28,6 +29,7 @@ fields = {
     bool: st.booleans(),
     RenameMode: st.sampled_from(get_args(RenameMode)),
     int: numbers,
+    Mapping[str, str]: st.dictionaries(text, text, max_size=3),
     tuple[int, ...]: st.lists(numbers, max_size=3).map(tuple),
     tuple[str, ...]: st.lists(text, max_size=3).map(tuple),
     tuple[int, int]: st.tuples(numbers, numbers),
