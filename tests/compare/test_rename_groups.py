@@ -367,9 +367,9 @@ AMBIGUOUS = {
     "two heads": (shapes("a.weight", "b.weight"), shapes("x.weight", "y.weight"),
                   "`y.*` fits as well"),
     "one head of two": (shapes("a.weight", "b.weight"), shapes("x.weight"), "`b.*` fits as well"),
-    "two homes": (shapes("enc.a.weight", "enc.b.weight"),
+    "two homes": (shapes("enc.a.weight", "enc.b.weight", "head.weight"),
                   shapes("online.enc.a.weight", "online.enc.b.weight", "target.enc.a.weight",
-                         "target.enc.b.weight"), "`target.enc.*` fits as well"),
+                         "target.enc.b.weight", "head.weight"), "`target.enc.*` fits as well"),
     "teacher and student": (shapes("teacher.body.weight", "student.body.weight"),
                             shapes("one.body.weight", "two.body.weight"), "as well"),
     "gate and up of every expert": (

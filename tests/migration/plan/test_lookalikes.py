@@ -88,7 +88,7 @@ def test_an_accepted_rename_is_recorded_as_assumed(tmp_path, name):
     assert all(step.assumption for step in renames)
     record = json.loads((tmp_path / "new.pth.ckptool.json").read_text())
     assert all(step["assumption"] for step in record["plan"] if step["op"] == "rename")
-    assert f"assumed: {renames[0].assumption}" in ckptool.text(report)
+    assert f"assumed: {renames[0].assumption}" in " ".join(ckptool.text(report).split())
     new.load_state_dict(torch.load(tmp_path / "new.pth"), strict=True)
 
 
@@ -141,7 +141,7 @@ def test_a_part_of_a_larger_module_is_asked_about(tmp_path):
     path = tmp_path / "old.pth"
     torch.save(torch.nn.Linear(4, 4).state_dict(), path)
     module = torch.nn.ModuleDict({"encoder": torch.nn.Linear(4, 4), "head": torch.nn.Linear(2, 2)})
-    with pytest.raises(UndecidedError, match=r"--rename '\*=encoder\.\*'"):
+    with pytest.raises(UndecidedError, match="the file is the state of `encoder`.*--into encoder"):
         migrate(path, module)
     with pytest.raises(
         UndecidedError, match=r"head\.\*.* a parameter that is not in the file"

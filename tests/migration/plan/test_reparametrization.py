@@ -140,7 +140,9 @@ def test_the_order_of_a_fused_projection_is_never_guessed(tmp_path):
     torch.save(
         reparametrized_modules.Attention(fused=True, layers=1).state_dict(), tmp_path / "a.pth"
     )
-    with pytest.raises(PlanError, match=r"`layers.0.qkv.weight` is .* in one \(CK218\)") as told:
+    with pytest.raises(
+        PlanError, match=r"`layers.0.qkv.weight` is .* in one tensor \(CK218\)"
+    ) as told:
         ckptool.migrate(
             tmp_path / "a.pth", tmp_path / "b.pth", module=f"{HERE}Attention", kwargs={"layers": 1}
         )
@@ -168,7 +170,7 @@ def test_gamma_of_another_class_is_no_weight(tmp_path):
         k: t for k, t in reparametrized_modules.Net().state_dict().items() if k != "norm.weight"
     }
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(PlanError, match=r"`norm.weight` is a parameter that the file lacks"):
+    with pytest.raises(PlanError, match=r"`norm.weight`: a parameter that is not in the file"):
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module=f"{HERE}Net")
 
 
@@ -200,7 +202,7 @@ def test_batch_norm_without_statistics_is_refused(tmp_path):
     for name in ("num_batches_tracked", "running_var"):
         del state[f"norm.{name}"]
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(PlanError, match=r"norm.running_var.*CK202.*norm.num_batches_tracked"):
+    with pytest.raises(PlanError, match=r"(?s)norm.num_batches_tracked.*CK202.*norm.running_var"):
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module=f"{HERE}Net")
 
 
