@@ -141,7 +141,7 @@ def test_a_part_of_a_larger_module_is_asked_about(tmp_path):
     path = tmp_path / "old.pth"
     torch.save(torch.nn.Linear(4, 4).state_dict(), path)
     module = torch.nn.ModuleDict({"encoder": torch.nn.Linear(4, 4), "head": torch.nn.Linear(2, 2)})
-    with pytest.raises(UndecidedError, match="the file is the state of `encoder`.*--into encoder"):
+    with pytest.raises(UndecidedError, match=r"the file is the state of `encoder`.*--into encoder"):
         migrate(path, module)
     with pytest.raises(
         UndecidedError, match=r"head\.\*.* a parameter that is not in the file"
