@@ -254,9 +254,9 @@ def a_parent_writes_the_buffer_of_a_child(tmp):
 
 @near("CK202", "CK203")
 def nothing_writes_a_value_with_structure(tmp):
-    table = torch.arange(4.0) / 4
     names = ("layers.0.shift", "layers.0.other", "layers.1.shift")
-    return diff(tmp, dict.fromkeys(names, table), "modules.waiting_buffers:ParentLoops")
+    state = {name: torch.arange(4.0) / 4 for name in names}
+    return diff(tmp, state, "modules.waiting_buffers:ParentLoops")
 
 
 @fires("CK203")
