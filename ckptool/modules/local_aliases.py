@@ -144,14 +144,14 @@ class LocalAliases:
 
 def _merge_references(references: Sequence[_Reference | None]) -> _Reference | None:
     """Return one reference with wildcards for several that differ in names only."""
-    known = [reference for reference in references if reference is not None]
-    if not known or len({(root, len(path)) for root, path in known}) > 1:
-        return known[0] if known else None
-    paths = [path for _, path in known]
+    resolved = [reference for reference in references if reference is not None]
+    if not resolved or len({(root, len(path)) for root, path in resolved}) > 1:
+        return resolved[0] if resolved else None
+    paths = [path for _, path in resolved]
     merged = (
         segments[0] if len({*segments}) == 1 else ANY_NAME for segments in zip(*paths, strict=True)
     )
-    return known[0][0], tuple(merged)
+    return resolved[0][0], tuple(merged)
 
 
 def _get_name_pattern(name: ast.expr) -> str:

@@ -101,6 +101,7 @@ class SourceAnalysis:
     _classes: dict[type, _ClassSource] = field(default_factory=dict)
     _trees: dict[str, ast.Module | None] = field(default_factory=dict)
     _functions: dict[str, _FunctionIndex] = field(default_factory=dict)
+    _dependences: dict[tuple[type, str], bool] = field(default_factory=dict)
     _in_place_functions: dict[str, dict[str, InPlaceFunction]] = field(default_factory=dict)
 
     def find_assignment(self, cls: type, attribute: str) -> str:
@@ -183,8 +184,12 @@ class SourceAnalysis:
         Arguments that are only sizes, dtypes and devices do not count. False if the source is
         not available.
         """
-        methods = self._analyze_class(cls).constructor_methods
-        return is_computed_from_arguments([method.node for method in methods], attribute)
+        key = cls, attribute
+        if key not in self._dependences:
+            methods = self._analyze_class(cls).constructor_methods
+            functions = [method.node for method in methods]
+            self._dependences[key] = is_computed_from_arguments(functions, attribute)
+        return self._dependences[key]
 
     def find_file(self, cls: type) -> str:
         """Return the path of the file that defines `cls`, "" if it is not known."""

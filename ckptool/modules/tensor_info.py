@@ -337,12 +337,31 @@ def iter_nested_tensors(value: object, max_depth: int = 8) -> "Iterator[Tensor]"
 
 
 def find_blank_fill(value: Any) -> str:
-    """Return the words of `ModuleTensor.blank_fill` for a tensor or an array; "" if not blank."""
-    import torch
-
+    """Return the words of `ModuleTensor.blank_fill` for a tensor; "" if not blank."""
     tensor = _read_elements(value)
     if tensor is None or not tensor.numel():
         return ""
+    try:
+        return _describe_fill(tensor)
+    except (RuntimeError, TypeError):
+        # A dtype without arithmetic, such as bits8.
+        return ""
+
+
+def is_uninitialized(value: Any) -> bool:
+    """Whether all elements are what `fill_uninitialized_memory()` has torch.empty() give."""
+    tensor = _read_elements(value)
+    if tensor is None or not tensor.numel():
+        return False
+    try:
+        return _is_filled(tensor)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def _describe_fill(tensor: "Tensor") -> str:
+    import torch
+
     if tensor.dtype.is_complex:
         tensor = torch.view_as_real(tensor.resolve_conj())
     if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
@@ -361,18 +380,16 @@ def find_blank_fill(value: Any) -> str:
     return "the largest numbers of its dtype" if _is_extreme(tensor.dtype, number) else ""
 
 
-def is_uninitialized(value: Any) -> bool:
-    """Whether all elements are what `fill_uninitialized_memory()` has torch.empty() give."""
+def _is_filled(tensor: "Tensor") -> bool:
     import torch
 
-    tensor = _read_elements(value)
-    if tensor is None or not tensor.numel():
-        return False
-    if tensor.dtype.is_complex or tensor.dtype.is_floating_point:
-        is_fill = tensor.real.isnan() if tensor.dtype.is_complex else tensor != tensor  # noqa: PLR0124
-    else:
-        is_fill = tensor if tensor.dtype is torch.bool else tensor == torch.iinfo(tensor.dtype).max
-    return bool(is_fill.all())
+    if tensor.dtype.is_complex:
+        return bool(tensor.real.isnan().all())
+    if tensor.dtype.is_floating_point:
+        return bool((tensor != tensor).all())  # noqa: PLR0124 - NaN, in 8-bit dtypes as well
+    if tensor.dtype is torch.bool:
+        return bool(tensor.all())
+    return bool((tensor == torch.iinfo(tensor.dtype).max).all())
 
 
 def _is_extreme(dtype: "torch.dtype", number: float) -> bool:
@@ -391,8 +408,10 @@ def _read_elements(value: Any) -> "Tensor | None":
 
     if not isinstance(value, torch.Tensor) or is_lazy(value) or value.is_meta:
         return None
+    if value.is_nested or _get_wrapper_name(value):
+        return None
     tensor = value.detach()
-    if tensor.layout is torch.strided and not _list_inner_attributes(value):
+    if tensor.layout is torch.strided:
         return tensor.int_repr() if tensor.is_quantized else tensor
     stored_values = dict(_list_components(tensor)).get("values")
     return None if stored_values is None or stored_values.any() else torch.zeros(1)

@@ -1,11 +1,14 @@
 """A buffer that a file lacks is recomputable only where torch computes the same without it."""
 
+import numpy as np
 import pytest
 import torch
 from modules import waiting_buffers
 from modules.waiting_buffers import INPUT, N, Trainer, calibrate
 
+from ckptool.model import Constancy
 from ckptool.modules import ModuleSpec, examine_module
+from ckptool.modules.tensor_info import find_blank_fill
 
 
 def train(module):
@@ -102,3 +105,37 @@ def test_a_value_that_waits_for_data(name, key, use):
 def test_a_value_that_the_constructor_makes_again(name, key):
     assert computes_the_same_without(name, key, leave)
     assert describe(name).tensors[key].is_recomputable
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.zeros(3), "zeros"),
+        (torch.ones(2, 2, dtype=torch.float8_e4m3fn), "ones"),
+        (torch.full((2,), -1), "-1"),
+        (torch.zeros(3, dtype=torch.bool), "False"),
+        (torch.zeros(2, dtype=torch.complex64), "zeros"),
+        (torch.zeros(1).expand(5), "zeros"),
+        (torch.zeros(3).to_sparse(), "zeros"),
+        (torch.full((3,), -torch.inf), "infinities or NaN"),
+        (torch.tensor([torch.nan, torch.inf]), "infinities or NaN"),
+        (torch.full((2,), torch.iinfo(torch.int64).max), "the largest numbers of its dtype"),
+        (torch.full((3, 3), -torch.inf).triu(1), ""),
+        (torch.eye(3).to_sparse(), ""),
+        (torch.zeros(0), ""),
+        (torch.full((2,), 0.5), ""),
+        (torch.full((2,), 255, dtype=torch.uint8), ""),
+        (torch.zeros(2, device="meta"), ""),
+        (torch.empty(2, dtype=torch.bits8), ""),
+        (np.zeros(2), ""),
+    ],
+)
+def test_the_words_for_one_value(value, words):
+    assert find_blank_fill(value) == words
+
+
+def test_memory_that_the_constructor_leaves_is_no_value():
+    """Whatever the memory held, and whether or not it held it twice."""
+    tensor = describe("Uninitialised").tensors["shift"]
+    assert tensor.constancy is Constancy.UNKNOWN
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -240,6 +240,25 @@ def constructor_makes_it_again(tmp):
     return diff(tmp, state, "BufferMask")
 
 
+@fires("CK202")
+def zeros_wait_for_the_first_batch(tmp):
+    state = {"cluster_size": torch.full((4,), 0.5), "embed_avg": torch.eye(4)}
+    return diff(tmp, state, "modules.waiting_buffers:Codebook")
+
+
+@fires("CK202")
+def a_parent_writes_the_buffer_of_a_child(tmp):
+    state = {"child.other": torch.arange(4.0) / 4}
+    return diff(tmp, state, "modules.waiting_buffers:ParentCopies")
+
+
+@near("CK202", "CK203")
+def nothing_writes_a_value_with_structure(tmp):
+    names = ("layers.0.shift", "layers.0.other", "layers.1.shift")
+    state = {name: torch.arange(4.0) / 4 for name in names}
+    return diff(tmp, state, "modules.waiting_buffers:ParentLoops")
+
+
 @fires("CK203")
 def attribute_became_buffer(tmp):
     return diff(tmp, modules_for_tests.AttributeMask().state_dict(), "BufferMask")
