@@ -25,7 +25,16 @@ from ckptool.compare.reparametrization import (
 )
 from ckptool.compare.states import find_best_state, get_state_or_part, score_match
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
-from ckptool.model import Checkpoint, Container, Kind, ModuleInfo, StateDict, TensorInfo, tied_keys
+from ckptool.model import (
+    Checkpoint,
+    Container,
+    Kind,
+    ModuleInfo,
+    StateDict,
+    TensorInfo,
+    natural_sort_key,
+    tied_keys,
+)
 from ckptool.phrases import join_limited
 from ckptool.tensors import equality
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
@@ -184,7 +193,7 @@ def strict_load_obstacles(diff: ModuleDiff) -> str:
 
 
 def _join_few(keys: tuple[str, ...]) -> str:
-    return join_limited(keys, 3, more=" ...")
+    return join_limited(sorted(keys, key=natural_sort_key), 3, more=" ...")
 
 
 def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None) -> ModuleDiff:
