@@ -173,7 +173,10 @@ def _iter_folded_findings(
         groups = fold_by_pattern(
             (f.key, (_generalize(f.message, f), _generalize(f.fix, f)), f) for f in rule_findings
         )
-        for group, is_subtree in fold_by_subtree(groups, MAX_RULE_LINES):
+        folded_groups = fold_by_subtree(groups, MAX_RULE_LINES)
+        if any(is_subtree for _, is_subtree in folded_groups):
+            folded_groups.sort(key=lambda entry: natural_sort_key(entry[0].key))
+        for group, is_subtree in folded_groups:
             if is_subtree:
                 yield _build_subtree_finding(group, rule_findings[0])
             else:

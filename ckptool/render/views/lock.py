@@ -8,6 +8,8 @@ from ckptool.render.blocks import (
     COUNT,
     WHAT,
     Block,
+    Column,
+    ColumnKind,
     LinesBlock,
     VerdictBlock,
     build_table,
@@ -39,7 +41,7 @@ def build_blocks(report: LockReport, options: RenderOptions) -> Iterator[Block]:
         cells = (d.what, _shorten_owner(d, d.old), _shorten_owner(d, d.new))
         differences.setdefault(d.key, []).append(cells)
     joined = [
-        (key, tuple(", ".join(texts) for texts in zip(*cells, strict=True)))
+        (key, tuple("; ".join(texts) for texts in zip(*cells, strict=True)))
         for key, cells in differences.items()
     ]
     rows = [
@@ -48,7 +50,8 @@ def build_blocks(report: LockReport, options: RenderOptions) -> Iterator[Block]:
     ]
     if rows:
         title = "What the lock says, and what there is now"
-        yield build_table(title, ("key", COUNT, WHAT, "in the lock", "now"), rows, options)
+        old, new = Column("in the lock", ColumnKind.PROSE), Column("now", ColumnKind.PROSE)
+        yield build_table(title, ("key", COUNT, WHAT, old, new), rows, options)
 
 
 def _shorten_owner(difference: DifferenceReport, text: str) -> str:
