@@ -29,8 +29,8 @@ def explain_module_fault(
     ):
         return levels
     explanation = (
-        f"{_name_fault(forward_results.device_mismatches)}: with the same file loaded, forward runs through"
-        f" on the CPU and fails on {device.label}:"
+        f"{_name_fault(forward_results.device_mismatches)}: with the same file loaded, forward runs"
+        f" through on the CPU and fails on {device.label}:"
         f" {_propose_fix(forward_results.device_mismatches)}, or stay on the CPU with --device cpu"
     )
     first_failed = next(
