@@ -40,6 +40,7 @@ from ckptool.model import (
     Skipped,
     StateDict,
     TensorInfo,
+    natural_sort_key,
     tied_keys,
 )
 from ckptool.phrases import join_limited
@@ -220,7 +221,7 @@ def strict_load_obstacles(diff: ModuleDiff) -> str:
 
 
 def _join_few(keys: tuple[str, ...]) -> str:
-    return join_limited(keys, 3, more=" ...")
+    return join_limited(sorted(keys, key=natural_sort_key), 3, more=" ...")
 
 
 def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None) -> ModuleDiff:

@@ -1,5 +1,6 @@
 """Blocks: the format-independent content of a report (verdict, lines, tables, findings)."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Final, TypeVar
@@ -10,13 +11,23 @@ from msgspec.structs import replace
 from ckptool.model import natural_sort_key
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
-from ckptool.render.text import FoldedItems, fold_by_pattern, replace_layer_numbers
+from ckptool.render.folding import (
+    FoldedItems,
+    fold_by_pattern,
+    fold_by_subtree,
+    replace_layer_numbers,
+)
 from ckptool.reports.common import FindingReport, SilencedReport, SkippedReport
 
 T = TypeVar("T")
 
 MAX_TABLE_ROWS: Final = 60
 """Maximum rows of one table; the rest is only counted. -v shows all."""
+MAX_RULE_LINES: Final = 6
+"""Maximum findings of one rule; more are counted by sub-tree. -v shows all."""
+MAX_KEY_ROWS: Final = 16
+"""Maximum rows of a table that only lists keys; more are counted by sub-tree. -v shows all."""
+_CODE_SPAN: Final = re.compile("`[^`]+`")
 
 
 class VerdictBlock(Struct, frozen=True):
@@ -141,38 +152,91 @@ def build_findings_blocks(
         level: sum(f.level == level for f in findings) for level in ("error", "warning", "note")
     }
     summary = ", ".join(pluralize(n, level) for level, n in levels.items() if n)
-    finding_groups = fold_unless_verbose(((f.key, (f.code, f.level), f) for f in findings), options)
     prefix = f"{path}: " if path else ""
-    yield FindingsBlock(
-        prefix + summary,
-        tuple(_build_folded_finding(group.key, group.items) for group in finding_groups),
-    )
+    yield FindingsBlock(prefix + summary, tuple(_iter_folded_findings(findings, options)))
 
 
-def _build_folded_finding(key: str, findings: tuple[FindingReport, ...]) -> FoldedFinding:
+def _iter_folded_findings(
+    findings: Sequence[FindingReport], options: RenderOptions
+) -> Iterator[FoldedFinding]:
+    """Yield one finding, or several that say the same of their keys, in report order.
+
+    Where one rule has many to say, its findings are counted by sub-tree.
+    """
+    if options.verbosity > 0:
+        yield from (FoldedFinding(f.level, f.code, f.message, f.fix) for f in findings)
+        return
+    findings_by_rule: dict[tuple[str, str], list[FindingReport]] = {}
+    for finding in findings:
+        findings_by_rule.setdefault((finding.level, finding.code), []).append(finding)
+    for rule_findings in findings_by_rule.values():
+        groups = fold_by_pattern(
+            (f.key, (_generalize(f.message, f), _generalize(f.fix, f)), f) for f in rule_findings
+        )
+        folded_groups = fold_by_subtree(groups, MAX_RULE_LINES)
+        if any(is_subtree for _, is_subtree in folded_groups):
+            folded_groups.sort(key=lambda entry: natural_sort_key(entry[0].key))
+        for group, is_subtree in folded_groups:
+            if is_subtree:
+                yield _build_subtree_finding(group, rule_findings[0])
+            else:
+                yield _build_folded_finding(group.items)
+
+
+def _generalize(text: str, finding: FindingReport) -> str:
+    """Return `text` with the layer numbers of all keys in it replaced by "*"."""
+    if "." in finding.key:
+        text = text.replace(finding.key, replace_layer_numbers(finding.key))
+    return _CODE_SPAN.sub(lambda span: replace_layer_numbers(span[0]), text)
+
+
+def _build_folded_finding(findings: tuple[FindingReport, ...]) -> FoldedFinding:
     first = findings[0]
-    times = f" (x{len(findings)})" if len(findings) > 1 else ""
-    message, fix = first.message, first.fix
-    if first.key != key and first.key:
-        fact_keys = first.facts.get("keys")
-        for finding_key in (first.key, *(fact_keys if isinstance(fact_keys, list) else ())):
-            message = message.replace(f"`{finding_key}`", f"`{replace_layer_numbers(finding_key)}`")
-        message = message.replace(first.key, key)
-        # A plan takes no patterns: the fix of the first finding serves as the example.
-        fix = f"{fix} (-v shows all)" if "plan" in first.facts else fix.replace(first.key, key)
-    return FoldedFinding(first.level, first.code, f"{message}{times}", fix)
+    if len(findings) == 1:
+        return FoldedFinding(first.level, first.code, first.message, first.fix)
+    # A plan takes no patterns: the fix of the first finding serves as the example.
+    fix = f"{first.fix} (-v shows all)" if "plan" in first.facts else _generalize(first.fix, first)
+    message = f"{_generalize(first.message, first)}{_format_times(findings)}"
+    return FoldedFinding(first.level, first.code, message, fix)
 
 
-def build_skipped_lines(skipped: Iterable[SkippedReport]) -> Iterator[LinesBlock]:
-    paths_by_reason: dict[tuple[str, str], list[str]] = {}
+def _build_subtree_finding(
+    subtree: FoldedItems[FindingReport], example: FindingReport
+) -> FoldedFinding:
+    """Return the count of one rule's findings in a sub-tree, in words that hold for each."""
+    message = f"{example.name.replace('-', ' ')}: `{subtree.key}` (x{len(subtree.items):,})"
+    is_same_fix = example.fix == _generalize(example.fix, example) and all(
+        finding.fix == example.fix for finding in subtree.items
+    )
+    fix = example.fix if is_same_fix else f"of `{example.key}`, for example: {example.fix}"
+    return FoldedFinding(example.level, example.code, message, fix)
+
+
+def build_skipped_lines(
+    skipped: Iterable[SkippedReport], options: RenderOptions
+) -> Iterator[LinesBlock]:
+    """Yield a line for each skipped check; those that differ in layer numbers only are counted."""
+    paths_by_check: dict[tuple[str, str], list[str]] = {}
     for entry in dict.fromkeys(skipped):
-        paths_by_reason.setdefault((entry.what, entry.reason), []).append(entry.path)
+        paths_by_check.setdefault((entry.what, entry.reason), []).append(entry.path)
     lines = tuple(
-        f"not checked: {what}: {reason}{_format_affected_paths(checkpoint_paths)}"
-        for (what, reason), checkpoint_paths in paths_by_reason.items()
+        f"not checked: {group.key}{_format_times(group.items)}: {reason}"
+        f"{_format_affected_paths(paths)}"
+        for group in fold_unless_verbose(
+            (
+                (what, (reason, _format_affected_paths(paths)), (reason, paths))
+                for (what, reason), paths in paths_by_check.items()
+            ),
+            options,
+        )
+        for reason, paths in [group.items[0]]
     )
     if lines:
         yield LinesBlock(lines)
+
+
+def _format_times(items: Sequence[object]) -> str:
+    return f" (x{len(items):,})" if len(items) > 1 else ""
 
 
 def _format_affected_paths(paths: list[str]) -> str:
@@ -182,15 +246,27 @@ def _format_affected_paths(paths: list[str]) -> str:
     return f" ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
 
 
-def build_silenced_lines(silenced: Iterable[SilencedReport]) -> Iterator[LinesBlock]:
+def build_silenced_lines(
+    silenced: Iterable[SilencedReport], options: RenderOptions
+) -> Iterator[LinesBlock]:
+    """Yield a line for each silenced finding, as `build_skipped_lines` does."""
+    groups = fold_unless_verbose(
+        ((s.finding.key, (s.finding.code, s.finding.path, s.by, s.reason), s) for s in silenced),
+        options,
+    )
     lines = tuple(
-        f"{'waived' if s.by == 'waiver' else 'known'}: {s.finding.code} {s.finding.name}"
-        f"{f' of `{s.finding.key}`' if s.finding.key else ''}"
-        f"{f' in {s.finding.path}' if s.finding.path else ''}: {s.reason}"
-        for s in silenced
+        _format_silenced(group.items[0], group.key, _format_times(group.items)) for group in groups
     )
     if lines:
         yield LinesBlock(lines)
+
+
+def _format_silenced(silenced: SilencedReport, key: str, times: str) -> str:
+    finding = silenced.finding
+    label = "waived" if silenced.by == "waiver" else "known"
+    key_text = f" of `{key}`" if key else ""
+    path_text = f" in {finding.path}" if finding.path else ""
+    return f"{label}: {finding.code} {finding.name}{key_text}{times}{path_text}: {silenced.reason}"
 
 
 def fold_unless_verbose(
@@ -199,7 +275,30 @@ def fold_unless_verbose(
     """Group (key, attributes, item) by layer pattern; with -v, one group for each item."""
     if options.verbosity < 1:
         return fold_by_pattern(items)
-    return [FoldedItems(key, (item,)) for key, _, item in items]
+    return [FoldedItems(key, key, (item,)) for key, _, item in items]
+
+
+def fold_keys(
+    items: Iterable[tuple[str, object, T]], options: RenderOptions
+) -> list[FoldedItems[T]]:
+    """Group (key, attributes, item) by layer pattern, and by sub-tree where rows stay many.
+
+    The attributes of the items of a sub-tree may differ.
+    """
+    groups = fold_unless_verbose(items, options)
+    if options.verbosity > 0:
+        return groups
+    return [group for group, _ in fold_by_subtree(groups, MAX_KEY_ROWS)]
+
+
+def build_keys_table(title: str, keys: Iterable[str], options: RenderOptions) -> TableBlock:
+    """Build a table that only lists keys, in natural order, and counts those that repeat."""
+    ordered_keys = sorted(keys, key=natural_sort_key)
+    rows = [
+        (group.key, f"{len(group.items):,}")
+        for group in fold_keys(((key, "", key) for key in ordered_keys), options)
+    ]
+    return build_table(title, ("key", COUNT), rows, options)
 
 
 def build_table(

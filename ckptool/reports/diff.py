@@ -180,7 +180,7 @@ def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:
     return [
         _build_key_report(key, problem, shared_findings.get(key) or findings_by_key.get(key))
         for problem, keys in groups
-        for key in keys
+        for key in sorted(keys, key=natural_sort_key)
     ]
 
 

@@ -15,6 +15,7 @@ from ckptool.model import (
     StateDict,
     StorageInfo,
     TensorInfo,
+    natural_sort_key,
 )
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
@@ -127,7 +128,7 @@ def find_unavailable_classes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     from ckptool.modules.class_lookup import class_exists
 
     packages: dict[str, list[str]] = {}
-    for qualified_name in sorted(names):
+    for qualified_name in sorted(names, key=natural_sort_key):
         module, _, name = qualified_name.rpartition(".")
         if module == "__main__" or class_exists(module, name, (Path.cwd(),)) is False:
             packages.setdefault(module.partition(".")[0], []).append(qualified_name)
@@ -174,7 +175,9 @@ def find_device_tags(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     tensor_counts = Counter(
         tensor.device for state in checkpoint.states for tensor in state.tensors.values()
     )
-    for device, count in sorted(tensor_counts.items()):
+    for device, count in sorted(
+        tensor_counts.items(), key=lambda entry: natural_sort_key(entry[0])
+    ):
         if device not in {"cpu", "meta"}:
             yield hit(device, count=count)
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import Kind
+from ckptool.model import Kind, natural_sort_key
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
@@ -170,7 +170,9 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
     for prefix, pickled_module in diff.state.modules.items():
         module_class = diff.module.modules.get(prefix)
         if module_class is not None and module_class.name == pickled_module.name:
-            missing_attributes = sorted(module_class.attributes - pickled_module.attributes)
+            missing_attributes = sorted(
+                module_class.attributes - pickled_module.attributes, key=natural_sort_key
+            )
             if missing_attributes:
                 yield hit(prefix, owner=module_class.name, names=", ".join(missing_attributes))
 

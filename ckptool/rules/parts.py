@@ -8,10 +8,13 @@ from ckptool.compare.parts import PartMatch, PartSide
 from ckptool.model import join_key
 from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.load_keys import WRAPPER_PREFIX
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
-PART_FINDINGS: Final = frozenset({"CK224", "CK225"})
-"""Codes of the one finding for all keys of a load whose one side is a part of the other."""
+WHOLE_LOAD_FINDINGS: Final = frozenset({WRAPPER_PREFIX, "CK224", "CK225"})
+"""Codes of the one finding that explains nearly all keys of a load."""
+LOAD_CAUSES: Final = WHOLE_LOAD_FINDINGS | {"CK212"}
+"""Codes of the findings that say why a load as a whole fails."""
 _MAX_PREFIXES: Final = 4
 """Maximum names of places that fit equally in one sentence."""
 

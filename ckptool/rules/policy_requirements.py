@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
-from ckptool.model import Checkpoint, Container, join_key
+from ckptool.model import Checkpoint, Container, join_key, natural_sort_key
 from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
@@ -201,7 +201,7 @@ def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
     if allowed_globals is None:
         return
     places_by_name = {use.qualified_name: use.at for use in reversed(release.checkpoint.globals)}
-    for name in sorted(places_by_name):
+    for name in sorted(places_by_name, key=natural_sort_key):
         if not _matches_any_glob(name, allowed_globals):
             at_clause = f" at `{places_by_name[name]}`" if places_by_name[name] else ""
             yield hit(name, name=name, at=at_clause)

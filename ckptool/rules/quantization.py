@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import TensorInfo
+from ckptool.model import TensorInfo, natural_sort_key
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
@@ -91,7 +91,7 @@ def find_quantization_mismatch(diff: ModuleDiff) -> Iterator[RuleHit]:
     if not actual and not expected:
         return
     first = (actual or expected)[0]
-    keys = sorted(find_quantized_keys(diff))
+    keys = sorted(find_quantized_keys(diff), key=natural_sort_key)
     remedy = (
         f"To load this file, {actual[0].family.remedy}"
         if actual

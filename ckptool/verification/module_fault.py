@@ -29,8 +29,8 @@ def explain_module_fault(
     ):
         return levels
     explanation = (
-        "the file is right and the module is not: with the same file loaded, forward runs through"
-        f" on the CPU and fails on {device.label}:"
+        f"{_name_fault(forward_results.device_mismatches)}: with the same file loaded, forward runs"
+        f" through on the CPU and fails on {device.label}:"
         f" {_propose_fix(forward_results.device_mismatches)}, or stay on the CPU with --device cpu"
     )
     first_failed = next(
@@ -55,6 +55,13 @@ def _fails_on_device_only(forward_results: ForwardResults) -> bool:
     error = device_pass.error
     is_device_error = error is not None and cuda.is_device_error(error.error)
     return has_failed and bool(forward_results.device_mismatches or is_device_error)
+
+
+def _name_fault(mismatches: Iterable[DeviceMismatch]) -> str:
+    """Return what is at fault; the value of an attribute that stays behind is not of the file."""
+    if any(mismatch.attribute for mismatch in mismatches):
+        return "the module is at fault and not the load"
+    return "the file is right and the module is not"
 
 
 def _propose_fix(mismatches: Iterable[DeviceMismatch]) -> str:

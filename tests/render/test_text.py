@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.phrases import join_limited, make_printable, pluralize, quote_code, truncate
-from ckptool.render.text import fold_by_pattern, format_size, replace_layer_numbers, truncate_middle
+from ckptool.render.folding import fold_by_pattern, replace_layer_numbers
+from ckptool.render.text import format_size, truncate_middle
 
 
 @pytest.mark.parametrize(

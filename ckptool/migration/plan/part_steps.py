@@ -81,11 +81,12 @@ def _build_part_decision(diff: ModuleDiff, part: PartMatch) -> OpenDecision:
     option = "--into" if is_file else "--at"
     if not part.is_unique:
         names = join_limited(part.prefixes, _MAX_NAMES, quote_code)
-        whose = "the file is the state of one submodule" if is_file else "the module is in the file"
-        code = "CK224" if is_file else "CK225"
-        return OpenDecision(
-            f"{whose}, and {names} fit equally ({code})", option=f"say which one with {option} NAME"
+        problem = (
+            f"the file is the state of one submodule, and {names} fit equally (CK224)"
+            if is_file
+            else f"the module is one part of the file, and {names} fit equally (CK225)"
         )
+        return OpenDecision(problem, option=f"say which one with {option} NAME")
     prefix = f"{part.prefix}."
     others = f"{len(part.other_keys):,} other keys"
     if is_file:

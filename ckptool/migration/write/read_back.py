@@ -15,7 +15,7 @@ from ckptool.migration.write.early_copy import is_verified_copy
 from ckptool.migration.write.provenance import MigrationDigests
 from ckptool.migration.write.tensor_bytes import build_blob
 from ckptool.migration.write.tied_items import add_tied_tensors
-from ckptool.model import Checkpoint, Span, StateDict, TensorInfo
+from ckptool.model import Checkpoint, Span, StateDict, TensorInfo, natural_sort_key
 from ckptool.phrases import join_limited
 from ckptool.tensors import fingerprint
 from ckptool.tensors.equality import are_equal, equal_many
@@ -44,7 +44,9 @@ def read_back_file(
     checkpoint = open_checkpoint(path, limits)
     tensors = _get_state_tensors(checkpoint, place, target)
     if tensors.keys() != draft.items.keys():
-        differing_keys = join_limited(sorted(tensors.keys() ^ draft.items.keys()), 3, more="")
+        differing_keys = join_limited(
+            sorted(tensors.keys() ^ draft.items.keys(), key=natural_sort_key), 3, more=""
+        )
         raise WriteError(f"{target}: not written: read back, its keys differ: {differing_keys}")
     uncast_items = {key: item for key, item in draft.items.items() if not item.casts}
     pairs = [

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Final
 
+from ckptool.render.folding import fold_by_pattern
 from ckptool.render.html.components import HeatmapShade, HeatmapsSection, KeyHeatmaps, TensorHeatmap
-from ckptool.render.text import fold_by_pattern
 from ckptool.reports.common import PictureReport
 
 SHADE_COUNT: Final = 7

@@ -108,14 +108,16 @@ def _iter_sections(
         report.findings, options, multiple_checkpoints=multiple_checkpoints
     )
     yield _build_text_section(
-        "silenced", "Findings that do not count", build_silenced_lines(report.silenced)
+        "silenced", "Findings that do not count", build_silenced_lines(report.silenced, options)
     )
     yield charts.build_state_tree(report, options)
     if not isinstance(report.drawing, UnsetType):
         yield build_heatmaps_section("values", "Values of small buffers", report.drawing.pictures)
     yield from charts.build_charts(report)
     yield from _iter_table_sections(report, blocks)
-    yield _build_text_section("skipped", "Not checked", build_skipped_lines(report.skipped))
+    yield _build_text_section(
+        "skipped", "Not checked", build_skipped_lines(report.skipped, options)
+    )
 
 
 def _iter_table_sections(report: "AnyReport", blocks: list[Block]) -> Iterator[PageSection]:

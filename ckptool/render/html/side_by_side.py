@@ -7,6 +7,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.model import natural_sort_key
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import fold_unless_verbose
@@ -49,7 +50,10 @@ def build_side_by_side_tree(
     options: RenderOptions,
 ) -> SideBySideSection | None:
     """Build the tree; None if there are no leaves."""
-    keyed_leaves = ((leaf.key, (leaf.left, leaf.right, leaf.status), leaf) for leaf in leaves)
+    ordered_leaves = sorted(leaves, key=lambda leaf: natural_sort_key(leaf.key))
+    keyed_leaves = (
+        (leaf.key, (leaf.left, leaf.right, leaf.status), leaf) for leaf in ordered_leaves
+    )
     root = _SideBySideNode()
     for group in fold_unless_verbose(keyed_leaves, options):
         _add_leaf(root, group.key, group.items[0], len(group.items))

@@ -25,8 +25,8 @@ def build_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]
             report.findings, multiple_checkpoints=report.has_multiple_checkpoints
         ).items():
             yield from build_findings_blocks(path_findings, options, path)
-        yield from build_silenced_lines(report.silenced)
-        yield from build_skipped_lines(report.skipped)
+        yield from build_silenced_lines(report.silenced, options)
+        yield from build_skipped_lines(report.skipped, options)
 
 
 def build_body(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:

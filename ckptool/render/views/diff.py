@@ -1,10 +1,12 @@
 """DiffModuleReport -> blocks."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
 from msgspec.structs import replace
 
+from ckptool.model import natural_sort_key
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -16,12 +18,15 @@ from ckptool.render.blocks import (
     TableBlock,
     VerdictBlock,
     build_table,
+    fold_keys,
     fold_unless_verbose,
 )
+from ckptool.render.folding import name_like, replace_layer_numbers
 from ckptool.render.views.audit import build_unsaved_table
 from ckptool.reports.common import FactReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport
-from ckptool.rules.load_keys import PROBABLE_RENAME, WRAPPER_PREFIX
+from ckptool.rules.load_keys import PROBABLE_RENAME
+from ckptool.rules.parts import LOAD_CAUSES, WHOLE_LOAD_FINDINGS
 
 _RULE: Final = Column("rule", ColumnKind.EXACT)
 
@@ -40,6 +45,7 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
     share = f"; {percent} of the parameters would load" if report.is_coverage_known else ""
     yield LinesBlock(
         (
+            *_iter_cause_lines(report),
             f"{report.path} against {report.module}",
             f"keys: {', '.join(counts)}{share}",
             *report.notes,
@@ -51,8 +57,20 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
     if report.verdicts:
         yield _build_verdict_table(report.verdicts, options)
     if report.load_steps:
-        rows = [(step.key, step.does, step.file_key or "-") for step in report.load_steps]
-        columns = ("key", "the code", "from")
+        groups = fold_unless_verbose(
+            ((s.key, (s.does, replace_layer_numbers(s.file_key)), s) for s in report.load_steps),
+            options,
+        )
+        rows = [
+            (
+                group.key,
+                f"{len(group.items):,}",
+                group.items[0].does,
+                name_like(group, group.items[0].file_key) or "-",
+            )
+            for group in groups
+        ]
+        columns = ("key", COUNT, "the code", "from")
         yield build_table("What the module's own loading code does", columns, rows, options)
     if report.unsaved:
         yield build_unsaved_table(report.unsaved, options)
@@ -70,30 +88,33 @@ def build_explanation_blocks(
 
 
 _MAX_EXPLAINED_ROWS: Final = 10
-"""Rows of keys that a finding on many explains; from this number on they are counted."""
-_SHARED_CODES: Final = (WRAPPER_PREFIX, PROBABLE_RENAME)
+"""Rows of keys that findings on many keys explain; from this number on they are counted."""
+_SHARED_CODES: Final = WHOLE_LOAD_FINDINGS | {PROBABLE_RENAME}
 """Findings on many keys: without this the table has a row for each key of the file."""
 
 
 def _build_verdict_table(
     verdicts: tuple[KeyReport, ...], options: RenderOptions
 ) -> TableBlock | LinesBlock:
+    # Such a finding is on nearly every key: without this the table has a row for each of them.
     visible = [v for v in verdicts if v.code not in _SHARED_CODES or options.verbosity > 0]
     hidden_count = len(verdicts) - len(visible)
+    codes = [*dict.fromkeys(v.code for v in verdicts if v.code in _SHARED_CODES)]
+    explained_clause = f"{' and '.join(codes)} {'explains' if len(codes) == 1 else 'explain'}"
     if hidden_count < _MAX_EXPLAINED_ROWS:
         visible, hidden_count = [*verdicts], 0
-    codes = [code for code in _SHARED_CODES if any(v.code == code for v in verdicts)]
-    explained_clause = f"{' and '.join(codes)} {'explains' if len(codes) == 1 else 'explain'}"
-    folded_verdicts = fold_unless_verbose(
-        ((v.key, (v.problem, v.code), v) for v in visible), options
+    problems = list(dict.fromkeys(verdict.problem for verdict in visible))
+    folded_verdicts = sorted(
+        fold_keys(((v.key, (v.problem, v.code), v) for v in visible), options),
+        key=lambda group: (problems.index(group.items[0].problem), natural_sort_key(group.key)),
     )
     rows = [
         (
             group.key,
-            str(len(group.items)),
-            group.items[0].problem,
-            group.items[0].level or "ignored",
-            group.items[0].code,
+            f"{len(group.items):,}",
+            _format_problems(group.items),
+            ", ".join(dict.fromkeys(verdict.level or "ignored" for verdict in group.items)),
+            ", ".join(dict.fromkeys(verdict.code for verdict in group.items if verdict.code)),
         )
         for group in folded_verdicts
     ]
@@ -108,3 +129,19 @@ def _build_verdict_table(
         )
     hidden_note = f"... and {hidden_count:,} keys that {explained_clause} (-v shows all)"
     return replace(table, more="; ".join(filter(None, (table.more, hidden_note))))
+
+
+def _format_problems(verdicts: tuple[KeyReport, ...]) -> str:
+    """Return the problem of all keys, or the number of keys with each."""
+    counts = Counter(verdict.problem for verdict in verdicts)
+    if len(counts) == 1:
+        return verdicts[0].problem
+    return ", ".join(f"{count:,} {problem}" for problem, count in counts.items())
+
+
+def _iter_cause_lines(report: DiffModuleReport) -> Iterator[str]:
+    """Yield the finding that explains the load as a whole."""
+    for finding in report.findings:
+        if finding.code in LOAD_CAUSES:
+            yield f"cause: {finding.message} ({finding.code})"
+            return

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from ckptool.model import DTYPE_BITS
+from ckptool.model import DTYPE_BITS, natural_sort_key
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
@@ -16,10 +16,11 @@ from ckptool.render.blocks import (
     LinesBlock,
     TableBlock,
     VerdictBlock,
+    build_keys_table,
     build_table,
     fold_unless_verbose,
 )
-from ckptool.render.text import replace_layer_numbers
+from ckptool.render.folding import replace_layer_numbers
 from ckptool.render.views.diff import build_explanation_blocks
 from ckptool.reports.diff_files import ChangeReport, DiffFilesReport, DiffShardReport
 
@@ -57,7 +58,7 @@ def _build_diff_files_blocks(report: DiffFilesReport, options: RenderOptions) ->
         ("Plain data that differs", report.changed_entries),
     ):
         if keys:
-            yield build_table(title, ("key", COUNT), _build_key_rows(keys, options), options)
+            yield build_keys_table(title, keys, options)
     if report.renamed_keys:
         yield _build_renames_table(report.renamed_keys, options)
     if len(report.changes) >= _MIN_TENSORS_FOR_MODULES:
@@ -110,16 +111,9 @@ def _select_unmeasured_keys(report: DiffFilesReport) -> tuple[str, ...]:
     return tuple(key for key in report.value_keys if key not in measured_keys)
 
 
-def _build_key_rows(keys: tuple[str, ...], options: RenderOptions) -> list[tuple[str, ...]]:
-    return [
-        (group.key, str(len(group.items)))
-        for group in fold_unless_verbose(((k, "", k) for k in keys), options)
-    ]
-
-
 def _build_renames_table(renames: Mapping[str, str], options: RenderOptions) -> TableBlock:
     folded_renames = fold_unless_verbose(
-        ((old, replace_layer_numbers(new), new) for old, new in renames.items()), options
+        ((old, replace_layer_numbers(new), new) for old, new in _sort_pairs(renames)), options
     )
     rows = [
         (
@@ -130,6 +124,10 @@ def _build_renames_table(renames: Mapping[str, str], options: RenderOptions) -> 
         for group in folded_renames
     ]
     return build_table("Renamed", ("key", "now", COUNT), rows, options)
+
+
+def _sort_pairs(pairs: Mapping[str, str]) -> list[tuple[str, str]]:
+    return sorted(pairs.items(), key=lambda pair: natural_sort_key(pair[0]))
 
 
 def _build_modules_table(changes: tuple[ChangeReport, ...], options: RenderOptions) -> TableBlock:

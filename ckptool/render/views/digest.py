@@ -3,9 +3,16 @@
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.model import natural_sort_key
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
-from ckptool.render.blocks import Block, LinesBlock, VerdictBlock, build_table
+from ckptool.render.blocks import (
+    Block,
+    LinesBlock,
+    VerdictBlock,
+    build_keys_table,
+    build_table,
+)
 from ckptool.reports.digest import CheckpointDigestReport, DigestCheckReport, DigestReport
 
 _DIGEST_CHARACTERS: Final = 16
@@ -48,7 +55,7 @@ def _build_checkpoint_blocks(
     digest_length = None if options.verbosity > 0 else _DIGEST_CHARACTERS
     rows = [
         (t.key, t.dtype, str(list(t.shape)), t.digest[:digest_length] or "-")
-        for t in checkpoint.tensors
+        for t in sorted(checkpoint.tensors, key=lambda t: natural_sort_key(t.key))
     ]
     yield build_table("Tensors", ("key", "dtype", "shape", "digest"), rows, options)
 
@@ -72,4 +79,4 @@ def _iter_check_blocks(check: DigestCheckReport, options: RenderOptions) -> Iter
     key_groups = (("Changed", check.changed), ("Missing", check.missing), ("Added", check.added))
     for title, keys in (*key_groups, ("Not compared", check.untold)):
         if keys:
-            yield build_table(title, ("key",), [(key,) for key in keys], options)
+            yield build_keys_table(title, keys, options)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.model import natural_sort_key
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
@@ -122,7 +123,11 @@ def _build_tensor_tree(
     title: str, tensors: tuple[TensorReport, ...], options: RenderOptions
 ) -> TreeBlock:
     folded_tensors = fold_unless_verbose(
-        ((t.key, (t.dtype, t.shape, t.device, t.kind, t.layout), t) for t in tensors), options
+        (
+            (t.key, (t.dtype, t.shape, t.device, t.kind, t.layout), t)
+            for t in _order_tensors(tensors)
+        ),
+        options,
     )
     total_nbytes = sum(t.nbytes for t in tensors) or 1
     return build_tree(
@@ -131,6 +136,17 @@ def _build_tensor_tree(
         [_build_tree_row(row, total_nbytes) for row in build_key_tree(folded_tensors)],
         options,
     )
+
+
+def _order_tensors(tensors: tuple[TensorReport, ...]) -> tuple[TensorReport, ...]:
+    """Return the tensors in the file's order, or in natural order if that is alphabetical.
+
+    A pickle has the order in which the module was defined; safetensors puts layer 10 before 2.
+    """
+    keys = [t.key for t in tensors]
+    if keys != sorted(keys):
+        return tensors
+    return tuple(sorted(tensors, key=lambda t: natural_sort_key(t.key)))
 
 
 def _build_tree_row(row: KeyTreeRow[TensorReport], total_nbytes: int) -> TreeRow:

@@ -4,7 +4,17 @@ from collections.abc import Iterator
 
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
-from ckptool.render.blocks import WHAT, Block, LinesBlock, VerdictBlock, build_table
+from ckptool.render.blocks import (
+    COUNT,
+    WHAT,
+    Block,
+    Column,
+    ColumnKind,
+    LinesBlock,
+    VerdictBlock,
+    build_table,
+    fold_unless_verbose,
+)
 from ckptool.reports.lock import DifferenceReport, LockReport
 
 
@@ -26,13 +36,22 @@ def build_blocks(report: LockReport, options: RenderOptions) -> Iterator[Block]:
             *previous_name_lines,
         )
     )
+    differences: dict[str, list[tuple[str, str, str]]] = {}
+    for d in report.differences:
+        cells = (d.what, _shorten_owner(d, d.old), _shorten_owner(d, d.new))
+        differences.setdefault(d.key, []).append(cells)
+    joined = [
+        (key, tuple("; ".join(texts) for texts in zip(*cells, strict=True)))
+        for key, cells in differences.items()
+    ]
     rows = [
-        (d.key, d.what, _shorten_owner(d, d.old), _shorten_owner(d, d.new))
-        for d in report.differences
+        (group.key, f"{len(group.items):,}", *group.items[0])
+        for group in fold_unless_verbose(((key, cells, cells) for key, cells in joined), options)
     ]
     if rows:
         title = "What the lock says, and what there is now"
-        yield build_table(title, ("key", WHAT, "in the lock", "now"), rows, options)
+        old, new = Column("in the lock", ColumnKind.PROSE), Column("now", ColumnKind.PROSE)
+        yield build_table(title, ("key", COUNT, WHAT, old, new), rows, options)
 
 
 def _shorten_owner(difference: DifferenceReport, text: str) -> str:

@@ -3,8 +3,17 @@
 from collections.abc import Iterator
 
 from ckptool.render import RenderOptions
-from ckptool.render.blocks import WHY, Block, LinesBlock, VerdictBlock, build_table
-from ckptool.reports.migrate import MigrateReport, list_assumptions
+from ckptool.render.blocks import (
+    COUNT,
+    WHY,
+    Block,
+    LinesBlock,
+    VerdictBlock,
+    build_table,
+    fold_unless_verbose,
+)
+from ckptool.render.folding import name_like, replace_layer_numbers
+from ckptool.reports.migrate import MigrateReport, StepReport, list_assumptions
 
 
 def build_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Block]:
@@ -26,9 +35,43 @@ def build_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Bloc
             *report.notes,
         )
     )
-    rows = [(s.op, s.before, s.after, s.source or "-", s.why) for s in report.steps]
+    groups = fold_unless_verbose(((s.before, _describe_step(s), s) for s in report.steps), options)
+    rows = [
+        (
+            first.op,
+            group.key,
+            name_like(group, first.after),
+            f"{len(group.items):,}",
+            (_name_source(first) if len(group.items) > 1 else first.source) or "-",
+            name_like(group, first.why),
+        )
+        for group in groups
+        for first in group.items[:1]
+    ]
     if rows:
-        yield build_table("Plan", ("step", "before", "after", "value from", WHY), rows, options)
-    losses = [f"{s.op} {s.before} loses {s.loses}" for s in report.steps if s.loses]
+        headers = ("step", "before", "after", COUNT, "value from", WHY)
+        yield build_table("Plan", headers, rows, options)
+    losses = [
+        f"{group.items[0].op} {group.key} loses {group.items[0].loses}"
+        for group in groups
+        if group.items[0].loses
+    ]
     if losses:
         yield LinesBlock(tuple(losses))
+
+
+def _describe_step(step: StepReport) -> tuple[str, ...]:
+    """Return what is equal in steps that differ in layer numbers only."""
+    return (
+        step.op,
+        replace_layer_numbers(step.after),
+        _name_source(step),
+        replace_layer_numbers(step.why),
+        step.loses,
+    )
+
+
+def _name_source(step: StepReport) -> str:
+    """Return the source with "*" for the layer numbers of its key; a path keeps its own."""
+    place, mark, key = step.source.rpartition("#")
+    return f"{place}{mark}{replace_layer_numbers(key)}"

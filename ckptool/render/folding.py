@@ -1,0 +1,146 @@
+"""Rows of many keys -> few rows: keys that differ in numbers, and sub-trees of keys."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from msgspec import Struct
+
+T = TypeVar("T")
+
+_LAYER_NUMBER: Final = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")
+_ANY_NUMBER: Final = re.compile(r"[0-9]+")
+_MAX_RANGES: Final = 4
+"""Maximum ranges of numbers in the name of a group."""
+_MAX_DEPTH: Final = 8
+"""Maximum segments of the name of a sub-tree."""
+
+
+class FoldedItems(Struct, Generic[T], frozen=True):
+    """Items whose keys differ in layer numbers only, or that are in one sub-tree."""
+
+    key: str
+    """Name that no other group has."""
+    pattern: str
+    """Key with "*" for layer numbers."""
+    items: tuple[T, ...]
+
+
+def replace_layer_numbers(key: str) -> str:
+    """Replace layer numbers by "*": "layers.3.bias" gives "layers.*.bias"."""
+    return _LAYER_NUMBER.sub("*", key)
+
+
+def fold_by_pattern(items: Iterable[tuple[str, object, T]]) -> list[FoldedItems[T]]:
+    """Group (key, attributes, item) by key without layer numbers and by attributes.
+
+    The order is that of first appearance; a group of one item keeps its key. Groups that only
+    differ in attributes have the numbers in their names: "layers.0-3,7.bias".
+    """
+    groups: dict[object, list[tuple[str, T]]] = {}
+    for key, attributes, item in items:
+        group_key = (replace_layer_numbers(key), attributes)
+        groups.setdefault(group_key, []).append((key, item))
+    names = _name_groups([[key for key, _ in members] for members in groups.values()])
+    return [
+        FoldedItems(name, replace_layer_numbers(members[0][0]), tuple(item for _, item in members))
+        for name, members in zip(names, groups.values(), strict=True)
+    ]
+
+
+def _name_groups(groups: list[list[str]]) -> Iterator[str]:
+    """Yield a name for each group of keys; no two groups of several keys have the same."""
+    patterns = [replace_layer_numbers(keys[0]) for keys in groups]
+    counts = Counter(p for p, keys in zip(patterns, groups, strict=True) if len(keys) > 1)
+    ranges = [
+        _format_ranges(keys) if len(keys) > 1 and counts[pattern] > 1 else ""
+        for pattern, keys in zip(patterns, groups, strict=True)
+    ]
+    range_counts = Counter(ranges)
+    for pattern, keys, range_name in zip(patterns, groups, ranges, strict=True):
+        if len(keys) == 1:
+            yield keys[0]
+        elif counts[pattern] == 1:
+            yield pattern
+        elif range_name and range_counts[range_name] == 1:
+            yield range_name
+        else:
+            yield f"{keys[0]} and {len(keys) - 1:,} more"
+
+
+def _format_ranges(keys: list[str]) -> str:
+    """Return the pattern of `keys` with their numbers: "layers.0-3,7.bias"; "" if too long."""
+    numbers = [list(map(int, _LAYER_NUMBER.findall(key))) for key in keys]
+    if any(len(number) > 18 for key in keys for number in _LAYER_NUMBER.findall(key)):
+        return ""
+    texts = [_join_ranges(sorted(set(column))) for column in zip(*numbers, strict=True)]
+    if not all(texts):
+        return ""
+    remaining = iter(texts)
+    return _LAYER_NUMBER.sub(lambda _: next(remaining), keys[0])
+
+
+def _join_ranges(numbers: list[int]) -> str:
+    """Return ascending numbers as "0-3,7"; "" if they are more than a few ranges."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    if len(ranges) > _MAX_RANGES:
+        return ""
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+def name_like(group: FoldedItems[T], key: str) -> str:
+    """Return another key of the group's items, of which `key` is the first, as it is named."""
+    return replace_layer_numbers(key) if len(group.items) > 1 else key
+
+
+def fold_by_subtree(
+    groups: Iterable[FoldedItems[T]], max_count: int
+) -> list[tuple[FoldedItems[T], bool]]:
+    """Join groups of one sub-tree, "encoder.layers.*.attn.*", until about `max_count` are left.
+
+    The deepest sub-trees that are few enough are taken, then those of names that differ in numbers
+    ("block*.conv*"); at the least, those of the first segment.
+
+    Returns:
+        each group, and whether it is a sub-tree; the others are as they were.
+    """
+    group_list = list(groups)
+    if len(group_list) <= max_count:
+        return [(group, False) for group in group_list]
+    subtrees: dict[str, list[FoldedItems[T]]] = {}
+    for name, group in zip(_name_subtrees(group_list, max_count), group_list, strict=True):
+        subtrees.setdefault(name, []).append(group)
+    return [
+        (members[0], False)
+        if len(members) == 1
+        else (
+            FoldedItems(name, name, tuple(item for group in members for item in group.items)),
+            True,
+        )
+        for name, members in subtrees.items()
+    ]
+
+
+def _name_subtrees(groups: Sequence[FoldedItems[Any]], max_count: int) -> list[str]:
+    """Return for each group the name of its sub-tree, of which there are at most `max_count`."""
+    paths = [group.pattern.split(".", _MAX_DEPTH) for group in groups]
+    for min_depth, pattern_paths in (
+        (2, paths),
+        (1, [[_ANY_NUMBER.sub("*", segment) for segment in path] for path in paths]),
+    ):
+        for depth in range(_MAX_DEPTH, min_depth - 1, -1):
+            names = [_name_subtree(path, depth) for path in pattern_paths]
+            if len(set(names)) <= max_count:
+                return names
+    return [_name_subtree(path, 1) for path in paths]
+
+
+def _name_subtree(path: list[str], depth: int) -> str:
+    name = ".".join(path[:depth])
+    return name if len(path) <= depth or name.endswith(".*") else f"{name}.*"
