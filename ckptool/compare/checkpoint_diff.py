@@ -1,6 +1,6 @@
 """StructuralDiff x ValueResults -> CheckpointDiff: the result of comparing two files."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from msgspec import Struct
@@ -8,13 +8,15 @@ from msgspec import Struct
 from ckptool.compare.changes import (
     Change,
 )
-from ckptool.compare.structural_diff import StructuralDiff
+from ckptool.compare.left_out_ties import find_retied_keys
+from ckptool.compare.structural_diff import StructuralDiff, is_relocated
 from ckptool.compare.value_checks import ValueResults
 from ckptool.model import (
     Checkpoint,
     TensorInfo,
     tied_keys,
 )
+from ckptool.phrases import pluralize
 from ckptool.tensors.difference.sums import Tolerances, ValueDifference
 
 
@@ -63,14 +65,49 @@ class CheckpointDiff(Struct, frozen=True):
         return tied_keys(self.old_tensors.values()) != tied_keys(self.new_tensors.values())
 
     @property
+    def retied_keys(self) -> Mapping[str, str]:
+        """Key that a safetensors file leaves out, since it is tied -> the key that it stores."""
+        return {
+            **find_retied_keys(self.old.container, self.old_tensors),
+            **find_retied_keys(self.new.container, self.new_tensors),
+        }
+
+    @property
     def is_relocated(self) -> bool:
-        """Whether the container or the `at` of the state differs between the files."""
-        return self.old.container != self.new.container or self.places[0] != self.places[1]
+        """Whether the state is in another container or place in the new file, or of another kind.
+
+        A pickled module is of another kind than its state_dict.
+        """
+        return is_relocated(self.old, self.new, self.places)
+
+    @property
+    def parts_beside(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What lies beside the compared state in (old, new) and was not compared.
+
+        States with the number of their tensors, and plain entries that the other file does not
+        have at their place; () twice if all states of both files were compared.
+        """
+        if "*" in self.places or not self.is_relocated:
+            return (), ()
+        return (
+            tuple(_iter_parts_beside(self.old, self.places[0], self.new)),
+            tuple(_iter_parts_beside(self.new, self.places[1], self.old)),
+        )
 
     @property
     def has_differences(self) -> bool:
         ties_lost = self.ties_differ and not self.is_relocated
         return bool(self.changes or self.keys_beyond_tolerance or self.changed_entries or ties_lost)
+
+
+def _iter_parts_beside(checkpoint: Checkpoint, place: str, other: Checkpoint) -> Iterator[str]:
+    other_places = {entry.at for entry in other.entries}
+    states = [state for state in checkpoint.states if state.at != place]
+    yield from (f"`{s.at or '.'}` ({pluralize(len(s.tensors), 'tensor')})" for s in states)
+    prefixes = tuple(f"{state.at}." for state in states if state.at)
+    for entry in checkpoint.entries:
+        if entry.at not in other_places and not entry.at.startswith(prefixes):
+            yield f"`{entry.at}`"
 
 
 _Value = TypeVar("_Value")

@@ -21,7 +21,7 @@ from ckptool.compare.value_checks import (
 from ckptool.errors import UsageError
 from ckptool.formats.files.source import open_source
 from ckptool.locations import Location, RemotePath, parse_location
-from ckptool.model import Checkpoint, TensorInfo
+from ckptool.model import Checkpoint, StateDict, TensorInfo
 from ckptool.tensors.difference import Tolerances
 
 _SAMPLE_COUNT: Final = 64
@@ -35,7 +35,7 @@ class ShardInput(Struct, frozen=True):
     identity: str
     """SHA-256 (hex) of the names, sizes and samples of the bytes of its files."""
     checkpoint: Checkpoint
-    """Without states, entries, globals, metadata, files and faults."""
+    """Without entries, globals, metadata, files and faults; of the states, place and role."""
     tensors: Mapping[str, TensorInfo]
 
 
@@ -137,7 +137,13 @@ def decode_shard(name: str, data: object) -> DiffShard:
 
 def _build_input(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> ShardInput:
     checkpoint_without_entries = replace(
-        checkpoint, states=(), entries=(), globals=(), metadata={}, files=(), faults=()
+        checkpoint,
+        states=tuple(StateDict(state.at, {}, state.role) for state in checkpoint.states),
+        entries=(),
+        globals=(),
+        metadata={},
+        files=(),
+        faults=(),
     )
     files = checkpoint.files or (checkpoint.path,)
     return ShardInput(

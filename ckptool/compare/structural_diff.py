@@ -13,6 +13,7 @@ from ckptool.compare.changes import (
     Unexpected,
     iter_changes,
 )
+from ckptool.compare.left_out_ties import restore_common_ties
 from ckptool.compare.renames import find_renames
 from ckptool.compare.states import get_state, require_state
 from ckptool.model import Checkpoint, StateDict, TensorInfo, all_tensors
@@ -39,12 +40,13 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
     """Compare two checkpoints without reading values.
 
     With `at`, the state at `at` of both; else all states if both files have states at the same
-    places; else the pair of states with most matching tensors.
+    places; else the pair of states with most matching tensors. A name that safetensors leaves out
+    since it is tied is no difference, where the metadata declares the tie or the other file has it.
     """
     places, old_tensors, new_tensors = _select_states(old, new, at)
-    return compare_tensors_structure(
-        old, new, places, old_tensors, new_tensors, _find_changed_entries(old, new)
-    )
+    old_tensors, new_tensors = restore_common_ties(old, new, old_tensors, new_tensors)
+    changed_entries = _find_changed_entries(old, new, common_only=is_relocated(old, new, places))
+    return compare_tensors_structure(old, new, places, old_tensors, new_tensors, changed_entries)
 
 
 def compare_tensors_structure(
@@ -65,6 +67,12 @@ def compare_tensors_structure(
     return StructuralDiff(
         old, new, places, old_tensors, new_tensors, changed_entries, changes, renames_by_name
     )
+
+
+def is_relocated(old: Checkpoint, new: Checkpoint, places: tuple[str, str]) -> bool:
+    """Return whether container, place or role differ between the states at `places`."""
+    old_role, new_role = get_state(old, places[0]).role, get_state(new, places[1]).role
+    return (old.container, places[0], old_role) != (new.container, places[1], new_role)
 
 
 def _is_storage_layout_only(change: Change) -> bool:
@@ -96,13 +104,15 @@ def _count_matching_tensors(a: StateDict, b: StateDict) -> int:
     return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
 
 
-def _find_changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
-    """Return `at` of plain entries that differ; () if the containers differ."""
-    if old.container != new.container:
-        return ()
+def _find_changed_entries(
+    old: Checkpoint, new: Checkpoint, *, common_only: bool
+) -> tuple[str, ...]:
+    """Return `at` of plain entries that differ; with `common_only`, of those in both files."""
     old_entries = {e.at: (e.text, e.value) for e in old.entries}
     new_entries = {e.at: (e.text, e.value) for e in new.entries}
     places = dict.fromkeys((*old_entries, *new_entries))
+    if common_only:
+        places = {place: None for place in old_entries if place in new_entries}
     return tuple(
         place
         for place in places
