@@ -62,7 +62,14 @@ class CheckpointDiff(Struct, frozen=True):
 
     @property
     def ties_differ(self) -> bool:
-        return tied_keys(self.old_tensors.values()) != tied_keys(self.new_tensors.values())
+        """Whether other keys are tied, or safetensors stores a tied tensor under another name."""
+        old_groups, new_groups = (
+            {frozenset(group) for group in tied_keys(tensors.values())}
+            for tensors in (self.old_tensors, self.new_tensors)
+        )
+        old_names = find_retied_keys(self.old.container, self.old_tensors)
+        new_names = find_retied_keys(self.new.container, self.new_tensors)
+        return (old_groups, old_names) != (new_groups, new_names)
 
     @property
     def retied_keys(self) -> Mapping[str, str]:

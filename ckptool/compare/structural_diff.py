@@ -1,6 +1,6 @@
 """Old x new checkpoint -> StructuralDiff: keys, shapes and dtypes, without reading values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -40,7 +40,7 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
     """Compare two checkpoints without reading values.
 
     With `at`, the state at `at` of both; else all states if both files have states at the same
-    places; else the pair of states with most matching tensors. A name that safetensors leaves out
+    places; else the pair of models with most matching tensors. A name that safetensors leaves out
     since it is tied is no difference, where the metadata declares the tie or the other file has it.
     """
     places, old_tensors, new_tensors = _select_states(old, new, at)
@@ -93,11 +93,20 @@ def _select_states(
         return (at, at), old_tensors, new_tensors
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
         return ("*", "*"), all_tensors(old), all_tensors(new)
-    pairs = [(a, b) for a in old.states for b in new.states]
+    pairs = [(a, b) for a in _select_models(old) for b in _select_models(new)]
     if not pairs:
         return ("", ""), {}, {}
     a, b = max(pairs, key=lambda pair: _count_matching_tensors(*pair))
     return (a.at, b.at), a.tensors, b.tensors
+
+
+def _select_models(checkpoint: Checkpoint) -> Sequence[StateDict]:
+    """Return the states without optimizers and lists of tensors, or all if there are no others.
+
+    Two optimizers have more tensors in common than the models that they are of.
+    """
+    models = [s for s in checkpoint.states if s.role not in {"optimizer", "tensors"}]
+    return models or checkpoint.states
 
 
 def _count_matching_tensors(a: StateDict, b: StateDict) -> int:
