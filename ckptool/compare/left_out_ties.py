@@ -4,7 +4,7 @@ safetensors stores a tied tensor under one of its names. The others are no missi
 file's metadata declares the tie, or where the other file has it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -29,9 +29,33 @@ def restore_common_ties(
     old: Checkpoint, new: Checkpoint, old_tensors: Tensors, new_tensors: Tensors
 ) -> tuple[Tensors, Tensors]:
     """Return the tensors of both files, with the names that either leaves out and the other has."""
-    new_tensors = _restore_known_ties(new, new_tensors, old_tensors)
-    old_tensors = _restore_known_ties(old, old_tensors, new_tensors)
-    return old_tensors, _restore_known_ties(new, new_tensors, old_tensors)
+    new_tensors = _restore_ties_of(new, new_tensors, old_tensors)
+    old_tensors = _restore_ties_of(old, old_tensors, new_tensors)
+    return old_tensors, _restore_ties_of(new, new_tensors, old_tensors)
+
+
+def restore_known_ties(
+    checkpoint: Checkpoint,
+    tensors: Tensors,
+    other_keys: Collection[str],
+    other_groups: Iterable[Sequence[str]],
+) -> Tensors:
+    """Return `tensors` with the names that a safetensors file leaves out and the other side has.
+
+    Args:
+        checkpoint: the file; one of another container is returned as it is.
+        tensors: its tensors.
+        other_keys: the keys of the other file, module or contract.
+        other_groups: the groups of keys that are tied there.
+    """
+    if checkpoint.container not in SINGLE_NAME_CONTAINERS:
+        return tensors
+    ties = dict(parse_declared_ties(checkpoint.metadata, tensors))
+    for group in other_groups:
+        stored_key = next((key for key in group if key in tensors), None)
+        if stored_key is not None:
+            ties |= dict.fromkeys(group, stored_key)
+    return _add_names(tensors, {key: ties[key] for key in ties if key in other_keys})
 
 
 def find_retied_keys(container: Container, tensors: Tensors) -> dict[str, str]:
@@ -46,18 +70,10 @@ def find_retied_keys(container: Container, tensors: Tensors) -> dict[str, str]:
     return retied_keys
 
 
-def _restore_known_ties(
-    checkpoint: Checkpoint, tensors: Tensors, other_tensors: Tensors
-) -> Tensors:
-    """Return `tensors` with the names that the other file has, and declares or proves as tied."""
-    if checkpoint.container not in SINGLE_NAME_CONTAINERS or tensors.keys() >= other_tensors.keys():
+def _restore_ties_of(checkpoint: Checkpoint, tensors: Tensors, other: Tensors) -> Tensors:
+    if tensors.keys() >= other.keys():
         return tensors
-    ties = dict(parse_declared_ties(checkpoint.metadata, tensors))
-    for group in tied_keys(other_tensors.values()):
-        stored_key = next((key for key in group if key in tensors), None)
-        if stored_key is not None:
-            ties |= dict.fromkeys(group, stored_key)
-    return _add_names(tensors, {key: ties[key] for key in ties if key in other_tensors})
+    return restore_known_ties(checkpoint, tensors, other.keys(), tied_keys(other.values()))
 
 
 def _add_names(tensors: Tensors, ties: Mapping[str, str]) -> Tensors:

@@ -194,3 +194,32 @@ def test_what_save_model_leaves_out_is_in_the_digest_and_the_format_is_not(tmp_p
     digests = [c.digest for c in ckptool.digest([*paths, tmp_path / "pt.safetensors"]).checkpoints]
     assert digests[0] == digests[1]
     assert digests[2] == digests[3]
+
+
+@pytest.mark.parametrize("with_module", [True, False])
+@TIED
+@pytest.mark.parametrize("new", ["plain", "nested", "safetensors", "safetensors shards", "DCP"])
+@pytest.mark.parametrize("old", ["plain", "safetensors", "safetensors shards", "DCP"])
+def test_gate_against_the_same_state_in_another_container(old, new, tied, with_module):
+    report = ckptool.gate(
+        [write_source(new, tied)],
+        module=f"{MODULES}:{UNSAVED_CLASSES[tied].__name__}" if with_module else None,
+        against=write_source(old, tied),
+        config=ProjectConfig(),
+    )
+    errors = {f.code: f.key for f in report.findings if f.level == "error"}
+    if is_unproved_tie(old, new, tied) and not with_module:
+        code = "CK802" if SOURCES[old].stores_one_name else "CK801"
+        assert errors == {code: "head.weight"}
+    else:
+        assert errors == {}
+
+
+def test_gate_of_safetensors_against_the_lock_of_a_tied_module(tmp_path):
+    module = f"{MODULES}:{UNSAVED_CLASSES[True].__name__}"
+    ckptool.lock(module=module, output=tmp_path / "model.lock", config=ProjectConfig())
+    for name in ("safetensors", "safetensors shards"):
+        report = ckptool.gate(
+            [write_source(name, True)], against=tmp_path / "model.lock", config=ProjectConfig()
+        )
+        assert [f.code for f in report.findings if f.level == "error"] == []
