@@ -1,6 +1,6 @@
 """StructuralDiff x ValueResults -> CheckpointDiff: the result of comparing two files."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from msgspec import Struct
@@ -16,7 +16,6 @@ from ckptool.model import (
     TensorInfo,
     tied_keys,
 )
-from ckptool.phrases import pluralize
 from ckptool.tensors.difference.sums import Tolerances, ValueDifference
 
 
@@ -48,6 +47,8 @@ class CheckpointDiff(Struct, frozen=True):
     """Tolerances within which values count as equal; None: values must be identical."""
     diverged_ties: tuple[tuple[str, str], ...] = ()
     """Pairs of keys tied in the old file that have different values in the new one."""
+    parts_beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """What lies beside the compared state in (old, new) and was not compared, as text."""
 
     @property
     def keys_beyond_tolerance(self) -> tuple[str, ...]:
@@ -88,33 +89,9 @@ class CheckpointDiff(Struct, frozen=True):
         return is_relocated(self.old, self.new, self.places)
 
     @property
-    def parts_beside(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What lies beside the compared state in (old, new) and was not compared.
-
-        States with the number of their tensors, and plain entries that the other file does not
-        have at their place; () twice if all states of both files were compared.
-        """
-        if "*" in self.places or not self.is_relocated:
-            return (), ()
-        return (
-            tuple(_iter_parts_beside(self.old, self.places[0], self.new)),
-            tuple(_iter_parts_beside(self.new, self.places[1], self.old)),
-        )
-
-    @property
     def has_differences(self) -> bool:
         ties_lost = self.ties_differ and not self.is_relocated
         return bool(self.changes or self.keys_beyond_tolerance or self.changed_entries or ties_lost)
-
-
-def _iter_parts_beside(checkpoint: Checkpoint, place: str, other: Checkpoint) -> Iterator[str]:
-    other_places = {entry.at for entry in other.entries}
-    states = [state for state in checkpoint.states if state.at != place]
-    yield from (f"`{s.at or '.'}` ({pluralize(len(s.tensors), 'tensor')})" for s in states)
-    prefixes = tuple(f"{state.at}." for state in states if state.at)
-    for entry in checkpoint.entries:
-        if entry.at not in other_places and not entry.at.startswith(prefixes):
-            yield f"`{entry.at}`"
 
 
 _Value = TypeVar("_Value")
@@ -156,6 +133,7 @@ def build_checkpoint_diff(
         value_differences=_order_by(results_or_empty.measured, common_keys),
         unmeasured_keys=_order_by(results_or_empty.unmeasured, common_keys),
         tolerances=tolerances,
+        parts_beside=structure.parts_beside,
         diverged_ties=tuple(
             sorted(diverged_ties, key=lambda keys: [new_positions[key] for key in keys])
         ),

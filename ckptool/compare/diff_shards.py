@@ -50,6 +50,8 @@ class DiffShard(Struct, frozen=True):
     entries: tuple[str, ...]
     tolerances: Tolerances | None
     answers: ValueResults
+    beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """`parts_beside` of the StructuralDiff."""
 
 
 def assign_shard(
@@ -87,6 +89,7 @@ def build_shard(
         entries=structure.changed_entries,
         tolerances=tolerances,
         answers=results,
+        beside=structure.parts_beside,
     )
 
 
@@ -110,6 +113,7 @@ def merge_shards(shards: Mapping[str, DiffShard]) -> CheckpointDiff:
         first.new.tensors,
         first.entries,
     )
+    structure = replace(structure, parts_beside=first.beside)
     if key := first_unchecked_key(structure, results):
         raise UsageError(f"{name}: no part looked at {key!r}: other versions of ckptool made them")
     return build_checkpoint_diff(structure, results, first.tolerances)

@@ -1,9 +1,10 @@
 """Old x new checkpoint -> StructuralDiff: keys, shapes and dtypes, without reading values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.compare.changes import (
     COMPARED_FIELDS,
@@ -15,8 +16,9 @@ from ckptool.compare.changes import (
 )
 from ckptool.compare.left_out_ties import restore_common_ties
 from ckptool.compare.renames import find_renames
-from ckptool.compare.states import get_state, require_state
+from ckptool.compare.states import get_state, list_entries_outside, require_state
 from ckptool.model import Checkpoint, StateDict, TensorInfo, all_tensors
+from ckptool.phrases import pluralize
 
 _STORAGE_LAYOUTS: Final = frozenset({"strided", "chunked"})
 """Layouts of dense tensors: they differ only in how the container stores the elements."""
@@ -34,6 +36,8 @@ class StructuralDiff(Struct, frozen=True):
     changes: tuple[Change, ...]
     renames_by_name: Mapping[str, str]
     """Removed key -> added key with a similar name (`find_renames`)."""
+    parts_beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """What lies beside the compared state in (old, new) and is not compared, as text."""
 
 
 def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> StructuralDiff:
@@ -46,7 +50,10 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
     places, old_tensors, new_tensors = _select_states(old, new, at)
     old_tensors, new_tensors = restore_common_ties(old, new, old_tensors, new_tensors)
     changed_entries = _find_changed_entries(old, new, common_only=is_relocated(old, new, places))
-    return compare_tensors_structure(old, new, places, old_tensors, new_tensors, changed_entries)
+    structure = compare_tensors_structure(
+        old, new, places, old_tensors, new_tensors, changed_entries
+    )
+    return replace(structure, parts_beside=_find_parts_beside(old, new, places))
 
 
 def compare_tensors_structure(
@@ -127,6 +134,31 @@ def _find_changed_entries(
         for place in places
         if not _is_same_value(old_entries.get(place), new_entries.get(place))
     )
+
+
+def _find_parts_beside(
+    old: Checkpoint, new: Checkpoint, places: tuple[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what lies beside the states at `places` and has no counterpart to compare with.
+
+    States with the number of their tensors, and plain entries that the other file does not have at
+    their place; () twice if all states of both files are compared.
+    """
+    if "*" in places or not is_relocated(old, new, places):
+        return (), ()
+    return (
+        tuple(_iter_parts_beside(old, places[0], new)),
+        tuple(_iter_parts_beside(new, places[1], old)),
+    )
+
+
+def _iter_parts_beside(checkpoint: Checkpoint, place: str, other: Checkpoint) -> Iterator[str]:
+    other_places = {entry.at for entry in other.entries}
+    states = [state for state in checkpoint.states if state.at != place]
+    yield from (f"`{s.at or '.'}` ({pluralize(len(s.tensors), 'tensor')})" for s in states)
+    for entry in list_entries_outside(checkpoint, (state.at for state in states)):
+        if entry.at not in other_places:
+            yield f"`{entry.at}`"
 
 
 def _is_same_value(old: object, new: object) -> bool:

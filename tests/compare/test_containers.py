@@ -1,7 +1,9 @@
 """One state in every container: `diff` of two files, `digest`, `verify` and `gate` agree on it."""
 
 import pickle
+from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from files import save
@@ -11,7 +13,9 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 import ckptool
+from ckptool.compare.states import list_entries_outside
 from ckptool.config import ProjectConfig
+from ckptool.model import Checkpoint, Container, PlainEntry
 
 MODULES = "migration.matrix_modules"
 INPUTS = (f"{MODULES}:example_inputs",)
@@ -148,6 +152,30 @@ def test_what_lies_beside_the_state_is_named_as_not_compared():
             "`state.optimizer` (18 tensors), `epoch`, `best_loss`",
         )
     ]
+
+
+def test_a_diff_in_parts_says_what_a_whole_one_does(tmp_path):
+    files = write_source("nested", True), write_source("safetensors", True)
+    for number in (1, 2):
+        part = ckptool.diff(*files, shard=(number, 2))
+        (tmp_path / f"{number}.json").write_bytes(msgspec.json.encode(part))
+    merged = ckptool.merge([tmp_path / "1.json", tmp_path / "2.json"])
+    whole = ckptool.diff(*files)
+    assert (merged.verdict, merged.skipped, merged.retied_keys) == (
+        whole.verdict,
+        whole.skipped,
+        whole.retied_keys,
+    )
+
+
+def test_entries_below_a_state_are_told_from_those_beside_it():
+    places = ["a", "a.b", "a-c", "b.a", "ab"]
+    found = ["a", "a.c", "a.b.c", "a-c.x", "ab", "abc", "b", "b.a.x", "b.b", "a-"]
+    checkpoint = Checkpoint(
+        Path("x"), Container.TORCH_ZIP, 0, (), tuple(PlainEntry(at, "") for at in found)
+    )
+    expected = [at for at in found if not any(at.startswith(f"{place}.") for place in places)]
+    assert [entry.at for entry in list_entries_outside(checkpoint, places)] == expected
 
 
 def test_a_tie_that_metadata_invents_hides_no_difference(tmp_path):
