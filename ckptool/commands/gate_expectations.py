@@ -176,14 +176,15 @@ def _build_contracts(
     else:
         assert checkpoint is not None, "what is held to something is a module or a checkpoint"
         reference_contract = old if isinstance(old, Contract) else None
-        new = contract.build_state_contract(
-            checkpoint, contract.choose_state(checkpoint, at, reference_contract)
-        )
-    if isinstance(old, Checkpoint):
-        old = contract.build_state_contract(
-            old, contract.choose_state(old, None, module_info or new)
-        )
-    return old, new
+        state = contract.choose_state(checkpoint, at, reference_contract)
+        new = contract.build_state_contract(checkpoint, state, reference_contract)
+    if isinstance(old, Contract):
+        return old, new
+    old_state = contract.choose_state(old, None, module_info or new)
+    old_contract = contract.build_state_contract(old, old_state, new)
+    if module_info is None and checkpoint is not None:
+        new = contract.build_state_contract(checkpoint, state, old_contract)
+    return old_contract, new
 
 
 def _resolve_against(

@@ -8,7 +8,8 @@ from msgspec import Struct
 from ckptool.compare.changes import (
     Change,
 )
-from ckptool.compare.structural_diff import StructuralDiff
+from ckptool.compare.left_out_ties import find_retied_keys
+from ckptool.compare.structural_diff import StructuralDiff, is_relocated
 from ckptool.compare.value_checks import ValueResults
 from ckptool.model import (
     Checkpoint,
@@ -46,6 +47,8 @@ class CheckpointDiff(Struct, frozen=True):
     """Tolerances within which values count as equal; None: values must be identical."""
     diverged_ties: tuple[tuple[str, str], ...] = ()
     """Pairs of keys tied in the old file that have different values in the new one."""
+    parts_beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """What lies beside the compared state in (old, new) and was not compared, as text."""
 
     @property
     def keys_beyond_tolerance(self) -> tuple[str, ...]:
@@ -60,12 +63,30 @@ class CheckpointDiff(Struct, frozen=True):
 
     @property
     def ties_differ(self) -> bool:
-        return tied_keys(self.old_tensors.values()) != tied_keys(self.new_tensors.values())
+        """Whether other keys are tied, or safetensors stores a tied tensor under another name."""
+        old_groups, new_groups = (
+            {frozenset(group) for group in tied_keys(tensors.values())}
+            for tensors in (self.old_tensors, self.new_tensors)
+        )
+        old_names = find_retied_keys(self.old.container, self.old_tensors)
+        new_names = find_retied_keys(self.new.container, self.new_tensors)
+        return (old_groups, old_names) != (new_groups, new_names)
+
+    @property
+    def retied_keys(self) -> Mapping[str, str]:
+        """Key that a safetensors file leaves out, since it is tied -> the key that it stores."""
+        return {
+            **find_retied_keys(self.old.container, self.old_tensors),
+            **find_retied_keys(self.new.container, self.new_tensors),
+        }
 
     @property
     def is_relocated(self) -> bool:
-        """Whether the container or the `at` of the state differs between the files."""
-        return self.old.container != self.new.container or self.places[0] != self.places[1]
+        """Whether the state is in another container or place in the new file, or of another kind.
+
+        A pickled module is of another kind than its state_dict.
+        """
+        return is_relocated(self.old, self.new, self.places)
 
     @property
     def has_differences(self) -> bool:
@@ -112,6 +133,7 @@ def build_checkpoint_diff(
         value_differences=_order_by(results_or_empty.measured, common_keys),
         unmeasured_keys=_order_by(results_or_empty.unmeasured, common_keys),
         tolerances=tolerances,
+        parts_beside=structure.parts_beside,
         diverged_ties=tuple(
             sorted(diverged_ties, key=lambda keys: [new_positions[key] for key in keys])
         ),

@@ -14,6 +14,7 @@ from ckptool.compare.changes import (
     Unexpected,
     iter_changes,
 )
+from ckptool.compare.left_out_ties import restore_declared_ties, restore_known_ties
 from ckptool.compare.rename_groups import find_plain_renames
 from ckptool.compare.states import find_best_state, require_state
 from ckptool.errors import UsageError
@@ -213,12 +214,21 @@ def build_module_contract(module: ModuleInfo) -> Contract:
     )
 
 
-def build_state_contract(checkpoint: Checkpoint, state: StateDict) -> Contract:
-    """Return the contract of a state in a file; what the file does not record is None."""
-    first_tied_keys = _map_to_first_tied_key(state.tensors.values())
+def build_state_contract(
+    checkpoint: Checkpoint, state: StateDict, reference: Contract | None = None
+) -> Contract:
+    """Return the contract of a state in a file; what the file does not record is None.
+
+    A name that safetensors leaves out since it is tied is an entry, where the file's metadata
+    declares the tie or `reference`, the contract to compare with, has it.
+    """
+    tensors = restore_declared_ties(checkpoint, state.tensors)
+    if reference is not None:
+        groups = _group_tied_entries(reference)
+        tensors = restore_known_ties(checkpoint, tensors, reference.saved_entries, groups)
+    first_tied_keys = _map_to_first_tied_key(tensors.values())
     entries = [
-        _build_file_entry(tensor, state, first_tied_keys, saved=True)
-        for tensor in state.tensors.values()
+        _build_file_entry(tensor, state, first_tied_keys, saved=True) for tensor in tensors.values()
     ]
     entries += [
         _build_file_entry(tensor, state, {}, saved=False)
@@ -453,6 +463,14 @@ def _has_lazy_side(change: Change) -> bool:
 def _map_to_first_tied_key(tensors: Iterable[TensorInfo]) -> dict[str, str]:
     groups = [sorted(group, key=natural_sort_key) for group in tied_keys(tensors)]
     return {key: group[0] for group in groups for key in group}
+
+
+def _group_tied_entries(contract: Contract) -> Iterable[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for key, entry in contract.saved_entries.items():
+        if entry.tied is not None:
+            groups.setdefault(entry.tied, []).append(key)
+    return groups.values()
 
 
 def _count_matching_entries(state: StateDict, contract: Contract) -> tuple[int, int]:

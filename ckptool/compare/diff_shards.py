@@ -21,7 +21,7 @@ from ckptool.compare.value_checks import (
 from ckptool.errors import UsageError
 from ckptool.formats.files.source import open_source
 from ckptool.locations import Location, RemotePath, parse_location
-from ckptool.model import Checkpoint, TensorInfo
+from ckptool.model import Checkpoint, StateDict, TensorInfo
 from ckptool.tensors.difference import Tolerances
 
 _SAMPLE_COUNT: Final = 64
@@ -35,7 +35,7 @@ class ShardInput(Struct, frozen=True):
     identity: str
     """SHA-256 (hex) of the names, sizes and samples of the bytes of its files."""
     checkpoint: Checkpoint
-    """Without states, entries, globals, metadata, files and faults."""
+    """Without entries, globals, metadata, files and faults; of the states, place and role."""
     tensors: Mapping[str, TensorInfo]
 
 
@@ -50,6 +50,8 @@ class DiffShard(Struct, frozen=True):
     entries: tuple[str, ...]
     tolerances: Tolerances | None
     answers: ValueResults
+    beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """`parts_beside` of the StructuralDiff."""
 
 
 def assign_shard(
@@ -87,6 +89,7 @@ def build_shard(
         entries=structure.changed_entries,
         tolerances=tolerances,
         answers=results,
+        beside=structure.parts_beside,
     )
 
 
@@ -110,6 +113,7 @@ def merge_shards(shards: Mapping[str, DiffShard]) -> CheckpointDiff:
         first.new.tensors,
         first.entries,
     )
+    structure = replace(structure, parts_beside=first.beside)
     if key := first_unchecked_key(structure, results):
         raise UsageError(f"{name}: no part looked at {key!r}: other versions of ckptool made them")
     return build_checkpoint_diff(structure, results, first.tolerances)
@@ -137,7 +141,13 @@ def decode_shard(name: str, data: object) -> DiffShard:
 
 def _build_input(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> ShardInput:
     checkpoint_without_entries = replace(
-        checkpoint, states=(), entries=(), globals=(), metadata={}, files=(), faults=()
+        checkpoint,
+        states=tuple(StateDict(state.at, {}, state.role) for state in checkpoint.states),
+        entries=(),
+        globals=(),
+        metadata={},
+        files=(),
+        faults=(),
     )
     files = checkpoint.files or (checkpoint.path,)
     return ShardInput(

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from ckptool.compare.left_out_ties import restore_declared_ties
 from ckptool.compare.states import require_state
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files.source import open_source
@@ -227,7 +228,7 @@ def _select_tensors(checkpoint: Checkpoint, at: str | None) -> tuple[Mapping[str
     if at is None:
         return _collect_all_tensors(checkpoint), ALL_STATES
     state = require_state(checkpoint, at)
-    return state.tensors, state.at
+    return restore_declared_ties(checkpoint, state.tensors), state.at
 
 
 def _collect_all_tensors(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
@@ -237,7 +238,7 @@ def _collect_all_tensors(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
         UsageError: two states have the same prefixed key.
     """
     if len(checkpoint.states) == 1:
-        return checkpoint.states[0].tensors
+        return restore_declared_ties(checkpoint, checkpoint.states[0].tensors)
     tensors = all_tensors(checkpoint)
     if len(tensors) < sum(len(state.tensors) for state in checkpoint.states):
         raise UsageError(

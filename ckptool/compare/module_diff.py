@@ -1,7 +1,6 @@
 """Checkpoint x ModuleInfo -> ModuleDiff: how a module would load a state_dict."""
 
 from collections.abc import Mapping
-from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -15,6 +14,7 @@ from ckptool.compare.changes import (
     iter_changes,
 )
 from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
+from ckptool.compare.left_out_ties import SINGLE_NAME_CONTAINERS
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
 from ckptool.compare.parts import PartMatch, PartSide, find_file_part, find_module_part
 from ckptool.compare.rename_groups import (
@@ -34,7 +34,6 @@ from ckptool.compare.states import find_best_state, get_state_or_part, score_mat
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import (
     Checkpoint,
-    Container,
     Kind,
     ModuleInfo,
     Skipped,
@@ -47,9 +46,6 @@ from ckptool.phrases import join_limited
 from ckptool.tensors import equality
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
 from ckptool.tensors.statistics import CastEffect
-
-_SINGLE_NAME_CONTAINERS: Final = (Container.SAFETENSORS, Container.SHARDED_SAFETENSORS)
-"""Containers that store tied tensors once, under one key."""
 
 
 class ModuleDiff(Struct, frozen=True):
@@ -190,9 +186,7 @@ class ModuleDiff(Struct, frozen=True):
 
         Empty for containers that store tied tensors under every name.
         """
-        return (
-            self.tied_missing_keys if self.checkpoint.container in _SINGLE_NAME_CONTAINERS else {}
-        )
+        return self.tied_missing_keys if self.checkpoint.container in SINGLE_NAME_CONTAINERS else {}
 
     @property
     def is_strict(self) -> bool:

@@ -1,6 +1,7 @@
 """Checkpoint -> StateDict: by its place in the file, or by how well it matches a module."""
 
-from collections.abc import Mapping
+from bisect import bisect
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -8,7 +9,7 @@ from msgspec.structs import replace
 
 from ckptool.compare.renames import WRAPPERS
 from ckptool.errors import UsageError
-from ckptool.model import Checkpoint, ModuleInfo, StateDict, join_key
+from ckptool.model import Checkpoint, ModuleInfo, PlainEntry, StateDict, join_key
 
 T = TypeVar("T")
 
@@ -124,6 +125,20 @@ def score_match(state: StateDict, module: ModuleInfo) -> tuple[int, int]:
         _key_tail(key) in tails and key.rsplit(".", 1)[-1] in last_segments for key in state.tensors
     )
     return max(exact_count, min(loose_count, len(expected))), exact_count - len(state.tensors)
+
+
+def list_entries_outside(checkpoint: Checkpoint, places: Iterable[str]) -> list[PlainEntry]:
+    """Return the plain entries that do not lie below one of `places`, in n log n steps."""
+    prefixes: list[str] = []
+    for prefix in sorted(f"{place}." for place in places if place):
+        if not (prefixes and prefix.startswith(prefixes[-1])):
+            prefixes.append(prefix)
+
+    def is_outside(entry: PlainEntry) -> bool:
+        index = bisect(prefixes, entry.at)
+        return not (index and entry.at.startswith(prefixes[index - 1]))
+
+    return [entry for entry in checkpoint.entries if is_outside(entry)]
 
 
 def _key_tail(key: str) -> str:

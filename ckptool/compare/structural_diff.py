@@ -1,9 +1,10 @@
 """Old x new checkpoint -> StructuralDiff: keys, shapes and dtypes, without reading values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.compare.changes import (
     COMPARED_FIELDS,
@@ -13,9 +14,11 @@ from ckptool.compare.changes import (
     Unexpected,
     iter_changes,
 )
+from ckptool.compare.left_out_ties import restore_common_ties
 from ckptool.compare.rename_groups import find_plain_renames
-from ckptool.compare.states import get_state, require_state
+from ckptool.compare.states import get_state, list_entries_outside, require_state
 from ckptool.model import Checkpoint, StateDict, TensorInfo, all_tensors
+from ckptool.phrases import pluralize
 
 _STORAGE_LAYOUTS: Final = frozenset({"strided", "chunked"})
 """Layouts of dense tensors: they differ only in how the container stores the elements."""
@@ -33,18 +36,24 @@ class StructuralDiff(Struct, frozen=True):
     changes: tuple[Change, ...]
     renames_by_name: Mapping[str, str]
     """Removed key -> added key with a similar name (`find_plain_renames`)."""
+    parts_beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """What lies beside the compared state in (old, new) and is not compared, as text."""
 
 
 def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> StructuralDiff:
     """Compare two checkpoints without reading values.
 
     With `at`, the state at `at` of both; else all states if both files have states at the same
-    places; else the pair of states with most matching tensors.
+    places; else the pair of models with most matching tensors. A name that safetensors leaves out
+    since it is tied is no difference, where the metadata declares the tie or the other file has it.
     """
     places, old_tensors, new_tensors = _select_states(old, new, at)
-    return compare_tensors_structure(
-        old, new, places, old_tensors, new_tensors, _find_changed_entries(old, new)
+    old_tensors, new_tensors = restore_common_ties(old, new, old_tensors, new_tensors)
+    changed_entries = _find_changed_entries(old, new, common_only=is_relocated(old, new, places))
+    structure = compare_tensors_structure(
+        old, new, places, old_tensors, new_tensors, changed_entries
     )
+    return replace(structure, parts_beside=_find_parts_beside(old, new, places))
 
 
 def compare_tensors_structure(
@@ -67,6 +76,12 @@ def compare_tensors_structure(
     )
 
 
+def is_relocated(old: Checkpoint, new: Checkpoint, places: tuple[str, str]) -> bool:
+    """Return whether container, place or role differ between the states at `places`."""
+    old_role, new_role = get_state(old, places[0]).role, get_state(new, places[1]).role
+    return (old.container, places[0], old_role) != (new.container, places[1], new_role)
+
+
 def _is_storage_layout_only(change: Change) -> bool:
     return (
         isinstance(change, Changed)
@@ -85,29 +100,65 @@ def _select_states(
         return (at, at), old_tensors, new_tensors
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
         return ("*", "*"), all_tensors(old), all_tensors(new)
-    pairs = [(a, b) for a in old.states for b in new.states]
+    pairs = [(a, b) for a in _select_models(old) for b in _select_models(new)]
     if not pairs:
         return ("", ""), {}, {}
     a, b = max(pairs, key=lambda pair: _count_matching_tensors(*pair))
     return (a.at, b.at), a.tensors, b.tensors
 
 
+def _select_models(checkpoint: Checkpoint) -> Sequence[StateDict]:
+    """Return the states without optimizers and lists of tensors, or all if there are no others.
+
+    Two optimizers have more tensors in common than the models that they are of.
+    """
+    models = [s for s in checkpoint.states if s.role not in {"optimizer", "tensors"}]
+    return models or checkpoint.states
+
+
 def _count_matching_tensors(a: StateDict, b: StateDict) -> int:
     return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
 
 
-def _find_changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
-    """Return `at` of plain entries that differ; () if the containers differ."""
-    if old.container != new.container:
-        return ()
+def _find_changed_entries(
+    old: Checkpoint, new: Checkpoint, *, common_only: bool
+) -> tuple[str, ...]:
+    """Return `at` of plain entries that differ; with `common_only`, of those in both files."""
     old_entries = {e.at: (e.text, e.value) for e in old.entries}
     new_entries = {e.at: (e.text, e.value) for e in new.entries}
     places = dict.fromkeys((*old_entries, *new_entries))
+    if common_only:
+        places = {place: None for place in old_entries if place in new_entries}
     return tuple(
         place
         for place in places
         if not _is_same_value(old_entries.get(place), new_entries.get(place))
     )
+
+
+def _find_parts_beside(
+    old: Checkpoint, new: Checkpoint, places: tuple[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what lies beside the states at `places` and has no counterpart to compare with.
+
+    States with the number of their tensors, and plain entries that the other file does not have at
+    their place; () twice if all states of both files are compared.
+    """
+    if "*" in places or not is_relocated(old, new, places):
+        return (), ()
+    return (
+        tuple(_iter_parts_beside(old, places[0], new)),
+        tuple(_iter_parts_beside(new, places[1], old)),
+    )
+
+
+def _iter_parts_beside(checkpoint: Checkpoint, place: str, other: Checkpoint) -> Iterator[str]:
+    other_places = {entry.at for entry in other.entries}
+    states = [state for state in checkpoint.states if state.at != place]
+    yield from (f"`{s.at or '.'}` ({pluralize(len(s.tensors), 'tensor')})" for s in states)
+    for entry in list_entries_outside(checkpoint, (state.at for state in states)):
+        if entry.at not in other_places:
+            yield f"`{entry.at}`"
 
 
 def _is_same_value(old: object, new: object) -> bool:

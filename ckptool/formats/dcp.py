@@ -1,6 +1,6 @@
 """torch.distributed.checkpoint directory -> Checkpoint: reads .metadata and the chunk files."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from math import prod
 from operator import attrgetter
@@ -10,6 +10,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.formats.dcp_chunks import check_chunks_cover
+from ckptool.formats.dcp_nesting import nest_by_path
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.files.source import ByteSource, open_source, path_exists
 from ckptool.formats.limits import Limits
@@ -104,7 +106,7 @@ def read_object(
         node: Any = _build_leaf(key, entry, data_files, limits)
         is_tensor = type(node) is PersistentReference and node.target is not None
         leaves[key] = build_leaf(node.target if is_tensor else spans[key])
-    return _nest_by_path(leaves, metadata.get("planner_data"))
+    return nest_by_path(leaves, metadata.get("planner_data"))
 
 
 METADATA_NAME: Final = ".metadata"
@@ -160,7 +162,7 @@ def _describe_directory(
     data_files.read_all()
     leaves = {key: _build_leaf(key, entry, data_files, limits) for key, entry in keys.items()}
     _check_items_used(items, keys)
-    state_tree = states.describe_tree(_nest_by_path(leaves, metadata.get("planner_data")), limits)
+    state_tree = states.describe_tree(nest_by_path(leaves, metadata.get("planner_data")), limits)
     if state_tree.is_empty and all(use.safety is not Safety.DANGEROUS for use in metadata_uses):
         raise PickleTreeError("holds no tensors")
     return Checkpoint(
@@ -386,7 +388,7 @@ class _ChunkedTensor:
         if not isinstance(self._chunks, list):
             raise PickleTreeError(f"{quote_name(self._key)} has no list of chunks")
         components = [self._build_component(chunk) for chunk in self._chunks]
-        _check_chunks_cover(self._key, self._shape, components)
+        check_chunks_cover(self._key, self._shape, components)
         if len(components) == 1:
             return replace(components[0].tensor, requires_grad=self._requires_grad)
         return TensorInfo(
@@ -428,103 +430,12 @@ class _ChunkedTensor:
         return TensorInfo(self._key, sizes, self._dtype, contiguous_stride(sizes), 0, info)
 
 
-def _check_chunks_cover(
-    key: str, tensor_shape: tuple[int, ...], components: Sequence[TensorComponent]
-) -> None:
-    """Raise PickleTreeError if chunks leave a gap, overlap, or exceed the tensor."""
-    for component in components:
-        shape = component.tensor.shape
-        if len(shape) != len(tensor_shape) or len(component.offsets) != len(tensor_shape):
-            raise PickleTreeError(f"{quote_name(key)} has a chunk of another number of dimensions")
-        ends = (offset + length for offset, length in zip(component.offsets, shape, strict=True))
-        if any(end > length for end, length in zip(ends, tensor_shape, strict=True)):
-            raise PickleTreeError(f"{quote_name(key)} has a chunk that reaches beyond it")
-    chunks_numel = sum(prod(component.tensor.shape) for component in components)
-    if chunks_numel != prod(tensor_shape):
-        raise PickleTreeError(
-            f"{quote_name(key)} has {prod(tensor_shape)} elements and its chunks have"
-            f" {chunks_numel}"
-        )
-    _check_no_overlap(key, [component for component in components if component.tensor.numel])
-
-
-def _check_no_overlap(key: str, components: list[TensorComponent]) -> None:
-    """Raise PickleTreeError if two chunks overlap.
-
-    Chunks whose sizes add up to the tensor cover it if and only if they are disjoint.
-    """
-    if len(components) < 2:
-        return
-    axes = range(len(components[0].offsets))
-    # Sweep along the axis with the most distinct offsets: fewest chunks share a position there.
-    split_axis = max(
-        axes, key=lambda axis: len({component.offsets[axis] for component in components}), default=0
-    )
-    components = sorted(
-        components, key=lambda component: component.offsets[split_axis : split_axis + 1]
-    )
-    for index, component in enumerate(components):
-        end = component.offsets[split_axis] + component.tensor.shape[split_axis] if axes else 1
-        for next_component in components[index + 1 :]:
-            if axes and next_component.offsets[split_axis] >= end:
-                break
-            if _do_chunks_overlap(component, next_component):
-                raise PickleTreeError(f"{quote_name(key)} has chunks that overlap")
-
-
-def _do_chunks_overlap(first: TensorComponent, second: TensorComponent) -> bool:
-    return all(
-        first_offset < second_offset + second_length and second_offset < first_offset + first_length
-        for first_offset, first_length, second_offset, second_length in zip(
-            first.offsets, first.tensor.shape, second.offsets, second.tensor.shape, strict=True
-        )
-    )
-
-
 def _check_items_used(items: list[_StoredItem], keys: dict[Any, Any]) -> None:
     for item in items:
         if item.key not in keys:
             raise PickleTreeError(
                 f"{quote_name(item.key)} has a place and is not in the list of keys"
             )
-
-
-class _NestedDict(dict[Any, Any]):
-    """Container made from planner paths, distinct from dicts that were pickled."""
-
-
-def _nest_by_path(leaves: dict[str, object], planner_data: object) -> object:
-    """Rebuild the nested state_dict from planner_data, which maps each key to its path."""
-    paths_by_key = planner_data if isinstance(planner_data, dict) else {}
-    root = _NestedDict()
-    for key, node in leaves.items():
-        path = paths_by_key.get(key, (key,))
-        if type(path) is not tuple or not 0 < len(path) <= _MAX_PATH_STEPS:
-            raise PickleTreeError(f"{quote_name(key)} has a path that is none")
-        if not all(type(step) in {str, int} for step in path):
-            raise PickleTreeError(f"{quote_name(key)} has a path that is none")
-        parent = root
-        for step in path[:-1]:
-            parent = parent.setdefault(step, _NestedDict())
-            if type(parent) is not _NestedDict:
-                raise PickleTreeError(f"{quote_name(key)} lies within another key")
-        if parent.setdefault(path[-1], node) is not node:
-            raise PickleTreeError(f"{quote_name(key)} lies where another key lies")
-    return _convert_to_lists(root)
-
-
-_MAX_PATH_STEPS: Final = 64
-
-
-def _convert_to_lists(node: object) -> object:
-    """Convert nested containers with keys 0..n-1 to lists, the others to dicts."""
-    if type(node) is not _NestedDict:
-        return node
-    children = {step: _convert_to_lists(child) for step, child in node.items()}
-    indices = list(range(len(children)))
-    if children and all(type(step) is int for step in children) and sorted(children) == indices:
-        return [children[step] for step in indices]
-    return children
 
 
 def _read_fields(node: object, class_name: str) -> dict[Any, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import asdict
@@ -12,6 +12,7 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.diff_shards import DiffShard
 from ckptool.compare.explain_key import explain_checkpoint_key
 from ckptool.model import Skipped, natural_sort_key
+from ckptool.phrases import join_limited
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
     FactReport,
@@ -20,6 +21,9 @@ from ckptool.reports.common import (
     build_finding_reports,
     build_skipped_reports,
 )
+
+_MAX_LISTED: Final = 10
+"""Values beside the compared state that are named."""
 
 
 class ChangeReport(Struct, frozen=True, kw_only=True):
@@ -74,6 +78,8 @@ class DiffFilesReport(Report, frozen=True, kw_only=True):
     rtol: float | None = None
     """The tolerances of the comparison; None if none were set."""
     atol: float | None = None
+    retied_keys: Mapping[str, str] = {}
+    """Key that a safetensors file leaves out since it is tied -> the key that it stores."""
     explanation: tuple[FactReport, ...] = ()
     """Facts about the key of --explain, () without it."""
 
@@ -125,6 +131,7 @@ def build_checkpoint_diff_report(
         changes=_build_change_reports(diff),
         rtol=tolerances.rtol if tolerances else None,
         atol=tolerances.atol if tolerances else None,
+        retied_keys=diff.retied_keys,
         explanation=build_fact_reports(explain_checkpoint_key(diff, explain) if explain else ()),
     )
 
@@ -187,6 +194,10 @@ def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
     if diff.differing_keys is None:
         skipped.append(Skipped("values", "--no-values: only keys, shapes and dtypes were compared"))
     skipped += _build_skipped(diff.uncompared_keys, "values of")
+    for name, parts in zip(("old", "new"), diff.parts_beside, strict=True):
+        if parts:
+            what = f"what the {name} file has beside the state"
+            skipped.append(Skipped(what, join_limited(parts, _MAX_LISTED)))
     return skipped + _build_skipped(diff.unmeasured_keys, "statistics of")
 
 

@@ -54,6 +54,10 @@ _TRAINING_STATE_NAMES: Final = {
 """Kind of training state -> top-level names that frameworks and scripts use for it."""
 
 
+_MAX_LEVELS: Final = 3
+"""Levels of nesting at which an optimizer is told from the model beside it."""
+
+
 @check(
     Checkpoint,
     Rule(
@@ -74,34 +78,39 @@ _TRAINING_STATE_NAMES: Final = {
     ),
 )
 def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    roles_by_name = _find_training_roles(checkpoint)
+    roles_by_place = _find_training_roles(checkpoint)
+    training_places = _find_places_within(checkpoint, roles_by_place)
     states = [
-        state
-        for state in checkpoint.states
-        if state.at not in _find_places_within(checkpoint, roles_by_name) and state.tensors
+        state for state in checkpoint.states if state.at not in training_places and state.tensors
     ]
     model_states = [state for state in states if state.role != "tensors"] or states
-    if not roles_by_name or not model_states:
+    if not roles_by_place or not model_states:
         return
     total_nbytes = sum(
-        _sum_nbytes(state)
-        for state in checkpoint.states
-        if state.at in _find_places_within(checkpoint, roles_by_name)
+        _sum_nbytes(state) for state in checkpoint.states if state.at in training_places
     )
     yield hit(
-        next(iter(roles_by_name)),
-        what=", ".join(dict.fromkeys(roles_by_name.values())),
+        next(iter(roles_by_place)),
+        what=", ".join(dict.fromkeys(roles_by_place.values())),
         nbytes=f", {total_nbytes:,} bytes of tensors" if total_nbytes else "",
         path=shlex.quote(str(checkpoint.path)),
         at=f" --at {model_states[0].at}" if len(model_states) == 1 and model_states[0].at else "",
-        places=list(roles_by_name),
+        places=list(roles_by_place),
     )
 
 
 def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return top-level name -> kind of training state, for the names that are such state."""
+    """Return place -> kind of training state: of optimizers, and of top-level names."""
+    model_places = {
+        place
+        for state in checkpoint.states
+        if state.role in {"state_dict", "module"}
+        for place in _iter_places_above(state.at)
+    }
     optimizer_roles = {
-        state.at.split(".", 1)[0]: "optimizer"
+        next((p for p in _iter_places_above(state.at) if p not in model_places), state.at): (
+            "optimizer"
+        )
         for state in _iter_optimizer_states(checkpoint)
         if state.at
     }
@@ -119,12 +128,22 @@ def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:
     return optimizer_roles | entry_roles
 
 
+def _iter_places_above(place: str) -> Iterator[str]:
+    """Yield the first places on the way to `place`, the top-level name first, and `place` last."""
+    steps = place.split(".", _MAX_LEVELS)
+    return (".".join(steps[: count + 1]) for count in range(len(steps)))
+
+
 def _iter_optimizer_states(checkpoint: Checkpoint) -> Iterator[StateDict]:
     return (state for state in checkpoint.states if state.role == "optimizer")
 
 
-def _find_places_within(checkpoint: Checkpoint, top_names: dict[str, str]) -> set[str]:
-    return {state.at for state in checkpoint.states if state.at.split(".", 1)[0] in top_names}
+def _find_places_within(checkpoint: Checkpoint, roles_by_place: dict[str, str]) -> set[str]:
+    return {
+        state.at
+        for state in checkpoint.states
+        if any(place in roles_by_place for place in _iter_places_above(state.at))
+    }
 
 
 def _sum_nbytes(state: StateDict) -> int:

@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ckptool.errors import ReadError
-from ckptool.formats.dcp import _check_chunks_cover, matches, read
+from ckptool.formats.dcp import matches, read
+from ckptool.formats.dcp_chunks import check_chunks_cover
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError
 from ckptool.model import Container, Safety, TensorComponent, TensorInfo
@@ -284,7 +285,7 @@ def cut(draw):
 def test_boxes_that_cover_a_tensor_are_accepted(cut, random):
     size, boxes = cut
     random.shuffle(boxes)
-    _check_chunks_cover("w", size, [part(*box) for box in boxes])
+    check_chunks_cover("w", size, [part(*box) for box in boxes])
 
 
 @given(cut(), st.data())
@@ -296,7 +297,7 @@ def test_boxes_that_do_not_are_refused(cut, data):
     moved = data.draw(st.sampled_from([None, *filled]))
     parts = [part(*box) for box in filled] + ([part(moved[0], victim[1])] if moved else [])
     with pytest.raises(PickleTreeError):
-        _check_chunks_cover("w", size, parts)
+        check_chunks_cover("w", size, parts)
 
 
 def test_keys_of_the_saved_dict_are_in_its_order(tmp_path):

@@ -41,6 +41,14 @@ class BufferMask(Attention):
         self.register_buffer("mask", torch.triu(torch.ones(3, 3), diagonal=1))
 
 
+class UnsavedMask(Attention):
+    """A module whose files need no migration: `mask` is a buffer that is not saved."""
+
+    def __init__(self, tied: bool = False):
+        super().__init__(tied)
+        self.register_buffer("mask", torch.triu(torch.ones(3, 3), diagonal=1), persistent=False)
+
+
 class TiedPlainMask(PlainMask):
     def __init__(self) -> None:
         super().__init__(tied=True)
@@ -51,8 +59,14 @@ class TiedBufferMask(BufferMask):
         super().__init__(tied=True)
 
 
+class TiedUnsavedMask(UnsavedMask):
+    def __init__(self) -> None:
+        super().__init__(tied=True)
+
+
 OLD_CLASSES = {False: PlainMask, True: TiedPlainMask}
 NEW_CLASSES = {False: BufferMask, True: TiedBufferMask}
+UNSAVED_CLASSES = {False: UnsavedMask, True: TiedUnsavedMask}
 
 
 def example_inputs() -> tuple[Tensor, ...]:

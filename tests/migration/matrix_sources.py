@@ -1,13 +1,17 @@
 """Every container that a state_dict comes in, written by torch and safetensors."""
 
 import json
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from migration.matrix_modules import make_trained_module
+from migration.states import SHM
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 
@@ -27,10 +31,12 @@ class Source:
     """What the keys of the file have before the module's."""
     others: tuple[str, ...] = ()
     """Top-level keys beside the state_dict."""
-    has_mask: bool = False
-    """Whether the file has the mask, which the old module keeps as an attribute."""
-    keeps_ties: bool = True
-    """Whether a tie is visible in the file: both names, one storage."""
+    is_module: bool = False
+    """Whether it is a pickled module, which torch.load(weights_only=True) refuses."""
+    stores_one_name: bool = False
+    """Whether a tied tensor is stored under one of its names alone."""
+    separates_ties: bool = False
+    """Whether a tied tensor is stored twice, so that nothing in the file says that it is tied."""
 
 
 def _save(content: object, path: Path, **how: bool) -> None:
@@ -82,13 +88,9 @@ def _write_ema(path: Path, module: nn.Module) -> None:
 
 
 def _without_ties(state: StateDict) -> dict[str, Tensor]:
-    """Return the state_dict with the first name of each storage alone, as save_model does."""
+    """Return the state_dict with the first name of each storage alone, which nothing records."""
     first_names = {t.data_ptr(): key for key, t in reversed(state.items()) if t.numel()}
     return {key: t for key, t in state.items() if first_names[t.data_ptr()] == key}
-
-
-def _write_safetensors(path: Path, module: nn.Module) -> None:
-    save_file(_without_ties(module.state_dict()), path, metadata={"format": "pt"})
 
 
 def _write_shards(folder: Path, state: StateDict, stem: str, suffix: str) -> None:
@@ -155,31 +157,52 @@ SOURCES = {
         lambda path, m: _save(_prefixed(m, "_orig_mod.module."), path), prefix="_orig_mod.module."
     ),
     "EMA beside raw": Source(_write_ema, at=("model",), others=("ema", *_TRAINING)),
-    "whole module": Source(lambda path, m: _save(m, path), has_mask=True),
+    "whole module": Source(lambda path, m: _save(m, path), is_module=True),
     "whole module beside None": Source(
         lambda path, m: _save({"epoch": EPOCH, "ema": None, "optimizer": None, "model": m}, path),
         at=("model",),
         others=("epoch", "ema", "optimizer"),
-        has_mask=True,
+        is_module=True,
     ),
-    "safetensors": Source(_write_safetensors, ".safetensors", keeps_ties=False),
+    "safetensors": Source(
+        lambda path, m: save_model(m, path), ".safetensors", stores_one_name=True
+    ),
     "safetensors shards": Source(
         lambda path, m: _write_shards(path, _without_ties(m.state_dict()), "model", "safetensors"),
         "",
-        keeps_ties=False,
+        stores_one_name=True,
     ),
     "torch shards": Source(
         lambda path, m: _write_shards(path, m.state_dict(), "pytorch_model", "bin"),
         "",
-        keeps_ties=False,
+        separates_ties=True,
     ),
-    "DCP": Source(lambda path, m: _write_dcp(path, dict(m.state_dict())), "", keeps_ties=False),
+    "DCP": Source(lambda path, m: _write_dcp(path, dict(m.state_dict())), "", separates_ties=True),
     "DCP nested": Source(
         lambda path, m: _write_dcp(path, {"model": m.state_dict(), "epoch": EPOCH}),
         "",
         at=("model",),
         others=("epoch",),
-        keeps_ties=False,
+        separates_ties=True,
     ),
-    "TorchScript": Source(_write_torchscript, ".pt", has_mask=True),
+    "TorchScript": Source(_write_torchscript, ".pt"),
 }
+
+_FOLDER = tempfile.TemporaryDirectory(dir=SHM)
+
+
+@cache
+def write_source(name: str, tied: bool, changed: bool = False) -> Path:
+    """Write one source of the trained module, once, and return its path.
+
+    With `changed`, the last element of one weight is another number.
+    """
+    module = make_trained_module(tied)
+    if changed:
+        with torch.no_grad():
+            module.head.weight[-1, -1] += 1
+    variant = f"{'tied' if tied else 'untied'}, {'changed' if changed else 'as it is'}"
+    path = Path(_FOLDER.name) / variant / f"{name}{SOURCES[name].suffix}"
+    path.parent.mkdir(exist_ok=True)
+    SOURCES[name].write(path, module)
+    return path

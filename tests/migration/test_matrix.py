@@ -1,14 +1,16 @@
 """Every source into every container, asked for in every way: plain torch says what came of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from migration.matrix_modules import NEW_CLASSES, OLD_CLASSES, make_trained_module
-from migration.matrix_sources import SOURCES, Source
+from migration.matrix_sources import SOURCES, Source, write_source
 from migration.matrix_truth import check_result, check_same_value, load_object, read_tensors
+from migration.states import SHM
 from torch import nn
 
 import ckptool
@@ -81,31 +83,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def write_source(tmp_path_factory) -> Callable[[str, bool], tuple[Path, nn.Module]]:
-    """Return a function that writes each source once."""
-    written: dict[tuple[str, bool], tuple[Path, nn.Module]] = {}
-
-    def write(name: str, tied: bool) -> tuple[Path, nn.Module]:
-        if (name, tied) not in written:
-            module = make_trained_module(tied)
-            path = tmp_path_factory.mktemp("sources") / f"old{SOURCES[name].suffix}"
-            SOURCES[name].write(path, module)
-            written[name, tied] = path, module
-        return written[name, tied]
-
-    return write
-
-
 @pytest.fixture(params=SOURCES)
 def source_name(request) -> str:
     return request.param
 
 
 @pytest.fixture(params=[False, True], ids=["", "tied"])
-def case(request, source_name, write_source, tmp_path) -> Case:
-    path, old = write_source(source_name, request.param)
-    return Case(SOURCES[source_name], path, old, request.param, tmp_path)
+def case(request, source_name) -> Iterator[Case]:
+    tied = request.param
+    path, old = write_source(source_name, tied), make_trained_module(tied)
+    with TemporaryDirectory(dir=SHM) as folder:
+        yield Case(SOURCES[source_name], path, old, tied, Path(folder))
 
 
 @pytest.mark.parametrize("suffix", TARGETS)

@@ -126,6 +126,17 @@ def lightning_states(tmp):
     return report
 
 
+@fires("CK309")
+def adam_and_the_model_below_one_name(tmp):
+    module = reparametrized_modules.perceptron()
+    state = {"model": module.state_dict(), "optimizer": trained(module).state_dict()}
+    report = inspect(tmp, {"state": state, "epoch": 3})
+    (found,) = report.findings
+    assert found.key == "state.optimizer"
+    assert "--at state.model" in found.fix
+    return report
+
+
 @near("CK309")
 def an_epoch_and_a_setting(tmp):
     return inspect(

@@ -31,9 +31,10 @@ def parse_declared_ties(metadata: Mapping[str, str], stored_keys: Container[str]
     """Return tied key -> stored key, from all that the metadata declares.
 
     That is the record of `migrate`, and the entries of `safetensors.torch.save_model`, which
-    writes one metadata entry per tied key.
+    writes one metadata entry per tied key; its "format" entry is none of them.
     """
-    return _keep_stored(metadata, stored_keys) | parse_ties(metadata, stored_keys)
+    entries = {name: key for name, key in metadata.items() if name != "format"}
+    return _keep_stored(entries, stored_keys) | parse_ties(metadata, stored_keys)
 
 
 def format_ties(ties: Mapping[str, str]) -> str:

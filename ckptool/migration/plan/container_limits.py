@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.compare.states import list_entries_outside
 from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.migration.plan.draft import Draft, PlannedTensor, to_dotted_key
@@ -98,9 +99,9 @@ def _iter_unsupported_entries(draft: Draft, to: str) -> Iterator[str]:
     other_states = [state for state in draft.checkpoint.states if state.at != draft.state.at]
     for state in other_states:
         yield f"`{state.at or '.'}` ({len(state.tensors)} tensors)"
-    named_prefixes = tuple(f"{state.at}." for state in (draft.state, *other_states) if state.at)
-    for entry in draft.checkpoint.entries:
-        if not entry.at.startswith(named_prefixes) and entry.at not in draft.state.non_tensors:
+    places = [state.at for state in (draft.state, *other_states)]
+    for entry in list_entries_outside(draft.checkpoint, places):
+        if entry.at not in draft.state.non_tensors:
             yield f"`{entry.at}` ({entry.text})"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ckptool.model import DTYPE_BITS, natural_sort_key
-from ckptool.phrases import pluralize
+from ckptool.phrases import join_limited, pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -29,6 +29,7 @@ _MEASURES: Final = tuple(
 )
 _TENSOR_COLUMNS: Final[tuple[Column | str, ...]] = ("key", *_MEASURES, WHAT)
 _MODULE_COLUMNS: Final[tuple[Column | str, ...]] = ("module", "tensors", *_MEASURES)
+_MAX_TIES: Final = 3
 _MAX_TENSORS: Final = 20
 """Maximum tensors shown; the rest is only counted. -v shows all."""
 _MIN_TENSORS_FOR_MODULES: Final = 8
@@ -92,6 +93,11 @@ def _iter_summary_lines(report: DiffFilesReport) -> Iterator[str]:
         f"{len(report.changed_keys)} changed"
         + (f"; {len(report.renamed_keys)} probably renamed" if report.renamed_keys else "")
     )
+    if report.retied_keys:
+        names = join_limited(
+            report.retied_keys.items(), _MAX_TIES, lambda tie: f"`{tie[0]}` (as `{tie[1]}`)"
+        )
+        yield f"tied, and stored under one name in safetensors: {names}"
     casts = Counter((c.old_dtype, c.new_dtype, c.rounding) for c in report.changes)
     for (old, new, rounding), number in casts.items():
         if old != new:
