@@ -1,9 +1,11 @@
 """Old x new checkpoint -> StructuralDiff: keys, shapes and dtypes, without reading values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.compare.changes import (
     COMPARED_FIELDS,
@@ -15,8 +17,11 @@ from ckptool.compare.changes import (
 )
 from ckptool.compare.renames import find_renames
 from ckptool.compare.states import get_state, require_state
-from ckptool.model import Checkpoint, StateDict, TensorInfo, all_tensors
+from ckptool.model import Checkpoint, Skipped, StateDict, TensorInfo, all_tensors
+from ckptool.phrases import pluralize
 
+MAX_PAIRED_STATES: Final = 100
+"""States of each file of which every pair is compared, to find the two that belong together."""
 _STORAGE_LAYOUTS: Final = frozenset({"strided", "chunked"})
 """Layouts of dense tensors: they differ only in how the container stores the elements."""
 
@@ -42,6 +47,8 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
     places; else the pair of states with most matching tensors.
     """
     places, old_tensors, new_tensors = _select_states(old, new, at)
+    if at is None and places != ("*", "*"):
+        old, new = map(_note_unpaired_states, (old, new))
     return compare_tensors_structure(
         old, new, places, old_tensors, new_tensors, _find_changed_entries(old, new)
     )
@@ -85,15 +92,36 @@ def _select_states(
         return (at, at), old_tensors, new_tensors
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
         return ("*", "*"), all_tensors(old), all_tensors(new)
-    pairs = [(a, b) for a in old.states for b in new.states]
-    if not pairs:
+    old_states, new_states = _select_largest(old.states), _select_largest(new.states)
+    if not old_states or not new_states:
         return ("", ""), {}, {}
-    a, b = max(pairs, key=lambda pair: _count_matching_tensors(*pair))
+    a, b = max(product(old_states, new_states), key=lambda pair: _count_matching_tensors(*pair))
     return (a.at, b.at), a.tensors, b.tensors
 
 
+def _select_largest(states: Sequence[StateDict]) -> list[StateDict]:
+    """Return the states with most tensors, up to `MAX_PAIRED_STATES`, in the file's order."""
+    if len(states) <= MAX_PAIRED_STATES:
+        return list(states)
+    order = sorted(range(len(states)), key=lambda index: -len(states[index].tensors))
+    return [states[index] for index in sorted(order[:MAX_PAIRED_STATES])]
+
+
+def _note_unpaired_states(checkpoint: Checkpoint) -> Checkpoint:
+    """Add to `skipped` the states that `_select_largest` leaves out."""
+    unpaired_count = len(checkpoint.states) - MAX_PAIRED_STATES
+    if unpaired_count <= 0:
+        return checkpoint
+    skipped = Skipped(
+        f"the {pluralize(unpaired_count, 'smallest state')} of {checkpoint.path}",
+        "the others were tried for the pair that matches best: --at names one",
+    )
+    return replace(checkpoint, skipped=(*checkpoint.skipped, skipped))
+
+
 def _count_matching_tensors(a: StateDict, b: StateDict) -> int:
-    return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
+    smaller, larger = sorted((a.tensors, b.tensors), key=len)
+    return sum(key in larger and larger[key].shape == t.shape for key, t in smaller.items())
 
 
 def _find_changed_entries(old: Checkpoint, new: Checkpoint) -> tuple[str, ...]:
