@@ -37,8 +37,8 @@ def join_limited(
 
 
 def quote_code(text: str) -> str:
-    """Return `text` in backticks, as messages name keys."""
-    return f"`{text}`"
+    """Return `text` in backticks, as messages name keys; a very long one is cut."""
+    return f"`{cut_middle(text)}`"
 
 
 def truncate(text: str, length: int) -> str:
@@ -82,6 +82,37 @@ def _select_telling_lines(lines: list[str]) -> list[str]:
         if line.startswith("WeightsUnpickler error"):
             return [lines[0], lines[i]]
     return lines
+
+
+MAX_KEY_CHARS: Final = 300
+"""Characters of a key, a place or a table's cell in the formats for people; JSON has all of it."""
+
+
+def cut_middle(text: str, limit: int = MAX_KEY_CHARS) -> str:
+    """Return `text`, or its two ends and its length if it has more than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    length_note = f"...[{len(text):,} characters]..."
+    kept_chars = max(0, limit - len(length_note)) // 2
+    return f"{text[:kept_chars]}{length_note}{text[len(text) - kept_chars :]}"
+
+
+def quote_python(text: str) -> str:
+    """Return `text` as a Python string in double quotes: unprintable characters are escaped."""
+    escaped_text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{make_printable(escaped_text)}"'
+
+
+def quote_shell(text: str) -> str:
+    """Return `text` as one word of a shell; unprintable characters as bash, ksh and zsh read them.
+
+    Nothing in it is run, expanded or taken for an option's end.
+    """
+    import shlex
+
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + make_printable(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 def make_printable(text: str) -> str:

@@ -2,12 +2,17 @@
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from typing import Final
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_groups import RenameGroup
 from ckptool.errors import UsageError
 from ckptool.model import Constancy, ModuleTensor, TensorInfo
+
+_MAX_COMPARED_KEYS: Final = 10_000
+_MAX_COMPARED_CHARS: Final = 300
+"""Keys among which one that was mistyped is looked for: comparing takes their lengths squared."""
 
 FactPairs = Iterator[tuple[str, str]]
 
@@ -65,7 +70,8 @@ def describe_origin(module_tensor: ModuleTensor) -> str:
 
 
 def _reject_unknown_key(key: str, known_keys: Iterable[str]) -> None:
-    close = get_close_matches(key, list(known_keys), n=1)
+    comparable_keys = [k for k in known_keys if len(k) <= _MAX_COMPARED_CHARS]
+    close = get_close_matches(key, comparable_keys[:_MAX_COMPARED_KEYS], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise UsageError(f"--explain {key}: neither side has this key{hint}")
 

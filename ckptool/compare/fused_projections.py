@@ -1,7 +1,8 @@
 """Missing x unexpected tensors -> FusedProjections: query, key, value in one tensor or three."""
 
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -10,6 +11,10 @@ from ckptool.model import TensorInfo
 
 _QKV_INDEX: Final = {"q": 0, "query": 0, "k": 1, "key": 1, "v": 2, "value": 2}
 _QKV_PATTERN: Final = re.compile(r"(?<![a-zA-Z])w?(query|key|value|[qkv])(?![a-z])", re.IGNORECASE)
+
+
+_MAX_RANK: Final = 8
+"""Dimensions of which one may be the fused one; projections have two, or four as convolutions."""
 
 
 class FusedProjection(Struct, frozen=True):
@@ -35,18 +40,61 @@ def find_fused_projections(
     )
 
 
+class _FusedTensors:
+    """Tensors by what decides whether pieces fit into them: each look-up is a bisection."""
+
+    def __init__(self, tensors: Iterable[TensorInfo]) -> None:
+        self._tensors_by_form: dict[object, list[TensorInfo]] = {}
+        for tensor in tensors:
+            role = _parse_role(tensor.key)
+            for dim, size in enumerate(tensor.shape[:_MAX_RANK]):
+                other_sizes = _drop_dim(tensor.shape, dim)
+                form = (role, tensor.dtype, dim, other_sizes, size)
+                self._tensors_by_form.setdefault(form, []).append(tensor)
+        for group in self._tensors_by_form.values():
+            group.sort(key=lambda tensor: tensor.key)
+
+    def find_single(self, pieces: Sequence[TensorInfo]) -> tuple[TensorInfo, int] | None:
+        """Return the tensor that the pieces make, and the dimension; None if it is not decided.
+
+        Of several, the only one in the module that holds the pieces is taken.
+        """
+        matches = list(self._iter_matches(pieces))
+        prefix = _attention_prefix(pieces[0].key)
+        for group_prefix in (prefix, ""):
+            ranges = [
+                (group, *_find_prefix_range(group, group_prefix), dim) for group, dim in matches
+            ]
+            found = [(group[start], dim) for group, start, stop, dim in ranges if stop > start]
+            if sum(stop - start for _, start, stop, _ in ranges) == 1:
+                return found[0]
+        return None
+
+    def _iter_matches(self, pieces: Sequence[TensorInfo]) -> Iterator[tuple[list[TensorInfo], int]]:
+        first = pieces[0]
+        role = _parse_role(first.key)
+        for dim in range(min(len(first.shape), _MAX_RANK)):
+            other_sizes = _drop_dim(first.shape, dim)
+            if all(
+                len(piece.shape) == len(first.shape) and _drop_dim(piece.shape, dim) == other_sizes
+                for piece in pieces
+            ):
+                size = sum(piece.shape[dim] for piece in pieces)
+                form = (role, first.dtype, dim, other_sizes, size)
+                group = self._tensors_by_form.get(form)
+                if group and all(piece.shape[dim] < size for piece in pieces):
+                    yield group, dim
+
+
 def _match_projections(
     separate_tensors: list[TensorInfo], fused_tensors: list[TensorInfo], *, needs_split: bool
 ) -> Iterator[FusedProjection]:
     used_keys: set[str] = set()
+    candidates = _FusedTensors(fused_tensors)
     for pieces in _iter_qkv_triples(separate_tensors):
-        matches = [(w, dim) for w in fused_tensors if (dim := _concat_dim(w, pieces)) is not None]
-        sibling_matches = [
-            (w, dim) for w, dim in matches if w.key.startswith(_attention_prefix(pieces[0].key))
-        ]
-        candidates = sibling_matches if len(sibling_matches) == 1 else matches
-        if len(candidates) == 1 and candidates[0][0].key not in used_keys:
-            fused_tensor, dim = candidates[0]
+        match = candidates.find_single(pieces)
+        if match is not None and match[0].key not in used_keys:
+            fused_tensor, dim = match
             used_keys.add(fused_tensor.key)
             sizes = tuple(piece.shape[dim] for piece in pieces)
             yield FusedProjection(
@@ -72,30 +120,18 @@ def _attention_prefix(piece_key: str) -> str:
     return piece_key[: piece_key.rfind(".", 0, match_start) + 1]
 
 
-def _concat_dim(fused_tensor: TensorInfo, pieces: list[TensorInfo]) -> int | None:
-    """Return the dimension along which the pieces concatenate to the fused tensor, or None."""
-    if not _has_same_role(fused_tensor.key, pieces[0].key) or fused_tensor.dtype != pieces[0].dtype:
-        return None
-    for dim, size in enumerate(fused_tensor.shape):
-        if all(_fits_along_dim(piece.shape, fused_tensor.shape, dim) for piece in pieces):
-            return dim if sum(piece.shape[dim] for piece in pieces) == size else None
-    return None
+def _drop_dim(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return shape[:dim] + shape[dim + 1 :]
 
 
-def _fits_along_dim(piece_shape: tuple[int, ...], fused_shape: tuple[int, ...], dim: int) -> bool:
-    """Whether the sizes are equal except along `dim`, where the piece is smaller."""
-    has_same_rank = len(piece_shape) == len(fused_shape) and piece_shape[dim] < fused_shape[dim]
-    return has_same_rank and all(
-        a == b for n, (a, b) in enumerate(zip(piece_shape, fused_shape, strict=True)) if n != dim
-    )
+def _find_prefix_range(tensors: Sequence[TensorInfo], prefix: str) -> tuple[int, int]:
+    """Return (start, stop) of the tensors whose keys begin with `prefix`; they are sorted."""
+    start = bisect_left(tensors, prefix, key=lambda tensor: tensor.key)
+    stop = bisect_left(tensors, 1, lo=start, key=lambda t: not t.key.startswith(prefix))
+    return start, stop
 
 
-def _has_same_role(fused_key: str, piece_key: str) -> bool:
-    """Whether both are weights, or both biases, with the same numbers in their keys."""
-    suffixes = [
-        next((e for e in ("weight", "bias") if key.endswith(e)), "")
-        for key in (fused_key, piece_key)
-    ]
-    return suffixes[0] == suffixes[1] and re.findall(r"\d+", fused_key) == re.findall(
-        r"\d+", piece_key
-    )
+def _parse_role(key: str) -> tuple[str, tuple[str, ...]]:
+    """Return "weight", "bias" or "", and the numbers in the key; pieces have the same."""
+    suffix = next((e for e in ("weight", "bias") if key.endswith(e)), "")
+    return suffix, tuple(re.findall(r"\d+", key))

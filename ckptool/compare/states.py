@@ -3,15 +3,19 @@
 from bisect import bisect
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Final, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.renames import WRAPPERS
 from ckptool.errors import UsageError
 from ckptool.model import Checkpoint, ModuleInfo, PlainEntry, StateDict, join_key
+from ckptool.phrases import join_limited
 
 T = TypeVar("T")
+
+_MAX_LISTED: Final = 20
 
 
 def get_state(checkpoint: Checkpoint, at: str) -> StateDict:
@@ -89,7 +93,7 @@ def require_state(checkpoint: Checkpoint, at: str) -> StateDict:
     """
     state = get_state(checkpoint, at)
     if not state.tensors and all(candidate.at != state.at for candidate in checkpoint.states):
-        places = ", ".join(s.at or "." for s in checkpoint.states) or "none"
+        places = join_limited([s.at or "." for s in checkpoint.states], _MAX_LISTED) or "none"
         raise UsageError(f"{checkpoint.path}: no state at --at {at}; it has: {places}")
     return state
 
@@ -99,32 +103,52 @@ def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:
     if not checkpoint.states:
         return StateDict(at="", tensors=MappingProxyType({}))
     candidates = [s for s in checkpoint.states if s.role != "tensors"] or checkpoint.states
-    return max(candidates, key=lambda state: score_match(state, module))
+    expected = _index_expected(module)
+    return max(candidates, key=lambda state: _score_against(state, expected))
 
 
 def equally_good_states(
     checkpoint: Checkpoint, module: ModuleInfo, chosen_state: StateDict
 ) -> tuple[str, ...]:
     """Return `at` ("." for the root) of other states that match as well as `chosen_state`."""
-    best_score = score_match(chosen_state, module)
+    expected = _index_expected(module)
+    best_score = _score_against(chosen_state, expected)
     other_states = [s for s in checkpoint.states if s.at != chosen_state.at and s.role != "tensors"]
     return tuple(
-        s.at or "." for s in other_states if s.tensors and score_match(s, module) == best_score
+        s.at or "." for s in other_states if s.tensors and _score_against(s, expected) == best_score
     )
 
 
 def score_match(state: StateDict, module: ModuleInfo) -> tuple[int, int]:
     """Return (tensors that match, exactly or without wrapper segments; -unmatched tensors)."""
-    expected = {
-        (key, module_tensor.tensor.shape) for key, module_tensor in module.saved_tensors.items()
-    }
-    last_segments = {key.rsplit(".", 1)[-1] for key, _ in expected}
-    tails = {_key_tail(key) for key, _ in expected}
-    exact_count = sum((key, t.shape) in expected for key, t in state.tensors.items())
-    loose_count = sum(
-        _key_tail(key) in tails and key.rsplit(".", 1)[-1] in last_segments for key in state.tensors
+    return _score_against(state, _index_expected(module))
+
+
+class _ExpectedTensors(Struct, frozen=True):
+    """What a module saves, made once for all states of a file."""
+
+    forms: frozenset[tuple[str, tuple[int, ...]]]
+    """(key, shape) of each tensor."""
+    tails: frozenset[str]
+    last_segments: frozenset[str]
+
+
+def _index_expected(module: ModuleInfo) -> _ExpectedTensors:
+    saved_tensors = module.saved_tensors
+    return _ExpectedTensors(
+        frozenset((key, t.tensor.shape) for key, t in saved_tensors.items()),
+        frozenset(map(_key_tail, saved_tensors)),
+        frozenset(key.rsplit(".", 1)[-1] for key in saved_tensors),
     )
-    return max(exact_count, min(loose_count, len(expected))), exact_count - len(state.tensors)
+
+
+def _score_against(state: StateDict, expected: _ExpectedTensors) -> tuple[int, int]:
+    exact_count = sum((key, t.shape) in expected.forms for key, t in state.tensors.items())
+    loose_count = sum(
+        _key_tail(key) in expected.tails and key.rsplit(".", 1)[-1] in expected.last_segments
+        for key in state.tensors
+    )
+    return max(exact_count, min(loose_count, len(expected.forms))), exact_count - len(state.tensors)
 
 
 def list_entries_outside(checkpoint: Checkpoint, places: Iterable[str]) -> list[PlainEntry]:

@@ -1,6 +1,7 @@
 """Old x new checkpoint -> StructuralDiff: keys, shapes and dtypes, without reading values."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Final
 
 from msgspec import Struct
@@ -17,9 +18,11 @@ from ckptool.compare.changes import (
 from ckptool.compare.left_out_ties import restore_common_ties
 from ckptool.compare.rename_groups import find_plain_renames
 from ckptool.compare.states import get_state, list_entries_outside, require_state
-from ckptool.model import Checkpoint, StateDict, TensorInfo, all_tensors
+from ckptool.model import Checkpoint, Skipped, StateDict, TensorInfo, all_tensors
 from ckptool.phrases import pluralize
 
+MAX_PAIRED_STATES: Final = 100
+"""States of each file of which every pair is compared, to find the two that belong together."""
 _STORAGE_LAYOUTS: Final = frozenset({"strided", "chunked"})
 """Layouts of dense tensors: they differ only in how the container stores the elements."""
 
@@ -48,6 +51,8 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
     since it is tied is no difference, where the metadata declares the tie or the other file has it.
     """
     places, old_tensors, new_tensors = _select_states(old, new, at)
+    if at is None and places != ("*", "*"):
+        old, new = map(_note_unpaired_states, (old, new))
     old_tensors, new_tensors = restore_common_ties(old, new, old_tensors, new_tensors)
     changed_entries = _find_changed_entries(old, new, common_only=is_relocated(old, new, places))
     structure = compare_tensors_structure(
@@ -100,10 +105,11 @@ def _select_states(
         return (at, at), old_tensors, new_tensors
     if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
         return ("*", "*"), all_tensors(old), all_tensors(new)
-    pairs = [(a, b) for a in _select_models(old) for b in _select_models(new)]
-    if not pairs:
+    old_states = _select_largest(_select_models(old))
+    new_states = _select_largest(_select_models(new))
+    if not old_states or not new_states:
         return ("", ""), {}, {}
-    a, b = max(pairs, key=lambda pair: _count_matching_tensors(*pair))
+    a, b = max(product(old_states, new_states), key=lambda pair: _count_matching_tensors(*pair))
     return (a.at, b.at), a.tensors, b.tensors
 
 
@@ -116,8 +122,29 @@ def _select_models(checkpoint: Checkpoint) -> Sequence[StateDict]:
     return models or checkpoint.states
 
 
+def _select_largest(states: Sequence[StateDict]) -> list[StateDict]:
+    """Return the states with most tensors, up to `MAX_PAIRED_STATES`, in the file's order."""
+    if len(states) <= MAX_PAIRED_STATES:
+        return list(states)
+    order = sorted(range(len(states)), key=lambda index: -len(states[index].tensors))
+    return [states[index] for index in sorted(order[:MAX_PAIRED_STATES])]
+
+
+def _note_unpaired_states(checkpoint: Checkpoint) -> Checkpoint:
+    """Add to `skipped` the states that `_select_largest` leaves out."""
+    unpaired_count = len(_select_models(checkpoint)) - MAX_PAIRED_STATES
+    if unpaired_count <= 0:
+        return checkpoint
+    skipped = Skipped(
+        f"the {pluralize(unpaired_count, 'smallest state')} of {checkpoint.path}",
+        "the others were tried for the pair that matches best: --at names one",
+    )
+    return replace(checkpoint, skipped=(*checkpoint.skipped, skipped))
+
+
 def _count_matching_tensors(a: StateDict, b: StateDict) -> int:
-    return sum(key in b.tensors and b.tensors[key].shape == t.shape for key, t in a.tensors.items())
+    smaller, larger = sorted((a.tensors, b.tensors), key=len)
+    return sum(key in larger and larger[key].shape == t.shape for key, t in smaller.items())
 
 
 def _find_changed_entries(

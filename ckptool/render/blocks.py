@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.model import natural_sort_key
-from ckptool.phrases import pluralize
+from ckptool.phrases import cut_middle, pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.folding import (
     FoldedItems,
@@ -132,6 +132,49 @@ class FindingsBlock(Struct, frozen=True):
 Block = VerdictBlock | LinesBlock | TableBlock | TreeBlock | FindingsBlock
 
 
+_MAX_LINE_CHARS: Final = 4000
+"""Characters of one line, message or fix; only keys from hostile files make longer ones."""
+
+
+def cut_long_texts(block: Block) -> Block:
+    """Return the block with its long texts cut in the middle, and said to be.
+
+    All cells of a column are as wide as its longest one: one long key would make every row long.
+    """
+    match block:
+        case VerdictBlock():
+            return replace(block, text=cut_middle(block.text, _MAX_LINE_CHARS))
+        case LinesBlock():
+            return LinesBlock(tuple(cut_middle(line, _MAX_LINE_CHARS) for line in block.lines))
+        case TableBlock():
+            rows = tuple(
+                tuple(
+                    cell if column.kind is ColumnKind.PROSE else cut_middle(cell)
+                    for cell, column in zip(row, block.columns, strict=True)
+                )
+                for row in block.rows
+            )
+            title = cut_middle(block.title, _MAX_LINE_CHARS)
+            return replace(block, title=title, rows=rows)
+        case TreeBlock():
+            tree_rows = tuple(
+                replace(row, name=cut_middle(row.name), key=cut_middle(row.key))
+                for row in block.rows
+            )
+            title = cut_middle(block.title, _MAX_LINE_CHARS)
+            return replace(block, title=title, rows=tree_rows)
+        case FindingsBlock():
+            findings = tuple(
+                replace(
+                    finding,
+                    message=cut_middle(finding.message, _MAX_LINE_CHARS),
+                    fix=cut_middle(finding.fix, _MAX_LINE_CHARS),
+                )
+                for finding in block.findings
+            )
+            return replace(block, findings=findings)
+
+
 def group_by_path(
     findings: tuple[FindingReport, ...], *, multiple_checkpoints: bool
 ) -> dict[str, tuple[FindingReport, ...]]:
@@ -139,7 +182,10 @@ def group_by_path(
     paths = sorted({f.path for f in findings}, key=natural_sort_key)
     if not multiple_checkpoints and len(paths) < 2:
         return {"": findings}
-    return {path: tuple(f for f in findings if f.path == path) for path in paths}
+    groups: dict[str, list[FindingReport]] = {path: [] for path in paths}
+    for finding in findings:
+        groups[finding.path].append(finding)
+    return {path: tuple(group) for path, group in groups.items()}
 
 
 def build_findings_blocks(

@@ -65,7 +65,7 @@ def _build_rule(code: str) -> dict[str, Any]:
         "name": "".join(word.capitalize() for word in rule.name.split("-")),
         "shortDescription": {"text": f"{rule.code} {rule.name}"},
         "fullDescription": {"text": rule.why},
-        "help": {"text": f"{rule.why}\n\nFix: {rule.fix}"},
+        "help": {"text": f"{rule.why}\n\nFix: {rule.general_fix}"},
         "defaultConfiguration": {"level": rule.level.word},
     }
 

@@ -197,7 +197,7 @@ _MIN_WASTE_NBYTES: Final = 4096
             "torch.save writes the whole storage behind a view: a slice of a large tensor costs "
             "as much as the large tensor."
         ),
-        fix='state_dict["{key}"] = state_dict["{key}"].clone() before saving',
+        fix="state_dict[{key:py}] = state_dict[{key:py}].clone() before saving",
         example='large = torch.zeros(250_000)\ntorch.save({"x": large[:10]}, path)  # 1 MB',
     ),
 )
@@ -276,7 +276,7 @@ def find_missing_format_metadata(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "safetensors refuses to save it, and its bytes in the file are not in the order of "
             "its elements."
         ),
-        fix='state_dict["{key}"] = state_dict["{key}"].contiguous()',
+        fix="state_dict[{key:py}] = state_dict[{key:py}].contiguous()",
         example='torch.save({"w": torch.randn(2, 3).t()}, path)',
     ),
 )

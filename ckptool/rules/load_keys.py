@@ -11,6 +11,7 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import has_auxiliary_name
 from ckptool.compare.rename_groups import RenameGroup
 from ckptool.model import Kind, ModuleTensor
+from ckptool.phrases import quote_python
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
@@ -174,7 +175,7 @@ def _matches_unsaved_value(diff: ModuleDiff, key: str) -> bool | None:
         why="Strict loading raises. With strict=False the value is thrown away.",
         fix=(
             "Rename it if the module has it under another name; drop it if it is not needed: "
-            'state_dict.pop("{key}")'
+            "state_dict.pop({key:py})"
         ),
         example=(
             'state = {**model.state_dict(), "head2.weight": torch.ones(7)}\n'
@@ -235,7 +236,7 @@ def find_redundant_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         ),
         fix=(
             "Make it a persistent buffer, or set it after loading: "
-            'module.{key}.copy_(state_dict["{key}"])'
+            "module.state_dict()[{key:py}].copy_(state_dict[{key:py}])"
         ),
         example=(
             'old.register_buffer("inv_freq", 500000.0 ** -torch.arange(0, 1, 0.25))\n'
@@ -293,9 +294,9 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
 def _format_rewrite_code(removed: list[str], added: str) -> str:
     """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict."""
     if not removed:
-        return f'{{"{added}" + k: v for k, v in state_dict.items()}}'
-    removed_set = "{" + ", ".join(f'"{segment}"' for segment in removed) + "}"
-    prefix_code = f'"{added}" + ' if added else ""
+        return f"{{{quote_python(added)} + k: v for k, v in state_dict.items()}}"
+    removed_set = "{" + ", ".join(map(quote_python, removed)) + "}"
+    prefix_code = f"{quote_python(added)} + " if added else ""
     join_code = f'".".join(s for s in k.split(".") if s not in {removed_set})'
     return f"{{{prefix_code}{join_code}: v for k, v in state_dict.items()}}"
 
@@ -356,7 +357,7 @@ def _describe_certainty(group: RenameGroup) -> str:
     detail="dtype, shape and all values are the same",
     fix=(
         "Keep the name, or rename it where the old file is loaded: "
-        'state_dict["{found}"] = state_dict.pop("{key}")'
+        "state_dict[{found:py}] = state_dict.pop({key:py})"
     ),
 )
 def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
@@ -376,7 +377,7 @@ def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
             "Class weights and metrics travel with the model and make strict loading raise, "
             "though the model does not need them."
         ),
-        fix='state_dict.pop("{key}"), or build the module with the same loss',
+        fix="state_dict.pop({key:py}), or build the module with the same loss",
         example=(
             "trained.criterion = nn.CrossEntropyLoss(torch.ones(10))\n"
             "released.load_state_dict(trained.state_dict())"
@@ -406,8 +407,8 @@ def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             "factors that the forward pass needs, or nothing at all."
         ),
         fix=(
-            'Missing: state_dict["{key}"] = module.state_dict()["{key}"], if the fresh value will '
-            'do. Unexpected: state_dict.pop("{key}")'
+            "Missing: state_dict[{key:py}] = module.state_dict()[{key:py}], if the fresh value "
+            "will do. Unexpected: state_dict.pop({key:py})"
         ),
         example=(
             "state = model.state_dict()\n"
@@ -447,7 +448,7 @@ _MIN_DROPPED_BUFFERS: Final = 2
         ),
         fix=(
             "Convert again from state_dict(); or take the buffers from a file that has them: "
-            "ckptool migrate ... --inject {key}=file:DONOR#{key}, and so on."
+            "ckptool migrate ... --inject {key:sh}=file:DONOR#{key:sh}, and so on."
         ),
         example="norm = nn.BatchNorm1d(2)\nsave_file(dict(norm.named_parameters()), path)",
     ),

@@ -169,7 +169,7 @@ def _describe_loss(effect: CastEffect) -> str:
             "A rule kept from torch 0.3 takes the first element of a vector for a scalar without "
             "a word."
         ),
-        fix='state_dict["{key}"] = state_dict["{key}"].reshape(())',
+        fix="state_dict[{key:py}] = state_dict[{key:py}].reshape(())",
         example=(
             'model.register_buffer("count", torch.tensor(0))\n'
             'model.load_state_dict({"count": torch.tensor([5])})'

@@ -6,6 +6,7 @@ from typing import Final
 from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, natural_sort_key
+from ckptool.phrases import quote_python
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
@@ -52,7 +53,7 @@ def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
             "Training scripts save a dict around the state_dict. Loading the outer one with "
             "strict=False loads nothing, and nothing says so."
         ),
-        fix="--at {better}, and in code: load_state_dict({code})",
+        fix="--at {better:sh}, and in code: load_state_dict({code})",
         example=(
             'checkpoint = {"epoch": 3, "state_dict": model.state_dict()}\n'
             "model.load_state_dict(checkpoint, strict=False)"
@@ -62,7 +63,7 @@ def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
 def find_wrong_nesting(diff: ModuleDiff) -> Iterator[RuleHit]:
     if diff.better_state is not None:
         at = diff.better_state.at
-        code = "checkpoint" + "".join(f'["{segment}"]' for segment in at.split(".") if segment)
+        code = "checkpoint" + "".join(f"[{quote_python(s)}]" for s in at.split(".") if s)
         yield hit(diff.state.at, at=diff.state.at or ".", better=at or ".", code=code)
 
 

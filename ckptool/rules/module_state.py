@@ -84,7 +84,7 @@ def _iter_unsaved(module_info: ModuleInfo, *kinds: Kind) -> Iterator[ModuleTenso
             " by save and load without a word; a random one comes back different, with all keys"
             " matched."
         ),
-        fix='In {where}: self.register_buffer("{name}", ...) instead of self.{name} = ...',
+        fix="In {where}: self.register_buffer({name:py}, ...) instead of self.{name} = ...",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -271,7 +271,7 @@ def find_nonpersistent_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "Statistics kept as numpy arrays (observation means, feature scales) stay behind when "
             "the state_dict is saved, and the reloaded model normalises with the defaults."
         ),
-        fix='In {where}: self.register_buffer("{name}", torch.as_tensor(...))',
+        fix="In {where}: self.register_buffer({name:py}, torch.as_tensor(...))",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -309,7 +309,7 @@ def _choose_array_level(module_tensor: ModuleTensor) -> Level:
             "to() gives a buffer new storage. A second reference in a list or another attribute "
             "keeps the old one: the wrong device, and old values after a load."
         ),
-        fix='Look `{alias_of}` up where it is used, for example self.get_buffer("{alias_of}").',
+        fix="Look `{alias_of}` up where it is used, for example self.get_buffer({alias_of:py}).",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -343,7 +343,7 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "device fails, or the tensor is copied at every step."
         ),
         fix=(
-            'In {where}: self.register_buffer("{name}", ...), with persistent=False if it need '
+            "In {where}: self.register_buffer({name:py}, ...), with persistent=False if it need "
             "not be saved."
         ),
         example=(
@@ -399,7 +399,7 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
             "Casts reach parameters and buffers only. Mixed dtypes then fail in forward, or "
             "silently promote the result to float32."
         ),
-        fix='In {where}: self.register_buffer("{name}", ...)',
+        fix="In {where}: self.register_buffer({name:py}, ...)",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -441,7 +441,8 @@ def find_uncast_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "saved after use does not load into a new instance."
         ),
         fix=(
-            'Register a tensor of the right shape: self.register_buffer("{name}", torch.zeros(...))'
+            "Register a tensor of the right shape: "
+            "self.register_buffer({name:py}, torch.zeros(...))"
         ),
         example=(
             "class Net(nn.Module):\n"

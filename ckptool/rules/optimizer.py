@@ -100,15 +100,22 @@ def find_slot_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
     fit = _match_optimizer(diff)
     if fit is None or fit.parameter_count != len(fit.parameters):
         return
+    available_counts = Counter(parameter.shape for parameter in fit.parameters)
+    used_counts: Counter[_Shape] = Counter()
     for number, slot in sorted(fit.slots.items()):
-        mismatch = _describe_slot_mismatch(fit, number, slot.shape)
+        used_counts[slot.shape] += 1
+        surplus = used_counts[slot.shape] - available_counts[slot.shape]
+        mismatch = _describe_slot_mismatch(fit, number, slot.shape, surplus)
         if mismatch:
             key = join_key(fit.at, slot.key)
             yield hit(key, actual=list(slot.shape), parameter=mismatch)
 
 
-def _describe_slot_mismatch(fit: _OptimizerFit, number: int, shape: _Shape) -> str:
-    """Describe why a slot does not fit parameter `number`; "" if it fits."""
+def _describe_slot_mismatch(fit: _OptimizerFit, number: int, shape: _Shape, surplus: int) -> str:
+    """Describe why a slot does not fit parameter `number`; "" if it fits.
+
+    `surplus` is by how many the slots of this shape, up to this one, outnumber its parameters.
+    """
     if fit.group_count == 1:
         parameter = fit.parameters[number]
         return (
@@ -117,13 +124,7 @@ def _describe_slot_mismatch(fit: _OptimizerFit, number: int, shape: _Shape) -> s
             else f"number {number}, `{parameter.key}`, is {list(parameter.shape)}"
         )
     # Several groups may reorder parameters: only a shape with too few parameters is an error.
-    available_count = Counter(parameter.shape for parameter in fit.parameters)[shape]
-    used_count = sum(
-        1
-        for slot_number, slot in fit.slots.items()
-        if slot.shape == shape and slot_number <= number
-    )
-    return "" if used_count <= available_count else f"no parameter that is left is {list(shape)}"
+    return f"no parameter that is left is {list(shape)}" if surplus > 0 else ""
 
 
 def _match_optimizer(diff: ModuleDiff) -> _OptimizerFit | None:

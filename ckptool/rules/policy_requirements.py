@@ -1,6 +1,5 @@
 """ReleaseCandidate, PolicyIssues -> hits: unmet and outdated policy entries (CK210, CK85x)."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Final
@@ -10,7 +9,7 @@ from msgspec import Struct
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
 from ckptool.model import Checkpoint, Container, join_key, natural_sort_key
-from ckptool.phrases import join_limited, quote_code
+from ckptool.phrases import join_limited, quote_code, quote_shell
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -175,7 +174,7 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
     checkpoint = release.checkpoint
     safe_containers = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
     if release.requirements.safetensors and checkpoint.container not in safe_containers:
-        yield hit("", container=str(checkpoint.container), path=shlex.quote(str(checkpoint.path)))
+        yield hit("", container=str(checkpoint.container), path=quote_shell(str(checkpoint.path)))
 
 
 @check(

@@ -9,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.model import natural_sort_key
+from ckptool.phrases import MAX_KEY_CHARS, cut_middle, quote_python, quote_shell
 
 S = TypeVar("S")
 
@@ -51,7 +52,9 @@ class Rule(Struct, frozen=True):
     why: str
     """Why it matters, for readers to whom the problem is new."""
     fix: str
-    """Remedy: a command or a line of code; a format string over the same facts as `message`."""
+    """Remedy: a command or a line of code; a format string over the same facts as `message`.
+
+    What comes from a file is quoted: `{key:py}` in Python code, `{key:sh}` in a command."""
     detail: str = ""
     """Continuation of the summary after a colon; a format string over the same facts."""
     example: str = ""
@@ -64,6 +67,12 @@ class Rule(Struct, frozen=True):
     @property
     def message(self) -> str:
         return f"{self.summary}: {self.detail}" if self.detail else self.summary
+
+    @property
+    def general_fix(self) -> str:
+        """The fix without facts, as a page on the rule shows it: `state_dict["{key}"]`."""
+        python_quoted = re.sub(r"\{(\w+):py\}", r'"{\1}"', self.fix)
+        return re.sub(r"\{(\w+):sh\}", r"{\1}", python_quoted)
 
     @property
     def family(self) -> RuleFamily:
@@ -130,15 +139,46 @@ class Finding(Struct, frozen=True):
 
     @property
     def message(self) -> str:
-        return self.rule.message.format(key=self.key, **self.facts)
+        return self._fill_template(self.rule.message)
 
     @property
     def summary(self) -> str:
-        return self.rule.summary.format(key=self.key, **self.facts)
+        return self._fill_template(self.rule.summary)
 
     @property
     def fix(self) -> str:
-        return self.rule.fix.format(key=self.key, **self.facts)
+        return self._fill_template(self.rule.fix)
+
+    def _fill_template(self, template: str) -> str:
+        facts = {
+            name: _FactText(fact) if type(fact) is str else fact
+            for name, fact in self.facts.items()
+        }
+        return template.format(key=_KeyText(self.key), **facts)
+
+
+class _FactText(str):
+    """Text in a template: `{x}` as it is, `{x:py}` as a Python string, `{x:sh}` as a shell word."""
+
+    __slots__ = ()
+    max_chars = 2000
+
+    def __format__(self, format_spec: str) -> str:
+        text = cut_middle(str(self), self.max_chars)
+        match format_spec:
+            case "py":
+                return quote_python(text)
+            case "sh":
+                return quote_shell(text)
+            case _:
+                return format(text, format_spec)
+
+
+class _KeyText(_FactText):
+    """Key in a template."""
+
+    __slots__ = ()
+    max_chars = MAX_KEY_CHARS
 
 
 _LOCATION_PATTERN: Final = re.compile(r".+\.py:[0-9]+")

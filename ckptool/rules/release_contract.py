@@ -1,6 +1,5 @@
 """CheckpointDiff, ContractDiff -> hits: compatibility with an older release (CK801-CK806)."""
 
-import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -202,8 +201,8 @@ def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit
             "the weights have. Users see other predictions after an update."
         ),
         fix=(
-            "Where the change is meant, record anew: `ckptool lock --golden {golden} ...`; else "
-            "find it with `ckptool verify {key} --against OLD`."
+            "Where the change is meant, record anew: `ckptool lock --golden {golden:sh} ...`; else "
+            "find it with `ckptool verify {key:sh} --against OLD`."
         ),
         example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),
@@ -234,16 +233,15 @@ def find_output_drift(replay: GoldenReplay) -> Iterator[RuleHit]:
             "released with the code makes it loadable."
         ),
         fix=(
-            "Run `ckptool migrate {file} -m {module} --dry-run --save-plan PLAN`, decide in PLAN "
-            "what is open, and name it with --plan, or in `plans` of the configuration."
+            "Run `ckptool migrate {key:sh} -m {module:sh} --dry-run --save-plan PLAN`, decide in "
+            "PLAN what is open, and name it with --plan, or in `plans` of the configuration."
         ),
         example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
     ),
 )
 def find_missing_migrations(fixture: FixtureResult) -> Iterator[RuleHit]:
     if not fixture.route:
-        quoted_path = shlex.quote(fixture.path)
-        yield hit(fixture.path, module=fixture.module, reason=fixture.reason, file=quoted_path)
+        yield hit(fixture.path, module=fixture.module, reason=fixture.reason)
 
 
 def _iter_shape_or_dtype_hits(diff: CheckpointDiff | ContractDiff) -> Iterator[RuleHit]:

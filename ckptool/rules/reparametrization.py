@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ckptool.compare.fused_projections import FusedProjection
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.reparametrization import ParametrizationStyle, Reparametrization
+from ckptool.phrases import quote_code, quote_python
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
@@ -78,7 +79,7 @@ def _describe_reparametrization_fix(reparametrization: Reparametrization, comman
     }
     code = codes.get(reparametrization.file_style)
     if code is not None and reparametrization.module_style is ParametrizationStyle.PLAIN:
-        g, v = (f'state_dict["{key}"]' for key in reparametrization.file_keys)
+        g, v = (f"state_dict[{quote_python(key)}]" for key in reparametrization.file_keys)
         return f"Compute what the layer computed (dim=0): {code.format(g=g, v=v)}"
     return (
         f"Wrap `{parameter}` in the module as it was when the file was saved"
@@ -123,7 +124,7 @@ def find_projection_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
             keys,
             shape=list(fused_tensor.shape),
             where="unexpected in the file" if projection.needs_split else "missing from the file",
-            pieces=", ".join(f"`{piece}`" for piece in projection.piece_keys),
+            pieces=", ".join(map(quote_code, projection.piece_keys)),
             other=", which are missing" if projection.needs_split else ", which are unexpected",
             plan=_format_plan_operation(projection),
             keys=keys,

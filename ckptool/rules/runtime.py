@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.phrases import quote_python
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import (
     DeviceMismatch,
@@ -31,7 +32,7 @@ PYTHON_STATE: Final = "CK107"
             "Flags and counters kept as Python values start again after a load. A flag such as "
             "`initialized` then runs its data-dependent set-up over the loaded weights."
         ),
-        fix='Keep it as a buffer: self.register_buffer("{name}", torch.tensor({before}))',
+        fix="Keep it as a buffer: self.register_buffer({name:py}, torch.tensor({before}))",
         example=(
             "class Net(nn.Module):\n"
             "    initialized = False\n"
@@ -85,7 +86,9 @@ def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
             "All keys matched, and the model is another one: something that forward uses is not "
             "in the state_dict, and the constructor does not make it again."
         ),
-        fix="Run `ckptool audit -m {module}`: it names all state that a state_dict does not hold.",
+        fix=(
+            "Run `ckptool audit -m {module:sh}`: it names all state that a state_dict does not hold."
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -185,6 +188,8 @@ def _describe_device_fix(mismatch: DeviceMismatch) -> str:
     name = mismatch.attribute.rsplit(".", 1)[-1].split("[", 1)[0]
     location_prefix = f"In {mismatch.assigned_at}: " if mismatch.assigned_at else ""
     if "numpy" in mismatch.description:
-        return f'{location_prefix}self.register_buffer("{name}", torch.as_tensor(...))'
+        return f"{location_prefix}self.register_buffer({quote_python(name)}, torch.as_tensor(...))"
     persistence_advice = "with persistent=False if it need not be saved"
-    return f'{location_prefix}self.register_buffer("{name}", ...), {persistence_advice}.'
+    return (
+        f"{location_prefix}self.register_buffer({quote_python(name)}, ...), {persistence_advice}."
+    )

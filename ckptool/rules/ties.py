@@ -124,8 +124,8 @@ def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "without a word."
         ),
         fix=(
-            'Decide which one was trained, and save both from it: state_dict["{other}"] = '
-            'state_dict["{key}"], or the other way round.'
+            "Decide which one was trained, and save both from it: state_dict[{other:py}] = "
+            "state_dict[{key:py}], or the other way round."
         ),
         example=(
             "model.head.weight = model.emb.weight\n"

@@ -1,10 +1,10 @@
 """Checkpoint -> hits: legacy containers and training state in a release (CK305, CK309)."""
 
-import shlex
 from collections.abc import Iterator
 from typing import Final
 
 from ckptool.model import Checkpoint, Container, StateDict
+from ckptool.phrases import quote_shell
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 _LEGACY_CONTAINERS: Final = {
@@ -34,7 +34,7 @@ def find_legacy_serialization(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         yield hit(
             "",
             what=_LEGACY_CONTAINERS[checkpoint.container],
-            path=shlex.quote(str(checkpoint.path)),
+            path=quote_shell(str(checkpoint.path)),
         )
 
 
@@ -89,12 +89,13 @@ def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     total_nbytes = sum(
         _sum_nbytes(state) for state in checkpoint.states if state.at in training_places
     )
+    at = model_states[0].at
     yield hit(
         next(iter(roles_by_place)),
         what=", ".join(dict.fromkeys(roles_by_place.values())),
         nbytes=f", {total_nbytes:,} bytes of tensors" if total_nbytes else "",
-        path=shlex.quote(str(checkpoint.path)),
-        at=f" --at {model_states[0].at}" if len(model_states) == 1 and model_states[0].at else "",
+        path=quote_shell(str(checkpoint.path)),
+        at=f" --at {quote_shell(at)}" if at and len(model_states) == 1 else "",
         places=list(roles_by_place),
     )
 

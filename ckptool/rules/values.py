@@ -1,7 +1,10 @@
 """CheckpointStatistics, ModuleDiff -> hits: suspicious values (CK401-CK405, CK213)."""
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import dropwhile
 from math import inf
 from typing import Final
 
@@ -172,8 +175,8 @@ def _is_trained(tensor_statistics: TensorStatistics | None) -> bool:
         ),
         fix=(
             "Copy the buffers too, when averaging and into this file: "
-            'torch.optim.swa_utils.AveragedModel(model, use_buffers=True), or ema["{example}"] = '
-            'raw["{raw}"]'
+            "torch.optim.swa_utils.AveragedModel(model, use_buffers=True), or ema[{example:py}] = "
+            "raw[{raw:py}]"
         ),
         example=(
             "for p, q in zip(model.parameters(), ema.parameters()):\n"
@@ -183,13 +186,13 @@ def _is_trained(tensor_statistics: TensorStatistics | None) -> bool:
     ),
 )
 def find_stale_ema_buffers(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
+    totals = Counter(
+        _extract_ema_prefix(key) for key in statistics.statistics if _get_last_segment(key) == _MEAN
+    )
     for ema_prefix, keys, raw_key in _find_stale_averages(statistics):
-        total = sum(
-            _extract_ema_prefix(key) == ema_prefix
-            for key in statistics.statistics
-            if _get_last_segment(key) == _MEAN
+        yield hit(
+            ema_prefix, stale=len(keys), total=totals[ema_prefix], example=keys[0], raw=raw_key
         )
-        yield hit(ema_prefix, stale=len(keys), total=total, example=keys[0], raw=raw_key)
 
 
 def _find_stale_averages(
@@ -206,22 +209,15 @@ def _find_stale_averages(
         if not _extract_ema_prefix(raw_key)
         and not _has_default_statistics(statistics, raw_key.removesuffix(_MEAN))
     ]
-    raw_keys_by_tail: dict[str, list[str]] = {}
-    for key in raw_keys:
-        raw_keys_by_tail.setdefault(_get_last_two_segments(key), []).append(key)
+    reversed_raw_keys = sorted(key[::-1] for key in raw_keys)
     stale_by_prefix: dict[str, dict[str, str]] = {}
     for key in mean_keys:
         if (ema_prefix := _extract_ema_prefix(key)) and _has_default_statistics(
             statistics, key.removesuffix(_MEAN)
         ):
             inner_key = key[len(ema_prefix) :].removeprefix(".")
-            candidates = (
-                raw_key
-                for raw_key in raw_keys_by_tail.get(_get_last_two_segments(key), ())
-                if _is_same_layer(inner_key, raw_key)
-            )
-            if raw_match := next(candidates, None):
-                stale_by_prefix.setdefault(ema_prefix, {})[key] = raw_match
+            if raw_key := _find_raw_key(inner_key, reversed_raw_keys):
+                stale_by_prefix.setdefault(ema_prefix, {})[key] = raw_key
     for ema_prefix, raw_by_stale_key in stale_by_prefix.items():
         yield ema_prefix, tuple(raw_by_stale_key), next(iter(raw_by_stale_key.values()))
 
@@ -237,18 +233,21 @@ def _extract_ema_prefix(key: str) -> str:
     return ".".join(segments[: indices[-1] + 1]) if indices else ""
 
 
-def _get_last_two_segments(key: str) -> str:
-    return ".".join(key.split(".")[-2:])
+def _find_raw_key(inner_key: str, reversed_raw_keys: Sequence[str]) -> str:
+    """Return a raw key of the same layer as `inner_key`, a key within the averaged model.
 
-
-def _is_same_layer(inner_key: str, raw_key: str) -> bool:
-    """Whether a raw key names the same layer as `inner_key`, a key within the averaged model."""
-    unwrapped_key = inner_key
-    while unwrapped_key.partition(".")[0] in _WRAPPER_SEGMENTS:
-        unwrapped_key = unwrapped_key.partition(".")[2]
-    return any(
-        raw_key == name or raw_key.endswith(f".{name}") for name in (inner_key, unwrapped_key)
-    )
+    That is a key that ends with it, wrapper segments at its start apart; "" if there is none.
+    `reversed_raw_keys` are the raw keys written backwards, sorted: each search is a bisection.
+    """
+    segments = inner_key.split(".")
+    unwrapped_key = ".".join(dropwhile(_WRAPPER_SEGMENTS.__contains__, segments))
+    for name in (inner_key, unwrapped_key):
+        for start in (name[::-1], f"{name[::-1]}."):
+            position = bisect_left(reversed_raw_keys, start)
+            found = reversed_raw_keys[position][::-1] if position < len(reversed_raw_keys) else ""
+            if found == name or found.endswith(f".{name}"):
+                return found
+    return ""
 
 
 @check(
@@ -319,7 +318,7 @@ def _looks_uninitialised(tensor_statistics: TensorStatistics) -> bool:
         ),
         fix=(
             "Keep the module's own: leave the key out of the file (strict=False), or set "
-            'state_dict["{key}"] from a fresh module; cast parameters only.'
+            "state_dict[{key:py}] from a fresh module; cast parameters only."
         ),
         example=(
             "model.half()  # inv_freq is rounded as well\n"
@@ -361,7 +360,7 @@ def _find_rounded_dtype(diff: ModuleDiff, key: str) -> str:
         ),
         fix=(
             "Build the module with the arguments it was trained with; if the new value is meant, "
-            'state_dict.pop("{key}") and load with strict=False.'
+            "state_dict.pop({key:py}) and load with strict=False."
         ),
         example=(
             "old = Attention(window=4)  # its mask is [4, 4] of the same shape as ...\n"

@@ -44,7 +44,7 @@ def _section(rule: Rule) -> list[str]:
     lines += [f"**Says**: {_braces(rule.message)}", "", f"**Why it matters**: {rule.why}", ""]
     if rule.example:
         lines += ["**Fires for**:", "", "```python", rule.example, "```", ""]
-    return [*lines, f"**Fix**: {_braces(rule.fix)}", ""]
+    return [*lines, f"**Fix**: {_braces(rule.general_fix)}", ""]
 
 
 def _braces(text: str) -> str:

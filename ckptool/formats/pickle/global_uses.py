@@ -15,9 +15,12 @@ from ckptool.formats.pickle.plain_values import format_key
 from ckptool.formats.pickle.safe_globals import classify_global
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, Container, GlobalUse, Safety
+from ckptool.phrases import truncate
 
 _MAX_SHOWN_STEPS = 32
 """Maximum number of keys in the text of a place."""
+_MAX_STEP_CHARS = 200
+"""Maximum characters of one key in it."""
 
 
 def find_global_uses(
@@ -101,7 +104,7 @@ def _format_place(path: Any) -> str:
     keys: list[str] = []
     while path is not None and len(keys) < _MAX_SHOWN_STEPS:
         path, key = path
-        keys.append(key)
+        keys.append(truncate(key, _MAX_STEP_CHARS))
     if path is not None:
         keys.append("...")
     return ".".join(reversed(keys))

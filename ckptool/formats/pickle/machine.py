@@ -10,6 +10,7 @@ from ckptool.formats.pickle.nodes import (
     PickleError,
     TruncatedPickleError,
     UnresolvedObject,
+    require_hashable_key,
 )
 from ckptool.formats.pickle.safe_calls import SAFE_CALL_BUILDERS
 
@@ -80,11 +81,20 @@ class PickleMachine:
         self.blob_offsets: dict[int, int] = {}
         """id of a long byte string -> its offset in the data."""
         self._remaining_bytes = limits.pickle_bytes
+        self._remaining_key_chars = _FREE_KEY_CHARS + 4 * len(data)
+        self._equal_hash_counts: dict[tuple[int, int], int] = {}
+        """(id of a mapping, hash) -> number of its tuple keys with this hash."""
 
     def record_global(self, module: str, name: str) -> GlobalName:
-        """Record that the pickle would import `name` from `module`; the same object each time."""
+        """Record that the pickle would import `name` from `module`; the same object each time.
+
+        Raises:
+            PickleError: the name is longer than any that Python code has.
+        """
         global_name = self.globals.get((module, name))
         if global_name is None:
+            if len(module) + len(name) > _MAX_GLOBAL_CHARS:
+                raise PickleError(f"a global of {len(module) + len(name)} characters")
             if self.protocol < 3 and not module.startswith("torch"):
                 module, name = _convert_python2_name(module, name)
             global_name = self.globals.get((module, name)) or GlobalName(module, name)
@@ -128,6 +138,33 @@ class PickleMachine:
         if self._remaining_bytes < 0:
             raise PickleError(f"it takes more than {self.limits.pickle_bytes} bytes of memory")
 
+    def check_key(self, mapping: object, key: object) -> None:
+        """Check and count a key that is set in `mapping`, other than a text of a usual length.
+
+        Raises:
+            PickleError: Python cannot hash it in bounded time, more than 64 tuples of the mapping
+                have its hash, or the memo repeats long keys: more than 4 times the pickle's size.
+        """
+        if type(key) is str:
+            if len(key) > MAX_UNCOUNTED_KEY_CHARS:
+                self._charge_long_key(len(key))
+            return
+        require_hashable_key(key)
+        if type(key) is tuple:
+            index = id(mapping), hash(key)
+            count = self._equal_hash_counts[index] = self._equal_hash_counts.get(index, 0) + 1
+            if count > _MAX_EQUAL_HASHES:
+                raise PickleError(
+                    f"more than {_MAX_EQUAL_HASHES} keys of a dict have the same hash"
+                )
+
+    def _charge_long_key(self, nchars: int) -> None:
+        self._remaining_key_chars -= nchars
+        if self._remaining_key_chars < 0:
+            raise PickleError(
+                f"it repeats keys of more than {MAX_UNCOUNTED_KEY_CHARS} characters too often"
+            )
+
     def intern_tuple(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return one object for equal tuples of ints; 1, 1.0 and True stay distinct."""
         for item in items:
@@ -168,6 +205,11 @@ def register_handler(
     return add_handler
 
 
+MAX_UNCOUNTED_KEY_CHARS: Final = 256
+"""Keys of real files are shorter; only longer ones are counted."""
+_FREE_KEY_CHARS: Final = 1 << 20
+_MAX_EQUAL_HASHES: Final = 64
+_MAX_GLOBAL_CHARS: Final = 4096
 _MAX_INTERNED_TUPLES: Final = 256
 """Models have few distinct shapes; more tuples of equal hash would make lookups slow."""
 _PICKLE_LOADER_NAMES: Final = frozenset({"loads", "_loads", "_load_from_bytes"})

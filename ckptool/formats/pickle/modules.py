@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from ckptool.formats.pickle.nodes import ATOMIC_TYPES, SetNode, UnresolvedObject
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
+from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import format_key
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, TensorInfoReader
 from ckptool.model import Kind, PickledModule, StateDict, StorageInfo, TensorInfo
@@ -23,6 +24,7 @@ def read_module_state(node: UnresolvedObject, at: str, reader: TensorInfoReader)
     `at` is the dotted place of the module in the file, "" for the root.
     """
     submodules = list(_iter_submodules(node))
+    _check_repeated_attributes(submodules)
     saved: dict[str, TensorInfo] = {}
     unsaved: dict[str, TensorInfo] = {}
     modules: dict[str, PickledModule] = {}
@@ -47,6 +49,10 @@ def read_module_state(node: UnresolvedObject, at: str, reader: TensorInfoReader)
 
 
 _MAX_SUBMODULES: Final = 100_000
+_MAX_REPEATED_ATTRIBUTES: Final = 100_000
+"""Tensors and attributes of modules under further names: a file names a thousand in few bytes."""
+_MAX_KEY_CHARS: Final = 64 << 20
+"""Characters of all prefixes, each once for its module and once for each of its tensors."""
 _MAX_MODULE_DEPTH: Final = 500
 _MAX_ATTRIBUTE_DEPTH: Final = 8
 """Nesting of containers, and of modules in them, in an attribute."""
@@ -93,6 +99,8 @@ def _iter_submodules(root: UnresolvedObject) -> Iterator[tuple[str, dict[Any, An
     The node itself is in the dict, under `_NODE_KEY`.
     """
     todo: list[tuple[str, UnresolvedObject, int]] = [("", root, 0)]
+    key_chars = 0
+    dicts_by_id: dict[int, dict[Any, Any]] = {}
     for _ in range(_MAX_SUBMODULES):
         if not todo:
             return
@@ -102,14 +110,38 @@ def _iter_submodules(root: UnresolvedObject) -> Iterator[tuple[str, dict[Any, An
             continue
         if depth > _MAX_MODULE_DEPTH:
             raise PickleTreeError(f"modules nest deeper than {_MAX_MODULE_DEPTH}")
-        yield prefix, {**attributes, _NODE_KEY: node}
+        key_chars += len(prefix) * (
+            1 + len(attributes["_parameters"]) + len(attributes["_buffers"])
+        )
+        if key_chars > _MAX_KEY_CHARS:
+            raise PickleTreeError(f"its keys have more than {_MAX_KEY_CHARS} characters")
+        if id(node) not in dicts_by_id:
+            dicts_by_id[id(node)] = {**attributes, _NODE_KEY: node}
+        yield prefix, dicts_by_id[id(node)]
         children = [
             (_join_prefix(prefix, format_key(name)), child, depth + 1)
             for name, child in attributes["_modules"].items()
             if type(child) is UnresolvedObject
         ]
         todo.extend(reversed(children))
+        if len(todo) > _MAX_SUBMODULES:
+            break
     raise PickleTreeError(f"it has more than {_MAX_SUBMODULES} modules")
+
+
+def _check_repeated_attributes(submodules: list[tuple[str, dict[Any, Any]]]) -> None:
+    """Raise PickleTreeError if modules under several names repeat too many attributes."""
+    visited_ids: set[int] = set()
+    repeated_count = 0
+    for _, module in submodules:
+        if id(module) in visited_ids:
+            repeated_count += len(module) + len(module["_parameters"]) + len(module["_buffers"])
+        visited_ids.add(id(module))
+    if repeated_count > _MAX_REPEATED_ATTRIBUTES:
+        raise PickleTreeError(
+            "its modules have several names each, and repeat more than"
+            f" {_MAX_REPEATED_ATTRIBUTES} attributes"
+        )
 
 
 _NODE_KEY: Final = object()
@@ -131,7 +163,11 @@ def _iter_registered(module: dict[Any, Any]) -> Iterator[tuple[str, Any, Kind]]:
     for name, value in module["_parameters"].items():
         yield format_key(name), value, Kind.PARAMETER
     non_persistent = module.get("_non_persistent_buffers_set")
-    names = non_persistent.items if type(non_persistent) is SetNode else ()
+    names = (
+        {n for n in non_persistent.items if type(n) is str}
+        if type(non_persistent) is SetNode
+        else set()
+    )
     for name, value in module["_buffers"].items():
         yield format_key(name), value, Kind.NON_PERSISTENT_BUFFER if name in names else Kind.BUFFER
 
@@ -152,6 +188,7 @@ class _AttributeTensorFinder:
         self.unregistered_tensors: dict[str, TensorInfo] = {}
         self._reader = reader
         self._registered_storages = registered_storages
+        self._places = PlaceJoiner()
         self._visited_ids = {id(module[_NODE_KEY]) for _, module in submodules}
 
     def add_attributes(self, prefix: str, module: dict[Any, Any], depth: int = 0) -> None:
@@ -163,9 +200,7 @@ class _AttributeTensorFinder:
                 and name not in _NN_MODULE_ATTRIBUTES
                 and name not in derived_names
             ):
-                self._add_value(
-                    _join_prefix(prefix, format_key(name)), value, Kind.ATTRIBUTE, depth
-                )
+                self._add_value(self._join(prefix, format_key(name)), value, Kind.ATTRIBUTE, depth)
 
     def _add_value(self, path: str, value: Any, kind: Kind, depth: int) -> None:
         tensor = self._reader.read_tensor(value, path)
@@ -184,22 +219,26 @@ class _AttributeTensorFinder:
             self._visited_ids.add(id(value))
             self._add_children(path, value, depth + 1)
 
+    def _join(self, prefix: str, name: str) -> str:
+        return self._places.join(prefix, name, "." if prefix and name else "")
+
     def _add_children(self, path: str, value: Any, depth: int) -> None:
         if is_module(value):
             self._add_module(path, value, depth)
             return
         for step, child in iter_access_steps(value):
-            self._add_value(path + step, child, Kind.CONTAINER, depth)
+            self._add_value(self._places.join(path, step, ""), child, Kind.CONTAINER, depth)
 
     def _add_module(self, path: str, node: UnresolvedObject, depth: int) -> None:
         """Add all tensors of a module that is not a registered submodule: none of them is saved."""
         submodules = [
-            (_join_prefix(path, prefix), module) for prefix, module in _iter_submodules(node)
+            (self._join(path, prefix), module) for prefix, module in _iter_submodules(node)
         ]
+        _check_repeated_attributes(submodules)
         self._visited_ids |= {id(module[_NODE_KEY]) for _, module in submodules}
         for module_path, module in submodules:
             for name, value, _ in _iter_registered(module):
-                self._add_value(_join_prefix(module_path, name), value, Kind.MODULE, depth)
+                self._add_value(self._join(module_path, name), value, Kind.MODULE, depth)
             self.add_attributes(module_path, module, depth)
 
 

@@ -5,6 +5,7 @@ from struct import Struct
 from typing import Any, Final
 
 from ckptool.formats.pickle.machine import (
+    MAX_UNCOUNTED_KEY_CHARS,
     OpcodeHandler,
     PickleMachine,
     PickleStop,
@@ -146,7 +147,7 @@ def _load_empty_dict(m: PickleMachine, pos: int) -> int:
 def _load_dict(m: PickleMachine, pos: int) -> int:
     items = m.pop_mark()
     m.stack.append({})
-    _set_items(m.stack[-1], items)
+    _set_items(m, m.stack[-1], items)
     return pos
 
 
@@ -180,14 +181,14 @@ def _load_appends(m: PickleMachine, pos: int) -> int:
 @_opcode(0x73)  # SETITEM
 def _load_setitem(m: PickleMachine, pos: int) -> int:
     value, key = m.stack.pop(), m.stack.pop()
-    _set_items(m.stack[-1], [key, value])
+    _set_items(m, m.stack[-1], [key, value])
     return pos
 
 
 @_opcode(0x75)  # SETITEMS
 def _load_setitems(m: PickleMachine, pos: int) -> int:
     items = m.pop_mark()
-    _set_items(m.stack[-1], items)
+    _set_items(m, m.stack[-1], items)
     return pos
 
 
@@ -213,7 +214,7 @@ def _append_items(target: Any, items: list[Any]) -> None:
         raise PickleError(f"items are appended to a {type(target).__name__}")
 
 
-def _set_items(target: Any, items: list[Any]) -> None:
+def _set_items(m: PickleMachine, target: Any, items: list[Any]) -> None:
     if type(target) is UnresolvedObject:
         if target.pairs is None:
             target.pairs = {}
@@ -224,7 +225,9 @@ def _set_items(target: Any, items: list[Any]) -> None:
         raise PickleError("a key has no value")
     for index in range(0, len(items), 2):
         key = items[index]
-        target[key if type(key) is str else require_hashable_key(key)] = items[index + 1]
+        if type(key) is not str or len(key) > MAX_UNCOUNTED_KEY_CHARS:
+            m.check_key(target, key)
+        target[key] = items[index + 1]
 
 
 # -- names, calls and objects ---------------------------------------------------------

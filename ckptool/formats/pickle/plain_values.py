@@ -18,6 +18,8 @@ NOT_PLAIN: Final = object()
 
 _MAX_LEAVES: Final = 10_000
 """Leaves of one value; a larger value is NOT_PLAIN and only described."""
+_CHARS_PER_LEAF: Final = 100
+"""A text counts as one leaf, and as one more for each of so many characters."""
 _MAX_DEPTH: Final = 64
 _MAX_TEXT_LENGTH: Final = 80
 _MAX_STRING_LENGTH: Final = 10_000
@@ -38,7 +40,7 @@ class PlainValueConverter:
         """Return the plain value and its number of leaves, shared ones counted each time."""
         node_type = type(node)
         if node_type in ATOMIC_TYPES:
-            return _convert_atom(node), 1
+            return _convert_atom(node), _count_atom_leaves(node)
         cached_result = self._results.get(id(node))
         if cached_result is not None:
             return cached_result
@@ -68,7 +70,7 @@ class PlainValueConverter:
         values, leaves = {}, 1
         for key, child in node.items():
             value, count = self._convert_counted(child, depth + 1)
-            leaves += count
+            leaves += count + _count_atom_leaves(key) - 1
             if value is NOT_PLAIN or type(key) not in ATOMIC_TYPES or leaves > _MAX_LEAVES:
                 return _NO_VALUE
             values[format_key(key)] = value
@@ -98,6 +100,27 @@ class PlainValueConverter:
 
 
 _NO_VALUE: Final = (NOT_PLAIN, 0)
+
+
+def count_leaves(value: object, limit: int) -> int:
+    """Return the leaves of a plain value, shared ones counted each time; above `limit`, more."""
+    count = 0
+    todo = [value]
+    while todo and count <= limit:
+        part = todo.pop()
+        if isinstance(part, dict):
+            count += sum(map(_count_atom_leaves, part))
+            todo.extend(part.values())
+        elif isinstance(part, list):
+            count += 1
+            todo.extend(part)
+        else:
+            count += _count_atom_leaves(part)
+    return count
+
+
+def _count_atom_leaves(atom: object) -> int:
+    return 1 + len(atom) // _CHARS_PER_LEAF if isinstance(atom, str | bytes) else 1
 
 
 def is_optimizer_state(node: object) -> bool:

@@ -22,6 +22,8 @@ class MemoryBudget(Protocol):
 
     def charge_memory(self, nbytes: int) -> None: ...
 
+    def check_key(self, mapping: object, key: object) -> None: ...
+
     def record_call(self, func: object, args: object) -> object: ...
 
 
@@ -37,12 +39,15 @@ def _build_mapping(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
         return mapping
     machine.charge_memory(64 * len(source) if isinstance(source, dict | list | tuple) else 0)
     if isinstance(source, dict):
-        mapping.update(source)
+        for key, value in source.items():
+            machine.check_key(mapping, key)
+            mapping[key] = value
     elif isinstance(source, list | tuple):
         for pair in source:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise PickleError("a mapping is made of something else than pairs")
-            mapping[require_hashable_key(pair[0])] = pair[1]
+            machine.check_key(mapping, pair[0])
+            mapping[pair[0]] = pair[1]
     else:
         raise PickleError(f"a mapping is made of a {type(source).__name__}")
     return mapping

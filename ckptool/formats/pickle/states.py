@@ -1,6 +1,8 @@
 """Object graph of a pickle -> PickleTree: its StateDicts, and the rest as PlainEntry values."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, Final
 
 from msgspec import Struct
@@ -10,9 +12,11 @@ from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.modules import is_module, read_module_state
 from ckptool.formats.pickle.nodes import ATOMIC_TYPES, MappingNode, SetNode, UnresolvedObject
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
+from ckptool.formats.pickle.places import MAX_PLACE_CHARS, PlaceJoiner
 from ckptool.formats.pickle.plain_values import (
     NOT_PLAIN,
     PlainValueConverter,
+    count_leaves,
     describe_node,
     describe_value,
     format_key,
@@ -23,9 +27,12 @@ from ckptool.formats.pickle.tensor_rebuild import (
     PickleTreeError,
     TensorInfoReader,
 )
-from ckptool.model import PlainEntry, Skipped, StateDict, TensorInfo, join_key
+from ckptool.model import PlainEntry, Skipped, StateDict, TensorInfo
+from ckptool.phrases import pluralize
 
 _MAX_ENTRIES: Final = 10_000
+_MAX_KEPT_LEAVES: Final = 200_000
+"""Leaves of the values of all entries; an entry after them keeps its description only."""
 _MAX_LISTED_CHILDREN: Final = 200
 """Non-tensor children that get entries of their own; more are only counted."""
 
@@ -43,6 +50,10 @@ class PickleTree(Struct):
         return not any(state.tensors or state.unsaved_tensors for state in self.states)
 
 
+_NON_MODEL_KEYS: Final = frozenset({"callbacks", "loops", "lr_schedulers", "rng", "rng_state"})
+"""Top-level keys of trainers for values that are no model, though they may hold tensors."""
+
+
 def describe_tree(
     root: object, limits: Limits, read_embedded: EmbeddedStorageReader | None = None
 ) -> PickleTree:
@@ -53,38 +64,7 @@ def describe_tree(
     """
     walk = _TreeWalk(limits, TensorInfoReader(limits, read_embedded))
     walk.walk_tree(root)
-    # States are in the order of their places, and of nothing else.
-    walk.tree.states.sort(key=lambda state: state.at)
-    _reclassify_small_states(walk.tree)
-    if len(walk.tree.entries) > _MAX_ENTRIES:
-        del walk.tree.entries[_MAX_ENTRIES:]
-        walk.tree.skipped.append(Skipped("entries", f"there are more than {_MAX_ENTRIES}"))
-    return walk.tree
-
-
-_NON_MODEL_KEYS: Final = frozenset({"callbacks", "loops", "lr_schedulers", "rng", "rng_state"})
-"""Top-level keys of trainers for values that are no model, though they may hold tensors."""
-
-
-def _reclassify_small_states(tree: PickleTree) -> None:
-    """Give role "tensors" to dicts that contain a larger state, or are under `_NON_MODEL_KEYS`."""
-    sizes = {state.at: len(state.tensors) for state in tree.states}
-    for index, state in enumerate(tree.states):
-        prefix = f"{state.at}." if state.at else ""
-        has_larger_state = any(
-            size > len(state.tensors) and at != state.at and at.startswith(prefix)
-            for at, size in sizes.items()
-        )
-        if state.role == "state_dict" and (
-            has_larger_state or state.at.partition(".")[0] in _NON_MODEL_KEYS
-        ):
-            tree.states[index] = replace(state, role="tensors")
-            listed_places = {entry.at for entry in tree.entries}
-            new_entries = (
-                PlainEntry(f"{prefix}{key}", text) for key, text in state.non_tensors.items()
-            )
-            if has_larger_state:
-                tree.entries[:0] = [entry for entry in new_entries if entry.at not in listed_places]
+    return walk.finish_tree()
 
 
 class _TreeWalk:
@@ -95,99 +75,179 @@ class _TreeWalk:
         self._limits = limits
         self._reader = reader
         self._plain_values = PlainValueConverter()
+        self._places = PlaceJoiner()
         self._visited_ids: set[int] = set()
-        self._todo: list[tuple[Any, str, int]] = []
+        self._leaf_texts: dict[int, str | None] = {}
+        """id of a container -> its description if it is a leaf, None if it is descended into."""
+        self._outer_states: list[int | None] = []
+        """For each state the index of the innermost state that contains it; None for none."""
+        self._todo: list[tuple[Any, str, int, int | None]] = []
 
     def walk_tree(self, root: object) -> None:
         tensor = self._reader.read_tensor(root, "")
         if tensor is not None:
-            self.tree.states.append(StateDict("", {"": tensor}, "tensors"))
+            self._append_state(StateDict("", {"": tensor}, "tensors"), None)
             return
-        self._todo.append((root, "", 0))
+        self._todo.append((root, "", 0, None))
         while self._todo:
-            node, at, depth = self._todo.pop()
+            node, at, depth, outer_state = self._todo.pop()
             if depth > self._limits.nesting:
                 raise PickleTreeError(f"it nests deeper than {self._limits.nesting}")
-            self._visit_node(node, at, depth)
+            self._visit_node(node, at, depth, outer_state)
 
-    def _visit_node(self, node: Any, at: str, depth: int) -> None:
+    def finish_tree(self) -> PickleTree:
+        """Return the tree: small states reclassified, states sorted by place, entries limited."""
+        tree, skipped = self.tree, self.tree.skipped
+        inner_sizes = self._find_largest_inner_states()
+        order = sorted(range(len(tree.states)), key=lambda index: tree.states[index].at)
+        listed_places = {entry.at for entry in tree.entries}
+        added_entries: list[list[PlainEntry]] = []
+        for index in order:
+            state = tree.states[index]
+            has_larger_state = inner_sizes[index] > len(state.tensors)
+            if state.role == "state_dict" and (
+                has_larger_state or state.at.partition(".")[0] in _NON_MODEL_KEYS
+            ):
+                tree.states[index] = replace(state, role="tensors")
+                if has_larger_state:
+                    entries = [
+                        PlainEntry(self._join_place(state.at, key), text)
+                        for key, text in state.non_tensors.items()
+                    ]
+                    added_entries.append([e for e in entries if e.at not in listed_places])
+                    listed_places.update(entry.at for entry in added_entries[-1])
+        # States are in the order of their places, and of nothing else.
+        tree.states = [tree.states[index] for index in order]
+        tree.entries = [*chain.from_iterable(reversed(added_entries)), *tree.entries]
+        if len(tree.entries) > _MAX_ENTRIES:
+            del tree.entries[_MAX_ENTRIES:]
+            skipped.append(Skipped("entries", f"there are more than {_MAX_ENTRIES}"))
+        if _drop_values_beyond(tree.entries, _MAX_KEPT_LEAVES):
+            skipped.append(
+                Skipped("values of entries", f"they have more than {_MAX_KEPT_LEAVES} leaves")
+            )
+        if self._places.cut_count:
+            skipped.append(
+                Skipped(
+                    f"the names of {pluralize(self._places.cut_count, 'place')}",
+                    f"longer than {MAX_PLACE_CHARS} characters: cut",
+                )
+            )
+        return tree
+
+    def _find_largest_inner_states(self) -> list[int]:
+        """Return for each state the tensors of the largest state inside it, 0 for none."""
+        sizes = [0] * len(self.tree.states)
+        for index in reversed(range(len(sizes))):  # an inner state comes after its outer one
+            outer = self._outer_states[index]
+            if outer is not None:
+                size = max(len(self.tree.states[index].tensors), sizes[index])
+                sizes[outer] = max(sizes[outer], size)
+        return sizes
+
+    def _append_state(self, state: StateDict, outer_state: int | None) -> int:
+        """Append a state; return its index."""
+        self.tree.states.append(state)
+        self._outer_states.append(outer_state)
+        return len(self.tree.states) - 1
+
+    def _join_place(self, at: str, key: str) -> str:
+        return self._places.join(at, key, "." if at else "")
+
+    def _visit_node(self, node: Any, at: str, depth: int, outer_state: int | None) -> None:
         if type(node) in ATOMIC_TYPES or type(node) not in _CONTAINER_TYPES:
             self._add_entry(node, at)
         elif id(node) not in self._visited_ids:
             self._visited_ids.add(id(node))
             if is_module(node):
-                self.tree.states.append(read_module_state(node, at, self._reader))
+                self._append_state(read_module_state(node, at, self._reader), outer_state)
             elif is_optimizer_state(node):
-                self._add_optimizer_state(node, at)
+                self._add_optimizer_state(node, at, outer_state)
             else:
-                self._visit_container(node, at, depth)
+                self._visit_container(node, at, depth, outer_state)
 
-    def _visit_container(self, node: Any, at: str, depth: int) -> None:
+    def _visit_container(self, node: Any, at: str, depth: int, outer_state: int | None) -> None:
         value = self._plain_values.convert_node(node)
         if value is not NOT_PLAIN:
             self.tree.entries.append(PlainEntry(at, describe_value(node, value), value))
             return
         tensors: dict[str, TensorInfo] = {}
         non_tensors: dict[str, Any] = {}
+        make_unique = _KeyDeduplicator(tensors, non_tensors)
         for name, child in _iter_children(node):
-            key = (
-                _make_unique_key(name, tensors, non_tensors)
-                if name in tensors or name in non_tensors
-                else name
-            )
+            key = make_unique(name) if name in tensors or name in non_tensors else name
             tensor = self._reader.read_tensor(child, key)
             if tensor is None:
                 non_tensors[key] = child
             else:
                 tensors[key] = tensor
         if tensors:
-            self._add_state(node, at, tensors, non_tensors)
+            outer_state = self._add_state(node, at, tensors, non_tensors, outer_state)
         elif type(node) is UnresolvedObject or len(non_tensors) > _MAX_LISTED_CHILDREN:
             self.tree.entries.append(PlainEntry(at, describe_node(node)))
         if (
             len(non_tensors) > _MAX_LISTED_CHILDREN
         ):  # of more children, plain ones are counted, not listed
-            non_tensors = {k: v for k, v in non_tensors.items() if not self._is_leaf(v)}
+            non_tensors = {k: v for k, v in non_tensors.items() if self._describe_leaf(v) is None}
         elif tensors:
             non_tensors = {k: v for k, v in non_tensors.items() if type(v) in _CONTAINER_TYPES}
-        self._push_children(at, depth, non_tensors)
+        self._push_children(at, depth, non_tensors, outer_state)
 
     def _add_state(
-        self, node: Any, at: str, tensors: dict[str, TensorInfo], non_tensors: dict[str, Any]
-    ) -> None:
-        plain_texts = {
-            key: describe_node(child) for key, child in non_tensors.items() if self._is_leaf(child)
-        }
+        self,
+        node: Any,
+        at: str,
+        tensors: dict[str, TensorInfo],
+        non_tensors: dict[str, Any],
+        outer_state: int | None,
+    ) -> int:
+        leaf_texts = ((key, self._describe_leaf(child)) for key, child in non_tensors.items())
+        plain_texts = {key: text for key, text in leaf_texts if text is not None}
         role = "state_dict" if isinstance(node, dict) or _has_dict_items(node) else "tensors"
         state = StateDict(
             at, tensors, role, versions=_read_module_versions(node), non_tensors=plain_texts
         )
-        self.tree.states.append(state)
+        return self._append_state(state, outer_state)
 
-    def _is_leaf(self, node: Any) -> bool:
-        """Whether a node is plain data or has no children, so that it is not descended into."""
-        if type(node) not in _CONTAINER_TYPES or not list(_iter_children(node)):
-            return True
-        return self._plain_values.convert_node(node) is not NOT_PLAIN
+    def _describe_leaf(self, node: Any) -> str | None:
+        """Describe a node that is plain data or has no children; None if it is descended into.
 
-    def _push_children(self, at: str, depth: int, nodes: dict[str, Any]) -> None:
-        children = (
-            (child, f"{at}.{key}" if depth else key, depth + 1) for key, child in nodes.items()
-        )
-        self._todo.extend(reversed(list(children)))
+        Each container is examined once, however many references it has.
+        """
+        if type(node) not in _CONTAINER_TYPES:
+            return describe_node(node)
+        if id(node) not in self._leaf_texts:
+            is_leaf = (
+                next(_iter_children(node), None) is None
+                or self._plain_values.convert_node(node) is not NOT_PLAIN
+            )
+            self._leaf_texts[id(node)] = describe_node(node) if is_leaf else None
+        return self._leaf_texts[id(node)]
+
+    def _push_children(
+        self, at: str, depth: int, nodes: dict[str, Any], outer_state: int | None
+    ) -> None:
+        children = [
+            (child, self._places.join(at, key, "." if depth else ""), depth + 1, outer_state)
+            for key, child in nodes.items()
+        ]
+        self._todo.extend(reversed(children))
 
     def _add_entry(self, node: object, at: str) -> None:
         value = self._plain_values.convert_node(node)
         plain_value = None if value is NOT_PLAIN else value
         self.tree.entries.append(PlainEntry(at, describe_node(node), plain_value))
 
-    def _add_optimizer_state(self, node: dict[Any, Any], at: str) -> None:
+    def _add_optimizer_state(self, node: dict[Any, Any], at: str, outer_state: int | None) -> None:
         """Add an optimizer's state_dict as one state, with all nested tensors."""
         tensors: dict[str, TensorInfo] = {}
         non_tensors: dict[str, str] = {}
+        make_unique = _KeyDeduplicator(tensors, non_tensors)
         todo: list[tuple[str, Any]] = [(format_key(k), v) for k, v in reversed(node.items())]
         while todo:
             key, child = todo.pop()
+            if key in tensors or key in non_tensors:
+                key = make_unique(key)
             tensor = self._reader.read_tensor(child, key)
             if tensor is not None:
                 tensors[key] = tensor
@@ -196,13 +256,15 @@ class _TreeWalk:
             elif id(child) not in self._visited_ids:
                 self._visited_ids.add(id(child))
                 children = [
-                    (f"{key}.{child_key}", value) for child_key, value in _iter_children(child)
+                    (self._places.join(key, child_key), value)
+                    for child_key, value in _iter_children(child)
                 ]
                 todo.extend(reversed(children))
-        self.tree.states.append(StateDict(at, tensors, "optimizer", non_tensors=non_tensors))
+        state = StateDict(at, tensors, "optimizer", non_tensors=non_tensors)
+        self._append_state(state, outer_state)
         value = self._plain_values.convert_node(node["param_groups"])
         if value is not NOT_PLAIN:
-            place = join_key(at, "param_groups")
+            place = self._join_place(at, "param_groups")
             self.tree.entries.append(PlainEntry(place, describe_node(node["param_groups"]), value))
 
 
@@ -243,11 +305,35 @@ def _iter_object_parts(node: UnresolvedObject) -> Iterator[tuple[str, Any]]:
         yield from _iter_children(node.kwargs)
 
 
-def _make_unique_key(key: str, *mappings: dict[str, Any]) -> str:
-    """Append "'" to `key` until it is unique: 1 and "1" are two keys of one dict."""
-    while any(key in mapping for mapping in mappings):
-        key += "'"
-    return key
+class _KeyDeduplicator:
+    """Makes keys of one dict unique that are the same text: 1 and "1", two tuples of two."""
+
+    def __init__(self, *mappings: Mapping[str, Any]) -> None:
+        self._mappings = mappings
+        self._counts: Counter[str] = Counter()
+
+    def __call__(self, key: str) -> str:
+        """Return key + "'", or with a number after it if that is used as well."""
+        unique_key = key
+        while any(unique_key in mapping for mapping in self._mappings):
+            self._counts[key] += 1
+            count = self._counts[key]
+            unique_key = f"{key}'{count if count > 1 else ''}"
+        return unique_key
+
+
+def _drop_values_beyond(entries: list[PlainEntry], leaves: int) -> bool:
+    """Keep the values of the first entries, up to `leaves` in all; return whether some were cut.
+
+    Values share parts within a file, which whoever prints or compares them meets each time.
+    """
+    is_cut = False
+    for index, entry in enumerate(entries):
+        leaves -= count_leaves(entry.value, leaves) if leaves >= 0 else 0
+        if leaves < 0 and entry.value is not None:
+            entries[index] = replace(entry, value=None)
+            is_cut = True
+    return is_cut
 
 
 def _read_module_versions(node: Any) -> dict[str, int | None] | None:

@@ -9,9 +9,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.formats.limits import Limits
-from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, UnresolvedObject
+from ckptool.formats.pickle.nodes import (
+    ATOMIC_TYPES,
+    GlobalName,
+    PersistentReference,
+    UnresolvedObject,
+)
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
-from ckptool.formats.pickle.plain_values import quote_name
+from ckptool.formats.pickle.places import PlaceJoiner
+from ckptool.formats.pickle.plain_values import format_key, quote_name
 from ckptool.model import DTYPE_BITS, Kind, StorageInfo, TensorComponent, TensorInfo
 
 
@@ -41,6 +47,8 @@ class TensorInfoReader:
         self._limits = limits
         self._read_embedded = read_embedded
         self._meta_count = 0
+        self._attribute_count = 0
+        self._places = PlaceJoiner()
         self._rebuild_by_callee: dict[object, RebuildFunction | None] = {}
         """Callee -> RebuildFunction, None if it returns no tensor."""
 
@@ -131,6 +139,25 @@ class TensorInfoReader:
             raise PickleTreeError(f"{quote_name(key)} has its storage within the pickle")
         return self._read_embedded(blob)
 
+    def read_component(self, node: object, key: str, name: object, depth: int) -> TensorInfo | None:
+        """Return the tensor of the component `name` of the tensor `key`, None if it is none."""
+        if type(node) in ATOMIC_TYPES:
+            return None
+        return self.read_tensor(node, self._places.join(key, format_key(name)), depth)
+
+    def charge_attributes(self, count: int, key: str) -> None:
+        """Count attributes and components that are examined: tensors of tensors share them.
+
+        Raises:
+            PickleTreeError: there were more than `_MAX_ATTRIBUTES` in all.
+        """
+        self._attribute_count += count
+        if self._attribute_count > _MAX_ATTRIBUTES:
+            raise PickleTreeError(
+                f"{quote_name(key)} and the tensors before it have more than {_MAX_ATTRIBUTES}"
+                " attributes"
+            )
+
     def require_tensor(self, node: object, key: str, depth: int) -> TensorInfo:
         """Return the tensor that `node` rebuilds.
 
@@ -184,6 +211,7 @@ def read_dtype(node: object) -> str:
 
 
 _MAX_WRAPPER_DEPTH: Final = 8
+_MAX_ATTRIBUTES: Final = 1_000_000
 _LOAD_FROM_BYTES: Final = ("torch.storage", "_load_from_bytes")
 _MAX_SIZE: Final = 1 << 63
 _MAX_EXPANDED_BYTES: Final = 1 << 40
@@ -296,6 +324,7 @@ def _rebuild_sparse_tensor(
     names = _SPARSE_COMPONENTS.get(name)
     if names is None or type(data) is not tuple or len(data) < len(names) + 1:
         raise PickleTreeError(f"{quote_name(key)} is sparse in a way that is not known")
+    reader.charge_attributes(len(names), key)
     components = tuple(
         TensorComponent(
             component_name, (), reader.require_tensor(component, f"{key}.{component_name}", depth)
@@ -348,9 +377,10 @@ def _rebuild_quantized_tensor(
     )
     if type(scheme) is not tuple or not scheme or type(scheme[0]) is not GlobalName:
         raise PickleTreeError(f"{quote_name(key)} is quantized without a scheme")
+    reader.charge_attributes(2, key)
     named_nodes = zip(("scales", "zero_points"), scheme[1:3], strict=False)
     optional_components = (
-        (name, reader.read_tensor(component, f"{key}.{name}", depth))
+        (name, reader.read_component(component, key, name, depth))
         for name, component in named_nodes
     )
     components = tuple(
@@ -366,6 +396,7 @@ def _rebuild_nested_tensor(
 ) -> TensorInfo:
     names = ("buffer", "sizes", "strides", "offsets")
     args = _check_args(node, key, 4, 4)
+    reader.charge_attributes(len(args), key)
     components = tuple(
         TensorComponent(name, (), reader.require_tensor(component, f"{key}.{name}", depth))
         for name, component in zip(names, args, strict=True)
@@ -411,14 +442,18 @@ def _rebuild_from_type(
     # The attributes, or a tuple of them and those in __slots__.
     attributes = state[0] if state else None
     mappings = attributes if type(attributes) is tuple else (attributes,)
-    optional_components = (
-        (name, reader.read_tensor(value, f"{key}.{name}", depth))
+    attribute_items = [
+        item
         for mapping in mappings
         if isinstance(mapping, dict) and tensor.storage is None
-        for name, value in mapping.items()
+        for item in mapping.items()
+    ]
+    reader.charge_attributes(len(attribute_items), key)
+    optional_components = (
+        (name, reader.read_component(value, key, name, depth)) for name, value in attribute_items
     )
     components = tuple(
-        TensorComponent(str(name), (), component)
+        TensorComponent(format_key(name), (), component)
         for name, component in optional_components
         if component is not None
     )

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from ckptool.formats.pickle.global_uses import find_global_uses
 from ckptool.formats.pickle.modules import iter_access_steps
 from ckptool.formats.pickle.nodes import ATOMIC_TYPES, GlobalName, UnresolvedObject
+from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import (
     NOT_PLAIN,
     PlainValueConverter,
@@ -84,6 +85,10 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
 
 _MAX_CODE_BYTES: Final = 16 << 20
 _MAX_MODULES: Final = 100_000
+_MAX_REPEATED_ATTRIBUTES: Final = 100_000
+"""Attributes of modules under further names."""
+_MAX_KEY_CHARS: Final = 64 << 20
+"""Characters of all prefixes, each once for its module and once for each attribute."""
 _MAX_NESTING: Final = 200
 _MAX_DEPTH: Final = 8
 _BUILDERS: Final = frozenset(
@@ -137,6 +142,7 @@ class _ScriptModuleReader:
         self._tensor_names_by_module: dict[str, _ClassTensorNames] = {}
         self._plain_reader = PlainValueConverter()
         self._visited_ids: set[int] = set()
+        self._places = PlaceJoiner()
 
     def read_module(self, root: UnresolvedObject) -> StateDict:
         """Return the tensors of the module's state_dict(), and its other tensors as `unsaved`."""
@@ -214,7 +220,8 @@ class _ScriptModuleReader:
         ):
             self._visited_ids.add(id(value))
             for step, child in iter_access_steps(_unwrap_builders(value)):
-                yield from self._iter_loose_tensors(key + step, child, depth + 1)
+                path = self._places.join(key, step, "")
+                yield from self._iter_loose_tensors(path, child, depth + 1)
 
     def _add_plain_entries(self, attributes: dict[str, Any]) -> None:
         """Add plain attributes to `entries`, except None and flags that every module has."""
@@ -229,12 +236,19 @@ class _ScriptModuleReader:
 
 def _iter_submodules(root: UnresolvedObject) -> Iterator[tuple[str, UnresolvedObject]]:
     stack = [("", root, 0)]
+    visited_ids: set[int] = set()
+    attribute_count = key_chars = 0
     for _ in range(_MAX_MODULES):
         if not stack:
             return
         prefix, node, depth = stack.pop()
         if depth > _MAX_NESTING:
             raise PickleTreeError(f"modules nest deeper than {_MAX_NESTING}")
+        attribute_count += len(_get_attributes(node)) if id(node) in visited_ids else 0
+        key_chars += len(prefix) * (1 + len(_get_attributes(node)))
+        if attribute_count > _MAX_REPEATED_ATTRIBUTES or key_chars > _MAX_KEY_CHARS:
+            raise PickleTreeError("its modules have several or long names, and repeat too much")
+        visited_ids.add(id(node))
         yield prefix, node
         children = [
             (join_key(prefix, format_key(name)), child, depth + 1)
@@ -242,6 +256,8 @@ def _iter_submodules(root: UnresolvedObject) -> Iterator[tuple[str, UnresolvedOb
             if _is_module(child)
         ]
         stack.extend(reversed(children))
+        if len(stack) > _MAX_MODULES:
+            break
     raise PickleTreeError(f"it has more than {_MAX_MODULES} modules")
 
 

@@ -10,6 +10,7 @@ from ckptool.render.blocks import (
     build_findings_blocks,
     build_silenced_lines,
     build_skipped_lines,
+    cut_long_texts,
     group_by_path,
 )
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 def build_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:
     """Yield the blocks of `report`: its body, then findings, silenced findings, skipped checks."""
+    yield from map(cut_long_texts, _iter_whole_blocks(report, options))
+
+
+def _iter_whole_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:
     yield from build_body(report, options)
     if options.verbosity >= 0 or report.command == "inspect":
         for path, path_findings in group_by_path(
