@@ -61,7 +61,7 @@ class ReleaseRequirements(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     safetensors: bool | None = None
     """Whether every other container fails."""
     globals: tuple[str, ...] | None = None
-    """Globs: each global that a pickle imports must match one."""
+    """Exact names: globals that a pickle may import besides those that torch.load allows."""
     verify: tuple[RequiredLevel, ...] | None = None
     """Levels of `ckptool verify` that must pass."""
     device: DeviceChoice | None = None
@@ -72,6 +72,12 @@ class ReleaseRequirements(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             raise ValueError("coverage is a share of the elements: 0 to 1")
         if self.max_size is not None:
             parse_size(self.max_size)
+        for name in self.globals or ():
+            if _GLOB_CHARACTERS & set(name):
+                raise ValueError(
+                    f"globals: {name!r} is a pattern, and would allow what nobody has looked at: "
+                    "name each global exactly"
+                )
 
 
 class PathEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -153,6 +159,7 @@ class ProjectConfig(msgspec.Struct, frozen=True):
         )
 
 
+_GLOB_CHARACTERS: Final = frozenset("*?[]")
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE_PATTERN: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 

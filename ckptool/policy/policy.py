@@ -76,8 +76,14 @@ class Policy(Struct, frozen=True):
         )
 
     def level(self, finding: Finding) -> Level:
-        """Return the level of a finding under this policy."""
+        """Return the level of a finding under this policy.
+
+        In a gate, a global that `globals` names is a warning at most.
+        """
         code = finding.rule.code
+        if self.gate and finding.rule.is_accepted_by_name:
+            if finding.key in (self.require.globals or ()):
+                return Level.WARNING
         configured_code = max(
             (c for c in self.levels if code.startswith(c.upper())), key=len, default=None
         )

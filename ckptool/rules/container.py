@@ -36,10 +36,13 @@ _GLOBAL_ADVICE: Final = {
         detail="{safety}",
         why=(
             "Unpickling imports and calls what the file names: that is how a checkpoint runs "
-            "code. torch.load(weights_only=True) refuses this name. ckptool never imports it."
+            "code. torch.load(weights_only=True) refuses this name, and so does a gate, unless the "
+            "policy has that very name in `globals`. ckptool never imports it."
         ),
         fix="{advice}",
         example='torch.save({"w": torch.ones(2), "args": argparse.Namespace(lr=0.1)}, path)',
+        gate=Level.ERROR,
+        is_accepted_by_name=True,
     ),
 )
 def find_unsafe_globals(checkpoint: Checkpoint) -> Iterator[RuleHit]:
