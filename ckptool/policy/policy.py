@@ -81,9 +81,9 @@ class Policy(Struct, frozen=True):
         In a gate, a global that `globals` names is a warning at most.
         """
         code = finding.rule.code
-        if self.gate and finding.rule.is_accepted_by_name:
-            if finding.key in (self.require.globals or ()):
-                return Level.WARNING
+        allowed_names = self.require.globals or ()
+        if self.gate and finding.rule.is_accepted_by_name and finding.key in allowed_names:
+            return Level.WARNING
         configured_code = max(
             (c for c in self.levels if code.startswith(c.upper())), key=len, default=None
         )

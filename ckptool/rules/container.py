@@ -1,4 +1,4 @@
-"""Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK312, CK601-CK604)."""
+"""Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK313, CK601-CK604)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -405,3 +405,28 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 yield hit(key, what="an FSDP flat parameter")
             elif "ShardedTensor" in tensor.wrapper:
                 yield hit(key, what="one rank's shard of a tensor")
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK313",
+        name="unread-part",
+        level=Level.NOTE,
+        summary="{key} was not looked into",
+        detail="{reason}",
+        why=(
+            "What nobody looked at can hold a pickle that whoever loads or unpacks it runs. "
+            "A gate does not pass what it did not read."
+        ),
+        fix="Save the checkpoint without it, or release it as a file of its own.",
+        example=(
+            "buffer = io.BytesIO()\ntorch.save(model.state_dict(), buffer)\n"
+            'torch.save({"w": torch.ones(2), "teacher": buffer.getvalue()}, path)'
+        ),
+        gate=Level.ERROR,
+    ),
+)
+def find_unread_parts(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for part in checkpoint.unread:
+        yield hit(part.what, reason=part.reason)

@@ -235,7 +235,8 @@ _ABSTRACT_PACKAGES: Final = _split_names(
 )
 """Packages of the standard library whose classes describe others and do nothing themselves."""
 _TORCH_FUNCTIONS: Final = _split_names(
-    "Event Generator Stream Tag dtype finfo iinfo layout memory_format qscheme abs celu celu_ clamp cos exp hardshrink log log_softmax norm preserve_format channels_last"
+    "Event Generator Stream Tag dtype finfo iinfo layout memory_format qscheme"
+    " abs celu celu_ clamp cos exp hardshrink log log_softmax norm preserve_format channels_last"
     " contiguous_format relu relu_ rrelu selu selu_ sigmoid sin softmax sparse_bsc sparse_bsr"
     " sparse_coo sparse_csc sparse_csr sqrt square strided tanh tanh_ threshold"
 )

@@ -17,12 +17,12 @@ from ckptool.formats.pickle.plain_values import (
 )
 from ckptool.formats.pickle.safe_globals import classify_global
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, TensorInfoReader
+from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
 from ckptool.formats.torch.zip_reader import (
     ArchiveRecords,
     GlobalNames,
     check_integrity,
     describe_or_report_damage,
-    iter_hidden_uses,
     read_main_pickle,
     read_metadata,
     resolve_storages,
@@ -79,6 +79,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         ),
         metadata,
         skipped=check_integrity(records),
+        unread=(*list_unread_records(records), *pickle.list_unread()),
     )
 
 
