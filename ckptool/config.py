@@ -11,8 +11,8 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from ckptool.decode_errors import explain_decode_error, find_unknown_field, format_json_path
-from ckptool.errors import ConfigError
-from ckptool.locations import Location, RemotePath
+from ckptool.errors import ConfigError, ReadError
+from ckptool.locations import Location, RemotePath, list_glob_names
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,14 +144,22 @@ class ProjectConfig(msgspec.Struct, frozen=True):
     file: Path | None = None
 
     def find_entry(self, checkpoint: Location) -> ModelEntry | None:
-        """Return the first model entry whose glob matches `checkpoint`, or None."""
-        if isinstance(checkpoint, RemotePath):
-            return self._match_entry(checkpoint.url_without_secrets)
-        try:
-            relative = checkpoint.resolve().relative_to(self.directory.resolve()).as_posix()
-        except (ValueError, OSError, RuntimeError):
-            return None
-        return self._match_entry(relative)
+        """Return the first model entry whose glob matches `checkpoint`, or None.
+
+        Raises:
+            ReadError: it is a link, and its name and its target have different entries.
+        """
+        names = list_glob_names(checkpoint, self.directory)
+        if not isinstance(checkpoint, RemotePath):
+            names = tuple(name for name in names if not Path(name).is_absolute())
+        entries = [entry for name in names if (entry := self._match_entry(name)) is not None]
+        if any(entry != entries[0] for entry in entries):
+            reason = (
+                f"is a link, and [[models]] has {entries[0].module} for one of its names and "
+                f"{entries[-1].module} for another: name the module with -m"
+            )
+            raise ReadError(checkpoint, reason)
+        return entries[0] if entries else None
 
     def _match_entry(self, path: str) -> ModelEntry | None:
         return next(

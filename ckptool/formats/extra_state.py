@@ -52,10 +52,8 @@ def _search_tensor(tensor: TensorInfo, at: str, limits: Limits, uses: list[Globa
         return ""
     if span.nbytes > _MAX_BYTES:
         return f"it has {span.nbytes} bytes, more than are searched" if is_extra_state else ""
-    names = scan_globals(_read_span(span, span.nbytes), limits)
-    uses += (
-        replace(use, at=at) for use in find_global_uses(names) if use.safety is not Safety.SAFE
-    )
+    names = select_unsafe(scan_globals(_read_span(span, span.nbytes), limits))
+    uses += (replace(use, at=at) for use in find_global_uses(names))
     return ""
 
 

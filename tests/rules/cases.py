@@ -5,6 +5,7 @@ alarm of another rule shows up here.
 """
 
 import argparse
+import io
 import collections
 import copy
 from collections.abc import Callable
@@ -438,6 +439,18 @@ def namespace(tmp):
 @near("CK301")
 def plain_types(tmp):
     return inspect(tmp, {"w": torch.ones(2), "args": {"lr": 1, "name": "os\nsystem"}})
+
+
+@fires("CK313")
+def a_file_of_torch_save_in_a_byte_string(tmp):
+    teacher = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, teacher)
+    return inspect(tmp, {"w": torch.ones(2), "teacher": teacher.getvalue()})
+
+
+@near("CK313")
+def bytes_that_are_no_archive(tmp):
+    return inspect(tmp, {"w": torch.ones(2), "teacher": b"PK are my initials"})
 
 
 @fires("CK302", "CK301")

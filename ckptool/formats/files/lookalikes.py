@@ -57,11 +57,8 @@ def _has_zip_directory(source: ByteSource, *, is_end_enough: bool) -> bool:
         end = source.nbytes - len(tail) + match.start()
         size, offset = _SIZE_AND_OFFSET.unpack_from(tail, match.start() + 12)
         zip64 = tail[max(0, match.start() - 20) : match.start()].startswith(b"PK\x06\x07")
-        if (
-            is_end_enough
-            or zip64
-            or any(_is_directory(source, position) for position in (end - size, offset))
-        ):
+        is_archive = is_end_enough or zip64
+        if is_archive or any(_is_directory(source, start) for start in (end - size, offset)):
             return True
     return False
 

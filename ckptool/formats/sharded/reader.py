@@ -58,6 +58,7 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         raise ReadError(
             index, f"none of its {len(names)} shards is beside it, as {quote_text(names[0])}"
         )
+    reported_names = _find_read_names(index, names, sibling_names)
     return Checkpoint(
         path=index,
         container=_choose_container(shards.values()),
@@ -74,9 +75,7 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
             dict.fromkeys(
                 (
                     *skipped,
-                    *list_unread_siblings(
-                        sibling_names, _find_read_names(index, names, sibling_names), "index"
-                    ),
+                    *list_unread_siblings(sibling_names, reported_names, "index"),
                     *(skipped_item for shard in shards.values() for skipped_item in shard.skipped),
                 )
             )
