@@ -11,8 +11,8 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from ckptool.decode_errors import explain_decode_error, find_unknown_field, format_json_path
-from ckptool.errors import ConfigError
-from ckptool.locations import Location, RemotePath
+from ckptool.errors import ConfigError, ReadError
+from ckptool.locations import Location, RemotePath, list_glob_names
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,7 +61,7 @@ class ReleaseRequirements(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     safetensors: bool | None = None
     """Whether every other container fails."""
     globals: tuple[str, ...] | None = None
-    """Globs: each global that a pickle imports must match one."""
+    """Exact names: globals that a pickle may import besides those that torch.load allows."""
     verify: tuple[RequiredLevel, ...] | None = None
     """Levels of `ckptool verify` that must pass."""
     device: DeviceChoice | None = None
@@ -72,6 +72,12 @@ class ReleaseRequirements(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             raise ValueError("coverage is a share of the elements: 0 to 1")
         if self.max_size is not None:
             parse_size(self.max_size)
+        for name in self.globals or ():
+            if _GLOB_CHARACTERS & set(name):
+                raise ValueError(
+                    f"globals: {name!r} is a pattern, and would allow what nobody has looked at: "
+                    "name each global exactly"
+                )
 
 
 class PathEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -138,14 +144,22 @@ class ProjectConfig(msgspec.Struct, frozen=True):
     file: Path | None = None
 
     def find_entry(self, checkpoint: Location) -> ModelEntry | None:
-        """Return the first model entry whose glob matches `checkpoint`, or None."""
-        if isinstance(checkpoint, RemotePath):
-            return self._match_entry(checkpoint.url_without_secrets)
-        try:
-            relative = checkpoint.resolve().relative_to(self.directory.resolve()).as_posix()
-        except (ValueError, OSError, RuntimeError):
-            return None
-        return self._match_entry(relative)
+        """Return the first model entry whose glob matches `checkpoint`, or None.
+
+        Raises:
+            ReadError: it is a link, and its name and its target have different entries.
+        """
+        names = list_glob_names(checkpoint, self.directory)
+        if not isinstance(checkpoint, RemotePath):
+            names = tuple(name for name in names if not Path(name).is_absolute())
+        entries = [entry for name in names if (entry := self._match_entry(name)) is not None]
+        if any(entry != entries[0] for entry in entries):
+            reason = (
+                f"is a link, and [[models]] has {entries[0].module} for one of its names and "
+                f"{entries[-1].module} for another: name the module with -m"
+            )
+            raise ReadError(checkpoint, reason)
+        return entries[0] if entries else None
 
     def _match_entry(self, path: str) -> ModelEntry | None:
         return next(
@@ -153,6 +167,7 @@ class ProjectConfig(msgspec.Struct, frozen=True):
         )
 
 
+_GLOB_CHARACTERS: Final = frozenset("*?[]")
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE_PATTERN: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 

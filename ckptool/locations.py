@@ -1,5 +1,6 @@
 """Path or URL given by the user -> Location: a local Path or a RemotePath."""
 
+import os
 import re
 from abc import ABC
 from pathlib import Path
@@ -153,3 +154,24 @@ def is_remote(text: str) -> bool:
 def mask_credentials(text: str) -> str:
     """Mask passwords and signed queries of URLs in foreign error messages."""
     return re.sub(_USERINFO_PATTERN, "***@", re.sub(_QUERY_PATTERN, "?***", text))
+
+
+def list_glob_names(location: Location, directory: Path) -> tuple[str, ...]:
+    """Return the names that globs of a configuration match, each once, the given name first.
+
+    A link has its own name, that in the resolved folder, and that of its target. A name is
+    relative to `directory` if it is inside it; a remote location has its URL without secrets.
+    """
+    if isinstance(location, RemotePath):
+        return (location.url_without_secrets,)
+    paths = [Path(os.path.abspath(location))]  # noqa: PTH100 (resolve would follow links)
+    try:
+        paths += [location.parent.resolve() / location.name, location.resolve()]
+        root = directory.resolve()
+    except (OSError, RuntimeError):
+        return (location.as_posix(),)
+    inside = [path.relative_to(root).as_posix() for path in paths if path.is_relative_to(root)]
+    outside = [path.as_posix() for path in paths if not path.is_relative_to(root)]
+    is_inside = bool(inside)
+    names = [*inside, *outside] if is_inside else [location.as_posix(), *outside]
+    return tuple(dict.fromkeys(names))

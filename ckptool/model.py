@@ -319,6 +319,8 @@ class Checkpoint(Struct, frozen=True):
     damage: str = ""
     """Why reading stopped. Set only if dangerous globals were found before; else reading raises."""
     skipped: tuple[Skipped, ...] = ()
+    unread: tuple[Skipped, ...] = ()
+    """Parts of the file that nobody looked at, with the reason: a gate does not pass them."""
     files: tuple[Location, ...] = ()
     """The files of a sharded checkpoint, in order; () for a single file."""
     faults: tuple[ContainerIssue, ...] = ()

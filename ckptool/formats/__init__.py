@@ -13,9 +13,14 @@ from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats.files.source import ByteSource, is_directory, list_names, open_source
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.safetensors import reader as safetensors_reader
+from ckptool.formats.sharded.sibling_files import (
+    CHECKPOINT_PATTERN,
+    MAX_LISTED,
+    list_unread_siblings,
+)
 from ckptool.formats.strict_json import quote_text
 from ckptool.locations import Location
-from ckptool.model import Checkpoint, Skipped
+from ckptool.model import Checkpoint
 from ckptool.phrases import join_limited
 
 STDIN: Final = Path("<stdin>")
@@ -26,13 +31,11 @@ _TRIAL_READERS: Final = ("torch.legacy",)
 """A pickle has no magic bytes: these readers are tried last, after all other known formats."""
 _DCP_METADATA: Final = ".metadata"
 _INDEX_PATTERN: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
-_CHECKPOINT_PATTERN: Final = r"(?i).+\.(?:safetensors|bin|pth?|pt2|ckpt|pkl|pickle|tar)"
 _WEIGHTS_PATTERN: Final = (
     r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model|open_clip_(?:pytorch_)?model)"
     r"\.(?:safetensors|bin)"
 )
 """Weight file names that the Hugging Face libraries save in a folder."""
-_MAX_LISTED: Final = 5
 _MAX_LEADING_BLANKS: Final = 64
 """Bytes searched for the first character that is not blank."""
 _COPY_CHUNK_BYTES: Final = 1 << 20
@@ -52,6 +55,10 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         CorruptCheckpointError: the container is damaged or ambiguous.
         ReadError: it cannot be read, or a directory holds several checkpoints.
     """
+    return _search_extra_state(_open_container(path, limits), limits)
+
+
+def _open_container(path: Location, limits: Limits) -> Checkpoint:
     if is_directory(path):
         return _open_directory(path, limits)
     if path.name == _DCP_METADATA:
@@ -60,6 +67,20 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         if not _is_index(source):
             return _describe_source(source, limits)
     return _open_sharded(path, limits)
+
+
+def _search_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
+    """Look for pickles in one-dimensional tensors of bytes."""
+    has_bytes = any(
+        tensor.dtype in {"uint8", "int8"} and len(tensor.shape) == 1
+        for state in checkpoint.states
+        for tensor in state.tensors.values()
+    )
+    if not has_bytes:
+        return checkpoint
+    from ckptool.formats.extra_state import add_extra_state
+
+    return add_extra_state(checkpoint, limits)
 
 
 def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
@@ -76,7 +97,9 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
     try:
         nbytes = _copy_stream(stream, spool, limits.stream_bytes)
         spool_path = Path(f"/dev/fd/{spool.fileno()}")
-        checkpoint = _describe_source(ByteSource(spool_path, spool.fileno(), nbytes), limits)
+        checkpoint = _search_extra_state(
+            _describe_source(ByteSource(spool_path, spool.fileno(), nbytes), limits), limits
+        )
     except OSError as error:
         raise ReadError(STDIN, error.strerror or str(error)) from error
     except ReadError as error:
@@ -94,27 +117,20 @@ def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
         raise ReadError(directory, reason)
     if not indexes:
         weight_files = [name for name in names if re.fullmatch(_WEIGHTS_PATTERN, name)]
-        files = weight_files or [name for name in names if re.fullmatch(_CHECKPOINT_PATTERN, name)]
+        files = weight_files or [name for name in names if re.fullmatch(CHECKPOINT_PATTERN, name)]
         if len(files) != 1:
             raise ReadError(directory, _explain_missing_index(directory, names))
         return _note_sibling_files(_open_file(directory / files[0], limits), names)
     if indexes == [_DCP_METADATA]:
-        return _open_dcp(directory, limits)
+        return _note_sibling_files(_open_dcp(directory, limits), names)
     return replace(_open_sharded(directory / indexes[0], limits), path=directory)
 
 
 def _note_sibling_files(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
     """Add a Skipped entry that lists the other checkpoint files in the same folder."""
-    siblings = [
-        name
-        for name in names
-        if name != checkpoint.path.name and re.fullmatch(_CHECKPOINT_PATTERN, name)
-    ]
-    if not siblings:
-        return checkpoint
-    description = f"beside the weights: {join_limited(siblings, _MAX_LISTED, quote_text)}"
-    skipped = Skipped(description, "name them to have them read")
-    return replace(checkpoint, skipped=(*checkpoint.skipped, skipped))
+    read_names = {checkpoint.path.name, *(file.name for file in checkpoint.files)}
+    siblings = list_unread_siblings(names, read_names, "weights")
+    return replace(checkpoint, skipped=(*checkpoint.skipped, *siblings)) if siblings else checkpoint
 
 
 def _is_index(source: ByteSource) -> bool:
@@ -143,12 +159,12 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
         return "is an empty directory"
     if any(name.endswith(".distcp") for name in names):
         return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
-    files = [name for name in names if re.fullmatch(_CHECKPOINT_PATTERN, name)]
+    files = [name for name in names if re.fullmatch(CHECKPOINT_PATTERN, name)]
     folders = (f"{name}/" for name in names if is_directory(directory / name))
     candidates = files or list(folders)
     if not candidates:
         return "is a directory without a checkpoint"
-    names_text = join_limited(candidates, _MAX_LISTED, quote_text)
+    names_text = join_limited(candidates, MAX_LISTED, quote_text)
     return f"is a directory without an index: name one of {names_text}"
 
 

@@ -27,15 +27,8 @@ from ckptool.formats.pickle.tensor_rebuild import (
     is_size_or_stride,
     read_dtype,
 )
+from ckptool.formats.torch.nested_files import read_nested_file
 from ckptool.formats.torch.streams import SourceSlice
-from ckptool.formats.torch.zip_reader import (
-    ArchiveRecords,
-    GlobalNames,
-    read_main_pickle,
-    read_metadata,
-    resolve_storages,
-)
-from ckptool.formats.zip.archive import find_bad_crc, is_zip, read_archive
 from ckptool.locations import Location, RemotePath
 from ckptool.model import (
     DTYPE_BITS,
@@ -158,10 +151,10 @@ def _describe_directory(
     nbytes: int,
 ) -> Checkpoint:
     metadata, keys, items = _read_metadata(pickle)
+    _check_items_used(items, keys)
     data_files = _DataFiles(directory, limits, items, metadata_uses)
     data_files.read_all()
     leaves = {key: _build_leaf(key, entry, data_files, limits) for key, entry in keys.items()}
-    _check_items_used(items, keys)
     state_tree = states.describe_tree(nest_by_path(leaves, metadata.get("planner_data")), limits)
     if state_tree.is_empty and all(use.safety is not Safety.DANGEROUS for use in metadata_uses):
         raise PickleTreeError("holds no tensors")
@@ -173,6 +166,7 @@ def _describe_directory(
         tuple(state_tree.entries),
         tuple(metadata_uses),
         skipped=(*data_files.skipped, *state_tree.skipped),
+        unread=(*data_files.unread, *pickle.list_unread()),
         files=tuple(directory / name for name in data_files.file_names),
     )
 
@@ -245,6 +239,7 @@ class _DataFiles:
         self.file_names = sorted({item.file_name for item in items})
         self.nbytes = 0
         self.skipped: list[Skipped] = []
+        self.unread: list[Skipped] = []
         self.content: dict[tuple[str, tuple[int, ...] | None], tuple[_StoredItem, object]] = {}
         """(key, offsets) -> node tree of the embedded torch.save file, or _UNREAD."""
         self._directory = directory
@@ -282,10 +277,6 @@ class _DataFiles:
                         )
                     previous_end = item.offset + item.nbytes
                     self._add_item(source, item, verify_checksums=verify_checksums)
-        unread_keys = [item.key for item, content in self.content.values() if content is _UNREAD]
-        if unread_keys:
-            reason = f"{len(unread_keys)} are compressed, or no files of torch.save"
-            self.skipped.append(Skipped("content of the chunks", reason))
 
     def _read_sizes(self) -> list[int]:
         if isinstance(self._directory, RemotePath):
@@ -304,38 +295,22 @@ class _DataFiles:
             raise CorruptCheckpointError(source.path, f"{reason} of {source.nbytes}")
         if (item.key, item.offsets) in self.content:
             raise PickleTreeError(f"{quote_name(item.key)} has two places for one chunk")
-        file_slice = SourceSlice(source, item.offset, item.nbytes)
-        is_readable = item.is_uncompressed and is_zip(file_slice)
-        content = (
-            self._read_tree(file_slice, item, verify_checksums=verify_checksums)
-            if is_readable
-            else _UNREAD
+        if not item.is_uncompressed:
+            self.unread.append(Skipped(f"`{item.key}`", "its bytes are transformed (compressed)"))
+            self.content[item.key, item.offsets] = (item, _UNREAD)
+            return
+        # torch.load would be given these bytes, with weights_only=False where they are no tensor.
+        nested_file = read_nested_file(
+            SourceSlice(source, item.offset, item.nbytes),
+            self._limits,
+            item.key,
+            storage_prefix=f"{item.file_name}:{item.offset}:",
+            verify_checksums=verify_checksums,
         )
-        self.content[item.key, item.offsets] = (item, content)
-
-    def _read_tree(
-        self, file_slice: SourceSlice, item: _StoredItem, *, verify_checksums: bool
-    ) -> object:
-        """Return the root node of a torch.save zip archive embedded in a .distcp file."""
-        label = f"{item.file_name}:{item.offset}:"
-        records = ArchiveRecords(
-            file_slice, read_archive(file_slice, self._limits), self._limits, label
-        )
-        names: GlobalNames = []
-        try:
-            if not records.main_pickles:
-                raise PickleTreeError(f"{quote_name(item.key)} is a zip archive without data.pkl")
-            pickle = read_main_pickle(records, names)
-            byteorder = read_metadata(records).get("byteorder", "little")
-            resolve_storages(pickle.persistent_references, records, byteorder)
-            checksummed_members = (
-                (member for member in records.members if member.crc) if verify_checksums else ()
-            )
-            if find_bad_crc(file_slice, checksummed_members, self._limits) is not None:
-                raise PickleTreeError(f"{quote_name(item.key)} does not match its checksum")
-        finally:
-            self._global_uses += (replace(use, at=item.key) for use in find_global_uses(names))
-        return pickle.root
+        self._global_uses += nested_file.uses
+        self.unread += nested_file.unread
+        root = _UNREAD if nested_file.is_broken else nested_file.root
+        self.content[item.key, item.offsets] = (item, root)
 
 
 _UNREAD: Final = object()

@@ -215,6 +215,8 @@ def _make_decoder(limits: Limits) -> json.JSONDecoder:
     def parse_integer(digits: str) -> int:
         if len(digits.lstrip("-")) > limits.json_digits:
             raise _RejectedJsonError(f"a number has {len(digits)} digits")
+        if digits == "-0":
+            raise _RejectedJsonError("-0 is no whole number to every JSON parser")
         return int(digits)
 
     return json.JSONDecoder(

@@ -85,7 +85,14 @@ def _silence_finding(
 def _is_waived_by(waiver: Waiver, finding: Finding, policy: Policy) -> bool:
     return (
         finding.rule.code.startswith(waiver.rule.upper())
-        and (waiver.key == "*" or fnmatchcase(finding.key, waiver.key))
+        and _matches_key(waiver, finding)
         and policy.matching(waiver, finding.path)
         and not policy.expired(waiver)
     )
+
+
+def _matches_key(waiver: Waiver, finding: Finding) -> bool:
+    """Whether a waiver is for the finding's key; a global is accepted by its exact name only."""
+    if finding.rule.is_accepted_by_name:
+        return waiver.key == finding.key
+    return waiver.key == "*" or fnmatchcase(finding.key, waiver.key)

@@ -14,7 +14,8 @@ from msgspec.structs import asdict, replace
 
 from ckptool.config import PathEntry, ReleaseRequirements, Waiver
 from ckptool.errors import UsageError
-from ckptool.locations import RemotePath, parse_location
+from ckptool.locations import list_glob_names, parse_location
+from ckptool.policy.stricter import combine_requirements
 from ckptool.rules import RULES, Finding, Level
 
 LEVELS: Final = {level.word: level for level in Level}
@@ -48,6 +49,8 @@ class Policy(Struct, frozen=True):
     """Configuration file, "" without one."""
     gate: bool = False
     """Whether a release is judged: then `Rule.gate` is the minimum level."""
+    stricter: tuple["Policy", ...] = ()
+    """Policies of other names of the same file, a link's target: the stricter result applies."""
     today: date | None = None
     """Date for the expiry of waivers; None is the current date (UTC)."""
 
@@ -69,6 +72,9 @@ class Policy(Struct, frozen=True):
 
     def reports(self, code: str) -> bool:
         """Whether findings of `code` are reported; the longer match wins, a tie is not reported."""
+        return self._reports(code) or any(other.reports(code) for other in self.stricter)
+
+    def _reports(self, code: str) -> bool:
         selected_length = _longest_match_length(code, self.select)
         ignored_length = _longest_match_length(code, self.ignore)
         return (selected_length > 0 or not self.select) and (
@@ -76,8 +82,17 @@ class Policy(Struct, frozen=True):
         )
 
     def level(self, finding: Finding) -> Level:
-        """Return the level of a finding under this policy."""
+        """Return the level of a finding under this policy.
+
+        In a gate, a global that `globals` names is a warning at most.
+        """
+        return max((self._level(finding), *(other.level(finding) for other in self.stricter)))
+
+    def _level(self, finding: Finding) -> Level:
         code = finding.rule.code
+        allowed_names = self.require.globals or ()
+        if self.gate and finding.rule.is_accepted_by_name and finding.key in allowed_names:
+            return Level.WARNING
         configured_code = max(
             (c for c in self.levels if code.startswith(c.upper())), key=len, default=None
         )
@@ -91,19 +106,34 @@ class Policy(Struct, frozen=True):
         return self.fail_on is not None and level >= self.fail_on
 
     def at(self, path: str) -> "Policy":
-        """Return the policy with the overrides for the checkpoint at `path`."""
-        policy = self
-        for entry in self.paths:
-            if path and fnmatchcase(self.relative(path), entry.path):
-                policy = _override_policy(policy, entry)
+        """Return the policy with the overrides for the checkpoint at `path`.
+
+        A link has several names. The name as given decides, and so does each other one that an
+        entry of `paths` matches: of two answers, the stricter.
+        """
+        given, *others = self.list_entries(path)
+        policy = _override_policy(self, given)
+        for entries in others:
+            if entries and entries != given:
+                policy = _combine_policies(policy, _override_policy(self, entries))
         return policy
+
+    def list_entries(self, path: str) -> tuple[tuple[PathEntry, ...], ...]:
+        """Return the entries of `paths` that match each name of `path`, the given name first."""
+        names = _list_names(path, self.directory) if path else ("",)
+        return tuple(
+            tuple(entry for entry in self.paths if name and fnmatchcase(name, entry.path))
+            for name in names
+        )
 
     def relative(self, path: str) -> str:
         """Return the text that globs match: `path` relative to `directory` if it is inside it.
 
+        A link is named as given, and not as its target.
+
         A remote path is its URL without password and query.
         """
-        return _relative_path(path, self.directory)
+        return _list_names(path, self.directory)[0]
 
     def matching(self, waiver: Waiver, path: str) -> bool:
         """Whether a waiver applies to the checkpoint at `path`."""
@@ -115,16 +145,11 @@ class Policy(Struct, frozen=True):
 
 
 @cache
-def _relative_path(path: str, directory: Path) -> str:
-    location = parse_location(path)
-    if isinstance(location, RemotePath):
-        return location.url_without_secrets
-    try:
-        relative = location.resolve().relative_to(directory.resolve()).as_posix()
-    except (ValueError, OSError, RuntimeError):
-        relative = location.as_posix()
+def _list_names(path: str, directory: Path) -> tuple[str, ...]:
+    """Return the names of `path` that globs match, each once, as given first."""
+    names = list_glob_names(parse_location(path), directory)
     # File names can contain lone surrogates; policy and baseline files cannot.
-    return relative.encode(errors="backslashreplace").decode()
+    return tuple(name.encode(errors="backslashreplace").decode() for name in names)
 
 
 def resolve_rule_codes(text: str) -> tuple[str, ...]:
@@ -148,17 +173,31 @@ def _longest_match_length(code: str, prefixes: tuple[str, ...]) -> int:
     return max((len(prefix) for prefix in prefixes if code.startswith(prefix.upper())), default=0)
 
 
-def _override_policy(policy: Policy, entry: PathEntry) -> Policy:
-    """Return `policy` with the settings of `entry` replaced."""
-    fail_on = policy.fail_on if entry.fail_on is None else LEVELS.get(entry.fail_on)
-    requirements = {
-        name: value for name, value in asdict(entry.require).items() if value is not None
-    }
+def _override_policy(policy: Policy, entries: tuple[PathEntry, ...]) -> Policy:
+    """Return `policy` with the settings of each of `entries` replaced, in order."""
+    for entry in entries:
+        fail_on = policy.fail_on if entry.fail_on is None else LEVELS.get(entry.fail_on)
+        requirements = {
+            name: value for name, value in asdict(entry.require).items() if value is not None
+        }
+        levels = {code: LEVELS[level] for code, level in entry.levels.items()}
+        policy = replace(
+            policy,
+            select=policy.select if entry.select is None else entry.select,
+            ignore=policy.ignore if entry.ignore is None else entry.ignore,
+            fail_on=fail_on,
+            levels={**policy.levels, **levels},
+            require=replace(policy.require, **requirements),
+        )
+    return policy
+
+
+def _combine_policies(first: Policy, second: Policy) -> Policy:
+    """Return a policy that fails whatever one of the two fails."""
+    fail_levels = [level for level in (first.fail_on, second.fail_on) if level is not None]
     return replace(
-        policy,
-        select=policy.select if entry.select is None else entry.select,
-        ignore=policy.ignore if entry.ignore is None else entry.ignore,
-        fail_on=fail_on,
-        levels={**policy.levels, **{code: LEVELS[level] for code, level in entry.levels.items()}},
-        require=replace(policy.require, **requirements),
+        first,
+        fail_on=min(fail_levels, default=None),
+        require=combine_requirements(first.require, second.require),
+        stricter=(*first.stricter, second),
     )

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,8 +70,9 @@ def list_settings(
         ),
     }
     values |= _collect_options(options)
+    matched = policy.list_entries(path) if path is not None else ()
     for number, entry in enumerate(policy.paths):
-        if path is not None and fnmatchcase(policy.relative(path), entry.path):
+        if any(entry in entries for entries in matched):
             table = _format_table_name(config, "paths")
             values |= _collect_configured(
                 entry, f"{name}: {table} number {number + 1}, {entry.path}"

@@ -1,4 +1,4 @@
-"""Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK312, CK601-CK604)."""
+"""Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK313, CK601-CK604)."""
 
 import shlex
 from collections import Counter
@@ -38,10 +38,13 @@ _GLOBAL_ADVICE: Final = {
         detail="{safety}",
         why=(
             "Unpickling imports and calls what the file names: that is how a checkpoint runs "
-            "code. torch.load(weights_only=True) refuses this name. ckptool never imports it."
+            "code. torch.load(weights_only=True) refuses this name, and so does a gate, unless the "
+            "policy has that very name in `globals`. ckptool never imports it."
         ),
         fix="{advice}",
         example='torch.save({"w": torch.ones(2), "args": argparse.Namespace(lr=0.1)}, path)',
+        gate=Level.ERROR,
+        is_accepted_by_name=True,
     ),
 )
 def find_unsafe_globals(checkpoint: Checkpoint) -> Iterator[RuleHit]:
@@ -439,3 +442,28 @@ def _is_rank_part(tensor: TensorInfo) -> bool:
     return tensor.wrapper.endswith(".DTensor") and any(
         component.tensor.shape != tensor.shape for component in tensor.parts
     )
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK314",
+        name="unread-part",
+        level=Level.NOTE,
+        summary="{key} was not looked into",
+        detail="{reason}",
+        why=(
+            "What nobody looked at can hold a pickle that whoever loads or unpacks it runs. "
+            "A gate does not pass what it did not read."
+        ),
+        fix="Save the checkpoint without it, or release it as a file of its own.",
+        example=(
+            "buffer = io.BytesIO()\ntorch.save(model.state_dict(), buffer)\n"
+            'torch.save({"w": torch.ones(2), "teacher": buffer.getvalue()}, path)'
+        ),
+        gate=Level.ERROR,
+    ),
+)
+def find_unread_parts(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for part in checkpoint.unread:
+        yield hit(part.what, reason=part.reason)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
-from ckptool.model import Checkpoint, Container, join_key, natural_sort_key
+from ckptool.model import Checkpoint, Container, Safety, join_key, natural_sort_key
 from ckptool.phrases import join_limited, quote_code, quote_shell
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
@@ -190,7 +190,7 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
         ),
         fix="Save it without that object, or add {name} to `globals` in [tool.ckptool.require].",
         example=(
-            '# globals = ["torch.*", "collections.OrderedDict"]\n'
+            '# globals = ["datetime.date"]\n'
             'torch.save({"model": model.state_dict(), "args": argparse.Namespace()}, "model.pth")'
         ),
     ),
@@ -199,9 +199,13 @@ def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
     allowed_globals = release.requirements.globals
     if allowed_globals is None:
         return
-    places_by_name = {use.qualified_name: use.at for use in reversed(release.checkpoint.globals)}
+    places_by_name = {
+        use.qualified_name: use.at
+        for use in reversed(release.checkpoint.globals)
+        if use.safety is not Safety.SAFE
+    }
     for name in sorted(places_by_name, key=natural_sort_key):
-        if not _matches_any_glob(name, allowed_globals):
+        if name not in allowed_globals:
             at_clause = f" at `{places_by_name[name]}`" if places_by_name[name] else ""
             yield hit(name, name=name, at=at_clause)
 

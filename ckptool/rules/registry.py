@@ -61,6 +61,8 @@ class Rule(Struct, frozen=True):
     """A few lines of Python for which the rule fires; "" if there is none."""
     gate: Level | None = None
     """Level in `ckptool gate`; None means `level`."""
+    is_accepted_by_name: bool = False
+    """Whether the key is a global of a pickle: a policy accepts it by its exact name only."""
     explains_key: bool = False
     """Whether a hit explains why its key is missing or unexpected; always in the family LOADING."""
 

@@ -87,7 +87,7 @@ def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
             "in the state_dict, and the constructor does not make it again."
         ),
         fix=(
-            "Run `ckptool audit -m {module:sh}`: it names all state that a state_dict does not hold."
+            "Run `ckptool audit -m {module:sh}`: it names all state that is not in a state_dict."
         ),
         example=(
             "class Net(nn.Module):\n"

@@ -142,7 +142,7 @@ def place_of_another(made):
         (change_tensor(properties=None), "has no properties"),
         (drop_place, "has no place"),
         (stray_place, "is not in the list of keys"),
-        (place_of_another, "overlaps another key"),
+        (place_of_another, "is not in the list of keys"),
         (lambda made: made.planner_data.update(epoch=()), "a path that is none"),
         (lambda made: made.planner_data.update(epoch=("x",) * 65), "a path that is none"),
         (lambda made: made.planner_data.update(epoch=("model",)), "lies where another"),

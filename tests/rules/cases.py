@@ -7,6 +7,7 @@ alarm of another rule shows up here.
 import argparse
 import collections
 import copy
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -457,6 +458,18 @@ def namespace(tmp):
 @near("CK301")
 def plain_types(tmp):
     return inspect(tmp, {"w": torch.ones(2), "args": {"lr": 1, "name": "os\nsystem"}})
+
+
+@fires("CK314")
+def a_file_of_torch_save_in_a_byte_string(tmp):
+    teacher = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, teacher)
+    return inspect(tmp, {"w": torch.ones(2), "teacher": teacher.getvalue()})
+
+
+@near("CK314")
+def bytes_that_are_no_archive(tmp):
+    return inspect(tmp, {"w": torch.ones(2), "teacher": b"PK are my initials"})
 
 
 @fires("CK302", "CK301")

@@ -1,5 +1,6 @@
 """What a policy asks for (CK85x): the same release, asked for less and for more."""
 
+import argparse
 from datetime import date
 
 import torch
@@ -75,14 +76,16 @@ def safetensors_as_asked_for(tmp):
     return api.gate(tmp / "m.safetensors", config=config)
 
 
-@fires("CK855")
+@fires("CK855", "CK301")
 def a_name_that_is_not_allowed(tmp):
-    return gate(tmp, linear(), ReleaseRequirements(globals=("torch.*",)))
+    saved = {**linear(), "args": argparse.Namespace(lr=1)}
+    return gate(tmp, saved, ReleaseRequirements(globals=("datetime.date",)))
 
 
-@near("CK855")
+@near("CK855", "CK301")
 def names_that_are_allowed(tmp):
-    return gate(tmp, linear(), ReleaseRequirements(globals=("torch.*", "collections.OrderedDict")))
+    saved = {**linear(), "args": argparse.Namespace(lr=1)}
+    return gate(tmp, saved, ReleaseRequirements(globals=("argparse.Namespace",)))
 
 
 @fires("CK856")

@@ -1,5 +1,6 @@
 """Inert pickle machine: stack, memo, and a record of every global that the pickle names."""
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,6 +14,11 @@ from ckptool.formats.pickle.nodes import (
     require_hashable_key,
 )
 from ckptool.formats.pickle.safe_calls import SAFE_CALL_BUILDERS
+
+_PICKLE_START: Final = re.compile(rb"\x80[\x02-\x05]")
+_IMPORT_OPCODE: Final = re.compile(rb"[ci][A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n")
+_SEARCHED_BYTES: Final = 4096
+"""Bytes of a byte string in which the imports of protocol 0 are looked for."""
 
 
 class PickleStop(Exception):  # noqa: N818 - it ends a stream and is no error
@@ -75,7 +81,9 @@ class PickleMachine:
         self.globals: dict[tuple[str, str], GlobalName] = {}
         self.persistent_references: list[PersistentReference] = []
         self.embedded_pickles: dict[int, bytes] = {}
-        """id -> byte string that is passed to a function in `_PICKLE_LOADER_NAMES`."""
+        """id -> byte string that a `_PICKLE_LOADER_NAMES` function gets, or that is a pickle."""
+        self.embedded_archives: dict[int, bytes] = {}
+        """id -> byte string that is a zip archive: a file of torch.save, for example."""
         self.interned_tuples: dict[tuple[Any, ...], tuple[int, ...]] = {}
         """Tuples of ints that repeat, such as shapes and strides: one object for equal ones."""
         self.blob_offsets: dict[int, int] = {}
@@ -127,6 +135,13 @@ class PickleMachine:
             self.record_computed_global("<computed>", "<call>")
             return UnresolvedObject(func, args)
         raise PickleError(f"a {type(func).__name__} is called")
+
+    def note_bytes(self, content: bytes) -> None:
+        """Record a byte string that user code could load: extra state is saved so."""
+        if content[:4] == b"PK\x03\x04":
+            self.embedded_archives[id(content)] = content
+        elif _PICKLE_START.match(content) or _IMPORT_OPCODE.search(content, 0, _SEARCHED_BYTES):
+            self.embedded_pickles[id(content)] = content
 
     def charge_memory(self, nbytes: int) -> None:
         """Subtract `nbytes` from the memory budget: few opcodes could copy a lot of data.

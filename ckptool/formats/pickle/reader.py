@@ -19,7 +19,7 @@ from ckptool.formats.pickle.nodes import (
 )
 from ckptool.formats.pickle.opcodes import HANDLERS
 from ckptool.formats.pickle.safe_globals import classify_global
-from ckptool.model import Safety
+from ckptool.model import Safety, Skipped
 
 __all__ = [
     "ParsedPickle",
@@ -29,6 +29,7 @@ __all__ = [
     "parse_whole_pickle",
     "scan_globals",
     "select_dangerous",
+    "select_unsafe",
 ]
 
 _SLICE_OPCODES: Final = 1 << 16
@@ -65,6 +66,15 @@ class ParsedPickle(Record):
     persistent_references: list[PersistentReference] = []
     blob_offsets: dict[int, int] = {}
     """id of a byte string in the tree -> its offset in the data."""
+    archive_count: int = 0
+    """Number of byte strings that are zip archives, which were not opened."""
+
+    def list_unread(self) -> tuple[Skipped, ...]:
+        """Return what stands in the pickle and was not looked into."""
+        if not self.archive_count:
+            return ()
+        reason = f"{self.archive_count} are zip archives, as torch.save writes them"
+        return (Skipped("byte strings in the pickle", reason),)
 
 
 def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
@@ -94,6 +104,7 @@ def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
         for blob in machine.embedded_pickles.values()
         for name in scan_globals(blob, limits, 0, 1)
     ]
+    pickle.archive_count = len(machine.embedded_archives)
     pickle.globals = list(dict.fromkeys((*machine.globals.values(), *embedded_names)))
     return pickle
 
@@ -139,6 +150,11 @@ def scan_globals(data: bytes, limits: Limits, start: int = 0, depth: int = 0) ->
 def select_dangerous(names: list[GlobalName]) -> list[GlobalName]:
     """Return those of `names` that are classified as dangerous."""
     return [name for name in names if classify_global(name) is Safety.DANGEROUS]
+
+
+def select_unsafe(names: list[GlobalName]) -> list[GlobalName]:
+    """Return those of `names` that torch.load(weights_only=True) refuses."""
+    return [name for name in names if classify_global(name) is not Safety.SAFE]
 
 
 def _run_machine(machine: PickleMachine, start: int) -> None:

@@ -24,6 +24,8 @@ class MemoryBudget(Protocol):
 
     def check_key(self, mapping: object, key: object) -> None: ...
 
+    def note_bytes(self, content: bytes) -> None: ...
+
     def record_call(self, func: object, args: object) -> object: ...
 
 
@@ -76,14 +78,18 @@ def _encode_latin1(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     if not args or type(args[0]) is not str or args[1:] not in (("latin1",), ("latin-1",)):
         raise PickleError("_codecs.encode of something else than Latin-1 text")
     machine.charge_memory(len(args[0]))
-    return args[0].encode("latin-1")
+    content = args[0].encode("latin-1")
+    machine.note_bytes(content)
+    return content
 
 
 def _build_bytes(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     source = args[0] if args else b""
     if type(source) is str and args[1:] in (("latin1",), ("latin-1",)):
         machine.charge_memory(len(source))
-        return source.encode("latin-1")
+        content = source.encode("latin-1")
+        machine.note_bytes(content)
+        return content
     if type(source) is int and 0 <= source <= _MAX_BYTEARRAY_BYTES:
         machine.charge_memory(source)
         return bytes(source)

@@ -1,8 +1,11 @@
-"""GlobalName -> Safety (safe, unknown or dangerous), by lists of exact names."""
+"""GlobalName -> Safety: safe by a list of exact names, dangerous by what the name resolves to."""
 
 import sys
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
+from ckptool.formats.pickle.name_origin import NameOrigin, OriginKind, resolve_origin
 from ckptool.formats.pickle.nodes import GlobalName
 from ckptool.model import Safety
 
@@ -12,11 +15,13 @@ def classify_global(name: GlobalName) -> Safety:
     return Safety.DANGEROUS if name.computed else classify_name(name.module, name.name)
 
 
+@lru_cache(maxsize=4096)
 def classify_name(module: str, name: str) -> Safety:
     """Return the Safety of importing and calling `module.name`.
 
-    Only listed names are safe. No list of dangerous names is complete: a name in no list is
-    unknown, and dangerous if its module is one of those whose functions act.
+    Only listed names are safe. A name of an installed package is judged by where the object is
+    defined, so that a re-export of `subprocess.Popen` is dangerous whatever it is called. No list
+    of dangerous names is complete: what is neither is unknown, and a gate refuses it.
     """
     if (module, name) in SAFE_GLOBALS:
         return Safety.SAFE
@@ -24,19 +29,26 @@ def classify_name(module: str, name: str) -> Safety:
         return Safety.DANGEROUS
     if name in _DATA_NAMES.get(module, ()):
         return Safety.UNKNOWN
-    return _classify_by_package(module.partition(".")[0], module, name)
+    if (module, name) in _COMPILED_DATA_NAMES:
+        return Safety.UNKNOWN
+    package = module.partition(".")[0]
+    if _has_side_effects(package) or name in _DANGEROUS_NAMES:
+        return Safety.DANGEROUS
+    return _classify_origin(resolve_origin(module, name))
 
 
-def _classify_by_package(package: str, module: str, name: str) -> Safety:
+def _classify_origin(origin: NameOrigin) -> Safety:
+    module, name = origin.module, origin.name
+    if origin.kind is OriginKind.MODULE:  # its attributes can be replaced by BUILD
+        return Safety.DANGEROUS
+    if (module, name) in SAFE_GLOBALS or name in _DATA_NAMES.get(module, ()):
+        return Safety.UNKNOWN
+    package = module.partition(".")[0]
+    if _has_side_effects(package) or name in _DANGEROUS_NAMES or _inherits_side_effects(origin):
+        return Safety.DANGEROUS
     if package == "torch":
-        return _classify_torch_name(module, name)
-    if package == "numpy":
-        return _classify_numpy_name(module, name)
-    return (
-        Safety.DANGEROUS
-        if _has_side_effects(package) or name in _DANGEROUS_NAMES
-        else Safety.UNKNOWN
-    )
+        return _classify_torch_origin(origin)
+    return _classify_numpy_name(module, name) if package == "numpy" else Safety.UNKNOWN
 
 
 def _has_side_effects(package: str) -> bool:
@@ -45,33 +57,43 @@ def _has_side_effects(package: str) -> bool:
     return is_private or package in sys.stdlib_module_names or package in _DANGEROUS_PACKAGES
 
 
-def _classify_torch_name(module: str, name: str) -> Safety:
-    """Classes of torch hold data; its functions are dangerous unless they only compute."""
-    if any(
-        module == package or module.startswith(f"{package}.")
-        for package in _DANGEROUS_TORCH_MODULES
-    ):
+def _inherits_side_effects(origin: NameOrigin) -> bool:
+    """Whether a class has a base whose objects act: a subclass of Popen, Thread or socket."""
+    packages = {module.partition(".")[0] for module, _ in origin.bases}
+    data_bases = {module for module, name in origin.bases if name in _DATA_NAMES.get(module, ())}
+    return any(
+        package in sys.stdlib_module_names and package not in _ABSTRACT_PACKAGES | data_bases
+        for package in packages
+    )
+
+
+def _classify_torch_origin(origin: NameOrigin) -> Safety:
+    """Python classes of torch are unknown; all else is dangerous unless it only computes."""
+    module, name = origin.module, origin.name
+    if _is_in_package(module, _DANGEROUS_TORCH_MODULES):
         return Safety.DANGEROUS
-    if _is_class_name(name) or module.startswith(_TORCH_COMPUTE_PREFIXES):
+    if _is_in_package(module, _TORCH_COMPUTE_MODULES):
         return Safety.UNKNOWN
-    if module == "torch" and name in _TORCH_FUNCTIONS:
-        return Safety.UNKNOWN
-    return Safety.DANGEROUS
+    is_class = origin.kind is OriginKind.CLASS
+    if origin.kind is OriginKind.UNRESOLVED and not _is_compiled_torch_name(module):
+        is_class = _is_class_name(name)
+    return Safety.UNKNOWN if is_class else Safety.DANGEROUS
+
+
+def _is_compiled_torch_name(module: str) -> bool:
+    """Whether a name that no source defines is of torch's compiled code: it may do anything."""
+    return module == "torch" or _is_in_package(module, ("torch._C",))
+
+
+def _is_in_package(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def _classify_numpy_name(module: str, name: str) -> Safety:
-    if any(
-        module == package or module.startswith(f"{package}.")
-        for package in _DANGEROUS_NUMPY_MODULES
-    ):
+    if _is_in_package(module, _DANGEROUS_NUMPY_MODULES):
         return Safety.DANGEROUS
-    if (
-        name in _NUMPY_REBUILD_FUNCTIONS
-        or _is_class_name(name)
-        or (module == "numpy" and name in _NUMPY_TYPES)
-    ):
-        return Safety.UNKNOWN
-    return Safety.DANGEROUS
+    is_data = name in _NUMPY_REBUILD_FUNCTIONS or _is_class_name(name)
+    return Safety.UNKNOWN if is_data else Safety.DANGEROUS
 
 
 def _is_class_name(name: str) -> bool:
@@ -122,7 +144,10 @@ _WEIGHTS_ONLY_NAMES: Final = {
 SAFE_GLOBALS: Final = frozenset(
     (module, name) for module, text in _WEIGHTS_ONLY_NAMES.items() for name in text.split()
 )
-"""(module, name) of all that `torch.load(weights_only=True)` allows by default."""
+"""(module, name) of all that `torch.load(weights_only=True)` allows by default, as of torch 2.13.
+
+A test compares the list with that of the installed torch.
+"""
 
 _DATA_NAMES: Final = {
     module: _split_names(text)
@@ -197,9 +222,21 @@ _DANGEROUS_TORCH_MODULES: Final = (
     "torch.utils.data.datapipes",
     "torch.utils.model_zoo",
 )
-_TORCH_COMPUTE_PREFIXES: Final = ("torch.nn.", "torch._C._nn", "torch._VF", "torch.special")
+_TORCH_COMPUTE_MODULES: Final = (
+    "torch.nn.functional",
+    "torch.nn.init",
+    "torch.nn.modules",
+    "torch._C._nn",
+    "torch._VF",
+    "torch.special",
+)
+_ABSTRACT_PACKAGES: Final = _split_names(
+    "abc collections contextlib dataclasses enum numbers types typing builtins"
+)
+"""Packages of the standard library whose classes describe others and do nothing themselves."""
 _TORCH_FUNCTIONS: Final = _split_names(
-    "abs celu celu_ clamp cos exp hardshrink log log_softmax norm preserve_format channels_last"
+    "Event Generator Stream Tag dtype finfo iinfo layout memory_format qscheme"
+    " abs celu celu_ clamp cos exp hardshrink log log_softmax norm preserve_format channels_last"
     " contiguous_format relu relu_ rrelu selu selu_ sigmoid sin softmax sparse_bsc sparse_bsr"
     " sparse_coo sparse_csc sparse_csr sqrt square strided tanh tanh_ threshold"
 )
@@ -224,3 +261,7 @@ _NUMPY_TYPES: Final = _split_names(
     void
     """
 )
+_COMPILED_DATA_NAMES: Final = frozenset(
+    [("torch", name) for name in _TORCH_FUNCTIONS] + [("numpy", name) for name in _NUMPY_TYPES]
+)
+"""(module, name) of compiled classes and functions that hold data or compute, in no source file."""

@@ -88,7 +88,12 @@ def _format_count(value: object) -> str:
     return str(value) if type(value) is int and value.bit_length() < 256 else "no number of"
 
 
-_LOCATION_TAG: Final = re.compile(r"[A-Za-z_]\w{0,40}(:\d{1,6})?", re.ASCII)
+_LOCATION_TAG: Final = re.compile(
+    r"cpu|meta|(?:cuda|mps|xpu|hpu|mtia|xla|lazy|ipu|hip|ve|maia|vulkan|privateuseone|"
+    r"npu|mlu|musa|gcu|sdaa|supa|dml|rbln|spyre)(?::\d{1,6})?",
+    re.ASCII,
+)
+"""Location tags that torch or one of its device backends registers; torch.load refuses others."""
 
 STORAGE_DTYPES: Final[Mapping[str, str]] = {
     "DoubleStorage": "float64",

@@ -210,6 +210,7 @@ def read_dtype(node: object) -> str:
     raise PickleTreeError("a tensor's dtype is not one of torch's")
 
 
+_DIFFERENTIABLE_PREFIXES: Final = ("float", "bfloat", "complex")
 _MAX_WRAPPER_DEPTH: Final = 8
 _MAX_ATTRIBUTES: Final = 1_000_000
 _LOAD_FROM_BYTES: Final = ("torch.storage", "_load_from_bytes")
@@ -255,11 +256,33 @@ def _check_args(node: UnresolvedObject, key: str, min_args: int, max_args: int) 
 def _rebuild_tensor_v2(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, _depth: int
 ) -> TensorInfo:
-    args = _check_args(node, key, 4, 7)
+    args = _check_args(node, key, 6, 7)
     storage = reader.resolve_storage(args[0], key)
-    grad = len(args) > 4 and args[4] is True
+    grad = read_requires_grad(args[4], storage.dtype, key)
     tensor = reader.build_strided_tensor(key, storage, storage.dtype, args[1:4], grad=grad)
     return _apply_metadata(tensor, args[6]) if len(args) > 6 else tensor
+
+
+def _rebuild_first_tensor(
+    reader: TensorInfoReader, node: UnresolvedObject, key: str, _depth: int
+) -> TensorInfo:
+    """`_rebuild_tensor(storage, offset, size, stride)` of torch before 0.4."""
+    args = _check_args(node, key, 4, 4)
+    storage = reader.resolve_storage(args[0], key)
+    return reader.build_strided_tensor(key, storage, storage.dtype, args[1:4])
+
+
+def read_requires_grad(flag: object, dtype: str, key: str) -> bool:
+    """Return `requires_grad`.
+
+    Raises:
+        PickleTreeError: it is no bool, or True for a dtype that cannot have a gradient.
+    """
+    if type(flag) is not bool:
+        raise PickleTreeError(f"{quote_name(key)} has a requires_grad of {type(flag).__name__}")
+    if flag and not dtype.startswith(_DIFFERENTIABLE_PREFIXES):
+        raise PickleTreeError(f"{quote_name(key)} is {dtype} and is said to require a gradient")
+    return flag
 
 
 def _rebuild_tensor_v3(
@@ -267,8 +290,9 @@ def _rebuild_tensor_v3(
 ) -> TensorInfo:
     args = _check_args(node, key, 7, 8)
     dtype = read_dtype(args[6])
+    grad = read_requires_grad(args[4], dtype, key)
     tensor = reader.build_strided_tensor(
-        key, reader.resolve_storage(args[0], key), dtype, args[1:4], grad=args[4] is True
+        key, reader.resolve_storage(args[0], key), dtype, args[1:4], grad=grad
     )
     return _apply_metadata(tensor, args[7]) if len(args) > 7 else tensor
 
@@ -284,9 +308,11 @@ def _apply_metadata(tensor: TensorInfo, metadata: object) -> TensorInfo:
 def _rebuild_parameter(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, depth: int
 ) -> TensorInfo:
-    args = _check_args(node, key, 2, 4)
+    arity = 4 if node.callee_name[1] == "_rebuild_parameter_with_state" else 3
+    args = _check_args(node, key, arity, arity)
     tensor = reader.require_tensor(args[0], key, depth)
-    return replace(tensor, requires_grad=args[1] is True, kind=Kind.PARAMETER)
+    grad = read_requires_grad(args[1], tensor.dtype, key)
+    return replace(tensor, requires_grad=grad, kind=Kind.PARAMETER)
 
 
 def _rebuild_legacy_parameter(
@@ -370,7 +396,7 @@ def _check_coo(key: str, size: tuple[int, ...], indices: TensorInfo, values: Ten
 def _rebuild_quantized_tensor(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, depth: int
 ) -> TensorInfo:
-    storage, offset, size, stride, scheme, grad, *_ = _check_args(node, key, 6, 7)
+    storage, offset, size, stride, scheme, grad, _ = _check_args(node, key, 7, 7)
     saved_storage = reader.resolve_storage(storage, key)
     tensor = reader.build_strided_tensor(
         key, saved_storage, saved_storage.dtype, (offset, size, stride), grad=grad is True
@@ -435,7 +461,7 @@ def _rebuild_from_type(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, depth: int
 ) -> TensorInfo:
     """`_rebuild_from_type_v2(function, type, arguments, state)`; the state is optional."""
-    func, cls, args, *state = _check_args(node, key, 3, 4)
+    func, cls, args, *state = _check_args(node, key, 4, 4)
     if type(func) is not GlobalName or type(cls) is not GlobalName or type(args) is not tuple:
         raise PickleTreeError(f"{quote_name(key)} is a tensor subclass without its class")
     tensor = reader.require_tensor(UnresolvedObject(func, args), key, depth)
@@ -484,7 +510,7 @@ def _rebuild_wrapper_subclass(
 _LEGACY_TENSOR_TYPES: Final = "Float Double Half BFloat16 Byte Char Short Int Long Bool"
 _REBUILD_FUNCTIONS: Final[Mapping[tuple[str, str], RebuildFunction]] = MappingProxyType(
     {
-        ("torch._utils", "_rebuild_tensor"): _rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_tensor"): _rebuild_first_tensor,
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
         ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,

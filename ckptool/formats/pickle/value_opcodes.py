@@ -11,6 +11,8 @@ _MAX_INT_DIGITS: Final = 2_000
 _MAX_INT_BYTES: Final = 1_000
 _MIN_BLOB_BYTES: Final = 64
 """Byte strings of at least this size get an entry in `PickleMachine.blob_offsets`."""
+_MIN_PICKLE_BYTES: Final = 8
+"""Bytes up to which a byte string is no pickle that imports a name."""
 _UINT16, _UINT32, _UINT64 = Struct("<H"), Struct("<I"), Struct("<Q")
 _INT32, _DOUBLE = Struct("<i"), Struct(">d")
 
@@ -178,6 +180,8 @@ def _push_bytes(m: PickleMachine, pos: int, nbytes: int) -> int:
     m.stack.append(content)
     if nbytes >= _MIN_BLOB_BYTES:
         m.blob_offsets[id(content)] = pos
+    if nbytes > _MIN_PICKLE_BYTES:
+        m.note_bytes(content)
     return end
 
 

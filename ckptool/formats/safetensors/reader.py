@@ -1,7 +1,5 @@
 """safetensors file -> Checkpoint: parses and validates the header; reads no tensor data."""
 
-import re
-import struct
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from math import prod
@@ -11,6 +9,7 @@ from typing import Final, TypeGuard
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files.gc_pause import pause_gc
+from ckptool.formats.files.lookalikes import check_no_archive
 from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.strict_json import (
@@ -73,10 +72,8 @@ _PICKLE_OPCODES = frozenset(
 )
 _PICKLE_START_BYTES = 1 << 12
 """Bytes that nearly always suffice to see that a header is no pickle."""
-_PICKLE_HEAD_BYTES = 1 << 20
+_PICKLE_GROWTH = 16
 _MAX_LISTED = 8
-_ZIP_END_BYTES = 22
-_MAX_ZIP_COMMENT_BYTES = 65_535
 
 
 class _EntryError(Exception):
@@ -106,7 +103,7 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
         metadata, tensors = _read_header(source, limits)
         start = _LENGTH_BYTES + _read_length(source)
         _check_spans_cover(source, start, tensors.values())
-    _check_no_zip(source)
+    check_no_archive(source, "a safetensors file")
     _check_no_pickle(source, limits)
     versions, skipped = _read_versions(source.path, metadata, limits)
     return Checkpoint(
@@ -289,31 +286,23 @@ def _read_versions(
     return versions, ()
 
 
-def _check_no_zip(source: ByteSource) -> None:
-    """Raise CorruptCheckpointError if the tail is a zip archive: zip readers would open that."""
-    tail = source.read_tail(_ZIP_END_BYTES + _MAX_ZIP_COMMENT_BYTES)
-    for match in re.finditer(rb"PK\x05\x06(?=.{18})", tail, re.DOTALL):
-        end = source.nbytes - len(tail) + match.start()
-        size, offset = struct.unpack_from("<II", tail, match.start() + 12)
-        zip64 = tail[max(0, match.start() - 20) : match.start()].startswith(b"PK\x06\x07")
-        if zip64 or any(_is_zip_directory(source, position) for position in (end - size, offset)):
-            reason = "is a safetensors file and a zip archive at once: loaders disagree about it"
-            raise CorruptCheckpointError(source.path, reason)
-
-
-def _is_zip_directory(source: ByteSource, offset: int) -> bool:
-    return 0 <= offset <= source.nbytes - 4 and source.read(offset, 4) == b"PK\x01\x02"
-
-
 def _check_no_pickle(source: ByteSource, limits: Limits) -> None:
-    """Raise CorruptCheckpointError if the header is also a dangerous pickle for torch.load."""
+    """Raise CorruptCheckpointError if the file is also a pickle for torch.load.
+
+    A pickle can skip what it likes and go on behind the header: it is followed to its end.
+    """
     head = source.read_head(_PICKLE_START_BYTES)
     if head[0] not in _PICKLE_OPCODES:
         return
-    from ckptool.formats.pickle.reader import is_complete_or_broken, scan_globals, select_dangerous
+    from ckptool.formats.pickle.reader import is_complete_or_broken, scan_globals, select_unsafe
 
-    if not is_complete_or_broken(head, limits):
-        head = source.read_head(_PICKLE_HEAD_BYTES)
-    if select_dangerous(scan_globals(head, limits)):
+    nbytes = _PICKLE_START_BYTES
+    while not is_complete_or_broken(head, limits) and nbytes < source.nbytes:
+        nbytes *= _PICKLE_GROWTH
+        if nbytes > limits.pickle_bytes:
+            reason = "is a safetensors file, and could be a pickle whose end is too far away"
+            raise CorruptCheckpointError(source.path, reason)
+        head = source.read_head(nbytes)
+    if select_unsafe(scan_globals(head, limits)):
         reason = "is a safetensors file and a pickle at once: loading it as a pickle runs code"
         raise CorruptCheckpointError(source.path, reason)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
 from ckptool.formats.limits import Limits
+from ckptool.formats.sharded.sibling_files import list_unread_siblings
 from ckptool.formats.strict_json import JsonReader, describe_type, format_value, quote_text
 from ckptool.formats.unrecognized import identify_other_format
 from ckptool.locations import Location, RemotePath
@@ -57,6 +58,7 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         raise ReadError(
             index, f"none of its {len(names)} shards is beside it, as {quote_text(names[0])}"
         )
+    reported_names = _find_read_names(index, names, sibling_names)
     return Checkpoint(
         path=index,
         container=_choose_container(shards.values()),
@@ -68,10 +70,12 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         damage=next(
             (f"{name}: {shard.damage}" for name, shard in shards.items() if shard.damage), ""
         ),
+        unread=tuple(part for shard in shards.values() for part in shard.unread),
         skipped=tuple(
             dict.fromkeys(
                 (
                     *skipped,
+                    *list_unread_siblings(sibling_names, reported_names, "index"),
                     *(skipped_item for shard in shards.values() for skipped_item in shard.skipped),
                 )
             )
@@ -294,6 +298,13 @@ def _iter_stray_tensors(
                 yield ContainerIssue(
                     IssueKind.UNINDEXED, key, {"what": "a second tensor", "shard": name}
                 )
+
+
+def _find_read_names(
+    index: Location, names: Sequence[str], sibling_names: Sequence[str]
+) -> set[str]:
+    """Return the shards of the index, and those beside it that have a finding of their own."""
+    return {*names, *_find_stray_files(index, set(names), sibling_names)}
 
 
 def _find_stray_files(index: Location, names: set[str], sibling_names: Sequence[str]) -> list[str]:

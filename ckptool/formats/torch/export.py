@@ -1,5 +1,6 @@
 """torch.export.save archive -> Checkpoint: its weights, buffers and constants."""
 
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -9,17 +10,18 @@ from msgspec.structs import replace
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.pickle.global_uses import find_global_uses
 from ckptool.formats.pickle.plain_values import quote_name
-from ckptool.formats.pickle.reader import parse_whole_pickle
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage, TensorInfoReader
 from ckptool.formats.strict_json import decode_object
 from ckptool.formats.torch import zip_reader
+from ckptool.formats.torch.exported_graph import find_evaluated_names
+from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
+from ckptool.formats.torch.nested_files import NestedFile, read_nested_record
 from ckptool.formats.torch.streams import SourceSlice
 from ckptool.formats.torch.zip_reader import (
     ArchiveRecords,
     GlobalNames,
     check_integrity,
     describe_or_report_damage,
-    iter_hidden_uses,
 )
 from ckptool.formats.zip.archive import STORED, ZipMember, is_zip, read_member
 from ckptool.model import (
@@ -28,6 +30,7 @@ from ckptool.model import (
     Container,
     GlobalUse,
     Kind,
+    Skipped,
     Span,
     StateDict,
     StorageInfo,
@@ -57,6 +60,10 @@ _OLD_STATE_RECORDS: Final = {"serialized_state_dict.pt": "", "serialized_constan
 _WEIGHTS_FOLDER, _CONSTANTS_FOLDER = "data/weights/", "data/constants/"
 _WEIGHTS_CONFIG: Final = "_weights_config.json"
 _CONSTANTS_CONFIG: Final = "_constants_config.json"
+_LOADED_RECORD: Final = re.compile(
+    r"data/sample_inputs/|data/(?:weights|constants)/(?!weight_|tensor_|[^/]*_config\.json$)"
+)
+"""Records that are pickles or files of torch.save; the other payloads are raw bytes."""
 _MAX_JSON_BYTES: Final = 100_000_000
 _STRIDED_LAYOUT: Final = 7
 _FORMAT_RECORDS: Final = (
@@ -109,13 +116,13 @@ def _describe_archive(records: ArchiveRecords, names: GlobalNames) -> Checkpoint
         raise CorruptCheckpointError(path, f"its archive_format record is {archive_format}")
     payload_reader = _PayloadReader(records, metadata.get("byteorder", "little"))
     models = [name for name, _ in records.items() if name.endswith(_WEIGHTS_CONFIG)]
+    _reject_legacy_weights(records, models)
     states = tuple(
         _build_state(records, payload_reader, model, is_only_model=len(models) == 1)
         for model in models
     )
-    for name, member in records.items():
-        member.is_referenced = member.is_referenced or name.startswith("models/")
-    nested_uses = tuple(_iter_nested_uses(records, names))
+    nested_files = _read_nested_records(records)
+    names_of_nested = tuple(use for nested_file in nested_files for use in nested_file.uses)
     if not any(state.tensors for state in states):
         raise CorruptCheckpointError(path, "holds no tensors")
     return Checkpoint(
@@ -126,11 +133,16 @@ def _describe_archive(records: ArchiveRecords, names: GlobalNames) -> Checkpoint
         globals=(
             *find_global_uses(names),
             *payload_reader.nested_uses,
-            *nested_uses,
+            *names_of_nested,
             *iter_hidden_uses(records),
         ),
         metadata=metadata,
         skipped=check_integrity(records),
+        unread=(
+            *payload_reader.unread,
+            *(part for nested_file in nested_files for part in nested_file.unread),
+            *list_unread_records(records),
+        ),
     )
 
 
@@ -154,6 +166,7 @@ class _PayloadReader:
 
     def __init__(self, records: ArchiveRecords, byteorder: str) -> None:
         self.nested_uses: list[GlobalUse] = []
+        self.unread: list[Skipped] = []
         self._records = records
         self._byteorder = byteorder
         self._tensors = TensorInfoReader(records.limits)
@@ -207,41 +220,41 @@ class _PayloadReader:
         )
 
     def _read_pickled_tensor(self, key: str, member: ZipMember) -> TensorInfo | None:
-        """Read a pickled tensor subclass, an embedded torch.save archive; None for others."""
-        member_slice = _slice_nested_archive(self._records, member)
-        if member_slice is None:
-            return None
-        nested_checkpoint = zip_reader.read(member_slice, self._records.limits)
-        self.nested_uses += [
-            replace(use, at=f"record {member.name}") for use in nested_checkpoint.globals
-        ]
-        tensors = [state.tensors[""] for state in nested_checkpoint.states if "" in state.tensors]
-        return replace(tensors[0], key=key) if tensors else None
+        """Read a pickled tensor subclass, an embedded file of torch.save; None for others."""
+        nested_file = read_nested_record(self._records, member)
+        self.nested_uses += nested_file.uses
+        self.unread += nested_file.unread
+        tensor = self._tensors.read_tensor(nested_file.root, key)
+        if tensor is None:
+            self.unread.append(Skipped(f"`{key}`", "it is pickled, and no tensor that is known"))
+        return tensor
 
 
-def _iter_nested_uses(records: ArchiveRecords, names: GlobalNames) -> Iterator[GlobalUse]:
-    """Yield the globals of embedded torch.save archives and pickles: constants, sample inputs."""
+def _read_nested_records(records: ArchiveRecords) -> list[NestedFile]:
+    """Read the records that torch.export.load hands to torch.load or pickle.load."""
+    nested_files: list[NestedFile] = []
     for name, member in records.items():
-        member_slice = _slice_nested_archive(records, member)
-        if member_slice is not None and name.startswith(("data/sample_inputs/", _CONSTANTS_FOLDER)):
+        if member.is_referenced or not member.nbytes:
+            continue
+        if _LOADED_RECORD.match(name):
+            nested_files.append(read_nested_record(records, member))
+        elif name.startswith("models/") and name.endswith(".json"):
             member.is_referenced = True
-            nested_checkpoint = zip_reader.read(member_slice, records.limits)
-            yield from (
-                replace(use, at=f"record {member.name}") for use in nested_checkpoint.globals
-            )
-        elif name.startswith((f"{_CONSTANTS_FOLDER}custom_obj", f"{_CONSTANTS_FOLDER}opaque_obj")):
-            member.is_referenced = True
-            max_nbytes = records.limits.pickle_bytes
-            data = read_member(records.source, member, records.limits, max_nbytes)
-            names += parse_whole_pickle(data, records.limits).globals
+            data = read_member(records.source, member, records.limits, _MAX_JSON_BYTES)
+            uses = find_evaluated_names(records.source.path, name, data)
+            nested_files.append(NestedFile(None, uses))
+    return nested_files
 
 
-def _slice_nested_archive(records: ArchiveRecords, member: ZipMember) -> SourceSlice | None:
-    """Return the slice of a member that is itself a stored zip archive, else None."""
-    if member.method != STORED or member.data_offset < 0 or not member.nbytes:
-        return None
-    member_slice = SourceSlice(records.source, member.data_offset, member.nbytes)
-    return member_slice if is_zip(member_slice) else None
+def _reject_legacy_weights(records: ArchiveRecords, models: list[str]) -> None:
+    """Raise CorruptCheckpointError if torch would load other weights than those described."""
+    for config in models:
+        model = config.removeprefix(_WEIGHTS_FOLDER).removesuffix(_WEIGHTS_CONFIG)
+        for folder in (_WEIGHTS_FOLDER, _CONSTANTS_FOLDER):
+            name = f"{folder}{model}.pt"
+            if records.get(name) is not None:
+                reason = f"torch would load {quote_name(name)} in place of the weights beside it"
+                raise CorruptCheckpointError(records.source.path, reason)
 
 
 def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkpoint:
@@ -250,19 +263,27 @@ def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkp
         raise CorruptCheckpointError(records.source.path, records.archive.fault)
     states: list[StateDict] = []
     nested_uses: list[GlobalUse] = []
+    unread: list[Skipped] = []
+    for name in ("serialized_example_inputs.pt", *_OLD_STATE_RECORDS):
+        member = records.get(name)
+        if member is not None and member.nbytes:
+            nested_file = read_nested_record(records, member)
+            nested_uses += nested_file.uses
+            unread += nested_file.unread
+    program = records.read_record(_OLD_PROGRAM_RECORD, _MAX_JSON_BYTES) or b""
+    nested_uses += find_evaluated_names(records.source.path, _OLD_PROGRAM_RECORD, program)
     for name, at in _OLD_STATE_RECORDS.items():
         member = records.get(name)
-        member_slice = _slice_nested_archive(records, member) if member is not None else None
-        if member is not None and member_slice is not None:
-            member.is_referenced = True
+        if member is not None and member.nbytes:
+            member_slice = SourceSlice(records.source, member.data_offset, member.nbytes)
+            if not is_zip(member_slice):
+                raise PickleTreeError(f"{quote_name(name)} is no zip archive of torch.save")
             nested_checkpoint = zip_reader.read(member_slice, records.limits)
             states += [replace(state, at=state.at or at) for state in nested_checkpoint.states]
-            nested_uses += [replace(use, at=f"record {name}") for use in nested_checkpoint.globals]
     if not states:
         raise CorruptCheckpointError(records.source.path, "holds no tensors")
-    for name in (_OLD_PROGRAM_RECORD, "version"):
-        if (member := records.get(name)) is not None:
-            member.is_referenced = True
+    if (version := records.get("version")) is not None:
+        version.is_referenced = True
     return Checkpoint(
         records.source.path,
         Container.TORCH_EXPORT,
@@ -270,6 +291,7 @@ def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkp
         tuple(states),
         globals=(*nested_uses, *find_global_uses(names), *iter_hidden_uses(records)),
         skipped=check_integrity(records),
+        unread=(*unread, *list_unread_records(records)),
     )
 
 

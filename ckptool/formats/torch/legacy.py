@@ -5,6 +5,7 @@ from typing import Final
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files.gc_pause import pause_gc
+from ckptool.formats.files.lookalikes import check_no_archive
 from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle import states
@@ -39,6 +40,7 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
     Raises:
         CorruptCheckpointError: it is inconsistent, and holds no dangerous globals.
     """
+    check_no_archive(source, "a pickle")
     stream = PickleStream(source, limits)
     container = Container.PICKLE
     try:
@@ -76,7 +78,7 @@ def _is_dotted_name(name: GlobalName) -> bool:
 def _read_legacy(stream: PickleStream, limits: Limits) -> Checkpoint:
     """Describe a legacy file whose magic number has been read."""
     source = stream.source
-    reader = LegacyReader(stream)
+    reader = LegacyReader(stream, source.start if isinstance(source, SourceSlice) else 0)
     object_pickle = reader.read()
     if stream.position != source.nbytes:
         stream.global_names += select_dangerous(stream.scan_remaining())
@@ -299,4 +301,5 @@ def _build_checkpoint(
         tuple(state_tree.entries),
         find_global_uses(stream.global_names, pickle.root),
         skipped=(*stream.skipped, *state_tree.skipped),
+        unread=pickle.list_unread(),
     )

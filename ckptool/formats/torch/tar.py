@@ -8,13 +8,14 @@ from msgspec import Struct
 
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files.gc_pause import pause_gc
+from ckptool.formats.files.lookalikes import is_tar_header
 from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle import states
 from ckptool.formats.pickle.global_uses import build_damaged_checkpoint, find_global_uses
 from ckptool.formats.pickle.nodes import GlobalName
 from ckptool.formats.pickle.plain_values import quote_name
-from ckptool.formats.pickle.reader import parse_whole_pickle, select_dangerous
+from ckptool.formats.pickle.reader import ParsedPickle, parse_whole_pickle, select_dangerous
 from ckptool.formats.pickle.storage_ids import get_storage_dtype
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage, TensorInfoReader
 from ckptool.formats.torch.streams import PickleStream
@@ -22,8 +23,9 @@ from ckptool.model import DTYPE_BITS, Checkpoint, Container, Span, StorageInfo, 
 
 
 def matches(source: ByteSource) -> bool:
-    """Whether the file begins with a tar header."""
-    return source.read_head(_BLOCK_BYTES)[257:262] == b"ustar"
+    """Whether the file begins with a tar header: torch.load opens it as one, before a pickle."""
+    head = source.read_head(_BLOCK_BYTES)
+    return head[257:262] == b"ustar" or is_tar_header(head)
 
 
 def read(source: ByteSource, limits: Limits) -> Checkpoint:
@@ -154,9 +156,10 @@ class _TarReader:
             raise self._build_error(f"'pickle': {pickle.error}")
         for node in pickle.persistent_references:
             node.target = self._resolve_id(node.id)
-        return self._build_checkpoint(pickle.root)
+        return self._build_checkpoint(pickle)
 
-    def _build_checkpoint(self, root: object) -> Checkpoint:
+    def _build_checkpoint(self, pickle: ParsedPickle) -> Checkpoint:
+        root = pickle.root
         state_tree = states.describe_tree(root, self._limits)
         extra_members = [
             member for name, member in self._members.items() if name not in _REQUIRED_MEMBERS
@@ -174,6 +177,7 @@ class _TarReader:
             tuple(state_tree.entries),
             find_global_uses(self._global_names, root),
             skipped=tuple(state_tree.skipped),
+            unread=pickle.list_unread(),
         )
 
     def _read_storages(self, stream: PickleStream) -> None:

@@ -18,12 +18,13 @@ from ckptool.formats.pickle.plain_values import (
 )
 from ckptool.formats.pickle.safe_globals import classify_global
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, TensorInfoReader
+from ckptool.formats.torch.hidden_records import iter_hidden_uses, list_unread_records
+from ckptool.formats.torch.script_code import find_load_methods
 from ckptool.formats.torch.zip_reader import (
     ArchiveRecords,
     GlobalNames,
     check_integrity,
     describe_or_report_damage,
-    iter_hidden_uses,
     read_main_pickle,
     read_metadata,
     resolve_storages,
@@ -77,13 +78,19 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         (
             *find_global_uses(global_names, pickle.root, _classify_global),
             *iter_hidden_uses(records),
+            *find_load_methods(records),
         ),
         metadata,
         skipped=check_integrity(records),
+        unread=(*list_unread_records(records), *pickle.list_unread()),
     )
 
 
 _MAX_CODE_BYTES: Final = 16 << 20
+_COMPILED_CLASSES: Final = "__torch__.torch.classes"
+_PACKED_WEIGHTS: Final = frozenset(
+    f"{_COMPILED_CLASSES}.{package}" for package in ("quantized", "sparse", "xnnpack", "mkldnn")
+)
 _MAX_MODULES: Final = 100_000
 _MAX_REPEATED_ATTRIBUTES: Final = 100_000
 """Attributes of modules under further names."""
@@ -111,8 +118,13 @@ _ClassTensorNames = dict[str, tuple[frozenset[str], frozenset[str]]]
 
 
 def _classify_global(name: GlobalName) -> Safety:
-    """Classify a global: types of the archive's own code (`__torch__`) are safe, not imported."""
+    """Classify a global: types of the archive's own code (`__torch__`) are safe, not imported.
+
+    Compiled classes (`__torch__.torch.classes`) are safe where torch itself packs weights in them.
+    """
     is_archive_type = name.module == "__torch__" or name.module.startswith("__torch__.")
+    if name.module.startswith(_COMPILED_CLASSES) and name.module not in _PACKED_WEIGHTS:
+        return Safety.UNKNOWN
     is_builder = name.module == "torch.jit._pickle" and name.name in _BUILDERS
     return (
         Safety.SAFE

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats import unrecognized
@@ -18,13 +17,17 @@ from ckptool.formats.pickle.plain_values import escape_unprintable, quote_name
 from ckptool.formats.pickle.reader import (
     ParsedPickle,
     parse_whole_pickle,
-    scan_globals,
     select_dangerous,
 )
 from ckptool.formats.pickle.storage_ids import StorageId, check_repeated_id, parse_storage_id
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
 from ckptool.formats.pickle.without_tensors import describe_tensorless_pickle
 from ckptool.formats.torch.archive_layout import find_refusal
+from ckptool.formats.torch.hidden_records import (
+    iter_hidden_uses,
+    list_unread_records,
+    scan_hidden_members,
+)
 from ckptool.formats.torch.streams import SourceSlice
 from ckptool.formats.zip.archive import (
     STORED,
@@ -36,7 +39,7 @@ from ckptool.formats.zip.archive import (
     read_archive,
     read_member,
 )
-from ckptool.model import Checkpoint, Container, GlobalUse, Skipped, Span, StorageInfo
+from ckptool.model import Checkpoint, Container, Skipped, Span, StorageInfo
 from ckptool.phrases import join_limited
 
 
@@ -98,6 +101,8 @@ class ArchiveRecords:
         """Offset of the archive in its file; not 0 if it is embedded in another file."""
         if len(self.main_pickles) > 1:
             archive.record_fault(f"there are {len(self.main_pickles)} data.pkl in it")
+        elif self.root_folder:
+            _check_one_folder(self.root_folder, archive)
 
     def get(self, name: str) -> ZipMember | None:
         """Return the member with this name in the root folder, or None."""
@@ -156,6 +161,20 @@ class ArchiveRecords:
         return None if data is None else escape_unprintable(data.decode("latin-1").strip())
 
 
+def _check_one_folder(root_folder: str, archive: ZipMembers) -> None:
+    """Record a fault unless all members lie in `root_folder`, at the top of the archive.
+
+    torch takes the first folder of the first directory entry for the place of all records.
+    """
+    names = [archive.first_name, *(member.name for member in archive.members)]
+    outside = next((name for name in names if not name.startswith(root_folder)), None)
+    folder = quote_name(root_folder)
+    if outside is not None:
+        archive.record_fault(f"{quote_name(outside)} is not in the folder {folder}")
+    elif root_folder.count("/") > 1:
+        archive.record_fault(f"its folder {folder} is within another folder")
+
+
 def _find_root_folder(members: list[ZipMember], pickles: list[ZipMember]) -> str:
     """Return the root folder of the archive with a trailing slash; "" if there is none."""
     if pickles:
@@ -183,7 +202,7 @@ def describe_or_report_damage(
     except PickleTreeError as error:
         reason = str(error)
     global_names += [
-        name for _, hidden_names in _scan_hidden_members(records) for name in hidden_names
+        name for _, hidden_names in scan_hidden_members(records) for name in hidden_names
     ]
     return build_damaged_checkpoint(source.path, container, source.nbytes, global_names, reason)
 
@@ -260,7 +279,8 @@ def read_metadata(records: ArchiveRecords) -> dict[str, str]:
         if (text := records.read_text_record(name)) is not None
     }
     path = records.source.path
-    for name in ("version", ".format_version", ".storage_alignment"):
+    _check_version(records, metadata)
+    for name in (".format_version", ".storage_alignment"):
         if name in metadata and not (metadata[name].isascii() and metadata[name].isdigit()):
             raise CorruptCheckpointError(path, f"its {name} record is {quote_name(metadata[name])}")
     if metadata.get("byteorder", "little") not in {"little", "big"}:
@@ -268,6 +288,17 @@ def read_metadata(records: ArchiveRecords) -> dict[str, str]:
             path, f"its byteorder record is {quote_name(metadata['byteorder'])}"
         )
     return metadata
+
+
+def _check_version(records: ArchiveRecords, metadata: dict[str, str]) -> None:
+    """Raise CorruptCheckpointError unless torch's reader would accept the version record."""
+    data_version = records.read_text_record(".data/version")
+    version = metadata.get("version", "") if data_version is None else data_version
+    if not version:
+        raise CorruptCheckpointError(records.source.path, "it has no version record")
+    if not (version.isascii() and version.isdigit() and int(version[:20]) in _VERSIONS):
+        reason = f"its version record is {quote_name(version)}; torch reads 1 to 10"
+        raise CorruptCheckpointError(records.source.path, reason)
 
 
 class IntegrityResult(Struct, frozen=True):
@@ -300,18 +331,9 @@ def check_integrity(records: ArchiveRecords) -> tuple[Skipped, ...]:
     return result.skipped
 
 
-def iter_hidden_uses(records: ArchiveRecords) -> Iterator[GlobalUse]:
-    """Yield the dangerous globals of unreferenced members that are pickles."""
-    for member, hidden_names in _scan_hidden_members(records):
-        for use in find_global_uses(select_dangerous(hidden_names)):
-            yield replace(use, at=f"record {member.name}")
-
-
 _MAX_TEXT_BYTES: Final = 200
-_MAX_MEMBER_SCAN_BYTES: Final = 1 << 20
-"""Bytes of an unreferenced member that are scanned as a pickle."""
-_MAX_SCAN_BYTES: Final = 16 << 20
-"""Bytes scanned of all unreferenced members in total."""
+_VERSIONS: Final = range(1, 11)
+"""Versions of the archive that torch 2 reads."""
 _SMALL_RECORDS: Final = (
     "version",
     "byteorder",
@@ -369,6 +391,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         metadata,
         skipped=(*integrity.skipped, *state_tree.skipped),
         load_refusal=load_refusal,
+        unread=(*list_unread_records(records), *pickle.list_unread()),
     )
 
 
@@ -446,31 +469,3 @@ def _report_unreferenced(records: ArchiveRecords) -> list[Skipped]:
         return []
     names = join_limited(unreferenced_names, 4, escape_unprintable, more=", ...")
     return [Skipped("records", f"nothing refers to {names}")]
-
-
-def _scan_hidden_members(records: ArchiveRecords) -> Iterator[tuple[ZipMember, list[GlobalName]]]:
-    """Scan unreferenced members as pickles; in a damaged archive, all members."""
-    scanned_offsets: set[int] = set()
-    remaining_nbytes = _MAX_SCAN_BYTES
-    is_faulty = bool(records.archive.fault)
-    for member in records.members:
-        is_skipped = member.is_referenced and not is_faulty
-        if (
-            is_skipped
-            or member.data_offset < 0
-            or member.data_offset in scanned_offsets
-            or remaining_nbytes <= 0
-        ):
-            continue
-        scanned_offsets.add(member.data_offset)
-        remaining_nbytes -= min(member.nbytes, _MAX_MEMBER_SCAN_BYTES)
-        yield member, _scan_member(records, member)
-
-
-def _scan_member(records: ArchiveRecords, member: ZipMember) -> list[GlobalName]:
-    try:
-        data = read_member(records.source, member, records.limits, _MAX_MEMBER_SCAN_BYTES)
-    except CorruptCheckpointError:
-        return []
-    # Text can look like a pickle of protocol 0; later protocols have a magic byte.
-    return scan_globals(data, records.limits) if data[:1] == b"\x80" or data[-1:] == b"." else []

@@ -58,7 +58,7 @@ class ZipMembers(Record):
     fault: str = ""
     """First property on which zip readers could disagree; "" if there is none."""
     first_name: str = ""
-    """Name of the member that is the first in the directory; "" if there is none."""
+    """Name of the first directory entry: torch takes its first folder for that of all records."""
     assumed_count: int = 0
     """Number of members whose data offset was inferred, their local header not read."""
 
@@ -76,6 +76,7 @@ _DIRECTORY_ENTRY: Final = Struct("<4s4x2H4x3L4H2x2L")
 """Magic, flags, method, checksum, sizes, lengths of name, extra fields and comment, disk, ..."""
 _ALLOWED_FLAGS: Final = 0x0002 | 0x0004 | 0x0008 | 0x0800
 """Flags all readers support: deflate level, data descriptor, UTF-8."""
+_DOS_FOLDER: Final = 0x10
 _SYMLINK_MODE: Final = 0o120000
 
 
@@ -114,9 +115,10 @@ def _check_end_record(source: ByteSource, record: tuple[int, ...], position: int
     faults = []
     if comment:
         faults.append("a comment follows its directory")
-    if (disk, directory_disk) not in {(0, 0), (0xFFFF, 0xFFFF)} or disk_count != count:
-        faults.append("it is one of several disks")
     end, zip64_end = position, _read_zip64_end(source, position)
+    disks = {(0, 0)} if zip64_end is None else {(0, 0), (0xFFFF, 0xFFFF)}
+    if (disk, directory_disk) not in disks or disk_count != count:
+        faults.append("it is one of several disks")
     if zip64_end is not None:
         end, count64, nbytes64, start64 = zip64_end
         field_pairs = (
@@ -146,14 +148,16 @@ def _read_zip64_end(source: ByteSource, position: int) -> tuple[int, int, int, i
     )
     if magic != b"PK\x06\x07":
         return None
-    if disk or disks > 1 or end_offset + _ZIP64_END_RECORD.size > position - _ZIP64_LOCATOR.size:
+    if disk or disks != 1 or end_offset + _ZIP64_END_RECORD.size > position - _ZIP64_LOCATOR.size:
         raise CorruptCheckpointError(source.path, "its zip64 end record is somewhere else")
     fields = _ZIP64_END_RECORD.unpack(source.read(end_offset, _ZIP64_END_RECORD.size))
-    magic, size, *_, disk_count, count, nbytes, start = fields
+    magic, size, _, _, own_disk, directory_disk, disk_count, count, nbytes, start = fields
     if (
         magic != b"PK\x06\x06"
         or end_offset + 12 + size != position - _ZIP64_LOCATOR.size
         or disk_count != count
+        or own_disk
+        or directory_disk
     ):
         raise CorruptCheckpointError(source.path, "a zip64 end record that contradicts itself")
     return end_offset, count, nbytes, start
@@ -181,6 +185,7 @@ def iter_entries(source: ByteSource, end: EndRecord, archive: ZipMembers) -> Ite
             data[name_end:extra_end],
         )
         position = extra_end + fields[8]
+        archive.first_name = archive.first_name or decode_name(encoded_name)[0]
         yield _build_member(fields, encoded_name, extra, archive, shared_flags)
     if position != len(data):
         archive.record_fault(f"its end record counts {end.member_count} members and there are more")
@@ -212,8 +217,11 @@ def _build_member(
     if extra:
         sizes = read_zip64_sizes(extra, (nbytes, compressed_nbytes, header_offset), name, archive)
         nbytes, compressed_nbytes, header_offset = sizes
-    if disk not in {0, 0xFFFF}:
+    if disk:
         archive.record_fault(f"{quote_name(name)} is on another disk")
+    if attributes & _DOS_FOLDER and not name.endswith("/"):
+        # torch.load takes it for a folder and returns memory that was never written.
+        archive.record_fault(f"{quote_name(name)} is marked as a folder")
     if attributes >> 16 & 0o170000 == _SYMLINK_MODE:
         archive.record_fault(f"{quote_name(name)} is a link")
     if flags & ~_ALLOWED_FLAGS:
@@ -241,19 +249,32 @@ def decode_name(encoded_name: bytes) -> tuple[str, str]:
 def read_zip64_sizes(
     extra: bytes, sizes: tuple[int, int, int], name: str, archive: ZipMembers
 ) -> tuple[int, int, int]:
-    """Return (size, compressed size, header offset), read from the zip64 field where marked."""
+    """Return (size, compressed size, header offset), read from the zip64 field where marked.
+
+    Readers take the first or the last of several zip64 fields: more than one is a fault, and so
+    are one that is too short and extra fields that end beyond their entry.
+    """
     values = list(sizes)
-    for field_id, body in _iter_extra_fields(extra):
+    zip64_count = 0
+    for field_id, body, is_complete in _iter_extra_fields(extra):
+        if not is_complete:
+            archive.record_fault(f"{quote_name(name)} has an extra field that is cut short")
         if field_id == 0x7075:
             archive.record_fault(f"{quote_name(name)} has a second name")
         if field_id == 0x0001:
+            zip64_count += 1
             marked_indices = [index for index, size in enumerate(sizes) if size == ZIP64_MARKER]
             for position, index in enumerate(marked_indices[: len(body) // 8]):
                 values[index] = int.from_bytes(body[8 * position : 8 * position + 8], "little")
+            if len(body) < 8 * len(marked_indices):
+                archive.record_fault(f"{quote_name(name)} has a zip64 field that is too short")
+    if zip64_count > 1:
+        archive.record_fault(f"{quote_name(name)} has {zip64_count} zip64 fields")
     return values[0], values[1], values[2]
 
 
-def _iter_extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+def _iter_extra_fields(extra: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield (id, content, whether all of it is there) of each extra field."""
     position = 0
     while position + 4 <= len(extra):
         field_id, size = (
@@ -261,5 +282,7 @@ def _iter_extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
             extra[position + 2 : position + 4],
         )
         end = position + 4 + int.from_bytes(size, "little")
-        yield field_id, extra[position + 4 : end]
+        yield field_id, extra[position + 4 : end], end <= len(extra)
         position = end
+    if position < len(extra):
+        yield -1, extra[position:], False
