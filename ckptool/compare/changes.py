@@ -70,9 +70,5 @@ def iter_changes(
 
 
 def is_scalar_quirk(change: Changed) -> bool:
-    """Whether torch loads a 1-d tensor into a 0-d one (compatibility with torch 0.3)."""
-    return (
-        change.expected.shape == ()
-        and len(change.actual.shape) == 1
-        and change.actual.shape != (0,)
-    )
+    """Whether torch loads a tensor of shape [1] into one of shape [] (of torch before 0.4)."""
+    return change.expected.shape == () and change.actual.shape == (1,)

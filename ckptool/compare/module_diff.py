@@ -47,6 +47,14 @@ from ckptool.tensors import equality
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
 from ckptool.tensors.statistics import CastEffect
 
+_PICKLE_CONTAINERS: Final = (
+    Container.TORCH_ZIP,
+    Container.TORCH_LEGACY,
+    Container.TORCH_TAR,
+    Container.PICKLE,
+)
+"""Containers whose states are mappings in one another."""
+
 
 class ModuleDiff(Struct, frozen=True):
     """Comparison of a state in a checkpoint with the state_dict that a module expects."""
@@ -143,6 +151,37 @@ class ModuleDiff(Struct, frozen=True):
     def shape_mismatches(self) -> tuple[Changed, ...]:
         """Changes that load_state_dict reports as "size mismatch", with strict=False too."""
         return tuple(c for c in self.changes if isinstance(c, Changed) and _is_shape_mismatch(c))
+
+    @property
+    def packed_keys(self) -> tuple[str, ...]:
+        """Keys of the module without a tensor that are tuples with tensors in the file."""
+        known_keys = {*self.missing_non_tensors, *self.state.non_tensors, *self.state.tensors}
+        return tuple(key for key in self.module.non_tensors if key not in known_keys)
+
+    @property
+    def nested_keys(self) -> tuple[str, ...]:
+        """Keys beside the state's tensors under which the file has other states.
+
+        A key may contain dots, so that its name is known up to its first dot only, unless tensors
+        have names that begin alike.
+        """
+        if self.checkpoint.container not in _PICKLE_CONTAINERS or self.state.role == "module":
+            return ()
+        prefix = f"{self.state.at}." if self.state.at else ""
+        first_segments = {key.partition(".")[0] for key in self.state.tensors}
+        names = (
+            other.at.removeprefix(prefix)
+            for other in self.checkpoint.states
+            if other.at != self.state.at and other.at.startswith(prefix)
+        )
+        own_keys = {*self.packed_keys, *self.state.tensors}
+        return tuple(
+            dict.fromkeys(
+                name if name.partition(".")[0] in first_segments else name.partition(".")[0]
+                for name in names
+                if not any(name == key or name.startswith(f"{key}.") for key in own_keys)
+            )
+        )
 
     @property
     def matched_keys(self) -> tuple[str, ...]:
@@ -253,6 +292,12 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         better_state=better_state,
     )
     return _pair_missing_keys(msgspec.structs.replace(diff, **_find_non_tensors(diff)), expected)
+
+
+def add_nested_keys(diff: ModuleDiff) -> ModuleDiff:
+    """Return the diff in which states beside the state's tensors are unexpected, as in torch."""
+    unexpected = (*diff.unexpected_non_tensors, *diff.nested_keys)
+    return msgspec.structs.replace(diff, unexpected_non_tensors=unexpected)
 
 
 def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:

@@ -197,7 +197,7 @@ def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     quantized_keys = find_quantized_keys(diff)
     for key in diff.unexpected_non_tensors:
         if not key.endswith("_extra_state") and key not in quantized_keys:
-            yield hit(key, what=diff.state.non_tensors[key], why_not="", nbytes=0)
+            yield hit(key, what=diff.state.non_tensors.get(key, "a state"), why_not="", nbytes=0)
 
 
 @check(

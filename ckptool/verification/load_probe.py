@@ -15,7 +15,12 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from ckptool.compare.load_outcome import LoadOutcome
-from ckptool.compare.module_diff import ModuleDiff, apply_load_outcome, build_module_diff
+from ckptool.compare.module_diff import (
+    ModuleDiff,
+    add_nested_keys,
+    apply_load_outcome,
+    build_module_diff,
+)
 from ckptool.errors import ReadError
 from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
@@ -60,6 +65,7 @@ def compare_with_loader(
         is_planned: whether no file holds the state yet, so that its values cannot be read.
     """
     diff = replace(build_module_diff(checkpoint, module_info, at), is_planned=is_planned)
+    diff = add_nested_keys(diff)
     if not diff.state.tensors:
         return diff
     if checkpoint.load_refusal:

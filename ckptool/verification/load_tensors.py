@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any, Final
@@ -23,11 +23,14 @@ _LOAD_EXCEPTIONS: Final = (
 
 
 def load_tensors(
-    checkpoint: Checkpoint, state: StateDict, keys: Mapping[str, str]
+    checkpoint: Checkpoint,
+    state: StateDict,
+    keys: Mapping[str, str],
+    packed_keys: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the argument of `load_state_dict`: tensors by key, renamed by `keys` (old -> new).
 
-    Tensors tied in the file are one tensor in the result.
+    Tensors tied in the file are one tensor in the result; `packed_keys` are tuples with tensors.
 
     Raises:
         ReadError: an entry is not plain bytes, and torch.load(weights_only=True) fails as well.
@@ -48,16 +51,13 @@ def load_tensors(
                 torch_state if torch_state is not None else load_with_torch(checkpoint, state.at)
             )
             tensors[keys.get(key, key)] = _get_value(torch_state, key, checkpoint)
-    if state.non_tensors:
+    other_keys = (*state.non_tensors, *packed_keys)
+    if other_keys:
         torch_state = (
             torch_state if torch_state is not None else load_with_torch(checkpoint, state.at)
         )
         tensors.update(
-            {
-                keys.get(key, key): torch_state[key]
-                for key in state.non_tensors
-                if key in torch_state
-            }
+            {keys.get(key, key): torch_state[key] for key in other_keys if key in torch_state}
         )
     if state.versions is not None:
         versions = {prefix: {"version": version} for prefix, version in state.versions.items()}

@@ -27,7 +27,7 @@ def build_probe_state(diff: ModuleDiff, read_keys: Collection[str]) -> Mapping[s
         ReadError: the values cannot be read.
         ValuesNeededError: a key to be on meta has something else than a dense tensor.
     """
-    if non_tensor := _find_non_tensor(diff):
+    if non_tensor := next(iter((*diff.state.non_tensors, *diff.packed_keys)), ""):
         if diff.is_planned or not (read_keys or can_be_mapped(diff.checkpoint)):
             raise ValuesNeededError(f"`{non_tensor}` is no tensor")
         return load_with_torch(diff.checkpoint, diff.state.at, mapped=not read_keys)
@@ -44,15 +44,10 @@ def build_probe_state(diff: ModuleDiff, read_keys: Collection[str]) -> Mapping[s
         if view not in tensors_by_view:
             tensors_by_view[view] = _make_meta_tensor(key, info)
         tensors[key] = tensors_by_view[view]
+    tensors.update(dict.fromkeys(diff.nested_keys, {}))
     if state.versions is not None:
         tensors._metadata = values._metadata  # type: ignore[attr-defined]  # noqa: SLF001
     return tensors
-
-
-def _find_non_tensor(diff: ModuleDiff) -> str:
-    """Return a key without a tensor in the file, or of values packed in a tuple; "" if none."""
-    packed_keys = (key for key in diff.module.non_tensors if key not in diff.missing_non_tensors)
-    return next(iter((*diff.state.non_tensors, *packed_keys)), "")
 
 
 def _make_meta_tensor(key: str, info: TensorInfo) -> Tensor:

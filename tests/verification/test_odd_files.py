@@ -237,3 +237,24 @@ def test_placeholders_of_zero3_do_not_load(tmp_path):
     assert ckptool.gate(path, module=Net(), values=False).exit_code == 1
     level = next(v for v in ckptool.verify(path, module=Net()).levels if v.level == "load")
     assert level.status == "failed"
+
+
+# States in a state
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"w": torch.ones(1)}, [torch.ones(1)], {"a": {"w": torch.ones(1)}}, {"a": 1}, 1, None],
+    ids=["a state", "a list", "a nested state", "plain values", "a number", "None"],
+)
+@pytest.mark.parametrize("key", ["ema", "a.ema", "b"])
+def test_what_stands_beside_the_tensors_is_unexpected(key, beside, tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({**Net().state_dict(), key: beside}, path)
+    report = ckptool.diff(path, module=Net())
+    assert load_with_torch(path) is not None
+    assert report.verdict == "does not load: 1 unexpected"
+    assert report.unexpected_keys[0].startswith(key)
+    assert ckptool.gate(path, module=Net(), values=False).exit_code == 1
+    level = next(v for v in ckptool.verify(path, module=Net()).levels if v.level == "load")
+    assert level.status == "failed"
