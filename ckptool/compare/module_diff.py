@@ -34,6 +34,7 @@ from ckptool.compare.states import find_best_state, get_state_or_part, score_mat
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import (
     Checkpoint,
+    Container,
     Kind,
     ModuleInfo,
     Skipped,
