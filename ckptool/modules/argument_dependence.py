@@ -369,7 +369,9 @@ def _list_call_operands(call: ast.Call) -> Sequence[ast.expr]:
         is_known = True
     else:
         is_known = name in _BUILTINS or name in _OPERAND_FUNCTIONS or name in _WRAPPERS
-    if name in _FILLS:
+    is_class = name[:1].isupper() and name not in _WRAPPERS
+    if name in _FILLS or is_class:
+        # What an object of another class holds is not in sight.
         return ()
     if name in _FILL_VALUE_POSITIONS:
         position = _FILL_VALUE_POSITIONS[name]

@@ -36,7 +36,7 @@ def leave(module):
 
 FROM_SIZES = (
     *("zeros", "ones", "like", "full", "full_of", "moved", "listed", "stacked", "new", "local"),
-    *("product", "constant", "branch", "unseen", "minus"),
+    *("product", "constant", "branch", "unseen", "minus", "borrowed"),
 )
 FROM_ARGUMENTS = (
     *("is_used", "use_bias", "scale", "offsets", "is_exact", "weights", "flags", "floor", "gain"),

@@ -307,6 +307,7 @@ class FromSizes(nn.Module):
         self.register_buffer("branch", torch.ones(n) if affine else torch.zeros(n))
         self.register_buffer("unseen", make_start(n))
         self.register_buffer("minus", -torch.ones(n))
+        self.register_buffer("borrowed", nn.BatchNorm1d(n).running_mean.clone())
 
     def forward(self, x):
         return x + sum(buffer.double().sum() for buffer in self.buffers())
