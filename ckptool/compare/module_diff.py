@@ -1,6 +1,7 @@
 """Checkpoint x ModuleInfo -> ModuleDiff: how a module would load a state_dict."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 from msgspec import Struct
