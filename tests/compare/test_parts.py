@@ -196,7 +196,7 @@ def test_most_keys_are_enough_and_the_others_are_named(tmp_path):
     assert not loads_strictly(Cascade().pnet, state)
     messages = {f.code: f.message for f in report.findings}
     assert messages.keys() == {"CK224", "CK204"}
-    assert "5 of its 6 keys match there" in messages["CK224"]
+    assert "5 of its 6 keys match" in messages["CK224"]
     assert "`total_ops`" in messages["CK204"]
 
 
