@@ -65,7 +65,7 @@ OUTPUT_PATH = _OutputPathParam()
 
 
 into_option = click.option(
-    "--into", metavar="PATH", help='The submodule of the module that alone is meant ("encoder").'
+    "--into", metavar="PATH", help='Use only this submodule of the module ("encoder").'
 )
 
 

@@ -172,7 +172,6 @@ def _find_prefixes(
     A candidate has about as many keys as the part, so that all of them together are looked at
     in time proportional to `whole`.
     """
-    counts = _count_prefixes(whole)
     samples = [f".{key}" for key in _select_samples(part)]
     candidates = {
         key.removesuffix(sample)
@@ -180,6 +179,7 @@ def _find_prefixes(
         for sample in samples
         if key.endswith(sample) and key != sample
     }
+    counts = _count_prefixes(whole) if candidates else {}
     scores: dict[str, int] = {}
     for prefix in candidates:
         count = counts.get(prefix, 0)

@@ -26,10 +26,10 @@ _MAX_PREFIXES: Final = 4
         name="state-of-a-submodule",
         level=Level.ERROR,
         summary="the file is the state of {what}",
-        detail="{matched} match there, and {others} of the module {verb} not in it",
+        detail="{matched} match, and {others} of the module {verb} not in it",
         why=(
             "Strict loading into the whole module raises. With strict=False nothing loads, since no"
-            " key has the name of the sub-module in front; and the rest stays at random."
+            " key begins with the path of the sub-module; all parameters keep their random values."
         ),
         fix="{remedy}: {command}; in code: {code}",
         example=(
@@ -55,7 +55,7 @@ def find_state_of_submodule(diff: ModuleDiff) -> Iterator[RuleHit]:
         diff,
         part,
         what=f"`{part.prefix}`, one of {place}",
-        remedy=f"If only `{part.prefix}` is meant",
+        remedy=f"To use it for `{part.prefix}` only",
         verb="is" if len(part.other_keys) == 1 else "are",
         command=f"{format_migrate_command(diff)} --into {name}",
         code=f'module.get_submodule("{name}").load_state_dict(state_dict)',
@@ -69,7 +69,7 @@ def find_state_of_submodule(diff: ModuleDiff) -> Iterator[RuleHit]:
         name="part-of-the-file",
         level=Level.WARNING,
         summary="the module is {what}",
-        detail="{matched} match there, and {others} of the file {verb} to something else",
+        detail="{matched} match, and {others} of the file {verb} to something else",
         why=(
             "Strict loading raises. With strict=False nothing loads, since every key of the file"
             " has the name of its part in front, and nothing says so."
@@ -92,7 +92,7 @@ def find_part_of_file(diff: ModuleDiff) -> Iterator[RuleHit]:
         diff,
         part,
         what=f"`{part.prefix}` of the file, one of {places}",
-        remedy="Take that part",
+        remedy="Extract that part",
         verb="belongs" if len(part.other_keys) == 1 else "belong",
         command=f"{format_migrate_command(diff)} --at {join_key(diff.state.at, name)}",
         code=(

@@ -31,7 +31,7 @@ def explain_module_fault(
     explanation = (
         f"{_name_fault(forward_results.device_mismatches)}: with the same file loaded, forward runs"
         f" through on the CPU and fails on {device.label}:"
-        f" {_propose_fix(forward_results.device_mismatches)}, or stay on the CPU with --device cpu"
+        f" {_propose_fix(forward_results.device_mismatches)}, or run it with --device cpu"
     )
     first_failed = next(
         level
@@ -60,7 +60,7 @@ def _fails_on_device_only(forward_results: ForwardResults) -> bool:
 def _name_fault(mismatches: Iterable[DeviceMismatch]) -> str:
     """Return what is at fault; the value of an attribute that stays behind is not of the file."""
     if any(mismatch.attribute for mismatch in mismatches):
-        return "the module is at fault and not the load"
+        return "the module is at fault, not the load"
     return "the file is right and the module is not"
 
 

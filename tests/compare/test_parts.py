@@ -196,7 +196,7 @@ def test_most_keys_are_enough_and_the_others_are_named(tmp_path):
     assert not loads_strictly(Cascade().pnet, state)
     messages = {f.code: f.message for f in report.findings}
     assert messages.keys() == {"CK224", "CK204"}
-    assert "5 of its 6 keys match there" in messages["CK224"]
+    assert "5 of its 6 keys match" in messages["CK224"]
     assert "`total_ops`" in messages["CK204"]
 
 
@@ -298,3 +298,16 @@ def test_many_equal_layers_take_no_long_time(tmp_path):
     module = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2)) for _ in range(3000)))
     (finding,) = api.diff(save(tmp_path, nn.Linear(2, 2).state_dict()), module=module).findings
     assert "`0.0`, `1.0`, `2.0`, `3.0` and 2996 more fit equally" in finding.message
+
+
+def test_the_command_takes_into_and_at(run_command, tmp_path):
+    path, target = save(tmp_path, nn.Linear(4, 8).state_dict()), tmp_path / "new.pth"
+    layer = ("-m", "torch.nn:TransformerEncoderLayer", "-k", "d_model=4", "-k", "nhead=1")
+    layer = (*layer, "-k", "dim_feedforward=8")
+    assert run_command("diff", str(path), *layer).code == 1
+    assert run_command("diff", str(path), *layer, "--into", "linear1").code == 0
+    assert run_command("migrate", str(path), "-o", str(target), *layer).code == 2
+    into = ("--into", "linear1")
+    assert run_command("migrate", str(path), "-o", str(target), *layer, *into).code == 0
+    linear = ("-m", "torch.nn:Linear", "-k", "in_features=4", "-k", "out_features=8")
+    assert run_command("diff", str(target), *linear, "--at", "linear1").code == 0

@@ -71,7 +71,7 @@ def test_an_extra_state_that_is_a_tensor_is_saved():
 @pytest.mark.parametrize(
     ("result", "reason"),
     [
-        (None, "live: its state_dict() raised RuntimeError: gather first"),
+        (None, "live: its state_dict() raised RuntimeError: gather first and then"),
         ([1], "live: its state_dict() gave a list, not a mapping"),
     ],
 )

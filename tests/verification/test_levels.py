@@ -102,7 +102,7 @@ def test_every_clash_of_one_pass_is_reported(tmp_path):
         ({**models.Plain().state_dict(), "scale": torch.ones(5)}, "1 of another shape (scale)"),
         (
             {f"module.{key}": value for key, value in models.Plain().state_dict().items()},
-            "3 missing (scale, body.weight, body.bias)",
+            "3 missing (body.bias, body.weight, scale)",
         ),
     ],
 )
