@@ -85,7 +85,12 @@ def predict_load(draft: Draft, module_info: ModuleInfo, *, state_only: bool = Fa
 
 def build_result_checkpoint(draft: Draft) -> Checkpoint:
     """Return the checkpoint with the draft's result in place of its source state_dict."""
-    states = [state for state in draft.checkpoint.states if state.at != draft.state.at]
+    packed_places = draft.packed_places
+    states = [
+        replace(state, at=packed_places.get(state.at, state.at))
+        for state in draft.checkpoint.states
+        if state.at != draft.state.at
+    ]
     return replace(draft.checkpoint, states=(draft.result_state, *states))
 
 
