@@ -18,6 +18,7 @@ from ckptool.compare.fused_projections import FusedProjection, find_fused_projec
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
 from ckptool.compare.rename_groups import (
     RenameGroup,
+    add_tied_keys,
     build_documented_groups,
     find_list_group,
     find_rename_groups,
@@ -366,11 +367,14 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
         if list_group is None
         else (list_group,)
     )
+    rename_groups = tuple(
+        add_tied_keys((*documented_groups, *rename_groups), missing, module.saved_tensors)
+    )
     explained_keys |= {key for group in rename_groups for key in group.keys}
     return msgspec.structs.replace(
         diff,
         rewrite=rewrite,
-        rename_groups=(*documented_groups, *rename_groups),
+        rename_groups=rename_groups,
         fused_projections=fused_projections,
         diverged_ties=_find_diverged_ties(diff),
         tied_missing_keys={

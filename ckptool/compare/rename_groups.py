@@ -46,10 +46,13 @@ class RenameGroup(Struct, frozen=True):
     is_documented: bool = False
     """Whether the library documents the new names, so that nothing is guessed."""
 
+    tied_keys: tuple[str, ...] = ()
+    """Missing keys of the module that are tied to one of its keys in `pairs`."""
+
     @property
     def keys(self) -> frozenset[str]:
-        """All keys of the file and of the module."""
-        return frozenset((*self.pairs, *self.pairs.values()))
+        """All keys of the file and of the module that the group explains."""
+        return frozenset((*self.pairs, *self.pairs.values(), *self.tied_keys))
 
 
 def find_rename_groups(
@@ -311,6 +314,24 @@ def _describe_evidence(
     named = " or ".join(named.split(", "))
     is_single = len(alternatives) == 1 and " " not in alternatives[0]
     return f"{text}; {named} {'fits' if is_single else 'fit'} as well"
+
+
+def add_tied_keys(
+    groups: Sequence[RenameGroup], missing: Tensors, saved_tensors: Mapping[str, ModuleTensor]
+) -> Iterator[RenameGroup]:
+    """Yield the groups with the missing keys that the module ties to keys of theirs."""
+    ties = tied_keys(module_tensor.tensor for module_tensor in saved_tensors.values())
+    partners = {key: tie for tie in ties for key in tie}
+    renamed = {new for group in groups for new in group.pairs.values()}
+    for group in groups:
+        tied = dict.fromkeys(
+            key
+            for new in group.pairs.values()
+            for key in partners.get(new, ())
+            if key in missing and key not in renamed
+        )
+        renamed |= {*tied}
+        yield replace(group, tied_keys=tuple(tied)) if tied else group
 
 
 def build_documented_groups(

@@ -1,5 +1,8 @@
 """A rename step: all its keys at once, by a table, a pattern or a regular expression."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -87,6 +90,19 @@ def test_a_step_is_read_as_it_is_written(step):
 def test_what_a_rename_refuses(tmp_path, step, message):
     with pytest.raises(PlanError, match=f"step 1: .*{message}"):
         migrated(tmp_path, STATE, step)
+
+
+def test_the_documented_steps_are_three_ways_of_one(tmp_path):
+    page = Path(__file__).parents[3] / "docs" / "plan.md"
+    section = page.read_text(encoding="utf-8").partition("## Renames of many keys")[2]
+    texts = re.findall(r"```toml\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    state = Net().state_dict()
+    for text in texts:
+        found = migrated(tmp_path, state, *parse_plan(text).ops)
+        assert {key.split(".")[1] for key in found} == {"0", "2", "3"}
+        assert torch.equal(found["net.2.weight"], state["net.1.weight"])
+        assert torch.equal(found["net.3.bias"], state["net.2.bias"])
+    assert len(texts) == 3
 
 
 class Net(nn.Module):
