@@ -128,6 +128,13 @@ class ModuleDiff(Struct, frozen=True):
         return tuple(k for k in self.module.saved_tensors if k in old_keys and k not in new_keys)
 
     @property
+    def displaced_keys(self) -> tuple[str, ...]:
+        """Keys of the file to which another of its tensors is renamed, and that are not renamed."""
+        old_keys = {key for group in self.rename_groups for key in group.pairs}
+        new_keys = {key for group in self.rename_groups for key in group.pairs.values()}
+        return tuple(k for k in self.state.tensors if k in new_keys and k not in old_keys)
+
+    @property
     def shape_mismatches(self) -> tuple[Changed, ...]:
         """Changes that load_state_dict reports as "size mismatch", with strict=False too."""
         return tuple(c for c in self.changes if isinstance(c, Changed) and _is_shape_mismatch(c))

@@ -85,7 +85,10 @@ def find_rename_groups(
             actual,
         )
     )
-    search.take_moves(find_moved_subtrees(search.missing, search.unexpected))
+    for keeps_constants in (False, True):
+        search.take_moves(
+            find_moved_subtrees(search.missing, search.unexpected, keeps_constants=keeps_constants)
+        )
     for find_links in _STEPS:
         if search.missing and search.unexpected:
             search.take(find_links(search.build_context()))
@@ -109,8 +112,8 @@ _STEPS: Final[Sequence[Callable[[RenameContext], Iterator[RenameLink]]]] = (
     pair_normalized_names,
     find_moved_layers,
     lambda context: match_modules(context, in_place=True, transposed=False),
-    lambda context: match_parameters(context, same_name=True, transposed=False),
     lambda context: match_modules(context, in_place=True, transposed=True),
+    lambda context: match_parameters(context, same_name=True, transposed=False),
     lambda context: match_parameters(context, same_name=True, transposed=True),
     lambda context: match_modules(context, in_place=False, transposed=False),
     lambda context: match_parameters(context, same_name=False, transposed=False),
@@ -213,13 +216,16 @@ def _join_links(links: Iterable[RenameLink]) -> Iterator[list[RenameLink]]:
     """Yield lists of links that one change explains: the same segments are replaced by the same."""
     joined: dict[object, list[RenameLink]] = {}
     for number, link in enumerate(links):
-        key = (
-            number
-            if link.is_complete
-            else (*_split_edit(link), bool(link.alternatives), link.detail)
-        )
+        edit = _find_removed_prefix(link) or _split_edit(link)
+        key = number if link.is_complete else (edit, bool(link.alternatives), link.detail)
         joined.setdefault(key, []).append(link)
     yield from joined.values()
+
+
+def _find_removed_prefix(link: RenameLink) -> str:
+    """Return the prefix that the file's keys have and the module's do not, "" if there is none."""
+    prefix = link.old.removesuffix(f".{link.new}")
+    return prefix if link.kind is LinkKind.SUBTREE and prefix != link.old else ""
 
 
 def _split_edit(link: RenameLink) -> tuple[str, str, str]:
@@ -248,6 +254,8 @@ def _build_group(links: list[RenameLink]) -> RenameGroup:
     old_pattern, new_pattern = links[0].old, links[0].new
     if len(pairs) == 1:
         old_pattern, new_pattern = next(iter(pairs.items()))
+    elif len(links) > 1 and (prefix := _find_removed_prefix(links[0])):
+        old_pattern, new_pattern = f"{prefix}.*", "*"
     elif not links[0].is_complete:
         head, old_middle, new_middle = _split_edit(links[0])
         counts = [

@@ -561,3 +561,16 @@ def test_the_new_layer_of_a_list_is_missing_and_the_others_are_not(tmp_path):
     by_key = {v.key: v.code for v in report.verdicts}
     assert by_key["net.1.weight"] == "CK201"
     assert by_key["net.2.weight"] == by_key["net.3.bias"] == "CK211"
+
+
+def test_the_layer_that_was_removed_is_unexpected(tmp_path):
+    old, new = Called(chain([0, 1, 2], [4, 8, 6, 2])), Called(chain([0, 1], [8, 6, 2]))
+    torch.save(old.state_dict(), tmp_path / "a.pth")
+    report = ckptool.diff(tmp_path / "a.pth", module=new)
+    assert [f"{group.old} -> {group.new}" for group in report.renames] == [
+        "net.{1,2}.* -> net.{0,1}.*"
+    ]
+    found = {(f.code, f.key) for f in report.findings if f.code != "CK210"}
+    assert found == {
+        ("CK204", "net.0.weight"), ("CK204", "net.0.bias"), ("CK211", "net.{0,1}.*"),
+    }  # fmt: skip

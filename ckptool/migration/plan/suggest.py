@@ -170,8 +170,9 @@ def _iter_reparametrizations(diff: ModuleDiff) -> Iterator[Op]:
 
 
 def _iter_renames(diff: ModuleDiff) -> Iterator[Op]:
+    displaced_keys = {*diff.displaced_keys}
     for group in diff.rename_groups:
-        if not group.is_unambiguous:
+        if not group.is_unambiguous or not displaced_keys.isdisjoint(group.pairs.values()):
             continue
         yield from (TransposeTensor(key=key, why=group.evidence) for key in group.transposed_keys)
         if group.pairs.keys() & {*group.pairs.values()}:
