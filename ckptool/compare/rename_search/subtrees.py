@@ -150,11 +150,11 @@ class _SubtreeSearch:
         return sum(len(keys[pattern]) for pattern in patterns_below[prefix])
 
 
-def _count_common(one: Mapping[str, str], other: Mapping[str, str], side: str) -> int:
+def _count_common(first: Mapping[str, str], second: Mapping[str, str], side: str) -> int:
     """Return the number of keys of one side ("file" or "module") that both mappings have."""
     if side == "file":
-        return len(one.keys() & other.keys())
-    return len({*one.values()}.intersection(other.values()))
+        return len(first.keys() & second.keys())
+    return len({*first.values()}.intersection(second.values()))
 
 
 def _trim_move(old: Segments, new: Segments, end_length: int) -> SubtreeMove:

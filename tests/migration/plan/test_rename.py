@@ -96,7 +96,7 @@ def test_the_documented_steps_are_three_ways_of_one(tmp_path):
     page = Path(__file__).parents[3] / "docs" / "plan.md"
     section = page.read_text(encoding="utf-8").partition("## Renames of many keys")[2]
     texts = re.findall(r"```toml\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
-    state = Net().state_dict()
+    state = Net((2, 3, 4)).state_dict()
     for text in texts:
         found = migrated(tmp_path, state, *parse_plan(text).ops)
         assert {key.split(".")[1] for key in found} == {"0", "2", "3"}
