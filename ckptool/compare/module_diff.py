@@ -20,6 +20,7 @@ from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, fi
 from ckptool.compare.parts import PartMatch, PartSide, find_file_part, find_module_part
 from ckptool.compare.rename_groups import (
     RenameGroup,
+    add_tied_keys,
     build_documented_groups,
     find_list_group,
     find_rename_groups,
@@ -148,6 +149,13 @@ class ModuleDiff(Struct, frozen=True):
         old_keys = {key for group in self.rename_groups for key in group.pairs}
         new_keys = {key for group in self.rename_groups for key in group.pairs.values()}
         return tuple(k for k in self.module.saved_tensors if k in old_keys and k not in new_keys)
+
+    @property
+    def displaced_keys(self) -> tuple[str, ...]:
+        """Keys of the file to which another of its tensors is renamed, and that are not renamed."""
+        old_keys = {key for group in self.rename_groups for key in group.pairs}
+        new_keys = {key for group in self.rename_groups for key in group.pairs.values()}
+        return tuple(k for k in self.state.tensors if k in new_keys and k not in old_keys)
 
     @property
     def shape_mismatches(self) -> tuple[Changed, ...]:
@@ -446,12 +454,15 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
         if list_group is None
         else (list_group,)
     )
+    rename_groups = tuple(
+        add_tied_keys((*documented_groups, *rename_groups), missing, module.saved_tensors)
+    )
     explained_keys |= {key for group in rename_groups for key in group.keys}
     return msgspec.structs.replace(
         diff,
         rewrite=rewrite,
         part=part,
-        rename_groups=(*documented_groups, *rename_groups),
+        rename_groups=rename_groups,
         fused_projections=fused_projections,
         diverged_ties=_find_diverged_ties(diff),
         tied_missing_keys={

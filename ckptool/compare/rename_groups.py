@@ -46,10 +46,13 @@ class RenameGroup(Struct, frozen=True):
     is_documented: bool = False
     """Whether the library documents the new names, so that nothing is guessed."""
 
+    tied_keys: tuple[str, ...] = ()
+    """Missing keys of the module that are tied to one of its keys in `pairs`."""
+
     @property
     def keys(self) -> frozenset[str]:
-        """All keys of the file and of the module."""
-        return frozenset((*self.pairs, *self.pairs.values()))
+        """All keys of the file and of the module that the group explains."""
+        return frozenset((*self.pairs, *self.pairs.values(), *self.tied_keys))
 
 
 def find_rename_groups(
@@ -82,7 +85,10 @@ def find_rename_groups(
             actual,
         )
     )
-    search.take_moves(find_moved_subtrees(search.missing, search.unexpected))
+    for keeps_constants in (False, True):
+        search.take_moves(
+            find_moved_subtrees(search.missing, search.unexpected, keeps_constants=keeps_constants)
+        )
     for find_links in _STEPS:
         if search.missing and search.unexpected:
             search.take(find_links(search.build_context()))
@@ -106,8 +112,8 @@ _STEPS: Final[Sequence[Callable[[RenameContext], Iterator[RenameLink]]]] = (
     pair_normalized_names,
     find_moved_layers,
     lambda context: match_modules(context, in_place=True, transposed=False),
-    lambda context: match_parameters(context, same_name=True, transposed=False),
     lambda context: match_modules(context, in_place=True, transposed=True),
+    lambda context: match_parameters(context, same_name=True, transposed=False),
     lambda context: match_parameters(context, same_name=True, transposed=True),
     lambda context: match_modules(context, in_place=False, transposed=False),
     lambda context: match_parameters(context, same_name=False, transposed=False),
@@ -210,13 +216,16 @@ def _join_links(links: Iterable[RenameLink]) -> Iterator[list[RenameLink]]:
     """Yield lists of links that one change explains: the same segments are replaced by the same."""
     joined: dict[object, list[RenameLink]] = {}
     for number, link in enumerate(links):
-        key = (
-            number
-            if link.is_complete
-            else (*_split_edit(link), bool(link.alternatives), link.detail)
-        )
+        edit = _find_removed_prefix(link) or _split_edit(link)
+        key = number if link.is_complete else (edit, bool(link.alternatives), link.detail)
         joined.setdefault(key, []).append(link)
     yield from joined.values()
+
+
+def _find_removed_prefix(link: RenameLink) -> str:
+    """Return the prefix that the file's keys have and the module's do not, "" if there is none."""
+    prefix = link.old.removesuffix(f".{link.new}")
+    return prefix if link.kind is LinkKind.SUBTREE and prefix != link.old else ""
 
 
 def _split_edit(link: RenameLink) -> tuple[str, str, str]:
@@ -245,6 +254,8 @@ def _build_group(links: list[RenameLink]) -> RenameGroup:
     old_pattern, new_pattern = links[0].old, links[0].new
     if len(pairs) == 1:
         old_pattern, new_pattern = next(iter(pairs.items()))
+    elif len(links) > 1 and (prefix := _find_removed_prefix(links[0])):
+        old_pattern, new_pattern = f"{prefix}.*", "*"
     elif not links[0].is_complete:
         head, old_middle, new_middle = _split_edit(links[0])
         counts = [
@@ -311,6 +322,24 @@ def _describe_evidence(
     named = " or ".join(named.split(", "))
     is_single = len(alternatives) == 1 and " " not in alternatives[0]
     return f"{text}; {named} {'fits' if is_single else 'fit'} as well"
+
+
+def add_tied_keys(
+    groups: Sequence[RenameGroup], missing: Tensors, saved_tensors: Mapping[str, ModuleTensor]
+) -> Iterator[RenameGroup]:
+    """Yield the groups with the missing keys that the module ties to keys of theirs."""
+    ties = tied_keys(module_tensor.tensor for module_tensor in saved_tensors.values())
+    partners = {key: tie for tie in ties for key in tie}
+    renamed = {new for group in groups for new in group.pairs.values()}
+    for group in groups:
+        tied = dict.fromkeys(
+            key
+            for new in group.pairs.values()
+            for key in partners.get(new, ())
+            if key in missing and key not in renamed
+        )
+        renamed |= {*tied}
+        yield replace(group, tied_keys=tuple(tied)) if tied else group
 
 
 def build_documented_groups(

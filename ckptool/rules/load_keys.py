@@ -194,6 +194,11 @@ def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             )
             description = f"{tensor.dtype} {list(tensor.shape)}"
             yield hit(key, what=description, why_not=reason, nbytes=tensor.nbytes)
+    for key in diff.displaced_keys:
+        tensor = diff.state.tensors[key]
+        description = f"{tensor.dtype} {list(tensor.shape)}"
+        why_not = " left, once another tensor is renamed to it"
+        yield hit(key, what=description, why_not=why_not, nbytes=tensor.nbytes)
     quantized_keys = find_quantized_keys(diff)
     for key in diff.unexpected_non_tensors:
         if not key.endswith("_extra_state") and key not in quantized_keys:
@@ -322,12 +327,12 @@ def _format_rewrite_code(removed: list[str], added: str) -> str:
     ),
 )
 def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
-    vacated_keys = {*diff.vacated_keys}
+    open_keys = {*diff.vacated_keys, *diff.displaced_keys}
     for group in diff.rename_groups:
         yield hit(
             group.new_pattern,
             None,
-            group.keys - vacated_keys,
+            group.keys - open_keys,
             found=group.old_pattern,
             count=len(group.pairs),
             certainty=_describe_certainty(group),

@@ -2,8 +2,8 @@
 
 from typing import get_args
 
-from ckptool.migration.plan.key_operations import Operation
-from ckptool.migration.plan.plan_file import SCHEMA, Op, Plan, format_plan
+from ckptool.migration.plan.key_operations import Operation, RenameKeys
+from ckptool.migration.plan.plan_file import SCHEMA, Op, Plan, format_plan, format_step
 from generator.structs import cell, fields, summary, words
 
 INTRODUCTION = """\
@@ -18,11 +18,33 @@ or operation is an error with the place and the name that was probably meant.
 ```toml
 {example}
 ```
+
+## Renames of many keys
+
+The keys of one `rename` step are renamed at once, so that layers can trade places: below, a layer
+was inserted at `net.1`, and the two that follow move up. The three steps are three ways of writing
+the same; a plan has one of them.
+
+```toml
+{pattern}
+```
+
+```toml
+{regex}
+```
+
+```toml
+{table}
+```
+
+Pattern and table have a reverse, a regular expression has none.
 """
 
 
 def page() -> str:
-    lines = [INTRODUCTION.format(schema=SCHEMA, example=format_plan(_example()).rstrip())]
+    steps = {name: format_step(step).rstrip() for name, step in _renames().items()}
+    example = format_plan(_example()).rstrip()
+    lines = [INTRODUCTION.format(schema=SCHEMA, example=example, **steps)]
     for op in get_args(Op):
         lines += _section(op)
     return "\n".join(lines)
@@ -36,6 +58,17 @@ def _example() -> Plan:
             operations["inject"](key="mask", source="constructor", dtype="float32", shape=(6, 6)),
         )
     )
+
+
+def _renames() -> dict[str, Op]:
+    keys = {f"net.{n}.{name}": f"net.{n + 1}.{name}" for n in (1, 2) for name in ("bias", "weight")}
+    return {
+        "pattern": RenameKeys(key="net.{1..2}.*", to="net.{2..3}.*", how="glob"),
+        "regex": RenameKeys(
+            key=r"^net\.(\d+)\.", to=r"net.\1.", how="regex", numbers={"1": "2", "2": "3"}
+        ),
+        "table": RenameKeys(keys=keys),
+    }
 
 
 def _section(op: type[Operation]) -> list[str]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from paths import examples
 from torch import nn
 
+import ckptool
 from ckptool.compare.key_patterns import is_exact_pattern
 from ckptool.compare.module_diff import build_module_diff
 from ckptool.compare.rename_groups import find_rename_groups
@@ -474,3 +475,102 @@ def test_pairs_are_a_bijection_of_equal_shapes(one, other):
             assert expected[new].shape == (shape[::-1] if old in group.transposed_keys else shape)
             assert old in expected or old in unexpected
             assert new in actual or new in missing
+
+
+class Averaged(nn.Module):
+    """Parameters and buffers, registered in an order that is not that of their names."""
+
+    def __init__(self, *, tied=False):
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(11))
+        )
+        self.a_head = nn.Linear(4, 2)
+        self.embedding = nn.Embedding(2, 4)
+        if tied:
+            self.embedding.weight = self.a_head.weight
+
+    def forward(self, x):
+        return self.a_head(self.blocks(self.stem(x))) + self.embedding.weight.sum()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("wrap", [lambda e: {"ema": e, "step": 7}, lambda e: e])
+def test_a_list_of_an_average_is_parameters_in_order(tmp_path, frozen, tied, wrap):
+    torch.manual_seed(1)
+    old, new = Averaged(tied=tied), Averaged(tied=tied)
+    for one in (old, new):
+        one.stem.requires_grad_(not frozen)
+    shadow = [p.detach().clone() for p in old.parameters() if p.requires_grad]
+    ema = {"decay": 0.999, "shadow_params": shadow, "collected_params": None}
+    torch.save(wrap(ema), tmp_path / "ema.pth")
+    report = ckptool.diff(tmp_path / "ema.pth", module=new)
+    (group,) = report.renames
+    assert (group.old, group.unambiguous) == ("shadow_params.*", True)
+    trained = [p for p in new.parameters() if p.requires_grad]
+    assert len(group.keys) == len(trained)
+    for old_key, new_key in group.keys.items():
+        # A tied parameter has two names; parameters() has it once.
+        assert new.get_parameter(new_key) is trained[int(old_key)]
+    assert [f.code for f in report.findings if f.code in {"CK201", "CK204"}] == (
+        ["CK201"] * 2 if frozen else []
+    )
+
+
+def test_a_list_of_other_shapes_is_no_average(tmp_path):
+    shadow = [p.detach() for p in Averaged().parameters()][::-1]
+    torch.save({"shadow_params": shadow}, tmp_path / "ema.pth")
+    report = ckptool.diff(tmp_path / "ema.pth", module=Averaged())
+    assert not any(group.old == "shadow_params.*" for group in report.renames)
+
+
+def test_one_finding_explains_all_keys_of_a_group(tmp_path):
+    old, new = Net("backbone", count=12), Net("encoder", count=12)
+    torch.save(old.state_dict(), tmp_path / "a.pth")
+    report = ckptool.diff(tmp_path / "a.pth", module=new)
+    findings = [f for f in report.findings if f.code != "CK210"]
+    assert [(f.code, f.key) for f in findings] == [("CK211", "encoder.*")]
+    assert findings[0].message == (
+        "`backbone.*` in the file is probably `encoder.*` in the module: 120 tensors of the same"
+        " shapes, the only such subtree"
+    )
+    assert {v.code for v in report.verdicts} == {"CK211"}
+    assert len(report.verdicts) == 240
+    text = ckptool.text(report)
+    assert "Keys that do not match: 240, as CK211 explains" in text
+    assert len(text.splitlines()) < 20
+    explained = ckptool.diff(tmp_path / "a.pth", module=new, explain="encoder.3.norm.bias")
+    facts = {fact.name: fact.value for fact in explained.explanation}
+    assert facts["probably renamed"] == (
+        "backbone.3.norm.bias in the file is encoder.3.norm.bias in the module"
+    )
+    assert facts["as part of"] == "backbone.* -> encoder.*"
+
+
+def test_the_new_layer_of_a_list_is_missing_and_the_others_are_not(tmp_path):
+    old = Called(chain([0, 1, 2], [4, 8, 6, 2]))
+    new = Called(chain([0, 2, 3], [4, 8, 6, 2], (1, nn.LayerNorm(8))))
+    torch.save(old.state_dict(), tmp_path / "a.pth")
+    report = ckptool.diff(tmp_path / "a.pth", module=new)
+    found = {(f.code, f.key) for f in report.findings if f.code != "CK210"}
+    assert found == {
+        ("CK201", "net.1.weight"), ("CK201", "net.1.bias"), ("CK211", "net.{2,3}.*"),
+    }  # fmt: skip
+    by_key = {v.key: v.code for v in report.verdicts}
+    assert by_key["net.1.weight"] == "CK201"
+    assert by_key["net.2.weight"] == by_key["net.3.bias"] == "CK211"
+
+
+def test_the_layer_that_was_removed_is_unexpected(tmp_path):
+    old, new = Called(chain([0, 1, 2], [4, 8, 6, 2])), Called(chain([0, 1], [8, 6, 2]))
+    torch.save(old.state_dict(), tmp_path / "a.pth")
+    report = ckptool.diff(tmp_path / "a.pth", module=new)
+    assert [f"{group.old} -> {group.new}" for group in report.renames] == [
+        "net.{1,2}.* -> net.{0,1}.*"
+    ]
+    found = {(f.code, f.key) for f in report.findings if f.code != "CK210"}
+    assert found == {
+        ("CK204", "net.0.weight"), ("CK204", "net.0.bias"), ("CK211", "net.{0,1}.*"),
+    }  # fmt: skip

@@ -237,7 +237,8 @@ def _build_link(
 def find_moved_layers(context: RenameContext) -> Iterator[RenameLink]:
     """Yield the lists of layers that are another list of the module, of the same shapes in order.
 
-    The numbers may differ: `layer{1..4}.*` is `stages.{0..3}.*`.
+    The numbers may differ: `layer{1..4}.*` is `stages.{0..3}.*`. Of two lists that have no others
+    beside them, most tensors are enough.
     """
     buckets: dict[object, tuple[list[_LayerList], list[_LayerList]]] = {}
     sides = (
@@ -248,9 +249,19 @@ def find_moved_layers(context: RenameContext) -> Iterator[RenameLink]:
         for layer_list in _build_layer_lists(places, context.shared_prefixes):
             form = (layer_list.place, _describe_layers(layer_list, tensors))
             buckets.setdefault(form, ([], []))[side].append(layer_list)
+    left: dict[str, tuple[list[_LayerList], list[_LayerList]]] = {}
     for olds, news in buckets.values():
         if len(olds) == len(news) == 1 and len(olds[0].layers) > 1:
-            yield _link_layer_lists(olds[0], news[0])
+            yield _link_layer_lists(olds[0], news[0], context)
+            continue
+        for side, lists in ((0, olds), (1, news)):
+            for layer_list in lists:
+                left.setdefault(layer_list.place, ([], []))[side].append(layer_list)
+    for olds, news in left.values():
+        if len(olds) == len(news) == 1 and 1 < len(olds[0].layers) == len(news[0].layers):
+            link = _link_layer_lists(olds[0], news[0], context)
+            if 2 * len(link.pairs) > min(_count_layer_keys(olds[0]), _count_layer_keys(news[0])):
+                yield link
 
 
 class _LayerList(Struct, frozen=True):
@@ -289,12 +300,19 @@ def _describe_layers(layer_list: _LayerList, tensors: Tensors) -> object:
     )
 
 
-def _link_layer_lists(old: _LayerList, new: _LayerList) -> RenameLink:
+def _count_layer_keys(layer_list: _LayerList) -> int:
+    return sum(map(len, layer_list.layers.values()))
+
+
+def _link_layer_lists(old: _LayerList, new: _LayerList, context: RenameContext) -> RenameLink:
+    """Return the link of two lists of as many layers, for the tensors that both have."""
     moves = [*zip(*(sorted(side.layers, key=int) for side in (old, new)), strict=True)]
     pairs = {
         key: new.layers[new_number][item]
         for old_number, new_number in moves
         for item, key in old.layers[old_number].items()
+        if item in new.layers[new_number]
+        and context.unexpected[key].shape == context.missing[new.layers[new_number][item]].shape
     }
     is_same = all(a == b for a, b in moves)
     patterns = []

@@ -25,22 +25,30 @@ _KeysByNumbers = dict[tuple[str, ...], str]
 
 
 def find_moved_subtrees(
-    missing: Tensors, unexpected: Tensors
+    missing: Tensors, unexpected: Tensors, *, keeps_constants: bool
 ) -> Iterator[tuple[RenameLink, SubtreeMove]]:
     """Yield the subtrees whose keys and shapes below one prefix are those below another.
 
     Not all need be: half of the smaller subtree is enough, if no other fits nearly as well.
+
+    Args:
+        missing: tensors of the module.
+        unexpected: tensors of the file.
+        keeps_constants: whether a number that is the same in all layers (`block.*.layer.0`) is part
+            of the prefix, else any number is one that both sides have.
     """
-    search = _SubtreeSearch(missing, unexpected)
+    search = _SubtreeSearch(missing, unexpected, keeps_constants=keeps_constants)
     yield from search.find_links()
 
 
 class _SubtreeSearch:
     """Key patterns of both sides, and how many tensors each pair of prefixes explains."""
 
-    def __init__(self, missing: Tensors, unexpected: Tensors) -> None:
+    def __init__(self, missing: Tensors, unexpected: Tensors, *, keeps_constants: bool) -> None:
         self._missing, self._unexpected = missing, unexpected
         self._file, self._module = _group_by_pattern(unexpected), _group_by_pattern(missing)
+        if keeps_constants:
+            self._file, self._module = _keep_constants(self._file), _keep_constants(self._module)
         self._file_below, self._module_below = (
             _index_prefixes(self._file),
             _index_prefixes(self._module),
@@ -49,7 +57,8 @@ class _SubtreeSearch:
         self._used_module_keys: set[str] = set()
 
     def find_links(self) -> Iterator[tuple[RenameLink, SubtreeMove]]:
-        counts = {move: len(self._pair_keys(move)) for move in self._propose_moves()}
+        all_pairs = {move: self._pair_keys(move) for move in self._propose_moves()}
+        counts = {move: len(pairs) for move, pairs in all_pairs.items()}
         by_side: dict[object, list[SubtreeMove]] = defaultdict(list)
         for move in counts:
             by_side["file", move[0]].append(move)
@@ -70,6 +79,8 @@ class _SubtreeSearch:
                 for other in by_side[side, prefix]
                 if other != move
                 and counts[other] >= _NEARLY_AS_WELL * counts[move]
+                and _count_common(all_pairs[other], all_pairs[move], side)
+                >= _NEARLY_AS_WELL * counts[move]
                 and not settled & {("file", *other[0]), ("module", *other[1])}
             ]
             self._used_keys.update(pairs)
@@ -139,6 +150,13 @@ class _SubtreeSearch:
         return sum(len(keys[pattern]) for pattern in patterns_below[prefix])
 
 
+def _count_common(first: Mapping[str, str], second: Mapping[str, str], side: str) -> int:
+    """Return the number of keys of one side ("file" or "module") that both mappings have."""
+    if side == "file":
+        return len(first.keys() & second.keys())
+    return len({*first.values()}.intersection(second.values()))
+
+
 def _trim_move(old: Segments, new: Segments, end_length: int) -> SubtreeMove:
     """Return what stands before the common end, with one segment of it if that is nothing."""
     old_length, new_length = len(old) - end_length, len(new) - end_length
@@ -156,6 +174,27 @@ def _group_by_pattern(keys: Iterable[str]) -> dict[Segments, _KeysByNumbers]:
         pattern, numbers = mask_layers(key)
         groups.setdefault(pattern, {})[numbers] = key
     return groups
+
+
+def _keep_constants(groups: Mapping[Segments, _KeysByNumbers]) -> dict[Segments, _KeysByNumbers]:
+    """Return the patterns with the numbers that are the same in all keys, if others are not."""
+    result: dict[Segments, _KeysByNumbers] = {}
+    for pattern, keys in groups.items():
+        columns = [{*column} for column in zip(*keys, strict=True)]
+        is_varying = [len(column) > 1 for column in columns]
+        if all(is_varying) or not any(is_varying):
+            is_varying = [True for _ in columns]
+        texts = iter(
+            "*" if varies else min(column)
+            for varies, column in zip(is_varying, columns, strict=True)
+        )
+        new_pattern = tuple(next(texts) if segment == "*" else segment for segment in pattern)
+        new_keys = {
+            tuple(n for n, varies in zip(numbers, is_varying, strict=True) if varies): key
+            for numbers, key in keys.items()
+        }
+        result.setdefault(new_pattern, {}).update(new_keys)
+    return result
 
 
 def _index_prefixes(patterns: Iterable[Segments]) -> dict[Segments, list[Segments]]:

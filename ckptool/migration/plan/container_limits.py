@@ -95,6 +95,7 @@ def _iter_unsupported_entries(draft: Draft, to: str) -> Iterator[str]:
     yield from (
         f"`{key}` ({draft.state.non_tensors[source_key]})"
         for key, source_key in draft.non_tensor_keys.items()
+        if source_key in draft.state.non_tensors
     )
     other_states = [state for state in draft.checkpoint.states if state.at != draft.state.at]
     for state in other_states:

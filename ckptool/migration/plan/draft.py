@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Final
@@ -84,8 +84,18 @@ class Draft(Struct, frozen=True):
     """State_dict of the source."""
     items: Mapping[str, PlannedTensor]
     non_tensor_keys: Mapping[str, str]
-    """Keys of non-tensor entries -> their keys in the source."""
+    """Keys of non-tensor entries, and of packed tensors -> their keys in the source."""
     versions: Mapping[str, int | None] | None
+
+    @property
+    def packed_places(self) -> dict[str, str]:
+        """Place of each packed tuple of tensors in the source -> its place in the result."""
+        prefix = f"{self.state.at}." if self.state.at else ""
+        return {
+            prefix + source_key: prefix + key
+            for key, source_key in self.non_tensor_keys.items()
+            if source_key not in self.state.non_tensors
+        }
 
     @property
     def result_state(self) -> StateDict:
@@ -95,7 +105,7 @@ class Draft(Struct, frozen=True):
             tensors={key: item.describe_tensor(key) for key, item in self.items.items()},
             versions=self.versions,
             non_tensors={
-                key: self.state.non_tensors[source_key]
+                key: self.state.non_tensors.get(source_key, "packed tensors")
                 for key, source_key in self.non_tensor_keys.items()
             },
             unsaved_tensors=self.state.unsaved_tensors,
@@ -105,8 +115,28 @@ class Draft(Struct, frozen=True):
 def create_draft(checkpoint: Checkpoint, state: StateDict) -> Draft:
     """Return the draft of an unchanged state_dict."""
     items = {key: PlannedTensor(tensor, source_key=key) for key, tensor in state.tensors.items()}
-    non_tensor_keys = {key: key for key in state.non_tensors}
+    keys = (*state.non_tensors, *_find_packed_keys(checkpoint, state))
+    non_tensor_keys = {key: key for key in keys}
     return Draft(checkpoint, state, items, non_tensor_keys, state.versions)
+
+
+def _find_packed_keys(checkpoint: Checkpoint, state: StateDict) -> Iterator[str]:
+    """Yield the keys whose value is a tuple of tensors, as quantised modules pack their weights.
+
+    Such a tuple is described as a state of its own, below a module of `state`.
+    """
+    prefix = f"{state.at}." if state.at else ""
+    owners = {key.rpartition(".")[0] for key in (*state.tensors, *state.non_tensors)}
+    for inner in checkpoint.states:
+        key = inner.at.removeprefix(prefix)
+        is_inside = inner.at.startswith(prefix) and inner.at != state.at
+        if (
+            is_inside
+            and inner.role == "tensors"
+            and "." in key
+            and key.rpartition(".")[0] in owners
+        ):
+            yield key
 
 
 def rename_keys(

@@ -1,7 +1,7 @@
 """ModuleDiff of the derived plan -> OpenDecisions: questions, each with evidence and an option."""
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from textwrap import wrap
 from typing import Final
 
@@ -26,6 +26,8 @@ from ckptool.phrases import pluralize
 
 _MAX_SHOWN: Final = 20
 """Maximum number of questions in one error message."""
+_MAX_DROPS: Final = 4
+"""Maximum number of options --drop in one question."""
 _LINE_WIDTH: Final = 100
 _OPEN_DECISIONS_HEADER: Final = (
     "# Open: what follows is not decided yet. Take the `# ` off the steps that are right, correct\n"
@@ -43,6 +45,13 @@ class OpenDecision(Struct, frozen=True):
     """Option of the command that answers it; "" if only a plan can."""
     renames: RenameGroup | None = None
     """The renames that it asks about."""
+    needs_drop: bool = False
+    """Whether keys of the file are in the place of the renamed ones, and would be lost."""
+
+    @property
+    def is_acceptable(self) -> bool:
+        """Whether --accept-renames answers it."""
+        return self.renames is not None and self.renames.is_unambiguous and not self.needs_drop
 
     @property
     def question(self) -> str:
@@ -93,10 +102,7 @@ class UndecidedError(PlanError):
     @property
     def accepts_renames(self) -> bool:
         """Whether --accept-renames answers at least one of the questions."""
-        return any(
-            decision.renames is not None and decision.renames.is_unambiguous
-            for decision in self.decisions
-        )
+        return any(decision.is_acceptable for decision in self.decisions)
 
 
 def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
@@ -119,7 +125,10 @@ def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
     unexpected = [key for key in diff.unexpected_keys if key not in explained_keys]
     return (
         *rewrite_decisions,
-        *(_build_rename_decision(group, keys) for group in diff.rename_groups),
+        *(
+            _build_rename_decision(group, keys, frozenset(diff.displaced_keys))
+            for group in diff.rename_groups
+        ),
         *_iter_form_decisions(diff),
         *_iter_missing_decisions(diff, missing),
         *_iter_unexpected_decisions(diff, unexpected),
@@ -138,13 +147,29 @@ def _build_rewrite_group(rewrite: PrefixRewrite) -> RenameGroup:
     )
 
 
-def _build_rename_decision(group: RenameGroup, keys: tuple[str, ...]) -> OpenDecision:
+def _build_rename_decision(
+    group: RenameGroup, keys: tuple[str, ...], displaced_keys: Collection[str] = ()
+) -> OpenDecision:
+    """Build the question whether `group` is a rename.
+
+    Args:
+        group: the renames.
+        keys: all keys of the file.
+        displaced_keys: keys of the file that the renamed ones take the place of.
+    """
+    displaced = find_subtrees((k for k in group.pairs.values() if k in displaced_keys), keys)
+    names = [name for subtree in displaced for name in _list_drop_patterns(subtree)]
+    options = [
+        *(f"--drop {shlex.quote(name)}" for name in names[:_MAX_DROPS]),
+        f"--rename {shlex.quote(f'{group.old_pattern}={group.new_pattern}')}",
+    ]
     return OpenDecision(
         f"is `{group.old_pattern}` in the file `{group.new_pattern}` in the module?"
         f" {group.evidence}",
-        tuple(build_rename_steps(group, keys)),
-        f"--rename {shlex.quote(f'{group.old_pattern}={group.new_pattern}')}",
+        (*(DropKeys(key=name) for name in names), *build_rename_steps(group, keys)),
+        " ".join(options),
         group,
+        needs_drop=bool(names),
     )
 
 

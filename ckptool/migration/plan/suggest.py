@@ -134,7 +134,7 @@ def _take_renames(
     tried: list[OpenDecision] = []
     for decision in find_open_decisions(builder.diff):
         group = decision.renames
-        if group is None or not group.is_unambiguous:
+        if group is None or not decision.is_acceptable:
             continue
         if choices.accept_renames:
             builder.add_renames(group, assumption=_describe_assumption(group))
@@ -151,7 +151,12 @@ def compare_keys(draft: Draft, module_info: ModuleInfo) -> ModuleDiff:
 
 def build_result_checkpoint(draft: Draft) -> Checkpoint:
     """Return the checkpoint with the draft's result in place of its source state_dict."""
-    states = [state for state in draft.checkpoint.states if state.at != draft.state.at]
+    packed_places = draft.packed_places
+    states = [
+        replace(state, at=packed_places.get(state.at, state.at))
+        for state in draft.checkpoint.states
+        if state.at != draft.state.at
+    ]
     return replace(draft.checkpoint, states=(draft.result_state, *states))
 
 

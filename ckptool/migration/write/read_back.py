@@ -93,8 +93,9 @@ def _iter_other_states(
     states_by_path: dict[str, StateDict] = {
         result_state.at: result_state for result_state in checkpoint.states
     }
+    packed_places = draft.packed_places
     for state in draft.checkpoint.states:
-        result_state = states_by_path.get(state.at)
+        result_state = states_by_path.get(packed_places.get(state.at, state.at))
         if state.at != draft.state.at and result_state is not None and len(checkpoint.states) > 1:
             for key, tensor in state.tensors.items():
                 if key in result_state.tensors:
