@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from ckptool.compare.module_diff import ModuleDiff, build_module_diff
 from ckptool.compare.renames import PrefixRewrite
-from ckptool.compare.reparametrization import ParametrizationStyle
 from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import Draft, match_keys
+from ckptool.migration.plan.form_steps import iter_form_steps
 from ckptool.migration.plan.key_operations import (
     EMPTY_CONTEXT,
     AddPrefix,
@@ -20,7 +20,7 @@ from ckptool.migration.plan.key_operations import (
     StripPrefix,
 )
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan
-from ckptool.migration.plan.tensor_operations import BakeMask, TieTensors
+from ckptool.migration.plan.tensor_operations import TieTensors
 from ckptool.migration.plan.undecided import UndecidedError, find_open_decisions
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
@@ -53,7 +53,7 @@ def suggest_plan(
     builder.add_operations(DropKeys(key=key, why="asked for") for key in source_drops)
     if module_info is not None:
         builder.add_operations(_iter_prefix_changes(builder.diff, builder.draft))
-        builder.add_operations(_iter_reparametrizations(builder.diff))
+        builder.add_operations(iter_form_steps(builder.diff))
         builder.add_operations(_iter_renames(builder.diff))
     builder.add_operations(
         DropKeys(key=key, why="asked for") for key in overrides.drop if key not in source_drops
@@ -142,26 +142,6 @@ def _gives_keys(ops: list[Op], draft: Draft, new_keys: Mapping[str, str]) -> boo
         return False
     result_keys = {item.source_key: key for key, item in draft.items.items()}
     return all(result_keys[old] == new for old, new in new_keys.items())
-
-
-def _iter_reparametrizations(diff: ModuleDiff) -> Iterator[Op]:
-    """Yield renames between parametrization styles, and the bake of a pruned parameter."""
-    for reparametrization in diff.reparametrizations:
-        why = f"{reparametrization.module_style} for {reparametrization.file_style} (CK217)"
-        yield from (
-            RenameKeys(key=old, to=new, why=why) for old, new in reparametrization.renames.items()
-        )
-        if (
-            reparametrization.file_style is ParametrizationStyle.PRUNED
-            and reparametrization.module_style is ParametrizationStyle.PLAIN
-        ):
-            original, mask = reparametrization.file_keys
-            yield BakeMask(
-                key=reparametrization.parameter,
-                original=original,
-                mask=mask,
-                why=f"{why}: for good",
-            )
 
 
 def _iter_renames(diff: ModuleDiff) -> Iterator[Op]:
