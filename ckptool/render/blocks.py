@@ -141,12 +141,19 @@ def build_findings_blocks(
         level: sum(f.level == level for f in findings) for level in ("error", "warning", "note")
     }
     summary = ", ".join(pluralize(n, level) for level, n in levels.items() if n)
-    finding_groups = fold_unless_verbose(((f.key, (f.code, f.level), f) for f in findings), options)
+    finding_groups = fold_unless_verbose(
+        ((f.key, (f.code, f.level, *_get_sides(f)), f) for f in findings), options
+    )
     prefix = f"{path}: " if path else ""
     yield FindingsBlock(
         prefix + summary,
         tuple(_build_folded_finding(group.key, group.items) for group in finding_groups),
     )
+
+
+def _get_sides(finding: FindingReport) -> tuple[object, object]:
+    """Return what the finding says that file and module have, which folded findings share."""
+    return finding.facts.get("have"), finding.facts.get("want")
 
 
 def _build_folded_finding(key: str, findings: tuple[FindingReport, ...]) -> FoldedFinding:

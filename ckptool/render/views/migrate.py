@@ -1,10 +1,21 @@
 """MigrateReport -> blocks."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from ckptool.render import RenderOptions
-from ckptool.render.blocks import WHY, Block, LinesBlock, VerdictBlock, build_table
+from ckptool.render.blocks import (
+    WHY,
+    Block,
+    Column,
+    ColumnKind,
+    LinesBlock,
+    VerdictBlock,
+    build_table,
+)
 from ckptool.reports.migrate import MigrateReport
+
+_STEP: Final = Column("step", ColumnKind.EXACT)
 
 
 def build_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Block]:
@@ -22,7 +33,7 @@ def build_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Bloc
     )
     rows = [(s.op, s.before, s.after, s.source or "-", s.why) for s in report.steps]
     if rows:
-        yield build_table("Plan", ("step", "before", "after", "value from", WHY), rows, options)
+        yield build_table("Plan", (_STEP, "before", "after", "value from", WHY), rows, options)
     losses = [f"{s.op} {s.before} loses {s.loses}" for s in report.steps if s.loses]
     if losses:
         yield LinesBlock(tuple(losses))
