@@ -414,6 +414,16 @@ class ModuleTensor(Struct, frozen=True):
         )
 
 
+class ComputedParameter(Struct, frozen=True):
+    """A parameter that torch's own code computes in the forward pass, and nothing else changes."""
+
+    by: str
+    """Qualified name of what computes it: "torch.nn.utils.weight_norm.WeightNorm", or
+    "torch.nn.utils.prune.BasePruningMethod" for every pruning method."""
+    dim: int = 0
+    """`dim` of a norm; -1 for the norm over the whole tensor (dim=None)."""
+
+
 class ModuleClass(Struct, frozen=True):
     """Class facts of one sub-module of a live module."""
 
@@ -427,6 +437,10 @@ class ModuleClass(Struct, frozen=True):
     """A loss, a metric, or a perceptual-loss network: its keys are not part of the model."""
     attributes: frozenset[str]
     """Names in its `__dict__`, registered names included."""
+    spectral_norm_dim: int = 0
+    """The dimension that torch's spectral_norm takes for this layer by itself."""
+    computed_parameters: Mapping[str, ComputedParameter] = {}
+    """By the parameter's name in this module: "weight"."""
 
 
 class ModuleInfo(Struct, frozen=True):

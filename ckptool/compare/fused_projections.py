@@ -2,13 +2,18 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
-from ckptool.model import TensorInfo
+from ckptool.model import TensorInfo, join_key
 
+_ATTENTION_CLASS: Final = "torch.nn.modules.activation.MultiheadAttention"
+_FUSED_NAMES: Final = ("in_proj_weight", "in_proj_bias")
+_ATTENTION_NAMES: Final = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""Names of query, key and value in torch's attention where they are not one `in_proj_weight`."""
 _QKV_INDEX: Final = {"q": 0, "query": 0, "k": 1, "key": 1, "v": 2, "value": 2}
 _QKV_PATTERN: Final = re.compile(r"(?<![a-zA-Z])w?(query|key|value|[qkv])(?![a-z])", re.IGNORECASE)
 
@@ -28,15 +33,39 @@ class FusedProjection(Struct, frozen=True):
     dim: int
     needs_split: bool
     """Whether the file has the fused tensor, which must be split for the module."""
+    has_torch_order: bool = False
+    """Whether the fused one is the module's torch.nn.MultiheadAttention: query, key, value."""
+    is_torch_attention: bool = False
+    """Whether the names of the three in the file are also those of torch.nn.MultiheadAttention."""
 
 
 def find_fused_projections(
-    missing: list[TensorInfo], unexpected: list[TensorInfo]
+    missing: list[TensorInfo], unexpected: list[TensorInfo], classes: Mapping[str, str]
 ) -> tuple[FusedProjection, ...]:
-    """Return the projections fused on one side; ambiguous matches are left out."""
-    return (
+    """Return the projections fused on one side; ambiguous matches are left out.
+
+    Args:
+        missing: tensors that only the module has.
+        unexpected: tensors that only the file has.
+        classes: prefix of a sub-module -> qualified name of its class.
+    """
+    projections = (
         *_match_projections(missing, unexpected, needs_split=True),
         *_match_projections(unexpected, missing, needs_split=False),
+    )
+    return tuple(_find_order(projection, classes) for projection in projections)
+
+
+def _find_order(projection: FusedProjection, classes: Mapping[str, str]) -> FusedProjection:
+    """Return the projection with what torch's own attention tells of its order."""
+    owner, _, name = projection.fused_key.rpartition(".")
+    if projection.needs_split or classes.get(owner) != _ATTENTION_CLASS:
+        return projection
+    piece_keys = tuple(join_key(owner, piece) for piece in _ATTENTION_NAMES)
+    return msgspec.structs.replace(
+        projection,
+        has_torch_order=name in _FUSED_NAMES,
+        is_torch_attention=name == _FUSED_NAMES[0] and projection.piece_keys == piece_keys,
     )
 
 
@@ -111,7 +140,9 @@ def _iter_qkv_triples(tensors: Iterable[TensorInfo]) -> Iterator[list[TensorInfo
             start, end = matches[-1].span(1)
             pattern = f"{tensor.key[:start]}*{tensor.key[end:]}"
             groups.setdefault(pattern, {})[_QKV_INDEX[matches[-1][1].lower()]] = tensor
-    yield from ([group[n] for n in range(3)] for group in groups.values() if len(group) == 3)
+    for group in groups.values():
+        if len(group) == 3 and len({tensor.dtype for tensor in group.values()}) == 1:
+            yield [group[n] for n in range(3)]
 
 
 def _attention_prefix(piece_key: str) -> str:

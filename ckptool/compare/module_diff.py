@@ -273,11 +273,7 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
     state = best_match if at is None else get_state_or_part(checkpoint, at)
     expected = {key: module_tensor.tensor for key, module_tensor in module.saved_tensors.items()}
     lazy_keys = {key for key, tensor in expected.items() if tensor.layout == "lazy"}
-    reparametrizations = find_reparametrizations(
-        expected,
-        state.tensors,
-        {prefix: module_class.name for prefix, module_class in module.modules.items()},
-    )
+    reparametrizations = find_reparametrizations(expected, state, module)
     hook_handled_keys = {
         k
         for reparametrization in reparametrizations
@@ -432,6 +428,7 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     fused_projections = find_fused_projections(
         [*_without_keys(missing, explained_keys).values()],
         [*_without_keys(unexpected, explained_keys).values()],
+        classes,
     )
     explained_keys |= {
         k

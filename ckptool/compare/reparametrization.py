@@ -5,25 +5,18 @@ and old LayerNorms named their parameters gamma and beta.
 """
 
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from typing import Final
 
 from msgspec import Struct
 
-from ckptool.model import TensorInfo
-
-
-class ParametrizationStyle(StrEnum):
-    """How a module stores a parameter: plain, or computed from other tensors."""
-
-    PLAIN = "a plain parameter"
-    OLD_WEIGHT_NORM = "torch.nn.utils.weight_norm"
-    NEW_WEIGHT_NORM = "torch.nn.utils.parametrizations.weight_norm"
-    OLD_SPECTRAL_NORM = "torch.nn.utils.spectral_norm"
-    NEW_SPECTRAL_NORM = "torch.nn.utils.parametrizations.spectral_norm"
-    PRUNED = "torch.nn.utils.prune"
-    PARAMETRISED = "torch.nn.utils.parametrize"
-
+from ckptool.compare.parametrization_styles import (
+    PARAMETRIZATION_CLASSES,
+    Conversion,
+    ParametrizationStyle,
+    StyledParameter,
+    find_conversion,
+)
+from ckptool.model import ModuleInfo, StateDict, TensorInfo
 
 _KEY_TEMPLATES: Final[Mapping[ParametrizationStyle, tuple[str, ...]]] = {
     ParametrizationStyle.PLAIN: ("{}",),
@@ -47,7 +40,6 @@ _EQUIVALENT_STYLES: Final = (
 )
 """Styles that compute the same from the same tensors: only the keys differ."""
 _SUFFIXES: Final = ("_g", "_v", "_orig", "_u", "_mask")
-_WEIGHT_NORM_CLASS: Final = "torch.nn.utils.parametrizations._WeightNorm"
 
 
 class Reparametrization(Struct, frozen=True):
@@ -63,49 +55,45 @@ class Reparametrization(Struct, frozen=True):
     """Key in the file -> key in the module if only the keys differ; else empty."""
     handled_by_torch_hook: bool
     """Whether torch's load hook of the module accepts the file's keys."""
+    conversion: Conversion
+    """How the module's tensors are computed from the file's, or why they cannot be."""
 
 
 def find_reparametrizations(
-    expected: Mapping[str, TensorInfo],
-    actual: Mapping[str, TensorInfo],
-    classes: Mapping[str, str],
+    expected: Mapping[str, TensorInfo], state: StateDict, module: ModuleInfo
 ) -> tuple[Reparametrization, ...]:
     """Return the parameters that both sides have, in different styles.
 
     Args:
         expected: what the module saves.
-        actual: what the file holds.
-        classes: prefix of a sub-module -> the qualified name of its class.
+        state: what the file holds.
+        module: the module.
     """
+    actual = state.tensors
     unexpected = _possible_owners(key for key in actual if key not in expected)
     common_owners = [
         owner
         for owner in _possible_owners(k for k in expected if k not in actual)
         if owner in unexpected
     ]
-    names_by_owner = (
-        (_group_parametrized_keys(actual), _group_parametrized_keys(expected))
-        if common_owners
-        else ({}, {})
+    if not common_owners:
+        return ()
+    in_file = _StyleDetector(actual, dict.fromkeys(state.versions or (), ""))
+    in_module = _StyleDetector(expected, {key: cls.name for key, cls in module.modules.items()})
+    candidates = (
+        (owner, in_file.detect(owner), in_module.detect(owner)) for owner in common_owners
     )
-    result: list[Reparametrization] = []
-    for owner in common_owners:
-        in_file = _detect_style(owner, actual, names_by_owner[0])
-        in_module = _detect_style(owner, expected, names_by_owner[1])
-        if in_file is not None and in_module is not None and in_file.style is not in_module.style:
-            result.append(
-                _build_reparametrization(owner, in_file, in_module, expected, actual, classes)
-            )
-    return tuple(result)
+    return tuple(
+        _build_reparametrization(owner, file_parameter, module_parameter, module)
+        for owner, file_parameter, module_parameter in candidates
+        if file_parameter is not None
+        and module_parameter is not None
+        and file_parameter.style is not module_parameter.style
+    )
 
 
 _ParameterOwner = tuple[str, str]
 """(prefix of a module with its trailing dot, name of a parameter)."""
-
-
-class _StyledParameter(Struct, frozen=True):
-    style: ParametrizationStyle
-    keys: tuple[str, ...]
 
 
 def _possible_owners(keys: Iterable[str]) -> dict[_ParameterOwner, None]:
@@ -137,49 +125,82 @@ def _group_parametrized_keys(
 
 def _build_reparametrization(
     owner: _ParameterOwner,
-    in_file: _StyledParameter,
-    in_module: _StyledParameter,
-    expected: Mapping[str, TensorInfo],
-    actual: Mapping[str, TensorInfo],
-    classes: Mapping[str, str],
+    in_file: StyledParameter,
+    in_module: StyledParameter,
+    module: ModuleInfo,
 ) -> Reparametrization:
     prefix, name = owner
-    pairs = dict(zip(in_file.keys, in_module.keys, strict=False))
-    is_equivalent = {in_file.style, in_module.style} in _EQUIVALENT_STYLES and all(
-        actual[old].shape == expected[new].shape for old, new in pairs.items()
+    owner_class = module.modules.get(prefix.removesuffix("."))
+    computed = owner_class.computed_parameters.get(name) if owner_class is not None else None
+    is_equivalent = (
+        {in_file.style, in_module.style} in _EQUIVALENT_STYLES
+        and [tensor.shape for tensor in in_file.tensors]
+        == [tensor.shape for tensor in in_module.tensors]
+        and computed is not None
+        and computed.by == PARAMETRIZATION_CLASSES[in_module.style]
     )
-    has_hook = classes.get(f"{prefix}parametrizations.{name}.0") == _WEIGHT_NORM_CLASS
+    pairs = zip(in_file.keys, in_module.keys, strict=False)
     return Reparametrization(
         parameter=f"{prefix}{name}",
         file_style=in_file.style,
         module_style=in_module.style,
         file_keys=in_file.keys,
         module_keys=in_module.keys,
-        renames={old: new for old, new in pairs.items() if old != new} if is_equivalent else {},
+        renames={old: new for old, new in pairs if old != new} if is_equivalent else {},
         handled_by_torch_hook=is_equivalent
-        and in_file.style is ParametrizationStyle.OLD_WEIGHT_NORM
-        and has_hook,
+        and in_module.style is ParametrizationStyle.NEW_WEIGHT_NORM,
+        conversion=(
+            Conversion()
+            if is_equivalent
+            else find_conversion(name, in_file, in_module, owner_class)
+        ),
     )
 
 
-def _detect_style(
-    owner: _ParameterOwner,
-    tensors: Mapping[str, TensorInfo],
-    names_by_owner: Mapping[_ParameterOwner, tuple[str, ...]],
-) -> _StyledParameter | None:
-    """Return the style whose keys are all present, with most keys if several; None if none."""
-    candidates = [
-        _StyledParameter(style, _fill_templates(*owner, templates))
-        for style, templates in _KEY_TEMPLATES.items()
-    ]
-    complete = [
-        candidate for candidate in candidates if all(key in tensors for key in candidate.keys)
-    ]
-    if any(candidate.style is not ParametrizationStyle.PLAIN for candidate in complete):
-        return max(complete, key=lambda candidate: len(candidate.keys))
-    if owner in names_by_owner:
-        return _StyledParameter(ParametrizationStyle.PARAMETRISED, names_by_owner[owner])
-    return complete[0] if complete else None
+class _StyleDetector:
+    """Finds the style in which one side, file or module, keeps each of its parameters."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], members: Mapping[str, str]) -> None:
+        """Args: the tensors by key; prefix of each known sub-module -> its class, "" if unknown."""
+        self._tensors = tensors
+        self._members = members
+        self._parametrized_keys = _group_parametrized_keys(tensors)
+
+    def detect(self, owner: _ParameterOwner) -> StyledParameter | None:
+        """Return the parameter in the one style whose keys are all there; None if several are."""
+        styled_keys = {
+            style: _fill_templates(*owner, templates) for style, templates in _KEY_TEMPLATES.items()
+        }
+        complete = [
+            self._get_parameter(style, keys)
+            for style, keys in styled_keys.items()
+            if all(key in self._tensors for key in keys)
+        ]
+        own_keys = self._parametrized_keys.get(owner)
+        if len(complete) > 1:
+            return None
+        parameter = complete[0] if complete else None
+        if own_keys is None or (parameter and self._is_known(owner, parameter, own_keys)):
+            return parameter
+        if parameter is not None and parameter.style is ParametrizationStyle.PLAIN:
+            return None
+        return self._get_parameter(ParametrizationStyle.PARAMETRISED, own_keys)
+
+    def _get_parameter(self, style: ParametrizationStyle, keys: tuple[str, ...]) -> StyledParameter:
+        return StyledParameter(style, keys, tuple(self._tensors[key] for key in keys))
+
+    def _is_known(
+        self, owner: _ParameterOwner, styled: StyledParameter, own_keys: tuple[str, ...]
+    ) -> bool:
+        """Return whether the parametrization is torch's, and the only one of its parameter."""
+        prefix, name = owner
+        first, second = (f"{prefix}parametrizations.{name}.{number}" for number in range(2))
+        expected_class = PARAMETRIZATION_CLASSES.get(styled.style)
+        return (
+            set(own_keys) == set(styled.keys)
+            and second not in self._members
+            and self._members.get(first, "") in ("", expected_class)
+        )
 
 
 def _fill_templates(prefix: str, name: str, templates: tuple[str, ...]) -> tuple[str, ...]:

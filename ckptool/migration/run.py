@@ -56,7 +56,7 @@ from ckptool.migration.plan.suggest import (
     SuggestedPlan,
     suggest_plan,
 )
-from ckptool.migration.plan.value_sources import ValueSources
+from ckptool.migration.plan.value_sources import ValueSources, describe_rounding
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.migration.write import tied_items
 from ckptool.migration.write.background_fingerprints import BackgroundFingerprints
@@ -225,6 +225,7 @@ def _run_stages(
     result = draft if already_applied else apply_plan(plan.ops, draft, sources, request.plan_name)
     diff = _predict_load(target_module, result, to)
     notes = check_container_limits(result, to, drop_extra=request.drop_extra)
+    notes = (*notes, *describe_rounding(sources.rounding_differences))
     if module_info and request.at is None:
         equal_matches = equally_good_states(checkpoint, module_info, draft.state)
         state_paths = ", ".join(f"`{at}`" for at in equal_matches)

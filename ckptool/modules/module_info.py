@@ -17,6 +17,7 @@ from ckptool.model import (
     natural_sort_key,
 )
 from ckptool.modules.assignment_locations import AssignmentLocations
+from ckptool.modules.computed_parameters import find_computed_parameters, get_spectral_norm_dim
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
 from ckptool.modules.outside_writes import OutsideWrites
@@ -340,6 +341,8 @@ def _describe_class(module: "nn.Module") -> ModuleClass:
         has_custom_load=_has_custom_load(module),
         is_auxiliary=not ancestors.isdisjoint(_AUXILIARY_CLASSES),
         attributes=frozenset(list_attributes(module)),
+        spectral_norm_dim=get_spectral_norm_dim(module),
+        computed_parameters=find_computed_parameters(module),
     )
 
 

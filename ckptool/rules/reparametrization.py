@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from ckptool.compare.fused_projections import FusedProjection
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.reparametrization import ParametrizationStyle, Reparametrization
-from ckptool.phrases import quote_code, quote_python
+from ckptool.compare.parametrization_styles import ParametrizationStyle
+from ckptool.compare.reparametrization import Reparametrization
+from ckptool.phrases import quote_code
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
@@ -62,29 +63,36 @@ def _describe_reparametrization_fix(reparametrization: Reparametrization, comman
         return f"Nothing to load it; for loaders that compare names themselves: {command}"
     if reparametrization.renames:
         return f"Only the names differ: {command}"
-    parameter = reparametrization.parameter
-    if (
-        reparametrization.file_style is ParametrizationStyle.PRUNED
-        and reparametrization.module_style is ParametrizationStyle.PLAIN
-    ):
-        return f"The mask can be multiplied in for good: {command}"
+    obstacle = reparametrization.conversion.obstacle
+    if not obstacle:
+        return f"{_describe_arithmetic(reparametrization)}: {command}"
     if reparametrization.file_style is ParametrizationStyle.PLAIN:
         return (
             "Load the plain file into the module before it is wrapped"
-            f" ({reparametrization.module_style}), and save its state_dict then"
+            f" ({reparametrization.module_style}), and save its state_dict then: {obstacle}"
         )
-    codes = {
-        ParametrizationStyle.OLD_WEIGHT_NORM: "weight = torch._weight_norm({v}, {g}, 0)",
-        ParametrizationStyle.NEW_WEIGHT_NORM: "weight = torch._weight_norm({v}, {g}, 0)",
-    }
-    code = codes.get(reparametrization.file_style)
-    if code is not None and reparametrization.module_style is ParametrizationStyle.PLAIN:
-        g, v = (f"state_dict[{quote_python(key)}]" for key in reparametrization.file_keys)
-        return f"Compute what the layer computed (dim=0): {code.format(g=g, v=v)}"
     return (
-        f"Wrap `{parameter}` in the module as it was when the file was saved"
-        f" ({reparametrization.file_style}), load, and take that off or change it then"
+        f"Wrap `{reparametrization.parameter}` in the module as it was when the file was saved"
+        f" ({reparametrization.file_style}), load, and take that off or change it then: {obstacle}"
     )
+
+
+def _describe_arithmetic(reparametrization: Reparametrization) -> str:
+    """Return what `migrate` computes from the file's tensors."""
+    file_style, module_style = reparametrization.file_style, reparametrization.module_style
+    if file_style.is_weight_norm:
+        computed = "The weight is v * (g / ||v||), which is what the layer computed with"
+    elif file_style.is_spectral_norm:
+        computed = "The weight is the original / (u^T W v), which is what the layer computed with"
+    elif file_style is ParametrizationStyle.PRUNED:
+        computed = "The mask can be multiplied in for good"
+    elif module_style.is_weight_norm:
+        return "g = ||weight|| and v = weight give the same weight, up to rounding"
+    else:
+        return "A mask of ones gives the same weight"
+    if module_style is ParametrizationStyle.PLAIN:
+        return computed
+    return f"{computed}, and can be brought to {module_style} from there"
 
 
 @check(
@@ -99,10 +107,7 @@ def _describe_reparametrization_fix(reparametrization: Reparametrization, comman
             " order within the fused tensor is the old code's choice (q, k, v; k, v, q; interleaved"
             " by head): shapes do not tell it, and a wrong order loads without an error."
         ),
-        fix=(
-            "Look up the order in the code that has the fused tensor, put the keys of this plan "
-            "into it, and run ckptool migrate with --plan and --input. In plan.toml: {plan}"
-        ),
+        fix="Split or join it in the order of the code that has the fused tensor. {remedy}",
         example=(
             'state = {"attn.qkv.weight": torch.ones(12, 4)}\n'
             'expected = ["attn.q.weight", "attn.k.weight", "attn.v.weight"]  # each [4, 4]'
@@ -126,12 +131,28 @@ def find_projection_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
             where="unexpected in the file" if projection.needs_split else "missing from the file",
             pieces=", ".join(map(quote_code, projection.piece_keys)),
             other=", which are missing" if projection.needs_split else ", which are unexpected",
-            plan=_format_plan_operation(projection),
+            remedy=_describe_projection_fix(projection, format_migrate_command(diff)),
             keys=keys,
+            **({} if projection.is_torch_attention else {"plan": _format_step(projection)}),
         )
 
 
-def _format_plan_operation(projection: FusedProjection) -> str:
+def _describe_projection_fix(projection: FusedProjection, command: str) -> str:
+    if projection.is_torch_attention:
+        return f"All are names of torch.nn.MultiheadAttention, whose order is fixed: {command}"
+    unknown = (
+        "That is torch.nn.MultiheadAttention, with query, key and value in this order: look up"
+        " whether the heads in the code that made the file are laid out alike"
+        if projection.has_torch_order
+        else "Look it up there"
+    )
+    return (
+        f"{unknown}, put the keys of this plan into it, and run ckptool migrate with --plan and"
+        f" --input. In plan.toml: {_format_step(projection)}"
+    )
+
+
+def _format_step(projection: FusedProjection) -> str:
     """Return the split or concat operation as one line of TOML for a plan file."""
     fields: dict[str, object] = {"op": "split" if projection.needs_split else "concat"}
     fused_key, piece_keys = projection.fused_key, list(projection.piece_keys)

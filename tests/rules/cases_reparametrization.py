@@ -4,6 +4,7 @@ import collections
 import warnings
 
 import torch
+from migration import forms
 from rules import reparametrized_modules
 from rules.cases import diff, fires, near
 from torch import nn
@@ -42,8 +43,25 @@ def plain_into_weight_norm(tmp):
 @fires("CK217", "CK210")
 def weight_norm_into_plain(tmp):
     report = styled(tmp, "old weight norm", "plain")
-    wanted = 'weight = torch._weight_norm(state_dict["c.weight_v"], state_dict["c.weight_g"], 0)'
-    assert wanted in next(f.fix for f in report.findings if f.code == "CK217")
+    fix = next(f.fix for f in report.findings if f.code == "CK217")
+    assert "v * (g / ||v||), which is what the layer computed with: ckptool migrate" in fix
+    return report
+
+
+@fires("CK217", "CK210")
+def new_spectral_norm_into_pruned(tmp):
+    report = styled(tmp, "new spectral norm", "pruned")
+    fix = next(f.fix for f in report.findings if f.code == "CK217")
+    assert "can be brought to torch.nn.utils.prune from there: ckptool migrate" in fix
+    return report
+
+
+@fires("CK217", "CK210")
+def plain_into_spectral_norm(tmp):
+    report = styled(tmp, "plain", "old spectral norm")
+    fix = next(f.fix for f in report.findings if f.code == "CK217")
+    assert "before it is wrapped" in fix
+    assert "ckptool migrate" not in fix
     return report
 
 
@@ -117,6 +135,23 @@ def pieces_of_several_sizes(tmp):
     state = reparametrized_modules.Grouped(fused=True).state_dict()
     report = diff(tmp, state, f"{FORMS}Grouped")
     assert "sizes = [8, 2, 2]" in next(f.fix for f in report.findings if f.code == "CK218")
+    return report
+
+
+@fires("CK218", "CK210")
+def three_into_torchs_attention(tmp):
+    state = forms.Attention(split=True).state_dict()
+    report = diff(tmp, state, "migration.forms:Attention")
+    assert "whose order is fixed: ckptool migrate" in report.findings[-1].fix
+    return report
+
+
+@fires("CK218", "CK210")
+def three_of_other_code_into_torchs_attention(tmp):
+    state = forms.OwnAttention().state_dict()
+    report = diff(tmp, state, "migration.forms:Attention")
+    found = [f for f in report.findings if f.code == "CK218"]
+    assert all("look up whether the heads in the code that made the file" in f.fix for f in found)
     return report
 
 

@@ -22,6 +22,8 @@ from ckptool.model import (
 
 _INDEX_STEP: Final = re.compile(r"\[['\"]?(\w+)['\"]?\]")
 """An index into a list or dict: `[0]`, `['name']`."""
+READABLE_LAYOUTS: Final = ("strided", "chunked")
+"""Layouts of tensors that are computed with: all their elements can be read in order."""
 _MAX_COMPARED_KEYS: Final = 2000
 """Maximum number of keys compared for a suggestion."""
 
@@ -186,6 +188,36 @@ def key_suggestion(draft: Draft, key: str) -> str:
         )
     close_matches = get_close_matches(key, keys[:_MAX_COMPARED_KEYS], n=1)
     return f" (did you mean `{close_matches[0]}`?)" if close_matches else ""
+
+
+def get_item(
+    op: str, draft: Draft, key: str, layouts: tuple[str, ...] = ("strided",)
+) -> PlannedTensor:
+    """Return the tensor `key` for the operation named `op`.
+
+    Raises:
+        PlanError: it is not there, or in none of the layouts.
+    """
+    item = draft.items.get(key)
+    if item is None:
+        raise PlanError(
+            f"{op} `{key}`: the file has no tensor of that name{key_suggestion(draft, key)}"
+        )
+    return require_layout(op, key, item, layouts)
+
+
+def require_layout(
+    op: str, key: str, item: PlannedTensor, layouts: tuple[str, ...]
+) -> PlannedTensor:
+    """Return `item`.
+
+    Raises:
+        PlanError: it has another layout, or is a tensor subclass.
+    """
+    if item.tensor.layout not in layouts or item.tensor.wrapper:
+        kind = item.tensor.wrapper or item.tensor.layout
+        raise PlanError(f"{op} `{key}`: it is {kind}, and only plain tensors can be changed")
+    return item
 
 
 def to_dotted_key(path: str) -> str:

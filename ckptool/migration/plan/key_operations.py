@@ -22,6 +22,7 @@ from ckptool.migration.plan.draft import (
     match_keys,
     rename_keys,
 )
+from ckptool.migration.plan.torch_arithmetic import TensorFunction
 from ckptool.model import TensorInfo
 
 
@@ -39,11 +40,25 @@ class OperationContext(Protocol):
             PlanError: the source has no such value, or none that is reproducible.
         """
 
-    def compute_product(self, key: str, first: TensorInfo, second: TensorInfo) -> TensorInfo:
-        """Return the description of the elementwise product, stored as tensor `key`.
+    def compute_tensor(
+        self,
+        step: str,
+        key: str,
+        function: TensorFunction,
+        tensors: tuple[TensorInfo, ...],
+        dim: int = 0,
+    ) -> TensorInfo:
+        """Return the description of what `function` makes of the tensors, stored as `key`.
+
+        Args:
+            step: operation and key, for error messages.
+            key: of the result.
+            function: of torch_arithmetic.
+            tensors: of the draft, in the order of the function's arguments.
+            dim: of a norm.
 
         Raises:
-            PlanError: a tensor cannot be read, or dtype or shape differ.
+            PlanError: a tensor cannot be read, or torch cannot compute it.
         """
 
 
@@ -441,8 +456,15 @@ class _EmptyContext:
     def locate_value(self, op: InjectTensor, draft: Draft) -> TensorInfo:
         raise PlanError(f"inject `{op.key}`: {len(draft.items)} keys and no sources")
 
-    def compute_product(self, key: str, first: TensorInfo, second: TensorInfo) -> TensorInfo:
-        raise PlanError(f"bake `{key}`: no sources for {first.key} and {second.key}")
+    def compute_tensor(
+        self,
+        step: str,
+        key: str,
+        function: TensorFunction,
+        tensors: tuple[TensorInfo, ...],
+        dim: int = 0,
+    ) -> TensorInfo:
+        raise PlanError(f"{step}: {key}: {function.__name__} of {len(tensors)} tensors, dim {dim}")
 
 
 EMPTY_CONTEXT: OperationContext = _EmptyContext()

@@ -13,6 +13,7 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.errors import PlanError
+from ckptool.migration.plan.form_steps import iter_form_questions
 from ckptool.migration.plan.key_operations import DropKeys, InjectTensor
 from ckptool.migration.plan.plan_file import Op, Plan, format_plan, format_step
 from ckptool.migration.plan.rename_steps import (
@@ -20,7 +21,6 @@ from ckptool.migration.plan.rename_steps import (
     format_rewrite_patterns,
     is_exact_rewrite,
 )
-from ckptool.migration.plan.tensor_operations import ConcatTensors, SplitTensor
 from ckptool.model import Kind, ModuleTensor
 from ckptool.phrases import pluralize
 
@@ -174,34 +174,9 @@ def _build_rename_decision(
 
 
 def _iter_form_decisions(diff: ModuleDiff) -> Iterator[OpenDecision]:
-    """Yield decisions on reparametrizations and fused projections without a safe conversion."""
-    for reparametrization in diff.reparametrizations:
-        if not reparametrization.handled_by_torch_hook:
-            yield OpenDecision(
-                f"`{reparametrization.parameter}` is kept by {reparametrization.file_style} in the"
-                f" file and by {reparametrization.module_style} in the module (CK217): ckptool diff"
-                " says how to get from one to the other"
-            )
-    for projection in diff.fused_projections:
-        pieces = ", ".join(f"`{piece}`" for piece in projection.piece_keys)
-        why = "the order is a guess: look it up in the code (CK218)"
-        step: Op = ConcatTensors(
-            keys=projection.piece_keys, into=projection.fused_key, dim=projection.dim, why=why
-        )
-        if projection.needs_split:
-            sizes = projection.piece_sizes if len(set(projection.piece_sizes)) > 1 else ()
-            step = SplitTensor(
-                key=projection.fused_key,
-                into=projection.piece_keys,
-                dim=projection.dim,
-                sizes=sizes,
-                why=why,
-            )
-        yield OpenDecision(
-            f"`{projection.fused_key}` is {pieces} in one tensor (CK218), in an order that the file"
-            " does not say",
-            (step,),
-        )
+    """Yield decisions on parameters and projections that no arithmetic brings to another form."""
+    for question in iter_form_questions(diff):
+        yield OpenDecision(question.problem, question.steps, question.hint)
 
 
 def _iter_missing_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[OpenDecision]:

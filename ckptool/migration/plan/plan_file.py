@@ -26,6 +26,11 @@ from ckptool.migration.plan.key_operations import (
     RenameMode,
     StripPrefix,
 )
+from ckptool.migration.plan.reparametrization_operations import (
+    AddWeightNorm,
+    RemoveSpectralNorm,
+    RemoveWeightNorm,
+)
 from ckptool.migration.plan.tensor_operations import (
     BakeMask,
     CastTensors,
@@ -54,6 +59,9 @@ Op = (
     | UntieTensor
     | CompactViews
     | BakeMask
+    | RemoveWeightNorm
+    | AddWeightNorm
+    | RemoveSpectralNorm
 )
 """Union of all operations; a new operation class must be added here."""
 

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 
 from ckptool.compare.module_diff import ModuleDiff, build_module_diff
 from ckptool.compare.rename_groups import RenameGroup
-from ckptool.compare.reparametrization import ParametrizationStyle
 from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import Draft, key_suggestion, match_keys
+from ckptool.migration.plan.form_steps import iter_form_steps
 from ckptool.migration.plan.key_operations import (
     DropKeys,
     InjectTensor,
@@ -29,7 +29,7 @@ from ckptool.migration.plan.rename_steps import (
     build_rename_steps,
     iter_prefix_steps,
 )
-from ckptool.migration.plan.tensor_operations import BakeMask, TieTensors
+from ckptool.migration.plan.tensor_operations import TieTensors
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
@@ -103,7 +103,7 @@ def suggest_plan(
     later_renames = builder.add_chosen_renames(choices.renames)
     if module_info is not None:
         builder.add_operations(iter_prefix_steps(builder.diff, builder.draft))
-        builder.add_operations(_iter_reparametrizations(builder.diff))
+        builder.add_operations(iter_form_steps(builder.diff))
         builder.add_operations(builder.iter_documented_renames())
         builder.add_operations(_iter_equal_renames(builder.diff))
     if remaining := builder.add_chosen_renames(later_renames):
@@ -198,26 +198,6 @@ class _PlanBuilder:
         for op in list(ops):
             self.draft = apply_plan([op], self.draft, self.sources)
             self.ops.append(op)
-
-
-def _iter_reparametrizations(diff: ModuleDiff) -> Iterator[Op]:
-    """Yield renames between parametrization styles, and the bake of a pruned parameter."""
-    for reparametrization in diff.reparametrizations:
-        why = f"{reparametrization.module_style} for {reparametrization.file_style} (CK217)"
-        yield from (
-            RenameKeys(key=old, to=new, why=why) for old, new in reparametrization.renames.items()
-        )
-        if (
-            reparametrization.file_style is ParametrizationStyle.PRUNED
-            and reparametrization.module_style is ParametrizationStyle.PLAIN
-        ):
-            original, mask = reparametrization.file_keys
-            yield BakeMask(
-                key=reparametrization.parameter,
-                original=original,
-                mask=mask,
-                why=f"{why}: for good",
-            )
 
 
 def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:

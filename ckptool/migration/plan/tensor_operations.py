@@ -13,12 +13,15 @@ from msgspec.structs import replace
 
 from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import (
+    READABLE_LAYOUTS,
     Draft,
     PlannedTensor,
-    key_suggestion,
+    get_item,
     match_keys,
+    require_layout,
 )
 from ckptool.migration.plan.key_operations import IrreversibleError, Operation, OperationContext
+from ckptool.migration.plan.torch_arithmetic import multiply
 from ckptool.model import DTYPE_BITS, StorageInfo, TensorComponent, TensorInfo, contiguous_stride
 from ckptool.tensors import equality
 
@@ -52,7 +55,7 @@ class CastTensors(Operation, frozen=True, kw_only=True, tag="cast"):
         for key in matched_keys:
             item = items[key]
             if item.dtype != self.dtype:
-                _require_plain("cast", key, item)
+                require_layout("cast", key, item, READABLE_LAYOUTS)
                 items[key] = replace(item, casts=(*item.casts, self.dtype), source_key="")
         return replace(draft, items=items)
 
@@ -76,7 +79,7 @@ class ReshapeTensor(Operation, frozen=True, kw_only=True, tag="reshape"):
     was: tuple[int, ...] | None = None
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
-        item = _get_item("reshape", draft, self.key)
+        item = get_item("reshape", draft, self.key)
         actual_shape = item.tensor.shape
         if self.was is not None and self.was != actual_shape:
             raise PlanError(
@@ -110,7 +113,7 @@ class TransposeTensor(Operation, frozen=True, kw_only=True, tag="transpose"):
     dims: tuple[int, int] = (0, 1)
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
-        item = _get_item("transpose", draft, self.key)
+        item = get_item("transpose", draft, self.key)
         a, b = (_normalize_dim("transpose", self.key, item, dim) for dim in self.dims)
         order = list(range(len(item.tensor.shape)))
         order[a], order[b] = order[b], order[a]
@@ -137,7 +140,7 @@ class SplitTensor(Operation, frozen=True, kw_only=True, tag="split"):
     sizes: tuple[int, ...] = ()
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
-        item = _get_item("split", draft, self.key)
+        item = get_item("split", draft, self.key)
         dim = _normalize_dim("split", self.key, item, self.dim)
         sizes = self._resolve_sizes(item.tensor.shape[dim])
         items = {key: other_item for key, other_item in draft.items.items() if key != self.key}
@@ -179,7 +182,7 @@ class ConcatTensors(Operation, frozen=True, kw_only=True, tag="concat"):
     sizes: tuple[int, ...] = ()
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
-        items = [_get_item("concat", draft, key) for key in self.keys]
+        items = [get_item("concat", draft, key, READABLE_LAYOUTS) for key in self.keys]
         if not items:
             raise PlanError(f"concat to `{self.into}`: of no tensors")
         first = items[0]
@@ -220,7 +223,7 @@ class TieTensors(Operation, frozen=True, kw_only=True, tag="tie"):
     to: str
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
-        target = _get_item("tie", draft, self.to)
+        target = get_item("tie", draft, self.to)
         current_item = draft.items.get(self.key)
         if current_item is not None and self.key != self.to:
             is_equal = current_item.casts == target.casts and equality.are_equal(
@@ -246,7 +249,7 @@ class UntieTensor(Operation, frozen=True, kw_only=True, tag="untie"):
     of: str = ""
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
-        item = _get_item("untie", draft, self.key)
+        item = get_item("untie", draft, self.key)
         other_items = (other_item for key, other_item in draft.items.items() if key != self.key)
         storage = item.tensor.storage
         if item.own_storage or not any(
@@ -275,8 +278,9 @@ class BakeMask(Operation, frozen=True, kw_only=True, tag="bake"):
     data_loss: ClassVar[str] = "the values that the mask hides, and the mask"
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:
-        original = _get_item("bake", draft, self.original)
-        mask = _get_item("bake", draft, self.mask)
+        original, mask = (
+            get_item("bake", draft, key, READABLE_LAYOUTS) for key in (self.original, self.mask)
+        )
         remaining = {
             key: item for key, item in draft.items.items() if key not in {self.original, self.mask}
         }
@@ -284,7 +288,14 @@ class BakeMask(Operation, frozen=True, kw_only=True, tag="bake"):
             raise PlanError(f"bake `{self.key}`: the file has that key already")
         if original.casts or mask.casts:
             raise PlanError(f"bake `{self.key}`: bake first, and cast the result")
-        product = context.compute_product(self.key, original.tensor, mask.tensor)
+        tensors = (original.tensor, mask.tensor)
+        (dtype, shape), (mask_dtype, mask_shape) = ((t.dtype, t.shape) for t in tensors)
+        if (dtype, shape) != (mask_dtype, mask_shape):
+            raise PlanError(
+                f"bake `{self.key}`: `{self.original}` is {dtype} {list(shape)} and `{self.mask}`"
+                f" {mask_dtype} {list(mask_shape)}"
+            )
+        product = context.compute_tensor(f"bake `{self.key}`", self.key, multiply, tensors)
         return replace(draft, items={**remaining, self.key: PlannedTensor(product)})
 
     def build_inverse(self) -> Operation:
@@ -332,8 +343,10 @@ def concat_tensors(key: str, tensors: list[TensorInfo], dim: int) -> TensorInfo:
     """Return the chunked tensor that concatenates `tensors` along `dim`, like torch.cat."""
     components, start, rank = [], 0, len(tensors[0].shape)
     for tensor in tensors:
-        offsets = tuple(start if n == dim else 0 for n in range(rank))
-        components.append(TensorComponent("", offsets, tensor))
+        chunks = tensor.parts or (TensorComponent("", (0,) * rank, tensor),)
+        for chunk in chunks:
+            offsets = tuple(offset + start * (n == dim) for n, offset in enumerate(chunk.offsets))
+            components.append(TensorComponent("", offsets, chunk.tensor))
         start += tensor.shape[dim]
     first = tensors[0]
     shape = (*first.shape[:dim], start, *first.shape[dim + 1 :])
@@ -349,23 +362,6 @@ def concat_tensors(key: str, tensors: list[TensorInfo], dim: int) -> TensorInfo:
         layout="chunked",
         parts=tuple(components),
     )
-
-
-def _get_item(op: str, draft: Draft, key: str) -> PlannedTensor:
-    item = draft.items.get(key)
-    if item is None:
-        raise PlanError(
-            f"{op} `{key}`: the file has no tensor of that name{key_suggestion(draft, key)}"
-        )
-    return _require_plain(op, key, item)
-
-
-def _require_plain(op: str, key: str, item: PlannedTensor) -> PlannedTensor:
-    plain_layouts = {"strided", "chunked"} if op == "cast" else {"strided"}
-    if item.tensor.layout not in plain_layouts or item.tensor.wrapper:
-        kind = item.tensor.wrapper or item.tensor.layout
-        raise PlanError(f"{op} `{key}`: it is {kind}, and only plain tensors can be changed")
-    return item
 
 
 def _normalize_dim(op: str, key: str, item: PlannedTensor, dim: int) -> int:

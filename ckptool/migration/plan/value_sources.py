@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from ckptool.errors import PlanError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
@@ -14,12 +16,15 @@ from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.draft import Draft, to_dotted_key
 from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.migration.plan.npz import read_array
+from ckptool.migration.plan.torch_arithmetic import TensorFunction, compute_from_file
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, STRUCT_CODES, Checkpoint, Constancy, TensorInfo
-from ckptool.tensors.elements import iter_elements, unreadable_reason
+from ckptool.tensors.elements import unreadable_reason
 from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ckptool.migration.plan.target_module import TargetModule
 
 SOURCE_FORMS: Final = (
@@ -46,7 +51,9 @@ class ValueSources:
         self._limits = limits
         self._checkpoints: dict[Location, Checkpoint] = {}
         self._values: dict[InjectTensor, TensorInfo] = {}
-        self._products: dict[tuple[TensorInfo, TensorInfo], TensorInfo] = {}
+        self._computed_tensors: dict[object, TensorInfo] = {}
+        self.rounding_differences: dict[str, float] = {}
+        """Step whose result equals torch's up to rounding only -> largest absolute difference."""
         self._source_guard = source_guard
 
     @property
@@ -93,27 +100,39 @@ class ValueSources:
             None,
         )
 
-    def compute_product(self, key: str, first: TensorInfo, second: TensorInfo) -> TensorInfo:
-        """Return the description of the elementwise product, computed once.
+    def compute_tensor(
+        self,
+        step: str,
+        key: str,
+        function: TensorFunction,
+        tensors: tuple[TensorInfo, ...],
+        dim: int = 0,
+    ) -> TensorInfo:
+        """Return the description of what `function` makes of the tensors, computed once.
+
+        The same elements under two names give one result, so that tied tensors stay tied.
 
         Raises:
-            PlanError: a tensor cannot be read, or dtype or shape differ.
+            PlanError: a tensor cannot be read, or torch cannot compute it.
         """
-        dtype_and_shape = first.dtype, first.shape
-        if dtype_and_shape != (second.dtype, second.shape):
-            raise PlanError(
-                f"bake `{key}`: `{first.key}` is {first.dtype} {list(first.shape)} and"
-                f" `{second.key}` {second.dtype} {list(second.shape)}"
-            )
-        for tensor in (first, second):
-            if reason := unreadable_reason(tensor):
-                raise PlanError(f"bake `{key}`: `{tensor.key}` cannot be read: {reason}")
-        if (first, second) not in self._products:
-            data = _multiply_tensors(first, second)
-            self._products[first, second] = self._anonymous_file.add_tensor(
-                key, first.dtype, first.shape, data
-            )
-        return self._products[first, second]
+        identity = (function, dim, tuple(replace(tensor, key="") for tensor in tensors))
+        if identity not in self._computed_tensors:
+            for tensor in tensors:
+                if reason := unreadable_reason(tensor):
+                    raise PlanError(f"{step}: `{tensor.key}` cannot be read: {reason}")
+            try:
+                value, rounding = compute_from_file(function, tensors, dim)
+            except PlanError as error:
+                raise PlanError(f"{step}: {error}") from error
+            self._computed_tensors[identity] = self._store_tensor(key, value)
+            if rounding:
+                self.rounding_differences[step] = rounding
+        return self._computed_tensors[identity]
+
+    def _store_tensor(self, key: str, tensor: "Tensor") -> TensorInfo:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        data = copy_tensor_bytes(tensor.contiguous()) if tensor.numel() else b""
+        return self._anonymous_file.add_tensor(key, dtype, tuple(tensor.shape), data)
 
     def _resolve_source(self, op: InjectTensor, draft: Draft) -> TensorInfo:
         kind, _, argument = op.source.partition(":")
@@ -209,23 +228,18 @@ class ValueSources:
         return self._anonymous_file.add_tensor(op.key, dtype, shape, data)
 
 
+def describe_rounding(differences: Mapping[str, float]) -> tuple[str, ...]:
+    """Return a note on the steps whose result equals torch's up to rounding only, if any."""
+    if not differences:
+        return ()
+    step = max(differences, key=lambda name: differences[name])
+    others = f", the most of {len(differences)} such steps" if len(differences) > 1 else ""
+    difference = f"changes an element of the weight by {differences[step]:.1e} at most"
+    return (f"equal up to rounding: {step} {difference}{others}",)
+
+
 def _format_source(op: InjectTensor) -> str:
     return repr(mask_credentials(op.source))
-
-
-def _multiply_tensors(first: TensorInfo, second: TensorInfo) -> bytes:
-    import torch
-
-    if not first.numel:
-        return b""
-    first_elements, second_elements = (
-        torch.frombuffer(
-            bytearray(b"".join(iter_elements(tensor))), dtype=getattr(torch, first.dtype)
-        )
-        for tensor in (first, second)
-    )
-    product = first_elements * second_elements
-    return copy_tensor_bytes(product)
 
 
 def _pack_literal(op: InjectTensor, dtype: str, numbers: list[float]) -> bytes:

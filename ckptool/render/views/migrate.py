@@ -1,12 +1,15 @@
 """MigrateReport -> blocks."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
     WHY,
     Block,
+    Column,
+    ColumnKind,
     LinesBlock,
     VerdictBlock,
     build_table,
@@ -14,6 +17,8 @@ from ckptool.render.blocks import (
 )
 from ckptool.render.folding import name_like, replace_layer_numbers
 from ckptool.reports.migrate import MigrateReport, StepReport, list_assumptions
+
+_STEP: Final = Column("step", ColumnKind.EXACT)
 
 
 def build_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Block]:
@@ -49,7 +54,7 @@ def build_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Bloc
         for first in group.items[:1]
     ]
     if rows:
-        headers = ("step", "before", "after", COUNT, "value from", WHY)
+        headers = (_STEP, "before", "after", COUNT, "value from", WHY)
         yield build_table("Plan", headers, rows, options)
     losses = [
         f"{group.items[0].op} {group.key} loses {group.items[0].loses}"

@@ -28,6 +28,11 @@ from ckptool.migration.plan.key_operations import (
     StripPrefix,
 )
 from ckptool.migration.plan.plan_file import Plan, apply_plan, reverse_plan
+from ckptool.migration.plan.reparametrization_operations import (
+    AddWeightNorm,
+    RemoveSpectralNorm,
+    RemoveWeightNorm,
+)
 from ckptool.migration.plan.tensor_operations import (
     BakeMask,
     CastTensors,
@@ -44,6 +49,17 @@ from ckptool.migration.source_guard import SourceGuard
 
 INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 """Their products have one result; of NaNs there are many."""
+
+
+def normalise(weight, u, v, dim):
+    """Return what torch's own layer computes with these tensors."""
+    layer = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(torch.ones_like(weight))
+    torch.nn.utils.parametrizations.spectral_norm(layer.eval(), dim=dim)
+    names = ("original", "0._u", "0._v")
+    state = {f"parametrizations.weight.{n}": t for n, t in zip(names, (weight, u, v), strict=True)}
+    layer.load_state_dict(state, strict=True)
+    return layer.weight.detach()
 
 
 def reference(op, state):  # noqa: C901, PLR0912 - a case each
@@ -74,6 +90,12 @@ def reference(op, state):  # noqa: C901, PLR0912 - a case each
                 del found[key]
         case BakeMask(key=key, original=original, mask=mask):
             found[key] = found.pop(original) * found.pop(mask)
+        case AddWeightNorm(key=key, g=g, v=v, dim=dim):
+            found[g], found[v] = torch.norm_except_dim(found[key], 2, dim), found.pop(key)
+        case RemoveWeightNorm(key=key, g=g, v=v, dim=dim):
+            found[key] = torch._weight_norm(found.pop(v).contiguous(), found.pop(g), dim)
+        case RemoveSpectralNorm(key=key, original=original, u=u, v=v, dim=dim):
+            found[key] = normalise(*(found.pop(key) for key in (original, u, v)), dim)
         case TieTensors() | UntieTensor() | CompactViews():
             pass
     return found
@@ -269,6 +291,60 @@ def test_what_an_operation_refuses(tmp_path, op, message):
     torch.save(NUMBERS, tmp_path / "a.pth")
     with pytest.raises(PlanError, match=message):
         described_after(tmp_path / "a.pth", [op])
+
+
+NORMED = {"g": torch.rand(4, 1), "v": torch.randn(4, 3), "u": torch.rand(4), "w": torch.rand(3)}
+NORM_STEPS = [
+    RemoveWeightNorm(key="new", g="g", v="v"),
+    AddWeightNorm(key="v", g="v_g", v="v_v", dim=1),
+    AddWeightNorm(key="v", g="v_g", v="v_v", dim=-1),
+    RemoveSpectralNorm(key="new", original="v", u="u", v="w"),
+    RemoveSpectralNorm(key="new", original="v", u="w", v="u", dim=1),
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", NORM_STEPS)
+def test_norms_are_what_torch_computes(tmp_path, op, dtype):
+    state = {key: tensor.to(dtype) for key, tensor in NORMED.items()}
+    torch.save(state, tmp_path / "a.pth")
+    expected = reference(op, state)
+    described = described_after(tmp_path / "a.pth", [op])
+    assert {key: t.shape for key, t in described.items()} == {
+        key: tuple(t.shape) for key, t in expected.items()
+    }
+    ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", plan=Plan((op,)))
+    found = torch.load(tmp_path / "b.pth")
+    assert found.keys() == expected.keys()
+    assert all(same_bits(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        (
+            RemoveWeightNorm(key="x", g="u", v="v"),
+            r"`u` is \[4\], which is no norm of `v` \[4, 3\]",
+        ),
+        (RemoveWeightNorm(key="x", g="g", v="v", dim=1), "along dimension 1"),
+        (RemoveWeightNorm(key="w", g="g", v="v"), "the file has `w` already"),
+        (RemoveWeightNorm(key="x", g="y", v="v"), "remove-weight-norm `y`: the file has no tensor"),
+        (AddWeightNorm(key="v", g="a", v="b", dim=2), "2 dimensions and no dimension 2"),
+        (AddWeightNorm(key="v", g="g", v="b"), "the file has `g` already"),
+        (RemoveSpectralNorm(key="x", original="v", u="u", v="u"), "are not of dimension 0 of `v`"),
+    ],
+)
+def test_what_a_norm_refuses(tmp_path, op, message):
+    torch.save(NORMED, tmp_path / "a.pth")
+    with pytest.raises(PlanError, match=message):
+        described_after(tmp_path / "a.pth", [op])
+
+
+def test_a_norm_of_what_was_cast_is_refused(tmp_path):
+    torch.save(NORMED, tmp_path / "a.pth")
+    steps = [CastTensors(dtype="float16"), NORM_STEPS[0]]
+    with pytest.raises(PlanError, match="compute first, and cast the result"):
+        described_after(tmp_path / "a.pth", steps)
 
 
 def test_a_collision_is_refused(tmp_path):
