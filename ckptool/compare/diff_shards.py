@@ -50,7 +50,7 @@ class DiffShard(Struct, frozen=True):
     entries: tuple[str, ...]
     tolerances: Tolerances | None
     answers: ValueResults
-    beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    parts_beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     """`parts_beside` of the StructuralDiff."""
 
 
@@ -89,7 +89,7 @@ def build_shard(
         entries=structure.changed_entries,
         tolerances=tolerances,
         answers=results,
-        beside=structure.parts_beside,
+        parts_beside=structure.parts_beside,
     )
 
 
@@ -113,7 +113,7 @@ def merge_shards(shards: Mapping[str, DiffShard]) -> CheckpointDiff:
         first.new.tensors,
         first.entries,
     )
-    structure = replace(structure, parts_beside=first.beside)
+    structure = replace(structure, parts_beside=first.parts_beside)
     if key := first_unchecked_key(structure, results):
         raise UsageError(f"{name}: no part looked at {key!r}: other versions of ckptool made them")
     return build_checkpoint_diff(structure, results, first.tolerances)
