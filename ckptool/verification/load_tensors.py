@@ -57,11 +57,7 @@ def load_tensors(
             torch_state if torch_state is not None else load_with_torch(checkpoint, state.at)
         )
         tensors.update(
-            {
-                keys.get(key, key): torch_state[key]
-                for key in other_keys
-                if key in torch_state
-            }
+            {keys.get(key, key): torch_state[key] for key in other_keys if key in torch_state}
         )
     if state.versions is not None:
         versions = {prefix: {"version": version} for prefix, version in state.versions.items()}

@@ -44,7 +44,7 @@ def build_probe_state(diff: ModuleDiff, read_keys: Collection[str]) -> Mapping[s
         if view not in tensors_by_view:
             tensors_by_view[view] = _make_meta_tensor(key, info)
         tensors[key] = tensors_by_view[view]
-    tensors.update(dict.fromkeys(diff.nested_keys, {}))
+    tensors.update({key: {} for key in diff.nested_keys})
     if state.versions is not None:
         tensors._metadata = values._metadata  # type: ignore[attr-defined]  # noqa: SLF001
     return tensors

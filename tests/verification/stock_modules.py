@@ -1,4 +1,4 @@
-"""Torch's own module classes whose loading is code: how to build each, and files of old versions."""
+"""Torch's own module classes whose loading is code: how to build each, and old files of each."""
 
 import importlib
 import inspect
@@ -6,6 +6,7 @@ import pkgutil
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.ao.nn.intrinsic.qat as nniqat
@@ -91,33 +92,36 @@ def _converted():
     return aoq.convert(net.eval())
 
 
+_WITH_STATISTICS = {"affine": True, "track_running_stats": True}
 NORMS = {
-    **{f"{name}BatchNorm{d}d": (lambda c=getattr(nn, f"{name}BatchNorm{d}d"), n=name:
-       c() if n else c(4)) for d in (1, 2, 3) for name in ("", "Lazy")},
-    **{f"{name}InstanceNorm{d}d": (lambda c=getattr(nn, f"{name}InstanceNorm{d}d"), n=name:
-       c(**({} if n else {"num_features": 4}), affine=True, track_running_stats=True))
-       for d in (1, 2, 3) for name in ("", "Lazy")},
+    **{f"BatchNorm{d}d": partial(getattr(nn, f"BatchNorm{d}d"), 4) for d in (1, 2, 3)},
+    **{f"LazyBatchNorm{d}d": getattr(nn, f"LazyBatchNorm{d}d") for d in (1, 2, 3)},
+    **{f"InstanceNorm{d}d": partial(getattr(nn, f"InstanceNorm{d}d"), 4, **_WITH_STATISTICS)
+       for d in (1, 2, 3)},
+    **{f"LazyInstanceNorm{d}d": partial(getattr(nn, f"LazyInstanceNorm{d}d"), **_WITH_STATISTICS)
+       for d in (1, 2, 3)},
     "SyncBatchNorm": lambda: nn.SyncBatchNorm(4),
 }  # fmt: skip
 LAZY = {
     "LazyLinear": lambda: nn.LazyLinear(4),
-    **{f"Lazy{kind}{d}d": (lambda c=getattr(nn, f"Lazy{kind}{d}d"): c(4, 3))
+    **{f"Lazy{kind}{d}d": partial(getattr(nn, f"Lazy{kind}{d}d"), 4, 3)
        for kind in ("Conv", "ConvTranspose") for d in (1, 2, 3)},
 }  # fmt: skip
 QUANTIZED: dict[str, Callable[[], nn.Module]] = {
-    **{f"nnq.{kind}{d}d": (lambda c=getattr(nnq, f"{kind}{d}d"): c(4, 4, 3))
+    **{f"nnq.{kind}{d}d": partial(getattr(nnq, f"{kind}{d}d"), 4, 4, 3)
        for kind in ("Conv", "ConvTranspose") for d in (1, 2, 3)},
-    **{f"nnqd.{kind}{d}d": (lambda c=getattr(nnqd, f"{kind}{d}d"): c(4, 4, 3))
+    **{f"nnqd.{kind}{d}d": partial(getattr(nnqd, f"{kind}{d}d"), 4, 4, 3)
        for kind in ("Conv", "ConvTranspose") for d in (1, 2, 3)},
     **{f"nnqr.{kind}{d}d": _reference(getattr(nnqr, f"{kind}{d}d"), 4, 4, 3)
        for kind in ("Conv", "ConvTranspose") for d in (1, 2, 3)},
-    **{f"nniq.ConvReLU{d}d": (lambda c=getattr(nniq, f"ConvReLU{d}d"): c(4, 4, 3))
+    **{f"nniq.ConvReLU{d}d": partial(getattr(nniq, f"ConvReLU{d}d"), 4, 4, 3)
        for d in (1, 2, 3)},
-    **{f"nnq.InstanceNorm{d}d": (lambda c=getattr(nnq, f"InstanceNorm{d}d"): c(
-        4, nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4)), 1.0, 0))
+    **{f"nnq.InstanceNorm{d}d": partial(
+        getattr(nnq, f"InstanceNorm{d}d"), 4, nn.Parameter(torch.ones(4)),
+        nn.Parameter(torch.zeros(4)), 1.0, 0)
        for d in (1, 2, 3)},
-    **{f"nnq.BatchNorm{d}d": (lambda c=getattr(nnq, f"BatchNorm{d}d"): c(4)) for d in (2, 3)},
-    **{f"nniq.BNReLU{d}d": (lambda c=getattr(nniq, f"BNReLU{d}d"): c(4)) for d in (2, 3)},
+    **{f"nnq.BatchNorm{d}d": partial(getattr(nnq, f"BatchNorm{d}d"), 4) for d in (2, 3)},
+    **{f"nniq.BNReLU{d}d": partial(getattr(nniq, f"BNReLU{d}d"), 4) for d in (2, 3)},
     "nniq.ConvAdd2d": lambda: nniq.ConvAdd2d(4, 4, 3),
     "nniq.ConvAddReLU2d": lambda: nniq.ConvAddReLU2d(4, 4, 3),
     "nniq.LinearReLU": lambda: nniq.LinearReLU(4, 3),
@@ -146,7 +150,7 @@ QAT: dict[str, Callable[[], nn.Module]] = {
        for kind in ("ConvBn", "ConvBnReLU") for d in (1, 2, 3)},
     "nniqat.LinearBn1d": _ready(nniqat.LinearBn1d, 4, 3),
     "a prepared net": _prepared,
-    **{name: (lambda c=getattr(observer, name): c()) for name in (
+    **{name: getattr(observer, name) for name in (
         "MinMaxObserver", "MovingAverageMinMaxObserver", "PerChannelMinMaxObserver",
         "MovingAveragePerChannelMinMaxObserver", "HistogramObserver")},
     "FakeQuantize": lambda: fake_quantize.FakeQuantize(),

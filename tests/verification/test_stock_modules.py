@@ -32,9 +32,7 @@ def name_class(cls):
 
 def test_every_class_is_in_the_table():
     """A class of a torch to come is found here, and is to be put into the table."""
-    built = {
-        name_class(type(part)) for make in MODULES.values() for part in make().modules()
-    }
+    built = {name_class(type(part)) for make in MODULES.values() for part in make().modules()}
     classes = {name_class(cls) for cls in iter_stock_classes()}
     assert len(classes) > 80
     assert classes - built - NOT_BUILT.keys() == set()
@@ -65,7 +63,7 @@ def iter_files(state):
         if identity not in seen and changed:
             seen.append(identity)
             yield name, changed
-    for key in list(state)[:8]:
+    for key in list(state)[:3]:
         lacking = type(state)((k, v) for k, v in state.items() if k != key)
         lacking._metadata = getattr(state, "_metadata", {})
         if lacking:

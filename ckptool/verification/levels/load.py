@@ -58,10 +58,8 @@ def load_module_factory(factory: ModuleFactory, module_diff: ModuleDiff) -> Load
         ReadError: they cannot be read.
     """
     keys = module_diff.rewrite.key_map if module_diff.rewrite else {}
-    tensors = load_tensors(
-        module_diff.checkpoint, module_diff.state, keys, module_diff.packed_keys
-    )
-    tensors.update(dict.fromkeys(module_diff.nested_keys, {}))
+    tensors = load_tensors(module_diff.checkpoint, module_diff.state, keys, module_diff.packed_keys)
+    tensors.update({key: {} for key in module_diff.nested_keys})
     tensors.update(
         {name: tensors[saved_key] for name, saved_key in module_diff.retied_keys.items()}
     )
