@@ -138,7 +138,7 @@ QUANTIZED: dict[str, Callable[[], nn.Module]] = {
     "nnqd.GRUCell": lambda: nn.Sequential(nn.Linear(2, 2), nnqd.GRUCell(4, 3)),
     "nnq.QFunctional": lambda: nnq.QFunctional(),
     "nnq.Embedding": lambda: nnq.Embedding(4, 4),
-    "LinearPackedParams": lambda: LinearPackedParams(),
+    "LinearPackedParams": lambda: nn.Sequential(nn.Linear(2, 2), LinearPackedParams()),
     "EmbeddingPackedParams": lambda: EmbeddingPackedParams(4, 4),
     "nnqr.Linear": _reference(nnqr.Linear, 4, 3),
     "nnqr.Embedding": _reference(nnqr.Embedding, 4, 3),
