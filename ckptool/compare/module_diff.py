@@ -377,11 +377,16 @@ def _find_non_tensors(diff: ModuleDiff) -> dict[str, tuple[str, ...]]:
     """Return fields of ModuleDiff: the keys without a tensor that only one side has."""
     state, module = diff.state, diff.module
     prefix = f"{state.at}." if state.at else ""
-    # A tuple of tensors (packed parameters) is described as a nested state.
+    # Packed parameters, a tuple or an object with tensors, are described as nested states.
     places = {s.at.removeprefix(prefix) for s in diff.checkpoint.states if s.at.startswith(prefix)}
-    file_keys = {*state.non_tensors, *state.tensors, *places}
+    file_keys = {*state.non_tensors, *state.tensors}
     return {
-        "missing_non_tensors": tuple(k for k in module.non_tensors if k not in file_keys),
+        "missing_non_tensors": tuple(
+            key
+            for key in module.non_tensors
+            if key not in file_keys
+            and not any(place == key or place.startswith(f"{key}.") for place in places)
+        ),
         "unexpected_non_tensors": tuple(
             k for k in state.non_tensors if k not in module.non_tensors
         ),

@@ -98,7 +98,10 @@ def _copy_tensor(tensor: "Tensor") -> "Tensor":
         make_parameter: Callable[..., Tensor] = type(tensor)
         return make_parameter(tensor.requires_grad, tensor.device, tensor.dtype)
     if type(tensor) is torch.nn.Parameter:
-        empty = torch.empty_like(tensor, device="meta")
+        # empty_like() of a tensor on meta imports sympy, which takes half a second.
+        empty = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+        )
         return torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
     return tensor.detach().clone()
 

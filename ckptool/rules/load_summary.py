@@ -102,11 +102,18 @@ def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
             yield _build_version_hit(prefix, Level.NOTE, module_class.name, 1, effect)
         elif module_class.has_custom_load:
             effect = "its own loading code runs as for version 1"
-            yield _build_version_hit(prefix, None, module_class.name, module_class.version, effect)
+            level = Level.NOTE if _has_upgraded_keys(diff) else None
+            yield _build_version_hit(prefix, level, module_class.name, module_class.version, effect)
         elif (module_class.version or 1) > 1:
             yield _build_torch_version_hit(
                 diff, prefix, module_class.name, module_class.version or 1, file_keys
             )
+
+
+def _has_upgraded_keys(diff: ModuleDiff) -> bool:
+    """Whether its own code was asked, and upgraded keys of an old file without changing values."""
+    kinds = {step.kind for step in diff.load_steps}
+    return diff.loads_whole and LoadStepKind.RENAMED in kinds and LoadStepKind.COMPUTED not in kinds
 
 
 def _build_torch_version_hit(

@@ -6,7 +6,7 @@ one element, or, for kinds that only their own code can make, with a tensor of t
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Final, NamedTuple
@@ -58,12 +58,12 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
 
     Skipped if the file has a tensor of a kind that could not be tried, and no other is refused.
     """
-    probe = _CopyProbe(diff, module)
+    probe = _CopyProbe(diff, dict(_iter_registered(module)))
     errors: dict[tuple[_TensorKind, _TensorKind], str | Skipped] = {}
     skipped: Skipped | None = None
     for key, tensor in diff.state.tensors.items():
         module_tensor = diff.module.saved_tensors.get(key)
-        if module_tensor is None:
+        if module_tensor is None or key not in probe.targets:
             continue
         # A parameter on meta stands for one with values.
         kinds = _get_kind(tensor), _get_kind(module_tensor.tensor)._replace(is_on_meta=False)
@@ -75,6 +75,12 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
         elif error:
             return f"While copying `{key}`, which is {kinds[0].words}: {error}"
     return skipped or ""
+
+
+def _iter_registered(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what `load_state_dict` copies into; what a class saves itself, it also loads itself."""
+    yield from nn.Module.named_parameters(module, remove_duplicate=False)
+    yield from nn.Module.named_buffers(module, remove_duplicate=False)
 
 
 def _get_kind(tensor: TensorInfo) -> _TensorKind:
@@ -91,9 +97,10 @@ def _get_kind(tensor: TensorInfo) -> _TensorKind:
 class _CopyProbe:
     """Copies one tensor of each pair of kinds; loads the file once, if a kind needs it."""
 
-    def __init__(self, diff: ModuleDiff, module: nn.Module) -> None:
+    def __init__(self, diff: ModuleDiff, targets: Mapping[str, Tensor]) -> None:
+        """Make a probe of copies into `targets`: the module's parameters and buffers by key."""
+        self.targets = targets
         self._diff = diff
-        self._module = module
 
     def find_error(self, key: str, kind: _TensorKind, module_kind: _TensorKind) -> str | Skipped:
         """Return what copying `key` raises, "" if nothing; Skipped if it could not be tried."""
@@ -133,7 +140,7 @@ class _CopyProbe:
             UserCodeError: the code of its class raised.
         """
         with user_code():
-            target: Tensor = self._module.state_dict()[key].detach()
+            target = self.targets[key].detach()
             return torch.empty_like(target, device="cpu") if target.is_meta else target.clone()
 
     @cached_property

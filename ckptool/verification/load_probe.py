@@ -90,7 +90,8 @@ def _ask_loader(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | 
     # The probe assigns tensors, and a load copies them.
     copy_error = find_copy_error(diff, module)
     if isinstance(copy_error, Skipped):
-        return copy_error
+        # With values, the probe has made the copies already.
+        return outcome if outcome is not None and outcome.has_read_values else copy_error
     if copy_error and any(_is_user_class(module.get_submodule(prefix)) for prefix in prefixes):
         return Skipped(CHECK_NAME, f"it may convert what torch cannot copy: {copy_error}")
     return LoadOutcome(copy_error, None, None) if copy_error else outcome
@@ -316,7 +317,7 @@ def _make_meta_tensor(tensor: Tensor) -> Tensor:
     if is_lazy(tensor):
         make: Callable[..., Tensor] = type(tensor)
         return make(tensor.requires_grad, device="meta", dtype=tensor.dtype)
-    return torch.empty_like(tensor, device="meta")
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":

@@ -32,6 +32,11 @@ class LoadRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept: list[object] = []
         """Storages that were seen: an id is given again once its storage is gone."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch.compile out of it, whose import takes a second; older torch does not ask."""
+        return False
+
     def find_origin(self, tensor: Tensor) -> int | None:
         """Return the id of the storage whose elements `tensor` has; None if they were computed.
 

@@ -328,6 +328,19 @@ def _rebuild_legacy_parameter(
     return replace(tensor, requires_grad=grad, kind=kind)
 
 
+def _rebuild_uninitialized(
+    reader: TensorInfoReader,  # noqa: ARG001 (the type of all rebuild functions)
+    node: UnresolvedObject,
+    key: str,
+    _depth: int,
+) -> TensorInfo:
+    """Parameter or buffer of a lazy module before its first call: no shape, and no data."""
+    (grad,) = _check_args(node, key, 1, 1)
+    return TensorInfo(
+        key, (0,), "float32", (1,), 0, None, layout="lazy", requires_grad=grad is True
+    )
+
+
 def _list_state_items(state: object) -> tuple[Any, ...]:
     return state if type(state) is tuple else ()
 
@@ -528,6 +541,8 @@ _REBUILD_FUNCTIONS: Final[Mapping[tuple[str, str], RebuildFunction]] = MappingPr
         ("torch._tensor", "_rebuild_from_type"): _rebuild_from_type,
         ("torch.tensor", "_rebuild_from_type"): _rebuild_from_type,
         ("torch.nn.parameter", "Parameter"): _rebuild_legacy_parameter,
+        ("torch.nn.parameter", "UninitializedParameter"): _rebuild_uninitialized,
+        ("torch.nn.parameter", "UninitializedBuffer"): _rebuild_uninitialized,
         ("torch.autograd.variable", "Variable"): _rebuild_legacy_parameter,
         ("torch", "Tensor"): _rebuild_legacy_tensor,
         **{
