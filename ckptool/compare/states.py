@@ -1,6 +1,7 @@
 """Checkpoint -> StateDict: by its place in the file, or by how well it matches a module."""
 
 from types import MappingProxyType
+from typing import Final
 
 from ckptool.compare.renames import WRAPPERS
 from ckptool.errors import UsageError
@@ -37,6 +38,32 @@ def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:
         return StateDict(at="", tensors=MappingProxyType({}))
     candidates = [s for s in checkpoint.states if s.role != "tensors"] or checkpoint.states
     return max(candidates, key=lambda state: score_match(state, module))
+
+
+_LOADED_PLACES: Final = (
+    "",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "params",
+    "weights",
+)
+"""Places that training code loads a model from, the first that is there."""
+
+
+def find_loaded_state(checkpoint: Checkpoint) -> StateDict | None:
+    """Return the state that is in the usual place for a model's, None if there is none."""
+    states_by_place = {
+        state.at: state
+        for state in checkpoint.states
+        if state.role in {"state_dict", "module"} and state.tensors
+    }
+    places = (place for place in _LOADED_PLACES if place in states_by_place)
+    return next((states_by_place[place] for place in places), None)
 
 
 def equally_good_states(

@@ -25,7 +25,7 @@ class OriginKind(StrEnum):
     MODULE = "module"
     VALUE = "value"
     """The result of an expression."""
-    OUTSIDE = "outside"
+    STANDARD = "standard library"
     """An object of the standard library, whose source is not read."""
     UNRESOLVED = "unresolved"
     """Compiled, made at import time, or of a package that is not installed here."""
@@ -50,7 +50,7 @@ def resolve_origin(module: str, name: str) -> NameOrigin:
     """Return where `module.name` is defined, following the imports of installed packages."""
     for _ in range(_MAX_STEPS):
         if module.partition(".")[0] in sys.stdlib_module_names:
-            return NameOrigin(module, name, OriginKind.OUTSIDE)
+            return NameOrigin(module, name, OriginKind.STANDARD)
         names = _read_names(module)
         binding = names.get(name) if names is not None else None
         if binding is None:

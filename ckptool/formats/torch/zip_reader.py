@@ -166,10 +166,10 @@ def _check_one_folder(root_folder: str, archive: ZipMembers) -> None:
     torch takes the first folder of the first directory entry for the place of all records.
     """
     names = [archive.first_name, *(member.name for member in archive.members)]
-    outside = next((name for name in names if not name.startswith(root_folder)), None)
+    foreign_name = next((name for name in names if not name.startswith(root_folder)), None)
     folder = quote_name(root_folder)
-    if outside is not None:
-        archive.record_fault(f"{quote_name(outside)} is not in the folder {folder}")
+    if foreign_name is not None:
+        archive.record_fault(f"{quote_name(foreign_name)} is not in the folder {folder}")
     elif root_folder.count("/") > 1:
         archive.record_fault(f"its folder {folder} is within another folder")
 
