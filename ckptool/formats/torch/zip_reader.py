@@ -100,6 +100,8 @@ class ArchiveRecords:
         """Offset of the archive in its file; not 0 if it is embedded in another file."""
         if len(self.main_pickles) > 1:
             archive.record_fault(f"there are {len(self.main_pickles)} data.pkl in it")
+        elif self.main_pickles and not self.root_folder:
+            archive.record_fault("its records are in no folder: torch.load needs them in one")
         elif self.root_folder:
             _check_one_folder(self.root_folder, archive)
 
