@@ -2,12 +2,14 @@
 
 import argparse
 import datetime as dt
+from pathlib import Path
 
 import pytest
 import torch
 from hostile.pickles import MARKER, archive, call, mapping, name, pickled, tensor, text
 
 from ckptool.formats import open_checkpoint
+from ckptool.formats.pickle import name_origin
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS, classify_name
 from ckptool.model import Safety
 
@@ -91,6 +93,24 @@ def test_a_name_is_followed_without_importing_anything(tmp_path, monkeypatch):
 def test_a_module_that_no_file_system_has(module):
     """Fuzzing found an OSError: a part of the name was longer than a file's name can be."""
     assert classify_name(module, "Net") in {Safety.UNKNOWN, Safety.DANGEROUS}
+
+
+def test_a_pickle_that_names_every_module_is_read_in_bounded_work(folder, monkeypatch):
+    """Source is parsed up to a number of bytes for each checkpoint, whatever the pickle names."""
+    root = Path(torch.__file__).parent
+    modules = [
+        ".".join(p.relative_to(root.parent).with_suffix("").parts) for p in root.rglob("*.py")
+    ]
+    names = b"".join(name(module, "Net") + b"0" for module in modules[:2000])
+    path = archive(folder / "x.pth", pickled(names + mapping(w=tensor())))
+    parsed: list[int] = []
+    parse = name_origin.parse_source
+    monkeypatch.setattr(
+        name_origin, "parse_source", lambda file: parsed.append(file.stat().st_size) or parse(file)
+    )
+    name_origin._parse_names.cache_clear()
+    assert len(open_checkpoint(path).globals) > 1000
+    assert sum(parsed) <= 6 << 20
 
 
 def test_what_torch_allows_is_safe_and_nothing_else_of_torch():

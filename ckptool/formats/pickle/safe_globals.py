@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Final
 
 from ckptool.formats.pickle.name_origin import NameOrigin, OriginKind, resolve_origin
@@ -15,7 +14,6 @@ def classify_global(name: GlobalName) -> Safety:
     return Safety.DANGEROUS if name.computed else classify_name(name.module, name.name)
 
 
-@lru_cache(maxsize=4096)
 def classify_name(module: str, name: str) -> Safety:
     """Return the Safety of importing and calling `module.name`.
 
