@@ -140,6 +140,18 @@ def an_unknown_name_in_bytes() -> bytes:
     return saved({**CONTENT, "teacher": pickled(UNKNOWN)})
 
 
+def a_pickle_in_bytes_in_bytes() -> bytes:
+    content = pickled(PAYLOAD)
+    for _ in range(9):
+        content = pickled(blob(content), protocol=3)
+    return saved({**CONTENT, "teacher": content})
+
+
+def a_pickle_behind_a_hundred_others() -> bytes:
+    content = bytearray(pickled(b"N") * 100 + pickled(PAYLOAD))
+    return saved({"layer._extra_state": torch.frombuffer(content, dtype=torch.uint8)})
+
+
 def a_pickle_in_extra_state() -> bytes:
     content = torch.frombuffer(bytearray(pickled(PAYLOAD)), dtype=torch.uint8)
     return saved({**CONTENT, "layer._extra_state": content})

@@ -304,8 +304,5 @@ def _collect_other_globals(records: ArchiveRecords, global_names: GlobalNames) -
     for name, member in records.items():
         if name.endswith("pkl") and not member.is_referenced:
             global_names += unpickle_member(records, member).globals
-            folder = member.name.removesuffix(".pkl") + "/"
-            for sibling in records.members:
-                sibling.is_referenced = sibling.is_referenced or sibling.name.startswith(folder)
         elif name.startswith("code/") and name.endswith(".py"):
             member.is_referenced = True
