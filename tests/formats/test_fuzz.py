@@ -244,7 +244,9 @@ def _names_by_pickletools(path: Path) -> set[tuple[str, str]]:
     data = path.read_bytes()
     if data.startswith(b"PK"):
         data = b""
-        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        # zipfile refuses what it does not know: a version of 9.0, encryption.
+        refusals = (zipfile.BadZipFile, NotImplementedError, RuntimeError)
+        with contextlib.suppress(*refusals), zipfile.ZipFile(path) as archive:
             found = [n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"]
             data = archive.read(found[0]) if found else b""
     elif data[8:9] == b"{":
