@@ -170,8 +170,6 @@ def list_glob_names(location: Location, directory: Path) -> tuple[str, ...]:
         root = directory.resolve()
     except (OSError, RuntimeError):
         return (location.as_posix(),)
-    inside = [path.relative_to(root).as_posix() for path in paths if path.is_relative_to(root)]
-    outside = [path.as_posix() for path in paths if not path.is_relative_to(root)]
-    is_inside = bool(inside)
-    names = [*inside, *outside] if is_inside else [location.as_posix(), *outside]
-    return tuple(dict.fromkeys(names))
+    own_names = [path.relative_to(root).as_posix() for path in paths if path.is_relative_to(root)]
+    far_names = [path.as_posix() for path in paths if not path.is_relative_to(root)]
+    return tuple(dict.fromkeys((*(own_names or [location.as_posix()]), *far_names)))

@@ -216,6 +216,7 @@ def _build_release(
             require,
             gated_checkpoint.module_diff,
             unmatched_keys,
+            gated_checkpoint.unloadable_place,
             gated_checkpoint.required_levels,
         ),
     )

@@ -23,6 +23,7 @@ from ckptool.commands.target import (
 )
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
+from ckptool.compare.states import find_loaded_state
 from ckptool.config import ProjectConfig
 from ckptool.errors import ModuleError, ReadError
 from ckptool.formats.limits import Limits
@@ -59,6 +60,8 @@ class GatedCheckpoint(Struct, frozen=True):
     module_diff: ModuleDiff | None = None
     forward_effects: "tuple[ForwardEffects, ...]" = ()
     verification: "Verification | None" = None
+    unloadable_place: str = ""
+    """Usual place of the state_dict if that does not load, and another mapping was judged."""
     required_levels: Mapping[str, str] = {}
     """Required verification level -> why it did not pass, "" if it passed."""
     evidence: GateEvidence = GateEvidence()
@@ -88,6 +91,23 @@ def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
         gated_checkpoint.statistics,
     )
     return tuple(subject for subject in candidates if subject is not None)
+
+
+def _find_unloadable_place(
+    module_diff: ModuleDiff, module: "nn.Module", module_target: ModuleTarget
+) -> str:
+    """Return the usual place of a state_dict ("." for the root) if that one does not load.
+
+    "" if it is the one that was compared, if none is there, or if the user named a place.
+    """
+    from ckptool.verification.load_probe import compare_with_loader
+
+    usual_state = find_loaded_state(module_diff.checkpoint)
+    if module_target.at is not None or usual_state is None or usual_state is module_diff.state:
+        return ""
+    place = usual_state.at or "."
+    diff = compare_with_loader(module_diff.checkpoint, module_diff.module, module, place)
+    return "" if diff.is_strict else place
 
 
 class CheckpointExaminer(Struct, frozen=True):
@@ -158,6 +178,7 @@ class CheckpointExaminer(Struct, frozen=True):
             module_target.choose_default_arguments(checkpoint), module_info, self.inputs
         )
         module_diff = compare_with_loader(checkpoint, module_info, module, module_target.at)
+        unloadable_place = _find_unloadable_place(module_diff, module, module_target)
         module_diff = add_value_checks(module_diff) if self.read_values else module_diff
         verification, required_levels = run_required_verification(
             checkpoint, module_target, require, self.inputs
@@ -172,6 +193,7 @@ class CheckpointExaminer(Struct, frozen=True):
             module_diff,
             forward_effects,
             verification,
+            unloadable_place,
             required_levels,
             evidence,
             statistics,

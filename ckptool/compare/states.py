@@ -107,6 +107,32 @@ def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:
     return max(candidates, key=lambda state: _score_against(state, expected))
 
 
+_LOADED_PLACES: Final = (
+    "",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "params",
+    "weights",
+)
+"""Places that training code loads a model from, the first that is there."""
+
+
+def find_loaded_state(checkpoint: Checkpoint) -> StateDict | None:
+    """Return the state that is in the usual place for a model's, None if there is none."""
+    states_by_place = {
+        state.at: state
+        for state in checkpoint.states
+        if state.role in {"state_dict", "module"} and state.tensors
+    }
+    places = (place for place in _LOADED_PLACES if place in states_by_place)
+    return next((states_by_place[place] for place in places), None)
+
+
 def equally_good_states(
     checkpoint: Checkpoint, module: ModuleInfo, chosen_state: StateDict
 ) -> tuple[str, ...]:

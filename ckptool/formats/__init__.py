@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats.files.source import ByteSource, is_directory, list_names, open_source
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.formats.pickle.name_origin import SOURCE_BUDGET
 from ckptool.formats.safetensors import reader as safetensors_reader
 from ckptool.formats.sharded.sibling_files import (
     CHECKPOINT_PATTERN,
@@ -55,6 +56,7 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         CorruptCheckpointError: the container is damaged or ambiguous.
         ReadError: it cannot be read, or a directory holds several checkpoints.
     """
+    SOURCE_BUDGET.reset()
     return _search_extra_state(_open_container(path, limits), limits)
 
 

@@ -12,6 +12,7 @@ from ckptool.formats.files.source import open_source
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.global_uses import find_global_uses
 from ckptool.formats.pickle.reader import scan_globals, select_unsafe
+from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, GlobalUse, Skipped, Span, TensorInfo, join_key
 
 _KEY: Final = "_extra_state"
@@ -43,6 +44,8 @@ def add_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
 def _search_tensor(tensor: TensorInfo, at: str, limits: Limits, uses: list[GlobalUse]) -> str:
     """Add the globals of a pickle in `tensor` to `uses`; return why it was not looked at, or ""."""
     span, is_extra_state = tensor.span, at.rpartition(".")[2] == _KEY
+    if not is_extra_state and span is not None and isinstance(span.path, RemotePath):
+        return ""  # a request for each tensor
     if span is None:
         return "its bytes are compressed or not adjacent" if is_extra_state else ""
     head = _read_span(span, _MAGIC_BYTES)

@@ -111,10 +111,10 @@ class Policy(Struct, frozen=True):
         A link has several names. The name as given decides, and so does each other one that an
         entry of `paths` matches: of two answers, the stricter.
         """
-        given, *others = self.list_entries(path)
-        policy = _override_policy(self, given)
-        for entries in others:
-            if entries and entries != given:
+        first_entries, *other_entries = self.list_entries(path)
+        policy = _override_policy(self, first_entries)
+        for entries in other_entries:
+            if entries and entries != first_entries:
                 policy = _combine_policies(policy, _override_policy(self, entries))
         return policy
 

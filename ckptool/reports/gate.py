@@ -8,7 +8,7 @@ from msgspec import Struct
 from ckptool.compare.contract import ContractDiff, FixtureResult
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Checkpoint, Skipped
-from ckptool.phrases import pluralize
+from ckptool.phrases import join_limited, pluralize
 from ckptool.policy import ExitCode, Verdict
 from ckptool.policy.resolve import PolicySetting
 from ckptool.reports.common import (
@@ -153,9 +153,26 @@ def build_gate_report(
         ),
         checkpoints=checkpoints,
         policy=policy_source,
+        notes=tuple(filter(None, map(_describe_judged_mapping, gate_inputs))),
         errors=tuple(errors.values()),
         error_paths=tuple(errors),
     )
+
+
+def _describe_judged_mapping(gate_input: GateInput) -> str:
+    """Return which mapping of the file was judged; "" if it is the only one, at the top level."""
+    diff = gate_input.module_diff
+    if diff is None:
+        return ""
+    other_places = [
+        state.at or "."
+        for state in diff.checkpoint.states
+        if state.at != diff.state.at and state.role != "tensors"
+    ]
+    if not diff.state.at and not other_places:
+        return ""
+    others = f"; the file also has {join_limited(other_places, 3)}" if other_places else ""
+    return f"{gate_input.path}: judged at `{diff.state.at or '.'}`{others}"
 
 
 def build_policy_report(settings: Mapping[str, tuple[PolicySetting, ...]]) -> PolicyReport:

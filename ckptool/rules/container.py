@@ -22,8 +22,8 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 _GLOBAL_ADVICE: Final = {
     Safety.DANGEROUS: "Do not load this file with weights_only=False; ask who made it.",
     Safety.UNKNOWN: (
-        "If you trust who made it, load it with weights_only=False, or allow the names "
-        "with torch.serialization.add_safe_globals; best, save it again with plain types."
+        "Save it again with plain types. If you know what a name does, allow it by name: with "
+        "torch.serialization.add_safe_globals, and in a gate with `globals` of the policy."
     ),
 }
 

@@ -26,6 +26,8 @@ class ReleaseCandidate(Struct, frozen=True):
     """The checkpoint against its module; None without a module."""
     unmatched_keys: tuple[str, ...] = ()
     """Keys that prevent a strict load and have no failing or waived finding of their own."""
+    unloadable_place: str = ""
+    """Usual place of a model's state_dict, whose state does not load where another one does."""
     level_failures: Mapping[str, str] = {}
     """Required level of a verification -> why it did not pass, "" if it passed."""
 
@@ -44,6 +46,7 @@ def select_required_codes(release: ReleaseCandidate) -> frozenset[str]:
     requirements, has_module = release.requirements, release.diff is not None
     is_required = {
         "CK851": has_module and requirements.strict is not False,
+        "CK860": has_module,
         "CK852": requirements.dtypes is not None,
         "CK853": requirements.max_size is not None,
         "CK854": bool(requirements.safetensors),
@@ -105,6 +108,28 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
     keys = join_limited(release.unmatched_keys, 3, quote_code)
     verb = "does" if len(release.unmatched_keys) == 1 else "do"
     yield hit("", keys=f"{keys} {verb} not match the module")
+
+
+@check(
+    ReleaseCandidate,
+    Rule(
+        code="CK860",
+        name="other-mapping-judged",
+        level=Level.ERROR,
+        summary="`{key}` does not load strictly, and `{judged}` of the same file was judged",
+        why=(
+            "Whoever loads the release takes the state_dict from its usual place; that another "
+            "mapping of the file fits the module does not help them."
+        ),
+        fix="Save the right state_dict there, or name the place that is meant with --at or `at`.",
+        example=(
+            'torch.save({"state_dict": other.state_dict(), "extra": model.state_dict()}, "m.pth")'
+        ),
+    ),
+)
+def find_unloadable_place(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    if release.unloadable_place and release.diff is not None:
+        yield hit(release.unloadable_place, judged=release.diff.state.at or ".")
 
 
 @check(

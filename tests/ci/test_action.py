@@ -60,6 +60,16 @@ def test_what_matches_nothing_could_not_be_checked(project):
     assert "release/*.pth: no such file" in ran.err
 
 
+@pytest.mark.parametrize("paths", ["", "\n", "  \n\t\n"])
+def test_no_path_is_an_error_although_a_lock_is_configured(project, paths):
+    (project.folder / "ckptool.toml").write_text(
+        '[[models]]\npath = "*"\nmodule = "torch.nn:Identity"\nagainst = "torch.nn:Identity"\n'
+    )
+    ran = run_action(project, paths=paths, install="false")
+    assert ran.code == 2
+    assert "::error title=ckptool gate::paths names no checkpoint" in ran.out
+
+
 def test_its_inputs_are_ckptools(project):
     (project.folder / "other.toml").write_text("[require]\nsafetensors = true\n")
     ran = run_action(project, paths="model.pth", policy="other.toml", install="false")

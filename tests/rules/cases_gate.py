@@ -76,6 +76,18 @@ def safetensors_as_asked_for(tmp):
     return api.gate(tmp / "m.safetensors", config=config)
 
 
+@fires("CK860")
+def the_usual_place_does_not_load(tmp):
+    saved = {"state_dict": {"kernel": torch.ones(3, 2)}, "extra": linear()}
+    return gate(tmp, saved, module="torch.nn:Linear")
+
+
+@near("CK860")
+def the_usual_place_loads_and_so_does_another(tmp):
+    saved = {"state_dict": linear(), "ema": linear()}
+    return gate(tmp, saved, module="torch.nn:Linear")
+
+
 @fires("CK855", "CK301")
 def a_name_that_is_not_allowed(tmp):
     saved = {**linear(), "args": argparse.Namespace(lr=1)}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 
+_MAX_NAME_CHARACTERS = 1000
 MAX_SOURCE_BYTES = 4 << 20
 """Maximum size of a source file that is parsed, in bytes; torch's largest has a tenth of it."""
 
@@ -19,10 +20,13 @@ def find_module_source(module: str, search_paths: tuple[Path, ...] = ()) -> Path
         search_paths: directories searched before sys.path.
     """
     parts = module.split(".")
-    if not all(part.isidentifier() for part in parts):
+    if len(module) > _MAX_NAME_CHARACTERS or not all(part.isidentifier() for part in parts):
         return False
-    spec = _find_package(parts[0], search_paths)
-    return False if spec is None else _find_source(spec, parts[1:])
+    try:
+        spec = _find_package(parts[0], search_paths)
+        return False if spec is None else _find_source(spec, parts[1:])
+    except (OSError, ValueError):  # a name that the file system cannot have
+        return False
 
 
 def parse_source(file: Path) -> tuple[list[ast.stmt], bytes] | None:

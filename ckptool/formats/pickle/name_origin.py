@@ -25,7 +25,7 @@ class OriginKind(StrEnum):
     MODULE = "module"
     VALUE = "value"
     """The result of an expression."""
-    OUTSIDE = "outside"
+    STANDARD = "standard library"
     """An object of the standard library, whose source is not read."""
     UNRESOLVED = "unresolved"
     """Compiled, made at import time, or of a package that is not installed here."""
@@ -42,15 +42,45 @@ class NameOrigin(Struct, frozen=True):
     """(module, name) of each base class that is imported by name."""
 
 
+class _SourceBudgetSpentError(Exception):
+    """More source would have to be parsed than one checkpoint may cause."""
+
+
+class SourceBudget:
+    """Bytes of source that may still be parsed: a pickle can name every module of every package."""
+
+    def __init__(self) -> None:
+        self.remaining = _MAX_PARSED_BYTES
+
+    def reset(self) -> None:
+        """Begin a new checkpoint."""
+        self.remaining = _MAX_PARSED_BYTES
+
+    def spend(self, nbytes: int) -> None:
+        if nbytes > self.remaining:
+            raise _SourceBudgetSpentError
+        self.remaining -= nbytes
+
+
+_MAX_PARSED_BYTES: Final = 6 << 20
+"""Bytes of source that the names of one checkpoint may have parsed; a second or two of work."""
+SOURCE_BUDGET: Final = SourceBudget()
 _MAX_STEPS: Final = 16
 """Re-exports of one name that are followed."""
 
 
 def resolve_origin(module: str, name: str) -> NameOrigin:
     """Return where `module.name` is defined, following the imports of installed packages."""
+    try:
+        return _follow_imports(module, name)
+    except _SourceBudgetSpentError:
+        return NameOrigin(module, name, OriginKind.UNRESOLVED)
+
+
+def _follow_imports(module: str, name: str) -> NameOrigin:
     for _ in range(_MAX_STEPS):
         if module.partition(".")[0] in sys.stdlib_module_names:
-            return NameOrigin(module, name, OriginKind.OUTSIDE)
+            return NameOrigin(module, name, OriginKind.STANDARD)
         names = _read_names(module)
         binding = names.get(name) if names is not None else None
         if binding is None:
@@ -106,8 +136,9 @@ def _read_names(module: str) -> Mapping[str, NameOrigin] | None:
 
 @lru_cache(maxsize=256)
 def _parse_names(
-    module: str, file: Path, _mtime_ns: int, _size: int
+    module: str, file: Path, _mtime_ns: int, size: int
 ) -> Mapping[str, NameOrigin] | None:
+    SOURCE_BUDGET.spend(size)
     parsed = parse_source(file)
     if parsed is None:
         return None

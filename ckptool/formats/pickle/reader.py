@@ -41,6 +41,8 @@ _MAX_EMBEDDED_DEPTH: Final = 4
 """Nesting of pickles in byte strings of pickles."""
 _MAX_CONSECUTIVE_PICKLES: Final = 64
 _FRAME_END_MARGIN: Final = 1 << 16
+_NOT_SEARCHED: Final = GlobalName("<pickle>", "<within others>", computed=True)
+"""Stands for the names of pickles that lie too deep in others, or behind too many, to be read."""
 _IMPORT_PATTERN: Final = re.compile(rb"c([A-Za-z_][A-Za-z_0-9.]*)\n([A-Za-z_][A-Za-z_0-9.]*)\n")
 _MISSING_OPERAND: Final = (
     "an opcode asks for what is not on the stack, in the memo or in the stream"
@@ -137,13 +139,19 @@ def scan_globals(data: bytes, limits: Limits, start: int = 0, depth: int = 0) ->
             start = stop.end
         except _STREAM_ERRORS:
             start = len(data)
-        blobs = list(machine.embedded_pickles.values()) if depth < _MAX_EMBEDDED_DEPTH else []
+        blobs = list(machine.embedded_pickles.values())
+        if blobs and depth >= _MAX_EMBEDDED_DEPTH:
+            globals_by_name["<nested>"] = _NOT_SEARCHED
+            blobs = []
         embedded_names = (
             name for blob in blobs for name in scan_globals(blob, limits, 0, depth + 1)
         )
         globals_by_name.update(
             {name.qualified_name: name for name in (*machine.globals.values(), *embedded_names)}
         )
+    else:
+        if start < len(data):
+            globals_by_name["<nested>"] = _NOT_SEARCHED
     return list(globals_by_name.values())
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Final
 
 from ckptool.formats.pickle.name_origin import NameOrigin, OriginKind, resolve_origin
@@ -15,7 +14,6 @@ def classify_global(name: GlobalName) -> Safety:
     return Safety.DANGEROUS if name.computed else classify_name(name.module, name.name)
 
 
-@lru_cache(maxsize=4096)
 def classify_name(module: str, name: str) -> Safety:
     """Return the Safety of importing and calling `module.name`.
 
@@ -58,13 +56,21 @@ def _has_side_effects(package: str) -> bool:
 
 
 def _inherits_side_effects(origin: NameOrigin) -> bool:
-    """Whether a class has a base whose objects act: a subclass of Popen, Thread or socket."""
-    packages = {module.partition(".")[0] for module, _ in origin.bases}
-    data_bases = {module for module, name in origin.bases if name in _DATA_NAMES.get(module, ())}
-    return any(
-        package in sys.stdlib_module_names and package not in _ABSTRACT_PACKAGES | data_bases
-        for package in packages
-    )
+    """Whether a class has a base whose objects act, however far up: Popen, Thread or socket."""
+    todo, visited = list(origin.bases), set[tuple[str, str]]()
+    while todo and len(visited) < _MAX_BASES:
+        base = todo.pop()
+        if base in visited or not base[1]:
+            continue
+        visited.add(base)
+        base_origin = resolve_origin(*base)
+        package = base_origin.module.partition(".")[0]
+        is_data = base_origin.name in _DATA_NAMES.get(base_origin.module, ())
+        is_standard = package in sys.stdlib_module_names
+        if is_standard and not is_data and package not in _ABSTRACT_PACKAGES:
+            return True
+        todo += base_origin.bases
+    return False
 
 
 def _classify_torch_origin(origin: NameOrigin) -> Safety:
@@ -230,6 +236,8 @@ _TORCH_COMPUTE_MODULES: Final = (
     "torch._VF",
     "torch.special",
 )
+_MAX_BASES: Final = 32
+"""Base classes of one class that are looked at."""
 _ABSTRACT_PACKAGES: Final = _split_names(
     "abc collections contextlib dataclasses enum numbers types typing builtins"
 )

@@ -89,7 +89,8 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
 _MAX_CODE_BYTES: Final = 16 << 20
 _COMPILED_CLASSES: Final = "__torch__.torch.classes"
 _PACKED_WEIGHTS: Final = frozenset(
-    f"{_COMPILED_CLASSES}.{package}" for package in ("quantized", "sparse", "xnnpack", "mkldnn")
+    f"{_COMPILED_CLASSES}.{package}"
+    for package in ("quantized", "rnn", "sparse", "xnnpack", "mkldnn")
 )
 _MAX_MODULES: Final = 100_000
 _MAX_REPEATED_ATTRIBUTES: Final = 100_000
@@ -321,8 +322,5 @@ def _collect_other_globals(records: ArchiveRecords, global_names: GlobalNames) -
     for name, member in records.items():
         if name.endswith("pkl") and not member.is_referenced:
             global_names += unpickle_member(records, member).globals
-            folder = member.name.removesuffix(".pkl") + "/"
-            for sibling in records.members:
-                sibling.is_referenced = sibling.is_referenced or sibling.name.startswith(folder)
-        elif name.startswith("code/"):
+        elif name.startswith("code/") and name.endswith(".py"):
             member.is_referenced = True

@@ -101,6 +101,8 @@ class ArchiveRecords:
         """Offset of the archive in its file; not 0 if it is embedded in another file."""
         if len(self.main_pickles) > 1:
             archive.record_fault(f"there are {len(self.main_pickles)} data.pkl in it")
+        elif self.main_pickles and not self.root_folder:
+            archive.record_fault("its records are in no folder: torch.load needs them in one")
         elif self.root_folder:
             _check_one_folder(self.root_folder, archive)
 
@@ -167,10 +169,10 @@ def _check_one_folder(root_folder: str, archive: ZipMembers) -> None:
     torch takes the first folder of the first directory entry for the place of all records.
     """
     names = [archive.first_name, *(member.name for member in archive.members)]
-    outside = next((name for name in names if not name.startswith(root_folder)), None)
+    foreign_name = next((name for name in names if not name.startswith(root_folder)), None)
     folder = quote_name(root_folder)
-    if outside is not None:
-        archive.record_fault(f"{quote_name(outside)} is not in the folder {folder}")
+    if foreign_name is not None:
+        archive.record_fault(f"{quote_name(foreign_name)} is not in the folder {folder}")
     elif root_folder.count("/") > 1:
         archive.record_fault(f"its folder {folder} is within another folder")
 
