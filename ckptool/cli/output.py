@@ -3,11 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 from msgspec import Struct
 
+from ckptool.cli.output_guard import TEXT_MARK
 from ckptool.cli.output_targets import Destination
 from ckptool.errors import WriteError
 from ckptool.locations import mask_credentials
@@ -17,6 +18,12 @@ from ckptool.render import RenderOptions, render
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
 
+_TEXT_MARKS: Final = {
+    "table": f"\n\n({TEXT_MARK})",
+    "markdown": f"\n\n<!-- {TEXT_MARK} -->",
+    "github": f"\n::debug::{TEXT_MARK}",
+}
+"""Last lines of files: the next run may replace a file that has one."""
 _PRINT_CHUNK_CHARS = 1 << 20
 """Characters per write to standard output."""
 
@@ -48,7 +55,9 @@ class ReportOutput(Struct, frozen=True):
             WriteError: a file cannot be written.
         """
         for format_, path in self.destinations:
-            _write_output(render(format_, report, self._build_render_options(path)), path)
+            text = render(format_, report, self._build_render_options(path))
+            is_file = path is not None and (path.is_file() or not path.exists())
+            _write_output(text + (_TEXT_MARKS.get(format_, "") if is_file else ""), path)
         summary_path = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary_path and "github" in self.formats:
             _append_summary(Path(summary_path), render("markdown", report, RenderOptions()) + "\n")
