@@ -1,7 +1,7 @@
 """Click options shared by the commands, and the output of reports."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.output_targets import resolve_destinations
 from ckptool.cli.parsing import parse_kwargs, parse_limits
+from ckptool.cli.secrets import remember_secrets
 from ckptool.config import ProjectConfig, load_config, read_config
 from ckptool.errors import UsageError
 from ckptool.locations import Location, parse_location
@@ -108,6 +109,7 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
                 "with > report.html" + (" or -o report.html" if has_output else "")
             )
         config = load_config(Path.cwd()) if policy_file is None else read_config(policy_file)
+        remember_secrets(ctx, _iter_config_words(config))
         _check_outputs(ctx, out, config, replace_foreign=replace_foreign)
         policy_options = PolicyOptions(_split_codes(select), _split_codes(ignore), fail_on)
         ctx.obj |= {"config": config, "options": policy_options}
@@ -115,6 +117,12 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         return function(ctx, *args, out=out, policy=policy, **options)
 
     return command
+
+
+def _iter_config_words(config: ProjectConfig) -> Iterator[str]:
+    for entry in config.settings.models:
+        yield from (entry.path, entry.against or "", *entry.fixtures, *entry.plans)
+        yield from (*entry.golden, *entry.inputs)
 
 
 def _check_outputs(
