@@ -8,12 +8,19 @@ from typing import Any
 
 import click
 
+from ckptool.cli.notices import announce_configured_code, announce_file_kwargs
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.output_targets import resolve_destinations
 from ckptool.cli.parsing import parse_kwargs, parse_limits
 from ckptool.cli.secrets import remember_secrets
-from ckptool.config import ProjectConfig, load_config, read_config
+from ckptool.config import (
+    TRUST_RULE,
+    ProjectConfig,
+    TrustRule,
+    load_config,
+    read_config,
+)
 from ckptool.errors import UsageError
 from ckptool.locations import Location, parse_location
 from ckptool.policy import LEVELS
@@ -98,6 +105,7 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         fail_on: str | None,
         outputs: tuple[Path, ...] = (),
         replace_foreign: bool = False,
+        no_config: bool = False,
         policy_file: Path | None = None,
         **options: object,
     ) -> object:
@@ -108,15 +116,28 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
                 "--format html is a page for a browser, not for a terminal: write it to a file, "
                 "with > report.html" + (" or -o report.html" if has_output else "")
             )
-        config = load_config(Path.cwd()) if policy_file is None else read_config(policy_file)
+        config = _find_config(policy_file, is_wanted=not no_config)
         remember_secrets(ctx, _iter_config_words(config))
         _check_outputs(ctx, out, config, replace_foreign=replace_foreign)
         policy_options = PolicyOptions(_split_codes(select), _split_codes(ignore), fail_on)
         ctx.obj |= {"config": config, "options": policy_options}
         policy = resolve_policy(config, policy_options)
-        return function(ctx, *args, out=out, policy=policy, **options)
+        uses_file_kwargs = config.settings.file_kwargs and not ctx.params.get("no_file_kwargs")
+        trust_rule = TrustRule(uses_file_kwargs, announce_file_kwargs, announce_configured_code)
+        token = TRUST_RULE.set(trust_rule)
+        try:
+            return function(ctx, *args, out=out, policy=policy, **options)
+        finally:
+            TRUST_RULE.reset(token)
 
     return command
+
+
+def _find_config(policy_file: Path | None, *, is_wanted: bool) -> ProjectConfig:
+    """Return the configuration of --policy, else the nearest one, or an empty one."""
+    if policy_file is not None:
+        return read_config(policy_file)
+    return load_config(Path.cwd()) if is_wanted else ProjectConfig()
 
 
 def _iter_config_words(config: ProjectConfig) -> Iterator[str]:
@@ -152,6 +173,7 @@ def module_options(function: CommandFunction) -> CommandFunction:
         *args: object,
         kwargs_pairs: tuple[str, ...],
         kwargs_file: Path | None,
+        no_file_kwargs: bool,  # noqa: ARG001 - read by `_wrap_report_command`
         **options: object,
     ) -> object:
         kwargs = parse_kwargs(kwargs_pairs, kwargs_file)
@@ -237,6 +259,11 @@ _REPORT_OPTIONS = (
         help="Exit 1 from this level on.  [default: error]",
     ),
     click.option(
+        "--no-config",
+        is_flag=True,
+        help="Leave pyproject.toml and ckptool.toml of this folder and those above it out.",
+    ),
+    click.option(
         "--select", multiple=True, metavar="CODES", help="Report these rules or families only."
     ),
     click.option(
@@ -298,5 +325,10 @@ _MODULE_OPTIONS = (
         "kwargs_file",
         type=click.Path(path_type=Path),
         help="Constructor arguments, in a JSON or TOML file.",
+    ),
+    click.option(
+        "--no-file-kwargs",
+        is_flag=True,
+        help="Refuse constructor arguments that the checkpoint brings (hyper_parameters).",
     ),
 )
