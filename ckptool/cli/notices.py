@@ -12,7 +12,9 @@ _MAX_VALUE_CHARS = 80
 
 def announce_configured_code(file: Path, name: str) -> None:
     """Say which configuration file names the code that is about to be run, each text once."""
-    _echo_once(f"{file} names the code that is run, {name} (--no-config: leave it out)")
+    folder = Path.cwd()
+    shown_file = file.relative_to(folder) if file.is_relative_to(folder) else file
+    _echo_once(f"{shown_file} names the code that is run, {name} (--no-config: leave it out)")
 
 
 def announce_file_kwargs(target: str, kwargs: Mapping[str, object]) -> None:
