@@ -1,8 +1,7 @@
 """Inspect, compare, verify and migrate PyTorch checkpoints without executing them."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: an interrupt before the command's own handler would be a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptool.api import (
         audit,
@@ -58,8 +57,10 @@ def __dir__() -> list[str]:
 
 if not TYPE_CHECKING:  # a type checker knows all names, and calls others misspelt
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         """Import a public name on first access, so that `import ckptool` is fast."""
+        from importlib import import_module
+
         if name not in __all__:
             raise AttributeError(f"module 'ckptool' has no attribute {name!r}")
         return getattr(import_module(_HOMES.get(name, "ckptool.api")), name)

@@ -1,5 +1,16 @@
-"""Entry point of `python -m ckptool`."""
+"""Entry point of `ckptool` and of `python -m ckptool`."""
 
-from ckptool.cli import run
+import signal
 
-run()
+
+def start() -> None:
+    """Run the command; an interrupt before its modules are imported ends it without a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from ckptool.cli import run
+
+    run()
+
+
+if __name__ == "__main__":
+    start()

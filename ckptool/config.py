@@ -2,6 +2,8 @@
 
 import re
 import tomllib
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from datetime import date
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -134,6 +136,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     """Accepted findings."""
     baseline: str | None = None
     """File of known findings, relative to the configuration file."""
+    file_kwargs: bool = True
+    """Whether a checkpoint's own `hyper_parameters` are used as constructor arguments."""
 
 
 class ProjectConfig(msgspec.Struct, frozen=True):
@@ -142,6 +146,12 @@ class ProjectConfig(msgspec.Struct, frozen=True):
     settings: Settings = Settings()
     directory: Path = Path()
     file: Path | None = None
+
+    def announce_code(self, name: str) -> None:
+        """Tell `TRUST_RULE` that code is about to be run which this configuration names."""
+        announce = TRUST_RULE.get().announce_code
+        if announce is not None and self.file is not None:
+            announce(self.file, name)
 
     def find_entry(self, checkpoint: Location) -> ModelEntry | None:
         """Return the first model entry whose glob matches `checkpoint`, or None.
@@ -165,6 +175,25 @@ class ProjectConfig(msgspec.Struct, frozen=True):
         return next(
             (entry for entry in self.settings.models if fnmatchcase(path, entry.path)), None
         )
+
+
+class TrustRule(msgspec.Struct, frozen=True):
+    """What becomes of code and arguments that a file names, and who is told before they are used.
+
+    The library uses them: its caller gives `config` and `kwargs`, or sets `TRUST_RULE`.
+    """
+
+    uses_file_kwargs: bool = True
+    """Whether constructor arguments in a checkpoint (`hyper_parameters`) are used if they fit."""
+    announce_file_kwargs: Callable[[str, Mapping[str, object]], None] | None = None
+    """Called with the import target and those arguments."""
+    announce_code: Callable[[Path, str], None] | None = None
+    """Called with the configuration file and the "package.module:Name" that it names."""
+
+
+_DEFAULT_TRUST: Final = TrustRule()
+TRUST_RULE: Final[ContextVar[TrustRule]] = ContextVar("TRUST_RULE", default=_DEFAULT_TRUST)
+"""Rule of the running command."""
 
 
 _GLOB_CHARACTERS: Final = frozenset("*?[]")

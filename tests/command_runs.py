@@ -39,6 +39,18 @@ class Ran:
     code: int
     out: str
     err: str
+    """Standard error, but for the notices."""
+    notices: str = ""
+    """The lines that say which code and which arguments of a file are about to be used."""
+
+
+_NOTICE_ENDS = ("(--no-config: leave it out)\n", "(--no-file-kwargs: refuse them)\n")
+
+
+def _describe_run(code: int, out: str, err: str) -> Ran:
+    lines = err.splitlines(keepends=True)
+    notices = "".join(line for line in lines if line.endswith(_NOTICE_ENDS))
+    return Ran(code, out, "".join(li for li in lines if not li.endswith(_NOTICE_ENDS)), notices)
 
 
 def _environment(changes: dict[str, str]) -> dict[str, str]:
@@ -57,7 +69,7 @@ def run_process(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
         text=True,
         check=False,
     )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    return _describe_run(done.returncode, done.stdout, done.stderr)
 
 
 def run_in_process(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
@@ -82,7 +94,7 @@ def run_in_process(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
         for stream in (out, err):
             stream.seek(0)
             texts.append(stream.read())
-    return Ran(exit_code if isinstance(exit_code, int) else 0, *texts)
+    return _describe_run(exit_code if isinstance(exit_code, int) else 0, *texts)
 
 
 @contextlib.contextmanager

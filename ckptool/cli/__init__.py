@@ -1,17 +1,20 @@
 """Command line `ckptool`: options -> api -> render -> exit code, without logic of its own."""
 
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from typing import IO, Any, Final, NoReturn
 
 import click
-from click.exceptions import NoArgsIsHelpError
+from click.exceptions import Exit, NoArgsIsHelpError
 
 from ckptool.errors import CkptoolError
+from ckptool.locations import mask_credentials
 
 COMMANDS: Final = {
     "audit": "Report everything a module holds that a state_dict does not.",
@@ -33,9 +36,12 @@ class OneLineError(click.ClickException):
 
     exit_code = COULD_NOT_CHECK
 
-    def __init__(self, error: click.UsageError, name: str) -> None:
+    def __init__(self, error: click.UsageError, name: str, words: Iterable[str] = ()) -> None:
+        from ckptool.cli.secrets import find_secrets, mask_secrets
+
         path = error.ctx.command_path if error.ctx else name
         message = " ".join(error.format_message().split()).rstrip(".")
+        message = mask_secrets(mask_secrets(message), find_secrets(words))
         super().__init__(f"{path}: {message[:1].lower()}{message[1:]} (see `{path} --help`)")
 
     def show(self, file: IO[str] | None = None) -> None:
@@ -80,6 +86,9 @@ class LazyGroup(click.Group):
                 f"did you mean {matches[0]}?" if matches else f"there are {', '.join(COMMANDS)}"
             )
             ctx.fail(f"no such command {command_name!r}: {suggestion}")
+        from ckptool.cli.secrets import remember_secrets
+
+        remember_secrets(ctx, args)
         name, command, command_args = super().resolve_command(ctx, args)
         ctx.meta["ckptool.arguments"] = tuple(command_args)  # -o belongs to the --format before it
         return name, command, command_args
@@ -87,10 +96,13 @@ class LazyGroup(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], *positional: Any, **extra: Any
     ) -> click.Context:
+        words = tuple(args)  # click empties the list
         try:
             return super().make_context(info_name, args, *positional, **extra)
         except click.UsageError as error:
-            raise _to_one_line_error(error) from error
+            raise _to_one_line_error(error, words) from error
+        except KeyboardInterrupt:
+            _report_interrupt()
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -98,26 +110,43 @@ class LazyGroup(click.Group):
         except click.UsageError as error:
             raise _to_one_line_error(error) from error
         except CkptoolError as error:
-            if ctx.obj and ctx.obj.get("trace"):
-                import traceback
-
-                traceback.print_exc()
-            from ckptool.cli.output import format_one_line
-
-            text = "\n  ".join(map(format_one_line, error.lines))
-            click.echo(f"ckptool: {text}", err=True)
-            ctx.exit(COULD_NOT_CHECK)
+            _report_error(ctx, *error.lines)
         except KeyboardInterrupt:
-            click.echo("ckptool: ended by SIGINT", err=True)
-            ctx.exit(130)
+            _report_interrupt()
         except BrokenPipeError:
             # The reader closed the pipe. Discard the rest, or flushing at exit fails again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
+        except OSError as error:
+            # A name that is too long, a folder that may not be searched, a full disk.
+            name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+            _report_error(ctx, f"{name}: " * bool(name) + (error.strerror or str(error)))
+        except MemoryError:
+            _report_error(ctx, "there is not enough memory")
 
 
-def _to_one_line_error(error: click.UsageError) -> click.ClickException:
-    return error if isinstance(error, NoArgsIsHelpError) else OneLineError(error, "ckptool")
+def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
+    """Print an error, with its traceback if it was asked for, and exit with status 2."""
+    from ckptool.cli.output import format_one_line
+
+    if ctx.obj and ctx.obj.get("trace"):
+        import traceback
+
+        from ckptool.cli.secrets import mask_secrets
+
+        click.echo(mask_credentials(mask_secrets(traceback.format_exc())), err=True)
+    text = "\n  ".join(map(format_one_line, lines))
+    click.echo(f"ckptool: {text}", err=True)
+    ctx.exit(COULD_NOT_CHECK)
+
+
+def _report_interrupt() -> NoReturn:
+    click.echo("ckptool: ended by SIGINT", err=True)
+    raise Exit(130)
+
+
+def _to_one_line_error(error: click.UsageError, words: Iterable[str] = ()) -> click.ClickException:
+    return error if isinstance(error, NoArgsIsHelpError) else OneLineError(error, "ckptool", words)
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: object) -> None:
@@ -156,9 +185,14 @@ def run() -> NoReturn:
     """
     exit_code: object = 0
     try:
+        # While modules were imported, an interrupt ended the process without a traceback.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main(prog_name="ckptool")
     except SystemExit as system_exit:
         exit_code = system_exit.code
+    except KeyboardInterrupt:
+        exit_code = 130
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # commands flush their output and report errors
             stream.flush()

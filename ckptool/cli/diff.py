@@ -90,6 +90,7 @@ def command(  # noqa: PLR0913
             progress=progress.add_bytes,
             pictures=out.draws_pictures,
             policy=policy,
+            config=ctx.obj["config"],
             limits=limits,
         )
     out.write_report(report)

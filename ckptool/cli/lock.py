@@ -74,6 +74,7 @@ def command(  # noqa: PLR0913
         tolerances=reject_duplicates("--tolerance", map(_parse_tolerance, tolerances)),
         force=force,
         policy=policy,
+        config=ctx.obj["config"],
         limits=limits,
     )
     out.write_report(report)

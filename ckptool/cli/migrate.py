@@ -135,6 +135,7 @@ def command(  # noqa: PLR0913
             tolerance=tolerance,
             progress=progress.add_bytes,
             policy=policy,
+            config=ctx.obj["config"],
             limits=limits,
             pictures=out.draws_pictures,
         )

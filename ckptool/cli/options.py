@@ -1,17 +1,26 @@
 """Click options shared by the commands, and the output of reports."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ckptool.cli.notices import announce_configured_code, announce_file_kwargs
 from ckptool.cli.output import ReportOutput
+from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.output_targets import resolve_destinations
 from ckptool.cli.parsing import parse_kwargs, parse_limits
-from ckptool.config import load_config, read_config
+from ckptool.cli.secrets import remember_secrets
+from ckptool.config import (
+    TRUST_RULE,
+    ProjectConfig,
+    TrustRule,
+    load_config,
+    read_config,
+)
 from ckptool.errors import UsageError
 from ckptool.locations import Location, parse_location
 from ckptool.policy import LEVELS
@@ -51,6 +60,9 @@ class _OutputPathParam(click.Path):
     ) -> Path:
         from ckptool.commands.target import require_local_path
 
+        if str(value) == "-" and param is not None and param.name != "outputs":
+            reason = "a report goes to standard output, this does not: name a file"
+            raise UsageError(f"{param.opts[0]} -: {reason}, or ./- for a file of that name")
         try:
             return require_local_path(value)
         except UsageError as error:
@@ -78,7 +90,7 @@ def screen_options(function: CommandFunction) -> CommandFunction:
     """Add the options of `report_options` except -o, which the command uses for another file."""
     return _with_options(
         _wrap_report_command(function, has_output=False),
-        tuple(option for option in _REPORT_OPTIONS if option is not _OUTPUT_OPTION),
+        tuple(o for o in _REPORT_OPTIONS if o not in {_OUTPUT_OPTION, _FORCE_OPTION}),
     )
 
 
@@ -97,35 +109,65 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         ignore: tuple[str, ...],
         fail_on: str | None,
         outputs: tuple[Path, ...] = (),
+        replace_foreign: bool = False,
+        no_config: bool = False,
         policy_file: Path | None = None,
         **options: object,
     ) -> object:
         ctx.obj["trace"] = verbose
         out = ReportOutput(resolve_destinations(ctx, formats, outputs), color, quiet, verbose)
-        _reject_overwritten_inputs(out, options.values())
         if ("html", None) in out.destinations and sys.stdout.isatty():
             raise UsageError(
                 "--format html is a page for a browser, not for a terminal: write it to a file, "
                 "with > report.html" + (" or -o report.html" if has_output else "")
             )
-        config = load_config(Path.cwd()) if policy_file is None else read_config(policy_file)
+        config = _find_config(policy_file, is_wanted=not no_config)
+        remember_secrets(ctx, _iter_config_words(config))
+        _check_outputs(ctx, out, config, replace_foreign=replace_foreign)
         policy_options = PolicyOptions(_split_codes(select), _split_codes(ignore), fail_on)
         ctx.obj |= {"config": config, "options": policy_options}
         policy = resolve_policy(config, policy_options)
-        return function(ctx, *args, out=out, policy=policy, **options)
+        uses_file_kwargs = config.settings.file_kwargs and not ctx.params.get("no_file_kwargs")
+        trust_rule = TrustRule(uses_file_kwargs, announce_file_kwargs, announce_configured_code)
+        token = TRUST_RULE.set(trust_rule)
+        try:
+            return function(ctx, *args, out=out, policy=policy, **options)
+        finally:
+            TRUST_RULE.reset(token)
 
     return command
 
 
-def _reject_overwritten_inputs(out: ReportOutput, values: Iterable[object]) -> None:
-    """Raise UsageError if a report would overwrite a file that the command reads."""
-    path_groups = (value if isinstance(value, tuple) else (value,) for value in values)
-    input_paths = [
-        path for paths in path_groups for path in paths if isinstance(path, Path) and path.exists()
-    ]
+def _find_config(policy_file: Path | None, *, is_wanted: bool) -> ProjectConfig:
+    """Return the configuration of --policy, else the nearest one, or an empty one."""
+    if policy_file is not None:
+        return read_config(policy_file)
+    return load_config(Path.cwd()) if is_wanted else ProjectConfig()
+
+
+def _iter_config_words(config: ProjectConfig) -> Iterator[str]:
+    for entry in config.settings.models:
+        yield from (entry.path, entry.against or "", *entry.fixtures, *entry.plans)
+        yield from (*entry.golden, *entry.inputs)
+
+
+def _check_outputs(
+    ctx: click.Context, out: ReportOutput, config: ProjectConfig, *, replace_foreign: bool
+) -> None:
+    """Raise UsageError if an output of the command would replace an input or a foreign file."""
+    outputs: list[OutputOption] = []
+    inputs: list[object] = []
+    for parameter in ctx.command.params:
+        value = ctx.params.get(parameter.name or "")
+        if parameter.type is not OUTPUT_PATH:
+            inputs.append(value)
+            continue
+        paths = value if isinstance(value, tuple) else (value,)
+        outputs += [OutputOption(parameter.opts[0], path) for path in paths if path is not None]
+    check_outputs(outputs, inputs, config)
     for _, path in out.destinations:
-        if path is not None and path.exists() and any(map(path.samefile, input_paths)):
-            raise UsageError(f"-o {path}: is read by this command, and its report would replace it")
+        if path is not None and not replace_foreign:
+            check_replaced_report(path)
 
 
 def module_options(function: CommandFunction) -> CommandFunction:
@@ -136,6 +178,7 @@ def module_options(function: CommandFunction) -> CommandFunction:
         *args: object,
         kwargs_pairs: tuple[str, ...],
         kwargs_file: Path | None,
+        no_file_kwargs: bool,  # noqa: ARG001 - read by `_wrap_report_command`
         **options: object,
     ) -> object:
         kwargs = parse_kwargs(kwargs_pairs, kwargs_file)
@@ -197,6 +240,14 @@ _OUTPUT_OPTION = click.option(
 )
 
 
+_FORCE_OPTION = click.option(
+    "--force",
+    "replace_foreign",
+    is_flag=True,
+    help="With -o: replace a file that is no report of ckptool.",
+)
+
+
 _REPORT_OPTIONS = (
     click.option(
         "--format",
@@ -206,10 +257,16 @@ _REPORT_OPTIONS = (
         help="Several may be given, each but one with its -o.  [default: table]",
     ),
     _OUTPUT_OPTION,
+    _FORCE_OPTION,
     click.option(
         "--fail-on",
         type=click.Choice([*LEVELS, "never"]),
         help="Exit 1 from this level on.  [default: error]",
+    ),
+    click.option(
+        "--no-config",
+        is_flag=True,
+        help="Leave pyproject.toml and ckptool.toml of this folder and those above it out.",
     ),
     click.option(
         "--select", multiple=True, metavar="CODES", help="Report these rules or families only."
@@ -273,5 +330,10 @@ _MODULE_OPTIONS = (
         "kwargs_file",
         type=click.Path(path_type=Path),
         help="Constructor arguments, in a JSON or TOML file.",
+    ),
+    click.option(
+        "--no-file-kwargs",
+        is_flag=True,
+        help="Refuse constructor arguments that the checkpoint brings (hyper_parameters).",
     ),
 )

@@ -3,20 +3,29 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 from msgspec import Struct
 
+from ckptool.cli.output_guard import TEXT_MARK
 from ckptool.cli.output_targets import Destination
+from ckptool.cli.secrets import mask_secrets
 from ckptool.errors import WriteError
 from ckptool.locations import mask_credentials
-from ckptool.phrases import make_printable
+from ckptool.phrases import cut_middle, make_printable
 from ckptool.render import RenderOptions, render
 
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
 
+_TEXT_MARKS: Final = {
+    "table": f"\n\n({TEXT_MARK})",
+    "markdown": f"\n\n<!-- {TEXT_MARK} -->",
+    "github": f"\n::debug::{TEXT_MARK}",
+}
+"""Last lines of files: the next run may replace a file that has one."""
+_MAX_ERROR_CHARS: Final = 4000
 _PRINT_CHUNK_CHARS = 1 << 20
 """Characters per write to standard output."""
 
@@ -48,10 +57,14 @@ class ReportOutput(Struct, frozen=True):
             WriteError: a file cannot be written.
         """
         for format_, path in self.destinations:
-            _write_output(render(format_, report, self._build_render_options(path)), path)
+            text = render(format_, report, self._build_render_options(path))
+            is_file = path is not None and (path.is_file() or not path.exists())
+            _write_output(text + (_TEXT_MARKS.get(format_, "") if is_file else ""), path)
         summary_path = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary_path and "github" in self.formats:
-            _append_summary(Path(summary_path), render("markdown", report, RenderOptions()) + "\n")
+            _append_summary(
+                Path(summary_path), mask_secrets(render("markdown", report, RenderOptions())) + "\n"
+            )
 
     def write_text(self, text: str) -> None:
         """Write a text to the destinations of the report.
@@ -84,6 +97,7 @@ def _detect_width(*, is_terminal: bool) -> int | None:
 
 
 def _write_output(text: str, path: Path | None) -> None:
+    text = mask_secrets(text)
     if path is None:
         _print_text(text)
     else:
@@ -150,5 +164,6 @@ def _supports_unicode() -> bool:
 
 
 def format_one_line(text: str) -> str:
-    """Return an error message as one printable line without credentials."""
-    return make_printable(mask_credentials(" ".join(text.splitlines())))
+    """Return an error message as one printable line without credentials, and of bounded length."""
+    line = mask_secrets(mask_credentials(" ".join(text.splitlines())))
+    return make_printable(cut_middle(line, _MAX_ERROR_CHARS))

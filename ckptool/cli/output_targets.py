@@ -2,24 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 
 from ckptool.errors import UsageError
 
+_STDOUT: Final = Path("-")
 Destination = tuple[str, Path | None]
 
 
 def resolve_destinations(
     ctx: click.Context, formats: Sequence[str], outputs: Sequence[Path]
 ) -> tuple[Destination, ...]:
-    """Pair each format with its output file; None is standard output.
+    """Pair each format with its output file; None, and `-o -`, is standard output.
 
     Raises:
         UsageError: an -o has no --format, or two reports have the same destination.
     """
     if len(formats) < 2 and len(outputs) < 2:
-        return ((formats[0] if formats else "table", outputs[0] if outputs else None),)
+        path = outputs[0] if outputs and outputs[0] != _STDOUT else None
+        return ((formats[0] if formats else "table", path),)
     if not any(parameter.name == "outputs" for parameter in ctx.command.params):
         raise UsageError("--format: one report is printed; -o names what the command writes")
     destinations = _pair_outputs(_read_option_order(ctx), formats, outputs)
@@ -46,12 +49,15 @@ def _pair_outputs(
 ) -> tuple[Destination, ...]:
     format_names, files = iter(formats), iter(outputs)
     destinations: list[Destination] = []
+    is_paired = False
     for option_name in option_names:
         if option_name == "formats":
             destinations.append((next(format_names), None))
+            is_paired = False
             continue
         path = next(files)
-        if not destinations or destinations[-1][1] is not None:
+        if not destinations or destinations[-1][1] is not None or is_paired:
             raise UsageError(f"-o {path}: of several, each follows the --format that it is for")
-        destinations[-1] = destinations[-1][0], path
+        destinations[-1] = destinations[-1][0], None if path == _STDOUT else path
+        is_paired = True
     return tuple(destinations)

@@ -74,6 +74,7 @@ def command(  # noqa: PLR0913
         inputs=inputs,
         tolerance=tolerance,
         policy=policy,
+        config=ctx.obj["config"],
         limits=limits,
         pictures=out.draws_pictures,
     )

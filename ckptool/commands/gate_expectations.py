@@ -95,6 +95,8 @@ def targets_without_checkpoint(
         for candidate, candidate_expectations in candidates
         if candidate_expectations.has_module_expectations
     ]
+    for candidate, _ in checkable if module_target is None else ():
+        config.announce_code(str(candidate.module))
     if not checkable:
         raise UsageError(
             "no checkpoint is named: ckptool gate PATH..., or a module that is held to a lock: "

@@ -1,6 +1,6 @@
 """Module or checkpoint -> lock file (its contract) or golden file (its recorded outputs)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from ckptool.config import ProjectConfig
 from ckptool.errors import ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
-from ckptool.model import Skipped
+from ckptool.model import Checkpoint, Skipped
 from ckptool.policy import Policy, judge
 from ckptool.reports.lock import LockOutcome, LockReport, build_lock_report
 from ckptool.rules import run_rules
@@ -82,7 +82,7 @@ def lock(  # noqa: PLR0913
         )
     unused_options = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
     reject_unused_options(unused_options, "is for the outputs that --golden FILE records")
-    new_contract, skipped = _build_contract(path, module_options, limits)
+    new_contract, skipped, checkpoint = _build_contract(path, module_options, limits)
     location = Path(DEFAULT_NAME if output is None else output)
     old_contract = _read_old_lock(location, check=check, force=force)
     lock_text = contract_lock.format_lock(new_contract)
@@ -104,13 +104,14 @@ def lock(  # noqa: PLR0913
             outcome, judge(findings, policy or Policy(), differs=not is_unchanged)
         )
     if not is_unchanged:
-        _check_and_write(location, lock_text.encode())
+        inputs = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
+        _check_and_write(location, lock_text.encode(), inputs)
     return build_lock_report(outcome, judge([], policy or Policy()))
 
 
 def _build_contract(
     path: PathLike | None, module_options: ModuleOptions, limits: Limits
-) -> tuple[Contract, tuple[Skipped, ...]]:
+) -> tuple[Contract, tuple[Skipped, ...], Checkpoint | None]:
     if path is None and module_options.module is not None:
         unused_options = {"--at": module_options.at is not None}
         reject_unused_options(
@@ -119,14 +120,14 @@ def _build_contract(
         module_info = ModuleTarget(
             module_options.module, module_options.kwargs or {}
         ).describe_module({})
-        return contract.build_module_contract(module_info), module_info.skipped
+        return contract.build_module_contract(module_info), module_info.skipped, None
     if path is not None and module_options.module is None:
         reject_unused_options(
             {"-k": bool(module_options.kwargs)}, "is for a module, and this lock is a checkpoint's"
         )
         checkpoint = open_checkpoint_or_stdin(path, limits)
         state = contract.choose_state(checkpoint, module_options.at, None)
-        return contract.build_state_contract(checkpoint, state), checkpoint.skipped
+        return contract.build_state_contract(checkpoint, state), checkpoint.skipped, checkpoint
     raise UsageError(
         "a lock is of one thing: name a module with -m package.module:Name, or a checkpoint"
     )
@@ -202,8 +203,11 @@ def _record_golden(
     return build_lock_report(outcome, judge([], Policy()))
 
 
-def _check_and_write(path: Path, content: bytes, *, force: bool = True) -> None:
+def _check_and_write(
+    path: Path, content: bytes, inputs: Sequence[Location] = (), *, force: bool = True
+) -> None:
     from ckptool.formats.files.atomic import check_target, write_file
 
-    check_target(path, [], force=force, folder=False)
+    local_inputs = [location for location in inputs if isinstance(location, Path)]
+    check_target(path, local_inputs, force=force, folder=False)
     write_file(path, content, force=force)

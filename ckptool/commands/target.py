@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.config import ProjectConfig, load_config
+from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
@@ -166,6 +166,7 @@ def find_target(
     entry = loaded_config.find_entry(path)
     if entry is None:
         return None
+    loaded_config.announce_code(entry.module)
     return ModuleTarget(
         entry.module,
         {**entry.kwargs, **(module_options.kwargs or {})},
@@ -235,7 +236,12 @@ def require_local_path(path: PathLike) -> Path:
 
 
 def read_hyper_parameters(checkpoint: Checkpoint) -> Arguments:
-    """Return a Lightning checkpoint's `hyper_parameters` if they are plain data, else {}."""
+    """Return a Lightning checkpoint's `hyper_parameters` if they are plain data, else {}.
+
+    {} as well where `TRUST_RULE` refuses them.
+    """
+    if not TRUST_RULE.get().uses_file_kwargs:
+        return {}
     for entry in checkpoint.entries:
         if entry.at == "hyper_parameters" and isinstance(entry.value, dict):
             return {name: value for name, value in entry.value.items() if isinstance(name, str)}

@@ -94,9 +94,9 @@ class _FusedTensors:
             ranges = [
                 (group, *_find_prefix_range(group, group_prefix), dim) for group, dim in matches
             ]
-            found = [(group[start], dim) for group, start, stop, dim in ranges if stop > start]
+            candidates = [(group[start], dim) for group, start, stop, dim in ranges if stop > start]
             if sum(stop - start for _, start, stop, _ in ranges) == 1:
-                return found[0]
+                return candidates[0]
         return None
 
     def _iter_matches(self, pieces: Sequence[TensorInfo]) -> Iterator[tuple[list[TensorInfo], int]]:

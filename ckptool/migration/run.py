@@ -21,10 +21,9 @@ from ckptool.errors import (
     ReadError,
     UnconfirmedRenamesError,
     UsageError,
-    WriteError,
 )
 from ckptool.formats import open_checkpoint
-from ckptool.formats.files.atomic import check_target, translate_os_errors
+from ckptool.formats.files.atomic import check_target, write_file
 from ckptool.formats.files.signals import raise_on_signal
 from ckptool.formats.files.source import is_directory, open_source
 from ckptool.formats.files.writer import ProgressCallback
@@ -72,6 +71,7 @@ from ckptool.migration.write.provenance import (
     PROVENANCE_KEY,
     RECORD_SUFFIX,
     MigrationDigests,
+    check_record_target,
     is_applied,
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
@@ -205,7 +205,7 @@ def _run_stages(
     is_index = request.source.name.endswith(".json") or request.source.name == ".metadata"
     if isinstance(request.source, Path):
         source_guard.add_path(request.source.parent if is_index else request.source)
-    _check_target(request, source_guard)
+    _check_targets(request, to, source_guard)
     checkpoint = _open_source_checkpoint(request, anonymous_file)
     if isinstance(request.source, RemotePath):
         for file in checkpoint.files or (checkpoint.path,):
@@ -361,20 +361,20 @@ def _get_result_container(request: MigrationRequest, to: str) -> Container:
     return Container.SAFETENSORS if to == SAFETENSORS else Container.TORCH_ZIP
 
 
-def _check_target(request: MigrationRequest, source_guard: SourceGuard) -> None:
+def _check_targets(request: MigrationRequest, to: str, source_guard: SourceGuard) -> None:
+    inputs = [path for path in (request.source, request.donor) if isinstance(path, Path)]
+    inputs += source_guard.local_files
+    if request.save_plan is not None:
+        check_target(request.save_plan, inputs, force=request.force, folder=False)
     if request.target is None:
         if not request.dry_run:
             raise UsageError("no destination is named: -o DST, or --dry-run to see the plan only")
         return
     if request.dry_run:
         return
-    inputs = [path for path in (request.source, request.donor) if isinstance(path, Path)]
-    check_target(
-        request.target,
-        [*inputs, *source_guard.local_files],
-        force=request.force,
-        folder=request.is_sharded,
-    )
+    check_target(request.target, inputs, force=request.force, folder=request.is_sharded)
+    if request.record_provenance and to == TORCH:
+        check_record_target(request.target, inputs, force=request.force)
 
 
 def _load_module(request: MigrationRequest, checkpoint: Checkpoint) -> "TargetModule | None":
@@ -516,10 +516,7 @@ def _add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> Und
 def _save_plan(request: MigrationRequest, text: str) -> None:
     if request.save_plan is None:
         return
-    with translate_os_errors(request.save_plan):
-        if request.save_plan.exists() and not request.force:
-            raise WriteError(f"{request.save_plan}: exists already: replace it with --force")
-        request.save_plan.write_text(text, encoding="utf-8")
+    write_file(request.save_plan, text.encode(), force=request.force)
 
 
 @dataclass(frozen=True, slots=True)

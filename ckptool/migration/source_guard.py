@@ -6,11 +6,15 @@ from pathlib import Path
 from ckptool.errors import ReadError, WriteError
 from ckptool.locations import Location, RemotePath
 
-_FileIdentity = tuple[int, int, int, int]
+_FileIdentity = tuple[int, int, int, int, int, int]
 
 
 class SourceGuard:
-    """Records device, inode, size and mtime of every source file before it is opened."""
+    """Records what the file system says of every source file before it is opened.
+
+    That is device, inode, size, mtime and ctime. Whoever writes can set mtime back, and not ctime;
+    so a write is found on every file system that keeps ctime.
+    """
 
     def __init__(self) -> None:
         self._identities: dict[Path, _FileIdentity] = {}
@@ -49,7 +53,7 @@ class SourceGuard:
             ReadError: a remote file was changed, or can no longer be reached.
         """
         for path, identity in self._identities.items():
-            if _read_identity(path) != identity:
+            if not _is_same_content(identity, _read_identity(path)):
                 raise WriteError(
                     f"{path}: was changed while it was read: nothing was written, run it again"
                 )
@@ -64,4 +68,18 @@ def _read_identity(path: Path) -> _FileIdentity | None:
         stat_result = os.stat(path)  # noqa: PTH116 - it also takes /dev/fd
     except OSError:
         return None
-    return stat_result.st_dev, stat_result.st_ino, stat_result.st_size, stat_result.st_mtime_ns
+    return (
+        stat_result.st_dev,
+        stat_result.st_ino,
+        stat_result.st_size,
+        stat_result.st_mtime_ns,
+        stat_result.st_nlink,
+        stat_result.st_ctime_ns,
+    )
+
+
+def _is_same_content(old: _FileIdentity, new: _FileIdentity | None) -> bool:
+    """Whether nobody wrote to the file; a new hard link, as of a shard that stays, sets ctime."""
+    if new is None or old[:4] != new[:4]:
+        return False
+    return old[4:] == new[4:] or old[4] != new[4]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import join_limited, summarize_message
@@ -91,7 +92,12 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         return dict(spec.kwargs)
-    matching_defaults = {k: v for k, v in spec.defaults.items() if k in signature.parameters}
+    matching_defaults = {
+        k: v for k, v in spec.defaults.items() if k in signature.parameters and k not in spec.kwargs
+    }
+    announce = TRUST_RULE.get().announce_file_kwargs
+    if matching_defaults and announce is not None:
+        announce(spec.target, matching_defaults)
     kwargs = {**matching_defaults, **spec.kwargs}
     try:
         signature.bind(**kwargs)

@@ -1,4 +1,4 @@
-"""Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK313, CK601-CK604)."""
+"""Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK314, CK601-CK604)."""
 
 import shlex
 from collections import Counter

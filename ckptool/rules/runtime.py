@@ -86,7 +86,7 @@ def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
             "All keys matched, and the model is another one: something that forward uses is not "
             "in the state_dict, and the constructor does not make it again."
         ),
-        fix=("Run `ckptool audit -m {module:sh}`: it names all state that is not in a state_dict."),
+        fix="Run `ckptool audit -m {module:sh}`: it names all state that no state_dict holds.",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"

@@ -244,9 +244,9 @@ def _find_raw_key(inner_key: str, reversed_raw_keys: Sequence[str]) -> str:
     for name in (inner_key, unwrapped_key):
         for start in (name[::-1], f"{name[::-1]}."):
             position = bisect_left(reversed_raw_keys, start)
-            found = reversed_raw_keys[position][::-1] if position < len(reversed_raw_keys) else ""
-            if found == name or found.endswith(f".{name}"):
-                return found
+            raw_key = reversed_raw_keys[position][::-1] if position < len(reversed_raw_keys) else ""
+            if raw_key == name or raw_key.endswith(f".{name}"):
+                return raw_key
     return ""
 
 

@@ -30,7 +30,7 @@ def test_the_manifest_is_valid(project):
 
 
 def test_both_hooks_are_the_same_but_for_the_environment():
-    alike = ("entry", "files", "require_serial")
+    alike = ("entry", "args", "files", "require_serial")
     published, system = HOOKS["ckptool-gate"], HOOKS["ckptool-gate-system"]
     assert {k: published[k] for k in alike} == {k: system[k] for k in alike}
     assert (published["language"], system["language"]) == ("python", "system")
@@ -63,3 +63,18 @@ def test_a_commit_without_checkpoints_runs_nothing(project):
     ran = project.run("pre-commit", "run")
     assert ran.code == 0
     assert "Skipped" in ran.out
+
+
+def test_a_name_that_begins_with_a_hyphen_is_no_option(project):
+    folder, commit = clone(project)
+    config = {
+        "repos": [{"repo": str(folder), "rev": commit, "hooks": [{"id": "ckptool-gate-system"}]}]
+    }
+    (project.folder / ".pre-commit-config.yaml").write_text(yaml.safe_dump(config))
+    (project.folder / "--exit-zero.pth").write_bytes(b"no checkpoint")
+    (project.folder / "-o=pwned.pth").write_bytes(b"no checkpoint")
+    project.git("add", "--all", ".")
+    ran = project.run("pre-commit", "run", "--all-files")
+    assert ran.code == 1
+    assert "--exit-zero.pth: " in ran.out
+    assert not (project.folder / "=pwned.pth").exists()

@@ -63,7 +63,7 @@ def test_a_report_never_replaces_the_checkpoint_that_it_is_about(run_command, li
     ran = run_command(*words, linear, "-o", linear)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == (
-        f"ckptool: -o {linear}: is read by this command, and its report would replace it\n"
+        f"ckptool: -o {linear}: is read by this command, and would be replaced ({linear})\n"
     )
     assert linear.read_bytes() == before
 

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,11 +71,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._plain(int(behaviour.removeprefix("status ")))
         elif behaviour.startswith("redirect "):
             self._plain(302, {"Location": behaviour.removeprefix("redirect ")})
+        elif behaviour == "drips headers":
+            self._drip(b"HTTP/1.1 206 Partial Content\r\nX-A: " + b"a" * 10_000)
+        elif behaviour == "continues":
+            self._drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000)
         elif behaviour == "password" and self.headers.get("Authorization") != "Basic bWU6c2VjcmV0":
             self._plain(401)
         else:
             return False
         return True
+
+    def _drip(self, data: bytes) -> None:
+        """Send the bytes one by one, for half a minute at most."""
+        self.close_connection = True
+        try:
+            for n in range(3000):
+                self.wfile.write(data[n % len(data) : n % len(data) + 1])
+                time.sleep(0.01)
+        except OSError:
+            pass
 
     def _plain(self, status: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -96,7 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
 
-    def _range(self, file: Path, first: int, last: int, size: int, count: int) -> None:
+    def _range(  # noqa: C901, PLR0912 - one branch for each lie
+        self, file: Path, first: int, last: int, size: int, count: int
+    ) -> None:
         with file.open("rb") as stream:
             stream.seek(first)
             data = stream.read(last - first + 1)
@@ -116,6 +133,15 @@ class _Handler(BaseHTTPRequestHandler):
             data, length = data[:-1], length - 1
         elif behaviour == "changes" and count > 1:
             etag = '"another"'
+        elif behaviour == "negative":
+            says = f"bytes -{first}-{last}/{size}"
+        elif behaviour == "counts backwards":
+            says = f"bytes {last}-{first}/{size}"
+        elif behaviour == "loses its tag" and count > 1:
+            etag = ""
+        elif behaviour == "changes silently":
+            etag = ""
+            data = bytes([data[0] ^ 1]) + data[1:] if count > 1 and not first else data
         elif behaviour == "grows" and count > 1:
             says = f"bytes {first}-{last}/{size + 1}"
         self.send_response(206)
@@ -124,8 +150,12 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour == "compresses":
             self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(length))
-        self.send_header("ETag", etag)
+        if etag:
+            self.send_header("ETag", etag)
         self.end_headers()
+        if behaviour == "drips":
+            self._drip(data)
+            return
         cut = behaviour == "cuts off" or (behaviour == "cuts off once" and count == 1)
         data = data[: len(data) // 2] if cut else data
         self._note(len(data))

@@ -26,6 +26,13 @@ BEHAVIOURS = {
     "cuts off": "the connection was cut after 8192 of 16384 bytes; tried 3 times",
     "changes": "was changed while it was read: run it again",
     "grows": "was changed while it was read: run it again",
+    "negative": "does not answer range requests: download the file first",
+    "counts backwards": "sent bytes 16383 to 0 of 259751 where 0 to 16383 were asked for",
+    "loses its tag": "was changed while it was read: run it again",
+    "changes silently": "was changed while it was read: run it again",
+    "drips": "16384 bytes did not come within 1 seconds: download the file first",
+    "drips headers": "16384 bytes did not come within 1 seconds: download the file first",
+    "continues": "16384 bytes did not come within 1 seconds: download the file first",
     "compresses": "the server compresses what it sends: download the file first",
     "status 404": "no such file (404 Not Found)",
     "status 403": "refuses it (403 Forbidden): give a password in ~/.netrc or the URL, or use a",
@@ -40,6 +47,7 @@ BEHAVIOURS = {
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(http, "_PAUSE", 0)
+    monkeypatch.setattr(http, "_MIN_SECONDS", 1.0)
 
 
 def error(place: str) -> str:

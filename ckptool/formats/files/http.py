@@ -3,23 +3,31 @@
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any, Final
+from threading import Thread
+from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from ckptool.errors import ReadError
 from ckptool.formats.files.remote import MIN_REQUEST_BYTES, MissingFileError
 from ckptool.locations import RemotePath
 
+T = TypeVar("T")
+
 _TIMEOUT: Final = (10, 30)
 """Timeouts in seconds: to connect, and between received bytes."""
+_MIN_SECONDS: Final = 60.0
+"""Seconds that one request may take in all, redirects and headers included, whatever it is for."""
+_MIN_BYTES_PER_SECOND: Final = 50_000
+"""Speed below which a large range takes longer than it may."""
 _MAX_TRIES: Final = 3
 _PAUSE: Final = 0.5
 _MAX_REDIRECTS: Final = 10
 _RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _EMPTY_CONTENT_RANGE: Final = re.compile(r"bytes \*/0+")
 _REQUEST_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "ckptool"}
 _NO_RANGES: Final = "the server does not answer range requests: download the file first"
@@ -30,6 +38,10 @@ _CREDENTIALS_HINT: Final = (
 
 class _TransientError(Exception):
     """Failure that may not occur on retry."""
+
+
+class _TimeLimitError(Exception):
+    """A request takes longer than it may."""
 
 
 class HttpServer:
@@ -71,18 +83,28 @@ class HttpServer:
         """Return headers, bytes, and size of the whole file; up to 3 attempts with backoff.
 
         Raises:
-            ReadError: the server refuses, or all attempts fail.
+            ReadError: the server refuses, all attempts fail, or one takes too long in all: a server
+                that sends a byte now and then never exceeds the time between two of them.
         """
         reason = ""
+        seconds = _MIN_SECONDS + nbytes / _MIN_BYTES_PER_SECOND
         for attempt in range(_MAX_TRIES):
             if attempt:
                 time.sleep(_PAUSE * 2**attempt)
             try:
-                with self._open_response(path, offset, nbytes) as response:
-                    return _read_response(path, response, offset, nbytes)
+                return _run_within(seconds, lambda: self._request_range_once(path, offset, nbytes))
+            except _TimeLimitError:
+                reason = f"{nbytes} bytes did not come within {seconds:.0f} seconds"
+                raise ReadError(path, f"{reason}: download the file first") from None
             except _TransientError as error:
                 reason = str(error)
         raise ReadError(path, f"{reason}; tried {_MAX_TRIES} times")
+
+    def _request_range_once(
+        self, path: RemotePath, offset: int, nbytes: int
+    ) -> tuple[Mapping[str, str], bytes, int]:
+        with self._open_response(path, offset, nbytes) as response:
+            return _read_response(path, response, offset, nbytes)
 
     @contextmanager
     def _open_response(self, path: RemotePath, offset: int, nbytes: int) -> Iterator[Any]:
@@ -145,15 +167,58 @@ class HttpFile:
         return data
 
     def check_unchanged(self) -> None:
-        """Do nothing: every response was compared already."""
+        """Compare the first bytes again if no header names the state of the file.
+
+        Every response was compared already by ETag or Last-Modified. Without them a change behind
+        the first bytes that keeps the size cannot be found.
+
+        Raises:
+            ReadError: the file changed since it was opened.
+        """
+        if _has_validator(self._headers) or not self.first_bytes:
+            return
+        if self.fetch_range(0, len(self.first_bytes)) != self.first_bytes:
+            raise ReadError(self._path, "was changed while it was read: run it again")
+
+
+_VALIDATORS: Final = ("ETag", "Last-Modified")
+"""Headers that name the state of a file."""
+
+
+def _has_validator(headers: Mapping[str, str]) -> bool:
+    return any(headers.get(name) for name in _VALIDATORS)
 
 
 def _is_same_state(old_headers: Mapping[str, str], new_headers: Mapping[str, str]) -> bool:
-    """Whether ETag, else Last-Modified, agree; True if the headers have neither."""
-    for name in ("ETag", "Last-Modified"):
-        if old_headers.get(name) and new_headers.get(name):
-            return old_headers[name] == new_headers[name]
+    """Whether ETag, else Last-Modified, agree; True if the old headers have neither.
+
+    A header that is no longer sent is a change: what it stood for is not known any more.
+    """
+    for name in _VALIDATORS:
+        if old_headers.get(name):
+            return old_headers[name] == new_headers.get(name)
     return True
+
+
+def _run_within(seconds: float, function: Callable[[], T]) -> T:
+    """Return what `function` returns, computed in a thread; later, the thread is abandoned.
+
+    Raises:
+        _TimeLimitError: it takes longer than `seconds`; its own exceptions propagate.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        raise _TimeLimitError from None
 
 
 def _read_response(

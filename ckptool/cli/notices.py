@@ -1,0 +1,34 @@
+"""Notices on standard error: code and arguments that somebody else may have chosen."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from ckptool.phrases import cut_middle
+
+_MAX_VALUE_CHARS = 80
+
+
+def announce_configured_code(file: Path, name: str) -> None:
+    """Say which configuration file names the code that is about to be run, each text once."""
+    folder = Path.cwd()
+    shown_file = file.relative_to(folder) if file.is_relative_to(folder) else file
+    _echo_once(f"{shown_file} names the code that is run, {name} (--no-config: leave it out)")
+
+
+def announce_file_kwargs(target: str, kwargs: Mapping[str, object]) -> None:
+    """Say which constructor arguments of a checkpoint are about to be used, each text once."""
+    pairs = (f"{key}={cut_middle(repr(value), _MAX_VALUE_CHARS)}" for key, value in kwargs.items())
+    text = f"{target} is built with arguments from the file: {', '.join(pairs)}"
+    _echo_once(f"{text} (--no-file-kwargs: refuse them)")
+
+
+def _echo_once(text: str) -> None:
+    from ckptool.cli.output import format_one_line
+
+    ctx = click.get_current_context(silent=True)
+    announced = ctx.meta.setdefault("ckptool.announced", set()) if ctx else set()
+    if text not in announced:
+        announced.add(text)
+        click.echo(f"ckptool: {format_one_line(text)}", err=True)

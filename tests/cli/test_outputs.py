@@ -1,0 +1,234 @@
+"""What a command writes: never over what it reads, and over nothing foreign without --force.
+
+The options are read from click's command tree, so that a new one is tried without being named.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from files import save
+
+import ckptool
+from ckptool.cli import COMMANDS, main
+from ckptool.cli.options import OUTPUT_PATH
+
+CONTEXT = click.Context(main)
+LEAST = {
+    "audit": ("-m", "torch.nn:ReLU"),
+    "diff": ("{input}", "{other}", "--no-values"),
+    "digest": ("{input}",),
+    "gate": ("{input}", "--no-values"),
+    "inspect": ("{input}",),
+    "lock": ("{input}",),
+    "merge": ("{input}",),
+    "migrate": ("{input}", "--no-provenance"),
+    "verify": ("{input}", "-m", "torch.nn:Linear"),
+}
+"""Words with which a command reads `{input}`; audit reads the file of constructor arguments."""
+WRITES = [
+    (name, option)
+    for name in COMMANDS
+    for parameter in main.get_command(CONTEXT, name).params
+    if parameter.type is OUTPUT_PATH
+    for option in parameter.opts[:1]
+]
+NAMES = ("itself", "symlink", "hard link", "symlinked folder", "dotted")
+
+
+def make_name(kind: str, path: Path) -> Path:
+    """Return another name of the file."""
+    other = path.with_name("other-name.pth")
+    match kind:
+        case "symlink":
+            other.symlink_to(path)
+        case "hard link":
+            other.hardlink_to(path)
+        case "symlinked folder":
+            (path.parent.parent / "link").symlink_to(path.parent)
+            other = path.parent.parent / "link" / path.name
+        case "dotted":
+            other = path.parent / "." / ".." / path.parent.name / path.name
+        case _:
+            return path
+    return other
+
+
+def test_every_path_that_is_written_is_guarded() -> None:
+    assert {name for name, _ in WRITES} >= COMMANDS.keys() - {"rule"}
+    for name in COMMANDS:
+        for parameter in main.get_command(CONTEXT, name).params:
+            described = (getattr(parameter, "help", None) or "").lower()
+            writes = any(word in described for word in ("write the", "write it", "record what"))
+            is_path = isinstance(parameter.type, click.Path)
+            assert not (writes and is_path and parameter.type is not OUTPUT_PATH), parameter
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize(("name", "option"), WRITES)
+def test_an_input_is_never_replaced(name, option, kind, force, run_command, tmp_path) -> None:
+    folder = tmp_path / "real"
+    folder.mkdir()
+    path = save(folder / "a.pth", torch.nn.Linear(2, 3).state_dict())
+    words = [w.format(input=path, other=path) for w in LEAST[name]]
+    if name == "audit":
+        path.write_text("{}")
+        words += ["--kwargs", str(path)]
+    if name == "migrate" and option != "-o":
+        words += ["-o", str(tmp_path / "new.pth")]
+    content = path.read_bytes()
+    ran = run_command(name, *words, option, make_name(kind, path), *(["--force"] if force else []))
+    assert path.read_bytes() == content, ran.err
+    assert ran.code == 2
+    assert len(ran.err.splitlines()) == 1
+    assert "is read by this command" in ran.err
+
+
+@pytest.mark.parametrize(("name", "option"), WRITES)
+def test_a_foreign_file_is_replaced_only_by_force(name, option, run_command, tmp_path) -> None:
+    path = save(tmp_path / "a.pth", {"weight": torch.ones(3, 2), "bias": torch.ones(3)})
+    if name == "merge":
+        (tmp_path / "part.json").write_text(
+            run_command("diff", path, path, "--shard", "1/1", "--format", "json").out
+        )
+    source = tmp_path / "part.json" if name == "merge" else path
+    words = [w.format(input=source, other=path) for w in LEAST[name]]
+    if name == "verify":
+        words += ["--device", "cpu", "-k", "in_features=2", "-k", "out_features=3"]
+    if name == "lock" and option == "--golden":
+        words += ["-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3"]
+        words += ["--input", "float32[1,2]"]
+    if option == "--baseline":
+        words += ["--update-baseline"]
+    if name == "migrate" and option != "-o":
+        words += ["-o", str(tmp_path / "new.pth")]
+    suffix = ".pth" if name == "migrate" else ".json"
+    target = tmp_path / f"notes{suffix}"
+    target.write_text("precious\n")
+    ran = run_command(name, *words, option, target)
+    assert ran.code == 2, ran
+    assert target.read_text() == "precious\n"
+    if option == "--baseline":  # a file that is no baseline is never replaced
+        return
+    forced = run_command(name, *words, option, target, "--force")
+    assert forced.code in {0, 1}, forced
+    assert target.read_bytes() != b"precious\n"
+    if name != "migrate" and option == "-o":
+        again = run_command(name, *words, option, target)
+        assert again.code == forced.code, again
+
+
+@pytest.mark.parametrize("form", ckptool.render.FORMATS)
+def test_a_report_replaces_the_one_before(form, run_command, tmp_path) -> None:
+    path = save(tmp_path / "a.pth", {"w": torch.full((2,), float("nan"))})
+    target = tmp_path / "report"
+    words = ("gate", path, "--format", form, "-o", target)
+    first = run_command(*words)
+    written = target.read_bytes()
+    assert (first.code, run_command(*words).code) == (1, 1)
+    assert target.read_bytes() == written
+    assert run_command("inspect", path, "-o", target).code == 0
+
+
+def test_a_folder_that_holds_an_input_is_not_replaced(run_command, tmp_path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = save(folder / "a.pth", {"w": torch.ones(2)})
+    ran = run_command("migrate", path, "-o", folder, "--max-shard-size", "1GB", "--force")
+    assert ran.code == 2
+    assert "holds what this command reads" in ran.err
+    assert path.exists()
+
+
+@pytest.mark.parametrize("words", [("-o", "-"), ("--format", "json", "-o", "-")])
+def test_a_hyphen_is_standard_output(words, run_command, tmp_path) -> None:
+    path = save(tmp_path / "a.pth", {"w": torch.ones(2)})
+    plain = run_command("inspect", path, *words[:-2], cwd=tmp_path)
+    assert run_command("inspect", path, *words, cwd=tmp_path) == plain
+    assert not (tmp_path / "-").exists()
+
+
+def test_a_hyphen_goes_with_the_format_before_it(run_command, tmp_path) -> None:
+    path = save(tmp_path / "a.pth", {"w": torch.ones(2)})
+    words = ("--format", "json", "-o", "-", "--format", "sarif", "-o", "s.json")
+    ran = run_command("inspect", path, *words, cwd=tmp_path)
+    assert json.loads(ran.out)["command"] == "inspect"
+    assert "sarif" in (tmp_path / "s.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("lock", "{}", "-o", "-"), ("migrate", "{}", "-o", "-"), ("gate", "{}", "--baseline", "-")],
+)
+def test_what_does_not_go_to_standard_output_says_so(words, run_command, tmp_path) -> None:
+    path = save(tmp_path / "a.pth", {"w": torch.ones(2)})
+    ran = run_command(*(word.format(path) for word in words), cwd=tmp_path)
+    assert ran.code == 2
+    assert "standard output" in ran.err
+    assert not (tmp_path / "-").exists()
+
+
+class TestRecord:
+    """The record beside a migrated .pth is an output, too."""
+
+    def test_a_foreign_file_is_kept(self, run_command, tmp_path) -> None:
+        path = save(tmp_path / "a.pth", {"w": torch.ones(2)})
+        record = tmp_path / "new.pth.ckptool.json"
+        record.write_text("precious")
+        ran = run_command("migrate", path, "-o", tmp_path / "new.pth")
+        assert ran.code == 2
+        assert "--no-provenance" in ran.err
+        assert record.read_text() == "precious"
+        assert not (tmp_path / "new.pth").exists()
+        assert run_command("migrate", path, "-o", tmp_path / "new.pth", "--force").code == 0
+        assert run_command("migrate", path, "-o", tmp_path / "new.pth").code == 2
+
+    def test_an_old_record_is_replaced(self, run_command, tmp_path) -> None:
+        path = save(tmp_path / "a.pth", {"w": torch.ones(2)})
+        assert run_command("migrate", path, "-o", tmp_path / "new.pth").code == 0
+        (tmp_path / "new.pth").unlink()
+        assert run_command("migrate", path, "-o", tmp_path / "new.pth").code == 0
+
+    @pytest.mark.parametrize("force", [(), ("--force",)])
+    def test_a_folder_is_kept(self, force, run_command, tmp_path) -> None:
+        path = save(tmp_path / "a.pth", {"w": torch.ones(2)})
+        folder = tmp_path / "new.pth.ckptool.json" / "sub"
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("precious")
+        ran = run_command("migrate", path, "-o", tmp_path / "new.pth", *force)
+        assert ran.code == 2
+        assert (folder / "file").read_text() == "precious"
+
+    @pytest.mark.parametrize("force", [(), ("--force",)])
+    def test_the_source_is_kept(self, force, run_command, tmp_path) -> None:
+        path = save(tmp_path / "d.pth.ckptool.json", {"w": torch.ones(2)})
+        content = path.read_bytes()
+        ran = run_command("migrate", path, "-o", tmp_path / "d.pth", *force)
+        assert ran.code == 2
+        assert path.read_bytes() == content
+
+
+def test_a_source_whose_times_were_put_back_is_found(tmp_path, monkeypatch) -> None:
+    path = save(tmp_path / "a.pth", {"w": torch.ones(2)})
+    other = save(tmp_path / "b.pth", {"w": torch.zeros(2)})
+    before = path.stat()
+    from ckptool.migration.write import file as written_files
+
+    commit = written_files.commit_outputs
+
+    def overwrite_and_commit(*outputs, check):
+        with path.open("r+b") as file:
+            file.write(other.read_bytes())
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        commit(*outputs, check=check)
+
+    monkeypatch.setattr(written_files, "commit_outputs", overwrite_and_commit)
+    with pytest.raises(ckptool.errors.WriteError, match="was changed while it was read"):
+        ckptool.migrate(path, tmp_path / "new.safetensors")
+    after = path.stat()
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    assert not (tmp_path / "new.safetensors").exists()
