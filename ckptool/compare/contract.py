@@ -15,7 +15,7 @@ from ckptool.compare.changes import (
     iter_changes,
 )
 from ckptool.compare.left_out_ties import restore_declared_ties, restore_known_ties
-from ckptool.compare.rename_groups import find_plain_renames
+from ckptool.compare.rename_search.rename_groups import find_plain_renames
 from ckptool.compare.states import find_best_state, require_state
 from ckptool.errors import UsageError
 from ckptool.model import (

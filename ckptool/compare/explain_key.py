@@ -6,7 +6,7 @@ from typing import Final
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.rename_groups import RenameGroup
+from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.errors import UsageError
 from ckptool.model import Constancy, ModuleTensor, TensorInfo
 

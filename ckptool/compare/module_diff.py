@@ -17,8 +17,14 @@ from ckptool.compare.changes import (
 from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
 from ckptool.compare.left_out_ties import SINGLE_NAME_CONTAINERS
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
+from ckptool.compare.parametrization.reparametrization import (
+    GAMMA_BETA_NAMES,
+    Reparametrization,
+    find_gamma_beta_renames,
+    find_reparametrizations,
+)
 from ckptool.compare.parts import PartMatch, PartSide, find_file_part, find_module_part
-from ckptool.compare.rename_groups import (
+from ckptool.compare.rename_search.rename_groups import (
     RenameGroup,
     add_tied_keys,
     build_documented_groups,
@@ -26,12 +32,6 @@ from ckptool.compare.rename_groups import (
     find_rename_groups,
 )
 from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite
-from ckptool.compare.reparametrization import (
-    GAMMA_BETA_NAMES,
-    Reparametrization,
-    find_gamma_beta_renames,
-    find_reparametrizations,
-)
 from ckptool.compare.states import find_best_state, get_state_or_part, score_match
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import (

@@ -16,7 +16,7 @@ from ckptool.compare.changes import (
     iter_changes,
 )
 from ckptool.compare.left_out_ties import restore_common_ties
-from ckptool.compare.rename_groups import find_plain_renames
+from ckptool.compare.rename_search.rename_groups import find_plain_renames
 from ckptool.compare.states import get_state, list_entries_outside, require_state
 from ckptool.model import Checkpoint, Skipped, StateDict, TensorInfo, all_tensors
 from ckptool.phrases import pluralize

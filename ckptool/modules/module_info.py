@@ -20,8 +20,8 @@ from ckptool.modules.assignment_locations import AssignmentLocations
 from ckptool.modules.computed_parameters import find_computed_parameters, get_spectral_norm_dim
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
-from ckptool.modules.outside_writes import OutsideWrites
-from ckptool.modules.source_analysis import SourceAnalysis
+from ckptool.modules.source.outside_writes import OutsideWrites
+from ckptool.modules.source.source_analysis import SourceAnalysis
 from ckptool.modules.tensor_info import (
     ModuleStorages,
     compute_fingerprint,

@@ -9,7 +9,7 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import has_auxiliary_name
-from ckptool.compare.rename_groups import RenameGroup
+from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.model import Kind, ModuleTensor
 from ckptool.phrases import quote_python
 from ckptool.rules.fix_commands import format_migrate_command

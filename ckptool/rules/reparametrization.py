@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from ckptool.compare.fused_projections import FusedProjection
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.parametrization_styles import ParametrizationStyle
-from ckptool.compare.reparametrization import Reparametrization
+from ckptool.compare.parametrization.parametrization_styles import ParametrizationStyle
+from ckptool.compare.parametrization.reparametrization import Reparametrization
 from ckptool.phrases import quote_code
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit

@@ -15,7 +15,7 @@ from ckptool.errors import ModuleError
 from ckptool.model import Constancy, ModuleInfo, Skipped
 from ckptool.modules.build import SEEDS, preserve_random_state
 from ckptool.modules.snapshot import ModuleSnapshot, find_added, find_mutated, take_snapshot
-from ckptool.modules.source_analysis import SourceAnalysis
+from ckptool.modules.source.source_analysis import SourceAnalysis
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.verification.levels.load import load_matching_tensors
 from ckptool.verification.module_factory import ModuleFactory

@@ -6,7 +6,7 @@ from modules.marked_lines import marked
 from torch import nn
 
 from ckptool.modules import describe_module
-from ckptool.modules.source_analysis import SourceAnalysis
+from ckptool.modules.source.source_analysis import SourceAnalysis
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.compare.key_patterns import list_numbers, mask_numbers
+from ckptool.compare.rename_search.key_patterns import list_numbers, mask_numbers
 from ckptool.compare.rename_search.links import (
     MAX_CANDIDATES,
     LinkKind,

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from ckptool.compare.key_patterns import list_numbers, mask_numbers
+from ckptool.compare.rename_search.key_patterns import list_numbers, mask_numbers
 from ckptool.compare.rename_search.links import LinkKind, RenameContext, RenameLink
 
 _SEPARATORS: Final = re.compile(r"[._-]")

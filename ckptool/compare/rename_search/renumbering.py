@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
-from ckptool.compare.key_patterns import (
+from ckptool.compare.rename_search.alike import split_place
+from ckptool.compare.rename_search.key_patterns import (
     format_numbers,
     generalize_numbers,
     list_numbers,
     mask_numbers,
     split_at_numbers,
 )
-from ckptool.compare.rename_search.alike import split_place
 from ckptool.compare.rename_search.links import LinkKind, RenameContext, RenameLink, Tensors
 from ckptool.model import TensorInfo, natural_sort_key
 from ckptool.phrases import join_limited

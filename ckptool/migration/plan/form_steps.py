@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from ckptool.compare.fused_projections import FusedProjection
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.parametrization_styles import ParametrizationStyle
-from ckptool.compare.reparametrization import Reparametrization
+from ckptool.compare.parametrization.parametrization_styles import ParametrizationStyle
+from ckptool.compare.parametrization.reparametrization import Reparametrization
 from ckptool.migration.plan.key_operations import InjectTensor, RenameKeys
 from ckptool.migration.plan.plan_file import Op
 from ckptool.migration.plan.reparametrization_operations import (

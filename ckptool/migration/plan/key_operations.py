@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.compare.key_patterns import PatternError, rename_by_pattern
+from ckptool.compare.rename_search.key_patterns import PatternError, rename_by_pattern
 from ckptool.compare.states import get_state
 from ckptool.errors import PlanError, RenameRefusedError
 from ckptool.migration.plan.draft import (

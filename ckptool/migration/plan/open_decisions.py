@@ -10,7 +10,7 @@ from msgspec import Struct
 from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.key_subtrees import KeySubtree, find_subtrees
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.rename_groups import RenameGroup
+from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.errors import PlanError
 from ckptool.migration.plan.form_steps import iter_form_questions

@@ -3,14 +3,14 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
-from ckptool.compare.key_patterns import (
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.rename_search.key_patterns import (
     PatternError,
     is_exact_pattern,
     is_pattern,
     rename_by_pattern,
 )
-from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.rename_groups import RenameGroup
+from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import WRAPPERS, PrefixRewrite
 from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import Draft

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from msgspec.structs import replace
 
-from ckptool.compare.norm_dims import (
+from ckptool.compare.parametrization.norm_dims import (
     find_spectral_norm_dims,
     find_weight_norm_dims,
     get_weight_norm_shape,

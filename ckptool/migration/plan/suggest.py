@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.module_diff import ModuleDiff, build_module_diff
-from ckptool.compare.rename_groups import RenameGroup
+from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.errors import PlanError
 from ckptool.migration.plan.draft import Draft, key_suggestion, match_keys
 from ckptool.migration.plan.form_steps import iter_form_steps

@@ -7,7 +7,7 @@ what the layer computed, bit for bit. torch is imported only here, and only if a
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ckptool.compare.norm_dims import find_spectral_norm_dims, find_weight_norm_dims
+from ckptool.compare.parametrization.norm_dims import find_spectral_norm_dims, find_weight_norm_dims
 from ckptool.errors import PlanError
 from ckptool.model import TensorInfo
 from ckptool.tensors.elements import iter_elements

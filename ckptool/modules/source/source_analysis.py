@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Final, TypeAlias
 
-from ckptool.modules.argument_dependence import is_computed_from_arguments
 from ckptool.modules.assignment_locations import format_location
-from ckptool.modules.attribute_writes import (
+from ckptool.modules.device_moves import find_safe_reads
+from ckptool.modules.source.argument_dependence import is_computed_from_arguments
+from ckptool.modules.source.attribute_writes import (
     AttributeWrite,
     InPlaceFunction,
     find_attribute_writes,
@@ -20,8 +21,7 @@ from ckptool.modules.attribute_writes import (
     find_in_place_functions,
     get_called_name,
 )
-from ckptool.modules.device_moves import find_safe_reads
-from ckptool.modules.local_aliases import ANY_NAME, match_path
+from ckptool.modules.source.local_aliases import ANY_NAME, match_path
 from ckptool.modules.walk import list_classes_below_module
 
 _FORWARD_METHODS: Final = ("forward", "__call__")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from ckptool.modules.attribute_writes import get_called_name
+from ckptool.modules.source.attribute_writes import get_called_name
 
 _FILLS: Final = frozenset(
     {

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ckptool.modules.assignment_locations import format_location
-from ckptool.modules.attribute_writes import (
+from ckptool.modules.source.attribute_writes import (
     AttributeWrite,
     find_attribute_writes,
     find_deferred_functions,
     list_parameters,
 )
-from ckptool.modules.local_aliases import ANY_DEPTH, ANY_NAME, Path, match_path, strip_index
-from ckptool.modules.source_analysis import SourceAnalysis
+from ckptool.modules.source.local_aliases import ANY_DEPTH, ANY_NAME, Path, match_path, strip_index
+from ckptool.modules.source.source_analysis import SourceAnalysis
 from ckptool.modules.walk import FoundTensor, ModuleWalk, is_torch_class, list_classes_below_module
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ckptool.modules.local_aliases import (
+from ckptool.modules.source.local_aliases import (
     ANY_NAME,
     VIEW_ATTRIBUTES,
     LocalAliases,

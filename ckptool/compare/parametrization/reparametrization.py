@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.compare.parametrization_styles import (
+from ckptool.compare.parametrization.parametrization_styles import (
     PARAMETRIZATION_CLASSES,
     Conversion,
     ParametrizationStyle,

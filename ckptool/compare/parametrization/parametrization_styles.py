@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ckptool.compare.norm_dims import (
+from ckptool.compare.parametrization.norm_dims import (
     find_spectral_norm_dims,
     find_weight_norm_dims,
     get_weight_norm_shape,

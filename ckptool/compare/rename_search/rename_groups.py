@@ -7,8 +7,8 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.compare.key_patterns import generalize_numbers, mask_numbers
 from ckptool.compare.rename_search.alike import SQUARE, is_square, match_modules, match_parameters
+from ckptool.compare.rename_search.key_patterns import generalize_numbers, mask_numbers
 from ckptool.compare.rename_search.links import (
     LinkKind,
     RenameContext,

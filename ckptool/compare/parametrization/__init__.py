@@ -1,0 +1,1 @@
+"""Parameters that are computed from other tensors: weight norm, spectral norm, pruning."""
