@@ -96,7 +96,7 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
         fix=(
             "Take it from a checkpoint that has it; converters that copy parameters only drop"
             " buffers. If the constructor's value is right: ckptool migrate ... --inject"
-            " {key}=constructor."
+            " {key:sh}=constructor."
         ),
         example=(
             "state = nn.BatchNorm1d(4).state_dict()\n"

@@ -38,7 +38,7 @@ def test_projections_are_looked_up(same_module: bool) -> None:
             for i, name in product(range(n), "qkv")
         ]
         fused = [describe_matrix(f"other{'x' * i}.weight", 12) for i in range(3 * n)]
-        found = find_fused_projections(pieces, fused)
+        found = find_fused_projections(pieces, fused, {})
         assert found == ()
 
     assert_in_proportion(find, 100)
@@ -47,7 +47,7 @@ def test_projections_are_looked_up(same_module: bool) -> None:
 def test_projections_of_many_layers_find_the_one_in_their_own_module() -> None:
     pieces = [describe_matrix(f"l{'x' * i}.{n}.weight", 4) for i in range(20) for n in "qkv"]
     fused = [describe_matrix(f"l{'x' * i}.qkv.weight", 12) for i in range(20)]
-    found = find_fused_projections(pieces, fused)
+    found = find_fused_projections(pieces, fused, {})
     assert [p.fused_key for p in found] == [t.key for t in fused]
     assert all(p.dim == 0 and p.needs_split for p in found)
 

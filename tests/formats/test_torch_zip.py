@@ -555,7 +555,6 @@ def test_big_endian_is_kept(archive):
     ("change", "reason"),
     [
         ({"model/byteorder": b"middle"}, "its byteorder record is 'middle'"),
-        ({"model/version": b"abc"}, "its version record is 'abc'"),
         ({"model/data/0": b"1234"}, "storage '0' should have 24 bytes and has 4"),
         ({"model/data/0": None}, "storage '0' is missing"),
         ({"model/data.pkl": b"\x80\x02N"}, "ends before its STOP"),
@@ -582,7 +581,7 @@ def test_a_version_that_torch_refuses_is_refused(archive, version):
     path = rewrite(archive, kept if version is None else {**kept, "model/version": version})
     with pytest.raises(RuntimeError):
         torch.load(path)
-    assert "version record" in corruption_reason(describe, path)
+    assert "version" in describe(path).load_refusal
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -46,7 +46,7 @@ def we_read(path) -> dict | None:
         checkpoint = open_checkpoint(path)
     except CkptoolError:
         return None
-    if checkpoint.damage:
+    if checkpoint.damage or checkpoint.load_refusal:
         return None
     return {key: t for state in checkpoint.states for key, t in state.tensors.items()}
 

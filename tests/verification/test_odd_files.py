@@ -29,14 +29,14 @@ def load_with_torch(path):
     return None
 
 
-def assert_judged_as_torch_does(path):
+def assert_judged_as_torch_does(path, policy=None):
     """diff, gate and verify's first level say what torch.load and load_state_dict do."""
     is_loaded = load_with_torch(path) is None
     report = ckptool.diff(path, module=Net())
     assert report.verdict.startswith("loads") == is_loaded, report.verdict
     assert report.exit_code == (0 if is_loaded else 1)
     assert report.is_coverage_known == is_loaded
-    gate = ckptool.gate(path, module=Net(), values=False)
+    gate = ckptool.gate(path, module=Net(), values=False, policy=policy)
     assert (gate.exit_code == 0) == is_loaded, gate.verdict
     level = next(v for v in ckptool.verify(path, module=Net()).levels if v.level == "load")
     assert (level.status == "passed") == is_loaded, level
@@ -182,7 +182,7 @@ def test_a_subclass_that_torch_does_not_allow_is_not_checked(tmp_path):
 def test_a_gate_never_passes_it_silently(tmp_path):
     path = tmp_path / "model.pth"
     save_subclass(path)
-    gate = ckptool.gate(path, module=Net(), values=False)
+    gate = ckptool.gate(path, module=Net(), values=False, policy=policy)
     assert "CK226" in {f.code for f in gate.findings}
     strict = Policy(require=ReleaseRequirements(strict=True))
     gate = ckptool.gate(path, module=Net(), values=False, policy=strict)
@@ -193,8 +193,10 @@ def test_a_gate_never_passes_it_silently(tmp_path):
 def test_a_subclass_that_is_allowed_is_copied(is_zip, tmp_path):
     path = tmp_path / "model.pth"
     save_subclass(path, _use_new_zipfile_serialization=is_zip)
+    name = f"{Scaled.__module__}.{Scaled.__qualname__}"
+    policy = Policy(require=ReleaseRequirements(globals=(name,)))
     with torch.serialization.safe_globals([Scaled]):
-        report = assert_judged_as_torch_does(path)
+        report = assert_judged_as_torch_does(path, policy)
     assert report.verdict == "loads strictly"
 
 

@@ -104,8 +104,8 @@ _DTYPES_BY_NUMBER: Final[Mapping[int, str]] = MappingProxyType(
 
 def _describe_archive(records: ArchiveRecords, names: GlobalNames) -> Checkpoint:
     path = records.source.path
-    if records.archive.fault:
-        raise CorruptCheckpointError(path, records.archive.fault)
+    if fault := records.archive.fault or records.find_load_refusal("archive_format"):
+        raise CorruptCheckpointError(path, fault)
     metadata = {
         name: text
         for name in _FORMAT_RECORDS

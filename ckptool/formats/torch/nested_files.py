@@ -88,6 +88,8 @@ def _read_zip(
     if not records.main_pickles:
         raise PickleTreeError(f"{quote_name(description)} is a zip archive without data.pkl")
     pickle = read_main_pickle(records, names)
+    if refusal := records.find_load_refusal():
+        raise PickleTreeError(f"{quote_name(description)}: torch.load refuses it: {refusal}")
     metadata = read_metadata(records)
     resolve_storages(pickle.persistent_references, records, metadata.get("byteorder", "little"))
     summed_members = (member for member in records.members if member.crc and verify_checksums)

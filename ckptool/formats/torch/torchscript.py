@@ -57,6 +57,8 @@ def read(records: ArchiveRecords) -> Checkpoint:
 
 def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Checkpoint:
     pickle = read_main_pickle(records, global_names)
+    if refusal := records.find_load_refusal():
+        raise PickleTreeError(f"torch.jit.load refuses it: {refusal}")
     metadata = read_metadata(records)
     byteorder = metadata.get("byteorder", "little")
     resolve_storages(pickle.persistent_references, records, byteorder)

@@ -101,10 +101,6 @@ class ArchiveRecords:
         """Offset of the archive in its file; not 0 if it is embedded in another file."""
         if len(self.main_pickles) > 1:
             archive.record_fault(f"there are {len(self.main_pickles)} data.pkl in it")
-        elif self.main_pickles and not self.root_folder:
-            archive.record_fault("its records are in no folder: torch.load needs them in one")
-        elif self.root_folder:
-            _check_one_folder(self.root_folder, archive)
 
     def get(self, name: str) -> ZipMember | None:
         """Return the member with this name in the root folder, or None."""
@@ -118,6 +114,19 @@ class ArchiveRecords:
         for name, member in self._by_name.items():
             if name.startswith(self.root_folder):
                 yield name.removeprefix(self.root_folder), member
+
+    def find_load_refusal(self, main_record: str = "data.pkl") -> str:
+        """Return why torch's reader refuses the archive; "" if it opens it.
+
+        Args:
+            main_record: name of the record that the archive has to have.
+
+        Raises:
+            CorruptCheckpointError: the version record is too long, or cannot be inflated.
+        """
+        version = self.read_text_record(".data/version") or self.read_text_record("version")
+        names = [member.name for member in self.archive.members]
+        return find_refusal(names, self.archive.first_name, version or "", main_record)
 
     def release_referenced(self) -> None:
         """Drop referenced members: for 100,000 records they use as much memory as their tensors."""
@@ -161,20 +170,6 @@ class ArchiveRecords:
         """Return a record of one short line as printable text, or None if it does not exist."""
         data = self.read_record(name, _MAX_TEXT_BYTES)
         return None if data is None else escape_unprintable(data.decode("latin-1").strip())
-
-
-def _check_one_folder(root_folder: str, archive: ZipMembers) -> None:
-    """Record a fault unless all members lie in `root_folder`, at the top of the archive.
-
-    torch takes the first folder of the first directory entry for the place of all records.
-    """
-    names = [archive.first_name, *(member.name for member in archive.members)]
-    foreign_name = next((name for name in names if not name.startswith(root_folder)), None)
-    folder = quote_name(root_folder)
-    if foreign_name is not None:
-        archive.record_fault(f"{quote_name(foreign_name)} is not in the folder {folder}")
-    elif root_folder.count("/") > 1:
-        archive.record_fault(f"its folder {folder} is within another folder")
 
 
 def _find_root_folder(members: list[ZipMember], pickles: list[ZipMember]) -> str:
@@ -281,7 +276,6 @@ def read_metadata(records: ArchiveRecords) -> dict[str, str]:
         if (text := records.read_text_record(name)) is not None
     }
     path = records.source.path
-    _check_version(records, metadata)
     for name in (".format_version", ".storage_alignment"):
         if name in metadata and not (metadata[name].isascii() and metadata[name].isdigit()):
             raise CorruptCheckpointError(path, f"its {name} record is {quote_name(metadata[name])}")
@@ -290,17 +284,6 @@ def read_metadata(records: ArchiveRecords) -> dict[str, str]:
             path, f"its byteorder record is {quote_name(metadata['byteorder'])}"
         )
     return metadata
-
-
-def _check_version(records: ArchiveRecords, metadata: dict[str, str]) -> None:
-    """Raise CorruptCheckpointError unless torch's reader would accept the version record."""
-    data_version = records.read_text_record(".data/version")
-    version = metadata.get("version", "") if data_version is None else data_version
-    if not version:
-        raise CorruptCheckpointError(records.source.path, "it has no version record")
-    if not (version.isascii() and version.isdigit() and int(version[:20]) in _VERSIONS):
-        reason = f"its version record is {quote_name(version)}; torch reads 1 to 10"
-        raise CorruptCheckpointError(records.source.path, reason)
 
 
 class IntegrityResult(Struct, frozen=True):
@@ -334,8 +317,6 @@ def check_integrity(records: ArchiveRecords) -> tuple[Skipped, ...]:
 
 
 _MAX_TEXT_BYTES: Final = 200
-_VERSIONS: Final = range(1, 11)
-"""Versions of the archive that torch 2 reads."""
 _SMALL_RECORDS: Final = (
     "version",
     "byteorder",
@@ -372,11 +353,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     # With unreferenced storages it is an unusual checkpoint; without storages it is none.
     has_storages = any(name.startswith("data/") for name, _ in records.items())
     integrity = assess_integrity(records)
-    load_refusal = find_refusal(
-        [member.name for member in records.archive.members],
-        records.archive.first_name,
-        metadata.get("version", ""),
-    )
+    load_refusal = records.find_load_refusal()
     records.release_referenced()
     state_tree = states.describe_tree(pickle.root, records.limits)
     if state_tree.is_empty and not has_storages and not select_dangerous(global_names):

@@ -24,7 +24,7 @@ from ckptool.migration.plan.key_operations import (
 )
 from ckptool.migration.plan.plan_file import Op, Plan, apply_plan, reverse_plan
 from ckptool.migration.plan.tensor_operations import TransposeTensor
-from ckptool.model import Kind
+from ckptool.model import Kind, tied_keys
 
 _ASKED_FOR: Final = "asked for"
 _LIGHTNING_ENTRY: Final = "pytorch-lightning_version"
@@ -109,11 +109,15 @@ def _merge_pairs(pairs_by_rename: Mapping[tuple[str, str], Mapping[str, str]]) -
     return merged
 
 
-def is_exact_rewrite(diff: ModuleDiff) -> bool:
+def is_exact_rewrite(diff: ModuleDiff, given_keys: Collection[str] = ()) -> bool:
     """Whether nothing but the prefix of `diff.rewrite` can be meant.
 
     It takes known wrappers off only; or after it the module lacks no parameter, and no other key of
     the file could be one of the keys that it gives.
+
+    Args:
+        diff: of the draft.
+        given_keys: keys of the module whose values the user gives (--inject).
     """
     rewrite = diff.rewrite
     if rewrite is None:
@@ -121,11 +125,15 @@ def is_exact_rewrite(diff: ModuleDiff) -> bool:
     wrappers = {*WRAPPERS, "model."} if _is_lightning(diff) else {*WRAPPERS}
     if not rewrite.added_prefix and {*rewrite.removed_segments} <= wrappers:
         return True
-    filled_keys = set(rewrite.key_map.values())
+    filled_keys = {*rewrite.key_map.values(), *given_keys}
+    saved_tensors = diff.module.saved_tensors
+    for group in tied_keys(module_tensor.tensor for module_tensor in saved_tensors.values()):
+        if not filled_keys.isdisjoint(group):
+            filled_keys |= {*group}
     missing_parameters = (
         key
         for key in diff.missing_keys
-        if (tensor := diff.module.saved_tensors.get(key)) and tensor.kind is Kind.PARAMETER
+        if (tensor := saved_tensors.get(key)) and tensor.kind is Kind.PARAMETER
     )
     return filled_keys.issuperset(missing_parameters) and not _has_other_candidates(diff, rewrite)
 
@@ -162,9 +170,11 @@ def format_rewrite_patterns(rewrite: PrefixRewrite) -> tuple[str, str]:
     return old_key, new_key
 
 
-def iter_prefix_steps(diff: ModuleDiff, draft: Draft) -> Iterator[Op]:
+def iter_prefix_steps(
+    diff: ModuleDiff, draft: Draft, given_keys: Collection[str] = ()
+) -> Iterator[Op]:
     """Yield prefix operations, or single renames where those would give other keys."""
-    if diff.rewrite is None or not is_exact_rewrite(diff):
+    if diff.rewrite is None or not is_exact_rewrite(diff, given_keys):
         return
     new_keys = diff.rewrite.key_map
     ops = list(_iter_prefix_operations(diff.rewrite, leading_once=True))

@@ -102,7 +102,7 @@ def suggest_plan(
     # So may a key to rename: as it is in the file, or without a wrapper's prefix.
     later_renames = builder.add_chosen_renames(choices.renames)
     if module_info is not None:
-        builder.add_operations(iter_prefix_steps(builder.diff, builder.draft))
+        builder.add_operations(iter_prefix_steps(builder.diff, builder.draft, choices.inject))
         builder.add_operations(iter_form_steps(builder.diff))
         builder.add_operations(builder.iter_documented_renames())
         builder.add_operations(_iter_equal_renames(builder.diff))

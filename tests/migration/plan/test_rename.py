@@ -135,7 +135,7 @@ def test_refusals_judge_what_is_there_after_the_step(tmp_path):
         "net.1.weight",
         "net.1.bias",
     ]
-    with pytest.raises(ckptool.CkptoolError, match=r"2 missing \(net.1.weight, net.1.bias\)"):
+    with pytest.raises(ckptool.CkptoolError, match=r"2 missing \(net.1.bias, net.1.weight\)"):
         migrated(tmp_path, old.state_dict(), step, module=f"{HERE}build_longer")
 
 
@@ -201,7 +201,7 @@ def test_chunked_tensors_are_renamed(tmp_path):
     dcp.save({"model": dict(STATE)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
     steps = [RenameKeys(key="net.{0..3}.*", to="net.{1..3,0}.*", how="glob")]
     ckptool.migrate(tmp_path / "dcp", tmp_path / "b.pth", plan=Plan(tuple(steps)))
-    found = torch.load(tmp_path / "b.pth")
+    found = torch.load(tmp_path / "b.pth")["model"]
     assert torch.equal(found["net.1.w"], STATE["net.0.w"])
     assert torch.equal(found["net.0.b"], STATE["net.3.b"])
 

@@ -126,7 +126,7 @@ def test_a_mask_of_another_dtype_is_refused(tmp_path):
 def test_what_no_arithmetic_gives_is_refused(tmp_path, have, want):
     torch.save(wrapped(have).state_dict(), tmp_path / "a.pth")
     with pytest.raises(
-        PlanError, match=r"cannot decide: `c.weight` is kept by .* \(CK217\)"
+        PlanError, match=r"(?s)not migrated: .*`c.weight` is kept by .* \(CK217\)"
     ) as told:
         ckptool.migrate(
             tmp_path / "a.pth", tmp_path / "b.pth", module=f"{HERE}Wrapped", kwargs={"style": want}
@@ -139,9 +139,7 @@ def test_the_order_of_a_fused_projection_is_never_guessed(tmp_path):
     torch.save(
         reparametrized_modules.Attention(fused=True, layers=1).state_dict(), tmp_path / "a.pth"
     )
-    with pytest.raises(
-        PlanError, match=r"`layers.0.qkv.weight` is .* in one tensor \(CK218\)"
-    ) as told:
+    with pytest.raises(PlanError, match=r"`layers.0.qkv.weight` is .* in one \(CK218\)") as told:
         ckptool.migrate(
             tmp_path / "a.pth", tmp_path / "b.pth", module=f"{HERE}Attention", kwargs={"layers": 1}
         )
@@ -169,7 +167,7 @@ def test_gamma_of_another_class_is_no_weight(tmp_path):
         k: t for k, t in reparametrized_modules.Net().state_dict().items() if k != "norm.weight"
     }
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(PlanError, match=r"`norm.weight`: a parameter that is not in the file"):
+    with pytest.raises(PlanError, match=r"`norm.weight` in the module.*`norm.gamma` fits"):
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module=f"{HERE}Net")
 
 
