@@ -182,7 +182,7 @@ def test_a_subclass_that_torch_does_not_allow_is_not_checked(tmp_path):
 def test_a_gate_never_passes_it_silently(tmp_path):
     path = tmp_path / "model.pth"
     save_subclass(path)
-    gate = ckptool.gate(path, module=Net(), values=False, policy=policy)
+    gate = ckptool.gate(path, module=Net(), values=False)
     assert "CK226" in {f.code for f in gate.findings}
     strict = Policy(require=ReleaseRequirements(strict=True))
     gate = ckptool.gate(path, module=Net(), values=False, policy=strict)

@@ -44,7 +44,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleDict(
             {{f"n{{n:02}}": nn.Linear({SIDE}, {SIDE} + n, bias=False) for n in range(first, last)}}
         )
-        self.register_buffer("mask", torch.ones(4))
+        self.register_buffer("mask", torch.arange(4.0))
         if counter:
             self.register_buffer("counter", torch.tensor(7))
 

@@ -199,4 +199,4 @@ def test_the_error_is_one_line_that_names_the_way_out(place, ckptool):
     assert ran.err == message
     ran = ckptool("migrate", "a.pth", "-o", "a.pth", "--force", cwd=place)
     assert (ran.code, ran.err.count("\n")) == (2, 1)
-    assert "a.pth itself, which is never written to" in ran.err
+    assert "-o a.pth: is read by this command" in ran.err
