@@ -309,8 +309,8 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         ),
         fix="ckptool migrate {path} -o FILE.pth writes an archive that torch.load opens.",
         example=(
-            "with zipfile.ZipFile(path, 'w') as archive:\n"
-            "    for file in unpacked.rglob('*'):\n"
+            'with zipfile.ZipFile(path, "w") as archive:\n'
+            '    for file in unpacked.rglob("*"):\n'
             "        archive.write(file, file.relative_to(unpacked))  # without the folder"
         ),
     ),
