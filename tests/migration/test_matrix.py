@@ -23,7 +23,6 @@ INPUTS = (f"{MODULES}:example_inputs",)
 TARGETS = {".pth": {}, ".safetensors": {}, "folder": {"max_shard_size": 200}}
 ASKED = {
     "bare": {},
-    "inputs": {"inputs": INPUTS},
     "old module": {"inputs": INPUTS, "old_module": OLD_CLASSES},
     "old module, cpu": {"inputs": INPUTS, "old_module": OLD_CLASSES, "device": "cpu"},
     "old module, simulated": {"inputs": INPUTS, "old_module": OLD_CLASSES, "device": "simulated"},

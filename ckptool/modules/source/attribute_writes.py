@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ckptool.modules.source.local_aliases import (
@@ -57,6 +58,7 @@ def _is_whole(path: Path) -> bool:
     return all(segment == ANY_NAME or segment in VIEW_ATTRIBUTES for segment in path)
 
 
+@lru_cache(maxsize=8)
 def find_in_place_functions(tree: ast.Module) -> dict[str, InPlaceFunction]:
     """Return name -> InPlaceFunction of the functions and methods of a file that are one."""
     functions: dict[str, InPlaceFunction] = {}

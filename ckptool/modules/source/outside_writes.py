@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from ckptool.modules.assignment_locations import format_location
@@ -10,6 +11,7 @@ from ckptool.modules.source.attribute_writes import (
     AttributeWrite,
     find_attribute_writes,
     find_deferred_functions,
+    find_in_place_functions,
     list_parameters,
 )
 from ckptool.modules.source.local_aliases import ANY_DEPTH, ANY_NAME, Path, match_path, strip_index
@@ -90,31 +92,48 @@ class OutsideWrites:
         for file, names in class_names.items():
             tree = self._source_analysis.parse_file(file)
             if tree is not None:
-                yield from self._iter_file_writes(file, tree, names)
-
-    def _iter_file_writes(
-        self, file: str, tree: ast.Module, class_names: set[str]
-    ) -> Iterator[_FreeWrite]:
-        helpers = self._source_analysis.get_in_place_functions(file)
-        imported_names = _list_imported_names(tree)
-        for code, self_name, is_analyzed in _iter_code(tree, class_names):
-            returned_names = _list_returned_names(code)
-            for write in sorted(find_attribute_writes(code, helpers), key=lambda write: write.line):
-                path = strip_index(write.path)
-                is_own = write.root == self_name and (is_analyzed or len(path) == 1)
-                is_made_here = write.root in returned_names
-                if (
-                    path
-                    and path != ("data",)
-                    and ANY_NAME not in path[-1]
-                    and not write.is_registration
-                    and not (is_own or is_made_here)
-                    and write.root not in imported_names | _NOT_MODULES
-                ):
-                    yield _FreeWrite(path, format_location(file, write.line))
+                yield from _list_file_writes(file, tree, frozenset(names))
 
 
-def _iter_code(tree: ast.Module, class_names: set[str]) -> Iterator[tuple[ast.AST, str, bool]]:
+@lru_cache(maxsize=32)
+def _list_file_writes(
+    file: str, tree: ast.Module, class_names: frozenset[str]
+) -> tuple[_FreeWrite, ...]:
+    """Return the writes in a file that no method of the classes makes.
+
+    Args:
+        file: its path.
+        tree: its AST; another one is another file, or another version of it.
+        class_names: names of the classes whose own writes are known already.
+    """
+    return tuple(_iter_file_writes(file, tree, class_names))
+
+
+def _iter_file_writes(
+    file: str, tree: ast.Module, class_names: frozenset[str]
+) -> Iterator[_FreeWrite]:
+    helpers = find_in_place_functions(tree)
+    imported_names = _list_imported_names(tree)
+    for code, self_name, is_analyzed in _iter_code(tree, class_names):
+        returned_names = _list_returned_names(code)
+        for write in sorted(find_attribute_writes(code, helpers), key=lambda write: write.line):
+            path = strip_index(write.path)
+            is_own = write.root == self_name and (is_analyzed or len(path) == 1)
+            is_made_here = write.root in returned_names
+            if (
+                path
+                and path != ("data",)
+                and ANY_NAME not in path[-1]
+                and not write.is_registration
+                and not (is_own or is_made_here)
+                and write.root not in imported_names | _NOT_MODULES
+            ):
+                yield _FreeWrite(path, format_location(file, write.line))
+
+
+def _iter_code(
+    tree: ast.Module, class_names: frozenset[str]
+) -> Iterator[tuple[ast.AST, str, bool]]:
     """Yield the code of a file that may run after construction, with the name of `self`, or "".
 
     And whether it is of a class in `class_names`, whose own writes are known already.

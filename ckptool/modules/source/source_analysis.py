@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import FunctionType
 from typing import Final, TypeAlias
 
@@ -300,8 +301,14 @@ def _index_functions(tree: ast.Module | None) -> _FunctionIndex:
 
 
 def _parse_source(file: str) -> ast.Module | None:
+    return _parse_text("".join(linecache.getlines(file)))
+
+
+@lru_cache(maxsize=8)
+def _parse_text(text: str) -> ast.Module | None:
+    """Parse a file once for the checkpoints of one process: their classes are often in one file."""
     try:
-        return ast.parse("".join(linecache.getlines(file)))
+        return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
         # Not Python (a compiled cell, a template), or changed since it was imported.
         return None
