@@ -1,5 +1,8 @@
 """One module as it was (its mask a plain attribute) and as it is (its mask a registered buffer)."""
 
+import copy
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -74,7 +77,15 @@ def example_inputs() -> tuple[Tensor, ...]:
 
 
 def make_trained_module(tied: bool) -> nn.Module:
-    """Return the old module in eval mode, with no value as the constructor makes it."""
+    """Return the old module in eval mode, with no value as the constructor makes it.
+
+    It is trained once: with another number of threads the last bits of its statistics differ.
+    """
+    return copy.deepcopy(_train_module(tied))
+
+
+@cache
+def _train_module(tied: bool) -> nn.Module:
     torch.manual_seed(5)
     module = OLD_CLASSES[tied]()
     with torch.no_grad():
