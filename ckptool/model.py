@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -443,7 +443,7 @@ class ModuleClass(Struct, frozen=True):
     """By the parameter's name in this module: "weight"."""
 
 
-class ModuleInfo(Struct, frozen=True):
+class ModuleInfo(Struct, frozen=True, dict=True):
     """All state of a live module, saved and unsaved."""
 
     target: str
@@ -471,16 +471,16 @@ class ModuleInfo(Struct, frozen=True):
         """The target, with the sub-module that alone is meant."""
         return f"{self.target}, submodule {self.submodule}" if self.submodule else self.target
 
-    @property
-    def saved_tensors(self) -> dict[str, ModuleTensor]:
+    @cached_property
+    def saved_tensors(self) -> Mapping[str, ModuleTensor]:
         return {
             key: module_tensor
             for key, module_tensor in self.tensors.items()
             if module_tensor.is_saved
         }
 
-    @property
-    def unsaved_tensors(self) -> dict[str, ModuleTensor]:
+    @cached_property
+    def unsaved_tensors(self) -> Mapping[str, ModuleTensor]:
         return {
             key: module_tensor
             for key, module_tensor in self.tensors.items()

@@ -4,7 +4,7 @@ import os
 import sys
 import sysconfig
 import weakref
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,12 +19,16 @@ _FORWARDING_METHODS = frozenset({"__setattr__", "register_buffer", "register_par
 
 def format_location(file: str, line: int) -> str:
     """Format "file:line", relative to the working directory if `file` is inside it."""
-    working_directory = Path.cwd()
+    return f"{_format_path(file, Path.cwd())}:{line}"
+
+
+@lru_cache(maxsize=256)
+def _format_path(file: str, working_directory: Path) -> str:
     path = Path(os.path.abspath(file))  # noqa: PTH100 - resolve() would follow symbolic links
     for candidate in (path, path.resolve()):
         if candidate.is_relative_to(working_directory):
-            return f"{candidate.relative_to(working_directory).as_posix()}:{line}"
-    return f"{path.as_posix()}:{line}"
+            return candidate.relative_to(working_directory).as_posix()
+    return path.as_posix()
 
 
 @cache

@@ -70,3 +70,11 @@ def test_each_pair_of_kinds_is_judged_as_torch_copies_it(
     report = ckptool.diff(path, module=Holder(held))
     assert report.verdict.startswith("does not load") == (not expected), report.verdict
     assert not any("copying" in s.what for s in report.skipped)
+
+
+def test_the_saved_tensors_are_selected_once():
+    """For each key of the file all were selected again: 25,000 keys took 51 s in place of 13."""
+    info = describe_module(nn.Linear(2, 2), "Linear")
+    assert info.saved_tensors is info.saved_tensors
+    assert info.saved_tensors.keys() == nn.Linear(2, 2).state_dict().keys()
+    assert replace(info, tensors={}).saved_tensors == {}
