@@ -4,9 +4,11 @@ import warnings
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 import ckptool
+from ckptool.modules import describe_module
 
 LAYOUTS = {
     "dense": lambda tensor: tensor,
