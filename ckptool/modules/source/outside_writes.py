@@ -73,7 +73,10 @@ class OutsideWrites:
         return ""
 
     def _list_member_writes(self, member: "nn.Module") -> tuple[tuple[AttributeWrite, str], ...]:
+        """Return what its methods write; torch's own classes write to nothing but themselves."""
         cls = type(member)
+        if is_torch_class(cls):
+            return ()
         if cls not in self._writes_by_class:
             self._writes_by_class[cls] = tuple(
                 (write, location)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Final, TypeAlias
 
-from ckptool.modules.assignment_locations import format_location
+from ckptool.modules.assignment_locations import format_location, is_user_file
 from ckptool.modules.device_moves import find_safe_reads
 from ckptool.modules.source.argument_dependence import is_computed_from_arguments
 from ckptool.modules.source.attribute_writes import (
@@ -203,9 +203,9 @@ class SourceAnalysis:
         return self._trees[file]
 
     def get_in_place_functions(self, file: str) -> dict[str, InPlaceFunction]:
-        """Return the functions of a file that write to their arguments, by name."""
+        """Return the functions of a user's file that write to their arguments, by name."""
         if file not in self._in_place_functions:
-            tree = self.parse_file(file)
+            tree = self.parse_file(file) if is_user_file(file) else None
             self._in_place_functions[file] = find_in_place_functions(tree) if tree else {}
         return self._in_place_functions[file]
 
