@@ -1,6 +1,6 @@
 """Checkpoint x ModuleInfo -> ModuleDiff: how a module would load a state_dict."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -393,86 +393,86 @@ def _find_non_tensors(diff: ModuleDiff) -> dict[str, tuple[str, ...]]:
     }
 
 
+class _UnpairedTensors(Struct, frozen=True):
+    """Tensors that only one side has, by key."""
+
+    missing: Mapping[str, TensorInfo]
+    unexpected: Mapping[str, TensorInfo]
+
+    def without(self, keys: Collection[str]) -> "_UnpairedTensors":
+        return _UnpairedTensors(
+            _without_keys(self.missing, keys), _without_keys(self.unexpected, keys)
+        )
+
+
 def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> ModuleDiff:
-    """Pair missing with unexpected tensors: rewrites, renames, fused projections, ties."""
-    state, module = diff.state, diff.module
-    missing = {c.key: c.expected for c in diff.changes if isinstance(c, Missing)}
-    unexpected = {c.key: c.actual for c in diff.changes if isinstance(c, Unexpected)}
-    part = find_file_part(missing, unexpected, module, len(state.tensors)) or find_module_part(
-        missing, unexpected, state.tensors, len(expected)
+    """Pair missing with unexpected tensors: each stage gets what those before do not explain."""
+    unpaired = _UnpairedTensors(
+        {c.key: c.expected for c in diff.changes if isinstance(c, Missing)},
+        {c.key: c.actual for c in diff.changes if isinstance(c, Unexpected)},
+    )
+    module = diff.module
+    classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
+    diff = _find_rewrite(diff, unpaired, expected)
+
+    left = unpaired.without(diff.explained_keys)
+    old_names = find_gamma_beta_renames(left.missing, left.unexpected, classes)
+    documented_groups = tuple(build_documented_groups(old_names, GAMMA_BETA_NAMES))
+    diff = msgspec.structs.replace(diff, rename_groups=documented_groups)
+
+    left = unpaired.without(diff.explained_keys)
+    diff = msgspec.structs.replace(
+        diff,
+        fused_projections=find_fused_projections(
+            [*left.missing.values()], [*left.unexpected.values()], classes
+        ),
+    )
+
+    rename_groups = _find_rename_groups(diff, unpaired.without(diff.explained_keys), expected)
+    groups = add_tied_keys(
+        (*documented_groups, *rename_groups), unpaired.missing, module.saved_tensors
+    )
+    diff = msgspec.structs.replace(diff, rename_groups=tuple(groups))
+
+    left = unpaired.without(diff.explained_keys)
+    tied_keys_by_missing = _find_tied_missing_keys(module, diff.state)
+    return msgspec.structs.replace(
+        diff,
+        diverged_ties=_find_diverged_ties(diff),
+        tied_missing_keys={k: v for k, v in tied_keys_by_missing.items() if k in left.missing},
+        equal_values=_compare_unsaved_values([*unpaired.unexpected.values()], module),
+    )
+
+
+def _find_rewrite(
+    diff: ModuleDiff, unpaired: _UnpairedTensors, expected: Mapping[str, TensorInfo]
+) -> ModuleDiff:
+    """Return the diff with its part and its rewrite of prefixes."""
+    missing, unexpected, file_tensors = unpaired.missing, unpaired.unexpected, diff.state.tensors
+    part = find_file_part(missing, unexpected, diff.module, len(file_tensors)) or find_module_part(
+        missing, unexpected, file_tensors, len(expected)
     )
     rewrite = (
         _rewrite_part(part)
         if part
         else find_prefix_rewrite(
-            [*missing.values()], [*unexpected.values()], expected, state.tensors
+            [*missing.values()], [*unexpected.values()], expected, file_tensors
         )
     )
-    explained_keys = {
-        *(part.explained_keys if part else ()),
-        *(rewrite.key_map.values() if rewrite else ()),
-        *(rewrite.key_map if rewrite else ()),
-    }
-    explained_keys |= {
-        k
-        for reparametrization in diff.reparametrizations
-        for k in (*reparametrization.file_keys, *reparametrization.module_keys)
-    }
-    unexplained_missing, unexplained_unexpected = (
-        _without_keys(missing, explained_keys),
-        _without_keys(unexpected, explained_keys),
-    )
-    classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
-    documented_groups = tuple(
-        build_documented_groups(
-            find_gamma_beta_renames(unexplained_missing, unexplained_unexpected, classes),
-            GAMMA_BETA_NAMES,
-        )
-    )
-    explained_keys |= {key for group in documented_groups for key in group.keys}
-    fused_projections = find_fused_projections(
-        [*_without_keys(missing, explained_keys).values()],
-        [*_without_keys(unexpected, explained_keys).values()],
-        classes,
-    )
-    explained_keys |= {
-        k
-        for projection in fused_projections
-        for k in (projection.fused_key, *projection.piece_keys)
-    }
-    unexplained_missing, unexplained_unexpected = (
-        _without_keys(missing, explained_keys),
-        _without_keys(unexpected, explained_keys),
-    )
-    list_group = find_list_group(state, module.saved_tensors)
-    rename_groups = (
-        find_rename_groups(
-            unexplained_missing,
-            # A tensor that the module has and does not save is compared by its value.
-            _without_keys(unexplained_unexpected, {*module.tensors, *module.none_buffers}),
-            expected,
-            state.tensors,
-        )
-        if list_group is None
-        else (list_group,)
-    )
-    rename_groups = tuple(
-        add_tied_keys((*documented_groups, *rename_groups), missing, module.saved_tensors)
-    )
-    explained_keys |= {key for group in rename_groups for key in group.keys}
-    return msgspec.structs.replace(
-        diff,
-        rewrite=rewrite,
-        part=part,
-        rename_groups=rename_groups,
-        fused_projections=fused_projections,
-        diverged_ties=_find_diverged_ties(diff),
-        tied_missing_keys={
-            k: v
-            for k, v in _find_tied_missing_keys(module, state).items()
-            if k in missing and k not in explained_keys
-        },
-        equal_values=_compare_unsaved_values([*unexpected.values()], module),
+    return msgspec.structs.replace(diff, part=part, rewrite=rewrite)
+
+
+def _find_rename_groups(
+    diff: ModuleDiff, left: _UnpairedTensors, expected: Mapping[str, TensorInfo]
+) -> tuple[RenameGroup, ...]:
+    """Return the renames among the tensors that nothing else explains."""
+    list_group = find_list_group(diff.state, diff.module.saved_tensors)
+    if list_group is not None:
+        return (list_group,)
+    # A tensor that the module has and does not save is compared by its value.
+    unsaved_keys = {*diff.module.tensors, *diff.module.none_buffers}
+    return find_rename_groups(
+        left.missing, _without_keys(left.unexpected, unsaved_keys), expected, diff.state.tensors
     )
 
 
@@ -484,7 +484,9 @@ def _rewrite_part(part: PartMatch) -> PrefixRewrite | None:
     return PrefixRewrite(part.removed_segments, added_prefix, part.key_map)
 
 
-def _without_keys(tensors: Mapping[str, TensorInfo], keys: set[str]) -> dict[str, TensorInfo]:
+def _without_keys(
+    tensors: Mapping[str, TensorInfo], keys: Collection[str]
+) -> dict[str, TensorInfo]:
     return {key: tensor for key, tensor in tensors.items() if key not in keys}
 
 

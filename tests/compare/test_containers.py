@@ -17,6 +17,8 @@ from ckptool.compare.states import list_entries_outside
 from ckptool.config import ProjectConfig
 from ckptool.model import Checkpoint, Container, PlainEntry
 
+pytestmark = pytest.mark.matrix
+
 MODULES = "migration.matrix_modules"
 INPUTS = (f"{MODULES}:example_inputs",)
 ONE_STATE = [name for name, source in SOURCES.items() if not source.prefix and "EMA" not in name]

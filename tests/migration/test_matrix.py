@@ -18,6 +18,8 @@ from ckptool.config import ProjectConfig
 from ckptool.errors import PlanError
 from ckptool.reports.migrate import MigrateReport
 
+pytestmark = pytest.mark.matrix
+
 MODULES = "migration.matrix_modules"
 INPUTS = (f"{MODULES}:example_inputs",)
 TARGETS = {".pth": {}, ".safetensors": {}, "folder": {"max_shard_size": 200}}

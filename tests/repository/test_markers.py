@@ -1,4 +1,4 @@
-"""What the inner loop leaves out: `pytest -m "not process and not browser"` starts no process."""
+"""What the inner loop leaves out: `pytest -m "not process and ..."` starts no process."""
 
 import ast
 from pathlib import Path

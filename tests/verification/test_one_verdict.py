@@ -22,6 +22,8 @@ import samples.attention
 from ckptool.errors import PlanError
 from ckptool.reports.diff import DiffModuleReport
 
+pytestmark = pytest.mark.matrix
+
 for _module in pkgutil.iter_modules(importlib.import_module("rules").__path__):
     if _module.name.startswith("cases_"):
         importlib.import_module(f"rules.{_module.name}")

@@ -16,7 +16,7 @@ from verification.stock_modules import (
 
 import ckptool
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.matrix, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(autouse=True)
