@@ -24,6 +24,11 @@ def announce_file_kwargs(target: str, kwargs: Mapping[str, object]) -> None:
     _echo_once(f"{text} (--no-file-kwargs: refuse them)")
 
 
+def announce_model_folder(evidence: str) -> None:
+    """Say what a framework's folder names, before the module is built, each text once."""
+    _echo_once(f"{evidence}: that is built (-m: another module; --loader torch: load_state_dict)")
+
+
 def _echo_once(text: str) -> None:
     from ckptool.cli.output import format_one_line
 

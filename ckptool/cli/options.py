@@ -8,7 +8,11 @@ from typing import Any
 
 import click
 
-from ckptool.cli.notices import announce_configured_code, announce_file_kwargs
+from ckptool.cli.notices import (
+    announce_configured_code,
+    announce_file_kwargs,
+    announce_model_folder,
+)
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.output_targets import resolve_destinations
@@ -22,6 +26,7 @@ from ckptool.config import (
     read_config,
 )
 from ckptool.errors import UsageError
+from ckptool.loaders.model_folder import LOADER_NAMES
 from ckptool.locations import Location, parse_location
 from ckptool.policy import LEVELS
 from ckptool.policy.resolve import PolicyOptions, resolve_policy
@@ -128,7 +133,9 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         ctx.obj |= {"config": config, "options": policy_options}
         policy = resolve_policy(config, policy_options)
         uses_file_kwargs = config.settings.file_kwargs and not ctx.params.get("no_file_kwargs")
-        trust_rule = TrustRule(uses_file_kwargs, announce_file_kwargs, announce_configured_code)
+        trust_rule = TrustRule(
+            uses_file_kwargs, announce_file_kwargs, announce_configured_code, announce_model_folder
+        )
         token = TRUST_RULE.set(trust_rule)
         try:
             return function(ctx, *args, out=out, policy=policy, **options)
@@ -171,7 +178,10 @@ def _check_outputs(
 
 
 def module_options(function: CommandFunction) -> CommandFunction:
-    """Add -m, -k and --kwargs; the command receives `module` and `kwargs`, None if not given."""
+    """Add -m, -k, --kwargs and --loader; the command receives `module`, `kwargs` and `loader`.
+
+    Each is None if it is not given.
+    """
 
     @wraps(function)
     def command(
@@ -335,5 +345,10 @@ _MODULE_OPTIONS = (
         "--no-file-kwargs",
         is_flag=True,
         help="Refuse constructor arguments that the checkpoint brings (hyper_parameters).",
+    ),
+    click.option(
+        "--loader",
+        type=click.Choice(LOADER_NAMES),
+        help="Who loads it: load_state_dict or a framework.  [default: as the folder says]",
     ),
 )

@@ -3,13 +3,20 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.previews import add_module_previews
 from ckptool.commands.target import (
     Arguments,
+    ModuleOptions,
     ModuleTarget,
+    PathLike,
+    need_target,
 )
+from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
+from ckptool.locations import parse_location
 from ckptool.model import ModuleInfo
 from ckptool.policy import Policy, judge
 from ckptool.reports.audit import AuditReport, build_audit_report
@@ -24,7 +31,9 @@ if TYPE_CHECKING:
 def audit(
     module: "str | nn.Module | None" = None,
     *,
+    folder: PathLike | None = None,
     kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
     inputs: object = None,
     fresh: "Callable[[], nn.Module] | None" = None,
     policy: Policy | None = None,
@@ -37,6 +46,8 @@ def audit(
 
     Args:
         module: "package.module:Name" or a live module, trained or not.
+        folder: a framework's folder, whose configuration names the module.
+        loader: framework whose loader loads it; None takes what the folder says.
         kwargs: constructor arguments; for a live module, the arguments it was built with.
         inputs: as for `verify`.
         fresh: function that builds a module like the live one, if `kwargs` do not determine it.
@@ -47,9 +58,9 @@ def audit(
         ModuleError: the module cannot be imported or built.
         UsageError: no module is named, or the inputs are invalid.
     """
-    if module is None:
-        raise UsageError("no module is named: -m package.module:Name")
-    module_target = ModuleTarget(module, kwargs or {})
+    if module is None and folder is None:
+        raise UsageError("no module is named: -m package.module:Name, or a framework's folder")
+    module_target = _choose_target(module, folder, kwargs, loader)
     module_info, usage_changes = _describe_target(module_target, kwargs, fresh)
     module_info, forward_effects = module_target.run_forward({}, module_info, inputs)
     audit_report = build_audit_report(
@@ -57,6 +68,30 @@ def audit(
         judge(run_rules([module_info, *forward_effects, *usage_changes]), policy or Policy()),
     )
     return add_module_previews(audit_report, module_info) if pictures else audit_report
+
+
+def _choose_target(
+    module: "str | nn.Module | None",
+    folder: PathLike | None,
+    kwargs: Arguments | None,
+    loader: str | None,
+) -> ModuleTarget:
+    """Return the named module, or that of the folder.
+
+    Raises:
+        UsageError: the folder's configuration names no module.
+    """
+    module_options = ModuleOptions(module, kwargs, loader=loader)
+    if folder is not None:
+        return need_target(parse_location(folder), module_options, ProjectConfig())
+    named_target = module_options.target
+    assert named_target is not None
+    is_framework = loader not in {None, "torch"}
+    return (
+        replace(named_target, loader=loader, is_loader_required=True)
+        if is_framework
+        else (named_target)
+    )
 
 
 def _describe_target(

@@ -49,6 +49,7 @@ def diff(  # noqa: PLR0913
     *,
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
     at: str | None = None,
     into: str | None = None,
     explain: str | None = None,
@@ -73,6 +74,8 @@ def diff(  # noqa: PLR0913
         new: the newer checkpoint; None compares the checkpoint with a module.
         module: "package.module:Name" or a live module; None takes the configuration's.
         kwargs: constructor arguments.
+        loader: framework whose loader loads it ("transformers", ...), or "torch" for
+            load_state_dict; None takes what the folder says.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         into: path of a sub-module of the module ("encoder"): the checkpoint is compared with that
             alone.
@@ -105,6 +108,7 @@ def diff(  # noqa: PLR0913
         module_options = {
             "-m": module is not None,
             "-k": bool(kwargs),
+            "--loader": loader is not None,
             "--input": inputs is not None,
             "--into": into is not None,
         }
@@ -120,8 +124,8 @@ def diff(  # noqa: PLR0913
     if into is not None:
         reject_unused_options({"--input": inputs is not None}, "runs the whole module: not --into")
     location = parse_location(path)
-    checkpoint = open_checkpoint_or_stdin(location, limits)
-    module_target = need_target(location, ModuleOptions(module, kwargs, at, into), config)
+    checkpoint = open_checkpoint_or_stdin(location, limits, loader)
+    module_target = need_target(location, ModuleOptions(module, kwargs, at, into, loader), config)
     result = _compare_with_module(checkpoint, module_target, inputs, values=bool(values))
     module_diff = result.module_diff
     verdict = judge(

@@ -157,7 +157,7 @@ class CheckpointExaminer(Struct, frozen=True):
             ReadError: the checkpoint cannot be read.
             ModuleError: the module cannot be built.
         """
-        checkpoint = open_checkpoint_or_stdin(path, self.limits)
+        checkpoint = open_checkpoint_or_stdin(path, self.limits, self.module_options.loader)
         require = self.policy.at(str(path)).require
         expectations = resolve_expectations(self.expectations, self.config, path)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None

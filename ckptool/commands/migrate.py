@@ -43,6 +43,7 @@ def migrate(  # noqa: PLR0913
     *,
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
     at: str | None = None,
     into: str | None = None,
     to: str | None = None,
@@ -78,6 +79,8 @@ def migrate(  # noqa: PLR0913
         module: "package.module:Name" or a live module; None takes the configuration's; if there is
             none either, the state is only converted and no plan is derived.
         kwargs: constructor arguments.
+        loader: framework whose loader loads it ("transformers", ...), or "torch" for
+            load_state_dict; None takes what the folder says.
         at: dotted place of the state in the file ("state_dict"), or of the part of a state whose
             keys begin so ("encoder"); None takes the best match.
         into: path of the sub-module of the module ("encoder") that the result is for: the keys get
@@ -126,7 +129,7 @@ def migrate(  # noqa: PLR0913
     )
     reject_unused_options({"--save-plan": is_same_file}, "and -o name one file: name another")
     location = parse_location(source)
-    module_target = find_target(location, ModuleOptions(module, kwargs, at, into), config)
+    module_target = find_target(location, ModuleOptions(module, kwargs, at, into, loader), config)
     if into is not None:
         reject_unused_options(
             {"--into": module_target is None}, "names a part of a module: -m package.module:Name"

@@ -13,6 +13,12 @@ from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
+from ckptool.loaders.model_folder import (
+    INSTALL_HINT,
+    ModelFolder,
+    find_model_folder,
+    require_model_folder,
+)
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
@@ -44,6 +50,12 @@ class ModuleTarget(Struct, frozen=True):
     """Input specs of the configuration."""
     into: str = ""
     """Path of the sub-module that alone is meant, "" for the whole module."""
+    loader: str | None = None
+    """Name of the framework whose loader loads it; None for `load_state_dict`."""
+    is_loader_required: bool = False
+    """Whether the user named `loader`: else it is only taken for a module of that framework."""
+    label: str = ""
+    """What the module is called instead of its import target, "" for the target."""
 
     def choose_default_arguments(self, checkpoint: Checkpoint) -> Arguments:
         """Return the constructor arguments in the file; {} if `kwargs` are set, which win."""
@@ -54,8 +66,20 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.modules import ModuleSpec
 
         if not isinstance(self.module, str):
-            return ModuleSpec(type(self.module).__qualname__)
-        return ModuleSpec(self.module, self.kwargs, (Path.cwd(), *self.search_paths), defaults)
+            return ModuleSpec(
+                type(self.module).__qualname__,
+                loader=None if self.into else self.loader,
+                is_loader_required=self.is_loader_required,
+            )
+        return ModuleSpec(
+            self.module,
+            self.kwargs,
+            (Path.cwd(), *self.search_paths),
+            defaults,
+            None if self.into else self.loader,
+            self.is_loader_required,
+            self.label,
+        )
 
     def build_spec_of(
         self, module: "str | nn.Module", default_arguments: Arguments
@@ -86,15 +110,18 @@ class ModuleTarget(Struct, frozen=True):
             ModuleError: it cannot be imported or built.
             UsageError: it has no such sub-module.
         """
+        from ckptool.loaders.describe import describe_for_loader
         from ckptool.modules import describe_module, examine_and_build
         from ckptool.modules.submodule import select_submodule
         from ckptool.verification.load_probe import check_own_load
 
+        spec = self.build_spec(defaults)
         if isinstance(self.module, str):
-            module_info, module = examine_and_build(self.build_spec(defaults))
+            module_info, module = examine_and_build(spec)
         else:
             module = self.module
             module_info = describe_module(module, type(module).__qualname__)
+        module_info = describe_for_loader(module_info, module, spec)
         if self.into:
             module_info = select_submodule(module_info, self.into)
             module = module.get_submodule(self.into)
@@ -148,6 +175,8 @@ class ModuleOptions(Struct, frozen=True):
     at: str | None = None
     into: str | None = None
     """Path of the sub-module that alone is meant; None for the whole module."""
+    loader: str | None = None
+    """Name in LOADER_NAMES; None takes what the folder says."""
 
     @property
     def target(self) -> ModuleTarget | None:
@@ -159,9 +188,70 @@ class ModuleOptions(Struct, frozen=True):
 def find_target(
     path: Location, module_options: ModuleOptions, config: ProjectConfig | None
 ) -> ModuleTarget | None:
-    """Return the module in the options, else the configured one for `path`, else None."""
-    if module_options.target is not None:
-        return module_options.target
+    """Return the module in the options, else the configured one, else the folder's, else None."""
+    model_folder = _find_folder(path, module_options)
+    named_target = module_options.target or _find_configured(path, module_options, config)
+    if named_target is not None:
+        return _with_loader(named_target, module_options, model_folder)
+    return None if model_folder is None else _build_folder_target(model_folder, module_options)
+
+
+def _find_folder(path: Location, module_options: ModuleOptions) -> ModelFolder | None:
+    """Return the framework's folder at `path`; None if it is none.
+
+    Raises:
+        ReadError: its configuration cannot be read.
+        UsageError: it is none of the framework that the options name.
+    """
+    loader = None if module_options.loader == "torch" else module_options.loader
+    if str(path) == "-":
+        return None
+    if loader is not None and module_options.module is None:
+        return require_model_folder(path, loader)
+    return find_model_folder(path, loader)
+
+
+def _with_loader(
+    module_target: ModuleTarget, module_options: ModuleOptions, model_folder: ModelFolder | None
+) -> ModuleTarget:
+    """Return the named module with the loader of the options, else with that of the folder."""
+    if module_options.loader is not None:
+        return replace(module_target, loader=module_options.loader, is_loader_required=True)
+    if model_folder is None:
+        return module_target
+    return replace(module_target, loader=model_folder.loader)
+
+
+def _build_folder_target(
+    model_folder: ModelFolder, module_options: ModuleOptions
+) -> ModuleTarget | None:
+    """Return the module that a framework's folder names; None where that is not installed."""
+    from ckptool.loaders.registry import is_installed
+
+    if module_options.loader is None and not is_installed(model_folder.loader):
+        return None
+    announce = TRUST_RULE.get().announce_folder
+    if announce is not None:
+        announce(f"{model_folder.path}: {model_folder.evidence}")
+    names = {
+        "loader": model_folder.loader,
+        "folder": str(model_folder.path),
+        "class_name": model_folder.class_name,
+    }
+    return ModuleTarget(
+        "ckptool.loaders.registry:build_folder_model",
+        names,
+        module_options.at,
+        into=module_options.into or "",
+        loader=module_options.loader or model_folder.loader,
+        is_loader_required=True,
+        label=model_folder.label,
+    )
+
+
+def _find_configured(
+    path: Location, module_options: ModuleOptions, config: ProjectConfig | None
+) -> ModuleTarget | None:
     loaded_config = config or load_config(Path.cwd())
     entry = loaded_config.find_entry(path)
     if entry is None:
@@ -187,6 +277,12 @@ def need_target(
     """
     module_target = find_target(path, module_options, config)
     if module_target is None:
+        model_folder = _find_folder(path, module_options)
+        if model_folder is not None:
+            raise UsageError(
+                f"{path}: {model_folder.evidence}, which is not installed here: {INSTALL_HINT};"
+                " or name the module with -m package.module:Name"
+            )
         raise UsageError(
             f"{path}: no module to compare it with. Name one with -m package.module:Name, or in "
             "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml, or give a second checkpoint"
@@ -194,8 +290,12 @@ def need_target(
     return module_target
 
 
-def open_checkpoint_or_stdin(path: PathLike, limits: Limits) -> Checkpoint:
+def open_checkpoint_or_stdin(
+    path: PathLike, limits: Limits, loader: str | None = None
+) -> Checkpoint:
     """Describe the checkpoint at `path`; "-" is standard input.
+
+    Of a framework's folder, the file is read that the framework would read.
 
     Raises:
         ReadError: it cannot be read.
@@ -204,7 +304,9 @@ def open_checkpoint_or_stdin(path: PathLike, limits: Limits) -> Checkpoint:
     _reject_invalid_path(path)
     if str(path) == "-":
         return open_stream(sys.stdin.buffer, limits)
-    return open_checkpoint(parse_location(path), limits)
+    location = parse_location(path)
+    model_folder = None if loader == "torch" else find_model_folder(location, loader)
+    return open_checkpoint(location, limits, model_folder.weights_name if model_folder else "")
 
 
 def _reject_invalid_path(path: object) -> None:

@@ -35,6 +35,7 @@ def verify(  # noqa: PLR0913
     *,
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
     at: str | None = None,
     device: str = "auto",
     against: PathLike | None = None,
@@ -52,6 +53,8 @@ def verify(  # noqa: PLR0913
         path: the checkpoint.
         module: "package.module:Name" or a live module; None takes the configuration's.
         kwargs: constructor arguments.
+        loader: framework whose loader loads it ("transformers", ...), or "torch" for
+            load_state_dict; None takes what the folder says.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         device: "auto", "cuda", "cuda:1", "simulated" or "cpu".
         against: the old checkpoint, whose module must compute the same outputs.
@@ -81,11 +84,13 @@ def verify(  # noqa: PLR0913
     )
     reject_negative_numbers({"--tolerance": tolerance})
     location = parse_location(path)
-    module_target = need_target(location, ModuleOptions(module, kwargs, at), config)
+    module_target = need_target(location, ModuleOptions(module, kwargs, at, loader=loader), config)
     selected_device = device_and_forward.select_device(device)
     with ExitStack() as stack:
         new = stack.enter_context(
-            module_target.open_verification_target(open_checkpoint_or_stdin(location, limits))
+            module_target.open_verification_target(
+                open_checkpoint_or_stdin(location, limits, loader)
+            )
         )
         old = None
         if against is not None:

@@ -14,6 +14,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
+from ckptool.compare.framework_load import apply_loading_report
 from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.module_diff import (
     ModuleDiff,
@@ -22,6 +23,7 @@ from ckptool.compare.module_diff import (
     build_module_diff,
 )
 from ckptool.errors import ReadError
+from ckptool.loaders.describe import load_with_framework
 from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
 from ckptool.modules.build import preserve_random_state
@@ -68,6 +70,8 @@ def compare_with_loader(
     diff = add_nested_keys(diff)
     if not diff.state.tensors:
         return diff
+    if module_info.loader != "torch":
+        return _compare_with_framework(diff, module)
     if checkpoint.load_refusal:
         refusal = f"torch.load refuses the archive: {checkpoint.load_refusal}"
         return apply_load_outcome(diff, LoadOutcome(refusal, None, None))
@@ -76,6 +80,14 @@ def compare_with_loader(
         unchecked = replace(module_info, skipped=(*module_info.skipped, outcome))
         return replace(diff, module=unchecked, unchecked_load=outcome)
     return diff if outcome is None else apply_load_outcome(diff, outcome)
+
+
+def _compare_with_framework(diff: ModuleDiff, module: nn.Module) -> ModuleDiff:
+    report = load_with_framework(diff.module.loader, module, diff.state)
+    if isinstance(report, Skipped):
+        unchecked = replace(diff.module, skipped=(*diff.module.skipped, report))
+        return replace(diff, module=unchecked, unchecked_load=report)
+    return apply_loading_report(diff, report)
 
 
 def _ask_loader(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
