@@ -1,4 +1,4 @@
-"""ModuleDiff x LoadingReport -> ModuleDiff with the framework's report in place of the keys."""
+"""ModuleDiff x LoadingInfo -> ModuleDiff with the framework's report in place of the keys."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,12 @@ from msgspec.structs import replace
 
 from ckptool.compare.changes import Change, Changed, Missing, Unexpected
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind
-from ckptool.compare.loading_report import LoadingReport
+from ckptool.compare.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import StateDict, TensorInfo, contiguous_stride
 
 
-def apply_loading_report(diff: ModuleDiff, report: LoadingReport) -> ModuleDiff:
+def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
     """Return the diff with what the framework's loader says in the place of the keys' comparison.
 
     The loader converts, renames and casts by itself, so that nothing is left to be explained by
@@ -22,7 +22,7 @@ def apply_loading_report(diff: ModuleDiff, report: LoadingReport) -> ModuleDiff:
         diff,
         changes=tuple(_iter_changes(diff, report)),
         load_outcome=LoadOutcome(report.error, report.missing_keys, report.unexpected_keys),
-        loading_report=report,
+        loading_info=report,
         load_steps=tuple(_iter_load_steps(report)),
         missing_non_tensors=(),
         unexpected_non_tensors=(),
@@ -37,7 +37,7 @@ def apply_loading_report(diff: ModuleDiff, report: LoadingReport) -> ModuleDiff:
     )
 
 
-def _iter_changes(diff: ModuleDiff, report: LoadingReport) -> Iterator[Change]:
+def _iter_changes(diff: ModuleDiff, report: LoadingInfo) -> Iterator[Change]:
     for key in report.missing_keys:
         if key in diff.module.saved_tensors:
             yield Missing(diff.module.saved_tensors[key].tensor)
@@ -58,7 +58,7 @@ def _find_file_tensor(state: StateDict, file_key: str, key: str) -> TensorInfo:
     return tensor if tensor.key == key else replace(tensor, key=key)
 
 
-def _iter_load_steps(report: LoadingReport) -> Iterator[LoadStep]:
+def _iter_load_steps(report: LoadingInfo) -> Iterator[LoadStep]:
     for conversion in report.conversions:
         is_renamed = conversion.operation == LoadStepKind.RENAMED
         yield LoadStep(

@@ -17,7 +17,7 @@ from ckptool.compare.changes import (
 from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
 from ckptool.compare.left_out_ties import SINGLE_NAME_CONTAINERS
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
-from ckptool.compare.loading_report import LoadingReport
+from ckptool.compare.loading_info import LoadingInfo
 from ckptool.compare.parametrization.reparametrization import (
     GAMMA_BETA_NAMES,
     Reparametrization,
@@ -100,7 +100,7 @@ class ModuleDiff(Struct, frozen=True):
     """Result of asking the module's own loading code; None if it has none, or was not asked."""
     load_steps: tuple[LoadStep, ...] = ()
     """What that code does besides copying tensors by name, if the load succeeds."""
-    loading_report: LoadingReport | None = None
+    loading_info: LoadingInfo | None = None
     """What the framework's loader does, where the module is one of a framework's; else None."""
     is_planned: bool = False
     """Whether no file holds the state yet: it is the result of a plan."""
@@ -246,8 +246,8 @@ class ModuleDiff(Struct, frozen=True):
 
         Of a framework's module, whether its loader finds a counterpart for every tensor.
         """
-        if self.loading_report is not None:
-            return self.loading_report.is_whole
+        if self.loading_info is not None:
+            return self.loading_info.is_whole
         if self.load_outcome is not None:
             return self.load_outcome.is_strict
         missing = [key for key in self.missing_keys if key not in self.retied_keys]

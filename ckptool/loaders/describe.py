@@ -1,11 +1,11 @@
-"""ModuleInfo of a framework's module -> with its loader; StateDict x module -> LoadingReport."""
+"""ModuleInfo of a framework's module -> with its loader; StateDict x module -> LoadingInfo."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from ckptool.compare.loading_report import LoadingReport
+from ckptool.compare.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
 from ckptool.loaders.registry import FrameworkLoader, get_loader, is_installed
 from ckptool.model import ModuleInfo, Skipped, StateDict
@@ -63,7 +63,7 @@ def _choose_loader(module: "nn.Module", spec: ModuleSpec) -> str:
 
 def load_with_framework(
     loader: str, module: "nn.Module", state: StateDict
-) -> LoadingReport | Skipped:
+) -> LoadingInfo | Skipped:
     """Return what the framework's loader does with a state, whose tensors are given on meta.
 
     Skipped if it cannot be asked: a tensor that is no dense one, or code that reads values.
@@ -76,7 +76,7 @@ def load_with_framework(
 
 def _ask_loader(
     loader: FrameworkLoader, module: "nn.Module", tensors: Mapping[str, Any]
-) -> LoadingReport | Skipped:
+) -> LoadingInfo | Skipped:
     try:
         with user_code():
             return loader.load_state(module, tensors)[1]
@@ -86,7 +86,7 @@ def _ask_loader(
         is_ours = isinstance(error, ImportError | NotImplementedError | AttributeError)
         if is_ours or any(part in text for part in _META_MESSAGES):
             return Skipped("the framework's loader", str(caught))
-        return LoadingReport(getattr(loader, "LOADER_CALL", "the loader"), error=str(caught))
+        return LoadingInfo(getattr(loader, "LOADER_CALL", "the loader"), error=str(caught))
 
 
 def _is_class_of(module: "nn.Module", package: str) -> bool:

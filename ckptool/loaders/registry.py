@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from ckptool.compare.loading_report import LoadingReport
+from ckptool.compare.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
 from ckptool.loaders.model_folder import INSTALL_HINT
 
@@ -40,7 +40,7 @@ class FrameworkLoader(Protocol):
 
     def load_state(
         self, module: "nn.Module", state: Mapping[str, Any]
-    ) -> "tuple[nn.Module, LoadingReport]":
+    ) -> "tuple[nn.Module, LoadingInfo]":
         """Load a state as the framework does into a new instance like `module`; report it.
 
         Tensors on meta stay there: then nothing is read, and the report is all that counts.

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ckptool.compare.load_outcome import LoadStepKind
-from ckptool.compare.loading_report import TensorConversion
+from ckptool.compare.loading_info import TensorConversion
 from ckptool.model import natural_sort_key
 
 _WORDS: Final = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from ckptool.compare.loading_report import TensorConversion, LoadingReport
+from ckptool.compare.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
 from ckptool.loaders.model_folder import (
     describe_refused_fields,
@@ -55,7 +55,7 @@ def accepts_module(module: "nn.Module") -> bool:
     return isinstance(module, PreTrainedModel)
 
 
-def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Module, LoadingReport]":
+def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Module, LoadingInfo]":
     """Load a state by from_pretrained into a new instance of the module's class."""
     if all(getattr(tensor, "is_meta", False) for tensor in state.values()):
         return _report_load(module, state)
@@ -71,9 +71,7 @@ def make_inputs(module: "nn.Module") -> Mapping[str, Any]:
     return make_model_inputs(module)
 
 
-def _report_load(
-    module: "nn.Module", state: Mapping[str, Any]
-) -> "tuple[nn.Module, LoadingReport]":
+def _report_load(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Module, LoadingInfo]":
     with run_offline(), _without_placing():
         unsaved_buffers = _list_unsaved_buffers(module)
         first = _load_traced(module, state, unsaved_buffers, _FILLS[0])
@@ -105,7 +103,7 @@ class _TracedLoad:
     """A module loaded on meta, with the report and the record of its tensors' origins."""
 
     module: Any
-    report: LoadingReport
+    report: LoadingInfo
     trace: "TensorTrace"
 
 
@@ -152,8 +150,8 @@ def _without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read_loading_info(info: Mapping[str, Any]) -> LoadingReport:
-    return LoadingReport(
+def _read_loading_info(info: Mapping[str, Any]) -> LoadingInfo:
+    return LoadingInfo(
         loader=LOADER_CALL,
         missing_keys=tuple(sorted(info["missing_keys"])),
         unexpected_keys=tuple(sorted(info["unexpected_keys"])),

@@ -70,7 +70,7 @@ def _iter_uninitialized(buffers: Mapping[str, str]) -> Iterator[RuleHit]:
     ),
 )
 def find_ignored_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
-    report = diff.loading_report
+    report = diff.loading_info
     if report is None or report.error:
         return
     for step in diff.load_steps:

@@ -14,7 +14,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from ckptool.compare.framework_load import apply_loading_report
+from ckptool.compare.framework_load import apply_loading_info
 from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.module_diff import (
     ModuleDiff,
@@ -87,7 +87,7 @@ def _compare_with_framework(diff: ModuleDiff, module: nn.Module) -> ModuleDiff:
     if isinstance(report, Skipped):
         unchecked = replace(diff.module, skipped=(*diff.module.skipped, report))
         return replace(diff, module=unchecked, unchecked_load=report)
-    return apply_loading_report(diff, report)
+    return apply_loading_info(diff, report)
 
 
 def _ask_loader(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:

@@ -8,7 +8,7 @@ import torch
 from loaders.transformers_zoo import CONVERTED, PLAIN, build_model
 from safetensors.torch import load_file, save_file
 
-from ckptool.compare.loading_report import LoadingReport
+from ckptool.compare.loading_info import LoadingInfo
 from ckptool.formats import open_checkpoint
 from ckptool.loaders import find_model_folder, get_loader, load_with_framework
 
@@ -29,18 +29,18 @@ def ask_from_pretrained(cls, folder) -> dict[str, set[str]]:
     }
 
 
-def ask_ckptool(folder: Path) -> LoadingReport:
+def ask_ckptool(folder: Path) -> LoadingInfo:
     model_folder = find_model_folder(folder)
     assert model_folder is not None
     assert model_folder.loader == "transformers"
     module = get_loader("transformers").build_model(folder, model_folder.class_name)
     checkpoint = open_checkpoint(folder, weights_name=model_folder.weights_name)
     report = load_with_framework("transformers", module, checkpoint.states[0])
-    assert isinstance(report, LoadingReport), report
+    assert isinstance(report, LoadingInfo), report
     return report
 
 
-def assert_same_lists(cls, folder) -> LoadingReport:
+def assert_same_lists(cls, folder) -> LoadingInfo:
     truth, report = ask_from_pretrained(cls, folder), ask_ckptool(folder)
     assert {
         "missing": set(report.missing_keys),

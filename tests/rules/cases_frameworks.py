@@ -6,8 +6,8 @@ from msgspec.structs import replace
 from rules.cases import fires, near
 from torch import nn
 
-from ckptool.compare.framework_load import apply_loading_report
-from ckptool.compare.loading_report import LoadingReport
+from ckptool.compare.framework_load import apply_loading_info
+from ckptool.compare.loading_info import LoadingInfo
 from ckptool.compare.module_diff import build_module_diff
 from ckptool.formats import open_checkpoint
 from ckptool.modules import describe_module
@@ -32,7 +32,7 @@ def audit_buffers(buffers):
 def diff_report(tmp, state, report):
     checkpoint = open_checkpoint(save(tmp / "model.pth", state))
     module_info = describe_module(nn.Linear(2, 2), "toy")
-    diff = apply_loading_report(build_module_diff(checkpoint, module_info, None), report)
+    diff = apply_loading_info(build_module_diff(checkpoint, module_info, None), report)
     return build_module_diff_report(diff, judge(run_rules([diff]), Policy()), ())
 
 
@@ -49,10 +49,10 @@ def a_loader_fills_every_buffer(tmp):
 @fires("CK228")
 def a_loader_drops_an_old_buffer(tmp):
     state = {**nn.Linear(2, 2).state_dict(), "inv_freq": torch.ones(2)}
-    return diff_report(tmp, state, LoadingReport("from_pretrained()", ignored_keys=("inv_freq",)))
+    return diff_report(tmp, state, LoadingInfo("from_pretrained()", ignored_keys=("inv_freq",)))
 
 
 @near("CK228", "CK204")
 def a_loader_reports_what_it_drops(tmp):
     state = {**nn.Linear(2, 2).state_dict(), "old": torch.ones(2)}
-    return diff_report(tmp, state, LoadingReport("from_pretrained()", unexpected_keys=("old",)))
+    return diff_report(tmp, state, LoadingInfo("from_pretrained()", unexpected_keys=("old",)))

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ckptool.compare.framework_load import apply_loading_report
-from ckptool.compare.loading_report import LoadingReport
+from ckptool.compare.framework_load import apply_loading_info
+from ckptool.compare.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.errors import ModuleError
 from ckptool.loaders.registry import get_loader
@@ -47,7 +47,7 @@ class LoadedModuleFactory:
         load_matching_tensors(module, loadable, self.factory.target)
         return module
 
-    def load_with_framework(self, module: nn.Module) -> tuple[nn.Module, LoadingReport]:
+    def load_with_framework(self, module: nn.Module) -> tuple[nn.Module, LoadingInfo]:
         """Return a module like `module` as its framework loads the tensors, and what it says.
 
         Memory that the framework leaves uninitialized is NaN, so that forward shows it.
@@ -148,7 +148,7 @@ def _check_framework_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
         report = loaded_factory.load_with_framework(module)[1]
     except ModuleError as error:
         return LevelResult(VerificationLevel.LOAD, LevelStatus.FAILED, error.reason, "cpu")
-    diff = apply_loading_report(loaded_factory.module_diff, report)
+    diff = apply_loading_info(loaded_factory.module_diff, report)
     reason = strict_load_obstacles(diff)
     status = LevelStatus.PASSED if report.is_whole else LevelStatus.FAILED
     count_text = (

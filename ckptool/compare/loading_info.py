@@ -1,4 +1,4 @@
-"""LoadingReport: what a framework's own loader does with a state."""
+"""LoadingInfo: what a framework's own loader does with a state."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ class TensorConversion(Struct, frozen=True):
     """"renamed", or what is done: "stacked, concatenated"."""
 
 
-class LoadingReport(Struct, frozen=True):
+class LoadingInfo(Struct, frozen=True):
     """What a framework's loader does with a state; keys are named as the framework names them."""
 
     loader: str
