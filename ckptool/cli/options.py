@@ -86,6 +86,14 @@ into_option = click.option(
 )
 
 
+base_option = click.option(
+    "--base",
+    metavar="FOLDER",
+    type=CHECKPOINT_PATH,
+    help="The model that an adapter is for.  [default: what adapter_config.json names]",
+)
+
+
 def report_options(function: CommandFunction) -> CommandFunction:
     """Add the report options; the command receives `out: ReportOutput` and `policy: Policy`."""
     return _with_options(_wrap_report_command(function, has_output=True), _REPORT_OPTIONS)

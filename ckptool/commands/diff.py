@@ -50,6 +50,7 @@ def diff(  # noqa: PLR0913
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
     loader: str | None = None,
+    base: PathLike | None = None,
     at: str | None = None,
     into: str | None = None,
     explain: str | None = None,
@@ -76,6 +77,7 @@ def diff(  # noqa: PLR0913
         kwargs: constructor arguments.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None takes what the folder says.
+        base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         into: path of a sub-module of the module ("encoder"): the checkpoint is compared with that
             alone.
@@ -105,14 +107,15 @@ def diff(  # noqa: PLR0913
         values is not False, rtol, atol, jobs, dask, executor, shard, progress
     )
     if new is not None:
-        module_options = {
+        unused_options = {
             "-m": module is not None,
             "-k": bool(kwargs),
             "--loader": loader is not None,
+            "--base": base is not None,
             "--input": inputs is not None,
             "--into": into is not None,
         }
-        reject_unused_options(module_options, _MODULE_ONLY)
+        reject_unused_options(unused_options, _MODULE_ONLY)
         return diff_files(
             path, new, options, at=at, explain=explain, policy=policy or Policy(), limits=limits,
             pictures=pictures,
@@ -125,7 +128,8 @@ def diff(  # noqa: PLR0913
         reject_unused_options({"--input": inputs is not None}, "runs the whole module: not --into")
     location = parse_location(path)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)
-    module_target = need_target(location, ModuleOptions(module, kwargs, at, into, loader), config)
+    module_options = ModuleOptions(module, kwargs, at, into, loader, base)
+    module_target = need_target(location, module_options, config)
     result = _compare_with_module(checkpoint, module_target, inputs, values=bool(values))
     module_diff = result.module_diff
     verdict = judge(

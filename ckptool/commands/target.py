@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.option_checks import reject_unused_options
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import UsageError
@@ -177,6 +178,8 @@ class ModuleOptions(Struct, frozen=True):
     """Path of the sub-module that alone is meant; None for the whole module."""
     loader: str | None = None
     """Name in LOADER_NAMES; None takes what the folder says."""
+    base: PathLike | None = None
+    """Folder of the model that an adapter is for; None for the one that it names."""
 
     @property
     def target(self) -> ModuleTarget | None:
@@ -238,6 +241,11 @@ def _build_folder_target(
         "folder": str(model_folder.path),
         "class_name": model_folder.class_name,
     }
+    if module_options.base is not None:
+        reject_unused_options(
+            {"--base": model_folder.loader != "peft"}, "is the base of an adapter, and this is none"
+        )
+        names["base"] = str(require_local_path(module_options.base))
     return ModuleTarget(
         "ckptool.loaders.registry:build_folder_model",
         names,
@@ -367,6 +375,8 @@ def describe_choices(
             f"; the file also has {join_limited(other_places, 3)}" if other_places else ""
         )
         notes.append(f"compared at `{module_diff.state.at or '.'}`, the best match{alternatives}")
+    if module_diff.loading_info is not None:
+        notes += module_diff.loading_info.notes
     if default_arguments:
         notes.append(
             "constructor arguments that fit were taken from the file:"

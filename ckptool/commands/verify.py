@@ -36,6 +36,7 @@ def verify(  # noqa: PLR0913
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
     loader: str | None = None,
+    base: PathLike | None = None,
     at: str | None = None,
     device: str = "auto",
     against: PathLike | None = None,
@@ -55,6 +56,7 @@ def verify(  # noqa: PLR0913
         kwargs: constructor arguments.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None takes what the folder says.
+        base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         device: "auto", "cuda", "cuda:1", "simulated" or "cpu".
         against: the old checkpoint, whose module must compute the same outputs.
@@ -84,7 +86,8 @@ def verify(  # noqa: PLR0913
     )
     reject_negative_numbers({"--tolerance": tolerance})
     location = parse_location(path)
-    module_target = need_target(location, ModuleOptions(module, kwargs, at, loader=loader), config)
+    module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base)
+    module_target = need_target(location, module_options, config)
     selected_device = device_and_forward.select_device(device)
     with ExitStack() as stack:
         new = stack.enter_context(

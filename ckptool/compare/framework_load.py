@@ -18,6 +18,10 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
     prefixes, renames or other forms, and dtypes are no difference.
     """
     unexpected = frozenset(report.unexpected_keys)
+    if report.scope_keys is not None:
+        scope = frozenset(report.scope_keys)
+        tensors = {k: t for k, t in diff.module.tensors.items() if k in scope or not t.is_saved}
+        diff = replace(diff, module=replace(diff.module, tensors=tensors))
     return replace(
         diff,
         changes=tuple(_iter_changes(diff, report)),

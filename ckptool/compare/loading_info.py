@@ -33,6 +33,10 @@ class LoadingInfo(Struct, frozen=True):
     """Buffers that hold whatever was in memory after the load."""
     file_names: Mapping[str, str] = {}
     """Unexpected key -> key in the file, where that is another one."""
+    scope_keys: tuple[str, ...] | None = None
+    """Keys of the module that the file is for, as an adapter's on its base; None for all."""
+    notes: tuple[str, ...] = ()
+    """What the framework's configuration says, for people."""
     error: str = ""
     """What the loader raises, "" if it returns a module."""
 

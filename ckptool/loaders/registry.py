@@ -78,10 +78,21 @@ def find_missing_packages(packages: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(package for package in packages if find_spec(package) is None)
 
 
-def build_folder_model(loader: str, folder: str, class_name: str) -> "nn.Module":
+def build_folder_model(loader: str, folder: str, class_name: str, base: str = "") -> "nn.Module":
     """Build the module of a framework's folder: the target that a ModuleSpec names.
+
+    Args:
+        loader: name of the framework.
+        folder: the folder.
+        class_name: class that its configuration names.
+        base: folder of the model that an adapter is for; "" for the one that it names.
 
     Raises:
         ModuleError: as `FrameworkLoader.build_model`.
     """
+    if base:
+        from ckptool.loaders.peft_adapters import build_adapter_model
+
+        get_loader(loader)
+        return build_adapter_model(folder, base)
     return get_loader(loader).build_model(folder, class_name)

@@ -12,7 +12,7 @@ from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.errors import ModuleError
 from ckptool.loaders.registry import get_loader
 from ckptool.model import Skipped
-from ckptool.modules.build import fill_uninitialized_memory
+from ckptool.modules.uninitialized import UninitializedMemoryFill
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import join_limited
@@ -57,7 +57,7 @@ class LoadedModuleFactory:
         """
         loader = get_loader(self.module_diff.module.loader)
         try:
-            with user_code(), fill_uninitialized_memory():
+            with user_code(), UninitializedMemoryFill():
                 return loader.load_state(module, self.tensors)
         except UserCodeError as error:
             raise ModuleError(self.factory.target, f"loading it raised {error}") from error
