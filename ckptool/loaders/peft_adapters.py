@@ -105,6 +105,7 @@ def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Modul
     import copy
 
     from ckptool.loaders.tensor_trace import TensorTrace
+
     is_on_meta = all(tensor.is_meta for tensor in state.values())
     with run_offline():
         loaded: Any = _copy_on_meta(module) if is_on_meta else copy.deepcopy(module)
