@@ -15,7 +15,6 @@ from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
 from ckptool.loaders.model_folder import (
-    INSTALL_HINT,
     ModelFolder,
     find_model_folder,
     require_model_folder,
@@ -288,7 +287,7 @@ def need_target(
         model_folder = _find_folder(path, module_options)
         if model_folder is not None:
             raise UsageError(
-                f"{path}: {model_folder.evidence}, which is not installed here: {INSTALL_HINT};"
+                f"{path}: {model_folder.evidence}, which is not installed here: {model_folder.install_hint};"
                 " or name the module with -m package.module:Name"
             )
         raise UsageError(

@@ -33,6 +33,8 @@ class LoadingInfo(Struct, frozen=True):
     """Buffers that hold whatever was in memory after the load."""
     file_names: Mapping[str, str] = {}
     """Unexpected key -> key in the file, where that is another one."""
+    is_strict: bool = False
+    """Whether the loader raises where a key is missing or unexpected."""
     scope_keys: tuple[str, ...] | None = None
     """Keys of the module that the file is for, as an adapter's on its base; None for all."""
     notes: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from ckptool.phrases import join_limited, quote_code
 
 LOADER_NAMES: Final = ("torch", "transformers", "diffusers", "peft", "timm")
 INSTALL_HINT: Final = "pip install 'ckptool[frameworks]'"
+_TIMM_HINT: Final = "pip install timm torchvision"
 MAX_CONFIG_NBYTES: Final = 4 << 20
 _MAX_DEPTH: Final = 64
 _MAX_VALUES: Final = 200_000
@@ -56,6 +57,11 @@ class ModelFolder(Struct, frozen=True):
     """Name of the file that the framework reads; "" if none of its names is there."""
 
     @property
+    def install_hint(self) -> str:
+        """The command that installs the framework."""
+        return get_install_hint(self.loader)
+
+    @property
     def label(self) -> str:
         """Name of the module in reports: "transformers.MixtralForCausalLM"."""
         return (
@@ -70,6 +76,11 @@ class ModelFolder(Struct, frozen=True):
         if not self.class_name:
             return f"{self.config_name} is one of {self.loader}"
         return f"{self.config_name} names {quote_code(self.class_name)} of {self.loader}"
+
+
+def get_install_hint(loader: str) -> str:
+    """Return the command that installs a framework; timm needs torchvision, which is by hand."""
+    return _TIMM_HINT if loader == "timm" else INSTALL_HINT
 
 
 def find_model_folder(location: Location, loader: str | None = None) -> ModelFolder | None:

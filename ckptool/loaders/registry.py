@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from ckptool.compare.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
-from ckptool.loaders.model_folder import INSTALL_HINT
+from ckptool.loaders.model_folder import get_install_hint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,9 @@ def get_loader(name: str) -> FrameworkLoader:
     loader = cast("FrameworkLoader", import_module(_MODULES[name]))
     missing = find_missing_packages(loader.PACKAGES)
     if missing:
-        raise ModuleError(name, f"{', '.join(missing)} is not installed here: {INSTALL_HINT}")
+        raise ModuleError(
+            name, f"{', '.join(missing)} is not installed here: {get_install_hint(name)}"
+        )
     return loader
 
 

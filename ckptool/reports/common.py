@@ -258,7 +258,7 @@ def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str
 
 def format_framework_failure(loading_info: LoadingInfo) -> str:
     """Return what becomes of a load by a framework that is not whole, without its counts."""
-    if loading_info.error or loading_info.mismatched_shapes:
+    if loading_info.error or loading_info.mismatched_shapes or loading_info.is_strict:
         return f"does not load with {loading_info.loader}"
     return f"loads in part with {loading_info.loader}"
 
