@@ -129,7 +129,7 @@ def diff(  # noqa: PLR0913
     location = parse_location(path)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)
     module_options = ModuleOptions(module, kwargs, at, into, loader, base)
-    module_target = need_target(location, module_options, config)
+    module_target = need_target(location, module_options, config, checkpoint)
     result = _compare_with_module(checkpoint, module_target, inputs, values=bool(values))
     module_diff = result.module_diff
     verdict = judge(

@@ -1,5 +1,6 @@
 """Arguments and configuration -> ModuleTarget: the module for a checkpoint; opening paths."""
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -275,9 +276,12 @@ def _find_configured(
 
 
 def need_target(
-    path: Location, module_options: ModuleOptions, config: ProjectConfig | None
+    path: Location,
+    module_options: ModuleOptions,
+    config: ProjectConfig | None,
+    checkpoint: Checkpoint | None = None,
 ) -> ModuleTarget:
-    """Return the result of `find_target`.
+    """Return the result of `find_target`; the error names the class that `checkpoint` names.
 
     Raises:
         UsageError: neither the options nor the configuration name a module.
@@ -286,13 +290,15 @@ def need_target(
     if module_target is None:
         model_folder = _find_folder(path, module_options)
         if model_folder is not None:
+            hint = model_folder.install_hint
             raise UsageError(
-                f"{path}: {model_folder.evidence}, which is not installed here: {model_folder.install_hint};"
+                f"{path}: {model_folder.evidence}, which is not installed here: {hint};"
                 " or name the module with -m package.module:Name"
             )
         raise UsageError(
             f"{path}: no module to compare it with. Name one with -m package.module:Name, or in "
             "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml, or give a second checkpoint"
+            f"{suggest_module(checkpoint)}"
         )
     return module_target
 
@@ -351,10 +357,38 @@ def read_hyper_parameters(checkpoint: Checkpoint) -> Arguments:
     """
     if not TRUST_RULE.get().uses_file_kwargs:
         return {}
-    for entry in checkpoint.entries:
-        if entry.at == "hyper_parameters" and isinstance(entry.value, dict):
-            return {name: value for name, value in entry.value.items() if isinstance(name, str)}
-    return {}
+    values = {entry.at: entry.value for entry in checkpoint.entries}
+    fields = values.get("hyper_parameters")
+    if not isinstance(fields, dict):
+        return {}
+    arguments = {name: value for name, value in fields.items() if isinstance(name, str)}
+    # save_hyperparameters() of a constructor with one argument, a configuration, names that.
+    name = values.get("hparams_name")
+    is_one_argument = isinstance(name, str) and name.isidentifier() and name != "kwargs"
+    return {name: arguments, **arguments} if is_one_argument else arguments
+
+
+def suggest_module(checkpoint: Checkpoint | None) -> str:
+    """Return a sentence with the class that a file names, "" if it names none.
+
+    Lightning's command line writes `_class_path`, and a pickled module its own class. Neither is
+    imported: a file does not choose the code that is run.
+    """
+    if checkpoint is None:
+        return ""
+    names: list[object] = [s.modules[""].name for s in checkpoint.states if "" in s.modules]
+    names += [
+        entry.value.get("_class_path")
+        for entry in checkpoint.entries
+        if entry.at == "hyper_parameters" and isinstance(entry.value, dict)
+    ]
+    for name in names:
+        if isinstance(name, str) and re.fullmatch(
+            r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", name, re.ASCII
+        ):
+            package, _, class_name = name.rpartition(".")
+            return f". The file itself names {name}: if you trust it, -m {package}:{class_name}"
+    return ""
 
 
 def describe_choices(

@@ -61,9 +61,8 @@ def get_loader(name: str) -> FrameworkLoader:
     loader = cast("FrameworkLoader", import_module(_MODULES[name]))
     missing = find_missing_packages(loader.PACKAGES)
     if missing:
-        raise ModuleError(
-            name, f"{', '.join(missing)} is not installed here: {get_install_hint(name)}"
-        )
+        packages = ", ".join(missing)
+        raise ModuleError(name, f"{packages} is not installed here: {get_install_hint(name)}")
     return loader
 
 
