@@ -54,6 +54,7 @@ def migrate(  # noqa: PLR0913
     renames: Mapping[str, str] | None = None,
     accept_renames: bool = False,
     from_: PathLike | None = None,
+    merge_adapter: PathLike | None = None,
     drop_extra: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -95,6 +96,8 @@ def migrate(  # noqa: PLR0913
             segment, at the end for all that follow.
         accept_renames: take renames that nothing proves where nothing else fits as well.
         from_: a pickled module, or another file, whose attributes are used as well.
+        merge_adapter: folder of the base that the adapter in `source` is merged into; `target` is
+            then a new folder.
         drop_extra: leave out entries that the container cannot hold.
         force: replace an existing target.
         dry_run: write nothing.
@@ -120,6 +123,7 @@ def migrate(  # noqa: PLR0913
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
+    from ckptool.commands.merge_adapter import merge_adapter as merge_into_base
     from ckptool.migration.plan.plan_file import read_plan_file
     from ckptool.migration.plan.suggest import PlanChoices
     from ckptool.migration.run import MigrationRequest, run_migration
@@ -129,6 +133,18 @@ def migrate(  # noqa: PLR0913
     )
     reject_unused_options({"--save-plan": is_same_file}, "and -o name one file: name another")
     location = parse_location(source)
+    if merge_adapter is not None:
+        reject_unused_options(
+            {"-m": module is not None, "--plan": plan is not None, "-o": target is None},
+            "--merge-adapter takes an adapter's folder, its base and -o FOLDER alone",
+        )
+        return merge_into_base(
+            location,
+            parse_location(merge_adapter),
+            require_local_path(target or ""),
+            limits,
+            dry_run=dry_run,
+        )
     module_target = find_target(location, ModuleOptions(module, kwargs, at, into, loader), config)
     if into is not None:
         reject_unused_options(

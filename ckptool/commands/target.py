@@ -365,7 +365,7 @@ def read_hyper_parameters(checkpoint: Checkpoint) -> Arguments:
     # save_hyperparameters() of a constructor with one argument, a configuration, names that.
     name = values.get("hparams_name")
     is_one_argument = isinstance(name, str) and name.isidentifier() and name != "kwargs"
-    return {name: arguments, **arguments} if is_one_argument else arguments
+    return {str(name): arguments, **arguments} if is_one_argument else arguments
 
 
 def suggest_module(checkpoint: Checkpoint | None) -> str:
