@@ -24,6 +24,12 @@ def announce_file_kwargs(target: str, kwargs: Mapping[str, object]) -> None:
     _echo_once(f"{text} (--no-file-kwargs: refuse them)")
 
 
+def announce_namespace(target: str, name: str) -> None:
+    """Say that a dict is passed as an argparse.Namespace, each text once."""
+    reason = "its constructor reads attributes of it"
+    _echo_once(f"{target}: `{name}` is passed as an argparse.Namespace, because {reason}")
+
+
 def _echo_once(text: str) -> None:
     from ckptool.cli.output import format_one_line
 

@@ -8,7 +8,11 @@ from typing import Any
 
 import click
 
-from ckptool.cli.notices import announce_configured_code, announce_file_kwargs
+from ckptool.cli.notices import (
+    announce_configured_code,
+    announce_file_kwargs,
+    announce_namespace,
+)
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.output_targets import resolve_destinations
@@ -128,7 +132,9 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         ctx.obj |= {"config": config, "options": policy_options}
         policy = resolve_policy(config, policy_options)
         uses_file_kwargs = config.settings.file_kwargs and not ctx.params.get("no_file_kwargs")
-        trust_rule = TrustRule(uses_file_kwargs, announce_file_kwargs, announce_configured_code)
+        trust_rule = TrustRule(
+            uses_file_kwargs, announce_file_kwargs, announce_namespace, announce_configured_code
+        )
         token = TRUST_RULE.set(trust_rule)
         try:
             return function(ctx, *args, out=out, policy=policy, **options)
@@ -316,20 +322,23 @@ _INPUT_OPTIONS = (
 
 _MODULE_OPTIONS = (
     click.option(
-        "-m", "--module", metavar="PACKAGE.MODULE:NAME", help="A class, a factory or an instance."
+        "-m",
+        "--module",
+        metavar="MODULE:NAME",
+        help="A class, a factory, a call or an instance: pkg.mod:Net, net.py:Net, net:make(3).",
     ),
     click.option(
         "-k",
         "kwargs_pairs",
         multiple=True,
         metavar="NAME=VALUE",
-        help="A constructor argument, as a Python literal.",
+        help="A constructor argument, as a Python literal; cfg.d=3 is a field of one.",
     ),
     click.option(
         "--kwargs",
         "kwargs_file",
         type=click.Path(path_type=Path),
-        help="Constructor arguments, in a JSON or TOML file.",
+        help="Constructor arguments, in a JSON, TOML or YAML file.",
     ),
     click.option(
         "--no-file-kwargs",
