@@ -73,21 +73,6 @@ def measure_forward_effects(factory: ModuleFactory, inputs: Inputs | None) -> Fo
     )
 
 
-def with_forward_effects(module_info: ModuleInfo, effects: ForwardEffects) -> ModuleInfo:
-    """Return the ModuleInfo with `constancy` and first `used` line of unsaved tensors updated."""
-    module_tensors = dict(module_info.tensors)
-    for key, module_tensor in module_info.unsaved_tensors.items():
-        constancy = Constancy.MUTATED if key in effects.mutated_paths else module_tensor.constancy
-        module_tensors[key] = replace(
-            module_tensor,
-            constancy=constancy,
-            used_at=effects.first_uses.get(key, module_tensor.used_at),
-        )
-    return replace(
-        module_info, tensors=module_tensors, skipped=(*module_info.skipped, *effects.skipped)
-    )
-
-
 def _run_forward(module: nn.Module, inputs: Inputs, *, training: bool) -> None:
     copies = inputs.map_tensors(Tensor.clone)
     with prepare_forward(module, training=training):
