@@ -2,17 +2,22 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ckptool.cli.notices import announce_configured_code, announce_file_kwargs
+from ckptool.cli.notices import (
+    announce_configured_code,
+    announce_file_kwargs,
+    show_user_output,
+)
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.output_targets import resolve_destinations
-from ckptool.cli.parsing import parse_kwargs, parse_limits
+from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
 from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
     TRUST_RULE,
@@ -131,11 +136,30 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         trust_rule = TrustRule(uses_file_kwargs, announce_file_kwargs, announce_configured_code)
         token = TRUST_RULE.set(trust_rule)
         try:
-            return function(ctx, *args, out=out, policy=policy, **options)
+            with _choose_worker(ctx):
+                return function(ctx, *args, out=out, policy=policy, **options)
         finally:
             TRUST_RULE.reset(token)
 
     return command
+
+
+@contextmanager
+def _choose_worker(ctx: click.Context) -> Iterator[None]:
+    """Have a child process run the modules of the command, unless the options say otherwise."""
+    if ctx.params.get("in_process", True):
+        yield
+        return
+    from ckptool.commands.worker.child_worker import ChildProcessWorker
+    from ckptool.commands.worker.worker import stop_using_worker, use_worker
+
+    worker = ChildProcessWorker(parse_timeout(ctx.params["timeout"]), show_user_output)
+    token = use_worker(worker)
+    try:
+        yield
+    finally:
+        stop_using_worker(token)
+        worker.close()
 
 
 def _find_config(policy_file: Path | None, *, is_wanted: bool) -> ProjectConfig:
@@ -178,7 +202,9 @@ def module_options(function: CommandFunction) -> CommandFunction:
         *args: object,
         kwargs_pairs: tuple[str, ...],
         kwargs_file: Path | None,
-        no_file_kwargs: bool,  # noqa: ARG001 - read by `_wrap_report_command`
+        no_file_kwargs: bool,  # noqa: ARG001 - these three are read by `_wrap_report_command`
+        in_process: bool,  # noqa: ARG001
+        timeout: float,  # noqa: ARG001
         **options: object,
     ) -> object:
         kwargs = parse_kwargs(kwargs_pairs, kwargs_file)
@@ -335,5 +361,18 @@ _MODULE_OPTIONS = (
         "--no-file-kwargs",
         is_flag=True,
         help="Refuse constructor arguments that the checkpoint brings (hyper_parameters).",
+    ),
+    click.option(
+        "--in-process",
+        is_flag=True,
+        help="Run the module in this process, not in one of its own: for a debugger.",
+    ),
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=DEFAULT_TIMEOUT,
+        show_default=True,
+        help="End a step of the module that takes longer.",
     ),
 )

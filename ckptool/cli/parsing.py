@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -13,6 +13,10 @@ from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 
 T = TypeVar("T")
+
+DEFAULT_TIMEOUT: Final = 3600
+"""Seconds that one step of a module may take: building it, loading, a verification."""
+_MAX_TIMEOUT: Final = 10_000_000
 
 
 def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
@@ -67,6 +71,17 @@ def _read_kwargs_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")
     return data
+
+
+def parse_timeout(seconds: float) -> float:
+    """Return the seconds of --timeout.
+
+    Raises:
+        UsageError: the number is out of bounds.
+    """
+    if not 0 < seconds <= _MAX_TIMEOUT:
+        raise UsageError(f"--timeout {seconds:g}: expected seconds, more than 0")
+    return seconds
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from msgspec.structs import replace
 from torch import Tensor, nn
 
-from ckptool.model import Constancy, ModuleInfo, Skipped
+from ckptool.model import Skipped
 from ckptool.modules.snapshot import find_mutated, take_snapshot
 from ckptool.modules.user_code import UserCodeError
 from ckptool.verification import inputs as input_sources
