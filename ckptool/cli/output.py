@@ -52,7 +52,8 @@ class ReportOutput(Struct, frozen=True):
     def write_report(self, report: "AnyReport") -> None:
         """Write the report to its files and to standard output.
 
-        What code of the user printed is shown before. With --format github, also append it as Markdown to $GITHUB_STEP_SUMMARY.
+        With --format github, also append it as Markdown to $GITHUB_STEP_SUMMARY. What code of the
+        user printed is shown before.
 
         Raises:
             WriteError: a file cannot be written.

@@ -211,7 +211,7 @@ class ModuleProcess:
         self._kill()
 
     def _has_ended(self) -> bool:
-        """Whether the process has ended; on POSIX its number stays taken, so that it can be killed."""
+        """Whether the process has ended; on POSIX its number stays taken until `end`."""
         if os.name != "posix":
             return self._process.poll() is not None
         if self._process.returncode is not None:
