@@ -67,8 +67,7 @@ class ChildProcessWorker:
             show_lines: shows the lines that user code printed.
         """
         self._timeout = timeout
-        self._show_lines = show_lines
-        self._output = UserOutput()
+        self._output = UserOutput(show_lines)
         self._process: ModuleProcess | None = None
 
     def start(self) -> None:
@@ -103,11 +102,9 @@ class ChildProcessWorker:
             raise ModuleError(target, f"its answer makes no sense: {error}") from error
 
     def close(self) -> None:
-        """End the process, and show what user code printed."""
+        """End the process, and show what user code printed last."""
         self._end_process()
-        lines = self._output.take_lines()
-        if lines:
-            self._show_lines(lines)
+        self._output.finish()
 
     def _get_process(self) -> "ModuleProcess":
         if self._process is None:
