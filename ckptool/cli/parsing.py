@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -14,6 +14,10 @@ from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 
 T = TypeVar("T")
+
+DEFAULT_TIMEOUT: Final = 3600
+"""Seconds that one step of a module may take: building it, loading, a verification."""
+_MAX_TIMEOUT: Final = 10_000_000
 
 
 def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
@@ -102,6 +106,17 @@ def _parse_kwargs_text(path: Path, text: str) -> object:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error).replace("\n", " ")) from error
+
+
+def parse_timeout(seconds: float) -> float:
+    """Return the seconds of --timeout.
+
+    Raises:
+        UsageError: the number is out of bounds.
+    """
+    if not 0 < seconds <= _MAX_TIMEOUT:
+        raise UsageError(f"--timeout {seconds:g}: expected seconds, more than 0")
+    return seconds
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError
@@ -34,7 +34,10 @@ from ckptool.modules.target.python_source import (
     locate_source,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.phrases import summarize_message
+from ckptool.phrases import cut_middle, summarize_message
+
+_MAX_VALUE_CHARS: Final = 80
+"""Characters of a constructor argument of a file that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,8 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
     }
     announce = TRUST_RULE.get().announce_file_kwargs
     if matching_defaults and announce is not None:
-        announce(spec.target, matching_defaults)
+        texts = {k: cut_middle(repr(v), _MAX_VALUE_CHARS) for k, v in matching_defaults.items()}
+        announce(spec.target, texts)
     kwargs = {**matching_defaults, **spec.kwargs}
     try:
         signature.bind(**kwargs)

@@ -173,7 +173,7 @@ def test_a_command_that_is_interrupted_exits_130(tmp_path):
     )
     try:
         assert process.stderr is not None
-        assert process.stderr.readline() == "building\n"
+        assert process.stderr.readline() == "| building\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:
