@@ -54,6 +54,14 @@ class CheckpointDiff(Struct, frozen=True):
     """Weights that one file has quantised and the other not; their values are not compared."""
 
     @property
+    def plain_changes(self) -> tuple[Change, ...]:
+        """Changes but those that come of quantisation."""
+        if self.quantized_form is None:
+            return self.changes
+        explained_keys = self.quantized_form.explained_keys
+        return tuple(change for change in self.changes if change.key not in explained_keys)
+
+    @property
     def keys_beyond_tolerance(self) -> tuple[str, ...]:
         """Keys whose values differ by more than the tolerances."""
         if self.tolerances is None:

@@ -10,7 +10,12 @@ from ckptool.compare.quantization.declaration import (
     find_checkpoint_quantization,
 )
 from ckptool.compare.quantization.scheme import QuantizedLayer
-from ckptool.compare.quantization.summary import QuantizedGroup, format_schemes, group_layers
+from ckptool.compare.quantization.summary import (
+    QuantizedGroup,
+    format_schemes,
+    format_sides,
+    group_layers,
+)
 from ckptool.model import Checkpoint, join_key, natural_sort_key
 from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
@@ -54,15 +59,13 @@ def find_quantization_mismatch(diff: ModuleDiff) -> Iterator[RuleHit]:
         if file_layers
         else "Load the float file into the float module, and quantise that afterwards"
     )
-    want = format_schemes(module_layers) or "not quantised"
-    if quantization.unscaled_dtype:
-        want = f"has its weights in {quantization.unscaled_dtype} without their scales"
+    file_text, module_text = format_sides(quantization)
     yield hit(
         next(iter((file_layers or module_layers)[0].keys.values())),
         None,
         keys,
-        have=format_schemes(file_layers) or "not quantised",
-        want=want,
+        have=file_text,
+        want=module_text,
         count=len({layer.prefix for layer in layers}),
         rest=_format_rest(diff),
         remedy=remedy,
@@ -191,12 +194,12 @@ def find_contradicted_declaration(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     Rule(
         code="CK237",
         name="quantised-form",
-        level=Level.NOTE,
+        level=Level.ERROR,
         summary="the {which} file is the quantised form of the other: {scheme}, {count}",
         detail="their values were not compared{rest}",
         why=(
             "A quantised weight is stored in tensors of other names, shapes and dtypes. What loads"
-            " one file does not load the other."
+            " one file strictly does not load the other."
         ),
         fix="To load the {which} file, {remedy}.",
         example=(

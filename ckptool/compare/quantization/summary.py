@@ -7,6 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from ckptool.compare.key_subtrees import mask_layer_numbers
+from ckptool.compare.quantization.difference import QuantizationDifference
 from ckptool.compare.quantization.scheme import QuantizedLayer
 from ckptool.model import natural_sort_key
 
@@ -46,6 +47,14 @@ def group_layers(layers: Iterable[QuantizedLayer]) -> tuple[QuantizedGroup, ...]
             groups.values(), key=lambda members: natural_sort_key(members[0].weight_key)
         )
     )
+
+
+def format_sides(difference: QuantizationDifference) -> tuple[str, str]:
+    """Return what the file is and what the module is, to follow "the file is" and "the module"."""
+    module_text = format_schemes(difference.module_layers) or "not quantised"
+    if difference.unscaled_dtype:
+        module_text = f"has its weights in {difference.unscaled_dtype} without their scales"
+    return format_schemes(difference.file_layers) or "not quantised", module_text
 
 
 def format_schemes(layers: Iterable[QuantizedLayer]) -> str:

@@ -27,7 +27,12 @@ from ckptool.render.blocks import (
 from ckptool.render.key_tree import KeyTreeRow, build_key_tree
 from ckptool.render.text import format_size
 from ckptool.reports.common import TensorReport
-from ckptool.reports.inspect import CheckpointReport, InspectReport, StateReport
+from ckptool.reports.inspect import (
+    CheckpointReport,
+    InspectReport,
+    QuantizedWeightsReport,
+    StateReport,
+)
 
 _MAX_METADATA_CHARACTERS: Final = 400
 
@@ -130,13 +135,16 @@ def _build_quantized_table(state: StateReport, options: RenderOptions) -> TableB
             f"{group.weights:,}",
             group.scheme,
             f"{group.bits:,}" if group.bits else "not known",
-            group.scaling or "not known",
-            "" if group.is_complete else "incomplete",
+            _format_scaling(group),
         )
         for group in state.quantized
     ]
-    columns = ("weight", COUNT, "scheme", "bits", "scales", "")
+    columns = ("weight", COUNT, "scheme", "bits", "scales")
     return build_table(f"Quantised{_format_at(state.at)}: {count}", columns, rows, options)
+
+
+def _format_scaling(group: QuantizedWeightsReport) -> str:
+    return (group.scaling or "not known") if group.is_complete else "incomplete"
 
 
 _TENSOR_COLUMNS: Final = (COUNT, Column("dtype"), Column("shape"), SIZE, DEVICE, KIND)
