@@ -32,7 +32,7 @@ _MAX_LISTED: Final = 3
         name="quantisation-family-mismatch",
         level=Level.ERROR,
         summary="the file is {have} and the module {want}",
-        detail="{count} of its modules differ, the first by `{key}`{rest}",
+        detail="{count} of its modules differ, the first by `{key}`{misfit}",
         why=(
             "A quantised layer has other keys and other dtypes than the float layer. With "
             "strict=False the float layer stays at random, or takes integers for weights."
@@ -67,13 +67,13 @@ def find_quantization_mismatch(diff: ModuleDiff) -> Iterator[RuleHit]:
         have=file_text,
         want=module_text,
         count=len({layer.prefix for layer in layers}),
-        rest=_format_rest(diff),
+        misfit=_format_misfit(diff),
         remedy=remedy,
         keys=keys,
     )
 
 
-def _format_rest(diff: ModuleDiff) -> str:
+def _format_misfit(diff: ModuleDiff) -> str:
     """Return what would not fit if the file were dequantised, as the rest of a sentence."""
     quantization = diff.quantization
     assert quantization is not None
@@ -196,7 +196,7 @@ def find_contradicted_declaration(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         name="quantised-form",
         level=Level.ERROR,
         summary="the {which} file is the quantised form of the other: {scheme}, {count}",
-        detail="their values were not compared{rest}",
+        detail="their values were not compared{misfit}",
         why=(
             "A quantised weight is stored in tensors of other names, shapes and dtypes. What loads"
             " one file strictly does not load the other."
@@ -216,10 +216,12 @@ def find_quantized_form(diff: CheckpointDiff) -> Iterator[RuleHit]:
     if form is None:
         return
     first = form.layers[0]
-    rest = ""
+    misfit_clause = ""
     if form.misfit_keys:
         names = join_limited(form.misfit_keys, _MAX_LISTED, quote_code)
-        rest = f"; {names} {_agree(form.misfit_keys, 'has', 'have')} other sizes in the two files"
+        misfit_clause = (
+            f"; {names} {_agree(form.misfit_keys, 'has', 'have')} other sizes in the two files"
+        )
     yield hit(
         first.weight_key,
         None,
@@ -227,7 +229,7 @@ def find_quantized_form(diff: CheckpointDiff) -> Iterator[RuleHit]:
         which="new" if form.is_new else "old",
         scheme=format_schemes(form.layers),
         count=pluralize(len(form.layers), "weight"),
-        rest=rest,
+        misfit=misfit_clause,
         remedy=first.scheme.remedy,
         weights=_list_weight_keys(form.layers),
     )

@@ -133,7 +133,7 @@ def _find_complete(
         for index in indices:
             scheme = SCHEMES[index]
             parts = _select_parts(scheme, prefix, name, tensors)
-            if parts is None or _list_lacking(scheme, parts) or not scheme.claims(parts):
+            if parts is None or _list_missing_parts(scheme, parts) or not scheme.claims(parts):
                 continue
             shapes = (index, *((part, t.shape, t.dtype) for part, t in parts.items()))
             weight_format = formats.get(shapes) or scheme.describe_weight(parts)
@@ -159,7 +159,7 @@ def _select_parts(
     return parts
 
 
-def _list_lacking(scheme: QuantizationScheme, parts: Parts) -> list[str]:
+def _list_missing_parts(scheme: QuantizationScheme, parts: Parts) -> list[str]:
     """Return the required parts that are not there, of alternatives the first."""
     choices = (choice.split("|") for choice in scheme.required)
     return [choice[0] for choice in choices if not any(part in parts for part in choice)]
@@ -172,19 +172,19 @@ def _find_incomplete(
     counts: Mapping[str, int],
 ) -> list[QuantizedLayer]:
     """Return the layers that lack a required tensor; `counts` are of complete ones, by scheme."""
-    found: list[QuantizedLayer] = []
+    possible_layers: list[QuantizedLayer] = []
     for (prefix, name), indices in candidates.items():
         # The scheme of the complete layers explains a broken one best.
         order = sorted(indices, key=lambda index: -counts.get(SCHEMES[index].name, 0))
         built = (_build_incomplete(SCHEMES[i], prefix, name, tensors, counts) for i in order)
-        found += (
+        possible_layers += (
             layer
             for layer in built
             if layer is not None and consumed_keys.isdisjoint(layer.keys.values())
         )
     layers: list[QuantizedLayer] = []
     known_keys = set(consumed_keys)
-    for layer in sorted(found, key=lambda layer: -len(layer.keys)):
+    for layer in sorted(possible_layers, key=lambda layer: -len(layer.keys)):
         if known_keys.isdisjoint(layer.keys.values()):
             layers.append(layer)
             known_keys |= {*layer.keys.values()}
@@ -202,15 +202,15 @@ def _build_incomplete(
     parts = _select_parts(scheme, prefix, name, tensors)
     if not parts or not _shows_layer(scheme, name, parts, is_usual=bool(counts.get(scheme.name))):
         return None
-    lacking = _list_lacking(scheme, parts)
-    if not lacking:
+    missing_parts = _list_missing_parts(scheme, parts)
+    if not missing_parts:
         return None
     return QuantizedLayer(
         scheme,
         prefix,
         name,
         {part: tensor.key for part, tensor in parts.items()},
-        lacking_keys=tuple(format_part_key(part, prefix, name) for part in lacking),
+        lacking_keys=tuple(format_part_key(part, prefix, name) for part in missing_parts),
     )
 
 
@@ -220,10 +220,12 @@ def _shows_layer(scheme: QuantizationScheme, name: str, parts: Parts, *, is_usua
     Other tensors of a layer may look like parts of a weight of another name: "input_scale".
     """
     others = {*scheme.optional, *scheme.file_keys}
-    found = [part for part in parts if NAME not in part or part.replace(NAME, name) not in others]
-    if any(part in scheme.markers for part in found):
+    own_parts = [
+        part for part in parts if NAME not in part or part.replace(NAME, name) not in others
+    ]
+    if any(part in scheme.markers for part in own_parts):
         return True
-    required = [part for part in found if part != NAME and part not in scheme.optional]
+    required = [part for part in own_parts if part != NAME and part not in scheme.optional]
     return is_usual and (len(required) > 1 or any(NAME in part for part in required))
 
 

@@ -85,7 +85,7 @@ def describe_gptq(parts: Parts) -> WeightFormat:
 def claims_gptq(parts: Parts) -> bool:
     """Whether rows are packed: qweight is as wide as the scales, where AWQ packs columns."""
     packed, scales = parts["qweight"].shape, parts["scales"].shape
-    return len(packed) == len(scales) == 2 and packed[1] == scales[1]
+    return "g_idx" in parts or (len(packed) == len(scales) == 2 and packed[1] == scales[1])
 
 
 def describe_awq(parts: Parts) -> WeightFormat:

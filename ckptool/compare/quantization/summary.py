@@ -32,9 +32,9 @@ def group_layers(layers: Iterable[QuantizedLayer]) -> tuple[QuantizedGroup, ...]
     groups: dict[object, list[QuantizedLayer]] = {}
     for layer in layers:
         key = mask_layer_numbers(layer.weight_key)
-        lacking = tuple(map(mask_layer_numbers, layer.lacking_keys))
+        absent_parts = tuple(map(mask_layer_numbers, layer.lacking_keys))
         weight_format = layer.format
-        facts = (weight_format.phrase, weight_format.misfit, lacking, layer.is_probable)
+        facts = (weight_format.phrase, weight_format.misfit, absent_parts, layer.is_probable)
         groups.setdefault((layer.scheme.name, key, facts), []).append(layer)
     return tuple(
         QuantizedGroup(
