@@ -102,7 +102,9 @@ def _guess_method(section: Mapping[str, Any]) -> str:
     """Return the method of a section that names none: bitsandbytes' early files, and MLX."""
     if section.keys() & {"load_in_4bit", "load_in_8bit"}:
         return "bitsandbytes"
-    return "compressed-tensors" if "config_groups" in section else "mlx"
+    if "config_groups" in section:
+        return "compressed-tensors"
+    return "mlx" if section.keys() >= {"bits", "group_size"} else "a method without a name"
 
 
 def _iter_numbers(section: Mapping[str, Any], depth: int) -> Iterator[tuple[str, int]]:

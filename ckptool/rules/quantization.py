@@ -219,9 +219,7 @@ def find_quantized_form(diff: CheckpointDiff) -> Iterator[RuleHit]:
     misfit_clause = ""
     if form.misfit_keys:
         names = join_limited(form.misfit_keys, _MAX_LISTED, quote_code)
-        misfit_clause = (
-            f"; {names} {_agree(form.misfit_keys, 'has', 'have')} other sizes in the two files"
-        )
+        misfit_clause = f"; not of one size in the two files: {names}"
     yield hit(
         first.weight_key,
         None,
@@ -233,10 +231,6 @@ def find_quantized_form(diff: CheckpointDiff) -> Iterator[RuleHit]:
         remedy=first.scheme.remedy,
         weights=_list_weight_keys(form.layers),
     )
-
-
-def _agree(keys: tuple[str, ...], singular: str, plural: str) -> str:
-    return singular if len(keys) == 1 else plural
 
 
 def _list_weight_keys(layers: Iterable[QuantizedLayer]) -> list[str]:
