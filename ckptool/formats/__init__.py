@@ -13,6 +13,7 @@ from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats.files.source import ByteSource, is_directory, list_names, open_source
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.pickle.name_origin import SOURCE_BUDGET
+from ckptool.formats.quantization_config import read_declaration
 from ckptool.formats.safetensors import reader as safetensors_reader
 from ckptool.formats.sharded.sibling_files import (
     CHECKPOINT_PATTERN,
@@ -20,7 +21,7 @@ from ckptool.formats.sharded.sibling_files import (
     list_unread_siblings,
 )
 from ckptool.formats.strict_json import quote_text
-from ckptool.locations import Location
+from ckptool.locations import Location, RemotePath
 from ckptool.model import Checkpoint
 from ckptool.phrases import join_limited
 
@@ -59,7 +60,11 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         ReadError: it cannot be read, or a directory holds several checkpoints.
     """
     SOURCE_BUDGET.reset()
-    return _search_extra_state(_open_container(path, limits), limits)
+    checkpoint = _search_extra_state(_open_container(path, limits), limits)
+    if isinstance(path, RemotePath):
+        return checkpoint
+    declaration = read_declaration(path if path.is_dir() else path.parent, limits)
+    return replace(checkpoint, quantization_declaration=declaration) if declaration else checkpoint
 
 
 def _open_container(path: Location, limits: Limits) -> Checkpoint:
