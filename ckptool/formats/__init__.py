@@ -21,7 +21,7 @@ from ckptool.formats.sharded.sibling_files import (
 )
 from ckptool.formats.strict_json import quote_text
 from ckptool.locations import Location
-from ckptool.model import Checkpoint
+from ckptool.model import Checkpoint, Container
 from ckptool.phrases import join_limited
 
 STDIN: Final = Path("<stdin>")
@@ -57,7 +57,7 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         ReadError: it cannot be read, or a directory holds several checkpoints.
     """
     SOURCE_BUDGET.reset()
-    return _search_extra_state(_open_container(path, limits), limits)
+    return _search_extra_state(_note_rank_files(_open_container(path, limits)), limits)
 
 
 def _open_container(path: Location, limits: Limits) -> Checkpoint:
@@ -110,7 +110,11 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
 
 
 def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
+    from ckptool.formats import unrecognized
+
     names = list_names(directory)
+    if description := unrecognized.describe_unpacked_archive(directory.name, names):
+        raise UnknownFormatError(directory, description)
     indexes = [name for name in names if re.fullmatch(_INDEX_PATTERN, name)]
     if _DCP_METADATA in names:
         indexes.append(_DCP_METADATA)
@@ -126,6 +130,16 @@ def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
     if indexes == [_DCP_METADATA]:
         return _note_sibling_files(_open_dcp(directory, limits), names)
     return replace(_open_sharded(directory / indexes[0], limits), path=directory)
+
+
+def _note_rank_files(checkpoint: Checkpoint) -> Checkpoint:
+    """Add the issue that the checkpoint is the file of one rank of several."""
+    if checkpoint.files or checkpoint.container is Container.DCP:
+        return checkpoint
+    from ckptool.formats.rank_files import find_rank_files
+
+    issues = find_rank_files(checkpoint.path)
+    return replace(checkpoint, faults=(*checkpoint.faults, *issues)) if issues else checkpoint
 
 
 def _note_sibling_files(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:

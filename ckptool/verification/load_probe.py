@@ -69,7 +69,7 @@ def compare_with_loader(
     if not diff.state.tensors:
         return diff
     if checkpoint.load_refusal:
-        refusal = f"torch.load refuses the archive: {checkpoint.load_refusal}"
+        refusal = f"torch.load refuses the file: {checkpoint.load_refusal}"
         return apply_load_outcome(diff, LoadOutcome(refusal, None, None))
     outcome = _ask_loader(module, diff)
     if isinstance(outcome, Skipped):

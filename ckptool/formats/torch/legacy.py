@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from ckptool.errors import CorruptCheckpointError
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.files.lookalikes import check_no_archive
@@ -60,6 +62,9 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
         )
 
 
+_PICKLE_REFUSAL: Final = (
+    "pickle.dump or joblib.dump wrote it, not torch.save; what wrote it can load it"
+)
 MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION: Final = 1001
 _HEAD_BYTES: Final = 1 << 16
@@ -245,7 +250,9 @@ def _read_bare_pickle(stream: PickleStream, pickle: ParsedPickle, limits: Limits
         )
     if pickle.persistent_references:
         raise CorruptCheckpointError(
-            source.path, "its pickle refers to storages that are not there"
+            source.path,
+            "its pickle refers to storages that are not there: it is one record of an "
+            "archive, so name the archive, or the folder that it was unpacked to",
         )
     state_tree = states.describe_tree(
         pickle.root, limits, _build_embedded_finder(stream, pickle, limits)
@@ -254,7 +261,8 @@ def _read_bare_pickle(stream: PickleStream, pickle: ParsedPickle, limits: Limits
         raise CorruptCheckpointError(
             source.path, f"a pickle that {describe_tensorless_pickle(pickle.root)}"
         )
-    return _build_checkpoint(stream, Container.PICKLE, pickle, state_tree)
+    checkpoint = _build_checkpoint(stream, Container.PICKLE, pickle, state_tree)
+    return replace(checkpoint, load_refusal=_PICKLE_REFUSAL)
 
 
 def _build_embedded_finder(
