@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.model import Container
 from ckptool.phrases import quote_shell
 
@@ -15,6 +16,8 @@ _RESULT_NAMES: Final = {
     Container.SHARDED_TORCH: "NEW",
 }
 """Container of the source -> name of a result in the same one; a folder has no suffix."""
+_MAX_RENAMES: Final = 4
+"""Renames that one command takes; of more, a user answers one after the other."""
 _UNNAMED_MODULE: Final = "PACKAGE.MODULE:NAME"
 """Stands for a module that was given as an object."""
 
@@ -40,6 +43,24 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
     return " ".join(words)
 
 
+def format_rename_command(diff: ModuleDiff, group: RenameGroup) -> str:
+    """Return the `ckptool migrate` command that takes the rename of `group`.
+
+    It takes the others of the file as well, if they are few: one alone leaves theirs open.
+    """
+    asked_groups = [other for other in diff.rename_groups if not other.is_documented]
+    taken_groups = asked_groups if len(asked_groups) <= _MAX_RENAMES else [group]
+    return " ".join((format_migrate_command(diff), *_format_renames(taken_groups)))
+
+
+def _format_renames(groups: Sequence[RenameGroup]) -> list[str]:
+    words: list[str] = []
+    for group in groups:
+        if not group.is_documented:  # migrate takes those by itself
+            words += ["--rename", quote_shell(f"{group.old_pattern}={group.new_pattern}")]
+    return words
+
+
 def format_inject_command(diff: ModuleDiff, keys: Sequence[str], source: str) -> str:
     """Return the `ckptool migrate` command that injects `keys`, which the file lacks.
 
@@ -50,6 +71,8 @@ def format_inject_command(diff: ModuleDiff, keys: Sequence[str], source: str) ->
     for key in keys:
         keys_by_name.setdefault(key.rpartition(".")[2], []).append(key)
     words = [format_migrate_command(diff)]
+    if len(diff.rename_groups) <= _MAX_RENAMES:
+        words += _format_renames(diff.rename_groups)
     for name, named_keys in keys_by_name.items():
         pattern = f"*.{name}" if all("." in key for key in named_keys) else f"*{name}"
         matched = {key for key in diff.missing_keys if fnmatchcase(key, pattern)}

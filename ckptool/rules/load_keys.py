@@ -1,6 +1,5 @@
 """ModuleDiff -> hits: missing and unexpected keys, one by one (CK201-CK220)."""
 
-import shlex
 from collections.abc import Collection, Iterator
 from typing import Final
 
@@ -13,7 +12,11 @@ from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.model import Kind, ModuleTensor
 from ckptool.phrases import quote_python
-from ckptool.rules.fix_commands import format_inject_command, format_migrate_command
+from ckptool.rules.fix_commands import (
+    format_inject_command,
+    format_migrate_command,
+    format_rename_command,
+)
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -360,15 +363,8 @@ def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
             certainty=_describe_certainty(group),
             how=group.evidence,
             unambiguous=group.is_unambiguous,
-            command=f"{format_migrate_command(diff)} {_format_rename_option(group)}".strip(),
+            command=format_rename_command(diff, group),
         )
-
-
-def _format_rename_option(group: RenameGroup) -> str:
-    """Return the option of migrate that says so; "" where it does so by itself."""
-    if group.is_documented:
-        return ""
-    return f"--rename {shlex.quote(f'{group.old_pattern}={group.new_pattern}')}"
 
 
 def _describe_certainty(group: RenameGroup) -> str:

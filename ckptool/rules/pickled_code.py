@@ -146,7 +146,7 @@ def _advise_method(checkpoint: Checkpoint, use: GlobalUse) -> str:
         return (
             f"The parentheses are missing: torch.save(model.state_dict(), path). The whole {owner}"
             " was saved with its method. To take the state_dict out: ckptool migrate"
-            f" {quote_shell(str(checkpoint.path))}{at} -o NEW.safetensors"
+            f" {quote_shell(str(checkpoint.path))}{at} -o NEW.safetensors --drop-extra"
         )
     place = "".join(f"[{quote_python(step)}]" for step in use.at.split("."))
     return (

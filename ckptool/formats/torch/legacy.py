@@ -276,26 +276,32 @@ def _build_embedded_finder(
             start = stream.find_blob_offset(pickle, blob)
             if start < 0:
                 raise PickleTreeError("a storage within the pickle is no file of torch.save")
-            stored_by_id[id(blob)] = _read_embedded_storage(
-                SourceSlice(stream.source, start, len(blob)), limits, len(stored_by_id)
+            blob_slice = SourceSlice(stream.source, start, len(blob))
+            saved_storage = read_embedded_storage(blob_slice, limits).target
+            # Each was saved separately with an address as key: two keys can be equal.
+            info = saved_storage.info
+            indexed_info = StorageInfo(f"{len(stored_by_id)}", info.nbytes, info.device, info.span)
+            stored_by_id[id(blob)] = SavedStorage(
+                indexed_info, saved_storage.dtype, saved_storage.numel
             )
         return stored_by_id[id(blob)]
 
     return find_storage
 
 
-def _read_embedded_storage(blob_slice: SourceSlice, limits: Limits, index: int) -> SavedStorage:
+def read_embedded_storage(blob_slice: SourceSlice, limits: Limits) -> PersistentReference:
+    """Return the reference to the storage that a byte string of a bare pickle is a file of.
+
+    Raises:
+        PickleTreeError: it is something else.
+    """
     stream = PickleStream(blob_slice, limits)
     if stream.read_pickle("a storage within the pickle").root != MAGIC_NUMBER:
         raise PickleTreeError("a storage within the pickle is no legacy file of torch.save")
     root = LegacyReader(stream, blob_slice.start).read().root
     if type(root) is not PersistentReference or type(root.target) is not SavedStorage:
         raise PickleTreeError("a storage within the pickle is something else")
-    # Each was saved separately with an address as key: two keys can be equal.
-    saved_storage = root.target
-    info = saved_storage.info
-    indexed_info = StorageInfo(f"{index}", info.nbytes, info.device, info.span)
-    return SavedStorage(indexed_info, saved_storage.dtype, saved_storage.numel)
+    return root
 
 
 def _build_checkpoint(
