@@ -31,6 +31,7 @@ _MAGIC_READERS: Final = ("torch.zip_reader", "torch.tar")
 _TRIAL_READERS: Final = ("torch.legacy",)
 """A pickle has no magic bytes: these readers are tried last, after all other known formats."""
 _DCP_METADATA: Final = ".metadata"
+_DCP_SUFFIX: Final = ".distcp"
 _INDEX_PATTERN: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
 _WEIGHTS_PATTERN: Final = (
     r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model|open_clip_(?:pytorch_)?model)"
@@ -173,7 +174,7 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     """Return the error message for a directory without an index or a single weights file."""
     if not names:
         return "is an empty directory"
-    if any(name.endswith(".distcp") for name in names):
+    if any(name.endswith(_DCP_SUFFIX) for name in names):
         return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
     files = [name for name in names if re.fullmatch(CHECKPOINT_PATTERN, name)]
     folders = (f"{name}/" for name in names if is_directory(directory / name))
@@ -190,6 +191,12 @@ def _open_file(path: Location, limits: Limits) -> Checkpoint:
 
 
 def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
+    if source.path.suffix == _DCP_SUFFIX:
+        raise UnknownFormatError(
+            source.path,
+            "is one file of a torch.distributed.checkpoint folder: name the folder, which has "
+            f"{_DCP_METADATA}",
+        )
     # First: a valid safetensors file may start with the bytes of a zip or a pickle; the reverse
     # cannot happen.
     if safetensors_reader.matches(source):

@@ -10,6 +10,7 @@ from ckptool.model import (
     GlobalUse,
     Safety,
     StateDict,
+    join_key,
     natural_sort_key,
 )
 from ckptool.phrases import quote_python, quote_shell
@@ -75,8 +76,13 @@ _PATH_ADVICE: Final = (
     "Save str(path) from now on. A path of another system cannot be made on this one; to read it on"
     " any: torch.serialization.add_safe_globals([(pathlib.Pure{name}, {key:py})])"
 )
+_PICKLED_TENSOR: Final = "torch.storage._load_from_bytes"
+_UNREADABLE_PICKLE_ADVICE: Final = (
+    "pickle.dump writes each tensor so, and torch.save does not. If you trust who made it: read it"
+    " with pickle.load, and torch.save what that returns."
+)
 _ADVICE_BY_NAME: Final = {
-    "torch.storage._load_from_bytes": (
+    _PICKLED_TENSOR: (
         "pickle.dump writes each tensor so, and torch.save does not. To write them with torch.save:"
         " ckptool migrate {path:sh} -o NEW.pth"
     ),
@@ -120,6 +126,8 @@ def _advise_global(checkpoint: Checkpoint, use: GlobalUse) -> str:
     if use.method:
         return _advise_method(checkpoint, use)
     advice = _ADVICE_BY_NAME.get(use.qualified_name)
+    if checkpoint.damage and use.qualified_name == _PICKLED_TENSOR:
+        advice = _UNREADABLE_PICKLE_ADVICE
     package = use.module.partition(".")[0]
     if advice is None and (use.safety is not Safety.DANGEROUS or package == "dill"):
         advice = _ADVICE_BY_PACKAGE.get(package)
@@ -139,19 +147,26 @@ def _has_sharded_tensors(checkpoint: Checkpoint) -> bool:
 
 
 def _advise_method(checkpoint: Checkpoint, use: GlobalUse) -> str:
+    """Return the remedy for a bound method in the file, which brings its whole object along."""
     method, _, owner = use.method.partition(" of ")
-    if method == "`state_dict`" and not use.at:
-        state = checkpoint.states[0] if checkpoint.states else None
-        at = f" --at {quote_shell(state.at)}" if state is not None and state.at else ""
+    place = "".join(f"[{quote_python(step)}]" for step in use.at.split(".") if step)
+    if method != "`state_dict`" and place:
         return (
-            f"The parentheses are missing: torch.save(model.state_dict(), path). The whole {owner}"
-            " was saved with its method. To take the state_dict out: ckptool migrate"
-            f" {quote_shell(str(checkpoint.path))}{at} -o NEW.safetensors --drop-extra"
+            f"A bound method was saved, and the whole {owner} with it. Leave it out before"
+            f" torch.save: del checkpoint{place}"
         )
-    place = "".join(f"[{quote_python(step)}]" for step in use.at.split("."))
+    missing = (
+        "The parentheses are missing: save what state_dict() returns"
+        if method == "`state_dict`"
+        else "Save model.state_dict() instead"
+    )
+    at = join_key(use.at, "0")
+    if not any(state.at == at and state.role == "module" for state in checkpoint.states):
+        return f"{missing}. The whole {owner} was saved with its method."
     return (
-        f"A bound method was saved, and the whole {owner} with it. Leave it out before"
-        f" torch.save: del checkpoint{place}"
+        f"{missing}. The whole {owner} was saved with its method; to take the state_dict out: "
+        f"ckptool migrate {quote_shell(str(checkpoint.path))} --at {quote_shell(at)}"
+        " -o NEW.safetensors --drop-extra"
     )
 
 
@@ -209,6 +224,7 @@ def find_unavailable_classes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         pickled_module.name
         for state in checkpoint.states
         for pickled_module in state.modules.values()
+        if "." in pickled_module.name  # others are of a class that the pickle itself makes
     }
     if not names or checkpoint.container is Container.TORCHSCRIPT:
         return

@@ -5,7 +5,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ckptool.errors import CorruptCheckpointError
+from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.files.lookalikes import check_no_archive
 from ckptool.formats.files.source import ByteSource
@@ -53,6 +53,7 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
                 return _read_legacy(stream, limits)
             return _read_bare_pickle(stream, first_pickle, limits)
     except CorruptCheckpointError as error:
+        _refuse_joblib(stream)
         return build_damaged_checkpoint(
             source.path, container, source.nbytes, stream.global_names, error.reason
         )
@@ -62,6 +63,19 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
         )
 
 
+def _refuse_joblib(stream: PickleStream) -> None:
+    """Raise UnknownFormatError if nothing but joblib's own class is dangerous in the file."""
+    dangerous_names = {name.qualified_name for name in select_dangerous(stream.global_names)}
+    is_joblib = any(name.qualified_name == _JOBLIB_ARRAY for name in stream.global_names)
+    if is_joblib and dangerous_names <= {_JOBLIB_ARRAY}:
+        raise UnknownFormatError(
+            stream.source.path,
+            "joblib.dump wrote it, with NumPy arrays between its opcodes, and torch.load cannot "
+            "open it: torch.save what joblib.load returns",
+        )
+
+
+_JOBLIB_ARRAY: Final = "joblib.numpy_pickle.NumpyArrayWrapper"
 _PICKLE_REFUSAL: Final = (
     "pickle.dump or joblib.dump wrote it, not torch.save; what wrote it can load it"
 )
@@ -275,7 +289,10 @@ def _build_embedded_finder(
         if id(blob) not in stored_by_id:
             start = stream.find_blob_offset(pickle, blob)
             if start < 0:
-                raise PickleTreeError("a storage within the pickle is no file of torch.save")
+                raise PickleTreeError(
+                    "a storage within the pickle is text, as pickle protocols 0 to 2 write bytes,"
+                    " and not a file of torch.save"
+                )
             blob_slice = SourceSlice(stream.source, start, len(blob))
             saved_storage = read_embedded_storage(blob_slice, limits).target
             # Each was saved separately with an address as key: two keys can be equal.
