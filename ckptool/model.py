@@ -280,6 +280,8 @@ class GlobalUse(Struct, frozen=True, gc=False):
     safety: Safety
     at: str
     """Dotted place of the result of its call; "" for the top level, or if the pickle drops it."""
+    method: str = ""
+    """Of `getattr`: what it looks up, "`state_dict` of net.Net"; "" for other uses."""
 
     @property
     def qualified_name(self) -> str:
@@ -287,12 +289,16 @@ class GlobalUse(Struct, frozen=True, gc=False):
 
 
 class IssueKind(StrEnum):
-    """Defect of a sharded checkpoint."""
+    """Defect of a container that can still be read."""
 
     MISSING_SHARD = "missing-shard"
     MISSING_TENSOR = "missing-tensor"
     UNINDEXED = "unindexed"
     """A shard, or a tensor in one, that the index does not name."""
+    COMPRESSED = "compressed"
+    """Records of tensors that are compressed in the archive."""
+    RANK_FILE = "rank-file"
+    """The file of one rank, beside those of the others."""
 
 
 class ContainerIssue(Struct, frozen=True):
@@ -345,7 +351,7 @@ class Checkpoint(Struct, frozen=True):
     """The files of a sharded checkpoint, in order; () for a single file."""
     faults: tuple[ContainerIssue, ...] = ()
     load_refusal: str = ""
-    """Why torch.load refuses the archive though all of it can be read; "" if it opens it."""
+    """Why torch.load refuses the file though all of it can be read; "" if it opens it."""
     quantization_declaration: QuantizationDeclaration | None = None
     """What the configuration in its folder says of quantisation; None if there is none, or if it
     was not looked for, as beside a remote file."""
@@ -488,6 +494,8 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     skipped: tuple[Skipped, ...] = ()
     submodule: str = ""
     """Path of the only sub-module that is described, "" for the whole module."""
+    arguments: Mapping[str, object] = {}
+    """Constructor arguments that the user gave; without those that are taken from a checkpoint."""
 
     @property
     def label(self) -> str:

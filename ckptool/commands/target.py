@@ -84,6 +84,7 @@ class ModuleTarget(Struct, frozen=True):
 
         if isinstance(self.module, str):
             module_info, module = examine_and_build(self.build_spec(defaults))
+            module_info = replace(module_info, arguments=self.kwargs)
         else:
             module = self.module
             module_info = describe_module(module, type(module).__qualname__)

@@ -137,6 +137,7 @@ class ModuleDiff(Struct, frozen=True):
             keys |= self.part.explained_keys
         if self.rewrite:
             keys |= {*self.rewrite.key_map, *self.rewrite.key_map.values()}
+        keys |= {*self.average_counters}
         keys |= {
             k
             for reparametrization in self.reparametrizations
@@ -149,6 +150,20 @@ class ModuleDiff(Struct, frozen=True):
                 for projection in self.fused_projections
                 for k in (projection.fused_key, *projection.piece_keys)
             }
+        )
+
+    @property
+    def average_counters(self) -> tuple[str, ...]:
+        """The key `n_averaged` of torch.optim.swa_utils.AveragedModel, whose prefix is taken out.
+
+        It counts the models that were averaged, and is no part of the model itself; () without it.
+        """
+        if self.rewrite is None or "module" not in self.rewrite.removed_segments:
+            return ()
+        tensor = self.state.tensors.get(_AVERAGE_COUNTER)
+        is_counter = tensor is not None and (tensor.dtype, tensor.numel) == ("int64", 1)
+        return (
+            (_AVERAGE_COUNTER,) if is_counter and _AVERAGE_COUNTER in self.unexpected_keys else ()
         )
 
     @property
@@ -252,6 +267,9 @@ class ModuleDiff(Struct, frozen=True):
             return self.load_outcome.is_strict
         missing = [key for key in self.missing_keys if key not in self.retied_keys]
         return not (missing or self.unexpected_keys or self.shape_mismatches)
+
+
+_AVERAGE_COUNTER: Final = "n_averaged"
 
 
 def _is_shape_mismatch(change: Changed) -> bool:

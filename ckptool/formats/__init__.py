@@ -22,7 +22,7 @@ from ckptool.formats.sharded.sibling_files import (
 )
 from ckptool.formats.strict_json import quote_text
 from ckptool.locations import Location, RemotePath
-from ckptool.model import Checkpoint
+from ckptool.model import Checkpoint, Container
 from ckptool.phrases import join_limited
 
 STDIN: Final = Path("<stdin>")
@@ -32,6 +32,7 @@ _MAGIC_READERS: Final = ("torch.zip_reader", "torch.tar")
 _TRIAL_READERS: Final = ("torch.legacy",)
 """A pickle has no magic bytes: these readers are tried last, after all other known formats."""
 _DCP_METADATA: Final = ".metadata"
+_DCP_SUFFIX: Final = ".distcp"
 _INDEX_PATTERN: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
 _WEIGHTS_PATTERN: Final = (
     r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model|open_clip_(?:pytorch_)?model)"
@@ -60,7 +61,7 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         ReadError: it cannot be read, or a directory holds several checkpoints.
     """
     SOURCE_BUDGET.reset()
-    checkpoint = _search_extra_state(_open_container(path, limits), limits)
+    checkpoint = _search_extra_state(_note_rank_files(_open_container(path, limits)), limits)
     if isinstance(path, RemotePath):
         return checkpoint
     declaration = read_declaration(path if path.is_dir() else path.parent, limits)
@@ -123,7 +124,11 @@ def list_spool_descriptors() -> tuple[int, ...]:
 
 
 def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
+    from ckptool.formats import unrecognized
+
     names = list_names(directory)
+    if description := unrecognized.describe_unpacked_archive(directory.name, names):
+        raise UnknownFormatError(directory, description)
     indexes = [name for name in names if re.fullmatch(_INDEX_PATTERN, name)]
     if _DCP_METADATA in names:
         indexes.append(_DCP_METADATA)
@@ -139,6 +144,16 @@ def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
     if indexes == [_DCP_METADATA]:
         return _note_sibling_files(_open_dcp(directory, limits), names)
     return replace(_open_sharded(directory / indexes[0], limits), path=directory)
+
+
+def _note_rank_files(checkpoint: Checkpoint) -> Checkpoint:
+    """Add the issue that the checkpoint is the file of one rank of several."""
+    if checkpoint.files or checkpoint.container is Container.DCP:
+        return checkpoint
+    from ckptool.formats.rank_files import find_rank_files
+
+    issues = find_rank_files(checkpoint.path)
+    return replace(checkpoint, faults=(*checkpoint.faults, *issues)) if issues else checkpoint
 
 
 def _note_sibling_files(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
@@ -172,7 +187,7 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     """Return the error message for a directory without an index or a single weights file."""
     if not names:
         return "is an empty directory"
-    if any(name.endswith(".distcp") for name in names):
+    if any(name.endswith(_DCP_SUFFIX) for name in names):
         return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
     files = [name for name in names if re.fullmatch(CHECKPOINT_PATTERN, name)]
     folders = (f"{name}/" for name in names if is_directory(directory / name))
@@ -189,6 +204,12 @@ def _open_file(path: Location, limits: Limits) -> Checkpoint:
 
 
 def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
+    if source.path.suffix == _DCP_SUFFIX:
+        raise UnknownFormatError(
+            source.path,
+            "is one file of a torch.distributed.checkpoint folder: name the folder, which has "
+            f"{_DCP_METADATA}",
+        )
     # First: a valid safetensors file may start with the bytes of a zip or a pickle; the reverse
     # cannot happen.
     if safetensors_reader.matches(source):
