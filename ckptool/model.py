@@ -149,6 +149,8 @@ class StorageInfo(Struct, frozen=True, gc=False):
     span: Span | None = None
     """Byte span of the storage; None where it is compressed or not in a file."""
     byteorder: str = "little"
+    content: bytes | None = None
+    """The bytes themselves, of a numpy array that stands in the pickle; None if they do not."""
 
 
 class TensorComponent(Struct, frozen=True):
@@ -260,6 +262,8 @@ class StateDict(Struct, frozen=True):
     """Of a pickled module: tensors that its state_dict() omits, by path, with `kind` set."""
     modules: Mapping[str, PickledModule] = {}
     """Of a pickled module: prefix -> sub-module."""
+    is_packed: bool = False
+    """Whether these tensors are in packed objects of a module, and not in its state_dict()."""
 
 
 class PlainEntry(Struct, frozen=True):
@@ -326,6 +330,14 @@ class Checkpoint(Struct, frozen=True):
     faults: tuple[ContainerIssue, ...] = ()
     load_refusal: str = ""
     """Why torch.load refuses the archive though all of it can be read; "" if it opens it."""
+    opaque: tuple[Skipped, ...] = ()
+    """Objects whose weights only the code of their class knows: none of them is compared."""
+    contents: Mapping[str, str] = {}
+    """Place of what stands beside the tensors -> its content fingerprint; "" if it has none.
+
+    Filled with `Limits.contents` only. The places are those of the largest parts without a tensor:
+    an epoch, an `_extra_state`, `_metadata`, a record of code.
+    """
 
 
 class Preview(Struct, frozen=True, gc=False):

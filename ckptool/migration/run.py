@@ -45,6 +45,7 @@ from ckptool.migration.plan.container_limits import (
     check_container_limits,
     get_result_place,
     keeps_saved_object,
+    reject_packed_weights,
 )
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.open_decisions import UndecidedError
@@ -405,6 +406,7 @@ def _select_state(
         if len(model_states) > 1:
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
+    reject_packed_weights(checkpoint)
     if not state.tensors and not state.unsaved_tensors:
         raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
     return state

@@ -1,10 +1,18 @@
 """Pickled numpy array -> TensorInfo; pickled numpy scalar -> its value."""
 
+from math import prod
 from struct import unpack
 from typing import Any, Final, TypeGuard
 
 from ckptool.formats.pickle.nodes import UnresolvedObject
-from ckptool.model import STRUCT_CODES, Kind, TensorInfo, contiguous_stride
+from ckptool.model import (
+    DTYPE_BITS,
+    STRUCT_CODES,
+    Kind,
+    StorageInfo,
+    TensorInfo,
+    contiguous_stride,
+)
 
 NUMPY_DTYPES: Final = {
     "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
@@ -40,20 +48,41 @@ def read_dtype_code(dtype: object) -> str:
 
 
 def read_numpy_array(node: object, key: str) -> TensorInfo | None:
-    """Return the shape and dtype of a pickled numpy array of numbers; None for anything else."""
+    """Return a pickled numpy array of numbers, with its bytes; None for anything else."""
     if type(node) is not UnresolvedObject:
         return None
     shape: Any = None
     dtype: Any = None
+    content: Any = None
+    is_fortran = False
     if node.callee_name[1] == "_reconstruct" and type(node.state) is tuple and len(node.state) == 5:
-        shape, dtype = node.state[1], node.state[2]
+        _, shape, dtype, is_fortran, content = node.state
     elif node.callee_name[1] == "_frombuffer" and len(node.args) == 4:
-        shape, dtype = node.args[2], node.args[1]
+        content, dtype, shape, order = node.args
+        is_fortran = order == "F"
     name = NUMPY_DTYPES.get(read_dtype_code(dtype))
     if name is None or not is_shape(shape):
         return None
-    stride = contiguous_stride(shape)
-    return TensorInfo(key, shape, name, stride, 0, None, kind=Kind.ARRAY)
+    stride = contiguous_stride(shape[::-1])[::-1] if is_fortran else contiguous_stride(shape)
+    if type(content) is str:  # Python 2 pickles bytes as a string
+        content = content.encode("latin-1", "replace")
+    nbytes = prod(shape) * DTYPE_BITS[name] // 8
+    storage = None
+    if isinstance(content, bytes | bytearray) and len(content) == nbytes:
+        storage = StorageInfo(f"array {key}", nbytes, content=bytes(content))
+    return TensorInfo(key, shape, name, stride, 0, storage, kind=Kind.ARRAY)
+
+
+def is_numpy_array(node: object) -> bool:
+    """Whether a node is a pickled numpy array of numbers."""
+    return (
+        type(node) is UnresolvedObject
+        and node.callee_name[1] in _ARRAY_FUNCTIONS
+        and read_numpy_array(node, "") is not None
+    )
+
+
+_ARRAY_FUNCTIONS: Final = frozenset({"_reconstruct", "_frombuffer"})
 
 
 def is_shape(shape: object) -> TypeGuard[tuple[int, ...]]:

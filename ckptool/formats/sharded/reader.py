@@ -9,6 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.formats.contents.collector import ContentCollector, create_content_hasher
 from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
 from ckptool.formats.limits import Limits
 from ckptool.formats.sharded.sibling_files import list_unread_siblings
@@ -85,6 +86,8 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         load_refusal=next(
             (f"{name}: {s.load_refusal}" for name, s in shards.items() if s.load_refusal), ""
         ),
+        opaque=tuple(part for shard in shards.values() for part in shard.opaque),
+        contents=_merge_contents(metadata, shards) if limits.contents else {},
     )
 
 
@@ -152,6 +155,27 @@ def _intersect_metadata(shards: Iterable[Checkpoint]) -> dict[str, str]:
     return dict(
         item for item in first_items if all(item in shard_items for shard_items in remaining_items)
     )
+
+
+def _merge_contents(
+    index_metadata: Mapping[str, str], shards: Mapping[str, Checkpoint]
+) -> dict[str, str]:
+    """Return the contents of index and shards: one for what all shards have alike at a place.
+
+    Where the tensors are divided among other shards, they are the same all the same.
+    """
+    collector = ContentCollector()
+    for name, text in index_metadata.items():
+        data = text.encode("utf-8", "surrogatepass")
+        collector.add(f"metadata.{name} of the index", create_content_hasher(data).hexdigest())
+    fingerprints_by_place: dict[str, dict[str, None]] = {}
+    for shard in shards.values():
+        for place, fingerprint in shard.contents.items():
+            fingerprints_by_place.setdefault(place, {})[fingerprint] = None
+    for place, fingerprints in fingerprints_by_place.items():
+        for fingerprint in sorted(fingerprints):
+            collector.add(place, fingerprint)
+    return collector.fingerprints
 
 
 def _list_siblings(index: Location) -> tuple[Sequence[str], Sequence[Skipped]]:
