@@ -258,6 +258,8 @@ class StateDict(Struct, frozen=True):
     """`state_dict._metadata`: prefix of a sub-module -> its `version`; None without one."""
     non_tensors: Mapping[str, str] = {}
     """Keys whose value is not a tensor -> short description of the value."""
+    container_keys: tuple[str, ...] = ()
+    """Keys whose value is a container or an object that has states or entries of its own."""
     unsaved_tensors: Mapping[str, TensorInfo] = {}
     """Of a pickled module: tensors that its state_dict() omits, by path, with `kind` set."""
     modules: Mapping[str, PickledModule] = {}

@@ -76,7 +76,7 @@ from ckptool.migration.write.provenance import (
     is_applied,
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
-from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
+from ckptool.model import Checkpoint, Container, Kind, ModuleInfo, StateDict
 from ckptool.modules.submodule import select_submodule
 
 if TYPE_CHECKING:
@@ -241,7 +241,8 @@ def _run_stages(
         source_diff = target_module.predict_load(draft, state_only=False, keeps_versions=True)
         request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
-    state_changed = state_changed or result.state.role == "module"
+    has_arrays = any(tensor.kind is Kind.ARRAY for tensor in result.state.tensors.values())
+    state_changed = state_changed or result.state.role == "module" or has_arrays
     load_obstacles = strict_load_obstacles(diff) if diff else ""
     applied_plan = _AppliedPlan(
         request,

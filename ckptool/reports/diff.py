@@ -89,6 +89,8 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """False if torch refuses what matches by key and shape, or that was not checked."""
     load_steps: tuple[LoadStepReport, ...] = ()
     """What the module's own loading code does besides copying tensors by name."""
+    mistyped_keys: Mapping[str, str] = {}
+    """Key of a tensor of the module -> what the file has there that torch does not load as one."""
     renames: tuple[RenameGroupReport, ...] = ()
     """Keys of the file that are probably keys of the module."""
 
@@ -122,6 +124,7 @@ def build_module_diff_report(
         missing_keys=diff.missing_keys,
         unexpected_keys=diff.unexpected_keys,
         mismatched_keys=tuple(c.key for c in diff.shape_mismatches),
+        mistyped_keys=diff.mistyped_keys,
         verdicts=tuple(_build_key_reports(diff, verdict)),
         unsaved=build_unsaved_reports(diff.module, diff.state),
         coverage=diff.coverage,
@@ -176,6 +179,7 @@ def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:
         ("missing", diff.missing_keys),
         ("unexpected", diff.unexpected_keys),
         ("mismatched", tuple(c.key for c in diff.shape_mismatches)),
+        ("no tensor", tuple(diff.mistyped_keys)),
     )
     return [
         _build_key_report(key, problem, shared_findings.get(key) or findings_by_key.get(key))

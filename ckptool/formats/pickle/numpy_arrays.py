@@ -26,25 +26,25 @@ def read_numpy_scalar(args: tuple[Any, ...]) -> float | None:
     """Return the number of `numpy.core.multiarray.scalar(dtype, bytes)`, None if it is none."""
     if len(args) != 2:
         return None
-    code, data = read_dtype_code(args[0]), args[1]
+    (code, order), data = read_dtype_code(args[0]), args[1]
     if type(data) is str:  # Python 2 pickles bytes as a string
         data = data.encode("latin-1", "replace")
     letter = STRUCT_CODES.get(NUMPY_DTYPES.get(code, ""), "")
     if type(data) is not bytes or not letter or len(data) != int(code[1:]):
         return None
-    number: float = unpack(f"<{letter}", data)[0]
+    number: float = unpack(f"{order}{letter}", data)[0]
     return number
 
 
-def read_dtype_code(dtype: object) -> str:
-    """Return the code of a pickled numpy.dtype: "f4"; "" for big-endian or anything else."""
+def read_dtype_code(dtype: object) -> tuple[str, str]:
+    """Return code and byte order of a pickled numpy.dtype: ("f4", "<"); ("", "<") if not known."""
     if type(dtype) is UnresolvedObject and dtype.callee_name == ("numpy", "dtype") and dtype.args:
         state = dtype.state
         order = state[1] if type(state) is tuple and len(state) > 1 else "|"
         code = dtype.args[0]
-        if type(code) is str and order in {"<", "|", "="}:
-            return code
-    return ""
+        if type(code) is str and order in {"<", ">", "|", "="}:
+            return code, ">" if order == ">" else "<"
+    return "", "<"
 
 
 def read_numpy_array(node: object, key: str) -> TensorInfo | None:
@@ -60,7 +60,8 @@ def read_numpy_array(node: object, key: str) -> TensorInfo | None:
     elif node.callee_name[1] == "_frombuffer" and len(node.args) == 4:
         content, dtype, shape, order = node.args
         is_fortran = order == "F"
-    name = NUMPY_DTYPES.get(read_dtype_code(dtype))
+    code, order = read_dtype_code(dtype)
+    name = NUMPY_DTYPES.get(code)
     if name is None or not is_shape(shape):
         return None
     stride = contiguous_stride(shape[::-1])[::-1] if is_fortran else contiguous_stride(shape)
@@ -69,7 +70,12 @@ def read_numpy_array(node: object, key: str) -> TensorInfo | None:
     nbytes = prod(shape) * DTYPE_BITS[name] // 8
     storage = None
     if isinstance(content, bytes | bytearray) and len(content) == nbytes:
-        storage = StorageInfo(f"array {key}", nbytes, content=bytes(content))
+        storage = StorageInfo(
+            f"array {key}",
+            nbytes,
+            byteorder="big" if order == ">" else "little",
+            content=bytes(content),
+        )
     return TensorInfo(key, shape, name, stride, 0, storage, kind=Kind.ARRAY)
 
 

@@ -224,11 +224,16 @@ class _TreeWalk:
         non_tensors: dict[str, Any],
         outer_state: int | None,
     ) -> int:
-        leaf_texts = ((key, self._describe_leaf(child)) for key, child in non_tensors.items())
-        plain_texts = {key: text for key, text in leaf_texts if text is not None}
+        leaf_texts = {key: self._describe_leaf(child) for key, child in non_tensors.items()}
+        plain_texts = {key: text for key, text in leaf_texts.items() if text is not None}
         role = "state_dict" if isinstance(node, dict) or _has_dict_items(node) else "tensors"
         state = StateDict(
-            at, tensors, role, versions=_read_module_versions(node), non_tensors=plain_texts
+            at,
+            tensors,
+            role,
+            versions=_read_module_versions(node),
+            non_tensors=plain_texts,
+            container_keys=tuple(key for key, text in leaf_texts.items() if text is None),
         )
         return self._append_state(state, outer_state)
 

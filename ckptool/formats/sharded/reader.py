@@ -234,6 +234,9 @@ def _merge_states(
             non_tensors=dict(
                 item for _, state in shard_states for item in state.non_tensors.items()
             ),
+            container_keys=tuple(
+                dict.fromkeys(key for _, state in shard_states for key in state.container_keys)
+            ),
             unsaved_tensors=dict(
                 item for _, state in shard_states for item in state.unsaved_tensors.items()
             ),
