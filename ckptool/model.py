@@ -299,6 +299,8 @@ class IssueKind(StrEnum):
     MISSING_TENSOR = "missing-tensor"
     UNINDEXED = "unindexed"
     """A shard, or a tensor in one, that the index does not name."""
+    PASSED_OVER = "passed-over"
+    """An index beside a whole file, which is loaded in its place."""
 
 
 class ContainerIssue(Struct, frozen=True):

@@ -78,6 +78,8 @@ class ModuleDiff(Struct, frozen=True):
     """Query, key and value projections: one tensor on one side, three on the other."""
     tied_missing_keys: Mapping[str, str] = {}
     """Missing key -> key of the file that is tied to it in the module."""
+    retie_refusal: str = ""
+    """Why `safetensors.torch.load_model` does not load the file, "" if it does or was not asked."""
     diverged_ties: tuple[tuple[str, str], ...] = ()
     """Pairs of keys tied by the module or by the file's metadata, with different values."""
     better_state: StateDict | None = None
@@ -205,11 +207,12 @@ class ModuleDiff(Struct, frozen=True):
 
     @property
     def retied_keys(self) -> Mapping[str, str]:
-        """Missing key -> tied key of the file, which the safetensors loader and `migrate` retie.
+        """Missing key -> tied key of the file, which the safetensors loader ties again.
 
-        Empty for containers that store tied tensors under every name.
+        Empty for containers that store tied tensors under every name, and where it does not load.
         """
-        return self.tied_missing_keys if self.checkpoint.container in SINGLE_NAME_CONTAINERS else {}
+        is_retied = self.checkpoint.container in SINGLE_NAME_CONTAINERS and not self.retie_refusal
+        return self.tied_missing_keys if is_retied else {}
 
     @property
     def is_strict(self) -> bool:
@@ -501,7 +504,8 @@ def _find_diverged_ties(diff: ModuleDiff) -> tuple[tuple[str, str], ...]:
     """Return pairs of keys declared tied that are separate tensors with different values."""
     file_tensors = diff.state.tensors
     groups = tied_keys(module_tensor.tensor for module_tensor in diff.module.saved_tensors.values())
-    tied_pairs = [(group[0], second) for group in groups for second in group[1:]]
+    present_groups = ([key for key in group if key in file_tensors] for group in groups)
+    tied_pairs = [(group[0], second) for group in present_groups for second in group[1:]]
     declared_ties = parse_declared_ties(diff.checkpoint.metadata, file_tensors)
     tied_pairs += [(kept_key, name) for name, kept_key in declared_ties.items()]
     separate_pairs = [

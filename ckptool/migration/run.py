@@ -227,6 +227,7 @@ def _run_stages(
     diff = _predict_load(target_module, result, to)
     notes = check_container_limits(result, to, drop_extra=request.drop_extra)
     notes = (*notes, *describe_rounding(sources.rounding_differences))
+    notes = (*notes, *(tied_items.describe_left_out_names(result) if to == SAFETENSORS else ()))
     if module_info and request.at is None:
         equal_matches = equally_good_states(checkpoint, module_info, draft.state)
         state_paths = ", ".join(f"`{at}`" for at in equal_matches)

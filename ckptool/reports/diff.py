@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ckptool.compare.explain_key import explain_module_key
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import Skipped, natural_sort_key
+from ckptool.model import Container, Skipped, natural_sort_key
 from ckptool.phrases import join_limited, quote_code
 from ckptool.policy import Verdict
 from ckptool.reports.common import (
@@ -158,6 +158,8 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
     serious_findings = [f for f in verdict.findings if f.level >= Level.WARNING]
     if not serious_findings and diff.retied_keys:
         names = join_limited(diff.retied_keys, 1, quote_code)
+        if diff.checkpoint.container is not Container.SAFETENSORS:
+            return f"loads with strict=False: tied to keys of the file, and not in it: {names}"
         return f"loads with safetensors.torch.load_model, which ties {names} again"
     if not serious_findings:
         return format_strict_load(diff)

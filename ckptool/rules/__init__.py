@@ -11,7 +11,7 @@
 | CK219 | quantization.py | quantised against float modules |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
 | CK301-CK303, CK306-CK308, CK310, CK312-CK314, CK601-CK604 | container.py | content of files |
-| CK315-CK316 | file_contents.py | what a file has in the place of plain tensors |
+| CK315-CK317 | file_contents.py | what is in the place of plain tensors, or of a shard |
 | CK305, CK309 | training_state.py | old containers, training state in a release |
 | CK213, CK401-CK405 | values.py | values of tensors |
 | CK501-CK503 | ties.py | tied tensors and shared storages |

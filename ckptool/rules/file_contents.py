@@ -1,9 +1,9 @@
-"""Checkpoint, ModuleDiff -> hits: what a file has in the place of plain tensors (CK315, CK316)."""
+"""Checkpoint, ModuleDiff -> hits: objects, arrays and indexes in the place of tensors (CK315-317)."""
 
 from collections.abc import Iterator
 
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import Checkpoint, Kind
+from ckptool.model import Checkpoint, IssueKind, Kind
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
@@ -34,6 +34,31 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for part in checkpoint.opaque:
         yield hit(part.what, reason=part.reason)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK317",
+        name="index-passed-over",
+        level=Level.WARNING,
+        summary="from_pretrained loads `{loaded}`, and not the shards of `{key}` beside it",
+        why=(
+            "transformers takes the whole file where there is one, whatever the index says: with "
+            "one of the two left over from an earlier save, it loads other weights than were meant."
+        ),
+        fix="Remove the one that is not meant.",
+        example=(
+            'model.save_pretrained("release")  # model.safetensors\n'
+            'model.save_pretrained("release", max_shard_size="1GB")  # shards and their index'
+        ),
+        gate=Level.ERROR,
+    ),
+)
+def find_passed_over_indexes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for issue in checkpoint.faults:
+        if issue.kind is IssueKind.PASSED_OVER:
+            yield hit(issue.key, **issue.facts)
 
 
 @check(

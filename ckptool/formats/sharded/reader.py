@@ -12,6 +12,7 @@ from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats.contents.collector import ContentCollector, create_content_hasher
 from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
 from ckptool.formats.limits import Limits
+from ckptool.formats.sharded.precedence import name_whole_file
 from ckptool.formats.sharded.sibling_files import list_unread_siblings
 from ckptool.formats.strict_json import JsonReader, describe_type, format_value, quote_text
 from ckptool.formats.unrecognized import identify_other_format
@@ -89,6 +90,16 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         opaque=tuple(part for shard in shards.values() for part in shard.opaque),
         contents=_merge_contents(metadata, shards) if limits.contents else {},
     )
+
+
+def list_shard_names(index: Location, limits: Limits) -> set[str]:
+    """Return the names of the shards in an index; none of one that cannot be read."""
+    try:
+        with open_source(index) as source:
+            weight_map, _ = _read_index(source, limits)
+    except ReadError:
+        return set()
+    return set(weight_map.values())
 
 
 def _read_index(source: ByteSource, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
@@ -299,6 +310,9 @@ def _iter_issues(
         if name in keys_by_shard and key not in keys_by_shard[name]:
             yield ContainerIssue(IssueKind.MISSING_TENSOR, key, {"shard": name})
     yield from _iter_stray_tensors(weight_map, keys_by_shard)
+    whole_file = name_whole_file(index.name)
+    if whole_file in sibling_names and set(weight_map.values()) != {whole_file}:
+        yield build_precedence_issue(index.name, whole_file)
     for name in _find_stray_files(index, set(weight_map.values()), sibling_names):
         yield ContainerIssue(IssueKind.UNINDEXED, name, {"what": "the shard"})
     for name, shard in shards.items():
@@ -327,11 +341,17 @@ def _iter_stray_tensors(
                 )
 
 
+def build_precedence_issue(index_name: str, whole_file: str) -> ContainerIssue:
+    """Return the issue of an index in whose place `from_pretrained` loads a whole file."""
+    return ContainerIssue(IssueKind.PASSED_OVER, index_name, {"loaded": whole_file})
+
+
 def _find_read_names(
     index: Location, names: Sequence[str], sibling_names: Sequence[str]
 ) -> set[str]:
     """Return the shards of the index, and those beside it that have a finding of their own."""
-    return {*names, *_find_stray_files(index, set(names), sibling_names)}
+    stray_names = _find_stray_files(index, set(names), sibling_names)
+    return {*names, *stray_names, name_whole_file(index.name)}
 
 
 def _find_stray_files(index: Location, names: set[str], sibling_names: Sequence[str]) -> list[str]:
