@@ -96,7 +96,10 @@ def _select_states(
     new_states = _select_largest(_select_models(new))
     if not old_states or not new_states:
         return ("", ""), {}, {}
-    a, b = max(product(old_states, new_states), key=lambda pair: _count_matching_tensors(*pair))
+    a, b = max(
+        product(old_states, new_states),
+        key=lambda pair: (_count_matching_tensors(*pair), pair[0].at == pair[1].at),
+    )
     return (a.at, b.at), a.tensors, b.tensors
 
 

@@ -155,20 +155,21 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
         return format_load_failure(diff)
     if diff.unchecked_load is not None:
         return format_unchecked_load(diff.unchecked_load)
+    success = _format_retied_verdict(diff) if diff.retied_keys else format_strict_load(diff)
     serious_findings = [f for f in verdict.findings if f.level >= Level.WARNING]
-    if not serious_findings and diff.retied_keys:
-        names = join_limited(diff.retied_keys, 1, quote_code)
-        if diff.checkpoint.container is not Container.SAFETENSORS:
-            return f"loads with strict=False: tied to keys of the file, and not in it: {names}"
-        return f"loads with safetensors.torch.load_model, which ties {names} again"
-    if not serious_findings:
-        return format_strict_load(diff)
     unsaved_keys = {f.key for f in serious_findings if f.rule.family is RuleFamily.MODULE_STATE}
     if unsaved_keys:
         names = join_limited(sorted(unsaved_keys, key=natural_sort_key), 3, quote_code, more=" ...")
         return f"loads, but {names} {'is' if len(unsaved_keys) == 1 else 'are'} not saved with it"
     load_findings = [f for f in serious_findings if f.rule.family is not RuleFamily.CONTAINER]
-    return f"loads, but {load_findings[0].summary}" if load_findings else format_strict_load(diff)
+    return f"loads, but {load_findings[0].summary}" if load_findings else success
+
+
+def _format_retied_verdict(diff: ModuleDiff) -> str:
+    names = join_limited(diff.retied_keys, 1, quote_code)
+    if diff.checkpoint.container is Container.SAFETENSORS:
+        return f"loads with safetensors.torch.load_model, which ties {names} again"
+    return f"loads with strict=False: tied to keys of the file, and not in it: {names}"
 
 
 def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:

@@ -1,4 +1,4 @@
-"""Checkpoint, ModuleDiff -> hits: objects, arrays and indexes in the place of tensors (CK315-317)."""
+"""Checkpoint, ModuleDiff -> hits: what is in the place of tensors or shards (CK315-CK317)."""
 
 from collections.abc import Iterator
 

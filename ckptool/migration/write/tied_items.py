@@ -32,10 +32,8 @@ def describe_left_out_names(draft: Draft) -> tuple[str, ...]:
     names = join_limited(
         ties.items(), _MAX_LISTED, lambda tie: f"{quote_code(tie[0])} (as {quote_code(tie[1])})"
     )
-    return (
-        f"tied, and stored under one name in safetensors: {names}; load_state_dict() of the file "
-        "misses the others",
-    )
+    note = f"tied, and stored under one name in safetensors: {names}; "
+    return (note + "load_state_dict() of the file misses the others",)
 
 
 _MAX_LISTED: Final = 3
