@@ -263,3 +263,16 @@ def test_shards_of_another_number_are_the_same_state(tmp_path: Path) -> None:
         index = json.dumps({"metadata": {"total_size": 16}, "weight_map": weight_map})
         (tmp_path / folder / "m.safetensors.index.json").write_text(index)
     assert ckptool.diff(tmp_path / "one", tmp_path / "two").verdict == "identical"
+
+
+@pytest.mark.parametrize(("epoch", "result"), [(1, "the same keys"), (2, "plain data differs")])
+def test_gate_against_a_file_says_what_was_compared(
+    tmp_path: Path, epoch: int, result: str
+) -> None:
+    torch.save(build_state(epoch=1), tmp_path / "old.pth")
+    torch.save({**build_state(epoch=epoch), "w": WEIGHT + 1}, tmp_path / "new.pth")
+    report = ckptool.gate(tmp_path / "new.pth", against=tmp_path / "old.pth")
+    (promise,) = report.checkpoints[0].promises
+    assert result in promise.result
+    assert promise.result != "the same"
+    assert any(skipped.what.startswith("values against") for skipped in report.skipped)
