@@ -16,6 +16,7 @@ from ckptool.commands.target import (
     PathLike,
     require_local_path,
 )
+from ckptool.commands.worker.worker import get_worker
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ProjectConfig, Waiver, load_config
 from ckptool.errors import UsageError
@@ -110,7 +111,14 @@ def gate(  # noqa: PLR0913
     _reject_plans_without_fixtures(expectations, settings)
     module_options = ModuleOptions(module, kwargs, at)
     gated_checkpoints, errors = CheckpointExaminer(
-        gate_policy, limits, settings, module_options, inputs, expectations, values
+        gate_policy,
+        limits,
+        settings,
+        module_options,
+        inputs,
+        expectations,
+        values,
+        get_worker(),
     ).examine_all(locations)
     if baseline_path is not None and update_baseline:
         old_baseline = _update_baseline(baseline_path, old_baseline, gated_checkpoints, gate_policy)

@@ -41,6 +41,8 @@ _WEIGHTS_PATTERN: Final = (
 _MAX_LEADING_BLANKS: Final = 64
 """Bytes searched for the first character that is not blank."""
 _COPY_CHUNK_BYTES: Final = 1 << 20
+_SPOOL_DESCRIPTORS: Final[list[int]] = []
+"""Unnamed files that hold what was read from streams."""
 
 
 class _FormatReader(Protocol):
@@ -99,6 +101,7 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
     atexit.register(spool.close)
     try:
         nbytes = _copy_stream(stream, spool, limits.stream_bytes)
+        _SPOOL_DESCRIPTORS.append(spool.fileno())
         spool_path = Path(f"/dev/fd/{spool.fileno()}")
         checkpoint = _search_extra_state(
             _describe_source(ByteSource(spool_path, spool.fileno(), nbytes), limits), limits
@@ -108,6 +111,11 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
     except ReadError as error:
         raise type(error)(STDIN, error.reason) from error
     return replace(checkpoint, path=STDIN)
+
+
+def list_spool_descriptors() -> tuple[int, ...]:
+    """Return descriptors of what was read from streams, which a child process has to inherit."""
+    return tuple(_SPOOL_DESCRIPTORS)
 
 
 def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
