@@ -195,6 +195,8 @@ class _TarReader:
             find_global_uses(self._global_names, root),
             skipped=tuple(state_tree.skipped),
             unread=pickle.list_unread(),
+            opaque=tuple(state_tree.opaque),
+            contents=state_tree.contents,
         )
 
     def _read_storages(self, stream: PickleStream) -> None:
