@@ -326,6 +326,8 @@ class Checkpoint(Struct, frozen=True):
     faults: tuple[ContainerIssue, ...] = ()
     load_refusal: str = ""
     """Why torch.load refuses the archive though all of it can be read; "" if it opens it."""
+    weights_only_refusal: str = ""
+    """What torch.load(weights_only=True) refuses in the pickle besides names; "" if nothing."""
 
 
 class Preview(Struct, frozen=True, gc=False):

@@ -72,11 +72,12 @@ def _open_container(path: Location, limits: Limits) -> Checkpoint:
 
 
 def _search_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
-    """Look for pickles in one-dimensional tensors of bytes."""
+    """Look for pickles in extra state, and in one-dimensional tensors of bytes."""
     has_bytes = any(
-        tensor.dtype in {"uint8", "int8"} and len(tensor.shape) == 1
+        (tensor.dtype in {"uint8", "int8"} and len(tensor.shape) == 1)
+        or key.endswith("_extra_state")
         for state in checkpoint.states
-        for tensor in state.tensors.values()
+        for key, tensor in state.tensors.items()
     )
     if not has_bytes:
         return checkpoint

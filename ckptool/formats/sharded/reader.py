@@ -85,6 +85,14 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         load_refusal=next(
             (f"{name}: {s.load_refusal}" for name, s in shards.items() if s.load_refusal), ""
         ),
+        weights_only_refusal=next(
+            (
+                f"{name}: {shard.weights_only_refusal}"
+                for name, shard in shards.items()
+                if shard.weights_only_refusal
+            ),
+            "",
+        ),
     )
 
 

@@ -302,4 +302,5 @@ def _build_checkpoint(
         find_global_uses(stream.global_names, pickle.root),
         skipped=(*stream.skipped, *state_tree.skipped),
         unread=pickle.list_unread(),
+        weights_only_refusal=stream.refusal,
     )

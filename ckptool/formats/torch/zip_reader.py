@@ -370,6 +370,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         metadata,
         skipped=(*integrity.skipped, *state_tree.skipped),
         load_refusal=load_refusal,
+        weights_only_refusal=pickle.refusal,
         unread=(*list_unread_records(records), *pickle.list_unread()),
     )
 
