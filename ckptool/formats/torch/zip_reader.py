@@ -279,7 +279,8 @@ def read_metadata(records: ArchiveRecords) -> dict[str, str]:
     for name in (".format_version", ".storage_alignment"):
         if name in metadata and not (metadata[name].isascii() and metadata[name].isdigit()):
             raise CorruptCheckpointError(path, f"its {name} record is {quote_name(metadata[name])}")
-    if metadata.get("byteorder", "little") not in {"little", "big"}:
+    # torch compares the bytes, blanks included.
+    if records.read_record("byteorder", _MAX_TEXT_BYTES) not in {None, b"little", b"big"}:
         raise CorruptCheckpointError(
             path, f"its byteorder record is {quote_name(metadata['byteorder'])}"
         )
