@@ -293,6 +293,8 @@ class IssueKind(StrEnum):
     MISSING_TENSOR = "missing-tensor"
     UNINDEXED = "unindexed"
     """A shard, or a tensor in one, that the index does not name."""
+    SHADOWED = "shadowed"
+    """A file of all weights that libraries load before they look for the index."""
 
 
 class ContainerIssue(Struct, frozen=True):

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from ckptool.formats.files.source import open_source
 from ckptool.formats.limits import Limits
-from ckptool.formats.pickle.byte_strings import identify_packed_bytes, may_be_pickle
+from ckptool.formats.files.byte_strings import identify_packed_bytes, may_be_pickle
 from ckptool.formats.pickle.global_uses import find_global_uses
 from ckptool.formats.pickle.reader import (
     is_complete_or_broken,
@@ -35,7 +35,7 @@ def add_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
     unread: list[Skipped] = []
     for state in checkpoint.states:
         for key, tensor in state.tensors.items():
-            if is_searched(key, tensor):
+            if _is_searched(key, tensor):
                 place = join_key(state.at, key)
                 if reason := _search_tensor(tensor, place, limits, uses):
                     unread.append(Skipped(f"`{place}`", reason))
@@ -48,10 +48,10 @@ def add_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
     )
 
 
-def is_searched(key: str, tensor: TensorInfo) -> bool:
-    """Whether a tensor is extra state, or a row of bytes."""
-    is_row = tensor.dtype in _BYTE_DTYPES and len(tensor.shape) == 1
-    return 0 not in tensor.shape and (is_row or _is_extra_state(key))
+def _is_searched(key: str, tensor: TensorInfo) -> bool:
+    """Whether a tensor is extra state, or of bytes."""
+    is_bytes = tensor.dtype in _BYTE_DTYPES
+    return 0 not in tensor.shape and (is_bytes or _is_extra_state(key))
 
 
 def _is_extra_state(key: str) -> bool:

@@ -10,7 +10,7 @@
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
 | CK219 | quantization.py | quantised against float modules |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
-| CK302, CK303, CK306-CK308, CK310, CK312, CK601-CK604 | container.py | content of files |
+| CK302, CK303, CK306-CK308, CK310, CK312, CK327, CK601-CK604 | container.py | content of files |
 | CK301, CK313, CK314, CK326 | safety.py | what torch.load runs or refuses |
 | CK305, CK309 | training_state.py | old containers, training state in a release |
 | CK213, CK401-CK405 | values.py | values of tensors |

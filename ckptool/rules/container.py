@@ -1,4 +1,4 @@
-"""Checkpoint -> hits: classes, storages, metadata and shards (CK302-CK312, CK601-CK604)."""
+"""Checkpoint -> hits: classes, storages, metadata and shards (CK302-CK312, CK327, CK601-CK604)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -327,6 +327,30 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 )
 def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     yield from _iter_issue_hits(checkpoint, IssueKind.UNINDEXED)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK327",
+        name="index-shadowed",
+        level=Level.WARNING,
+        summary="libraries load {key}, which is beside {index}, and not the shards",
+        why=(
+            "transformers and diffusers look for the one file of all weights before they look for "
+            "an index, and for safetensors before pickles. What was described here, the shards, is "
+            "not what they would load."
+        ),
+        fix="Remove the file, or the index with its shards.",
+        example=(
+            'index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
+            'save_file({"a": torch.zeros(1)}, "model.safetensors")  # of an older save'
+        ),
+        gate=Level.ERROR,
+    ),
+)
+def find_shadowed_index(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    yield from _iter_issue_hits(checkpoint, IssueKind.SHADOWED)
 
 
 @check(

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
 from ckptool.formats.limits import Limits
-from ckptool.formats.sharded.sibling_files import list_unread_siblings
+from ckptool.formats.sharded.sibling_files import list_preferred_files, list_unread_siblings
 from ckptool.formats.strict_json import JsonReader, describe_type, format_value, quote_text
 from ckptool.formats.unrecognized import identify_other_format
 from ckptool.locations import Location, RemotePath
@@ -282,6 +282,8 @@ def _iter_issues(
     yield from _iter_stray_tensors(weight_map, keys_by_shard)
     for name in _find_stray_files(index, set(weight_map.values()), sibling_names):
         yield ContainerIssue(IssueKind.UNINDEXED, name, {"what": "the shard"})
+    for name in list_preferred_files(index.name, sibling_names):
+        yield ContainerIssue(IssueKind.SHADOWED, name, {"index": index.name})
     for name, shard in shards.items():
         for issue in shard.faults:
             yield replace(issue, facts={**issue.facts, "shard": name})

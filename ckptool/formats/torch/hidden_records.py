@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError
-from ckptool.formats.pickle.byte_strings import identify_packed_bytes
+from ckptool.formats.files.byte_strings import identify_packed_bytes
 from ckptool.formats.pickle.global_uses import find_global_uses
 from ckptool.formats.pickle.nodes import GlobalName
 from ckptool.formats.pickle.reader import scan_globals
