@@ -301,7 +301,7 @@ def test_dtypes(tmp_path, code):
         try:
             loaded = file.get_tensor("a")
         except (SafetensorError, AttributeError):
-            assert code.startswith("F6")
+            assert code.startswith("F6") or not hasattr(torch, TORCH_DTYPES[code].split("fn")[0])
             return
     assert tensor.dtype == str(loaded.dtype).removeprefix("torch.")
     assert tensor.shape == tuple(loaded.shape)
