@@ -8,9 +8,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from ckptool.formats.files.byte_strings import identify_packed_bytes, may_be_pickle
 from ckptool.formats.files.source import open_source
 from ckptool.formats.limits import Limits
-from ckptool.formats.files.byte_strings import identify_packed_bytes, may_be_pickle
 from ckptool.formats.pickle.global_uses import find_global_uses
 from ckptool.formats.pickle.reader import (
     is_complete_or_broken,

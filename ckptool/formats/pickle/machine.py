@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from ckptool.formats.limits import Limits
 from ckptool.formats.files.byte_strings import identify_packed_bytes, may_be_pickle
+from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.nodes import (
     GlobalName,
     PersistentReference,
