@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -28,11 +28,9 @@ from ckptool.policy.resolve import PolicyOptions, resolve_policy
 from ckptool.render import FORMATS
 
 CommandFunction = Callable[..., Any]
-# Generic since click 8.4.
-_LocationType = click.ParamType[Location] if TYPE_CHECKING else click.ParamType
 
 
-class _CheckpointParam(_LocationType):
+class _CheckpointParam(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """Click type of a local or remote checkpoint; converts to `Location`."""
 
     name = "path"
