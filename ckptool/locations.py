@@ -165,8 +165,13 @@ def _list_folder(location: Path) -> list[Path]:
     """Return the entries of a folder, or of that of an index; [] for other files."""
     if not location.is_dir() and location.suffix != ".json":
         return []
-    folder = location if location.is_dir() else location.parent
-    return [Path(os.path.abspath(path)) for path in sorted(folder.iterdir())]  # noqa: PTH100
+    return sorted((location if location.is_dir() else location.parent).iterdir())
+
+
+def _list_paths(location: Path) -> list[Path]:
+    """Return a local path as given, in its resolved folder, and resolved."""
+    given = Path(os.path.abspath(location))  # noqa: PTH100 (resolve would follow links)
+    return [given, location.parent.resolve() / location.name, location.resolve()]
 
 
 def list_glob_names(location: Location, directory: Path) -> tuple[str, ...]:
@@ -178,10 +183,8 @@ def list_glob_names(location: Location, directory: Path) -> tuple[str, ...]:
     """
     if isinstance(location, RemotePath):
         return (location.url_without_secrets,)
-    paths = [Path(os.path.abspath(location))]  # noqa: PTH100 (resolve would follow links)
     try:
-        paths += [location.parent.resolve() / location.name, location.resolve()]
-        paths += _list_folder(location)
+        paths = [p for entry in (location, *_list_folder(location)) for p in _list_paths(entry)]
         root = directory.resolve()
     except (OSError, RuntimeError):
         return (location.as_posix(),)
