@@ -161,17 +161,24 @@ def mask_credentials(text: str) -> str:
     return re.sub(_USERINFO_PATTERN, "***@", re.sub(_QUERY_PATTERN, "?***", text))
 
 
-def _list_folder(location: Path) -> list[Path]:
-    """Return the entries of a folder, or of that of an index; [] for other files."""
-    if not location.is_dir() and location.suffix != ".json":
-        return []
-    return sorted((location if location.is_dir() else location.parent).iterdir())
+def _list_entries(location: Path) -> list[Path]:
+    """Return a local location, and behind it the entries of a folder, or of that of an index."""
+    try:
+        if not location.is_dir() and location.suffix != ".json":
+            return [location]
+        folder = location if location.is_dir() else location.parent
+        return [location, *sorted(folder.iterdir())]
+    except OSError:  # it cannot be read either
+        return [location]
 
 
 def _list_paths(location: Path) -> list[Path]:
-    """Return a local path as given, in its resolved folder, and resolved."""
+    """Return a local path as given, in its resolved folder, and resolved; a loop as given."""
     given = Path(os.path.abspath(location))  # noqa: PTH100 (resolve would follow links)
-    return [given, location.parent.resolve() / location.name, location.resolve()]
+    try:
+        return [given, location.parent.resolve() / location.name, location.resolve()]
+    except (OSError, RuntimeError):
+        return [given]
 
 
 def list_glob_names(location: Location, directory: Path) -> tuple[str, ...]:
@@ -183,11 +190,8 @@ def list_glob_names(location: Location, directory: Path) -> tuple[str, ...]:
     """
     if isinstance(location, RemotePath):
         return (location.url_without_secrets,)
-    try:
-        paths = [p for entry in (location, *_list_folder(location)) for p in _list_paths(entry)]
-        root = directory.resolve()
-    except (OSError, RuntimeError):
-        return (location.as_posix(),)
+    paths = [path for entry in _list_entries(location) for path in _list_paths(entry)]
+    root = directory.resolve()
     own_names = [path.relative_to(root).as_posix() for path in paths if path.is_relative_to(root)]
     far_names = [path.as_posix() for path in paths if not path.is_relative_to(root)]
     return tuple(dict.fromkeys((*(own_names or [location.as_posix()]), *far_names)))

@@ -185,6 +185,13 @@ def test_another_name_of_the_file_is_judged_alike(project, run_gate, given):
     assert (code, "CK854" in output, "hostile_net:Net" in output) == (1, True, True), output
 
 
+def test_a_loop_of_links_beside_a_file_hides_nothing(project, run_gate):
+    loop = project / "release" / "inner" / "loop.pth"
+    loop.symlink_to("loop.pth")
+    code, output = run_gate(project / "release" / "inner")
+    assert (code in {1, 2}, "passed" in output.splitlines()[0]) == (True, False), output
+
+
 def test_an_index_is_judged_as_its_shards_would_be(project, run_gate):
     (project / "ckptool.toml").write_text(
         '[[paths]]\npath = "release/inner/*.bin"\nrequire = { safetensors = true }\n'
