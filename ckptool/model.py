@@ -371,6 +371,8 @@ class Checkpoint(Struct, frozen=True):
     Filled with `Limits.contents` only. The places are those of the largest parts without a tensor:
     an epoch, an `_extra_state`, `_metadata`, a record of code.
     """
+    weights_only_refusal: str = ""
+    """What torch.load(weights_only=True) refuses in the pickle besides names; "" if nothing."""
 
 
 class Preview(Struct, frozen=True, gc=False):

@@ -71,21 +71,28 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
 
 def _open_container(path: Location, limits: Limits) -> Checkpoint:
     if is_directory(path):
-        return _open_directory(path, limits)
+        return _search_siblings(_open_directory(path, limits), path, limits)
     if path.name == _DCP_METADATA:
         return _open_dcp(path.parent, limits)
     with open_source(path) as source:
         if not _is_index(source):
             return _describe_source(source, limits)
-    return _open_sharded(path, limits)
+    return _search_siblings(_open_sharded(path, limits), path.parent, limits)
+
+
+def _search_siblings(checkpoint: Checkpoint, folder: Location, limits: Limits) -> Checkpoint:
+    """Look for unsafe names in the other checkpoint files of a folder."""
+    from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
+
+    return add_sibling_uses(checkpoint, folder, limits)
 
 
 def _search_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
-    """Look for pickles in one-dimensional tensors of bytes."""
+    """Look for pickles in extra state, and in tensors of bytes."""
     has_bytes = any(
-        tensor.dtype in {"uint8", "int8"} and len(tensor.shape) == 1
+        tensor.dtype in {"uint8", "int8"} or key.endswith("_extra_state")
         for state in checkpoint.states
-        for tensor in state.tensors.values()
+        for key, tensor in state.tensors.items()
     )
     if not has_bytes:
         return checkpoint

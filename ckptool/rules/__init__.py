@@ -10,7 +10,7 @@
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
 | CK219, CK235-CK237 | quantization.py | quantised weights |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
-| CK301-CK303 | pickled_code.py | what pickles import |
+| CK301-CK303, CK326 | pickled_code.py | what pickles import |
 | CK306-CK308, CK310, CK312-CK314, CK322, CK601-CK603 | container.py | content of files |
 | CK320, CK321, CK604 | rank_files.py | files with a part of the tensors |
 | CK315-CK317 | file_contents.py | what is in the place of plain tensors, or of a shard |

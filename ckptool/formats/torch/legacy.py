@@ -335,4 +335,5 @@ def _build_checkpoint(
         unread=pickle.list_unread(),
         opaque=tuple(state_tree.opaque),
         contents=state_tree.contents,
+        weights_only_refusal=stream.refusal,
     )

@@ -309,7 +309,8 @@ def read_metadata(records: ArchiveRecords) -> dict[str, str]:
     for name in (".format_version", ".storage_alignment"):
         if name in metadata and not (metadata[name].isascii() and metadata[name].isdigit()):
             raise CorruptCheckpointError(path, f"its {name} record is {quote_name(metadata[name])}")
-    if metadata.get("byteorder", "little") not in {"little", "big"}:
+    # torch compares the bytes, blanks included.
+    if records.read_record("byteorder", _MAX_TEXT_BYTES) not in {None, b"little", b"big"}:
         raise CorruptCheckpointError(
             path, f"its byteorder record is {quote_name(metadata['byteorder'])}"
         )
@@ -431,6 +432,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         skipped=(*integrity.skipped, *state_tree.skipped),
         load_refusal=load_refusal,
         faults=faults,
+        weights_only_refusal=pickle.refusal,
         unread=(*list_unread_records(records), *pickle.list_unread()),
         opaque=tuple(state_tree.opaque),
         contents=dict(state_tree.contents) | records.collect_contents(unreferenced),
