@@ -15,10 +15,10 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
+from ckptool.compare.left_out_ties import find_load_model_refusal
 from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.tied_loading import find_load_model_refusal
 from ckptool.errors import ReadError
 from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
