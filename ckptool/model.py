@@ -309,6 +309,26 @@ class ContainerIssue(Struct, frozen=True):
     facts: Mapping[str, str]
 
 
+class QuantizationDeclaration(Struct, frozen=True):
+    """What the configuration beside a checkpoint says of its quantisation."""
+
+    file_name: str
+    """Name of the file that says it: "config.json"."""
+    method: str = ""
+    """`quant_method`: "gptq", "bitsandbytes"; "" if it is the configuration of a float model."""
+    bits: int = 0
+    """Bits of a weight's element; 0 if not said, or not the same for all."""
+    group_size: int = 0
+    """Elements that share a scale; -1 for a whole row, 0 if not said or not the same for all."""
+
+    @property
+    def phrase(self) -> str:
+        """Method, bits and groups: "gptq, 4 bits, groups of 128"; "" without a method."""
+        bits = f"{self.bits} bits" if self.bits else ""
+        groups = f"groups of {self.group_size}" if self.group_size > 0 else ""
+        return ", ".join(filter(None, (self.method, bits, groups))) if self.method else ""
+
+
 class Checkpoint(Struct, frozen=True):
     """Description of a checkpoint from its bytes: nothing in it is imported, called or loaded."""
 
@@ -332,6 +352,9 @@ class Checkpoint(Struct, frozen=True):
     faults: tuple[ContainerIssue, ...] = ()
     load_refusal: str = ""
     """Why torch.load refuses the file though all of it can be read; "" if it opens it."""
+    quantization_declaration: QuantizationDeclaration | None = None
+    """What the configuration in its folder says of quantisation; None if there is none, or if it
+    was not looked for, as beside a remote file."""
 
 
 class Preview(Struct, frozen=True, gc=False):

@@ -24,6 +24,10 @@ from ckptool.compare.parametrization.reparametrization import (
     find_reparametrizations,
 )
 from ckptool.compare.parts import PartMatch, PartSide, find_file_part, find_module_part
+from ckptool.compare.quantization.difference import (
+    QuantizationDifference,
+    find_quantization_difference,
+)
 from ckptool.compare.rename_search.rename_groups import (
     RenameGroup,
     add_tied_keys,
@@ -84,6 +88,8 @@ class ModuleDiff(Struct, frozen=True):
     in `changes`."""
     fused_projections: tuple[FusedProjection, ...] = ()
     """Query, key and value projections: one tensor on one side, three on the other."""
+    quantization: QuantizationDifference | None = None
+    """Weights that one side has quantised and the other not so; None if there are none."""
     tied_missing_keys: Mapping[str, str] = {}
     """Missing key -> key of the file that is tied to it in the module."""
     diverged_ties: tuple[tuple[str, str], ...] = ()
@@ -125,6 +131,8 @@ class ModuleDiff(Struct, frozen=True):
         """Missing, unexpected and mismatched keys that another field of the diff explains."""
         keys = {key for group in self.rename_groups for key in group.keys}
         keys |= {*self.tied_missing_keys}
+        if self.quantization:
+            keys |= self.quantization.explained_keys
         if self.part:
             keys |= self.part.explained_keys
         if self.rewrite:
@@ -313,6 +321,7 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         module,
         changes,
         reparametrizations=reparametrizations,
+        quantization=find_quantization_difference(checkpoint, state, module),
         better_state=better_state,
     )
     return _pair_missing_keys(msgspec.structs.replace(diff, **_find_non_tensors(diff)), expected)
@@ -386,6 +395,7 @@ def _apply_strict_load(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         part=None,
         rename_groups=(),
         fused_projections=(),
+        quantization=None,
         reparametrizations=tuple(r for r in diff.reparametrizations if r.handled_by_torch_hook),
         equal_values={},
     )
@@ -428,7 +438,7 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     unpaired = _UnpairedTensors(
         {c.key: c.expected for c in diff.changes if isinstance(c, Missing)},
         {c.key: c.actual for c in diff.changes if isinstance(c, Unexpected)},
-    )
+    ).without(diff.quantization.explained_keys if diff.quantization else ())
     module = diff.module
     classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
     diff = _find_rewrite(diff, unpaired, expected)

@@ -13,6 +13,7 @@ from ckptool.errors import ReadError, UnknownFormatError
 from ckptool.formats.files.source import ByteSource, is_directory, list_names, open_source
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.pickle.name_origin import SOURCE_BUDGET
+from ckptool.formats.quantization_config import read_declaration
 from ckptool.formats.safetensors import reader as safetensors_reader
 from ckptool.formats.sharded.sibling_files import (
     CHECKPOINT_PATTERN,
@@ -20,7 +21,7 @@ from ckptool.formats.sharded.sibling_files import (
     list_unread_siblings,
 )
 from ckptool.formats.strict_json import quote_text
-from ckptool.locations import Location
+from ckptool.locations import Location, RemotePath
 from ckptool.model import Checkpoint, Container
 from ckptool.phrases import join_limited
 
@@ -41,6 +42,8 @@ _WEIGHTS_PATTERN: Final = (
 _MAX_LEADING_BLANKS: Final = 64
 """Bytes searched for the first character that is not blank."""
 _COPY_CHUNK_BYTES: Final = 1 << 20
+_SPOOL_DESCRIPTORS: Final[list[int]] = []
+"""Unnamed files that hold what was read from streams."""
 
 
 class _FormatReader(Protocol):
@@ -58,7 +61,11 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         ReadError: it cannot be read, or a directory holds several checkpoints.
     """
     SOURCE_BUDGET.reset()
-    return _search_extra_state(_note_rank_files(_open_container(path, limits)), limits)
+    checkpoint = _search_extra_state(_note_rank_files(_open_container(path, limits)), limits)
+    if isinstance(path, RemotePath):
+        return checkpoint
+    declaration = read_declaration(path if path.is_dir() else path.parent, limits)
+    return replace(checkpoint, quantization_declaration=declaration) if declaration else checkpoint
 
 
 def _open_container(path: Location, limits: Limits) -> Checkpoint:
@@ -99,6 +106,7 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
     atexit.register(spool.close)
     try:
         nbytes = _copy_stream(stream, spool, limits.stream_bytes)
+        _SPOOL_DESCRIPTORS.append(spool.fileno())
         spool_path = Path(f"/dev/fd/{spool.fileno()}")
         checkpoint = _search_extra_state(
             _describe_source(ByteSource(spool_path, spool.fileno(), nbytes), limits), limits
@@ -108,6 +116,11 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
     except ReadError as error:
         raise type(error)(STDIN, error.reason) from error
     return replace(checkpoint, path=STDIN)
+
+
+def list_spool_descriptors() -> tuple[int, ...]:
+    """Return descriptors of what was read from streams, which a child process has to inherit."""
+    return tuple(_SPOOL_DESCRIPTORS)
 
 
 def _open_directory(directory: Location, limits: Limits) -> Checkpoint:

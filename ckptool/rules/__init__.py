@@ -8,7 +8,7 @@
 | CK210, CK212, CK216, CK222, CK223, CK226, CK304 | load_summary.py | the load as a whole |
 | CK224, CK225 | parts.py | one side that is a part of the other |
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
-| CK219 | quantization.py | quantised against float modules |
+| CK219, CK235-CK237 | quantization.py | quantised weights |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
 | CK301-CK303 | pickled_code.py | what pickles import |
 | CK306-CK308, CK310, CK312-CK314, CK322, CK601-CK603 | container.py | content of files |

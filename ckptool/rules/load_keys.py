@@ -31,7 +31,7 @@ def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
 
     Missing is also what has another tensor's value in the file, one that is to be renamed.
     """
-    explained_keys = diff.explained_keys | find_quantized_keys(diff)
+    explained_keys = diff.explained_keys
     for change in diff.changes:
         if isinstance(change, Missing) and change.key not in explained_keys:
             yield diff.module.tensors[change.key]
@@ -41,7 +41,7 @@ def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
 
 def _unexplained_unexpected(diff: ModuleDiff) -> Iterator[Unexpected]:
     """Yield the unexpected tensors that no rename, tie or other form in the module explains."""
-    explained_keys = diff.explained_keys | find_quantized_keys(diff)
+    explained_keys = diff.explained_keys
     for change in diff.changes:
         if isinstance(change, Unexpected) and change.key not in explained_keys:
             yield change

@@ -6,6 +6,7 @@ from typing import Final
 from ckptool.compare.changes import Missing, Unexpected, is_scalar_quirk
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import DTYPE_BITS, IssueKind
+from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.rank_files import list_placeholders
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.tensors.statistics import CastEffect
@@ -32,6 +33,7 @@ from ckptool.tensors.statistics import CastEffect
 )
 def find_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
     explained_keys = {key for group in diff.rename_groups for key in group.keys}
+    explained_keys |= find_quantized_keys(diff)
     explained_keys |= {*list_placeholders(diff.state)}
     rank_count = _count_ranks(diff)
     for change in diff.shape_mismatches:
@@ -150,8 +152,11 @@ def classify_cast_loss(actual: str, expected: str) -> Level | None:
     ),
 )
 def find_lossy_casts(diff: ModuleDiff) -> Iterator[RuleHit]:
+    quantized_keys = diff.quantization.explained_keys if diff.quantization else frozenset()
     for change in diff.changes:
-        if not isinstance(change, Missing | Unexpected) and "dtype" in change.fields:
+        if isinstance(change, Missing | Unexpected) or change.key in quantized_keys:
+            continue
+        if "dtype" in change.fields:
             actual, expected = change.actual.dtype, change.expected.dtype
             level, effect = classify_cast_loss(actual, expected), diff.cast_effects.get(change.key)
             if effect is not None and level is not None:

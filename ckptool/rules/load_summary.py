@@ -33,7 +33,7 @@ MIN_COVERAGE: Final = 0.5
     ),
 )
 def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
-    if diff.part is None and diff.coverage < MIN_COVERAGE:
+    if diff.part is None and diff.quantization is None and diff.coverage < MIN_COVERAGE:
         yield hit(
             diff.state.at,
             percent=f"{100 * diff.coverage:.0f}",

@@ -9,11 +9,12 @@ from ckptool.model import join_key
 from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.load_keys import WRAPPER_PREFIX
+from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 WHOLE_LOAD_FINDINGS: Final = frozenset({WRAPPER_PREFIX, "CK224", "CK225"})
 """Codes of the one finding that explains nearly all keys of a load."""
-LOAD_CAUSES: Final = WHOLE_LOAD_FINDINGS | {"CK212"}
+LOAD_CAUSES: Final = WHOLE_LOAD_FINDINGS | {"CK212", QUANTIZATION_MISMATCH}
 """Codes of the findings that say why a load as a whole fails."""
 _MAX_PREFIXES: Final = 4
 """Maximum names of places that fit equally in one sentence."""

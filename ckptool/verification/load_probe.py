@@ -8,6 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -15,12 +16,8 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from ckptool.compare.load_outcome import LoadOutcome
-from ckptool.compare.module_diff import (
-    ModuleDiff,
-    add_nested_keys,
-    apply_load_outcome,
-    build_module_diff,
-)
+from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import ReadError
 from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
@@ -64,21 +61,23 @@ def compare_with_loader(
         at: place of the state; None takes the one that matches best.
         is_planned: whether no file holds the state yet, so that its values cannot be read.
     """
-    diff = replace(build_module_diff(checkpoint, module_info, at), is_planned=is_planned)
-    diff = add_nested_keys(diff)
-    if not diff.state.tensors:
-        return diff
-    if checkpoint.load_refusal:
-        refusal = f"torch.load refuses the file: {checkpoint.load_refusal}"
-        return apply_load_outcome(diff, LoadOutcome(refusal, None, None))
-    outcome = _ask_loader(module, diff)
-    if isinstance(outcome, Skipped):
-        unchecked = replace(module_info, skipped=(*module_info.skipped, outcome))
-        return replace(diff, module=unchecked, unchecked_load=outcome)
-    return diff if outcome is None else apply_load_outcome(diff, outcome)
+    return build_loaded_diff(
+        checkpoint, module_info, at, partial(ask_loader, module), is_planned=is_planned
+    )
 
 
-def _ask_loader(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
+def ask_loader(module: nn.Module, diff: ModuleDiff) -> LoaderAnswer:
+    """Ask the loading code of `module`, which is copied and not changed, about the state of `diff`.
+
+    The answer is empty where keys and shapes are all that a load looks at.
+    """
+    result = _probe_or_skip(module, diff)
+    if isinstance(result, Skipped):
+        return LoaderAnswer(unchecked=result)
+    return LoaderAnswer(outcome=result)
+
+
+def _probe_or_skip(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
     """Return what the loader does; None if keys and shapes are all that it looks at."""
     prefixes = find_loading_code(module)
     is_asked = prefixes and not (
