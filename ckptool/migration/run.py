@@ -76,7 +76,7 @@ from ckptool.migration.write.provenance import (
     is_applied,
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
-from ckptool.model import Checkpoint, Container, Kind, ModuleInfo, StateDict
+from ckptool.model import Checkpoint, Container, IssueKind, Kind, ModuleInfo, StateDict
 from ckptool.modules.submodule import select_submodule
 
 if TYPE_CHECKING:
@@ -171,8 +171,12 @@ class MigrationResult:
 
     @property
     def is_converted(self) -> bool:
-        """Whether the state_dict or the container differs from the source's."""
-        return self.state_changed or self.checkpoint.container is not self.container
+        """Whether the state_dict or the container differs from the source's, or is repaired."""
+        is_repaired = self.checkpoint.load_refusal or any(
+            issue.kind is IssueKind.COMPRESSED for issue in self.checkpoint.faults
+        )
+        is_other_container = self.checkpoint.container is not self.container
+        return self.state_changed or is_other_container or bool(is_repaired)
 
 
 def run_migration(request: MigrationRequest) -> MigrationResult:
