@@ -24,6 +24,10 @@ class RemoteContext:
         self.session: object = None
         """Session of `formats.remote`; None before the first request."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Leave the session out: another process has connections of its own."""
+        return type(self), ()
+
 
 class RemotePath:
     """A remote file or folder: `s3://bucket/key`.

@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from ckptool.compare.beside_state import BesideDiff
 from ckptool.compare.changes import (
     COMPARED_FIELDS,
     Change,
@@ -118,6 +119,8 @@ class ContractDiff(Struct, frozen=True):
     added_non_tensors: tuple[str, ...]
     migrations_for_added: Mapping[str, str] = {}
     """Key missing in old files -> description of the migration that fills it."""
+    beside: BesideDiff | None = None
+    """What the two files hold besides their tensors; None unless both are files."""
     proved_keys: frozenset[str] = frozenset()
     """Keys of `migrations_for_added` whose migration succeeded on a real old file."""
 
@@ -161,11 +164,9 @@ class ContractDiff(Struct, frozen=True):
             return Compatibility.BREAKING
         if self.added_keys:
             return Compatibility.ADDITIVE
-        return (
-            Compatibility.COMPATIBLE
-            if any(iter_entry_differences(self.old, self.new))
-            else Compatibility.SAME
-        )
+        is_same_beside = self.beside is None or not (self.beside.changed or self.beside.uncompared)
+        is_same = is_same_beside and not any(iter_entry_differences(self.old, self.new))
+        return Compatibility.SAME if is_same else Compatibility.COMPATIBLE
 
 
 class FixtureResult(Struct, frozen=True):

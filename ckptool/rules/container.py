@@ -1,108 +1,19 @@
-"""Checkpoint -> hits: classes, storages, metadata and shards (CK302-CK312, CK327, CK601-CK604)."""
+"""Checkpoint -> hits: archives, storages, metadata and shards (CK306-CK314, CK322, CK601-CK603)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Final
 
 from ckptool.model import (
     Checkpoint,
     Container,
     IssueKind,
-    StateDict,
     StorageInfo,
     TensorInfo,
     natural_sort_key,
 )
+from ckptool.phrases import quote_shell
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK302",
-        name="pickled-module",
-        level=Level.WARNING,
-        summary="a whole {owner} is pickled at {place}, not its state_dict",
-        why=(
-            "Loading it needs weights_only=False, its class at the same import path, and "
-            "attributes that fit today's code. It does hold the plain attributes that a state_dict "
-            "would have lost."
-        ),
-        fix="Save module.state_dict() from now on.",
-        example="torch.save(model, path)  # instead of model.state_dict()",
-        gate=Level.ERROR,
-    ),
-)
-def find_pickled_modules(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    if checkpoint.container is Container.TORCHSCRIPT:  # TorchScript files contain their classes
-        return
-    for state in checkpoint.states:
-        if state.modules:
-            yield hit(state.at, owner=state.modules[""].name, place=_format_location(state))
-
-
-def _format_location(state: StateDict) -> str:
-    return f"`{state.at}`" if state.at else "the root"
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK303",
-        name="pickled-class-unavailable",
-        level=Level.ERROR,
-        summary="the file needs {what}, which cannot be imported here",
-        why=(
-            "torch.load of a pickled module fails without its class: a moved package, a renamed "
-            "module, a script that ran as __main__."
-        ),
-        fix="{advice} ckptool reads the tensors all the same: inspect and diff need no class.",
-        example=(
-            "class Net(nn.Module): ...  # in a script that ran as __main__\n"
-            "\n"
-            "\n"
-            "torch.save(Net(), path)"
-        ),
-    ),
-)
-def find_unavailable_classes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    names = {
-        pickled_module.name
-        for state in checkpoint.states
-        for pickled_module in state.modules.values()
-    }
-    if not names or checkpoint.container is Container.TORCHSCRIPT:
-        return
-    from ckptool.modules.class_lookup import class_exists
-
-    packages: dict[str, list[str]] = {}
-    for qualified_name in sorted(names, key=natural_sort_key):
-        module, _, name = qualified_name.rpartition(".")
-        if module == "__main__" or class_exists(module, name, (Path.cwd(),)) is False:
-            packages.setdefault(module.partition(".")[0], []).append(qualified_name)
-    for package, class_names in packages.items():
-        yield hit(
-            class_names[0],
-            what=_describe_classes(class_names),
-            advice=_advise_import(package),
-            classes=class_names,
-        )
-
-
-def _describe_classes(class_names: list[str]) -> str:
-    if len(class_names) == 1:
-        return f"the class {class_names[0]}"
-    return (
-        f"the class {class_names[0]} and {len(class_names) - 1} more of"
-        f" {class_names[0].partition('.')[0]}"
-    )
-
-
-def _advise_import(package: str) -> str:
-    if package == "__main__":
-        return "Define the class in the script that loads, as the script that saved did."
-    return f"Run where {package} can be imported, in the version that saved."
 
 
 @check(
@@ -240,6 +151,59 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 yield hit(tensor.key, shape=list(tensor.shape), stride=list(tensor.stride))
 
 
+@check(
+    Checkpoint,
+    Rule(
+        code="CK313",
+        name="archive-refused",
+        level=Level.ERROR,
+        summary="torch.load refuses the file",
+        detail="{refusal}",
+        why=(
+            "A .pth file is a zip archive with all records in one folder. Unpacked and packed again"
+            " by hand, or by a browser or an archiver, it may have no such folder, or files beside"
+            " it. What pickle.dump and joblib.dump write is no such archive at all."
+        ),
+        fix="To write a file that torch.load opens: ckptool migrate {path} -o NEW.pth",
+        example=(
+            'with zipfile.ZipFile(path, "w") as archive:\n'
+            '    for file in unpacked.rglob("*"):\n'
+            "        archive.write(file, file.relative_to(unpacked))  # without the folder"
+        ),
+    ),
+)
+def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    if checkpoint.load_refusal:
+        yield hit("", refusal=checkpoint.load_refusal, path=quote_shell(str(checkpoint.path)))
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK322",
+        name="compressed-archive",
+        level=Level.ERROR,
+        summary="{count} tensors are compressed in the archive",
+        detail="torch.load(mmap=True) takes the compressed bytes for values, without an error",
+        why=(
+            "torch.save stores its records as they are, and a memory map reads them so. An archive"
+            " that was unpacked and packed again with compression loads without mmap, and with it"
+            " as noise."
+        ),
+        fix="To write it without compression: ckptool migrate {path} -o NEW.pth",
+        example=(
+            'with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:\n'
+            '    for file in unpacked.rglob("*"):\n'
+            "        archive.write(file, file.relative_to(unpacked.parent))"
+        ),
+    ),
+)
+def find_compressed_archive(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for issue in checkpoint.faults:
+        if issue.kind is IssueKind.COMPRESSED:
+            yield hit(issue.key, path=quote_shell(str(checkpoint.path)), **issue.facts)
+
+
 def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHit]:
     for issue in checkpoint.faults:
         if issue.kind is kind:
@@ -332,57 +296,23 @@ def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 @check(
     Checkpoint,
     Rule(
-        code="CK327",
-        name="index-shadowed",
-        level=Level.WARNING,
-        summary="libraries load {key}, which is beside {index}, and not the shards",
+        code="CK314",
+        name="unread-part",
+        level=Level.NOTE,
+        summary="{key} was not looked into",
+        detail="{reason}",
         why=(
-            "transformers and diffusers look for the one file of all weights before they look for "
-            "an index, and for safetensors before pickles. What was described here, the shards, is "
-            "not what they would load."
+            "What nobody looked at can hold a pickle that whoever loads or unpacks it runs. "
+            "A gate does not pass what it did not read."
         ),
-        fix="Remove the file, or the index with its shards.",
+        fix="Save the checkpoint without it, or release it as a file of its own.",
         example=(
-            'index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
-            'save_file({"a": torch.zeros(1)}, "model.safetensors")  # of an older save'
+            "buffer = io.BytesIO()\ntorch.save(model.state_dict(), buffer)\n"
+            'torch.save({"w": torch.ones(2), "teacher": buffer.getvalue()}, path)'
         ),
         gate=Level.ERROR,
     ),
 )
-def find_shadowed_index(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    yield from _iter_issue_hits(checkpoint, IssueKind.SHADOWED)
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK604",
-        name="fsdp-flat-or-local",
-        level=Level.ERROR,
-        summary="`{key}` holds {what}",
-        detail="it must be gathered before it can be loaded",
-        why=(
-            "FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
-            "module."
-        ),
-        fix="Save again with a full state_dict, or gather it with torch.distributed.checkpoint.",
-        example=(
-            "with FSDP.state_dict_type(model, StateDictType.LOCAL_STATE_DICT):\n"
-            "    torch.save(model.state_dict(), path)"
-        ),
-    ),
-)
-def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    for state in checkpoint.states:
-        for key, tensor in state.tensors.items():
-            if "_flat_param" in key or key.endswith("flat_param"):
-                yield hit(key, what="an FSDP flat parameter")
-            elif "ShardedTensor" in tensor.wrapper or _is_rank_part(tensor):
-                yield hit(key, what="one rank's shard of a tensor")
-
-
-def _is_rank_part(tensor: TensorInfo) -> bool:
-    """Whether it is a DTensor whose local tensor is not the whole."""
-    return tensor.wrapper.endswith(".DTensor") and any(
-        component.tensor.shape != tensor.shape for component in tensor.parts
-    )
+def find_unread_parts(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for part in checkpoint.unread:
+        yield hit(part.what, reason=part.reason)

@@ -152,11 +152,13 @@ class Finding(Struct, frozen=True):
         return self._fill_template(self.rule.fix)
 
     def _fill_template(self, template: str) -> str:
-        facts = {
-            name: _FactText(fact) if type(fact) is str else fact
-            for name, fact in self.facts.items()
-        }
-        return template.format(key=_KeyText(self.key), **facts)
+        return fill_template(template, self.key, self.facts)
+
+
+def fill_template(template: str, key: str, facts: Mapping[str, object]) -> str:
+    """Return a format string over `key` and facts, filled: `{x:py}` and `{x:sh}` are quoted."""
+    texts = {name: _FactText(fact) if type(fact) is str else fact for name, fact in facts.items()}
+    return template.format(key=_KeyText(key), **texts)
 
 
 class _FactText(str):

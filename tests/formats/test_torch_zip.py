@@ -431,7 +431,9 @@ def test_quantized_tensors():
         ("quantized", "qint8", (2, 3)),
         ("quantized", "quint8", (2, 3)),
     ]
-    assert [part.name for part in found["b"].parts] == ["scales", "zero_points"]
+    names = ["values", "scales", "zero_points"]
+    assert [part.name for part in found["a"].parts] == names
+    assert [part.name for part in found["b"].parts] == [*names, "axis"]
     assert found["a"].nbytes == 6
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from math import prod
+from struct import pack
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
@@ -77,6 +78,12 @@ class TensorInfoReader:
         if type(node) is PersistentReference and type(node.target) is TensorInfo:
             return replace(node.target, key=key)
         return None
+
+    def is_tensor(self, node: object) -> bool:
+        """Whether `read_tensor` returns a tensor, or raises."""
+        if type(node) is UnresolvedObject:
+            return node.callee_name in REBUILD_FUNCTIONS
+        return type(node) is PersistentReference and type(node.target) is TensorInfo
 
     def build_strided_tensor(
         self,
@@ -426,18 +433,34 @@ def _rebuild_quantized_tensor(
     )
     if type(scheme) is not tuple or not scheme or type(scheme[0]) is not GlobalName:
         raise PickleTreeError(f"{quote_name(key)} is quantized without a scheme")
-    reader.charge_attributes(2, key)
+    reader.charge_attributes(3, key)
     named_nodes = zip(("scales", "zero_points"), scheme[1:3], strict=False)
-    optional_components = (
-        (name, reader.read_component(component, key, name, depth))
-        for name, component in named_nodes
-    )
-    components = tuple(
-        TensorComponent(name, (), component)
-        for name, component in optional_components
-        if component is not None
-    )
-    return replace(tensor, layout="quantized", parts=components)
+    components = [TensorComponent("values", (), replace(tensor, requires_grad=False))]
+    for name, part in named_nodes:
+        component = reader.read_component(part, key, name, depth) or _build_scalar(part, name)
+        if component is not None:
+            components.append(TensorComponent(name, (), component))
+    axes = [axis for axis in scheme[3:] if type(axis) is int]
+    components += [
+        TensorComponent("axis", (), scalar)
+        for axis in axes
+        if (scalar := _build_scalar(axis, "axis")) is not None
+    ]
+    return replace(tensor, layout="quantized", parts=tuple(components))
+
+
+def _build_scalar(node: object, key: str) -> TensorInfo | None:
+    """Return a float or an int of a pickle as a tensor without dimensions; None if it is none."""
+    if type(node) is float:
+        return _build_content_tensor(key, "float64", pack("<d", node))
+    if type(node) is int and abs(node) < _MAX_SIZE:
+        return _build_content_tensor(key, "int64", pack("<q", node))
+    return None
+
+
+def _build_content_tensor(key: str, dtype: str, content: bytes) -> TensorInfo:
+    storage = StorageInfo(f"scalar {key}", len(content), content=content)
+    return TensorInfo(key, (), dtype, (), 0, storage)
 
 
 def _rebuild_nested_tensor(
@@ -472,11 +495,10 @@ def _rebuild_device_tensor(
     tensor = reader.read_tensor(data, key, depth) or read_numpy_array(data, key)
     if tensor is None or tensor.dtype != read_dtype(dtype):
         raise PickleTreeError(f"{quote_name(key)} is not made of data of its dtype")
-    if tensor.storage is None:
+    if tensor.kind is Kind.ARRAY:
         location = device if type(device) is str else "cpu"
-        tensor = replace(
-            tensor, storage=StorageInfo(f"array {key}", tensor.nbytes, location), kind=None
-        )
+        storage = tensor.storage or StorageInfo(f"array {key}", tensor.nbytes)
+        tensor = replace(tensor, storage=replace(storage, device=location), kind=None)
     return replace(tensor, requires_grad=grad is True)
 
 

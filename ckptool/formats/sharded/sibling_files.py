@@ -23,24 +23,3 @@ def list_unread_siblings(
         return ()
     description = f"beside the {neighbour}: {join_limited(siblings, MAX_LISTED, quote_text)}"
     return (Skipped(description, "name them to have them read"),)
-
-
-def list_preferred_files(index_name: str, names: Collection[str]) -> list[str]:
-    """Return the files beside an index that transformers and diffusers load in its place.
-
-    They look for the one file of all weights first, and for safetensors before pickles.
-    """
-    match = _INDEX_NAME.fullmatch(index_name)
-    if match is None:
-        return []
-    stem, suffix, variant = match["stem"], match["suffix"], match["variant"] or ""
-    preferred = [f"{stem}{variant}.{suffix}"]
-    if suffix == "bin":
-        safe_stem = "model" if stem == "pytorch_model" else stem
-        preferred.append(f"{safe_stem}{variant}.safetensors")
-    return [name for name in preferred if name in names]
-
-
-_INDEX_NAME: Final = re.compile(
-    r"(?P<stem>.+)\.(?P<suffix>safetensors|bin)\.index(?P<variant>\.[\w-]+)?\.json"
-)

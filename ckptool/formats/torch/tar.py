@@ -55,6 +55,15 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
     )
 
 
+def read_object(source: ByteSource, limits: Limits) -> tuple[bytes, ParsedPickle]:
+    """Return the pickle of the object that was saved, and the same with resolved references.
+
+    Raises:
+        CorruptCheckpointError: the archive is inconsistent.
+    """
+    return _TarReader(source, limits, list(_iter_members(source)), []).read_object()
+
+
 _BLOCK_BYTES: Final = 512
 _MAX_MEMBERS: Final = 64
 _REQUIRED_MEMBERS: Final = ("storages", "tensors", "pickle")
@@ -146,6 +155,15 @@ class _TarReader:
                 )
 
     def read(self) -> Checkpoint:
+        _, pickle = self.read_object()
+        return self._build_checkpoint(pickle)
+
+    def read_object(self) -> tuple[bytes, ParsedPickle]:
+        """Return the pickle of the object, as it stands and with resolved references.
+
+        Raises:
+            CorruptCheckpointError: the archive is inconsistent.
+        """
         self._read_storages(self._open_member("storages"))
         self._read_tensors(self._open_member("tensors"))
         main_member = self._members["pickle"]
@@ -153,15 +171,14 @@ class _TarReader:
             raise self._build_error(
                 f"'pickle' has {main_member.nbytes} bytes, more than any pickle needs"
             )
-        pickle = parse_whole_pickle(
-            self._source.read(main_member.start, main_member.nbytes), self._limits
-        )
+        data = self._source.read(main_member.start, main_member.nbytes)
+        pickle = parse_whole_pickle(data, self._limits)
         self._global_names += pickle.globals
         if pickle.error:
             raise self._build_error(f"'pickle': {pickle.error}")
         for node in pickle.persistent_references:
             node.target = self._resolve_id(node.id)
-        return self._build_checkpoint(pickle)
+        return data, pickle
 
     def _build_checkpoint(self, pickle: ParsedPickle) -> Checkpoint:
         root = pickle.root
@@ -183,6 +200,8 @@ class _TarReader:
             find_global_uses(self._global_names, root),
             skipped=tuple(state_tree.skipped),
             unread=pickle.list_unread(),
+            opaque=tuple(state_tree.opaque),
+            contents=state_tree.contents,
             weights_only_refusal="it is a tar archive, of torch before 0.1.10",
         )
 

@@ -122,15 +122,3 @@ def test_a_dcp_folder_becomes_what_torch_makes_of_it(tmp_path):
     dropped = convert(tmp_path / "old", tmp_path / "less.pth", at="model", drop=["bias"])
     del expected["model"]["bias"]
     check_same_value(torch.load(dropped, weights_only=True), expected)
-
-
-def test_what_another_container_has_around_the_state_is_refused_in_its_own_words(tmp_path):
-    (tmp_path / "old.pkl").write_bytes(pickle.dumps({"model": {"w": torch.ones(2)}, "epoch": 7}))
-    with pytest.raises(ckptool.errors.PlanError) as error:
-        convert(tmp_path / "old.pkl", tmp_path / "new.pth")
-    assert str(error.value).endswith(
-        "of a file of this kind only the state_dict can be written, not `epoch` (7): "
-        "leave that out with --drop-extra"
-    )
-    target = convert(tmp_path / "old.pkl", tmp_path / "new.pth", drop_extra=True)
-    assert same_bits(torch.load(target, weights_only=True)["w"], torch.ones(2))
