@@ -83,18 +83,6 @@ def other_files_beside_the_shards(tmp):
     return sharded(tmp, {"a": ONE, "b": TWO}, one=A, two=B)
 
 
-@fires("CK327")
-def one_file_of_all_weights_beside_the_shards(tmp):
-    save_file({"a": torch.zeros(1)}, tmp / "model.safetensors")
-    return sharded(tmp, {"a": ONE, "b": TWO}, one=A, two=B)
-
-
-@near("CK327")
-def another_model_beside_the_shards(tmp):
-    save_file({"a": torch.zeros(1)}, tmp / "vae.safetensors")
-    return sharded(tmp, {"a": ONE, "b": TWO}, one=A, two=B)
-
-
 # CK604: P42
 
 
