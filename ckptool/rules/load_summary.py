@@ -5,6 +5,7 @@ from typing import Final
 
 from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.model import Kind, natural_sort_key
 from ckptool.phrases import quote_python
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
@@ -234,7 +235,10 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             " that it renamed, or for one that it looks for and state_dict() does not write; and a"
             " tensor on meta, a sparse or a quantised one is not copied into a dense parameter."
         ),
-        fix="Load it with a version of the code that wrote it and save it again, or migrate it.",
+        fix=(
+            "Load it with a version of the code that wrote it and save it again, or migrate it"
+            "{loader}."
+        ),
         example=(
             "class Net(nn.Linear):\n"
             "    def _load_from_state_dict(self, state_dict, prefix, *args):\n"
@@ -247,7 +251,9 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
 )
 def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
     if diff.load_outcome is not None and diff.is_refused and not diff.checkpoint.load_refusal:
-        yield hit("", error=diff.load_outcome.error)
+        layers = find_state_quantization(diff.state).layers
+        loader = f"; or {layers[0].scheme.remedy}" if layers else ""
+        yield hit("", error=diff.load_outcome.error, loader=loader)
 
 
 @check(
