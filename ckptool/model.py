@@ -138,6 +138,10 @@ class Span(Struct, frozen=True, gc=False):
     nbytes: int
 
 
+ARRAY_KEY_PREFIX: Final = "array "
+"""Begins the `StorageInfo.key` of an array within the pickle; what torch writes is a number."""
+
+
 class StorageInfo(Struct, frozen=True, gc=False):
     """Storage of one or more tensors. Equal storages mean shared memory: tied tensors and views."""
 
@@ -149,6 +153,11 @@ class StorageInfo(Struct, frozen=True, gc=False):
     span: Span | None = None
     """Byte span of the storage; None where it is compressed or not in a file."""
     byteorder: str = "little"
+
+    @property
+    def is_in_pickle(self) -> bool:
+        """Whether the elements are a NumPy array within the pickle: of XLA and other devices."""
+        return self.span is None and self.key.startswith(ARRAY_KEY_PREFIX)
 
 
 class TensorComponent(Struct, frozen=True):

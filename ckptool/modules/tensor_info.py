@@ -3,6 +3,7 @@
 import ctypes
 import math
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,13 @@ from ckptool.model import (
     TensorInfo,
 )
 from ckptool.modules.meta_parameters import MetaParameters
-from ckptool.modules.walk import get_qualified_name
+from ckptool.modules.tensor_parts import (
+    get_wrapper_name,
+    is_lazy,
+    list_components,
+    list_inner_tensors,
+)
+from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.tensors import preview_grid
 from ckptool.tensors.fingerprint import create_hasher, fingerprint_chunks
 
@@ -28,13 +35,6 @@ MAX_FINGERPRINT_BYTES: Final = 64 << 20
 """Larger tensors get no fingerprint: hashing them would dominate the run time."""
 _BLANK_FILLS: Final[Mapping[float, str]] = {0: "zeros", 1: "ones", -1: "-1"}
 """Number that all elements are -> words for it."""
-_COMPONENT_NAMES: Final = {
-    "sparse_coo": ("indices", "values"),
-    "sparse_csr": ("crow_indices", "col_indices", "values"),
-    "sparse_csc": ("ccol_indices", "row_indices", "values"),
-    "sparse_bsr": ("crow_indices", "col_indices", "values"),
-    "sparse_bsc": ("ccol_indices", "row_indices", "values"),
-}
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ def preview_values(value: Any) -> Preview | None:
 
     if isinstance(value, torch.Tensor):
         is_plain = value.layout is torch.strided and not value.is_quantized
-        if not is_plain or value.is_meta or _get_wrapper_name(value) or is_lazy(value):
+        if not is_plain or value.is_meta or get_wrapper_name(value) or is_lazy(value):
             return None
         value = value.detach()
     steps = preview_grid.preview_strides(value.shape)
@@ -155,7 +155,8 @@ def compute_half_precision_fingerprints(value: Any) -> dict[str, str]:
     if not isinstance(value, torch.Tensor) or is_lazy(value) or value.dtype is not torch.float32:
         return {}
     if (
-        count_bytes(value) > MAX_FINGERPRINT_BYTES
+        get_wrapper_name(value)
+        or count_bytes(value) > MAX_FINGERPRINT_BYTES
         or value.layout is not torch.strided
         or value.is_meta
     ):
@@ -221,13 +222,6 @@ def get_dtype_name(value: Any) -> str:
     )
 
 
-def is_lazy(value: object) -> bool:
-    """Whether `value` is a parameter or buffer that gets its shape from the first input."""
-    from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-
-    return isinstance(value, UninitializedParameter | UninitializedBuffer)
-
-
 def _describe_torch_tensor(
     key: str, tensor: "Tensor", kind: Kind, storages: ModuleStorages
 ) -> TensorInfo:
@@ -244,7 +238,7 @@ def _describe_torch_tensor(
             requires_grad=tensor.requires_grad,
         )
     layout = str(tensor.layout).removeprefix("torch.")
-    storage = None if _list_inner_attributes(tensor) else storages.describe_storage(tensor)
+    storage = None if list_inner_tensors(tensor) else storages.describe_storage(tensor)
     is_strided = layout == "strided"
     return TensorInfo(
         key=key,
@@ -254,61 +248,46 @@ def _describe_torch_tensor(
         storage_offset=int(tensor.storage_offset()) if is_strided else 0,
         storage=storage,
         layout="quantized" if tensor.is_quantized else layout,
-        wrapper=_get_wrapper_name(tensor),
+        wrapper=get_wrapper_name(tensor),
         kind=kind,
         requires_grad=tensor.requires_grad,
         parts=tuple(
             TensorComponent(
                 name, (), _describe_torch_tensor(f"{key}.{name}", component, kind, storages)
             )
-            for name, component in _list_components(tensor)
+            for name, component in list_components(tensor)
         ),
     )
-
-
-def _list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
-    """Return the (name, component) pairs of a sparse or wrapped tensor; [] if it is strided."""
-    inner = _list_inner_attributes(tensor)
-    if inner:
-        return [(name, getattr(tensor, name)) for name in inner]
-    layout = str(tensor.layout).removeprefix("torch.")
-    # The elements of an uncoalesced tensor are available only by this name.
-    underscore = "_" if layout == "sparse_coo" else ""
-    return [
-        (name, getattr(tensor.detach(), underscore + name)())
-        for name in _COMPONENT_NAMES.get(layout, ())
-    ]
-
-
-def _list_inner_attributes(tensor: "Tensor") -> list[str]:
-    """Return the attributes with the data of a wrapper subclass such as DTensor."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    return list(flatten()[0]) if flatten else []
-
-
-def _get_wrapper_name(tensor: "Tensor") -> str:
-    from torch import Tensor, nn
-
-    return "" if type(tensor) in {Tensor, nn.Parameter} else get_qualified_name(type(tensor))
 
 
 def _flatten_to_bytes(value: Any) -> "list[Tensor] | None":
     """Return the elements in C order as flat uint8 tensors, one per component.
 
-    Return None if they are unavailable: on meta, lazy, or of an unknown layout or subclass.
+    Return None if they are unavailable: on meta, lazy, of an unknown layout or subclass, or of a
+    subclass whose code raises.
     """
     import torch
 
     if not isinstance(value, torch.Tensor):
         return _flatten_array_to_bytes(value)
-    if is_lazy(value):
+    if not get_wrapper_name(value):
+        return _flatten_tensor_to_bytes(value)
+    with suppress(UserCodeError), user_code():
+        return _flatten_tensor_to_bytes(value)
+    return None
+
+
+def _flatten_tensor_to_bytes(tensor: "Tensor") -> "list[Tensor] | None":
+    import torch
+
+    if is_lazy(tensor):
         return None
-    tensor = value.detach()
-    components = _list_components(tensor)
+    tensor = tensor.detach()
+    components = list_components(tensor)
     if components:
         pieces = [_flatten_to_bytes(component) for _, component in components]
-        return [p[0] for p in pieces if p] if all(pieces) else None
-    if tensor.layout is not torch.strided or tensor.is_meta or _get_wrapper_name(value):
+        return [part for piece in pieces if piece for part in piece] if all(pieces) else None
+    if tensor.layout is not torch.strided or tensor.is_meta or get_wrapper_name(tensor):
         return None
     tensor = tensor.int_repr() if tensor.is_quantized else tensor.resolve_conj().resolve_neg()
     return [tensor.cpu().contiguous().flatten().view(torch.uint8)]
@@ -408,10 +387,10 @@ def _read_elements(value: Any) -> "Tensor | None":
 
     if not isinstance(value, torch.Tensor) or is_lazy(value) or value.is_meta:
         return None
-    if value.is_nested or _get_wrapper_name(value):
+    if value.is_nested or get_wrapper_name(value):
         return None
     tensor = value.detach()
     if tensor.layout is torch.strided:
         return tensor.int_repr() if tensor.is_quantized else tensor
-    stored_values = dict(_list_components(tensor)).get("values")
+    stored_values = dict(list_components(tensor)).get("values")
     return None if stored_values is None or stored_values.any() else torch.zeros(1)

@@ -160,6 +160,8 @@ def _strided_unreadable_reason(tensor: TensorInfo) -> str:
         return f"it is laid out as {tensor.layout}"
     if tensor.dtype not in DTYPE_BITS:
         return f"torch has no dtype {tensor.dtype}"
+    if tensor.storage is not None and tensor.storage.is_in_pickle:
+        return "its elements are a NumPy array within the pickle"
     if tensor.storage is None or tensor.storage.span is None:
         return "its bytes are compressed, or in no file"
     return _view_unreadable_reason(tensor)

@@ -127,7 +127,8 @@ class _CopyProbe:
         """
         info = self._diff.state.tensors[key]
         if kind.is_on_meta or not _is_dense(kind):
-            tensor: Tensor = self._torch_state[key]
+            if not isinstance(tensor := self._torch_state.get(key), Tensor):
+                raise ReadError(self._diff.checkpoint.path, f"has no tensor `{key}` for torch")
             return tensor
         if info.nbytes > _MAX_READ_NBYTES:
             raise ReadError(self._diff.checkpoint.path, f"has {info.nbytes} bytes for it")

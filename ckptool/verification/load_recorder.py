@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ckptool.modules.tensor_info import is_lazy
+from ckptool.modules.tensor_parts import is_lazy
 
 _COPY: Final = torch.ops.aten.copy_.default
 
