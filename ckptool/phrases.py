@@ -24,16 +24,22 @@ def pluralize(number: int, noun: str, separator: str = ",") -> str:
 def join_limited(
     items: Collection[T],
     limit: int,
-    format_item: Callable[[T], str] = str,
+    format_item: Callable[[T], str] | None = None,
     *,
     more: str = " and {} more",
 ) -> str:
     """Join the first `limit` items with commas: "a, b and 3 more"; "" without items.
 
+    `format_item` gives the text of an item, by default the item itself, cut if it is very long.
     `more` is added if items are left out, with their number in place of "{}".
     """
-    shown = ", ".join(map(format_item, islice(items, limit)))
+    texts = map(format_item or _cut_item, islice(items, limit))
+    shown = ", ".join(texts)
     return shown + more.format(len(items) - limit) if len(items) > limit else shown
+
+
+def _cut_item(item: object) -> str:
+    return cut_middle(str(item))
 
 
 def quote_code(text: str) -> str:

@@ -18,6 +18,7 @@ from ckptool.model import (
 )
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.tensor_parts import (
+    get_shape,
     get_wrapper_name,
     is_lazy,
     list_components,
@@ -77,7 +78,7 @@ class ModuleStorages:
     def identify_view(self, tensor: "Tensor") -> Hashable:
         """Return an id that tensors share if they are the same view of the same storage."""
         identity = self.identify_storage(tensor)
-        if identity is None:
+        if identity is None or tensor.is_nested:
             return id(tensor)
         return (
             identity,
@@ -120,7 +121,7 @@ def compute_fingerprint(value: Any) -> str:
     if elements is None or len(elements) != 1:
         return ""
     chunk = memoryview((ctypes.c_ubyte * elements[0].numel()).from_address(elements[0].data_ptr()))
-    return fingerprint_chunks(get_dtype_name(value), tuple(map(int, value.shape)), [chunk])
+    return fingerprint_chunks(get_dtype_name(value), get_shape(value), [chunk])
 
 
 def preview_values(value: Any) -> Preview | None:
@@ -128,7 +129,7 @@ def preview_values(value: Any) -> Preview | None:
     import torch
 
     if isinstance(value, torch.Tensor):
-        is_plain = value.layout is torch.strided and not value.is_quantized
+        is_plain = value.layout is torch.strided and not (value.is_quantized or value.is_nested)
         if not is_plain or value.is_meta or get_wrapper_name(value) or is_lazy(value):
             return None
         value = value.detach()
@@ -158,6 +159,7 @@ def compute_half_precision_fingerprints(value: Any) -> dict[str, str]:
         get_wrapper_name(value)
         or count_bytes(value) > MAX_FINGERPRINT_BYTES
         or value.layout is not torch.strided
+        or value.is_nested
         or value.is_meta
     ):
         return {}
@@ -178,7 +180,7 @@ def content_digest(value: Any) -> str:
     if components is None:
         return ""
     content_hash = create_hasher()
-    content_hash.update(f"{get_dtype_name(value)}{list(map(int, value.shape))}".encode())
+    content_hash.update(f"{get_dtype_name(value)}{list(get_shape(value))}".encode())
     for component in components:
         count = component.numel()
         content_hash.update(f"|{count}|".encode())
@@ -196,7 +198,7 @@ def have_same_bytes(first: Any, second: Any) -> bool | None:
         return False
     if is_lazy(first) or is_lazy(second):
         return None
-    if get_dtype_name(first) != get_dtype_name(second) or tuple(first.shape) != tuple(second.shape):
+    if get_dtype_name(first) != get_dtype_name(second) or get_shape(first) != get_shape(second):
         return False
     first_elements, second_elements = _flatten_to_bytes(first), _flatten_to_bytes(second)
     if first_elements is None or second_elements is None:
@@ -210,7 +212,7 @@ def have_same_bytes(first: Any, second: Any) -> bool | None:
 
 def count_bytes(value: Any) -> int:
     """Return the size of `value` in bytes as a dense tensor; 0 if it is lazy."""
-    return 0 if is_lazy(value) else int(prod(value.shape)) * int(value.dtype.itemsize)
+    return 0 if is_lazy(value) else prod(get_shape(value)) * int(value.dtype.itemsize)
 
 
 def get_dtype_name(value: Any) -> str:
@@ -238,16 +240,17 @@ def _describe_torch_tensor(
             requires_grad=tensor.requires_grad,
         )
     layout = str(tensor.layout).removeprefix("torch.")
-    storage = None if list_inner_tensors(tensor) else storages.describe_storage(tensor)
-    is_strided = layout == "strided"
+    has_parts = tensor.is_nested or list_inner_tensors(tensor)
+    storage = None if has_parts else storages.describe_storage(tensor)
+    is_strided = layout == "strided" and not tensor.is_nested
     return TensorInfo(
         key=key,
-        shape=tuple(map(int, tensor.shape)),
+        shape=get_shape(tensor),
         dtype=get_dtype_name(tensor),
         stride=tuple(map(int, tensor.stride())) if is_strided else (),
         storage_offset=int(tensor.storage_offset()) if is_strided else 0,
         storage=storage,
-        layout="quantized" if tensor.is_quantized else layout,
+        layout="quantized" if tensor.is_quantized else "nested" if tensor.is_nested else layout,
         wrapper=get_wrapper_name(tensor),
         kind=kind,
         requires_grad=tensor.requires_grad,

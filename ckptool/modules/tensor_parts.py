@@ -1,7 +1,7 @@
 """torch.Tensor -> the tensors that it consists of, and where its memory is."""
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import get_qualified_name
@@ -29,6 +29,13 @@ def get_wrapper_name(tensor: "Tensor") -> str:
     from torch import Tensor, nn
 
     return "" if type(tensor) in {Tensor, nn.Parameter} else get_qualified_name(type(tensor))
+
+
+def get_shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor or an array; of a nested tensor the number of its tensors."""
+    if getattr(value, "is_nested", False):
+        return (int(value.size(0)),)
+    return tuple(map(int, value.shape))
 
 
 def find_memory_address(tensor: "Tensor") -> int | None:
@@ -64,10 +71,13 @@ def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
 
 
 def list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
-    """Return the (name, component) pairs of a sparse or wrapped tensor; [] if it is strided."""
+    """Return the (name, component) pairs of a sparse, nested or wrapped tensor; else []."""
     inner_tensors = list_inner_tensors(tensor)
     if inner_tensors:
         return inner_tensors
+    if tensor.is_nested:
+        names = (("buffer", "values"), ("sizes", "_nested_tensor_size"))
+        return [(name, getattr(tensor.detach(), method)()) for name, method in names]
     layout = str(tensor.layout).removeprefix("torch.")
     # The elements of an uncoalesced tensor are available only by this name.
     underscore = "_" if layout == "sparse_coo" else ""

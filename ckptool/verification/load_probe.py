@@ -311,7 +311,8 @@ def _move_to_meta(module: nn.Module) -> None:
 def _can_be_on_meta(tensor: Tensor) -> bool:
     if is_lazy(tensor):
         return True
-    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_quantized
+    is_dense = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    return type(tensor) is Tensor and is_dense
 
 
 def _make_meta_tensor(tensor: Tensor) -> Tensor:

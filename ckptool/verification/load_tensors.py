@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import open_local_copy
@@ -36,8 +37,10 @@ def load_tensors(
     torch_state: Mapping[str, Any] | None = None
     tensors_by_view: dict[object, Tensor] = {}
     for key, info in state.tensors.items():
+        if info.layout == "lazy":
+            tensors[keys.get(key, key)] = UninitializedParameter(requires_grad=info.requires_grad)
         # A subclass may be copied by its own code.
-        if _is_plain_bytes(info) and not info.wrapper:
+        elif _is_plain_bytes(info) and not info.wrapper:
             # Tied in the file: one tensor here too.
             view = (info.storage or key, info.storage_offset, info.shape, info.stride, info.dtype)
             if view not in tensors_by_view:
@@ -81,7 +84,12 @@ def read_plain_tensor(info: TensorInfo) -> Tensor | None:
 def _is_plain_bytes(info: TensorInfo) -> bool:
     has_components = bool(info.parts) and info.layout != "chunked"
     has_torch_dtype = isinstance(getattr(torch, info.dtype, None), torch.dtype)
-    return has_torch_dtype and not has_components and not unreadable_reason(info)
+    return (
+        info.layout != "lazy"
+        and has_torch_dtype
+        and not has_components
+        and not unreadable_reason(info)
+    )
 
 
 def _read_tensor(info: TensorInfo) -> Tensor:

@@ -18,7 +18,14 @@ from ckptool.formats.pickle.nodes import (
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import format_key, quote_name
-from ckptool.model import ARRAY_KEY_PREFIX, DTYPE_BITS, Kind, StorageInfo, TensorComponent, TensorInfo
+from ckptool.model import (
+    ARRAY_KEY_PREFIX,
+    DTYPE_BITS,
+    Kind,
+    StorageInfo,
+    TensorComponent,
+    TensorInfo,
+)
 
 
 class PickleTreeError(ValueError):
@@ -465,7 +472,9 @@ def _rebuild_device_tensor(
     if tensor.storage is None:
         location = device if type(device) is str else "cpu"
         tensor = replace(
-            tensor, storage=StorageInfo(f"{ARRAY_KEY_PREFIX}{key}", tensor.nbytes, location), kind=None
+            tensor,
+            storage=StorageInfo(f"{ARRAY_KEY_PREFIX}{key}", tensor.nbytes, location),
+            kind=None,
         )
     return replace(tensor, requires_grad=grad is True)
 
