@@ -90,8 +90,14 @@ def _select_telling_lines(lines: list[str]) -> list[str]:
     return lines
 
 
+MAX_NAMED: Final = 20
+"""Names in one message that lists what there is instead of what was asked for."""
 MAX_KEY_CHARS: Final = 300
 """Characters of a key, a place or a table's cell in the formats for people; JSON has all of it."""
+
+
+MAX_LINE_CHARS: Final = 4000
+"""Characters of one line, message or fix; only keys from hostile files make longer ones."""
 
 
 def cut_middle(text: str, limit: int = MAX_KEY_CHARS) -> str:
