@@ -9,6 +9,8 @@ from ckptool.commands.target import (
     Arguments,
     ModuleTarget,
 )
+from ckptool.commands.worker.requests import DescribeModule
+from ckptool.commands.worker.worker import get_worker
 from ckptool.errors import UsageError
 from ckptool.model import ModuleInfo
 from ckptool.policy import Policy, judge
@@ -50,8 +52,16 @@ def audit(
     if module is None:
         raise UsageError("no module is named: -m package.module:Name")
     module_target = ModuleTarget(module, kwargs or {})
-    module_info, usage_changes = _describe_target(module_target, kwargs, fresh)
-    module_info, forward_effects = module_target.run_forward({}, module_info, inputs)
+    if isinstance(module, str):
+        reject_unused_options(
+            {"fresh=": fresh is not None}, "builds a module like a live one: a name says itself how"
+        )
+    facts = get_worker().ask(DescribeModule(module_target, inputs=inputs))
+    module_info = facts.module_info
+    usage_changes: tuple[UsageChanges, ...] = ()
+    if not isinstance(module, str):
+        module_info, usage_changes = _find_usage_changes(module, kwargs, fresh, module_info)
+    module_info, forward_effects = facts.apply_effects(module_info), facts.forward_effects
     audit_report = build_audit_report(
         module_info,
         judge(run_rules([module_info, *forward_effects, *usage_changes]), policy or Policy()),
@@ -59,16 +69,14 @@ def audit(
     return add_module_previews(audit_report, module_info) if pictures else audit_report
 
 
-def _describe_target(
-    module_target: ModuleTarget, kwargs: Arguments | None, fresh: "Callable[[], nn.Module] | None"
+def _find_usage_changes(
+    module: "nn.Module",
+    kwargs: Arguments | None,
+    fresh: "Callable[[], nn.Module] | None",
+    module_info: ModuleInfo,
 ) -> "tuple[ModuleInfo, tuple[UsageChanges, ...]]":
-    """Return a module's description, and for a live module its changes since construction."""
-    if isinstance(module_target.module, str):
-        reject_unused_options(
-            {"fresh=": fresh is not None}, "builds a module like a live one: a name says itself how"
-        )
-        return module_target.describe_module({}), ()
+    """Return a live module's description, and its changes since construction."""
     from ckptool.verification import usage_changes
 
-    usage = usage_changes.changes_since_construction(module_target.module, kwargs, fresh)
-    return usage_changes.with_usage(module_target.describe_module({}), usage), (usage,)
+    usage = usage_changes.changes_since_construction(module, kwargs, fresh)
+    return usage_changes.with_usage(module_info, usage), (usage,)

@@ -95,25 +95,6 @@ def build_twice(spec: ModuleSpec, function: Callable[..., Any]) -> BuildPair:
     return _add_second_build(spec, function, kwargs, real_build, skipped, on_meta=False)
 
 
-@contextmanager
-def fill_uninitialized_memory() -> Iterator[None]:
-    """Have torch.empty() give NaN, or the largest integer, instead of what the memory held.
-
-    What is left of it in a second build shows that the constructor gave it no value.
-    """
-    import torch
-
-    was_enabled = torch.are_deterministic_algorithms_enabled()
-    was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    # Not torch.use_deterministic_algorithms(), which imports the compiler.
-    set_deterministic = torch._C._set_deterministic_algorithms  # noqa: SLF001
-    set_deterministic(True, warn_only=True)
-    try:
-        yield
-    finally:
-        set_deterministic(was_enabled, warn_only=was_warn_only)
-
-
 def build_with_seed(spec: ModuleSpec, function: Callable[..., Any], seed: int) -> "nn.Module":
     """Build the module once, with real parameters, under `seed`.
 
@@ -140,10 +121,12 @@ def _add_second_build(
     *,
     on_meta: bool,
 ) -> BuildPair:
+    from ckptool.modules.uninitialized import UninitializedMemoryFill
+
     second: ModuleBuild | None = None
     try:
         # The first build already showed these warnings.
-        with warnings.catch_warnings(), fill_uninitialized_memory():
+        with warnings.catch_warnings(), UninitializedMemoryFill():
             warnings.simplefilter("ignore")
             second = _build_once(spec, function, kwargs, SEEDS[1], on_meta=on_meta)
     except UserCodeError as error:

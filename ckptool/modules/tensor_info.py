@@ -331,12 +331,14 @@ def find_blank_fill(value: Any) -> str:
 
 
 def is_uninitialized(value: Any) -> bool:
-    """Whether all elements are what `fill_uninitialized_memory()` has torch.empty() give."""
+    """Whether the elements are still those of `UninitializedMemoryFill`."""
+    from ckptool.modules.uninitialized import is_filled
+
     tensor = _read_elements(value)
     if tensor is None or not tensor.numel():
         return False
     try:
-        return _is_filled(tensor)
+        return is_filled(tensor)
     except (RuntimeError, TypeError):
         return False
 
@@ -360,18 +362,6 @@ def _describe_fill(tensor: "Tensor") -> str:
     if number in _BLANK_FILLS:
         return _BLANK_FILLS[number]
     return "the largest numbers of its dtype" if _is_extreme(tensor.dtype, number) else ""
-
-
-def _is_filled(tensor: "Tensor") -> bool:
-    import torch
-
-    if tensor.dtype.is_complex:
-        return bool(tensor.real.isnan().all())
-    if tensor.dtype.is_floating_point:
-        return bool((tensor != tensor).all())  # noqa: PLR0124 - NaN, in 8-bit dtypes as well
-    if tensor.dtype is torch.bool:
-        return bool(tensor.all())
-    return bool((tensor == torch.iinfo(tensor.dtype).max).all())
 
 
 def _is_extreme(dtype: "torch.dtype", number: float) -> bool:

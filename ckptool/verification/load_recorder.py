@@ -5,14 +5,14 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ckptool.modules.dispatch_mode import DispatchMode
 from ckptool.modules.tensor_parts import is_lazy
 
 _COPY: Final = torch.ops.aten.copy_.default
 
 
-class LoadRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LoadRecorder(DispatchMode):
     """While entered, records of each storage that is written whose elements it has then.
 
     `load_state_dict` copies each tensor of its argument into the module's, and a hook may copy,
@@ -26,16 +26,11 @@ class LoadRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Args:
             has_values: whether a tensor on meta is so in the file, and to be refused.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._has_values = has_values
         self._origins: dict[int, int | None] = {}
         self._kept: list[object] = []
         """Storages that were seen: an id is given again once its storage is gone."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keep torch.compile out of it, whose import takes a second; older torch does not ask."""
-        return False
 
     def find_origin(self, tensor: Tensor) -> int | None:
         """Return the id of the storage whose elements `tensor` has; None if they were computed.

@@ -38,7 +38,7 @@ def inflate_storages(
 
 
 def _is_compressed(storage: StorageInfo) -> bool:
-    return storage.span is None and not storage.is_in_pickle
+    return storage.span is None and storage.content is None
 
 
 def _has_data(tensor: TensorInfo) -> bool:

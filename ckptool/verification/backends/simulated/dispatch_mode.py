@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ckptool.modules.dispatch_mode import DispatchMode
 from ckptool.modules.tensor_info import iter_nested_tensors
 from ckptool.verification.backends.simulated import cpu_fallbacks
 from ckptool.verification.backends.simulated.device_tags import CPU, OUTSIDE_FORWARD, Origin
@@ -18,19 +18,13 @@ from ckptool.verification.backends.simulated.operands import (
 from ckptool.verification.backends.simulated.tracker import DeviceTracker
 
 
-class DeviceCheckDispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class DeviceCheckDispatchMode(DispatchMode):
     """Runs each operation on the CPU, and records operands on mismatching simulated devices."""
 
     def __init__(self, tracker: DeviceTracker) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._tracker = tracker
         self._tags = tracker.tags
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Otherwise torch wraps `__torch_dispatch__` in a function that imports its compiler, which
-        # takes longer than most passes; nothing is compiled here.
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
