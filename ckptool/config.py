@@ -157,7 +157,7 @@ class ProjectConfig(msgspec.Struct, frozen=True):
         """Return the first model entry whose glob matches `checkpoint`, or None.
 
         Raises:
-            ReadError: it is a link, and its name and its target have different entries.
+            ReadError: a link and its target, or the files of a folder, have different entries.
         """
         names = list_glob_names(checkpoint, self.directory)
         if not isinstance(checkpoint, RemotePath):
@@ -165,8 +165,8 @@ class ProjectConfig(msgspec.Struct, frozen=True):
         entries = [entry for name in names if (entry := self._match_entry(name)) is not None]
         if any(entry != entries[0] for entry in entries):
             reason = (
-                f"is a link, and [[models]] has {entries[0].module} for one of its names and "
-                f"{entries[-1].module} for another: name the module with -m"
+                f"has several names, as a link or a folder, and [[models]] has {entries[0].module} "
+                f"for one of them and {entries[-1].module} for another: name the module with -m"
             )
             raise ReadError(checkpoint, reason)
         return entries[0] if entries else None
@@ -185,8 +185,10 @@ class TrustRule(msgspec.Struct, frozen=True):
 
     uses_file_kwargs: bool = True
     """Whether constructor arguments in a checkpoint (`hyper_parameters`) are used if they fit."""
-    announce_file_kwargs: Callable[[str, Mapping[str, object]], None] | None = None
-    """Called with the import target and those arguments."""
+    announce_file_kwargs: Callable[[str, Mapping[str, str]], None] | None = None
+    """Called with the import target and those arguments, each value as Python source, cut."""
+    announce_namespace: Callable[[str, str], None] | None = None
+    """Called with the import target and the parameter whose dict becomes an argparse.Namespace."""
     announce_code: Callable[[Path, str], None] | None = None
     """Called with the configuration file and the "package.module:Name" that it names."""
     announce_folder: Callable[[str], None] | None = None

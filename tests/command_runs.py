@@ -25,6 +25,7 @@ WITH_BUFFER = (
     *("-m", "samples.attention:CausalAttentionWithBuffer"),
     *("-k", "d_in=3", "-k", "d_out=2", "-k", "context_length=6"),
 )
+_MODULE_COMMANDS = {"audit", "diff", "gate", "lock", "migrate", "verify"}
 _HEAVY_IMPORTS = """
 import sys
 from click.testing import CliRunner
@@ -77,10 +78,15 @@ def run_process(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
 
 
 def run_in_process(*words: object, cwd: Path = ROOT, **environment: str) -> Ran:
-    """Run the command in this process, as if it were one of its own, and clean up behind it."""
+    """Run the command in this process, as if it were one of its own, and clean up behind it.
+
+    The module of a command is run here, too: a process for it would take seconds.
+    """
     from ckptool.cli import main
 
     exit_code: object = 0
+    if words and words[0] in _MODULE_COMMANDS:
+        words = (words[0], "--in-process", *words[1:])
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as out,
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace") as err,

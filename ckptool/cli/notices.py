@@ -1,13 +1,9 @@
 """Notices on standard error: code and arguments that somebody else may have chosen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
-
-from ckptool.phrases import cut_middle
-
-_MAX_VALUE_CHARS = 80
 
 
 def announce_configured_code(file: Path, name: str) -> None:
@@ -17,9 +13,12 @@ def announce_configured_code(file: Path, name: str) -> None:
     _echo_once(f"{shown_file} names the code that is run, {name} (--no-config: leave it out)")
 
 
-def announce_file_kwargs(target: str, kwargs: Mapping[str, object]) -> None:
-    """Say which constructor arguments of a checkpoint are about to be used, each text once."""
-    pairs = (f"{key}={cut_middle(repr(value), _MAX_VALUE_CHARS)}" for key, value in kwargs.items())
+def announce_file_kwargs(target: str, kwargs: Mapping[str, str]) -> None:
+    """Say which constructor arguments of a checkpoint are about to be used, each text once.
+
+    `kwargs` has each value as Python source.
+    """
+    pairs = (f"{key}={value}" for key, value in kwargs.items())
     text = f"{target} is built with arguments from the file: {', '.join(pairs)}"
     _echo_once(f"{text} (--no-file-kwargs: refuse them)")
 
@@ -27,6 +26,19 @@ def announce_file_kwargs(target: str, kwargs: Mapping[str, object]) -> None:
 def announce_model_folder(evidence: str) -> None:
     """Say what a framework's folder names, before the module is built, each text once."""
     _echo_once(f"{evidence}: that is built (-m: another module; --loader torch: load_state_dict)")
+
+
+def announce_namespace(target: str, name: str) -> None:
+    """Say that a dict is passed as an argparse.Namespace, each text once."""
+    reason = "its constructor reads attributes of it"
+    _echo_once(f"{target}: `{name}` is passed as an argparse.Namespace, because {reason}")
+
+
+def show_user_output(lines: Sequence[str]) -> None:
+    """Show what code of the user printed, in lines that are safe to show."""
+    from ckptool.cli.secrets import mask_secrets
+
+    click.echo(mask_secrets("\n".join(lines)), err=True)
 
 
 def _echo_once(text: str) -> None:

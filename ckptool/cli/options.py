@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from ckptool.cli.notices import (
     announce_configured_code,
     announce_file_kwargs,
     announce_model_folder,
+    announce_namespace,
+    show_user_output,
 )
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.output_targets import resolve_destinations
-from ckptool.cli.parsing import parse_kwargs, parse_limits
+from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
 from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
     TRUST_RULE,
@@ -35,7 +38,7 @@ from ckptool.render import FORMATS
 CommandFunction = Callable[..., Any]
 
 
-class _CheckpointParam(click.ParamType[Location]):
+class _CheckpointParam(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """Click type of a local or remote checkpoint; converts to `Location`."""
 
     name = "path"
@@ -142,15 +145,38 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         policy = resolve_policy(config, policy_options)
         uses_file_kwargs = config.settings.file_kwargs and not ctx.params.get("no_file_kwargs")
         trust_rule = TrustRule(
-            uses_file_kwargs, announce_file_kwargs, announce_configured_code, announce_model_folder
+            uses_file_kwargs,
+            announce_file_kwargs,
+            announce_namespace,
+            announce_configured_code,
+            announce_model_folder,
         )
         token = TRUST_RULE.set(trust_rule)
         try:
-            return function(ctx, *args, out=out, policy=policy, **options)
+            with _choose_worker(ctx):
+                return function(ctx, *args, out=out, policy=policy, **options)
         finally:
             TRUST_RULE.reset(token)
 
     return command
+
+
+@contextmanager
+def _choose_worker(ctx: click.Context) -> Iterator[None]:
+    """Have a child process run the modules of the command, unless the options say otherwise."""
+    if ctx.params.get("in_process", True):
+        yield
+        return
+    from ckptool.commands.worker.child_worker import ChildProcessWorker
+    from ckptool.commands.worker.worker import stop_using_worker, use_worker
+
+    worker = ChildProcessWorker(parse_timeout(ctx.params["timeout"]), show_user_output)
+    token = use_worker(worker)
+    try:
+        yield
+    finally:
+        stop_using_worker(token)
+        worker.close()
 
 
 def _find_config(policy_file: Path | None, *, is_wanted: bool) -> ProjectConfig:
@@ -196,13 +222,28 @@ def module_options(function: CommandFunction) -> CommandFunction:
         *args: object,
         kwargs_pairs: tuple[str, ...],
         kwargs_file: Path | None,
-        no_file_kwargs: bool,  # noqa: ARG001 - read by `_wrap_report_command`
+        no_file_kwargs: bool,  # noqa: ARG001 - these three are read by `_wrap_report_command`
+        in_process: bool,  # noqa: ARG001
+        timeout: float,  # noqa: ARG001
+        import_paths: tuple[Path, ...],
         **options: object,
     ) -> object:
         kwargs = parse_kwargs(kwargs_pairs, kwargs_file)
-        return function(*args, kwargs=kwargs or None, **options)
+        with _prepend_import_paths(import_paths):
+            return function(*args, kwargs=kwargs or None, **options)
 
     return _with_options(command, _MODULE_OPTIONS)
+
+
+@contextmanager
+def _prepend_import_paths(folders: tuple[Path, ...]) -> Iterator[None]:
+    """Prepend the folders of --path to sys.path, which the process that runs the module gets."""
+    original_path = list(sys.path)
+    sys.path[:0] = [str(folder.absolute()) for folder in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = original_path
 
 
 def limit_options(function: CommandFunction) -> CommandFunction:
@@ -334,20 +375,32 @@ _INPUT_OPTIONS = (
 
 _MODULE_OPTIONS = (
     click.option(
-        "-m", "--module", metavar="PACKAGE.MODULE:NAME", help="A class, a factory or an instance."
+        "-m",
+        "--module",
+        metavar="MODULE:NAME",
+        help="A class, a factory, a call or an instance: pkg.mod:Net, net.py:Net, net:make(3).",
     ),
     click.option(
         "-k",
         "kwargs_pairs",
         multiple=True,
         metavar="NAME=VALUE",
-        help="A constructor argument, as a Python literal.",
+        help="A constructor argument, as a Python literal; cfg.d=3 is a field of one.",
     ),
     click.option(
         "--kwargs",
         "kwargs_file",
         type=click.Path(path_type=Path),
-        help="Constructor arguments, in a JSON or TOML file.",
+        help="Constructor arguments, in a JSON, TOML or YAML file.",
+    ),
+    click.option(
+        "-I",
+        "--path",
+        "import_paths",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        multiple=True,
+        metavar="DIR",
+        help="Import from this directory first, as with PYTHONPATH; repeatable.",
     ),
     click.option(
         "--no-file-kwargs",
@@ -358,5 +411,18 @@ _MODULE_OPTIONS = (
         "--loader",
         type=click.Choice(LOADER_NAMES),
         help="Who loads it: load_state_dict or a framework.  [default: as the folder says]",
+    ),
+    click.option(
+        "--in-process",
+        is_flag=True,
+        help="Run the module in this process, not in one of its own: for a debugger.",
+    ),
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=DEFAULT_TIMEOUT,
+        show_default=True,
+        help="End a step of the module that takes longer.",
     ),
 )

@@ -11,6 +11,7 @@ from msgspec import Struct
 from ckptool.cli.output_guard import TEXT_MARK
 from ckptool.cli.output_targets import Destination
 from ckptool.cli.secrets import mask_secrets
+from ckptool.commands.worker.worker import close_worker
 from ckptool.errors import WriteError
 from ckptool.locations import mask_credentials
 from ckptool.phrases import cut_middle, make_printable
@@ -51,11 +52,13 @@ class ReportOutput(Struct, frozen=True):
     def write_report(self, report: "AnyReport") -> None:
         """Write the report to its files and to standard output.
 
-        With --format github, also append it as Markdown to $GITHUB_STEP_SUMMARY.
+        With --format github, also append it as Markdown to $GITHUB_STEP_SUMMARY. What code of the
+        user printed is shown before.
 
         Raises:
             WriteError: a file cannot be written.
         """
+        close_worker()
         for format_, path in self.destinations:
             text = render(format_, report, self._build_render_options(path))
             is_file = path is not None and (path.is_file() or not path.exists())

@@ -14,6 +14,8 @@ from ckptool.commands.target import (
     PathLike,
     need_target,
 )
+from ckptool.commands.worker.requests import DescribeModule
+from ckptool.commands.worker.worker import get_worker
 from ckptool.config import ProjectConfig
 from ckptool.errors import UsageError
 from ckptool.locations import parse_location
@@ -61,8 +63,18 @@ def audit(
     if module is None and folder is None:
         raise UsageError("no module is named: -m package.module:Name, or a framework's folder")
     module_target = _choose_target(module, folder, kwargs, loader)
-    module_info, usage_changes = _describe_target(module_target, kwargs, fresh)
-    module_info, forward_effects = module_target.run_forward({}, module_info, inputs)
+    if isinstance(module_target.module, str):
+        reject_unused_options(
+            {"fresh=": fresh is not None}, "builds a module like a live one: a name says itself how"
+        )
+    facts = get_worker().ask(DescribeModule(module_target, inputs=inputs))
+    module_info = facts.module_info
+    usage_changes: tuple[UsageChanges, ...] = ()
+    if not isinstance(module_target.module, str):
+        module_info, usage_changes = _find_usage_changes(
+            module_target.module, kwargs, fresh, module_info
+        )
+    module_info, forward_effects = facts.apply_effects(module_info), facts.forward_effects
     audit_report = build_audit_report(
         module_info,
         judge(run_rules([module_info, *forward_effects, *usage_changes]), policy or Policy()),
@@ -86,24 +98,21 @@ def _choose_target(
         return need_target(parse_location(folder), module_options, ProjectConfig())
     named_target = module_options.target
     assert named_target is not None
-    is_framework = loader not in {None, "torch"}
     return (
-        replace(named_target, loader=loader, is_loader_required=True)
-        if is_framework
-        else (named_target)
+        named_target
+        if loader is None
+        else replace(named_target, loader=loader, is_loader_required=True)
     )
 
 
-def _describe_target(
-    module_target: ModuleTarget, kwargs: Arguments | None, fresh: "Callable[[], nn.Module] | None"
+def _find_usage_changes(
+    module: "nn.Module",
+    kwargs: Arguments | None,
+    fresh: "Callable[[], nn.Module] | None",
+    module_info: ModuleInfo,
 ) -> "tuple[ModuleInfo, tuple[UsageChanges, ...]]":
-    """Return a module's description, and for a live module its changes since construction."""
-    if isinstance(module_target.module, str):
-        reject_unused_options(
-            {"fresh=": fresh is not None}, "builds a module like a live one: a name says itself how"
-        )
-        return module_target.describe_module({}), ()
+    """Return a live module's description, and its changes since construction."""
     from ckptool.verification import usage_changes
 
-    usage = usage_changes.changes_since_construction(module_target.module, kwargs, fresh)
-    return usage_changes.with_usage(module_target.describe_module({}), usage), (usage,)
+    usage = usage_changes.changes_since_construction(module, kwargs, fresh)
+    return usage_changes.with_usage(module_info, usage), (usage,)

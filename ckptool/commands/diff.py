@@ -13,9 +13,13 @@ from ckptool.commands.target import (
     ModuleTarget,
     PathLike,
     describe_choices,
+    find_target,
     need_target,
     open_checkpoint_or_stdin,
 )
+from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
+from ckptool.commands.worker.worker import ModuleWorker, get_worker, start_early
+from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
 from ckptool.compare.states import find_part_at
@@ -127,10 +131,12 @@ def diff(  # noqa: PLR0913
     if into is not None:
         reject_unused_options({"--input": inputs is not None}, "runs the whole module: not --into")
     location = parse_location(path)
-    checkpoint = open_checkpoint_or_stdin(location, limits, loader)
     module_options = ModuleOptions(module, kwargs, at, into, loader, base)
+    worker = get_worker()
+    start_early(worker, find_target(location, module_options, config), location)
+    checkpoint = open_checkpoint_or_stdin(location, limits, loader)
     module_target = need_target(location, module_options, config, checkpoint)
-    result = _compare_with_module(checkpoint, module_target, inputs, values=bool(values))
+    result = _compare_with_module(checkpoint, module_target, inputs, worker, values=bool(values))
     module_diff = result.module_diff
     verdict = judge(
         run_rules(result.subjects, location), policy or Policy(), differs=not module_diff.is_strict
@@ -165,18 +171,24 @@ class _ModuleDiffResult(Struct, frozen=True):
 
 
 def _compare_with_module(
-    checkpoint: Checkpoint, module_target: ModuleTarget, inputs: object, *, values: bool
+    checkpoint: Checkpoint,
+    module_target: ModuleTarget,
+    inputs: object,
+    worker: ModuleWorker,
+    *,
+    values: bool,
 ) -> _ModuleDiffResult:
-    default_arguments = module_target.choose_default_arguments(checkpoint)
-    from ckptool.verification.load_probe import compare_with_loader
-
-    module_info, module = module_target.examine_module(default_arguments)
-    module_info, forward_effects = module_target.run_forward(default_arguments, module_info, inputs)
-    at = module_target.at
+    defaults = module_target.choose_default_arguments(checkpoint)
+    facts = worker.ask(DescribeModule(module_target, defaults, inputs))
+    module_info, at = facts.apply_effects(), module_target.at
     if module_target.into and at is None:
         at = find_part_at(checkpoint, module_info, module_target.into)
-    module_diff = compare_with_loader(checkpoint, module_info, module, at)
+
+    def ask_loader(diff: ModuleDiff) -> LoaderAnswer:
+        return worker.ask(ProbeLoad(module_target, defaults, diff))
+
+    module_diff = build_loaded_diff(checkpoint, module_info, at, ask_loader)
     statistics = compute_checkpoint_statistics(checkpoint) if values else None
     return _ModuleDiffResult(
-        add_value_checks(module_diff) if values else module_diff, forward_effects, statistics
+        add_value_checks(module_diff) if values else module_diff, facts.forward_effects, statistics
     )

@@ -16,6 +16,7 @@ from ckptool.commands.target import (
     PathLike,
     require_local_path,
 )
+from ckptool.commands.worker.worker import get_worker
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ProjectConfig, Waiver, load_config
 from ckptool.errors import UsageError
@@ -115,7 +116,14 @@ def gate(  # noqa: PLR0913
     _reject_plans_without_fixtures(expectations, settings)
     module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base)
     gated_checkpoints, errors = CheckpointExaminer(
-        gate_policy, limits, settings, module_options, inputs, expectations, values
+        gate_policy,
+        limits,
+        settings,
+        module_options,
+        inputs,
+        expectations,
+        values,
+        get_worker(),
     ).examine_all(locations)
     if baseline_path is not None and update_baseline:
         old_baseline = _update_baseline(baseline_path, old_baseline, gated_checkpoints, gate_policy)
@@ -246,15 +254,16 @@ def _reported_codes(gated_checkpoint: GatedCheckpoint, policy: Policy) -> tuple[
 
 def _find_unmatched_keys(module_diff: ModuleDiff, verdict: Verdict) -> tuple[str, ...]:
     """Return keys that prevent a strict load and have neither a failing nor a silenced finding."""
-    reported_keys = {finding.key for finding in verdict.findings if finding.fails}
-    silenced_findings = [entry.finding for entry in verdict.silenced]
-    for finding in silenced_findings:
+    reported_keys: set[str] = set()
+    failing_findings = [finding for finding in verdict.findings if finding.fails]
+    for finding in (*failing_findings, *(entry.finding for entry in verdict.silenced)):
         reported_keys |= {finding.key, *finding.explained_keys}
     missing = [key for key in module_diff.missing_keys if key not in module_diff.retied_keys]
     keys = (
         *missing,
         *module_diff.unexpected_keys,
         *(change.key for change in module_diff.shape_mismatches),
+        *module_diff.mistyped_keys,
     )
     return tuple(key for key in dict.fromkeys(keys) if key not in reported_keys)
 

@@ -4,34 +4,31 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.commands.target import ModuleTarget, PathLike, open_checkpoint_or_stdin
+from ckptool.commands.worker.requests import CheckFixture, DescribeModule, ReplayGolden
+from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare import contract, contract_lock
 from ckptool.compare.contract import Contract, ContractDiff, FixtureResult
-from ckptool.compare.module_diff import strict_load_obstacles
+from ckptool.compare.remainder_diff import ALL_STATES, RemainderDiff, compare_remainder
 from ckptool.config import ModelEntry, ProjectConfig
-from ckptool.errors import PlanError, UsageError
+from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
-from ckptool.phrases import join_limited
 from ckptool.reports.gate import GateEvidence
 from ckptool.verification.result import GoldenReplay
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ckptool.migration.plan.key_operations import Operation
-    from ckptool.migration.plan.plan_file import Plan
 
 _MODULE_NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_MAX_STEPS: Final = 4
-"""Plan operations named in one line of text."""
 _NO_MODULE: Final = "no module is named: -m package.module:Name"
 
 
@@ -129,6 +126,7 @@ def check_expectations(
     module_info: ModuleInfo | None,
     module_target: ModuleTarget | None,
     limits: Limits,
+    worker: ModuleWorker,
 ) -> GateEvidence:
     """Check a checkpoint with its module, or a module without one, against the expectations.
 
@@ -138,27 +136,43 @@ def check_expectations(
         PlanError: a plan file is invalid.
         UsageError: a fixture pattern matches nothing, or the device does not exist.
     """
-    fixtures, skipped = _expand_and_check_fixtures(expectations, module_target, limits)
+    fixtures, skipped = _expand_and_check_fixtures(expectations, module_target, limits, worker)
     contract_diff = None
     if expectations.against is not None:
-        old = _resolve_against(expectations.against, module_target, limits)
+        old = _resolve_against(expectations.against, module_target, limits, worker)
         try:
             contracts = _build_contracts(old, checkpoint, module_info, module_target)
         except UsageError as error:
             skipped = (*skipped, Skipped(f"against {expectations.against}", str(error)))
         else:
             contract_diff = apply_fixture_results(fixtures, contract.compare_contracts(*contracts))
-    replays, skipped_replays = _replay_golden_files(expectations, checkpoint, module_target)
+            if isinstance(old, Checkpoint) and checkpoint is not None:
+                remainder = compare_remainder(old, checkpoint, (ALL_STATES, ALL_STATES))
+                contract_diff = replace(contract_diff, remainder=remainder)
+                skipped = (*skipped, *_list_uncompared(old, remainder))
+    replays, skipped_replays = _replay_golden_files(expectations, checkpoint, module_target, worker)
     return GateEvidence(contract_diff, fixtures, replays, (*skipped, *skipped_replays))
 
 
+def _list_uncompared(old: Checkpoint, remainder: RemainderDiff) -> list[Skipped]:
+    """Return what a contract leaves out of a comparison with an older checkpoint."""
+    reason = "only keys, shapes and dtypes are held to it: ckptool diff OLD NEW compares values"
+    return [
+        Skipped(f"values against {old.path}", reason),
+        *(Skipped(f"{what} against {old.path}", why) for what, why in remainder.uncompared.items()),
+    ]
+
+
 def _expand_and_check_fixtures(
-    expectations: GateExpectations, module_target: ModuleTarget | None, limits: Limits
+    expectations: GateExpectations,
+    module_target: ModuleTarget | None,
+    limits: Limits,
+    worker: ModuleWorker,
 ) -> tuple[tuple[FixtureResult, ...], tuple[Skipped, ...]]:
     paths = expand_globs(expectations.fixtures)
     if module_target is None:
         return (), tuple(Skipped(str(path), _NO_MODULE) for path in paths)
-    return check_fixtures(paths, module_target, expectations.plans, limits), ()
+    return check_fixtures(paths, module_target, expectations.plans, limits, worker), ()
 
 
 def _build_contracts(
@@ -190,22 +204,30 @@ def _build_contracts(
 
 
 def _resolve_against(
-    against: "PathLike | nn.Module", module_target: ModuleTarget | None, limits: Limits
+    against: "PathLike | nn.Module",
+    module_target: ModuleTarget | None,
+    limits: Limits,
+    worker: ModuleWorker,
 ) -> Contract | Checkpoint:
     """Return the contract of a lock file or an older module, or the opened older checkpoint."""
     if not isinstance(against, PathLike):
-        return contract.build_module_contract(ModuleTarget(against).describe_module({}))
+        return _build_module_contract(ModuleTarget(against), {}, worker)
     if _is_module_name(against):
         kwargs = module_target.kwargs if module_target else {}
         search_paths = module_target.search_paths if module_target else ()
         # It is another class: pass only the arguments that its constructor accepts.
-        return contract.build_module_contract(
-            ModuleTarget(str(against), search_paths=search_paths).describe_module(kwargs)
-        )
+        old_target = ModuleTarget(str(against), search_paths=search_paths)
+        return _build_module_contract(old_target, kwargs, worker)
     path = parse_location(against)
     if isinstance(path, RemotePath) or not contract_lock.is_lock(path):
-        return open_checkpoint_or_stdin(path, limits)
+        return open_checkpoint_or_stdin(path, replace(limits, contents=True))
     return contract_lock.read_lock(path)
+
+
+def _build_module_contract(
+    target: ModuleTarget, defaults: Mapping[str, object], worker: ModuleWorker
+) -> Contract:
+    return contract.build_module_contract(worker.ask(DescribeModule(target, defaults)).module_info)
 
 
 def expand_globs(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
@@ -228,7 +250,11 @@ def expand_globs(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
 
 
 def check_fixtures(
-    paths: Sequence[Path], module_target: ModuleTarget, plans: Sequence[str | Path], limits: Limits
+    paths: Sequence[Path],
+    module_target: ModuleTarget,
+    plans: Sequence[str | Path],
+    limits: Limits,
+    worker: ModuleWorker,
 ) -> tuple[FixtureResult, ...]:
     """Return for each old checkpoint its route into the current module, or why there is none.
 
@@ -240,87 +266,9 @@ def check_fixtures(
     from ckptool.migration.plan.plan_file import read_plan_file
 
     plans_by_name = {str(path): read_plan_file(Path(path)) for path in plans}
-    return tuple(_check_fixture(path, module_target, plans_by_name, limits) for path in paths)
-
-
-def _check_fixture(
-    path: Path, module_target: ModuleTarget, plans: "Mapping[str, Plan]", limits: Limits
-) -> FixtureResult:
-    from ckptool.verification.levels import load
-    from ckptool.verification.result import LevelStatus
-
-    checkpoint = open_checkpoint_or_stdin(path, limits)
-    if module_target.at is not None and all(
-        state.at != module_target.at for state in checkpoint.states
-    ):
-        # `at` is for the new file; an old file may have its state elsewhere.
-        module_target = replace(module_target, at=None)
-    with module_target.open_verification_target(checkpoint) as verification_target:
-        module_diff = verification_target.module_diff
-        module_name, missing_keys = module_diff.module.target, module_diff.absent_keys
-        load_result = load.check_strict_load(
-            load.load_module_factory(verification_target.factory, module_diff)
-        )
-    if load_result.status is LevelStatus.PASSED:
-        return FixtureResult(str(path), module_name, "loads strictly", missing_keys=missing_keys)
-    reasons = []
-    for plan_name, plan in ({"": None} | dict(plans)).items():
-        steps, reason = _dry_run_plan(path, module_target, (plan_name, plan), limits)
-        if not reason:
-            route = f"migrates by {plan_name}" if plan_name else "migrates"
-            return FixtureResult(
-                str(path), module_name, f"{route}: {steps}", missing_keys=missing_keys
-            )
-        reasons.append(reason)
-    if plans:
-        # The reasons why the given plans fail come first: they are what the author can fix.
-        reasons = [*reasons[1:], "no plan follows from the file and the module alone"]
-    return FixtureResult(
-        str(path),
-        module_name,
-        "",
-        "; ".join(_strip_path_prefix(path, reason) for reason in reasons),
+    return tuple(
+        worker.ask(CheckFixture(module_target, path, plans_by_name, limits)) for path in paths
     )
-
-
-def _dry_run_plan(
-    path: Path, module_target: ModuleTarget, named_plan: "tuple[str, Plan | None]", limits: Limits
-) -> tuple[str, str]:
-    """Return the plan's operations as text and "", or "" and why the dry run fails."""
-    from ckptool.migration.plan.container_limits import TORCH
-    from ckptool.migration.run import MigrationRequest, run_migration
-
-    plan_name, plan = named_plan
-    request = MigrationRequest(
-        source=path,
-        target=None,
-        module=module_target.resolve_module,
-        at=module_target.at,
-        to=TORCH,
-        plan=plan,
-        plan_name=plan_name,
-        dry_run=True,
-        limits=limits,
-    )
-    try:
-        result = run_migration(request)
-    except PlanError as error:
-        return "", str(error)
-    if result.diff is None or not result.diff.is_strict:
-        obstacles = strict_load_obstacles(result.diff) if result.diff else ""
-        failure = f"what {plan_name or 'it'} leads to does not load strictly"
-        return "", f"{failure}: {obstacles}" if obstacles else failure
-    steps = join_limited(result.plan.ops, _MAX_STEPS, _format_step, more=" and {} steps more")
-    return steps or "nothing to do", ""
-
-
-def _format_step(operation: "Operation") -> str:
-    before, after = operation.before_after_text
-    return f"{operation.__struct_config__.tag} {after if before == '-' else before}"
-
-
-def _strip_path_prefix(path: Path, reason: str) -> str:
-    return reason.removeprefix(f"{path}: ")
 
 
 def apply_fixture_results(
@@ -349,43 +297,22 @@ def _replay_golden_files(
     expectations: GateExpectations,
     checkpoint: Checkpoint | None,
     module_target: ModuleTarget | None,
+    worker: ModuleWorker,
 ) -> tuple[tuple[GoldenReplay, ...], tuple[Skipped, ...]]:
     """Replay each golden file with the weights of the checkpoint."""
     if not expectations.golden:
         return (), ()
-    from ckptool.verification import golden
-
-    golden_files = [golden.read_golden(Path(path)) for path in expectations.golden]
+    paths = tuple(map(Path, expectations.golden))
     if checkpoint is None or module_target is None:
+        from ckptool.verification.golden import read_golden
+
         reason = _NO_MODULE if checkpoint else "no checkpoint is named: it has the weights"
-        return (), tuple(Skipped(str(golden_file.path), reason) for golden_file in golden_files)
-    stem = PurePath(checkpoint.path.name).stem
-    mismatched_files = [
-        golden_file
-        for golden_file in golden_files
-        if expectations.has_many_checkpoints and Path(golden_file.record.checkpoint).stem != stem
-    ]
-    skipped_files = [
-        Skipped(
-            f"{golden_file.path} with {checkpoint.path}",
-            f"it is of {golden_file.record.checkpoint}",
-        )
-        for golden_file in mismatched_files
-    ]
-    if len(mismatched_files) == len(golden_files):
-        return (), tuple(skipped_files)
-    with module_target.open_verification_target(checkpoint) as verification_target:
-        matching_files = [
-            golden_file for golden_file in golden_files if golden_file not in mismatched_files
-        ]
-        replays = tuple(
-            golden.replay_golden(verification_target, golden_file, expectations.device)
-            for golden_file in matching_files
-        )
-    return replays, (
-        *skipped_files,
-        *(skipped for golden_replay in replays for skipped in golden_replay.skipped),
+        return (), tuple(Skipped(str(read_golden(path).path), reason) for path in paths)
+    request = ReplayGolden(
+        module_target, checkpoint, paths, expectations.has_many_checkpoints, expectations.device
     )
+    result = worker.ask(request)
+    return result.replays, result.skipped
 
 
 def _is_module_name(text: PathLike) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.commands.gate_expectations import (
     GateExpectations,
@@ -21,6 +22,9 @@ from ckptool.commands.target import (
     find_target,
     open_checkpoint_or_stdin,
 )
+from ckptool.commands.worker.requests import DescribeModule, ProbeLoad
+from ckptool.commands.worker.worker import ModuleWorker, start_early
+from ckptool.compare.loader_diff import AskLoader, LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
 from ckptool.compare.states import find_loaded_state
@@ -39,8 +43,6 @@ from ckptool.tensors.checkpoint_statistics import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ckptool.verification.result import ForwardEffects, Verification
 
 NO_MODULE = Skipped(
@@ -94,19 +96,17 @@ def collect_subjects(gated_checkpoint: GatedCheckpoint) -> tuple[object, ...]:
 
 
 def _find_unloadable_place(
-    module_diff: ModuleDiff, module: "nn.Module", module_target: ModuleTarget
+    module_diff: ModuleDiff, module_target: ModuleTarget, ask_loader: AskLoader
 ) -> str:
     """Return the usual place of a state_dict ("." for the root) if that one does not load.
 
     "" if it is the one that was compared, if none is there, or if the user named a place.
     """
-    from ckptool.verification.load_probe import compare_with_loader
-
     usual_state = find_loaded_state(module_diff.checkpoint)
     if module_target.at is not None or usual_state is None or usual_state is module_diff.state:
         return ""
     place = usual_state.at or "."
-    diff = compare_with_loader(module_diff.checkpoint, module_diff.module, module, place)
+    diff = build_loaded_diff(module_diff.checkpoint, module_diff.module, place, ask_loader)
     return "" if diff.is_strict else place
 
 
@@ -120,8 +120,7 @@ class CheckpointExaminer(Struct, frozen=True):
     inputs: object
     expectations: GateExpectations
     read_values: bool
-    modules: "dict[str, tuple[ModuleInfo, nn.Module]]" = {}
-    """Cache of modules named by a str: arguments as text -> description and instance."""
+    worker: ModuleWorker
 
     def examine_all(
         self, paths: Sequence[Location]
@@ -157,13 +156,17 @@ class CheckpointExaminer(Struct, frozen=True):
             ReadError: the checkpoint cannot be read.
             ModuleError: the module cannot be built.
         """
-        checkpoint = open_checkpoint_or_stdin(path, self.limits, self.module_options.loader)
+        start_early(self.worker, module_target, path)
         require = self.policy.at(str(path)).require
         expectations = resolve_expectations(self.expectations, self.config, path)
+        limits = replace(self.limits, contents=expectations.against is not None)
+        checkpoint = open_checkpoint_or_stdin(path, limits, self.module_options.loader)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None:
             required_levels = required_level_failures(require, None, "no module is named for it")
-            evidence = check_expectations(expectations, checkpoint, None, None, self.limits)
+            evidence = check_expectations(
+                expectations, checkpoint, None, None, self.limits, self.worker
+            )
             return GatedCheckpoint(
                 str(path),
                 checkpoint,
@@ -171,20 +174,21 @@ class CheckpointExaminer(Struct, frozen=True):
                 evidence=evidence,
                 statistics=statistics,
             )
-        from ckptool.verification.load_probe import compare_with_loader
+        defaults = module_target.choose_default_arguments(checkpoint)
+        facts = self.worker.ask(DescribeModule(module_target, defaults, self.inputs))
+        module_info, forward_effects = facts.apply_effects(), facts.forward_effects
 
-        module_info, module = self._examine_module(module_target, checkpoint)
-        module_info, forward_effects = module_target.run_forward(
-            module_target.choose_default_arguments(checkpoint), module_info, self.inputs
-        )
-        module_diff = compare_with_loader(checkpoint, module_info, module, module_target.at)
-        unloadable_place = _find_unloadable_place(module_diff, module, module_target)
+        def ask_loader(diff: ModuleDiff) -> LoaderAnswer:
+            return self.worker.ask(ProbeLoad(module_target, defaults, diff))
+
+        module_diff = build_loaded_diff(checkpoint, module_info, module_target.at, ask_loader)
+        unloadable_place = _find_unloadable_place(module_diff, module_target, ask_loader)
         module_diff = add_value_checks(module_diff) if self.read_values else module_diff
         verification, required_levels = run_required_verification(
-            checkpoint, module_target, require, self.inputs
+            checkpoint, module_target, require, self.inputs, self.worker
         )
         evidence = check_expectations(
-            expectations, checkpoint, module_info, module_target, self.limits
+            expectations, checkpoint, module_info, module_target, self.limits, self.worker
         )
         return GatedCheckpoint(
             str(path),
@@ -208,23 +212,8 @@ class CheckpointExaminer(Struct, frozen=True):
             ReadError: a lock or an old checkpoint cannot be read.
             ModuleError: the module cannot be built.
         """
-        module_info = module_target.describe_module({})
-        evidence = check_expectations(expectations, None, module_info, module_target, self.limits)
-        return GatedCheckpoint(module_info.target, None, module_info, evidence=evidence)
-
-    def _examine_module(
-        self, module_target: ModuleTarget, checkpoint: Checkpoint
-    ) -> "tuple[ModuleInfo, nn.Module]":
-        default_arguments = module_target.choose_default_arguments(checkpoint)
-        cache_key = repr(
-            (
-                str(module_target.module),
-                id(module_target.module),
-                module_target.kwargs,
-                default_arguments,
-                module_target.search_paths,
-            )
+        module_info = self.worker.ask(DescribeModule(module_target)).module_info
+        evidence = check_expectations(
+            expectations, None, module_info, module_target, self.limits, self.worker
         )
-        if not isinstance(module_target.module, str) or cache_key not in self.modules:
-            self.modules[cache_key] = module_target.examine_module(default_arguments)
-        return self.modules[cache_key]
+        return GatedCheckpoint(module_info.target, None, module_info, evidence=evidence)

@@ -12,6 +12,8 @@ from ckptool.commands.target import (
     need_target,
     open_checkpoint_or_stdin,
 )
+from ckptool.commands.worker.requests import DescribeModule, RecordGolden
+from ckptool.commands.worker.worker import get_worker, start_early
 from ckptool.compare import contract, contract_lock
 from ckptool.compare.contract import Contract
 from ckptool.config import ProjectConfig
@@ -120,9 +122,8 @@ def _build_contract(
         reject_unused_options(
             unused_options, "is a place in a checkpoint, and this lock is a module's"
         )
-        module_info = ModuleTarget(
-            module_options.module, module_options.kwargs or {}
-        ).describe_module({})
+        module_target = ModuleTarget(module_options.module, module_options.kwargs or {})
+        module_info = get_worker().ask(DescribeModule(module_target)).module_info
         return contract.build_module_contract(module_info), module_info.skipped, None
     if path is not None and module_options.module is None:
         reject_unused_options(
@@ -168,32 +169,15 @@ def _record_golden(
     limits: Limits,
 ) -> LockReport:
     from ckptool.formats.files.atomic import check_target
-    from ckptool.verification import golden as goldens
-    from ckptool.verification import inputs as input_sources
 
-    checked_tolerances = goldens.check_tolerances(tolerances)
     sources = [location] if isinstance(location, Path) else []
     check_target(golden, sources, force=force, folder=False)
-    with module_target.open_verification_target(
-        open_checkpoint_or_stdin(location, limits)
-    ) as verification_target:
-        parsed_inputs = input_sources.parse_inputs(
-            module_target.inputs if inputs is None else inputs
-        )
-        if parsed_inputs is None:
-            module_inputs = input_sources.inputs_from_module(
-                verification_target.factory.create_module()
-            )
-            if isinstance(module_inputs, str):
-                raise UsageError(module_inputs)
-            parsed_inputs = module_inputs
-        input_sources.require_matching_inputs(
-            verification_target.factory.create_module(), parsed_inputs
-        )
-        content = goldens.record_golden(verification_target, parsed_inputs, checked_tolerances)
-        module_diff = verification_target.module_diff
-    _check_and_write(golden, content, force=force)
-    new_contract = contract.build_module_contract(module_diff.module)
+    worker = get_worker()
+    start_early(worker, module_target, location)
+    checkpoint = open_checkpoint_or_stdin(location, limits)
+    recording = worker.ask(RecordGolden(module_target, checkpoint, inputs, tolerances))
+    _check_and_write(golden, recording.content, force=force)
+    new_contract = contract.build_module_contract(recording.module_info)
     outcome = LockOutcome(
         golden,
         new_contract,
@@ -201,7 +185,7 @@ def _record_golden(
         is_unchanged=False,
         is_check=False,
         golden=str(location),
-        input_source=parsed_inputs.source,
+        input_source=recording.input_source,
     )
     return build_lock_report(outcome, judge([], Policy()))
 

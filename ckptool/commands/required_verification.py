@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from ckptool.commands.target import ModuleTarget
+from ckptool.commands.worker.requests import VerifyCheckpoint
+from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.config import ReleaseRequirements
 from ckptool.model import Checkpoint
 
@@ -21,6 +23,7 @@ def run_required_verification(
     module_target: ModuleTarget,
     require: ReleaseRequirements,
     inputs: object,
+    worker: ModuleWorker,
 ) -> "tuple[Verification | None, dict[str, str]]":
     """Run the required verification; also return level -> why it did not pass, "" if it passed.
 
@@ -32,25 +35,18 @@ def run_required_verification(
     """
     if not require.verify:
         return None, {}
-    import torch
-
-    from ckptool.verification import run
-    from ckptool.verification.inputs import parse_inputs
-    from ckptool.verification.levels import device_and_forward
-
-    device_name = require.device or "cuda"
-    is_cuda_unavailable = device_name == "cuda" and not torch.cuda.is_available()
-    selected_device = device_and_forward.select_device(
-        "cpu" if is_cuda_unavailable else device_name
-    )
-    with module_target.open_verification_target(checkpoint) as verification_target:
-        verification = run.run_verification(
-            verification_target,
-            selected_device,
-            parse_inputs(module_target.inputs if inputs is None else inputs),
+    result = worker.ask(
+        VerifyCheckpoint(
+            module_target,
+            checkpoint,
+            require.device or "cuda",
+            takes_cpu_for_cuda=True,
+            inputs=inputs,
         )
+    )
+    verification = result.verification
     failures = required_level_failures(require, verification, "")
-    if is_cuda_unavailable:
+    if result.lacks_cuda:
         failures |= {level: _NO_CUDA for level in _DEVICE_LEVELS if level in failures}
     return verification, failures
 

@@ -22,7 +22,7 @@ from ckptool.loaders.model_folder import (
 )
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
-from ckptool.phrases import join_limited
+from ckptool.phrases import format_literal, join_limited
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -96,14 +96,6 @@ class ModuleTarget(Struct, frozen=True):
             return self.module
         return self.build_spec(self.choose_default_arguments(checkpoint))
 
-    def describe_module(self, defaults: Arguments) -> ModuleInfo:
-        """Return the description of the module's state, saved or not.
-
-        Raises:
-            ModuleError: it cannot be imported or built.
-        """
-        return self.examine_module(defaults)[0]
-
     def examine_module(self, defaults: Arguments) -> "tuple[ModuleInfo, nn.Module]":
         """Return the description of the module's state, and an instance; or of its sub-module.
 
@@ -119,6 +111,9 @@ class ModuleTarget(Struct, frozen=True):
         spec = self.build_spec(defaults)
         if isinstance(self.module, str):
             module_info, module = examine_and_build(spec)
+            is_folder = bool(self.label)
+            arguments = {} if is_folder else _format_arguments(self.kwargs)
+            module_info = replace(module_info, arguments=arguments)
         else:
             module = self.module
             module_info = describe_module(module, type(module).__qualname__)
@@ -128,22 +123,21 @@ class ModuleTarget(Struct, frozen=True):
             module = module.get_submodule(self.into)
         return check_own_load(module_info, module), module
 
-    def run_forward(
-        self, defaults: Arguments, module_info: ModuleInfo, inputs: object
-    ) -> "tuple[ModuleInfo, tuple[ForwardEffects, ...]]":
-        """Run forward and return the ModuleInfo with its effects; unchanged without inputs."""
+    def run_forward(self, defaults: Arguments, inputs: object) -> "tuple[ForwardEffects, ...]":
+        """Run forward and return its effects; () without inputs.
+
+        Raises:
+            ModuleError: the module cannot be imported or built.
+            UsageError: the inputs are invalid.
+        """
         if inputs is None:
-            return module_info, ()
-        from ckptool.verification.forward_effects import (
-            measure_forward_effects,
-            with_forward_effects,
-        )
+            return ()
+        from ckptool.verification.forward_effects import measure_forward_effects
         from ckptool.verification.inputs import parse_inputs
         from ckptool.verification.module_factory import open_module_factory
 
         with open_module_factory(self.module, self.build_spec(defaults)) as factory:
-            effects = measure_forward_effects(factory, parse_inputs(inputs))
-        return with_forward_effects(module_info, effects), (effects,)
+            return (measure_forward_effects(factory, parse_inputs(inputs)),)
 
     def open_verification_target(
         self, checkpoint: Checkpoint
@@ -158,14 +152,9 @@ class ModuleTarget(Struct, frozen=True):
             self.at,
         )
 
-    def open_old_target(
-        self, module: "str | nn.Module", checkpoint: Checkpoint
-    ) -> "AbstractContextManager[VerificationTarget]":
-        """Return a context manager that gives the VerificationTarget of an older module."""
-        from ckptool.verification.target import open_verification_target
 
-        spec = self.build_spec_of(module, read_hyper_parameters(checkpoint))
-        return open_verification_target(checkpoint, module, spec, None)
+def _format_arguments(arguments: Arguments) -> dict[str, str]:
+    return {name: format_literal(value) for name, value in arguments.items()}
 
 
 class ModuleOptions(Struct, frozen=True):

@@ -1,33 +1,28 @@
 """Run a module with a checkpoint: load, forward, devices, round trip, equality."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
-
-from msgspec.structs import replace
 
 from ckptool.commands.option_checks import reject_negative_numbers, reject_unused_options
 from ckptool.commands.previews import add_module_diff_previews
 from ckptool.commands.target import (
     ModuleOptions,
-    ModuleTarget,
     PathLike,
     describe_choices,
     need_target,
     open_checkpoint_or_stdin,
 )
+from ckptool.commands.worker.requests import OldCheckpoint, VerifyCheckpoint
+from ckptool.commands.worker.worker import get_worker, start_early
 from ckptool.config import ProjectConfig
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import parse_location
-from ckptool.model import Checkpoint
 from ckptool.policy import Policy, judge
 from ckptool.reports.verify import VerifyReport, build_verify_report
 from ckptool.rules import run_rules
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ckptool.verification.target import VerificationTarget
 
 
 def verify(  # noqa: PLR0913
@@ -75,10 +70,6 @@ def verify(  # noqa: PLR0913
         ModuleError: a module cannot be imported or built.
         UsageError: no module is named, the device does not exist, or the inputs are invalid.
     """
-    from ckptool.verification import run
-    from ckptool.verification.inputs import parse_inputs
-    from ckptool.verification.levels import device_and_forward
-
     has_unused_old_module = old_module is not None and against is None
     reject_unused_options(
         {"--old-module": has_unused_old_module},
@@ -88,36 +79,23 @@ def verify(  # noqa: PLR0913
     location = parse_location(path)
     module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base)
     module_target = need_target(location, module_options, config)
-    selected_device = device_and_forward.select_device(device)
-    with ExitStack() as stack:
-        new = stack.enter_context(
-            module_target.open_verification_target(
-                open_checkpoint_or_stdin(location, limits, loader)
-            )
+    worker = get_worker()
+    start_early(worker, module_target, location)
+    checkpoint = open_checkpoint_or_stdin(location, limits, loader)
+    old = None
+    if against is not None:
+        old = OldCheckpoint(open_checkpoint_or_stdin(against, limits), old_module)
+    result = worker.ask(
+        VerifyCheckpoint(
+            module_target, checkpoint, device, inputs=inputs, tolerance=tolerance, old=old
         )
-        old = None
-        if against is not None:
-            old = stack.enter_context(
-                _open_old_target(
-                    module_target, old_module, open_checkpoint_or_stdin(against, limits)
-                )
-            )
-        parsed_inputs = parse_inputs(module_target.inputs if inputs is None else inputs)
-        verification = run.run_verification(new, selected_device, parsed_inputs, old, tolerance)
+    )
+    verification, module_diff = result.verification, result.build_diff(checkpoint, module_target.at)
     verdict = judge(
         run_rules([verification], location),
         policy or Policy(),
         differs=bool(verification.failed_levels),
     )
-    notes = describe_choices(new.module_diff, module_target.at, {})
-    verify_report = build_verify_report(verification, new.module_diff.state.at, verdict, notes)
-    return add_module_diff_previews(verify_report, new.module_diff) if pictures else verify_report
-
-
-def _open_old_target(
-    module_target: ModuleTarget, module: "str | nn.Module | None", checkpoint: Checkpoint
-) -> "AbstractContextManager[VerificationTarget]":
-    """Return a context manager giving the old checkpoint in `module`, or in the current module."""
-    if module is not None:
-        return module_target.open_old_target(module, checkpoint)
-    return replace(module_target, at=None).open_verification_target(checkpoint)
+    notes = describe_choices(module_diff, module_target.at, {})
+    verify_report = build_verify_report(verification, module_diff.state.at, verdict, notes)
+    return add_module_diff_previews(verify_report, module_diff) if pictures else verify_report

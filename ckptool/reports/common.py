@@ -247,6 +247,7 @@ def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str
         (len(diff.missing_keys), "missing"),
         (len(diff.unexpected_keys), "unexpected"),
         (len(diff.shape_mismatches), "of another shape"),
+        (len(diff.mistyped_keys), "without a tensor"),
     )
     has_error = diff.loading_info is not None and bool(diff.loading_info.error)
     if (

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from msgspec.structs import replace
 from torch import Tensor, nn
 
-from ckptool.model import Constancy, ModuleInfo, Skipped
+from ckptool.model import Skipped
 from ckptool.modules.snapshot import find_mutated, take_snapshot
 from ckptool.modules.user_code import UserCodeError
 from ckptool.verification import inputs as input_sources
@@ -70,21 +69,6 @@ def measure_forward_effects(factory: ModuleFactory, inputs: Inputs | None) -> Fo
         is_completed=simulated_pass.error is None,
         round_trip_difference=round_trip_difference,
         skipped=skipped,
-    )
-
-
-def with_forward_effects(module_info: ModuleInfo, effects: ForwardEffects) -> ModuleInfo:
-    """Return the ModuleInfo with `constancy` and first `used` line of unsaved tensors updated."""
-    module_tensors = dict(module_info.tensors)
-    for key, module_tensor in module_info.unsaved_tensors.items():
-        constancy = Constancy.MUTATED if key in effects.mutated_paths else module_tensor.constancy
-        module_tensors[key] = replace(
-            module_tensor,
-            constancy=constancy,
-            used_at=effects.first_uses.get(key, module_tensor.used_at),
-        )
-    return replace(
-        module_info, tensors=module_tensors, skipped=(*module_info.skipped, *effects.skipped)
     )
 
 

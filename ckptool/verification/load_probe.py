@@ -8,32 +8,30 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from ckptool.compare.framework_load import apply_loading_info
+from ckptool.compare.left_out_ties import find_load_model_refusal
 from ckptool.compare.load_outcome import LoadOutcome
-from ckptool.compare.module_diff import (
-    ModuleDiff,
-    add_nested_keys,
-    apply_load_outcome,
-    build_module_diff,
-)
+from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
+from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import ReadError
 from ckptool.loaders.describe import load_with_framework
 from ckptool.locations import RemotePath
-from ckptool.model import Checkpoint, ModuleInfo, Skipped
+from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
 from ckptool.modules.build import preserve_random_state
 from ckptool.modules.move_probe import copy_to_meta
-from ckptool.modules.tensor_info import is_lazy
+from ckptool.modules.tensor_parts import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import summarize_message
 from ckptool.verification.copy_probe import find_copy_error
 from ckptool.verification.load_recorder import LoadRecorder, identify_storage
+from ckptool.verification.load_tensors import copy_versions
 from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
 
 CHECK_NAME: Final = "the module's own loading code"
@@ -66,31 +64,51 @@ def compare_with_loader(
         at: place of the state; None takes the one that matches best.
         is_planned: whether no file holds the state yet, so that its values cannot be read.
     """
-    diff = replace(build_module_diff(checkpoint, module_info, at), is_planned=is_planned)
-    diff = add_nested_keys(diff)
-    if not diff.state.tensors:
-        return diff
-    if module_info.loader != "torch":
-        return _compare_with_framework(diff, module)
-    if checkpoint.load_refusal:
-        refusal = f"torch.load refuses the archive: {checkpoint.load_refusal}"
-        return apply_load_outcome(diff, LoadOutcome(refusal, None, None))
-    outcome = _ask_loader(module, diff)
-    if isinstance(outcome, Skipped):
-        unchecked = replace(module_info, skipped=(*module_info.skipped, outcome))
-        return replace(diff, module=unchecked, unchecked_load=outcome)
-    return diff if outcome is None else apply_load_outcome(diff, outcome)
+    return build_loaded_diff(
+        checkpoint, module_info, at, partial(ask_loader, module), is_planned=is_planned
+    )
 
 
-def _compare_with_framework(diff: ModuleDiff, module: nn.Module) -> ModuleDiff:
-    report = load_with_framework(diff.module.loader, module, diff.state)
-    if isinstance(report, Skipped):
-        unchecked = replace(diff.module, skipped=(*diff.module.skipped, report))
-        return replace(diff, module=unchecked, unchecked_load=report)
-    return apply_loading_info(diff, report)
+def ask_loader(module: nn.Module, diff: ModuleDiff) -> LoaderAnswer:
+    """Ask the loading code of `module`, which is copied and not changed, about the state of `diff`.
+
+    The answer is empty where keys and shapes are all that a load looks at.
+    """
+    if diff.module.loader != "torch":
+        answer = load_with_framework(diff.module.loader, module, diff.state)
+        if isinstance(answer, Skipped):
+            return LoaderAnswer(unchecked=answer)
+        return LoaderAnswer(loading_info=answer)
+    refusal = _find_retie_refusal(module, diff) if diff.retied_keys else ""
+    result = _probe_or_skip(module, replace(diff, retie_refusal=refusal))
+    if isinstance(result, Skipped):
+        return LoaderAnswer(unchecked=result, retie_refusal=refusal)
+    return LoaderAnswer(outcome=result, retie_refusal=refusal)
 
 
-def _ask_loader(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
+def _find_retie_refusal(module: nn.Module, diff: ModuleDiff) -> str:
+    """Return why `safetensors.torch.load_model` refuses the file; "" if it loads, or has shards."""
+    if diff.checkpoint.container is not Container.SAFETENSORS:
+        return ""
+    missing, unexpected = diff.missing_keys, diff.unexpected_keys
+    if find_loading_code(module):
+        # What the loader is given: the names of the file alone.
+        outcome = probe_load(module, replace(diff, retie_refusal="asked", state=_unversion(diff)))
+        if isinstance(outcome, Skipped):
+            return f"{outcome.what} was not asked: {outcome.reason}"
+        if outcome.missing_keys is None or outcome.unexpected_keys is None:
+            return outcome.error
+        missing, unexpected = outcome.missing_keys, outcome.unexpected_keys
+    tensors = {key: saved.tensor for key, saved in diff.module.saved_tensors.items()}
+    return find_load_model_refusal(tensors, diff.state.tensors, missing, unexpected)
+
+
+def _unversion(diff: ModuleDiff) -> StateDict:
+    """Return the state as `load_file` gives it: without the versions of the modules."""
+    return replace(diff.state, versions=None)
+
+
+def _probe_or_skip(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
     """Return what the loader does; None if keys and shapes are all that it looks at."""
     prefixes = find_loading_code(module)
     is_asked = prefixes and not (
@@ -322,7 +340,8 @@ def _move_to_meta(module: nn.Module) -> None:
 def _can_be_on_meta(tensor: Tensor) -> bool:
     if is_lazy(tensor):
         return True
-    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_quantized
+    is_dense = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    return type(tensor) is Tensor and is_dense
 
 
 def _make_meta_tensor(tensor: Tensor) -> Tensor:
@@ -337,7 +356,7 @@ def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
     copy = OrderedDict(tensors)
     versions = getattr(tensors, "_metadata", None)
     if versions is not None:
-        copy._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+        copy._metadata = copy_versions(versions)  # type: ignore[attr-defined]  # noqa: SLF001
     return copy
 
 

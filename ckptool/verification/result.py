@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from ckptool.model import Constancy, Skipped
+from ckptool.model import Constancy, ModuleInfo, Skipped
 
 
 class VerificationLevel(StrEnum):
@@ -84,6 +85,19 @@ class ForwardEffects(Struct, frozen=True):
     round_trip_difference: str = ""
     """Output difference after save and load into a fresh instance, "" if none."""
     skipped: tuple[Skipped, ...] = ()
+
+    def apply_to(self, module_info: ModuleInfo) -> ModuleInfo:
+        """Return the ModuleInfo with `constancy` and `used_at` of unsaved tensors updated."""
+        module_tensors = dict(module_info.tensors)
+        for key, module_tensor in module_info.unsaved_tensors.items():
+            constancy = Constancy.MUTATED if key in self.mutated_paths else module_tensor.constancy
+            module_tensors[key] = replace(
+                module_tensor,
+                constancy=constancy,
+                used_at=self.first_uses.get(key, module_tensor.used_at),
+            )
+        skipped = (*module_info.skipped, *self.skipped)
+        return replace(module_info, tensors=module_tensors, skipped=skipped)
 
 
 class OutputDrift(Struct, frozen=True):

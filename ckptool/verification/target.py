@@ -8,7 +8,7 @@ from torch import nn
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.loaders.describe import describe_for_loader
-from ckptool.model import Checkpoint, TensorInfo
+from ckptool.model import Checkpoint, ModuleInfo, TensorInfo
 from ckptool.modules import ModuleSpec, describe_module, examine_and_build
 from ckptool.verification.load_probe import compare_with_loader
 from ckptool.verification.module_factory import ModuleFactory, open_module_factory
@@ -18,6 +18,7 @@ from ckptool.verification.module_factory import ModuleFactory, open_module_facto
 class VerificationTarget:
     """One checkpoint compared with its module, and the factory of instances."""
 
+    module_info: ModuleInfo
     module_diff: ModuleDiff
     factory: ModuleFactory
     pickled_tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
@@ -43,4 +44,6 @@ def open_verification_target(
         )
         module_info = describe_for_loader(module_info, instance, spec)
         module_diff = compare_with_loader(checkpoint, module_info, instance, at)
-        yield VerificationTarget(module_diff, factory, module_diff.state.unsaved_tensors)
+        yield VerificationTarget(
+            module_info, module_diff, factory, module_diff.state.unsaved_tensors
+        )

@@ -61,8 +61,8 @@ def test_a_folder_with_the_weights_twice_asks_which(tmp_path):
     assert said(run).endswith("name one of 'model.safetensors', 'pytorch_model.bin'")
 
 
-def test_arrays_of_numpy_are_no_tensors(tmp_path):
-    arrays = {key: value.numpy() for key, value in LINEAR.state_dict().items()}
+def test_a_list_of_numpy_arrays_has_no_tensors(tmp_path):
+    arrays = [value.numpy() for value in LINEAR.state_dict().values()]
     words = "holds no tensors, but 2 NumPy arrays: torch.save them as torch.from_numpy(...) of each"
     assert said(save(tmp_path / "a.pth", arrays)) == words
     (tmp_path / "b.pkl").write_bytes(pickle.dumps({"model": arrays}))
@@ -195,9 +195,9 @@ def test_a_misspelled_argument_of_the_constructor():
     assert "got an unexpected keyword argument 'out_featurs'; did you mean 'out_features'?" in words
 
 
-def test_a_file_in_the_place_of_a_module():
+def test_a_file_that_does_not_exist_in_the_place_of_a_module():
     words = error_message(lambda: ckptool.audit("attention.py:Net"))
-    assert words == "attention.py:Net: names a file; name the module instead: attention"
+    assert words == "attention.py:Net: there is no file attention.py"
 
 
 def test_a_rule_by_its_name():

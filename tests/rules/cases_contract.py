@@ -88,6 +88,7 @@ def dtype_of_a_buffer_changed(_tmp):
 def replayed(tmp, name: str, *, tolerance: float | None = None):
     from ckptool.commands.gate_expectations import GateExpectations, check_expectations
     from ckptool.commands.target import ModuleTarget
+    from ckptool.commands.worker.worker import InProcessWorker
     from ckptool.formats import open_checkpoint
     from ckptool.formats.limits import DEFAULT_LIMITS
 
@@ -100,7 +101,10 @@ def replayed(tmp, name: str, *, tolerance: float | None = None):
     target = ModuleTarget(f"compare.models:{name}")
     promises = GateExpectations(golden=(golden,), device="cpu")
     checkpoint = open_checkpoint(path)
-    return Found(*check_expectations(promises, checkpoint, None, target, DEFAULT_LIMITS).subjects)
+    evidence = check_expectations(
+        promises, checkpoint, None, target, DEFAULT_LIMITS, InProcessWorker()
+    )
+    return Found(*evidence.subjects)
 
 
 @fires("CK805")
@@ -121,11 +125,12 @@ def within_the_tolerance(tmp):
 def fixture(tmp, name: str) -> Found:
     from ckptool.commands.gate_expectations import check_fixtures
     from ckptool.commands.target import ModuleTarget
+    from ckptool.commands.worker.worker import InProcessWorker
     from ckptool.formats.limits import DEFAULT_LIMITS
 
     torch.save(models.First().state_dict(), tmp / "old.pth")
     target = ModuleTarget(f"compare.models:{name}")
-    return Found(*check_fixtures((tmp / "old.pth",), target, (), DEFAULT_LIMITS))
+    return Found(*check_fixtures((tmp / "old.pth",), target, (), DEFAULT_LIMITS, InProcessWorker()))
 
 
 @fires("CK806")

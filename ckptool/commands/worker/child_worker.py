@@ -1,0 +1,279 @@
+"""ModuleRequest -> its answer, from a child process that runs the user's code."""
+
+import os
+import pickle
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread, Timer
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+from msgspec import DecodeError
+
+from ckptool.commands.worker.messages import (
+    MAX_ANSWER_NBYTES,
+    Announcement,
+    Answer,
+    Failure,
+    Message,
+    NamespaceNotice,
+    Notice,
+    decode_answer,
+    decode_message,
+    read_frames,
+    restore_error,
+    write_frame,
+)
+from ckptool.commands.worker.requests import ModuleRequest
+from ckptool.commands.worker.user_output import UserOutput
+from ckptool.config import TRUST_RULE
+from ckptool.errors import ModuleError, UsageError
+from ckptool.formats import list_spool_descriptors
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+A = TypeVar("A")
+
+_CHILD_CODE: Final = (
+    "import sys; _, parent, trusts, *sys.path[:] = sys.argv; "
+    "sys.argv[:] = ['ckptool']; "
+    "from ckptool.commands.worker.child import main; main(int(parent), trusts)"
+)
+_POLL_INTERVAL: Final = 0.1
+"""Seconds after which a process that says nothing is looked at."""
+_LAST_WORDS: Final = 1.0
+"""Seconds in which a process whose pipe has ended may end, and in which its output is read."""
+
+
+class ChildTraceback(Exception):  # noqa: N818 (shown as the cause of an error)
+    """The traceback of an error in the child process."""
+
+
+class ChildProcessWorker:
+    """Runs user code in one child process, kept for the whole command.
+
+    A process that ends or is ended is an error of the request that it was at; the next request
+    starts another.
+    """
+
+    def __init__(self, timeout: float, show_lines: Callable[[Sequence[str]], None]) -> None:
+        """Create the worker; no process is started.
+
+        Args:
+            timeout: seconds that one request may take.
+            show_lines: shows the lines that user code printed.
+        """
+        self._timeout = timeout
+        self._output = UserOutput(show_lines)
+        self._process: ModuleProcess | None = None
+
+    def start(self) -> None:
+        """Start the process, which imports torch while the caller goes on."""
+        self._get_process()
+
+    def ask(self, request: ModuleRequest[A]) -> A:
+        """Return the answer to `request`.
+
+        Raises:
+            CkptoolError: as the request says.
+            ModuleError: the code ended its process, or ran longer than it may.
+        """
+        target = str(request.target.module)
+        number = secrets.randbits(63)
+        content = pickle.dumps((number, request), pickle.HIGHEST_PROTOCOL)
+        process = self._get_process()
+        try:
+            reply = process.exchange(number, content, self._timeout)
+        except ProcessEndedError as error:
+            self._end_process()
+            raise ModuleError(target, str(error)) from error
+        except BaseException:
+            self._end_process()
+            raise
+        if isinstance(reply, Failure):
+            raise restore_error(reply, target) from ChildTraceback(f"\n{reply.trace}")
+        try:
+            return cast("A", decode_answer(reply.content, request.answer_type))
+        except DecodeError as error:
+            self._end_process()
+            raise ModuleError(target, f"its answer makes no sense: {error}") from error
+
+    def close(self) -> None:
+        """End the process, and show what user code printed last."""
+        self._end_process()
+        self._output.finish()
+
+    def _get_process(self) -> "ModuleProcess":
+        if self._process is None:
+            self._process = ModuleProcess(self._output)
+        return self._process
+
+    def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
+
+
+class ProcessEndedError(Exception):
+    """The child process ended before it answered; the message says how."""
+
+
+class ModuleProcess:
+    """A running child process and the threads that read its pipes."""
+
+    def __init__(self, output: UserOutput) -> None:
+        """Start the process.
+
+        Raises:
+            UsageError: no process can be started.
+        """
+        self._process = _start_process()
+        self._frames: SimpleQueue[bytes | None] = SimpleQueue()
+        self._is_overdue = False
+        self._output_reader = Thread(target=self._read_output, args=(output,), daemon=True)
+        self._output_reader.start()
+        Thread(target=self._read_answers, daemon=True).start()
+
+    def exchange(self, number: int, content: bytes, timeout: float) -> Answer | Failure:
+        """Send a request and return the reply, within `timeout` seconds.
+
+        Raises:
+            ProcessEndedError: the process ended, or was ended, before it replied.
+        """
+        timer = Timer(timeout, self._end_overdue)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._send(content)
+            while True:
+                message: Message = decode_message(self._receive())
+                if isinstance(message, Notice):
+                    _pass_on_notice(message)
+                elif message.number == number:
+                    return message
+        except (OSError, EOFError, DecodeError) as error:
+            raise ProcessEndedError(self._explain_end(timeout)) from error
+        finally:
+            timer.cancel()
+
+    def end(self) -> None:
+        """End the process and all that it started, and read what they printed last."""
+        self._kill()
+        self._process.wait()
+        self._output_reader.join(_LAST_WORDS)
+
+    def _send(self, content: bytes) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        write_frame(lambda part: os.write(stdin.fileno(), part), content)
+
+    def _receive(self) -> bytes:
+        """Return the next frame.
+
+        Raises:
+            EOFError: the process has ended, or closed its pipe.
+        """
+        while True:
+            has_ended = self._has_ended()
+            with suppress(Empty):
+                frame = self._frames.get(timeout=_POLL_INTERVAL)
+                if frame is None:
+                    raise EOFError
+                return frame
+            if has_ended:
+                raise EOFError
+
+    def _read_answers(self) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        with suppress(OSError):
+            for frame in read_frames(stdout.fileno(), MAX_ANSWER_NBYTES):
+                self._frames.put(frame)
+        self._frames.put(None)
+
+    def _read_output(self, output: UserOutput) -> None:
+        stderr = self._process.stderr
+        assert stderr is not None
+        with suppress(OSError):
+            while content := os.read(stderr.fileno(), 1 << 16):
+                output.add(content)
+
+    def _end_overdue(self) -> None:
+        self._is_overdue = True
+        self._kill()
+
+    def _has_ended(self) -> bool:
+        """Whether the process has ended; on POSIX its number stays taken until `end`."""
+        if os.name != "posix":
+            return self._process.poll() is not None
+        if self._process.returncode is not None:
+            return True
+        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended is not None
+
+    def _kill(self) -> None:
+        """Kill the process and its group: what user code started ends with it."""
+        if self._process.returncode is not None:
+            return
+        with suppress(OSError):
+            if os.name == "posix":
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+
+    def _explain_end(self, timeout: float) -> str:
+        deadline = time.monotonic() + _LAST_WORDS
+        while not self._has_ended() and time.monotonic() < deadline:
+            time.sleep(_POLL_INTERVAL / 10)
+        ended_by_itself = self._has_ended()
+        self.end()
+        status = self._process.returncode
+        if self._is_overdue:
+            return f"running its code took longer than {timeout:g} s and was ended (see --timeout)"
+        if not ended_by_itself:
+            return "running its code gave no answer that makes sense, and was ended"
+        if status == -signal.SIGKILL:
+            return "running its code ended the process: SIGKILL, as when memory runs out"
+        if status < 0:
+            return f"running its code ended the process: {signal.Signals(-status).name}"
+        return f"running its code ended the process with exit status {status}"
+
+
+def _pass_on_notice(notice: Notice) -> None:
+    rule = TRUST_RULE.get()
+    match notice:
+        case Announcement(target, arguments) if rule.announce_file_kwargs is not None:
+            rule.announce_file_kwargs(target, arguments)
+        case NamespaceNotice(target, parameter) if rule.announce_namespace is not None:
+            rule.announce_namespace(target, parameter)
+        case _:
+            pass
+
+
+def _start_process() -> "Popen[bytes]":
+    """Start an interpreter like this one, in a group of its own: Ctrl-C is for its parent alone.
+
+    Raises:
+        UsageError: no process can be started.
+    """
+    from subprocess import PIPE, Popen, _args_from_interpreter_flags  # type: ignore[attr-defined]
+
+    words = [str(os.getpid()), str(TRUST_RULE.get().uses_file_kwargs), *sys.path]
+    command = [sys.executable, *_args_from_interpreter_flags(), "-c", _CHILD_CODE, *words]
+    try:
+        return Popen(  # noqa: S603 (this interpreter, with our own code)
+            command,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            pass_fds=list_spool_descriptors(),
+            process_group=0 if os.name == "posix" else None,
+        )
+    except OSError as error:
+        raise UsageError(
+            f"no process can be started for the module's code ({error}): --in-process runs it here"
+        ) from error

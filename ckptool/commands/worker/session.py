@@ -1,0 +1,32 @@
+"""ModuleTarget -> ModuleInfo and instance, described once for all requests of a command."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ckptool.commands.target import ModuleTarget
+from ckptool.model import ModuleInfo
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ModuleSession:
+    """The modules that the requests of one command have built."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, tuple[ModuleInfo, nn.Module]] = {}
+
+    def examine_module(
+        self, target: ModuleTarget, defaults: Mapping[str, object]
+    ) -> "tuple[ModuleInfo, nn.Module]":
+        """Return the description and an instance of a module; built the first time only.
+
+        Raises:
+            ModuleError: it cannot be imported or built.
+            UsageError: it has no such sub-module.
+        """
+        name = target.module if isinstance(target.module, str) else id(target.module)
+        key = repr((name, target.kwargs, defaults, target.search_paths, target.into))
+        if key not in self._modules:
+            self._modules[key] = target.examine_module(defaults)
+        return self._modules[key]
