@@ -5,9 +5,9 @@ from collections.abc import Callable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.compare.framework_load import apply_loading_info
+from ckptool.compare.framework.framework_load import apply_loading_info
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.load_outcome import LoadOutcome
-from ckptool.compare.loading_info import LoadingInfo
 from ckptool.compare.module_diff import (
     ModuleDiff,
     add_nested_keys,

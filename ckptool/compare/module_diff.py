@@ -14,10 +14,10 @@ from ckptool.compare.changes import (
     is_scalar_quirk,
     iter_changes,
 )
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
 from ckptool.compare.left_out_ties import SINGLE_NAME_CONTAINERS
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
-from ckptool.compare.loading_info import LoadingInfo
 from ckptool.compare.parametrization.reparametrization import (
     GAMMA_BETA_NAMES,
     Reparametrization,

@@ -7,7 +7,7 @@ from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ckptool.compare.loading_info import LoadingInfo
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import PlanError
 from ckptool.loaders import peft_adapters
 from ckptool.loaders.model_folder import ModelFolder, read_config

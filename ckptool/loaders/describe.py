@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from ckptool.compare.loading_info import LoadingInfo
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
 from ckptool.loaders.registry import FrameworkLoader, get_loader, is_installed
 from ckptool.model import ModuleInfo, Skipped, StateDict

@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from ckptool.compare.loading_info import LoadingInfo
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
 from ckptool.loaders.model_folder import get_install_hint
 

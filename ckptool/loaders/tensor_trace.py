@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ckptool.compare.framework.loading_info import TensorConversion
 from ckptool.compare.load_outcome import LoadStepKind
-from ckptool.compare.loading_info import TensorConversion
 from ckptool.model import natural_sort_key
 
 _WORDS: Final = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from ckptool.compare.loading_info import LoadingInfo, TensorConversion
+from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
 from ckptool.loaders.model_folder import (
     describe_refused_fields,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from ckptool.compare.loading_info import LoadingInfo
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, ModuleInfo, ModuleTensor, Skipped, StateDict, TensorInfo
 from ckptool.phrases import pluralize

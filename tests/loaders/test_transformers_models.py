@@ -8,7 +8,7 @@ import torch
 from loaders.transformers_zoo import CONVERTED, PLAIN, build_model
 from safetensors.torch import load_file, save_file
 
-from ckptool.compare.loading_info import LoadingInfo
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.formats import open_checkpoint
 from ckptool.loaders import find_model_folder, get_loader, load_with_framework
 

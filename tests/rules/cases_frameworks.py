@@ -6,8 +6,8 @@ from msgspec.structs import replace
 from rules.cases import fires, near
 from torch import nn
 
-from ckptool.compare.framework_load import apply_loading_info
-from ckptool.compare.loading_info import LoadingInfo
+from ckptool.compare.framework.framework_load import apply_loading_info
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.module_diff import build_module_diff
 from ckptool.formats import open_checkpoint
 from ckptool.modules import describe_module

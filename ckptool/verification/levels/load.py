@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ckptool.compare.framework_load import apply_loading_info
-from ckptool.compare.loading_info import LoadingInfo
+from ckptool.compare.framework.framework_load import apply_loading_info
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.errors import ModuleError
 from ckptool.loaders.registry import get_loader

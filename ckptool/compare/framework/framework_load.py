@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from ckptool.compare.changes import Change, Changed, Missing, Unexpected
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind
-from ckptool.compare.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import StateDict, TensorInfo, contiguous_stride
 
