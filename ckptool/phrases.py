@@ -6,6 +6,8 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
+_LITERAL_TYPES: Final = (type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set)
+
 _MAX_MESSAGE_LENGTH: Final = 300
 _MIN_CUT_LENGTH: Final = 60
 """Characters of a line that is shown in part; with less room it is left out."""
@@ -101,6 +103,19 @@ def quote_python(text: str) -> str:
     """Return `text` as a Python string in double quotes: unprintable characters are escaped."""
     escaped_text = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{make_printable(escaped_text)}"'
+
+
+def format_literal(value: object) -> str:
+    """Return the value as a Python literal, which `-k` reads; "..." for what no literal says."""
+    import ast
+
+    if not isinstance(value, _LITERAL_TYPES):
+        return "..."
+    text = repr(value)
+    try:
+        return text if ast.literal_eval(text) == value else "..."
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return "..."
 
 
 def quote_shell(text: str) -> str:

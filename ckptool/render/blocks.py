@@ -240,10 +240,8 @@ def _build_folded_finding(findings: tuple[FindingReport, ...]) -> FoldedFinding:
     first = findings[0]
     if len(findings) == 1:
         return FoldedFinding(first.level, first.code, first.message, first.fix)
-    # A plan takes no patterns: the fix of the first finding serves as the example.
-    fix = f"{first.fix} (-v shows all)" if "plan" in first.facts else _generalize(first.fix, first)
     message = f"{_generalize(first.message, first)}{_format_times(findings)}"
-    return FoldedFinding(first.level, first.code, message, fix)
+    return FoldedFinding(first.level, first.code, message, _format_shared_fix(findings, first))
 
 
 def _build_subtree_finding(
@@ -251,11 +249,18 @@ def _build_subtree_finding(
 ) -> FoldedFinding:
     """Return the count of one rule's findings in a sub-tree, in words that hold for each."""
     message = f"{example.name.replace('-', ' ')}: `{subtree.key}` (x{len(subtree.items):,})"
-    is_same_fix = example.fix == _generalize(example.fix, example) and all(
-        finding.fix == example.fix for finding in subtree.items
-    )
-    fix = example.fix if is_same_fix else f"of `{example.key}`, for example: {example.fix}"
+    fix = _format_shared_fix(subtree.items, example)
     return FoldedFinding(example.level, example.code, message, fix)
+
+
+def _format_shared_fix(findings: Sequence[FindingReport], example: FindingReport) -> str:
+    """Return the fix of all findings, or that of `example`, named as one.
+
+    A fix that names its key is code or a command to be pasted: a key with "*" is none.
+    """
+    if all(finding.fix == example.fix for finding in findings):
+        return example.fix
+    return f"of `{example.key}`, for example: {example.fix} (-v shows all)"
 
 
 def build_skipped_lines(

@@ -85,7 +85,11 @@ _UPGRADE_FILLED_NAMES: Final = {"num_batches_tracked": 2}
             " and torch.distributed.checkpoint drop them, and upgrade code then takes the file for"
             " an old one."
         ),
-        fix="Save module.state_dict() itself, or put back state_dict._metadata before loading.",
+        fix=(
+            "Save module.state_dict() itself. If today's code saved the file, put the versions back"
+            " before loading: state_dict = collections.OrderedDict(state_dict);"
+            " state_dict._metadata = module.state_dict()._metadata"
+        ),
         example=(
             "state = dict(nn.BatchNorm1d(2).state_dict())  # no _metadata any more\n"
             "nn.BatchNorm1d(2).load_state_dict(state)"

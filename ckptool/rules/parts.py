@@ -58,7 +58,7 @@ def find_state_of_submodule(diff: ModuleDiff) -> Iterator[RuleHit]:
         what=f"`{part.prefix}`, one of {place}",
         remedy=f"To use it for `{part.prefix}` only",
         verb="is" if len(part.other_keys) == 1 else "are",
-        command=f"{format_migrate_command(diff)} --into {name}",
+        command=format_migrate_command(diff, into=name),
         code=f'module.get_submodule("{name}").load_state_dict(state_dict)',
     )
 
@@ -95,7 +95,7 @@ def find_part_of_file(diff: ModuleDiff) -> Iterator[RuleHit]:
         what=f"`{part.prefix}` of the file, one of {places}",
         remedy="Extract that part",
         verb="belongs" if len(part.other_keys) == 1 else "belong",
-        command=f"{format_migrate_command(diff)} --at {join_key(diff.state.at, name)}",
+        command=format_migrate_command(diff, at=join_key(diff.state.at, name)),
         code=(
             f'{{k.removeprefix("{name}."): v for k, v in state_dict.items()'
             f' if k.startswith("{name}.")}}'
