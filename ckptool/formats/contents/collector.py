@@ -15,6 +15,8 @@ REMAINDER: Final = "what follows"
 """Place of the parts beyond `MAX_CONTENTS`."""
 
 
+CLASS_SUFFIX: Final = " (its class)"
+"""End of the place of an object's class and arguments."""
 PROVENANCE_NAME: Final = "ckptool.provenance"
 """Metadata that says how `migrate` made a file: not its content."""
 
