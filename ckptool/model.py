@@ -286,6 +286,8 @@ class GlobalUse(Struct, frozen=True, gc=False):
     safety: Safety
     at: str
     """Dotted place of the result of its call; "" for the top level, or if the pickle drops it."""
+    method: str = ""
+    """Of `getattr`: what it looks up, "`state_dict` of net.Net"; "" for other uses."""
 
     @property
     def qualified_name(self) -> str:
@@ -293,12 +295,16 @@ class GlobalUse(Struct, frozen=True, gc=False):
 
 
 class IssueKind(StrEnum):
-    """Defect of a sharded checkpoint."""
+    """Defect of a container that can still be read."""
 
     MISSING_SHARD = "missing-shard"
     MISSING_TENSOR = "missing-tensor"
     UNINDEXED = "unindexed"
     """A shard, or a tensor in one, that the index does not name."""
+    COMPRESSED = "compressed"
+    """Records of tensors that are compressed in the archive."""
+    RANK_FILE = "rank-file"
+    """The file of one rank, beside those of the others."""
     PASSED_OVER = "passed-over"
     """An index beside a whole file, which is loaded in its place."""
 
@@ -309,6 +315,26 @@ class ContainerIssue(Struct, frozen=True):
     kind: IssueKind
     key: str
     facts: Mapping[str, str]
+
+
+class QuantizationDeclaration(Struct, frozen=True):
+    """What the configuration beside a checkpoint says of its quantisation."""
+
+    file_name: str
+    """Name of the file that says it: "config.json"."""
+    method: str = ""
+    """`quant_method`: "gptq", "bitsandbytes"; "" if it is the configuration of a float model."""
+    bits: int = 0
+    """Bits of a weight's element; 0 if not said, or not the same for all."""
+    group_size: int = 0
+    """Elements that share a scale; -1 for a whole row, 0 if not said or not the same for all."""
+
+    @property
+    def phrase(self) -> str:
+        """Method, bits and groups: "gptq, 4 bits, groups of 128"; "" without a method."""
+        bits = f"{self.bits} bits" if self.bits else ""
+        groups = f"groups of {self.group_size}" if self.group_size > 0 else ""
+        return ", ".join(filter(None, (self.method, bits, groups))) if self.method else ""
 
 
 class Checkpoint(Struct, frozen=True):
@@ -333,7 +359,10 @@ class Checkpoint(Struct, frozen=True):
     """The files of a sharded checkpoint, in order; () for a single file."""
     faults: tuple[ContainerIssue, ...] = ()
     load_refusal: str = ""
-    """Why torch.load refuses the archive though all of it can be read; "" if it opens it."""
+    """Why torch.load refuses the file though all of it can be read; "" if it opens it."""
+    quantization_declaration: QuantizationDeclaration | None = None
+    """What the configuration in its folder says of quantisation; None if there is none, or if it
+    was not looked for, as beside a remote file."""
     opaque: tuple[Skipped, ...] = ()
     """Objects whose weights only the code of their class knows: none of them is compared."""
     contents: Mapping[str, str] = {}
@@ -342,6 +371,8 @@ class Checkpoint(Struct, frozen=True):
     Filled with `Limits.contents` only. The places are those of the largest parts without a tensor:
     an epoch, an `_extra_state`, `_metadata`, a record of code.
     """
+    weights_only_refusal: str = ""
+    """What torch.load(weights_only=True) refuses in the pickle besides names; "" if nothing."""
 
 
 class Preview(Struct, frozen=True, gc=False):
@@ -481,6 +512,11 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     skipped: tuple[Skipped, ...] = ()
     submodule: str = ""
     """Path of the only sub-module that is described, "" for the whole module."""
+    arguments: Mapping[str, str] = {}
+    """Constructor arguments that the user gave, as Python literals; "..." for another object.
+
+    Those that are taken from a checkpoint are not among them.
+    """
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from ckptool.compare.changes import (
     Change,
 )
 from ckptool.compare.left_out_ties import find_retied_keys
+from ckptool.compare.quantization.quantized_form import QuantizedForm
 from ckptool.compare.remainder_diff import RemainderDiff, is_relocated
 from ckptool.compare.structural_diff import StructuralDiff
 from ckptool.compare.value_checks import ValueResults
@@ -48,6 +49,16 @@ class CheckpointDiff(Struct, frozen=True):
     """Pairs of keys tied in the old file that have different values in the new one."""
     remainder: RemainderDiff = RemainderDiff()
     """Comparison of what stands beside the tensors: plain data, code, other states."""
+    quantized_form: QuantizedForm | None = None
+    """Weights that one file has quantised and the other not; their values are not compared."""
+
+    @property
+    def plain_changes(self) -> tuple[Change, ...]:
+        """Changes but those that come of quantisation."""
+        if self.quantized_form is None:
+            return self.changes
+        explained_keys = self.quantized_form.explained_keys
+        return tuple(change for change in self.changes if change.key not in explained_keys)
 
     @property
     def keys_beyond_tolerance(self) -> tuple[str, ...]:
@@ -133,6 +144,7 @@ def build_checkpoint_diff(
         value_differences=_order_by(results_or_empty.measured, common_keys),
         unmeasured_keys=_order_by(results_or_empty.unmeasured, common_keys),
         tolerances=tolerances,
+        quantized_form=structure.quantized_form,
         remainder=structure.remainder,
         diverged_ties=tuple(
             sorted(diverged_ties, key=lambda keys: [new_positions[key] for key in keys])

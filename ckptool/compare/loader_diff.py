@@ -51,7 +51,7 @@ def build_loaded_diff(
     if not diff.state.tensors:
         return diff
     if checkpoint.load_refusal:
-        refusal = f"torch.load refuses the archive: {checkpoint.load_refusal}"
+        refusal = f"torch.load refuses the file: {checkpoint.load_refusal}"
         return apply_load_outcome(diff, LoadOutcome(refusal, None, None))
     answer = ask_loader(diff)
     diff = replace(diff, retie_refusal=answer.retie_refusal)

@@ -1,6 +1,7 @@
 """Checkpoint x ModuleInfo -> ModuleDiff: how a module would load a state_dict."""
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -23,6 +24,10 @@ from ckptool.compare.parametrization.reparametrization import (
     find_reparametrizations,
 )
 from ckptool.compare.parts import PartMatch, PartSide, find_file_part, find_module_part
+from ckptool.compare.quantization.difference import (
+    QuantizationDifference,
+    find_quantization_difference,
+)
 from ckptool.compare.rename_search.rename_groups import (
     RenameGroup,
     add_tied_keys,
@@ -76,6 +81,8 @@ class ModuleDiff(Struct, frozen=True):
     in `changes`."""
     fused_projections: tuple[FusedProjection, ...] = ()
     """Query, key and value projections: one tensor on one side, three on the other."""
+    quantization: QuantizationDifference | None = None
+    """Weights that one side has quantised and the other not so; None if there are none."""
     tied_missing_keys: Mapping[str, str] = {}
     """Missing key -> key of the file that is tied to it in the module."""
     retie_refusal: str = ""
@@ -119,10 +126,13 @@ class ModuleDiff(Struct, frozen=True):
         """Missing, unexpected and mismatched keys that another field of the diff explains."""
         keys = {key for group in self.rename_groups for key in group.keys}
         keys |= {*self.tied_missing_keys}
+        if self.quantization:
+            keys |= self.quantization.explained_keys
         if self.part:
             keys |= self.part.explained_keys
         if self.rewrite:
             keys |= {*self.rewrite.key_map, *self.rewrite.key_map.values()}
+        keys |= {*self.average_counters}
         keys |= {
             k
             for reparametrization in self.reparametrizations
@@ -135,6 +145,20 @@ class ModuleDiff(Struct, frozen=True):
                 for projection in self.fused_projections
                 for k in (projection.fused_key, *projection.piece_keys)
             }
+        )
+
+    @property
+    def average_counters(self) -> tuple[str, ...]:
+        """The key `n_averaged` of torch.optim.swa_utils.AveragedModel, whose prefix is taken out.
+
+        It counts the models that were averaged, and is no part of the model itself; () without it.
+        """
+        if self.rewrite is None or not {"module", "module."} & {*self.rewrite.removed_segments}:
+            return ()
+        tensor = self.state.tensors.get(_AVERAGE_COUNTER)
+        is_counter = tensor is not None and (tensor.dtype, tensor.numel) == ("int64", 1)
+        return (
+            (_AVERAGE_COUNTER,) if is_counter and _AVERAGE_COUNTER in self.unexpected_keys else ()
         )
 
     @property
@@ -224,6 +248,9 @@ class ModuleDiff(Struct, frozen=True):
         return not (has_differences or self.mistyped_keys)
 
 
+_AVERAGE_COUNTER: Final = "n_averaged"
+
+
 def _is_shape_mismatch(change: Changed) -> bool:
     return "shape" in change.fields and not is_scalar_quirk(change)
 
@@ -276,6 +303,7 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         module,
         changes,
         reparametrizations=reparametrizations,
+        quantization=find_quantization_difference(checkpoint, state, module),
         better_state=better_state,
         mistyped_keys=mistyped_keys,
     )
@@ -376,6 +404,7 @@ def _apply_strict_load(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         part=None,
         rename_groups=(),
         fused_projections=(),
+        quantization=None,
         reparametrizations=tuple(r for r in diff.reparametrizations if r.handled_by_torch_hook),
         equal_values={},
     )
@@ -420,7 +449,7 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     unpaired = _UnpairedTensors(
         {c.key: c.expected for c in diff.changes if isinstance(c, Missing)},
         {c.key: c.actual for c in diff.changes if isinstance(c, Unexpected)},
-    )
+    ).without(diff.quantization.explained_keys if diff.quantization else ())
     module = diff.module
     classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
     diff = _find_rewrite(diff, unpaired, expected)

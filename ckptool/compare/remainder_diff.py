@@ -91,11 +91,7 @@ def _select_contents(
     """
     left_out = _find_declared_ties(checkpoint, place)
     if other_container:
-        left_out |= {
-            "__metadata__.format",
-            f"__metadata__.{TIES_KEY}",
-            join_key(place, "_metadata"),
-        }
+        left_out |= {"__metadata__.format", join_key(place, "_metadata")}
     return {
         part: fingerprint
         for part, fingerprint in checkpoint.contents.items()
@@ -173,4 +169,4 @@ def _find_declared_ties(checkpoint: Checkpoint, place: str) -> set[str]:
         return set()
     at = "" if place == ALL_STATES else place
     ties = parse_declared_ties(checkpoint.metadata, get_state(checkpoint, at).tensors)
-    return {f"__metadata__.{name}" for name in ties}
+    return {f"__metadata__.{name}" for name in (TIES_KEY, *ties)}

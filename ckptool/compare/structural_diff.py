@@ -16,6 +16,7 @@ from ckptool.compare.changes import (
     iter_changes,
 )
 from ckptool.compare.left_out_ties import restore_common_ties
+from ckptool.compare.quantization.quantized_form import QuantizedForm, find_quantized_form
 from ckptool.compare.remainder_diff import RemainderDiff, compare_remainder
 from ckptool.compare.rename_search.rename_groups import find_plain_renames
 from ckptool.compare.states import get_state, require_state
@@ -40,6 +41,13 @@ class StructuralDiff(Struct, frozen=True):
     renames_by_name: Mapping[str, str]
     """Removed key -> added key with a similar name (`find_plain_renames`)."""
     remainder: RemainderDiff = RemainderDiff()
+    quantized_form: QuantizedForm | None = None
+    """Weights that one file has quantised and the other not; their values are not compared."""
+
+    @property
+    def quantized_keys(self) -> frozenset[str]:
+        """Keys that differ because one file is quantised."""
+        return self.quantized_form.explained_keys if self.quantized_form else frozenset()
 
 
 def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> StructuralDiff:
@@ -67,11 +75,23 @@ def compare_tensors_structure(
     """Compare the tensors of two files by shape, dtype and layout, and find renames by key."""
     all_changes = iter_changes(old_tensors, new_tensors, COMPARED_FIELDS)
     changes = tuple(change for change in all_changes if not _is_storage_layout_only(change))
+    quantized_form = find_quantized_form(old_tensors, new_tensors) if changes else None
+    quantized_keys = quantized_form.explained_keys if quantized_form else frozenset[str]()
+    others = [change for change in changes if change.key not in quantized_keys]
     renames_by_name = find_plain_renames(
-        {c.key: c.expected for c in changes if isinstance(c, Missing)},
-        {c.key: c.actual for c in changes if isinstance(c, Unexpected)},
+        {c.key: c.expected for c in others if isinstance(c, Missing)},
+        {c.key: c.actual for c in others if isinstance(c, Unexpected)},
     )
-    return StructuralDiff(old, new, places, old_tensors, new_tensors, changes, renames_by_name)
+    return StructuralDiff(
+        old,
+        new,
+        places,
+        old_tensors,
+        new_tensors,
+        changes,
+        renames_by_name,
+        quantized_form=quantized_form,
+    )
 
 
 def _is_storage_layout_only(change: Change) -> bool:

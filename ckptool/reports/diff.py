@@ -86,7 +86,8 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     container: str = ""
     """Container of the checkpoint: "torch-zip", "safetensors" ..."""
     is_coverage_known: bool = True
-    """False if torch refuses what matches by key and shape, or that was not checked."""
+    """False if torch refuses what matches by key and shape, that was not checked, or weights are
+    quantised on one side only."""
     load_steps: tuple[LoadStepReport, ...] = ()
     """What the module's own loading code does besides copying tensors by name."""
     mistyped_keys: Mapping[str, str] = {}
@@ -130,7 +131,7 @@ def build_module_diff_report(
         coverage=diff.coverage,
         explanation=build_fact_reports(explain_module_key(diff, explain) if explain else ()),
         container=str(diff.checkpoint.container),
-        is_coverage_known=not diff.is_refused and diff.unchecked_load is None,
+        is_coverage_known=not (diff.is_refused or diff.unchecked_load or diff.quantization),
         load_steps=tuple(
             LoadStepReport(key=step.key, does=str(step.kind), file_key=step.file_key)
             for step in diff.load_steps

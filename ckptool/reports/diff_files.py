@@ -12,7 +12,7 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.diff_shards import DiffShard
 from ckptool.compare.explain_key import explain_checkpoint_key
 from ckptool.model import Skipped, natural_sort_key
-from ckptool.phrases import join_limited
+from ckptool.phrases import join_limited, pluralize
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
     FactReport,
@@ -82,6 +82,8 @@ class DiffFilesReport(Report, frozen=True, kw_only=True):
     """Key that a safetensors file leaves out since it is tied -> the key that it stores."""
     explanation: tuple[FactReport, ...] = ()
     """Facts about the key of --explain, () without it."""
+    quantized_keys: tuple[str, ...] = ()
+    """Keys that are added, removed or changed since one file is the other's quantised form."""
 
 
 class DiffShardReport(Report, frozen=True, kw_only=True):
@@ -133,7 +135,15 @@ def build_checkpoint_diff_report(
         atol=tolerances.atol if tolerances else None,
         retied_keys=diff.retied_keys,
         explanation=build_fact_reports(explain_checkpoint_key(diff, explain) if explain else ()),
+        quantized_keys=_list_quantized_keys(diff),
     )
+
+
+def _list_quantized_keys(diff: CheckpointDiff) -> tuple[str, ...]:
+    form = diff.quantized_form
+    if form is None:
+        return ()
+    return tuple(change.key for change in diff.changes if change.key in form.explained_keys)
 
 
 def build_diff_shard_report(
@@ -196,6 +206,9 @@ def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
     skipped = [*diff.old.skipped, *diff.new.skipped]
     if diff.differing_keys is None:
         skipped.append(Skipped("values", "--no-values: only keys, shapes and dtypes were compared"))
+    if diff.quantized_form is not None and diff.differing_keys is not None:
+        weights = pluralize(len(diff.quantized_form.layers), "weight")
+        skipped.append(Skipped(f"values of {weights}", "quantised in one file only"))
     skipped += _build_skipped(diff.uncompared_keys, "values of")
     skipped += [Skipped(what, reason) for what, reason in diff.remainder.uncompared.items()]
     for name, parts in zip(("old", "new"), diff.remainder.parts, strict=True):

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.model import Checkpoint, Container, StateDict
-from ckptool.phrases import quote_shell
+from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
+from ckptool.model import Checkpoint, Container, PlainEntry, StateDict, TensorInfo
+from ckptool.phrases import join_limited, quote_code, quote_python, quote_shell
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 _LEGACY_CONTAINERS: Final = {
@@ -25,7 +26,7 @@ _LEGACY_CONTAINERS: Final = {
             "copies all of it; tools that look into zips do not know it; and files as old as that "
             "were often written by Python 2."
         ),
-        fix="ckptool migrate {path} -o NEW.pth writes the same state as a zip",
+        fix="To write the same content as a zip: ckptool migrate {path} -o NEW.pth",
         example="torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)",
     ),
 )
@@ -54,6 +55,7 @@ _TRAINING_STATE_NAMES: Final = {
 """Kind of training state -> top-level names that frameworks and scripts use for it."""
 
 
+_MAX_LISTED: Final = 3
 _MAX_LEVELS: Final = 3
 """Levels of nesting at which an optimizer is told from the model beside it."""
 
@@ -70,7 +72,7 @@ _MAX_LEVELS: Final = 3
             "Right in a training run, and dead weight in a release: two moments of Adam are twice "
             "the model, and callbacks and loops carry paths and settings of the machine."
         ),
-        fix="For a release: ckptool migrate {path}{at} -o NEW.safetensors --drop-extra",
+        fix="For a release: {remedy}",
         example=(
             'torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)'
         ),
@@ -89,15 +91,33 @@ def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     total_nbytes = sum(
         _sum_nbytes(state) for state in checkpoint.states if state.at in training_places
     )
-    at = model_states[0].at
     yield hit(
         next(iter(roles_by_place)),
         what=", ".join(dict.fromkeys(roles_by_place.values())),
         nbytes=f", {total_nbytes:,} bytes of tensors" if total_nbytes else "",
-        path=quote_shell(str(checkpoint.path)),
-        at=f" --at {quote_shell(at)}" if at and len(model_states) == 1 else "",
+        remedy=_advise_release(checkpoint, model_states),
         places=list(roles_by_place),
     )
+
+
+def _advise_release(checkpoint: Checkpoint, model_states: list[StateDict]) -> str:
+    """Return the command or the code that writes the model alone."""
+    state = model_states[0]
+    others = join_limited([other.at for other in model_states[1:]], _MAX_LISTED, quote_code)
+    which = f" (or of {others})" if others else ""
+    if not state.non_tensors and all(map(_fits_safetensors, state.tensors.values())):
+        at = f" --at {quote_shell(state.at)}" if state.at else ""
+        path = quote_shell(str(checkpoint.path))
+        whose = f"that of `{state.at}`{which}: " if which else ""
+        return f"{whose}ckptool migrate {path}{at} -o NEW.safetensors --drop-extra"
+    if state.at.isidentifier() and state.role == "state_dict":
+        return f'torch.save(checkpoint[{quote_python(state.at)}], "NEW.pth")'
+    return f"save the state_dict alone, which is at `{state.at or '.'}`{which}"
+
+
+def _fits_safetensors(tensor: TensorInfo) -> bool:
+    is_dense = tensor.layout in {"strided", "chunked"} and not tensor.wrapper
+    return is_dense and tensor.dtype in SAFETENSORS_DTYPES and tensor.device != "meta"
 
 
 def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:
@@ -119,7 +139,7 @@ def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:
         at.split(".", 1)[0]
         for at in (
             *(state.at for state in checkpoint.states),
-            *(entry.at for entry in checkpoint.entries),
+            *(entry.at for entry in checkpoint.entries if not _is_empty(entry)),
         )
     )
     known_roles = {name: role for role, names in _TRAINING_STATE_NAMES.items() for name in names}
@@ -127,6 +147,11 @@ def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:
         top_name: known_roles[top_name] for top_name in top_names if top_name in known_roles
     }
     return optimizer_roles | entry_roles
+
+
+def _is_empty(entry: PlainEntry) -> bool:
+    """Whether a training script left the entry empty: None, or no elements."""
+    return entry.text == "None" or entry.value in ([], {})
 
 
 def _iter_places_above(place: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Final
 
 _INDEX_NAME: Final = re.compile(
-    r"(?P<stem>model|pytorch_model)\.(?P<suffix>safetensors|bin)\.index(?P<variant>\.[\w-]+)?\.json"
+    r"(?P<stem>.+)\.(?P<suffix>safetensors|bin)\.index(?P<variant>\.[\w-]+)?\.json"
 )
 
 
@@ -22,6 +22,21 @@ def name_whole_file(index_name: str) -> str:
     if match is None:
         return ""
     return f"{match['stem']}{match['variant'] or ''}.{match['suffix']}"
+
+
+def list_preferred_files(index_name: str, names: Collection[str]) -> list[str]:
+    """Return the files of a folder that transformers and diffusers load before its index.
+
+    They look for the one file of all weights first, and for safetensors before pickles.
+    """
+    match = _INDEX_NAME.fullmatch(index_name)
+    if match is None:
+        return []
+    preferred_names = [name_whole_file(index_name)]
+    if match["suffix"] == "bin":
+        stem = "model" if match["stem"] == "pytorch_model" else match["stem"]
+        preferred_names.append(f"{stem}{match['variant'] or ''}.safetensors")
+    return [name for name in preferred_names if name in names]
 
 
 def find_loaded_file(index_name: str, names: Collection[str]) -> str:

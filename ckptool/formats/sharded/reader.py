@@ -12,7 +12,7 @@ from ckptool.errors import CorruptCheckpointError, ReadError
 from ckptool.formats.contents.collector import ContentCollector, fingerprint_metadata
 from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
 from ckptool.formats.limits import Limits
-from ckptool.formats.sharded.precedence import name_whole_file
+from ckptool.formats.sharded.precedence import list_preferred_files
 from ckptool.formats.sharded.sibling_files import list_unread_siblings
 from ckptool.formats.strict_json import JsonReader, describe_type, format_value, quote_text
 from ckptool.formats.unrecognized import identify_other_format
@@ -90,6 +90,14 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         ),
         opaque=tuple(part for shard in shards.values() for part in shard.opaque),
         contents=_merge_contents(metadata, shards) if limits.contents else {},
+        weights_only_refusal=next(
+            (
+                f"{name}: {shard.weights_only_refusal}"
+                for name, shard in shards.items()
+                if shard.weights_only_refusal
+            ),
+            "",
+        ),
     )
 
 
@@ -310,9 +318,9 @@ def _iter_issues(
         if name in keys_by_shard and key not in keys_by_shard[name]:
             yield ContainerIssue(IssueKind.MISSING_TENSOR, key, {"shard": name})
     yield from _iter_stray_tensors(weight_map, keys_by_shard)
-    whole_file = name_whole_file(index.name)
-    if whole_file in sibling_names and set(weight_map.values()) != {whole_file}:
-        yield build_precedence_issue(index.name, whole_file)
+    for name in list_preferred_files(index.name, sibling_names):
+        if set(weight_map.values()) != {name}:
+            yield build_precedence_issue(index.name, name)
     for name in _find_stray_files(index, set(weight_map.values()), sibling_names):
         yield ContainerIssue(IssueKind.UNINDEXED, name, {"what": "the shard"})
     for name, shard in shards.items():
@@ -351,7 +359,7 @@ def _find_read_names(
 ) -> set[str]:
     """Return the shards of the index, and those beside it that have a finding of their own."""
     stray_names = _find_stray_files(index, set(names), sibling_names)
-    return {*names, *stray_names, name_whole_file(index.name)}
+    return {*names, *stray_names, *list_preferred_files(index.name, sibling_names)}
 
 
 def _find_stray_files(index: Location, names: set[str], sibling_names: Sequence[str]) -> list[str]:

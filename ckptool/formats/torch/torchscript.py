@@ -70,7 +70,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         raise PickleTreeError(f"torch.jit.load refuses it: {refusal}")
     metadata = read_metadata(records)
     byteorder = metadata.get("byteorder", "little")
-    resolve_storages(pickle.persistent_references, records, byteorder)
+    resolve_storages(pickle.persistent_references, records, byteorder, allows_view=True)
     module_reader = _ScriptModuleReader(records, TensorInfoReader(records.limits))
     if type(pickle.root) is not UnresolvedObject or not _is_module(pickle.root):
         # torch.jit.load recognises TorchScript by the member names alone.
@@ -339,7 +339,7 @@ def _read_constants(
         raise PickleTreeError(f"constants.pkl: {pickle.error}")
     has_own_folder = any(name.startswith("constants/") for name, _ in records.items())
     folder = "constants/" if has_own_folder else "data/"
-    resolve_storages(pickle.persistent_references, records, byteorder, folder)
+    resolve_storages(pickle.persistent_references, records, byteorder, folder, allows_view=True)
     tensors = TensorInfoReader(records.limits)
     nodes = pickle.root if type(pickle.root) is tuple else ()
     packed = PackedObjectReader(tensors)

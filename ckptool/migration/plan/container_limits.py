@@ -18,7 +18,13 @@ _MAX_LISTED: Final = 5
 _MAX_LISTED_EXTRA: Final = 20
 """Top-level values that are named, of those that the result does not have."""
 _REWRITTEN_CONTAINERS: Final = frozenset(
-    {Container.TORCH_ZIP, Container.TORCH_LEGACY, Container.DCP}
+    {
+        Container.TORCH_ZIP,
+        Container.TORCH_LEGACY,
+        Container.TORCH_TAR,
+        Container.PICKLE,
+        Container.DCP,
+    }
 )
 """Containers whose saved object is written again in a .pth, with another state_dict in it."""
 

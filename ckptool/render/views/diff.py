@@ -27,6 +27,7 @@ from ckptool.reports.common import FactReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport
 from ckptool.rules.load_keys import PROBABLE_RENAME
 from ckptool.rules.parts import LOAD_CAUSES, WHOLE_LOAD_FINDINGS
+from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 
 _RULE: Final = Column("rule", ColumnKind.EXACT)
 
@@ -90,7 +91,7 @@ def build_explanation_blocks(
 
 _MAX_EXPLAINED_ROWS: Final = 10
 """Rows of keys that findings on many keys explain; from this number on they are counted."""
-_SHARED_CODES: Final = WHOLE_LOAD_FINDINGS | {PROBABLE_RENAME}
+_SHARED_CODES: Final = WHOLE_LOAD_FINDINGS | {PROBABLE_RENAME, QUANTIZATION_MISMATCH}
 """Findings on many keys: without this the table has a row for each key of the file."""
 
 
