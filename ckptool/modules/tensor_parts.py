@@ -62,10 +62,10 @@ def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
     if components:
         is_wrapper = bool(list_inner_tensors(tensor))
         return [
-            found
+            part
             for name, component in components
             if is_wrapper or name == "values"
-            for found in list_memory_tensors(component)
+            for part in list_memory_tensors(component)
         ]
     return [tensor] if find_memory_address(tensor) is not None else []
 

@@ -1,6 +1,7 @@
 """Parts of a checkpoint besides its tensors -> content fingerprints by place, bounded in number."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -12,6 +13,23 @@ MAX_CONTENTS: Final = 10_000
 """Parts with a fingerprint of their own; those after them share one."""
 REMAINDER: Final = "what follows"
 """Place of the parts beyond `MAX_CONTENTS`."""
+
+
+CLASS_SUFFIX: Final = " (its class)"
+"""End of the place of an object's class and arguments."""
+PROVENANCE_NAME: Final = "ckptool.provenance"
+"""Metadata that says how `migrate` made a file: not its content."""
+
+
+def fingerprint_metadata(metadata: Mapping[str, str], place_format: str) -> dict[str, str]:
+    """Return place -> fingerprint of entries of metadata, `place_format` formatted with `name`."""
+    return {
+        place_format.format(name=name): create_content_hasher(
+            text.encode("utf-8", "surrogatepass")
+        ).hexdigest()
+        for name, text in metadata.items()
+        if name != PROVENANCE_NAME
+    }
 
 
 def create_content_hasher(data: bytes = b"") -> "blake3":

@@ -122,12 +122,15 @@ class PackedObjectReader:
                 continue
             children: list[tuple[str, Any]] = []
             if isinstance(node, dict):
-                children = [(f"{access}[{format_key(k)!r}]", v) for k, v in node.items()]
+                children = [(f"[{format_key(k)!r}]", v) for k, v in node.items()]
             elif type(node) in {list, tuple}:
-                children = [(f"{access}[{index}]", child) for index, child in enumerate(node)]
+                children = [(f"[{index}]", child) for index, child in enumerate(node)]
             else:
                 yield access, node
             if depth < _MAX_DEPTH and id(node) not in self._visited_ids:
                 if children:
                     self._visited_ids.add(id(node))
-                todo.extend((a, child, depth + 1) for a, child in reversed(children))
+                todo.extend(
+                    (self._places.join(access, step, ""), child, depth + 1)
+                    for step, child in reversed(children)
+                )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final
 
-from ckptool.formats.contents.collector import ContentCollector, create_content_hasher
+from ckptool.formats.contents.collector import CLASS_SUFFIX, ContentCollector, create_content_hasher
 from ckptool.formats.pickle.nodes import (
     ATOMIC_TYPES,
     GlobalName,
@@ -66,7 +66,7 @@ class _TreeContents:
             elif id(node) not in visited_ids:
                 visited_ids.add(id(node))
                 if frame := list(_iter_frame(node)):
-                    yield f"{at or '.'} (its class)", self._hash_parts(b"frame", frame).hex()
+                    yield f"{at or '.'}{CLASS_SUFFIX}", self._hash_parts(b"frame", frame).hex()
                 # An array under a key is compared as a tensor; in a list it is data.
                 are_keys = isinstance(node, dict) or type(node) is UnresolvedObject
                 children = [

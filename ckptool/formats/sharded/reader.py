@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, ReadError
-from ckptool.formats.contents.collector import ContentCollector, create_content_hasher
+from ckptool.formats.contents.collector import ContentCollector, fingerprint_metadata
 from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
 from ckptool.formats.limits import Limits
 from ckptool.formats.sharded.precedence import list_preferred_files
@@ -30,6 +30,7 @@ from ckptool.model import (
 OpenShard = Callable[[Location, Limits], Checkpoint]
 """Opens one shard file (never an index) and describes it."""
 
+_INDEX_PLACE: Final = "metadata.{name} of the index"
 _HEAD_BYTES: Final = 1 << 16
 _INDEX_NAME: Final = re.compile(r"(.+)\.(safetensors|bin|pth?)\.index\.json")
 _SEPARATORS: Final = frozenset("/\\\0")
@@ -184,9 +185,8 @@ def _merge_contents(
     Where the tensors are divided among other shards, they are the same all the same.
     """
     collector = ContentCollector()
-    for name, text in index_metadata.items():
-        data = text.encode("utf-8", "surrogatepass")
-        collector.add(f"metadata.{name} of the index", create_content_hasher(data).hexdigest())
+    for place, fingerprint in fingerprint_metadata(index_metadata, _INDEX_PLACE).items():
+        collector.add(place, fingerprint)
     fingerprints_by_place: dict[str, dict[str, None]] = {}
     for shard in shards.values():
         for place, fingerprint in shard.contents.items():
