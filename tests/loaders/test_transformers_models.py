@@ -192,3 +192,14 @@ def test_half_precision_is_no_difference(save_model, run_command):
     assert type(model).from_pretrained(folder).dtype is torch.bfloat16
     assert assert_same_lists(type(model), folder).is_whole
     assert run_command("gate", str(folder), "--no-config").code == 0
+
+
+def test_a_converted_folder_is_written_as_it_is_and_still_loads(save_model, run_command, tmp_path):
+    """`migrate` leaves what the framework converts alone, and its check is the framework's load."""
+    model = build_model("MixtralForCausalLM", CONVERTED["MixtralForCausalLM"])
+    folder, target = save_model(model), tmp_path / "out.safetensors"
+    result = run_command("migrate", str(folder), "-o", str(target), "--no-config")
+    assert result.code == 0, result.err
+    assert load_file(target).keys() == load_file(folder / "model.safetensors").keys()
+    (folder / "model.safetensors").write_bytes(target.read_bytes())
+    assert not any(ask_from_pretrained(type(model), folder).values())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from ckptool.errors import WriteError
+from ckptool.model import Skipped
 from ckptool.modules.user_code import UserCodeError
 from ckptool.phrases import summarize_message
 
@@ -75,6 +76,8 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
     name = STRICT_LOAD
     if target_module is None:
         return CheckResult(name, "skipped", NO_MODULE)
+    if target_module.module_info.loader != "torch":
+        return _run_framework_load(pending_file, target_module)
     from ckptool.verification.load_probe import try_strict_load
 
     try:
@@ -96,6 +99,26 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
         reason = pending_file.load_obstacles or load_error
         raise WriteError(f"{pending_file.target}: not written: strict loading fails: {reason}")
     return CheckResult(name, "passed", f"into {target_module.module_info.label}")
+
+
+def _run_framework_load(pending_file: PendingFile, target_module: "TargetModule") -> CheckResult:
+    """Ask the framework's loader about the keys and shapes of the written file.
+
+    Raises:
+        WriteError: it does not load all of them.
+    """
+    from ckptool.formats import open_checkpoint
+    from ckptool.loaders.describe import load_with_framework
+
+    module_info = target_module.module_info
+    state = open_checkpoint(pending_file.path).states[0]
+    info = load_with_framework(module_info.loader, target_module.module, state)
+    if isinstance(info, Skipped):
+        return CheckResult(STRICT_LOAD, "skipped", info.reason)
+    if not info.is_whole:
+        reason = pending_file.load_obstacles or info.error
+        raise WriteError(f"{pending_file.target}: not written: {info.loader} fails: {reason}")
+    return CheckResult(STRICT_LOAD, "passed", f"{info.loader} into {module_info.label}")
 
 
 def _take_submodule_state(
