@@ -149,6 +149,8 @@ class StorageInfo(Struct, frozen=True, gc=False):
     span: Span | None = None
     """Byte span of the storage; None where it is compressed or not in a file."""
     byteorder: str = "little"
+    content: bytes | None = None
+    """The bytes themselves, of a numpy array that stands in the pickle; None if they do not."""
 
 
 class TensorComponent(Struct, frozen=True):
@@ -256,10 +258,14 @@ class StateDict(Struct, frozen=True):
     """`state_dict._metadata`: prefix of a sub-module -> its `version`; None without one."""
     non_tensors: Mapping[str, str] = {}
     """Keys whose value is not a tensor -> short description of the value."""
+    container_keys: tuple[str, ...] = ()
+    """Keys whose value is a container or an object that has states or entries of its own."""
     unsaved_tensors: Mapping[str, TensorInfo] = {}
     """Of a pickled module: tensors that its state_dict() omits, by path, with `kind` set."""
     modules: Mapping[str, PickledModule] = {}
     """Of a pickled module: prefix -> sub-module."""
+    is_packed: bool = False
+    """Whether these tensors are in packed objects of a module, and not in its state_dict()."""
 
 
 class PlainEntry(Struct, frozen=True):
@@ -299,6 +305,8 @@ class IssueKind(StrEnum):
     """Records of tensors that are compressed in the archive."""
     RANK_FILE = "rank-file"
     """The file of one rank, beside those of the others."""
+    PASSED_OVER = "passed-over"
+    """An index beside a whole file, which is loaded in its place."""
 
 
 class ContainerIssue(Struct, frozen=True):
@@ -355,6 +363,16 @@ class Checkpoint(Struct, frozen=True):
     quantization_declaration: QuantizationDeclaration | None = None
     """What the configuration in its folder says of quantisation; None if there is none, or if it
     was not looked for, as beside a remote file."""
+    opaque: tuple[Skipped, ...] = ()
+    """Objects whose weights only the code of their class knows: none of them is compared."""
+    contents: Mapping[str, str] = {}
+    """Place of what stands beside the tensors -> its content fingerprint; "" if it has none.
+
+    Filled with `Limits.contents` only. The places are those of the largest parts without a tensor:
+    an epoch, an `_extra_state`, `_metadata`, a record of code.
+    """
+    weights_only_refusal: str = ""
+    """What torch.load(weights_only=True) refuses in the pickle besides names; "" if nothing."""
 
 
 class Preview(Struct, frozen=True, gc=False):

@@ -258,6 +258,7 @@ def _find_unmatched_keys(module_diff: ModuleDiff, verdict: Verdict) -> tuple[str
         *missing,
         *module_diff.unexpected_keys,
         *(change.key for change in module_diff.shape_mismatches),
+        *module_diff.mistyped_keys,
     )
     return tuple(key for key in dict.fromkeys(keys) if key not in reported_keys)
 

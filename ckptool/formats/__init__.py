@@ -15,6 +15,7 @@ from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.pickle.name_origin import SOURCE_BUDGET
 from ckptool.formats.quantization_config import read_declaration
 from ckptool.formats.safetensors import reader as safetensors_reader
+from ckptool.formats.sharded.precedence import find_loaded_file, name_whole_file
 from ckptool.formats.sharded.sibling_files import (
     CHECKPOINT_PATTERN,
     MAX_LISTED,
@@ -70,21 +71,28 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
 
 def _open_container(path: Location, limits: Limits) -> Checkpoint:
     if is_directory(path):
-        return _open_directory(path, limits)
+        return _search_siblings(_open_directory(path, limits), path, limits)
     if path.name == _DCP_METADATA:
         return _open_dcp(path.parent, limits)
     with open_source(path) as source:
         if not _is_index(source):
             return _describe_source(source, limits)
-    return _open_sharded(path, limits)
+    return _search_siblings(_open_sharded(path, limits), path.parent, limits)
+
+
+def _search_siblings(checkpoint: Checkpoint, folder: Location, limits: Limits) -> Checkpoint:
+    """Look for unsafe names in the other checkpoint files of a folder."""
+    from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
+
+    return add_sibling_uses(checkpoint, folder, limits)
 
 
 def _search_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
-    """Look for pickles in one-dimensional tensors of bytes."""
+    """Look for pickles in extra state, and in tensors of bytes."""
     has_bytes = any(
-        tensor.dtype in {"uint8", "int8"} and len(tensor.shape) == 1
+        tensor.dtype in {"uint8", "int8"} or key.endswith("_extra_state")
         for state in checkpoint.states
-        for tensor in state.tensors.values()
+        for key, tensor in state.tensors.items()
     )
     if not has_bytes:
         return checkpoint
@@ -143,6 +151,8 @@ def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
         return _note_sibling_files(_open_file(directory / files[0], limits), names)
     if indexes == [_DCP_METADATA]:
         return _note_sibling_files(_open_dcp(directory, limits), names)
+    if whole_file := find_loaded_file(indexes[0], names):
+        return _open_whole_file(directory, whole_file, indexes[0], names, limits)
     return replace(_open_sharded(directory / indexes[0], limits), path=directory)
 
 
@@ -154,6 +164,21 @@ def _note_rank_files(checkpoint: Checkpoint) -> Checkpoint:
 
     issues = find_rank_files(checkpoint.path)
     return replace(checkpoint, faults=(*checkpoint.faults, *issues)) if issues else checkpoint
+
+
+def _open_whole_file(
+    directory: Location, name: str, index_name: str, names: Sequence[str], limits: Limits
+) -> Checkpoint:
+    """Describe the file that `from_pretrained` loads though there is an index."""
+    checkpoint = _note_sibling_files(_open_file(directory / name, limits), names)
+    if name_whole_file(index_name) != name:
+        return checkpoint  # of another format: a copy for other loaders
+    from ckptool.formats.sharded.reader import build_precedence_issue, list_shard_names
+
+    if list_shard_names(directory / index_name, limits) == {name}:
+        return checkpoint
+    issue = build_precedence_issue(index_name, name)
+    return replace(checkpoint, faults=(*checkpoint.faults, issue))
 
 
 def _note_sibling_files(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:

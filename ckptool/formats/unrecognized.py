@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckptool.errors import CorruptCheckpointError
-from ckptool.formats.files.lookalikes import TAR_BLOCK_BYTES, is_tar_header
 from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.formats.strict_json import decode_object, quote_text
 from ckptool.phrases import join_limited, quote_shell
@@ -34,13 +33,6 @@ def identify_other_format(head: bytes) -> str:
     return next(
         (description for identify in _POINTER_CHECKS if (description := identify(start))), ""
     )
-
-
-def identify_packed_file(data: bytes) -> str:
-    """Return what `data` is if it would have to be unpacked or run to be looked into; else ""."""
-    if is_tar_header(data[:TAR_BLOCK_BYTES]):
-        return "is a tar archive"
-    return next((text for magic, text in _PACKED_MAGIC.items() if data.startswith(magic)), "")
 
 
 def describe_unknown_file(head: bytes) -> str:
@@ -131,24 +123,6 @@ _DESCRIPTIONS_BY_MAGIC: Final = {
     b"ftrt": "is a TensorRT engine: it is compiled, and its weights cannot be read back",
     b"RKNN": "is an RKNN model (Rockchip), not a PyTorch checkpoint",
     b"\xba\x16\x4f\x2f": "is a fastText model, not a PyTorch checkpoint",
-}
-_PACKED_MAGIC: Final = {
-    b"PK\x03\x04": "is a zip archive",
-    b"PK\x05\x06": "is a zip archive",
-    b"\x1f\x8b": "is compressed (gzip)",
-    b"\x78\x01": "is compressed (zlib)",
-    b"\x78\x9c": "is compressed (zlib)",
-    b"\x78\xda": "is compressed (zlib)",
-    b"BZh": "is compressed (bzip2)",
-    b"\xfd7zXZ\0": "is compressed (xz)",
-    b"\x28\xb5\x2f\xfd": "is compressed (zstd)",
-    b"\x04\x22\x4d\x18": "is compressed (lz4)",
-    b"7z\xbc\xaf\x27\x1c": "is a 7z archive",
-    b"Rar!\x1a\x07": "is a rar archive",
-    b"\x7fELF": "is a program",
-    b"MZ": "is a program",
-    b"\xcf\xfa\xed\xfe": "is a program",
-    b"\xca\xfe\xba\xbe": "is a program",
 }
 _DESCRIPTIONS_BY_PATTERN: Final = {
     re.compile(rb"\x08[\x01-\x20]\x12[\x01-\x40][ -~]{2}"): (

@@ -45,6 +45,7 @@ from ckptool.migration.plan.container_limits import (
     check_container_limits,
     get_result_place,
     keeps_saved_object,
+    reject_packed_weights,
 )
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.open_decisions import UndecidedError
@@ -75,7 +76,7 @@ from ckptool.migration.write.provenance import (
     is_applied,
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
-from ckptool.model import Checkpoint, Container, IssueKind, ModuleInfo, StateDict
+from ckptool.model import Checkpoint, Container, IssueKind, Kind, ModuleInfo, StateDict
 from ckptool.modules.submodule import select_submodule
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ def _run_stages(
     diff = _predict_load(target_module, result, to)
     notes = check_container_limits(result, to, drop_extra=request.drop_extra)
     notes = (*notes, *describe_rounding(sources.rounding_differences))
+    notes = (*notes, *(tied_items.describe_left_out_names(result) if to == SAFETENSORS else ()))
     if module_info and request.at is None:
         equal_matches = equally_good_states(checkpoint, module_info, draft.state)
         state_paths = ", ".join(f"`{at}`" for at in equal_matches)
@@ -244,7 +246,8 @@ def _run_stages(
         source_diff = target_module.predict_load(draft, state_only=False, keeps_versions=True)
         request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
-    state_changed = state_changed or result.state.role == "module"
+    has_arrays = any(tensor.kind is Kind.ARRAY for tensor in result.state.tensors.values())
+    state_changed = state_changed or result.state.role == "module" or has_arrays
     load_obstacles = strict_load_obstacles(diff) if diff else ""
     applied_plan = _AppliedPlan(
         request,
@@ -409,6 +412,7 @@ def _select_state(
         if len(model_states) > 1:
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
+    reject_packed_weights(checkpoint)
     if not state.tensors and not state.unsaved_tensors:
         raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
     return state

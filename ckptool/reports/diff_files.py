@@ -57,8 +57,8 @@ class ChangeReport(Struct, frozen=True, kw_only=True):
 
 class DiffFilesReport(Report, frozen=True, kw_only=True):
     verdict: str
-    """"identical", "same state, other container", "values within tolerance", "values differ",
-    "plain data differs", "compatible" or "breaking"."""
+    """"identical", "same state", "same state, other container", "values within tolerance",
+    "values differ", "plain data differs", "compatible" or "breaking"."""
     old: str
     new: str
     old_at: str
@@ -129,7 +129,7 @@ def build_checkpoint_diff_report(
         ),
         renamed_keys=diff.renames,
         value_keys=diff.differing_keys or (),
-        changed_entries=diff.changed_entries,
+        changed_entries=diff.remainder.changed,
         changes=_build_change_reports(diff),
         rtol=tolerances.rtol if tolerances else None,
         atol=tolerances.atol if tolerances else None,
@@ -172,6 +172,7 @@ def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
 
     "breaking": code that loads the old file strictly does not load the new file strictly.
     "compatible": it does, but a dtype or a tie differs, or not all values were compared.
+    "same state": what stands beside it has no counterpart, and was not compared.
     """
     if _is_breaking(diff):
         return "breaking"
@@ -179,9 +180,9 @@ def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
         return "compatible"
     if diff.keys_beyond_tolerance:
         return "values differ"
-    if diff.changed_entries and not diff.differing_keys:
+    if diff.remainder.changed and not diff.differing_keys:
         return "plain data differs"
-    if diff.differing_keys is None or diff.uncompared_keys:
+    if diff.differing_keys is None or diff.uncompared_keys or diff.remainder.uncompared:
         return "compatible"
     return "values within tolerance" if diff.differing_keys else _format_unchanged_verdict(diff)
 
@@ -196,7 +197,9 @@ def _is_breaking(diff: CheckpointDiff) -> bool:
 def _format_unchanged_verdict(diff: CheckpointDiff) -> str:
     if diff.is_relocated:
         return "same state, other container"
-    return "compatible" if diff.ties_differ else "identical"
+    if diff.ties_differ:
+        return "compatible"
+    return "identical" if diff.remainder.is_complete else "same state"
 
 
 def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
@@ -207,7 +210,8 @@ def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
         weights = pluralize(len(diff.quantized_form.layers), "weight")
         skipped.append(Skipped(f"values of {weights}", "quantised in one file only"))
     skipped += _build_skipped(diff.uncompared_keys, "values of")
-    for name, parts in zip(("old", "new"), diff.parts_beside, strict=True):
+    skipped += [Skipped(what, reason) for what, reason in diff.remainder.uncompared.items()]
+    for name, parts in zip(("old", "new"), diff.remainder.parts, strict=True):
         if parts:
             what = f"what the {name} file has beside the state"
             skipped.append(Skipped(what, join_limited(parts, _MAX_LISTED)))

@@ -10,9 +10,10 @@
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
 | CK219, CK235-CK237 | quantization.py | quantised weights |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
-| CK301-CK303 | pickled_code.py | what pickles import |
+| CK301-CK303, CK326 | pickled_code.py | what pickles import |
 | CK306-CK308, CK310, CK312-CK314, CK322, CK601-CK603 | container.py | content of files |
 | CK320, CK321, CK604 | rank_files.py | files with a part of the tensors |
+| CK315-CK317 | file_contents.py | what is in the place of plain tensors, or of a shard |
 | CK305, CK309 | training_state.py | old containers, training state in a release |
 | CK213, CK401-CK405 | values.py | values of tensors |
 | CK501-CK503 | ties.py | tied tensors and shared storages |
@@ -28,6 +29,7 @@ policy_requirements.py.
 
 from ckptool.rules import (  # noqa: F401 (each registers its rules)
     container,
+    file_contents,
     load_keys,
     load_shapes,
     load_summary,

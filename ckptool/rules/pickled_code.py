@@ -1,4 +1,4 @@
-"""Checkpoint -> hits: what its pickles import: globals, modules, classes (CK301-CK303)."""
+"""Checkpoint -> hits: what its pickles import: globals, modules, classes (CK301-CK303, CK326)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,3 +257,28 @@ def _advise_import(package: str) -> str:
     if package == "__main__":
         return "Define the class in the script that loads, as the script that saved did."
     return f"Run where {package} can be imported, in the version that saved."
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK326",
+        name="weights-only-refused",
+        level=Level.WARNING,
+        summary="torch.load refuses the pickle unless weights_only=False",
+        detail="{refusal}",
+        why=(
+            "torch.load(weights_only=True), the default since torch 2.6, runs the opcodes that "
+            "torch.save writes and no others. A file that needs weights_only=False may run code "
+            "wherever it is loaded so, and a gate refuses it whatever names it holds."
+        ),
+        fix="ckptool migrate {path} -o FILE.safetensors, or torch.save it again with the default "
+        "pickle_protocol.",
+        example="torch.save(model.state_dict(), path, pickle_protocol=4)",
+        gate=Level.ERROR,
+    ),
+)
+def find_weights_only_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    if checkpoint.weights_only_refusal:
+        path = quote_shell(str(checkpoint.path))
+        yield hit("", refusal=checkpoint.weights_only_refusal, path=path)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
+from ckptool.compare.left_out_ties import find_retied_keys, restore_declared_ties
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import (
     DTYPE_BITS,
@@ -107,6 +108,7 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    yield from _find_left_out_names(checkpoint)
     for state in checkpoint.states:
         for group in _group_by_memory(state):
             keys = [tensor.key for tensor in group]
@@ -153,6 +155,22 @@ def _find_end_byte(tensor: TensorInfo) -> int:
     steps = zip(tensor.shape, tensor.stride, strict=True)
     last = tensor.storage_offset + sum((size - 1) * stride for size, stride in steps)
     return (last + 1) * DTYPE_BITS.get(tensor.dtype, 8) // 8
+
+
+def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    """Yield the keys of a safetensors file whose other names its metadata declares as tied."""
+    for state in checkpoint.states:
+        tensors = restore_declared_ties(checkpoint, state.tensors)
+        names_by_key: dict[str, list[str]] = {}
+        for name, key in find_retied_keys(checkpoint.container, tensors).items():
+            names_by_key.setdefault(key, []).append(name)
+        for key, names in names_by_key.items():
+            yield hit(
+                key,
+                others=join_limited(names, 3, quote_code, more=" ..."),
+                how="they are one tensor (tied), which safetensors stores under this name alone",
+                keys=[key, *names],
+            )
 
 
 @check(

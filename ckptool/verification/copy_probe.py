@@ -63,7 +63,8 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
     skipped: Skipped | None = None
     for key, tensor in diff.state.tensors.items():
         module_tensor = diff.module.saved_tensors.get(key)
-        if module_tensor is None or key not in probe.targets:
+        is_compared = key in probe.targets and key not in diff.mistyped_keys
+        if module_tensor is None or not is_compared:
             continue
         # A parameter on meta stands for one with values.
         kinds = _get_kind(tensor), _get_kind(module_tensor.tensor)._replace(is_on_meta=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import open_local_copy
 from ckptool.locations import RemotePath
-from ckptool.model import Checkpoint, Container, StateDict, TensorInfo
+from ckptool.model import Checkpoint, Container, Kind, StateDict, TensorInfo
 from ckptool.tensors.elements import iter_elements, unreadable_reason
 
 _LOAD_EXCEPTIONS: Final = (
@@ -30,6 +30,8 @@ def load_tensors(
 ) -> dict[str, Any]:
     """Return the argument of `load_state_dict`: tensors by key, renamed by `keys` (old -> new).
 
+    What is a NumPy array in the file is one here, too.
+
     Tensors tied in the file are one tensor in the result; `packed_keys` are tuples with tensors.
 
     Raises:
@@ -45,7 +47,8 @@ def load_tensors(
             view = (info.storage or key, info.storage_offset, info.shape, info.stride, info.dtype)
             if view not in tensors_by_view:
                 tensors_by_view[view] = _read_tensor(info)
-            tensors[keys.get(key, key)] = tensors_by_view[view]
+            tensor = tensors_by_view[view]
+            tensors[keys.get(key, key)] = tensor.numpy() if info.kind is Kind.ARRAY else tensor
         else:
             torch_state = (
                 torch_state if torch_state is not None else load_with_torch(checkpoint, state.at)

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final, TypeGuard
 
 from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.contents.collector import ContentCollector, create_content_hasher
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.files.lookalikes import check_no_archive
 from ckptool.formats.files.source import ByteSource
@@ -113,7 +114,16 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
         states=(StateDict("", tensors, versions=versions),),
         metadata=metadata,
         skipped=skipped,
+        contents=_fingerprint_metadata(metadata) if limits.contents else {},
     )
+
+
+def _fingerprint_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    collector = ContentCollector()
+    for name, text in metadata.items():
+        data = text.encode("utf-8", "surrogatepass")
+        collector.add(f"__metadata__.{name}", create_content_hasher(data).hexdigest())
+    return collector.fingerprints
 
 
 def _read_header(

@@ -334,4 +334,7 @@ def _build_checkpoint(
         find_global_uses(stream.global_names, pickle.root),
         skipped=(*stream.skipped, *state_tree.skipped),
         unread=pickle.list_unread(),
+        opaque=tuple(state_tree.opaque),
+        contents=state_tree.contents,
+        weights_only_refusal=stream.refusal,
     )

@@ -15,7 +15,12 @@ from ckptool.formats.pickle import states
 from ckptool.formats.pickle.global_uses import build_damaged_checkpoint, find_global_uses
 from ckptool.formats.pickle.nodes import GlobalName
 from ckptool.formats.pickle.plain_values import quote_name
-from ckptool.formats.pickle.reader import ParsedPickle, parse_whole_pickle, select_dangerous
+from ckptool.formats.pickle.reader import (
+    ParsedPickle,
+    parse_whole_pickle,
+    select_dangerous,
+    select_unsafe,
+)
 from ckptool.formats.pickle.storage_ids import get_storage_dtype
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage, TensorInfoReader
 from ckptool.formats.torch.streams import PickleStream
@@ -181,7 +186,7 @@ class _TarReader:
         extra_members = [
             member for name, member in self._members.items() if name not in _REQUIRED_MEMBERS
         ]
-        self._global_names += select_dangerous(
+        self._global_names += select_unsafe(
             _scan_members(self._source, extra_members, self._limits)
         )
         if state_tree.is_empty and not select_dangerous(self._global_names):
@@ -195,6 +200,9 @@ class _TarReader:
             find_global_uses(self._global_names, root),
             skipped=tuple(state_tree.skipped),
             unread=pickle.list_unread(),
+            opaque=tuple(state_tree.opaque),
+            contents=state_tree.contents,
+            weights_only_refusal="it is a tar archive, of torch before 0.1.10",
         )
 
     def _read_storages(self, stream: PickleStream) -> None:

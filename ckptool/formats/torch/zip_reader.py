@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats import unrecognized
+from ckptool.formats.contents.collector import ContentCollector
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import Limits
@@ -136,6 +137,16 @@ class ArchiveRecords:
         version = self.read_text_record(".data/version") or self.read_text_record("version")
         names = [member.name for member in self.archive.members]
         return find_refusal(names, self.archive.first_name, version or "", main_record)
+
+    def collect_contents(self, members: Iterable[tuple[str, ZipMember]]) -> dict[str, str]:
+        """Return the fingerprints of (name, record); nothing without `Limits.contents`."""
+        if not self.limits.contents:
+            return {}
+        from ckptool.formats.contents.archive_records import add_record_contents
+
+        collector = ContentCollector()
+        add_record_contents(collector, self.source, members, self.limits)
+        return collector.fingerprints
 
     def release_referenced(self) -> None:
         """Drop referenced members: for 100,000 records they use as much memory as their tensors."""
@@ -298,7 +309,8 @@ def read_metadata(records: ArchiveRecords) -> dict[str, str]:
     for name in (".format_version", ".storage_alignment"):
         if name in metadata and not (metadata[name].isascii() and metadata[name].isdigit()):
             raise CorruptCheckpointError(path, f"its {name} record is {quote_name(metadata[name])}")
-    if metadata.get("byteorder", "little") not in {"little", "big"}:
+    # torch compares the bytes, blanks included.
+    if records.read_record("byteorder", _MAX_TEXT_BYTES) not in {None, b"little", b"big"}:
         raise CorruptCheckpointError(
             path, f"its byteorder record is {quote_name(metadata['byteorder'])}"
         )
@@ -402,6 +414,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     integrity = assess_integrity(records)
     load_refusal = records.find_load_refusal()
     faults = _find_compressed_storages(records)
+    unreferenced = [(name, member) for name, member in records.items() if not member.is_referenced]
     records.release_referenced()
     state_tree = states.describe_tree(pickle.root, records.limits)
     if state_tree.is_empty and not has_storages and not select_dangerous(global_names):
@@ -419,7 +432,10 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         skipped=(*integrity.skipped, *state_tree.skipped),
         load_refusal=load_refusal,
         faults=faults,
+        weights_only_refusal=pickle.refusal,
         unread=(*list_unread_records(records), *pickle.list_unread()),
+        opaque=tuple(state_tree.opaque),
+        contents=dict(state_tree.contents) | records.collect_contents(unreferenced),
     )
 
 

@@ -41,6 +41,7 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
         f"{len(report.missing_keys)} missing",
         f"{len(report.unexpected_keys)} unexpected",
         f"{len(report.mismatched_keys)} of another shape",
+        *((f"{len(report.mistyped_keys)} without a tensor",) if report.mistyped_keys else ()),
     )
     percent = f"{100 * report.coverage:.0f}%"
     share = f"; {percent} of the parameters would load" if report.is_coverage_known else ""

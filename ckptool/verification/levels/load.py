@@ -34,6 +34,7 @@ class LoadedModuleFactory:
         """
         module = self.factory.create_module(seed)
         mismatched_keys = {change.key for change in self.module_diff.shape_mismatches}
+        mismatched_keys |= self.module_diff.mistyped_keys.keys()
         loadable = _copy_metadata(
             self.tensors,
             {key: tensor for key, tensor in self.tensors.items() if key not in mismatched_keys},

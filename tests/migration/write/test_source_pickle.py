@@ -6,10 +6,9 @@ import warnings
 
 import pytest
 import torch
-from files import same_bits
+from files import same_bits, save_dcp
 from migration.matrix_truth import check_same_value
 from torch import nn
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import ckptool
@@ -115,7 +114,7 @@ def test_a_dcp_folder_becomes_what_torch_makes_of_it(tmp_path):
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(content, checkpoint_id=tmp_path / "old", no_dist=True)
+        save_dcp(content, tmp_path / "old")
         dcp_to_torch_save(tmp_path / "old", tmp_path / "expected.pth")
     target = convert(tmp_path / "old", tmp_path / "new.pth", at="model")
     expected = torch.load(tmp_path / "expected.pth", weights_only=True)
