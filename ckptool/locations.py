@@ -178,11 +178,11 @@ def _list_entries(location: Path) -> list[Path]:
 
 def _list_paths(location: Path) -> list[Path]:
     """Return a local path as given, in its resolved folder, and resolved; a loop as given."""
-    given = Path(os.path.abspath(location))  # noqa: PTH100 (resolve would follow links)
+    path = Path(os.path.abspath(location))  # noqa: PTH100 (resolve would follow links)
     try:
-        return [given, location.parent.resolve() / location.name, location.resolve()]
+        return [path, location.parent.resolve() / location.name, location.resolve()]
     except (OSError, RuntimeError):
-        return [given]
+        return [path]
 
 
 def list_glob_names(location: Location, directory: Path) -> tuple[str, ...]:

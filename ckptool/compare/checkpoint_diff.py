@@ -144,7 +144,6 @@ def build_checkpoint_diff(
         value_differences=_order_by(results_or_empty.measured, common_keys),
         unmeasured_keys=_order_by(results_or_empty.unmeasured, common_keys),
         tolerances=tolerances,
-        beside=structure.beside,
         quantized_form=structure.quantized_form,
         remainder=structure.remainder,
         diverged_ties=tuple(

@@ -445,7 +445,7 @@ def test_a_cut_stream_says_that_more_may_help(value, protocol):
         assert found.is_truncated, (end, found.error)
 
 
-@needs_torch("2.13", "the list is that of 2.13")
+@needs_torch("2.14", "the list is that of 2.14")
 def test_safe_is_what_weights_only_takes():
     from torch._weights_only_unpickler import _get_allowed_globals
 

@@ -109,7 +109,7 @@ def test_an_index_that_libraries_do_not_look_for(folder, run_gate, given, index,
         save_file({"w": torch.zeros(4)}, place / preferred, {"format": "pt"})
         assert load_file(place / preferred)["w"].sum() == 0, "not the ones of the shards"
     code, output = run_gate(path)
-    assert (code, "CK327" in output) == (1, True), output
+    assert (code, "CK317" in output) == (1, True), output
 
 
 HOSTILE_INDEXES = {

@@ -425,7 +425,7 @@ def _name_opcode(opcode: int) -> str:
     """Return the name of an opcode in pickletools; "0xff" for what is none."""
     from pickletools import opcodes
 
-    return next((known.name for known in opcodes if known.code == chr(opcode)), f"{opcode:#04x}")
+    return next((info.name for info in opcodes if info.code == chr(opcode)), f"{opcode:#04x}")
 
 
 WEIGHTS_ONLY_OPCODES: Final = frozenset(

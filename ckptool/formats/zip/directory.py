@@ -260,8 +260,8 @@ def _describe_file_type(file_type: int, name: str) -> str:
     """Return what is wrong with the type in an entry's Unix mode; "" if nothing."""
     if file_type in {0, _REGULAR_FILE} or (file_type == _FOLDER and name.endswith("/")):
         return ""
-    known = {_FOLDER: "marked as a folder", _LINK: "a link"}
-    return known.get(file_type, "marked as a device or a pipe")
+    texts = {_FOLDER: "marked as a folder", _LINK: "a link"}
+    return texts.get(file_type, "marked as a device or a pipe")
 
 
 def decode_name(encoded_name: bytes) -> tuple[str, str]:
