@@ -12,9 +12,8 @@
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
 | CK301-CK303, CK326 | pickled_code.py | what pickles import |
 | CK306-CK308, CK310, CK312-CK314, CK322, CK601-CK603 | container.py | content of files |
-| CK320, CK321, CK604 | rank_files.py | files with a part of the tensors |
 | CK315-CK317 | file_contents.py | what is in the place of plain tensors, or of a shard |
-| CK305, CK309 | training_state.py | old containers, training state in a release |
+| CK305, CK309, CK320, CK321, CK604 | training_state.py | what training writes, on ranks too |
 | CK213, CK401-CK405 | values.py | values of tensors |
 | CK501-CK503 | ties.py | tied tensors and shared storages |
 | CK107, CK113, CK701, CK702 | runtime.py | results of running a module |
@@ -40,7 +39,6 @@ from ckptool.rules import (  # noqa: F401 (each registers its rules)
     plan_errors,
     policy_requirements,
     quantization,
-    rank_files,
     release_contract,
     reparametrization,
     runtime,

@@ -7,8 +7,8 @@ from ckptool.compare.changes import Missing, Unexpected, is_scalar_quirk
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import DTYPE_BITS, IssueKind
 from ckptool.rules.quantization import find_quantized_keys
-from ckptool.rules.rank_files import list_placeholders
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.rules.training_state import list_placeholders
 from ckptool.tensors.statistics import CastEffect
 
 

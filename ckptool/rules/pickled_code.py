@@ -272,8 +272,10 @@ def _advise_import(package: str) -> str:
             "torch.save writes and no others. A file that needs weights_only=False may run code "
             "wherever it is loaded so, and a gate refuses it whatever names it holds."
         ),
-        fix="ckptool migrate {path} -o FILE.safetensors, or torch.save it again with the default "
-        "pickle_protocol.",
+        fix=(
+            "torch.save it again with the default pickle_protocol, or: ckptool migrate {path}"
+            " -o NEW.safetensors"
+        ),
         example="torch.save(model.state_dict(), path, pickle_protocol=4)",
         gate=Level.ERROR,
     ),
