@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from paths import ROOT
 from quantized_layouts import LAYOUTS, quantize_state
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -130,7 +131,7 @@ def test_a_float_file_is_none(tmp_path):
 
 def test_text_folds_the_keys(tmp_path, run_command):
     path = save(tmp_path / "model.safetensors", quantize_state(net().state_dict(), "gptq"))
-    result = run_command("diff", path, "-m", f"{HERE}net")
+    result = run_command("diff", path, "-m", f"{HERE}net", "--path", ROOT / "tests")
     assert "Keys that do not match: 20, as CK219 explains (-v shows all)" in result.out
     assert "unexpected-key" not in result.out
     result = run_command("inspect", path)
@@ -227,3 +228,30 @@ def test_an_incomplete_layer_fails_the_gate_by_name(tmp_path):
     (finding,) = [f for f in gate.findings if f.level == "error"]
     assert finding.code == "CK235"
     assert "`layers.1.o.weight_scale_inv`" in finding.message
+
+
+class Router(nn.Module):
+    """As DeepSeek-V3's: a bias of zeros that training moves, and that choosing experts needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, 16))
+        self.register_buffer("e_score_correction_bias", torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = (x @ self.weight.t()).sigmoid() + self.e_score_correction_bias
+        return scores.topk(2).indices
+
+
+def test_a_routing_bias_that_a_quantiser_dropped(tmp_path):
+    """strict=False keeps the zeros, and other experts are chosen."""
+    trained = Router()
+    trained.e_score_correction_bias += torch.arange(8.0)
+    state = {key: t for key, t in trained.state_dict().items() if "bias" not in key}
+    fresh = Router()
+    fresh.load_state_dict(state, strict=False)
+    x = torch.ones(1, 16)
+    assert not torch.equal(fresh(x), trained(x))
+    report = ckptool.diff(save(tmp_path / "model.safetensors", state), module=f"{HERE}Router")
+    (finding,) = report.findings
+    assert (finding.code, finding.level) == ("CK202", "error")

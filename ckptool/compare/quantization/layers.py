@@ -132,16 +132,33 @@ def _find_complete(
     for (prefix, name), indices in candidates.items():
         for index in indices:
             scheme = SCHEMES[index]
+            if not _has_required_parts(scheme, prefix, name, tensors):
+                continue
             parts = _select_parts(scheme, prefix, name, tensors)
-            if parts is None or _list_missing_parts(scheme, parts) or not scheme.claims(parts):
+            if parts is None:
+                continue
+            if scheme.claims is not None and not scheme.claims(parts):
                 continue
             shapes = (index, *((part, t.shape, t.dtype) for part, t in parts.items()))
-            weight_format = formats.get(shapes) or scheme.describe_weight(parts)
+            weight_format = formats.get(shapes) or _describe_weight(scheme, parts)
             if not scheme.varies_in_settings:
                 formats[shapes] = weight_format
             keys = {part: tensor.key for part, tensor in parts.items()}
             yield QuantizedLayer(scheme, prefix, name, keys, weight_format)
             break
+
+
+def _has_required_parts(
+    scheme: QuantizationScheme, prefix: str, name: str, tensors: Tensors
+) -> bool:
+    return all(
+        any(format_part_key(part, prefix, name) in tensors for part in choice.split("|"))
+        for choice in scheme.required
+    )
+
+
+def _describe_weight(scheme: QuantizationScheme, parts: Parts) -> WeightFormat:
+    return scheme.describe_weight(parts) if scheme.describe_weight else WeightFormat()
 
 
 def _select_parts(
@@ -199,6 +216,10 @@ def _build_incomplete(
     counts: Mapping[str, int],
 ) -> QuantizedLayer | None:
     """Return the layer that has a marker of the scheme and lacks a part; None if there is none."""
+    if not counts.get(scheme.name) and not any(
+        format_part_key(part, prefix, name) in tensors for part in scheme.markers
+    ):
+        return None
     parts = _select_parts(scheme, prefix, name, tensors)
     if not parts or not _shows_layer(scheme, name, parts, is_usual=bool(counts.get(scheme.name))):
         return None
