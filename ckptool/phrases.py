@@ -26,16 +26,22 @@ def pluralize(number: int, noun: str, separator: str = ",") -> str:
 def join_limited(
     items: Collection[T],
     limit: int,
-    format_item: Callable[[T], str] = str,
+    format_item: Callable[[T], str] | None = None,
     *,
     more: str = " and {} more",
 ) -> str:
     """Join the first `limit` items with commas: "a, b and 3 more"; "" without items.
 
+    `format_item` gives the text of an item, by default the item itself, cut if it is very long.
     `more` is added if items are left out, with their number in place of "{}".
     """
-    shown = ", ".join(map(format_item, islice(items, limit)))
+    texts = map(format_item or _cut_item, islice(items, limit))
+    shown = ", ".join(texts)
     return shown + more.format(len(items) - limit) if len(items) > limit else shown
+
+
+def _cut_item(item: object) -> str:
+    return cut_middle(str(item))
 
 
 def quote_code(text: str) -> str:
@@ -86,8 +92,14 @@ def _select_telling_lines(lines: list[str]) -> list[str]:
     return lines
 
 
+MAX_NAMED: Final = 20
+"""Names in one message that lists what there is instead of what was asked for."""
 MAX_KEY_CHARS: Final = 300
 """Characters of a key, a place or a table's cell in the formats for people; JSON has all of it."""
+
+
+MAX_LINE_CHARS: Final = 4000
+"""Characters of one line, message or fix; only keys from hostile files make longer ones."""
 
 
 def cut_middle(text: str, limit: int = MAX_KEY_CHARS) -> str:
