@@ -25,7 +25,7 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
             "        super().__init__()\n"
-            "        self.table = torch.classes.my_library.Table()\n"
+            "        self.table = torch.classes.my_library.Table()\n\n\n"
             "torch.jit.script(Net()).save(path)"
         ),
         gate=Level.ERROR,
