@@ -322,7 +322,7 @@ def find_file_of_one_rank(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
             "        super().__init__()\n"
-            "        self.table = torch.classes.my_library.Table()\n"
+            "        self.table = torch.classes.my_library.Table()\n\n\n"
             "torch.jit.script(Net()).save(path)"
         ),
         gate=Level.ERROR,
