@@ -512,8 +512,11 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     skipped: tuple[Skipped, ...] = ()
     submodule: str = ""
     """Path of the only sub-module that is described, "" for the whole module."""
-    arguments: Mapping[str, object] = {}
-    """Constructor arguments that the user gave; without those that are taken from a checkpoint."""
+    arguments: Mapping[str, str] = {}
+    """Constructor arguments that the user gave, as Python literals; "..." for another object.
+
+    Those that are taken from a checkpoint are not among them.
+    """
 
     @property
     def label(self) -> str:

@@ -14,8 +14,8 @@ from ckptool.commands.target import ModuleTarget, PathLike, open_checkpoint_or_s
 from ckptool.commands.worker.requests import CheckFixture, DescribeModule, ReplayGolden
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare import contract, contract_lock
-from ckptool.compare.beside_state import ALL_STATES, BesideDiff, compare_beside
 from ckptool.compare.contract import Contract, ContractDiff, FixtureResult
+from ckptool.compare.remainder_diff import ALL_STATES, RemainderDiff, compare_remainder
 from ckptool.config import ModelEntry, ProjectConfig
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
@@ -147,19 +147,19 @@ def check_expectations(
         else:
             contract_diff = apply_fixture_results(fixtures, contract.compare_contracts(*contracts))
             if isinstance(old, Checkpoint) and checkpoint is not None:
-                beside = compare_beside(old, checkpoint, (ALL_STATES, ALL_STATES))
-                contract_diff = replace(contract_diff, beside=beside)
-                skipped = (*skipped, *_list_uncompared(old, beside))
+                remainder = compare_remainder(old, checkpoint, (ALL_STATES, ALL_STATES))
+                contract_diff = replace(contract_diff, remainder=remainder)
+                skipped = (*skipped, *_list_uncompared(old, remainder))
     replays, skipped_replays = _replay_golden_files(expectations, checkpoint, module_target, worker)
     return GateEvidence(contract_diff, fixtures, replays, (*skipped, *skipped_replays))
 
 
-def _list_uncompared(old: Checkpoint, beside: BesideDiff) -> list[Skipped]:
+def _list_uncompared(old: Checkpoint, remainder: RemainderDiff) -> list[Skipped]:
     """Return what a contract leaves out of a comparison with an older checkpoint."""
     reason = "only keys, shapes and dtypes are held to it: ckptool diff OLD NEW compares values"
     return [
         Skipped(f"values against {old.path}", reason),
-        *(Skipped(f"{what} against {old.path}", why) for what, why in beside.uncompared.items()),
+        *(Skipped(f"{what} against {old.path}", why) for what, why in remainder.uncompared.items()),
     ]
 
 

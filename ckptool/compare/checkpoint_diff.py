@@ -5,12 +5,12 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from ckptool.compare.beside_state import BesideDiff, is_relocated
 from ckptool.compare.changes import (
     Change,
 )
 from ckptool.compare.left_out_ties import find_retied_keys
 from ckptool.compare.quantization.quantized_form import QuantizedForm
+from ckptool.compare.remainder_diff import RemainderDiff, is_relocated
 from ckptool.compare.structural_diff import StructuralDiff
 from ckptool.compare.value_checks import ValueResults
 from ckptool.model import (
@@ -47,7 +47,7 @@ class CheckpointDiff(Struct, frozen=True):
     """Tolerances within which values count as equal; None: values must be identical."""
     diverged_ties: tuple[tuple[str, str], ...] = ()
     """Pairs of keys tied in the old file that have different values in the new one."""
-    beside: BesideDiff = BesideDiff()
+    remainder: RemainderDiff = RemainderDiff()
     """Comparison of what stands beside the tensors: plain data, code, other states."""
     quantized_form: QuantizedForm | None = None
     """Weights that one file has quantised and the other not; their values are not compared."""
@@ -101,7 +101,9 @@ class CheckpointDiff(Struct, frozen=True):
     @property
     def has_differences(self) -> bool:
         ties_lost = self.ties_differ and not self.is_relocated
-        return bool(self.changes or self.keys_beyond_tolerance or self.beside.changed or ties_lost)
+        return bool(
+            self.changes or self.keys_beyond_tolerance or self.remainder.changed or ties_lost
+        )
 
 
 _Value = TypeVar("_Value")
@@ -142,8 +144,8 @@ def build_checkpoint_diff(
         value_differences=_order_by(results_or_empty.measured, common_keys),
         unmeasured_keys=_order_by(results_or_empty.unmeasured, common_keys),
         tolerances=tolerances,
-        beside=structure.beside,
         quantized_form=structure.quantized_form,
+        remainder=structure.remainder,
         diverged_ties=tuple(
             sorted(diverged_ties, key=lambda keys: [new_positions[key] for key in keys])
         ),

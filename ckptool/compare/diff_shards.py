@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.compare.beside_state import BesideDiff
 from ckptool.compare.checkpoint_diff import CheckpointDiff, build_checkpoint_diff
+from ckptool.compare.remainder_diff import RemainderDiff
 from ckptool.compare.structural_diff import StructuralDiff, compare_tensors_structure
 from ckptool.compare.value_checks import (
     ValueCheck,
@@ -50,7 +50,7 @@ class DiffShard(Struct, frozen=True):
     places: tuple[str, str]
     tolerances: Tolerances | None
     answers: ValueResults
-    beside: BesideDiff
+    remainder: RemainderDiff
 
 
 def assign_shard(
@@ -87,7 +87,7 @@ def build_shard(
         places=structure.places,
         tolerances=tolerances,
         answers=results,
-        beside=structure.beside,
+        remainder=structure.remainder,
     )
 
 
@@ -110,7 +110,7 @@ def merge_shards(shards: Mapping[str, DiffShard]) -> CheckpointDiff:
         first.old.tensors,
         first.new.tensors,
     )
-    structure = replace(structure, beside=first.beside)
+    structure = replace(structure, remainder=first.remainder)
     if key := first_unchecked_key(structure, results):
         raise UsageError(f"{name}: no part looked at {key!r}: other versions of ckptool made them")
     return build_checkpoint_diff(structure, results, first.tolerances)

@@ -153,7 +153,7 @@ class ModuleDiff(Struct, frozen=True):
 
         It counts the models that were averaged, and is no part of the model itself; () without it.
         """
-        if self.rewrite is None or "module" not in self.rewrite.removed_segments:
+        if self.rewrite is None or not {"module", "module."} & {*self.rewrite.removed_segments}:
             return ()
         tensor = self.state.tensors.get(_AVERAGE_COUNTER)
         is_counter = tensor is not None and (tensor.dtype, tensor.numel) == ("int64", 1)

@@ -7,7 +7,6 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.compare.beside_state import BesideDiff, compare_beside
 from ckptool.compare.changes import (
     COMPARED_FIELDS,
     Change,
@@ -18,6 +17,7 @@ from ckptool.compare.changes import (
 )
 from ckptool.compare.left_out_ties import restore_common_ties
 from ckptool.compare.quantization.quantized_form import QuantizedForm, find_quantized_form
+from ckptool.compare.remainder_diff import RemainderDiff, compare_remainder
 from ckptool.compare.rename_search.rename_groups import find_plain_renames
 from ckptool.compare.states import get_state, require_state
 from ckptool.model import Checkpoint, Skipped, StateDict, TensorInfo, all_tensors
@@ -40,7 +40,7 @@ class StructuralDiff(Struct, frozen=True):
     changes: tuple[Change, ...]
     renames_by_name: Mapping[str, str]
     """Removed key -> added key with a similar name (`find_plain_renames`)."""
-    beside: BesideDiff = BesideDiff()
+    remainder: RemainderDiff = RemainderDiff()
     quantized_form: QuantizedForm | None = None
     """Weights that one file has quantised and the other not; their values are not compared."""
 
@@ -62,7 +62,7 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
         old, new = map(_note_unpaired_states, (old, new))
     old_tensors, new_tensors = restore_common_ties(old, new, old_tensors, new_tensors)
     structure = compare_tensors_structure(old, new, places, old_tensors, new_tensors)
-    return replace(structure, beside=compare_beside(old, new, places))
+    return replace(structure, remainder=compare_remainder(old, new, places))
 
 
 def compare_tensors_structure(

@@ -76,8 +76,9 @@ from ckptool.migration.write.provenance import (
     is_applied,
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
-from ckptool.model import Checkpoint, Container, Kind, ModuleInfo, StateDict
+from ckptool.model import Checkpoint, Container, IssueKind, Kind, ModuleInfo, StateDict
 from ckptool.modules.submodule import select_submodule
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -171,8 +172,12 @@ class MigrationResult:
 
     @property
     def is_converted(self) -> bool:
-        """Whether the state_dict or the container differs from the source's."""
-        return self.state_changed or self.checkpoint.container is not self.container
+        """Whether the state_dict or the container differs from the source's, or is repaired."""
+        is_repaired = self.checkpoint.load_refusal or any(
+            issue.kind is IssueKind.COMPRESSED for issue in self.checkpoint.faults
+        )
+        is_other_container = self.checkpoint.container is not self.container
+        return self.state_changed or is_other_container or bool(is_repaired)
 
 
 def run_migration(request: MigrationRequest) -> MigrationResult:
@@ -230,7 +235,7 @@ def _run_stages(
     notes = (*notes, *(tied_items.describe_left_out_names(result) if to == SAFETENSORS else ()))
     if module_info and request.at is None:
         equal_matches = equally_good_states(checkpoint, module_info, draft.state)
-        state_paths = ", ".join(f"`{at}`" for at in equal_matches)
+        state_paths = join_limited(equal_matches, MAX_NAMED, quote_code)
         note = f"{state_paths} matches as well as `{draft.state.at or '.'}`: --at takes it instead"
         notes = (*notes, note) if equal_matches else notes
     if request.is_sharded and (sidecar_files := list_sidecar_files(checkpoint)):
@@ -404,8 +409,9 @@ def _select_state(
     else:
         states = [s for s in checkpoint.states if s.role != "optimizer"] or [*checkpoint.states]
         model_states = [s for s in states if s.role != "tensors"] or states
-        state_paths = ", ".join(f"`{s.at or '.'}`" for s in model_states)
         if len(model_states) > 1:
+            places = [state.at or "." for state in model_states]
+            state_paths = join_limited(places, MAX_NAMED, quote_code)
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
     reject_packed_weights(checkpoint)

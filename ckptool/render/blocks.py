@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.model import natural_sort_key
-from ckptool.phrases import cut_middle, pluralize
+from ckptool.phrases import MAX_LINE_CHARS, cut_middle, pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.folding import (
     FoldedItems,
@@ -132,10 +132,6 @@ class FindingsBlock(Struct, frozen=True):
 Block = VerdictBlock | LinesBlock | TableBlock | TreeBlock | FindingsBlock
 
 
-_MAX_LINE_CHARS: Final = 4000
-"""Characters of one line, message or fix; only keys from hostile files make longer ones."""
-
-
 def cut_long_texts(block: Block) -> Block:
     """Return the block with its long texts cut in the middle, and said to be.
 
@@ -143,32 +139,34 @@ def cut_long_texts(block: Block) -> Block:
     """
     match block:
         case VerdictBlock():
-            return replace(block, text=cut_middle(block.text, _MAX_LINE_CHARS))
+            return replace(block, text=cut_middle(block.text, MAX_LINE_CHARS))
         case LinesBlock():
-            return LinesBlock(tuple(cut_middle(line, _MAX_LINE_CHARS) for line in block.lines))
+            return LinesBlock(tuple(cut_middle(line, MAX_LINE_CHARS) for line in block.lines))
         case TableBlock():
             rows = tuple(
                 tuple(
-                    cell if column.kind is ColumnKind.PROSE else cut_middle(cell)
+                    cut_middle(cell, MAX_LINE_CHARS)
+                    if column.kind is ColumnKind.PROSE
+                    else cut_middle(cell)
                     for cell, column in zip(row, block.columns, strict=True)
                 )
                 for row in block.rows
             )
-            title = cut_middle(block.title, _MAX_LINE_CHARS)
+            title = cut_middle(block.title, MAX_LINE_CHARS)
             return replace(block, title=title, rows=rows)
         case TreeBlock():
             tree_rows = tuple(
                 replace(row, name=cut_middle(row.name), key=cut_middle(row.key))
                 for row in block.rows
             )
-            title = cut_middle(block.title, _MAX_LINE_CHARS)
+            title = cut_middle(block.title, MAX_LINE_CHARS)
             return replace(block, title=title, rows=tree_rows)
         case FindingsBlock():
             findings = tuple(
                 replace(
                     finding,
-                    message=cut_middle(finding.message, _MAX_LINE_CHARS),
-                    fix=cut_middle(finding.fix, _MAX_LINE_CHARS),
+                    message=cut_middle(finding.message, MAX_LINE_CHARS),
+                    fix=cut_middle(finding.fix, MAX_LINE_CHARS),
                 )
                 for finding in block.findings
             )

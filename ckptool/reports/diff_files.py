@@ -129,7 +129,7 @@ def build_checkpoint_diff_report(
         ),
         renamed_keys=diff.renames,
         value_keys=diff.differing_keys or (),
-        changed_entries=diff.beside.changed,
+        changed_entries=diff.remainder.changed,
         changes=_build_change_reports(diff),
         rtol=tolerances.rtol if tolerances else None,
         atol=tolerances.atol if tolerances else None,
@@ -180,9 +180,9 @@ def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
         return "compatible"
     if diff.keys_beyond_tolerance:
         return "values differ"
-    if diff.beside.changed and not diff.differing_keys:
+    if diff.remainder.changed and not diff.differing_keys:
         return "plain data differs"
-    if diff.differing_keys is None or diff.uncompared_keys or diff.beside.uncompared:
+    if diff.differing_keys is None or diff.uncompared_keys or diff.remainder.uncompared:
         return "compatible"
     return "values within tolerance" if diff.differing_keys else _format_unchanged_verdict(diff)
 
@@ -199,7 +199,7 @@ def _format_unchanged_verdict(diff: CheckpointDiff) -> str:
         return "same state, other container"
     if diff.ties_differ:
         return "compatible"
-    return "identical" if diff.beside.is_complete else "same state"
+    return "identical" if diff.remainder.is_complete else "same state"
 
 
 def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
@@ -210,8 +210,8 @@ def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
         weights = pluralize(len(diff.quantized_form.layers), "weight")
         skipped.append(Skipped(f"values of {weights}", "quantised in one file only"))
     skipped += _build_skipped(diff.uncompared_keys, "values of")
-    skipped += [Skipped(what, reason) for what, reason in diff.beside.uncompared.items()]
-    for name, parts in zip(("old", "new"), diff.beside.parts, strict=True):
+    skipped += [Skipped(what, reason) for what, reason in diff.remainder.uncompared.items()]
+    for name, parts in zip(("old", "new"), diff.remainder.parts, strict=True):
         if parts:
             what = f"what the {name} file has beside the state"
             skipped.append(Skipped(what, join_limited(parts, _MAX_LISTED)))

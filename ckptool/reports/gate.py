@@ -266,10 +266,10 @@ def build_promise_reports(evidence: GateEvidence) -> tuple[PromiseReport, ...]:
 
 def _format_compatibility(diff: ContractDiff) -> str:
     """Return the word for two contracts; of two files, whose values are not compared, more."""
-    if diff.beside is not None and diff.beside.changed:
-        names = join_limited(diff.beside.changed, _MAX_CHANGED, quote_code)
+    if diff.remainder is not None and diff.remainder.changed:
+        names = join_limited(diff.remainder.changed, _MAX_CHANGED, quote_code)
         return f"{diff.compatibility}; plain data differs: {names}"
-    is_same_file = diff.beside is not None and diff.compatibility is Compatibility.SAME
+    is_same_file = diff.remainder is not None and diff.compatibility is Compatibility.SAME
     return "the same keys, shapes and dtypes" if is_same_file else str(diff.compatibility)
 
 

@@ -1,6 +1,5 @@
 """Commands that fixes of several rules name."""
 
-import ast
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Final
@@ -34,8 +33,8 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
     result = _RESULT_NAMES.get(checkpoint.container, "NEW.pth")
     words = ["ckptool", "migrate", quote_shell(str(checkpoint.path)), "-o", result, "-m"]
     words.append(quote_shell(module.target) if ":" in module.target else _UNNAMED_MODULE)
-    for name, value in module.arguments.items():
-        words += ["-k", quote_shell(f"{name}={_format_literal(value)}")]
+    for name, literal in module.arguments.items():
+        words += ["-k", quote_shell(f"{name}={literal}")]
     if place := at or (diff.state.at if len(checkpoint.states) > 1 else ""):
         words += ["--at", quote_shell(place)]
     if submodule := into or module.submodule:
@@ -81,12 +80,3 @@ def format_inject_command(diff: ModuleDiff, keys: Sequence[str], source: str) ->
             key_source = source if is_exact else source.replace("#*", f"#{key}")
             words += ["--inject", quote_shell(f"{key}={key_source}")]
     return " ".join(words)
-
-
-def _format_literal(value: object) -> str:
-    """Return the value as `-k` reads it; "..." for what no Python literal says."""
-    text = repr(value)
-    try:
-        return text if ast.literal_eval(text) == value else "..."
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return "..."

@@ -50,8 +50,6 @@ def find_quantization_mismatch(diff: ModuleDiff) -> Iterator[RuleHit]:
     if quantization is None or not (quantization.file_layers or quantization.module_layers):
         return
     keys = sorted(find_quantized_keys(diff), key=natural_sort_key)
-    if not keys and not quantization.misfit_keys:
-        return
     file_layers, module_layers = quantization.file_layers, quantization.module_layers
     layers = (*file_layers, *module_layers)
     remedy = (

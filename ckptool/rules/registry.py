@@ -120,21 +120,20 @@ class Finding(Struct, frozen=True):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (first 32 hex digits) of code, key and facts.
+        """SHA-256 (first 32 hex digits) of code, key and facts, without those for the fix.
 
         Independent of the folders of checkpoint and source, and of line numbers.
         """
         from hashlib import sha256
 
-        facts = (f"{name}={self._format_stable_fact(name)}" for name in sorted(self.facts))
+        names = sorted(self.facts.keys() - _FIX_FACTS)
+        facts = (f"{name}={self._format_stable_fact(name)}" for name in names)
         content = "\n".join((self.rule.code, self.key, *facts))
         return sha256(content.encode(errors="surrogatepass")).hexdigest()[:32]
 
     def _format_stable_fact(self, name: str) -> str:
         """Return a fact as text without folders, line numbers and the checkpoint's path."""
         text = str(self.facts[name])
-        if name == "path" and text == self.path:
-            return ""
         if _LOCATION_PATTERN.fullmatch(text):
             text = text.rpartition("/")[2]
         return _LINE_PATTERN.sub("", _FOLDER_PATTERN.sub("", text))
@@ -185,6 +184,10 @@ class _KeyText(_FactText):
     max_chars = MAX_KEY_CHARS
 
 
+_FIX_FACTS: Final = frozenset(
+    {"advice", "code", "command", "path", "persistence", "registration", "remedy"}
+)
+"""Names of facts that say what to do about a finding: commands with the path as it was typed."""
 _LOCATION_PATTERN: Final = re.compile(r".+\.py:[0-9]+")
 _FOLDER_PATTERN: Final = re.compile(r"(?<=\()[^()\s]*/(?=[^()\s/]+\.py:[0-9]+\))")
 """Folder of a "(file.py:line)" within a sentence."""

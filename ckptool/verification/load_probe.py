@@ -15,21 +15,22 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
+from ckptool.compare.left_out_ties import find_load_model_refusal
 from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.compare.tied_loading import find_load_model_refusal
 from ckptool.errors import ReadError
 from ckptool.locations import RemotePath
 from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
 from ckptool.modules.build import preserve_random_state
 from ckptool.modules.move_probe import copy_to_meta
-from ckptool.modules.tensor_info import is_lazy
+from ckptool.modules.tensor_parts import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import summarize_message
 from ckptool.verification.copy_probe import find_copy_error
 from ckptool.verification.load_recorder import LoadRecorder, identify_storage
+from ckptool.verification.load_tensors import copy_versions
 from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
 
 CHECK_NAME: Final = "the module's own loading code"
@@ -333,7 +334,8 @@ def _move_to_meta(module: nn.Module) -> None:
 def _can_be_on_meta(tensor: Tensor) -> bool:
     if is_lazy(tensor):
         return True
-    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_quantized
+    is_dense = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    return type(tensor) is Tensor and is_dense
 
 
 def _make_meta_tensor(tensor: Tensor) -> Tensor:
@@ -348,7 +350,7 @@ def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
     copy = OrderedDict(tensors)
     versions = getattr(tensors, "_metadata", None)
     if versions is not None:
-        copy._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+        copy._metadata = copy_versions(versions)  # type: ignore[attr-defined]  # noqa: SLF001
     return copy
 
 

@@ -300,3 +300,24 @@ def another_tensor_besides(tmp):
 @near("CK237", "CK801", "CK802")
 def quantised_in_two_ways(tmp):
     return compared(tmp, state_in("gptq"), state_in("bitsandbytes int8"))
+
+
+class SavesMore(nn.Linear):
+    """As bitsandbytes' Linear4bit: it writes what load_state_dict() does not read again."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        parts = quantize_state({"weight": self.weight}, "bitsandbytes nf4")
+        destination.update({f"{prefix}{part}": tensor for part, tensor in parts.items()})
+
+
+def saves_more() -> nn.Module:
+    return nn.Sequential(SavesMore(64, 32))
+
+
+@fires("CK223", "CK114")
+def a_quantised_layer_that_load_state_dict_does_not_fill(tmp):
+    report = diff(tmp, saves_more().state_dict(), f"{HERE}saves_more")
+    (fix,) = [f.fix for f in report.findings if f.code == "CK223"]
+    assert "from_pretrained()" in fix
+    return report

@@ -133,15 +133,21 @@ def _find_complete(
         for index in indices:
             scheme = SCHEMES[index]
             parts = _select_parts(scheme, prefix, name, tensors)
-            if parts is None or _list_missing_parts(scheme, parts) or not scheme.claims(parts):
+            if parts is None or _list_missing_parts(scheme, parts):
+                continue
+            if scheme.claims is not None and not scheme.claims(parts):
                 continue
             shapes = (index, *((part, t.shape, t.dtype) for part, t in parts.items()))
-            weight_format = formats.get(shapes) or scheme.describe_weight(parts)
+            weight_format = formats.get(shapes) or _describe_weight(scheme, parts)
             if not scheme.varies_in_settings:
                 formats[shapes] = weight_format
             keys = {part: tensor.key for part, tensor in parts.items()}
             yield QuantizedLayer(scheme, prefix, name, keys, weight_format)
             break
+
+
+def _describe_weight(scheme: QuantizationScheme, parts: Parts) -> WeightFormat:
+    return scheme.describe_weight(parts) if scheme.describe_weight else WeightFormat()
 
 
 def _select_parts(

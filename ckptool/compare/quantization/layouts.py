@@ -1,6 +1,5 @@
 """Tensors of one quantised weight -> WeightFormat: bits, groups and the shape before packing."""
 
-from collections.abc import Callable
 from math import ceil, prod
 from typing import Final
 
@@ -146,13 +145,9 @@ def _parse_quant_state(data: bytes) -> tuple[Shape, int] | None:
     return (state.shape, state.blocksize) if is_possible else None
 
 
-def describe_rows(part: str, scale_part: str) -> Callable[[Parts], WeightFormat]:
-    """Return the function for a weight as it is, in `part`, with scales in `scale_part`."""
-
-    def describe_weight(parts: Parts) -> WeightFormat:
-        return describe_scaled(parts[part], parts[scale_part])
-
-    return describe_weight
+def describe_rows(part: str, scale_part: str, parts: Parts) -> WeightFormat:
+    """Weight as it is, in `part`, with its scales in `scale_part`."""
+    return describe_scaled(parts[part], parts[scale_part])
 
 
 def describe_scaled(weight: TensorInfo, scale: TensorInfo) -> WeightFormat:
@@ -207,19 +202,15 @@ def find_block_size(size: int, count: int) -> int:
     return size // count if size % count == 0 else 0
 
 
-def describe_packed_bytes(part: str, scale_part: str) -> Callable[[Parts], WeightFormat]:
-    """Return the function for 4-bit floats, two in a byte of `part`, with a scale per group."""
-
-    def describe_weight(parts: Parts) -> WeightFormat:
-        packed, scale = parts[part], parts[scale_part]
-        shape = (*packed.shape[:-1], 2 * packed.shape[-1]) if packed.shape else ()
-        is_grouped = scale.shape[:-1] == shape[:-1] and scale.numel
-        if not shape or not is_grouped or shape[-1] % scale.shape[-1]:
-            return _build_misfit("weight", packed, "scale", scale)
-        group_size = shape[-1] // scale.shape[-1]
-        return WeightFormat(4, group_size, f"groups of {group_size:,}", shape, prod(shape))
-
-    return describe_weight
+def describe_packed_bytes(part: str, scale_part: str, parts: Parts) -> WeightFormat:
+    """Floats of 4 bits, two in a byte of `part`, with a scale for each group in `scale_part`."""
+    packed, scale = parts[part], parts[scale_part]
+    shape = (*packed.shape[:-1], 2 * packed.shape[-1]) if packed.shape else ()
+    is_grouped = scale.shape[:-1] == shape[:-1] and scale.numel
+    if not shape or not is_grouped or shape[-1] % scale.shape[-1]:
+        return _build_misfit("weight", packed, "scale", scale)
+    group_size = shape[-1] // scale.shape[-1]
+    return WeightFormat(4, group_size, f"groups of {group_size:,}", shape, prod(shape))
 
 
 def describe_mxfp4_blocks(parts: Parts) -> WeightFormat:

@@ -56,10 +56,11 @@ class QuantizationScheme(Struct, frozen=True):
     """Parts whose name alone shows that a layer of this scheme was meant."""
     dtypes: Mapping[str, frozenset[str]] = {}
     """Part -> dtypes that it has in this scheme; any dtype where it is not named."""
-    describe_weight: Callable[[Parts], WeightFormat] = lambda _: WeightFormat()
-    """Complete parts -> format of the weight."""
-    claims: Callable[[Parts], bool] = lambda _: True
-    """Whether complete parts are of this scheme and not of one with the same names."""
+    describe_weight: Callable[[Parts], WeightFormat] | None = None
+    """Complete parts -> format of the weight; None if the tensors are not interpreted."""
+    claims: Callable[[Parts], bool] | None = None
+    """Whether complete parts are of this scheme and not of one with the same names; None: they
+    are."""
     methods: tuple[str, ...] = ()
     """Names of the scheme in `quant_method` of a config.json; () if no library writes one."""
     file_keys: tuple[str, ...] = ()

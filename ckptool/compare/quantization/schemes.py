@@ -6,6 +6,7 @@ the layers of gptqmodel 7.7 and autoawq 0.2.9 register their buffers, the rest a
 and ComfyUI read theirs.
 """
 
+from functools import partial
 from typing import Final
 
 from ckptool.compare.quantization.layouts import (
@@ -133,7 +134,7 @@ SCHEMES: Final = (
         optional=(f"{NAME}_format",),
         markers=("SCB",),
         dtypes={NAME: _INT8},
-        describe_weight=describe_rows(NAME, "SCB"),
+        describe_weight=partial(describe_rows, NAME, "SCB"),
         methods=("bitsandbytes",),
     ),
     QuantizationScheme(
@@ -200,7 +201,7 @@ SCHEMES: Final = (
         optional=(f"{NAME}_zero_point", *_ACTIVATIONS),
         markers=(f"{NAME}_global_scale",),
         dtypes={f"{NAME}_packed": _BYTES},
-        describe_weight=describe_packed_bytes(f"{NAME}_packed", f"{NAME}_scale"),
+        describe_weight=partial(describe_packed_bytes, f"{NAME}_packed", f"{NAME}_scale"),
         methods=("compressed-tensors",),
         file_keys=_CACHE_SCALES,
     ),
@@ -211,7 +212,7 @@ SCHEMES: Final = (
         optional=(f"{NAME}_zero_point", *_ACTIVATIONS),
         markers=(f"{NAME}_packed",),
         dtypes={f"{NAME}_packed": _BYTES, f"{NAME}_scale": _BYTES},
-        describe_weight=describe_packed_bytes(f"{NAME}_packed", f"{NAME}_scale"),
+        describe_weight=partial(describe_packed_bytes, f"{NAME}_packed", f"{NAME}_scale"),
         methods=("compressed-tensors",),
         file_keys=_CACHE_SCALES,
     ),
@@ -303,7 +304,7 @@ SCHEMES: Final = (
         optional=("scale_input",),
         markers=("scale_weight",),
         dtypes={NAME: _FLOAT8},
-        describe_weight=describe_rows(NAME, "scale_weight"),
+        describe_weight=partial(describe_rows, NAME, "scale_weight"),
         file_keys=("scaled_fp8", "scale_weight", "scale_input"),
     ),
     QuantizationScheme(
@@ -321,7 +322,7 @@ SCHEMES: Final = (
         optional=_ACTIVATIONS,
         markers=(f"{NAME}_scale_2",),
         dtypes={NAME: _BYTES},
-        describe_weight=describe_packed_bytes(NAME, f"{NAME}_scale"),
+        describe_weight=partial(describe_packed_bytes, NAME, f"{NAME}_scale"),
         methods=("modelopt", "nvfp4"),
         file_keys=_CACHE_SCALES,
     ),
@@ -381,7 +382,7 @@ SCHEMES: Final = (
             optional=(f"{NAME}_zero_point", *_ACTIVATIONS),
             markers=(scale,) if scale.endswith("_scale_inv") else (),
             dtypes={NAME: dtypes, scale: _SCALES},
-            describe_weight=describe_rows(NAME, scale),
+            describe_weight=partial(describe_rows, NAME, scale),
             methods=("fp8", "compressed-tensors", "fbgemm_fp8", "modelopt", "quark", "mxfp8"),
             file_keys=_CACHE_SCALES,
         )

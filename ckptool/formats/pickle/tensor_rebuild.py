@@ -497,8 +497,9 @@ def _rebuild_device_tensor(
         raise PickleTreeError(f"{quote_name(key)} is not made of data of its dtype")
     if tensor.kind is Kind.ARRAY:
         location = device if type(device) is str else "cpu"
-        storage = tensor.storage or StorageInfo(f"array {key}", tensor.nbytes)
-        tensor = replace(tensor, storage=replace(storage, device=location), kind=None)
+        if tensor.storage is None:
+            raise PickleTreeError(f"{quote_name(key)} is made of an array without its elements")
+        tensor = replace(tensor, storage=replace(tensor.storage, device=location), kind=None)
     return replace(tensor, requires_grad=grad is True)
 
 

@@ -64,10 +64,10 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
 
 
 def _refuse_joblib(stream: PickleStream) -> None:
-    """Raise UnknownFormatError if nothing but joblib's own class is dangerous in the file."""
+    """Raise UnknownFormatError if joblib wrote the file, and nothing else in it is dangerous."""
     dangerous_names = {name.qualified_name for name in select_dangerous(stream.global_names)}
     is_joblib = any(name.qualified_name == _JOBLIB_ARRAY for name in stream.global_names)
-    if is_joblib and dangerous_names <= {_JOBLIB_ARRAY}:
+    if is_joblib and dangerous_names <= {_JOBLIB_ARRAY, _PICKLED_TENSOR}:
         raise UnknownFormatError(
             stream.source.path,
             "joblib.dump wrote it, with NumPy arrays between its opcodes, and torch.load cannot "
@@ -75,6 +75,7 @@ def _refuse_joblib(stream: PickleStream) -> None:
         )
 
 
+_PICKLED_TENSOR: Final = "torch.storage._load_from_bytes"
 _JOBLIB_ARRAY: Final = "joblib.numpy_pickle.NumpyArrayWrapper"
 _PICKLE_REFUSAL: Final = (
     "pickle.dump or joblib.dump wrote it, not torch.save; what wrote it can load it"

@@ -4,7 +4,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
@@ -70,7 +70,7 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
     the file.
 
     Raises:
-        WriteError: load_state_dict failed.
+        WriteError: torch.load or load_state_dict failed.
     """
     name = STRICT_LOAD
     if target_module is None:
@@ -79,8 +79,13 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
 
     try:
         state_dict = _load_state_dict(pending_file)
-    except pickle.UnpicklingError as error:
-        reason = f"torch.load(weights_only=True) refuses the file: {summarize_message(str(error))}"
+    except UserCodeError as refusal:
+        summary = summarize_message(str(refusal.error))
+        if not isinstance(refusal.error, pickle.UnpicklingError):
+            raise WriteError(
+                f"{pending_file.target}: not written: torch.load raises: {summary}"
+            ) from refusal
+        reason = f"torch.load(weights_only=True) refuses the file: {summary}"
         return CheckResult(name, "skipped", reason)
     try:
         state_dict = _take_submodule_state(state_dict, target_module.module_info.submodule)
@@ -130,25 +135,10 @@ ForwardCheck = Callable[[PendingFile], tuple[CheckResult, ...]]
 def _load_state_dict(pending_file: PendingFile) -> "dict[str, torch.Tensor]":
     if pending_file.is_safetensors:
         return _load_safetensors(pending_file)
-    import torch
+    from ckptool.verification.load_tensors import get_value_at, load_file
 
-    node: Any = torch.load(pending_file.path, map_location="cpu", weights_only=True, mmap=True)
-    for key in _find_keys(node, pending_file.at):
-        node = node[key]
-    return dict(node) if not hasattr(node, "_metadata") else node
-
-
-def _find_keys(node: Any, at: str) -> list[Any]:
-    """Return the keys on the path `at`; a key may contain dots."""
-    if not at:
-        return []
-    for key in node if isinstance(node, dict) else range(len(node)):
-        text = str(key)
-        if at == text:
-            return [key]
-        if at.startswith(f"{text}."):
-            return [key, *_find_keys(node[key], at.removeprefix(f"{text}."))]
-    raise KeyError(at)
+    state = get_value_at(load_file(pending_file.path, mapped=True), pending_file.at)
+    return dict(state) if not hasattr(state, "_metadata") else state
 
 
 def _load_safetensors(pending_file: PendingFile) -> "dict[str, torch.Tensor]":

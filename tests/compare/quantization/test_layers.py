@@ -2,12 +2,19 @@
 
 import pytest
 import torch
+from paths import ROOT
 from quantized_layouts import LAYOUTS, gptq, quantize_state
 from safetensors.torch import save_file
 from torch import nn
 
 from ckptool.compare.quantization.layers import find_state_quantization
+from ckptool.compare.quantization.schemes import EAGER, OBSERVED, SCHEMES, TORCHAO
 from ckptool.formats import open_checkpoint
+
+
+def test_every_scheme_is_in_the_documentation():
+    text = (ROOT / "docs/howto/quantised.md").read_text()
+    assert [s.name for s in (*SCHEMES, EAGER, OBSERVED, TORCHAO) if s.name not in text] == []
 
 
 def net() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Old x new checkpoint -> BesideDiff: what the files hold besides the compared tensors.
+"""Old x new checkpoint -> RemainderDiff: what the files hold besides the compared tensors.
 
 Parts are compared by their content fingerprints (`Checkpoint.contents`), tensors that a
 state_dict() does not save by their values. What has no counterpart, or no fingerprint, is named.
@@ -22,7 +22,7 @@ ALL_STATES: Final = "*"
 """Place of the comparison of all states."""
 
 
-class BesideDiff(Struct, frozen=True):
+class RemainderDiff(Struct, frozen=True):
     """Comparison of what stands beside the compared tensors."""
 
     changed: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ def is_relocated(old: Checkpoint, new: Checkpoint, places: tuple[str, str]) -> b
     return (old.container, places[0], old_role) != (new.container, places[1], new_role)
 
 
-def compare_beside(old: Checkpoint, new: Checkpoint, places: tuple[str, str]) -> BesideDiff:
+def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str]) -> RemainderDiff:
     """Compare what stands beside the states at `places`.
 
     Of a relocated state only the parts that both files have at one place are compared. The files
@@ -70,7 +70,7 @@ def compare_beside(old: Checkpoint, new: Checkpoint, places: tuple[str, str]) ->
         changed += [place for place in new_contents if place not in old_contents]
     unsaved_changed, unsaved_unknown = _compare_unsaved(old, new, places)
     opaque = {part.what: part.reason for part in (*old.opaque, *new.opaque)}
-    return BesideDiff(
+    return RemainderDiff(
         (*changed, *unsaved_changed),
         {**opaque, **unknown, **unsaved_unknown},
         (
