@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from ckptool.compare.module_diff import ModuleDiff, build_module_diff
 from ckptool.errors import PlanError
+from ckptool.loaders.describe import describe_for_loader
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.suggest import build_result_checkpoint
@@ -114,7 +115,7 @@ def load_target_module(module: "ModuleSpec | nn.Module") -> TargetModule:
     """
     if isinstance(module, ModuleSpec):
         module_info, instance = examine_and_build(module)
-        return TargetModule(module_info, instance, module)
+        return TargetModule(describe_for_loader(module_info, instance, module), instance, module)
     return TargetModule(describe_module(module, type(module).__qualname__), module, None)
 
 
