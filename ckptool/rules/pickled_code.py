@@ -272,13 +272,16 @@ def _advise_import(package: str) -> str:
             "torch.save writes and no others. A file that needs weights_only=False may run code "
             "wherever it is loaded so, and a gate refuses it whatever names it holds."
         ),
-        fix="ckptool migrate {path} -o FILE.safetensors, or torch.save it again with the default "
-        "pickle_protocol.",
+        fix=(
+            "torch.save it again with the default pickle_protocol, or: ckptool migrate {path}"
+            " -o NEW.safetensors"
+        ),
         example="torch.save(model.state_dict(), path, pickle_protocol=4)",
         gate=Level.ERROR,
     ),
 )
 def find_weights_only_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    if checkpoint.weights_only_refusal:
+    # Where load_refusal is set, torch.load opens it in neither way.
+    if checkpoint.weights_only_refusal and not checkpoint.load_refusal:
         path = quote_shell(str(checkpoint.path))
         yield hit("", refusal=checkpoint.weights_only_refusal, path=path)

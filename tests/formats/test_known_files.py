@@ -223,6 +223,7 @@ def test_a_path_of_another_system_is_read_as_the_fix_says(tmp_path):
     with pytest.raises(NotImplementedError):
         torch.load(tmp_path / "model.pth", weights_only=False)
     findings = [f for f in ckptool.inspect(tmp_path / "model.pth").findings if f.code == "CK301"]
+    allowed = torch.serialization.get_safe_globals()
     try:
         for finding in findings:
             code = finding.fix[finding.fix.index("torch.serialization") :]
@@ -230,6 +231,7 @@ def test_a_path_of_another_system_is_read_as_the_fix_says(tmp_path):
         loaded = torch.load(tmp_path / "model.pth", weights_only=True)
     finally:
         torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
     assert str(loaded["data"]) == "D:\\runs\\best.pt"
     assert str(loaded["project"]) == "/home/runs"
 
