@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError
+from ckptool.modules.caller_state import use_world
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import cut_middle, join_limited, summarize_message
 
@@ -50,7 +51,8 @@ def prepend_search_paths(spec: ModuleSpec) -> Iterator[None]:
     sys.path[:0] = search_paths
     importlib.invalidate_caches()
     try:
-        yield
+        with use_world(spec.target.partition(":")[0]):
+            yield
     finally:
         sys.path[:] = original_path
         if shadowed_modules:
@@ -124,7 +126,7 @@ def _explain_unknown_argument(kwargs: Mapping[str, object], signature: inspect.S
 
 def make_build_error(spec: ModuleSpec, function: Any, error: UserCodeError) -> ModuleError:
     """Return the ModuleError for a constructor that raised `error`."""
-    text = str(error.error)
+    text = error.text
     about_arguments = "argument" in text and ("missing" in text or "unexpected" in text)
     if isinstance(error.error, TypeError) and about_arguments:
         return ModuleError(

@@ -116,7 +116,7 @@ class _CopyProbe:
                 warnings.simplefilter("ignore")
                 target.copy_(source)
         except UserCodeError as error:
-            return summarize_message(str(error.error))
+            return summarize_message(error.text)
         return ""
 
     def _get_source(self, key: str, kind: _TensorKind) -> Tensor:
