@@ -187,6 +187,8 @@ class TrustRule(msgspec.Struct, frozen=True):
     """Whether constructor arguments in a checkpoint (`hyper_parameters`) are used if they fit."""
     announce_file_kwargs: Callable[[str, Mapping[str, str]], None] | None = None
     """Called with the import target and those arguments, each value as Python source, cut."""
+    announce_namespace: Callable[[str, str], None] | None = None
+    """Called with the import target and the parameter whose dict becomes an argparse.Namespace."""
     announce_code: Callable[[Path, str], None] | None = None
     """Called with the configuration file and the "package.module:Name" that it names."""
 

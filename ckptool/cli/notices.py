@@ -23,6 +23,12 @@ def announce_file_kwargs(target: str, kwargs: Mapping[str, str]) -> None:
     _echo_once(f"{text} (--no-file-kwargs: refuse them)")
 
 
+def announce_namespace(target: str, name: str) -> None:
+    """Say that a dict is passed as an argparse.Namespace, each text once."""
+    reason = "its constructor reads attributes of it"
+    _echo_once(f"{target}: `{name}` is passed as an argparse.Namespace, because {reason}")
+
+
 def show_user_output(lines: Sequence[str]) -> None:
     """Show what code of the user printed, in lines that are safe to show."""
     from ckptool.cli.secrets import mask_secrets

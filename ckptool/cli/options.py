@@ -12,6 +12,7 @@ import click
 from ckptool.cli.notices import (
     announce_configured_code,
     announce_file_kwargs,
+    announce_namespace,
     show_user_output,
 )
 from ckptool.cli.output import ReportOutput
@@ -133,7 +134,9 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         ctx.obj |= {"config": config, "options": policy_options}
         policy = resolve_policy(config, policy_options)
         uses_file_kwargs = config.settings.file_kwargs and not ctx.params.get("no_file_kwargs")
-        trust_rule = TrustRule(uses_file_kwargs, announce_file_kwargs, announce_configured_code)
+        trust_rule = TrustRule(
+            uses_file_kwargs, announce_file_kwargs, announce_namespace, announce_configured_code
+        )
         token = TRUST_RULE.set(trust_rule)
         try:
             with _choose_worker(ctx):
@@ -205,12 +208,25 @@ def module_options(function: CommandFunction) -> CommandFunction:
         no_file_kwargs: bool,  # noqa: ARG001 - these three are read by `_wrap_report_command`
         in_process: bool,  # noqa: ARG001
         timeout: float,  # noqa: ARG001
+        import_paths: tuple[Path, ...],
         **options: object,
     ) -> object:
         kwargs = parse_kwargs(kwargs_pairs, kwargs_file)
-        return function(*args, kwargs=kwargs or None, **options)
+        with _prepend_import_paths(import_paths):
+            return function(*args, kwargs=kwargs or None, **options)
 
     return _with_options(command, _MODULE_OPTIONS)
+
+
+@contextmanager
+def _prepend_import_paths(folders: tuple[Path, ...]) -> Iterator[None]:
+    """Prepend the folders of --path to sys.path, which the process that runs the module gets."""
+    original_path = list(sys.path)
+    sys.path[:0] = [str(folder.absolute()) for folder in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = original_path
 
 
 def limit_options(function: CommandFunction) -> CommandFunction:
@@ -342,20 +358,32 @@ _INPUT_OPTIONS = (
 
 _MODULE_OPTIONS = (
     click.option(
-        "-m", "--module", metavar="PACKAGE.MODULE:NAME", help="A class, a factory or an instance."
+        "-m",
+        "--module",
+        metavar="MODULE:NAME",
+        help="A class, a factory, a call or an instance: pkg.mod:Net, net.py:Net, net:make(3).",
     ),
     click.option(
         "-k",
         "kwargs_pairs",
         multiple=True,
         metavar="NAME=VALUE",
-        help="A constructor argument, as a Python literal.",
+        help="A constructor argument, as a Python literal; cfg.d=3 is a field of one.",
     ),
     click.option(
         "--kwargs",
         "kwargs_file",
         type=click.Path(path_type=Path),
-        help="Constructor arguments, in a JSON or TOML file.",
+        help="Constructor arguments, in a JSON, TOML or YAML file.",
+    ),
+    click.option(
+        "-I",
+        "--path",
+        "import_paths",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        multiple=True,
+        metavar="DIR",
+        help="Import from this directory first, as with PYTHONPATH; repeatable.",
     ),
     click.option(
         "--no-file-kwargs",

@@ -1,6 +1,7 @@
 """Command-line strings -> constructor arguments, limits and shard numbers."""
 
 import ast
+import importlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,9 @@ _MAX_TIMEOUT: Final = 10_000_000
 
 
 def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
-    """Parse constructor arguments: those of a JSON or TOML file, overridden by `name=literal`.
+    """Parse constructor arguments: those of a file, overridden by `name=literal`.
+
+    `cfg.d=3` sets one field of the argument `cfg`.
 
     Raises:
         UsageError: a pair or the file does not parse.
@@ -28,13 +31,14 @@ def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, ob
     arguments: dict[str, object] = dict(_read_kwargs_file(file)) if file else {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals or not name.isidentifier():
+        path = name.split(".")
+        if not equals or not all(part.isidentifier() for part in path):
             raise UsageError(f"-k {pair}: expected name=value, for example -k d_in=3")
         try:
-            arguments[name] = ast.literal_eval(text)
+            _set_field(arguments, path, ast.literal_eval(text), pair)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise UsageError(
-                f"-k {pair}: {text!r} is no Python literal; "
+                f"-k {pair}: {text!r} is not a Python literal; "
                 f"a string needs its own quotes: -k \"{name}='{text}'\""
             ) from error
     return arguments
@@ -60,17 +64,48 @@ def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
     return replace(DEFAULT_LIMITS, deep=deep, **overrides)
 
 
+def _set_field(arguments: dict[str, object], path: list[str], value: object, pair: str) -> None:
+    """Set a nested field; dicts on the way are copied, so that no other owner sees a change."""
+    for depth, name in enumerate(path[:-1], 1):
+        fields = arguments.get(name, {})
+        if not isinstance(fields, dict):
+            raise UsageError(f"-k {pair}: `{'.'.join(path[:depth])}` was given as {fields!r}")
+        arguments[name] = dict(fields)
+        arguments = arguments[name]  # type: ignore[assignment]
+    arguments[path[-1]] = value
+
+
 def _read_kwargs_file(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        data = _parse_kwargs_text(path, path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--kwargs {path}: is no valid JSON or TOML: {error}") from error
+        raise UsageError(f"--kwargs {path}: not valid JSON, TOML or YAML: {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"--kwargs {path}: expected an object of constructor arguments")
     return data
+
+
+def _parse_kwargs_text(path: Path, text: str) -> object:
+    """Parse a file by its suffix; without one that is known, as JSON.
+
+    Raises:
+        ValueError: it is not valid.
+        UsageError: it is YAML, and PyYAML is not installed.
+    """
+    if path.suffix == ".toml":
+        return tomllib.loads(text)
+    if path.suffix not in {".yaml", ".yml"}:
+        return json.loads(text)
+    try:
+        yaml: Any = importlib.import_module("yaml")
+    except ImportError as error:
+        raise UsageError(f"--kwargs {path}: YAML needs PyYAML: pip install pyyaml") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).replace("\n", " ")) from error
 
 
 def parse_timeout(seconds: float) -> float:

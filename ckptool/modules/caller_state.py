@@ -158,9 +158,13 @@ _IS_INSIDE: Final = ContextVar("_IS_INSIDE", default=False)
 
 
 @contextmanager
-def use_world(python_module: str) -> Iterator[None]:
-    """Context in which `user_world` is that of the code of one Python module."""
-    token = _CURRENT_WORLD.set(_WORLDS.setdefault(python_module, {}))
+def use_world(python_module: str, *, is_new: bool = False) -> Iterator[None]:
+    """Context in which `user_world` is that of the code of one Python module.
+
+    With `is_new`, the module is about to be imported once more, and nothing is kept of before.
+    """
+    world = {} if is_new else _WORLDS.setdefault(python_module, {})
+    token = _CURRENT_WORLD.set(world)
     try:
         yield
     finally:

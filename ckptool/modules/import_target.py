@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -15,8 +15,27 @@ from typing import Any, Final
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError
 from ckptool.modules.caller_state import use_world
+from ckptool.modules.target.config_objects import build_config_objects
+from ckptool.modules.target.explanations import (
+    explain_import_error,
+    explain_signature_mismatch,
+    explain_target_syntax,
+    make_lookup_error,
+    split_target,
+)
+from ckptool.modules.target.expression import (
+    MissingNameError,
+    TargetExpression,
+    parse_expression,
+)
+from ckptool.modules.target.python_source import (
+    PythonSource,
+    hide_command_line,
+    import_source,
+    locate_source,
+)
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.phrases import cut_middle, join_limited, summarize_message
+from ckptool.phrases import cut_middle, summarize_message
 
 _MAX_VALUE_CHARS: Final = 80
 """Characters of a constructor argument of a file that are shown."""
@@ -27,7 +46,8 @@ class ModuleSpec:
     """Import target of a class, a factory or an instance, and its arguments."""
 
     target: str
-    """"package.module:Name"; the name may be dotted: "package.module:Class.build"."""
+    """"package.module:Name" or "path/to/file.py:Name"; what follows the colon may be an expression
+    of names, subscripts, calls and literals: "nets:REGISTRY[gpt]", "nets:make(Config(d=3))"."""
     kwargs: Mapping[str, object] = field(default_factory=dict)
     search_paths: tuple[Path, ...] = ()
     """Directories prepended to sys.path during import and construction."""
@@ -37,54 +57,99 @@ class ModuleSpec:
 
 @contextmanager
 def prepend_search_paths(spec: ModuleSpec) -> Iterator[None]:
-    """Prepend `spec.search_paths` to sys.path; restore it on exit.
+    """Prepend the folders of `spec` to sys.path and hide sys.argv; restore both on exit.
 
     A module of the same name that was imported from another file is removed from sys.modules until
     exit: Python would return it again, and the report would describe the wrong code.
+
+    Raises:
+        ModuleError: the target is malformed, or names a file that does not exist.
     """
+    source, _ = parse_target(spec)
     original_path = list(sys.path)
-    package = spec.target.partition(":")[0].partition(".")[0]
-    search_paths = [str(path.absolute()) for path in spec.search_paths]
-    shadowed_modules = _find_loaded_modules(package) if _is_shadowed(package, search_paths) else {}
+    search_paths = [str(path.absolute()) for path in (*spec.search_paths, *source.search_paths)]
+    shadowed_modules = _find_shadowed_modules(source, search_paths)
     for name in shadowed_modules:
         del sys.modules[name]
     sys.path[:0] = search_paths
     importlib.invalidate_caches()
     try:
-        with use_world(spec.target.partition(":")[0]):
+        name = str(source.file or source.name)
+        with use_world(name, is_new=bool(shadowed_modules)), hide_command_line(name):
             yield
     finally:
         sys.path[:] = original_path
         if shadowed_modules:
-            for name in _find_loaded_modules(package):
+            for name in _find_loaded_modules(source.package):
                 del sys.modules[name]
             sys.modules.update(shadowed_modules)
 
 
+def parse_target(spec: ModuleSpec) -> tuple[PythonSource, TargetExpression]:
+    """Return the two parts of the target: the Python module, and the expression in it.
+
+    Raises:
+        ModuleError: the target is malformed, or names a file that does not exist.
+    """
+    source_text, expression_text = split_target(spec.target)
+    expression = parse_expression(expression_text)
+    if expression is None:
+        raise ModuleError(spec.target, explain_target_syntax(spec.target))
+    try:
+        source = locate_source(source_text, spec.search_paths or (Path.cwd(),))
+    except FileNotFoundError as error:
+        raise ModuleError(spec.target, f"there is no file {source_text}") from error
+    if source is None:
+        raise ModuleError(spec.target, explain_target_syntax(spec.target))
+    return source, expression
+
+
 def resolve_target(spec: ModuleSpec) -> Any:
-    """Import and return the object that `spec.target` names.
+    """Import and return the object that `spec.target` names; of a call, a function that makes it.
 
     Raises:
         ModuleError: the target is malformed, or cannot be imported or found.
     """
-    name, colon, path = spec.target.partition(":")
-    is_valid = all(part.isidentifier() for part in (*name.split("."), *path.split(".")))
-    if not (colon and is_valid):
-        raise ModuleError(spec.target, _explain_target_syntax(spec.target))
-    target_object: Any = _import_module(spec.target, name)
-    parent_name = name
-    for part in path.split("."):
+    source, expression = parse_target(spec)
+    try:
+        with user_code():
+            namespace = import_source(source)
+    except UserCodeError as error:
+        raise ModuleError(spec.target, explain_import_error(source, error)) from error
+    if expression.is_call:
+        return TargetCall(spec.target, expression, namespace)
+    try:
+        with user_code():
+            return expression.evaluate(namespace)
+    except UserCodeError as error:
+        raise make_lookup_error(spec.target, source, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class TargetCall:
+    """A function that evaluates the call in a target anew, each time that it is called."""
+
+    target: str
+    expression: TargetExpression
+    namespace: ModuleType
+
+    def __call__(self, **kwargs: object) -> Any:
+        """Return what the call returns; if that is a class or a function, what it returns.
+
+        Raises:
+            ModuleError: a name in the call does not exist, or the call's result takes no arguments.
+        """
         try:
-            with user_code():
-                target_object = getattr(target_object, part)
-        except UserCodeError as error:
-            if isinstance(error.error, AttributeError):
-                raise ModuleError(
-                    spec.target, _explain_missing_attribute(target_object, parent_name, part)
-                ) from error
-            raise ModuleError(spec.target, f"looking up {part!r} raised {error}") from error
-        parent_name = f"{parent_name}.{part}"
-    return target_object
+            result = self.expression.evaluate(self.namespace)
+        except MissingNameError as error:
+            source = PythonSource(self.namespace.__name__)
+            raise make_lookup_error(self.target, source, UserCodeError(error)) from error
+        if isinstance(result, type) or inspect.isroutine(result):
+            return result(**kwargs)
+        if kwargs:
+            reason = f"its arguments are those in the call: leave out {', '.join(kwargs)}"
+            raise ModuleError(self.target, reason)
+        return result
 
 
 def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
@@ -109,8 +174,18 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
         signature.bind(**kwargs)
     except TypeError as error:
         reason = _explain_unknown_argument(spec.kwargs, signature) or str(error)
-        raise ModuleError(spec.target, _explain_signature_mismatch(function, reason)) from error
-    return kwargs
+        mismatch = explain_signature_mismatch(function, kwargs, reason)
+        raise ModuleError(spec.target, mismatch) from error
+    try:
+        with user_code():
+            return build_config_objects(function, kwargs, _announce_namespace(spec))
+    except UserCodeError as error:
+        raise ModuleError(spec.target, f"its arguments: {error}") from error
+
+
+def _announce_namespace(spec: ModuleSpec) -> Callable[[str], None] | None:
+    announce = TRUST_RULE.get().announce_namespace
+    return None if announce is None else lambda name: announce(spec.target, name)
 
 
 def _explain_unknown_argument(kwargs: Mapping[str, object], signature: inspect.Signature) -> str:
@@ -129,9 +204,9 @@ def make_build_error(spec: ModuleSpec, function: Any, error: UserCodeError) -> M
     text = error.text
     about_arguments = "argument" in text and ("missing" in text or "unexpected" in text)
     if isinstance(error.error, TypeError) and about_arguments:
-        return ModuleError(
-            spec.target, _explain_signature_mismatch(function, summarize_message(text))
-        )
+        reason = summarize_message(text)
+        mismatch = explain_signature_mismatch(function, {**spec.defaults, **spec.kwargs}, reason)
+        return ModuleError(spec.target, mismatch)
     return ModuleError(spec.target, f"building it raised {error}")
 
 
@@ -140,72 +215,14 @@ def _find_loaded_modules(package: str) -> dict[str, ModuleType]:
     return {n: m for n, m in sys.modules.items() if n == package or n.startswith(prefix)}
 
 
-def _is_shadowed(package: str, search_paths: list[str]) -> bool:
-    """Whether `package` was imported from another file than `search_paths` contains."""
-    loaded_module = sys.modules.get(package)
-    search_spec = (
-        PathFinder.find_spec(package, search_paths) if search_paths and loaded_module else None
-    )
+def _find_shadowed_modules(source: PythonSource, search_paths: list[str]) -> dict[str, ModuleType]:
+    """Return the loaded modules of the package's name if they are not those of `source`."""
+    loaded_module = sys.modules.get(source.package)
+    if loaded_module is None or not search_paths:
+        return {}
+    search_spec = PathFinder.find_spec(source.package, search_paths)
     if search_spec is None or search_spec.origin is None:
-        return False
+        return {}
     file = getattr(loaded_module, "__file__", None)
-    return file is None or Path(file).resolve() != Path(search_spec.origin).resolve()
-
-
-def _explain_target_syntax(target: str) -> str:
-    file, _, name = target.partition(":")
-    if file.endswith(".py") or "/" in file:
-        module = file.removesuffix(".py").strip("./").replace("/", ".")
-        return f"is a path; name the module instead: {module}:{name or 'Name'}"
-    dotted_name = target.strip(":")
-    head, dot, last_part = dotted_name.rpartition(".")
-    if target.startswith(":") or not dotted_name:
-        example = f"package.module:{dotted_name or 'Name'}"
-    else:
-        example = (
-            f"{head}:{last_part}" if dot and last_part[:1].isupper() else f"{dotted_name}:Name"
-        )
-    return f"expected package.module:Name, for example {example}"
-
-
-def _import_module(target: str, name: str) -> ModuleType:
-    try:
-        with user_code():
-            return importlib.import_module(name)
-    except UserCodeError as error:
-        raise ModuleError(target, _explain_import_error(name, error)) from error
-
-
-def _explain_import_error(name: str, error: UserCodeError) -> str:
-    cause = error.error
-    if not isinstance(cause, ModuleNotFoundError) or not cause.name:
-        return f"importing {name} raised {error}"
-    if name == cause.name or name.startswith(f"{cause.name}."):
-        if name.endswith(".py"):
-            return f"names a file; name the module instead: {name.removesuffix('.py')}"
-        return (
-            f"there is no module {cause.name!r} here: run from the directory that holds it, "
-            "or install its package"
-        )
-    return f"importing {name} failed: it imports {cause.name!r}, which is not installed here"
-
-
-def _explain_missing_attribute(parent: Any, parent_name: str, name: str) -> str:
-    names = (
-        [n for n in vars(parent) if not n.startswith("_")] if hasattr(parent, "__dict__") else []
-    )
-    close = get_close_matches(name, names, n=1)
-    if close:
-        return f"{parent_name} has no {name!r}; did you mean {close[0]!r}?"
-    classes = [n for n in names if isinstance(vars(parent)[n], type)]
-    choice = f"; it has {join_limited(classes, 8, more='')}" if classes else ""
-    return f"{parent_name} has no {name!r}{choice}"
-
-
-def _explain_signature_mismatch(function: Any, reason: str) -> str:
-    name = getattr(function, "__name__", "it")
-    try:
-        signature_text = f"{name}{inspect.signature(function)}"
-    except (ValueError, TypeError):
-        signature_text = name
-    return f"{reason}: give arguments with -k name=value; the signature is {signature_text}"
+    is_same = file is not None and Path(file).resolve() == Path(search_spec.origin).resolve()
+    return {} if is_same else _find_loaded_modules(source.package)

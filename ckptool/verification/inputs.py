@@ -1,6 +1,5 @@
 """Input specs, a safetensors file, a function or the module's example inputs -> Inputs."""
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from ckptool.errors import UsageError
+from ckptool.errors import ModuleError, UsageError
+from ckptool.modules.import_target import ModuleSpec, prepend_search_paths, resolve_target
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.verification.forward_pass import SEED, Inputs
 
@@ -60,22 +60,21 @@ def random_inputs(specs: Sequence[str]) -> Inputs:
 
 
 def call_input_function(target: str) -> Inputs:
-    """Call the function "package.module:function" and return its result as Inputs.
+    """Call a function, "package.module:function" or "file.py:function"; return its result.
 
     A tuple has the positional arguments, a dict the keyword arguments, a pair (args, kwargs) both.
 
     Raises:
         UsageError: it cannot be imported, or raises.
     """
-    module, colon, name = target.partition(":")
-    if not (colon and module and name):
-        raise UsageError(f"--inputs {target}: expected package.module:function")
+    spec = ModuleSpec(target, search_paths=(Path.cwd(),))
     try:
-        with user_code():
-            function: Any = importlib.import_module(module)
-            for part in name.split("."):
-                function = getattr(function, part)
-            value = function()
+        with prepend_search_paths(spec):
+            function = resolve_target(spec)
+            with user_code():
+                value = function()
+    except ModuleError as error:
+        raise UsageError(f"--inputs {error}") from error
     except UserCodeError as error:
         raise UsageError(f"--inputs {target}: {error}") from error
     return _split_args_kwargs(value, f"--inputs {target}")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,8 @@ def open_module_factory(module: str | nn.Module, spec: ModuleSpec) -> Iterator[M
     Raises:
         ModuleError: it cannot be imported, or does not accept its arguments.
     """
-    with prepend_search_paths(spec), preserve_random_state():
+    is_live = isinstance(module, nn.Module)
+    with nullcontext() if is_live else prepend_search_paths(spec), preserve_random_state():
         class_or_instance = module if isinstance(module, nn.Module) else resolve_target(spec)
         if isinstance(class_or_instance, nn.Module):
             yield ModuleFactory(spec.target, instance=class_or_instance)

@@ -195,9 +195,9 @@ def test_a_misspelled_argument_of_the_constructor():
     assert "got an unexpected keyword argument 'out_featurs'; did you mean 'out_features'?" in words
 
 
-def test_a_file_in_the_place_of_a_module():
+def test_a_file_that_does_not_exist_in_the_place_of_a_module():
     words = error_message(lambda: ckptool.audit("attention.py:Net"))
-    assert words == "attention.py:Net: names a file; name the module instead: attention"
+    assert words == "attention.py:Net: there is no file attention.py"
 
 
 def test_a_rule_by_its_name():

@@ -236,8 +236,8 @@ def test_a_module_alone_in_every_format(run_command, release, form):
         ),
         (("-m", "compare.models:Same", "--against", "none.json"), "none.json"),
         (
-            ("-m", "compare.models:Same", "--against", "compare.models:None"),
-            "compare.models has no 'None'",
+            ("-m", "compare.models:Same", "--against", "compare.models:Nothing"),
+            "compare.models has no 'Nothing'",
         ),
         (("-m", "compare.models:Same", "--fixtures", "none*.pth"), "--fixtures none*.pth: nothing"),
         (

@@ -10,7 +10,10 @@ from modules.modules_for_tests import examined
 from ckptool.errors import ModuleError
 from ckptool.modules import ModuleSpec, examine_module
 
-WAY_OUT = "run from the directory that holds it, or install its package"
+WAY_OUT = (
+    "run from the directory that contains it, name its file (path/to/file.py:Name), or pass "
+    "--path DIR"
+)
 CHOICE = "name a class, a function that returns one, or an instance"
 
 
@@ -25,12 +28,33 @@ def failure(target, kwargs=None, search=()):
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("samples.attention", "expected package.module:Name, for example samples.attention:Name"),
-        ("net", "expected package.module:Name, for example net:Name"),
-        ("a.b:", "expected package.module:Name, for example a.b:Name"),
-        (":Net", "expected package.module:Name, for example package.module:Net"),
-        ("src/model.py", "is a path; name the module instead: src.model:Name"),
-        ("./src/model.py:Net", "is a path; name the module instead: src.model:Net"),
+        (
+            "samples.attention",
+            (
+                "expected package.module:Name or path/to/file.py:Name, for example "
+                "samples.attention:Name"
+            ),
+        ),
+        ("net", "expected package.module:Name or path/to/file.py:Name, for example net:Name"),
+        ("a.b:", "expected package.module:Name or path/to/file.py:Name, for example a.b:Name"),
+        (
+            ":Net",
+            "expected package.module:Name or path/to/file.py:Name, for example package.module:Net",
+        ),
+        ("src/model.py", "names no class: write src/model.py:Name"),
+        ("src/model:Net", "is a path, but not of a Python file: write src/model.py:Net"),
+        (
+            "net.ipynb:Net",
+            (
+                "is a notebook: export its code with `jupyter nbconvert --to script net.ipynb` and "
+                "name net.py:Net"
+            ),
+        ),
+        (
+            "torch.nn:Linear + 1",
+            "'Linear + 1' is not one of Name, Outer.Inner, REGISTRY[key], or make(Config(d=3))",
+        ),
+        ("./src/model.py:Net", "there is no file ./src/model.py"),
         (
             "no_such_package.net:Net",
             f"there is no module 'no_such_package' here: {WAY_OUT}",
@@ -74,14 +98,14 @@ def test_an_import_that_fails_inside(tmp_path):
     (tmp_path / "importing_model.py").write_text("import not_installed_at_all\n")
     assert failure("importing_model:Net", search=(tmp_path,)) == (
         "importing importing_model failed: it imports 'not_installed_at_all', "
-        "which is not installed here"
+        "which is not installed here; if it is a module of your project, pass --path DIR or set "
+        "PYTHONPATH"
     )
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("x = 1\nraise SystemExit('bye')\n", "SystemExit: bye (at {file}:2)"),
         ("def f(:\n", "SyntaxError: invalid syntax ({file}:1)"),
         ("from os import nothing\n", "ImportError: cannot import name 'nothing' from 'os'"),
         ("raise ValueError('a\\nb')\n", "ValueError: a b (at {file}:1)"),
@@ -95,6 +119,15 @@ def test_importing_raises(tmp_path, source, reason):
     assert failure("raising_model:Net", search=(tmp_path,)).startswith(expected)
 
 
+def test_importing_a_script_that_ends_the_process(tmp_path):
+    file = tmp_path / "ending_script.py"
+    file.write_text("x = 1\nraise SystemExit('bye')\n")
+    assert failure("ending_script:Net", search=(tmp_path,)) == (
+        f"importing ending_script ended the process (SystemExit: bye (at {file}:2)): put what it "
+        'runs, such as parsing arguments, below `if __name__ == "__main__":`'
+    )
+
+
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
@@ -105,7 +138,7 @@ def test_importing_raises(tmp_path, source, reason):
 def test_arguments_that_do_not_fit(kwargs, reason):
     text = failure("samples.attention:CausalAttentionWithBuffer", kwargs)
     assert text.startswith(reason)
-    assert ": give arguments with -k name=value; the signature is CausalAttention" in text
+    assert "; the signature is CausalAttention" in text
     assert "(d_in: int, d_out: int, context_length: int" in text
 
 

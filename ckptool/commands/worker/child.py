@@ -17,7 +17,13 @@ from typing import Any, Final, NoReturn, TextIO
 from msgspec import Raw
 
 from ckptool.commands.worker import messages
-from ckptool.commands.worker.messages import Announcement, Answer, Failure, Message
+from ckptool.commands.worker.messages import (
+    Announcement,
+    Answer,
+    Failure,
+    Message,
+    NamespaceNotice,
+)
 from ckptool.commands.worker.requests import ModuleRequest
 from ckptool.commands.worker.session import ModuleSession
 from ckptool.config import TRUST_RULE, TrustRule
@@ -44,6 +50,7 @@ def main(parent: int, uses_file_kwargs: str) -> NoReturn:
             TrustRule(
                 uses_file_kwargs == "True",
                 lambda target, arguments: send(Announcement(target, dict(arguments))),
+                lambda target, parameter: send(NamespaceNotice(target, parameter)),
             )
         )
         _import_early()

@@ -20,6 +20,8 @@ from ckptool.commands.worker.messages import (
     Answer,
     Failure,
     Message,
+    NamespaceNotice,
+    Notice,
     decode_answer,
     decode_message,
     read_frames,
@@ -150,10 +152,8 @@ class ModuleProcess:
             self._send(content)
             while True:
                 message: Message = decode_message(self._receive())
-                if isinstance(message, Announcement):
-                    announce = TRUST_RULE.get().announce_file_kwargs
-                    if announce is not None:
-                        announce(message.target, message.arguments)
+                if isinstance(message, Notice):
+                    _pass_on_notice(message)
                 elif message.number == number:
                     return message
         except (OSError, EOFError, DecodeError) as error:
@@ -241,6 +241,17 @@ class ModuleProcess:
         if status < 0:
             return f"running its code ended the process: {signal.Signals(-status).name}"
         return f"running its code ended the process with exit status {status}"
+
+
+def _pass_on_notice(notice: Notice) -> None:
+    rule = TRUST_RULE.get()
+    match notice:
+        case Announcement(target, arguments) if rule.announce_file_kwargs is not None:
+            rule.announce_file_kwargs(target, arguments)
+        case NamespaceNotice(target, parameter) if rule.announce_namespace is not None:
+            rule.announce_namespace(target, parameter)
+        case _:
+            pass
 
 
 def _start_process() -> "Popen[bytes]":

@@ -39,6 +39,13 @@ class Announcement(Struct, frozen=True, tag=True):
     """Name -> value as Python source, cut."""
 
 
+class NamespaceNotice(Struct, frozen=True, tag=True):
+    """A dict is about to be passed as an argparse.Namespace."""
+
+    target: str
+    parameter: str
+
+
 class Answer(Struct, frozen=True, tag=True):
     """The answer to a request."""
 
@@ -58,7 +65,8 @@ class Failure(Struct, frozen=True, tag=True):
     """Traceback in the child process."""
 
 
-Message = Announcement | Answer | Failure
+Notice = Announcement | NamespaceNotice
+Message = Notice | Answer | Failure
 
 
 def _encode_location(value: object) -> object:

@@ -1,0 +1,1 @@
+"""What names a module in a command or in the configuration -> the object that it names."""
