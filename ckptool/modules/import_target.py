@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError
-from ckptool.modules.caller_state import use_world
 from ckptool.modules.target.config_objects import build_config_objects
 from ckptool.modules.target.explanations import (
     explain_import_error,
@@ -35,6 +34,7 @@ from ckptool.modules.target.python_source import (
     locate_source,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.modules.world.user_world import use_world
 from ckptool.phrases import cut_middle, summarize_message
 
 _MAX_VALUE_CHARS: Final = 80

@@ -7,7 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from ckptool.errors import Interrupted
 from ckptool.modules.assignment_locations import format_location, is_user_file
-from ckptool.modules.caller_state import user_world
+from ckptool.modules.world.user_world import user_world
 from ckptool.phrases import summarize_message
 
 

@@ -131,8 +131,8 @@ def _write_autocast(values: tuple[Any, ...]) -> None:
 
 
 def _read_denormal() -> bool:
-    one = float(_TINY > 0) or 1.0
-    return _TINY * one == 0.0
+    factor = float(_TINY > 0) or 1.0
+    return _TINY * factor == 0.0
 
 
 def _make_setting(reader: str, writer: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
