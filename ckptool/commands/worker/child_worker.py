@@ -32,7 +32,7 @@ from ckptool.commands.worker.requests import ModuleRequest
 from ckptool.commands.worker.user_output import UserOutput
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError, UsageError
-from ckptool.formats import list_spool_descriptors
+from ckptool.formats.files.shared_descriptors import SHARED_DESCRIPTORS
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -279,7 +279,7 @@ def _start_process() -> "Popen[bytes]":
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
-            pass_fds=list_spool_descriptors(),
+            pass_fds=tuple(SHARED_DESCRIPTORS),
             process_group=0 if os.name == "posix" else None,
         )
     except OSError as error:
