@@ -157,7 +157,7 @@ class ProjectConfig(msgspec.Struct, frozen=True):
         """Return the first model entry whose glob matches `checkpoint`, or None.
 
         Raises:
-            ReadError: it is a link, and its name and its target have different entries.
+            ReadError: a link and its target, or the files of a folder, have different entries.
         """
         names = list_glob_names(checkpoint, self.directory)
         if not isinstance(checkpoint, RemotePath):
@@ -165,8 +165,8 @@ class ProjectConfig(msgspec.Struct, frozen=True):
         entries = [entry for name in names if (entry := self._match_entry(name)) is not None]
         if any(entry != entries[0] for entry in entries):
             reason = (
-                f"is a link, and [[models]] has {entries[0].module} for one of its names and "
-                f"{entries[-1].module} for another: name the module with -m"
+                f"has several names, as a link or a folder, and [[models]] has {entries[0].module} "
+                f"for one of them and {entries[-1].module} for another: name the module with -m"
             )
             raise ReadError(checkpoint, reason)
         return entries[0] if entries else None

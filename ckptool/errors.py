@@ -20,6 +20,7 @@ import signal
 from pathlib import Path
 
 from ckptool.locations import Location
+from ckptool.phrases import MAX_LINE_CHARS, cut_middle
 
 
 class CkptoolError(Exception):
@@ -28,7 +29,7 @@ class CkptoolError(Exception):
     @property
     def lines(self) -> tuple[str, ...]:
         """The message in lines: one, except where several questions are open."""
-        return (" ".join(str(self).splitlines()),)
+        return (cut_middle(" ".join(str(self).splitlines()), MAX_LINE_CHARS),)
 
 
 class UsageError(CkptoolError):

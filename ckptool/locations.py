@@ -130,13 +130,18 @@ else:
 
 
 def parse_location(location: str | Location) -> Location:
-    """Parse a path or URL: a RemotePath if it names a protocol other than file://, else a Path."""
+    """Parse a path or URL: a RemotePath, or a Path if it has no protocol, file:// or local://.
+
+    local:// is fsspec's: as a remote path it would match none of a policy's globs.
+    """
     if not isinstance(location, str):
         return location
     if not is_remote(location):
         return Path(location)
     if location[:7].lower() == "file://":
         return Path(unquote(urlsplit(location).path))
+    if location[:8].lower() == "local://":
+        return Path(location[8:])
     return RemotePath(location)
 
 
@@ -160,20 +165,37 @@ def mask_credentials(text: str) -> str:
     return re.sub(_USERINFO_PATTERN, "***@", re.sub(_QUERY_PATTERN, "?***", text))
 
 
+def _list_entries(location: Path) -> list[Path]:
+    """Return a local location, and behind it the entries of a folder, or of that of an index."""
+    try:
+        if not location.is_dir() and location.suffix != ".json":
+            return [location]
+        folder = location if location.is_dir() else location.parent
+        return [location, *sorted(folder.iterdir())]
+    except OSError:  # it cannot be read either
+        return [location]
+
+
+def _list_paths(location: Path) -> list[Path]:
+    """Return a local path as given, in its resolved folder, and resolved; a loop as given."""
+    path = Path(os.path.abspath(location))  # noqa: PTH100 (resolve would follow links)
+    try:
+        return [path, location.parent.resolve() / location.name, location.resolve()]
+    except (OSError, RuntimeError):
+        return [path]
+
+
 def list_glob_names(location: Location, directory: Path) -> tuple[str, ...]:
     """Return the names that globs of a configuration match, each once, the given name first.
 
-    A link has its own name, that in the resolved folder, and that of its target. A name is
+    A link has its own name, that in the resolved folder, and that of its target. A folder, and an
+    index, have the names of the files in the folder as well: they are what is read. A name is
     relative to `directory` if it is inside it; a remote location has its URL without secrets.
     """
     if isinstance(location, RemotePath):
         return (location.url_without_secrets,)
-    paths = [Path(os.path.abspath(location))]  # noqa: PTH100 (resolve would follow links)
-    try:
-        paths += [location.parent.resolve() / location.name, location.resolve()]
-        root = directory.resolve()
-    except (OSError, RuntimeError):
-        return (location.as_posix(),)
+    paths = [path for entry in _list_entries(location) for path in _list_paths(entry)]
+    root = directory.resolve()
     own_names = [path.relative_to(root).as_posix() for path in paths if path.is_relative_to(root)]
     far_names = [path.as_posix() for path in paths if not path.is_relative_to(root)]
     return tuple(dict.fromkeys((*(own_names or [location.as_posix()]), *far_names)))

@@ -149,6 +149,8 @@ class StorageInfo(Struct, frozen=True, gc=False):
     span: Span | None = None
     """Byte span of the storage; None where it is compressed or not in a file."""
     byteorder: str = "little"
+    content: bytes | None = None
+    """The bytes themselves, of a numpy array that stands in the pickle; None if they do not."""
 
 
 class TensorComponent(Struct, frozen=True):
@@ -256,10 +258,14 @@ class StateDict(Struct, frozen=True):
     """`state_dict._metadata`: prefix of a sub-module -> its `version`; None without one."""
     non_tensors: Mapping[str, str] = {}
     """Keys whose value is not a tensor -> short description of the value."""
+    container_keys: tuple[str, ...] = ()
+    """Keys whose value is a container or an object that has states or entries of its own."""
     unsaved_tensors: Mapping[str, TensorInfo] = {}
     """Of a pickled module: tensors that its state_dict() omits, by path, with `kind` set."""
     modules: Mapping[str, PickledModule] = {}
     """Of a pickled module: prefix -> sub-module."""
+    is_packed: bool = False
+    """Whether these tensors are in packed objects of a module, and not in its state_dict()."""
 
 
 class PlainEntry(Struct, frozen=True):
@@ -280,6 +286,8 @@ class GlobalUse(Struct, frozen=True, gc=False):
     safety: Safety
     at: str
     """Dotted place of the result of its call; "" for the top level, or if the pickle drops it."""
+    method: str = ""
+    """Of `getattr`: what it looks up, "`state_dict` of net.Net"; "" for other uses."""
 
     @property
     def qualified_name(self) -> str:
@@ -287,12 +295,18 @@ class GlobalUse(Struct, frozen=True, gc=False):
 
 
 class IssueKind(StrEnum):
-    """Defect of a sharded checkpoint."""
+    """Defect of a container that can still be read."""
 
     MISSING_SHARD = "missing-shard"
     MISSING_TENSOR = "missing-tensor"
     UNINDEXED = "unindexed"
     """A shard, or a tensor in one, that the index does not name."""
+    COMPRESSED = "compressed"
+    """Records of tensors that are compressed in the archive."""
+    RANK_FILE = "rank-file"
+    """The file of one rank, beside those of the others."""
+    PASSED_OVER = "passed-over"
+    """An index beside a whole file, which is loaded in its place."""
 
 
 class ContainerIssue(Struct, frozen=True):
@@ -301,6 +315,26 @@ class ContainerIssue(Struct, frozen=True):
     kind: IssueKind
     key: str
     facts: Mapping[str, str]
+
+
+class QuantizationDeclaration(Struct, frozen=True):
+    """What the configuration beside a checkpoint says of its quantisation."""
+
+    file_name: str
+    """Name of the file that says it: "config.json"."""
+    method: str = ""
+    """`quant_method`: "gptq", "bitsandbytes"; "" if it is the configuration of a float model."""
+    bits: int = 0
+    """Bits of a weight's element; 0 if not said, or not the same for all."""
+    group_size: int = 0
+    """Elements that share a scale; -1 for a whole row, 0 if not said or not the same for all."""
+
+    @property
+    def phrase(self) -> str:
+        """Method, bits and groups: "gptq, 4 bits, groups of 128"; "" without a method."""
+        bits = f"{self.bits} bits" if self.bits else ""
+        groups = f"groups of {self.group_size}" if self.group_size > 0 else ""
+        return ", ".join(filter(None, (self.method, bits, groups))) if self.method else ""
 
 
 class Checkpoint(Struct, frozen=True):
@@ -325,7 +359,20 @@ class Checkpoint(Struct, frozen=True):
     """The files of a sharded checkpoint, in order; () for a single file."""
     faults: tuple[ContainerIssue, ...] = ()
     load_refusal: str = ""
-    """Why torch.load refuses the archive though all of it can be read; "" if it opens it."""
+    """Why torch.load refuses the file though all of it can be read; "" if it opens it."""
+    quantization_declaration: QuantizationDeclaration | None = None
+    """What the configuration in its folder says of quantisation; None if there is none, or if it
+    was not looked for, as beside a remote file."""
+    opaque: tuple[Skipped, ...] = ()
+    """Objects whose weights only the code of their class knows: none of them is compared."""
+    contents: Mapping[str, str] = {}
+    """Place of what stands beside the tensors -> its content fingerprint; "" if it has none.
+
+    Filled with `Limits.contents` only. The places are those of the largest parts without a tensor:
+    an epoch, an `_extra_state`, `_metadata`, a record of code.
+    """
+    weights_only_refusal: str = ""
+    """What torch.load(weights_only=True) refuses in the pickle besides names; "" if nothing."""
 
 
 class Preview(Struct, frozen=True, gc=False):
@@ -465,6 +512,11 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     skipped: tuple[Skipped, ...] = ()
     submodule: str = ""
     """Path of the only sub-module that is described, "" for the whole module."""
+    arguments: Mapping[str, str] = {}
+    """Constructor arguments that the user gave, as Python literals; "..." for another object.
+
+    Those that are taken from a checkpoint are not among them.
+    """
 
     @property
     def label(self) -> str:

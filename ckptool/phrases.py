@@ -6,6 +6,8 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
+_LITERAL_TYPES: Final = (type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set)
+
 _MAX_MESSAGE_LENGTH: Final = 300
 _MIN_CUT_LENGTH: Final = 60
 """Characters of a line that is shown in part; with less room it is left out."""
@@ -24,16 +26,22 @@ def pluralize(number: int, noun: str, separator: str = ",") -> str:
 def join_limited(
     items: Collection[T],
     limit: int,
-    format_item: Callable[[T], str] = str,
+    format_item: Callable[[T], str] | None = None,
     *,
     more: str = " and {} more",
 ) -> str:
     """Join the first `limit` items with commas: "a, b and 3 more"; "" without items.
 
+    `format_item` gives the text of an item, by default the item itself, cut if it is very long.
     `more` is added if items are left out, with their number in place of "{}".
     """
-    shown = ", ".join(map(format_item, islice(items, limit)))
+    texts = map(format_item or _cut_item, islice(items, limit))
+    shown = ", ".join(texts)
     return shown + more.format(len(items) - limit) if len(items) > limit else shown
+
+
+def _cut_item(item: object) -> str:
+    return cut_middle(str(item))
 
 
 def quote_code(text: str) -> str:
@@ -84,8 +92,14 @@ def _select_telling_lines(lines: list[str]) -> list[str]:
     return lines
 
 
+MAX_NAMED: Final = 20
+"""Names in one message that lists what there is instead of what was asked for."""
 MAX_KEY_CHARS: Final = 300
 """Characters of a key, a place or a table's cell in the formats for people; JSON has all of it."""
+
+
+MAX_LINE_CHARS: Final = 4000
+"""Characters of one line, message or fix; only keys from hostile files make longer ones."""
 
 
 def cut_middle(text: str, limit: int = MAX_KEY_CHARS) -> str:
@@ -101,6 +115,19 @@ def quote_python(text: str) -> str:
     """Return `text` as a Python string in double quotes: unprintable characters are escaped."""
     escaped_text = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{make_printable(escaped_text)}"'
+
+
+def format_literal(value: object) -> str:
+    """Return the value as a Python literal, which `-k` reads; "..." for what no literal says."""
+    import ast
+
+    if not isinstance(value, _LITERAL_TYPES):
+        return "..."
+    text = repr(value)
+    try:
+        return text if ast.literal_eval(text) == value else "..."
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return "..."
 
 
 def quote_shell(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,23 @@ def save(path: Path, content: Any, **how: Any) -> Path:
     """Save `content` as torch does, and return the path."""
     torch.save(content, path, **how)
     return path
+
+
+def save_dcp(content: Any, folder: Path) -> Path:
+    """Save a distributed checkpoint from this process alone, and return its folder."""
+    from torch.distributed import checkpoint
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is one process; `no_dist` came after torch 2.6
+        checkpoint.save(content, checkpoint_id=folder)
+    return folder
+
+
+def needs_torch(version: str, reason: str) -> pytest.MarkDecorator:
+    """Skip a test where torch is older than `version`, as "2.7"."""
+    installed = tuple(map(int, torch.__version__.split(".")[:2]))
+    wanted = tuple(map(int, version.split(".")))
+    return pytest.mark.skipif(installed < wanted, reason=f"torch {version} or newer: {reason}")
 
 
 @contextmanager

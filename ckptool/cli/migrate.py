@@ -37,7 +37,8 @@ from ckptool.policy import Policy
 @click.option("--to", type=click.Choice(["safetensors", "pth"]), help="The container.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--inject", "injected", multiple=True, metavar="KEY=SOURCE",
-              help="Where the value of KEY comes from: attribute, constructor, file:PATH#KEY, "
+              help="Where the value of KEY (or of all missing keys like '*.running_mean') comes "
+              "from: attribute, constructor, file:PATH#KEY, "
               "npz:PATH#KEY, literal:VALUE, seed:N or zeros.")  # fmt: skip
 @click.option("--drop", multiple=True, metavar="KEY", help="Leave KEY out.")
 @click.option("--rename", "renamed", multiple=True, metavar="OLD=NEW",

@@ -36,7 +36,7 @@ from ckptool.render import FORMATS
 CommandFunction = Callable[..., Any]
 
 
-class _CheckpointParam(click.ParamType[Location]):
+class _CheckpointParam(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """Click type of a local or remote checkpoint; converts to `Location`."""
 
     name = "path"

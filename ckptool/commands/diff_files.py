@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.commands.option_checks import reject_negative_numbers
 from ckptool.commands.previews import add_checkpoint_diff_previews
@@ -103,6 +104,7 @@ def diff_files(
     pictures: bool = False,
 ) -> DiffFilesReport | DiffShardReport:
     """Compare two files, or only the shard of their values that `options.shard` selects."""
+    limits = replace(limits, contents=True)
     structure = compare_structure(
         open_checkpoint_or_stdin(old, limits), open_checkpoint_or_stdin(new, limits), at
     )

@@ -249,15 +249,16 @@ def _reported_codes(gated_checkpoint: GatedCheckpoint, policy: Policy) -> tuple[
 
 def _find_unmatched_keys(module_diff: ModuleDiff, verdict: Verdict) -> tuple[str, ...]:
     """Return keys that prevent a strict load and have neither a failing nor a silenced finding."""
-    reported_keys = {finding.key for finding in verdict.findings if finding.fails}
-    silenced_findings = [entry.finding for entry in verdict.silenced]
-    for finding in silenced_findings:
+    reported_keys: set[str] = set()
+    failing_findings = [finding for finding in verdict.findings if finding.fails]
+    for finding in (*failing_findings, *(entry.finding for entry in verdict.silenced)):
         reported_keys |= {finding.key, *finding.explained_keys}
     missing = [key for key in module_diff.missing_keys if key not in module_diff.retied_keys]
     keys = (
         *missing,
         *module_diff.unexpected_keys,
         *(change.key for change in module_diff.shape_mismatches),
+        *module_diff.mistyped_keys,
     )
     return tuple(key for key in dict.fromkeys(keys) if key not in reported_keys)
 

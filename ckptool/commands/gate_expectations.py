@@ -15,6 +15,7 @@ from ckptool.commands.worker.requests import CheckFixture, DescribeModule, Repla
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare import contract, contract_lock
 from ckptool.compare.contract import Contract, ContractDiff, FixtureResult
+from ckptool.compare.remainder_diff import ALL_STATES, RemainderDiff, compare_remainder
 from ckptool.config import ModelEntry, ProjectConfig
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
@@ -145,8 +146,21 @@ def check_expectations(
             skipped = (*skipped, Skipped(f"against {expectations.against}", str(error)))
         else:
             contract_diff = apply_fixture_results(fixtures, contract.compare_contracts(*contracts))
+            if isinstance(old, Checkpoint) and checkpoint is not None:
+                remainder = compare_remainder(old, checkpoint, (ALL_STATES, ALL_STATES))
+                contract_diff = replace(contract_diff, remainder=remainder)
+                skipped = (*skipped, *_list_uncompared(old, remainder))
     replays, skipped_replays = _replay_golden_files(expectations, checkpoint, module_target, worker)
     return GateEvidence(contract_diff, fixtures, replays, (*skipped, *skipped_replays))
+
+
+def _list_uncompared(old: Checkpoint, remainder: RemainderDiff) -> list[Skipped]:
+    """Return what a contract leaves out of a comparison with an older checkpoint."""
+    reason = "only keys, shapes and dtypes are held to it: ckptool diff OLD NEW compares values"
+    return [
+        Skipped(f"values against {old.path}", reason),
+        *(Skipped(f"{what} against {old.path}", why) for what, why in remainder.uncompared.items()),
+    ]
 
 
 def _expand_and_check_fixtures(
@@ -206,7 +220,7 @@ def _resolve_against(
         return _build_module_contract(old_target, kwargs, worker)
     path = parse_location(against)
     if isinstance(path, RemotePath) or not contract_lock.is_lock(path):
-        return open_checkpoint_or_stdin(path, limits)
+        return open_checkpoint_or_stdin(path, replace(limits, contents=True))
     return contract_lock.read_lock(path)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ckptool.commands.gate_expectations import (
     GateExpectations,
@@ -156,9 +157,10 @@ class CheckpointExaminer(Struct, frozen=True):
             ModuleError: the module cannot be built.
         """
         start_early(self.worker, module_target, path)
-        checkpoint = open_checkpoint_or_stdin(path, self.limits)
         require = self.policy.at(str(path)).require
         expectations = resolve_expectations(self.expectations, self.config, path)
+        limits = replace(self.limits, contents=expectations.against is not None)
+        checkpoint = open_checkpoint_or_stdin(path, limits)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None:
             required_levels = required_level_failures(require, None, "no module is named for it")

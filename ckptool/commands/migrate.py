@@ -88,8 +88,9 @@ def migrate(  # noqa: PLR0913
         to: "safetensors" or "pth"; None decides by the target's suffix.
         plan: a plan, or the path of a plan file; None derives the plan.
         reverse: invert the plan.
-        inject: key -> source of its value: "attribute", "constructor", "file:PATH#KEY",
-            "npz:PATH#KEY", "literal:VALUE", "seed:N" or "zeros".
+        inject: key, or pattern of missing keys, -> source of its value: "attribute", "constructor",
+            "file:PATH#KEY" (`#*`: the same key), "npz:PATH#KEY", "literal:VALUE", "seed:N" or
+            "zeros".
         drop: keys to leave out.
         renames: key or pattern in the file -> key or pattern in the module; `*` stands for one
             segment, at the end for all that follow.
@@ -205,8 +206,10 @@ def _refuse_errors(
         assumed_keys = {
             op.key
             for op in outcome.plan.ops
-            if isinstance(op, InjectTensor) and op.source == "constructor"
-        } - asked_keys
+            if isinstance(op, InjectTensor)
+            and op.source == "constructor"
+            and not _names_key(asked_keys, op.key)
+        }
         for finding in _find_errors(source, policy, outcome.source_diff):
             covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
             if covered_keys:

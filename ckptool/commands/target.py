@@ -15,7 +15,7 @@ from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
-from ckptool.phrases import join_limited
+from ckptool.phrases import format_literal, join_limited
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -78,6 +78,7 @@ class ModuleTarget(Struct, frozen=True):
 
         if isinstance(self.module, str):
             module_info, module = examine_and_build(self.build_spec(defaults))
+            module_info = replace(module_info, arguments=_format_arguments(self.kwargs))
         else:
             module = self.module
             module_info = describe_module(module, type(module).__qualname__)
@@ -114,6 +115,10 @@ class ModuleTarget(Struct, frozen=True):
             self.build_spec(self.choose_default_arguments(checkpoint)),
             self.at,
         )
+
+
+def _format_arguments(arguments: Arguments) -> dict[str, str]:
+    return {name: format_literal(value) for name, value in arguments.items()}
 
 
 class ModuleOptions(Struct, frozen=True):

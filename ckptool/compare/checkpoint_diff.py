@@ -9,7 +9,9 @@ from ckptool.compare.changes import (
     Change,
 )
 from ckptool.compare.left_out_ties import find_retied_keys
-from ckptool.compare.structural_diff import StructuralDiff, is_relocated
+from ckptool.compare.quantization.quantized_form import QuantizedForm
+from ckptool.compare.remainder_diff import RemainderDiff, is_relocated
+from ckptool.compare.structural_diff import StructuralDiff
 from ckptool.compare.value_checks import ValueResults
 from ckptool.model import (
     Checkpoint,
@@ -37,8 +39,6 @@ class CheckpointDiff(Struct, frozen=True):
     """Keys in both whose values differ; None if values were not read."""
     uncompared_keys: Mapping[str, str]
     """Key in both whose values could not be compared -> reason."""
-    changed_entries: tuple[str, ...]
-    """`at` of plain entries (an epoch, a configuration) that differ."""
     value_differences: Mapping[str, ValueDifference] = {}
     """Key whose values or dtypes differ -> statistics of the difference."""
     unmeasured_keys: Mapping[str, str] = {}
@@ -47,8 +47,18 @@ class CheckpointDiff(Struct, frozen=True):
     """Tolerances within which values count as equal; None: values must be identical."""
     diverged_ties: tuple[tuple[str, str], ...] = ()
     """Pairs of keys tied in the old file that have different values in the new one."""
-    parts_beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    """What lies beside the compared state in (old, new) and was not compared, as text."""
+    remainder: RemainderDiff = RemainderDiff()
+    """Comparison of what stands beside the tensors: plain data, code, other states."""
+    quantized_form: QuantizedForm | None = None
+    """Weights that one file has quantised and the other not; their values are not compared."""
+
+    @property
+    def plain_changes(self) -> tuple[Change, ...]:
+        """Changes but those that come of quantisation."""
+        if self.quantized_form is None:
+            return self.changes
+        explained_keys = self.quantized_form.explained_keys
+        return tuple(change for change in self.changes if change.key not in explained_keys)
 
     @property
     def keys_beyond_tolerance(self) -> tuple[str, ...]:
@@ -91,7 +101,9 @@ class CheckpointDiff(Struct, frozen=True):
     @property
     def has_differences(self) -> bool:
         ties_lost = self.ties_differ and not self.is_relocated
-        return bool(self.changes or self.keys_beyond_tolerance or self.changed_entries or ties_lost)
+        return bool(
+            self.changes or self.keys_beyond_tolerance or self.remainder.changed or ties_lost
+        )
 
 
 _Value = TypeVar("_Value")
@@ -129,11 +141,11 @@ def build_checkpoint_diff(
         if results is None
         else tuple(key for key in structure.old_tensors if results.equal.get(key) is False),
         uncompared_keys=_order_by(results_or_empty.untold, common_keys),
-        changed_entries=structure.changed_entries,
         value_differences=_order_by(results_or_empty.measured, common_keys),
         unmeasured_keys=_order_by(results_or_empty.unmeasured, common_keys),
         tolerances=tolerances,
-        parts_beside=structure.parts_beside,
+        quantized_form=structure.quantized_form,
+        remainder=structure.remainder,
         diverged_ties=tuple(
             sorted(diverged_ties, key=lambda keys: [new_positions[key] for key in keys])
         ),

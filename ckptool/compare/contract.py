@@ -15,6 +15,7 @@ from ckptool.compare.changes import (
     iter_changes,
 )
 from ckptool.compare.left_out_ties import restore_declared_ties, restore_known_ties
+from ckptool.compare.remainder_diff import RemainderDiff
 from ckptool.compare.rename_search.rename_groups import find_plain_renames
 from ckptool.compare.states import find_best_state, require_state
 from ckptool.errors import UsageError
@@ -118,6 +119,8 @@ class ContractDiff(Struct, frozen=True):
     added_non_tensors: tuple[str, ...]
     migrations_for_added: Mapping[str, str] = {}
     """Key missing in old files -> description of the migration that fills it."""
+    remainder: RemainderDiff | None = None
+    """What the two files hold besides their tensors; None unless both are files."""
     proved_keys: frozenset[str] = frozenset()
     """Keys of `migrations_for_added` whose migration succeeded on a real old file."""
 
@@ -161,11 +164,11 @@ class ContractDiff(Struct, frozen=True):
             return Compatibility.BREAKING
         if self.added_keys:
             return Compatibility.ADDITIVE
-        return (
-            Compatibility.COMPATIBLE
-            if any(iter_entry_differences(self.old, self.new))
-            else Compatibility.SAME
+        is_same_remainder = self.remainder is None or not (
+            self.remainder.changed or self.remainder.uncompared
         )
+        is_same = is_same_remainder and not any(iter_entry_differences(self.old, self.new))
+        return Compatibility.SAME if is_same else Compatibility.COMPATIBLE
 
 
 class FixtureResult(Struct, frozen=True):

@@ -9,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff, build_checkpoint_diff
+from ckptool.compare.remainder_diff import RemainderDiff
 from ckptool.compare.structural_diff import StructuralDiff, compare_tensors_structure
 from ckptool.compare.value_checks import (
     ValueCheck,
@@ -35,7 +36,7 @@ class ShardInput(Struct, frozen=True):
     identity: str
     """SHA-256 (hex) of the names, sizes and samples of the bytes of its files."""
     checkpoint: Checkpoint
-    """Without entries, globals, metadata, files and faults; of the states, place and role."""
+    """Without entries, globals, metadata, files, faults, contents; of states, place and role."""
     tensors: Mapping[str, TensorInfo]
 
 
@@ -47,11 +48,9 @@ class DiffShard(Struct, frozen=True):
     old: ShardInput
     new: ShardInput
     places: tuple[str, str]
-    entries: tuple[str, ...]
     tolerances: Tolerances | None
     answers: ValueResults
-    parts_beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    """`parts_beside` of the StructuralDiff."""
+    remainder: RemainderDiff
 
 
 def assign_shard(
@@ -86,10 +85,9 @@ def build_shard(
         old=_build_input(structure.old, structure.old_tensors),
         new=_build_input(structure.new, structure.new_tensors),
         places=structure.places,
-        entries=structure.changed_entries,
         tolerances=tolerances,
         answers=results,
-        parts_beside=structure.parts_beside,
+        remainder=structure.remainder,
     )
 
 
@@ -111,9 +109,8 @@ def merge_shards(shards: Mapping[str, DiffShard]) -> CheckpointDiff:
         first.places,
         first.old.tensors,
         first.new.tensors,
-        first.entries,
     )
-    structure = replace(structure, parts_beside=first.parts_beside)
+    structure = replace(structure, remainder=first.remainder)
     if key := first_unchecked_key(structure, results):
         raise UsageError(f"{name}: no part looked at {key!r}: other versions of ckptool made them")
     return build_checkpoint_diff(structure, results, first.tolerances)
@@ -148,6 +145,7 @@ def _build_input(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> S
         metadata={},
         files=(),
         faults=(),
+        contents={},
     )
     files = checkpoint.files or (checkpoint.path,)
     return ShardInput(

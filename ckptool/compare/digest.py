@@ -56,7 +56,8 @@ class CheckpointDigest(Struct, frozen=True):
     def skipped(self) -> tuple[Skipped, ...]:
         tensors = tuple(Skipped(f"digest of {t.key}", t.reason) for t in self.tensors if t.reason)
         damage = self.checkpoint.damage
-        return (*tensors, Skipped("what follows the damage", damage)) if damage else tensors
+        damaged = (Skipped("what follows the damage", damage),) if damage else ()
+        return (*tensors, *self.checkpoint.opaque, *damaged)
 
 
 class SavedDigest(Struct, frozen=True):
@@ -120,7 +121,7 @@ def digest_checkpoint(checkpoint: Checkpoint, at: str | None = None) -> Checkpoi
         checkpoint,
         place,
         tuple(_build_tensor_digest(key, tensors[key], fingerprints[key]) for key in keys),
-        compute_state_digest(fingerprints, complete=not checkpoint.damage),
+        compute_state_digest(fingerprints, complete=not (checkpoint.damage or checkpoint.opaque)),
     )
 
 
@@ -203,6 +204,8 @@ def textconv_lines(digest: CheckpointDigest) -> Iterator[str]:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         content = tensor.digest[:16] or f"({tensor.reason})"
         yield f"tensor {join_key(prefix, tensor.key)} {tensor.dtype} {shape} {content}"
+    for part in checkpoint.opaque:
+        yield f"{part.what} ({part.reason})"
     if checkpoint.damage:
         yield f"damage {checkpoint.damage}"
 

@@ -34,12 +34,17 @@ def find_subtrees(keys: Iterable[str], universe: Iterable[str]) -> tuple[KeySubt
     open_prefixes = _list_prefixes(key for key in universe if key not in selected)
     keys_by_pattern: dict[str, list[str]] = {}
     for key in sorted(selected, key=natural_sort_key):
-        pattern = _LAYER_NUMBER.sub("*", _find_root_pattern(key, open_prefixes))
+        pattern = mask_layer_numbers(_find_root_pattern(key, open_prefixes))
         keys_by_pattern.setdefault(pattern, []).append(key)
     return tuple(
         KeySubtree(pattern if len(group) > 1 else group[0], tuple(group))
         for pattern, group in keys_by_pattern.items()
     )
+
+
+def mask_layer_numbers(key: str) -> str:
+    """Return `key` with `*` for segments of digits: "layers.3.bias" gives "layers.*.bias"."""
+    return _LAYER_NUMBER.sub("*", key)
 
 
 def _list_prefixes(keys: Iterable[str]) -> set[str]:

@@ -16,11 +16,13 @@ from ckptool.model import Checkpoint, ModuleInfo, Skipped
 
 
 class LoaderAnswer(Struct, frozen=True):
-    """What the module's own loading code says of a state; both are None if it was not asked."""
+    """What the module's own loading code says of a state; None twice if it was not asked."""
 
     outcome: LoadOutcome | None = None
     unchecked: Skipped | None = None
     """Why it could not be asked."""
+    retie_refusal: str = ""
+    """`ModuleDiff.retie_refusal`."""
 
 
 AskLoader = Callable[[ModuleDiff], LoaderAnswer]
@@ -49,9 +51,10 @@ def build_loaded_diff(
     if not diff.state.tensors:
         return diff
     if checkpoint.load_refusal:
-        refusal = f"torch.load refuses the archive: {checkpoint.load_refusal}"
+        refusal = f"torch.load refuses the file: {checkpoint.load_refusal}"
         return apply_load_outcome(diff, LoadOutcome(refusal, None, None))
     answer = ask_loader(diff)
+    diff = replace(diff, retie_refusal=answer.retie_refusal)
     if answer.unchecked is not None:
         unchecked = replace(module_info, skipped=(*module_info.skipped, answer.unchecked))
         return replace(diff, module=unchecked, unchecked_load=answer.unchecked)

@@ -1,6 +1,6 @@
 """Checkpoint x ModuleInfo -> ModuleDiff: how a module would load a state_dict."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -24,6 +24,10 @@ from ckptool.compare.parametrization.reparametrization import (
     find_reparametrizations,
 )
 from ckptool.compare.parts import PartMatch, PartSide, find_file_part, find_module_part
+from ckptool.compare.quantization.difference import (
+    QuantizationDifference,
+    find_quantization_difference,
+)
 from ckptool.compare.rename_search.rename_groups import (
     RenameGroup,
     add_tied_keys,
@@ -36,7 +40,6 @@ from ckptool.compare.states import find_best_state, get_state_or_part, score_mat
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import (
     Checkpoint,
-    Container,
     Kind,
     ModuleInfo,
     Skipped,
@@ -50,14 +53,6 @@ from ckptool.tensors import equality
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
 from ckptool.tensors.statistics import CastEffect
 
-_PICKLE_CONTAINERS: Final = (
-    Container.TORCH_ZIP,
-    Container.TORCH_LEGACY,
-    Container.TORCH_TAR,
-    Container.PICKLE,
-)
-"""Containers whose states are mappings in one another."""
-
 
 class ModuleDiff(Struct, frozen=True):
     """Comparison of a state in a checkpoint with the state_dict that a module expects."""
@@ -70,6 +65,8 @@ class ModuleDiff(Struct, frozen=True):
     missing_non_tensors: tuple[str, ...] = ()
     """Keys without a tensor (extra state) that the module saves and the file does not have."""
     unexpected_non_tensors: tuple[str, ...] = ()
+    mistyped_keys: Mapping[str, str] = {}
+    """Key of a tensor of the module -> what the file has there that torch does not load as one."""
     rewrite: PrefixRewrite | None = None
     part: PartMatch | None = None
     """Where the file is the state of one sub-module, or the module one part of the file."""
@@ -84,8 +81,12 @@ class ModuleDiff(Struct, frozen=True):
     in `changes`."""
     fused_projections: tuple[FusedProjection, ...] = ()
     """Query, key and value projections: one tensor on one side, three on the other."""
+    quantization: QuantizationDifference | None = None
+    """Weights that one side has quantised and the other not so; None if there are none."""
     tied_missing_keys: Mapping[str, str] = {}
     """Missing key -> key of the file that is tied to it in the module."""
+    retie_refusal: str = ""
+    """Why `safetensors.torch.load_model` does not load the file, "" if it does or was not asked."""
     diverged_ties: tuple[tuple[str, str], ...] = ()
     """Pairs of keys tied by the module or by the file's metadata, with different values."""
     better_state: StateDict | None = None
@@ -125,10 +126,13 @@ class ModuleDiff(Struct, frozen=True):
         """Missing, unexpected and mismatched keys that another field of the diff explains."""
         keys = {key for group in self.rename_groups for key in group.keys}
         keys |= {*self.tied_missing_keys}
+        if self.quantization:
+            keys |= self.quantization.explained_keys
         if self.part:
             keys |= self.part.explained_keys
         if self.rewrite:
             keys |= {*self.rewrite.key_map, *self.rewrite.key_map.values()}
+        keys |= {*self.average_counters}
         keys |= {
             k
             for reparametrization in self.reparametrizations
@@ -141,6 +145,20 @@ class ModuleDiff(Struct, frozen=True):
                 for projection in self.fused_projections
                 for k in (projection.fused_key, *projection.piece_keys)
             }
+        )
+
+    @property
+    def average_counters(self) -> tuple[str, ...]:
+        """The key `n_averaged` of torch.optim.swa_utils.AveragedModel, whose prefix is taken out.
+
+        It counts the models that were averaged, and is no part of the model itself; () without it.
+        """
+        if self.rewrite is None or not {"module", "module."} & {*self.rewrite.removed_segments}:
+            return ()
+        tensor = self.state.tensors.get(_AVERAGE_COUNTER)
+        is_counter = tensor is not None and (tensor.dtype, tensor.numel) == ("int64", 1)
+        return (
+            (_AVERAGE_COUNTER,) if is_counter and _AVERAGE_COUNTER in self.unexpected_keys else ()
         )
 
     @property
@@ -170,33 +188,15 @@ class ModuleDiff(Struct, frozen=True):
 
     @property
     def nested_keys(self) -> tuple[str, ...]:
-        """Keys beside the state's tensors under which the file has other states.
-
-        A key may contain dots, so that its name is known up to its first dot only, unless tensors
-        have names that begin alike.
-        """
-        if self.checkpoint.container not in _PICKLE_CONTAINERS or self.state.role == "module":
-            return ()
-        prefix = f"{self.state.at}." if self.state.at else ""
-        first_segments = {key.partition(".")[0] for key in self.state.tensors}
-        names = (
-            other.at.removeprefix(prefix)
-            for other in self.checkpoint.states
-            if other.at != self.state.at and other.at.startswith(prefix)
-        )
-        own_keys = {*self.packed_keys, *self.state.tensors}
-        return tuple(
-            dict.fromkeys(
-                name if name.partition(".")[0] in first_segments else name.partition(".")[0]
-                for name in names
-                if not any(name == key or name.startswith(f"{key}.") for key in own_keys)
-            )
-        )
+        """Keys beside the state's tensors whose values are containers: of tensors, or of data."""
+        own_keys = {*self.packed_keys, *self.module.non_tensors, *self.state.tensors}
+        return tuple(key for key in self.state.container_keys if key not in own_keys)
 
     @property
     def matched_keys(self) -> tuple[str, ...]:
         unmatched_keys = {c.key for c in self.changes if isinstance(c, Missing)}
         unmatched_keys |= {c.key for c in self.shape_mismatches}
+        unmatched_keys |= self.mistyped_keys.keys()
         unmatched_keys |= {s.key for s in self.load_steps if s.kind is LoadStepKind.LOST}
         return tuple(key for key in self.module.saved_tensors if key not in unmatched_keys)
 
@@ -227,15 +227,16 @@ class ModuleDiff(Struct, frozen=True):
     def is_refused(self) -> bool:
         """Whether keys and shapes match, and torch or the module's own code raises all the same."""
         has_differences = self.missing_keys or self.unexpected_keys or self.shape_mismatches
-        return not self.is_strict and not has_differences
+        return not (self.is_strict or has_differences or self.mistyped_keys)
 
     @property
     def retied_keys(self) -> Mapping[str, str]:
-        """Missing key -> tied key of the file, which the safetensors loader and `migrate` retie.
+        """Missing key -> tied key of the file, which the safetensors loader ties again.
 
-        Empty for containers that store tied tensors under every name.
+        Empty for containers that store tied tensors under every name, and where it does not load.
         """
-        return self.tied_missing_keys if self.checkpoint.container in SINGLE_NAME_CONTAINERS else {}
+        is_retied = self.checkpoint.container in SINGLE_NAME_CONTAINERS and not self.retie_refusal
+        return self.tied_missing_keys if is_retied else {}
 
     @property
     def is_strict(self) -> bool:
@@ -243,7 +244,11 @@ class ModuleDiff(Struct, frozen=True):
         if self.load_outcome is not None:
             return self.load_outcome.is_strict
         missing = [key for key in self.missing_keys if key not in self.retied_keys]
-        return not (missing or self.unexpected_keys or self.shape_mismatches)
+        has_differences = missing or self.unexpected_keys or self.shape_mismatches
+        return not (has_differences or self.mistyped_keys)
+
+
+_AVERAGE_COUNTER: Final = "n_averaged"
 
 
 def _is_shape_mismatch(change: Changed) -> bool:
@@ -258,6 +263,7 @@ def strict_load_obstacles(diff: ModuleDiff) -> str:
         ("missing", tuple(key for key in diff.missing_keys if key not in diff.retied_keys)),
         ("unexpected", diff.unexpected_keys),
         ("of another shape", tuple(change.key for change in diff.shape_mismatches)),
+        ("without a tensor", tuple(diff.mistyped_keys)),
     )
     text = "; ".join(f"{len(keys)} {label} ({_join_few(keys)})" for label, keys in counts if keys)
     return text or (diff.load_outcome.error if diff.load_outcome is not None else "")
@@ -272,6 +278,7 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
     best_match = find_best_state(checkpoint, module)
     state = best_match if at is None else get_state_or_part(checkpoint, at)
     expected = {key: module_tensor.tensor for key, module_tensor in module.saved_tensors.items()}
+    mistyped_keys = dict(_find_mistyped_keys(expected, state))
     lazy_keys = {key for key, tensor in expected.items() if tensor.layout == "lazy"}
     reparametrizations = find_reparametrizations(expected, state, module)
     hook_handled_keys = {
@@ -285,6 +292,7 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         for change in iter_changes(expected, state.tensors, ("shape", "dtype"))
         if not (isinstance(change, Changed) and change.key in lazy_keys)
         and change.key not in hook_handled_keys
+        and change.key not in mistyped_keys
     )
     better_state = (
         best_match if score_match(best_match, module) > score_match(state, module) else None
@@ -295,15 +303,42 @@ def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None
         module,
         changes,
         reparametrizations=reparametrizations,
+        quantization=find_quantization_difference(checkpoint, state, module),
         better_state=better_state,
+        mistyped_keys=mistyped_keys,
     )
     return _pair_missing_keys(msgspec.structs.replace(diff, **_find_non_tensors(diff)), expected)
 
 
 def add_nested_keys(diff: ModuleDiff) -> ModuleDiff:
-    """Return the diff in which states beside the state's tensors are unexpected, as in torch."""
-    unexpected = (*diff.unexpected_non_tensors, *diff.nested_keys)
-    return msgspec.structs.replace(diff, unexpected_non_tensors=unexpected)
+    """Return the diff in which states beside the state's tensors are unexpected, as in torch.
+
+    Where the module has a tensor of that name, they stand in its place.
+    """
+    nested_keys, saved_tensors = diff.nested_keys, diff.module.saved_tensors
+    mistyped = {key: "a container" for key in nested_keys if key in saved_tensors}
+    unexpected = [key for key in nested_keys if key not in saved_tensors]
+    return msgspec.structs.replace(
+        diff,
+        changes=tuple(change for change in diff.changes if change.key not in mistyped),
+        mistyped_keys={**diff.mistyped_keys, **mistyped},
+        unexpected_non_tensors=(*diff.unexpected_non_tensors, *unexpected),
+    )
+
+
+def _find_mistyped_keys(
+    expected: Mapping[str, TensorInfo], state: StateDict
+) -> Iterator[tuple[str, str]]:
+    """Yield (key, what the file has) where `load_state_dict` finds no tensor that it can copy."""
+    for key, module_tensor in expected.items():
+        tensor = state.tensors.get(key)
+        if tensor is None:
+            if key in state.non_tensors:
+                yield key, state.non_tensors[key]
+        elif tensor.kind is Kind.ARRAY:
+            yield key, f"a NumPy array, {tensor.dtype} {list(tensor.shape)}"
+        elif tensor.layout == "lazy" and module_tensor.layout != "lazy":
+            yield key, "an uninitialized parameter or buffer"
 
 
 def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
@@ -364,10 +399,12 @@ def _apply_strict_load(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         ),
         missing_non_tensors=(),
         unexpected_non_tensors=(),
+        mistyped_keys={},
         rewrite=None,
         part=None,
         rename_groups=(),
         fused_projections=(),
+        quantization=None,
         reparametrizations=tuple(r for r in diff.reparametrizations if r.handled_by_torch_hook),
         equal_values={},
     )
@@ -388,7 +425,9 @@ def _find_non_tensors(diff: ModuleDiff) -> dict[str, tuple[str, ...]]:
             and not any(place == key or place.startswith(f"{key}.") for place in places)
         ),
         "unexpected_non_tensors": tuple(
-            k for k in state.non_tensors if k not in module.non_tensors
+            k
+            for k in state.non_tensors
+            if k not in module.non_tensors and k not in module.saved_tensors
         ),
     }
 
@@ -410,7 +449,7 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     unpaired = _UnpairedTensors(
         {c.key: c.expected for c in diff.changes if isinstance(c, Missing)},
         {c.key: c.actual for c in diff.changes if isinstance(c, Unexpected)},
-    )
+    ).without(diff.quantization.explained_keys if diff.quantization else ())
     module = diff.module
     classes = {prefix: module_class.name for prefix, module_class in module.modules.items()}
     diff = _find_rewrite(diff, unpaired, expected)
@@ -494,7 +533,8 @@ def _find_diverged_ties(diff: ModuleDiff) -> tuple[tuple[str, str], ...]:
     """Return pairs of keys declared tied that are separate tensors with different values."""
     file_tensors = diff.state.tensors
     groups = tied_keys(module_tensor.tensor for module_tensor in diff.module.saved_tensors.values())
-    tied_pairs = [(group[0], second) for group in groups for second in group[1:]]
+    present_groups = ([key for key in group if key in file_tensors] for group in groups)
+    tied_pairs = [(group[0], second) for group in present_groups for second in group[1:]]
     declared_ties = parse_declared_ties(diff.checkpoint.metadata, file_tensors)
     tied_pairs += [(kept_key, name) for name, kept_key in declared_ties.items()]
     separate_pairs = [

@@ -81,6 +81,7 @@ def _take_part(state: StateDict, prefix: str) -> StateDict:
         role=state.role,
         versions=None if versions is None else versions | strip(state.versions or {}),
         non_tensors=strip(state.non_tensors),
+        container_keys=tuple(strip(dict.fromkeys(state.container_keys))),
         unsaved_tensors=strip(state.unsaved_tensors),
     )
 

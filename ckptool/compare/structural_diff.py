@@ -1,6 +1,6 @@
 """Old x new checkpoint -> StructuralDiff: keys, shapes and dtypes, without reading values."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Final
 
@@ -16,8 +16,10 @@ from ckptool.compare.changes import (
     iter_changes,
 )
 from ckptool.compare.left_out_ties import restore_common_ties
+from ckptool.compare.quantization.quantized_form import QuantizedForm, find_quantized_form
+from ckptool.compare.remainder_diff import RemainderDiff, compare_remainder
 from ckptool.compare.rename_search.rename_groups import find_plain_renames
-from ckptool.compare.states import get_state, list_entries_outside, require_state
+from ckptool.compare.states import get_state, require_state
 from ckptool.model import Checkpoint, Skipped, StateDict, TensorInfo, all_tensors
 from ckptool.phrases import pluralize
 
@@ -35,12 +37,17 @@ class StructuralDiff(Struct, frozen=True):
     places: tuple[str, str]
     old_tensors: Mapping[str, TensorInfo]
     new_tensors: Mapping[str, TensorInfo]
-    changed_entries: tuple[str, ...]
     changes: tuple[Change, ...]
     renames_by_name: Mapping[str, str]
     """Removed key -> added key with a similar name (`find_plain_renames`)."""
-    parts_beside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    """What lies beside the compared state in (old, new) and is not compared, as text."""
+    remainder: RemainderDiff = RemainderDiff()
+    quantized_form: QuantizedForm | None = None
+    """Weights that one file has quantised and the other not; their values are not compared."""
+
+    @property
+    def quantized_keys(self) -> frozenset[str]:
+        """Keys that differ because one file is quantised."""
+        return self.quantized_form.explained_keys if self.quantized_form else frozenset()
 
 
 def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> StructuralDiff:
@@ -54,11 +61,8 @@ def compare_structure(old: Checkpoint, new: Checkpoint, at: str | None) -> Struc
     if at is None and places != ("*", "*"):
         old, new = map(_note_unpaired_states, (old, new))
     old_tensors, new_tensors = restore_common_ties(old, new, old_tensors, new_tensors)
-    changed_entries = _find_changed_entries(old, new, common_only=is_relocated(old, new, places))
-    structure = compare_tensors_structure(
-        old, new, places, old_tensors, new_tensors, changed_entries
-    )
-    return replace(structure, parts_beside=_find_parts_beside(old, new, places))
+    structure = compare_tensors_structure(old, new, places, old_tensors, new_tensors)
+    return replace(structure, remainder=compare_remainder(old, new, places))
 
 
 def compare_tensors_structure(
@@ -67,24 +71,27 @@ def compare_tensors_structure(
     places: tuple[str, str],
     old_tensors: Mapping[str, TensorInfo],
     new_tensors: Mapping[str, TensorInfo],
-    changed_entries: tuple[str, ...],
 ) -> StructuralDiff:
     """Compare the tensors of two files by shape, dtype and layout, and find renames by key."""
     all_changes = iter_changes(old_tensors, new_tensors, COMPARED_FIELDS)
     changes = tuple(change for change in all_changes if not _is_storage_layout_only(change))
+    quantized_form = find_quantized_form(old_tensors, new_tensors) if changes else None
+    quantized_keys = quantized_form.explained_keys if quantized_form else frozenset[str]()
+    others = [change for change in changes if change.key not in quantized_keys]
     renames_by_name = find_plain_renames(
-        {c.key: c.expected for c in changes if isinstance(c, Missing)},
-        {c.key: c.actual for c in changes if isinstance(c, Unexpected)},
+        {c.key: c.expected for c in others if isinstance(c, Missing)},
+        {c.key: c.actual for c in others if isinstance(c, Unexpected)},
     )
     return StructuralDiff(
-        old, new, places, old_tensors, new_tensors, changed_entries, changes, renames_by_name
+        old,
+        new,
+        places,
+        old_tensors,
+        new_tensors,
+        changes,
+        renames_by_name,
+        quantized_form=quantized_form,
     )
-
-
-def is_relocated(old: Checkpoint, new: Checkpoint, places: tuple[str, str]) -> bool:
-    """Return whether container, place or role differ between the states at `places`."""
-    old_role, new_role = get_state(old, places[0]).role, get_state(new, places[1]).role
-    return (old.container, places[0], old_role) != (new.container, places[1], new_role)
 
 
 def _is_storage_layout_only(change: Change) -> bool:
@@ -109,7 +116,10 @@ def _select_states(
     new_states = _select_largest(_select_models(new))
     if not old_states or not new_states:
         return ("", ""), {}, {}
-    a, b = max(product(old_states, new_states), key=lambda pair: _count_matching_tensors(*pair))
+    a, b = max(
+        product(old_states, new_states),
+        key=lambda pair: (_count_matching_tensors(*pair), pair[0].at == pair[1].at),
+    )
     return (a.at, b.at), a.tensors, b.tensors
 
 
@@ -145,49 +155,3 @@ def _note_unpaired_states(checkpoint: Checkpoint) -> Checkpoint:
 def _count_matching_tensors(a: StateDict, b: StateDict) -> int:
     smaller, larger = sorted((a.tensors, b.tensors), key=len)
     return sum(key in larger and larger[key].shape == t.shape for key, t in smaller.items())
-
-
-def _find_changed_entries(
-    old: Checkpoint, new: Checkpoint, *, common_only: bool
-) -> tuple[str, ...]:
-    """Return `at` of plain entries that differ; with `common_only`, of those in both files."""
-    old_entries = {e.at: (e.text, e.value) for e in old.entries}
-    new_entries = {e.at: (e.text, e.value) for e in new.entries}
-    places = dict.fromkeys((*old_entries, *new_entries))
-    if common_only:
-        places = {place: None for place in old_entries if place in new_entries}
-    return tuple(
-        place
-        for place in places
-        if not _is_same_value(old_entries.get(place), new_entries.get(place))
-    )
-
-
-def _find_parts_beside(
-    old: Checkpoint, new: Checkpoint, places: tuple[str, str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what lies beside the states at `places` and has no counterpart to compare with.
-
-    States with the number of their tensors, and plain entries that the other file does not have at
-    their place; () twice if all states of both files are compared.
-    """
-    if "*" in places or not is_relocated(old, new, places):
-        return (), ()
-    return (
-        tuple(_iter_parts_beside(old, places[0], new)),
-        tuple(_iter_parts_beside(new, places[1], old)),
-    )
-
-
-def _iter_parts_beside(checkpoint: Checkpoint, place: str, other: Checkpoint) -> Iterator[str]:
-    other_places = {entry.at for entry in other.entries}
-    states = [state for state in checkpoint.states if state.at != place]
-    yield from (f"`{s.at or '.'}` ({pluralize(len(s.tensors), 'tensor')})" for s in states)
-    for entry in list_entries_outside(checkpoint, (state.at for state in states)):
-        if entry.at not in other_places:
-            yield f"`{entry.at}`"
-
-
-def _is_same_value(old: object, new: object) -> bool:
-    """Whether plain values are equal; NaN counts as equal to NaN."""
-    return old == new or repr(old) == repr(new)

@@ -168,14 +168,18 @@ def _iter_shared_keys(structure: StructuralDiff) -> Iterator[SharedKey]:
         change = changes_by_key.get(key)
         if change is None:
             yield SharedKey(key)
-        elif isinstance(change, Changed) and "shape" not in change.fields:
+        elif (
+            isinstance(change, Changed)
+            and "shape" not in change.fields
+            and key not in structure.quantized_keys
+        ):
             yield SharedKey(key, dtype_differs=True)
 
 
 def _iter_rename_candidates(structure: StructuralDiff) -> Iterator[RenameCandidates]:
     groups: dict[object, tuple[list[str], list[str]]] = {}
     for change in structure.changes:
-        if isinstance(change, Changed):
+        if isinstance(change, Changed) or change.key in structure.quantized_keys:
             continue
         is_removed = isinstance(change, Missing)
         tensor = change.expected if isinstance(change, Missing) else change.actual

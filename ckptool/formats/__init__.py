@@ -14,15 +14,17 @@ from ckptool.formats.files.shared_descriptors import SHARED_DESCRIPTORS
 from ckptool.formats.files.source import ByteSource, is_directory, list_names, open_source
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.pickle.name_origin import SOURCE_BUDGET
+from ckptool.formats.quantization_config import read_declaration
 from ckptool.formats.safetensors import reader as safetensors_reader
+from ckptool.formats.sharded.precedence import find_loaded_file, name_whole_file
 from ckptool.formats.sharded.sibling_files import (
     CHECKPOINT_PATTERN,
     MAX_LISTED,
     list_unread_siblings,
 )
 from ckptool.formats.strict_json import quote_text
-from ckptool.locations import Location
-from ckptool.model import Checkpoint
+from ckptool.locations import Location, RemotePath
+from ckptool.model import Checkpoint, Container
 from ckptool.phrases import join_limited
 
 STDIN: Final = Path("<stdin>")
@@ -32,6 +34,7 @@ _MAGIC_READERS: Final = ("torch.zip_reader", "torch.tar")
 _TRIAL_READERS: Final = ("torch.legacy",)
 """A pickle has no magic bytes: these readers are tried last, after all other known formats."""
 _DCP_METADATA: Final = ".metadata"
+_DCP_SUFFIX: Final = ".distcp"
 _INDEX_PATTERN: Final = r".+\.(?:safetensors|bin|pth?)\.index(?:\.[\w-]+)?\.json"
 _WEIGHTS_PATTERN: Final = (
     r"(?:model|pytorch_model|adapter_model|diffusion_pytorch_model|open_clip_(?:pytorch_)?model)"
@@ -58,26 +61,37 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         ReadError: it cannot be read, or a directory holds several checkpoints.
     """
     SOURCE_BUDGET.reset()
-    return _search_extra_state(_open_container(path, limits), limits)
+    checkpoint = _search_extra_state(_note_rank_files(_open_container(path, limits)), limits)
+    if isinstance(path, RemotePath):
+        return checkpoint
+    declaration = read_declaration(path if path.is_dir() else path.parent, limits)
+    return replace(checkpoint, quantization_declaration=declaration) if declaration else checkpoint
 
 
 def _open_container(path: Location, limits: Limits) -> Checkpoint:
     if is_directory(path):
-        return _open_directory(path, limits)
+        return _search_siblings(_open_directory(path, limits), path, limits)
     if path.name == _DCP_METADATA:
         return _open_dcp(path.parent, limits)
     with open_source(path) as source:
         if not _is_index(source):
             return _describe_source(source, limits)
-    return _open_sharded(path, limits)
+    return _search_siblings(_open_sharded(path, limits), path.parent, limits)
+
+
+def _search_siblings(checkpoint: Checkpoint, folder: Location, limits: Limits) -> Checkpoint:
+    """Look for unsafe names in the other checkpoint files of a folder."""
+    from ckptool.formats.sharded.sibling_pickles import add_sibling_uses
+
+    return add_sibling_uses(checkpoint, folder, limits)
 
 
 def _search_extra_state(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
-    """Look for pickles in one-dimensional tensors of bytes."""
+    """Look for pickles in extra state, and in tensors of bytes."""
     has_bytes = any(
-        tensor.dtype in {"uint8", "int8"} and len(tensor.shape) == 1
+        tensor.dtype in {"uint8", "int8"} or key.endswith("_extra_state")
         for state in checkpoint.states
-        for tensor in state.tensors.values()
+        for key, tensor in state.tensors.items()
     )
     if not has_bytes:
         return checkpoint
@@ -112,7 +126,11 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
 
 
 def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
+    from ckptool.formats import unrecognized
+
     names = list_names(directory)
+    if description := unrecognized.describe_unpacked_archive(directory.name, names):
+        raise UnknownFormatError(directory, description)
     indexes = [name for name in names if re.fullmatch(_INDEX_PATTERN, name)]
     if _DCP_METADATA in names:
         indexes.append(_DCP_METADATA)
@@ -127,7 +145,34 @@ def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
         return _note_sibling_files(_open_file(directory / files[0], limits), names)
     if indexes == [_DCP_METADATA]:
         return _note_sibling_files(_open_dcp(directory, limits), names)
+    if whole_file := find_loaded_file(indexes[0], names):
+        return _open_whole_file(directory, whole_file, indexes[0], names, limits)
     return replace(_open_sharded(directory / indexes[0], limits), path=directory)
+
+
+def _note_rank_files(checkpoint: Checkpoint) -> Checkpoint:
+    """Add the issue that the checkpoint is the file of one rank of several."""
+    if checkpoint.files or checkpoint.container is Container.DCP:
+        return checkpoint
+    from ckptool.formats.rank_files import find_rank_files
+
+    issues = find_rank_files(checkpoint.path)
+    return replace(checkpoint, faults=(*checkpoint.faults, *issues)) if issues else checkpoint
+
+
+def _open_whole_file(
+    directory: Location, name: str, index_name: str, names: Sequence[str], limits: Limits
+) -> Checkpoint:
+    """Describe the file that `from_pretrained` loads though there is an index."""
+    checkpoint = _note_sibling_files(_open_file(directory / name, limits), names)
+    if name_whole_file(index_name) != name:
+        return checkpoint  # of another format: a copy for other loaders
+    from ckptool.formats.sharded.reader import build_precedence_issue, list_shard_names
+
+    if list_shard_names(directory / index_name, limits) == {name}:
+        return checkpoint
+    issue = build_precedence_issue(index_name, name)
+    return replace(checkpoint, faults=(*checkpoint.faults, issue))
 
 
 def _note_sibling_files(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
@@ -161,7 +206,7 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     """Return the error message for a directory without an index or a single weights file."""
     if not names:
         return "is an empty directory"
-    if any(name.endswith(".distcp") for name in names):
+    if any(name.endswith(_DCP_SUFFIX) for name in names):
         return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
     files = [name for name in names if re.fullmatch(CHECKPOINT_PATTERN, name)]
     folders = (f"{name}/" for name in names if is_directory(directory / name))
@@ -178,6 +223,12 @@ def _open_file(path: Location, limits: Limits) -> Checkpoint:
 
 
 def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
+    if source.path.suffix == _DCP_SUFFIX:
+        raise UnknownFormatError(
+            source.path,
+            "is one file of a torch.distributed.checkpoint folder: name the folder, which has "
+            f"{_DCP_METADATA}",
+        )
     # First: a valid safetensors file may start with the bytes of a zip or a pickle; the reverse
     # cannot happen.
     if safetensors_reader.matches(source):

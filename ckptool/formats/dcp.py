@@ -168,6 +168,8 @@ def _describe_directory(
         skipped=(*data_files.skipped, *state_tree.skipped),
         unread=(*data_files.unread, *pickle.list_unread()),
         files=tuple(directory / name for name in data_files.file_names),
+        opaque=tuple(state_tree.opaque),
+        contents=state_tree.contents,
     )
 
 

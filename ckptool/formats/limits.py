@@ -36,6 +36,8 @@ class Limits(Struct, frozen=True):
     """Bytes of a checkpoint on standard input, which is copied to a temporary file."""
     deep: bool = False
     """Compare every checksum, at any size."""
+    contents: bool = False
+    """Fingerprint what stands beside the tensors: `Checkpoint.contents`."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckptool.errors import CorruptCheckpointError
-from ckptool.formats.files.lookalikes import TAR_BLOCK_BYTES, is_tar_header
 from ckptool.formats.limits import DEFAULT_LIMITS
 from ckptool.formats.strict_json import decode_object, quote_text
-from ckptool.phrases import join_limited
+from ckptool.phrases import join_limited, quote_shell
 
 HEAD_BYTES: Final = 1 << 16
 """Bytes read to identify a format; pointer files (git-LFS, DVC ...) are smaller."""
@@ -25,19 +24,15 @@ def identify_other_format(head: bytes) -> str:
     for magic, text in _DESCRIPTIONS_BY_MAGIC.items():
         if head.startswith(magic):
             return text
-    if _ONNX_START.match(head):
-        return "is an ONNX model, not a PyTorch checkpoint"
+    for pattern, text in _DESCRIPTIONS_BY_PATTERN.items():
+        if pattern.match(head):
+            return text
+    if _is_sentencepiece(head):
+        return "is a SentencePiece tokenizer: it has a vocabulary and no weights"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     return next(
         (description for identify in _POINTER_CHECKS if (description := identify(start))), ""
     )
-
-
-def identify_packed_file(data: bytes) -> str:
-    """Return what `data` is if it would have to be unpacked or run to be looked into; else ""."""
-    if is_tar_header(data[:TAR_BLOCK_BYTES]):
-        return "is a tar archive"
-    return next((text for magic, text in _PACKED_MAGIC.items() if data.startswith(magic)), "")
 
 
 def describe_unknown_file(head: bytes) -> str:
@@ -58,11 +53,13 @@ def describe_unknown_archive(names: Iterable[str]) -> str:
     member_names = sorted(names)
     if member_names and all(name.endswith(".npy") for name in member_names):
         return "is a NumPy archive (.npz), not a PyTorch checkpoint: numpy.load reads it"
-    if any(name.endswith(".data/extern_modules") for name in member_names):
+    if is_package_archive(member_names):
         return (
             "is a torch.package archive: load it with torch.package.PackageImporter, and save "
             "the module's state_dict()"
         )
+    if any(name.endswith("model.weights.h5") for name in member_names):
+        return "is a Keras model (.keras), not a PyTorch checkpoint"
     checkpoint_names = [
         name for name in member_names if name.lower().endswith(_CHECKPOINT_SUFFIXES)
     ]
@@ -77,6 +74,22 @@ def describe_unknown_archive(names: Iterable[str]) -> str:
     return "a zip archive without data.pkl: torch.save did not write it"
 
 
+def is_package_archive(names: Iterable[str]) -> bool:
+    """Whether these are the members of a torch.package archive."""
+    return any(name.endswith(".data/extern_modules") for name in names)
+
+
+def describe_unpacked_archive(name: str, names: Iterable[str]) -> str:
+    """Return a description of the folder `name` if it is a torch archive, unpacked; else ""."""
+    if not {"data.pkl", "version"} <= {*names}:
+        return ""
+    folder = quote_shell(name)
+    return (
+        "is the folder of an archive of torch.save that was unpacked: pack it again, in the folder "
+        f"above it and without compression: zip -0 -D -r {quote_shell(f'{name}.pth')} {folder}"
+    )
+
+
 def _describe_compressed_file(name: str, command: str) -> str:
     return f"is compressed ({name}); unpack it first: {command}"
 
@@ -89,6 +102,11 @@ _DESCRIPTIONS_BY_MAGIC: Final = {
     b"\x04\x22\x4d\x18": _describe_compressed_file("lz4", "lz4 -d"),
     b"7z\xbc\xaf\x27\x1c": _describe_compressed_file("7z", "7z x"),
     b"Rar!\x1a\x07": _describe_compressed_file("rar", "unrar x"),
+    **dict.fromkeys(
+        (b"x\x01", b"x^", b"x\x9c", b"x\xda"),
+        "is compressed (zlib), as joblib.dump(compress=...) writes it, and torch.load cannot open "
+        "it: torch.save what joblib.load returns",
+    ),
     b"GGUF": "is a GGUF file, not a PyTorch checkpoint; llama.cpp's tools read it",
     b"lmgg": "is a GGML file, not a PyTorch checkpoint; llama.cpp's tools read it",
     b"tjgg": "is a GGML file, not a PyTorch checkpoint; llama.cpp's tools read it",
@@ -96,26 +114,30 @@ _DESCRIPTIONS_BY_MAGIC: Final = {
     b"\x93NUMPY": "is one numpy array (.npy), not a PyTorch checkpoint",
     b"%PDF": "is a PDF document, not a checkpoint",
     b"\x7fELF": "is a program, not a checkpoint",
+    b"7767517": "is the network of an ncnn model (.param); its weights are in the .bin beside it",
+    b"\xdd\x85\x76\0": "is the network of an ncnn model (.param.bin), not a PyTorch checkpoint",
+    b"\x47\x6b\x30\x01": "holds the weights of an ncnn model in float16; ncnn reads them",
+    b"\x38\x4b\x0d\0": "holds the weights of an ncnn model in int8; ncnn reads them",
+    b"\x12\x01\0\0\0\0\0\0": "is an MXNet file of parameters, not a PyTorch checkpoint",
+    b"ptrt": "is a TensorRT engine: it is compiled, and its weights cannot be read back",
+    b"ftrt": "is a TensorRT engine: it is compiled, and its weights cannot be read back",
+    b"RKNN": "is an RKNN model (Rockchip), not a PyTorch checkpoint",
+    b"\xba\x16\x4f\x2f": "is a fastText model, not a PyTorch checkpoint",
 }
-_PACKED_MAGIC: Final = {
-    b"PK\x03\x04": "is a zip archive",
-    b"PK\x05\x06": "is a zip archive",
-    b"\x1f\x8b": "is compressed (gzip)",
-    b"\x78\x01": "is compressed (zlib)",
-    b"\x78\x9c": "is compressed (zlib)",
-    b"\x78\xda": "is compressed (zlib)",
-    b"BZh": "is compressed (bzip2)",
-    b"\xfd7zXZ\0": "is compressed (xz)",
-    b"\x28\xb5\x2f\xfd": "is compressed (zstd)",
-    b"\x04\x22\x4d\x18": "is compressed (lz4)",
-    b"7z\xbc\xaf\x27\x1c": "is a 7z archive",
-    b"Rar!\x1a\x07": "is a rar archive",
-    b"\x7fELF": "is a program",
-    b"MZ": "is a program",
-    b"\xcf\xfa\xed\xfe": "is a program",
-    b"\xca\xfe\xba\xbe": "is a program",
+_DESCRIPTIONS_BY_PATTERN: Final = {
+    re.compile(rb"\x08[\x01-\x20]\x12[\x01-\x40][ -~]{2}"): (
+        "is an ONNX model, not a PyTorch checkpoint"
+    ),
+    re.compile(rb".{4}TFL3", re.DOTALL): "is a TensorFlow Lite model, not a PyTorch checkpoint",
+    re.compile(rb".{4}ET1\d", re.DOTALL): (
+        "is an ExecuTorch program (.pte): it is compiled from a module, and has no state_dict"
+    ),
+    re.compile(rb"[\x01-\x20]\0{3}[\x05-\x60]\0\w{1,80}Spec\0"): (
+        "is a CTranslate2 model, not a PyTorch checkpoint; CTranslate2 converted it from one"
+    ),
 }
-_ONNX_START: Final = re.compile(rb"\x08[\x01-\x20]\x12[\x01-\x40][ -~]{2}")
+_SENTENCEPIECE_OVERHEAD: Final = 7
+"""Bytes of a piece of a SentencePiece vocabulary besides its text: two tags, a length, a score."""
 _LFS_HEADER: Final = re.compile(rb"version https://git-lfs\.github\.com/spec/v\d")
 _LFS_OID: Final = re.compile(rb"^oid sha256:([0-9a-f]{64})\r?$", re.MULTILINE)
 _SIZE_LINE: Final = re.compile(rb"^[ -]*size:? (\d{1,20})\r?$", re.MULTILINE)
@@ -125,6 +147,16 @@ _DVC_MD5: Final = re.compile(rb"^[ -]*md5: ([0-9a-f]{32}(?:\.dir)?)\r?$", re.MUL
 _DVC_PATH: Final = re.compile(rb"^[ -]*path: (.+?)\r?$", re.MULTILINE)
 _ERROR_CODE: Final = re.compile(rb"<Code>(\w{1,40})</Code>")
 _OCI_DIGEST: Final = re.compile(r"sha\d{3}:[0-9a-f]{64,128}")
+
+
+def _is_sentencepiece(head: bytes) -> bool:
+    """Whether `head` begins with the first piece of a SentencePiece vocabulary (a protobuf)."""
+    if len(head) < 16 or head[0] != 0x0A or head[2] != 0x0A:
+        return False
+    message_nbytes, text_nbytes = head[1], head[3]
+    has_score = head[4 + text_nbytes : 5 + text_nbytes] == b"\x15"
+    # A piece that is no ordinary one ("<unk>", "<s>") has its type as two bytes more.
+    return has_score and message_nbytes - text_nbytes - _SENTENCEPIECE_OVERHEAD in {0, 2}
 
 
 def _identify_lfs_pointer(start: bytes) -> str:

@@ -44,6 +44,7 @@ from ckptool.migration.plan.container_limits import (
     check_container_limits,
     get_result_place,
     keeps_saved_object,
+    reject_packed_weights,
 )
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.open_decisions import UndecidedError
@@ -75,8 +76,9 @@ from ckptool.migration.write.provenance import (
     is_applied,
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
-from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
+from ckptool.model import Checkpoint, Container, IssueKind, Kind, ModuleInfo, StateDict
 from ckptool.modules.submodule import select_submodule
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
@@ -167,8 +169,12 @@ class MigrationResult:
 
     @property
     def is_converted(self) -> bool:
-        """Whether the state_dict or the container differs from the source's."""
-        return self.state_changed or self.checkpoint.container is not self.container
+        """Whether the state_dict or the container differs from the source's, or is repaired."""
+        is_repaired = self.checkpoint.load_refusal or any(
+            issue.kind is IssueKind.COMPRESSED for issue in self.checkpoint.faults
+        )
+        is_other_container = self.checkpoint.container is not self.container
+        return self.state_changed or is_other_container or bool(is_repaired)
 
 
 def run_migration(request: MigrationRequest) -> MigrationResult:
@@ -223,9 +229,10 @@ def _run_stages(
     diff = _predict_load(target_module, result, to)
     notes = check_container_limits(result, to, drop_extra=request.drop_extra)
     notes = (*notes, *describe_rounding(sources.rounding_differences))
+    notes = (*notes, *(tied_items.describe_left_out_names(result) if to == SAFETENSORS else ()))
     if module_info and request.at is None:
         equal_matches = equally_good_states(checkpoint, module_info, draft.state)
-        state_paths = ", ".join(f"`{at}`" for at in equal_matches)
+        state_paths = join_limited(equal_matches, MAX_NAMED, quote_code)
         note = f"{state_paths} matches as well as `{draft.state.at or '.'}`: --at takes it instead"
         notes = (*notes, note) if equal_matches else notes
     if request.is_sharded and (sidecar_files := list_sidecar_files(checkpoint)):
@@ -237,7 +244,8 @@ def _run_stages(
         source_diff = target_module.predict_load(draft, state_only=False, keeps_versions=True)
         request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
-    state_changed = state_changed or result.state.role == "module"
+    has_arrays = any(tensor.kind is Kind.ARRAY for tensor in result.state.tensors.values())
+    state_changed = state_changed or result.state.role == "module" or has_arrays
     load_obstacles = strict_load_obstacles(diff) if diff else ""
     applied_plan = _AppliedPlan(
         request,
@@ -396,10 +404,12 @@ def _select_state(
     else:
         states = [s for s in checkpoint.states if s.role != "optimizer"] or [*checkpoint.states]
         model_states = [s for s in states if s.role != "tensors"] or states
-        state_paths = ", ".join(f"`{s.at or '.'}`" for s in model_states)
         if len(model_states) > 1:
+            places = [state.at or "." for state in model_states]
+            state_paths = join_limited(places, MAX_NAMED, quote_code)
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
+    reject_packed_weights(checkpoint)
     if not state.tensors and not state.unsaved_tensors:
         raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
     return state

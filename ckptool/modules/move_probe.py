@@ -12,9 +12,9 @@ from ckptool.modules.tensor_info import (
     ModuleStorages,
     get_dtype_name,
     have_same_bytes,
-    is_lazy,
     is_uninitialized,
 )
+from ckptool.modules.tensor_parts import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import FoundTensor, ModuleWalk, walk_module
 

@@ -3,6 +3,7 @@
 import ctypes
 import math
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,14 @@ from ckptool.model import (
     TensorInfo,
 )
 from ckptool.modules.meta_parameters import MetaParameters
-from ckptool.modules.walk import get_qualified_name
+from ckptool.modules.tensor_parts import (
+    get_shape,
+    get_wrapper_name,
+    is_lazy,
+    list_components,
+    list_inner_tensors,
+)
+from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.tensors import preview_grid
 from ckptool.tensors.fingerprint import create_hasher, fingerprint_chunks
 
@@ -28,13 +36,6 @@ MAX_FINGERPRINT_BYTES: Final = 64 << 20
 """Larger tensors get no fingerprint: hashing them would dominate the run time."""
 _BLANK_FILLS: Final[Mapping[float, str]] = {0: "zeros", 1: "ones", -1: "-1"}
 """Number that all elements are -> words for it."""
-_COMPONENT_NAMES: Final = {
-    "sparse_coo": ("indices", "values"),
-    "sparse_csr": ("crow_indices", "col_indices", "values"),
-    "sparse_csc": ("ccol_indices", "row_indices", "values"),
-    "sparse_bsr": ("crow_indices", "col_indices", "values"),
-    "sparse_bsc": ("ccol_indices", "row_indices", "values"),
-}
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class ModuleStorages:
     def identify_view(self, tensor: "Tensor") -> Hashable:
         """Return an id that tensors share if they are the same view of the same storage."""
         identity = self.identify_storage(tensor)
-        if identity is None:
+        if identity is None or tensor.is_nested:
             return id(tensor)
         return (
             identity,
@@ -120,7 +121,7 @@ def compute_fingerprint(value: Any) -> str:
     if elements is None or len(elements) != 1:
         return ""
     chunk = memoryview((ctypes.c_ubyte * elements[0].numel()).from_address(elements[0].data_ptr()))
-    return fingerprint_chunks(get_dtype_name(value), tuple(map(int, value.shape)), [chunk])
+    return fingerprint_chunks(get_dtype_name(value), get_shape(value), [chunk])
 
 
 def preview_values(value: Any) -> Preview | None:
@@ -128,8 +129,8 @@ def preview_values(value: Any) -> Preview | None:
     import torch
 
     if isinstance(value, torch.Tensor):
-        is_plain = value.layout is torch.strided and not value.is_quantized
-        if not is_plain or value.is_meta or _get_wrapper_name(value) or is_lazy(value):
+        is_plain = value.layout is torch.strided and not (value.is_quantized or value.is_nested)
+        if not is_plain or value.is_meta or get_wrapper_name(value) or is_lazy(value):
             return None
         value = value.detach()
     steps = preview_grid.preview_strides(value.shape)
@@ -155,8 +156,10 @@ def compute_half_precision_fingerprints(value: Any) -> dict[str, str]:
     if not isinstance(value, torch.Tensor) or is_lazy(value) or value.dtype is not torch.float32:
         return {}
     if (
-        count_bytes(value) > MAX_FINGERPRINT_BYTES
+        get_wrapper_name(value)
+        or count_bytes(value) > MAX_FINGERPRINT_BYTES
         or value.layout is not torch.strided
+        or value.is_nested
         or value.is_meta
     ):
         return {}
@@ -177,7 +180,7 @@ def content_digest(value: Any) -> str:
     if components is None:
         return ""
     content_hash = create_hasher()
-    content_hash.update(f"{get_dtype_name(value)}{list(map(int, value.shape))}".encode())
+    content_hash.update(f"{get_dtype_name(value)}{list(get_shape(value))}".encode())
     for component in components:
         count = component.numel()
         content_hash.update(f"|{count}|".encode())
@@ -195,7 +198,7 @@ def have_same_bytes(first: Any, second: Any) -> bool | None:
         return False
     if is_lazy(first) or is_lazy(second):
         return None
-    if get_dtype_name(first) != get_dtype_name(second) or tuple(first.shape) != tuple(second.shape):
+    if get_dtype_name(first) != get_dtype_name(second) or get_shape(first) != get_shape(second):
         return False
     first_elements, second_elements = _flatten_to_bytes(first), _flatten_to_bytes(second)
     if first_elements is None or second_elements is None:
@@ -209,7 +212,7 @@ def have_same_bytes(first: Any, second: Any) -> bool | None:
 
 def count_bytes(value: Any) -> int:
     """Return the size of `value` in bytes as a dense tensor; 0 if it is lazy."""
-    return 0 if is_lazy(value) else int(prod(value.shape)) * int(value.dtype.itemsize)
+    return 0 if is_lazy(value) else prod(get_shape(value)) * int(value.dtype.itemsize)
 
 
 def get_dtype_name(value: Any) -> str:
@@ -219,13 +222,6 @@ def get_dtype_name(value: Any) -> str:
     return (
         str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else value.dtype.name
     )
-
-
-def is_lazy(value: object) -> bool:
-    """Whether `value` is a parameter or buffer that gets its shape from the first input."""
-    from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-
-    return isinstance(value, UninitializedParameter | UninitializedBuffer)
 
 
 def _describe_torch_tensor(
@@ -244,71 +240,57 @@ def _describe_torch_tensor(
             requires_grad=tensor.requires_grad,
         )
     layout = str(tensor.layout).removeprefix("torch.")
-    storage = None if _list_inner_attributes(tensor) else storages.describe_storage(tensor)
-    is_strided = layout == "strided"
+    has_parts = tensor.is_nested or list_inner_tensors(tensor)
+    storage = None if has_parts else storages.describe_storage(tensor)
+    is_strided = layout == "strided" and not tensor.is_nested
     return TensorInfo(
         key=key,
-        shape=tuple(map(int, tensor.shape)),
+        shape=get_shape(tensor),
         dtype=get_dtype_name(tensor),
         stride=tuple(map(int, tensor.stride())) if is_strided else (),
         storage_offset=int(tensor.storage_offset()) if is_strided else 0,
         storage=storage,
-        layout="quantized" if tensor.is_quantized else layout,
-        wrapper=_get_wrapper_name(tensor),
+        layout="quantized" if tensor.is_quantized else "nested" if tensor.is_nested else layout,
+        wrapper=get_wrapper_name(tensor),
         kind=kind,
         requires_grad=tensor.requires_grad,
         parts=tuple(
             TensorComponent(
                 name, (), _describe_torch_tensor(f"{key}.{name}", component, kind, storages)
             )
-            for name, component in _list_components(tensor)
+            for name, component in list_components(tensor)
         ),
     )
-
-
-def _list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
-    """Return the (name, component) pairs of a sparse or wrapped tensor; [] if it is strided."""
-    inner = _list_inner_attributes(tensor)
-    if inner:
-        return [(name, getattr(tensor, name)) for name in inner]
-    layout = str(tensor.layout).removeprefix("torch.")
-    # The elements of an uncoalesced tensor are available only by this name.
-    underscore = "_" if layout == "sparse_coo" else ""
-    return [
-        (name, getattr(tensor.detach(), underscore + name)())
-        for name in _COMPONENT_NAMES.get(layout, ())
-    ]
-
-
-def _list_inner_attributes(tensor: "Tensor") -> list[str]:
-    """Return the attributes with the data of a wrapper subclass such as DTensor."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    return list(flatten()[0]) if flatten else []
-
-
-def _get_wrapper_name(tensor: "Tensor") -> str:
-    from torch import Tensor, nn
-
-    return "" if type(tensor) in {Tensor, nn.Parameter} else get_qualified_name(type(tensor))
 
 
 def _flatten_to_bytes(value: Any) -> "list[Tensor] | None":
     """Return the elements in C order as flat uint8 tensors, one per component.
 
-    Return None if they are unavailable: on meta, lazy, or of an unknown layout or subclass.
+    Return None if they are unavailable: on meta, lazy, of an unknown layout or subclass, or of a
+    subclass whose code raises.
     """
     import torch
 
     if not isinstance(value, torch.Tensor):
         return _flatten_array_to_bytes(value)
-    if is_lazy(value):
+    if not get_wrapper_name(value):
+        return _flatten_tensor_to_bytes(value)
+    with suppress(UserCodeError), user_code():
+        return _flatten_tensor_to_bytes(value)
+    return None
+
+
+def _flatten_tensor_to_bytes(tensor: "Tensor") -> "list[Tensor] | None":
+    import torch
+
+    if is_lazy(tensor):
         return None
-    tensor = value.detach()
-    components = _list_components(tensor)
+    tensor = tensor.detach()
+    components = list_components(tensor)
     if components:
         pieces = [_flatten_to_bytes(component) for _, component in components]
-        return [p[0] for p in pieces if p] if all(pieces) else None
-    if tensor.layout is not torch.strided or tensor.is_meta or _get_wrapper_name(value):
+        return [part for piece in pieces if piece for part in piece] if all(pieces) else None
+    if tensor.layout is not torch.strided or tensor.is_meta or get_wrapper_name(tensor):
         return None
     tensor = tensor.int_repr() if tensor.is_quantized else tensor.resolve_conj().resolve_neg()
     return [tensor.cpu().contiguous().flatten().view(torch.uint8)]
@@ -398,10 +380,10 @@ def _read_elements(value: Any) -> "Tensor | None":
 
     if not isinstance(value, torch.Tensor) or is_lazy(value) or value.is_meta:
         return None
-    if value.is_nested or _get_wrapper_name(value):
+    if value.is_nested or get_wrapper_name(value):
         return None
     tensor = value.detach()
     if tensor.layout is torch.strided:
         return tensor.int_repr() if tensor.is_quantized else tensor
-    stored_values = dict(_list_components(tensor)).get("values")
+    stored_values = dict(list_components(tensor)).get("values")
     return None if stored_values is None or stored_values.any() else torch.zeros(1)

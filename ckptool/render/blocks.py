@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.model import natural_sort_key
-from ckptool.phrases import cut_middle, pluralize
+from ckptool.phrases import MAX_LINE_CHARS, cut_middle, pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.folding import (
     FoldedItems,
@@ -132,10 +132,6 @@ class FindingsBlock(Struct, frozen=True):
 Block = VerdictBlock | LinesBlock | TableBlock | TreeBlock | FindingsBlock
 
 
-_MAX_LINE_CHARS: Final = 4000
-"""Characters of one line, message or fix; only keys from hostile files make longer ones."""
-
-
 def cut_long_texts(block: Block) -> Block:
     """Return the block with its long texts cut in the middle, and said to be.
 
@@ -143,32 +139,34 @@ def cut_long_texts(block: Block) -> Block:
     """
     match block:
         case VerdictBlock():
-            return replace(block, text=cut_middle(block.text, _MAX_LINE_CHARS))
+            return replace(block, text=cut_middle(block.text, MAX_LINE_CHARS))
         case LinesBlock():
-            return LinesBlock(tuple(cut_middle(line, _MAX_LINE_CHARS) for line in block.lines))
+            return LinesBlock(tuple(cut_middle(line, MAX_LINE_CHARS) for line in block.lines))
         case TableBlock():
             rows = tuple(
                 tuple(
-                    cell if column.kind is ColumnKind.PROSE else cut_middle(cell)
+                    cut_middle(cell, MAX_LINE_CHARS)
+                    if column.kind is ColumnKind.PROSE
+                    else cut_middle(cell)
                     for cell, column in zip(row, block.columns, strict=True)
                 )
                 for row in block.rows
             )
-            title = cut_middle(block.title, _MAX_LINE_CHARS)
+            title = cut_middle(block.title, MAX_LINE_CHARS)
             return replace(block, title=title, rows=rows)
         case TreeBlock():
             tree_rows = tuple(
                 replace(row, name=cut_middle(row.name), key=cut_middle(row.key))
                 for row in block.rows
             )
-            title = cut_middle(block.title, _MAX_LINE_CHARS)
+            title = cut_middle(block.title, MAX_LINE_CHARS)
             return replace(block, title=title, rows=tree_rows)
         case FindingsBlock():
             findings = tuple(
                 replace(
                     finding,
-                    message=cut_middle(finding.message, _MAX_LINE_CHARS),
-                    fix=cut_middle(finding.fix, _MAX_LINE_CHARS),
+                    message=cut_middle(finding.message, MAX_LINE_CHARS),
+                    fix=cut_middle(finding.fix, MAX_LINE_CHARS),
                 )
                 for finding in block.findings
             )
@@ -240,10 +238,8 @@ def _build_folded_finding(findings: tuple[FindingReport, ...]) -> FoldedFinding:
     first = findings[0]
     if len(findings) == 1:
         return FoldedFinding(first.level, first.code, first.message, first.fix)
-    # A plan takes no patterns: the fix of the first finding serves as the example.
-    fix = f"{first.fix} (-v shows all)" if "plan" in first.facts else _generalize(first.fix, first)
     message = f"{_generalize(first.message, first)}{_format_times(findings)}"
-    return FoldedFinding(first.level, first.code, message, fix)
+    return FoldedFinding(first.level, first.code, message, _format_shared_fix(findings, first))
 
 
 def _build_subtree_finding(
@@ -251,11 +247,18 @@ def _build_subtree_finding(
 ) -> FoldedFinding:
     """Return the count of one rule's findings in a sub-tree, in words that hold for each."""
     message = f"{example.name.replace('-', ' ')}: `{subtree.key}` (x{len(subtree.items):,})"
-    is_same_fix = example.fix == _generalize(example.fix, example) and all(
-        finding.fix == example.fix for finding in subtree.items
-    )
-    fix = example.fix if is_same_fix else f"of `{example.key}`, for example: {example.fix}"
+    fix = _format_shared_fix(subtree.items, example)
     return FoldedFinding(example.level, example.code, message, fix)
+
+
+def _format_shared_fix(findings: Sequence[FindingReport], example: FindingReport) -> str:
+    """Return the fix of all findings, or that of `example`, named as one.
+
+    A fix that names its key is code or a command to be pasted: a key with "*" is none.
+    """
+    if all(finding.fix == example.fix for finding in findings):
+        return example.fix
+    return f"of `{example.key}`, for example: {example.fix} (-v shows all)"
 
 
 def build_skipped_lines(

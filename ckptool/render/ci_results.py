@@ -24,7 +24,7 @@ from ckptool.reports.verify import VerifyReport
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
 
-_SOURCE_LOCATION: Final = re.compile(r"(.+\.py):([0-9]+)")
+_SOURCE_LOCATION: Final = re.compile(r"(.+\.py):([0-9]+)", re.DOTALL)
 
 
 class LocatedFinding(Struct, frozen=True):

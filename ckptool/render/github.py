@@ -1,5 +1,6 @@
 """Report -> GitHub workflow commands, shown as annotations."""
 
+import re
 from typing import TYPE_CHECKING
 
 from ckptool.phrases import make_printable
@@ -42,7 +43,8 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
     for skipped in dict.fromkeys(report.skipped):
         prefix = f"{skipped.path}: " if skipped.path else ""
         text = make_printable(f"{prefix}{skipped.what}: {skipped.reason}")
-        lines.append(_format_command("notice", {"title": "not checked"}, text))
+        file_property = {"file": make_relative(skipped.path, options.root)} if skipped.path else {}
+        lines.append(_format_command("notice", {"title": "not checked", **file_property}, text))
     return "\n".join(
         lines
         or [
@@ -93,4 +95,7 @@ def _escape_data(text: str) -> str:
 
 
 def _escape_property(text: str) -> str:
-    return _escape_data(make_printable(text)).replace(":", "%3A").replace(",", "%2C")
+    """Escape a property: its line ends are undone by GitHub, other control characters never are."""
+    lines = re.split("([\r\n])", text)
+    printable = "".join(line if line in {"\r", "\n"} else make_printable(line) for line in lines)
+    return _escape_data(printable).replace(":", "%3A").replace(",", "%2C")

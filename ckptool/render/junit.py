@@ -1,7 +1,7 @@
 """Report -> JUnit XML: a suite for each checkpoint, a test for each rule that ran on it."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 from xml.etree.ElementTree import tostring
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
@@ -16,23 +16,36 @@ from ckptool.render.ci_results import (
     iter_located_findings,
     list_errors,
 )
+from ckptool.reports.common import SkippedReport
 from ckptool.reports.gate import GateReport
 from ckptool.rules import RULES
 
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
 
+_Item = TypeVar("_Item")
+
 
 def render(report: "AnyReport", options: RenderOptions) -> str:
     located_findings = tuple(iter_located_findings(report, options.root))
+    findings_by_path = _group_by_path((f.finding.path, f) for f in located_findings)
+    skipped_by_path = _group_by_path((s.path, s) for s in dict.fromkeys(report.skipped))
+    rules_by_path = (
+        {checkpoint.path: checkpoint.rules for checkpoint in report.checkpoints}
+        if isinstance(report, GateReport)
+        else {}
+    )
     document = JUnitXml("ckptool")
     for path in get_subjects(report):
-        path_findings = [
-            located_finding
-            for located_finding in located_findings
-            if located_finding.finding.path in {path, ""}
-        ]
-        document.add_testsuite(_build_suite(report, path, path_findings))
+        document.add_testsuite(
+            _build_suite(
+                report,
+                path,
+                rules_by_path.get(path, ()),
+                [*findings_by_path.get(path, ()), *findings_by_path.get("", ())],
+                [*skipped_by_path.get(path, ()), *skipped_by_path.get("", ())],
+            )
+        )
     known_paths = {*get_subjects(report), ""}
     other_findings = [
         located_finding
@@ -51,23 +64,29 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'
 
 
+def _group_by_path(items: Iterable[tuple[str, _Item]]) -> dict[str, list[_Item]]:
+    """Return path -> items, in their order; "" has those of the whole run."""
+    groups: dict[str, list[_Item]] = {}
+    for path, item in items:
+        groups.setdefault(path, []).append(item)
+    return groups
+
+
 def _build_suite(
-    report: "AnyReport", path: str, located_findings: list[LocatedFinding]
+    report: "AnyReport",
+    path: str,
+    rule_codes: tuple[str, ...],
+    located_findings: list[LocatedFinding],
+    skipped_checks: list[SkippedReport],
 ) -> TestSuite:
-    rule_codes: tuple[str, ...] = ()
-    if isinstance(report, GateReport):
-        rule_codes = next(
-            checkpoint.rules for checkpoint in report.checkpoints if checkpoint.path == path
-        )
     cases = [
         *_iter_verdict_cases(report, path),
         *_iter_rule_cases(path, rule_codes, located_findings),
     ]
-    for skipped in dict.fromkeys(report.skipped):
-        if skipped.path in {path, ""}:
-            case = _create_case(f"checks {skipped.what}", path)
-            case.result = [Skipped(_escape_text(skipped.reason))]
-            cases.append(case)
+    for skipped in skipped_checks:
+        case = _create_case(f"checks {skipped.what}", path)
+        case.result = [Skipped(_escape_text(skipped.reason))]
+        cases.append(case)
     return _create_suite(path, cases)
 
 

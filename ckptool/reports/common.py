@@ -242,6 +242,7 @@ def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str
         (len(diff.missing_keys), "missing"),
         (len(diff.unexpected_keys), "unexpected"),
         (len(diff.shape_mismatches), "of another shape"),
+        (len(diff.mistyped_keys), "without a tensor"),
     )
     if not any(count for count, _ in mismatch_counts) and diff.load_outcome is not None:
         return f"{failure}: {diff.load_outcome.error}"

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ckptool.compare.explain_key import explain_module_key
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import Skipped, natural_sort_key
+from ckptool.model import Container, Skipped, natural_sort_key
 from ckptool.phrases import join_limited, quote_code
 from ckptool.policy import Verdict
 from ckptool.reports.common import (
@@ -86,9 +86,12 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     container: str = ""
     """Container of the checkpoint: "torch-zip", "safetensors" ..."""
     is_coverage_known: bool = True
-    """False if torch refuses what matches by key and shape, or that was not checked."""
+    """False if torch refuses what matches by key and shape, that was not checked, or weights are
+    quantised on one side only."""
     load_steps: tuple[LoadStepReport, ...] = ()
     """What the module's own loading code does besides copying tensors by name."""
+    mistyped_keys: Mapping[str, str] = {}
+    """Key of a tensor of the module -> what the file has there that torch does not load as one."""
     renames: tuple[RenameGroupReport, ...] = ()
     """Keys of the file that are probably keys of the module."""
 
@@ -122,12 +125,13 @@ def build_module_diff_report(
         missing_keys=diff.missing_keys,
         unexpected_keys=diff.unexpected_keys,
         mismatched_keys=tuple(c.key for c in diff.shape_mismatches),
+        mistyped_keys=diff.mistyped_keys,
         verdicts=tuple(_build_key_reports(diff, verdict)),
         unsaved=build_unsaved_reports(diff.module, diff.state),
         coverage=diff.coverage,
         explanation=build_fact_reports(explain_module_key(diff, explain) if explain else ()),
         container=str(diff.checkpoint.container),
-        is_coverage_known=not diff.is_refused and diff.unchecked_load is None,
+        is_coverage_known=not (diff.is_refused or diff.unchecked_load or diff.quantization),
         load_steps=tuple(
             LoadStepReport(key=step.key, does=str(step.kind), file_key=step.file_key)
             for step in diff.load_steps
@@ -152,18 +156,21 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
         return format_load_failure(diff)
     if diff.unchecked_load is not None:
         return format_unchecked_load(diff.unchecked_load)
+    success = _format_retied_verdict(diff) if diff.retied_keys else format_strict_load(diff)
     serious_findings = [f for f in verdict.findings if f.level >= Level.WARNING]
-    if not serious_findings and diff.retied_keys:
-        names = join_limited(diff.retied_keys, 1, quote_code)
-        return f"loads with safetensors.torch.load_model, which ties {names} again"
-    if not serious_findings:
-        return format_strict_load(diff)
     unsaved_keys = {f.key for f in serious_findings if f.rule.family is RuleFamily.MODULE_STATE}
     if unsaved_keys:
         names = join_limited(sorted(unsaved_keys, key=natural_sort_key), 3, quote_code, more=" ...")
         return f"loads, but {names} {'is' if len(unsaved_keys) == 1 else 'are'} not saved with it"
     load_findings = [f for f in serious_findings if f.rule.family is not RuleFamily.CONTAINER]
-    return f"loads, but {load_findings[0].summary}" if load_findings else format_strict_load(diff)
+    return f"loads, but {load_findings[0].summary}" if load_findings else success
+
+
+def _format_retied_verdict(diff: ModuleDiff) -> str:
+    names = join_limited(diff.retied_keys, 1, quote_code)
+    if diff.checkpoint.container is Container.SAFETENSORS:
+        return f"loads with safetensors.torch.load_model, which ties {names} again"
+    return f"loads with strict=False: tied to keys of the file, and not in it: {names}"
 
 
 def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:
@@ -176,6 +183,7 @@ def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:
         ("missing", diff.missing_keys),
         ("unexpected", diff.unexpected_keys),
         ("mismatched", tuple(c.key for c in diff.shape_mismatches)),
+        ("no tensor", tuple(diff.mistyped_keys)),
     )
     return [
         _build_key_report(key, problem, shared_findings.get(key) or findings_by_key.get(key))

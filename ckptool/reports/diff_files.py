@@ -12,7 +12,7 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.diff_shards import DiffShard
 from ckptool.compare.explain_key import explain_checkpoint_key
 from ckptool.model import Skipped, natural_sort_key
-from ckptool.phrases import join_limited
+from ckptool.phrases import join_limited, pluralize
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
     FactReport,
@@ -57,8 +57,8 @@ class ChangeReport(Struct, frozen=True, kw_only=True):
 
 class DiffFilesReport(Report, frozen=True, kw_only=True):
     verdict: str
-    """"identical", "same state, other container", "values within tolerance", "values differ",
-    "plain data differs", "compatible" or "breaking"."""
+    """"identical", "same state", "same state, other container", "values within tolerance",
+    "values differ", "plain data differs", "compatible" or "breaking"."""
     old: str
     new: str
     old_at: str
@@ -82,6 +82,8 @@ class DiffFilesReport(Report, frozen=True, kw_only=True):
     """Key that a safetensors file leaves out since it is tied -> the key that it stores."""
     explanation: tuple[FactReport, ...] = ()
     """Facts about the key of --explain, () without it."""
+    quantized_keys: tuple[str, ...] = ()
+    """Keys that are added, removed or changed since one file is the other's quantised form."""
 
 
 class DiffShardReport(Report, frozen=True, kw_only=True):
@@ -127,13 +129,21 @@ def build_checkpoint_diff_report(
         ),
         renamed_keys=diff.renames,
         value_keys=diff.differing_keys or (),
-        changed_entries=diff.changed_entries,
+        changed_entries=diff.remainder.changed,
         changes=_build_change_reports(diff),
         rtol=tolerances.rtol if tolerances else None,
         atol=tolerances.atol if tolerances else None,
         retied_keys=diff.retied_keys,
         explanation=build_fact_reports(explain_checkpoint_key(diff, explain) if explain else ()),
+        quantized_keys=_list_quantized_keys(diff),
     )
+
+
+def _list_quantized_keys(diff: CheckpointDiff) -> tuple[str, ...]:
+    form = diff.quantized_form
+    if form is None:
+        return ()
+    return tuple(change.key for change in diff.changes if change.key in form.explained_keys)
 
 
 def build_diff_shard_report(
@@ -162,6 +172,7 @@ def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
 
     "breaking": code that loads the old file strictly does not load the new file strictly.
     "compatible": it does, but a dtype or a tie differs, or not all values were compared.
+    "same state": what stands beside it has no counterpart, and was not compared.
     """
     if _is_breaking(diff):
         return "breaking"
@@ -169,9 +180,9 @@ def format_checkpoint_diff_verdict(diff: CheckpointDiff) -> str:
         return "compatible"
     if diff.keys_beyond_tolerance:
         return "values differ"
-    if diff.changed_entries and not diff.differing_keys:
+    if diff.remainder.changed and not diff.differing_keys:
         return "plain data differs"
-    if diff.differing_keys is None or diff.uncompared_keys:
+    if diff.differing_keys is None or diff.uncompared_keys or diff.remainder.uncompared:
         return "compatible"
     return "values within tolerance" if diff.differing_keys else _format_unchanged_verdict(diff)
 
@@ -186,15 +197,21 @@ def _is_breaking(diff: CheckpointDiff) -> bool:
 def _format_unchanged_verdict(diff: CheckpointDiff) -> str:
     if diff.is_relocated:
         return "same state, other container"
-    return "compatible" if diff.ties_differ else "identical"
+    if diff.ties_differ:
+        return "compatible"
+    return "identical" if diff.remainder.is_complete else "same state"
 
 
 def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
     skipped = [*diff.old.skipped, *diff.new.skipped]
     if diff.differing_keys is None:
         skipped.append(Skipped("values", "--no-values: only keys, shapes and dtypes were compared"))
+    if diff.quantized_form is not None and diff.differing_keys is not None:
+        weights = pluralize(len(diff.quantized_form.layers), "weight")
+        skipped.append(Skipped(f"values of {weights}", "quantised in one file only"))
     skipped += _build_skipped(diff.uncompared_keys, "values of")
-    for name, parts in zip(("old", "new"), diff.parts_beside, strict=True):
+    skipped += [Skipped(what, reason) for what, reason in diff.remainder.uncompared.items()]
+    for name, parts in zip(("old", "new"), diff.remainder.parts, strict=True):
         if parts:
             what = f"what the {name} file has beside the state"
             skipped.append(Skipped(what, join_limited(parts, _MAX_LISTED)))

@@ -1,14 +1,14 @@
 """GateReport and PolicyReport: the results of `gate`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from ckptool.compare.contract import ContractDiff, FixtureResult
+from ckptool.compare.contract import Compatibility, ContractDiff, FixtureResult
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Checkpoint, Skipped
-from ckptool.phrases import join_limited, pluralize
+from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.policy import ExitCode, Verdict
 from ckptool.policy.resolve import PolicySetting
 from ckptool.reports.common import (
@@ -264,11 +264,24 @@ def build_promise_reports(evidence: GateEvidence) -> tuple[PromiseReport, ...]:
     return tuple(_iter_promise_reports(evidence))
 
 
+def _format_compatibility(diff: ContractDiff) -> str:
+    """Return the word for two contracts; of two files, whose values are not compared, more."""
+    if diff.remainder is not None and diff.remainder.changed:
+        names = join_limited(diff.remainder.changed, _MAX_CHANGED, quote_code)
+        return f"{diff.compatibility}; plain data differs: {names}"
+    is_same_file = diff.remainder is not None and diff.compatibility is Compatibility.SAME
+    return "the same keys, shapes and dtypes" if is_same_file else str(diff.compatibility)
+
+
+_MAX_CHANGED: Final = 5
+
+
 def _iter_promise_reports(evidence: GateEvidence) -> Iterator[PromiseReport]:
     if evidence.contract_diff is not None:
-        compatibility = str(evidence.contract_diff.compatibility)
         yield PromiseReport(
-            what="against", name=evidence.contract_diff.old.name, result=compatibility
+            what="against",
+            name=evidence.contract_diff.old.name,
+            result=_format_compatibility(evidence.contract_diff),
         )
     for fixture in evidence.fixtures:
         route = fixture.route or "no migration path"

@@ -8,10 +8,12 @@
 | CK210, CK212, CK216, CK222, CK223, CK226, CK304 | load_summary.py | the load as a whole |
 | CK224, CK225 | parts.py | one side that is a part of the other |
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
-| CK219 | quantization.py | quantised against float modules |
+| CK219, CK235-CK237 | quantization.py | quantised weights |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
-| CK301-CK303, CK306-CK308, CK310, CK312-CK314, CK601-CK604 | container.py | content of files |
-| CK305, CK309 | training_state.py | old containers, training state in a release |
+| CK301-CK303, CK326 | pickled_code.py | what pickles import |
+| CK306-CK308, CK310, CK312-CK314, CK322, CK601-CK603 | container.py | content of files |
+| CK315-CK317 | file_contents.py | what is in the place of plain tensors, or of a shard |
+| CK305, CK309, CK320, CK321, CK604 | training_state.py | what training writes, on ranks too |
 | CK213, CK401-CK405 | values.py | values of tensors |
 | CK501-CK503 | ties.py | tied tensors and shared storages |
 | CK107, CK113, CK701, CK702 | runtime.py | results of running a module |
@@ -26,12 +28,14 @@ policy_requirements.py.
 
 from ckptool.rules import (  # noqa: F401 (each registers its rules)
     container,
+    file_contents,
     load_keys,
     load_shapes,
     load_summary,
     module_state,
     optimizer,
     parts,
+    pickled_code,
     plan_errors,
     policy_requirements,
     quantization,

@@ -1,162 +1,19 @@
-"""Checkpoint -> hits: pickle globals, storages, metadata and shards (CK301-CK314, CK601-CK604)."""
+"""Checkpoint -> hits: archives, storages, metadata and shards (CK306-CK314, CK322, CK601-CK603)."""
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Final
 
 from ckptool.model import (
     Checkpoint,
     Container,
-    GlobalUse,
     IssueKind,
-    Safety,
-    StateDict,
     StorageInfo,
     TensorInfo,
     natural_sort_key,
 )
+from ckptool.phrases import quote_shell
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-
-_GLOBAL_ADVICE: Final = {
-    Safety.DANGEROUS: "Do not load this file with weights_only=False; ask who made it.",
-    Safety.UNKNOWN: (
-        "Save it again with plain types. If you know what a name does, allow it by name: with "
-        "torch.serialization.add_safe_globals, and in a gate with `globals` of the policy."
-    ),
-}
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK301",
-        name="unsafe-pickle-global",
-        level=Level.ERROR,
-        summary="the pickle names {key}{where}{times}",
-        detail="{safety}",
-        why=(
-            "Unpickling imports and calls what the file names: that is how a checkpoint runs "
-            "code. torch.load(weights_only=True) refuses this name, and so does a gate, unless the "
-            "policy has that very name in `globals`. ckptool never imports it."
-        ),
-        fix="{advice}",
-        example='torch.save({"w": torch.ones(2), "args": argparse.Namespace(lr=0.1)}, path)',
-        gate=Level.ERROR,
-        is_accepted_by_name=True,
-    ),
-)
-def find_unsafe_globals(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    uses_by_name: dict[str, list[GlobalUse]] = {}
-    for use in checkpoint.globals:
-        if use.safety is not Safety.SAFE:
-            uses_by_name.setdefault(use.qualified_name, []).append(use)
-    for name, uses in uses_by_name.items():
-        first = uses[0]
-        is_dangerous = first.safety is Safety.DANGEROUS
-        yield hit(
-            name,
-            None if is_dangerous else Level.WARNING,
-            module=first.module,
-            name=first.name,
-            where=f" at `{first.at}`" if first.at else "",
-            times=f" and in {len(uses) - 1} more places" if len(uses) > 1 else "",
-            safety=(
-                "dangerous" if is_dangerous else "not on the list of names that torch.load allows"
-            ),
-            advice=_GLOBAL_ADVICE[first.safety],
-            at=first.at,
-            count=len(uses),
-        )
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK302",
-        name="pickled-module",
-        level=Level.WARNING,
-        summary="a whole {owner} is pickled at {place}, not its state_dict",
-        why=(
-            "Loading it needs weights_only=False, its class at the same import path, and "
-            "attributes that fit today's code. It does hold the plain attributes that a state_dict "
-            "would have lost."
-        ),
-        fix="Save module.state_dict() from now on.",
-        example="torch.save(model, path)  # instead of model.state_dict()",
-        gate=Level.ERROR,
-    ),
-)
-def find_pickled_modules(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    if checkpoint.container is Container.TORCHSCRIPT:  # TorchScript files contain their classes
-        return
-    for state in checkpoint.states:
-        if state.modules:
-            yield hit(state.at, owner=state.modules[""].name, place=_format_location(state))
-
-
-def _format_location(state: StateDict) -> str:
-    return f"`{state.at}`" if state.at else "the root"
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK303",
-        name="pickled-class-unavailable",
-        level=Level.ERROR,
-        summary="the file needs {what}, which cannot be imported here",
-        why=(
-            "torch.load of a pickled module fails without its class: a moved package, a renamed "
-            "module, a script that ran as __main__."
-        ),
-        fix="{advice} ckptool reads the tensors all the same: inspect and diff need no class.",
-        example=(
-            "class Net(nn.Module): ...  # in a script that ran as __main__\n"
-            "\n"
-            "\n"
-            "torch.save(Net(), path)"
-        ),
-    ),
-)
-def find_unavailable_classes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    names = {
-        pickled_module.name
-        for state in checkpoint.states
-        for pickled_module in state.modules.values()
-    }
-    if not names or checkpoint.container is Container.TORCHSCRIPT:
-        return
-    from ckptool.modules.class_lookup import class_exists
-
-    packages: dict[str, list[str]] = {}
-    for qualified_name in sorted(names, key=natural_sort_key):
-        module, _, name = qualified_name.rpartition(".")
-        if module == "__main__" or class_exists(module, name, (Path.cwd(),)) is False:
-            packages.setdefault(module.partition(".")[0], []).append(qualified_name)
-    for package, class_names in packages.items():
-        yield hit(
-            class_names[0],
-            what=_describe_classes(class_names),
-            advice=_advise_import(package),
-            classes=class_names,
-        )
-
-
-def _describe_classes(class_names: list[str]) -> str:
-    if len(class_names) == 1:
-        return f"the class {class_names[0]}"
-    return (
-        f"the class {class_names[0]} and {len(class_names) - 1} more of"
-        f" {class_names[0].partition('.')[0]}"
-    )
-
-
-def _advise_import(package: str) -> str:
-    if package == "__main__":
-        return "Define the class in the script that loads, as the script that saved did."
-    return f"Run where {package} can be imported, in the version that saved."
 
 
 @check(
@@ -300,14 +157,14 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK313",
         name="archive-refused",
         level=Level.ERROR,
-        summary="torch.load refuses the archive",
+        summary="torch.load refuses the file",
         detail="{refusal}",
         why=(
             "A .pth file is a zip archive with all records in one folder. Unpacked and packed again"
             " by hand, or by a browser or an archiver, it may have no such folder, or files beside"
-            " it."
+            " it. What pickle.dump and joblib.dump write is no such archive at all."
         ),
-        fix="ckptool migrate {path} -o FILE.pth writes an archive that torch.load opens.",
+        fix="To write a file that torch.load opens: ckptool migrate {path} -o NEW.pth",
         example=(
             'with zipfile.ZipFile(path, "w") as archive:\n'
             '    for file in unpacked.rglob("*"):\n'
@@ -317,7 +174,34 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 )
 def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     if checkpoint.load_refusal:
-        yield hit("", refusal=checkpoint.load_refusal, path=shlex.quote(str(checkpoint.path)))
+        yield hit("", refusal=checkpoint.load_refusal, path=quote_shell(str(checkpoint.path)))
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK322",
+        name="compressed-archive",
+        level=Level.ERROR,
+        summary="{count} tensors are compressed in the archive",
+        detail="torch.load(mmap=True) takes the compressed bytes for values, without an error",
+        why=(
+            "torch.save stores its records as they are, and a memory map reads them so. An archive"
+            " that was unpacked and packed again with compression loads without mmap, and with it"
+            " as noise."
+        ),
+        fix="To write it without compression: ckptool migrate {path} -o NEW.pth",
+        example=(
+            'with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:\n'
+            '    for file in unpacked.rglob("*"):\n'
+            "        archive.write(file, file.relative_to(unpacked.parent))"
+        ),
+    ),
+)
+def find_compressed_archive(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for issue in checkpoint.faults:
+        if issue.kind is IssueKind.COMPRESSED:
+            yield hit(issue.key, path=quote_shell(str(checkpoint.path)), **issue.facts)
 
 
 def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHit]:
@@ -407,41 +291,6 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 )
 def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     yield from _iter_issue_hits(checkpoint, IssueKind.UNINDEXED)
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK604",
-        name="fsdp-flat-or-local",
-        level=Level.ERROR,
-        summary="`{key}` holds {what}",
-        detail="it must be gathered before it can be loaded",
-        why=(
-            "FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
-            "module."
-        ),
-        fix="Save again with a full state_dict, or gather it with torch.distributed.checkpoint.",
-        example=(
-            "with FSDP.state_dict_type(model, StateDictType.LOCAL_STATE_DICT):\n"
-            "    torch.save(model.state_dict(), path)"
-        ),
-    ),
-)
-def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    for state in checkpoint.states:
-        for key, tensor in state.tensors.items():
-            if "_flat_param" in key or key.endswith("flat_param"):
-                yield hit(key, what="an FSDP flat parameter")
-            elif "ShardedTensor" in tensor.wrapper or _is_rank_part(tensor):
-                yield hit(key, what="one rank's shard of a tensor")
-
-
-def _is_rank_part(tensor: TensorInfo) -> bool:
-    """Whether it is a DTensor whose local tensor is not the whole."""
-    return tensor.wrapper.endswith(".DTensor") and any(
-        component.tensor.shape != tensor.shape for component in tensor.parts
-    )
 
 
 @check(

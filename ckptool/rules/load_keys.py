@@ -1,7 +1,6 @@
 """ModuleDiff -> hits: missing and unexpected keys, one by one (CK201-CK220)."""
 
-import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected
@@ -10,9 +9,14 @@ from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import has_auxiliary_name
 from ckptool.compare.rename_search.rename_groups import RenameGroup
+from ckptool.compare.renames import PrefixRewrite
 from ckptool.model import Kind, ModuleTensor
 from ckptool.phrases import quote_python
-from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.fix_commands import (
+    format_inject_command,
+    format_migrate_command,
+    format_rename_command,
+)
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -27,7 +31,7 @@ def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
 
     Missing is also what has another tensor's value in the file, one that is to be renamed.
     """
-    explained_keys = diff.explained_keys | find_quantized_keys(diff)
+    explained_keys = diff.explained_keys
     for change in diff.changes:
         if isinstance(change, Missing) and change.key not in explained_keys:
             yield diff.module.tensors[change.key]
@@ -37,7 +41,7 @@ def _unexplained_missing(diff: ModuleDiff) -> Iterator[ModuleTensor]:
 
 def _unexplained_unexpected(diff: ModuleDiff) -> Iterator[Unexpected]:
     """Yield the unexpected tensors that no rename, tie or other form in the module explains."""
-    explained_keys = diff.explained_keys | find_quantized_keys(diff)
+    explained_keys = diff.explained_keys
     for change in diff.changes:
         if isinstance(change, Unexpected) and change.key not in explained_keys:
             yield change
@@ -95,8 +99,7 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
         ),
         fix=(
             "Take it from a checkpoint that has it; converters that copy parameters only drop"
-            " buffers. If the constructor's value is right: ckptool migrate ... --inject"
-            " {key:sh}=constructor."
+            " buffers. If the constructor's value is right: {command}"
         ),
         example=(
             "state = nn.BatchNorm1d(4).state_dict()\n"
@@ -106,13 +109,20 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
-    for module_tensor in _unexplained_missing(diff):
-        if module_tensor.kind is Kind.BUFFER and not module_tensor.is_recomputable:
-            yield hit(
-                module_tensor.key,
-                origin=describe_origin(module_tensor),
-                **_build_missing_facts(module_tensor),
-            )
+    statistics = [
+        module_tensor
+        for module_tensor in _unexplained_missing(diff)
+        if module_tensor.kind is Kind.BUFFER and not module_tensor.is_recomputable
+    ]
+    keys = [module_tensor.key for module_tensor in statistics]
+    command = format_inject_command(diff, keys, "constructor") if keys else ""
+    for module_tensor in statistics:
+        yield hit(
+            module_tensor.key,
+            origin=describe_origin(module_tensor),
+            command=command,
+            **_build_missing_facts(module_tensor),
+        )
 
 
 @check(
@@ -241,7 +251,7 @@ def find_redundant_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         ),
         fix=(
             "Make it a persistent buffer, or set it after loading: "
-            "module.state_dict()[{key:py}].copy_(state_dict[{key:py}])"
+            "operator.attrgetter({key:py})(module).copy_(state_dict[{key:py}])"
         ),
         example=(
             'old.register_buffer("inv_freq", 500000.0 ** -torch.arange(0, 1, 0.25))\n'
@@ -281,29 +291,44 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
         return
     removed = [segment.rstrip(".") for segment in rewrite.removed_segments]
     steps = [f"`{segment}.` is taken out" for segment in removed]
+    if diff.average_counters:
+        steps.append(f"`{diff.average_counters[0]}`, which AveragedModel counts in, is left out")
     if rewrite.added_prefix:
         steps.append(f"`{rewrite.added_prefix}` is put in front")
     yield hit(
         rewrite.added_prefix or f"{'.'.join(removed)}.",
         None,
-        (*rewrite.key_map, *rewrite.key_map.values()),
+        (*rewrite.key_map, *rewrite.key_map.values(), *diff.average_counters),
         count=len(rewrite.key_map),
         what=" and ".join(steps),
-        code=_format_rewrite_code(removed, rewrite.added_prefix),
+        code=_format_rewrite_code(rewrite, diff.average_counters),
         command=format_migrate_command(diff),
         removed=removed,
         added=rewrite.added_prefix,
     )
 
 
-def _format_rewrite_code(removed: list[str], added: str) -> str:
-    """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict."""
-    if not removed:
-        return f"{{{quote_python(added)} + k: v for k, v in state_dict.items()}}"
-    removed_set = "{" + ", ".join(map(quote_python, removed)) + "}"
-    prefix_code = f"{quote_python(added)} + " if added else ""
-    join_code = f'".".join(s for s in k.split(".") if s not in {removed_set})'
-    return f"{{{prefix_code}{join_code}: v for k, v in state_dict.items()}}"
+def _format_rewrite_code(rewrite: PrefixRewrite, dropped: Collection[str]) -> str:
+    """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict.
+
+    A wrapper's segment is taken out wherever it stands, another prefix at the beginning only.
+    """
+    wrappers = [segment for segment in rewrite.removed_segments if not segment.endswith(".")]
+    prefixes = [segment for segment in rewrite.removed_segments if segment.endswith(".")]
+    key_code = "k"
+    if len(wrappers) == 1 and all(
+        old.removeprefix(f"{wrappers[0]}.") == new for old, new in rewrite.key_map.items()
+    ):
+        wrappers, prefixes = [], [f"{wrappers[0]}."]
+    if wrappers:
+        removed_set = "{" + ", ".join(map(quote_python, wrappers)) + "}"
+        key_code = f'".".join(s for s in k.split(".") if s not in {removed_set})'
+    key_code += "".join(f".removeprefix({quote_python(prefix)})" for prefix in prefixes)
+    if rewrite.added_prefix:
+        key_code = f"{quote_python(rewrite.added_prefix)} + {key_code}"
+    condition = " and ".join(f"k != {quote_python(key)}" for key in dropped)
+    suffix = f" if {condition}" if condition else ""
+    return f"{{{key_code}: v for k, v in state_dict.items(){suffix}}}"
 
 
 @check(
@@ -338,15 +363,8 @@ def find_probable_renames(diff: ModuleDiff) -> Iterator[RuleHit]:
             certainty=_describe_certainty(group),
             how=group.evidence,
             unambiguous=group.is_unambiguous,
-            command=f"{format_migrate_command(diff)} {_format_rename_option(group)}".strip(),
+            command=format_rename_command(diff, group),
         )
-
-
-def _format_rename_option(group: RenameGroup) -> str:
-    """Return the option of migrate that says so; "" where it does so by itself."""
-    if group.is_documented:
-        return ""
-    return f"--rename {shlex.quote(f'{group.old_pattern}={group.new_pattern}')}"
 
 
 def _describe_certainty(group: RenameGroup) -> str:
@@ -411,10 +429,7 @@ def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             "Strict loading raises on missing or unexpected extra state. It may hold scaling "
             "factors that the forward pass needs, or nothing at all."
         ),
-        fix=(
-            "Missing: state_dict[{key:py}] = module.state_dict()[{key:py}], if the fresh value "
-            "will do. Unexpected: state_dict.pop({key:py})"
-        ),
+        fix="{remedy}",
         example=(
             "state = model.state_dict()\n"
             "state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}\n"
@@ -426,10 +441,13 @@ def find_extra_state_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
     quantized_keys = find_quantized_keys(diff)
     for key in diff.missing_non_tensors:
         if key not in quantized_keys:
-            yield hit(key, which="expected by the module and not in the file")
+            code = f"state_dict[{quote_python(key)}] = module.state_dict()[{quote_python(key)}]"
+            remedy = f"If the fresh value will do: {code}"
+            yield hit(key, which="expected by the module and not in the file", remedy=remedy)
     for key in diff.unexpected_non_tensors:
         if key.endswith("_extra_state"):
-            yield hit(key, which="in the file and not expected by the module")
+            remedy = f"state_dict.pop({quote_python(key)})"
+            yield hit(key, which="in the file and not expected by the module", remedy=remedy)
 
 
 _MIN_DROPPED_BUFFERS: Final = 2
@@ -453,7 +471,7 @@ _MIN_DROPPED_BUFFERS: Final = 2
         ),
         fix=(
             "Convert again from state_dict(); or take the buffers from a file that has them: "
-            "ckptool migrate ... --inject {key:sh}=file:DONOR#{key:sh}, and so on."
+            "{command}"
         ),
         example="norm = nn.BatchNorm1d(2)\nsave_file(dict(norm.named_parameters()), path)",
     ),
@@ -483,4 +501,6 @@ def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         and len(learnt_keys) >= _MIN_DROPPED_BUFFERS
         and not diff.explained_keys & missing
     ):
-        yield hit(learnt_keys[0], count=len(learnt_keys), keys=learnt_keys)
+        missing_keys = [key for key in learnt_keys if key in missing]
+        command = format_inject_command(diff, missing_keys, "file:DONOR#*")
+        yield hit(learnt_keys[0], count=len(learnt_keys), keys=learnt_keys, command=command)

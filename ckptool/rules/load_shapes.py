@@ -5,8 +5,10 @@ from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected, is_scalar_quirk
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import DTYPE_BITS
+from ckptool.model import DTYPE_BITS, IssueKind
+from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.rules.training_state import list_placeholders
 from ckptool.tensors.statistics import CastEffect
 
 
@@ -30,17 +32,41 @@ from ckptool.tensors.statistics import CastEffect
     ),
 )
 def find_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
-    moved_keys = {key for group in diff.rename_groups for key in group.keys}
+    explained_keys = {key for group in diff.rename_groups for key in group.keys}
+    explained_keys |= find_quantized_keys(diff)
+    explained_keys |= {*list_placeholders(diff.state)}
+    rank_count = _count_ranks(diff)
     for change in diff.shape_mismatches:
-        if change.key in moved_keys:
+        if change.key in explained_keys:
             continue
         expected, actual = change.expected.shape, change.actual.shape
         yield hit(
             change.key,
             actual=list(actual),
             expected=list(expected),
-            diagnosis=describe_shape_change(expected, actual),
+            diagnosis=describe_shape_change(expected, actual)
+            + _describe_slice(expected, actual, rank_count),
         )
+
+
+def _count_ranks(diff: ModuleDiff) -> int:
+    """Return the number of rank files of which the file is one (CK321); 0 if it stands alone."""
+    counts = [
+        issue.facts["count"]
+        for issue in diff.checkpoint.faults
+        if issue.kind is IssueKind.RANK_FILE
+    ]
+    return int(counts[0]) if counts else 0
+
+
+def _describe_slice(expected: tuple[int, ...], actual: tuple[int, ...], rank_count: int) -> str:
+    """Return ", which is one of N slices (CK321)" if the files of N ranks together have it all."""
+    if len(expected) != len(actual) or rank_count < 2:
+        return ""
+    unequal = [(e, a) for e, a in zip(expected, actual, strict=True) if e != a]
+    if len(unequal) != 1 or unequal[0][0] != unequal[0][1] * rank_count:
+        return ""
+    return f", which is one of the slices of {rank_count} ranks (CK321)"
 
 
 def describe_shape_change(expected: tuple[int, ...], actual: tuple[int, ...]) -> str:
@@ -126,8 +152,11 @@ def classify_cast_loss(actual: str, expected: str) -> Level | None:
     ),
 )
 def find_lossy_casts(diff: ModuleDiff) -> Iterator[RuleHit]:
+    quantized_keys = diff.quantization.explained_keys if diff.quantization else frozenset()
     for change in diff.changes:
-        if not isinstance(change, Missing | Unexpected) and "dtype" in change.fields:
+        if isinstance(change, Missing | Unexpected) or change.key in quantized_keys:
+            continue
+        if "dtype" in change.fields:
             actual, expected = change.actual.dtype, change.expected.dtype
             level, effect = classify_cast_loss(actual, expected), diff.cast_effects.get(change.key)
             if effect is not None and level is not None:

@@ -5,9 +5,10 @@ from typing import Final
 
 from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.quantization.layers import find_state_quantization
 from ckptool.model import Kind, natural_sort_key
 from ckptool.phrases import quote_python
-from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
 MIN_COVERAGE: Final = 0.5
 """Share of the parameters' elements (0 to 1); CK210 fires if `strict=False` would load less."""
@@ -33,7 +34,7 @@ MIN_COVERAGE: Final = 0.5
     ),
 )
 def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
-    if diff.part is None and diff.coverage < MIN_COVERAGE:
+    if diff.part is None and diff.quantization is None and diff.coverage < MIN_COVERAGE:
         yield hit(
             diff.state.at,
             percent=f"{100 * diff.coverage:.0f}",
@@ -84,7 +85,11 @@ _UPGRADE_FILLED_NAMES: Final = {"num_batches_tracked": 2}
             " and torch.distributed.checkpoint drop them, and upgrade code then takes the file for"
             " an old one."
         ),
-        fix="Save module.state_dict() itself, or put back state_dict._metadata before loading.",
+        fix=(
+            "Save module.state_dict() itself. If today's code saved the file, put the versions back"
+            " before loading: state_dict = collections.OrderedDict(state_dict);"
+            " state_dict._metadata = module.state_dict()._metadata"
+        ),
         example=(
             "state = dict(nn.BatchNorm1d(2).state_dict())  # no _metadata any more\n"
             "nn.BatchNorm1d(2).load_state_dict(state)"
@@ -246,8 +251,25 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
-    if diff.load_outcome is not None and diff.is_refused and not diff.checkpoint.load_refusal:
-        yield hit("", error=diff.load_outcome.error)
+    if _is_refused_by_loader(diff) and not find_state_quantization(diff.state).layers:
+        yield hit("", error=_get_load_error(diff))
+
+
+@check_other_subject(
+    ModuleDiff, "CK223", fix="load_state_dict() does not fill such layers: {remedy}."
+)
+def find_refused_quantized_load(diff: ModuleDiff) -> Iterator[RuleHit]:
+    layers = find_state_quantization(diff.state).layers if _is_refused_by_loader(diff) else ()
+    if layers:
+        yield hit("", error=_get_load_error(diff), remedy=layers[0].scheme.remedy)
+
+
+def _is_refused_by_loader(diff: ModuleDiff) -> bool:
+    return diff.load_outcome is not None and diff.is_refused and not diff.checkpoint.load_refusal
+
+
+def _get_load_error(diff: ModuleDiff) -> str:
+    return diff.load_outcome.error if diff.load_outcome is not None else ""
 
 
 @check(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ckptool.model import Constancy, Kind, ModuleInfo, ModuleTensor
+from ckptool.phrases import quote_python
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 LOST_STATE: Final = frozenset({"CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108"})
@@ -30,7 +31,24 @@ def _build_unsaved_facts(module_tensor: ModuleTensor) -> dict[str, object]:
         "where": module_tensor.assigned_at or "an unknown place",
         "used": module_tensor.used_at,
         "name": _extract_attribute_name(module_tensor.key),
+        "registration": _format_registration(module_tensor),
+        "persistence": (
+            ""
+            if module_tensor.kind is Kind.PARAMETER
+            else "; pass persistent=False if it does not need to be saved"
+        ),
     }
+
+
+def _format_registration(module_tensor: ModuleTensor) -> str:
+    """Return the code that registers it, by what holds it now."""
+    name = _extract_attribute_name(module_tensor.key)
+    if module_tensor.kind is Kind.CONTAINER:
+        example = f"self.register_buffer({quote_python(f'{name}_0')}, ...)"
+        return f"register each tensor as a buffer, for example {example}"
+    if module_tensor.kind is Kind.PARAMETER:
+        return f"hold it in nn.ParameterList or nn.ParameterDict, for example self.{name} = ..."
+    return f"self.register_buffer({quote_python(name)}, ...)"
 
 
 def _describe_constancy(module_tensor: ModuleTensor) -> str:
@@ -114,10 +132,7 @@ def find_unregistered_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "state_dict() does not look into lists, dicts or dataclasses, so tensors in them are "
             "neither saved nor moved."
         ),
-        fix=(
-            "In {where}: register each tensor as a buffer, for example "
-            'self.register_buffer("{name}_0", ...)'
-        ),
+        fix="In {where}: {registration}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -342,10 +357,7 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "to() and cuda() move parameters and buffers only. The first forward pass on the "
             "device fails, or the tensor is copied at every step."
         ),
-        fix=(
-            "In {where}: self.register_buffer({name:py}, ...), with persistent=False if it need "
-            "not be saved."
-        ),
+        fix="In {where}: {registration}{persistence}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -399,7 +411,7 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
             "Casts reach parameters and buffers only. Mixed dtypes then fail in forward, or "
             "silently promote the result to float32."
         ),
-        fix="In {where}: self.register_buffer({name:py}, ...)",
+        fix="In {where}: {registration}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"

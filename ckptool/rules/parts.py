@@ -9,11 +9,12 @@ from ckptool.model import join_key
 from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.load_keys import WRAPPER_PREFIX
+from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 WHOLE_LOAD_FINDINGS: Final = frozenset({WRAPPER_PREFIX, "CK224", "CK225"})
 """Codes of the one finding that explains nearly all keys of a load."""
-LOAD_CAUSES: Final = WHOLE_LOAD_FINDINGS | {"CK212"}
+LOAD_CAUSES: Final = WHOLE_LOAD_FINDINGS | {"CK212", QUANTIZATION_MISMATCH}
 """Codes of the findings that say why a load as a whole fails."""
 _MAX_PREFIXES: Final = 4
 """Maximum names of places that fit equally in one sentence."""
@@ -57,7 +58,7 @@ def find_state_of_submodule(diff: ModuleDiff) -> Iterator[RuleHit]:
         what=f"`{part.prefix}`, one of {place}",
         remedy=f"To use it for `{part.prefix}` only",
         verb="is" if len(part.other_keys) == 1 else "are",
-        command=f"{format_migrate_command(diff)} --into {name}",
+        command=format_migrate_command(diff, into=name),
         code=f'module.get_submodule("{name}").load_state_dict(state_dict)',
     )
 
@@ -94,7 +95,7 @@ def find_part_of_file(diff: ModuleDiff) -> Iterator[RuleHit]:
         what=f"`{part.prefix}` of the file, one of {places}",
         remedy="Extract that part",
         verb="belongs" if len(part.other_keys) == 1 else "belong",
-        command=f"{format_migrate_command(diff)} --at {join_key(diff.state.at, name)}",
+        command=format_migrate_command(diff, at=join_key(diff.state.at, name)),
         code=(
             f'{{k.removeprefix("{name}."): v for k, v in state_dict.items()'
             f' if k.startswith("{name}.")}}'

@@ -1,79 +1,38 @@
-"""ModuleDiff -> hits: file and module are quantised in different ways (CK219)."""
+"""Quantised weights: against a module (CK219), incomplete, declared otherwise, or of a raw file."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from msgspec import Struct
-
+from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import TensorInfo, natural_sort_key
+from ckptool.compare.quantization.declaration import (
+    compare_declaration,
+    find_checkpoint_quantization,
+)
+from ckptool.compare.quantization.scheme import QuantizedLayer
+from ckptool.compare.quantization.summary import (
+    QuantizedGroup,
+    format_schemes,
+    format_sides,
+    group_layers,
+)
+from ckptool.model import Checkpoint, join_key, natural_sort_key
+from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
-
-class QuantizationFamily(Struct, frozen=True):
-    """One library's format of quantised weights, with the name that messages use."""
-
-    name: str
-    remedy: str
-    """How to obtain a module that loads these weights, as a clause of CK219's fix."""
-
-
-_EAGER: Final = QuantizationFamily(
-    "quantised by torch.ao.quantization",
-    "quantise the module in the same way first: torch.ao.quantization.quantize_dynamic(module, "
-    "...), or prepare() and convert() with the same qconfig",
-)
-_OBSERVED: Final = QuantizationFamily(
-    "prepared for quantisation (observers, fake quantisation)",
-    "torch.ao.quantization.prepare_qat(module), or prepare(module), with the same qconfig first",
-)
-_BITS_8: Final = QuantizationFamily(
-    "8-bit of bitsandbytes",
-    "build it with bitsandbytes.nn.Linear8bitLt (transformers: BitsAndBytesConfig(load_in_8bit="
-    "True))",
-)
-_BITS_4: Final = QuantizationFamily(
-    "4-bit of bitsandbytes",
-    "build it with bitsandbytes.nn.Linear4bit (transformers: BitsAndBytesConfig(load_in_4bit="
-    "True))",
-)
-_GPTQ: Final = QuantizationFamily(
-    "GPTQ", "load it with a GPTQ library, or take the unquantised file"
-)
-_AWQ: Final = QuantizationFamily("AWQ", "load it with an AWQ library, or take the unquantised file")
-_PACKED: Final = QuantizationFamily(
-    "compressed-tensors, packed", "load it with compressed-tensors, or take the unquantised file"
-)
-_SCALED: Final = QuantizationFamily(
-    "8-bit with a scale for each weight",
-    "load it with the library that wrote it, or multiply each weight by its scale first",
-)
-_TORCHAO: Final = QuantizationFamily("torchao", "torchao.quantization.quantize_(module, ...) first")
-
-_OBSERVER_NAMES: Final = frozenset({"activation_post_process", "weight_fake_quant"})
-_BITS_4_STATE_NAMES: Final = frozenset({"absmax", "quant_map", "nested_absmax", "nested_quant_map"})
-_NARROW_DTYPES: Final = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz")
-
-
-class QuantizedSubmodule(Struct, frozen=True):
-    """A submodule whose keys identify it as quantised, and by which family."""
-
-    family: QuantizationFamily
-    owner: str
-    key: str
-    """The key that identifies the family."""
+QUANTIZATION_MISMATCH: Final = "CK219"
+"""Code of the one finding for all keys of weights that one side has quantised."""
+_MAX_LISTED: Final = 3
 
 
 @check(
     ModuleDiff,
     Rule(
-        code="CK219",
+        code=QUANTIZATION_MISMATCH,
         name="quantisation-family-mismatch",
         level=Level.ERROR,
         summary="the file is {have} and the module {want}",
-        detail="{count} of its modules differ, the first by `{key}`",
+        detail="{count} of its modules differ, the first by `{key}`{misfit}",
         why=(
             "A quantised layer has other keys and other dtypes than the float layer. With "
             "strict=False the float layer stays at random, or takes integers for weights."
@@ -87,176 +46,190 @@ class QuantizedSubmodule(Struct, frozen=True):
     ),
 )
 def find_quantization_mismatch(diff: ModuleDiff) -> Iterator[RuleHit]:
-    actual, expected = _compare_quantization(diff)
-    if not actual and not expected:
+    quantization = diff.quantization
+    if quantization is None or not (quantization.file_layers or quantization.module_layers):
         return
-    first = (actual or expected)[0]
     keys = sorted(find_quantized_keys(diff), key=natural_sort_key)
+    file_layers, module_layers = quantization.file_layers, quantization.module_layers
+    layers = (*file_layers, *module_layers)
     remedy = (
-        f"To load this file, {actual[0].family.remedy}"
-        if actual
+        f"To load this file, {file_layers[0].scheme.remedy}"
+        if file_layers
         else "Load the float file into the float module, and quantise that afterwards"
     )
+    file_text, module_text = format_sides(quantization)
     yield hit(
-        first.key,
+        next(iter((file_layers or module_layers)[0].keys.values())),
         None,
         keys,
-        have=_format_families(actual),
-        want=_format_families(expected),
-        count=len({submodule.owner for submodule in (*actual, *expected)}),
+        have=file_text,
+        want=module_text,
+        count=len({layer.prefix for layer in layers}),
+        misfit=_format_misfit(diff),
         remedy=remedy,
         keys=keys,
     )
 
 
-def _format_families(submodules: Iterable[QuantizedSubmodule]) -> str:
-    return (
-        " and ".join(dict.fromkeys(submodule.family.name for submodule in submodules))
-        or "not quantised"
+def _format_misfit(diff: ModuleDiff) -> str:
+    """Return what would not fit if the file were dequantised, as the rest of a sentence."""
+    quantization = diff.quantization
+    assert quantization is not None
+    clauses = (
+        ("has another number of elements than", quantization.misfit_keys),
+        ("is not in any form in", quantization.absent_keys),
     )
-
-
-def _compare_quantization(
-    diff: ModuleDiff,
-) -> tuple[list[QuantizedSubmodule], list[QuantizedSubmodule]]:
-    """Return the submodules quantised in the file only, and those in the module only."""
-    state, module = diff.state, diff.module
-    state_prefix = f"{state.at}." if state.at else ""
-    state_places = [
-        other_state.at.removeprefix(state_prefix)
-        for other_state in diff.checkpoint.states
-        if other_state is not state
-    ]
-    actual = _find_quantized_submodules(state.tensors, (*state.non_tensors, *state_places))
-    expected = _find_quantized_submodules(
-        {key: module_tensor.tensor for key, module_tensor in module.saved_tensors.items()},
-        module.non_tensors,
-    )
-    expected_pairs = {(submodule.family.name, submodule.owner) for submodule in expected}
-    actual_pairs = {(submodule.family.name, submodule.owner) for submodule in actual}
-    return (
-        [
-            submodule
-            for submodule in actual
-            if (submodule.family.name, submodule.owner) not in expected_pairs
-        ],
-        [
-            submodule
-            for submodule in expected
-            if (submodule.family.name, submodule.owner) not in actual_pairs
-        ],
+    return "".join(
+        f"; {join_limited(keys, _MAX_LISTED, quote_code)} {clause} the module"
+        for clause, keys in clauses
+        if keys
     )
 
 
 def find_quantized_keys(diff: ModuleDiff) -> frozenset[str]:
-    """Return the missing and unexpected keys that CK219 explains; other rules skip them."""
-    actual, expected = _compare_quantization(diff)
-    if not actual and not expected:
+    """Return the keys that do not match because of CK219; other rules skip them."""
+    if diff.quantization is None:
         return frozenset()
-    owners = {submodule.owner for submodule in (*actual, *expected)}
-    has_eager = any(submodule.family is _EAGER for submodule in (*actual, *expected))
-    keys = (*diff.missing_keys, *diff.unexpected_keys)
-    return frozenset(
-        key for key in keys if _extract_layer_prefix(key) in owners or (has_eager and _is_stub(key))
-    )
+    mismatched_keys = (change.key for change in diff.shape_mismatches)
+    keys = (*diff.missing_keys, *diff.unexpected_keys, *mismatched_keys)
+    return diff.quantization.explained_keys & {*keys}
 
 
-def _is_stub(key: str) -> bool:
-    """Whether the key may belong to a QuantStub, which saves only a scale and a zero point."""
-    return key.rpartition(".")[2] in {"scale", "zero_point"}
-
-
-_QUANTIZED_KEY_PATTERN: Final = re.compile(
-    r"_packed_params|activation_post_process|weight_fake_quant|SCB|absmax|quant_map|quant_state"
-    r"|qweight|weight_packed|weight_scale"
+@check(
+    Checkpoint,
+    Rule(
+        code="CK235",
+        name="incomplete-quantised-weight",
+        level=Level.ERROR,
+        summary="the quantised weight {what} ({scheme}) {lacks}",
+        detail="{count} of {total} quantised weights of the file",
+        why=(
+            "Without its scales a packed weight says nothing: loaders that do not notice use the"
+            " integers, or 8-bit floats without their scale, as the weights."
+        ),
+        fix=(
+            "Take the tensors from the file that it was converted from, or quantise again: a"
+            " converter or a shard left them out."
+        ),
+        example=(
+            "state = {\n"
+            '    "fc.qweight": torch.zeros(4, 8, dtype=torch.int32),\n'
+            '    "fc.qzeros": torch.zeros(1, 1, dtype=torch.int32),\n'
+            "}\n"
+            "save_file(state, path)  # without fc.scales"
+        ),
+        explains_key=True,
+    ),
 )
+def find_incomplete_layers(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for state, info in find_checkpoint_quantization(checkpoint):
+        broken_layers = [layer for layer in info.layers if not layer.is_complete]
+        for group in group_layers(broken_layers):
+            first = group.first
+            yield hit(
+                join_key(state.at, first.weight_key),
+                Level.WARNING if first.is_probable else None,
+                sorted(key for layer in group.layers for key in layer.lacking_keys),
+                what=quote_code(join_key(state.at, group.pattern)),
+                scheme=first.scheme.name,
+                lacks=_format_lack(group),
+                count=len(group.layers),
+                total=len(info.layers),
+                lacking=[key for layer in group.layers for key in layer.lacking_keys],
+            )
 
 
-def _may_be_quantized(tensor: TensorInfo) -> bool:
-    """Whether the tensor may belong to a quantised layer; a cheap test before the grouping."""
-    has_special_layout = tensor.layout == "quantized" or bool(tensor.wrapper)
-    return has_special_layout or _QUANTIZED_KEY_PATTERN.search(tensor.key) is not None
+def _format_lack(group: QuantizedGroup) -> str:
+    """Return what the group's weights lack, or why their tensors do not fit."""
+    first = group.first
+    if first.format.misfit:
+        return f"cannot be unpacked: {first.format.misfit}"
+    names = join_limited(first.lacking_keys, _MAX_LISTED, quote_code)
+    if first.is_probable:
+        return f"has no {names} as others of the file have, unless it was only cast"
+    return f"lacks {names}"
 
 
-def _find_quantized_submodules(
-    tensors: Mapping[str, TensorInfo], other_keys: Iterable[str]
-) -> list[QuantizedSubmodule]:
-    """Return the quantised submodules; `other_keys` are keys without a tensor."""
-    if not any("_packed_params" in key for key in other_keys) and not any(
-        map(_may_be_quantized, tensors.values())
-    ):
-        return []
-    by_owner: dict[str, dict[str, str]] = {}
-    for key in (*tensors, *other_keys):
-        owner = _extract_layer_prefix(key)
-        by_owner.setdefault(owner, {})[key.removeprefix(f"{owner}.")] = key
-    candidates = (
-        (owner, names, _identify_family(names, tensors)) for owner, names in by_owner.items()
-    )
-    return [
-        QuantizedSubmodule(match[0], owner, names[match[1]])
-        for owner, names, match in candidates
-        if match
-    ]
-
-
-@lru_cache(maxsize=1 << 16)
-def _extract_layer_prefix(key: str) -> str:
-    """Return the prefix of the layer of `key`, without observers and packed parameters."""
-    segments = key.split(".")
-    for index, segment in enumerate(segments):
-        if segment == "_packed_params" or segment in _OBSERVER_NAMES:
-            return ".".join(segments[:index])
-    if len(segments) > 2 and segments[-2] == "weight" and segments[-1] in _BITS_4_STATE_NAMES:
-        return ".".join(segments[:-2])
-    if ".quant_state." in key:
-        return key.split(".quant_state.", maxsplit=1)[0].rpartition(".")[0]
-    return ".".join(segments[:-1])
-
-
-def _identify_family(
-    names: Mapping[str, str], tensors: Mapping[str, TensorInfo]
-) -> tuple[QuantizationFamily, str] | None:
-    """Return the family of a layer and the name that identifies it; None if not quantised.
-
-    Args:
-        names: name within the layer -> key.
-        tensors: all tensors by key.
-    """
-    for name, key in names.items():
-        family = _identify_family_by_key(name, tensors.get(key))
-        if family is not None:
-            return family, name
-    if names.keys() >= {"qweight", "qzeros", "scales"}:
-        return (_GPTQ if "g_idx" in names else _AWQ), "qweight"
-    if names.keys() >= {"weight_packed", "weight_scale"}:
-        return _PACKED, "weight_packed"
-    weight = tensors.get(names.get("weight", ""))
-    if weight is not None and weight.dtype in _NARROW_DTYPES:
-        scale = next(
-            (
-                scale_name
-                for scale_name in ("weight_scale", "weight_scale_inv")
-                if scale_name in names
-            ),
-            None,
+@check(
+    Checkpoint,
+    Rule(
+        code="CK236",
+        name="quantisation-config-contradicted",
+        level=Level.ERROR,
+        summary="{file} declares {declared}, and {found}",
+        why=(
+            "from_pretrained() and the servers build the layers that the configuration beside the"
+            " file names, and not those that the file has."
+        ),
+        fix=(
+            "Put the quantization_config of the library that wrote this file into {file}, or take"
+            " the weights that belong to it."
+        ),
+        example=(
+            'save_file({"fc.weight": torch.ones(8, 8)}, "model.safetensors")\n'
+            'config = {"model_type": "x", "quantization_config": {"quant_method": "gptq"}}\n'
+            'Path("config.json").write_text(json.dumps(config))'
+        ),
+    ),
+)
+def find_contradicted_declaration(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    declaration = checkpoint.quantization_declaration
+    if declaration is None:
+        return
+    comparison = compare_declaration(checkpoint, declaration)
+    if comparison.contradiction:
+        yield hit(
+            "",
+            None if declaration.method else Level.WARNING,
+            file=declaration.file_name,
+            declared=declaration.phrase or "no quantisation",
+            found=comparison.contradiction,
         )
-        if "SCB" in names:
-            return _BITS_8, "SCB"
-        return (_SCALED, scale) if scale else None
-    return None
 
 
-def _identify_family_by_key(name: str, tensor: TensorInfo | None) -> QuantizationFamily | None:
-    """Return the family that one name or tensor identifies, None if it needs several names."""
-    segments = name.split(".")
-    if "_packed_params" in segments or (tensor is not None and tensor.layout == "quantized"):
-        return _EAGER
-    if _OBSERVER_NAMES & {*segments}:
-        return _OBSERVED
-    if ".quant_state.bitsandbytes__" in f".{name}" or (
-        len(segments) == 2 and segments[0] == "weight" and segments[1] in _BITS_4_STATE_NAMES
-    ):
-        return _BITS_4
-    wrapper = tensor.wrapper if tensor is not None else ""
-    return _TORCHAO if wrapper.startswith("torchao.") else None
+@check(
+    CheckpointDiff,
+    Rule(
+        code="CK237",
+        name="quantised-form",
+        level=Level.ERROR,
+        summary="the {which} file is the quantised form of the other: {scheme}, {count}",
+        detail="their values were not compared{misfit}",
+        why=(
+            "A quantised weight is stored in tensors of other names, shapes and dtypes. What loads"
+            " one file strictly does not load the other."
+        ),
+        fix="To load the {which} file, {remedy}.",
+        example=(
+            'old = {"fc.weight": torch.ones(8, 8)}\n'
+            "new = {\n"
+            '    "fc.weight": torch.ones(8, 8).to(torch.float8_e4m3fn),\n'
+            '    "fc.weight_scale_inv": torch.ones(1, 1),\n'
+            "}"
+        ),
+    ),
+)
+def find_quantized_form(diff: CheckpointDiff) -> Iterator[RuleHit]:
+    form = diff.quantized_form
+    if form is None:
+        return
+    first = form.layers[0]
+    misfit_clause = ""
+    if form.misfit_keys:
+        names = join_limited(form.misfit_keys, _MAX_LISTED, quote_code)
+        misfit_clause = f"; not of one size in the two files: {names}"
+    yield hit(
+        first.weight_key,
+        None,
+        sorted(form.explained_keys, key=natural_sort_key),
+        which="new" if form.is_new else "old",
+        scheme=format_schemes(form.layers),
+        count=pluralize(len(form.layers), "weight"),
+        misfit=misfit_clause,
+        remedy=first.scheme.remedy,
+        weights=_list_weight_keys(form.layers),
+    )
+
+
+def _list_weight_keys(layers: Iterable[QuantizedLayer]) -> list[str]:
+    return [layer.weight_key for layer in layers]

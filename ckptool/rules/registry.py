@@ -120,21 +120,20 @@ class Finding(Struct, frozen=True):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (first 32 hex digits) of code, key and facts.
+        """SHA-256 (first 32 hex digits) of code, key and facts, without those for the fix.
 
         Independent of the folders of checkpoint and source, and of line numbers.
         """
         from hashlib import sha256
 
-        facts = (f"{name}={self._format_stable_fact(name)}" for name in sorted(self.facts))
+        names = sorted(self.facts.keys() - _FIX_FACTS)
+        facts = (f"{name}={self._format_stable_fact(name)}" for name in names)
         content = "\n".join((self.rule.code, self.key, *facts))
         return sha256(content.encode(errors="surrogatepass")).hexdigest()[:32]
 
     def _format_stable_fact(self, name: str) -> str:
         """Return a fact as text without folders, line numbers and the checkpoint's path."""
         text = str(self.facts[name])
-        if name == "path" and text == self.path:
-            return ""
         if _LOCATION_PATTERN.fullmatch(text):
             text = text.rpartition("/")[2]
         return _LINE_PATTERN.sub("", _FOLDER_PATTERN.sub("", text))
@@ -152,11 +151,13 @@ class Finding(Struct, frozen=True):
         return self._fill_template(self.rule.fix)
 
     def _fill_template(self, template: str) -> str:
-        facts = {
-            name: _FactText(fact) if type(fact) is str else fact
-            for name, fact in self.facts.items()
-        }
-        return template.format(key=_KeyText(self.key), **facts)
+        return fill_template(template, self.key, self.facts)
+
+
+def fill_template(template: str, key: str, facts: Mapping[str, object]) -> str:
+    """Return a format string over `key` and facts, filled: `{x:py}` and `{x:sh}` are quoted."""
+    texts = {name: _FactText(fact) if type(fact) is str else fact for name, fact in facts.items()}
+    return template.format(key=_KeyText(key), **texts)
 
 
 class _FactText(str):
@@ -183,6 +184,10 @@ class _KeyText(_FactText):
     max_chars = MAX_KEY_CHARS
 
 
+_FIX_FACTS: Final = frozenset(
+    {"advice", "code", "command", "path", "persistence", "registration", "remedy"}
+)
+"""Names of facts that say what to do about a finding: commands with the path as it was typed."""
 _LOCATION_PATTERN: Final = re.compile(r".+\.py:[0-9]+")
 _FOLDER_PATTERN: Final = re.compile(r"(?<=\()[^()\s]*/(?=[^()\s/]+\.py:[0-9]+\))")
 """Folder of a "(file.py:line)" within a sentence."""

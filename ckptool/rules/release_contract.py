@@ -1,9 +1,9 @@
 """CheckpointDiff, ContractDiff -> hits: compatibility with an older release (CK801-CK806)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ckptool.compare.changes import Changed, Missing, Unexpected
+from ckptool.compare.changes import Change, Changed, Missing, Unexpected
 from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.contract import ContractDiff, ContractEntry, FixtureResult
 from ckptool.model import Constancy, Kind
@@ -40,7 +40,7 @@ _KEEP_SAVED_FIX: Final = "Keep it saved: drop persistent=False, or register it a
     ),
 )
 def find_removed_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
-    for change in diff.changes:
+    for change in diff.plain_changes:
         if isinstance(change, Missing):
             new_key = diff.renames.get(change.key, "")
             is_proved = change.key in diff.proved_renames
@@ -102,7 +102,7 @@ def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
 )
 def find_added_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
     renamed_keys = set(diff.renames.values())
-    for change in diff.changes:
+    for change in diff.plain_changes:
         if isinstance(change, Unexpected) and change.key not in renamed_keys:
             yield hit(change.key, shape=list(change.actual.shape))
 
@@ -180,12 +180,12 @@ def find_persistence_changes(diff: ContractDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_shape_or_dtype_changes(diff: CheckpointDiff) -> Iterator[RuleHit]:
-    yield from _iter_shape_or_dtype_hits(diff)
+    yield from _iter_shape_or_dtype_hits(diff.plain_changes)
 
 
 @check_other_subject(ContractDiff, "CK804")
 def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit]:
-    yield from _iter_shape_or_dtype_hits(diff)
+    yield from _iter_shape_or_dtype_hits(diff.changes)
 
 
 @check(
@@ -244,8 +244,8 @@ def find_missing_migrations(fixture: FixtureResult) -> Iterator[RuleHit]:
         yield hit(fixture.path, module=fixture.module, reason=fixture.reason)
 
 
-def _iter_shape_or_dtype_hits(diff: CheckpointDiff | ContractDiff) -> Iterator[RuleHit]:
-    for change in diff.changes:
+def _iter_shape_or_dtype_hits(changes: Iterable[Change]) -> Iterator[RuleHit]:
+    for change in changes:
         if not isinstance(change, Changed):
             continue
         old, new = change.expected, change.actual

@@ -1,10 +1,18 @@
 """CK50x: keys that share memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ckptool.compare.checkpoint_diff import CheckpointDiff
+from ckptool.compare.left_out_ties import find_retied_keys, restore_declared_ties
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import Checkpoint, group_by_storage, tied_keys
+from ckptool.model import (
+    DTYPE_BITS,
+    Checkpoint,
+    StateDict,
+    TensorInfo,
+    group_by_storage,
+    tied_keys,
+)
 from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
@@ -100,8 +108,9 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    yield from _find_left_out_names(checkpoint)
     for state in checkpoint.states:
-        for group in group_by_storage(state.tensors.values()):
+        for group in _group_by_memory(state):
             keys = [tensor.key for tensor in group]
             is_tied = tied_keys(group) == (tuple(keys),)
             yield hit(
@@ -109,6 +118,58 @@ def find_shared_storages(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 others=join_limited(keys[1:], 3, quote_code, more=" ..."),
                 how="they are one tensor (tied)" if is_tied else "they are views of it",
                 keys=keys,
+            )
+
+
+def _group_by_memory(state: StateDict) -> Iterator[Sequence[TensorInfo]]:
+    """Yield tensors that have memory in common, and not a storage alone.
+
+    The weights of an LSTM on CUDA, and those of a flattened optimizer, lie side by side in one
+    storage: cuDNN's buffer. They are no ties, and safetensors saves them.
+    """
+    for group in group_by_storage(state.tensors.values()):
+        overlapping: list[TensorInfo] = []
+        end = 0
+        for tensor in sorted(group, key=_find_first_byte):
+            if overlapping and _find_first_byte(tensor) >= end:
+                if len(overlapping) > 1:
+                    yield _keep_order(group, overlapping)
+                overlapping = []
+            overlapping.append(tensor)
+            end = max(end, _find_end_byte(tensor))
+        if len(overlapping) > 1:
+            yield _keep_order(group, overlapping)
+
+
+def _keep_order(group: Sequence[TensorInfo], members: Sequence[TensorInfo]) -> Sequence[TensorInfo]:
+    keys = {tensor.key for tensor in members}
+    return [tensor for tensor in group if tensor.key in keys]
+
+
+def _find_first_byte(tensor: TensorInfo) -> int:
+    return tensor.storage_offset * DTYPE_BITS.get(tensor.dtype, 8) // 8
+
+
+def _find_end_byte(tensor: TensorInfo) -> int:
+    """Return the offset after its last element: of an interleaved view, that of others too."""
+    steps = zip(tensor.shape, tensor.stride, strict=True)
+    last = tensor.storage_offset + sum((size - 1) * stride for size, stride in steps)
+    return (last + 1) * DTYPE_BITS.get(tensor.dtype, 8) // 8
+
+
+def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    """Yield the keys of a safetensors file whose other names its metadata declares as tied."""
+    for state in checkpoint.states:
+        tensors = restore_declared_ties(checkpoint, state.tensors)
+        names_by_key: dict[str, list[str]] = {}
+        for name, key in find_retied_keys(checkpoint.container, tensors).items():
+            names_by_key.setdefault(key, []).append(name)
+        for key, names in names_by_key.items():
+            yield hit(
+                key,
+                others=join_limited(names, 3, quote_code, more=" ..."),
+                how="they are one tensor (tied), which safetensors stores under this name alone",
+                keys=[key, *names],
             )
 
 

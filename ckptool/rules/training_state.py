@@ -1,10 +1,18 @@
-"""Checkpoint -> hits: legacy containers and training state in a release (CK305, CK309)."""
+"""Checkpoint -> hits: what training writes (CK305, CK309), on each rank (CK320, CK321, CK604)."""
 
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.model import Checkpoint, Container, StateDict
-from ckptool.phrases import quote_shell
+from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
+from ckptool.model import (
+    Checkpoint,
+    Container,
+    IssueKind,
+    PlainEntry,
+    StateDict,
+    TensorInfo,
+)
+from ckptool.phrases import join_limited, quote_code, quote_python, quote_shell
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 _LEGACY_CONTAINERS: Final = {
@@ -25,7 +33,7 @@ _LEGACY_CONTAINERS: Final = {
             "copies all of it; tools that look into zips do not know it; and files as old as that "
             "were often written by Python 2."
         ),
-        fix="ckptool migrate {path} -o NEW.pth writes the same state as a zip",
+        fix="To write the same content as a zip: ckptool migrate {path} -o NEW.pth",
         example="torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)",
     ),
 )
@@ -54,6 +62,7 @@ _TRAINING_STATE_NAMES: Final = {
 """Kind of training state -> top-level names that frameworks and scripts use for it."""
 
 
+_MAX_LISTED: Final = 3
 _MAX_LEVELS: Final = 3
 """Levels of nesting at which an optimizer is told from the model beside it."""
 
@@ -70,7 +79,7 @@ _MAX_LEVELS: Final = 3
             "Right in a training run, and dead weight in a release: two moments of Adam are twice "
             "the model, and callbacks and loops carry paths and settings of the machine."
         ),
-        fix="For a release: ckptool migrate {path}{at} -o NEW.safetensors --drop-extra",
+        fix="For a release: {remedy}",
         example=(
             'torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)'
         ),
@@ -89,15 +98,33 @@ def find_training_state(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     total_nbytes = sum(
         _sum_nbytes(state) for state in checkpoint.states if state.at in training_places
     )
-    at = model_states[0].at
     yield hit(
         next(iter(roles_by_place)),
         what=", ".join(dict.fromkeys(roles_by_place.values())),
         nbytes=f", {total_nbytes:,} bytes of tensors" if total_nbytes else "",
-        path=quote_shell(str(checkpoint.path)),
-        at=f" --at {quote_shell(at)}" if at and len(model_states) == 1 else "",
+        remedy=_advise_release(checkpoint, model_states),
         places=list(roles_by_place),
     )
+
+
+def _advise_release(checkpoint: Checkpoint, model_states: list[StateDict]) -> str:
+    """Return the command or the code that writes the model alone."""
+    state = model_states[0]
+    others = join_limited([other.at for other in model_states[1:]], _MAX_LISTED, quote_code)
+    which = f" (or of {others})" if others else ""
+    if not state.non_tensors and all(map(_fits_safetensors, state.tensors.values())):
+        at = f" --at {quote_shell(state.at)}" if state.at else ""
+        path = quote_shell(str(checkpoint.path))
+        whose = f"that of `{state.at}`{which}: " if which else ""
+        return f"{whose}ckptool migrate {path}{at} -o NEW.safetensors --drop-extra"
+    if state.at.isidentifier() and state.role == "state_dict":
+        return f'torch.save(checkpoint[{quote_python(state.at)}], "NEW.pth")'
+    return f"save the state_dict alone, which is at `{state.at or '.'}`{which}"
+
+
+def _fits_safetensors(tensor: TensorInfo) -> bool:
+    is_dense = tensor.layout in {"strided", "chunked"} and not tensor.wrapper
+    return is_dense and tensor.dtype in SAFETENSORS_DTYPES and tensor.device != "meta"
 
 
 def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:
@@ -119,7 +146,7 @@ def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:
         at.split(".", 1)[0]
         for at in (
             *(state.at for state in checkpoint.states),
-            *(entry.at for entry in checkpoint.entries),
+            *(entry.at for entry in checkpoint.entries if not _is_empty(entry)),
         )
     )
     known_roles = {name: role for role, names in _TRAINING_STATE_NAMES.items() for name in names}
@@ -127,6 +154,11 @@ def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:
         top_name: known_roles[top_name] for top_name in top_names if top_name in known_roles
     }
     return optimizer_roles | entry_roles
+
+
+def _is_empty(entry: PlainEntry) -> bool:
+    """Whether a training script left the entry empty: None, or no elements."""
+    return entry.text == "None" or entry.value in ([], {})
 
 
 def _iter_places_above(place: str) -> Iterator[str]:
@@ -149,3 +181,132 @@ def _find_places_within(checkpoint: Checkpoint, roles_by_place: dict[str, str]) 
 
 def _sum_nbytes(state: StateDict) -> int:
     return sum(tensor.nbytes for tensor in state.tensors.values())
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK604",
+        name="fsdp-flat-or-local",
+        level=Level.ERROR,
+        summary="`{key}` holds {what}",
+        detail="it must be gathered before it can be loaded",
+        why=(
+            "FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
+            "module."
+        ),
+        fix="Save again with a full state_dict, or gather it with torch.distributed.checkpoint.",
+        example=(
+            "with FSDP.state_dict_type(model, StateDictType.LOCAL_STATE_DICT):\n"
+            "    torch.save(model.state_dict(), path)"
+        ),
+    ),
+)
+def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for state in checkpoint.states:
+        for key, tensor in state.tensors.items():
+            if "_flat_param" in key or key.endswith("flat_param"):
+                yield hit(key, what="an FSDP flat parameter")
+            elif "ShardedTensor" in tensor.wrapper or _is_rank_part(tensor):
+                yield hit(key, what="one rank's shard of a tensor")
+
+
+def _is_rank_part(tensor: TensorInfo) -> bool:
+    """Whether it is a DTensor whose local tensor is not the whole."""
+    return tensor.wrapper.endswith(".DTensor") and any(
+        component.tensor.shape != tensor.shape for component in tensor.parts
+    )
+
+
+_OBSERVER_NAMES: Final = frozenset({"min_val", "max_val"})
+"""Buffers that torch's observers make without elements."""
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK320",
+        name="partitioned-parameters",
+        level=Level.ERROR,
+        summary="{count} of {total} parameters have no elements (shape [0]), {first} among them",
+        detail="the ranks of a run have them in parts, and this file has placeholders",
+        why=(
+            "DeepSpeed's ZeRO-3 and FSDP leave an empty tensor of shape [0] in place of a parameter"
+            " that is partitioned over the ranks. A state_dict() that is saved without gathering"
+            " them first has nothing but these."
+        ),
+        fix=(
+            "In a folder that DeepSpeed saved: python zero_to_fp32.py FOLDER OUTPUT (the script is"
+            " in it). From now on gather first: stage3_gather_16bit_weights_on_model_save in the"
+            " configuration and save_16bit_model(), or a full state_dict of FSDP."
+        ),
+        example=(
+            "engine, *_ = deepspeed.initialize(model=model, config=zero_stage_3)\n"
+            "torch.save(engine.module.state_dict(), path)  # each parameter is torch.Size([0])"
+        ),
+    ),
+)
+def find_partitioned_parameters(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for state in checkpoint.states:
+        if keys := list_placeholders(state):
+            yield hit(
+                keys[0],
+                None,
+                keys,
+                count=len(keys),
+                total=len(_list_weights(state)),
+                first=join_limited(keys, _MAX_LISTED, quote_code),
+                at=state.at,
+            )
+
+
+def list_placeholders(state: StateDict) -> tuple[str, ...]:
+    """Return the keys of the parameters that the ranks of a run hold in parts; () if none.
+
+    Several tensors `weight` of shape [0], or every second floating-point tensor: no layer has so.
+    """
+    if state.role not in {"state_dict", "module"}:
+        return ()
+    weights = _list_weights(state)
+    keys = tuple(tensor.key for tensor in weights if tensor.shape == (0,))
+    weight_count = sum(key.rpartition(".")[2] == "weight" for key in keys)
+    is_partitioned = weight_count > 1 or (len(keys) > 1 and 2 * len(keys) >= len(weights))
+    return keys if is_partitioned else ()
+
+
+def _list_weights(state: StateDict) -> list[TensorInfo]:
+    return [
+        tensor
+        for tensor in state.tensors.values()
+        if tensor.dtype.startswith(("float", "bfloat"))
+        and tensor.key.rpartition(".")[2] not in _OBSERVER_NAMES
+    ]
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK321",
+        name="file-of-one-rank",
+        level=Level.WARNING,
+        summary="{key} is one of {count} files of one run, beside {others}",
+        detail="each may have a part of the tensors, or a slice of each",
+        why=(
+            "Tensor parallelism (Megatron, DeepSpeed, Meta's consolidated.00.pth) splits each"
+            " weight over the ranks: all keys are there, and shapes are a fraction of the module's."
+        ),
+        fix=(
+            "Merge the files with the tool of the framework that wrote them: Megatron's"
+            " tools/checkpoint/convert.py, DeepSpeed's zero_to_fp32.py or ds_to_universal.py, the"
+            " conversion script of transformers. If each file is whole, ignore CK321."
+        ),
+        example=(
+            'torch.save(model.state_dict(), f"mp_rank_{rank:02d}/model_optim_rng.pt")'
+            "  # on each rank"
+        ),
+    ),
+)
+def find_file_of_one_rank(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for issue in checkpoint.faults:
+        if issue.kind is IssueKind.RANK_FILE:
+            yield hit(issue.key, None, (), **issue.facts)

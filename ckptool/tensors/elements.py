@@ -160,7 +160,8 @@ def _strided_unreadable_reason(tensor: TensorInfo) -> str:
         return f"it is laid out as {tensor.layout}"
     if tensor.dtype not in DTYPE_BITS:
         return f"torch has no dtype {tensor.dtype}"
-    if tensor.storage is None or tensor.storage.span is None:
+    storage = tensor.storage
+    if storage is None or (storage.span is None and storage.content is None):
         return "its bytes are compressed, or in no file"
     return _view_unreadable_reason(tensor)
 
@@ -179,12 +180,16 @@ def _view_unreadable_reason(tensor: TensorInfo) -> str:
 
 def _iter_view_elements(tensor: TensorInfo, files: OpenFiles) -> Iterator[bytes]:
     """Yield the elements of a view, gathered as machine words; a complex128 is two words."""
-    span = tensor.storage.span if tensor.storage else None
-    assert span is not None
+    storage = tensor.storage
+    assert storage is not None
+    span, content = storage.span, storage.content
     words_per_element = max(1, DTYPE_BITS[tensor.dtype] // 64)
     word_nbytes = DTYPE_BITS[tensor.dtype] // 8 // words_per_element
 
     def read_words(first: int, count: int) -> bytes:
+        if content is not None:
+            return content[first * word_nbytes : (first + count) * word_nbytes]
+        assert span is not None
         return files.read_span(
             Span(span.path, span.offset + first * word_nbytes, count * word_nbytes)
         )

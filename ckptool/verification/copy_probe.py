@@ -19,7 +19,7 @@ from ckptool.errors import ReadError
 from ckptool.locations import RemotePath
 from ckptool.model import Skipped, TensorInfo
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.phrases import summarize_message
+from ckptool.phrases import quote_code, summarize_message
 from ckptool.verification.load_tensors import can_be_mapped, load_with_torch
 
 _MAX_READ_NBYTES: Final = 256 << 20
@@ -45,6 +45,8 @@ class _TensorKind(NamedTuple):
     is_on_meta: bool
     values_shape: tuple[int, ...]
     """Of a compressed sparse tensor: shape of its values; else ()."""
+    is_expanded: bool = False
+    """Whether several elements are at one place of the memory: nothing is copied into those."""
 
     @property
     def words(self) -> str:
@@ -63,17 +65,18 @@ def find_copy_error(diff: ModuleDiff, module: nn.Module) -> str | Skipped:
     skipped: Skipped | None = None
     for key, tensor in diff.state.tensors.items():
         module_tensor = diff.module.saved_tensors.get(key)
-        if module_tensor is None or key not in probe.targets:
+        is_compared = key in probe.targets and key not in diff.mistyped_keys
+        if module_tensor is None or not is_compared:
             continue
         # A parameter on meta stands for one with values.
-        kinds = _get_kind(tensor), _get_kind(module_tensor.tensor)._replace(is_on_meta=False)
+        kinds = _get_kind(tensor), _get_target_kind(module_tensor.tensor)
         if kinds not in errors:
             errors[kinds] = probe.find_error(key, *kinds)
         error = errors[kinds]
         if isinstance(error, Skipped):
             skipped = skipped or error
         elif error:
-            return f"While copying `{key}`, which is {kinds[0].words}: {error}"
+            return f"While copying {quote_code(key)}, which is {kinds[0].words}: {error}"
     return skipped or ""
 
 
@@ -94,6 +97,13 @@ def _get_kind(tensor: TensorInfo) -> _TensorKind:
     )
 
 
+def _get_target_kind(tensor: TensorInfo) -> _TensorKind:
+    is_expanded = any(
+        size > 1 and not step for size, step in zip(tensor.shape, tensor.stride, strict=False)
+    )
+    return _get_kind(tensor)._replace(is_on_meta=False, is_expanded=is_expanded)
+
+
 class _CopyProbe:
     """Copies one tensor of each pair of kinds; loads the file once, if a kind needs it."""
 
@@ -110,10 +120,13 @@ class _CopyProbe:
                 source, target = self._get_source(key, kind), self._copy_target(key)
         except (ReadError, UserCodeError) as error:
             reason = error.reason if isinstance(error, ReadError) else str(error)
-            return Skipped(f"copying `{key}`", f"it is {kind.words}, and its file {reason}")
+            return Skipped(
+                f"copying {quote_code(key)}", f"it is {kind.words}, and its file {reason}"
+            )
         try:
             with warnings.catch_warnings(), user_code(), torch.no_grad():
                 warnings.simplefilter("ignore")
+                _ = source.shape, target.shape  # torch compares them first; nested ones have none
                 target.copy_(source)
         except UserCodeError as error:
             return summarize_message(error.text)
@@ -127,7 +140,10 @@ class _CopyProbe:
         """
         info = self._diff.state.tensors[key]
         if kind.is_on_meta or not _is_dense(kind):
-            tensor: Tensor = self._torch_state[key]
+            if not isinstance(tensor := self._torch_state.get(key), Tensor):
+                raise ReadError(
+                    self._diff.checkpoint.path, f"has no tensor {quote_code(key)} for torch"
+                )
             return tensor
         if info.nbytes > _MAX_READ_NBYTES:
             raise ReadError(self._diff.checkpoint.path, f"has {info.nbytes} bytes for it")
@@ -172,7 +188,10 @@ def _make_sample(kind: _TensorKind) -> Tensor | None:
     if kind.is_on_meta:
         return torch.empty(1, 1, dtype=dtype, device="meta")
     set_layout = _LAYOUTS.get(kind.layout)
-    return None if set_layout is None else set_layout(torch.zeros(1, 1, dtype=dtype))
+    if set_layout is None:
+        return None
+    sample = set_layout(torch.zeros(1, 1, dtype=dtype))
+    return sample.expand(2, 1) if kind.is_expanded else sample
 
 
 def _is_dense(kind: _TensorKind) -> bool:

@@ -15,20 +15,22 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
+from ckptool.compare.left_out_ties import find_load_model_refusal
 from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.errors import ReadError
 from ckptool.locations import RemotePath
-from ckptool.model import Checkpoint, ModuleInfo, Skipped
+from ckptool.model import Checkpoint, Container, ModuleInfo, Skipped, StateDict
 from ckptool.modules.build import preserve_random_state
 from ckptool.modules.move_probe import copy_to_meta
-from ckptool.modules.tensor_info import is_lazy
+from ckptool.modules.tensor_parts import is_lazy
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import summarize_message
 from ckptool.verification.copy_probe import find_copy_error
 from ckptool.verification.load_recorder import LoadRecorder, identify_storage
+from ckptool.verification.load_tensors import copy_versions
 from ckptool.verification.probe_state import ValuesNeededError, build_probe_state
 
 CHECK_NAME: Final = "the module's own loading code"
@@ -71,10 +73,33 @@ def ask_loader(module: nn.Module, diff: ModuleDiff) -> LoaderAnswer:
 
     The answer is empty where keys and shapes are all that a load looks at.
     """
-    result = _probe_or_skip(module, diff)
+    refusal = _find_retie_refusal(module, diff) if diff.retied_keys else ""
+    result = _probe_or_skip(module, replace(diff, retie_refusal=refusal))
     if isinstance(result, Skipped):
-        return LoaderAnswer(unchecked=result)
-    return LoaderAnswer(outcome=result)
+        return LoaderAnswer(unchecked=result, retie_refusal=refusal)
+    return LoaderAnswer(outcome=result, retie_refusal=refusal)
+
+
+def _find_retie_refusal(module: nn.Module, diff: ModuleDiff) -> str:
+    """Return why `safetensors.torch.load_model` refuses the file; "" if it loads, or has shards."""
+    if diff.checkpoint.container is not Container.SAFETENSORS:
+        return ""
+    missing, unexpected = diff.missing_keys, diff.unexpected_keys
+    if find_loading_code(module):
+        # What the loader is given: the names of the file alone.
+        outcome = probe_load(module, replace(diff, retie_refusal="asked", state=_unversion(diff)))
+        if isinstance(outcome, Skipped):
+            return f"{outcome.what} was not asked: {outcome.reason}"
+        if outcome.missing_keys is None or outcome.unexpected_keys is None:
+            return outcome.error
+        missing, unexpected = outcome.missing_keys, outcome.unexpected_keys
+    tensors = {key: saved.tensor for key, saved in diff.module.saved_tensors.items()}
+    return find_load_model_refusal(tensors, diff.state.tensors, missing, unexpected)
+
+
+def _unversion(diff: ModuleDiff) -> StateDict:
+    """Return the state as `load_file` gives it: without the versions of the modules."""
+    return replace(diff.state, versions=None)
 
 
 def _probe_or_skip(module: nn.Module, diff: ModuleDiff) -> LoadOutcome | Skipped | None:
@@ -309,7 +334,8 @@ def _move_to_meta(module: nn.Module) -> None:
 def _can_be_on_meta(tensor: Tensor) -> bool:
     if is_lazy(tensor):
         return True
-    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_quantized
+    is_dense = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    return type(tensor) is Tensor and is_dense
 
 
 def _make_meta_tensor(tensor: Tensor) -> Tensor:
@@ -324,7 +350,7 @@ def _copy_state(tensors: Mapping[str, Any]) -> "OrderedDict[str, Any]":
     copy = OrderedDict(tensors)
     versions = getattr(tensors, "_metadata", None)
     if versions is not None:
-        copy._metadata = OrderedDict(versions)  # type: ignore[attr-defined]  # noqa: SLF001
+        copy._metadata = copy_versions(versions)  # type: ignore[attr-defined]  # noqa: SLF001
     return copy
 
 

@@ -1,25 +1,23 @@
 """State of a checkpoint -> torch tensors, from their byte spans, without unpickling if possible."""
 
 import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pickle import UnpicklingError
-from typing import Any, Final
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from ckptool.errors import ReadError
 from ckptool.formats.files.source import open_local_copy
 from ckptool.locations import RemotePath
-from ckptool.model import Checkpoint, Container, StateDict, TensorInfo
+from ckptool.model import Checkpoint, Container, Kind, StateDict, TensorInfo
+from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.tensors.elements import iter_elements, unreadable_reason
-
-_LOAD_EXCEPTIONS: Final = (
-    OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, UnpicklingError
-)  # fmt: skip
-"""What torch.load raises for a file that it cannot load."""
 
 
 def load_tensors(
@@ -30,6 +28,8 @@ def load_tensors(
 ) -> dict[str, Any]:
     """Return the argument of `load_state_dict`: tensors by key, renamed by `keys` (old -> new).
 
+    What is a NumPy array in the file is one here, too.
+
     Tensors tied in the file are one tensor in the result; `packed_keys` are tuples with tensors.
 
     Raises:
@@ -39,13 +39,16 @@ def load_tensors(
     torch_state: Mapping[str, Any] | None = None
     tensors_by_view: dict[object, Tensor] = {}
     for key, info in state.tensors.items():
+        if info.layout == "lazy":
+            tensors[keys.get(key, key)] = UninitializedParameter(requires_grad=info.requires_grad)
         # A subclass may be copied by its own code.
-        if _is_plain_bytes(info) and not info.wrapper:
+        elif _is_plain_bytes(info) and not info.wrapper:
             # Tied in the file: one tensor here too.
             view = (info.storage or key, info.storage_offset, info.shape, info.stride, info.dtype)
             if view not in tensors_by_view:
                 tensors_by_view[view] = _read_tensor(info)
-            tensors[keys.get(key, key)] = tensors_by_view[view]
+            tensor = tensors_by_view[view]
+            tensors[keys.get(key, key)] = tensor.numpy() if info.kind is Kind.ARRAY else tensor
         else:
             torch_state = (
                 torch_state if torch_state is not None else load_with_torch(checkpoint, state.at)
@@ -65,6 +68,17 @@ def load_tensors(
     return tensors
 
 
+def copy_versions(versions: Mapping[str, Any]) -> "OrderedDict[str, Any]":
+    """Return a copy of a `_metadata`, with new mappings in it.
+
+    `load_state_dict(assign=True)` writes into those, and every later load would then assign too.
+    """
+    return OrderedDict(
+        (prefix, dict(entry) if isinstance(entry, Mapping) else entry)
+        for prefix, entry in versions.items()
+    )
+
+
 def read_plain_tensor(info: TensorInfo) -> Tensor | None:
     """Return the tensor that `info` describes as a copy, None if it is not plain bytes."""
     return _read_tensor(info) if _is_plain_bytes(info) else None
@@ -73,7 +87,12 @@ def read_plain_tensor(info: TensorInfo) -> Tensor | None:
 def _is_plain_bytes(info: TensorInfo) -> bool:
     has_components = bool(info.parts) and info.layout != "chunked"
     has_torch_dtype = isinstance(getattr(torch, info.dtype, None), torch.dtype)
-    return has_torch_dtype and not has_components and not unreadable_reason(info)
+    return (
+        info.layout != "lazy"
+        and has_torch_dtype
+        and not has_components
+        and not unreadable_reason(info)
+    )
 
 
 def _read_tensor(info: TensorInfo) -> Tensor:
@@ -108,18 +127,50 @@ def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) ->
         ReadError: torch refuses the file, or there is no mapping at `at`.
     """
     try:
-        with open_local_copy(checkpoint.path) as path, _without_log_messages():
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        for step in at.split(".") if at else ():
-            state = state[step]
-    except _LOAD_EXCEPTIONS as error:
+        with open_local_copy(checkpoint.path) as path:
+            root = load_file(path, mapped=mapped)
+    except UserCodeError as error:
         raise ReadError(
             checkpoint.path,
-            f"has more than plain bytes, and torch refuses it: {_format_refusal(error)}",
+            f"has more than plain bytes, and torch refuses it: {_format_refusal(error.error)}",
         ) from error
+    try:
+        state = get_value_at(root, at)
+    except LookupError as error:
+        raise ReadError(checkpoint.path, f"torch finds nothing at `{at}`") from error
     if not isinstance(state, Mapping):
         raise ReadError(checkpoint.path, f"there is no mapping at `{at or '.'}`")
     return state
+
+
+def load_file(path: Path, *, mapped: bool) -> Any:
+    """Return what torch.load(weights_only=True) returns, with all storages on the CPU.
+
+    The code of allowed classes is run, so that anything may be raised; and torch warns and logs of
+    what it is given, which says nothing of this run.
+
+    Raises:
+        UserCodeError: torch.load raised.
+    """
+    with warnings.catch_warnings(), _without_log_messages(), user_code():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def get_value_at(root: Any, at: str) -> Any:
+    """Return the value at a dotted place; a key of the file may contain dots, and be a number.
+
+    Raises:
+        KeyError: there is none.
+    """
+    if not at:
+        return root
+    for key in root if isinstance(root, Mapping) else range(len(root)):
+        name = str(key)
+        if at == name or at.startswith(f"{name}."):
+            with suppress(LookupError, TypeError):
+                return get_value_at(root[key], at[len(name) + 1 :])
+    raise KeyError(at)
 
 
 @contextmanager
@@ -133,7 +184,7 @@ def _without_log_messages() -> Iterator[None]:
         logging.disable(level)
 
 
-def _format_refusal(error: Exception) -> str:
+def _format_refusal(error: BaseException) -> str:
     """Return the line that says something: of a refused class, the one that names it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = (line for line in lines if line.startswith("WeightsUnpickler error: "))

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import TensorInfo
+from ckptool.model import Kind, TensorInfo
 from ckptool.verification.load_tensors import can_be_mapped, load_tensors, load_with_torch
 
 
@@ -32,7 +32,11 @@ def build_probe_state(diff: ModuleDiff, read_keys: Collection[str]) -> Mapping[s
             raise ValuesNeededError(f"`{non_tensor}` is no tensor")
         return load_with_torch(diff.checkpoint, diff.state.at, mapped=not read_keys)
     state = diff.state
-    read_tensors = {key: state.tensors[key] for key in state.tensors if key in read_keys}
+    read_tensors = {
+        key: tensor
+        for key, tensor in state.tensors.items()
+        if key in read_keys or tensor.kind is Kind.ARRAY
+    }
     values = load_tensors(diff.checkpoint, replace(state, tensors=read_tensors), {})
     tensors: OrderedDict[str, Any] = OrderedDict()
     tensors_by_view: dict[object, Tensor] = {}

@@ -123,7 +123,7 @@ def _load_tensors(target: VerificationTarget) -> LoadedModuleFactory | LevelResu
         if not module_diff.is_strict:
             return failure
         if module_diff.unchecked_load is not None:
-            return LevelResult(VerificationLevel.LOAD, LevelStatus.SKIPPED, error.reason)
+            return LevelResult(VerificationLevel.LOAD, LevelStatus.INCONCLUSIVE, error.reason)
         raise
 
 

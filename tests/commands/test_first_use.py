@@ -61,8 +61,8 @@ def test_a_folder_with_the_weights_twice_asks_which(tmp_path):
     assert said(run).endswith("name one of 'model.safetensors', 'pytorch_model.bin'")
 
 
-def test_arrays_of_numpy_are_no_tensors(tmp_path):
-    arrays = {key: value.numpy() for key, value in LINEAR.state_dict().items()}
+def test_a_list_of_numpy_arrays_has_no_tensors(tmp_path):
+    arrays = [value.numpy() for value in LINEAR.state_dict().values()]
     words = "holds no tensors, but 2 NumPy arrays: torch.save them as torch.from_numpy(...) of each"
     assert said(save(tmp_path / "a.pth", arrays)) == words
     (tmp_path / "b.pkl").write_bytes(pickle.dumps({"model": arrays}))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import reference_case
 import torch
+from files import needs_torch
 
 import ckptool
 from samples import make
@@ -147,6 +148,7 @@ def test_the_attribute_versions_loss_is_seen_between_two_buffer_files(tmp_path, 
     assert report.exit_code == 1
 
 
+@needs_torch("2.7", "older ones write fewer records")
 def test_the_samples_are_made_byte_for_byte(tmp_path, samples):
     make.write(tmp_path)
     for path in tmp_path.iterdir():

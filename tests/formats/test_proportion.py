@@ -12,9 +12,11 @@ from proportion import assert_in_proportion
 from torch import nn
 
 import ckptool
+from ckptool.errors import CkptoolError
 from ckptool.formats.pickle import modules
 from ckptool.formats.pickle.places import MAX_PLACE_CHARS, PlaceJoiner
 from ckptool.model import Checkpoint
+from ckptool.phrases import MAX_LINE_CHARS
 from ckptool.render import FORMATS, RenderOptions, render
 
 ONE = torch.ones(1)
@@ -150,7 +152,7 @@ def test_cut_places_are_said_and_stay_distinct(tmp_path: Path) -> None:
     assert all(len(place) <= MAX_PLACE_CHARS for place in places)
     assert any("cut" in skipped.reason for skipped in checkpoint.skipped)
     chosen = ckptool.diff(tmp_path / "long.pth", tmp_path / "long.pth", at=places[3])
-    assert chosen.verdict.startswith("identical")
+    assert chosen.verdict == "same state"
 
 
 def test_a_place_is_cut_only_beyond_the_limit() -> None:
@@ -179,3 +181,48 @@ def test_the_largest_inner_state_is_found_at_any_depth(tmp_path: Path) -> None:
 
 def _describe(folder: Path, content: object) -> Checkpoint:
     return describe(save(folder / "file.pth", content))
+
+
+LONG_KEY = "k" * 100_000
+
+
+class LongKeys(nn.Module):
+    """Saved and unsaved tensors, each under a key of its own of 100,000 characters."""
+
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        self.register_parameter(LONG_KEY, nn.Parameter(torch.ones(size)))
+        self.register_buffer(f"n{LONG_KEY}", torch.randn(2), persistent=False)
+        setattr(self, f"a{LONG_KEY}", torch.ones(2))
+
+
+@pytest.mark.parametrize("form", ["table", "markdown"])
+def test_long_keys_are_cut_in_every_report_for_people(form: str, tmp_path: Path) -> None:
+    good, other = tmp_path / "good.pth", tmp_path / "other.pth"
+    save(good, {LONG_KEY: ONE})
+    save(other, {f"j{LONG_KEY}": ONE, f"v{LONG_KEY}": 3})
+    reports = [
+        report
+        for path in (good, other)
+        for module in (LongKeys(), LongKeys(3))
+        for report in (
+            ckptool.verify(path, module=module),
+            ckptool.diff(path, module=module),
+            ckptool.gate([path], module=module, values=False),
+        )
+    ]
+    reports += [ckptool.diff(good, other), ckptool.audit(LongKeys()), ckptool.digest(good)]
+    for report in reports:
+        text = render(form, report, RenderOptions(verbosity=1))
+        assert max(map(len, text.splitlines())) < 15_000, report.command
+
+
+def test_an_error_that_lists_places_names_a_few(tmp_path: Path) -> None:
+    many = save(tmp_path / "many.pth", {f"s{i}": {"w": ONE, "v": ONE} for i in range(500)})
+    with pytest.raises(CkptoolError, match="and 480 more: name one with --at") as refusal:
+        ckptool.migrate(many, tmp_path / "new.pth")
+    assert all(len(line) < 1000 for line in refusal.value.lines)
+
+
+def test_one_line_of_an_error_is_never_long() -> None:
+    assert [len(line) for line in CkptoolError("x" * 10**6).lines] == [MAX_LINE_CHARS]

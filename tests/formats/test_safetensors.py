@@ -10,6 +10,7 @@ import torch
 from containers import entry, safetensors_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from migration.states import DTYPES
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -300,23 +301,15 @@ def test_dtypes(tmp_path, code):
         try:
             loaded = file.get_tensor("a")
         except (SafetensorError, AttributeError):
-            assert code.startswith("F6")
+            assert code.startswith("F6") or not hasattr(torch, TORCH_DTYPES[code].split("fn")[0])
             return
     assert tensor.dtype == str(loaded.dtype).removeprefix("torch.")
     assert tensor.shape == tuple(loaded.shape)
 
 
-ALL = [
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
-    torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool,
-    torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
-]  # fmt: skip
-
-
 @st.composite
 def tensors(draw) -> torch.Tensor:
-    dtype = draw(st.sampled_from(ALL))
+    dtype = draw(st.sampled_from(DTYPES))
     shape = draw(st.lists(st.integers(0, 4), max_size=4))
     nbytes = torch.Size(shape).numel() * dtype.itemsize
     data = draw(st.binary(min_size=nbytes, max_size=nbytes))

@@ -34,6 +34,9 @@ class Net(nn.Module):
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "net.pt2"
     torch.export.save(torch.export.export(Net().eval(), (torch.ones(2, 2),)), path)
+    with zipfile.ZipFile(path) as archive:
+        if not any(name.endswith("model_weights_config.json") for name in archive.namelist()):
+            pytest.skip("this torch exports the weights as one pickle")
     return path
 
 

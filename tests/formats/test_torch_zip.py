@@ -23,11 +23,14 @@ from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats.limits import Limits
 from ckptool.model import DTYPE_BITS, Container, Kind, Safety, tied_keys
 
+IS_FLOAT4_SHOWN = tuple(map(int, torch.__version__.split(".")[:2])) > (2, 8)
+"""Whether a tensor of float4_e2m1fn_x2 has a repr, which hypothesis asks for."""
 DTYPES = sorted(
     name
     for name in DTYPE_BITS
     if isinstance(getattr(torch, name, None), torch.dtype)
     and not name.startswith(("q", "bits", "int1", "int2", "int3", "int4", "int5", "int7"))
+    and (not name.startswith("float4") or IS_FLOAT4_SHOWN)
     and name not in {"uint1", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "int6"}
 )
 
@@ -428,7 +431,9 @@ def test_quantized_tensors():
         ("quantized", "qint8", (2, 3)),
         ("quantized", "quint8", (2, 3)),
     ]
-    assert [part.name for part in found["b"].parts] == ["scales", "zero_points"]
+    names = ["values", "scales", "zero_points"]
+    assert [part.name for part in found["a"].parts] == names
+    assert [part.name for part in found["b"].parts] == [*names, "axis"]
     assert found["a"].nbytes == 6
 
 

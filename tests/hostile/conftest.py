@@ -1,4 +1,9 @@
-"""A gate over one file, and a folder in which no payload may leave its marker."""
+"""A gate over one file, what torch does with it, and a folder in which no payload may run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -25,3 +30,27 @@ def run_gate(folder):
         return result.exit_code, result.output
 
     return run
+
+
+@pytest.fixture(scope="session")
+def torch_server():
+    command = [sys.executable, str(Path(__file__).with_name("torch_server.py"))]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def ask_torch(torch_server, tmp_path_factory):
+    """Return what comes of a file: {"loads", "ran", "values"}; `reach` as in torch_server.py."""
+
+    def ask(path: Path, reach: str) -> dict:
+        scratch = tmp_path_factory.mktemp("scratch")
+        question = {"path": str(path.absolute()), "reach": reach, "folder": str(scratch)}
+        torch_server.stdin.write(json.dumps(question) + "\n")
+        torch_server.stdin.flush()
+        return json.loads(torch_server.stdout.readline())
+
+    return ask

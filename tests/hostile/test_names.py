@@ -44,7 +44,7 @@ ACTING = [
 
 RESOLVED_TO_DANGER = [
     ("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler", "Popen"),
-    ("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler", "os"),
+    ("torch.distributed.elastic.multiprocessing.api", "os"),
     ("torch.distributed", "TCPStore"),
     ("torch.distributed", "FileStore"),
     ("torch", "PyTorchFileWriter"),

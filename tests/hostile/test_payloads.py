@@ -10,10 +10,10 @@ import zipfile
 import pytest
 import torch
 from containers import safetensors_bytes
+from files import save_dcp
 from hostile.pickles import MARKER, archive, blob, call, mapping, name, pickled, tensor, text
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed import checkpoint as dcp
 
 PAYLOAD = call(name("os", "mkdir"), text(MARKER))
 UNKNOWN = call(name("torch.utils.tensorboard", "SummaryWriter"), text(MARKER))
@@ -242,7 +242,10 @@ def exported(tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "net.pt2"
     torch.export.save(torch.export.export(nn.Linear(2, 3), (torch.ones(1, 2),)), path)
     with zipfile.ZipFile(path) as read:
-        return {key: read.read(key) for key in read.namelist()}
+        records = {key: read.read(key) for key in read.namelist()}
+    if not any(key.endswith("model_weights_config.json") for key in records):
+        pytest.skip("this torch exports the weights as one pickle")
+    return records
 
 
 def export_with(path, records: dict[str, bytes], **changed: bytes):
@@ -321,7 +324,7 @@ def test_an_operator_that_is_none(folder, run_gate, exported):
 
 def write_dcp(folder, content: bytes):
     """Write a distributed checkpoint and put `content` in the place of its plain object."""
-    dcp.save({"w": torch.ones(4), "epoch": {"n": [1]}}, checkpoint_id=folder / "dcp", no_dist=True)
+    save_dcp({"w": torch.ones(4), "epoch": {"n": [1]}}, folder / "dcp")
     metadata = pickle.loads((folder / "dcp" / ".metadata").read_bytes())
     index = next(key for key in metadata.storage_data if key.fqn.startswith("epoch"))
     place = metadata.storage_data[index]

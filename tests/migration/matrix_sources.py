@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from files import save_dcp
 from migration.matrix_modules import make_trained_module
 from migration.states import SHM
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
 
 StateDict = Mapping[str, Tensor]
 EPOCH, LOSS = 7, 0.25
@@ -111,9 +111,7 @@ def _write_shards(folder: Path, state: StateDict, stem: str, suffix: str) -> Non
 
 
 def _write_dcp(path: Path, content: dict[str, object]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save(content, checkpoint_id=path, no_dist=True)
+    save_dcp(content, path)
 
 
 def _write_torchscript(path: Path, module: nn.Module) -> None:

@@ -85,7 +85,7 @@ def test_a_part_of_a_quantised_layer_is_not_made_up(tmp_path, name):
     fresh.load_state_dict(state, strict=False)
     assert not torch.equal(fresh.get_buffer(key), module.get_buffer(key))
     report = ckptool.diff(source, module=f"{HERE}PackedNet")
-    assert {f.code for f in report.findings if f.level == "error"} == {"CK219"}
+    assert {f.code for f in report.findings if f.level == "error"} == {"CK235"}
     with pytest.raises(PlanError, match=f"{key}.*CK202"):
         ckptool.migrate(source, target, module=f"{HERE}PackedNet")
     assert [path.name for path in tmp_path.iterdir()] == ["old.safetensors"]

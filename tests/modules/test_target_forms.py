@@ -311,3 +311,15 @@ def test_namespaces_are_argparse_namespaces(project):
     converted = build_config_objects(build, {"args": {"d": [{"e": 1}]}}, announced.append)
     assert converted == {"args": argparse.Namespace(d=[argparse.Namespace(e=1)])}
     assert announced == ["args"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("mode", [[], ["--in-process"]])
+def test_a_folder_to_import_from(project, mode):
+    words = ["-m", "package.deep.net:Net", *mode]
+    command = [sys.executable, "-m", "ckptool", "audit", *words]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "pass --path DIR" in run.stderr
+    run = subprocess.run([*command, "--path", "src"], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -3,12 +3,16 @@
 import json
 import os
 from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
 import pytest
 import torch
+from proportion import assert_in_proportion
 
+import ckptool
 from ckptool.policy import Policy, Waiver
+from ckptool.render import RenderOptions, render
 from ckptool.render.ci_results import make_relative
 from ckptool.rules import RULES, Finding
 
@@ -118,3 +122,44 @@ def test_a_lock_of_a_remote_checkpoint_reads_it(run_command, tmp_path):
     ran = run_command("lock", "https://127.0.0.1:1/model.pth", cwd=tmp_path)
     assert ran.code == 2
     assert ran.err.startswith("ckptool: https://127.0.0.1:1/model.pth: ")
+
+
+SEPARATORS = ("a: b.pth", "a, b.pth", "100%.pth", "50%0A.pth", "x::error::y.pth", "a,file=b.pth")
+LINE_ENDS = ("a\n::error::b.pth", "a\r\nb.pth")
+
+
+def read_workflow_command(line: str) -> tuple[str, dict[str, str], str]:
+    """Return command, properties and message, as GitHub's runner takes a line apart."""
+    head, _, message = line.removeprefix("::").partition("::")
+    command, _, properties = head.partition(" ")
+    values = dict(one.split("=", 1) for one in properties.split(",") if one)
+    for code, character in (("%0D", "\r"), ("%0A", "\n"), ("%3A", ":"), ("%2C", ","), ("%25", "%")):
+        values = {name: value.replace(code, character) for name, value in values.items()}
+    return command, values, message
+
+
+@pytest.mark.parametrize("name", [*SEPARATORS, *LINE_ENDS])
+@pytest.mark.parametrize("state", ["read", "refused"])
+def test_every_annotation_names_the_file_that_it_is_of(run_command, tmp_path, name, state):
+    torch.save({"nan": torch.tensor([float("nan")])}, tmp_path / name)
+    if state == "refused":
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:300])
+    ran = run_command("gate", f"./{name}", "--format", "github", cwd=tmp_path)
+    lines = [read_workflow_command(line) for line in ran.out.splitlines()]
+    assert {command for command, _, _ in lines} <= {"error", "warning", "notice"}
+    assert {properties.get("file") for _, properties, _ in lines} == {name}
+    sarif = json.loads(run_command("gate", f"./{name}", "--format", "sarif", cwd=tmp_path).out)
+    for result in sarif["runs"][0]["results"]:
+        uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+        assert unquote(uri) == name
+        assert ":" not in uri
+    gitlab = json.loads(run_command("gate", f"./{name}", "--format", "gitlab", cwd=tmp_path).out)
+    assert {entry["location"]["path"] for entry in gitlab} == {name}
+
+
+def test_many_checkpoints_make_no_square_of_junit(tmp_path):
+    paths = [tmp_path / f"{i}.pth" for i in range(20)]
+    for path in paths:
+        torch.save({"nan": torch.tensor([float("nan")])}, path)
+    reports = {n: ckptool.gate(paths[:n], values=False) for n in (10, 20)}
+    assert_in_proportion(lambda n: render("junit", reports[n], RenderOptions()), 10)

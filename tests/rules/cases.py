@@ -472,6 +472,16 @@ def bytes_that_are_no_archive(tmp):
     return inspect(tmp, {"w": torch.ones(2), "teacher": b"PK are my initials"})
 
 
+@fires("CK326")
+def protocol_four(tmp):
+    return inspect(tmp, {"w": torch.ones(2)}, pickle_protocol=4)
+
+
+@near("CK326")
+def protocol_two(tmp):
+    return inspect(tmp, {"w": torch.ones(2)}, pickle_protocol=2)
+
+
 @fires("CK302", "CK301")
 def pickled_linear(tmp):
     return inspect(tmp, nn.Linear(2, 2))
@@ -547,7 +557,7 @@ def clone_of_a_slice(tmp):
     return inspect(tmp, {"x": torch.zeros(250_000)[:10].clone()})
 
 
-@near("CK308", "CK503")
+@near("CK308")
 def views_that_use_all_of_a_storage(tmp):
     whole = torch.zeros(10_000)
     return inspect(tmp, {"a": whole[:5_000], "b": whole[5_000:]})

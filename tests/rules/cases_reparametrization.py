@@ -1,13 +1,9 @@
 """Cases of tensors that are there in another form: styles, fusions, quantisation, old names."""
 
-import collections
-import warnings
-
 import torch
 from migration import forms
 from rules import reparametrized_modules
 from rules.cases import diff, fires, near
-from torch import nn
 
 from ckptool import api
 
@@ -173,118 +169,6 @@ def one_of_the_three_is_there(tmp):
     del state["layers.0.q_proj.weight"]
     state["layers.0.qkv.weight"] = torch.ones(12, 4)
     return diff(tmp, state, f"{FORMS}Attention", layers=1)
-
-
-# CK219: P39
-
-
-def quantised() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(
-            reparametrized_modules.perceptron(), {nn.Linear}, torch.qint8
-        )
-
-
-def observed() -> nn.Module:
-    module = reparametrized_modules.perceptron()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
-        return torch.ao.quantization.prepare_qat(module.train())
-
-
-@fires("CK219", "CK210")
-def dynamic_quantisation(tmp):
-    return diff(tmp, quantised().state_dict(), f"{FORMS}perceptron")
-
-
-@fires("CK219")
-def float_into_quantised(tmp):
-    return diff(
-        tmp,
-        reparametrized_modules.perceptron().state_dict(),
-        "rules.cases_reparametrization:quantised",
-    )
-
-
-@fires("CK219")
-def observers(tmp):
-    return diff(tmp, observed().state_dict(), f"{FORMS}perceptron")
-
-
-def with_layer(**tensors):
-    state = {
-        key: t
-        for key, t in reparametrized_modules.perceptron().state_dict().items()
-        if key != "0.weight"
-    }
-    return collections.OrderedDict({**state, **{f"0.{k}": t for k, t in tensors.items()}})
-
-
-GPTQ = {
-    "qweight": torch.ones(1, 3, dtype=torch.int32),
-    "qzeros": torch.ones(1, 1, dtype=torch.int32),
-    "scales": torch.ones(1, 3, dtype=torch.float16),
-}
-
-
-@fires("CK219")
-def gptq(tmp):
-    state = with_layer(**GPTQ, g_idx=torch.zeros(2, dtype=torch.int32))
-    report = diff(tmp, state, f"{FORMS}perceptron")
-    assert any("the file is GPTQ" in f.message for f in report.findings)
-    return report
-
-
-@fires("CK219")
-def awq(tmp):
-    report = diff(tmp, with_layer(**GPTQ), f"{FORMS}perceptron")
-    assert any("the file is AWQ" in f.message for f in report.findings)
-    return report
-
-
-@fires("CK219", "CK207")
-def bitsandbytes_4_bit(tmp):
-    state = with_layer(
-        weight=torch.ones(3, 1, dtype=torch.uint8),
-        **{"weight.absmax": torch.ones(1), "weight.quant_map": torch.ones(16)},
-        **{"weight.quant_state.bitsandbytes__nf4": torch.ones(9, dtype=torch.uint8)},
-    )
-    return diff(tmp, state, f"{FORMS}perceptron")
-
-
-@fires("CK219")
-def bitsandbytes_8_bit(tmp):
-    state = with_layer(weight=torch.ones(3, 2, dtype=torch.int8), SCB=torch.ones(3))
-    return diff(tmp, state, f"{FORMS}perceptron")
-
-
-@fires("CK219")
-def compressed_tensors(tmp):
-    state = with_layer(
-        weight_packed=torch.ones(3, 1, dtype=torch.int32), weight_scale=torch.ones(3, 1),
-        weight_shape=torch.tensor([3, 2]),
-    )  # fmt: skip
-    return diff(tmp, state, f"{FORMS}perceptron")
-
-
-@fires("CK219")
-def scaled_float8(tmp):
-    state = with_layer(
-        weight=torch.ones(3, 2).to(torch.float8_e4m3fn), weight_scale_inv=torch.ones(1, 1)
-    )
-    return diff(tmp, state, f"{FORMS}perceptron")
-
-
-@near("CK219")
-def quantised_into_quantised(tmp):
-    return diff(tmp, quantised().state_dict(), "rules.cases_reparametrization:quantised")
-
-
-@near("CK219", "CK204")
-def a_scale_and_a_zero_point_of_its_own(tmp):
-    return diff(tmp, reparametrized_modules.Gate().state_dict(), f"{FORMS}Gate", offset=False)
 
 
 # CK211: P43

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from blake3 import blake3
-from files import write_shards
+from files import save_dcp, write_shards
 from formats import tar_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,9 +61,7 @@ def sharded(tensors: dict, folder: Path) -> None:
 
 
 def dcp(tensors: dict, folder: Path) -> None:
-    from torch.distributed import checkpoint
-
-    checkpoint.save(tensors, checkpoint_id=folder, no_dist=True)
+    save_dcp(tensors, folder)
 
 
 def legacy(tensors: dict, path: Path) -> None:

@@ -140,7 +140,9 @@ class VerifyCheckpoint(ModuleRequest[VerifiedModule], frozen=True):
             inputs = parse_inputs(target.inputs if self.inputs is None else self.inputs)
             verification = run.run_verification(new, device, inputs, old, self.tolerance)
         module_diff = new.module_diff
-        loader_answer = LoaderAnswer(module_diff.load_outcome, module_diff.unchecked_load)
+        loader_answer = LoaderAnswer(
+            module_diff.load_outcome, module_diff.unchecked_load, module_diff.retie_refusal
+        )
         return VerifiedModule(verification, new.module_info, loader_answer, lacks_cuda)
 
     def _open_old_target(self, old: OldCheckpoint, stack: ExitStack) -> "VerificationTarget":

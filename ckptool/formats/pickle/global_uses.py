@@ -17,6 +17,7 @@ from ckptool.locations import Location
 from ckptool.model import Checkpoint, Container, GlobalUse, Safety
 from ckptool.phrases import truncate
 
+_GETATTR = ("builtins", "getattr")
 _MAX_SHOWN_STEPS = 32
 """Maximum number of keys in the text of a place."""
 _MAX_STEP_CHARS = 200
@@ -31,9 +32,16 @@ def find_global_uses(
     """Return the Safety of each name, and its place in the tree; "" if safe or not in the tree."""
     safety_by_name = {(name.module, name.name): (name, classify(name)) for name in names}
     unsafe_names = {name for name, safety in safety_by_name.values() if safety is not Safety.SAFE}
-    places = _locate_globals(root, unsafe_names)
+    places, getattr_calls = _locate_globals(root, unsafe_names)
+    method = _describe_bound_methods(getattr_calls)
     return tuple(
-        GlobalUse(name.module, name.name, safety, places.get(name, ""))
+        GlobalUse(
+            name.module,
+            name.name,
+            safety,
+            places.get(name, ""),
+            method if (name.module, name.name) == _GETATTR else "",
+        )
         for name, safety in safety_by_name.values()
     )
 
@@ -59,24 +67,54 @@ def damaged_with_uses(
     return Checkpoint(path, container, nbytes, (), globals=global_uses, damage=reason)
 
 
-def _locate_globals(root: object, names: set[GlobalName]) -> dict[GlobalName, str]:
-    """Return name -> its first place, in the order of the file; each node is visited once."""
+def _describe_bound_methods(calls: Sequence[UnresolvedObject]) -> str:
+    """Return "METHOD of CLASS" of the first call of getattr if all are bound methods; else "".
+
+    A bound method is pickled as getattr(object, name): its object is of a class that torch.load
+    does not call dangerous, and the name is no special one.
+    """
+    descriptions = [_describe_bound_method(call) for call in calls]
+    return descriptions[0] if descriptions and all(descriptions) else ""
+
+
+def _describe_bound_method(call: UnresolvedObject) -> str:
+    owner, name = call.args if len(call.args) == 2 else (None, None)
+    if type(name) is not str or not name.isidentifier() or name.startswith("__"):
+        return ""
+    if type(owner) is UnresolvedObject and isinstance(owner.state, dict | tuple):
+        owner = owner.func
+    if type(owner) is not GlobalName or classify_global(owner) is Safety.DANGEROUS:
+        return ""
+    return f"`{truncate(name, _MAX_STEP_CHARS)}` of {owner.qualified_name}"
+
+
+def _locate_globals(
+    root: object, names: set[GlobalName]
+) -> tuple[dict[GlobalName, str], list[UnresolvedObject]]:
+    """Return name -> its first place, in the order of the file, and the calls of getattr.
+
+    Each node is visited once. The calls are complete only if all names are in the tree.
+    """
     places: dict[GlobalName, str] = {}
+    getattr_calls: list[UnresolvedObject] = []
     visited_ids: set[int] = set()
     todo: list[tuple[object, Any]] = [(root, None)]
-    while todo and len(places) < len(names):
+    has_getattr = any((name.module, name.name) == _GETATTR for name in names)
+    while todo and (has_getattr or len(places) < len(names)):
         node, path = todo.pop()
         if type(node) is GlobalName:
             if node in names:
                 places.setdefault(node, _format_place(path))
         elif id(node) not in visited_ids:
             children = _list_children(node)
+            if type(node) is UnresolvedObject and node.callee_name == _GETATTR:
+                getattr_calls.append(node)
             if children:
                 visited_ids.add(id(node))
                 todo.extend(
                     (child, (path, key) if key else path) for key, child in reversed(children)
                 )
-    return places
+    return places, getattr_calls
 
 
 def _list_children(node: Any) -> list[tuple[str, Any]]:

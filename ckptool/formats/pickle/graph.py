@@ -4,7 +4,7 @@
 nothing is simplified, so that `writer.py` writes the pickle without loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -46,6 +46,8 @@ class PickleGraph(NamedTuple):
     protocol: int
     persistent_references: Sequence[PersistentReference] = ()
     """Every reference in the graph, in the order of the file."""
+    blob_offsets: Mapping[int, int] = {}
+    """id of a byte string in the graph -> its offset in the data."""
 
 
 def read_graph(data: bytes, limits: Limits, start: int = 0) -> PickleGraph:
@@ -65,7 +67,9 @@ def read_graph(data: bytes, limits: Limits, start: int = 0) -> PickleGraph:
                 if pos >= machine.frame_end:
                     machine.frame_end = len(data)
     except PickleStop as stop:
-        return PickleGraph(stop.value, machine.protocol, machine.persistent_references)
+        return PickleGraph(
+            stop.value, machine.protocol, machine.persistent_references, machine.blob_offsets
+        )
     except (IndexError, KeyError) as error:
         raise PickleError("the stream ends before its STOP") from error
     raise PickleError(f"it has more than {limits.opcodes} opcodes")

@@ -1,9 +1,9 @@
 """Inert pickle machine: stack, memo, and a record of every global that the pickle names."""
 
-import re
 from collections.abc import Callable
 from typing import Any, Final
 
+from ckptool.formats.files.byte_strings import identify_packed_bytes, may_be_pickle
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.nodes import (
     GlobalName,
@@ -13,12 +13,8 @@ from ckptool.formats.pickle.nodes import (
     UnresolvedObject,
     require_hashable_key,
 )
-from ckptool.formats.pickle.safe_calls import SAFE_CALL_BUILDERS
-
-_PICKLE_START: Final = re.compile(rb"\x80[\x02-\x05]")
-_IMPORT_OPCODE: Final = re.compile(rb"[ci][A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n")
-_SEARCHED_BYTES: Final = 4096
-"""Bytes of a byte string in which the imports of protocol 0 are looked for."""
+from ckptool.formats.pickle.safe_calls import EMPTY_WHEN_NEW, PLAIN_CALLS, SAFE_CALL_BUILDERS
+from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS
 
 
 class PickleStop(Exception):  # noqa: N818 - it ends a stream and is no error
@@ -83,11 +79,15 @@ class PickleMachine:
         self.embedded_pickles: dict[int, bytes] = {}
         """id -> byte string that a `_PICKLE_LOADER_NAMES` function gets, or that is a pickle."""
         self.embedded_archives: dict[int, bytes] = {}
-        """id -> byte string that is a zip archive: a file of torch.save, for example."""
+        """id -> byte string that is an archive, compressed or a program: nobody looks into it."""
         self.interned_tuples: dict[tuple[Any, ...], tuple[int, ...]] = {}
         """Tuples of ints that repeat, such as shapes and strides: one object for equal ones."""
         self.blob_offsets: dict[int, int] = {}
         """id of a long byte string -> its offset in the data."""
+        self.refusal = ""
+        """What it does that `torch.load(weights_only=True)` refuses, names apart; "" if nothing."""
+        self.is_no_text = False
+        """Whether it called something, or named it by an opcode that no text begins with."""
         self._remaining_bytes = limits.pickle_bytes
         self._remaining_key_chars = _FREE_KEY_CHARS + 4 * len(data)
         self._equal_hash_counts: dict[tuple[int, int], int] = {}
@@ -125,9 +125,13 @@ class PickleMachine:
         """
         if type(args) is not tuple:
             raise PickleError(f"a call with {type(args).__name__} for arguments")
+        self.is_no_text = True
         if type(func) is GlobalName:
             if func.builder is not None:
                 return func.builder(self, args)
+            name = (func.module, func.name)
+            if name in SAFE_GLOBALS and name not in PLAIN_CALLS:
+                raise PickleError(f"{func.qualified_name} is called, which no pickler does")
             if func.name in _PICKLE_LOADER_NAMES and args and type(args[0]) is bytes:
                 self.embedded_pickles[id(args[0])] = args[0]
             return UnresolvedObject(func, args)
@@ -136,11 +140,30 @@ class PickleMachine:
             return UnresolvedObject(func, args)
         raise PickleError(f"a {type(func).__name__} is called")
 
+    def record_creation(self, cls: object, args: object) -> object:
+        """Return the node for `cls.__new__(cls, *args)`, without calling it.
+
+        Raises:
+            PickleError: as `record_call`, or `__new__` of the class leaves the arguments unused.
+        """
+        if type(cls) is GlobalName and args and (cls.module, cls.name) in EMPTY_WHEN_NEW:
+            raise PickleError(f"{cls.qualified_name} is created with arguments that it ignores")
+        return self.record_call(cls, args)
+
+    def note_refusal(self, reason: str) -> None:
+        """Record what `torch.load(weights_only=True)` refuses; the first reason is kept."""
+        self.refusal = self.refusal or reason
+
+    def note_item_target(self, target: object) -> None:
+        """Record a refusal if items are given to what is neither a list nor a dict."""
+        if type(target) is UnresolvedObject and target.callee_name in SAFE_GLOBALS:
+            self.note_refusal(f"it puts items into a {target.qualified_name}")
+
     def note_bytes(self, content: bytes) -> None:
         """Record a byte string that user code could load: extra state is saved so."""
-        if content[:4] == b"PK\x03\x04":
+        if identify_packed_bytes(content):
             self.embedded_archives[id(content)] = content
-        elif _PICKLE_START.match(content) or _IMPORT_OPCODE.search(content, 0, _SEARCHED_BYTES):
+        elif may_be_pickle(content):
             self.embedded_pickles[id(content)] = content
 
     def charge_memory(self, nbytes: int) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from ckptool.formats.contents.packed_objects import PackedObjectReader, is_packed_object
 from ckptool.formats.pickle.nodes import ATOMIC_TYPES, SetNode, UnresolvedObject
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.places import PlaceJoiner
@@ -18,12 +19,18 @@ def is_module(node: object) -> bool:
     return type(node) is UnresolvedObject and _get_attributes(node) is not None
 
 
-def read_module_state(node: UnresolvedObject, at: str, reader: TensorInfoReader) -> StateDict:
+def read_module_state(
+    node: UnresolvedObject, at: str, reader: TensorInfoReader, packed: PackedObjectReader
+) -> StateDict:
     """Return the module's state_dict() in its order, and in `unsaved` the tensors not in it.
 
-    `at` is the dotted place of the module in the file, "" for the root.
+    Args:
+        node: the module.
+        at: its dotted place in the file, "" for the root.
+        reader: reads its tensors.
+        packed: reads the objects that hold tensors in a form of their own.
     """
-    submodules = list(_iter_submodules(node))
+    submodules = list(_iter_submodules(node, packed))
     _check_repeated_attributes(submodules)
     saved: dict[str, TensorInfo] = {}
     unsaved: dict[str, TensorInfo] = {}
@@ -38,6 +45,7 @@ def read_module_state(node: UnresolvedObject, at: str, reader: TensorInfoReader)
                 target[key] = replace(tensor, kind=kind)
     finder = _AttributeTensorFinder(
         reader,
+        packed,
         submodules,
         {tensor_info.storage for tensor_info in (*saved.values(), *unsaved.values())},
     )
@@ -93,8 +101,12 @@ def _get_attributes(node: UnresolvedObject) -> dict[Any, Any] | None:
     return None
 
 
-def _iter_submodules(root: UnresolvedObject) -> Iterator[tuple[str, dict[Any, Any]]]:
+def _iter_submodules(
+    root: UnresolvedObject, packed: PackedObjectReader
+) -> Iterator[tuple[str, dict[Any, Any]]]:
     """Yield (prefix, `__dict__`) of every submodule, parents first, repeated ones too.
+
+    One that pickles something else than its `__dict__` is given to `packed`.
 
     The node itself is in the dict, under `_NODE_KEY`.
     """
@@ -107,6 +119,7 @@ def _iter_submodules(root: UnresolvedObject) -> Iterator[tuple[str, dict[Any, An
         prefix, node, depth = todo.pop()
         attributes = _get_attributes(node)
         if attributes is None:
+            packed.read_object(node, prefix)
             continue
         if depth > _MAX_MODULE_DEPTH:
             raise PickleTreeError(f"modules nest deeper than {_MAX_MODULE_DEPTH}")
@@ -182,11 +195,13 @@ class _AttributeTensorFinder:
     def __init__(
         self,
         reader: TensorInfoReader,
+        packed: PackedObjectReader,
         submodules: list[tuple[str, dict[Any, Any]]],
         registered_storages: set[StorageInfo | None],
     ) -> None:
         self.unregistered_tensors: dict[str, TensorInfo] = {}
         self._reader = reader
+        self._packed = packed
         self._registered_storages = registered_storages
         self._places = PlaceJoiner()
         self._visited_ids = {id(module[_NODE_KEY]) for _, module in submodules}
@@ -211,6 +226,8 @@ class _AttributeTensorFinder:
                 self.unregistered_tensors[path] = replace(tensor, kind=kind)
         elif array is not None:
             self.unregistered_tensors[path] = array
+        elif is_packed_object(value):
+            self._packed.read_object(value, path)
         elif (
             type(value) not in ATOMIC_TYPES
             and depth < _MAX_ATTRIBUTE_DEPTH
@@ -232,7 +249,8 @@ class _AttributeTensorFinder:
     def _add_module(self, path: str, node: UnresolvedObject, depth: int) -> None:
         """Add all tensors of a module that is not a registered submodule: none of them is saved."""
         submodules = [
-            (self._join(path, prefix), module) for prefix, module in _iter_submodules(node)
+            (self._join(path, prefix), module)
+            for prefix, module in _iter_submodules(node, self._packed)
         ]
         _check_repeated_attributes(submodules)
         self._visited_ids |= {id(module[_NODE_KEY]) for _, module in submodules}

@@ -17,6 +17,10 @@ class TruncatedPickleError(PickleError):
     """The data end before the pickle does: with more bytes it may be complete."""
 
 
+class BrokenPickleError(PickleError):
+    """The data are no pickle from here on, for every unpickler."""
+
+
 class GlobalName:
     """A name that the pickle would import; one object per name, so that it can be a dict key."""
 

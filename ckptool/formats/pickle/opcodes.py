@@ -12,6 +12,7 @@ from ckptool.formats.pickle.machine import (
     register_handler,
 )
 from ckptool.formats.pickle.nodes import (
+    BrokenPickleError,
     GlobalName,
     MappingNode,
     PersistentReference,
@@ -21,6 +22,7 @@ from ckptool.formats.pickle.nodes import (
     UnresolvedObject,
     require_hashable_key,
 )
+from ckptool.formats.pickle.safe_calls import PLAIN_DATA_CALLS
 from ckptool.formats.pickle.value_opcodes import VALUE_HANDLERS, parse_decimal
 
 _UINT16, _UINT32, _UINT64, _INT32 = Struct("<H"), Struct("<I"), Struct("<Q"), Struct("<i")
@@ -167,6 +169,7 @@ def _load_frozenset(m: PickleMachine, pos: int) -> int:
 @_opcode(0x61)  # APPEND
 def _load_append(m: PickleMachine, pos: int) -> int:
     item = m.stack.pop()
+    m.note_item_target(m.stack[-1])
     _append_items(m.stack[-1], [item])
     return pos
 
@@ -174,6 +177,7 @@ def _load_append(m: PickleMachine, pos: int) -> int:
 @_opcode(0x65)  # APPENDS
 def _load_appends(m: PickleMachine, pos: int) -> int:
     items = m.pop_mark()
+    m.note_item_target(m.stack[-1])
     _append_items(m.stack[-1], items)
     return pos
 
@@ -216,6 +220,7 @@ def _append_items(target: Any, items: list[Any]) -> None:
 
 def _set_items(m: PickleMachine, target: Any, items: list[Any]) -> None:
     if type(target) is UnresolvedObject:
+        m.note_item_target(target)
         if target.pairs is None:
             target.pairs = {}
         target = target.pairs
@@ -244,6 +249,7 @@ def _load_global(m: PickleMachine, pos: int) -> int:
 @_opcode(0x93)  # STACK_GLOBAL
 def _load_stack_global(m: PickleMachine, pos: int) -> int:
     name, module = m.stack.pop(), m.stack.pop()
+    m.is_no_text = True
     is_static = type(name) is str and type(module) is str
     m.stack.append(
         m.record_global(module, name) if is_static else m.record_computed_global(module, name)
@@ -267,6 +273,7 @@ def _load_ext4(m: PickleMachine, pos: int) -> int:
 
 
 def _push_extension(m: PickleMachine, code: int, end: int) -> int:
+    m.is_no_text = True
     # copyreg maps the code to a name in the loading process: it can be any name.
     m.stack.append(m.record_computed_global("copyreg", f"<extension {code}>"))
     return end
@@ -282,14 +289,14 @@ def _load_reduce(m: PickleMachine, pos: int) -> int:
 @_opcode(0x81)  # NEWOBJ
 def _load_newobj(m: PickleMachine, pos: int) -> int:
     args = m.stack.pop()
-    m.stack[-1] = m.record_call(m.stack[-1], args)
+    m.stack[-1] = m.record_creation(m.stack[-1], args)
     return pos
 
 
 @_opcode(0x92)  # NEWOBJ_EX
 def _load_newobj_ex(m: PickleMachine, pos: int) -> int:
     kwargs, args = m.stack.pop(), m.stack.pop()
-    node = m.record_call(m.stack[-1], args)
+    node = m.record_creation(m.stack[-1], args)
     if type(node) is UnresolvedObject:
         node.kwargs = kwargs
     m.stack[-1] = node
@@ -316,11 +323,14 @@ def _load_obj(m: PickleMachine, pos: int) -> int:
 def _load_build(m: PickleMachine, pos: int) -> int:
     state = m.stack.pop()
     target = m.stack[-1]
+    m.is_no_text = True
     if type(target) is not UnresolvedObject and type(target) is not MappingNode:
         raise PickleError(f"BUILD gives a state to a {type(target).__name__}")
     if target.state is not None:
         # No pickler does this: the first BUILD could set a method that the second one calls.
         raise PickleError("BUILD gives a state to an object that has one")
+    if type(target) is UnresolvedObject and target.callee_name in PLAIN_DATA_CALLS:
+        m.note_refusal(f"it gives a state to a {target.qualified_name}")
     target.state = state
     return pos
 
@@ -356,7 +366,7 @@ def _load_persid(m: PickleMachine, pos: int) -> int:
 def _load_proto(m: PickleMachine, pos: int) -> int:
     m.protocol = m.data[pos]
     if m.protocol > 5:
-        raise PickleError(f"pickle protocol {m.protocol} is not known")
+        raise BrokenPickleError(f"pickle protocol {m.protocol} is not known")
     return pos + 1
 
 
@@ -394,9 +404,33 @@ def _load_stop(m: PickleMachine, pos: int) -> int:
 
 
 def _reject_opcode(m: PickleMachine, pos: int) -> int:
-    raise PickleError(f"{m.data[pos - 1]:#04x} is no opcode")
+    raise BrokenPickleError(f"{m.data[pos - 1]:#04x} is no opcode")
 
 
-_HANDLERS_BY_OPCODE: Final = VALUE_HANDLERS | _OBJECT_HANDLERS
-HANDLERS: Final = tuple(_HANDLERS_BY_OPCODE.get(opcode, _reject_opcode) for opcode in range(256))
+def _build_handler(opcode: int) -> OpcodeHandler:
+    """Return the handler of an opcode; it notes an opcode that weights_only=True refuses."""
+    handler = (VALUE_HANDLERS | _OBJECT_HANDLERS).get(opcode, _reject_opcode)
+    if opcode in WEIGHTS_ONLY_OPCODES:
+        return handler
+
+    def note_and_handle(m: PickleMachine, pos: int) -> int:
+        if not m.refusal:
+            m.note_refusal(f"it uses the opcode {_name_opcode(opcode)}")
+        return handler(m, pos)
+
+    return note_and_handle
+
+
+def _name_opcode(opcode: int) -> str:
+    """Return the name of an opcode in pickletools; "0xff" for what is none."""
+    from pickletools import opcodes
+
+    return next((info.name for info in opcodes if info.code == chr(opcode)), f"{opcode:#04x}")
+
+
+WEIGHTS_ONLY_OPCODES: Final = frozenset(
+    b"c\x81Rbaesu(t\x85\x86\x87N\x89\x88)]}\x8fJKMGXUQhjqr\x8a\x80."
+)
+"""Opcodes that `torch.load(weights_only=True)` runs, since torch 2.6; a test asks torch."""
+HANDLERS: Final = tuple(_build_handler(opcode) for opcode in range(256))
 """Handlers by opcode; the six most frequent opcodes are inlined in `reader._run_slice`."""

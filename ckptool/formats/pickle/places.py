@@ -1,6 +1,11 @@
-"""Nested keys -> places of bounded length: one long key may contain thousands of nodes."""
+"""Containers of a pickle -> named children, and their places, of bounded length."""
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ckptool.formats.pickle.nodes import MappingNode, SetNode, UnresolvedObject
+from ckptool.formats.pickle.numpy_arrays import is_numpy_array
+from ckptool.formats.pickle.plain_values import format_key
 
 MAX_PLACE_CHARS: Final = 500
 _KEPT_CHARS: Final = 200
@@ -30,3 +35,34 @@ class PlaceJoiner:
         head = f"{place[:_KEPT_CHARS]}{separator}{key[:_KEPT_CHARS]}"[:_KEPT_CHARS]
         tail = f"{place[-_KEPT_CHARS:]}{separator}{key[-_KEPT_CHARS:]}"[-_KEPT_CHARS:]
         return f"{head}...[cut {self.cut_count}]...{tail}"
+
+
+CONTAINER_TYPES: Final = frozenset({dict, MappingNode, list, tuple, SetNode, UnresolvedObject})
+
+
+def iter_children(node: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (key as text, child) of a container; nothing for a numpy array."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield (key if type(key) is str else format_key(key)), child
+    elif type(node) in {list, tuple}:
+        yield from ((str(index), child) for index, child in enumerate(node))
+    elif type(node) is SetNode:
+        yield from ((str(index), child) for index, child in enumerate(node.items))
+    elif type(node) is UnresolvedObject and not is_numpy_array(node):
+        yield from _iter_object_parts(node)
+
+
+def _iter_object_parts(node: UnresolvedObject) -> Iterator[tuple[str, Any]]:
+    """Yield the items, attributes and arguments of an UnresolvedObject."""
+    yield from iter_children(node.pairs or {})
+    yield from iter_children(node.items or [])
+    states = node.state if type(node.state) is tuple else (node.state,)
+    for state in states:
+        if isinstance(state, dict):
+            yield from iter_children(state)
+        elif type(state) in CONTAINER_TYPES:
+            yield "state", state
+    yield from ((str(n), part) for n, part in enumerate(node.args) if type(part) in CONTAINER_TYPES)
+    if isinstance(node.kwargs, dict):
+        yield from iter_children(node.kwargs)

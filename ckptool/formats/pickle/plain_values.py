@@ -195,6 +195,8 @@ def _describe_object(node: Any) -> str:
         return "a storage"
     if type(node) is not UnresolvedObject:
         return type(node).__name__
+    if node.callee_name[1] == "_reconstruct" and node.callee_name[0].endswith("multiarray"):
+        return "a NumPy array"
     value = convert_simple_object(node)
     if value is not NOT_PLAIN:
         return quote_name(value) if type(value) is str else repr(value)

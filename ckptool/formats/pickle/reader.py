@@ -41,8 +41,10 @@ _MAX_EMBEDDED_DEPTH: Final = 4
 """Nesting of pickles in byte strings of pickles."""
 _MAX_CONSECUTIVE_PICKLES: Final = 64
 _FRAME_END_MARGIN: Final = 1 << 16
-_NOT_SEARCHED: Final = GlobalName("<pickle>", "<within others>", computed=True)
+_NOT_SEARCHED: Final = GlobalName("<pickle>", "<not searched>", computed=True)
 """Stands for the names of pickles that lie too deep in others, or behind too many, to be read."""
+_NOT_READ_ON: Final = GlobalName("<pickle>", "<after what no pickler writes>")
+"""Stands for the names after an opcode at which reading stopped and an unpickler may go on."""
 _IMPORT_PATTERN: Final = re.compile(rb"c([A-Za-z_][A-Za-z_0-9.]*)\n([A-Za-z_][A-Za-z_0-9.]*)\n")
 _MISSING_OPERAND: Final = (
     "an opcode asks for what is not on the stack, in the memo or in the stream"
@@ -69,13 +71,15 @@ class ParsedPickle(Record):
     blob_offsets: dict[int, int] = {}
     """id of a byte string in the tree -> its offset in the data."""
     archive_count: int = 0
-    """Number of byte strings that are zip archives, which were not opened."""
+    """Number of byte strings that are archives, compressed or programs, which were not opened."""
+    refusal: str = ""
+    """What it does that `torch.load(weights_only=True)` refuses, names apart; "" if nothing."""
 
     def list_unread(self) -> tuple[Skipped, ...]:
         """Return what stands in the pickle and was not looked into."""
         if not self.archive_count:
             return ()
-        reason = f"{self.archive_count} are zip archives, as torch.save writes them"
+        reason = f"{self.archive_count} are archives (as torch.save writes), compressed or programs"
         return (Skipped("byte strings in the pickle", reason),)
 
 
@@ -107,6 +111,7 @@ def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
         for name in scan_globals(blob, limits, 0, 1)
     ]
     pickle.archive_count = len(machine.embedded_archives)
+    pickle.refusal = machine.refusal
     pickle.globals = list(dict.fromkeys((*machine.globals.values(), *embedded_names)))
     return pickle
 
@@ -127,18 +132,28 @@ def parse_whole_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPic
 
 
 def scan_globals(data: bytes, limits: Limits, start: int = 0, depth: int = 0) -> list[GlobalName]:
-    """Return the names that the consecutive pickles from `start` on use, also embedded ones."""
+    """Return the names that the consecutive pickles from `start` on use, also embedded ones.
+
+    What is broken counts as a pickle if it begins with PROTO, or does more than import by lines of
+    text: any text can begin like a pickle of protocol 0.
+    """
     globals_by_name: dict[str, GlobalName] = {}
     for _ in range(_MAX_CONSECUTIVE_PICKLES):
         if start >= len(data):
             break
         machine = PickleMachine(data, limits)
+        is_pickle = data[start : start + 1] == b"\x80"
         try:
             _run_machine(machine, start)
         except PickleStop as stop:
-            start = stop.end
-        except _STREAM_ERRORS:
+            start, is_pickle = stop.end, True
+        except _STREAM_ERRORS as error:
             start = len(data)
+            is_pickle = is_pickle or machine.is_no_text
+            if is_pickle and type(error) is PickleError:
+                globals_by_name[_NOT_READ_ON.name] = _NOT_READ_ON
+        if not is_pickle:
+            continue
         blobs = list(machine.embedded_pickles.values())
         if blobs and depth >= _MAX_EMBEDDED_DEPTH:
             globals_by_name["<nested>"] = _NOT_SEARCHED

@@ -12,6 +12,8 @@ from ckptool.formats.pickle.nodes import (
     UnresolvedObject,
     require_hashable_key,
 )
+from ckptool.formats.pickle.storage_ids import DEVICE_TYPE
+from ckptool.formats.pickle.tensor_rebuild import REBUILD_FUNCTIONS
 
 _MAX_BYTEARRAY_BYTES: Final = 1 << 20
 """Maximum n of a `bytearray(n)`, in bytes."""
@@ -28,17 +30,30 @@ class MemoryBudget(Protocol):
 
     def record_call(self, func: object, args: object) -> object: ...
 
+    def record_global(self, module: str, name: str) -> GlobalName: ...
+
+    def record_creation(self, cls: object, args: object) -> object: ...
+
 
 CallBuilder = Callable[[Any, tuple[Any, ...]], object]
+
+
+def _build_default_dict(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    """`defaultdict(factory, mapping)`: the factory is recorded as a global, and nothing more."""
+    return _build_mapping(machine, args[1:])
+
+
+def _build_counter(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    if args and not isinstance(args[0], dict):  # of pairs it would count the pairs
+        raise PickleError(f"a Counter is made of a {type(args[0]).__name__}")
+    return _build_mapping(machine, args)
 
 
 def _build_mapping(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     mapping = MappingNode()
     if not args:
         return mapping
-    source = args[-1]
-    if type(source) is GlobalName:  # a defaultdict's factory
-        return mapping
+    source = _get_only_argument(args, "a mapping")
     machine.charge_memory(64 * len(source) if isinstance(source, dict | list | tuple) else 0)
     if isinstance(source, dict):
         for key, value in source.items():
@@ -56,7 +71,7 @@ def _build_mapping(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
 
 
 def _build_set(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
-    source = args[0] if args else ()
+    source = _get_only_argument(args, "a set") if args else ()
     if isinstance(source, SetNode):
         source = source.items
     if not isinstance(source, list | tuple):
@@ -66,8 +81,8 @@ def _build_set(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
 
 
 def _build_torch_size(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
-    source = args[0] if args else ()
-    if not isinstance(source, list | tuple):
+    source = _get_only_argument(args, "a torch.Size") if args else ()
+    if not isinstance(source, list | tuple) or any(type(size) is not int for size in source):
         raise PickleError(f"a torch.Size is made of a {type(source).__name__}")
     machine.charge_memory(8 * len(source))
     return tuple(source)
@@ -95,7 +110,7 @@ def _build_bytes(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
         return bytes(source)
     if type(source) is int:
         raise PickleError(f"builtins.bytearray would allocate {source} bytes")
-    if type(source) is not bytes:
+    if type(source) is not bytes or args[1:]:
         raise PickleError(f"a bytearray is made of a {type(source).__name__}")
     return source
 
@@ -114,33 +129,56 @@ def _reconstruct_object(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     return node
 
 
+def _build_complex(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    if not all(type(part) in {int, float} for part in args) or len(args) > 2:
+        raise PickleError("a complex number is made of something else than numbers")
+    return UnresolvedObject(machine.record_global("builtins", "complex"), args)
+
+
+def _build_device(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
+    """`torch.device("cuda", 0)`: type and index."""
+    name, index = (*args, 0, 0)[:2]
+    is_device = type(name) is str and DEVICE_TYPE.fullmatch(name.partition(":")[0])
+    if not is_device or type(index) is not int or len(args) > 2:
+        raise PickleError("a torch.device of no device type")
+    return UnresolvedObject(machine.record_global("torch", "device"), args)
+
+
 def _build_newobj(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     """`copyreg.__newobj__(class, *args)`."""
     if not args:
         raise PickleError("copyreg.__newobj__ without a class")
-    return machine.record_call(args[0], args[1:])
+    return machine.record_creation(args[0], args[1:])
 
 
 def _build_newobj_ex(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     """`copyreg.__newobj_ex__(class, args, kwargs)`."""
     if len(args) != 3:
         raise PickleError("copyreg.__newobj_ex__ without a class")
-    node = machine.record_call(args[0], args[1])
+    node = machine.record_creation(args[0], args[1])
     if type(node) is UnresolvedObject:
         node.kwargs = args[2]
     return node
 
 
+def _get_only_argument(args: tuple[Any, ...], description: str) -> Any:
+    if len(args) > 1:
+        raise PickleError(f"{description} is made of {len(args)} arguments")
+    return args[0]
+
+
 SAFE_CALL_BUILDERS: Final[Mapping[tuple[str, str], CallBuilder]] = MappingProxyType(
     {
         ("collections", "OrderedDict"): _build_mapping,
-        ("collections", "Counter"): _build_mapping,
-        ("collections", "defaultdict"): _build_mapping,
+        ("collections", "Counter"): _build_counter,
+        ("collections", "defaultdict"): _build_default_dict,
         ("builtins", "set"): _build_set,
         ("builtins", "frozenset"): _build_set,
         ("builtins", "bytearray"): _build_bytes,
         ("builtins", "bytes"): _build_bytes,
+        ("builtins", "complex"): _build_complex,
         ("torch", "Size"): _build_torch_size,
+        ("torch", "device"): _build_device,
         ("_codecs", "encode"): _encode_latin1,
         ("copyreg", "_reconstructor"): _reconstruct_object,
         ("copyreg", "__newobj__"): _build_newobj,
@@ -151,3 +189,24 @@ SAFE_CALL_BUILDERS: Final[Mapping[tuple[str, str], CallBuilder]] = MappingProxyT
 
 Only names that `torch.load(weights_only=True)` allows, and copyreg's functions that create objects.
 """
+
+PLAIN_DATA_CALLS: Final = frozenset(
+    {
+        ("builtins", "complex"),
+        ("torch", "device"),
+        ("torch.serialization", "_get_layout"),
+    }
+)
+"""Calls of safe names that return plain data, which takes no state."""
+PLAIN_CALLS: Final = PLAIN_DATA_CALLS | frozenset(REBUILD_FUNCTIONS)
+"""Calls of safe names that picklers write and that no builder replaces: data and tensors."""
+EMPTY_WHEN_NEW: Final = frozenset(
+    {
+        ("collections", "OrderedDict"),
+        ("collections", "Counter"),
+        ("collections", "defaultdict"),
+        ("builtins", "set"),
+        ("builtins", "bytearray"),
+    }
+)
+"""Classes that `__init__` fills, and `__new__` leaves empty whatever its arguments."""

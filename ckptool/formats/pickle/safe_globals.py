@@ -125,7 +125,7 @@ _WEIGHTS_ONLY_NAMES: Final = {
     "torch": f"""
         {_STORAGE_CLASSES} {_TENSOR_CLASSES} BoolTensor Size Tensor device
         QInt32Storage QInt8Storage QUInt2x4Storage QUInt4x2Storage QUInt8Storage
-        bfloat16 bits16 bits1x8 bits2x4 bits4x2 bits8 bool complex128 complex32 complex64
+        bcomplex32 bfloat16 bits16 bits1x8 bits2x4 bits4x2 bits8 bool complex128 complex32 complex64
         float16 float32 float4_e2m1fn_x2 float64 float8_e4m3fn float8_e4m3fnuz float8_e5m2
         float8_e5m2fnuz float8_e8m0fnu
         int1 int2 int3 int4 int5 int6 int7 int8 int16 int32 int64
@@ -150,7 +150,7 @@ _WEIGHTS_ONLY_NAMES: Final = {
 SAFE_GLOBALS: Final = frozenset(
     (module, name) for module, text in _WEIGHTS_ONLY_NAMES.items() for name in text.split()
 )
-"""(module, name) of all that `torch.load(weights_only=True)` allows by default, as of torch 2.13.
+"""(module, name) of all that `torch.load(weights_only=True)` allows by default, as of torch 2.14.
 
 A test compares the list with that of the installed torch.
 """

@@ -1,18 +1,25 @@
 """Object graph of a pickle -> PickleTree: its StateDicts, and the rest as PlainEntry values."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.formats.contents.packed_objects import PackedObjectReader
+from ckptool.formats.contents.pickle_tree import collect_contents
 from ckptool.formats.limits import Limits
 from ckptool.formats.pickle.modules import is_module, read_module_state
 from ckptool.formats.pickle.nodes import ATOMIC_TYPES, MappingNode, SetNode, UnresolvedObject
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
-from ckptool.formats.pickle.places import MAX_PLACE_CHARS, PlaceJoiner
+from ckptool.formats.pickle.places import (
+    CONTAINER_TYPES,
+    MAX_PLACE_CHARS,
+    PlaceJoiner,
+    iter_children,
+)
 from ckptool.formats.pickle.plain_values import (
     NOT_PLAIN,
     PlainValueConverter,
@@ -43,6 +50,10 @@ class PickleTree(Struct):
     states: list[StateDict] = []
     entries: list[PlainEntry] = []
     skipped: list[Skipped] = []
+    opaque: list[Skipped] = []
+    """`Checkpoint.opaque` of the tree."""
+    contents: Mapping[str, str] = {}
+    """`Checkpoint.contents` of the tree; empty without `Limits.contents`."""
 
     @property
     def is_empty(self) -> bool:
@@ -64,7 +75,10 @@ def describe_tree(
     """
     walk = _TreeWalk(limits, TensorInfoReader(limits, read_embedded))
     walk.walk_tree(root)
-    return walk.finish_tree()
+    tree = walk.finish_tree()
+    if limits.contents:
+        tree.contents = collect_contents(root, TensorInfoReader(limits).is_tensor)
+    return tree
 
 
 class _TreeWalk:
@@ -155,16 +169,23 @@ class _TreeWalk:
         return self._places.join(at, key, "." if at else "")
 
     def _visit_node(self, node: Any, at: str, depth: int, outer_state: int | None) -> None:
-        if type(node) in ATOMIC_TYPES or type(node) not in _CONTAINER_TYPES:
+        if type(node) in ATOMIC_TYPES or type(node) not in CONTAINER_TYPES:
             self._add_entry(node, at)
         elif id(node) not in self._visited_ids:
             self._visited_ids.add(id(node))
             if is_module(node):
-                self._append_state(read_module_state(node, at, self._reader), outer_state)
+                self._add_module_state(node, at, outer_state)
             elif is_optimizer_state(node):
                 self._add_optimizer_state(node, at, outer_state)
             else:
                 self._visit_container(node, at, depth, outer_state)
+
+    def _add_module_state(self, node: UnresolvedObject, at: str, outer_state: int | None) -> None:
+        packed = PackedObjectReader(self._reader)
+        self._append_state(read_module_state(node, at, self._reader, packed), outer_state)
+        for state in packed.build_states(at):
+            self._append_state(state, outer_state)
+        self.tree.opaque += packed.opaque
 
     def _visit_container(self, node: Any, at: str, depth: int, outer_state: int | None) -> None:
         value = self._plain_values.convert_node(node)
@@ -174,9 +195,11 @@ class _TreeWalk:
         tensors: dict[str, TensorInfo] = {}
         non_tensors: dict[str, Any] = {}
         make_unique = _KeyDeduplicator(tensors, non_tensors)
-        for name, child in _iter_children(node):
+        for name, child in iter_children(node):
             key = make_unique(name) if name in tensors or name in non_tensors else name
             tensor = self._reader.read_tensor(child, key)
+            if tensor is None and type(node) not in {list, tuple, SetNode}:
+                tensor = read_numpy_array(child, key)
             if tensor is None:
                 non_tensors[key] = child
             else:
@@ -190,7 +213,7 @@ class _TreeWalk:
         ):  # of more children, plain ones are counted, not listed
             non_tensors = {k: v for k, v in non_tensors.items() if self._describe_leaf(v) is None}
         elif tensors:
-            non_tensors = {k: v for k, v in non_tensors.items() if type(v) in _CONTAINER_TYPES}
+            non_tensors = {k: v for k, v in non_tensors.items() if type(v) in CONTAINER_TYPES}
         self._push_children(at, depth, non_tensors, outer_state)
 
     def _add_state(
@@ -201,11 +224,16 @@ class _TreeWalk:
         non_tensors: dict[str, Any],
         outer_state: int | None,
     ) -> int:
-        leaf_texts = ((key, self._describe_leaf(child)) for key, child in non_tensors.items())
-        plain_texts = {key: text for key, text in leaf_texts if text is not None}
+        leaf_texts = {key: self._describe_leaf(child) for key, child in non_tensors.items()}
+        plain_texts = {key: text for key, text in leaf_texts.items() if text is not None}
         role = "state_dict" if isinstance(node, dict) or _has_dict_items(node) else "tensors"
         state = StateDict(
-            at, tensors, role, versions=_read_module_versions(node), non_tensors=plain_texts
+            at,
+            tensors,
+            role,
+            versions=_read_module_versions(node),
+            non_tensors=plain_texts,
+            container_keys=tuple(key for key, text in leaf_texts.items() if text is None),
         )
         return self._append_state(state, outer_state)
 
@@ -214,11 +242,11 @@ class _TreeWalk:
 
         Each container is examined once, however many references it has.
         """
-        if type(node) not in _CONTAINER_TYPES:
+        if type(node) not in CONTAINER_TYPES:
             return describe_node(node)
         if id(node) not in self._leaf_texts:
             is_leaf = (
-                next(_iter_children(node), None) is None
+                next(iter_children(node), None) is None
                 or self._plain_values.convert_node(node) is not NOT_PLAIN
             )
             self._leaf_texts[id(node)] = describe_node(node) if is_leaf else None
@@ -251,13 +279,13 @@ class _TreeWalk:
             tensor = self._reader.read_tensor(child, key)
             if tensor is not None:
                 tensors[key] = tensor
-            elif type(child) not in _CONTAINER_TYPES:
+            elif type(child) not in CONTAINER_TYPES:
                 non_tensors[key] = describe_node(child)
             elif id(child) not in self._visited_ids:
                 self._visited_ids.add(id(child))
                 children = [
                     (self._places.join(key, child_key), value)
-                    for child_key, value in _iter_children(child)
+                    for child_key, value in iter_children(child)
                 ]
                 todo.extend(reversed(children))
         state = StateDict(at, tensors, "optimizer", non_tensors=non_tensors)
@@ -268,41 +296,8 @@ class _TreeWalk:
             self.tree.entries.append(PlainEntry(place, describe_node(node["param_groups"]), value))
 
 
-_CONTAINER_TYPES: Final = frozenset({dict, MappingNode, list, tuple, SetNode, UnresolvedObject})
-
-
 def _has_dict_items(node: Any) -> bool:
     return type(node) is UnresolvedObject and bool(node.pairs)
-
-
-def _iter_children(node: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (key as text, child) of a container; nothing for a numpy array."""
-    if isinstance(node, dict):
-        for key, child in node.items():
-            yield (key if type(key) is str else format_key(key)), child
-    elif type(node) in {list, tuple}:
-        yield from ((str(index), child) for index, child in enumerate(node))
-    elif type(node) is SetNode:
-        yield from ((str(index), child) for index, child in enumerate(node.items))
-    elif type(node) is UnresolvedObject and read_numpy_array(node, "") is None:
-        yield from _iter_object_parts(node)
-
-
-def _iter_object_parts(node: UnresolvedObject) -> Iterator[tuple[str, Any]]:
-    """Yield the items, attributes and arguments of an UnresolvedObject."""
-    yield from _iter_children(node.pairs or {})
-    yield from _iter_children(node.items or [])
-    states = node.state if type(node.state) is tuple else (node.state,)
-    for state in states:
-        if isinstance(state, dict):
-            yield from _iter_children(state)
-        elif type(state) in _CONTAINER_TYPES:
-            yield "state", state
-    yield from (
-        (str(n), part) for n, part in enumerate(node.args) if type(part) in _CONTAINER_TYPES
-    )
-    if isinstance(node.kwargs, dict):
-        yield from _iter_children(node.kwargs)
 
 
 class _KeyDeduplicator:

@@ -88,11 +88,13 @@ def _format_count(value: object) -> str:
     return str(value) if type(value) is int and value.bit_length() < 256 else "no number of"
 
 
-_LOCATION_TAG: Final = re.compile(
-    r"cpu|meta|(?:cuda|mps|xpu|hpu|mtia|xla|lazy|ipu|hip|ve|maia|vulkan|privateuseone|"
-    r"npu|mlu|musa|gcu|sdaa|supa|dml|rbln|spyre)(?::\d{1,6})?",
-    re.ASCII,
+_ACCELERATORS: Final = (
+    "cuda|mps|xpu|hpu|mtia|xla|lazy|ipu|hip|ve|maia|vulkan|privateuseone|"
+    "npu|mlu|musa|gcu|sdaa|supa|dml|rbln|spyre"
 )
+DEVICE_TYPE: Final = re.compile(f"cpu|meta|{_ACCELERATORS}")
+"""Types of torch.device, of torch or one of its device backends."""
+_LOCATION_TAG: Final = re.compile(rf"cpu|meta|(?:{_ACCELERATORS})(?::\d{{1,6}})?", re.ASCII)
 """Location tags that torch or one of its device backends registers; torch.load refuses others."""
 
 STORAGE_DTYPES: Final[Mapping[str, str]] = {

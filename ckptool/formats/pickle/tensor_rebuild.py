@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from math import prod
+from struct import pack
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
@@ -18,6 +19,7 @@ from ckptool.formats.pickle.nodes import (
 from ckptool.formats.pickle.numpy_arrays import read_numpy_array
 from ckptool.formats.pickle.places import PlaceJoiner
 from ckptool.formats.pickle.plain_values import format_key, quote_name
+from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS
 from ckptool.model import DTYPE_BITS, Kind, StorageInfo, TensorComponent, TensorInfo
 
 
@@ -62,17 +64,26 @@ class TensorInfoReader:
             try:
                 rebuild = self._rebuild_by_callee[node.func]
             except KeyError:
-                rebuild = self._rebuild_by_callee[node.func] = _REBUILD_FUNCTIONS.get(
+                rebuild = self._rebuild_by_callee[node.func] = REBUILD_FUNCTIONS.get(
                     node.callee_name
                 )
             if rebuild is None:
                 return None
             if depth > _MAX_WRAPPER_DEPTH:
                 raise PickleTreeError(f"{quote_name(key)} wraps tensors in tensors without end")
+            if node.state is not None and node.callee_name[1].startswith("_rebuild"):
+                # Tensor.__setstate__ gives the tensor another storage.
+                raise PickleTreeError(f"{quote_name(key)} is changed after it was rebuilt")
             return rebuild(self, node, key, depth + 1)
         if type(node) is PersistentReference and type(node.target) is TensorInfo:
             return replace(node.target, key=key)
         return None
+
+    def is_tensor(self, node: object) -> bool:
+        """Whether `read_tensor` returns a tensor, or raises."""
+        if type(node) is UnresolvedObject:
+            return node.callee_name in REBUILD_FUNCTIONS
+        return type(node) is PersistentReference and type(node.target) is TensorInfo
 
     def build_strided_tensor(
         self,
@@ -302,6 +313,8 @@ def _apply_metadata(tensor: TensorInfo, metadata: object) -> TensorInfo:
     if not isinstance(metadata, dict):
         raise PickleTreeError(f"{quote_name(tensor.key)} has metadata that is no dict")
     marks = [mark for mark in ("conj", "neg") if metadata.get(mark) is True]
+    if "conj" in marks and not tensor.dtype.startswith("complex"):
+        raise PickleTreeError(f"{quote_name(tensor.key)} is conjugated and not complex")
     return replace(tensor, layout="-".join(marks)) if marks else tensor
 
 
@@ -312,6 +325,7 @@ def _rebuild_parameter(
     args = _check_args(node, key, arity, arity)
     tensor = reader.require_tensor(args[0], key, depth)
     grad = read_requires_grad(args[1], tensor.dtype, key)
+    _check_attributes(args[3] if arity == 4 else None, key)
     return replace(tensor, requires_grad=grad, kind=Kind.PARAMETER)
 
 
@@ -319,12 +333,13 @@ def _rebuild_legacy_parameter(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, depth: int
 ) -> TensorInfo:
     """Parameter or Variable of torch before 0.4: the data are its first argument or state item."""
-    source = node.args or (node.state if type(node.state) is tuple else ())
+    state = _list_state_items(node.state)
+    if node.args and len(state) > _LEGACY_STATE_ITEMS:  # it begins with data, or with a storage
+        raise PickleTreeError(f"{quote_name(key)} is changed after it was rebuilt")
+    source = node.args or state
     tensor = reader.require_tensor(source[0] if source else None, key, depth)
     kind = Kind.PARAMETER if node.callee_name[1] == "Parameter" else None
-    grad = next(
-        (flag for flag in (*source[1:], *_list_state_items(node.state)) if type(flag) is bool), True
-    )
+    grad = next((flag for flag in (*state, *source[1:]) if type(flag) is bool), True)
     return replace(tensor, requires_grad=grad, kind=kind)
 
 
@@ -349,6 +364,8 @@ def _rebuild_legacy_tensor(
     reader: TensorInfoReader, node: UnresolvedObject, key: str, _depth: int
 ) -> TensorInfo:
     """torch.FloatTensor of torch before 0.2: its state is (storage, offset, size, stride)."""
+    if node.args:
+        raise PickleTreeError(f"{quote_name(key)} is a tensor of {len(node.args)} arguments")
     if type(node.state) is not tuple or len(node.state) != 4:
         raise PickleTreeError(f"{quote_name(key)} is a tensor without its state")
     storage = reader.resolve_storage(node.state[0], key)
@@ -416,18 +433,34 @@ def _rebuild_quantized_tensor(
     )
     if type(scheme) is not tuple or not scheme or type(scheme[0]) is not GlobalName:
         raise PickleTreeError(f"{quote_name(key)} is quantized without a scheme")
-    reader.charge_attributes(2, key)
+    reader.charge_attributes(3, key)
     named_nodes = zip(("scales", "zero_points"), scheme[1:3], strict=False)
-    optional_components = (
-        (name, reader.read_component(component, key, name, depth))
-        for name, component in named_nodes
-    )
-    components = tuple(
-        TensorComponent(name, (), component)
-        for name, component in optional_components
-        if component is not None
-    )
-    return replace(tensor, layout="quantized", parts=components)
+    components = [TensorComponent("values", (), replace(tensor, requires_grad=False))]
+    for name, part in named_nodes:
+        component = reader.read_component(part, key, name, depth) or _build_scalar(part, name)
+        if component is not None:
+            components.append(TensorComponent(name, (), component))
+    axes = [axis for axis in scheme[3:] if type(axis) is int]
+    components += [
+        TensorComponent("axis", (), scalar)
+        for axis in axes
+        if (scalar := _build_scalar(axis, "axis")) is not None
+    ]
+    return replace(tensor, layout="quantized", parts=tuple(components))
+
+
+def _build_scalar(node: object, key: str) -> TensorInfo | None:
+    """Return a float or an int of a pickle as a tensor without dimensions; None if it is none."""
+    if type(node) is float:
+        return _build_content_tensor(key, "float64", pack("<d", node))
+    if type(node) is int and abs(node) < _MAX_SIZE:
+        return _build_content_tensor(key, "int64", pack("<q", node))
+    return None
+
+
+def _build_content_tensor(key: str, dtype: str, content: bytes) -> TensorInfo:
+    storage = StorageInfo(f"scalar {key}", len(content), content=content)
+    return TensorInfo(key, (), dtype, (), 0, storage)
 
 
 def _rebuild_nested_tensor(
@@ -462,11 +495,11 @@ def _rebuild_device_tensor(
     tensor = reader.read_tensor(data, key, depth) or read_numpy_array(data, key)
     if tensor is None or tensor.dtype != read_dtype(dtype):
         raise PickleTreeError(f"{quote_name(key)} is not made of data of its dtype")
-    if tensor.storage is None:
+    if tensor.kind is Kind.ARRAY:
         location = device if type(device) is str else "cpu"
-        tensor = replace(
-            tensor, storage=StorageInfo(f"array {key}", tensor.nbytes, location), kind=None
-        )
+        if tensor.storage is None:
+            raise PickleTreeError(f"{quote_name(key)} is made of an array without its elements")
+        tensor = replace(tensor, storage=replace(tensor.storage, device=location), kind=None)
     return replace(tensor, requires_grad=grad is True)
 
 
@@ -478,9 +511,7 @@ def _rebuild_from_type(
     if type(func) is not GlobalName or type(cls) is not GlobalName or type(args) is not tuple:
         raise PickleTreeError(f"{quote_name(key)} is a tensor subclass without its class")
     tensor = reader.require_tensor(UnresolvedObject(func, args), key, depth)
-    # The attributes, or a tuple of them and those in __slots__.
-    attributes = state[0] if state else None
-    mappings = attributes if type(attributes) is tuple else (attributes,)
+    mappings = _check_attributes(state[0] if state else None, key)
     attribute_items = [
         item
         for mapping in mappings
@@ -502,6 +533,30 @@ def _rebuild_from_type(
     return replace(tensor, wrapper=wrapper, parts=tensor.parts + components)
 
 
+def _check_attributes(attributes: object, key: str) -> tuple[object, ...]:
+    """Return the mappings that torch sets as attributes: one, or one and that of __slots__.
+
+    Raises:
+        PickleTreeError: one of them would give the tensor other data, or another class.
+    """
+    mappings = attributes if type(attributes) is tuple else (attributes,)
+    for mapping in mappings:
+        if isinstance(mapping, dict) and not DATA_ATTRIBUTES.isdisjoint(mapping):
+            name = next(iter(DATA_ATTRIBUTES.intersection(mapping)))
+            raise PickleTreeError(f"{quote_name(key)} has its attribute `{name}` replaced")
+    return mappings
+
+
+DATA_ATTRIBUTES: Final = frozenset(
+    [
+        *("__class__", "__dict__", "_backward_hooks", "_grad", "_grad_fn"),
+        *("_post_accumulate_grad_hooks", "data", "grad", "grad_dtype", "imag", "names", "real"),
+        *("requires_grad", "volatile"),
+    ]
+)
+"""Attributes of torch.Tensor that can be set: none is in the `__dict__` that torch saves."""
+_LEGACY_STATE_ITEMS: Final = 3
+"""requires_grad, volatile and hooks of a Variable of torch before 0.4."""
 _PLAIN_TENSOR_CLASSES: Final = frozenset({("torch", "Tensor"), ("torch._tensor", "Tensor")})
 
 
@@ -513,6 +568,8 @@ def _rebuild_wrapper_subclass(
     reader.check_shape(key, size)
     if type(cls) is not GlobalName or not is_size_or_stride(stride) or len(stride) != len(size):
         raise PickleTreeError(f"{quote_name(key)} is a tensor subclass that cannot be")
+    if (cls.module, cls.name) in SAFE_GLOBALS:  # torch.Tensor itself wraps nothing
+        raise PickleTreeError(f"{quote_name(key)} is wrapped in a {cls.qualified_name}")
     storage_offset = offset if type(offset) is int and offset >= 0 else 0
     return TensorInfo(
         key, size, read_dtype(dtype), stride, storage_offset, None,
@@ -521,7 +578,7 @@ def _rebuild_wrapper_subclass(
 
 
 _LEGACY_TENSOR_TYPES: Final = "Float Double Half BFloat16 Byte Char Short Int Long Bool"
-_REBUILD_FUNCTIONS: Final[Mapping[tuple[str, str], RebuildFunction]] = MappingProxyType(
+REBUILD_FUNCTIONS: Final[Mapping[tuple[str, str], RebuildFunction]] = MappingProxyType(
     {
         ("torch._utils", "_rebuild_tensor"): _rebuild_first_tensor,
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,

@@ -5,7 +5,7 @@ from struct import Struct
 from typing import Final
 
 from ckptool.formats.pickle.machine import OpcodeHandler, PickleMachine, register_handler
-from ckptool.formats.pickle.nodes import PickleError, TruncatedPickleError
+from ckptool.formats.pickle.nodes import BrokenPickleError, PickleError, TruncatedPickleError
 
 _MAX_INT_DIGITS: Final = 2_000
 _MAX_INT_BYTES: Final = 1_000
@@ -136,22 +136,22 @@ def _load_string(m: PickleMachine, pos: int) -> int:
     line, pos = m.read_line(pos)
     line = line.strip()
     if len(line) < 2 or line[:1] not in {b"'", b'"'} or line[:1] != line[-1:]:
-        raise PickleError("a string without its quotes")
-    m.stack.append(_decode_python2_string(escape_decode(line[1:-1])[0]))
+        raise BrokenPickleError("a string without its quotes")
+    m.stack.append(_decode_python2_string(m, escape_decode(line[1:-1])[0]))
     return pos
 
 
 @_opcode(0x54)  # BINSTRING
 def _load_binstring(m: PickleMachine, pos: int) -> int:
     data, end = _read_counted_bytes(m, pos + 4, _INT32.unpack_from(m.data, pos)[0])
-    m.stack.append(_decode_python2_string(data))
+    m.stack.append(_decode_python2_string(m, data))
     return end
 
 
 @_opcode(0x55)  # SHORT_BINSTRING
 def _load_short_binstring(m: PickleMachine, pos: int) -> int:
     data, end = _read_counted_bytes(m, pos + 1, m.data[pos])
-    m.stack.append(_decode_python2_string(data))
+    m.stack.append(_decode_python2_string(m, data))
     return end
 
 
@@ -198,8 +198,10 @@ def _read_counted_bytes(m: PickleMachine, pos: int, nbytes: int) -> tuple[bytes,
     return m.data[pos : pos + nbytes], pos + nbytes
 
 
-def _decode_python2_string(data: bytes) -> str:
+def _decode_python2_string(m: PickleMachine, data: bytes) -> str:
     """Decode a Python 2 `str`, which held text or bytes: as UTF-8 if valid, else as Latin-1."""
+    if len(data) > _MIN_PICKLE_BYTES:
+        m.note_bytes(data)
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -29,10 +29,11 @@ def _quote_key(key: object) -> str:
 
 
 def _list_two_levels(root: Any) -> list[Any]:
-    values = list(root.values()) if isinstance(root, dict) else [root]
-    return values + [
-        nested_value
-        for value in values
-        if isinstance(value, dict)
-        for nested_value in value.values()
-    ]
+    values = _list_items(root) or [root]
+    return [*values, *(nested_value for value in values for nested_value in _list_items(value))]
+
+
+def _list_items(node: Any) -> list[Any]:
+    if isinstance(node, dict):
+        return list(node.values())
+    return list(node) if type(node) in {list, tuple} else []

@@ -1,7 +1,8 @@
 """Graph of nodes -> pickle bytes; nothing in it is imported or called."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from struct import pack
+from types import MappingProxyType
 from typing import Any, Final
 
 from ckptool.formats.pickle.graph import NewObjClass, SetMembers
@@ -19,13 +20,20 @@ NodeIterator = Generator[Any, None, None]
 """Writes one node; yields the nodes to write before it goes on."""
 
 
-def write_pickle(root: object, protocol: int = 2) -> tuple[bytes, list[PersistentReference]]:
+def write_pickle(
+    root: object, protocol: int = 2, substitutes: Mapping[int, object] = MappingProxyType({})
+) -> tuple[bytes, list[PersistentReference]]:
     """Return the pickle of `root`, and its persistent references in the order of writing.
+
+    Args:
+        root: the graph.
+        protocol: of the pickle; 2 at the least.
+        substitutes: id of a node -> the node to write in its place.
 
     Raises:
         PickleError: a node in it cannot be written.
     """
-    writer = _PickleWriter()
+    writer = _PickleWriter(substitutes)
     writer.output += b"\x80" + bytes([max(2, protocol)])
     todo: list[NodeIterator] = [writer.save_node(root)]
     while todo:
@@ -40,7 +48,8 @@ def write_pickle(root: object, protocol: int = 2) -> tuple[bytes, list[Persisten
 class _PickleWriter:
     """Pickle bytes written so far, and the memo of the nodes in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, substitutes: Mapping[int, object]) -> None:
+        self._substitutes = substitutes
         self.output = bytearray()
         self.persistent_references: list[PersistentReference] = []
         # The nodes are kept too: an id is unique only as long as its object lives.
@@ -75,6 +84,7 @@ class _PickleWriter:
             PersistentReference: self._save_persistent_id,
             SetMembers: self._save_set,
         }
+        node = self._substitutes.get(id(node), node)
         node_type = type(node)
         if node_type not in savers and node_type not in _ATOM_ENCODERS:
             raise PickleError(f"a {node_type.__name__} cannot be written")

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final, TypeGuard
 
 from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.contents.collector import fingerprint_metadata
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.files.lookalikes import check_no_archive
 from ckptool.formats.files.source import ByteSource
@@ -80,6 +81,9 @@ class _EntryError(Exception):
     """A tensor entry is invalid; the caller adds the tensor's name."""
 
 
+_METADATA_PLACE: Final = "__metadata__.{name}"
+
+
 def matches(source: ByteSource) -> bool:
     """Whether it starts with a header length and a JSON object.
 
@@ -113,6 +117,7 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
         states=(StateDict("", tensors, versions=versions),),
         metadata=metadata,
         skipped=skipped,
+        contents=fingerprint_metadata(metadata, _METADATA_PLACE) if limits.contents else {},
     )
 
 

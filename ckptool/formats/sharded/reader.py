@@ -9,8 +9,10 @@ from typing import Final
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.formats.contents.collector import ContentCollector, fingerprint_metadata
 from ckptool.formats.files.source import ByteSource, list_names, open_source, path_exists
 from ckptool.formats.limits import Limits
+from ckptool.formats.sharded.precedence import list_preferred_files
 from ckptool.formats.sharded.sibling_files import list_unread_siblings
 from ckptool.formats.strict_json import JsonReader, describe_type, format_value, quote_text
 from ckptool.formats.unrecognized import identify_other_format
@@ -28,6 +30,7 @@ from ckptool.model import (
 OpenShard = Callable[[Location, Limits], Checkpoint]
 """Opens one shard file (never an index) and describes it."""
 
+_INDEX_PLACE: Final = "metadata.{name} of the index"
 _HEAD_BYTES: Final = 1 << 16
 _INDEX_NAME: Final = re.compile(r"(.+)\.(safetensors|bin|pth?)\.index\.json")
 _SEPARATORS: Final = frozenset("/\\\0")
@@ -85,7 +88,27 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
         load_refusal=next(
             (f"{name}: {s.load_refusal}" for name, s in shards.items() if s.load_refusal), ""
         ),
+        opaque=tuple(part for shard in shards.values() for part in shard.opaque),
+        contents=_merge_contents(metadata, shards) if limits.contents else {},
+        weights_only_refusal=next(
+            (
+                f"{name}: {shard.weights_only_refusal}"
+                for name, shard in shards.items()
+                if shard.weights_only_refusal
+            ),
+            "",
+        ),
     )
+
+
+def list_shard_names(index: Location, limits: Limits) -> set[str]:
+    """Return the names of the shards in an index; none of one that cannot be read."""
+    try:
+        with open_source(index) as source:
+            weight_map, _ = _read_index(source, limits)
+    except ReadError:
+        return set()
+    return set(weight_map.values())
 
 
 def _read_index(source: ByteSource, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
@@ -154,6 +177,26 @@ def _intersect_metadata(shards: Iterable[Checkpoint]) -> dict[str, str]:
     )
 
 
+def _merge_contents(
+    index_metadata: Mapping[str, str], shards: Mapping[str, Checkpoint]
+) -> dict[str, str]:
+    """Return the contents of index and shards: one for what all shards have alike at a place.
+
+    Where the tensors are divided among other shards, they are the same all the same.
+    """
+    collector = ContentCollector()
+    for place, fingerprint in fingerprint_metadata(index_metadata, _INDEX_PLACE).items():
+        collector.add(place, fingerprint)
+    fingerprints_by_place: dict[str, dict[str, None]] = {}
+    for shard in shards.values():
+        for place, fingerprint in shard.contents.items():
+            fingerprints_by_place.setdefault(place, {})[fingerprint] = None
+    for place, fingerprints in fingerprints_by_place.items():
+        for fingerprint in sorted(fingerprints):
+            collector.add(place, fingerprint)
+    return collector.fingerprints
+
+
 def _list_siblings(index: Location) -> tuple[Sequence[str], Sequence[Skipped]]:
     """Return the names in the index's folder; if it cannot be listed, () and a Skipped entry."""
     try:
@@ -209,6 +252,9 @@ def _merge_states(
             versions=_merge_versions([state.versions for _, state in shard_states]),
             non_tensors=dict(
                 item for _, state in shard_states for item in state.non_tensors.items()
+            ),
+            container_keys=tuple(
+                dict.fromkeys(key for _, state in shard_states for key in state.container_keys)
             ),
             unsaved_tensors=dict(
                 item for _, state in shard_states for item in state.unsaved_tensors.items()
@@ -272,6 +318,9 @@ def _iter_issues(
         if name in keys_by_shard and key not in keys_by_shard[name]:
             yield ContainerIssue(IssueKind.MISSING_TENSOR, key, {"shard": name})
     yield from _iter_stray_tensors(weight_map, keys_by_shard)
+    for name in list_preferred_files(index.name, sibling_names):
+        if set(weight_map.values()) != {name}:
+            yield build_precedence_issue(index.name, name)
     for name in _find_stray_files(index, set(weight_map.values()), sibling_names):
         yield ContainerIssue(IssueKind.UNINDEXED, name, {"what": "the shard"})
     for name, shard in shards.items():
@@ -300,11 +349,17 @@ def _iter_stray_tensors(
                 )
 
 
+def build_precedence_issue(index_name: str, whole_file: str) -> ContainerIssue:
+    """Return the issue of an index in whose place `from_pretrained` loads a whole file."""
+    return ContainerIssue(IssueKind.PASSED_OVER, index_name, {"loaded": whole_file})
+
+
 def _find_read_names(
     index: Location, names: Sequence[str], sibling_names: Sequence[str]
 ) -> set[str]:
     """Return the shards of the index, and those beside it that have a finding of their own."""
-    return {*names, *_find_stray_files(index, set(names), sibling_names)}
+    stray_names = _find_stray_files(index, set(names), sibling_names)
+    return {*names, *stray_names, *list_preferred_files(index.name, sibling_names)}
 
 
 def _find_stray_files(index: Location, names: set[str], sibling_names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Names in a folder -> a Skipped that lists the checkpoints that were not read."""
+"""Names in a folder -> the checkpoints that were not read, and those that loaders prefer."""
 
 import re
 from collections.abc import Collection, Sequence

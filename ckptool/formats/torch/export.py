@@ -35,6 +35,7 @@ from ckptool.model import (
     StateDict,
     StorageInfo,
     TensorInfo,
+    join_key,
 )
 
 
@@ -143,7 +144,16 @@ def _describe_archive(records: ArchiveRecords, names: GlobalNames) -> Checkpoint
             *(part for nested_file in nested_files for part in nested_file.unread),
             *list_unread_records(records),
         ),
+        contents=records.collect_contents(_iter_program_records(records)),
     )
+
+
+def _iter_program_records(records: ArchiveRecords) -> Iterator[tuple[str, ZipMember]]:
+    """Yield the records besides tensors: graphs, sample inputs, files of the user."""
+    for name, member in records.items():
+        is_tensor = name.startswith((_WEIGHTS_FOLDER, _CONSTANTS_FOLDER))
+        if name not in _FORMAT_RECORDS and not (is_tensor and not name.endswith(".json")):
+            yield name, member
 
 
 def _build_state(
@@ -262,6 +272,7 @@ def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkp
     if records.archive.fault:
         raise CorruptCheckpointError(records.source.path, records.archive.fault)
     states: list[StateDict] = []
+    contents: dict[str, str] = {}
     nested_uses: list[GlobalUse] = []
     unread: list[Skipped] = []
     for name in ("serialized_example_inputs.pt", *_OLD_STATE_RECORDS):
@@ -280,6 +291,8 @@ def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkp
                 raise PickleTreeError(f"{quote_name(name)} is no zip archive of torch.save")
             nested_checkpoint = zip_reader.read(member_slice, records.limits)
             states += [replace(state, at=state.at or at) for state in nested_checkpoint.states]
+            nested_contents = nested_checkpoint.contents.items()
+            contents |= {join_key(at, place): content for place, content in nested_contents}
     if not states:
         raise CorruptCheckpointError(records.source.path, "holds no tensors")
     if (version := records.get("version")) is not None:
@@ -292,6 +305,12 @@ def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkp
         globals=(*nested_uses, *find_global_uses(names), *iter_hidden_uses(records)),
         skipped=check_integrity(records),
         unread=(*unread, *list_unread_records(records)),
+        contents=contents
+        | records.collect_contents(
+            (name, member)
+            for name, member in records.items()
+            if name not in _OLD_STATE_RECORDS and not name.startswith(".data/")
+        ),
     )
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from ckptool.errors import CorruptCheckpointError
+from ckptool.formats.files.byte_strings import identify_packed_bytes
 from ckptool.formats.pickle.global_uses import find_global_uses
 from ckptool.formats.pickle.nodes import GlobalName
-from ckptool.formats.pickle.reader import scan_globals, select_dangerous
-from ckptool.formats.unrecognized import identify_packed_file
+from ckptool.formats.pickle.reader import scan_globals
 from ckptool.formats.zip.archive import ZipMember, read_member
 from ckptool.model import GlobalUse, Safety, Skipped
 
@@ -43,7 +43,7 @@ def scan_hidden_members(
 ) -> Iterator[tuple[ZipMember, list[GlobalName]]]:
     """Yield each unreferenced member (in a damaged archive, each member) and its globals."""
     for member, data, _ in _iter_searched(records):
-        yield member, _scan_data(records, data)
+        yield member, scan_globals(data, records.limits)
 
 
 def _iter_searched(records: "ArchiveRecords") -> Iterator[tuple[ZipMember, bytes, str]]:
@@ -64,17 +64,4 @@ def _iter_searched(records: "ArchiveRecords") -> Iterator[tuple[ZipMember, bytes
         except CorruptCheckpointError as error:
             yield member, b"", error.reason
             continue
-        yield member, data, identify_packed_file(data)
-
-
-def _scan_data(records: "ArchiveRecords", data: bytes) -> list[GlobalName]:
-    """Return the globals of a pickle; of what only could be one, the dangerous ones."""
-    names = scan_globals(data, records.limits)
-    if data[:1] == b"\x80":
-        return names
-    # Text can look like a pickle of protocol 0, but its "modules" are no identifiers.
-    return [
-        name
-        for name in select_dangerous(names)
-        if f"{name.module}.{name.name}".replace(".", "").isidentifier()
-    ]
+        yield member, data, identify_packed_bytes(data)

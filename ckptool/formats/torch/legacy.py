@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ckptool.errors import CorruptCheckpointError
+from msgspec.structs import replace
+
+from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.files.lookalikes import check_no_archive
 from ckptool.formats.files.source import ByteSource
@@ -51,6 +53,7 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
                 return _read_legacy(stream, limits)
             return _read_bare_pickle(stream, first_pickle, limits)
     except CorruptCheckpointError as error:
+        _refuse_joblib(stream)
         return build_damaged_checkpoint(
             source.path, container, source.nbytes, stream.global_names, error.reason
         )
@@ -60,6 +63,23 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
         )
 
 
+def _refuse_joblib(stream: PickleStream) -> None:
+    """Raise UnknownFormatError if joblib wrote the file, and nothing else in it is dangerous."""
+    dangerous_names = {name.qualified_name for name in select_dangerous(stream.global_names)}
+    is_joblib = any(name.qualified_name == _JOBLIB_ARRAY for name in stream.global_names)
+    if is_joblib and dangerous_names <= {_JOBLIB_ARRAY, _PICKLED_TENSOR}:
+        raise UnknownFormatError(
+            stream.source.path,
+            "joblib.dump wrote it, with NumPy arrays between its opcodes, and torch.load cannot "
+            "open it: torch.save what joblib.load returns",
+        )
+
+
+_PICKLED_TENSOR: Final = "torch.storage._load_from_bytes"
+_JOBLIB_ARRAY: Final = "joblib.numpy_pickle.NumpyArrayWrapper"
+_PICKLE_REFUSAL: Final = (
+    "pickle.dump or joblib.dump wrote it, not torch.save; what wrote it can load it"
+)
 MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION: Final = 1001
 _HEAD_BYTES: Final = 1 << 16
@@ -245,7 +265,9 @@ def _read_bare_pickle(stream: PickleStream, pickle: ParsedPickle, limits: Limits
         )
     if pickle.persistent_references:
         raise CorruptCheckpointError(
-            source.path, "its pickle refers to storages that are not there"
+            source.path,
+            "its pickle refers to storages that are not there: it is one record of an "
+            "archive, so name the archive, or the folder that it was unpacked to",
         )
     state_tree = states.describe_tree(
         pickle.root, limits, _build_embedded_finder(stream, pickle, limits)
@@ -254,7 +276,8 @@ def _read_bare_pickle(stream: PickleStream, pickle: ParsedPickle, limits: Limits
         raise CorruptCheckpointError(
             source.path, f"a pickle that {describe_tensorless_pickle(pickle.root)}"
         )
-    return _build_checkpoint(stream, Container.PICKLE, pickle, state_tree)
+    checkpoint = _build_checkpoint(stream, Container.PICKLE, pickle, state_tree)
+    return replace(checkpoint, load_refusal=_PICKLE_REFUSAL)
 
 
 def _build_embedded_finder(
@@ -267,27 +290,36 @@ def _build_embedded_finder(
         if id(blob) not in stored_by_id:
             start = stream.find_blob_offset(pickle, blob)
             if start < 0:
-                raise PickleTreeError("a storage within the pickle is no file of torch.save")
-            stored_by_id[id(blob)] = _read_embedded_storage(
-                SourceSlice(stream.source, start, len(blob)), limits, len(stored_by_id)
+                raise PickleTreeError(
+                    "a storage within the pickle is text, as pickle protocols 0 to 2 write bytes,"
+                    " and not a file of torch.save"
+                )
+            blob_slice = SourceSlice(stream.source, start, len(blob))
+            saved_storage = read_embedded_storage(blob_slice, limits).target
+            # Each was saved separately with an address as key: two keys can be equal.
+            info = saved_storage.info
+            indexed_info = StorageInfo(f"{len(stored_by_id)}", info.nbytes, info.device, info.span)
+            stored_by_id[id(blob)] = SavedStorage(
+                indexed_info, saved_storage.dtype, saved_storage.numel
             )
         return stored_by_id[id(blob)]
 
     return find_storage
 
 
-def _read_embedded_storage(blob_slice: SourceSlice, limits: Limits, index: int) -> SavedStorage:
+def read_embedded_storage(blob_slice: SourceSlice, limits: Limits) -> PersistentReference:
+    """Return the reference to the storage that a byte string of a bare pickle is a file of.
+
+    Raises:
+        PickleTreeError: it is something else.
+    """
     stream = PickleStream(blob_slice, limits)
     if stream.read_pickle("a storage within the pickle").root != MAGIC_NUMBER:
         raise PickleTreeError("a storage within the pickle is no legacy file of torch.save")
     root = LegacyReader(stream, blob_slice.start).read().root
     if type(root) is not PersistentReference or type(root.target) is not SavedStorage:
         raise PickleTreeError("a storage within the pickle is something else")
-    # Each was saved separately with an address as key: two keys can be equal.
-    saved_storage = root.target
-    info = saved_storage.info
-    indexed_info = StorageInfo(f"{index}", info.nbytes, info.device, info.span)
-    return SavedStorage(indexed_info, saved_storage.dtype, saved_storage.numel)
+    return root
 
 
 def _build_checkpoint(
@@ -302,4 +334,7 @@ def _build_checkpoint(
         find_global_uses(stream.global_names, pickle.root),
         skipped=(*stream.skipped, *state_tree.skipped),
         unread=pickle.list_unread(),
+        opaque=tuple(state_tree.opaque),
+        contents=state_tree.contents,
+        weights_only_refusal=stream.refusal,
     )

@@ -19,6 +19,8 @@ class PickleStream:
         self.end = source.nbytes if end < 0 else end
         self.global_names: list[GlobalName] = []
         """Globals of all pickles read so far."""
+        self.refusal = ""
+        """What torch.load(weights_only=True) refuses in the pickles read so far; "" if nothing."""
         self.skipped: list[Skipped] = []
         """Checks that were omitted."""
         self.limits = limits
@@ -33,6 +35,7 @@ class PickleStream:
         """
         pickle = self._read_next_pickle()
         self.global_names += pickle.globals
+        self.refusal = self.refusal or pickle.refusal
         if pickle.error:
             self.global_names += select_dangerous(
                 scan_globals(self._data, self.limits, self.position - self._data_offset)

@@ -15,7 +15,12 @@ from ckptool.formats.pickle import states
 from ckptool.formats.pickle.global_uses import build_damaged_checkpoint, find_global_uses
 from ckptool.formats.pickle.nodes import GlobalName
 from ckptool.formats.pickle.plain_values import quote_name
-from ckptool.formats.pickle.reader import ParsedPickle, parse_whole_pickle, select_dangerous
+from ckptool.formats.pickle.reader import (
+    ParsedPickle,
+    parse_whole_pickle,
+    select_dangerous,
+    select_unsafe,
+)
 from ckptool.formats.pickle.storage_ids import get_storage_dtype
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage, TensorInfoReader
 from ckptool.formats.torch.streams import PickleStream
@@ -48,6 +53,15 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
     return build_damaged_checkpoint(
         source.path, Container.TORCH_TAR, source.nbytes, global_names, reason
     )
+
+
+def read_object(source: ByteSource, limits: Limits) -> tuple[bytes, ParsedPickle]:
+    """Return the pickle of the object that was saved, and the same with resolved references.
+
+    Raises:
+        CorruptCheckpointError: the archive is inconsistent.
+    """
+    return _TarReader(source, limits, list(_iter_members(source)), []).read_object()
 
 
 _BLOCK_BYTES: Final = 512
@@ -141,6 +155,15 @@ class _TarReader:
                 )
 
     def read(self) -> Checkpoint:
+        _, pickle = self.read_object()
+        return self._build_checkpoint(pickle)
+
+    def read_object(self) -> tuple[bytes, ParsedPickle]:
+        """Return the pickle of the object, as it stands and with resolved references.
+
+        Raises:
+            CorruptCheckpointError: the archive is inconsistent.
+        """
         self._read_storages(self._open_member("storages"))
         self._read_tensors(self._open_member("tensors"))
         main_member = self._members["pickle"]
@@ -148,15 +171,14 @@ class _TarReader:
             raise self._build_error(
                 f"'pickle' has {main_member.nbytes} bytes, more than any pickle needs"
             )
-        pickle = parse_whole_pickle(
-            self._source.read(main_member.start, main_member.nbytes), self._limits
-        )
+        data = self._source.read(main_member.start, main_member.nbytes)
+        pickle = parse_whole_pickle(data, self._limits)
         self._global_names += pickle.globals
         if pickle.error:
             raise self._build_error(f"'pickle': {pickle.error}")
         for node in pickle.persistent_references:
             node.target = self._resolve_id(node.id)
-        return self._build_checkpoint(pickle)
+        return data, pickle
 
     def _build_checkpoint(self, pickle: ParsedPickle) -> Checkpoint:
         root = pickle.root
@@ -164,7 +186,7 @@ class _TarReader:
         extra_members = [
             member for name, member in self._members.items() if name not in _REQUIRED_MEMBERS
         ]
-        self._global_names += select_dangerous(
+        self._global_names += select_unsafe(
             _scan_members(self._source, extra_members, self._limits)
         )
         if state_tree.is_empty and not select_dangerous(self._global_names):
@@ -178,6 +200,9 @@ class _TarReader:
             find_global_uses(self._global_names, root),
             skipped=tuple(state_tree.skipped),
             unread=pickle.list_unread(),
+            opaque=tuple(state_tree.opaque),
+            contents=state_tree.contents,
+            weights_only_refusal="it is a tar archive, of torch before 0.1.10",
         )
 
     def _read_storages(self, stream: PickleStream) -> None:

@@ -4,8 +4,16 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.formats.contents.collector import ContentCollector
+from ckptool.formats.contents.packed_objects import (
+    COMPILED_CLASSES,
+    PackedObjectReader,
+    is_packed_object,
+)
+from ckptool.formats.contents.pickle_tree import add_tree_contents
 from ckptool.formats.pickle.global_uses import find_global_uses
 from ckptool.formats.pickle.modules import iter_access_steps
 from ckptool.formats.pickle.nodes import ATOMIC_TYPES, GlobalName, UnresolvedObject
@@ -38,6 +46,7 @@ from ckptool.model import (
     PickledModule,
     PlainEntry,
     Safety,
+    Skipped,
     StateDict,
     TensorInfo,
     join_key,
@@ -61,15 +70,14 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         raise PickleTreeError(f"torch.jit.load refuses it: {refusal}")
     metadata = read_metadata(records)
     byteorder = metadata.get("byteorder", "little")
-    resolve_storages(pickle.persistent_references, records, byteorder)
+    resolve_storages(pickle.persistent_references, records, byteorder, allows_view=True)
     module_reader = _ScriptModuleReader(records, TensorInfoReader(records.limits))
     if type(pickle.root) is not UnresolvedObject or not _is_module(pickle.root):
         # torch.jit.load recognises TorchScript by the member names alone.
         raise PickleTreeError("data.pkl holds no TorchScript module")
-    states = [
-        module_reader.read_module(pickle.root),
-        *_read_constants(records, global_names, byteorder),
-    ]
+    module_state = module_reader.read_module(pickle.root)
+    constants = _read_constants(records, global_names, byteorder)
+    states = [module_state, *constants.states, *module_reader.packed.build_states("")]
     _collect_other_globals(records, global_names)
     return Checkpoint(
         records.source.path,
@@ -85,13 +93,14 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         metadata,
         skipped=check_integrity(records),
         unread=(*list_unread_records(records), *pickle.list_unread()),
+        opaque=(*module_reader.packed.opaque, *constants.opaque),
+        contents=_collect_contents(records, pickle.root, constants.root),
     )
 
 
 _MAX_CODE_BYTES: Final = 16 << 20
-_COMPILED_CLASSES: Final = "__torch__.torch.classes"
 _PACKED_WEIGHTS: Final = frozenset(
-    f"{_COMPILED_CLASSES}.{package}"
+    f"{COMPILED_CLASSES}.{package}"
     for package in ("quantized", "rnn", "sparse", "xnnpack", "mkldnn")
 )
 _MAX_MODULES: Final = 100_000
@@ -126,7 +135,7 @@ def _classify_global(name: GlobalName) -> Safety:
     Compiled classes (`__torch__.torch.classes`) are safe where torch itself packs weights in them.
     """
     is_archive_type = name.module == "__torch__" or name.module.startswith("__torch__.")
-    if name.module.startswith(_COMPILED_CLASSES) and name.module not in _PACKED_WEIGHTS:
+    if name.module.startswith(COMPILED_CLASSES) and name.module not in _PACKED_WEIGHTS:
         return Safety.UNKNOWN
     is_builder = name.module == "torch.jit._pickle" and name.name in _BUILDERS
     return (
@@ -143,6 +152,14 @@ def _is_module(node: Any) -> bool:
     return is_script_object and isinstance(node.state, dict)
 
 
+def _has_own_state(node: Any) -> bool:
+    """Whether a class of the archive pickles something else than its attributes."""
+    is_script_object = (
+        type(node) is UnresolvedObject and node.callee_name[0].partition(".")[0] == "__torch__"
+    )
+    return is_script_object and node.state is not None and not isinstance(node.state, dict)
+
+
 def _get_attributes(node: UnresolvedObject) -> dict[Any, Any]:
     return node.state if isinstance(node.state, dict) else {}
 
@@ -152,6 +169,7 @@ class _ScriptModuleReader:
 
     def __init__(self, records: ArchiveRecords, tensors: TensorInfoReader) -> None:
         self.entries: list[PlainEntry] = []
+        self.packed = PackedObjectReader(tensors)
         self._records = records
         self._tensors = tensors
         self._tensor_names_by_module: dict[str, _ClassTensorNames] = {}
@@ -228,6 +246,8 @@ class _ScriptModuleReader:
         tensor = self._tensors.read_tensor(value, key)
         if tensor is not None:
             yield replace(tensor, kind=Kind.CONTAINER if depth else Kind.ATTRIBUTE)
+        elif is_packed_object(value) or _has_own_state(value):
+            self.packed.read_object(value, key)
         elif (
             type(value) not in ATOMIC_TYPES
             and depth < _MAX_DEPTH
@@ -298,25 +318,61 @@ def _unwrap_builders(node: Any) -> Any:
     return node
 
 
+class _Constants(Struct, frozen=True):
+    """What constants.pkl holds."""
+
+    root: Any = None
+    states: tuple[StateDict, ...] = ()
+    opaque: tuple[Skipped, ...] = ()
+
+
 def _read_constants(
     records: ArchiveRecords, global_names: GlobalNames, byteorder: str
-) -> list[StateDict]:
+) -> _Constants:
     """Return the tensors of constants.pkl as one state; a frozen module has all tensors there."""
     member = records.get("constants.pkl")
     if member is None:
-        return []
+        return _Constants()
     pickle = unpickle_member(records, member)
     global_names += pickle.globals
     if pickle.error:
         raise PickleTreeError(f"constants.pkl: {pickle.error}")
     has_own_folder = any(name.startswith("constants/") for name, _ in records.items())
     folder = "constants/" if has_own_folder else "data/"
-    resolve_storages(pickle.persistent_references, records, byteorder, folder)
+    resolve_storages(pickle.persistent_references, records, byteorder, folder, allows_view=True)
     tensors = TensorInfoReader(records.limits)
     nodes = pickle.root if type(pickle.root) is tuple else ()
-    candidates = (tensors.read_tensor(node, f"{index}") for index, node in enumerate(nodes))
-    constants = {tensor.key: tensor for tensor in candidates if tensor is not None}
-    return [StateDict("constants", constants, "tensors")] if constants else []
+    packed = PackedObjectReader(tensors)
+    constants: dict[str, TensorInfo] = {}
+    for index, node in enumerate(nodes):
+        tensor = tensors.read_tensor(node, f"{index}")
+        if tensor is not None:
+            constants[tensor.key] = tensor
+        elif is_packed_object(node):
+            packed.read_object(node, f"{index}")
+    states = (StateDict("constants", constants, "tensors"),) if constants else ()
+    packed_states = packed.build_states("constants")
+    return _Constants(pickle.root, (*states, *packed_states), tuple(packed.opaque))
+
+
+def _collect_contents(records: ArchiveRecords, *roots: object) -> dict[str, str]:
+    """Return the fingerprints of the attributes, the constants, the code and the user's files."""
+    if not records.limits.contents:
+        return {}
+    collector = ContentCollector()
+    is_tensor = TensorInfoReader(records.limits).is_tensor
+    for root, place in zip(roots, ("", "constants"), strict=True):
+        if root is not None:
+            add_tree_contents(collector, root, is_tensor, place)
+    others = (
+        (name, member)
+        for name, member in records.items()
+        if not name.startswith(("data/", "constants/", ".data/")) and name not in _READ_RECORDS
+    )
+    return collector.fingerprints | records.collect_contents(others)
+
+
+_READ_RECORDS: Final = frozenset({"data.pkl", "constants.pkl", "version", "byteorder"})
 
 
 def _collect_other_globals(records: ArchiveRecords, global_names: GlobalNames) -> None:

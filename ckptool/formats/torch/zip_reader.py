@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from ckptool.errors import CorruptCheckpointError, UnknownFormatError
 from ckptool.formats import unrecognized
+from ckptool.formats.contents.collector import ContentCollector
 from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.files.source import ByteSource
 from ckptool.formats.limits import Limits
@@ -39,7 +40,15 @@ from ckptool.formats.zip.archive import (
     read_archive,
     read_member,
 )
-from ckptool.model import Checkpoint, Container, Skipped, Span, StorageInfo
+from ckptool.model import (
+    Checkpoint,
+    Container,
+    ContainerIssue,
+    IssueKind,
+    Skipped,
+    Span,
+    StorageInfo,
+)
 from ckptool.phrases import join_limited
 
 
@@ -60,6 +69,7 @@ def read(source: ByteSource, limits: Limits) -> Checkpoint:
 
 
 def _read_records(records: "ArchiveRecords") -> Checkpoint:
+    _refuse_package(records)
     if not records.main_pickles:
         return _read_other_archive(records)
     records.prefetch_small_records()
@@ -127,6 +137,16 @@ class ArchiveRecords:
         version = self.read_text_record(".data/version") or self.read_text_record("version")
         names = [member.name for member in self.archive.members]
         return find_refusal(names, self.archive.first_name, version or "", main_record)
+
+    def collect_contents(self, members: Iterable[tuple[str, ZipMember]]) -> dict[str, str]:
+        """Return the fingerprints of (name, record); nothing without `Limits.contents`."""
+        if not self.limits.contents:
+            return {}
+        from ckptool.formats.contents.archive_records import add_record_contents
+
+        collector = ContentCollector()
+        add_record_contents(collector, self.source, members, self.limits)
+        return collector.fingerprints
 
     def release_referenced(self) -> None:
         """Drop referenced members: for 100,000 records they use as much memory as their tensors."""
@@ -246,15 +266,25 @@ def resolve_storages(
     records: ArchiveRecords,
     byteorder: str,
     folder: str = "data/",
+    *,
+    allows_view: bool = False,
 ) -> None:
     """Resolve every persistent id to its storage record.
+
+    Args:
+        nodes: the persistent ids.
+        records: the archive.
+        byteorder: of the storages, "little" or "big".
+        folder: of their records.
+        allows_view: whether an id may end in None, for no view, as TorchScript of torch 1.4 has it.
 
     Raises:
         PickleTreeError: the record is missing or has another size.
     """
     stored_by_key: dict[str, SavedStorage] = {}
     for node in nodes:
-        storage = parse_storage_id(node)
+        has_view = allows_view and type(node.id) is tuple and node.id[5:] == (None,)
+        storage = parse_storage_id(node, fields=6 if has_view else 5)
         saved_storage = stored_by_key.get(storage.key)
         if saved_storage is None:
             node.target = stored_by_key[storage.key] = _build_stored(
@@ -279,7 +309,8 @@ def read_metadata(records: ArchiveRecords) -> dict[str, str]:
     for name in (".format_version", ".storage_alignment"):
         if name in metadata and not (metadata[name].isascii() and metadata[name].isdigit()):
             raise CorruptCheckpointError(path, f"its {name} record is {quote_name(metadata[name])}")
-    if metadata.get("byteorder", "little") not in {"little", "big"}:
+    # torch compares the bytes, blanks included.
+    if records.read_record("byteorder", _MAX_TEXT_BYTES) not in {None, b"little", b"big"}:
         raise CorruptCheckpointError(
             path, f"its byteorder record is {quote_name(metadata['byteorder'])}"
         )
@@ -317,6 +348,8 @@ def check_integrity(records: ArchiveRecords) -> tuple[Skipped, ...]:
 
 
 _MAX_TEXT_BYTES: Final = 200
+_PACKAGED_SCRIPT_LOADER: Final = "torch.jit._script.unpackage_script_module"
+"""What torch.package writes for a TorchScript module; its importer alone has what it needs."""
 _SMALL_RECORDS: Final = (
     "version",
     "byteorder",
@@ -346,6 +379,32 @@ def _read_other_archive(records: ArchiveRecords) -> Checkpoint:
         raise UnknownFormatError(error.path, error.reason) from None
 
 
+def _find_compressed_storages(records: ArchiveRecords) -> tuple[ContainerIssue, ...]:
+    """Return the issue that tensors are compressed, which torch's memory map does not expect."""
+    names = [
+        name
+        for name, member in records.items()
+        if name.startswith("data/") and member.is_referenced and member.method != STORED
+    ]
+    if not names:
+        return ()
+    return (ContainerIssue(IssueKind.COMPRESSED, names[0], {"count": str(len(names))}),)
+
+
+def _refuse_package(records: ArchiveRecords) -> None:
+    """Raise UnknownFormatError for a torch.package archive whose pickles name nothing dangerous."""
+    names = [member.name for member in records.members]
+    if not unrecognized.is_package_archive(names) or records.archive.fault:
+        return
+    dangerous_names = {
+        name.qualified_name
+        for _, hidden_names in scan_hidden_members(records)
+        for name in select_dangerous(hidden_names)
+    }
+    if dangerous_names <= {_PACKAGED_SCRIPT_LOADER}:
+        raise UnknownFormatError(records.source.path, unrecognized.describe_unknown_archive(names))
+
+
 def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Checkpoint:
     pickle = read_main_pickle(records, global_names)
     metadata = read_metadata(records)
@@ -354,6 +413,8 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     has_storages = any(name.startswith("data/") for name, _ in records.items())
     integrity = assess_integrity(records)
     load_refusal = records.find_load_refusal()
+    faults = _find_compressed_storages(records)
+    unreferenced = [(name, member) for name, member in records.items() if not member.is_referenced]
     records.release_referenced()
     state_tree = states.describe_tree(pickle.root, records.limits)
     if state_tree.is_empty and not has_storages and not select_dangerous(global_names):
@@ -370,7 +431,11 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
         metadata,
         skipped=(*integrity.skipped, *state_tree.skipped),
         load_refusal=load_refusal,
+        faults=faults,
+        weights_only_refusal=pickle.refusal,
         unread=(*list_unread_records(records), *pickle.list_unread()),
+        opaque=tuple(state_tree.opaque),
+        contents=dict(state_tree.contents) | records.collect_contents(unreferenced),
     )
 
 

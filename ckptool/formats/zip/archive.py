@@ -168,7 +168,8 @@ _DESCRIPTOR_FLAG: Final = 0x0008
 
 
 def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
-    """Record names that leave the archive, and names equal when case is ignored."""
+    """Record names that leave the archive, are equal when case is ignored, or file and folder."""
+    folders = {member.name.casefold().rpartition("/")[0] for member in members}
     names_by_casefold: dict[str, str] = {}
     for member in members:
         name = member.name
@@ -176,6 +177,8 @@ def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
             archive.record_fault(f"a member is named {quote_name(name)}: it leaves the archive")
         if name[-1:] == "/" and member.nbytes:
             archive.record_fault(f"{quote_name(name)} is a folder and has bytes")
+        if name.casefold() in folders:
+            archive.record_fault(f"{quote_name(name)} is a file and a folder at once")
         count = len(names_by_casefold)
         first_name = names_by_casefold.setdefault(name.casefold(), name)
         if len(names_by_casefold) == count:

@@ -72,12 +72,17 @@ _MAX_COMMENT_BYTES: Final = 0xFFFF
 _END_RECORD: Final = Struct("<4s4H2LH")
 _ZIP64_END_RECORD: Final = Struct("<4sQ2H2L4Q")
 _ZIP64_LOCATOR: Final = Struct("<4sLQL")
-_DIRECTORY_ENTRY: Final = Struct("<4s4x2H4x3L4H2x2L")
-"""Magic, flags, method, checksum, sizes, lengths of name, extra fields and comment, disk, ..."""
+_DIRECTORY_ENTRY: Final = Struct("<4s2x3H4x3L4H2x2L")
+"""Magic, version needed, flags, method, checksum, sizes, lengths of name, extra fields and comment,
+disk, ..."""
+_NEWEST_VERSION: Final = 63
+"""Version of the format up to which zip readers read; in tenths."""
 _ALLOWED_FLAGS: Final = 0x0002 | 0x0004 | 0x0008 | 0x0800
 """Flags all readers support: deflate level, data descriptor, UTF-8."""
 _DOS_FOLDER: Final = 0x10
-_SYMLINK_MODE: Final = 0o120000
+_FILE_TYPE: Final = 0o170000
+_REGULAR_FILE, _FOLDER, _LINK = 0o100000, 0o040000, 0o120000
+"""Types in the Unix mode of an entry; 0 is none."""
 
 
 class EndRecord(Record, frozen=True):
@@ -178,13 +183,13 @@ def iter_entries(source: ByteSource, end: EndRecord, archive: ZipMembers) -> Ite
                 f"its end record counts {end.member_count} members and there are fewer"
             )
             return
-        name_end = position + _DIRECTORY_ENTRY.size + fields[6]
-        extra_end = name_end + fields[7]
+        name_end = position + _DIRECTORY_ENTRY.size + fields[7]
+        extra_end = name_end + fields[8]
         encoded_name, extra = (
             data[position + _DIRECTORY_ENTRY.size : name_end],
             data[name_end:extra_end],
         )
-        position = extra_end + fields[8]
+        position = extra_end + fields[9]
         archive.first_name = archive.first_name or decode_name(encoded_name)[0]
         yield _build_member(fields, encoded_name, extra, archive, shared_flags)
     if position != len(data):
@@ -199,15 +204,26 @@ def _build_member(
     shared_flags: dict[int, int],
 ) -> ZipMember:
     """Build a member from a directory entry; `shared_flags` interns flag values to save memory."""
-    _, flags, method, crc, compressed_nbytes, nbytes, _, _, _, disk, attributes, header_offset = (
-        fields
-    )
+    (
+        _,
+        version,
+        flags,
+        method,
+        crc,
+        compressed_nbytes,
+        nbytes,
+        *_,
+        disk,
+        attributes,
+        header_offset,
+    ) = fields
     name, encoding = decode_name(encoded_name)
     is_unusual = (
         extra
         or method
         or disk
         or attributes
+        or version > _NEWEST_VERSION
         or compressed_nbytes != nbytes
         or flags & ~_ALLOWED_FLAGS
     )
@@ -222,8 +238,10 @@ def _build_member(
     if attributes & _DOS_FOLDER and not name.endswith("/"):
         # torch.load takes it for a folder and returns memory that was never written.
         archive.record_fault(f"{quote_name(name)} is marked as a folder")
-    if attributes >> 16 & 0o170000 == _SYMLINK_MODE:
-        archive.record_fault(f"{quote_name(name)} is a link")
+    if fault := _describe_file_type(attributes >> 16 & _FILE_TYPE, name):
+        archive.record_fault(f"{quote_name(name)} is {fault}")
+    if version > _NEWEST_VERSION:
+        archive.record_fault(f"{quote_name(name)} needs a reader of version {version}")
     if flags & ~_ALLOWED_FLAGS:
         archive.record_fault(f"{quote_name(name)} is encrypted or patched (flags {flags:#06x})")
     if method not in {STORED, DEFLATED}:
@@ -236,6 +254,14 @@ def _build_member(
             " bytes"
         )
     return ZipMember(name, encoding, method, flags, crc, compressed_nbytes, nbytes, header_offset)
+
+
+def _describe_file_type(file_type: int, name: str) -> str:
+    """Return what is wrong with the type in an entry's Unix mode; "" if nothing."""
+    if file_type in {0, _REGULAR_FILE} or (file_type == _FOLDER and name.endswith("/")):
+        return ""
+    texts = {_FOLDER: "marked as a folder", _LINK: "a link"}
+    return texts.get(file_type, "marked as a device or a pipe")
 
 
 def decode_name(encoded_name: bytes) -> tuple[str, str]:

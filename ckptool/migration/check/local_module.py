@@ -3,13 +3,13 @@
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ckptool.compare.loader_diff import LoaderAnswer
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.errors import PlanError
+from ckptool.errors import PlanError, WriteError
 from ckptool.migration.plan.pending_file import PendingFile
 from ckptool.migration.plan.target_module import ModuleValue, StrictLoad
 from ckptool.modules import ModuleSpec, rebuild_with_seed
@@ -18,6 +18,7 @@ from ckptool.modules.user_code import UserCodeError
 from ckptool.phrases import summarize_message
 from ckptool.tensors.torch_bytes import copy_tensor_bytes
 from ckptool.verification.load_probe import ask_loader, try_strict_load
+from ckptool.verification.load_tensors import get_value_at, load_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,12 +58,19 @@ class LocalModule:
         return ModuleValue(get_dtype_name(value), shape, to_contiguous_bytes(value))
 
     def load_strictly(self, pending_file: PendingFile, submodule: str) -> StrictLoad:
-        """Load a file into a copy of the module, or of its sub-module at a path that is not ""."""
+        """Load a file into a copy of the module, or of its sub-module at a path that is not "".
+
+        Raises:
+            WriteError: torch.load raises.
+        """
         try:
             state_dict = _load_state_dict(pending_file)
-        except pickle.UnpicklingError as error:
-            text = summarize_message(str(error))
-            reason = f"torch.load(weights_only=True) refuses the file: {text}"
+        except UserCodeError as refusal:
+            summary = summarize_message(refusal.text)
+            if not isinstance(refusal.error, pickle.UnpicklingError):
+                text = f"{pending_file.target}: not written: torch.load raises: {summary}"
+                raise WriteError(text) from refusal
+            reason = f"torch.load(weights_only=True) refuses the file: {summary}"
             return StrictLoad(skip_reason=reason)
         try:
             state_dict = _take_submodule_state(state_dict, submodule)
@@ -99,25 +107,15 @@ def _take_submodule_state(
 
 
 def _load_state_dict(pending_file: PendingFile) -> "dict[str, torch.Tensor]":
+    """Return the state of the file, as torch.load or safetensors gives it.
+
+    Raises:
+        UserCodeError: torch.load raised.
+    """
     if pending_file.is_safetensors:
         return _load_safetensors(pending_file)
-    node: Any = torch.load(pending_file.path, map_location="cpu", weights_only=True, mmap=True)
-    for key in _find_keys(node, pending_file.at):
-        node = node[key]
-    return dict(node) if not hasattr(node, "_metadata") else node
-
-
-def _find_keys(node: Any, at: str) -> list[Any]:
-    """Return the keys on the path `at`; a key may contain dots."""
-    if not at:
-        return []
-    for key in node if isinstance(node, dict) else range(len(node)):
-        text = str(key)
-        if at == text:
-            return [key]
-        if at.startswith(f"{text}."):
-            return [key, *_find_keys(node[key], at.removeprefix(f"{text}."))]
-    raise KeyError(at)
+    state = get_value_at(load_file(pending_file.path, mapped=True), pending_file.at)
+    return dict(state) if not hasattr(state, "_metadata") else state
 
 
 def _load_safetensors(pending_file: PendingFile) -> "dict[str, torch.Tensor]":

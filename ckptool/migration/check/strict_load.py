@@ -48,7 +48,7 @@ def run_strict_load(pending_file: PendingFile, target_module: "TargetModule | No
     the file.
 
     Raises:
-        WriteError: load_state_dict failed.
+        WriteError: torch.load or load_state_dict failed.
     """
     name = STRICT_LOAD
     if target_module is None:

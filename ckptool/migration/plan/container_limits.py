@@ -7,7 +7,7 @@ from ckptool.compare.states import list_entries_outside
 from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.migration.plan.draft import Draft, PlannedTensor, to_dotted_key
-from ckptool.model import Container
+from ckptool.model import Checkpoint, Container
 from ckptool.phrases import join_limited, quote_code
 from ckptool.tensors.elements import unreadable_reason
 
@@ -18,7 +18,13 @@ _MAX_LISTED: Final = 5
 _MAX_LISTED_EXTRA: Final = 20
 """Top-level values that are named, of those that the result does not have."""
 _REWRITTEN_CONTAINERS: Final = frozenset(
-    {Container.TORCH_ZIP, Container.TORCH_LEGACY, Container.DCP}
+    {
+        Container.TORCH_ZIP,
+        Container.TORCH_LEGACY,
+        Container.TORCH_TAR,
+        Container.PICKLE,
+        Container.DCP,
+    }
 )
 """Containers whose saved object is written again in a .pth, with another state_dict in it."""
 
@@ -31,6 +37,18 @@ def keeps_saved_object(container: Container, to: str) -> bool:
 def get_result_place(draft: Draft, to: str) -> str:
     """Return the place of the state_dict in the result: the source's, or the top level ("")."""
     return draft.state.at if keeps_saved_object(draft.checkpoint.container, to) else ""
+
+
+def reject_packed_weights(checkpoint: Checkpoint) -> None:
+    """Raise PlanError if weights are in packed objects: no file of plain tensors has them."""
+    packed_keys = [key for state in checkpoint.states if state.is_packed for key in state.tensors]
+    if packed_keys or checkpoint.opaque:
+        names = join_limited(packed_keys, _MAX_LISTED, quote_code) or checkpoint.opaque[0].what
+        raise PlanError(
+            f"{checkpoint.path}: holds weights in packed objects, and a file of plain tensors "
+            f"has none: {names}. Migrate the checkpoint from before quantizing, and quantize after "
+            "loading"
+        )
 
 
 def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from ckptool.errors import PlanError
 from ckptool.model import (
     DTYPE_BITS,
     Checkpoint,
+    Kind,
     StateDict,
     StorageInfo,
     TensorInfo,
@@ -86,7 +87,7 @@ class Draft(Struct, frozen=True):
     """State_dict of the source."""
     items: Mapping[str, PlannedTensor]
     non_tensor_keys: Mapping[str, str]
-    """Keys of non-tensor entries, and of packed tensors -> their keys in the source."""
+    """Keys of non-tensor entries, of containers and packed tensors -> their keys in the source."""
     versions: Mapping[str, int | None] | None
 
     @property
@@ -107,7 +108,7 @@ class Draft(Struct, frozen=True):
             tensors={key: item.describe_tensor(key) for key, item in self.items.items()},
             versions=self.versions,
             non_tensors={
-                key: self.state.non_tensors.get(source_key, "packed tensors")
+                key: self.state.non_tensors.get(source_key, "a container")
                 for key, source_key in self.non_tensor_keys.items()
             },
             unsaved_tensors=self.state.unsaved_tensors,
@@ -115,9 +116,15 @@ class Draft(Struct, frozen=True):
 
 
 def create_draft(checkpoint: Checkpoint, state: StateDict) -> Draft:
-    """Return the draft of an unchanged state_dict."""
-    items = {key: PlannedTensor(tensor, source_key=key) for key, tensor in state.tensors.items()}
-    keys = (*state.non_tensors, *_find_packed_keys(checkpoint, state))
+    """Return the draft of an unchanged state_dict; of its NumPy arrays the draft makes tensors."""
+    items = {
+        key: PlannedTensor(replace(tensor, kind=None))
+        if tensor.kind is Kind.ARRAY
+        else PlannedTensor(tensor, source_key=key)
+        for key, tensor in state.tensors.items()
+    }
+    packed_keys = _find_packed_keys(checkpoint, state)
+    keys = (*state.non_tensors, *state.container_keys, *packed_keys)
     non_tensor_keys = {key: key for key in keys}
     return Draft(checkpoint, state, items, non_tensor_keys, state.versions)
 

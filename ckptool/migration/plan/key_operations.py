@@ -24,6 +24,7 @@ from ckptool.migration.plan.draft import (
 )
 from ckptool.migration.plan.torch_arithmetic import TensorFunction
 from ckptool.model import TensorInfo
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
 
 class OperationContext(Protocol):
@@ -419,7 +420,8 @@ class ExtractState(Operation, frozen=True, kw_only=True, tag="extract"):
         if self.at:
             state = get_state(draft.checkpoint, self.at)
             if not state.tensors:
-                state_paths = ", ".join(f"`{s.at or '.'}`" for s in draft.checkpoint.states)
+                places = [state.at or "." for state in draft.checkpoint.states]
+                state_paths = join_limited(places, MAX_NAMED, quote_code)
                 raise PlanError(
                     f"extract `{self.at}`: no tensors are there; there are {state_paths}"
                 )

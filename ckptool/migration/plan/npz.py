@@ -11,6 +11,7 @@ from ckptool.formats.zip.archive import STORED, ZipMember, read_archive, read_me
 from ckptool.locations import Location
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo, contiguous_stride
+from ckptool.phrases import MAX_NAMED, join_limited
 
 _MAGIC: Final = b"\x93NUMPY"
 _MAX_HEADER_NBYTES: Final = 65536
@@ -29,7 +30,7 @@ def read_array(
         archive = read_archive(source, limits)
         members = {member.name.removesuffix(".npy"): member for member in archive.members}
         if name not in members or archive.fault:
-            reason = archive.fault or f"there are {', '.join(members)}"
+            reason = archive.fault or f"there are {join_limited(members, MAX_NAMED)}"
             raise PlanError(f"{path}: no array {name!r} can be read: {reason}")
         return _describe_array(source, members[name], anonymous_file, limits)
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 from ckptool.compare.explain_key import describe_origin
 from ckptool.compare.key_subtrees import KeySubtree, find_subtrees
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.quantization.summary import format_sides
 from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.errors import PlanError
@@ -121,9 +122,13 @@ def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
     if diff.rewrite is not None and not is_exact_rewrite(diff):
         rewrite_decisions = (_build_rename_decision(_build_rewrite_group(diff.rewrite), keys),)
         explained_keys |= {*diff.rewrite.key_map, *diff.rewrite.key_map.values()}
+    quantization_decisions = tuple(_iter_quantization_decisions(diff))
+    if quantization_decisions and diff.quantization:
+        explained_keys |= diff.quantization.explained_keys
     missing = [key for key in diff.missing_keys if key not in explained_keys]
     unexpected = [key for key in diff.unexpected_keys if key not in explained_keys]
     return (
+        *quantization_decisions,
         *rewrite_decisions,
         *(
             _build_rename_decision(group, keys, frozenset(diff.displaced_keys))
@@ -134,6 +139,18 @@ def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
         *_iter_unexpected_decisions(diff, unexpected),
         *_iter_shape_decisions(diff, explained_keys),
     )
+
+
+def _iter_quantization_decisions(diff: ModuleDiff) -> Iterator[OpenDecision]:
+    """Yield the question on weights that the file has quantised: no step answers it."""
+    quantization = diff.quantization
+    if quantization is not None and quantization.file_layers:
+        file_text, module_text = format_sides(quantization)
+        yield OpenDecision(
+            f"the file is {file_text} and the module {module_text} (CK219): weights are neither"
+            " unpacked nor quantised here, and no tensor of theirs is renamed or dropped; to load"
+            f" this file, {quantization.file_layers[0].scheme.remedy}"
+        )
 
 
 def _build_rewrite_group(rewrite: PrefixRewrite) -> RenameGroup:

@@ -17,6 +17,7 @@ from ckptool.migration.plan.draft import Draft
 from ckptool.migration.plan.key_operations import (
     EMPTY_CONTEXT,
     AddPrefix,
+    DropKeys,
     Operation,
     RenameKeys,
     RenameMode,
@@ -185,6 +186,8 @@ def iter_prefix_steps(
     else:
         why = "the module's keys are without it"
         yield from (RenameKeys(key=old, to=new, why=why) for old, new in new_keys.items())
+    why = "AveragedModel counts in it, and it is no part of the model"
+    yield from (DropKeys(key=key, why=why) for key in diff.average_counters)
 
 
 def _iter_prefix_operations(rewrite: PrefixRewrite, *, leading_once: bool) -> Iterator[Op]:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Final
 
 from msgspec import Struct
@@ -43,7 +44,7 @@ class PlanChoices(Struct, frozen=True):
     """What the user decides about keys and values."""
 
     inject: Mapping[str, str] = {}
-    """Key -> source (--inject)."""
+    """Key, or glob of missing keys, -> source (--inject)."""
     drop: tuple[str, ...] = ()
     """Keys, or globs of them (--drop)."""
     renames: Mapping[str, str] = {}
@@ -114,7 +115,7 @@ def suggest_plan(
     )
     builder.add_operations(
         InjectTensor(key=key, source=source, why="asked for")
-        for key, source in choices.inject.items()
+        for key, source in _iter_chosen_injections(choices, builder)
     )
     if module_info is not None:
         builder.add_operations(_tie_operations(builder.diff))
@@ -174,6 +175,10 @@ class _PlanBuilder:
         assert self._module_info is not None
         return compare_keys(self.draft, self._module_info)
 
+    @property
+    def has_module(self) -> bool:
+        return self._module_info is not None
+
     def add_chosen_renames(self, renames: Mapping[str, str]) -> Mapping[str, str]:
         """Add those whose keys the draft has now; return the others."""
         groups = _list_rename_groups(self.diff) if renames and self._module_info else ()
@@ -217,6 +222,23 @@ def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:
             candidates.remove(equal)
             why = "its values are those that the module makes itself"
             yield RenameKeys(key=key, to=equal.key, why=why)
+
+
+def _iter_chosen_injections(
+    choices: PlanChoices, builder: "_PlanBuilder"
+) -> Iterator[tuple[str, str]]:
+    """Yield (key, source): of a pattern, each missing key; `#*` in a source is that key then."""
+    for pattern, source in choices.inject.items():
+        if "*" not in pattern or not builder.has_module:
+            yield pattern, source
+            continue
+        keys = [key for key in builder.diff.missing_keys if fnmatchcase(key, pattern)]
+        if not keys:
+            raise PlanError(
+                f"--inject {shlex.quote(f'{pattern}={source}')}: no such key is missing"
+            )
+        for key in keys:
+            yield key, f"{source[:-1]}{key}" if source.endswith("#*") else source
 
 
 def _list_rename_groups(diff: ModuleDiff) -> tuple[RenameGroup, ...]:

@@ -19,6 +19,7 @@ from ckptool.migration.plan.npz import read_array
 from ckptool.migration.plan.torch_arithmetic import TensorFunction, compute_from_file
 from ckptool.migration.source_guard import SourceGuard
 from ckptool.model import DTYPE_BITS, STRUCT_CODES, Checkpoint, Constancy, TensorInfo
+from ckptool.phrases import MAX_NAMED, join_limited
 from ckptool.tensors.elements import unreadable_reason
 from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
@@ -160,7 +161,7 @@ class ValueSources:
     def _read_attribute(self, op: InjectTensor, path: str, draft: Draft) -> TensorInfo:
         tensor = self.find_attribute(path, draft)
         if tensor is None:
-            attribute_names = ", ".join(draft.state.unsaved_tensors) or "none"
+            attribute_names = join_limited(draft.state.unsaved_tensors, MAX_NAMED) or "none"
             raise PlanError(
                 f"inject `{op.key}`: no pickled module holds the attribute `{path}` (there:"
                 f" {attribute_names})"

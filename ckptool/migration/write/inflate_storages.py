@@ -22,7 +22,7 @@ def inflate_storages(
         tensor.storage
         for state in checkpoint.states
         for tensor in (*state.tensors.values(), *state.unsaved_tensors.values())
-        if tensor.storage is not None and tensor.storage.span is None and _has_data(tensor)
+        if tensor.storage is not None and _is_compressed(tensor.storage) and _has_data(tensor)
     }
     if checkpoint.container is not Container.TORCH_ZIP or not compressed_storages:
         return checkpoint
@@ -35,6 +35,10 @@ def inflate_storages(
             replacements[storage] = replace(storage, span=anonymous_file.add_bytes(data))
     states = tuple(_replace_storages(state, replacements) for state in checkpoint.states)
     return replace(checkpoint, states=states)
+
+
+def _is_compressed(storage: StorageInfo) -> bool:
+    return storage.span is None and storage.content is None
 
 
 def _has_data(tensor: TensorInfo) -> bool:

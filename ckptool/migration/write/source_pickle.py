@@ -2,22 +2,26 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ckptool.errors import PlanError
 from ckptool.formats import dcp
 from ckptool.formats.files.source import open_source
 from ckptool.formats.files.writer import Blob
 from ckptool.formats.limits import Limits
-from ckptool.formats.pickle.graph import read_graph
-from ckptool.formats.pickle.nodes import PersistentReference, PickleError
-from ckptool.formats.torch.legacy import LegacyReader
+from ckptool.formats.pickle.graph import SetMembers, read_graph
+from ckptool.formats.pickle.nodes import PersistentReference, PickleError, UnresolvedObject
+from ckptool.formats.torch import tar
+from ckptool.formats.torch.legacy import LegacyReader, read_embedded_storage
 from ckptool.formats.torch.streams import PickleStream, SourceSlice
 from ckptool.formats.torch.zip_reader import ArchiveRecords, read_metadata
 from ckptool.formats.zip.archive import STORED, iter_member_chunks, read_archive, read_member
 from ckptool.locations import Location
 from ckptool.migration.plan.draft import PlannedTensor
 from ckptool.model import DTYPE_BITS, Checkpoint, Container, Span, TensorInfo
+
+_LOAD_FROM_BYTES: Final = ("torch.storage", "_load_from_bytes")
+_NODE_TYPES: Final = frozenset({dict, list, tuple, SetMembers, UnresolvedObject})
 
 TensorNodeBuilder = Callable[[PlannedTensor], object]
 """Returns the pickle node of a tensor."""
@@ -31,14 +35,18 @@ class SourcePickle:
     """None where the object is not written again: the result is a state_dict alone."""
     protocol: int = 2
     storages: dict[str, Blob] = field(default_factory=dict)
+    substitutes: dict[int, object] = field(default_factory=dict)
+    """id of a node -> the node to write in its place."""
+    replaced_nodes: tuple[object, ...] = ()
+    """The nodes of `substitutes`: an id is unique only as long as its object lives."""
 
 
 def read_source_pickle(
     checkpoint: Checkpoint, limits: Limits, build_tensor: TensorNodeBuilder
 ) -> SourcePickle:
-    """Return the object of a torch.save file of any age or of a DCP folder; else an empty one.
+    """Return the object of a torch.save file of any age, a pickle or a DCP folder; else none.
 
-    `build_tensor` makes the nodes of tensors that no pickle has: those of a DCP folder.
+    `build_tensor` makes the nodes of tensors that no pickle has: those of a DCP folder or a tar.
 
     Raises:
         PlanError: its pickle cannot be written again without loss.
@@ -49,6 +57,10 @@ def read_source_pickle(
                 return _read_archive_object(SourceSlice(source, 0, source.nbytes), limits)
         if checkpoint.container is Container.TORCH_LEGACY:
             return _read_legacy_object(checkpoint.path, limits)
+        if checkpoint.container is Container.PICKLE:
+            return _read_bare_object(checkpoint.path, limits)
+        if checkpoint.container is Container.TORCH_TAR:
+            return _read_tar_object(checkpoint.path, limits, build_tensor)
         if checkpoint.container is Container.DCP:
             return _read_dcp_object(checkpoint.path, limits, build_tensor)
     except PickleError as error:
@@ -115,6 +127,62 @@ def _read_legacy_object(path: Location, limits: Limits) -> SourcePickle:
             node.id, blob = _convert_legacy_id(node.id, described_node)
             storages[node.id[2]] = blob
     return SourcePickle(graph.root, graph.protocol, storages)
+
+
+def _read_bare_object(path: Location, limits: Limits) -> SourcePickle:
+    """Return the object of pickle.dump, whose storages are files of torch.save in byte strings."""
+    storages: dict[str, Blob] = {}
+    substitutes: dict[int, object] = {}
+    replaced_nodes: list[object] = []
+    with open_source(path) as source:
+        graph = read_graph(source.read(0, source.nbytes), limits)
+        for node in _iter_embedded_storages(graph.root):
+            offset = graph.blob_offsets.get(id(node.args[0]), -1)
+            if offset < 0:
+                raise PickleError("a storage within it is no file of torch.save")
+            blob_slice = SourceSlice(source, offset, len(node.args[0]))
+            reference = read_embedded_storage(blob_slice, limits)
+            (kind, storage_class, _, *fields), blob = _convert_legacy_id(reference.id, reference)
+            key = f"{len(storages)}"
+            storages[key] = blob
+            substitutes[id(node)] = PersistentReference((kind, storage_class, key, *fields))
+            replaced_nodes.append(node)
+    return SourcePickle(graph.root, 2, storages, substitutes, tuple(replaced_nodes))
+
+
+def _iter_embedded_storages(root: object) -> Iterator[UnresolvedObject]:
+    """Yield each call of torch.storage._load_from_bytes in a graph once."""
+    todo, visited_ids = [root], set[int]()
+    while todo:
+        node = todo.pop()
+        if type(node) not in _NODE_TYPES or id(node) in visited_ids:
+            continue
+        visited_ids.add(id(node))
+        if isinstance(node, UnresolvedObject):
+            if node.callee_name == _LOAD_FROM_BYTES and len(node.args) == 1:
+                yield node
+                continue
+            todo += [node.func, *node.args, node.kwargs, node.state, node.items, node.pairs]
+        elif isinstance(node, dict):
+            todo += [*node.keys(), *node.values()]
+        elif isinstance(node, list | tuple):
+            todo += node
+
+
+def _read_tar_object(
+    path: Location, limits: Limits, build_tensor: TensorNodeBuilder
+) -> SourcePickle:
+    """Return the object of a tar of torch before 0.1.10: its references are the tensors."""
+    with open_source(path) as source:
+        data, described_pickle = tar.read_object(source, limits)
+    graph = read_graph(data, limits)
+    nodes, described_nodes = graph.persistent_references, described_pickle.persistent_references
+    substitutes: dict[int, object] = {}
+    for node, described_node in zip(nodes, described_nodes, strict=True):
+        if not isinstance(described_node.target, TensorInfo):
+            raise PickleError("it refers to something else than tensors")
+        substitutes[id(node)] = build_tensor(PlannedTensor(described_node.target))
+    return SourcePickle(graph.root, 2, substitutes=substitutes, replaced_nodes=tuple(nodes))
 
 
 def _convert_legacy_id(

@@ -1,12 +1,14 @@
 """Tied keys <-> record in safetensors' metadata: the file stores a tied tensor under one key."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from msgspec.structs import replace
 
 from ckptool.formats.safetensors.tie_metadata import parse_ties
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.model import TensorInfo, natural_sort_key
+from ckptool.phrases import join_limited, quote_code
 
 
 def split_ties(draft: Draft) -> tuple[dict[str, PlannedTensor], dict[str, str]]:
@@ -20,6 +22,21 @@ def split_ties(draft: Draft) -> tuple[dict[str, PlannedTensor], dict[str, str]]:
         if kept_key != key:
             ties[key] = kept_key
     return {key: item for key, item in draft.items.items() if key not in ties}, ties
+
+
+def describe_left_out_names(draft: Draft) -> tuple[str, ...]:
+    """Return a note on the tied names that a safetensors file of the draft leaves out."""
+    _, ties = split_ties(draft)
+    if not ties:
+        return ()
+    names = join_limited(
+        ties.items(), _MAX_LISTED, lambda tie: f"{quote_code(tie[0])} (as {quote_code(tie[1])})"
+    )
+    note = f"tied, and stored under one name in safetensors: {names}; "
+    return (note + "load_state_dict() of the file misses the others",)
+
+
+_MAX_LISTED: Final = 3
 
 
 def add_tied_tensors(

@@ -62,7 +62,7 @@ def build_torch_file(draft: Draft, limits: Limits, *, has_changes: bool) -> Torc
     if has_changes or draft.checkpoint.container is not Container.TORCH_ZIP:
         root = _replace_state_dict(root, draft, builder)
     try:
-        data, persistent = writer.write_pickle(root, source.protocol)
+        data, persistent = writer.write_pickle(root, source.protocol, source.substitutes)
     except PickleError as error:
         raise PlanError(f"{draft.checkpoint.path}: cannot be written again: {error}") from error
     keys = dict.fromkeys(str(node.id[2]) for node in persistent if type(node.id) is tuple)
@@ -120,10 +120,11 @@ def _replace_state_dict(root: Any, draft: Draft, builder: _TensorNodeBuilder) ->
     """Return the pickle tree with the source's state_dict replaced by the result's."""
     if root is None or not draft.state.at:
         return _build_state_dict(root, draft, builder)
-    for path, node, set_node in _iter_nodes(root):
+    holder = [root]
+    for path, node, set_node in _iter_nodes(root, _make_setter(holder, 0)):
         if path == draft.state.at and _is_state_node(node, draft):
             set_node(_build_state_dict(node, draft, builder))
-            return root
+            return holder[0]
     raise PlanError(
         f"{draft.checkpoint.path}: the state at `{draft.state.at}` cannot be changed in its place: "
         "take it out with an extract step, or write safetensors"
@@ -190,23 +191,27 @@ def _read_pairs(node: Any) -> dict[str, tuple[Any, Any]]:
 NodeSetter = Callable[[Any], None]
 
 
-def _iter_nodes(root: Any) -> Iterator[tuple[str, Any, NodeSetter]]:
+def _iter_nodes(root: Any, set_root: NodeSetter) -> Iterator[tuple[str, Any, NodeSetter]]:
     """Yield (path, node, setter) for every node inside containers."""
-    pending_nodes: list[tuple[str, Any]] = [("", root)]
+    pending_nodes: list[tuple[str, Any, NodeSetter]] = [("", root, set_root)]
     visited_ids: set[int] = set()
     while pending_nodes:
-        at, node = pending_nodes.pop()
+        at, node, set_own = pending_nodes.pop()
         if id(node) in visited_ids:
             continue
         visited_ids.add(id(node))
-        for step, child, set_node in _iter_children(node):
+        for step, child, set_node in _iter_children(node, set_own):
             path = join_key(at, step)
             yield path, child, set_node
             if type(child) in {dict, list, tuple, UnresolvedObject}:
-                pending_nodes.append((path, child))
+                pending_nodes.append((path, child, set_node))
 
 
-def _iter_children(node: Any) -> Iterator[tuple[str, Any, NodeSetter]]:
+def _iter_children(node: Any, set_own: NodeSetter) -> Iterator[tuple[str, Any, NodeSetter]]:
+    if type(node) is tuple:  # it cannot be changed: another takes its place
+        for index, child in enumerate(node):
+            yield str(index), child, _make_tuple_setter(node, index, set_own)
+        return
     containers: list[Any] = [node]
     if type(node) is UnresolvedObject:
         containers = [node.pairs or {}, node.items or [], node.state, *_iter_dict_arguments(node)]
@@ -223,6 +228,10 @@ def _iter_dict_arguments(node: UnresolvedObject) -> Iterator[Any]:
     """Yield the dicts among an object's constructor arguments: `Counter({...})`."""
     if type(node.func) is not NewObjClass:
         yield from (argument for argument in node.args if isinstance(argument, dict))
+
+
+def _make_tuple_setter(items: tuple[Any, ...], index: int, set_own: NodeSetter) -> NodeSetter:
+    return lambda node: set_own((*items[:index], node, *items[index + 1 :]))
 
 
 def _make_setter(container: Any, key: Any) -> NodeSetter:

@@ -99,6 +99,7 @@ def _build_module_diff_charts(
     missing_tensors = tuple(t for t in drawing.expected if t.key in missing)
     unsaved = frozenset(u.key for u in report.unsaved)
     marked_keys = missing | unsaved | {*report.unexpected_keys, *report.mismatched_keys}
+    marked_keys |= report.mistyped_keys.keys()
     tensors: tuple[TensorReport | UnsavedTensorReport, ...] = (
         *drawing.tensors,
         *missing_tensors,
@@ -123,7 +124,7 @@ def _build_module_diff_leaves(
 ) -> list[SideBySideLeaf]:
     actual = {t.key: t for t in drawing.tensors}
     expected = {t.key: t for t in drawing.expected}
-    mismatched_keys = frozenset(report.mismatched_keys)
+    mismatched_keys = frozenset((*report.mismatched_keys, *report.mistyped_keys))
     missing, unexpected = frozenset(report.missing_keys), frozenset(report.unexpected_keys)
     leaves = [
         SideBySideLeaf(

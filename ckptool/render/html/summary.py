@@ -46,6 +46,11 @@ def build_summary_facts(report: "AnyReport") -> tuple[LabeledValue, ...]:
                 (f"{len(report.missing_keys):,}", "missing"),
                 (f"{len(report.unexpected_keys):,}", "unexpected"),
                 (f"{len(report.mismatched_keys):,}", "of another shape"),
+                *(
+                    ((f"{len(report.mistyped_keys):,}", "without a tensor"),)
+                    if report.mistyped_keys
+                    else ()
+                ),
                 (f"{len(report.unsaved):,}", "never saved"),
                 *(
                     ((f"{100 * report.coverage:.0f}%", "of the parameters would load"),)

@@ -27,6 +27,7 @@ from ckptool.reports.common import FactReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport
 from ckptool.rules.load_keys import PROBABLE_RENAME
 from ckptool.rules.parts import LOAD_CAUSES, WHOLE_LOAD_FINDINGS
+from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 
 _RULE: Final = Column("rule", ColumnKind.EXACT)
 
@@ -40,6 +41,7 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
         f"{len(report.missing_keys)} missing",
         f"{len(report.unexpected_keys)} unexpected",
         f"{len(report.mismatched_keys)} of another shape",
+        *((f"{len(report.mistyped_keys)} without a tensor",) if report.mistyped_keys else ()),
     )
     percent = f"{100 * report.coverage:.0f}%"
     share = f"; {percent} of the parameters would load" if report.is_coverage_known else ""
@@ -89,7 +91,7 @@ def build_explanation_blocks(
 
 _MAX_EXPLAINED_ROWS: Final = 10
 """Rows of keys that findings on many keys explain; from this number on they are counted."""
-_SHARED_CODES: Final = WHOLE_LOAD_FINDINGS | {PROBABLE_RENAME}
+_SHARED_CODES: Final = WHOLE_LOAD_FINDINGS | {PROBABLE_RENAME, QUANTIZATION_MISMATCH}
 """Findings on many keys: without this the table has a row for each key of the file."""
 
 

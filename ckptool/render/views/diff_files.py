@@ -52,9 +52,10 @@ def _build_diff_files_blocks(report: DiffFilesReport, options: RenderOptions) ->
     if report.explanation:
         yield from build_explanation_blocks(report.explanation, options)
         return
+    quantized = report.quantized_keys if options.verbosity == 0 else ()
     for title, keys in (
-        ("Added", _exclude_keys(report.added_keys, report.renamed_keys.values())),
-        ("Removed", _exclude_keys(report.removed_keys, report.renamed_keys)),
+        ("Added", _exclude_keys(report.added_keys, (*report.renamed_keys.values(), *quantized))),
+        ("Removed", _exclude_keys(report.removed_keys, (*report.renamed_keys, *quantized))),
         ("Changed in value", _select_unmeasured_keys(report)),
         ("Plain data that differs", report.changed_entries),
     ):
@@ -93,6 +94,9 @@ def _iter_summary_lines(report: DiffFilesReport) -> Iterator[str]:
         f"{len(report.changed_keys)} changed"
         + (f"; {len(report.renamed_keys)} probably renamed" if report.renamed_keys else "")
     )
+    if report.quantized_keys:
+        quantized = pluralize(len(report.quantized_keys), "key")
+        yield f"{quantized} of them as one file is quantised and the other not (-v shows all)"
     if report.retied_keys:
         names = join_limited(
             report.retied_keys.items(), _MAX_TIES, lambda tie: f"`{tie[0]}` (as `{tie[1]}`)"

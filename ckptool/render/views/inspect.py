@@ -15,6 +15,8 @@ from ckptool.render.blocks import (
     Block,
     Column,
     ColumnKind,
+    LinesBlock,
+    TableBlock,
     TreeBlock,
     TreeRow,
     VerdictBlock,
@@ -25,7 +27,12 @@ from ckptool.render.blocks import (
 from ckptool.render.key_tree import KeyTreeRow, build_key_tree
 from ckptool.render.text import format_size
 from ckptool.reports.common import TensorReport
-from ckptool.reports.inspect import CheckpointReport, InspectReport, StateReport
+from ckptool.reports.inspect import (
+    CheckpointReport,
+    InspectReport,
+    QuantizedWeightsReport,
+    StateReport,
+)
 
 _MAX_METADATA_CHARACTERS: Final = 400
 
@@ -49,8 +56,12 @@ def _build_checkpoint_blocks(
     yield VerdictBlock(f"{checkpoint.path}: {', '.join(parts)}", bool(checkpoint.damage))
     if options.verbosity < 0:
         return
+    if checkpoint.quantization_config:
+        yield LinesBlock((checkpoint.quantization_config,))
     for state in checkpoint.states:
         yield _build_state_tree(state, options, checkpoint.container)
+        if state.quantized:
+            yield _build_quantized_table(state, options)
         if state.unsaved:
             title = f"Held by the pickled module{_format_at(state.at)}, and not in its state_dict()"
             yield _build_tensor_tree(title, state.unsaved, options)
@@ -114,6 +125,26 @@ def _build_state_tree(state: StateReport, options: RenderOptions, container: str
     role = _COMPILED_ROLE_NAMES.get(container) if state.role == "module" else None
     title = f"{role or _ROLE_NAMES[state.role]}{_format_at(state.at)}: {summary}"
     return _build_tensor_tree(title, state.tensors, options)
+
+
+def _build_quantized_table(state: StateReport, options: RenderOptions) -> TableBlock:
+    count = pluralize(sum(group.weights for group in state.quantized), "weight")
+    rows = [
+        (
+            group.pattern,
+            f"{group.weights:,}",
+            group.scheme,
+            f"{group.bits:,}" if group.bits else "not known",
+            _format_scaling(group),
+        )
+        for group in state.quantized
+    ]
+    columns = ("weight", COUNT, "scheme", "bits", "scales")
+    return build_table(f"Quantised{_format_at(state.at)}: {count}", columns, rows, options)
+
+
+def _format_scaling(group: QuantizedWeightsReport) -> str:
+    return (group.scaling or "not known") if group.is_complete else "incomplete"
 
 
 _TENSOR_COLUMNS: Final = (COUNT, Column("dtype"), Column("shape"), SIZE, DEVICE, KIND)

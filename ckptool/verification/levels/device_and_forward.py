@@ -15,6 +15,7 @@ from ckptool.verification.forward_pass import ForwardPass, Inputs
 from ckptool.verification.output_diff import compare_outputs, describe_tensors
 from ckptool.verification.result import DeviceMismatch, LevelResult, LevelStatus, VerificationLevel
 
+_MAX_STAYING_KEYS: Final = 20
 _NEEDS_CUDA: Final = ("not compiled with CUDA", "NVIDIA", "No CUDA GPUs", "CUDA driver", "Triton")
 """Parts of error messages of code that requires CUDA."""
 
@@ -106,9 +107,8 @@ def skip_device_levels(
     device: RunDevice, reason: str, staying_keys: tuple[str, ...]
 ) -> tuple[LevelResult, ...]:
     """Return both levels as skipped, for lack of inputs; `reason` says why there are none."""
-    details = (
-        (f"stay behind when the module moves: {', '.join(staying_keys)}",) if staying_keys else ()
-    )
+    keys_text = join_limited(staying_keys, _MAX_STAYING_KEYS)
+    details = (f"stay behind when the module moves: {keys_text}",) if staying_keys else ()
     device_reason = "--device cpu: nothing was moved" if device.kind == "cpu" else reason
     return (
         LevelResult(VerificationLevel.DEVICE, LevelStatus.SKIPPED, device_reason, details=details),

@@ -12,7 +12,7 @@ from ckptool.model import Skipped
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import join_limited
-from ckptool.verification.load_tensors import load_tensors
+from ckptool.verification.load_tensors import copy_versions, load_tensors
 from ckptool.verification.module_factory import ModuleFactory
 from ckptool.verification.result import LevelResult, LevelStatus, VerificationLevel
 
@@ -34,6 +34,7 @@ class LoadedModuleFactory:
         """
         module = self.factory.create_module(seed)
         mismatched_keys = {change.key for change in self.module_diff.shape_mismatches}
+        mismatched_keys |= self.module_diff.mistyped_keys.keys()
         loadable = _copy_metadata(
             self.tensors,
             {key: tensor for key, tensor in self.tensors.items() if key not in mismatched_keys},
@@ -142,7 +143,8 @@ def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
         module = loaded_factory.factory.create_module(on_meta=True)
         old_ties = _find_tied_names(module)
         with user_code():
-            module.load_state_dict(loaded_factory.tensors, strict=False, assign=True)
+            tensors = _copy_metadata(loaded_factory.tensors, dict(loaded_factory.tensors))
+            module.load_state_dict(tensors, strict=False, assign=True)
     except (ModuleError, UserCodeError) as error:
         return MetaLoadResult(skipped=(Skipped(check_name, str(error)),))
     uninitialized_paths = (
@@ -168,12 +170,12 @@ def _format_keys(keys: tuple[str, ...]) -> str:
 
 
 def _copy_metadata(original: Mapping[str, Any], tensors: dict[str, Any]) -> Mapping[str, Any]:
-    """Return `tensors` with the `_metadata` (module versions) of `original`, if it has any."""
+    """Return `tensors` with a copy of the `_metadata` (module versions) of `original`, if any."""
     versions = getattr(original, "_metadata", None)
     if versions is None:
         return tensors
     copy = type(original)(tensors)  # type: ignore[call-arg]
-    copy._metadata = versions  # type: ignore[attr-defined]  # noqa: SLF001
+    copy._metadata = copy_versions(versions)  # type: ignore[attr-defined]  # noqa: SLF001
     return copy
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ckptool.errors import ModuleError
 from ckptool.model import Constancy, Kind, ModuleInfo
-from ckptool.modules.tensor_info import have_same_bytes, is_lazy
+from ckptool.modules.tensor_info import have_same_bytes
+from ckptool.modules.tensor_parts import is_lazy, list_memory_tensors
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import join_limited, quote_code
@@ -107,23 +108,18 @@ def check_survival(
     try:
         module = loaded_factory.create_module()
         with torch.no_grad(), user_code():
-            _change_state(module)
+            unchanged_paths = _change_state(module)
         reloaded_module = _save_and_reload(loaded_factory, module)
+        with user_code():
+            lost_paths = _find_lost_paths(module, reloaded_module)
     except (ModuleError, UserCodeError) as error:
         failure = f"changing, saving and loading raised {error}"
         return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.INCONCLUSIVE, failure, "cpu"), ()
-    lost_paths = _find_lost_paths(module, reloaded_module)
     rebuilt_paths = tuple(path for path in lost_paths if _is_rebuilt(module_info, path))
     unexpected_paths = tuple(path for path in lost_paths if path not in rebuilt_paths)
     details = (
-        (
-            (
-                "not saved, as registered, and rebuilt by the constructor:"
-                f" {_format_paths(rebuilt_paths)}"
-            ),
-        )
-        if rebuilt_paths
-        else ()
+        *_list_details("not saved, as registered, and rebuilt by the constructor", rebuilt_paths),
+        *_list_details("not tried, since its values cannot be changed in place", unchanged_paths),
     )
     if unexpected_paths:
         reason = f"changed, saved, loaded, and lost: {_format_paths(unexpected_paths)}"
@@ -132,6 +128,10 @@ def check_survival(
             unexpected_paths,
         )
     return LevelResult(VerificationLevel.SURVIVAL, LevelStatus.PASSED, "", "cpu", details), ()
+
+
+def _list_details(text: str, paths: tuple[str, ...]) -> tuple[str, ...]:
+    return (f"{text}: {_format_paths(paths)}",) if paths else ()
 
 
 def _save_and_reload(instance_factory: InstanceFactory, module: nn.Module) -> nn.Module:
@@ -146,19 +146,35 @@ def _save_and_reload(instance_factory: InstanceFactory, module: nn.Module) -> nn
     return reloaded_module
 
 
-def _change_state(module: nn.Module) -> None:
-    """Change every storage and every array that `module` holds, each once."""
-    visited_ids: set[int] = set()
+def _change_state(module: nn.Module) -> tuple[str, ...]:
+    """Change every storage and every array that `module` holds, each once.
+
+    Of a tensor in several parts only floating point is changed: its integers may be positions.
+
+    Returns:
+        The paths of tensors that have elements, of which none could be changed.
+    """
+    visited_addresses: set[int] = set()
+    unchanged_paths: list[str] = []
     for found_tensor in walk_module(module).tensors:
         value = found_tensor.value
         if not isinstance(value, Tensor):
             if value.dtype.kind in "biufc" and value.flags.writeable:
                 value[...] = value + 1 if value.dtype.kind != "b" else ~value
-        elif not (is_lazy(value) or value.layout is not torch.strided or value.is_quantized):
-            storage = value.untyped_storage()
-            if storage._cdata not in visited_ids and storage.nbytes():  # noqa: SLF001
-                visited_ids.add(storage._cdata)  # noqa: SLF001
-                _change_elements(_view_storage(value))
+            continue
+        changeable_tensors = [
+            tensor
+            for tensor in list_memory_tensors(value)
+            if tensor is value or tensor.dtype.is_floating_point
+        ]
+        for tensor in changeable_tensors:
+            address = tensor.untyped_storage().data_ptr()
+            if address not in visited_addresses:
+                visited_addresses.add(address)
+                _change_elements(_view_storage(tensor))
+        if not changeable_tensors and not is_lazy(value) and value.numel():
+            unchanged_paths.append(found_tensor.path)
+    return tuple(unchanged_paths)
 
 
 def _view_storage(tensor: Tensor) -> Tensor:

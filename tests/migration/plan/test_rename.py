@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from files import save_dcp
 from torch import nn
-from torch.distributed import checkpoint as dcp
 
 import ckptool
 from ckptool.errors import PlanError
@@ -198,7 +198,7 @@ def test_a_version_stays_where_part_of_a_module_stays(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_chunked_tensors_are_renamed(tmp_path):
-    dcp.save({"model": dict(STATE)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    save_dcp({"model": dict(STATE)}, tmp_path / "dcp")
     steps = [RenameKeys(key="net.{0..3}.*", to="net.{1..3,0}.*", how="glob")]
     ckptool.migrate(tmp_path / "dcp", tmp_path / "b.pth", plan=Plan(tuple(steps)))
     found = torch.load(tmp_path / "b.pth")["model"]

@@ -6,10 +6,9 @@ import warnings
 
 import pytest
 import torch
-from files import same_bits
+from files import same_bits, save_dcp
 from migration.matrix_truth import check_same_value
 from torch import nn
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import ckptool
@@ -115,7 +114,7 @@ def test_a_dcp_folder_becomes_what_torch_makes_of_it(tmp_path):
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(content, checkpoint_id=tmp_path / "old", no_dist=True)
+        save_dcp(content, tmp_path / "old")
         dcp_to_torch_save(tmp_path / "old", tmp_path / "expected.pth")
     target = convert(tmp_path / "old", tmp_path / "new.pth", at="model")
     expected = torch.load(tmp_path / "expected.pth", weights_only=True)
@@ -123,15 +122,3 @@ def test_a_dcp_folder_becomes_what_torch_makes_of_it(tmp_path):
     dropped = convert(tmp_path / "old", tmp_path / "less.pth", at="model", drop=["bias"])
     del expected["model"]["bias"]
     check_same_value(torch.load(dropped, weights_only=True), expected)
-
-
-def test_what_another_container_has_around_the_state_is_refused_in_its_own_words(tmp_path):
-    (tmp_path / "old.pkl").write_bytes(pickle.dumps({"model": {"w": torch.ones(2)}, "epoch": 7}))
-    with pytest.raises(ckptool.errors.PlanError) as error:
-        convert(tmp_path / "old.pkl", tmp_path / "new.pth")
-    assert str(error.value).endswith(
-        "of a file of this kind only the state_dict can be written, not `epoch` (7): "
-        "leave that out with --drop-extra"
-    )
-    target = convert(tmp_path / "old.pkl", tmp_path / "new.pth", drop_extra=True)
-    assert same_bits(torch.load(target, weights_only=True)["w"], torch.ones(2))

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ckptool.modules.tensor_parts import find_memory_address
+
 CPU: Final = torch.device("cpu")
 
 
@@ -86,7 +88,8 @@ class DeviceTags:
         """Return the origin of the array whose memory `tensor` shares, else None."""
         if not self._array_origins or tensor.layout is not torch.strided:
             return None
-        return self._array_origins.get(tensor.untyped_storage().data_ptr())
+        address = find_memory_address(tensor)
+        return None if address is None else self._array_origins.get(address)
 
 
 def _get_storage_id(tensor: Tensor) -> int:

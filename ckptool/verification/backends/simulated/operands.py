@@ -113,7 +113,7 @@ class Operands:
 
 
 def classify_operands(
-    op: OpOverload[..., Any],
+    op: "OpOverload[..., Any]",
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     device: Callable[[Tensor], torch.device],
@@ -145,7 +145,7 @@ def classify_operands(
     )
 
 
-def is_custom(op: OpOverload[..., Any]) -> bool:
+def is_custom(op: "OpOverload[..., Any]") -> bool:
     """Whether `op` is not torch's own, so that its CUDA kernel is separate code."""
     return op.namespace not in _NAMESPACES
 

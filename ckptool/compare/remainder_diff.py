@@ -1,0 +1,172 @@
+"""Old x new checkpoint -> RemainderDiff: what the files hold besides the compared tensors.
+
+Parts are compared by their content fingerprints (`Checkpoint.contents`), tensors that a
+state_dict() does not save by their values. What has no counterpart, or no fingerprint, is named.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Final
+
+from msgspec import Struct
+
+from ckptool.compare.left_out_ties import SINGLE_NAME_CONTAINERS
+from ckptool.compare.states import get_state
+from ckptool.formats.contents.collector import CLASS_SUFFIX
+from ckptool.formats.safetensors.tie_metadata import TIES_KEY, parse_declared_ties
+from ckptool.model import Checkpoint, TensorInfo, join_key
+from ckptool.phrases import pluralize
+from ckptool.tensors import equality
+
+ALL_STATES: Final = "*"
+"""Place of the comparison of all states."""
+
+
+class RemainderDiff(Struct, frozen=True):
+    """Comparison of what stands beside the compared tensors."""
+
+    changed: tuple[str, ...] = ()
+    """Places of parts that differ, or that one file alone has."""
+    uncompared: Mapping[str, str] = {}
+    """Part of both files that could not be compared -> reason."""
+    parts: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """What (old, new) has beside the state and was not compared, as text."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that stands beside the tensors was compared."""
+        return not (self.uncompared or any(self.parts))
+
+
+def is_relocated(old: Checkpoint, new: Checkpoint, places: tuple[str, str]) -> bool:
+    """Return whether container, place or role differ between the states at `places`."""
+    old_role, new_role = get_state(old, places[0]).role, get_state(new, places[1]).role
+    return (old.container, places[0], old_role) != (new.container, places[1], new_role)
+
+
+def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str]) -> RemainderDiff:
+    """Compare what stands beside the states at `places`.
+
+    Of a relocated state only the parts that both files have at one place are compared. The files
+    must have been opened with `Limits.contents`.
+    """
+    relocated = is_relocated(old, new, places)
+    old_contents, new_contents = (
+        _select_contents(checkpoint, place, other_container=old.container is not new.container)
+        for checkpoint, place in zip((old, new), places, strict=True)
+    )
+    pairs = _pair_places(old_contents, new_contents, places)
+    known = {a: b for a, b in pairs.items() if old_contents[a] and new_contents[b]}
+    changed = [a for a, b in known.items() if old_contents[a] != new_contents[b]]
+    unknown = {
+        f"`{place}`": "it holds what has no fingerprint: a bare storage, or too many bytes"
+        for place in pairs
+        if place not in known
+    }
+    unpaired = (
+        tuple(place for place in old_contents if place not in pairs),
+        tuple(place for place in new_contents if place not in {*pairs.values()}),
+    )
+    if not relocated:
+        changed += chain(*unpaired)
+    unsaved_changed, unsaved_unknown = _compare_unsaved(old, new, places)
+    opaque = {part.what: part.reason for part in (*old.opaque, *new.opaque)}
+    return RemainderDiff(
+        (*changed, *unsaved_changed),
+        {**opaque, **unknown, **unsaved_unknown},
+        (
+            tuple(_iter_parts_beside(old, places[0], unpaired[0] if relocated else ())),
+            tuple(_iter_parts_beside(new, places[1], unpaired[1] if relocated else ())),
+        ),
+    )
+
+
+def _select_contents(
+    checkpoint: Checkpoint, place: str, *, other_container: bool
+) -> dict[str, str]:
+    """Return the contents without those that the comparison of the tensors takes in: ties.
+
+    Of files in two containers, also without what the container alone decides: the class of an
+    object, `_metadata` and the format in the metadata of safetensors.
+    """
+    left_out = _find_declared_ties(checkpoint, place)
+    if other_container:
+        left_out |= {"__metadata__.format", join_key(place, "_metadata")}
+    return {
+        part: fingerprint
+        for part, fingerprint in checkpoint.contents.items()
+        if part not in left_out and not (other_container and part.endswith(CLASS_SUFFIX))
+    }
+
+
+def _pair_places(
+    old_contents: Mapping[str, str], new_contents: Mapping[str, str], places: tuple[str, str]
+) -> dict[str, str]:
+    """Return place in the old file -> place in the new one: within the state, or the same."""
+    old_prefix, new_prefix = (
+        f"{place}." if place not in {"", ALL_STATES} else "" for place in places
+    )
+    pairs: dict[str, str] = {}
+    for place in old_contents:
+        moved = new_prefix + place.removeprefix(old_prefix)
+        if place.startswith(old_prefix) and moved in new_contents:
+            pairs[place] = moved
+        elif place in new_contents:
+            pairs[place] = place
+    return pairs
+
+
+def _compare_unsaved(
+    old: Checkpoint, new: Checkpoint, places: tuple[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Compare the tensors that a state_dict() of the pickled modules does not save."""
+    old_tensors, new_tensors = (
+        _collect_unsaved(checkpoint, place)
+        for checkpoint, place in zip((old, new), places, strict=True)
+    )
+    if not (old_tensors and new_tensors):
+        return [], {}
+    shared_keys = [key for key in old_tensors if key in new_tensors]
+    results = equality.equal_many([(old_tensors[key], new_tensors[key]) for key in shared_keys])
+    pairs = list(zip(shared_keys, results, strict=True))
+    one_sided = sorted(old_tensors.keys() ^ new_tensors.keys())
+    return (
+        [*(key for key, is_equal in pairs if is_equal is False), *one_sided],
+        {
+            f"values of {key}": "its elements cannot be read"
+            for key, is_equal in pairs
+            if is_equal is None
+        },
+    )
+
+
+def _collect_unsaved(checkpoint: Checkpoint, place: str) -> Mapping[str, TensorInfo]:
+    if place != ALL_STATES:
+        return get_state(checkpoint, place).unsaved_tensors
+    return {
+        join_key(state.at, key): tensor
+        for state in checkpoint.states
+        for key, tensor in state.unsaved_tensors.items()
+    }
+
+
+def _iter_parts_beside(
+    checkpoint: Checkpoint, place: str, unpaired_places: Iterable[str]
+) -> Iterator[str]:
+    """Yield what has no counterpart: other states, and of a relocated state other parts."""
+    if place == ALL_STATES:
+        return
+    for state in checkpoint.states:
+        if state.at != place:
+            yield f"`{state.at or '.'}` ({pluralize(len(state.tensors), 'tensor')})"
+    other_places = tuple(f"{s.at}." for s in checkpoint.states if s.at and s.at != place)
+    yield from (f"`{part}`" for part in unpaired_places if not part.startswith(other_places))
+
+
+def _find_declared_ties(checkpoint: Checkpoint, place: str) -> set[str]:
+    """Return the places of the metadata of safetensors that name a tied key."""
+    if checkpoint.container not in SINGLE_NAME_CONTAINERS:
+        return set()
+    at = "" if place == ALL_STATES else place
+    ties = parse_declared_ties(checkpoint.metadata, get_state(checkpoint, at).tensors)
+    return {f"__metadata__.{name}" for name in (TIES_KEY, *ties)}

@@ -1,0 +1,1 @@
+"""What stands beside the tensors of a file -> content fingerprints by place."""

@@ -1,0 +1,196 @@
+"""Object graph of a pickle -> content fingerprints of all that stands beside its tensors.
+
+A tensor is compared by its values. Everything else is cut into the largest parts that hold no
+tensor; each has a place and a fingerprint, so that two files can be compared without their objects.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, Final
+
+from ckptool.formats.contents.collector import CLASS_SUFFIX, ContentCollector, create_content_hasher
+from ckptool.formats.pickle.nodes import (
+    ATOMIC_TYPES,
+    GlobalName,
+    MappingNode,
+    PersistentReference,
+    SetNode,
+    UnresolvedObject,
+)
+from ckptool.formats.pickle.numpy_arrays import is_numpy_array
+from ckptool.formats.pickle.places import PlaceJoiner, iter_children
+
+_HOLDS_TENSOR: Final = b"tensor"
+_UNKNOWN: Final = b""
+_IN_PROGRESS: Final = b"cycle"
+
+
+def collect_contents(root: object, is_tensor: Callable[[object], bool]) -> dict[str, str]:
+    """Return place -> fingerprint of the largest parts without a tensor."""
+    collector = ContentCollector()
+    add_tree_contents(collector, root, is_tensor)
+    return collector.fingerprints
+
+
+def add_tree_contents(
+    collector: ContentCollector, root: object, is_tensor: Callable[[object], bool], place: str = ""
+) -> None:
+    """Add the parts of the graph below `root`, whose place is `place`."""
+    for part_place, fingerprint in _TreeContents(is_tensor).iter_parts(root, place):
+        collector.add(part_place, fingerprint)
+
+
+class _TreeContents:
+    """One pass from the leaves up (what is tensor-free?), one from the root down (which parts?)."""
+
+    def __init__(self, is_tensor: Callable[[object], bool]) -> None:
+        self._is_tensor = is_tensor
+        self._digests: dict[int, bytes] = {}
+        """id of a node -> its digest, or one of the three constants above."""
+        self._places = PlaceJoiner()
+
+    def iter_parts(self, root: Any, place: str) -> Iterator[tuple[str, str]]:
+        """Yield (place, fingerprint) of the largest parts without a tensor."""
+        self._digest_graph(root)
+        visited_ids: set[int] = set()
+        todo: list[tuple[Any, str]] = [(root, place)]
+        while todo:
+            node, at = todo.pop()
+            digest = self._get_digest(node)
+            if digest != _HOLDS_TENSOR:
+                yield at, digest.hex()
+            elif self._is_tensor(node):
+                for attributes in _iter_tensor_attributes(node):
+                    self._digest_graph(attributes)
+                    todo.append((attributes, f"{at} (attributes)"))
+            elif id(node) not in visited_ids:
+                visited_ids.add(id(node))
+                if frame := list(_iter_frame(node)):
+                    yield f"{at or '.'}{CLASS_SUFFIX}", self._hash_parts(b"frame", frame).hex()
+                # An array under a key is compared as a tensor; in a list it is data.
+                are_keys = isinstance(node, dict) or type(node) is UnresolvedObject
+                children = [
+                    (child, self._places.join(at, key, "." if at else ""))
+                    for key, child in chain(iter_children(node), _iter_attributes(node))
+                    if not (are_keys and is_numpy_array(child))
+                ]
+                todo.extend(reversed(children))
+
+    def _digest_graph(self, root: Any) -> None:
+        todo = [(root, False)]
+        while todo:
+            node, is_entered = todo.pop()
+            if is_entered:
+                self._digests[id(node)] = self._digest_node(node)
+            elif type(node) not in ATOMIC_TYPES and id(node) not in self._digests:
+                if self._is_tensor(node):
+                    self._digests[id(node)] = _HOLDS_TENSOR
+                    continue
+                # Until it is digested, a node that is met again closes a cycle.
+                self._digests[id(node)] = _IN_PROGRESS
+                todo.append((node, True))
+                todo += [(part, False) for part in _iter_parts(node)]
+
+    def _digest_node(self, node: Any) -> bytes:
+        match node:
+            case dict():
+                return self._digest_dict(node)
+            case list() | tuple():
+                return self._hash_parts(type(node).__name__.encode(), node)
+            case SetNode():
+                return self._combine(b"set", sorted(map(self._get_digest, node.items)))
+            case UnresolvedObject():
+                return self._hash_parts(b"object", _iter_parts(node))
+            case GlobalName():
+                return self._hash_parts(b"global", (node.qualified_name, node.computed))
+            case _:
+                is_class = type(node) is PersistentReference and type(node.target) is GlobalName
+                return self._hash_parts(b"class", (node.id,)) if is_class else _UNKNOWN
+
+    def _digest_dict(self, node: dict[Any, Any]) -> bytes:
+        if any(map(is_numpy_array, node.values())):
+            return _HOLDS_TENSOR
+        items = [self._hash_parts(b"item", item) for item in node.items()]
+        attributes = node.state if type(node) is MappingNode else None
+        return self._combine(b"dict", [*sorted(items), self._get_digest(attributes)])
+
+    def _hash_parts(self, kind: bytes, parts: Iterable[object]) -> bytes:
+        return self._combine(kind, [self._get_digest(part) for part in parts])
+
+    def _get_digest(self, node: Any) -> bytes:
+        """Return the digest of a node that was visited; an atom is its own."""
+        if type(node) not in ATOMIC_TYPES:
+            return self._digests.get(id(node), _UNKNOWN)
+        data = node if type(node) is bytes else repr(node).encode("utf-8", "surrogatepass")
+        if len(data) < _MAX_INLINE_BYTES:
+            return type(node).__name__.encode() + b":" + data
+        return create_content_hasher(type(node).__name__.encode() + b":" + data).digest()
+
+    @staticmethod
+    def _combine(kind: bytes, digests: list[bytes]) -> bytes:
+        if _HOLDS_TENSOR in digests:
+            return _HOLDS_TENSOR
+        if _UNKNOWN in digests:
+            return _UNKNOWN
+        content_hash = create_content_hasher(kind)
+        for digest in digests:
+            content_hash.update(len(digest).to_bytes(2, "little") + digest)
+        return content_hash.digest()
+
+
+_MAX_INLINE_BYTES: Final = 48
+
+
+def _iter_parts(node: Any) -> Iterator[Any]:
+    """Yield the nodes that a node is made of."""
+    if isinstance(node, dict):
+        yield from chain(node.keys(), node.values())
+        yield getattr(node, "state", None)
+    elif type(node) in {list, tuple}:
+        yield from node
+    elif type(node) is SetNode:
+        yield from node.items
+    elif type(node) is UnresolvedObject:
+        yield from (node.func, node.args, node.kwargs, node.state, node.items, node.pairs)
+    elif type(node) is PersistentReference:
+        yield node.id
+
+
+_STATEFUL_FUNCTIONS: Final = frozenset(
+    {"_rebuild_from_type", "_rebuild_from_type_v2", "_rebuild_parameter_with_state"}
+)
+
+
+def _iter_tensor_attributes(node: Any) -> Iterator[object]:
+    """Yield the attributes of a tensor subclass or a parameter, if it has any."""
+    for _ in range(_MAX_WRAPPERS):
+        if type(node) is not UnresolvedObject or not node.args:
+            return
+        name = node.callee_name[1]
+        if name in _STATEFUL_FUNCTIONS and len(node.args) == 4 and node.args[3]:
+            yield node.args[3]
+        if name not in {"_rebuild_parameter", "_rebuild_parameter_with_state"}:
+            return
+        node = node.args[0]
+
+
+_MAX_WRAPPERS: Final = 8
+
+
+def _iter_frame(node: Any) -> Iterator[object]:
+    """Yield what an object is made of besides the children that `iter_children` names."""
+    if type(node) is UnresolvedObject:
+        yield node.func
+        yield from (part for part in node.args if type(part) in ATOMIC_TYPES)
+        yield from (
+            part
+            for part in (node.state if type(node.state) is tuple else (node.state,))
+            if type(part) in ATOMIC_TYPES and part is not None
+        )
+
+
+def _iter_attributes(node: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a dict subclass: `_metadata` of a state_dict."""
+    state = node.state if type(node) is MappingNode else None
+    if state is not None:
+        yield from iter_children(state) if isinstance(state, dict) else (("(attributes)", state),)

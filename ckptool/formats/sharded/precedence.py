@@ -1,0 +1,52 @@
+"""Names in a folder -> the file that `from_pretrained` loads, where an index is beside it.
+
+transformers looks for the whole file first, then for the index; for safetensors first, then for
+.bin. A variant ("fp16") has names of its own, which are looked for only where it is asked for.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+_INDEX_NAME: Final = re.compile(
+    r"(?P<stem>.+)\.(?P<suffix>safetensors|bin)\.index(?P<variant>\.[\w-]+)?\.json"
+)
+
+
+def name_whole_file(index_name: str) -> str:
+    """Return the file that is loaded in the place of the index; "" for an index of other names.
+
+    "model.safetensors.index.fp16.json" gives "model.fp16.safetensors".
+    """
+    match = _INDEX_NAME.fullmatch(index_name)
+    if match is None:
+        return ""
+    return f"{match['stem']}{match['variant'] or ''}.{match['suffix']}"
+
+
+def list_preferred_files(index_name: str, names: Collection[str]) -> list[str]:
+    """Return the files of a folder that transformers and diffusers load before its index.
+
+    They look for the one file of all weights first, and for safetensors before pickles.
+    """
+    match = _INDEX_NAME.fullmatch(index_name)
+    if match is None:
+        return []
+    preferred_names = [name_whole_file(index_name)]
+    if match["suffix"] == "bin":
+        stem = "model" if match["stem"] == "pytorch_model" else match["stem"]
+        preferred_names.append(f"{stem}{match['variant'] or ''}.safetensors")
+    return [name for name in preferred_names if name in names]
+
+
+def find_loaded_file(index_name: str, names: Collection[str]) -> str:
+    """Return the file of a folder that is loaded before its index; "" if the index is."""
+    match = _INDEX_NAME.fullmatch(index_name)
+    if match is None:
+        return ""
+    candidates = (
+        "model.safetensors",
+        f"model{match['variant'] or ''}.safetensors",
+        name_whole_file(index_name),
+    )
+    return next((name for name in candidates if name in names), "")

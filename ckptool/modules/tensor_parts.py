@@ -1,0 +1,99 @@
+"""torch.Tensor -> the tensors that it consists of, and where its memory is."""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.modules.walk import get_qualified_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_COMPONENT_NAMES: Final = {
+    "sparse_coo": ("indices", "values"),
+    "sparse_csr": ("crow_indices", "col_indices", "values"),
+    "sparse_csc": ("ccol_indices", "row_indices", "values"),
+    "sparse_bsr": ("crow_indices", "col_indices", "values"),
+    "sparse_bsc": ("ccol_indices", "row_indices", "values"),
+}
+
+
+def is_lazy(value: object) -> bool:
+    """Whether `value` is a parameter or buffer that gets its shape from the first input."""
+    from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+    return isinstance(value, UninitializedParameter | UninitializedBuffer)
+
+
+def get_wrapper_name(tensor: "Tensor") -> str:
+    from torch import Tensor, nn
+
+    return "" if type(tensor) in {Tensor, nn.Parameter} else get_qualified_name(type(tensor))
+
+
+def get_shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor or an array; of a nested tensor the number of its tensors."""
+    if getattr(value, "is_nested", False):
+        return (int(value.size(0)),)
+    return tuple(map(int, value.shape))
+
+
+def find_memory_address(tensor: "Tensor") -> int | None:
+    """Return the address of the storage; None for a tensor without memory of its own.
+
+    That is one on meta, one that is sparse or lazy, or an instance of a wrapper subclass, whose
+    storage has a size and no memory: reading or writing it ends the process.
+    """
+    try:
+        return int(tensor.untyped_storage().data_ptr()) or None
+    except (RuntimeError, ValueError, NotImplementedError):
+        return None
+
+
+def list_memory_tensors(tensor: "Tensor") -> "list[Tensor]":
+    """Return the tensors whose memory holds the values of `tensor`, in the order of its parts.
+
+    Itself if it is dense, the values of a sparse one, and what a wrapper subclass wraps. [] if it
+    is nested, lazy, quantised or on meta, or if its class does not say what it wraps.
+    """
+    if is_lazy(tensor) or tensor.is_quantized or tensor.is_nested:
+        return []
+    components = list_components(tensor)
+    if components:
+        is_wrapper = bool(list_inner_tensors(tensor))
+        return [
+            part
+            for name, component in components
+            if is_wrapper or name == "values"
+            for part in list_memory_tensors(component)
+        ]
+    return [tensor] if find_memory_address(tensor) is not None else []
+
+
+def list_components(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
+    """Return the (name, component) pairs of a sparse, nested or wrapped tensor; else []."""
+    inner_tensors = list_inner_tensors(tensor)
+    if inner_tensors:
+        return inner_tensors
+    if tensor.is_nested:
+        names = (("buffer", "values"), ("sizes", "_nested_tensor_size"))
+        return [(name, getattr(tensor.detach(), method)()) for name, method in names]
+    layout = str(tensor.layout).removeprefix("torch.")
+    # The elements of an uncoalesced tensor are available only by this name.
+    underscore = "_" if layout == "sparse_coo" else ""
+    return [
+        (name, getattr(tensor.detach(), underscore + name)())
+        for name in _COMPONENT_NAMES.get(layout, ())
+    ]
+
+
+def list_inner_tensors(tensor: "Tensor") -> list[tuple[str, "Tensor"]]:
+    """Return the tensors with the data of a wrapper subclass such as DTensor, by attribute.
+
+    [] for other tensors, and for a class whose code raises.
+    """
+    if not hasattr(type(tensor), "__tensor_flatten__"):
+        return []
+    with suppress(UserCodeError), user_code():
+        return [(name, getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0]]  # type: ignore[attr-defined]
+    return []

@@ -1,0 +1,390 @@
+"""What a fix says is done, and the finding goes: commands are run, and code is executed."""
+
+import collections
+import operator
+import pathlib
+import re
+import shlex
+import sys
+import types
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_runs import run_in_process
+from rules.cases import CASES, Case
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ckptool import api
+from ckptool.rules import RULES
+
+for _file in sorted(Path(__file__).parent.glob("cases_*.py")):
+    import_module(f"rules.{_file.stem}")
+
+PROSE = {
+    "CK102": "which tensors a container has, and their names as buffers, the author decides",
+    "CK103": "moves modules into a ModuleList",
+    "CK104": "moves parameters into a ParameterList",
+    "CK105": "persistent=False is where the buffer is registered",
+    "CK106": "nothing is to be done, or persistent=False to be dropped",
+    "CK107": "the attribute becomes a buffer, and forward changes it in place",
+    "CK109": "looks the tensor up where it is used",
+    "CK112": "the shape is the author's",
+    "CK113": "`ckptool audit` lists the state; what becomes of it is the author's",
+    "CK114": "changes the module's own loading code",
+    "CK201": "the tensor is in another file, or is trained",
+    "CK207": "the constructor's arguments are the user's",
+    "CK208": "the dtype is a decision",
+    "CK210": "refers to the other findings",
+    "CK219": "quantises a module, or takes another file",
+    "CK221": "changes the plan",
+    "CK222": "changes the override",
+    "CK223": "needs the code that wrote the file",
+    "CK226": "needs the code that uses the file",
+    "CK235": "takes tensors from another file",
+    "CK236": "takes another configuration, or another file",
+    "CK237": "loads with another library",
+    "CK302": "from now on",
+    "CK303": "needs the class",
+    "CK304": "loads the state_dict elsewhere",
+    "CK306": "the file is fetched again",
+    "CK311": "another container, or a decision on the tensor",
+    "CK314": "the part is saved elsewhere",
+    "CK315": "packs the weights after loading",
+    "CK316": "a value of another kind is a decision",
+    "CK317": "removes a file",
+    "CK320": "runs DeepSpeed's script, or saves again",
+    "CK321": "runs the framework's script",
+    "CK401": "an older checkpoint",
+    "CK402": "runs the model in training",
+    "CK403": "copies in the training code",
+    "CK404": "leaves a key out, or takes it from a fresh module",
+    "CK405": "initialises in the code that saves",
+    "CK503": "keeps the tie where it is",
+    "CK601": "fetches a shard",
+    "CK602": "fetches a shard",
+    "CK603": "removes a file",
+    "CK604": "saves again on all ranks",
+    "CK701": "changes the module",
+    "CK702": "ties in the module",
+    **dict.fromkeys(("CK801", "CK802", "CK803", "CK804", "CK805", "CK806"), "on releases"),
+    **dict.fromkeys(("CK851", "CK852", "CK853", "CK855", "CK856", "CK857"), "on policies"),
+    **dict.fromkeys(("CK858", "CK859", "CK860"), "on policies"),
+    "CK901": "builds the optimizer",
+    "CK902": "builds the optimizer",
+}
+"""Rules whose fix asks for a decision, or for code that is not here: code -> what is asked for."""
+RUN = sorted({case.code for case in CASES} - PROSE.keys())
+NOT_HERE = {
+    "CK217-fires-plain_into_spectral_norm": "u and v are estimates of training",
+    "CK217-fires-plain_into_orthogonal": "only the code of the parametrization tells",
+    "CK218-fires-pieces_of_several_sizes": "the order within the fused tensor is looked up",
+    "CK301-fires-namespace": "the name is allowed in the process that loads",
+    "CK301-fires-a_path_of_another_system": "as above; test_known_files.py runs it",
+    "CK501-fires-tied_file_and_a_module_without_the_tie": "the module is tied",
+}
+"""Cases of other rules in which the fix is no command and no code for this file."""
+_COMMAND = re.compile(r"ckptool migrate [^;`]*(?:--\w+ '[^']*'[^;`]*)*")
+
+
+@dataclass
+class Calls:
+    """What the case asked ckptool: the same is asked again, of the file after the fix."""
+
+    again: list[Any] = field(default_factory=list)
+    module: Any = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    at: str | None = None
+    paths: tuple[Path, ...] = ()
+
+    def ask(self, path: Path) -> set[tuple[str, str]]:
+        report = self.again[-1](path)
+        return {(finding.code, finding.key) for finding in report.findings}
+
+    def build_module(self) -> nn.Module:
+        if not isinstance(self.module, str):
+            return deepcopy(self.module)
+        package, _, name = self.module.partition(":")
+        return operator.attrgetter(name)(import_module(package))(**self.kwargs)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Calls:
+    """Record the last call of inspect, diff and audit."""
+    seen = Calls()
+    inspect, diff, audit = api.inspect, api.diff, api.audit
+
+    def record_inspect(path, **options):
+        seen.again.append(partial(inspect, **options))
+        seen.paths, seen.module = (Path(path),), None
+        return inspect(path, **options)
+
+    def record_diff(*paths, **options):
+        seen.module, seen.at = options.get("module"), options.get("at")
+        seen.kwargs, seen.paths = options.get("kwargs") or {}, tuple(map(Path, paths))
+        if len(paths) > 1:
+            seen.again.append(lambda path: diff(paths[0], path, **options))
+        else:
+            seen.again.append(partial(diff, **options))
+        return diff(*paths, **options)
+
+    def record_audit(module, **options):
+        seen.module, seen.kwargs = module, options.get("kwargs") or {}
+        return audit(module, **options)
+
+    monkeypatch.setattr(api, "inspect", record_inspect)
+    monkeypatch.setattr(api, "diff", record_diff)
+    monkeypatch.setattr(api, "audit", record_audit)
+    return seen
+
+
+def list_cases(*codes: str) -> list[Case]:
+    return [c for c in CASES if c.fires and c.code in codes and c.name not in NOT_HERE]
+
+
+def find_own(case: Case, report: Any) -> Any:
+    return next(finding for finding in report.findings if finding.code == case.code)
+
+
+def test_every_rule_is_run_or_is_prose():
+    assert {*PROSE} | {*RUN} == {*RULES}
+    runs = {*COMMANDS, *STATEMENTS, *SOURCES, *MOVES}
+    assert runs == {*RUN}
+
+
+COMMANDS = (
+    *("CK202", "CK203", "CK205", "CK209", "CK211", "CK217", "CK224", "CK225", "CK305", "CK309"),
+    *("CK313", "CK322", "CK326", "CK854"),
+)
+
+
+def is_command_case(case: Case) -> bool:
+    return "renamed_beyond_recognition" not in case.name
+
+
+@pytest.mark.parametrize(
+    "case", [*filter(is_command_case, list_cases(*COMMANDS))], ids=lambda case: case.name
+)
+def test_a_command_is_run_and_the_finding_goes(case, tmp_path, calls, monkeypatch):
+    finding = find_own(case, case.make(tmp_path))
+    command = _COMMAND.search(finding.fix)
+    assert command is not None, finding.fix
+    new_path = run_migrate(command[0].strip(), tmp_path, calls, monkeypatch)
+    if case.code == "CK854":
+        assert new_path.suffix == ".safetensors"
+        return
+    assert (case.code, finding.key) not in ask_again(calls, new_path)
+
+
+def run_migrate(command: str, tmp: Path, calls: Calls, monkeypatch) -> Path:
+    """Run a `ckptool migrate` of a fix as it stands; a live module gets a name first."""
+    monkeypatch.setitem(sys.modules, "live", types.SimpleNamespace(Net=calls.build_module))
+    words = shlex.split(command.replace("PACKAGE.MODULE:NAME", "live:build").rstrip("."))
+    if "live:build" in words:
+        words[words.index("live:build")] = write_live_module(calls, tmp)
+    done = run_in_process(*words[1:], cwd=tmp, PYTHONPATH=":".join(sys.path))
+    assert done.code == 0, done.out + done.err
+    return tmp / words[words.index("-o") + 1]
+
+
+def write_live_module(calls: Calls, tmp: Path) -> str:
+    torch.save(calls.module, tmp / "live_module.bin")
+    lines = ("import torch", "def build():", "    path = {!r}")
+    code = "\n".join(lines).format(str(tmp / "live_module.bin"))
+    code += "\n    return torch.load(path, weights_only=False)\n"
+    (tmp / "live_module.py").write_text(code)
+    return "live_module:build"
+
+
+def ask_again(calls: Calls, path: Path) -> set[tuple[str, str]]:
+    """Ask the same of the migrated file; a place that it has no more is left out."""
+    question = calls.again[-1]
+    if isinstance(question, partial) and path.suffix == ".safetensors":
+        question.keywords.pop("at", None)
+    return calls.ask(path)
+
+
+STATEMENTS = {
+    "CK204": r"state_dict\.pop\(.*\)$",
+    "CK206": r"operator\..*$",
+    "CK209": r"state_dict = \{.*\}$",
+    "CK212": r"load_state_dict\((.*)\)$",
+    "CK213": r"state_dict\.pop\(.*?\)",
+    "CK214": r"state_dict\.pop\([^)]*\)",
+    "CK215": r"state_dict\[.*$",
+    "CK216": r"state_dict = .*$",
+    "CK220": r"state_dict[.\[].*$",
+    "CK225": r"\{.*\}$",
+    "CK301": r"del checkpoint.*$",
+    "CK308": r"state_dict\[.*clone\(\)",
+    "CK310": r"save_file\(.*\)",
+    "CK312": r"state_dict\[.*$",
+    "CK502": r"state_dict\[[^,]*\]",
+}
+"""Rule -> pattern of the code within its fix."""
+
+
+def list_statement_cases() -> list[Case]:
+    skipped = {"CK301-fires-state_dict_without_the_call", "CK301-fires-tensors_of_pickle_dump"}
+    return [case for case in list_cases(*STATEMENTS) if case.name not in skipped]
+
+
+@pytest.mark.parametrize("case", list_statement_cases(), ids=lambda case: case.name)
+def test_code_is_executed_and_the_finding_goes(case, tmp_path, calls):
+    finding = find_own(case, case.make(tmp_path))
+    code = re.search(STATEMENTS[case.code], finding.fix)
+    assert code is not None, finding.fix
+    new_path = execute(code[1] if code.re.groups else code[0], tmp_path, calls)
+    assert (case.code, finding.key) not in calls.ask(new_path)
+
+
+def execute(code: str, tmp: Path, calls: Calls) -> Path:
+    """Execute code of a fix on the file's objects, and save them again."""
+    path = calls.paths[-1]
+    is_safetensors = path.suffix == ".safetensors"
+    checkpoint = load_file(path) if is_safetensors else torch.load(path, weights_only=False)
+    place = [step for step in (calls.at or "").split(".") if step]
+    state_dict = checkpoint
+    for step in place:
+        state_dict = state_dict[step]
+    if isinstance(state_dict, nn.Module):
+        state_dict = state_dict.state_dict()
+    new_path = tmp / f"fixed{path.suffix}"
+    names: dict[str, Any] = {
+        "torch": torch,
+        "collections": collections,
+        "operator": operator,
+        "pathlib": pathlib,
+        "checkpoint": checkpoint,
+        "state_dict": state_dict,
+        "save_file": save_file,
+        "path": new_path,
+        "tensors": state_dict,
+    }
+    if calls.module is not None:
+        names["module"] = calls.build_module()
+    if code.startswith(("{", "checkpoint[")):
+        names["state_dict"] = eval(code, names)
+        names["checkpoint"] = names["state_dict"]
+        calls.again[-1].keywords.pop("at", None)
+    else:
+        exec(code, names)
+    if "operator." in code:
+        calls.again[-1] = partial(calls.again[-1].func, module=names["module"])
+    if names["state_dict"] is not state_dict:
+        names["checkpoint"] = names["state_dict"]
+    if is_safetensors and not new_path.exists():
+        apart = {key: tensor.clone() for key, tensor in names["checkpoint"].items()}
+        save_file(apart, new_path, metadata={"format": "pt"})
+    elif not is_safetensors:
+        torch.save(names["checkpoint"], new_path)
+    return new_path
+
+
+SOURCES = ("CK101", "CK108", "CK110", "CK111")
+"""Rules whose fix is another line in the module's source."""
+
+
+def list_source_cases() -> list[Case]:
+    """Return those whose line is `self.NAME = VALUE` in the constructor of a module for tests."""
+    names = {"plain_attribute", "numpy_mean", "attribute_left_behind", "attribute_keeps_its_dtype"}
+    return [case for case in list_cases(*SOURCES) if case.make.__name__ in names]
+
+
+@pytest.mark.parametrize("case", list_source_cases(), ids=lambda case: case.name)
+def test_source_is_changed_and_the_finding_goes(case, tmp_path, calls, monkeypatch):
+    finding = find_own(case, case.make(tmp_path))
+    location, registration = re.fullmatch(
+        r"In (.*:\d+): (self\.register_buffer\(.*?\.\.\.\)+).*", finding.fix
+    ).groups()
+    path, _, number = location.rpartition(":")
+    lines = Path(path).read_text().splitlines()
+    line = lines[int(number) - 1]
+    value = line.partition(" = ")[2]
+    indent = line[: len(line) - len(line.lstrip())]
+    lines[int(number) - 1] = indent + registration.replace("...", value)
+    (tmp_path / f"edited_{case.code}.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    name = calls.module.partition(":")[2]
+    report = api.audit(f"edited_{case.code}:{name}", kwargs=calls.kwargs)
+    assert (case.code, finding.key) not in {(f.code, f.key) for f in report.findings}
+
+
+MOVES = ("CK218", "CK307", "CK501", "CK605")
+"""Rules with a test of their own below."""
+
+
+@pytest.mark.parametrize("case", list_cases("CK218"), ids=lambda case: case.name)
+def test_a_plan_of_a_fix_is_run(case, tmp_path, calls):
+    """All plans of the file's findings together: one operation each."""
+    report = case.make(tmp_path)
+    fixes = [finding.fix for finding in report.findings if finding.code == "CK218"]
+    if not all("In plan.toml: " in fix for fix in fixes):
+        command = _COMMAND.search(fixes[0])
+        assert command is not None
+        options = shlex.split(command[0])[1:]
+    else:
+        ops = [re.search(r"ops = \[(.*)\]$", fix)[1] for fix in fixes]
+        (tmp_path / "plan.toml").write_text(f"ops = [{', '.join(ops)}]\n")
+        options = ["migrate", str(calls.paths[-1]), "-o", "NEW.pth", "-m", str(calls.module)]
+        options += [w for k, v in calls.kwargs.items() for w in ("-k", f"{k}={v!r}")]
+        options += ["--plan", "plan.toml"]
+    done = run_in_process(*options, cwd=tmp_path, PYTHONPATH=":".join(sys.path))
+    assert done.code == 0, done.out + done.err
+    assert "CK218" not in {code for code, _ in calls.ask(tmp_path / "NEW.pth")}
+
+
+def test_a_device_is_taken_off(tmp_path, calls):
+    (case,) = list_cases("CK307")
+    finding = find_own(case, case.make(tmp_path))
+    path = calls.paths[-1]
+    call = finding.fix.partition(", or")[0]
+    state = eval(call, {"torch": torch, "path": path})
+    torch.save(state, tmp_path / "fixed.pth")
+    assert "CK307" not in {code for code, _ in calls.ask(tmp_path / "fixed.pth")}
+
+
+@pytest.mark.parametrize("case", list_cases("CK501"), ids=lambda case: case.name)
+def test_a_tie_that_is_left_out_loads_as_the_fix_says(case, tmp_path, calls, monkeypatch):
+    finding = find_own(case, case.make(tmp_path))
+    if command := _COMMAND.search(finding.fix):
+        new_path = run_migrate(command[0].strip(), tmp_path, calls, monkeypatch)
+        assert (case.code, finding.key) not in calls.ask(new_path)
+        return
+    assert "strict=False: nothing is lost" in finding.fix
+    module = calls.build_module()
+    loaded = module.load_state_dict(load_file(calls.paths[-1]), strict=False)
+    assert loaded.missing_keys
+    state = module.state_dict()
+    assert all(torch.equal(state[key], state[finding.key]) for key in loaded.missing_keys)
+
+
+def test_a_key_of_the_old_file_gets_the_new_name(tmp_path, calls):
+    (case,) = [case for case in list_cases("CK211") if not is_command_case(case)]
+    finding = find_own(case, case.make(tmp_path))
+    code = re.search(r"state_dict\[.*$", finding.fix)
+    assert code is not None
+    old_path, new_path = calls.paths
+    state_dict = torch.load(old_path)
+    exec(code[0], {"state_dict": state_dict})
+    torch.save(state_dict, tmp_path / "renamed.pth")
+    found = api.diff(tmp_path / "renamed.pth", new_path).findings
+    assert finding.key not in {other.key for other in found}
+
+
+@pytest.mark.parametrize("case", list_cases("CK605"), ids=lambda case: case.name)
+def test_dropped_buffers_are_taken_from_another_file(case, tmp_path, calls, monkeypatch):
+    finding = find_own(case, case.make(tmp_path))
+    torch.save(calls.build_module().state_dict(), tmp_path / "donor.pth")
+    command = _COMMAND.search(finding.fix)
+    assert command is not None
+    command_text = command[0].strip().replace("DONOR", "donor.pth")
+    new_path = run_migrate(command_text, tmp_path, calls, monkeypatch)
+    found = calls.ask(new_path)
+    assert not {"CK605", "CK202"} & {code for code, _ in found}
