@@ -12,6 +12,8 @@ import torch
 from paths import ROOT
 from torch import nn
 
+pytestmark = pytest.mark.process
+
 BASE = """
 import builtins, ctypes, json, os, signal, sys, threading, time, warnings
 import torch
