@@ -191,6 +191,8 @@ class TrustRule(msgspec.Struct, frozen=True):
     """Called with the import target and the parameter whose dict becomes an argparse.Namespace."""
     announce_code: Callable[[Path, str], None] | None = None
     """Called with the configuration file and the "package.module:Name" that it names."""
+    announce_folder: Callable[[str], None] | None = None
+    """Called with what a framework's folder says about its module, before it is built."""
 
 
 _DEFAULT_TRUST: Final = TrustRule()

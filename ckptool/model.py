@@ -512,6 +512,10 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     skipped: tuple[Skipped, ...] = ()
     submodule: str = ""
     """Path of the only sub-module that is described, "" for the whole module."""
+    loader: str = "torch"
+    """Name in ckptool.loaders of the framework that loads it; "torch" is `load_state_dict`."""
+    uninitialized_buffers: Mapping[str, str] = {}
+    """Key of a buffer that its framework's loader leaves uninitialized -> that loader's call."""
     arguments: Mapping[str, str] = {}
     """Constructor arguments that the user gave, as Python literals; "..." for another object.
 

@@ -45,7 +45,11 @@ class Ran:
     """The lines that say which code and which arguments of a file are about to be used."""
 
 
-_NOTICE_ENDS = ("(--no-config: leave it out)\n", "(--no-file-kwargs: refuse them)\n")
+_NOTICE_ENDS = (
+    "(--no-config: leave it out)\n",
+    "(--no-file-kwargs: refuse them)\n",
+    "--loader torch: load_state_dict)\n",
+)
 
 
 def _describe_run(code: int, out: str, err: str) -> Ran:

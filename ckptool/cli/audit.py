@@ -3,20 +3,29 @@
 import click
 
 from ckptool import api
-from ckptool.cli.options import input_options, module_options, report_options
+from ckptool.cli.options import (
+    CHECKPOINT_PATH,
+    input_options,
+    module_options,
+    report_options,
+)
 from ckptool.cli.output import ReportOutput
+from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
 @click.command("audit")
+@click.argument("folder", type=CHECKPOINT_PATH, required=False)
 @module_options
 @input_options
 @report_options
 def command(
     ctx: click.Context,
+    folder: Location | None,
     *,
     module: str | None,
     kwargs: dict[str, object] | None,
+    loader: str | None,
     inputs: tuple[str, ...] | None,
     out: ReportOutput,
     policy: Policy,
@@ -25,10 +34,17 @@ def command(
 
     \b
     ckptool audit -m package.module:Name -k d_in=3
+    ckptool audit FOLDER                         the module that a framework's folder names
     ckptool audit -m package.module:Name --input "float32[2,3]"      run it as well
     """
     report = api.audit(
-        module, kwargs=kwargs, inputs=inputs, policy=policy, pictures=out.draws_pictures
+        module,
+        folder=folder,
+        kwargs=kwargs,
+        loader=loader,
+        inputs=inputs,
+        policy=policy,
+        pictures=out.draws_pictures,
     )
     out.write_report(report)
     ctx.exit(report.exit_code)

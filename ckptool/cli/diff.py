@@ -5,6 +5,7 @@ import click
 from ckptool import api
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
+    base_option,
     input_options,
     into_option,
     limit_options,
@@ -23,6 +24,7 @@ from ckptool.policy import Policy
 @click.argument("path", type=CHECKPOINT_PATH)
 @click.argument("new", type=CHECKPOINT_PATH, required=False)
 @module_options
+@base_option
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
 )
@@ -50,6 +52,8 @@ def command(  # noqa: PLR0913
     *,
     module: str | None,
     kwargs: dict[str, object] | None,
+    loader: str | None,
+    base: Location | None,
     at: str | None,
     into: str | None,
     explain: str | None,
@@ -77,6 +81,8 @@ def command(  # noqa: PLR0913
             new,
             module=module,
             kwargs=kwargs,
+            loader=loader,
+            base=base,
             at=at,
             into=into,
             explain=explain,

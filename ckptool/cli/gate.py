@@ -9,6 +9,7 @@ from ckptool import api
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
+    base_option,
     input_options,
     limit_options,
     module_options,
@@ -23,6 +24,7 @@ from ckptool.policy import Policy
 @click.command("gate")
 @click.argument("paths", nargs=-1, type=CHECKPOINT_PATH, metavar="[PATH]...")
 @module_options
+@base_option
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
 )
@@ -80,6 +82,8 @@ def command(  # noqa: PLR0913
     *,
     module: str | None,
     kwargs: dict[str, object] | None,
+    loader: str | None,
+    base: Location | None,
     at: str | None,
     against: str | None,
     fixtures: tuple[str, ...],
@@ -116,6 +120,8 @@ def command(  # noqa: PLR0913
         paths,
         module=module,
         kwargs=kwargs,
+        loader=loader,
+        base=base,
         at=at,
         inputs=inputs,
         values=values,

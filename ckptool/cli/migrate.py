@@ -48,6 +48,8 @@ from ckptool.policy import Policy
               help="Take renames that nothing proves where nothing else fits as well.")  # fmt: skip
 @click.option("--from", "from_", metavar="FILE", type=CHECKPOINT_PATH,
               help="Look for attributes in this pickled module as well.")  # fmt: skip
+@click.option("--merge-adapter", metavar="BASE", type=CHECKPOINT_PATH,
+              help="SRC is an adapter: merge it into this model; DST is a new folder.")  # fmt: skip
 @click.option("--drop-extra", is_flag=True, help="Leave out what the container cannot hold.")
 @click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Do this plan.")
 @click.option("--save-plan", metavar="FILE", type=OUTPUT_PATH,
@@ -72,6 +74,7 @@ def command(  # noqa: PLR0913
     *,
     module: str | None,
     kwargs: dict[str, object] | None,
+    loader: str | None,
     at: str | None,
     into: str | None,
     to: str | None,
@@ -81,6 +84,7 @@ def command(  # noqa: PLR0913
     renamed: tuple[str, ...],
     accept_renames: bool,
     from_: Location | None,
+    merge_adapter: Location | None,
     drop_extra: bool,
     plan: Path | None,
     save_plan: Path | None,
@@ -114,6 +118,7 @@ def command(  # noqa: PLR0913
             target,
             module=module,
             kwargs=kwargs,
+            loader=loader,
             at=at,
             into=into,
             to=to,
@@ -123,6 +128,7 @@ def command(  # noqa: PLR0913
             drop=drop,
             accept_renames=accept_renames,
             from_=from_,
+            merge_adapter=merge_adapter,
             drop_extra=drop_extra,
             force=force,
             dry_run=dry_run,

@@ -23,6 +23,11 @@ def announce_file_kwargs(target: str, kwargs: Mapping[str, str]) -> None:
     _echo_once(f"{text} (--no-file-kwargs: refuse them)")
 
 
+def announce_model_folder(evidence: str) -> None:
+    """Say what a framework's folder names, before the module is built, each text once."""
+    _echo_once(f"{evidence}: that is built (-m: another module; --loader torch: load_state_dict)")
+
+
 def announce_namespace(target: str, name: str) -> None:
     """Say that a dict is passed as an argparse.Namespace, each text once."""
     reason = "its constructor reads attributes of it"

@@ -12,6 +12,7 @@ import click
 from ckptool.cli.notices import (
     announce_configured_code,
     announce_file_kwargs,
+    announce_model_folder,
     announce_namespace,
     show_user_output,
 )
@@ -28,6 +29,7 @@ from ckptool.config import (
     read_config,
 )
 from ckptool.errors import UsageError
+from ckptool.loaders.model_folder import LOADER_NAMES
 from ckptool.locations import Location, parse_location
 from ckptool.policy import LEVELS
 from ckptool.policy.resolve import PolicyOptions, resolve_policy
@@ -87,6 +89,14 @@ into_option = click.option(
 )
 
 
+base_option = click.option(
+    "--base",
+    metavar="FOLDER",
+    type=CHECKPOINT_PATH,
+    help="The model that an adapter is for.  [default: what adapter_config.json names]",
+)
+
+
 def report_options(function: CommandFunction) -> CommandFunction:
     """Add the report options; the command receives `out: ReportOutput` and `policy: Policy`."""
     return _with_options(_wrap_report_command(function, has_output=True), _REPORT_OPTIONS)
@@ -135,7 +145,11 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         policy = resolve_policy(config, policy_options)
         uses_file_kwargs = config.settings.file_kwargs and not ctx.params.get("no_file_kwargs")
         trust_rule = TrustRule(
-            uses_file_kwargs, announce_file_kwargs, announce_namespace, announce_configured_code
+            uses_file_kwargs,
+            announce_file_kwargs,
+            announce_namespace,
+            announce_configured_code,
+            announce_model_folder,
         )
         token = TRUST_RULE.set(trust_rule)
         try:
@@ -198,7 +212,10 @@ def _check_outputs(
 
 
 def module_options(function: CommandFunction) -> CommandFunction:
-    """Add -m, -k and --kwargs; the command receives `module` and `kwargs`, None if not given."""
+    """Add -m, -k, --kwargs and --loader; the command receives `module`, `kwargs` and `loader`.
+
+    Each is None if it is not given.
+    """
 
     @wraps(function)
     def command(
@@ -389,6 +406,11 @@ _MODULE_OPTIONS = (
         "--no-file-kwargs",
         is_flag=True,
         help="Refuse constructor arguments that the checkpoint brings (hyper_parameters).",
+    ),
+    click.option(
+        "--loader",
+        type=click.Choice(LOADER_NAMES),
+        help="Who loads it: load_state_dict or a framework.  [default: as the folder says]",
     ),
     click.option(
         "--in-process",

@@ -5,6 +5,7 @@ import click
 from ckptool import api
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
+    base_option,
     input_options,
     limit_options,
     module_options,
@@ -19,6 +20,7 @@ from ckptool.policy import Policy
 @click.command("verify")
 @click.argument("path", type=CHECKPOINT_PATH)
 @module_options
+@base_option
 @click.option(
     "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
 )
@@ -46,6 +48,8 @@ def command(  # noqa: PLR0913
     *,
     module: str | None,
     kwargs: dict[str, object] | None,
+    loader: str | None,
+    base: Location | None,
     at: str | None,
     device: str,
     against: Location | None,
@@ -67,6 +71,8 @@ def command(  # noqa: PLR0913
         path,
         module=module,
         kwargs=kwargs,
+        loader=loader,
+        base=base,
         at=at,
         device=device,
         against=against,

@@ -53,6 +53,8 @@ def diff(  # noqa: PLR0913
     *,
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
+    base: PathLike | None = None,
     at: str | None = None,
     into: str | None = None,
     explain: str | None = None,
@@ -77,6 +79,9 @@ def diff(  # noqa: PLR0913
         new: the newer checkpoint; None compares the checkpoint with a module.
         module: "package.module:Name" or a live module; None takes the configuration's.
         kwargs: constructor arguments.
+        loader: framework whose loader loads it ("transformers", ...), or "torch" for
+            load_state_dict; None takes what the folder says.
+        base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         into: path of a sub-module of the module ("encoder"): the checkpoint is compared with that
             alone.
@@ -106,13 +111,15 @@ def diff(  # noqa: PLR0913
         values is not False, rtol, atol, jobs, dask, executor, shard, progress
     )
     if new is not None:
-        module_options = {
+        unused_options = {
             "-m": module is not None,
             "-k": bool(kwargs),
+            "--loader": loader is not None,
+            "--base": base is not None,
             "--input": inputs is not None,
             "--into": into is not None,
         }
-        reject_unused_options(module_options, _MODULE_ONLY)
+        reject_unused_options(unused_options, _MODULE_ONLY)
         return diff_files(
             path, new, options, at=at, explain=explain, policy=policy or Policy(), limits=limits,
             pictures=pictures,
@@ -124,10 +131,11 @@ def diff(  # noqa: PLR0913
     if into is not None:
         reject_unused_options({"--input": inputs is not None}, "runs the whole module: not --into")
     location = parse_location(path)
-    named_module, worker = ModuleOptions(module, kwargs, at, into), get_worker()
-    start_early(worker, find_target(location, named_module, config), location)
-    checkpoint = open_checkpoint_or_stdin(location, limits)
-    module_target = need_target(location, named_module, config)
+    module_options = ModuleOptions(module, kwargs, at, into, loader, base)
+    worker = get_worker()
+    start_early(worker, find_target(location, module_options, config), location)
+    checkpoint = open_checkpoint_or_stdin(location, limits, loader)
+    module_target = need_target(location, module_options, config, checkpoint)
     result = _compare_with_module(checkpoint, module_target, inputs, worker, values=bool(values))
     module_diff = result.module_diff
     verdict = judge(

@@ -53,6 +53,8 @@ def gate(  # noqa: PLR0913
     *,
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
+    base: PathLike | None = None,
     at: str | None = None,
     inputs: object = None,
     values: bool = True,
@@ -76,6 +78,9 @@ def gate(  # noqa: PLR0913
         module: "package.module:Name" or a live module; None takes the configuration's for each
             path; where it has none, only the rules about files are run.
         kwargs: constructor arguments.
+        loader: framework whose loader loads it ("transformers", ...), or "torch" for
+            load_state_dict; None takes what the folder says.
+        base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the files ("state_dict"); None takes the best match.
         inputs: arguments of forward, as for `verify`, for policies that require a verification.
         values: also apply the rules about values (CK4xx): this reads whole files.
@@ -109,7 +114,7 @@ def gate(  # noqa: PLR0913
         against, tuple(fixtures), tuple(golden), tuple(plans), len(locations) > 1
     )
     _reject_plans_without_fixtures(expectations, settings)
-    module_options = ModuleOptions(module, kwargs, at)
+    module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base)
     gated_checkpoints, errors = CheckpointExaminer(
         gate_policy,
         limits,

@@ -160,7 +160,7 @@ class CheckpointExaminer(Struct, frozen=True):
         require = self.policy.at(str(path)).require
         expectations = resolve_expectations(self.expectations, self.config, path)
         limits = replace(self.limits, contents=expectations.against is not None)
-        checkpoint = open_checkpoint_or_stdin(path, limits)
+        checkpoint = open_checkpoint_or_stdin(path, limits, self.module_options.loader)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None:
             required_levels = required_level_failures(require, None, "no module is named for it")

@@ -36,6 +36,7 @@ def lock(  # noqa: PLR0913
     *,
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
     at: str | None = None,
     output: str | Path | None = None,
     check: bool = False,
@@ -53,6 +54,8 @@ def lock(  # noqa: PLR0913
         path: the checkpoint; with `golden`, the one whose weights are used.
         module: "package.module:Name" or a live module.
         kwargs: constructor arguments.
+        loader: framework whose loader loads it ("transformers", ...), or "torch" for
+            load_state_dict; None takes what the folder says.
         at: dotted place of the state in the file ("state_dict").
         output: the lock file; None is "ckpt.lock.json"; an existing lock is replaced.
         check: write nothing; report whether the lock on disk is up to date.
@@ -70,7 +73,7 @@ def lock(  # noqa: PLR0913
         WriteError: the file cannot be written, or exists and is not a lock.
         UsageError: the options exclude each other.
     """
-    module_options = ModuleOptions(module, kwargs, at)
+    module_options = ModuleOptions(module, kwargs, at, loader=loader)
     if golden is not None:
         if path is None or output is not None or check:
             raise UsageError(

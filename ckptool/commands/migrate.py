@@ -46,6 +46,7 @@ def migrate(  # noqa: PLR0913
     *,
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
     at: str | None = None,
     into: str | None = None,
     to: str | None = None,
@@ -56,6 +57,7 @@ def migrate(  # noqa: PLR0913
     renames: Mapping[str, str] | None = None,
     accept_renames: bool = False,
     from_: PathLike | None = None,
+    merge_adapter: PathLike | None = None,
     drop_extra: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -81,6 +83,8 @@ def migrate(  # noqa: PLR0913
         module: "package.module:Name" or a live module; None takes the configuration's; if there is
             none either, the state is only converted and no plan is derived.
         kwargs: constructor arguments.
+        loader: framework whose loader loads it ("transformers", ...), or "torch" for
+            load_state_dict; None takes what the folder says.
         at: dotted place of the state in the file ("state_dict"), or of the part of a state whose
             keys begin so ("encoder"); None takes the best match.
         into: path of the sub-module of the module ("encoder") that the result is for: the keys get
@@ -96,6 +100,8 @@ def migrate(  # noqa: PLR0913
             segment, at the end for all that follow.
         accept_renames: take renames that nothing proves where nothing else fits as well.
         from_: a pickled module, or another file, whose attributes are used as well.
+        merge_adapter: folder of the base that the adapter in `source` is merged into; `target` is
+            then a new folder.
         drop_extra: leave out entries that the container cannot hold.
         force: replace an existing target.
         dry_run: write nothing.
@@ -121,6 +127,7 @@ def migrate(  # noqa: PLR0913
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
+    from ckptool.commands.merge_adapter import merge_adapter as merge_into_base
     from ckptool.migration.plan.plan_file import read_plan_file
     from ckptool.migration.plan.suggest import PlanChoices
     from ckptool.migration.run import MigrationRequest, run_migration
@@ -130,7 +137,19 @@ def migrate(  # noqa: PLR0913
     )
     reject_unused_options({"--save-plan": is_same_file}, "and -o name one file: name another")
     location = parse_location(source)
-    module_target = find_target(location, ModuleOptions(module, kwargs, at, into), config)
+    if merge_adapter is not None:
+        reject_unused_options(
+            {"-m": module is not None, "--plan": plan is not None, "-o": target is None},
+            "--merge-adapter takes an adapter's folder, its base and -o FOLDER alone",
+        )
+        return merge_into_base(
+            location,
+            parse_location(merge_adapter),
+            require_local_path(target or ""),
+            limits,
+            dry_run=dry_run,
+        )
+    module_target = find_target(location, ModuleOptions(module, kwargs, at, into, loader), config)
     if into is not None:
         reject_unused_options(
             {"--into": module_target is None}, "names a part of a module: -m package.module:Name"

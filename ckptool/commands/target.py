@@ -1,5 +1,6 @@
 """Arguments and configuration -> ModuleTarget: the module for a checkpoint; opening paths."""
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +9,17 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.option_checks import reject_unused_options
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import TRUST_RULE, ProjectConfig, load_config
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
+from ckptool.loaders.model_folder import (
+    ModelFolder,
+    find_model_folder,
+    require_model_folder,
+)
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import format_literal, join_limited
@@ -44,6 +51,12 @@ class ModuleTarget(Struct, frozen=True):
     """Input specs of the configuration."""
     into: str = ""
     """Path of the sub-module that alone is meant, "" for the whole module."""
+    loader: str | None = None
+    """Name of the framework whose loader loads it; None for `load_state_dict`."""
+    is_loader_required: bool = False
+    """Whether the user named `loader`: else it is only taken for a module of that framework."""
+    label: str = ""
+    """What the module is called instead of its import target, "" for the target."""
 
     def choose_default_arguments(self, checkpoint: Checkpoint) -> Arguments:
         """Return the constructor arguments in the file; {} if `kwargs` are set, which win."""
@@ -54,8 +67,20 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.modules import ModuleSpec
 
         if not isinstance(self.module, str):
-            return ModuleSpec(type(self.module).__qualname__)
-        return ModuleSpec(self.module, self.kwargs, (Path.cwd(), *self.search_paths), defaults)
+            return ModuleSpec(
+                type(self.module).__qualname__,
+                loader=None if self.into else self.loader,
+                is_loader_required=self.is_loader_required,
+            )
+        return ModuleSpec(
+            self.module,
+            self.kwargs,
+            (Path.cwd(), *self.search_paths),
+            defaults,
+            None if self.into else self.loader,
+            self.is_loader_required,
+            self.label,
+        )
 
     def build_spec_of(
         self, module: "str | nn.Module", default_arguments: Arguments
@@ -72,16 +97,21 @@ class ModuleTarget(Struct, frozen=True):
             ModuleError: it cannot be imported or built.
             UsageError: it has no such sub-module.
         """
+        from ckptool.loaders.describe import describe_for_loader
         from ckptool.modules import describe_module, examine_and_build
         from ckptool.modules.submodule import select_submodule
         from ckptool.verification.load_probe import check_own_load
 
+        spec = self.build_spec(defaults)
         if isinstance(self.module, str):
-            module_info, module = examine_and_build(self.build_spec(defaults))
-            module_info = replace(module_info, arguments=_format_arguments(self.kwargs))
+            module_info, module = examine_and_build(spec)
+            is_folder = bool(self.label)
+            arguments = {} if is_folder else _format_arguments(self.kwargs)
+            module_info = replace(module_info, arguments=arguments)
         else:
             module = self.module
             module_info = describe_module(module, type(module).__qualname__)
+        module_info = describe_for_loader(module_info, module, spec)
         if self.into:
             module_info = select_submodule(module_info, self.into)
             module = module.get_submodule(self.into)
@@ -129,6 +159,10 @@ class ModuleOptions(Struct, frozen=True):
     at: str | None = None
     into: str | None = None
     """Path of the sub-module that alone is meant; None for the whole module."""
+    loader: str | None = None
+    """Name in LOADER_NAMES; None takes what the folder says."""
+    base: PathLike | None = None
+    """Folder of the model that an adapter is for; None for the one that it names."""
 
     @property
     def target(self) -> ModuleTarget | None:
@@ -140,9 +174,75 @@ class ModuleOptions(Struct, frozen=True):
 def find_target(
     path: Location, module_options: ModuleOptions, config: ProjectConfig | None
 ) -> ModuleTarget | None:
-    """Return the module in the options, else the configured one for `path`, else None."""
-    if module_options.target is not None:
-        return module_options.target
+    """Return the module in the options, else the configured one, else the folder's, else None."""
+    model_folder = _find_folder(path, module_options)
+    named_target = module_options.target or _find_configured(path, module_options, config)
+    if named_target is not None:
+        return _with_loader(named_target, module_options, model_folder)
+    return None if model_folder is None else _build_folder_target(model_folder, module_options)
+
+
+def _find_folder(path: Location, module_options: ModuleOptions) -> ModelFolder | None:
+    """Return the framework's folder at `path`; None if it is none.
+
+    Raises:
+        ReadError: its configuration cannot be read.
+        UsageError: it is none of the framework that the options name.
+    """
+    loader = None if module_options.loader == "torch" else module_options.loader
+    if str(path) == "-":
+        return None
+    if loader is not None and module_options.module is None:
+        return require_model_folder(path, loader)
+    return find_model_folder(path, loader)
+
+
+def _with_loader(
+    module_target: ModuleTarget, module_options: ModuleOptions, model_folder: ModelFolder | None
+) -> ModuleTarget:
+    """Return the named module with the loader of the options, else with that of the folder."""
+    if module_options.loader is not None:
+        return replace(module_target, loader=module_options.loader, is_loader_required=True)
+    if model_folder is None:
+        return module_target
+    return replace(module_target, loader=model_folder.loader)
+
+
+def _build_folder_target(
+    model_folder: ModelFolder, module_options: ModuleOptions
+) -> ModuleTarget | None:
+    """Return the module that a framework's folder names; None where that is not installed."""
+    from ckptool.loaders.registry import is_installed
+
+    if module_options.loader is None and not is_installed(model_folder.loader):
+        return None
+    announce = TRUST_RULE.get().announce_folder
+    if announce is not None:
+        announce(f"{model_folder.path}: {model_folder.evidence}")
+    names = {
+        "loader": model_folder.loader,
+        "folder": str(model_folder.path),
+        "class_name": model_folder.class_name,
+    }
+    if module_options.base is not None:
+        reject_unused_options(
+            {"--base": model_folder.loader != "peft"}, "is the base of an adapter, and this is none"
+        )
+        names["base"] = str(require_local_path(module_options.base))
+    return ModuleTarget(
+        "ckptool.loaders.registry:build_folder_model",
+        names,
+        module_options.at,
+        into=module_options.into or "",
+        loader=module_options.loader or model_folder.loader,
+        is_loader_required=True,
+        label=model_folder.label,
+    )
+
+
+def _find_configured(
+    path: Location, module_options: ModuleOptions, config: ProjectConfig | None
+) -> ModuleTarget | None:
     loaded_config = config or load_config(Path.cwd())
     entry = loaded_config.find_entry(path)
     if entry is None:
@@ -159,24 +259,39 @@ def find_target(
 
 
 def need_target(
-    path: Location, module_options: ModuleOptions, config: ProjectConfig | None
+    path: Location,
+    module_options: ModuleOptions,
+    config: ProjectConfig | None,
+    checkpoint: Checkpoint | None = None,
 ) -> ModuleTarget:
-    """Return the result of `find_target`.
+    """Return the result of `find_target`; the error names the class that `checkpoint` names.
 
     Raises:
         UsageError: neither the options nor the configuration name a module.
     """
     module_target = find_target(path, module_options, config)
     if module_target is None:
+        model_folder = _find_folder(path, module_options)
+        if model_folder is not None:
+            hint = model_folder.install_hint
+            raise UsageError(
+                f"{path}: {model_folder.evidence}, which is not installed here: {hint};"
+                " or name the module with -m package.module:Name"
+            )
         raise UsageError(
             f"{path}: no module to compare it with. Name one with -m package.module:Name, or in "
             "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml, or give a second checkpoint"
+            f"{suggest_module(checkpoint)}"
         )
     return module_target
 
 
-def open_checkpoint_or_stdin(path: PathLike, limits: Limits) -> Checkpoint:
+def open_checkpoint_or_stdin(
+    path: PathLike, limits: Limits, loader: str | None = None
+) -> Checkpoint:
     """Describe the checkpoint at `path`; "-" is standard input.
+
+    Of a framework's folder, the file is read that the framework would read.
 
     Raises:
         ReadError: it cannot be read.
@@ -185,7 +300,9 @@ def open_checkpoint_or_stdin(path: PathLike, limits: Limits) -> Checkpoint:
     _reject_invalid_path(path)
     if str(path) == "-":
         return open_stream(sys.stdin.buffer, limits)
-    return open_checkpoint(parse_location(path), limits)
+    location = parse_location(path)
+    model_folder = None if loader == "torch" else find_model_folder(location, loader)
+    return open_checkpoint(location, limits, model_folder.weights_name if model_folder else "")
 
 
 def _reject_invalid_path(path: object) -> None:
@@ -223,10 +340,38 @@ def read_hyper_parameters(checkpoint: Checkpoint) -> Arguments:
     """
     if not TRUST_RULE.get().uses_file_kwargs:
         return {}
-    for entry in checkpoint.entries:
-        if entry.at == "hyper_parameters" and isinstance(entry.value, dict):
-            return {name: value for name, value in entry.value.items() if isinstance(name, str)}
-    return {}
+    values = {entry.at: entry.value for entry in checkpoint.entries}
+    fields = values.get("hyper_parameters")
+    if not isinstance(fields, dict):
+        return {}
+    arguments = {name: value for name, value in fields.items() if isinstance(name, str)}
+    # save_hyperparameters() of a constructor with one argument, a configuration, names that.
+    name = values.get("hparams_name")
+    is_one_argument = isinstance(name, str) and name.isidentifier() and name != "kwargs"
+    return {str(name): arguments, **arguments} if is_one_argument else arguments
+
+
+def suggest_module(checkpoint: Checkpoint | None) -> str:
+    """Return a sentence with the class that a file names, "" if it names none.
+
+    Lightning's command line writes `_class_path`, and a pickled module its own class. Neither is
+    imported: a file does not choose the code that is run.
+    """
+    if checkpoint is None:
+        return ""
+    names: list[object] = [s.modules[""].name for s in checkpoint.states if "" in s.modules]
+    names += [
+        entry.value.get("_class_path")
+        for entry in checkpoint.entries
+        if entry.at == "hyper_parameters" and isinstance(entry.value, dict)
+    ]
+    for name in names:
+        if isinstance(name, str) and re.fullmatch(
+            r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", name, re.ASCII
+        ):
+            package, _, class_name = name.rpartition(".")
+            return f". The file itself names {name}: if you trust it, -m {package}:{class_name}"
+    return ""
 
 
 def describe_choices(
@@ -246,6 +391,8 @@ def describe_choices(
             f"; the file also has {join_limited(other_places, 3)}" if other_places else ""
         )
         notes.append(f"compared at `{module_diff.state.at or '.'}`, the best match{alternatives}")
+    if module_diff.loading_info is not None:
+        notes += module_diff.loading_info.notes
     if default_arguments:
         notes.append(
             "constructor arguments that fit were taken from the file:"

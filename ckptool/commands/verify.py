@@ -30,6 +30,8 @@ def verify(  # noqa: PLR0913
     *,
     module: "str | nn.Module | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    loader: str | None = None,
+    base: PathLike | None = None,
     at: str | None = None,
     device: str = "auto",
     against: PathLike | None = None,
@@ -47,6 +49,9 @@ def verify(  # noqa: PLR0913
         path: the checkpoint.
         module: "package.module:Name" or a live module; None takes the configuration's.
         kwargs: constructor arguments.
+        loader: framework whose loader loads it ("transformers", ...), or "torch" for
+            load_state_dict; None takes what the folder says.
+        base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         device: "auto", "cuda", "cuda:1", "simulated" or "cpu".
         against: the old checkpoint, whose module must compute the same outputs.
@@ -72,10 +77,11 @@ def verify(  # noqa: PLR0913
     )
     reject_negative_numbers({"--tolerance": tolerance})
     location = parse_location(path)
-    module_target = need_target(location, ModuleOptions(module, kwargs, at), config)
+    module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base)
+    module_target = need_target(location, module_options, config)
     worker = get_worker()
     start_early(worker, module_target, location)
-    checkpoint = open_checkpoint_or_stdin(location, limits)
+    checkpoint = open_checkpoint_or_stdin(location, limits, loader)
     old = None
     if against is not None:
         old = OldCheckpoint(open_checkpoint_or_stdin(against, limits), old_module)

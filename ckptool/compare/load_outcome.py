@@ -19,6 +19,8 @@ class LoadStepKind(StrEnum):
     """The value is made of the file's tensors, or of something else."""
     DISCARDED = "discarded"
     """A key of the file that nothing in the module takes."""
+    CONVERTED = "converted"
+    """A framework's loader makes it of other tensors of the file."""
     LOST = "lost"
     """A key of the module that keeps its initial value, without the loader saying so."""
 
@@ -31,6 +33,10 @@ class LoadStep(Struct, frozen=True):
     """Key of the module; for DISCARDED the key of the file."""
     file_key: str = ""
     """Key of the file whose tensor it is, "" if there is none or it is the same."""
+    operation: str = ""
+    """For CONVERTED what is done: "stacked, concatenated"."""
+    file_keys: tuple[str, ...] = ()
+    """For CONVERTED all keys of the file that it is made of."""
 
 
 class LoadOutcome(Struct, frozen=True):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.compare.framework.framework_load import apply_loading_info
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.load_outcome import LoadOutcome
 from ckptool.compare.module_diff import (
     ModuleDiff,
@@ -23,6 +25,8 @@ class LoaderAnswer(Struct, frozen=True):
     """Why it could not be asked."""
     retie_refusal: str = ""
     """`ModuleDiff.retie_refusal`."""
+    loading_info: LoadingInfo | None = None
+    """What a framework's loader does, where that loads the module."""
 
 
 AskLoader = Callable[[ModuleDiff], LoaderAnswer]
@@ -58,4 +62,6 @@ def build_loaded_diff(
     if answer.unchecked is not None:
         unchecked = replace(module_info, skipped=(*module_info.skipped, answer.unchecked))
         return replace(diff, module=unchecked, unchecked_load=answer.unchecked)
+    if answer.loading_info is not None:
+        return apply_loading_info(diff, answer.loading_info)
     return diff if answer.outcome is None else apply_load_outcome(diff, answer.outcome)

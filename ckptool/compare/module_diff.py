@@ -14,6 +14,7 @@ from ckptool.compare.changes import (
     is_scalar_quirk,
     iter_changes,
 )
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.fused_projections import FusedProjection, find_fused_projections
 from ckptool.compare.left_out_ties import SINGLE_NAME_CONTAINERS
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind, find_load_steps
@@ -100,6 +101,8 @@ class ModuleDiff(Struct, frozen=True):
     """Result of asking the module's own loading code; None if it has none, or was not asked."""
     load_steps: tuple[LoadStep, ...] = ()
     """What that code does besides copying tensors by name, if the load succeeds."""
+    loading_info: LoadingInfo | None = None
+    """What the framework's loader does, where the module is one of a framework's; else None."""
     is_planned: bool = False
     """Whether no file holds the state yet: it is the result of a plan."""
     unchecked_load: Skipped | None = None
@@ -240,7 +243,12 @@ class ModuleDiff(Struct, frozen=True):
 
     @property
     def is_strict(self) -> bool:
-        """Whether `load_state_dict(strict=True)` succeeds, after `retied_keys` are tied again."""
+        """Whether `load_state_dict(strict=True)` succeeds, after `retied_keys` are tied again.
+
+        Of a framework's module, whether its loader finds a counterpart for every tensor.
+        """
+        if self.loading_info is not None:
+            return self.loading_info.is_whole
         if self.load_outcome is not None:
             return self.load_outcome.is_strict
         missing = [key for key in self.missing_keys if key not in self.retied_keys]
@@ -257,7 +265,7 @@ def _is_shape_mismatch(change: Changed) -> bool:
 
 def strict_load_obstacles(diff: ModuleDiff) -> str:
     """Return a text with the keys that prevent strict loading; "" if it succeeds."""
-    if diff.load_outcome is not None and diff.load_outcome.is_strict:
+    if diff.load_outcome is not None and diff.is_strict:
         return ""
     counts = (
         ("missing", tuple(key for key in diff.missing_keys if key not in diff.retied_keys)),

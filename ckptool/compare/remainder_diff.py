@@ -56,12 +56,12 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
         for checkpoint, place in zip((old, new), places, strict=True)
     )
     pairs = _pair_places(old_contents, new_contents, places)
-    known = {a: b for a, b in pairs.items() if old_contents[a] and new_contents[b]}
-    changed = [a for a, b in known.items() if old_contents[a] != new_contents[b]]
+    compared_pairs = {a: b for a, b in pairs.items() if old_contents[a] and new_contents[b]}
+    changed = [a for a, b in compared_pairs.items() if old_contents[a] != new_contents[b]]
     unknown = {
         f"`{place}`": "it holds what has no fingerprint: a bare storage, or too many bytes"
         for place in pairs
-        if place not in known
+        if place not in compared_pairs
     }
     unpaired = (
         tuple(place for place in old_contents if place not in pairs),

@@ -52,8 +52,16 @@ class _FormatReader(Protocol):
     def read(self, source: ByteSource, limits: Limits) -> Checkpoint: ...
 
 
-def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def open_checkpoint(
+    path: Location, limits: Limits = DEFAULT_LIMITS, weights_name: str = ""
+) -> Checkpoint:
     """Describe the checkpoint at `path`: a file, an index of shards, or a directory with one.
+
+    Args:
+        path: the file or directory.
+        limits: bounds on the memory and time that it may take.
+        weights_name: in a directory, the file or index that its framework reads; "" for the only
+            one.
 
     Raises:
         UnknownFormatError: no reader recognises it; the message names the format if known.
@@ -61,16 +69,17 @@ def open_checkpoint(path: Location, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         ReadError: it cannot be read, or a directory holds several checkpoints.
     """
     SOURCE_BUDGET.reset()
-    checkpoint = _search_extra_state(_note_rank_files(_open_container(path, limits)), limits)
+    container = _open_container(path, limits, weights_name)
+    checkpoint = _search_extra_state(_note_rank_files(container), limits)
     if isinstance(path, RemotePath):
         return checkpoint
     declaration = read_declaration(path if path.is_dir() else path.parent, limits)
     return replace(checkpoint, quantization_declaration=declaration) if declaration else checkpoint
 
 
-def _open_container(path: Location, limits: Limits) -> Checkpoint:
+def _open_container(path: Location, limits: Limits, weights_name: str) -> Checkpoint:
     if is_directory(path):
-        return _search_siblings(_open_directory(path, limits), path, limits)
+        return _search_siblings(_open_directory(path, limits, weights_name), path, limits)
     if path.name == _DCP_METADATA:
         return _open_dcp(path.parent, limits)
     with open_source(path) as source:
@@ -125,15 +134,19 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
     return replace(checkpoint, path=STDIN)
 
 
-def _open_directory(directory: Location, limits: Limits) -> Checkpoint:
+def _open_directory(directory: Location, limits: Limits, weights_name: str) -> Checkpoint:
     from ckptool.formats import unrecognized
 
     names = list_names(directory)
+    if weights_name in names and not weights_name.endswith(".json"):
+        return _note_sibling_files(_open_file(directory / weights_name, limits), names)
     if description := unrecognized.describe_unpacked_archive(directory.name, names):
         raise UnknownFormatError(directory, description)
     indexes = [name for name in names if re.fullmatch(_INDEX_PATTERN, name)]
     if _DCP_METADATA in names:
         indexes.append(_DCP_METADATA)
+    if weights_name in indexes:
+        indexes = [weights_name]
     if len(indexes) > 1:
         reason = f"holds {' and '.join(indexes)}: name the one that is meant"
         raise ReadError(directory, reason)

@@ -53,6 +53,12 @@ class ModuleSpec:
     """Directories prepended to sys.path during import and construction."""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """Arguments for parameters of the signature that are not in `kwargs`."""
+    loader: str | None = None
+    """Name of the framework whose loader loads it; None for `load_state_dict`."""
+    is_loader_required: bool = False
+    """Whether the user named `loader`: else it is only taken for a module of that framework."""
+    label: str = ""
+    """What the module is called instead of `target`, "" for the target."""
 
 
 @contextmanager
@@ -201,13 +207,15 @@ def _explain_unknown_argument(kwargs: Mapping[str, object], signature: inspect.S
 
 def make_build_error(spec: ModuleSpec, function: Any, error: UserCodeError) -> ModuleError:
     """Return the ModuleError for a constructor that raised `error`."""
+    if isinstance(error.error, ModuleError):
+        return error.error
     text = error.text
     about_arguments = "argument" in text and ("missing" in text or "unexpected" in text)
     if isinstance(error.error, TypeError) and about_arguments:
         reason = summarize_message(text)
         mismatch = explain_signature_mismatch(function, {**spec.defaults, **spec.kwargs}, reason)
         return ModuleError(spec.target, mismatch)
-    return ModuleError(spec.target, f"building it raised {error}")
+    return ModuleError(spec.label or spec.target, f"building it raised {error}")
 
 
 def _find_loaded_modules(package: str) -> dict[str, ModuleType]:

@@ -73,11 +73,36 @@ def list_attributes(module: "nn.Module") -> set[str]:
     return {*vars(module), *(name for registry in kinds for name, _ in registry.items())}
 
 
+FRAMEWORK_BASES: Final = (
+    "accelerate",
+    "diffusers.configuration_utils",
+    "diffusers.loaders",
+    "diffusers.models.modeling_utils",
+    "diffusers.utils",
+    "huggingface_hub",
+    "transformers.generation",
+    "transformers.integrations",
+    "transformers.modeling_utils",
+    "transformers.utils",
+)
+"""Modules and packages of the base classes of frameworks."""
+
+
 def list_classes_below_module(cls: type) -> tuple[type, ...]:
-    """Return `cls` and its bases below nn.Module, in method resolution order."""
+    """Return `cls` and its bases below nn.Module, in method resolution order.
+
+    Base classes of frameworks are left out like nn.Module itself: they load, save and place.
+    """
     from torch import nn
 
-    return tuple(c for c in cls.__mro__ if c not in nn.Module.__mro__)
+    return tuple(c for c in cls.__mro__ if c not in nn.Module.__mro__ and not is_framework_base(c))
+
+
+def is_framework_base(cls: type) -> bool:
+    """Whether `cls` is one of the classes that every model of a framework is derived from."""
+    return any(
+        cls.__module__ == name or cls.__module__.startswith(f"{name}.") for name in FRAMEWORK_BASES
+    )
 
 
 def is_torch_class(cls: type) -> bool:

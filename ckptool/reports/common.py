@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, ModuleInfo, ModuleTensor, Skipped, StateDict, TensorInfo
 from ckptool.phrases import pluralize
@@ -238,19 +239,37 @@ def _build_unsaved_report(module_tensor: ModuleTensor, in_file: bool) -> Unsaved
 
 def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str:
     """Return `failure` and the number of missing, unexpected and mismatched keys."""
+    if diff.module.loader != "torch" and diff.unchecked_load is not None:
+        failure = f"not checked: {diff.unchecked_load.what}; by keys and shapes alone"
+    if diff.loading_info is not None and failure == "does not load":
+        failure = format_framework_failure(diff.loading_info)
     mismatch_counts = (
         (len(diff.missing_keys), "missing"),
         (len(diff.unexpected_keys), "unexpected"),
         (len(diff.shape_mismatches), "of another shape"),
         (len(diff.mistyped_keys), "without a tensor"),
     )
-    if not any(count for count, _ in mismatch_counts) and diff.load_outcome is not None:
+    has_error = diff.loading_info is not None and bool(diff.loading_info.error)
+    if (
+        has_error or not any(count for count, _ in mismatch_counts)
+    ) and diff.load_outcome is not None:
         return f"{failure}: {diff.load_outcome.error}"
     return f"{failure}: " + ", ".join(f"{n} {word}" for n, word in mismatch_counts if n)
 
 
+def format_framework_failure(loading_info: LoadingInfo) -> str:
+    """Return what becomes of a load by a framework that is not whole, without its counts."""
+    if loading_info.error or loading_info.mismatched_shapes or loading_info.is_strict:
+        return f"does not load with {loading_info.loader}"
+    return f"loads in part with {loading_info.loader}"
+
+
 def format_strict_load(diff: ModuleDiff, success: str = "loads") -> str:
     """Return `success` and, if the module's own code makes it so, of how many keys."""
+    if diff.loading_info is not None:
+        count = len(diff.loading_info.conversions)
+        converted = f", which converts {pluralize(count, 'key')}" if count else ""
+        return f"{success} with {diff.loading_info.loader}{converted}"
     if not diff.load_steps:
         return f"{success} strictly"
     upgraded = pluralize(len(diff.load_steps), "key")

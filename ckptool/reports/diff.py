@@ -39,13 +39,17 @@ class KeyReport(Struct, frozen=True, kw_only=True):
 
 
 class LoadStepReport(Struct, frozen=True, kw_only=True):
-    """What the module's own loading code does with one key."""
+    """What the module's own loading code, or a framework's loader, does with one key."""
 
     key: str
     does: str
-    """"renamed", "reshaped", "added", "computed", "discarded" or "lost"."""
+    """"renamed", "reshaped", "added", "computed", "converted", "discarded" or "lost"."""
     file_key: str = ""
     """Key of the file whose tensor it is, "" if it has the same name, or none."""
+    operation: str = ""
+    """For "converted", what a framework's loader does: "stacked, concatenated"."""
+    file_keys: tuple[str, ...] = ()
+    """For "converted", all keys of the file that it is made of."""
 
 
 class RenameGroupReport(Struct, frozen=True, kw_only=True):
@@ -83,6 +87,8 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """Fraction of the parameters' elements that would load, 0 to 1."""
     explanation: tuple[FactReport, ...] = ()
     """Facts about the key of --explain, () without it."""
+    loader: str = "torch"
+    """Framework whose own loader was asked; "torch" for `load_state_dict`."""
     container: str = ""
     """Container of the checkpoint: "torch-zip", "safetensors" ..."""
     is_coverage_known: bool = True
@@ -130,10 +136,17 @@ def build_module_diff_report(
         unsaved=build_unsaved_reports(diff.module, diff.state),
         coverage=diff.coverage,
         explanation=build_fact_reports(explain_module_key(diff, explain) if explain else ()),
+        loader=diff.module.loader,
         container=str(diff.checkpoint.container),
         is_coverage_known=not (diff.is_refused or diff.unchecked_load or diff.quantization),
         load_steps=tuple(
-            LoadStepReport(key=step.key, does=str(step.kind), file_key=step.file_key)
+            LoadStepReport(
+                key=step.key,
+                does=str(step.kind),
+                file_key=step.file_key,
+                operation=step.operation,
+                file_keys=step.file_keys,
+            )
             for step in diff.load_steps
         ),
         renames=tuple(

@@ -4,16 +4,16 @@
 |---|---|---|
 | CK101-CK106, CK108-CK112, CK114 | module_state.py | state of a module that its state_dict lacks |
 | CK201-CK206, CK209, CK211, CK214, CK220, CK605 | load_keys.py | missing and unexpected keys |
-| CK207, CK208, CK215 | load_shapes.py | shapes and dtypes of keys on both sides |
+| CK207, CK208, CK215, CK316 | load_shapes.py | shapes and dtypes of keys on both sides |
 | CK210, CK212, CK216, CK222, CK223, CK226, CK304 | load_summary.py | the load as a whole |
 | CK224, CK225 | parts.py | one side that is a part of the other |
+| CK227, CK228 | framework_loading.py | what a framework's loader does |
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
 | CK219, CK235-CK237 | quantization.py | quantised weights |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |
 | CK301-CK303, CK326 | pickled_code.py | what pickles import |
 | CK306-CK308, CK310, CK312-CK314, CK322, CK601-CK603 | container.py | content of files |
-| CK315-CK317 | file_contents.py | what is in the place of plain tensors, or of a shard |
-| CK305, CK309, CK320, CK321, CK604 | training_state.py | what training writes, on ranks too |
+| CK305, CK309, CK315, CK317, CK320, CK321, CK604 | training_state.py | what training writes |
 | CK213, CK401-CK405 | values.py | values of tensors |
 | CK501-CK503 | ties.py | tied tensors and shared storages |
 | CK107, CK113, CK701, CK702 | runtime.py | results of running a module |
@@ -28,7 +28,7 @@ policy_requirements.py.
 
 from ckptool.rules import (  # noqa: F401 (each registers its rules)
     container,
-    file_contents,
+    framework_loading,
     load_keys,
     load_shapes,
     load_summary,

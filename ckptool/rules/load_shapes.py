@@ -1,11 +1,12 @@
-"""ModuleDiff -> hits: shapes and dtypes of keys on both sides (CK207, CK208, CK215)."""
+"""ModuleDiff -> hits: shapes and dtypes of keys on both sides (CK207, CK208, CK215, CK316)."""
 
 from collections.abc import Iterator
 from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected, is_scalar_quirk
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import DTYPE_BITS, IssueKind
+from ckptool.model import DTYPE_BITS, IssueKind, Kind
+from ckptool.rules.fix_commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.rules.training_state import list_placeholders
@@ -214,3 +215,37 @@ def find_scalar_quirks(diff: ModuleDiff) -> Iterator[RuleHit]:
         ):
             level = Level.WARNING if change.actual.numel > 1 else None
             yield hit(change.key, level, actual=list(change.actual.shape))
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK316",
+        name="not-a-tensor",
+        level=Level.ERROR,
+        summary="`{key}` is a tensor of the module, and the file has {what} there",
+        why=(
+            "load_state_dict copies tensors only: it raises on anything else under a key of its "
+            "own, with strict=False as well."
+        ),
+        fix="{remedy}",
+        example=(
+            'state = {"weight": torch.ones(2, 2), "bias": np.zeros(2)}\n'
+            "nn.Linear(2, 2).load_state_dict(state)"
+        ),
+        explains_key=True,
+    ),
+)
+def find_mistyped_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
+    for key, description in diff.mistyped_keys.items():
+        tensor = diff.state.tensors.get(key)
+        yield hit(
+            key,
+            what=description,
+            remedy=(
+                f"Have the arrays written as tensors: {format_migrate_command(diff)}"
+                if tensor is not None and tensor.kind is Kind.ARRAY
+                else "Save module.state_dict(), whose values are tensors; an uninitialized "
+                "parameter gets its shape by a forward pass before saving."
+            ),
+        )

@@ -97,7 +97,8 @@ _UPGRADE_FILLED_NAMES: Final = {"num_batches_tracked": 2}
     ),
 )
 def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
-    if diff.state.versions is not None or diff.state.role == "module":
+    has_versions = diff.state.versions is not None or diff.state.role == "module"
+    if has_versions or diff.loading_info is not None:  # such a loader passes no versions on
         return
     file_keys = {*diff.state.tensors, *(diff.rewrite.key_map.values() if diff.rewrite else ())}
     file_keys |= {key for group in diff.rename_groups for key in group.pairs.values()}

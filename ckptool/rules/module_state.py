@@ -270,7 +270,8 @@ def find_unrecomputable_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
 )
 def find_nonpersistent_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
     for module_tensor in _iter_unsaved(module_info, Kind.NON_PERSISTENT_BUFFER):
-        if module_tensor.constancy in {Constancy.CONSTANT, Constancy.UNKNOWN}:
+        is_filled = module_tensor.key not in module_info.uninitialized_buffers
+        if is_filled and module_tensor.constancy in {Constancy.CONSTANT, Constancy.UNKNOWN}:
             yield hit(module_tensor.key, **_build_unsaved_facts(module_tensor))
 
 

@@ -281,6 +281,7 @@ def _advise_import(package: str) -> str:
     ),
 )
 def find_weights_only_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    if checkpoint.weights_only_refusal:
+    # Where load_refusal is set, torch.load opens it in neither way.
+    if checkpoint.weights_only_refusal and not checkpoint.load_refusal:
         path = quote_shell(str(checkpoint.path))
         yield hit("", refusal=checkpoint.weights_only_refusal, path=path)

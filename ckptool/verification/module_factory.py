@@ -49,6 +49,8 @@ class ModuleFactory:
                 with torch.device("meta") if on_meta else ExitStack():
                     module = self.build()
         except UserCodeError as error:
+            if isinstance(error.error, ModuleError):
+                raise error.error from error
             raise ModuleError(self.target, f"building it raised {error}") from error
         if not isinstance(module, nn.Module):
             raise ModuleError(self.target, f"gave a {type(module).__name__}, not an nn.Module")
@@ -68,11 +70,11 @@ def open_module_factory(module: str | nn.Module, spec: ModuleSpec) -> Iterator[M
     with nullcontext() if is_live else prepend_search_paths(spec), preserve_random_state():
         class_or_instance = module if isinstance(module, nn.Module) else resolve_target(spec)
         if isinstance(class_or_instance, nn.Module):
-            yield ModuleFactory(spec.target, instance=class_or_instance)
+            yield ModuleFactory(spec.label or spec.target, instance=class_or_instance)
             return
         constructor_arguments = bind_arguments(spec, class_or_instance)
         yield ModuleFactory(
-            spec.target,
+            spec.label or spec.target,
             build=lambda: _build_instance(spec, class_or_instance, constructor_arguments),
         )
 

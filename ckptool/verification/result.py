@@ -148,6 +148,8 @@ class Verification(Struct, frozen=True):
     """Output difference after save and load into a fresh instance, "" if none."""
     uninitialized_paths: tuple[str, ...] = ()
     """Paths still on meta after a meta build and `load_state_dict(assign=True)`."""
+    uninitialized_buffers: Mapping[str, str] = {}
+    """Key of a buffer that its framework's loader leaves uninitialized -> that loader's call."""
     broken_ties: tuple[tuple[str, ...], ...] = ()
     """Groups of tied keys that are no longer tied after `load_state_dict(assign=True)`."""
     lost_paths: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from torch import nn
 
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.errors import ModuleError, ReadError
+from ckptool.loaders.registry import get_loader
 from ckptool.model import Kind, Skipped
 from ckptool.phrases import join_limited, quote_code
 from ckptool.verification import inputs as input_sources
@@ -93,6 +94,7 @@ def run_verification(
             else ()
         ),
         round_trip_difference=round_trip_difference,
+        uninitialized_buffers=new.module_diff.module.uninitialized_buffers,
         uninitialized_paths=meta_result.uninitialized_paths,
         broken_ties=meta_result.broken_ties,
         lost_paths=lost_paths,
@@ -143,6 +145,7 @@ def _build_unloaded_verification(
         module=target.factory.target,
         device=device.label,
         levels=(load_result, *skipped_levels),
+        uninitialized_buffers=target.module_diff.module.uninitialized_buffers,
         skipped=target.module_diff.checkpoint.skipped,
     )
 
@@ -152,13 +155,22 @@ def select_inputs(
 ) -> tuple[Inputs | None, str]:
     """Return the inputs for forward and "", or None and why there are none."""
     module = loaded_factory.create_module()
-    candidate_inputs = inputs if inputs is not None else input_sources.inputs_from_module(module)
+    candidate_inputs = inputs if inputs is not None else _make_own_inputs(loaded_factory, module)
     if isinstance(candidate_inputs, str):
         return None, candidate_inputs
     if inputs is not None:
         input_sources.require_matching_inputs(module, candidate_inputs)
     reason = input_sources.find_signature_mismatch(module, candidate_inputs)
     return (None, reason) if reason else (candidate_inputs, "")
+
+
+def _make_own_inputs(loaded_factory: LoadedModuleFactory, module: nn.Module) -> Inputs | str:
+    """Return the inputs that a framework's configuration allows, else the module's examples."""
+    loader = loaded_factory.module_diff.module.loader
+    values = {} if loader == "torch" else get_loader(loader).make_inputs(module)
+    if values:
+        return Inputs((), dict(values), f"made by its configuration: {', '.join(values)}")
+    return input_sources.inputs_from_module(module)
 
 
 def _run_forward(

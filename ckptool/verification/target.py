@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.loaders.describe import describe_for_loader
 from ckptool.model import Checkpoint, ModuleInfo, TensorInfo
 from ckptool.modules import ModuleSpec, describe_module, examine_and_build
 from ckptool.verification.load_probe import compare_with_loader
@@ -41,6 +42,7 @@ def open_verification_target(
             if isinstance(module, str)
             else (describe_module(module, spec.target), module)
         )
+        module_info = describe_for_loader(module_info, instance, spec)
         module_diff = compare_with_loader(checkpoint, module_info, instance, at)
         yield VerificationTarget(
             module_info, module_diff, factory, module_diff.state.unsaved_tensors

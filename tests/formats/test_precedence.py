@@ -104,12 +104,3 @@ def test_an_index_of_the_whole_file_alone_agrees_with_it(tmp_path: Path) -> None
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     for path in (tmp_path, tmp_path / "model.safetensors.index.json"):
         assert "CK317" not in {finding.code for finding in ckptool.inspect(path).findings}
-
-
-def test_other_libraries_names_keep_their_index(tmp_path: Path) -> None:
-    """Diffusers looks for the index first."""
-    stem = "diffusion_pytorch_model.safetensors"
-    write_folder(tmp_path, [stem, f"{stem}.index.json"])
-    report = ckptool.inspect(tmp_path)
-    assert report.checkpoints[0].path == str(tmp_path)
-    assert any(stem in skipped.what for skipped in report.skipped)

@@ -141,7 +141,10 @@ class VerifyCheckpoint(ModuleRequest[VerifiedModule], frozen=True):
             verification = run.run_verification(new, device, inputs, old, self.tolerance)
         module_diff = new.module_diff
         loader_answer = LoaderAnswer(
-            module_diff.load_outcome, module_diff.unchecked_load, module_diff.retie_refusal
+            module_diff.load_outcome,
+            module_diff.unchecked_load,
+            module_diff.retie_refusal,
+            module_diff.loading_info,
         )
         return VerifiedModule(verification, new.module_info, loader_answer, lacks_cuda)
 

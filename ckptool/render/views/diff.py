@@ -24,7 +24,7 @@ from ckptool.render.blocks import (
 from ckptool.render.folding import name_like, replace_layer_numbers
 from ckptool.render.views.audit import build_unsaved_table
 from ckptool.reports.common import FactReport
-from ckptool.reports.diff import DiffModuleReport, KeyReport
+from ckptool.reports.diff import DiffModuleReport, KeyReport, LoadStepReport
 from ckptool.rules.load_keys import PROBABLE_RENAME
 from ckptool.rules.parts import LOAD_CAUSES, WHOLE_LOAD_FINDINGS
 from ckptool.rules.quantization import QUANTIZATION_MISMATCH
@@ -60,20 +60,24 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
         yield _build_verdict_table(report.verdicts, options)
     if report.load_steps:
         groups = fold_unless_verbose(
-            ((s.key, (s.does, replace_layer_numbers(s.file_key)), s) for s in report.load_steps),
+            (
+                (s.key, (_describe_step(s), replace_layer_numbers(s.file_key)), s)
+                for s in report.load_steps
+            ),
             options,
         )
         rows = [
             (
                 group.key,
                 f"{len(group.items):,}",
-                group.items[0].does,
+                _describe_step(group.items[0]),
                 name_like(group, group.items[0].file_key) or "-",
             )
             for group in groups
         ]
         columns = ("key", COUNT, "the code", "from")
-        yield build_table("What the module's own loading code does", columns, rows, options)
+        whose = "module's own loading code" if report.loader == "torch" else "framework's loader"
+        yield build_table(f"What the {whose} does", columns, rows, options)
     if report.unsaved:
         yield build_unsaved_table(report.unsaved, options)
 
@@ -131,6 +135,14 @@ def _build_verdict_table(
         )
     hidden_note = f"... and {hidden_count:,} keys that {explained_clause} (-v shows all)"
     return replace(table, more="; ".join(filter(None, (table.more, hidden_note))))
+
+
+def _describe_step(step: LoadStepReport) -> str:
+    """Return what is done with a key, and with how many others of the file."""
+    if not step.operation or step.does == step.operation:
+        return step.does
+    count = len(step.file_keys)
+    return f"{step.operation} ({count} keys)" if count > 1 else step.operation
 
 
 def _format_problems(verdicts: tuple[KeyReport, ...]) -> str:

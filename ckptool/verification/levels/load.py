@@ -6,9 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ckptool.compare.framework.framework_load import apply_loading_info
+from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.errors import ModuleError
+from ckptool.loaders.registry import get_loader
 from ckptool.model import Skipped
+from ckptool.modules.uninitialized import UninitializedMemoryFill
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import walk_module
 from ckptool.phrases import join_limited
@@ -33,6 +37,8 @@ class LoadedModuleFactory:
             ModuleError: it cannot be built, or loading raises.
         """
         module = self.factory.create_module(seed)
+        if self.module_diff.module.loader != "torch":
+            return self.load_with_framework(module)[0]
         mismatched_keys = {change.key for change in self.module_diff.shape_mismatches}
         mismatched_keys |= self.module_diff.mistyped_keys.keys()
         loadable = _copy_metadata(
@@ -41,6 +47,21 @@ class LoadedModuleFactory:
         )
         load_matching_tensors(module, loadable, self.factory.target)
         return module
+
+    def load_with_framework(self, module: nn.Module) -> tuple[nn.Module, LoadingInfo]:
+        """Return a module like `module` as its framework loads the tensors, and what it says.
+
+        Memory that the framework leaves uninitialized is NaN, so that forward shows it.
+
+        Raises:
+            ModuleError: the loader raises.
+        """
+        loader = get_loader(self.module_diff.module.loader)
+        try:
+            with user_code(), UninitializedMemoryFill():
+                return loader.load_state(module, self.tensors)
+        except UserCodeError as error:
+            raise ModuleError(self.factory.target, f"loading it raised {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +104,8 @@ def load_matching_tensors(module: nn.Module, tensors: Mapping[str, Any], target:
 def check_strict_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
     """Load the file's tensors under their own keys with strict=True into a fresh instance."""
     module_diff = loaded_factory.module_diff
+    if module_diff.module.loader != "torch":
+        return _check_framework_load(loaded_factory)
     file_keys = (
         {module_key: file_key for file_key, module_key in module_diff.rewrite.key_map.items()}
         if module_diff.rewrite
@@ -119,6 +142,23 @@ def check_strict_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
     )
 
 
+def _check_framework_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
+    """Load the file's tensors as the framework does; passed if each finds its counterpart."""
+    module = loaded_factory.factory.create_module()
+    try:
+        report = loaded_factory.load_with_framework(module)[1]
+    except ModuleError as error:
+        return LevelResult(VerificationLevel.LOAD, LevelStatus.FAILED, error.reason, "cpu")
+    diff = apply_loading_info(loaded_factory.module_diff, report)
+    reason = strict_load_obstacles(diff)
+    status = LevelStatus.PASSED if report.is_whole else LevelStatus.FAILED
+    count_text = (
+        f"{len(diff.matched_keys)} of {len(diff.module.saved_tensors)} tensors of the module were"
+        f" in the file, loaded with {report.loader}"
+    )
+    return LevelResult(VerificationLevel.LOAD, status, reason, "cpu", (count_text,))
+
+
 def loads_with_rewritten_keys(loaded_factory: LoadedModuleFactory) -> bool:
     """Return whether the diff's PrefixRewrite is all that strict loading needs."""
     if loaded_factory.module_diff.rewrite is None:
@@ -134,6 +174,8 @@ def loads_with_rewritten_keys(loaded_factory: LoadedModuleFactory) -> bool:
 
 def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
     """Build on meta, load with assign=True; return tensors left on meta and broken ties."""
+    if loaded_factory.module_diff.module.loader != "torch":
+        return MetaLoadResult()  # its loader builds on meta itself
     check_name = "loading with assign=True on a meta build"
     if not loaded_factory.factory.can_rebuild:
         return MetaLoadResult(skipped=(Skipped(check_name, "an instance cannot be built again"),))

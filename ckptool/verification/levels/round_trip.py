@@ -222,6 +222,7 @@ def _is_rebuilt(module_info: ModuleInfo, path: str) -> bool:
         module_tensor is not None
         and module_tensor.kind is Kind.NON_PERSISTENT_BUFFER
         and module_tensor.constancy is Constancy.CONSTANT
+        and path not in module_info.uninitialized_buffers
     )
 
 

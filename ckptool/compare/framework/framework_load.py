@@ -1,0 +1,76 @@
+"""ModuleDiff x LoadingInfo -> ModuleDiff with the framework's report in place of the keys."""
+
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from ckptool.compare.changes import Change, Changed, Missing, Unexpected
+from ckptool.compare.framework.loading_info import LoadingInfo
+from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.model import StateDict, TensorInfo, contiguous_stride
+
+
+def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
+    """Return the diff with what the framework's loader says in the place of the keys' comparison.
+
+    The loader converts, renames and casts by itself, so that nothing is left to be explained by
+    prefixes, renames or other forms, and dtypes are no difference.
+    """
+    unexpected = frozenset(report.unexpected_keys)
+    if report.scope_keys is not None:
+        scope = frozenset(report.scope_keys)
+        tensors = {k: t for k, t in diff.module.tensors.items() if k in scope or not t.is_saved}
+        diff = replace(diff, module=replace(diff.module, tensors=tensors))
+    return replace(
+        diff,
+        changes=tuple(_iter_changes(diff, report)),
+        load_outcome=LoadOutcome(report.error, report.missing_keys, report.unexpected_keys),
+        loading_info=report,
+        load_steps=tuple(_iter_load_steps(report)),
+        missing_non_tensors=(),
+        unexpected_non_tensors=(),
+        rewrite=None,
+        part=None,
+        rename_groups=(),
+        reparametrizations=(),
+        fused_projections=(),
+        tied_missing_keys={},
+        diverged_ties=(),
+        equal_values={k: v for k, v in diff.equal_values.items() if k in unexpected},
+    )
+
+
+def _iter_changes(diff: ModuleDiff, report: LoadingInfo) -> Iterator[Change]:
+    for key in report.missing_keys:
+        if key in diff.module.saved_tensors:
+            yield Missing(diff.module.saved_tensors[key].tensor)
+    for key, shape in report.mismatched_shapes.items():
+        if key in diff.module.saved_tensors:
+            expected = diff.module.saved_tensors[key].tensor
+            actual = replace(expected, shape=shape, stride=contiguous_stride(shape), storage=None)
+            yield Changed(expected, actual, frozenset({"shape"}))
+    for key in report.unexpected_keys:
+        yield Unexpected(_find_file_tensor(diff.state, report.file_names.get(key, key), key))
+
+
+def _find_file_tensor(state: StateDict, file_key: str, key: str) -> TensorInfo:
+    """Return the tensor that the framework names `key`; one without a shape if it is not known."""
+    tensor = state.tensors.get(file_key)
+    if tensor is None:
+        return TensorInfo(key, (), "unknown", (), 0, None)
+    return tensor if tensor.key == key else replace(tensor, key=key)
+
+
+def _iter_load_steps(report: LoadingInfo) -> Iterator[LoadStep]:
+    for conversion in report.conversions:
+        is_renamed = conversion.operation == LoadStepKind.RENAMED
+        yield LoadStep(
+            LoadStepKind.RENAMED if is_renamed else LoadStepKind.CONVERTED,
+            conversion.key,
+            conversion.file_keys[0],
+            conversion.operation,
+            conversion.file_keys,
+        )
+    for key in report.ignored_keys:
+        yield LoadStep(LoadStepKind.DISCARDED, key)

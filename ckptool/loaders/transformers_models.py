@@ -1,0 +1,273 @@
+"""transformers: what from_pretrained does with a state, asked of it with tensors on meta."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
+from ckptool.errors import ModuleError
+from ckptool.loaders.model_folder import (
+    describe_refused_fields,
+    find_refused_fields,
+    read_config,
+)
+from ckptool.loaders.offline import run_offline
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ckptool.loaders.tensor_trace import TensorTrace
+
+PACKAGES: Final = ("transformers", "accelerate")
+LOADER_CALL: Final = "from_pretrained()"
+_FILLS: Final = (0, 1)
+"""What uninitialized memory holds in two loads: a buffer that differs was never filled."""
+_CONFIG_NAME: Final = "config.json"
+
+
+def build_model(folder: str | Path, class_name: str) -> "nn.Module":
+    """Build the class that config.json names, with initial values.
+
+    Raises:
+        ModuleError: the configuration is refused, or names no class of transformers.
+    """
+    config_fields = read_config(Path(folder) / _CONFIG_NAME)
+    refused = find_refused_fields(config_fields)
+    if refused:
+        raise ModuleError(str(folder), describe_refused_fields(_CONFIG_NAME, refused))
+    with run_offline():
+        cls = _find_class(class_name, config_fields, str(folder))
+        module: nn.Module = cls(_build_config(cls, config_fields))
+    return module
+
+
+def accepts_module(module: "nn.Module") -> bool:
+    """Whether `module` is a PreTrainedModel, whose only loader is from_pretrained."""
+    with run_offline():
+        from transformers import PreTrainedModel
+
+    return isinstance(module, PreTrainedModel)
+
+
+def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Module, LoadingInfo]":
+    """Load a state by from_pretrained into a new instance of the module's class."""
+    if all(getattr(tensor, "is_meta", False) for tensor in state.values()):
+        return _report_load(module, state)
+    with run_offline():
+        loaded, info = _call_loader(module, state, None)
+    return loaded, _read_loading_info(info)
+
+
+def make_inputs(module: "nn.Module") -> Mapping[str, Any]:
+    """Return inputs of forward of the module's main input, as its configuration allows."""
+    from ckptool.loaders.transformers_inputs import make_model_inputs
+
+    return make_model_inputs(module)
+
+
+def _report_load(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Module, LoadingInfo]":
+    with run_offline(), _without_placing():
+        unsaved_buffers = _list_unsaved_buffers(module)
+        first = _load_traced(module, state, unsaved_buffers, _FILLS[0])
+        missing_buffers = {*first.report.missing_keys} & {
+            name for name, _ in module.named_buffers()
+        }
+        buffers = [*unsaved_buffers, *sorted(missing_buffers)]
+        if missing_buffers:
+            first = _load_traced(module, state, buffers, _FILLS[0])
+        second = _load_traced(module, state, buffers, _FILLS[1])
+        report, loaded = first.report, first.module
+        file_names = _find_file_names(loaded, state, report.unexpected_keys)
+    conversions = [*_iter_conversions(loaded, first.trace)]
+    used_keys = {key for conversion in conversions for key in conversion.file_keys}
+    used_keys |= {file_names.get(key, key) for key in report.unexpected_keys}
+    return loaded, replace(
+        report,
+        conversions=tuple(conversion for conversion in conversions if conversion.operation),
+        ignored_keys=tuple(
+            key for key in state if key not in used_keys and key not in report.mismatched_shapes
+        ),
+        uninitialized_buffers=tuple(_iter_uninitialized(loaded, second.module)),
+        file_names=file_names,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _TracedLoad:
+    """A module loaded on meta, with the report and the record of its tensors' origins."""
+
+    module: Any
+    report: LoadingInfo
+    trace: "TensorTrace"
+
+
+def _load_traced(
+    module: Any, state: Mapping[str, Any], real_buffers: Sequence[str], fill: int
+) -> _TracedLoad:
+    """Load on meta, but for `real_buffers`, whose memory is filled with `fill` before."""
+    from ckptool.loaders.tensor_trace import TensorTrace
+    from ckptool.modules.build import preserve_random_state, seed_generators
+
+    trace = TensorTrace(state, fill)
+    device_map = {"": "meta", **dict.fromkeys(real_buffers, "cpu")}
+    with preserve_random_state():
+        seed_generators(0)
+        with trace:
+            loaded, info = _call_loader(module, state, device_map)
+    return _TracedLoad(loaded, _read_loading_info(info), trace)
+
+
+def _call_loader(module: Any, state: Mapping[str, Any], device_map: Any) -> tuple[Any, Any]:
+    with _without_progress_bars():
+        loaded, info = type(module).from_pretrained(
+            None,
+            config=module.config,
+            state_dict=dict(state),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
+            device_map=device_map,
+        )
+    return loaded, info
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def _read_loading_info(info: Mapping[str, Any]) -> LoadingInfo:
+    return LoadingInfo(
+        loader=LOADER_CALL,
+        missing_keys=tuple(sorted(info["missing_keys"])),
+        unexpected_keys=tuple(sorted(info["unexpected_keys"])),
+        mismatched_shapes={
+            key: tuple(file_shape) for key, file_shape, _ in sorted(info["mismatched_keys"])
+        },
+        error="; ".join(info["error_msgs"]),
+    )
+
+
+def _list_unsaved_buffers(module: "nn.Module") -> list[str]:
+    saved_names = module.state_dict().keys()
+    names = (name for name, _ in module.named_buffers(remove_duplicate=False))
+    return [name for name in names if name not in saved_names]
+
+
+@contextmanager
+def _without_placing() -> Iterator[None]:
+    """Leave out the step after the load that puts weights and buffers on several devices."""
+    from transformers import modeling_utils
+
+    placing = modeling_utils.accelerate_dispatch
+    modeling_utils.accelerate_dispatch = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        modeling_utils.accelerate_dispatch = placing
+
+
+def _iter_conversions(loaded: "nn.Module", trace: "TensorTrace") -> Iterator[TensorConversion]:
+    """Yield where each tensor of the module comes from; a tied one has its own name's operation."""
+    tensors = loaded.state_dict(keep_vars=True)
+    for key, tensor in tensors.items():
+        conversion = trace.find_conversion(key, tensor)
+        if conversion is not None:
+            is_tied = tensors.get(conversion.file_keys[0]) is tensor
+            yield replace(conversion, operation="") if is_tied else conversion
+
+
+def _iter_uninitialized(first: "nn.Module", second: "nn.Module") -> Iterator[str]:
+    """Yield the buffers whose elements depend on what memory held before."""
+    import torch
+
+    others = dict(second.named_buffers(remove_duplicate=False))
+    for name, buffer in first.named_buffers(remove_duplicate=False):
+        other = others[name]
+        if not (buffer.is_meta or other.is_meta or torch.equal(buffer, other)):
+            is_nan = buffer.is_floating_point() and torch.equal(buffer.isnan(), other.isnan())
+            if not (is_nan and torch.equal(buffer.nan_to_num(), other.nan_to_num())):
+                yield name
+
+
+def _find_file_names(
+    loaded: Any, state: Mapping[str, Any], unexpected_keys: tuple[str, ...]
+) -> dict[str, str]:
+    """Return unexpected key -> key in the file, for those that the framework renamed first."""
+    renamed = [key for key in unexpected_keys if key not in state]
+    if not renamed:
+        return {}
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(loaded, None, None)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    expected = loaded.state_dict()
+    names: dict[str, str] = {}
+    for key in state:
+        new_key, _ = rename_source_key(
+            key, renamings, converters, loaded.base_model_prefix, expected
+        )
+        names.setdefault(new_key, key)
+    return {key: names[key] for key in renamed if key in names}
+
+
+def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) -> Any:
+    """Return the class of transformers; without a name the one of AutoModel for its model_type.
+
+    Raises:
+        ModuleError: transformers has no such class of models.
+    """
+    import transformers
+
+    if not class_name:
+        return _find_base_class(config_fields, folder)
+    cls = getattr(transformers, class_name, None) if class_name.isidentifier() else None
+    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if not is_model or not cls.__module__.startswith("transformers."):
+        version = transformers.__version__
+        raise ModuleError(
+            folder,
+            f"{_CONFIG_NAME} names {class_name!r}, and transformers {version} has no such model:"
+            " name your own class with -m package.module:Name",
+        )
+    return cls
+
+
+def _find_base_class(config_fields: Mapping[str, Any], folder: str) -> Any:
+    from transformers import AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = config_fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ModuleError(folder, f"{_CONFIG_NAME}: transformers has no model_type {model_type!r}")
+    mapping = AutoModel._model_mapping  # noqa: SLF001
+    config_class = CONFIG_MAPPING[model_type]
+    if config_class not in mapping:
+        raise ModuleError(folder, f"{_CONFIG_NAME}: no class is named, and AutoModel has none")
+    base_class = mapping[config_class]
+    return base_class[0] if isinstance(base_class, tuple) else base_class
+
+
+def _build_config(cls: Any, config_fields: Mapping[str, Any]) -> Any:
+    """Return the configuration as the class reads it, from a folder with these fields alone."""
+    with TemporaryDirectory(prefix="ckptool-") as folder:
+        (Path(folder) / _CONFIG_NAME).write_text(json.dumps(config_fields))
+        config = cls.config_class.from_pretrained(folder, local_files_only=True)
+    config.name_or_path = ""
+    return config

@@ -1,0 +1,78 @@
+"""ModuleInfo, ModuleDiff, Verification -> hits: what a framework's loader does (CK227, CK228)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from ckptool.compare.load_outcome import LoadStepKind
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.model import ModuleInfo
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.verification.result import Verification
+
+UNINITIALIZED_BUFFER: Final = "CK227"
+"""Code of findings about buffers that a framework's loader leaves uninitialized."""
+
+
+@check(
+    ModuleInfo,
+    Rule(
+        code=UNINITIALIZED_BUFFER,
+        name="buffer-left-uninitialized",
+        level=Level.ERROR,
+        summary="`{key}` holds uninitialized memory after {loader}",
+        detail="the module is built on meta there, and no code fills the buffer afterwards",
+        why=(
+            "from_pretrained() of transformers builds on the meta device, gives each buffer with"
+            " persistent=False new memory, and calls _init_weights(). What the constructor"
+            " computed is gone: the model runs on whatever that memory held, without an error."
+        ),
+        fix=(
+            "Fill it in _init_weights(), for example init.copy_(module.{name}, ...); or drop"
+            " persistent=False and save the checkpoint again."
+        ),
+        example=(
+            "class Net(PreTrainedModel):\n"
+            "    def __init__(self, config):\n"
+            "        super().__init__(config)\n"
+            '        self.register_buffer("freq", torch.arange(4) / 4, persistent=False)\n'
+            "        self.post_init()"
+        ),
+    ),
+)
+def find_uninitialized_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
+    yield from _iter_uninitialized(module_info.uninitialized_buffers)
+
+
+@check_other_subject(Verification, UNINITIALIZED_BUFFER)
+def find_uninitialized_after_verification(verification: Verification) -> Iterator[RuleHit]:
+    yield from _iter_uninitialized(verification.uninitialized_buffers)
+
+
+def _iter_uninitialized(buffers: Mapping[str, str]) -> Iterator[RuleHit]:
+    for key, loader in buffers.items():
+        yield hit(key, loader=loader, name=key.rpartition(".")[2])
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK228",
+        name="key-ignored-by-loader",
+        level=Level.NOTE,
+        summary="`{key}` is in the file, and {loader} drops it without reporting it",
+        why=(
+            "A class may list names that its loader leaves out of its report: old buffers that are"
+            " computed today, or weights that are tied. If the file's value is another one than"
+            " the module makes, it is lost."
+        ),
+        fix="Nothing, if the module makes the same value; else load it yourself.",
+        example='AutoModel.from_pretrained(folder)  # an old file with "rotary_emb.inv_freq"',
+    ),
+)
+def find_ignored_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
+    report = diff.loading_info
+    if report is None or report.error:
+        return
+    for step in diff.load_steps:
+        if step.kind is LoadStepKind.DISCARDED:
+            yield hit(step.key, loader=report.loader)

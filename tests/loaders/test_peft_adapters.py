@@ -1,0 +1,173 @@
+"""The lists that ckptool gives for an adapter, against peft's load_adapter on the same folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from loaders.transformers_zoo import PLAIN, build_model
+from safetensors.torch import load_file, save_file
+
+from ckptool.compare.framework.loading_info import LoadingInfo
+from ckptool.formats import open_checkpoint
+from ckptool.loaders import load_with_framework
+
+pytest.importorskip("peft", reason="the extra `frameworks` is not installed")
+
+import peft
+
+TARGETS = ["q_proj", "v_proj"]
+CONFIGS = {
+    "lora": peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False),
+    "lora, head": peft.LoraConfig(r=2, target_modules=TARGETS, modules_to_save=["lm_head"]),
+    "dora": peft.LoraConfig(r=2, target_modules=TARGETS, use_dora=True),
+    "rank pattern": peft.LoraConfig(
+        r=2, target_modules=TARGETS, rank_pattern={"q_proj": 4}, use_rslora=True
+    ),
+    "embedding": peft.LoraConfig(r=2, target_modules=[*TARGETS, "embed_tokens"]),
+    "loha": peft.LoHaConfig(r=2, target_modules=TARGETS),
+    "lokr": peft.LoKrConfig(r=2, target_modules=TARGETS),
+    "ia3": peft.IA3Config(
+        target_modules=[*TARGETS, "down_proj"], feedforward_modules=["down_proj"]
+    ),
+    "adalora": peft.AdaLoraConfig(target_modules=TARGETS, total_step=10),
+    "layer norm": peft.LNTuningConfig(target_modules=["norm"]),
+    "vera": peft.VeraConfig(r=2, target_modules=["up_proj"]),
+    "prompt tuning": peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+}
+
+
+QUICK = ("lora", "lora, head", "ia3", "prompt tuning")
+
+
+def mark_slow(name: str):
+    return name if name in QUICK else pytest.param(name, marks=pytest.mark.matrix)
+
+
+def make_base(**fields):
+    return build_model("LlamaForCausalLM", {**PLAIN["LlamaForCausalLM"], **fields})
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Return a function that saves base and adapter, and returns both folders."""
+
+    def save(name: str, **fields) -> tuple[Path, Path]:
+        make_base().save_pretrained(tmp_path / "base")
+        model = peft.get_peft_model(make_base(**fields), CONFIGS[name])
+        model.save_pretrained(tmp_path / "adapter")
+        return tmp_path / "base", tmp_path / "adapter"
+
+    return save
+
+
+def ask_peft(adapter: Path) -> tuple[set[str], set[str]]:
+    model = peft.PeftModel.from_pretrained(make_base(), adapter)
+    result = model.load_adapter(str(adapter), "default")
+    # peft reports a prompt as unexpected, though its prompt encoder has it.
+    taken = {
+        key
+        for key, value in load_file(adapter / "adapter_model.safetensors").items()
+        if key == "prompt_embeddings"
+        and torch.equal(model.prompt_encoder["default"].embedding.weight, value)
+    }
+    return set(result.missing_keys), set(result.unexpected_keys) - taken
+
+
+def ask_ckptool(base: Path, adapter: Path) -> LoadingInfo:
+    from ckptool.loaders.peft_adapters import build_adapter_model
+
+    module = build_adapter_model(adapter, base)
+    info = load_with_framework("peft", module, open_checkpoint(adapter).states[0])
+    assert isinstance(info, LoadingInfo), info
+    assert not info.error
+    return info
+
+
+def change_file(adapter: Path, change) -> None:
+    file = adapter / "adapter_model.safetensors"
+    state = load_file(file)
+    change(state)
+    save_file(state, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", [*map(mark_slow, CONFIGS)])
+def test_lists_are_those_of_load_adapter(name, folders):
+    base, adapter = folders(name)
+    info = ask_ckptool(base, adapter)
+    assert (
+        (set(info.missing_keys), set(info.unexpected_keys)) == ask_peft(adapter) == (set(), set())
+    )
+    assert len(info.scope_keys or ()) >= len(load_file(adapter / "adapter_model.safetensors"))
+
+    change_file(adapter, lambda state: state.update({"base_model.model.extra": torch.ones(2)}))
+    info = ask_ckptool(base, adapter)
+    assert (set(info.missing_keys), set(info.unexpected_keys)) == ask_peft(adapter)
+    assert info.is_whole == (not info.unexpected_keys)
+
+
+@pytest.mark.parametrize("name", [*map(mark_slow, ["lora", "loha", "ia3", "vera"])])
+def test_a_dropped_key_is_missing_as_for_peft(name, folders):
+    base, adapter = folders(name)
+    change_file(adapter, lambda state: state.pop(min(k for k in state if "layers.1" in k)))
+    info = ask_ckptool(base, adapter)
+    truth = ask_peft(adapter)
+    assert (set(info.missing_keys), set(info.unexpected_keys)) == truth
+    assert truth[0]
+
+
+def test_an_adapter_is_told_by_its_own_tensors(folders, run_command):
+    """A correct LoRA was "0 % would load", the words for one that matches nothing."""
+    base, adapter = folders("lora")
+    result = run_command("diff", str(adapter), "--base", str(base), "--no-config")
+    assert result.code == 0
+    assert result.out.startswith("loads with load_adapter()")
+    assert "8 match, 0 missing, 0 unexpected" in result.out
+    assert "adapter LORA: r 2, lora_alpha 8, target_modules q_proj+v_proj" in result.out
+    for command in ("gate", "verify"):
+        assert run_command(command, str(adapter), "--base", str(base), "--no-config").code == 0
+
+
+def test_an_adapter_of_another_base_matches_nothing(folders, run_command):
+    """Trained on the backbone alone: one segment less in every key (peft#2566)."""
+    base, adapter = folders("lora")
+    change_file(
+        adapter,
+        lambda state: [state.update({k.replace("model.model.layers", "model.layers"): state.pop(k)})
+                       for k in [*state]],
+    )  # fmt: skip
+    missing, unexpected = ask_peft(adapter)
+    assert len(missing) == len(unexpected) == 8
+    result = run_command("diff", str(adapter), "--base", str(base), "--no-config")
+    assert result.code == 1
+    assert "loads in part with load_adapter(): 8 missing, 8 unexpected" in result.out
+
+
+def test_another_vocabulary_does_not_load(folders, run_command):
+    base, adapter = folders("lora, head", vocab_size=72)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        ask_peft(adapter)
+    result = run_command("diff", str(adapter), "--base", str(base), "--no-config")
+    assert result.code == 1
+    assert "does not load with load_adapter(): 1 of another shape" in result.out
+
+
+def test_targets_that_the_base_lacks_are_said_in_pefts_words(folders, run_command):
+    base, adapter = folders("lora")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["target_modules"] = ["query"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    result = run_command("diff", str(adapter), "--base", str(base), "--no-config")
+    assert result.code == 2
+    assert "Target modules" in result.err
+
+
+def test_a_base_that_is_not_here_is_asked_for(folders, run_command):
+    base, adapter = folders("lora")
+    result = run_command("diff", str(adapter), "--no-config")
+    assert result.code == 2
+    assert "--base FOLDER" in result.err
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(base)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert run_command("diff", str(adapter), "--no-config").code == 0
