@@ -1,12 +1,13 @@
 """Checkpoint x module or plan -> MigrateReport and the migrated file."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.previews import add_module_diff_previews, add_state_previews
@@ -18,10 +19,11 @@ from ckptool.commands.target import (
     open_checkpoint_or_stdin,
     require_local_path,
 )
+from ckptool.commands.worker.migration_requests import RunMigrated, load_target_module
+from ckptool.commands.worker.worker import ModuleWorker, get_worker
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ProjectConfig
 from ckptool.errors import PlanError, UsageError
-from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.migration.plan.key_operations import InjectTensor
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ckptool.migration.check.plan_outcome import PlanOutcome
-    from ckptool.migration.check.strict_load import CheckResult, ForwardCheck, PendingFile
+    from ckptool.migration.check.strict_load import CheckResult, ForwardCheck
+    from ckptool.migration.plan.pending_file import PendingFile
     from ckptool.migration.plan.plan_file import Plan
 
 
@@ -154,11 +157,12 @@ def migrate(  # noqa: PLR0913
         reject_unused_options(
             {"--input": inputs is not None}, "runs the whole module, and --into leaves out the rest"
         )
+    worker = get_worker()
     result = run_migration(
         MigrationRequest(
             source=location,
             target=None if target is None else require_local_path(target),
-            module=module_target.resolve_module if module_target else None,
+            module=partial(load_target_module, worker, module_target) if module_target else None,
             at=module_target.at if module_target else at,
             into=into or "",
             to=to,
@@ -187,6 +191,7 @@ def migrate(  # noqa: PLR0913
                 device,
                 _OldModuleOptions(old_module, from_, tolerance),
                 limits,
+                worker,
             ),
         )
     )
@@ -280,6 +285,7 @@ def _make_forward_check(
     device: str,
     old_options: "_OldModuleOptions",
     limits: Limits,
+    worker: ModuleWorker,
 ) -> "ForwardCheck | None":
     """Return a function that verifies a migrated file, also against the source in its old module.
 
@@ -297,53 +303,26 @@ def _make_forward_check(
         return None
     if module_target is None:
         raise UsageError("--input: no module is named to run on it: -m package.module:Name")
-    from ckptool.migration.check.forward import (
-        judge_verification,
-        require_confirmed_renames,
-    )
-    from ckptool.verification import run
-    from ckptool.verification.inputs import parse_inputs
-    from ckptool.verification.levels import device_and_forward
-    from ckptool.verification.target import open_verification_target
-
-    selected_device, parsed_inputs = device_and_forward.select_device(device), parse_inputs(inputs)
-    old_module, donor = old_options.module, old_options.donor
+    from ckptool.migration.check.forward import judge_verification, require_confirmed_renames
 
     def check_forward(pending_file: "PendingFile") -> "tuple[CheckResult, ...]":
-        old_checkpoint, new_checkpoint = (
+        donor = old_options.donor
+        request = RunMigrated(
+            replace(module_target, into=""),
+            pending_file,
             open_checkpoint_or_stdin(source, limits),
-            open_checkpoint(pending_file.path, limits),
+            None if donor is None else open_checkpoint_or_stdin(donor, limits),
+            old_options.module,
+            inputs,
+            device,
+            old_options.tolerance,
+            limits,
         )
-        default_arguments = module_target.choose_default_arguments(old_checkpoint)
-        with ExitStack() as stack:
-            new = stack.enter_context(
-                open_verification_target(
-                    new_checkpoint,
-                    module_target.module,
-                    module_target.build_spec(default_arguments),
-                    pending_file.at,
-                )
-            )
-            old = None
-            if old_module is not None:
-                old_spec = module_target.build_spec_of(old_module, default_arguments)
-                old = stack.enter_context(
-                    open_verification_target(old_checkpoint, old_module, old_spec, module_target.at)
-                )
-                if donor is not None:
-                    donor_attributes = {
-                        key: tensor
-                        for state in open_checkpoint_or_stdin(donor, limits).states
-                        for key, tensor in state.unsaved_tensors.items()
-                    }
-                    old = replace(old, pickled_tensors=donor_attributes | dict(old.pickled_tensors))
-            verification = run.run_verification(
-                new, selected_device, parsed_inputs, old, old_options.tolerance
-            )
-            result = judge_verification(pending_file, verification)
-            if not pending_file.keys_to_confirm:
-                return (result,)
-            renames = require_confirmed_renames(pending_file, verification, new, parsed_inputs)
-            return result, renames
+        run = worker.ask(request)
+        result = judge_verification(pending_file, run.verification)
+        if not pending_file.keys_to_confirm:
+            return (result,)
+        renames = require_confirmed_renames(pending_file, run.verification, run.unconfirmed_keys)
+        return result, renames
 
     return check_forward

@@ -90,12 +90,6 @@ class ModuleTarget(Struct, frozen=True):
             {**default_arguments, **self.kwargs}
         )
 
-    def resolve_module(self, checkpoint: Checkpoint) -> "ModuleSpec | nn.Module":
-        """Return the live module, or the spec of the named one with the checkpoint's arguments."""
-        if not isinstance(self.module, str):
-            return self.module
-        return self.build_spec(self.choose_default_arguments(checkpoint))
-
     def examine_module(self, defaults: Arguments) -> "tuple[ModuleInfo, nn.Module]":
         """Return the description of the module's state, and an instance; or of its sub-module.
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, Final, Protocol
 from msgspec.structs import replace
 
 from ckptool.errors import ReadError, UnknownFormatError
+from ckptool.formats.files.shared_descriptors import SHARED_DESCRIPTORS
 from ckptool.formats.files.source import ByteSource, is_directory, list_names, open_source
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.formats.pickle.name_origin import SOURCE_BUDGET
@@ -43,8 +44,6 @@ _WEIGHTS_PATTERN: Final = (
 _MAX_LEADING_BLANKS: Final = 64
 """Bytes searched for the first character that is not blank."""
 _COPY_CHUNK_BYTES: Final = 1 << 20
-_SPOOL_DESCRIPTORS: Final[list[int]] = []
-"""Unnamed files that hold what was read from streams."""
 
 
 class _FormatReader(Protocol):
@@ -123,7 +122,7 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
     atexit.register(spool.close)
     try:
         nbytes = _copy_stream(stream, spool, limits.stream_bytes)
-        _SPOOL_DESCRIPTORS.append(spool.fileno())
+        SHARED_DESCRIPTORS.add(spool.fileno())
         spool_path = Path(f"/dev/fd/{spool.fileno()}")
         checkpoint = _search_extra_state(
             _describe_source(ByteSource(spool_path, spool.fileno(), nbytes), limits), limits
@@ -133,11 +132,6 @@ def open_stream(stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
     except ReadError as error:
         raise type(error)(STDIN, error.reason) from error
     return replace(checkpoint, path=STDIN)
-
-
-def list_spool_descriptors() -> tuple[int, ...]:
-    """Return descriptors of what was read from streams, which a child process has to inherit."""
-    return tuple(_SPOOL_DESCRIPTORS)
 
 
 def _open_directory(directory: Location, limits: Limits, weights_name: str) -> Checkpoint:

@@ -35,7 +35,6 @@ from ckptool.migration.check.strict_load import (
     STRICT_LOAD,
     CheckResult,
     ForwardCheck,
-    PendingFile,
     check_pending_file,
 )
 from ckptool.migration.plan.anonymous_file import AnonymousFile
@@ -50,6 +49,7 @@ from ckptool.migration.plan.container_limits import (
 from ckptool.migration.plan.draft import Draft, create_draft
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.part_steps import find_part_steps
+from ckptool.migration.plan.pending_file import PendingFile
 from ckptool.migration.plan.plan_file import Plan, apply_plan, format_plan, reverse_plan
 from ckptool.migration.plan.suggest import (
     PlanChoices,
@@ -81,10 +81,7 @@ from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ckptool.migration.plan.target_module import TargetModule
-    from ckptool.modules import ModuleSpec
 
 _CONTAINER_BY_SUFFIX = {
     ".safetensors": SAFETENSORS, ".pth": TORCH, ".pt": TORCH, ".ckpt": TORCH, ".bin": TORCH,
@@ -102,8 +99,8 @@ class MigrationRequest:
     source: Location
     target: Path | None
     """None for a dry run without a target."""
-    module: "Callable[[Checkpoint], ModuleSpec | nn.Module] | None" = None
-    """Returns the module or its spec for the opened checkpoint."""
+    module: "Callable[[Checkpoint], TargetModule] | None" = None
+    """Returns the module for the opened checkpoint."""
     at: str | None = None
     into: str = ""
     """Path of the sub-module that alone is meant, "" for the whole module."""
@@ -388,9 +385,7 @@ def _check_targets(request: MigrationRequest, to: str, source_guard: SourceGuard
 def _load_module(request: MigrationRequest, checkpoint: Checkpoint) -> "TargetModule | None":
     if request.module is None:
         return None
-    from ckptool.migration.plan.target_module import load_target_module
-
-    target_module = load_target_module(request.module(checkpoint))
+    target_module = request.module(checkpoint)
     return target_module.restrict(request.into) if request.into else target_module
 
 

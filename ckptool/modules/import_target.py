@@ -34,6 +34,7 @@ from ckptool.modules.target.python_source import (
     locate_source,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.modules.world.user_world import use_world
 from ckptool.phrases import cut_middle, summarize_message
 
 _MAX_VALUE_CHARS: Final = 80
@@ -79,7 +80,8 @@ def prepend_search_paths(spec: ModuleSpec) -> Iterator[None]:
     sys.path[:0] = search_paths
     importlib.invalidate_caches()
     try:
-        with hide_command_line(str(source.file or source.name)):
+        name = str(source.file or source.name)
+        with use_world(name, is_new=bool(shadowed_modules)), hide_command_line(name):
             yield
     finally:
         sys.path[:] = original_path
@@ -207,7 +209,7 @@ def make_build_error(spec: ModuleSpec, function: Any, error: UserCodeError) -> M
     """Return the ModuleError for a constructor that raised `error`."""
     if isinstance(error.error, ModuleError):
         return error.error
-    text = str(error.error)
+    text = error.text
     about_arguments = "argument" in text and ("missing" in text or "unexpected" in text)
     if isinstance(error.error, TypeError) and about_arguments:
         reason = summarize_message(text)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from ckptool.errors import Interrupted
 from ckptool.modules.assignment_locations import format_location, is_user_file
+from ckptool.modules.world.user_world import user_world
 from ckptool.phrases import summarize_message
 
 
@@ -16,19 +17,22 @@ class UserCodeError(Exception):
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{format_exception_line(error)}{_format_user_location(error)}")
         self.error = error
+        self.text = read_message(error)
+        """What `str()` gives of it, "" if that raises."""
 
 
 @contextmanager
 def user_code() -> Iterator[None]:
     """Context for importing, constructing, copying or moving a module of the user.
 
-    Redirects stdout to stderr, so that stdout contains only the report.
+    Redirects stdout to stderr, so that stdout contains only the report. What the code changes of
+    the process is put back: see `user_world`.
 
     Raises:
         UserCodeError: the code raised, SystemExit included. KeyboardInterrupt and Interrupted pass.
     """
     try:
-        with redirect_stdout(sys.stderr):
+        with user_world(), redirect_stdout(sys.stderr):
             yield
     except (KeyboardInterrupt, Interrupted):
         raise
@@ -36,6 +40,14 @@ def user_code() -> Iterator[None]:
     # it in one line.
     except BaseException as error:
         raise UserCodeError(error) from error
+
+
+def read_message(error: BaseException) -> str:
+    """Return the text of an exception, "" if its `__str__` raises."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 (it is user code as well)
+        return ""
 
 
 def format_exception_line(error: BaseException) -> str:

@@ -129,7 +129,7 @@ class _CopyProbe:
                 _ = source.shape, target.shape  # torch compares them first; nested ones have none
                 target.copy_(source)
         except UserCodeError as error:
-            return summarize_message(str(error.error))
+            return summarize_message(error.text)
         return ""
 
     def _get_source(self, key: str, kind: _TensorKind) -> Tensor:

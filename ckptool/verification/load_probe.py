@@ -381,7 +381,7 @@ def _load(
             warnings.simplefilter("ignore")
             module.load_state_dict(_copy_state(tensors), strict=strict)
     except UserCodeError as error:
-        text = str(error.error)
+        text = error.text
         is_torchs = has_values and _LOAD_ERRORS in text
         if not is_torchs and any(part in text for part in _NEEDS_VALUES):
             raise ValuesNeededError(str(error)) from error
@@ -391,7 +391,7 @@ def _load(
 
 def _format_load_error(error: UserCodeError) -> str:
     """Return torch's lines on what does not fit, or the exception of the module's own code."""
-    text = str(error.error)
+    text = error.text
     if _LOAD_ERRORS not in text:
         return str(error)
     _, _, lines = text.partition("\n")

@@ -24,7 +24,7 @@ def run_gate(folder):
     """Return (exit code, output) of `ckptool gate --no-values` with these words."""
 
     def run(*words: object) -> tuple[int, str]:
-        result = CliRunner().invoke(main, ["gate", "--no-values", *map(str, words)])
+        result = CliRunner().invoke(main, ["gate", "--in-process", "--no-values", *map(str, words)])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result.exit_code, result.output

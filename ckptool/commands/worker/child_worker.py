@@ -32,7 +32,7 @@ from ckptool.commands.worker.requests import ModuleRequest
 from ckptool.commands.worker.user_output import UserOutput
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError, UsageError
-from ckptool.formats import list_spool_descriptors
+from ckptool.formats.files.shared_descriptors import SHARED_DESCRIPTORS
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -136,8 +136,9 @@ class ModuleProcess:
         self._frames: SimpleQueue[bytes | None] = SimpleQueue()
         self._is_overdue = False
         self._output_reader = Thread(target=self._read_output, args=(output,), daemon=True)
-        self._output_reader.start()
-        Thread(target=self._read_answers, daemon=True).start()
+        self._answer_reader = Thread(target=self._read_answers, daemon=True)
+        for thread in (self._output_reader, self._answer_reader):
+            thread.start()
 
     def exchange(self, number: int, content: bytes, timeout: float) -> Answer | Failure:
         """Send a request and return the reply, within `timeout` seconds.
@@ -165,7 +166,15 @@ class ModuleProcess:
         """End the process and all that it started, and read what they printed last."""
         self._kill()
         self._process.wait()
-        self._output_reader.join(_LAST_WORDS)
+        pipes = self._process.stdin, self._process.stdout, self._process.stderr
+        for pipe, reader in zip(
+            pipes, (None, self._answer_reader, self._output_reader), strict=True
+        ):
+            if reader is not None:
+                reader.join(_LAST_WORDS)
+            # What a fork outside of the group keeps open is still being read, and left alone.
+            if pipe is not None and (reader is None or not reader.is_alive()):
+                pipe.close()
 
     def _send(self, content: bytes) -> None:
         stdin = self._process.stdin
@@ -270,7 +279,7 @@ def _start_process() -> "Popen[bytes]":
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
-            pass_fds=list_spool_descriptors(),
+            pass_fds=tuple(SHARED_DESCRIPTORS),
             process_group=0 if os.name == "posix" else None,
         )
     except OSError as error:

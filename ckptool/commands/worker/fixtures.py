@@ -1,12 +1,15 @@
 """Old checkpoint x ModuleTarget -> FixtureResult: its route into the module."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
 from ckptool.commands.target import ModuleTarget, open_checkpoint_or_stdin
+from ckptool.commands.worker.migration_requests import load_target_module
+from ckptool.commands.worker.worker import InProcessWorker
 from ckptool.compare.contract import FixtureResult
 from ckptool.compare.module_diff import strict_load_obstacles
 from ckptool.errors import PlanError
@@ -74,7 +77,7 @@ def _dry_run_plan(
     request = MigrationRequest(
         source=path,
         target=None,
-        module=module_target.resolve_module,
+        module=partial(load_target_module, InProcessWorker(), module_target),
         at=module_target.at,
         to=TORCH,
         plan=plan,

@@ -99,9 +99,9 @@ def decode_answer(content: Raw, answer_type: object) -> object:
 def write_frame(write: Callable[[memoryview], int], content: bytes) -> None:
     """Write a frame: its length in eight bytes, little-endian, and its content."""
     for part in (len(content).to_bytes(_HEADER_NBYTES, "little"), content):
-        rest = memoryview(part)
-        while rest:
-            rest = rest[write(rest[:_CHUNK_NBYTES]) :]
+        unsent = memoryview(part)
+        while unsent:
+            unsent = unsent[write(unsent[:_CHUNK_NBYTES]) :]
 
 
 def read_frames(descriptor: int, max_nbytes: int | None) -> Iterator[bytes]:

@@ -226,8 +226,9 @@ class RecordGolden(ModuleRequest[GoldenRecording], frozen=True):
         from ckptool.verification import inputs as input_sources
 
         create_module = verification_target.factory.create_module
-        given = self.target.inputs if self.inputs is None else self.inputs
-        inputs = input_sources.parse_inputs(given)
+        inputs = input_sources.parse_inputs(
+            self.target.inputs if self.inputs is None else self.inputs
+        )
         if inputs is None:
             module_inputs = input_sources.inputs_from_module(create_module())
             if isinstance(module_inputs, str):

@@ -20,36 +20,36 @@ class UserOutput:
 
     def __init__(self, show_lines: Callable[[Sequence[str]], None]) -> None:
         self._show_lines = show_lines
-        self._rest = bytearray()
+        self._unshown = bytearray()
         """What is not shown yet: the start of a line, or all since MAX_HEAD_NBYTES were shown."""
         self._head_nbytes = self._cut_nbytes = 0
 
     def add(self, content: bytes) -> None:
         """Take bytes; whole lines are shown at once, as long as they are not many."""
-        self._rest += content
+        self._unshown += content
         if self._head_nbytes < MAX_HEAD_NBYTES:
-            end = max(self._rest.rfind(b"\n"), self._rest.rfind(b"\r")) + 1
+            end = max(self._unshown.rfind(b"\n"), self._unshown.rfind(b"\r")) + 1
             end = min(end, MAX_HEAD_NBYTES - self._head_nbytes)
             self._head_nbytes += end
-            self._show(bytes(self._rest[:end]))
-            del self._rest[:end]
-        if len(self._rest) > 2 * MAX_TAIL_NBYTES:
-            self._cut_rest()
+            self._show(bytes(self._unshown[:end]))
+            del self._unshown[:end]
+        if len(self._unshown) > 2 * MAX_TAIL_NBYTES:
+            self._cut_unshown()
 
     def finish(self) -> None:
         """Show the last lines, and how many bytes before them are not shown."""
-        if len(self._rest) > MAX_TAIL_NBYTES:
-            self._cut_rest()
+        if len(self._unshown) > MAX_TAIL_NBYTES:
+            self._cut_unshown()
         if self._cut_nbytes:
             note = f"[{self._cut_nbytes:,} bytes that the code printed are not shown]"
             self._show_lines([f"{_MARK}{note}"])
-        self._show(bytes(self._rest))
-        self._rest.clear()
+        self._show(bytes(self._unshown))
+        self._unshown.clear()
         self._cut_nbytes = 0
 
-    def _cut_rest(self) -> None:
-        self._cut_nbytes += len(self._rest) - MAX_TAIL_NBYTES
-        del self._rest[:-MAX_TAIL_NBYTES]
+    def _cut_unshown(self) -> None:
+        self._cut_nbytes += len(self._unshown) - MAX_TAIL_NBYTES
+        del self._unshown[:-MAX_TAIL_NBYTES]
 
     def _show(self, content: bytes) -> None:
         texts = (line.decode("utf-8", "backslashreplace") for line in _LINE_ENDS.split(content))

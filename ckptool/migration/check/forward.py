@@ -3,17 +3,15 @@
 from typing import Final
 
 from ckptool.errors import UnconfirmedRenamesError, WriteError
-from ckptool.migration.check.strict_load import CheckResult, PendingFile
+from ckptool.migration.check.strict_load import CheckResult
+from ckptool.migration.plan.pending_file import PendingFile
 from ckptool.phrases import join_limited, quote_code
-from ckptool.verification.forward_pass import Inputs
-from ckptool.verification.rename_confirmation import find_unconfirmed_keys
 from ckptool.verification.result import (
     LevelResult,
     LevelStatus,
     Verification,
     VerificationLevel,
 )
-from ckptool.verification.target import VerificationTarget
 
 _REQUIRED_LEVELS: Final = (
     VerificationLevel.LOAD,
@@ -27,10 +25,11 @@ _REQUIRED_LEVELS: Final = (
 def require_confirmed_renames(
     pending_file: PendingFile,
     verification: Verification,
-    new: VerificationTarget,
-    inputs: Inputs | None,
+    unconfirmed: tuple[str, ...],
 ) -> CheckResult:
     """Confirm the renames that are tried: equal outputs, and others with other values.
+
+    `unconfirmed` has the keys whose values the outputs do not depend on.
 
     Raises:
         UnconfirmedRenamesError: the outputs were not compared, or do not depend on a tensor.
@@ -41,7 +40,7 @@ def require_confirmed_renames(
             f"the old module's outputs were not compared: {equality.reason}"
         )
     keys = pending_file.keys_to_confirm
-    if unconfirmed := find_unconfirmed_keys(new, inputs, keys):
+    if unconfirmed:
         raise UnconfirmedRenamesError(
             "the outputs on these inputs are the same whatever the values of"
             f" {join_limited(unconfirmed, 3, quote_code)}: they confirm no rename of these",

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Self
 
+from ckptool.formats.files.shared_descriptors import SHARED_DESCRIPTORS
 from ckptool.model import DTYPE_BITS, Span, StorageInfo, TensorInfo, contiguous_stride
 
 
@@ -20,6 +21,7 @@ class AnonymousFile:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
+            SHARED_DESCRIPTORS.discard(self._file.fileno())
             self._file.close()
 
     def add_tensor(self, key: str, dtype: str, shape: tuple[int, ...], data: bytes) -> TensorInfo:
@@ -42,6 +44,7 @@ class AnonymousFile:
                 self._file = os.fdopen(os.memfd_create("ckptool"), "w+b")
             else:
                 self._file = TemporaryFile()  # noqa: SIM115 - closed with this object
+            SHARED_DESCRIPTORS.add(self._file.fileno())
         self._file.write(data)
         self._file.flush()
         offset, self._size = self._size, self._size + len(data)

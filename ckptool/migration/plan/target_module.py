@@ -1,26 +1,57 @@
-"""ModuleSpec or nn.Module -> TargetModule: the module that loads the result."""
+"""TargetModule: the module that loads the result of a migration, wherever its code runs."""
 
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff, build_module_diff
-from ckptool.errors import PlanError
-from ckptool.loaders.describe import describe_for_loader
 from ckptool.migration.plan.anonymous_file import AnonymousFile
 from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.pending_file import PendingFile
 from ckptool.migration.plan.suggest import build_result_checkpoint
 from ckptool.model import ModuleInfo, TensorInfo
-from ckptool.modules import ModuleSpec, describe_module, examine_and_build, rebuild_with_seed
 from ckptool.modules.submodule import restrict_to_submodule
-from ckptool.modules.tensor_info import get_dtype_name
-from ckptool.tensors.torch_bytes import copy_tensor_bytes
-from ckptool.verification.load_probe import compare_with_loader
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+
+class ModuleValue(Struct, frozen=True):
+    """A tensor that building a module gives."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    content: bytes
+    """The elements in C order, little-endian."""
+
+
+class StrictLoad(Struct, frozen=True):
+    """Result of loading a file strictly; both are "" if it loads."""
+
+    error: str = ""
+    skip_reason: str = ""
+    """Why it was not tried."""
+
+
+class ModuleSource(Protocol):
+    """A built module, here or in another process."""
+
+    def ask_loader(self, module_diff: ModuleDiff) -> LoaderAnswer:
+        """Ask its own loading code about the state of `module_diff`."""
+        ...
+
+    def read_value(self, key: str, seed: int | None) -> ModuleValue:
+        """Return the value that building gives to `key`; with `seed`, of a build under it.
+
+        Raises:
+            PlanError: the module saves no such tensor, or building gives it no value.
+        """
+        ...
+
+    def load_strictly(self, pending_file: PendingFile, submodule: str) -> StrictLoad:
+        """Load a file into a copy of the module, or of its sub-module at a path that is not ""."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,15 +59,7 @@ class TargetModule:
     """The module that loads the result, and its `ModuleInfo`."""
 
     module_info: ModuleInfo
-    module: "nn.Module"
-    """Parameters may be meta tensors; values computed by the constructor are real."""
-    spec: ModuleSpec | None
-    """None for an existing instance, which cannot be rebuilt."""
-
-    @property
-    def loaded_module(self) -> "nn.Module":
-        """The module that loads the result: the sub-module where only that is meant."""
-        return self.module.get_submodule(self.module_info.submodule)
+    source: ModuleSource
 
     def restrict(self, path: str) -> "TargetModule":
         """Return the target with only the sub-module at `path` described.
@@ -68,7 +91,9 @@ class TargetModule:
         if self.module_info.submodule:
             return build_module_diff(result, self.module_info, at)
         is_planned = draft != create_draft(draft.checkpoint, draft.state)
-        return compare_with_loader(result, self.module_info, self.module, at, is_planned=is_planned)
+        return build_loaded_diff(
+            result, self.module_info, at, self.source.ask_loader, is_planned=is_planned
+        )
 
     def get_constructor_value(self, key: str, anonymous_file: AnonymousFile) -> TensorInfo:
         """Store the value that the constructor gave to `key`, and return its description.
@@ -76,7 +101,7 @@ class TargetModule:
         Raises:
             PlanError: the module saves no such tensor, or it is a meta tensor.
         """
-        return self._store_value(key, self.module, "constructor", anonymous_file)
+        return self._store_value(key, None, anonymous_file)
 
     def build_seeded_value(self, key: str, seed: int, anonymous_file: AnonymousFile) -> TensorInfo:
         """Rebuild the module under `seed`, store the value of `key`, and return its description.
@@ -84,44 +109,8 @@ class TargetModule:
         Raises:
             PlanError: the module saves no such tensor, or cannot be rebuilt.
         """
-        if self.spec is None:
-            raise PlanError(f"inject `{key}`: an instance cannot be built under a seed")
-        return self._store_value(
-            key, rebuild_with_seed(self.spec, seed), f"seed:{seed}", anonymous_file
-        )
+        return self._store_value(key, seed, anonymous_file)
 
-    def _store_value(
-        self, key: str, module: "nn.Module", source: str, anonymous_file: AnonymousFile
-    ) -> TensorInfo:
-        import torch
-
-        value = module.state_dict().get(key)
-        if not isinstance(value, torch.Tensor):
-            raise PlanError(
-                f"inject `{key}`: the module {self.module_info.target} saves no such tensor"
-            )
-        if value.is_meta:
-            raise PlanError(f"inject `{key}`: building the module gives it no value ({source})")
-        return anonymous_file.add_tensor(
-            key, get_dtype_name(value), tuple(map(int, value.shape)), to_contiguous_bytes(value)
-        )
-
-
-def load_target_module(module: "ModuleSpec | nn.Module") -> TargetModule:
-    """Build the module of a spec, or take an instance, and examine it.
-
-    Raises:
-        ModuleError: the module cannot be imported, built or examined.
-    """
-    if isinstance(module, ModuleSpec):
-        module_info, instance = examine_and_build(module)
-        return TargetModule(describe_for_loader(module_info, instance, module), instance, module)
-    return TargetModule(describe_module(module, type(module).__qualname__), module, None)
-
-
-def to_contiguous_bytes(tensor: "Tensor") -> bytes:
-    """Return the bytes of a tensor's elements in C order, conj and neg bits resolved."""
-    import torch
-
-    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
-    return copy_tensor_bytes(flat.view(torch.uint8))
+    def _store_value(self, key: str, seed: int | None, anonymous_file: AnonymousFile) -> TensorInfo:
+        value = self.source.read_value(key, seed)
+        return anonymous_file.add_tensor(key, value.dtype, value.shape, value.content)

@@ -218,5 +218,5 @@ def _format_unmodelled(device_pass: ForwardPass) -> str:
 
 def _needs_cuda(error: UserCodeError) -> bool:
     return isinstance(error.error, NotImplementedError) or any(
-        word in str(error.error) for word in _NEEDS_CUDA
+        word in error.text for word in _NEEDS_CUDA
     )
