@@ -174,7 +174,13 @@ class ModuleOptions(Struct, frozen=True):
 def find_target(
     path: Location, module_options: ModuleOptions, config: ProjectConfig | None
 ) -> ModuleTarget | None:
-    """Return the module in the options, else the configured one, else the folder's, else None."""
+    """Return the module in the options, else the configured one, else the folder's, else None.
+
+    Raises:
+        ReadError: the configuration of the folder cannot be read.
+        UsageError: `path` is not a path, or the folder is none of the framework that is named.
+    """
+    _reject_invalid_path(path)
     model_folder = _find_folder(path, module_options)
     named_target = module_options.target or _find_configured(path, module_options, config)
     if named_target is not None:

@@ -126,7 +126,8 @@ class Finding(Struct, frozen=True):
         """
         from hashlib import sha256
 
-        names = sorted(self.facts.keys() - _FIX_FACTS)
+        shown_names = _FIELD_PATTERN.findall(self.rule.message)
+        names = sorted(self.facts.keys() - (_FIX_FACTS - {*shown_names}))
         facts = (f"{name}={self._format_stable_fact(name)}" for name in names)
         content = "\n".join((self.rule.code, self.key, *facts))
         return sha256(content.encode(errors="surrogatepass")).hexdigest()[:32]
@@ -184,6 +185,8 @@ class _KeyText(_FactText):
     max_chars = MAX_KEY_CHARS
 
 
+_FIELD_PATTERN: Final = re.compile(r"\{(\w+)\}")
+"""A fact in a template of a rule."""
 _FIX_FACTS: Final = frozenset(
     {"advice", "code", "command", "path", "persistence", "registration", "remedy"}
 )

@@ -208,7 +208,7 @@ def test_a_folder_confirms_and_contradicts(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     save(folder / "model.safetensors", quantize_state(net().state_dict(), "gptq"))
-    config = {"model_type": "llama", "quantization_config": CONFIGS["gptq"][0]}
+    config = {"quantization_config": CONFIGS["gptq"][0]}
     (folder / "config.json").write_text(json.dumps(config))
     report = ckptool.inspect(folder)
     assert report.checkpoints[0].quantization_config.endswith("confirmed")

@@ -51,7 +51,7 @@ def state_dict_without_the_call(tmp):
     return inspect(tmp, modules_for_tests.Encoder().state_dict)
 
 
-@fires("CK301", "CK313", "CK326")
+@fires("CK301", "CK313")
 def tensors_of_pickle_dump(tmp):
     with (tmp / "model.pkl").open("wb") as file:
         pickle.dump(nn.Linear(2, 2).state_dict(), file)

@@ -47,6 +47,8 @@ PROSE = {
     "CK222": "changes the override",
     "CK223": "needs the code that wrote the file",
     "CK226": "needs the code that uses the file",
+    "CK227": "initialises the buffer in the module's own code",
+    "CK228": "nothing, or a load by hand",
     "CK235": "takes tensors from another file",
     "CK236": "takes another configuration, or another file",
     "CK237": "loads with another library",
