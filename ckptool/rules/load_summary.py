@@ -252,15 +252,32 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
-    if _is_refused_by_loader(diff) and not find_state_quantization(diff.state).layers:
+    is_known = _has_tensors_on_meta(diff) or find_state_quantization(diff.state).layers
+    if _is_refused_by_loader(diff) and not is_known:
         yield hit("", error=_get_load_error(diff))
+
+
+@check_other_subject(
+    ModuleDiff,
+    "CK223",
+    fix="Save it again with its weights on a device that holds them: no migration can bring back"
+    " what the file has no data of.",
+)
+def find_refused_meta_load(diff: ModuleDiff) -> Iterator[RuleHit]:
+    if _is_refused_by_loader(diff) and _has_tensors_on_meta(diff):
+        yield hit("", error=_get_load_error(diff))
+
+
+def _has_tensors_on_meta(diff: ModuleDiff) -> bool:
+    return any(tensor.is_on_meta for tensor in diff.state.tensors.values())
 
 
 @check_other_subject(
     ModuleDiff, "CK223", fix="load_state_dict() does not fill such layers: {remedy}."
 )
 def find_refused_quantized_load(diff: ModuleDiff) -> Iterator[RuleHit]:
-    layers = find_state_quantization(diff.state).layers if _is_refused_by_loader(diff) else ()
+    is_refused = _is_refused_by_loader(diff) and not _has_tensors_on_meta(diff)
+    layers = find_state_quantization(diff.state).layers if is_refused else ()
     if layers:
         yield hit("", error=_get_load_error(diff), remedy=layers[0].scheme.remedy)
 

@@ -161,6 +161,8 @@ def _strided_unreadable_reason(tensor: TensorInfo) -> str:
     if tensor.dtype not in DTYPE_BITS:
         return f"torch has no dtype {tensor.dtype}"
     storage = tensor.storage
+    if tensor.is_on_meta:
+        return "it was saved on meta, without data"
     if storage is None or (storage.span is None and storage.content is None):
         return "its bytes are compressed, or in no file"
     return _view_unreadable_reason(tensor)
