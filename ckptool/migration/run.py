@@ -13,6 +13,7 @@ from ckptool.compare.states import (
     equally_good_states,
     find_best_state,
     get_state,
+    list_model_states,
     split_part,
 )
 from ckptool.errors import (
@@ -395,8 +396,7 @@ def _select_state(
         part_info = select_submodule(module_info, path) if path else module_info
         state = find_best_state(checkpoint, part_info)
     else:
-        states = [s for s in checkpoint.states if s.role != "optimizer"] or [*checkpoint.states]
-        model_states = [s for s in states if s.role != "tensors"] or states
+        model_states = list_model_states(checkpoint) or [*checkpoint.states]
         if len(model_states) > 1:
             places = [state.at or "." for state in model_states]
             state_paths = join_limited(places, MAX_NAMED, quote_code)
