@@ -1,7 +1,6 @@
 """MigrationRequest -> MigrationResult and the file: describe, plan, dry run, write, verify."""
 
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -323,16 +322,10 @@ def _start_early_work(
             request.target,
             force=request.force,
             with_fingerprints=request.record_provenance,
-            importing_torch=_will_import_torch(request),
             progress=request.progress,
         )
     elif request.record_provenance:
         fingerprints.start_fingerprints(state)
-
-
-def _will_import_torch(request: MigrationRequest) -> bool:
-    """Return whether building the module imports torch, which starves threads for a second."""
-    return request.module is not None and "torch" not in sys.modules
 
 
 def _choose_output_container(request: MigrationRequest) -> str:
