@@ -144,7 +144,6 @@ def test_what_torch_allows_at_its_import_stays_allowed(folder):
 
         assert DTensor in torch.serialization.get_safe_globals()
     finally:
-        torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
 
 
