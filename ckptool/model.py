@@ -207,6 +207,16 @@ class TensorInfo(Struct, frozen=True, gc=False):
         return self.parts[0].tensor.device if self.parts else "cpu"
 
     @property
+    def is_on_meta(self) -> bool:
+        """Whether it is a shape without data: where a file has bytes for it, "meta" is but a tag.
+
+        torch.load(map_location="cpu") puts those bytes on the CPU, as with every other tag.
+        """
+        storage = self.storage
+        has_bytes = storage is not None and (storage.span or storage.content) is not None
+        return self.device == "meta" and not has_bytes
+
+    @property
     def is_contiguous(self) -> bool:
         """Whether the elements are adjacent in the storage, in C order."""
         if self.layout != "strided" or self.storage is None:

@@ -17,7 +17,7 @@ from ckptool.compare.changes import (
 from ckptool.compare.left_out_ties import restore_declared_ties, restore_known_ties
 from ckptool.compare.remainder_diff import RemainderDiff
 from ckptool.compare.rename_search.rename_groups import find_plain_renames
-from ckptool.compare.states import find_best_state, require_state
+from ckptool.compare.states import find_best_state, list_model_states, require_state
 from ckptool.errors import UsageError
 from ckptool.model import (
     Checkpoint,
@@ -258,8 +258,7 @@ def choose_state(
         return require_state(checkpoint, at)
     if isinstance(reference, ModuleInfo):
         return find_best_state(checkpoint, reference)
-    states = [s for s in checkpoint.states if s.role != "optimizer"]
-    model_states = [s for s in states if s.role != "tensors"] or states
+    model_states = list_model_states(checkpoint)
     if reference is not None and model_states:
         return max(model_states, key=lambda state: _count_matching_entries(state, reference))
     if len(model_states) == 1:

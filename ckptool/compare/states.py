@@ -103,9 +103,15 @@ def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:
     """Return the state that matches `module` best: the first of several, empty if none."""
     if not checkpoint.states:
         return StateDict(at="", tensors=MappingProxyType({}))
-    candidates = [s for s in checkpoint.states if s.role != "tensors"] or checkpoint.states
     expected = _index_expected(module)
+    candidates = list_model_states(checkpoint) or checkpoint.states
     return max(candidates, key=lambda state: _score_against(state, expected))
+
+
+def list_model_states(checkpoint: Checkpoint) -> list[StateDict]:
+    """Return the states that may be a model's: no optimizer's; loose tensors if nothing else is."""
+    states = [s for s in checkpoint.states if s.role != "optimizer"]
+    return [s for s in states if s.role != "tensors"] or states
 
 
 _LOADED_PLACES: Final = (

@@ -1,7 +1,6 @@
 """MigrationRequest -> MigrationResult and the file: describe, plan, dry run, write, verify."""
 
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from ckptool.compare.states import (
     equally_good_states,
     find_best_state,
     get_state,
+    list_model_states,
     split_part,
 )
 from ckptool.errors import (
@@ -322,16 +322,10 @@ def _start_early_work(
             request.target,
             force=request.force,
             with_fingerprints=request.record_provenance,
-            importing_torch=_will_import_torch(request),
             progress=request.progress,
         )
     elif request.record_provenance:
         fingerprints.start_fingerprints(state)
-
-
-def _will_import_torch(request: MigrationRequest) -> bool:
-    """Return whether building the module imports torch, which starves threads for a second."""
-    return request.module is not None and "torch" not in sys.modules
 
 
 def _choose_output_container(request: MigrationRequest) -> str:
@@ -402,8 +396,7 @@ def _select_state(
         part_info = select_submodule(module_info, path) if path else module_info
         state = find_best_state(checkpoint, part_info)
     else:
-        states = [s for s in checkpoint.states if s.role != "optimizer"] or [*checkpoint.states]
-        model_states = [s for s in states if s.role != "tensors"] or states
+        model_states = list_model_states(checkpoint) or [*checkpoint.states]
         if len(model_states) > 1:
             places = [state.at or "." for state in model_states]
             state_paths = join_limited(places, MAX_NAMED, quote_code)

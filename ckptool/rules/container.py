@@ -33,12 +33,15 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 )
 def find_device_tags(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     tensor_counts = Counter(
-        tensor.device for state in checkpoint.states for tensor in state.tensors.values()
+        tensor.device
+        for state in checkpoint.states
+        for tensor in state.tensors.values()
+        if not tensor.is_on_meta
     )
     for device, count in sorted(
         tensor_counts.items(), key=lambda entry: natural_sort_key(entry[0])
     ):
-        if device not in {"cpu", "meta"}:
+        if device != "cpu":
             yield hit(device, count=count)
 
 

@@ -117,7 +117,7 @@ def _advise_release(checkpoint: Checkpoint, model_states: list[StateDict]) -> st
 
 def _fits_safetensors(tensor: TensorInfo) -> bool:
     is_dense = tensor.layout in {"strided", "chunked"} and not tensor.wrapper
-    return is_dense and tensor.dtype in SAFETENSORS_DTYPES and tensor.device != "meta"
+    return is_dense and tensor.dtype in SAFETENSORS_DTYPES and not tensor.is_on_meta
 
 
 def _find_training_roles(checkpoint: Checkpoint) -> dict[str, str]:

@@ -92,7 +92,7 @@ def _get_kind(tensor: TensorInfo) -> _TensorKind:
         tensor.layout,
         tensor.dtype,
         tensor.wrapper,
-        tensor.device == "meta",
+        tensor.is_on_meta,
         () if tensor.layout in _LAYOUTS else next(values, ()),
     )
 

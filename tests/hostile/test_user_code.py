@@ -36,6 +36,12 @@ class Net(nn.Module):
 class Shouting(Exception):
     def __str__(self):
         raise RuntimeError("no text")
+
+def write_if_open(descriptor):
+    try:
+        os.write(descriptor, b"\\xff" * 99)
+    except OSError:
+        pass
 """
 ACT = "class {name}(Net):\n    def act(self):\n        {body}\n"
 ENDING = {
@@ -51,7 +57,7 @@ ENDING = {
     "has_no_text": ("raise Shouting('x')", "Shouting"),
     "closes_all": ("os.closerange(0, 4096)", "running its code"),
     "writes_to_all": (
-        "[os.write(n, b'\\xff' * 99) for n in range(3, 99) if os.path.exists(f'/dev/fd/{n}')]",
+        "[write_if_open(n) for n in range(3, 99)]",
         "running its code",
     ),
     "kills_its_group": ("os.killpg(0, signal.SIGTERM)", "SIGTERM"),

@@ -14,7 +14,6 @@ from ckptool.formats.files.source import ByteSource, open_source
 from ckptool.formats.files.writer import ProgressCallback
 from ckptool.locations import Location
 from ckptool.migration.write.background_fingerprints import Fingerprints
-from ckptool.migration.write.copy_process import CopyProcess, copy_in_process
 from ckptool.migration.write.copy_threads import CopyRange, CopyThreads
 from ckptool.model import Span, StateDict, TensorInfo
 from ckptool.tensors.fingerprint_many import fingerprint_many
@@ -42,7 +41,7 @@ class EarlyCopy:
         self.data_start = 0
         """Position in the file of the first tensor, in bytes."""
         self._spans: list[Span] = []
-        self._copier: CopyThreads | CopyProcess | None = None
+        self._copier: CopyThreads | None = None
         self._fingerprints: dict[tuple[Span, str, tuple[int, ...]], Future[str]] = {}
         self._kept_count = 0
         self._stop = Event()
@@ -59,7 +58,7 @@ class EarlyCopy:
 
     def start_copying(
         self, tensors: Sequence[TensorInfo], data_start: int, target: Path, *,
-        force: bool, with_fingerprints: bool, importing_torch: bool, progress: ProgressCallback,
+        force: bool, with_fingerprints: bool, progress: ProgressCallback,
     ) -> None:  # fmt: skip
         """Create the temporary file of `target` and copy `tensors` to it, from byte `data_start`.
 
@@ -71,8 +70,6 @@ class EarlyCopy:
             target: final path of the file.
             force: whether an existing file may be replaced.
             with_fingerprints: whether to compute fingerprints while copying.
-            importing_torch: whether this process is about to import torch, which starves threads;
-                local files are then copied by a child process.
             progress: called with the number of bytes written since the last call.
         """
         self._spans = [tensor.span for tensor in tensors if tensor.span]
@@ -82,17 +79,9 @@ class EarlyCopy:
         self.data_start = data_start
         self.output = self._stack.enter_context(open_pending_output(target, force=force))
         ranges = list(_iter_ranges(tensors, paths, data_start))
-        local_paths = [path for path in paths if isinstance(path, Path)]
-        if importing_torch and local_paths == paths:
-            self._copier = self._stack.enter_context(
-                copy_in_process(
-                    local_paths, ranges, self.output, progress, with_fingerprints=with_fingerprints
-                )
-            )
-        if self._copier is None:
-            self._copier = self._start_threads(
-                paths, ranges, self.output, progress, with_fingerprints=with_fingerprints
-            )
+        self._copier = self._start_threads(
+            paths, ranges, self.output, progress, with_fingerprints=with_fingerprints
+        )
         pool = self._stack.enter_context(ThreadPoolExecutor(1))
         self._stack.callback(self._stop.set)
         self._flush_future = pool.submit(self._flush_periodically, self.output.descriptor)
