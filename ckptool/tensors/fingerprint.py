@@ -48,6 +48,8 @@ def iter_piece_digests(chunks: Iterable[bytes | bytearray | memoryview]) -> Iter
     content_hash, piece_room = create_hasher(), PIECE
     for chunk in chunks:
         remaining = memoryview(chunk).cast("B")
+        if not remaining:  # blake3 before 1.0.8 refuses memory at address 0
+            continue
         while len(remaining) >= piece_room:
             content_hash.update(remaining[:piece_room])
             yield content_hash.digest()

@@ -9,12 +9,12 @@ import pytest
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
+    [  # of options, click's own words, which differ between its versions
         (["dif"], "ckptool: no such command 'dif': did you mean diff?"),
         (["zzz"], "ckptool: no such command 'zzz': there are audit, "),
-        (["--fo"], "ckptool: no such option '--fo'"),
+        (["--fo"], "ckptool: no such option"),
         (["diff"], "ckptool diff: missing argument 'PATH'"),
-        (["diff", "--no-valuez", "a"], "Did you mean one of: '--no-values'"),
+        (["diff", "--no-valuez", "a"], "--no-values"),
         (["inspect", "a", "--format", "jsn"], "ckptool inspect: invalid value for '--format'"),
         (["verify", "a", "--tolerance", "x"], "ckptool verify: invalid value for '--tolerance'"),
     ],

@@ -15,7 +15,7 @@ import types
 
 import pytest
 from files import needs_torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckptool.errors import CorruptCheckpointError
@@ -80,6 +80,7 @@ def same(one: object, other: object) -> bool:
 
 
 @given(PLAIN, st.sampled_from(PROTOCOLS))
+@example(b"\x82\x00", 0)  # the opcode EXT1, in bytes that protocol 0 writes as text
 def test_plain_data_come_back(value, protocol):
     found = read(pickle.dumps(value, protocol))
     assert found.error == ""
@@ -88,6 +89,16 @@ def test_plain_data_come_back(value, protocol):
     assert all(
         classify_name(name.module, name.name) is not Safety.DANGEROUS for name in found.globals
     )
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("opcode", [b"\x82\x07", b"\x83\x07\0", b"\x84\x07\0\0\0"])
+def test_extension_codes_in_byte_strings(opcode, protocol):
+    """A digest may begin with the opcode; what unpickles, or calls, is a pickle."""
+    name = "copyreg.<extension 7>"
+    assert name not in named(pickle.dumps(opcode + b"\xff" * 30, protocol))
+    assert name in named(pickle.dumps(opcode + b"0N" * 8 + b".", protocol))
+    assert name in named(pickle.dumps(opcode + b")R" + b"\xff" * 30, protocol))
 
 
 def contains_nan(value: object) -> bool:

@@ -133,6 +133,7 @@ def same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one is other or (where[0] == where[1] != 0)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")  # once a process, whichever test is first
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype):
     made = (

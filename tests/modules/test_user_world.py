@@ -84,7 +84,7 @@ STATES = {
     "logging": ("logging.disable(logging.CRITICAL)", lambda: logging.root.manager.disable),
     "safe globals": (
         "torch.serialization.add_safe_globals([change])",
-        lambda: list(torch.serialization.get_safe_globals()),
+        lambda: {*torch.serialization.get_safe_globals()},  # torch keeps no order
     ),
     "streams": ("sys.stdout = sys.stderr = None", lambda: (sys.stdout, sys.stderr)),
     "excepthook": ("sys.excepthook = print", lambda: sys.excepthook),
@@ -131,6 +131,20 @@ def write_module(name: str, change: str, *, at_import: bool) -> str:
     Path(f"{name}.py").write_text(text)
     importlib.invalidate_caches()
     return f"{name}:Net"
+
+
+def test_what_torch_allows_at_its_import_stays_allowed(folder):
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        change = "import torch.distributed.tensor as t; torch.serialization.add_safe_globals"
+        target = write_module("world_of_dtensors", f"{change}([t.DTensor])", at_import=True)
+        ckptool.diff(folder / "net.pth", module=target)
+        from torch.distributed.tensor import DTensor
+
+        assert DTensor in torch.serialization.get_safe_globals()
+    finally:
+        torch.serialization.add_safe_globals(before)
 
 
 @pytest.mark.parametrize("at_import", [True, False], ids=["import", "constructor"])

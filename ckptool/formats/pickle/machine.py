@@ -16,6 +16,9 @@ from ckptool.formats.pickle.nodes import (
 from ckptool.formats.pickle.safe_calls import EMPTY_WHEN_NEW, PLAIN_CALLS, SAFE_CALL_BUILDERS
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS
 
+_MIN_PICKLE_BYTES: Final = 8
+"""Bytes up to which a byte string is no pickle that imports a name."""
+
 
 class PickleStop(Exception):  # noqa: N818 - it ends a stream and is no error
     """Raised by the STOP opcode, with the top of the stack and the position after the opcode."""
@@ -161,6 +164,8 @@ class PickleMachine:
 
     def note_bytes(self, content: bytes) -> None:
         """Record a byte string that user code could load: extra state is saved so."""
+        if len(content) <= _MIN_PICKLE_BYTES:
+            return
         if identify_packed_bytes(content):
             self.embedded_archives[id(content)] = content
         elif may_be_pickle(content):

@@ -273,8 +273,8 @@ def _load_ext4(m: PickleMachine, pos: int) -> int:
 
 
 def _push_extension(m: PickleMachine, code: int, end: int) -> int:
-    m.is_no_text = True
-    # copyreg maps the code to a name in the loading process: it can be any name.
+    # copyreg maps the code to a name in the loading process: it can be any name. Bytes that begin
+    # with the opcode and go on as no pickle does are data, as one digest in 85 does.
     m.stack.append(m.record_computed_global("copyreg", f"<extension {code}>"))
     return end
 

@@ -11,8 +11,6 @@ _MAX_INT_DIGITS: Final = 2_000
 _MAX_INT_BYTES: Final = 1_000
 _MIN_BLOB_BYTES: Final = 64
 """Byte strings of at least this size get an entry in `PickleMachine.blob_offsets`."""
-_MIN_PICKLE_BYTES: Final = 8
-"""Bytes up to which a byte string is no pickle that imports a name."""
 _UINT16, _UINT32, _UINT64 = Struct("<H"), Struct("<I"), Struct("<Q")
 _INT32, _DOUBLE = Struct("<i"), Struct(">d")
 
@@ -180,8 +178,7 @@ def _push_bytes(m: PickleMachine, pos: int, nbytes: int) -> int:
     m.stack.append(content)
     if nbytes >= _MIN_BLOB_BYTES:
         m.blob_offsets[id(content)] = pos
-    if nbytes > _MIN_PICKLE_BYTES:
-        m.note_bytes(content)
+    m.note_bytes(content)
     return end
 
 
@@ -200,8 +197,7 @@ def _read_counted_bytes(m: PickleMachine, pos: int, nbytes: int) -> tuple[bytes,
 
 def _decode_python2_string(m: PickleMachine, data: bytes) -> str:
     """Decode a Python 2 `str`, which held text or bytes: as UTF-8 if valid, else as Latin-1."""
-    if len(data) > _MIN_PICKLE_BYTES:
-        m.note_bytes(data)
+    m.note_bytes(data)
     try:
         return data.decode()
     except UnicodeDecodeError:

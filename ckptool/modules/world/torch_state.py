@@ -15,6 +15,8 @@ _GLOBAL_HOOKS: Final = (
     "_global_module_registration_hooks",
     "_global_parameter_registration_hooks",
 )
+_SELF_ALLOWING_PACKAGES: Final = ("torch._dynamo.", "torch.distributed.", "torch.nested.")
+"""Prefixes of torch's modules whose import calls torch.serialization.add_safe_globals."""
 _TINY: Final = 5e-324
 """The smallest float: 0 where denormal numbers are flushed."""
 
@@ -90,10 +92,16 @@ def _read_safe_globals() -> list[Any]:
 
 
 def _write_safe_globals(names: list[Any]) -> None:
+    """Allow `names`, and what torch allowed itself meanwhile: it does so at an import, once."""
     import torch
 
+    allowed_by_torch = [
+        name
+        for name in torch.serialization.get_safe_globals()
+        if str(getattr(name, "__module__", "")).startswith(_SELF_ALLOWING_PACKAGES)
+    ]
     torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(names)
+    torch.serialization.add_safe_globals([*names, *allowed_by_torch])
 
 
 def _read_print_options() -> dict[str, Any]:
