@@ -1,5 +1,6 @@
 """Counts, lists and untrusted text -> short phrases that are safe to print."""
 
+import re
 from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Final, TypeVar
@@ -13,6 +14,8 @@ _MIN_CUT_LENGTH: Final = 60
 """Characters of a line that is shown in part; with less room it is left out."""
 _MAX_QUOTED_KEYS: Final = 3
 """Maximum keys of torch's lists `"a", "b", ...` that are shown."""
+_COLOR_CODE: Final = re.compile(r"\x1b\[[0-9;]*m")
+"""A terminal's code for a colour or bold text, as torch has in some messages."""
 
 
 def pluralize(number: int, noun: str, separator: str = ",") -> str:
@@ -60,7 +63,8 @@ def summarize_message(text: str) -> str:
     The first lines are kept; what is left out is counted, lines as well as the keys of a list. ""
     for an empty text.
     """
-    lines = [_shorten_key_list(" ".join(line.split())) for line in text.splitlines()]
+    plain_text = _COLOR_CODE.sub("", text)
+    lines = [_shorten_key_list(" ".join(line.split())) for line in plain_text.splitlines()]
     lines = _select_telling_lines([line for line in lines if line])
     shown: list[str] = []
     room = _MAX_MESSAGE_LENGTH

@@ -80,3 +80,7 @@ def test_what_weights_only_refuses_is_shown(tmp_path):
     with pytest.raises(pickle.UnpicklingError) as caught:
         torch.load(tmp_path / "whole.pth", weights_only=True)
     assert "torch.nn.modules.linear.Linear" in format_exception_line(caught.value)
+
+
+def test_color_codes_of_a_message_are_left_out():
+    assert summarize_message("Weights only \x1b[1mload\x1b[0m failed") == "Weights only load failed"
