@@ -83,10 +83,11 @@ def test_hub(kind: str, shelf: Path, endpoint, ckptool: Callable):
     assert ckptool("diff", place, shelf / kind, HF_ENDPOINT=url).out.startswith("identical")
 
 
-def test_hub_says_what_is_not_there(endpoint, run_command: Callable):
+def test_hub_says_what_is_not_there(endpoint, ckptool: Callable):
+    """In a process of its own, as above."""
     url, _ = endpoint
     for place in ("hf://org/repo@v2/none.pth", "hf://org/repo@v3/zip.pth"):
-        done = run_command("inspect", place, HF_ENDPOINT=url)
+        done = ckptool("inspect", place, HF_ENDPOINT=url)
         assert (done.code, done.err) == (2, f"ckptool: {place}: no such file\n")
 
 
