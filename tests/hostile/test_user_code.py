@@ -151,7 +151,16 @@ def seconds(reason: str) -> int:
 
 @pytest.mark.parametrize(("name", "reason"), [(name, why) for name, (_, why) in ENDING.items()])
 def test_code_that_ends_its_process_is_an_error(ckptool, project, name, reason):
-    words = ("gate", "net.pth", "-m", f"nets:{name}", "--format", "json", "--timeout", seconds(reason))
+    words = (
+        "gate",
+        "net.pth",
+        "-m",
+        f"nets:{name}",
+        "--format",
+        "json",
+        "--timeout",
+        seconds(reason),
+    )
     check_refused(ckptool(*words, cwd=project), reason)
 
 
@@ -187,7 +196,16 @@ def test_code_that_breaks_its_process_gives_a_verdict_or_one_line(ckptool, proje
     ],
 )
 def test_methods_that_do_not_return_are_an_error(ckptool, project, command, name, reason):
-    words = (command, "net.pth", "-m", f"nets:{name}", "--format", "json", "--timeout", seconds(reason))
+    words = (
+        command,
+        "net.pth",
+        "-m",
+        f"nets:{name}",
+        "--format",
+        "json",
+        "--timeout",
+        seconds(reason),
+    )
     check_refused(ckptool(*words, cwd=project), reason)
 
 
