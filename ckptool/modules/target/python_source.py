@@ -91,7 +91,7 @@ def import_source(source: PythonSource) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         if shadowed_module is not None:
             sys.modules[name] = shadowed_module
         raise
