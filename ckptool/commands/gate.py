@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from ckptool.commands.gate_expectations import (
+from ckptool.commands.gating.expectations import (
     GateExpectations,
 )
 from ckptool.commands.option_checks import reject_unused_options
@@ -45,7 +45,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-from ckptool.commands.gated_checkpoint import CheckpointExaminer, GatedCheckpoint, collect_subjects
+from ckptool.commands.gating.gated_checkpoint import (
+    CheckpointExaminer,
+    GatedCheckpoint,
+    collect_subjects,
+)
 
 
 def gate(  # noqa: PLR0913

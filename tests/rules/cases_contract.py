@@ -86,7 +86,7 @@ def dtype_of_a_buffer_changed(_tmp):
 
 
 def replayed(tmp, name: str, *, tolerance: float | None = None):
-    from ckptool.commands.gate_expectations import GateExpectations, check_expectations
+    from ckptool.commands.gating.expectations import GateExpectations, check_expectations
     from ckptool.commands.target import ModuleTarget
     from ckptool.commands.worker.worker import InProcessWorker
     from ckptool.formats import open_checkpoint
@@ -123,7 +123,7 @@ def within_the_tolerance(tmp):
 
 
 def fixture(tmp, name: str) -> Found:
-    from ckptool.commands.gate_expectations import check_fixtures
+    from ckptool.commands.gating.expectations import check_fixtures
     from ckptool.commands.target import ModuleTarget
     from ckptool.commands.worker.worker import InProcessWorker
     from ckptool.formats.limits import DEFAULT_LIMITS

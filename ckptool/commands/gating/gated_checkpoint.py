@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.gate_expectations import (
+from ckptool.commands.gating.expectations import (
     GateExpectations,
     check_expectations,
     resolve_expectations,
     targets_without_checkpoint,
 )
-from ckptool.commands.required_verification import (
+from ckptool.commands.gating.required_verification import (
     required_level_failures,
     run_required_verification,
 )
