@@ -132,7 +132,7 @@ def _answer(session: ModuleSession, number: int, request: "ModuleRequest[Any]") 
         return Failure(number, name, arguments, _format_trace(error))
     # Whatever user code raises where no `user_code` surrounds it: KeyboardInterrupt, SystemExit.
     except BaseException as error:  # noqa: BLE001
-        reason = f"looking at it raised {format_exception_line(error)}"
+        reason = f"examining it raised {format_exception_line(error)}"
         arguments = (str(request.target.module), reason)
         return Failure(number, "ModuleError", arguments, _format_trace(error))
 

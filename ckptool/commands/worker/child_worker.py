@@ -98,7 +98,7 @@ class ChildProcessWorker:
             return cast("A", decode_answer(reply.content, request.answer_type))
         except DecodeError as error:
             self._end_process()
-            raise ModuleError(target, f"its answer makes no sense: {error}") from error
+            raise ModuleError(target, f"its answer is invalid: {error}") from error
 
     def close(self) -> None:
         """End the process, and show what user code printed last."""
@@ -244,7 +244,7 @@ class ModuleProcess:
         if self._is_overdue:
             return f"running its code took longer than {timeout:g} s and was ended (see --timeout)"
         if not ended_by_itself:
-            return "running its code gave no answer that makes sense, and was ended"
+            return "the process running its code gave an invalid answer and was ended"
         if status == -signal.SIGKILL:
             return "running its code ended the process: SIGKILL, as when memory runs out"
         if status < 0:
