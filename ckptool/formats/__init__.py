@@ -148,7 +148,7 @@ def _open_directory(directory: Location, limits: Limits, weights_name: str) -> C
     if weights_name in indexes:
         indexes = [weights_name]
     if len(indexes) > 1:
-        reason = f"holds {' and '.join(indexes)}: choose one of them"
+        reason = f"contains {' and '.join(indexes)}: choose one of them"
         raise ReadError(directory, reason)
     if not indexes:
         weight_files = [name for name in names if re.fullmatch(_WEIGHTS_PATTERN, name)]
@@ -220,7 +220,7 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     if not names:
         return "is an empty directory"
     if any(name.endswith(_DCP_SUFFIX) for name in names):
-        return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
+        return f"contains .distcp files but no {_DCP_METADATA}: the save was not completed"
     files = [name for name in names if re.fullmatch(CHECKPOINT_PATTERN, name)]
     folders = (f"{name}/" for name in names if is_directory(directory / name))
     candidates = files or list(folders)

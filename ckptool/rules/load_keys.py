@@ -429,7 +429,7 @@ def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         summary="`{key}` is {which}",
         detail="state that a module returns from get_extra_state()",
         why=(
-            "Strict loading raises on missing or unexpected extra state. It may hold scaling "
+            "Strict loading raises on missing or unexpected extra state. It may contain scaling "
             "factors that the forward pass needs, or nothing at all."
         ),
         fix="{remedy}",

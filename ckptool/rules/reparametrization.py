@@ -105,7 +105,7 @@ def _describe_arithmetic(reparametrization: Reparametrization) -> str:
         why=(
             "A refactor fused the projections of query, key and value, or took them apart. The"
             " order within the fused tensor is the old code's choice (q, k, v; k, v, q; interleaved"
-            " by head): shapes do not tell it, and a wrong order loads without an error."
+            " by head): shapes do not determine it, and a wrong order loads without an error."
         ),
         fix="Split or concatenate it in the order used by the code that has the fused tensor. "
         "{remedy}",

@@ -183,7 +183,7 @@ def _sum_nbytes(state: StateDict) -> int:
         code="CK604",
         name="fsdp-flat-or-local",
         level=Level.ERROR,
-        summary="`{key}` holds {what}",
+        summary="`{key}` contains {what}",
         detail="it must be gathered before it can be loaded",
         why=(
             "FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
@@ -341,7 +341,7 @@ def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK317",
         name="index-passed-over",
         level=Level.WARNING,
-        summary="from_pretrained loads `{loaded}`, and not the shards of `{key}` beside it",
+        summary="from_pretrained loads `{loaded}`, not the shards of `{key}` in the same folder",
         why=(
             "transformers loads the single file if there is one, whatever the index says: if one "
             "of the two is left over from an earlier save, the wrong weights are loaded."

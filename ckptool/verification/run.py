@@ -248,8 +248,8 @@ def _with_origin_details(
     )
     if result.status is LevelStatus.FAILED and lost_keys:
         text = (
-            f"the old file has no value of {_format_keys(lost_keys)}, and the old module's"
-            " constructor made it: a whole pickled module would have what training made of it"
+            f"the old file has no value of {_format_keys(lost_keys)}, so the one from the old "
+            "module's constructor was used: a pickled module would have the trained value"
         )
         result = replace(result, reason=f"{result.reason}; {text}")
     return result
