@@ -81,7 +81,6 @@ def test_pages(path: Path):
     [
         "Mend the file",
         "is no tensor",
-        "the file holds",
         "besides the model",
         "it need not be saved",
     ],
