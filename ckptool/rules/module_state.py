@@ -188,6 +188,7 @@ def find_unregistered_modules(module_info: ModuleInfo) -> Iterator[RuleHit]:
             owner=owner,
             count=len(module_tensors),
             nbytes=sum(module_tensor.tensor.nbytes for module_tensor in module_tensors),
+            where=module_tensors[0].assigned_at,
         )
 
 
@@ -352,8 +353,7 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK110",
         name="device-not-following",
         level=Level.ERROR,
-        summary="`{key}` stays where it is when the module moves",
-        detail='after .to("cuda") it is still on the CPU{use}',
+        summary='`{key}` is still on the CPU after .to("cuda"){use}',
         why=(
             "to() and cuda() move parameters and buffers only. The first forward pass on the "
             "device fails, or the tensor is copied at every step."
@@ -406,8 +406,7 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
         code="CK111",
         name="dtype-not-following",
         level=Level.WARNING,
-        summary="`{key}` stays {dtype} when the module is cast",
-        detail=".half() and .to(torch.bfloat16) pass it by",
+        summary="`{key}` is still {dtype} after .half() or .to(torch.bfloat16)",
         why=(
             "Casts reach parameters and buffers only. Mixed dtypes then fail in forward, or "
             "silently promote the result to float32."

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
+from ckptool.folding import fold_names
 from ckptool.model import Checkpoint, Container, Safety, join_key, natural_sort_key
 from ckptool.phrases import join_limited, quote_code, quote_shell
 from ckptool.rules.load_summary import MIN_COVERAGE
@@ -105,7 +106,7 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
         yield hit("", keys=f"not checked: {unchecked.what}: {unchecked.reason}")
     if strict is False or not release.unmatched_keys:
         return
-    keys = join_limited(release.unmatched_keys, 3, quote_code)
+    keys = join_limited(fold_names(release.unmatched_keys), 3, quote_code)
     verb = "does" if len(release.unmatched_keys) == 1 else "do"
     yield hit("", keys=f"{keys} {verb} not match the module")
 

@@ -171,6 +171,7 @@ def find_device_mismatches(verification: Verification) -> Iterator[RuleHit]:
             op=mismatch.op,
             at=f" at {mismatch.where}" if mismatch.where else "",
             where=mismatch.where,
+            defined_at=mismatch.assigned_at,
             what=mismatch.description,
             inside=f" (forward of `{mismatch.module}`)" if mismatch.module else "",
             module=mismatch.module,

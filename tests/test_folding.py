@@ -13,7 +13,7 @@ import ckptool
 from ckptool import api
 from ckptool.model import natural_sort_key
 from ckptool.render import RenderOptions, markdown, table
-from ckptool.render.folding import fold_by_pattern, fold_by_subtree
+from ckptool.folding import fold_by_pattern, fold_by_subtree
 
 
 class Layer(nn.Module):
