@@ -198,6 +198,8 @@ class TrustRule(msgspec.Struct, frozen=True):
 _DEFAULT_TRUST: Final = TrustRule()
 TRUST_RULE: Final[ContextVar[TrustRule]] = ContextVar("TRUST_RULE", default=_DEFAULT_TRUST)
 """Rule of the running command."""
+GIVEN_OPTIONS: Final[ContextVar[tuple[str, ...]]] = ContextVar("GIVEN_OPTIONS", default=())
+"""Words of the running command line that a fix repeats: where modules are, who loads, inputs."""
 
 
 _GLOB_CHARACTERS: Final = frozenset("*?[]")

@@ -1,20 +1,25 @@
 """Commands that fixes of several rules name."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import Final
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
-from ckptool.model import Container
+from ckptool.config import GIVEN_OPTIONS
+from ckptool.model import Checkpoint, Container
 from ckptool.phrases import quote_shell
 
-_RESULT_NAMES: Final = {
-    Container.SAFETENSORS: "NEW.safetensors",
-    Container.SHARDED_SAFETENSORS: "NEW",
-    Container.SHARDED_TORCH: "NEW",
-}
-"""Container of the source -> name of a result in the same one; a folder has no suffix."""
+_FOLDERS: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TORCH})
+"""Containers that are folders: a result in the same one has no suffix."""
+_TORCH_SUFFIXES: Final = frozenset({".pt", ".pth", ".ckpt", ".bin"})
+"""Suffixes that a result of torch.save keeps."""
+_WEB_QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
+_MODULE_OPTIONS: Final = frozenset({"-I", "--loader", "--no-file-kwargs", "--input", "--inputs"})
+"""Options that a command without a module does not take."""
 _MAX_RENAMES: Final = 4
 """Renames that one command takes; of more, a user answers one after the other."""
 _UNNAMED_MODULE: Final = "PACKAGE.MODULE:NAME"
@@ -30,8 +35,8 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
         into: path of a submodule instead of that of `diff`; "" for that.
     """
     checkpoint, module = diff.checkpoint, diff.module
-    result = _RESULT_NAMES.get(checkpoint.container, "NEW.pth")
-    words = ["ckptool", "migrate", quote_shell(str(checkpoint.path)), "-o", result, "-m"]
+    words = ["ckptool", "migrate", quote_shell(str(checkpoint.path))]
+    words += ["-o", quote_shell(name_result(checkpoint)), "-m"]
     words.append(quote_shell(module.target) if ":" in module.target else _UNNAMED_MODULE)
     for name, literal in module.arguments.items():
         words += ["-k", quote_shell(f"{name}={literal}")]
@@ -39,7 +44,49 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
         words += ["--at", quote_shell(place)]
     if submodule := into or module.submodule:
         words += ["--into", quote_shell(submodule)]
-    return " ".join(words)
+    return " ".join((*words, *map(quote_shell, GIVEN_OPTIONS.get())))
+
+
+def format_rewrite_command(checkpoint: Checkpoint, *options: str, suffix: str = "") -> str:
+    """Return the `ckptool migrate` command that writes the file again, without a module.
+
+    Args:
+        checkpoint: the file.
+        options: words of further options.
+        suffix: suffix of the result; "" keeps the container.
+    """
+    source, result = str(checkpoint.path), name_result(checkpoint, suffix)
+    words = ("ckptool", "migrate", source, "-o", result, *options, *_iter_given_without_module())
+    return " ".join(map(quote_shell, words))
+
+
+def _iter_given_without_module() -> Iterator[str]:
+    """Yield the given options, and the values of those that take one, that need no module."""
+    words = iter(GIVEN_OPTIONS.get())
+    for word in words:
+        if word == "--no-file-kwargs":
+            continue
+        values = [] if word == "--no-config" else [next(words)]
+        if word not in _MODULE_OPTIONS:
+            yield from (word, *values)
+
+
+def name_result(checkpoint: Checkpoint, suffix: str = "") -> str:
+    """Return the name of a file, here, that a fix writes: "model-migrated.pth".
+
+    `suffix` "" is that of the file itself, where it fits the container of the result.
+    """
+    path = PurePosixPath(_WEB_QUERY.sub("", str(checkpoint.path).replace(os.sep, "/")))
+    stem, own_suffix = (path.stem, path.suffix) if path.suffix else (path.name, "")
+    if not suffix:
+        if checkpoint.container is Container.SAFETENSORS:
+            suffix = ".safetensors"
+        elif checkpoint.container not in _FOLDERS:
+            suffix = own_suffix if own_suffix.lower() in _TORCH_SUFFIXES else ".pth"
+        elif own_suffix == ".json":
+            stem = path.parent.name or "model"
+    name = stem.lstrip("-.") or "model"
+    return f"{name}-migrated{suffix}"
 
 
 def format_rename_command(diff: ModuleDiff, group: RenameGroup) -> str:

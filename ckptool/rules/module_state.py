@@ -4,8 +4,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from ckptool.model import Constancy, Kind, ModuleInfo, ModuleTensor
-from ckptool.phrases import quote_python
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.rules.source_fixes import (
+    format_module_registration,
+    format_registration,
+    get_attribute_name,
+)
 
 LOST_STATE: Final = frozenset({"CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108"})
 """Codes of the rules on state that a save loses, without those on devices and dtypes."""
@@ -30,25 +34,9 @@ def _build_unsaved_facts(module_tensor: ModuleTensor) -> dict[str, object]:
         "value": _describe_constancy(module_tensor),
         "where": module_tensor.assigned_at or "an unknown place",
         "used": module_tensor.used_at,
-        "name": _extract_attribute_name(module_tensor.key),
-        "registration": _format_registration(module_tensor),
-        "persistence": (
-            ""
-            if module_tensor.kind is Kind.PARAMETER
-            else "; pass persistent=False if it does not need to be saved"
-        ),
+        "name": get_attribute_name(module_tensor.key),
+        "remedy": format_registration(module_tensor),
     }
-
-
-def _format_registration(module_tensor: ModuleTensor) -> str:
-    """Return the code that registers it, by what holds it now."""
-    name = _extract_attribute_name(module_tensor.key)
-    if module_tensor.kind is Kind.CONTAINER:
-        example = f"self.register_buffer({quote_python(f'{name}_0')}, ...)"
-        return f"register each tensor as a buffer, for example {example}"
-    if module_tensor.kind is Kind.PARAMETER:
-        return f"hold it in nn.ParameterList or nn.ParameterDict, for example self.{name} = ..."
-    return f"self.register_buffer({quote_python(name)}, ...)"
 
 
 def _describe_constancy(module_tensor: ModuleTensor) -> str:
@@ -58,11 +46,6 @@ def _describe_constancy(module_tensor: ModuleTensor) -> str:
             f" ({module_tensor.written_at}): a load starts it again"
         )
     return _CONSTANCY_TEXT[module_tensor.constancy]
-
-
-def _extract_attribute_name(key: str) -> str:
-    """Return the attribute name: "banks" of "net.banks['k']"."""
-    return key.rsplit(".", 1)[-1].split("[", 1)[0]
 
 
 def _choose_unsaved_level(module_tensor: ModuleTensor) -> Level:
@@ -102,7 +85,7 @@ def _iter_unsaved(module_info: ModuleInfo, *kinds: Kind) -> Iterator[ModuleTenso
             " by save and load without a word; a random one comes back different, with all keys"
             " matched."
         ),
-        fix="In {where}: self.register_buffer({name:py}, ...) instead of self.{name} = ...",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -132,7 +115,7 @@ def find_unregistered_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "state_dict() does not look into lists, dicts or dataclasses, so tensors in them are "
             "neither saved nor moved."
         ),
-        fix="In {where}: {registration}",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -163,8 +146,8 @@ def find_unregistered_in_containers(module_info: ModuleInfo) -> Iterator[RuleHit
             "to(). The checkpoint lacks its weights and a reload starts it at random."
         ),
         fix=(
-            "Hold it in nn.ModuleList or nn.ModuleDict. A state_dict saved so far cannot bring "
-            "the weights back; a pickle of the whole module can."
+            "{remedy}; a state_dict saved so far cannot bring the weights back; a pickle of the "
+            "whole module can."
         ),
         example=(
             "class Net(nn.Module):\n"
@@ -189,6 +172,9 @@ def find_unregistered_modules(module_info: ModuleInfo) -> Iterator[RuleHit]:
             count=len(module_tensors),
             nbytes=sum(module_tensor.tensor.nbytes for module_tensor in module_tensors),
             where=module_tensors[0].assigned_at,
+            remedy=format_module_registration(
+                path, module_tensors[0].assigned_to, module_tensors[0].assigned_at
+            ),
         )
 
 
@@ -204,10 +190,7 @@ def find_unregistered_modules(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "nn.Module registers a parameter only when it is assigned as an attribute. In a list "
             "or a dict it is not trained, not saved and not moved."
         ),
-        fix=(
-            "Hold it in nn.ParameterList or nn.ParameterDict, or assign it: self.{name} = "
-            "nn.Parameter(...)"
-        ),
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -288,7 +271,7 @@ def find_nonpersistent_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "Statistics kept as numpy arrays (observation means, feature scales) stay behind when "
             "the state_dict is saved, and the reloaded model normalises with the defaults."
         ),
-        fix="In {where}: self.register_buffer({name:py}, torch.as_tensor(...))",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -358,7 +341,7 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "to() and cuda() move parameters and buffers only. The first forward pass on the "
             "device fails, or the tensor is copied at every step."
         ),
-        fix="In {where}: {registration}{persistence}",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -411,7 +394,7 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
             "Casts reach parameters and buffers only. Mixed dtypes then fail in forward, or "
             "silently promote the result to float32."
         ),
-        fix="In {where}: {registration}",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -475,7 +458,7 @@ def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             continue
         filled_clause = f", and filled at {location}" if location else ""
         level = Level.WARNING if location else Level.NOTE
-        yield hit(key, level, owner=owner, name=_extract_attribute_name(key), filled=filled_clause)
+        yield hit(key, level, owner=owner, name=get_attribute_name(key), filled=filled_clause)
 
 
 @check(

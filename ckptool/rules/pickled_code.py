@@ -13,7 +13,8 @@ from ckptool.model import (
     join_key,
     natural_sort_key,
 )
-from ckptool.phrases import quote_python, quote_shell
+from ckptool.phrases import quote_python
+from ckptool.rules.fix_commands import format_rewrite_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, fill_template, hit
 
 _GLOBAL_ADVICE: Final = {
@@ -84,7 +85,7 @@ _UNREADABLE_PICKLE_ADVICE: Final = (
 _ADVICE_BY_NAME: Final = {
     _PICKLED_TENSOR: (
         "pickle.dump writes each tensor so, and torch.save does not. To write them with torch.save:"
-        " ckptool migrate {path:sh} -o NEW.pth"
+        " {command}"
     ),
     "_io.BytesIO": (
         "The file has the bytes of another file in it, as torchtitan's train_state does: save the"
@@ -134,7 +135,7 @@ def _advise_global(checkpoint: Checkpoint, use: GlobalUse) -> str:
     return fill_template(
         advice or _GLOBAL_ADVICE[use.safety],
         use.qualified_name,
-        {"name": use.name, "path": str(checkpoint.path)},
+        {"name": use.name, "command": format_rewrite_command(checkpoint, suffix=".pth")},
     )
 
 
@@ -165,8 +166,7 @@ def _advise_method(checkpoint: Checkpoint, use: GlobalUse) -> str:
         return f"{missing}. The whole {owner} was saved with its method."
     return (
         f"{missing}. The whole {owner} was saved with its method; to take the state_dict out: "
-        f"ckptool migrate {quote_shell(str(checkpoint.path))} --at {quote_shell(at)}"
-        " -o NEW.safetensors --drop-extra"
+        f"{format_rewrite_command(checkpoint, '--at', at, '--drop-extra', suffix='.safetensors')}"
     )
 
 
@@ -272,10 +272,7 @@ def _advise_import(package: str) -> str:
             "torch.save writes and no others. A file that needs weights_only=False may run code "
             "wherever it is loaded so, and a gate refuses it whatever names it holds."
         ),
-        fix=(
-            "torch.save it again with the default pickle_protocol, or: ckptool migrate {path}"
-            " -o NEW.safetensors"
-        ),
+        fix="torch.save it again with the default pickle_protocol, or: {command}",
         example="torch.save(model.state_dict(), path, pickle_protocol=4)",
         gate=Level.ERROR,
     ),
@@ -283,5 +280,5 @@ def _advise_import(package: str) -> str:
 def find_weights_only_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     # Where load_refusal is set, torch.load opens it in neither way.
     if checkpoint.weights_only_refusal and not checkpoint.load_refusal:
-        path = quote_shell(str(checkpoint.path))
-        yield hit("", refusal=checkpoint.weights_only_refusal, path=path)
+        command = format_rewrite_command(checkpoint, suffix=".safetensors")
+        yield hit("", refusal=checkpoint.weights_only_refusal, command=command)

@@ -10,7 +10,8 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
 from ckptool.folding import fold_names
 from ckptool.model import Checkpoint, Container, Safety, join_key, natural_sort_key
-from ckptool.phrases import join_limited, quote_code, quote_shell
+from ckptool.phrases import join_limited, quote_code
+from ckptool.rules.fix_commands import format_rewrite_command
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -192,7 +193,7 @@ def find_oversized_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="the release is {container}, and the policy asks for safetensors",
         why="A pickle can run code when it is loaded; safetensors holds tensors and nothing else.",
-        fix="ckptool migrate {path} -o NAME.safetensors",
+        fix="{command}",
         example='# safetensors = true\ntorch.save(model.state_dict(), "model.pth")',
     ),
 )
@@ -200,7 +201,8 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
     checkpoint = release.checkpoint
     safe_containers = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
     if release.requirements.safetensors and checkpoint.container not in safe_containers:
-        yield hit("", container=str(checkpoint.container), path=quote_shell(str(checkpoint.path)))
+        command = format_rewrite_command(checkpoint, suffix=".safetensors")
+        yield hit("", container=str(checkpoint.container), command=command)
 
 
 @check(

@@ -195,7 +195,7 @@ _FIELD_PATTERN: Final = re.compile(r"\{(\w+)\}")
 """A fact in a template of a rule."""
 _FIX_FACTS: Final = frozenset(
     {
-        *("advice", "code", "command", "path", "persistence", "registration", "remedy"),
+        *("advice", "code", "command", "path", "remedy"),
         *("defined_at", "subtree"),
     }
 )

@@ -301,6 +301,12 @@ def _describe_lost_value(entry: ContractEntry) -> str:
     return f": its value is {entry.constancy}, so a load does not bring it back"
 
 
+_ACCEPT_LOCK: Final = (
+    " To accept the change: write the lock again with the options that it was written with"
+    " (ckptool lock -m PACKAGE.MODULE:NAME -o LOCK), and commit it."
+)
+
+
 def _choose_remedy(diff: ContractDiff, key: str) -> str:
     if key in diff.proved_keys:
         return "Nothing, as long as the way there is released with the code."
