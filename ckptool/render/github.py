@@ -41,9 +41,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
     lines += _iter_skipped_lines(report, options)
     if lines:
         return "\n".join(lines)
-    return _format_command(
-        "notice", _build_verdict_properties(report, options), "nothing was found"
-    )
+    return _format_command("notice", _build_verdict_properties(report, options), "no findings")
 
 
 def _iter_annotations(report: "AnyReport", options: RenderOptions) -> Iterator[str]:

@@ -24,7 +24,7 @@ def format_registration(module_tensor: ModuleTensor) -> str:
     new_line = _format_line(module_tensor, name, target)
     effect = _describe_effect(module_tensor)
     if not new_line:
-        advice = "hold it in a submodule, or register each tensor as a buffer"
+        advice = "keep it in a submodule, or register each tensor as a buffer"
         return f"{_locate(location)}{advice}{effect}"
     if not module_tensor.assigned_to:
         return f"{_locate(location, 'where it is assigned: ')}{new_line}{effect}"
@@ -44,7 +44,7 @@ def format_module_registration(path: str, assigned_to: str, location: str) -> st
         else ""
     )
     if not container or _INSTALLED.search(location):
-        return "hold it in an attribute of the module, in nn.ModuleList or in nn.ModuleDict"
+        return "keep it in an attribute of the module, in nn.ModuleList or in nn.ModuleDict"
     return f"{_locate(location)}{target} = nn.{container}(...) instead of {target} = ..."
 
 

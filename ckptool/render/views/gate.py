@@ -69,7 +69,7 @@ def _build_failed_tables(report: GateReport, options: RenderOptions) -> Iterator
     ]
     if levels:
         columns = ("checkpoint", "level", "status", "ran on", WHY)
-        title = "Verified, since the policy asks for it"
+        title = "Verification required by the policy"
         yield _build_failed_table(title, columns, levels, options)
 
 
