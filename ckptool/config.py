@@ -198,8 +198,22 @@ class TrustRule(msgspec.Struct, frozen=True):
 _DEFAULT_TRUST: Final = TrustRule()
 TRUST_RULE: Final[ContextVar[TrustRule]] = ContextVar("TRUST_RULE", default=_DEFAULT_TRUST)
 """Rule of the running command."""
-GIVEN_OPTIONS: Final[ContextVar[tuple[str, ...]]] = ContextVar("GIVEN_OPTIONS", default=())
-"""Words of the running command line that a fix repeats: where modules are, who loads, inputs."""
+
+
+class GivenWords(msgspec.Struct, frozen=True):
+    """Words of the running command line that a fix repeats; () where the library is called."""
+
+    command: tuple[str, ...] = ()
+    """All of it, "ckptool" first."""
+    module: tuple[str, ...] = ()
+    """Constructor arguments of the module (-k, --kwargs)."""
+    shared: tuple[str, ...] = ()
+    """Where modules are, who loads them, inputs, bounds."""
+
+
+_NO_WORDS: Final = GivenWords()
+GIVEN_WORDS: Final[ContextVar[GivenWords]] = ContextVar("GIVEN_WORDS", default=_NO_WORDS)
+"""Words of the running command line."""
 
 
 _GLOB_CHARACTERS: Final = frozenset("*?[]")

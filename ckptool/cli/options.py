@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
+from ckptool.cli.given_words import collect_given_words
 from ckptool.cli.notices import (
     announce_configured_code,
     announce_file_kwargs,
@@ -22,7 +23,7 @@ from ckptool.cli.output_targets import resolve_destinations
 from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
 from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
-    GIVEN_OPTIONS,
+    GIVEN_WORDS,
     TRUST_RULE,
     ProjectConfig,
     TrustRule,
@@ -153,39 +154,15 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
             announce_model_folder,
         )
         token = TRUST_RULE.set(trust_rule)
-        options_token = GIVEN_OPTIONS.set(tuple(_iter_repeated_words(ctx)))
+        words_token = GIVEN_WORDS.set(collect_given_words(ctx))
         try:
             with _choose_worker(ctx):
                 return function(ctx, *args, out=out, policy=policy, **options)
         finally:
-            GIVEN_OPTIONS.reset(options_token)
+            GIVEN_WORDS.reset(words_token)
             TRUST_RULE.reset(token)
 
     return command
-
-
-_REPEATED_OPTIONS: Final = {
-    "import_paths": "-I",
-    "loader": "--loader",
-    "policy_file": "--policy",
-    "no_config": "--no-config",
-    "no_file_kwargs": "--no-file-kwargs",
-    "input_words": "--input",
-    "inputs_from": "--inputs",
-    "limit_pairs": "--limit",
-}
-"""Parameter -> option that every command that a fix names takes as well, as it was given."""
-
-
-def _iter_repeated_words(ctx: click.Context) -> Iterator[str]:
-    for name, option in _REPEATED_OPTIONS.items():
-        value = ctx.params.get(name)
-        if value is True:
-            yield option
-        elif isinstance(value, tuple):
-            yield from (word for item in value for word in (option, str(item)))
-        elif value:
-            yield from (option, str(value))
 
 
 @contextmanager

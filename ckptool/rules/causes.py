@@ -21,7 +21,11 @@ _Anchor = tuple[str, ...]
 
 MAX_CAUSES_OF_RULE: Final = 6
 """Maximum causes of one rule in one checkpoint; more are joined by sub-tree."""
-_STATE_CODES: Final = LOST_STATE | {"CK106", "CK109", "CK110", "CK111", "CK112", "CK701"}
+_STATE_CODES: Final = (
+    LOST_STATE
+    | {"CK106", "CK109", "CK110", "CK111", "CK112", "CK701"}
+    | {"CK206", "CK803"}  # what was a buffer, in the file or in the lock
+)
 """Rules on one entry of a module's state; the attribute of the key is what is wrong."""
 _WHOLE_FILE_CODES: Final = frozenset({"CK207", "CK216", "CK605"})
 """Rules whose findings on one file have one cause: other arguments, lost metadata, a converter."""
@@ -47,7 +51,9 @@ _RANKS: Final = {
     code: rank
     for rank, codes in enumerate(
         (
-            ("CK103", "CK605"),
+            ("CK803",),
+            ("CK206", "CK605"),
+            ("CK103",),
             ("CK104", "CK102", "CK101", "CK108"),
             ("CK105", "CK112", "CK107"),
             ("CK109",),
@@ -65,7 +71,7 @@ _RANKS: Final = {
     for code in codes
 }
 """Code -> rank among the findings of one cause; the lowest says what is wrong."""
-_MIDDLE_RANK: Final = 8
+_MIDDLE_RANK: Final = 10
 _MAX_DEPTH: Final = 32
 """Maximum ancestors of a key that are looked at."""
 
@@ -129,7 +135,7 @@ def _group_by_anchor(findings: Sequence[Finding]) -> list[list[int]]:
 def _iter_anchors(finding: Finding) -> Iterator[_Anchor]:
     code, path, pattern = finding.rule.code, finding.path, replace_layer_numbers(finding.key)
     if code in _STATE_CODES:
-        yield "state", path, pattern.partition("[")[0]
+        yield "state", path, pattern.partition("[")[0] or code
         if location := finding.defined_at:
             yield "line", location
     elif code in _WHOLE_FILE_CODES:

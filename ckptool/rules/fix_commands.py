@@ -9,7 +9,7 @@ from typing import Final
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
-from ckptool.config import GIVEN_OPTIONS
+from ckptool.config import GIVEN_WORDS
 from ckptool.model import Checkpoint, Container
 from ckptool.phrases import quote_shell
 
@@ -44,7 +44,7 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
         words += ["--at", quote_shell(place)]
     if submodule := into or module.submodule:
         words += ["--into", quote_shell(submodule)]
-    return " ".join((*words, *map(quote_shell, GIVEN_OPTIONS.get())))
+    return " ".join((*words, *map(quote_shell, GIVEN_WORDS.get().shared)))
 
 
 def format_rewrite_command(checkpoint: Checkpoint, *options: str, suffix: str = "") -> str:
@@ -62,7 +62,7 @@ def format_rewrite_command(checkpoint: Checkpoint, *options: str, suffix: str = 
 
 def _iter_given_without_module() -> Iterator[str]:
     """Yield the given options, and the values of those that take one, that need no module."""
-    words = iter(GIVEN_OPTIONS.get())
+    words = iter(GIVEN_WORDS.get().shared)
     for word in words:
         if word == "--no-file-kwargs":
             continue
@@ -127,3 +127,23 @@ def format_inject_command(diff: ModuleDiff, keys: Sequence[str], source: str) ->
             key_source = source if is_exact else source.replace("#*", f"#{key}")
             words += ["--inject", quote_shell(f"{key}={key_source}")]
     return " ".join(words)
+
+
+def format_lock_command(lock: str, origin_name: str, *, is_module: bool) -> str:
+    """Return the `ckptool lock` command that accepts what is there now.
+
+    Args:
+        lock: path of the lock's file.
+        origin_name: import target of the module, or name of the checkpoint, that is there now.
+        is_module: whether `origin_name` is a module.
+    """
+    given = GIVEN_WORDS.get()
+    words = ["ckptool", "lock", *(("-m",) if is_module else ()), origin_name, "-o", lock]
+    words += [*given.module, *(given.shared if is_module else ())]
+    return " ".join(map(quote_shell, words))
+
+
+def format_repeated_command(*options: str) -> str:
+    """Return the running command line with further options; "" if the library was called."""
+    command = GIVEN_WORDS.get().command
+    return " ".join(map(quote_shell, (*command, *options))) if command else ""

@@ -11,7 +11,7 @@ from ckptool.config import ReleaseRequirements, Waiver, parse_size
 from ckptool.folding import fold_names
 from ckptool.model import Checkpoint, Container, Safety, join_key, natural_sort_key
 from ckptool.phrases import join_limited, quote_code
-from ckptool.rules.fix_commands import format_rewrite_command
+from ckptool.rules.fix_commands import format_repeated_command, format_rewrite_command
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -309,7 +309,7 @@ def find_unused_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
         level=Level.NOTE,
         summary="the baseline lists {what} in {path}, which is no longer reported",
         why="A fixed finding that stays in the baseline would not be reported if it came back.",
-        fix="ckptool gate ... --update-baseline",
+        fix="{command}",
         example=(
             "# known.json knows CK301 of model.pth, which was saved again without the pickle\n"
             'ckptool.gate("model.pth", baseline="known.json")'
@@ -317,8 +317,10 @@ def find_unused_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
     ),
 )
 def find_outdated_baseline_entries(issues: PolicyIssues) -> Iterator[RuleHit]:
+    command = format_repeated_command("--update-baseline")
+    command = command or "ckptool gate with the same options and --update-baseline"
     for path, code, key in issues.outdated_entries:
-        yield hit(key, what=f"{code} of `{key}`" if key else code, path=path)
+        yield hit(key, what=f"{code} of `{key}`" if key else code, path=path, command=command)
 
 
 def _matches_any_glob(name: str, globs: tuple[str, ...]) -> bool:

@@ -8,8 +8,8 @@ from ckptool.phrases import quote_python
 
 _INSTALLED: Final = re.compile(r"(^|/)(site|dist)-packages/")
 """A source file of an installed package, which an update would overwrite."""
-_INDEX: Final = re.compile(r"\[\d+\](\.|$)")
-_STRING_KEY: Final = re.compile(r"\['\w+'\](\.|$)")
+_INDEX: Final = re.compile(r"\[\d+\]")
+_STRING_KEY: Final = re.compile(r"\['\w+'\]")
 
 
 def format_registration(module_tensor: ModuleTensor) -> str:
@@ -38,9 +38,9 @@ def format_module_registration(path: str, assigned_to: str, location: str) -> st
     target = assigned_to or f"self.{name}"
     container = (
         "ModuleList"
-        if _INDEX.match(remainder)
+        if _INDEX.fullmatch(remainder)
         else "ModuleDict"
-        if _STRING_KEY.match(remainder)
+        if _STRING_KEY.fullmatch(remainder)
         else ""
     )
     if not container or _INSTALLED.search(location):
@@ -73,9 +73,9 @@ def _format_line(module_tensor: ModuleTensor, name: str, target: str) -> str:
     remainder = _get_remainder(module_tensor.key)
     owner = target.rpartition(".")[0] or "self"
     if module_tensor.kind is Kind.PARAMETER:
-        if _INDEX.match(remainder):
+        if _INDEX.fullmatch(remainder):
             return f"{target} = nn.ParameterList(...)"
-        return f"{target} = nn.ParameterDict(...)" if _STRING_KEY.match(remainder) else ""
+        return f"{target} = nn.ParameterDict(...)" if _STRING_KEY.fullmatch(remainder) else ""
     if module_tensor.kind is Kind.CONTAINER or remainder:
         held = "nn.Parameter(t, requires_grad=False)"
         if _INDEX.fullmatch(remainder):
