@@ -15,6 +15,8 @@ MAX_CARD_LINES: Final = 6
 """Maximum lines on what is wrong in a card; more are counted by sub-tree. -v shows all."""
 MAX_CONSEQUENCES: Final = 8
 """Maximum lines on what follows in a card; the rest is only counted. -v shows all."""
+_NAME: Final = "\0"
+"""Stands for a name while the rest of a sentence is changed; no printed text has it."""
 _CODE_SPAN: Final = re.compile("`[^`]+`")
 
 
@@ -74,16 +76,22 @@ def _fold_lines(findings: Sequence[FindingReport]) -> Iterator[ProblemLine]:
 
 
 def _format_folded(group: FoldedItems[FindingReport], text: str) -> str:
-    """Return the message of a group, with the name of the group for its keys."""
+    """Return the text of a group's first finding, with the group's name for its key."""
     if len(group.items) == 1:
         return text
-    return f"{_generalize(text, group.items[0])}{format_times(group.items)}"
+    key = group.items[0].key
+    named = text.replace(key, _NAME) if key else text
+    return f"{_generalize_spans(named)}{format_times(group.items)}".replace(_NAME, group.key)
 
 
 def _generalize(text: str, finding: FindingReport) -> str:
     """Return `text` with the layer numbers of all keys in it replaced by "*"."""
     if "." in finding.key:
         text = text.replace(finding.key, replace_layer_numbers(finding.key))
+    return _generalize_spans(text)
+
+
+def _generalize_spans(text: str) -> str:
     return _CODE_SPAN.sub(lambda span: replace_layer_numbers(span[0]), text)
 
 
@@ -106,26 +114,22 @@ def _iter_consequences(
             f"{f.code} ({f.level}): {f.message}{_format_other_causes(f)}" for f in consequences
         )
         return
-    groups: dict[tuple[str, str, str], list[FindingReport]] = {}
+    by_rule: dict[tuple[str, str], list[FindingReport]] = {}
     for finding in consequences:
-        text = _generalize(finding.summary, finding)
-        groups.setdefault((finding.code, finding.level, text), []).append(finding)
-    folded = _fold_many_consequences(groups) if len(groups) > MAX_CONSEQUENCES else groups
-    for (code, level, text), findings in folded.items():
-        message = findings[0].summary if len(findings) == 1 else f"{text}{format_times(findings)}"
-        yield f"{code} ({level}): {message}{_format_other_causes(findings[0])}"
-
-
-def _fold_many_consequences(
-    groups: dict[tuple[str, str, str], list[FindingReport]],
-) -> dict[tuple[str, str, str], list[FindingReport]]:
-    """Return the groups by rule and level, each by its rule's name."""
-    folded: dict[tuple[str, str, str], list[FindingReport]] = {}
-    for (code, level, text), findings in groups.items():
-        is_single = sum(key[:2] == (code, level) for key in groups) == 1
-        name = text if is_single else findings[0].name.replace("-", " ")
-        folded.setdefault((code, level, name), []).extend(findings)
-    return folded
+        by_rule.setdefault((finding.code, finding.level), []).append(finding)
+    groups_by_rule = {
+        rule: fold_by_pattern((f.key, _generalize(f.summary, f), f) for f in rule_findings)
+        for rule, rule_findings in by_rule.items()
+    }
+    are_many = sum(map(len, groups_by_rule.values())) > MAX_CONSEQUENCES
+    for (code, level), groups in groups_by_rule.items():
+        others = _format_other_causes(groups[0].items[0])
+        if are_many and len(groups) > 1:
+            name = groups[0].items[0].name.replace("-", " ")
+            yield f"{code} ({level}): {name}{format_times(by_rule[code, level])}{others}"
+        else:
+            for group in groups:
+                yield f"{code} ({level}): {_format_folded(group, group.items[0].summary)}{others}"
 
 
 def _format_other_causes(finding: FindingReport) -> str:

@@ -29,6 +29,8 @@ _STATE_CODES: Final = (
 """Rules on one entry of a module's state; the attribute of the key is what is wrong."""
 _WHOLE_FILE_CODES: Final = frozenset({"CK207", "CK216", "CK605"})
 """Rules whose findings on one file have one cause: other arguments, lost metadata, a converter."""
+_CONTRACT_CODES: Final = frozenset({"CK801", "CK802", "CK804"})
+"""Rules on keys that another release has not, or not so: a module changed, with all its keys."""
 _GLOBAL_CODES: Final = frozenset({"CK301", "CK303", "CK855"})
 """Rules on one name in a pickle."""
 _MISSING_CODES: Final = frozenset({"CK201", "CK202", "CK203"})
@@ -61,7 +63,8 @@ _RANKS: Final = {
             ("CK111",),
             ("CK701",),
             ("CK106",),
-            ("CK201", "CK301", "CK303"),
+            ("CK201", "CK302"),
+            ("CK301", "CK303"),
             ("CK202", "CK203"),
             ("CK216", "CK855"),
             ("CK113",),
@@ -71,7 +74,7 @@ _RANKS: Final = {
     for code in codes
 }
 """Code -> rank among the findings of one cause; the lowest says what is wrong."""
-_MIDDLE_RANK: Final = 10
+_MIDDLE_RANK: Final = 11
 _MAX_DEPTH: Final = 32
 """Maximum ancestors of a key that are looked at."""
 
@@ -123,8 +126,13 @@ def _group_by_anchor(findings: Sequence[Finding]) -> list[list[int]]:
 
     owners: dict[_Anchor, int] = {}
     lost_subtrees = _collect_lost_subtrees(findings)
+    pickled_modules = frozenset((f.path, f.key) for f in findings if f.rule.code == "CK302")
     for index, finding in enumerate(findings):
-        for anchor in (*_iter_anchors(finding), *_iter_version_anchors(finding, lost_subtrees)):
+        for anchor in (
+            *_iter_anchors(finding),
+            *_iter_version_anchors(finding, lost_subtrees),
+            *_iter_pickle_anchors(finding, pickled_modules),
+        ):
             parents[find_root(index)] = find_root(owners.setdefault(anchor, index))
     groups: dict[int, list[int]] = {}
     for index in range(len(findings)):
@@ -140,6 +148,8 @@ def _iter_anchors(finding: Finding) -> Iterator[_Anchor]:
             yield "line", location
     elif code in _WHOLE_FILE_CODES:
         yield code, path
+    elif code in _CONTRACT_CODES and "." in pattern:
+        yield code, path, pattern.rpartition(".")[0]
     elif code in _GLOBAL_CODES:
         yield "global", path, finding.key
     else:
@@ -178,11 +188,37 @@ def _iter_version_anchors(
     """Yield the anchor of the missing sub-tree that has the module without a version."""
     if finding.rule.code != "CK216":
         return
-    ancestors = accumulate(replace_layer_numbers(finding.key).split("."), "{}.{}".format)
-    for subtree in ("", *islice(ancestors, _MAX_DEPTH)):
+    for subtree in _iter_ancestors(replace_layer_numbers(finding.key)):
         if (finding.path, subtree) in lost_subtrees:
             yield "missing", finding.path, subtree
             return
+
+
+def _iter_pickle_anchors(
+    finding: Finding, pickled_modules: frozenset[tuple[str, str]]
+) -> Iterator[_Anchor]:
+    """Yield the anchor of the pickled module whose classes a finding on a pickle names.
+
+    A dangerous name is a cause by itself, wherever it is.
+    """
+    if finding.rule.code == "CK302":
+        yield "CK302", finding.path, finding.key
+    if finding.rule.code not in _GLOBAL_CODES or _is_dangerous(finding):
+        return
+    for place in _iter_ancestors(str(finding.facts.get("at", ""))):
+        if (finding.path, place) in pickled_modules:
+            yield "CK302", finding.path, place
+            return
+
+
+def _is_dangerous(finding: Finding) -> bool:
+    return str(finding.facts.get("safety", "")).startswith("dangerous")
+
+
+def _iter_ancestors(key: str) -> Iterator[str]:
+    """Yield "", "a", "a.b" and "a.b.c" for "a.b.c"."""
+    yield ""
+    yield from islice(accumulate(key.split("."), "{}.{}".format), _MAX_DEPTH)
 
 
 def _join_many_causes(findings: Sequence[Finding], groups: list[list[int]]) -> list[list[int]]:
