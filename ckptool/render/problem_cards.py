@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from ckptool.folding import FoldedItems, fold_by_pattern, fold_by_subtree, replace_layer_numbers
 from ckptool.model import natural_sort_key
 from ckptool.render import RenderOptions
@@ -15,6 +17,7 @@ MAX_CARD_LINES: Final = 6
 """Maximum lines on what is wrong in a card; more are counted by sub-tree. -v shows all."""
 MAX_CONSEQUENCES: Final = 8
 """Maximum lines on what follows in a card; the rest is only counted. -v shows all."""
+_OWN_LEVEL: Final = {"note": " (a note by itself)", "warning": " (a warning by itself)"}
 _NAME: Final = "\0"
 """Stands for a name while the rest of a sentence is changed; no printed text has it."""
 _CODE_SPAN: Final = re.compile("`[^`]+`")
@@ -54,6 +57,8 @@ def build_card(problem: Problem, options: RenderOptions) -> ProblemCard:
         if options.verbosity > 0
         else [*_fold_lines(main_findings)]
     )
+    if problem.level != problem.main.level:  # a consequence is worse
+        lines[0] = replace(lines[0], message=f"{lines[0].message}{_OWN_LEVEL[problem.main.level]}")
     is_each_fixed = not has_same_fix and all(line.fix for line in lines)
     return ProblemCard(
         level=problem.level,
