@@ -419,3 +419,115 @@ def test_dropped_buffers_are_taken_from_another_file(case, tmp_path, calls, monk
     new_path = run_migrate(command_text, tmp_path, calls, monkeypatch)
     found = calls.ask(new_path)
     assert not {"CK605", "CK202"} & {code for code, _ in found}
+
+
+NET = (
+    "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self, n=2):\n"
+)
+NET += "        super().__init__()\n        self.fc = nn.Linear(n, n)\n        {line}\n"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder `src` with a module `lib_net`, and a file of it without its mask."""
+    (tmp_path / "src").mkdir()
+    write_net(tmp_path, 'self.register_buffer("mask", torch.eye(n))')
+    state = nn.Linear(3, 3).state_dict()
+    torch.save({"model": {f"fc.{k}": v for k, v in state.items()}, "epoch": {}}, tmp_path / "a.pth")
+    return tmp_path
+
+
+def write_net(folder: Path, line: str) -> None:
+    (folder / "src" / "lib_net.py").write_text(NET.format(line=line))
+    sys.modules.pop("lib_net", None)
+
+
+def take_command(text: str, verb: str) -> list[str]:
+    """Return the words of the command in a fix, as a shell would read them."""
+    return shlex.split(re.search(rf"ckptool {verb} .*", text)[0])[1:]
+
+
+@pytest.mark.process
+def test_options_that_were_given_are_in_the_command(project, ckptool):
+    """It left -k out, and -o NEW had no suffix."""
+    (project / "kw.json").write_text('{"n": 3}')
+    for given in (("-k", "n=3"), ("--kwargs", "kw.json")):
+        options = ("a.pth", "-m", "lib_net:Net", *given, "-I", "src", "--at", "model")
+        ran = ckptool("diff", *options, cwd=project)
+        assert "CK203" in ran.out
+        words = take_command(ran.out, "migrate")
+        assert {"-I", "src", "n=3"} <= {*words}
+        done = ckptool(*words, "--force", cwd=project)
+        assert done.code == 0, done.out + done.err
+        result = words[words.index("-o") + 1]
+        assert result == "a-migrated.pth"
+        again = ckptool("diff", result, *options[1:-2], cwd=project)
+        assert again.code == 0, again.out
+
+
+@pytest.mark.process
+def test_a_change_is_accepted_in_the_lock(project, ckptool):
+    """CK802 and CK803 did not say how."""
+    options = ("-m", "lib_net:Net", "-k", "n=3", "-I", "src")
+    assert ckptool("lock", *options, "-o", "net.lock.json", cwd=project).code == 0
+    for line, code in (
+        ('self.register_buffer("mask", torch.ones(n), persistent=False)', "CK803"),
+        ('self.register_buffer("other", torch.ones(n))', "CK802"),
+    ):
+        write_net(project, line)
+        ran = ckptool("gate", *options, "--against", "net.lock.json", cwd=project)
+        assert (ran.code, code in ran.out) == (1, True), ran.out
+        fix = next(line for line in ran.out.splitlines() if "ckptool lock" in line)
+        assert ckptool(*take_command(fix, "lock"), cwd=project).code == 0
+        assert ckptool("gate", *options, "--against", "net.lock.json", cwd=project).code == 0
+
+
+@pytest.mark.process
+def test_an_outdated_baseline_is_updated(project, ckptool):
+    torch.save(torch.nn.Linear(1, 1), project / "b.pth")
+    words = ("gate", "b.pth", "--baseline", "known.json")
+    assert ckptool(*words, "--update-baseline", cwd=project).code == 0
+    torch.save(torch.nn.Linear(1, 1).state_dict(), project / "b.pth")
+    ran = ckptool(*words, cwd=project)
+    assert "CK859" in ran.out
+    assert ckptool(*take_command(ran.out, "gate"), cwd=project).code == 0
+    assert "CK859" not in ckptool(*words, cwd=project).out
+
+
+def test_code_is_for_the_object_that_holds_the_tensor(project, monkeypatch):
+    """An attribute that a parent sets, and one of a package: no line of the owner's class."""
+    write_net(project, "self.fc.mask = torch.ones(n)")
+    monkeypatch.syspath_prepend(project / "src")
+    finding = next(f for f in api.audit("lib_net:Net").findings if f.code == "CK101")
+    assert 'self.fc.register_buffer("mask", ..., persistent=False) instead of self.fc.mask' in (
+        finding.fix
+    )
+    package = project / "site-packages"
+    package.mkdir()
+    source = NET.format(line="self.mask = torch.ones(n)")
+    (package / "packaged_net.py").write_text(source)
+    monkeypatch.syspath_prepend(package)
+    finding = next(f for f in api.audit("packaged_net:Net").findings if f.code == "CK101")
+    assert "belongs to an installed package" in finding.fix
+    module = import_module("packaged_net").Net()
+    exec(finding.fix.partition("building the module: ")[2], {"module": module, "torch": torch})
+    assert "CK101" not in {f.code for f in api.audit(module).findings}
+    assert module.state_dict().keys() == nn.ModuleDict({"fc": nn.Linear(2, 2)}).state_dict().keys()
+
+
+def test_unexpected_keys_of_one_subtree_are_dropped_by_one_line(tmp_path):
+    """It said state_dict.pop("layers.*.k.bias")."""
+    module = nn.ModuleDict({"layers": nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))})
+    bare = nn.ModuleDict(
+        {"layers": nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(3)))}
+    )
+    for extra in ({}, {f"head.{i}.w": torch.ones(1) for i in range(3)}):
+        state_dict = {**module.state_dict(), **extra}
+        torch.save(state_dict, tmp_path / "m.pth")
+        fixes = {f.fix for f in api.diff(tmp_path / "m.pth", module=bare).findings}
+        names: dict[str, Any] = {"state_dict": dict(state_dict), "module": bare}
+        for fix in fixes:
+            if code := re.search(r"state_dict(\.pop\(| = ).*", fix):
+                assert "*" not in code[0]
+                exec(code[0], names)
+        bare.load_state_dict(names["state_dict"])
