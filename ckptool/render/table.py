@@ -166,9 +166,9 @@ def _iter_same_fix_lines(cards: list[ProblemCard], options: RenderOptions) -> It
     margin = " " * len(label)
     for card in shown_cards:
         for index, line in enumerate(card.lines):
-            head, *rest = _wrap_text(make_printable(line.message), len(label), options)
+            head, *continuation = _wrap_text(make_printable(line.message), len(label), options)
             yield (margin if index else _color_text(label, card.level, options)) + head
-            yield from (margin + text for text in rest)
+            yield from (margin + text for text in continuation)
             if line.fix:
                 yield from _iter_indented(f"fix: {line.fix}", len(label), options)
         for text in card.consequences:
@@ -188,9 +188,9 @@ def _iter_indented(text: str, indent: int, options: RenderOptions) -> Iterator[s
 
 
 def _iter_bullet_lines(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
-    head, *rest = _wrap_text(make_printable(text), indent + _INDENT, options)
+    head, *continuation = _wrap_text(make_printable(text), indent + _INDENT, options)
     yield f"{' ' * indent}- {head}"
-    yield from (" " * (indent + _INDENT) + line for line in rest)
+    yield from (" " * (indent + _INDENT) + line for line in continuation)
 
 
 def _wrap_text(text: str, indent: int, options: RenderOptions) -> list[str]:

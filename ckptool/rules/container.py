@@ -12,7 +12,7 @@ from ckptool.model import (
     TensorInfo,
     natural_sort_key,
 )
-from ckptool.rules.fix_commands import format_rewrite_command
+from ckptool.rules.fixes.commands import format_rewrite_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 

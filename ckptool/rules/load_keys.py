@@ -12,14 +12,14 @@ from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.model import Kind, ModuleTensor
 from ckptool.phrases import quote_python
-from ckptool.rules.fix_commands import (
+from ckptool.rules.fixes.commands import (
     format_inject_command,
     format_migrate_command,
     format_rename_command,
 )
+from ckptool.rules.fixes.subtrees import SubtreeFinder, format_drop_code
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
-from ckptool.rules.subtrees import SubtreeFinder, format_drop_code
 
 WRAPPER_PREFIX: Final = "CK209"
 """Code of the one finding for all keys that differ by a wrapper's prefix."""

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from ckptool.model import Constancy, Kind, ModuleInfo, ModuleTensor
-from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-from ckptool.rules.source_fixes import (
+from ckptool.rules.fixes.source_lines import (
     format_module_registration,
     format_registration,
     get_attribute_name,
 )
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 LOST_STATE: Final = frozenset({"CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108"})
 """Codes of the rules on state that a save loses, without those on devices and dtypes."""

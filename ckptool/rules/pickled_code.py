@@ -14,7 +14,7 @@ from ckptool.model import (
     natural_sort_key,
 )
 from ckptool.phrases import quote_python
-from ckptool.rules.fix_commands import format_rewrite_command
+from ckptool.rules.fixes.commands import format_rewrite_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, fill_template, hit
 
 _GLOBAL_ADVICE: Final = {

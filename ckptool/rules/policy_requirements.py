@@ -11,7 +11,7 @@ from ckptool.config import ReleaseRequirements, Waiver, parse_size
 from ckptool.folding import fold_names
 from ckptool.model import Checkpoint, Container, Safety, join_key, natural_sort_key
 from ckptool.phrases import join_limited, quote_code
-from ckptool.rules.fix_commands import format_repeated_command, format_rewrite_command
+from ckptool.rules.fixes.commands import format_repeated_command, format_rewrite_command
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 

@@ -12,7 +12,7 @@ from ckptool.compare.contract import (
     FixtureResult,
 )
 from ckptool.model import Constancy, Kind
-from ckptool.rules.fix_commands import format_lock_command
+from ckptool.rules.fixes.commands import format_lock_command
 from ckptool.rules.load_shapes import describe_shape_change
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import GoldenReplay

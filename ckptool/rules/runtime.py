@@ -5,8 +5,8 @@ from typing import Final
 
 from ckptool.model import Kind
 from ckptool.phrases import quote_python
+from ckptool.rules.fixes.source_lines import format_module_registration, format_registration
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
-from ckptool.rules.source_fixes import format_module_registration, format_registration
 from ckptool.verification.result import (
     DeviceMismatch,
     ForwardEffects,

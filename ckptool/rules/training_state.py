@@ -6,7 +6,7 @@ from typing import Final
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python
-from ckptool.rules.fix_commands import format_rewrite_command, name_result
+from ckptool.rules.fixes.commands import format_rewrite_command, name_result
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 _LEGACY_CONTAINERS: Final = {

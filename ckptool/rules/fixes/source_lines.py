@@ -77,12 +77,12 @@ def _format_line(module_tensor: ModuleTensor, name: str, target: str) -> str:
             return f"{target} = nn.ParameterList(...)"
         return f"{target} = nn.ParameterDict(...)" if _STRING_KEY.fullmatch(remainder) else ""
     if module_tensor.kind is Kind.CONTAINER or remainder:
-        held = "nn.Parameter(t, requires_grad=False)"
+        parameter = "nn.Parameter(t, requires_grad=False)"
         if _INDEX.fullmatch(remainder):
-            return f"{target} = nn.ParameterList({held} for t in ...)"
+            return f"{target} = nn.ParameterList({parameter} for t in ...)"
         if _STRING_KEY.fullmatch(remainder):
-            held = held.replace("(t,", "(v,")
-            return f"{target} = nn.ParameterDict({{k: {held} for k, v in (...).items()}})"
+            parameter = parameter.replace("(t,", "(v,")
+            return f"{target} = nn.ParameterDict({{k: {parameter} for k, v in (...).items()}})"
         return ""
     value = "torch.as_tensor(...)" if module_tensor.kind is Kind.ARRAY else "..."
     options = ", persistent=False" if _is_rebuilt(module_tensor) else ""

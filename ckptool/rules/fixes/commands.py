@@ -137,9 +137,9 @@ def format_lock_command(lock: str, origin_name: str, *, is_module: bool) -> str:
         origin_name: import target of the module, or name of the checkpoint, that is there now.
         is_module: whether `origin_name` is a module.
     """
-    given = GIVEN_WORDS.get()
+    given_words = GIVEN_WORDS.get()
     words = ["ckptool", "lock", *(("-m",) if is_module else ()), origin_name, "-o", lock]
-    words += [*given.module, *(given.shared if is_module else ())]
+    words += [*given_words.module, *(given_words.shared if is_module else ())]
     return " ".join(map(quote_shell, words))
 
 
