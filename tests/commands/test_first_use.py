@@ -139,7 +139,7 @@ def test_a_pickle_of_three_classes_of_one_missing_package_is_one_finding(tmp_pat
     assert [f.message for f in found] == [
         "the file needs the class gone.nets.Away and 2 more of gone, which cannot be imported here"
     ]
-    assert "Run where gone can be imported" in found[0].fix
+    assert "Run it where gone can be imported" in found[0].fix
 
 
 def test_findings_with_one_fix_say_it_once(tmp_path):

@@ -102,7 +102,10 @@ def test_a_look_that_fails_at_the_end_does_not_end_the_training():
 
 
 def test_a_report_before_anything_was_watched():
-    with pytest.raises(UsageError, match="nothing was watched yet"):
+    with pytest.raises(
+        UsageError,
+        match=r"nothing was watched: use with ckptool\.watch\(model\) as watched: \.\.\.",
+    ):
         _ = ckptool.watch(models.Trained()).report
 
 

@@ -113,7 +113,9 @@ def test_nothing_is_written_to_a_remote_place(words: tuple[str, ...], run_comman
 
 
 def test_nothing_is_written_to_a_remote_place_by_the_library(samples: Path):
-    with pytest.raises(UsageError, match="nothing is written to a remote place"):
+    with pytest.raises(
+        UsageError, match="remote outputs are not supported: write a local file and upload it"
+    ):
         ckptool.migrate(samples / "model.pth", "s3://bucket/new.pth")
 
 

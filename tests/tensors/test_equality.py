@@ -136,12 +136,18 @@ def test_transposed_on_both_sides_is_one_run(tmp_path, monkeypatch):
 
 
 OBSTACLES = {
-    "compressed": ({"storage": StorageInfo("0", 400)}, "compressed, or in no file"),
-    "no storage": ({"storage": None}, "compressed, or in no file"),
+    "compressed": (
+        {"storage": StorageInfo("0", 400)},
+        "its bytes are compressed, or not in a file",
+    ),
+    "no storage": ({"storage": None}, "its bytes are compressed, or not in a file"),
     "dtype": ({"dtype": "float128"}, "torch has no dtype float128"),
     "layout": ({"layout": "mkldnn"}, "laid out as mkldnn"),
-    "large view": ({"shape": (2**40,), "stride": (0,)}, "do not lie together"),
-    "packed": ({"shape": (4, 2), "stride": (4, 1), "dtype": "float4_e2m1fn"}, "into bits"),
+    "large view": ({"shape": (2**40,), "stride": (0,)}, "that are not contiguous"),
+    "packed": (
+        {"shape": (4, 2), "stride": (4, 1), "dtype": "float4_e2m1fn"},
+        "its elements are bit-packed",
+    ),
 }
 
 
