@@ -206,8 +206,6 @@ class GivenWords(msgspec.Struct, frozen=True):
 
     command: tuple[str, ...] = ()
     """All of it, "ckptool" first."""
-    module: tuple[str, ...] = ()
-    """Constructor arguments of the module (-k, --kwargs)."""
     shared: tuple[str, ...] = ()
     """Where modules are, who loads them, inputs, bounds."""
 

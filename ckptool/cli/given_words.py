@@ -8,7 +8,6 @@ import click
 
 from ckptool.config import GivenWords
 
-_ARGUMENT_OPTIONS: Final = {"kwargs_pairs": "-k", "kwargs_file": "--kwargs"}
 _SHARED_OPTIONS: Final = {
     "import_paths": "-I",
     "loader": "--loader",
@@ -30,7 +29,6 @@ def collect_given_words(ctx: click.Context) -> GivenWords:
     name = ctx.info_name or ""
     return GivenWords(
         ("ckptool", name, *ctx.meta.get("ckptool.arguments", ())),
-        tuple(_iter_words(ctx, _ARGUMENT_OPTIONS)),
         (*_iter_words(ctx, _SHARED_OPTIONS), *policy_words),
     )
 

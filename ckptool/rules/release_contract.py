@@ -8,7 +8,6 @@ from ckptool.compare.checkpoint_diff import CheckpointDiff
 from ckptool.compare.contract import (
     ContractDiff,
     ContractEntry,
-    ContractOrigin,
     FixtureResult,
 )
 from ckptool.model import Constancy, Kind
@@ -316,9 +315,7 @@ def _describe_acceptance(diff: ContractDiff) -> str:
     """Return how to accept the change in the lock; "" if the old contract is not of one."""
     if not diff.old.name.endswith(".json"):
         return ""
-    is_module = diff.new.origin is ContractOrigin.MODULE
-    name = diff.new.origin_name if is_module else diff.new.name
-    command = format_lock_command(diff.old.name, name, is_module=is_module)
+    command = format_lock_command(diff.old.name, diff.new)
     return f" If the change is meant, accept it in the lock: {command}"
 
 

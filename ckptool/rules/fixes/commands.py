@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Final
 
+from ckptool.compare.contract import Contract, ContractOrigin
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.config import GIVEN_WORDS
@@ -129,18 +130,19 @@ def format_inject_command(diff: ModuleDiff, keys: Sequence[str], source: str) ->
     return " ".join(words)
 
 
-def format_lock_command(lock: str, origin_name: str, *, is_module: bool) -> str:
+def format_lock_command(lock: str, contract: Contract) -> str:
     """Return the `ckptool lock` command that accepts what is there now.
 
     Args:
         lock: path of the lock's file.
-        origin_name: import target of the module, or name of the checkpoint, that is there now.
-        is_module: whether `origin_name` is a module.
+        contract: what is there now.
     """
-    given_words = GIVEN_WORDS.get()
-    words = ["ckptool", "lock", *(("-m",) if is_module else ()), origin_name, "-o", lock]
-    words += [*given_words.module, *(given_words.shared if is_module else ())]
-    return " ".join(map(quote_shell, words))
+    if contract.origin is not ContractOrigin.MODULE:
+        return " ".join(map(quote_shell, ("ckptool", "lock", contract.name, "-o", lock)))
+    words = ["ckptool", "lock", "-m", contract.origin_name, "-o", lock]
+    for name, literal in contract.arguments.items():
+        words += ["-k", f"{name}={literal}"]
+    return " ".join(map(quote_shell, (*words, *GIVEN_WORDS.get().shared)))
 
 
 def format_repeated_command(*options: str) -> str:
