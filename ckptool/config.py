@@ -201,6 +201,20 @@ TRUST_RULE: Final[ContextVar[TrustRule]] = ContextVar("TRUST_RULE", default=_DEF
 """Rule of the running command."""
 
 
+class GivenWords(msgspec.Struct, frozen=True):
+    """Words of the running command line that a fix repeats; () where the library is called."""
+
+    command: tuple[str, ...] = ()
+    """All of it, "ckptool" first."""
+    shared: tuple[str, ...] = ()
+    """Where modules are, who loads them, inputs, bounds."""
+
+
+_NO_WORDS: Final = GivenWords()
+GIVEN_WORDS: Final[ContextVar[GivenWords]] = ContextVar("GIVEN_WORDS", default=_NO_WORDS)
+"""Words of the running command line."""
+
+
 _GLOB_CHARACTERS: Final = frozenset("*?[]")
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE_PATTERN: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]?)(I?)B?", re.IGNORECASE)

@@ -12,7 +12,7 @@ from ckptool.model import (
     TensorInfo,
     natural_sort_key,
 )
-from ckptool.phrases import quote_shell
+from ckptool.rules.fixes.commands import format_rewrite_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
@@ -168,7 +168,7 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "there may be other files next to it. pickle.dump and joblib.dump do not write such "
             "an archive at all."
         ),
-        fix="To write a file that torch.load opens: ckptool migrate {path} -o NEW.pth",
+        fix="To write a file that torch.load opens: {command}",
         example=(
             'with zipfile.ZipFile(path, "w") as archive:\n'
             '    for file in unpacked.rglob("*"):\n'
@@ -178,7 +178,11 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 )
 def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     if checkpoint.load_refusal:
-        yield hit("", refusal=checkpoint.load_refusal, path=quote_shell(str(checkpoint.path)))
+        yield hit(
+            "",
+            refusal=checkpoint.load_refusal,
+            command=format_rewrite_command(checkpoint, suffix=".pth"),
+        )
 
 
 @check(
@@ -194,7 +198,7 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "An archive that was repacked with compression loads correctly without mmap, and as "
             "noise with it."
         ),
-        fix="To write it without compression: ckptool migrate {path} -o NEW.pth",
+        fix="To write it without compression: {command}",
         example=(
             'with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:\n'
             '    for file in unpacked.rglob("*"):\n'
@@ -203,9 +207,10 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_compressed_archive(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    command = format_rewrite_command(checkpoint, suffix=".pth")
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.COMPRESSED:
-            yield hit(issue.key, path=quote_shell(str(checkpoint.path)), **issue.facts)
+            yield hit(issue.key, command=command, **issue.facts)
 
 
 def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHit]:

@@ -6,7 +6,7 @@ from typing import Final
 from ckptool.compare.changes import Missing, Unexpected, is_scalar_quirk
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import DTYPE_BITS, IssueKind, Kind
-from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 from ckptool.rules.training_state import list_placeholders

@@ -7,7 +7,7 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import PartMatch, PartSide
 from ckptool.model import join_key
 from ckptool.phrases import join_limited, quote_code
-from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.load_keys import WRAPPER_PREFIX
 from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit

@@ -8,7 +8,7 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parametrization.parametrization_styles import ParametrizationStyle
 from ckptool.compare.parametrization.reparametrization import Reparametrization
 from ckptool.phrases import quote_code
-from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 

@@ -5,7 +5,8 @@ from typing import Final
 
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
-from ckptool.phrases import join_limited, quote_code, quote_python, quote_shell
+from ckptool.phrases import join_limited, quote_code, quote_python
+from ckptool.rules.fixes.commands import format_rewrite_command, name_result
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 _LEGACY_CONTAINERS: Final = {
@@ -26,7 +27,7 @@ _LEGACY_CONTAINERS: Final = {
             "and copies all of it; tools that read zip archives cannot open it; and files of "
             "that age were often written by Python 2."
         ),
-        fix="To write the same content as a zip: ckptool migrate {path} -o NEW.pth",
+        fix="To write the same content as a zip: {command}",
         example="torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)",
     ),
 )
@@ -35,7 +36,7 @@ def find_legacy_serialization(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         yield hit(
             "",
             what=_LEGACY_CONTAINERS[checkpoint.container],
-            path=quote_shell(str(checkpoint.path)),
+            command=format_rewrite_command(checkpoint),
         )
 
 
@@ -107,12 +108,13 @@ def _advise_release(checkpoint: Checkpoint, model_states: list[StateDict]) -> st
     others = join_limited([other.at for other in model_states[1:]], _MAX_LISTED, quote_code)
     which = f" (or of {others})" if others else ""
     if not state.non_tensors and all(map(_fits_safetensors, state.tensors.values())):
-        at = f" --at {quote_shell(state.at)}" if state.at else ""
-        path = quote_shell(str(checkpoint.path))
+        at = ("--at", state.at) if state.at else ()
         whose = f"that of `{state.at}`{which}: " if which else ""
-        return f"{whose}ckptool migrate {path}{at} -o NEW.safetensors --drop-extra"
+        options = (*at, "--drop-extra")
+        return f"{whose}{format_rewrite_command(checkpoint, *options, suffix='.safetensors')}"
     if state.at.isidentifier() and state.role == "state_dict":
-        return f'torch.save(checkpoint[{quote_python(state.at)}], "NEW.pth")'
+        name = quote_python(name_result(checkpoint))
+        return f"torch.save(checkpoint[{quote_python(state.at)}], {name})"
     return f"save the state_dict alone, which is at `{state.at or '.'}`{which}"
 
 

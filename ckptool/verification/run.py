@@ -261,7 +261,7 @@ def _format_keys(keys: tuple[str, ...]) -> str:
 
 def _with_assignment(mismatch: DeviceMismatch, module_diff: ModuleDiff) -> DeviceMismatch:
     module_tensor = module_diff.module.tensors.get(mismatch.attribute)
-    return replace(mismatch, assigned_at=module_tensor.assigned_at) if module_tensor else mismatch
+    return replace(mismatch, held_tensor=module_tensor)
 
 
 def _find_staying_tensors(module_diff: ModuleDiff) -> tuple[str, ...]:

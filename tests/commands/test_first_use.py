@@ -147,8 +147,8 @@ def test_a_pickle_of_three_classes_of_one_missing_package_is_one_finding(tmp_pat
 def test_findings_with_one_fix_say_it_once(tmp_path):
     path = save(tmp_path / "m.pth", nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Dropout()))
     text = ckptool.text(ckptool.inspect(path))
-    assert text.count("warning CK301") == 4
-    assert text.count("fix: Save it again with plain types.") == 1
+    assert text.count("- CK301 (warning)") == 4
+    assert text.count("fix: ") == 1
 
 
 def test_what_torch_always_writes_is_not_repeated(tmp_path):
