@@ -319,3 +319,56 @@ def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 def find_unread_parts(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for part in checkpoint.unread:
         yield hit(part.what, reason=part.reason)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK315",
+        name="opaque-weights",
+        level=Level.WARNING,
+        summary="{key} cannot be compared",
+        detail="{reason}",
+        why=(
+            "An object of a compiled class is pickled in a form of its own: weights in it are in "
+            "no report, two files with other weights look alike, and no migration takes them along."
+        ),
+        fix="Release the checkpoint with plain tensors, and pack them after loading.",
+        example=(
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.table = torch.classes.my_library.Table()\n\n\n"
+            "torch.jit.script(Net()).save(path)"
+        ),
+        gate=Level.ERROR,
+    ),
+)
+def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for part in checkpoint.opaque:
+        yield hit(part.what, reason=part.reason)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK317",
+        name="index-passed-over",
+        level=Level.WARNING,
+        summary="from_pretrained loads `{loaded}`, and not the shards of `{key}` beside it",
+        why=(
+            "transformers takes the whole file where there is one, whatever the index says: with "
+            "one of the two left over from an earlier save, it loads other weights than were meant."
+        ),
+        fix="Remove the one that is not meant.",
+        example=(
+            'model.save_pretrained("release")  # model.safetensors\n'
+            'model.save_pretrained("release", max_shard_size="1GB")  # shards and their index'
+        ),
+        gate=Level.ERROR,
+    ),
+)
+def find_passed_over_indexes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for issue in checkpoint.faults:
+        if issue.kind is IssueKind.PASSED_OVER:
+            yield hit(issue.key, **issue.facts)

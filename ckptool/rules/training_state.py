@@ -1,12 +1,15 @@
-"""Checkpoint -> hits: what training writes, also on each rank (CK305-CK321, CK604)."""
+"""Checkpoint -> hits: what training writes, also on each rank (CK305-CK327, CK604)."""
 
 from collections.abc import Iterator
+from math import prod
 from typing import Final
 
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
+from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
 from ckptool.phrases import join_limited, quote_code, quote_python, quote_shell
-from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.tensors.checkpoint_statistics import CheckpointStatistics
 
 _LEGACY_CONTAINERS: Final = {
     Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",
@@ -211,6 +214,109 @@ def _is_rank_part(tensor: TensorInfo) -> bool:
     )
 
 
+@check(
+    Checkpoint,
+    Rule(
+        code="CK327",
+        name="weights-without-values",
+        level=Level.ERROR,
+        summary="{count} of {total} tensors have no values",
+        detail="{reason}",
+        why=(
+            "A state_dict() of a module that is on meta, or whose parameters are still"
+            " uninitialized, has keys, shapes and dtypes and nothing else. torch.save writes that"
+            " without a word, and whoever loads the file gets no weights."
+        ),
+        fix=(
+            "Save it again once its weights are on a device that holds them: a migration cannot"
+            " bring back what the file does not contain."
+        ),
+        example='torch.save(nn.Linear(2, 2, device="meta").state_dict(), path)',
+    ),
+)
+def find_weights_without_values(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for state in checkpoint.states:
+        keys_by_reason = _list_valueless(state)
+        for reason, keys in keys_by_reason.items():
+            listed_keys = join_limited(keys, _MAX_LISTED, quote_code)
+            yield hit(
+                keys[0],
+                None,
+                keys,
+                count=len(keys),
+                total=len(state.tensors),
+                reason=f"{listed_keys} {'was' if len(keys) == 1 else 'were'} {reason}",
+                at=state.at,
+            )
+
+
+def _list_valueless(state: StateDict) -> dict[str, list[str]]:
+    """Return why tensors have no values -> their keys, in the order of the file."""
+    keys_by_reason: dict[str, list[str]] = {}
+    for key, tensor in state.tensors.items():
+        if tensor.layout == "lazy":
+            keys_by_reason.setdefault("saved before initialization", []).append(key)
+        elif _is_on_meta(tensor):
+            keys_by_reason.setdefault("saved on meta, without data", []).append(key)
+    return keys_by_reason
+
+
+def _is_on_meta(tensor: TensorInfo) -> bool:
+    """Whether it is on meta itself, or is made of tensors of which one is."""
+    return tensor.is_on_meta or any(_is_on_meta(part.tensor) for part in tensor.parts)
+
+
+_CODE_CONTAINERS: Final = {Container.TORCHSCRIPT, Container.TORCH_EXPORT}
+"""Containers that are of use without a tensor: they hold code."""
+
+
+@check_other_subject(
+    Checkpoint,
+    "CK327",
+    summary="the file has no values",
+    detail="{reason}",
+    fix="Save module.state_dict() of the module that was trained. If none is meant: ignore CK327.",
+)
+def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    tensors = [tensor for state in checkpoint.states for tensor in state.tensors.values()]
+    is_known = any(map(_list_valueless, checkpoint.states)) or any(
+        map(list_placeholders, checkpoint.states)
+    )
+    is_code = checkpoint.container in _CODE_CONTAINERS or checkpoint.opaque
+    if is_known or is_code or any(prod(tensor.shape) for tensor in tensors):
+        return
+    yield hit(
+        "",
+        reason=f"none of its {len(tensors)} tensors has an element"
+        if tensors
+        else "there is no tensor in it",
+    )
+
+
+@check_other_subject(
+    CheckpointStatistics,
+    "CK327",
+    summary="the file has no values",
+    detail="all of its {count} floating-point tensors are zeros, and its records have no checksum:"
+    " torch.save leaves space for them so, under torch.serialization.skip_data() and in"
+    " FakeTensorMode",
+    fix="Write the values into the file as well, or save it again without skip_data().",
+)
+def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
+    has_checksums = all(
+        skipped.what != MISSING_CHECKSUMS for skipped in statistics.checkpoint.skipped
+    )
+    if has_checksums:
+        return
+    is_zero = [
+        statistics.statistics[key].is_constant(0.0)
+        for key, tensor in statistics.tensors.items()
+        if tensor.dtype.startswith(("float", "bfloat")) and key in statistics.statistics
+    ]
+    if is_zero and all(is_zero):
+        yield hit("", count=len(is_zero))
+
+
 _OBSERVER_NAMES: Final = frozenset({"min_val", "max_val"})
 """Buffers that torch's observers make without elements."""
 
@@ -272,6 +378,7 @@ def _list_weights(state: StateDict) -> list[TensorInfo]:
         tensor
         for tensor in state.tensors.values()
         if tensor.dtype.startswith(("float", "bfloat"))
+        and tensor.layout != "lazy"
         and tensor.key.rpartition(".")[2] not in _OBSERVER_NAMES
     ]
 
@@ -303,56 +410,3 @@ def find_file_of_one_rank(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.RANK_FILE:
             yield hit(issue.key, None, (), **issue.facts)
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK315",
-        name="opaque-weights",
-        level=Level.WARNING,
-        summary="{key} cannot be compared",
-        detail="{reason}",
-        why=(
-            "An object of a compiled class is pickled in a form of its own: weights in it are in "
-            "no report, two files with other weights look alike, and no migration takes them along."
-        ),
-        fix="Release the checkpoint with plain tensors, and pack them after loading.",
-        example=(
-            "class Net(nn.Module):\n"
-            "    def __init__(self):\n"
-            "        super().__init__()\n"
-            "        self.table = torch.classes.my_library.Table()\n\n\n"
-            "torch.jit.script(Net()).save(path)"
-        ),
-        gate=Level.ERROR,
-    ),
-)
-def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    for part in checkpoint.opaque:
-        yield hit(part.what, reason=part.reason)
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK317",
-        name="index-passed-over",
-        level=Level.WARNING,
-        summary="from_pretrained loads `{loaded}`, and not the shards of `{key}` beside it",
-        why=(
-            "transformers takes the whole file where there is one, whatever the index says: with "
-            "one of the two left over from an earlier save, it loads other weights than were meant."
-        ),
-        fix="Remove the one that is not meant.",
-        example=(
-            'model.save_pretrained("release")  # model.safetensors\n'
-            'model.save_pretrained("release", max_shard_size="1GB")  # shards and their index'
-        ),
-        gate=Level.ERROR,
-    ),
-)
-def find_passed_over_indexes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    for issue in checkpoint.faults:
-        if issue.kind is IssueKind.PASSED_OVER:
-            yield hit(issue.key, **issue.facts)
