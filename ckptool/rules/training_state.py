@@ -4,6 +4,12 @@ from collections.abc import Iterator
 from math import prod
 from typing import Final
 
+from ckptool.compare.states import (
+    is_rank_part,
+    list_float_weights,
+    list_placeholders,
+    list_valueless_keys,
+)
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
@@ -204,15 +210,8 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         for key, tensor in state.tensors.items():
             if "_flat_param" in key or key.endswith("flat_param"):
                 yield hit(key, what="an FSDP flat parameter")
-            elif "ShardedTensor" in tensor.wrapper or _is_rank_part(tensor):
+            elif is_rank_part(tensor):
                 yield hit(key, what="one rank's shard of a tensor")
-
-
-def _is_rank_part(tensor: TensorInfo) -> bool:
-    """Whether it is a DTensor whose local tensor is not the whole."""
-    return tensor.wrapper.endswith(".DTensor") and any(
-        component.tensor.shape != tensor.shape for component in tensor.parts
-    )
 
 
 @check(
@@ -237,7 +236,7 @@ def _is_rank_part(tensor: TensorInfo) -> bool:
 )
 def find_weights_without_values(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for state in checkpoint.states:
-        keys_by_reason = _list_valueless(state)
+        keys_by_reason = list_valueless_keys(state)
         for reason, keys in keys_by_reason.items():
             listed_keys = join_limited(keys, _MAX_LISTED, quote_code)
             yield hit(
@@ -251,24 +250,8 @@ def find_weights_without_values(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             )
 
 
-def _list_valueless(state: StateDict) -> dict[str, list[str]]:
-    """Return why tensors have no values -> their keys, in the order of the file."""
-    keys_by_reason: dict[str, list[str]] = {}
-    for key, tensor in state.tensors.items():
-        if tensor.layout == "lazy":
-            keys_by_reason.setdefault("saved before initialization", []).append(key)
-        elif _is_on_meta(tensor):
-            keys_by_reason.setdefault("saved on meta, without data", []).append(key)
-    return keys_by_reason
-
-
-def _is_on_meta(tensor: TensorInfo) -> bool:
-    """Whether it is on meta itself, or is made of tensors of which one is."""
-    return tensor.is_on_meta or any(_is_on_meta(part.tensor) for part in tensor.parts)
-
-
 _CODE_CONTAINERS: Final = {Container.TORCHSCRIPT, Container.TORCH_EXPORT}
-"""Containers that are of use without a tensor: they hold code."""
+"""Containers that are useful without a tensor: they contain code."""
 
 
 @check_other_subject(
@@ -280,11 +263,11 @@ _CODE_CONTAINERS: Final = {Container.TORCHSCRIPT, Container.TORCH_EXPORT}
 )
 def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     tensors = [tensor for state in checkpoint.states for tensor in state.tensors.values()]
-    is_known = any(map(_list_valueless, checkpoint.states)) or any(
+    is_known = any(map(list_valueless_keys, checkpoint.states)) or any(
         map(list_placeholders, checkpoint.states)
     )
-    is_code = checkpoint.container in _CODE_CONTAINERS or checkpoint.opaque
-    if is_known or is_code or any(prod(tensor.shape) for tensor in tensors):
+    has_more = checkpoint.container in _CODE_CONTAINERS or checkpoint.opaque or checkpoint.faults
+    if is_known or has_more or any(prod(tensor.shape) for tensor in tensors):
         return
     yield hit(
         "",
@@ -316,10 +299,6 @@ def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
     ]
     if is_zero and all(is_zero):
         yield hit("", count=len(is_zero))
-
-
-_OBSERVER_NAMES: Final = frozenset({"min_val", "max_val"})
-"""Buffers that torch's observers make without elements."""
 
 
 @check(
@@ -354,34 +333,10 @@ def find_partitioned_parameters(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 None,
                 keys,
                 count=len(keys),
-                total=len(_list_weights(state)),
+                total=len(list_float_weights(state)),
                 first=join_limited(keys, _MAX_LISTED, quote_code),
                 at=state.at,
             )
-
-
-def list_placeholders(state: StateDict) -> tuple[str, ...]:
-    """Return the keys of the parameters that the ranks of a run hold in parts; () if none.
-
-    Several tensors `weight` of shape [0], or every second floating-point tensor: no layer has so.
-    """
-    if state.role not in {"state_dict", "module"}:
-        return ()
-    weights = _list_weights(state)
-    keys = tuple(tensor.key for tensor in weights if tensor.shape == (0,))
-    weight_count = sum(key.rpartition(".")[2] == "weight" for key in keys)
-    is_partitioned = weight_count > 1 or (len(keys) > 1 and 2 * len(keys) >= len(weights))
-    return keys if is_partitioned else ()
-
-
-def _list_weights(state: StateDict) -> list[TensorInfo]:
-    return [
-        tensor
-        for tensor in state.tensors.values()
-        if tensor.dtype.startswith(("float", "bfloat"))
-        and tensor.layout != "lazy"
-        and tensor.key.rpartition(".")[2] not in _OBSERVER_NAMES
-    ]
 
 
 @check(
@@ -391,7 +346,7 @@ def _list_weights(state: StateDict) -> list[TensorInfo]:
         name="file-of-one-rank",
         level=Level.WARNING,
         summary="{key} is one of {count} files of one run, with {others}",
-        detail="each may contain some of the tensors, or a slice of each",
+        detail="{content}",
         why=(
             "Tensor parallelism (Megatron, DeepSpeed, Meta's consolidated.00.pth) splits each"
             " weight over the ranks: all keys are there, and shapes are a fraction of the module's."
