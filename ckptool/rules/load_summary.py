@@ -267,10 +267,10 @@ def _advise_refused_load(diff: ModuleDiff) -> str:
         )
     if any(map(is_rank_part, diff.state.tensors.values())):
         return "Gather the shards first (CK604)."
-    if diff.module.own_load_error:
-        return "The module does not load its own state_dict() either: fix that first (CK114)."
     if layers := find_state_quantization(diff.state).layers:
         return f"load_state_dict() does not fill such layers: {layers[0].scheme.remedy}."
+    if diff.module.own_load_error:
+        return "The module does not load its own state_dict() either: fix that first (CK114)."
     conversions = _list_layout_conversions(diff)
     if conversions:
         shown = join_limited(conversions, _MAX_CONVERSIONS, more=", and {} more in the same way")

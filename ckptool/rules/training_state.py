@@ -266,8 +266,9 @@ def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     is_known = any(map(list_valueless_keys, checkpoint.states)) or any(
         map(list_placeholders, checkpoint.states)
     )
-    has_more = checkpoint.container in _CODE_CONTAINERS or checkpoint.opaque or checkpoint.faults
-    if is_known or has_more or any(prod(tensor.shape) for tensor in tensors):
+    is_code = checkpoint.container in _CODE_CONTAINERS or checkpoint.opaque
+    is_unread = checkpoint.damage or checkpoint.faults
+    if is_known or is_code or is_unread or any(prod(tensor.shape) for tensor in tensors):
         return
     yield hit(
         "",
