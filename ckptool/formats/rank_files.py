@@ -76,7 +76,7 @@ def _list_other_ranks(pattern: re.Pattern[str], path: Path) -> list[str]:
     for match in matches:
         before, after = path.name[: match.start("rank")], path.name[match.end("rank") :]
         same_run = re.compile(rf"{re.escape(before)}(\d{{1,5}}){re.escape(after)}", re.ASCII)
-        ranks = {name: int(found[1]) for name in names if (found := same_run.fullmatch(name))}
+        ranks = {name: int(number[1]) for name in names if (number := same_run.fullmatch(name))}
         if len(ranks) > 1 and 0 in ranks.values():
             return [name for name in ranks if name != path.name]
     return []

@@ -1,4 +1,4 @@
-"""Checkpoint -> hits: archives, storages, metadata and shards (CK306-CK314, CK322, CK601-CK603)."""
+"""Checkpoint -> hits: archives, storages, metadata and shards (CK306-CK317, CK322, CK601-CK603)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -113,8 +113,8 @@ def list_places_inside(sorted_places: Sequence[str], at: str) -> tuple[str, ...]
     """
     prefix = f"{at}." if at else ""
     start = bisect_left(sorted_places, prefix)
-    inside = takewhile(lambda place: place.startswith(prefix), islice(sorted_places, start, None))
-    return tuple(place.removeprefix(prefix) for place in inside if place != at)
+    own_places = takewhile(lambda place: place.startswith(prefix), islice(sorted_places, start, None))
+    return tuple(place.removeprefix(prefix) for place in own_places if place != at)
 
 
 def _subtract_layers(info: QuantizationInfo, other: QuantizationInfo) -> tuple[QuantizedLayer, ...]:
