@@ -155,10 +155,10 @@ def test_a_moved_line_of_source_is_no_new_finding(release):
 def test_faults_of_a_baseline_are_one_line(release):
     missing = release.gate("model.pth", "--baseline", "none.json")
     assert (missing.code, missing.out) == (2, "")
-    assert "none.json: No such file or directory; --update-baseline writes it" in missing.err
+    assert "none.json: No such file or directory; --update-baseline creates it" in missing.err
     (release.folder / "bad.json").write_text('{"version": 1, "findings": [3]}')
     assert (
-        "is no baseline: Expected `object`"
+        "is not a baseline: Expected `object`"
         in release.gate("model.pth", "--baseline", "bad.json").err
     )
     (release.folder / "new.json").write_text('{"version": 7, "findings": []}')

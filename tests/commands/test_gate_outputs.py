@@ -107,7 +107,7 @@ def test_sarif_tells_what_is_suppressed_and_what_was_skipped(release):
     run = sarif(release.gate("model.pth", "--baseline", "k.json", "--format", "sarif").out)
     by_code = {r["ruleId"]: r for r in run["results"]}
     why = [r["suppressions"][0]["justification"] for r in run["results"]]
-    assert set(why) == {"waiver: 50% of it, really:\\nold", "baseline: it was there before"}
+    assert set(why) == {"waiver: 50% of it, really:\\nold", "baseline: it is in the baseline"}
     assert set(by_code) == {"CK853", "CK854"}
     (skipped,) = run["invocations"][0]["toolExecutionNotifications"]
     assert skipped["level"] == "note"

@@ -217,7 +217,7 @@ def test_waivers_and_levels_hold_in_diff_as_well(release):
         ("levels = { CK101 = 'fatal' }\n", "levels: 'fatal' is none of note, warning, error"),
         ("[require]\ndtype = []\n", "require: unknown key `dtype`; did you mean `dtypes`?"),
         ("safetensor = true\n", "did you mean `safetensors` of `require`?"),
-        ("[require]\nmax-size = 'big'\n", '\'big\' is no size: write "500 MB" or "2 GiB"'),
+        ("[require]\nmax-size = 'big'\n", '\'big\' is not a size: write "500 MB" or "2 GiB"'),
         ("[require]\ncoverage = 99\n", "coverage is a share"),
         (
             "[require]\nverify = ['forwards']\n",

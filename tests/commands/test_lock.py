@@ -121,5 +121,5 @@ def test_golden_outputs_are_recorded_and_not_replaced(run_command, tmp_path):
     assert record["checkpoint"] == "buffer.pth"
     ran = run_command(*words)
     assert ran.code == 2
-    assert "exists already" in ran.err
+    assert "already exists: choose another name, or replace it with --force" in ran.err
     assert run_command(*words, "--force").code == 0

@@ -1,4 +1,4 @@
-"""Options that do not go together, or would be left out: one line and exit 2, never silence."""
+"""Options that are inconsistent, or would be left out: one line and exit 2, never silence."""
 
 import json
 import signal

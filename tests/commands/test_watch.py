@@ -97,7 +97,7 @@ def test_a_look_that_fails_at_the_end_does_not_end_the_training():
     with ckptool.watch(model) as watched:
         model.named_modules = None
     assert model.steps == 0
-    with pytest.raises(ckptool.CkptoolError, match="Trained: looking through it raised TypeError"):
+    with pytest.raises(ckptool.CkptoolError, match="Trained: walking through it raised TypeError"):
         _ = watched.report
 
 

@@ -11,7 +11,7 @@ from ckptool.errors import ModuleError
 from ckptool.modules import ModuleSpec, examine_module
 
 WAY_OUT = (
-    "run from the directory that contains it, name its file (path/to/file.py:Name), or pass "
+    "run from the directory that contains it, give its file (path/to/file.py:Name), or pass "
     "--path DIR"
 )
 CHOICE = "name a class, a function that returns one, or an instance"
@@ -73,7 +73,7 @@ def failure(target, kwargs=None, search=()):
         ),
         (
             "modules.modules_for_tests:NOT_A_MODULE",
-            "is a dict: name a class, a function that returns a module, or an instance",
+            "is a dict: give a class, a function that returns a module, or an instance",
         ),
         (
             "modules.modules_for_tests:make_nothing",
@@ -98,7 +98,7 @@ def test_an_import_that_fails_inside(tmp_path):
     (tmp_path / "importing_model.py").write_text("import not_installed_at_all\n")
     assert failure("importing_model:Net", search=(tmp_path,)) == (
         "importing importing_model failed: it imports 'not_installed_at_all', "
-        "which is not installed here; if it is a module of your project, pass --path DIR or set "
+        "which is not installed; if it is a module of your project, pass --path DIR or set "
         "PYTHONPATH"
     )
 

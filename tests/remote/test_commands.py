@@ -63,7 +63,7 @@ def test_migrate_writes_nothing_where_the_source_changes(shelf: Path, tmp_path: 
     def change(_: int) -> None:
         store.pipe("/moving.pth", (shelf / "legacy.pth").read_bytes())
 
-    with pytest.raises(CkptoolError, match=r"memory://moving.pth: was changed while it was read"):
+    with pytest.raises(CkptoolError, match=r"memory://moving.pth: changed while it was read"):
         ckptool.migrate("memory://moving.pth", tmp_path / "new.safetensors", progress=change)
     assert list(tmp_path.iterdir()) == []
 

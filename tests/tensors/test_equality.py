@@ -160,9 +160,7 @@ def test_packed_floats(tmp_path):
     storage = StorageInfo("a", 8, span=Span(tmp_path / "a", 0, 8))
     packed = TensorInfo("a", (6,), "float4_e2m1fn", (1,), 2, storage)
     assert read_elements(packed) == bytes([1, 2, 3])
-    assert (
-        unreadable_reason(replace(packed, storage_offset=1)) == "its elements are packed into bits"
-    )
+    assert unreadable_reason(replace(packed, storage_offset=1)) == "its elements are bit-packed"
 
 
 def test_big_endian_on_both_sides(tmp_path):
