@@ -113,7 +113,8 @@ def list_places_inside(sorted_places: Sequence[str], at: str) -> tuple[str, ...]
     """
     prefix = f"{at}." if at else ""
     start = bisect_left(sorted_places, prefix)
-    own_places = takewhile(lambda place: place.startswith(prefix), islice(sorted_places, start, None))
+    candidates = islice(sorted_places, start, None)
+    own_places = takewhile(lambda place: place.startswith(prefix), candidates)
     return tuple(place.removeprefix(prefix) for place in own_places if place != at)
 
 
