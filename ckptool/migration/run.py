@@ -402,7 +402,7 @@ def _select_state(
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
     reject_packed_weights(checkpoint)
-    reject_absent_values(checkpoint.path, state)
+    reject_absent_values(checkpoint.path, state, module_info)
     if not state.tensors and not state.unsaved_tensors:
         raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
     return state

@@ -8,7 +8,7 @@ from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.locations import Location
 from ckptool.migration.plan.draft import Draft, PlannedTensor, to_dotted_key
-from ckptool.model import Checkpoint, Container, StateDict
+from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
 from ckptool.phrases import join_limited, quote_code
 from ckptool.tensors.elements import unreadable_reason
 
@@ -52,9 +52,17 @@ def reject_packed_weights(checkpoint: Checkpoint) -> None:
         )
 
 
-def reject_absent_values(path: Location, state: StateDict) -> None:
-    """Raise PlanError if the file has placeholders or one rank's parts: it cannot give the rest."""
-    placeholders = list_placeholders(state)
+def reject_absent_values(path: Location, state: StateDict, module: ModuleInfo | None) -> None:
+    """Raise PlanError if the file has placeholders or one rank's parts: it cannot give the rest.
+
+    Empty tensors are placeholders if the module has elements there.
+    """
+    saved_tensors = module.saved_tensors if module is not None else {}
+    placeholders = [
+        key
+        for key in list_placeholders(state)
+        if key in saved_tensors and saved_tensors[key].tensor.numel
+    ]
     on_meta = [key for key, tensor in state.tensors.items() if tensor.is_on_meta]
     rank_parts = [key for key, tensor in state.tensors.items() if is_rank_part(tensor)]
     for keys, problem in (
