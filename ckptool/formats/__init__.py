@@ -70,7 +70,7 @@ def open_checkpoint(
     """
     SOURCE_BUDGET.reset()
     container = _open_container(path, limits, weights_name)
-    checkpoint = _search_extra_state(_note_rank_files(container), limits)
+    checkpoint = _search_extra_state(_note_rank_files(container, limits), limits)
     if isinstance(path, RemotePath):
         return checkpoint
     declaration = read_declaration(path if path.is_dir() else path.parent, limits)
@@ -163,13 +163,13 @@ def _open_directory(directory: Location, limits: Limits, weights_name: str) -> C
     return replace(_open_sharded(directory / indexes[0], limits), path=directory)
 
 
-def _note_rank_files(checkpoint: Checkpoint) -> Checkpoint:
+def _note_rank_files(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
     """Add the issue that the checkpoint is the file of one rank of several."""
     if checkpoint.files or checkpoint.container is Container.DCP:
         return checkpoint
     from ckptool.formats.rank_files import find_rank_files
 
-    issues = find_rank_files(checkpoint.path)
+    issues = find_rank_files(checkpoint, lambda path: _open_file(path, limits))
     return replace(checkpoint, faults=(*checkpoint.faults, *issues)) if issues else checkpoint
 
 

@@ -172,7 +172,9 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
         return format_unchecked_load(diff.unchecked_load)
     success = _format_retied_verdict(diff) if diff.retied_keys else format_strict_load(diff)
     serious_findings = [f for f in verdict.findings if f.level >= Level.WARNING]
-    unsaved_keys = {f.key for f in serious_findings if f.rule.family is RuleFamily.MODULE_STATE}
+    unsaved_keys = {
+        f.key for f in serious_findings if f.key and f.rule.family is RuleFamily.MODULE_STATE
+    }
     if unsaved_keys:
         folded_names = fold_names(sorted(unsaved_keys, key=natural_sort_key))
         names = join_limited(folded_names, 3, quote_code, more=" ...")

@@ -1,6 +1,6 @@
 """ModuleDiff -> hits: missing and unexpected keys, one by one (CK201-CK220)."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected
@@ -295,7 +295,7 @@ def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
             "Lightning add segments to keys. With strict=False such a file loads nothing, "
             "silently."
         ),
-        fix="Migrate the file: {command}; or in code: state_dict = {code}",
+        fix="{remedy}in code: state_dict = {code}",
         example=(
             "state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
             "model.load_state_dict(state)"
@@ -312,20 +312,26 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
         steps.append(f"`{diff.average_counters[0]}`, which AveragedModel counts in, is left out")
     if rewrite.added_prefix:
         steps.append(f"`{rewrite.added_prefix}` is put in front")
+    reshaped = f", {len(diff.reshaped_keys)} of them with other shapes" * bool(diff.reshaped_keys)
     yield hit(
         rewrite.added_prefix or f"{'.'.join(removed)}.",
         None,
         (*rewrite.key_map, *rewrite.key_map.values(), *diff.average_counters),
-        count=len(rewrite.key_map),
-        what=" and ".join(steps),
-        code=_format_rewrite_code(rewrite, diff.average_counters),
-        command=format_migrate_command(diff),
+        count=len(rewrite.key_map) + len(diff.reshaped_keys),
+        what=" and ".join(steps) + reshaped,
+        code=_format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters),
+        # A migration asks about other shapes, and writes nothing.
+        remedy=""
+        if diff.reshaped_keys
+        else f"Migrate the file: {format_migrate_command(diff)}; or ",
         removed=removed,
         added=rewrite.added_prefix,
     )
 
 
-def _format_rewrite_code(rewrite: PrefixRewrite, dropped: Collection[str]) -> str:
+def _format_rewrite_code(
+    rewrite: PrefixRewrite, reshaped_keys: Mapping[str, str], dropped: Collection[str]
+) -> str:
     """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict.
 
     A wrapper's segment is taken out wherever it stands, another prefix at the beginning only.
@@ -333,8 +339,9 @@ def _format_rewrite_code(rewrite: PrefixRewrite, dropped: Collection[str]) -> st
     wrappers = [segment for segment in rewrite.removed_segments if not segment.endswith(".")]
     prefixes = [segment for segment in rewrite.removed_segments if segment.endswith(".")]
     key_code = "k"
+    pairs = {**rewrite.key_map, **reshaped_keys}
     if len(wrappers) == 1 and all(
-        old.removeprefix(f"{wrappers[0]}.") == new for old, new in rewrite.key_map.items()
+        old.removeprefix(f"{wrappers[0]}.") == new for old, new in pairs.items()
     ):
         wrappers, prefixes = [], [f"{wrappers[0]}."]
     if wrappers:

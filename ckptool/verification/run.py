@@ -231,7 +231,8 @@ def _with_origin_details(
     result: LevelResult, old: VerificationTarget, restored_paths: tuple[str, ...]
 ) -> LevelResult:
     """Add how the old file's keys were renamed, and the origin of the module's unsaved tensors."""
-    if (rewrite := old.module_diff.rewrite) is not None:
+    rewrite = old.module_diff.rewrite
+    if rewrite is not None and rewrite.key_map:
         old_key, key = next(iter(rewrite.key_map.items()))
         text = f"keys of the old file renamed for the old module: {_format_keys((old_key,))}"
         text += f" -> {_format_keys((key,))}"

@@ -60,6 +60,7 @@ PROSE = {
     "CK317": "removes a file",
     "CK320": "runs DeepSpeed's script, or saves again",
     "CK321": "runs the framework's script",
+    "CK327": "saves again, with values",
     "CK401": "an older checkpoint",
     "CK402": "runs the model in training",
     "CK403": "copies in the training code",
