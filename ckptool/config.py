@@ -63,7 +63,7 @@ class ReleaseRequirements(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     safetensors: bool | None = None
     """Whether every other container fails."""
     globals: tuple[str, ...] | None = None
-    """Exact names: globals that a pickle may import besides those that torch.load allows."""
+    """Exact names: globals that a pickle may import in addition to those that torch.load allows."""
     verify: tuple[RequiredLevel, ...] | None = None
     """Levels of `ckptool verify` that must pass."""
     device: DeviceChoice | None = None

@@ -102,7 +102,7 @@ class ModuleDiff(Struct, frozen=True):
     load_outcome: LoadOutcome | None = None
     """Result of asking the module's own loading code; None if it has none, or was not asked."""
     load_steps: tuple[LoadStep, ...] = ()
-    """What that code does besides copying tensors by name, if the load succeeds."""
+    """What that code does in addition to copying tensors by name, if the load succeeds."""
     loading_info: LoadingInfo | None = None
     """What the framework's loader does, where the module is one of a framework's; else None."""
     is_planned: bool = False

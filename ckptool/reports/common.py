@@ -94,7 +94,7 @@ class UnsavedTensorReport(Struct, frozen=True, kw_only=True):
     used: str
     """"file:line" of the first use reachable from forward, "" if none was found."""
     in_file: bool
-    """Whether the file, a pickled module, holds its value although no state_dict does."""
+    """Whether the file, a pickled module, contains its value although no state_dict does."""
 
 
 class FactReport(Struct, frozen=True, kw_only=True):

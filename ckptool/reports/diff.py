@@ -96,7 +96,7 @@ class DiffModuleReport(Report, frozen=True, kw_only=True):
     """False if torch refuses what matches by key and shape, that was not checked, or weights are
     quantised on one side only."""
     load_steps: tuple[LoadStepReport, ...] = ()
-    """What the module's own loading code does besides copying tensors by name."""
+    """What the module's own loading code does in addition to copying tensors by name."""
     mistyped_keys: Mapping[str, str] = {}
     """Key of a tensor of the module -> what the file has there that torch does not load as one."""
     renames: tuple[RenameGroupReport, ...] = ()

@@ -360,7 +360,7 @@ def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK317",
         name="index-passed-over",
         level=Level.WARNING,
-        summary="from_pretrained loads `{loaded}`, and not the shards of `{key}` beside it",
+        summary="from_pretrained loads `{loaded}`, not the shards of `{key}` in the same folder",
         why=(
             "transformers loads the single file if there is one, whatever the index says: if one "
             "of the two is left over from an earlier save, the wrong weights are loaded."

@@ -227,7 +227,7 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         why=(
             "A state_dict() of a module that is on meta, or whose parameters are still"
             " uninitialized, has keys, shapes and dtypes and nothing else. torch.save writes that"
-            " without a word, and whoever loads the file gets no weights."
+            " silently, and loading the file gives no weights."
         ),
         fix=(
             "Save it again once its weights are on a device that holds them: a migration cannot"
