@@ -1,11 +1,10 @@
 """Report the state of a module that its state_dict does not hold."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from msgspec.structs import replace
 
-from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.previews import add_module_previews
 from ckptool.commands.target import (
     Arguments,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def audit(
-    module: "str | nn.Module | None" = None,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     *,
     folder: PathLike | None = None,
     kwargs: Mapping[str, object] | None = None,
@@ -62,17 +61,13 @@ def audit(
     """
     if module is None and folder is None:
         raise UsageError("no module is named: -m package.module:Name, or a framework's folder")
-    module_target = _choose_target(module, folder, kwargs, loader)
-    if isinstance(module_target.module, str):
-        reject_unused_options(
-            {"fresh=": fresh is not None}, "builds a module like a live one: a name says itself how"
-        )
+    module_target = _choose_target(ModuleOptions(module, kwargs, loader=loader, fresh=fresh), folder)
     facts = get_worker().ask(DescribeModule(module_target, inputs=inputs))
     module_info = facts.module_info
     usage_changes: tuple[UsageChanges, ...] = ()
-    if not isinstance(module_target.module, str):
+    if module_target.is_live:
         module_info, usage_changes = _find_usage_changes(
-            module_target.module, kwargs, fresh, module_info
+            cast("nn.Module", module), kwargs, fresh, module_info
         )
     module_info, forward_effects = facts.apply_effects(module_info), facts.forward_effects
     audit_report = build_audit_report(
@@ -82,22 +77,17 @@ def audit(
     return add_module_previews(audit_report, module_info) if pictures else audit_report
 
 
-def _choose_target(
-    module: "str | nn.Module | None",
-    folder: PathLike | None,
-    kwargs: Arguments | None,
-    loader: str | None,
-) -> ModuleTarget:
+def _choose_target(module_options: ModuleOptions, folder: PathLike | None) -> ModuleTarget:
     """Return the named module, or that of the folder.
 
     Raises:
         UsageError: the folder's configuration names no module.
     """
-    module_options = ModuleOptions(module, kwargs, loader=loader)
     if folder is not None:
         return need_target(parse_location(folder), module_options, ProjectConfig())
     named_target = module_options.target
     assert named_target is not None
+    loader = module_options.loader
     return (
         named_target
         if loader is None

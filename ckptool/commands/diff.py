@@ -51,8 +51,9 @@ def diff(  # noqa: PLR0913
     path: PathLike,
     new: PathLike | None = None,
     *,
-    module: "str | nn.Module | None" = None,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
     loader: str | None = None,
     base: PathLike | None = None,
     at: str | None = None,
@@ -77,8 +78,9 @@ def diff(  # noqa: PLR0913
     Args:
         path: the checkpoint; the old one of two.
         new: the newer checkpoint; None compares the checkpoint with a module.
-        module: "package.module:Name" or a live module; None takes the configuration's.
-        kwargs: constructor arguments.
+        module: "package.module:Name", a live module, or a class or function to call; None takes the configuration's.
+        kwargs: constructor arguments; for a live module, those it was built with.
+        fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None takes what the folder says.
         base: folder of the model that an adapter is for; None for the one that it names.
@@ -131,7 +133,7 @@ def diff(  # noqa: PLR0913
     if into is not None:
         reject_unused_options({"--input": inputs is not None}, "runs the whole module: not --into")
     location = parse_location(path)
-    module_options = ModuleOptions(module, kwargs, at, into, loader, base)
+    module_options = ModuleOptions(module, kwargs, at, into, loader, base, fresh)
     worker = get_worker()
     start_early(worker, find_target(location, module_options, config), location)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)

@@ -1,6 +1,6 @@
 """Module or checkpoint -> lock file (its contract) or golden file (its recorded outputs)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,9 @@ DEFAULT_NAME = "ckpt.lock.json"
 def lock(  # noqa: PLR0913
     path: PathLike | None = None,
     *,
-    module: "str | nn.Module | None" = None,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
     loader: str | None = None,
     at: str | None = None,
     output: str | Path | None = None,
@@ -52,8 +53,9 @@ def lock(  # noqa: PLR0913
 
     Args:
         path: the checkpoint; with `golden`, the one whose weights are used.
-        module: "package.module:Name" or a live module.
-        kwargs: constructor arguments.
+        module: "package.module:Name", a live module, or a class or function to call.
+        kwargs: constructor arguments; for a live module, those it was built with.
+        fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None takes what the folder says.
         at: dotted place of the state in the file ("state_dict").
@@ -73,7 +75,7 @@ def lock(  # noqa: PLR0913
         WriteError: the file cannot be written, or exists and is not a lock.
         UsageError: the options exclude each other.
     """
-    module_options = ModuleOptions(module, kwargs, at, loader=loader)
+    module_options = ModuleOptions(module, kwargs, at, loader=loader, fresh=fresh)
     if golden is not None:
         if path is None or output is not None or check:
             raise UsageError(
@@ -122,7 +124,7 @@ def _build_contract(
         reject_unused_options(
             unused_options, "is a place in a checkpoint, and this lock is a module's"
         )
-        module_target = ModuleTarget(module_options.module, module_options.kwargs or {})
+        module_target = module_options.target
         module_info = get_worker().ask(DescribeModule(module_target)).module_info
         return contract.build_module_contract(module_info), module_info.skipped, None
     if path is not None and module_options.module is None:

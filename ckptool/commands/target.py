@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +38,14 @@ PathLike = str | Path | RemotePath
 Arguments = Mapping[str, object]
 
 
+_FRESH_ADVICE = "builds a module like a live one: a name or a class says itself how it is built"
+
+
 class ModuleTarget(Struct, frozen=True):
     """A module to compare a checkpoint with, and how to build it."""
 
-    module: "str | nn.Module"
+    module: "str | nn.Module | Callable[..., nn.Module]"
+    """An import target; or a live module, a class, or a function that returns a module."""
     kwargs: Arguments = {}
     at: str | None = None
     """Dotted place of the state in the file; None takes the best match."""
@@ -57,6 +61,14 @@ class ModuleTarget(Struct, frozen=True):
     """Whether the user named `loader`: else it is only taken for a module of that framework."""
     label: str = ""
     """What the module is called instead of its import target, "" for the target."""
+    fresh: "Callable[[], nn.Module] | None" = None
+    """Builds another module like the live one in `module`."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is an instance, and not what makes one."""
+        is_named_or_class = isinstance(self.module, str | type)
+        return not is_named_or_class and hasattr(self.module, "named_modules")
 
     def choose_default_arguments(self, checkpoint: Checkpoint) -> Arguments:
         """Return the constructor arguments in the file; {} if `kwargs` are set, which win."""
@@ -66,27 +78,24 @@ class ModuleTarget(Struct, frozen=True):
         """Return the spec to build the module; of `defaults`, only accepted arguments are used."""
         from ckptool.modules import ModuleSpec
 
-        if not isinstance(self.module, str):
-            return ModuleSpec(
-                type(self.module).__qualname__,
-                loader=None if self.into else self.loader,
-                is_loader_required=self.is_loader_required,
-            )
+        is_named = isinstance(self.module, str)
         return ModuleSpec(
-            self.module,
+            self.module if isinstance(self.module, str) else name_object(self.module),
             self.kwargs,
-            (Path.cwd(), *self.search_paths),
+            (Path.cwd(), *self.search_paths) if is_named else (),
             defaults,
             None if self.into else self.loader,
             self.is_loader_required,
             self.label,
+            None if is_named else self.module,
+            self.fresh,
         )
 
     def build_spec_of(
-        self, module: "str | nn.Module", default_arguments: Arguments
+        self, module: "str | nn.Module | Callable[..., nn.Module]", default_arguments: Arguments
     ) -> "ModuleSpec":
         """Return the spec of another module; only arguments that it accepts are used."""
-        return replace(self, module=module, kwargs={}).build_spec(
+        return replace(self, module=module, kwargs={}, fresh=None).build_spec(
             {**default_arguments, **self.kwargs}
         )
 
@@ -98,19 +107,15 @@ class ModuleTarget(Struct, frozen=True):
             UsageError: it has no such sub-module.
         """
         from ckptool.loaders.describe import describe_for_loader
-        from ckptool.modules import describe_module, examine_and_build
+        from ckptool.modules import examine_and_build
         from ckptool.modules.submodule import select_submodule
         from ckptool.verification.load_probe import check_own_load
 
         spec = self.build_spec(defaults)
-        if isinstance(self.module, str):
-            module_info, module = examine_and_build(spec)
-            is_folder = bool(self.label)
-            arguments = {} if is_folder else _format_arguments(self.kwargs)
-            module_info = replace(module_info, arguments=arguments)
-        else:
-            module = self.module
-            module_info = describe_module(module, type(module).__qualname__)
+        module_info, module = examine_and_build(spec)
+        # A command can repeat the arguments of a name, and a framework's folder is one itself.
+        if ":" in spec.target and not self.label:
+            module_info = replace(module_info, arguments=_format_arguments(self.kwargs))
         module_info = describe_for_loader(module_info, module, spec)
         if self.into:
             module_info = select_submodule(module_info, self.into)
@@ -130,7 +135,7 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.verification.inputs import parse_inputs
         from ckptool.verification.module_factory import open_module_factory
 
-        with open_module_factory(self.module, self.build_spec(defaults)) as factory:
+        with open_module_factory(self.build_spec(defaults)) as factory:
             return (measure_forward_effects(factory, parse_inputs(inputs)),)
 
     def open_verification_target(
@@ -140,11 +145,23 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.verification.target import open_verification_target
 
         return open_verification_target(
-            checkpoint,
-            self.module,
-            self.build_spec(self.choose_default_arguments(checkpoint)),
-            self.at,
+            checkpoint, self.build_spec(self.choose_default_arguments(checkpoint)), self.at
         )
+
+
+def name_object(module: "nn.Module | Callable[..., nn.Module]") -> str:
+    """Return "package.module:Name" of a class or function that can be imported, else its name.
+
+    Of a live module the name of its class, which says nothing of how it was built.
+    """
+    name = getattr(module, "__qualname__", "")
+    if not name:
+        return type(module).__qualname__
+    source = getattr(module, "__module__", None)
+    found: object = sys.modules.get(source or "")
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{source}:{name}" if found is module and source != "__main__" else name
 
 
 def _format_arguments(arguments: Arguments) -> dict[str, str]:
@@ -154,7 +171,7 @@ def _format_arguments(arguments: Arguments) -> dict[str, str]:
 class ModuleOptions(Struct, frozen=True):
     """Module options of a command; None leaves the choice to the configuration."""
 
-    module: "str | nn.Module | None" = None
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None
     kwargs: Arguments | None = None
     at: str | None = None
     into: str | None = None
@@ -163,12 +180,32 @@ class ModuleOptions(Struct, frozen=True):
     """Name in LOADER_NAMES; None takes what the folder says."""
     base: PathLike | None = None
     """Folder of the model that an adapter is for; None for the one that it names."""
+    fresh: "Callable[[], nn.Module] | None" = None
+    """Builds another module like a live one."""
 
     @property
     def target(self) -> ModuleTarget | None:
+        """The module of the options; None if they have none.
+
+        Raises:
+            UsageError: it is no name, module, class or function; or `fresh` is not for it.
+        """
         if self.module is None:
+            reject_unused_options({"fresh=": self.fresh is not None}, _FRESH_ADVICE)
             return None
-        return ModuleTarget(self.module, self.kwargs or {}, self.at, into=self.into or "")
+        is_callable = callable(self.module)  # a live module is as well
+        if not (isinstance(self.module, str) or is_callable):
+            kind = type(self.module).__name__
+            raise UsageError(
+                f"module= is a {kind}: give a module, its class, a function that returns one, or "
+                "a name such as 'package.module:Name'"
+            )
+        target = ModuleTarget(
+            self.module, self.kwargs or {}, self.at, into=self.into or "", fresh=self.fresh
+        )
+        is_unused = self.fresh is not None and not target.is_live
+        reject_unused_options({"fresh=": is_unused}, _FRESH_ADVICE)
+        return target
 
 
 def find_target(

@@ -61,6 +61,8 @@ def describe_origin(module_tensor: ModuleTensor) -> str:
         return "training changes"
     if module_tensor.constancy is Constancy.RANDOM:
         return "is random on every construction"
+    if module_tensor.constancy is Constancy.MUTATED:
+        return "was changed after the module was built"
     if module_tensor.constancy is Constancy.CONSTANT and module_tensor.is_blank:
         return (
             f"the constructor fills with {module_tensor.blank_fill}, for training, calibration or a"

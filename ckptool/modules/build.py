@@ -215,6 +215,15 @@ def _find_missing_value(module_walk: ModuleWalk) -> str:
     return next(unset_paths, "")
 
 
+def count_parameter_bytes(module_walk: ModuleWalk) -> int:
+    """Return the size of the registered parameters in bytes."""
+    return sum(
+        count_bytes(found_tensor.value)
+        for found_tensor in module_walk.tensors
+        if found_tensor.is_registered and found_tensor.kind is Kind.PARAMETER
+    )
+
+
 def _count_meta_bytes(module_walk: ModuleWalk) -> int:
     from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""ModuleSpec -> the class, factory or instance that its target names."""
+"""ModuleSpec -> the class, factory or instance that its target names, or that was given."""
 
 import importlib
 import inspect
@@ -43,10 +43,10 @@ _MAX_VALUE_CHARS: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class ModuleSpec:
-    """Import target of a class, a factory or an instance, and its arguments."""
+    """A class, a factory or an instance, by its import target or as an object; its arguments."""
 
     target: str
-    """"package.module:Name" or "path/to/file.py:Name"; what follows the colon may be an expression
+    """Of an object its class's name; else "package.module:Name" or "path/to/file.py:Name"; what follows the colon may be an expression
     of names, subscripts, calls and literals: "nets:REGISTRY[gpt]", "nets:make(Config(d=3))"."""
     kwargs: Mapping[str, object] = field(default_factory=dict)
     search_paths: tuple[Path, ...] = ()
@@ -59,6 +59,10 @@ class ModuleSpec:
     """Whether the user named `loader`: else it is only taken for a module of that framework."""
     label: str = ""
     """What the module is called instead of `target`, "" for the target."""
+    given: Any = None
+    """The class, function or live module itself; None to import `target`."""
+    fresh: Callable[[], Any] | None = None
+    """Builds another module like the live one in `given`; None to call its class."""
 
 
 @contextmanager
@@ -71,6 +75,9 @@ def prepend_search_paths(spec: ModuleSpec) -> Iterator[None]:
     Raises:
         ModuleError: the target is malformed, or names a file that does not exist.
     """
+    if spec.given is not None:
+        yield
+        return
     source, _ = parse_target(spec)
     original_path = list(sys.path)
     search_paths = [str(path.absolute()) for path in (*spec.search_paths, *source.search_paths)]
@@ -111,11 +118,13 @@ def parse_target(spec: ModuleSpec) -> tuple[PythonSource, TargetExpression]:
 
 
 def resolve_target(spec: ModuleSpec) -> Any:
-    """Import and return the object that `spec.target` names; of a call, a function that makes it.
+    """Return the object that was given, or import it; of a call, a function that makes it.
 
     Raises:
         ModuleError: the target is malformed, or cannot be imported or found.
     """
+    if spec.given is not None:
+        return spec.given
     source, expression = parse_target(spec)
     try:
         with user_code():

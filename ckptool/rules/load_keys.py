@@ -96,6 +96,8 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
         why=(
             "Its value came from training, calibration, a loader or chance; the constructor does"
             " not bring it back. With strict=False the model runs on the value that it starts from."
+            " A warning where that is not known: of a live module, kwargs= or fresh= say how it is"
+            " built."
         ),
         fix=(
             "Take it from a checkpoint that has it; converters that copy parameters only drop"
@@ -119,6 +121,7 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
     for module_tensor in statistics:
         yield hit(
             module_tensor.key,
+            Level.ERROR if module_tensor.waits_for_data else Level.WARNING,
             origin=describe_origin(module_tensor),
             command=command,
             **_build_missing_facts(module_tensor),
@@ -484,7 +487,7 @@ def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         if module_tensor.kind is Kind.BUFFER
     ]
     learnt_keys = [
-        module_tensor.key for module_tensor in buffers if not module_tensor.is_recomputable
+        module_tensor.key for module_tensor in buffers if module_tensor.waits_for_data
     ]
     missing = {key for key in diff.missing_keys if key in saved_tensors}
     is_complete = diff.coverage == 1.0 and not diff.shape_mismatches

@@ -1,5 +1,6 @@
 """Questions of a migration to the module that loads its result, and to that of the source."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -100,8 +101,7 @@ def _get_local_module(
     from ckptool.migration.check.local_module import LocalModule
 
     module_info, module = session.examine_module(target, defaults)
-    spec = target.build_spec(defaults) if isinstance(target.module, str) else None
-    return LocalModule(module, module_info.target, spec, module_info.loader)
+    return LocalModule(module, module_info.target, target.build_spec(defaults), module_info.loader)
 
 
 class MigratedRun(Struct, frozen=True):
@@ -120,7 +120,7 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
     source: Checkpoint
     donor: Checkpoint | None
     """File with the old module's pickled attributes, if the source lacks them."""
-    old_module: "str | nn.Module | None"
+    old_module: "str | nn.Module | Callable[..., nn.Module] | None"
     inputs: object
     device: str
     tolerance: float | None
@@ -140,7 +140,6 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
             new = stack.enter_context(
                 open_verification_target(
                     open_checkpoint(self.pending_file.path, self.limits),
-                    self.target.module,
                     self.target.build_spec(defaults),
                     self.pending_file.at,
                 )
@@ -164,7 +163,7 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
             return None
         spec = self.target.build_spec_of(self.old_module, defaults)
         old = stack.enter_context(
-            open_verification_target(self.source, self.old_module, spec, self.target.at)
+            open_verification_target(self.source, spec, self.target.at)
         )
         if self.donor is None:
             return old

@@ -4,7 +4,7 @@ A request is answered where the user's code runs; the answer is data without cod
 come from another process. What follows from it is decided by whoever asked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
@@ -92,8 +92,8 @@ class OldCheckpoint(Struct, frozen=True):
     """An older checkpoint whose outputs are the reference."""
 
     checkpoint: Checkpoint
-    module: "str | nn.Module | None" = None
-    """Its module, live or by name; None is the current one."""
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None
+    """Its module, live, as a class or by name; None is the current one."""
 
 
 class VerifiedModule(Struct, frozen=True):
@@ -155,7 +155,7 @@ class VerifyCheckpoint(ModuleRequest[VerifiedModule], frozen=True):
             same_module = replace(self.target, at=None)
             return stack.enter_context(same_module.open_verification_target(old.checkpoint))
         spec = self.target.build_spec_of(old.module, read_hyper_parameters(old.checkpoint))
-        return stack.enter_context(open_verification_target(old.checkpoint, old.module, spec, None))
+        return stack.enter_context(open_verification_target(old.checkpoint, spec, None))
 
 
 class CheckFixture(ModuleRequest[FixtureResult], frozen=True):
