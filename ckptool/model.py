@@ -478,9 +478,7 @@ class ModuleTensor(Struct, frozen=True):
         live module whose constructor's arguments are not known.
         """
         is_known = self.constancy is not Constancy.UNKNOWN
-        return not self.is_recomputable and (
-            is_known or self.is_statistic or bool(self.written_at)
-        )
+        return not self.is_recomputable and (is_known or self.is_statistic or bool(self.written_at))
 
 
 class ComputedParameter(Struct, frozen=True):

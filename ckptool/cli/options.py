@@ -14,6 +14,7 @@ from ckptool.cli.notices import (
     announce_file_kwargs,
     announce_model_folder,
     announce_namespace,
+    announce_user_warnings,
     show_user_output,
 )
 from ckptool.cli.output import ReportOutput
@@ -148,6 +149,7 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
             uses_file_kwargs,
             announce_file_kwargs,
             announce_namespace,
+            announce_user_warnings,
             announce_configured_code,
             announce_model_folder,
         )

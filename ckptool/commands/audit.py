@@ -61,7 +61,9 @@ def audit(
     """
     if module is None and folder is None:
         raise UsageError("no module is named: -m package.module:Name, or a framework's folder")
-    module_target = _choose_target(ModuleOptions(module, kwargs, loader=loader, fresh=fresh), folder)
+    module_target = _choose_target(
+        ModuleOptions(module, kwargs, loader=loader, fresh=fresh), folder
+    )
     facts = get_worker().ask(DescribeModule(module_target, inputs=inputs))
     module_info = facts.module_info
     usage_changes: tuple[UsageChanges, ...] = ()

@@ -78,7 +78,8 @@ def diff(  # noqa: PLR0913
     Args:
         path: the checkpoint; the old one of two.
         new: the newer checkpoint; None compares the checkpoint with a module.
-        module: "package.module:Name", a live module, or a class or function to call; None takes the configuration's.
+        module: "package.module:Name", a live module, or a class or function to call; None takes
+            the configuration's.
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for

@@ -80,8 +80,8 @@ def gate(  # noqa: PLR0913
     Args:
         paths: the checkpoints of the release; if empty, the named module, or each configured one,
             is checked against its `against` and `fixtures`.
-        module: "package.module:Name", a live module, or a class or function to call; None takes the configuration's for each
-            path; where it has none, only the rules about files are run.
+        module: "package.module:Name", a live module, or a class or function to call; None takes
+            the configuration's for each path; where it has none, only the rules about files are run.
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for

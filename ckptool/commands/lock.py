@@ -125,6 +125,7 @@ def _build_contract(
             unused_options, "is a place in a checkpoint, and this lock is a module's"
         )
         module_target = module_options.target
+        assert module_target is not None
         module_info = get_worker().ask(DescribeModule(module_target)).module_info
         return contract.build_module_contract(module_info), module_info.skipped, None
     if path is not None and module_options.module is None:

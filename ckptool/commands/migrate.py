@@ -81,8 +81,9 @@ def migrate(  # noqa: PLR0913
     Args:
         source: the checkpoint; it is never modified.
         target: path of the result; replaced atomically.
-        module: "package.module:Name", a live module, or a class or function to call; None takes the configuration's; if there is
-            none either, the state is only converted and no plan is derived.
+        module: "package.module:Name", a live module, or a class or function to call; None takes
+            the configuration's; if there is none either, the state is only converted and no plan is
+            derived.
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for

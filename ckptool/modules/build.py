@@ -37,6 +37,8 @@ class ModuleBuild:
     walk: ModuleWalk
     meta_parameters: MetaParameters
     assignment_locations: AssignmentLocations
+    needs_cuda: bool = False
+    """Whether the constructor puts tensors on a CUDA device, and there is none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,9 +81,13 @@ def build_twice(spec: ModuleSpec, function: Callable[..., Any]) -> BuildPair:
         reason = f"with its parameters on meta it cannot be built ({_format_reason(error)})"
     else:
         missing_path = _find_missing_value(first.walk)
-        if not missing_path:
+        if not missing_path and not first.meta_parameters.lost_loads:
             return _add_second_build(spec, function, kwargs, first, skipped, on_meta=True)
-        reason = f"the value of `{missing_path}` depends on its parameters"
+        reason = (
+            f"the value of `{missing_path}` depends on its parameters"
+            if missing_path
+            else "its constructor loads weights"
+        )
         nbytes = _count_meta_bytes(first.walk)
         if nbytes > REAL_BUILD_BYTES:
             skipped.append(Skipped("values", f"{reason}, and those take {nbytes / 2**30:.0f} GiB"))
@@ -134,6 +140,9 @@ def _add_second_build(
     if second is not None and second.module is first.module:
         skipped.append(Skipped("constancy", "every call gives the same instance"))
         second = None
+    if first.needs_cuda:
+        reason = "its constructor puts tensors on a CUDA device: here they are on the CPU"
+        skipped.append(Skipped("building on CUDA", reason))
     return BuildPair(first, second, tuple(skipped))
 
 
@@ -147,10 +156,12 @@ def _build_once(
 ) -> ModuleBuild:
     from torch import nn
 
+    from ckptool.modules.world.cuda_on_cpu import call_constructor
+
     meta_parameters, locations = MetaParameters(), AssignmentLocations(__file__)
     with hook_assignments(locations, meta_parameters if on_meta else None), user_code():
         seed_generators(seed)
-        module = function(**_copy_arguments(kwargs))
+        module, needs_cuda = call_constructor(function, _copy_arguments(kwargs))
     if not isinstance(module, nn.Module):
         raise ModuleError(
             spec.target,
@@ -158,7 +169,7 @@ def _build_once(
             "name a class, a function that returns one, or an instance",
         )
     with user_code():
-        return ModuleBuild(module, walk_module(module), meta_parameters, locations)
+        return ModuleBuild(module, walk_module(module), meta_parameters, locations, needs_cuda)
 
 
 def _list_cuda_devices() -> range:

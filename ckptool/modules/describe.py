@@ -128,22 +128,20 @@ def _compare_with_rebuilt(
     """Build two modules like a live one; return path -> Constancy, or why it is not known."""
     if all(found.is_registered and found.kind is Kind.PARAMETER for found in module_walk.tensors):
         return {}, ()
-    rebuild = find_rebuild(module, spec.kwargs if spec.kwargs else None, spec.fresh)
+    rebuild = find_rebuild(module, spec.kwargs or None, spec.fresh)
     reason = UNKNOWN_ARGUMENTS if rebuild is None else _explain_misfit(rebuild, module, module_walk)
     if rebuild is None or reason:
         return {}, (Skipped("constancy", reason),)
-    build_spec = replace(spec, kwargs=rebuild.kwargs, defaults={}, given=None)
+    build_spec = replace(spec, kwargs=rebuild.kwargs, defaults={})
     try:
         builds = build_twice(build_spec, rebuild.function)
-        if builds.first.module is module:
-            raise ModuleError(spec.target, "fresh= gives the module itself, not another one")
         with user_code():
-            is_same_state = collect_key_shapes(
-                builds.first.module.state_dict()
-            ) == collect_key_shapes(module.state_dict())
+            built_state, state = builds.first.module.state_dict(), module.state_dict()
     except (ModuleError, UserCodeError) as error:
         return {}, (Skipped("constancy", f"building it again failed: {error}"),)
-    if not is_same_state:
+    if builds.first.module is module:
+        return {}, (Skipped("constancy", "fresh= gives the module itself, not another one"),)
+    if collect_key_shapes(built_state) != collect_key_shapes(state):
         reason = f"building it again gives another state_dict: {UNKNOWN_ARGUMENTS}"
         return {}, (Skipped("constancy", reason),)
     constancy = compare_with_live(

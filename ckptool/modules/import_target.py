@@ -46,8 +46,9 @@ class ModuleSpec:
     """A class, a factory or an instance, by its import target or as an object; its arguments."""
 
     target: str
-    """Of an object its class's name; else "package.module:Name" or "path/to/file.py:Name"; what follows the colon may be an expression
-    of names, subscripts, calls and literals: "nets:REGISTRY[gpt]", "nets:make(Config(d=3))"."""
+    """"package.module:Name" or "path/to/file.py:Name"; what follows the colon may be an expression
+    of names, subscripts, calls and literals: "nets:REGISTRY[gpt]", "nets:make(Config(d=3))". With
+    `given` it is a name for it."""
     kwargs: Mapping[str, object] = field(default_factory=dict)
     search_paths: tuple[Path, ...] = ()
     """Directories prepended to sys.path during import and construction."""

@@ -486,9 +486,7 @@ def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         for module_tensor in saved_tensors.values()
         if module_tensor.kind is Kind.BUFFER
     ]
-    learnt_keys = [
-        module_tensor.key for module_tensor in buffers if module_tensor.waits_for_data
-    ]
+    learnt_keys = [module_tensor.key for module_tensor in buffers if module_tensor.waits_for_data]
     missing = {key for key in diff.missing_keys if key in saved_tensors}
     is_complete = diff.coverage == 1.0 and not diff.shape_mismatches
     has_parameters = any(

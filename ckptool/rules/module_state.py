@@ -353,7 +353,7 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
         name="device-not-following",
         level=Level.ERROR,
         summary="`{key}` stays where it is when the module moves",
-        detail='after .to("cuda") it is still on the CPU{use}',
+        detail="{place}{use}",
         why=(
             "to() and cuda() move parameters and buffers only. The first forward pass on the "
             "device fails, or the tensor is copied at every step."
@@ -377,8 +377,19 @@ def find_unmoved_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
         if not module_tensor.follows_to:
             level, use_clause = _judge_unmoved_tensor(module_tensor)
             yield hit(
-                module_tensor.key, level, use=use_clause, **_build_unsaved_facts(module_tensor)
+                module_tensor.key,
+                level,
+                place=_describe_place(module_tensor.tensor.device),
+                use=use_clause,
+                **_build_unsaved_facts(module_tensor),
             )
+
+
+def _describe_place(device: str) -> str:
+    """Return where a tensor is after the module was moved."""
+    if device.startswith("cuda"):
+        return f"the constructor puts it on {device}, and it is still there on any other device"
+    return 'after .to("cuda") it is still on the CPU'
 
 
 def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
@@ -395,9 +406,11 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
         return Level.NOTE, "; it has no elements"
     if not module_tensor.tensor.shape:
         return Level.NOTE, "; it has no dimensions, so arithmetic with tensors elsewhere works"
-    if module_tensor.used_at:
-        return Level.ERROR, f", and forward uses it at {module_tensor.used_at}"
-    return Level.WARNING, ""
+    if not module_tensor.used_at:
+        return Level.WARNING, ""
+    is_on_cuda = module_tensor.tensor.device.startswith("cuda")
+    level = Level.WARNING if is_on_cuda else Level.ERROR
+    return level, f", and forward uses it at {module_tensor.used_at}"
 
 
 @check(

@@ -19,6 +19,7 @@ from ckptool.modules.import_target import (
     resolve_target,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.modules.world.cuda_on_cpu import call_constructor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +84,6 @@ def _build_instance(
 ) -> Any:
     try:
         # A copy, so that one build cannot change the arguments of the next.
-        return function(**copy.deepcopy(dict(constructor_arguments)))
+        return call_constructor(function, copy.deepcopy(dict(constructor_arguments)))[0]
     except TypeError as error:
         raise make_build_error(spec, function, UserCodeError(error)) from error

@@ -25,7 +25,6 @@ from torch import nn
 
 import ckptool
 
-
 LOCAL = "a class without a name that can be imported"
 
 
@@ -181,7 +180,9 @@ def test_every_command_takes_it_as_it_takes_the_name(
     given, options = TARGETS[target]
     run = COMMANDS[command]
     by_name = run(path, NAME, tmp_path)
-    report = run(str(path) if as_text and command != "migrate" else path, given, tmp_path, **options)
+    report = run(
+        str(path) if as_text and command != "migrate" else path, given, tmp_path, **options
+    )
     assert outcome(report) == outcome(by_name)
 
 

@@ -26,6 +26,7 @@ from ckptool.commands.worker.messages import (
 )
 from ckptool.commands.worker.requests import ModuleRequest
 from ckptool.commands.worker.session import ModuleSession
+from ckptool.commands.worker.user_warnings import UserWarnings
 from ckptool.config import TRUST_RULE, TrustRule
 from ckptool.errors import CkptoolError
 from ckptool.modules.user_code import format_exception_line
@@ -54,11 +55,15 @@ def main(parent: int, uses_file_kwargs: str) -> NoReturn:
             )
         )
         _import_early()
+        user_warnings = UserWarnings()
+        warnings.showwarning = user_warnings.add_warning
         session, flush = ModuleSession(), _make_flush(sys.stdout, sys.stderr)
         for frame in messages.read_frames(requests, None):
             number, request = pickle.loads(frame)  # noqa: S301 (of the command itself)
             reply = _answer(session, number, request)
             flush()
+            if notice := user_warnings.take_notice():
+                send(notice)
             send(reply)
         status = 0
     finally:

@@ -162,9 +162,7 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
         if self.old_module is None:
             return None
         spec = self.target.build_spec_of(self.old_module, defaults)
-        old = stack.enter_context(
-            open_verification_target(self.source, spec, self.target.at)
-        )
+        old = stack.enter_context(open_verification_target(self.source, spec, self.target.at))
         if self.donor is None:
             return old
         donor_attributes = {
