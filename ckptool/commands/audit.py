@@ -60,7 +60,7 @@ def audit(
         UsageError: no module is named, or the inputs are invalid.
     """
     if module is None and folder is None:
-        raise UsageError("no module is named: -m package.module:Name, or a framework's folder")
+        raise UsageError("no module was given: use -m package.module:Name, or a framework's folder")
     module_target = _choose_target(
         ModuleOptions(module, kwargs, loader=loader, fresh=fresh), folder
     )

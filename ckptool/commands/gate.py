@@ -81,7 +81,8 @@ def gate(  # noqa: PLR0913
         paths: the checkpoints of the release; if empty, the named module, or each configured one,
             is checked against its `against` and `fixtures`.
         module: "package.module:Name", a live module, or a class or function to call; None takes
-            the configuration's for each path; where it has none, only the rules about files are run.
+            the configuration's for each path; where it has none, only the rules about files are
+            run.
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
@@ -152,7 +153,7 @@ def _reject_plans_without_fixtures(expectations: GateExpectations, config: Proje
     fixtures = expectations.fixtures or any(entry.fixtures for entry in config.settings.models)
     has_unused_plans = bool(expectations.plans) and not fixtures
     reject_unused_options(
-        {"--plan": has_unused_plans}, "is for old checkpoints: name them with --fixtures GLOB"
+        {"--plan": has_unused_plans}, "applies to old checkpoints: give them with --fixtures GLOB"
     )
 
 
@@ -331,7 +332,7 @@ def _find_baseline_file(
     if configured_path is not None:
         return config.directory / configured_path
     if update:
-        raise UsageError("--update-baseline: name the file with --baseline FILE")
+        raise UsageError("--update-baseline needs --baseline FILE")
     return None
 
 

@@ -95,7 +95,7 @@ def describe_module(module: "nn.Module", target: str) -> ModuleInfo:
     """
     with preserve_random_state():
         module_walk = _walk_user_module(module, target)
-        reason = "an instance cannot be built again: name its class to know"
+        reason = "an instance cannot be rebuilt: give its class"
         return _describe_walk(module, module_walk, target, {}, (Skipped("constancy", reason),))
 
 
@@ -138,11 +138,11 @@ def _compare_with_rebuilt(
         with user_code():
             built_state, state = builds.first.module.state_dict(), module.state_dict()
     except (ModuleError, UserCodeError) as error:
-        return {}, (Skipped("constancy", f"building it again failed: {error}"),)
+        return {}, (Skipped("constancy", f"rebuilding it failed: {error}"),)
     if builds.first.module is module:
-        return {}, (Skipped("constancy", "fresh= gives the module itself, not another one"),)
+        return {}, (Skipped("constancy", "fresh= returned the module itself, not a new one"),)
     if collect_key_shapes(built_state) != collect_key_shapes(state):
-        reason = f"building it again gives another state_dict: {UNKNOWN_ARGUMENTS}"
+        reason = f"rebuilding it gives a different state_dict: {UNKNOWN_ARGUMENTS}"
         return {}, (Skipped("constancy", reason),)
     constancy = compare_with_live(
         compare_builds(builds), builds.first.walk, module_walk, is_guess=rebuild.is_guess
@@ -157,7 +157,7 @@ def _explain_misfit(rebuild: ModuleRebuild, module: "nn.Module", module_walk: Mo
     if count_parameter_bytes(module_walk) > REAL_BUILD_BYTES:
         return f"its parameters are large; {UNKNOWN_ARGUMENTS}"
     if builds_other_state(rebuild, module):
-        return f"building it again gives another state_dict: {UNKNOWN_ARGUMENTS}"
+        return f"rebuilding it gives a different state_dict: {UNKNOWN_ARGUMENTS}"
     return ""
 
 
@@ -192,7 +192,7 @@ def _walk_user_module(module: "nn.Module", target: str) -> ModuleWalk:
         with user_code():
             return walk_module(module)
     except UserCodeError as error:
-        raise ModuleError(target, f"looking through it raised {error}") from error
+        raise ModuleError(target, f"walking through it raised {error}") from error
 
 
 def _probe_copy(

@@ -26,7 +26,7 @@ from ckptool.verification.result import PythonChange, UsageChanges
 
 SINCE_BLOCK_START: Final = "inside the with block"
 _SINCE_CONSTRUCTION: Final = "since it was built"
-_SKIPPED_CHECK: Final = "what was changed since the module was built"
+_SKIPPED_CHECK: Final = "changes since the module was built"
 
 
 def find_python_changes(
@@ -85,7 +85,7 @@ def changes_between(
         },
         skipped=(
             *(
-                Skipped(path, "its module saves extra state, which may hold it")
+                Skipped(path, "its module saves extra state, which may contain it")
                 for path in extra_state_paths
             ),
             *(Skipped(path, "its elements cannot be read") for path in unreadable_paths),
@@ -109,7 +109,7 @@ def changes_since_construction(
             target, _SINCE_CONSTRUCTION, skipped=(Skipped(_SKIPPED_CHECK, UNKNOWN_ARGUMENTS),)
         )
     if rebuild.is_guess and builds_other_state(rebuild, module):
-        reason = f"building it anew gives another state_dict: {UNKNOWN_ARGUMENTS}"
+        reason = f"rebuilding it gives a different state_dict: {UNKNOWN_ARGUMENTS}"
         return UsageChanges(target, _SINCE_CONSTRUCTION, skipped=(Skipped(_SKIPPED_CHECK, reason),))
     factory = ModuleFactory(target, build=rebuild.build_module)
     try:
@@ -246,12 +246,12 @@ def _reload_and_snapshot(factory: ModuleFactory, module: nn.Module, seed: int) -
     """
     fresh_module = factory.create_module(seed)
     if fresh_module is module:
-        raise ModuleError(factory.target, "fresh= gives the module itself, not another one")
+        raise ModuleError(factory.target, "fresh= returned the module itself, not a new one")
     with user_code():
         state_dict = module.state_dict()
         if collect_key_shapes(fresh_module.state_dict()) != collect_key_shapes(state_dict):
             raise ModuleError(
-                factory.target, f"building it anew gives another state_dict: {UNKNOWN_ARGUMENTS}"
+                factory.target, f"rebuilding it gives a different state_dict: {UNKNOWN_ARGUMENTS}"
             )
         dtype = _find_float_dtype(module)
         if dtype is not None and dtype != _find_float_dtype(fresh_module):
