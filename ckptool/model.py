@@ -539,8 +539,10 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     arguments: Mapping[str, str] = {}
     """Constructor arguments that the user gave, as Python literals; "..." for another object.
 
-    Those that are taken from a checkpoint are not among them.
+    Those that are taken from a checkpoint are `file_arguments`, or "@place".
     """
+    file_arguments: tuple[str, ...] = ()
+    """Constructor arguments that were taken from the checkpoint because they fit."""
 
     @property
     def label(self) -> str:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, cast
 
 from msgspec.structs import replace
 
+from ckptool.commands.file_arguments import Arguments
 from ckptool.commands.previews import add_module_previews
 from ckptool.commands.target import (
-    Arguments,
     ModuleOptions,
     ModuleTarget,
     PathLike,

@@ -144,9 +144,7 @@ def diff(  # noqa: PLR0913
     verdict = judge(
         run_rules(result.subjects, location), policy or Policy(), differs=not module_diff.is_strict
     )
-    notes = describe_choices(
-        module_diff, module_target.at, module_target.choose_default_arguments(checkpoint)
-    )
+    notes = describe_choices(module_diff, module_target)
     diff_report = build_module_diff_report(
         module_diff, verdict, notes, explain, result.statistics.skipped if result.statistics else ()
     )
@@ -181,14 +179,14 @@ def _compare_with_module(
     *,
     values: bool,
 ) -> _ModuleDiffResult:
-    defaults = module_target.choose_default_arguments(checkpoint)
-    facts = worker.ask(DescribeModule(module_target, defaults, inputs))
+    file_arguments = module_target.read_file_arguments(checkpoint)
+    facts = worker.ask(DescribeModule(module_target, file_arguments, inputs))
     module_info, at = facts.apply_effects(), module_target.at
     if module_target.into and at is None:
         at = find_part_at(checkpoint, module_info, module_target.into)
 
     def ask_loader(diff: ModuleDiff) -> LoaderAnswer:
-        return worker.ask(ProbeLoad(module_target, defaults, diff))
+        return worker.ask(ProbeLoad(module_target, file_arguments, diff))
 
     module_diff = build_loaded_diff(checkpoint, module_info, at, ask_loader)
     statistics = compute_checkpoint_statistics(checkpoint) if values else None

@@ -2,13 +2,23 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.file_arguments import (
+    EVERY_NAME,
+    Arguments,
+    FileArguments,
+    fill_places,
+    format_argument,
+    list_places,
+    normalize_kwargs,
+    read_file_arguments,
+)
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import TRUST_RULE, ProjectConfig, load_config
@@ -22,7 +32,7 @@ from ckptool.loaders.model_folder import (
 )
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
-from ckptool.phrases import format_literal, join_limited
+from ckptool.phrases import join_limited
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,7 +45,6 @@ if TYPE_CHECKING:
 
 PathLike = str | Path | RemotePath
 """A str may name a protocol: "s3://bucket/key"."""
-Arguments = Mapping[str, object]
 
 
 _FRESH_ADVICE = "builds a module like a live one: a name or a class says itself how it is built"
@@ -70,36 +79,50 @@ class ModuleTarget(Struct, frozen=True):
         is_named_or_class = isinstance(self.module, str | type)
         return not is_named_or_class and hasattr(self.module, "named_modules")
 
-    def choose_default_arguments(self, checkpoint: Checkpoint) -> Arguments:
-        """Return the constructor arguments in the file; {} if `kwargs` are set, which win."""
-        return {} if self.kwargs else read_hyper_parameters(checkpoint)
+    def read_file_arguments(self, checkpoint: Checkpoint) -> FileArguments:
+        """Return the constructor arguments in the file; without those of `kwargs`, which win.
 
-    def build_spec(self, defaults: Arguments) -> "ModuleSpec":
-        """Return the spec to build the module; of `defaults`, only accepted arguments are used."""
+        Raises:
+            UsageError: `kwargs` name a place of the file that has no plain data.
+        """
+        return read_file_arguments(checkpoint, self.kwargs)
+
+    def build_spec(self, file_arguments: FileArguments) -> "ModuleSpec":
+        """Return the spec to build the module.
+
+        Raises:
+            UsageError: `kwargs` name a place of a checkpoint, and there is none.
+        """
         from ckptool.modules import ModuleSpec
 
         is_named = isinstance(self.module, str)
         return ModuleSpec(
             self.module if isinstance(self.module, str) else name_object(self.module),
-            self.kwargs,
+            fill_places(self.kwargs, file_arguments),
             (Path.cwd(), *self.search_paths) if is_named else (),
-            defaults,
+            file_arguments.defaults,
             None if self.into else self.loader,
             self.is_loader_required,
             self.label,
             None if is_named else self.module,
             self.fresh,
+            frozenset(name.partition(".")[0] for name in file_arguments.values),
+            file_arguments.offers,
         )
 
     def build_spec_of(
-        self, module: "str | nn.Module | Callable[..., nn.Module]", default_arguments: Arguments
+        self,
+        module: "str | nn.Module | Callable[..., nn.Module]",
+        file_arguments: FileArguments,
     ) -> "ModuleSpec":
         """Return the spec of another module; only arguments that it accepts are used."""
+        arguments = fill_places(self.kwargs, file_arguments)
+        defaults = {**file_arguments.defaults, **arguments}
         return replace(self, module=module, kwargs={}, fresh=None).build_spec(
-            {**default_arguments, **self.kwargs}
+            FileArguments(defaults, offers=file_arguments.offers)
         )
 
-    def examine_module(self, defaults: Arguments) -> "tuple[ModuleInfo, nn.Module]":
+    def examine_module(self, file_arguments: FileArguments) -> "tuple[ModuleInfo, nn.Module]":
         """Return the description of the module's state, and an instance; or of its sub-module.
 
         Raises:
@@ -111,7 +134,7 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.modules.submodule import select_submodule
         from ckptool.verification.load_probe import check_own_load
 
-        spec = self.build_spec(defaults)
+        spec = self.build_spec(file_arguments)
         module_info, module = examine_and_build(spec)
         # A command can repeat the arguments of a name, and a framework's folder is one itself.
         if ":" in spec.target and not self.label:
@@ -122,7 +145,9 @@ class ModuleTarget(Struct, frozen=True):
             module = module.get_submodule(self.into)
         return check_own_load(module_info, module), module
 
-    def run_forward(self, defaults: Arguments, inputs: object) -> "tuple[ForwardEffects, ...]":
+    def run_forward(
+        self, file_arguments: FileArguments, inputs: object
+    ) -> "tuple[ForwardEffects, ...]":
         """Run forward and return its effects; () without inputs.
 
         Raises:
@@ -135,7 +160,7 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.verification.inputs import parse_inputs
         from ckptool.verification.module_factory import open_module_factory
 
-        with open_module_factory(self.build_spec(defaults)) as factory:
+        with open_module_factory(self.build_spec(file_arguments)) as factory:
             return (measure_forward_effects(factory, parse_inputs(inputs)),)
 
     def open_verification_target(
@@ -145,7 +170,7 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.verification.target import open_verification_target
 
         return open_verification_target(
-            checkpoint, self.build_spec(self.choose_default_arguments(checkpoint)), self.at
+            checkpoint, self.build_spec(self.read_file_arguments(checkpoint)), self.at
         )
 
 
@@ -165,14 +190,14 @@ def name_object(module: "nn.Module | Callable[..., nn.Module]") -> str:
 
 
 def _format_arguments(arguments: Arguments) -> dict[str, str]:
-    return {name: format_literal(value) for name, value in arguments.items()}
+    return {name: format_argument(value) for name, value in arguments.items()}
 
 
 class ModuleOptions(Struct, frozen=True):
     """Module options of a command; None leaves the choice to the configuration."""
 
     module: "str | nn.Module | Callable[..., nn.Module] | None" = None
-    kwargs: Arguments | None = None
+    kwargs: Arguments | str | None = None
     at: str | None = None
     into: str | None = None
     """Path of the sub-module that alone is meant; None for the whole module."""
@@ -201,7 +226,11 @@ class ModuleOptions(Struct, frozen=True):
                 "a name such as 'package.module:Name'"
             )
         target = ModuleTarget(
-            self.module, self.kwargs or {}, self.at, into=self.into or "", fresh=self.fresh
+            self.module,
+            normalize_kwargs(self.kwargs),
+            self.at,
+            into=self.into or "",
+            fresh=self.fresh,
         )
         is_unused = self.fresh is not None and not target.is_live
         reject_unused_options({"fresh=": is_unused}, _FRESH_ADVICE)
@@ -294,7 +323,7 @@ def _find_configured(
     loaded_config.announce_code(entry.module)
     return ModuleTarget(
         entry.module,
-        {**entry.kwargs, **(module_options.kwargs or {})},
+        {**entry.kwargs, **normalize_kwargs(module_options.kwargs)},
         module_options.at if module_options.at is not None else entry.at,
         (loaded_config.directory,),
         entry.inputs,
@@ -377,24 +406,6 @@ def require_local_path(path: PathLike) -> Path:
     return location
 
 
-def read_hyper_parameters(checkpoint: Checkpoint) -> Arguments:
-    """Return a Lightning checkpoint's `hyper_parameters` if they are plain data, else {}.
-
-    {} as well where `TRUST_RULE` refuses them.
-    """
-    if not TRUST_RULE.get().uses_file_kwargs:
-        return {}
-    values = {entry.at: entry.value for entry in checkpoint.entries}
-    fields = values.get("hyper_parameters")
-    if not isinstance(fields, dict):
-        return {}
-    arguments = {name: value for name, value in fields.items() if isinstance(name, str)}
-    # save_hyperparameters() of a constructor with one argument, a configuration, names that.
-    name = values.get("hparams_name")
-    is_one_argument = isinstance(name, str) and name.isidentifier() and name != "kwargs"
-    return {str(name): arguments, **arguments} if is_one_argument else arguments
-
-
 def suggest_module(checkpoint: Checkpoint | None) -> str:
     """Return a sentence with the class that a file names, "" if it names none.
 
@@ -418,15 +429,15 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
     return ""
 
 
-def describe_choices(
-    module_diff: ModuleDiff, at: str | None, default_arguments: Arguments
-) -> tuple[str, ...]:
+def describe_choices(module_diff: ModuleDiff, module_target: ModuleTarget) -> tuple[str, ...]:
     """Return notes about implicit choices: the state in the file, and constructor arguments."""
     notes: list[str] = []
     is_part = all(state.at != module_diff.state.at for state in module_diff.checkpoint.states)
     if is_part and module_diff.state.tensors:
         notes.append(f"compared with the file's keys under `{module_diff.state.at}`")
-    elif at is None and (module_diff.state.at or len(module_diff.checkpoint.states) > 1):
+    elif module_target.at is None and (
+        module_diff.state.at or len(module_diff.checkpoint.states) > 1
+    ):
         states = [
             state for state in module_diff.checkpoint.states if state is not module_diff.state
         ]
@@ -437,9 +448,10 @@ def describe_choices(
         notes.append(f"compared at `{module_diff.state.at or '.'}`, the best match{alternatives}")
     if module_diff.loading_info is not None:
         notes += module_diff.loading_info.notes
-    if default_arguments:
-        notes.append(
-            "matching constructor arguments were taken from the file:"
-            f" {', '.join(default_arguments)}"
-        )
+    places = list_places(module_target.kwargs)
+    source = places.get(EVERY_NAME, "the file")
+    if module_diff.module.file_arguments:
+        names = ", ".join(module_diff.module.file_arguments)
+        notes.append(f"matching constructor arguments were taken from {source}: {names}")
+    notes += [f"`{n}` was taken from {place}" for n, place in places.items() if n != EVERY_NAME]
     return tuple(notes)

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace as replace_field
+
 from ckptool.errors import ModuleError
 from ckptool.model import Constancy, Kind, ModuleInfo, Skipped
 from ckptool.modules.build import (
@@ -13,7 +15,12 @@ from ckptool.modules.build import (
     count_parameter_bytes,
     preserve_random_state,
 )
-from ckptool.modules.import_target import ModuleSpec, prepend_search_paths, resolve_target
+from ckptool.modules.import_target import (
+    ModuleSpec,
+    match_defaults,
+    prepend_search_paths,
+    resolve_target,
+)
 from ckptool.modules.module_info import ProbeResults, build_module_info
 from ckptool.modules.move_probe import (
     MoveBehavior,
@@ -65,7 +72,9 @@ def examine_and_build(spec: ModuleSpec) -> "tuple[ModuleInfo, nn.Module]":
                 " module, or an instance",
             )
         builds = build_twice(spec, target_object)
-        return _describe_builds(spec, builds), builds.first.module
+        module_info = _describe_builds(spec, builds)
+        file_arguments = tuple(match_defaults(spec, target_object))
+        return replace_field(module_info, file_arguments=file_arguments), builds.first.module
 
 
 def rebuild_with_seed(spec: ModuleSpec, seed: int) -> "nn.Module":

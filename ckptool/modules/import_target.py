@@ -64,6 +64,10 @@ class ModuleSpec:
     """The class, function or live module itself; None to import `target`."""
     fresh: Callable[[], Any] | None = None
     """Builds another module like the live one in `given`; None to call its class."""
+    file_names: frozenset[str] = frozenset()
+    """Names in `kwargs` whose values were taken from the checkpoint, as was asked for."""
+    offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the checkpoint has that may be arguments: place of a mapping -> its names."""
 
 
 @contextmanager
@@ -178,25 +182,34 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         return dict(spec.kwargs)
-    matching_defaults = {
-        k: v for k, v in spec.defaults.items() if k in signature.parameters and k not in spec.kwargs
-    }
-    announce = TRUST_RULE.get().announce_file_kwargs
-    if matching_defaults and announce is not None:
-        texts = {k: cut_middle(repr(v), _MAX_VALUE_CHARS) for k, v in matching_defaults.items()}
-        announce(spec.target, texts)
+    matching_defaults = match_defaults(spec, function)
     kwargs = {**matching_defaults, **spec.kwargs}
+    file_names = [name for name in kwargs if name in matching_defaults or name in spec.file_names]
+    announce = TRUST_RULE.get().announce_file_kwargs
+    if file_names and announce is not None:
+        announce(
+            spec.target, {n: cut_middle(repr(kwargs[n]), _MAX_VALUE_CHARS) for n in file_names}
+        )
     try:
         signature.bind(**kwargs)
     except TypeError as error:
         reason = _explain_unknown_argument(spec.kwargs, signature) or str(error)
-        mismatch = explain_signature_mismatch(function, kwargs, reason)
+        mismatch = explain_signature_mismatch(function, kwargs, reason, spec.offers)
         raise ModuleError(spec.target, mismatch) from error
     try:
         with user_code():
             return build_config_objects(function, kwargs, _announce_namespace(spec))
     except UserCodeError as error:
         raise ModuleError(spec.target, f"its arguments: {error}") from error
+
+
+def match_defaults(spec: ModuleSpec, function: Any) -> dict[str, object]:
+    """Return the arguments of `spec.defaults` that a function accepts and `spec.kwargs` lack."""
+    try:
+        names = inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        return {}
+    return {k: v for k, v in spec.defaults.items() if k in names and k not in spec.kwargs}
 
 
 def _announce_namespace(spec: ModuleSpec) -> Callable[[str], None] | None:
@@ -223,7 +236,8 @@ def make_build_error(spec: ModuleSpec, function: Any, error: UserCodeError) -> M
     about_arguments = "argument" in text and ("missing" in text or "unexpected" in text)
     if isinstance(error.error, TypeError) and about_arguments:
         reason = summarize_message(text)
-        mismatch = explain_signature_mismatch(function, {**spec.defaults, **spec.kwargs}, reason)
+        arguments = {**spec.defaults, **spec.kwargs}
+        mismatch = explain_signature_mismatch(function, arguments, reason, spec.offers)
         return ModuleError(spec.target, mismatch)
     return ModuleError(spec.label or spec.target, f"building it raised {error}")
 

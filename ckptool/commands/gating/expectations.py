@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.file_arguments import FileArguments, drop_places
 from ckptool.commands.target import ModuleTarget, PathLike, open_checkpoint_or_stdin
 from ckptool.commands.worker.requests import CheckFixture, DescribeModule, ReplayGolden
 from ckptool.commands.worker.worker import ModuleWorker
@@ -215,7 +216,7 @@ def _resolve_against(
     if not isinstance(against, PathLike):
         return _build_module_contract(ModuleTarget(against), {}, worker)
     if _is_module_name(against):
-        kwargs = module_target.kwargs if module_target else {}
+        kwargs = drop_places(module_target.kwargs) if module_target else {}
         search_paths = module_target.search_paths if module_target else ()
         # It is another class: pass only the arguments that its constructor accepts.
         old_target = ModuleTarget(str(against), search_paths=search_paths)
@@ -229,7 +230,8 @@ def _resolve_against(
 def _build_module_contract(
     target: ModuleTarget, defaults: Mapping[str, object], worker: ModuleWorker
 ) -> Contract:
-    return contract.build_module_contract(worker.ask(DescribeModule(target, defaults)).module_info)
+    request = DescribeModule(target, FileArguments(defaults))
+    return contract.build_module_contract(worker.ask(request).module_info)
 
 
 def expand_globs(patterns: Iterable[str | Path]) -> tuple[Path, ...]:

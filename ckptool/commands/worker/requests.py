@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.target import Arguments, ModuleTarget, read_hyper_parameters
+from ckptool.commands.file_arguments import FileArguments, read_file_arguments
+from ckptool.commands.target import ModuleTarget
 from ckptool.compare.contract import FixtureResult
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
@@ -65,27 +66,29 @@ class DescribeModule(ModuleRequest[ModuleFacts], frozen=True):
     """What does the module hold? With inputs, forward is run as well."""
 
     answer_type = ModuleFacts
-    defaults: Arguments = {}
+    file_arguments: FileArguments = FileArguments()
     """Constructor arguments of which those are used that it accepts."""
     inputs: object = None
 
     def answer(self, session: "ModuleSession") -> ModuleFacts:
-        module_info, _ = session.examine_module(self.target, self.defaults)
-        return ModuleFacts(module_info, self.target.run_forward(self.defaults, self.inputs))
+        module_info, _ = session.examine_module(self.target, self.file_arguments)
+        return ModuleFacts(module_info, self.target.run_forward(self.file_arguments, self.inputs))
 
 
 class ProbeLoad(ModuleRequest[LoaderAnswer], frozen=True):
     """What does the module's own loading code make of a state?"""
 
     answer_type = LoaderAnswer
-    defaults: Arguments
+    file_arguments: FileArguments
     module_diff: ModuleDiff
     """What keys and shapes say."""
 
     def answer(self, session: "ModuleSession") -> LoaderAnswer:
         from ckptool.verification.load_probe import ask_loader
 
-        return ask_loader(session.examine_module(self.target, self.defaults)[1], self.module_diff)
+        return ask_loader(
+            session.examine_module(self.target, self.file_arguments)[1], self.module_diff
+        )
 
 
 class OldCheckpoint(Struct, frozen=True):
@@ -154,7 +157,7 @@ class VerifyCheckpoint(ModuleRequest[VerifiedModule], frozen=True):
         if old.module is None:
             same_module = replace(self.target, at=None)
             return stack.enter_context(same_module.open_verification_target(old.checkpoint))
-        spec = self.target.build_spec_of(old.module, read_hyper_parameters(old.checkpoint))
+        spec = self.target.build_spec_of(old.module, read_file_arguments(old.checkpoint, {}))
         return stack.enter_context(open_verification_target(old.checkpoint, spec, None))
 
 

@@ -1,12 +1,16 @@
 """Why a target cannot be imported or found, and what would work instead."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from ckptool.errors import ModuleError
-from ckptool.modules.target.config_objects import describe_fields, find_config_class
+from ckptool.modules.target.config_objects import (
+    describe_fields,
+    find_config_class,
+    list_read_attributes,
+)
 from ckptool.modules.target.expression import MissingNameError
 from ckptool.modules.target.python_source import PythonSource, is_python_file
 from ckptool.modules.user_code import UserCodeError
@@ -103,37 +107,98 @@ def _explain_missing_name(parent: Any, parent_text: str, name: object) -> str:
     return f"{parent_text} has no {name!r}{choice}"
 
 
-def explain_signature_mismatch(function: Any, kwargs: Mapping[str, object], reason: str) -> str:
-    """Return the reason that a call fails, with the signature and the options that would fit."""
+def explain_signature_mismatch(
+    function: Any,
+    kwargs: Mapping[str, object],
+    reason: str,
+    offers: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """Return the reason that a call fails, with the signature and the options that would fit.
+
+    Args:
+        function: the class or function.
+        kwargs: the arguments that are known.
+        reason: what Python says.
+        offers: what the checkpoint has: place of a mapping -> its names.
+    """
     name = getattr(function, "__name__", "it")
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         return f"{reason}: give arguments with -k name=value; the signature is {name}"
-    options = _list_missing_options(function, signature, kwargs)
+    missing_parameters = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
+        and parameter.default is parameter.empty
+        and parameter.name not in kwargs
+    ]
+    options = _list_file_options(function, missing_parameters, offers or {})
+    source = f"; the file has {_describe_offers(offers)}" if offers and missing_parameters else ""
     advice = f"add {' '.join(options)}" if options else "give arguments with -k name=value"
-    return f"{reason}: {advice}; the signature is {name}{signature}"
+    return f"{reason}: {advice}{source}; the signature is {name}{signature}"
 
 
-def _list_missing_options(
-    function: Any, signature: inspect.Signature, kwargs: Mapping[str, object]
+def _list_file_options(
+    function: Any, parameters: Sequence[inspect.Parameter], offers: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """Return a -k option for each parameter without a value: `-k d_in=<int>`, `-k cfg.d=<int>`."""
+    """Return the shortest options for parameters without a value, from the file where it has them.
+
+    One place that has all of them is `--kwargs @place`.
+    """
+    names = {parameter.name for parameter in parameters}
+    whole_place = next((place for place, fields in offers.items() if names <= {*fields}), None)
+    if names and whole_place is not None:
+        return [f"--kwargs @{whole_place}"]
     options: list[str] = []
-    for parameter in signature.parameters.values():
-        is_named = parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
-        if not is_named or parameter.default is not parameter.empty or parameter.name in kwargs:
-            continue
-        config_class = find_config_class(function, parameter.name)
-        fields = describe_fields(config_class) if config_class is not None else {}
-        required = [field for field, default in fields.items() if default == ""]
-        if required:
-            options += [f"-k {parameter.name}.{field}=<value>" for field in required]
-        elif fields:
-            options.append(f"-k {parameter.name}='{{}}'")
-        else:
-            options.append(f"-k {parameter.name}=<{_format_annotation(parameter)}>")
+    for parameter in parameters:
+        options += _list_offered_options(function, parameter.name, offers) or _list_options(
+            function, parameter
+        )
     return options
+
+
+def _list_offered_options(
+    function: Any, name: str, offers: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return the options that take one parameter from the file, none if the file lacks it.
+
+    It has it as a field of the name; or, for a config object, as a mapping with the fields that
+    are needed, one of the parameter's name first.
+    """
+    for place, names in offers.items():
+        if name in names:
+            return [f"-k {name}=@{place}.{name}"]
+    config_class = find_config_class(function, name)
+    fields = describe_fields(config_class) if config_class is not None else {}
+    required_names = {field for field, default in fields.items() if not default}
+    required_names |= list_read_attributes(function, name) if config_class is None else set()
+    for place in sorted(offers, key=lambda place: place != name):
+        known_names = {*offers[place]}
+        if fields and required_names <= known_names and fields.keys() & known_names:
+            if known_names <= fields.keys():
+                return [f"-k {name}=@{place}"]
+            return [f"-k {name}.{f}=@{place}.{f}" for f in fields if f in known_names]
+        if not fields and (place == name or (required_names and required_names <= known_names)):
+            return [f"-k {name}=@{place}"]
+    return []
+
+
+def _describe_offers(offers: Mapping[str, Sequence[str]]) -> str:
+    texts = [f"`{place}` ({join_limited([*names], 6)})" for place, names in offers.items()]
+    return join_limited(texts, 3)
+
+
+def _list_options(function: Any, parameter: inspect.Parameter) -> list[str]:
+    """Return -k options for a parameter without a value: `-k d_in=<int>`, `-k cfg.d=<int>`."""
+    config_class = find_config_class(function, parameter.name)
+    fields = describe_fields(config_class) if config_class is not None else {}
+    required = [field for field, default in fields.items() if default == ""]
+    if required:
+        return [f"-k {parameter.name}.{field}=<value>" for field in required]
+    if fields:
+        return [f"-k {parameter.name}='{{}}'"]
+    return [f"-k {parameter.name}=<{_format_annotation(parameter)}>"]
 
 
 def _format_annotation(parameter: inspect.Parameter) -> str:
