@@ -21,7 +21,7 @@ from ckptool.commands.file_arguments import (
 )
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.config import TRUST_RULE, ProjectConfig, load_config
+from ckptool.config import TRUST_RULE, ModelEntry, ProjectConfig, load_config
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
@@ -329,6 +329,20 @@ def _find_configured(
         entry.inputs,
         module_options.into or "",
     )
+
+
+def list_configured_targets(config: ProjectConfig) -> list[tuple[ModelEntry, ModuleTarget]]:
+    """Return the entries of `[[models]]` and their modules; of the same module, the first."""
+    entries = {
+        (entry.module, repr(entry.kwargs)): entry for entry in reversed(config.settings.models)
+    }
+    return [
+        (
+            entry,
+            ModuleTarget(entry.module, entry.kwargs, entry.at, (config.directory,), entry.inputs),
+        )
+        for entry in reversed(entries.values())
+    ]
 
 
 def need_target(

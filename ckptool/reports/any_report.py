@@ -1,6 +1,6 @@
 """AnyReport: the union of all reports."""
 
-from ckptool.reports.audit import AuditReport
+from ckptool.reports.audit import AuditReport, ProjectAuditReport
 from ckptool.reports.common import (
     SCHEMA,
     DrawingReport,
@@ -30,7 +30,7 @@ from ckptool.reports.gate import (
     SettingReport,
 )
 from ckptool.reports.inspect import CheckpointReport, EntryReport, InspectReport, StateReport
-from ckptool.reports.lock import DifferenceReport, LockReport
+from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
@@ -41,9 +41,11 @@ AnyReport = (
     | DiffFilesReport
     | DiffShardReport
     | AuditReport
+    | ProjectAuditReport
     | MigrateReport
     | VerifyReport
     | LockReport
+    | ProjectLockReport
     | GateReport
     | PolicyReport
     | DigestReport
@@ -77,6 +79,8 @@ __all__ = [
     "MigrateReport",
     "PictureReport",
     "PolicyReport",
+    "ProjectAuditReport",
+    "ProjectLockReport",
     "PromiseReport",
     "Report",
     "RuleReport",

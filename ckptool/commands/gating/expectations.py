@@ -11,7 +11,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.commands.file_arguments import FileArguments, drop_places
-from ckptool.commands.target import ModuleTarget, PathLike, open_checkpoint_or_stdin
+from ckptool.commands.target import (
+    ModuleTarget,
+    PathLike,
+    list_configured_targets,
+    open_checkpoint_or_stdin,
+)
 from ckptool.commands.worker.requests import CheckFixture, DescribeModule, ReplayGolden
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare import contract, contract_lock
@@ -76,17 +81,9 @@ def targets_without_checkpoint(
     if module_target is not None:
         candidates = [(module_target, expectations)]
     else:
-        entries = {
-            (entry.module, repr(entry.kwargs)): entry for entry in reversed(config.settings.models)
-        }
         candidates = [
-            (
-                ModuleTarget(
-                    entry.module, entry.kwargs, entry.at, (config.directory,), entry.inputs
-                ),
-                _fill_from_entry(expectations, entry, config),
-            )
-            for entry in reversed(entries.values())
+            (target, _fill_from_entry(expectations, entry, config))
+            for entry, target in list_configured_targets(config)
         ]
     checkable = [
         (candidate, candidate_expectations)
