@@ -176,7 +176,7 @@ def _iter_places(kwargs: Arguments, prefix: str = "") -> Iterator[tuple[str, Fil
 def _read_named(
     checkpoint: Checkpoint, name: str, place: FilePlace, offers: Mapping[str, tuple[str, ...]]
 ) -> object:
-    value = _read_place(checkpoint, place.at)
+    value = read_place(checkpoint, place.at)
     option = _format_option(name, place)
     if value is None:
         has = f"; it has {join_limited([f'@{at}' for at in offers], 8)}" if offers else ""
@@ -186,7 +186,7 @@ def _read_named(
     return value
 
 
-def _read_place(checkpoint: Checkpoint, at: str) -> object:
+def read_place(checkpoint: Checkpoint, at: str) -> object:
     """Return the plain value at a dotted place; None if there is none.
 
     Of an object with fields that are no plain data, the others.

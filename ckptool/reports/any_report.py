@@ -29,6 +29,7 @@ from ckptool.reports.gate import (
     PromiseReport,
     SettingReport,
 )
+from ckptool.reports.init import InitModelReport, InitReport
 from ckptool.reports.inspect import CheckpointReport, EntryReport, InspectReport, StateReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateReport, StepReport
@@ -49,6 +50,7 @@ AnyReport = (
     | GateReport
     | PolicyReport
     | DigestReport
+    | InitReport
 )
 
 __all__ = [
@@ -72,6 +74,8 @@ __all__ = [
     "FindingReport",
     "GateReport",
     "GatedCheckpointReport",
+    "InitModelReport",
+    "InitReport",
     "InspectReport",
     "KeyReport",
     "LevelReport",
