@@ -49,6 +49,8 @@ def build_blocks(
     if isinstance(report, ProjectAuditReport):
         yield VerdictBlock(report.verdict, bool(report.exit_code))
         yield from [LinesBlock(report.errors)] if report.errors else []
+        rows = [(module.module, _format_audit_verdict(module)) for module in report.modules]
+        yield build_table("Modules", ("module", "verdict"), rows, options)
         return
     yield VerdictBlock(_format_audit_verdict(report), bool(report.exit_code))
     if options.verbosity < 0:
