@@ -96,7 +96,7 @@ def build_twice(spec: ModuleSpec, function: Callable[..., Any]) -> BuildPair:
     try:
         real_build = _build_once(spec, function, kwargs, SEEDS[0], on_meta=False)
     except UserCodeError as error:
-        raise make_build_error(spec, function, error) from error
+        raise make_build_error(spec, function, error, kwargs) from error
     skipped.append(Skipped("building without weights", f"{reason}: it was built with real ones"))
     return _add_second_build(spec, function, kwargs, real_build, skipped, on_meta=False)
 

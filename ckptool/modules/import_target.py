@@ -16,6 +16,7 @@ from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError
 from ckptool.modules.target.config_objects import build_config_objects
 from ckptool.modules.target.explanations import (
+    describe_attempts,
     explain_import_error,
     explain_signature_mismatch,
     explain_target_syntax,
@@ -228,8 +229,16 @@ def _explain_unknown_argument(kwargs: Mapping[str, object], signature: inspect.S
     return f"got an unexpected keyword argument {unknown!r}{hint}" if unknown else ""
 
 
-def make_build_error(spec: ModuleSpec, function: Any, error: UserCodeError) -> ModuleError:
-    """Return the ModuleError for a constructor that raised `error`."""
+def make_build_error(
+    spec: ModuleSpec,
+    function: Any,
+    error: UserCodeError,
+    tried_kwargs: Mapping[str, object] | None = None,
+) -> ModuleError:
+    """Return the ModuleError for a constructor that raised `error`.
+
+    With `tried_kwargs`, it was called with these, with parameters on meta and with real ones.
+    """
     if isinstance(error.error, ModuleError):
         return error.error
     text = error.text
@@ -239,7 +248,11 @@ def make_build_error(spec: ModuleSpec, function: Any, error: UserCodeError) -> M
         arguments = {**spec.defaults, **spec.kwargs}
         mismatch = explain_signature_mismatch(function, arguments, reason, spec.offers)
         return ModuleError(spec.target, mismatch)
-    return ModuleError(spec.label or spec.target, f"building it raised {error}")
+    reason = f"building it raised {error}"
+    if tried_kwargs is not None and not spec.label:
+        file_names = [n for n in tried_kwargs if n in spec.file_names or n not in spec.kwargs]
+        reason = f"{reason}; {describe_attempts(tried_kwargs, file_names, spec.offers)}"
+    return ModuleError(spec.label or spec.target, reason)
 
 
 def _find_loaded_modules(package: str) -> dict[str, ModuleType]:

@@ -1,4 +1,4 @@
-"""A checkpoint's own arguments are offered where they are missing, taken by @place, and refusable."""
+"""A checkpoint's own arguments are offered where they are missing, taken by @place, refused."""
 
 import argparse
 import itertools

@@ -160,7 +160,7 @@ def test_nothing_is_written_for_nothing(names, project: Path, tmp_path_factory):
 )
 def test_a_file_that_cannot_take_it_stays_as_it_is(text: str, project: Path):
     (project / "pyproject.toml").write_text(text)
-    with pytest.raises(package.CkptoolError, match="already|cannot be added"):
+    with pytest.raises(package.CkptoolError, match=r"already|cannot be added"):
         package.init()
     assert (project / "pyproject.toml").read_text() == text
 

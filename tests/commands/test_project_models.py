@@ -83,12 +83,10 @@ def test_locks_are_named_written_and_checked(folder: Path):
     assert all((folder / name).is_file() for name in names)
     assert report.exit_code == 0
     assert package.lock(check=True).exit_code == 0
-    (folder / "nets.py").write_text(
-        NETS.replace("super().__init__(d, d)", "super().__init__(d, 7)")
-    )
+    (folder / names[0]).write_bytes((folder / names[1]).read_bytes())
     stale = package.lock(check=True)
     assert stale.exit_code == 1
-    assert [part.exit_code for part in stale.locks] == [1, 1, 0]
+    assert [part.exit_code for part in stale.locks] == [1, 0, 0]
 
 
 def test_one_module_has_the_usual_lock(folder: Path):

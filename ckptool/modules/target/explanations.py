@@ -3,9 +3,12 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ckptool.errors import ModuleError
+from ckptool.modules.target.class_search import iter_project_files
 from ckptool.modules.target.config_objects import (
     describe_fields,
     find_config_class,
@@ -14,8 +17,11 @@ from ckptool.modules.target.config_objects import (
 from ckptool.modules.target.expression import MissingNameError
 from ckptool.modules.target.python_source import PythonSource, is_python_file
 from ckptool.modules.user_code import UserCodeError
-from ckptool.phrases import join_limited
+from ckptool.phrases import cut_middle, join_limited
 
+_MAX_VALUE_CHARS = 40
+_MAX_SEARCHED = 2000
+"""Files of a project among which a module is looked for."""
 _EXPRESSION_FORMS = "Name, Outer.Inner, REGISTRY[key], or make(Config(d=3))"
 
 
@@ -73,14 +79,44 @@ def explain_import_error(source: PythonSource, error: UserCodeError) -> str:
     if not isinstance(cause, ModuleNotFoundError) or not cause.name:
         return f"importing {name} raised {error}"
     if source.name == cause.name or source.name.startswith(f"{cause.name}."):
-        return (
-            f"there is no module {cause.name!r} here: run from the directory that contains it, "
-            "name its file (path/to/file.py:Name), or pass --path DIR"
-        )
+        return f"there is no module {cause.name!r} here: {_suggest_path(source.name)}"
     return (
         f"importing {name} failed: it imports {cause.name!r}, which is not installed here; "
-        "if it is a module of your project, pass --path DIR or set PYTHONPATH"
+        f"if it is a module of your project, {_suggest_folder(cause.name)}"
     )
+
+
+def _suggest_path(name: str) -> str:
+    """Return how a module that Python does not find can be named, with its file if it is here."""
+    folder = _find_folder(name)
+    if folder is None:
+        return (
+            "run from the directory that contains it, name its file (path/to/file.py:Name), pass "
+            "--path DIR, or set PYTHONPATH"
+        )
+    file = (folder / name.replace(".", "/")).with_suffix(".py")
+    named = f"name its file, {file.as_posix()}:Name, or " if file.is_file() else ""
+    return f"it is in {folder.as_posix()}/: {named}{_suggest_folder(name)}"
+
+
+def _suggest_folder(name: str) -> str:
+    folder = _find_folder(name)
+    text = "DIR" if folder is None else folder.as_posix()
+    return f"pass --path {text} or set PYTHONPATH" + ("" if folder is None else f"={text}")
+
+
+def _find_folder(name: str) -> Path | None:
+    """Return the folder below the current one that has a module, the nearest; None if none has."""
+    ends = (f"/{name.replace('.', '/')}.py", f"/{name.replace('.', '/')}/__init__.py")
+    files = islice(iter_project_files(Path(), (".py",)), _MAX_SEARCHED)
+    found = (
+        (path.as_posix().removesuffix(end), len(path.parts))
+        for path in files
+        for end in ends
+        if path.as_posix().endswith(end)
+    )
+    nearest = min(found, key=lambda pair: (pair[1], pair[0]), default=None)
+    return None if nearest is None else Path(nearest[0])
 
 
 def make_lookup_error(target: str, source: PythonSource, error: UserCodeError) -> ModuleError:
@@ -182,6 +218,32 @@ def _list_offered_options(
         if not fields and (place == name or (required_names and required_names <= known_names)):
             return [f"-k {name}=@{place}"]
     return []
+
+
+def describe_attempts(
+    kwargs: Mapping[str, object], file_names: Sequence[str], offers: Mapping[str, Sequence[str]]
+) -> str:
+    """Return what was tried to build a module, and what the file has that was not.
+
+    Args:
+        kwargs: the arguments that it was called with.
+        file_names: those that were taken from the file.
+        offers: what the file has: place of a mapping -> its names.
+    """
+    arguments = join_limited(
+        [
+            f"{name}={cut_middle(repr(value), _MAX_VALUE_CHARS)}"
+            f"{' (from the file)' if name in file_names else ''}"
+            for name, value in kwargs.items()
+        ],
+        6,
+    )
+    with_arguments = f"with {arguments}" if arguments else "without arguments"
+    tried = f"with parameters on meta and with real ones, {with_arguments}"
+    is_untried = bool(offers) and not file_names
+    place = next(iter(offers), "")
+    hint = f"; the file has {_describe_offers(offers)}: --kwargs @{place}" if is_untried else ""
+    return f"tried {tried}{hint}"
 
 
 def _describe_offers(offers: Mapping[str, Sequence[str]]) -> str:

@@ -23,8 +23,8 @@ def build_blocks(report: LockReport | ProjectLockReport, options: RenderOptions)
     if isinstance(report, ProjectLockReport):
         yield VerdictBlock(report.verdict, bool(report.exit_code))
         yield from [LinesBlock(report.errors)] if report.errors else []
-        rows = [(lock.name, lock.path, lock.verdict) for lock in report.locks]
-        yield build_table("Modules", ("module", "lock", "verdict"), rows, options)
+        locks = [(lock.name, lock.path, lock.verdict) for lock in report.locks]
+        yield build_table("Modules", ("module", "lock", "verdict"), locks, options)
         return
     yield VerdictBlock(report.verdict, bool(report.exit_code))
     if options.verbosity < 0:
