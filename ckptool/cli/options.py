@@ -387,13 +387,13 @@ _MODULE_OPTIONS = (
         "kwargs_pairs",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Constructor argument, a Python literal; cfg.d=3 sets a field.",
+        help="Constructor argument: a Python literal, or @PLACE in the file; cfg.d=3 sets a field.",
     ),
     click.option(
         "--kwargs",
         "kwargs_file",
         type=click.Path(path_type=Path),
-        help="JSON, TOML or YAML file with constructor arguments.",
+        help="Constructor arguments: a JSON, TOML or YAML file, or @PLACE in the checkpoint.",
     ),
     click.option(
         "-I",

@@ -209,7 +209,7 @@ def project(tmp_path, monkeypatch):
 )
 def test_a_module_that_python_does_not_find_is_looked_for(target, advice, project):
     with pytest.raises(ModuleError) as error:
-        examine_module(ModuleSpec(target))
+        examine_module(ModuleSpec(target, search_paths=(project,)))
     assert advice in str(error.value)
 
 
