@@ -68,8 +68,8 @@ def examine_and_build(spec: ModuleSpec) -> "tuple[ModuleInfo, nn.Module]":
         if not callable(target_object):
             raise ModuleError(
                 spec.target,
-                f"is a {type(target_object).__name__}: name a class, a function that returns a"
-                " module, or an instance",
+                f"is a {type(target_object).__name__}: give a class, a function that returns a "
+                "module, or an instance",
             )
         builds = build_twice(spec, target_object)
         module_info = _describe_builds(spec, builds)
@@ -91,7 +91,7 @@ def rebuild_with_seed(spec: ModuleSpec, seed: int) -> "nn.Module":
             return build_with_seed(spec, target_object, seed)
         rebuild = find_rebuild(target_object, spec.kwargs or None, spec.fresh)
         if rebuild is None or rebuild.is_guess:
-            reason = f"is an instance: to build it under a seed {UNKNOWN_ARGUMENTS}"
+            reason = f"is an instance: to build it with a seed, {UNKNOWN_ARGUMENTS}"
             raise ModuleError(spec.target, reason)
         return build_with_seed(replace(spec, kwargs=rebuild.kwargs), rebuild.function, seed)
 
@@ -196,7 +196,7 @@ def _walk_user_module(module: "nn.Module", target: str) -> ModuleWalk:
             module.__qualname__, f"is a class: give an instance, or its name {name!r}"
         )
     if not hasattr(module, "named_modules"):
-        raise ModuleError(target, "is no nn.Module: give the module itself, or its name")
+        raise ModuleError(target, "is not an nn.Module: give the module itself, or its name")
     try:
         with user_code():
             return walk_module(module)

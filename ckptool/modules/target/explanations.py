@@ -44,7 +44,7 @@ def explain_target_syntax(target: str) -> str:
             f"name {script}:{expression or 'Name'}"
         )
     if is_python_file(source) and not expression:
-        return f"names no class: write {source}:Name"
+        return f"does not name a class: write {source}:Name"
     if is_python_file(source):
         return f"{expression!r} is not one of {_EXPRESSION_FORMS}"
     if "/" in source:
@@ -73,16 +73,16 @@ def explain_import_error(source: PythonSource, error: UserCodeError) -> str:
     cause, name = error.error, str(source.file or source.name)
     if isinstance(cause, SystemExit):
         return (
-            f"importing {name} ended the process ({error}): put what it runs, such as parsing "
-            'arguments, below `if __name__ == "__main__":`'
+            f"importing {name} ended the process ({error}): move code that runs on import, such as "
+            'argument parsing, below `if __name__ == "__main__":`'
         )
     if not isinstance(cause, ModuleNotFoundError) or not cause.name:
         return f"importing {name} raised {error}"
     if source.name == cause.name or source.name.startswith(f"{cause.name}."):
-        return f"there is no module {cause.name!r} here: {_suggest_path(source.name)}"
+        return f"no module {cause.name!r} was found: {_suggest_path(source.name)}"
     return (
-        f"importing {name} failed: it imports {cause.name!r}, which is not installed here; "
-        f"if it is a module of your project, {_suggest_folder(cause.name)}"
+        f"importing {name} failed: it imports {cause.name!r}, which is not installed; if it is a "
+        f"module of your project, {_suggest_folder(cause.name)}"
     )
 
 
@@ -91,11 +91,11 @@ def _suggest_path(name: str) -> str:
     folder = _find_folder(name)
     if folder is None:
         return (
-            "run from the directory that contains it, name its file (path/to/file.py:Name), pass "
+            "run from the directory that contains it, give its file (path/to/file.py:Name), pass "
             "--path DIR, or set PYTHONPATH"
         )
     file = (folder / name.replace(".", "/")).with_suffix(".py")
-    named = f"name its file, {file.as_posix()}:Name, or " if file.is_file() else ""
+    named = f"give its file, {file.as_posix()}:Name, or " if file.is_file() else ""
     return f"it is in {folder.as_posix()}/: {named}{_suggest_folder(name)}"
 
 
