@@ -142,7 +142,7 @@ def list_offers(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     names: dict[str, dict[str, None]] = {}
     inner_names: dict[str, dict[str, None]] = {}
     for entry in checkpoint.entries:
-        place, dot, rest = entry.at.partition(".")
+        place, dot, inner_place = entry.at.partition(".")
         if place in _TRAINER_PLACES or entry.value is None:
             continue
         if isinstance(entry.value, dict) and not dot:
@@ -153,7 +153,7 @@ def list_offers(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
                 if isinstance(child, dict) and len(inner_names) < _MAX_OFFERS
             }
         elif dot and place in _USUAL_PLACES:
-            names.setdefault(place, {})[rest.partition(".")[0]] = None
+            names.setdefault(place, {})[inner_place.partition(".")[0]] = None
     order: list[str] = [place for place in _USUAL_PLACES if place in names]
     order += [place for place in names if place not in _USUAL_PLACES]
     found_names = {place: names[place] for place in order} | inner_names

@@ -70,12 +70,14 @@ def init(folder: str | Path | None = None, *, dry_run: bool = False) -> InitRepo
     file = _choose_file(root)
     classes, unread_files = find_module_classes(root)
     worker = get_worker()
-    matcher = _ClassMatcher(root, [found for found in classes if found.is_importable], worker)
+    matcher = _ClassMatcher(
+        root, [module_class for module_class in classes if module_class.is_importable], worker
+    )
     skipped = [Skipped(name, "not looked at") for name in unread_files]
     skipped += [
-        Skipped(found.target, "its file runs more than definitions when it is imported")
-        for found in classes
-        if not found.is_importable
+        Skipped(module_class.target, "its file runs more than definitions when it is imported")
+        for module_class in classes
+        if not module_class.is_importable
     ]
     matches: list[ModelMatch] = []
     for name, checkpoint in _iter_checkpoints(root, skipped):
@@ -177,11 +179,11 @@ class _ClassMatcher:
     def match_checkpoint(self, name: str, checkpoint: Checkpoint) -> ModelMatch:
         """Return the class that fits best, with the arguments that it was built with."""
         candidates: list[_Candidate] = []
-        for found in self._classes:
-            for kwargs in _list_arguments(found, checkpoint):
-                diff = self._compare(found, kwargs, checkpoint)
+        for module_class in self._classes:
+            for kwargs in _list_arguments(module_class, checkpoint):
+                diff = self._compare(module_class, kwargs, checkpoint)
                 if diff is not None:
-                    candidates.append(_Candidate(found.target, kwargs, diff))
+                    candidates.append(_Candidate(module_class.target, kwargs, diff))
         best = max(candidates, key=lambda candidate: candidate.score, default=None)
         if best is None or best.score < _MIN_SHARE:
             return ModelMatch(name, outcome="no class of the project fits its keys and shapes")
@@ -194,12 +196,14 @@ class _ClassMatcher:
         return ModelMatch(name, best.target, best.kwargs, f"{outcome}{also}")
 
     def _compare(
-        self, found: FoundClass, kwargs: Mapping[str, Any], checkpoint: Checkpoint
+        self, module_class: FoundClass, kwargs: Mapping[str, Any], checkpoint: Checkpoint
     ) -> ModuleDiff | None:
         target = ModuleTarget(
-            str(self._root / found.file) + f":{found.name}", kwargs, search_paths=(self._root,)
+            str(self._root / module_class.file) + f":{module_class.name}",
+            kwargs,
+            search_paths=(self._root,),
         )
-        module_info = self._describe(found, target)
+        module_info = self._describe(module_class, target)
         if module_info is None:
             return None
         diff = build_module_diff(checkpoint, module_info, None)
@@ -211,20 +215,20 @@ class _ClassMatcher:
 
         return build_loaded_diff(checkpoint, module_info, None, ask_loader)
 
-    def _describe(self, found: FoundClass, target: ModuleTarget) -> ModuleInfo | None:
+    def _describe(self, module_class: FoundClass, target: ModuleTarget) -> ModuleInfo | None:
         key = repr((target.module, target.kwargs))
         if key not in self._described and len(self._described) < _MAX_BUILDS:
             try:
                 self._described[key] = self._worker.ask(DescribeModule(target)).module_info
             except CkptoolError as error:
                 self._described[key] = None
-                self._errors.setdefault(found.target, getattr(error, "reason", str(error)))
+                self._errors.setdefault(module_class.target, getattr(error, "reason", str(error)))
             else:
-                self._built.add(found.target)
+                self._built.add(module_class.target)
         return self._described.get(key)
 
 
-def _list_arguments(found: FoundClass, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def _list_arguments(module_class: FoundClass, checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """Return the arguments to try: those of the file that fit the constructor, then none.
 
     Of the file, the items of a mapping that has all that are required; or a mapping as the one
@@ -236,19 +240,22 @@ def _list_arguments(found: FoundClass, checkpoint: Checkpoint) -> list[dict[str,
         mappings["hyper_parameters"] = dict(read_hyper_parameters(checkpoint))
         for place, fields in mappings.items():
             values = fields if isinstance(fields, dict) else {}
-            fitting = {name: values[name] for name in found.parameters if name in values}
-            if fitting and {*found.required} <= fitting.keys():
+            fitting = {name: values[name] for name in module_class.parameters if name in values}
+            if fitting and {*module_class.required} <= fitting.keys():
                 candidates.append(fitting)
-            elif values and _names_config(found, place):
-                candidates.append({found.required[0]: values})
-    return [*candidates, *([] if found.required else [{}])]
+            elif values and _names_config(module_class, place):
+                candidates.append({module_class.required[0]: values})
+    return [*candidates, *([] if module_class.required else [{}])]
 
 
-def _names_config(found: FoundClass, place: str) -> bool:
+def _names_config(module_class: FoundClass, place: str) -> bool:
     """Whether the one argument that a constructor needs may be the mapping at a place."""
-    if len(found.required) != 1:
+    if len(module_class.required) != 1:
         return False
-    return found.required[0] == place.rpartition(".")[2] or found.required[0] in _CONFIG_NAMES
+    return (
+        module_class.required[0] == place.rpartition(".")[2]
+        or module_class.required[0] in _CONFIG_NAMES
+    )
 
 
 def _group_matches(matches: list[ModelMatch]) -> list[tuple[str, ModelMatch]]:

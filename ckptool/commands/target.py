@@ -183,10 +183,10 @@ def name_object(module: "nn.Module | Callable[..., nn.Module]") -> str:
     if not name:
         return type(module).__qualname__
     source = getattr(module, "__module__", None)
-    found: object = sys.modules.get(source or "")
+    named_object: object = sys.modules.get(source or "")
     for part in name.split("."):
-        found = getattr(found, part, None)
-    return f"{source}:{name}" if found is module and source != "__main__" else name
+        named_object = getattr(named_object, part, None)
+    return f"{source}:{name}" if named_object is module and source != "__main__" else name
 
 
 def _format_arguments(arguments: Arguments) -> dict[str, str]:

@@ -110,7 +110,7 @@ def describe_module(module: "nn.Module", target: str) -> ModuleInfo:
 
 def _describe_instance(spec: ModuleSpec, module: "nn.Module") -> ModuleInfo:
     """Describe a live module; what its constructor makes again is known where it can be rebuilt."""
-    if spec.kwargs and spec.given is None:
+    if spec.kwargs and spec.python_object is None:
         raise ModuleError(spec.target, "is an instance: it takes no arguments")
     module_walk = _walk_user_module(module, spec.target)
     constancy, skipped = _compare_with_rebuilt(spec, module, module_walk)
@@ -135,7 +135,7 @@ def _compare_with_rebuilt(
     spec: ModuleSpec, module: "nn.Module", module_walk: ModuleWalk
 ) -> tuple[dict[str, Constancy], tuple[Skipped, ...]]:
     """Build two modules like a live one; return path -> Constancy, or why it is not known."""
-    if all(found.is_registered and found.kind is Kind.PARAMETER for found in module_walk.tensors):
+    if all(t.is_registered and t.kind is Kind.PARAMETER for t in module_walk.tensors):
         return {}, ()
     rebuild = find_rebuild(module, spec.kwargs or None, spec.fresh)
     reason = UNKNOWN_ARGUMENTS if rebuild is None else _explain_misfit(rebuild, module, module_walk)

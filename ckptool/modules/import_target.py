@@ -49,7 +49,7 @@ class ModuleSpec:
     target: str
     """"package.module:Name" or "path/to/file.py:Name"; what follows the colon may be an expression
     of names, subscripts, calls and literals: "nets:REGISTRY[gpt]", "nets:make(Config(d=3))". With
-    `given` it is a name for it."""
+    `python_object` it is a name for it."""
     kwargs: Mapping[str, object] = field(default_factory=dict)
     search_paths: tuple[Path, ...] = ()
     """Directories prepended to sys.path during import and construction."""
@@ -61,10 +61,10 @@ class ModuleSpec:
     """Whether the user named `loader`: else it is only taken for a module of that framework."""
     label: str = ""
     """What the module is called instead of `target`, "" for the target."""
-    given: Any = None
+    python_object: Any = None
     """The class, function or live module itself; None to import `target`."""
     fresh: Callable[[], Any] | None = None
-    """Builds another module like the live one in `given`; None to call its class."""
+    """Builds another module like the live one in `python_object`; None to call its class."""
     file_names: frozenset[str] = frozenset()
     """Names in `kwargs` whose values were taken from the checkpoint, as was asked for."""
     offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def prepend_search_paths(spec: ModuleSpec) -> Iterator[None]:
     Raises:
         ModuleError: the target is malformed, or names a file that does not exist.
     """
-    if spec.given is not None:
+    if spec.python_object is not None:
         yield
         return
     source, _ = parse_target(spec)
@@ -129,8 +129,8 @@ def resolve_target(spec: ModuleSpec) -> Any:
     Raises:
         ModuleError: the target is malformed, or cannot be imported or found.
     """
-    if spec.given is not None:
-        return spec.given
+    if spec.python_object is not None:
+        return spec.python_object
     source, expression = parse_target(spec)
     try:
         with user_code():

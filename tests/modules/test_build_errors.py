@@ -225,14 +225,14 @@ def fails(d=1, name="x" * 100):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (ModuleSpec("fails", given=fails), "and with real ones, without arguments"),
-        (ModuleSpec("fails", {"d": 2}, given=fails), "and with real ones, with d=2"),
+        (ModuleSpec("fails", python_object=fails), "and with real ones, without arguments"),
+        (ModuleSpec("fails", {"d": 2}, python_object=fails), "and with real ones, with d=2"),
         (
-            ModuleSpec("fails", {"d": 2}, given=fails, defaults={"name": "n"}),
+            ModuleSpec("fails", {"d": 2}, python_object=fails, defaults={"name": "n"}),
             "with real ones, with name='n' (from the file), d=2",
         ),
         (
-            ModuleSpec("fails", given=fails, offers={"cfg": ("d", "e")}),
+            ModuleSpec("fails", python_object=fails, offers={"cfg": ("d", "e")}),
             "without arguments; the file has `cfg` (d, e): --kwargs @cfg",
         ),
     ],

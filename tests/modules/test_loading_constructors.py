@@ -89,7 +89,7 @@ def test_it_is_built_for_real_and_says_nothing(case: str, weights: Path):
     kwargs = options_of(cls, weights)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        info, module = examine_and_build(ModuleSpec(case, kwargs, given=cls))
+        info, module = examine_and_build(ModuleSpec(case, kwargs, python_object=cls))
     assert {*info.saved_tensors} == {*cls(**kwargs).state_dict()}
     assert torch.equal(module.state_dict()["body.0.weight"], STATE["0.weight"])
     assert {s.what: s.reason for s in info.skipped}["building without weights"] == (
@@ -98,7 +98,7 @@ def test_it_is_built_for_real_and_says_nothing(case: str, weights: Path):
 
 
 def test_without_a_load_it_stays_on_meta():
-    _, module = examine_and_build(ModuleSpec("plain", given=Plain))
+    _, module = examine_and_build(ModuleSpec("plain", python_object=Plain))
     assert all(parameter.is_meta for parameter in module.parameters())
 
 

@@ -15,7 +15,7 @@ class UserWarnings:
     """The warnings since the last notice, each text once in the whole process."""
 
     def __init__(self) -> None:
-        self._seen: set[str] = set()
+        self._known_texts: set[str] = set()
         self._texts: list[str] = []
         self._count = 0
 
@@ -32,11 +32,11 @@ class UserWarnings:
         words = read_message(message) if isinstance(message, Warning) else message
         place = format_location(filename, lineno)
         text = f"{category.__name__}: {summarize_message(words)} ({place})"
-        if text in self._seen:
+        if text in self._known_texts:
             return
         self._count += 1
         if len(self._texts) < _MAX_KEPT:
-            self._seen.add(text)
+            self._known_texts.add(text)
             self._texts.append(text)
 
     def take_notice(self) -> WarningNotice | None:

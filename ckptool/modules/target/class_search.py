@@ -68,7 +68,7 @@ def find_module_classes(folder: Path) -> tuple[tuple[FoundClass, ...], tuple[str
                 nodes.setdefault(node.name, _ClassNode(name, node, bases, is_importable))
     known_names = _find_modules(nodes)
     classes = [_describe_class(nodes, name) for name in nodes if name in known_names]
-    return tuple(sorted(classes, key=lambda found: (found.file, found.name))), tuple(unread)
+    return tuple(sorted(classes, key=lambda c: (c.file, c.name))), tuple(unread)
 
 
 def iter_project_files(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
@@ -94,16 +94,17 @@ def _parse_file(path: Path) -> ast.Module | None:
 
 def _find_modules(nodes: dict[str, _ClassNode]) -> set[str]:
     """Return the names of the classes that have a module of a library among their bases."""
-    found = {name for name, node in nodes.items() if any(map(_is_library_base, node.bases))}
+    module_names = {name for name, node in nodes.items() if any(map(_is_library_base, node.bases))}
     while True:
         added = {
             name
             for name, node in nodes.items()
-            if name not in found and any(base.rpartition(".")[2] in found for base in node.bases)
+            if name not in module_names
+            and any(base.rpartition(".")[2] in module_names for base in node.bases)
         }
         if not added:
-            return found
-        found |= added
+            return module_names
+        module_names |= added
 
 
 def _is_library_base(base: str) -> bool:
@@ -129,9 +130,9 @@ def _describe_class(nodes: dict[str, _ClassNode], name: str) -> FoundClass:
 
 def _find_constructor(nodes: dict[str, _ClassNode], name: str) -> ast.FunctionDef | None:
     """Return the `__init__` of a class or of its first base in the project that has one."""
-    seen: set[str] = set()
-    while name in nodes and name not in seen:
-        seen.add(name)
+    visited_names: set[str] = set()
+    while name in nodes and name not in visited_names:
+        visited_names.add(name)
         for statement in nodes[name].node.body:
             if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
                 return statement

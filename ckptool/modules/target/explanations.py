@@ -109,13 +109,13 @@ def _find_folder(name: str) -> Path | None:
     """Return the folder below the current one that has a module, the nearest; None if none has."""
     ends = (f"/{name.replace('.', '/')}.py", f"/{name.replace('.', '/')}/__init__.py")
     files = islice(iter_project_files(Path(), (".py",)), _MAX_SEARCHED)
-    found = (
+    folders = (
         (path.as_posix().removesuffix(end), len(path.parts))
         for path in files
         for end in ends
         if path.as_posix().endswith(end)
     )
-    nearest = min(found, key=lambda pair: (pair[1], pair[0]), default=None)
+    nearest = min(folders, key=lambda pair: (pair[1], pair[0]), default=None)
     return None if nearest is None else Path(nearest[0])
 
 
