@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import report_options
+from ckptool.cli.options import screen_options
 from ckptool.cli.output import ReportOutput
 from ckptool.policy import Policy
 
@@ -30,7 +30,7 @@ _DEFAULT_TIMEOUT = 120
     show_default=True,
     help="End the building of a module that takes longer.",
 )
-@report_options
+@screen_options
 def command(
     ctx: click.Context,
     folder: Path | None,
