@@ -122,6 +122,15 @@ class ModuleTarget(Struct, frozen=True):
             FileArguments(defaults, offers=file_arguments.offers)
         )
 
+    def enter_module_code(self, file_arguments: FileArguments) -> "AbstractContextManager[None]":
+        """Return a context in which the module's code runs as it did when it was imported.
+
+        Its folders are importable, and what it set of the process is set for it. Not to be nested.
+        """
+        from ckptool.modules.import_target import prepend_search_paths
+
+        return prepend_search_paths(self.build_spec(file_arguments))
+
     def examine_module(self, file_arguments: FileArguments) -> "tuple[ModuleInfo, nn.Module]":
         """Return the description of the module's state, and an instance; or of its sub-module.
 
@@ -139,11 +148,12 @@ class ModuleTarget(Struct, frozen=True):
         # A command can repeat the arguments of a name, and a framework's folder is one itself.
         if ":" in spec.target and not self.label:
             module_info = replace(module_info, arguments=_format_arguments(self.kwargs))
-        module_info = describe_for_loader(module_info, module, spec)
-        if self.into:
-            module_info = select_submodule(module_info, self.into)
-            module = module.get_submodule(self.into)
-        return check_own_load(module_info, module), module
+        with self.enter_module_code(file_arguments):
+            module_info = describe_for_loader(module_info, module, spec)
+            if self.into:
+                module_info = select_submodule(module_info, self.into)
+                module = module.get_submodule(self.into)
+            return check_own_load(module_info, module), module
 
     def run_forward(
         self, file_arguments: FileArguments, inputs: object

@@ -44,9 +44,10 @@ from ckptool.migration.plan.container_limits import (
     check_container_limits,
     get_result_place,
     keeps_saved_object,
+    reject_absent_values,
     reject_packed_weights,
 )
-from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.draft import Draft, create_draft, is_pickled_array
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.part_steps import find_part_steps
 from ckptool.migration.plan.pending_file import PendingFile
@@ -76,7 +77,7 @@ from ckptool.migration.write.provenance import (
     is_applied,
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
-from ckptool.model import Checkpoint, Container, IssueKind, Kind, ModuleInfo, StateDict
+from ckptool.model import Checkpoint, Container, IssueKind, ModuleInfo, StateDict
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
@@ -244,7 +245,7 @@ def _run_stages(
         source_diff = target_module.predict_load(draft, state_only=False, keeps_versions=True)
         request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
-    has_arrays = any(tensor.kind is Kind.ARRAY for tensor in result.state.tensors.values())
+    has_arrays = any(map(is_pickled_array, result.state.tensors.values()))
     state_changed = state_changed or result.state.role == "module" or has_arrays
     load_obstacles = strict_load_obstacles(diff) if diff else ""
     applied_plan = _AppliedPlan(
@@ -401,6 +402,7 @@ def _select_state(
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
     reject_packed_weights(checkpoint)
+    reject_absent_values(checkpoint.path, state, module_info)
     if not state.tensors and not state.unsaved_tensors:
         raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
     return state

@@ -121,8 +121,8 @@ def test_what_is_there_needs_no_move_and_what_is_here_does(cls, status, tmp_path
     assert {level.level: level.status for level in report.levels}["device"] == status
     audit = ckptool.audit(cls)
     messages = {f.key: f.message for f in audit.findings if f.code == "CK110"}
-    assert "puts it on cuda:0" in messages["there"]
-    assert "still on the CPU" in messages["here"]
+    assert "stays on cuda:0, where the constructor puts it" in messages["there"]
+    assert "still on the CPU after" in messages["here"]
     assert "CUDA device" in {s.what: s.reason for s in audit.skipped}["building on CUDA"]
 
 

@@ -86,9 +86,9 @@ class ProbeLoad(ModuleRequest[LoaderAnswer], frozen=True):
     def answer(self, session: "ModuleSession") -> LoaderAnswer:
         from ckptool.verification.load_probe import ask_loader
 
-        return ask_loader(
-            session.examine_module(self.target, self.file_arguments)[1], self.module_diff
-        )
+        _, module = session.examine_module(self.target, self.file_arguments)
+        with self.target.enter_module_code(self.file_arguments):
+            return ask_loader(module, self.module_diff)
 
 
 class OldCheckpoint(Struct, frozen=True):
