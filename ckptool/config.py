@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import date
 from difflib import get_close_matches
@@ -190,6 +190,8 @@ class TrustRule(msgspec.Struct, frozen=True):
     """Called with the import target and those arguments, each value as Python source, cut."""
     announce_namespace: Callable[[str, str], None] | None = None
     """Called with the import target and the parameter whose dict becomes an argparse.Namespace."""
+    announce_warnings: Callable[[Sequence[str], int], None] | None = None
+    """Called with warnings that user code gave, in one line each, and the number of all."""
     announce_code: Callable[[Path, str], None] | None = None
     """Called with the configuration file and the "package.module:Name" that it names."""
     announce_folder: Callable[[str], None] | None = None
