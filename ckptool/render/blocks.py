@@ -25,6 +25,8 @@ MAX_TABLE_ROWS: Final = 60
 """Maximum rows of one table; the rest is only counted. -v shows all."""
 MAX_RULE_LINES: Final = 6
 """Maximum findings of one rule; more are counted by sub-tree. -v shows all."""
+MAX_LISTED_FINDINGS: Final = 20
+"""Maximum lines of one rule whose findings are in no common sub-tree. -v shows all."""
 MAX_KEY_ROWS: Final = 16
 """Maximum rows of a table that only lists keys; more are counted by sub-tree. -v shows all."""
 _CODE_SPAN: Final = re.compile("`[^`]+`")
@@ -120,6 +122,8 @@ class FoldedFinding(Struct, frozen=True):
     code: str
     message: str
     fix: str
+    omitted_count: int = 0
+    """Number of findings that are only counted, in `message`; 0: it is one that is shown."""
 
 
 class FindingsBlock(Struct, frozen=True):
@@ -220,11 +224,16 @@ def _iter_folded_findings(
         folded_groups = fold_by_subtree(groups, MAX_RULE_LINES)
         if any(is_subtree for _, is_subtree in folded_groups):
             folded_groups.sort(key=lambda entry: natural_sort_key(entry[0].key))
-        for group, is_subtree in folded_groups:
+        for group, is_subtree in folded_groups[:MAX_LISTED_FINDINGS]:
             if is_subtree:
                 yield _build_subtree_finding(group, rule_findings[0])
             else:
                 yield _build_folded_finding(group.items)
+        omitted_count = sum(len(group.items) for group, _ in folded_groups[MAX_LISTED_FINDINGS:])
+        if omitted_count:
+            level, code = rule_findings[0].level, rule_findings[0].code
+            message = f"... and {omitted_count:,} more (-v shows all)"
+            yield FoldedFinding(level, code, message, "", omitted_count)
 
 
 def _generalize(text: str, finding: FindingReport) -> str:
@@ -280,8 +289,13 @@ def build_skipped_lines(
         )
         for reason, paths in [group.items[0]]
     )
+    yield from _build_limited_lines(lines, options)
+
+
+def _build_limited_lines(lines: tuple[str, ...], options: RenderOptions) -> Iterator[LinesBlock]:
     if lines:
-        yield LinesBlock(lines)
+        shown_lines, more = _limit_rows(lines, options, "line")
+        yield LinesBlock((*shown_lines, more) if more else lines)
 
 
 def _format_times(items: Sequence[object]) -> str:
@@ -306,8 +320,7 @@ def build_silenced_lines(
     lines = tuple(
         _format_silenced(group.items[0], group.key, _format_times(group.items)) for group in groups
     )
-    if lines:
-        yield LinesBlock(lines)
+    yield from _build_limited_lines(lines, options)
 
 
 def _format_silenced(silenced: SilencedReport, key: str, times: str) -> str:
@@ -395,10 +408,12 @@ def _select_informative_columns(
     ]
 
 
-def _limit_rows(rows: Sequence[T], options: RenderOptions) -> tuple[Sequence[T], str]:
+def _limit_rows(
+    rows: Sequence[T], options: RenderOptions, noun: str = "row"
+) -> tuple[Sequence[T], str]:
     shown_rows = rows if options.verbosity > 0 else rows[:MAX_TABLE_ROWS]
     omitted_count = len(rows) - len(shown_rows)
     return (
         shown_rows,
-        f"... and {omitted_count:,} more rows (-v shows all)" if omitted_count else "",
+        f"... and {omitted_count:,} more {noun}s (-v shows all)" if omitted_count else "",
     )

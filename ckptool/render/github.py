@@ -1,9 +1,11 @@
 """Report -> GitHub workflow commands, shown as annotations."""
 
 import re
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
-from ckptool.phrases import make_printable
+from ckptool.phrases import make_printable, pluralize
 from ckptool.render import RenderOptions
 from ckptool.render.ci_results import (
     LocatedFinding,
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
 
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
+_MAX_ANNOTATIONS: Final = 50
+"""Maximum findings of one level, and checks left out; GitHub shows 10 of a step and 50 of a job.
+-v prints all."""
 
 
 def render(report: "AnyReport", options: RenderOptions) -> str:
@@ -36,19 +41,35 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
                 "error", _build_verdict_properties(report, options), make_printable(verdict)
             )
         )
-    lines += [
-        _format_finding(located_finding)
-        for located_finding in iter_located_findings(report, options.root)
-    ]
-    for skipped in dict.fromkeys(report.skipped):
+    lines += _iter_finding_lines(report, options)
+    skipped_checks = tuple(dict.fromkeys(report.skipped))
+    shown_count = len(skipped_checks) if options.verbosity > 0 else _MAX_ANNOTATIONS
+    for skipped in skipped_checks[:shown_count]:
         prefix = f"{skipped.path}: " if skipped.path else ""
         text = make_printable(f"{prefix}{skipped.what}: {skipped.reason}")
         file_property = {"file": make_relative(skipped.path, options.root)} if skipped.path else {}
         lines.append(_format_command("notice", {"title": "not checked", **file_property}, text))
+    if skipped_checks[shown_count:]:
+        text = f"... and {len(skipped_checks) - shown_count:,} more (-v prints all)"
+        lines.append(_format_command("notice", {"title": "not checked"}, text))
     return "\n".join(
         lines
         or [_format_command("notice", _build_verdict_properties(report, options), "no findings")]
     )
+
+
+def _iter_finding_lines(report: "AnyReport", options: RenderOptions) -> Iterator[str]:
+    """Yield the findings, and for each level how many were left out."""
+    counts: Counter[str] = Counter()
+    for located_finding in iter_located_findings(report, options.root):
+        level = "note" if located_finding.silenced else located_finding.finding.level
+        counts[level] += 1
+        if options.verbosity > 0 or counts[level] <= _MAX_ANNOTATIONS:
+            yield _format_finding(located_finding)
+    for level, count in counts.items():
+        if options.verbosity < 1 and count > _MAX_ANNOTATIONS:
+            text = f"... and {pluralize(count - _MAX_ANNOTATIONS, f'more {level}')} (-v prints all)"
+            yield _format_command(_COMMANDS[level], {"title": f"ckptool {report.command}"}, text)
 
 
 def _build_verdict_properties(report: "AnyReport", options: RenderOptions) -> dict[str, str]:

@@ -165,11 +165,12 @@ def _iter_same_fix_lines(findings: list[FoldedFinding], options: RenderOptions) 
         lines = _wrap_text(make_printable(finding.message), len(label), options)
         yield _color_text(label, finding.level, options) + lines[0]
         yield from (" " * len(label) + line for line in lines[1:])
-    omitted_count = len(findings) - len(shown_findings)
+    omitted_count = sum(f.omitted_count or 1 for f in findings[len(shown_findings) :])
     omitted_note = (
-        (f"... and {omitted_count} more {first.code} (-v shows all)",) if omitted_count else ()
+        (f"... and {omitted_count:,} more {first.code} (-v shows all)",) if omitted_count else ()
     )
-    for text in (*omitted_note, f"fix: {first.fix}"):
+    fix = (f"fix: {first.fix}",) if first.fix else ()
+    for text in (*omitted_note, *fix):
         yield from (
             " " * len(label) + line
             for line in _wrap_text(make_printable(text), len(label), options)

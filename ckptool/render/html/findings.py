@@ -48,7 +48,13 @@ def _group_by_rule(
             folded_finding
             for folded_finding in folded_findings
             if (folded_finding.code, folded_finding.level) == (code, level)
+            and not folded_finding.omitted_count
         ]
+        omitted_count = sum(
+            folded_finding.omitted_count
+            for folded_finding in folded_findings
+            if (folded_finding.code, folded_finding.level) == (code, level)
+        )
         shown_findings = rule_findings if options.verbosity > 0 else rule_findings[:_MAX_CARDS]
         fixes = {folded_finding.fix for folded_finding in rule_findings}
         has_same_fix = len(fixes) == 1
@@ -65,5 +71,5 @@ def _group_by_rule(
                 )
                 for folded_finding in shown_findings
             ),
-            more=len(rule_findings) - len(shown_findings),
+            more=len(rule_findings) - len(shown_findings) + omitted_count,
         )

@@ -143,9 +143,7 @@ def test_a_live_module(tmp_path):
     from migration import models
 
     torch.save(old(), tmp_path / "a.pth")
-    with pytest.raises(
-        PlanError, match="not known to be the same on every construction"
-    ):
+    with pytest.raises(PlanError, match="not known to be the same on every construction"):
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module=models.Scaled())
     report = ckptool.migrate(
         tmp_path / "a.pth", tmp_path / "b.pth", module=models.Scaled(),
