@@ -12,6 +12,7 @@ from msgspec import Struct, field
 from ckptool.compare.contract import Contract, ContractEntry, ContractOrigin
 from ckptool.decode_errors import find_unknown_field, locate_problem, split_decode_error
 from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.locations import read_small_file
 from ckptool.model import Constancy, Kind, natural_sort_key
 
 FORMAT_VERSION: Final = 1
@@ -81,7 +82,7 @@ def read_lock(path: Path) -> Contract:
     try:
         if path.stat().st_size > MAX_NBYTES:
             raise CorruptCheckpointError(path, f"is larger than any lock ({MAX_NBYTES >> 20} MiB)")
-        text = path.read_bytes()
+        text = read_small_file(path)
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
     return parse_lock(text, path)
