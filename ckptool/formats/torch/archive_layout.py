@@ -54,7 +54,7 @@ def _find_name_refusal(members: Iterable[ZipMember], first_name: str) -> str:
     """Return what torch cannot make of a name: its folder, or text; "" if nothing."""
     folder, slash, _ = first_name.partition("/")
     if not slash:
-        return f"{quote_name(first_name)} is in no folder"
+        return f"{quote_name(first_name)} is not in a folder"
     if len(folder.encode()) >= _MAX_NAME_BYTES:
         return f"its folder has a name of more than {_MAX_NAME_BYTES - 1} bytes"
     bad_name = next((member.name for member in members if not _is_text_for_torch(member)), "")
