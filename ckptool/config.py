@@ -14,7 +14,7 @@ import msgspec
 
 from ckptool.decode_errors import explain_decode_error, find_unknown_field, format_json_path
 from ckptool.errors import ConfigError, ReadError
-from ckptool.locations import Location, RemotePath, list_glob_names
+from ckptool.locations import Location, RemotePath, list_glob_names, read_small_file
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -278,7 +278,7 @@ def _get_section(project: dict[str, Any]) -> object:
 
 def _parse_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_small_file(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(path, f"is not valid TOML: {error}") from error
     except OSError as error:

@@ -104,6 +104,11 @@ class LazyGroup(click.Group):
             raise _to_one_line_error(error, words) from error
         except KeyboardInterrupt:
             _report_interrupt()
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # --version, to a full disk
+            click.echo(f"ckptool: standard output: {error.strerror or error}", err=True)
+            raise Exit(COULD_NOT_CHECK) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from ckptool.commands.file_arguments import EVERY_NAME, parse_place
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import read_small_file
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ def _set_field(arguments: dict[str, object], path: list[str], value: object, pai
 
 def _read_kwargs_file(path: Path) -> Mapping[str, Any]:
     try:
-        data = _parse_kwargs_text(path, path.read_text(encoding="utf-8"))
+        data = _parse_kwargs_text(path, read_small_file(path).decode())
     except OSError as error:
         raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
