@@ -2,17 +2,14 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
-from ckptool.loaders.model_folder import (
-    describe_refused_fields,
-    find_refused_fields,
-    read_config,
-)
+from ckptool.loaders.build_limits import build_within_limits
+from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.offline import run_offline
+from ckptool.locations import Location
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,16 +23,13 @@ _PLACE_FIELDS: Final = frozenset(
 _CONFIG_NAME: Final = "config.json"
 
 
-def build_model(folder: str | Path, class_name: str) -> "nn.Module":
+def build_model(folder: Location, class_name: str) -> "nn.Module":
     """Build the architecture that config.json names, with initial values.
 
     Raises:
         ModuleError: the configuration is refused, or names no architecture of timm.
     """
-    fields = read_config(Path(folder) / _CONFIG_NAME)
-    refused = find_refused_fields(fields)
-    if refused:
-        raise ModuleError(str(folder), describe_refused_fields(_CONFIG_NAME, refused))
+    fields = read_model_config(folder, _CONFIG_NAME)
     with run_offline():
         import timm
 
@@ -49,10 +43,14 @@ def build_model(folder: str | Path, class_name: str) -> "nn.Module":
         overlay = _select_overlay(fields)
         if "num_classes" in overlay:
             arguments.setdefault("num_classes", overlay["num_classes"])
-        module: nn.Module = timm.create_model(
-            class_name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments
-        )
-    return module
+
+        def build() -> "nn.Module":
+            module: nn.Module = timm.create_model(
+                class_name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments
+            )
+            return module
+
+        return build_within_limits(build, folder)
 
 
 def accepts_module(module: "nn.Module") -> bool:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from ckptool.config import TRUST_RULE
-from ckptool.errors import ModuleError
+from ckptool.errors import ModuleError, ReadError
 from ckptool.modules.target.config_objects import build_config_objects
 from ckptool.modules.target.explanations import (
     explain_import_error,
@@ -59,6 +59,9 @@ class ModuleSpec:
     """Whether the user named `loader`: else it is only taken for a module of that framework."""
     label: str = ""
     """What the module is called instead of `target`, "" for the target."""
+    find_arguments: Callable[[Any], Mapping[str, object]] | None = None
+    """Gives the arguments of the class or factory where `kwargs` has none, as a framework's
+    configuration beside the weights does; None asks nobody."""
 
 
 @contextmanager
@@ -168,8 +171,9 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         return dict(spec.kwargs)
+    defaults = {**spec.defaults, **_find_more_arguments(spec, function)}
     matching_defaults = {
-        k: v for k, v in spec.defaults.items() if k in signature.parameters and k not in spec.kwargs
+        k: v for k, v in defaults.items() if k in signature.parameters and k not in spec.kwargs
     }
     announce = TRUST_RULE.get().announce_file_kwargs
     if matching_defaults and announce is not None:
@@ -187,6 +191,23 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
             return build_config_objects(function, kwargs, _announce_namespace(spec))
     except UserCodeError as error:
         raise ModuleError(spec.target, f"its arguments: {error}") from error
+
+
+def _find_more_arguments(spec: ModuleSpec, function: Any) -> Mapping[str, object]:
+    """Return what `find_arguments` gives; {} where the user gave arguments.
+
+    Raises:
+        ModuleError: the configuration that it reads is refused.
+    """
+    if spec.find_arguments is None or spec.kwargs or not TRUST_RULE.get().uses_file_kwargs:
+        return {}
+    try:
+        with user_code():
+            return spec.find_arguments(function)
+    except UserCodeError as error:
+        if isinstance(error.error, ModuleError | ReadError):
+            raise error.error from error
+        raise ModuleError(spec.target, f"its configuration: {error}") from error
 
 
 def _announce_namespace(spec: ModuleSpec) -> Callable[[str], None] | None:
