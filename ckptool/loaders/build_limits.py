@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.errors import ModuleError
 from ckptool.formats.files.source import is_directory, list_names, open_source
+from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location, RemotePath
 from ckptool.modules.build import preserve_random_state
 from ckptool.phrases import pluralize
@@ -32,7 +33,7 @@ _NBYTES_PER_MODULE: Final = 512
 
 
 def build_within_limits(build: "Callable[[], nn.Module]", folder: Location) -> "nn.Module":
-    """Return what `build` returns.
+    """Return what `build` returns, which is called without a network.
 
     Args:
         build: builds the module that the folder's configuration describes.
@@ -43,7 +44,8 @@ def build_within_limits(build: "Callable[[], nn.Module]", folder: Location) -> "
     """
     import torch
 
-    with preserve_random_state(), limit_build(folder):
+    nbytes = count_weight_nbytes(folder)
+    with run_offline(), preserve_random_state(), limit_build(folder, nbytes):
         try:
             with torch.device("meta"):
                 # Kept until the end: what is recorded of modules is found by their identity.
@@ -52,14 +54,14 @@ def build_within_limits(build: "Callable[[], nn.Module]", folder: Location) -> "
             raise
         except Exception:  # noqa: BLE001 (a class that cannot be built on meta: built for real)
             sketch = None
-    with limit_build(folder):
+    with run_offline(), limit_build(folder, nbytes):
         module = build()
     del sketch
     return module
 
 
 @contextmanager
-def limit_build(folder: Location) -> Iterator[None]:
+def limit_build(folder: Location, nbytes: int) -> Iterator[None]:
     """Within it, the constructor that goes beyond what the folder's weights could fill raises.
 
     Raises:
@@ -67,7 +69,6 @@ def limit_build(folder: Location) -> Iterator[None]:
     """
     from torch.nn.modules import module as registration
 
-    nbytes = _count_weight_nbytes(folder)
     weights = (
         f"the weights beside it have {pluralize(nbytes, 'byte')}"
         if nbytes
@@ -105,7 +106,7 @@ def limit_build(folder: Location) -> Iterator[None]:
             hook.remove()
 
 
-def _count_weight_nbytes(folder: Location) -> int:
+def count_weight_nbytes(folder: Location) -> int:
     """Return the bytes of the files of weights in a folder, 0 if there are none.
 
     Of many remote files a few are asked for, and stand for the others.

@@ -48,11 +48,10 @@ def build_class(folder: Location, cls: Any) -> "nn.Module":
         ModuleError: the configuration is refused.
     """
     fields = read_model_config(folder, _CONFIG_NAME)
-    with run_offline():
-        with TemporaryDirectory(prefix="ckptool-") as copy:
-            (Path(copy) / _CONFIG_NAME).write_text(json.dumps(fields))
-            config = cls.load_config(copy, local_files_only=True)
-        return build_within_limits(lambda: cls.from_config(config), folder)
+    with run_offline(), TemporaryDirectory(prefix="ckptool-") as copy:
+        (Path(copy) / _CONFIG_NAME).write_text(json.dumps(fields))
+        config = cls.load_config(copy, local_files_only=True)
+    return build_within_limits(lambda: cls.from_config(config), folder)
 
 
 def accepts_module(module: "nn.Module") -> bool:

@@ -53,8 +53,6 @@ class ModelFolder(Struct, frozen=True):
     """Name of the file that says so."""
     weights_name: str = ""
     """Name of the file that the framework reads; "" if none of its names is there."""
-    variant: str = ""
-    """Variant that `weights_name` is of ("fp16"), where there is no file without one."""
 
     @property
     def is_pipeline(self) -> bool:
@@ -81,10 +79,7 @@ class ModelFolder(Struct, frozen=True):
         if not self.class_name:
             return f"{self.config_name} is one of {self.loader}"
         name = quote_code(cut_middle(self.class_name))
-        text = f"{self.config_name} names {name} of {self.loader}"
-        if self.variant:
-            return f"{text}, and there is variant {quote_code(self.variant)} alone"
-        return text
+        return f"{self.config_name} names {name} of {self.loader}"
 
 
 def get_install_hint(loader: str) -> str:
@@ -169,17 +164,13 @@ def iter_fields(config: object) -> Iterator[tuple[str, object, int]]:
             pending.append((name, item, depth + 1))
 
 
-def _choose_weights(names: Sequence[str], preferred_names: Sequence[str]) -> tuple[str, str]:
-    """Return the first of the names that is there, else the first one's variant, and its name.
-
-    ("", "") if there is none; a variant is taken only where no other one is there.
-    """
+def _choose_weights(names: Sequence[str], preferred_names: Sequence[str]) -> str:
+    """Return the first of the names that is there, else that of the one variant; "" without."""
     for name in preferred_names:
         if name in names:
-            return name, ""
+            return name
     found = [match for name in preferred_names for match in _find_variants(name, names)]
-    variants = {variant for _, variant in found}
-    return found[0] if len(variants) == 1 else ("", "")
+    return found[0][0] if len({variant for _, variant in found}) == 1 else ""
 
 
 def _find_variants(name: str, names: Sequence[str]) -> list[tuple[str, str]]:
@@ -209,11 +200,11 @@ def list_components(pipeline: ModelFolder) -> dict[str, ModelFolder]:
             ("diffusers", _DIFFUSERS_WEIGHTS),
             ("transformers", _TRANSFORMERS_WEIGHTS),
         ):
-            weights_name, variant = _choose_weights(names, preferred)
+            weights_name = _choose_weights(names, preferred)
             if weights_name:
                 folder = pipeline.path / name
                 components[name] = ModelFolder(
-                    folder, loader, str(value[1]), "config.json", weights_name, variant
+                    folder, loader, str(value[1]), "config.json", weights_name
                 )
                 break
     return components
@@ -229,7 +220,7 @@ def _identify_peft(folder: Location, names: Sequence[str]) -> ModelFolder | None
         "peft",
         class_name if isinstance(class_name, str) else "",
         "adapter_config.json",
-        *_choose_weights(names, _PEFT_WEIGHTS),
+        _choose_weights(names, _PEFT_WEIGHTS),
     )
 
 
@@ -240,8 +231,8 @@ def _identify_diffusers(folder: Location, names: Sequence[str]) -> ModelFolder |
     class_name = read_config(folder / config_name).get("_class_name")
     if not isinstance(class_name, str):
         return None
-    weights = _choose_weights(names, _DIFFUSERS_WEIGHTS)
-    return ModelFolder(folder, "diffusers", class_name, config_name, *weights)
+    weights_name = _choose_weights(names, _DIFFUSERS_WEIGHTS)
+    return ModelFolder(folder, "diffusers", class_name, config_name, weights_name)
 
 
 def _identify_timm(folder: Location, names: Sequence[str]) -> ModelFolder | None:
@@ -252,7 +243,7 @@ def _identify_timm(folder: Location, names: Sequence[str]) -> ModelFolder | None
     if not isinstance(class_name, str) or "pretrained_cfg" not in config:
         return None
     return ModelFolder(
-        folder, "timm", class_name, "config.json", *_choose_weights(names, _TIMM_WEIGHTS)
+        folder, "timm", class_name, "config.json", _choose_weights(names, _TIMM_WEIGHTS)
     )
 
 
@@ -269,5 +260,5 @@ def _identify_transformers(folder: Location, names: Sequence[str]) -> ModelFolde
         "transformers",
         first if isinstance(first, str) else "",
         "config.json",
-        *_choose_weights(names, _TRANSFORMERS_WEIGHTS),
+        _choose_weights(names, _TRANSFORMERS_WEIGHTS),
     )

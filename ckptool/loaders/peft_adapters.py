@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
-from ckptool.loaders.build_limits import limit_build
+from ckptool.loaders.build_limits import count_weight_nbytes, limit_build
 from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.model_folder import find_model_folder
 from ckptool.loaders.offline import run_offline
@@ -83,7 +83,7 @@ def add_adapter(base_model: "nn.Module", folder: Location) -> "nn.Module":
         config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type].from_pretrained(copy)
     config.inference_mode = True
     cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
-    with limit_build(folder):
+    with limit_build(folder, count_weight_nbytes(folder)):
         model: nn.Module = cls(base_model, config, "default")
     return model
 

@@ -44,13 +44,13 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":
         if "num_classes" in overlay:
             arguments.setdefault("num_classes", overlay["num_classes"])
 
-        def build() -> "nn.Module":
-            module: nn.Module = timm.create_model(
-                class_name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments
-            )
-            return module
+    def build() -> "nn.Module":
+        module: nn.Module = timm.create_model(
+            class_name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments
+        )
+        return module
 
-        return build_within_limits(build, folder)
+    return build_within_limits(build, folder)
 
 
 def accepts_module(module: "nn.Module") -> bool:

@@ -48,7 +48,7 @@ def build_class(folder: Location, cls: Any) -> "nn.Module":
     config_fields = read_model_config(folder, _CONFIG_NAME)
     with run_offline():
         config = load_config(cls.config_class, config_fields)
-        return build_within_limits(lambda: cls(config), folder)
+    return build_within_limits(lambda: cls(config), folder)
 
 
 def accepts_module(module: "nn.Module") -> bool:

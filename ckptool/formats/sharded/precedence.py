@@ -15,6 +15,12 @@ _INDEX_NAME: Final = re.compile(
 )
 
 
+_VARIANT_NAME: Final = re.compile(
+    r"(?:model|pytorch_model|diffusion_pytorch_model)(?:"
+    r"\.(?P<whole>[\w-]+?)(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)"
+    r"|-\d{5}-of-\d{5}\.(?P<shard>[\w-]+)\.(?:safetensors|bin)"
+    r"|\.(?:safetensors|bin)\.index\.(?P<index>[\w-]+)\.json)"
+)
 _INDEX_FIRST_STEM: Final = "diffusion_pytorch_model"
 """Stem of the names of diffusers."""
 
@@ -62,3 +68,15 @@ def find_loaded_file(index_name: str, names: Collection[str]) -> str:
 def _is_taken_first(match: re.Match[str]) -> bool:
     """Whether the index is one that diffusers takes where a whole file is beside it."""
     return match["stem"] == _INDEX_FIRST_STEM and match["suffix"] == "safetensors"
+
+
+def find_variant(names: Collection[str]) -> str:
+    """Return the variant that all these files are of: "fp16"; "" if they are of none, or several.
+
+    Without `variant="fp16"`, from_pretrained does not look for them.
+    """
+    matches = [_VARIANT_NAME.fullmatch(name) for name in names]
+    variants = {
+        match["whole"] or match["shard"] or match["index"] if match else "" for match in matches
+    }
+    return variants.pop() if len(variants) == 1 else ""
