@@ -63,7 +63,7 @@ def merge_adapter(request: MergeRequest) -> MigrateReport:
     adapter_folder = require_model_folder(request.adapter, "peft")
     base_folder = find_model_folder(request.base)
     if base_folder is None or base_folder.loader != "transformers":
-        raise UsageError(f"--merge-adapter {request.base}: is no folder of a model of transformers")
+        raise UsageError(f"--merge-adapter {request.base}: is not a transformers model folder")
     if not request.dry_run:
         check_target(request.target, inputs, force=request.force, folder=True)
     adapter, base = (

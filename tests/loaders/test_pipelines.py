@@ -75,10 +75,9 @@ def ask_frameworks(folder: Path) -> dict[str, set[str]]:
 def ask_ckptool(folder: Path, run_command) -> tuple[int, dict[str, set[str]]]:
     result = run_command("diff", str(folder), "--no-config", "--format", "json")
     report = json.loads(result.out)
-    keys = {"missing": set(), "unexpected": set(), "mismatched": set()}
-    for change in report["changes"]:
-        keys["mismatched" if change["kind"] == "changed" else change["kind"]].add(change["key"])
-    return result.code, keys
+    return result.code, {
+        kind: set(report[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")
+    }
 
 
 def test_a_whole_pipeline_loads(folder, run_command):
@@ -92,8 +91,10 @@ def test_a_whole_pipeline_loads(folder, run_command):
     assert "without weights, and not looked at: feature_extractor, scheduler" in result.out
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("change", [drop_one, add_one, cut_one])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("unet", drop_one), ("vae", cut_one), ("text_encoder", add_one), ("safety_checker", drop_one)],
+)
 def test_each_model_is_judged_by_its_own_loader(name, change, folder, run_command):
     file = folder / name / WEIGHTS[name]
     state = load_file(file)
