@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.compare.framework.loading_info import LoadingInfo
-from ckptool.errors import PlanError
+from ckptool.errors import CkptoolError, PlanError
 from ckptool.loaders import peft_adapters
 from ckptool.loaders.adapter_arithmetic import KEY_PREFIX, MERGE_RULES, merge_tensors
 from ckptool.loaders.config_checks import read_model_config
@@ -13,6 +13,7 @@ from ckptool.loaders.model_folder import ModelFolder
 from ckptool.loaders.offline import run_offline
 from ckptool.loaders.registry import get_loader
 from ckptool.locations import Location
+from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.phrases import join_limited
 
 if TYPE_CHECKING:
@@ -62,6 +63,22 @@ def merge_adapter(
     """
     config_fields = read_model_config(adapter.path, peft_adapters.CONFIG_NAME)
     _require_checkable(adapter.path, config_fields)
+    try:
+        with user_code():
+            return _merge(base, base_state, adapter, adapter_state, config_fields)
+    except UserCodeError as error:
+        if isinstance(error.error, CkptoolError):
+            raise error.error from error
+        raise PlanError(f"{adapter.path}: not merged: {error}") from error
+
+
+def _merge(
+    base: ModelFolder,
+    base_state: Mapping[str, "Tensor"],
+    adapter: ModelFolder,
+    adapter_state: Mapping[str, "Tensor"],
+    config_fields: Mapping[str, Any],
+) -> AdapterMerge:
     base_loader = get_loader(base.loader)
     base_model, base_info = base_loader.load_state(
         base_loader.build_model(base.path, base.class_name), base_state
