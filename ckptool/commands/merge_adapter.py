@@ -96,11 +96,12 @@ def _write_folder(
 ) -> MigrationDigests:
     """Write beside the target by the framework, copy what is no weight, and rename the folder."""
     from ckptool.loaders.offline import run_offline
+    from ckptool.loaders.transformers_models import without_progress_bars
 
     target = request.target
     with open_pending_output(target, force=request.force, folder=True) as output:
         with translate_os_errors(target):
-            with run_offline():
+            with run_offline(), without_progress_bars():
                 merge.module.save_pretrained(output.path)  # type: ignore[operator]
             _copy_other_files(base, output.path)
             digests = _record_origin(adapter, base, output.path, request)
@@ -153,7 +154,7 @@ def _build_report(
         module=type(merge.module).__qualname__,
         steps=(),
         checks=(CheckReport(name="merge", result="passed", reason=comparison),),
-        notes=(comparison,),
+        notes=(),
         source_digest=digests.source,
         result_digest=digests.result,
     )

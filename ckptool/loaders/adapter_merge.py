@@ -14,7 +14,7 @@ from ckptool.loaders.offline import run_offline
 from ckptool.loaders.registry import get_loader
 from ckptool.locations import Location
 from ckptool.modules.user_code import UserCodeError, user_code
-from ckptool.phrases import join_limited
+from ckptool.phrases import cut_middle, join_limited
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -165,7 +165,9 @@ def _require_checkable(path: Location, config_fields: Mapping[str, Any]) -> None
     peft_type = config_fields.get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in MERGE_RULES:
         known = join_limited(sorted(MERGE_RULES), 8)
-        reason = f"peft_type {peft_type!r} has no arithmetic here; these have: {known}"
+        reason = (
+            f"peft_type {cut_middle(repr(peft_type))} has no arithmetic here; these have: {known}"
+        )
         raise PlanError(f"{path}: not merged, since it cannot be checked: {reason}")
     unsupported = [name for name in _list_unsupported_fields() if config_fields.get(name)]
     initialization = config_fields.get("init_lora_weights")

@@ -27,7 +27,7 @@ _ELEMENTS_PER_BYTE: Final = 64
 _FREE_ELEMENTS: Final = 1 << 28
 """Elements of parameters that are always allowed."""
 _FREE_BUFFER_NBYTES: Final = 2 << 30
-_FREE_MODULES: Final = 20_000
+_FREE_MODULES: Final = 10_000
 _NBYTES_PER_MODULE: Final = 512
 """Bytes of weights for each further module: a tensor's entry in a header takes more than 60."""
 

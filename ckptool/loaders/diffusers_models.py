@@ -15,6 +15,7 @@ from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location
+from ckptool.phrases import cut_middle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,7 +128,7 @@ def _find_class(class_name: str, folder: str) -> Any:
     if cls is None or not is_model or not cls.__module__.startswith("diffusers."):
         raise ModuleError(
             folder,
-            f"{_CONFIG_NAME} names {class_name!r}, and diffusers {diffusers.__version__} has no"
+            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and diffusers {diffusers.__version__} has no"
             " such model: name your own class with -m package.module:Name",
         )
     return cls

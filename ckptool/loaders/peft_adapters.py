@@ -14,6 +14,7 @@ from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.model_folder import find_model_folder
 from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location
+from ckptool.phrases import cut_middle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +44,7 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":  # noqa: ARG0
     if base is None or not (base / "config.json").is_file():
         raise ModuleError(
             str(folder),
-            f"its base, {base_name!r} in {CONFIG_NAME}, is no folder here: --base FOLDER names it",
+            f"its base, {cut_middle(repr(base_name))} in {CONFIG_NAME}, is no folder here: --base FOLDER names it",
         )
     return build_adapter_model(folder, base)
 
@@ -77,7 +78,9 @@ def add_adapter(base_model: "nn.Module", folder: Location) -> "nn.Module":
     fields = read_model_config(folder, CONFIG_NAME)
     peft_type = fields.get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise ModuleError(str(folder), f"{CONFIG_NAME}: peft has no peft_type {peft_type!r}")
+        raise ModuleError(
+            str(folder), f"{CONFIG_NAME}: peft has no peft_type {cut_middle(repr(peft_type))}"
+        )
     with TemporaryDirectory(prefix="ckptool-") as copy:
         (Path(copy) / CONFIG_NAME).write_text(json.dumps(fields))
         config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type].from_pretrained(copy)

@@ -10,6 +10,7 @@ from ckptool.loaders.build_limits import build_within_limits
 from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.offline import run_offline
 from ckptool.locations import Location
+from ckptool.phrases import cut_middle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,7 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":
         import timm
 
         if not class_name.isidentifier() or not timm.is_model(class_name):
-            reason = f"{_CONFIG_NAME} names {class_name!r}, and timm {timm.__version__} has no such"
+            reason = f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and timm {timm.__version__} has no such"
             raise ModuleError(str(folder), f"{reason} architecture")
         arguments = fields.get("model_args")
         arguments = dict(arguments) if isinstance(arguments, dict) else {}

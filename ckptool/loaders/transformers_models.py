@@ -14,6 +14,7 @@ from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.offline import run_offline
 from ckptool.loaders.own_classes import load_config
 from ckptool.locations import Location
+from ckptool.phrases import cut_middle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,7 +129,7 @@ def _load_traced(
 
 
 def _call_loader(module: Any, state: Mapping[str, Any], device_map: Any) -> tuple[Any, Any]:
-    with _without_progress_bars():
+    with without_progress_bars():
         loaded, info = type(module).from_pretrained(
             None,
             config=module.config,
@@ -142,7 +143,8 @@ def _call_loader(module: Any, state: Mapping[str, Any], device_map: Any) -> tupl
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
+    """Have transformers draw no progress bars, and put its setting back on exit."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()
@@ -247,7 +249,7 @@ def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) 
         version = transformers.__version__
         raise ModuleError(
             folder,
-            f"{_CONFIG_NAME} names {class_name!r}, and transformers {version} has no such model:"
+            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and transformers {version} has no such model:"
             " name your own class with -m package.module:Name",
         )
     return cls
@@ -259,7 +261,9 @@ def _find_base_class(config_fields: Mapping[str, Any], folder: str) -> Any:
 
     model_type = config_fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ModuleError(folder, f"{_CONFIG_NAME}: transformers has no model_type {model_type!r}")
+        raise ModuleError(
+            folder, f"{_CONFIG_NAME}: transformers has no model_type {cut_middle(repr(model_type))}"
+        )
     mapping = AutoModel._model_mapping  # noqa: SLF001
     config_class = CONFIG_MAPPING[model_type]
     if config_class not in mapping:
