@@ -44,7 +44,8 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":  # noqa: ARG0
     if base is None or not (base / "config.json").is_file():
         raise ModuleError(
             str(folder),
-            f"its base, {cut_middle(repr(base_name))} in {CONFIG_NAME}, is no folder here: --base FOLDER names it",
+            f"its base, {cut_middle(repr(base_name))} in {CONFIG_NAME}, is no folder here:"
+            " --base FOLDER names it",
         )
     return build_adapter_model(folder, base)
 

@@ -35,8 +35,9 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":
         import timm
 
         if not class_name.isidentifier() or not timm.is_model(class_name):
-            reason = f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and timm {timm.__version__} has no such"
-            raise ModuleError(str(folder), f"{reason} architecture")
+            reason = f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and timm"
+            version = timm.__version__
+            raise ModuleError(str(folder), f"{reason} {version} has no such architecture")
         arguments = fields.get("model_args")
         arguments = dict(arguments) if isinstance(arguments, dict) else {}
         for name in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"):

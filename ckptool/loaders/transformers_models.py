@@ -249,7 +249,8 @@ def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) 
         version = transformers.__version__
         raise ModuleError(
             folder,
-            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and transformers {version} has no such model:"
+            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and transformers {version} has"
+            " no such model:"
             " name your own class with -m package.module:Name",
         )
     return cls

@@ -76,9 +76,13 @@ def load_as_framework(folder: Path, kind: str) -> bool:
         model = peft.PeftModel.from_pretrained(base, folder)
         result = model.load_adapter(str(folder), "default")
         return not (result.missing_keys or result.unexpected_keys)
-    _, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, variant="fp16" if kind == "variant" else None
-    )
+    variant = "fp16" if kind == "variant" else None
+    try:
+        _, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, variant=variant
+        )
+    except RuntimeError:  # of the experts that are stacked one is missing
+        return False
     return not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"])
 
 

@@ -85,7 +85,8 @@ def test_wrong_values_are_one_line(fields, tmp_path, run_command):
     "declaration",
     [
         {"quant_method": "gptq", "bits": 4}, "os.system",
-        {"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["os"]}, {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["os"]},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
     ],
 )  # fmt: skip
 def test_a_declared_quantization_runs_nothing(declaration, tmp_path, run_command, monkeypatch):
