@@ -129,7 +129,8 @@ def _find_class(class_name: str, folder: str) -> Any:
         raise ModuleError(
             folder,
             f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and diffusers"
-            f" {diffusers.__version__} has no such model: name your own class with -m package.module:Name",
+            f" {diffusers.__version__} has no such model: name your own class with -m"
+            " package.module:Name",
         )
     return cls
 
