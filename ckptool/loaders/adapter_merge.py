@@ -137,7 +137,7 @@ def _compare(
         else:
             is_right = torch.equal(tensor, replaced.get(key, original[key]).to(tensor.dtype))
         if not is_right:
-            raise PlanError(f"{path}: not merged: `{key}` is not what the arithmetic gives")
+            raise PlanError(f"{path}: not merged: `{key}` is not what the formula gives")
     return AdapterMerge(merged, tuple(expected_tensors), tuple(replaced), largest, allowed)
 
 
@@ -188,4 +188,4 @@ def _list_unsupported_fields() -> tuple[str, ...]:
 
 def _require_whole(path: Location, info: LoadingInfo) -> None:
     if not info.is_whole:
-        raise PlanError(f"{path}: not merged: it does not load whole: see ckptool diff {path}")
+        raise PlanError(f"{path}: not merged: it does not load completely: see ckptool diff {path}")

@@ -91,6 +91,6 @@ def describe_refused_fields(config_name: str, fields: Sequence[str]) -> str:
     """Return the sentence that refuses a configuration, and what to do."""
     names = join_limited(fields, 3, quote_code)
     return (
-        f"{config_name} has {names}: code or files that a checkpoint chooses are never used."
-        " Name your own module with -m package.module:Name"
+        f"{config_name} has {names}: code or files selected by a checkpoint are never used."
+        " Give your own module with -m package.module:Name"
     )

@@ -128,8 +128,8 @@ def _find_class(class_name: str, folder: str) -> Any:
     if cls is None or not is_model or not cls.__module__.startswith("diffusers."):
         raise ModuleError(
             folder,
-            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and diffusers"
-            f" {diffusers.__version__} has no such model: name your own class with -m"
+            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, but diffusers"
+            f" {diffusers.__version__} has no such model: give your own class with -m"
             " package.module:Name",
         )
     return cls

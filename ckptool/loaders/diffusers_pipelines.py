@@ -135,7 +135,7 @@ def _find_class(folder: Location, name: str, value: list[Any]) -> Any:
     raise ModuleError(
         str(folder),
         f"{PIPELINE_CONFIG}: {quote_code(cut_middle(name))} is {text}, and neither diffusers nor"
-        " transformers has it here: code that a checkpoint chooses is never used",
+        " transformers has it here: code selected by a checkpoint is never used",
     )
 
 

@@ -35,7 +35,7 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":
         import timm
 
         if not class_name.isidentifier() or not timm.is_model(class_name):
-            reason = f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, and timm"
+            reason = f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, but timm"
             version = timm.__version__
             raise ModuleError(str(folder), f"{reason} {version} has no such architecture")
         arguments = fields.get("model_args")

@@ -159,4 +159,4 @@ def test_a_merge_that_is_wrong_is_not_written(folders, tmp_path, run_command, mo
     monkeypatch.setattr(Linear, "get_delta_weight", lambda self, name: right(self, name) * 1.001)
     result = merge(run_command, adapter, base, tmp_path / "merged")
     assert result.code == 2
-    assert "is not what the arithmetic gives" in result.err
+    assert "is not what the formula gives" in result.err
