@@ -44,8 +44,8 @@ def build_model(folder: Location, class_name: str) -> "nn.Module":  # noqa: ARG0
     if base is None or not (base / "config.json").is_file():
         raise ModuleError(
             str(folder),
-            f"its base, {cut_middle(repr(base_name))} in {CONFIG_NAME}, is not a local folder: give it"
-            " with --base FOLDER",
+            f"its base, {cut_middle(repr(base_name))} in {CONFIG_NAME}, is not a local folder:"
+            " give it with --base FOLDER",
         )
     return build_adapter_model(folder, base)
 
