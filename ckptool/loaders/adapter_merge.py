@@ -164,9 +164,9 @@ def _require_checkable(path: Location, config_fields: Mapping[str, Any]) -> None
     """Raise PlanError for an adapter that the arithmetic does not know."""
     peft_type = config_fields.get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in MERGE_RULES:
-        known = join_limited(sorted(MERGE_RULES), 8)
+        kinds = join_limited(sorted(MERGE_RULES), 8)
         reason = (
-            f"peft_type {cut_middle(repr(peft_type))} has no arithmetic here; these have: {known}"
+            f"peft_type {cut_middle(repr(peft_type))} has no arithmetic here; these have: {kinds}"
         )
         raise PlanError(f"{path}: not merged, since it cannot be checked: {reason}")
     unsupported = [name for name in _list_unsupported_fields() if config_fields.get(name)]

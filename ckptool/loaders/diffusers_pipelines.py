@@ -71,12 +71,12 @@ def load_pipeline(module: Pipeline, state: Mapping[str, Any]) -> tuple[Pipeline,
             missing_keys = tuple(sorted(model.state_dict()))
             loaded[name] = model
             infos[name] = LoadingInfo(LOADER_CALL, missing_keys=missing_keys, error=reason)
-    rest = tuple(sorted(k for k in state if k.partition(".")[0] not in infos))
-    return Pipeline(loaded, module.others), _merge_infos(infos, rest, module.others)
+    other_keys = tuple(sorted(k for k in state if k.partition(".")[0] not in infos))
+    return Pipeline(loaded, module.others), _merge_infos(infos, other_keys, module.others)
 
 
 def _merge_infos(
-    infos: Mapping[str, LoadingInfo], rest: tuple[str, ...], others: tuple[str, ...]
+    infos: Mapping[str, LoadingInfo], other_keys: tuple[str, ...], others: tuple[str, ...]
 ) -> LoadingInfo:
     """Return one report, with keys below the names of the components."""
 
@@ -86,7 +86,7 @@ def _merge_infos(
     return LoadingInfo(
         loader=LOADER_CALL,
         missing_keys=prefix_all("missing_keys"),
-        unexpected_keys=(*prefix_all("unexpected_keys"), *rest),
+        unexpected_keys=(*prefix_all("unexpected_keys"), *other_keys),
         mismatched_shapes={
             f"{name}.{key}": shape
             for name, info in infos.items()

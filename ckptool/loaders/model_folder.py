@@ -169,8 +169,8 @@ def _choose_weights(names: Sequence[str], preferred_names: Sequence[str]) -> str
     for name in preferred_names:
         if name in names:
             return name
-    found = [match for name in preferred_names for match in _find_variants(name, names)]
-    return found[0][0] if len({variant for _, variant in found}) == 1 else ""
+    variants = [match for name in preferred_names for match in _find_variants(name, names)]
+    return variants[0][0] if len({variant for _, variant in variants}) == 1 else ""
 
 
 def _find_variants(name: str, names: Sequence[str]) -> list[tuple[str, str]]:
