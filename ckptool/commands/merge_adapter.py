@@ -1,16 +1,29 @@
 """Adapter folder x base folder -> folder of the merged model, and its MigrateReport."""
 
-import shutil
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
-from ckptool.errors import UsageError, WriteError
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ckptool.compare.digest import digest_checkpoint
+from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.files.atomic import (
+    check_target,
+    commit_outputs,
+    open_pending_output,
+    translate_os_errors,
+)
+from ckptool.formats.files.source import is_directory
 from ckptool.formats.limits import Limits
-from ckptool.loaders.model_folder import ModelFolder, find_model_folder, require_model_folder
-from ckptool.locations import Location
+from ckptool.loaders.model_folder import find_model_folder, require_model_folder
+from ckptool.locations import Location, RemotePath
+from ckptool.migration.write.merge_record import add_merge_record, format_merge_record
+from ckptool.migration.write.provenance import MigrationDigests
+from ckptool.migration.write.sidecar_files import copy_sidecar_files, list_sidecar_files
 from ckptool.model import Checkpoint
+from ckptool.phrases import pluralize
 from ckptool.policy import ExitCode
 from ckptool.reports.migrate import CheckReport, MigrateReport
 
@@ -20,35 +33,56 @@ if TYPE_CHECKING:
     from ckptool.loaders.adapter_merge import AdapterMerge
 
 
-def merge_adapter(
-    source: Location, base: Location, target: Path, limits: Limits, *, dry_run: bool
-) -> MigrateReport:
-    """Write the folder of the base with the adapter merged into it, unless `dry_run`.
+class MergeRequest(Struct, frozen=True):
+    """An adapter, its base, and where the merged model goes."""
+
+    adapter: Location
+    base: Location
+    target: Path
+    limits: Limits
+    dry_run: bool
+    """Merge and compare, and write nothing."""
+    force: bool
+    """Replace an existing folder."""
+    provenance: bool
+    """Record adapter, base and digests in the result."""
+
+
+def merge_adapter(request: MergeRequest) -> MigrateReport:
+    """Write the folder of the base with the adapter merged into it.
 
     Raises:
         ReadError: a folder cannot be read.
         PlanError: the adapter does not fit, or peft's merge is not what the arithmetic gives.
-        UsageError: `source` is no adapter, `base` no model, or `target` exists.
-        WriteError: the folder could not be completed; the destination is unchanged.
+        UsageError: `adapter` is no adapter, or `base` no model of transformers.
+        WriteError: the target exists, or could not be completed; it is unchanged.
     """
     from ckptool.loaders import adapter_merge
 
-    adapter_folder = require_model_folder(source, "peft")
-    base_folder = find_model_folder(base)
+    inputs = [_require_local(place) for place in (request.adapter, request.base)]
+    adapter_folder = require_model_folder(request.adapter, "peft")
+    base_folder = find_model_folder(request.base)
     if base_folder is None or base_folder.loader != "transformers":
-        raise UsageError(f"--merge-adapter {base}: is not a transformers model folder")
-    if target.exists():
-        raise UsageError(f"-o {target}: already exists: the merged model needs a new folder")
-    adapter, model = (
-        open_checkpoint(folder.path, limits, folder.weights_name)
+        raise UsageError(f"--merge-adapter {request.base}: is not a transformers model folder")
+    if not request.dry_run:
+        check_target(request.target, inputs, force=request.force, folder=True)
+    adapter, base = (
+        open_checkpoint(folder.path, request.limits, folder.weights_name)
         for folder in (adapter_folder, base_folder)
     )
     merge = adapter_merge.merge_adapter(
-        base_folder, _load_tensors(model), adapter_folder, _load_tensors(adapter)
+        base_folder, _load_tensors(base), adapter_folder, _load_tensors(adapter)
     )
-    if not dry_run:
-        _write_folder(merge, base_folder, target)
-    return _build_report(merge, adapter, "" if dry_run else str(target))
+    if request.dry_run:
+        return _build_report(merge, adapter, "", MigrationDigests("", ""))
+    digests = _write_folder(merge, adapter, base, request)
+    return _build_report(merge, adapter, str(request.target), digests)
+
+
+def _require_local(place: Location) -> Path:
+    if isinstance(place, RemotePath):
+        raise UsageError(f"--merge-adapter: {place} is remote: download it first")
+    return place
 
 
 def _load_tensors(checkpoint: Checkpoint) -> "dict[str, Tensor]":
@@ -57,28 +91,52 @@ def _load_tensors(checkpoint: Checkpoint) -> "dict[str, Tensor]":
     return load_tensors(checkpoint, checkpoint.states[0], {})
 
 
-def _write_folder(merge: "AdapterMerge", base_folder: ModelFolder, target: Path) -> None:
-    """Write beside `target` by the framework, copy what is no weight, and rename the folder."""
+def _write_folder(
+    merge: "AdapterMerge", adapter: Checkpoint, base: Checkpoint, request: MergeRequest
+) -> MigrationDigests:
+    """Write beside the target by the framework, copy what is no weight, and rename the folder."""
     from ckptool.loaders.offline import run_offline
+    from ckptool.loaders.transformers_models import without_progress_bars
 
-    pending = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with run_offline():
-            merge.module.save_pretrained(pending)  # type: ignore[operator]
-        for item in base_folder.path.iterdir():
-            is_weights = item.suffix in {".safetensors", ".bin"} or ".index." in item.name
-            if item.is_file() and not is_weights and not (pending / item.name).exists():
-                shutil.copyfile(item, pending / item.name)
-        pending.rename(target)
-    except OSError as error:
-        shutil.rmtree(pending, ignore_errors=True)
-        raise WriteError(f"{target}: {error.strerror or error}") from error
+    target = request.target
+    with open_pending_output(target, force=request.force, folder=True) as output:
+        with translate_os_errors(target):
+            with run_offline(), without_progress_bars():
+                merge.module.save_pretrained(output.path)  # type: ignore[operator]
+            _copy_other_files(base, output.path)
+            digests = _record_origin(adapter, base, output.path, request)
+        commit_outputs(output)
+    return digests
 
 
-def _build_report(merge: "AdapterMerge", adapter: Checkpoint, target: str) -> MigrateReport:
-    counts = f"{len(merge.merged_keys)} weights merged, {len(merge.replaced_keys)} replaced"
+def _copy_other_files(base: Checkpoint, folder: Path) -> None:
+    """Copy the configuration and the tokenizer of the base, but for what the framework wrote."""
+    place = base.path if is_directory(base.path) else base.path.parent
+    files = list_sidecar_files(replace(base, path=place))
+    copy_sidecar_files([file for file in files if not (folder / file.name).exists()], folder)
+
+
+def _record_origin(
+    adapter: Checkpoint, base: Checkpoint, folder: Path, request: MergeRequest
+) -> MigrationDigests:
+    """Return the content digests of the adapter and of the result, and write them into it."""
+    written_folder = require_model_folder(folder, "transformers")
+    written = open_checkpoint(folder, request.limits, written_folder.weights_name)
+    digests = MigrationDigests(digest_checkpoint(adapter).digest, digest_checkpoint(written).digest)
+    if request.provenance:
+        names = (request.adapter.name, request.base.name)
+        record = format_merge_record(*names, digest_checkpoint(base).digest, digests)
+        add_merge_record(folder, written_folder.weights_name, record)
+    return digests
+
+
+def _build_report(
+    merge: "AdapterMerge", adapter: Checkpoint, target: str, digests: MigrationDigests
+) -> MigrateReport:
+    merged, replaced = len(merge.merged_keys), len(merge.replaced_keys)
+    counts = f"{pluralize(merged, 'tensor')} merged, {replaced} replaced"
     comparison = (
-        f"largest difference from W + alpha / r * B @ A in float64: {merge.largest_difference:.1e};"
+        f"largest difference from the arithmetic in float64: {merge.largest_difference:.1e};"
         f" allowed: {merge.tolerance:.1e}; all other tensors are the base's, bit for bit"
     )
     return MigrateReport(
@@ -96,7 +154,7 @@ def _build_report(merge: "AdapterMerge", adapter: Checkpoint, target: str) -> Mi
         module=type(merge.module).__qualname__,
         steps=(),
         checks=(CheckReport(name="merge", result="passed", reason=comparison),),
-        notes=(comparison,),
-        source_digest="",
-        result_digest="",
+        notes=(),
+        source_digest=digests.source,
+        result_digest=digests.result,
     )

@@ -130,6 +130,7 @@ def migrate(  # noqa: PLR0913
         WriteError: the result could not be completed; the target is unchanged.
         UsageError: the options exclude each other.
     """
+    from ckptool.commands.merge_adapter import MergeRequest
     from ckptool.commands.merge_adapter import merge_adapter as merge_into_base
     from ckptool.migration.plan.plan_file import read_plan_file
     from ckptool.migration.plan.suggest import PlanChoices
@@ -146,11 +147,15 @@ def migrate(  # noqa: PLR0913
             "--merge-adapter takes only the adapter's folder, its base and -o FOLDER",
         )
         return merge_into_base(
-            location,
-            parse_location(merge_adapter),
-            require_local_path(target or ""),
-            limits,
-            dry_run=dry_run,
+            MergeRequest(
+                location,
+                parse_location(merge_adapter),
+                require_local_path(target or ""),
+                limits,
+                dry_run,
+                force,
+                provenance,
+            )
         )
     module_target = find_target(
         location, ModuleOptions(module, kwargs, at, into, loader, fresh=fresh), config

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +23,17 @@ from ckptool.commands.file_arguments import (
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import TRUST_RULE, ModelEntry, ProjectConfig, load_config
-from ckptool.errors import UsageError
+from ckptool.errors import ReadError, UsageError
 from ckptool.formats import open_checkpoint, open_stream
+from ckptool.formats.components import merge_components
 from ckptool.formats.limits import Limits
 from ckptool.loaders.model_folder import (
     ModelFolder,
     find_model_folder,
+    list_components,
     require_model_folder,
 )
+from ckptool.loaders.own_classes import find_folder_arguments
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
@@ -72,6 +76,9 @@ class ModuleTarget(Struct, frozen=True):
     """What the module is called instead of its import target, "" for the target."""
     fresh: "Callable[[], nn.Module] | None" = None
     """Builds another module like the live one in `module`."""
+    folder: Location | None = None
+    """Framework's folder whose configuration gives the constructor's arguments if `kwargs` has
+    none and the module is a class of the framework; None for no folder."""
 
     @property
     def is_live(self) -> bool:
@@ -108,6 +115,7 @@ class ModuleTarget(Struct, frozen=True):
             self.fresh,
             frozenset(name.partition(".")[0] for name in file_arguments.values),
             file_arguments.offers,
+            partial(find_folder_arguments, self.folder) if self.folder else None,
         )
 
     def build_spec_of(
@@ -283,6 +291,8 @@ def _with_loader(
     module_target: ModuleTarget, module_options: ModuleOptions, model_folder: ModelFolder | None
 ) -> ModuleTarget:
     """Return the named module with the loader of the options, else with that of the folder."""
+    if model_folder is not None and model_folder.config_name == "config.json":
+        module_target = replace(module_target, folder=model_folder.path)
     if module_options.loader is not None:
         return replace(module_target, loader=module_options.loader, is_loader_required=True)
     if model_folder is None:
@@ -301,9 +311,9 @@ def _build_folder_target(
     announce = TRUST_RULE.get().announce_folder
     if announce is not None:
         announce(f"{model_folder.path}: {model_folder.evidence}")
-    names = {
+    names: dict[str, object] = {
         "loader": model_folder.loader,
-        "folder": str(model_folder.path),
+        "folder": model_folder.path,
         "class_name": model_folder.class_name,
     }
     if module_options.base is not None:
@@ -311,7 +321,7 @@ def _build_folder_target(
             {"--base": model_folder.loader != "peft"},
             "is the base of an adapter, but this is not an adapter",
         )
-        names["base"] = str(require_local_path(module_options.base))
+        names["base"] = require_local_path(module_options.base)
     return ModuleTarget(
         "ckptool.loaders.registry:build_folder_model",
         names,
@@ -399,7 +409,24 @@ def open_checkpoint_or_stdin(
         return open_stream(sys.stdin.buffer, limits)
     location = parse_location(path)
     model_folder = None if loader == "torch" else find_model_folder(location, loader)
+    if model_folder is not None and model_folder.is_pipeline:
+        return _open_pipeline(model_folder, limits)
     return open_checkpoint(location, limits, model_folder.weights_name if model_folder else "")
+
+
+def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:
+    """Describe the models of a pipeline as one checkpoint.
+
+    Raises:
+        ReadError: one of them cannot be read, or there is none.
+    """
+    components = {
+        name: open_checkpoint(folder.path, limits, folder.weights_name)
+        for name, folder in list_components(pipeline).items()
+    }
+    if not components:
+        raise ReadError(pipeline.path, f"{pipeline.config_name} names no folder with weights")
+    return merge_components(pipeline.path, components)
 
 
 def _reject_invalid_path(path: object) -> None:

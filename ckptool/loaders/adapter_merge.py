@@ -1,27 +1,37 @@
-"""LoRA adapter x base -> merged model, by peft; held to arithmetic of our own in float64."""
+"""Adapter x base -> merged model, by peft; held to arithmetic of our own in float64."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import sqrt
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.compare.framework.loading_info import LoadingInfo
-from ckptool.errors import PlanError
+from ckptool.errors import CkptoolError, PlanError
 from ckptool.loaders import peft_adapters
-from ckptool.loaders.model_folder import ModelFolder, read_config
+from ckptool.loaders.adapter_arithmetic import KEY_PREFIX, MERGE_RULES, merge_tensors
+from ckptool.loaders.config_checks import read_model_config
+from ckptool.loaders.model_folder import ModelFolder
 from ckptool.loaders.offline import run_offline
 from ckptool.loaders.registry import get_loader
+from ckptool.locations import Location
+from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.phrases import cut_middle, join_limited
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 ROUNDINGS: Final = 8
-"""How far a merged weight may be from the arithmetic in float64: this many times the dtype's
-epsilon, times the largest number of the weight and of what is added to it."""
-_PREFIX: Final = "base_model.model."
-_UNSUPPORTED_FIELDS: Final = ("use_dora", "lora_bias", "megatron_config", "layer_replication")
+"""How far a merged number may be from the arithmetic in float64: this many times the dtype's
+epsilon, times the largest number that the arithmetic meets for the tensor."""
+_CHECKED_VARIANTS: Final = frozenset({"use_dora"})
+_KEPT_BASE_INITS: Final = frozenset({"gaussian", "orthogonal"})
+"""Ways to initialize LoRA that leave the base's weights as they are, besides true and false."""
+_UNSUPPORTED_FIELDS: Final = (
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_effective_conv2d",
+)
+"""Fields by which an adapter changes more than the weights of layers, or by other arithmetic."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,9 +40,9 @@ class AdapterMerge:
 
     module: "nn.Module"
     merged_keys: tuple[str, ...]
-    """Keys of the base whose weight has the adapter's product added."""
+    """Keys of the base whose tensor is computed from the base's and the adapter's."""
     replaced_keys: tuple[str, ...]
-    """Keys that the adapter has whole (modules_to_save)."""
+    """Keys that the adapter has whole (modules_to_save, biases)."""
     largest_difference: float
     """Largest absolute difference between peft's result and the arithmetic in float64."""
     tolerance: float
@@ -48,11 +58,27 @@ def merge_adapter(
     """Load base and adapter as their frameworks do, merge by peft, and compare with arithmetic.
 
     Raises:
-        PlanError: the adapter is no plain LoRA, does not fit, or the results differ.
+        PlanError: the adapter is of another kind, does not fit, or the results differ.
         ModuleError: a configuration is refused.
     """
-    fields = read_config(adapter.path / peft_adapters.CONFIG_NAME)
-    _require_plain_lora(adapter.path, fields)
+    config_fields = read_model_config(adapter.path, peft_adapters.CONFIG_NAME)
+    _require_checkable(adapter.path, config_fields)
+    try:
+        with user_code():
+            return _merge(base, base_state, adapter, adapter_state, config_fields)
+    except UserCodeError as error:
+        if isinstance(error.error, CkptoolError):
+            raise error.error from error
+        raise PlanError(f"{adapter.path}: not merged: {error}") from error
+
+
+def _merge(
+    base: ModelFolder,
+    base_state: Mapping[str, "Tensor"],
+    adapter: ModelFolder,
+    adapter_state: Mapping[str, "Tensor"],
+    config_fields: Mapping[str, Any],
+) -> AdapterMerge:
     base_loader = get_loader(base.loader)
     base_model, base_info = base_loader.load_state(
         base_loader.build_model(base.path, base.class_name), base_state
@@ -60,38 +86,50 @@ def merge_adapter(
     _require_whole(base.path, base_info)
     original = {key: tensor.detach().clone() for key, tensor in base_model.state_dict().items()}
     with run_offline():
+        transposed_paths = {
+            path for path, m in base_model.named_modules() if type(m).__name__ == "Conv1D"
+        }
         adapted = peft_adapters.add_adapter(base_model, adapter.path)
     loaded, info = peft_adapters.load_state(adapted, adapter_state)
     _require_whole(adapter.path, info)
     with run_offline():
         merged: nn.Module = loaded.merge_and_unload()  # type: ignore[operator]
-    return _compare(merged, original, adapter_state, fields, adapter.path)
+    return _compare(merged, original, transposed_paths, adapter_state, config_fields, adapter.path)
 
 
 def _compare(
     merged: "nn.Module",
     original: Mapping[str, "Tensor"],
+    transposed_paths: set[str],
     adapter_state: Mapping[str, "Tensor"],
-    fields: Mapping[str, Any],
-    path: Path,
+    config_fields: Mapping[str, Any],
+    path: Location,
 ) -> AdapterMerge:
+    """Hold every tensor of the merged model to the arithmetic, to the adapter's, or to the base's.
+
+    Raises:
+        PlanError: one of them is another.
+    """
     import torch
 
-    deltas = _compute_deltas(adapter_state, fields)
-    replaced = {
-        key.removeprefix(_PREFIX): tensor
-        for key, tensor in adapter_state.items()
-        if ".lora_" not in key
-    }
+    try:
+        expected_tensors = merge_tensors(
+            str(config_fields["peft_type"]),
+            config_fields,
+            adapter_state,
+            original,
+            lambda layer: layer in transposed_paths or bool(config_fields.get("fan_in_fan_out")),
+        )
+    except PlanError as error:
+        raise PlanError(f"{path}: not merged, since it cannot be checked: {error}") from error
+    replaced = dict(_iter_whole_tensors(adapter_state, original))
     largest, allowed = 0.0, 0.0
-    state = merged.state_dict()
-    tied_keys = _find_tied_keys(merged, {*deltas, *replaced})
-    for key, tensor in state.items():
-        if key in deltas:
-            expected = original[key].double() + deltas[key]
-            scale = float(torch.maximum(expected.abs().max(), original[key].abs().max().double()))
-            tolerance = ROUNDINGS * torch.finfo(tensor.dtype).eps * scale
-            difference = float((tensor.double() - expected).abs().max())
+    tied_keys = _find_tied_keys(merged, {*expected_tensors, *replaced})
+    for key, tensor in merged.state_dict().items():
+        expected = expected_tensors.get(key)
+        if expected is not None:
+            tolerance = ROUNDINGS * torch.finfo(tensor.dtype).eps * expected.scale
+            difference = float((tensor.double() - expected.value).abs().max())
             largest, allowed = max(largest, difference), max(allowed, tolerance)
             is_right = difference <= tolerance
         elif key in tied_keys:
@@ -100,34 +138,19 @@ def _compare(
             is_right = torch.equal(tensor, replaced.get(key, original[key]).to(tensor.dtype))
         if not is_right:
             raise PlanError(f"{path}: not merged: `{key}` is not what the formula gives")
-    return AdapterMerge(merged, tuple(deltas), tuple(replaced), largest, allowed)
+    return AdapterMerge(merged, tuple(expected_tensors), tuple(replaced), largest, allowed)
 
 
-def _compute_deltas(
-    adapter_state: Mapping[str, "Tensor"], fields: Mapping[str, Any]
-) -> dict[str, "Tensor"]:
-    """Return key of the base -> alpha / r * B @ A in float64; over sqrt(r) for rank-stabilized."""
-    deltas: dict[str, Tensor] = {}
-    for key, low in adapter_state.items():
-        path, _, name = key.removeprefix(_PREFIX).rpartition(".lora_")
-        is_embedding = name == "embedding_A"
-        if name not in {"A.weight", "embedding_A"}:
-            continue
-        high = adapter_state[key.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B")]
-        alpha = _find_pattern(fields.get("alpha_pattern"), path) or fields.get("lora_alpha", 8)
-        rank = low.shape[0]
-        scaling = alpha / (sqrt(rank) if fields.get("use_rslora") else rank)
-        delta = scaling * (high.double() @ low.double())
-        is_transposed = is_embedding or bool(fields.get("fan_in_fan_out"))
-        deltas[f"{path}.weight"] = delta.T if is_transposed else delta
-    return deltas
-
-
-def _find_pattern(patterns: object, path: str) -> float | None:
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        if re.match(rf"(.*\.)?({pattern})$", path) and isinstance(value, int | float):
-            return value
-    return None
+def _iter_whole_tensors(
+    adapter_state: Mapping[str, "Tensor"], original: Mapping[str, "Tensor"]
+) -> "Iterator[tuple[str, Tensor]]":
+    """Yield key of the base and tensor of the adapter that takes its place."""
+    for file_key, tensor in adapter_state.items():
+        key = file_key.removeprefix(KEY_PREFIX)
+        for part in ("base_layer.", "ln_tuning_layers."):
+            key = key if key in original else key.replace(part, "")
+        if key in original:
+            yield key, tensor
 
 
 def _find_tied_keys(module: "nn.Module", changed_keys: set[str]) -> set[str]:
@@ -137,16 +160,32 @@ def _find_tied_keys(module: "nn.Module", changed_keys: set[str]) -> set[str]:
     return {k for k, tensor in tensors.items() if id(tensor) in changed_ids} - changed_keys
 
 
-def _require_plain_lora(path: Path, fields: Mapping[str, Any]) -> None:
-    unsupported = [name for name in _UNSUPPORTED_FIELDS if fields.get(name)]
-    bias = fields.get("bias") or "none"
-    if fields.get("peft_type") != "LORA" or unsupported or bias != "none":
-        what = ", ".join(unsupported) or f"peft_type {fields.get('peft_type')!r}, bias {bias!r}"
-        raise PlanError(
-            f"{path}: not merged: only plain LoRA is supported, but this adapter has {what}"
+def _require_checkable(path: Location, config_fields: Mapping[str, Any]) -> None:
+    """Raise PlanError for an adapter that the arithmetic does not know."""
+    peft_type = config_fields.get("peft_type")
+    if not isinstance(peft_type, str) or peft_type not in MERGE_RULES:
+        kinds = join_limited(sorted(MERGE_RULES), 8)
+        reason = (
+            f"peft_type {cut_middle(repr(peft_type))} has no arithmetic here; these have: {kinds}"
         )
+        raise PlanError(f"{path}: not merged, since it cannot be checked: {reason}")
+    unsupported = [name for name in _list_unsupported_fields() if config_fields.get(name)]
+    initialization = config_fields.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.lower() not in _KEPT_BASE_INITS:
+        unsupported.append(f"init_lora_weights {initialization!r}, which changes the base")
+    if unsupported:
+        names = join_limited(unsupported, 4)
+        raise PlanError(f"{path}: not merged, since it cannot be checked: it has {names}")
 
 
-def _require_whole(path: Path, info: LoadingInfo) -> None:
+def _list_unsupported_fields() -> tuple[str, ...]:
+    """Return the fields for other arithmetic, with those that this peft calls variants of LoRA."""
+    from peft import LoraConfig
+
+    variants = (f.name for f in fields(LoraConfig) if f.metadata.get("is_lora_variant"))
+    return (*_UNSUPPORTED_FIELDS, *(name for name in variants if name not in _CHECKED_VARIANTS))
+
+
+def _require_whole(path: Location, info: LoadingInfo) -> None:
     if not info.is_whole:
         raise PlanError(f"{path}: not merged: it does not load completely: see ckptool diff {path}")

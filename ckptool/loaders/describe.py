@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
+from ckptool.loaders.diffusers_models import is_pipeline
 from ckptool.loaders.registry import FrameworkLoader, get_loader, is_installed
 from ckptool.model import ModuleInfo, Skipped, StateDict
 from ckptool.modules.import_target import ModuleSpec
@@ -43,10 +44,17 @@ def describe_for_loader(
     module_info = replace(module_info, loader=loader)
     if spec.loader == "torch":
         return module_info
-    for name in _META_BUILDERS:
-        if _is_class_of(module, name) and is_installed(name):
-            return _add_uninitialized(module_info, module, get_loader(name))
+    builder = _find_meta_builder(module)
+    if builder and is_installed(builder):
+        return _add_uninitialized(module_info, module, get_loader(builder))
     return module_info
+
+
+def _find_meta_builder(module: "nn.Module") -> str:
+    """Return the framework whose only loader builds the module on meta, "" if there is another."""
+    if is_pipeline(module):
+        return "diffusers"
+    return next((name for name in _META_BUILDERS if _is_class_of(module, name)), "")
 
 
 def _choose_loader(module: "nn.Module", spec: ModuleSpec) -> str:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
-from ckptool.loaders.model_folder import (
-    describe_refused_fields,
-    find_refused_fields,
-    read_config,
-)
+from ckptool.formats.files.source import path_exists
+from ckptool.loaders.build_limits import build_within_limits
+from ckptool.loaders.config_checks import read_model_config
+from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.loaders.offline import run_offline
-from ckptool.phrases import join_limited
+from ckptool.locations import Location
+from ckptool.phrases import cut_middle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,42 +27,53 @@ _STUB_NAME: Final = "diffusion_pytorch_model.safetensors"
 _EMPTY_SAFETENSORS: Final = b"\x02\x00\x00\x00\x00\x00\x00\x00{}"
 
 
-def build_model(folder: str | Path, class_name: str) -> "nn.Module":
-    """Build the class that config.json names, with initial values.
+def build_model(folder: Location, class_name: str) -> "nn.Module":
+    """Build the class that config.json names, or the models that model_index.json names.
 
     Raises:
-        ModuleError: the folder is a pipeline, the configuration is refused, or names no model.
+        ModuleError: the configuration is refused, or names no model.
     """
-    path = Path(folder)
-    if (path / "model_index.json").is_file():
-        parts = sorted(item.name for item in path.iterdir() if (item / _CONFIG_NAME).is_file())
-        names = join_limited([f"{path / part}" for part in parts], 8)
-        raise ModuleError(
-            str(path), f"is a pipeline of several models: choose one of them: {names}"
-        )
-    fields = read_config(path / _CONFIG_NAME)
-    refused = find_refused_fields(fields)
-    if refused:
-        raise ModuleError(str(path), describe_refused_fields(_CONFIG_NAME, refused))
+    if path_exists(folder / PIPELINE_CONFIG):
+        from ckptool.loaders.diffusers_pipelines import build_pipeline
+
+        return build_pipeline(folder)
     with run_offline():
-        cls = _find_class(class_name, str(path))
-        with TemporaryDirectory(prefix="ckptool-") as copy:
-            (Path(copy) / _CONFIG_NAME).write_text(json.dumps(fields))
-            config = cls.load_config(copy, local_files_only=True)
-        module: nn.Module = cls.from_config(config)
-    return module
+        cls = _find_class(class_name, str(folder))
+    return build_class(folder, cls)
+
+
+def build_class(folder: Location, cls: Any) -> "nn.Module":
+    """Build a ModelMixin as the configuration in its folder says.
+
+    Raises:
+        ModuleError: the configuration is refused.
+    """
+    fields = read_model_config(folder, _CONFIG_NAME)
+    with run_offline(), TemporaryDirectory(prefix="ckptool-") as copy:
+        (Path(copy) / _CONFIG_NAME).write_text(json.dumps(fields))
+        config = cls.load_config(copy, local_files_only=True)
+    return build_within_limits(lambda: cls.from_config(config), folder)
 
 
 def accepts_module(module: "nn.Module") -> bool:
-    """Whether `module` is a ModelMixin, which from_pretrained loads."""
+    """Whether `module` is a ModelMixin or a pipeline, which from_pretrained loads."""
     with run_offline():
         from diffusers import ModelMixin
 
-    return isinstance(module, ModelMixin)
+    return isinstance(module, ModelMixin) or is_pipeline(module)
+
+
+def is_pipeline(module: "nn.Module") -> bool:
+    """Whether `module` has the models of a pipeline; nothing is imported for it."""
+    return type(module).__module__ == "ckptool.loaders.diffusers_pipelines"
 
 
 def load_state(module: "nn.Module", state: Mapping[str, Any]) -> "tuple[nn.Module, LoadingInfo]":
     """Load a state by from_pretrained into a new instance of the module's class."""
+    if is_pipeline(module):
+        from ckptool.loaders.diffusers_pipelines import load_pipeline
+
+        return load_pipeline(module, state)  # type: ignore[arg-type]
     from ckptool.loaders.tensor_trace import TensorTrace
 
     is_on_meta = all(tensor.is_meta for tensor in state.values())
@@ -117,8 +128,9 @@ def _find_class(class_name: str, folder: str) -> Any:
     if cls is None or not is_model or not cls.__module__.startswith("diffusers."):
         raise ModuleError(
             folder,
-            f"{_CONFIG_NAME} names {class_name!r}, but diffusers {diffusers.__version__} has no "
-            "such model: give your own class with -m package.module:Name",
+            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, but diffusers"
+            f" {diffusers.__version__} has no such model: give your own class with -m"
+            " package.module:Name",
         )
     return cls
 

@@ -1,8 +1,8 @@
 """Folder of a framework -> ModelFolder: its class and weights, from JSON; nothing is imported."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -10,7 +10,7 @@ from msgspec import Struct
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files.source import is_directory, list_names, open_source
 from ckptool.locations import Location, RemotePath
-from ckptool.phrases import join_limited, quote_code
+from ckptool.phrases import cut_middle, quote_code
 
 LOADER_NAMES: Final = ("torch", "transformers", "diffusers", "peft", "timm")
 INSTALL_HINT: Final = "pip install 'ckptool[frameworks]'"
@@ -18,13 +18,6 @@ _TIMM_HINT: Final = "pip install timm torchvision"
 MAX_CONFIG_NBYTES: Final = 4 << 20
 _MAX_DEPTH: Final = 64
 _MAX_VALUES: Final = 200_000
-
-CODE_FIELDS: Final = ("auto_map", "custom_pipelines", "custom_generate", "fusion_config")
-"""Fields by which a configuration names code of its own, or changes a framework's classes."""
-PATH_FIELDS: Final = ("transformers_weights", "configuration_files")
-"""Fields by which a configuration names other files."""
-_KERNEL_FIELDS: Final = ("attn_implementation", "_attn_implementation", "experts_implementation")
-"""Fields whose value may name a kernel on the Hub: "owner/name"."""
 
 _TRANSFORMERS_WEIGHTS: Final = (
     "model.safetensors",
@@ -36,17 +29,22 @@ _TRANSFORMERS_WEIGHTS: Final = (
 _DIFFUSERS_WEIGHTS: Final = (
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin.index.json",
     "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
 )
+"""In the order of diffusers, which takes an index first; the last one is never looked for."""
 _PEFT_WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _TIMM_WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
+
+
+PIPELINE_CONFIG: Final = "model_index.json"
+"""Configuration of a pipeline of diffusers, whose models have folders of their own."""
 
 
 class ModelFolder(Struct, frozen=True):
     """A folder as a framework saves it: the class that its configuration names, and its weights."""
 
-    path: Path
+    path: Location
     loader: str
     """Name of the framework, as in LOADER_NAMES."""
     class_name: str
@@ -55,6 +53,11 @@ class ModelFolder(Struct, frozen=True):
     """Name of the file that says so."""
     weights_name: str = ""
     """Name of the file that the framework reads; "" if none of its names is there."""
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether it has no weights of its own, but folders of models."""
+        return self.config_name == PIPELINE_CONFIG
 
     @property
     def install_hint(self) -> str:
@@ -75,7 +78,8 @@ class ModelFolder(Struct, frozen=True):
         """What the configuration says, for people."""
         if not self.class_name:
             return f"{self.config_name} is one of {self.loader}"
-        return f"{self.config_name} names {quote_code(self.class_name)} of {self.loader}"
+        name = quote_code(cut_middle(self.class_name))
+        return f"{self.config_name} names {name} of {self.loader}"
 
 
 def get_install_hint(loader: str) -> str:
@@ -84,7 +88,7 @@ def get_install_hint(loader: str) -> str:
 
 
 def find_model_folder(location: Location, loader: str | None = None) -> ModelFolder | None:
-    """Return the framework's folder at `location`; None if it is none, or is remote.
+    """Return the framework's folder at `location`; None if it is none, or cannot be listed.
 
     Args:
         location: a folder; with `loader`, also a file in it.
@@ -94,7 +98,7 @@ def find_model_folder(location: Location, loader: str | None = None) -> ModelFol
     Raises:
         ReadError: the configuration is no JSON, or is too large.
     """
-    if isinstance(location, RemotePath) or loader == "torch":
+    if loader == "torch" or (isinstance(location, RemotePath) and location.is_web):
         return None
     folder = location if is_directory(location) else location.parent
     if folder != location and loader is None:
@@ -120,7 +124,7 @@ def require_model_folder(location: Location, loader: str) -> ModelFolder:
     return model_folder
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Location) -> dict[str, Any]:
     """Return the JSON object in a configuration file.
 
     Infinity and NaN are read, as the frameworks write them.
@@ -138,51 +142,75 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ReadError(path, f"is not a JSON configuration: {error}") from error
     if not isinstance(config, dict):
         raise ReadError(path, "is not a JSON object")
-    for count, (_, _, depth) in enumerate(_iter_fields(config)):
+    for count, (_, _, depth) in enumerate(iter_fields(config)):
         if depth > _MAX_DEPTH or count > _MAX_VALUES:
             raise ReadError(path, "is a configuration with too many values, or nested too deeply")
     return config
 
 
-def find_refused_fields(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields, at any depth, by which a configuration chooses code or other files."""
-    refused = (*CODE_FIELDS, *PATH_FIELDS)
-    names = (
-        name
-        for name, value, _ in _iter_fields(config)
-        if (name in refused and value)
-        or (name in _KERNEL_FIELDS and isinstance(value, str) and "/" in value)
-    )
-    return tuple(dict.fromkeys(names))
-
-
-def describe_refused_fields(config_name: str, fields: Sequence[str]) -> str:
-    """Return the sentence that refuses a configuration, and what to do."""
-    names = join_limited(fields, 3, quote_code)
-    return (
-        f"{config_name} has {names}: code or files selected by a checkpoint are never used. Give "
-        "your own module with -m package.module:Name"
-    )
-
-
-def _iter_fields(config: object) -> Iterator[tuple[str, object, int]]:
-    """Yield name, value and depth of all fields, without recursion."""
-    pending: list[tuple[object, int]] = [(config, 0)]
+def iter_fields(config: object) -> Iterator[tuple[str, object, int]]:
+    """Yield name, value and depth of all fields, and of the items of lists by the list's name."""
+    pending: list[tuple[str, object, int]] = [("", config, 0)]
     while pending:
-        value, depth = pending.pop()
+        list_name, value, depth = pending.pop()
         if isinstance(value, dict):
-            for name, item in value.items():
-                yield str(name), item, depth
-                pending.append((item, depth + 1))
+            items = [(str(name), item) for name, item in value.items()]
         elif isinstance(value, list):
-            pending += [(item, depth + 1) for item in value]
+            items = [(list_name, item) for item in value]
+        else:
+            continue
+        for name, item in items:
+            yield name, item, depth
+            pending.append((name, item, depth + 1))
 
 
 def _choose_weights(names: Sequence[str], preferred_names: Sequence[str]) -> str:
-    return next((name for name in preferred_names if name in names), "")
+    """Return the first of the names that is there, else that of the one variant; "" without."""
+    for name in preferred_names:
+        if name in names:
+            return name
+    variants = [match for name in preferred_names for match in _find_variants(name, names)]
+    return variants[0][0] if len({variant for _, variant in variants}) == 1 else ""
 
 
-def _identify_peft(folder: Path, names: Sequence[str]) -> ModelFolder | None:
+def _find_variants(name: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the files that are `name` of a variant: "model.fp16.safetensors"; and its name."""
+    stem, _, suffix = name.partition(".")
+    if suffix.endswith(".index.json"):
+        pattern = rf"{stem}\.{re.escape(suffix.removesuffix('.json'))}\.(?P<variant>\w+)\.json"
+    else:
+        pattern = rf"{stem}\.(?P<variant>\w+)\.{suffix}"
+    matches = (re.fullmatch(pattern, candidate) for candidate in names)
+    return [(match[0], match["variant"]) for match in matches if match]
+
+
+def list_components(pipeline: ModelFolder) -> dict[str, ModelFolder]:
+    """Return the folders with weights that a pipeline's configuration names, by their names.
+
+    Raises:
+        ReadError: the configuration is no JSON, or is too large.
+    """
+    components: dict[str, ModelFolder] = {}
+    for name, value in read_config(pipeline.path / PIPELINE_CONFIG).items():
+        is_component = isinstance(value, list) and len(value) == 2 and name.isidentifier()
+        if not is_component or name.startswith("_") or not is_directory(pipeline.path / name):
+            continue
+        names = list_names(pipeline.path / name)
+        for loader, preferred in (
+            ("diffusers", _DIFFUSERS_WEIGHTS),
+            ("transformers", _TRANSFORMERS_WEIGHTS),
+        ):
+            weights_name = _choose_weights(names, preferred)
+            if weights_name:
+                folder = pipeline.path / name
+                components[name] = ModelFolder(
+                    folder, loader, str(value[1]), "config.json", weights_name
+                )
+                break
+    return components
+
+
+def _identify_peft(folder: Location, names: Sequence[str]) -> ModelFolder | None:
     if "adapter_config.json" not in names:
         return None
     config = read_config(folder / "adapter_config.json")
@@ -196,8 +224,8 @@ def _identify_peft(folder: Path, names: Sequence[str]) -> ModelFolder | None:
     )
 
 
-def _identify_diffusers(folder: Path, names: Sequence[str]) -> ModelFolder | None:
-    config_name = _choose_weights(names, ("model_index.json", "config.json"))
+def _identify_diffusers(folder: Location, names: Sequence[str]) -> ModelFolder | None:
+    config_name = next((n for n in (PIPELINE_CONFIG, "config.json") if n in names), "")
     if not config_name:
         return None
     class_name = read_config(folder / config_name).get("_class_name")
@@ -207,7 +235,7 @@ def _identify_diffusers(folder: Path, names: Sequence[str]) -> ModelFolder | Non
     return ModelFolder(folder, "diffusers", class_name, config_name, weights_name)
 
 
-def _identify_timm(folder: Path, names: Sequence[str]) -> ModelFolder | None:
+def _identify_timm(folder: Location, names: Sequence[str]) -> ModelFolder | None:
     if "config.json" not in names:
         return None
     config = read_config(folder / "config.json")
@@ -219,7 +247,7 @@ def _identify_timm(folder: Path, names: Sequence[str]) -> ModelFolder | None:
     )
 
 
-def _identify_transformers(folder: Path, names: Sequence[str]) -> ModelFolder | None:
+def _identify_transformers(folder: Location, names: Sequence[str]) -> ModelFolder | None:
     if "config.json" not in names:
         return None
     config = read_config(folder / "config.json")

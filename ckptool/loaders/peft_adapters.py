@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
-from ckptool.loaders.model_folder import (
-    describe_refused_fields,
-    find_model_folder,
-    find_refused_fields,
-    read_config,
-)
+from ckptool.loaders.build_limits import count_weight_nbytes, limit_build
+from ckptool.loaders.config_checks import read_model_config
+from ckptool.loaders.model_folder import find_model_folder
 from ckptool.loaders.offline import run_offline
+from ckptool.locations import Location
+from ckptool.phrases import cut_middle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,25 +32,25 @@ _SHOWN_FIELDS: Final = (
 )
 
 
-def build_model(folder: str | Path, class_name: str) -> "nn.Module":  # noqa: ARG001
+def build_model(folder: Location, class_name: str) -> "nn.Module":  # noqa: ARG001
     """Build the base that adapter_config.json names, with the adapter's modules in it.
 
     Raises:
         ModuleError: the base is no folder here, or the adapter fits no module of it.
     """
-    fields = read_config(Path(folder) / CONFIG_NAME)
+    fields = read_model_config(folder, CONFIG_NAME)
     base_name = fields.get("base_model_name_or_path")
     base = Path(base_name) if isinstance(base_name, str) and base_name else None
     if base is None or not (base / "config.json").is_file():
         raise ModuleError(
             str(folder),
-            f"its base, {base_name!r} in {CONFIG_NAME}, is not a local folder: give it with "
-            "--base FOLDER",
+            f"its base, {cut_middle(repr(base_name))} in {CONFIG_NAME}, is not a local folder:"
+            " give it with --base FOLDER",
         )
     return build_adapter_model(folder, base)
 
 
-def build_adapter_model(folder: str | Path, base: str | Path) -> "nn.Module":
+def build_adapter_model(folder: Location, base: Path) -> "nn.Module":
     """Build the model of the folder `base` with the modules of the adapter in `folder`.
 
     Raises:
@@ -59,7 +58,7 @@ def build_adapter_model(folder: str | Path, base: str | Path) -> "nn.Module":
     """
     from ckptool.loaders.registry import get_loader
 
-    base_folder = find_model_folder(Path(base))
+    base_folder = find_model_folder(base)
     if base_folder is None or base_folder.loader == "peft":
         raise ModuleError(str(base), "is not a model folder for an adapter")
     base_model = get_loader(base_folder.loader).build_model(base, base_folder.class_name)
@@ -67,7 +66,7 @@ def build_adapter_model(folder: str | Path, base: str | Path) -> "nn.Module":
         return add_adapter(base_model, folder)
 
 
-def add_adapter(base_model: "nn.Module", folder: str | Path) -> "nn.Module":
+def add_adapter(base_model: "nn.Module", folder: Location) -> "nn.Module":
     """Return the PeftModel of a base with the adapter's modules, with initial values.
 
     Raises:
@@ -77,19 +76,19 @@ def add_adapter(base_model: "nn.Module", folder: str | Path) -> "nn.Module":
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    fields = read_config(Path(folder) / CONFIG_NAME)
-    refused = find_refused_fields({k: v for k, v in fields.items() if k != "auto_mapping"})
-    if refused:
-        raise ModuleError(str(folder), describe_refused_fields(CONFIG_NAME, refused))
+    fields = read_model_config(folder, CONFIG_NAME)
     peft_type = fields.get("peft_type")
-    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise ModuleError(str(folder), f"{CONFIG_NAME}: peft has no peft_type {peft_type!r}")
+    if not isinstance(peft_type, str) or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ModuleError(
+            str(folder), f"{CONFIG_NAME}: peft has no peft_type {cut_middle(repr(peft_type))}"
+        )
     with TemporaryDirectory(prefix="ckptool-") as copy:
         (Path(copy) / CONFIG_NAME).write_text(json.dumps(fields))
         config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type].from_pretrained(copy)
     config.inference_mode = True
     cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
-    model: nn.Module = cls(base_model, config, "default")
+    with limit_build(folder, count_weight_nbytes(folder)):
+        model: nn.Module = cls(base_model, config, "default")
     return model
 
 

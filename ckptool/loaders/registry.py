@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
 from ckptool.loaders.model_folder import get_install_hint
+from ckptool.locations import Location
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +27,7 @@ class FrameworkLoader(Protocol):
     PACKAGES: tuple[str, ...]
     """Packages that it needs."""
 
-    def build_model(self, folder: str | Path, class_name: str) -> "nn.Module":
+    def build_model(self, folder: Location, class_name: str) -> "nn.Module":
         """Build the module that the folder's configuration describes, with initial values.
 
         Raises:
@@ -79,19 +80,21 @@ def find_missing_packages(packages: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(package for package in packages if find_spec(package) is None)
 
 
-def build_folder_model(loader: str, folder: str, class_name: str, base: str = "") -> "nn.Module":
+def build_folder_model(
+    loader: str, folder: Location, class_name: str, base: Path | None = None
+) -> "nn.Module":
     """Build the module of a framework's folder: the target that a ModuleSpec names.
 
     Args:
         loader: name of the framework.
         folder: the folder.
         class_name: class that its configuration names.
-        base: folder of the model that an adapter is for; "" for the one that it names.
+        base: folder of the model that an adapter is for; None for the one that it names.
 
     Raises:
         ModuleError: as `FrameworkLoader.build_model`.
     """
-    if base:
+    if base is not None:
         from ckptool.loaders.peft_adapters import build_adapter_model
 
         get_loader(loader)

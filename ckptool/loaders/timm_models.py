@@ -2,17 +2,15 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.errors import ModuleError
-from ckptool.loaders.model_folder import (
-    describe_refused_fields,
-    find_refused_fields,
-    read_config,
-)
+from ckptool.loaders.build_limits import build_within_limits
+from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.offline import run_offline
+from ckptool.locations import Location
+from ckptool.phrases import cut_middle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,22 +24,20 @@ _PLACE_FIELDS: Final = frozenset(
 _CONFIG_NAME: Final = "config.json"
 
 
-def build_model(folder: str | Path, class_name: str) -> "nn.Module":
+def build_model(folder: Location, class_name: str) -> "nn.Module":
     """Build the architecture that config.json names, with initial values.
 
     Raises:
         ModuleError: the configuration is refused, or names no architecture of timm.
     """
-    fields = read_config(Path(folder) / _CONFIG_NAME)
-    refused = find_refused_fields(fields)
-    if refused:
-        raise ModuleError(str(folder), describe_refused_fields(_CONFIG_NAME, refused))
+    fields = read_model_config(folder, _CONFIG_NAME)
     with run_offline():
         import timm
 
         if not class_name.isidentifier() or not timm.is_model(class_name):
-            reason = f"{_CONFIG_NAME} names {class_name!r}, but timm {timm.__version__} has no such"
-            raise ModuleError(str(folder), f"{reason} architecture")
+            reason = f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, but timm"
+            version = timm.__version__
+            raise ModuleError(str(folder), f"{reason} {version} has no such architecture")
         arguments = fields.get("model_args")
         arguments = dict(arguments) if isinstance(arguments, dict) else {}
         for name in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"):
@@ -49,10 +45,14 @@ def build_model(folder: str | Path, class_name: str) -> "nn.Module":
         overlay = _select_overlay(fields)
         if "num_classes" in overlay:
             arguments.setdefault("num_classes", overlay["num_classes"])
+
+    def build() -> "nn.Module":
         module: nn.Module = timm.create_model(
             class_name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments
         )
-    return module
+        return module
+
+    return build_within_limits(build, folder)
 
 
 def accepts_module(module: "nn.Module") -> bool:

@@ -1,23 +1,20 @@
 """transformers: what from_pretrained does with a state, asked of it with tensors on meta."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from ckptool.compare.framework.loading_info import LoadingInfo, TensorConversion
 from ckptool.errors import ModuleError
-from ckptool.loaders.model_folder import (
-    describe_refused_fields,
-    find_refused_fields,
-    read_config,
-)
+from ckptool.loaders.build_limits import build_within_limits
+from ckptool.loaders.config_checks import read_model_config
 from ckptool.loaders.offline import run_offline
+from ckptool.loaders.own_classes import load_config
+from ckptool.locations import Location
+from ckptool.phrases import cut_middle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,20 +28,28 @@ _FILLS: Final = (0, 1)
 _CONFIG_NAME: Final = "config.json"
 
 
-def build_model(folder: str | Path, class_name: str) -> "nn.Module":
+def build_model(folder: Location, class_name: str) -> "nn.Module":
     """Build the class that config.json names, with initial values.
 
     Raises:
         ModuleError: the configuration is refused, or names no class of transformers.
     """
-    config_fields = read_config(Path(folder) / _CONFIG_NAME)
-    refused = find_refused_fields(config_fields)
-    if refused:
-        raise ModuleError(str(folder), describe_refused_fields(_CONFIG_NAME, refused))
+    config_fields = read_model_config(folder, _CONFIG_NAME)
     with run_offline():
         cls = _find_class(class_name, config_fields, str(folder))
-        module: nn.Module = cls(_build_config(cls, config_fields))
-    return module
+    return build_class(folder, cls)
+
+
+def build_class(folder: Location, cls: Any) -> "nn.Module":
+    """Build a PreTrainedModel as the configuration in its folder says.
+
+    Raises:
+        ModuleError: the configuration is refused.
+    """
+    config_fields = read_model_config(folder, _CONFIG_NAME)
+    with run_offline():
+        config = load_config(cls.config_class, config_fields)
+    return build_within_limits(lambda: cls(config), folder)
 
 
 def accepts_module(module: "nn.Module") -> bool:
@@ -124,7 +129,7 @@ def _load_traced(
 
 
 def _call_loader(module: Any, state: Mapping[str, Any], device_map: Any) -> tuple[Any, Any]:
-    with _without_progress_bars():
+    with without_progress_bars():
         loaded, info = type(module).from_pretrained(
             None,
             config=module.config,
@@ -138,7 +143,8 @@ def _call_loader(module: Any, state: Mapping[str, Any], device_map: Any) -> tupl
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
+    """Have transformers draw no progress bars, and put its setting back on exit."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()
@@ -243,8 +249,9 @@ def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) 
         version = transformers.__version__
         raise ModuleError(
             folder,
-            f"{_CONFIG_NAME} names {class_name!r}, but transformers {version} has no such model: "
-            "give your own class with -m package.module:Name",
+            f"{_CONFIG_NAME} names {cut_middle(repr(class_name))}, but transformers {version} has"
+            " no such model:"
+            " give your own class with -m package.module:Name",
         )
     return cls
 
@@ -255,19 +262,12 @@ def _find_base_class(config_fields: Mapping[str, Any], folder: str) -> Any:
 
     model_type = config_fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ModuleError(folder, f"{_CONFIG_NAME}: transformers has no model_type {model_type!r}")
+        raise ModuleError(
+            folder, f"{_CONFIG_NAME}: transformers has no model_type {cut_middle(repr(model_type))}"
+        )
     mapping = AutoModel._model_mapping  # noqa: SLF001
     config_class = CONFIG_MAPPING[model_type]
     if config_class not in mapping:
         raise ModuleError(folder, f"{_CONFIG_NAME}: no class is given, and AutoModel has none")
     base_class = mapping[config_class]
     return base_class[0] if isinstance(base_class, tuple) else base_class
-
-
-def _build_config(cls: Any, config_fields: Mapping[str, Any]) -> Any:
-    """Return the configuration as the class reads it, from a folder with these fields alone."""
-    with TemporaryDirectory(prefix="ckptool-") as folder:
-        (Path(folder) / _CONFIG_NAME).write_text(json.dumps(config_fields))
-        config = cls.config_class.from_pretrained(folder, local_files_only=True)
-    config.name_or_path = ""
-    return config

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from ckptool.config import TRUST_RULE
-from ckptool.errors import ModuleError
+from ckptool.errors import ModuleError, ReadError
 from ckptool.modules.target.config_objects import build_config_objects
 from ckptool.modules.target.explanations import (
     describe_attempts,
@@ -69,6 +69,9 @@ class ModuleSpec:
     """Names in `kwargs` whose values were taken from the checkpoint, as was asked for."""
     offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What the checkpoint has that may be arguments: place of a mapping -> its names."""
+    find_arguments: Callable[[Any], Mapping[str, object]] | None = None
+    """Gives the arguments of the class or factory where `kwargs` has none, as a framework's
+    configuration beside the weights does; None asks nobody."""
 
 
 @contextmanager
@@ -183,7 +186,10 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         return dict(spec.kwargs)
-    matching_defaults = match_defaults(spec, function)
+    matching_defaults = {
+        **match_defaults(spec, function),
+        **_match_names(_find_more_arguments(spec, function), spec, function),
+    }
     kwargs = {**matching_defaults, **spec.kwargs}
     file_names = [name for name in kwargs if name in matching_defaults or name in spec.file_names]
     announce = TRUST_RULE.get().announce_file_kwargs
@@ -206,11 +212,34 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
 
 def match_defaults(spec: ModuleSpec, function: Any) -> dict[str, object]:
     """Return the arguments of `spec.defaults` that a function accepts and `spec.kwargs` lack."""
+    return _match_names(spec.defaults, spec, function)
+
+
+def _match_names(
+    arguments: Mapping[str, object], spec: ModuleSpec, function: Any
+) -> dict[str, object]:
     try:
         names = inspect.signature(function).parameters
     except (ValueError, TypeError):
         return {}
-    return {k: v for k, v in spec.defaults.items() if k in names and k not in spec.kwargs}
+    return {k: v for k, v in arguments.items() if k in names and k not in spec.kwargs}
+
+
+def _find_more_arguments(spec: ModuleSpec, function: Any) -> Mapping[str, object]:
+    """Return what `find_arguments` gives; {} where the user gave arguments.
+
+    Raises:
+        ModuleError: the configuration that it reads is refused.
+    """
+    if spec.find_arguments is None or spec.kwargs or not TRUST_RULE.get().uses_file_kwargs:
+        return {}
+    try:
+        with user_code():
+            return spec.find_arguments(function)
+    except UserCodeError as error:
+        if isinstance(error.error, ModuleError | ReadError):
+            raise error.error from error
+        raise ModuleError(spec.target, f"its configuration: {error}") from error
 
 
 def _announce_namespace(spec: ModuleSpec) -> Callable[[str], None] | None:

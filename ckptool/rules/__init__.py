@@ -7,7 +7,7 @@
 | CK207, CK208, CK215, CK316 | load_shapes.py | shapes and dtypes of keys on both sides |
 | CK210, CK212, CK216, CK222, CK223, CK226, CK304 | load_summary.py | the load as a whole |
 | CK224, CK225 | parts.py | one side that is a part of the other |
-| CK227, CK228 | framework_loading.py | what a framework's loader does |
+| CK227-CK229 | framework_loading.py | what a framework's loader does |
 | CK217, CK218 | reparametrization.py | the same tensor in another form |
 | CK219, CK235-CK237 | quantization.py | quantised weights |
 | CK221, CK311 | plan_errors.py | errors of a migration plan |

@@ -1,4 +1,4 @@
-"""ModuleInfo, ModuleDiff, Verification -> hits: what a framework's loader does (CK227, CK228)."""
+"""ModuleInfo, ModuleDiff, Verification -> hits: what a framework's loader does (CK227-CK229)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -76,3 +76,25 @@ def find_ignored_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     for step in diff.load_steps:
         if step.kind is LoadStepKind.DISCARDED:
             yield hit(step.key, loader=report.loader)
+
+
+@check(
+    ModuleDiff,
+    Rule(
+        code="CK229",
+        name="weights-of-a-variant-alone",
+        level=Level.NOTE,
+        summary="the weights are of variant `{variant}` alone: without it, from_pretrained() finds"
+        " none",
+        why=(
+            "save_pretrained(variant=...) gives files a name that from_pretrained() looks for only"
+            " where the same variant is asked for. It does not choose the dtype by itself."
+        ),
+        fix="Load with {loader}, or save without a variant.",
+        example='model.save_pretrained(folder, variant="fp16")',
+    ),
+)
+def find_variant_alone(diff: ModuleDiff) -> Iterator[RuleHit]:
+    report = diff.loading_info
+    if report is not None and report.variant:
+        yield hit("", variant=report.variant, loader=report.loader)

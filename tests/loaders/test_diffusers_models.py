@@ -155,16 +155,6 @@ def test_a_folder_needs_no_options(save_model, run_command):
     assert "loads with from_pretrained()" in run_command("diff", str(folder), "--no-config").out
 
 
-def test_a_pipeline_names_its_models(save_model, run_command):
-    unet = build("UNet2DModel")
-    pipeline = diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler())
-    folder = save_model(pipeline)
-    result = run_command("audit", str(folder), "--no-config")
-    assert result.code == 2
-    assert str(folder / "unet") in result.err
-    assert run_command("diff", str(folder / "unet"), "--no-config").code == 0
-
-
 def test_only_models_of_diffusers_are_built(tmp_path):
     from ckptool.errors import ModuleError
 

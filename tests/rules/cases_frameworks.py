@@ -29,8 +29,8 @@ def audit_buffers(buffers):
     return build_audit_report(module_info, judge(run_rules([module_info]), Policy()))
 
 
-def diff_report(tmp, state, report):
-    checkpoint = open_checkpoint(save(tmp / "model.pth", state))
+def diff_report(tmp, state, report, name="model.pth"):
+    checkpoint = open_checkpoint(save(tmp / name, state))
     module_info = describe_module(nn.Linear(2, 2), "toy")
     diff = apply_loading_info(build_module_diff(checkpoint, module_info, None), report)
     return build_module_diff_report(diff, judge(run_rules([diff]), Policy()), ())
@@ -56,3 +56,15 @@ def a_loader_drops_an_old_buffer(tmp):
 def a_loader_reports_what_it_drops(tmp):
     state = {**nn.Linear(2, 2).state_dict(), "old": torch.ones(2)}
     return diff_report(tmp, state, LoadingInfo("from_pretrained()", unexpected_keys=("old",)))
+
+
+@fires("CK229")
+def weights_of_a_variant(tmp):
+    report = LoadingInfo("from_pretrained()")
+    return diff_report(tmp, nn.Linear(2, 2).state_dict(), report, "pytorch_model.fp16.bin")
+
+
+@near("CK229")
+def weights_without_a_variant(tmp):
+    report = LoadingInfo("from_pretrained()")
+    return diff_report(tmp, nn.Linear(2, 2).state_dict(), report, "pytorch_model.bin")

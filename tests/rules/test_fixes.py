@@ -46,6 +46,7 @@ PROSE = {
     "CK226": "needs the code that uses the file",
     "CK227": "initialises the buffer in the module's own code",
     "CK228": "nothing, or a load by hand",
+    "CK229": "loads with an argument, or saves under another name",
     "CK235": "takes tensors from another file",
     "CK236": "takes another configuration, or another file",
     "CK237": "loads with another library",

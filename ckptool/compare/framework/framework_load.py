@@ -8,7 +8,8 @@ from ckptool.compare.changes import Change, Changed, Missing, Unexpected
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.load_outcome import LoadOutcome, LoadStep, LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.model import StateDict, TensorInfo, contiguous_stride
+from ckptool.formats.sharded.precedence import find_variant
+from ckptool.model import Checkpoint, StateDict, TensorInfo, contiguous_stride
 
 
 def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
@@ -18,6 +19,7 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
     prefixes, renames or other forms, and dtypes are no difference.
     """
     unexpected = frozenset(report.unexpected_keys)
+    report = _name_variant(report, diff.checkpoint)
     if report.scope_keys is not None:
         scope = frozenset(report.scope_keys)
         tensors = {k: t for k, t in diff.module.tensors.items() if k in scope or not t.is_saved}
@@ -40,6 +42,15 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
         diverged_ties=(),
         equal_values={k: v for k, v in diff.equal_values.items() if k in unexpected},
     )
+
+
+def _name_variant(report: LoadingInfo, checkpoint: Checkpoint) -> LoadingInfo:
+    """Return the report with the variant in its call, where the files that were read are of one."""
+    files = checkpoint.files or (checkpoint.path,)
+    variant = find_variant({file.name for file in files})
+    if not variant or report.loader != "from_pretrained()":
+        return report
+    return replace(report, loader=f'from_pretrained(variant="{variant}")', variant=variant)
 
 
 def _iter_changes(diff: ModuleDiff, report: LoadingInfo) -> Iterator[Change]:

@@ -33,6 +33,8 @@ class LoadingInfo(Struct, frozen=True):
     """Buffers that hold whatever was in memory after the load."""
     file_names: Mapping[str, str] = {}
     """Unexpected key -> key in the file, where that is another one."""
+    variant: str = ""
+    """Variant that all files are of ("fp16"), which the call has to ask for; "" for none."""
     is_strict: bool = False
     """Whether the loader raises where a key is missing or unexpected."""
     scope_keys: tuple[str, ...] | None = None
