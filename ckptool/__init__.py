@@ -5,6 +5,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptool.api import (
         audit,
+        convert,
         diff,
         digest,
         gate,
@@ -27,6 +28,7 @@ __all__ = [
     "Level",
     "Policy",
     "audit",
+    "convert",
     "diff",
     "digest",
     "gate",

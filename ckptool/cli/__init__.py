@@ -18,6 +18,7 @@ from ckptool.locations import mask_credentials
 
 COMMANDS: Final = {
     "audit": "Report everything a module holds that a state_dict does not.",
+    "convert": "Write a checkpoint in another container, as a file that runs no code.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
     "digest": "Name the content of checkpoints, whatever the container, and check it.",
     "gate": "Pass or fail a release by a policy, for CI.",

@@ -14,6 +14,7 @@ from ckptool.reports.common import (
     TensorReport,
     UnsavedTensorReport,
 )
+from ckptool.reports.convert import ConversionReport, ConvertReport, LeftOutReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport
 from ckptool.reports.diff_files import ChangeReport, DiffFilesReport, DiffShardReport
 from ckptool.reports.digest import (
@@ -31,7 +32,7 @@ from ckptool.reports.gate import (
 )
 from ckptool.reports.inspect import CheckpointReport, EntryReport, InspectReport, StateReport
 from ckptool.reports.lock import DifferenceReport, LockReport
-from ckptool.reports.migrate import CheckReport, MigrateReport, StepReport
+from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
 
@@ -41,7 +42,9 @@ AnyReport = (
     | DiffFilesReport
     | DiffShardReport
     | AuditReport
+    | ConvertReport
     | MigrateReport
+    | MigrateManyReport
     | VerifyReport
     | LockReport
     | GateReport
@@ -57,6 +60,8 @@ __all__ = [
     "CheckReport",
     "CheckpointDigestReport",
     "CheckpointReport",
+    "ConversionReport",
+    "ConvertReport",
     "DeviceMismatchReport",
     "DiffFilesReport",
     "DiffModuleReport",
@@ -72,8 +77,10 @@ __all__ = [
     "GatedCheckpointReport",
     "InspectReport",
     "KeyReport",
+    "LeftOutReport",
     "LevelReport",
     "LockReport",
+    "MigrateManyReport",
     "MigrateReport",
     "PictureReport",
     "PolicyReport",

@@ -90,6 +90,8 @@ def _iter_other_states(
     draft: Draft, checkpoint: Checkpoint
 ) -> Iterable[tuple[str, TensorInfo, TensorInfo]]:
     """Yield (key, source, result) for the tensors of all other state_dicts of the file."""
+    if draft.is_extracted:
+        return
     states_by_path: dict[str, StateDict] = {
         result_state.at: result_state for result_state in checkpoint.states
     }
