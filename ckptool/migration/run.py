@@ -82,9 +82,10 @@ from ckptool.migration.write.provenance import (
     check_record_target,
     is_applied,
 )
+from ckptool.migration.write.read_back import check_entries
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
-from ckptool.model import Checkpoint, Kind, ModuleInfo, StateDict
+from ckptool.model import Checkpoint, Kind, ModuleInfo, StateDict, join_key
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
@@ -387,7 +388,7 @@ class _AppliedPlan:
         def check_file(path: Path) -> None:
             pending_file = self._describe_pending_file(path, request.target)
             if request.conversion is not None:
-                checks.append(check_restricted_load(pending_file, request.limits))
+                checks.append(self._check_converted_file(pending_file))
                 return
             checks.extend(
                 check_pending_file(pending_file, self.target_module, request.forward_check)
@@ -420,6 +421,16 @@ class _AppliedPlan:
         else:
             digests = write_checkpoint(job)
         return tuple(checks), digests
+
+    def _check_converted_file(self, pending_file: PendingFile) -> CheckResult:
+        """Have a converted file read again; compare what stands beside the state."""
+        result, limits = self.result, self.request.limits
+        if keeps_saved_object(result, self.to) and not self.request.is_sharded:
+            changes = self.torch_file.changes if self.torch_file else ()
+            state_keys = [join_key(result.state.at, key) for key in result.state.non_tensors]
+            places = [*(change.place for change in changes), *state_keys]
+            check_entries(result.checkpoint, pending_file.path, pending_file.target, places, limits)
+        return check_restricted_load(pending_file, limits)
 
     def _describe_pending_file(self, path: Path, target: Path | None) -> PendingFile:
         is_safetensors = self.to == SAFETENSORS

@@ -1,6 +1,6 @@
 """ConversionScope: what is written around the state, and the places that it strips."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Final
@@ -112,21 +112,21 @@ def restrict_draft(
 
 def _iter_places(checkpoint: Checkpoint) -> Iterator[str]:
     """Yield every place of the file that has a value, each after the places that it lies in."""
+    places = [state.at for state in checkpoint.states if state.at]
     for state in checkpoint.states:
-        yield from _iter_place_prefixes(state.at)
-        for key in (*state.tensors, *state.non_tensors, *state.container_keys):
-            yield from _iter_place_prefixes(join_key(state.at, key))
-    for entry in checkpoint.entries:
-        yield from _iter_place_prefixes(entry.at)
+        keys = (*state.tensors, *state.non_tensors, *state.container_keys)
+        places += [join_key(state.at, key) for key in keys]
+    for place in [*places, *(entry.at for entry in checkpoint.entries)]:
+        yield from iter_outer_places(place)
+        yield place
 
 
-def _iter_place_prefixes(place: str) -> Iterator[str]:
+def iter_outer_places(place: str) -> Iterator[str]:
+    """Yield the places that `place` lies in, outermost first: "a" and "a.b" of "a.b.c"."""
     end = place.find(".")
     while end > 0:
         yield place[:end]
         end = place.find(".", end + 1)
-    if place:
-        yield place
 
 
 def _find_optimizer_places(checkpoint: Checkpoint, places: Iterable[str]) -> list[str]:
@@ -135,14 +135,8 @@ def _find_optimizer_places(checkpoint: Checkpoint, places: Iterable[str]) -> lis
     return [*named, *roles]
 
 
-def _is_below(place: str, outer_places: Iterable[str]) -> bool:
-    outer = outer_places if isinstance(outer_places, frozenset | dict) else frozenset(outer_places)
-    end = place.find(".")
-    while end > 0:
-        if place[:end] in outer:
-            return True
-        end = place.find(".", end + 1)
-    return False
+def _is_below(place: str, outer_places: Container[str]) -> bool:
+    return any(outer in outer_places for outer in iter_outer_places(place))
 
 
 def _explain_unmatched_pattern(checkpoint: Checkpoint, pattern: str, places: Iterable[str]) -> str:

@@ -12,8 +12,9 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ckptool.formats.pickle.graph import NewObjClass, SetMembers
+from ckptool.formats.pickle.machine import convert_python2_name
 from ckptool.formats.pickle.nodes import GlobalName, PersistentReference, UnresolvedObject
-from ckptool.formats.pickle.numpy_arrays import read_numpy_scalar
+from ckptool.formats.pickle.numpy_arrays import read_numpy_array, read_numpy_scalar
 from ckptool.formats.pickle.plain_values import (
     NOT_PLAIN,
     convert_simple_object,
@@ -23,7 +24,7 @@ from ckptool.formats.pickle.plain_values import (
 )
 from ckptool.formats.pickle.safe_globals import SAFE_GLOBALS, classify_global
 from ckptool.migration.plan.conversion import TreeChange
-from ckptool.model import Safety, join_key
+from ckptool.model import Safety, TensorInfo, join_key
 
 _MAX_DEPTH: Final = 60
 """Containers within containers; deeper ones are left out."""
@@ -31,9 +32,15 @@ _MAX_INT_BYTES: Final = 255
 """Bytes of the longest int that the restricted unpickler reads (LONG1)."""
 _ORDERED_DICT: Final = ("collections", "OrderedDict")
 _MAPPINGS: Final = frozenset({_ORDERED_DICT, ("collections", "defaultdict")})
-_SETS: Final = frozenset({("builtins", "set"), ("builtins", "frozenset"), ("__builtin__", "set")})
+_SETS: Final = frozenset({("builtins", "set"), ("builtins", "frozenset")})
 _PLAIN_CALLS: Final = frozenset(
-    {("torch", "device"), ("torch", "Size"), ("builtins", "complex"), ("collections", "Counter")}
+    {
+        ("torch", "device"),
+        ("torch", "Size"),
+        ("builtins", "complex"),
+        ("builtins", "bytearray"),
+        ("collections", "Counter"),
+    }
 )
 """Calls with plain arguments that the restricted unpickler allows."""
 _ENCODE: Final = GlobalName("_codecs", "encode")
@@ -54,14 +61,15 @@ class PlainTree(Struct, frozen=True):
 
 NodeConverter = Callable[[Any, str, int], Any]
 """Node, place and depth -> the plain form, or _LEFT_OUT."""
-TensorBuilder = Callable[[str], object | None]
-"""Returns a new node for the tensor at a place, described by the file; None if it has none."""
+TensorBuilder = Callable[[TensorInfo], object | None]
+"""Returns a new node for a tensor; None if its description alone does not say its elements."""
 
 
 def build_plain_tree(
     root: Any,
     build_tensor: TensorBuilder,
     *,
+    tensors: Mapping[str, TensorInfo],
     substitutes: Mapping[int, Any],
     is_stripped: Callable[[str], bool] = lambda _: False,
     keeps_unknown: bool = False,
@@ -71,14 +79,17 @@ def build_plain_tree(
 
     Args:
         root: of the graph; tensors in it are kept as they are where they are safe, on the CPU.
-        build_tensor: makes the others.
+        build_tensor: makes the others, and those of arrays.
+        tensors: place -> description of the tensor or array there.
         substitutes: id of a node -> the node to read in its place.
         is_stripped: whether a place is left out, as asked; those are no `changes`.
         keeps_unknown: keep objects of classes that are not known to act, and devices; leave out
             only what names something dangerous.
         place: of the root in the source.
     """
-    builder = _PlainTreeBuilder(build_tensor, substitutes, is_stripped, keeps_unknown=keeps_unknown)
+    builder = _PlainTreeBuilder(
+        build_tensor, tensors, substitutes, is_stripped, keeps_unknown=keeps_unknown
+    )
     plain_root = builder.convert(root, place, 0)
     return PlainTree(None if plain_root is _LEFT_OUT else plain_root, tuple(builder.changes))
 
@@ -87,6 +98,7 @@ class _PlainTreeBuilder:
     def __init__(
         self,
         build_tensor: TensorBuilder,
+        tensors: Mapping[str, TensorInfo],
         substitutes: Mapping[int, Any],
         is_stripped: Callable[[str], bool],
         *,
@@ -94,6 +106,7 @@ class _PlainTreeBuilder:
     ) -> None:
         self.changes: list[TreeChange] = []
         self._build_tensor = build_tensor
+        self._tensors = tensors
         self._substitutes = substitutes
         self._is_stripped = is_stripped
         self._keeps_unknown = keeps_unknown
@@ -108,7 +121,8 @@ class _PlainTreeBuilder:
         if type(node) is int:
             return node if _is_writable_int(node) else self._leave_out(node, place)
         if id(node) in self._results:
-            return self._results[id(node)][1]
+            result = self._results[id(node)][1]
+            return self._leave_out(node, place) if result is _LEFT_OUT else result
         if depth > _MAX_DEPTH:
             return self._leave_out(node, place, "nested too deeply")
         # Until it is converted a node counts as left out: this ends a cycle.
@@ -139,7 +153,7 @@ class _PlainTreeBuilder:
         return _LEFT_OUT if items is _LEFT_OUT else tuple(items)
 
     def _convert_global(self, node: GlobalName, place: str, depth: int) -> Any:  # noqa: ARG002
-        is_safe = is_torch_constant(node) and (node.module, node.name) in SAFE_GLOBALS
+        is_safe = is_torch_constant(node) and _resolve_name(node) in SAFE_GLOBALS
         return node if is_safe or self._is_kept_as_is(node) else self._leave_out(node, place)
 
     def _convert_pairs(self, pairs: dict[Any, Any], place: str, depth: int) -> dict[Any, Any]:
@@ -179,23 +193,24 @@ class _PlainTreeBuilder:
         return UnresolvedObject(_SET, (members,))
 
     def _convert_object(self, node: UnresolvedObject, place: str, depth: int) -> Any:
-        tensor = node if self._is_safe_tensor(node) else self._build_tensor(place)
+        if self._is_safe_tensor(node) or self._is_kept_as_is(node):
+            return node
+        description = self._tensors.get(place) or _read_array(node)
+        tensor = self._build_tensor(description) if description is not None else None
         if tensor is not None:
             return tensor
-        if self._is_kept_as_is(node):
-            return node
         content = _read_bytes(node)
         if content is not None:
             return _encode_bytes(content)
-        if node.callee_name in _MAPPINGS:
+        if _get_callee(node) in _MAPPINGS:
             return self._convert_mapping(node, place, depth)
-        if node.callee_name in _SETS | _PLAIN_CALLS and not (node.state or node.pairs):
+        if _get_callee(node) in _SETS | _PLAIN_CALLS and not (node.state or node.pairs):
             return self._convert_plain_call(node, place, depth)
         return self._convert_unknown_object(node, place, depth)
 
     def _convert_plain_call(self, node: UnresolvedObject, place: str, depth: int) -> Any:
         """Return a set, or the call of a class that is allowed, with plain arguments."""
-        if node.callee_name in _SETS:
+        if _get_callee(node) in _SETS:
             members = node.args[0] if node.args else []
             is_list = type(members) is list and len(node.args) <= 1
             return (
@@ -209,10 +224,10 @@ class _PlainTreeBuilder:
         return UnresolvedObject(node.func, tuple(args))
 
     def _convert_mapping(self, node: UnresolvedObject, place: str, depth: int) -> Any:
-        arguments = node.args[1:] if node.callee_name != _ORDERED_DICT else node.args
+        arguments = node.args[1:] if _get_callee(node) != _ORDERED_DICT else node.args
         pairs = {**_read_pairs_argument(arguments), **(node.pairs or {})}
         plain_pairs = self._convert_pairs(pairs, place, depth)
-        if node.callee_name != _ORDERED_DICT:
+        if _get_callee(node) != _ORDERED_DICT:
             self.changes.append(TreeChange(place, "a defaultdict", "dict"))
             return plain_pairs
         mapping = UnresolvedObject(_NEW_ORDERED_DICT, ())
@@ -276,7 +291,7 @@ def _find_safe_storages(
     node: UnresolvedObject, substitutes: Mapping[int, Any]
 ) -> list[PersistentReference] | None:
     """Return the storages of a tensor whose calls are all allowed; None for any other node."""
-    if node.callee_name not in _TENSOR_CALLS:
+    if _get_callee(node) not in _TENSOR_CALLS:
         return None
     storages: list[PersistentReference] = []
     pending: list[Any] = [node]
@@ -295,11 +310,11 @@ def _find_safe_storages(
 def _list_safe_parts(part: Any) -> list[Any] | None:
     """Return what a part of a tensor's node consists of; None if the part is not allowed."""
     if type(part) is UnresolvedObject:
-        is_allowed = part.callee_name in _TENSOR_CALLS | _PLAIN_CALLS | {_ORDERED_DICT}
+        is_allowed = _get_callee(part) in _TENSOR_CALLS | _PLAIN_CALLS | {_ORDERED_DICT}
         has_more = part.kwargs or part.items or part.state is not None
         return [part.func, *part.args, part.pairs or {}] if is_allowed and not has_more else None
     if type(part) is GlobalName:
-        return [] if (part.module, part.name) in SAFE_GLOBALS else None
+        return [] if _resolve_name(part) in SAFE_GLOBALS else None
     if type(part) in {tuple, list}:
         return list(part)
     if type(part) is dict:
@@ -316,7 +331,7 @@ def names_dangerous(root: Any, substitutes: Mapping[int, Any]) -> bool:
         node = pending.pop()
         node = substitutes.get(id(node), node)
         if type(node) is GlobalName:
-            if classify_global(node) is Safety.DANGEROUS:
+            if _classify_global(node) is Safety.DANGEROUS:
                 return True
             continue
         if id(node) in visited_ids:
@@ -332,6 +347,19 @@ def names_dangerous(root: Any, substitutes: Mapping[int, Any]) -> bool:
         elif type(node) is PersistentReference:
             pending += [node.id, node.target if type(node.target) is GlobalName else None]
     return False
+
+
+def _resolve_name(node: GlobalName) -> tuple[str, str]:
+    """Return module and name, a name of Python 2 as unpicklers of today read it."""
+    return convert_python2_name(node.module, node.name)
+
+
+def _classify_global(node: GlobalName) -> Safety:
+    return classify_global(GlobalName(*_resolve_name(node), computed=node.computed))
+
+
+def _get_callee(node: UnresolvedObject) -> tuple[str, str]:
+    return _resolve_name(node.func) if type(node.func) is GlobalName else ("", "")
 
 
 def _put_on_cpu(identifier: Any) -> Any:
@@ -354,7 +382,7 @@ def _read_bytes(node: Any) -> bytes | None:
     """Return the bytes of `_codecs.encode(text, "latin1")`; None for any other node."""
     if type(node) is bytes:
         return node
-    if type(node) is not UnresolvedObject or node.callee_name != ("_codecs", "encode"):
+    if type(node) is not UnresolvedObject or _get_callee(node) != ("_codecs", "encode"):
         return None
     text = node.args[0] if node.args else None
     try:
@@ -365,11 +393,23 @@ def _read_bytes(node: Any) -> bytes | None:
 
 def _read_scalar(node: UnresolvedObject) -> float | None:
     """Return the number of a pickled numpy scalar; None for any other node."""
-    module, name = node.callee_name
+    module, name = _get_callee(node)
     if name != "scalar" or not module.endswith("multiarray") or len(node.args) != 2:
         return None
     content = _read_bytes(node.args[1])
     return read_numpy_scalar((node.args[0], content)) if content is not None else None
+
+
+def _read_array(node: UnresolvedObject) -> TensorInfo | None:
+    """Return the description of a pickled numpy array of numbers; None for any other node."""
+    state, content = node.state, None
+    if type(state) is tuple and len(state) == 5:
+        content = _read_bytes(state[4])
+    if content is None:
+        return read_numpy_array(node, "")
+    array = UnresolvedObject(node.func, node.args)
+    array.state = (*state[:4], content)
+    return read_numpy_array(array, "")
 
 
 def _read_pairs_argument(arguments: tuple[Any, ...]) -> dict[Any, Any]:
@@ -390,7 +430,7 @@ def _is_module(content: Any) -> bool:
 
 def _classify_class(node: UnresolvedObject) -> Safety:
     name = node.func.cls if type(node.func) is NewObjClass else node.func
-    return classify_global(name) if isinstance(name, GlobalName) else Safety.DANGEROUS
+    return _classify_global(name) if isinstance(name, GlobalName) else Safety.DANGEROUS
 
 
 def _describe_class(node: Any) -> str:

@@ -1,6 +1,6 @@
 """Read back a written file, compare it with its draft, and compute its digests."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,6 +9,7 @@ from ckptool.compare.states import get_state
 from ckptool.errors import WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
+from ckptool.migration.plan.conversion import iter_outer_places
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.write.background_fingerprints import Fingerprints
 from ckptool.migration.write.early_copy import is_verified_copy
@@ -117,6 +118,33 @@ def _check_equal(pairs: list[tuple[str, TensorInfo, TensorInfo]], target: Path) 
     ]
     if differing_keys:
         raise WriteError(f"{target}: not written: read back, `{differing_keys[0]}` differs")
+
+
+def check_entries(
+    source: Checkpoint, path: Path, target: Path, changed_places: Collection[str], limits: Limits
+) -> None:
+    """Compare the plain values of the file at `path` with the source's.
+
+    Not compared: values of which a part was left out or has another form (`changed_places`).
+
+    Raises:
+        WriteError: one is missing, or differs.
+    """
+    values = {entry.at: entry.value for entry in open_checkpoint(path, limits).entries}
+    changed = frozenset(changed_places)
+    around_changed = {outer for place in changed for outer in iter_outer_places(place)}
+    for entry in source.entries:
+        is_changed = entry.at in around_changed or any(
+            place in changed for place in (entry.at, *iter_outer_places(entry.at))
+        )
+        is_compared = entry.value is not None and not is_changed
+        if is_compared and not _is_same(values.get(entry.at), entry.value):
+            raise WriteError(f"{target}: not written: read back, `{entry.at}` differs")
+
+
+def _is_same(value: object, expected: object) -> bool:
+    """Compare plain values; NaN equals itself."""
+    return value == expected or repr(value) == repr(expected)
 
 
 def _compute_expected_fingerprint(item: PlannedTensor) -> str:

@@ -96,7 +96,8 @@ def build_torch_file(
         raise PlanError(f"{draft.checkpoint.path}: cannot be written again: {error}") from error
     keys = dict.fromkeys(str(node.id[2]) for node in persistent if type(node.id) is tuple)
     records = [ZipRecord(key, builder.blobs.get(key) or source.storages[key]) for key in keys]
-    return TorchFile(data, tuple(records), tree.changes)
+    modules = _describe_replaced_modules(draft) if conversion is not None else ()
+    return TorchFile(data, tuple(records), (*modules, *tree.changes))
 
 
 def build_shard_file(draft: Draft) -> TorchFile:
@@ -150,14 +151,14 @@ def _clean_tree(
         return PlainTree(root, ())
     substitutes = dict(source.substitutes)
     if conversion is not None and not draft.is_extracted:
+        _replace_other_modules(root, draft, builder)
         substitutes |= {key: new for key, (_, new) in builder.replaced_nodes.items()}
-        substitutes |= _build_other_states(root, draft, builder)
     place = draft.state.at if draft.is_extracted else ""
-    tensors = _map_tensors(checkpoint, draft)
     stripped = frozenset(stripped_places)
     tree = build_plain_tree(
         root,
-        lambda at: builder.build_described_tensor(tensors.get(at)),
+        builder.build_described_tensor,
+        tensors=_map_tensors(checkpoint, draft),
         substitutes=substitutes,
         is_stripped=stripped.__contains__,
         keeps_unknown=conversion is None,
@@ -177,20 +178,28 @@ def _clean_tree(
     return tree
 
 
-def _build_other_states(root: Any, draft: Draft, builder: "_TensorNodeBuilder") -> dict[int, Any]:
-    """Return id of each other pickled module -> the node of its state_dict."""
+def _replace_other_modules(root: Any, draft: Draft, builder: "_TensorNodeBuilder") -> None:
+    """Note the state_dict of each other pickled module as the node to write in its place."""
     other_modules = {
         state.at: create_draft(draft.checkpoint, state)
         for state in draft.checkpoint.states
         if state.role == "module" and state.at != draft.state.at and not state.is_packed
     }
     if not other_modules:
-        return {}
-    return {
-        id(node): _build_state_dict(node, other_modules[path], builder)
-        for path, node, _ in _iter_nodes(root, lambda _: None)
-        if path in other_modules and _is_state_node(node, other_modules[path])
-    }
+        return
+    for path, node, _ in _iter_nodes(root, lambda _: None):
+        if path in other_modules and _is_state_node(node, other_modules[path]):
+            new_node = _build_state_dict(node, other_modules[path], builder)
+            builder.replaced_nodes[id(node)] = (node, new_node)
+
+
+def _describe_replaced_modules(draft: Draft) -> Iterator[TreeChange]:
+    """Yield the pickled modules that are written as state_dicts."""
+    for state in draft.checkpoint.states:
+        is_written = state.at == draft.state.at or not draft.is_extracted
+        if state.role == "module" and is_written and not state.is_packed:
+            module = state.modules.get("")
+            yield TreeChange(state.at or ".", module.name if module else "a module", "state_dict")
 
 
 def _map_tensors(checkpoint: Checkpoint, draft: Draft) -> dict[str, TensorInfo]:
@@ -241,9 +250,9 @@ class _TensorNodeBuilder:
             return UnresolvedObject(_REBUILD_TENSOR_V2, args)
         return UnresolvedObject(_REBUILD_TENSOR_V3, (*args, GlobalName("torch", dtype)))
 
-    def build_described_tensor(self, tensor: TensorInfo | None) -> UnresolvedObject | None:
-        """Return the node of a tensor of the source; None if its description does not say it."""
-        if tensor is None or not is_describable(tensor):
+    def build_described_tensor(self, tensor: TensorInfo) -> UnresolvedObject | None:
+        """Return the node of a tensor or an array; None if its description does not say it."""
+        if not is_describable(tensor):
             return None
         return self.build_tensor(PlannedTensor(replace(tensor, kind=None)))
 
@@ -304,7 +313,8 @@ def _build_state_dict(old_node: Any, draft: Draft, builder: _TensorNodeBuilder) 
         )
     for key, source_key in draft.non_tensor_keys.items():
         if source_key in old_pairs:
-            pairs[key] = old_pairs[source_key][1]
+            old_key, value = old_pairs[source_key]
+            pairs[old_key if key == source_key else key] = value
     return _build_mapping(old_node, draft, pairs)
 
 
