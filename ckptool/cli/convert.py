@@ -17,24 +17,29 @@ from ckptool.policy import Policy
 @click.command("convert")
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
 @click.option("-o", "--output", "target", metavar="DST", type=OUTPUT_PATH,
-              help="Where the result goes; its suffix decides the container. A folder for several "
-              "sources.")  # fmt: skip
-@click.option("--at", metavar="KEY", help='Write only the state_dict at this place ("model").')
+              help="Output; its suffix determines the format. A folder if several SRC.")  # fmt: skip
+@click.option("--at", metavar="KEY", help='Write only the state_dict at this key path ("model").')
 @click.option("--to", type=click.Choice(["safetensors", "pth"]),
-              help="The container.  [default: by the suffix of DST]")  # fmt: skip
+              help="The format.  [default: by the suffix of DST]")  # fmt: skip
 @click.option("--dtype", metavar="DTYPE",
               help="Cast floating point tensors: bf16, fp16, fp32, or torch's name.")  # fmt: skip
 @click.option("--weights-only", is_flag=True,
               help="Write the tensors of the model's state_dict, and nothing else.")  # fmt: skip
 @click.option("--strip", multiple=True, metavar="KEY",
-              help="Leave out what is at KEY, a name or a pattern; 'optimizer' is the state of all "
+              help="Drop what is at KEY, a name or a pattern; 'optimizer' is the state of all "
               "optimizers. Repeatable.")  # fmt: skip
 @click.option("--rename", "renamed", multiple=True, metavar="OLD=NEW",
               help="`*` is one segment, at the end all that follow: 'module.*=*'.")  # fmt: skip
-@click.option("--max-shard-size", metavar="SIZE", help='DST is a folder of files up to "5GB".')
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help='Write shards of at most this size ("5GB") to the folder DST.',
+)
 @click.option("--merge-shards", is_flag=True, help="Write a sharded source as one file.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done and write nothing.")
-@click.option("--no-provenance", is_flag=True, help="Do not record source, steps and digests.")
+@click.option(
+    "--no-provenance", is_flag=True, help="Do not record the steps and digests with the output."
+)
 @click.option("--force", is_flag=True, help="Replace an existing DST.")
 @limit_options
 @screen_options
@@ -58,10 +63,10 @@ def command(  # noqa: PLR0913
     out: ReportOutput,
     policy: Policy,  # noqa: ARG001 - a conversion has no findings
 ) -> None:
-    r"""Write checkpoints in another container, as files that torch.load(weights_only=True) reads.
+    r"""Write checkpoints in another format, as files that torch.load(weights_only=True) reads.
 
-    No module is needed, and nothing in a file is imported or executed. What the result does not
-    have is named in the report.
+    No module is needed, and nothing in a file is imported or executed. The report names everything
+    that was dropped.
 
     \b
     ckptool convert old.ckpt -o clean.pt                     all that weights_only=True reads
@@ -69,7 +74,7 @@ def command(  # noqa: PLR0913
     ckptool convert shards/ -o model.safetensors
     ckptool convert runs/*.ckpt -o converted/ --weights-only
     """
-    message = "what was not complete was removed"
+    message = "incomplete output was removed"
     with report_interrupt(ctx, message), ProgressLine(sources[0], "written") as progress:
         report = api.convert(
             sources,

@@ -16,13 +16,15 @@ from ckptool.policy import Policy
 @click.command("digest")
 @click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
 @click.option(
-    "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+    "--at",
+    metavar="PLACE",
+    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
 )
 @click.option(
     "--check",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Compare with what `digest --format json -o FILE` wrote before.",
+    help="Compare with a report that `digest --format json -o FILE` wrote.",
 )
 @click.option(
     "--textconv", is_flag=True, help="One stable line for each tensor, for git diff; exits 0."

@@ -15,7 +15,7 @@ from ckptool.reports.inspect import SORTS
 @click.command("inspect")
 @click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
 @click.option(
-    "--values", is_flag=True, help="Look at the numbers too (rules CK4xx); reads all, needs torch."
+    "--values", is_flag=True, help="Check values too (rules CK4xx); reads all data, needs torch."
 )
 @click.option("--filter", "key_filter", metavar="PATTERN", default="",
               help="Only tensors whose key matches or has this in it: '*.bias', norm.")  # fmt: skip

@@ -26,15 +26,17 @@ from ckptool.policy import Policy
 @click.option("-o", "--output", "target", metavar="LOCK", type=OUTPUT_PATH,
               help="The lock's file.  [default: ckpt.lock.json]")  # fmt: skip
 @module_options
-@click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 where the lock is stale.")
+@click.option(
+    "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'
+)
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the lock is out of date.")
 @click.option("--golden", metavar="FILE", type=OUTPUT_PATH,
-              help="Record what the module computes with PATH on the inputs.")  # fmt: skip
+              help="Record the module's outputs for the inputs, with PATH loaded.")  # fmt: skip
 @input_options
 @click.option("--tolerance", "tolerances", multiple=True, metavar="DEVICE=NUMBER",
-              help="With --golden: what running it again may differ by, cpu=1e-5 or cuda=1e-3. "
+              help="With --golden: tolerance of a later comparison, cpu=1e-5 or cuda=1e-3. "
               " [default: by dtype]")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace a file, whatever it is.")
+@click.option("--force", is_flag=True, help="Replace any existing file.")
 @limit_options
 @screen_options
 def command(  # noqa: PLR0913

@@ -24,16 +24,18 @@ def resolve_destinations(
         path = outputs[0] if outputs and outputs[0] != _STDOUT else None
         return ((formats[0] if formats else "table", path),)
     if not any(parameter.name == "outputs" for parameter in ctx.command.params):
-        raise UsageError("--format: one report is printed; -o names what the command writes")
+        raise UsageError("--format: only one report can be printed; -o is the command's own output")
     destinations = _pair_outputs(_read_option_order(ctx), formats, outputs)
     stdout_formats = [format_ for format_, path in destinations if path is None]
     if len(stdout_formats) > 1:
         names = " and ".join(f"--format {name}" for name in stdout_formats)
-        raise UsageError(f"{names} would both go to standard output: give all but one its own -o")
+        raise UsageError(
+            f"{names} would both go to standard output: give every one but the last its own -o"
+        )
     files = [path for _, path in destinations if path is not None]
     for path in files:
         if files.count(path) > 1:
-            raise UsageError(f"-o {path}: two reports cannot be written to one file")
+            raise UsageError(f"-o {path}: two reports cannot be written to the same file")
     return destinations
 
 

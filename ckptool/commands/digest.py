@@ -82,7 +82,7 @@ def _check_digest(
     paths: Sequence[PathLike], at: str | None, check: Path, policy: Policy, limits: Limits
 ) -> DigestReport:
     if len(paths) != 1:
-        raise UsageError("--check compares one checkpoint: name one PATH")
+        raise UsageError("--check compares one checkpoint: give one PATH")
     old_digest = read_saved_digest(check, parse_location(paths[0]))
     checkpoint = open_checkpoint_or_stdin(paths[0], limits)
     new_digest = digest_checkpoint(

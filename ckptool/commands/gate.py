@@ -150,7 +150,7 @@ def _reject_plans_without_fixtures(expectations: GateExpectations, config: Proje
     fixtures = expectations.fixtures or any(entry.fixtures for entry in config.settings.models)
     has_unused_plans = bool(expectations.plans) and not fixtures
     reject_unused_options(
-        {"--plan": has_unused_plans}, "is for old checkpoints: name them with --fixtures GLOB"
+        {"--plan": has_unused_plans}, "applies to old checkpoints: give them with --fixtures GLOB"
     )
 
 
@@ -329,7 +329,7 @@ def _find_baseline_file(
     if configured_path is not None:
         return config.directory / configured_path
     if update:
-        raise UsageError("--update-baseline: name the file with --baseline FILE")
+        raise UsageError("--update-baseline needs --baseline FILE")
     return None
 
 

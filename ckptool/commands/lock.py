@@ -77,8 +77,8 @@ def lock(  # noqa: PLR0913
     if golden is not None:
         if path is None or output is not None or check:
             raise UsageError(
-                "--golden records what a module computes with a checkpoint: lock PATH --golden "
-                "FILE -m MODULE; the lock is written by another run, without --golden"
+                "--golden records the outputs of a module with a checkpoint: ckptool lock PATH "
+                "--golden FILE -m MODULE; write the lock itself in a separate run"
             )
         location = parse_location(path)
         module_target = need_target(location, module_options, config)
@@ -120,21 +120,20 @@ def _build_contract(
     if path is None and module_options.module is not None:
         unused_options = {"--at": module_options.at is not None}
         reject_unused_options(
-            unused_options, "is a place in a checkpoint, and this lock is a module's"
+            unused_options, "is a key path in a checkpoint, but this lock was made from a module"
         )
         module_target = ModuleTarget(module_options.module, module_options.kwargs or {})
         module_info = get_worker().ask(DescribeModule(module_target)).module_info
         return contract.build_module_contract(module_info), module_info.skipped, None
     if path is not None and module_options.module is None:
         reject_unused_options(
-            {"-k": bool(module_options.kwargs)}, "is for a module, and this lock is a checkpoint's"
+            {"-k": bool(module_options.kwargs)},
+            "applies to a module, but this lock was made from a checkpoint",
         )
         checkpoint = open_checkpoint_or_stdin(path, limits)
         state = contract.choose_state(checkpoint, module_options.at, None)
         return contract.build_state_contract(checkpoint, state), checkpoint.skipped, checkpoint
-    raise UsageError(
-        "a lock is of one thing: name a module with -m package.module:Name, or a checkpoint"
-    )
+    raise UsageError("a lock needs one source: a module (-m package.module:Name) or a checkpoint")
 
 
 def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:
@@ -146,7 +145,7 @@ def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:
     """
     if check:
         if not path.exists():
-            raise ReadError(path, "there is no lock: write it with `ckptool lock`, without --check")
+            raise ReadError(path, "there is no lock file: create it with `ckptool lock`")
         return contract_lock.read_lock(path)
     if not path.exists():
         return None
@@ -154,7 +153,8 @@ def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:
         return None if force else contract_lock.read_lock(path)
     if not force:
         raise WriteError(
-            f"{path}: exists already and is no lock: name another, or replace it with --force"
+            f"{path}: already exists and is not a lock: choose another file, or replace it with "
+            "--force"
         )
     return None
 

@@ -232,7 +232,8 @@ def _build_folder_target(
     }
     if module_options.base is not None:
         reject_unused_options(
-            {"--base": model_folder.loader != "peft"}, "is the base of an adapter, and this is none"
+            {"--base": model_folder.loader != "peft"},
+            "is the base of an adapter, but this is not an adapter",
         )
         names["base"] = str(require_local_path(module_options.base))
     return ModuleTarget(
@@ -282,12 +283,12 @@ def need_target(
             hint = model_folder.install_hint
             raise UsageError(
                 f"{path}: {model_folder.evidence}, which is not installed here: {hint};"
-                " or name the module with -m package.module:Name"
+                " or give the module with -m package.module:Name"
             )
         raise UsageError(
-            f"{path}: no module to compare it with. Name one with -m package.module:Name, or in "
-            "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml, or give a second checkpoint"
-            f"{suggest_module(checkpoint)}"
+            f"{path}: no module to compare it with. Give one with -m package.module:Name, or in "
+            "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml, or give a second "
+            f"checkpoint{suggest_module(checkpoint)}"
         )
     return module_target
 
@@ -320,7 +321,7 @@ def _reject_invalid_path(path: object) -> None:
     if not isinstance(path, PathLike):
         description = f"a {type(path).__name__} was given"
         raise UsageError(
-            f"a checkpoint is named by its path; {description}. A live module is module=..."
+            f"a checkpoint is given by its path; {description}. A live module is module=..."
         )
     if str(path) == "":
         raise UsageError("the path of a checkpoint is empty")
@@ -334,7 +335,7 @@ def require_local_path(path: PathLike) -> Path:
     """
     location = parse_location(path)
     if isinstance(location, RemotePath):
-        reason = "nothing is written to a remote place: write to a file here, and upload that"
+        reason = "remote outputs are not supported: write a local file and upload it"
         raise UsageError(f"{location}: {reason}")
     return location
 
@@ -376,7 +377,7 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
             r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", name, re.ASCII
         ):
             package, _, class_name = name.rpartition(".")
-            return f". The file itself names {name}: if you trust it, -m {package}:{class_name}"
+            return f". The file itself refers to {name}: if you trust it, -m {package}:{class_name}"
     return ""
 
 
@@ -387,7 +388,7 @@ def describe_choices(
     notes: list[str] = []
     is_part = all(state.at != module_diff.state.at for state in module_diff.checkpoint.states)
     if is_part and module_diff.state.tensors:
-        notes.append(f"compared with the file's keys below `{module_diff.state.at}`")
+        notes.append(f"compared with the file's keys under `{module_diff.state.at}`")
     elif at is None and (module_diff.state.at or len(module_diff.checkpoint.states) > 1):
         states = [
             state for state in module_diff.checkpoint.states if state is not module_diff.state
@@ -401,7 +402,7 @@ def describe_choices(
         notes += module_diff.loading_info.notes
     if default_arguments:
         notes.append(
-            "constructor arguments that fit were taken from the file:"
+            "matching constructor arguments were taken from the file:"
             f" {', '.join(default_arguments)}"
         )
     return tuple(notes)

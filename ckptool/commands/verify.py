@@ -73,7 +73,7 @@ def verify(  # noqa: PLR0913
     has_unused_old_module = old_module is not None and against is None
     reject_unused_options(
         {"--old-module": has_unused_old_module},
-        "is the module of an old checkpoint: name that with --against",
+        "is the module of an old checkpoint: --against is required",
     )
     reject_negative_numbers({"--tolerance": tolerance})
     location = parse_location(path)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _MAX_LISTED_STEPS: Final = 3
 _REFUSED: Final = "torch.load(weights_only=True) refuses it"
-_NOT_ASKED: Final = "not part of the state"
-_NO_ROOM: Final = "the container holds tensors only"
+_NOT_ASKED: Final = "not in the selected state_dict"
+_NO_ROOM: Final = "the format stores tensors only"
 
 
 class LeftOutReport(Struct, frozen=True, kw_only=True):
@@ -69,7 +69,7 @@ def build_conversion_report(result: "MigrationResult") -> ConversionReport:
     """Build the report of one conversion or of its dry run."""
     digests, changes = result.digests, result.tree_changes
     stripped = tuple(
-        LeftOutReport(place=place, before="", after="", reason="stripped, as asked")
+        LeftOutReport(place=place, before="", after="", reason="--strip")
         for place in result.stripped_places
     )
     omission_reason = _NOT_ASKED if result.is_alone else _NO_ROOM

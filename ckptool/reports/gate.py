@@ -252,7 +252,7 @@ def _format_gate_verdict(
         [subject if is_single_module else f"{failed_count} of {subject}"] if failed_count else []
     )
     if any(f.fails and f.code in POLICY_ISSUE_CODES for f in finding_reports):
-        reasons.append("the policy itself needs work")
+        reasons.append("the policy itself is out of date")
     if unchecked_count:
         reasons.append(f"{unchecked_count} of {subject} could not be checked")
     outcome = "failed" if failed_count or exit_code == ExitCode.FAILED else "could not check"

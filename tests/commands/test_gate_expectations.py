@@ -152,11 +152,11 @@ def test_what_is_not_run_is_said(gate):
         "-m", "compare.models:Same", "--against", "ckpt.lock.json", "--golden", "golden.safetensors"
     )
     said = {s["what"]: s["reason"] for s in report["skipped"]}
-    assert said["golden.safetensors"] == "no checkpoint is named: it has the weights"
+    assert said["golden.safetensors"] == "skipped: golden outputs need a checkpoint"
     _, report, _ = gate("old.pth", "--golden", "golden.safetensors", "--fixtures", "old.pth")
     said = {s["what"]: s["reason"] for s in report["skipped"]}
-    assert said["golden.safetensors"] == "no module is named: -m package.module:Name"
-    assert said["old.pth"] == "no module is named: -m package.module:Name"
+    assert said["golden.safetensors"] == "no module was given: use -m package.module:Name"
+    assert said["old.pth"] == "no module was given: use -m package.module:Name"
 
 
 def test_of_several_checkpoints_outputs_are_of_the_one_that_they_were_recorded_with(gate, release):
@@ -232,7 +232,7 @@ def test_a_module_alone_in_every_format(run_command, release, form):
     [
         (
             ("-m", "compare.models:Same"),
-            "no checkpoint is named: ckptool gate PATH..., or a module",
+            "no checkpoint was given: ckptool gate PATH..., or a module",
         ),
         (("-m", "compare.models:Same", "--against", "none.json"), "none.json"),
         (

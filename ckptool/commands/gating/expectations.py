@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 _MODULE_NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_NO_MODULE: Final = "no module is named: -m package.module:Name"
+_NO_MODULE: Final = "no module was given: use -m package.module:Name"
 
 
 class GateExpectations(Struct, frozen=True):
@@ -96,7 +96,7 @@ def targets_without_checkpoint(
         config.announce_code(str(candidate.module))
     if not checkable:
         raise UsageError(
-            "no checkpoint is named: ckptool gate PATH..., or a module that is held to a lock: "
+            "no checkpoint was given: ckptool gate PATH..., or, to compare a module with a lock: "
             "ckptool gate -m package.module:Name --against ckpt.lock.json"
         )
     return checkable
@@ -156,7 +156,9 @@ def check_expectations(
 
 def _list_uncompared(old: Checkpoint, remainder: RemainderDiff) -> list[Skipped]:
     """Return what a contract leaves out of a comparison with an older checkpoint."""
-    reason = "only keys, shapes and dtypes are held to it: ckptool diff OLD NEW compares values"
+    reason = (
+        "only keys, shapes and dtypes are compared with it: use ckptool diff OLD NEW for values"
+    )
     return [
         Skipped(f"values against {old.path}", reason),
         *(Skipped(f"{what} against {old.path}", why) for what, why in remainder.uncompared.items()),
@@ -190,7 +192,7 @@ def _build_contracts(
     if module_info is not None:
         new = contract.build_module_contract(module_info)
     else:
-        assert checkpoint is not None, "what is held to something is a module or a checkpoint"
+        assert checkpoint is not None, "--against needs a module or a checkpoint"
         reference_contract = old if isinstance(old, Contract) else None
         state = contract.choose_state(checkpoint, at, reference_contract)
         new = contract.build_state_contract(checkpoint, state, reference_contract)
@@ -242,9 +244,7 @@ def expand_globs(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
         exists = Path(text).exists()
         paths = [text] if exists else sorted(glob(text, recursive=True))  # noqa: PTH207
         if not paths:
-            raise UsageError(
-                f"--fixtures {text}: nothing matches it: name old checkpoints, or a glob"
-            )
+            raise UsageError(f"--fixtures {text}: no file matches: give old checkpoints, or a glob")
         files |= dict.fromkeys(map(Path, paths))
     return tuple(files)
 
@@ -306,7 +306,7 @@ def _replay_golden_files(
     if checkpoint is None or module_target is None:
         from ckptool.verification.golden import read_golden
 
-        reason = _NO_MODULE if checkpoint else "no checkpoint is named: it has the weights"
+        reason = _NO_MODULE if checkpoint else "skipped: golden outputs need a checkpoint"
         return (), tuple(Skipped(str(read_golden(path).path), reason) for path in paths)
     request = ReplayGolden(
         module_target, checkpoint, paths, expectations.has_many_checkpoints, expectations.device

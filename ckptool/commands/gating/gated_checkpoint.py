@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 NO_MODULE = Skipped(
     "the module",
-    "none is named for it with -m or in [[tool.ckptool.models]]: only the file's rules were run",
+    "no module was given with -m or in [[tool.ckptool.models]]: only rules about the file were run",
 )
 NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
 
@@ -163,7 +163,7 @@ class CheckpointExaminer(Struct, frozen=True):
         checkpoint = open_checkpoint_or_stdin(path, limits, self.module_options.loader)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None:
-            required_levels = required_level_failures(require, None, "no module is named for it")
+            required_levels = required_level_failures(require, None, "no module was given for it")
             evidence = check_expectations(
                 expectations, checkpoint, None, None, self.limits, self.worker
             )

@@ -30,7 +30,7 @@ def build_blocks(report: ConvertReport, options: RenderOptions) -> Iterator[Bloc
         return
     rows = [_build_summary_row(conversion) for conversion in report.conversions]
     if rows:
-        columns = ("source", "target", "tensors", "size", Column("left out", ColumnKind.PROSE))
+        columns = ("source", "target", "tensors", "size", Column("dropped", ColumnKind.PROSE))
         yield build_table("Converted", columns, rows, options)
     if report.errors:
         yield LinesBlock(tuple(f"not converted: {error}" for error in report.errors))
@@ -62,9 +62,9 @@ def _build_conversion_blocks(
         )
     )
     if conversion.left_out:
-        yield _build_places_table("Left out", conversion.left_out, options)
+        yield _build_places_table("Dropped", conversion.left_out, options)
     if conversion.changed:
-        yield _build_places_table("Written in another form", conversion.changed, options)
+        yield _build_places_table("Stored as plain data", conversion.changed, options)
 
 
 def _build_summary_row(conversion: ConversionReport) -> tuple[str, ...]:
