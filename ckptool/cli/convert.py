@@ -17,7 +17,7 @@ from ckptool.policy import Policy
 @click.command("convert")
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
 @click.option("-o", "--output", "target", metavar="DST", type=OUTPUT_PATH,
-              help="Output; its suffix determines the format. A folder if several SRC.")  # fmt: skip
+              help="Output; its suffix is the format. A folder if several SRC.")  # fmt: skip
 @click.option("--at", metavar="KEY", help='Write only the state_dict at this key path ("model").')
 @click.option("--to", type=click.Choice(["safetensors", "pth"]),
               help="The format.  [default: by the suffix of DST]")  # fmt: skip

@@ -32,7 +32,7 @@ from ckptool.reports.migrate import MigrateManyReport, MigrateReport
 @click.command("migrate")
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
 @click.option("-o", "--output", "target", metavar="DST", type=OUTPUT_PATH,
-              help="Output; its suffix determines the format. A folder if several SRC.")  # fmt: skip
+              help="Output; its suffix is the format. A folder if several SRC.")  # fmt: skip
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'

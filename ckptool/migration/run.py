@@ -158,7 +158,8 @@ def _run_stages(
         request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
     has_arrays = any(tensor.kind is Kind.ARRAY for tensor in result.state.tensors.values())
-    is_alone = result.is_extracted and result.checkpoint.states != (result.state,)
+    has_more = bool(result.state.at or checkpoint.entries or len(checkpoint.states) > 1)
+    is_alone = result.is_extracted and has_more
     state_changed = state_changed or result.state.role == "module" or has_arrays or is_alone
     torch_file = None
     if to == TORCH and not request.is_sharded:

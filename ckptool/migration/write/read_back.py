@@ -1,8 +1,9 @@
 """Read back a written file, compare it with its draft, and compute its digests."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from ckptool.compare.digest import compute_state_digest
 from ckptool.compare.states import get_state
@@ -16,7 +17,15 @@ from ckptool.migration.write.early_copy import is_verified_copy
 from ckptool.migration.write.provenance import MigrationDigests
 from ckptool.migration.write.tensor_bytes import build_blob
 from ckptool.migration.write.tied_items import add_tied_tensors
-from ckptool.model import Checkpoint, Span, StateDict, TensorInfo, natural_sort_key
+from ckptool.model import (
+    Checkpoint,
+    PlainEntry,
+    Span,
+    StateDict,
+    TensorInfo,
+    join_key,
+    natural_sort_key,
+)
 from ckptool.phrases import join_limited
 from ckptool.tensors import fingerprint
 from ckptool.tensors.equality import are_equal, equal_many
@@ -130,16 +139,34 @@ def check_entries(
     Raises:
         WriteError: one is missing, or differs.
     """
-    values = {entry.at: entry.value for entry in open_checkpoint(path, limits).entries}
+    values = dict(_iter_leaves(open_checkpoint(path, limits).entries))
     changed = frozenset(changed_places)
     around_changed = {outer for place in changed for outer in iter_outer_places(place)}
-    for entry in source.entries:
-        is_changed = entry.at in around_changed or any(
-            place in changed for place in (entry.at, *iter_outer_places(entry.at))
+    for place, value in _iter_leaves(source.entries):
+        is_changed = place in around_changed or any(
+            outer in changed for outer in (place, *iter_outer_places(place))
         )
-        is_compared = entry.value is not None and not is_changed
-        if is_compared and not _is_same(values.get(entry.at), entry.value):
-            raise WriteError(f"{target}: not written: read back, `{entry.at}` differs")
+        if not is_changed and not _is_same(values.get(place, _MISSING), value):
+            raise WriteError(f"{target}: not written: read back, `{place}` differs")
+
+
+_MISSING: Final = object()
+
+
+def _iter_leaves(entries: Iterable[PlainEntry]) -> Iterator[tuple[str, object]]:
+    """Yield (place, value) of the innermost plain values; an empty dict or list is one.
+
+    How much of an object is one entry depends on what else is in it.
+    """
+    pending = [(entry.at, entry.value) for entry in entries if entry.value is not None]
+    while pending:
+        place, value = pending.pop()
+        children = dict(enumerate(value)) if isinstance(value, list) else value
+        pairs = children.items() if isinstance(children, dict) else ()
+        inner = [(join_key(place, str(key)), child) for key, child in pairs]
+        pending += inner
+        if not inner:
+            yield place, value
 
 
 def _is_same(value: object, expected: object) -> bool:
