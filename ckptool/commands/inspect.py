@@ -110,7 +110,8 @@ def read_values(checkpoint: Checkpoint, key: str) -> TensorValuesReport:
     texts = {entry.at: entry.text for entry in checkpoint.entries}
     if key in texts:
         return TensorValuesReport(place=key, text=texts[key])
-    names = [*tensors, *texts][:_MAX_COMPARED_KEYS]
+    keys = (tensor.key for tensor in tensors.values())
+    names = [*dict.fromkeys((*tensors, *texts, *keys))][:_MAX_COMPARED_KEYS]
     close_matches = get_close_matches(key, names, n=1)
     hint = f"; did you mean {quote_code(close_matches[0])}?" if close_matches else ""
     raise UsageError(f"{checkpoint.path}: --key {key}: nothing in the file is called so{hint}")
