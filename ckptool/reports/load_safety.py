@@ -12,7 +12,7 @@ from ckptool.model import (
     StateDict,
     TensorInfo,
 )
-from ckptool.phrases import quote_code
+from ckptool.phrases import pluralize, quote_code
 
 RESTRICTED_LOAD: Final = "torch.load(weights_only=True)"
 _SAFETENSORS: Final = frozenset({Container.SAFETENSORS, Container.SHARDED_SAFETENSORS})
@@ -95,4 +95,5 @@ def _list_names(uses: list[GlobalUse]) -> str:
     first = next((use for use in uses if use.safety is Safety.DANGEROUS), uses[0])
     other_count = len({use.qualified_name for use in uses}) - 1
     place = f" at {quote_code(first.at)}" if first.at else ""
-    return f"{first.qualified_name}{place}{f' and {other_count} more names' * bool(other_count)}"
+    others = f" and {pluralize(other_count, 'more name')}" if other_count else ""
+    return f"{first.qualified_name}{place}{others}"

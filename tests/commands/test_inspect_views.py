@@ -42,6 +42,7 @@ def save_pickle(path, content):
     return path
 
 
+REFUSES = "torch.load(weights_only=True) refuses"
 STATE = make_module().state_dict()
 OLD = {"_use_new_zipfile_serialization": False}
 FILES = {
@@ -81,9 +82,8 @@ def test_what_is_refused_is_named(tmp_path):
     save_file({"w": torch.ones(2)}, tmp_path / "c.safetensors")
     paths = [tmp_path / name for name in ("a.pt", "b.pt", "c.safetensors")]
     assert [checkpoint.safety for checkpoint in ckptool.inspect(paths).checkpoints] == [
-        "torch.load(weights_only=True) refuses argparse.Namespace at `args`",
-        "torch.load(weights_only=True) refuses posix.system at `cfg`; weights_only=False would"
-        " run it",
+        f"{REFUSES} argparse.Namespace at `args`",
+        f"{REFUSES} posix.system at `cfg`; weights_only=False would run it",
         "safe: a safetensors file holds no code",
     ]
 

@@ -147,5 +147,5 @@ def _iter_attribute_notes(draft: Draft) -> Iterator[str]:
         names = join_limited(unsaved_keys, _MAX_LISTED, quote_code)
         yield (
             f"in the pickled module and not in its state_dict: {names}; "
-            "--inject KEY=attribute takes one along"
+            "ckptool migrate --inject KEY=attribute takes one along"
         )
