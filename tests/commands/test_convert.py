@@ -240,6 +240,37 @@ def test_a_module_that_two_keys_share_is_written_for_both(tmp_path):
     assert {*found["best"]} == {"weight", "bias"}
 
 
+class Marked(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.ones(2), torch.zeros(3)],
+        (torch.ones(2), {"epoch": 1}),
+        torch.ones(3),
+        {"a": [{"w": torch.ones(1)}, {"w": torch.zeros(1)}]},
+        {"w": torch.ones(2, requires_grad=True), "v": torch.eye(3).to_sparse()},
+    ],
+    ids=["list", "tuple", "tensor", "list of states", "kinds of tensors"],
+)
+def test_an_object_of_any_form_keeps_it(tmp_path, content, how):
+    save(tmp_path / "a.pt", content, **how)
+    found, conversion = load_converted(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert repr(found) == repr(content)
+    assert (conversion.left_out, conversion.changed) == ((), ())
+
+
+def test_a_tensor_of_a_subclass_is_a_tensor(tmp_path):
+    save(tmp_path / "a.pt", {"w": torch.ones(2).as_subclass(Marked)})
+    found, conversion = load_converted(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert type(found["w"]) is torch.Tensor
+    assert torch.equal(found["w"], torch.ones(2))
+    assert list_places(conversion.changed) == {"w"}
+
+
 def test_ties_views_and_versions_are_kept(tmp_path):
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
     module[2].weight = module[0].weight

@@ -195,8 +195,7 @@ class _PlainTreeBuilder:
     def _convert_object(self, node: UnresolvedObject, place: str, depth: int) -> Any:
         if self._is_safe_tensor(node) or self._is_kept_as_is(node):
             return node
-        description = self._tensors.get(place) or _read_array(node)
-        tensor = self._build_tensor(description) if description is not None else None
+        tensor = self._convert_tensor(node, place)
         if tensor is not None:
             return tensor
         content = _read_bytes(node)
@@ -207,6 +206,15 @@ class _PlainTreeBuilder:
         if _get_callee(node) in _SETS | _PLAIN_CALLS and not (node.state or node.pairs):
             return self._convert_plain_call(node, place, depth)
         return self._convert_unknown_object(node, place, depth)
+
+    def _convert_tensor(self, node: UnresolvedObject, place: str) -> Any | None:
+        """Return the tensor of a subclass without its class, or a new node; None for no tensor."""
+        plain_tensor = _unwrap_subclass(node)
+        if plain_tensor is not None and self._is_safe_tensor(plain_tensor):
+            self.changes.append(TreeChange(place or ".", _describe_class(node.args[1]), "tensor"))
+            return plain_tensor
+        description = self._tensors.get(place) or _read_array(node)
+        return None if description is None else self._build_tensor(description)
 
     def _convert_plain_call(self, node: UnresolvedObject, place: str, depth: int) -> Any:
         """Return a set, or the call of a class that is allowed, with plain arguments."""
@@ -287,6 +295,12 @@ _TENSOR_CALLS: Final = frozenset(
 ) | {("torch.serialization", "_get_layout")}  # fmt: skip
 
 
+_SUBCLASS_CALLS: Final = frozenset(
+    {("torch._tensor", "_rebuild_from_type_v2"), ("torch._tensor", "_rebuild_from_type")}
+)
+"""Calls whose arguments are the function that makes a tensor, its class, arguments and state."""
+
+
 def _find_safe_storages(
     node: UnresolvedObject, substitutes: Mapping[int, Any]
 ) -> list[PersistentReference] | None:
@@ -305,6 +319,14 @@ def _find_safe_storages(
             return None
         pending += parts
     return storages
+
+
+def _unwrap_subclass(node: UnresolvedObject) -> UnresolvedObject | None:
+    """Return the call that makes the tensor of a subclass, without the class; None for others."""
+    is_subclass = _get_callee(node) in _SUBCLASS_CALLS and len(node.args) == 4
+    if not is_subclass or type(node.args[0]) is not GlobalName or type(node.args[2]) is not tuple:
+        return None
+    return UnresolvedObject(node.args[0], node.args[2])
 
 
 def _list_safe_parts(part: Any) -> list[Any] | None:

@@ -87,7 +87,8 @@ def build_torch_file(
     source = _read_source(draft, limits, builder, is_conversion=conversion is not None)
     builder.reserved_keys = source.storages.keys()
     root = source.root
-    if has_changes or draft.checkpoint.container is not Container.TORCH_ZIP:
+    is_kept = conversion is not None and root is not None and _is_unchanged(draft)
+    if not is_kept and (has_changes or draft.checkpoint.container is not Container.TORCH_ZIP):
         root = _replace_state_dict(root, draft, builder)
     tree = _clean_tree(root, draft, builder, source, conversion, stripped_places)
     try:
@@ -117,6 +118,17 @@ def build_shard_file(draft: Draft) -> TorchFile:
     data, persistent = writer.write_pickle(root)
     keys = dict.fromkeys(str(node.id[2]) for node in persistent)
     return TorchFile(data, tuple(ZipRecord(key, builder.blobs[key]) for key in keys))
+
+
+def _is_unchanged(draft: Draft) -> bool:
+    """Whether the state is written in its place, with the keys and values that it has there."""
+    source_draft = create_draft(draft.checkpoint, draft.state)
+    is_same = (draft.items, draft.non_tensor_keys, draft.versions) == (
+        source_draft.items,
+        source_draft.non_tensor_keys,
+        source_draft.versions,
+    )
+    return is_same and not draft.is_extracted and draft.state.role != "module"
 
 
 def _read_source(
