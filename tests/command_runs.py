@@ -46,9 +46,9 @@ class Ran:
 
 
 _NOTICE_ENDS = (
-    "(--no-config: leave it out)\n",
+    "(--no-config ignores it)\n",
     "(--no-file-kwargs refuses them)\n",
-    "--loader torch: load_state_dict)\n",
+    "--loader torch uses load_state_dict)\n",
 )
 
 

@@ -51,7 +51,7 @@ FAULTS = {
     "a value that is none of the choices": (
         entry(level="loud"),
         ("Invalid enum value 'loud'", ".models[0].level"),
-        "[[models]] number 1: level: 'loud' is none of note, error",
+        "[[models]] number 1: level: 'loud' is not one of note, error",
     ),
     "text that is no date": (
         entry(expires="tomorrow"),

@@ -59,7 +59,7 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
     compared_pairs = {a: b for a, b in pairs.items() if old_contents[a] and new_contents[b]}
     changed = [a for a, b in compared_pairs.items() if old_contents[a] != new_contents[b]]
     unknown = {
-        f"`{place}`": "it holds what has no fingerprint: a bare storage, or too many bytes"
+        f"`{place}`": "it contains data without a fingerprint: a bare storage, or too many bytes"
         for place in pairs
         if place not in compared_pairs
     }

@@ -147,7 +147,7 @@ def _note_unpaired_states(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     skipped = Skipped(
         f"the {pluralize(unpaired_count, 'smallest state')} of {checkpoint.path}",
-        "the others were tried for the pair that matches best: --at names one",
+        "the best match of the others was used: --at selects one",
     )
     return replace(checkpoint, skipped=(*checkpoint.skipped, skipped))
 

@@ -148,7 +148,7 @@ def _open_directory(directory: Location, limits: Limits, weights_name: str) -> C
     if weights_name in indexes:
         indexes = [weights_name]
     if len(indexes) > 1:
-        reason = f"holds {' and '.join(indexes)}: name the one that is meant"
+        reason = f"holds {' and '.join(indexes)}: choose one of them"
         raise ReadError(directory, reason)
     if not indexes:
         weight_files = [name for name in names if re.fullmatch(_WEIGHTS_PATTERN, name)]
@@ -227,7 +227,7 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     if not candidates:
         return "is a directory without a checkpoint"
     names_text = join_limited(candidates, MAX_LISTED, quote_text)
-    return f"is a directory without an index: name one of {names_text}"
+    return f"is a directory without an index: choose one of {names_text}"
 
 
 def _open_file(path: Location, limits: Limits) -> Checkpoint:
@@ -239,7 +239,7 @@ def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
     if source.path.suffix == _DCP_SUFFIX:
         raise UnknownFormatError(
             source.path,
-            "is one file of a torch.distributed.checkpoint folder: name the folder, which has "
+            "is one file of a torch.distributed.checkpoint folder: give the folder, which has "
             f"{_DCP_METADATA}",
         )
     # First: a valid safetensors file may start with the bytes of a zip or a pickle; the reverse

@@ -56,8 +56,8 @@ def choose_plan(
             raise add_undecided_hint(error, request) from error
     if request.choices != PlanChoices():
         raise UsageError(
-            "--plan is the whole plan: write what --inject, --drop, --rename and --accept-renames"
-            " ask for into it, as steps"
+            "--plan is the complete plan: add what --inject, --drop, --rename and "
+            "--accept-renames ask for to it, as steps"
         )
     return SuggestedPlan(reverse_plan(request.plan) if request.reverse else request.plan)
 
@@ -99,7 +99,7 @@ def ask_again(
 def add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> UndecidedError:
     """Save the derived steps with the open decisions as comments; return the error with a hint."""
     if request.save_plan is None:
-        hint = "--save-plan FILE writes the plan so far, with the questions, to be edited"
+        hint = "--save-plan FILE writes the plan so far, with the questions, for editing"
     else:
         save_plan(request, error.draft_plan_text)
         hint = (
@@ -107,7 +107,7 @@ def add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> Unde
             f" them there, then run with --plan {shlex.quote(str(request.save_plan))}"
         )
     if error.accepts_renames:
-        hint = f"--accept-renames takes the renames that nothing else fits; {hint}"
+        hint = f"--accept-renames accepts the unambiguous renames; {hint}"
     return error.add_hint(hint)
 
 

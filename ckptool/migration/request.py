@@ -145,22 +145,20 @@ def choose_output_container(request: MigrationRequest) -> str:
     if request.is_sharded:
         if request.target is not None and suffix in _CONTAINER_BY_SUFFIX:
             raise UsageError(
-                f"-o {request.target}: a checkpoint in several files is a folder: name it without "
-                "a suffix; --to says of which container its files are"
+                f"-o {request.target}: a sharded checkpoint is a folder: give it without a suffix; "
+                "--to pth or safetensors chooses its files"
             )
         return container or SAFETENSORS
     if container is None and request.target is not None and request.target.is_dir():
         name = f"{Path(request.source.name).stem}.safetensors"
-        raise UsageError(
-            f"-o {request.target}: is a folder: name the file in it, for example {name}"
-        )
+        raise UsageError(f"-o {request.target}: is a folder: give a file in it, for example {name}")
     if container is None and str(request.target) == "-":
-        raise UsageError("-o -: a checkpoint is not written to standard output: name a file")
+        raise UsageError("-o -: a checkpoint cannot be written to standard output: give a file")
     if container is None:
         suffixes_text = ", ".join(_CONTAINER_BY_SUFFIX)
         raise UsageError(
-            f"-o {request.target}: its suffix names no container ({suffixes_text}): "
-            "say which with --to safetensors or --to pth"
+            f"-o {request.target}: its suffix does not determine the format ({suffixes_text}): "
+            "choose --to safetensors or --to pth"
         )
     return container
 

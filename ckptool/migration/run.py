@@ -238,9 +238,9 @@ def _collect_notes(
         note = f"{state_paths} matches as well as `{result.state.at or '.'}`: --at takes it instead"
         notes = (*notes, note) if equal_matches else notes
     if request.is_sharded and (sidecar_files := list_sidecar_files(checkpoint)):
-        notes = (*notes, f"copied along: {', '.join(file.name for file in sidecar_files)}")
+        notes = (*notes, f"also copied: {', '.join(file.name for file in sidecar_files)}")
     if request.is_sharded and is_web_location(checkpoint.path):
-        notes = (*notes, "what lies beside the shards is not copied: http cannot list it")
+        notes = (*notes, "other files next to the shards are not copied: http cannot list them")
     return notes
 
 
@@ -250,7 +250,7 @@ def _describe_changes(torch_file: TorchFile | None) -> tuple[str, ...]:
     if not changes:
         return ()
     names = join_limited(changes, MAX_NAMED, lambda change: f"`{change.place}` ({change.before})")
-    return (f"left out, as loading it would run code: {names}",)
+    return (f"dropped, as loading it would run code: {names}",)
 
 
 def _open_source_checkpoint(request: MigrationRequest, anonymous_file: AnonymousFile) -> Checkpoint:
@@ -305,7 +305,7 @@ def _check_targets(request: MigrationRequest, to: str, source_guard: SourceGuard
         check_target(request.save_plan, inputs, force=request.force, folder=False)
     if request.target is None:
         if not request.dry_run:
-            raise UsageError("no destination is named: -o DST, or --dry-run to see the plan only")
+            raise UsageError("no output was given: -o DST, or --dry-run to see only the plan")
         return
     if request.dry_run:
         return

@@ -113,7 +113,9 @@ def _call_state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
     except UserCodeError as error:
         raise ModuleError(target, f"its state_dict() raised {error}") from error
     if not isinstance(result, Mapping):
-        raise ModuleError(target, f"its state_dict() gave a {type(result).__name__}, not a mapping")
+        raise ModuleError(
+            target, f"its state_dict() returned a {type(result).__name__}, not a mapping"
+        )
     return result
 
 

@@ -177,7 +177,7 @@ def replay_golden(
             cuda.run_on_cuda(loaded_factory.create_module(), golden.inputs, selected_device.device)
         )
     elif device == "auto":
-        skipped = (Skipped(f"{golden.path} on CUDA", "there is no CUDA device here"),)
+        skipped = (Skipped(f"{golden.path} on CUDA", "no CUDA device is available"),)
     output_drifts, matching_devices = [], []
     for forward_pass in passes:
         device_type = forward_pass.device.partition(":")[0]

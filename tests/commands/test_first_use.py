@@ -46,7 +46,7 @@ def test_a_folder_of_a_trainer_is_its_weights_and_the_rest_is_named(tmp_path):
     report = ckptool.inspect(run)
     assert report.checkpoints[0].path == str(run / "model.safetensors")
     assert [(s.what, s.reason) for s in report.skipped] == [
-        ("beside the weights: 'optimizer.pt', 'rng_state.pth'", "name them to have them read")
+        ("beside the weights: 'optimizer.pt', 'rng_state.pth'", "give their paths to read them")
     ]
     assert ckptool.diff(run, module=LINEAR).verdict == "loads strictly"
 
@@ -139,7 +139,7 @@ def test_a_pickle_of_three_classes_of_one_missing_package_is_one_finding(tmp_pat
     assert [f.message for f in found] == [
         "the file needs the class gone.nets.Away and 2 more of gone, which cannot be imported here"
     ]
-    assert "Run where gone can be imported" in found[0].fix
+    assert "Run it where gone can be imported" in found[0].fix
 
 
 def test_findings_with_one_fix_say_it_once(tmp_path):
@@ -185,7 +185,7 @@ def test_a_class_or_a_state_dict_in_the_place_of_a_module(tmp_path):
         "Linear: is a class: give an instance, or its name 'torch.nn.modules.linear:Linear'"
     )
     assert error_message(lambda: ckptool.diff(path, module=LINEAR.state_dict())) == (
-        "OrderedDict: is no nn.Module: give the module itself, or its name"
+        "OrderedDict: is not an nn.Module: give the module itself, or its name"
     )
 
 

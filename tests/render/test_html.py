@@ -92,7 +92,7 @@ def test_the_same_report_gives_the_same_bytes(pages, kind, tmp_path):
 
 def test_the_reference_case_shows_both_masks(pages):
     tree = parsed(pages["diff"])
-    assert texts(tree, "h1") == ["loads, but mask is not saved with it"]
+    assert texts(tree, "h1") == ["loads, but mask is not in the state_dict and will not be saved"]
     tables = [t for t in tree.iter(f"{SPACE}table") if t.get("class") == "cells"]
     values = [[texts(row, "td") for row in t.iter(f"{SPACE}tr")][1:] for t in tables]
     for number, shown in zip("21", values, strict=True):
@@ -210,7 +210,7 @@ def test_a_deep_and_a_crowded_tree_are_drawn(tmp_path):
 
 def test_quiet_is_the_verdict_only(pages):
     short = render("html", reference(), RenderOptions(verbosity=-1))
-    assert "is not saved with it" in short
+    assert "is not in the state_dict and will not be saved" in short
     assert "<section" not in short
     assert len(short) < len(pages["diff"])
 

@@ -54,7 +54,7 @@ def compare_declaration(
     if declaration.method not in known_methods:
         return DeclarationComparison()
     if not layers:
-        return DeclarationComparison("the file has no weight quantised so")
+        return DeclarationComparison("the file has no weight quantised in this way")
     if all(declaration.method not in layer.scheme.methods for layer in layers):
         return DeclarationComparison(f"the file is {format_schemes(layers)}")
     return _compare_numbers(

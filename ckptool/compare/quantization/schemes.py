@@ -64,7 +64,7 @@ def _describe_eetq(parts: Parts) -> WeightFormat:
     """Weight [in, out], transposed."""
     weight = parts[NAME]
     if weight.shape[1:] != parts[f"{NAME}_scales"].shape:
-        return WeightFormat(misfit="weight and weight_scales do not go together")
+        return WeightFormat(misfit="weight and weight_scales are inconsistent")
     return WeightFormat(8, 0, "one scale per row", weight.shape[::-1], weight.numel)
 
 

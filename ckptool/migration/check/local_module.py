@@ -52,13 +52,15 @@ class LocalModule:
         module, source = self.module, "constructor"
         if seed is not None:
             if self.spec is None:
-                raise PlanError(f"inject `{key}`: an instance cannot be built under a seed")
+                raise PlanError(f"inject `{key}`: an instance cannot be built with a seed")
             module, source = rebuild_with_seed(self.spec, seed), f"seed:{seed}"
         value = module.state_dict().get(key)
         if not isinstance(value, torch.Tensor):
-            raise PlanError(f"inject `{key}`: the module {self.target} saves no such tensor")
+            raise PlanError(f"inject `{key}`: the module {self.target} does not save such a tensor")
         if value.is_meta:
-            raise PlanError(f"inject `{key}`: building the module gives it no value ({source})")
+            raise PlanError(
+                f"inject `{key}`: building the module does not give it a value ({source})"
+            )
         shape = tuple(map(int, value.shape))
         return ModuleValue(get_dtype_name(value), shape, to_contiguous_bytes(value))
 

@@ -47,9 +47,9 @@ def reject_packed_weights(checkpoint: Checkpoint) -> None:
     if packed_keys or checkpoint.opaque:
         names = join_limited(packed_keys, _MAX_LISTED, quote_code) or checkpoint.opaque[0].what
         raise PlanError(
-            f"{checkpoint.path}: holds weights in packed objects, and a file of plain tensors "
-            f"has none: {names}. Migrate the checkpoint from before quantizing, and quantize after "
-            "loading"
+            f"{checkpoint.path}: contains weights in packed objects, which a file of plain "
+            f"tensors cannot store: {names}. Migrate the checkpoint from before quantizing, and "
+            "quantize after loading"
         )
 
 
@@ -61,7 +61,7 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
         PlanError: the container cannot hold a non-tensor entry, or the draft is empty.
     """
     if not draft.items:
-        raise PlanError(f"{draft.checkpoint.path}: nothing is left to be written")
+        raise PlanError(f"{draft.checkpoint.path}: nothing is left to write")
     reasons = {
         key: reason
         for key, item in draft.items.items()
@@ -76,14 +76,14 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
     if extra and not (drop_extra or draft.is_extracted):
         extra_text = join_limited(extra, _MAX_LISTED_EXTRA, _format_change)
         raise PlanError(
-            f"{draft.checkpoint.path}: {to} cannot hold {extra_text}: "
-            "write a .pth, or leave that out with --drop-extra"
+            f"{draft.checkpoint.path}: {to} cannot store {extra_text}: write a .pth, or drop it "
+            "with --drop-extra"
             if keeps_saved_object(draft, TORCH)
-            else f"{draft.checkpoint.path}: of a file of this kind only the state_dict can be "
-            f"written, not {extra_text}: leave that out with --drop-extra"
+            else f"{draft.checkpoint.path}: for a file of this kind only the state_dict can be "
+            f"written, not {extra_text}: drop it with --drop-extra"
         )
     extra_text = join_limited(extra, _MAX_LISTED_EXTRA, _format_change)
-    notes = [f"left out, as asked: {extra_text}"] if extra else []
+    notes = [f"dropped, as requested: {extra_text}"] if extra else []
     return (*notes, *_iter_attribute_notes(draft))
 
 

@@ -162,7 +162,7 @@ def rename_keys(
     for key in (*draft.items, *draft.non_tensor_keys):
         new = rename_key(key)
         if new in old_keys:
-            raise PlanError(f"`{old_keys[new]}` and `{key}` would both be called `{new}`")
+            raise PlanError(f"`{old_keys[new]}` and `{key}` would both become `{new}`")
         old_keys[new] = key
     new_keys = {old: new for new, old in old_keys.items()}
     old_versions = None if draft.versions is None else draft.versions
@@ -210,7 +210,7 @@ def get_item(
     item = draft.items.get(key)
     if item is None:
         raise PlanError(
-            f"{op} `{key}`: the file has no tensor of that name{key_suggestion(draft, key)}"
+            f"{op} `{key}`: the file has no tensor with that name{key_suggestion(draft, key)}"
         )
     return require_layout(op, key, item, layouts)
 

@@ -94,7 +94,7 @@ def build_torch_file(
     try:
         data, persistent = writer.write_pickle(tree.root, source.protocol, source.substitutes)
     except PickleError as error:
-        raise PlanError(f"{draft.checkpoint.path}: cannot be written again: {error}") from error
+        raise PlanError(f"{draft.checkpoint.path}: cannot be rewritten: {error}") from error
     keys = dict.fromkeys(str(node.id[2]) for node in persistent if type(node.id) is tuple)
     records = [ZipRecord(key, builder.blobs.get(key) or source.storages[key]) for key in keys]
     modules = _describe_replaced_modules(draft) if conversion is not None else ()
@@ -303,8 +303,8 @@ def _replace_state_dict(root: Any, draft: Draft, builder: _TensorNodeBuilder) ->
     if draft.is_extracted and all(is_describable(item.tensor) for item in draft.items.values()):
         return _build_state_dict(None, draft, builder)
     raise PlanError(
-        f"{draft.checkpoint.path}: the state at `{draft.state.at}` cannot be changed in its place: "
-        "take it out with an extract step, or write safetensors"
+        f"{draft.checkpoint.path}: the state at `{draft.state.at}` cannot be changed in place: "
+        "add an extract step, or write safetensors"
     )
 
 
