@@ -4,7 +4,6 @@ from functools import partial
 from struct import Struct
 from typing import Any, Final
 
-from ckptool.formats.pickle.joblib_arrays import is_joblib_wrapper, read_joblib_array
 from ckptool.formats.pickle.machine import (
     MAX_UNCOUNTED_KEY_CHARS,
     OpcodeHandler,
@@ -23,6 +22,7 @@ from ckptool.formats.pickle.nodes import (
     UnresolvedObject,
     require_hashable_key,
 )
+from ckptool.formats.pickle.numpy_arrays import is_joblib_wrapper, read_joblib_array
 from ckptool.formats.pickle.safe_calls import PLAIN_DATA_CALLS
 from ckptool.formats.pickle.value_opcodes import VALUE_HANDLERS, parse_decimal
 
