@@ -63,7 +63,7 @@ class ReleaseRequirements(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     safetensors: bool | None = None
     """Whether every other container fails."""
     globals: tuple[str, ...] | None = None
-    """Exact names: globals that a pickle may import besides those that torch.load allows."""
+    """Exact names: globals that a pickle may import in addition to those that torch.load allows."""
     verify: tuple[RequiredLevel, ...] | None = None
     """Levels of `ckptool verify` that must pass."""
     device: DeviceChoice | None = None
@@ -199,6 +199,20 @@ class TrustRule(msgspec.Struct, frozen=True):
 _DEFAULT_TRUST: Final = TrustRule()
 TRUST_RULE: Final[ContextVar[TrustRule]] = ContextVar("TRUST_RULE", default=_DEFAULT_TRUST)
 """Rule of the running command."""
+
+
+class GivenWords(msgspec.Struct, frozen=True):
+    """Words of the running command line that a fix repeats; () where the library is called."""
+
+    command: tuple[str, ...] = ()
+    """All of it, "ckptool" first."""
+    shared: tuple[str, ...] = ()
+    """Where modules are, who loads them, inputs, bounds."""
+
+
+_NO_WORDS: Final = GivenWords()
+GIVEN_WORDS: Final[ContextVar[GivenWords]] = ContextVar("GIVEN_WORDS", default=_NO_WORDS)
+"""Words of the running command line."""
 
 
 _GLOB_CHARACTERS: Final = frozenset("*?[]")

@@ -12,7 +12,7 @@ _TOML_TYPES: Final = {
     "array": "a list",
     "object": "a table",
     "str": "text in quotes",
-    "int": "a whole number",
+    "int": "an integer",
     "float": "a number",
     "bool": "true or false",
     "date": "a date",

@@ -52,7 +52,7 @@ def test_a_configuration_beside_the_checkpoint_is_not_read(tmp_path, monkeypatch
         ),
         (
             "[[models]]\npath = 3\nmodule = 'm:N'\n",
-            r"\[\[models\]\] number 1: path: expected text in quotes, and it is a whole number",
+            r"\[\[models\]\] number 1: path: expected text in quotes, and it is an integer",
         ),
         ("[[models]]\npath = 'x'\n", r"\[\[models\]\] number 1: `module` is missing"),
         ("models = [", "is not valid TOML"),

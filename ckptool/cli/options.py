@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ckptool.cli.given_words import collect_given_words
 from ckptool.cli.notices import (
     announce_configured_code,
     announce_file_kwargs,
@@ -22,6 +23,7 @@ from ckptool.cli.output_targets import resolve_destinations
 from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
 from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
+    GIVEN_WORDS,
     TRUST_RULE,
     ProjectConfig,
     TrustRule,
@@ -152,10 +154,12 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
             announce_model_folder,
         )
         token = TRUST_RULE.set(trust_rule)
+        words_token = GIVEN_WORDS.set(collect_given_words(ctx))
         try:
             with _choose_worker(ctx):
                 return function(ctx, *args, out=out, policy=policy, **options)
         finally:
+            GIVEN_WORDS.reset(words_token)
             TRUST_RULE.reset(token)
 
     return command

@@ -87,6 +87,8 @@ class Contract(Struct, frozen=True):
     entries: Mapping[str, ContractEntry]
     non_tensors: Mapping[str, str] = {}
     """Keys of the state_dict that hold no tensor -> short description of the value."""
+    arguments: Mapping[str, str] = {}
+    """Constructor arguments of the module that the user gave, as Python literals."""
 
     @property
     def saved_entries(self) -> dict[str, ContractEntry]:
@@ -214,6 +216,7 @@ def build_module_contract(module: ModuleInfo) -> Contract:
         module.target,
         _sort_entries(entries),
         _sort_non_tensors(module.non_tensors),
+        module.arguments,
     )
 
 

@@ -61,7 +61,7 @@ class LoadOutcome(Struct, frozen=True):
 def find_load_steps(
     outcome: LoadOutcome, state: StateDict, module: ModuleInfo, given_keys: Mapping[str, str]
 ) -> Iterator[LoadStep]:
-    """Yield what a strict load that succeeds does besides copying tensors by name.
+    """Yield what a strict load that succeeds does in addition to copying tensors by name.
 
     Args:
         outcome: of the load.

@@ -157,7 +157,7 @@ def _describe_directory(
     leaves = {key: _build_leaf(key, entry, data_files, limits) for key, entry in keys.items()}
     state_tree = states.describe_tree(nest_by_path(leaves, metadata.get("planner_data")), limits)
     if state_tree.is_empty and all(use.safety is not Safety.DANGEROUS for use in metadata_uses):
-        raise PickleTreeError("holds no tensors")
+        raise PickleTreeError("contains no tensors")
     return Checkpoint(
         directory,
         Container.DCP,

@@ -108,7 +108,7 @@ def _guess_method(section: Mapping[str, Any]) -> str:
 
 
 def _iter_numbers(section: Mapping[str, Any], depth: int) -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers of the section and of those within it, by name."""
+    """Yield the integers of the section and of those within it, by name."""
     for name, value in section.items():
         if isinstance(value, bool):
             continue

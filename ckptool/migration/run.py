@@ -41,10 +41,11 @@ from ckptool.migration.plan.container_limits import (
     get_result_place,
     keeps_saved_object,
     list_left_out,
+    reject_absent_values,
     reject_packed_weights,
 )
 from ckptool.migration.plan.conversion import find_stripped_places, restrict_draft, strip_places
-from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.draft import Draft, create_draft, is_pickled_array
 from ckptool.migration.plan.pending_file import PendingFile
 from ckptool.migration.plan.plan_file import Plan, apply_plan, format_plan
 from ckptool.migration.plan.suggest import (
@@ -85,7 +86,7 @@ from ckptool.migration.write.provenance import (
 from ckptool.migration.write.read_back import check_entries
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
-from ckptool.model import Checkpoint, Kind, ModuleInfo, StateDict, join_key
+from ckptool.model import Checkpoint, ModuleInfo, StateDict, join_key
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 
@@ -157,7 +158,7 @@ def _run_stages(
         source_diff = target_module.predict_load(draft, state_only=False, keeps_versions=True)
         request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
-    has_arrays = any(tensor.kind is Kind.ARRAY for tensor in result.state.tensors.values())
+    has_arrays = any(map(is_pickled_array, result.state.tensors.values()))
     has_more = bool(result.state.at or checkpoint.entries or len(checkpoint.states) > 1)
     is_alone = result.is_extracted and has_more
     state_changed = state_changed or result.state.role == "module" or has_arrays or is_alone
@@ -341,6 +342,7 @@ def _select_state(
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
     reject_packed_weights(checkpoint)
+    reject_absent_values(checkpoint.path, state, module_info)
     if not state.tensors and not state.unsaved_tensors:
         raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
     return state

@@ -97,7 +97,7 @@ class CheckpointReport(Struct, frozen=True, kw_only=True):
     values: TensorValuesReport | None = None
     """Values of --key; None without it."""
     quantization_config: str = ""
-    """What the configuration beside the file declares, and whether the file confirms it."""
+    """What the configuration next to the file declares, and whether the file confirms it."""
 
 
 class InspectReport(Report, frozen=True, kw_only=True):

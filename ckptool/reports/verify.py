@@ -22,7 +22,7 @@ class DeviceMismatchReport(Struct, frozen=True, kw_only=True):
     """An operation whose operands are on different devices."""
 
     attribute: str
-    """"" if the tensor is no attribute of the module."""
+    """"" if the tensor is not an attribute of the module."""
     what: str
     devices: tuple[str, str]
     """Actual device and expected device."""

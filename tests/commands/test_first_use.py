@@ -63,7 +63,9 @@ def test_a_folder_with_the_weights_twice_asks_which(tmp_path):
 
 def test_a_list_of_numpy_arrays_has_no_tensors(tmp_path):
     arrays = [value.numpy() for value in LINEAR.state_dict().values()]
-    words = "holds no tensors, but 2 NumPy arrays: torch.save them as torch.from_numpy(...) of each"
+    words = (
+        "contains no tensors, but 2 NumPy arrays: torch.save them as torch.from_numpy(...) of each"
+    )
     assert said(save(tmp_path / "a.pth", arrays)) == words
     (tmp_path / "b.pkl").write_bytes(pickle.dumps({"model": arrays}))
     assert said(tmp_path / "b.pkl") == f"a pickle that {words}"
@@ -72,7 +74,7 @@ def test_a_list_of_numpy_arrays_has_no_tensors(tmp_path):
 def test_what_has_no_tensors_is_named(tmp_path):
     steps = {"base_lrs": [1], "last_epoch": 4, "verbose": False, "_step_count": 5}
     assert said(save(tmp_path / "scheduler.pt", steps)) == (
-        "holds no tensors, but a dict with `base_lrs`, `last_epoch`, `verbose` and 1 more"
+        "contains no tensors, but a dict with `base_lrs`, `last_epoch`, `verbose` and 1 more"
     )
 
 
@@ -145,8 +147,8 @@ def test_a_pickle_of_three_classes_of_one_missing_package_is_one_finding(tmp_pat
 def test_findings_with_one_fix_say_it_once(tmp_path):
     path = save(tmp_path / "m.pth", nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Dropout()))
     text = ckptool.text(ckptool.inspect(path))
-    assert text.count("warning CK301") == 4
-    assert text.count("fix: Save it again with plain types.") == 1
+    assert text.count("- CK301 (warning)") == 4
+    assert text.count("fix: ") == 1
 
 
 def test_what_torch_always_writes_is_not_repeated(tmp_path):

@@ -245,10 +245,15 @@ def annotations(text: str) -> list[tuple[str, dict[str, str], str]]:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
-def test_github_gets_one_annotation_for_each_finding(run_command, words):
+def test_github_gets_one_annotation_for_each_problem(run_command, words):
     found = annotations(run_command(*words, "--format", "github").out)
     told = [said["title"][:5] for _, said, _ in found if said["title"].startswith("CK")]
-    assert told == codes(run_command, words)
+    report = json.loads(run_command(*words, "--format", "json").out)
+    causes = dict.fromkeys(f["cause"] for f in report["findings"])
+    assert told == [cause[:5] for cause in causes]
+    texts = " ".join(text for *_, text in found)
+    followers = {f["code"] for f in report["findings"] if f["is_consequence"]}
+    assert all(f"- {code} (" in texts for code in followers)
     for _, said, _ in found:
         if "file" in said:
             assert (ROOT / said["file"]).exists()

@@ -96,7 +96,7 @@ def test_descriptions_that_are_wrong(program, tmp_path, change, reason):
     [
         ({CONFIG: b"[]"}, "JSON"),
         ({CONFIG: b'{"config": 1}'}, "is described by something that is not an object"),
-        ({CONFIG: None}, "holds no tensors"),
+        ({CONFIG: None}, "contains no tensors"),
         ({"byteorder": b"middle"}, "byteorder"),
         ({"archive_format": b"other"}, "archive_format"),
         ({"../x": b""}, "is outside the archive"),

@@ -209,7 +209,7 @@ def test_a_pickle_without_tensors_is_no_checkpoint(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": 1}))
     assert (
         corruption_reason(describe, tmp_path / "x.pkl")
-        == "a pickle that holds no tensors, but a dict with `a`"
+        == "a pickle that contains no tensors, but a dict with `a`"
     )
 
 

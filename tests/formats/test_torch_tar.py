@@ -87,7 +87,7 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
         ({"pickle": object_(8)}, "the pickle refers to a tensor that is missing"),
         ({"pickle": object_()[:-1]}, "'pickle': "),
         ({"pickle": object_() + b"N."}, "2 bytes follow"),
-        ({"pickle": pickle.dumps({"a": 1})}, "holds no tensors"),
+        ({"pickle": pickle.dumps({"a": 1})}, "contains no tensors"),
     ],
 )
 def test_archives_that_are_wrong(tmp_path, change, reason):

@@ -872,7 +872,7 @@ def test_without_tensors_and_without_storages_it_is_no_checkpoint(tmp_path):
     bare = {"x/data.pkl": strings, "x/version": b"3"}
     assert (
         corruption_reason(describe, rewrite(tmp_path / "x.pt", bare))
-        == "holds no tensors, but a dict with `a`"
+        == "contains no tensors, but a dict with `a`"
     )
     odd = describe(rewrite(tmp_path / "x.pt", {**bare, "x/data/0": bytes(4)}))
     assert [(e.at, e.value) for e in odd.entries] == [("", {"a": "cposix\nsystem\n"})]

@@ -238,7 +238,7 @@ SCHEMES: Final = (
     QuantizationScheme(
         name="quanto",
         remedy=(
-            "use optimum.quanto.requantize() with the quantization map beside it, or"
+            "use optimum.quanto.requantize() with the quantization map next to it, or"
             " from_pretrained() of transformers with optimum-quanto installed"
         ),
         required=(f"{NAME}._data|{NAME}._data._data", f"{NAME}._scale"),

@@ -67,7 +67,7 @@ class RenameContext(Struct, frozen=True):
 
 
 def mask_layers(key: str) -> tuple[Segments, tuple[str, ...]]:
-    """Return the segments of a key with `*` for whole numbers, and these numbers."""
+    """Return the segments of a key with `*` for integers, and these numbers."""
     segments = key.split(".")
     numbers = tuple([s for s in segments if s.isdigit() and s.isascii()])
     if not numbers:

@@ -125,7 +125,7 @@ def _describe_archive(records: ArchiveRecords, names: GlobalNames) -> Checkpoint
     nested_files = _read_nested_records(records)
     names_of_nested = tuple(use for nested_file in nested_files for use in nested_file.uses)
     if not any(state.tensors for state in states):
-        raise CorruptCheckpointError(path, "holds no tensors")
+        raise CorruptCheckpointError(path, "contains no tensors")
     return Checkpoint(
         path,
         Container.TORCH_EXPORT,
@@ -294,7 +294,7 @@ def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkp
             nested_contents = nested_checkpoint.contents.items()
             contents |= {join_key(at, place): content for place, content in nested_contents}
     if not states:
-        raise CorruptCheckpointError(records.source.path, "holds no tensors")
+        raise CorruptCheckpointError(records.source.path, "contains no tensors")
     if (version := records.get("version")) is not None:
         version.is_referenced = True
     return Checkpoint(

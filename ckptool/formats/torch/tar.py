@@ -190,7 +190,7 @@ class _TarReader:
             _scan_members(self._source, extra_members, self._limits)
         )
         if state_tree.is_empty and not select_dangerous(self._global_names):
-            raise self._build_error("holds no tensors")
+            raise self._build_error("contains no tensors")
         return Checkpoint(
             self._source.path,
             Container.TORCH_TAR,

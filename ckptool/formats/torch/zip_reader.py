@@ -479,12 +479,13 @@ def _verify_checksums(records: ArchiveRecords) -> tuple[list[Skipped], str]:
     Returns the omitted checks and the first mismatch as a message ("" if there is none).
     """
     source, limits = records.source, records.limits
+    nonempty_members = [member for member in records.members if member.nbytes]
+    missing_checksums = _report_missing_checksums(nonempty_members)
     if not limits.deep and (source.is_remote or source.nbytes > limits.checked_bytes):
         reason = f"the file has {source.nbytes} bytes; --deep compares them"
         if source.is_remote:
             reason = f"the file is remote; --deep downloads {source.nbytes} bytes to compare them"
-        return [Skipped("checksums of the storages", reason)], ""
-    nonempty_members = [member for member in records.members if member.nbytes]
+        return [*missing_checksums, Skipped("checksums of the storages", reason)], ""
     damaged_member = find_bad_crc(
         source, (member for member in nonempty_members if member.crc), limits
     )
@@ -496,11 +497,19 @@ def _verify_checksums(records: ArchiveRecords) -> tuple[list[Skipped], str]:
                 "modified"
             ),
         )
-    missing_count = sum(not member.crc for member in nonempty_members)
-    if not missing_count:
-        return [], ""
-    reason = f"{missing_count} of {len(nonempty_members)} records were written without one"
-    return [Skipped("checksums", reason)], ""
+    return missing_checksums, ""
+
+
+MISSING_CHECKSUMS: Final = "checksums"
+"""`Skipped.what` of an archive whose writer left checksums out."""
+
+
+def _report_missing_checksums(nonempty_members: Iterable[ZipMember]) -> list[Skipped]:
+    has_checksum = [bool(member.crc) for member in nonempty_members]
+    if all(has_checksum):
+        return []
+    reason = f"{has_checksum.count(False)} of {len(has_checksum)} records were written without one"
+    return [Skipped(MISSING_CHECKSUMS, reason)]
 
 
 def _report_unreferenced(records: ArchiveRecords) -> list[Skipped]:

@@ -21,7 +21,7 @@ from ckptool.modules.user_code import UserCodeError
 from ckptool.phrases import summarize_message
 from ckptool.tensors.torch_bytes import copy_tensor_bytes
 from ckptool.verification.load_probe import ask_loader, try_strict_load
-from ckptool.verification.load_tensors import get_value_at, load_file
+from ckptool.verification.load_tensors import format_refusal, get_value_at, load_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +79,8 @@ class LocalModule:
             if not isinstance(refusal.error, pickle.UnpicklingError):
                 text = f"{pending_file.target}: not written: torch.load raises: {summary}"
                 raise WriteError(text) from refusal
-            reason = f"torch.load(weights_only=True) refuses the file: {summary}"
+            refusal_text = format_refusal(refusal.error)
+            reason = f"torch.load(weights_only=True) refuses the file: {refusal_text}"
             return StrictLoad(skip_reason=reason)
         try:
             state_dict = _take_submodule_state(state_dict, submodule)

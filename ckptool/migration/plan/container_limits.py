@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.compare.states import list_entries_outside
+from ckptool.compare.states import is_rank_part, list_entries_outside, list_placeholders
 from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
+from ckptool.locations import Location
 from ckptool.migration.plan.conversion import TreeChange
 from ckptool.migration.plan.draft import Draft, PlannedTensor, to_dotted_key
-from ckptool.model import Checkpoint, Container
+from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
 from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.tensors.elements import unreadable_reason
 
@@ -51,6 +52,31 @@ def reject_packed_weights(checkpoint: Checkpoint) -> None:
             f"tensors cannot store: {names}. Migrate the checkpoint from before quantizing, and "
             "quantize after loading"
         )
+
+
+def reject_absent_values(path: Location, state: StateDict, module: ModuleInfo | None) -> None:
+    """Raise PlanError if the file has placeholders or one rank's parts: it cannot give the rest.
+
+    Empty tensors are placeholders if the module has elements there.
+    """
+    saved_tensors = module.saved_tensors if module is not None else {}
+    placeholders = [
+        key
+        for key in list_placeholders(state)
+        if key in saved_tensors and saved_tensors[key].tensor.numel
+    ]
+    on_meta = [key for key, tensor in state.tensors.items() if tensor.is_on_meta]
+    rank_parts = [key for key, tensor in state.tensors.items() if is_rank_part(tensor)]
+    for keys, problem in (
+        (placeholders, "have no elements: the ranks of a run hold them (CK320)"),
+        (on_meta, "have no values: they were saved on meta (CK327)"),
+        (rank_parts, "are one rank's shards: gather them first (CK604)"),
+    ):
+        if keys:
+            names = join_limited(keys, _MAX_LISTED, quote_code)
+            raise PlanError(
+                f"{path}: {names} {problem}. A migration cannot add what is not in the file"
+            )
 
 
 def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:

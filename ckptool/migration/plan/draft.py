@@ -117,11 +117,20 @@ class Draft(Struct, frozen=True):
         )
 
 
+def is_pickled_array(tensor: TensorInfo) -> bool:
+    """Whether its elements are a NumPy array in the pickle, as those of a tensor of an XLA device.
+
+    torch.load(weights_only=True) refuses the names of NumPy.
+    """
+    has_content = tensor.storage is not None and tensor.storage.content is not None
+    return tensor.kind is Kind.ARRAY or (has_content and not tensor.wrapper)
+
+
 def create_draft(checkpoint: Checkpoint, state: StateDict) -> Draft:
     """Return the draft of an unchanged state_dict; of its NumPy arrays the draft makes tensors."""
     items = {
         key: PlannedTensor(replace(tensor, kind=None))
-        if tensor.kind is Kind.ARRAY
+        if is_pickled_array(tensor)
         else PlannedTensor(tensor, source_key=key)
         for key, tensor in state.tensors.items()
     }

@@ -122,6 +122,7 @@ def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
     if diff.rewrite is not None and not is_exact_rewrite(diff):
         rewrite_decisions = (_build_rename_decision(_build_rewrite_group(diff.rewrite), keys),)
         explained_keys |= {*diff.rewrite.key_map, *diff.rewrite.key_map.values()}
+        explained_keys |= {*diff.reshaped_keys, *diff.reshaped_keys.values()}
     quantization_decisions = tuple(_iter_quantization_decisions(diff))
     if quantization_decisions and diff.quantization:
         explained_keys |= diff.quantization.explained_keys

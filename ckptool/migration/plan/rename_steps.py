@@ -179,10 +179,10 @@ def iter_prefix_steps(
     """Yield prefix operations, or single renames where those would give other keys."""
     if diff.rewrite is None or not is_exact_rewrite(diff, given_keys):
         return
-    new_keys = diff.rewrite.key_map
-    ops = list(_iter_prefix_operations(diff.rewrite, leading_once=True))
+    new_keys = {**diff.rewrite.key_map, **diff.reshaped_keys}
+    ops = list(_iter_prefix_operations(diff.rewrite, new_keys, leading_once=True))
     if not (_gives_keys(ops, draft, new_keys) and _has_exact_reverse(ops, draft)):
-        ops = list(_iter_prefix_operations(diff.rewrite, leading_once=False))
+        ops = list(_iter_prefix_operations(diff.rewrite, new_keys, leading_once=False))
     if _gives_keys(ops, draft, new_keys):
         yield from ops
     else:
@@ -192,13 +192,15 @@ def iter_prefix_steps(
     yield from (DropKeys(key=key, why=why) for key in diff.average_counters)
 
 
-def _iter_prefix_operations(rewrite: PrefixRewrite, *, leading_once: bool) -> Iterator[Op]:
+def _iter_prefix_operations(
+    rewrite: PrefixRewrite, new_keys: Mapping[str, str], *, leading_once: bool
+) -> Iterator[Op]:
     """Yield the operations of a rewrite; with `leading_once`, each prefix is removed once a key.
 
     A wrapper's segment is removed wherever it stands otherwise, which has no reverse.
     """
-    why = f"then {len(rewrite.key_map)} of the file's keys match the module's"
-    first_key = next(iter(rewrite.key_map))
+    why = f"then {len(new_keys)} of the file's keys match the module's"
+    first_key = next(iter(new_keys))
     for removed in sorted(rewrite.removed_segments, key=first_key.find):
         is_leading = removed.endswith(".")
         prefix = removed if is_leading else f"{removed}."

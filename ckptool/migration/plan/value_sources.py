@@ -257,7 +257,7 @@ def _pack_literal(op: InjectTensor, dtype: str, numbers: list[float]) -> bytes:
         if code is not None:
             return struct.pack(f"<{len(numbers)}{code}", *numbers)
     except (struct.error, OverflowError) as error:
-        raise PlanError(f"inject `{op.key}`: is no {dtype}: {error}") from error
+        raise PlanError(f"inject `{op.key}`: is not a {dtype}: {error}") from error
     raise PlanError(f"inject `{op.key}`: a literal cannot be converted to {dtype} exactly")
 
 

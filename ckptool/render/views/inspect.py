@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.folding import FoldedItems
 from ckptool.model import natural_sort_key
 from ckptool.phrases import pluralize
 from ckptool.render import RenderOptions
@@ -24,7 +25,6 @@ from ckptool.render.blocks import (
     build_tree,
     fold_unless_verbose,
 )
-from ckptool.render.folding import FoldedItems
 from ckptool.render.key_tree import KeyTreeRow, build_key_tree
 from ckptool.render.tensor_values import build_values_blocks
 from ckptool.render.text import format_size

@@ -78,7 +78,7 @@ def test_half_of_a_surrogate_pair_is_no_reason_to_fail():
         ('[[ops]]\nop = "drop"', "step 1: `key` is missing"),
         ('[[ops]]\nop = "drop"\nkey = 1', "step 1: key: expected text in quotes"),
         ('[[ops]]\nkey = "x"', "step 1: `op` is missing"),
-        ("ops = 3", "ops: expected a list, and it is a whole number"),
+        ("ops = 3", "ops: expected a list, and it is an integer"),
         (
             '[[ops]]\nop = "rename"\nkey = "a"\nto = "b"\nhow = "regx"',
             "step 1: how: 'regx' is not one of exact, prefix, glob, regex",
