@@ -5,6 +5,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ckptool.api import (
         audit,
+        convert,
         diff,
         digest,
         gate,
@@ -28,6 +29,7 @@ __all__ = [
     "Level",
     "Policy",
     "audit",
+    "convert",
     "diff",
     "digest",
     "gate",

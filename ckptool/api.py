@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptool.commands.audit import audit
+    from ckptool.commands.convert import convert
     from ckptool.commands.diff import diff
     from ckptool.commands.digest import digest, textconv
     from ckptool.commands.gate import effective_policy, gate
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from ckptool.commands.inspect import inspect
     from ckptool.commands.lock import lock
     from ckptool.commands.merge import merge
-    from ckptool.commands.migrate import migrate
+    from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
     from ckptool.commands.rule import rule
     from ckptool.commands.verify import verify
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "audit",
+    "convert",
     "diff",
     "digest",
     "effective_policy",
@@ -29,6 +31,7 @@ __all__ = [
     "lock",
     "merge",
     "migrate",
+    "migrate_many",
     "rule",
     "text",
     "textconv",
@@ -38,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "audit": "ckptool.commands.audit",
+    "convert": "ckptool.commands.convert",
     "diff": "ckptool.commands.diff",
     "digest": "ckptool.commands.digest",
     "effective_policy": "ckptool.commands.gate",
@@ -47,6 +51,7 @@ _HOMES = {
     "lock": "ckptool.commands.lock",
     "merge": "ckptool.commands.merge",
     "migrate": "ckptool.commands.migrate",
+    "migrate_many": "ckptool.commands.migrate",
     "rule": "ckptool.commands.rule",
     "text": "ckptool.commands.render_text",
     "textconv": "ckptool.commands.digest",

@@ -18,6 +18,7 @@ from ckptool.locations import mask_credentials
 
 COMMANDS: Final = {
     "audit": "Report state of a module that is not in its state_dict.",
+    "convert": "Write a checkpoint in another format, as a file that runs no code when loaded.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
     "digest": "Compute a content digest that does not depend on the file format.",
     "gate": "Pass or fail a release by a policy, for CI.",

@@ -9,6 +9,7 @@ from ckptool.formats.files.gc_pause import pause_gc
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
+from ckptool.reports.inspect import SORTS
 
 
 @click.command("inspect")
@@ -16,6 +17,12 @@ from ckptool.policy import Policy
 @click.option(
     "--values", is_flag=True, help="Check values too (rules CK4xx); reads all data, needs torch."
 )
+@click.option("--filter", "key_filter", metavar="PATTERN", default="",
+              help="Only tensors whose key matches or has this in it: '*.bias', norm.")  # fmt: skip
+@click.option("--depth", type=click.IntRange(1), metavar="N", help="Show N levels of the tree.")
+@click.option("--sort", type=click.Choice(SORTS), help="Order.  [default: as in the file]")
+@click.option("--key", metavar="KEY", default="",
+              help="Show the values of KEY as torch prints them, and a picture.")  # fmt: skip
 @limit_options
 @report_options
 def command(
@@ -23,6 +30,10 @@ def command(
     paths: tuple[Location, ...],
     *,
     values: bool,
+    key_filter: str,
+    depth: int | None,
+    sort: str | None,
+    key: str,
     limits: Limits,
     out: ReportOutput,
     policy: Policy,
@@ -33,7 +44,15 @@ def command(
     """
     with pause_gc():  # the descriptions of 100,000 tensors hold no cycles
         report = api.inspect(
-            paths, values=values, policy=policy, limits=limits, pictures=out.draws_pictures
+            paths,
+            values=values,
+            policy=policy,
+            limits=limits,
+            pictures=out.draws_pictures,
+            filter=key_filter,
+            depth=depth or 0,
+            sort=sort or "",
+            key=key,
         )
         if report.checkpoints or out.formats - {"table", "markdown", "html"}:
             out.write_report(report)

@@ -1,6 +1,7 @@
 """`ckptool migrate`."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,21 +17,22 @@ from ckptool.cli.options import (
     module_options,
     screen_options,
 )
-from ckptool.cli.output import ReportOutput
-from ckptool.cli.parsing import reject_duplicates
+from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.cli.parsing import parse_rename, parse_shard_size, reject_duplicates
 from ckptool.cli.progress import ProgressLine, report_interrupt
-from ckptool.config import parse_size
+from ckptool.commands.batch import is_batch
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.phrases import make_printable
 from ckptool.policy import Policy
+from ckptool.reports.migrate import MigrateManyReport, MigrateReport
 
 
 @click.command("migrate")
-@click.argument("source", metavar="SRC", type=CHECKPOINT_PATH)
+@click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
 @click.option("-o", "--output", "target", metavar="DST", type=OUTPUT_PATH,
-              help="Output; its suffix determines the format.")  # fmt: skip
+              help="Output; its suffix is the format. A folder if several SRC.")  # fmt: skip
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'
@@ -52,7 +54,7 @@ from ckptool.policy import Policy
               help="Also take attributes from this pickled module.")  # fmt: skip
 @click.option("--merge-adapter", metavar="BASE", type=CHECKPOINT_PATH,
               help="SRC is an adapter: merge it into this model; DST is a new folder.")  # fmt: skip
-@click.option("--drop-extra", is_flag=True, help="Drop what the target format cannot store.")
+@click.option("--drop-extra", is_flag=True, help="Write the state_dict alone.")
 @click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Apply this plan.")
 @click.option("--save-plan", metavar="FILE", type=OUTPUT_PATH,
               help="Write the plan to this file, for editing.")  # fmt: skip
@@ -79,7 +81,7 @@ from ckptool.policy import Policy
 @screen_options
 def command(  # noqa: PLR0913
     ctx: click.Context,
-    source: Location,
+    sources: tuple[Location, ...],
     target: Path | None,
     *,
     module: str | None,
@@ -117,15 +119,14 @@ def command(  # noqa: PLR0913
     ckptool migrate old.pth -o new.pth -m package.module:Name -k d_in=3
     ckptool migrate old.pth -o new.safetensors      convert, with the module that is configured
     ckptool migrate whole.pth -o new.safetensors --inject mask=attribute
+    ckptool migrate runs/ -o migrated/ -m package.module:Name
     """
     if reverse and plan is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
     message = "incomplete output was removed"
-    with report_interrupt(ctx, message), ProgressLine(source, "written") as progress:
+    with report_interrupt(ctx, message), ProgressLine(sources[0], "written") as progress:
         migrate = partial(
-            api.migrate,
-            source,
-            target,
+            _choose_function(sources, target, is_sharded=max_shard_size is not None),
             module=module,
             kwargs=kwargs,
             loader=loader,
@@ -143,7 +144,7 @@ def command(  # noqa: PLR0913
             force=force,
             dry_run=dry_run,
             save_plan=save_plan,
-            max_shard_size=_parse_shard_size(max_shard_size),
+            max_shard_size=parse_shard_size(max_shard_size),
             links=not no_links,
             provenance=not no_provenance,
             inputs=inputs,
@@ -156,13 +157,26 @@ def command(  # noqa: PLR0913
             limits=limits,
             pictures=out.draws_pictures,
         )
-        renames = reject_duplicates("--rename", map(_parse_rename, renamed))
+        renames = reject_duplicates("--rename", map(parse_rename, renamed))
         try:
             report = migrate(renames=renames)
         except PlanError as error:
             report = migrate(renames={**renames, **_ask_renames(error)})
     out.write_report(report)
+    for line in getattr(report, "errors", ()):
+        click.echo(f"ckptool: {format_one_line(line)}", err=True)
     ctx.exit(report.exit_code)
+
+
+def _choose_function(
+    sources: tuple[Location, ...], target: Path | None, *, is_sharded: bool
+) -> Callable[..., MigrateReport | MigrateManyReport]:
+    """Return `migrate` with its source and target, or `migrate_many` with several sources."""
+    if not is_batch(sources, target, is_folder_result=is_sharded):
+        return partial(api.migrate, sources[0], target)
+    if target is None:
+        raise UsageError("several sources need a folder for the results: -o DIR")
+    return partial(api.migrate_many, sources, target)
 
 
 def _ask_renames(error: PlanError) -> dict[str, str]:
@@ -190,22 +204,3 @@ def _parse_injection(text: str) -> tuple[str, str]:
     if not equals or not key or not source:
         raise UsageError(f"--inject {text}: expected KEY=SOURCE, for example mask=constructor")
     return key, source
-
-
-def _parse_rename(text: str) -> tuple[str, str]:
-    old, equals, new = text.partition("=")
-    if not equals or not old or not new:
-        raise UsageError(f"--rename {text}: expected OLD=NEW, for example 'backbone.*=encoder.*'")
-    return old, new
-
-
-def _parse_shard_size(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        nbytes = parse_size(text)
-    except ValueError:
-        nbytes = 0
-    if not nbytes:
-        raise UsageError(f"--max-shard-size {text}: expected a size like 500MB or 5GiB")
-    return nbytes

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from msgspec.structs import replace
 
 from ckptool.commands.file_arguments import EVERY_NAME, parse_place
+from ckptool.config import parse_size
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import read_small_file
@@ -158,3 +159,32 @@ def reject_duplicates(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, 
             raise UsageError(f"{option} {name}=...: is given twice")
         values[name] = value
     return values
+
+
+def parse_rename(text: str) -> tuple[str, str]:
+    """Return old and new key of "OLD=NEW".
+
+    Raises:
+        UsageError: one of them is missing.
+    """
+    old, equals, new = text.partition("=")
+    if not equals or not old or not new:
+        raise UsageError(f"--rename {text}: expected OLD=NEW, for example 'backbone.*=encoder.*'")
+    return old, new
+
+
+def parse_shard_size(text: str | None) -> int | None:
+    """Return the bytes of "5GB"; None for None.
+
+    Raises:
+        UsageError: it is no size, or 0.
+    """
+    if text is None:
+        return None
+    try:
+        nbytes = parse_size(text)
+    except ValueError:
+        nbytes = 0
+    if not nbytes:
+        raise UsageError(f"--max-shard-size {text}: expected a size like 500MB or 5GiB")
+    return nbytes

@@ -1,19 +1,28 @@
 """Checkpoint files -> InspectReport: tensors, entries and issues, without executing anything."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Final
 
 from ckptool.commands.target import PathLike, open_checkpoint_or_stdin
-from ckptool.errors import ReadError
+from ckptool.errors import ReadError, UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.model import Checkpoint
+from ckptool.model import Checkpoint, join_key
+from ckptool.phrases import quote_code
 from ckptool.policy import Policy, judge
-from ckptool.reports.inspect import InspectReport, build_inspect_report
+from ckptool.reports.inspect import SORTS, InspectReport, InspectView, build_inspect_report
+from ckptool.reports.tensor_values import TensorValuesReport, build_values_report
 from ckptool.rules import run_rules
 from ckptool.rules.registry import sort_findings
 from ckptool.tensors.checkpoint_statistics import (
     CheckpointStatistics,
     compute_checkpoint_statistics,
 )
+from ckptool.tensors.previews import read_preview
+from ckptool.tensors.printed_values import explain_unprinted, print_values
+
+_MAX_COMPARED_KEYS: Final = 2000
+"""Maximum number of keys compared for a suggestion."""
 
 
 def inspect(
@@ -23,13 +32,25 @@ def inspect(
     policy: Policy | None = None,
     limits: Limits = DEFAULT_LIMITS,
     pictures: bool = False,
+    filter: str = "",  # noqa: A002 - the name of the option
+    depth: int = 0,
+    sort: str = "",
+    key: str = "",
 ) -> InspectReport:
     """Describe the contents of checkpoints without loading or executing anything.
 
     With `values`, also compute statistics and apply the rules CK4xx: this reads whole files and
     needs torch. A path that cannot be read is reported in `errors`; the others are still described.
     With `pictures`, read the values of small masks, for drawing.
+
+    `filter` is a glob of the keys that are shown, or a part of them; `depth` the levels of the tree
+    (0: all); `sort` is "name", "size" or "dtype"; `key` is a key or a place whose values are shown.
+
+    Raises:
+        UsageError: a file has nothing called `key`, or `sort` is none of these.
     """
+    if sort and sort not in SORTS:
+        raise UsageError(f"--sort {sort}: expected one of {', '.join(SORTS)}")
     checkpoints_with_statistics: list[tuple[Checkpoint, tuple[CheckpointStatistics, ...]]] = []
     errors: list[ReadError] = []
     for path in [paths] if isinstance(paths, PathLike) else paths:
@@ -53,10 +74,44 @@ def inspect(
     )
     checkpoints = tuple(opened_checkpoint for opened_checkpoint, _ in checkpoints_with_statistics)
     inspect_report = build_inspect_report(
-        checkpoints, judge(findings, policy or Policy()), errors, skipped_values
+        checkpoints,
+        judge(findings, policy or Policy()),
+        errors,
+        skipped_values,
+        InspectView(filter, depth, sort),
+        tuple(read_values(checkpoint, key) for checkpoint in checkpoints) if key else (),
     )
     if not pictures:
         return inspect_report
     from ckptool.commands.previews import add_checkpoint_previews
 
     return add_checkpoint_previews(inspect_report, checkpoints)
+
+
+def read_values(checkpoint: Checkpoint, key: str) -> TensorValuesReport:
+    """Return the values of the tensor or plain value called `key`, a key of a state or a place.
+
+    Raises:
+        UsageError: nothing in the file is called so.
+        ReadError: the file became unreadable.
+    """
+    tensors = {
+        join_key(state.at, name): tensor
+        for state in checkpoint.states
+        for name, tensor in (*state.unsaved_tensors.items(), *state.tensors.items())
+    }
+    matches = [place for place, tensor in tensors.items() if key in {place, tensor.key}]
+    if matches:
+        place = key if key in matches else matches[0]
+        tensor = tensors[place]
+        if reason := explain_unprinted(tensor):
+            return build_values_report(place, tensor, "", reason, None)
+        return build_values_report(place, tensor, print_values(tensor), "", read_preview(tensor))
+    texts = {entry.at: entry.text for entry in checkpoint.entries}
+    if key in texts:
+        return TensorValuesReport(place=key, text=texts[key])
+    keys = (tensor.key for tensor in tensors.values())
+    names = [*dict.fromkeys((*tensors, *texts, *keys))][:_MAX_COMPARED_KEYS]
+    close_matches = get_close_matches(key, names, n=1)
+    hint = f"; did you mean {quote_code(close_matches[0])}?" if close_matches else ""
+    raise UsageError(f"{checkpoint.path}: --key {key}: nothing in the file is called so{hint}")

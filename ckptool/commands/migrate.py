@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from ckptool.commands.batch import choose_suffix, list_sources, run_batch
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.previews import add_module_diff_previews, add_state_previews
 from ckptool.commands.target import (
@@ -28,7 +29,12 @@ from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.migration.plan.key_operations import InjectTensor
 from ckptool.policy import Policy, judge
-from ckptool.reports.migrate import MigrateReport, build_migrate_report
+from ckptool.reports.migrate import (
+    MigrateManyReport,
+    MigrateReport,
+    build_many_report,
+    build_migrate_report,
+)
 from ckptool.rules import Finding, Level, run_rules
 
 if TYPE_CHECKING:
@@ -105,7 +111,7 @@ def migrate(  # noqa: PLR0913
         from_: a pickled module, or another file, whose attributes are used as well.
         merge_adapter: folder of the base that the adapter in `source` is merged into; `target` is
             then a new folder.
-        drop_extra: leave out entries that the container cannot hold.
+        drop_extra: write the state alone, without what lies around it in the source.
         force: replace an existing target.
         dry_run: write nothing.
         save_plan: path to write the plan to.
@@ -134,7 +140,8 @@ def migrate(  # noqa: PLR0913
     from ckptool.commands.merge_adapter import merge_adapter as merge_into_base
     from ckptool.migration.plan.plan_file import read_plan_file
     from ckptool.migration.plan.suggest import PlanChoices
-    from ckptool.migration.run import MigrationRequest, run_migration
+    from ckptool.migration.request import MigrationRequest
+    from ckptool.migration.run import run_migration
 
     is_same_file = (
         target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
@@ -219,6 +226,42 @@ def migrate(  # noqa: PLR0913
         if result.diff
         else add_state_previews(migrate_report, result.state)
     )
+
+
+def migrate_many(
+    sources: Sequence[PathLike],
+    folder: PathLike,
+    *,
+    to: str | None = None,
+    dry_run: bool = False,
+    **options: Any,
+) -> MigrateManyReport:
+    """Migrate several checkpoints into a folder; an error of one does not stop the others.
+
+    Args:
+        sources: checkpoints; a folder stands for the checkpoints in it.
+        folder: for the results, which have the sources' names.
+        to: "safetensors" or "pth"; None is safetensors.
+        dry_run: write nothing.
+        options: of `migrate`, the same for all.
+
+    Raises:
+        ReadError: a folder has no checkpoint.
+        WriteError: the folder cannot be made.
+        UsageError: two sources have one name, or an option is for one source.
+    """
+    for name in ("save_plan", "merge_adapter"):
+        option = f"--{name.replace('_', '-')}"
+        reject_unused_options({option: options.get(name) is not None}, "is for one source")
+    suffix = "" if options.get("max_shard_size") else choose_suffix(to)
+    batch = run_batch(
+        list_sources(sources),
+        require_local_path(folder),
+        suffix,
+        partial(migrate, to=to, dry_run=dry_run, **options),
+        dry_run=dry_run,
+    )
+    return build_many_report(batch.reports, batch.errors)
 
 
 def _refuse_errors(

@@ -277,3 +277,28 @@ def _copy_stream(stream: BinaryIO, spool: BinaryIO, limit: int) -> int:
         spool.write(chunk)
     spool.flush()
     return nbytes
+
+
+def find_checkpoint_files(folder: Path) -> list[Path]:
+    """Return the checkpoints in a local folder and below it, sorted.
+
+    A folder that is one checkpoint itself, by an index, `.metadata` or a framework's weight file,
+    is in the list in the place of its files.
+
+    Raises:
+        ReadError: a folder cannot be listed.
+    """
+    names = list_names(folder)
+    is_checkpoint = _DCP_METADATA in names or any(
+        re.fullmatch(_INDEX_PATTERN, name) or re.fullmatch(_WEIGHTS_PATTERN, name) for name in names
+    )
+    if is_checkpoint:
+        return [folder]
+    files: list[Path] = []
+    for name in sorted(names):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink() and not name.startswith("."):
+            files += find_checkpoint_files(path)
+        elif re.fullmatch(CHECKPOINT_PATTERN, name) and path.is_file():
+            files.append(path)
+    return files

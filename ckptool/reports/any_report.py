@@ -14,6 +14,7 @@ from ckptool.reports.common import (
     TensorReport,
     UnsavedTensorReport,
 )
+from ckptool.reports.convert import ConversionReport, ConvertReport, LeftOutReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport
 from ckptool.reports.diff_files import ChangeReport, DiffFilesReport, DiffShardReport
 from ckptool.reports.digest import (
@@ -32,7 +33,7 @@ from ckptool.reports.gate import (
 from ckptool.reports.init import InitModelReport, InitReport
 from ckptool.reports.inspect import CheckpointReport, EntryReport, InspectReport, StateReport
 from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
-from ckptool.reports.migrate import CheckReport, MigrateReport, StepReport
+from ckptool.reports.migrate import CheckReport, MigrateManyReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
 
@@ -43,7 +44,9 @@ AnyReport = (
     | DiffShardReport
     | AuditReport
     | ProjectAuditReport
+    | ConvertReport
     | MigrateReport
+    | MigrateManyReport
     | VerifyReport
     | LockReport
     | ProjectLockReport
@@ -61,6 +64,8 @@ __all__ = [
     "CheckReport",
     "CheckpointDigestReport",
     "CheckpointReport",
+    "ConversionReport",
+    "ConvertReport",
     "DeviceMismatchReport",
     "DiffFilesReport",
     "DiffModuleReport",
@@ -78,8 +83,10 @@ __all__ = [
     "InitReport",
     "InspectReport",
     "KeyReport",
+    "LeftOutReport",
     "LevelReport",
     "LockReport",
+    "MigrateManyReport",
     "MigrateReport",
     "PictureReport",
     "PolicyReport",

@@ -21,6 +21,7 @@ from ckptool.reports.common import (
     build_finding_reports,
     build_skipped_reports,
 )
+from ckptool.reports.entry_changes import EntryChangeReport, build_entry_changes
 
 _MAX_LISTED: Final = 10
 """Values beside the compared state that are named."""
@@ -84,6 +85,8 @@ class DiffFilesReport(Report, frozen=True, kw_only=True):
     """Facts about the key of --explain, () without it."""
     quantized_keys: tuple[str, ...] = ()
     """Keys that are added, removed or changed since one file is the other's quantised form."""
+    entry_changes: tuple[EntryChangeReport, ...] = ()
+    """What the `changed_entries` are in both files, as far as they are plain values."""
 
 
 class DiffShardReport(Report, frozen=True, kw_only=True):
@@ -136,6 +139,7 @@ def build_checkpoint_diff_report(
         retied_keys=diff.retied_keys,
         explanation=build_fact_reports(explain_checkpoint_key(diff, explain) if explain else ()),
         quantized_keys=_list_quantized_keys(diff),
+        entry_changes=build_entry_changes(diff.old, diff.new, diff.remainder.changed, diff.places),
     )
 
 

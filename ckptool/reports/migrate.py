@@ -1,11 +1,15 @@
 """MigrateReport: the result of `migrate`."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from ckptool.errors import CkptoolError
 from ckptool.locations import mask_credentials
 from ckptool.model import Skipped
+from ckptool.phrases import pluralize
 from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
     Report,
@@ -19,7 +23,7 @@ from ckptool.reports.common import (
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.key_operations import Operation
-    from ckptool.migration.run import MigrationResult
+    from ckptool.migration.request import MigrationResult
 
 
 class StepReport(Struct, frozen=True, kw_only=True):
@@ -63,6 +67,16 @@ class MigrateReport(Report, frozen=True, kw_only=True):
     result_digest: str
 
 
+class MigrateManyReport(Report, frozen=True, kw_only=True):
+    """The result of `migrate` of several checkpoints."""
+
+    verdict: str
+    """"2 of 3 checkpoints migrated"."""
+    migrations: tuple[MigrateReport, ...]
+    errors: tuple[str, ...] = ()
+    """One line for each source that was not migrated."""
+
+
 def list_assumptions(report: MigrateReport) -> tuple[str, ...]:
     """Return what the steps rest on without proof, each once, in order."""
     return tuple(dict.fromkeys(step.assumption for step in report.steps if step.assumption))
@@ -90,7 +104,7 @@ def build_migrate_report(migration: "MigrationResult", verdict: Verdict) -> Migr
         target_container=str(migration.container),
         at=migration.state.at,
         module=migration.module_info.label if migration.module_info else "",
-        steps=tuple(map(_build_step_report, migration.plan.ops)),
+        steps=tuple(map(build_step_report, migration.plan.ops)),
         checks=tuple(
             CheckReport(name=c.name, result=c.result, reason=c.reason) for c in migration.checks
         ),
@@ -100,7 +114,26 @@ def build_migrate_report(migration: "MigrationResult", verdict: Verdict) -> Migr
     )
 
 
-def _build_step_report(op: "Operation") -> StepReport:
+def build_many_report(
+    migrations: Sequence[MigrateReport], errors: Sequence[CkptoolError]
+) -> MigrateManyReport:
+    """Build the report of several migrations; its exit code is the worst of them."""
+    count = pluralize(len(migrations) + len(errors), "checkpoint")
+    codes = [migration.exit_code for migration in migrations]
+    return MigrateManyReport(
+        command="migrate",
+        findings=tuple(finding for m in migrations for finding in m.findings),
+        silenced=tuple(silenced for m in migrations for silenced in m.silenced),
+        skipped=tuple(replace(skipped, path=m.source) for m in migrations for skipped in m.skipped),
+        exit_code=max([*codes, ExitCode.COULD_NOT_CHECK if errors else ExitCode.PASSED]),
+        verdict=f"{len(migrations)} of {count} migrated",
+        migrations=tuple(migrations),
+        errors=tuple(map(str, errors)),
+    )
+
+
+def build_step_report(op: "Operation") -> StepReport:
+    """Build the report of one operation."""
     before, after = op.before_after_text
     return StepReport(
         op=str(op.__struct_config__.tag),

@@ -27,6 +27,7 @@ URL = "https://user:hunter2secret@127.0.0.1:1/model.pth?X-Signature=SIGNATURE123
 SECRETS = ("hunter2", "SIGNATURE123")
 BASE = {
     "audit": ("-m", "torch.nn:ReLU"),
+    "convert": ("{}", "--dry-run"),
     "diff": ("{}", "--no-values"),
     "digest": ("{}",),
     "gate": ("{}", "--no-values"),

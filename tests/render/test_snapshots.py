@@ -19,6 +19,7 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 WITHOUT_BUFFERS = ("-m", "samples.attention:CausalAttentionWithoutBuffers", *WITH_BUFFER[2:])
 COMMANDS = {
     "inspect": ("inspect", "samples/model.pth"),
+    "convert": ("convert", "samples/whole.pth", "--dry-run", "-o", "{folder}/new.pt"),
     "diff": ("diff", "samples/model.pth"),
     "diff-files": ("diff", "samples/model.pth", "samples/buffer.pth"),
     "digest": ("digest", "samples/model.pth"),

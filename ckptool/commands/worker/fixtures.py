@@ -17,7 +17,8 @@ from ckptool.formats.limits import Limits
 from ckptool.migration.plan.container_limits import TORCH
 from ckptool.migration.plan.key_operations import Operation
 from ckptool.migration.plan.plan_file import Plan
-from ckptool.migration.run import MigrationRequest, run_migration
+from ckptool.migration.request import MigrationRequest
+from ckptool.migration.run import run_migration
 from ckptool.phrases import join_limited
 from ckptool.verification.levels import load
 from ckptool.verification.result import LevelStatus

@@ -107,7 +107,7 @@ class PickleMachine:
             if len(module) + len(name) > _MAX_GLOBAL_CHARS:
                 raise PickleError(f"a global of {len(module) + len(name)} characters")
             if self.protocol < 3 and not module.startswith("torch"):
-                module, name = _convert_python2_name(module, name)
+                module, name = convert_python2_name(module, name)
             global_name = self.globals.get((module, name)) or GlobalName(module, name)
             global_name.builder = SAFE_CALL_BUILDERS.get((module, name))
             self.globals[module, name] = global_name
@@ -259,7 +259,8 @@ _PICKLE_LOADER_NAMES: Final = frozenset({"loads", "_loads", "_load_from_bytes"})
 """Functions that unpickle their first argument, in any module."""
 
 
-def _convert_python2_name(module: str, name: str) -> tuple[str, str]:
+def convert_python2_name(module: str, name: str) -> tuple[str, str]:
+    """Return module and name as today's unpicklers import a name of Python 2."""
     from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
     if (module, name) in NAME_MAPPING:

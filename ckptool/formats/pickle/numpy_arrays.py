@@ -1,10 +1,15 @@
-"""Pickled numpy array -> TensorInfo; pickled numpy scalar -> its value."""
+"""Pickled numpy array, of joblib too -> TensorInfo; pickled numpy scalar -> its value."""
 
 from math import prod
 from struct import unpack
-from typing import Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
-from ckptool.formats.pickle.nodes import UnresolvedObject
+from ckptool.formats.pickle.nodes import (
+    GlobalName,
+    PickleError,
+    TruncatedPickleError,
+    UnresolvedObject,
+)
 from ckptool.model import (
     DTYPE_BITS,
     STRUCT_CODES,
@@ -13,6 +18,9 @@ from ckptool.model import (
     TensorInfo,
     contiguous_stride,
 )
+
+if TYPE_CHECKING:
+    from ckptool.formats.pickle.machine import PickleMachine
 
 NUMPY_DTYPES: Final = {
     "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
@@ -94,3 +102,53 @@ _ARRAY_FUNCTIONS: Final = frozenset({"_reconstruct", "_frombuffer"})
 def is_shape(shape: object) -> TypeGuard[tuple[int, ...]]:
     """Whether it is a tuple of sizes."""
     return type(shape) is tuple and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)
+
+
+_WRAPPER: Final = ("joblib.numpy_pickle", "NumpyArrayWrapper")
+_FROMBUFFER: Final = ("numpy._core.numeric", "_frombuffer")
+_LEAST_OPCODE: Final = 0x28
+"""The lowest byte that is an opcode, MARK."""
+
+
+def is_joblib_wrapper(target: UnresolvedObject) -> bool:
+    """Return whether a node is the object that joblib writes before the bytes of an array."""
+    cls = getattr(target.func, "cls", target.func)
+    return type(cls) is GlobalName and (cls.module, cls.name) == _WRAPPER
+
+
+def read_joblib_array(m: "PickleMachine", target: UnresolvedObject, state: Any, pos: int) -> int:
+    """Make `target` the node of a NumPy array with the bytes at `pos`; return their end.
+
+    joblib.dump writes the bytes of an array after the object that describes it. A plain unpickler
+    goes on at the same position and fails: before the bytes there is the length of their padding,
+    which is no opcode. Without it, as before joblib 1.1, the bytes could be read as opcodes too,
+    and the file is refused.
+
+    Raises:
+        PickleError: it is an array of objects, or of a joblib that does not align arrays.
+        TruncatedPickleError: the data end within it.
+    """
+    fields = state if isinstance(state, dict) else {}
+    shape, dtype = fields.get("shape"), fields.get("dtype")
+    name = NUMPY_DTYPES.get(read_dtype_code(dtype)[0])
+    if name is None or not is_shape(shape):
+        raise PickleError("an array of joblib that is not of numbers")
+    if type(fields.get("numpy_array_alignment_bytes")) is not int:
+        raise PickleError("an array of a joblib before 1.1, whose bytes could be opcodes as well")
+    if pos >= len(m.data):
+        raise TruncatedPickleError("the data end before the bytes of an array")
+    if m.in_frame and pos != m.frame_end:
+        raise PickleError("an array of joblib within a frame")
+    padding = m.data[pos]
+    if padding >= _LEAST_OPCODE:
+        raise PickleError("an array of joblib whose padding could be an opcode")
+    start = pos + 1 + padding
+    end = start + prod(shape) * DTYPE_BITS[name] // 8
+    if end > len(m.data):
+        raise TruncatedPickleError("the data end within the bytes of an array")
+    m.charge_memory(end - start)
+    content = bytes(m.data[start:end])
+    order = "F" if fields.get("order") == "F" else "C"
+    m.frame_end, m.in_frame = len(m.data), False
+    target.func, target.args = GlobalName(*_FROMBUFFER), (content, dtype, shape, order)
+    return end

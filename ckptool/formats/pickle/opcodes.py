@@ -22,6 +22,7 @@ from ckptool.formats.pickle.nodes import (
     UnresolvedObject,
     require_hashable_key,
 )
+from ckptool.formats.pickle.numpy_arrays import is_joblib_wrapper, read_joblib_array
 from ckptool.formats.pickle.safe_calls import PLAIN_DATA_CALLS
 from ckptool.formats.pickle.value_opcodes import VALUE_HANDLERS, parse_decimal
 
@@ -329,6 +330,8 @@ def _load_build(m: PickleMachine, pos: int) -> int:
     if target.state is not None:
         # No pickler does this: the first BUILD could set a method that the second one calls.
         raise PickleError("BUILD gives a state to an object that has one")
+    if type(target) is UnresolvedObject and is_joblib_wrapper(target):
+        return read_joblib_array(m, target, state, pos)
     if type(target) is UnresolvedObject and target.callee_name in PLAIN_DATA_CALLS:
         m.note_refusal(f"it gives a state to a {target.qualified_name}")
     target.state = state

@@ -184,6 +184,7 @@ _DATA_NAMES: Final = {
         "types": "GenericAlias MappingProxyType NoneType SimpleNamespace",
         "typing": "Any Dict List Optional Tuple Union",
         "uuid": "SafeUUID UUID",
+        "joblib.numpy_pickle": "NumpyArrayWrapper",
         "torch.jit._pickle": """
             build_boollist build_doublelist build_intlist build_tensor_from_id build_tensorlist
             restore_type_tag

@@ -7,9 +7,10 @@ from ckptool.compare.states import is_rank_part, list_entries_outside, list_plac
 from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
 from ckptool.locations import Location
+from ckptool.migration.plan.conversion import TreeChange
 from ckptool.migration.plan.draft import Draft, PlannedTensor, to_dotted_key
 from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
-from ckptool.phrases import join_limited, quote_code
+from ckptool.phrases import join_limited, pluralize, quote_code
 from ckptool.tensors.elements import unreadable_reason
 
 SAFETENSORS: Final = "safetensors"
@@ -30,14 +31,15 @@ _REWRITTEN_CONTAINERS: Final = frozenset(
 """Containers whose saved object is written again in a .pth, with another state_dict in it."""
 
 
-def keeps_saved_object(container: Container, to: str) -> bool:
+def keeps_saved_object(draft: Draft, to: str) -> bool:
     """Return whether a result keeps what lies around the state_dict: other states and entries."""
-    return to == TORCH and container in _REWRITTEN_CONTAINERS
+    is_rewritten = draft.checkpoint.container in _REWRITTEN_CONTAINERS
+    return to == TORCH and is_rewritten and not draft.is_extracted
 
 
 def get_result_place(draft: Draft, to: str) -> str:
     """Return the place of the state_dict in the result: the source's, or the top level ("")."""
-    return draft.state.at if keeps_saved_object(draft.checkpoint.container, to) else ""
+    return draft.state.at if keeps_saved_object(draft, to) else ""
 
 
 def reject_packed_weights(checkpoint: Checkpoint) -> None:
@@ -96,18 +98,28 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
             reasons.items(), _MAX_LISTED, lambda item: f"`{item[0]}` ({item[1]})"
         )
         raise UnsupportedValueError(draft.checkpoint.path, to, reasons, reasons_text)
-    extra = list(_iter_unsupported_entries(draft, to))
-    if extra and not drop_extra:
-        extra_text = join_limited(extra, _MAX_LISTED_EXTRA)
+    extra = list_left_out(draft, to)
+    if extra and not (drop_extra or draft.is_extracted):
+        extra_text = join_limited(extra, _MAX_LISTED_EXTRA, _format_change)
         raise PlanError(
             f"{draft.checkpoint.path}: {to} cannot store {extra_text}: write a .pth, or drop it "
             "with --drop-extra"
-            if keeps_saved_object(draft.checkpoint.container, TORCH)
+            if keeps_saved_object(draft, TORCH)
             else f"{draft.checkpoint.path}: for a file of this kind only the state_dict can be "
             f"written, not {extra_text}: drop it with --drop-extra"
         )
-    notes = [f"dropped, as requested: {join_limited(extra, _MAX_LISTED_EXTRA)}"] if extra else []
+    extra_text = join_limited(extra, _MAX_LISTED_EXTRA, _format_change)
+    notes = [f"dropped, as requested: {extra_text}"] if extra else []
     return (*notes, *_iter_attribute_notes(draft))
+
+
+def list_left_out(draft: Draft, to: str) -> tuple[TreeChange, ...]:
+    """Return the entries and other states of the source that the result in `to` does not have."""
+    return tuple(_iter_unsupported_entries(draft, to))
+
+
+def _format_change(change: TreeChange) -> str:
+    return f"`{change.place}` ({change.before})"
 
 
 def _explain_unsupported(key: str, item: PlannedTensor, to: str) -> str:
@@ -132,22 +144,25 @@ def _is_text(key: str) -> bool:
     return True
 
 
-def _iter_unsupported_entries(draft: Draft, to: str) -> Iterator[str]:
-    """Yield the non-tensor entries and other state_dicts that the container cannot hold."""
-    if keeps_saved_object(draft.checkpoint.container, to):
+def _iter_unsupported_entries(draft: Draft, to: str) -> Iterator[TreeChange]:
+    """Yield the non-tensor entries and other state_dicts that the result will not have."""
+    if keeps_saved_object(draft, to):
         return
-    yield from (
-        f"`{key}` ({draft.state.non_tensors[source_key]})"
-        for key, source_key in draft.non_tensor_keys.items()
-        if source_key in draft.state.non_tensors
-    )
+    is_rewritten = draft.checkpoint.container in _REWRITTEN_CONTAINERS
+    kept_keys = draft.non_tensor_keys.values() if to == TORCH and is_rewritten else ()
+    for key, text in draft.state.non_tensors.items():
+        if key not in kept_keys:
+            yield TreeChange(key, text)
     other_states = [state for state in draft.checkpoint.states if state.at != draft.state.at]
     for state in other_states:
-        yield f"`{state.at or '.'}` ({len(state.tensors)} tensors)"
+        if state.at or len(state.tensors) > _MAX_LISTED:
+            yield TreeChange(state.at or ".", pluralize(len(state.tensors), "tensor"))
+        else:
+            yield from (TreeChange(key, "a tensor") for key in state.tensors)
     places = [state.at for state in (draft.state, *other_states)]
     for entry in list_entries_outside(draft.checkpoint, places):
         if entry.at not in draft.state.non_tensors:
-            yield f"`{entry.at}` ({entry.text})"
+            yield TreeChange(entry.at, entry.text)
 
 
 def _iter_attribute_notes(draft: Draft) -> Iterator[str]:
@@ -158,5 +173,5 @@ def _iter_attribute_notes(draft: Draft) -> Iterator[str]:
         names = join_limited(unsaved_keys, _MAX_LISTED, quote_code)
         yield (
             f"in the pickled module and not in its state_dict: {names}; "
-            "--inject KEY=attribute takes one along"
+            "ckptool migrate --inject KEY=attribute takes one along"
         )

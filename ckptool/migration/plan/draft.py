@@ -89,6 +89,8 @@ class Draft(Struct, frozen=True):
     non_tensor_keys: Mapping[str, str]
     """Keys of non-tensor entries, of containers and packed tensors -> their keys in the source."""
     versions: Mapping[str, int | None] | None
+    is_extracted: bool = False
+    """Whether the state is written alone, without what lies around it in the source."""
 
     @property
     def packed_places(self) -> dict[str, str]:

@@ -429,6 +429,7 @@ class ExtractState(Operation, frozen=True, kw_only=True, tag="extract"):
                     f"extract `{self.at}`: no tensors at that key path; there are {state_paths}"
                 )
             draft = create_draft(draft.checkpoint, state)
+        draft = replace(draft, is_extracted=True)
         return self._keep_prefix(draft) if self.prefix else draft
 
     def build_inverse(self) -> Operation:
@@ -436,7 +437,8 @@ class ExtractState(Operation, frozen=True, kw_only=True, tag="extract"):
 
     @property
     def before_after_text(self) -> tuple[str, str]:
-        return f"{self.at} {self.prefix}*".strip(), "*"
+        prefix = f"{self.prefix}*" if self.prefix else ""
+        return f"{self.at} {prefix}".strip(), "*"
 
     def _keep_prefix(self, draft: Draft) -> Draft:
         prefix = _check_whole_segments(self.prefix)

@@ -30,7 +30,7 @@ from ckptool.migration.plan.rename_steps import (
     build_rename_steps,
     iter_prefix_steps,
 )
-from ckptool.migration.plan.tensor_operations import TieTensors
+from ckptool.migration.plan.tensor_operations import CastTensors, TieTensors
 from ckptool.migration.plan.value_sources import ValueSources
 from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
@@ -51,6 +51,8 @@ class PlanChoices(Struct, frozen=True):
     """Key or pattern in the file -> key or pattern in the module (--rename)."""
     accept_renames: bool = False
     """Whether renames that are unambiguous are taken without proof (--accept-renames)."""
+    dtype: str = ""
+    """Dtype that floating point tensors are cast to, "" to keep theirs (--dtype)."""
 
 
 class SuggestedPlan(Struct, frozen=True):
@@ -117,6 +119,8 @@ def suggest_plan(
         InjectTensor(key=key, source=source, why="asked for")
         for key, source in _iter_chosen_injections(choices, builder)
     )
+    if choices.dtype:
+        builder.add_operations(iter([CastTensors(dtype=choices.dtype, why="asked for")]))
     if module_info is not None:
         builder.add_operations(_tie_operations(builder.diff))
         builder.add_operations(_iter_injections(builder))

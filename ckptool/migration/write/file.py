@@ -30,7 +30,7 @@ from ckptool.migration.write.provenance import MigrationDigests
 from ckptool.migration.write.read_back import read_back_file
 from ckptool.migration.write.tensor_bytes import build_blob
 from ckptool.migration.write.tied_items import split_ties
-from ckptool.migration.write.torch_pickle import build_torch_file
+from ckptool.migration.write.torch_pickle import TorchFile
 from ckptool.model import StateDict
 
 FORMAT_ENTRY = ("format", "pt")
@@ -52,8 +52,8 @@ class WriteJob:
     force: bool
     record_provenance: bool
     """Whether the provenance record is written."""
-    state_changed: bool
-    """Whether the state_dict differs from the source's."""
+    torch_file: TorchFile | None
+    """Pickle and storages of a .pth; None for safetensors and for folders."""
     limits: Limits
     progress: ProgressCallback
     check_sources: Callable[[], None]
@@ -171,8 +171,8 @@ def compute_header_room(state: StateDict) -> int:
 
 
 def _write_torch(job: WriteJob, sink: FileWriter) -> FinishCallback:
-    contents = build_torch_file(job.draft, job.limits, has_changes=job.state_changed)
-    zip_writer.write_torch_zip(sink, contents.pickle, contents.storages)
+    assert job.torch_file is not None
+    zip_writer.write_torch_zip(sink, job.torch_file.pickle, job.torch_file.storages)
     return lambda _: None
 
 

@@ -1,21 +1,31 @@
 """Read back a written file, compare it with its draft, and compute its digests."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from ckptool.compare.digest import compute_state_digest
 from ckptool.compare.states import get_state
 from ckptool.errors import WriteError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.limits import Limits
+from ckptool.migration.plan.conversion import iter_outer_places
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.write.background_fingerprints import Fingerprints
 from ckptool.migration.write.early_copy import is_verified_copy
 from ckptool.migration.write.provenance import MigrationDigests
 from ckptool.migration.write.tensor_bytes import build_blob
 from ckptool.migration.write.tied_items import add_tied_tensors
-from ckptool.model import Checkpoint, Span, StateDict, TensorInfo, natural_sort_key
+from ckptool.model import (
+    Checkpoint,
+    PlainEntry,
+    Span,
+    StateDict,
+    TensorInfo,
+    join_key,
+    natural_sort_key,
+)
 from ckptool.phrases import join_limited
 from ckptool.tensors import fingerprint
 from ckptool.tensors.equality import are_equal, equal_many
@@ -90,6 +100,8 @@ def _iter_other_states(
     draft: Draft, checkpoint: Checkpoint
 ) -> Iterable[tuple[str, TensorInfo, TensorInfo]]:
     """Yield (key, source, result) for the tensors of all other state_dicts of the file."""
+    if draft.is_extracted:
+        return
     states_by_path: dict[str, StateDict] = {
         result_state.at: result_state for result_state in checkpoint.states
     }
@@ -115,6 +127,51 @@ def _check_equal(pairs: list[tuple[str, TensorInfo, TensorInfo]], target: Path) 
     ]
     if differing_keys:
         raise WriteError(f"{target}: not written: read back, `{differing_keys[0]}` differs")
+
+
+def check_entries(
+    source: Checkpoint, path: Path, target: Path, changed_places: Collection[str], limits: Limits
+) -> None:
+    """Compare the plain values of the file at `path` with the source's.
+
+    Not compared: values of which a part was left out or has another form (`changed_places`).
+
+    Raises:
+        WriteError: one is missing, or differs.
+    """
+    values = dict(_iter_leaves(open_checkpoint(path, limits).entries))
+    changed = frozenset(changed_places)
+    around_changed = {outer for place in changed for outer in iter_outer_places(place)}
+    for place, value in _iter_leaves(source.entries):
+        is_changed = place in around_changed or any(
+            outer in changed for outer in (place, *iter_outer_places(place))
+        )
+        if not is_changed and not _is_same(values.get(place, _MISSING), value):
+            raise WriteError(f"{target}: not written: read back, `{place}` differs")
+
+
+_MISSING: Final = object()
+
+
+def _iter_leaves(entries: Iterable[PlainEntry]) -> Iterator[tuple[str, object]]:
+    """Yield (place, value) of the innermost plain values; an empty dict or list is one.
+
+    How much of an object is one entry depends on what else is in it.
+    """
+    pending = [(entry.at, entry.value) for entry in entries if entry.value is not None]
+    while pending:
+        place, value = pending.pop()
+        children = dict(enumerate(value)) if isinstance(value, list) else value
+        pairs = children.items() if isinstance(children, dict) else ()
+        inner = [(join_key(place, str(key)), child) for key, child in pairs]
+        pending += inner
+        if not inner:
+            yield place, value
+
+
+def _is_same(value: object, expected: object) -> bool:
+    """Compare plain values; NaN equals itself."""
+    return value == expected or repr(value) == repr(expected)
 
 
 def _compute_expected_fingerprint(item: PlannedTensor) -> str:

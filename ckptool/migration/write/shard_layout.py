@@ -5,13 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.formats.files.source import is_directory, list_names, open_source
 from ckptool.formats.sharded.writer import INDEX_NAME
 from ckptool.locations import Location
+from ckptool.migration.plan.container_limits import SAFETENSORS, TORCH
 from ckptool.migration.plan.draft import Draft, PlannedTensor
 from ckptool.migration.write.tensor_bytes import build_blob
 from ckptool.migration.write.tied_items import split_ties
@@ -39,20 +41,43 @@ class ShardLayout:
     """Metadata of the source's index."""
 
 
-def plan_shards(draft: Draft, max_nbytes: int | None) -> ShardLayout:
-    """Return the layout: the source's if it is sharded and `max_nbytes` is None, else a new one."""
+class ShardNames(Struct, frozen=True):
+    """Names of the files of a sharded folder, as the Hugging Face libraries write and read them."""
+
+    index: str
+    shard: str
+    """Format of a shard's name: number and count."""
+
+
+_SHARD_NAMES: Final = {
+    SAFETENSORS: ShardNames(INDEX_NAME, "model-{:05}-of-{:05}.safetensors"),
+    TORCH: ShardNames("pytorch_model.bin.index.json", "pytorch_model-{:05}-of-{:05}.bin"),
+}
+_SHARDED_CONTAINERS: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TORCH})
+
+
+def plan_shards(draft: Draft, max_nbytes: int | None, to: str) -> ShardLayout:
+    """Return the layout: the source's if it is sharded and `max_nbytes` is None, else a new one.
+
+    Torch's shards have all names of a tied tensor, in one file; those of safetensors have one.
+    """
     items, ties = split_ties(draft)
-    is_sharded = draft.checkpoint.container is Container.SHARDED_SAFETENSORS
-    if max_nbytes is None and is_sharded:
+    container = draft.checkpoint.container
+    index = _find_index(draft) if container in _SHARDED_CONTAINERS else None
+    metadata = _read_index_metadata(index)
+    if max_nbytes is None and to == SAFETENSORS and container is Container.SHARDED_SAFETENSORS:
         shards = tuple(_keep_source_layout(draft, items))
-        index = _find_index(draft)
-        return ShardLayout(
-            index.name if index else INDEX_NAME, shards, ties, _read_index_metadata(index)
-        )
-    index = _find_index(draft) if is_sharded else None
-    return ShardLayout(
-        INDEX_NAME, tuple(_fill_shards(items, max_nbytes)), ties, _read_index_metadata(index)
-    )
+        return ShardLayout(index.name if index else INDEX_NAME, shards, ties, metadata)
+    names = _SHARD_NAMES[to]
+    if max_nbytes is None and container in _SHARDED_CONTAINERS:
+        shards = tuple(_group_by_source_file(items, names))
+    else:
+        shards = tuple(_fill_shards(items, max_nbytes, names))
+    if to == TORCH:
+        for shard in shards:
+            shard.items |= {name: draft.items[name] for name, k in ties.items() if k in shard.items}
+        ties = {}
+    return ShardLayout(names.index, shards, ties, metadata)
 
 
 def build_shard_draft(draft: Draft, shard: OutputShard) -> Draft:
@@ -60,7 +85,14 @@ def build_shard_draft(draft: Draft, shard: OutputShard) -> Draft:
     tensors = {item.source_key: item.tensor for item in shard.items.values() if item.source_key}
     state = StateDict(draft.state.at, tensors, versions=draft.state.versions)
     checkpoint = replace(draft.checkpoint, states=(state,))
-    return replace(draft, checkpoint=checkpoint, state=state, items=shard.items, non_tensor_keys={})
+    return replace(
+        draft,
+        checkpoint=checkpoint,
+        state=state,
+        items=shard.items,
+        non_tensor_keys={},
+        is_extracted=True,
+    )
 
 
 def _keep_source_layout(draft: Draft, items: Mapping[str, PlannedTensor]) -> Iterator[OutputShard]:
@@ -105,7 +137,9 @@ def _find_nearest_shard(key: str, shard_names: Mapping[str, str]) -> str:
     return shard_names[nearest_key] if nearest_key is not None else ""
 
 
-def _fill_shards(items: Mapping[str, PlannedTensor], max_nbytes: int | None) -> list[OutputShard]:
+def _fill_shards(
+    items: Mapping[str, PlannedTensor], max_nbytes: int | None, names: ShardNames
+) -> list[OutputShard]:
     """Fill shards up to `max_nbytes` bytes (None: one shard), in natural key order."""
     shards, remaining_nbytes = [OutputShard("")], max_nbytes or 0
     for key in sorted(items, key=natural_sort_key):
@@ -115,8 +149,23 @@ def _fill_shards(items: Mapping[str, PlannedTensor], max_nbytes: int | None) -> 
             remaining_nbytes = max_nbytes
         shards[-1].items[key] = items[key]
         remaining_nbytes -= nbytes
+    return _name_shards(shards, names)
+
+
+def _group_by_source_file(
+    items: Mapping[str, PlannedTensor], names: ShardNames
+) -> list[OutputShard]:
+    """Return one shard for each file of the source, in natural order of the files' names."""
+    groups: dict[str, OutputShard] = {}
+    for key in sorted(items, key=natural_sort_key):
+        file_name = _get_shard_name(items[key].tensor)
+        groups.setdefault(file_name, OutputShard("")).items[key] = items[key]
+    return _name_shards([groups[name] for name in sorted(groups, key=natural_sort_key)], names)
+
+
+def _name_shards(shards: list[OutputShard], names: ShardNames) -> list[OutputShard]:
     for number, shard in enumerate(shards, 1):
-        shard.name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        shard.name = names.shard.format(number, len(shards))
     return shards
 
 

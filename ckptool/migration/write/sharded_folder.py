@@ -13,6 +13,8 @@ from ckptool.formats.files.writer import FileWriter
 from ckptool.formats.safetensors.tie_metadata import TIES_KEY, format_ties
 from ckptool.formats.safetensors.writer import write_safetensors
 from ckptool.formats.sharded.writer import create_file, link_or_copy_file, write_index
+from ckptool.formats.torch.zip_writer import write_torch_zip
+from ckptool.migration.plan.container_limits import TORCH
 from ckptool.migration.plan.draft import Draft
 from ckptool.migration.write import provenance
 from ckptool.migration.write.background_fingerprints import Fingerprints
@@ -31,6 +33,7 @@ from ckptool.migration.write.shard_layout import (
     plan_shards,
 )
 from ckptool.migration.write.sidecar_files import copy_sidecar_files, list_sidecar_files
+from ckptool.migration.write.torch_pickle import build_shard_file
 from ckptool.model import StateDict
 from ckptool.tensors.fingerprint_many import fingerprint_many
 
@@ -44,7 +47,7 @@ def write_sharded_folder(job: WriteJob, max_nbytes: int | None) -> MigrationDige
         WriteError: the folder could not be completed; the target is unchanged.
         ReadError: a source can no longer be read.
     """
-    layout = plan_shards(job.draft, max_nbytes)
+    layout = plan_shards(job.draft, max_nbytes, job.to)
     with (
         open_pending_output(job.target, force=job.force, folder=True) as output,
         translate_os_errors(job.target),
@@ -79,11 +82,15 @@ def _write_shard(
     descriptor = create_file(path)
     try:
         with FileWriter(job.target, descriptor, job.progress) as sink:
-            write_safetensors(
-                sink,
-                order_tensors(shard.items),
-                build_header_metadata(shard_job, shard_ties, MigrationDigests()),
-            )
+            if job.to == TORCH:
+                torch_file = build_shard_file(shard_job.draft)
+                write_torch_zip(sink, torch_file.pickle, torch_file.storages)
+            else:
+                write_safetensors(
+                    sink,
+                    order_tensors(shard.items),
+                    build_header_metadata(shard_job, shard_ties, MigrationDigests()),
+                )
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

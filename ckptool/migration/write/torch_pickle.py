@@ -6,7 +6,10 @@ or an object of an unknown class stay.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from ckptool.errors import PlanError
 from ckptool.formats.files.writer import Blob
@@ -22,10 +25,25 @@ from ckptool.formats.pickle.nodes import (
 from ckptool.formats.pickle.plain_values import format_key
 from ckptool.formats.pickle.storage_ids import STORAGE_DTYPES
 from ckptool.formats.torch.zip_writer import ZipRecord
-from ckptool.migration.plan.draft import Draft, PlannedTensor
-from ckptool.migration.write.source_pickle import read_source_pickle
+from ckptool.migration.plan.conversion import ConversionScope, TreeChange
+from ckptool.migration.plan.draft import READABLE_LAYOUTS, Draft, PlannedTensor, create_draft
+from ckptool.migration.write.plain_tree import (
+    PlainTree,
+    build_plain_tree,
+    names_dangerous,
+)
+from ckptool.migration.write.source_pickle import SourcePickle, read_source_pickle
 from ckptool.migration.write.tensor_bytes import build_blob
-from ckptool.model import DTYPE_BITS, Container, contiguous_stride, join_key
+from ckptool.model import (
+    DTYPE_BITS,
+    Checkpoint,
+    Container,
+    TensorInfo,
+    contiguous_stride,
+    join_key,
+)
+from ckptool.phrases import MAX_NAMED, join_limited, quote_code
+from ckptool.tensors.elements import unreadable_reason
 
 _ORDERED_DICT: Final = GlobalName("collections", "OrderedDict")
 _REBUILD_TENSOR_V2: Final = GlobalName("torch._utils", "_rebuild_tensor_v2")
@@ -39,35 +57,179 @@ _UNTYPED_STORAGE: Final = GlobalName("torch.storage", "UntypedStorage")
 _STORAGE, _CPU = "storage", "cpu"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class TorchFile:
     """Content of a torch.save zip file."""
 
     pickle: bytes
-    storages: list[ZipRecord]
+    storages: tuple[ZipRecord, ...]
+    changes: tuple[TreeChange, ...] = ()
+    """Values of the source around the state that the file lacks, or has in another form."""
 
 
-def build_torch_file(draft: Draft, limits: Limits, *, has_changes: bool) -> TorchFile:
+def build_torch_file(
+    draft: Draft,
+    limits: Limits,
+    *,
+    has_changes: bool,
+    conversion: ConversionScope | None = None,
+    stripped_places: Collection[str] = (),
+) -> TorchFile:
     """Return the pickle and the storages of the result.
 
-    Without `has_changes`, the pickle of a torch.save archive is kept as it is.
+    Without `has_changes`, the pickle of a torch.save archive is kept as it is. Of a conversion it
+    holds plain data only; a migration leaves out what names something dangerous.
 
     Raises:
         PlanError: the source's objects cannot be pickled again around the new state_dict.
     """
     builder = _TensorNodeBuilder()
-    source = read_source_pickle(draft.checkpoint, limits, builder.build_tensor)
+    source = _read_source(draft, limits, builder, is_conversion=conversion is not None)
     builder.reserved_keys = source.storages.keys()
     root = source.root
-    if has_changes or draft.checkpoint.container is not Container.TORCH_ZIP:
+    is_kept = conversion is not None and root is not None and _is_unchanged(draft)
+    if not is_kept and (has_changes or draft.checkpoint.container is not Container.TORCH_ZIP):
         root = _replace_state_dict(root, draft, builder)
+    tree = _clean_tree(root, draft, builder, source, conversion, stripped_places)
     try:
-        data, persistent = writer.write_pickle(root, source.protocol, source.substitutes)
+        data, persistent = writer.write_pickle(tree.root, source.protocol, source.substitutes)
     except PickleError as error:
         raise PlanError(f"{draft.checkpoint.path}: cannot be rewritten: {error}") from error
     keys = dict.fromkeys(str(node.id[2]) for node in persistent if type(node.id) is tuple)
     records = [ZipRecord(key, builder.blobs.get(key) or source.storages[key]) for key in keys]
-    return TorchFile(data, records)
+    modules = _describe_replaced_modules(draft) if conversion is not None else ()
+    return TorchFile(data, tuple(records), (*modules, *tree.changes))
+
+
+def build_shard_file(draft: Draft) -> TorchFile:
+    """Return pickle and storages of a state_dict of plain tensors, all made from descriptions.
+
+    Raises:
+        PlanError: a tensor can be written with the pickle of its source only.
+    """
+    for key, item in draft.items.items():
+        if not is_describable(item.tensor):
+            kind = item.tensor.wrapper or item.tensor.layout
+            raise PlanError(
+                f"{draft.checkpoint.path}: `{key}` is {kind}: only plain tensors are sharded"
+            )
+    builder = _TensorNodeBuilder()
+    root = _build_state_dict(None, draft, builder)
+    data, persistent = writer.write_pickle(root)
+    keys = dict.fromkeys(str(node.id[2]) for node in persistent)
+    return TorchFile(data, tuple(ZipRecord(key, builder.blobs[key]) for key in keys))
+
+
+def _is_unchanged(draft: Draft) -> bool:
+    """Whether the state is written in its place, with the keys and values that it has there."""
+    source_draft = create_draft(draft.checkpoint, draft.state)
+    is_same = (draft.items, draft.non_tensor_keys, draft.versions) == (
+        source_draft.items,
+        source_draft.non_tensor_keys,
+        source_draft.versions,
+    )
+    return is_same and not draft.is_extracted and draft.state.role != "module"
+
+
+def _read_source(
+    draft: Draft, limits: Limits, builder: "_TensorNodeBuilder", *, is_conversion: bool
+) -> SourcePickle:
+    """Return the source's object; none where a state alone is written and can do without it.
+
+    Raises:
+        PlanError: its pickle cannot be written again.
+    """
+    try:
+        source = read_source_pickle(draft.checkpoint, limits, builder.build_tensor)
+    except PlanError:
+        can_describe = all(is_describable(item.tensor) for item in draft.items.values())
+        if draft.is_extracted and can_describe and not draft.non_tensor_keys:
+            return SourcePickle()
+        raise
+    return replace_fields(source, protocol=2) if is_conversion else source
+
+
+def _clean_tree(
+    root: Any,
+    draft: Draft,
+    builder: "_TensorNodeBuilder",
+    source: SourcePickle,
+    conversion: ConversionScope | None,
+    stripped_places: Collection[str],
+) -> PlainTree:
+    """Return the graph without what the result must not have: see `build_torch_file`."""
+    checkpoint = draft.checkpoint
+    if conversion is None and not names_dangerous(root, source.substitutes):
+        return PlainTree(root, ())
+    substitutes = dict(source.substitutes)
+    if conversion is not None and not draft.is_extracted:
+        _replace_other_modules(root, draft, builder)
+        substitutes |= {key: new for key, (_, new) in builder.replaced_nodes.items()}
+    place = draft.state.at if draft.is_extracted else ""
+    stripped = frozenset(stripped_places)
+    tree = build_plain_tree(
+        root,
+        builder.build_described_tensor,
+        tensors=_map_tensors(checkpoint, draft),
+        substitutes=substitutes,
+        is_stripped=stripped.__contains__,
+        keeps_unknown=conversion is None,
+        place=place,
+    )
+    missing_places = [
+        change.place
+        for change in tree.changes
+        if not change.after and change.place in {join_key(draft.state.at, k) for k in draft.items}
+    ]
+    if missing_places:
+        names = join_limited(missing_places, MAX_NAMED, quote_code)
+        raise PlanError(
+            f"{checkpoint.path}: torch.load(weights_only=True) would refuse {names}: convert it in"
+            " the environment that wrote it, or leave it out with --strip"
+        )
+    return tree
+
+
+def _replace_other_modules(root: Any, draft: Draft, builder: "_TensorNodeBuilder") -> None:
+    """Note the state_dict of each other pickled module as the node to write in its place."""
+    other_modules = {
+        state.at: create_draft(draft.checkpoint, state)
+        for state in draft.checkpoint.states
+        if state.role == "module" and state.at != draft.state.at and not state.is_packed
+    }
+    if not other_modules:
+        return
+    for path, node, _ in _iter_nodes(root, lambda _: None):
+        if path in other_modules and _is_state_node(node, other_modules[path]):
+            new_node = _build_state_dict(node, other_modules[path], builder)
+            builder.replaced_nodes[id(node)] = (node, new_node)
+
+
+def _describe_replaced_modules(draft: Draft) -> Iterator[TreeChange]:
+    """Yield the pickled modules that are written as state_dicts."""
+    for state in draft.checkpoint.states:
+        is_written = state.at == draft.state.at or not draft.is_extracted
+        if state.role == "module" and is_written and not state.is_packed:
+            module = state.modules.get("")
+            yield TreeChange(state.at or ".", module.name if module else "a module", "state_dict")
+
+
+def _map_tensors(checkpoint: Checkpoint, draft: Draft) -> dict[str, TensorInfo]:
+    """Return the tensors by their places in the tree that is to be written."""
+    tensors = {
+        join_key(state.at, key): tensor
+        for state in checkpoint.states
+        if state.at != draft.state.at
+        for key, tensor in state.tensors.items()
+    }
+    tensors |= {join_key(draft.state.at, key): item.tensor for key, item in draft.items.items()}
+    return tensors
+
+
+def is_describable(tensor: TensorInfo) -> bool:
+    """Return whether a tensor can be written from its description alone."""
+    is_plain = tensor.layout in READABLE_LAYOUTS and not tensor.wrapper
+    return is_plain and not tensor.is_on_meta and not unreadable_reason(tensor)
 
 
 class _TensorNodeBuilder:
@@ -77,6 +239,8 @@ class _TensorNodeBuilder:
         self.blobs: dict[str, Blob] = {}
         self.reserved_keys: Collection[str] = ()
         """Keys of the source's storages."""
+        self.replaced_nodes: dict[int, tuple[Any, Any]] = {}
+        """id of a node of a state -> the node, and the one that is written in its place."""
         self._storages: dict[object, tuple[PersistentReference, PlannedTensor]] = {}
         self._next_key = 0
 
@@ -98,6 +262,12 @@ class _TensorNodeBuilder:
             return UnresolvedObject(_REBUILD_TENSOR_V2, args)
         return UnresolvedObject(_REBUILD_TENSOR_V3, (*args, GlobalName("torch", dtype)))
 
+    def build_described_tensor(self, tensor: TensorInfo) -> UnresolvedObject | None:
+        """Return the node of a tensor or an array; None if its description does not say it."""
+        if not is_describable(tensor):
+            return None
+        return self.build_tensor(PlannedTensor(replace(tensor, kind=None)))
+
     def _add_storage(self, item: PlannedTensor) -> PersistentReference:
         key = self._find_free_key()
         self.blobs[key] = build_blob(item)
@@ -117,14 +287,21 @@ class _TensorNodeBuilder:
 
 
 def _replace_state_dict(root: Any, draft: Draft, builder: _TensorNodeBuilder) -> Any:
-    """Return the pickle tree with the source's state_dict replaced by the result's."""
+    """Return the pickle tree with the source's state_dict replaced by the result's.
+
+    If the state is extracted, return the result's alone.
+    """
     if root is None or not draft.state.at:
         return _build_state_dict(root, draft, builder)
     holder = [root]
     for path, node, set_node in _iter_nodes(root, _make_setter(holder, 0)):
         if path == draft.state.at and _is_state_node(node, draft):
-            set_node(_build_state_dict(node, draft, builder))
-            return holder[0]
+            new_node = _build_state_dict(node, draft, builder)
+            builder.replaced_nodes[id(node)] = (node, new_node)
+            set_node(new_node)
+            return new_node if draft.is_extracted else holder[0]
+    if draft.is_extracted and all(is_describable(item.tensor) for item in draft.items.values()):
+        return _build_state_dict(None, draft, builder)
     raise PlanError(
         f"{draft.checkpoint.path}: the state at `{draft.state.at}` cannot be changed in place: "
         "add an extract step, or write safetensors"
@@ -148,7 +325,8 @@ def _build_state_dict(old_node: Any, draft: Draft, builder: _TensorNodeBuilder) 
         )
     for key, source_key in draft.non_tensor_keys.items():
         if source_key in old_pairs:
-            pairs[key] = old_pairs[source_key][1]
+            old_key, value = old_pairs[source_key]
+            pairs[old_key if key == source_key else key] = value
     return _build_mapping(old_node, draft, pairs)
 
 

@@ -30,6 +30,8 @@ _MEASURES: Final = tuple(
 _TENSOR_COLUMNS: Final[tuple[Column | str, ...]] = ("key", *_MEASURES, WHAT)
 _MODULE_COLUMNS: Final[tuple[Column | str, ...]] = ("module", "tensors", *_MEASURES)
 _MAX_TIES: Final = 3
+_MAX_ENTRIES: Final = 20
+"""Maximum plain values shown; the rest is only counted. -v shows all."""
 _MAX_TENSORS: Final = 20
 """Maximum tensors shown; the rest is only counted. -v shows all."""
 _MIN_TENSORS_FOR_MODULES: Final = 8
@@ -57,7 +59,6 @@ def _build_diff_files_blocks(report: DiffFilesReport, options: RenderOptions) ->
         ("Added", _exclude_keys(report.added_keys, (*report.renamed_keys.values(), *quantized))),
         ("Removed", _exclude_keys(report.removed_keys, (*report.renamed_keys, *quantized))),
         ("Changed in value", _select_unmeasured_keys(report)),
-        ("Plain data that differs", report.changed_entries),
     ):
         if keys:
             yield build_keys_table(title, keys, options)
@@ -67,6 +68,27 @@ def _build_diff_files_blocks(report: DiffFilesReport, options: RenderOptions) ->
         yield _build_modules_table(report.changes, options)
     if report.changes:
         yield _build_tensors_table(report.changes, options, has_tolerance=report.rtol is not None)
+    yield from _build_plain_data_blocks(report, options)
+
+
+def _build_plain_data_blocks(report: DiffFilesReport, options: RenderOptions) -> Iterator[Block]:
+    """Yield the plain values that differ as `epoch: 3 -> 4`, and the places of other parts."""
+    shown = report.entry_changes if options.verbosity > 0 else report.entry_changes[:_MAX_ENTRIES]
+    lines = [f"{change.place}: {change.old} -> {change.new}" for change in shown]
+    omitted_count = len(report.entry_changes) - len(shown)
+    if omitted_count:
+        lines.append(f"... and {omitted_count:,} more values (-v shows all)")
+    if lines:
+        yield LinesBlock(("plain data that differs:", *(f"  {line}" for line in lines)))
+    named_places = {change.place for change in report.entry_changes}
+    others = [
+        place
+        for place in report.changed_entries
+        if place not in named_places
+        and not any(named.startswith(f"{place}.") for named in named_places)
+    ]
+    if others:
+        yield build_keys_table("Plain data that differs", others, options)
 
 
 def _build_diff_shard_blocks(report: DiffShardReport, options: RenderOptions) -> Iterator[Block]:

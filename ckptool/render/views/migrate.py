@@ -16,12 +16,35 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.reports.migrate import MigrateReport, StepReport, list_assumptions
+from ckptool.reports.migrate import MigrateManyReport, MigrateReport, StepReport, list_assumptions
 
 _STEP: Final = Column("step", ColumnKind.EXACT)
 
 
-def build_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Block]:
+def build_blocks(
+    report: MigrateReport | MigrateManyReport, options: RenderOptions
+) -> Iterator[Block]:
+    if isinstance(report, MigrateManyReport):
+        return _build_summary_blocks(report, options)
+    return _build_migration_blocks(report, options)
+
+
+def _build_summary_blocks(report: MigrateManyReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
+        return
+    rows = [(m.source, m.target or "nothing written", m.verdict) for m in report.migrations]
+    if rows:
+        columns = ("source", "target", Column("verdict", ColumnKind.PROSE))
+        yield build_table("Migrated", columns, rows, options)
+    if report.errors:
+        yield LinesBlock(tuple(f"not migrated: {error}" for error in report.errors))
+    if options.verbosity > 0:
+        for migration in report.migrations:
+            yield from _build_migration_blocks(migration, options)
+
+
+def _build_migration_blocks(report: MigrateReport, options: RenderOptions) -> Iterator[Block]:
     yield VerdictBlock(report.verdict, bool(report.exit_code))
     if options.verbosity < 0:
         return

@@ -1,0 +1,99 @@
+"""`ckptool convert`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import CHECKPOINT_PATH, OUTPUT_PATH, limit_options, screen_options
+from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.cli.parsing import parse_rename, parse_shard_size, reject_duplicates
+from ckptool.cli.progress import ProgressLine, report_interrupt
+from ckptool.formats.limits import Limits
+from ckptool.locations import Location
+from ckptool.policy import Policy
+
+
+@click.command("convert")
+@click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
+@click.option("-o", "--output", "target", metavar="DST", type=OUTPUT_PATH,
+              help="Output; its suffix is the format. A folder if several SRC.")  # fmt: skip
+@click.option("--at", metavar="KEY", help='Write only the state_dict at this key path ("model").')
+@click.option("--to", type=click.Choice(["safetensors", "pth"]),
+              help="The format.  [default: by the suffix of DST]")  # fmt: skip
+@click.option("--dtype", metavar="DTYPE",
+              help="Cast floating point tensors: bf16, fp16, fp32, or torch's name.")  # fmt: skip
+@click.option("--weights-only", is_flag=True,
+              help="Write the tensors of the model's state_dict, and nothing else.")  # fmt: skip
+@click.option("--strip", multiple=True, metavar="KEY",
+              help="Drop what is at KEY, a name or a pattern; 'optimizer' is the state of all "
+              "optimizers. Repeatable.")  # fmt: skip
+@click.option("--rename", "renamed", multiple=True, metavar="OLD=NEW",
+              help="`*` is one segment, at the end all that follow: 'module.*=*'.")  # fmt: skip
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help='Write shards of at most this size ("5GB") to the folder DST.',
+)
+@click.option("--merge-shards", is_flag=True, help="Write a sharded source as one file.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done and write nothing.")
+@click.option(
+    "--no-provenance", is_flag=True, help="Do not record the steps and digests with the output."
+)
+@click.option("--force", is_flag=True, help="Replace an existing DST.")
+@limit_options
+@screen_options
+def command(  # noqa: PLR0913
+    ctx: click.Context,
+    sources: tuple[Location, ...],
+    target: Path | None,
+    *,
+    at: str | None,
+    to: str | None,
+    dtype: str | None,
+    weights_only: bool,
+    strip: tuple[str, ...],
+    renamed: tuple[str, ...],
+    max_shard_size: str | None,
+    merge_shards: bool,
+    dry_run: bool,
+    no_provenance: bool,
+    force: bool,
+    limits: Limits,
+    out: ReportOutput,
+    policy: Policy,  # noqa: ARG001 - a conversion has no findings
+) -> None:
+    r"""Write checkpoints in another format, as files that torch.load(weights_only=True) reads.
+
+    No module is needed, and nothing in a file is imported or executed. The report names everything
+    that was dropped.
+
+    \b
+    ckptool convert old.ckpt -o clean.pt                     all that weights_only=True reads
+    ckptool convert old.ckpt -o model.safetensors --at model --dtype bf16
+    ckptool convert shards/ -o model.safetensors
+    ckptool convert runs/*.ckpt -o converted/ --weights-only
+    """
+    message = "incomplete output was removed"
+    with report_interrupt(ctx, message), ProgressLine(sources[0], "written") as progress:
+        report = api.convert(
+            sources,
+            target,
+            at=at,
+            to=to,
+            dtype=dtype,
+            weights_only=weights_only,
+            strip=strip,
+            renames=reject_duplicates("--rename", map(parse_rename, renamed)),
+            max_shard_size=parse_shard_size(max_shard_size),
+            merge_shards=merge_shards,
+            force=force,
+            dry_run=dry_run,
+            provenance=not no_provenance,
+            progress=progress.add_bytes,
+            limits=limits,
+        )
+    out.write_report(report)
+    for error in report.errors:
+        click.echo(f"ckptool: {format_one_line(error)}", err=True)
+    ctx.exit(report.exit_code)

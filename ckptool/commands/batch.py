@@ -1,0 +1,150 @@
+"""Several sources and folders -> one result each; what fails is collected and stops nothing."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+from ckptool.commands.target import PathLike
+from ckptool.errors import CkptoolError, ReadError, UsageError, WriteError
+from ckptool.formats import find_checkpoint_files
+from ckptool.locations import Location, parse_location
+
+ReportT = TypeVar("ReportT")
+
+
+class BatchSource(Struct, frozen=True):
+    """One source of a command that takes several, and the name of its result."""
+
+    location: Location
+    name: str
+    """Path of the result below the folder, without a suffix: "run-3/model"."""
+
+
+class BatchResult(Struct, Generic[ReportT], frozen=True):
+    """Reports and errors, in the order of the sources."""
+
+    reports: tuple[ReportT, ...]
+    errors: tuple[CkptoolError, ...]
+
+
+def is_batch(paths: Sequence[PathLike], target: PathLike | None, *, is_folder_result: bool) -> bool:
+    """Return whether results go into the folder `target`, one for each source.
+
+    Args:
+        paths: the sources.
+        target: the destination; None for none.
+        is_folder_result: whether the result of one source is a folder itself.
+    """
+    if len(paths) > 1:
+        return True
+    source = parse_location(paths[0])
+    if isinstance(source, Path) and source.is_dir() and len(find_checkpoint_files(source)) > 1:
+        return True
+    is_present = target is not None and Path(str(target)).is_dir()
+    return is_present and not is_folder_result
+
+
+def list_sources(paths: Sequence[PathLike]) -> list[BatchSource]:
+    """Return the checkpoints that `paths` name; a folder of several stands for all below it.
+
+    Raises:
+        ReadError: a folder has no checkpoint, or cannot be listed.
+        UsageError: two of them would get the same name, or nothing is named.
+    """
+    if not paths:
+        raise UsageError("no checkpoint is named")
+    sources = [source for path in paths for source in _iter_sources(parse_location(path))]
+    counts = Counter(source.name for source in sources)
+    for source in sources:
+        if counts[source.name] > 1:
+            others = [str(s.location) for s in sources if s.name == source.name]
+            raise UsageError(
+                f"{' and '.join(others[:2])} would both be written as {source.name}: convert them "
+                "one by one"
+            )
+    return sources
+
+
+def run_batch(
+    sources: Sequence[BatchSource],
+    folder: Path,
+    suffix: str,
+    run_one: Callable[[Location, Path], ReportT],
+    *,
+    dry_run: bool,
+) -> BatchResult[ReportT]:
+    """Run `run_one` on every source, with its target below `folder`.
+
+    Folders that are missing are made, and removed again where nothing was written to them.
+
+    Args:
+        sources: of `list_sources`.
+        folder: for the results.
+        suffix: of a result, "" where it is a folder.
+        run_one: source, target -> report.
+        dry_run: whether nothing is written.
+
+    Raises:
+        WriteError: the folder cannot be made.
+    """
+    reports: list[ReportT] = []
+    errors: list[CkptoolError] = []
+    for source in sources:
+        target = folder / f"{source.name}{suffix}"
+        new_folders = [] if dry_run else _make_folders(target.parent)
+        try:
+            reports.append(run_one(source.location, target))
+        except CkptoolError as error:
+            errors.append(error)
+            _remove_empty(new_folders)
+        except BaseException:
+            _remove_empty(new_folders)
+            raise
+    return BatchResult(tuple(reports), tuple(errors))
+
+
+def choose_suffix(to: str | None) -> str:
+    """Return the suffix of a result in a folder: that of `to`, else .safetensors."""
+    return ".pth" if to == "pth" else ".safetensors"
+
+
+def _iter_sources(location: Location) -> Iterator[BatchSource]:
+    if not isinstance(location, Path) or not location.is_dir():
+        yield BatchSource(location, _drop_suffix(location.name))
+        return
+    files = find_checkpoint_files(location)
+    if not files:
+        raise ReadError(location, "is a folder without a checkpoint")
+    if files == [location]:
+        yield BatchSource(location, location.resolve().name)
+        return
+    for file in files:
+        relative = file.relative_to(location)
+        yield BatchSource(file, str(relative.with_name(_drop_suffix(relative.name))))
+
+
+def _drop_suffix(name: str) -> str:
+    """Return a file's name without the suffixes of a checkpoint or of an index."""
+    return re.sub(r"(?i)(?:\.index\.json|\.\w{1,11})$", "", name) or name
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return the new ones, innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"{folder}: {error.strerror or error}") from error
+    return missing
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return

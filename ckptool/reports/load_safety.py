@@ -1,0 +1,99 @@
+"""Checkpoint -> one line that answers whether loading it is safe, and its number of parameters."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from ckptool.model import (
+    Checkpoint,
+    Container,
+    GlobalUse,
+    Kind,
+    Safety,
+    StateDict,
+    TensorInfo,
+)
+from ckptool.phrases import pluralize, quote_code
+
+RESTRICTED_LOAD: Final = "torch.load(weights_only=True)"
+_SAFETENSORS: Final = frozenset({Container.SAFETENSORS, Container.SHARDED_SAFETENSORS})
+_CODE_LOADERS: Final = {
+    Container.TORCHSCRIPT: "torch.jit.load runs the code in it",
+    Container.TORCH_EXPORT: "torch.export.load runs the program in it",
+}
+_BATCH_NORM_BUFFERS: Final = ("running_mean", "running_var")
+_NUMBER_DTYPES: Final = ("float", "bfloat", "complex")
+
+
+def describe_safety(checkpoint: Checkpoint) -> str:
+    """Return what loads the file without running code of it, or what it is that hinders that."""
+    unsafe_uses = [use for use in checkpoint.globals if use.safety is not Safety.SAFE]
+    if checkpoint.damage:
+        return f"not known whether it is safe: {checkpoint.damage}"
+    if checkpoint.container in _SAFETENSORS:
+        return _describe_tensors_only(unsafe_uses)
+    return next(_iter_obstacles(checkpoint, unsafe_uses), "") or _describe_loader(checkpoint)
+
+
+def _iter_obstacles(checkpoint: Checkpoint, unsafe_uses: list[GlobalUse]) -> Iterator[str]:
+    """Yield what hinders a load that runs no code, the weightiest first."""
+    is_dangerous = any(use.safety is Safety.DANGEROUS for use in unsafe_uses)
+    danger = "; weights_only=False would run it" if is_dangerous else ""
+    if checkpoint.container in _CODE_LOADERS:
+        yield f"not safe unless you trust its source: {_CODE_LOADERS[checkpoint.container]}"
+    if unsafe_uses and not checkpoint.load_refusal:
+        yield f"{RESTRICTED_LOAD} refuses {_list_names(unsafe_uses)}{danger}"
+    if checkpoint.load_refusal:
+        names = f"; it names {_list_names(unsafe_uses)}" if is_dangerous else ""
+        yield f"torch.load refuses it: {checkpoint.load_refusal}{names}"
+    if checkpoint.weights_only_refusal:
+        yield f"{RESTRICTED_LOAD} refuses it: {checkpoint.weights_only_refusal}"
+    if checkpoint.unread:
+        yield f"not known whether it is safe: {checkpoint.unread[0].what} was not looked at"
+
+
+def _describe_loader(checkpoint: Checkpoint) -> str:
+    if checkpoint.container is Container.DCP:
+        return "safe: torch.distributed.checkpoint reads it, and it names no classes but its own"
+    return f"safe: {RESTRICTED_LOAD} reads it"
+
+
+def count_parameters(states: Iterable[StateDict]) -> int:
+    """Return the number of elements of the parameters in the states of models, tied ones once.
+
+    A pickled module records which of its tensors are parameters. In a state_dict, every floating
+    point tensor counts but those that BatchNorm calls `running_mean` and `running_var`.
+    """
+    counted: set[object] = set()
+    total = 0
+    for state in states:
+        if state.role not in {"state_dict", "module"}:
+            continue
+        for tensor in state.tensors.values():
+            view = (tensor.storage or id(tensor), tensor.storage_offset, tensor.shape)
+            if _is_parameter(tensor) and view not in counted:
+                counted.add(view)
+                total += tensor.numel
+    return total
+
+
+def _is_parameter(tensor: TensorInfo) -> bool:
+    if tensor.kind in {Kind.PARAMETER, Kind.BUFFER}:
+        return tensor.kind is Kind.PARAMETER
+    name = tensor.key.rpartition(".")[2]
+    return tensor.dtype.startswith(_NUMBER_DTYPES) and name not in _BATCH_NORM_BUFFERS
+
+
+def _describe_tensors_only(unsafe_uses: list[GlobalUse]) -> str:
+    if unsafe_uses:
+        names = _list_names(unsafe_uses)
+        return f"safetensors runs no code; a pickle within or beside it names {names}"
+    return "safe: a safetensors file holds no code"
+
+
+def _list_names(uses: list[GlobalUse]) -> str:
+    """Return the first name and its place, and the number of the others."""
+    first = next((use for use in uses if use.safety is Safety.DANGEROUS), uses[0])
+    other_count = len({use.qualified_name for use in uses}) - 1
+    place = f" at {quote_code(first.at)}" if first.at else ""
+    others = f" and {pluralize(other_count, 'more name')}" if other_count else ""
+    return f"{first.qualified_name}{place}{others}"
