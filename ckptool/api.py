@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ckptool.commands.digest import digest, textconv
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.inspect import inspect
-    from ckptool.commands.lock import lock
+    from ckptool.commands.lock import lock, lock_all
     from ckptool.commands.merge import merge
     from ckptool.commands.migrate import migrate
     from ckptool.commands.render_text import text
@@ -25,6 +25,7 @@ __all__ = [
     "gate",
     "inspect",
     "lock",
+    "lock_all",
     "merge",
     "migrate",
     "rule",
@@ -42,6 +43,7 @@ _HOMES = {
     "gate": "ckptool.commands.gate",
     "inspect": "ckptool.commands.inspect",
     "lock": "ckptool.commands.lock",
+    "lock_all": "ckptool.commands.lock",
     "merge": "ckptool.commands.merge",
     "migrate": "ckptool.commands.migrate",
     "rule": "ckptool.commands.rule",

@@ -69,6 +69,8 @@ from ckptool.policy import Policy
 )
 @click.option("--update-baseline", is_flag=True, help="Write what is found now as known.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 where the gate fails: report only.")
+@click.option("--modules-only", is_flag=True,
+              help="Judge the configured modules and their locks, without checkpoints.")  # fmt: skip
 @click.option("--show-policy", is_flag=True, help="Print what holds, and where each part is from.")
 @click.option(
     "--values/--no-values", default=True, help="Judge the numbers too, or the structure alone."
@@ -92,6 +94,7 @@ def command(  # noqa: PLR0913
     baseline: Path | None,
     update_baseline: bool,
     exit_zero: bool,
+    modules_only: bool,
     show_policy: bool,
     values: bool,
     inputs: tuple[str, ...] | None,
@@ -102,12 +105,13 @@ def command(  # noqa: PLR0913
     r"""Pass or fail a release by the policy of pyproject.toml or ckptool.toml.
 
     \b
-    ckptool gate model.pth                        the module that the configuration names
-    ckptool gate release/* --format github        annotations and a summary for GitHub
+    ckptool gate                                  all that the configuration names
+    ckptool gate model.pth 'runs/*.pth' release/  files, patterns and folders
+    ckptool gate release --format github          annotations and a summary for GitHub
     ckptool gate model.pth --format sarif -o gate.sarif --format junit -o gate.xml
     ckptool gate model.pth --against ckpt.lock.json --fixtures 'old/*.pth' --golden g.safetensors
     ckptool gate -m package.module:Name --against ckpt.lock.json       no weights are needed
-    ckptool gate                                  every configured module against its lock
+    ckptool gate --modules-only                   every configured module and its lock
     ckptool gate --show-policy
     """
     if show_policy:
@@ -132,6 +136,7 @@ def command(  # noqa: PLR0913
         baseline=baseline,
         update_baseline=update_baseline,
         exit_zero=exit_zero,
+        modules_only=modules_only,
         policy=policy,
         limits=limits,
         config=ctx.obj["config"],

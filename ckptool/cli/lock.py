@@ -13,8 +13,9 @@ from ckptool.cli.options import (
     module_options,
     screen_options,
 )
-from ckptool.cli.output import ReportOutput
+from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.parsing import reject_duplicates
+from ckptool.commands.option_checks import reject_unused_options
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
@@ -27,6 +28,10 @@ from ckptool.policy import Policy
               help="The lock's file.  [default: ckpt.lock.json]")  # fmt: skip
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
+@click.option("--all", "takes_all", is_flag=True,
+              help="Every lock that the configuration names (`against` in [[models]]).")  # fmt: skip
+@click.option("--update", is_flag=True,
+              help="Accept what has changed: only a lock that exists is written.")  # fmt: skip
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 where the lock is stale.")
 @click.option("--golden", metavar="FILE", type=OUTPUT_PATH,
               help="Record what the module computes with PATH on the inputs.")  # fmt: skip
@@ -46,6 +51,8 @@ def command(  # noqa: PLR0913
     kwargs: dict[str, object] | None,
     loader: str | None,
     at: str | None,
+    takes_all: bool,
+    update: bool,
     check: bool,
     golden: Path | None,
     inputs: tuple[str, ...] | None,
@@ -59,10 +66,23 @@ def command(  # noqa: PLR0913
 
     \b
     ckptool lock -m package.module:Name -o ckpt.lock.json
-    ckptool lock -m package.module:Name --check              in CI: is the lock fresh?
+    ckptool lock --all                                       each lock of the configuration
+    ckptool lock --all --check                               in CI: is each of them fresh?
+    ckptool lock --update -o ckpt.lock.json                  accept what has changed
     ckptool lock model.pth -o model.lock.json                what a file alone can tell
     ckptool lock model.pth -m package.module:Name --golden golden.safetensors
     """
+    config = ctx.obj["config"]
+    if takes_all:
+        named = {"PATH": path, "-o": target, "-m": module, "-k": kwargs, "--loader": loader}
+        named |= {"--at": at, "--golden": golden, "--input": inputs, "--force": force}
+        unused = {name: bool(value) for name, value in named.items()}
+        reject_unused_options(unused, "is for one lock, and --all takes those that are configured")
+        locks_report = api.lock_all(check=check, update=update, policy=policy, config=config)
+        out.write_report(locks_report)
+        for error in locks_report.errors:
+            click.echo(f"ckptool: {format_one_line(error)}", err=True)
+        ctx.exit(locks_report.exit_code)
     report = api.lock(
         path,
         module=module,
@@ -71,12 +91,13 @@ def command(  # noqa: PLR0913
         at=at,
         output=target,
         check=check,
+        update=update,
         golden=golden,
         inputs=inputs,
         tolerances=reject_duplicates("--tolerance", map(_parse_tolerance, tolerances)),
         force=force,
         policy=policy,
-        config=ctx.obj["config"],
+        config=config,
         limits=limits,
     )
     out.write_report(report)

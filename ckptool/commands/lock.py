@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
+from ckptool.commands.gating.configured_locks import find_locked_module, list_configured_locks
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
@@ -16,13 +19,19 @@ from ckptool.commands.worker.requests import DescribeModule, RecordGolden
 from ckptool.commands.worker.worker import get_worker, start_early
 from ckptool.compare import contract, contract_lock
 from ckptool.compare.contract import Contract
-from ckptool.config import ProjectConfig
-from ckptool.errors import ReadError, UsageError, WriteError
+from ckptool.config import ProjectConfig, load_config
+from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.model import Checkpoint, Skipped
 from ckptool.policy import Policy, judge
-from ckptool.reports.lock import LockOutcome, LockReport, build_lock_report
+from ckptool.reports.lock import (
+    LockOutcome,
+    LockReport,
+    LocksReport,
+    build_lock_report,
+    build_locks_report,
+)
 from ckptool.rules import run_rules
 
 if TYPE_CHECKING:
@@ -40,6 +49,7 @@ def lock(  # noqa: PLR0913
     at: str | None = None,
     output: str | Path | None = None,
     check: bool = False,
+    update: bool = False,
     golden: str | Path | None = None,
     inputs: object = None,
     tolerances: Mapping[str, float] | None = None,
@@ -59,6 +69,8 @@ def lock(  # noqa: PLR0913
         at: dotted place of the state in the file ("state_dict").
         output: the lock file; None is "ckpt.lock.json"; an existing lock is replaced.
         check: write nothing; report whether the lock on disk is up to date.
+        update: the lock has to be there already; without a module, the configuration's entry whose
+            `against` it is gives it.
         golden: file for the recorded outputs; then no lock is written.
         inputs: arguments of forward, as for `verify`.
         tolerances: device ("cpu", "cuda") -> absolute and relative tolerance for later replays.
@@ -73,68 +85,137 @@ def lock(  # noqa: PLR0913
         WriteError: the file cannot be written, or exists and is not a lock.
         UsageError: the options exclude each other.
     """
+    location = Path(DEFAULT_NAME if output is None else output)
     module_options = ModuleOptions(module, kwargs, at, loader=loader)
+    reject_unused_options({"--check": check and update}, "writes nothing, and --update writes")
     if golden is not None:
-        if path is None or output is not None or check:
+        if path is None or output is not None or check or update:
             raise UsageError(
                 "--golden records what a module computes with a checkpoint: lock PATH --golden "
                 "FILE -m MODULE; the lock is written by another run, without --golden"
             )
-        location = parse_location(path)
-        module_target = need_target(location, module_options, config)
+        source = parse_location(path)
+        module_target = need_target(source, module_options, config)
         return _record_golden(
-            module_target, location, Path(golden), inputs, tolerances or {}, force, limits
+            module_target, source, Path(golden), inputs, tolerances or {}, force, limits
         )
     unused_options = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
     reject_unused_options(unused_options, "is for the outputs that --golden FILE records")
-    new_contract, skipped, checkpoint = _build_contract(path, module_options, limits)
-    location = Path(DEFAULT_NAME if output is None else output)
+    module_target = module_options.target
+    if path is None and module_target is None:
+        settings = load_config(Path.cwd()) if config is None else config
+        module_target = find_locked_module(settings, location)
+        settings.announce_code(str(module_target.module))
+    if update and not location.exists():
+        raise ReadError(location, "there is no lock to update: write it without --update")
+    locked = _describe_locked(path, module_target, module_options, limits)
+    return _write_or_check(location, locked, policy or Policy(), check=check, force=force)
+
+
+class _Locked(Struct, frozen=True):
+    """What a lock is of, as it is now."""
+
+    contract: Contract
+    skipped: tuple[Skipped, ...]
+    checkpoint: Checkpoint | None = None
+    """None where it is a module."""
+
+
+def _write_or_check(
+    location: Path, locked: _Locked, policy: Policy, *, check: bool, force: bool = False
+) -> LockReport:
+    """Compare a lock with what it is of, write it unless that is all, and report.
+
+    Raises:
+        ReadError: the lock on disk is invalid, or is to be checked and missing.
+        WriteError: it cannot be written, or the file is not a lock.
+    """
     old_contract = _read_old_lock(location, check=check, force=force)
-    lock_text = contract_lock.format_lock(new_contract)
+    lock_text = contract_lock.format_lock(locked.contract)
     is_unchanged = old_contract is not None and contract_lock.format_lock(old_contract) == lock_text
     contract_diff = (
-        None if old_contract is None else contract.compare_contracts(old_contract, new_contract)
+        None if old_contract is None else contract.compare_contracts(old_contract, locked.contract)
     )
     outcome = LockOutcome(
         location,
-        new_contract,
+        locked.contract,
         contract_diff,
         is_unchanged=is_unchanged,
         is_check=check,
-        skipped=skipped,
+        skipped=locked.skipped,
     )
     if check:
         findings = run_rules([contract_diff]) if contract_diff else ()
-        return build_lock_report(
-            outcome, judge(findings, policy or Policy(), differs=not is_unchanged)
-        )
+        return build_lock_report(outcome, judge(findings, policy, differs=not is_unchanged))
     if not is_unchanged:
+        checkpoint = locked.checkpoint
         inputs = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
         _check_and_write(location, lock_text.encode(), inputs)
-    return build_lock_report(outcome, judge([], policy or Policy()))
+    return build_lock_report(outcome, judge([], policy))
 
 
-def _build_contract(
-    path: PathLike | None, module_options: ModuleOptions, limits: Limits
-) -> tuple[Contract, tuple[Skipped, ...], Checkpoint | None]:
-    if path is None and module_options.module is not None:
-        unused_options = {"--at": module_options.at is not None}
+def lock_all(
+    *,
+    check: bool = False,
+    update: bool = False,
+    policy: Policy | None = None,
+    config: ProjectConfig | None = None,
+) -> LocksReport:
+    """Write or check every lock that the configuration names: `against` of its `[[models]]`.
+
+    Args:
+        check: write nothing; report which locks are stale.
+        update: write only locks that exist already.
+        policy: reported findings if a lock is stale.
+        config: the configuration; None takes the nearest one from the current directory up.
+
+    Raises:
+        ConfigError: the configuration is invalid.
+        UsageError: it names no lock, or two modules share one.
+    """
+    reject_unused_options({"--check": check and update}, "writes nothing, and --update writes")
+    settings = load_config(Path.cwd()) if config is None else config
+    reports, errors = [], []
+    for path, module_target in list_configured_locks(settings).items():
+        if update and not path.exists():
+            continue
+        settings.announce_code(str(module_target.module))
+        try:
+            locked = _describe_locked_module(module_target)
+            reports.append(_write_or_check(path, locked, policy or Policy(), check=check))
+        except (ReadError, ModuleError, WriteError) as error:
+            errors.append(str(error))
+    return build_locks_report(tuple(reports), tuple(errors), is_check=check)
+
+
+def _describe_locked(
+    path: PathLike | None,
+    module_target: ModuleTarget | None,
+    module_options: ModuleOptions,
+    limits: Limits,
+) -> _Locked:
+    if path is None and module_target is not None:
         reject_unused_options(
-            unused_options, "is a place in a checkpoint, and this lock is a module's"
+            {"--at": module_options.at is not None},
+            "is a place in a checkpoint, and this lock is a module's",
         )
-        module_target = ModuleTarget(module_options.module, module_options.kwargs or {})
-        module_info = get_worker().ask(DescribeModule(module_target)).module_info
-        return contract.build_module_contract(module_info), module_info.skipped, None
-    if path is not None and module_options.module is None:
+        return _describe_locked_module(module_target)
+    if path is not None and module_target is None:
         reject_unused_options(
             {"-k": bool(module_options.kwargs)}, "is for a module, and this lock is a checkpoint's"
         )
         checkpoint = open_checkpoint_or_stdin(path, limits)
         state = contract.choose_state(checkpoint, module_options.at, None)
-        return contract.build_state_contract(checkpoint, state), checkpoint.skipped, checkpoint
+        new_contract = contract.build_state_contract(checkpoint, state)
+        return _Locked(new_contract, checkpoint.skipped, checkpoint)
     raise UsageError(
         "a lock is of one thing: name a module with -m package.module:Name, or a checkpoint"
     )
+
+
+def _describe_locked_module(module_target: ModuleTarget) -> _Locked:
+    module_info = get_worker().ask(DescribeModule(module_target)).module_info
+    return _Locked(contract.build_module_contract(module_info), module_info.skipped)
 
 
 def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:

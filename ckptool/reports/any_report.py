@@ -30,7 +30,7 @@ from ckptool.reports.gate import (
     SettingReport,
 )
 from ckptool.reports.inspect import CheckpointReport, EntryReport, InspectReport, StateReport
-from ckptool.reports.lock import DifferenceReport, LockReport
+from ckptool.reports.lock import DifferenceReport, LockReport, LocksReport
 from ckptool.reports.migrate import CheckReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
@@ -44,6 +44,7 @@ AnyReport = (
     | MigrateReport
     | VerifyReport
     | LockReport
+    | LocksReport
     | GateReport
     | PolicyReport
     | DigestReport
@@ -74,6 +75,7 @@ __all__ = [
     "KeyReport",
     "LevelReport",
     "LockReport",
+    "LocksReport",
     "MigrateReport",
     "PictureReport",
     "PolicyReport",

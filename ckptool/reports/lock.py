@@ -14,7 +14,7 @@ from ckptool.compare.contract import (
 )
 from ckptool.model import Skipped
 from ckptool.phrases import pluralize
-from ckptool.policy import Verdict
+from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import Report, build_finding_reports, build_skipped_reports
 
 
@@ -46,7 +46,18 @@ class LockReport(Report, frozen=True, kw_only=True):
     differences: tuple[DifferenceReport, ...]
     golden: str = ""
     """The checkpoint whose outputs were recorded, "" if a lock was written."""
+    is_unchanged: bool = False
+    """Whether the lock on disk was the same already."""
     notes: tuple[str, ...] = ()
+
+
+class LocksReport(Report, frozen=True, kw_only=True):
+    verdict: str
+    """"2 locks: 1 written, 1 unchanged", "2 of 5 locks are stale ..."."""
+    locks: tuple[LockReport, ...]
+    """One for each lock that the configuration names, in its order."""
+    errors: tuple[str, ...] = ()
+    """One line for each lock that could not be written or checked."""
 
 
 class LockOutcome(Struct, frozen=True):
@@ -84,8 +95,38 @@ def build_lock_report(outcome: LockOutcome, verdict: Verdict) -> LockReport:
         standing=str(outcome.contract_diff.compatibility) if outcome.contract_diff else "",
         differences=lock_differences,
         golden=outcome.golden,
+        is_unchanged=outcome.is_unchanged,
         notes=(f"input: {outcome.input_source}",) if outcome.input_source else (),
     )
+
+
+def build_locks_report(
+    locks: tuple[LockReport, ...], errors: tuple[str, ...], *, is_check: bool
+) -> LocksReport:
+    """Build the report of all locks of the configuration; an error makes it "could not check"."""
+    exit_codes = [lock.exit_code for lock in locks]
+    return LocksReport(
+        command="lock",
+        findings=tuple(finding for lock in locks for finding in lock.findings),
+        skipped=tuple(dict.fromkeys(skipped for lock in locks for skipped in lock.skipped)),
+        exit_code=int(ExitCode.COULD_NOT_CHECK) if errors else max(exit_codes, default=0),
+        verdict=_format_locks_verdict(locks, len(errors), is_check=is_check),
+        locks=locks,
+        errors=errors,
+    )
+
+
+def _format_locks_verdict(
+    locks: tuple[LockReport, ...], error_count: int, *, is_check: bool
+) -> str:
+    total = pluralize(len(locks) + error_count, "lock", "")
+    changed_count = sum(not lock.is_unchanged for lock in locks)
+    states = {
+        "stale" if is_check else "written": changed_count,
+        "unchanged": len(locks) - changed_count,
+        "with an error": error_count,
+    }
+    return f"{total}: " + ", ".join(f"{count} {state}" for state, count in states.items() if count)
 
 
 def build_difference_reports(

@@ -15,11 +15,14 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.reports.lock import DifferenceReport, LockReport
+from ckptool.reports.lock import DifferenceReport, LockReport, LocksReport
 
 
-def build_blocks(report: LockReport, options: RenderOptions) -> Iterator[Block]:
-    """Yield the verdict, the counts and the differences from the previous lock."""
+def build_blocks(report: LockReport | LocksReport, options: RenderOptions) -> Iterator[Block]:
+    """Yield the verdict, the counts and the differences from the previous lock; or of each lock."""
+    if isinstance(report, LocksReport):
+        yield from _build_locks_blocks(report, options)
+        return
     yield VerdictBlock(report.verdict, bool(report.exit_code))
     if options.verbosity < 0:
         return
@@ -52,6 +55,15 @@ def build_blocks(report: LockReport, options: RenderOptions) -> Iterator[Block]:
         title = "What the lock says, and what there is now"
         old, new = Column("in the lock", ColumnKind.PROSE), Column("now", ColumnKind.PROSE)
         yield build_table(title, ("key", COUNT, WHAT, old, new), rows, options)
+
+
+def _build_locks_blocks(report: LocksReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
+        return
+    columns = ("lock", "module", Column("verdict", ColumnKind.PROSE))
+    rows = [(lock.path, lock.name, lock.verdict) for lock in report.locks]
+    yield build_table("Locks", columns, rows, options)
 
 
 def _shorten_owner(difference: DifferenceReport, text: str) -> str:
