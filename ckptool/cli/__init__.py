@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "verify": "Load a checkpoint, run its module on a GPU or a simulated one, and compare.",
 }
 COULD_NOT_CHECK: Final = 2
+CLOSED_PIPE: Final = 128 + 13
+"""Exit code of a shell for a command that SIGPIPE ends."""
 
 
 class OneLineError(click.ClickException):
@@ -103,6 +105,8 @@ class LazyGroup(click.Group):
             raise _to_one_line_error(error, words) from error
         except KeyboardInterrupt:
             _report_interrupt()
+        except BrokenPipeError:
+            _end_at_closed_pipe()
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -114,9 +118,7 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             _report_interrupt()
         except BrokenPipeError:
-            # The reader closed the pipe. Discard the rest, or flushing at exit fails again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
+            _end_at_closed_pipe()
         except OSError as error:
             # A name that is too long, a folder that may not be searched, a full disk.
             name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
@@ -143,6 +145,13 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
 def _report_interrupt() -> NoReturn:
     click.echo("ckptool: ended by SIGINT", err=True)
     raise Exit(130)
+
+
+def _end_at_closed_pipe() -> NoReturn:
+    """Exit as a process does that SIGPIPE ends: the reader has what it wanted, nothing was found."""
+    # Discard the rest, or flushing at exit fails again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise Exit(CLOSED_PIPE)
 
 
 def _to_one_line_error(error: click.UsageError, words: Iterable[str] = ()) -> click.ClickException:

@@ -11,7 +11,7 @@ from ckptool.cli.options import (
     input_options,
     limit_options,
     module_options,
-    screen_options,
+    target_options,
 )
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.parsing import reject_duplicates
@@ -22,10 +22,12 @@ from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
+def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
+    return path.name.endswith(".lock.json")
+
+
 @click.command("lock")
 @click.argument("path", required=False, type=CHECKPOINT_PATH)
-@click.option("-o", "--output", "target", metavar="LOCK", type=OUTPUT_PATH,
-              help="The lock's file.  [default: ckpt.lock.json]")  # fmt: skip
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
 @click.option("--all", "takes_all", is_flag=True,
@@ -41,12 +43,12 @@ from ckptool.policy import Policy
               " [default: by dtype]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file, whatever it is.")
 @limit_options
-@screen_options
+@target_options("LOCK", "The lock's file.  [default: ckpt.lock.json]", _is_old_target)
 def command(  # noqa: PLR0913
     ctx: click.Context,
     path: Location | None,
-    target: Path | None,
     *,
+    target: Path | None,
     module: str | None,
     kwargs: dict[str, object] | None,
     loader: str | None,

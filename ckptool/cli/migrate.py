@@ -14,9 +14,10 @@ from ckptool.cli.options import (
     into_option,
     limit_options,
     module_options,
-    screen_options,
+    target_options,
 )
 from ckptool.cli.output import ReportOutput
+from ckptool.cli.output_targets import find_format
 from ckptool.cli.parsing import reject_duplicates
 from ckptool.cli.progress import ProgressLine, report_interrupt
 from ckptool.config import parse_size
@@ -27,10 +28,12 @@ from ckptool.phrases import make_printable
 from ckptool.policy import Policy
 
 
+def _is_old_target(ctx: click.Context, path: Path) -> bool:
+    return not (ctx.params.get("dry_run") or find_format(path))
+
+
 @click.command("migrate")
 @click.argument("source", metavar="SRC", type=CHECKPOINT_PATH)
-@click.option("-o", "--output", "target", metavar="DST", type=OUTPUT_PATH,
-              help="Where the result goes; its suffix decides the container.")  # fmt: skip
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
 @into_option
@@ -66,12 +69,12 @@ from ckptool.policy import Policy
               help="SRC's module: it has to compute the same on the inputs.")  # fmt: skip
 @click.option("--tolerance", type=float, help="How far it may differ; without it in no bit.")
 @limit_options
-@screen_options
+@target_options("DST", "Where the result goes; its suffix decides the container.", _is_old_target)
 def command(  # noqa: PLR0913
     ctx: click.Context,
     source: Location,
-    target: Path | None,
     *,
+    target: Path | None,
     module: str | None,
     kwargs: dict[str, object] | None,
     loader: str | None,

@@ -34,6 +34,11 @@ def announce_namespace(target: str, name: str) -> None:
     _echo_once(f"{target}: `{name}` is passed as an argparse.Namespace, because {reason}")
 
 
+def announce_old_spelling(old: str, new: str) -> None:
+    """Say how something is written now that is still understood, each text once."""
+    _echo_once(f"`{old}` is written `{new}` now; the old spelling goes with the next release")
+
+
 def show_user_output(lines: Sequence[str]) -> None:
     """Show what code of the user printed, in lines that are safe to show."""
     from ckptool.cli.secrets import mask_secrets

@@ -18,7 +18,7 @@ from ckptool.cli.notices import (
 )
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
-from ckptool.cli.output_targets import resolve_destinations
+from ckptool.cli.output_targets import resolve_outputs
 from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
 from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
@@ -99,18 +99,37 @@ base_option = click.option(
 
 def report_options(function: CommandFunction) -> CommandFunction:
     """Add the report options; the command receives `out: ReportOutput` and `policy: Policy`."""
-    return _with_options(_wrap_report_command(function, has_output=True), _REPORT_OPTIONS)
+    return _with_options(_wrap_report_command(function), _REPORT_OPTIONS)
 
 
-def screen_options(function: CommandFunction) -> CommandFunction:
-    """Add the options of `report_options` except -o, which the command uses for another file."""
-    return _with_options(
-        _wrap_report_command(function, has_output=False),
-        tuple(o for o in _REPORT_OPTIONS if o not in {_OUTPUT_OPTION, _FORCE_OPTION}),
+def target_options(
+    metavar: str, description: str, is_old_target: Callable[[click.Context, Path], bool]
+) -> Callable[[CommandFunction], CommandFunction]:
+    """Add the options of `report_options`; -o also names the file that the command itself writes.
+
+    The command receives that file as `target`, None if it is not named, and declares --force.
+
+    Args:
+        metavar: how the help calls the file.
+        description: help of -o for that file.
+        is_old_target: whether a -o behind a --format is the target, as it was up to 0.1.
+    """
+    text = f"{description} Behind a --format: the file of that report."
+    output_option = click.option(
+        "-o", "--output", "outputs", type=OUTPUT_PATH, multiple=True, metavar=metavar, help=text
     )
+    others = tuple(o for o in _REPORT_OPTIONS if o not in {_OUTPUT_OPTION, _FORCE_OPTION})
+
+    def add_options(function: CommandFunction) -> CommandFunction:
+        command = _wrap_report_command(function, is_old_target)
+        return _with_options(command, (output_option, *others))
+
+    return add_options
 
 
-def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> CommandFunction:
+def _wrap_report_command(
+    function: CommandFunction, is_old_target: Callable[[click.Context, Path], bool] | None = None
+) -> CommandFunction:
     @wraps(function)
     @click.pass_context
     def command(
@@ -131,15 +150,19 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         **options: object,
     ) -> object:
         ctx.obj["trace"] = verbose
-        out = ReportOutput(resolve_destinations(ctx, formats, outputs), color, quiet, verbose)
+        resolved = resolve_outputs(ctx, formats, outputs, is_old_target)
+        if is_old_target is not None:
+            options["target"] = resolved.target
+        out = ReportOutput(resolved.destinations, color, quiet, verbose)
         if ("html", None) in out.destinations and sys.stdout.isatty():
             raise UsageError(
                 "--format html is a page for a browser, not for a terminal: write it to a file, "
-                "with > report.html" + (" or -o report.html" if has_output else "")
+                "with > report.html or --format html -o report.html"
             )
         config = _find_config(policy_file, is_wanted=not no_config)
         remember_secrets(ctx, _iter_config_words(config))
-        _check_outputs(ctx, out, config, replace_foreign=replace_foreign)
+        is_forced = replace_foreign or bool(options.get("force"))
+        _check_outputs(ctx, out, config, replace_foreign=is_forced)
         policy_options = PolicyOptions(_split_codes(select), _split_codes(ignore), fail_on)
         ctx.obj |= {"config": config, "options": policy_options}
         policy = resolve_policy(config, policy_options)
@@ -295,7 +318,7 @@ _OUTPUT_OPTION = click.option(
     "outputs",
     type=OUTPUT_PATH,
     multiple=True,
-    help="Write the report of the --format before it here.",
+    help="Write the report of the --format before it here; without one, the suffix says the format.",
 )
 
 

@@ -84,7 +84,7 @@ class ReportOutput(Struct, frozen=True):
             width=_detect_width(is_terminal=is_terminal),
             color=path is None and _should_color(self.color, is_terminal=is_terminal),
             unicode=path is not None or _supports_unicode(),
-            verbosity=self.verbose - self.quiet,
+            verbosity=self.verbose - (self.quiet and path is None),
             root=Path.cwd(),
         )
 

@@ -14,7 +14,7 @@ from ckptool.cli.options import (
 from ckptool.cli.output import ReportOutput
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
-from ckptool.policy import Policy
+from ckptool.policy import ExitCode, Policy
 
 
 @click.command("verify")
@@ -85,4 +85,6 @@ def command(  # noqa: PLR0913
         pictures=out.draws_pictures,
     )
     out.write_report(report)
+    if report.exit_code == ExitCode.COULD_NOT_CHECK and report.unrun_reason:
+        click.echo(f"ckptool: {path}: nothing was run: {report.unrun_reason}", err=True)
     ctx.exit(report.exit_code)

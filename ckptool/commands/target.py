@@ -269,8 +269,12 @@ def need_target(
     module_options: ModuleOptions,
     config: ProjectConfig | None,
     checkpoint: Checkpoint | None = None,
+    *,
+    other_choice: str = "",
 ) -> ModuleTarget:
     """Return the result of `find_target`; the error names the class that `checkpoint` names.
+
+    `other_choice` is what the command takes instead of a module, "" if it takes nothing else.
 
     Raises:
         UsageError: neither the options nor the configuration name a module.
@@ -285,8 +289,8 @@ def need_target(
                 " or name the module with -m package.module:Name"
             )
         raise UsageError(
-            f"{path}: no module to compare it with. Name one with -m package.module:Name, or in "
-            "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml, or give a second checkpoint"
+            f"{path}: no module is named for it: name one with -m package.module:Name, or in "
+            f"[[tool.ckptool.models]] of pyproject.toml or ckptool.toml{other_choice}"
             f"{suggest_module(checkpoint)}"
         )
     return module_target
