@@ -531,6 +531,8 @@ class ModuleInfo(Struct, frozen=True, dict=True):
 
     Those that are taken from a checkpoint are not among them.
     """
+    file_arguments: tuple[str, ...] = ()
+    """Names of the constructor arguments that were taken from the checkpoint."""
 
     @property
     def label(self) -> str:

@@ -147,9 +147,7 @@ def diff(  # noqa: PLR0913
     verdict = judge(
         run_rules(result.subjects, location), policy or Policy(), differs=not module_diff.is_strict
     )
-    notes = describe_choices(
-        module_diff, module_target.at, module_target.choose_default_arguments(checkpoint)
-    )
+    notes = describe_choices(module_diff, module_target.at)
     diff_report = build_module_diff_report(
         module_diff, verdict, notes, explain, result.statistics.skipped if result.statistics else ()
     )

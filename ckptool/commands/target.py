@@ -99,6 +99,7 @@ class ModuleTarget(Struct, frozen=True):
         """
         from ckptool.loaders.describe import describe_for_loader
         from ckptool.modules import describe_module, examine_and_build
+        from ckptool.modules.import_target import list_used_defaults
         from ckptool.modules.submodule import select_submodule
         from ckptool.verification.load_probe import check_own_load
 
@@ -107,7 +108,9 @@ class ModuleTarget(Struct, frozen=True):
             module_info, module = examine_and_build(spec)
             is_folder = bool(self.label)
             arguments = {} if is_folder else _format_arguments(self.kwargs)
-            module_info = replace(module_info, arguments=arguments)
+            module_info = replace(
+                module_info, arguments=arguments, file_arguments=list_used_defaults(spec)
+            )
         else:
             module = self.module
             module_info = describe_module(module, type(module).__qualname__)
@@ -384,9 +387,7 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
     return ""
 
 
-def describe_choices(
-    module_diff: ModuleDiff, at: str | None, default_arguments: Arguments
-) -> tuple[str, ...]:
+def describe_choices(module_diff: ModuleDiff, at: str | None) -> tuple[str, ...]:
     """Return notes about implicit choices: the state in the file, and constructor arguments."""
     notes: list[str] = []
     is_part = all(state.at != module_diff.state.at for state in module_diff.checkpoint.states)
@@ -403,9 +404,7 @@ def describe_choices(
         notes.append(f"compared at `{module_diff.state.at or '.'}`, the best match{alternatives}")
     if module_diff.loading_info is not None:
         notes += module_diff.loading_info.notes
-    if default_arguments:
-        notes.append(
-            "constructor arguments that fit were taken from the file:"
-            f" {', '.join(default_arguments)}"
-        )
+    if module_diff.module.file_arguments:
+        names = ", ".join(module_diff.module.file_arguments)
+        notes.append(f"constructor arguments that fit were taken from the file: {names}")
     return tuple(notes)

@@ -96,6 +96,6 @@ def verify(  # noqa: PLR0913
         policy or Policy(),
         differs=bool(verification.failed_levels),
     )
-    notes = describe_choices(module_diff, module_target.at, {})
+    notes = describe_choices(module_diff, module_target.at)
     verify_report = build_verify_report(verification, module_diff.state.at, verdict, notes)
     return add_module_diff_previews(verify_report, module_diff) if pictures else verify_report

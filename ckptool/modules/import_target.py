@@ -168,9 +168,7 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         return dict(spec.kwargs)
-    matching_defaults = {
-        k: v for k, v in spec.defaults.items() if k in signature.parameters and k not in spec.kwargs
-    }
+    matching_defaults = _select_defaults(spec, signature)
     announce = TRUST_RULE.get().announce_file_kwargs
     if matching_defaults and announce is not None:
         texts = {k: cut_middle(repr(v), _MAX_VALUE_CHARS) for k, v in matching_defaults.items()}
@@ -187,6 +185,29 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
             return build_config_objects(function, kwargs, _announce_namespace(spec))
     except UserCodeError as error:
         raise ModuleError(spec.target, f"its arguments: {error}") from error
+
+
+def _select_defaults(spec: ModuleSpec, signature: inspect.Signature) -> dict[str, object]:
+    """Return the defaults that are used: parameters by name, and not given otherwise."""
+    return {
+        k: v for k, v in spec.defaults.items() if k in signature.parameters and k not in spec.kwargs
+    }
+
+
+def list_used_defaults(spec: ModuleSpec) -> tuple[str, ...]:
+    """Return the names of the defaults that the named function takes.
+
+    Raises:
+        ModuleError: the target cannot be imported or found.
+    """
+    if not spec.defaults:
+        return ()
+    with prepend_search_paths(spec):
+        function = resolve_target(spec)
+    try:
+        return tuple(_select_defaults(spec, inspect.signature(function)))
+    except (ValueError, TypeError):
+        return ()
 
 
 def _announce_namespace(spec: ModuleSpec) -> Callable[[str], None] | None:

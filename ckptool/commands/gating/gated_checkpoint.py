@@ -27,9 +27,9 @@ from ckptool.commands.worker.worker import ModuleWorker, start_early
 from ckptool.compare.loader_diff import AskLoader, LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
-from ckptool.compare.states import find_loaded_state
+from ckptool.compare.states import find_loaded_state, require_state_or_part
 from ckptool.config import ProjectConfig
-from ckptool.errors import ModuleError, ReadError
+from ckptool.errors import ModuleError, NoStateError, ReadError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
@@ -137,7 +137,7 @@ class CheckpointExaminer(Struct, frozen=True):
                         path, find_target(path, self.module_options, self.config)
                     )
                 )
-            except (ReadError, ModuleError) as error:
+            except (ReadError, ModuleError, NoStateError) as error:
                 errors[str(path)] = str(error)
         if modules:
             self._examine_modules(gated_checkpoints, errors)
@@ -159,6 +159,8 @@ class CheckpointExaminer(Struct, frozen=True):
         checkpoint = open_checkpoint_or_stdin(path, limits, self.module_options.loader)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None:
+            if self.module_options.at is not None:
+                require_state_or_part(checkpoint, self.module_options.at)
             required_levels = required_level_failures(require, None, "no module is named for it")
             evidence = check_expectations(
                 expectations, checkpoint, None, None, self.limits, self.worker
