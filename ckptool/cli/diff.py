@@ -3,6 +3,7 @@
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     base_option,
@@ -20,7 +21,7 @@ from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
-@click.command("diff")
+@click.command("diff", cls=GroupedCommand)
 @click.argument("path", type=CHECKPOINT_PATH)
 @click.argument("new", type=CHECKPOINT_PATH, required=False)
 @module_options

@@ -6,6 +6,7 @@ import click
 from msgspec.structs import replace
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
@@ -21,7 +22,7 @@ from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
-@click.command("gate")
+@click.command("gate", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, type=CHECKPOINT_PATH, metavar="[PATH]...")
 @module_options
 @base_option

@@ -1,10 +1,14 @@
 """`ckptool lock`."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.notices import announce_old_spelling
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
@@ -22,11 +26,15 @@ from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
+_DEVICES: Final = ("cpu", "cuda")
+"""Devices that outputs are recorded for."""
+
+
 def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
     return path.name.endswith(".lock.json")
 
 
-@click.command("lock")
+@click.command("lock", cls=GroupedCommand)
 @click.argument("path", required=False, type=CHECKPOINT_PATH)
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
@@ -38,9 +46,11 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
 @click.option("--golden", metavar="FILE", type=OUTPUT_PATH,
               help="Record what the module computes with PATH on the inputs.")  # fmt: skip
 @input_options
-@click.option("--tolerance", "tolerances", multiple=True, metavar="DEVICE=NUMBER",
-              help="With --golden: what running it again may differ by, cpu=1e-5 or cuda=1e-3. "
-              " [default: by dtype]")  # fmt: skip
+@click.option("--tolerance", "tolerance_texts", multiple=True, metavar="NUMBER",
+              help="With --golden: how far outputs may differ, absolute and relative, when it is "
+              "run again.  [default: by dtype]")  # fmt: skip
+@click.option("--device-tolerance", "device_tolerances", multiple=True, metavar="DEVICE=NUMBER",
+              help="The same for one device: cpu=1e-5 or cuda=1e-3.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file, whatever it is.")
 @limit_options
 @target_options("LOCK", "The lock's file.  [default: ckpt.lock.json]", _is_old_target)
@@ -58,7 +68,8 @@ def command(  # noqa: PLR0913
     check: bool,
     golden: Path | None,
     inputs: tuple[str, ...] | None,
-    tolerances: tuple[str, ...],
+    tolerance_texts: tuple[str, ...],
+    device_tolerances: tuple[str, ...],
     force: bool,
     limits: Limits,
     out: ReportOutput,
@@ -96,7 +107,7 @@ def command(  # noqa: PLR0913
         update=update,
         golden=golden,
         inputs=inputs,
-        tolerances=reject_duplicates("--tolerance", map(_parse_tolerance, tolerances)),
+        tolerances=_parse_tolerances(tolerance_texts, device_tolerances),
         force=force,
         policy=policy,
         config=config,
@@ -106,12 +117,31 @@ def command(  # noqa: PLR0913
     ctx.exit(report.exit_code)
 
 
-def _parse_tolerance(text: str) -> tuple[str, float]:
-    device, _, number = text.partition("=")
+def _parse_tolerances(
+    texts: Sequence[str], device_texts: Sequence[str]
+) -> dict[str, float]:
+    """Return device -> tolerance: those of one device win over that of all.
+
+    Raises:
+        UsageError: one is no number of 0 or more, or stands twice.
+    """
+    old_texts = [text for text in texts if "=" in text]
+    for text in old_texts:
+        announce_old_spelling(f"--tolerance {text}", f"--device-tolerance {text}")
+    numbers = [text for text in texts if text not in old_texts]
+    if len(numbers) > 1:
+        raise UsageError(f"--tolerance {numbers[1]}: given twice")
+    tolerances = {d: _parse_tolerance(n, "--tolerance") for n in numbers for d in _DEVICES}
+    pairs = (text.partition("=") for text in (*old_texts, *device_texts))
+    named = [(d, _parse_tolerance(n, f"--device-tolerance {d}=")) for d, _, n in pairs]
+    return tolerances | reject_duplicates("--device-tolerance", named)
+
+
+def _parse_tolerance(text: str, option: str) -> float:
     try:
-        tolerance = float(number)
+        tolerance = float(text)
     except ValueError:
         tolerance = -1.0
     if not tolerance >= 0:
-        raise UsageError(f"--tolerance {text}: expected DEVICE=NUMBER, for example cpu=1e-5")
-    return device, tolerance
+        raise UsageError(f"{option} {text}: expected a number that is 0 or more, such as 1e-5")
+    return tolerance

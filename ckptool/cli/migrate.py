@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
@@ -32,7 +33,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
     return not (ctx.params.get("dry_run") or find_format(path))
 
 
-@click.command("migrate")
+@click.command("migrate", cls=GroupedCommand)
 @click.argument("source", metavar="SRC", type=CHECKPOINT_PATH)
 @module_options
 @click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -37,6 +38,17 @@ def announce_namespace(target: str, name: str) -> None:
 def announce_old_spelling(old: str, new: str) -> None:
     """Say how something is written now that is still understood, each text once."""
     _echo_once(f"`{old}` is written `{new}` now; the old spelling goes with the next release")
+
+
+T = TypeVar("T")
+
+
+def take_old_spelling(value: T | None, old_value: T | None, *, old: str, new: str) -> T | None:
+    """Return the value of the option `new`, else that of its old name `old`, with a notice."""
+    if old_value is None:
+        return value
+    announce_old_spelling(old, new)
+    return old_value if value is None else value
 
 
 def show_user_output(lines: Sequence[str]) -> None:

@@ -3,6 +3,8 @@
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.notices import take_old_spelling
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     base_option,
@@ -17,7 +19,7 @@ from ckptool.locations import Location
 from ckptool.policy import ExitCode, Policy
 
 
-@click.command("verify")
+@click.command("verify", cls=GroupedCommand)
 @click.argument("path", type=CHECKPOINT_PATH)
 @module_options
 @base_option
@@ -32,11 +34,12 @@ from ckptool.policy import ExitCode, Policy
     help="auto, cuda, cuda:1, simulated or cpu.",
 )
 @click.option(
-    "--against",
+    "--old",
     metavar="OLD",
     type=CHECKPOINT_PATH,
     help="The checkpoint of before: the outputs have to be equal.",
 )
+@click.option("--against", "old_spelling", type=CHECKPOINT_PATH, hidden=True)
 @click.option("--old-module", metavar="PACKAGE.MODULE:NAME", help="The module of OLD.")
 @input_options
 @click.option("--tolerance", type=float, help="How far outputs may differ, absolute and relative.")
@@ -52,7 +55,8 @@ def command(  # noqa: PLR0913
     base: Location | None,
     at: str | None,
     device: str,
-    against: Location | None,
+    old: Location | None,
+    old_spelling: Location | None,
     old_module: str | None,
     inputs: tuple[str, ...] | None,
     tolerance: float | None,
@@ -64,7 +68,7 @@ def command(  # noqa: PLR0913
 
     \b
     ckptool verify model.pth -m package.module:Name --input "float32[2,6,3]"
-    ckptool verify new.pth --against old.pth --old-module package.old:Name
+    ckptool verify new.pth --old old.pth --old-module package.old:Name
     ckptool verify model.pth --device cuda:1 --inputs package.module:batch
     """
     report = api.verify(
@@ -75,7 +79,7 @@ def command(  # noqa: PLR0913
         base=base,
         at=at,
         device=device,
-        against=against,
+        old=take_old_spelling(old, old_spelling, old="--against", new="--old"),
         old_module=old_module,
         inputs=inputs,
         tolerance=tolerance,

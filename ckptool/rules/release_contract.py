@@ -202,7 +202,7 @@ def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit
         ),
         fix=(
             "Where the change is meant, record anew: `ckptool lock --golden {golden:sh} ...`; else "
-            "find it with `ckptool verify {key:sh} --against OLD`."
+            "find it with `ckptool verify {key:sh} --old OLD`."
         ),
         example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),
