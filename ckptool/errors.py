@@ -85,7 +85,7 @@ class PlanError(CkptoolError):
 
 
 class RenameRefusedError(PlanError):
-    """The target key of a rename is in use, or belongs to a tensor of another shape."""
+    """The target key of a rename is in use, or belongs to a tensor of a different shape."""
 
     def __init__(self, key: str, to: str, reason: str, step: str = "") -> None:
         super().__init__(f"{step}CK221: `{key}` is not renamed to `{to}`: {reason}")

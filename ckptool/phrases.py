@@ -26,6 +26,11 @@ def pluralize(number: int, noun: str, separator: str = ",") -> str:
     return f"{number:{separator}} {noun}{'' if number == 1 else 's'}"
 
 
+def pluralize_mismatches(number: int) -> str:
+    """Format a count of tensors whose shape differs: "1 shape mismatch", "2 shape mismatches"."""
+    return f"{number:,} shape mismatch{'' if number == 1 else 'es'}"
+
+
 def join_limited(
     items: Collection[T],
     limit: int,

@@ -46,8 +46,8 @@ class Ran:
 
 
 _NOTICE_ENDS = (
-    "(--no-config: leave it out)\n",
-    "(--no-file-kwargs: refuse them)\n",
+    "(--no-config ignores it)\n",
+    "(--no-file-kwargs refuses them)\n",
     "--loader torch: load_state_dict)\n",
 )
 

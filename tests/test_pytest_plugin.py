@@ -55,8 +55,8 @@ def test_by_name(assert_saveable):
     )
     assert code == 1, out
     assert "2 failed, 1 passed" in out
-    assert "AssertionError: 1 tensor that no state_dict holds" in out
-    assert "error   CK110  `mask` stays where it is when the module moves" in out
+    assert "AssertionError: 1 tensor not in the state_dict" in out
+    assert "error   CK110  `mask` does not move with the module" in out
     assert "pytest_plugin.py" not in out
 
 

@@ -17,16 +17,16 @@ from ckptool.errors import CkptoolError
 from ckptool.locations import mask_credentials
 
 COMMANDS: Final = {
-    "audit": "Report everything a module holds that a state_dict does not.",
+    "audit": "Report state of a module that is not in its state_dict.",
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
-    "digest": "Name the content of checkpoints, whatever the container, and check it.",
+    "digest": "Compute a content digest that does not depend on the file format.",
     "gate": "Pass or fail a release by a policy, for CI.",
     "inspect": "Describe checkpoints without loading or executing anything.",
-    "lock": "Write down what a module or a checkpoint promises, for later releases.",
-    "merge": "Put the parts of a diff that several machines made together.",
+    "lock": "Record a module's state contract in a lock file.",
+    "merge": "Merge partial diffs computed on several machines.",
     "migrate": "Write a checkpoint that the new module loads strictly; --dry-run shows the plan.",
-    "rule": "Say what a rule means and how to fix what it finds.",
-    "verify": "Load a checkpoint, run its module on a GPU or a simulated one, and compare.",
+    "rule": "Explain a rule and how to fix its findings.",
+    "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
 }
 COULD_NOT_CHECK: Final = 2
 CLOSED_PIPE: Final = 128 + 13
@@ -148,7 +148,7 @@ def _report_interrupt() -> NoReturn:
 
 
 def _end_at_closed_pipe() -> NoReturn:
-    """Exit as a process does that SIGPIPE ends: the reader has what it wanted, nothing was found."""
+    """Exit like a process that SIGPIPE ends: the reader has what it wanted, nothing was found."""
     # Discard the rest, or flushing at exit fails again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise Exit(CLOSED_PIPE)
@@ -177,7 +177,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: object) -> Non
               help="Show the versions of ckptool, torch and Python, and exit.")  # fmt: skip
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Tell what a PyTorch checkpoint really holds and what it silently lost.
+    """Show what a PyTorch checkpoint contains and what it is missing.
 
     Exit codes: 0 passed; 1 something was found at or above --fail-on, or two things differ; 2 could
     not check, since a file cannot be read, a module cannot be built, or an option is wrong.

@@ -31,7 +31,7 @@ def command(
     out: ReportOutput,
     policy: Policy,
 ) -> None:
-    r"""Report everything a module holds that a state_dict does not.
+    r"""Report state of a module that is not in its state_dict.
 
     \b
     ckptool audit -m package.module:Name -k d_in=3

@@ -27,22 +27,26 @@ from ckptool.policy import Policy
 @module_options
 @base_option
 @click.option(
-    "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+    "--at",
+    metavar="PLACE",
+    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
 )
 @into_option
-@click.option("--explain", metavar="KEY", help="Tell all that is known about one key.")
+@click.option("--explain", metavar="KEY", help="Show all details of one key.")
 @click.option(
     "--values/--no-values",
     default=None,
-    help="Look at the numbers: two checkpoints are compared so, a module's only if asked for.",
+    help="Compare values: the default for two checkpoints, not with a module.",
 )
 @click.option("--rtol", type=float, metavar="NUMBER",
-              help="Two checkpoints: values pass within ATOL + RTOL * abs(old).")  # fmt: skip
-@click.option("--atol", type=float, metavar="NUMBER", help="The same; each is 0 if not given.")
-@click.option("--jobs", type=int, metavar="N", help="Threads that compare values.")
+              help="Two checkpoints: values may differ by ATOL + RTOL * abs(old).")  # fmt: skip
+@click.option(
+    "--atol", type=float, metavar="NUMBER", help="The absolute tolerance; both default to 0."
+)
+@click.option("--jobs", type=int, metavar="N", help="Number of threads that compare values.")
 @click.option("--dask", metavar="ADDRESS", help="Compare values on this Dask cluster.")
 @click.option("--shard", metavar="I/N",
-              help="Compare the I-th of N parts of the values; see `ckptool merge`.")  # fmt: skip
+              help="Compare only part I of N of the values; see `ckptool merge`.")  # fmt: skip
 @input_options
 @limit_options
 @report_options

@@ -18,13 +18,15 @@ from ckptool.policy import Policy
 @click.command("digest", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
 @click.option(
-    "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+    "--at",
+    metavar="PLACE",
+    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
 )
 @click.option(
     "--against",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Hold it to what `digest --format json -o FILE` wrote before.",
+    help="Compare with a report that `digest --format json -o FILE` wrote.",
 )
 @click.option("--check", "old_spelling", type=click.Path(path_type=Path), hidden=True)
 @click.option(

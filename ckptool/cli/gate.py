@@ -27,18 +27,20 @@ from ckptool.policy import Policy
 @module_options
 @base_option
 @click.option(
-    "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+    "--at",
+    metavar="PLACE",
+    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
 )
 @click.option(
     "--against",
     metavar="LOCK|OLD|MODULE",
-    help="Hold it to a lock, an older checkpoint, or an older module.",
+    help="Compare with a lock, an older checkpoint, or an older module.",
 )
 @click.option(
     "--fixtures",
     multiple=True,
     metavar="GLOB",
-    help="Old checkpoints that have to get into the module.",
+    help="Old checkpoints that must load into the module, directly or migrated.",
 )
 @click.option(
     "--plan",
@@ -46,36 +48,36 @@ from ckptool.policy import Policy
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A migration plan that is released with the code, for the fixtures.",
+    help="A migration plan released with the code, for --fixtures.",
 )
 @click.option(
     "--golden",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Recorded outputs: the module has to compute them again.",
+    help="Recorded outputs that the module must reproduce.",
 )
 @click.option(
     "--policy",
     "policy_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Take the policy, and the modules, from this file.",
+    help="Read the policy and the modules from this file.",
 )
 @click.option(
     "--baseline",
     type=OUTPUT_PATH,
     metavar="FILE",
-    help="Known findings: they do not fail.",
+    help="Known findings, which do not fail the gate.",
 )
-@click.option("--update-baseline", is_flag=True, help="Write what is found now as known.")
-@click.option("--exit-zero", is_flag=True, help="Exit 0 where the gate fails: report only.")
+@click.option("--update-baseline", is_flag=True, help="Record the current findings as known.")
+@click.option("--exit-zero", is_flag=True, help="Report only: exit 0 even if the gate fails.")
 @click.option("--modules-only", is_flag=True,
-              help="Judge the configured modules and their locks, without checkpoints.")  # fmt: skip
-@click.option("--show-policy", is_flag=True, help="Print what holds, and where each part is from.")
+              help="Check the configured modules and their locks, no checkpoints.")  # fmt: skip
 @click.option(
-    "--values/--no-values", default=True, help="Judge the numbers too, or the structure alone."
+    "--show-policy", is_flag=True, help="Print the effective policy and the source of each setting."
 )
+@click.option("--values/--no-values", default=True, help="Check values too, or the structure only.")
 @input_options
 @limit_options
 @report_options

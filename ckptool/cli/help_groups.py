@@ -18,12 +18,12 @@ _GROUPS: Final = {
         "device import_paths in_process timeout jobs dask shard deep limit_pairs no_config"
     ),
     "How it is judged": (
-        "check values rtol atol tolerance tolerance_texts device_tolerances policy_file baseline update_baseline"
-        " fail_on select ignore exit_zero show_policy"
+        "check values rtol atol tolerance tolerance_texts device_tolerances policy_file baseline"
+        " update_baseline fail_on select ignore exit_zero show_policy"
     ),
     "Output": (
         "formats outputs target force replace_foreign dry_run save_plan color quiet verbose"
-        " no_progress help show_help"
+        " no_progress help show_help _click_default_help"
     ),
 }
 """Group -> names of the parameters in it, of all commands."""
@@ -34,7 +34,7 @@ _OTHERS: Final = "Other options"
 
 
 class GroupedCommand(click.Command):
-    """Click command whose help lists its options in groups, in the order in which they are asked."""
+    """Click command whose help lists its options in groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         records: dict[str, list[tuple[str, str]]] = {}

@@ -15,7 +15,7 @@ from ckptool.policy import Policy
 @click.command("inspect", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
 @click.option(
-    "--values", is_flag=True, help="Look at the numbers too (rules CK4xx); reads all, needs torch."
+    "--values", is_flag=True, help="Check values too (rules CK4xx); reads all data, needs torch."
 )
 @limit_options
 @report_options

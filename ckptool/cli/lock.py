@@ -25,7 +25,6 @@ from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
 
-
 _DEVICES: Final = ("cpu", "cuda")
 """Devices that outputs are recorded for."""
 
@@ -37,21 +36,23 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
 @click.command("lock", cls=GroupedCommand)
 @click.argument("path", required=False, type=CHECKPOINT_PATH)
 @module_options
-@click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
+@click.option(
+    "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'
+)
 @click.option("--all", "takes_all", is_flag=True,
-              help="Every lock that the configuration names (`against` in [[models]]).")  # fmt: skip
+              help="Every lock in the configuration (`against` in [[models]]).")  # fmt: skip
 @click.option("--update", is_flag=True,
-              help="Accept what has changed: only a lock that exists is written.")  # fmt: skip
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 where the lock is stale.")
+              help="Accept the changes: write only locks that already exist.")  # fmt: skip
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the lock is out of date.")
 @click.option("--golden", metavar="FILE", type=OUTPUT_PATH,
-              help="Record what the module computes with PATH on the inputs.")  # fmt: skip
+              help="Record the module's outputs for the inputs, with PATH loaded.")  # fmt: skip
 @input_options
 @click.option("--tolerance", "tolerance_texts", multiple=True, metavar="NUMBER",
-              help="With --golden: how far outputs may differ, absolute and relative, when it is "
-              "run again.  [default: by dtype]")  # fmt: skip
+              help="With --golden: absolute and relative tolerance of a later comparison. "
+              " [default: by dtype]")  # fmt: skip
 @click.option("--device-tolerance", "device_tolerances", multiple=True, metavar="DEVICE=NUMBER",
               help="The same for one device: cpu=1e-5 or cuda=1e-3.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace a file, whatever it is.")
+@click.option("--force", is_flag=True, help="Replace any existing file.")
 @limit_options
 @target_options("LOCK", "The lock's file.  [default: ckpt.lock.json]", _is_old_target)
 def command(  # noqa: PLR0913
@@ -87,8 +88,14 @@ def command(  # noqa: PLR0913
     """
     config = ctx.obj["config"]
     if takes_all:
-        named = {"PATH": path, "-o": target, "-m": module, "-k": kwargs, "--loader": loader}
-        named |= {"--at": at, "--golden": golden, "--input": inputs, "--force": force}
+        named: dict[str, object] = {"PATH": path, "-o": target, "-m": module, "-k": kwargs}
+        named |= {
+            "--loader": loader,
+            "--at": at,
+            "--golden": golden,
+            "--input": inputs,
+            "--force": force,
+        }
         unused = {name: bool(value) for name, value in named.items()}
         reject_unused_options(unused, "is for one lock, and --all takes those that are configured")
         locks_report = api.lock_all(check=check, update=update, policy=policy, config=config)
@@ -117,9 +124,7 @@ def command(  # noqa: PLR0913
     ctx.exit(report.exit_code)
 
 
-def _parse_tolerances(
-    texts: Sequence[str], device_texts: Sequence[str]
-) -> dict[str, float]:
+def _parse_tolerances(texts: Sequence[str], device_texts: Sequence[str]) -> dict[str, float]:
     """Return device -> tolerance: those of one device win over that of all.
 
     Raises:

@@ -15,7 +15,7 @@ from ckptool.policy import Policy
 @click.argument(
     "parts", metavar="PART...", type=click.Path(path_type=Path), nargs=-1, required=True
 )
-@click.option("--explain", metavar="KEY", help="Tell all that is known about one key.")
+@click.option("--explain", metavar="KEY", help="Show all details of one key.")
 @report_options
 def command(
     ctx: click.Context,

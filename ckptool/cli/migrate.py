@@ -36,41 +36,51 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:
 @click.command("migrate", cls=GroupedCommand)
 @click.argument("source", metavar="SRC", type=CHECKPOINT_PATH)
 @module_options
-@click.option("--at", metavar="PLACE", help='Place of the state in the file ("state_dict").')
+@click.option(
+    "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'
+)
 @into_option
 @click.option("--to", type=click.Choice(["safetensors", "pth"]), help="The container.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--inject", "injected", multiple=True, metavar="KEY=SOURCE",
-              help="Where the value of KEY (or of all missing keys like '*.running_mean') comes "
-              "from: attribute, constructor, file:PATH#KEY, "
-              "npz:PATH#KEY, literal:VALUE, seed:N or zeros.")  # fmt: skip
-@click.option("--drop", multiple=True, metavar="KEY", help="Leave KEY out.")
+              help="Source of the value of KEY (or of all missing keys that match "
+                   "'*.running_mean'): attribute, constructor, file:PATH#KEY, npz:PATH#KEY, "
+                   "literal:VALUE, seed:N or zeros.")  # fmt: skip
+@click.option("--drop", multiple=True, metavar="KEY", help="Drop KEY.")
 @click.option("--rename", "renamed", multiple=True, metavar="OLD=NEW",
               help="The module's NEW is OLD in the file; `*` is one segment, at the end all that "
               "follow: 'backbone.*=encoder.*'.")  # fmt: skip
 @click.option("--accept-renames", is_flag=True,
-              help="Take renames that nothing proves where nothing else fits as well.")  # fmt: skip
+              help="Accept unproved renames if they are unambiguous.")  # fmt: skip
 @click.option("--from", "from_", metavar="FILE", type=CHECKPOINT_PATH,
-              help="Look for attributes in this pickled module as well.")  # fmt: skip
+              help="Also take attributes from this pickled module.")  # fmt: skip
 @click.option("--merge-adapter", metavar="BASE", type=CHECKPOINT_PATH,
               help="SRC is an adapter: merge it into this model; DST is a new folder.")  # fmt: skip
-@click.option("--drop-extra", is_flag=True, help="Leave out what the container cannot hold.")
-@click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Do this plan.")
+@click.option("--drop-extra", is_flag=True, help="Drop what the target format cannot store.")
+@click.option("--plan", metavar="FILE", type=click.Path(path_type=Path), help="Apply this plan.")
 @click.option("--save-plan", metavar="FILE", type=OUTPUT_PATH,
-              help="Write the plan here, to be edited.")  # fmt: skip
-@click.option("--reverse", is_flag=True, help="Undo the plan.")
-@click.option("--max-shard-size", metavar="SIZE", help='DST is a folder of files up to "5GB".')
-@click.option("--no-links", is_flag=True, help="Do not link shards that stay: copy them.")
-@click.option("--no-provenance", is_flag=True, help="Do not record plan and digests.")
+              help="Write the plan to this file, for editing.")  # fmt: skip
+@click.option("--reverse", is_flag=True, help="Apply the plan in reverse.")
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help='Write shards of at most this size ("5GB") to the folder DST.',
+)
+@click.option("--no-links", is_flag=True, help="Copy unchanged shards instead of linking them.")
+@click.option(
+    "--no-provenance", is_flag=True, help="Do not record the plan and digests with the output."
+)
 @click.option("--force", is_flag=True, help="Replace an existing DST.")
 @input_options
 @click.option("--device", default="auto", show_default=True,
-              help="Where it is run, if inputs are given: auto, cuda, simulated, cpu.")  # fmt: skip
+              help="Device to run on if inputs are given: auto, cuda, simulated, cpu.")  # fmt: skip
 @click.option("--old-module", metavar="PACKAGE.MODULE:NAME",
-              help="SRC's module: it has to compute the same on the inputs.")  # fmt: skip
-@click.option("--tolerance", type=float, help="How far it may differ; without it in no bit.")
+              help="Module of SRC; its outputs for the inputs must match.")  # fmt: skip
+@click.option(
+    "--tolerance", type=float, help="Allowed difference; by default outputs must be bitwise equal."
+)
 @limit_options
-@target_options("DST", "Where the result goes; its suffix decides the container.", _is_old_target)
+@target_options("DST", "Output; its suffix determines the format.", _is_old_target)
 def command(  # noqa: PLR0913
     ctx: click.Context,
     source: Location,
@@ -114,7 +124,7 @@ def command(  # noqa: PLR0913
     """
     if reverse and plan is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
-    message = "what was not complete was removed"
+    message = "incomplete output was removed"
     with report_interrupt(ctx, message), ProgressLine(source, "written") as progress:
         migrate = partial(
             api.migrate,

@@ -6,12 +6,14 @@ from typing import TypeVar
 
 import click
 
+from ckptool.locations import Location
+
 
 def announce_configured_code(file: Path, name: str) -> None:
     """Say which configuration file names the code that is about to be run, each text once."""
     folder = Path.cwd()
     shown_file = file.relative_to(folder) if file.is_relative_to(folder) else file
-    _echo_once(f"{shown_file} names the code that is run, {name} (--no-config: leave it out)")
+    _echo_once(f"{shown_file} selects the module to run, {name} (--no-config ignores it)")
 
 
 def announce_file_kwargs(target: str, kwargs: Mapping[str, str]) -> None:
@@ -21,17 +23,20 @@ def announce_file_kwargs(target: str, kwargs: Mapping[str, str]) -> None:
     """
     pairs = (f"{key}={value}" for key, value in kwargs.items())
     text = f"{target} is built with arguments from the file: {', '.join(pairs)}"
-    _echo_once(f"{text} (--no-file-kwargs: refuse them)")
+    _echo_once(f"{text} (--no-file-kwargs refuses them)")
 
 
 def announce_model_folder(evidence: str) -> None:
     """Say what a framework's folder names, before the module is built, each text once."""
-    _echo_once(f"{evidence}: that is built (-m: another module; --loader torch: load_state_dict)")
+    _echo_once(
+        f"{evidence}, which is used (-m selects another module; --loader torch uses "
+        "load_state_dict)"
+    )
 
 
 def announce_namespace(target: str, name: str) -> None:
     """Say that a dict is passed as an argparse.Namespace, each text once."""
-    reason = "its constructor reads attributes of it"
+    reason = "its constructor reads its attributes"
     _echo_once(f"{target}: `{name}` is passed as an argparse.Namespace, because {reason}")
 
 
@@ -40,7 +45,7 @@ def announce_old_spelling(old: str, new: str) -> None:
     _echo_once(f"`{old}` is written `{new}` now; the old spelling goes with the next release")
 
 
-T = TypeVar("T")
+T = TypeVar("T", Path, Location)
 
 
 def take_old_spelling(value: T | None, old_value: T | None, *, old: str, new: str) -> T | None:

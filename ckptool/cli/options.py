@@ -69,7 +69,7 @@ class _OutputPathParam(click.Path):
         from ckptool.commands.target import require_local_path
 
         if str(value) == "-" and param is not None and param.name != "outputs":
-            reason = "a report goes to standard output, this does not: name a file"
+            reason = "only a report can go to standard output: give a file"
             raise UsageError(f"{param.opts[0]} -: {reason}, or ./- for a file of that name")
         try:
             return require_local_path(value)
@@ -85,7 +85,7 @@ OUTPUT_PATH = _OutputPathParam()
 
 
 into_option = click.option(
-    "--into", metavar="PATH", help='Use only this submodule of the module ("encoder").'
+    "--into", metavar="PATH", help='Compare with only this submodule ("encoder").'
 )
 
 
@@ -93,7 +93,7 @@ base_option = click.option(
     "--base",
     metavar="FOLDER",
     type=CHECKPOINT_PATH,
-    help="The model that an adapter is for.  [default: what adapter_config.json names]",
+    help="The base model of an adapter.  [default: as adapter_config.json says]",
 )
 
 
@@ -114,7 +114,7 @@ def target_options(
         description: help of -o for that file.
         is_old_target: whether a -o behind a --format is the target, as it was up to 0.1.
     """
-    text = f"{description} Behind a --format: the file of that report."
+    text = f"{description} After a --format: the file for that report."
     output_option = click.option(
         "-o", "--output", "outputs", type=OUTPUT_PATH, multiple=True, metavar=metavar, help=text
     )
@@ -292,7 +292,7 @@ def input_options(function: CommandFunction) -> CommandFunction:
         **options: object,
     ) -> object:
         if input_words and inputs_from:
-            raise UsageError("--input and --inputs both say what forward takes: give one of them")
+            raise UsageError("--input and --inputs exclude each other")
         input_texts = (inputs_from,) if inputs_from else input_words
         return function(*args, inputs=input_texts or None, **options)
 
@@ -318,7 +318,7 @@ _OUTPUT_OPTION = click.option(
     "outputs",
     type=OUTPUT_PATH,
     multiple=True,
-    help="Write the report of the --format before it here; without one, the suffix says the format.",
+    help="File for the preceding --format; without one, its suffix determines the format.",
 )
 
 
@@ -326,7 +326,7 @@ _FORCE_OPTION = click.option(
     "--force",
     "replace_foreign",
     is_flag=True,
-    help="With -o: replace a file that is no report of ckptool.",
+    help="With -o: replace a file that is not a ckptool report.",
 )
 
 
@@ -336,25 +336,25 @@ _REPORT_OPTIONS = (
         "formats",
         type=click.Choice(FORMATS),
         multiple=True,
-        help="Several may be given, each but one with its -o.  [default: table]",
+        help="Repeatable; every format but one needs its own -o.  [default: table]",
     ),
     _OUTPUT_OPTION,
     _FORCE_OPTION,
     click.option(
         "--fail-on",
         type=click.Choice([*LEVELS, "never"]),
-        help="Exit 1 from this level on.  [default: error]",
+        help="Lowest level that makes the command exit 1.  [default: error]",
     ),
     click.option(
         "--no-config",
         is_flag=True,
-        help="Leave pyproject.toml and ckptool.toml of this folder and those above it out.",
+        help="Ignore pyproject.toml and ckptool.toml.",
     ),
     click.option(
-        "--select", multiple=True, metavar="CODES", help="Report these rules or families only."
+        "--select", multiple=True, metavar="CODES", help="Report only these rules or families."
     ),
     click.option(
-        "--ignore", multiple=True, metavar="CODES", help="Leave these rules or families out."
+        "--ignore", multiple=True, metavar="CODES", help="Ignore these rules or families."
     ),
     click.option(
         "--color",
@@ -362,19 +362,19 @@ _REPORT_OPTIONS = (
         default="auto",
         show_default=True,
     ),
-    click.option("-q", "--quiet", is_flag=True, help="Print the verdict only."),
-    click.option("-v", "--verbose", is_flag=True, help="Print everything; a traceback on errors."),
+    click.option("-q", "--quiet", is_flag=True, help="Print only the verdict."),
+    click.option("-v", "--verbose", is_flag=True, help="Print all details; on errors a traceback."),
 )
 
 
 _LIMIT_OPTIONS = (
-    click.option("--deep", is_flag=True, help="Compare every checksum, whatever the size."),
+    click.option("--deep", is_flag=True, help="Verify every checksum, regardless of size."),
     click.option(
         "--limit",
         "limit_pairs",
         multiple=True,
         metavar="NAME=NUMBER",
-        help="Change a bound on what a file may cost, for example pickle-bytes=1000000.",
+        help="Override a resource limit, for example pickle-bytes=1000000.",
     ),
 )
 
@@ -385,13 +385,13 @@ _INPUT_OPTIONS = (
         "input_words",
         multiple=True,
         metavar="[NAME=]VALUE",
-        help='What forward takes: "float32[2,6,3]", "int64[2,8]<1000" or a safetensors file.',
+        help='Example input for forward: "float32[2,6,3]", "int64[2,8]<1000", a safetensors file.',
     ),
     click.option(
         "--inputs",
         "inputs_from",
         metavar="PACKAGE.MODULE:FUNCTION",
-        help="A function that gives what forward takes.",
+        help="Function that returns inputs for forward().",
     ),
 )
 
@@ -408,13 +408,13 @@ _MODULE_OPTIONS = (
         "kwargs_pairs",
         multiple=True,
         metavar="NAME=VALUE",
-        help="A constructor argument, as a Python literal; cfg.d=3 is a field of one.",
+        help="Constructor argument, a Python literal; cfg.d=3 sets a field.",
     ),
     click.option(
         "--kwargs",
         "kwargs_file",
         type=click.Path(path_type=Path),
-        help="Constructor arguments, in a JSON, TOML or YAML file.",
+        help="JSON, TOML or YAML file with constructor arguments.",
     ),
     click.option(
         "-I",
@@ -428,17 +428,18 @@ _MODULE_OPTIONS = (
     click.option(
         "--no-file-kwargs",
         is_flag=True,
-        help="Refuse constructor arguments that the checkpoint brings (hyper_parameters).",
+        help="Do not use constructor arguments stored in the checkpoint (hyper_parameters).",
     ),
     click.option(
         "--loader",
         type=click.Choice(LOADER_NAMES),
-        help="Who loads it: load_state_dict or a framework.  [default: as the folder says]",
+        help="Loader: load_state_dict (torch) or a framework's.  [default: according to the "
+        "folder]",
     ),
     click.option(
         "--in-process",
         is_flag=True,
-        help="Run the module in this process, not in one of its own: for a debugger.",
+        help="Run the module in this process instead of a child process, for debugging.",
     ),
     click.option(
         "--timeout",
@@ -446,6 +447,6 @@ _MODULE_OPTIONS = (
         metavar="SECONDS",
         default=DEFAULT_TIMEOUT,
         show_default=True,
-        help="End a step of the module that takes longer.",
+        help="Time limit for each step that runs the module.",
     ),
 )

@@ -67,18 +67,18 @@ def check_outputs(
             continue
         if file_id in input_ids and (file_id in named_ids or not is_own_report(output.path)):
             raise UsageError(
-                f"{output.option} {output.path}: is read by this command, and would be replaced"
-                f" ({input_ids[file_id]})"
+                f"{output.option} {output.path}: is an input of this command and would be "
+                f"overwritten ({input_ids[file_id]})"
             )
         if output.path.is_dir() and output.path.resolve() in input_folders:
             raise UsageError(
-                f"{output.option} {output.path}: holds what this command reads, and would be"
-                " replaced"
+                f"{output.option} {output.path}: contains an input of this command and would be "
+                "overwritten"
             )
         if file_id in seen_ids:
             raise UsageError(
-                f"{output.option} {output.path}: is the file of {seen_ids[file_id].option} too:"
-                " name another"
+                f"{output.option} {output.path}: is also the file of {seen_ids[file_id].option}: "
+                "choose another"
             )
         seen_ids[file_id] = output
 
@@ -87,8 +87,8 @@ def check_replaced_report(path: Path) -> None:
     """Raise UsageError if `path` is a file that is no report of ckptool, and not empty."""
     if not is_own_report(path):
         raise UsageError(
-            f"-o {path}: exists already and is no report of ckptool: name another, or replace it"
-            " with --force"
+            f"-o {path}: already exists and is not a ckptool report: choose another file, or "
+            "replace it with --force"
         )
 
 

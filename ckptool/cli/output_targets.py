@@ -1,8 +1,8 @@
 """--format and -o options in command-line order -> destinations of the reports, and the target.
 
 The -o right behind a --format is that report's, in every command. Any other -o is, in a command
-that writes a file of its own (`lock`, `migrate`), that file, and elsewhere a report whose format its
-suffix says.
+that writes a file of its own (`lock`, `migrate`), that file, and elsewhere a report whose format
+its suffix says.
 """
 
 from collections.abc import Callable, Sequence
@@ -143,5 +143,5 @@ def _check_destinations(destinations: tuple[Destination, ...]) -> tuple[Destinat
     files = [path for _, path in destinations if path is not None]
     for path in files:
         if files.count(path) > 1:
-            raise UsageError(f"-o {path}: two reports cannot be written to one file")
+            raise UsageError(f"-o {path}: two reports cannot be written to the same file")
     return destinations

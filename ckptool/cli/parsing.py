@@ -57,7 +57,7 @@ def parse_limits(pairs: Sequence[str], *, deep: bool) -> Limits:
         key = name.replace("-", "_")
         if key not in limit_names:
             names = ", ".join(sorted(limit_name.replace("_", "-") for limit_name in limit_names))
-            raise UsageError(f"--limit {pair}: there is no such limit; known are {names}")
+            raise UsageError(f"--limit {pair}: unknown limit; the limits are {names}")
         if not (number.isascii() and number.isdigit() and len(number) < 20):
             raise UsageError(f"--limit {pair}: expected {name}=NUMBER")
         overrides[key] = int(number)

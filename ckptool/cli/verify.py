@@ -24,7 +24,9 @@ from ckptool.policy import ExitCode, Policy
 @module_options
 @base_option
 @click.option(
-    "--at", metavar="PLACE", help='Place of the state in the file ("state_dict"; "." is the root).'
+    "--at",
+    metavar="PLACE",
+    help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
 )
 @click.option(
     "--device",
@@ -64,7 +66,7 @@ def command(  # noqa: PLR0913
     out: ReportOutput,
     policy: Policy,
 ) -> None:
-    r"""Load a checkpoint, run its module on a GPU or a simulated one, and compare.
+    r"""Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.
 
     \b
     ckptool verify model.pth -m package.module:Name --input "float32[2,6,3]"

@@ -61,7 +61,7 @@ def audit(
         UsageError: no module is named, or the inputs are invalid.
     """
     if module is None and folder is None:
-        raise UsageError("no module is named: -m package.module:Name, or a framework's folder")
+        raise UsageError("no module was given: use -m package.module:Name, or a framework's folder")
     module_target = _choose_target(module, folder, kwargs, loader)
     if isinstance(module_target.module, str):
         reject_unused_options(

@@ -126,7 +126,7 @@ def diff(  # noqa: PLR0913
         )  # fmt: skip
     if options.first_value_option():
         raise UsageError(
-            f"{options.first_value_option()} is for the values of two checkpoints: name both"
+            f"{options.first_value_option()} compares values of two checkpoints: give both"
         )
     if into is not None:
         reject_unused_options({"--input": inputs is not None}, "runs the whole module: not --into")

@@ -64,9 +64,9 @@ class ValueComparisonOptions(Struct, frozen=True):
                 f"--shard {shard_index}/{shard_count}: expected I/N with I from 1 to N"
             )
         if not self.values and self.first_value_option():
-            raise UsageError(f"--no-values leaves nothing to do for {self.first_value_option()}")
+            raise UsageError(f"--no-values excludes {self.first_value_option()}")
         if self.dask is not None and self.jobs is not None:
-            raise UsageError("--jobs is for threads of this machine, --dask has its own: give one")
+            raise UsageError("--jobs and --dask exclude each other")
 
     def first_value_option(self) -> str:
         """Return the first option set that only applies to values of two files, "" if none."""

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ckptool.commands.target import PathLike, open_checkpoint_or_stdin
+from ckptool.commands.target import PathLike, open_checkpoint_or_stdin, require_local_path
 from ckptool.compare.digest import (
     CheckpointDigest,
     compare_digests,
@@ -26,7 +26,7 @@ def digest(
     paths: PathLike | Sequence[PathLike],
     *,
     at: str | None = None,
-    against: str | Path | None = None,
+    against: PathLike | None = None,
     check: PathLike | None = None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT_LIMITS,
@@ -52,7 +52,7 @@ def digest(
         warnings.warn("digest(check=...) is against=... now", DeprecationWarning, stacklevel=2)
         against = check if against is None else against
     if against is not None:
-        return _check_digest(path_list, at, Path(against), policy or Policy(), limits)
+        return _check_digest(path_list, at, require_local_path(against), policy or Policy(), limits)
     checkpoint_digests: list[CheckpointDigest] = []
     errors: list[ReadError] = []
     for path in path_list:
@@ -88,7 +88,7 @@ def _check_digest(
     paths: Sequence[PathLike], at: str | None, check: Path, policy: Policy, limits: Limits
 ) -> DigestReport:
     if len(paths) != 1:
-        raise UsageError("--against compares one checkpoint: name one PATH")
+        raise UsageError("--against compares one checkpoint: give one PATH")
     old_digest = read_saved_digest(check, parse_location(paths[0]))
     checkpoint = open_checkpoint_or_stdin(paths[0], limits)
     new_digest = digest_checkpoint(

@@ -143,9 +143,7 @@ def gate(  # noqa: PLR0913
     if baseline_path is not None and update_baseline:
         old_baseline = _update_baseline(baseline_path, old_baseline, gated_checkpoints, gate_policy)
     issues = PolicyIssues(
-        unmatched_entries=()
-        if modules_only
-        else find_unmatched_entries(settings, named.locations),
+        unmatched_entries=() if modules_only else find_unmatched_entries(settings, named.locations),
         unchecked=()
         if modules_only
         else list_unreplayed([checkpoint.evidence for checkpoint in gated_checkpoints]),
@@ -179,7 +177,7 @@ def _reject_plans_without_fixtures(expectations: GateExpectations, config: Proje
     fixtures = expectations.fixtures or any(entry.fixtures for entry in config.settings.models)
     has_unused_plans = bool(expectations.plans) and not fixtures
     reject_unused_options(
-        {"--plan": has_unused_plans}, "is for old checkpoints: name them with --fixtures GLOB"
+        {"--plan": has_unused_plans}, "applies to old checkpoints: give them with --fixtures GLOB"
     )
 
 
@@ -222,7 +220,7 @@ def _judge_release(
     gated_checkpoints: Sequence[GatedCheckpoint],
     policy: Policy,
     baseline: Baseline | None,
-    issues: PolicyIssues = PolicyIssues(),
+    issues: PolicyIssues,
 ) -> Verdict:
     """Return the verdict on all checkpoints, and on the policy, of which `issues` are known."""
     findings = [
@@ -363,7 +361,7 @@ def _find_baseline_file(
     if configured_path is not None:
         return config.directory / configured_path
     if update:
-        raise UsageError("--update-baseline: name the file with --baseline FILE")
+        raise UsageError("--update-baseline needs --baseline FILE")
     return None
 
 
@@ -387,7 +385,7 @@ def _update_baseline(
         for known_finding in (old_baseline.entries if old_baseline else ())
         if known_finding.path not in checked_paths
     }
-    verdict = _judge_release(gated_checkpoints, policy, None)
+    verdict = _judge_release(gated_checkpoints, policy, None, PolicyIssues())
     new_findings = {
         baselines.to_baseline_entry(finding, policy.relative(finding.path))
         for finding in verdict.findings

@@ -91,13 +91,13 @@ def lock(  # noqa: PLR0913
     if golden is not None:
         if path is None or output is not None or check or update:
             raise UsageError(
-                "--golden records what a module computes with a checkpoint: lock PATH --golden "
-                "FILE -m MODULE; the lock is written by another run, without --golden"
+                "--golden records the outputs of a module with a checkpoint: ckptool lock PATH "
+                "--golden FILE -m MODULE; write the lock itself in a separate run"
             )
         source = parse_location(path)
-        module_target = need_target(source, module_options, config)
+        golden_target = need_target(source, module_options, config)
         return _record_golden(
-            module_target, source, Path(golden), inputs, tolerances or {}, force, limits
+            golden_target, source, Path(golden), inputs, tolerances or {}, force, limits
         )
     unused_options = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
     reject_unused_options(unused_options, "is for the outputs that --golden FILE records")
@@ -197,20 +197,19 @@ def _describe_locked(
     if path is None and module_target is not None:
         reject_unused_options(
             {"--at": module_options.at is not None},
-            "is a place in a checkpoint, and this lock is a module's",
+            "is a key path in a checkpoint, but this lock was made from a module",
         )
         return _describe_locked_module(module_target)
     if path is not None and module_target is None:
         reject_unused_options(
-            {"-k": bool(module_options.kwargs)}, "is for a module, and this lock is a checkpoint's"
+            {"-k": bool(module_options.kwargs)},
+            "applies to a module, but this lock was made from a checkpoint",
         )
         checkpoint = open_checkpoint_or_stdin(path, limits)
         state = contract.choose_state(checkpoint, module_options.at, None)
         new_contract = contract.build_state_contract(checkpoint, state)
         return _Locked(new_contract, checkpoint.skipped, checkpoint)
-    raise UsageError(
-        "a lock is of one thing: name a module with -m package.module:Name, or a checkpoint"
-    )
+    raise UsageError("a lock needs one source: a module (-m package.module:Name) or a checkpoint")
 
 
 def _describe_locked_module(module_target: ModuleTarget) -> _Locked:
@@ -227,7 +226,7 @@ def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:
     """
     if check:
         if not path.exists():
-            raise ReadError(path, "there is no lock: write it with `ckptool lock`, without --check")
+            raise ReadError(path, "there is no lock file: create it with `ckptool lock`")
         return contract_lock.read_lock(path)
     if not path.exists():
         return None
@@ -235,7 +234,8 @@ def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:
         return None if force else contract_lock.read_lock(path)
     if not force:
         raise WriteError(
-            f"{path}: exists already and is no lock: name another, or replace it with --force"
+            f"{path}: already exists and is not a lock: choose another file, or replace it with "
+            "--force"
         )
     return None
 

@@ -36,10 +36,10 @@ def merge(
     """
     paths = [parts] if isinstance(parts, str | Path) else list(parts)
     if not paths:
-        raise UsageError("no parts to put together: name the files that `diff --shard` wrote")
+        raise UsageError("nothing to merge: give the files that `diff --shard` wrote")
     diff_shards = {str(path): _read_shard(Path(path)) for path in paths}
     if len(diff_shards) < len(paths):
-        raise UsageError("a part is named twice")
+        raise UsageError("a part was given twice")
     return judge_diff(merge_shards(diff_shards), policy or Policy(), explain)
 
 
@@ -51,6 +51,6 @@ def _read_shard(path: Path) -> DiffShard:
     try:
         data = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: is no JSON: {error}") from error
+        raise UsageError(f"{path}: not valid JSON: {error}") from error
     evidence = data.get("evidence") if isinstance(data, dict) else None
     return decode_shard(str(path), evidence)

@@ -36,9 +36,9 @@ def merge_adapter(
     adapter_folder = require_model_folder(source, "peft")
     base_folder = find_model_folder(base)
     if base_folder is None or base_folder.loader != "transformers":
-        raise UsageError(f"--merge-adapter {base}: is no folder of a model of transformers")
+        raise UsageError(f"--merge-adapter {base}: is not a transformers model folder")
     if target.exists():
-        raise UsageError(f"-o {target}: exists: a merged model is a new folder")
+        raise UsageError(f"-o {target}: already exists: the merged model needs a new folder")
     adapter, model = (
         open_checkpoint(folder.path, limits, folder.weights_name)
         for folder in (adapter_folder, base_folder)

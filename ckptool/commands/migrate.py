@@ -135,12 +135,12 @@ def migrate(  # noqa: PLR0913
     is_same_file = (
         target is not None and save_plan is not None and Path(str(target)) == Path(str(save_plan))
     )
-    reject_unused_options({"--save-plan": is_same_file}, "and -o name one file: name another")
+    reject_unused_options({"--save-plan": is_same_file}, "and -o are the same file: choose another")
     location = parse_location(source)
     if merge_adapter is not None:
         reject_unused_options(
             {"-m": module is not None, "--plan": plan is not None, "-o": target is None},
-            "--merge-adapter takes an adapter's folder, its base and -o FOLDER alone",
+            "--merge-adapter takes only the adapter's folder, its base and -o FOLDER",
         )
         return merge_into_base(
             location,
@@ -152,10 +152,11 @@ def migrate(  # noqa: PLR0913
     module_target = find_target(location, ModuleOptions(module, kwargs, at, into, loader), config)
     if into is not None:
         reject_unused_options(
-            {"--into": module_target is None}, "names a part of a module: -m package.module:Name"
+            {"--into": module_target is None},
+            "selects a submodule: -m package.module:Name is required",
         )
         reject_unused_options(
-            {"--input": inputs is not None}, "runs the whole module, and --into leaves out the rest"
+            {"--input": inputs is not None}, "runs the whole module, and --into selects a part"
         )
     worker = get_worker()
     result = run_migration(
@@ -233,13 +234,13 @@ def _refuse_errors(
             covered_keys = sorted(assumed_keys & {finding.key, *finding.explained_keys})
             if covered_keys:
                 key = covered_keys[0]
-                way_out = f"--inject {key}=constructor takes the constructor's value all the same"
+                way_out = f"--inject {key}=constructor takes the constructor's value anyway"
                 raise PlanError(_format_refusal(source, finding, way_out))
     else:
         asked_keys = asked_keys | {*_iter_named_keys(outcome.plan)}
     for finding in _find_errors(source, policy, outcome.result_diff):
         if outcome.result_diff.is_strict and not _names_key(asked_keys, finding.key):
-            way_out = f"--ignore {finding.rule.code} writes it all the same"
+            way_out = f"--ignore {finding.rule.code} writes it anyway"
             raise PlanError(_format_refusal(source, finding, way_out))
 
 
@@ -302,10 +303,10 @@ def _make_forward_check(
             "--old-module": old_options.module is not None,
             "--device": device != "auto",
         }
-        reject_unused_options(unused_options, "is for running the result: say on what with --input")
+        reject_unused_options(unused_options, "applies to running the result: --input is required")
         return None
     if module_target is None:
-        raise UsageError("--input: no module is named to run on it: -m package.module:Name")
+        raise UsageError("--input: no module was given to run: use -m package.module:Name")
     from ckptool.migration.check.forward import judge_verification, require_confirmed_renames
 
     def check_forward(pending_file: "PendingFile") -> "tuple[CheckResult, ...]":

@@ -29,4 +29,4 @@ def reject_negative_numbers(numbers: Mapping[str, float | None]) -> None:
     """
     for option, number in numbers.items():
         if number is not None and not (isfinite(number) and number >= 0):
-            raise UsageError(f"{option} {number}: expected a number that is 0 or more")
+            raise UsageError(f"{option} {number}: expected a number >= 0")

@@ -235,7 +235,8 @@ def _build_folder_target(
     }
     if module_options.base is not None:
         reject_unused_options(
-            {"--base": model_folder.loader != "peft"}, "is the base of an adapter, and this is none"
+            {"--base": model_folder.loader != "peft"},
+            "is the base of an adapter, but this is not an adapter",
         )
         names["base"] = str(require_local_path(module_options.base))
     return ModuleTarget(
@@ -289,10 +290,10 @@ def need_target(
             hint = model_folder.install_hint
             raise UsageError(
                 f"{path}: {model_folder.evidence}, which is not installed here: {hint};"
-                " or name the module with -m package.module:Name"
+                " or give the module with -m package.module:Name"
             )
         raise UsageError(
-            f"{path}: no module is named for it: name one with -m package.module:Name, or in "
+            f"{path}: no module to compare it with. Give one with -m package.module:Name, or in "
             f"[[tool.ckptool.models]] of pyproject.toml or ckptool.toml{other_choice}"
             f"{suggest_module(checkpoint)}"
         )
@@ -327,7 +328,7 @@ def _reject_invalid_path(path: object) -> None:
     if not isinstance(path, PathLike):
         description = f"a {type(path).__name__} was given"
         raise UsageError(
-            f"a checkpoint is named by its path; {description}. A live module is module=..."
+            f"a checkpoint is given by its path; {description}. A live module is module=..."
         )
     if str(path) == "":
         raise UsageError("the path of a checkpoint is empty")
@@ -341,7 +342,7 @@ def require_local_path(path: PathLike) -> Path:
     """
     location = parse_location(path)
     if isinstance(location, RemotePath):
-        reason = "nothing is written to a remote place: write to a file here, and upload that"
+        reason = "remote outputs are not supported: write a local file and upload it"
         raise UsageError(f"{location}: {reason}")
     return location
 
@@ -383,7 +384,7 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
             r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", name, re.ASCII
         ):
             package, _, class_name = name.rpartition(".")
-            return f". The file itself names {name}: if you trust it, -m {package}:{class_name}"
+            return f". The file itself refers to {name}: if you trust it, -m {package}:{class_name}"
     return ""
 
 
@@ -392,7 +393,7 @@ def describe_choices(module_diff: ModuleDiff, at: str | None) -> tuple[str, ...]
     notes: list[str] = []
     is_part = all(state.at != module_diff.state.at for state in module_diff.checkpoint.states)
     if is_part and module_diff.state.tensors:
-        notes.append(f"compared with the file's keys below `{module_diff.state.at}`")
+        notes.append(f"compared with the file's keys under `{module_diff.state.at}`")
     elif at is None and (module_diff.state.at or len(module_diff.checkpoint.states) > 1):
         states = [
             state for state in module_diff.checkpoint.states if state is not module_diff.state
@@ -406,5 +407,5 @@ def describe_choices(module_diff: ModuleDiff, at: str | None) -> tuple[str, ...]
         notes += module_diff.loading_info.notes
     if module_diff.module.file_arguments:
         names = ", ".join(module_diff.module.file_arguments)
-        notes.append(f"constructor arguments that fit were taken from the file: {names}")
+        notes.append(f"matching constructor arguments were taken from the file: {names}")
     return tuple(notes)

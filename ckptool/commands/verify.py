@@ -79,7 +79,7 @@ def verify(  # noqa: PLR0913
     has_unused_old_module = old_module is not None and old is None
     reject_unused_options(
         {"--old-module": has_unused_old_module},
-        "is the module of an old checkpoint: name that with --old",
+        "is the module of an old checkpoint: --old is required",
     )
     reject_negative_numbers({"--tolerance": tolerance})
     location = parse_location(path)

@@ -65,7 +65,7 @@ class Watched:
             ModuleError: the module cannot be examined.
         """
         if self._old_snapshot is None:
-            raise UsageError("nothing was watched yet: with ckptool.watch(model) as watched: ...")
+            raise UsageError("nothing was watched: use with ckptool.watch(model) as watched: ...")
         if self._failure is not None:
             raise self._failure
         from ckptool.modules import describe_module
@@ -93,4 +93,4 @@ class Watched:
                 return take_snapshot(self._module)
         except UserCodeError as error:
             name = type(self._module).__qualname__
-            raise ModuleError(name, f"looking through it raised {error}") from error
+            raise ModuleError(name, f"walking through it raised {error}") from error

@@ -178,7 +178,7 @@ def _describe_value_difference(diff: CheckpointDiff, key: str) -> FactPairs:
         f"{difference.old_nonfinite} in the old, {difference.new_nonfinite} in the new",
     )
     if diff.old_tensors[key].dtype != diff.new_tensors[key].dtype:
-        yield "nothing but rounding", "yes" if difference.rounding else "no"
+        yield "only rounding", "yes" if difference.rounding else "no"
     names = ("below 1e-12", *(f"1e{n} to 1e{n + 1}" for n in range(-12, 3)), "1e3 and above")
     for name, count in zip(names, difference.histogram, strict=True):
         if count:

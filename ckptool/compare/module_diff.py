@@ -270,7 +270,7 @@ def strict_load_obstacles(diff: ModuleDiff) -> str:
     counts = (
         ("missing", tuple(key for key in diff.missing_keys if key not in diff.retied_keys)),
         ("unexpected", diff.unexpected_keys),
-        ("of another shape", tuple(change.key for change in diff.shape_mismatches)),
+        ("shape mismatch", tuple(change.key for change in diff.shape_mismatches)),
         ("without a tensor", tuple(diff.mistyped_keys)),
     )
     text = "; ".join(f"{len(keys)} {label} ({_join_few(keys)})" for label, keys in counts if keys)
@@ -352,8 +352,8 @@ def _find_mistyped_keys(
 def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
     """Return the diff with the facts of the module's own loader in the place of the keys' alone.
 
-    What loads since the module's code makes it so is no longer missing, unexpected or of another
-    shape; the steps say what the code did.
+    What loads because of the module's code is no longer missing, unexpected or mismatched in shape;
+    the steps say what the code did.
     """
     if outcome.is_strict:
         return _apply_strict_load(diff, outcome)

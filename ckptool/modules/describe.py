@@ -74,9 +74,7 @@ def describe_module(module: "nn.Module", target: str) -> ModuleInfo:
     with preserve_random_state():
         module_walk = _walk_user_module(module, target)
         move_behaviors, skipped = _probe_copy(module, module_walk)
-        not_rebuilt = Skipped(
-            "constancy", "an instance cannot be built again: name its class to know"
-        )
+        not_rebuilt = Skipped("constancy", "an instance cannot be rebuilt: give its class")
         probe_results = ProbeResults(move_behavior=move_behaviors, skipped=(not_rebuilt, *skipped))
         return build_module_info(module, module_walk, target, probe_results)
 
@@ -118,7 +116,7 @@ def _walk_user_module(module: "nn.Module", target: str) -> ModuleWalk:
         with user_code():
             return walk_module(module)
     except UserCodeError as error:
-        raise ModuleError(target, f"looking through it raised {error}") from error
+        raise ModuleError(target, f"walking through it raised {error}") from error
 
 
 def _probe_copy(

@@ -47,11 +47,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
         lines.append(_format_command("notice", {"title": "not checked", **file_property}, text))
     return "\n".join(
         lines
-        or [
-            _format_command(
-                "notice", _build_verdict_properties(report, options), "nothing was found"
-            )
-        ]
+        or [_format_command("notice", _build_verdict_properties(report, options), "no findings")]
     )
 
 

@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.model import Kind, ModuleInfo, ModuleTensor, Skipped, StateDict, TensorInfo
-from ckptool.phrases import pluralize
+from ckptool.phrases import pluralize, pluralize_mismatches
 from ckptool.policy import Verdict
 from ckptool.rules import Finding
 
@@ -244,17 +244,17 @@ def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str
     if diff.loading_info is not None and failure == "does not load":
         failure = format_framework_failure(diff.loading_info)
     mismatch_counts = (
-        (len(diff.missing_keys), "missing"),
-        (len(diff.unexpected_keys), "unexpected"),
-        (len(diff.shape_mismatches), "of another shape"),
-        (len(diff.mistyped_keys), "without a tensor"),
+        (len(diff.missing_keys), f"{len(diff.missing_keys)} missing"),
+        (len(diff.unexpected_keys), f"{len(diff.unexpected_keys)} unexpected"),
+        (len(diff.shape_mismatches), pluralize_mismatches(len(diff.shape_mismatches))),
+        (len(diff.mistyped_keys), f"{len(diff.mistyped_keys)} without a tensor"),
     )
     has_error = diff.loading_info is not None and bool(diff.loading_info.error)
     if (
         has_error or not any(count for count, _ in mismatch_counts)
     ) and diff.load_outcome is not None:
         return f"{failure}: {diff.load_outcome.error}"
-    return f"{failure}: " + ", ".join(f"{n} {word}" for n, word in mismatch_counts if n)
+    return f"{failure}: " + ", ".join(text for count, text in mismatch_counts if count)
 
 
 def format_framework_failure(loading_info: LoadingInfo) -> str:

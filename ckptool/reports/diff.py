@@ -174,7 +174,8 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
     unsaved_keys = {f.key for f in serious_findings if f.rule.family is RuleFamily.MODULE_STATE}
     if unsaved_keys:
         names = join_limited(sorted(unsaved_keys, key=natural_sort_key), 3, quote_code, more=" ...")
-        return f"loads, but {names} {'is' if len(unsaved_keys) == 1 else 'are'} not saved with it"
+        verb = "is" if len(unsaved_keys) == 1 else "are"
+        return f"loads, but {names} {verb} not in the state_dict and will not be saved"
     load_findings = [f for f in serious_findings if f.rule.family is not RuleFamily.CONTAINER]
     return f"loads, but {load_findings[0].summary}" if load_findings else success
 
@@ -183,7 +184,7 @@ def _format_retied_verdict(diff: ModuleDiff) -> str:
     names = join_limited(diff.retied_keys, 1, quote_code)
     if diff.checkpoint.container is Container.SAFETENSORS:
         return f"loads with safetensors.torch.load_model, which ties {names} again"
-    return f"loads with strict=False: tied to keys of the file, and not in it: {names}"
+    return f"loads with strict=False: tied to keys of the file, but not in it: {names}"
 
 
 def _build_key_reports(diff: ModuleDiff, verdict: Verdict) -> list[KeyReport]:

@@ -57,7 +57,7 @@ class ChangeReport(Struct, frozen=True, kw_only=True):
 
 class DiffFilesReport(Report, frozen=True, kw_only=True):
     verdict: str
-    """"identical", "same state", "same state, other container", "values within tolerance",
+    """"identical", "same state", "same state, different format", "values within tolerance",
     "values differ", "plain data differs", "compatible" or "breaking"."""
     old: str
     new: str
@@ -156,7 +156,7 @@ def build_diff_shard_report(
         findings=(),
         skipped=build_skipped_reports(_build_skipped(shard.answers.untold, "values of")),
         exit_code=ExitCode.PASSED,
-        verdict=f"part {shard.number} of {shard.of}: not judged until all parts are put together",
+        verdict=f"part {shard.number} of {shard.of}: not judged until all parts are merged",
         old=shard.old.path,
         new=shard.new.path,
         part=shard.number,
@@ -196,7 +196,7 @@ def _is_breaking(diff: CheckpointDiff) -> bool:
 
 def _format_unchanged_verdict(diff: CheckpointDiff) -> str:
     if diff.is_relocated:
-        return "same state, other container"
+        return "same state, different format"
     if diff.ties_differ:
         return "compatible"
     return "identical" if diff.remainder.is_complete else "same state"
@@ -213,7 +213,7 @@ def _collect_skipped(diff: CheckpointDiff) -> list[Skipped]:
     skipped += [Skipped(what, reason) for what, reason in diff.remainder.uncompared.items()]
     for name, parts in zip(("old", "new"), diff.remainder.parts, strict=True):
         if parts:
-            what = f"what the {name} file has beside the state"
+            what = f"other content of the {name} file"
             skipped.append(Skipped(what, join_limited(parts, _MAX_LISTED)))
     return skipped + _build_skipped(diff.unmeasured_keys, "statistics of")
 

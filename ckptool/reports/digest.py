@@ -26,7 +26,7 @@ class CheckpointDigestReport(Struct, frozen=True, kw_only=True):
     path: str
     container: str
     at: str
-    """Place of the state in the file; "*": all states."""
+    """Key path of the state_dict inside the file; "*": all states."""
     digest: str
     """Digest of all tensors; begins with "partial:" if one of them has no digest."""
     tensors: tuple[TensorDigestReport, ...]

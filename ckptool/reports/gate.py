@@ -256,7 +256,7 @@ def _format_gate_verdict(
         [subject if is_single_module else f"{failed_count} of {subject}"] if failed_count else []
     )
     if any(f.fails and f.code in POLICY_ISSUE_CODES for f in finding_reports):
-        reasons.append("the policy itself needs work")
+        reasons.append("the policy itself is out of date")
     paths = {checkpoint.path for checkpoint in checkpoints}
     if any(
         f.fails and f.path not in paths and f.code not in POLICY_ISSUE_CODES

@@ -30,7 +30,7 @@ class DifferenceReport(Struct, frozen=True, kw_only=True):
 
 class LockReport(Report, frozen=True, kw_only=True):
     verdict: str
-    """"locked ...", "the lock holds", "the lock is stale ..." or "recorded"."""
+    """"locked ...", "the lock is up to date", "the lock is stale ..." or "recorded"."""
     path: str
     """The lock file that was written or checked."""
     source: str
@@ -160,16 +160,16 @@ def _format_lock_verdict(outcome: LockOutcome, difference_count: int) -> str:
     if outcome.golden:
         return "recorded"
     difference_text = (
-        pluralize(difference_count, "difference", "") if difference_count else "of another name"
+        pluralize(difference_count, "difference", "") if difference_count else "a different name"
     )
     if outcome.contract_diff is None:
         return "locked"
     if outcome.is_unchanged:
-        return "the lock holds" if outcome.is_check else "locked already, and nothing has changed"
+        return "the lock is up to date"
     compatibility = outcome.contract_diff.compatibility
     compatibility_text = "" if compatibility is Compatibility.SAME else f"{compatibility}, "
     return (
-        f"the lock is stale: {compatibility_text}{difference_text}"
+        f"the lock is out of date: {compatibility_text}{difference_text}"
         if outcome.is_check
-        else f"locked anew: {compatibility_text}{difference_text}"
+        else f"lock updated: {compatibility_text}{difference_text}"
     )

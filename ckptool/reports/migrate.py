@@ -116,7 +116,7 @@ def _build_step_report(op: "Operation") -> StepReport:
 def _format_migrate_verdict(migration: "MigrationResult") -> str:
     diff, has_passed_check = migration.diff, any(c.result == "passed" for c in migration.checks)
     if migration.already_applied:
-        action = "nothing to do, the plan was applied already"
+        action = "nothing to do: the plan was already applied"
     elif migration.plan.ops:
         action = "migrated"
     else:

@@ -24,8 +24,8 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
         level=Level.WARNING,
         summary="{count} tensors were saved on {key}",
         why=(
-            "torch.load puts them back on that device and fails where there is none, or fills the "
-            "first GPU's memory."
+            "torch.load restores them to that device: it fails if there is none, or fills the "
+            "memory of the first GPU."
         ),
         fix='torch.load(path, map_location="cpu"), or save after module.cpu()',
         example="torch.save(model.cuda().state_dict(), path)",
@@ -55,10 +55,10 @@ _MIN_WASTE_NBYTES: Final = 4096
         code="CK308",
         name="storage-bloat",
         level=Level.WARNING,
-        summary="`{key}` needs {needed} bytes and drags a storage of {stored} bytes into the file",
+        summary="`{key}` needs {needed} bytes, and its storage takes {stored} bytes in the file",
         why=(
-            "torch.save writes the whole storage behind a view: a slice of a large tensor costs "
-            "as much as the large tensor."
+            "torch.save writes the whole storage of a view: a slice of a large tensor takes as "
+            "much space as the large tensor."
         ),
         fix="state_dict[{key:py}] = state_dict[{key:py}].clone() before saving",
         example='large = torch.zeros(250_000)\ntorch.save({"x": large[:10]}, path)  # 1 MB',
@@ -136,8 +136,8 @@ def find_missing_format_metadata(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         level=Level.NOTE,
         summary="`{key}`, {shape} with stride {stride}, is not contiguous",
         why=(
-            "safetensors refuses to save it, and its bytes in the file are not in the order of "
-            "its elements."
+            "safetensors refuses to save it: its bytes in the file are not in the order of its "
+            "elements."
         ),
         fix="state_dict[{key:py}] = state_dict[{key:py}].contiguous()",
         example='torch.save({"w": torch.randn(2, 3).t()}, path)',
@@ -163,9 +163,10 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         summary="torch.load refuses the file",
         detail="{refusal}",
         why=(
-            "A .pth file is a zip archive with all records in one folder. Unpacked and packed again"
-            " by hand, or by a browser or an archiver, it may have no such folder, or files beside"
-            " it. What pickle.dump and joblib.dump write is no such archive at all."
+            "A .pth file is a zip archive with all records in one folder. If it was unpacked and "
+            "repacked by hand, by a browser or by an archiver, that folder may be missing, or "
+            "there may be other files next to it. pickle.dump and joblib.dump do not write such "
+            "an archive at all."
         ),
         fix="To write a file that torch.load opens: ckptool migrate {path} -o NEW.pth",
         example=(
@@ -187,11 +188,11 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         name="compressed-archive",
         level=Level.ERROR,
         summary="{count} tensors are compressed in the archive",
-        detail="torch.load(mmap=True) takes the compressed bytes for values, without an error",
+        detail="torch.load(mmap=True) reads the compressed bytes as values, without an error",
         why=(
-            "torch.save stores its records as they are, and a memory map reads them so. An archive"
-            " that was unpacked and packed again with compression loads without mmap, and with it"
-            " as noise."
+            "torch.save stores its records uncompressed, and a memory map reads them directly. "
+            "An archive that was repacked with compression loads correctly without mmap, and as "
+            "noise with it."
         ),
         fix="To write it without compression: ckptool migrate {path} -o NEW.pth",
         example=(
@@ -221,10 +222,8 @@ def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHi
         level=Level.ERROR,
         summary="reading stopped",
         detail="{damage}",
-        why=(
-            "What stands behind the damage was not looked at. What was found before it is reported."
-        ),
-        fix="Do not load the file; get it again from where it came from.",
+        why=("Nothing after the damaged part was read. What was found before it is reported."),
+        fix="Do not load the file; download or copy it again.",
         example=(
             'data = Path("model.pkl").read_bytes()\n'
             'Path("model.pkl").write_bytes(data[: len(data) // 2])  # a torn download'
@@ -242,9 +241,9 @@ def find_damage(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK601",
         name="index-missing-shard",
         level=Level.ERROR,
-        summary="the index names the shard {key}, which {fault}",
-        why="Loaders start with uninitialised weights, or fail half-way.",
-        fix="Fetch the shard, or rebuild the index.",
+        summary="the index refers to the shard {key}, which {fault}",
+        why="Loaders keep uninitialised weights, or fail halfway.",
+        fix="Download the missing shard, or rebuild the index.",
         example=(
             'index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}\n'
             'os.remove("model-00001-of-00002.safetensors")'
@@ -261,9 +260,9 @@ def find_missing_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK602",
         name="index-missing-tensor",
         level=Level.ERROR,
-        summary="the index puts `{key}` into {shard}, which does not hold it",
-        why="The index is of another save or another quantisation than the shards.",
-        fix="Fetch index and shards of one save, or rebuild the index.",
+        summary="the index says that `{key}` is in {shard}, which does not contain it",
+        why="The index belongs to a different save, or a different quantisation, than the shards.",
+        fix="Download the index and the shards of the same save, or rebuild the index.",
         example=(
             'index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}\n'
             'save_file({"b": torch.ones(1)}, "model-00001-of-00001.safetensors")'
@@ -280,10 +279,10 @@ def find_missing_indexed_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK603",
         name="stray-shard",
         level=Level.WARNING,
-        summary="{what} `{key}` is beside the index, which does not name it",
+        summary="{what} `{key}` is in the same folder as the index, which does not list it",
         why=(
-            "It is not loaded by anybody who follows the index: a left-over, or an index that "
-            "lost entries."
+            "Loaders that follow the index ignore it: either the file is a leftover, or the "
+            "index lost entries."
         ),
         fix="Remove it, or rebuild the index.",
         example=(
@@ -302,13 +301,13 @@ def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK314",
         name="unread-part",
         level=Level.NOTE,
-        summary="{key} was not looked into",
+        summary="{key} was not examined",
         detail="{reason}",
         why=(
-            "What nobody looked at can hold a pickle that whoever loads or unpacks it runs. "
+            "Data that was not examined can contain a pickle, which runs code when it is loaded. "
             "A gate does not pass what it did not read."
         ),
-        fix="Save the checkpoint without it, or release it as a file of its own.",
+        fix="Save the checkpoint without it, or release it as a separate file.",
         example=(
             "buffer = io.BytesIO()\ntorch.save(model.state_dict(), buffer)\n"
             'torch.save({"w": torch.ones(2), "teacher": buffer.getvalue()}, path)'

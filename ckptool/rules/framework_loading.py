@@ -22,9 +22,9 @@ UNINITIALIZED_BUFFER: Final = "CK227"
         summary="`{key}` holds uninitialized memory after {loader}",
         detail="the module is built on meta there, and no code fills the buffer afterwards",
         why=(
-            "from_pretrained() of transformers builds on the meta device, gives each buffer with"
-            " persistent=False new memory, and calls _init_weights(). What the constructor"
-            " computed is gone: the model runs on whatever that memory held, without an error."
+            "from_pretrained() of transformers builds on the meta device, gives each buffer with "
+            "persistent=False new memory, and calls _init_weights(). What the constructor "
+            "computed is lost: the model runs with whatever was in that memory, without an error."
         ),
         fix=(
             "Fill it in _init_weights(), for example init.copy_(module.{name}, ...); or drop"
@@ -61,11 +61,11 @@ def _iter_uninitialized(buffers: Mapping[str, str]) -> Iterator[RuleHit]:
         level=Level.NOTE,
         summary="`{key}` is in the file, and {loader} drops it without reporting it",
         why=(
-            "A class may list names that its loader leaves out of its report: old buffers that are"
-            " computed today, or weights that are tied. If the file's value is another one than"
-            " the module makes, it is lost."
+            "A class may list keys that its loader omits from its report: old buffers that are "
+            "computed today, or tied weights. If the value in the file differs from the one the "
+            "module computes, it is lost."
         ),
-        fix="Nothing, if the module makes the same value; else load it yourself.",
+        fix="Nothing, if the module computes the same value; otherwise load it yourself.",
         example='AutoModel.from_pretrained(folder)  # an old file with "rotary_emb.inv_freq"',
     ),
 )

@@ -70,8 +70,8 @@ def _build_missing_facts(module_tensor: ModuleTensor) -> dict[str, object]:
             "Strict loading raises. With strict=False the parameter keeps its random initial value."
         ),
         fix=(
-            "Find the tensor under another name, or train it; a checkpoint of the same model has "
-            "it."
+            "Find the tensor under another name, train it, or take it from another checkpoint of "
+            "the same model."
         ),
         example=(
             "state = nn.Linear(2, 2).state_dict()\n"
@@ -94,12 +94,13 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="`{key}`, {dtype} {shape}, is not in the file: a buffer that {origin}",
         why=(
-            "Its value came from training, calibration, a loader or chance; the constructor does"
-            " not bring it back. With strict=False the model runs on the value that it starts from."
+            "Its value came from training, calibration, a loader or a random number generator; "
+            "the constructor cannot recreate it. With strict=False the model runs with the "
+            "initial value."
         ),
         fix=(
-            "Take it from a checkpoint that has it; converters that copy parameters only drop"
-            " buffers. If the constructor's value is right: {command}"
+            "Take it from a checkpoint that has it; converters that copy only parameters drop "
+            "buffers. If the constructor's value is right: {command}"
         ),
         example=(
             "state = nn.BatchNorm1d(4).state_dict()\n"
@@ -132,14 +133,14 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
         name="missing-recomputable-buffer",
         level=Level.WARNING,
         summary=(
-            "`{key}`, {dtype} {shape}, is a buffer that is not in the file{kept}; the constructor"
-            " makes the same value every time"
+            "`{key}`, {dtype} {shape}, is a buffer that is not in the file{kept}; the "
+            "constructor computes the same value every time"
         ),
         why=(
-            "Strict loading raises, though nothing was lost, unless the old code changed the "
-            "value after construction: a state_dict holds no trace of that."
+            "Strict loading raises although nothing was lost, unless the old code modified the "
+            "value after construction: a state_dict does not record that."
         ),
-        fix="Let a migration mend the file: {command}",
+        fix="Migrate the file: {command}",
         example=(
             "old.mask = torch.tril(torch.ones(4, 4))\n"
             'new.register_buffer("mask", torch.tril(torch.ones(4, 4)))\n'
@@ -181,8 +182,8 @@ def _matches_unsaved_value(diff: ModuleDiff, key: str) -> bool | None:
         code="CK204",
         name="unexpected-key",
         level=Level.WARNING,
-        summary="`{key}`, {what}, is in the file and the module has no such key{why_not}",
-        why="Strict loading raises. With strict=False the value is thrown away.",
+        summary="`{key}`, {what}, is in the file but not in the module's state_dict{why_not}",
+        why="Strict loading raises. With strict=False the value is ignored.",
         fix=(
             "Rename it if the module has it under another name; drop it if it is not needed: "
             "state_dict.pop({key:py})"
@@ -221,9 +222,9 @@ def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK205",
         name="unexpected-redundant-buffer",
         level=Level.NOTE,
-        summary="`{key}` is in the file with the value that the module makes itself as {kind}",
-        why="Strict loading raises on it, though dropping it changes nothing.",
-        fix="Let a migration mend the file: {command}",
+        summary="`{key}` is in the file with the value that the module computes itself as {kind}",
+        why="Strict loading raises on it, although dropping it changes nothing.",
+        fix="Migrate the file: {command}",
         example=(
             'old.register_buffer("position_ids", torch.arange(4))\n'
             'new.register_buffer("position_ids", torch.arange(4), persistent=False)\n'
@@ -244,10 +245,11 @@ def find_redundant_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK206",
         name="unexpected-buffer-value-differs",
         level=Level.ERROR,
-        summary="`{key}` is in the file with another value than the module makes itself as {kind}",
+        summary="`{key}` is in the file with a different value than the module computes itself as "
+        "{kind}",
         why=(
-            "Dropping the key, which is what strict=False does, gives a model that computes "
-            "something else than the one that was saved."
+            "Dropping the key, which is what strict=False does, gives a model that does not "
+            "compute what the saved one did."
         ),
         fix=(
             "Make it a persistent buffer, or set it after loading: "
@@ -274,11 +276,11 @@ def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         level=Level.WARNING,
         summary="{count} of the file's keys match once {what}",
         why=(
-            "DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning "
-            "put segments into keys. With strict=False such a file loads nothing, and nothing says "
-            "so."
+            "DistributedDataParallel, torch.compile, FSDP, activation checkpointing and "
+            "Lightning add segments to keys. With strict=False such a file loads nothing, "
+            "silently."
         ),
-        fix="Let a migration mend the file: {command}; or in code: state_dict = {code}",
+        fix="Migrate the file: {command}; or in code: state_dict = {code}",
         example=(
             "state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
             "model.load_state_dict(state)"
@@ -340,8 +342,8 @@ def _format_rewrite_code(rewrite: PrefixRewrite, dropped: Collection[str]) -> st
         summary="`{found}` in the file {certainty} `{key}` in the module",
         detail="{how}",
         why=(
-            "A refactor renamed the module. With strict=False the trained values are thrown away "
-            "and the parameter stays at random."
+            "A refactor renamed the module. With strict=False the trained values are ignored and "
+            "the parameter stays randomly initialised."
         ),
         fix="If it is the same tensor, write a file with the new names: {command}",
         example=(
@@ -395,10 +397,11 @@ def find_proved_renames(diff: CheckpointDiff) -> Iterator[RuleHit]:
         code="CK214",
         name="auxiliary-keys",
         level=Level.NOTE,
-        summary="`{key}` belongs to a loss, a metric or a network that only judges ({whose})",
+        summary="`{key}` belongs to a loss, a metric or an auxiliary network (discriminator) "
+        "({whose})",
         why=(
-            "Class weights and metrics travel with the model and make strict loading raise, "
-            "though the model does not need them."
+            "Class weights and metrics are saved with the model and make strict loading raise, "
+            "although the model does not need them."
         ),
         fix="state_dict.pop({key:py}), or build the module with the same loss",
         example=(
@@ -424,7 +427,7 @@ def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         name="extra-state-mismatch",
         level=Level.WARNING,
         summary="`{key}` is {which}",
-        detail="state that a module writes by get_extra_state()",
+        detail="state that a module returns from get_extra_state()",
         why=(
             "Strict loading raises on missing or unexpected extra state. It may hold scaling "
             "factors that the forward pass needs, or nothing at all."
@@ -461,16 +464,17 @@ _MIN_DROPPED_BUFFERS: Final = 2
         name="buffers-left-out",
         level=Level.ERROR,
         summary=(
-            "all parameters are in the file and none of the {count} buffers that the module does"
-            " not make again itself"
+            "all parameters are in the file, but none of the {count} buffers that the "
+            "constructor does not recreate"
         ),
         detail="from `{key}` on; named_parameters() and optimizers have no buffers",
         why=(
-            "Scripts that go through named_parameters(), or take the weights from an optimizer, "
-            "lose running statistics. With strict=False the model runs on mean 0 and variance 1."
+            "Scripts that iterate over named_parameters(), or take the weights from an "
+            "optimizer, lose running statistics. With strict=False the model runs with mean 0 "
+            "and variance 1."
         ),
         fix=(
-            "Convert again from state_dict(); or take the buffers from a file that has them: "
+            "Convert again from state_dict(); or copy the buffers from a file that has them: "
             "{command}"
         ),
         example="norm = nn.BatchNorm1d(2)\nsave_file(dict(norm.named_parameters()), path)",

@@ -23,8 +23,8 @@ from ckptool.tensors.statistics import CastEffect
         detail="{diagnosis}",
         why="load_state_dict raises on a shape mismatch, with strict=False as well.",
         fix=(
-            "Build the module with the arguments it was trained with, or change the tensor on "
-            "purpose."
+            "Build the module with the arguments it was trained with, or change the tensor "
+            "deliberately."
         ),
         example=(
             "state = nn.Linear(3, 5).state_dict()\n"
@@ -139,12 +139,12 @@ def classify_cast_loss(actual: str, expected: str) -> Level | None:
         summary="`{key}` is {actual} in the file and {expected} in the module",
         detail="loading casts it silently{loss}",
         why=(
-            "load_state_dict copies with a cast and says that all keys matched. Fractions are cut "
-            "off in an integer buffer, large values overflow in float16, bfloat16 rounds."
+            "load_state_dict casts while copying and reports that all keys matched. Fractions "
+            "are cut off in an integer buffer, large values overflow in float16, bfloat16 rounds."
         ),
         fix=(
-            "Build the module in the file's dtype, or cast the file on purpose and look at the "
-            "error."
+            "Build the module in the file's dtype, or cast the file deliberately and check the "
+            "rounding error."
         ),
         example=(
             'model.register_buffer("running_max", torch.tensor(1))\n'
@@ -196,8 +196,8 @@ def _describe_loss(effect: CastEffect) -> str:
         summary="`{key}` is {actual} in the file and a scalar in the module",
         detail="its first element is loaded",
         why=(
-            "A rule kept from torch 0.3 takes the first element of a vector for a scalar without "
-            "a word."
+            "For compatibility with torch 0.3, load_state_dict silently loads the first element "
+            "of a vector into a scalar."
         ),
         fix="state_dict[{key:py}] = state_dict[{key:py}].reshape(())",
         example=(
@@ -225,8 +225,8 @@ def find_scalar_quirks(diff: ModuleDiff) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="`{key}` is a tensor of the module, and the file has {what} there",
         why=(
-            "load_state_dict copies tensors only: it raises on anything else under a key of its "
-            "own, with strict=False as well."
+            "load_state_dict copies tensors only: it raises on anything else under one of the "
+            "module's keys, with strict=False as well."
         ),
         fix="{remedy}",
         example=(
@@ -243,7 +243,7 @@ def find_mistyped_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             key,
             what=description,
             remedy=(
-                f"Have the arrays written as tensors: {format_migrate_command(diff)}"
+                f"Write the arrays as tensors: {format_migrate_command(diff)}"
                 if tensor is not None and tensor.kind is Kind.ARRAY
                 else "Save module.state_dict(), whose values are tensors; an uninitialized "
                 "parameter gets its shape by a forward pass before saving."

@@ -23,10 +23,11 @@ MIN_COVERAGE: Final = 0.5
         summary="only {percent}% of the parameters' elements would load",
         detail="{loaded} of {total} keys match",
         why=(
-            "strict=False accepts this and leaves the rest at random. 0% means that nothing "
-            "matched: a prefix, the wrong place in the file, or another model."
+            "strict=False accepts this and leaves the other parameters randomly initialised. 0% "
+            "means that nothing matched: a prefix, the wrong key path in the file, or a "
+            "different model."
         ),
-        fix="Mend what the other findings name; if a partial load is meant, ignore CK210.",
+        fix="Fix the other findings; if a partial load is intended, ignore CK210.",
         example=(
             'state = {"model." + key: t for key, t in model.state_dict().items()}\n'
             "model.load_state_dict(state, strict=False)  # loads nothing"
@@ -49,10 +50,10 @@ def find_low_coverage(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK212",
         name="wrong-nesting-level",
         level=Level.ERROR,
-        summary="the file has a better match at `{better}` than at `{at}`, where you look",
+        summary="the file has a better match at `{better}` than at `{at}`, which was given",
         why=(
-            "Training scripts save a dict around the state_dict. Loading the outer one with "
-            "strict=False loads nothing, and nothing says so."
+            "Training scripts often save the state_dict inside another dict. Loading the outer "
+            "dict with strict=False loads nothing, silently."
         ),
         fix="--at {better:sh}, and in code: load_state_dict({code})",
         example=(
@@ -78,17 +79,17 @@ _UPGRADE_FILLED_NAMES: Final = {"num_batches_tracked": 2}
         code="CK216",
         name="version-metadata-missing",
         level=Level.ERROR,
-        summary="the file lost the version of {whose} ({owner}, now version {version})",
+        summary="the file has no version metadata for {whose} ({owner}, now version {version})",
         detail="{effect}",
         why=(
-            "state_dict carries class versions in _metadata. dict(sd), a comprehension, safetensors"
-            " and torch.distributed.checkpoint drop them, and upgrade code then takes the file for"
-            " an old one."
+            "A state_dict carries class versions in _metadata. dict(sd), a comprehension, "
+            "safetensors and torch.distributed.checkpoint drop them, and upgrade code then "
+            "treats the file as an old one."
         ),
         fix=(
-            "Save module.state_dict() itself. If today's code saved the file, put the versions back"
-            " before loading: state_dict = collections.OrderedDict(state_dict);"
-            " state_dict._metadata = module.state_dict()._metadata"
+            "Save module.state_dict() itself. If the file was saved by the current code, restore "
+            "the versions before loading: state_dict = collections.OrderedDict(state_dict); "
+            "state_dict._metadata = module.state_dict()._metadata"
         ),
         example=(
             "state = dict(nn.BatchNorm1d(2).state_dict())  # no _metadata any more\n"
@@ -104,7 +105,7 @@ def find_missing_version_metadata(diff: ModuleDiff) -> Iterator[RuleHit]:
     file_keys |= {key for group in diff.rename_groups for key in group.pairs.values()}
     for prefix, module_class in diff.module.modules.items():
         if module_class.has_custom_load and (module_class.version or 1) == 1:
-            effect = "its own loading code is told of no version, which mostly means the same"
+            effect = "its own loading code receives no version, which usually has the same effect"
             yield _build_version_hit(prefix, Level.NOTE, module_class.name, 1, effect)
         elif module_class.has_custom_load:
             effect = "its own loading code runs as for version 1"
@@ -146,7 +147,7 @@ def _build_torch_version_hit(
     if expected_names or not any(
         key.startswith(dotted_prefix) for key in diff.module.saved_tensors
     ):
-        effect = "harmless here, since the keys that its upgrade would fill in are there"
+        effect = "harmless here, because the file has the keys that the upgrade would fill in"
         return _build_version_hit(prefix, Level.NOTE, owner, version, effect)
     effect = "torch's upgrade for version 1 runs on it"
     return _build_version_hit(prefix, None, owner, version, effect)
@@ -165,14 +166,14 @@ def _build_version_hit(
         code="CK304",
         name="pickled-attribute-drift",
         level=Level.WARNING,
-        summary="`{key}` was pickled as {owner} without {names}, which the class sets today",
+        summary="`{key}` was pickled as {owner} without {names}, which the current class sets",
         why=(
-            "A pickled module keeps the attributes of the day it was saved. Newer code of its "
-            "class reads attributes that are not there, and fails in the middle of a forward pass."
+            "A pickled module has the attributes it was saved with. Newer code of its class "
+            "reads attributes that are missing, and fails in the middle of a forward pass."
         ),
         fix=(
-            "Load the state_dict into a module built by today's code instead of unpickling the "
-            "module."
+            "Load the state_dict into a module built by the current code instead of unpickling "
+            "the module."
         ),
         example=(
             "torch.save(nn.GELU(), path)  # by a torch whose GELU had no `approximate`\n"
@@ -197,16 +198,16 @@ def find_attribute_drift(diff: ModuleDiff) -> Iterator[RuleHit]:
         code="CK222",
         name="loading-code-loses-state",
         level=Level.ERROR,
-        summary="`{key}` keeps a fresh module's value, since its own loading code drops {what}",
+        summary="`{key}` keeps its initial value: the module's own loading code drops {what}",
         detail="load_state_dict(strict=True) does not raise",
         why=(
-            "An override that calls super().load_state_dict(strict=False), or leaves out keys whose"
-            " shape does not fit, ends without an error. The tensor stays as the constructor made"
-            " it."
+            "An override that calls super().load_state_dict(strict=False), or skips keys whose "
+            "shape does not match, returns without an error. The tensor keeps its initial value."
         ),
         fix=(
-            "Raise in the override what super().load_state_dict() returns as missing and"
-            " unexpected, or migrate the file: ckptool diff -v says what the code does."
+            "Raise an error in the override for the missing and unexpected keys that "
+            "super().load_state_dict() returns, or migrate the file: ckptool diff -v shows what "
+            "the code does."
         ),
         example=(
             "class Net(nn.Linear):\n"
@@ -236,9 +237,9 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         summary="keys and shapes match, and load_state_dict() raises",
         detail="{error}",
         why=(
-            "Loading is code: a hook or an override may refuse a file for its version, for a key"
-            " that it renamed, or for one that it looks for and state_dict() does not write; and a"
-            " tensor on meta, a sparse or a quantised one is not copied into a dense parameter."
+            "Loading is code: a hook or an override may refuse a file because of its version, a "
+            "key that it renamed, or a key that it looks up and state_dict() does not write; and "
+            "a meta, sparse or quantised tensor cannot be copied into a dense parameter."
         ),
         fix="Load it with a version of the code that wrote it and save it again, or migrate it.",
         example=(
@@ -260,8 +261,8 @@ def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
 @check_other_subject(
     ModuleDiff,
     "CK223",
-    fix="Save it again with its weights on a device that holds them: no migration can bring back"
-    " what the file has no data of.",
+    fix="Save it again from a model whose weights are on a real device: a migration cannot "
+    "restore data that is not in the file.",
 )
 def find_refused_meta_load(diff: ModuleDiff) -> Iterator[RuleHit]:
     if _is_refused_by_loader(diff) and _has_tensors_on_meta(diff):
@@ -296,13 +297,13 @@ def _get_load_error(diff: ModuleDiff) -> str:
         code="CK226",
         name="load-not-checked",
         level=Level.WARNING,
-        summary="keys and shapes match, and whether it loads is not checked",
+        summary="keys and shapes match; not checked whether it loads",
         detail="{what}: {reason}",
         why=(
-            "Whether a tensor subclass can be copied into a parameter, and what a module's loading"
-            " code does, only their own code can tell; here it could not be asked."
+            "Whether a tensor subclass can be copied into a parameter, and what a module's "
+            "loading code does, depends on their own code, which could not be run here."
         ),
-        fix="Load it in the code that uses it; a policy with strict = true fails until then.",
+        fix="Load it in the code that uses it; a policy with strict = true fails in the meantime.",
         example=(
             "class Scaled(torch.Tensor): ...  # a subclass that torch.load does not allow\n"
             "\n"

@@ -11,9 +11,10 @@ LOST_STATE: Final = frozenset({"CK101", "CK102", "CK103", "CK104", "CK105", "CK1
 """Codes of the rules on state that a save loses, without those on devices and dtypes."""
 _ATTRIBUTE_KINDS = (Kind.ATTRIBUTE, Kind.CLASS_ATTRIBUTE)
 _CONSTANCY_TEXT = {
-    Constancy.CONSTANT: "the same on every construction, so it is rebuilt unless it was changed",
-    Constancy.RANDOM: "different on every construction, so a load cannot bring it back",
-    Constancy.MUTATED: "changed by use, and the change is lost",
+    Constancy.CONSTANT: "the same on every construction: the constructor recreates it, so nothing "
+    "is lost unless it was modified",
+    Constancy.RANDOM: "different on every construction, so loading cannot restore it",
+    Constancy.MUTATED: "modified during use, and the change is lost",
     Constancy.UNKNOWN: "not known to be the same on every construction",
 }
 
@@ -47,15 +48,15 @@ def _format_registration(module_tensor: ModuleTensor) -> str:
         example = f"self.register_buffer({quote_python(f'{name}_0')}, ...)"
         return f"register each tensor as a buffer, for example {example}"
     if module_tensor.kind is Kind.PARAMETER:
-        return f"hold it in nn.ParameterList or nn.ParameterDict, for example self.{name} = ..."
+        return f"keep it in nn.ParameterList or nn.ParameterDict, for example self.{name} = ..."
     return f"self.register_buffer({quote_python(name)}, ...)"
 
 
 def _describe_constancy(module_tensor: ModuleTensor) -> str:
     if module_tensor.constancy is Constancy.CONSTANT and module_tensor.written_at:
         return (
-            "the same on every construction, and code outside the constructor writes it"
-            f" ({module_tensor.written_at}): a load starts it again"
+            "the same on every construction, and code outside the constructor modifies it "
+            f"({module_tensor.written_at}): loading resets it"
         )
     return _CONSTANCY_TEXT[module_tensor.constancy]
 
@@ -98,9 +99,9 @@ def _iter_unsaved(module_info: ModuleInfo, *kinds: Kind) -> Iterator[ModuleTenso
         summary="`{key}`, {dtype} {shape}, is a plain attribute of {owner}",
         detail="no checkpoint has it; its value is {value}",
         why=(
-            "A tensor assigned as a plain attribute is not in state_dict(). A change to it is lost"
-            " by save and load without a word; a random one comes back different, with all keys"
-            " matched."
+            "A tensor assigned as a plain attribute is not in state_dict(). A modification is "
+            "silently lost by saving and loading; a random value comes back different, with all "
+            "keys matched."
         ),
         fix="In {where}: self.register_buffer({name:py}, ...) instead of self.{name} = ...",
         example=(
@@ -126,10 +127,10 @@ def find_unregistered_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK102",
         name="unregistered-tensor-in-container",
         level=Level.WARNING,
-        summary="`{key}`, {dtype} {shape}, sits in a container of {owner}",
+        summary="`{key}`, {dtype} {shape}, is in a plain container of {owner}",
         detail="no checkpoint has it; its value is {value}",
         why=(
-            "state_dict() does not look into lists, dicts or dataclasses, so tensors in them are "
+            "state_dict() does not look into lists, dicts or dataclasses: tensors in them are "
             "neither saved nor moved."
         ),
         fix="In {where}: {registration}",
@@ -156,15 +157,16 @@ def find_unregistered_in_containers(module_info: ModuleInfo) -> Iterator[RuleHit
         code="CK103",
         name="module-not-registered",
         level=Level.ERROR,
-        summary="`{key}` is a {owner} held outside the module's own tree",
+        summary="`{key}` is a {owner} that is not registered as a submodule",
         detail="its {count} tensors are neither saved, nor trained by parameters(), nor moved",
         why=(
             "A module in a plain list or dict is invisible to state_dict(), parameters() and "
-            "to(). The checkpoint lacks its weights and a reload starts it at random."
+            "to(). The checkpoint does not contain its weights, and loading leaves it randomly "
+            "initialised."
         ),
         fix=(
-            "Hold it in nn.ModuleList or nn.ModuleDict. A state_dict saved so far cannot bring "
-            "the weights back; a pickle of the whole module can."
+            "Keep it in nn.ModuleList or nn.ModuleDict. A state_dict that was saved earlier does "
+            "not have the weights; a pickle of the whole module does."
         ),
         example=(
             "class Net(nn.Module):\n"
@@ -197,14 +199,14 @@ def find_unregistered_modules(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK104",
         name="parameter-not-registered",
         level=Level.ERROR,
-        summary="`{key}`, {dtype} {shape}, is an nn.Parameter that {owner} never registered",
-        detail="it is neither saved nor given to the optimizer",
+        summary="`{key}`, {dtype} {shape}, is an nn.Parameter that is not registered in {owner}",
+        detail="it is neither saved nor optimised",
         why=(
             "nn.Module registers a parameter only when it is assigned as an attribute. In a list "
             "or a dict it is not trained, not saved and not moved."
         ),
         fix=(
-            "Hold it in nn.ParameterList or nn.ParameterDict, or assign it: self.{name} = "
+            "Keep it in nn.ParameterList or nn.ParameterDict, or assign it: self.{name} = "
             "nn.Parameter(...)"
         ),
         example=(
@@ -230,8 +232,8 @@ def find_unregistered_parameters(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "`{key}`, {dtype} {shape}, is a buffer with persistent=False, and its value is {value}"
         ),
         why=(
-            "persistent=False promises that the constructor can make the value again. Here it "
-            "cannot, so every load silently gives another model."
+            "persistent=False means that the constructor can recreate the value. Here it cannot, "
+            "so loading silently gives a different model."
         ),
         fix="In {where}: drop persistent=False, so that the value is saved.",
         example=(
@@ -256,10 +258,11 @@ def find_unrecomputable_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
         level=Level.NOTE,
         summary="`{key}`, {dtype} {shape}, is a buffer with persistent=False; its value is {value}",
         why=(
-            "It is not in the file. That is meant, as long as nothing changes it after "
+            "It is not in the file. That is intended, as long as nothing modifies it after "
             "construction."
         ),
-        fix="Nothing, if the constructor's value is the right one; else drop persistent=False.",
+        fix="Nothing, if the constructor's value is the right one; otherwise drop "
+        "persistent=False.",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -281,11 +284,11 @@ def find_nonpersistent_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK108",
         name="numpy-state",
         level=Level.WARNING,
-        summary="`{key}`, {dtype} {shape}, is a numpy array of {owner}",
+        summary="`{key}`, {dtype} {shape}, is a NumPy array of {owner}",
         detail="no checkpoint has it; its value is {value}",
         why=(
-            "Statistics kept as numpy arrays (observation means, feature scales) stay behind when "
-            "the state_dict is saved, and the reloaded model normalises with the defaults."
+            "Statistics kept as NumPy arrays (observation means, feature scales) are not saved "
+            "with the state_dict, and the reloaded model normalises with the defaults."
         ),
         fix="In {where}: self.register_buffer({name:py}, torch.as_tensor(...))",
         example=(
@@ -319,13 +322,13 @@ def _choose_array_level(module_tensor: ModuleTensor) -> Level:
         code="CK109",
         name="buffer-alias-stale",
         level=Level.WARNING,
-        summary="`{key}` shares the memory of `{alias_of}` until .to()",
-        detail="then it is left behind and goes stale",
+        summary="`{key}` shares memory with `{alias_of}` only until .to() is called",
+        detail="then it keeps the old memory and becomes stale",
         why=(
             "to() gives a buffer new storage. A second reference in a list or another attribute "
-            "keeps the old one: the wrong device, and old values after a load."
+            "keeps the old storage: the wrong device, and stale values after loading."
         ),
-        fix="Look `{alias_of}` up where it is used, for example self.get_buffer({alias_of:py}).",
+        fix="Look up `{alias_of}` where it is used, for example self.get_buffer({alias_of:py}).",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -352,11 +355,11 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK110",
         name="device-not-following",
         level=Level.ERROR,
-        summary="`{key}` stays where it is when the module moves",
+        summary="`{key}` does not move with the module",
         detail='after .to("cuda") it is still on the CPU{use}',
         why=(
-            "to() and cuda() move parameters and buffers only. The first forward pass on the "
-            "device fails, or the tensor is copied at every step."
+            "to() and cuda() move only parameters and buffers. The first forward pass on the "
+            "device fails, or the tensor is copied in every step."
         ),
         fix="In {where}: {registration}{persistence}",
         example=(
@@ -386,15 +389,15 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
     if module_tensor.moved_at:
         return (
             Level.NOTE,
-            (
-                "; forward takes it along itself, or only asks its numbers, at"
-                f" {module_tensor.moved_at}"
-            ),
+            (f"; forward moves it itself, or only reads its values, at {module_tensor.moved_at}"),
         )
     if _is_placeholder(module_tensor):
         return Level.NOTE, "; it has no elements"
     if not module_tensor.tensor.shape:
-        return Level.NOTE, "; it has no dimensions, so arithmetic with tensors elsewhere works"
+        return (
+            Level.NOTE,
+            "; it has no dimensions, so arithmetic with tensors on other devices works",
+        )
     if module_tensor.used_at:
         return Level.ERROR, f", and forward uses it at {module_tensor.used_at}"
     return Level.WARNING, ""
@@ -407,9 +410,9 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
         name="dtype-not-following",
         level=Level.WARNING,
         summary="`{key}` stays {dtype} when the module is cast",
-        detail=".half() and .to(torch.bfloat16) pass it by",
+        detail="it is not affected by .half() or .to(torch.bfloat16)",
         why=(
-            "Casts reach parameters and buffers only. Mixed dtypes then fail in forward, or "
+            "Casts affect only parameters and buffers. Mixed dtypes then fail in forward, or "
             "silently promote the result to float32."
         ),
         fix="In {where}: {registration}",
@@ -446,12 +449,11 @@ def find_uncast_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
         explains_key=True,
         summary="`{key}` of {owner} is registered as None{filled}",
         detail=(
-            "it is in a checkpoint only once it was filled, and then a fresh module does not"
-            " expect it"
+            "it is saved only once it has a value, and then a new instance does not expect the key"
         ),
         why=(
-            "load_state_dict() calls the key unexpected as long as the buffer is None, so a file "
-            "saved after use does not load into a new instance."
+            "load_state_dict() reports the key as unexpected as long as the buffer is None, so a "
+            "file saved after use does not load into a new instance."
         ),
         fix=(
             "Register a tensor of the right shape: "
@@ -485,16 +487,16 @@ def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK114",
         name="own-file-not-read",
         level=Level.ERROR,
-        summary="a fresh instance does not load the state_dict() of another",
+        summary="a new instance does not load the state_dict() of another instance",
         detail="{error}",
         why=(
-            "state_dict() and load_state_dict() are code, and here they do not fit each other: one"
-            " writes a key that the other does not take, or leaves out one that it asks for. No"
-            " checkpoint of this module loads strictly."
+            "state_dict() and load_state_dict() are code, and here they do not match: one writes "
+            "a key that the other does not accept, or omits one that it requires. No checkpoint "
+            "of this module loads strictly."
         ),
         fix=(
-            "Read in _load_from_state_dict() what _save_to_state_dict() writes, and delete it from"
-            " the state there; or write nothing that is not registered."
+            "Make _load_from_state_dict() read what _save_to_state_dict() writes, and delete it "
+            "from the state there; or write only registered state."
         ),
         example=(
             "class Net(nn.Linear):\n"

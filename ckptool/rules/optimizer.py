@@ -45,12 +45,12 @@ class _OptimizerFit(Struct, frozen=True):
         level=Level.ERROR,
         summary="the optimizer at `{key}` has {count} parameters and the module {expected}{maybe}",
         why=(
-            "optimizer.load_state_dict() goes by position and refuses groups of another size; "
-            "training cannot be resumed from here."
+            "optimizer.load_state_dict() matches parameters by position and refuses groups of a "
+            "different size; training cannot be resumed from this file."
         ),
         fix=(
-            "Build the optimizer over the parameters it was saved with, or leave its state out and "
-            "start it afresh."
+            "Build the optimizer with the parameters it was saved with, or drop its state and "
+            "start with a new optimizer."
         ),
         example=(
             "a = torch.optim.Adam(nn.Linear(2, 2).parameters())\n"
@@ -69,7 +69,7 @@ def find_group_size_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
         Level.NOTE if may_be_frozen else None,
         count=fit.parameter_count,
         expected=len(fit.parameters),
-        maybe=": it fits if the others were frozen" if may_be_frozen else ": it does not load",
+        maybe=": it matches if the others were frozen" if may_be_frozen else ": it does not load",
     )
 
 
@@ -81,12 +81,13 @@ def find_group_size_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="`{key}` is {actual}, and {parameter} of the module",
         why=(
-            "optimizer.load_state_dict() goes by position and looks at no shape: the moments of "
-            "one parameter are used for another, and the first step fails or is wrong."
+            "optimizer.load_state_dict() matches parameters by position and does not compare "
+            "shapes: the moments of one parameter are used for another, and the first step fails "
+            "or is wrong."
         ),
         fix=(
-            "Give the optimizer its parameters in the order they had, or leave its state out and "
-            "start it afresh."
+            "Give the optimizer its parameters in the original order, or drop its state and "
+            "start with a new optimizer."
         ),
         example=(
             "model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))\n"

@@ -29,8 +29,9 @@ _MAX_PREFIXES: Final = 4
         summary="the file is the state of {what}",
         detail="{matched} match, and {others} of the module {verb} not in it",
         why=(
-            "Strict loading into the whole module raises. With strict=False nothing loads, since no"
-            " key begins with the path of the sub-module; all parameters keep their random values."
+            "Strict loading into the whole module raises. With strict=False nothing loads, "
+            "because no key begins with the path of the submodule; all parameters stay randomly "
+            "initialised."
         ),
         fix="{remedy}: {command}; in code: {code}",
         example=(
@@ -70,10 +71,10 @@ def find_state_of_submodule(diff: ModuleDiff) -> Iterator[RuleHit]:
         name="part-of-the-file",
         level=Level.WARNING,
         summary="the module is {what}",
-        detail="{matched} match, and {others} of the file {verb} to something else",
+        detail="{matched} match, and {others} of the file {verb} to other modules",
         why=(
-            "Strict loading raises. With strict=False nothing loads, since every key of the file"
-            " has the name of its part in front, and nothing says so."
+            "Strict loading raises. With strict=False nothing loads, silently, because every key "
+            "of the file begins with the name of its part."
         ),
         fix="{remedy}: {command}; in code: {code}",
         example=(

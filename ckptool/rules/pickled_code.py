@@ -17,10 +17,11 @@ from ckptool.phrases import quote_python, quote_shell
 from ckptool.rules.registry import Level, Rule, RuleHit, check, fill_template, hit
 
 _GLOBAL_ADVICE: Final = {
-    Safety.DANGEROUS: "Do not load this file with weights_only=False; ask who made it.",
+    Safety.DANGEROUS: "Do not load this file with weights_only=False unless you trust its author.",
     Safety.UNKNOWN: (
-        "Save it again with plain types. If you know what a name does, allow it by name: with "
-        "torch.serialization.add_safe_globals, and in a gate with `globals` of the policy."
+        "Save it again with plain types. If you know what a global does, allow it by its exact "
+        "name: with torch.serialization.add_safe_globals, and in a gate with `globals` of the "
+        "policy."
     ),
 }
 
@@ -31,12 +32,13 @@ _GLOBAL_ADVICE: Final = {
         code="CK301",
         name="unsafe-pickle-global",
         level=Level.ERROR,
-        summary="the pickle names {key}{where}{times}",
+        summary="the pickle references {key}{where}{times}",
         detail="{safety}",
         why=(
-            "Unpickling imports and calls what the file names: that is how a checkpoint runs "
-            "code. torch.load(weights_only=True) refuses this name, and so does a gate, unless the "
-            "policy has that very name in `globals`. ckptool never imports it."
+            "Unpickling imports and calls the globals that a file references: that is how a "
+            "checkpoint runs code. torch.load(weights_only=True) refuses this global, and so "
+            "does a gate, unless the policy lists that exact name in `globals`. ckptool never "
+            "imports it."
         ),
         fix="{advice}",
         example='torch.save({"w": torch.ones(2), "args": argparse.Namespace(lr=0.1)}, path)',
@@ -68,27 +70,28 @@ def find_unsafe_globals(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 
 def _describe_safety(use: GlobalUse) -> str:
     if use.safety is not Safety.DANGEROUS:
-        return "not on the list of names that torch.load allows"
+        return "not a global that torch.load allows"
     return f"dangerous; here it looks up {use.method}" if use.method else "dangerous"
 
 
 _PATH_ADVICE: Final = (
-    "Save str(path) from now on. A path of another system cannot be made on this one; to read it on"
-    " any: torch.serialization.add_safe_globals([(pathlib.Pure{name}, {key:py})])"
+    "Save str(path) from now on. A path object of another operating system cannot be created on "
+    "this one; to read it on any: torch.serialization.add_safe_globals([(pathlib.Pure{name}, "
+    "{key:py})])"
 )
 _PICKLED_TENSOR: Final = "torch.storage._load_from_bytes"
 _UNREADABLE_PICKLE_ADVICE: Final = (
-    "pickle.dump writes each tensor so, and torch.save does not. If you trust who made it: read it"
-    " with pickle.load, and torch.save what that returns."
+    "pickle.dump writes tensors this way; torch.save does not. If you trust its author: read it "
+    "with pickle.load, and save the result with torch.save."
 )
 _ADVICE_BY_NAME: Final = {
     _PICKLED_TENSOR: (
-        "pickle.dump writes each tensor so, and torch.save does not. To write them with torch.save:"
+        "pickle.dump writes tensors this way; torch.save does not. To write them with torch.save:"
         " ckptool migrate {path:sh} -o NEW.pth"
     ),
     "_io.BytesIO": (
-        "The file has the bytes of another file in it, as torchtitan's train_state does: save the"
-        " values themselves, and not an io.BytesIO of them."
+        "The file contains another file as bytes, as torchtitan's train_state does: save the "
+        "values themselves, not an io.BytesIO with them."
     ),
     "argparse.Namespace": (
         "Save vars(args), a plain dict, from now on. To read this one:"
@@ -108,13 +111,12 @@ _SHARDED_TENSOR_ADVICE: Final = (
 )
 _ADVICE_BY_PACKAGE: Final = {
     "numpy": (
-        "Save numbers as value.item() and arrays as torch.from_numpy(array): torch.load allows"
-        " both, and no name of NumPy."
+        "Save numbers as value.item() and arrays as torch.from_numpy(array): torch.load allows "
+        "both, but no NumPy globals."
     ),
     "dill": (
-        "dill wrote it, which pickles code as well. If you trust who made it:"
-        " torch.load(path, pickle_module=dill, weights_only=False), and save its state_dict() with"
-        " torch.save."
+        "dill wrote it, which pickles code as well. If you trust its author: torch.load(path, "
+        "pickle_module=dill, weights_only=False), and save its state_dict() with torch.save."
     ),
 }
 
@@ -179,8 +181,8 @@ def _advise_method(checkpoint: Checkpoint, use: GlobalUse) -> str:
         summary="a whole {owner} is pickled at {place}, not its state_dict",
         why=(
             "Loading it needs weights_only=False, its class at the same import path, and "
-            "attributes that fit today's code. It does hold the plain attributes that a state_dict "
-            "would have lost."
+            "attributes that match the current code. It does contain the plain attributes that a "
+            "state_dict would have lost."
         ),
         fix="Save module.state_dict() from now on.",
         example="torch.save(model, path)  # instead of model.state_dict()",
@@ -210,7 +212,7 @@ def _format_location(state: StateDict) -> str:
             "torch.load of a pickled module fails without its class: a moved package, a renamed "
             "module, a script that ran as __main__."
         ),
-        fix="{advice} ckptool reads the tensors all the same: inspect and diff need no class.",
+        fix="{advice} ckptool can still read the tensors: inspect and diff do not need the class.",
         example=(
             "class Net(nn.Module): ...  # in a script that ran as __main__\n"
             "\n"
@@ -256,7 +258,7 @@ def _describe_classes(class_names: list[str]) -> str:
 def _advise_import(package: str) -> str:
     if package == "__main__":
         return "Define the class in the script that loads, as the script that saved did."
-    return f"Run where {package} can be imported, in the version that saved."
+    return f"Run it where {package} can be imported, in the version that saved the file."
 
 
 @check(
@@ -269,8 +271,8 @@ def _advise_import(package: str) -> str:
         detail="{refusal}",
         why=(
             "torch.load(weights_only=True), the default since torch 2.6, runs the opcodes that "
-            "torch.save writes and no others. A file that needs weights_only=False may run code "
-            "wherever it is loaded so, and a gate refuses it whatever names it holds."
+            "torch.save writes and no others. A file that needs weights_only=False can run code "
+            "when it is loaded, and a gate refuses it whatever globals it references."
         ),
         fix=(
             "torch.save it again with the default pickle_protocol, or: ckptool migrate {path}"

@@ -19,12 +19,12 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
         summary="`{key}` is not renamed to `{to}`",
         detail="{reason}",
         why=(
-            "A rename for a whole family of keys (gamma to weight, beta to bias) hits names that "
-            "are meant as they are. A key is renamed only if the module does not have it, has the "
-            "new one, and has the same shape there."
+            "A rename of a whole family of keys (gamma to weight, beta to bias) also matches "
+            "names that must stay. A key is renamed only if the module does not have it, and has "
+            "the new key with the same shape."
         ),
         fix=(
-            "Name in the plan the keys that are meant, one by one, or a prefix that only they have."
+            "List the intended keys in the plan, one by one, or give a prefix that only they have."
         ),
         example=(
             "def renamed(key):\n"
@@ -45,9 +45,9 @@ def find_refused_renames(error: RenameRefusedError) -> Iterator[RuleHit]:
         summary="`{key}` cannot be written as {to}",
         detail="{reason}",
         why=(
-            "safetensors holds plain tensors of its own list of dtypes: nothing sparse, nothing"
-            " quantised, no complex128, no Python values. Dropping what does not fit would change"
-            " the model."
+            "safetensors stores plain tensors of a fixed list of dtypes: no sparse or quantised "
+            "tensors, no complex128, no Python values. Dropping what it cannot store would "
+            "change the model."
         ),
         fix=(
             "Write a .pth (--to pth), or convert the tensor first: to_dense(), dequantize(), "

@@ -1,4 +1,4 @@
-"""ReleaseCandidate, PolicyIssues -> hits: unmet, unchecked and outdated entries (CK210, CK328, CK329, CK85x)."""
+"""ReleaseCandidate, PolicyIssues -> hits: what a policy requires (CK210, CK328, CK329, CK85x)."""
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -77,7 +77,7 @@ def select_required_codes(release: ReleaseCandidate) -> frozenset[str]:
     summary=(
         "only {percent}% of the parameters' elements would load, and the policy asks for {least}%"
     ),
-    fix="Mend what the other findings name, or lower `coverage` in [tool.ckptool.require].",
+    fix="Fix the other findings, or lower `coverage` in [tool.ckptool.require].",
 )
 def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
     min_coverage, diff = release.requirements.coverage, release.diff
@@ -98,13 +98,10 @@ def find_insufficient_coverage(release: ReleaseCandidate) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="the release does not load strictly",
         detail="{keys}",
-        why=(
-            "load_state_dict() is strict unless it is told otherwise, so that whoever loads the "
-            "release as usual gets an error."
-        ),
+        why=("load_state_dict() is strict by default, so users who load the release get an error."),
         fix=(
-            "Mend the keys as their own findings say (`ckptool migrate`), waive those findings, or "
-            "set strict = false in [tool.ckptool.require]."
+            "Fix the keys as their own findings describe (`ckptool migrate`), waive those "
+            "findings, or set strict = false in [tool.ckptool.require]."
         ),
         example=(
             "class Net(nn.Module):  # today's code\n    def __init__(self):\n       "
@@ -133,10 +130,10 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="`{key}` does not load strictly, and `{judged}` of the same file was judged",
         why=(
-            "Whoever loads the release takes the state_dict from its usual place; that another "
-            "mapping of the file fits the module does not help them."
+            "Users load the state_dict from its usual key path; that another mapping of the file "
+            "matches the module does not help them."
         ),
-        fix="Save the right state_dict there, or name the place that is meant with --at or `at`.",
+        fix="Save the right state_dict there, or give the intended key path with --at or `at`.",
         example=(
             'torch.save({"state_dict": other.state_dict(), "extra": model.state_dict()}, "m.pth")'
         ),
@@ -154,7 +151,7 @@ def find_unloadable_place(release: ReleaseCandidate) -> Iterator[RuleHit]:
         name="forbidden-dtype",
         level=Level.ERROR,
         summary="`{key}` is {dtype}; the policy allows {allowed}",
-        why="A dtype that was not meant to be released costs memory, or was rounded on the way.",
+        why="An unintended dtype wastes memory, or was rounded along the way.",
         fix="Save it as an allowed dtype, or add {dtype} to `dtypes` in [tool.ckptool.require].",
         example=(
             '# dtypes = ["bfloat16"]\n'
@@ -182,11 +179,11 @@ def find_forbidden_dtypes(release: ReleaseCandidate) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="the release has {nbytes:,} bytes, and the policy allows {most} ({limit:,} bytes)",
         why=(
-            "What is larger than it was meant to be is paid for by everybody who downloads it: "
-            "optimizer state, a wider dtype, views that drag their whole storage along."
+            "Everybody who downloads the release pays for its size: optimizer state, a wider "
+            "dtype, views that keep their whole storage."
         ),
         fix=(
-            "`ckptool inspect` shows what takes the room; or raise `max-size` in "
+            "`ckptool inspect` shows what takes the space; or raise `max-size` in "
             "[tool.ckptool.require]."
         ),
         example='# max-size = "1 MB"\ntorch.save({"weight": torch.ones(1000, 1000)}, "model.pth")',
@@ -205,7 +202,7 @@ def find_oversized_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
         name="not-safetensors",
         level=Level.ERROR,
         summary="the release is {container}, and the policy asks for safetensors",
-        why="A pickle can run code when it is loaded; safetensors holds tensors and nothing else.",
+        why="A pickle can run code when it is loaded; safetensors stores only tensors.",
         fix="ckptool migrate {path} -o NAME.safetensors",
         example='# safetensors = true\ntorch.save(model.state_dict(), "model.pth")',
     ),
@@ -223,10 +220,10 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
         code="CK855",
         name="global-not-allowed",
         level=Level.ERROR,
-        summary="the release's pickle names {name}{at}, which the policy does not allow",
+        summary="the pickle of the release references {name}{at}, which the policy does not allow",
         why=(
-            "Whatever a pickle names is imported and called by whoever loads it without "
-            "weights_only=True."
+            "The globals that a pickle references are imported and called when it is loaded "
+            "without weights_only=True."
         ),
         fix="Save it without that object, or add {name} to `globals` in [tool.ckptool.require].",
         example=(
@@ -258,10 +255,10 @@ def find_forbidden_globals(release: ReleaseCandidate) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="the policy requires {step} to pass, and it did not",
         detail="{reason}",
-        why="What was skipped or proves nothing is not known to work.",
+        why="A check that was skipped or inconclusive proves nothing.",
         fix=(
-            "Give the gate what it needs (a module, --input, a device), or change `verify` and "
-            "`device` in [tool.ckptool.require]."
+            "Give the gate what the check needs (a module, --input, a device), or change "
+            "`verify` and `device` in [tool.ckptool.require]."
         ),
         example=(
             '# verify = ["forward"], and no --input says what forward takes\n'
@@ -347,10 +344,10 @@ def find_unmatched_entries(issues: PolicyIssues) -> Iterator[RuleHit]:
         code="CK857",
         name="waiver-expired",
         level=Level.ERROR,
-        summary="the waiver of {key} for `{keys}` in {path} expired on {expires}",
-        detail="it was {reason}",
-        why="An expiry is a promise that somebody looks at it again.",
-        fix="Mend what it waived and delete it, or give it a new date.",
+        summary="the waiver for {key} (keys: {keys}; files: {path}) expired on {expires}",
+        detail="reason given: {reason}",
+        why="An expiry date means that somebody must review the waiver.",
+        fix="Fix what it waives and delete it, or give it a new date.",
         example='# expires = 2020-12-31\nckptool.gate("model.pth")',
     ),
 )
@@ -371,8 +368,8 @@ def find_expired_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
         code="CK858",
         name="waiver-unused",
         level=Level.NOTE,
-        summary="the waiver of {key} for `{keys}` in {path} waives nothing any more",
-        why="A waiver that waives nothing hides the next finding of the same kind.",
+        summary="the waiver for {key} (keys: {keys}; files: {path}) no longer matches any finding",
+        why="An unused waiver would hide the next finding of the same kind.",
         fix="Delete it.",
         example='# rule = "CK301", and no pickle is left\nckptool.gate("model.safetensors")',
     ),
@@ -388,8 +385,8 @@ def find_unused_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
         code="CK859",
         name="baseline-outdated",
         level=Level.NOTE,
-        summary="the baseline knows {what} in {path}, which is not found any more",
-        why="What is mended and stays in the baseline would not be seen if it came back.",
+        summary="the baseline lists {what} in {path}, which is no longer reported",
+        why="A fixed finding that stays in the baseline would not be reported if it came back.",
         fix="ckptool gate ... --update-baseline",
         example=(
             "# known.json knows CK301 of model.pth, which was saved again without the pickle\n"

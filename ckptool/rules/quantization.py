@@ -34,10 +34,11 @@ _MAX_LISTED: Final = 3
         summary="the file is {have} and the module {want}",
         detail="{count} of its modules differ, the first by `{key}`{misfit}",
         why=(
-            "A quantised layer has other keys and other dtypes than the float layer. With "
-            "strict=False the float layer stays at random, or takes integers for weights."
+            "A quantised layer has different keys and dtypes than the float layer. With "
+            "strict=False the float layer stays randomly initialised, or integers are loaded as "
+            "weights."
         ),
-        fix="File and module must be quantised alike. {remedy}.",
+        fix="The file and the module must be quantised in the same way. {remedy}.",
         example=(
             "model = nn.Sequential(nn.Linear(2, 2))\n"
             "quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})\n"
@@ -104,12 +105,12 @@ def find_quantized_keys(diff: ModuleDiff) -> frozenset[str]:
         summary="the quantised weight {what} ({scheme}) {lacks}",
         detail="{count} of {total} quantised weights of the file",
         why=(
-            "Without its scales a packed weight says nothing: loaders that do not notice use the"
-            " integers, or 8-bit floats without their scale, as the weights."
+            "A packed weight is meaningless without its scales: loaders that do not check use "
+            "the integers, or unscaled 8-bit floats, as the weights."
         ),
         fix=(
-            "Take the tensors from the file that it was converted from, or quantise again: a"
-            " converter or a shard left them out."
+            "Copy the tensors from the file that it was converted from, or quantise again: a "
+            "converter or a shard omitted them."
         ),
         example=(
             "state = {\n"
@@ -146,7 +147,7 @@ def _format_lack(group: QuantizedGroup) -> str:
         return f"cannot be unpacked: {first.format.misfit}"
     names = join_limited(first.lacking_keys, _MAX_LISTED, quote_code)
     if first.is_probable:
-        return f"has no {names} as others of the file have, unless it was only cast"
+        return f"has no {names} although other weights of the file do, unless it was only cast"
     return f"lacks {names}"
 
 
@@ -158,12 +159,12 @@ def _format_lack(group: QuantizedGroup) -> str:
         level=Level.ERROR,
         summary="{file} declares {declared}, and {found}",
         why=(
-            "from_pretrained() and the servers build the layers that the configuration beside the"
-            " file names, and not those that the file has."
+            "from_pretrained() and inference servers build the layers that the configuration "
+            "next to the file declares, not those that the file contains."
         ),
         fix=(
-            "Put the quantization_config of the library that wrote this file into {file}, or take"
-            " the weights that belong to it."
+            "Put the quantization_config of the library that wrote this file into {file}, or use "
+            "the weights that belong to it."
         ),
         example=(
             'save_file({"fc.weight": torch.ones(8, 8)}, "model.safetensors")\n'
@@ -196,8 +197,8 @@ def find_contradicted_declaration(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         summary="the {which} file is the quantised form of the other: {scheme}, {count}",
         detail="their values were not compared{misfit}",
         why=(
-            "A quantised weight is stored in tensors of other names, shapes and dtypes. What loads"
-            " one file strictly does not load the other."
+            "A quantised weight is stored in tensors with different names, shapes and dtypes. "
+            "Code that loads one file strictly does not load the other."
         ),
         fix="To load the {which} file, {remedy}.",
         example=(

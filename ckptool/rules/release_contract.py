@@ -21,7 +21,7 @@ _UNSAVED_KIND_TEXT: Final = {
     Kind.MODULE: "in a module that is not registered",
     Kind.CLASS_ATTRIBUTE: "a class attribute",
 }
-_KEEP_SAVED_FIX: Final = "Keep it saved: drop persistent=False, or register it as a buffer again."
+_KEEP_SAVED_FIX: Final = "Keep saving it: drop persistent=False, or register it as a buffer again."
 
 
 @check(
@@ -60,8 +60,8 @@ def find_removed_keys(diff: CheckpointDiff) -> Iterator[RuleHit]:
     "CK801",
     summary="`{key}` {form} is in {old} and no longer in {new}{renamed}",
     fix=(
-        "Keep the key, or release it as a break: code and files of before do not go with those of "
-        "now."
+        "Keep the key, or release this as a breaking change: old code does not load new files, "
+        "and new code does not load old ones."
     ),
 )
 def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
@@ -93,10 +93,10 @@ def find_removed_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="`{key}` {shape} is in the new file and not in the old one",
         why=(
-            "Code that expects the new key fails on every old file, and old code calls it "
+            "Code that expects the new key fails on every old file, and old code reports it as "
             "unexpected."
         ),
-        fix="Give old files a migration, or make the buffer non-persistent.",
+        fix="Provide a migration for old files, or make the buffer non-persistent.",
         example='old = model.state_dict()\nnew = {**old, "mask": torch.ones(9)}',
     ),
 )
@@ -140,9 +140,9 @@ def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="`{key}` {form} was {was} in {old}, and is {is_} in {new}{brought}",
         why=(
-            "A key that changes between saved and not saved makes strict loading fail in one"
-            " direction or the other: old files have a key too many, or lack one. It is one word in"
-            " the code (`persistent=False`), and nobody sees it in review."
+            "A key that changes between saved and not saved makes strict loading fail in one "
+            "direction or the other: old files have an extra key, or a missing one. It is one "
+            "word in the code (`persistent=False`), and easy to miss in review."
         ),
         fix="{remedy}",
         example='self.register_buffer("mask", mask, persistent=False)  # and saved before',
@@ -197,12 +197,12 @@ def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit
         summary="{module} with `{key}` does not compute what {golden} recorded",
         detail="on {device} {how} (tolerance {tolerance}; {circumstances})",
         why=(
-            "Every key matches and the model is another one: the code of forward has changed, or "
-            "the weights have. Users see other predictions after an update."
+            "Every key matches, but the model is different: the code of forward has changed, or "
+            "the weights have. Users get different predictions after an update."
         ),
         fix=(
-            "Where the change is meant, record anew: `ckptool lock --golden {golden:sh} ...`; else "
-            "find it with `ckptool verify {key:sh} --old OLD`."
+            "If the change is intended, record the outputs again: `ckptool lock --golden "
+            "{golden:sh} ...`; otherwise find it with `ckptool verify {key:sh} --old OLD`."
         ),
         example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),
@@ -226,15 +226,15 @@ def find_output_drift(replay: GoldenReplay) -> Iterator[RuleHit]:
         code="CK806",
         name="no-migration-path",
         level=Level.ERROR,
-        summary="`{key}` does not load strictly into {module}, and no migration leads there",
+        summary="`{key}` does not load strictly into {module}, and no migration makes it load",
         detail="{reason}",
         why=(
-            "It is a file that users have. Today's code cannot load it, and nothing that is "
-            "released with the code makes it loadable."
+            "Users have this file. The current code cannot load it, and nothing that is released "
+            "with the code makes it loadable."
         ),
         fix=(
-            "Run `ckptool migrate {key:sh} -m {module:sh} --dry-run --save-plan PLAN`, decide in "
-            "PLAN what is open, and name it with --plan, or in `plans` of the configuration."
+            "Run `ckptool migrate {key:sh} -m {module:sh} --dry-run --save-plan PLAN`, complete "
+            "PLAN, and pass it with --plan, or list it in `plans` of the configuration."
         ),
         example="self.head = nn.Linear(4, 1)  # a parameter that no old file has",
     ),
@@ -264,7 +264,7 @@ def _build_name_facts(diff: ContractDiff) -> dict[str, object]:
 
 
 def _format_rename_clause(new_key: str, proof: str) -> str:
-    return f"; it is probably `{new_key}` now ({proof})" if new_key else ""
+    return f"; it was probably renamed to `{new_key}` ({proof})" if new_key else ""
 
 
 def _choose_added_level(diff: ContractDiff, key: str) -> Level | None:
@@ -295,15 +295,15 @@ def _describe_lost_value(entry: ContractEntry) -> str:
     if entry.saved:
         return ""
     if entry.constancy is Constancy.CONSTANT:
-        return ": old files have a key too many"
+        return ": old files have an extra key"
     if entry.constancy is None:
         return ": its value in old files is dropped"
-    return f": its value is {entry.constancy}, so a load does not bring it back"
+    return f": its value is {entry.constancy}, so loading does not restore it"
 
 
 def _choose_remedy(diff: ContractDiff, key: str) -> str:
     if key in diff.proved_keys:
-        return "Nothing, as long as the way there is released with the code."
+        return "Nothing, as long as the migration is released with the code."
     if key in diff.migrations_for_added:
-        return "Tell users to run `ckptool migrate`, and prove with --fixtures that it works."
-    return "Give old files a migration (`ckptool migrate`), and prove it with --fixtures."
+        return "Tell users to run `ckptool migrate`, and check with --fixtures that it works."
+    return "Provide a migration for old files (`ckptool migrate`), and check it with --fixtures."

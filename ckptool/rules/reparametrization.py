@@ -18,13 +18,13 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
         code="CK217",
         name="reparam-style-mismatch",
         level=Level.WARNING,
-        summary="`{key}` is kept by {have} in the file and by {want} in the module{bridge}",
+        summary="`{key}` is stored by {have} in the file and by {want} in the module{bridge}",
         why=(
-            "Normalised and pruned layers save other tensors than the weight that they compute "
-            "with, and torch has two sets of names for them. With strict=False the layer stays at "
-            "random."
+            "Normalised and pruned layers do not save the weight that they compute with but the "
+            "tensors it is computed from, and torch has two sets of names for those. With "
+            "strict=False the layer stays randomly initialised."
         ),
-        fix="Bring both to one form. {remedy}",
+        fix="Bring both to the same form. {remedy}",
         example=(
             "old = nn.utils.spectral_norm(nn.Linear(3, 3))\n"
             "new = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))\n"
@@ -60,7 +60,7 @@ def _describe_style(style: ParametrizationStyle) -> str:
 
 def _describe_reparametrization_fix(reparametrization: Reparametrization, command: str) -> str:
     if reparametrization.handled_by_torch_hook:
-        return f"Nothing to load it; for loaders that compare names themselves: {command}"
+        return f"Nothing, to load it; for loaders that compare names themselves: {command}"
     if reparametrization.renames:
         return f"Only the names differ: {command}"
     obstacle = reparametrization.conversion.obstacle
@@ -68,12 +68,12 @@ def _describe_reparametrization_fix(reparametrization: Reparametrization, comman
         return f"{_describe_arithmetic(reparametrization)}: {command}"
     if reparametrization.file_style is ParametrizationStyle.PLAIN:
         return (
-            "Load the plain file into the module before it is wrapped"
-            f" ({reparametrization.module_style}), and save its state_dict then: {obstacle}"
+            "Load the plain file into the module before the parametrization is applied "
+            f"({reparametrization.module_style}), and then save its state_dict: {obstacle}"
         )
     return (
-        f"Wrap `{reparametrization.parameter}` in the module as it was when the file was saved"
-        f" ({reparametrization.file_style}), load, and take that off or change it then: {obstacle}"
+        f"Apply to `{reparametrization.parameter}` in the module what it had when the file was "
+        f"saved ({reparametrization.file_style}), load, and then remove or change it: {obstacle}"
     )
 
 
@@ -85,7 +85,7 @@ def _describe_arithmetic(reparametrization: Reparametrization) -> str:
     elif file_style.is_spectral_norm:
         computed = "The weight is the original / (u^T W v), which is what the layer computed with"
     elif file_style is ParametrizationStyle.PRUNED:
-        computed = "The mask can be multiplied in for good"
+        computed = "The mask can be applied permanently"
     elif module_style.is_weight_norm:
         return "g = ||weight|| and v = weight give the same weight, up to rounding"
     else:
@@ -107,7 +107,8 @@ def _describe_arithmetic(reparametrization: Reparametrization) -> str:
             " order within the fused tensor is the old code's choice (q, k, v; k, v, q; interleaved"
             " by head): shapes do not tell it, and a wrong order loads without an error."
         ),
-        fix="Split or join it in the order of the code that has the fused tensor. {remedy}",
+        fix="Split or concatenate it in the order used by the code that has the fused tensor. "
+        "{remedy}",
         example=(
             'state = {"attn.qkv.weight": torch.ones(12, 4)}\n'
             'expected = ["attn.q.weight", "attn.k.weight", "attn.v.weight"]  # each [4, 4]'

@@ -14,7 +14,7 @@ from ckptool.verification.result import (
 )
 
 PYTHON_STATE: Final = "CK107"
-"""Code of findings about plain Python values that no state_dict holds."""
+"""Code of findings about plain Python values not in the state_dict."""
 
 
 @check(
@@ -29,10 +29,10 @@ PYTHON_STATE: Final = "CK107"
         ),
         detail="no checkpoint has it",
         why=(
-            "Flags and counters kept as Python values start again after a load. A flag such as "
-            "`initialized` then runs its data-dependent set-up over the loaded weights."
+            "Flags and counters kept as Python values are reset by loading. A flag such as "
+            "`initialized` then runs its data-dependent set-up again, over the loaded weights."
         ),
-        fix="Keep it as a buffer: self.register_buffer({name:py}, torch.tensor({before}))",
+        fix="Make it a buffer: self.register_buffer({name:py}, torch.tensor({before}))",
         example=(
             "class Net(nn.Module):\n"
             "    initialized = False\n"
@@ -80,13 +80,13 @@ def _build_change_hit(change: PythonChange, **extra_facts: str) -> RuleHit:
         code="CK113",
         name="roundtrip-output-mismatch",
         level=Level.ERROR,
-        summary="saved and loaded into a fresh instance, {module} computes something else",
+        summary="saved and loaded into a new instance, {module} gives different outputs",
         detail="{how}",
         why=(
-            "All keys matched, and the model is another one: something that forward uses is not "
-            "in the state_dict, and the constructor does not make it again."
+            "All keys matched, but the model is different: something that forward uses is not in "
+            "the state_dict, and the constructor does not recreate it."
         ),
-        fix="Run `ckptool audit -m {module:sh}`: it names all state that no state_dict holds.",
+        fix="Run `ckptool audit -m {module:sh}`: it lists all state that is not in the state_dict.",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -115,10 +115,12 @@ def find_round_trip_mismatch_after_forward(effects: ForwardEffects) -> Iterator[
         code="CK701",
         name="meta-uninitialised-buffer",
         level=Level.WARNING,
-        summary="`{key}` has no value after a build on meta and load_state_dict(assign=True)",
+        summary="`{key}` is uninitialised when the model is built on the meta device and loaded "
+        "with assign=True",
         why=(
-            "Large models are built on meta and filled from the file. What the file lacks stays on"
-            " meta, or comes up uninitialised after to_empty(), though the constructor computes it."
+            "Large models are built on the meta device and filled from the file. What is not in "
+            "the file stays on meta, or is uninitialised after to_empty(), although the "
+            "constructor computes it."
         ),
         fix="Save it (drop persistent=False, or register it), or compute it after loading.",
         example=(
@@ -139,12 +141,10 @@ def find_uninitialised_on_meta(verification: Verification) -> Iterator[RuleHit]:
         code="CK702",
         name="assign-unties",
         level=Level.WARNING,
-        summary=(
-            "`{key}` is one tensor with {others}, and no longer after load_state_dict(assign=True)"
-        ),
+        summary=("`{key}` is tied to {others}, but no longer after load_state_dict(assign=True)"),
         why=(
-            "assign=True puts a new parameter in each place. Tied weights come apart: they train "
-            "to different values, and take their memory twice on a device."
+            "assign=True assigns a new parameter to each name. Tied weights are no longer "
+            "shared: they are trained to different values, and take twice the memory on a device."
         ),
         fix="Tie them again after loading, for example model.tie_weights().",
         example="model.head.weight = model.emb.weight\nmodel.load_state_dict(state, assign=True)",
@@ -182,12 +182,12 @@ def _describe_device_fix(mismatch: DeviceMismatch) -> str:
     if mismatch.devices[1] == "cpu":
         return "Bring it back with .cpu() first."
     if not mismatch.attribute:
-        return "Make it on the device of what it meets (device=x.device), or move it: .to(x.device)"
+        return "Create it on the device of the input (device=x.device), or move it: .to(x.device)"
     name = mismatch.attribute.rsplit(".", 1)[-1].split("[", 1)[0]
     location_prefix = f"In {mismatch.assigned_at}: " if mismatch.assigned_at else ""
     if "numpy" in mismatch.description:
         return f"{location_prefix}self.register_buffer({quote_python(name)}, torch.as_tensor(...))"
-    persistence_advice = "with persistent=False if it need not be saved"
+    persistence_advice = "pass persistent=False if it does not need to be saved"
     return (
         f"{location_prefix}self.register_buffer({quote_python(name)}, ...), {persistence_advice}."
     )

@@ -26,10 +26,10 @@ from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subj
         level=Level.ERROR,
         summary="`{key}` and {others} are one tensor in {who}{effect}",
         why=(
-            "Tied weights are one tensor under two names. A file that does not agree lacks a name, "
-            "or brings a tie to a module that trains the two apart."
+            "Tied weights are one tensor under two names. If the file and the module disagree, a "
+            "key is missing, or tied values are loaded into a module that trains them separately."
         ),
-        fix="Let file and module agree on what is tied. {remedy}",
+        fix="Make the file and the module agree on what is tied. {remedy}",
         example=(
             "model.head.weight = model.emb.weight\n"
             'save_file({"emb.weight": model.emb.weight}, "model.safetensors")\n'
@@ -76,7 +76,8 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
                 saved_keys,
                 others=", ".join(map(quote_code, saved_keys[1:])),
                 who="the file",
-                effect=", and the module holds them apart: they load equal and train apart",
+                effect=", and separate in the module: equal after loading, and then trained "
+                "separately",
                 remedy=(
                     "Tie them in the module if they belong together: "
                     "module.head.weight = module.embedding.weight, for example."
@@ -94,12 +95,12 @@ def _find_untied_groups(diff: ModuleDiff) -> Iterator[RuleHit]:
         summary="`{key}` shares its storage with {others}",
         detail="{how}",
         why=(
-            "Tied weights come apart when they are copied one by one, and safetensors refuses "
-            "tensors that share memory."
+            "Tied weights are no longer shared when they are copied one by one, and safetensors "
+            "refuses tensors that share memory."
         ),
         fix=(
-            "Keep the tie in the module; for safetensors save one of the names and tie again "
-            "after loading."
+            "Keep the weights tied in the module; for safetensors, save one of the names and tie "
+            "them again after loading."
         ),
         example=(
             "head.weight = embedding.weight\n"
@@ -179,13 +180,13 @@ def _find_left_out_names(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         code="CK502",
         name="tied-diverged",
         level=Level.ERROR,
-        summary="`{key}` and `{other}` are one tensor (tied), and have different values here",
+        summary="`{key}` and `{other}` are tied, and have different values in the file",
         why=(
-            "Loading writes both values into one tensor: the later one wins, and the other is lost "
-            "without a word."
+            "Loading writes both values into one tensor: the later one wins, and the other is "
+            "silently lost."
         ),
         fix=(
-            "Decide which one was trained, and save both from it: state_dict[{other:py}] = "
+            "Find out which one was trained, and save both from it: state_dict[{other:py}] = "
             "state_dict[{key:py}], or the other way round."
         ),
         example=(
@@ -204,8 +205,7 @@ def find_diverged_ties(diff: ModuleDiff) -> Iterator[RuleHit]:
     CheckpointDiff,
     "CK502",
     summary=(
-        "`{key}` and `{other}` are one tensor (tied) in the old file, and have different values in"
-        " the new one"
+        "`{key}` and `{other}` are tied in the old file, and have different values in the new one"
     ),
 )
 def find_ties_diverged_in_new(diff: CheckpointDiff) -> Iterator[RuleHit]:

@@ -22,9 +22,9 @@ _LEGACY_CONTAINERS: Final = {
         level=Level.WARNING,
         summary="the file is {what}",
         why=(
-            "It cannot be mapped (torch.load(mmap=True) refuses it), so every load reads and "
-            "copies all of it; tools that look into zips do not know it; and files as old as that "
-            "were often written by Python 2."
+            "It cannot be memory-mapped (torch.load(mmap=True) refuses it), so every load reads "
+            "and copies all of it; tools that read zip archives cannot open it; and files of "
+            "that age were often written by Python 2."
         ),
         fix="To write the same content as a zip: ckptool migrate {path} -o NEW.pth",
         example="torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)",
@@ -66,11 +66,12 @@ _MAX_LEVELS: Final = 3
         code="CK309",
         name="training-state-in-release",
         level=Level.NOTE,
-        summary="besides the model the file holds what training needs to go on",
+        summary="the file also contains training state",
         detail="{what}{nbytes}",
         why=(
-            "Right in a training run, and dead weight in a release: two moments of Adam are twice "
-            "the model, and callbacks and loops carry paths and settings of the machine."
+            "Useful in a training run, dead weight in a release: the two moments of Adam are "
+            "twice the size of the model, and callbacks and loops contain paths and settings of "
+            "the machine."
         ),
         fix="For a release: {remedy}",
         example=(
@@ -222,11 +223,11 @@ _OBSERVER_NAMES: Final = frozenset({"min_val", "max_val"})
         name="partitioned-parameters",
         level=Level.ERROR,
         summary="{count} of {total} parameters have no elements (shape [0]), {first} among them",
-        detail="the ranks of a run have them in parts, and this file has placeholders",
+        detail="they are partitioned over the ranks of a run, and this file has placeholders",
         why=(
-            "DeepSpeed's ZeRO-3 and FSDP leave an empty tensor of shape [0] in place of a parameter"
-            " that is partitioned over the ranks. A state_dict() that is saved without gathering"
-            " them first has nothing but these."
+            "DeepSpeed's ZeRO-3 and FSDP leave an empty tensor of shape [0] in place of a "
+            "parameter that is partitioned over the ranks. A state_dict() that is saved without "
+            "gathering them first contains only these placeholders."
         ),
         fix=(
             "In a folder that DeepSpeed saved: python zero_to_fp32.py FOLDER OUTPUT (the script is"
@@ -282,8 +283,8 @@ def _list_weights(state: StateDict) -> list[TensorInfo]:
         code="CK321",
         name="file-of-one-rank",
         level=Level.WARNING,
-        summary="{key} is one of {count} files of one run, beside {others}",
-        detail="each may have a part of the tensors, or a slice of each",
+        summary="{key} is one of {count} files of one run, with {others}",
+        detail="each may contain some of the tensors, or a slice of each",
         why=(
             "Tensor parallelism (Megatron, DeepSpeed, Meta's consolidated.00.pth) splits each"
             " weight over the ranks: all keys are there, and shapes are a fraction of the module's."
@@ -314,8 +315,9 @@ def find_file_of_one_rank(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         summary="{key} cannot be compared",
         detail="{reason}",
         why=(
-            "An object of a compiled class is pickled in a form of its own: weights in it are in "
-            "no report, two files with other weights look alike, and no migration takes them along."
+            "An object of a compiled class is pickled in its own format: weights in it do not "
+            "appear in any report, two files with different weights look the same, and "
+            "migrations do not copy them."
         ),
         fix="Release the checkpoint with plain tensors, and pack them after loading.",
         example=(
@@ -341,10 +343,10 @@ def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         level=Level.WARNING,
         summary="from_pretrained loads `{loaded}`, and not the shards of `{key}` beside it",
         why=(
-            "transformers takes the whole file where there is one, whatever the index says: with "
-            "one of the two left over from an earlier save, it loads other weights than were meant."
+            "transformers loads the single file if there is one, whatever the index says: if one "
+            "of the two is left over from an earlier save, the wrong weights are loaded."
         ),
-        fix="Remove the one that is not meant.",
+        fix="Remove the one that is not intended.",
         example=(
             'model.save_pretrained("release")  # model.safetensors\n'
             'model.save_pretrained("release", max_shard_size="1GB")  # shards and their index'

@@ -41,11 +41,12 @@ def _get_last_segment(key: str) -> str:
             "`{key}` has {nan} NaN and {infinite} infinite of {numel} values, the first at {where}"
         ),
         why=(
-            "One NaN spreads to every output that it touches. It comes from a run that diverged, a"
-            " cast that overflowed or a damaged file. Silent are masks, whose values are 0 and -inf"
-            " and nothing else, and the infinity that an observer or a callback starts from."
+            "One NaN spreads to every output that depends on it. It comes from a run that "
+            "diverged, a cast that overflowed or a damaged file. Masks, whose values are only 0 "
+            "and -inf, and the infinity that an observer or a callback starts from are not "
+            "reported."
         ),
-        fix="Go back to a checkpoint of before; `ckptool diff OLD NEW` says which tensors changed.",
+        fix="Go back to an earlier checkpoint; `ckptool diff OLD NEW` shows which tensors changed.",
         example=(
             'state["head.weight"] = torch.tensor([1.0, float("nan")])\n'
             'torch.save(state, "model.pth")  # ckptool inspect --values'
@@ -100,13 +101,13 @@ def _unravel_index(flat_index: int, shape: tuple[int, ...]) -> list[int]:
             " is trained"
         ),
         why=(
-            "In eval() the layer normalises by these numbers. They stay at their defaults where a"
-            " copy (EMA, a converter) takes the parameters and leaves the buffers, or where"
-            " training ran in eval mode: the accuracy collapses without an error."
+            "In eval() the layer normalises with these values. They stay at their defaults if a "
+            "copy (EMA, a converter) takes only the parameters, or if training ran in eval mode: "
+            "the accuracy collapses without an error."
         ),
         fix=(
-            "Take the statistics from a checkpoint that has them, or run batches through the model "
-            "in train() mode."
+            "Copy the statistics from a checkpoint that has them, or run batches through the "
+            "model in train() mode."
         ),
         example=(
             "bn = nn.BatchNorm1d(4)\n"
@@ -170,11 +171,11 @@ def _is_trained(tensor_statistics: TensorStatistics | None) -> bool:
         ),
         detail="`{example}`, but `{raw}`",
         why=(
-            "The loop that averages goes over parameters() only. The averaged weights, which are "
-            "the ones that people use, then normalise by a mean of 0 and a variance of 1."
+            "The averaging loop iterates over parameters() only. The averaged weights, which are "
+            "the ones that people use, then normalise with a mean of 0 and a variance of 1."
         ),
         fix=(
-            "Copy the buffers too, when averaging and into this file: "
+            "Copy the buffers too, both when averaging and into this file: "
             "torch.optim.swa_utils.AveragedModel(model, use_buffers=True), or ema[{example:py}] = "
             "raw[{raw:py}]"
         ),
@@ -256,13 +257,13 @@ def _find_raw_key(inner_key: str, reversed_raw_keys: Sequence[str]) -> str:
         code="CK405",
         name="looks-uninitialised",
         level=Level.WARNING,
-        summary="`{key}` looks like memory that nothing was written to",
+        summary="`{key}` looks like uninitialised memory",
         detail="magnitudes from {smallest} to {largest}, {denormals} of {numel} values denormal",
         why=(
-            "torch.empty, to_empty() and a module that was materialised from meta hold whatever the"
-            " memory held before. What gives it away are magnitudes from 1e30 on, or denormals"
-            " beside magnitudes from 1e10 on or beside nothing that is not tiny. Tensors of one or"
-            " two values (masks) and optimizer state stay silent."
+            "torch.empty, to_empty() and a module that was materialised from meta contain "
+            "whatever was in memory before. The signs are magnitudes of 1e30 and more, or "
+            "denormals together with magnitudes of 1e10 and more or with tiny values only. "
+            "Tensors of one or two distinct values (masks) and optimizer state are not reported."
         ),
         fix=(
             "Initialise the tensor before saving: call reset_parameters(), or load a checkpoint "
@@ -310,11 +311,11 @@ def _looks_uninitialised(tensor_statistics: TensorStatistics) -> bool:
         code="CK404",
         name="half-rounded-buffer",
         level=Level.WARNING,
-        summary="`{key}` is in the file as the module makes it, but rounded to {dtype}",
+        summary="`{key}` is in the file as the module computes it, but rounded to {dtype}",
         why=(
-            "model.half() and model.to(bfloat16) round buffers too: frequencies of a rotary"
-            " embedding, tables of positions. Loading puts the rounded numbers in the place of"
-            " exact ones, and a cast back to float32 does not bring them back."
+            "model.half() and model.to(bfloat16) round buffers too: frequencies of a rotary "
+            "embedding, tables of positions. Loading replaces the exact values by rounded ones, "
+            "and a cast back to float32 does not restore them."
         ),
         fix=(
             "Keep the module's own: leave the key out of the file (strict=False), or set "
@@ -350,17 +351,18 @@ def _find_rounded_dtype(diff: ModuleDiff, key: str) -> str:
         code="CK213",
         name="checkpoint-overrides-config",
         level=Level.WARNING,
-        summary="`{key}` has another value in the file than the module makes of its arguments",
-        detail="loading puts the file's in its place",
+        summary="`{key}` in the file differs from the value the constructor computes",
+        detail="loading replaces it by the file's value",
         why=(
-            "A buffer that the constructor makes the same every time is part of the configuration:"
-            " anchors, masks, frequencies. If the arguments were changed on purpose, the file"
-            " silently undoes it; if not, the model is not the one that was trained. Buffers that"
-            " start as zeros or ones stay silent: they wait for data."
+            "A buffer that the constructor always computes in the same way is part of the "
+            "configuration: anchors, masks, frequencies. If the arguments were changed "
+            "deliberately, the file silently undoes that; if not, the model is not the one that "
+            "was trained. Buffers that start as zeros or ones are not reported: they are filled "
+            "from data."
         ),
         fix=(
-            "Build the module with the arguments it was trained with; if the new value is meant, "
-            "state_dict.pop({key:py}) and load with strict=False."
+            "Build the module with the arguments it was trained with; if the new value is "
+            "intended, state_dict.pop({key:py}) and load with strict=False."
         ),
         example=(
             "old = Attention(window=4)  # its mask is [4, 4] of the same shape as ...\n"

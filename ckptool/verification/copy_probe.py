@@ -176,7 +176,7 @@ class _CopyProbe:
         if not mapped and (
             checkpoint.nbytes > _MAX_READ_NBYTES or isinstance(checkpoint.path, RemotePath)
         ):
-            raise ReadError(checkpoint.path, "would have to be loaded whole")
+            raise ReadError(checkpoint.path, "would have to be loaded completely")
         return load_with_torch(checkpoint, state.at, mapped=mapped)
 
 

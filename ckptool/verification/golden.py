@@ -83,7 +83,9 @@ def record_golden(
         if forward_pass.error is not None:
             raise ModuleError(target, f"the forward pass raised {forward_pass.error}")
     if not compare_outputs(first.output, second.output).is_exact:
-        raise ModuleError(target, "two passes from one seed differ: nothing can be held to them")
+        raise ModuleError(
+            target, "two passes with the same seed differ: there is nothing stable to compare with"
+        )
     store = _TensorStore({})
     record = GoldenRecord(
         format=FORMAT,
@@ -99,7 +101,7 @@ def record_golden(
         output=dict(_pack_output(first.output, store)),
     )
     if not record.output:
-        raise ModuleError(target, "its output has nothing that can be compared")
+        raise ModuleError(target, "its output contains nothing that can be compared")
     text = json.dumps(msgspec.to_builtins(record))
     return save(store.tensors, metadata={KEY: text})
 
@@ -131,21 +133,21 @@ def read_golden(path: Path) -> GoldenFile:
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
     except SafetensorError as error:
-        raise CorruptCheckpointError(path, f"is no golden file: {error}") from error
+        raise CorruptCheckpointError(path, f"is not a golden file: {error}") from error
     if text is None:
         raise CorruptCheckpointError(
-            path, "is no golden file: write one with `ckptool lock --golden FILE`"
+            path, "is not a golden file: write one with `ckptool lock --golden FILE`"
         )
     try:
         record = msgspec.convert(json.loads(text), GoldenRecord)
         if record.format != FORMAT:
-            reason = f"format {record.format}, and this version reads {FORMAT}"
+            reason = f"format {record.format}, but this version reads {FORMAT}"
             raise ValueError(reason)  # noqa: TRY301
         args = tuple(_unpack_value(value, tensors) for value in record.args)
         kwargs = {name: _unpack_value(value, tensors) for name, value in record.kwargs.items()}
         output = {name: _unpack_value(value, tensors) for name, value in record.output.items()}
     except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(path, f"its record makes no sense: {error}") from error
+        raise CorruptCheckpointError(path, f"its record is invalid: {error}") from error
     return GoldenFile(path, record, Inputs(args, kwargs, str(path)), output)
 
 
@@ -234,9 +236,9 @@ def _describe_environment(
 ) -> tuple[str, ...]:
     current_version, recorded_version = str(torch.__version__), golden.record.torch
     version = (
-        f"torch {recorded_version} then, {current_version} now"
+        f"recorded with torch {recorded_version}, now {current_version}"
         if current_version != recorded_version
-        else f"torch {current_version}, as then"
+        else f"torch {current_version}, as when recorded"
     )
     recorded_weights, current_weights = (
         golden.record.weights,
@@ -246,7 +248,9 @@ def _describe_environment(
         return (version,)
     return (
         version,
-        "the same weights" if current_weights == recorded_weights else "other weights or buffers",
+        "the same weights"
+        if current_weights == recorded_weights
+        else "different weights or buffers",
     )
 
 

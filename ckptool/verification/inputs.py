@@ -33,7 +33,7 @@ def parse_inputs(value: object) -> Inputs | None:
         return None
     specs = [value] if isinstance(value, str) else value
     if not (isinstance(specs, list | tuple) and all(isinstance(spec, str) for spec in specs)):
-        return value if isinstance(value, Inputs) else _split_args_kwargs(value, "the values given")
+        return value if isinstance(value, Inputs) else _split_args_kwargs(value, "the given values")
     is_function = len(specs) == 1 and ":" in specs[0] and "[" not in specs[0]
     return call_input_function(specs[0]) if is_function else random_inputs(specs)
 
@@ -91,9 +91,7 @@ def inputs_from_module(module: nn.Module) -> Inputs | str:
             return f"{name} of the module raised {error}"
         if value is not None:
             return _split_args_kwargs(value, f"{name} of the module")
-    return (
-        "no input: give one with --input or --inputs, or give the module an example_inputs() method"
-    )
+    return "no input: pass --input or --inputs, or define example_inputs() on the module"
 
 
 def require_matching_inputs(module: nn.Module, inputs: Inputs) -> None:
@@ -143,10 +141,10 @@ def _make_random_tensor(spec: str, text: str, generator: torch.Generator) -> Ten
     upper_bound = int(match["below"]) if match["below"] else 2
     if dtype.is_floating_point or dtype.is_complex:
         if match["below"]:
-            raise UsageError(f"--input {spec}: <{upper_bound} is for whole numbers")
+            raise UsageError(f"--input {spec}: <{upper_bound} is for integer dtypes")
         return _sample_normal(shape, dtype, generator)
     if upper_bound < 1:
-        raise UsageError(f"--input {spec}: there are no whole numbers below {upper_bound}")
+        raise UsageError(f"--input {spec}: there are no non-negative integers below {upper_bound}")
     return torch.randint(0, upper_bound, shape, generator=generator).to(dtype)
 
 
@@ -175,7 +173,7 @@ def _add_file_tensors(text: str, name: str, args: list[Any], kwargs: dict[str, A
         raise UsageError(f"--input {text}: {error}") from error
     if name:
         if len(tensors) != 1:
-            raise UsageError(f"--input {name}={text}: it holds {len(tensors)} tensors, not one")
+            raise UsageError(f"--input {name}={text}: it contains {len(tensors)} tensors, not one")
         kwargs[name] = next(iter(tensors.values()))
         return
     positional_keys = sorted((key for key in tensors if key.isdigit()), key=int)

@@ -124,7 +124,7 @@ def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) ->
         mapped: map the file into memory, so that elements are read where they are used.
 
     Raises:
-        ReadError: torch refuses the file, or there is no mapping at `at`.
+        ReadError: torch refuses the file, or no mapping at `at`.
     """
     try:
         with open_local_copy(checkpoint.path) as path:
@@ -139,7 +139,7 @@ def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) ->
     except LookupError as error:
         raise ReadError(checkpoint.path, f"torch finds nothing at `{at}`") from error
     if not isinstance(state, Mapping):
-        raise ReadError(checkpoint.path, f"there is no mapping at `{at or '.'}`")
+        raise ReadError(checkpoint.path, f"no mapping at `{at or '.'}`")
     return state
 
 

@@ -61,14 +61,14 @@ def _name_fault(mismatches: Iterable[DeviceMismatch]) -> str:
     """Return what is at fault; the value of an attribute that stays behind is not of the file."""
     if any(mismatch.attribute for mismatch in mismatches):
         return "the module is at fault, not the load"
-    return "the file is right and the module is not"
+    return "the file is right, the module is not"
 
 
 def _propose_fix(mismatches: Iterable[DeviceMismatch]) -> str:
     """Return how to mend the first misplaced tensor; a general remedy if none is known."""
     mismatch = next(iter(mismatches), None)
     if mismatch is None:
-        return "let the module put all its tensors on the device of its input"
+        return "make the module create all its tensors on the device of its input"
     if mismatch.description.startswith(_CREATED):
         location = mismatch.description.removeprefix(_CREATED)
         return f"at {location}, create the tensor on the device of an input (device=x.device)"

@@ -76,7 +76,7 @@ def compare_leaves(
             if (path in actual) != (path in expected)
         ]
         parts = join_limited(differing_paths, 3, more="") or "another order"
-        reason = f"the outputs have other parts: {parts}"
+        reason = f"the outputs have a different structure: {parts}"
         return OutputDifference(
             is_exact=False,
             is_close=False,
@@ -130,7 +130,7 @@ def _compare_leaf(actual: Any, expected: Any, tolerance: float | None) -> _LeafD
         return (
             None
             if is_same_type
-            else _LeafDifference(is_exact=False, is_close=False, reason="has another type")
+            else _LeafDifference(is_exact=False, is_close=False, reason="has a different type")
         )
     # Compare repr: NaN equals NaN.
     is_same = repr(actual) == repr(expected)

@@ -32,7 +32,8 @@ from ckptool.verification.target import VerificationTarget
 _MAX_SHOWN: Final = 3
 _SIMULATION_LIMITS: Final = Skipped(
     "a real CUDA device",
-    "a simulated one proves where tensors are; not CUDA's arithmetic, kernels, memory and autocast",
+    "a simulated device checks where tensors are, not CUDA's arithmetic, kernels, memory or "
+    "autocast",
 )
 
 
@@ -188,15 +189,18 @@ def _run_equality(
 ) -> LevelResult:
     if old is None:
         return LevelResult(
-            VerificationLevel.EQUALITY, LevelStatus.SKIPPED, "nothing to compare with: no --old"
+            VerificationLevel.EQUALITY, LevelStatus.SKIPPED, "nothing to compare with: pass --old"
         )
     if forward_results is None or inputs is None:
         return LevelResult(
-            VerificationLevel.EQUALITY, LevelStatus.SKIPPED, "there is no input to run them with"
+            VerificationLevel.EQUALITY, LevelStatus.SKIPPED, "no input to run them with"
         )
     old_factory = load.load_module_factory(old.factory, old.module_diff)
     if not old.module_diff.is_strict and not load.loads_with_rewritten_keys(old_factory):
-        reason = "the old checkpoint does not load into the old module: name that with --old-module"
+        reason = (
+            "the old checkpoint does not load into the old module: give that module with "
+            "--old-module"
+        )
         return LevelResult(VerificationLevel.EQUALITY, LevelStatus.INCONCLUSIVE, reason)
 
     def create_old_module() -> nn.Module:
@@ -233,7 +237,7 @@ def _with_origin_details(
         result = replace(result, details=(*result.details, text))
     if restored_paths:
         text = (
-            "the old module has what was pickled beside its state_dict:"
+            "attributes that were pickled with the old module were restored:"
             f" {_format_keys(restored_paths)}"
         )
         result = replace(result, details=(*result.details, text))

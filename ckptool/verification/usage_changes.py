@@ -23,7 +23,7 @@ from ckptool.verification.result import PythonChange, UsageChanges
 
 SINCE_BLOCK_START: Final = "inside the with block"
 _SINCE_CONSTRUCTION: Final = "since it was built"
-_SKIPPED_CHECK: Final = "what was changed since the module was built"
+_SKIPPED_CHECK: Final = "changes since the module was built"
 _UNKNOWN_ARGUMENTS: Final = (
     "the arguments of its constructor are not known: give kwargs={...} or fresh=lambda: ..."
 )
@@ -85,7 +85,7 @@ def changes_between(
         },
         skipped=(
             *(
-                Skipped(path, "its module saves extra state, which may hold it")
+                Skipped(path, "its module saves extra state, which may contain it")
                 for path in extra_state_paths
             ),
             *(Skipped(path, "its elements cannot be read") for path in unreadable_paths),
@@ -110,7 +110,7 @@ def changes_since_construction(
         )
     is_guess = kwargs is None and fresh is None and _has_unknown_arguments(module)
     if is_guess and _builds_other_state(build, module):
-        reason = f"building it anew gives another state_dict: {_UNKNOWN_ARGUMENTS}"
+        reason = f"rebuilding it gives a different state_dict: {_UNKNOWN_ARGUMENTS}"
         return UsageChanges(target, _SINCE_CONSTRUCTION, skipped=(Skipped(_SKIPPED_CHECK, reason),))
     factory = ModuleFactory(target, build=build)
     try:
@@ -317,12 +317,12 @@ def _reload_and_snapshot(factory: ModuleFactory, module: nn.Module, seed: int) -
     """
     fresh_module = factory.create_module(seed)
     if fresh_module is module:
-        raise ModuleError(factory.target, "fresh= gives the module itself, not another one")
+        raise ModuleError(factory.target, "fresh= returned the module itself, not a new one")
     with user_code():
         state_dict = module.state_dict()
         if _collect_key_shapes(fresh_module.state_dict()) != _collect_key_shapes(state_dict):
             raise ModuleError(
-                factory.target, f"building it anew gives another state_dict: {_UNKNOWN_ARGUMENTS}"
+                factory.target, f"rebuilding it gives a different state_dict: {_UNKNOWN_ARGUMENTS}"
             )
         dtype = _find_float_dtype(module)
         if dtype is not None and dtype != _find_float_dtype(fresh_module):

@@ -41,7 +41,12 @@ def _level(rule: Rule) -> str:
 
 def _section(rule: Rule) -> list[str]:
     lines = [f"### {rule.code} {rule.name}", "", f"**Level**: {_level(rule)}", ""]
-    lines += [f"**Says**: {_escape(rule.general_message)}", "", f"**Why it matters**: {rule.why}", ""]
+    lines += [
+        f"**Says**: {_escape(rule.general_message)}",
+        "",
+        f"**Why it matters**: {rule.why}",
+        "",
+    ]
     if rule.example:
         lines += ["**Fires for**:", "", "```python", rule.example, "```", ""]
     return [*lines, f"**Fix**: {_escape(rule.general_fix)}", ""]

@@ -78,7 +78,7 @@ def test_arguments_of_the_file_are_said_and_can_be_refused(words, folder, run_co
     ran = run_command(*words, cwd=folder)
     assert (
         "net:Net is built with arguments from the file: width=2, ckpt_path='marker'"
-        " (--no-file-kwargs: refuse them)"
+        " (--no-file-kwargs refuses them)"
     ) in ran.notices
     assert (folder / "marker").read_text() == "used"
     (folder / "marker").unlink()

@@ -18,7 +18,7 @@ def skipped(report):
     return {s.what: s.reason for s in report.skipped}
 
 
-WHAT = "what was changed since the module was built"
+WHAT = "changes since the module was built"
 
 
 def test_what_training_changed_is_told_from_what_is_built_again():

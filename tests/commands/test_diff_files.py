@@ -67,7 +67,7 @@ def test_parts_are_put_together(ckptool, two):
 
 def test_a_part_for_people_says_what_it_is(run_command, two):
     ran = run_command("diff", "old.pth", "new.pth", "--shard", "1/2", cwd=two)
-    assert ran.out.startswith("part 1 of 2: not judged until all parts are put together\n")
+    assert ran.out.startswith("part 1 of 2: not judged until all parts are merged\n")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_a_part_for_people_says_what_it_is(run_command, two):
         (("new.pth", "--shard", "3/2"), "--shard 3/2: expected I/N with I from 1 to N"),
         (("new.pth", "--shard", "half"), "--shard half: expected I/N, for example 1/4"),
         (("new.pth", "--shard", "1/0"), "--shard 1/0"),
-        (("new.pth", "--rtol", "nan"), "--rtol nan: expected a number that is 0 or more"),
+        (("new.pth", "--rtol", "nan"), "--rtol nan: expected a number >= 0"),
         (("new.pth", "--jobs", "0"), "--jobs 0: expected 1 or more"),
-        (("--atol", "1"), "--atol is for the values of two checkpoints: name both"),
+        (("--atol", "1"), "--atol compares values of two checkpoints: give both"),
         (("new.pth", "--no-values", "--shard", "1/2"), "--no-values leaves nothing to do"),
         (("new.pth", "--dask", "nonsense://x"), "no Dask scheduler answers there"),
     ],

@@ -202,7 +202,7 @@ def test_arrays_of_numpy_beside_notes_are_written_as_tensors(dump, tmp_path):
 
 
 class KeepsMetric(nn.Module):
-    """Holds an accuracy as torchmetrics does: in no state_dict until persistent() was called."""
+    """Holds an accuracy as torchmetrics does: not in the state_dict until persistent()."""
 
     def __init__(self, is_persistent=False):
         super().__init__()

@@ -171,7 +171,7 @@ def test_a_warning_about_the_file_does_not_stop_it_from_loading(tmp_path):
 
 def test_a_live_module_in_the_place_of_a_path(tmp_path):
     path = save(tmp_path / "m.pth", LINEAR.state_dict())
-    words = "a checkpoint is named by its path; a Linear was given. A live module is module=..."
+    words = "a checkpoint is given by its path; a Linear was given. A live module is module=..."
     assert error_message(lambda: ckptool.diff(path, LINEAR)) == words
     assert "an OrderedDict" not in error_message(
         lambda: ckptool.diff(LINEAR.state_dict(), module=LINEAR)
@@ -226,7 +226,7 @@ def test_a_long_place_does_not_widen_the_title(tmp_path):
 
 def test_a_report_as_text():
     report = ckptool.audit(LINEAR)
-    assert ckptool.text(report).startswith("a state_dict holds everything")
+    assert ckptool.text(report).startswith("the state_dict contains everything")
     assert ckptool.text(report, "json").startswith("{")
     assert error_message(lambda: ckptool.text(report, "tabel")).startswith(
         "no format is called 'tabel'"

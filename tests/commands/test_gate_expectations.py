@@ -152,11 +152,11 @@ def test_what_is_not_run_is_said_and_fails(gate):
         "-m", "compare.models:Same", "--against", "ckpt.lock.json", "--golden", "golden.safetensors"
     )
     said = {s["what"]: s["reason"] for s in report["skipped"]}
-    assert said["golden.safetensors"] == "no checkpoint is named: it has the weights"
+    assert said["golden.safetensors"] == "skipped: golden outputs need a checkpoint"
     assert (ran.code, codes) == (1, [("CK329", "golden.safetensors", "error")])
     ran, report, codes = gate("old.pth", "--golden", "golden.safetensors", "--fixtures", "old.pth")
     said = {s["what"]: s["reason"] for s in report["skipped"]}
-    assert said["golden.safetensors"] == "no module is named: -m package.module:Name"
+    assert said["golden.safetensors"] == "no module was given: use -m package.module:Name"
     assert ran.code == 1
     assert {key for _, key, _ in codes} == {"golden.safetensors", "old.pth"}
 
@@ -234,7 +234,7 @@ def test_a_module_alone_in_every_format(run_command, release, form):
     [
         (
             ("-m", "compare.models:Same"),
-            "no checkpoint is named, here or in [[tool.ckptool.models]]: ckptool gate PATH...",
+            "no checkpoint was given, here or in [[tool.ckptool.models]]: ckptool gate PATH...",
         ),
         (("-m", "compare.models:Same", "--against", "none.json"), "none.json"),
         (

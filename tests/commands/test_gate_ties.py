@@ -44,7 +44,7 @@ def test_diff_and_verify_agree_with_the_gate(tied):
     for command in ("diff", "verify"):
         ran = tied.command(command, "tied.safetensors", cwd=tied.folder)
         assert ran.code == 0
-    assert "tied again, as safetensors keeps one name: " in ran.out
+    assert "tied again, because safetensors stores one name: " in ran.out
     ran = tied.command("diff", "tied.safetensors", "-q", cwd=tied.folder)
     assert ran.out.startswith("loads with safetensors.torch.load_model, which ties `")
 

@@ -17,13 +17,13 @@ def test_lock_then_check_then_change(run_command, tmp_path):
     assert (ran.code, ran.out.splitlines()[0]) == (0, "locked")
     before = lock.read_bytes()
     ran = run_command("lock", "-m", WITHOUT, *SIZES, "-o", lock)
-    assert ran.out.startswith("locked already, and nothing has changed")
+    assert ran.out.startswith("the lock is up to date")
     ran = run_command("lock", "-m", WITHOUT, *SIZES, "-o", lock, "--check")
-    assert (ran.code, ran.out.splitlines()[0]) == (0, "the lock holds")
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "the lock is up to date")
     ran = run_command("lock", "-m", WITH, *SIZES, "-o", lock, "--check", "--format", "json")
     report = json.loads(ran.out)
     assert (ran.code, report["standing"]) == (1, "additive")
-    assert report["verdict"] == "the lock is stale: additive, 3 differences"
+    assert report["verdict"] == "the lock is out of date: additive, 3 differences"
     assert {(d["key"], d["what"], d["old"], d["new"]) for d in report["differences"]} >= {
         ("mask", "kind", "attribute", "buffer"),
         ("mask", "saved", "no", "yes"),
@@ -31,7 +31,7 @@ def test_lock_then_check_then_change(run_command, tmp_path):
     assert [f["code"] for f in report["findings"]] == ["CK803"]
     assert lock.read_bytes() == before
     ran = run_command("lock", "-m", WITH, *SIZES, "-o", lock)
-    assert (ran.code, ran.out.splitlines()[0]) == (0, "locked anew: additive, 3 differences")
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "lock updated: additive, 3 differences")
     assert lock.read_bytes() != before
     assert run_command("lock", "-m", WITH, *SIZES, "-o", lock, "--check").code == 0
 
@@ -46,7 +46,7 @@ def test_a_stale_lock_is_a_failure_in_junit(run_command):
 
 def test_the_lock_in_samples_is_fresh(run_command):
     ran = run_command("lock", "-m", WITHOUT, *SIZES, "-o", "samples/model.lock.json", "--check")
-    assert (ran.code, ran.out.splitlines()[0]) == (0, "the lock holds")
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "the lock is up to date")
 
 
 def test_the_same_module_gives_the_same_bytes_in_two_processes(ckptool, tmp_path):

@@ -63,7 +63,7 @@ def test_a_report_never_replaces_the_checkpoint_that_it_is_about(run_command, li
     ran = run_command(*words, linear, "-o", linear)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == (
-        f"ckptool: -o {linear}: is read by this command, and would be replaced ({linear})\n"
+        f"ckptool: -o {linear}: is an input of this command and would be overwritten ({linear})\n"
     )
     assert linear.read_bytes() == before
 
@@ -114,7 +114,7 @@ def test_every_format_for_ci_says_that_a_digest_differs(run_command, linear, tmp
     ran = run_command("digest", linear, "--against", tmp_path / "saved.json", "--format", format_)
     assert ran.code == 1
     assert f"linear.pth differs from {tmp_path / 'saved.json'}: 1 changed, 1 missing" in ran.out
-    assert "nothing was found" not in ran.out
+    assert "no findings" not in ran.out
 
 
 @pytest.mark.parametrize("format_", ["github", "gitlab", "sarif", "junit"])

@@ -95,7 +95,7 @@ def test_the_file_against_the_buffer_version(samples):
     assert report.missing_keys == ("mask",)
     assert report.verdict == "does not load: 1 missing"
     assert codes(report) == {"CK203": "warning"}
-    assert "the constructor makes the same value every time" in report.findings[0].message
+    assert "the constructor computes the same value every time" in report.findings[0].message
     assert report.exit_code == 1
 
 

@@ -122,7 +122,7 @@ def test_extra_state_may_hold_what_changed():
         model.count += 1
     assert found(watched.report) == set()
     (left,) = [s for s in watched.report.skipped if s.what == "count"]
-    assert left.reason == "its module saves extra state, which may hold it"
+    assert left.reason == "its module saves extra state, which may contain it"
 
 
 def test_a_policy_decides_what_is_reported():

@@ -147,7 +147,7 @@ def test_another_container(tmp_path):
     torch.save(state, tmp_path / "old.pth")
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "new.safetensors")
     report = api.diff(tmp_path / "old.pth", tmp_path / "new.safetensors")
-    assert (report.verdict, report.exit_code) == ("same state, other container", 0)
+    assert (report.verdict, report.exit_code) == ("same state, different format", 0)
 
 
 # Tolerances.
@@ -237,7 +237,7 @@ def test_a_distributed_checkpoint_against_a_file(tmp_path):
     save_dcp(state, tmp_path / "dcp")
     torch.save(state, tmp_path / "old.pth")
     report = api.diff(tmp_path / "old.pth", tmp_path / "dcp")
-    assert (report.verdict, report.changed_keys) == ("same state, other container", ())
+    assert (report.verdict, report.changed_keys) == ("same state, different format", ())
     torch.save(nudged(state, "mask", 0, 5.0), tmp_path / "new.pth")
     assert [c.changed for c in api.diff(tmp_path / "dcp", tmp_path / "new.pth").changes] == [1]
 

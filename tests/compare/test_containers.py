@@ -42,7 +42,7 @@ def test_one_state_in_two_containers(old, new, tied):
         assert (report.verdict, report.exit_code) == ("breaking", 1)
         assert {*report.added_keys, *report.removed_keys} == {"head.weight"}
         return
-    verdict = "identical" if old == new else "same state, other container"
+    verdict = "identical" if old == new else "same state, different format"
     assert (report.verdict, report.exit_code) == (verdict, 0)
     assert (report.added_keys, report.removed_keys, report.changed_keys) == ((), (), ())
     stores_one_name = {SOURCES[name].stores_one_name for name in (old, new)}

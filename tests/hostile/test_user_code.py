@@ -234,7 +234,7 @@ def test_the_next_checkpoint_of_a_gate_is_judged_all_the_same(ckptool, project):
 
 def test_what_a_module_prints_is_cut_and_counted(ckptool, project):
     ran = ckptool("diff", "net.pth", "-m", "nets:shouts", cwd=project)
-    assert "bytes that the code printed are not shown]" in ran.err
+    assert "bytes of its output are not shown]" in ran.err
     assert ran.out.startswith("loads strictly")
 
 

@@ -107,7 +107,7 @@ def test_diff_with_a_module_named_for_a_bucket(shelf: Path, aws: str):
 def test_nothing_is_written_to_a_remote_place(words: tuple[str, ...], run_command: Callable):
     done = run_command(*words)
     option = words[-2]
-    reason = "nothing is written to a remote place: write to a file here, and upload that"
+    reason = "remote outputs are not supported: write a local file and upload it"
     assert (done.code, done.out) == (2, "")
     assert done.err == f"ckptool: {option} {words[-1]}: {reason}\n"
 

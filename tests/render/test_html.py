@@ -98,8 +98,8 @@ def test_the_reference_case_shows_both_masks(pages):
     for number, shown in zip("21", values, strict=True):
         triangle = [[number if x > y else "0" for x in range(6)] for y in range(6)]
         assert shown == triangle
-    assert [texts(t, "caption") for t in tables] == [["In the file"], ["As the module makes it"]]
-    assert "in no state_dict" in texts(tree, "td")
+    assert [texts(t, "caption") for t in tables] == [["In the file"], ["As the module computes it"]]
+    assert "not in the state_dict" in texts(tree, "td")
 
 
 def test_the_changed_mask_has_another_shade(pages):

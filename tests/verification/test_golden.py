@@ -67,7 +67,7 @@ def test_a_change_of_weights_is_told_as_such(saved):
     torch.save(models.First().state_dict(), saved)
     done = replayed(saved, device="cpu")
     assert len(done.output_drifts) == 1
-    assert done.environment_notes[1] == "other weights or buffers"
+    assert done.environment_notes[1] == "different weights or buffers"
 
 
 def test_a_file_that_does_not_load_is_not_run(saved):
@@ -109,7 +109,7 @@ def test_two_passes_that_differ_are_refused(saved):
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        (None, "is no golden file: write one with"),
+        (None, "is not a golden file: write one with"),
         ({"ckptool-golden": "{"}, "its record makes no sense"),
         ({"ckptool-golden": "{}"}, "missing required field `format`"),
         ({"ckptool-golden": '{"format": "1"}'}, r"Expected `int`, got `str`"),

@@ -100,7 +100,7 @@ def test_every_clash_of_one_pass_is_reported(tmp_path):
     [
         ({"body.weight": torch.ones(4, 4), "body.bias": torch.ones(4)}, "1 missing (scale)"),
         ({**models.Plain().state_dict(), "old": torch.ones(1)}, "1 unexpected (old)"),
-        ({**models.Plain().state_dict(), "scale": torch.ones(5)}, "1 of another shape (scale)"),
+        ({**models.Plain().state_dict(), "scale": torch.ones(5)}, "1 shape mismatch (scale)"),
         (
             {f"module.{key}": value for key, value in models.Plain().state_dict().items()},
             "3 missing (body.bias, body.weight, scale)",
@@ -188,7 +188,7 @@ def test_what_does_not_survive_is_named(tmp_path):
     report = verify(saved(tmp_path, "Tables"), "Tables")
     assert report.lost == ("plain", "listed[0]", "mean")
     assert level(report, "survival").details == (
-        "not saved, as registered, and rebuilt by the constructor: `inv_freq`",
+        "not saved, as registered, and recreated by the constructor: `inv_freq`",
     )
 
 
@@ -216,7 +216,7 @@ def test_there_is_no_such_device(tmp_path, device):
 def test_a_device_that_is_not_there(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(UsageError, match="there is no CUDA device here; try --device simulated"):
+    with pytest.raises(UsageError, match="there is no CUDA device here; use --device simulated"):
         api.verify(saved(tmp_path), module="verification.models:Plain", device="cuda")
 
 
@@ -253,7 +253,7 @@ def test_a_named_instance_is_left_as_it_is(tmp_path):
 
 def test_what_stays_behind_is_told_without_inputs_too(tmp_path):
     report = verify(saved(tmp_path, "WithoutScale"), "WithoutScale")
-    assert level(report, "device").details == ("stay behind when the module moves: scale",)
+    assert level(report, "device").details == ("do not move with the module: scale",)
 
 
 def test_two_runs_say_the_same(tmp_path):

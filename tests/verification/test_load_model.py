@@ -117,7 +117,7 @@ def test_left_out_names_are_in_every_report(tmp_path: Path, build: type[nn.Modul
     assert digests[0].digest == digests[1].digest
     assert {tensor.key for tensor in digests[1].tensors} >= set(names)
     compared = ckptool.diff(source, result)
-    assert compared.verdict == "same state, other container"
+    assert compared.verdict == "same state, different format"
     assert set(compared.retied_keys) == set(names)
     note = next(note for note in migrated.notes if "stored under one name" in note)
     assert any(name in note for name in names)

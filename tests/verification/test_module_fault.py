@@ -8,7 +8,7 @@ from ckptool import api
 from ckptool.errors import WriteError
 
 INPUT = ("int64[2,5]",)
-RIGHT = "the file is right and the module is not"
+RIGHT = "the file is right, the module is not"
 
 
 class _Base(nn.Module):

@@ -241,7 +241,7 @@ def test_placeholders_of_zero3_do_not_load(tmp_path):
     torch.save({key: torch.empty(0, dtype=torch.float16) for key in Net().state_dict()}, path)
     assert load_with_torch(path) is not None
     report = ckptool.diff(path, module=Net())
-    assert report.verdict == "does not load: 4 of another shape"
+    assert report.verdict == "does not load: 4 shape mismatches"
     assert report.coverage == 0
     assert ckptool.gate(path, module=Net(), values=False).exit_code == 1
     level = next(v for v in ckptool.verify(path, module=Net()).levels if v.level == "load")

@@ -71,6 +71,6 @@ def find_locked_module(config: ProjectConfig, lock: Path) -> ModuleTarget:
         if path is not None and path.absolute() == lock.absolute():
             return build_entry_target(entry, config)
     raise UsageError(
-        f"a lock is of one thing, and no entry of [[tool.ckptool.models]] is held to {lock}: name "
-        "a module with -m package.module:Name, or a checkpoint"
+        "a lock needs one source: a module (-m package.module:Name) or a checkpoint; and no entry "
+        f"of [[tool.ckptool.models]] has against = {str(lock)!r}"
     )

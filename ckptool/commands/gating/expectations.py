@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_NO_MODULE: Final = "no module is named: -m package.module:Name"
+_NO_MODULE: Final = "no module was given: use -m package.module:Name"
 
 
 class GateExpectations(Struct, frozen=True):
@@ -96,10 +96,11 @@ def targets_without_checkpoint(
     ]
     for candidate, _ in checkable if module_target is None else ():
         config.announce_code(str(candidate.module))
-    if not checkable and (module_target is not None or modules_only or not config.settings.models):
+    is_reported = bool(config.settings.models) and module_target is None and not modules_only
+    if not checkable and not is_reported:
         raise UsageError(
-            "no checkpoint is named, here or in [[tool.ckptool.models]]: ckptool gate PATH..., or a "
-            "module that is held to a lock: "
+            "no checkpoint was given, here or in [[tool.ckptool.models]]: ckptool gate PATH..., "
+            "or, to compare a module with a lock: "
             "ckptool gate -m package.module:Name --against ckpt.lock.json"
         )
     return checkable
@@ -140,7 +141,8 @@ def check_expectations(
         UsageError: a fixture pattern matches nothing, or the device does not exist.
     """
     fixtures, unchecked = _expand_and_check_fixtures(expectations, module_target, limits, worker)
-    contract_diff, skipped = None, ()
+    contract_diff: ContractDiff | None = None
+    skipped: tuple[Skipped, ...] = ()
     if expectations.against is not None:
         old = _resolve_against(expectations.against, module_target, limits, worker)
         try:
@@ -184,7 +186,9 @@ def list_unreplayed(evidences: Sequence[GateEvidence]) -> tuple[Skipped, ...]:
 
 def _list_uncompared(old: Checkpoint, remainder: RemainderDiff) -> list[Skipped]:
     """Return what a contract leaves out of a comparison with an older checkpoint."""
-    reason = "only keys, shapes and dtypes are held to it: ckptool diff OLD NEW compares values"
+    reason = (
+        "only keys, shapes and dtypes are compared with it: use ckptool diff OLD NEW for values"
+    )
     return [
         Skipped(f"values against {old.path}", reason),
         *(Skipped(f"{what} against {old.path}", why) for what, why in remainder.uncompared.items()),
@@ -218,7 +222,7 @@ def _build_contracts(
     if module_info is not None:
         new = contract.build_module_contract(module_info)
     else:
-        assert checkpoint is not None, "what is held to something is a module or a checkpoint"
+        assert checkpoint is not None, "--against needs a module or a checkpoint"
         reference_contract = old if isinstance(old, Contract) else None
         state = contract.choose_state(checkpoint, at, reference_contract)
         new = contract.build_state_contract(checkpoint, state, reference_contract)
@@ -270,9 +274,7 @@ def expand_globs(patterns: Iterable[str | Path]) -> tuple[Path, ...]:
         exists = Path(text).exists()
         paths = [text] if exists else sorted(glob(text, recursive=True))  # noqa: PTH207
         if not paths:
-            raise UsageError(
-                f"--fixtures {text}: nothing matches it: name old checkpoints, or a glob"
-            )
+            raise UsageError(f"--fixtures {text}: no file matches: give old checkpoints, or a glob")
         files |= dict.fromkeys(map(Path, paths))
     return tuple(files)
 
@@ -334,7 +336,7 @@ def _replay_golden_files(
     if checkpoint is None or module_target is None:
         from ckptool.verification.golden import read_golden
 
-        reason = _NO_MODULE if checkpoint else "no checkpoint is named: it has the weights"
+        reason = _NO_MODULE if checkpoint else "skipped: golden outputs need a checkpoint"
         return (), tuple(Skipped(str(read_golden(path).path), reason) for path in paths)
     request = ReplayGolden(
         module_target, checkpoint, paths, expectations.has_many_checkpoints, expectations.device

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 NO_MODULE = Skipped(
     "the module",
-    "none is named for it with -m or in [[tool.ckptool.models]]: only the file's rules were run",
+    "no module was given with -m or in [[tool.ckptool.models]]: only rules about the file were run",
 )
 NO_VALUES = Skipped("values", "--no-values: only the structure was judged")
 
@@ -161,7 +161,7 @@ class CheckpointExaminer(Struct, frozen=True):
         if module_target is None:
             if self.module_options.at is not None:
                 require_state_or_part(checkpoint, self.module_options.at)
-            required_levels = required_level_failures(require, None, "no module is named for it")
+            required_levels = required_level_failures(require, None, "no module was given for it")
             evidence = check_expectations(
                 expectations, checkpoint, None, None, self.limits, self.worker
             )

@@ -1,4 +1,4 @@
-"""Paths and the configuration's entries -> the checkpoints of a release, and entries without one."""
+"""Paths, and entries of the configuration -> checkpoints, and the entries without one."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ckptool.verification.result import Verification
 
 _NO_CUDA = (
-    'there is no CUDA device here; device = "simulated" or "auto" in [tool.ckptool.require] says '
+    'no CUDA device is available; device = "simulated" or "auto" in [tool.ckptool.require] says '
     "that a simulated one is enough"
 )
 _DEVICE_LEVELS = ("device", "forward")

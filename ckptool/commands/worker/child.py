@@ -5,6 +5,7 @@ and replaced: nothing but this file knows where answers go, and what user code p
 descriptor 1, is output of user code.
 """
 
+import itertools
 import os
 import pickle
 import sys
@@ -20,6 +21,7 @@ from ckptool.commands.worker import messages
 from ckptool.commands.worker.messages import (
     Announcement,
     Answer,
+    ChildSetup,
     Failure,
     Message,
     NamespaceNotice,
@@ -34,28 +36,23 @@ _PR_SET_PDEATHSIG: Final = 1
 _MAX_TRACE_CHARS: Final = 20_000
 
 
-def main(parent: int, uses_file_kwargs: str) -> NoReturn:
-    """Answer requests until the pipe ends; never returns.
+def main(parent: int) -> NoReturn:
+    """Answer the requests that follow the ChildSetup until the pipe ends; never returns.
 
     Args:
         parent: process that asks; this one ends with it.
-        uses_file_kwargs: "True" where constructor arguments that a file brings may be used.
     """
     status = 1
     try:
         _end_with_parent(parent)
         requests, answers = _take_pipes()
         send = _make_sender(answers)
-        TRUST_RULE.set(
-            TrustRule(
-                uses_file_kwargs == "True",
-                lambda target, arguments: send(Announcement(target, dict(arguments))),
-                lambda target, parameter: send(NamespaceNotice(target, parameter)),
-            )
-        )
         _import_early()
+        frames = messages.read_frames(requests, None)
+        for frame in itertools.islice(frames, 1):
+            _set_up(pickle.loads(frame), send)  # noqa: S301 (of the command itself)
         session, flush = ModuleSession(), _make_flush(sys.stdout, sys.stderr)
-        for frame in messages.read_frames(requests, None):
+        for frame in frames:
             number, request = pickle.loads(frame)  # noqa: S301 (of the command itself)
             reply = _answer(session, number, request)
             flush()
@@ -63,6 +60,17 @@ def main(parent: int, uses_file_kwargs: str) -> NoReturn:
         status = 0
     finally:
         os._exit(status)
+
+
+def _set_up(setup: ChildSetup, send: Callable[[Message], None]) -> None:
+    sys.path[:] = setup.import_path
+    TRUST_RULE.set(
+        TrustRule(
+            setup.uses_file_kwargs,
+            lambda target, arguments: send(Announcement(target, dict(arguments))),
+            lambda target, parameter: send(NamespaceNotice(target, parameter)),
+        )
+    )
 
 
 def _take_pipes() -> tuple[int, int]:
@@ -124,7 +132,7 @@ def _answer(session: ModuleSession, number: int, request: "ModuleRequest[Any]") 
         return Failure(number, name, arguments, _format_trace(error))
     # Whatever user code raises where no `user_code` surrounds it: KeyboardInterrupt, SystemExit.
     except BaseException as error:  # noqa: BLE001
-        reason = f"looking at it raised {format_exception_line(error)}"
+        reason = f"examining it raised {format_exception_line(error)}"
         arguments = (str(request.target.module), reason)
         return Failure(number, "ModuleError", arguments, _format_trace(error))
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from msgspec import DecodeError
 
+from ckptool.commands.worker.interpreter import take_interpreter
 from ckptool.commands.worker.messages import (
     MAX_ANSWER_NBYTES,
     Announcement,
     Answer,
+    ChildSetup,
     Failure,
     Message,
     NamespaceNotice,
@@ -39,11 +41,6 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 
-_CHILD_CODE: Final = (
-    "import sys; _, parent, trusts, *sys.path[:] = sys.argv; "
-    "sys.argv[:] = ['ckptool']; "
-    "from ckptool.commands.worker.child import main; main(int(parent), trusts)"
-)
 _POLL_INTERVAL: Final = 0.1
 """Seconds after which a process that says nothing is looked at."""
 _LAST_WORDS: Final = 1.0
@@ -101,7 +98,7 @@ class ChildProcessWorker:
             return cast("A", decode_answer(reply.content, request.answer_type))
         except DecodeError as error:
             self._end_process()
-            raise ModuleError(target, f"its answer makes no sense: {error}") from error
+            raise ModuleError(target, f"its answer is invalid: {error}") from error
 
     def close(self) -> None:
         """End the process, and show what user code printed last."""
@@ -132,13 +129,16 @@ class ModuleProcess:
         Raises:
             UsageError: no process can be started.
         """
-        self._process = _start_process()
+        self._process = _take_interpreter()
         self._frames: SimpleQueue[bytes | None] = SimpleQueue()
         self._is_overdue = False
         self._output_reader = Thread(target=self._read_output, args=(output,), daemon=True)
         self._answer_reader = Thread(target=self._read_answers, daemon=True)
         for thread in (self._output_reader, self._answer_reader):
             thread.start()
+        setup = ChildSetup(tuple(sys.path), TRUST_RULE.get().uses_file_kwargs)
+        with suppress(OSError):  # a process that has ended is an error of the first request
+            self._send(pickle.dumps(setup))
 
     def exchange(self, number: int, content: bytes, timeout: float) -> Answer | Failure:
         """Send a request and return the reply, within `timeout` seconds.
@@ -244,7 +244,7 @@ class ModuleProcess:
         if self._is_overdue:
             return f"running its code took longer than {timeout:g} s and was ended (see --timeout)"
         if not ended_by_itself:
-            return "running its code gave no answer that makes sense, and was ended"
+            return "the process running its code gave an invalid answer and was ended"
         if status == -signal.SIGKILL:
             return "running its code ended the process: SIGKILL, as when memory runs out"
         if status < 0:
@@ -263,25 +263,14 @@ def _pass_on_notice(notice: Notice) -> None:
             pass
 
 
-def _start_process() -> "Popen[bytes]":
-    """Start an interpreter like this one, in a group of its own: Ctrl-C is for its parent alone.
+def _take_interpreter() -> "Popen[bytes]":
+    """Return an interpreter for user code.
 
     Raises:
         UsageError: no process can be started.
     """
-    from subprocess import PIPE, Popen, _args_from_interpreter_flags  # type: ignore[attr-defined]
-
-    words = [str(os.getpid()), str(TRUST_RULE.get().uses_file_kwargs), *sys.path]
-    command = [sys.executable, *_args_from_interpreter_flags(), "-c", _CHILD_CODE, *words]
     try:
-        return Popen(  # noqa: S603 (this interpreter, with our own code)
-            command,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            pass_fds=tuple(SHARED_DESCRIPTORS),
-            process_group=0 if os.name == "posix" else None,
-        )
+        return take_interpreter(tuple(SHARED_DESCRIPTORS))
     except OSError as error:
         raise UsageError(
             f"no process can be started for the module's code ({error}): --in-process runs it here"

@@ -60,7 +60,7 @@ def check_fixture(
         reasons.append(reason)
     if plans:
         # The reasons why the given plans fail come first: they are what the author can fix.
-        reasons = [*reasons[1:], "no plan follows from the file and the module alone"]
+        reasons = [*reasons[1:], "no plan can be derived from the file and the module alone"]
     return FixtureResult(
         str(path),
         module_name,

@@ -31,6 +31,15 @@ _HEADER_NBYTES: Final = 8
 _CHUNK_NBYTES: Final = 1 << 20
 
 
+class ChildSetup(Struct, frozen=True):
+    """What the child process is told before its first request."""
+
+    import_path: tuple[str, ...]
+    """`sys.path` of the command."""
+    uses_file_kwargs: bool
+    """Whether constructor arguments that a file brings may be used."""
+
+
 class Announcement(Struct, frozen=True, tag=True):
     """Constructor arguments of a file that are about to be used."""
 

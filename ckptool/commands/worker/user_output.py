@@ -41,7 +41,7 @@ class UserOutput:
         if len(self._unshown) > MAX_TAIL_NBYTES:
             self._cut_unshown()
         if self._cut_nbytes:
-            note = f"[{self._cut_nbytes:,} bytes that the code printed are not shown]"
+            note = f"[{self._cut_nbytes:,} bytes of its output are not shown]"
             self._show_lines([f"{_MARK}{note}"])
         self._show(bytes(self._unshown))
         self._unshown.clear()

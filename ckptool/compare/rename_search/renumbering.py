@@ -36,7 +36,7 @@ def find_renumbered_layers(
     """Yield the layers of one list that have other numbers in the module, in the same order.
 
     A layer that loads as it is may be part of the move (2 -> 3, 1 -> 2): `missing` and `unexpected`
-    are with the keys of another shape, `expected` and `actual` have all keys.
+    are the keys with a shape mismatch, `expected` and `actual` have all keys.
     """
     prefixes = _list_number_prefixes(missing) & _list_number_prefixes(unexpected)
     if not prefixes:

@@ -131,6 +131,6 @@ def _iter_attribute_notes(draft: Draft) -> Iterator[str]:
     if unsaved_keys:
         names = join_limited(unsaved_keys, _MAX_LISTED, quote_code)
         yield (
-            f"held by the pickled module and not in its state_dict: {names}; "
+            f"in the pickled module and not in its state_dict: {names}; "
             "--inject KEY=attribute takes one along"
         )

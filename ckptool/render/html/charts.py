@@ -53,7 +53,7 @@ def build_charts(report: "AnyReport") -> Iterator[PageSection | None]:
         case AuditReport():
             unsaved = frozenset(u.key for u in report.unsaved)
             yield from _build_bytes_charts(
-                treemap_items.collect_audit_tensors(report), unsaved, "in no state_dict"
+                treemap_items.collect_audit_tensors(report), unsaved, "not in the state_dict"
             )
         case DiffModuleReport():
             yield from _build_module_diff_charts(report, drawing)
@@ -84,7 +84,7 @@ def _build_inspect_charts(report: InspectReport) -> Iterator[PageSection | None]
         title = f"Bytes by module: {checkpoint.path}" if multiple_checkpoints else "Bytes by module"
         tones = build_dtype_legend(assign_dtype_tones(tensors))
         yield build_treemap_section(
-            f"bytes-{index}", title, tile_items, tones, "dtype", "in no state_dict"
+            f"bytes-{index}", title, tile_items, tones, "dtype", "not in the state_dict"
         )
     yield build_dtype_shares_section(
         "dtypes", [t for c in report.checkpoints for s in c.states for t in s.tensors]
@@ -138,9 +138,9 @@ def _build_module_diff_leaves(
     leaves += [
         SideBySideLeaf(
             u.key,
-            "held by the pickled module" if u.in_file else ABSENT_MARK,
+            "in the pickled module" if u.in_file else ABSENT_MARK,
             describe_tensor(u),
-            "in no state_dict",
+            "not in the state_dict",
             "bad",
         )
         for u in report.unsaved
@@ -166,4 +166,4 @@ def _iter_audit_leaves(report: AuditReport) -> Iterator[SideBySideLeaf]:
     for t in (*report.parameters, *report.persistent_buffers):
         yield SideBySideLeaf(t.key, describe_tensor(t), describe_tensor(t), "saved", "ok")
     for u in report.unsaved:
-        yield SideBySideLeaf(u.key, ABSENT_MARK, describe_tensor(u), "in no state_dict", "bad")
+        yield SideBySideLeaf(u.key, ABSENT_MARK, describe_tensor(u), "not in the state_dict", "bad")

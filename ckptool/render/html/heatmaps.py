@@ -22,7 +22,7 @@ _MAX_PATH_CHARACTERS: Final = 80_000
 """Maximum characters of all SVG paths, so that the page stays small enough to send."""
 _HEADINGS: Final = {
     "file": "In the file",
-    "module": "As the module makes it",
+    "module": "As the module computes it",
     "old": "In the old file",
     "new": "In the new file",
 }

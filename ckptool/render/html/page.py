@@ -108,7 +108,9 @@ def _iter_sections(
         report.findings, options, multiple_checkpoints=multiple_checkpoints
     )
     yield _build_text_section(
-        "silenced", "Findings that do not count", build_silenced_lines(report.silenced, options)
+        "silenced",
+        "Findings that were waived or are known",
+        build_silenced_lines(report.silenced, options),
     )
     yield charts.build_state_tree(report, options)
     if not isinstance(report.drawing, UnsetType):

@@ -45,7 +45,7 @@ def build_summary_facts(report: "AnyReport") -> tuple[LabeledValue, ...]:
                 _format_fact(len(report.matched), "key that matches", "keys that match"),
                 (f"{len(report.missing_keys):,}", "missing"),
                 (f"{len(report.unexpected_keys):,}", "unexpected"),
-                (f"{len(report.mismatched_keys):,}", "of another shape"),
+                _format_fact(len(report.mismatched_keys), "shape mismatch", "shape mismatches"),
                 *(
                     ((f"{len(report.mistyped_keys):,}", "without a tensor"),)
                     if report.mistyped_keys
@@ -69,7 +69,7 @@ def build_summary_facts(report: "AnyReport") -> tuple[LabeledValue, ...]:
             saved = (*report.parameters, *report.persistent_buffers)
             return (
                 _format_fact(len(report.parameters), "parameter", "parameters"),
-                (f"{len(report.persistent_buffers):,}", "saved with them as buffers"),
+                (f"{len(report.persistent_buffers):,}", "saved as buffers"),
                 (f"{len(report.unsaved):,}", "never saved"),
                 (format_size(sum(t.nbytes for t in saved)), "in a state_dict"),
                 (format_size(sum(t.nbytes for t in report.unsaved)), "beside it"),
@@ -85,7 +85,7 @@ def _build_checkpoint_facts(report: InspectReport) -> tuple[LabeledValue, ...]:
         (", ".join(containers), pluralize(len(report.checkpoints), "file")),
         (format_size(sum(c.nbytes for c in report.checkpoints)), "on disk"),
         _format_fact(len(tensors), "tensor", "tensors"),
-        (format_size(sum(t.nbytes for t in tensors)), "of elements"),
+        (format_size(sum(t.nbytes for t in tensors)), "of tensor data"),
     )
 
 

@@ -21,8 +21,8 @@ CHANGE_LEGEND: Final = {
     "r3": "1% to 10%",
     "r4": "10% to 100%",
     "r5": "more than 100%",
-    "rx": "changed, how much was not measured",
-    "rs": "another shape or dtype",
+    "rx": "changed, by an unknown amount",
+    "rs": "different shape or dtype",
     "ra": "added",
     "rd": "removed",
 }

@@ -26,20 +26,20 @@ def _format_audit_verdict(report: AuditReport) -> str:
     if report.since:
         return _format_watch_verdict(report)
     if not report.unsaved and not report.findings:
-        return "a state_dict holds everything"
+        return "the state_dict contains everything"
     if not report.unsaved:
-        return "a state_dict holds every tensor"
-    return f"{pluralize(len(report.unsaved), 'tensor')} that no state_dict holds"
+        return "the state_dict contains every tensor"
+    return f"{pluralize(len(report.unsaved), 'tensor')} not in the state_dict"
 
 
 def _format_watch_verdict(report: AuditReport) -> str:
     value_count = sum(finding.code == PYTHON_STATE for finding in report.findings)
     tensor_count = len(report.unsaved)
     if not tensor_count and not value_count:
-        return f"a state_dict holds everything that changed {report.since}"
+        return f"the state_dict contains everything that changed {report.since}"
     parts = ((tensor_count, "tensor"), (value_count, "Python value"))
     counts_text = " and ".join(pluralize(number, noun) for number, noun in parts if number)
-    return f"changed {report.since}, and in no state_dict: {counts_text}"
+    return f"changed {report.since}, and not in the state_dict: {counts_text}"
 
 
 def build_blocks(report: AuditReport, options: RenderOptions) -> Iterator[Block]:
@@ -80,4 +80,4 @@ def build_unsaved_table(
         for group in fold_unless_verbose(keyed_tensors, options)
     ]
     headers = ("key", COUNT, KIND, "dtype", "shape", SIZE, VALUE, "on .to()")
-    return build_table("State that no state_dict of this module holds", headers, rows, options)
+    return build_table("Tensors not in the module's state_dict", headers, rows, options)

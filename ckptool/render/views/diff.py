@@ -7,6 +7,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from ckptool.model import natural_sort_key
+from ckptool.phrases import pluralize_mismatches
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -40,7 +41,7 @@ def build_blocks(report: DiffModuleReport, options: RenderOptions) -> Iterator[B
         f"{len(report.matched)} match",
         f"{len(report.missing_keys)} missing",
         f"{len(report.unexpected_keys)} unexpected",
-        f"{len(report.mismatched_keys)} of another shape",
+        pluralize_mismatches(len(report.mismatched_keys)),
         *((f"{len(report.mistyped_keys)} without a tensor",) if report.mistyped_keys else ()),
     )
     percent = f"{100 * report.coverage:.0f}%"
@@ -86,7 +87,7 @@ def build_explanation_blocks(
     facts: tuple[FactReport, ...], options: RenderOptions
 ) -> Iterator[Block]:
     yield build_table(
-        "All that is known of this key",
+        "Details of this key",
         ("fact", VALUE),
         [(f.name, f.value) for f in facts],
         options,

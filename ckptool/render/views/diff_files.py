@@ -96,7 +96,7 @@ def _iter_summary_lines(report: DiffFilesReport) -> Iterator[str]:
     )
     if report.quantized_keys:
         quantized = pluralize(len(report.quantized_keys), "key")
-        yield f"{quantized} of them as one file is quantised and the other not (-v shows all)"
+        yield f"{quantized} of them because only one file is quantised (-v shows all)"
     if report.retied_keys:
         names = join_limited(
             report.retied_keys.items(), _MAX_TIES, lambda tie: f"`{tie[0]}` (as `{tie[1]}`)"
@@ -105,7 +105,7 @@ def _iter_summary_lines(report: DiffFilesReport) -> Iterator[str]:
     casts = Counter((c.old_dtype, c.new_dtype, c.rounding) for c in report.changes)
     for (old, new, rounding), number in casts.items():
         if old != new:
-            description = "nothing but rounding" if rounding else "more than rounding"
+            description = "only rounding" if rounding else "more than rounding"
             yield f"dtypes: {pluralize(number, 'tensor')} {old} -> {new}, {description}"
     if report.rtol is not None:
         yield f"tolerance: {_format_number(report.atol)} + {_format_number(report.rtol)} * abs(old)"
@@ -184,7 +184,7 @@ def _build_tensors_table(
         for change in shown_changes
     ]
     table = build_table(
-        "Values that differ, the largest relative change first", _TENSOR_COLUMNS, rows, options
+        "Values that differ, largest relative change first", _TENSOR_COLUMNS, rows, options
     )
     omitted_count = len(changes) - len(shown_changes)
     more = f"... and {omitted_count:,} more tensors (-v shows all)" if omitted_count else table.more

@@ -71,8 +71,8 @@ def _format_check_verdict(path: str, check: DigestCheckReport) -> str:
         return f"{path} differs from {check.saved}: {differences}"
     if check.untold or check.digest.startswith("partial:"):
         subject = pluralize(len(check.untold), "tensor") if check.untold else "a part"
-        return f"{path}: not proved to be what {check.saved} names: {subject} could not be digested"
-    return f"{path} is what {check.saved} names"
+        return f"{path}: could not be compared with {check.saved}: {subject} could not be digested"
+    return f"{path} matches {check.saved}"
 
 
 def _iter_check_blocks(check: DigestCheckReport, options: RenderOptions) -> Iterator[Block]:

@@ -35,7 +35,7 @@ def _build_gate_blocks(report: GateReport, options: RenderOptions) -> Iterator[B
     ]
     if levels:
         headers = ("checkpoint", "level", "status", "ran on", WHY)
-        yield build_table("Verified, since the policy asks for it", headers, levels, options)
+        yield build_table("Verification required by the policy", headers, levels, options)
     promises = [
         (promise.name, promise.what, promise.result)
         for checkpoint in report.checkpoints

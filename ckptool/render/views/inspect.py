@@ -51,7 +51,7 @@ def _build_checkpoint_blocks(
         checkpoint.container,
         f"{format_size(checkpoint.nbytes)} on disk",
         pluralize(len(tensors), "tensor"),
-        f"{format_size(sum(t.nbytes for t in tensors))} of elements",
+        f"{format_size(sum(t.nbytes for t in tensors))} of tensor data",
     )
     yield VerdictBlock(f"{checkpoint.path}: {', '.join(parts)}", bool(checkpoint.damage))
     if options.verbosity < 0:
@@ -63,7 +63,9 @@ def _build_checkpoint_blocks(
         if state.quantized:
             yield _build_quantized_table(state, options)
         if state.unsaved:
-            title = f"Held by the pickled module{_format_at(state.at)}, and not in its state_dict()"
+            title = (
+                f"Attributes of the pickled module{_format_at(state.at)}, not in its state_dict()"
+            )
             yield _build_tensor_tree(title, state.unsaved, options)
     entry_rows = [(e.at, e.text) for e in checkpoint.entries]
     if entry_rows:

@@ -31,7 +31,9 @@ def build_blocks(report: LockReport | LocksReport, options: RenderOptions) -> It
         return
     key_text = f"{pluralize(report.keys, 'key')} of the state_dict"
     unsaved_text = f", {pluralize(report.unsaved, 'tensor')} beside it" if report.unsaved else ""
-    previous_name_lines = (f"taken from {report.name_before} before",) if report.name_before else ()
+    previous_name_lines = (
+        (f"previously taken from {report.name_before}",) if report.name_before else ()
+    )
     yield LinesBlock(
         (
             f"{report.source} {report.name}: {key_text}{unsaved_text}",
@@ -52,7 +54,7 @@ def build_blocks(report: LockReport | LocksReport, options: RenderOptions) -> It
         for group in fold_unless_verbose(((key, cells, cells) for key, cells in joined), options)
     ]
     if rows:
-        title = "What the lock says, and what there is now"
+        title = "Differences from the lock"
         old, new = Column("in the lock", ColumnKind.PROSE), Column("now", ColumnKind.PROSE)
         yield build_table(title, ("key", COUNT, WHAT, old, new), rows, options)
 

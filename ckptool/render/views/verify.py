@@ -33,7 +33,7 @@ def build_blocks(report: VerifyReport, options: RenderOptions) -> Iterator[Block
     ]
     yield build_table(
         "Levels",
-        ("level", "status", "ran on", Column("why, and what was seen", ColumnKind.PROSE)),
+        ("level", "status", "ran on", Column("result", ColumnKind.PROSE)),
         rows,
         options,
     )

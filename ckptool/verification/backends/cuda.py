@@ -24,14 +24,14 @@ def select_cuda_device(name: str) -> torch.device:
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
-        raise UsageError(f"--device {name}: there is no CUDA device here; try --device simulated")
+        raise UsageError(f"--device {name}: no CUDA device is available; use --device simulated")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: {error}") from error
     index = torch.cuda.current_device() if name == "cuda" else device.index
     if index >= count:
-        raise UsageError(f"--device {name}: there are {count} here, numbered from 0")
+        raise UsageError(f"--device {name}: {count} are available, numbered from 0")
     return torch.device("cuda", index)
 
 
@@ -95,5 +95,5 @@ def _explain_out_of_memory(error: UserCodeError, module: nn.Module, device: torc
     free_nbytes, total_nbytes = torch.cuda.mem_get_info(device)
     return (
         f"parameters and buffers take {module_nbytes / _GIB:.2f} GiB, {_format_peak_memory(device)}"
-        f" before it ended; {free_nbytes / _GIB:.2f} of {total_nbytes / _GIB:.2f} GiB are free"
+        f" before it failed; {free_nbytes / _GIB:.2f} of {total_nbytes / _GIB:.2f} GiB are free"
     )

@@ -108,7 +108,7 @@ def skip_device_levels(
 ) -> tuple[LevelResult, ...]:
     """Return both levels as skipped, for lack of inputs; `reason` says why there are none."""
     keys_text = join_limited(staying_keys, _MAX_STAYING_KEYS)
-    details = (f"stay behind when the module moves: {keys_text}",) if staying_keys else ()
+    details = (f"do not move with the module: {keys_text}",) if staying_keys else ()
     device_reason = "--device cpu: nothing was moved" if device.kind == "cpu" else reason
     return (
         LevelResult(VerificationLevel.DEVICE, LevelStatus.SKIPPED, device_reason, details=details),
@@ -153,7 +153,7 @@ def _judge_device(
         return make_result(status, f"moving the module raised {error}")
     if cpu_pass.error is None and device.kind == "cuda" and cuda.is_device_error(error.error):
         return make_result(LevelStatus.FAILED, str(error))
-    return make_result(LevelStatus.INCONCLUSIVE, f"the pass ended before its end: {error}")
+    return make_result(LevelStatus.INCONCLUSIVE, f"the forward pass was aborted: {error}")
 
 
 def _judge_forward(
@@ -168,7 +168,8 @@ def _judge_forward(
     error = device_pass.error
     if mismatches and device.kind == "simulated":
         return make_result(
-            LevelStatus.FAILED, f"CUDA ends it at {mismatches[0].where or mismatches[0].op}"
+            LevelStatus.FAILED,
+            f"CUDA would raise an error at {mismatches[0].where or mismatches[0].op}",
         )
     if error is None:
         if device_pass.unmodelled_operations:
@@ -181,8 +182,10 @@ def _judge_forward(
             status, f"it raised {error}" + (f": {device_pass.note}" if device_pass.note else "")
         )
     if cpu_pass.error is not None and not _needs_cuda(cpu_pass.error):
-        return make_result(LevelStatus.FAILED, f"it raised {cpu_pass.error}, on the CPU as well")
-    return make_result(LevelStatus.INCONCLUSIVE, f"a simulated device cannot do this: {error}")
+        return make_result(LevelStatus.FAILED, f"it raised {cpu_pass.error}, also on the CPU")
+    return make_result(
+        LevelStatus.INCONCLUSIVE, f"a simulated device does not support this: {error}"
+    )
 
 
 def _judge_cpu_forward(cpu_pass: ForwardPass) -> LevelResult:

@@ -75,7 +75,9 @@ def _judge_comparisons(
     ]
     skipped_leaves = comparisons[0][1].skipped_leaves
     if skipped_leaves:
-        details.append(f"not compared, of another kind: {join_limited(skipped_leaves, 3, more='')}")
+        details.append(
+            f"not compared, of a different type: {join_limited(skipped_leaves, 3, more='')}"
+        )
     failing_comparison = next(
         (
             comparison
@@ -89,8 +91,8 @@ def _judge_comparisons(
         suffix = "" if failing_comparison[2] else f" (tolerance {_format_tolerance(tolerance)})"
         if failing_comparison[2] and failing_comparison[1].is_close:
             suffix = (
-                ": so little may be rounding, as where a refactor fuses or reorders sums: "
-                "--tolerance accepts it"
+                ": such a small difference may be rounding, for example if a refactor fuses or "
+                "reorders sums: --tolerance accepts it"
             )
         reason = (
             f"on {failing_comparison[0]} {failing_comparison[1].first_difference},"
@@ -100,7 +102,7 @@ def _judge_comparisons(
             VerificationLevel.EQUALITY, LevelStatus.FAILED, reason, ran_on, tuple(details)
         )
     if not comparisons[0][1].compared_count:
-        reason = "the output has nothing that can be compared"
+        reason = "the output contains nothing that can be compared"
         return LevelResult(
             VerificationLevel.EQUALITY, LevelStatus.INCONCLUSIVE, reason, ran_on, tuple(details)
         )

@@ -131,7 +131,8 @@ def check_strict_load(loaded_factory: LoadedModuleFactory) -> LevelResult:
         " module were in the file"
     )
     tied_text = (
-        f"tied again, as safetensors keeps one name: {_format_keys(tuple(module_diff.retied_keys))}"
+        "tied again, because safetensors stores one name: "
+        f"{_format_keys(tuple(module_diff.retied_keys))}"
     )
     return LevelResult(
         VerificationLevel.LOAD,
@@ -178,9 +179,9 @@ def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
         return MetaLoadResult()  # its loader builds on meta itself
     check_name = "loading with assign=True on a meta build"
     if not loaded_factory.factory.can_rebuild:
-        return MetaLoadResult(skipped=(Skipped(check_name, "an instance cannot be built again"),))
+        return MetaLoadResult(skipped=(Skipped(check_name, "an instance cannot be rebuilt"),))
     if not loaded_factory.module_diff.is_strict and not loaded_factory.module_diff.rewrite:
-        return MetaLoadResult(skipped=(Skipped(check_name, "the file does not load as it is"),))
+        return MetaLoadResult(skipped=(Skipped(check_name, "the file does not load unchanged"),))
     try:
         module = loaded_factory.factory.create_module(on_meta=True)
         old_ties = _find_tied_names(module)
@@ -203,7 +204,7 @@ def check_meta_load(loaded_factory: LoadedModuleFactory) -> MetaLoadResult:
 def _explain_obstacles(module_diff: ModuleDiff) -> str:
     text = strict_load_obstacles(module_diff)
     if module_diff.rewrite and text:
-        text = f"{text}; the rest was checked with the keys rewritten, as ckptool diff says"
+        text = f"{text}; the other levels ran with the keys rewritten as ckptool diff describes"
     return text
 
 

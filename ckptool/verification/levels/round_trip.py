@@ -21,7 +21,7 @@ from ckptool.verification.module_factory import ModuleFactory
 from ckptool.verification.output_diff import compare_outputs
 from ckptool.verification.result import LevelResult, LevelStatus, VerificationLevel
 
-_NOT_REBUILDABLE = "an instance cannot be built again: name its class to know"
+_NOT_REBUILDABLE = "an instance cannot be rebuilt: give its class"
 _OTHER_SEED = 1
 
 
@@ -84,7 +84,7 @@ def check_round_trip(
         cpu.run_on_cpu(instance_factory.create_module(), inputs).output, first_pass.output
     )
     if not repeat_difference.is_exact:
-        nondeterminism = "two passes of the same module under the same seed differ"
+        nondeterminism = "two passes of the same module with the same seed differ"
         return (
             LevelResult(
                 VerificationLevel.ROUND_TRIP, LevelStatus.INCONCLUSIVE, nondeterminism, "cpu"
@@ -118,8 +118,8 @@ def check_survival(
     rebuilt_paths = tuple(path for path in lost_paths if _is_rebuilt(module_info, path))
     unexpected_paths = tuple(path for path in lost_paths if path not in rebuilt_paths)
     details = (
-        *_list_details("not saved, as registered, and rebuilt by the constructor", rebuilt_paths),
-        *_list_details("not tried, since its values cannot be changed in place", unchanged_paths),
+        *_list_details("not saved, as registered, and recreated by the constructor", rebuilt_paths),
+        *_list_details("not tried, because its values cannot be changed in place", unchanged_paths),
     )
     if unexpected_paths:
         reason = f"changed, saved, loaded, and lost: {_format_paths(unexpected_paths)}"

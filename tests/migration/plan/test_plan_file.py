@@ -118,7 +118,7 @@ def test_a_saved_plan_is_run_again_undone_and_refused_twice(tmp_path, samples):
     done = ckptool.migrate(samples / "model.pth", tmp_path / "a.pth", **options)
     assert done.steps == first.steps
     again = ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", **options)
-    assert again.verdict == "nothing to do, the plan was applied already: loads strictly"
+    assert again.verdict == "nothing to do: the plan was already applied: loads strictly"
     assert again.result_digest == done.result_digest
     back = ckptool.migrate(
         tmp_path / "a.pth", tmp_path / "c.pth", plan=tmp_path / "plan.toml", reverse=True

@@ -24,8 +24,8 @@ _ORIGIN_TEXTS = {
     Kind.BUFFER: "a buffer",
     Kind.NON_PERSISTENT_BUFFER: "a buffer",
     Kind.ATTRIBUTE: "a plain attribute, not registered",
-    Kind.CONTAINER: "held in a container, not registered",
-    Kind.MODULE: "of a module outside the tree",
+    Kind.CONTAINER: "in a plain container, not registered",
+    Kind.MODULE: "of a module that is not registered",
     Kind.CLASS_ATTRIBUTE: "a class attribute",
 }
 
@@ -108,4 +108,4 @@ def _tag_inputs(tags: DeviceTags, inputs: Inputs) -> None:
 
 
 def _build_origin(found_tensor: FoundTensor) -> Origin:
-    return Origin(found_tensor.path, _ORIGIN_TEXTS.get(found_tensor.kind, "held by the module"))
+    return Origin(found_tensor.path, _ORIGIN_TEXTS.get(found_tensor.kind, "of the module"))

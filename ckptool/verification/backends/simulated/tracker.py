@@ -54,7 +54,7 @@ class DeviceTracker:
         tag = self.tags.get_tag(tensor)
         if self._is_in_script():
             # Scripted code reads real devices, not ours: on a real device it may be right.
-            self.add_unmodelled("a scripted module, whose own questions about devices are not seen")
+            self.add_unmodelled("a scripted module, whose device checks are not visible")
             return
         mismatch = DeviceMismatch(
             attribute=tag.origin.path,
