@@ -39,7 +39,7 @@ def command(
     paths: tuple[Location, ...],
     *,
     at: str | None,
-    against: Path | None,
+    against: Location | None,
     old_spelling: Path | None,
     textconv: bool,
     limits: Limits,

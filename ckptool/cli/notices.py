@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import click
 
@@ -45,10 +44,9 @@ def announce_old_spelling(old: str, new: str) -> None:
     _echo_once(f"`{old}` is written `{new}` now; the old spelling goes with the next release")
 
 
-T = TypeVar("T", Path, Location)
-
-
-def take_old_spelling(value: T | None, old_value: T | None, *, old: str, new: str) -> T | None:
+def take_old_spelling(
+    value: Location | None, old_value: Location | None, *, old: str, new: str
+) -> Location | None:
     """Return the value of the option `new`, else that of its old name `old`, with a notice."""
     if old_value is None:
         return value
