@@ -60,4 +60,7 @@ if not TYPE_CHECKING:  # a type checker knows all names, and calls others misspe
         """Import a function on first access, so that a command imports only what it needs."""
         if name not in _HOMES:
             raise AttributeError(f"module 'ckptool.api' has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
+        function = getattr(import_module(_HOMES[name]), name)
+        from ckptool.progress.bar import is_notebook, with_progress_bar
+
+        return with_progress_bar(function) if is_notebook() else function

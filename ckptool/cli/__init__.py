@@ -143,6 +143,9 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
 
 
 def _report_interrupt() -> NoReturn:
+    from ckptool.cli.progress import close_progress
+
+    close_progress()
     click.echo("ckptool: ended by SIGINT", err=True)
     raise Exit(130)
 

@@ -20,13 +20,14 @@ from ckptool.cli.options import (
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_targets import find_format
 from ckptool.cli.parsing import reject_duplicates
-from ckptool.cli.progress import ProgressLine, report_interrupt
+from ckptool.cli.progress import report_interrupt
 from ckptool.config import parse_size
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.phrases import make_printable
 from ckptool.policy import Policy
+from ckptool.progress import get_byte_counter
 
 
 def _is_old_target(ctx: click.Context, path: Path) -> bool:
@@ -125,7 +126,7 @@ def command(  # noqa: PLR0913
     if reverse and plan is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
     message = "incomplete output was removed"
-    with report_interrupt(ctx, message), ProgressLine(source, "written") as progress:
+    with report_interrupt(ctx, message):
         migrate = partial(
             api.migrate,
             source,
@@ -154,7 +155,7 @@ def command(  # noqa: PLR0913
             device=device,
             old_module=old_module,
             tolerance=tolerance,
-            progress=progress.add_bytes,
+            progress=get_byte_counter(),
             policy=policy,
             config=ctx.obj["config"],
             limits=limits,

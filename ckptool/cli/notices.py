@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from ckptool.cli.progress import echo_error
 from ckptool.locations import Location
 
 
@@ -58,7 +59,7 @@ def show_user_output(lines: Sequence[str]) -> None:
     """Show what code of the user printed, in lines that are safe to show."""
     from ckptool.cli.secrets import mask_secrets
 
-    click.echo(mask_secrets("\n".join(lines)), err=True)
+    echo_error(mask_secrets("\n".join(lines)))
 
 
 def _echo_once(text: str) -> None:
@@ -68,4 +69,4 @@ def _echo_once(text: str) -> None:
     announced = ctx.meta.setdefault("ckptool.announced", set()) if ctx else set()
     if text not in announced:
         announced.add(text)
-        click.echo(f"ckptool: {format_one_line(text)}", err=True)
+        echo_error(f"ckptool: {format_one_line(text)}")

@@ -20,6 +20,7 @@ from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
 from ckptool.cli.output_targets import resolve_outputs
 from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
+from ckptool.cli.progress import show_progress
 from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
     TRUST_RULE,
@@ -174,9 +175,10 @@ def _wrap_report_command(
             announce_configured_code,
             announce_model_folder,
         )
+        draws_progress = not options.pop("no_progress") and not quiet
         token = TRUST_RULE.set(trust_rule)
         try:
-            with _choose_worker(ctx):
+            with show_progress(is_wanted=draws_progress), _choose_worker(ctx):
                 return function(ctx, *args, out=out, policy=policy, **options)
         finally:
             TRUST_RULE.reset(token)
@@ -363,6 +365,9 @@ _REPORT_OPTIONS = (
         show_default=True,
     ),
     click.option("-q", "--quiet", is_flag=True, help="Print only the verdict."),
+    click.option(
+        "--no-progress", is_flag=True, help="Draw no progress bar; none is drawn in pipes and CI."
+    ),
     click.option("-v", "--verbose", is_flag=True, help="Print all details; on errors a traceback."),
 )
 

@@ -23,6 +23,7 @@ from ckptool.loaders.model_folder import (
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import format_literal, join_limited
+from ckptool.progress import start_step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -313,7 +314,9 @@ def open_checkpoint_or_stdin(
     """
     _reject_invalid_path(path)
     if str(path) == "-":
+        start_step("reading standard input")
         return open_stream(sys.stdin.buffer, limits)
+    start_step(f"reading {parse_location(path).name}")
     location = parse_location(path)
     model_folder = None if loader == "torch" else find_model_folder(location, loader)
     return open_checkpoint(location, limits, model_folder.weights_name if model_folder else "")

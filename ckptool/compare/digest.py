@@ -13,6 +13,7 @@ from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files.source import open_source
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key, natural_sort_key
+from ckptool.progress import start_step
 from ckptool.tensors.elements import unreadable_reason
 from ckptool.tensors.fingerprint import FINGERPRINT_FORMAT, PIECE, create_hasher
 from ckptool.tensors.fingerprint_many import fingerprint_many
@@ -116,6 +117,7 @@ def digest_checkpoint(checkpoint: Checkpoint, at: str | None = None) -> Checkpoi
     """
     tensors, place = _select_tensors(checkpoint, at)
     keys = sorted(tensors, key=natural_sort_key)
+    start_step(f"hashing {checkpoint.path.name}", sum(t.nbytes for t in tensors.values()))
     fingerprints = dict(zip(keys, fingerprint_many(tensors[key] for key in keys), strict=True))
     return CheckpointDigest(
         checkpoint,

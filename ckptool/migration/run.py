@@ -76,9 +76,10 @@ from ckptool.migration.write.provenance import (
     is_applied,
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
-from ckptool.model import Checkpoint, Container, IssueKind, Kind, ModuleInfo, StateDict
+from ckptool.model import Checkpoint, Container, IssueKind, Kind, ModuleInfo, StateDict, all_tensors
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
+from ckptool.progress import start_step
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
@@ -316,6 +317,8 @@ def _start_early_work(
     ):
         items, _ = tied_items.split_ties(create_draft(checkpoint, state))
         tensors = [items[stored_tensor.key].tensor for stored_tensor in order_tensors(items)]
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        start_step(f"writing {request.target.name}", nbytes, in_background=True)
         early_copy.start_copying(
             tensors,
             header_room,
@@ -546,6 +549,9 @@ class _AppliedPlan:
                 )
             )
 
+        if not self.early_copy.output:
+            nbytes = sum(t.nbytes for t in all_tensors(self.result.checkpoint).values())
+            start_step(f"writing {request.target.name}", nbytes)
         job = WriteJob(
             self.result,
             self.plan,
