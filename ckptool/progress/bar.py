@@ -14,6 +14,8 @@ R = TypeVar("R")
 
 _FIRST_DRAWN_SECONDS: Final = 1.0
 _REDRAWN_SECONDS: Final = 0.2
+_UNKNOWN_WIDTH: Final = 80
+"""Columns of a terminal that says 0."""
 _COUNTED: Final = (
     "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left"
 )
@@ -42,6 +44,14 @@ def can_draw() -> bool:
     """Whether standard error is a terminal that somebody looks at: no pipe, and not in CI."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     return is_terminal and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+
+
+def _measure_width() -> int | None:
+    """Return the columns of the terminal; None lets tqdm find out."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _UNKNOWN_WIDTH
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 class ProgressBar:
@@ -132,7 +142,8 @@ class ProgressBar:
             initial=self._done_nbytes,
             smoothing=0,  # the rate since it was drawn
             leave=False,
-            dynamic_ncols=True,
+            ncols=_measure_width(),
+            nrows=2,  # a terminal may say 0, and nothing would be drawn
             bar_format=_COUNTED if total_nbytes else _UNCOUNTED,
             file=sys.stderr,
         )
