@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec.structs import replace
 
 from ckptool.cli.notices import (
     announce_configured_code,
@@ -230,10 +231,25 @@ def _check_outputs(
             continue
         paths = value if isinstance(value, tuple) else (value,)
         outputs += [OutputOption(parameter.opts[0], path) for path in paths if path is not None]
+    if ctx.command.name == "lock":
+        config = _leave_out_locks(config)
     check_outputs(outputs, inputs, config)
     for _, path in out.destinations:
         if path is not None and not replace_foreign:
             check_replaced_report(path)
+
+
+def _leave_out_locks(config: ProjectConfig) -> ProjectConfig:
+    """Return the configuration without its locks, which `lock` is there to replace."""
+    from ckptool.compare.contract_lock import is_lock
+
+    models = tuple(
+        replace(entry, against=None)
+        if entry.against and is_lock(config.directory / entry.against)
+        else entry
+        for entry in config.settings.models
+    )
+    return replace(config, settings=replace(config.settings, models=models))
 
 
 def module_options(function: CommandFunction) -> CommandFunction:

@@ -139,3 +139,39 @@ def test_modules_alone_are_judged_by_their_state_and_their_locks(run_command, pr
     assert ran.code == (1 if change else 0)
     assert run_command("lock", "--all", "--check", cwd=project).code == ran.code
     assert run_command("gate", "--modules-only", "release/a.pth", cwd=project).code == 2
+
+
+def test_update_takes_the_module_of_the_entry_that_has_the_lock(run_command, project):
+    entry = ENTRY.format("release/*") + 'against = "net.lock.json"\n'
+    (project / "ckptool.toml").write_text(entry)
+    words = ("lock", "--update", "-o", "net.lock.json")
+    missing = run_command(*words, cwd=project)
+    assert (missing.code, "there is no lock to update" in missing.err) == (2, True)
+    assert run_command("lock", "--all", "--update", cwd=project).code == 0
+    assert not (project / "net.lock.json").exists()
+    assert run_command("lock", "--all", cwd=project).code == 0
+    (project / "nets.py").write_text(NETS.replace("nn.Linear(n, n)", "nn.Linear(n, n, False)"))
+    assert run_command("lock", "--all", "--check", cwd=project).code == 1
+    assert run_command(*words, cwd=project).code == 0
+    assert run_command("lock", "--all", "--check", cwd=project).code == 0
+    other = run_command("lock", "--update", "-o", "other.lock.json", cwd=project)
+    assert (other.code, other.err.count("\n")) == (2, 1)
+
+
+def test_two_modules_cannot_have_one_lock(run_command, project):
+    entries = [
+        ENTRY.format(path) + f'kwargs = {{ n = {n} }}\nagainst = "net.lock.json"\n'
+        for path, n in (("release/*", 3), ("runs/*", 4))
+    ]
+    (project / "ckptool.toml").write_text("".join(entries))
+    ran = run_command("lock", "--all", cwd=project)
+    assert (ran.code, "give each its own" in ran.err) == (2, True)
+
+
+def test_an_older_checkpoint_is_no_lock_to_write(run_command, project):
+    config = ENTRY.format("runs/*") + 'against = "release/a.pth"\n'
+    (project / "ckptool.toml").write_text(config)
+    before = (project / "release/a.pth").read_bytes()
+    ran = run_command("lock", "--all", cwd=project)
+    assert (ran.code, "no lock is named" in ran.err) == (2, True)
+    assert (project / "release/a.pth").read_bytes() == before
