@@ -61,6 +61,6 @@ if not TYPE_CHECKING:  # a type checker knows all names, and calls others misspe
         if name not in _HOMES:
             raise AttributeError(f"module 'ckptool.api' has no attribute {name!r}")
         function = getattr(import_module(_HOMES[name]), name)
-        from ckptool.progress.bar import is_notebook, with_progress_bar
+        from ckptool.render.progress_bar import is_notebook, with_progress_bar
 
         return with_progress_bar(function) if is_notebook() else function

@@ -7,7 +7,7 @@ import click
 
 from ckptool.errors import Interrupted
 from ckptool.progress import LISTENER
-from ckptool.progress.bar import ProgressBar, can_draw
+from ckptool.render.progress_bar import ProgressBar, can_draw
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from paths import ROOT
 
 from ckptool.progress import LISTENER, get_byte_counter, start_step
-from ckptool.progress.bar import ProgressBar
+from ckptool.render.progress_bar import ProgressBar
 
 SLOW = """
 import time

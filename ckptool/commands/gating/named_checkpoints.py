@@ -58,10 +58,10 @@ def _expand_path(location: Location) -> list[Location]:
         return [*list_checkpoints(location)]
     if location.exists() or not is_pattern(str(location)):
         return [location]
-    found = [Path(path) for path in sorted(glob(str(location), recursive=True))]  # noqa: PTH207
-    if not found:
+    matches = [Path(path) for path in sorted(glob(str(location), recursive=True))]  # noqa: PTH207
+    if not matches:
         raise ReadError(location, "nothing matches this pattern")
-    return [path for match in found for path in _expand_path(match)]
+    return [path for match in matches for path in _expand_path(match)]
 
 
 def list_configured_checkpoints(config: ProjectConfig) -> NamedCheckpoints:

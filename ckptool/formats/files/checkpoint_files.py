@@ -35,9 +35,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     Raises:
         ReadError: it has too many names below it, or cannot be listed.
     """
-    found = list(_walk(folder, "*", folder))
-    is_single = len(found) < 2 and all(path.parent == folder for path in found)
-    return [folder] if is_single else found
+    matches = list(_walk(folder, "*", folder))
+    is_single = len(matches) < 2 and all(path.parent == folder for path in matches)
+    return [folder] if is_single else matches
 
 
 def iter_matching_checkpoints(pattern: str, folder: Path) -> Iterator[Path]:
