@@ -71,14 +71,14 @@ class ReleaseRequirements(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         if self.coverage is not None and not 0 <= self.coverage <= 1:
-            raise ValueError("coverage is a share of the elements: 0 to 1")
+            raise ValueError("coverage is a fraction of the elements: 0 to 1")
         if self.max_size is not None:
             parse_size(self.max_size)
         for name in self.globals or ():
             if _GLOB_CHARACTERS & set(name):
                 raise ValueError(
-                    f"globals: {name!r} is a pattern, and would allow what nobody has looked at: "
-                    "name each global exactly"
+                    f"globals: {name!r} is a pattern and would allow unreviewed globals: list "
+                    "each global by its exact name"
                 )
 
 
@@ -165,8 +165,9 @@ class ProjectConfig(msgspec.Struct, frozen=True):
         entries = [entry for name in names if (entry := self._match_entry(name)) is not None]
         if any(entry != entries[0] for entry in entries):
             reason = (
-                f"has several names, as a link or a folder, and [[models]] has {entries[0].module} "
-                f"for one of them and {entries[-1].module} for another: name the module with -m"
+                "is matched under several names (a link or a folder), and [[models]] has "
+                f"{entries[0].module} for one of them and {entries[-1].module} for another: "
+                "choose the module with -m"
             )
             raise ReadError(checkpoint, reason)
         return entries[0] if entries else None
@@ -200,6 +201,20 @@ TRUST_RULE: Final[ContextVar[TrustRule]] = ContextVar("TRUST_RULE", default=_DEF
 """Rule of the running command."""
 
 
+class GivenWords(msgspec.Struct, frozen=True):
+    """Words of the running command line that a fix repeats; () where the library is called."""
+
+    command: tuple[str, ...] = ()
+    """All of it, "ckptool" first."""
+    shared: tuple[str, ...] = ()
+    """Where modules are, who loads them, inputs, bounds."""
+
+
+_NO_WORDS: Final = GivenWords()
+GIVEN_WORDS: Final[ContextVar[GivenWords]] = ContextVar("GIVEN_WORDS", default=_NO_WORDS)
+"""Words of the running command line."""
+
+
 _GLOB_CHARACTERS: Final = frozenset("*?[]")
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE_PATTERN: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]?)(I?)B?", re.IGNORECASE)
@@ -213,7 +228,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE_PATTERN.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
-        raise ValueError(f'{text!r} is no size: write "500 MB" or "2 GiB"')
+        raise ValueError(f'{text!r} is not a size: write "500 MB" or "2 GiB"')
     unit = _UNITS[match[2].upper()]
     if match[3]:
         unit = 1 << (10 * "KMGT".index(match[2].upper()) + 10)

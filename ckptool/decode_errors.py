@@ -12,7 +12,7 @@ _TOML_TYPES: Final = {
     "array": "a list",
     "object": "a table",
     "str": "text in quotes",
-    "int": "a whole number",
+    "int": "an integer",
     "float": "a number",
     "bool": "true or false",
     "date": "a date",
@@ -87,7 +87,7 @@ def _explain_problem(problem: str, choices: Sequence[str]) -> str:
     if missing := re.match(r"Object missing required field `(.*)`", problem):
         return f"`{missing[1]}` is missing"
     if invalid := re.match(r"Invalid enum value (.*)", problem):
-        return f"{invalid[1]} is none of {', '.join(choices)}" if choices else problem
+        return f"{invalid[1]} is not one of {', '.join(choices)}" if choices else problem
     if re.match(r"Invalid RFC3339 encoded date|Expected `date", problem):
         return "expected a date, for example 2027-03-31, without quotes"
     if type_mismatch := re.match(r"Expected `(.*?)`, got `(.*?)`", problem):

@@ -107,7 +107,7 @@ class UnsupportedValueError(PlanError):
     """A container cannot hold some tensors."""
 
     def __init__(self, path: Location, to: str, reasons: dict[str, str], description: str) -> None:
-        super().__init__(f"{path}: CK311: {to} cannot hold {description}")
+        super().__init__(f"{path}: CK311: {to} cannot store {description}")
         self.to = to
         self.reasons = reasons
         """Key -> reason: a dtype, a layout."""

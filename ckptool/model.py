@@ -410,6 +410,9 @@ class ModuleTensor(Struct, frozen=True):
     """Whether `.half()` converts it; True if it is not floating point."""
     assigned_at: str = ""
     """"file:line" of the assignment, "" if not found."""
+    assigned_to: str = ""
+    """What that line assigns to, as source: "self.mask", "self.encoder.mask"; "" if it is no
+    assignment of an attribute of this name."""
     used_at: str = ""
     """"file:line" of the first use reachable from forward, "" if none was found."""
     moved_at: str = ""

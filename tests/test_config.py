@@ -46,10 +46,13 @@ def test_a_configuration_beside_the_checkpoint_is_not_read(tmp_path, monkeypatch
     [
         ("[[models]]\npath = 'x'\nmodul = 'm:N'\n", "unknown key `modul`.*did you mean `module`"),
         ("failon = 'note'\n", "unknown key `failon`; did you mean `fail-on`"),
-        ("fail-on = 'sometimes'\n", "fail-on: 'sometimes' is none of note, warning, error, never"),
+        (
+            "fail-on = 'sometimes'\n",
+            "fail-on: 'sometimes' is not one of note, warning, error, never",
+        ),
         (
             "[[models]]\npath = 3\nmodule = 'm:N'\n",
-            r"\[\[models\]\] number 1: path: expected text in quotes, and it is a whole number",
+            r"\[\[models\]\] number 1: path: expected text in quotes, and it is an integer",
         ),
         ("[[models]]\npath = 'x'\n", r"\[\[models\]\] number 1: `module` is missing"),
         ("models = [", "is not valid TOML"),

@@ -41,7 +41,7 @@ FAULTS = {
     "another type": (
         entry(path=3),
         ("Expected `str`, got `int`", ".models[0].path"),
-        "[[models]] number 1: path: expected text in quotes, and it is a whole number",
+        "[[models]] number 1: path: expected text in quotes, and it is an integer",
     ),
     "a field that is missing": (
         {"models": [{}]},
@@ -51,7 +51,7 @@ FAULTS = {
     "a value that is none of the choices": (
         entry(level="loud"),
         ("Invalid enum value 'loud'", ".models[0].level"),
-        "[[models]] number 1: level: 'loud' is none of note, error",
+        "[[models]] number 1: level: 'loud' is not one of note, error",
     ),
     "text that is no date": (
         entry(expires="tomorrow"),
@@ -71,12 +71,12 @@ FAULTS = {
     "a value of a table": (
         entry(counts={"a": "b"}),
         ("Expected `int`, got `str`", ".models[0].counts[...]"),
-        "[[models]] number 1: counts: expected a whole number, and it is text in quotes",
+        "[[models]] number 1: counts: expected an integer, and it is text in quotes",
     ),
     "a key of a table": (
         entry(counts={1: 1}),
         ("Expected `str`, got `int`", ".models[0].counts"),
-        "[[models]] number 1: counts: expected text in quotes, and it is a whole number",
+        "[[models]] number 1: counts: expected text in quotes, and it is an integer",
     ),
     "the whole document": (
         [],

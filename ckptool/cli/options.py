@@ -10,6 +10,7 @@ from typing import Any
 import click
 from msgspec.structs import replace
 
+from ckptool.cli.given_words import collect_given_words
 from ckptool.cli.notices import (
     announce_configured_code,
     announce_file_kwargs,
@@ -24,6 +25,7 @@ from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, par
 from ckptool.cli.progress import show_progress
 from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
+    GIVEN_WORDS,
     TRUST_RULE,
     ProjectConfig,
     TrustRule,
@@ -178,10 +180,12 @@ def _wrap_report_command(
         )
         draws_progress = not options.pop("no_progress") and not quiet
         token = TRUST_RULE.set(trust_rule)
+        words_token = GIVEN_WORDS.set(collect_given_words(ctx))
         try:
             with show_progress(is_wanted=draws_progress), _choose_worker(ctx):
                 return function(ctx, *args, out=out, policy=policy, **options)
         finally:
+            GIVEN_WORDS.reset(words_token)
             TRUST_RULE.reset(token)
 
     return command

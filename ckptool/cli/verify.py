@@ -39,12 +39,16 @@ from ckptool.policy import ExitCode, Policy
     "--old",
     metavar="OLD",
     type=CHECKPOINT_PATH,
-    help="The checkpoint of before: the outputs have to be equal.",
+    help="Previous checkpoint; its outputs must match.",
+)
+@click.option(
+    "--old-module", metavar="PACKAGE.MODULE:NAME", help="Module of the previous checkpoint."
 )
 @click.option("--against", "old_spelling", type=CHECKPOINT_PATH, hidden=True)
-@click.option("--old-module", metavar="PACKAGE.MODULE:NAME", help="The module of OLD.")
 @input_options
-@click.option("--tolerance", type=float, help="How far outputs may differ, absolute and relative.")
+@click.option(
+    "--tolerance", type=float, help="Allowed difference of outputs, absolute and relative."
+)
 @limit_options
 @report_options
 def command(  # noqa: PLR0913

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,16 @@ class ModuleTarget(Struct, frozen=True):
             {**default_arguments, **self.kwargs}
         )
 
+    def enter_module_code(self, defaults: Arguments) -> "AbstractContextManager[None]":
+        """Return a context in which the module's code runs as it did when it was imported.
+
+        Its folders are importable, and what it set of the process is set for it. Not to be nested.
+        """
+        from ckptool.modules.import_target import prepend_search_paths
+
+        is_named = isinstance(self.module, str)
+        return prepend_search_paths(self.build_spec(defaults)) if is_named else nullcontext()
+
     def examine_module(self, defaults: Arguments) -> "tuple[ModuleInfo, nn.Module]":
         """Return the description of the module's state, and an instance; or of its sub-module.
 
@@ -115,11 +126,12 @@ class ModuleTarget(Struct, frozen=True):
         else:
             module = self.module
             module_info = describe_module(module, type(module).__qualname__)
-        module_info = describe_for_loader(module_info, module, spec)
-        if self.into:
-            module_info = select_submodule(module_info, self.into)
-            module = module.get_submodule(self.into)
-        return check_own_load(module_info, module), module
+        with self.enter_module_code(defaults):
+            module_info = describe_for_loader(module_info, module, spec)
+            if self.into:
+                module_info = select_submodule(module_info, self.into)
+                module = module.get_submodule(self.into)
+            return check_own_load(module_info, module), module
 
     def run_forward(self, defaults: Arguments, inputs: object) -> "tuple[ForwardEffects, ...]":
         """Run forward and return its effects; () without inputs.

@@ -87,6 +87,8 @@ class Contract(Struct, frozen=True):
     entries: Mapping[str, ContractEntry]
     non_tensors: Mapping[str, str] = {}
     """Keys of the state_dict that hold no tensor -> short description of the value."""
+    arguments: Mapping[str, str] = {}
+    """Constructor arguments of the module that the user gave, as Python literals."""
 
     @property
     def saved_entries(self) -> dict[str, ContractEntry]:
@@ -214,6 +216,7 @@ def build_module_contract(module: ModuleInfo) -> Contract:
         module.target,
         _sort_entries(entries),
         _sort_non_tensors(module.non_tensors),
+        module.arguments,
     )
 
 
@@ -265,7 +268,9 @@ def choose_state(
         return model_states[0]
     places = ", ".join(f"`{state.at or '.'}`" for state in model_states)
     problem = (
-        f"has states at {places}: name one with --at" if model_states else "has no state of a model"
+        f"has several states ({places}): choose one with --at"
+        if model_states
+        else "contains no model state"
     )
     raise UsageError(f"{checkpoint.path}: {problem}")
 
@@ -449,9 +454,9 @@ def _build_file_entry(
 def _describe_automatic_migration(entry: ContractEntry) -> str:
     """Return how a key missing in old files is filled; "" if that needs a user's decision."""
     if entry.has_custom_load:
-        return "a load hook of the module's own may bring it"
+        return "a load hook of the module may provide it"
     if entry.kind is Kind.BUFFER and entry.constancy is Constancy.CONSTANT:
-        return "`ckptool migrate` brings the value that the constructor makes"
+        return "`ckptool migrate` adds the value that the constructor computes"
     return ""
 
 

@@ -103,7 +103,7 @@ def parse_lock(text: bytes, path: Path) -> Contract:
         }
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(
-            path, f"is no lock: {_describe_decode_error(error)}"
+            path, f"is not a lock: {_describe_decode_error(error)}"
         ) from error
     return Contract(
         str(path),
@@ -116,13 +116,15 @@ def parse_lock(text: bytes, path: Path) -> Contract:
 
 def _check_format(data: object, path: Path) -> None:
     if not isinstance(data, dict) or _FORMAT_KEY not in data:
-        raise CorruptCheckpointError(path, f"is no lock: expected an object with {_FORMAT_KEY!r}")
+        raise CorruptCheckpointError(
+            path, f"is not a lock: expected an object with {_FORMAT_KEY!r}"
+        )
     if data[_FORMAT_KEY] != FORMAT_VERSION:
         format_text = json.dumps(data[_FORMAT_KEY])[:40]
         raise CorruptCheckpointError(
             path,
-            f"is a lock of format {format_text}, and this version reads format {FORMAT_VERSION}: "
-            "write it anew with `ckptool lock`",
+            f"is a lock of format {format_text}, but this version reads format {FORMAT_VERSION}: "
+            "create it again with `ckptool lock`",
         )
 
 
@@ -131,7 +133,7 @@ def _reject_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]
     result: dict[str, object] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {key!r} stands there twice")
+            raise ValueError(f"the key {key!r} appears twice")
         result[key] = value
     return result
 

@@ -112,7 +112,7 @@ def merge_shards(shards: Mapping[str, DiffShard]) -> CheckpointDiff:
     )
     structure = replace(structure, remainder=first.remainder)
     if key := first_unchecked_key(structure, results):
-        raise UsageError(f"{name}: no part looked at {key!r}: other versions of ckptool made them")
+        raise UsageError(f"{name}: no part compared {key!r}: they were made by different versions")
     return build_checkpoint_diff(structure, results, first.tolerances)
 
 
@@ -132,7 +132,7 @@ def decode_shard(name: str, data: object) -> DiffShard:
         return msgspec.convert(data, DiffShard, dec_hook=_decode_value)
     except msgspec.ValidationError as error:
         raise UsageError(
-            f"{name}: is no part that `ckptool diff --shard I/N --format json` wrote: {error}"
+            f"{name}: is not a part that `ckptool diff --shard I/N --format json` wrote: {error}"
         ) from error
 
 
@@ -195,7 +195,7 @@ def _check_same_inputs(
         ("--rtol and --atol", first.tolerances, other_shard.tolerances),
     ):
         if first_setting != other_setting:
-            raise UsageError(f"{other_name}: was made with another {setting} than {name}")
+            raise UsageError(f"{other_name}: was made with a different {setting} than {name}")
 
 
 def _check_complete(named_shards: Sequence[tuple[str, DiffShard]]) -> None:
@@ -203,7 +203,7 @@ def _check_complete(named_shards: Sequence[tuple[str, DiffShard]]) -> None:
     names_by_number: dict[int, str] = {}
     for name, shard in named_shards:
         if not 1 <= shard.number <= shard_count:
-            raise UsageError(f"{name}: says that it is part {shard.number} of {shard_count}")
+            raise UsageError(f"{name}: claims to be part {shard.number} of {shard_count}")
         if shard.number in names_by_number:
             raise UsageError(
                 f"{name}: is part {shard.number}, as {names_by_number[shard.number]} is"

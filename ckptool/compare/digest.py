@@ -138,18 +138,18 @@ def read_saved_digest(path: Path, checkpoint: Location) -> SavedDigest:
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        reason = f"is no report of `ckptool digest --format json`: {error}"
+        reason = f"is not a report of `ckptool digest --format json`: {error}"
         raise ReadError(path, reason) from error
     if saved_report.command != "digest" or saved_report.format != FINGERPRINT_FORMAT:
         description = (
             f"is a report of {saved_report.command}, digests of the format {saved_report.format}"
         )
-        raise ReadError(path, f"{description}; what is needed is digest, {FINGERPRINT_FORMAT}")
+        raise ReadError(path, f"{description}; expected digest, {FINGERPRINT_FORMAT}")
     path_matches = [saved for saved in saved_report.checkpoints if saved.path == str(checkpoint)]
     candidates = path_matches or list(saved_report.checkpoints)
     if len(candidates) != 1:
         names = ", ".join(saved.path for saved in saved_report.checkpoints) or "nothing"
-        raise ReadError(path, f"holds digests of {names}, and none of {checkpoint}")
+        raise ReadError(path, f"has digests of {names}, but none of {checkpoint}")
     return candidates[0]
 
 
@@ -247,7 +247,7 @@ def _collect_all_tensors(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
     tensors = all_tensors(checkpoint)
     if len(tensors) < sum(len(state.tensors) for state in checkpoint.states):
         raise UsageError(
-            f"{checkpoint.path}: two of its states make the same keys: name one by --at"
+            f"{checkpoint.path}: two of its states have the same keys: choose one with --at"
         )
     return tensors
 

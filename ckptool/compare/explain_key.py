@@ -56,15 +56,15 @@ def describe_origin(module_tensor: ModuleTensor) -> str:
     if module_tensor.is_statistic and module_tensor.owner.startswith("torch."):
         return "training changes"
     if module_tensor.written_at:
-        return f"code outside the constructor writes ({module_tensor.written_at})"
+        return f"code outside the constructor modifies ({module_tensor.written_at})"
     if module_tensor.is_statistic:
         return "training changes"
     if module_tensor.constancy is Constancy.RANDOM:
         return "is random on every construction"
     if module_tensor.constancy is Constancy.CONSTANT and module_tensor.is_blank:
         return (
-            f"the constructor fills with {module_tensor.blank_fill}, for training, calibration or a"
-            " loader to write"
+            f"the constructor fills with {module_tensor.blank_fill}, to be set by training, "
+            "calibration or a loader"
         )
     return "is not known to be the same on every construction"
 
@@ -107,14 +107,14 @@ def _describe_module_tensor(module_tensor: ModuleTensor | None) -> FactPairs:
     yield "value on every construction", str(module_tensor.constancy)
     if module_tensor.blank_fill:
         source = ", computed from its arguments" if module_tensor.is_computed_from_arguments else ""
-        yield "filled by the constructor with", f"{module_tensor.blank_fill}{source}"
+        yield "constructor fills it with", f"{module_tensor.blank_fill}{source}"
     yield "follows .to(device)", "yes" if module_tensor.follows_to else "no"
     yield "follows .half()", "yes" if module_tensor.follows_dtype else "no"
     for name, place in (
         ("assigned", module_tensor.assigned_at),
         ("used in forward", module_tensor.used_at),
-        ("written outside the constructor", module_tensor.written_at),
-        ("shares the memory of", module_tensor.alias_of),
+        ("modified outside the constructor", module_tensor.written_at),
+        ("shares memory with", module_tensor.alias_of),
     ):
         if place:
             yield name, place
@@ -125,14 +125,14 @@ def _describe_relations(diff: ModuleDiff, key: str) -> FactPairs:
     for old, new in rewritten_keys.items():
         if key in (old, new):
             yield (
-                "once a wrapper's segments are rewritten",
+                "after rewriting wrapper segments",
                 f"{old} in the file is {new} in the module",
             )
     for group in diff.rename_groups:
         yield from _describe_rename(group, key)
     if key in diff.equal_values:
         is_equal = diff.equal_values[key]
-        yield "value against the module's own", "equal" if is_equal else "different"
+        yield "value compared with the module's", "equal" if is_equal else "different"
 
 
 def _describe_rename(group: RenameGroup, key: str) -> FactPairs:
@@ -153,7 +153,7 @@ def _describe_rename(group: RenameGroup, key: str) -> FactPairs:
 
 def _value_status(diff: CheckpointDiff, key: str) -> str:
     if diff.differing_keys is None:
-        return "not looked at"
+        return "not compared"
     if key in diff.differing_keys:
         return "different"
     if key in diff.uncompared_keys or key not in diff.old_tensors or key not in diff.new_tensors:

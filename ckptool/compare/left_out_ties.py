@@ -107,13 +107,14 @@ def find_load_model_refusal(
     for group in _iter_shared_groups(module_tensors.values()):
         complete_names = sorted(tensor.key for tensor in group if _is_complete(tensor))
         if not complete_names:
-            return f"no name of {quote_code(group[0].key)} covers its storage"
+            return f"no tensor that shares storage with {quote_code(group[0].key)} covers all of it"
         kept_name = next((name for name in complete_names if name in file_keys), complete_names[0])
         for name in sorted(tensor.key for tensor in group):
             if name == kept_name:
                 continue
             if name not in missing:
-                return f"it expects no {quote_code(name)}, which is tied to {quote_code(kept_name)}"
+                tie = f"{quote_code(name)}, which is tied to {quote_code(kept_name)}"
+                return f"it does not expect {tie}"
             missing.remove(name)
     if missing:
         return f"{quote_code(min(missing))} is missing"

@@ -36,7 +36,7 @@ from ckptool.compare.rename_search.rename_groups import (
     find_list_group,
     find_rename_groups,
 )
-from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite
+from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite, find_wrapper_rewrite
 from ckptool.compare.states import find_best_state, require_state_or_part, score_match
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import (
@@ -69,6 +69,8 @@ class ModuleDiff(Struct, frozen=True):
     mistyped_keys: Mapping[str, str] = {}
     """Key of a tensor of the module -> what the file has there that torch does not load as one."""
     rewrite: PrefixRewrite | None = None
+    reshaped_keys: Mapping[str, str] = {}
+    """Key in the file -> key in the module that `rewrite` makes of it, if the shapes differ."""
     part: PartMatch | None = None
     """Where the file is the state of one sub-module, or the module one part of the file."""
     rename_groups: tuple[RenameGroup, ...] = ()
@@ -135,6 +137,7 @@ class ModuleDiff(Struct, frozen=True):
             keys |= self.part.explained_keys
         if self.rewrite:
             keys |= {*self.rewrite.key_map, *self.rewrite.key_map.values()}
+        keys |= {*self.reshaped_keys, *self.reshaped_keys.values()}
         keys |= {*self.average_counters}
         keys |= {
             k
@@ -342,11 +345,21 @@ def _find_mistyped_keys(
         tensor = state.tensors.get(key)
         if tensor is None:
             if key in state.non_tensors:
-                yield key, state.non_tensors[key]
+                yield key, _format_in_sentence(state.non_tensors[key])
         elif tensor.kind is Kind.ARRAY:
             yield key, f"a NumPy array, {tensor.dtype} {list(tensor.shape)}"
         elif tensor.layout == "lazy" and module_tensor.layout != "lazy":
             yield key, "an uninitialized parameter or buffer"
+
+
+def _format_in_sentence(description: str) -> str:
+    """Return a description such as "list of 3" as a part of a sentence: "a list of 3 values"."""
+    kind, _, count = description.partition(" of ")
+    if kind == "bytes":
+        return f"a byte string of {count}"
+    return (
+        f"a {kind} of {count} values" if kind in {"dict", "list", "tuple", "set"} else description
+    )
 
 
 def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
@@ -371,13 +384,22 @@ def apply_load_outcome(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         diff,
         load_outcome=outcome,
         changes=changes,
-        rewrite=diff.rewrite if diff.rewrite and keys & diff.rewrite.key_map.keys() else None,
+        rewrite=_keep_rewrite(diff, keys),
+        reshaped_keys={k: v for k, v in diff.reshaped_keys.items() if k in keys},
         part=diff.part if diff.part and keys & diff.part.key_map.keys() else None,
         rename_groups=tuple(group for group in rename_groups if group.pairs),
         fused_projections=tuple(p for p in diff.fused_projections if p.fused_key in keys),
         tied_missing_keys={k: v for k, v in diff.tied_missing_keys.items() if k in keys},
         equal_values={k: v for k, v in diff.equal_values.items() if k in keys},
     )
+
+
+def _keep_rewrite(diff: ModuleDiff, keys: Collection[str]) -> PrefixRewrite | None:
+    """Return the rewrite if the module's own loading code leaves one of the keys it applies to."""
+    is_left = diff.rewrite is not None and not (
+        diff.rewrite.key_map.keys() | diff.reshaped_keys.keys()
+    ).isdisjoint(keys)
+    return diff.rewrite if is_left else None
 
 
 def _keep_keys(group: RenameGroup, changes: tuple[Change, ...], diff: ModuleDiff) -> RenameGroup:
@@ -409,6 +431,7 @@ def _apply_strict_load(diff: ModuleDiff, outcome: LoadOutcome) -> ModuleDiff:
         unexpected_non_tensors=(),
         mistyped_keys={},
         rewrite=None,
+        reshaped_keys={},
         part=None,
         rename_groups=(),
         fused_projections=(),
@@ -482,6 +505,8 @@ def _pair_missing_keys(diff: ModuleDiff, expected: Mapping[str, TensorInfo]) -> 
     diff = msgspec.structs.replace(diff, rename_groups=tuple(groups))
 
     left = unpaired.without(diff.explained_keys)
+    diff = msgspec.structs.replace(diff, reshaped_keys=_find_reshaped_keys(diff.rewrite, left))
+    left = left.without(diff.explained_keys)
     tied_keys_by_missing = _find_tied_missing_keys(module, diff.state)
     return msgspec.structs.replace(
         diff,
@@ -505,8 +530,17 @@ def _find_rewrite(
         else find_prefix_rewrite(
             [*missing.values()], [*unexpected.values()], expected, file_tensors
         )
+        or find_wrapper_rewrite(missing, unexpected)
     )
     return msgspec.structs.replace(diff, part=part, rewrite=rewrite)
+
+
+def _find_reshaped_keys(rewrite: PrefixRewrite | None, left: _UnpairedTensors) -> dict[str, str]:
+    """Return the keys that the rewrite gives the name, and not the shape, of a missing tensor."""
+    if rewrite is None:
+        return {}
+    pairs = {key: rewrite.rewrite_key(key) for key in left.unexpected}
+    return {key: new_key for key, new_key in pairs.items() if new_key in left.missing}
 
 
 def _find_rename_groups(

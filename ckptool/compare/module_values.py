@@ -40,6 +40,7 @@ def _iter_constant_fingerprints(diff: ModuleDiff) -> Iterable[tuple[str, tuple[s
             tensor is None
             or not _is_constant(module_tensor)
             or tensor.shape != module_tensor.tensor.shape
+            or _is_dense(tensor) != _is_dense(module_tensor.tensor)
         ):
             continue
         file_fingerprint = fingerprint_tensor(tensor)
@@ -48,6 +49,11 @@ def _iter_constant_fingerprints(diff: ModuleDiff) -> Iterable[tuple[str, tuple[s
                 key,
                 (file_fingerprint, *_fingerprint_exact_halves(tensor, module_tensor).values()),
             )
+
+
+def _is_dense(tensor: TensorInfo) -> bool:
+    """Whether its fingerprint is one of its elements: other layouts have several tensors."""
+    return tensor.layout in {"strided", "chunked"}
 
 
 def _is_constant(module_tensor: ModuleTensor) -> bool:

@@ -59,7 +59,7 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
     compared_pairs = {a: b for a, b in pairs.items() if old_contents[a] and new_contents[b]}
     changed = [a for a, b in compared_pairs.items() if old_contents[a] != new_contents[b]]
     unknown = {
-        f"`{place}`": "it holds what has no fingerprint: a bare storage, or too many bytes"
+        f"`{place}`": "it contains data without a fingerprint: a bare storage, or too many bytes"
         for place in pairs
         if place not in compared_pairs
     }
@@ -68,7 +68,7 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
         tuple(place for place in new_contents if place not in {*pairs.values()}),
     )
     if not relocated:
-        changed += chain(*unpaired)
+        changed += chain(*_drop_places_within(unpaired))
     unsaved_changed, unsaved_unknown = _compare_unsaved(old, new, places)
     opaque = {part.what: part.reason for part in (*old.opaque, *new.opaque)}
     return RemainderDiff(
@@ -79,6 +79,25 @@ def compare_remainder(old: Checkpoint, new: Checkpoint, places: tuple[str, str])
             tuple(_iter_parts_beside(new, places[1], unpaired[1] if relocated else ())),
         ),
     )
+
+
+def _drop_places_within(
+    unpaired: tuple[tuple[str, ...], tuple[str, ...]],
+) -> tuple[list[str], list[str]]:
+    """Leave out places of one file that lie within a place of the other.
+
+    A part without a tensor is one place, and with a tensor in it several: it is the whole part that
+    differs, and whether the others are equal was not looked at.
+    """
+    old, new = (frozenset(places) for places in unpaired)
+    return (
+        [place for place in unpaired[0] if new.isdisjoint(_iter_places_above(place))],
+        [place for place in unpaired[1] if old.isdisjoint(_iter_places_above(place))],
+    )
+
+
+def _iter_places_above(place: str) -> Iterator[str]:
+    return (place[:index] for index, char in enumerate(place) if char == "." and index)
 
 
 def _select_contents(

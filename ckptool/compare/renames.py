@@ -1,7 +1,7 @@
 """Missing x unexpected keys -> PrefixRewrite or renames that explain them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -28,6 +28,10 @@ class PrefixRewrite(Struct, frozen=True):
     """Prefix added to the file's keys; "" if none."""
     key_map: Mapping[str, str]
     """Key in the file -> key in the module, for keys that match only after the rewrite."""
+
+    def rewrite_key(self, key: str) -> str:
+        """Return what the rewrite makes of a key of the file."""
+        return _rewrite_key(key, self.removed_segments, self.added_prefix)
 
 
 def find_prefix_rewrite(
@@ -62,6 +66,19 @@ def find_prefix_rewrite(
         if matches and not has_collision and (best is None or len(matches) > len(best.key_map)):
             best = PrefixRewrite(removed, added, matches)
     return best
+
+
+def find_wrapper_rewrite(
+    missing: Collection[str], unexpected: Collection[str]
+) -> PrefixRewrite | None:
+    """Return the removal of known wrappers by which all unexpected keys become missing ones.
+
+    No shape is compared: of a pruned or widened model none may be the same. None if names differ.
+    """
+    removed = tuple(w for w in WRAPPERS if any(w in key.split(".") for key in unexpected))
+    new_keys = {_rewrite_key(key, removed, "") for key in unexpected}
+    is_whole = len(new_keys) == len(unexpected) and new_keys <= {*missing}
+    return PrefixRewrite(removed, "", {}) if removed and is_whole else None
 
 
 def _iter_rewrites(

@@ -10,7 +10,14 @@ from msgspec.structs import replace
 
 from ckptool.compare.renames import WRAPPERS
 from ckptool.errors import NoStateError
-from ckptool.model import Checkpoint, ModuleInfo, PlainEntry, StateDict, join_key
+from ckptool.model import (
+    Checkpoint,
+    ModuleInfo,
+    PlainEntry,
+    StateDict,
+    TensorInfo,
+    join_key,
+)
 from ckptool.phrases import join_limited
 
 T = TypeVar("T")
@@ -215,6 +222,56 @@ def list_entries_outside(checkpoint: Checkpoint, places: Iterable[str]) -> list[
         return not (index and entry.at.startswith(prefixes[index - 1]))
 
     return [entry for entry in checkpoint.entries if is_outside(entry)]
+
+
+_OBSERVER_NAMES: Final = frozenset({"min_val", "max_val"})
+"""Buffers that torch's observers make without elements."""
+
+
+def list_placeholders(state: StateDict) -> tuple[str, ...]:
+    """Return the keys of the parameters that the ranks of a run hold in parts; () if none.
+
+    Several tensors `weight` of shape [0], or every second floating-point tensor: no layer has so.
+    """
+    if state.role not in {"state_dict", "module"}:
+        return ()
+    weights = list_float_weights(state)
+    keys = tuple(tensor.key for tensor in weights if tensor.shape == (0,))
+    weight_count = sum(key.rpartition(".")[2] == "weight" for key in keys)
+    is_partitioned = weight_count > 1 or (len(keys) > 1 and 2 * len(keys) >= len(weights))
+    return keys if is_partitioned else ()
+
+
+def list_float_weights(state: StateDict) -> list[TensorInfo]:
+    return [
+        tensor
+        for tensor in state.tensors.values()
+        if tensor.dtype.startswith(("float", "bfloat"))
+        and tensor.layout != "lazy"
+        and tensor.key.rpartition(".")[2] not in _OBSERVER_NAMES
+    ]
+
+
+def list_valueless_keys(state: StateDict) -> dict[str, list[str]]:
+    """Return why tensors have no values -> their keys, in the order of the file."""
+    keys_by_reason: dict[str, list[str]] = {}
+    for key, tensor in state.tensors.items():
+        if tensor.layout == "lazy":
+            keys_by_reason.setdefault("saved before initialization", []).append(key)
+        elif _is_on_meta(tensor):
+            keys_by_reason.setdefault("saved on meta, without data", []).append(key)
+    return keys_by_reason
+
+
+def _is_on_meta(tensor: TensorInfo) -> bool:
+    """Whether it is on meta itself, or is made of tensors of which one is."""
+    return tensor.is_on_meta or any(_is_on_meta(part.tensor) for part in tensor.parts)
+
+
+def is_rank_part(tensor: TensorInfo) -> bool:
+    """Whether it is one rank's part: a ShardedTensor, or a DTensor with a smaller local tensor."""
+    is_partial = any(component.tensor.shape != tensor.shape for component in tensor.parts)
+    return "ShardedTensor" in tensor.wrapper or (tensor.wrapper.endswith(".DTensor") and is_partial)
 
 
 def _key_tail(key: str) -> str:

@@ -110,7 +110,8 @@ def _select_states(
         if not (old_tensors or new_tensors):
             require_state(old, at)  # raises: two missing states are an error, not equal
         return (at, at), old_tensors, new_tensors
-    if [s.at for s in old.states] == [s.at for s in new.states] and len(old.states) != 1:
+    old_places, new_places = (sorted(state.at for state in file.states) for file in (old, new))
+    if old_places == new_places and len(old_places) != 1:
         return ("*", "*"), all_tensors(old), all_tensors(new)
     old_states = _select_largest(_select_models(old))
     new_states = _select_largest(_select_models(new))
@@ -147,7 +148,7 @@ def _note_unpaired_states(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     skipped = Skipped(
         f"the {pluralize(unpaired_count, 'smallest state')} of {checkpoint.path}",
-        "the others were tried for the pair that matches best: --at names one",
+        "the best match of the others was used: --at selects one",
     )
     return replace(checkpoint, skipped=(*checkpoint.skipped, skipped))
 

@@ -217,7 +217,7 @@ def _compare_values(
     pairs = [(structure.old_tensors[key], structure.new_tensors[key]) for key in keys]
     results = dict(zip(keys, equality.equal_many(pairs, runner=runner), strict=True))
     uncompared_reasons = {
-        key: unreadable_reason(old) or unreadable_reason(new) or "their parts are not the same"
+        key: unreadable_reason(old) or unreadable_reason(new) or "their parts differ"
         for (key, is_equal), (old, new) in zip(results.items(), pairs, strict=True)
         if is_equal is None
     }

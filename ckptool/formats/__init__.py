@@ -70,7 +70,7 @@ def open_checkpoint(
     """
     SOURCE_BUDGET.reset()
     container = _open_container(path, limits, weights_name)
-    checkpoint = _search_extra_state(_note_rank_files(container), limits)
+    checkpoint = _search_extra_state(_note_rank_files(container, limits), limits)
     if isinstance(path, RemotePath):
         return checkpoint
     declaration = read_declaration(path if path.is_dir() else path.parent, limits)
@@ -148,7 +148,7 @@ def _open_directory(directory: Location, limits: Limits, weights_name: str) -> C
     if weights_name in indexes:
         indexes = [weights_name]
     if len(indexes) > 1:
-        reason = f"holds {' and '.join(indexes)}: name the one that is meant"
+        reason = f"contains {' and '.join(indexes)}: choose one of them"
         raise ReadError(directory, reason)
     if not indexes:
         weight_files = [name for name in names if re.fullmatch(_WEIGHTS_PATTERN, name)]
@@ -163,13 +163,13 @@ def _open_directory(directory: Location, limits: Limits, weights_name: str) -> C
     return replace(_open_sharded(directory / indexes[0], limits), path=directory)
 
 
-def _note_rank_files(checkpoint: Checkpoint) -> Checkpoint:
+def _note_rank_files(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
     """Add the issue that the checkpoint is the file of one rank of several."""
     if checkpoint.files or checkpoint.container is Container.DCP:
         return checkpoint
     from ckptool.formats.rank_files import find_rank_files
 
-    issues = find_rank_files(checkpoint.path)
+    issues = find_rank_files(checkpoint, lambda path: _open_file(path, limits))
     return replace(checkpoint, faults=(*checkpoint.faults, *issues)) if issues else checkpoint
 
 
@@ -220,14 +220,14 @@ def _explain_missing_index(directory: Location, names: Sequence[str]) -> str:
     if not names:
         return "is an empty directory"
     if any(name.endswith(_DCP_SUFFIX) for name in names):
-        return f"holds .distcp files and no {_DCP_METADATA}: the save was not completed"
+        return f"contains .distcp files but no {_DCP_METADATA}: the save was not completed"
     files = [name for name in names if re.fullmatch(CHECKPOINT_PATTERN, name)]
     folders = (f"{name}/" for name in names if is_directory(directory / name))
     candidates = files or list(folders)
     if not candidates:
         return "is a directory without a checkpoint"
     names_text = join_limited(candidates, MAX_LISTED, quote_text)
-    return f"is a directory without an index: name one of {names_text}"
+    return f"is a directory without an index: choose one of {names_text}"
 
 
 def _open_file(path: Location, limits: Limits) -> Checkpoint:
@@ -239,7 +239,7 @@ def _describe_source(source: ByteSource, limits: Limits) -> Checkpoint:
     if source.path.suffix == _DCP_SUFFIX:
         raise UnknownFormatError(
             source.path,
-            "is one file of a torch.distributed.checkpoint folder: name the folder, which has "
+            "is one file of a torch.distributed.checkpoint folder: give the folder, which has "
             f"{_DCP_METADATA}",
         )
     # First: a valid safetensors file may start with the bytes of a zip or a pickle; the reverse

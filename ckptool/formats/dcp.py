@@ -60,7 +60,7 @@ def read(directory: Location, limits: Limits) -> Checkpoint:
     path = directory / METADATA_NAME
     with open_source(path) as source:
         if source.nbytes > limits.pickle_bytes:
-            raise CorruptCheckpointError(path, f"has {source.nbytes} bytes, more than any needs")
+            raise CorruptCheckpointError(path, f"has {source.nbytes} bytes, more than any can need")
         pickle = parse_whole_pickle(source.read(0, source.nbytes), limits)
         nbytes = source.nbytes
     metadata_uses = list(find_global_uses(pickle.globals, None, _classify_global))
@@ -157,7 +157,7 @@ def _describe_directory(
     leaves = {key: _build_leaf(key, entry, data_files, limits) for key, entry in keys.items()}
     state_tree = states.describe_tree(nest_by_path(leaves, metadata.get("planner_data")), limits)
     if state_tree.is_empty and all(use.safety is not Safety.DANGEROUS for use in metadata_uses):
-        raise PickleTreeError("holds no tensors")
+        raise PickleTreeError("contains no tensors")
     return Checkpoint(
         directory,
         Container.DCP,
@@ -185,7 +185,7 @@ def _read_metadata(
         raise PickleTreeError(pickle.error)
     metadata = _read_fields(pickle.root, "Metadata")
     keys = _require_dict(metadata.get("state_dict_metadata"), "its list of keys")
-    storage_data = _require_dict(metadata.get("storage_data"), "its list of places")
+    storage_data = _require_dict(metadata.get("storage_data"), "its list of locations")
     return metadata, keys, list(_iter_stored_items(storage_data))
 
 
@@ -210,14 +210,14 @@ def _iter_stored_items(storage_data: dict[Any, Any]) -> Iterator[_StoredItem]:
             or file_name in {"", ".", ".."}
         ):
             raise PickleTreeError(
-                f"{quote_name(key)} lies in {quote_name(file_name)}: that leaves the directory"
+                f"{quote_name(key)} is in {quote_name(file_name)}, outside the directory"
             )
         offsets, byte_range = (
             index_fields.get("offset"),
             (info_fields.get("offset"), info_fields.get("length")),
         )
         if not is_size_or_stride(byte_range) or not (offsets is None or is_size_or_stride(offsets)):
-            raise PickleTreeError(f"{quote_name(key)} lies where nothing can lie")
+            raise PickleTreeError(f"{quote_name(key)} has an impossible location")
         yield _StoredItem(
             key,
             offsets,
@@ -296,7 +296,7 @@ class _DataFiles:
             reason = f"{quote_name(item.key)} ends at byte {item.offset + item.nbytes}"
             raise CorruptCheckpointError(source.path, f"{reason} of {source.nbytes}")
         if (item.key, item.offsets) in self.content:
-            raise PickleTreeError(f"{quote_name(item.key)} has two places for one chunk")
+            raise PickleTreeError(f"{quote_name(item.key)} has two locations for one chunk")
         if not item.is_uncompressed:
             self.unread.append(Skipped(f"`{item.key}`", "its bytes are transformed (compressed)"))
             self.content[item.key, item.offsets] = (item, _UNREAD)
@@ -330,10 +330,10 @@ def _iter_end_ranges(item: _StoredItem) -> Iterator[tuple[int, int]]:
 def _build_leaf(key: object, entry: object, data_files: _DataFiles, limits: Limits) -> object:
     """Return the node of one key: a resolved tensor reference, or the pickled object."""
     if type(key) is not str:
-        raise PickleTreeError("a key that is no string")
+        raise PickleTreeError("a key that is not a string")
     if type(entry) is UnresolvedObject and entry.callee_name[1] == "BytesStorageMetadata":
         if (key, None) not in data_files.content:
-            raise PickleTreeError(f"{quote_name(key)} has no place")
+            raise PickleTreeError(f"{quote_name(key)} has no location")
         content = data_files.content[key, None][1]
         return PersistentReference(None) if content is _UNREAD else content
     fields = _read_fields(entry, "TensorStorageMetadata")
@@ -384,7 +384,7 @@ class _ChunkedTensor:
         fields = _read_fields(chunk, "ChunkStorageMetadata")
         offsets, sizes = fields.get("offsets"), fields.get("sizes")
         if not is_size_or_stride(offsets) or not is_size_or_stride(sizes):
-            raise PickleTreeError(f"{quote_name(self._key)} has a chunk without a place")
+            raise PickleTreeError(f"{quote_name(self._key)} has a chunk without a location")
         if (self._key, offsets) not in self._data_files.content:
             raise PickleTreeError(
                 f"{quote_name(self._key)} has no data for its chunk at {list(offsets)}"
@@ -397,7 +397,7 @@ class _ChunkedTensor:
             actual = f"{tensor.dtype} {list(tensor.shape)}"
             expected = f"{self._dtype} {list(sizes)}"
             raise PickleTreeError(
-                f"{quote_name(self._key)} has a chunk of {actual} where {expected} should be"
+                f"{quote_name(self._key)} has a chunk of {actual} instead of {expected}"
             )
         return TensorComponent("", offsets, tensor)
 
@@ -411,7 +411,7 @@ def _check_items_used(items: list[_StoredItem], keys: dict[Any, Any]) -> None:
     for item in items:
         if item.key not in keys:
             raise PickleTreeError(
-                f"{quote_name(item.key)} has a place and is not in the list of keys"
+                f"{quote_name(item.key)} has a location but is not in the list of keys"
             )
 
 
@@ -427,7 +427,7 @@ def _read_fields(node: object, class_name: str) -> dict[Any, Any]:
         and isinstance(node.state, dict)
     ):
         return node.state
-    raise PickleTreeError(f"something that is no {class_name} stands where one belongs")
+    raise PickleTreeError(f"something that is not a {class_name} is in place of one")
 
 
 def _require_dict(node: object, description: str) -> dict[Any, Any]:

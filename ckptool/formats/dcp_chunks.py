@@ -15,10 +15,12 @@ def check_chunks_cover(
     for component in components:
         shape = component.tensor.shape
         if len(shape) != len(tensor_shape) or len(component.offsets) != len(tensor_shape):
-            raise PickleTreeError(f"{quote_name(key)} has a chunk of another number of dimensions")
+            raise PickleTreeError(
+                f"{quote_name(key)} has a chunk with a different number of dimensions"
+            )
         ends = (offset + length for offset, length in zip(component.offsets, shape, strict=True))
         if any(end > length for end, length in zip(ends, tensor_shape, strict=True)):
-            raise PickleTreeError(f"{quote_name(key)} has a chunk that reaches beyond it")
+            raise PickleTreeError(f"{quote_name(key)} has a chunk outside its bounds")
     chunks_numel = sum(prod(component.tensor.shape) for component in components)
     if chunks_numel != prod(tensor_shape):
         raise PickleTreeError(

@@ -19,16 +19,16 @@ def nest_by_path(leaves: dict[str, object], planner_data: object) -> object:
     for key, node in leaves.items():
         path = paths_by_key.get(key, (key,))
         if type(path) is not tuple or not 0 < len(path) <= _MAX_PATH_STEPS:
-            raise PickleTreeError(f"{quote_name(key)} has a path that is none")
+            raise PickleTreeError(f"{quote_name(key)} has an invalid path")
         if not all(type(step) in {str, int} for step in path):
-            raise PickleTreeError(f"{quote_name(key)} has a path that is none")
+            raise PickleTreeError(f"{quote_name(key)} has an invalid path")
         parent = root
         for step in path[:-1]:
             parent = parent.setdefault(step, _NestedDict())
             if type(parent) is not _NestedDict:
-                raise PickleTreeError(f"{quote_name(key)} lies within another key")
+                raise PickleTreeError(f"{quote_name(key)} is nested in another key")
         if parent.setdefault(path[-1], node) is not node:
-            raise PickleTreeError(f"{quote_name(key)} lies where another key lies")
+            raise PickleTreeError(f"{quote_name(key)} has the location of another key")
     return _convert_to_lists(root)
 
 

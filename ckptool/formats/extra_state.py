@@ -68,7 +68,7 @@ def _search_tensor(tensor: TensorInfo, at: str, limits: Limits, uses: list[Globa
     data = _read_span(span, _HEAD_BYTES)
     if is_extra_state or not _is_broken(data, limits):
         if span.nbytes > _MAX_BYTES:
-            return f"it has {span.nbytes} bytes, more than are searched"
+            return f"it has {span.nbytes} bytes, more than the search limit"
         data = _read_span(span, span.nbytes)
     if packed := identify_packed_bytes(data):
         return f"it {packed}"

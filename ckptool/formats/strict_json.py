@@ -118,8 +118,8 @@ class JsonReader:
     def _expect_character(self, character: str) -> None:
         actual = self.peek_character()
         if actual != character:
-            problem = f"{quote_text(actual)} stands" if actual else "the end is"
-            self._raise_error(f"{problem} where a {character} belongs")
+            problem = f"found {quote_text(actual)}" if actual else "found the end"
+            self._raise_error(f"{problem} instead of {character}")
         self._position += 1
 
     def _may_continue(self, end: int) -> bool:
@@ -155,7 +155,7 @@ class JsonReader:
             try:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError:
-                self._raise_error("a string holds half of a surrogate pair")
+                self._raise_error("a string contains half of a surrogate pair")
         depth = self._limits.json_depth
         if end - self._position > 2 * depth and _nests_deeper(
             self._text[self._position : end].encode(), depth
@@ -172,7 +172,7 @@ def decode_object(
     """Return the JSON object at the start of `data`, and the start of the text after it.
 
     Raises:
-        CorruptCheckpointError: it is no JSON object, or one that parsers read differently.
+        CorruptCheckpointError: it is not a JSON object, or one that parsers read differently.
     """
     reader = JsonReader(
         path,
@@ -184,7 +184,7 @@ def decode_object(
     value = reader.read_value(len(data))
     if not isinstance(value, dict):
         raise CorruptCheckpointError(
-            path, f"{subject} is {describe_type(value)} where a JSON object belongs"
+            path, f"{subject} is {describe_type(value)} instead of a JSON object"
         )
     return value, reader.read_remaining("")
 
@@ -216,7 +216,7 @@ def _make_decoder(limits: Limits) -> json.JSONDecoder:
         if len(digits.lstrip("-")) > limits.json_digits:
             raise _RejectedJsonError(f"a number has {len(digits)} digits")
         if digits == "-0":
-            raise _RejectedJsonError("-0 is no whole number to every JSON parser")
+            raise _RejectedJsonError("-0 is not an integer for every JSON parser")
         return int(digits)
 
     return json.JSONDecoder(
@@ -237,11 +237,11 @@ def _build_unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _format_duplicate_key(key: str) -> str:
-    return f"the key {quote_text(key)} stands twice in one object"
+    return f"the key {quote_text(key)} appears twice in one object"
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise _RejectedJsonError(f"{name} is no JSON number")
+    raise _RejectedJsonError(f"{name} is not a JSON number")
 
 
 def _nests_deeper(data: bytes, limit: int) -> bool:

@@ -38,14 +38,14 @@ def identify_other_format(head: bytes) -> str:
 def describe_unknown_file(head: bytes) -> str:
     """Return a description of a file that no reader recognises."""
     if not head.strip(b"\0"):
-        return "holds zeros only: a download or a copy that was never filled"
+        return "contains only zeros: an incomplete download or copy"
     if head[8:9] == b"{":
         length = int.from_bytes(head[:8], "little")
         return f"starts as a safetensors file whose header has {length} bytes: it is damaged"
     if _is_text(head):
         first = head.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
-        return f"is text, not a checkpoint; it begins {quote_text(first)}"
-    return f"is no checkpoint that ckptool knows; it begins with the bytes {head[:8].hex(' ')}"
+        return f"is text, not a checkpoint; it begins with {quote_text(first)}"
+    return f"is not a known checkpoint format; it begins with the bytes {head[:8].hex(' ')}"
 
 
 def describe_unknown_archive(names: Iterable[str]) -> str:
@@ -68,10 +68,10 @@ def describe_unknown_archive(names: Iterable[str]) -> str:
         return f"is a zip archive with {names_text} inside: unpack it first"
     if any(name.rpartition("/")[2] == "serialization_id" for name in member_names):
         return (
-            "torch.save began it and wrote no data.pkl: it raised, as it does for a module with "
+            "torch.save did not finish it (no data.pkl): it raised, as it does for a module with "
             "parametrizations: save its state_dict() instead"
         )
-    return "a zip archive without data.pkl: torch.save did not write it"
+    return "a zip archive without data.pkl: it was not written by torch.save"
 
 
 def is_package_archive(names: Iterable[str]) -> bool:
@@ -85,8 +85,8 @@ def describe_unpacked_archive(name: str, names: Iterable[str]) -> str:
         return ""
     folder = quote_shell(name)
     return (
-        "is the folder of an archive of torch.save that was unpacked: pack it again, in the folder "
-        f"above it and without compression: zip -0 -D -r {quote_shell(f'{name}.pth')} {folder}"
+        "is an unpacked torch.save archive: repack it without compression, from its parent "
+        f"folder: zip -0 -D -r {quote_shell(f'{name}.pth')} {folder}"
     )
 
 
@@ -104,20 +104,20 @@ _DESCRIPTIONS_BY_MAGIC: Final = {
     b"Rar!\x1a\x07": _describe_compressed_file("rar", "unrar x"),
     **dict.fromkeys(
         (b"x\x01", b"x^", b"x\x9c", b"x\xda"),
-        "is compressed (zlib), as joblib.dump(compress=...) writes it, and torch.load cannot open "
-        "it: torch.save what joblib.load returns",
+        "is compressed (zlib), as written by joblib.dump(compress=...), and torch.load cannot "
+        "open it: save the result of joblib.load with torch.save",
     ),
     b"GGUF": "is a GGUF file, not a PyTorch checkpoint; llama.cpp's tools read it",
     b"lmgg": "is a GGML file, not a PyTorch checkpoint; llama.cpp's tools read it",
     b"tjgg": "is a GGML file, not a PyTorch checkpoint; llama.cpp's tools read it",
     b"\x89HDF\r\n\x1a\n": "is an HDF5 file (Keras, h5py), not a PyTorch checkpoint",
-    b"\x93NUMPY": "is one numpy array (.npy), not a PyTorch checkpoint",
+    b"\x93NUMPY": "is one NumPy array (.npy), not a PyTorch checkpoint",
     b"%PDF": "is a PDF document, not a checkpoint",
     b"\x7fELF": "is a program, not a checkpoint",
-    b"7767517": "is the network of an ncnn model (.param); its weights are in the .bin beside it",
+    b"7767517": "is the network of an ncnn model (.param); its weights are in the .bin next to it",
     b"\xdd\x85\x76\0": "is the network of an ncnn model (.param.bin), not a PyTorch checkpoint",
-    b"\x47\x6b\x30\x01": "holds the weights of an ncnn model in float16; ncnn reads them",
-    b"\x38\x4b\x0d\0": "holds the weights of an ncnn model in int8; ncnn reads them",
+    b"\x47\x6b\x30\x01": "contains the weights of an ncnn model in float16; ncnn reads them",
+    b"\x38\x4b\x0d\0": "contains the weights of an ncnn model in int8; ncnn reads them",
     b"\x12\x01\0\0\0\0\0\0": "is an MXNet file of parameters, not a PyTorch checkpoint",
     b"ptrt": "is a TensorRT engine: it is compiled, and its weights cannot be read back",
     b"ftrt": "is a TensorRT engine: it is compiled, and its weights cannot be read back",
@@ -180,13 +180,13 @@ def _identify_dvc_pointer(start: bytes) -> str:
     facts = _format_facts(size=_search_group(_SIZE_LINE, start), md5=_search_group(_DVC_MD5, start))
     path = _search_group(_DVC_PATH, start)
     target = f" to {quote_text(path)}" if path else ""
-    return f"is a DVC pointer{target}{facts}: run `dvc pull`, then name the file it points to"
+    return f"is a DVC pointer{target}{facts}: run `dvc pull`, then give the file it points to"
 
 
 def _identify_web_page(start: bytes) -> str:
     prefix = start[:64].lower()
     if prefix.startswith((b"<!doctype html", b"<html", b"<head", b"<script")):
-        return "is an HTML page: the download gave an error or a log-in page, not the file"
+        return "is an HTML page: the download returned an error or login page, not the file"
     if prefix.startswith(b"<?xml") or (prefix.startswith(b"<error") and b"<Code>" in start):
         code = _search_group(_ERROR_CODE, start)
         return (
@@ -207,7 +207,7 @@ def _identify_json(start: bytes) -> str:
     if message := _find_error_message(value):
         return f"is a server's answer to a download ({message}), not the file"
     keys = join_limited(value, _MAX_LISTED, quote_text, more="")
-    return f"is a JSON file{f' with {keys}' if keys else ''}: name the checkpoint it goes with"
+    return f"is a JSON file{f' with {keys}' if keys else ''}: give the checkpoint it belongs to"
 
 
 def _find_error_message(value: dict[str, Any]) -> str:
@@ -226,7 +226,7 @@ def _describe_oci_manifest(manifest: dict[str, Any]) -> str:
     kind = "index" if "manifests" in manifest else "manifest"
     layers_text = join_limited(known_blobs, _MAX_LISTED, _describe_oci_blob)
     of_listing = f" of {layers_text}" if layers_text else ""
-    return f"is an OCI {kind}{of_listing}, not the file itself: fetch it with `oras pull`"
+    return f"is an OCI {kind}{of_listing}, not the file itself: download it with `oras pull`"
 
 
 def _describe_oci_blob(blob: dict[str, Any]) -> str:

@@ -99,7 +99,7 @@ def _compare(
         else:
             is_right = torch.equal(tensor, replaced.get(key, original[key]).to(tensor.dtype))
         if not is_right:
-            raise PlanError(f"{path}: not merged: `{key}` is not what the arithmetic gives")
+            raise PlanError(f"{path}: not merged: `{key}` is not what the formula gives")
     return AdapterMerge(merged, tuple(deltas), tuple(replaced), largest, allowed)
 
 
@@ -142,9 +142,11 @@ def _require_plain_lora(path: Path, fields: Mapping[str, Any]) -> None:
     bias = fields.get("bias") or "none"
     if fields.get("peft_type") != "LORA" or unsupported or bias != "none":
         what = ", ".join(unsupported) or f"peft_type {fields.get('peft_type')!r}, bias {bias!r}"
-        raise PlanError(f"{path}: not merged: plain LoRA can be checked, and this has {what}")
+        raise PlanError(
+            f"{path}: not merged: only plain LoRA is supported, but this adapter has {what}"
+        )
 
 
 def _require_whole(path: Path, info: LoadingInfo) -> None:
     if not info.is_whole:
-        raise PlanError(f"{path}: not merged: it does not load whole: see ckptool diff {path}")
+        raise PlanError(f"{path}: not merged: it does not load completely: see ckptool diff {path}")

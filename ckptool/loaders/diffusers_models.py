@@ -37,7 +37,9 @@ def build_model(folder: str | Path, class_name: str) -> "nn.Module":
     if (path / "model_index.json").is_file():
         parts = sorted(item.name for item in path.iterdir() if (item / _CONFIG_NAME).is_file())
         names = join_limited([f"{path / part}" for part in parts], 8)
-        raise ModuleError(str(path), f"is a pipeline of models: name one of them: {names}")
+        raise ModuleError(
+            str(path), f"is a pipeline of several models: choose one of them: {names}"
+        )
     fields = read_config(path / _CONFIG_NAME)
     refused = find_refused_fields(fields)
     if refused:
@@ -115,8 +117,8 @@ def _find_class(class_name: str, folder: str) -> Any:
     if cls is None or not is_model or not cls.__module__.startswith("diffusers."):
         raise ModuleError(
             folder,
-            f"{_CONFIG_NAME} names {class_name!r}, and diffusers {diffusers.__version__} has no"
-            " such model: name your own class with -m package.module:Name",
+            f"{_CONFIG_NAME} names {class_name!r}, but diffusers {diffusers.__version__} has no "
+            "such model: give your own class with -m package.module:Name",
         )
     return cls
 

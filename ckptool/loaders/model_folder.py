@@ -126,7 +126,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Infinity and NaN are read, as the frameworks write them.
 
     Raises:
-        ReadError: it is no JSON object, is too large or nested too deeply.
+        ReadError: it is not a JSON object, is too large or nested too deeply.
     """
     with open_source(path) as source:
         if source.nbytes > MAX_CONFIG_NBYTES:
@@ -135,9 +135,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(head)
     except (ValueError, RecursionError) as error:
-        raise ReadError(path, f"is no configuration in JSON: {error}") from error
+        raise ReadError(path, f"is not a JSON configuration: {error}") from error
     if not isinstance(config, dict):
-        raise ReadError(path, "is no JSON object")
+        raise ReadError(path, "is not a JSON object")
     for count, (_, _, depth) in enumerate(_iter_fields(config)):
         if depth > _MAX_DEPTH or count > _MAX_VALUES:
             raise ReadError(path, "is a configuration with too many values, or nested too deeply")
@@ -160,8 +160,8 @@ def describe_refused_fields(config_name: str, fields: Sequence[str]) -> str:
     """Return the sentence that refuses a configuration, and what to do."""
     names = join_limited(fields, 3, quote_code)
     return (
-        f"{config_name} has {names}: code or files that a checkpoint chooses are never used."
-        " Name your own module with -m package.module:Name"
+        f"{config_name} has {names}: code or files selected by a checkpoint are never used. Give "
+        "your own module with -m package.module:Name"
     )
 
 

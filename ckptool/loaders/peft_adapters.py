@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PACKAGES: Final = ("peft", "transformers", "accelerate")
 LOADER_CALL: Final = "load_adapter()"
 CONFIG_NAME: Final = "adapter_config.json"
-_BASE_NOTE: Final = "of the base the configuration alone is used: its weights are not loaded"
+_BASE_NOTE: Final = "only the configuration of the base is used: its weights are not loaded"
 _SHOWN_FIELDS: Final = (
     "r",
     "lora_alpha",
@@ -45,7 +45,8 @@ def build_model(folder: str | Path, class_name: str) -> "nn.Module":  # noqa: AR
     if base is None or not (base / "config.json").is_file():
         raise ModuleError(
             str(folder),
-            f"its base, {base_name!r} in {CONFIG_NAME}, is no folder here: --base FOLDER names it",
+            f"its base, {base_name!r} in {CONFIG_NAME}, is not a local folder: give it with "
+            "--base FOLDER",
         )
     return build_adapter_model(folder, base)
 
@@ -60,7 +61,7 @@ def build_adapter_model(folder: str | Path, base: str | Path) -> "nn.Module":
 
     base_folder = find_model_folder(Path(base))
     if base_folder is None or base_folder.loader == "peft":
-        raise ModuleError(str(base), "is no folder of a model that an adapter could be for")
+        raise ModuleError(str(base), "is not a model folder for an adapter")
     base_model = get_loader(base_folder.loader).build_model(base, base_folder.class_name)
     with run_offline():
         return add_adapter(base_model, folder)

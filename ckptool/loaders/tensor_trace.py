@@ -113,7 +113,7 @@ class TensorTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sources = frozenset().union(*(self._sources[i] for i in input_storages))
         self._recorded += len(sources)
         if self._recorded > _MAX_SOURCES:
-            raise RuntimeError("the loader combines too many tensors to be followed")
+            raise RuntimeError("the loader combines too many tensors to trace")
         words = [word for i in sorted(input_storages) for word in self._words.get(i, ())]
         words += [word for tensor in inputs for word in self._describe_view(tensor)]
         words.append(_WORDS.get(name, f"computed ({name})"))

@@ -40,7 +40,7 @@ def build_model(folder: str | Path, class_name: str) -> "nn.Module":
         import timm
 
         if not class_name.isidentifier() or not timm.is_model(class_name):
-            reason = f"{_CONFIG_NAME} names {class_name!r}, and timm {timm.__version__} has no such"
+            reason = f"{_CONFIG_NAME} names {class_name!r}, but timm {timm.__version__} has no such"
             raise ModuleError(str(folder), f"{reason} architecture")
         arguments = fields.get("model_args")
         arguments = dict(arguments) if isinstance(arguments, dict) else {}

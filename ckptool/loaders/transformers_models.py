@@ -243,8 +243,8 @@ def _find_class(class_name: str, config_fields: Mapping[str, Any], folder: str) 
         version = transformers.__version__
         raise ModuleError(
             folder,
-            f"{_CONFIG_NAME} names {class_name!r}, and transformers {version} has no such model:"
-            " name your own class with -m package.module:Name",
+            f"{_CONFIG_NAME} names {class_name!r}, but transformers {version} has no such model: "
+            "give your own class with -m package.module:Name",
         )
     return cls
 
@@ -259,7 +259,7 @@ def _find_base_class(config_fields: Mapping[str, Any], folder: str) -> Any:
     mapping = AutoModel._model_mapping  # noqa: SLF001
     config_class = CONFIG_MAPPING[model_type]
     if config_class not in mapping:
-        raise ModuleError(folder, f"{_CONFIG_NAME}: no class is named, and AutoModel has none")
+        raise ModuleError(folder, f"{_CONFIG_NAME}: no class is given, and AutoModel has none")
     base_class = mapping[config_class]
     return base_class[0] if isinstance(base_class, tuple) else base_class
 

@@ -44,9 +44,10 @@ from ckptool.migration.plan.container_limits import (
     check_container_limits,
     get_result_place,
     keeps_saved_object,
+    reject_absent_values,
     reject_packed_weights,
 )
-from ckptool.migration.plan.draft import Draft, create_draft
+from ckptool.migration.plan.draft import Draft, create_draft, is_pickled_array
 from ckptool.migration.plan.open_decisions import UndecidedError
 from ckptool.migration.plan.part_steps import find_part_steps
 from ckptool.migration.plan.pending_file import PendingFile
@@ -76,7 +77,7 @@ from ckptool.migration.write.provenance import (
     is_applied,
 )
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
-from ckptool.model import Checkpoint, Container, IssueKind, Kind, ModuleInfo, StateDict, all_tensors
+from ckptool.model import Checkpoint, Container, IssueKind, ModuleInfo, StateDict, all_tensors
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
 from ckptool.progress import start_step
@@ -237,15 +238,15 @@ def _run_stages(
         note = f"{state_paths} matches as well as `{draft.state.at or '.'}`: --at takes it instead"
         notes = (*notes, note) if equal_matches else notes
     if request.is_sharded and (sidecar_files := list_sidecar_files(checkpoint)):
-        notes = (*notes, f"copied along: {', '.join(file.name for file in sidecar_files)}")
+        notes = (*notes, f"also copied: {', '.join(file.name for file in sidecar_files)}")
     if request.is_sharded and is_web_location(checkpoint.path):
-        notes = (*notes, "what lies beside the shards is not copied: http cannot list it")
+        notes = (*notes, "other files next to the shards are not copied: http cannot list them")
     _save_plan(request, format_plan(plan))
     if target_module and diff:
         source_diff = target_module.predict_load(draft, state_only=False, keeps_versions=True)
         request.check_plan(PlanOutcome(plan, request.plan is None, source_diff, diff))
     state_changed = result is not draft or result.items.keys() != result.state.tensors.keys()
-    has_arrays = any(tensor.kind is Kind.ARRAY for tensor in result.state.tensors.values())
+    has_arrays = any(map(is_pickled_array, result.state.tensors.values()))
     state_changed = state_changed or result.state.role == "module" or has_arrays
     load_obstacles = strict_load_obstacles(diff) if diff else ""
     applied_plan = _AppliedPlan(
@@ -337,22 +338,20 @@ def _choose_output_container(request: MigrationRequest) -> str:
     if request.is_sharded:
         if container == TORCH or suffix in _CONTAINER_BY_SUFFIX:
             raise UsageError(
-                f"-o {request.target}: a checkpoint in several files is a folder of safetensors: "
-                "name it without a suffix, and leave --to pth out"
+                f"-o {request.target}: a sharded checkpoint is a folder of safetensors files: "
+                "give it without a suffix, and without --to pth"
             )
         return SAFETENSORS
     if container is None and request.target is not None and request.target.is_dir():
         name = f"{Path(request.source.name).stem}.safetensors"
-        raise UsageError(
-            f"-o {request.target}: is a folder: name the file in it, for example {name}"
-        )
+        raise UsageError(f"-o {request.target}: is a folder: give a file in it, for example {name}")
     if container is None and str(request.target) == "-":
-        raise UsageError("-o -: a checkpoint is not written to standard output: name a file")
+        raise UsageError("-o -: a checkpoint cannot be written to standard output: give a file")
     if container is None:
         suffixes_text = ", ".join(_CONTAINER_BY_SUFFIX)
         raise UsageError(
-            f"-o {request.target}: its suffix names no container ({suffixes_text}): "
-            "say which with --to safetensors or --to pth"
+            f"-o {request.target}: its suffix does not determine the format ({suffixes_text}): "
+            "choose --to safetensors or --to pth"
         )
     return container
 
@@ -370,7 +369,7 @@ def _check_targets(request: MigrationRequest, to: str, source_guard: SourceGuard
         check_target(request.save_plan, inputs, force=request.force, folder=False)
     if request.target is None:
         if not request.dry_run:
-            raise UsageError("no destination is named: -o DST, or --dry-run to see the plan only")
+            raise UsageError("no output was given: -o DST, or --dry-run to see only the plan")
         return
     if request.dry_run:
         return
@@ -406,6 +405,7 @@ def _select_state(
             raise PlanError(f"{checkpoint.path}: has states at {state_paths}: name one with --at")
         state = model_states[0] if model_states else StateDict("", {})
     reject_packed_weights(checkpoint)
+    reject_absent_values(checkpoint.path, state, module_info)
     if not state.tensors and not state.unsaved_tensors:
         raise PlanError(f"{checkpoint.path}: there are no tensors at `{state.at or '.'}`")
     return state
@@ -447,8 +447,8 @@ def _choose_plan(
             raise _add_undecided_hint(error, request) from error
     if request.choices != PlanChoices():
         raise UsageError(
-            "--plan is the whole plan: write what --inject, --drop, --rename and --accept-renames"
-            " ask for into it, as steps"
+            "--plan is the complete plan: add what --inject, --drop, --rename and "
+            "--accept-renames ask for to it, as steps"
         )
     return SuggestedPlan(reverse_plan(request.plan) if request.reverse else request.plan)
 
@@ -502,7 +502,7 @@ def _ask_again(
 def _add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> UndecidedError:
     """Save the derived steps with the open decisions as comments; return the error with a hint."""
     if request.save_plan is None:
-        hint = "--save-plan FILE writes the plan so far, with the questions, to be edited"
+        hint = "--save-plan FILE writes the plan so far, with the questions, for editing"
     else:
         _save_plan(request, error.draft_plan_text)
         hint = (
@@ -510,7 +510,7 @@ def _add_undecided_hint(error: UndecidedError, request: MigrationRequest) -> Und
             f" them there, then run with --plan {shlex.quote(str(request.save_plan))}"
         )
     if error.accepts_renames:
-        hint = f"--accept-renames takes the renames that nothing else fits; {hint}"
+        hint = f"--accept-renames accepts the unambiguous renames; {hint}"
     return error.add_hint(hint)
 
 

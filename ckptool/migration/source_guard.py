@@ -55,7 +55,7 @@ class SourceGuard:
         for path, identity in self._identities.items():
             if not _is_same_content(identity, _read_identity(path)):
                 raise WriteError(
-                    f"{path}: was changed while it was read: nothing was written, run it again"
+                    f"{path}: changed while it was read: nothing was written, run the command again"
                 )
         if self._remote_files:
             from ckptool.formats.files.remote import check_unchanged, map_concurrently

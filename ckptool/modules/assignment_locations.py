@@ -1,6 +1,8 @@
 """Stack frames and source lines -> "file:line" of the assignment of module attributes."""
 
+import linecache
 import os
+import re
 import sys
 import sysconfig
 import weakref
@@ -29,6 +31,21 @@ def _format_path(file: str, working_directory: Path) -> str:
         if candidate.is_relative_to(working_directory):
             return candidate.relative_to(working_directory).as_posix()
     return path.as_posix()
+
+
+def read_assignment_target(location: str, path: str) -> str:
+    """Return what the source line at `location` assigns to, "self.encoder.mask".
+
+    Returns:
+        "" if the line is no plain assignment of the attribute of `path` ("net.banks['k']").
+    """
+    file, _, line = location.rpartition(":")
+    name = path.partition("[")[0].rpartition(".")[2]
+    if not file or not name.isidentifier():
+        return ""
+    text = linecache.getline(file, int(line)).strip()
+    match = re.match(rf"((?:\w+\.)+{name})\s*(?::[^=]+)?=(?!=)", text)
+    return match[1] if match else ""
 
 
 @cache

@@ -76,7 +76,7 @@ def build_twice(spec: ModuleSpec, function: Callable[..., Any]) -> BuildPair:
     try:
         first = _build_once(spec, function, kwargs, SEEDS[0], on_meta=True)
     except (UserCodeError, ModuleError) as error:
-        reason = f"with its parameters on meta it cannot be built ({_format_reason(error)})"
+        reason = f"it cannot be built with its parameters on meta ({_format_reason(error)})"
     else:
         missing_path = _find_missing_value(first.walk)
         if not missing_path:
@@ -84,7 +84,7 @@ def build_twice(spec: ModuleSpec, function: Callable[..., Any]) -> BuildPair:
         reason = f"the value of `{missing_path}` depends on its parameters"
         nbytes = _count_meta_bytes(first.walk)
         if nbytes > REAL_BUILD_BYTES:
-            skipped.append(Skipped("values", f"{reason}, and those take {nbytes / 2**30:.0f} GiB"))
+            skipped.append(Skipped("values", f"{reason}, and they take {nbytes / 2**30:.0f} GiB"))
             return _add_second_build(spec, function, kwargs, first, skipped, on_meta=True)
         del first
     try:
@@ -132,7 +132,7 @@ def _add_second_build(
     except UserCodeError as error:
         skipped.append(Skipped("constancy", f"building it a second time raised {error}"))
     if second is not None and second.module is first.module:
-        skipped.append(Skipped("constancy", "every call gives the same instance"))
+        skipped.append(Skipped("constancy", "every call returns the same instance"))
         second = None
     return BuildPair(first, second, tuple(skipped))
 
@@ -154,8 +154,8 @@ def _build_once(
     if not isinstance(module, nn.Module):
         raise ModuleError(
             spec.target,
-            f"gave a {type(module).__name__}, not an nn.Module: "
-            "name a class, a function that returns one, or an instance",
+            f"gave a {type(module).__name__}, not an nn.Module: give a class, a function that "
+            "returns one, or an instance",
         )
     with user_code():
         return ModuleBuild(module, walk_module(module), meta_parameters, locations)

@@ -45,8 +45,8 @@ def examine_and_build(spec: ModuleSpec) -> "tuple[ModuleInfo, nn.Module]":
         if not callable(target_object):
             raise ModuleError(
                 spec.target,
-                f"is a {type(target_object).__name__}: name a class, a function that returns a"
-                " module, or an instance",
+                f"is a {type(target_object).__name__}: give a class, a function that returns a "
+                "module, or an instance",
             )
         builds = build_twice(spec, target_object)
         return _describe_builds(spec, builds), builds.first.module
@@ -61,7 +61,7 @@ def rebuild_with_seed(spec: ModuleSpec, seed: int) -> "nn.Module":
     with prepend_search_paths(spec), preserve_random_state():
         target_object = resolve_target(spec)
         if not callable(target_object):
-            raise ModuleError(spec.target, "is an instance: only a class can be built under a seed")
+            raise ModuleError(spec.target, "is an instance: only a class can be built with a seed")
         return build_with_seed(spec, target_object, seed)
 
 
@@ -111,7 +111,7 @@ def _walk_user_module(module: "nn.Module", target: str) -> ModuleWalk:
             module.__qualname__, f"is a class: give an instance, or its name {name!r}"
         )
     if not hasattr(module, "named_modules"):
-        raise ModuleError(target, "is no nn.Module: give the module itself, or its name")
+        raise ModuleError(target, "is not an nn.Module: give the module itself, or its name")
     try:
         with user_code():
             return walk_module(module)

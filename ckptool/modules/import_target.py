@@ -153,7 +153,7 @@ class TargetCall:
         if isinstance(result, type) or inspect.isroutine(result):
             return result(**kwargs)
         if kwargs:
-            reason = f"its arguments are those in the call: leave out {', '.join(kwargs)}"
+            reason = f"its arguments are those in the call: remove {', '.join(kwargs)}"
             raise ModuleError(self.target, reason)
         return result
 

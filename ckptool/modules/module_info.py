@@ -16,7 +16,7 @@ from ckptool.model import (
     Skipped,
     natural_sort_key,
 )
-from ckptool.modules.assignment_locations import AssignmentLocations
+from ckptool.modules.assignment_locations import AssignmentLocations, read_assignment_target
 from ckptool.modules.computed_parameters import find_computed_parameters, get_spectral_norm_dim
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
@@ -113,7 +113,9 @@ def _call_state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
     except UserCodeError as error:
         raise ModuleError(target, f"its state_dict() raised {error}") from error
     if not isinstance(result, Mapping):
-        raise ModuleError(target, f"its state_dict() gave a {type(result).__name__}, not a mapping")
+        raise ModuleError(
+            target, f"its state_dict() returned a {type(result).__name__}, not a mapping"
+        )
     return result
 
 
@@ -261,6 +263,7 @@ class _ModuleDescriber:
         written_at = self._source_analysis.find_write(
             cls, found_tensor.attribute
         ) or self._outside_writes.find_write(found_tensor)
+        assigned_at = self._find_assignment(found_tensor)
         is_statistic = _is_statistic(found_tensor, written_at)
         blank_fill = "" if found_tensor.kind is Kind.PARAMETER else find_blank_fill(value)
         return ModuleTensor(
@@ -271,7 +274,8 @@ class _ModuleDescriber:
             constancy=self._probe_results.constancy.get(found_tensor.path, Constancy.UNKNOWN),
             follows_to=move_behavior.follows_to,
             follows_dtype=move_behavior.follows_dtype,
-            assigned_at=self._find_assignment(found_tensor),
+            assigned_at=assigned_at,
+            assigned_to="" if is_saved else read_assignment_target(assigned_at, found_tensor.path),
             used_at=self._source_analysis.find_use(cls, found_tensor.attribute),
             moved_at=self._source_analysis.find_move(cls, found_tensor.attribute),
             is_cast_on_use=self._source_analysis.is_cast_on_use(cls, found_tensor.attribute),

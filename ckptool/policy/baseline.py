@@ -54,12 +54,15 @@ def read_baseline(path: Path) -> Baseline:
     try:
         file = msgspec.json.decode(path.read_bytes(), type=_BaselineFile)
     except OSError as error:
-        hint = "; --update-baseline writes it" if not path.exists() else ""
+        hint = "; --update-baseline creates it" if not path.exists() else ""
         raise ConfigError(path, f"{error.strerror or error}{hint}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(path, f"is no baseline: {error}") from error
+        raise ConfigError(path, f"is not a baseline: {error}") from error
     if file.version != _VERSION:
-        raise ConfigError(path, f"is a baseline of version {file.version}: this reads {_VERSION}")
+        raise ConfigError(
+            path,
+            f"is a baseline of version {file.version}; this version of ckptool reads {_VERSION}",
+        )
     return Baseline(frozenset(file.findings))
 
 

@@ -78,7 +78,7 @@ def _silence_finding(
         if _is_waived_by(waiver, finding, policy):
             return SilencedFinding(non_failing, "waiver", waiver.reason, waiver)
     if baseline is not None and baseline.contains_finding(finding, policy.relative(finding.path)):
-        return SilencedFinding(non_failing, "baseline", "it was there before", None)
+        return SilencedFinding(non_failing, "baseline", "it is in the baseline", None)
     return None
 
 

@@ -165,7 +165,7 @@ def resolve_rule_codes(text: str) -> tuple[str, ...]:
         close_matches = get_close_matches(text.upper(), RULES, n=1)
         close_matches = get_close_matches(text.lower(), names, n=1, cutoff=0.7) or close_matches
         hint = f"; did you mean {close_matches[0]}?" if close_matches else ""
-        raise UsageError(f"no rule is called {text!r}{hint} (`ckptool rule` lists them all)")
+        raise UsageError(f"there is no rule {text!r}{hint} (`ckptool rule` lists them all)")
     return codes
 
 

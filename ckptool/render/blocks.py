@@ -1,6 +1,5 @@
 """Blocks: the format-independent content of a report (verdict, lines, tables, findings)."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Final, TypeVar
@@ -8,26 +7,18 @@ from typing import Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.folding import FoldedItems, fold_by_pattern, fold_by_subtree
 from ckptool.model import natural_sort_key
-from ckptool.phrases import MAX_LINE_CHARS, cut_middle, pluralize
+from ckptool.phrases import MAX_LINE_CHARS, cut_middle
 from ckptool.render import RenderOptions
-from ckptool.render.folding import (
-    FoldedItems,
-    fold_by_pattern,
-    fold_by_subtree,
-    replace_layer_numbers,
-)
-from ckptool.reports.common import FindingReport, SilencedReport, SkippedReport
+from ckptool.reports.common import SilencedReport, SkippedReport
 
 T = TypeVar("T")
 
 MAX_TABLE_ROWS: Final = 60
 """Maximum rows of one table; the rest is only counted. -v shows all."""
-MAX_RULE_LINES: Final = 6
-"""Maximum findings of one rule; more are counted by sub-tree. -v shows all."""
 MAX_KEY_ROWS: Final = 16
 """Maximum rows of a table that only lists keys; more are counted by sub-tree. -v shows all."""
-_CODE_SPAN: Final = re.compile("`[^`]+`")
 
 
 class VerdictBlock(Struct, frozen=True):
@@ -113,23 +104,37 @@ class TreeBlock(Struct, frozen=True):
         return TableBlock(self.title, (Column("key"), *self.columns), rows, self.more)
 
 
-class FoldedFinding(Struct, frozen=True):
-    """One finding, or several that differ in layer numbers only."""
+class ProblemLine(Struct, frozen=True):
+    """What is wrong, of one key or of several that differ in layer numbers only."""
+
+    message: str
+    fix: str = ""
+    """"" if the fix of the card is for all its lines."""
+
+
+class ProblemCard(Struct, frozen=True):
+    """One cause, the findings that follow from it, and one fix."""
 
     level: str
+    """The worst level of its findings."""
     code: str
-    message: str
+    name: str
+    lines: tuple[ProblemLine, ...]
+    consequences: tuple[str, ...]
     fix: str
+    """"" if each line has its own."""
 
 
-class FindingsBlock(Struct, frozen=True):
-    """Findings and the count of each level ("1 error, 2 notes")."""
+class ProblemsBlock(Struct, frozen=True):
+    """Problems and the count of each level ("1 error, 2 notes")."""
 
+    path: str
+    """The checkpoints concerned, "" if the report is about one."""
     summary: str
-    findings: tuple[FoldedFinding, ...]
+    cards: tuple[ProblemCard, ...]
 
 
-Block = VerdictBlock | LinesBlock | TableBlock | TreeBlock | FindingsBlock
+Block = VerdictBlock | LinesBlock | TableBlock | TreeBlock | ProblemsBlock
 
 
 def cut_long_texts(block: Block) -> Block:
@@ -161,104 +166,24 @@ def cut_long_texts(block: Block) -> Block:
             )
             title = cut_middle(block.title, MAX_LINE_CHARS)
             return replace(block, title=title, rows=tree_rows)
-        case FindingsBlock():
-            findings = tuple(
-                replace(
-                    finding,
-                    message=cut_middle(finding.message, MAX_LINE_CHARS),
-                    fix=cut_middle(finding.fix, MAX_LINE_CHARS),
-                )
-                for finding in block.findings
-            )
-            return replace(block, findings=findings)
+        case ProblemsBlock():
+            return replace(block, cards=tuple(map(_cut_card, block.cards)))
 
 
-def group_by_path(
-    findings: tuple[FindingReport, ...], *, multiple_checkpoints: bool
-) -> dict[str, tuple[FindingReport, ...]]:
-    """Group findings by checkpoint path; one group under "" if there is a single checkpoint."""
-    paths = sorted({f.path for f in findings}, key=natural_sort_key)
-    if not multiple_checkpoints and len(paths) < 2:
-        return {"": findings}
-    groups: dict[str, list[FindingReport]] = {path: [] for path in paths}
-    for finding in findings:
-        groups[finding.path].append(finding)
-    return {path: tuple(group) for path, group in groups.items()}
+def _cut_card(card: ProblemCard) -> ProblemCard:
+    return replace(
+        card,
+        lines=tuple(
+            ProblemLine(cut_middle(line.message, MAX_LINE_CHARS), _cut_fix(line.fix))
+            for line in card.lines
+        ),
+        consequences=tuple(cut_middle(text, MAX_LINE_CHARS) for text in card.consequences),
+        fix=_cut_fix(card.fix),
+    )
 
 
-def build_findings_blocks(
-    findings: tuple[FindingReport, ...], options: RenderOptions, path: str = ""
-) -> Iterator[FindingsBlock]:
-    """Yield the findings of one checkpoint as a block; nothing if there are none."""
-    if not findings:
-        return
-    levels = {
-        level: sum(f.level == level for f in findings) for level in ("error", "warning", "note")
-    }
-    summary = ", ".join(pluralize(n, level) for level, n in levels.items() if n)
-    prefix = f"{path}: " if path else ""
-    yield FindingsBlock(prefix + summary, tuple(_iter_folded_findings(findings, options)))
-
-
-def _iter_folded_findings(
-    findings: Sequence[FindingReport], options: RenderOptions
-) -> Iterator[FoldedFinding]:
-    """Yield one finding, or several that say the same of their keys, in report order.
-
-    Where one rule has many to say, its findings are counted by sub-tree.
-    """
-    if options.verbosity > 0:
-        yield from (FoldedFinding(f.level, f.code, f.message, f.fix) for f in findings)
-        return
-    findings_by_rule: dict[tuple[str, str], list[FindingReport]] = {}
-    for finding in findings:
-        findings_by_rule.setdefault((finding.level, finding.code), []).append(finding)
-    for rule_findings in findings_by_rule.values():
-        groups = fold_by_pattern(
-            (f.key, (_generalize(f.message, f), _generalize(f.fix, f)), f) for f in rule_findings
-        )
-        folded_groups = fold_by_subtree(groups, MAX_RULE_LINES)
-        if any(is_subtree for _, is_subtree in folded_groups):
-            folded_groups.sort(key=lambda entry: natural_sort_key(entry[0].key))
-        for group, is_subtree in folded_groups:
-            if is_subtree:
-                yield _build_subtree_finding(group, rule_findings[0])
-            else:
-                yield _build_folded_finding(group.items)
-
-
-def _generalize(text: str, finding: FindingReport) -> str:
-    """Return `text` with the layer numbers of all keys in it replaced by "*"."""
-    if "." in finding.key:
-        text = text.replace(finding.key, replace_layer_numbers(finding.key))
-    return _CODE_SPAN.sub(lambda span: replace_layer_numbers(span[0]), text)
-
-
-def _build_folded_finding(findings: tuple[FindingReport, ...]) -> FoldedFinding:
-    first = findings[0]
-    if len(findings) == 1:
-        return FoldedFinding(first.level, first.code, first.message, first.fix)
-    message = f"{_generalize(first.message, first)}{_format_times(findings)}"
-    return FoldedFinding(first.level, first.code, message, _format_shared_fix(findings, first))
-
-
-def _build_subtree_finding(
-    subtree: FoldedItems[FindingReport], example: FindingReport
-) -> FoldedFinding:
-    """Return the count of one rule's findings in a sub-tree, in words that hold for each."""
-    message = f"{example.name.replace('-', ' ')}: `{subtree.key}` (x{len(subtree.items):,})"
-    fix = _format_shared_fix(subtree.items, example)
-    return FoldedFinding(example.level, example.code, message, fix)
-
-
-def _format_shared_fix(findings: Sequence[FindingReport], example: FindingReport) -> str:
-    """Return the fix of all findings, or that of `example`, named as one.
-
-    A fix that names its key is code or a command to be pasted: a key with "*" is none.
-    """
-    if all(finding.fix == example.fix for finding in findings):
-        return example.fix
-    return f"of `{example.key}`, for example: {example.fix} (-v shows all)"
+def _cut_fix(fix: str) -> str:
+    return cut_middle(fix, MAX_LINE_CHARS)
 
 
 def build_skipped_lines(
@@ -269,7 +194,7 @@ def build_skipped_lines(
     for entry in dict.fromkeys(skipped):
         paths_by_check.setdefault((entry.what, entry.reason), []).append(entry.path)
     lines = tuple(
-        f"not checked: {group.key}{_format_times(group.items)}: {reason}"
+        f"not checked: {group.key}{format_times(group.items)}: {reason}"
         f"{_format_affected_paths(paths)}"
         for group in fold_unless_verbose(
             (
@@ -284,7 +209,7 @@ def build_skipped_lines(
         yield LinesBlock(lines)
 
 
-def _format_times(items: Sequence[object]) -> str:
+def format_times(items: Sequence[object]) -> str:
     return f" (x{len(items):,})" if len(items) > 1 else ""
 
 
@@ -304,7 +229,7 @@ def build_silenced_lines(
         options,
     )
     lines = tuple(
-        _format_silenced(group.items[0], group.key, _format_times(group.items)) for group in groups
+        _format_silenced(group.items[0], group.key, format_times(group.items)) for group in groups
     )
     if lines:
         yield LinesBlock(lines)

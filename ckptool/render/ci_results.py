@@ -1,7 +1,7 @@
 """Report -> LocatedFinding: findings with file and line, for the formats of CI systems."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +19,7 @@ from ckptool.reports.gate import GateReport
 from ckptool.reports.inspect import InspectReport
 from ckptool.reports.lock import LockReport
 from ckptool.reports.migrate import MigrateReport
+from ckptool.reports.problems import group_by_cause
 from ckptool.reports.verify import VerifyReport
 
 if TYPE_CHECKING:
@@ -50,6 +51,30 @@ def iter_located_findings(report: "AnyReport", root: Path | None) -> Iterator[Lo
         yield _locate_finding(finding, report, root, "", "")
     for entry in report.silenced:
         yield _locate_finding(entry.finding, report, root, entry.by, entry.reason)
+
+
+def locate_finding(
+    finding: FindingReport, report: "AnyReport", root: Path | None
+) -> LocatedFinding:
+    """Return a finding that counts with its file and line."""
+    return _locate_finding(finding, report, root, "", "")
+
+
+def index_main_findings(report: "AnyReport", root: Path | None) -> dict[str, LocatedFinding]:
+    """Return cause -> the first finding that says what is wrong, for causes with consequences."""
+    return {
+        problem.main.cause: locate_finding(problem.main, report, root)
+        for problem in group_by_cause(report.findings)
+        if problem.consequences
+    }
+
+
+def describe_cause(finding: FindingReport, main_findings: Mapping[str, LocatedFinding]) -> str:
+    """Return "follows from CK101 unregistered-tensor: ..."; "" if it says what is wrong itself."""
+    if not finding.is_consequence or finding.cause not in main_findings:
+        return ""
+    main = main_findings[finding.cause]
+    return f"follows from {main.title}: {make_printable(main.finding.summary)}"
 
 
 def get_subjects(report: "AnyReport") -> tuple[str, ...]:

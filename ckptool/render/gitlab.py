@@ -1,6 +1,7 @@
 """Report -> GitLab code quality JSON, shown in a merge request."""
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +9,11 @@ from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.ci_results import (
     LocatedFinding,
+    describe_cause,
     format_message,
     get_subjects,
     get_unexplained_verdict,
+    index_main_findings,
     iter_located_findings,
     list_errors,
     make_relative,
@@ -32,8 +35,9 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
         entries.append(
             _build_entry("verdict", verdict, "critical", _get_default_file(report, options))
         )
+    main_findings = index_main_findings(report, options.root)
     entries += [
-        _build_finding_entry(located_finding, _get_default_file(report, options))
+        _build_finding_entry(located_finding, _get_default_file(report, options), main_findings)
         for located_finding in iter_located_findings(report, options.root)
     ]
     for skipped in dict.fromkeys(report.skipped):
@@ -47,7 +51,11 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
     return json.dumps(entries, indent=2)
 
 
-def _build_finding_entry(located_finding: LocatedFinding, default_file: str) -> dict[str, Any]:
+def _build_finding_entry(
+    located_finding: LocatedFinding,
+    default_file: str,
+    main_findings: Mapping[str, LocatedFinding],
+) -> dict[str, Any]:
     finding = located_finding.finding
     severity, text = (
         _SEVERITIES[finding.level],
@@ -56,6 +64,8 @@ def _build_finding_entry(located_finding: LocatedFinding, default_file: str) -> 
     if located_finding.silenced:
         status = "waived" if located_finding.silenced == "waiver" else "known"
         severity, text = "info", f"{text} ({status}: {located_finding.reason})"
+    elif cause := describe_cause(finding, main_findings):
+        text = f"{text} ({cause})"
     file = located_finding.file or default_file
     return _build_entry(
         finding.code, text, severity, file, max(located_finding.line, 1), finding.fingerprint

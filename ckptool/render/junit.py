@@ -1,6 +1,6 @@
 """Report -> JUnit XML: a suite for each checkpoint, a test for each rule that ran on it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 from xml.etree.ElementTree import tostring
 
@@ -10,9 +10,11 @@ from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.ci_results import (
     LocatedFinding,
+    describe_cause,
     format_message,
     get_subjects,
     get_unexplained_verdict,
+    index_main_findings,
     iter_located_findings,
     list_errors,
 )
@@ -35,6 +37,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
         if isinstance(report, GateReport)
         else {}
     )
+    main_findings = index_main_findings(report, options.root)
     document = JUnitXml("ckptool")
     for path in get_subjects(report):
         document.add_testsuite(
@@ -44,6 +47,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
                 rules_by_path.get(path, ()),
                 [*findings_by_path.get(path, ()), *findings_by_path.get("", ())],
                 [*skipped_by_path.get(path, ()), *skipped_by_path.get("", ())],
+                main_findings,
             )
         )
     known_paths = {*get_subjects(report), ""}
@@ -54,7 +58,9 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
     ]
     if other_findings:
         document.add_testsuite(
-            _create_suite("policy", list(_iter_rule_cases("policy", (), other_findings)))
+            _create_suite(
+                "policy", list(_iter_rule_cases("policy", (), other_findings, main_findings))
+            )
         )
     error_cases = [_build_error_case(path, reason) for path, reason in list_errors(report, None)]
     if error_cases:
@@ -78,10 +84,11 @@ def _build_suite(
     rule_codes: tuple[str, ...],
     located_findings: list[LocatedFinding],
     skipped_checks: list[SkippedReport],
+    main_findings: Mapping[str, LocatedFinding],
 ) -> TestSuite:
     cases = [
         *_iter_verdict_cases(report, path),
-        *_iter_rule_cases(path, rule_codes, located_findings),
+        *_iter_rule_cases(path, rule_codes, located_findings, main_findings),
     ]
     for skipped in skipped_checks:
         case = _create_case(f"checks {skipped.what}", path)
@@ -98,7 +105,10 @@ def _create_suite(name: str, cases: list[TestCase]) -> TestSuite:
 
 
 def _iter_rule_cases(
-    path: str, rule_codes: tuple[str, ...], located_findings: list[LocatedFinding]
+    path: str,
+    rule_codes: tuple[str, ...],
+    located_findings: list[LocatedFinding],
+    main_findings: Mapping[str, LocatedFinding],
 ) -> Iterator[TestCase]:
     """Yield a test for each rule that ran or has findings, in code order."""
     for code in sorted(
@@ -110,9 +120,9 @@ def _iter_rule_cases(
             if located_finding.finding.code == code
         ]
         case = _create_case(f"{code} {RULES[code].name}", path)
-        case.result = list(_iter_outcomes(rule_findings))
+        case.result = list(_iter_outcomes(rule_findings, main_findings))
         notes = [
-            _format_finding(located_finding)
+            _format_finding(located_finding, main_findings)
             for located_finding in rule_findings
             if not located_finding.finding.fails
         ]
@@ -121,7 +131,9 @@ def _iter_rule_cases(
         yield case
 
 
-def _iter_outcomes(located_findings: list[LocatedFinding]) -> Iterator[Failure | Skipped]:
+def _iter_outcomes(
+    located_findings: list[LocatedFinding], main_findings: Mapping[str, LocatedFinding]
+) -> Iterator[Failure | Skipped]:
     failing_findings = [
         located_finding for located_finding in located_findings if located_finding.finding.fails
     ]
@@ -132,7 +144,9 @@ def _iter_outcomes(located_findings: list[LocatedFinding]) -> Iterator[Failure |
         failure = Failure(
             _escape_text(format_message(failing_findings[0])), failing_findings[0].finding.level
         )
-        failure.text = "\n\n".join(map(_format_finding, failing_findings))
+        failure.text = "\n\n".join(
+            _format_finding(failing_finding, main_findings) for failing_finding in failing_findings
+        )
         yield failure
     elif silenced_findings and len(silenced_findings) == len(located_findings):
         yield Skipped(
@@ -140,14 +154,18 @@ def _iter_outcomes(located_findings: list[LocatedFinding]) -> Iterator[Failure |
         )
 
 
-def _format_finding(located_finding: LocatedFinding) -> str:
+def _format_finding(
+    located_finding: LocatedFinding, main_findings: Mapping[str, LocatedFinding]
+) -> str:
+    """Return a finding with its fix, or with the finding that it follows from."""
     location = f"{located_finding.file}:{located_finding.line}: " if located_finding.line else ""
     status = (
         f" ({located_finding.silenced}: {located_finding.reason})"
         if located_finding.silenced
         else ""
     )
-    fix = f"\nfix: {located_finding.finding.fix}"
+    cause = describe_cause(located_finding.finding, main_findings)
+    fix = f"\n{cause}" if cause else f"\nfix: {located_finding.finding.fix}"
     return "\n".join(
         _escape_text(line)
         for line in (

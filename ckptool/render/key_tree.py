@@ -6,7 +6,7 @@ from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
 
-from ckptool.render.folding import FoldedItems
+from ckptool.folding import FoldedItems
 
 T = TypeVar("T")
 

@@ -1,14 +1,14 @@
 """Report -> GitHub-flavoured Markdown for a pull request or a step summary."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from ckptool.phrases import make_printable
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
-    FindingsBlock,
-    FoldedFinding,
     LinesBlock,
+    ProblemCard,
+    ProblemsBlock,
     TableBlock,
     TreeBlock,
     VerdictBlock,
@@ -17,6 +17,9 @@ from ckptool.render.views import build_blocks
 
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
+
+_LINE_BREAK: Final = "<br>"
+"""Line break within a cell of a table."""
 
 
 def render(report: "AnyReport", options: RenderOptions) -> str:
@@ -31,8 +34,8 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
                 parts.append("\n".join(_iter_table_lines(block)))
             case TreeBlock():
                 parts.append("\n".join(_iter_table_lines(block.leaf_table)))
-            case FindingsBlock():
-                parts.append("\n".join(_iter_findings_lines(block)))
+            case ProblemsBlock():
+                parts.append("\n".join(_iter_problems_lines(block)))
             case _:
                 assert_never(block)
     return "\n\n".join(parts)
@@ -77,16 +80,25 @@ def _iter_table_lines(table: TableBlock) -> Iterator[str]:
         yield _escape_text(table.more)
 
 
-def _iter_findings_lines(block: FindingsBlock) -> Iterator[str]:
-    yield f"**Findings: {_escape_text(block.summary)}**"
+def _iter_problems_lines(block: ProblemsBlock) -> Iterator[str]:
+    path = f"{block.path}: " if block.path else ""
+    yield f"**Problems: {_escape_text(path + block.summary)}**"
     yield ""
-    yield "| level | rule | finding | fix |"
+    yield "| level | rule | problem | fix |"
     yield "|---|---|---|---|"
-    yield from (_format_finding_row(finding) for finding in block.findings)
+    yield from map(_format_card_row, block.cards)
 
 
-def _format_finding_row(finding: FoldedFinding) -> str:
-    cells = (finding.level, finding.code, _escape_cell(finding.message), _escape_cell(finding.fix))
+def _format_card_row(card: ProblemCard) -> str:
+    texts = [_escape_cell(line.message) for line in card.lines]
+    texts += [f"- {_escape_cell(text)}" for text in card.consequences]
+    fixes = [card.fix] if card.fix else [line.fix for line in card.lines]
+    cells = (
+        card.level,
+        card.code,
+        _LINE_BREAK.join(texts),
+        _LINE_BREAK.join(map(_escape_cell, fixes)),
+    )
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,7 +1,8 @@
 """Report -> SARIF 2.1.0, for code scanning and other SARIF readers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -26,6 +27,8 @@ SCHEMA_URL: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 ROOT_BASE_ID: Final = "SRCROOT"
 RULES_URL: Final = "https://github.com/OWNER/ckptool/blob/main/docs/rules.md"
 """Page of all rules, with a heading for each."""
+_MAX_RELATED: Final = 10
+"""Maximum consequences that a result names as related locations."""
 
 
 def render(report: "AnyReport", options: RenderOptions) -> str:
@@ -48,7 +51,7 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
                 ],
             }
         ],
-        "results": [_build_result(located_finding, codes) for located_finding in located_findings],
+        "results": list(_iter_results(located_findings, codes)),
         "columnKind": "unicodeCodePoints",
     }
     return json.dumps({"$schema": SCHEMA_URL, "version": "2.1.0", "runs": [run]}, indent=2)
@@ -73,6 +76,39 @@ def _build_rule(code: str) -> dict[str, Any]:
     }
 
 
+def _iter_results(
+    located_findings: Sequence[LocatedFinding], codes: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the results, with related locations.
+
+    A consequence names the first finding of its cause, and that one some consequences.
+    """
+    members_by_cause: dict[str, list[LocatedFinding]] = {}
+    for located_finding in located_findings:
+        if located_finding.finding.cause:
+            members_by_cause.setdefault(located_finding.finding.cause, []).append(located_finding)
+    for located_finding in located_findings:
+        finding = located_finding.finding
+        members = members_by_cause.get(finding.cause, [])
+        mains = (member for member in members if not member.finding.is_consequence)
+        related = [*islice(mains, 1)]
+        if related and related[0] is located_finding:
+            related = [*islice((m for m in members if m.finding.is_consequence), _MAX_RELATED)]
+        elif not finding.is_consequence:
+            related = []
+        result = _build_result(located_finding, codes)
+        if related:
+            result["relatedLocations"] = [*map(_build_related_location, count(), related)]
+        yield result
+
+
+def _build_related_location(number: int, related: LocatedFinding) -> dict[str, Any]:
+    """Return the location of the cause of a finding, or of a consequence."""
+    role = "consequence" if related.finding.is_consequence else "cause"
+    text = f"{role}: {related.title}: {make_printable(related.finding.summary)}"
+    return {"id": number, **_build_location(related), "message": {"text": text}}
+
+
 def _build_result(located_finding: LocatedFinding, codes: list[str]) -> dict[str, Any]:
     finding = located_finding.finding
     result: dict[str, Any] = {
@@ -84,7 +120,12 @@ def _build_result(located_finding: LocatedFinding, codes: list[str]) -> dict[str
         },
         "locations": [_build_location(located_finding)],
         "partialFingerprints": {"ckptool/v1": finding.fingerprint},
-        "properties": {"checkpoint": make_printable(finding.path), "fails": finding.fails},
+        "properties": {
+            "checkpoint": make_printable(finding.path),
+            "fails": finding.fails,
+            "cause": make_printable(finding.cause),
+            "isConsequence": finding.is_consequence,
+        },
     }
     if located_finding.silenced:
         result["suppressions"] = [

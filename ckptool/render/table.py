@@ -12,9 +12,9 @@ from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     Column,
     ColumnKind,
-    FindingsBlock,
-    FoldedFinding,
     LinesBlock,
+    ProblemCard,
+    ProblemsBlock,
     TableBlock,
     TreeBlock,
     VerdictBlock,
@@ -58,8 +58,8 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
                 parts.append(_render_table(block, options))
             case TreeBlock():
                 parts.append(_render_tree(block, options))
-            case FindingsBlock():
-                parts.append("\n".join(_iter_findings_lines(block, options)))
+            case ProblemsBlock():
+                parts.append("\n".join(_iter_problems_lines(block, options)))
             case _:
                 assert_never(block)
     return "\n\n".join(parts)
@@ -147,33 +147,50 @@ def _format_table(
     return "\n".join([*lines, more] if more else lines)
 
 
-def _iter_findings_lines(block: FindingsBlock, options: RenderOptions) -> Iterator[str]:
-    yield _color_text(make_printable(f"Findings: {block.summary}"), "bold", options)
-    for _, same_fix_findings in groupby(
-        block.findings, key=lambda finding: (finding.level, finding.code, finding.fix)
+def _iter_problems_lines(block: ProblemsBlock, options: RenderOptions) -> Iterator[str]:
+    path = f"{block.path}: " if block.path else ""
+    title = make_printable(f"Problems: {path}{block.summary}")
+    yield from (_color_text(line, "bold", options) for line in _wrap_lines((title,), options))
+    for _, same_fix_cards in groupby(
+        block.cards, key=lambda card: (card.level, card.code, card.fix or card)
     ):
-        yield from _iter_same_fix_lines(list(same_fix_findings), options)
+        yield from _iter_same_fix_lines(list(same_fix_cards), options)
 
 
-def _iter_same_fix_lines(findings: list[FoldedFinding], options: RenderOptions) -> Iterator[str]:
-    """Yield findings and their common fix; many warnings or notes are cut to `_MAX_SAME_FIX`."""
-    first = findings[0]
+def _iter_same_fix_lines(cards: list[ProblemCard], options: RenderOptions) -> Iterator[str]:
+    """Yield problems and their common fix; many warnings or notes are cut to `_MAX_SAME_FIX`."""
+    first = cards[0]
     label = f"{first.level:<7} {first.code}  "
-    show_all = options.verbosity > 0 or first.level == "error" or len(findings) <= _MAX_SAME_FIX
-    shown_findings = findings if show_all else findings[: _MAX_SAME_FIX - 1]
-    for finding in shown_findings:
-        lines = _wrap_text(make_printable(finding.message), len(label), options)
-        yield _color_text(label, finding.level, options) + lines[0]
-        yield from (" " * len(label) + line for line in lines[1:])
-    omitted_count = len(findings) - len(shown_findings)
-    omitted_note = (
-        (f"... and {omitted_count} more {first.code} (-v shows all)",) if omitted_count else ()
-    )
-    for text in (*omitted_note, f"fix: {first.fix}"):
-        yield from (
-            " " * len(label) + line
-            for line in _wrap_text(make_printable(text), len(label), options)
+    show_all = options.verbosity > 0 or first.level == "error" or len(cards) <= _MAX_SAME_FIX
+    shown_cards = cards if show_all else cards[: _MAX_SAME_FIX - 1]
+    margin = " " * len(label)
+    for card in shown_cards:
+        for index, line in enumerate(card.lines):
+            head, *continuation = _wrap_text(make_printable(line.message), len(label), options)
+            yield (margin if index else _color_text(label, card.level, options)) + head
+            yield from (margin + text for text in continuation)
+            if line.fix:
+                yield from _iter_indented(f"fix: {line.fix}", len(label), options)
+        for text in card.consequences:
+            yield from _iter_bullet_lines(text, len(label), options)
+    omitted_count = len(cards) - len(shown_cards)
+    if omitted_count:
+        yield from _iter_indented(
+            f"... and {omitted_count} more {first.code} (-v shows all)", len(label), options
         )
+    if first.fix:
+        yield from _iter_indented(f"fix: {first.fix}", len(label), options)
+
+
+def _iter_indented(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
+    for line in _wrap_text(make_printable(text), indent, options):
+        yield " " * indent + line
+
+
+def _iter_bullet_lines(text: str, indent: int, options: RenderOptions) -> Iterator[str]:
+    head, *continuation = _wrap_text(make_printable(text), indent + _INDENT, options)
+    yield f"{' ' * indent}- {head}"
+    yield from (" " * (indent + _INDENT) + line for line in continuation)
 
 
 def _wrap_text(text: str, indent: int, options: RenderOptions) -> list[str]:

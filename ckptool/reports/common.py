@@ -13,6 +13,7 @@ from ckptool.model import Kind, ModuleInfo, ModuleTensor, Skipped, StateDict, Te
 from ckptool.phrases import pluralize, pluralize_mismatches
 from ckptool.policy import Verdict
 from ckptool.rules import Finding
+from ckptool.rules.causes import Attribution, attribute_findings
 
 if TYPE_CHECKING:
     from ckptool.verification.result import LevelResult
@@ -39,6 +40,15 @@ class FindingReport(Struct, frozen=True, kw_only=True):
     """Whether this finding fails the run."""
     fingerprint: str = ""
     """Digest of rule, key and facts; independent of source lines."""
+    summary: str = ""
+    """The message without its detail."""
+    cause: str = ""
+    """Name of what is wrong: a rule, a key or sub-tree, a source line. Findings of one cause have
+    the same; "" for a silenced finding."""
+    is_consequence: bool = False
+    """Whether another finding of the same cause says what is wrong, and what to change."""
+    cause_count: int = 1
+    """Number of causes that bring it about together; `cause` is the first of them."""
 
 
 class SilencedReport(Struct, frozen=True, kw_only=True):
@@ -182,7 +192,8 @@ def build_level_report(level_result: "LevelResult") -> LevelReport:
 
 
 def build_finding_reports(verdict: Verdict) -> tuple[FindingReport, ...]:
-    return tuple(map(_build_finding_report, verdict.findings))
+    attributions = attribute_findings(verdict.findings)
+    return tuple(map(_build_finding_report, verdict.findings, attributions))
 
 
 def build_silenced_reports(verdict: Verdict) -> tuple[SilencedReport, ...]:
@@ -194,7 +205,10 @@ def build_silenced_reports(verdict: Verdict) -> tuple[SilencedReport, ...]:
     )
 
 
-def _build_finding_report(finding: Finding) -> FindingReport:
+_NO_CAUSE: Final = Attribution("", is_consequence=False)
+
+
+def _build_finding_report(finding: Finding, attribution: Attribution = _NO_CAUSE) -> FindingReport:
     return FindingReport(
         code=finding.rule.code,
         name=finding.rule.name,
@@ -207,6 +221,10 @@ def _build_finding_report(finding: Finding) -> FindingReport:
         where=finding.where,
         fails=finding.fails,
         fingerprint=finding.fingerprint,
+        summary=finding.summary,
+        cause=attribution.cause,
+        is_consequence=attribution.is_consequence,
+        cause_count=attribution.cause_count,
     )
 
 

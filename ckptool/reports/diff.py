@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from ckptool.compare.explain_key import explain_module_key
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.folding import fold_names
 from ckptool.model import Container, Skipped, natural_sort_key
 from ckptool.phrases import join_limited, quote_code
 from ckptool.policy import Verdict
@@ -171,9 +172,12 @@ def _format_module_diff_verdict(diff: ModuleDiff, verdict: Verdict) -> str:
         return format_unchecked_load(diff.unchecked_load)
     success = _format_retied_verdict(diff) if diff.retied_keys else format_strict_load(diff)
     serious_findings = [f for f in verdict.findings if f.level >= Level.WARNING]
-    unsaved_keys = {f.key for f in serious_findings if f.rule.family is RuleFamily.MODULE_STATE}
+    unsaved_keys = {
+        f.key for f in serious_findings if f.key and f.rule.family is RuleFamily.MODULE_STATE
+    }
     if unsaved_keys:
-        names = join_limited(sorted(unsaved_keys, key=natural_sort_key), 3, quote_code, more=" ...")
+        folded_names = fold_names(sorted(unsaved_keys, key=natural_sort_key))
+        names = join_limited(folded_names, 3, quote_code, more=" ...")
         verb = "is" if len(unsaved_keys) == 1 else "are"
         return f"loads, but {names} {verb} not in the state_dict and will not be saved"
     load_findings = [f for f in serious_findings if f.rule.family is not RuleFamily.CONTAINER]

@@ -20,6 +20,7 @@ from ckptool.reports.common import (
     build_silenced_reports,
     build_skipped_reports,
 )
+from ckptool.reports.problems import count_problems, group_by_cause
 from ckptool.rules.policy_requirements import POLICY_ISSUE_CODES
 from ckptool.verification.result import GoldenReplay
 
@@ -201,7 +202,7 @@ def _build_gated_checkpoint_report(
     failing_count = sum(f.fails for f in path_findings)
     outcome = "failed" if failing_count else "passed"
     diff, verification = gate_input.module_diff, gate_input.verification
-    level_counts = _format_level_counts(path_findings)
+    level_counts = count_problems(group_by_cause(path_findings))
     return GatedCheckpointReport(
         path=gate_input.path,
         verdict=f"{outcome}: {level_counts}" if level_counts else outcome,
@@ -219,14 +220,6 @@ def _build_gated_checkpoint_report(
 def _build_unchecked_report(path: str, error: str) -> GatedCheckpointReport:
     reason = error.removeprefix(f"{path}: ")
     return GatedCheckpointReport(path=path, verdict=f"could not be checked: {reason}", passed=False)
-
-
-def _format_level_counts(finding_reports: list[FindingReport]) -> str:
-    counts = {
-        level: sum(f.level == level for f in finding_reports)
-        for level in ("error", "warning", "note")
-    }
-    return ", ".join(pluralize(n, word, "") for word, n in counts.items() if n)
 
 
 def _format_gate_verdict(
@@ -250,7 +243,7 @@ def _format_gate_verdict(
         f", {pluralize(silenced_count, 'finding', '')} waived or known" if silenced_count else ""
     )
     if exit_code == ExitCode.PASSED:
-        level_counts = _format_level_counts(list(finding_reports))
+        level_counts = count_problems(group_by_cause(finding_reports))
         return f"gate passed: {subject}{f', {level_counts}' if level_counts else ''}{silenced_text}"
     reasons = (
         [subject if is_single_module else f"{failed_count} of {subject}"] if failed_count else []

@@ -71,7 +71,7 @@ class CheckpointReport(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str]
     damage: str
     quantization_config: str = ""
-    """What the configuration beside the file declares, and whether the file confirms it."""
+    """What the configuration next to the file declares, and whether the file confirms it."""
 
 
 class InspectReport(Report, frozen=True, kw_only=True):

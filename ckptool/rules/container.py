@@ -1,4 +1,4 @@
-"""Checkpoint -> hits: archives, storages, metadata and shards (CK306-CK314, CK322, CK601-CK603)."""
+"""Checkpoint -> hits: archives, storages, metadata and shards (CK306-CK317, CK322, CK601-CK603)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from ckptool.model import (
     TensorInfo,
     natural_sort_key,
 )
-from ckptool.phrases import quote_shell
+from ckptool.rules.fixes.commands import format_rewrite_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
@@ -168,7 +168,7 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "there may be other files next to it. pickle.dump and joblib.dump do not write such "
             "an archive at all."
         ),
-        fix="To write a file that torch.load opens: ckptool migrate {path} -o NEW.pth",
+        fix="To write a file that torch.load opens: {command}",
         example=(
             'with zipfile.ZipFile(path, "w") as archive:\n'
             '    for file in unpacked.rglob("*"):\n'
@@ -178,7 +178,11 @@ def find_noncontiguous_tensors(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 )
 def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     if checkpoint.load_refusal:
-        yield hit("", refusal=checkpoint.load_refusal, path=quote_shell(str(checkpoint.path)))
+        yield hit(
+            "",
+            refusal=checkpoint.load_refusal,
+            command=format_rewrite_command(checkpoint, suffix=".pth"),
+        )
 
 
 @check(
@@ -194,7 +198,7 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             "An archive that was repacked with compression loads correctly without mmap, and as "
             "noise with it."
         ),
-        fix="To write it without compression: ckptool migrate {path} -o NEW.pth",
+        fix="To write it without compression: {command}",
         example=(
             'with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:\n'
             '    for file in unpacked.rglob("*"):\n'
@@ -203,9 +207,10 @@ def find_archive_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     ),
 )
 def find_compressed_archive(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    command = format_rewrite_command(checkpoint, suffix=".pth")
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.COMPRESSED:
-            yield hit(issue.key, path=quote_shell(str(checkpoint.path)), **issue.facts)
+            yield hit(issue.key, command=command, **issue.facts)
 
 
 def _iter_issue_hits(checkpoint: Checkpoint, kind: IssueKind) -> Iterator[RuleHit]:
@@ -318,3 +323,57 @@ def find_stray_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
 def find_unread_parts(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for part in checkpoint.unread:
         yield hit(part.what, reason=part.reason)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK315",
+        name="opaque-weights",
+        level=Level.WARNING,
+        summary="{key} cannot be compared",
+        detail="{reason}",
+        why=(
+            "An object of a compiled class is pickled in its own format: weights in it do not "
+            "appear in any report, two files with different weights look the same, and "
+            "migrations do not copy them."
+        ),
+        fix="Release the checkpoint with plain tensors, and pack them after loading.",
+        example=(
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.table = torch.classes.my_library.Table()\n\n\n"
+            "torch.jit.script(Net()).save(path)"
+        ),
+        gate=Level.ERROR,
+    ),
+)
+def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for part in checkpoint.opaque:
+        yield hit(part.what, reason=part.reason)
+
+
+@check(
+    Checkpoint,
+    Rule(
+        code="CK317",
+        name="index-passed-over",
+        level=Level.WARNING,
+        summary="from_pretrained loads `{loaded}`, and not the shards of `{key}` beside it",
+        why=(
+            "transformers loads the single file if there is one, whatever the index says: if one "
+            "of the two is left over from an earlier save, the wrong weights are loaded."
+        ),
+        fix="Remove the one that is not intended.",
+        example=(
+            'model.save_pretrained("release")  # model.safetensors\n'
+            'model.save_pretrained("release", max_shard_size="1GB")  # shards and their index'
+        ),
+        gate=Level.ERROR,
+    ),
+)
+def find_passed_over_indexes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for issue in checkpoint.faults:
+        if issue.kind is IssueKind.PASSED_OVER:
+            yield hit(issue.key, **issue.facts)

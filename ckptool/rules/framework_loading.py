@@ -19,7 +19,7 @@ UNINITIALIZED_BUFFER: Final = "CK227"
         code=UNINITIALIZED_BUFFER,
         name="buffer-left-uninitialized",
         level=Level.ERROR,
-        summary="`{key}` holds uninitialized memory after {loader}",
+        summary="`{key}` contains uninitialised memory after {loader}",
         detail="the module is built on meta there, and no code fills the buffer afterwards",
         why=(
             "from_pretrained() of transformers builds on the meta device, gives each buffer with "

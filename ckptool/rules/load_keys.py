@@ -1,6 +1,6 @@
 """ModuleDiff -> hits: missing and unexpected keys, one by one (CK201-CK220)."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected
@@ -12,11 +12,12 @@ from ckptool.compare.rename_search.rename_groups import RenameGroup
 from ckptool.compare.renames import PrefixRewrite
 from ckptool.model import Kind, ModuleTensor
 from ckptool.phrases import quote_python
-from ckptool.rules.fix_commands import (
+from ckptool.rules.fixes.commands import (
     format_inject_command,
     format_migrate_command,
     format_rename_command,
 )
+from ckptool.rules.fixes.subtrees import SubtreeFinder, format_drop_code
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -47,8 +48,9 @@ def _unexplained_unexpected(diff: ModuleDiff) -> Iterator[Unexpected]:
             yield change
 
 
-def _build_missing_facts(module_tensor: ModuleTensor) -> dict[str, object]:
+def _build_missing_facts(module_tensor: ModuleTensor, subtree: str) -> dict[str, object]:
     return {
+        "subtree": subtree,
         "kind": str(module_tensor.kind),
         "owner": module_tensor.owner,
         "shape": list(module_tensor.tensor.shape),
@@ -81,9 +83,11 @@ def _build_missing_facts(module_tensor: ModuleTensor) -> dict[str, object]:
     ),
 )
 def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
+    subtrees = SubtreeFinder(diff.state.tensors)
     for module_tensor in _unexplained_missing(diff):
         if module_tensor.kind is not Kind.BUFFER:
-            yield hit(module_tensor.key, **_build_missing_facts(module_tensor))
+            subtree = subtrees.find_absent(module_tensor.key)
+            yield hit(module_tensor.key, **_build_missing_facts(module_tensor, subtree))
 
 
 @check(
@@ -116,13 +120,14 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
         if module_tensor.kind is Kind.BUFFER and not module_tensor.is_recomputable
     ]
     keys = [module_tensor.key for module_tensor in statistics]
+    subtrees = SubtreeFinder(diff.state.tensors)
     command = format_inject_command(diff, keys, "constructor") if keys else ""
     for module_tensor in statistics:
         yield hit(
             module_tensor.key,
             origin=describe_origin(module_tensor),
             command=command,
-            **_build_missing_facts(module_tensor),
+            **_build_missing_facts(module_tensor, subtrees.find_absent(module_tensor.key)),
         )
 
 
@@ -149,6 +154,7 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_missing_recomputable_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
+    subtrees = SubtreeFinder(diff.state.tensors)
     for module_tensor in _unexplained_missing(diff):
         if module_tensor.kind is Kind.BUFFER and module_tensor.is_recomputable:
             in_file = module_tensor.key in diff.state.unsaved_tensors
@@ -161,7 +167,7 @@ def find_missing_recomputable_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
                 kept=kept_clause,
                 in_file=in_file,
                 command=command,
-                **_build_missing_facts(module_tensor),
+                **_build_missing_facts(module_tensor, subtrees.find_absent(module_tensor.key)),
             )
 
 
@@ -185,8 +191,7 @@ def _matches_unsaved_value(diff: ModuleDiff, key: str) -> bool | None:
         summary="`{key}`, {what}, is in the file but not in the module's state_dict{why_not}",
         why="Strict loading raises. With strict=False the value is ignored.",
         fix=(
-            "Rename it if the module has it under another name; drop it if it is not needed: "
-            "state_dict.pop({key:py})"
+            "Rename it if the module has it under another name; drop it if it is not needed: {code}"
         ),
         example=(
             'state = {**model.state_dict(), "head2.weight": torch.ones(7)}\n'
@@ -196,6 +201,18 @@ def _matches_unsaved_value(diff: ModuleDiff, key: str) -> bool | None:
     ),
 )
 def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
+    whats_by_key = dict(_iter_unexpected_keys(diff))
+    subtrees = SubtreeFinder(diff.module.saved_tensors)
+    keys_by_subtree = subtrees.group_keys(whats_by_key)
+    for subtree, keys in keys_by_subtree.items():
+        code = format_drop_code(keys, subtree, diff.state.tensors)
+        for key in keys:
+            what, why_not, nbytes = whats_by_key[key]
+            yield hit(key, what=what, why_not=why_not, nbytes=nbytes, code=code, subtree=subtree)
+
+
+def _iter_unexpected_keys(diff: ModuleDiff) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    """Yield (key, (what it is, why the module has no place for it, bytes))."""
     for change in _unexplained_unexpected(diff):
         key, tensor = change.key, change.actual
         is_compared = _matches_unsaved_value(diff, key) is not None
@@ -203,17 +220,15 @@ def find_unexpected_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             reason = (
                 "; there it is a buffer that is still None" if _is_none_buffer(diff, key) else ""
             )
-            description = f"{tensor.dtype} {list(tensor.shape)}"
-            yield hit(key, what=description, why_not=reason, nbytes=tensor.nbytes)
+            yield key, (f"{tensor.dtype} {list(tensor.shape)}", reason, tensor.nbytes)
     for key in diff.displaced_keys:
         tensor = diff.state.tensors[key]
-        description = f"{tensor.dtype} {list(tensor.shape)}"
         why_not = " left, once another tensor is renamed to it"
-        yield hit(key, what=description, why_not=why_not, nbytes=tensor.nbytes)
+        yield key, (f"{tensor.dtype} {list(tensor.shape)}", why_not, tensor.nbytes)
     quantized_keys = find_quantized_keys(diff)
     for key in diff.unexpected_non_tensors:
         if not key.endswith("_extra_state") and key not in quantized_keys:
-            yield hit(key, what=diff.state.non_tensors.get(key, "a state"), why_not="", nbytes=0)
+            yield key, (diff.state.non_tensors.get(key, "a state"), "", 0)
 
 
 @check(
@@ -280,7 +295,7 @@ def find_differing_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
             "Lightning add segments to keys. With strict=False such a file loads nothing, "
             "silently."
         ),
-        fix="Migrate the file: {command}; or in code: state_dict = {code}",
+        fix="{remedy}in code: state_dict = {code}",
         example=(
             "state = nn.DataParallel(model).state_dict()  # module.fc.weight\n"
             "model.load_state_dict(state)"
@@ -297,20 +312,26 @@ def find_wrapper_prefix(diff: ModuleDiff) -> Iterator[RuleHit]:
         steps.append(f"`{diff.average_counters[0]}`, which AveragedModel counts in, is left out")
     if rewrite.added_prefix:
         steps.append(f"`{rewrite.added_prefix}` is put in front")
+    reshaped = f", {len(diff.reshaped_keys)} of them with other shapes" * bool(diff.reshaped_keys)
     yield hit(
         rewrite.added_prefix or f"{'.'.join(removed)}.",
         None,
         (*rewrite.key_map, *rewrite.key_map.values(), *diff.average_counters),
-        count=len(rewrite.key_map),
-        what=" and ".join(steps),
-        code=_format_rewrite_code(rewrite, diff.average_counters),
-        command=format_migrate_command(diff),
+        count=len(rewrite.key_map) + len(diff.reshaped_keys),
+        what=" and ".join(steps) + reshaped,
+        code=_format_rewrite_code(rewrite, diff.reshaped_keys, diff.average_counters),
+        # A migration asks about other shapes, and writes nothing.
+        remedy=""
+        if diff.reshaped_keys
+        else f"Migrate the file: {format_migrate_command(diff)}; or ",
         removed=removed,
         added=rewrite.added_prefix,
     )
 
 
-def _format_rewrite_code(rewrite: PrefixRewrite, dropped: Collection[str]) -> str:
+def _format_rewrite_code(
+    rewrite: PrefixRewrite, reshaped_keys: Mapping[str, str], dropped: Collection[str]
+) -> str:
     """Return a dict comprehension, as source text, that rewrites the prefixes of a state_dict.
 
     A wrapper's segment is taken out wherever it stands, another prefix at the beginning only.
@@ -318,8 +339,9 @@ def _format_rewrite_code(rewrite: PrefixRewrite, dropped: Collection[str]) -> st
     wrappers = [segment for segment in rewrite.removed_segments if not segment.endswith(".")]
     prefixes = [segment for segment in rewrite.removed_segments if segment.endswith(".")]
     key_code = "k"
+    pairs = {**rewrite.key_map, **reshaped_keys}
     if len(wrappers) == 1 and all(
-        old.removeprefix(f"{wrappers[0]}.") == new for old, new in rewrite.key_map.items()
+        old.removeprefix(f"{wrappers[0]}.") == new for old, new in pairs.items()
     ):
         wrappers, prefixes = [], [f"{wrappers[0]}."]
     if wrappers:
@@ -429,7 +451,7 @@ def find_auxiliary_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
         summary="`{key}` is {which}",
         detail="state that a module returns from get_extra_state()",
         why=(
-            "Strict loading raises on missing or unexpected extra state. It may hold scaling "
+            "Strict loading raises on missing or unexpected extra state. It may contain scaling "
             "factors that the forward pass needs, or nothing at all."
         ),
         fix="{remedy}",

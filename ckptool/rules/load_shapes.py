@@ -5,11 +5,12 @@ from typing import Final
 
 from ckptool.compare.changes import Missing, Unexpected, is_scalar_quirk
 from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.states import list_placeholders
 from ckptool.model import DTYPE_BITS, IssueKind, Kind
-from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.phrases import quote_code
+from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.quantization import find_quantized_keys
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
-from ckptool.rules.training_state import list_placeholders
 from ckptool.tensors.statistics import CastEffect
 
 
@@ -47,6 +48,20 @@ def find_shape_mismatches(diff: ModuleDiff) -> Iterator[RuleHit]:
             expected=list(expected),
             diagnosis=describe_shape_change(expected, actual)
             + _describe_slice(expected, actual, rank_count),
+        )
+    for file_key, key in diff.reshaped_keys.items():
+        expected = diff.module.saved_tensors[key].tensor.shape
+        actual = diff.state.tensors[file_key].shape
+        if file_key in explained_keys:
+            continue
+        yield hit(
+            key,
+            None,
+            (file_key,),
+            actual=list(actual),
+            expected=list(expected),
+            diagnosis=f"{describe_shape_change(expected, actual)}; the file calls it"
+            f" {quote_code(file_key)} (CK209)",
         )
 
 

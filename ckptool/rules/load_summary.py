@@ -6,9 +6,10 @@ from typing import Final
 from ckptool.compare.load_outcome import LoadStepKind
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.quantization.layers import find_state_quantization
+from ckptool.compare.states import is_rank_part
 from ckptool.model import Kind, natural_sort_key
-from ckptool.phrases import quote_python
-from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.phrases import join_limited, quote_python
+from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 MIN_COVERAGE: Final = 0.5
 """Share of the parameters' elements (0 to 1); CK210 fires if `strict=False` would load less."""
@@ -241,7 +242,7 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
             "key that it renamed, or a key that it looks up and state_dict() does not write; and "
             "a meta, sparse or quantised tensor cannot be copied into a dense parameter."
         ),
-        fix="Load it with a version of the code that wrote it and save it again, or migrate it.",
+        fix="{remedy}",
         example=(
             "class Net(nn.Linear):\n"
             "    def _load_from_state_dict(self, state_dict, prefix, *args):\n"
@@ -253,34 +254,50 @@ def find_lost_keys(diff: ModuleDiff) -> Iterator[RuleHit]:
     ),
 )
 def find_refused_load(diff: ModuleDiff) -> Iterator[RuleHit]:
-    is_known = _has_tensors_on_meta(diff) or find_state_quantization(diff.state).layers
-    if _is_refused_by_loader(diff) and not is_known:
-        yield hit("", error=_get_load_error(diff))
+    if _is_refused_by_loader(diff):
+        yield hit("", error=_get_load_error(diff), remedy=_advise_refused_load(diff))
 
 
-@check_other_subject(
-    ModuleDiff,
-    "CK223",
-    fix="Save it again from a model whose weights are on a real device: a migration cannot "
-    "restore data that is not in the file.",
-)
-def find_refused_meta_load(diff: ModuleDiff) -> Iterator[RuleHit]:
-    if _is_refused_by_loader(diff) and _has_tensors_on_meta(diff):
-        yield hit("", error=_get_load_error(diff))
+def _advise_refused_load(diff: ModuleDiff) -> str:
+    """Return what makes the load succeed, by what torch refuses."""
+    if any(tensor.is_on_meta for tensor in diff.state.tensors.values()):
+        return (
+            "Save it again from a model whose weights are on a real device: a migration cannot"
+            " restore data that is not in the file."
+        )
+    if any(map(is_rank_part, diff.state.tensors.values())):
+        return "Gather the shards first (CK604)."
+    if layers := find_state_quantization(diff.state).layers:
+        return f"load_state_dict() does not fill such layers: {layers[0].scheme.remedy}."
+    if diff.module.own_load_error:
+        return "The module does not load its own state_dict() either: fix that first (CK114)."
+    conversions = _list_layout_conversions(diff)
+    if conversions:
+        shown = join_limited(conversions, _MAX_CONVERSIONS, more=", and {} more in the same way")
+        return f"Bring the file's tensors to the module's layout: {shown}"
+    return "Load it with the version of the code that wrote it, and save it again from there."
 
 
-def _has_tensors_on_meta(diff: ModuleDiff) -> bool:
-    return any(tensor.is_on_meta for tensor in diff.state.tensors.values())
+_MAX_CONVERSIONS: Final = 3
+_LAYOUT_METHODS: Final = {
+    "strided": "to_dense",
+    "sparse_coo": "to_sparse",
+    "sparse_csr": "to_sparse_csr",
+    "sparse_csc": "to_sparse_csc",
+}
+"""Layout -> method of torch.Tensor that gives it, without arguments."""
 
 
-@check_other_subject(
-    ModuleDiff, "CK223", fix="load_state_dict() does not fill such layers: {remedy}."
-)
-def find_refused_quantized_load(diff: ModuleDiff) -> Iterator[RuleHit]:
-    is_refused = _is_refused_by_loader(diff) and not _has_tensors_on_meta(diff)
-    layers = find_state_quantization(diff.state).layers if is_refused else ()
-    if layers:
-        yield hit("", error=_get_load_error(diff), remedy=layers[0].scheme.remedy)
+def _list_layout_conversions(diff: ModuleDiff) -> list[str]:
+    """Return an assignment, as source text, for each tensor of another layout than the module's."""
+    return [
+        f"state_dict[{quote_python(key)}] = state_dict[{quote_python(key)}].{method}()"
+        for key, tensor in diff.state.tensors.items()
+        if (module_tensor := diff.module.saved_tensors.get(key)) is not None
+        and module_tensor.tensor.layout != tensor.layout
+        and {module_tensor.tensor.layout, tensor.layout} <= _LAYOUT_METHODS.keys()
+        and (method := _LAYOUT_METHODS[module_tensor.tensor.layout])
+    ]
 
 
 def _is_refused_by_loader(diff: ModuleDiff) -> bool:

@@ -4,7 +4,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from ckptool.model import Constancy, Kind, ModuleInfo, ModuleTensor
-from ckptool.phrases import quote_python
+from ckptool.rules.fixes.source_lines import (
+    format_module_registration,
+    format_registration,
+    get_attribute_name,
+)
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 LOST_STATE: Final = frozenset({"CK101", "CK102", "CK103", "CK104", "CK105", "CK107", "CK108"})
@@ -31,25 +35,9 @@ def _build_unsaved_facts(module_tensor: ModuleTensor) -> dict[str, object]:
         "value": _describe_constancy(module_tensor),
         "where": module_tensor.assigned_at or "an unknown place",
         "used": module_tensor.used_at,
-        "name": _extract_attribute_name(module_tensor.key),
-        "registration": _format_registration(module_tensor),
-        "persistence": (
-            ""
-            if module_tensor.kind is Kind.PARAMETER
-            else "; pass persistent=False if it does not need to be saved"
-        ),
+        "name": get_attribute_name(module_tensor.key),
+        "remedy": format_registration(module_tensor),
     }
-
-
-def _format_registration(module_tensor: ModuleTensor) -> str:
-    """Return the code that registers it, by what holds it now."""
-    name = _extract_attribute_name(module_tensor.key)
-    if module_tensor.kind is Kind.CONTAINER:
-        example = f"self.register_buffer({quote_python(f'{name}_0')}, ...)"
-        return f"register each tensor as a buffer, for example {example}"
-    if module_tensor.kind is Kind.PARAMETER:
-        return f"keep it in nn.ParameterList or nn.ParameterDict, for example self.{name} = ..."
-    return f"self.register_buffer({quote_python(name)}, ...)"
 
 
 def _describe_constancy(module_tensor: ModuleTensor) -> str:
@@ -59,11 +47,6 @@ def _describe_constancy(module_tensor: ModuleTensor) -> str:
             f"({module_tensor.written_at}): loading resets it"
         )
     return _CONSTANCY_TEXT[module_tensor.constancy]
-
-
-def _extract_attribute_name(key: str) -> str:
-    """Return the attribute name: "banks" of "net.banks['k']"."""
-    return key.rsplit(".", 1)[-1].split("[", 1)[0]
 
 
 def _choose_unsaved_level(module_tensor: ModuleTensor) -> Level:
@@ -103,7 +86,7 @@ def _iter_unsaved(module_info: ModuleInfo, *kinds: Kind) -> Iterator[ModuleTenso
             "silently lost by saving and loading; a random value comes back different, with all "
             "keys matched."
         ),
-        fix="In {where}: self.register_buffer({name:py}, ...) instead of self.{name} = ...",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -133,7 +116,7 @@ def find_unregistered_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "state_dict() does not look into lists, dicts or dataclasses: tensors in them are "
             "neither saved nor moved."
         ),
-        fix="In {where}: {registration}",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -165,8 +148,8 @@ def find_unregistered_in_containers(module_info: ModuleInfo) -> Iterator[RuleHit
             "initialised."
         ),
         fix=(
-            "Keep it in nn.ModuleList or nn.ModuleDict. A state_dict that was saved earlier does "
-            "not have the weights; a pickle of the whole module does."
+            "{remedy}; a state_dict that was saved earlier does not have the weights, and a pickle "
+            "of the whole module does."
         ),
         example=(
             "class Net(nn.Module):\n"
@@ -190,6 +173,10 @@ def find_unregistered_modules(module_info: ModuleInfo) -> Iterator[RuleHit]:
             owner=owner,
             count=len(module_tensors),
             nbytes=sum(module_tensor.tensor.nbytes for module_tensor in module_tensors),
+            where=module_tensors[0].assigned_at,
+            remedy=format_module_registration(
+                path, module_tensors[0].assigned_to, module_tensors[0].assigned_at
+            ),
         )
 
 
@@ -205,10 +192,7 @@ def find_unregistered_modules(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "nn.Module registers a parameter only when it is assigned as an attribute. In a list "
             "or a dict it is not trained, not saved and not moved."
         ),
-        fix=(
-            "Keep it in nn.ParameterList or nn.ParameterDict, or assign it: self.{name} = "
-            "nn.Parameter(...)"
-        ),
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -290,7 +274,7 @@ def find_nonpersistent_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "Statistics kept as NumPy arrays (observation means, feature scales) are not saved "
             "with the state_dict, and the reloaded model normalises with the defaults."
         ),
-        fix="In {where}: self.register_buffer({name:py}, torch.as_tensor(...))",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -355,13 +339,12 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK110",
         name="device-not-following",
         level=Level.ERROR,
-        summary="`{key}` does not move with the module",
-        detail='after .to("cuda") it is still on the CPU{use}',
+        summary='`{key}` is still on the CPU after .to("cuda"){use}',
         why=(
             "to() and cuda() move only parameters and buffers. The first forward pass on the "
             "device fails, or the tensor is copied in every step."
         ),
-        fix="In {where}: {registration}{persistence}",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -409,13 +392,12 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
         code="CK111",
         name="dtype-not-following",
         level=Level.WARNING,
-        summary="`{key}` stays {dtype} when the module is cast",
-        detail="it is not affected by .half() or .to(torch.bfloat16)",
+        summary="`{key}` is still {dtype} after .half() or .to(torch.bfloat16)",
         why=(
             "Casts affect only parameters and buffers. Mixed dtypes then fail in forward, or "
             "silently promote the result to float32."
         ),
-        fix="In {where}: {registration}",
+        fix="{remedy}",
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -478,7 +460,7 @@ def find_none_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             continue
         filled_clause = f", and filled at {location}" if location else ""
         level = Level.WARNING if location else Level.NOTE
-        yield hit(key, level, owner=owner, name=_extract_attribute_name(key), filled=filled_clause)
+        yield hit(key, level, owner=owner, name=get_attribute_name(key), filled=filled_clause)
 
 
 @check(

@@ -6,8 +6,8 @@ from typing import Final
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parts import PartMatch, PartSide
 from ckptool.model import join_key
-from ckptool.phrases import join_limited, quote_code
-from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.phrases import join_limited, quote_code, quote_python
+from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.load_keys import WRAPPER_PREFIX
 from ckptool.rules.quantization import QUANTIZATION_MISMATCH
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
@@ -60,7 +60,7 @@ def find_state_of_submodule(diff: ModuleDiff) -> Iterator[RuleHit]:
         remedy=f"To use it for `{part.prefix}` only",
         verb="is" if len(part.other_keys) == 1 else "are",
         command=format_migrate_command(diff, into=name),
-        code=f'module.get_submodule("{name}").load_state_dict(state_dict)',
+        code=f'module.get_submodule("{name}").load_state_dict({_format_part_state(part)})',
     )
 
 
@@ -102,6 +102,15 @@ def find_part_of_file(diff: ModuleDiff) -> Iterator[RuleHit]:
             f' if k.startswith("{name}.")}}'
         ),
     )
+
+
+def _format_part_state(part: PartMatch) -> str:
+    """Return code that takes what stands before the sub-module's own keys off the file's keys."""
+    own_keys = {old: new.removeprefix(f"{part.prefix}.") for old, new in part.key_map.items()}
+    leading = {old.removesuffix(own_key) for old, own_key in own_keys.items()}
+    if len(leading) != 1 or leading == {""}:
+        return "state_dict"
+    return f"{{k.removeprefix({quote_python(leading.pop())}): v for k, v in state_dict.items()}}"
 
 
 def _build_hit(diff: ModuleDiff, part: PartMatch, **facts: str) -> RuleHit:

@@ -13,7 +13,8 @@ from ckptool.model import (
     join_key,
     natural_sort_key,
 )
-from ckptool.phrases import quote_python, quote_shell
+from ckptool.phrases import quote_python
+from ckptool.rules.fixes.commands import format_rewrite_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, fill_template, hit
 
 _GLOBAL_ADVICE: Final = {
@@ -87,7 +88,7 @@ _UNREADABLE_PICKLE_ADVICE: Final = (
 _ADVICE_BY_NAME: Final = {
     _PICKLED_TENSOR: (
         "pickle.dump writes tensors this way; torch.save does not. To write them with torch.save:"
-        " ckptool migrate {path:sh} -o NEW.pth"
+        " {command}"
     ),
     "_io.BytesIO": (
         "The file contains another file as bytes, as torchtitan's train_state does: save the "
@@ -136,7 +137,7 @@ def _advise_global(checkpoint: Checkpoint, use: GlobalUse) -> str:
     return fill_template(
         advice or _GLOBAL_ADVICE[use.safety],
         use.qualified_name,
-        {"name": use.name, "path": str(checkpoint.path)},
+        {"name": use.name, "command": format_rewrite_command(checkpoint, suffix=".pth")},
     )
 
 
@@ -167,8 +168,7 @@ def _advise_method(checkpoint: Checkpoint, use: GlobalUse) -> str:
         return f"{missing}. The whole {owner} was saved with its method."
     return (
         f"{missing}. The whole {owner} was saved with its method; to take the state_dict out: "
-        f"ckptool migrate {quote_shell(str(checkpoint.path))} --at {quote_shell(at)}"
-        " -o NEW.safetensors --drop-extra"
+        f"{format_rewrite_command(checkpoint, '--at', at, '--drop-extra', suffix='.safetensors')}"
     )
 
 
@@ -274,10 +274,7 @@ def _advise_import(package: str) -> str:
             "torch.save writes and no others. A file that needs weights_only=False can run code "
             "when it is loaded, and a gate refuses it whatever globals it references."
         ),
-        fix=(
-            "torch.save it again with the default pickle_protocol, or: ckptool migrate {path}"
-            " -o NEW.safetensors"
-        ),
+        fix="torch.save it again with the default pickle_protocol, or: {command}",
         example="torch.save(model.state_dict(), path, pickle_protocol=4)",
         gate=Level.ERROR,
     ),
@@ -285,5 +282,5 @@ def _advise_import(package: str) -> str:
 def find_weights_only_refusal(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     # Where load_refusal is set, torch.load opens it in neither way.
     if checkpoint.weights_only_refusal and not checkpoint.load_refusal:
-        path = quote_shell(str(checkpoint.path))
-        yield hit("", refusal=checkpoint.weights_only_refusal, path=path)
+        command = format_rewrite_command(checkpoint, suffix=".safetensors")
+        yield hit("", refusal=checkpoint.weights_only_refusal, command=command)

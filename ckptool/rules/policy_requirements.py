@@ -8,8 +8,10 @@ from msgspec import Struct
 
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
+from ckptool.folding import fold_names
 from ckptool.model import Checkpoint, Container, Safety, Skipped, join_key, natural_sort_key
-from ckptool.phrases import join_limited, quote_code, quote_shell
+from ckptool.phrases import join_limited, quote_code
+from ckptool.rules.fixes.commands import format_repeated_command, format_rewrite_command
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
@@ -117,7 +119,7 @@ def find_strict_load_failure(release: ReleaseCandidate) -> Iterator[RuleHit]:
         yield hit("", keys=f"not checked: {unchecked.what}: {unchecked.reason}")
     if strict is False or not release.unmatched_keys:
         return
-    keys = join_limited(release.unmatched_keys, 3, quote_code)
+    keys = join_limited(fold_names(release.unmatched_keys), 3, quote_code)
     verb = "does" if len(release.unmatched_keys) == 1 else "do"
     yield hit("", keys=f"{keys} {verb} not match the module")
 
@@ -203,7 +205,7 @@ def find_oversized_release(release: ReleaseCandidate) -> Iterator[RuleHit]:
         level=Level.ERROR,
         summary="the release is {container}, and the policy asks for safetensors",
         why="A pickle can run code when it is loaded; safetensors stores only tensors.",
-        fix="ckptool migrate {path} -o NAME.safetensors",
+        fix="{command}",
         example='# safetensors = true\ntorch.save(model.state_dict(), "model.pth")',
     ),
 )
@@ -211,7 +213,8 @@ def find_non_safetensors_release(release: ReleaseCandidate) -> Iterator[RuleHit]
     checkpoint = release.checkpoint
     safe_containers = {Container.SAFETENSORS, Container.SHARDED_SAFETENSORS}
     if release.requirements.safetensors and checkpoint.container not in safe_containers:
-        yield hit("", container=str(checkpoint.container), path=quote_shell(str(checkpoint.path)))
+        command = format_rewrite_command(checkpoint, suffix=".safetensors")
+        yield hit("", container=str(checkpoint.container), command=command)
 
 
 @check(
@@ -387,7 +390,7 @@ def find_unused_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
         level=Level.NOTE,
         summary="the baseline lists {what} in {path}, which is no longer reported",
         why="A fixed finding that stays in the baseline would not be reported if it came back.",
-        fix="ckptool gate ... --update-baseline",
+        fix="{command}",
         example=(
             "# known.json knows CK301 of model.pth, which was saved again without the pickle\n"
             'ckptool.gate("model.pth", baseline="known.json")'
@@ -395,8 +398,10 @@ def find_unused_waivers(issues: PolicyIssues) -> Iterator[RuleHit]:
     ),
 )
 def find_outdated_baseline_entries(issues: PolicyIssues) -> Iterator[RuleHit]:
+    command = format_repeated_command("--update-baseline")
+    command = command or "ckptool gate with the same options and --update-baseline"
     for path, code, key in issues.outdated_entries:
-        yield hit(key, what=f"{code} of `{key}`" if key else code, path=path)
+        yield hit(key, what=f"{code} of `{key}`" if key else code, path=path, command=command)
 
 
 def _matches_any_glob(name: str, globs: tuple[str, ...]) -> bool:

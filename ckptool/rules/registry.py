@@ -136,6 +136,12 @@ class Finding(Struct, frozen=True):
         return location if _LOCATION_PATTERN.fullmatch(location) else ""
 
     @property
+    def defined_at(self) -> str:
+        """Location "file.py:line" that assigns what the finding is about, "" if not known."""
+        location = str(self.facts.get("defined_at", self.facts.get("where", "")))
+        return location if _LOCATION_PATTERN.fullmatch(location) else ""
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (first 32 hex digits) of code, key and facts, without those for the fix.
 
@@ -205,9 +211,12 @@ class _KeyText(_FactText):
 _FIELD_PATTERN: Final = re.compile(r"\{(\w+)\}")
 """A fact in a template of a rule."""
 _FIX_FACTS: Final = frozenset(
-    {"advice", "code", "command", "path", "persistence", "registration", "remedy"}
+    {
+        *("advice", "code", "command", "path", "remedy"),
+        *("defined_at", "subtree"),
+    }
 )
-"""Names of facts that say what to do about a finding: commands with the path as it was typed."""
+"""Names of facts that say what to do about a finding, or which findings have one cause."""
 _LOCATION_PATTERN: Final = re.compile(r".+\.py:[0-9]+")
 _FOLDER_PATTERN: Final = re.compile(r"(?<=\()[^()\s]*/(?=[^()\s/]+\.py:[0-9]+\))")
 """Folder of a "(file.py:line)" within a sentence."""

@@ -5,8 +5,13 @@ from typing import Final
 
 from ckptool.compare.changes import Change, Changed, Missing, Unexpected
 from ckptool.compare.checkpoint_diff import CheckpointDiff
-from ckptool.compare.contract import ContractDiff, ContractEntry, FixtureResult
+from ckptool.compare.contract import (
+    ContractDiff,
+    ContractEntry,
+    FixtureResult,
+)
 from ckptool.model import Constancy, Kind
+from ckptool.rules.fixes.commands import format_lock_command
 from ckptool.rules.load_shapes import describe_shape_change
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import GoldenReplay
@@ -123,12 +128,16 @@ def find_added_contract_entries(diff: ContractDiff) -> Iterator[RuleHit]:
                 **_build_name_facts(diff),
                 form=entry.type_description,
                 brought=_format_migration_clause(diff, key),
-                remedy=_choose_remedy(diff, key),
+                remedy=_choose_remedy(diff, key) + _describe_acceptance(diff),
             )
     for key in diff.added_non_tensors:
         form = f"({diff.new.non_tensors[key]})"
         yield hit(
-            key, **_build_name_facts(diff), form=form, brought="", remedy=_choose_remedy(diff, key)
+            key,
+            **_build_name_facts(diff),
+            form=form,
+            brought="",
+            remedy=_choose_remedy(diff, key) + _describe_acceptance(diff),
         )
 
 
@@ -160,7 +169,8 @@ def find_persistence_changes(diff: ContractDiff) -> Iterator[RuleHit]:
             is_=_describe_persistence(new_entry),
             brought=_format_migration_clause(diff, key) or _describe_lost_value(new_entry),
             saved=new_entry.saved,
-            remedy=_choose_remedy(diff, key) if new_entry.saved else _KEEP_SAVED_FIX,
+            remedy=(_choose_remedy(diff, key) if new_entry.saved else _KEEP_SAVED_FIX)
+            + _describe_acceptance(diff),
         )
 
 
@@ -299,6 +309,14 @@ def _describe_lost_value(entry: ContractEntry) -> str:
     if entry.constancy is None:
         return ": its value in old files is dropped"
     return f": its value is {entry.constancy}, so loading does not restore it"
+
+
+def _describe_acceptance(diff: ContractDiff) -> str:
+    """Return how to accept the change in the lock; "" if the old contract is not of one."""
+    if not diff.old.name.endswith(".json"):
+        return ""
+    command = format_lock_command(diff.old.name, diff.new)
+    return f" If the change is meant, accept it in the lock: {command}"
 
 
 def _choose_remedy(diff: ContractDiff, key: str) -> str:

@@ -8,7 +8,7 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.parametrization.parametrization_styles import ParametrizationStyle
 from ckptool.compare.parametrization.reparametrization import Reparametrization
 from ckptool.phrases import quote_code
-from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
 
 
@@ -105,7 +105,7 @@ def _describe_arithmetic(reparametrization: Reparametrization) -> str:
         why=(
             "A refactor fused the projections of query, key and value, or took them apart. The"
             " order within the fused tensor is the old code's choice (q, k, v; k, v, q; interleaved"
-            " by head): shapes do not tell it, and a wrong order loads without an error."
+            " by head): shapes do not determine it, and a wrong order loads without an error."
         ),
         fix="Split or concatenate it in the order used by the code that has the fused tensor. "
         "{remedy}",

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.model import Kind
 from ckptool.phrases import quote_python
+from ckptool.rules.fixes.source_lines import format_module_registration, format_registration
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 from ckptool.verification.result import (
     DeviceMismatch,
@@ -171,6 +173,7 @@ def find_device_mismatches(verification: Verification) -> Iterator[RuleHit]:
             op=mismatch.op,
             at=f" at {mismatch.where}" if mismatch.where else "",
             where=mismatch.where,
+            defined_at=mismatch.held_tensor.assigned_at if mismatch.held_tensor else "",
             what=mismatch.description,
             inside=f" (forward of `{mismatch.module}`)" if mismatch.module else "",
             module=mismatch.module,
@@ -183,11 +186,13 @@ def _describe_device_fix(mismatch: DeviceMismatch) -> str:
         return "Bring it back with .cpu() first."
     if not mismatch.attribute:
         return "Create it on the device of the input (device=x.device), or move it: .to(x.device)"
-    name = mismatch.attribute.rsplit(".", 1)[-1].split("[", 1)[0]
-    location_prefix = f"In {mismatch.assigned_at}: " if mismatch.assigned_at else ""
-    if "numpy" in mismatch.description:
-        return f"{location_prefix}self.register_buffer({quote_python(name)}, torch.as_tensor(...))"
-    persistence_advice = "pass persistent=False if it does not need to be saved"
-    return (
-        f"{location_prefix}self.register_buffer({quote_python(name)}, ...), {persistence_advice}."
-    )
+    module_tensor = mismatch.held_tensor
+    if module_tensor is None:
+        name = mismatch.attribute.rsplit(".", 1)[-1].split("[", 1)[0]
+        return f"self.register_buffer({quote_python(name)}, ...)"
+    if module_tensor.kind is Kind.MODULE:
+        path = mismatch.attribute.rpartition(".")[0]
+        return format_module_registration(
+            path, module_tensor.assigned_to, module_tensor.assigned_at
+        )
+    return format_registration(module_tensor)

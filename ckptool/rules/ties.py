@@ -14,7 +14,7 @@ from ckptool.model import (
     tied_keys,
 )
 from ckptool.phrases import join_limited, quote_code
-from ckptool.rules.fix_commands import format_migrate_command
+from ckptool.rules.fixes.commands import format_migrate_command
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
 

@@ -1,12 +1,22 @@
-"""Checkpoint -> hits: what training writes, also on each rank (CK305-CK321, CK604)."""
+"""Checkpoint -> hits: what training writes, also on each rank (CK305-CK327, CK604)."""
 
 from collections.abc import Iterator
+from math import prod
 from typing import Final
 
+from ckptool.compare.states import (
+    is_rank_part,
+    list_float_weights,
+    list_placeholders,
+    list_valueless_keys,
+)
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
+from ckptool.formats.torch.zip_reader import MISSING_CHECKSUMS
 from ckptool.model import Checkpoint, Container, IssueKind, PlainEntry, StateDict, TensorInfo
-from ckptool.phrases import join_limited, quote_code, quote_python, quote_shell
-from ckptool.rules.registry import Level, Rule, RuleHit, check, hit
+from ckptool.phrases import join_limited, quote_code, quote_python
+from ckptool.rules.fixes.commands import format_rewrite_command, name_result
+from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
+from ckptool.tensors.checkpoint_statistics import CheckpointStatistics
 
 _LEGACY_CONTAINERS: Final = {
     Container.TORCH_LEGACY: "the stream of torch before 1.6, not a zip",
@@ -26,7 +36,7 @@ _LEGACY_CONTAINERS: Final = {
             "and copies all of it; tools that read zip archives cannot open it; and files of "
             "that age were often written by Python 2."
         ),
-        fix="To write the same content as a zip: ckptool migrate {path} -o NEW.pth",
+        fix="To write the same content as a zip: {command}",
         example="torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)",
     ),
 )
@@ -35,7 +45,7 @@ def find_legacy_serialization(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         yield hit(
             "",
             what=_LEGACY_CONTAINERS[checkpoint.container],
-            path=quote_shell(str(checkpoint.path)),
+            command=format_rewrite_command(checkpoint),
         )
 
 
@@ -107,12 +117,13 @@ def _advise_release(checkpoint: Checkpoint, model_states: list[StateDict]) -> st
     others = join_limited([other.at for other in model_states[1:]], _MAX_LISTED, quote_code)
     which = f" (or of {others})" if others else ""
     if not state.non_tensors and all(map(_fits_safetensors, state.tensors.values())):
-        at = f" --at {quote_shell(state.at)}" if state.at else ""
-        path = quote_shell(str(checkpoint.path))
+        at = ("--at", state.at) if state.at else ()
         whose = f"that of `{state.at}`{which}: " if which else ""
-        return f"{whose}ckptool migrate {path}{at} -o NEW.safetensors --drop-extra"
+        options = (*at, "--drop-extra")
+        return f"{whose}{format_rewrite_command(checkpoint, *options, suffix='.safetensors')}"
     if state.at.isidentifier() and state.role == "state_dict":
-        return f'torch.save(checkpoint[{quote_python(state.at)}], "NEW.pth")'
+        name = quote_python(name_result(checkpoint))
+        return f"torch.save(checkpoint[{quote_python(state.at)}], {name})"
     return f"save the state_dict alone, which is at `{state.at or '.'}`{which}"
 
 
@@ -183,7 +194,7 @@ def _sum_nbytes(state: StateDict) -> int:
         code="CK604",
         name="fsdp-flat-or-local",
         level=Level.ERROR,
-        summary="`{key}` holds {what}",
+        summary="`{key}` contains {what}",
         detail="it must be gathered before it can be loaded",
         why=(
             "FSDP's flat parameters and local shards have neither the keys nor the shapes of the "
@@ -201,19 +212,96 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
         for key, tensor in state.tensors.items():
             if "_flat_param" in key or key.endswith("flat_param"):
                 yield hit(key, what="an FSDP flat parameter")
-            elif "ShardedTensor" in tensor.wrapper or _is_rank_part(tensor):
+            elif is_rank_part(tensor):
                 yield hit(key, what="one rank's shard of a tensor")
 
 
-def _is_rank_part(tensor: TensorInfo) -> bool:
-    """Whether it is a DTensor whose local tensor is not the whole."""
-    return tensor.wrapper.endswith(".DTensor") and any(
-        component.tensor.shape != tensor.shape for component in tensor.parts
+@check(
+    Checkpoint,
+    Rule(
+        code="CK327",
+        name="weights-without-values",
+        level=Level.ERROR,
+        summary="{count} of {total} tensors have no values",
+        detail="{reason}",
+        why=(
+            "A state_dict() of a module that is on meta, or whose parameters are still"
+            " uninitialized, has keys, shapes and dtypes and nothing else. torch.save writes that"
+            " without a word, and whoever loads the file gets no weights."
+        ),
+        fix=(
+            "Save it again once its weights are on a device that holds them: a migration cannot"
+            " bring back what the file does not contain."
+        ),
+        example='torch.save(nn.Linear(2, 2, device="meta").state_dict(), path)',
+    ),
+)
+def find_weights_without_values(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    for state in checkpoint.states:
+        keys_by_reason = list_valueless_keys(state)
+        for reason, keys in keys_by_reason.items():
+            listed_keys = join_limited(keys, _MAX_LISTED, quote_code)
+            yield hit(
+                keys[0],
+                None,
+                keys,
+                count=len(keys),
+                total=len(state.tensors),
+                reason=f"{listed_keys} {'was' if len(keys) == 1 else 'were'} {reason}",
+                at=state.at,
+            )
+
+
+_CODE_CONTAINERS: Final = {Container.TORCHSCRIPT, Container.TORCH_EXPORT}
+"""Containers that are useful without a tensor: they contain code."""
+
+
+@check_other_subject(
+    Checkpoint,
+    "CK327",
+    summary="the file has no values",
+    detail="{reason}",
+    fix="Save module.state_dict() of the module that was trained. If none is meant: ignore CK327.",
+)
+def find_files_without_elements(checkpoint: Checkpoint) -> Iterator[RuleHit]:
+    tensors = [tensor for state in checkpoint.states for tensor in state.tensors.values()]
+    is_known = any(map(list_valueless_keys, checkpoint.states)) or any(
+        map(list_placeholders, checkpoint.states)
+    )
+    is_code = checkpoint.container in _CODE_CONTAINERS or checkpoint.opaque
+    is_unread = checkpoint.damage or checkpoint.faults
+    if is_known or is_code or is_unread or any(prod(tensor.shape) for tensor in tensors):
+        return
+    yield hit(
+        "",
+        reason=f"none of its {len(tensors)} tensors has an element"
+        if tensors
+        else "there is no tensor in it",
     )
 
 
-_OBSERVER_NAMES: Final = frozenset({"min_val", "max_val"})
-"""Buffers that torch's observers make without elements."""
+@check_other_subject(
+    CheckpointStatistics,
+    "CK327",
+    summary="the file has no values",
+    detail="all of its {count} floating-point tensors are zeros, and its records have no checksum:"
+    " torch.save leaves space for them so, under torch.serialization.skip_data() and in"
+    " FakeTensorMode",
+    fix="Write the values into the file as well, or save it again without skip_data().",
+)
+def find_skipped_data(statistics: CheckpointStatistics) -> Iterator[RuleHit]:
+    has_checksums = all(
+        skipped.what != MISSING_CHECKSUMS for skipped in statistics.checkpoint.skipped
+    )
+    if has_checksums:
+        return
+    is_zero = [
+        statistics.statistics[key].is_constant(0.0)
+        for key, tensor in statistics.tensors.items()
+        if tensor.dtype.startswith(("float", "bfloat")) and key in statistics.statistics
+    ]
+    if is_zero and all(is_zero):
+        yield hit("", count=len(is_zero))
 
 
 @check(
@@ -248,33 +336,10 @@ def find_partitioned_parameters(checkpoint: Checkpoint) -> Iterator[RuleHit]:
                 None,
                 keys,
                 count=len(keys),
-                total=len(_list_weights(state)),
+                total=len(list_float_weights(state)),
                 first=join_limited(keys, _MAX_LISTED, quote_code),
                 at=state.at,
             )
-
-
-def list_placeholders(state: StateDict) -> tuple[str, ...]:
-    """Return the keys of the parameters that the ranks of a run hold in parts; () if none.
-
-    Several tensors `weight` of shape [0], or every second floating-point tensor: no layer has so.
-    """
-    if state.role not in {"state_dict", "module"}:
-        return ()
-    weights = _list_weights(state)
-    keys = tuple(tensor.key for tensor in weights if tensor.shape == (0,))
-    weight_count = sum(key.rpartition(".")[2] == "weight" for key in keys)
-    is_partitioned = weight_count > 1 or (len(keys) > 1 and 2 * len(keys) >= len(weights))
-    return keys if is_partitioned else ()
-
-
-def _list_weights(state: StateDict) -> list[TensorInfo]:
-    return [
-        tensor
-        for tensor in state.tensors.values()
-        if tensor.dtype.startswith(("float", "bfloat"))
-        and tensor.key.rpartition(".")[2] not in _OBSERVER_NAMES
-    ]
 
 
 @check(
@@ -284,7 +349,7 @@ def _list_weights(state: StateDict) -> list[TensorInfo]:
         name="file-of-one-rank",
         level=Level.WARNING,
         summary="{key} is one of {count} files of one run, with {others}",
-        detail="each may contain some of the tensors, or a slice of each",
+        detail="{content}",
         why=(
             "Tensor parallelism (Megatron, DeepSpeed, Meta's consolidated.00.pth) splits each"
             " weight over the ranks: all keys are there, and shapes are a fraction of the module's."
@@ -304,57 +369,3 @@ def find_file_of_one_rank(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     for issue in checkpoint.faults:
         if issue.kind is IssueKind.RANK_FILE:
             yield hit(issue.key, None, (), **issue.facts)
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK315",
-        name="opaque-weights",
-        level=Level.WARNING,
-        summary="{key} cannot be compared",
-        detail="{reason}",
-        why=(
-            "An object of a compiled class is pickled in its own format: weights in it do not "
-            "appear in any report, two files with different weights look the same, and "
-            "migrations do not copy them."
-        ),
-        fix="Release the checkpoint with plain tensors, and pack them after loading.",
-        example=(
-            "class Net(nn.Module):\n"
-            "    def __init__(self):\n"
-            "        super().__init__()\n"
-            "        self.table = torch.classes.my_library.Table()\n\n\n"
-            "torch.jit.script(Net()).save(path)"
-        ),
-        gate=Level.ERROR,
-    ),
-)
-def find_opaque_weights(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    for part in checkpoint.opaque:
-        yield hit(part.what, reason=part.reason)
-
-
-@check(
-    Checkpoint,
-    Rule(
-        code="CK317",
-        name="index-passed-over",
-        level=Level.WARNING,
-        summary="from_pretrained loads `{loaded}`, and not the shards of `{key}` beside it",
-        why=(
-            "transformers loads the single file if there is one, whatever the index says: if one "
-            "of the two is left over from an earlier save, the wrong weights are loaded."
-        ),
-        fix="Remove the one that is not intended.",
-        example=(
-            'model.save_pretrained("release")  # model.safetensors\n'
-            'model.save_pretrained("release", max_shard_size="1GB")  # shards and their index'
-        ),
-        gate=Level.ERROR,
-    ),
-)
-def find_passed_over_indexes(checkpoint: Checkpoint) -> Iterator[RuleHit]:
-    for issue in checkpoint.faults:
-        if issue.kind is IssueKind.PASSED_OVER:
-            yield hit(issue.key, **issue.facts)

@@ -35,7 +35,7 @@ def dask_batch_runner(
     try:
         client = distributed.Client(address, timeout=_CONNECT_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--dask {address}: no Dask scheduler answers there: {error}") from error
+        raise UsageError(f"--dask {address}: no Dask scheduler responds: {error}") from error
     with client:
         max_pending = _BATCHES_PER_THREAD * max(1, sum(client.nthreads().values()))
         try:
@@ -48,7 +48,7 @@ def dask_batch_runner(
         except distributed.KilledWorker as error:
             raise WorkerError(f"--dask {address}: {error}") from error
         except ImportError as error:
-            reason = f"its workers cannot import what they need: {error}"
+            reason = f"its workers cannot import a required package: {error}"
             raise WorkerError(f"--dask {address}: {reason}") from error
         except CancelledError as error:
-            raise WorkerError(f"--dask {address}: the work was cancelled there") from error
+            raise WorkerError(f"--dask {address}: the work was cancelled on the cluster") from error

@@ -164,7 +164,7 @@ def _strided_unreadable_reason(tensor: TensorInfo) -> str:
     if tensor.is_on_meta:
         return "it was saved on meta, without data"
     if storage is None or (storage.span is None and storage.content is None):
-        return "its bytes are compressed, or in no file"
+        return "its bytes are compressed, or not in a file"
     return _view_unreadable_reason(tensor)
 
 
@@ -172,11 +172,11 @@ def _view_unreadable_reason(tensor: TensorInfo) -> str:
     if tensor.is_contiguous and contiguous_span(tensor):
         return ""
     if DTYPE_BITS[tensor.dtype] % 8:
-        return "its elements are packed into bits"
+        return "its elements are bit-packed"
     extent = compute_extent(compute_steps(tensor.shape, tensor.stride))
     is_scattered = extent * DTYPE_BITS[tensor.dtype] // 8 > REGION or tensor.numel > extent
     if tensor.numel > _MAX_GATHERED_ELEMENTS and is_scattered:
-        return f"it is a view of {tensor.numel} elements that do not lie together"
+        return f"it is a view of {tensor.numel} elements that are not contiguous"
     return ""
 
 

@@ -82,7 +82,7 @@ def statistics_unavailable_reason(tensor: TensorInfo) -> str:
     if tensor.parts and tensor.layout != "chunked":
         return f"it is laid out as {tensor.layout}"
     if not _is_computable_dtype(tensor.dtype):
-        return f"{tensor.dtype} is no dtype to calculate with"
+        return f"{tensor.dtype} is not a dtype that supports arithmetic"
     return unreadable_reason(tensor)
 
 

@@ -177,7 +177,7 @@ def replay_golden(
             cuda.run_on_cuda(loaded_factory.create_module(), golden.inputs, selected_device.device)
         )
     elif device == "auto":
-        skipped = (Skipped(f"{golden.path} on CUDA", "there is no CUDA device here"),)
+        skipped = (Skipped(f"{golden.path} on CUDA", "no CUDA device is available"),)
     output_drifts, matching_devices = [], []
     for forward_pass in passes:
         device_type = forward_pass.device.partition(":")[0]
@@ -307,8 +307,8 @@ class _TensorStore:
                 }
             }
         raise UsageError(
-            f"the input `{name}` holds a {type(value).__name__}: a golden file holds tensors, "
-            "numbers, texts, and lists, tuples and dicts of them"
+            f"the input `{name}` contains a {type(value).__name__}: a golden file stores tensors, "
+            "numbers, strings, and lists, tuples and dicts of them"
         )
 
 
@@ -325,4 +325,4 @@ def _unpack_value(packed_value: Any, tensors: Mapping[str, Tensor]) -> Any:
         case {"dict": dict() as children}:
             return {key: _unpack_value(child, tensors) for key, child in children.items()}
         case _:
-            raise ValueError(f"{json.dumps(packed_value)[:60]} is no value")
+            raise ValueError(f"{json.dumps(packed_value)[:60]} is not a value")

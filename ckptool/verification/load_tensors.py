@@ -132,7 +132,7 @@ def load_with_torch(checkpoint: Checkpoint, at: str, *, mapped: bool = False) ->
     except UserCodeError as error:
         raise ReadError(
             checkpoint.path,
-            f"has more than plain bytes, and torch refuses it: {_format_refusal(error.error)}",
+            f"has more than plain bytes, and torch refuses it: {format_refusal(error.error)}",
         ) from error
     try:
         state = get_value_at(root, at)
@@ -184,12 +184,12 @@ def _without_log_messages() -> Iterator[None]:
         logging.disable(level)
 
 
-def _format_refusal(error: BaseException) -> str:
-    """Return the line that says something: of a refused class, the one that names it."""
+def format_refusal(error: BaseException) -> str:
+    """Return the sentence that says why torch.load refuses a file: the one that names a class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = (line for line in lines if line.startswith("WeightsUnpickler error: "))
     line = next(named, lines[0] if lines else type(error).__name__)
-    return line.removeprefix("WeightsUnpickler error: ")
+    return line.removeprefix("WeightsUnpickler error: ").partition(" Please use ")[0]
 
 
 def _get_value(state: Mapping[str, Any], key: str, checkpoint: Checkpoint) -> Any:

@@ -29,7 +29,7 @@ def build_probe_state(diff: ModuleDiff, read_keys: Collection[str]) -> Mapping[s
     """
     if non_tensor := next(iter((*diff.state.non_tensors, *diff.packed_keys)), ""):
         if diff.is_planned or not (read_keys or can_be_mapped(diff.checkpoint)):
-            raise ValuesNeededError(f"`{non_tensor}` is no tensor")
+            raise ValuesNeededError(f"`{non_tensor}` is not a tensor")
         return load_with_torch(diff.checkpoint, diff.state.at, mapped=not read_keys)
     state = diff.state
     read_tensors = {

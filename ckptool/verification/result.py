@@ -6,7 +6,7 @@ from enum import StrEnum
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.model import Constancy, ModuleInfo, Skipped
+from ckptool.model import Constancy, ModuleInfo, ModuleTensor, Skipped
 
 
 class VerificationLevel(StrEnum):
@@ -55,8 +55,8 @@ class DeviceMismatch(Struct, frozen=True):
     """"file:line" of the innermost frame of the user's code."""
     module: str
     """Path of the module whose forward was running, "" is the root."""
-    assigned_at: str = ""
-    """"file:line" of the assignment of the attribute, "" if unknown."""
+    held_tensor: ModuleTensor | None = None
+    """The module's tensor at `attribute`, None if there is none."""
 
 
 class PythonChange(Struct, frozen=True):

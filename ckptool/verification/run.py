@@ -229,7 +229,8 @@ def _with_origin_details(
     result: LevelResult, old: VerificationTarget, restored_paths: tuple[str, ...]
 ) -> LevelResult:
     """Add how the old file's keys were renamed, and the origin of the module's unsaved tensors."""
-    if (rewrite := old.module_diff.rewrite) is not None:
+    rewrite = old.module_diff.rewrite
+    if rewrite is not None and rewrite.key_map:
         old_key, key = next(iter(rewrite.key_map.items()))
         text = f"keys of the old file renamed for the old module: {_format_keys((old_key,))}"
         text += f" -> {_format_keys((key,))}"
@@ -246,8 +247,8 @@ def _with_origin_details(
     )
     if result.status is LevelStatus.FAILED and lost_keys:
         text = (
-            f"the old file has no value of {_format_keys(lost_keys)}, and the old module's"
-            " constructor made it: a whole pickled module would have what training made of it"
+            f"the old file has no value of {_format_keys(lost_keys)}, so the one from the old "
+            "module's constructor was used: a pickled module would have the trained value"
         )
         result = replace(result, reason=f"{result.reason}; {text}")
     return result
@@ -259,7 +260,7 @@ def _format_keys(keys: tuple[str, ...]) -> str:
 
 def _with_assignment(mismatch: DeviceMismatch, module_diff: ModuleDiff) -> DeviceMismatch:
     module_tensor = module_diff.module.tensors.get(mismatch.attribute)
-    return replace(mismatch, assigned_at=module_tensor.assigned_at) if module_tensor else mismatch
+    return replace(mismatch, held_tensor=module_tensor)
 
 
 def _find_staying_tensors(module_diff: ModuleDiff) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ INTRODUCTION = """\
 # Plans
 
 Made from the code by `docs/generate.py`. A plan is a TOML file: `ckptool migrate --save-plan FILE`
-writes it, `--plan FILE` does it, `--reverse` undoes it; [Migrate](migrate.md) tells how plans are
+writes it, `--plan FILE` does it, `--reverse` undoes it; [Migrate](migrate.md) explains how plans are
 derived and when a step is refused. `schema` is {schema}. Its steps, `[[ops]]`, are done in order;
 each names its operation in `op`, and may say why in `why`, which decides nothing. An unknown key
 or operation is an error with the place and the name that was probably meant.

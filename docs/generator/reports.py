@@ -66,7 +66,7 @@ def _section(struct: type[Struct], without: set[str], mark: str = "##") -> list[
     said = summary(struct)
     lines = [f"{mark} {struct.__name__}", "", *([said, ""] if said else [])]
     if without:
-        lines += ["Besides the fields of [Report](#report):", ""]
+        lines += ["In addition to the fields of [Report](#report):", ""]
     lines += ["| field | type | what it says |", "|---|---|---|"]
     for field in fields(struct):
         if field.name not in without:

@@ -50,7 +50,7 @@ PLAIN = {
     types.StrType: "text",
     types.CustomType: "text",
     types.BoolType: "true or false",
-    types.IntType: "whole number",
+    types.IntType: "integer",
     types.FloatType: "number",
     types.DateType: "date",
 }

@@ -71,8 +71,12 @@ def test_a_name_that_begins_with_a_hyphen_is_no_option(project):
         "repos": [{"repo": str(folder), "rev": commit, "hooks": [{"id": "ckptool-gate-system"}]}]
     }
     (project.folder / ".pre-commit-config.yaml").write_text(yaml.safe_dump(config))
-    (project.folder / "--exit-zero.pth").write_bytes(b"no checkpoint")
-    (project.folder / "-o=pwned.pth").write_bytes(b"no checkpoint")
+    (project.folder / "--exit-zero.pth").write_bytes(
+        b"is not a known checkpoint format; it begins with the bytes"
+    )
+    (project.folder / "-o=pwned.pth").write_bytes(
+        b"is not a known checkpoint format; it begins with the bytes"
+    )
     project.git("add", "--all", ".")
     ran = project.run("pre-commit", "run", "--all-files")
     assert ran.code == 1

@@ -22,7 +22,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\n
 def test_the_readmes_first_command(ckptool):
     ran = ckptool("diff", "samples/model.pth")
     assert ran.code == 1
-    assert ran.out.startswith("loads, but `mask` is not saved with it\n")
+    assert ran.out.startswith("loads, but `mask` is not in the state_dict and will not be saved\n")
     assert ran.err == ""
 
 
@@ -97,10 +97,10 @@ def test_a_zip_that_is_no_checkpoint(ckptool, tmp_path):
         (("-m", "torch.nn:Linear", "-k", "mode=fast"), "quotes"),
         (("-m", "torch.nn:Linear", "--kwargs", "nowhere.json"), "nowhere.json"),
         ((), "three"),
-        (("--select", "CK999"), "no rule is called"),
+        (("--select", "CK999"), "there is no rule"),
         (("--fail-on", "sometimes"), "--fail-on"),
         (("--no-such-option",), "--no-such-option"),
-        (("--limit", "opcode=3"), "known are"),
+        (("--limit", "opcode=3"), "unknown limit; the limits are"),
         (("--limit", "opcodes=many"), "opcodes=NUMBER"),
         (("--limit", "opcodes=3"), "linear.pth"),
         ((*LINEAR, "--explain", "weigth"), "did you mean 'weight'"),
@@ -184,7 +184,7 @@ def test_a_report_that_cannot_be_written_is_an_error(run_command, linear, tmp_pa
 def test_quiet_prints_the_verdict_only(run_command):
     assert (
         run_command("diff", "samples/model.pth", "-q").out
-        == "loads, but `mask` is not saved with it\n"
+        == "loads, but `mask` is not in the state_dict and will not be saved\n"
     )
 
 

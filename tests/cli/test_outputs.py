@@ -85,7 +85,7 @@ def test_an_input_is_never_replaced(name, option, kind, force, run_command, tmp_
     assert path.read_bytes() == content, ran.err
     assert ran.code == 2
     assert len(ran.err.splitlines()) == 1
-    assert "is read by this command" in ran.err
+    assert "is an input of this command" in ran.err
 
 
 @pytest.mark.parametrize(("name", "option"), WRITES)
@@ -141,7 +141,7 @@ def test_a_folder_that_holds_an_input_is_not_replaced(run_command, tmp_path) -> 
     path = save(folder / "a.pth", {"w": torch.ones(2)})
     ran = run_command("migrate", path, "-o", folder, "--max-shard-size", "1GB", "--force")
     assert ran.code == 2
-    assert "holds what this command reads" in ran.err
+    assert "contains an input of this command and would be overwritten" in ran.err
     assert path.exists()
 
 
@@ -228,7 +228,10 @@ def test_a_source_whose_times_were_put_back_is_found(tmp_path, monkeypatch) -> N
         commit(*outputs, check=check)
 
     monkeypatch.setattr(written_files, "commit_outputs", overwrite_and_commit)
-    with pytest.raises(ckptool.errors.WriteError, match="was changed while it was read"):
+    with pytest.raises(
+        ckptool.errors.WriteError,
+        match="changed while it was read: nothing was written, run the command again",
+    ):
         ckptool.migrate(path, tmp_path / "new.safetensors")
     after = path.stat()
     assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)

@@ -54,7 +54,7 @@ def test_an_answer_of_yes(folder):
 
 def test_an_answer_of_no(folder):
     code, text = run_on_terminal(folder, b"n\n")
-    assert (code, "1 question is open" in text) == (2, True)
+    assert (code, "1 open question" in text) == (2, True)
     assert not (folder / "new.pth").exists()
 
 

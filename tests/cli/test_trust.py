@@ -49,9 +49,12 @@ def test_the_file_that_names_the_code_is_said_before_it_is_run(words, folder):
         [sys.executable, "-m", "ckptool", *words], cwd=folder, capture_output=True, text=True,
         check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    notice, running = done.stderr.find("ckptool.toml names the code"), done.stderr.find("RUNNING")
+    notice, running = (
+        done.stderr.find("ckptool.toml selects the module"),
+        done.stderr.find("RUNNING"),
+    )
     assert 0 <= notice < running, done.stderr
-    assert "net:Net (--no-config: leave it out)" in done.stderr
+    assert "net:Net (--no-config ignores it)" in done.stderr
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
@@ -69,7 +72,7 @@ def test_a_lock_that_the_configuration_names_is_announced(folder, run_command):
     with (folder / "ckptool.toml").open("a") as file:
         file.write('against = "net.lock.json"\n')
     ran = run_command("gate", cwd=folder)
-    assert "ckptool.toml names the code that is run, net:Net" in ran.notices
+    assert "ckptool.toml selects the module to run, net:Net" in ran.notices
     assert run_command("gate", "--no-config", cwd=folder).code == 2
 
 

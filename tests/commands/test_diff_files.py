@@ -79,8 +79,8 @@ def test_a_part_for_people_says_what_it_is(run_command, two):
         (("new.pth", "--rtol", "nan"), "--rtol nan: expected a number >= 0"),
         (("new.pth", "--jobs", "0"), "--jobs 0: expected 1 or more"),
         (("--atol", "1"), "--atol compares values of two checkpoints: give both"),
-        (("new.pth", "--no-values", "--shard", "1/2"), "--no-values leaves nothing to do"),
-        (("new.pth", "--dask", "nonsense://x"), "no Dask scheduler answers there"),
+        (("new.pth", "--no-values", "--shard", "1/2"), "--no-values excludes"),
+        (("new.pth", "--dask", "nonsense://x"), "no Dask scheduler responds:"),
     ],
 )
 def test_wrong_options_end_in_one_line(run_command, two, words, said):

@@ -26,7 +26,7 @@ def test_a_clean_release_passes(release):
 def test_without_a_module_the_file_is_judged_and_the_rest_is_said_to_be_skipped(release):
     ran = release.gate("model.pth")
     assert ran.code == 0
-    assert "not checked: the module: none is named for it with -m" in ran.out
+    assert "not checked: the module: no module was given with -m" in ran.out
 
 
 @pytest.mark.process
@@ -110,7 +110,7 @@ def test_a_baseline_silences_what_it_knows_and_nothing_else(release):
     release.policy("")
     mended = release.gate("model.pth", "--baseline", "known.json")
     assert mended.code == 0
-    assert "the baseline knows CK854 in model.pth, which is not found" in mended.out.replace(
+    assert "the baseline lists CK854 in model.pth, which is no longer" in mended.out.replace(
         "\n               ", " "
     )
     release.gate("model.pth", "--baseline", "known.json", "--update-baseline")
@@ -155,10 +155,10 @@ def test_a_moved_line_of_source_is_no_new_finding(release):
 def test_faults_of_a_baseline_are_one_line(release):
     missing = release.gate("model.pth", "--baseline", "none.json")
     assert (missing.code, missing.out) == (2, "")
-    assert "none.json: No such file or directory; --update-baseline writes it" in missing.err
+    assert "none.json: No such file or directory; --update-baseline creates it" in missing.err
     (release.folder / "bad.json").write_text('{"version": 1, "findings": [3]}')
     assert (
-        "is no baseline: Expected `object`"
+        "is not a baseline: Expected `object`"
         in release.gate("model.pth", "--baseline", "bad.json").err
     )
     (release.folder / "new.json").write_text('{"version": 7, "findings": []}')

@@ -241,12 +241,15 @@ def test_a_module_alone_in_every_format(run_command, release, form):
             ("-m", "compare.models:Same", "--against", "compare.models:Nothing"),
             "compare.models has no 'Nothing'",
         ),
-        (("-m", "compare.models:Same", "--fixtures", "none*.pth"), "--fixtures none*.pth: nothing"),
+        (
+            ("-m", "compare.models:Same", "--fixtures", "none*.pth"),
+            "--fixtures none*.pth: no file matches",
+        ),
         (
             ("-m", "compare.models:WithHead", "--fixtures", "old.pth", "--plan", "none.toml"),
             "none.toml: No such file",
         ),
-        (("old.pth", "--golden", "old.pth"), "old.pth: is no golden file"),
+        (("old.pth", "--golden", "old.pth"), "old.pth: is not a golden file"),
     ],
 )
 def test_one_line_says_what_is_wrong(gate, words, said):

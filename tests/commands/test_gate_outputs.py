@@ -107,7 +107,7 @@ def test_sarif_tells_what_is_suppressed_and_what_was_skipped(release):
     run = sarif(release.gate("model.pth", "--baseline", "k.json", "--format", "sarif").out)
     by_code = {r["ruleId"]: r for r in run["results"]}
     why = [r["suppressions"][0]["justification"] for r in run["results"]]
-    assert set(why) == {"waiver: 50% of it, really:\\nold", "baseline: it was there before"}
+    assert set(why) == {"waiver: 50% of it, really:\\nold", "baseline: it is in the baseline"}
     assert set(by_code) == {"CK853", "CK854"}
     (skipped,) = run["invocations"][0]["toolExecutionNotifications"]
     assert skipped["level"] == "note"
@@ -245,10 +245,15 @@ def annotations(text: str) -> list[tuple[str, dict[str, str], str]]:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
-def test_github_gets_one_annotation_for_each_finding(run_command, words):
+def test_github_gets_one_annotation_for_each_problem(run_command, words):
     found = annotations(run_command(*words, "--format", "github").out)
     told = [said["title"][:5] for _, said, _ in found if said["title"].startswith("CK")]
-    assert told == codes(run_command, words)
+    report = json.loads(run_command(*words, "--format", "json").out)
+    causes = dict.fromkeys(f["cause"] for f in report["findings"])
+    assert told == [cause[:5] for cause in causes]
+    texts = " ".join(text for *_, text in found)
+    followers = {f["code"] for f in report["findings"] if f["is_consequence"]}
+    assert all(f"- {code} (" in texts for code in followers)
     for _, said, _ in found:
         if "file" in said:
             assert (ROOT / said["file"]).exists()
@@ -308,7 +313,10 @@ def test_several_formats_at_once(release):
         (("--format", "sarif", "--format", "junit"), "would both go to standard output"),
         (("-o", "x", "--format", "sarif", "-o", "y"), "each follows the --format"),
         (("--format", "sarif", "-o", "x", "-o", "y"), "each follows the --format"),
-        (("--format", "sarif", "-o", "x", "--format", "junit", "-o", "x"), "to one file"),
+        (
+            ("--format", "sarif", "-o", "x", "--format", "junit", "-o", "x"),
+            "two reports cannot be written to the same file",
+        ),
         (("--format", "sariff"), "'sarif'"),
     ],
 )

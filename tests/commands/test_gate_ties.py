@@ -60,7 +60,7 @@ RECORDS_NOT_TO_TRUST = {
     "nested 100,000 deep": "[" * 100_000,
     "objects nested 100,000 deep": '{"a":' * 100_000,
     "no JSON": "embed.weight",
-    "cut short": '{"head.weight": "weigh',
+    "truncated": '{"head.weight": "weigh',
     "text after it": '{"head.weight": "weight"} {}',
     "a list": '[["head.weight", "weight"]]',
     "values that are no names": '{"a": 1, "b": null, "c": ["weight"], "d": {"weight": "w"}}',

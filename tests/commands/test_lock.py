@@ -73,13 +73,28 @@ def test_files_against_a_lock_of_files_need_no_torch(tmp_path, samples):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "a lock is of one thing"),
-        (("samples/model.pth", "-m", WITH, *SIZES), "a lock is of one thing"),
-        (("samples/model.pth", "-o", "samples/buffer.pth"), "exists already and is no lock"),
-        (("samples/model.pth", "-o", "none.json", "--check"), "there is no lock: write it"),
-        (("samples/model.pth", "-o", "no/where.json"), "there is no folder no: make it first"),
+        ((), "a lock needs one source: a module (-m package.module:Name) or a checkpoint"),
+        (
+            ("samples/model.pth", "-m", WITH, *SIZES),
+            "a lock needs one source: a module (-m package.module:Name) or a checkpoint",
+        ),
+        (
+            ("samples/model.pth", "-o", "samples/buffer.pth"),
+            "already exists and is not a lock: choose another file, or replace it with --force",
+        ),
+        (
+            ("samples/model.pth", "-o", "none.json", "--check"),
+            "there is no lock file: create it with `ckptool lock`",
+        ),
+        (
+            ("samples/model.pth", "-o", "no/where.json"),
+            "the folder no does not exist: create it first",
+        ),
         (("samples/model.pth", "--golden", "g", "--check"), "--golden records"),
-        (("samples/buffer.pth", "--golden", "/tmp/g.none"), "no input: give one with --input"),
+        (
+            ("samples/buffer.pth", "--golden", "/tmp/g.none"),
+            "no input: pass --input or --inputs, or define example_inputs() on the module",
+        ),
         (("samples/model.pth", "--device-tolerance", "cpu=x"), "expected a number"),
         (
             ("samples/buffer.pth", "--golden", "/tmp/g.none", "--device-tolerance", "tpu=1"),
@@ -121,5 +136,5 @@ def test_golden_outputs_are_recorded_and_not_replaced(run_command, tmp_path):
     assert record["checkpoint"] == "buffer.pth"
     ran = run_command(*words)
     assert ran.code == 2
-    assert "exists already" in ran.err
+    assert "already exists: choose another name, or replace it with --force" in ran.err
     assert run_command(*words, "--force").code == 0

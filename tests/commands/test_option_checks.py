@@ -1,4 +1,4 @@
-"""Options that do not go together, or would be left out: one line and exit 2, never silence."""
+"""Options that are inconsistent, or would be left out: one line and exit 2, never silence."""
 
 import json
 import signal
@@ -46,7 +46,7 @@ def test_an_option_that_nothing_would_read_is_refused(function, given, option, l
 
 def test_a_lock_of_a_module_has_no_place():
     kwargs = {"in_features": 2, "out_features": 3}
-    with pytest.raises(UsageError, match=r"^--at is a place in a checkpoint"):
+    with pytest.raises(UsageError, match=r"^--at is a key path in a checkpoint"):
         api.lock(module="torch.nn:Linear", kwargs=kwargs, at="state_dict")
 
 
@@ -196,7 +196,7 @@ def test_what_is_given_twice_is_refused(run_command, linear):
 
 def test_a_plan_is_not_saved_in_the_place_of_the_result(linear):
     target = linear.with_name("new.safetensors")
-    with pytest.raises(UsageError, match=r"^--save-plan and -o name one file"):
+    with pytest.raises(UsageError, match=r"^--save-plan and -o are the same file"):
         api.migrate(linear, target, save_plan=target)
 
 

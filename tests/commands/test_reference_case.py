@@ -72,7 +72,7 @@ def test_the_file_against_the_attribute_version(samples):
     assert report.matched == ("W_query.weight", "W_key.weight", "W_value.weight")
     assert not report.missing_keys + report.unexpected_keys + report.mismatched_keys
     assert report.coverage == 1.0
-    assert report.verdict == "loads, but `mask` is not saved with it"
+    assert report.verdict == "loads, but `mask` is not in the state_dict and will not be saved"
     (mask,) = report.unsaved
     assert (mask.key, mask.kind, mask.dtype) == ("mask", "attribute", "float32")
     assert (mask.shape, mask.nbytes) == ((6, 6), 144)

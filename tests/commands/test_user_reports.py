@@ -21,7 +21,10 @@ def test_random_state_drawn_in_the_constructor_is_an_error(tmp_path):
         "projection": "random",
     }
     assert findings(report)["CK101", "perm"] == "error"
-    assert report.verdict == "loads, but `perm`, `projection` are not saved with it"
+    assert (
+        report.verdict
+        == "loads, but `perm`, `projection` are not in the state_dict and will not be saved"
+    )
 
 
 def test_constant_state_of_the_constructor_is_a_warning(tmp_path):

@@ -97,12 +97,15 @@ def test_a_look_that_fails_at_the_end_does_not_end_the_training():
     with ckptool.watch(model) as watched:
         model.named_modules = None
     assert model.steps == 0
-    with pytest.raises(ckptool.CkptoolError, match="Trained: looking through it raised TypeError"):
+    with pytest.raises(ckptool.CkptoolError, match="Trained: walking through it raised TypeError"):
         _ = watched.report
 
 
 def test_a_report_before_anything_was_watched():
-    with pytest.raises(UsageError, match="nothing was watched yet"):
+    with pytest.raises(
+        UsageError,
+        match=r"nothing was watched: use with ckptool\.watch\(model\) as watched: \.\.\.",
+    ):
         _ = ckptool.watch(models.Trained()).report
 
 

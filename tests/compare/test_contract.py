@@ -134,7 +134,7 @@ def test_a_flip_of_a_random_value_says_that_it_is_lost():
         of_module("compare.models:First"), of_module("compare.models:RandomUnsaved")
     )
     (finding,) = run_rules([held])
-    assert "its value is random, so a load does not bring it back" in finding.message
+    assert "its value is random, so loading does not restore it" in finding.message
 
 
 def test_a_file_that_lacks_a_key_says_nothing_of_how_it_was_held(tmp_path):
@@ -152,7 +152,9 @@ def test_of_several_states_one_has_to_be_named(tmp_path):
     state = models.First().state_dict()
     torch.save({"model": state, "ema": models.First().state_dict()}, path)
     checkpoint = open_checkpoint(path)
-    with pytest.raises(UsageError, match=r"has states at `ema`, `model`: name one with --at"):
+    with pytest.raises(
+        UsageError, match=r"has several states \(`ema`, `model`\): choose one with --at"
+    ):
         contract.choose_state(checkpoint, None, None)
     assert contract.choose_state(checkpoint, "ema", None).at == "ema"
     like = of_module("compare.models:First")
@@ -162,5 +164,5 @@ def test_of_several_states_one_has_to_be_named(tmp_path):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     torch.save(optimizer.state_dict(), path)
-    with pytest.raises(UsageError, match="has no state of a model"):
+    with pytest.raises(UsageError, match="contains no model state"):
         contract.choose_state(open_checkpoint(path), None, None)

@@ -133,7 +133,7 @@ GOOD = contract_lock.format_lock(
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"ckptool-lock": 1', '"ckptool-lock": 2', "is a lock of format 2.*write it anew"),
+        ('"ckptool-lock": 1', '"ckptool-lock": 2', "is a lock of format 2.*create it again"),
         ('"ckptool-lock": 1', '"ckptool-lock": "1"', 'is a lock of format "1"'),
         ('"dtype"', '"dtyp"', r"unknown field `dtyp` - at `\$.keys\[.w.\]`; did you mean `dtype`"),
         ('"keys"', '"key"', "unknown field `key`; did you mean `keys`"),
@@ -141,12 +141,12 @@ GOOD = contract_lock.format_lock(
         ("[2]", '["2"]', r"Expected `int`, got `str`"),
         ('"saved": true', '"saved": 1', r"Expected `bool`, got `int` - at `\$.keys\[.w.\].saved`"),
         ('"module"', '"modul"', r"Invalid enum value 'modul' - at `\$.source`"),
-        ('"others": {}', '"keys": {}', "the key 'keys' stands there twice"),
+        ('"others": {}', '"keys": {}', "the key 'keys' appears twice"),
         ('"shape": [2], ', "", "missing required field `shape`"),
-        ("}\n}", "}", "is no lock"),
+        ("}\n}", "}", "is not a lock:"),
         (GOOD, "[]", "expected an object with 'ckptool-lock'"),
         (GOOD, "[" * 100_000, "nested too deep"),
-        (GOOD, "\ud800", "is no lock"),
+        (GOOD, "\ud800", "is not a lock:"),
     ],
 )
 def test_a_fault_is_named_with_its_place(old, new, said):

@@ -174,7 +174,7 @@ def test_without_into_migrate_asks(tmp_path):
     path = save(tmp_path, Detector(10).state_dict())
     with pytest.raises(PlanError) as caught:
         api.migrate(path, tmp_path / "n.pth", module=Cascade())
-    assert "--into pnet if only that is meant" in str(caught.value)
+    assert "--into pnet if only that is intended" in str(caught.value)
     assert str(caught.value).count("CK2") == 1
     assert not (tmp_path / "n.pth").exists()
 
@@ -272,7 +272,7 @@ def test_into_needs_a_submodule_and_a_module(tmp_path):
         api.diff(path, module=Cascade(), into="pnt")
     with pytest.raises(UsageError, match="there are `onet`, `pnet`, `rnet`"):
         api.migrate(path, tmp_path / "n.pth", module=Cascade(), into="qqqqq")
-    with pytest.raises(UsageError, match="--into names a part of a module"):
+    with pytest.raises(UsageError, match="--into selects a submodule"):
         api.migrate(path, tmp_path / "n.pth", into="pnet")
     with pytest.raises(UsageError, match="--into"):
         api.diff(path, path, into="pnet")

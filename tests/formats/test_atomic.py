@@ -87,7 +87,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path, folder):
 @both
 def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path, folder):
     with (
-        pytest.raises(WriteError, match=r"by somebody else meanwhile|exists already"),
+        pytest.raises(WriteError, match=r"by another process in the meantime|already exists"),
         open_pending_output(tmp_path / "x", force=False, folder=folder) as out,
     ):
         fill(out)
@@ -151,18 +151,18 @@ def test_an_input_is_refused_through_any_link(tmp_path, how):
     elif how == "linked folder":
         (tmp_path / "l").symlink_to(tmp_path / "in")
         target = tmp_path / "l" / "x"
-    with pytest.raises(WriteError, match="which is never written to"):
+    with pytest.raises(WriteError, match="itself, which is never overwritten: choose another file"):
         check_target(target, [source], force=True, folder=False)
 
 
 @pytest.mark.parametrize(
     ("name", "folder", "message"),
     [
-        ("file", False, "exists already: name another, or replace it with --force"),
-        ("file", True, "is a file, and a folder is to be written"),
-        ("folder", False, "is a folder, and a file is to be written"),
-        ("no/such", False, "there is no folder .*no: make it first"),
-        ("file/x", False, "there is no folder"),
+        ("file", False, "already exists: choose another name, or replace it with --force"),
+        ("file", True, "is a file, and a folder would be written"),
+        ("folder", False, "is a folder, and a file would be written"),
+        ("no/such", False, "the folder .*no does not exist: create it first"),
+        ("file/x", False, "does not exist: create it first"),
         ("n" * 300, False, "not written: File name too long"),
     ],
 )

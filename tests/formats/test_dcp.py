@@ -123,32 +123,38 @@ def place_of_another(made):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (change_place(relative_path="../x"), "leaves the directory"),
-        (change_place(relative_path="/etc/hostname"), "leaves the directory"),
-        (change_place(relative_path="a/../../x"), "leaves the directory"),
-        (change_place(relative_path=""), "leaves the directory"),
+        (change_place(relative_path="../x"), ", outside the directory"),
+        (change_place(relative_path="/etc/hostname"), ", outside the directory"),
+        (change_place(relative_path="a/../../x"), ", outside the directory"),
+        (change_place(relative_path=""), ", outside the directory"),
         (change_place(relative_path=3), "without a key or a file"),
-        (change_place(offset=-8), "where nothing can lie"),
-        (change_place(offset="0"), "where nothing can lie"),
+        (change_place(offset=-8), "has an impossible location"),
+        (change_place(offset="0"), "has an impossible location"),
         (change_place(length=10**9), "ends at byte"),
-        (change_place(length=-1), "where nothing can lie"),
+        (change_place(length=-1), "has an impossible location"),
         (change_tensor(size=torch.Size([3, 4])), "has 12 elements and its chunks have 6"),
         (change_tensor(size=(-3, 2)), "has the size"),
         (change_tensor(chunks=[]), "has 6 elements and its chunks have 0"),
         (change_tensor(chunks=None), "no list of chunks"),
-        (change_tensor(chunks=[chunk([0, 0], [3, 1])]), "where float32 [3, 1] should be"),
+        (change_tensor(chunks=[chunk([0, 0], [3, 1])]), "instead of float32 [3, 1]"),
         (change_tensor(chunks=[chunk([1, 0], [3, 2])]), "no data for its chunk"),
         (change_tensor(chunks=[chunk([0, 0], [3, 2])] * 2), "its chunks have 12"),
         (change_tensor(properties=None), "has no properties"),
-        (drop_place, "has no place"),
+        (drop_place, "has no location"),
         (stray_place, "is not in the list of keys"),
         (place_of_another, "is not in the list of keys"),
-        (lambda made: made.planner_data.update(epoch=()), "a path that is none"),
-        (lambda made: made.planner_data.update(epoch=("x",) * 65), "a path that is none"),
-        (lambda made: made.planner_data.update(epoch=("model",)), "lies where another"),
-        (lambda made: made.planner_data.update(epoch=("model", "0.bias", "x")), "within another"),
-        (lambda made: made.state_dict_metadata.update(x=3), "no TensorStorageMetadata"),
-        (lambda made: setattr(made, "storage_data", None), "list of places is missing"),
+        (lambda made: made.planner_data.update(epoch=()), "has an invalid path"),
+        (lambda made: made.planner_data.update(epoch=("x",) * 65), "has an invalid path"),
+        (
+            lambda made: made.planner_data.update(epoch=("model",)),
+            "has the location of another key",
+        ),
+        (
+            lambda made: made.planner_data.update(epoch=("model", "0.bias", "x")),
+            "is nested in another key",
+        ),
+        (lambda made: made.state_dict_metadata.update(x=3), "not a TensorStorageMetadata"),
+        (lambda made: setattr(made, "storage_data", None), "list of locations is missing"),
         (lambda made: setattr(made, "state_dict_metadata", []), "list of keys is missing"),
     ],
 )
@@ -161,7 +167,7 @@ def test_metadata_that_is_wrong(directory, change, reason):
 
 def test_metadata_that_is_something_else(directory):
     put(directory, pickle.dumps([1]))
-    assert "no Metadata" in corruption_reason(read, directory, DEFAULT_LIMITS)
+    assert "not a Metadata" in corruption_reason(read, directory, DEFAULT_LIMITS)
     put(directory, pickle.dumps(3)[:-1])
     assert corruption_reason(read, directory, DEFAULT_LIMITS)
     assert "more than any" in corruption_reason(read, directory, Limits(pickle_bytes=2))
@@ -210,7 +216,7 @@ def test_a_payload_in_the_metadata_is_named(directory):
     ]
     assert len(found.states) == 4
     put(directory, pickle.dumps(Runs()))
-    assert "no Metadata" in read(directory, DEFAULT_LIMITS).damage
+    assert "not a Metadata" in read(directory, DEFAULT_LIMITS).damage
 
 
 def test_a_payload_in_a_pickled_object_is_named(tmp_path):

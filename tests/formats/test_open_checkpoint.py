@@ -57,12 +57,12 @@ FOREIGN = {
         "is XML (AccessDenied): the server's answer",
     ),
     "JSON": ('{"architectures": ["Bert"]}', "is a JSON file with 'architectures'"),
-    "JSON, cut": ('{"architectures": ["Bert"]', "is text, not a checkpoint; it begins '{"),
-    "text": ("Dear diary\n...", "is text, not a checkpoint; it begins 'Dear diary'"),
+    "JSON, cut": ('{"architectures": ["Bert"]', "is text, not a checkpoint; it begins with '{"),
+    "text": ("Dear diary\n...", "is text, not a checkpoint; it begins with 'Dear diary'"),
     "text, hostile": ("a\u202eb\n", "it begins with the bytes"),
     "GGUF": (b"GGUF\x03\0\0\0", "is a GGUF file"),
     "HDF5": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
-    "npy": (b"\x93NUMPY\x01\0", "is one numpy array"),
+    "npy": (b"\x93NUMPY\x01\0", "is one NumPy array (.npy)"),
     "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0", "is an ONNX model"),
     "gzip": (gzip.compress(b"x"), "is compressed (gzip); unpack it first: gzip -d"),
     "xz": (b"\xfd7zXZ\0\0\x04", "is compressed (xz)"),
@@ -70,7 +70,7 @@ FOREIGN = {
     "bzip2": (b"BZh91AY", "is compressed (bzip2)"),
     "7z": (b"7z\xbc\xaf\x27\x1c\0\x04", "is compressed (7z)"),
     "empty": (b"", "is empty: 0 bytes"),
-    "zeros": (bytes(100), "holds zeros only"),
+    "zeros": (bytes(100), "contains only zeros: an incomplete download or copy"),
     "noise": (b"\xde\xad\xbe\xef" * 9, "it begins with the bytes de ad be ef de ad be ef"),
 }
 
@@ -157,9 +157,9 @@ DIRECTORIES = {
     "files": ({f"{n}.pt": TENSOR for n in range(7)}, "'0.pt', '1.pt', .*'4.pt' and 2 more$"),
     "two indexes": (
         {"pytorch_model.bin.index.json": "", "model.safetensors.index.json": ""},
-        "model.safetensors.index.json and pytorch_model.bin.index.json: name the one",
+        "model.safetensors.index.json and pytorch_model.bin.index.json: choose one",
     ),
-    "two kinds": ({".metadata": "", "m.bin.index.json": ""}, r"\.metadata: name the one"),
+    "two kinds": ({".metadata": "", "m.bin.index.json": ""}, r"\.metadata: choose one"),
     "a cut save": ({"__0_0.distcp": "", "__1_0.distcp": ""}, "the save was not completed"),
 }
 
@@ -172,7 +172,7 @@ def test_directories(tmp_path, files, reason):
 
 def test_directory_of_directories(tmp_path):
     write(tmp_path / "unet", {"a.safetensors": TENSOR})
-    with pytest.raises(ReadError, match="name one of 'unet/'"):
+    with pytest.raises(ReadError, match="choose one of 'unet/'"):
         open_checkpoint(tmp_path)
 
 

@@ -138,5 +138,5 @@ def test_a_name_that_is_only_known_when_it_is_loaded_is_refused():
         data = pickle.dumps(Fraction(1, 2), 2)
     finally:
         copyreg.remove_extension("fractions", "Fraction", 200)
-    with pytest.raises(PickleError, match="only known when it is loaded"):
+    with pytest.raises(PickleError, match="is a name that is only computed while loading"):
         again(data)

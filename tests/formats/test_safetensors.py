@@ -40,12 +40,18 @@ def overlong(text: str) -> bytes:
 
 
 REFUSED = {
-    "S-LEN seven bytes": (b"\x08\0\0\0\0\0\0", "no checkpoint|holds zeros|text"),
-    "S-LEN past the file": (safetensors_bytes({"a": A}, b"", length=999), "cut short"),
+    "S-LEN seven bytes": (b"\x08\0\0\0\0\0\0", "not a known checkpoint|only zeros|text"),
+    "S-LEN past the file": (safetensors_bytes({"a": A}, b"", length=999), "truncated"),
     "S-LEN 2^63-1": (safetensors_bytes({"a": A}, length=2**63 - 1), "header has 9223372036"),
     "S-LEN zero": (safetensors_bytes({"a": A}, length=0), "does not begin with a brace"),
-    "S-JSON text": (safetensors_bytes("hello there, this is text", b""), "no checkpoint"),
-    "S-JSON array": (safetensors_bytes("[]      ", b""), "no checkpoint"),
+    "S-JSON text": (
+        safetensors_bytes("hello there, this is text", b""),
+        "is not a known checkpoint format; it begins with the bytes",
+    ),
+    "S-JSON array": (
+        safetensors_bytes("[]      ", b""),
+        "is not a known checkpoint format; it begins with the bytes",
+    ),
     "S-JSON truncated": (safetensors_bytes('{"a": {"dtype": "F32"'), "not valid JSON"),
     "S-JSON two objects": (safetensors_bytes(JSON_A + "{}"), "follows the header's JSON"),
     "S-JSON NaN": (safetensors_bytes('{"a": {"dtype": "F32", "shape": [NaN]}}'), "NaN"),
@@ -60,13 +66,13 @@ REFUSED = {
     "S-LEAD space": (safetensors_bytes(" " + json.dumps({"a": A})), "brace"),
     "S-PAD NUL": (safetensors_bytes(json.dumps({"a": A}) + "\0"), "follows the header's JSON"),
     "S-PAD newline": (safetensors_bytes(json.dumps({"a": A}) + "\n"), "follows the header's JSON"),
-    "S-DUP name": (safetensors_bytes(f"{JSON_A[:-1]}, {JSON_A[1:]}"), "'a' stands twice"),
+    "S-DUP name": (safetensors_bytes(f"{JSON_A[:-1]}, {JSON_A[1:]}"), "'a' appears twice"),
     "S-DUP name, escaped": (
         safetensors_bytes(f"{JSON_A[:-1]}, {JSON_A[1:]}".replace('"a"', r'"\u0061"', 1)),
-        "'a' stands twice",
+        "'a' appears twice",
     ),
-    "S-DUP field": (safetensors_bytes('{"a": {"dtype": 1, "dtype": 2}}'), "'dtype' stands twice"),
-    "S-DUP metadata": (safetensors_bytes('{"__metadata__": {"k": "", "k": ""}}'), "'k' stands"),
+    "S-DUP field": (safetensors_bytes('{"a": {"dtype": 1, "dtype": 2}}'), "'dtype' appears twice"),
+    "S-DUP metadata": (safetensors_bytes('{"__metadata__": {"k": "", "k": ""}}'), "'k' appears"),
     "S-OFF overlap": (safetensors_bytes({"a": A, "b": A}), "'a' and 'b' share bytes"),
     "S-OFF overlap in part": (
         safetensors_bytes({"a": A, "b": entry(data_offsets=[8, 24])}, bytes(24)),
@@ -82,7 +88,7 @@ REFUSED = {
     ),
     "S-OFF bytes after": (safetensors_bytes({"a": A}, bytes(17)), "1 bytes after the last"),
     "S-OFF bytes and no tensor": (safetensors_bytes("{}", b"x"), "1 bytes after the last"),
-    "S-OFF one byte short": (safetensors_bytes({"a": A}, bytes(15)), "cut short"),
+    "S-OFF one byte short": (safetensors_bytes({"a": A}, bytes(15)), "truncated"),
     "S-OFF end before begin": (safetensors_bytes({"a": entry(data_offsets=[16, 0])}), "16, 0"),
     "S-OFFTYPE strings": (safetensors_bytes({"a": entry(data_offsets=["0", "16"])}), "'0', '16'"),
     "S-OFFTYPE floats": (safetensors_bytes({"a": entry(data_offsets=[0.0, 16.0])}), "0.0, 16.0"),
@@ -93,7 +99,7 @@ REFUSED = {
     "S-OFFTYPE negative": (safetensors_bytes({"a": entry(data_offsets=[-16, 0])}), "-16, 0"),
     "S-OFFTYPE one": (safetensors_bytes({"a": entry(data_offsets=[0])}), "not a begin and an end"),
     "S-OFFTYPE missing": (safetensors_bytes({"a": {"dtype": "F32", "shape": []}}), "data_offsets"),
-    "S-SHAPE mismatch": (safetensors_bytes({"a": entry(shape=[5])}), "takes 20 bytes and has 16"),
+    "S-SHAPE mismatch": (safetensors_bytes({"a": entry(shape=[5])}), "takes 20 bytes but has 16"),
     "S-SHAPE overflow": (safetensors_bytes({"a": entry(shape=[2**33, 2**33])}), "takes"),
     "S-SHAPE overflow to fit": (safetensors_bytes({"a": entry(shape=[2**62 + 1, 4])}), "takes"),
     "S-SHAPE overflow to nothing": (
@@ -239,7 +245,7 @@ def test_zip_at_the_end(tmp_path):
             {"a": entry(dtype="U8", shape=[len(data)], data_offsets=[0, len(data)])}, data
         )
     )
-    with pytest.raises(CorruptCheckpointError, match="a zip archive at once"):
+    with pytest.raises(CorruptCheckpointError, match="a zip archive at the same time"):
         open_checkpoint(path)
 
 
@@ -260,7 +266,10 @@ def test_pickle_in_the_header(tmp_path):
     length = int.from_bytes(b"X" + bytes([len('{"') + 3, 0, 0]), "little")
     path = tmp_path / "a.pt"
     path.write_bytes(safetensors_bytes(header.ljust(length), b""))
-    with pytest.raises(CorruptCheckpointError, match="a pickle at once"):
+    with pytest.raises(
+        CorruptCheckpointError,
+        match="is both a safetensors file and a pickle: loading it as a pickle runs code",
+    ):
         open_checkpoint(path)
 
 

@@ -108,10 +108,10 @@ REFUSED = {
     "I-JSON map is null": ('{"weight_map": null}', "weight_map is null"),
     "I-JSON number": ('{"weight_map": {"a": 1}}', "a number under 'a'"),
     "I-JSON metadata": ('{"metadata": ["x"], "weight_map": {}}', "its metadata is a list"),
-    "I-JSON duplicate": ('{"weight_map": {"a": "1", "a": "2"}}', "'a' stands twice"),
-    "I-JSON duplicate map": ('{"weight_map": {}, "weight_map": {}}', "'weight_map' stands twice"),
+    "I-JSON duplicate": ('{"weight_map": {"a": "1", "a": "2"}}', "'a' appears twice"),
+    "I-JSON duplicate map": ('{"weight_map": {}, "weight_map": {}}', "'weight_map' appears twice"),
     "I-SHARD is the index": (index_json(a=INDEX), "is a JSON file"),
-    "I-SHARD is nowhere": (index_json(a="x", b="y"), "none of its 2 shards is beside it"),
+    "I-SHARD is nowhere": (index_json(a="x", b="y"), "none of its 2 shards is in the same folder"),
     "an LFS pointer": ("version https://git-lfs.github.com/spec/v1\nsize 12\n", "git lfs pull"),
 }
 
@@ -125,7 +125,7 @@ def test_refused(tmp_path, index, reason):
 def test_shard_that_cannot_be_read(tmp_path):
     folder = sharded(tmp_path, index_json(a=ONE, b=TWO))
     (folder / TWO).write_bytes(shard("b")[:-1])
-    with pytest.raises(CorruptCheckpointError, match=rf"{TWO}: .* cut short"):
+    with pytest.raises(CorruptCheckpointError, match=rf"{TWO}: .* truncated"):
         open_checkpoint(folder)
 
 
@@ -143,7 +143,7 @@ def test_missing_shard(tmp_path):
     (folder / TWO).unlink()
     checkpoint = open_checkpoint(folder)
     assert checkpoint.faults == (
-        ContainerIssue(IssueKind.MISSING_SHARD, TWO, {"fault": "is not there", "tensors": "2"}),
+        ContainerIssue(IssueKind.MISSING_SHARD, TWO, {"fault": "does not exist", "tensors": "2"}),
     )
     assert list(checkpoint.states[0].tensors) == ["a"]
 
@@ -153,7 +153,7 @@ def test_shard_that_links_to_nothing(tmp_path):
     (folder / TWO).unlink()
     (folder / TWO).symlink_to("../../blobs/gone")
     (fault,) = open_checkpoint(folder).faults
-    assert (fault.kind, fault.facts["fault"]) == (IssueKind.MISSING_SHARD, "is a link to nothing")
+    assert (fault.kind, fault.facts["fault"]) == (IssueKind.MISSING_SHARD, "is a dangling link")
 
 
 def test_tensor_in_another_shard(tmp_path):

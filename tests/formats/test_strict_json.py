@@ -82,14 +82,14 @@ def _unique(pairs: list) -> dict:
 
 
 REFUSED = {
-    "nothing": (b"", "the end is where a { belongs"),
-    "a list": (b"[1]", r"'\[' stands where a { belongs"),
-    "no end": (b'{"a": 1', "the end is where a , belongs"),
+    "nothing": (b"", "found the end instead of {"),
+    "a list": (b"[1]", r"'\[' instead of {"),
+    "no end": (b'{"a": 1', "found the end instead of ,"),
     "no value": (b'{"a": }', "Expecting value at character 6"),
     "no key": (b"{1: 2}", "a key in quotes is missing"),
-    "no colon": (b'{"a" 1}', "'1' stands where a : belongs"),
+    "no colon": (b'{"a" 1}', "'1' instead of :"),
     "a comma too many": (b'{"a": 1,}', "a key in quotes is missing"),
-    "a comma too few": (b'{"a": 1 "b": 2}', "'\"' stands where a , belongs"),
+    "a comma too few": (b'{"a": 1 "b": 2}', "'\"' instead of ,"),
     "a cut number": (b'{"a": -', "Expecting value at character 6"),
     "a cut string": (b'{"a": "b', "Unterminated string starting at at character 6"),
     "not UTF-8": (b'{"a": "\xe2\x82"}', "is not UTF-8 at byte 7"),

@@ -74,15 +74,15 @@ def config(path, **change) -> bytes:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"sizes": [{"as_int": 9}, {"as_int": 2}]}, "reaches element"),
+        ({"sizes": [{"as_int": 9}, {"as_int": 2}]}, "of a storage with"),
         ({"sizes": [{"as_name": "s0"}]}, "has the size"),
         ({"sizes": 3}, "has the size"),
-        ({"storage_offset": {"as_int": 1}}, "reaches element"),
+        ({"storage_offset": {"as_int": 1}}, "of a storage with"),
         ({"storage_offset": None}, "starts at element"),
-        ({"dtype": 99}, "not known"),
-        ({"layout": 1}, "not known"),
+        ({"dtype": 99}, "has an unknown dtype or layout"),
+        ({"layout": 1}, "has an unknown dtype or layout"),
         ({"path_name": "../weight_0"}, "has no data"),
-        ({"tensor_meta": None}, "no object"),
+        ({"tensor_meta": None}, "is described by something that is not an object"),
     ],
 )
 def test_descriptions_that_are_wrong(program, tmp_path, change, reason):
@@ -95,11 +95,11 @@ def test_descriptions_that_are_wrong(program, tmp_path, change, reason):
     ("change", "reason"),
     [
         ({CONFIG: b"[]"}, "JSON"),
-        ({CONFIG: b'{"config": 1}'}, "no object"),
-        ({CONFIG: None}, "holds no tensors"),
+        ({CONFIG: b'{"config": 1}'}, "is described by something that is not an object"),
+        ({CONFIG: None}, "contains no tensors"),
         ({"byteorder": b"middle"}, "byteorder"),
         ({"archive_format": b"other"}, "archive_format"),
-        ({"../x": b""}, "leaves the archive"),
+        ({"../x": b""}, "is outside the archive"),
     ],
 )
 def test_archives_that_are_wrong(program, tmp_path, change, reason):

@@ -66,11 +66,11 @@ def joined(path, head: list[bytes], storages: bytes):
         (0, pickle.dumps(MAGIC_NUMBER + 1), "not torch's magic number"),
         (1, pickle.dumps(1002), "protocol version is not 1001"),
         (1, pickle.dumps(None), "protocol version is not 1001"),
-        (2, pickle.dumps([]), "system information is no dict"),
-        (3, b"\x80\x02\xff", "its object: 0xff is no opcode"),
-        (4, pickle.dumps({}, 2), "no list of keys"),
-        (4, pickle.dumps([1], 2), "no list of keys"),
-        (4, pickle.dumps([], 2), "is not in the list of storages"),
+        (2, pickle.dumps([]), "its system information is not a dict"),
+        (3, b"\x80\x02\xff", "its object: 0xff is not an opcode"),
+        (4, pickle.dumps({}, 2), "its list of storages is not a list of keys"),
+        (4, pickle.dumps([1], 2), "its list of storages is not a list of keys"),
+        (4, pickle.dumps([], 2), "is used but not in the list of storages"),
     ],
 )
 def test_heads_that_are_wrong(tmp_path, index, data, reason):
@@ -83,7 +83,7 @@ def test_keys_must_be_the_storages_that_are_used(tmp_path):
     head, storages = pieces({"w": torch.ones(3)}, tmp_path)
     keys = pickle.loads(head[4])
     head[4] = pickle.dumps([*keys, "9"], 2)
-    assert "'9' is in the list of storages and is not used" in corruption_reason(
+    assert "'9' is in the list of storages but not used" in corruption_reason(
         describe, joined(tmp_path / "x.pt", head, storages + bytes(8))
     )
     head[4] = pickle.dumps(keys * 2, 2)
@@ -93,10 +93,10 @@ def test_keys_must_be_the_storages_that_are_used(tmp_path):
 def test_storages_must_be_what_the_pickle_says(tmp_path):
     head, storages = pieces({"w": torch.ones(3)}, tmp_path)
     for changed, reason in [
-        ((2).to_bytes(8, "little") + storages[8:], "has 2 elements and should have 3"),
+        ((2).to_bytes(8, "little") + storages[8:], "has 2 elements instead of 3"),
         ((-1).to_bytes(8, "little", signed=True) + storages[8:], "a storage of -1 elements"),
-        (storages[:-1], "it is cut short"),
-        (storages[:4], "it is cut short"),
+        (storages[:-1], "it is truncated"),
+        (storages[:4], "it is truncated"),
         (storages + b"x", "1 bytes follow the last storage"),
     ]:
         assert reason in corruption_reason(describe, joined(tmp_path / "x.pt", head, changed))
@@ -162,10 +162,10 @@ class Rebuilt:
     [
         (None, 1, ""),
         (("v", 2, 3), 3, ""),
-        (("v", 2, 2), 0, "reaches element 2 of a storage of 2"),
+        (("v", 2, 2), 0, "uses element 2 of a storage with 2"),
         (("v", 4, 3), 0, "a view beyond its end"),
-        (("v", -1, 3), 0, "a view that is none"),
-        (("v", 1), 0, "a view that is none"),
+        (("v", -1, 3), 0, "has an invalid view"),
+        (("v", 1), 0, "has an invalid view"),
     ],
 )
 def test_views_of_storages(tmp_path, view, offset, reason):
@@ -193,7 +193,7 @@ def test_tensors_in_a_bare_pickle_are_described(tmp_path, protocol):
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps(state, protocol))
     if protocol < 3:  # the bytes are written as text
-        assert "a storage within the pickle" in str(describe(path).damage)
+        assert "a storage inside the pickle" in str(describe(path).damage)
         return
     found = describe(path)
     tensors = found.states[0].tensors
@@ -209,7 +209,7 @@ def test_a_pickle_without_tensors_is_no_checkpoint(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": 1}))
     assert (
         corruption_reason(describe, tmp_path / "x.pkl")
-        == "a pickle that holds no tensors, but a dict with `a`"
+        == "a pickle that contains no tensors, but a dict with `a`"
     )
 
 

@@ -55,33 +55,39 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
     [
         ({"storages": None}, "without 'storages'"),
         ({"pickle": None}, "without 'pickle'"),
-        ({"storages": link("storages", "/etc/hostname")}, "no plain file"),
-        ({"storages": link("storages", "pickle", tarfile.LNKTYPE)}, "no plain file"),
-        ({"x": link("x", "", tarfile.CHRTYPE)}, "no plain file"),
-        ({"../x": b"x"}, "leaves the archive"),
+        ({"storages": link("storages", "/etc/hostname")}, "is not a regular file"),
+        ({"storages": link("storages", "pickle", tarfile.LNKTYPE)}, "is not a regular file"),
+        ({"x": link("x", "", tarfile.CHRTYPE)}, "is not a regular file"),
+        ({"../x": b"x"}, "is outside the archive"),
         ({"storages": STORAGES}, "a record"),
-        ({"storages": STORAGES[:-1]}, "it is cut short"),
+        ({"storages": STORAGES[:-1]}, "it is truncated"),
         ({"storages": STORAGES + pickle.dumps([]) + b"x"}, "1 bytes follow the last record"),
-        ({"storages": STORAGES + pickle.dumps({})}, "list of views is no list"),
-        ({"storages": STORAGES + pickle.dumps([(8, 7, 4, 3)])}, "reaches beyond it"),
-        ({"storages": STORAGES + pickle.dumps([(8, 6, 0, 1)])}, "reaches beyond it"),
-        ({"storages": STORAGES + pickle.dumps([(7, 7, 0, 1)])}, "two records of one number"),
-        ({"storages": STORAGES + pickle.dumps([7])}, "a view of a storage that is none"),
-        ({"storages": pickle.dumps(-1)}, "number of records that cannot be"),
-        ({"storages": pickle.dumps(10**9)}, "number of records that cannot be"),
-        ({"storages": pickle.dumps(1) + pickle.dumps(3)}, "no triple"),
+        ({"storages": STORAGES + pickle.dumps({})}, "its list of views is not a list"),
+        ({"storages": STORAGES + pickle.dumps([(8, 7, 4, 3)])}, "a view outside its storage"),
+        ({"storages": STORAGES + pickle.dumps([(8, 6, 0, 1)])}, "a view outside its storage"),
+        (
+            {"storages": STORAGES + pickle.dumps([(7, 7, 0, 1)])},
+            "two records with the same number, or a record without a number",
+        ),
+        ({"storages": STORAGES + pickle.dumps([7])}, "a view of an invalid storage"),
+        ({"storages": pickle.dumps(-1)}, "an impossible number of records"),
+        ({"storages": pickle.dumps(10**9)}, "an impossible number of records"),
+        ({"storages": pickle.dumps(1) + pickle.dumps(3)}, "a record that is not a triple"),
         ({"storages": pickle.dumps(1) + pickle.dumps((1, "cpu", int))}, "unknown class"),
         ({"tensors": pickle.dumps(1, 2) + tensor(storage=1)}, "without its storage"),
-        ({"tensors": pickle.dumps(1, 2) + tensor(offset=1)}, "reaches element 6"),
-        ({"tensors": pickle.dumps(1, 2) + tensor()[:-1]}, "it is cut short"),
+        ({"tensors": pickle.dumps(1, 2) + tensor(offset=1)}, "uses element 6"),
+        ({"tensors": pickle.dumps(1, 2) + tensor()[:-1]}, "it is truncated"),
         ({"tensors": pickle.dumps(1, 2) + tensor() + b"x"}, "1 bytes follow"),
-        ({"tensors": pickle.dumps(1, 2) + tensor(key=7)}, "two records of one number"),
+        (
+            {"tensors": pickle.dumps(1, 2) + tensor(key=7)},
+            "two records with the same number, or a record without a number",
+        ),
         ({"tensors": pickle.dumps(1, 2) + tensor(size=(-2, 3))}, "-2 elements"),
         ({"tensors": pickle.dumps(1, 2) + tensor(size=(1,) * 65, stride=(1,) * 65)}, "65 dim"),
-        ({"pickle": object_(8)}, "refers to a tensor that is not there"),
+        ({"pickle": object_(8)}, "the pickle refers to a tensor that is missing"),
         ({"pickle": object_()[:-1]}, "'pickle': "),
         ({"pickle": object_() + b"N."}, "2 bytes follow"),
-        ({"pickle": pickle.dumps({"a": 1})}, "holds no tensors"),
+        ({"pickle": pickle.dumps({"a": 1})}, "contains no tensors"),
     ],
 )
 def test_archives_that_are_wrong(tmp_path, change, reason):
@@ -95,7 +101,7 @@ def test_a_number_may_be_written_as_text(tmp_path):
 
 def test_a_name_twice_is_refused(tmp_path):
     listed = [*MEMBERS.items(), ("pickle", object_())]
-    assert "stands twice" in corruption_reason(describe, write(tmp_path / "x.pt", listed))
+    assert "appears twice" in corruption_reason(describe, write(tmp_path / "x.pt", listed))
 
 
 def test_an_archive_that_was_changed_is_refused(tmp_path):
@@ -116,7 +122,7 @@ def test_a_payload_in_any_member_is_named(tmp_path, name):
 
 def test_a_payload_in_a_second_member_of_a_name_is_named(tmp_path):
     found = describe(write(tmp_path / "x.pt", [*MEMBERS.items(), ("pickle", EVIL)]))
-    assert "stands twice" in found.damage
+    assert "appears twice" in found.damage
     assert [u.qualified_name for u in found.globals if u.safety is Safety.DANGEROUS] == [
         "posix.system"
     ]

@@ -561,17 +561,17 @@ def test_big_endian_is_kept(archive):
     ("change", "reason"),
     [
         ({"model/byteorder": b"middle"}, "its byteorder record is 'middle'"),
-        ({"model/data/0": b"1234"}, "storage '0' should have 24 bytes and has 4"),
+        ({"model/data/0": b"1234"}, "storage '0' should have 24 bytes but has 4"),
         ({"model/data/0": None}, "storage '0' is missing"),
         ({"model/data.pkl": b"\x80\x02N"}, "ends before its STOP"),
         ({"model/data.pkl": b"\x80\x02NN0.N."}, "2 bytes follow"),
-        ({"../x": b"x"}, "'../x': it leaves the archive"),
-        ({"/x": b"x"}, "'/x': it leaves the archive"),
-        ({"a/../x": b"x"}, "it leaves the archive"),
-        ({"C:/x": b"x"}, "it leaves the archive"),
-        ({"a\\b": b"x"}, "it leaves the archive"),
-        ({"model/DATA.PKL": b"x"}, "are one name"),
-        ({"other/data.pkl": b"\x80\x02N."}, "2 data.pkl in it"),
+        ({"../x": b"x"}, "'../x': it is outside the archive"),
+        ({"/x": b"x"}, "'/x': it is outside the archive"),
+        ({"a/../x": b"x"}, "it is outside the archive"),
+        ({"C:/x": b"x"}, "it is outside the archive"),
+        ({"a\\b": b"x"}, "it is outside the archive"),
+        ({"model/DATA.PKL": b"x"}, "are the same name"),
+        ({"other/data.pkl": b"\x80\x02N."}, "contains 2 data.pkl files"),
         ({"model/version": b"3" * 500}, "has 500 bytes"),
     ],
 )
@@ -593,7 +593,7 @@ def test_a_version_that_torch_refuses_is_refused(archive, version):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_twice_is_refused(archive):
     listed = [*members(archive).items(), ("model/data/0", bytes(24))]
-    assert "stands twice" in corruption_reason(describe, rewrite(archive, listed))
+    assert "appears twice" in corruption_reason(describe, rewrite(archive, listed))
 
 
 def test_a_symlink_is_refused(archive):
@@ -631,7 +631,7 @@ def directory(path: Path) -> int:
         (8, b"\x28\x08", "encrypted or patched"),
         (10, b"\x0c\0", "compressed by method 12"),
         (16, b"\1\2\3\4", "after its data"),
-        (20, b"\xff\xff\0\0", "of two sizes"),
+        (20, b"\xff\xff\0\0", "with two sizes"),
         (34, b"\1\0", "on another disk"),
         (42, b"\1\0\0\0", "precede the archive"),
         (46, b"X", "in its local header"),
@@ -660,7 +660,7 @@ def test_a_local_header_that_was_changed_is_refused(archive, offset, new, reason
 
 @pytest.mark.parametrize(
     ("where", "new", "reason"),
-    [(-22, b"PK\5\7", "cut short"), (-14, b"\1\0", "several disks"),
+    [(-22, b"PK\5\7", "truncated"), (-14, b"\1\0", "several disks"),
      (-12, b"\1\0", "several disks"), (-10, b"\0\0\0\0", "two end records disagree"),
      (-6, b"\0\0\0\0", "two end records disagree"),
      (-42, b"PK\6\6", "between its directory and its end")],
@@ -674,7 +674,7 @@ def test_an_end_that_was_changed_is_refused(archive, where, new, reason):
 def test_what_surrounds_an_archive_is_refused(archive):
     data = archive.read_bytes()
     archive.write_bytes(data + b"\0")
-    assert "cut short" in corruption_reason(describe, archive)
+    assert "truncated" in corruption_reason(describe, archive)
     archive.write_bytes(data[:-2] + b"\x03\0abc")
     assert "comment" in corruption_reason(describe, archive)
     start = directory_of(data)
@@ -726,7 +726,7 @@ def test_checksums_that_were_never_computed_are_said(tmp_path):
 
 def test_a_bomb_is_refused_before_it_unfolds(archive):
     bomb = {**members(archive), "model/data.pkl": b"N0" * (4 << 20) + b"N."}
-    assert "would inflate" in corruption_reason(
+    assert "would decompress" in corruption_reason(
         describe, rewrite(archive, bomb, zipfile.ZIP_DEFLATED)
     )
     assert "more than any pickle" in corruption_reason(
@@ -815,9 +815,9 @@ def view(numel, offset, size, stride, key="0", cls="FloatStorage", location="cpu
     ("numbers", "reason"),
     [
         ({}, ""),
-        ({"numel": 7}, "should have 28 bytes and has 24"),
-        ({"numel": -6}, "said to have -6 elements"),
-        ({"numel": 1 << 70}, "said to have"),
+        ({"numel": 7}, "should have 28 bytes but has 24"),
+        ({"numel": -6}, "claims to have -6 elements"),
+        ({"numel": 1 << 70}, "claims to have"),
         ({"cls": "LongStorage", "numel": 3, "size": (3,)}, ""),
         ({"cls": "LongStorage"}, "should have 48 bytes"),
         ({"cls": "Generator"}, "unknown class: 'torch.Generator'"),
@@ -825,16 +825,16 @@ def view(numel, offset, size, stride, key="0", cls="FloatStorage", location="cpu
         ({"key": "9"}, "storage '9' is missing"),
         ({"key": "../data/0"}, "is missing"),
         ({"location": "cuda:0"}, ""),
-        ({"location": "\x1b[2J"}, "no device"),
+        ({"location": "\x1b[2J"}, "has an unknown location tag"),
         ({"offset": -1}, "starts at element -1"),
-        ({"offset": 1}, "reaches element 6 of a storage of 6"),
+        ({"offset": 1}, "uses element 6 of a storage with 6"),
         ({"offset": 5, "size": (1,)}, ""),
         ({"offset": 9, "size": (0,)}, ""),
-        ({"size": (7,)}, "reaches element 6"),
+        ({"size": (7,)}, "uses element 6"),
         ({"size": (-1,)}, "has the size [-1]"),
         ({"size": (2, 3), "stride": (3, 1)}, ""),
         ({"size": (2, 3), "stride": (1,)}, "the size [2, 3] and the stride [1]"),
-        ({"size": (2, 3), "stride": (100, 1)}, "reaches element 102"),
+        ({"size": (2, 3), "stride": (100, 1)}, "uses element 102"),
         ({"size": (2,), "stride": (-1,)}, "the stride [-1]"),
         ({"size": (1 << 40,), "stride": (0,)}, "bytes in full"),
         ({"size": (1 << 62, 1 << 62), "stride": (0, 0)}, "bytes in full"),
@@ -872,7 +872,7 @@ def test_without_tensors_and_without_storages_it_is_no_checkpoint(tmp_path):
     bare = {"x/data.pkl": strings, "x/version": b"3"}
     assert (
         corruption_reason(describe, rewrite(tmp_path / "x.pt", bare))
-        == "holds no tensors, but a dict with `a`"
+        == "contains no tensors, but a dict with `a`"
     )
     odd = describe(rewrite(tmp_path / "x.pt", {**bare, "x/data/0": bytes(4)}))
     assert [(e.at, e.value) for e in odd.entries] == [("", {"a": "cposix\nsystem\n"})]

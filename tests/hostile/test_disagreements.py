@@ -86,7 +86,7 @@ ARCHIVES = {
     "a zip64 field that is too short": raw_archive(
         changed(2, size=MARK, local_size=16, extra=zip64(16))
     ),
-    "an extra field that is cut short": raw_archive(changed(2, extra=b"\x99\x99\xff\0ab")),
+    "an extra field that is truncated": raw_archive(changed(2, extra=b"\x99\x99\xff\0ab")),
     "an extra field of three bytes": raw_archive(changed(2, extra=b"\x99\x99\xff")),
     "the folder bit of data/0": raw_archive(changed(2, attributes=0x10)),
     "the folder bit of data.pkl": raw_archive(changed(0, attributes=0x10)),

@@ -58,7 +58,7 @@ def test_the_class_in_a_file_is_only_suggested(tmp_path, run_command, monkeypatc
     path = save_run(tmp_path / "run.ckpt", Lit(8), hyper_parameters=parameters)
     result = run_command("diff", str(path), "--no-config")
     assert result.code == 2
-    assert "names evil_run.Net: if you trust it, -m evil_run:Net" in result.err
+    assert "refers to evil_run.Net: if you trust it, -m evil_run:Net" in result.err
     assert not (tmp_path / "ran").exists()
 
 

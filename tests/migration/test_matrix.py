@@ -162,6 +162,6 @@ def test_a_lossy_step_has_no_reverse(case, suffix):
     there = {*case.folder.iterdir()}
     with pytest.raises(PlanError) as error:
         case.reverse(target, plan)
-    reason = f"drop `{key}`: its value is not in the result"
+    reason = f"drop `{key}`: its value is not in the output"
     assert str(error.value) == f"the plan has no reverse: {reason}"
     assert {*case.folder.iterdir()} == there

@@ -40,7 +40,7 @@ def test_the_state_dict_migrates_with_the_mask_from_the_constructor(tmp_path, sa
     assert [(s.op, s.after, s.source) for s in report.steps] == [
         ("inject", "mask float32[6, 6]", "constructor")
     ]
-    assert report.steps[0].assumption.endswith("did not change `mask` after construction")
+    assert report.steps[0].assumption.endswith("did not modify `mask` after construction")
     assert [(c.name, c.result) for c in report.checks] == [
         ("strict load", "passed"),
         ("forward", "skipped"),

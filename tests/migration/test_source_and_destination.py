@@ -23,12 +23,16 @@ def test_a_folder_is_no_file(source, tmp_path):
 
 
 def test_a_checkpoint_is_not_written_to_standard_output(source):
-    with pytest.raises(UsageError, match=r"^-o -: a checkpoint is not written to standard output"):
+    with pytest.raises(
+        UsageError, match=r"^-o -: a checkpoint cannot be written to standard output"
+    ):
         ckptool.migrate(source, "-")
 
 
 def test_a_pattern_that_the_shell_left_alone_is_told(tmp_path):
-    with pytest.raises(ReadError, match="a pattern is for the shell to expand"):
+    with pytest.raises(
+        ReadError, match="patterns are expanded by the shell, and this one matched nothing"
+    ):
         open_checkpoint(tmp_path / "*.pth")
 
 

@@ -124,7 +124,7 @@ def test_modules_that_another_thread_builds_stay_real():
         (modules_for_tests.FromParameters, "the value of `start` depends on its parameters"),
         (
             modules_for_tests.NeedsValues,
-            "with its parameters on meta it cannot be built (RuntimeError: ",
+            "it cannot be built with its parameters on meta (RuntimeError: ",
         ),
     ],
 )
@@ -148,7 +148,7 @@ def test_weights_too_large_are_never_real(monkeypatch):
 
 def test_one_instance_for_every_call_is_no_evidence():
     state = examined(modules_for_tests.make_same)
-    assert Skipped("constancy", "every call gives the same instance") in state.skipped
+    assert Skipped("constancy", "every call returns the same instance") in state.skipped
     assert state.tensors["mask"].constancy is Constancy.UNKNOWN
     assert not state.tensors["mask"].follows_to
     assert not modules_for_tests.INSTANCE.fc.weight.is_meta

@@ -11,10 +11,10 @@ from ckptool.errors import ModuleError
 from ckptool.modules import ModuleSpec, examine_module
 
 WAY_OUT = (
-    "run from the directory that contains it, name its file (path/to/file.py:Name), or pass "
+    "run from the directory that contains it, give its file (path/to/file.py:Name), or pass "
     "--path DIR"
 )
-CHOICE = "name a class, a function that returns one, or an instance"
+CHOICE = "give a class, a function that returns one, or an instance"
 
 
 def failure(target, kwargs=None, search=()):
@@ -41,7 +41,7 @@ def failure(target, kwargs=None, search=()):
             ":Net",
             "expected package.module:Name or path/to/file.py:Name, for example package.module:Net",
         ),
-        ("src/model.py", "names no class: write src/model.py:Name"),
+        ("src/model.py", "does not name a class: write src/model.py:Name"),
         ("src/model:Net", "is a path, but not of a Python file: write src/model.py:Net"),
         (
             "net.ipynb:Net",
@@ -57,11 +57,11 @@ def failure(target, kwargs=None, search=()):
         ("./src/model.py:Net", "there is no file ./src/model.py"),
         (
             "no_such_package.net:Net",
-            f"there is no module 'no_such_package' here: {WAY_OUT}",
+            f"no module 'no_such_package' was found: {WAY_OUT}",
         ),
         (
             "samples.attentoin:Net",
-            f"there is no module 'samples.attentoin' here: {WAY_OUT}",
+            f"no module 'samples.attentoin' was found: {WAY_OUT}",
         ),
         (
             "modules.modules_for_tests:AtrMask",
@@ -73,7 +73,7 @@ def failure(target, kwargs=None, search=()):
         ),
         (
             "modules.modules_for_tests:NOT_A_MODULE",
-            "is a dict: name a class, a function that returns a module, or an instance",
+            "is a dict: give a class, a function that returns a module, or an instance",
         ),
         (
             "modules.modules_for_tests:make_nothing",
@@ -98,7 +98,7 @@ def test_an_import_that_fails_inside(tmp_path):
     (tmp_path / "importing_model.py").write_text("import not_installed_at_all\n")
     assert failure("importing_model:Net", search=(tmp_path,)) == (
         "importing importing_model failed: it imports 'not_installed_at_all', "
-        "which is not installed here; if it is a module of your project, pass --path DIR or set "
+        "which is not installed; if it is a module of your project, pass --path DIR or set "
         "PYTHONPATH"
     )
 
@@ -123,8 +123,8 @@ def test_importing_a_script_that_ends_the_process(tmp_path):
     file = tmp_path / "ending_script.py"
     file.write_text("x = 1\nraise SystemExit('bye')\n")
     assert failure("ending_script:Net", search=(tmp_path,)) == (
-        f"importing ending_script ended the process (SystemExit: bye (at {file}:2)): put what it "
-        'runs, such as parsing arguments, below `if __name__ == "__main__":`'
+        f"importing ending_script ended the process (SystemExit: bye (at {file}:2)): move code "
+        'that runs on import, such as argument parsing, below `if __name__ == "__main__":`'
     )
 
 

@@ -72,7 +72,7 @@ def test_an_extra_state_that_is_a_tensor_is_saved():
     ("result", "reason"),
     [
         (None, "live: its state_dict() raised RuntimeError: gather first and then"),
-        ([1], "live: its state_dict() gave a list, not a mapping"),
+        ([1], "live: its state_dict() returned a list, not a mapping"),
     ],
 )
 def test_a_state_dict_that_fails(result, reason):

@@ -49,7 +49,7 @@ def test_the_longer_of_two_matches_decides(select, ignore, reported):
 
 
 def test_an_unknown_code_is_an_error_with_a_suggestion():
-    with pytest.raises(UsageError, match="no rule is called 'CK1001'; did you mean CK101"):
+    with pytest.raises(UsageError, match="there is no rule 'CK1001'; did you mean CK101"):
         Policy(select=("CK1001",))
 
 

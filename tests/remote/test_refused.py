@@ -17,27 +17,27 @@ from ckptool.errors import CkptoolError
 from ckptool.formats.files import http
 
 BEHAVIOURS = {
-    "no ranges": "the server does not answer range requests: download the file first",
-    "no content-range": "does not answer range requests: download the file first",
-    "unknown size": "does not answer range requests: download the file first",
-    "lies": "sent bytes 8 to 16391 of 259751 where 0 to 16383 were asked for: download",
-    "too much": "sent more than the 16384 bytes it spoke of",
-    "too little": "the connection was cut after 16383 of 16384 bytes; tried 3 times",
-    "cuts off": "the connection was cut after 8192 of 16384 bytes; tried 3 times",
-    "changes": "was changed while it was read: run it again",
-    "grows": "was changed while it was read: run it again",
-    "negative": "does not answer range requests: download the file first",
-    "counts backwards": "sent bytes 16383 to 0 of 259751 where 0 to 16383 were asked for",
-    "loses its tag": "was changed while it was read: run it again",
-    "changes silently": "was changed while it was read: run it again",
-    "drips": "16384 bytes did not come within 1 seconds: download the file first",
-    "drips headers": "16384 bytes did not come within 1 seconds: download the file first",
-    "continues": "16384 bytes did not come within 1 seconds: download the file first",
-    "compresses": "the server compresses what it sends: download the file first",
+    "no ranges": "the server does not support range requests: download the file first",
+    "no content-range": "does not support range requests: download the file first",
+    "unknown size": "does not support range requests: download the file first",
+    "lies": "sent bytes 8 to 16391 of 259751 instead of 0 to 16383: download",
+    "too much": "sent more than the 16384 bytes it announced",
+    "too little": "the connection was closed after 16383 of 16384 bytes; tried 3 times",
+    "cuts off": "the connection was closed after 8192 of 16384 bytes; tried 3 times",
+    "changes": "changed while it was read: run the command again",
+    "grows": "changed while it was read: run the command again",
+    "negative": "does not support range requests: download the file first",
+    "counts backwards": "sent bytes 16383 to 0 of 259751 instead of 0 to 16383",
+    "loses its tag": "changed while it was read: run the command again",
+    "changes silently": "changed while it was read: run the command again",
+    "drips": "16384 bytes were not received within 1 seconds: download the file first",
+    "drips headers": "16384 bytes were not received within 1 seconds: download the file first",
+    "continues": "16384 bytes were not received within 1 seconds: download the file first",
+    "compresses": "the server compresses its responses: download the file first",
     "status 404": "no such file (404 Not Found)",
-    "status 403": "refuses it (403 Forbidden): give a password in ~/.netrc or the URL, or use a",
-    "status 401": "refuses it (401 Unauthorized): give a password",
-    "status 503": "the server answers 503 Service Unavailable; tried 3 times",
+    "status 403": "refused access (403 Forbidden): give a password in ~/.netrc or the URL, or",
+    "status 401": "refused access (401 Unauthorized): give a password",
+    "status 503": "the server responded 503 Service Unavailable; tried 3 times",
     "redirect file:///etc/passwd": "is redirected from http to file, which is not followed",
     "redirect ftp://elsewhere/x": "is redirected from http to ftp, which is not followed",
     "redirect /zip.pth": "was redirected 10 times",
@@ -78,7 +78,9 @@ def test_no_more_is_taken_than_the_head_of_a_whole_file(shelf: Path, tmp_path: P
     with (tmp_path / "large.safetensors").open("wb") as file:
         file.truncate(1 << 36)
     with serving(tmp_path, "no ranges") as site:
-        assert "does not answer range requests" in error(f"{site.url}/large.safetensors")
+        assert "the server does not support range requests:" in error(
+            f"{site.url}/large.safetensors"
+        )
 
 
 def test_a_password_is_sent_and_never_shown(shelf: Path, ckptool: Callable):
@@ -136,7 +138,7 @@ def test_nothing_ever_comes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(http, "_TIMEOUT", (0.2, 0.2))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         line = error(f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth")
-    assert "no answer within 0.2 seconds; tried 3 times" in line
+    assert "no response within 0.2 seconds; tried 3 times" in line
 
 
 def test_a_line_that_is_no_http():
@@ -160,9 +162,9 @@ def test_a_line_that_is_no_http():
     ("place", "said"),
     [
         ("http://", "http cannot list a folder"),
-        ("http://[::1", "is no URL that can be asked for"),
-        ("https://example.invalid/folder/", "https cannot list a folder: name its .index.json"),
-        ("nothing://x/y", "nothing:// is no protocol that fsspec knows"),
+        ("http://[::1", "is not a valid URL"),
+        ("https://example.invalid/folder/", "https cannot list a folder: give its .index.json"),
+        ("nothing://x/y", "nothing:// is not a protocol supported by fsspec"),
         ("memory://nowhere/x.pth", "no such file"),
         ("gs://bucket/x.pth", "needs a package that is not installed: Please install gcsfs"),
         ("s3:/bucket/x.pth", "a remote location is given as a str, not as a pathlib.Path"),
@@ -192,7 +194,7 @@ def test_a_file_in_memory_that_changes(shelf: Path):
             store.pipe("/changing.pth", (shelf / "legacy.pth").read_bytes())
             source.read(20_000, 100)
 
-    with pytest.raises(CkptoolError, match="was changed while it was read"):
+    with pytest.raises(CkptoolError, match="changed while it was read: run the command again"):
         read()
 
 
@@ -213,7 +215,7 @@ def test_a_package_is_missing(package: str, monkeypatch: pytest.MonkeyPatch):
 def test_s3_says_what_is_wrong(aws: str, monkeypatch: pytest.MonkeyPatch):
     assert error("s3://shelf/none.pth").endswith("no such file")
     assert error("s3://none/none.pth").endswith("no such file")
-    assert "name one of 'legacy.pth', 'plain.safetensors', 'zip.pth'" in error("s3://shelf")
+    assert "choose one of 'legacy.pth', 'plain.safetensors', 'zip.pth'" in error("s3://shelf")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)

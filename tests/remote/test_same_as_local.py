@@ -11,7 +11,7 @@ from msgspec.structs import replace
 import ckptool
 from ckptool.reports.inspect import CheckpointReport, InspectReport
 
-REMOTE = ("checksums", "headers before", "sizes before", "files that the index")
+REMOTE = ("checksums", "headers before", "sizes before", "files that are not in the index")
 """What is left out of remote files, and is said to be."""
 
 

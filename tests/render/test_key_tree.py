@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ckptool.folding import fold_by_pattern
 from ckptool.render.blocks import COUNT, SIZE, WHY, Column
 from ckptool.render.column_widths import fit_columns, measure_column_widths
-from ckptool.render.folding import fold_by_pattern
 from ckptool.render.key_tree import build_key_tree
 
 KEYS = [

@@ -115,7 +115,7 @@ def test_keys_that_standard_output_cannot_hold_are_escaped(ckptool, tmp_path, fo
 def test_nothing_is_written_to_a_remote_place(run_command, folder, words):
     ran = run_command(*words, NO_UTF8, cwd=folder)
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith(f"ckptool: {words[1]} {words[2]}: nothing is written to a remote")
+    assert ran.err.startswith(f"ckptool: {words[1]} {words[2]}: remote outputs are not supported")
 
 
 def test_a_lock_of_a_remote_checkpoint_reads_it(run_command, tmp_path):

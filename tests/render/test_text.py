@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptool.folding import fold_by_pattern, replace_layer_numbers
 from ckptool.phrases import join_limited, make_printable, pluralize, quote_code, truncate
-from ckptool.render.folding import fold_by_pattern, replace_layer_numbers
 from ckptool.render.text import format_size, truncate_middle
 
 

@@ -87,7 +87,8 @@ def observers_begin_without_elements(tmp):
 
 @near("CK320")
 def an_embedding_of_nothing(tmp):
-    return inspect(tmp, {"a.weight": torch.empty(0, 4), "b.weight": torch.empty(0, 4)})
+    empty = {"a.weight": torch.empty(0, 4), "b.weight": torch.empty(0, 4)}
+    return inspect(tmp, empty | {"bias": torch.ones(2)})
 
 
 def save_ranks(tmp: pathlib.Path, *names: str):
@@ -116,6 +117,27 @@ def folders_of_megatron(tmp):
 @fires("CK321", "CK207", "CK210")
 def consolidated_files_of_llama(tmp):
     return save_ranks(tmp, "consolidated.00.pth", "consolidated.01.pth")
+
+
+@fires("CK321")
+def shards_of_one_run_with_other_keys(tmp):
+    torch.save({"a.weight": torch.ones(2)}, tmp / "stage_rank0.pt")
+    torch.save({"b.weight": torch.ones(2)}, tmp / "stage_rank1.pt")
+    return api.inspect(tmp / "stage_rank0.pt")
+
+
+@near("CK321")
+def copies_that_every_rank_saved(tmp):
+    for rank in range(2):
+        torch.save({"rank": rank, "w": torch.ones(2, 3)}, tmp / f"model_rank{rank}.pt")
+    return api.inspect(tmp / "model_rank1.pt")
+
+
+@near("CK321")
+def adapters_of_two_ranks_of_lora(tmp):
+    for rank in (8, 16):
+        torch.save({"lora_A.weight": torch.ones(rank, 4)}, tmp / f"lora_rank{rank}.pt")
+    return api.inspect(tmp / "lora_rank8.pt")
 
 
 @near("CK321", "CK207", "CK210")
@@ -157,3 +179,21 @@ def flat_weights_of_an_lstm_on_cuda(tmp):
 def views_that_overlap(tmp):
     whole = torch.zeros(6)
     return inspect(tmp, {"a": whole[:4], "b": whole[3:], "c": torch.zeros(2)})
+
+
+# CK327: files without values
+
+
+@fires("CK327", "CK223")
+def weights_saved_on_meta(tmp):
+    return diff(tmp, modules_for_tests.Encoder().to("meta").state_dict(), "Encoder")
+
+
+@fires("CK327")
+def a_file_without_an_element(tmp):
+    return inspect(tmp, {"a.weight": torch.empty(0, 4), "b.weight": torch.empty(0, 4)})
+
+
+@near("CK327")
+def one_layer_of_nothing_beside_others(tmp):
+    return inspect(tmp, nn.Linear(2, 2).state_dict() | {"none.weight": torch.empty(0, 4)})

@@ -56,7 +56,7 @@ def new_spectral_norm_into_pruned(tmp):
 def plain_into_spectral_norm(tmp):
     report = styled(tmp, "plain", "old spectral norm")
     fix = next(f.fix for f in report.findings if f.code == "CK217")
-    assert "before it is wrapped" in fix
+    assert "before the parametrization is applied" in fix
     assert "ckptool migrate" not in fix
     return report
 

@@ -97,7 +97,7 @@ def test_any_executor_will_do(files):
 
 @pytest.mark.parametrize("address", ["nonsense://x", "not an address"])
 def test_an_address_where_nobody_answers(files, address):
-    with pytest.raises(UsageError, match=f"--dask {address}: no Dask scheduler answers there"):
+    with pytest.raises(UsageError, match=f"--dask {address}: no Dask scheduler responds"):
         api.diff(*files, dask=address)
 
 

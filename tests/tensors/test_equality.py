@@ -136,12 +136,18 @@ def test_transposed_on_both_sides_is_one_run(tmp_path, monkeypatch):
 
 
 OBSTACLES = {
-    "compressed": ({"storage": StorageInfo("0", 400)}, "compressed, or in no file"),
-    "no storage": ({"storage": None}, "compressed, or in no file"),
+    "compressed": (
+        {"storage": StorageInfo("0", 400)},
+        "its bytes are compressed, or not in a file",
+    ),
+    "no storage": ({"storage": None}, "its bytes are compressed, or not in a file"),
     "dtype": ({"dtype": "float128"}, "torch has no dtype float128"),
     "layout": ({"layout": "mkldnn"}, "laid out as mkldnn"),
-    "large view": ({"shape": (2**40,), "stride": (0,)}, "do not lie together"),
-    "packed": ({"shape": (4, 2), "stride": (4, 1), "dtype": "float4_e2m1fn"}, "into bits"),
+    "large view": ({"shape": (2**40,), "stride": (0,)}, "that are not contiguous"),
+    "packed": (
+        {"shape": (4, 2), "stride": (4, 1), "dtype": "float4_e2m1fn"},
+        "its elements are bit-packed",
+    ),
 }
 
 
@@ -160,9 +166,7 @@ def test_packed_floats(tmp_path):
     storage = StorageInfo("a", 8, span=Span(tmp_path / "a", 0, 8))
     packed = TensorInfo("a", (6,), "float4_e2m1fn", (1,), 2, storage)
     assert read_elements(packed) == bytes([1, 2, 3])
-    assert (
-        unreadable_reason(replace(packed, storage_offset=1)) == "its elements are packed into bits"
-    )
+    assert unreadable_reason(replace(packed, storage_offset=1)) == "its elements are bit-packed"
 
 
 def test_big_endian_on_both_sides(tmp_path):

@@ -67,7 +67,7 @@ def test_a_file_gives_named_and_numbered_tensors(tmp_path):
     found = random_inputs([str(path)])
     assert [value.item() for value in found.args] == [0.0, 1.0]
     assert list(found.kwargs) == ["mask"]
-    with pytest.raises(UsageError, match="holds 3 tensors, not one"):
+    with pytest.raises(UsageError, match="contains 3 tensors, not one"):
         random_inputs([f"x={path}"])
     save_file({"a": torch.ones(3)}, path)
     assert random_inputs([f"x={path}"]).kwargs["x"].shape == (3,)
@@ -119,7 +119,9 @@ def test_modules_say_what_they_take(name):
 
 
 def test_modules_that_do_not_say():
-    assert inputs_from_module(models.Silent()).startswith("no input: give one with --input")
+    assert inputs_from_module(models.Silent()).startswith(
+        "no input: pass --input or --inputs, or define example_inputs() on the module"
+    )
 
 
 def test_what_forward_does_not_take():

@@ -50,7 +50,7 @@ def equality(files, against, tolerance=1e-5):
 def test_a_pickled_module_computes_with_its_own_attributes(files):
     found = equality(files, "whole.pth")
     assert found.status == "passed"
-    assert "beside its state_dict: `adapters[0].weight`" in " ".join(found.details)
+    assert "were restored: `adapters[0].weight`" in " ".join(found.details)
 
 
 def test_a_state_dict_that_lost_them_says_so(files):

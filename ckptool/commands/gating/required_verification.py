@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ckptool.verification.result import Verification
 
 _NO_CUDA = (
-    'no CUDA device is available; device = "simulated" or "auto" in [tool.ckptool.require] says '
-    "that a simulated one is enough"
+    'no CUDA device is available; device = "simulated" or "auto" in [tool.ckptool.require] '
+    "accepts a simulated one"
 )
 _DEVICE_LEVELS = ("device", "forward")
 

@@ -83,13 +83,13 @@ def _encode_location(value: object) -> object:
         return value.url
     if isinstance(value, Location):
         return str(value)
-    raise NotImplementedError(f"{type(value).__name__} is no part of an answer")
+    raise NotImplementedError(f"{type(value).__name__} cannot be part of an answer")
 
 
 def _decode_location(kind: type, value: object) -> object:
     if isinstance(value, str) and issubclass(kind, Location):
         return parse_location(value)
-    raise NotImplementedError(f"{kind.__name__} is no part of an answer")
+    raise NotImplementedError(f"{kind.__name__} cannot be part of an answer")
 
 
 encode: Final = Encoder(enc_hook=_encode_location).encode

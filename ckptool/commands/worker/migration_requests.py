@@ -89,9 +89,9 @@ class LoadPendingFile(ModuleRequest[StrictLoad], frozen=True):
     submodule: str
 
     def answer(self, session: "ModuleSession") -> StrictLoad:
-        return _get_local_module(session, self.target, self.defaults).load_strictly(
-            self.pending_file, self.submodule
-        )
+        module = _get_local_module(session, self.target, self.defaults)
+        with self.target.enter_module_code(self.defaults):
+            return module.load_strictly(self.pending_file, self.submodule)
 
 
 def _get_local_module(

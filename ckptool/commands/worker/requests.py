@@ -92,7 +92,9 @@ class ProbeLoad(ModuleRequest[LoaderAnswer], frozen=True):
     def answer(self, session: "ModuleSession") -> LoaderAnswer:
         from ckptool.verification.load_probe import ask_loader
 
-        return ask_loader(session.examine_module(self.target, self.defaults)[1], self.module_diff)
+        _, module = session.examine_module(self.target, self.defaults)
+        with self.target.enter_module_code(self.defaults):
+            return ask_loader(module, self.module_diff)
 
 
 class OldCheckpoint(Struct, frozen=True):

@@ -31,6 +31,7 @@ def apply_loading_info(diff: ModuleDiff, report: LoadingInfo) -> ModuleDiff:
         missing_non_tensors=(),
         unexpected_non_tensors=(),
         rewrite=None,
+        reshaped_keys={},
         part=None,
         rename_groups=(),
         reparametrizations=(),

@@ -123,22 +123,22 @@ def _choose_file_dim(actual: StyledParameter, owner: ModuleClass | None) -> int 
 def _find_file_obstacle(actual: StyledParameter, dim: int | None) -> str:
     """Return why the file's tensors do not give a plain weight, "" if they do."""
     if actual.style is ParametrizationStyle.PARAMETRISED:
-        return "what a parametrization computes is its own code, which the file does not have"
+        return "what a parametrization computes is defined by its code, which is not in the file"
     dtypes = {tensor.dtype for tensor in actual.tensors}
     is_norm = actual.style.is_weight_norm or actual.style.is_spectral_norm
     if is_norm and (len(dtypes) > 1 or not dtypes <= _NORM_DTYPES):
-        return f"its tensors are {' and '.join(sorted(dtypes))}, of which torch computes no norm"
+        return f"its tensors are {' and '.join(sorted(dtypes))}, for which torch computes no norm"
     if dim is None and actual.style.is_weight_norm:
         g, v = actual.tensors
         return (
-            f"`{g.key}` is {list(g.shape)}, which is no norm of `{v.key}` {list(v.shape)} along one"
-            " dimension"
+            f"`{g.key}` is {list(g.shape)}, which is not a norm of `{v.key}` {list(v.shape)} "
+            "along one dimension"
         )
     if dim is None:
         original, u, v = actual.tensors
         return (
-            f"of which dimension of `{original.key}` {list(original.shape)} `{u.key}`"
-            f" {list(u.shape)} and `{v.key}` {list(v.shape)} are, the shapes do not tell"
+            f"the shapes of `{u.key}` {list(u.shape)} and `{v.key}` {list(v.shape)} do not "
+            f"determine the dimension of `{original.key}` {list(original.shape)}"
         )
     return ""
 
@@ -147,13 +147,13 @@ def _find_module_obstacle(expected: StyledParameter, computed: ComputedParameter
     """Return why a plain weight does not give the module's tensors, "" if it does."""
     if expected.style.is_spectral_norm:
         return (
-            "`u` and `v` of the norm are estimates that training makes, and a plain weight does not"
-            " tell them"
+            "`u` and `v` of the norm are estimated during training, and cannot be derived from a "
+            "plain weight"
         )
     if expected.style is ParametrizationStyle.PARAMETRISED:
         return (
-            "which tensors its parametrization needs to compute this weight, only the code of the"
-            " parametrization tells"
+            "only the code of the parametrization determines which tensors it needs to compute "
+            "this weight"
         )
     by = "" if computed is None else computed.by
     if (
@@ -161,7 +161,10 @@ def _find_module_obstacle(expected: StyledParameter, computed: ComputedParameter
         and by != PARAMETRIZATION_CLASSES[expected.style]
     ):
         keys = " and ".join(f"`{key}`" for key in expected.keys)
-        return f"the module has {keys}, and not {expected.style}: what it computes is its own code"
+        return (
+            f"the module has {keys}, not {expected.style}: what it computes is defined by its own "
+            "code"
+        )
     return ""
 
 
@@ -177,10 +180,10 @@ def _find_shape_obstacle(
         )
     if expected.style.is_weight_norm:
         if weight.dtype not in _NORM_DTYPES:
-            return f"it is {weight.dtype}, of which torch computes no norm"
+            return f"it is {weight.dtype}, for which torch computes no norm"
         g = expected.tensors[0]
         if g.shape != get_weight_norm_shape(weight.shape, module_dim):
-            return f"the module's `{g.key}` is {list(g.shape)}, which is no norm of it"
+            return f"the module's `{g.key}` is {list(g.shape)}, which is not a norm of it"
     if expected.style is ParametrizationStyle.PRUNED and weight.dtype not in _NORM_DTYPES:
-        return f"it is {weight.dtype}, of which pruning makes no mask"
+        return f"it is {weight.dtype}, for which pruning makes no mask"
     return ""

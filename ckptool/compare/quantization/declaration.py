@@ -27,10 +27,11 @@ def find_checkpoint_quantization(
     checkpoint: Checkpoint,
 ) -> Iterator[tuple[StateDict, QuantizationInfo]]:
     """Yield the states of models that have quantised weights, with these."""
+    places = sorted(state.at for state in checkpoint.states)
     for state in checkpoint.states:
         if state.role in _TENSOR_ROLES or "_packed_params" in state.at:
             continue
-        info = find_state_quantization(state, list_places_inside(checkpoint, state))
+        info = find_state_quantization(state, list_places_inside(places, state.at))
         if info.layers:
             yield state, info
 
@@ -54,7 +55,7 @@ def compare_declaration(
     if declaration.method not in known_methods:
         return DeclarationComparison()
     if not layers:
-        return DeclarationComparison("the file has no weight quantised so")
+        return DeclarationComparison("the file has no weight quantised in this way")
     if all(declaration.method not in layer.scheme.methods for layer in layers):
         return DeclarationComparison(f"the file is {format_schemes(layers)}")
     return _compare_numbers(

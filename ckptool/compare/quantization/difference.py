@@ -1,6 +1,8 @@
 """State x module -> QuantizationDifference: weights that one side has quantised in another way."""
 
-from collections.abc import Collection, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice, takewhile
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -33,7 +35,8 @@ def find_quantization_difference(
     checkpoint: Checkpoint, state: StateDict, module: ModuleInfo
 ) -> QuantizationDifference | None:
     """Return how file and module differ in what is quantised; None if they do not."""
-    in_file = find_state_quantization(state, list_places_inside(checkpoint, state))
+    places = sorted(other.at for other in checkpoint.states)
+    in_file = find_state_quantization(state, list_places_inside(places, state.at))
     in_module = find_module_quantization(module)
     if not in_file.layers and not in_module.layers:
         return None
@@ -103,14 +106,16 @@ def _drop_moved_layers(
     )
 
 
-def list_places_inside(checkpoint: Checkpoint, state: StateDict) -> tuple[str, ...]:
-    """Return the places of other states below `state`, relative to it: of packed parameters."""
-    prefix = f"{state.at}." if state.at else ""
-    return tuple(
-        other.at.removeprefix(prefix)
-        for other in checkpoint.states
-        if other is not state and other.at.startswith(prefix)
-    )
+def list_places_inside(sorted_places: Sequence[str], at: str) -> tuple[str, ...]:
+    """Return the places of other states below `at`, relative to it: of packed parameters.
+
+    A file may hold thousands of states, each of which is asked about: the places are sorted once.
+    """
+    prefix = f"{at}." if at else ""
+    start = bisect_left(sorted_places, prefix)
+    candidates = islice(sorted_places, start, None)
+    own_places = takewhile(lambda place: place.startswith(prefix), candidates)
+    return tuple(place.removeprefix(prefix) for place in own_places if place != at)
 
 
 def _subtract_layers(info: QuantizationInfo, other: QuantizationInfo) -> tuple[QuantizedLayer, ...]:

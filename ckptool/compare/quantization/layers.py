@@ -244,7 +244,9 @@ def _shows_layer(scheme: QuantizationScheme, name: str, parts: Parts, *, is_usua
     own_parts = [
         part for part in parts if NAME not in part or part.replace(NAME, name) not in others
     ]
-    if any(part in scheme.markers for part in own_parts):
+    # A marker alone, without the weight, may be another class's tensor of that name.
+    is_alone = NAME in scheme.required and NAME not in parts and len(own_parts) == 1
+    if any(part in scheme.markers for part in own_parts) and not (is_alone and not is_usual):
         return True
     required = [part for part in own_parts if part != NAME and part not in scheme.optional]
     return is_usual and (len(required) > 1 or any(NAME in part for part in required))

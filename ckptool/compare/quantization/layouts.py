@@ -46,7 +46,7 @@ def read_integers(tensor: TensorInfo | None) -> tuple[int, ...]:
 def _build_grouped(bits: int, in_features: int, out_features: int, groups: int) -> WeightFormat:
     """Return the format of a weight [out, in] with `groups` scales for each row."""
     if bits not in range(1, 17) or not groups or not in_features:
-        return WeightFormat(misfit="their sizes do not go together")
+        return WeightFormat(misfit="their sizes are inconsistent")
     group_size = ceil(in_features / groups)
     return WeightFormat(
         bits,
@@ -114,7 +114,7 @@ def describe_bitsandbytes_4(parts: Parts) -> WeightFormat:
     numel = 2 * packed.nbytes
     state = next((t for part, t in parts.items() if ".quant_state." in part), None)
     if absmax.dtype == "uint8" and f"{NAME}.nested_absmax" not in parts:
-        return WeightFormat(misfit="absmax is quantised, and nested_absmax is not there")
+        return WeightFormat(misfit="absmax is quantised, but nested_absmax is missing")
     settings = _parse_quant_state(read_settings(state))
     shape, block_size = settings or (None, find_block_size(numel, absmax.numel))
     if shape is not None:
@@ -292,4 +292,4 @@ def describe_ternary(parts: Parts) -> WeightFormat:
 
 def _build_misfit(first: str, a: TensorInfo, second: str, b: TensorInfo) -> WeightFormat:
     names = f"{first.replace(NAME, 'weight')} {_format_shape(a.shape)}"
-    return WeightFormat(misfit=f"{names} and {second} {_format_shape(b.shape)} do not go together")
+    return WeightFormat(misfit=f"{names} and {second} {_format_shape(b.shape)} are inconsistent")

@@ -64,7 +64,7 @@ def _describe_eetq(parts: Parts) -> WeightFormat:
     """Weight [in, out], transposed."""
     weight = parts[NAME]
     if weight.shape[1:] != parts[f"{NAME}_scales"].shape:
-        return WeightFormat(misfit="weight and weight_scales do not go together")
+        return WeightFormat(misfit="weight and weight_scales are inconsistent")
     return WeightFormat(8, 0, "one scale per row", weight.shape[::-1], weight.numel)
 
 
@@ -238,7 +238,7 @@ SCHEMES: Final = (
     QuantizationScheme(
         name="quanto",
         remedy=(
-            "use optimum.quanto.requantize() with the quantization map beside it, or"
+            "use optimum.quanto.requantize() with the quantization map next to it, or"
             " from_pretrained() of transformers with optimum-quanto installed"
         ),
         required=(f"{NAME}._data|{NAME}._data._data", f"{NAME}._scale"),

@@ -344,7 +344,7 @@ def _split_transposed(link: RenameLink, context: RenameContext) -> Iterator[Rena
         )
 
 
-SQUARE: Final = "square, so that the shape does not tell whether it is transposed"
+SQUARE: Final = "square, so the shape does not show whether it is transposed"
 """Stands among the alternatives of a square matrix."""
 
 

@@ -42,8 +42,8 @@ def compile_rename(old: str, new: str) -> PatternRename:
     old_wildcards, new_wildcards = _WILDCARD.findall(old), _WILDCARD.findall(new)
     if len(old_wildcards) != len(new_wildcards):
         raise PatternError(
-            f"`{old}` has {len(old_wildcards)} wildcards and `{new}` {len(new_wildcards)}: each `*`"
-            " of the new pattern stands for the text of the same `*` of the old one"
+            f"`{old}` has {len(old_wildcards)} wildcards and `{new}` {len(new_wildcards)}: each "
+            "`*` of the new pattern takes the text matched by the same `*` of the old one"
         )
     tables = [
         _build_number_table(old_text, new_text)
@@ -163,7 +163,7 @@ def _expand_numbers(braces: str) -> tuple[str, ...]:
             numbers.append(item)
             continue
         if len(first) > 9 or len(last) > 9 or int(last) - int(first) >= _MAX_NUMBERS:
-            raise PatternError(f"`{{{item}}}` stands for more than {_MAX_NUMBERS:,} numbers")
+            raise PatternError(f"`{{{item}}}` covers more than {_MAX_NUMBERS:,} numbers")
         numbers += map(str, range(int(first), int(last) + 1))
     return tuple(numbers)
 
@@ -176,7 +176,7 @@ def _build_number_table(old: str, new: str) -> dict[str, str] | None:
     new_numbers = _expand_numbers(new) if new != "*" else ()
     if len(old_numbers) != len(new_numbers):
         raise PatternError(
-            f"`{old}` and `{new}`: the numbers in braces are replaced one by one, so both lists"
-            " need as many"
+            f"`{old}` and `{new}`: the numbers in braces are replaced one by one, so both lists "
+            "must have the same length"
         )
     return dict(zip(old_numbers, new_numbers, strict=True))

@@ -302,17 +302,17 @@ def _describe_evidence(
     transposed = any(link.transposed_keys for link in links)
     fit = f"{tensors} of the same {shapes}"
     if transposed:
-        fit = f"{tensors} of the same {shapes} once the two dimensions are swapped"
+        fit = f"{tensors} of the same {shapes} with the two dimensions swapped"
     detail = links[0].detail
     if kind is LinkKind.ORDER:
         text = f"{fit} in the same order" + (f", renumbered {detail}" if detail else "")
     elif kind is LinkKind.NAME:
-        text = f"{fit}, whose names differ in punctuation or capitals only"
+        text = f"{fit}, whose names differ only in punctuation or case"
     elif kind is LinkKind.SUBTREE:
         total = f"{count:,} {detail} tensors, of the same shapes" if detail else fit
         text = total if alternatives else f"{total}, the only such subtree"
     else:
-        text = fit if alternatives else f"{fit}, and nothing else there fits"
+        text = fit if alternatives else f"{fit}, and nothing else matches"
     if not alternatives:
         return text
     if SQUARE in alternatives:

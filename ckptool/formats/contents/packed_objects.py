@@ -103,7 +103,7 @@ class PackedObjectReader:
         is_known = class_name in _WEIGHT_CLASSES or class_name.startswith(_MODULE_PREFIXES)
         if not is_known or len(self.tensors) == tensor_count:
             shown_class = escape_unprintable(class_name)
-            reason = f"only the code of {shown_class} knows what its state means"
+            reason = f"only the code of {shown_class} can interpret its state"
             self.opaque.append(Skipped(f"the packed object `{path}`", reason))
 
     def build_states(self, at: str) -> list[StateDict]:

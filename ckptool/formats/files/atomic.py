@@ -80,11 +80,13 @@ def check_target(target: Path, inputs: Sequence[Path], *, force: bool, folder: b
         elif stat.S_ISDIR(status.st_mode) != folder:
             existing_kind, requested_kind = ("folder", "file") if not folder else ("file", "folder")
             raise WriteError(
-                f"{target}: is a {existing_kind}, and a {requested_kind} is to be written: name"
-                " another"
+                f"{target}: is a {existing_kind}, and a {requested_kind} would be written: choose "
+                "another name"
             )
         elif not force:
-            raise WriteError(f"{target}: exists already: name another, or replace it with --force")
+            raise WriteError(
+                f"{target}: already exists: choose another name, or replace it with --force"
+            )
 
 
 @contextmanager
@@ -180,14 +182,14 @@ def _check_not_input(target: Path, inputs: Sequence[Path]) -> None:
             and os.path.samestat(target_status, input_status)
         ):
             raise WriteError(
-                f"{target}: is {input_path} itself, which is never written to: name another"
+                f"{target}: is {input_path} itself, which is never overwritten: choose another file"
             )
 
 
 def _check_parent(target: Path) -> None:
     parent_status = _stat_if_exists(target.parent)
     if parent_status is None or not stat.S_ISDIR(parent_status.st_mode):
-        raise WriteError(f"{target}: there is no folder {target.parent}: make it first")
+        raise WriteError(f"{target}: the folder {target.parent} does not exist: create it first")
 
 
 def _build_temporary_prefix(target: Path) -> str:
@@ -256,7 +258,9 @@ def _move_file(path: Path, target: Path, *, force: bool) -> None:
         target.hardlink_to(path)
         path.unlink()
     except FileExistsError:
-        raise WriteError(f"{target}: was written by somebody else meanwhile: it is kept") from None
+        raise WriteError(
+            f"{target}: was created by another process in the meantime: it was kept"
+        ) from None
     except OSError as error:
         if (
             error.errno not in _NO_HARDLINK_ERRNOS
@@ -273,7 +277,7 @@ def _move_folder(path: Path, target: Path, *, force: bool) -> None:
         if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
             raise
         if not force:
-            raise WriteError(f"{target}: exists already: replace it with --force") from error
+            raise WriteError(f"{target}: already exists: replace it with --force") from error
         _exchange_paths(path, target)
 
 

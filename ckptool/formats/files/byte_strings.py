@@ -35,7 +35,7 @@ def identify_packed_bytes(data: bytes) -> str:
     if data.startswith(b"\x93NUMPY") and b"O'" in data[:_NUMPY_HEADER_BYTES]:
         return "is a numpy file of Python objects"
     has_end = data.rfind(b"PK\x05\x06", -_END_RECORD_BYTES) >= 0
-    return "is a zip archive with something before it" if has_end else ""
+    return "is a zip archive with data before it" if has_end else ""
 
 
 def _is_zlib(data: bytes) -> bool:

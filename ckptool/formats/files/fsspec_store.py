@@ -75,7 +75,7 @@ class FsspecFileSystem:
         if info.get("type") == "directory":
             raise ReadError(path, "is a folder, not a file")
         if type(info.get("size")) is not int:
-            raise ReadError(path, "its size is not known: download it first")
+            raise ReadError(path, "its size is unknown: download it first")
         return FsspecFile(self, path, info)
 
     def is_directory(self, path: RemotePath) -> bool:
@@ -146,7 +146,7 @@ class FsspecFile:
         if len(data) == nbytes:
             return data
         self.check_unchanged()
-        reason = f"{len(data)} bytes came where {nbytes} were asked for: download it first"
+        reason = f"{len(data)} bytes were received instead of {nbytes}: download it first"
         raise ReadError(self._path, reason)
 
     def check_unchanged(self) -> None:
@@ -162,7 +162,7 @@ class FsspecFile:
             if any(
                 new_identity.get(name, value) != value for name, value in self._identity.items()
             ):
-                raise ReadError(self._path, "was changed while it was read: run it again")
+                raise ReadError(self._path, "changed while it was read: run the command again")
 
 
 def _extract_identity(info: Mapping[str, Any]) -> dict[str, str]:
@@ -205,11 +205,11 @@ def _explain_error(path: RemotePath, error: BaseException) -> str:
     is_denied = isinstance(error, PermissionError) or "redential" in type(error).__name__ + message
     if is_denied or re.search(r"\b40[13]\b|Forbidden|Access Denied", message):
         hint = _CREDENTIAL_HINTS.get(path.scheme, "see the documentation of the protocol's package")
-        return f"the store refuses it ({message[:_MAX_MESSAGE_LENGTH]}): {hint}"
+        return f"the store refused access ({message[:_MAX_MESSAGE_LENGTH]}): {hint}"
     if isinstance(error, ValueError) and message.startswith("Protocol not known"):
-        return f"{path.scheme}:// is no protocol that fsspec knows"
+        return f"{path.scheme}:// is not a protocol supported by fsspec"
     if isinstance(error, TimeoutError):
-        return "the store did not answer in time"
+        return "the store did not respond in time"
     return message[:_MAX_MESSAGE_LENGTH]
 
 

@@ -30,7 +30,7 @@ _RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _EMPTY_CONTENT_RANGE: Final = re.compile(r"bytes \*/0+")
 _REQUEST_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "ckptool"}
-_NO_RANGES: Final = "the server does not answer range requests: download the file first"
+_NO_RANGES: Final = "the server does not support range requests: download the file first"
 _CREDENTIALS_HINT: Final = (
     "give a password in ~/.netrc or the URL, or use a signed URL that has not expired"
 )
@@ -73,7 +73,7 @@ class HttpServer:
     def list_names(self, path: RemotePath) -> list[str]:
         """Raise ReadError: HTTP cannot list folders."""
         reason = (
-            f"{path.scheme} cannot list a folder: name its .index.json, its .metadata, or a file"
+            f"{path.scheme} cannot list a folder: give its .index.json, its .metadata, or a file"
         )
         raise ReadError(path, reason)
 
@@ -94,7 +94,7 @@ class HttpServer:
             try:
                 return _run_within(seconds, lambda: self._request_range_once(path, offset, nbytes))
             except _TimeLimitError:
-                reason = f"{nbytes} bytes did not come within {seconds:.0f} seconds"
+                reason = f"{nbytes} bytes were not received within {seconds:.0f} seconds"
                 raise ReadError(path, f"{reason}: download the file first") from None
             except _TransientError as error:
                 reason = str(error)
@@ -119,9 +119,9 @@ class HttpServer:
             except errors.ConnectionError as error:
                 raise _build_connection_error(path, error) from None
             except errors.Timeout:
-                raise _TransientError(f"no answer within {_TIMEOUT[1]} seconds") from None
+                raise _TransientError(f"no response within {_TIMEOUT[1]} seconds") from None
             except (errors.RequestException, ValueError):
-                raise ReadError(path, "is no URL that can be asked for") from None
+                raise ReadError(path, "is not a valid URL") from None
             with response:
                 if not response.is_redirect:
                     yield response
@@ -163,7 +163,7 @@ class HttpFile:
         """
         headers, data, total = self._server.request_range(self._path, offset, nbytes)
         if total != self.nbytes or not _is_same_state(self._headers, headers):
-            raise ReadError(self._path, "was changed while it was read: run it again")
+            raise ReadError(self._path, "changed while it was read: run the command again")
         return data
 
     def check_unchanged(self) -> None:
@@ -178,7 +178,7 @@ class HttpFile:
         if _has_validator(self._headers) or not self.first_bytes:
             return
         if self.fetch_range(0, len(self.first_bytes)) != self.first_bytes:
-            raise ReadError(self._path, "was changed while it was read: run it again")
+            raise ReadError(self._path, "changed while it was read: run the command again")
 
 
 _VALIDATORS: Final = ("ETag", "Last-Modified")
@@ -229,20 +229,20 @@ def _read_response(
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         if not offset and _EMPTY_CONTENT_RANGE.fullmatch(headers.get("Content-Range", "")):
             return headers, b"", 0
-        raise ReadError(path, "was changed while it was read: run it again")
+        raise ReadError(path, "changed while it was read: run the command again")
     if status != HTTPStatus.PARTIAL_CONTENT:
         raise _build_status_error(path, status)
     if headers.get("Content-Encoding", "identity") != "identity":
-        raise ReadError(path, "the server compresses what it sends: download the file first")
+        raise ReadError(path, "the server compresses its responses: download the file first")
     match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
     if match is None:
-        raise ReadError(path, f"{_NO_RANGES} (it does not say which bytes of how many it sent)")
+        raise ReadError(path, f"{_NO_RANGES} (its response does not say which bytes it contains)")
     first_position, last_position, total = map(int, match.groups())
     if first_position != offset or last_position != min(offset + nbytes, total) - 1:
         raise ReadError(
             path,
-            f"the server sent bytes {first_position} to {last_position} of {total} where {offset}"
-            f" to {offset + nbytes - 1} were asked for: download the file first",
+            f"the server sent bytes {first_position} to {last_position} of {total} instead of "
+            f"{offset} to {offset + nbytes - 1}: download the file first",
         )
     return headers, _read_body(path, response, last_position - first_position + 1), total
 
@@ -253,11 +253,13 @@ def _read_body(path: RemotePath, response: Any, nbytes: int) -> bytes:
     try:
         data: bytes = response.raw.read(nbytes + 1, decode_content=False)
     except (HTTPError, OSError):
-        raise _TransientError(f"the connection was cut before all {nbytes} bytes came") from None
+        raise _TransientError(
+            f"the connection was closed before all {nbytes} bytes were received"
+        ) from None
     if len(data) > nbytes:
-        raise ReadError(path, f"the server sent more than the {nbytes} bytes it spoke of")
+        raise ReadError(path, f"the server sent more than the {nbytes} bytes it announced")
     if len(data) < nbytes:
-        raise _TransientError(f"the connection was cut after {len(data)} of {nbytes} bytes")
+        raise _TransientError(f"the connection was closed after {len(data)} of {nbytes} bytes")
     return data
 
 
@@ -265,14 +267,14 @@ def _build_status_error(path: RemotePath, status: int) -> Exception:
     phrase = next((member.phrase for member in HTTPStatus if member == status), "")
     status_text = f"{status} {phrase}".strip()
     if status in _RETRIED_STATUSES:
-        return _TransientError(f"the server answers {status_text}")
+        return _TransientError(f"the server responded {status_text}")
     if status == HTTPStatus.OK:
         return ReadError(path, _NO_RANGES)
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
         return MissingFileError(path, f"no such file ({status_text})")
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return ReadError(path, f"the server refuses it ({status_text}): {_CREDENTIALS_HINT}")
-    return ReadError(path, f"the server answers {status_text}")
+        return ReadError(path, f"the server refused access ({status_text}): {_CREDENTIALS_HINT}")
+    return ReadError(path, f"the server responded {status_text}")
 
 
 def _resolve_redirect(path: RemotePath, url: str, location: str) -> str:

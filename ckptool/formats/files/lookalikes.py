@@ -30,7 +30,9 @@ def check_no_archive(source: ByteSource, description: str) -> None:
     if _has_zip_directory(source, is_end_enough=head.startswith(b"PK\x03\x04")):
         kind = "zip"
     if kind:
-        reason = f"is {description} and a {kind} archive at once: loaders disagree about it"
+        reason = (
+            f"is {description} and a {kind} archive at the same time: loaders disagree about it"
+        )
         raise CorruptCheckpointError(source.path, reason)
 
 

@@ -71,7 +71,7 @@ class RemoteSource(ByteSource):
         self._cache_range(0, file.first_bytes)
 
     def fileno(self) -> int:
-        raise ReadError(self.path, "is remote, and has no descriptor")
+        raise ReadError(self.path, "is remote and has no file descriptor")
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return exactly `nbytes` bytes from `offset`.
@@ -119,7 +119,7 @@ class RemoteSource(ByteSource):
         ]
         if len(missing_ranges) > _MAX_RANGES:
             reason = (
-                f"{len(missing_ranges)} pieces of it would have to be asked for: download it first"
+                f"{len(missing_ranges)} pieces of it would have to be requested: download it first"
             )
             raise ReadError(self.path, reason)
         for (start, _), data in zip(

@@ -89,8 +89,8 @@ class ByteSource:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise CorruptCheckpointError(
                 self.path,
-                f"bytes {offset} to {offset + nbytes} are wanted and the file has {self.nbytes}: "
-                "it is cut short or damaged",
+                f"bytes {offset} to {offset + nbytes} are needed but the file has {self.nbytes}: "
+                "it is truncated or damaged",
             )
 
 
@@ -225,7 +225,7 @@ def _explain_open_error(error: OSError | ValueError, path: Path) -> str:
         if re.match(_COLLAPSED_URL, str(path)):
             return "no such file; a remote location is given as a str, not as a pathlib.Path"
         if any(wildcard in str(path) for wildcard in "*?["):
-            return "no such file: a pattern is for the shell to expand, and here it matched nothing"
+            return "no such file: patterns are expanded by the shell, and this one matched nothing"
         return "no such file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 

@@ -104,7 +104,9 @@ class FileWriter:
             self.write(chunk)
         if self.position - start != blob.nbytes:
             actual_nbytes = self.position - start
-            raise WriteError(f"{self._target}: {actual_nbytes} bytes were made of {blob.nbytes}")
+            raise WriteError(
+                f"{self._target}: {actual_nbytes} bytes were written instead of {blob.nbytes}"
+            )
         return crc
 
     def _iter_span_chunks(self, span: Span) -> Iterable[bytes]:

@@ -85,14 +85,14 @@ class _VerbatimMachine(PickleMachine):
         return global_name
 
     def record_computed_global(self, module: object, name: object) -> GlobalName:
-        raise PickleError(f"{module}.{name} is a name that is only known when it is loaded")
+        raise PickleError(f"{module}.{name} is a name that is only computed while loading")
 
     def intern_tuple(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
         return items  # equal tuples of the file are written separately
 
     def record_call(self, func: object, args: object) -> object:
         if type(args) is not tuple or not isinstance(func, GlobalName | UnresolvedObject):
-            raise PickleError("a call of something that is no name")
+            raise PickleError("a call of something that is not a global")
         return UnresolvedObject(func, args)
 
 

@@ -134,7 +134,7 @@ class PickleMachine:
                 return func.builder(self, args)
             name = (func.module, func.name)
             if name in SAFE_GLOBALS and name not in PLAIN_CALLS:
-                raise PickleError(f"{func.qualified_name} is called, which no pickler does")
+                raise PickleError(f"{func.qualified_name} is called, which no pickler writes")
             if func.name in _PICKLE_LOADER_NAMES and args and type(args[0]) is bytes:
                 self.embedded_pickles[id(args[0])] = args[0]
             return UnresolvedObject(func, args)

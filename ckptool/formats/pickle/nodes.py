@@ -112,7 +112,7 @@ def require_hashable_key(key: object) -> object:
         node = todo.pop()
         budget -= 1
         if isinstance(node, dict | list | bytearray):
-            raise PickleError(f"a {type(node).__name__} is used as a key: it is not hashable")
+            raise PickleError(f"a {type(node).__name__} is used as a key but is not hashable")
         if type(node) is int and node.bit_length() > 64:
             raise PickleError("a number of more than 64 bits is used as a key")
         if type(node) is tuple:

@@ -373,11 +373,11 @@ def _load_proto(m: PickleMachine, pos: int) -> int:
 @_opcode(0x95)  # FRAME
 def _load_frame(m: PickleMachine, pos: int) -> int:
     if m.in_frame:
-        raise PickleError("a frame opens inside another frame")
+        raise PickleError("a frame begins inside another frame")
     nbytes = _UINT64.unpack_from(m.data, pos)[0]
     if nbytes > m.frame_end - pos - 8:
         raise TruncatedPickleError(
-            f"a frame claims {nbytes} bytes and {m.frame_end - pos - 8} are left"
+            f"a frame claims {nbytes} bytes but {m.frame_end - pos - 8} are left"
         )
     if nbytes:
         m.frame_end, m.in_frame = pos + 8 + nbytes, True
@@ -404,7 +404,7 @@ def _load_stop(m: PickleMachine, pos: int) -> int:
 
 
 def _reject_opcode(m: PickleMachine, pos: int) -> int:
-    raise BrokenPickleError(f"{m.data[pos - 1]:#04x} is no opcode")
+    raise BrokenPickleError(f"{m.data[pos - 1]:#04x} is not an opcode")
 
 
 def _build_handler(opcode: int) -> OpcodeHandler:

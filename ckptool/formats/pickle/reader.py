@@ -47,7 +47,7 @@ _NOT_READ_ON: Final = GlobalName("<pickle>", "<after what no pickler writes>")
 """Stands for the names after an opcode at which reading stopped and an unpickler may go on."""
 _IMPORT_PATTERN: Final = re.compile(rb"c([A-Za-z_][A-Za-z_0-9.]*)\n([A-Za-z_][A-Za-z_0-9.]*)\n")
 _MISSING_OPERAND: Final = (
-    "an opcode asks for what is not on the stack, in the memo or in the stream"
+    "an opcode needs something that is not on the stack, in the memo or in the stream"
 )
 _INVALID_OPCODES: Final = b"\xff" * 16
 """Longer than any fixed-size operand: with it appended, only stack or memo can lack an operand."""
@@ -79,7 +79,9 @@ class ParsedPickle(Record):
         """Return what stands in the pickle and was not looked into."""
         if not self.archive_count:
             return ()
-        reason = f"{self.archive_count} are archives (as torch.save writes), compressed or programs"
+        reason = (
+            f"{self.archive_count} are archives (as torch.save writes), compressed data or programs"
+        )
         return (Skipped("byte strings in the pickle", reason),)
 
 
@@ -99,7 +101,7 @@ def parse_pickle(data: bytes, limits: Limits, start: int = 0) -> ParsedPickle:
             isinstance(pickle_error, TruncatedPickleError),
         )
     except UnicodeError:
-        pickle.error, pickle.is_truncated = "a string is not what its opcode says", True
+        pickle.error, pickle.is_truncated = "a string does not match its opcode", True
     except _STREAM_ERRORS as error:
         pickle.error = _MISSING_OPERAND
         pickle.is_truncated = isinstance(error, IndexError | StructError)
@@ -245,7 +247,7 @@ def _leave_frame(machine: PickleMachine, pos: int) -> int:
     """
     size = len(machine.data)
     if pos > machine.frame_end and machine.frame_end < size:
-        raise PickleError("an opcode lies across the end of its frame")
+        raise PickleError("an opcode crosses the end of its frame")
     if pos >= size:
         raise TruncatedPickleError("the stream ends before its STOP")
     machine.frame_end, machine.in_frame = size, False
@@ -270,4 +272,4 @@ def _check_limits(machine: PickleMachine) -> None:
     if len(machine.memo) > machine.limits.memo_slots:
         raise PickleError(f"it has more than {machine.limits.memo_slots} memo slots")
     if len(machine.stack) + sum(map(len, machine.metastack)) > _MAX_STACK_OBJECTS:
-        raise PickleError(f"more than {_MAX_STACK_OBJECTS} objects wait on its stack")
+        raise PickleError(f"more than {_MAX_STACK_OBJECTS} objects are on its stack")

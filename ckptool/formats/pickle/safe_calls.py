@@ -45,7 +45,7 @@ def _build_default_dict(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
 
 def _build_counter(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     if args and not isinstance(args[0], dict):  # of pairs it would count the pairs
-        raise PickleError(f"a Counter is made of a {type(args[0]).__name__}")
+        raise PickleError(f"a Counter is built from a {type(args[0]).__name__}")
     return _build_mapping(machine, args)
 
 
@@ -62,11 +62,11 @@ def _build_mapping(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     elif isinstance(source, list | tuple):
         for pair in source:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise PickleError("a mapping is made of something else than pairs")
+                raise PickleError("a mapping is built from something other than pairs")
             machine.check_key(mapping, pair[0])
             mapping[pair[0]] = pair[1]
     else:
-        raise PickleError(f"a mapping is made of a {type(source).__name__}")
+        raise PickleError(f"a mapping is built from a {type(source).__name__}")
     return mapping
 
 
@@ -75,7 +75,7 @@ def _build_set(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     if isinstance(source, SetNode):
         source = source.items
     if not isinstance(source, list | tuple):
-        raise PickleError(f"a set is made of a {type(source).__name__}")
+        raise PickleError(f"a set is built from a {type(source).__name__}")
     machine.charge_memory(64 * len(source))
     return SetNode([require_hashable_key(item) for item in source])
 
@@ -83,7 +83,7 @@ def _build_set(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
 def _build_torch_size(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     source = _get_only_argument(args, "a torch.Size") if args else ()
     if not isinstance(source, list | tuple) or any(type(size) is not int for size in source):
-        raise PickleError(f"a torch.Size is made of a {type(source).__name__}")
+        raise PickleError(f"a torch.Size is built from a {type(source).__name__}")
     machine.charge_memory(8 * len(source))
     return tuple(source)
 
@@ -91,7 +91,7 @@ def _build_torch_size(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
 def _encode_latin1(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     """`_codecs.encode(text, "latin1")`: bytes as pickle protocols 0 to 2 write them."""
     if not args or type(args[0]) is not str or args[1:] not in (("latin1",), ("latin-1",)):
-        raise PickleError("_codecs.encode of something else than Latin-1 text")
+        raise PickleError("_codecs.encode of something other than Latin-1 text")
     machine.charge_memory(len(args[0]))
     content = args[0].encode("latin-1")
     machine.note_bytes(content)
@@ -111,7 +111,7 @@ def _build_bytes(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     if type(source) is int:
         raise PickleError(f"builtins.bytearray would allocate {source} bytes")
     if type(source) is not bytes or args[1:]:
-        raise PickleError(f"a bytearray is made of a {type(source).__name__}")
+        raise PickleError(f"a bytearray is built from a {type(source).__name__}")
     return source
 
 
@@ -131,7 +131,7 @@ def _reconstruct_object(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
 
 def _build_complex(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     if not all(type(part) in {int, float} for part in args) or len(args) > 2:
-        raise PickleError("a complex number is made of something else than numbers")
+        raise PickleError("a complex number contains something other than numbers")
     return UnresolvedObject(machine.record_global("builtins", "complex"), args)
 
 
@@ -140,7 +140,7 @@ def _build_device(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
     name, index = (*args, 0, 0)[:2]
     is_device = type(name) is str and DEVICE_TYPE.fullmatch(name.partition(":")[0])
     if not is_device or type(index) is not int or len(args) > 2:
-        raise PickleError("a torch.device of no device type")
+        raise PickleError("a torch.device without a device type")
     return UnresolvedObject(machine.record_global("torch", "device"), args)
 
 
@@ -163,7 +163,7 @@ def _build_newobj_ex(machine: MemoryBudget, args: tuple[Any, ...]) -> object:
 
 def _get_only_argument(args: tuple[Any, ...], description: str) -> Any:
     if len(args) > 1:
-        raise PickleError(f"{description} is made of {len(args)} arguments")
+        raise PickleError(f"{description} is built from {len(args)} arguments")
     return args[0]
 
 

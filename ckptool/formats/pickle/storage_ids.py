@@ -36,16 +36,16 @@ def parse_storage_id(node: PersistentReference, *, fields: int = 5) -> StorageId
     """
     parts = node.id
     if type(parts) is not tuple or len(parts) != fields or parts[0] != "storage":
-        raise PickleTreeError("a persistent id that is not a storage's")
+        raise PickleTreeError("a persistent id that does not refer to a storage")
     _, cls, key, location, numel, *legacy_view = parts
     if type(key) is not str or not key:
         raise PickleTreeError(f"a storage's key is a {type(key).__name__}")
     if type(numel) is not int or not 0 <= numel < 1 << 60:
         raise PickleTreeError(
-            f"storage {quote_name(key)} is said to have {_format_count(numel)} elements"
+            f"storage {quote_name(key)} claims to have {_format_count(numel)} elements"
         )
     if type(location) is not str or not _is_location_tag(location):
-        raise PickleTreeError(f"storage {quote_name(key)} has no device for its location tag")
+        raise PickleTreeError(f"storage {quote_name(key)} has an unknown location tag")
     return StorageId(get_storage_dtype(cls, key), key, location, numel, *legacy_view)
 
 
@@ -73,9 +73,7 @@ def get_storage_dtype(cls: object, key: str) -> str:
     dtype = STORAGE_DTYPES.get(cls.name) if type(cls) is GlobalName else None
     if dtype is None:
         name = cls.qualified_name if type(cls) is GlobalName else type(cls).__name__
-        raise PickleTreeError(
-            f"storage {quote_name(key)} is of an unknown class: {quote_name(name)}"
-        )
+        raise PickleTreeError(f"storage {quote_name(key)} has an unknown class: {quote_name(name)}")
     return dtype
 
 

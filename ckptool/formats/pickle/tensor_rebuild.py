@@ -70,7 +70,7 @@ class TensorInfoReader:
             if rebuild is None:
                 return None
             if depth > _MAX_WRAPPER_DEPTH:
-                raise PickleTreeError(f"{quote_name(key)} wraps tensors in tensors without end")
+                raise PickleTreeError(f"{quote_name(key)} nests tensors without end")
             if node.state is not None and node.callee_name[1].startswith("_rebuild"):
                 # Tensor.__setstate__ gives the tensor another storage.
                 raise PickleTreeError(f"{quote_name(key)} is changed after it was rebuilt")
@@ -147,7 +147,7 @@ class TensorInfoReader:
 
     def _resolve_embedded_storage(self, blob: object, key: str) -> SavedStorage:
         if type(blob) is not bytes or self._read_embedded is None:
-            raise PickleTreeError(f"{quote_name(key)} has its storage within the pickle")
+            raise PickleTreeError(f"{quote_name(key)} has its storage inside the pickle")
         return self._read_embedded(blob)
 
     def read_component(self, node: object, key: str, name: object, depth: int) -> TensorInfo | None:
@@ -177,7 +177,7 @@ class TensorInfoReader:
         """
         tensor = self.read_tensor(node, key, depth)
         if tensor is None:
-            raise PickleTreeError(f"{quote_name(key)} is made of something that is no tensor")
+            raise PickleTreeError(f"{quote_name(key)} is built from something that is not a tensor")
         return tensor
 
     def check_shape(self, key: str, size: object) -> tuple[int, ...]:
@@ -204,7 +204,7 @@ def _check_bounds(key: str, dtype: str, storage: SavedStorage, view: tuple[Any, 
     if (last + 1) * itemsize > nbytes:
         quoted_key, numel = quote_name(key), nbytes // itemsize
         raise PickleTreeError(
-            f"{quoted_key} reaches element {last} of a storage of {numel} elements"
+            f"{quoted_key} uses element {last} of a storage with {numel} elements"
         )
     if prod(size) * itemsize > nbytes and prod(size) * itemsize > _MAX_EXPANDED_BYTES:
         raise PickleTreeError(f"{quote_name(key)} would take {prod(size) * itemsize} bytes in full")
@@ -292,7 +292,7 @@ def read_requires_grad(flag: object, dtype: str, key: str) -> bool:
     if type(flag) is not bool:
         raise PickleTreeError(f"{quote_name(key)} has a requires_grad of {type(flag).__name__}")
     if flag and not dtype.startswith(_DIFFERENTIABLE_PREFIXES):
-        raise PickleTreeError(f"{quote_name(key)} is {dtype} and is said to require a gradient")
+        raise PickleTreeError(f"{quote_name(key)} is {dtype} but marked as requiring a gradient")
     return flag
 
 
@@ -311,10 +311,10 @@ def _rebuild_tensor_v3(
 def _apply_metadata(tensor: TensorInfo, metadata: object) -> TensorInfo:
     """Set layout "conj", "neg" or "conj-neg": the elements are not the bytes in the storage."""
     if not isinstance(metadata, dict):
-        raise PickleTreeError(f"{quote_name(tensor.key)} has metadata that is no dict")
+        raise PickleTreeError(f"{quote_name(tensor.key)} has metadata that is not a dict")
     marks = [mark for mark in ("conj", "neg") if metadata.get(mark) is True]
     if "conj" in marks and not tensor.dtype.startswith("complex"):
-        raise PickleTreeError(f"{quote_name(tensor.key)} is conjugated and not complex")
+        raise PickleTreeError(f"{quote_name(tensor.key)} is conjugated but not complex")
     return replace(tensor, layout="-".join(marks)) if marks else tensor
 
 
@@ -365,7 +365,9 @@ def _rebuild_legacy_tensor(
 ) -> TensorInfo:
     """torch.FloatTensor of torch before 0.2: its state is (storage, offset, size, stride)."""
     if node.args:
-        raise PickleTreeError(f"{quote_name(key)} is a tensor of {len(node.args)} arguments")
+        raise PickleTreeError(
+            f"{quote_name(key)} is a tensor built from {len(node.args)} arguments"
+        )
     if type(node.state) is not tuple or len(node.state) != 4:
         raise PickleTreeError(f"{quote_name(key)} is a tensor without its state")
     storage = reader.resolve_storage(node.state[0], key)
@@ -379,7 +381,7 @@ def _rebuild_sparse_tensor(
     name = _read_layout(layout)
     names = _SPARSE_COMPONENTS.get(name)
     if names is None or type(data) is not tuple or len(data) < len(names) + 1:
-        raise PickleTreeError(f"{quote_name(key)} is sparse in a way that is not known")
+        raise PickleTreeError(f"{quote_name(key)} has an unknown sparse layout")
     reader.charge_attributes(len(names), key)
     components = tuple(
         TensorComponent(
@@ -418,8 +420,8 @@ def _check_coo(key: str, size: tuple[int, ...], indices: TensorInfo, values: Ten
     is_consistent = len(indices.shape) == 2 and values.shape[:1] == indices.shape[1:]
     if not is_consistent or len(size) != indices.shape[0] + len(values.shape) - 1:
         raise PickleTreeError(
-            f"{quote_name(key)} is sparse and its indices {list(indices.shape)} and values "
-            f"{list(values.shape)} do not make the size {list(size)}"
+            f"{quote_name(key)} is sparse, but its indices {list(indices.shape)} and values "
+            f"{list(values.shape)} do not match the size {list(size)}"
         )
 
 
@@ -494,11 +496,11 @@ def _rebuild_device_tensor(
     data, dtype, device, grad = _check_args(node, key, 4, 4)
     tensor = reader.read_tensor(data, key, depth) or read_numpy_array(data, key)
     if tensor is None or tensor.dtype != read_dtype(dtype):
-        raise PickleTreeError(f"{quote_name(key)} is not made of data of its dtype")
+        raise PickleTreeError(f"{quote_name(key)} is not built from data of its dtype")
     if tensor.kind is Kind.ARRAY:
         location = device if type(device) is str else "cpu"
         if tensor.storage is None:
-            raise PickleTreeError(f"{quote_name(key)} is made of an array without its elements")
+            raise PickleTreeError(f"{quote_name(key)} is built from an array without its elements")
         tensor = replace(tensor, storage=replace(tensor.storage, device=location), kind=None)
     return replace(tensor, requires_grad=grad is True)
 
@@ -567,7 +569,7 @@ def _rebuild_wrapper_subclass(
     cls, dtype, size, stride, offset, *_, grad = _check_args(node, key, 8, 8)
     reader.check_shape(key, size)
     if type(cls) is not GlobalName or not is_size_or_stride(stride) or len(stride) != len(size):
-        raise PickleTreeError(f"{quote_name(key)} is a tensor subclass that cannot be")
+        raise PickleTreeError(f"{quote_name(key)} is an impossible tensor subclass")
     if (cls.module, cls.name) in SAFE_GLOBALS:  # torch.Tensor itself wraps nothing
         raise PickleTreeError(f"{quote_name(key)} is wrapped in a {cls.qualified_name}")
     storage_offset = offset if type(offset) is int and offset >= 0 else 0

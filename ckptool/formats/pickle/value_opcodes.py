@@ -190,7 +190,7 @@ def _read_counted_bytes(m: PickleMachine, pos: int, nbytes: int) -> tuple[bytes,
     """
     if not 0 <= nbytes <= m.frame_end - pos:
         raise TruncatedPickleError(
-            f"an opcode claims {nbytes} bytes and {max(0, m.frame_end - pos)} are left"
+            f"an opcode claims {nbytes} bytes but {max(0, m.frame_end - pos)} are left"
         )
     return m.data[pos : pos + nbytes], pos + nbytes
 

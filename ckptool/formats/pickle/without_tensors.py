@@ -11,17 +11,17 @@ _MAX_SHOWN_KEYS: Final = 3
 
 
 def describe_tensorless_pickle(root: Any) -> str:
-    """Return "holds no tensors, but ..." with its arrays, class or first keys."""
+    """Return "contains no tensors, but ..." with its arrays, class or first keys."""
     arrays = sum(read_numpy_array(node, "") is not None for node in _list_two_levels(root))
     if arrays:
         count = "one NumPy array" if arrays == 1 else f"{arrays:,} NumPy arrays"
-        return f"holds no tensors, but {count}: torch.save them as torch.from_numpy(...) of each"
+        return f"contains no tensors, but {count}: torch.save them as torch.from_numpy(...) of each"
     if type(root) is UnresolvedObject:
-        return f"holds no tensors, but {describe_node(root)}"
+        return f"contains no tensors, but {describe_node(root)}"
     if isinstance(root, dict) and root:
         keys = join_limited(root, _MAX_SHOWN_KEYS, _quote_key)
-        return f"holds no tensors, but a dict with {keys}"
-    return f"holds no tensors, but {describe_node(root)}"
+        return f"contains no tensors, but a dict with {keys}"
+    return f"contains no tensors, but {describe_node(root)}"
 
 
 def _quote_key(key: object) -> str:

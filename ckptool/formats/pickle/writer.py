@@ -192,7 +192,7 @@ def _encode_str(node: str) -> bytes:
 
 def _encode_global(node: GlobalName) -> bytes:
     if "\n" in node.module + node.name:
-        raise PickleError(f"{node.qualified_name!r} is no name that can be written")
+        raise PickleError(f"{node.qualified_name!r} is not a name that can be written")
     return b"c" + f"{node.module}\n{node.name}\n".encode()
 
 

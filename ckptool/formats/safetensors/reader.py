@@ -149,7 +149,7 @@ def _read_header(
             entry = header.read_value(limits.entry_bytes)
             tensors[name] = _build_tensor(source.path, name, entry, start, limits)
     if trailing_text := header.read_remaining(" "):
-        reason = f"{quote_text(trailing_text)} follows the header's JSON; only spaces may"
+        reason = f"{quote_text(trailing_text)} follows the header's JSON; only spaces are allowed"
         raise CorruptCheckpointError(source.path, reason)
     return metadata, tensors
 
@@ -192,7 +192,7 @@ def _build_tensor(
 
 def _read_fields(entry: object, limits: Limits) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(entry, dict):
-        raise _EntryError(f"it is {describe_type(entry)} where an object belongs")
+        raise _EntryError(f"it is {describe_type(entry)} instead of an object")
     try:
         code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     except KeyError as error:
@@ -204,7 +204,7 @@ def _read_fields(entry: object, limits: Limits) -> tuple[str, tuple[int, ...], i
     if not _is_natural_list(shape):
         raise _EntryError(f"its shape is {_format_numbers(shape)}, not a list of sizes")
     if len(shape) > limits.rank:
-        raise _EntryError(f"it has {len(shape)} dimensions; up to {limits.rank} are read")
+        raise _EntryError(f"it has {len(shape)} dimensions; at most {limits.rank} are supported")
     if not _is_natural_list(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _EntryError(
             f"its data_offsets are {_format_numbers(offsets)}, not a begin and an end"
@@ -231,7 +231,7 @@ def _check_nbytes(code: str, shape: tuple[int, ...], nbytes: int) -> None:
     bits = prod(shape) * DTYPE_BITS[TORCH_DTYPES[code]]
     if bits != nbytes * 8:
         expected = f"{bits // 8} bytes" if bits % 8 == 0 else f"{bits} bits"
-        raise _EntryError(f"{code} {list(shape)} takes {expected} and has {nbytes}")
+        raise _EntryError(f"{code} {list(shape)} takes {expected} but has {nbytes}")
     if bits == 0 and max(accumulate(shape, mul)) > _MAX_NUMBER:
         raise _EntryError(f"its shape {list(shape)} overflows")
 
@@ -258,15 +258,16 @@ def _check_spans_cover(source: ByteSource, start: int, tensors: Iterable[TensorI
             raise CorruptCheckpointError(source.path, reason)
         if span.offset > end:
             reason = (
-                f"{span.offset - end} bytes before tensor {quote_text(key)} belong to no tensor"
+                f"{span.offset - end} bytes before tensor {quote_text(key)} do not belong to a "
+                "tensor"
             )
             raise CorruptCheckpointError(source.path, reason)
         end, previous_key = span.offset + span.nbytes, key
     if end > source.nbytes:
-        reason = f"its tensors end at byte {end} and the file at {source.nbytes}: it is cut short"
+        reason = f"its tensors end at byte {end} and the file at {source.nbytes}: it is truncated"
         raise CorruptCheckpointError(source.path, reason)
     if end < source.nbytes:
-        reason = f"{source.nbytes - end} bytes after the last tensor belong to no tensor"
+        reason = f"{source.nbytes - end} bytes after the last tensor do not belong to a tensor"
         raise CorruptCheckpointError(source.path, reason)
 
 
@@ -305,9 +306,12 @@ def _check_no_pickle(source: ByteSource, limits: Limits) -> None:
     while not is_complete_or_broken(head, limits) and nbytes < source.nbytes:
         nbytes *= _PICKLE_GROWTH
         if nbytes > limits.pickle_bytes:
-            reason = "is a safetensors file, and could be a pickle whose end is too far away"
+            reason = (
+                "is a safetensors file that could also be a pickle, whose end is too far away to "
+                "check"
+            )
             raise CorruptCheckpointError(source.path, reason)
         head = source.read_head(nbytes)
     if select_unsafe(scan_globals(head, limits)):
-        reason = "is a safetensors file and a pickle at once: loading it as a pickle runs code"
+        reason = "is both a safetensors file and a pickle: loading it as a pickle runs code"
         raise CorruptCheckpointError(source.path, reason)

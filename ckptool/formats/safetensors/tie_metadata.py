@@ -16,8 +16,8 @@ TIES_KEY: Final = "ckptool.ties"
 def parse_ties(metadata: Mapping[str, str], stored_keys: Container[str]) -> dict[str, str]:
     """Return tied key -> stored key, from the record that `migrate` writes.
 
-    Whoever made the file wrote the record, so it is not trusted: a record that is no JSON object,
-    and entries that do not name one of `stored_keys`, are ignored.
+    Whoever made the file wrote the record, so it is not trusted: a record that is not a JSON
+    object, and entries that do not name one of `stored_keys`, are ignored.
     """
     text = metadata.get(TIES_KEY, "{}").encode(errors="surrogatepass")
     try:

@@ -59,7 +59,9 @@ def read(index: Location, limits: Limits, open_shard: OpenShard) -> Checkpoint:
     shards = _open_shards(index, names, limits, open_shard)
     if names and not shards:
         raise ReadError(
-            index, f"none of its {len(names)} shards is beside it, as {quote_text(names[0])}"
+            index,
+            f"none of its {len(names)} shards is in the same folder, such as "
+            f"{quote_text(names[0])}",
         )
     reported_names = _find_read_names(index, names, sibling_names)
     return Checkpoint(
@@ -119,7 +121,7 @@ def _read_index(source: ByteSource, limits: Limits) -> tuple[dict[str, str], dic
     if index.peek_character() != "{":
         reason = (
             identify_other_format(source.read_head(_HEAD_BYTES))
-            or "is an index, and not a JSON object"
+            or "is an index but not a JSON object"
         )
         raise CorruptCheckpointError(source.path, reason)
     for key in index.iter_keys():
@@ -164,7 +166,8 @@ def _check_names(index: Location, names: Iterable[str]) -> None:
     for name in names:
         if name in {"", ".", ".."} or _SEPARATORS & set(name) or not name.isprintable():
             reason = (
-                f"weight_map names the shard {quote_text(name)}: only plain file names are followed"
+                f"weight_map refers to the shard {quote_text(name)}: only plain file names are "
+                "allowed"
             )
             raise CorruptCheckpointError(index, reason)
 
@@ -202,7 +205,7 @@ def _list_siblings(index: Location) -> tuple[Sequence[str], Sequence[Skipped]]:
     try:
         return list_names(index.parent), ()
     except ReadError as error:
-        return (), [Skipped("files that the index does not name", error.reason)]
+        return (), [Skipped("files that are not in the index", error.reason)]
 
 
 def _open_shards(
@@ -308,7 +311,7 @@ def _iter_issues(
     for name, count in sorted(Counter(weight_map.values()).items()):
         if name not in shards:
             description = (
-                "is a link to nothing" if _is_symlink(index.parent / name) else "is not there"
+                "is a dangling link" if _is_symlink(index.parent / name) else "does not exist"
             )
             yield ContainerIssue(
                 IssueKind.MISSING_SHARD, name, {"fault": description, "tensors": str(count)}

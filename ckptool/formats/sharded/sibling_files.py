@@ -21,5 +21,5 @@ def list_unread_siblings(
     ]
     if not siblings:
         return ()
-    description = f"beside the {neighbour}: {join_limited(siblings, MAX_LISTED, quote_text)}"
-    return (Skipped(description, "name them to have them read"),)
+    description = f"next to the {neighbour}: {join_limited(siblings, MAX_LISTED, quote_text)}"
+    return (Skipped(description, "give their paths to read them"),)

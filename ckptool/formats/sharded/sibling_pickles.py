@@ -44,10 +44,12 @@ def add_sibling_uses(checkpoint: Checkpoint, folder: Location, limits: Limits) -
             uses += _iter_unsafe_uses(folder / name, limits)
         except ReadError as error:
             if path_exists(folder / name):
-                unread.append(Skipped(f"{quote_text(name)}, which is beside it,", error.reason))
+                unread.append(Skipped(f"{quote_text(name)}, in the same folder,", error.reason))
     if len(siblings) > _MAX_SEARCHED:
         count = len(siblings) - _MAX_SEARCHED
-        unread.append(Skipped(f"{count} files beside it", f"more than {_MAX_SEARCHED} are there"))
+        unread.append(
+            Skipped(f"{count} files in the same folder", f"there are more than {_MAX_SEARCHED}")
+        )
     if not uses and not unread:
         return checkpoint
     return replace(

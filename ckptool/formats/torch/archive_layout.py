@@ -23,7 +23,7 @@ def find_refusal(names: Iterable[str], first_name: str, version: str, main_recor
     """
     folder, slash, _ = first_name.partition("/")
     if not slash:
-        return f"{quote_name(first_name)} is in no folder"
+        return f"{quote_name(first_name)} is not in a folder"
     known_names = {name.casefold() for name in names if name.startswith(f"{folder}/")}
     if not any(f"{folder}/{record}".casefold() in known_names for record in _VERSION_RECORDS):
         return f"there is no record `version` in {quote_name(f'{folder}/')}"

@@ -125,7 +125,7 @@ def _describe_archive(records: ArchiveRecords, names: GlobalNames) -> Checkpoint
     nested_files = _read_nested_records(records)
     names_of_nested = tuple(use for nested_file in nested_files for use in nested_file.uses)
     if not any(state.tensors for state in states):
-        raise CorruptCheckpointError(path, "holds no tensors")
+        raise CorruptCheckpointError(path, "contains no tensors")
     return Checkpoint(
         path,
         Container.TORCH_EXPORT,
@@ -210,7 +210,7 @@ class _PayloadReader:
             _require_object(tensor_meta.get("device"), key),
         )
         if dtype is None or _get_int(tensor_meta, "layout") != _STRIDED_LAYOUT:
-            raise PickleTreeError(f"{quote_name(key)} has a dtype or a layout that is not known")
+            raise PickleTreeError(f"{quote_name(key)} has an unknown dtype or layout")
         numel = member.nbytes * 8 // DTYPE_BITS[dtype]
         index = device.get("index")
         device_name = f"{device.get('type')}" + (f":{index}" if type(index) is int else "")
@@ -236,7 +236,7 @@ class _PayloadReader:
         self.unread += nested_file.unread
         tensor = self._tensors.read_tensor(nested_file.root, key)
         if tensor is None:
-            self.unread.append(Skipped(f"`{key}`", "it is pickled, and no tensor that is known"))
+            self.unread.append(Skipped(f"`{key}`", "it is pickled, and not a known tensor type"))
         return tensor
 
 
@@ -263,7 +263,7 @@ def _reject_legacy_weights(records: ArchiveRecords, models: list[str]) -> None:
         for folder in (_WEIGHTS_FOLDER, _CONSTANTS_FOLDER):
             name = f"{folder}{model}.pt"
             if records.get(name) is not None:
-                reason = f"torch would load {quote_name(name)} in place of the weights beside it"
+                reason = f"torch would load {quote_name(name)} instead of the weights next to it"
                 raise CorruptCheckpointError(records.source.path, reason)
 
 
@@ -288,13 +288,13 @@ def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkp
         if member is not None and member.nbytes:
             member_slice = SourceSlice(records.source, member.data_offset, member.nbytes)
             if not is_zip(member_slice):
-                raise PickleTreeError(f"{quote_name(name)} is no zip archive of torch.save")
+                raise PickleTreeError(f"{quote_name(name)} is not a torch.save zip archive")
             nested_checkpoint = zip_reader.read(member_slice, records.limits)
             states += [replace(state, at=state.at or at) for state in nested_checkpoint.states]
             nested_contents = nested_checkpoint.contents.items()
             contents |= {join_key(at, place): content for place, content in nested_contents}
     if not states:
-        raise CorruptCheckpointError(records.source.path, "holds no tensors")
+        raise CorruptCheckpointError(records.source.path, "contains no tensors")
     if (version := records.get("version")) is not None:
         version.is_referenced = True
     return Checkpoint(
@@ -317,7 +317,7 @@ def _describe_old_archive(records: ArchiveRecords, names: GlobalNames) -> Checkp
 def _require_object(value: object, description: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PickleTreeError(
-            f"{quote_name(description)} is described by something that is no object"
+            f"{quote_name(description)} is described by something that is not an object"
         )
     return value
 

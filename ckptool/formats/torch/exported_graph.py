@@ -49,11 +49,13 @@ def find_evaluated_names(path: Location, record: str, data: bytes) -> tuple[Glob
     try:
         program = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptCheckpointError(path, f"{quote_name(record)} is no JSON: {error}") from error
+        raise CorruptCheckpointError(
+            path, f"{quote_name(record)} is not valid JSON: {error}"
+        ) from error
     targets: dict[str, None] = {}
     for key, text in _iter_texts(program):
         if key in _EXPRESSION_KEYS and not is_arithmetic(text):
-            reason = f"{quote_name(record)} has an expression that is no arithmetic: "
+            reason = f"{quote_name(record)} has an expression that is not arithmetic: "
             raise CorruptCheckpointError(path, reason + quote_name(text))
         if key == "target" and _OPERATOR.fullmatch(text) is None and text.startswith("torch"):
             targets[text] = None
@@ -105,7 +107,7 @@ def _iter_texts(program: Any) -> Iterator[tuple[str, str]]:
 def _check_symbols(path: Location, record: str, constraints: Any) -> None:
     for name in constraints if isinstance(constraints, dict) else ():
         if _SYMBOL.fullmatch(name) is None and not is_arithmetic(name):
-            reason = f"{quote_name(record)} has a symbol that is none: {quote_name(name)}"
+            reason = f"{quote_name(record)} has an invalid symbol: {quote_name(name)}"
             raise CorruptCheckpointError(path, reason)
 
 

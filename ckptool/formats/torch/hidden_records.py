@@ -56,7 +56,7 @@ def _iter_searched(records: "ArchiveRecords") -> Iterator[tuple[ZipMember, bytes
             continue
         offsets.add(member.data_offset)
         if member.nbytes > remaining:
-            yield member, b"", f"has {member.nbytes} bytes, more than are searched"
+            yield member, b"", f"has {member.nbytes} bytes, more than the search limit"
             continue
         remaining -= member.nbytes
         try:

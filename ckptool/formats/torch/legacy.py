@@ -70,15 +70,15 @@ def _refuse_joblib(stream: PickleStream) -> None:
     if is_joblib and dangerous_names <= {_JOBLIB_ARRAY, _PICKLED_TENSOR}:
         raise UnknownFormatError(
             stream.source.path,
-            "joblib.dump wrote it, with NumPy arrays between its opcodes, and torch.load cannot "
-            "open it: torch.save what joblib.load returns",
+            "it was written by joblib.dump, with NumPy arrays between its opcodes, and "
+            "torch.load cannot open it: save the result of joblib.load with torch.save",
         )
 
 
 _PICKLED_TENSOR: Final = "torch.storage._load_from_bytes"
 _JOBLIB_ARRAY: Final = "joblib.numpy_pickle.NumpyArrayWrapper"
 _PICKLE_REFUSAL: Final = (
-    "pickle.dump or joblib.dump wrote it, not torch.save; what wrote it can load it"
+    "it was written by pickle.dump or joblib.dump, not torch.save; load it with the same library"
 )
 MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION: Final = 1001
@@ -135,13 +135,13 @@ class LegacyReader:
             raise CorruptCheckpointError(path, "its protocol version is not 1001")
         system = stream.read_pickle("its system information").root
         if not isinstance(system, dict):
-            raise CorruptCheckpointError(path, "its system information is no dict")
+            raise CorruptCheckpointError(path, "its system information is not a dict")
         start = stream.position
         object_pickle = stream.read_pickle("its object")
         self.object_range = (start, stream.position - start)
         keys = stream.read_pickle("its list of storages").root
         if not isinstance(keys, list) or not all(type(key) is str for key in keys):
-            raise CorruptCheckpointError(path, "its list of storages is no list of keys")
+            raise CorruptCheckpointError(path, "its list of storages is not a list of keys")
         self._resolve_storages(object_pickle.persistent_references, keys)
         return object_pickle
 
@@ -181,8 +181,8 @@ class LegacyReader:
         ):
             checked_storages = [*storages[:_CHECKED_AT_EACH_END], *storages[-_CHECKED_AT_EACH_END:]]
             reason = (
-                f"{len(storages) - len(checked_storages)} of {len(storages)} were taken from the"
-                " pickle, with which the file's length agrees; --deep reads them"
+                f"{len(storages) - len(checked_storages)} of {len(storages)} were taken from the "
+                "pickle, which matches the file's length; --deep reads them"
             )
             stream.skipped.append(Skipped("sizes before the storages", reason))
         keys = {storage.key for storage in checked_storages}
@@ -201,9 +201,7 @@ class LegacyReader:
             stream.skip_bytes(_COUNT_BYTES)
         if count != storage.numel:
             name = quote_name(storage.key)
-            raise PickleTreeError(
-                f"storage {name} has {count} elements and should have {storage.numel}"
-            )
+            raise PickleTreeError(f"storage {name} has {count} elements instead of {storage.numel}")
         start = stream.position
         stream.skip_bytes(storage.nbytes)
         span = Span(stream.source.path, self._base_offset + start, storage.nbytes)
@@ -221,15 +219,15 @@ def _check_storage_keys(storages_by_key: dict[str, StorageId], keys: list[str]) 
     for key in storages_by_key:
         if key not in listed_keys:
             raise PickleTreeError(
-                f"storage {quote_name(key)} is used and is not in the list of storages"
+                f"storage {quote_name(key)} is used but not in the list of storages"
             )
     for key in listed_keys:
         if key not in storages_by_key:
             raise PickleTreeError(
-                f"storage {quote_name(key)} is in the list of storages and is not used"
+                f"storage {quote_name(key)} is in the list of storages but not used"
             )
     if len(listed_keys) != len(keys):
-        raise PickleTreeError("a storage is twice in the list of storages")
+        raise PickleTreeError("a storage appears twice in the list of storages")
 
 
 def _is_module_class(node: PersistentReference) -> bool:
@@ -243,10 +241,10 @@ def _apply_view(saved_storage: SavedStorage, storage: StorageId) -> SavedStorage
         return saved_storage
     view = storage.legacy_view
     if type(view) is not tuple or len(view) != 3:
-        raise PickleTreeError(f"storage {quote_name(storage.key)} has a view that is none")
+        raise PickleTreeError(f"storage {quote_name(storage.key)} has an invalid view")
     _, offset, numel = view
     if not all(type(number) is int and number >= 0 for number in (offset, numel)):
-        raise PickleTreeError(f"storage {quote_name(storage.key)} has a view that is none")
+        raise PickleTreeError(f"storage {quote_name(storage.key)} has an invalid view")
     if offset + numel > saved_storage.numel:
         raise PickleTreeError(f"storage {quote_name(storage.key)} has a view beyond its end")
     return SavedStorage(saved_storage.info, saved_storage.dtype, numel, offset)
@@ -266,8 +264,8 @@ def _read_bare_pickle(stream: PickleStream, pickle: ParsedPickle, limits: Limits
     if pickle.persistent_references:
         raise CorruptCheckpointError(
             source.path,
-            "its pickle refers to storages that are not there: it is one record of an "
-            "archive, so name the archive, or the folder that it was unpacked to",
+            "its pickle refers to storages that are missing: it is one record of an archive, so "
+            "give the archive, or the folder that it was unpacked to",
         )
     state_tree = states.describe_tree(
         pickle.root, limits, _build_embedded_finder(stream, pickle, limits)
@@ -291,7 +289,7 @@ def _build_embedded_finder(
             start = stream.find_blob_offset(pickle, blob)
             if start < 0:
                 raise PickleTreeError(
-                    "a storage within the pickle is text, as pickle protocols 0 to 2 write bytes,"
+                    "a storage inside the pickle is text, as pickle protocols 0 to 2 write bytes,"
                     " and not a file of torch.save"
                 )
             blob_slice = SourceSlice(stream.source, start, len(blob))
@@ -314,11 +312,11 @@ def read_embedded_storage(blob_slice: SourceSlice, limits: Limits) -> Persistent
         PickleTreeError: it is something else.
     """
     stream = PickleStream(blob_slice, limits)
-    if stream.read_pickle("a storage within the pickle").root != MAGIC_NUMBER:
-        raise PickleTreeError("a storage within the pickle is no legacy file of torch.save")
+    if stream.read_pickle("a storage inside the pickle").root != MAGIC_NUMBER:
+        raise PickleTreeError("a storage inside the pickle is not a legacy torch.save file")
     root = LegacyReader(stream, blob_slice.start).read().root
     if type(root) is not PersistentReference or type(root.target) is not SavedStorage:
-        raise PickleTreeError("a storage within the pickle is something else")
+        raise PickleTreeError("a storage inside the pickle is something else")
     return root
 
 

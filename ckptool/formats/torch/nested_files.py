@@ -76,7 +76,7 @@ def read_nested_record(records: ArchiveRecords, member: ZipMember) -> NestedFile
     """
     member.is_referenced = True
     if member.method != STORED or member.data_offset < 0:
-        raise PickleTreeError(f"{quote_name(member.name)} is compressed, and torch writes none so")
+        raise PickleTreeError(f"{quote_name(member.name)} is compressed, which torch never does")
     file_slice = SourceSlice(records.source, member.data_offset, member.nbytes)
     name = f"record {member.name}"
     return read_nested_file(file_slice, records.limits, name, storage_prefix=f"{member.name}:")
@@ -109,9 +109,7 @@ def _read_pickles(
         if type(pickle.root) is int and pickle.root == MAGIC_NUMBER:
             pickle = LegacyReader(stream, file_slice.start).read()
         elif pickle.persistent_references:
-            raise PickleTreeError(
-                f"{quote_name(description)} refers to storages that are not there"
-            )
+            raise PickleTreeError(f"{quote_name(description)} refers to storages that are missing")
         if stream.position != stream.end:
             stream.global_names += stream.scan_remaining()
             trailing_nbytes = stream.end - stream.position

@@ -86,8 +86,8 @@ class PickleStream:
         """
         if nbytes > self.end - self.position:
             reason = (
-                f"{nbytes} bytes are to follow and {self.end - self.position} are left: it is cut"
-                " short"
+                f"{nbytes} bytes should follow but {self.end - self.position} are left: it is "
+                "truncated"
             )
             raise CorruptCheckpointError(self.source.path, reason)
         self.position += nbytes
@@ -136,5 +136,5 @@ class SourceSlice(ByteSource):
             CorruptCheckpointError: the range exceeds the slice.
         """
         if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
-            raise CorruptCheckpointError(self.path, "a storage within the pickle is cut short")
+            raise CorruptCheckpointError(self.path, "a storage inside the pickle is truncated")
         return self._source.read(self.start + offset, nbytes)

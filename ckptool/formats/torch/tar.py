@@ -96,7 +96,7 @@ def _iter_members(source: ByteSource) -> Iterator[_TarMember]:
         elif type_flag != b"x" or not _TIME_RECORDS.fullmatch(
             source.read(position, min(nbytes, _BLOCK_BYTES))
         ):
-            raise CorruptCheckpointError(source.path, f"{quote_name(name)} is no plain file")
+            raise CorruptCheckpointError(source.path, f"{quote_name(name)} is not a regular file")
         position += (nbytes + _BLOCK_BYTES - 1) // _BLOCK_BYTES * _BLOCK_BYTES
     raise CorruptCheckpointError(source.path, f"a tar archive of more than {_MAX_MEMBERS} members")
 
@@ -105,10 +105,10 @@ def _parse_header(source: ByteSource, header: bytes) -> tuple[str, int, bytes]:
     checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     stored_checksum, nbytes = _parse_octal(header[148:156]), _parse_octal(header[124:136])
     if stored_checksum != checksum or nbytes is None or header[257:262] != b"ustar":
-        raise CorruptCheckpointError(source.path, "a tar header that is none")
+        raise CorruptCheckpointError(source.path, "an invalid tar header")
     name = header[:100].partition(b"\0")[0].decode("latin-1")
     if header[345:500].strip(b"\0"):
-        raise CorruptCheckpointError(source.path, f"{quote_name(name)} lies in a folder")
+        raise CorruptCheckpointError(source.path, f"{quote_name(name)} is in a folder")
     return name, nbytes, header[156:157]
 
 
@@ -144,10 +144,10 @@ class _TarReader:
         for name in self._members:
             if "/" in name or name in {"", ".", ".."}:
                 raise self._build_error(
-                    f"a member is named {quote_name(name)}: it leaves the archive"
+                    f"a member is named {quote_name(name)}: it is outside the archive"
                 )
         if len(self._members) != len(members):
-            raise self._build_error("a member stands twice in it")
+            raise self._build_error("a member appears twice in it")
         for name in _REQUIRED_MEMBERS:
             if name not in self._members:
                 raise self._build_error(
@@ -169,7 +169,7 @@ class _TarReader:
         main_member = self._members["pickle"]
         if main_member.nbytes > self._limits.pickle_bytes:
             raise self._build_error(
-                f"'pickle' has {main_member.nbytes} bytes, more than any pickle needs"
+                f"'pickle' has {main_member.nbytes} bytes, more than any pickle can need"
             )
         data = self._source.read(main_member.start, main_member.nbytes)
         pickle = parse_whole_pickle(data, self._limits)
@@ -190,7 +190,7 @@ class _TarReader:
             _scan_members(self._source, extra_members, self._limits)
         )
         if state_tree.is_empty and not select_dangerous(self._global_names):
-            raise self._build_error("holds no tensors")
+            raise self._build_error("contains no tensors")
         return Checkpoint(
             self._source.path,
             Container.TORCH_TAR,
@@ -220,7 +220,7 @@ class _TarReader:
             )
         views = self._read_pickle(stream)
         if not isinstance(views, list):
-            raise self._build_error("its list of views is no list")
+            raise self._build_error("its list of views is not a list")
         for view in views:
             self._add_view(view)
         self._check_all_read(stream)
@@ -231,7 +231,7 @@ class _TarReader:
             or len(view) != 4
             or not all(type(number) is int for number in view)
         ):
-            raise self._build_error("a view of a storage that is none")
+            raise self._build_error("a view of an invalid storage")
         key, root, offset, numel = view
         stored_object = self._objects_by_number.get(root)
         if (
@@ -239,7 +239,7 @@ class _TarReader:
             or min(offset, numel) < 0
             or offset + numel > stored_object.numel
         ):
-            raise self._build_error("a view of a storage that reaches beyond it")
+            raise self._build_error("a view outside its storage")
         self._add_object(
             key,
             SavedStorage(
@@ -270,7 +270,7 @@ class _TarReader:
     def _open_member(self, name: str) -> PickleStream:
         member = self._members[name]
         if member.start + member.nbytes > self._source.nbytes:
-            raise self._build_error(f"{quote_name(name)} is cut short")
+            raise self._build_error(f"{quote_name(name)} is truncated")
         return PickleStream(self._source, self._limits, member.start, member.start + member.nbytes)
 
     def _read_pickle(self, stream: PickleStream) -> object:
@@ -283,18 +283,20 @@ class _TarReader:
     def _read_count(self, stream: PickleStream) -> int:
         count = self._read_pickle(stream)
         if type(count) is not int or not 0 <= count <= stream.end - stream.position:
-            raise self._build_error("a number of records that cannot be")
+            raise self._build_error("an impossible number of records")
         return count
 
     def _read_triple(self, stream: PickleStream) -> tuple[Any, Any, Any]:
         record = self._read_pickle(stream)
         if type(record) is not tuple or len(record) != 3:
-            raise self._build_error("a record that is no triple")
+            raise self._build_error("a record that is not a triple")
         return record
 
     def _add_object(self, key: object, value: SavedStorage | TensorInfo) -> None:
         if type(key) is not int or key in self._objects_by_number:
-            raise self._build_error("two records of one number, or a record without a number")
+            raise self._build_error(
+                "two records with the same number, or a record without a number"
+            )
         self._objects_by_number[key] = value
 
     def _resolve_id(self, id_: object) -> SavedStorage | TensorInfo | None:
@@ -303,7 +305,7 @@ class _TarReader:
             return None
         number = int(id_) if type(id_) is str and id_.isdecimal() and len(id_) < 20 else id_
         if type(number) is not int or number not in self._objects_by_number:
-            raise self._build_error("the pickle refers to a tensor that is not there")
+            raise self._build_error("the pickle refers to a tensor that is missing")
         return self._objects_by_number[number]
 
     def _check_all_read(self, stream: PickleStream) -> None:

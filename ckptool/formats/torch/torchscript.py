@@ -74,7 +74,7 @@ def _describe_archive(records: ArchiveRecords, global_names: GlobalNames) -> Che
     module_reader = _ScriptModuleReader(records, TensorInfoReader(records.limits))
     if type(pickle.root) is not UnresolvedObject or not _is_module(pickle.root):
         # torch.jit.load recognises TorchScript by the member names alone.
-        raise PickleTreeError("data.pkl holds no TorchScript module")
+        raise PickleTreeError("data.pkl contains no TorchScript module")
     module_state = module_reader.read_module(pickle.root)
     constants = _read_constants(records, global_names, byteorder)
     states = [module_state, *constants.states, *module_reader.packed.build_states("")]

@@ -110,7 +110,7 @@ class ArchiveRecords:
         self.base_offset = source.start if isinstance(source, SourceSlice) else 0
         """Offset of the archive in its file; not 0 if it is embedded in another file."""
         if len(self.main_pickles) > 1:
-            archive.record_fault(f"there are {len(self.main_pickles)} data.pkl in it")
+            archive.record_fault(f"it contains {len(self.main_pickles)} data.pkl files")
 
     def get(self, name: str) -> ZipMember | None:
         """Return the member with this name in the root folder, or None."""
@@ -255,7 +255,9 @@ def unpickle_member(records: ArchiveRecords, member: ZipMember) -> ParsedPickle:
     """
     member.is_referenced = True
     if member.nbytes > records.limits.pickle_bytes or member.data_offset < 0:
-        reason = f"{quote_name(member.name)} has {member.nbytes} bytes, more than any pickle needs"
+        reason = (
+            f"{quote_name(member.name)} has {member.nbytes} bytes, more than any pickle can need"
+        )
         raise CorruptCheckpointError(records.source.path, reason)
     data = read_member(records.source, member, records.limits, member.nbytes)
     return parse_whole_pickle(data, records.limits)
@@ -448,7 +450,7 @@ def _build_stored(
     if member.nbytes != storage.nbytes:
         name, actual_nbytes = quote_name(storage.key), member.nbytes
         raise PickleTreeError(
-            f"storage {name} should have {storage.nbytes} bytes and has {actual_nbytes}"
+            f"storage {name} should have {storage.nbytes} bytes but has {actual_nbytes}"
         )
     member.is_referenced = True
     span = None
@@ -467,9 +469,7 @@ def _report_unread_headers(records: ArchiveRecords) -> list[Skipped]:
     count = records.archive.assumed_count
     if not count:
         return []
-    reason = (
-        f"{count} lie far apart; the archive's directory tells where they end; --deep reads them"
-    )
+    reason = f"{count} are far apart; the archive's directory gives their ends; --deep reads them"
     return [Skipped("headers before the records", reason)]
 
 
@@ -479,12 +479,13 @@ def _verify_checksums(records: ArchiveRecords) -> tuple[list[Skipped], str]:
     Returns the omitted checks and the first mismatch as a message ("" if there is none).
     """
     source, limits = records.source, records.limits
+    nonempty_members = [member for member in records.members if member.nbytes]
+    missing_checksums = _report_missing_checksums(nonempty_members)
     if not limits.deep and (source.is_remote or source.nbytes > limits.checked_bytes):
         reason = f"the file has {source.nbytes} bytes; --deep compares them"
         if source.is_remote:
             reason = f"the file is remote; --deep downloads {source.nbytes} bytes to compare them"
-        return [Skipped("checksums of the storages", reason)], ""
-    nonempty_members = [member for member in records.members if member.nbytes]
+        return [*missing_checksums, Skipped("checksums of the storages", reason)], ""
     damaged_member = find_bad_crc(
         source, (member for member in nonempty_members if member.crc), limits
     )
@@ -492,15 +493,23 @@ def _verify_checksums(records: ArchiveRecords) -> tuple[list[Skipped], str]:
         return (
             [],
             (
-                f"{quote_name(damaged_member.name)} does not match its checksum: its bytes have"
-                " changed"
+                f"{quote_name(damaged_member.name)} does not match its checksum: its bytes were "
+                "modified"
             ),
         )
-    missing_count = sum(not member.crc for member in nonempty_members)
-    if not missing_count:
-        return [], ""
-    reason = f"{missing_count} of {len(nonempty_members)} records were written without one"
-    return [Skipped("checksums", reason)], ""
+    return missing_checksums, ""
+
+
+MISSING_CHECKSUMS: Final = "checksums"
+"""`Skipped.what` of an archive whose writer left checksums out."""
+
+
+def _report_missing_checksums(nonempty_members: Iterable[ZipMember]) -> list[Skipped]:
+    has_checksum = [bool(member.crc) for member in nonempty_members]
+    if all(has_checksum):
+        return []
+    reason = f"{has_checksum.count(False)} of {len(has_checksum)} records were written without one"
+    return [Skipped(MISSING_CHECKSUMS, reason)]
 
 
 def _report_unreferenced(records: ArchiveRecords) -> list[Skipped]:

@@ -132,8 +132,8 @@ def iter_inflated_chunks(
 
     if member.nbytes > max(_MIN_BOMB_BYTES, limits.inflate_ratio * member.compressed_nbytes):
         reason = (
-            f"{quote_name(member.name)} would inflate {member.compressed_nbytes} bytes to"
-            f" {member.nbytes}"
+            f"{quote_name(member.name)} would decompress {member.compressed_nbytes} bytes to "
+            f"{member.nbytes}"
         )
         raise CorruptCheckpointError(source.path, reason)
     remaining_nbytes, decompressor = min(max_nbytes, member.nbytes), decompressobj(-15)
@@ -150,11 +150,11 @@ def iter_inflated_chunks(
                 remaining_nbytes -= len(chunk)
                 yield chunk
     except ZlibError as error:
-        reason = f"{quote_name(member.name)} cannot be inflated: {error}"
+        reason = f"{quote_name(member.name)} cannot be decompressed: {error}"
         raise CorruptCheckpointError(source.path, reason) from error
     if remaining_nbytes:
         raise CorruptCheckpointError(
-            source.path, f"{quote_name(member.name)} inflates to too little"
+            source.path, f"{quote_name(member.name)} decompresses to fewer bytes than declared"
         )
 
 
@@ -174,18 +174,18 @@ def _check_names(members: list[ZipMember], archive: ZipMembers) -> None:
     for member in members:
         name = member.name
         if _SAFE_NAME.fullmatch(name) is None:
-            archive.record_fault(f"a member is named {quote_name(name)}: it leaves the archive")
+            archive.record_fault(f"a member is named {quote_name(name)}: it is outside the archive")
         if name[-1:] == "/" and member.nbytes:
-            archive.record_fault(f"{quote_name(name)} is a folder and has bytes")
+            archive.record_fault(f"{quote_name(name)} is a folder but has data")
         if name.casefold() in folders:
-            archive.record_fault(f"{quote_name(name)} is a file and a folder at once")
+            archive.record_fault(f"{quote_name(name)} is both a file and a folder")
         count = len(names_by_casefold)
         first_name = names_by_casefold.setdefault(name.casefold(), name)
         if len(names_by_casefold) == count:
             problem = (
-                "stands twice in it"
+                "appears twice in it"
                 if first_name == name
-                else f"and {quote_name(first_name)} are one name"
+                else f"and {quote_name(first_name)} are the same name"
             )
             archive.record_fault(f"{quote_name(name)} {problem}")
 
@@ -203,7 +203,7 @@ def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
         header_nbytes = _check_local_header(window, member, end, archive)
         data_offset = member.offset + header_nbytes
         if data_offset + member.compressed_nbytes > end:
-            archive.record_fault(f"{quote_name(member.name)} leaves the archive")
+            archive.record_fault(f"{quote_name(member.name)} is outside the archive")
         elif header_nbytes:
             member.offset, member.header_nbytes = data_offset, header_nbytes
             expected_offset = _skip_descriptor(
@@ -211,7 +211,7 @@ def _locate_members(source: ByteSource, end: int, archive: ZipMembers) -> None:
             )
     if expected_offset != end:
         archive.record_fault(
-            f"{end - expected_offset} bytes before its directory belong to no member"
+            f"{end - expected_offset} bytes before its directory do not belong to a member"
         )
 
 
@@ -231,7 +231,7 @@ def _check_local_header(
 ) -> int:
     """Return the size of a member's local header; 0 if it is invalid."""
     if member.offset + _LOCAL_HEADER.size > end:
-        archive.record_fault(f"{quote_name(member.name)} is said to start outside the archive")
+        archive.record_fault(f"{quote_name(member.name)} starts outside the archive")
         return 0
     index = window.load_range(member.offset, HEADER_READ_BYTES)
     magic, flags, method, sizes, name_nbytes, extra_nbytes = (

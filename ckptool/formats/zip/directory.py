@@ -112,7 +112,9 @@ def find_end_record(source: ByteSource) -> EndRecord:
             if position + _END_RECORD.size + record[7] == len(tail):
                 return _check_end_record(source, record, base + position)
         position = tail.rfind(b"PK\x05\x06", 0, position)
-    raise CorruptCheckpointError(source.path, "a zip archive without its end: it is cut short")
+    raise CorruptCheckpointError(
+        source.path, "a zip archive without its end record: it is truncated"
+    )
 
 
 def _check_end_record(source: ByteSource, record: tuple[int, ...], position: int) -> EndRecord:
@@ -135,9 +137,11 @@ def _check_end_record(source: ByteSource, record: tuple[int, ...], position: int
             faults.append("its two end records disagree")
         count, nbytes, start = count64, nbytes64, start64
     if start + nbytes != end:
-        faults.append(f"{end - start - nbytes} bytes stand between its directory and its end")
+        faults.append(f"{end - start - nbytes} bytes are between its directory and its end record")
     if start + nbytes > source.nbytes or nbytes > _MAX_ENTRY_BYTES * (count + 1):
-        raise CorruptCheckpointError(source.path, "a zip archive whose directory is not in it")
+        raise CorruptCheckpointError(
+            source.path, "a zip archive whose directory is outside the file"
+        )
     return EndRecord(start, nbytes, count, faults[0] if faults else "")
 
 
@@ -154,7 +158,7 @@ def _read_zip64_end(source: ByteSource, position: int) -> tuple[int, int, int, i
     if magic != b"PK\x06\x07":
         return None
     if disk or disks != 1 or end_offset + _ZIP64_END_RECORD.size > position - _ZIP64_LOCATOR.size:
-        raise CorruptCheckpointError(source.path, "its zip64 end record is somewhere else")
+        raise CorruptCheckpointError(source.path, "its zip64 end record is at a different position")
     fields = _ZIP64_END_RECORD.unpack(source.read(end_offset, _ZIP64_END_RECORD.size))
     magic, size, _, _, own_disk, directory_disk, disk_count, count, nbytes, start = fields
     if (
@@ -164,7 +168,7 @@ def _read_zip64_end(source: ByteSource, position: int) -> tuple[int, int, int, i
         or own_disk
         or directory_disk
     ):
-        raise CorruptCheckpointError(source.path, "a zip64 end record that contradicts itself")
+        raise CorruptCheckpointError(source.path, "an inconsistent zip64 end record")
     return end_offset, count, nbytes, start
 
 
@@ -180,7 +184,7 @@ def iter_entries(source: ByteSource, end: EndRecord, archive: ZipMembers) -> Ite
         )
         if fields[0] != b"PK\x01\x02":
             archive.record_fault(
-                f"its end record counts {end.member_count} members and there are fewer"
+                f"its end record counts {end.member_count} members but there are fewer"
             )
             return
         name_end = position + _DIRECTORY_ENTRY.size + fields[7]
@@ -193,7 +197,7 @@ def iter_entries(source: ByteSource, end: EndRecord, archive: ZipMembers) -> Ite
         archive.first_name = archive.first_name or decode_name(encoded_name)[0]
         yield _build_member(fields, encoded_name, extra, archive, shared_flags)
     if position != len(data):
-        archive.record_fault(f"its end record counts {end.member_count} members and there are more")
+        archive.record_fault(f"its end record counts {end.member_count} members but there are more")
 
 
 def _build_member(
@@ -250,7 +254,7 @@ def _build_member(
         )
     if method == STORED and compressed_nbytes != nbytes:
         archive.record_fault(
-            f"{quote_name(name)} is stored, and of two sizes: {compressed_nbytes} and {nbytes}"
+            f"{quote_name(name)} is stored, but with two sizes: {compressed_nbytes} and {nbytes}"
             " bytes"
         )
     return ZipMember(name, encoding, method, flags, crc, compressed_nbytes, nbytes, header_offset)
@@ -284,7 +288,7 @@ def read_zip64_sizes(
     zip64_count = 0
     for field_id, body, is_complete in _iter_extra_fields(extra):
         if not is_complete:
-            archive.record_fault(f"{quote_name(name)} has an extra field that is cut short")
+            archive.record_fault(f"{quote_name(name)} has a truncated extra field")
         if field_id == 0x7075:
             archive.record_fault(f"{quote_name(name)} has a second name")
         if field_id == 0x0001:

@@ -42,14 +42,15 @@ def require_confirmed_renames(
     keys = pending_file.keys_to_confirm
     if unconfirmed:
         raise UnconfirmedRenamesError(
-            "the outputs on these inputs are the same whatever the values of"
-            f" {join_limited(unconfirmed, 3, quote_code)}: they confirm no rename of these",
+            "the outputs for these inputs do not depend on the values of"
+            f" {join_limited(unconfirmed, 3, quote_code)}: they cannot confirm renames of these",
             unconfirmed,
         )
     return CheckResult(
         "renames",
         "passed",
-        f"{len(keys)} renamed tensors: the old module's outputs, and others with other values",
+        f"{len(keys)} renamed tensors: confirmed by the old module's outputs, which differ with "
+        "other values",
     )
 
 
@@ -65,7 +66,7 @@ def judge_verification(pending_file: PendingFile, verification: Verification) ->
         if result.status is LevelStatus.FAILED:
             reason = " ".join((result.reason or ", ".join(result.details)).split())
             if pending_file.keys_to_confirm and result.level is VerificationLevel.EQUALITY:
-                raise UnconfirmedRenamesError(f"the old module computes something else: {reason}")
+                raise UnconfirmedRenamesError(f"the old module gives different outputs: {reason}")
             message = (
                 f"{pending_file.target}: not written: verification fails at"
                 f" {_format_level(result)}: {reason}"

@@ -21,7 +21,7 @@ from ckptool.modules.user_code import UserCodeError
 from ckptool.phrases import summarize_message
 from ckptool.tensors.torch_bytes import copy_tensor_bytes
 from ckptool.verification.load_probe import ask_loader, try_strict_load
-from ckptool.verification.load_tensors import get_value_at, load_file
+from ckptool.verification.load_tensors import format_refusal, get_value_at, load_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,13 +52,15 @@ class LocalModule:
         module, source = self.module, "constructor"
         if seed is not None:
             if self.spec is None:
-                raise PlanError(f"inject `{key}`: an instance cannot be built under a seed")
+                raise PlanError(f"inject `{key}`: an instance cannot be built with a seed")
             module, source = rebuild_with_seed(self.spec, seed), f"seed:{seed}"
         value = module.state_dict().get(key)
         if not isinstance(value, torch.Tensor):
-            raise PlanError(f"inject `{key}`: the module {self.target} saves no such tensor")
+            raise PlanError(f"inject `{key}`: the module {self.target} does not save such a tensor")
         if value.is_meta:
-            raise PlanError(f"inject `{key}`: building the module gives it no value ({source})")
+            raise PlanError(
+                f"inject `{key}`: building the module does not give it a value ({source})"
+            )
         shape = tuple(map(int, value.shape))
         return ModuleValue(get_dtype_name(value), shape, to_contiguous_bytes(value))
 
@@ -77,7 +79,8 @@ class LocalModule:
             if not isinstance(refusal.error, pickle.UnpicklingError):
                 text = f"{pending_file.target}: not written: torch.load raises: {summary}"
                 raise WriteError(text) from refusal
-            reason = f"torch.load(weights_only=True) refuses the file: {summary}"
+            refusal_text = format_refusal(refusal.error)
+            reason = f"torch.load(weights_only=True) refuses the file: {refusal_text}"
             return StrictLoad(skip_reason=reason)
         try:
             state_dict = _take_submodule_state(state_dict, submodule)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 STRICT_LOAD: Final = "strict load"
 """Name of the check that loads the file."""
-NO_MODULE: Final = "no module was named: -m package.module:Name"
+NO_MODULE: Final = "no module was given: use -m package.module:Name"
 
 
 class CheckResult(Struct, frozen=True):
@@ -68,7 +68,7 @@ def run_forward_check(
 ) -> tuple[CheckResult, ...]:
     """Run the module on the file's tensors; skipped without inputs."""
     if forward_check is None:
-        return (CheckResult("forward", "skipped", "not asked for: --input or --inputs"),)
+        return (CheckResult("forward", "skipped", "not run (pass --input or --inputs)"),)
     return forward_check(pending_file)
 
 

@@ -34,7 +34,7 @@ class AnonymousFile:
         storage = StorageInfo(f"memory {span.offset} {key}", len(data), span=span)
         info = TensorInfo(key, shape, dtype, contiguous_stride(shape), 0, storage)
         if info.numel * DTYPE_BITS[dtype] // 8 != len(data):
-            raise ValueError(f"{len(data)} bytes are no {dtype} {list(shape)}")
+            raise ValueError(f"{len(data)} bytes are not a {dtype} {list(shape)}")
         return info
 
     def add_bytes(self, data: bytes) -> Span:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Final
 
-from ckptool.compare.states import list_entries_outside
+from ckptool.compare.states import is_rank_part, list_entries_outside, list_placeholders
 from ckptool.errors import PlanError, UnsupportedValueError
 from ckptool.formats.safetensors.writer import SAFETENSORS_DTYPES
+from ckptool.locations import Location
 from ckptool.migration.plan.draft import Draft, PlannedTensor, to_dotted_key
-from ckptool.model import Checkpoint, Container
+from ckptool.model import Checkpoint, Container, ModuleInfo, StateDict
 from ckptool.phrases import join_limited, quote_code
 from ckptool.tensors.elements import unreadable_reason
 
@@ -45,10 +46,35 @@ def reject_packed_weights(checkpoint: Checkpoint) -> None:
     if packed_keys or checkpoint.opaque:
         names = join_limited(packed_keys, _MAX_LISTED, quote_code) or checkpoint.opaque[0].what
         raise PlanError(
-            f"{checkpoint.path}: holds weights in packed objects, and a file of plain tensors "
-            f"has none: {names}. Migrate the checkpoint from before quantizing, and quantize after "
-            "loading"
+            f"{checkpoint.path}: contains weights in packed objects, which a file of plain "
+            f"tensors cannot store: {names}. Migrate the checkpoint from before quantizing, and "
+            "quantize after loading"
         )
+
+
+def reject_absent_values(path: Location, state: StateDict, module: ModuleInfo | None) -> None:
+    """Raise PlanError if the file has placeholders or one rank's parts: it cannot give the rest.
+
+    Empty tensors are placeholders if the module has elements there.
+    """
+    saved_tensors = module.saved_tensors if module is not None else {}
+    placeholders = [
+        key
+        for key in list_placeholders(state)
+        if key in saved_tensors and saved_tensors[key].tensor.numel
+    ]
+    on_meta = [key for key, tensor in state.tensors.items() if tensor.is_on_meta]
+    rank_parts = [key for key, tensor in state.tensors.items() if is_rank_part(tensor)]
+    for keys, problem in (
+        (placeholders, "have no elements: the ranks of a run hold them (CK320)"),
+        (on_meta, "have no values: they were saved on meta (CK327)"),
+        (rank_parts, "are one rank's shards: gather them first (CK604)"),
+    ):
+        if keys:
+            names = join_limited(keys, _MAX_LISTED, quote_code)
+            raise PlanError(
+                f"{path}: {names} {problem}. A migration cannot add what is not in the file"
+            )
 
 
 def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[str, ...]:
@@ -59,7 +85,7 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
         PlanError: the container cannot hold a non-tensor entry, or the draft is empty.
     """
     if not draft.items:
-        raise PlanError(f"{draft.checkpoint.path}: nothing is left to be written")
+        raise PlanError(f"{draft.checkpoint.path}: nothing is left to write")
     reasons = {
         key: reason
         for key, item in draft.items.items()
@@ -74,13 +100,13 @@ def check_container_limits(draft: Draft, to: str, *, drop_extra: bool) -> tuple[
     if extra and not drop_extra:
         extra_text = join_limited(extra, _MAX_LISTED_EXTRA)
         raise PlanError(
-            f"{draft.checkpoint.path}: {to} cannot hold {extra_text}: "
-            "write a .pth, or leave that out with --drop-extra"
+            f"{draft.checkpoint.path}: {to} cannot store {extra_text}: write a .pth, or drop it "
+            "with --drop-extra"
             if keeps_saved_object(draft.checkpoint.container, TORCH)
-            else f"{draft.checkpoint.path}: of a file of this kind only the state_dict can be "
-            f"written, not {extra_text}: leave that out with --drop-extra"
+            else f"{draft.checkpoint.path}: for a file of this kind only the state_dict can be "
+            f"written, not {extra_text}: drop it with --drop-extra"
         )
-    notes = [f"left out, as asked: {join_limited(extra, _MAX_LISTED_EXTRA)}"] if extra else []
+    notes = [f"dropped, as requested: {join_limited(extra, _MAX_LISTED_EXTRA)}"] if extra else []
     return (*notes, *_iter_attribute_notes(draft))
 
 

@@ -115,11 +115,20 @@ class Draft(Struct, frozen=True):
         )
 
 
+def is_pickled_array(tensor: TensorInfo) -> bool:
+    """Whether its elements are a NumPy array in the pickle, as those of a tensor of an XLA device.
+
+    torch.load(weights_only=True) refuses the names of NumPy.
+    """
+    has_content = tensor.storage is not None and tensor.storage.content is not None
+    return tensor.kind is Kind.ARRAY or (has_content and not tensor.wrapper)
+
+
 def create_draft(checkpoint: Checkpoint, state: StateDict) -> Draft:
     """Return the draft of an unchanged state_dict; of its NumPy arrays the draft makes tensors."""
     items = {
         key: PlannedTensor(replace(tensor, kind=None))
-        if tensor.kind is Kind.ARRAY
+        if is_pickled_array(tensor)
         else PlannedTensor(tensor, source_key=key)
         for key, tensor in state.tensors.items()
     }
@@ -160,7 +169,7 @@ def rename_keys(
     for key in (*draft.items, *draft.non_tensor_keys):
         new = rename_key(key)
         if new in old_keys:
-            raise PlanError(f"`{old_keys[new]}` and `{key}` would both be called `{new}`")
+            raise PlanError(f"`{old_keys[new]}` and `{key}` would both become `{new}`")
         old_keys[new] = key
     new_keys = {old: new for new, old in old_keys.items()}
     old_versions = None if draft.versions is None else draft.versions
@@ -208,7 +217,7 @@ def get_item(
     item = draft.items.get(key)
     if item is None:
         raise PlanError(
-            f"{op} `{key}`: the file has no tensor of that name{key_suggestion(draft, key)}"
+            f"{op} `{key}`: the file has no tensor with that name{key_suggestion(draft, key)}"
         )
     return require_layout(op, key, item, layouts)
 

@@ -52,16 +52,18 @@ def iter_form_questions(diff: ModuleDiff) -> Iterator[FormQuestion]:
                 f"`{reparametrization.parameter}` is kept by {reparametrization.file_style} in the"
                 f" file and by {reparametrization.module_style} in the module (CK217)"
                 f"{obstacle and f', and {obstacle}'}",
-                hint="ckptool diff says how to get from one to the other",
+                hint="ckptool diff shows how to convert one into the other",
             )
     for projection in diff.fused_projections:
         if projection.has_torch_order:
-            unknown = "which torch has in this order, of heads that the file's code may lay out"
+            unknown = (
+                "which torch stores in this order, with heads that the file's code may arrange"
+            )
             unknown += " otherwise"
-            why = "torch's order, if the heads are laid out alike: look it up in the code (CK218)"
+            why = "torch's order, if the heads are arranged in the same way: check the code (CK218)"
         else:
-            unknown = "in an order that the file does not tell"
-            why = "the order is a guess: look it up in the code (CK218)"
+            unknown = "in an order that the file does not record"
+            why = "the order is a guess: check the code (CK218)"
         pieces = ", ".join(f"`{piece}`" for piece in projection.piece_keys)
         yield FormQuestion(
             f"`{projection.fused_key}` is {pieces} in one (CK218), {unknown}",
@@ -91,7 +93,7 @@ def _iter_steps_to_plain(
         g, v = keys
         why = f"{why}: v * (g / ||v||), {computed} as in each forward pass"
         if style is ParametrizationStyle.NEW_WEIGHT_NORM:
-            why = f"{why}; assumed by the shapes: other parametrizations may have these names"
+            why = f"{why}; assumed from the shapes: other parametrizations may use these names"
         yield RemoveWeightNorm(key=key, g=g, v=v, dim=dim, why=why)
     elif style.is_spectral_norm:
         original, u, v = keys
@@ -99,7 +101,7 @@ def _iter_steps_to_plain(
         yield RemoveSpectralNorm(key=key, original=original, u=u, v=v, dim=dim, why=why)
     elif style is ParametrizationStyle.PRUNED:
         original, mask = keys
-        yield BakeMask(key=key, original=original, mask=mask, why=f"{why}: for good")
+        yield BakeMask(key=key, original=original, mask=mask, why=f"{why}: permanently")
 
 
 def _iter_steps_from_plain(

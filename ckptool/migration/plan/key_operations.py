@@ -114,7 +114,7 @@ class InjectTensor(Operation, frozen=True, kw_only=True, tag="inject"):
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:
         if self.key in draft.items or self.key in draft.non_tensor_keys:
-            raise PlanError(f"inject `{self.key}`: the file has that key already")
+            raise PlanError(f"inject `{self.key}`: the file already has that key")
         value = context.locate_value(self, draft)
         return replace(draft, items={**draft.items, self.key: PlannedTensor(value)})
 
@@ -162,8 +162,8 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
         if not new_keys or (self.keys and unknown_keys):
             unknown_key = unknown_keys[0]
             raise PlanError(
-                f"rename `{unknown_key}`: nothing in the file is called"
-                f" so{key_suggestion(draft, unknown_key)}"
+                f"rename `{unknown_key}`: no key of the file "
+                f"matches{key_suggestion(draft, unknown_key)}"
             )
         new_places = {*new_keys.values()}
         for key, new in new_keys.items():
@@ -175,7 +175,7 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
 
     def build_inverse(self) -> Operation:
         if self.how == "regex":
-            raise IrreversibleError(f"rename `{self.key}`: a regular expression has no reverse")
+            raise IrreversibleError(f"rename `{self.key}`: a regular expression cannot be reversed")
         if self.keys:
             return RenameKeys(keys={new: old for old, new in self.keys.items()})
         return RenameKeys(key=self.to, to=self.key, how=self.how)
@@ -197,7 +197,7 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
         if self.numbers and self.how != "regex":
             raise PlanError(f'rename `{self.key}`: `numbers` goes with how = "regex"')
         if len({*self.keys.values()}) < len(self.keys):
-            raise PlanError("rename: two keys of the table would get one name")
+            raise PlanError("rename: two keys of the table would get the same name")
 
     def _rename_key(self, key: str) -> str:
         """Return the new name of `key`, "" if it keeps its own."""
@@ -214,7 +214,7 @@ class RenameKeys(Operation, frozen=True, kw_only=True, tag="rename"):
         except PatternError as error:
             raise PlanError(f"rename {error}") from error
         except (re.error, IndexError) as error:
-            raise PlanError(f"rename `{self.key}`: is no regular expression: {error}") from error
+            raise PlanError(f"rename `{self.key}`: is not a regular expression: {error}") from error
 
     def _substitute(self, key: str) -> str:
         """Rename by the regular expression; "" if it does not match, or not with these numbers."""
@@ -267,7 +267,7 @@ def _find_refusal(
 ) -> str:
     """Return why `key` is not renamed to `new` by a step that does `new_keys`; "" if it is."""
     if (new in draft.items or new in draft.non_tensor_keys) and new not in new_keys:
-        return f"the file has `{new}` already"
+        return f"the file already has `{new}`"
     if expected is None or key not in draft.items:
         return ""
     shape = draft.items[key].tensor.shape
@@ -317,14 +317,13 @@ class DropKeys(Operation, frozen=True, kw_only=True, tag="drop"):
     """Remove `key`, or all keys that match it as a glob."""
 
     key: str
-    data_loss: ClassVar[str] = "the values of what is dropped"
+    data_loss: ClassVar[str] = "the dropped values"
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
         dropped_keys = {*match_keys(draft, self.key), *({self.key} & draft.non_tensor_keys.keys())}
         if not dropped_keys:
             raise PlanError(
-                f"drop `{self.key}`: nothing in the file is called"
-                f" so{key_suggestion(draft, self.key)}"
+                f"drop `{self.key}`: no key of the file matches{key_suggestion(draft, self.key)}"
             )
         return replace(
             draft,
@@ -337,7 +336,7 @@ class DropKeys(Operation, frozen=True, kw_only=True, tag="drop"):
         )
 
     def build_inverse(self) -> Operation:
-        raise IrreversibleError(f"drop `{self.key}`: its value is not in the result")
+        raise IrreversibleError(f"drop `{self.key}`: its value is not in the output")
 
     @property
     def before_after_text(self) -> tuple[str, str]:
@@ -355,13 +354,15 @@ class StripPrefix(Operation, frozen=True, kw_only=True, tag="strip-prefix"):
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
         prefix = _check_whole_segments(self.prefix)
         if all(self._strip_key(key) == key for key in (*draft.items, *draft.non_tensor_keys)):
-            raise PlanError(f"strip-prefix `{prefix}`: no key has it")
+            raise PlanError(f"strip-prefix `{prefix}`: no key begins with it")
         return rename_keys(draft, self._strip_key, self._strip_module_prefix)
 
     def build_inverse(self) -> Operation:
         if self.anywhere:
-            raise IrreversibleError(f"strip-prefix `{self.prefix}`: where it stood is not recorded")
-        return AddPrefix(prefix=self.prefix, why="on the assumption that every key had it")
+            raise IrreversibleError(
+                f"strip-prefix `{self.prefix}`: its original position is not recorded"
+            )
+        return AddPrefix(prefix=self.prefix, why="assuming that every key had it")
 
     @property
     def before_after_text(self) -> tuple[str, str]:
@@ -405,7 +406,9 @@ class AddPrefix(Operation, frozen=True, kw_only=True, tag="add-prefix"):
 
 def _check_whole_segments(prefix: str) -> str:
     if not prefix.endswith(".") or prefix == ".":
-        raise PlanError(f"prefix `{prefix}`: only whole segments can be changed: write `{prefix}.`")
+        raise PlanError(
+            f"prefix `{prefix}`: only complete segments can be changed: write `{prefix}.`"
+        )
     return prefix
 
 
@@ -414,7 +417,7 @@ class ExtractState(Operation, frozen=True, kw_only=True, tag="extract"):
 
     at: str = ""
     prefix: str = ""
-    data_loss: ClassVar[str] = "everything around it"
+    data_loss: ClassVar[str] = "everything outside it"
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
         if self.at:
@@ -423,13 +426,13 @@ class ExtractState(Operation, frozen=True, kw_only=True, tag="extract"):
                 places = [state.at or "." for state in draft.checkpoint.states]
                 state_paths = join_limited(places, MAX_NAMED, quote_code)
                 raise PlanError(
-                    f"extract `{self.at}`: no tensors are there; there are {state_paths}"
+                    f"extract `{self.at}`: no tensors at that key path; there are {state_paths}"
                 )
             draft = create_draft(draft.checkpoint, state)
         return self._keep_prefix(draft) if self.prefix else draft
 
     def build_inverse(self) -> Operation:
-        raise IrreversibleError("extract: what lay around it is not in the result")
+        raise IrreversibleError("extract: what was outside it is not in the output")
 
     @property
     def before_after_text(self) -> tuple[str, str]:

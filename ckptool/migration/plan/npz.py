@@ -42,7 +42,7 @@ def _describe_array(
     header, start = _parse_header(source.path, member, header_bytes)
     dtype, shape = _find_dtype(header.get("descr")), header.get("shape")
     if dtype is None or not is_shape(shape):
-        raise PlanError(f"{source.path}: {member.name} is no array of numbers that torch has")
+        raise PlanError(f"{source.path}: {member.name} is not an array with a torch dtype")
     stride = (
         contiguous_stride(shape[::-1])[::-1]
         if header.get("fortran_order")
@@ -58,7 +58,7 @@ def _describe_array(
         flat_tensor = anonymous_file.add_tensor(member.name, dtype, (numel,), data)
         tensor = TensorInfo(member.name, shape, dtype, stride, 0, flat_tensor.storage)
     if tensor.storage is None or tensor.nbytes != tensor.storage.nbytes:
-        raise PlanError(f"{source.path}: {member.name} is not as large as it says")
+        raise PlanError(f"{source.path}: {member.name} is smaller than its header says")
     return tensor
 
 
@@ -73,7 +73,7 @@ def _parse_header(
 ) -> tuple[dict[str, Any], int]:
     """Return the header of an .npy file, and the byte offset of its elements."""
     if header_bytes[:6] != _MAGIC or len(header_bytes) < 12:
-        raise PlanError(f"{path}: {member.name} is no .npy file")
+        raise PlanError(f"{path}: {member.name} is not a .npy file")
     has_long_length = header_bytes[6] > 1
     length = int.from_bytes(header_bytes[8:12] if has_long_length else header_bytes[8:10], "little")
     header_start = 12 if has_long_length else 10
@@ -84,5 +84,5 @@ def _parse_header(
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise PlanError(f"{path}: the header of {member.name} cannot be read") from error
     if not isinstance(header, dict):
-        raise PlanError(f"{path}: the header of {member.name} is no dict")
+        raise PlanError(f"{path}: the header of {member.name} is not a dict")
     return header, header_start + length

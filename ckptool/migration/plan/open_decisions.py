@@ -71,7 +71,7 @@ class UndecidedError(PlanError):
         hint: str = "",
     ) -> None:
         count = len(decisions)
-        questions = "1 question is open" if count == 1 else f"{count} questions are open"
+        questions = "1 open question" if count == 1 else f"{count} open questions"
         message = f"{name}: not migrated: {f'{reason}; ' if reason else ''}{questions}"
         self._lines = (message, *_format_questions(decisions), *((hint,) if hint else ()))
         super().__init__("\n  ".join(self._lines))
@@ -122,6 +122,7 @@ def find_open_decisions(diff: ModuleDiff) -> tuple[OpenDecision, ...]:
     if diff.rewrite is not None and not is_exact_rewrite(diff):
         rewrite_decisions = (_build_rename_decision(_build_rewrite_group(diff.rewrite), keys),)
         explained_keys |= {*diff.rewrite.key_map, *diff.rewrite.key_map.values()}
+        explained_keys |= {*diff.reshaped_keys, *diff.reshaped_keys.values()}
     quantization_decisions = tuple(_iter_quantization_decisions(diff))
     if quantization_decisions and diff.quantization:
         explained_keys |= diff.quantization.explained_keys
@@ -147,9 +148,9 @@ def _iter_quantization_decisions(diff: ModuleDiff) -> Iterator[OpenDecision]:
     if quantization is not None and quantization.file_layers:
         file_text, module_text = format_sides(quantization)
         yield OpenDecision(
-            f"the file is {file_text} and the module {module_text} (CK219): weights are neither"
-            " unpacked nor quantised here, and no tensor of theirs is renamed or dropped; to load"
-            f" this file, {quantization.file_layers[0].scheme.remedy}"
+            f"the file is {file_text} and the module {module_text} (CK219): weights are neither "
+            "unpacked nor quantised here, and none of their tensors is renamed or dropped; to "
+            f"load this file, {quantization.file_layers[0].scheme.remedy}"
         )
 
 
@@ -225,10 +226,7 @@ def _explain_missing(module_tensor: ModuleTensor | None) -> str:
         return "extra state that is not in the file (CK220)"
     if module_tensor.kind is Kind.PARAMETER:
         return "a parameter that is not in the file (CK201)"
-    return (
-        f"a buffer that {describe_origin(module_tensor)}; it is not in the file, which cannot give"
-        " it back (CK202)"
-    )
+    return f"a buffer that {describe_origin(module_tensor)}; it is not in the file (CK202)"
 
 
 def _iter_unexpected_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[OpenDecision]:
@@ -239,16 +237,16 @@ def _iter_unexpected_decisions(diff: ModuleDiff, keys: list[str]) -> Iterator[Op
     ]
     for key in differing_keys:
         yield OpenDecision(
-            f"`{key}` has another value than the module makes itself (CK206): dropping it changes"
-            " what the model computes",
+            f"`{key}` differs from the value the module computes itself (CK206): dropping it "
+            "changes what the model computes",
             (DropKeys(key=key),),
-            f"--drop {shlex.quote(key)} if that is meant",
+            f"--drop {shlex.quote(key)} if that is intended",
         )
     remaining = [key for key in keys if key not in set(differing_keys)]
     for subtree in find_subtrees(remaining, (*diff.state.tensors, *diff.state.non_tensors)):
         names = _list_drop_patterns(subtree)
         yield OpenDecision(
-            f"{_format_subtree(subtree)}: in the file and not in the module (CK204)",
+            f"{_format_subtree(subtree)}: in the file but not in the module (CK204)",
             tuple(DropKeys(key=name) for name in names),
             f"--drop {shlex.quote(subtree.pattern)} if it is not needed",
         )

@@ -35,7 +35,7 @@ def find_part_steps(draft: Draft, module_info: ModuleInfo | None, at: str | None
     steps: list[Op] = []
     if at not in (None, "", ".", draft.state.at):
         _, prefix = split_part(draft.checkpoint, at or "")
-        steps.append(ExtractState(prefix=prefix, why=f"--at {at}: only this part is meant"))
+        steps.append(ExtractState(prefix=prefix, why=f"--at {at}: only this part is wanted"))
     if module_info is not None and module_info.submodule:
         part_draft = apply_plan(steps, draft, EMPTY_CONTEXT)
         steps += _iter_into_steps(part_draft, module_info, Plan(tuple(steps)))
@@ -50,8 +50,8 @@ def _iter_into_steps(draft: Draft, module_info: ModuleInfo, plan: Plan) -> Itera
     if place is not None:
         _, prefix = split_part(checkpoint, place)
         if not all(key.startswith(prefix) for key in draft.items):
-            yield ExtractState(prefix=prefix, why=f"--into {path}: only this submodule is meant")
-            yield AddPrefix(prefix=f"{path}.", why="the place of the submodule in the module")
+            yield ExtractState(prefix=prefix, why=f"--into {path}: only this submodule is wanted")
+            yield AddPrefix(prefix=f"{path}.", why="the path of the submodule in the module")
         return
     diff = build_module_diff(checkpoint, select_submodule(module_info, path), draft.state.at)
     ask_which_part(diff, plan)
@@ -60,9 +60,9 @@ def _iter_into_steps(draft: Draft, module_info: ModuleInfo, plan: Plan) -> Itera
         yield StripPrefix(
             prefix=segment if is_leading else f"{segment}.",
             anywhere=not is_leading,
-            why="the submodule's keys are without it",
+            why="the submodule's keys do not have it",
         )
-    yield AddPrefix(prefix=f"{path}.", why="the place of the submodule in the module")
+    yield AddPrefix(prefix=f"{path}.", why="the path of the submodule in the module")
 
 
 def ask_which_part(diff: ModuleDiff, plan: Plan) -> None:
@@ -91,14 +91,14 @@ def _build_part_decision(diff: ModuleDiff, part: PartMatch) -> OpenDecision:
     others = f"{len(part.other_keys):,} other keys"
     if is_file:
         return OpenDecision(
-            f"the file is the state of `{part.prefix}`, one of {part.sibling_count} submodules, and"
-            f" has nothing of the {others} of the module (CK224)",
+            f"the file is the state of `{part.prefix}`, one of {part.sibling_count} submodules, "
+            f"and has none of the {others} of the module (CK224)",
             (AddPrefix(prefix=prefix),),
-            option=f"--into {part.prefix} if only that is meant; else --inject KEY=SOURCE for the"
-            f" others, from `{part.other_keys[0]}` on",
+            option=f"--into {part.prefix} if only that is intended; otherwise --inject KEY=SOURCE "
+            f"for the others, from `{part.other_keys[0]}` on",
         )
     return OpenDecision(
         f"the module is `{part.prefix}` of the file, one of {part.sibling_count} parts (CK225)",
         (ExtractState(prefix=prefix),),
-        option=f"--at {join_key(diff.state.at, part.prefix)} takes it and leaves the {others}",
+        option=f"--at {join_key(diff.state.at, part.prefix)} takes it and drops the {others}",
     )

@@ -149,7 +149,7 @@ def parse_plan(text: str, name: str = "plan") -> Plan:
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise PlanError(f"{name}: is no TOML: {error}") from error
+        raise PlanError(f"{name}: is not valid TOML: {error}") from error
     return decode_plan(data, name)
 
 
@@ -161,7 +161,7 @@ def decode_plan(data: Mapping[str, Any], name: str) -> Plan:
     """
     if data.get("schema", SCHEMA) != SCHEMA:
         raise PlanError(
-            f"{name}: schema {data['schema']!r} is not one that this version reads: it is {SCHEMA}"
+            f"{name}: schema {data['schema']!r} is not supported: this version reads {SCHEMA}"
         )
     _check_names(data, name)
     try:

@@ -72,19 +72,21 @@ def build_chosen_renames(
     for old, new in renames.items():
         group = groups_by_patterns.get((old, new))
         if group is not None:
-            assumption = f"`{old}` is `{new}` now, as --rename says: {group.evidence}"
+            assumption = f"`{old}` was renamed to `{new}`, according to --rename: {group.evidence}"
             steps += build_rename_steps(group, keys, _ASKED_FOR, assumption)
         elif pairs := _match_rename(old, new, keys):
             pairs_by_rename[old, new] = pairs
     if len(pairs_by_rename) == 1:
         ((old, new),) = pairs_by_rename
         mode: RenameMode = "glob" if is_pattern(old) else "exact"
-        assumption = f"`{old}` is `{new}` now, as --rename says"
+        assumption = f"`{old}` was renamed to `{new}`, according to --rename"
         steps.append(RenameKeys(key=old, to=new, how=mode, why=_ASKED_FOR, assumption=assumption))
     elif pairs_by_rename:
         steps.append(
             RenameKeys(
-                keys=_merge_pairs(pairs_by_rename), why=_ASKED_FOR, assumption="as --rename says"
+                keys=_merge_pairs(pairs_by_rename),
+                why=_ASKED_FOR,
+                assumption="according to --rename",
             )
         )
     done = {*pairs_by_rename, *(pair for pair in renames.items() if pair in groups_by_patterns)}
@@ -177,26 +179,28 @@ def iter_prefix_steps(
     """Yield prefix operations, or single renames where those would give other keys."""
     if diff.rewrite is None or not is_exact_rewrite(diff, given_keys):
         return
-    new_keys = diff.rewrite.key_map
-    ops = list(_iter_prefix_operations(diff.rewrite, leading_once=True))
+    new_keys = {**diff.rewrite.key_map, **diff.reshaped_keys}
+    ops = list(_iter_prefix_operations(diff.rewrite, new_keys, leading_once=True))
     if not (_gives_keys(ops, draft, new_keys) and _has_exact_reverse(ops, draft)):
-        ops = list(_iter_prefix_operations(diff.rewrite, leading_once=False))
+        ops = list(_iter_prefix_operations(diff.rewrite, new_keys, leading_once=False))
     if _gives_keys(ops, draft, new_keys):
         yield from ops
     else:
-        why = "the module's keys are without it"
+        why = "the module's keys do not have it"
         yield from (RenameKeys(key=old, to=new, why=why) for old, new in new_keys.items())
-    why = "AveragedModel counts in it, and it is no part of the model"
+    why = "it is AveragedModel's counter, which is not part of the model"
     yield from (DropKeys(key=key, why=why) for key in diff.average_counters)
 
 
-def _iter_prefix_operations(rewrite: PrefixRewrite, *, leading_once: bool) -> Iterator[Op]:
+def _iter_prefix_operations(
+    rewrite: PrefixRewrite, new_keys: Mapping[str, str], *, leading_once: bool
+) -> Iterator[Op]:
     """Yield the operations of a rewrite; with `leading_once`, each prefix is removed once a key.
 
     A wrapper's segment is removed wherever it stands otherwise, which has no reverse.
     """
-    why = f"{len(rewrite.key_map)} of the file's keys match the module's then"
-    first_key = next(iter(rewrite.key_map))
+    why = f"then {len(new_keys)} of the file's keys match the module's"
+    first_key = next(iter(new_keys))
     for removed in sorted(rewrite.removed_segments, key=first_key.find):
         is_leading = removed.endswith(".")
         prefix = removed if is_leading else f"{removed}."

@@ -28,14 +28,14 @@ class RemoveWeightNorm(Operation, frozen=True, kw_only=True, tag="remove-weight-
     v: str
     dim: int = 0
     """`dim` of the weight norm; -1 for the norm over the whole tensor (dim=None)."""
-    data_loss: ClassVar[str] = "the length of v, which changes nothing that the layer computes"
+    data_loss: ClassVar[str] = "the length of v, which does not affect what the layer computes"
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:
         step = f"remove-weight-norm `{self.key}`"
         g, v = (_get_computed_item(step, draft, key).tensor for key in (self.g, self.v))
         if self.dim not in find_weight_norm_dims(g.shape, v.shape):
             raise PlanError(
-                f"{step}: `{self.g}` is {list(g.shape)}, which is no norm of `{self.v}`"
+                f"{step}: `{self.g}` is {list(g.shape)}, which is not a norm of `{self.v}`"
                 f" {list(v.shape)} along dimension {self.dim}"
             )
         weight = context.compute_tensor(step, self.key, compute_weight_normed, (g, v), self.dim)
@@ -47,7 +47,7 @@ class RemoveWeightNorm(Operation, frozen=True, kw_only=True, tag="remove-weight-
             g=self.g,
             v=self.v,
             dim=self.dim,
-            why="another length of v, and the same weight up to rounding",
+            why="a different length of v, and the same weight up to rounding",
         )
 
     @property
@@ -96,7 +96,9 @@ class RemoveSpectralNorm(Operation, frozen=True, kw_only=True, tag="remove-spect
     v: str
     dim: int = 0
     """`dim` of the spectral norm: 0, and 1 for a transposed convolution, unless it was given."""
-    data_loss: ClassVar[str] = "u, v and the scale of the weight, with which training would go on"
+    data_loss: ClassVar[str] = (
+        "u, v and the scale of the weight, which training would continue with"
+    )
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:
         step = f"remove-spectral-norm `{self.key}`"
@@ -104,8 +106,8 @@ class RemoveSpectralNorm(Operation, frozen=True, kw_only=True, tag="remove-spect
         original, u, v = (_get_computed_item(step, draft, key).tensor for key in keys)
         if self.dim not in find_spectral_norm_dims(original.shape, u.shape, v.shape):
             raise PlanError(
-                f"{step}: `{self.u}` {list(u.shape)} and `{self.v}` {list(v.shape)} are not of"
-                f" dimension {self.dim} of `{self.original}` {list(original.shape)}"
+                f"{step}: `{self.u}` {list(u.shape)} and `{self.v}` {list(v.shape)} do not match "
+                f"dimension {self.dim} of `{self.original}` {list(original.shape)}"
             )
         weight = context.compute_tensor(
             step, self.key, compute_spectral_normed, (original, u, v), self.dim
@@ -128,7 +130,7 @@ def _get_computed_item(step: str, draft: Draft, key: str) -> PlannedTensor:
     """
     item = get_item(step.partition(" ")[0], draft, key, layouts=READABLE_LAYOUTS)
     if item.casts:
-        raise PlanError(f"{step}: compute first, and cast the result")
+        raise PlanError(f"{step}: compute first, then cast the result")
     return item
 
 
@@ -145,10 +147,10 @@ def _replace_items(
         if key in old_keys:
             items |= new_items
         elif key in new_items:
-            raise PlanError(f"{step}: the file has `{key}` already")
+            raise PlanError(f"{step}: the file already has `{key}`")
         else:
             items[key] = item
     for key in new_items:
         if key in draft.non_tensor_keys:
-            raise PlanError(f"{step}: the file has `{key}` already")
+            raise PlanError(f"{step}: the file already has `{key}`")
     return replace(draft, items=items)

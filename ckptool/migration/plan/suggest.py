@@ -36,7 +36,7 @@ from ckptool.model import Checkpoint, Kind, ModuleInfo, ModuleTensor
 from ckptool.tensors.fingerprint_many import fingerprint_tensor
 
 _CONFIRMED: Final = (
-    "the old module's outputs confirm it: bit for bit the same, and others with other values"
+    "confirmed by the old module's outputs: bitwise equal, and different with other values"
 )
 
 
@@ -220,7 +220,7 @@ def _iter_equal_renames(diff: ModuleDiff) -> Iterator[Op]:
         equal = next((c for c in candidates if c.fingerprint == fingerprint), None)
         if equal is not None:
             candidates.remove(equal)
-            why = "its values are those that the module makes itself"
+            why = "its values are the ones the module computes itself"
             yield RenameKeys(key=key, to=equal.key, why=why)
 
 
@@ -235,7 +235,7 @@ def _iter_chosen_injections(
         keys = [key for key in builder.diff.missing_keys if fnmatchcase(key, pattern)]
         if not keys:
             raise PlanError(
-                f"--inject {shlex.quote(f'{pattern}={source}')}: no such key is missing"
+                f"--inject {shlex.quote(f'{pattern}={source}')}: no missing key matches"
             )
         for key in keys:
             yield key, f"{source[:-1]}{key}" if source.endswith("#*") else source
@@ -249,20 +249,18 @@ def _list_rename_groups(diff: ModuleDiff) -> tuple[RenameGroup, ...]:
 def _build_unmatched_error(draft: Draft, rename: tuple[str, str]) -> PlanError:
     old, new = rename
     return PlanError(
-        f"--rename {shlex.quote(f'{old}={new}')}: no key is called so{key_suggestion(draft, old)}"
+        f"--rename {shlex.quote(f'{old}={new}')}: no key matches{key_suggestion(draft, old)}"
     )
 
 
 def _describe_assumption(group: RenameGroup) -> str:
-    return f"`{group.old_pattern}` is `{group.new_pattern}` now: {group.evidence}"
+    return f"`{group.old_pattern}` was renamed to `{group.new_pattern}`: {group.evidence}"
 
 
 def _tie_operations(diff: ModuleDiff) -> Iterator[Op]:
     """Yield tie operations for tied keys that the file omits, as safetensors does."""
     for key, kept_key in diff.tied_missing_keys.items():
-        yield TieTensors(
-            key=key, to=kept_key, why="one tensor under two names in the module (CK501)"
-        )
+        yield TieTensors(key=key, to=kept_key, why="tied in the module (CK501)")
 
 
 def _iter_injections(builder: _PlanBuilder) -> Iterator[Op]:
@@ -277,7 +275,7 @@ def _iter_injections(builder: _PlanBuilder) -> Iterator[Op]:
             builder.sources.find_attribute(key, builder.draft),
         )
         if attribute is not None and attribute.shape == shape:
-            why = f"a {module_tensor.kind} now, and an attribute of the pickled module then"
+            why = f"a {module_tensor.kind} now; it was an attribute of the pickled module"
             yield InjectTensor(
                 key=key, source="attribute", dtype=attribute.dtype, shape=shape, why=why
             )
@@ -290,8 +288,8 @@ def _iter_injections(builder: _PlanBuilder) -> Iterator[Op]:
                 source="constructor",
                 dtype=module_tensor.tensor.dtype,
                 shape=shape,
-                why="the value that the constructor makes every time",
-                assumption=f"the old code did not change `{key}` after construction",
+                why="the value that the constructor always computes",
+                assumption=f"the old code did not modify `{key}` after construction",
             )
 
 
@@ -316,4 +314,4 @@ def _is_constructible(module_tensor: ModuleTensor) -> bool:
 def _iter_drops(diff: ModuleDiff) -> Iterator[Op]:
     for key in diff.unexpected_keys:
         if diff.equal_values.get(key) and key in diff.module.unsaved_tensors:
-            yield DropKeys(key=key, why="the module makes the same value itself (CK205)")
+            yield DropKeys(key=key, why="the module computes the same value itself (CK205)")

@@ -41,7 +41,7 @@ class CastTensors(Operation, frozen=True, kw_only=True, tag="cast"):
     """Glob of keys."""
     keep: tuple[str, ...] = ()
     """Globs of keys that are not converted."""
-    data_loss: ClassVar[str] = "precision, where the new dtype has less"
+    data_loss: ClassVar[str] = "precision, if the new dtype has less"
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
         if self.dtype not in FLOAT_DTYPES:
@@ -50,7 +50,7 @@ class CastTensors(Operation, frozen=True, kw_only=True, tag="cast"):
             key for key in match_keys(draft, self.keys) if self._is_castable(key, draft.items[key])
         ]
         if not matched_keys:
-            raise PlanError(f"cast `{self.keys}`: no floating point tensor is called so")
+            raise PlanError(f"cast `{self.keys}`: no floating point tensor matches")
         items = dict(draft.items)
         for key in matched_keys:
             item = items[key]
@@ -60,7 +60,7 @@ class CastTensors(Operation, frozen=True, kw_only=True, tag="cast"):
         return replace(draft, items=items)
 
     def build_inverse(self) -> Operation:
-        raise IrreversibleError(f"cast `{self.keys}`: what {self.dtype} cannot hold is gone")
+        raise IrreversibleError(f"cast `{self.keys}`: what {self.dtype} cannot represent is lost")
 
     @property
     def before_after_text(self) -> tuple[str, str]:
@@ -90,7 +90,9 @@ class ReshapeTensor(Operation, frozen=True, kw_only=True, tag="reshape"):
                 f"reshape `{self.key}`: {list(actual_shape)} does not fit {list(self.shape)}"
             )
         if not item.tensor.is_contiguous:
-            raise PlanError(f"reshape `{self.key}`: its elements lie apart: compact it first")
+            raise PlanError(
+                f"reshape `{self.key}`: its elements are not contiguous: compact it first"
+            )
         stride = contiguous_stride(self.shape)
         return _replace_tensor(
             draft, self.key, replace(item.tensor, shape=self.shape, stride=stride), item
@@ -98,7 +100,7 @@ class ReshapeTensor(Operation, frozen=True, kw_only=True, tag="reshape"):
 
     def build_inverse(self) -> Operation:
         if self.was is None:
-            raise IrreversibleError(f"reshape `{self.key}`: the plan does not say its old shape")
+            raise IrreversibleError(f"reshape `{self.key}`: the plan does not record its old shape")
         return ReshapeTensor(key=self.key, shape=self.was, was=self.shape)
 
     @property
@@ -147,7 +149,7 @@ class SplitTensor(Operation, frozen=True, kw_only=True, tag="split"):
         start = 0
         for key, size in zip(self.into, sizes, strict=True):
             if key in items or key in draft.non_tensor_keys:
-                raise PlanError(f"split `{self.key}`: the file has `{key}` already")
+                raise PlanError(f"split `{self.key}`: the file already has `{key}`")
             piece = narrow_tensor(item.tensor, dim, start, size)
             items[key] = PlannedTensor(piece, item.casts, own_storage=True)
             start += size
@@ -167,8 +169,8 @@ class SplitTensor(Operation, frozen=True, kw_only=True, tag="split"):
             sizes = (total_size // count,) * count
         if len(sizes) != count or sum(sizes) != total_size or any(size < 0 for size in sizes):
             raise PlanError(
-                f"split `{self.key}`: {total_size} along dimension {self.dim} does not make "
-                f"{count} pieces{f' of {list(self.sizes)}' if self.sizes else ' of one size'}"
+                f"split `{self.key}`: {total_size} along dimension {self.dim} does not divide "
+                f"into {count} pieces{f' of {list(self.sizes)}' if self.sizes else ' of one size'}"
             )
         return sizes
 
@@ -184,14 +186,14 @@ class ConcatTensors(Operation, frozen=True, kw_only=True, tag="concat"):
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
         items = [get_item("concat", draft, key, READABLE_LAYOUTS) for key in self.keys]
         if not items:
-            raise PlanError(f"concat to `{self.into}`: of no tensors")
+            raise PlanError(f"concat to `{self.into}`: no tensors were given")
         first = items[0]
         dim = _normalize_dim("concat", self.keys[0], first, self.dim)
         for key, item in zip(self.keys, items, strict=True):
             self._check_piece(key, item, first, dim)
         remaining = {key: item for key, item in draft.items.items() if key not in self.keys}
         if self.into in remaining or self.into in draft.non_tensor_keys:
-            raise PlanError(f"concat to `{self.into}`: the file has that key already")
+            raise PlanError(f"concat to `{self.into}`: the file already has that key")
         tensor = concat_tensors(self.into, [item.tensor for item in items], dim)
         return replace(draft, items={**remaining, self.into: PlannedTensor(tensor, first.casts)})
 
@@ -205,7 +207,7 @@ class ConcatTensors(Operation, frozen=True, kw_only=True, tag="concat"):
     def _check_piece(self, key: str, item: PlannedTensor, first: PlannedTensor, dim: int) -> None:
         actual_shape, expected_shape = list(item.tensor.shape), list(first.tensor.shape)
         if self.sizes and actual_shape[dim : dim + 1] != [self.sizes[self.keys.index(key)]]:
-            raise PlanError(f"concat to `{self.into}`: `{key}` is not of the size that is given")
+            raise PlanError(f"concat to `{self.into}`: `{key}` does not have the given size")
         actual_shape[dim : dim + 1], expected_shape[dim : dim + 1] = [], []
         same_dtype = (item.tensor.dtype, item.casts) == (first.tensor.dtype, first.casts)
         if (
@@ -230,7 +232,7 @@ class TieTensors(Operation, frozen=True, kw_only=True, tag="tie"):
                 current_item.tensor, target.tensor
             )
             if not is_equal:
-                raise PlanError(f"tie `{self.key}`: its values are not those of `{self.to}`")
+                raise PlanError(f"tie `{self.key}`: its values differ from those of `{self.to}`")
         shared_item = replace(target, own_storage=False)
         return replace(draft, items={**draft.items, self.key: shared_item, self.to: shared_item})
 
@@ -261,12 +263,12 @@ class UntieTensor(Operation, frozen=True, kw_only=True, tag="untie"):
 
     def build_inverse(self) -> Operation:
         if not self.of:
-            raise IrreversibleError(f"untie `{self.key}`: the plan does not say what it shared")
+            raise IrreversibleError(f"untie `{self.key}`: the plan does not record what it shared")
         return TieTensors(key=self.key, to=self.of)
 
     @property
     def before_after_text(self) -> tuple[str, str]:
-        return self.key, "on its own"
+        return self.key, "separate"
 
 
 class BakeMask(Operation, frozen=True, kw_only=True, tag="bake"):
@@ -275,7 +277,7 @@ class BakeMask(Operation, frozen=True, kw_only=True, tag="bake"):
     key: str
     original: str
     mask: str
-    data_loss: ClassVar[str] = "the values that the mask hides, and the mask"
+    data_loss: ClassVar[str] = "the masked values, and the mask"
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:
         original, mask = (
@@ -285,9 +287,9 @@ class BakeMask(Operation, frozen=True, kw_only=True, tag="bake"):
             key: item for key, item in draft.items.items() if key not in {self.original, self.mask}
         }
         if self.key in remaining or self.key in draft.non_tensor_keys:
-            raise PlanError(f"bake `{self.key}`: the file has that key already")
+            raise PlanError(f"bake `{self.key}`: the file already has that key")
         if original.casts or mask.casts:
-            raise PlanError(f"bake `{self.key}`: bake first, and cast the result")
+            raise PlanError(f"bake `{self.key}`: bake first, then cast the result")
         tensors = (original.tensor, mask.tensor)
         (dtype, shape), (mask_dtype, mask_shape) = ((t.dtype, t.shape) for t in tensors)
         if (dtype, shape) != (mask_dtype, mask_shape):
@@ -299,7 +301,7 @@ class BakeMask(Operation, frozen=True, kw_only=True, tag="bake"):
         return replace(draft, items={**remaining, self.key: PlannedTensor(product)})
 
     def build_inverse(self) -> Operation:
-        raise IrreversibleError(f"bake `{self.key}`: what the mask hides is gone")
+        raise IrreversibleError(f"bake `{self.key}`: the masked values are lost")
 
     @property
     def before_after_text(self) -> tuple[str, str]:
@@ -310,7 +312,7 @@ class CompactViews(Operation, frozen=True, kw_only=True, tag="compact"):
     """Write the views that match `keys` without the rest of their larger storages."""
 
     keys: str = "*"
-    data_loss: ClassVar[str] = "the elements of storages that no tensor shows"
+    data_loss: ClassVar[str] = "the elements of storages that no tensor uses"
 
     def apply(self, draft: Draft, context: OperationContext) -> Draft:  # noqa: ARG002
         view_keys = [
@@ -325,11 +327,11 @@ class CompactViews(Operation, frozen=True, kw_only=True, tag="compact"):
         return replace(draft, items=items)
 
     def build_inverse(self) -> Operation:
-        raise IrreversibleError(f"compact `{self.keys}`: the rest of the storages is not there")
+        raise IrreversibleError(f"compact `{self.keys}`: the unused parts of the storages are lost")
 
     @property
     def before_after_text(self) -> tuple[str, str]:
-        return self.keys, "without the rest of their storages"
+        return self.keys, "without the unused parts of their storages"
 
 
 def narrow_tensor(tensor: TensorInfo, dim: int, start: int, size: int) -> TensorInfo:

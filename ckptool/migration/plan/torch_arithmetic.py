@@ -80,7 +80,7 @@ def compute_norm(weight: "Tensor", dim: int) -> ComputedTensor:
     g = torch.norm_except_dim(weight, 2, dim)
     recomputed = torch._weight_norm(weight, g, dim)  # noqa: SLF001 - what WeightNorm calls
     if not torch.equal(recomputed.isfinite(), weight.isfinite()):
-        reason = "of 0" if not g.all() else f"that {weight.dtype} does not hold"
+        reason = "of 0" if not g.all() else f"that {weight.dtype} cannot represent"
         raise PlanError(f"it has a norm {reason}, and v * (g / ||v||) is nan there")
     return ComputedTensor(g, _largest_difference(weight, recomputed))
 
@@ -113,8 +113,8 @@ def _check_dim(original: "Tensor", u: "Tensor", v: "Tensor", dim: int, dims: Seq
     best = max(dims, key=lambda n: alignments[n])
     if alignments[dim] < min(_IDENTICAL, alignments[best]) and alignments[best] > _ALIGNED:
         raise PlanError(
-            f"u and v are of dimension {best} of the weight, not of {dim}: write dim = {best} into"
-            " this step of a plan"
+            f"u and v match dimension {best} of the weight, not {dim}: set dim = {best} in this "
+            "step of the plan"
         )
 
 

@@ -155,7 +155,7 @@ class ValueSources:
         if kind in {"literal", "zeros"}:
             return self._build_literal(op, argument if kind == "literal" else "0")
         raise PlanError(
-            f"inject `{op.key}`: {_format_source(op)} is no source: {', '.join(SOURCE_FORMS)}"
+            f"inject `{op.key}`: {_format_source(op)} is not a source: {', '.join(SOURCE_FORMS)}"
         )
 
     def _read_attribute(self, op: InjectTensor, path: str, draft: Draft) -> TensorInfo:
@@ -163,8 +163,8 @@ class ValueSources:
         if tensor is None:
             attribute_names = join_limited(draft.state.unsaved_tensors, MAX_NAMED) or "none"
             raise PlanError(
-                f"inject `{op.key}`: no pickled module holds the attribute `{path}` (there:"
-                f" {attribute_names})"
+                f"inject `{op.key}`: no pickled module has the attribute `{path}` (available: "
+                f"{attribute_names})"
             )
         return tensor
 
@@ -174,8 +174,7 @@ class ValueSources:
         if module_tensor is not None and module_tensor.constancy is Constancy.RANDOM:
             raise PlanError(
                 f"inject `{op.key}`: its value differs each time {target_module.module_info.target}"
-                " is built, so the constructor cannot bring it back; name another source with"
-                " --inject"
+                " is built, so the constructor cannot restore it; give another source with --inject"
             )
         return target_module.get_constructor_value(op.key, self._anonymous_file)
 
@@ -207,12 +206,14 @@ class ValueSources:
             value = json.loads(text)
             numbers = list(_flatten_list(value))
         except ValueError as error:
-            raise PlanError(f"inject `{op.key}`: {text!r} is no number or nested list") from error
+            raise PlanError(
+                f"inject `{op.key}`: {text!r} is not a number or nested list"
+            ) from error
         except RecursionError as error:
             raise PlanError(f"inject `{op.key}`: the literal nests too deep") from error
         expected = (self.expected or {}).get(op.key)
         if not numbers or any(type(number) not in {int, float, bool} for number in numbers):
-            raise PlanError(f"inject `{op.key}`: {text!r} is made of something else than numbers")
+            raise PlanError(f"inject `{op.key}`: {text!r} contains something other than numbers")
         shape = (
             op.shape
             if op.shape is not None
@@ -234,8 +235,8 @@ def describe_rounding(differences: Mapping[str, float]) -> tuple[str, ...]:
     if not differences:
         return ()
     step = max(differences, key=lambda name: differences[name])
-    others = f", the most of {len(differences)} such steps" if len(differences) > 1 else ""
-    difference = f"changes an element of the weight by {differences[step]:.1e} at most"
+    others = f", the largest of {len(differences)} such steps" if len(differences) > 1 else ""
+    difference = f"changes elements of the weight by at most {differences[step]:.1e}"
     return (f"equal up to rounding: {step} {difference}{others}",)
 
 
@@ -256,8 +257,8 @@ def _pack_literal(op: InjectTensor, dtype: str, numbers: list[float]) -> bytes:
         if code is not None:
             return struct.pack(f"<{len(numbers)}{code}", *numbers)
     except (struct.error, OverflowError) as error:
-        raise PlanError(f"inject `{op.key}`: is no {dtype}: {error}") from error
-    raise PlanError(f"inject `{op.key}`: a literal cannot be made {dtype} exactly")
+        raise PlanError(f"inject `{op.key}`: is not a {dtype}: {error}") from error
+    raise PlanError(f"inject `{op.key}`: a literal cannot be converted to {dtype} exactly")
 
 
 def _flatten_list(value: object) -> Iterator[float]:
@@ -296,6 +297,6 @@ def _check_value(op: InjectTensor, tensor: TensorInfo, expected: TensorInfo | No
     )
     if shape != tensor.shape:
         raise PlanError(
-            f"inject `{op.key}`: {_format_source(op)} is {list(tensor.shape)} where {list(shape)}"
-            " belongs"
+            f"inject `{op.key}`: {_format_source(op)} is {list(tensor.shape)} but the shape must "
+            f"be {list(shape)}"
         )

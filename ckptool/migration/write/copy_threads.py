@@ -104,7 +104,7 @@ class CopyThreads:
         with translate_os_errors(self._target):
             for start in range(0, copy_range.nbytes, _CHUNK_NBYTES):
                 if self._stop.is_set() or index >= self._keep_count:
-                    raise WriteError(f"{self._target}: not written: it was ended")
+                    raise WriteError(f"{self._target}: not written: interrupted")
                 chunk = memoryview(source_buffer)[: copy_range.nbytes - start]
                 source.read_into(chunk, copy_range.offset + start)
                 self._write_all(chunk, copy_range.position + start)

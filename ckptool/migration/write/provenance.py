@@ -58,7 +58,7 @@ def check_record_target(target: Path, inputs: Sequence[Path], *, force: bool) ->
         is_own_record = path.is_file() and _is_record(path)
         check_target(path, inputs, force=force or is_own_record, folder=False)
     except WriteError as error:
-        hint = "the record of its origin is written there, unless --no-provenance is given"
+        hint = "the provenance record is written there, unless --no-provenance is given"
         raise WriteError(f"{error}; {hint}") from error
 
 

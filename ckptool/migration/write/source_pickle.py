@@ -64,9 +64,7 @@ def read_source_pickle(
         if checkpoint.container is Container.DCP:
             return _read_dcp_object(checkpoint.path, limits, build_tensor)
     except PickleError as error:
-        raise PlanError(
-            f"{checkpoint.path}: its pickle cannot be written again: {error}"
-        ) from error
+        raise PlanError(f"{checkpoint.path}: its pickle cannot be rewritten: {error}") from error
     return SourcePickle()
 
 
@@ -76,7 +74,9 @@ def _read_archive_object(
     """Return the object of a torch.save archive; `key_prefix` is put before its storages' keys."""
     records = ArchiveRecords(file_slice, read_archive(file_slice, limits), limits)
     if read_metadata(records).get("byteorder") == "big":
-        raise PlanError(f"{file_slice.path}: is big-endian: write safetensors, then a .pth of that")
+        raise PlanError(
+            f"{file_slice.path}: is big-endian: write safetensors, then convert that to .pth"
+        )
     data = read_member(file_slice, records.main_pickles[0], limits, limits.pickle_bytes)
     graph = read_graph(data, limits)
     if key_prefix:
@@ -139,7 +139,7 @@ def _read_bare_object(path: Location, limits: Limits) -> SourcePickle:
         for node in _iter_embedded_storages(graph.root):
             offset = graph.blob_offsets.get(id(node.args[0]), -1)
             if offset < 0:
-                raise PickleError("a storage within it is no file of torch.save")
+                raise PickleError("a storage inside it is not a torch.save file")
             blob_slice = SourceSlice(source, offset, len(node.args[0]))
             reference = read_embedded_storage(blob_slice, limits)
             (kind, storage_class, _, *fields), blob = _convert_legacy_id(reference.id, reference)
@@ -180,7 +180,7 @@ def _read_tar_object(
     substitutes: dict[int, object] = {}
     for node, described_node in zip(nodes, described_nodes, strict=True):
         if not isinstance(described_node.target, TensorInfo):
-            raise PickleError("it refers to something else than tensors")
+            raise PickleError("it refers to something other than tensors")
         substitutes[id(node)] = build_tensor(PlannedTensor(described_node.target))
     return SourcePickle(graph.root, 2, substitutes=substitutes, replaced_nodes=tuple(nodes))
 

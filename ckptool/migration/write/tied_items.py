@@ -33,7 +33,7 @@ def describe_left_out_names(draft: Draft) -> tuple[str, ...]:
         ties.items(), _MAX_LISTED, lambda tie: f"{quote_code(tie[0])} (as {quote_code(tie[1])})"
     )
     note = f"tied, and stored under one name in safetensors: {names}; "
-    return (note + "load_state_dict() of the file misses the others",)
+    return (note + "load_state_dict() of the file reports the others as missing",)
 
 
 _MAX_LISTED: Final = 3

@@ -64,7 +64,7 @@ def build_torch_file(draft: Draft, limits: Limits, *, has_changes: bool) -> Torc
     try:
         data, persistent = writer.write_pickle(root, source.protocol, source.substitutes)
     except PickleError as error:
-        raise PlanError(f"{draft.checkpoint.path}: cannot be written again: {error}") from error
+        raise PlanError(f"{draft.checkpoint.path}: cannot be rewritten: {error}") from error
     keys = dict.fromkeys(str(node.id[2]) for node in persistent if type(node.id) is tuple)
     records = [ZipRecord(key, builder.blobs.get(key) or source.storages[key]) for key in keys]
     return TorchFile(data, records)
@@ -126,8 +126,8 @@ def _replace_state_dict(root: Any, draft: Draft, builder: _TensorNodeBuilder) ->
             set_node(_build_state_dict(node, draft, builder))
             return holder[0]
     raise PlanError(
-        f"{draft.checkpoint.path}: the state at `{draft.state.at}` cannot be changed in its place: "
-        "take it out with an extract step, or write safetensors"
+        f"{draft.checkpoint.path}: the state at `{draft.state.at}` cannot be changed in place: "
+        "add an extract step, or write safetensors"
     )
 
 

@@ -34,7 +34,7 @@ def explain_target_syntax(target: str) -> str:
             f"name {script}:{expression or 'Name'}"
         )
     if is_python_file(source) and not expression:
-        return f"names no class: write {source}:Name"
+        return f"does not name a class: write {source}:Name"
     if is_python_file(source):
         return f"{expression!r} is not one of {_EXPRESSION_FORMS}"
     if "/" in source:
@@ -63,19 +63,19 @@ def explain_import_error(source: PythonSource, error: UserCodeError) -> str:
     cause, name = error.error, str(source.file or source.name)
     if isinstance(cause, SystemExit):
         return (
-            f"importing {name} ended the process ({error}): put what it runs, such as parsing "
-            'arguments, below `if __name__ == "__main__":`'
+            f"importing {name} ended the process ({error}): move code that runs on import, such as "
+            'argument parsing, below `if __name__ == "__main__":`'
         )
     if not isinstance(cause, ModuleNotFoundError) or not cause.name:
         return f"importing {name} raised {error}"
     if source.name == cause.name or source.name.startswith(f"{cause.name}."):
         return (
-            f"there is no module {cause.name!r} here: run from the directory that contains it, "
-            "name its file (path/to/file.py:Name), or pass --path DIR"
+            f"no module {cause.name!r} was found: run from the directory that contains it, "
+            "give its file (path/to/file.py:Name), or pass --path DIR"
         )
     return (
-        f"importing {name} failed: it imports {cause.name!r}, which is not installed here; "
-        "if it is a module of your project, pass --path DIR or set PYTHONPATH"
+        f"importing {name} failed: it imports {cause.name!r}, which is not installed; if it is a "
+        "module of your project, pass --path DIR or set PYTHONPATH"
     )
 
 

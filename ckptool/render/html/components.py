@@ -19,32 +19,32 @@ class PageSection(Struct, frozen=True, kw_only=True):
     title: str
 
 
-class FindingCard(Struct, frozen=True):
-    """One finding, or several that differ in layer numbers only."""
+class FindingLine(Struct, frozen=True):
+    """What is wrong, of one key or of several that differ in layer numbers only."""
 
     message: InlineText
     fix: InlineText
-    """() if all findings of the rule share one fix."""
+    """() if all lines of the card share one fix."""
 
 
-class RuleFindings(Struct, frozen=True):
-    """The findings of one rule."""
+class FindingCard(Struct, frozen=True):
+    """One cause, what follows from it, and one fix."""
 
     code: str
     name: str
     level: str
-    count: int
     fix: InlineText
-    """The fix that all findings share, else ()."""
-    cards: tuple[FindingCard, ...]
+    """The fix that all lines share, else ()."""
+    lines: tuple[FindingLine, ...]
     more: int
-    """Number of findings that have no card."""
+    """Number of lines that are left out."""
+    consequences: tuple[InlineText, ...]
 
 
 class FindingsSection(PageSection, frozen=True, kw_only=True):
     template = "findings.html"
     summary: str
-    groups: tuple[RuleFindings, ...]
+    cards: tuple[FindingCard, ...]
 
 
 class SideBySideRow(Struct, frozen=True):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Final
 
-from ckptool.render.folding import fold_by_pattern
+from ckptool.folding import fold_by_pattern
 from ckptool.render.html.components import HeatmapShade, HeatmapsSection, KeyHeatmaps, TensorHeatmap
 from ckptool.reports.common import PictureReport
 

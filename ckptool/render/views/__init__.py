@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     Block,
-    build_findings_blocks,
     build_silenced_lines,
     build_skipped_lines,
     cut_long_texts,
-    group_by_path,
 )
+from ckptool.render.problem_cards import build_problems_blocks
 
 if TYPE_CHECKING:
     from ckptool.reports.any_report import AnyReport
@@ -26,10 +25,9 @@ def build_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]
 def _iter_whole_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:
     yield from build_body(report, options)
     if options.verbosity >= 0 or report.command == "inspect":
-        for path, path_findings in group_by_path(
-            report.findings, multiple_checkpoints=report.has_multiple_checkpoints
-        ).items():
-            yield from build_findings_blocks(path_findings, options, path)
+        yield from build_problems_blocks(
+            report.findings, options, multiple_checkpoints=report.has_multiple_checkpoints
+        )
         yield from build_silenced_lines(report.silenced, options)
         yield from build_skipped_lines(report.skipped, options)
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from ckptool.folding import name_like, replace_layer_numbers
 from ckptool.model import natural_sort_key
 from ckptool.phrases import pluralize_mismatches
 from ckptool.render import RenderOptions
@@ -22,7 +23,6 @@ from ckptool.render.blocks import (
     fold_keys,
     fold_unless_verbose,
 )
-from ckptool.render.folding import name_like, replace_layer_numbers
 from ckptool.render.views.audit import build_unsaved_table
 from ckptool.reports.common import FactReport
 from ckptool.reports.diff import DiffModuleReport, KeyReport, LoadStepReport

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from ckptool.folding import replace_layer_numbers
 from ckptool.model import DTYPE_BITS, natural_sort_key
 from ckptool.phrases import join_limited, pluralize
 from ckptool.render import RenderOptions
@@ -20,7 +21,6 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.render.folding import replace_layer_numbers
 from ckptool.render.views.diff import build_explanation_blocks
 from ckptool.reports.diff_files import ChangeReport, DiffFilesReport, DiffShardReport
 

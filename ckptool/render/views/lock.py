@@ -30,7 +30,7 @@ def build_blocks(report: LockReport | LocksReport, options: RenderOptions) -> It
         yield LinesBlock((f"{report.name} with {report.golden} -> {report.path}", *report.notes))
         return
     key_text = f"{pluralize(report.keys, 'key')} of the state_dict"
-    unsaved_text = f", {pluralize(report.unsaved, 'tensor')} beside it" if report.unsaved else ""
+    unsaved_text = f", {pluralize(report.unsaved, 'tensor')} not in it" if report.unsaved else ""
     previous_name_lines = (
         (f"previously taken from {report.name_before}",) if report.name_before else ()
     )

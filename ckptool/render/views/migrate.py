@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from ckptool.folding import name_like, replace_layer_numbers
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
     COUNT,
@@ -15,7 +16,6 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.render.folding import name_like, replace_layer_numbers
 from ckptool.reports.migrate import MigrateReport, StepReport, list_assumptions
 
 _STEP: Final = Column("step", ColumnKind.EXACT)

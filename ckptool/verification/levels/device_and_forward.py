@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ckptool.errors import UsageError
+from ckptool.folding import fold_names
 from ckptool.modules.user_code import UserCodeError
 from ckptool.phrases import join_limited
 from ckptool.verification.backends import cpu, cuda, simulated
@@ -107,7 +108,7 @@ def skip_device_levels(
     device: RunDevice, reason: str, staying_keys: tuple[str, ...]
 ) -> tuple[LevelResult, ...]:
     """Return both levels as skipped, for lack of inputs; `reason` says why there are none."""
-    keys_text = join_limited(staying_keys, _MAX_STAYING_KEYS)
+    keys_text = join_limited(fold_names(staying_keys), _MAX_STAYING_KEYS)
     details = (f"do not move with the module: {keys_text}",) if staying_keys else ()
     device_reason = "--device cpu: nothing was moved" if device.kind == "cpu" else reason
     return (

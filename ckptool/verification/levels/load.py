@@ -10,6 +10,7 @@ from ckptool.compare.framework.framework_load import apply_loading_info
 from ckptool.compare.framework.loading_info import LoadingInfo
 from ckptool.compare.module_diff import ModuleDiff, strict_load_obstacles
 from ckptool.errors import ModuleError
+from ckptool.folding import fold_names
 from ckptool.loaders.registry import get_loader
 from ckptool.model import Skipped
 from ckptool.modules.uninitialized import UninitializedMemoryFill
@@ -209,7 +210,7 @@ def _explain_obstacles(module_diff: ModuleDiff) -> str:
 
 
 def _format_keys(keys: tuple[str, ...]) -> str:
-    return join_limited(keys, 3, more=" ...")
+    return join_limited(fold_names(keys), 3, more=" ...")
 
 
 def _copy_metadata(original: Mapping[str, Any], tensors: dict[str, Any]) -> Mapping[str, Any]:

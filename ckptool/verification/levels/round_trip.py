@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.errors import ModuleError
+from ckptool.folding import fold_names
 from ckptool.model import Constancy, Kind, ModuleInfo
 from ckptool.modules.tensor_info import have_same_bytes
 from ckptool.modules.tensor_parts import is_lazy, list_memory_tensors
@@ -227,4 +228,4 @@ def _is_rebuilt(module_info: ModuleInfo, path: str) -> bool:
 
 
 def _format_paths(paths: tuple[str, ...]) -> str:
-    return join_limited(paths, 5, quote_code)
+    return join_limited(fold_names(paths), 5, quote_code)

@@ -68,7 +68,7 @@ def test_without_inputs_it_is_skipped_with_that_reason(samples, tmp_path):
     )
     assert (check(report).result, check(report).reason) == (
         "skipped",
-        "not asked for: --input or --inputs",
+        "not run (pass --input or --inputs)",
     )
 
 

@@ -20,7 +20,7 @@ def weights(**tensors):
 V = torch.linspace(-1, 1, 12).reshape(4, 3)
 QUESTIONS = {
     "a g that is no norm of v": (
-        weights(**{"layer.weight_g": torch.ones(4), "layer.weight_v": V}), {}, "is no norm of",
+        weights(**{"layer.weight_g": torch.ones(4), "layer.weight_v": V}), {}, "is not a norm of",
     ),
     "a g of another dtype": (
         weights(**{"layer.weight_g": torch.ones(4, 1).half(), "layer.weight_v": V}), {},
@@ -36,7 +36,7 @@ QUESTIONS = {
     ),
     "a spectral norm of other sizes": (
         weights(**{"layer.weight_orig": V, "layer.weight_u": torch.ones(4),
-                   "layer.weight_v": torch.ones(4)}), {}, "the shapes do not tell",
+                   "layer.weight_v": torch.ones(4)}), {}, "do not determine the dimension",
     ),
     "two norms of one parameter": (
         weights(**{"layer.weight_g": torch.ones(4, 1), "layer.weight_orig": V,
@@ -45,21 +45,21 @@ QUESTIONS = {
     ),
     "a plain weight beside the norm": (
         weights(**{"layer.weight": V, "layer.weight_g": torch.ones(4, 1), "layer.weight_v": V}),
-        {}, "`layer.weight_g`: in the file and not in the module",
+        {}, "`layer.weight_g`: in the file but not in the module",
     ),
     "a spectral norm of a plain weight": (
         weights(**{"layer.weight": V}), {"style": "old spectral norm"},
-        "estimates that training makes",
+        "estimated during training",
     ),
     "an orthogonal parametrization": (
         weights(**{"layer.weight": V}), {"style": "orthogonal"}, "only the code of",
     ),
     "out of an orthogonal parametrization": (
-        forms.Wrapped("orthogonal").state_dict(), {}, "is its own code",
+        forms.Wrapped("orthogonal").state_dict(), {}, "is defined by its",
     ),
     "a weight norm of integers": (
         weights(**{"layer.weight_g": torch.ones(4, 1).int(), "layer.weight_v": V.int()}), {},
-        "int32, of which torch computes no norm",
+        "int32, for which torch computes no norm",
     ),
 }  # fmt: skip
 
@@ -95,18 +95,18 @@ def test_two_parametrizations_or_one_of_a_user_are_a_question(tmp_path, have, wa
 
 
 def test_a_users_own_norm_with_torchs_names_is_a_question(tmp_path):
-    with pytest.raises(PlanError, match="what it computes is its own code"):
+    with pytest.raises(PlanError, match=": what it computes is defined by its own code"):
         migrate(tmp_path, forms.Stacked().state_dict(), "own_norm")
 
 
 def test_other_names_than_torchs_attention_has_are_a_question(tmp_path):
     plan = tmp_path / "plan.toml"
-    with pytest.raises(PlanError, match="heads that the file's code may lay out otherwise"):
+    with pytest.raises(PlanError, match="heads that the file's code may arrange otherwise"):
         migrate(tmp_path, forms.OwnAttention().state_dict(), "Attention", save_plan=plan)
     assert '# op = "concat"' in plan.read_text()
     assert not (tmp_path / "b.pth").exists()
 
 
 def test_an_attention_that_is_not_torchs_is_a_question(tmp_path):
-    with pytest.raises(PlanError, match="in an order that the file does not tell"):
+    with pytest.raises(PlanError, match="in an order that the file does not record"):
         migrate(tmp_path, forms.Attention().state_dict(), "OwnAttention")

@@ -113,7 +113,7 @@ def test_a_tensor_that_forward_does_not_use_is_not_confirmed(tmp_path):
 
     old = Old(["fc", "spare"])
     torch.save(old.state_dict(), tmp_path / "old.pth")
-    with pytest.raises(UndecidedError, match="they confirm no rename of these") as error:
+    with pytest.raises(UndecidedError, match=": they cannot confirm renames of these") as error:
         migrate(
             tmp_path / "old.pth", Old(["dense", "extra"]),
             inputs=INPUTS, old_module=old, device="cpu", renames={"fc.*": "dense.*"},

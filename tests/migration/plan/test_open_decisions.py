@@ -41,7 +41,7 @@ def test_a_refusal_is_a_line_for_each_question(whole):
     with pytest.raises(PlanError) as error:
         migrate(whole)
     first, *questions, hint = error.value.lines
-    assert first == f"{whole}: not migrated: {len(questions)} questions are open"
+    assert first == f"{whole}: not migrated: {len(questions)} open questions"
     assert "`qkv.weight` is `q.weight`, `k.weight`, `v.weight` in one" in str(error.value)
     renames = [line for line in questions if "--rename" in line]
     assert renames[0].startswith("is `ln*.*` in the file `norm*.*` in the module? 4 tensors")
@@ -60,7 +60,7 @@ def test_a_refused_plan_is_saved_with_what_is_open_in_comments(whole, tmp_path):
         ("adapters.0.bias", "attribute"),
     ]
     assert '# op = "concat"' in plan.read_text()
-    with pytest.raises(WriteError, match=r"exists already: .*replace it with --force"):
+    with pytest.raises(WriteError, match=r"already exists: .*replace it with --force"):
         migrate(whole, save_plan=plan, dry_run=True)
 
 
@@ -87,7 +87,7 @@ def test_layers_of_one_kind_are_one_question(tmp_path):
         ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module="torch.nn:Identity")
     question = error.value.lines[1]
     assert question.startswith(
-        "`*` (32 tensors): in the file and not in the module (CK204): --drop"
+        "`*` (32 tensors): in the file but not in the module (CK204): --drop"
     )
 
 
@@ -115,6 +115,8 @@ def test_a_plan_and_single_steps_do_not_go_together(whole, tmp_path):
     plan = tmp_path / "plan.toml"
     plan.write_text("schema = 1\n")
     with pytest.raises(
-        UsageError, match="--plan is the whole plan: write what --inject, --drop, --rename"
+        UsageError,
+        match="--plan is the complete plan: add what --inject, --drop, --rename and "
+        "--accept-renames ask for to it, as steps",
     ):
         migrate(whole, plan=plan, drop=("q.weight",))

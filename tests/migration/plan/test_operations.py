@@ -249,40 +249,43 @@ def test_keys(tmp_path, state, op, keys):
 @pytest.mark.parametrize(
     ("op", "message"),
     [
-        (DropKeys(key="x"), "step 1: drop `x`: nothing in the file is called so"),
-        (RenameKeys(key="x", to="y"), "nothing in the file is called so"),
-        (RenameKeys(key="w", to="v"), "CK221: `w` is not renamed to `v`: the file has `v` already"),
-        (RenameKeys(key="(", to="v", how="regex"), "is no regular expression"),
-        (StripPrefix(prefix="module."), "no key has it"),
-        (StripPrefix(prefix="w"), "only whole segments can be changed: write `w.`"),
-        (AddPrefix(prefix="model"), "only whole segments"),
-        (ExtractState(at="ema"), "no tensors are there; there are `.`"),
-        (ExtractState(prefix="enc."), "no key has it"),
-        (InjectTensor(key="w", source="zeros"), "the file has that key already"),
-        (InjectTensor(key="x", source="zeroes"), "is no source: attribute,"),
+        (DropKeys(key="x"), "step 1: drop `x`: no key of the file matches"),
+        (RenameKeys(key="x", to="y"), ": no key of the file matches"),
+        (RenameKeys(key="w", to="v"), "CK221: `w` is not renamed to `v`: the file already has `v`"),
+        (RenameKeys(key="(", to="v", how="regex"), "is not a regular expression:"),
+        (StripPrefix(prefix="module."), ": no key begins with it"),
+        (StripPrefix(prefix="w"), "only complete segments can be changed: write `w.`"),
+        (AddPrefix(prefix="model"), "only complete segments can be changed:"),
+        (ExtractState(at="ema"), "no tensors at that key path; there are `.`"),
+        (ExtractState(prefix="enc."), ": no key begins with it"),
+        (InjectTensor(key="w", source="zeros"), "the file already has that key"),
+        (InjectTensor(key="x", source="zeroes"), "is not a source: attribute,"),
         (InjectTensor(key="x", source="constructor"), r"needs a module \(-m\)"),
-        (InjectTensor(key="x", source="attribute"), "no pickled module holds the attribute `x`"),
-        (InjectTensor(key="x", source="literal:one"), "is no number or nested list"),
+        (InjectTensor(key="x", source="attribute"), "no pickled module has the attribute `x`"),
+        (InjectTensor(key="x", source="literal:one"), "is not a number or nested list"),
         (InjectTensor(key="x", source="literal:" + "[" * 100_000), "the literal nests too deep"),
-        (InjectTensor(key="x", source='literal:["a"]'), "something else than numbers"),
+        (InjectTensor(key="x", source='literal:["a"]'), "something other than numbers"),
         (InjectTensor(key="x", source="literal:[1,2]", shape=(3,)), "2 numbers for the shape"),
         (InjectTensor(key="x", source="literal:300", dtype="uint8"), "is no uint8"),
-        (InjectTensor(key="x", source="literal:0.1", dtype="bfloat16"), "cannot be made bfloat16"),
+        (
+            InjectTensor(key="x", source="literal:0.1", dtype="bfloat16"),
+            "cannot be converted to bfloat16",
+        ),
         (CastTensors(dtype="int8"), "`int8` is not one of"),
-        (CastTensors(keys="w", dtype="float16"), "no floating point tensor is called so"),
+        (CastTensors(keys="w", dtype="float16"), ": no floating point tensor matches"),
         (CastTensors(dtype="float16", keep=("*",)), "no floating point tensor"),
         (ReshapeTensor(key="w", shape=(4,)), r"\[2, 3\] does not fit \[4\]"),
         (ReshapeTensor(key="w", shape=(6,), was=(6, 1)), r"it is \[2, 3\], not \[6, 1\]"),
-        (TransposeTensor(key="x"), "has no tensor of that name"),
+        (TransposeTensor(key="x"), "the file has no tensor with that name"),
         (TransposeTensor(key="w", dims=(0, 2)), "no dimension 2"),
         (
             SplitTensor(key="w", into=("a", "b"), dim=1),
-            "3 along dimension 1 does not make 2 pieces",
+            "3 along dimension 1 does not divide into 2 pieces",
         ),
-        (SplitTensor(key="w", into=("v", "b")), "the file has `v` already"),
-        (ConcatTensors(keys=(), into="x"), "of no tensors"),
+        (SplitTensor(key="w", into=("v", "b")), "the file already has `v`"),
+        (ConcatTensors(keys=(), into="x"), ": no tensors were given"),
         (ConcatTensors(keys=("w", "v"), into="x"), "`v` does not fit `w`"),
-        (TieTensors(key="v", to="w"), "its values are not those of `w`"),
+        (TieTensors(key="v", to="w"), "its values differ from those of `w`"),
         (UntieTensor(key="w"), "it shares nothing"),
         (CompactViews(), "none is a view of a larger storage"),
     ],
@@ -324,14 +327,17 @@ def test_norms_are_what_torch_computes(tmp_path, op, dtype):
     [
         (
             RemoveWeightNorm(key="x", g="u", v="v"),
-            r"`u` is \[4\], which is no norm of `v` \[4, 3\]",
+            r"`u` is \[4\], which is not a norm of `v` \[4, 3\]",
         ),
         (RemoveWeightNorm(key="x", g="g", v="v", dim=1), "along dimension 1"),
-        (RemoveWeightNorm(key="w", g="g", v="v"), "the file has `w` already"),
+        (RemoveWeightNorm(key="w", g="g", v="v"), "the file already has `w`"),
         (RemoveWeightNorm(key="x", g="y", v="v"), "remove-weight-norm `y`: the file has no tensor"),
         (AddWeightNorm(key="v", g="a", v="b", dim=2), "2 dimensions and no dimension 2"),
-        (AddWeightNorm(key="v", g="g", v="b"), "the file has `g` already"),
-        (RemoveSpectralNorm(key="x", original="v", u="u", v="u"), "are not of dimension 0 of `v`"),
+        (AddWeightNorm(key="v", g="g", v="b"), "the file already has `g`"),
+        (
+            RemoveSpectralNorm(key="x", original="v", u="u", v="u"),
+            "do not match dimension 0 of `v`",
+        ),
     ],
 )
 def test_what_a_norm_refuses(tmp_path, op, message):
@@ -343,13 +349,13 @@ def test_what_a_norm_refuses(tmp_path, op, message):
 def test_a_norm_of_what_was_cast_is_refused(tmp_path):
     torch.save(NORMED, tmp_path / "a.pth")
     steps = [CastTensors(dtype="float16"), NORM_STEPS[0]]
-    with pytest.raises(PlanError, match="compute first, and cast the result"):
+    with pytest.raises(PlanError, match=": compute first, then cast the result"):
         described_after(tmp_path / "a.pth", steps)
 
 
 def test_a_collision_is_refused(tmp_path):
     torch.save({"module.w": NUMBERS["w"], "w": NUMBERS["w"]}, tmp_path / "a.pth")
-    with pytest.raises(PlanError, match=r"`module.w` and `w` would both be called `w`"):
+    with pytest.raises(PlanError, match=r"`module.w` and `w` would both become `w`"):
         described_after(tmp_path / "a.pth", [StripPrefix(prefix="module.")])
 
 
@@ -359,7 +365,7 @@ def test_compact_leaves_the_rest_of_a_storage_behind(tmp_path):
     assert (tmp_path / "b.pth").stat().st_size > 400_000
     report = ckptool.migrate(tmp_path / "a.pth", tmp_path / "c.pth", plan=Plan((CompactViews(),)))
     assert (tmp_path / "c.pth").stat().st_size < 4000
-    assert report.steps[0].loses == "the elements of storages that no tensor shows"
+    assert report.steps[0].loses == "the elements of storages that no tensor uses"
     assert torch.equal(torch.load(tmp_path / "c.pth")["w"], torch.ones(10))
 
 

@@ -71,20 +71,23 @@ def test_a_step_is_read_as_it_is_written(step):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (RenameKeys(keys={"net.0.w": "net.1.w"}), "the file has `net.1.w` already"),
-        (RenameKeys(keys={"net.0.w": "x", "net.9.w": "y"}), "`net.9.w`: nothing in the file is"),
+        (RenameKeys(keys={"net.0.w": "net.1.w"}), "the file already has `net.1.w`"),
+        (
+            RenameKeys(keys={"net.0.w": "x", "net.9.w": "y"}),
+            "`net.9.w`: no key of the file matches",
+        ),
         (RenameKeys(keys={"net.0.w": "x", "net.1.w": "x"}), "two keys of the table"),
         (RenameKeys(key="net.*.w", to="x", how="glob"), "1 wildcards and `x` 0"),
-        (RenameKeys(key="net.{0,1}.w", to="net.{5}.w", how="glob"), "need as many"),
+        (RenameKeys(key="net.{0,1}.w", to="net.{5}.w", how="glob"), "must have the same length"),
         (RenameKeys(key="net.{0..999999999}.w", to="n.{1..5}.w", how="glob"), "more than 100,000"),
-        (RenameKeys(key="net.{0,1}.w", to="net.*.w", how="glob"), "need as many"),
-        (RenameKeys(key="nett.*", to="n.*", how="glob"), "nothing in the file is called so"),
+        (RenameKeys(key="net.{0,1}.w", to="net.*.w", how="glob"), "must have the same length"),
+        (RenameKeys(key="nett.*", to="n.*", how="glob"), ": no key of the file matches"),
         (RenameKeys(key=r"net\.\d", to="x", how="regex", numbers=SHIFT), "needs a captured group"),
-        (RenameKeys(key=r"net\.(\d)", to=r"\2", how="regex"), "is no regular expression"),
+        (RenameKeys(key=r"net\.(\d)", to=r"\2", how="regex"), "is not a regular expression:"),
         (RenameKeys(key="net.0.w", to="x", numbers=SHIFT), "goes with how = "),
         (RenameKeys(key="a", to="b", keys={"net.0.w": "x"}), "either `key` and `to`, or a table"),
         (RenameKeys(), "either `key` and `to`, or a table"),
-        (RenameKeys(key=r"net\.\d\.w", to="x", how="regex"), "would both be called `x`"),
+        (RenameKeys(key=r"net\.\d\.w", to="x", how="regex"), "would both become `x`"),
     ],
 )
 def test_what_a_rename_refuses(tmp_path, step, message):
@@ -144,7 +147,7 @@ def test_refusals_judge_what_is_there_after_the_step(tmp_path):
     [
         ({"net.1.weight": "x"}, "the module has `net.1.weight`"),
         ({"extra": "other"}, "the module has no `other`"),
-        ({"extra": "net.0.weight"}, "the file has `net.0.weight` already"),
+        ({"extra": "net.0.weight"}, "the file already has `net.0.weight`"),
         ({"net.0.weight": "extra", "extra": "net.0.weight"}, "the module has no `extra`"),
     ],
 )

@@ -87,9 +87,7 @@ def test_there_and_back_is_the_same_file(tmp_path):
 def test_a_mask_is_multiplied_in(tmp_path):
     old = wrapped("pruned")
     report = migrated(tmp_path, old.state_dict(), "Wrapped")
-    assert [(s.op, s.loses) for s in report.steps] == [
-        ("bake", "the values that the mask hides, and the mask")
-    ]
+    assert [(s.op, s.loses) for s in report.steps] == [("bake", "the masked values, and the mask")]
     new = loaded(tmp_path, reparametrized_modules.Wrapped())
     assert torch.equal(new.c.weight, old.c.weight)
     assert (new.c.weight == 0).sum() == 6

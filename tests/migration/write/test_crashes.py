@@ -195,8 +195,8 @@ def test_the_error_is_one_line_that_names_the_way_out(place, ckptool):
     (place / "new.pth").write_bytes(OLD)
     ran = ckptool("migrate", "a.pth", "-o", "new.pth", cwd=place)
     assert (ran.code, ran.out) == (2, "")
-    message = "ckptool: new.pth: exists already: name another, or replace it with --force\n"
+    message = "ckptool: new.pth: already exists: choose another name, or replace it with --force\n"
     assert ran.err == message
     ran = ckptool("migrate", "a.pth", "-o", "a.pth", "--force", cwd=place)
     assert (ran.code, ran.err.count("\n")) == (2, 1)
-    assert "-o a.pth: is read by this command" in ran.err
+    assert "-o a.pth: is an input of this command" in ran.err

@@ -95,11 +95,11 @@ def test_a_training_checkpoint_keeps_all_that_is_around(tmp_path, samples):
 
 def test_what_safetensors_cannot_hold_is_named_and_dropped_only_when_asked(tmp_path, samples):
     target = tmp_path / "b.safetensors"
-    with pytest.raises(PlanError, match=r"cannot hold `optimizer` .*`epoch` \(7\).*--drop-extra"):
+    with pytest.raises(PlanError, match=r"cannot store `optimizer` .*`epoch` \(7\).*--drop-extra"):
         ckptool.migrate(samples / "training.pth", target, at="model")
     assert not target.exists()
     report = converted(samples / "training.pth", target, at="model", drop_extra=True)
-    assert "left out, as asked: `optimizer`" in report.notes[0]
+    assert "dropped, as requested: `optimizer`" in report.notes[0]
     assert load_file(target)["mask"].max() == 2
 
 

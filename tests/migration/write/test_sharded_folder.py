@@ -69,7 +69,7 @@ def test_what_lies_beside_the_shards_is_copied_along(tmp_path, sharded):
     (sharded / "pytorch_model.bin").write_bytes(b"other weights")
     (sharded / ".cache").write_text("hidden")
     report = ckptool.migrate(sharded, tmp_path / "new", inject={"x": "literal:1"})
-    assert "copied along: config.json, tokenizer.model" in report.notes
+    assert "also copied: config.json, tokenizer.model" in report.notes
     new = tmp_path / "new"
     assert {p.name for p in new.iterdir() if p.suffix != ".safetensors"} == {
         "config.json", "tokenizer.model", "model.safetensors.index.json"
@@ -135,7 +135,9 @@ def test_a_folder_that_is_there_is_replaced_in_one_step(tmp_path, sharded):
     target = tmp_path / "new"
     target.mkdir()
     (target / "old.txt").write_text("old")
-    with pytest.raises(WriteError, match="exists already"):
+    with pytest.raises(
+        WriteError, match="already exists: choose another name, or replace it with --force"
+    ):
         ckptool.migrate(sharded, target)
     assert os.listdir(target) == ["old.txt"]
     ckptool.migrate(sharded, target, force=True)
@@ -144,7 +146,10 @@ def test_a_folder_that_is_there_is_replaced_in_one_step(tmp_path, sharded):
 
 
 def test_what_makes_no_folder(tmp_path, sharded):
-    with pytest.raises(UsageError, match="is a folder of safetensors: name it without a suffix"):
+    with pytest.raises(
+        UsageError,
+        match="is a folder of safetensors files: give it without a suffix, and without --to pth",
+    ):
         ckptool.migrate(sharded, tmp_path / "new.pth", max_shard_size=100)
     with pytest.raises(WriteError, match=r"is .*old itself"):
         ckptool.migrate(sharded, sharded, force=True)

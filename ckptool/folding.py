@@ -1,4 +1,4 @@
-"""Rows of many keys -> few rows: keys that differ in numbers, and sub-trees of keys."""
+"""Many keys -> few names: keys that differ in layer numbers, and sub-trees of keys."""
 
 import re
 from collections import Counter
@@ -30,6 +30,11 @@ class FoldedItems(Struct, Generic[T], frozen=True):
 def replace_layer_numbers(key: str) -> str:
     """Replace layer numbers by "*": "layers.3.bias" gives "layers.*.bias"."""
     return _LAYER_NUMBER.sub("*", key)
+
+
+def fold_names(keys: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of groups of keys that differ in layer numbers only, in their order."""
+    return tuple(group.key for group in fold_by_pattern((key, "", key) for key in keys))
 
 
 def fold_by_pattern(items: Iterable[tuple[str, object, T]]) -> list[FoldedItems[T]]:

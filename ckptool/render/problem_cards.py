@@ -1,0 +1,144 @@
+"""FindingReports -> ProblemsBlocks: a card for each cause."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from ckptool.folding import FoldedItems, fold_by_pattern, fold_by_subtree, replace_layer_numbers
+from ckptool.model import natural_sort_key
+from ckptool.render import RenderOptions
+from ckptool.render.blocks import ProblemCard, ProblemLine, ProblemsBlock, format_times
+from ckptool.reports.common import FindingReport
+from ckptool.reports.problems import Problem, count_problems, group_by_cause
+
+MAX_CARD_LINES: Final = 6
+"""Maximum lines on what is wrong in a card; more are counted by sub-tree. -v shows all."""
+MAX_CONSEQUENCES: Final = 8
+"""Maximum lines on what follows in a card; the rest is only counted. -v shows all."""
+_OWN_LEVEL: Final = {"note": " (a note by itself)", "warning": " (a warning by itself)"}
+_NAME: Final = "\0"
+"""Stands for a name while the rest of a sentence is changed; no printed text has it."""
+_CODE_SPAN: Final = re.compile("`[^`]+`")
+
+
+def build_problems_blocks(
+    findings: Sequence[FindingReport], options: RenderOptions, *, multiple_checkpoints: bool
+) -> Iterator[ProblemsBlock]:
+    """Yield the problems that several checkpoints have, then those of each checkpoint."""
+    groups: dict[str, list[Problem]] = {}
+    paths = {finding.path for finding in findings}
+    is_labelled = multiple_checkpoints or len(paths) > 1
+    for problem in group_by_cause(findings):
+        label = _label_paths(problem.paths, len(paths)) if is_labelled else ""
+        groups.setdefault(label, []).append(problem)
+    shared = {label for label, problems in groups.items() if len(problems[0].paths) > 1}
+    for label in sorted(groups, key=lambda text: (text not in shared, natural_sort_key(text))):
+        cards = tuple(build_card(problem, options) for problem in groups[label])
+        yield ProblemsBlock(label, count_problems(groups[label]), cards)
+
+
+def _label_paths(paths: Sequence[str], path_count: int) -> str:
+    if len(paths) < 2:
+        return paths[0]
+    all_word = "all " if len(paths) == path_count else ""
+    names = "" if all_word else f" ({paths[0]} and {len(paths) - 1} more)"
+    return f"{all_word}{len(paths)} checkpoints{names}"
+
+
+def build_card(problem: Problem, options: RenderOptions) -> ProblemCard:
+    """Return the card of a problem; of many keys, only what holds for all of a line."""
+    main_findings = problem.main_findings
+    fixes = {finding.fix for finding in main_findings}
+    has_same_fix = len(fixes) == 1
+    lines = (
+        [ProblemLine(f.message, "" if has_same_fix else f.fix) for f in main_findings]
+        if options.verbosity > 0
+        else [*_fold_lines(main_findings)]
+    )
+    if problem.level != problem.main.level:  # a consequence is worse
+        lines[0] = replace(lines[0], message=f"{lines[0].message}{_OWN_LEVEL[problem.main.level]}")
+    is_each_fixed = not has_same_fix and all(line.fix for line in lines)
+    return ProblemCard(
+        level=problem.level,
+        code=problem.main.code,
+        name=problem.main.name,
+        lines=tuple(lines),
+        consequences=tuple(_iter_consequences(problem.consequences, options)),
+        fix="" if is_each_fixed else _format_shared_fix(main_findings),
+    )
+
+
+def _fold_lines(findings: Sequence[FindingReport]) -> Iterator[ProblemLine]:
+    groups = fold_by_pattern((f.key, _generalize(f.message, f), f) for f in findings)
+    for group, is_subtree in fold_by_subtree(groups, MAX_CARD_LINES):
+        if is_subtree:
+            rule_name = group.items[0].name.replace("-", " ")
+            yield ProblemLine(f"{rule_name}: `{group.key}`{format_times(group.items)}")
+        else:
+            yield ProblemLine(_format_folded(group, group.items[0].message))
+
+
+def _format_folded(group: FoldedItems[FindingReport], text: str) -> str:
+    """Return the text of a group's first finding, with the group's name for its key."""
+    if len(group.items) == 1:
+        return text
+    key = group.items[0].key
+    named = text.replace(key, _NAME) if key else text
+    return f"{_generalize_spans(named)}{format_times(group.items)}".replace(_NAME, group.key)
+
+
+def _generalize(text: str, finding: FindingReport) -> str:
+    """Return `text` with the layer numbers of all keys in it replaced by "*"."""
+    if "." in finding.key:
+        text = text.replace(finding.key, replace_layer_numbers(finding.key))
+    return _generalize_spans(text)
+
+
+def _generalize_spans(text: str) -> str:
+    return _CODE_SPAN.sub(lambda span: replace_layer_numbers(span[0]), text)
+
+
+def _format_shared_fix(findings: Sequence[FindingReport]) -> str:
+    """Return the fix of all findings, or that of the first, named as one.
+
+    A fix that names its key is code or a command to be pasted: a key with "*" is none.
+    """
+    first = findings[0]
+    if all(finding.fix == first.fix for finding in findings):
+        return first.fix
+    return f"of `{first.key}`, for example: {first.fix} (-v shows all)"
+
+
+def _iter_consequences(
+    consequences: Iterable[FindingReport], options: RenderOptions
+) -> Iterator[str]:
+    if options.verbosity > 0:
+        yield from (
+            f"{f.code} ({f.level}): {f.message}{_format_other_causes(f)}" for f in consequences
+        )
+        return
+    by_rule: dict[tuple[str, str], list[FindingReport]] = {}
+    for finding in consequences:
+        by_rule.setdefault((finding.code, finding.level), []).append(finding)
+    groups_by_rule = {
+        rule: fold_by_pattern((f.key, _generalize(f.summary, f), f) for f in rule_findings)
+        for rule, rule_findings in by_rule.items()
+    }
+    are_many = sum(map(len, groups_by_rule.values())) > MAX_CONSEQUENCES
+    for (code, level), groups in groups_by_rule.items():
+        others = _format_other_causes(groups[0].items[0])
+        if are_many and len(groups) > 1:
+            name = groups[0].items[0].name.replace("-", " ")
+            yield f"{code} ({level}): {name}{format_times(by_rule[code, level])}{others}"
+        else:
+            for group in groups:
+                yield f"{code} ({level}): {_format_folded(group, group.items[0].summary)}{others}"
+
+
+def _format_other_causes(finding: FindingReport) -> str:
+    others = finding.cause_count - 1
+    if others < 1:
+        return ""
+    return f" (together with {'another problem' if others == 1 else f'{others:,} other problems'})"

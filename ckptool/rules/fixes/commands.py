@@ -1,0 +1,151 @@
+"""Commands that fixes of several rules name."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Final
+
+from ckptool.compare.contract import Contract, ContractOrigin
+from ckptool.compare.module_diff import ModuleDiff
+from ckptool.compare.rename_search.rename_groups import RenameGroup
+from ckptool.config import GIVEN_WORDS
+from ckptool.model import Checkpoint, Container
+from ckptool.phrases import quote_shell
+
+_FOLDERS: Final = frozenset({Container.SHARDED_SAFETENSORS, Container.SHARDED_TORCH})
+"""Containers that are folders: a result in the same one has no suffix."""
+_TORCH_SUFFIXES: Final = frozenset({".pt", ".pth", ".ckpt", ".bin"})
+"""Suffixes that a result of torch.save keeps."""
+_WEB_QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
+_MODULE_OPTIONS: Final = frozenset({"-I", "--loader", "--no-file-kwargs", "--input", "--inputs"})
+"""Options that a command without a module does not take."""
+_MAX_RENAMES: Final = 4
+"""Renames that one command takes; of more, a user answers one after the other."""
+_UNNAMED_MODULE: Final = "PACKAGE.MODULE:NAME"
+"""Stands for a module that was given as an object."""
+
+
+def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") -> str:
+    """Return the `ckptool migrate` command that writes a loadable file, as it was compared.
+
+    Args:
+        diff: the comparison whose path, place, module and constructor arguments it repeats.
+        at: place of the state instead of that of `diff`; "" for that.
+        into: path of a submodule instead of that of `diff`; "" for that.
+    """
+    checkpoint, module = diff.checkpoint, diff.module
+    words = ["ckptool", "migrate", quote_shell(str(checkpoint.path))]
+    words += ["-o", quote_shell(name_result(checkpoint)), "-m"]
+    words.append(quote_shell(module.target) if ":" in module.target else _UNNAMED_MODULE)
+    for name, literal in module.arguments.items():
+        words += ["-k", quote_shell(f"{name}={literal}")]
+    if place := at or (diff.state.at if len(checkpoint.states) > 1 else ""):
+        words += ["--at", quote_shell(place)]
+    if submodule := into or module.submodule:
+        words += ["--into", quote_shell(submodule)]
+    return " ".join((*words, *map(quote_shell, GIVEN_WORDS.get().shared)))
+
+
+def format_rewrite_command(checkpoint: Checkpoint, *options: str, suffix: str = "") -> str:
+    """Return the `ckptool migrate` command that writes the file again, without a module.
+
+    Args:
+        checkpoint: the file.
+        options: words of further options.
+        suffix: suffix of the result; "" keeps the container.
+    """
+    source, result = str(checkpoint.path), name_result(checkpoint, suffix)
+    words = ("ckptool", "migrate", source, "-o", result, *options, *_iter_given_without_module())
+    return " ".join(map(quote_shell, words))
+
+
+def _iter_given_without_module() -> Iterator[str]:
+    """Yield the given options, and the values of those that take one, that need no module."""
+    words = iter(GIVEN_WORDS.get().shared)
+    for word in words:
+        if word == "--no-file-kwargs":
+            continue
+        values = [] if word == "--no-config" else [next(words)]
+        if word not in _MODULE_OPTIONS:
+            yield from (word, *values)
+
+
+def name_result(checkpoint: Checkpoint, suffix: str = "") -> str:
+    """Return the name of a file, here, that a fix writes: "model-migrated.pth".
+
+    `suffix` "" is that of the file itself, where it fits the container of the result.
+    """
+    path = PurePosixPath(_WEB_QUERY.sub("", str(checkpoint.path).replace(os.sep, "/")))
+    stem, own_suffix = (path.stem, path.suffix) if path.suffix else (path.name, "")
+    if not suffix:
+        if checkpoint.container is Container.SAFETENSORS:
+            suffix = ".safetensors"
+        elif checkpoint.container not in _FOLDERS:
+            suffix = own_suffix if own_suffix.lower() in _TORCH_SUFFIXES else ".pth"
+        elif own_suffix == ".json":
+            stem = path.parent.name or "model"
+    name = stem.lstrip("-.") or "model"
+    return f"{name}-migrated{suffix}"
+
+
+def format_rename_command(diff: ModuleDiff, group: RenameGroup) -> str:
+    """Return the `ckptool migrate` command that takes the rename of `group`.
+
+    It takes the others of the file as well, if they are few: one alone leaves theirs open.
+    """
+    asked_groups = [other for other in diff.rename_groups if not other.is_documented]
+    taken_groups = asked_groups if len(asked_groups) <= _MAX_RENAMES else [group]
+    return " ".join((format_migrate_command(diff), *_format_renames(taken_groups)))
+
+
+def _format_renames(groups: Sequence[RenameGroup]) -> list[str]:
+    words: list[str] = []
+    for group in groups:
+        if not group.is_documented:  # migrate takes those by itself
+            words += ["--rename", quote_shell(f"{group.old_pattern}={group.new_pattern}")]
+    return words
+
+
+def format_inject_command(diff: ModuleDiff, keys: Sequence[str], source: str) -> str:
+    """Return the `ckptool migrate` command that injects `keys`, which the file lacks.
+
+    Keys of one name are one pattern (`*.running_mean`), if it is that of no other missing key.
+    `#*` at the end of the source stands for the key itself.
+    """
+    keys_by_name: dict[str, list[str]] = {}
+    for key in keys:
+        keys_by_name.setdefault(key.rpartition(".")[2], []).append(key)
+    words = [format_migrate_command(diff)]
+    if len(diff.rename_groups) <= _MAX_RENAMES:
+        words += _format_renames(diff.rename_groups)
+    for name, named_keys in keys_by_name.items():
+        pattern = f"*.{name}" if all("." in key for key in named_keys) else f"*{name}"
+        matched = {key for key in diff.missing_keys if fnmatchcase(key, pattern)}
+        is_exact = len(named_keys) > 1 and matched == {*named_keys}
+        for key in [pattern] if is_exact else named_keys:
+            key_source = source if is_exact else source.replace("#*", f"#{key}")
+            words += ["--inject", quote_shell(f"{key}={key_source}")]
+    return " ".join(words)
+
+
+def format_lock_command(lock: str, contract: Contract) -> str:
+    """Return the `ckptool lock` command that accepts what is there now.
+
+    Args:
+        lock: path of the lock's file.
+        contract: what is there now.
+    """
+    if contract.origin is not ContractOrigin.MODULE:
+        return " ".join(map(quote_shell, ("ckptool", "lock", contract.name, "-o", lock)))
+    words = ["ckptool", "lock", "-m", contract.origin_name, "-o", lock]
+    for name, literal in contract.arguments.items():
+        words += ["-k", f"{name}={literal}"]
+    return " ".join(map(quote_shell, (*words, *GIVEN_WORDS.get().shared)))
+
+
+def format_repeated_command(*options: str) -> str:
+    """Return the running command line with further options; "" if the library was called."""
+    command = GIVEN_WORDS.get().command
+    return " ".join(map(quote_shell, (*command, *options))) if command else ""

@@ -1,0 +1,117 @@
+"""ModuleTensor -> the line of source that registers it, for the object that owns it."""
+
+import re
+from typing import Final
+
+from ckptool.model import Constancy, Kind, ModuleTensor
+from ckptool.phrases import quote_python
+
+_INSTALLED: Final = re.compile(r"(^|/)(site|dist)-packages/")
+"""A source file of an installed package, which an update would overwrite."""
+_INDEX: Final = re.compile(r"\[\d+\]")
+_STRING_KEY: Final = re.compile(r"\['\w+'\]")
+
+
+def format_registration(module_tensor: ModuleTensor) -> str:
+    """Return what to write where the tensor is assigned: code for the object that holds it.
+
+    `...` stands for the value that is assigned there now.
+    """
+    name, location = get_attribute_name(module_tensor.key), module_tensor.assigned_at
+    if _INSTALLED.search(location):
+        return _format_package_fix(module_tensor, name)
+    target = module_tensor.assigned_to or f"self.{name}"
+    new_line = _format_line(module_tensor, name, target)
+    effect = _describe_effect(module_tensor)
+    if not new_line:
+        advice = "keep it in a submodule, or register each tensor as a buffer"
+        return f"{_locate(location)}{advice}{effect}"
+    if not module_tensor.assigned_to:
+        return f"{_locate(location, 'where it is assigned: ')}{new_line}{effect}"
+    return f"{_locate(location)}{new_line} instead of {target} = ...{effect}"
+
+
+def format_module_registration(path: str, assigned_to: str, location: str) -> str:
+    """Return what to write where a hidden module is assigned; `path` is its path."""
+    remainder = _get_remainder(path)
+    name = get_attribute_name(path)
+    target = assigned_to or f"self.{name}"
+    container = (
+        "ModuleList"
+        if _INDEX.fullmatch(remainder)
+        else "ModuleDict"
+        if _STRING_KEY.fullmatch(remainder)
+        else ""
+    )
+    if not container or _INSTALLED.search(location):
+        return "keep it in an attribute of the module, in nn.ModuleList or in nn.ModuleDict"
+    return f"{_locate(location)}{target} = nn.{container}(...) instead of {target} = ..."
+
+
+def get_attribute_name(key: str) -> str:
+    """Return the attribute name: "banks" of "net.banks['k']", "heads" of "heads[0].weight"."""
+    return key.partition("[")[0].rpartition(".")[2]
+
+
+def _get_remainder(key: str) -> str:
+    """Return what follows the attribute: "['k']" of "net.banks['k']"."""
+    bracket = key.find("[")
+    return key[bracket:] if bracket >= 0 else ""
+
+
+def _locate(location: str, otherwise: str = "") -> str:
+    return f"In {location}: " if location else otherwise
+
+
+def _is_rebuilt(module_tensor: ModuleTensor) -> bool:
+    """Whether the constructor makes its value again, so that no file has to have it."""
+    return module_tensor.constancy is Constancy.CONSTANT and not module_tensor.written_at
+
+
+def _format_line(module_tensor: ModuleTensor, name: str, target: str) -> str:
+    """Return the new line; "" if no one line registers it."""
+    remainder = _get_remainder(module_tensor.key)
+    owner = target.rpartition(".")[0] or "self"
+    if module_tensor.kind is Kind.PARAMETER:
+        if _INDEX.fullmatch(remainder):
+            return f"{target} = nn.ParameterList(...)"
+        return f"{target} = nn.ParameterDict(...)" if _STRING_KEY.fullmatch(remainder) else ""
+    if module_tensor.kind is Kind.CONTAINER or remainder:
+        parameter = "nn.Parameter(t, requires_grad=False)"
+        if _INDEX.fullmatch(remainder):
+            return f"{target} = nn.ParameterList({parameter} for t in ...)"
+        if _STRING_KEY.fullmatch(remainder):
+            parameter = parameter.replace("(t,", "(v,")
+            return f"{target} = nn.ParameterDict({{k: {parameter} for k, v in (...).items()}})"
+        return ""
+    value = "torch.as_tensor(...)" if module_tensor.kind is Kind.ARRAY else "..."
+    options = ", persistent=False" if _is_rebuilt(module_tensor) else ""
+    return f"{owner}.register_buffer({quote_python(name)}, {value}{options})"
+
+
+def _describe_effect(module_tensor: ModuleTensor) -> str:
+    """Return what becomes of old checkpoints, after a colon."""
+    if module_tensor.kind in {Kind.CONTAINER, Kind.PARAMETER} or not _is_rebuilt(module_tensor):
+        return ": it is saved from then on, and old checkpoints need a migration"
+    return (
+        ": old checkpoints load as before. Without persistent=False it is saved as well, and they"
+        " need a migration"
+    )
+
+
+def _format_package_fix(module_tensor: ModuleTensor, name: str) -> str:
+    """Return code for a subclass or for after the construction: a package is not edited."""
+    text = f"{module_tensor.owner} belongs to an installed package: report it there. Until then"
+    is_plain = module_tensor.kind in {Kind.ATTRIBUTE, Kind.ARRAY}
+    if not is_plain or "[" in module_tensor.key:
+        return f"{text}, override it in a subclass that registers it"
+    path = module_tensor.key.rpartition(".")[0]
+    owner = f"module.get_submodule({quote_python(path)})" if path else "module"
+    value = f"owner.__dict__.pop({quote_python(name)})"
+    if module_tensor.kind is Kind.ARRAY:
+        value = f"torch.as_tensor({value})"
+    options = ", persistent=False" if _is_rebuilt(module_tensor) else ""
+    return (
+        f"{text}, after building the module: owner = {owner};"
+        f" owner.register_buffer({quote_python(name)}, {value}{options})"
+    )
