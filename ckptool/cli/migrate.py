@@ -27,7 +27,7 @@ from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.phrases import make_printable
 from ckptool.policy import Policy
-from ckptool.progress import get_byte_counter
+from ckptool.tensors.progress import get_byte_counter
 
 
 def _is_old_target(ctx: click.Context, path: Path) -> bool:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import click
 
 from ckptool.errors import Interrupted
-from ckptool.progress import LISTENER
 from ckptool.render.progress_bar import ProgressBar, can_draw
+from ckptool.tensors.progress import LISTENER
 
 
 @contextmanager

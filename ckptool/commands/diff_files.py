@@ -23,7 +23,6 @@ from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.model import all_tensors
 from ckptool.policy import Policy, judge
-from ckptool.progress import start_step
 from ckptool.reports.diff_files import (
     DiffFilesReport,
     DiffShardReport,
@@ -34,6 +33,7 @@ from ckptool.rules import run_rules
 from ckptool.tensors.batch_runner import JOBS, BatchRunner
 from ckptool.tensors.dask import dask_batch_runner
 from ckptool.tensors.difference import Tolerances
+from ckptool.tensors.progress import start_step
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -24,7 +24,7 @@ from ckptool.loaders.model_folder import (
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import format_literal, join_limited
-from ckptool.progress import start_step
+from ckptool.tensors.progress import start_step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

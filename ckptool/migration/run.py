@@ -80,7 +80,7 @@ from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_
 from ckptool.model import Checkpoint, Container, IssueKind, ModuleInfo, StateDict, all_tensors
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
-from ckptool.progress import start_step
+from ckptool.tensors.progress import start_step
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule

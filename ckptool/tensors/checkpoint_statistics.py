@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key
-from ckptool.progress import start_step
+from ckptool.tensors.progress import start_step
 from ckptool.tensors.statistics import (
     TensorStatistics,
     compute_statistics_many,

@@ -9,8 +9,8 @@ import time
 import pytest
 from paths import ROOT
 
-from ckptool.progress import LISTENER, get_byte_counter, start_step
 from ckptool.render.progress_bar import ProgressBar
+from ckptool.tensors.progress import LISTENER, get_byte_counter, start_step
 
 SLOW = """
 import time

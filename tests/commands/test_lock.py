@@ -98,7 +98,7 @@ def test_files_against_a_lock_of_files_need_no_torch(tmp_path, samples):
         (("samples/model.pth", "--device-tolerance", "cpu=x"), "expected a number"),
         (
             ("samples/buffer.pth", "--golden", "/tmp/g.none", "--device-tolerance", "tpu=1"),
-            "--tolerance tpu=...: expected cpu or cuda",
+            "--device-tolerance tpu=...: expected cpu or cuda",
         ),
     ],
 )
