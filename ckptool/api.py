@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ckptool.commands.gate import effective_policy, gate
     from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
-    from ckptool.commands.lock import lock
+    from ckptool.commands.lock import lock, lock_all
     from ckptool.commands.merge import merge
     from ckptool.commands.migrate import migrate, migrate_many
     from ckptool.commands.render_text import text
@@ -29,6 +29,7 @@ __all__ = [
     "init",
     "inspect",
     "lock",
+    "lock_all",
     "merge",
     "migrate",
     "migrate_many",
@@ -49,6 +50,7 @@ _HOMES = {
     "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
     "lock": "ckptool.commands.lock",
+    "lock_all": "ckptool.commands.lock",
     "merge": "ckptool.commands.merge",
     "migrate": "ckptool.commands.migrate",
     "migrate_many": "ckptool.commands.migrate",
@@ -66,4 +68,7 @@ if not TYPE_CHECKING:  # a type checker knows all names, and calls others misspe
         """Import a function on first access, so that a command imports only what it needs."""
         if name not in _HOMES:
             raise AttributeError(f"module 'ckptool.api' has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
+        function = getattr(import_module(_HOMES[name]), name)
+        from ckptool.render.progress_bar import is_notebook, with_progress_bar
+
+        return with_progress_bar(function) if is_notebook() else function

@@ -2,7 +2,8 @@
 
 CkptoolError
 ├── UsageError             an option or a combination of options is invalid
-│   └── ConfigError        a configuration file is invalid
+│   ├── ConfigError        a configuration file is invalid
+│   └── NoStateError       a file has no state at the place that is named
 ├── ReadError              a checkpoint cannot be read
 │   ├── UnknownFormatError     no reader recognises the first bytes
 │   └── CorruptCheckpointError the container is recognised, and inconsistent or truncated
@@ -43,6 +44,10 @@ class ConfigError(UsageError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class NoStateError(UsageError):
+    """A checkpoint has nothing at the place that --at, or the configuration, names."""
 
 
 class ReadError(CkptoolError):

@@ -31,6 +31,8 @@ COMMANDS: Final = {
     "verify": "Load a checkpoint, run its module on a real or simulated GPU, and compare outputs.",
 }
 COULD_NOT_CHECK: Final = 2
+CLOSED_PIPE: Final = 128 + 13
+"""Exit code of a shell for a command that SIGPIPE ends."""
 
 
 class OneLineError(click.ClickException):
@@ -106,7 +108,7 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             _report_interrupt()
         except BrokenPipeError:
-            raise
+            _end_at_closed_pipe()
         except OSError as error:  # --version, to a full disk
             click.echo(f"ckptool: standard output: {error.strerror or error}", err=True)
             raise Exit(COULD_NOT_CHECK) from error
@@ -121,9 +123,7 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             _report_interrupt()
         except BrokenPipeError:
-            # The reader closed the pipe. Discard the rest, or flushing at exit fails again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
+            _end_at_closed_pipe()
         except OSError as error:
             # A name that is too long, a folder that may not be searched, a full disk.
             name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
@@ -148,8 +148,18 @@ def _report_error(ctx: click.Context, *lines: str) -> NoReturn:
 
 
 def _report_interrupt() -> NoReturn:
+    from ckptool.cli.progress import close_progress
+
+    close_progress()
     click.echo("ckptool: ended by SIGINT", err=True)
     raise Exit(130)
+
+
+def _end_at_closed_pipe() -> NoReturn:
+    """Exit like a process that SIGPIPE ends: the reader has what it wanted, nothing was found."""
+    # Discard the rest, or flushing at exit fails again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise Exit(CLOSED_PIPE)
 
 
 def _to_one_line_error(error: click.UsageError, words: Iterable[str] = ()) -> click.ClickException:

@@ -3,6 +3,7 @@
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     input_options,
@@ -14,7 +15,7 @@ from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
-@click.command("audit")
+@click.command("audit", cls=GroupedCommand)
 @click.argument("folder", type=CHECKPOINT_PATH, required=False)
 @module_options
 @input_options

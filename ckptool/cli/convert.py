@@ -5,19 +5,23 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import CHECKPOINT_PATH, OUTPUT_PATH, limit_options, screen_options
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.options import CHECKPOINT_PATH, limit_options, target_options
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.parsing import parse_rename, parse_shard_size, reject_duplicates
-from ckptool.cli.progress import ProgressLine, report_interrupt
+from ckptool.cli.progress import report_interrupt
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
+from ckptool.tensors.progress import get_byte_counter
 
 
-@click.command("convert")
+def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
+    return False
+
+
+@click.command("convert", cls=GroupedCommand)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
-@click.option("-o", "--output", "target", metavar="DST", type=OUTPUT_PATH,
-              help="Output; its suffix is the format. A folder if several SRC.")  # fmt: skip
 @click.option("--at", metavar="KEY", help='Write only the state_dict at this key path ("model").')
 @click.option("--to", type=click.Choice(["safetensors", "pth"]),
               help="The format.  [default: by the suffix of DST]")  # fmt: skip
@@ -42,12 +46,12 @@ from ckptool.policy import Policy
 )
 @click.option("--force", is_flag=True, help="Replace an existing DST.")
 @limit_options
-@screen_options
+@target_options("DST", "Output; its suffix is the format. A folder if several SRC.", _is_old_target)
 def command(  # noqa: PLR0913
     ctx: click.Context,
     sources: tuple[Location, ...],
-    target: Path | None,
     *,
+    target: Path | None,
     at: str | None,
     to: str | None,
     dtype: str | None,
@@ -75,7 +79,7 @@ def command(  # noqa: PLR0913
     ckptool convert runs/*.ckpt -o converted/ --weights-only
     """
     message = "incomplete output was removed"
-    with report_interrupt(ctx, message), ProgressLine(sources[0], "written") as progress:
+    with report_interrupt(ctx, message):
         report = api.convert(
             sources,
             target,
@@ -90,7 +94,7 @@ def command(  # noqa: PLR0913
             force=force,
             dry_run=dry_run,
             provenance=not no_provenance,
-            progress=progress.add_bytes,
+            progress=get_byte_counter(),
             limits=limits,
         )
     out.write_report(report)

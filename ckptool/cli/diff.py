@@ -3,6 +3,7 @@
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     base_option,
@@ -14,13 +15,13 @@ from ckptool.cli.options import (
 )
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.parsing import parse_shard
-from ckptool.cli.progress import ProgressLine
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
+from ckptool.tensors.progress import get_byte_counter
 
 
-@click.command("diff")
+@click.command("diff", cls=GroupedCommand)
 @click.argument("path", type=CHECKPOINT_PATH)
 @click.argument("new", type=CHECKPOINT_PATH, required=False)
 @module_options
@@ -79,29 +80,28 @@ def command(  # noqa: PLR0913
     ckptool diff model.pth            the module named in pyproject.toml or ckptool.toml
     ckptool diff old.pth new.safetensors
     """  # noqa: D301 (click reads a real backspace)
-    with ProgressLine(path, "compared") as progress:
-        report = api.diff(
-            path,
-            new,
-            module=module,
-            kwargs=kwargs,
-            loader=loader,
-            base=base,
-            at=at,
-            into=into,
-            explain=explain,
-            values=values,
-            rtol=rtol,
-            atol=atol,
-            jobs=jobs,
-            dask=dask,
-            shard=parse_shard(shard),
-            inputs=inputs,
-            progress=progress.add_bytes,
-            pictures=out.draws_pictures,
-            policy=policy,
-            config=ctx.obj["config"],
-            limits=limits,
-        )
+    report = api.diff(
+        path,
+        new,
+        module=module,
+        kwargs=kwargs,
+        loader=loader,
+        base=base,
+        at=at,
+        into=into,
+        explain=explain,
+        values=values,
+        rtol=rtol,
+        atol=atol,
+        jobs=jobs,
+        dask=dask,
+        shard=parse_shard(shard),
+        inputs=inputs,
+        progress=get_byte_counter(),
+        pictures=out.draws_pictures,
+        policy=policy,
+        config=ctx.obj["config"],
+        limits=limits,
+    )
     out.write_report(report)
     ctx.exit(report.exit_code)

@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.notices import take_old_spelling
 from ckptool.cli.options import CHECKPOINT_PATH, limit_options, report_options
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.errors import UsageError
@@ -13,7 +15,7 @@ from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
-@click.command("digest")
+@click.command("digest", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
 @click.option(
     "--at",
@@ -21,11 +23,12 @@ from ckptool.policy import Policy
     help='Key path of the state_dict inside the file ("state_dict"; "." is the root).',
 )
 @click.option(
-    "--check",
+    "--against",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Compare with a report that `digest --format json -o FILE` wrote.",
 )
+@click.option("--check", "old_spelling", type=click.Path(path_type=Path), hidden=True)
 @click.option(
     "--textconv", is_flag=True, help="One stable line for each tensor, for git diff; exits 0."
 )
@@ -36,7 +39,8 @@ def command(
     paths: tuple[Location, ...],
     *,
     at: str | None,
-    check: Path | None,
+    against: Location | None,
+    old_spelling: Path | None,
     textconv: bool,
     limits: Limits,
     out: ReportOutput,
@@ -47,16 +51,17 @@ def command(
     \b
     ckptool digest model.pth
     ckptool digest model.pth --format json -o model.digest.json
-    ckptool digest model.safetensors --check model.digest.json
+    ckptool digest model.safetensors --against model.digest.json
     """  # noqa: D301 (click wants the character, not its name)
+    against = take_old_spelling(against, old_spelling, old="--check", new="--against")
     if textconv:
-        if check is not None or len(paths) != 1:
-            raise UsageError("--textconv prints one PATH, without --check")
+        if against is not None or len(paths) != 1:
+            raise UsageError("--textconv prints one PATH, without --against")
         if out.formats != {"table"}:
             raise UsageError("--textconv has a format of its own: leave --format out")
         out.write_text(api.textconv(paths[0], at=at, limits=limits))
         ctx.exit(0)
-    report = api.digest(paths, at=at, check=check, policy=policy, limits=limits)
+    report = api.digest(paths, at=at, against=against, policy=policy, limits=limits)
     if report.checkpoints or out.formats - {"table", "markdown"}:
         out.write_report(report)
     for error in report.errors:

@@ -6,6 +6,7 @@ import click
 from msgspec.structs import replace
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
@@ -21,7 +22,7 @@ from ckptool.locations import Location
 from ckptool.policy import Policy
 
 
-@click.command("gate")
+@click.command("gate", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, type=CHECKPOINT_PATH, metavar="[PATH]...")
 @module_options
 @base_option
@@ -71,6 +72,8 @@ from ckptool.policy import Policy
 )
 @click.option("--update-baseline", is_flag=True, help="Record the current findings as known.")
 @click.option("--exit-zero", is_flag=True, help="Report only: exit 0 even if the gate fails.")
+@click.option("--modules-only", is_flag=True,
+              help="Check the configured modules and their locks, no checkpoints.")  # fmt: skip
 @click.option(
     "--show-policy", is_flag=True, help="Print the effective policy and the source of each setting."
 )
@@ -94,6 +97,7 @@ def command(  # noqa: PLR0913
     baseline: Path | None,
     update_baseline: bool,
     exit_zero: bool,
+    modules_only: bool,
     show_policy: bool,
     values: bool,
     inputs: tuple[str, ...] | None,
@@ -104,12 +108,13 @@ def command(  # noqa: PLR0913
     r"""Pass or fail a release by the policy of pyproject.toml or ckptool.toml.
 
     \b
-    ckptool gate model.pth                        the module that the configuration names
-    ckptool gate release/* --format github        annotations and a summary for GitHub
+    ckptool gate                                  all that the configuration names
+    ckptool gate model.pth 'runs/*.pth' release/  files, patterns and folders
+    ckptool gate release --format github          annotations and a summary for GitHub
     ckptool gate model.pth --format sarif -o gate.sarif --format junit -o gate.xml
     ckptool gate model.pth --against ckpt.lock.json --fixtures 'old/*.pth' --golden g.safetensors
     ckptool gate -m package.module:Name --against ckpt.lock.json       no weights are needed
-    ckptool gate                                  every configured module against its lock
+    ckptool gate --modules-only                   every configured module and its lock
     ckptool gate --show-policy
     """
     if show_policy:
@@ -134,6 +139,7 @@ def command(  # noqa: PLR0913
         baseline=baseline,
         update_baseline=update_baseline,
         exit_zero=exit_zero,
+        modules_only=modules_only,
         policy=policy,
         limits=limits,
         config=ctx.obj["config"],

@@ -5,14 +5,15 @@ from pathlib import Path
 import click
 
 from ckptool import api
-from ckptool.cli.options import screen_options
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.options import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.policy import Policy
 
 _DEFAULT_TIMEOUT = 120
 
 
-@click.command("init")
+@click.command("init", cls=GroupedCommand)
 @click.argument(
     "folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
@@ -30,7 +31,7 @@ _DEFAULT_TIMEOUT = 120
     show_default=True,
     help="End the building of a module that takes longer.",
 )
-@screen_options
+@report_options
 def command(
     ctx: click.Context,
     folder: Path | None,

@@ -3,6 +3,7 @@
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import CHECKPOINT_PATH, limit_options, report_options
 from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.formats.files.gc_pause import pause_gc
@@ -12,7 +13,7 @@ from ckptool.policy import Policy
 from ckptool.reports.inspect import SORTS
 
 
-@click.command("inspect")
+@click.command("inspect", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True, type=CHECKPOINT_PATH, metavar="PATH...")
 @click.option(
     "--values", is_flag=True, help="Check values too (rules CK4xx); reads all data, needs torch."

@@ -1,57 +1,76 @@
 """`ckptool lock`."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.notices import announce_old_spelling
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
     input_options,
     limit_options,
     module_options,
-    screen_options,
+    target_options,
 )
-from ckptool.cli.output import ReportOutput
+from ckptool.cli.output import ReportOutput, format_one_line
 from ckptool.cli.parsing import reject_duplicates
+from ckptool.commands.option_checks import reject_unused_options
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.policy import Policy
 
+_DEVICES: Final = ("cpu", "cuda")
+"""Devices that outputs are recorded for."""
 
-@click.command("lock")
+
+def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
+    return path.name.endswith(".lock.json")
+
+
+@click.command("lock", cls=GroupedCommand)
 @click.argument("path", required=False, type=CHECKPOINT_PATH)
-@click.option("-o", "--output", "target", metavar="LOCK", type=OUTPUT_PATH,
-              help="The lock's file.  [default: ckpt.lock.json]")  # fmt: skip
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'
 )
+@click.option("--all", "takes_all", is_flag=True,
+              help="Every lock in the configuration (`against` in [[models]]).")  # fmt: skip
+@click.option("--update", is_flag=True,
+              help="Accept the changes: write only locks that already exist.")  # fmt: skip
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the lock is out of date.")
 @click.option("--golden", metavar="FILE", type=OUTPUT_PATH,
               help="Record the module's outputs for the inputs, with PATH loaded.")  # fmt: skip
 @input_options
-@click.option("--tolerance", "tolerances", multiple=True, metavar="DEVICE=NUMBER",
-              help="With --golden: tolerance of a later comparison, cpu=1e-5 or cuda=1e-3. "
+@click.option("--tolerance", "tolerance_texts", multiple=True, metavar="NUMBER",
+              help="With --golden: absolute and relative tolerance of a later comparison. "
               " [default: by dtype]")  # fmt: skip
+@click.option("--device-tolerance", "device_tolerances", multiple=True, metavar="DEVICE=NUMBER",
+              help="The same for one device: cpu=1e-5 or cuda=1e-3.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace any existing file.")
 @limit_options
-@screen_options
+@target_options("LOCK", "The lock's file.  [default: ckpt.lock.json]", _is_old_target)
 def command(  # noqa: PLR0913
     ctx: click.Context,
     path: Location | None,
-    target: Path | None,
     *,
+    target: Path | None,
     module: str | None,
     kwargs: dict[str, object] | None,
     loader: str | None,
     at: str | None,
+    takes_all: bool,
+    update: bool,
     check: bool,
     golden: Path | None,
     inputs: tuple[str, ...] | None,
-    tolerances: tuple[str, ...],
+    tolerance_texts: tuple[str, ...],
+    device_tolerances: tuple[str, ...],
     force: bool,
     limits: Limits,
     out: ReportOutput,
@@ -62,10 +81,29 @@ def command(  # noqa: PLR0913
     \b
     ckptool lock -m package.module:Name -o ckpt.lock.json
     ckptool lock                                             the modules of the configuration
-    ckptool lock -m package.module:Name --check              in CI: is the lock fresh?
+    ckptool lock --all                                       each lock of the configuration
+    ckptool lock --all --check                               in CI: is each of them fresh?
+    ckptool lock --update -o ckpt.lock.json                  accept what has changed
     ckptool lock model.pth -o model.lock.json                what a file alone can tell
     ckptool lock model.pth -m package.module:Name --golden golden.safetensors
     """
+    config = ctx.obj["config"]
+    if takes_all:
+        named: dict[str, object] = {"PATH": path, "-o": target, "-m": module, "-k": kwargs}
+        named |= {
+            "--loader": loader,
+            "--at": at,
+            "--golden": golden,
+            "--input": inputs,
+            "--force": force,
+        }
+        unused = {name: bool(value) for name, value in named.items()}
+        reject_unused_options(unused, "is for one lock, and --all takes those that are configured")
+        locks_report = api.lock_all(check=check, update=update, policy=policy, config=config)
+        out.write_report(locks_report)
+        for error in locks_report.errors:
+            click.echo(f"ckptool: {format_one_line(error)}", err=True)
+        ctx.exit(locks_report.exit_code)
     report = api.lock(
         path,
         module=module,
@@ -74,24 +112,42 @@ def command(  # noqa: PLR0913
         at=at,
         output=target,
         check=check,
+        update=update,
         golden=golden,
         inputs=inputs,
-        tolerances=reject_duplicates("--tolerance", map(_parse_tolerance, tolerances)),
+        tolerances=_parse_tolerances(tolerance_texts, device_tolerances),
         force=force,
         policy=policy,
-        config=ctx.obj["config"],
+        config=config,
         limits=limits,
     )
     out.write_report(report)
     ctx.exit(report.exit_code)
 
 
-def _parse_tolerance(text: str) -> tuple[str, float]:
-    device, _, number = text.partition("=")
+def _parse_tolerances(texts: Sequence[str], device_texts: Sequence[str]) -> dict[str, float]:
+    """Return device -> tolerance: those of one device win over that of all.
+
+    Raises:
+        UsageError: one is no number of 0 or more, or stands twice.
+    """
+    old_texts = [text for text in texts if "=" in text]
+    for text in old_texts:
+        announce_old_spelling(f"--tolerance {text}", f"--device-tolerance {text}")
+    numbers = [text for text in texts if text not in old_texts]
+    if len(numbers) > 1:
+        raise UsageError(f"--tolerance {numbers[1]}: given twice")
+    tolerances = {d: _parse_tolerance(n, "--tolerance") for n in numbers for d in _DEVICES}
+    pairs = (text.partition("=") for text in (*old_texts, *device_texts))
+    named = [(d, _parse_tolerance(n, f"--device-tolerance {d}=")) for d, _, n in pairs]
+    return tolerances | reject_duplicates("--device-tolerance", named)
+
+
+def _parse_tolerance(text: str, option: str) -> float:
     try:
-        tolerance = float(number)
+        tolerance = float(text)
     except ValueError:
         tolerance = -1.0
     if not tolerance >= 0:
-        raise UsageError(f"--tolerance {text}: expected DEVICE=NUMBER, for example cpu=1e-5")
-    return device, tolerance
+        raise UsageError(f"{option} {text}: expected a number that is 0 or more, such as 1e-5")
+    return tolerance

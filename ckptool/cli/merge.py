@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import report_options
 from ckptool.cli.output import ReportOutput
 from ckptool.policy import Policy
 
 
-@click.command("merge")
+@click.command("merge", cls=GroupedCommand)
 @click.argument(
     "parts", metavar="PART...", type=click.Path(path_type=Path), nargs=-1, required=True
 )

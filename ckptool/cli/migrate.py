@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     OUTPUT_PATH,
@@ -15,11 +16,12 @@ from ckptool.cli.options import (
     into_option,
     limit_options,
     module_options,
-    screen_options,
+    target_options,
 )
 from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.cli.output_targets import find_format
 from ckptool.cli.parsing import parse_rename, parse_shard_size, reject_duplicates
-from ckptool.cli.progress import ProgressLine, report_interrupt
+from ckptool.cli.progress import report_interrupt
 from ckptool.commands.batch import is_batch
 from ckptool.errors import PlanError, UsageError
 from ckptool.formats.limits import Limits
@@ -27,12 +29,15 @@ from ckptool.locations import Location
 from ckptool.phrases import make_printable
 from ckptool.policy import Policy
 from ckptool.reports.migrate import MigrateManyReport, MigrateReport
+from ckptool.tensors.progress import get_byte_counter
 
 
-@click.command("migrate")
+def _is_old_target(ctx: click.Context, path: Path) -> bool:
+    return not (ctx.params.get("dry_run") or find_format(path))
+
+
+@click.command("migrate", cls=GroupedCommand)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
-@click.option("-o", "--output", "target", metavar="DST", type=OUTPUT_PATH,
-              help="Output; its suffix is the format. A folder if several SRC.")  # fmt: skip
 @module_options
 @click.option(
     "--at", metavar="PLACE", help='Key path of the state_dict inside the file ("state_dict").'
@@ -78,12 +83,12 @@ from ckptool.reports.migrate import MigrateManyReport, MigrateReport
     "--tolerance", type=float, help="Allowed difference; by default outputs must be bitwise equal."
 )
 @limit_options
-@screen_options
+@target_options("DST", "Output; its suffix is the format. A folder if several SRC.", _is_old_target)
 def command(  # noqa: PLR0913
     ctx: click.Context,
     sources: tuple[Location, ...],
-    target: Path | None,
     *,
+    target: Path | None,
     module: str | None,
     kwargs: dict[str, object] | None,
     loader: str | None,
@@ -124,7 +129,7 @@ def command(  # noqa: PLR0913
     if reverse and plan is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
     message = "incomplete output was removed"
-    with report_interrupt(ctx, message), ProgressLine(sources[0], "written") as progress:
+    with report_interrupt(ctx, message):
         migrate = partial(
             _choose_function(sources, target, is_sharded=max_shard_size is not None),
             module=module,
@@ -151,7 +156,7 @@ def command(  # noqa: PLR0913
             device=device,
             old_module=old_module,
             tolerance=tolerance,
-            progress=progress.add_bytes,
+            progress=get_byte_counter(),
             policy=policy,
             config=ctx.obj["config"],
             limits=limits,

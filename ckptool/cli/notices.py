@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from ckptool.cli.progress import echo_error
+from ckptool.locations import Location
 from ckptool.phrases import pluralize
 
 _PRONOUNS = ("them", "it")
@@ -53,11 +55,26 @@ def announce_user_warnings(texts: Sequence[str], count: int) -> None:
         _echo_once(f"and {pluralize(count - len(texts), 'more warning')} of user code")
 
 
+def announce_old_spelling(old: str, new: str) -> None:
+    """Say how something is written now that is still understood, each text once."""
+    _echo_once(f"`{old}` is written `{new}` now; the old spelling goes with the next release")
+
+
+def take_old_spelling(
+    value: Location | None, old_value: Location | None, *, old: str, new: str
+) -> Location | None:
+    """Return the value of the option `new`, else that of its old name `old`, with a notice."""
+    if old_value is None:
+        return value
+    announce_old_spelling(old, new)
+    return old_value if value is None else value
+
+
 def show_user_output(lines: Sequence[str]) -> None:
     """Show what code of the user printed, in lines that are safe to show."""
     from ckptool.cli.secrets import mask_secrets
 
-    click.echo(mask_secrets("\n".join(lines)), err=True)
+    echo_error(mask_secrets("\n".join(lines)))
 
 
 def _echo_once(text: str) -> None:
@@ -67,4 +84,4 @@ def _echo_once(text: str) -> None:
     announced = ctx.meta.setdefault("ckptool.announced", set()) if ctx else set()
     if text not in announced:
         announced.add(text)
-        click.echo(f"ckptool: {format_one_line(text)}", err=True)
+        echo_error(f"ckptool: {format_one_line(text)}")

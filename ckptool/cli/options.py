@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec.structs import replace
 
 from ckptool.cli.given_words import collect_given_words
 from ckptool.cli.notices import (
@@ -20,8 +21,9 @@ from ckptool.cli.notices import (
 )
 from ckptool.cli.output import ReportOutput
 from ckptool.cli.output_guard import OutputOption, check_outputs, check_replaced_report
-from ckptool.cli.output_targets import resolve_destinations
+from ckptool.cli.output_targets import resolve_outputs
 from ckptool.cli.parsing import DEFAULT_TIMEOUT, parse_kwargs, parse_limits, parse_timeout
+from ckptool.cli.progress import show_progress
 from ckptool.cli.secrets import remember_secrets
 from ckptool.config import (
     GIVEN_WORDS,
@@ -102,18 +104,37 @@ base_option = click.option(
 
 def report_options(function: CommandFunction) -> CommandFunction:
     """Add the report options; the command receives `out: ReportOutput` and `policy: Policy`."""
-    return _with_options(_wrap_report_command(function, has_output=True), _REPORT_OPTIONS)
+    return _with_options(_wrap_report_command(function), _REPORT_OPTIONS)
 
 
-def screen_options(function: CommandFunction) -> CommandFunction:
-    """Add the options of `report_options` except -o, which the command uses for another file."""
-    return _with_options(
-        _wrap_report_command(function, has_output=False),
-        tuple(o for o in _REPORT_OPTIONS if o not in {_OUTPUT_OPTION, _FORCE_OPTION}),
+def target_options(
+    metavar: str, description: str, is_old_target: Callable[[click.Context, Path], bool]
+) -> Callable[[CommandFunction], CommandFunction]:
+    """Add the options of `report_options`; -o also names the file that the command itself writes.
+
+    The command receives that file as `target`, None if it is not named, and declares --force.
+
+    Args:
+        metavar: how the help calls the file.
+        description: help of -o for that file.
+        is_old_target: whether a -o behind a --format is the target, as it was up to 0.1.
+    """
+    text = f"{description} After a --format: the file for that report."
+    output_option = click.option(
+        "-o", "--output", "outputs", type=OUTPUT_PATH, multiple=True, metavar=metavar, help=text
     )
+    others = tuple(o for o in _REPORT_OPTIONS if o not in {_OUTPUT_OPTION, _FORCE_OPTION})
+
+    def add_options(function: CommandFunction) -> CommandFunction:
+        command = _wrap_report_command(function, is_old_target)
+        return _with_options(command, (output_option, *others))
+
+    return add_options
 
 
-def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> CommandFunction:
+def _wrap_report_command(
+    function: CommandFunction, is_old_target: Callable[[click.Context, Path], bool] | None = None
+) -> CommandFunction:
     @wraps(function)
     @click.pass_context
     def command(
@@ -134,15 +155,19 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
         **options: object,
     ) -> object:
         ctx.obj["trace"] = verbose
-        out = ReportOutput(resolve_destinations(ctx, formats, outputs), color, quiet, verbose)
+        resolved = resolve_outputs(ctx, formats, outputs, is_old_target)
+        if is_old_target is not None:
+            options["target"] = resolved.target
+        out = ReportOutput(resolved.destinations, color, quiet, verbose)
         if ("html", None) in out.destinations and sys.stdout.isatty():
             raise UsageError(
                 "--format html is a page for a browser, not for a terminal: write it to a file, "
-                "with > report.html" + (" or -o report.html" if has_output else "")
+                "with > report.html or --format html -o report.html"
             )
         config = _find_config(policy_file, is_wanted=not no_config)
         remember_secrets(ctx, _iter_config_words(config))
-        _check_outputs(ctx, out, config, replace_foreign=replace_foreign)
+        is_forced = replace_foreign or bool(options.get("force"))
+        _check_outputs(ctx, out, config, replace_foreign=is_forced)
         policy_options = PolicyOptions(_split_codes(select), _split_codes(ignore), fail_on)
         ctx.obj |= {"config": config, "options": policy_options}
         policy = resolve_policy(config, policy_options)
@@ -155,10 +180,11 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
             announce_configured_code,
             announce_model_folder,
         )
+        draws_progress = not options.pop("no_progress") and not quiet
         token = TRUST_RULE.set(trust_rule)
         words_token = GIVEN_WORDS.set(collect_given_words(ctx))
         try:
-            with _choose_worker(ctx):
+            with show_progress(is_wanted=draws_progress), _choose_worker(ctx):
                 return function(ctx, *args, out=out, policy=policy, **options)
         finally:
             GIVEN_WORDS.reset(words_token)
@@ -211,10 +237,25 @@ def _check_outputs(
             continue
         paths = value if isinstance(value, tuple) else (value,)
         outputs += [OutputOption(parameter.opts[0], path) for path in paths if path is not None]
+    if ctx.command.name == "lock":
+        config = _leave_out_locks(config)
     check_outputs(outputs, inputs, config)
     for _, path in out.destinations:
         if path is not None and not replace_foreign:
             check_replaced_report(path)
+
+
+def _leave_out_locks(config: ProjectConfig) -> ProjectConfig:
+    """Return the configuration without its locks, which `lock` is there to replace."""
+    from ckptool.compare.contract_lock import is_lock
+
+    models = tuple(
+        replace(entry, against=None)
+        if entry.against and is_lock(config.directory / entry.against)
+        else entry
+        for entry in config.settings.models
+    )
+    return replace(config, settings=replace(config.settings, models=models))
 
 
 def module_options(function: CommandFunction) -> CommandFunction:
@@ -301,7 +342,7 @@ _OUTPUT_OPTION = click.option(
     "outputs",
     type=OUTPUT_PATH,
     multiple=True,
-    help="File for the preceding --format.",
+    help="File for the preceding --format; without one, its suffix determines the format.",
 )
 
 
@@ -346,6 +387,9 @@ _REPORT_OPTIONS = (
         show_default=True,
     ),
     click.option("-q", "--quiet", is_flag=True, help="Print only the verdict."),
+    click.option(
+        "--no-progress", is_flag=True, help="Draw no progress bar; none is drawn in pipes and CI."
+    ),
     click.option("-v", "--verbose", is_flag=True, help="Print all details; on errors a traceback."),
 )
 

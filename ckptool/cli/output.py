@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from ckptool.cli.output_guard import TEXT_MARK
 from ckptool.cli.output_targets import Destination
+from ckptool.cli.progress import close_progress
 from ckptool.cli.secrets import mask_secrets
 from ckptool.commands.worker.worker import close_worker
 from ckptool.errors import WriteError
@@ -59,6 +60,7 @@ class ReportOutput(Struct, frozen=True):
             WriteError: a file cannot be written.
         """
         close_worker()
+        close_progress()
         for format_, path in self.destinations:
             text = render(format_, report, self._build_render_options(path))
             is_file = path is not None and (path.is_file() or not path.exists())
@@ -84,7 +86,7 @@ class ReportOutput(Struct, frozen=True):
             width=_detect_width(is_terminal=is_terminal),
             color=path is None and _should_color(self.color, is_terminal=is_terminal),
             unicode=path is not None or _supports_unicode(),
-            verbosity=self.verbose - self.quiet,
+            verbosity=self.verbose - (self.quiet and path is None),
             root=Path.cwd(),
         )
 

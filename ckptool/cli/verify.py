@@ -3,6 +3,8 @@
 import click
 
 from ckptool import api
+from ckptool.cli.help_groups import GroupedCommand
+from ckptool.cli.notices import take_old_spelling
 from ckptool.cli.options import (
     CHECKPOINT_PATH,
     base_option,
@@ -14,10 +16,10 @@ from ckptool.cli.options import (
 from ckptool.cli.output import ReportOutput
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
-from ckptool.policy import Policy
+from ckptool.policy import ExitCode, Policy
 
 
-@click.command("verify")
+@click.command("verify", cls=GroupedCommand)
 @click.argument("path", type=CHECKPOINT_PATH)
 @module_options
 @base_option
@@ -34,7 +36,7 @@ from ckptool.policy import Policy
     help="auto, cuda, cuda:1, simulated or cpu.",
 )
 @click.option(
-    "--against",
+    "--old",
     metavar="OLD",
     type=CHECKPOINT_PATH,
     help="Previous checkpoint; its outputs must match.",
@@ -42,6 +44,7 @@ from ckptool.policy import Policy
 @click.option(
     "--old-module", metavar="PACKAGE.MODULE:NAME", help="Module of the previous checkpoint."
 )
+@click.option("--against", "old_spelling", type=CHECKPOINT_PATH, hidden=True)
 @input_options
 @click.option(
     "--tolerance", type=float, help="Allowed difference of outputs, absolute and relative."
@@ -58,7 +61,8 @@ def command(  # noqa: PLR0913
     base: Location | None,
     at: str | None,
     device: str,
-    against: Location | None,
+    old: Location | None,
+    old_spelling: Location | None,
     old_module: str | None,
     inputs: tuple[str, ...] | None,
     tolerance: float | None,
@@ -70,7 +74,7 @@ def command(  # noqa: PLR0913
 
     \b
     ckptool verify model.pth -m package.module:Name --input "float32[2,6,3]"
-    ckptool verify new.pth --against old.pth --old-module package.old:Name
+    ckptool verify new.pth --old old.pth --old-module package.old:Name
     ckptool verify model.pth --device cuda:1 --inputs package.module:batch
     """
     report = api.verify(
@@ -81,7 +85,7 @@ def command(  # noqa: PLR0913
         base=base,
         at=at,
         device=device,
-        against=against,
+        old=take_old_spelling(old, old_spelling, old="--against", new="--old"),
         old_module=old_module,
         inputs=inputs,
         tolerance=tolerance,
@@ -91,4 +95,6 @@ def command(  # noqa: PLR0913
         pictures=out.draws_pictures,
     )
     out.write_report(report)
+    if report.exit_code == ExitCode.COULD_NOT_CHECK and report.unrun_reason:
+        click.echo(f"ckptool: {path}: nothing was run: {report.unrun_reason}", err=True)
     ctx.exit(report.exit_code)

@@ -138,7 +138,13 @@ def diff(  # noqa: PLR0913
     worker = get_worker()
     start_early(worker, find_target(location, module_options, config), location)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)
-    module_target = need_target(location, module_options, config, checkpoint)
+    module_target = need_target(
+        location,
+        module_options,
+        config,
+        checkpoint,
+        other_choice=", or give a second checkpoint",
+    )
     result = _compare_with_module(checkpoint, module_target, inputs, worker, values=bool(values))
     module_diff = result.module_diff
     verdict = judge(

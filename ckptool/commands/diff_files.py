@@ -21,6 +21,7 @@ from ckptool.compare.structural_diff import compare_structure
 from ckptool.compare.value_checks import plan_value_checks, run_value_checks
 from ckptool.errors import UsageError
 from ckptool.formats.limits import Limits
+from ckptool.model import all_tensors
 from ckptool.policy import Policy, judge
 from ckptool.reports.diff_files import (
     DiffFilesReport,
@@ -32,6 +33,7 @@ from ckptool.rules import run_rules
 from ckptool.tensors.batch_runner import JOBS, BatchRunner
 from ckptool.tensors.dask import dask_batch_runner
 from ckptool.tensors.difference import Tolerances
+from ckptool.tensors.progress import start_step
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -118,6 +120,8 @@ def diff_files(
         if options.shard
         else plan_value_checks(structure)
     )
+    nbytes = sum(tensor.nbytes for tensor in all_tensors(structure.old).values())
+    start_step(f"comparing with {structure.new.path.name}", nbytes)
     with options.open_batch_runner() as runner:
         value_results = run_value_checks(
             structure, value_checks, options.tolerances or Tolerances(), runner

@@ -1,9 +1,10 @@
 """Checkpoint files -> DigestReport: compute content digests, or check against a saved one."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ckptool.commands.target import PathLike, open_checkpoint_or_stdin
+from ckptool.commands.target import PathLike, open_checkpoint_or_stdin, require_local_path
 from ckptool.compare.digest import (
     CheckpointDigest,
     compare_digests,
@@ -25,28 +26,33 @@ def digest(
     paths: PathLike | Sequence[PathLike],
     *,
     at: str | None = None,
-    check: str | Path | None = None,
+    against: PathLike | None = None,
+    check: PathLike | None = None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> DigestReport:
     """Compute content digests; independent of container, key order and shard layout.
 
-    A path that cannot be read is reported in `errors`; with `check` it raises.
+    A path that cannot be read is reported in `errors`; with `against` it raises.
 
     Args:
-        paths: the checkpoints; exactly one with `check`.
+        paths: the checkpoints; exactly one with `against`.
         at: dotted place of the state to digest; None digests all states of a file.
-        check: a JSON report of this function that the checkpoint must match.
-        policy: with `check`: whether a difference fails.
+        against: a JSON report of this function that the checkpoint must match.
+        check: `against` as it was called up to 0.1; deprecated.
+        policy: with `against`: whether a difference fails.
         limits: bounds on the memory and time that reading a file may take.
 
     Raises:
-        ReadError: with `check`, a file cannot be read.
-        UsageError: the state does not exist, or there is more than one checkpoint to check.
+        ReadError: with `against`, a file cannot be read.
+        UsageError: the state does not exist, or there is more than one checkpoint with `against`.
     """
     path_list = [paths] if isinstance(paths, PathLike) else list(paths)
     if check is not None:
-        return _check_digest(path_list, at, Path(check), policy or Policy(), limits)
+        warnings.warn("digest(check=...) is against=... now", DeprecationWarning, stacklevel=2)
+        against = check if against is None else against
+    if against is not None:
+        return _check_digest(path_list, at, require_local_path(against), policy or Policy(), limits)
     checkpoint_digests: list[CheckpointDigest] = []
     errors: list[ReadError] = []
     for path in path_list:
@@ -82,7 +88,7 @@ def _check_digest(
     paths: Sequence[PathLike], at: str | None, check: Path, policy: Policy, limits: Limits
 ) -> DigestReport:
     if len(paths) != 1:
-        raise UsageError("--check compares one checkpoint: give one PATH")
+        raise UsageError("--against compares one checkpoint: give one PATH")
     old_digest = read_saved_digest(check, parse_location(paths[0]))
     checkpoint = open_checkpoint_or_stdin(paths[0], limits)
     new_digest = digest_checkpoint(

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from ckptool.commands.gating.expectations import (
-    GateExpectations,
+from ckptool.commands.gating.expectations import GateExpectations, list_unreplayed
+from ckptool.commands.gating.named_checkpoints import (
+    NamedCheckpoints,
+    expand_paths,
+    find_unmatched_entries,
+    list_configured_checkpoints,
 )
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.previews import add_module_diff_previews, add_state_previews
@@ -21,7 +25,6 @@ from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ProjectConfig, Waiver, load_config
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
-from ckptool.locations import parse_location
 from ckptool.policy import Baseline, ExitCode, Policy, Verdict, judge
 from ckptool.policy import baseline as baselines
 from ckptool.policy.resolve import PolicyOptions, list_settings, resolve_policy
@@ -53,7 +56,7 @@ from ckptool.commands.gating.gated_checkpoint import (
 
 
 def gate(  # noqa: PLR0913
-    paths: PathLike | Sequence[PathLike],
+    paths: PathLike | Sequence[PathLike] = (),
     *,
     module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     kwargs: Mapping[str, object] | None = None,
@@ -70,6 +73,7 @@ def gate(  # noqa: PLR0913
     baseline: PathLike | None = None,
     update_baseline: bool = False,
     exit_zero: bool = False,
+    modules_only: bool = False,
     policy: Policy | None = None,
     limits: Limits = DEFAULT_LIMITS,
     config: ProjectConfig | None = None,
@@ -78,8 +82,9 @@ def gate(  # noqa: PLR0913
     """Judge checkpoints by a policy; one that cannot be checked does not stop the others.
 
     Args:
-        paths: the checkpoints of the release; if empty, the named module, or each configured one,
-            is checked against its `against` and `fixtures`.
+        paths: the checkpoints of the release, patterns ("runs/*.pth") and folders of them; if
+            empty, those that the configuration names; with `module`, that alone is checked against
+            `against` and `fixtures`.
         module: "package.module:Name", a live module, or a class or function to call; None takes
             the configuration's for each path; where it has none, only the rules about files are
             run.
@@ -97,6 +102,7 @@ def gate(  # noqa: PLR0913
         golden: files of recorded outputs that the module must reproduce.
         baseline: file of known findings, which do not fail; None takes the configuration's.
         update_baseline: write all current findings into that file.
+        modules_only: judge the configured modules and their locks, and no checkpoint.
         exit_zero: exit 0 if the gate failed; if something could not be checked, still exit 2.
         policy: None takes the configuration's.
         limits: bounds on the memory and time that reading a file may take.
@@ -114,11 +120,14 @@ def gate(  # noqa: PLR0913
     old_baseline = (
         None if baseline_path is None else _read_old_baseline(baseline_path, update=update_baseline)
     )
-    locations = [
-        parse_location(path) for path in ([paths] if isinstance(paths, PathLike) else paths)
-    ]
+    given_paths = [paths] if isinstance(paths, PathLike) else list(paths)
+    reject_unused_options(
+        {"--modules-only": modules_only and bool(given_paths)}, "judges no checkpoint: name none"
+    )
+    is_module_alone = not given_paths and (modules_only or module is not None)
+    named = _find_checkpoints(given_paths, settings, is_module_alone=is_module_alone)
     expectations = GateExpectations(
-        against, tuple(fixtures), tuple(golden), tuple(plans), len(locations) > 1
+        against, tuple(fixtures), tuple(golden), tuple(plans), len(named.locations) > 1
     )
     _reject_plans_without_fixtures(expectations, settings)
     module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base, fresh=fresh)
@@ -131,11 +140,20 @@ def gate(  # noqa: PLR0913
         expectations,
         values,
         get_worker(),
-    ).examine_all(locations)
+        modules_only,
+    ).examine_all(named.locations, modules=not (named.locations or named.errors))
+    errors |= named.errors
     if baseline_path is not None and update_baseline:
         old_baseline = _update_baseline(baseline_path, old_baseline, gated_checkpoints, gate_policy)
-    verdict = _judge_release(gated_checkpoints, gate_policy, old_baseline)
-    order = tuple(map(str, locations)) or tuple(checkpoint.path for checkpoint in gated_checkpoints)
+    issues = PolicyIssues(
+        unmatched_entries=() if modules_only else find_unmatched_entries(settings, named.locations),
+        unchecked=()
+        if modules_only
+        else list_unreplayed([checkpoint.evidence for checkpoint in gated_checkpoints]),
+    )
+    verdict = _judge_release(gated_checkpoints, gate_policy, old_baseline, issues)
+    order = (*map(str, named.locations), *named.errors)
+    order = order or (*(checkpoint.path for checkpoint in gated_checkpoints), *errors)
     gate_report = build_gate_report(
         [_build_gate_input(checkpoint, gate_policy) for checkpoint in gated_checkpoints],
         errors,
@@ -147,6 +165,15 @@ def gate(  # noqa: PLR0913
         gate_report = _add_previews(gate_report, gated_checkpoints[0])
     is_failure_ignored = exit_zero and gate_report.exit_code == ExitCode.FAILED
     return replace(gate_report, exit_code=ExitCode.PASSED) if is_failure_ignored else gate_report
+
+
+def _find_checkpoints(
+    paths: Sequence[PathLike], config: ProjectConfig, *, is_module_alone: bool
+) -> NamedCheckpoints:
+    """Return the checkpoints that `paths` name, or without any those of the configuration."""
+    if paths:
+        return expand_paths(paths)
+    return NamedCheckpoints(()) if is_module_alone else list_configured_checkpoints(config)
 
 
 def _reject_plans_without_fixtures(expectations: GateExpectations, config: ProjectConfig) -> None:
@@ -193,18 +220,22 @@ def effective_policy(
 
 
 def _judge_release(
-    gated_checkpoints: Sequence[GatedCheckpoint], policy: Policy, baseline: Baseline | None
+    gated_checkpoints: Sequence[GatedCheckpoint],
+    policy: Policy,
+    baseline: Baseline | None,
+    issues: PolicyIssues,
 ) -> Verdict:
-    """Return the verdict on all checkpoints, including findings about stale policy entries."""
+    """Return the verdict on all checkpoints, and on the policy, of which `issues` are known."""
     findings = [
         finding
         for checkpoint in gated_checkpoints
         for finding in _run_rules(checkpoint, policy, baseline)
     ]
-    policy_issues = _find_policy_issues(
+    findings += run_rules([issues], policy.source)
+    stale_entries = _find_stale_entries(
         judge(findings, policy, baseline=baseline), gated_checkpoints, policy, baseline
     )
-    return judge([*findings, *run_rules([policy_issues], policy.source)], policy, baseline=baseline)
+    return judge([*findings, *run_rules([stale_entries], policy.source)], policy, baseline=baseline)
 
 
 def _run_rules(
@@ -238,6 +269,7 @@ def _build_release(
             unmatched_keys,
             gated_checkpoint.unloadable_place,
             gated_checkpoint.required_levels,
+            gated_checkpoint.evidence.unchecked,
         ),
     )
 
@@ -275,7 +307,7 @@ def _find_unmatched_keys(module_diff: ModuleDiff, verdict: Verdict) -> tuple[str
     return tuple(key for key in dict.fromkeys(keys) if key not in reported_keys)
 
 
-def _find_policy_issues(
+def _find_stale_entries(
     verdict: Verdict,
     gated_checkpoints: Sequence[GatedCheckpoint],
     policy: Policy,
@@ -356,7 +388,7 @@ def _update_baseline(
         for known_finding in (old_baseline.entries if old_baseline else ())
         if known_finding.path not in checked_paths
     }
-    verdict = _judge_release(gated_checkpoints, policy, None)
+    verdict = _judge_release(gated_checkpoints, policy, None, PolicyIssues())
     new_findings = {
         baselines.to_baseline_entry(finding, policy.relative(finding.path))
         for finding in verdict.findings

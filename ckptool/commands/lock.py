@@ -2,10 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
+from ckptool.commands.gating.configured_locks import find_locked_module, list_configured_locks
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.commands.target import (
     ModuleOptions,
@@ -50,6 +53,7 @@ def lock(  # noqa: PLR0913
     at: str | None = None,
     output: str | Path | None = None,
     check: bool = False,
+    update: bool = False,
     golden: str | Path | None = None,
     inputs: object = None,
     tolerances: Mapping[str, float] | None = None,
@@ -63,8 +67,9 @@ def lock(  # noqa: PLR0913
     Args:
         path: the checkpoint; with `golden`, the one whose weights are used.
         module: "package.module:Name", a live module, or a class or function to call; None, without
-            `path`, takes all modules of the configuration: the lock of each is its `against`, if
-            that is a .json file, else NAME.lock.json beside the configuration.
+            `path`, takes the module whose `against` is `output`, else all modules of the
+            configuration: the lock of each is its `against`, if that is a .json file, else
+            NAME.lock.json next to the configuration.
         kwargs: constructor arguments; for a live module, those it was built with.
         fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
@@ -72,6 +77,8 @@ def lock(  # noqa: PLR0913
         at: dotted place of the state in the file ("state_dict").
         output: the lock file; None is "ckpt.lock.json"; an existing lock is replaced.
         check: write nothing; report whether the lock on disk is up to date.
+        update: the lock has to be there already; without a module, the configuration's entry whose
+            `against` it is gives it.
         golden: file for the recorded outputs; then no lock is written.
         inputs: arguments of forward, as for `verify`.
         tolerances: device ("cpu", "cuda") -> absolute and relative tolerance for later replays.
@@ -87,41 +94,133 @@ def lock(  # noqa: PLR0913
         UsageError: the options exclude each other.
     """
     module_options = ModuleOptions(module, kwargs, at, loader=loader, fresh=fresh)
+    reject_unused_options({"--check": check and update}, "writes nothing, and --update writes")
     if golden is not None:
-        if path is None or output is not None or check:
+        if path is None or output is not None or check or update:
             raise UsageError(
                 "--golden records the outputs of a module with a checkpoint: ckptool lock PATH "
                 "--golden FILE -m MODULE; write the lock itself in a separate run"
             )
-        location = parse_location(path)
-        module_target = need_target(location, module_options, config)
+        source = parse_location(path)
+        golden_target = need_target(source, module_options, config)
         return _record_golden(
-            module_target, location, Path(golden), inputs, tolerances or {}, force, limits
+            golden_target, source, Path(golden), inputs, tolerances or {}, force, limits
         )
     unused_options = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
     reject_unused_options(unused_options, "is for the outputs that --golden FILE records")
+    module_target = module_options.target
     if path is None and module is None:
         unused_options = {"-k": bool(kwargs), "--loader": loader is not None}
         reject_unused_options(unused_options, "is for the module that -m names")
-        project_config = load_config(Path.cwd()) if config is None else config
-        return _lock_project(project_config, output, policy or Policy(), check=check, force=force)
-    new_contract, skipped, checkpoint = _build_contract(path, module_options, limits)
+        settings = load_config(Path.cwd()) if config is None else config
+        module_target = None if output is None else find_locked_module(settings, Path(output))
+        if module_target is None:
+            targets = _list_project_locks(settings, output)
+            return _lock_modules(targets, settings, policy, check=check, update=update, force=force)
+        settings.announce_code(str(module_target.module))
     location = Path(DEFAULT_NAME if output is None else output)
-    sources = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
-    return _write_or_check(
-        location, new_contract, skipped, sources, policy or Policy(), check=check, force=force
+    if update and not location.exists():
+        raise ReadError(location, "there is no lock to update: write it without --update")
+    locked = _describe_locked(path, module_target, module_options, limits)
+    return _write_or_check(location, locked, policy or Policy(), check=check, force=force)
+
+
+class _Locked(Struct, frozen=True):
+    """What a lock is of, as it is now."""
+
+    contract: Contract
+    skipped: tuple[Skipped, ...]
+    checkpoint: Checkpoint | None = None
+    """None where it is a module."""
+
+
+def _write_or_check(
+    location: Path, locked: _Locked, policy: Policy, *, check: bool, force: bool = False
+) -> LockReport:
+    """Compare a lock with what it is of, write it unless that is all, and report.
+
+    Raises:
+        ReadError: the lock on disk is invalid, or is to be checked and missing.
+        WriteError: it cannot be written, or the file is not a lock.
+    """
+    old_contract = _read_old_lock(location, check=check, force=force)
+    lock_text = contract_lock.format_lock(locked.contract)
+    is_unchanged = old_contract is not None and contract_lock.format_lock(old_contract) == lock_text
+    contract_diff = (
+        None if old_contract is None else contract.compare_contracts(old_contract, locked.contract)
     )
+    outcome = LockOutcome(
+        location,
+        locked.contract,
+        contract_diff,
+        is_unchanged=is_unchanged,
+        is_check=check,
+        skipped=locked.skipped,
+    )
+    if check:
+        findings = run_rules([contract_diff]) if contract_diff else ()
+        return build_lock_report(outcome, judge(findings, policy, differs=not is_unchanged))
+    if not is_unchanged:
+        checkpoint = locked.checkpoint
+        inputs = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
+        _check_and_write(location, lock_text.encode(), inputs)
+    return build_lock_report(outcome, judge([], policy))
 
 
-def _lock_project(
+def lock_all(
+    *,
+    check: bool = False,
+    update: bool = False,
+    policy: Policy | None = None,
+    config: ProjectConfig | None = None,
+) -> ProjectLockReport:
+    """Write or check every lock that the configuration names: `against` of its `[[models]]`.
+
+    Args:
+        check: write nothing; report which locks are out of date.
+        update: write only locks that exist already.
+        policy: reported findings if a lock is out of date.
+        config: the configuration; None takes the nearest one from the current directory up.
+
+    Raises:
+        ConfigError: the configuration is invalid.
+        UsageError: it names no lock, or two modules share one.
+    """
+    reject_unused_options({"--check": check and update}, "writes nothing, and --update writes")
+    settings = load_config(Path.cwd()) if config is None else config
+    targets = list_configured_locks(settings).items()
+    return _lock_modules(targets, settings, policy, check=check, update=update)
+
+
+def _lock_modules(
+    targets: Iterable[tuple[Path, ModuleTarget]],
     config: ProjectConfig,
-    output: str | Path | None,
-    policy: Policy,
+    policy: Policy | None,
     *,
     check: bool,
-    force: bool,
+    update: bool,
+    force: bool = False,
 ) -> ProjectLockReport:
-    """Write or check the lock of each module of a configuration; errors do not stop the others.
+    """Write or check the lock of each module; errors do not stop the others."""
+    reports, errors = [], []
+    for path, module_target in targets:
+        if update and not path.exists():
+            continue
+        config.announce_code(str(module_target.module))
+        try:
+            locked = _describe_locked_module(module_target)
+            reports.append(
+                _write_or_check(path, locked, policy or Policy(), check=check, force=force)
+            )
+        except (ReadError, ModuleError, WriteError) as error:
+            errors.append(str(error))
+    return build_project_lock_report(tuple(reports), tuple(errors), is_check=check)
+
+
+def _list_project_locks(
+    config: ProjectConfig, output: str | Path | None
+) -> list[tuple[Path, ModuleTarget]]:
+    """Return the lock and the module of each module of a configuration.
 
     Raises:
         UsageError: it names no module, or several and `output` is for one.
@@ -134,22 +233,8 @@ def _lock_project(
         )
     if output is not None and len(entries) > 1:
         raise UsageError(f"-o {output}: the configuration names {len(entries)} modules: use -m")
-    locations = [Path(output)] if output is not None else _name_locks(entries, config)
-    lock_reports: list[LockReport] = []
-    errors: list[str] = []
-    for (entry, module_target), location in zip(entries, locations, strict=True):
-        config.announce_code(entry.module)
-        try:
-            module_info = get_worker().ask(DescribeModule(module_target)).module_info
-            new_contract = contract.build_module_contract(module_info)
-            lock_report = _write_or_check(
-                location, new_contract, module_info.skipped, (), policy, check=check, force=force
-            )
-        except (ModuleError, ReadError, WriteError) as error:
-            errors.append(str(error))
-        else:
-            lock_reports.append(lock_report)
-    return build_project_lock_report(tuple(lock_reports), tuple(errors))
+    paths = [Path(output)] if output is not None else _name_locks(entries, config)
+    return [(path, target) for path, (_, target) in zip(paths, entries, strict=True)]
 
 
 def _name_locks(
@@ -169,65 +254,33 @@ def _name_locks(
     return [folder / name for name in names]
 
 
-def _write_or_check(
-    location: Path,
-    new_contract: Contract,
-    skipped: tuple[Skipped, ...],
-    sources: Sequence[Location],
-    policy: Policy,
-    *,
-    check: bool,
-    force: bool,
-) -> LockReport:
-    """Write a contract, or compare the lock at `location` with it.
-
-    Raises:
-        ReadError: the lock there is invalid, or with `check` does not exist.
-        WriteError: the file cannot be written, is not a lock, or is one of `sources`.
-    """
-    old_contract = _read_old_lock(location, check=check, force=force)
-    lock_text = contract_lock.format_lock(new_contract)
-    is_unchanged = old_contract is not None and contract_lock.format_lock(old_contract) == lock_text
-    contract_diff = (
-        None if old_contract is None else contract.compare_contracts(old_contract, new_contract)
-    )
-    outcome = LockOutcome(
-        location,
-        new_contract,
-        contract_diff,
-        is_unchanged=is_unchanged,
-        is_check=check,
-        skipped=skipped,
-    )
-    if check:
-        findings = run_rules([contract_diff]) if contract_diff else ()
-        return build_lock_report(outcome, judge(findings, policy, differs=not is_unchanged))
-    if not is_unchanged:
-        _check_and_write(location, lock_text.encode(), sources)
-    return build_lock_report(outcome, judge([], policy))
-
-
-def _build_contract(
-    path: PathLike | None, module_options: ModuleOptions, limits: Limits
-) -> tuple[Contract, tuple[Skipped, ...], Checkpoint | None]:
-    if path is None and module_options.module is not None:
-        unused_options = {"--at": module_options.at is not None}
+def _describe_locked(
+    path: PathLike | None,
+    module_target: ModuleTarget | None,
+    module_options: ModuleOptions,
+    limits: Limits,
+) -> _Locked:
+    if path is None and module_target is not None:
         reject_unused_options(
-            unused_options, "is a key path in a checkpoint, but this lock was made from a module"
+            {"--at": module_options.at is not None},
+            "is a key path in a checkpoint, but this lock was made from a module",
         )
-        module_target = module_options.target
-        assert module_target is not None
-        module_info = get_worker().ask(DescribeModule(module_target)).module_info
-        return contract.build_module_contract(module_info), module_info.skipped, None
-    if path is not None and module_options.module is None:
+        return _describe_locked_module(module_target)
+    if path is not None and module_target is None:
         reject_unused_options(
             {"-k": bool(module_options.kwargs)},
             "applies to a module, but this lock was made from a checkpoint",
         )
         checkpoint = open_checkpoint_or_stdin(path, limits)
         state = contract.choose_state(checkpoint, module_options.at, None)
-        return contract.build_state_contract(checkpoint, state), checkpoint.skipped, checkpoint
+        new_contract = contract.build_state_contract(checkpoint, state)
+        return _Locked(new_contract, checkpoint.skipped, checkpoint)
     raise UsageError("a lock needs one source: a module (-m package.module:Name) or a checkpoint")
+
+
+def _describe_locked_module(module_target: ModuleTarget) -> _Locked:
+    module_info = get_worker().ask(DescribeModule(module_target)).module_info
+    return _Locked(contract.build_module_contract(module_info), module_info.skipped)
 
 
 def _read_old_lock(path: Path, *, check: bool, force: bool) -> Contract | None:

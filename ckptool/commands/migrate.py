@@ -343,11 +343,14 @@ def _make_forward_check(
 ) -> "ForwardCheck | None":
     """Return a function that verifies a migrated file, also against the source in its old module.
 
-    None without inputs.
+    None without inputs; those of the configuration are taken if none are given.
 
     Raises:
         UsageError: there are inputs and no module, or options that need inputs without any.
     """
+    is_part = module_target is not None and bool(module_target.into)
+    if inputs is None and module_target is not None and not is_part:
+        inputs = module_target.inputs or None
     if inputs is None:
         unused_options = {
             "--old-module": old_options.module is not None,

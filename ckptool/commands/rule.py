@@ -19,7 +19,7 @@ def rule(code: str | None = None) -> tuple[RuleReport, ...]:
             level=r.level.word,
             why=r.why,
             fix=r.general_fix,
-            message=r.message,
+            message=r.general_message,
             example=r.example,
             gate=r.gate.word if r.gate is not None else "",
         )

@@ -37,6 +37,7 @@ from ckptool.loaders.own_classes import find_folder_arguments
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
+from ckptool.tensors.progress import start_step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -370,8 +371,12 @@ def need_target(
     module_options: ModuleOptions,
     config: ProjectConfig | None,
     checkpoint: Checkpoint | None = None,
+    *,
+    other_choice: str = "",
 ) -> ModuleTarget:
     """Return the result of `find_target`; the error names the class that `checkpoint` names.
+
+    `other_choice` is what the command takes instead of a module, "" if it takes nothing else.
 
     Raises:
         UsageError: neither the options nor the configuration name a module.
@@ -387,8 +392,8 @@ def need_target(
             )
         raise UsageError(
             f"{path}: no module to compare it with. Give one with -m package.module:Name, or in "
-            "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml, or give a second "
-            f"checkpoint{suggest_module(checkpoint)}"
+            f"[[tool.ckptool.models]] of pyproject.toml or ckptool.toml{other_choice}"
+            f"{suggest_module(checkpoint)}"
         )
     return module_target
 
@@ -406,7 +411,9 @@ def open_checkpoint_or_stdin(
     """
     _reject_invalid_path(path)
     if str(path) == "-":
+        start_step("reading standard input")
         return open_stream(sys.stdin.buffer, limits)
+    start_step(f"reading {parse_location(path).name}")
     location = parse_location(path)
     model_folder = None if loader == "torch" else find_model_folder(location, loader)
     if model_folder is not None and model_folder.is_pipeline:

@@ -1,5 +1,6 @@
 """Run a module with a checkpoint: load, forward, devices, round trip, equality."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,11 @@ def verify(  # noqa: PLR0913
     base: PathLike | None = None,
     at: str | None = None,
     device: str = "auto",
-    against: PathLike | None = None,
+    old: PathLike | None = None,
     old_module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     inputs: object = None,
     tolerance: float | None = None,
+    against: PathLike | None = None,
     policy: Policy | None = None,
     limits: Limits = DEFAULT_LIMITS,
     config: ProjectConfig | None = None,
@@ -57,12 +59,13 @@ def verify(  # noqa: PLR0913
         base: folder of the model that an adapter is for; None for the one that it names.
         at: dotted place of the state in the file ("state_dict"); None takes the best match.
         device: "auto", "cuda", "cuda:1", "simulated" or "cpu".
-        against: the old checkpoint, whose module must compute the same outputs.
-        old_module: the module of `against`; None takes the same module.
+        old: the old checkpoint, whose module must compute the same outputs.
+        old_module: the module of `old`; None takes the same module.
         inputs: arguments of forward: specs such as "float32[2,6,3]", or "package.module:function",
             or the values themselves; None takes those of the configuration or the module.
         tolerance: absolute and relative; None is exact on one device, and the dtype's default
             across devices.
+        against: `old` as it was called up to 0.1; deprecated.
         policy: reported findings, and the level from which they fail.
         limits: bounds on the memory and time that reading a file may take.
         config: the configuration; None takes the nearest one from the current directory up.
@@ -73,10 +76,13 @@ def verify(  # noqa: PLR0913
         ModuleError: a module cannot be imported or built.
         UsageError: no module is named, the device does not exist, or the inputs are invalid.
     """
-    has_unused_old_module = old_module is not None and against is None
+    if against is not None:
+        warnings.warn("verify(against=...) is old=... now", DeprecationWarning, stacklevel=2)
+        old = against if old is None else old
+    has_unused_old_module = old_module is not None and old is None
     reject_unused_options(
         {"--old-module": has_unused_old_module},
-        "is the module of an old checkpoint: --against is required",
+        "is the module of an old checkpoint: --old is required",
     )
     reject_negative_numbers({"--tolerance": tolerance})
     location = parse_location(path)
@@ -85,12 +91,17 @@ def verify(  # noqa: PLR0913
     worker = get_worker()
     start_early(worker, module_target, location)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)
-    old = None
-    if against is not None:
-        old = OldCheckpoint(open_checkpoint_or_stdin(against, limits), old_module)
+    old_checkpoint = None
+    if old is not None:
+        old_checkpoint = OldCheckpoint(open_checkpoint_or_stdin(old, limits), old_module)
     result = worker.ask(
         VerifyCheckpoint(
-            module_target, checkpoint, device, inputs=inputs, tolerance=tolerance, old=old
+            module_target,
+            checkpoint,
+            device,
+            inputs=inputs,
+            tolerance=tolerance,
+            old=old_checkpoint,
         )
     )
     verification, module_diff = result.verification, result.build_diff(checkpoint, module_target.at)

@@ -16,6 +16,7 @@ from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key
 from ckptool.tensors.elements import unreadable_reason
 from ckptool.tensors.fingerprint import FINGERPRINT_FORMAT, PIECE, create_hasher
 from ckptool.tensors.fingerprint_many import fingerprint_many
+from ckptool.tensors.progress import start_step
 
 ALL_STATES: Final = "*"
 """Value of `CheckpointDigest.at` for all states of a file."""
@@ -116,6 +117,7 @@ def digest_checkpoint(checkpoint: Checkpoint, at: str | None = None) -> Checkpoi
     """
     tensors, place = _select_tensors(checkpoint, at)
     keys = sorted(tensors, key=natural_sort_key)
+    start_step(f"hashing {checkpoint.path.name}", sum(t.nbytes for t in tensors.values()))
     fingerprints = dict(zip(keys, fingerprint_many(tensors[key] for key in keys), strict=True))
     return CheckpointDigest(
         checkpoint,

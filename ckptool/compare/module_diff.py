@@ -37,7 +37,7 @@ from ckptool.compare.rename_search.rename_groups import (
     find_rename_groups,
 )
 from ckptool.compare.renames import PrefixRewrite, find_prefix_rewrite, find_wrapper_rewrite
-from ckptool.compare.states import find_best_state, get_state_or_part, score_match
+from ckptool.compare.states import find_best_state, require_state_or_part, score_match
 from ckptool.formats.safetensors.tie_metadata import parse_declared_ties
 from ckptool.model import (
     Checkpoint,
@@ -287,7 +287,7 @@ def _join_few(keys: tuple[str, ...]) -> str:
 def build_module_diff(checkpoint: Checkpoint, module: ModuleInfo, at: str | None) -> ModuleDiff:
     """Compare the state at `at` with the module; with None, the state that matches best."""
     best_match = find_best_state(checkpoint, module)
-    state = best_match if at is None else get_state_or_part(checkpoint, at)
+    state = best_match if at is None else require_state_or_part(checkpoint, at)
     expected = {key: module_tensor.tensor for key, module_tensor in module.saved_tensors.items()}
     mistyped_keys = dict(_find_mistyped_keys(expected, state))
     lazy_keys = {key for key, tensor in expected.items() if tensor.layout == "lazy"}

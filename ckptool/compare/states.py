@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.compare.renames import WRAPPERS
-from ckptool.errors import UsageError
+from ckptool.errors import NoStateError
 from ckptool.model import (
     Checkpoint,
     ModuleInfo,
@@ -97,13 +97,32 @@ def require_state(checkpoint: Checkpoint, at: str) -> StateDict:
     """Return the state at `at`.
 
     Raises:
-        UsageError: the file has no state there.
+        NoStateError: the file has no state there.
     """
     state = get_state(checkpoint, at)
     if not state.tensors and all(candidate.at != state.at for candidate in checkpoint.states):
-        places = join_limited([s.at or "." for s in checkpoint.states], _MAX_LISTED) or "none"
-        raise UsageError(f"{checkpoint.path}: no state at --at {at}; it has: {places}")
+        raise _explain_missing_state(checkpoint, at)
     return state
+
+
+def require_state_or_part(checkpoint: Checkpoint, at: str) -> StateDict:
+    """Return the state at `at`, or the part of a state there.
+
+    A place that holds other things than tensors has an empty state.
+
+    Raises:
+        NoStateError: the file has nothing there.
+    """
+    state = get_state_or_part(checkpoint, at)
+    is_empty = not (state.tensors or state.non_tensors or state.unsaved_tensors)
+    if is_empty and state.at and all(other.at != state.at for other in checkpoint.states):
+        raise _explain_missing_state(checkpoint, at)
+    return state
+
+
+def _explain_missing_state(checkpoint: Checkpoint, at: str) -> NoStateError:
+    places = join_limited([s.at or "." for s in checkpoint.states], _MAX_LISTED) or "none"
+    return NoStateError(f"{checkpoint.path}: no state at --at {at}; it has: {places}")
 
 
 def find_best_state(checkpoint: Checkpoint, module: ModuleInfo) -> StateDict:

@@ -86,9 +86,10 @@ from ckptool.migration.write.provenance import (
 from ckptool.migration.write.read_back import check_entries
 from ckptool.migration.write.sidecar_files import is_web_location, list_sidecar_files
 from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
-from ckptool.model import Checkpoint, ModuleInfo, StateDict, join_key
+from ckptool.model import Checkpoint, ModuleInfo, StateDict, all_tensors, join_key
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
+from ckptool.tensors.progress import start_step
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
@@ -287,6 +288,8 @@ def _start_early_work(
     ):
         items, _ = tied_items.split_ties(create_draft(checkpoint, state))
         tensors = [items[stored_tensor.key].tensor for stored_tensor in order_tensors(items)]
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        start_step(f"writing {request.target.name}", nbytes, in_background=True)
         early_copy.start_copying(
             tensors,
             header_room,
@@ -397,6 +400,9 @@ class _AppliedPlan:
                 check_pending_file(pending_file, self.target_module, request.forward_check)
             )
 
+        if not self.early_copy.output:
+            nbytes = sum(t.nbytes for t in all_tensors(self.result.checkpoint).values())
+            start_step(f"writing {request.target.name}", nbytes)
         job = WriteJob(
             self.result,
             self.plan,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA_URL: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 ROOT_BASE_ID: Final = "SRCROOT"
+RULES_URL: Final = "https://github.com/OWNER/ckptool/blob/main/docs/rules.md"
+"""Page of all rules, with a heading for each."""
 _MAX_RELATED: Final = 10
 """Maximum consequences that a result names as related locations."""
 
@@ -68,6 +70,7 @@ def _build_rule(code: str) -> dict[str, Any]:
         "name": "".join(word.capitalize() for word in rule.name.split("-")),
         "shortDescription": {"text": f"{rule.code} {rule.name}"},
         "fullDescription": {"text": rule.why},
+        "helpUri": f"{RULES_URL}#{code.lower()}-{rule.name}",
         "help": {"text": f"{rule.why}\n\nFix: {rule.general_fix}"},
         "defaultConfiguration": {"level": rule.level.word},
     }

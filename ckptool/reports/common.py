@@ -1,6 +1,8 @@
 """Structs that several reports share, and their builders."""
 
 from collections.abc import Iterable, Mapping
+from html import escape
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
@@ -163,6 +165,25 @@ class Report(Struct, frozen=True, kw_only=True):
     def has_multiple_checkpoints(self) -> bool:
         """Whether findings must name their checkpoint even if all are about the same one."""
         return False
+
+    def _repr_html_(self) -> str:
+        """Return the HTML report in a frame: a notebook shows it, and its styles stay in it."""
+        page = _render(self, "html")
+        return (
+            f'<iframe srcdoc="{escape(page)}" sandbox="" title="ckptool '
+            f'{self.command}" style="width: 100%; height: 32em; border: 0"></iframe>'
+        )
+
+    def _repr_markdown_(self) -> str:
+        """Return the report as Markdown, for readers of notebooks that show no frames."""
+        return _render(self, "markdown")
+
+
+def _render(report: Report, format_: str) -> str:
+    # By name, as `render` finds a format: the import order is from here to there.
+    render_package = import_module("ckptool.render")
+    text: str = render_package.render(format_, report, render_package.RenderOptions())
+    return text
 
 
 def build_level_report(level_result: "LevelResult") -> LevelReport:

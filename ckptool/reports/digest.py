@@ -50,7 +50,7 @@ class DigestReport(Report, frozen=True, kw_only=True):
     """Version of the digest algorithm: "ckptool-1"."""
     checkpoints: tuple[CheckpointDigestReport, ...]
     check: DigestCheckReport | None = None
-    """None without --check."""
+    """None without --against."""
     errors: tuple[str, ...] = ()
     """One line for each path that could not be read."""
     error_paths: tuple[str, ...] = ()

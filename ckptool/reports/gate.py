@@ -102,6 +102,10 @@ class GateEvidence(Struct, frozen=True):
     fixtures: tuple[FixtureResult, ...] = ()
     replays: tuple[GoldenReplay, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    unchecked: tuple[Skipped, ...] = ()
+    """What this checkpoint had to be held to and could not be."""
+    golden: tuple[str, ...] = ()
+    """The files of recorded outputs that were named, replayed or not."""
 
     @property
     def subjects(self) -> tuple[object, ...]:
@@ -246,6 +250,12 @@ def _format_gate_verdict(
     )
     if any(f.fails and f.code in POLICY_ISSUE_CODES for f in finding_reports):
         reasons.append("the policy itself is out of date")
+    paths = {checkpoint.path for checkpoint in checkpoints}
+    if any(
+        f.fails and f.path not in paths and f.code not in POLICY_ISSUE_CODES
+        for f in finding_reports
+    ):
+        reasons.append("a requirement was not checked")
     if unchecked_count:
         reasons.append(f"{unchecked_count} of {subject} could not be checked")
     outcome = "failed" if failed_count or exit_code == ExitCode.FAILED else "could not check"

@@ -19,7 +19,6 @@ from ckptool.reports.common import (
     Report,
     build_finding_reports,
     build_skipped_reports,
-    format_project_verdict,
 )
 
 
@@ -51,6 +50,8 @@ class LockReport(Report, frozen=True, kw_only=True):
     differences: tuple[DifferenceReport, ...]
     golden: str = ""
     """The checkpoint whose outputs were recorded, "" if a lock was written."""
+    is_unchanged: bool = False
+    """Whether the lock on disk was the same already."""
     notes: tuple[str, ...] = ()
 
 
@@ -65,22 +66,6 @@ class ProjectLockReport(Report, frozen=True, kw_only=True):
     @property
     def module_reports(self) -> tuple[LockReport, ...]:
         return self.locks
-
-
-def build_project_lock_report(
-    locks: tuple[LockReport, ...], errors: tuple[str, ...]
-) -> ProjectLockReport:
-    """Build the report of all locks of a configuration; its exit code is the worst."""
-    failed_count = sum(bool(lock.exit_code) for lock in locks)
-    return ProjectLockReport(
-        command="lock",
-        findings=tuple(finding for lock in locks for finding in lock.findings),
-        skipped=tuple(skipped for lock in locks for skipped in lock.skipped),
-        exit_code=ExitCode.COULD_NOT_CHECK if errors else max(lock.exit_code for lock in locks),
-        verdict=format_project_verdict(len(locks), failed_count, len(errors)),
-        locks=locks,
-        errors=errors,
-    )
 
 
 class LockOutcome(Struct, frozen=True):
@@ -118,8 +103,38 @@ def build_lock_report(outcome: LockOutcome, verdict: Verdict) -> LockReport:
         standing=str(outcome.contract_diff.compatibility) if outcome.contract_diff else "",
         differences=lock_differences,
         golden=outcome.golden,
+        is_unchanged=outcome.is_unchanged,
         notes=(f"input: {outcome.input_source}",) if outcome.input_source else (),
     )
+
+
+def build_project_lock_report(
+    locks: tuple[LockReport, ...], errors: tuple[str, ...], *, is_check: bool
+) -> ProjectLockReport:
+    """Build the report of the locks of a configuration; an error makes it "could not check"."""
+    exit_codes = [lock.exit_code for lock in locks]
+    return ProjectLockReport(
+        command="lock",
+        findings=tuple(finding for lock in locks for finding in lock.findings),
+        skipped=tuple(dict.fromkeys(skipped for lock in locks for skipped in lock.skipped)),
+        exit_code=int(ExitCode.COULD_NOT_CHECK) if errors else max(exit_codes, default=0),
+        verdict=_format_locks_verdict(locks, len(errors), is_check=is_check),
+        locks=locks,
+        errors=errors,
+    )
+
+
+def _format_locks_verdict(
+    locks: tuple[LockReport, ...], error_count: int, *, is_check: bool
+) -> str:
+    total = pluralize(len(locks) + error_count, "lock", "")
+    changed_count = sum(not lock.is_unchanged for lock in locks)
+    states = {
+        "out of date" if is_check else "written": changed_count,
+        "unchanged": len(locks) - changed_count,
+        "with an error": error_count,
+    }
+    return f"{total}: " + ", ".join(f"{count} {state}" for state, count in states.items() if count)
 
 
 def build_difference_reports(

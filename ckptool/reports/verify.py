@@ -44,22 +44,32 @@ class VerifyReport(Report, frozen=True, kw_only=True):
     """State lost in the round trip: changed, saved and loaded, but not restored."""
     notes: tuple[str, ...]
 
+    @property
+    def unrun_reason(self) -> str:
+        """Why forward was not run, "" if it was."""
+        reasons = (e.reason for e in self.levels if (e.level, e.status) == ("forward", "skipped"))
+        return next(reasons, "")
+
 
 def build_verify_report(
     verification: "Verification", at: str, verdict: Verdict, notes: tuple[str, ...] = ()
 ) -> VerifyReport:
     """Build the report of a verification.
 
-    The exit code is COULD_NOT_CHECK if nothing failed but a level is inconclusive.
+    The exit code is COULD_NOT_CHECK if nothing failed, but a level is inconclusive, or the module
+    was not run.
     """
-    has_inconclusive = any(level.status == "inconclusive" for level in verification.levels)
+    is_unproved = any(
+        level.status == "inconclusive" or (level.level == "forward" and level.status == "skipped")
+        for level in verification.levels
+    )
     passed = verdict.exit_code == ExitCode.PASSED and not verification.failed_levels
     return VerifyReport(
         command="verify",
         findings=build_finding_reports(verdict),
         silenced=build_silenced_reports(verdict),
         skipped=build_skipped_reports(verification.skipped),
-        exit_code=ExitCode.COULD_NOT_CHECK if passed and has_inconclusive else verdict.exit_code,
+        exit_code=ExitCode.COULD_NOT_CHECK if passed and is_unproved else verdict.exit_code,
         verdict=_format_verify_verdict(verification),
         path=verification.path,
         module=verification.module,

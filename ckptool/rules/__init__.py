@@ -18,7 +18,7 @@
 | CK501-CK503 | ties.py | tied tensors and shared storages |
 | CK107, CK113, CK701, CK702 | runtime.py | results of running a module |
 | CK801-CK806 | release_contract.py | backward compatibility with an older release |
-| CK851-CK860 | policy_requirements.py | requirements of a policy, and the policy itself |
+| CK328, CK329, CK851-CK860 | policy_requirements.py | what a policy requires, and the policy |
 | CK901, CK902 | optimizer.py | optimizer state against parameters |
 
 registry.py holds `Rule`, `Finding` and the decorators `check` and `check_other_subject`.

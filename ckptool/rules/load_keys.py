@@ -485,13 +485,13 @@ _MIN_DROPPED_BUFFERS: Final = 2
     ModuleDiff,
     Rule(
         code="CK605",
-        name="converter-dropped-buffers",
+        name="buffers-left-out",
         level=Level.ERROR,
         summary=(
             "all parameters are in the file, but none of the {count} buffers that the "
             "constructor does not recreate"
         ),
-        detail="a converter that copied parameters only, from `{key}` on",
+        detail="from `{key}` on; named_parameters() and optimizers have no buffers",
         why=(
             "Scripts that iterate over named_parameters(), or take the weights from an "
             "optimizer, lose running statistics. With strict=False the model runs with mean 0 "

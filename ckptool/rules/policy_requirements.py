@@ -1,4 +1,4 @@
-"""ReleaseCandidate, PolicyIssues -> hits: unmet and outdated policy entries (CK210, CK85x)."""
+"""ReleaseCandidate, PolicyIssues -> hits: what a policy requires (CK210, CK328, CK329, CK85x)."""
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -9,13 +9,13 @@ from msgspec import Struct
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.config import ReleaseRequirements, Waiver, parse_size
 from ckptool.folding import fold_names
-from ckptool.model import Checkpoint, Container, Safety, join_key, natural_sort_key
+from ckptool.model import Checkpoint, Container, Safety, Skipped, join_key, natural_sort_key
 from ckptool.phrases import join_limited, quote_code
 from ckptool.rules.fixes.commands import format_repeated_command, format_rewrite_command
 from ckptool.rules.load_summary import MIN_COVERAGE
 from ckptool.rules.registry import Level, Rule, RuleHit, check, check_other_subject, hit
 
-POLICY_ISSUE_CODES: Final = frozenset({"CK857", "CK858", "CK859"})
+POLICY_ISSUE_CODES: Final = frozenset({"CK328", "CK857", "CK858", "CK859"})
 """Codes of the rules that concern the policy and no checkpoint."""
 
 
@@ -32,15 +32,29 @@ class ReleaseCandidate(Struct, frozen=True):
     """Usual place of a model's state_dict, whose state does not load where another one does."""
     level_failures: Mapping[str, str] = {}
     """Required level of a verification -> why it did not pass, "" if it passed."""
+    unchecked: tuple[Skipped, ...] = ()
+    """What the checkpoint had to be held to and could not be: a lock, old checkpoints, outputs."""
+
+
+class UnmatchedEntry(Struct, frozen=True):
+    """An entry of `[[models]]` or `[[paths]]` that applies to no checkpoint."""
+
+    table: str
+    """"models" or "paths"."""
+    pattern: str
+    reason: str
 
 
 class PolicyIssues(Struct, frozen=True):
-    """Entries of a policy and its baseline that are out of date."""
+    """Entries of a policy and its baseline that are out of date, or that nothing checked."""
 
     expired_waivers: tuple[Waiver, ...] = ()
     unused_waivers: tuple[Waiver, ...] = ()
     outdated_entries: tuple[tuple[str, str, str], ...] = ()
     """Path, code and key of baseline entries that match no finding any more."""
+    unmatched_entries: tuple[UnmatchedEntry, ...] = ()
+    unchecked: tuple[Skipped, ...] = ()
+    """What the whole release had to be held to, and nothing of it could be."""
 
 
 def select_required_codes(release: ReleaseCandidate) -> frozenset[str]:
@@ -49,6 +63,7 @@ def select_required_codes(release: ReleaseCandidate) -> frozenset[str]:
     is_required = {
         "CK851": has_module and requirements.strict is not False,
         "CK860": has_module,
+        "CK329": bool(_list_unchecked(release)),
         "CK852": requirements.dtypes is not None,
         "CK853": requirements.max_size is not None,
         "CK854": bool(requirements.safetensors),
@@ -258,6 +273,72 @@ def find_failed_levels(release: ReleaseCandidate) -> Iterator[RuleHit]:
     for level_name, reason in release.level_failures.items():
         if reason:
             yield hit(level_name, step=level_name, reason=reason)
+
+
+@check(
+    ReleaseCandidate,
+    Rule(
+        code="CK329",
+        name="requirement-not-checked",
+        level=Level.ERROR,
+        summary="`{key}` is required and was not checked",
+        detail="{reason}",
+        why=(
+            "A release that passes because nothing looked at it is not known to meet what the "
+            "policy asks for."
+        ),
+        fix=(
+            "Name the module with -m or in [[tool.ckptool.models]]; or take the requirement out of "
+            "the policy, for single files in [[tool.ckptool.paths]]."
+        ),
+        example='# strict = true, and no module is named\nckptool.gate("model.safetensors")',
+    ),
+)
+def find_unchecked_requirements(release: ReleaseCandidate) -> Iterator[RuleHit]:
+    for skipped in _list_unchecked(release):
+        yield hit(skipped.what, reason=skipped.reason)
+
+
+@check_other_subject(PolicyIssues, "CK329")
+def find_unchecked_expectations(issues: PolicyIssues) -> Iterator[RuleHit]:
+    for skipped in issues.unchecked:
+        yield hit(skipped.what, reason=skipped.reason)
+
+
+def _list_unchecked(release: ReleaseCandidate) -> tuple[Skipped, ...]:
+    """Return the requirements that only a module could show to be met, and there is none."""
+    if release.diff is not None:
+        return release.unchecked
+    reason = "no module is named for it, with -m or in [[tool.ckptool.models]]"
+    requirements = {
+        "strict": release.requirements.strict is True,
+        "coverage": release.requirements.coverage is not None,
+    }
+    required = [Skipped(name, reason) for name, is_required in requirements.items() if is_required]
+    return (*required, *release.unchecked)
+
+
+@check(
+    PolicyIssues,
+    Rule(
+        code="CK328",
+        name="entry-without-checkpoint",
+        level=Level.ERROR,
+        summary="`{key}` in [[{table}]] applies to no checkpoint",
+        detail="{reason}",
+        why=(
+            "What the entry asks for is not checked: a typo in `path` would let every release pass."
+        ),
+        fix=(
+            "Correct `path`, delete the entry, or waive it with a reason; without weights at hand, "
+            "ckptool gate --modules-only"
+        ),
+        example='# path = "releese/*" in [[models]]\nckptool.gate()',
+    ),
+)
+def find_unmatched_entries(issues: PolicyIssues) -> Iterator[RuleHit]:
+    for entry in issues.unmatched_entries:
+        yield hit(entry.pattern, table=entry.table, reason=entry.reason)
 
 
 @check(

@@ -72,13 +72,30 @@ class Rule(Struct, frozen=True):
 
     @property
     def general_fix(self) -> str:
-        """The fix without facts, as a page on the rule shows it: `state_dict["{key}"]`."""
-        python_quoted = re.sub(r"\{(\w+):py\}", r'"{\1}"', self.fix)
-        return re.sub(r"\{(\w+):sh\}", r"{\1}", python_quoted)
+        """The fix without facts, as a page on the rule shows it: `state_dict["KEY"]`."""
+        if _FIELD_PATTERN.fullmatch(self.fix):
+            return "Depends on the case: the finding says it."
+        return _name_fields(self.fix)
+
+    @property
+    def general_message(self) -> str:
+        """The message without facts: `KEY` is not in the file."""
+        return _name_fields(self.message)
 
     @property
     def family(self) -> RuleFamily:
         return RuleFamily(self.code[:3])
+
+
+def _name_fields(template: str) -> str:
+    """Return a format string with the names of its fields in capitals, quoted in Python code.
+
+    A field right behind a word is a clause that only some findings have: it is left out.
+    """
+    text = re.sub(r"(?<=\w)\{\w+\}", "", template)
+    text = re.sub(r"\{(\w+):py\}", lambda match: f'"{match[1].upper()}"', text)
+    text = re.sub(r"\{(\w+)(?:[:!][^{}]*)?\}", lambda match: match[1].upper(), text)
+    return text.replace("{{", "{").replace("}}", "}")
 
 
 class RuleHit(Struct, frozen=True):

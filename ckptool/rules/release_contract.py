@@ -212,7 +212,7 @@ def find_contract_shape_or_dtype_changes(diff: ContractDiff) -> Iterator[RuleHit
         ),
         fix=(
             "If the change is intended, record the outputs again: `ckptool lock --golden "
-            "{golden:sh} ...`; otherwise find it with `ckptool verify {key:sh} --against OLD`."
+            "{golden:sh} ...`; otherwise find it with `ckptool verify {key:sh} --old OLD`."
         ),
         example="y = self.body(x) * self.scale  # in forward, and without the scale before",
     ),

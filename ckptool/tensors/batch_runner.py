@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
 
+from ckptool.tensors.progress import get_byte_counter
+
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
@@ -33,7 +35,7 @@ class BatchRunner(Struct, frozen=True):
     folder: Path = Path()
     """Base of relative paths, for workers with another current directory."""
     progress: Callable[[int], None] | None = None
-    """Called with the number of bytes of each finished batch."""
+    """Called with the number of bytes of each finished batch; None tells the command's listener."""
 
     def map_batches(
         self, task: Task[_T, _R], batches: Iterable[Batch[_T]]
@@ -89,5 +91,4 @@ class BatchRunner(Struct, frozen=True):
                 future.cancel()
 
     def _report_progress(self, nbytes: int) -> None:
-        if self.progress is not None:
-            self.progress(nbytes)
+        (self.progress or get_byte_counter())(nbytes)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key
+from ckptool.tensors.progress import start_step
 from ckptool.tensors.statistics import (
     TensorStatistics,
     compute_statistics_many,
@@ -36,6 +37,8 @@ def compute_checkpoint_statistics(checkpoint: Checkpoint) -> CheckpointStatistic
     tensors = all_tensors(checkpoint)
     reasons = {key: statistics_unavailable_reason(tensor) for key, tensor in tensors.items()}
     readable = [key for key, reason in reasons.items() if not reason]
+    nbytes = sum(tensors[key].nbytes for key in readable)
+    start_step(f"reading values of {checkpoint.path.name}", nbytes)
     statistics_by_key = zip(
         readable, compute_statistics_many(tensors[key] for key in readable), strict=True
     )

@@ -10,6 +10,7 @@ from msgspec import Struct
 from ckptool.model import DTYPE_BITS, TensorInfo
 from ckptool.tensors.elements import iter_elements, unreadable_reason
 from ckptool.tensors.fingerprint import fingerprint_chunks
+from ckptool.tensors.progress import get_byte_counter
 from ckptool.tensors.torch_bytes import copy_tensor_bytes
 
 if TYPE_CHECKING:
@@ -111,7 +112,15 @@ def compute_statistics_many(
     previous_threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(compute_statistics, tensors))
+            tensor_list = list(tensors)
+            results = []
+            count_bytes = get_byte_counter()
+            for tensor, result in zip(
+                tensor_list, pool.map(compute_statistics, tensor_list), strict=True
+            ):
+                count_bytes(tensor.nbytes)
+                results.append(result)
+            return results
     finally:
         torch.set_num_threads(previous_threads)
 

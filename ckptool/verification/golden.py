@@ -114,7 +114,7 @@ def check_tolerances(tolerances: Mapping[str, float]) -> Mapping[str, float]:
     """
     for device in tolerances:
         if device not in DEVICES:
-            raise UsageError(f"--tolerance {device}=...: expected {' or '.join(DEVICES)}")
+            raise UsageError(f"--device-tolerance {device}=...: expected {' or '.join(DEVICES)}")
     return tolerances
 
 

@@ -189,9 +189,7 @@ def _run_equality(
 ) -> LevelResult:
     if old is None:
         return LevelResult(
-            VerificationLevel.EQUALITY,
-            LevelStatus.SKIPPED,
-            "nothing to compare with: pass --against",
+            VerificationLevel.EQUALITY, LevelStatus.SKIPPED, "nothing to compare with: pass --old"
         )
     if forward_results is None or inputs is None:
         return LevelResult(

@@ -41,11 +41,16 @@ def _level(rule: Rule) -> str:
 
 def _section(rule: Rule) -> list[str]:
     lines = [f"### {rule.code} {rule.name}", "", f"**Level**: {_level(rule)}", ""]
-    lines += [f"**Says**: {_braces(rule.message)}", "", f"**Why it matters**: {rule.why}", ""]
+    lines += [
+        f"**Says**: {_escape(rule.general_message)}",
+        "",
+        f"**Why it matters**: {rule.why}",
+        "",
+    ]
     if rule.example:
         lines += ["**Fires for**:", "", "```python", rule.example, "```", ""]
-    return [*lines, f"**Fix**: {_braces(rule.general_fix)}", ""]
+    return [*lines, f"**Fix**: {_escape(rule.general_fix)}", ""]
 
 
-def _braces(text: str) -> str:
-    return text.replace("{{", "{").replace("}}", "}").replace("<", "&lt;")
+def _escape(text: str) -> str:
+    return text.replace("<", "&lt;")

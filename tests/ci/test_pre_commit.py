@@ -82,3 +82,24 @@ def test_a_name_that_begins_with_a_hyphen_is_no_option(project):
     assert ran.code == 1
     assert "--exit-zero.pth: " in ran.out
     assert not (project.folder / "=pwned.pth").exists()
+
+
+def test_changed_model_code_is_held_to_its_locks(project):
+    folder, commit = clone(project)
+    hooks = [{"id": "ckptool-modules"}, {"id": "ckptool-locks"}]
+    config = {"repos": [{"repo": str(folder), "rev": commit, "hooks": hooks}]}
+    (project.folder / ".pre-commit-config.yaml").write_text(yaml.safe_dump(config))
+    source = "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(2, 2))\n"
+    (project.folder / "net_of_hook.py").write_text(source)
+    entry = '[[models]]\npath = "w/*"\nmodule = "net_of_hook:build"\nagainst = "n.lock.json"\n'
+    (project.folder / "ckptool.toml").write_text(entry)
+    assert project.run("ckptool", "lock", "--all").code == 0
+    project.git("add", ".")
+    good = project.run("pre-commit", "run")
+    assert good.code == 0, good.out + good.err
+    (project.folder / "net_of_hook.py").write_text(source.replace("(2, 2)", "(2, 3)"))
+    project.git("add", ".")
+    bad = project.run("pre-commit", "run")
+    assert bad.code == 1
+    assert "CK804" in bad.out
+    assert "1 stale" in bad.out

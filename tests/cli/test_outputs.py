@@ -99,6 +99,7 @@ def test_a_foreign_file_is_replaced_only_by_force(name, option, run_command, tmp
     words = [w.format(input=source, other=path) for w in LEAST[name]]
     if name == "verify":
         words += ["--device", "cpu", "-k", "in_features=2", "-k", "out_features=3"]
+        words += ["--input", "float32[1,2]"]
     if name == "lock" and option == "--golden":
         words += ["-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3"]
         words += ["--input", "float32[1,2]"]

@@ -9,7 +9,7 @@ from paths import ROOT
 
 from ckptool import api
 
-SAID = ("--select", "CK8", "--format", "json")
+SAID = ("--select", "CK8,CK329", "--format", "json")
 
 
 @pytest.fixture
@@ -147,16 +147,18 @@ def test_recorded_outputs(gate, name, found):
     assert promise["result"] == ("cpu: drifts" if found else "cpu: the same")
 
 
-def test_what_is_not_run_is_said(gate):
-    _, report, _ = gate(
+def test_what_is_not_run_is_said_and_fails(gate):
+    ran, report, codes = gate(
         "-m", "compare.models:Same", "--against", "ckpt.lock.json", "--golden", "golden.safetensors"
     )
     said = {s["what"]: s["reason"] for s in report["skipped"]}
     assert said["golden.safetensors"] == "skipped: golden outputs need a checkpoint"
-    _, report, _ = gate("old.pth", "--golden", "golden.safetensors", "--fixtures", "old.pth")
+    assert (ran.code, codes) == (1, [("CK329", "golden.safetensors", "error")])
+    ran, report, codes = gate("old.pth", "--golden", "golden.safetensors", "--fixtures", "old.pth")
     said = {s["what"]: s["reason"] for s in report["skipped"]}
     assert said["golden.safetensors"] == "no module was given: use -m package.module:Name"
-    assert said["old.pth"] == "no module was given: use -m package.module:Name"
+    assert ran.code == 1
+    assert {key for _, key, _ in codes} == {"golden.safetensors", "old.pth"}
 
 
 def test_of_several_checkpoints_outputs_are_of_the_one_that_they_were_recorded_with(gate, release):
@@ -232,7 +234,7 @@ def test_a_module_alone_in_every_format(run_command, release, form):
     [
         (
             ("-m", "compare.models:Same"),
-            "no checkpoint was given: ckptool gate PATH..., or, to compare a module",
+            "no checkpoint was given, here or in [[tool.ckptool.models]]: ckptool gate PATH...",
         ),
         (("-m", "compare.models:Same", "--against", "none.json"), "none.json"),
         (

@@ -95,10 +95,10 @@ def test_files_against_a_lock_of_files_need_no_torch(tmp_path, samples):
             ("samples/buffer.pth", "--golden", "/tmp/g.none"),
             "no input: pass --input or --inputs, or define example_inputs() on the module",
         ),
-        (("samples/model.pth", "--tolerance", "cpu=x"), "expected DEVICE=NUMBER"),
+        (("samples/model.pth", "--device-tolerance", "cpu=x"), "expected a number"),
         (
-            ("samples/buffer.pth", "--golden", "/tmp/g.none", "--tolerance", "tpu=1"),
-            "--tolerance tpu=...: expected cpu or cuda",
+            ("samples/buffer.pth", "--golden", "/tmp/g.none", "--device-tolerance", "tpu=1"),
+            "--device-tolerance tpu=...: expected cpu or cuda",
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_golden_outputs_are_recorded_and_not_replaced(run_command, tmp_path):
     golden = tmp_path / "golden.safetensors"
     words = (
         "lock", "samples/buffer.pth", "--golden", golden,
-        "--inputs", "samples.attention:example_inputs", "--tolerance", "cuda=1e-3",
+        "--inputs", "samples.attention:example_inputs", "--device-tolerance", "cuda=1e-3",
     )  # fmt: skip
     ran = run_command(*words)
     assert (ran.code, ran.out.splitlines()[0]) == (0, "recorded")

@@ -111,7 +111,7 @@ def test_a_pyproject_whose_tool_is_no_table_has_no_section(tmp_path):
 def test_every_format_for_ci_says_that_a_digest_differs(run_command, linear, tmp_path, format_):
     run_command("digest", linear, "--format", "json", "-o", tmp_path / "saved.json")
     torch.save({"weight": torch.ones(3)}, linear)
-    ran = run_command("digest", linear, "--check", tmp_path / "saved.json", "--format", format_)
+    ran = run_command("digest", linear, "--against", tmp_path / "saved.json", "--format", format_)
     assert ran.code == 1
     assert f"linear.pth differs from {tmp_path / 'saved.json'}: 1 changed, 1 missing" in ran.out
     assert "no findings" not in ran.out

@@ -46,7 +46,7 @@ def test_the_configuration_names_the_module(run_command):
         (("--input", "float32"), "--input float32: expected a dtype and a shape"),
         (("--device", "tpu"), "--device tpu: expected auto, cuda, cuda:1, simulated or cpu"),
         (("--input", "int64[1]", "--inputs", "a:b"), "--input and --inputs exclude each other"),
-        (("--against", "none.pth"), "none.pth: "),
+        (("--old", "none.pth"), "none.pth: "),
     ],
 )
 def test_what_cannot_be_checked_is_said_in_one_line(run_command, words, said):

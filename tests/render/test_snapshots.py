@@ -24,7 +24,7 @@ COMMANDS = {
     "diff-files": ("diff", "samples/model.pth", "samples/buffer.pth"),
     "digest": ("digest", "samples/model.pth"),
     "audit": ("audit", *WITHOUT_BUFFERS),
-    "verify": ("verify", "samples/buffer.pth"),
+    "verify": ("verify", "samples/buffer.pth", "--inputs", "samples.attention:example_inputs"),
     "gate": ("gate", "samples/model.pth", "--policy", "samples/gate.toml"),
     "lock": ("lock", "samples/model.pth", "-o", "{folder}/model.lock.json"),
     "migrate": ("migrate", "samples/model.pth", "--dry-run", "-o", "{folder}/new.safetensors"),

@@ -9,7 +9,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ckptool import api
-from ckptool.config import ProjectConfig, ReleaseRequirements, Settings, Waiver
+from ckptool.config import (
+    ModelEntry,
+    PathEntry,
+    ProjectConfig,
+    ReleaseRequirements,
+    Settings,
+    Waiver,
+)
 from ckptool.policy.resolve import resolve_policy
 
 LINEAR = {"in_features": 2, "out_features": 3}
@@ -74,6 +81,33 @@ def safetensors_as_asked_for(tmp):
     save_file(linear(), tmp / "m.safetensors", {"format": "pt"})
     config = ProjectConfig(Settings(require=ReleaseRequirements(safetensors=True)), tmp)
     return api.gate(tmp / "m.safetensors", config=config)
+
+
+def gate_models(tmp, *patterns, paths=(), **options):
+    torch.save(linear(), tmp / "model.pth")
+    models = tuple(ModelEntry(path=p, module="torch.nn:Linear", kwargs=LINEAR) for p in patterns)
+    config = ProjectConfig(Settings(models=models, paths=paths), tmp)
+    return api.gate(config=config, policy=resolve_policy(config), **options)
+
+
+@fires("CK328")
+def a_path_of_the_configuration_that_is_misspelt(tmp):
+    return gate_models(tmp, "*.pth", "releese/*")
+
+
+@near("CK328")
+def a_path_of_the_configuration_that_matches(tmp):
+    return gate_models(tmp, "*.pth", paths=(PathEntry(path="model.*"),))
+
+
+@fires("CK329")
+def a_strict_load_is_required_and_no_module_is_named(tmp):
+    return gate(tmp, linear(), ReleaseRequirements(strict=True))
+
+
+@near("CK329")
+def a_strict_load_is_required_and_done(tmp):
+    return gate(tmp, linear(), ReleaseRequirements(strict=True), module="torch.nn:Linear")
 
 
 @fires("CK860")

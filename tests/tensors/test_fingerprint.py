@@ -243,7 +243,7 @@ def saved(before, run_command, tmp_path):
 
 def test_the_same_content_elsewhere(run_command, saved, tmp_path):
     save_file(state(), tmp_path / "new.safetensors")
-    ran = run_command("digest", tmp_path / "new.safetensors", "--check", saved)
+    ran = run_command("digest", tmp_path / "new.safetensors", "--against", saved)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == f"{tmp_path}/new.safetensors matches {saved}\n"
 
@@ -255,16 +255,16 @@ def test_what_differs_is_named_by_key(run_command, saved, tmp_path):
     del tensors["flag"]
     tensors["new"] = torch.ones(1)
     torch.save(tensors, tmp_path / "new.pth")
-    ran = run_command("digest", tmp_path / "new.pth", "--check", saved, "--format", "json")
+    ran = run_command("digest", tmp_path / "new.pth", "--against", saved, "--format", "json")
     assert ran.code == 1
     check = json.loads(ran.out)["check"]
     assert (check["changed"], check["missing"], check["added"]) == (
         ["count", "half"], ["flag"], ["new"],
     )  # fmt: skip
-    shown = run_command("digest", tmp_path / "new.pth", "--check", saved).out
+    shown = run_command("digest", tmp_path / "new.pth", "--against", saved).out
     assert "2 changed, 1 missing, 1 added" in shown
     assert (
-        run_command("digest", tmp_path / "new.pth", "--check", saved, "--fail-on", "never").code
+        run_command("digest", tmp_path / "new.pth", "--against", saved, "--fail-on", "never").code
         == 0
     )
 
@@ -273,15 +273,15 @@ def test_the_place_that_was_digested_is_looked_at_again(run_command, tmp_path):
     torch.save({"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(3)}}, tmp_path / "a.pth")
     words = ("digest", tmp_path / "a.pth", "--format", "json", "-o", tmp_path / "d.json")
     assert run_command(*words, "--at", "ema").code == 0
-    assert run_command("digest", tmp_path / "a.pth", "--check", tmp_path / "d.json").code == 0
+    assert run_command("digest", tmp_path / "a.pth", "--against", tmp_path / "d.json").code == 0
     torch.save({"w": torch.ones(3)}, tmp_path / "b.pth")
-    assert run_command("digest", tmp_path / "b.pth", "--check", tmp_path / "d.json").code == 0
+    assert run_command("digest", tmp_path / "b.pth", "--against", tmp_path / "d.json").code == 0
 
 
 def test_what_cannot_be_proved_exits_2(run_command, tmp_path):
     torch.save({"q": torch.empty(3, device="meta")}, tmp_path / "q.pth")
     run_command("digest", tmp_path / "q.pth", "--format", "json", "-o", tmp_path / "d.json")
-    ran = run_command("digest", tmp_path / "q.pth", "--check", tmp_path / "d.json")
+    ran = run_command("digest", tmp_path / "q.pth", "--against", tmp_path / "d.json")
     assert ran.code == 2
     assert "could not be compared with" in ran.out
 
@@ -305,7 +305,7 @@ def test_a_saved_digest_that_cannot_be_used(run_command, before, tmp_path, text,
     path = tmp_path / "saved.json"
     if text is not None:
         path.write_text(text)
-    ran = run_command("digest", before, "--check", path)
+    ran = run_command("digest", before, "--against", path)
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert said in ran.err
     assert "saved.json" in ran.err
@@ -313,7 +313,7 @@ def test_a_saved_digest_that_cannot_be_used(run_command, before, tmp_path, text,
 
 def test_the_checkpoint_is_gone(run_command, saved, before):
     before.unlink()
-    ran = run_command("digest", before, "--check", saved)
+    ran = run_command("digest", before, "--against", saved)
     assert (ran.code, ran.out) == (2, "")
     assert "no such file" in ran.err
 
@@ -323,7 +323,7 @@ def test_several_paths(ckptool, before, tmp_path):
     assert ran.code == 2
     assert ran.out == f"{named(before)}  {before}\n"
     assert "missing.pth: no such file" in ran.err
-    assert ckptool("digest", before, before, "--check", before).code == 2
+    assert ckptool("digest", before, before, "--against", before).code == 2
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):

@@ -1,7 +1,6 @@
 """GateExpectations -> GateEvidence: compare contracts, migrate fixtures, replay golden files."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
@@ -11,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ckptool.commands.file_arguments import FileArguments, drop_places
+from ckptool.commands.gating.configured_locks import is_module_name
 from ckptool.commands.target import (
     ModuleTarget,
     PathLike,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_MODULE_NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _NO_MODULE: Final = "no module was given: use -m package.module:Name"
 
 
@@ -69,14 +68,19 @@ def resolve_expectations(
 
 
 def targets_without_checkpoint(
-    expectations: GateExpectations, module_target: ModuleTarget | None, config: ProjectConfig
+    expectations: GateExpectations,
+    module_target: ModuleTarget | None,
+    config: ProjectConfig,
+    *,
+    modules_only: bool,
 ) -> list[tuple[ModuleTarget, GateExpectations]]:
-    """Return the modules with expectations that can be checked without a checkpoint.
+    """Return the modules that can be judged without a checkpoint, with what they are held to.
 
-    The module in `target`; if None, the configured modules that have `against` or `fixtures`.
+    The module in `target`; if None, the configured ones. Those without `against` and `fixtures`
+    are judged by their own state, and only with `modules_only`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, and no entry of the configuration that could be reported.
     """
     if module_target is not None:
         candidates = [(module_target, expectations)]
@@ -88,13 +92,15 @@ def targets_without_checkpoint(
     checkable = [
         (candidate, candidate_expectations)
         for candidate, candidate_expectations in candidates
-        if candidate_expectations.has_module_expectations
+        if modules_only or candidate_expectations.has_module_expectations
     ]
     for candidate, _ in checkable if module_target is None else ():
         config.announce_code(str(candidate.module))
-    if not checkable:
+    is_reported = bool(config.settings.models) and module_target is None and not modules_only
+    if not checkable and not is_reported:
         raise UsageError(
-            "no checkpoint was given: ckptool gate PATH..., or, to compare a module with a lock: "
+            "no checkpoint was given, here or in [[tool.ckptool.models]]: ckptool gate PATH..., "
+            "or, to compare a module with a lock: "
             "ckptool gate -m package.module:Name --against ckpt.lock.json"
         )
     return checkable
@@ -106,7 +112,7 @@ def _fill_from_entry(
     # Relative to the working directory: a report should not name folders of the machine.
     config_folder = Path(os.path.relpath(config.directory))
     against = entry.against
-    if against is not None and not _MODULE_NAME.fullmatch(against):
+    if against is not None and not is_module_name(against):
         against = str(config_folder / against)
     return replace(
         expectations,
@@ -134,22 +140,48 @@ def check_expectations(
         PlanError: a plan file is invalid.
         UsageError: a fixture pattern matches nothing, or the device does not exist.
     """
-    fixtures, skipped = _expand_and_check_fixtures(expectations, module_target, limits, worker)
-    contract_diff = None
+    fixtures, unchecked = _expand_and_check_fixtures(expectations, module_target, limits, worker)
+    contract_diff: ContractDiff | None = None
+    skipped: tuple[Skipped, ...] = ()
     if expectations.against is not None:
         old = _resolve_against(expectations.against, module_target, limits, worker)
         try:
             contracts = _build_contracts(old, checkpoint, module_info, module_target)
         except UsageError as error:
-            skipped = (*skipped, Skipped(f"against {expectations.against}", str(error)))
+            unchecked = (*unchecked, Skipped(f"against {expectations.against}", str(error)))
         else:
             contract_diff = apply_fixture_results(fixtures, contract.compare_contracts(*contracts))
             if isinstance(old, Checkpoint) and checkpoint is not None:
                 remainder = compare_remainder(old, checkpoint, (ALL_STATES, ALL_STATES))
                 contract_diff = replace(contract_diff, remainder=remainder)
-                skipped = (*skipped, *_list_uncompared(old, remainder))
+                skipped = tuple(_list_uncompared(old, remainder))
     replays, skipped_replays = _replay_golden_files(expectations, checkpoint, module_target, worker)
-    return GateEvidence(contract_diff, fixtures, replays, (*skipped, *skipped_replays))
+    return GateEvidence(
+        contract_diff,
+        fixtures,
+        replays,
+        (*skipped, *skipped_replays),
+        unchecked,
+        tuple(map(str, expectations.golden)),
+    )
+
+
+def list_unreplayed(evidences: Sequence[GateEvidence]) -> tuple[Skipped, ...]:
+    """Return the files of recorded outputs that were compared with no checkpoint of the release."""
+    replayed = {
+        replay.golden
+        for evidence in evidences
+        for replay in evidence.replays
+        if replay.output_drifts or replay.matching_devices
+    }
+    names = dict.fromkeys(name for evidence in evidences for name in evidence.golden)
+    skipped = [entry for evidence in evidences for entry in evidence.skipped]
+    skipped += [e for evidence in evidences for r in evidence.replays for e in r.skipped]
+    return tuple(
+        Skipped(name, "; ".join(e.reason for e in skipped if e.what.startswith(name)))
+        for name in names
+        if name not in replayed
+    )
 
 
 def _list_uncompared(old: Checkpoint, remainder: RemainderDiff) -> list[Skipped]:
@@ -212,7 +244,7 @@ def _resolve_against(
     """Return the contract of a lock file or an older module, or the opened older checkpoint."""
     if not isinstance(against, PathLike):
         return _build_module_contract(ModuleTarget(against), {}, worker)
-    if _is_module_name(against):
+    if is_module_name(str(against)) and not Path(str(against)).exists():
         kwargs = drop_places(module_target.kwargs) if module_target else {}
         search_paths = module_target.search_paths if module_target else ()
         # It is another class: pass only the arguments that its constructor accepts.
@@ -312,8 +344,3 @@ def _replay_golden_files(
     )
     result = worker.ask(request)
     return result.replays, result.skipped
-
-
-def _is_module_name(text: PathLike) -> bool:
-    """Whether `text` has the form "package.module:Name" and is not an existing file."""
-    return isinstance(text, str) and bool(_MODULE_NAME.fullmatch(text)) and not Path(text).exists()

@@ -27,9 +27,9 @@ from ckptool.commands.worker.worker import ModuleWorker, start_early
 from ckptool.compare.loader_diff import AskLoader, LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.compare.module_values import add_value_checks
-from ckptool.compare.states import find_loaded_state
+from ckptool.compare.states import find_loaded_state, require_state_or_part
 from ckptool.config import ProjectConfig
-from ckptool.errors import ModuleError, ReadError
+from ckptool.errors import ModuleError, NoStateError, ReadError
 from ckptool.formats.limits import Limits
 from ckptool.locations import Location
 from ckptool.model import Checkpoint, ModuleInfo, Skipped
@@ -121,11 +121,13 @@ class CheckpointExaminer(Struct, frozen=True):
     expectations: GateExpectations
     read_values: bool
     worker: ModuleWorker
+    modules_only: bool = False
+    """Judge modules without checkpoints, also those that are held to nothing."""
 
     def examine_all(
-        self, paths: Sequence[Location]
+        self, paths: Sequence[Location], *, modules: bool
     ) -> tuple[list[GatedCheckpoint], dict[str, str]]:
-        """Return the results and path -> error; with no paths, results of modules alone."""
+        """Return the results and path -> error; with `modules`, also those of modules alone."""
         gated_checkpoints: list[GatedCheckpoint] = []
         errors: dict[str, str] = {}
         for path in dict.fromkeys(paths):
@@ -135,16 +137,10 @@ class CheckpointExaminer(Struct, frozen=True):
                         path, find_target(path, self.module_options, self.config)
                     )
                 )
-            except (ReadError, ModuleError) as error:
+            except (ReadError, ModuleError, NoStateError) as error:
                 errors[str(path)] = str(error)
-        if not paths:
-            module_targets = targets_without_checkpoint(
-                self.expectations, self.module_options.target, self.config
-            )
-            gated_checkpoints += [
-                self.examine_module(module_target, expectations)
-                for module_target, expectations in module_targets
-            ]
+        if modules:
+            self._examine_modules(gated_checkpoints, errors)
         return gated_checkpoints, errors
 
     def examine_checkpoint(
@@ -163,6 +159,8 @@ class CheckpointExaminer(Struct, frozen=True):
         checkpoint = open_checkpoint_or_stdin(path, limits, self.module_options.loader)
         statistics = compute_checkpoint_statistics(checkpoint) if self.read_values else None
         if module_target is None:
+            if self.module_options.at is not None:
+                require_state_or_part(checkpoint, self.module_options.at)
             required_levels = required_level_failures(require, None, "no module was given for it")
             evidence = check_expectations(
                 expectations, checkpoint, None, None, self.limits, self.worker
@@ -202,6 +200,30 @@ class CheckpointExaminer(Struct, frozen=True):
             evidence,
             statistics,
         )
+
+    def _examine_modules(
+        self, gated_checkpoints: list[GatedCheckpoint], errors: dict[str, str]
+    ) -> None:
+        """Check the named module, or the configured ones, and add results and errors.
+
+        Raises:
+            ReadError, ModuleError: the named module cannot be checked; of several that the
+                configuration names, the others are.
+            UsageError: there is none that could be checked.
+        """
+        module_targets = targets_without_checkpoint(
+            self.expectations,
+            self.module_options.target,
+            self.config,
+            modules_only=self.modules_only,
+        )
+        for module_target, expectations in module_targets:
+            try:
+                gated_checkpoints.append(self.examine_module(module_target, expectations))
+            except (ReadError, ModuleError) as error:
+                if len(module_targets) == 1:
+                    raise
+                errors[str(module_target.module)] = str(error)
 
     def examine_module(
         self, module_target: ModuleTarget, expectations: GateExpectations

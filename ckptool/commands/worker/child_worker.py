@@ -36,6 +36,7 @@ from ckptool.commands.worker.user_output import UserOutput
 from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError, UsageError
 from ckptool.formats.files.shared_descriptors import SHARED_DESCRIPTORS
+from ckptool.tensors.progress import start_step
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -82,6 +83,7 @@ class ChildProcessWorker:
             ModuleError: the code ended its process, or ran longer than it may.
         """
         target = str(request.target.module)
+        start_step(request.activity)
         number = secrets.randbits(63)
         content = pickle.dumps((number, request), pickle.HIGHEST_PROTOCOL)
         process = self._get_process()

@@ -137,7 +137,6 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
         from ckptool.verification.target import open_verification_target
 
         device = device_and_forward.select_device(self.device)
-        inputs = parse_inputs(self.inputs)
         file_arguments = self.target.read_file_arguments(self.source)
         with ExitStack() as stack:
             new = stack.enter_context(
@@ -148,6 +147,8 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
                 )
             )
             old = self._open_old_target(stack, file_arguments)
+            # Here the project's folders are on sys.path: a function that makes inputs is in them.
+            inputs = parse_inputs(self.inputs)
             verification = run.run_verification(new, device, inputs, old, self.tolerance)
             keys = self.pending_file.keys_to_confirm
             equality = verification.find_level(VerificationLevel.EQUALITY)

@@ -39,6 +39,13 @@ class ModuleRequest(Struct, Generic[A], frozen=True):
     target: ModuleTarget
     answer_type: ClassVar[object]
 
+    @property
+    def activity(self) -> str:
+        """What the command is at while it waits for the answer: "running package.module:Name"."""
+        name = self.target.module if isinstance(self.target.module, str) else "the module"
+        verb = "building" if type(self).__name__ == "DescribeModule" else "running"
+        return f"{verb} {self.target.label or name}"
+
     def answer(self, session: "ModuleSession") -> A:
         """Run the code that answers it.
 

@@ -7,6 +7,7 @@ from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import ModuleRequest
 from ckptool.commands.worker.session import ModuleSession
 from ckptool.locations import Location
+from ckptool.tensors.progress import start_step
 
 A = TypeVar("A")
 
@@ -41,6 +42,7 @@ class InProcessWorker:
 
     def ask(self, request: ModuleRequest[A]) -> A:
         """Return the answer to `request`."""
+        start_step(request.activity)
         return request.answer(self._session)
 
     def close(self) -> None:

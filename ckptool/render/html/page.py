@@ -28,6 +28,7 @@ from ckptool.render.html.findings import build_findings_sections
 from ckptool.render.html.heatmaps import build_heatmaps_section
 from ckptool.render.html.summary import build_summary_facts, build_summary_lines
 from ckptool.render.views import build_body
+from ckptool.reports.diff_files import DiffFilesReport
 from ckptool.reports.gate import GateReport
 from ckptool.reports.inspect import InspectReport
 
@@ -104,6 +105,9 @@ def _iter_sections(
     multiple_checkpoints = (
         isinstance(report, GateReport | InspectReport) and len(report.checkpoints) > 1
     )
+    is_diff = isinstance(report, DiffFilesReport)
+    if is_diff:  # what changed is what a reader of two files came for
+        yield from _iter_table_sections(report, blocks)
     yield from build_findings_sections(
         report.findings, options, multiple_checkpoints=multiple_checkpoints
     )
@@ -116,7 +120,8 @@ def _iter_sections(
     if not isinstance(report.drawing, UnsetType):
         yield build_heatmaps_section("values", "Values of small buffers", report.drawing.pictures)
     yield from charts.build_charts(report)
-    yield from _iter_table_sections(report, blocks)
+    if not is_diff:
+        yield from _iter_table_sections(report, blocks)
     yield _build_text_section(
         "skipped", "Not checked", build_skipped_lines(report.skipped, options)
     )

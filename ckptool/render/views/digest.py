@@ -32,7 +32,7 @@ def build_blocks(report: DigestReport, options: RenderOptions) -> Iterator[Block
 
 
 def format_digest_verdict(report: DigestReport) -> str:
-    """Return the verdict of `digest --check`, "" without --check."""
+    """Return the verdict of `digest --against`, "" without --against."""
     return (
         ""
         if report.check is None

@@ -19,12 +19,9 @@ from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 
 
 def build_blocks(report: LockReport | ProjectLockReport, options: RenderOptions) -> Iterator[Block]:
-    """Yield the verdict, the counts and the differences; of a project the verdict alone."""
+    """Yield the verdict, the counts and the differences from the previous lock; or of each lock."""
     if isinstance(report, ProjectLockReport):
-        yield VerdictBlock(report.verdict, bool(report.exit_code))
-        yield from [LinesBlock(report.errors)] if report.errors else []
-        locks = [(lock.name, lock.path, lock.verdict) for lock in report.locks]
-        yield build_table("Modules", ("module", "lock", "verdict"), locks, options)
+        yield from _build_locks_blocks(report, options)
         return
     yield VerdictBlock(report.verdict, bool(report.exit_code))
     if options.verbosity < 0:
@@ -60,6 +57,16 @@ def build_blocks(report: LockReport | ProjectLockReport, options: RenderOptions)
         title = "Differences from the lock"
         old, new = Column("in the lock", ColumnKind.PROSE), Column("now", ColumnKind.PROSE)
         yield build_table(title, ("key", COUNT, WHAT, old, new), rows, options)
+
+
+def _build_locks_blocks(report: ProjectLockReport, options: RenderOptions) -> Iterator[Block]:
+    yield VerdictBlock(report.verdict, bool(report.exit_code))
+    if options.verbosity < 0:
+        return
+    yield from [LinesBlock(report.errors)] if report.errors else []
+    columns = ("lock", "module", Column("verdict", ColumnKind.PROSE))
+    rows = [(lock.path, lock.name, lock.verdict) for lock in report.locks]
+    yield build_table("Locks", columns, rows, options)
 
 
 def _shorten_owner(difference: DifferenceReport, text: str) -> str:
