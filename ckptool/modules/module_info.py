@@ -18,7 +18,6 @@ from ckptool.model import (
 )
 from ckptool.modules.assignment_locations import AssignmentLocations, read_assignment_target
 from ckptool.modules.computed_parameters import find_computed_parameters, get_spectral_norm_dim
-from ckptool.modules.member_lists import check_state_dict
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
 from ckptool.modules.source.outside_writes import OutsideWrites
@@ -44,6 +43,7 @@ from ckptool.modules.walk import (
     list_attributes,
     list_classes_below_module,
 )
+from ckptool.modules.world.member_lists import check_state_dict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

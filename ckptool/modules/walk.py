@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.model import Kind, join_key
-from ckptool.modules.member_lists import check_member_lists
 from ckptool.modules.object_children import LEAF_TYPES, iter_children
+from ckptool.modules.world.member_lists import check_member_lists
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,6 +1,7 @@
 """FindingReports -> ProblemsBlocks: a card for each cause."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -15,6 +16,9 @@ from ckptool.reports.problems import Problem, count_problems, group_by_cause
 
 MAX_CARD_LINES: Final = 6
 """Maximum lines on what is wrong in a card; more are counted by sub-tree. -v shows all."""
+MAX_LISTED: Final = 20
+"""Maximum cards of one rule, and lines of a card whose keys are in no common sub-tree; the rest is
+only counted. -v shows all."""
 MAX_CONSEQUENCES: Final = 8
 """Maximum lines on what follows in a card; the rest is only counted. -v shows all."""
 _OWN_LEVEL: Final = {"note": " (a note by itself)", "warning": " (a warning by itself)"}
@@ -35,8 +39,27 @@ def build_problems_blocks(
         groups.setdefault(label, []).append(problem)
     shared = {label for label, problems in groups.items() if len(problems[0].paths) > 1}
     for label in sorted(groups, key=lambda text: (text not in shared, natural_sort_key(text))):
-        cards = tuple(build_card(problem, options) for problem in groups[label])
+        cards = tuple(_iter_cards(groups[label], options))
         yield ProblemsBlock(label, count_problems(groups[label]), cards)
+
+
+def _iter_cards(problems: Sequence[Problem], options: RenderOptions) -> Iterator[ProblemCard]:
+    """Yield a card for each problem; of those of one rule, the first, and one that counts more."""
+    counts = Counter[tuple[str, str]]()
+    names = {problem.main.code: problem.main.name for problem in problems}
+    for problem in problems:
+        rule = problem.level, problem.main.code
+        counts[rule] += 1
+        if options.verbosity > 0 or counts[rule] <= MAX_LISTED:
+            yield build_card(problem, options)
+    for (level, code), count in counts.items():
+        if options.verbosity < 1 and count > MAX_LISTED:
+            line = ProblemLine(_format_more(count - MAX_LISTED))
+            yield ProblemCard(level, code, names[code], (line,), (), "")
+
+
+def _format_more(count: int) -> str:
+    return f"... and {count:,} more (-v shows all)"
 
 
 def _label_paths(paths: Sequence[str], path_count: int) -> str:
@@ -72,12 +95,15 @@ def build_card(problem: Problem, options: RenderOptions) -> ProblemCard:
 
 def _fold_lines(findings: Sequence[FindingReport]) -> Iterator[ProblemLine]:
     groups = fold_by_pattern((f.key, _generalize(f.message, f), f) for f in findings)
-    for group, is_subtree in fold_by_subtree(groups, MAX_CARD_LINES):
+    folded_groups = fold_by_subtree(groups, MAX_CARD_LINES)
+    for group, is_subtree in folded_groups[:MAX_LISTED]:
         if is_subtree:
             rule_name = group.items[0].name.replace("-", " ")
             yield ProblemLine(f"{rule_name}: `{group.key}`{format_times(group.items)}")
         else:
             yield ProblemLine(_format_folded(group, group.items[0].message))
+    if omitted_count := sum(len(group.items) for group, _ in folded_groups[MAX_LISTED:]):
+        yield ProblemLine(_format_more(omitted_count))
 
 
 def _format_folded(group: FoldedItems[FindingReport], text: str) -> str:

@@ -86,11 +86,11 @@ def _get_own_method(name: str) -> object:
 
 def _iter_registered_modules(module: "nn.Module") -> Iterator["nn.Module"]:
     """Yield `module` and all below it once, by what is registered and not by what they say."""
-    seen, waiting = {id(module)}, [module]
-    while waiting:
-        current = waiting.pop()
+    known_ids, stack = {id(module)}, [module]
+    while stack:
+        current = stack.pop()
         yield current
         for child in tuple(dict.values(current._modules)):  # noqa: SLF001
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                waiting.append(child)
+            if child is not None and id(child) not in known_ids:
+                known_ids.add(id(child))
+                stack.append(child)
