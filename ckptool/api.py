@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ckptool.commands.diff import diff
     from ckptool.commands.digest import digest, textconv
     from ckptool.commands.gate import effective_policy, gate
+    from ckptool.commands.init import init
     from ckptool.commands.inspect import inspect
     from ckptool.commands.lock import lock
     from ckptool.commands.merge import merge
@@ -23,6 +24,7 @@ __all__ = [
     "digest",
     "effective_policy",
     "gate",
+    "init",
     "inspect",
     "lock",
     "merge",
@@ -40,6 +42,7 @@ _HOMES = {
     "digest": "ckptool.commands.digest",
     "effective_policy": "ckptool.commands.gate",
     "gate": "ckptool.commands.gate",
+    "init": "ckptool.commands.init",
     "inspect": "ckptool.commands.inspect",
     "lock": "ckptool.commands.lock",
     "merge": "ckptool.commands.merge",

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import date
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ import msgspec
 
 from ckptool.decode_errors import explain_decode_error, find_unknown_field, format_json_path
 from ckptool.errors import ConfigError, ReadError
-from ckptool.locations import Location, RemotePath, list_glob_names
+from ckptool.locations import Location, RemotePath, list_glob_names, read_small_file
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -190,6 +190,8 @@ class TrustRule(msgspec.Struct, frozen=True):
     """Called with the import target and those arguments, each value as Python source, cut."""
     announce_namespace: Callable[[str, str], None] | None = None
     """Called with the import target and the parameter whose dict becomes an argparse.Namespace."""
+    announce_warnings: Callable[[Sequence[str], int], None] | None = None
+    """Called with warnings that user code gave, in one line each, and the number of all."""
     announce_code: Callable[[Path, str], None] | None = None
     """Called with the configuration file and the "package.module:Name" that it names."""
     announce_folder: Callable[[str], None] | None = None
@@ -276,7 +278,7 @@ def _get_section(project: dict[str, Any]) -> object:
 
 def _parse_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_small_file(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(path, f"is not valid TOML: {error}") from error
     except OSError as error:

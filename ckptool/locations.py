@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from abc import ABC
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -9,6 +10,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 _QUERY_PATTERN: Final = r"(?<=[\w/.%-])\?[^\s'\"<>]*=[^\s'\"<>]*"
 _USERINFO_PATTERN: Final = r"(?<=://)[^/@\s'\"]*@"
+_NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0)
+_MAX_SMALL_FILE_BYTES: Final = 256 << 20
 _WEB_SCHEMES: Final = frozenset({"http", "https"})
 
 
@@ -150,6 +153,26 @@ def resolve_in(folder: Path, location: Location) -> Location:
     return location if isinstance(location, RemotePath) else folder / location
 
 
+def read_small_file(path: Path) -> bytes:
+    """Return the content of a file that a user names beside a checkpoint: a policy, a plan, a part.
+
+    A pipe that nobody writes to and a device that does not end are errors.
+
+    Raises:
+        OSError: it cannot be read, or is larger than such a file can be.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAITING), "rb") as file:
+        if _NO_WAITING:
+            os.set_blocking(file.fileno(), True)
+        content = file.read(_MAX_SMALL_FILE_BYTES + 1)
+        is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
+    if is_pipe and not content:
+        raise OSError("is a pipe that nobody writes to")
+    if len(content) > _MAX_SMALL_FILE_BYTES:
+        raise OSError(f"has more than {_MAX_SMALL_FILE_BYTES >> 20} MiB")
+    return content
+
+
 def is_remote(text: str) -> bool:
     r"""Whether `text` starts with a protocol, "s3://" or "https://".
 
@@ -172,16 +195,19 @@ def _list_entries(location: Path) -> list[Path]:
             return [location]
         folder = location if location.is_dir() else location.parent
         return [location, *sorted(folder.iterdir())]
-    except OSError:  # it cannot be read either
+    except (OSError, ValueError):  # it cannot be read either
         return [location]
 
 
 def _list_paths(location: Path) -> list[Path]:
-    """Return a local path as given, in its resolved folder, and resolved; a loop as given."""
+    """Return a local path as given, in its resolved folder, and resolved.
+
+    A loop, and a name that no file can have (with NUL, say), as given.
+    """
     path = Path(os.path.abspath(location))  # noqa: PTH100 (resolve would follow links)
     try:
         return [path, location.parent.resolve() / location.name, location.resolve()]
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         return [path]
 
 

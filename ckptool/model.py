@@ -473,6 +473,16 @@ class ModuleTensor(Struct, frozen=True):
             and not self.is_blank
         )
 
+    @property
+    def waits_for_data(self) -> bool:
+        """Whether something shows that the constructor does not make the right value again.
+
+        Neither this nor `is_recomputable` is true of a value of which nothing is known: that of a
+        live module whose constructor's arguments are not known.
+        """
+        is_known = self.constancy is not Constancy.UNKNOWN
+        return not self.is_recomputable and (is_known or self.is_statistic or bool(self.written_at))
+
 
 class ComputedParameter(Struct, frozen=True):
     """A parameter that torch's own code computes in the forward pass, and nothing else changes."""
@@ -532,8 +542,10 @@ class ModuleInfo(Struct, frozen=True, dict=True):
     arguments: Mapping[str, str] = {}
     """Constructor arguments that the user gave, as Python literals; "..." for another object.
 
-    Those that are taken from a checkpoint are not among them.
+    Those that are taken from a checkpoint are `file_arguments`, or "@place".
     """
+    file_arguments: tuple[str, ...] = ()
+    """Constructor arguments that were taken from the checkpoint because they fit."""
 
     @property
     def label(self) -> str:

@@ -22,7 +22,7 @@ class AssertSaveable:
 
     def __call__(
         self,
-        module: "str | nn.Module",
+        module: "str | nn.Module | Callable[..., nn.Module]",
         *,
         inputs: object = None,
         kwargs: Mapping[str, object] | None = None,
@@ -33,10 +33,12 @@ class AssertSaveable:
         """Fail unless the state_dict holds all state that construction does not restore."""
         __tracebackhide__ = True
         from ckptool import api
+        from ckptool.reports.audit import AuditReport
 
         policy = _build_policy(ignore, fail_on)
         report = api.audit(module, kwargs=kwargs, inputs=inputs, fresh=fresh, policy=policy)
         _require_passed(report)
+        assert isinstance(report, AuditReport)
         return report
 
 
@@ -46,9 +48,10 @@ class AssertCheckpointCompatible:
     def __call__(
         self,
         path: str | Path,
-        module: "str | nn.Module",
+        module: "str | nn.Module | Callable[..., nn.Module]",
         *,
         kwargs: Mapping[str, object] | None = None,
+        fresh: "Callable[[], nn.Module] | None" = None,
         at: str | None = None,
         inputs: object = None,
         ignore: tuple[str, ...] = (),
@@ -60,7 +63,9 @@ class AssertCheckpointCompatible:
         from ckptool.reports.diff import DiffModuleReport
 
         policy = _build_policy(ignore, fail_on)
-        diff_report = api.diff(path, module=module, kwargs=kwargs, at=at, policy=policy)
+        diff_report = api.diff(
+            path, module=module, kwargs=kwargs, fresh=fresh, at=at, policy=policy
+        )
         assert isinstance(diff_report, DiffModuleReport)
         _require_passed(diff_report)
         if inputs is not None:

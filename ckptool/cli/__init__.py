@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "diff": "Compare a checkpoint with a module, or with another checkpoint.",
     "digest": "Compute a content digest that does not depend on the file format.",
     "gate": "Pass or fail a release by a policy, for CI.",
+    "init": "Write the configuration: the module of each checkpoint in a project.",
     "inspect": "Describe checkpoints without loading or executing anything.",
     "lock": "Record a module's state contract in a lock file.",
     "merge": "Merge partial diffs computed on several machines.",
@@ -103,6 +104,11 @@ class LazyGroup(click.Group):
             raise _to_one_line_error(error, words) from error
         except KeyboardInterrupt:
             _report_interrupt()
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # --version, to a full disk
+            click.echo(f"ckptool: standard output: {error.strerror or error}", err=True)
+            raise Exit(COULD_NOT_CHECK) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -34,6 +34,7 @@ def command(
 
     \b
     ckptool audit -m package.module:Name -k d_in=3
+    ckptool audit                                the modules of pyproject.toml or ckptool.toml
     ckptool audit FOLDER                         the module that a framework's folder names
     ckptool audit -m package.module:Name --input "float32[2,3]"      run it as well
     """
@@ -44,6 +45,7 @@ def command(
         loader=loader,
         inputs=inputs,
         policy=policy,
+        config=ctx.obj["config"],
         pictures=out.draws_pictures,
     )
     out.write_report(report)

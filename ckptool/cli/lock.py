@@ -61,6 +61,7 @@ def command(  # noqa: PLR0913
 
     \b
     ckptool lock -m package.module:Name -o ckpt.lock.json
+    ckptool lock                                             the modules of the configuration
     ckptool lock -m package.module:Name --check              in CI: is the lock fresh?
     ckptool lock model.pth -o model.lock.json                what a file alone can tell
     ckptool lock model.pth -m package.module:Name --golden golden.safetensors

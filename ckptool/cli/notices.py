@@ -5,6 +5,10 @@ from pathlib import Path
 
 import click
 
+from ckptool.phrases import pluralize
+
+_PRONOUNS = ("them", "it")
+
 
 def announce_configured_code(file: Path, name: str) -> None:
     """Say which configuration file names the code that is about to be run, each text once."""
@@ -35,6 +39,18 @@ def announce_namespace(target: str, name: str) -> None:
     """Say that a dict is passed as an argparse.Namespace, each text once."""
     reason = "its constructor reads its attributes"
     _echo_once(f"{target}: `{name}` is passed as an argparse.Namespace, because {reason}")
+
+
+def announce_user_warnings(texts: Sequence[str], count: int) -> None:
+    """Say how many warnings user code gave; with -v, which."""
+    ctx = click.get_current_context(silent=True)
+    if not (ctx is not None and ctx.obj and ctx.obj.get("trace")):
+        _echo_once(f"{pluralize(count, 'warning')} of user code; -v shows {_PRONOUNS[count == 1]}")
+        return
+    for text in texts:
+        _echo_once(f"warning of user code: {text}")
+    if count > len(texts):
+        _echo_once(f"and {pluralize(count - len(texts), 'more warning')} of user code")
 
 
 def show_user_output(lines: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from ckptool.cli.notices import (
     announce_file_kwargs,
     announce_model_folder,
     announce_namespace,
+    announce_user_warnings,
     show_user_output,
 )
 from ckptool.cli.output import ReportOutput
@@ -150,6 +151,7 @@ def _wrap_report_command(function: CommandFunction, *, has_output: bool) -> Comm
             uses_file_kwargs,
             announce_file_kwargs,
             announce_namespace,
+            announce_user_warnings,
             announce_configured_code,
             announce_model_folder,
         )
@@ -389,13 +391,13 @@ _MODULE_OPTIONS = (
         "kwargs_pairs",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Constructor argument, a Python literal; cfg.d=3 sets a field.",
+        help="Constructor argument: a Python literal, or @PLACE in the file; cfg.d=3 sets a field.",
     ),
     click.option(
         "--kwargs",
         "kwargs_file",
         type=click.Path(path_type=Path),
-        help="JSON, TOML or YAML file with constructor arguments.",
+        help="Constructor arguments: a JSON, TOML or YAML file, or @PLACE in the checkpoint.",
     ),
     click.option(
         "-I",

@@ -10,8 +10,10 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
+from ckptool.commands.file_arguments import EVERY_NAME, parse_place
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
+from ckptool.locations import read_small_file
 
 T = TypeVar("T")
 
@@ -23,19 +25,26 @@ _MAX_TIMEOUT: Final = 10_000_000
 def parse_kwargs(pairs: Sequence[str], file: Path | None = None) -> dict[str, object]:
     """Parse constructor arguments: those of a file, overridden by `name=literal`.
 
-    `cfg.d=3` sets one field of the argument `cfg`.
+    `cfg.d=3` sets one field of the argument `cfg`, and `cfg=@cfg` takes the checkpoint's `cfg`. The
+    file may be `@cfg` as well: all items of the checkpoint's `cfg` that fit.
 
     Raises:
         UsageError: a pair or the file does not parse.
     """
-    arguments: dict[str, object] = dict(_read_kwargs_file(file)) if file else {}
+    place = parse_place(str(file)) if file else None
+    arguments: dict[str, object] = {}
+    if place is not None:
+        arguments[EVERY_NAME] = place
+    elif file is not None:
+        arguments = dict(_read_kwargs_file(file))
     for pair in pairs:
         name, equals, text = pair.partition("=")
         path = name.split(".")
         if not equals or not all(part.isidentifier() for part in path):
             raise UsageError(f"-k {pair}: expected name=value, for example -k d_in=3")
         try:
-            _set_field(arguments, path, ast.literal_eval(text), pair)
+            value = parse_place(text) or ast.literal_eval(text)
+            _set_field(arguments, path, value, pair)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise UsageError(
                 f"-k {pair}: {text!r} is not a Python literal; "
@@ -77,7 +86,7 @@ def _set_field(arguments: dict[str, object], path: list[str], value: object, pai
 
 def _read_kwargs_file(path: Path) -> Mapping[str, Any]:
     try:
-        data = _parse_kwargs_text(path, path.read_text(encoding="utf-8"))
+        data = _parse_kwargs_text(path, read_small_file(path).decode())
     except OSError as error:
         raise UsageError(f"--kwargs {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -51,8 +51,9 @@ def diff(  # noqa: PLR0913
     path: PathLike,
     new: PathLike | None = None,
     *,
-    module: "str | nn.Module | None" = None,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
     loader: str | None = None,
     base: PathLike | None = None,
     at: str | None = None,
@@ -77,8 +78,10 @@ def diff(  # noqa: PLR0913
     Args:
         path: the checkpoint; the old one of two.
         new: the newer checkpoint; None compares the checkpoint with a module.
-        module: "package.module:Name" or a live module; None takes the configuration's.
-        kwargs: constructor arguments.
+        module: "package.module:Name", a live module, or a class or function to call; None takes
+            the configuration's.
+        kwargs: constructor arguments; for a live module, those it was built with.
+        fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None takes what the folder says.
         base: folder of the model that an adapter is for; None for the one that it names.
@@ -131,7 +134,7 @@ def diff(  # noqa: PLR0913
     if into is not None:
         reject_unused_options({"--input": inputs is not None}, "runs the whole module: not --into")
     location = parse_location(path)
-    module_options = ModuleOptions(module, kwargs, at, into, loader, base)
+    module_options = ModuleOptions(module, kwargs, at, into, loader, base, fresh)
     worker = get_worker()
     start_early(worker, find_target(location, module_options, config), location)
     checkpoint = open_checkpoint_or_stdin(location, limits, loader)
@@ -141,9 +144,7 @@ def diff(  # noqa: PLR0913
     verdict = judge(
         run_rules(result.subjects, location), policy or Policy(), differs=not module_diff.is_strict
     )
-    notes = describe_choices(
-        module_diff, module_target.at, module_target.choose_default_arguments(checkpoint)
-    )
+    notes = describe_choices(module_diff, module_target)
     diff_report = build_module_diff_report(
         module_diff, verdict, notes, explain, result.statistics.skipped if result.statistics else ()
     )
@@ -178,14 +179,14 @@ def _compare_with_module(
     *,
     values: bool,
 ) -> _ModuleDiffResult:
-    defaults = module_target.choose_default_arguments(checkpoint)
-    facts = worker.ask(DescribeModule(module_target, defaults, inputs))
+    file_arguments = module_target.read_file_arguments(checkpoint)
+    facts = worker.ask(DescribeModule(module_target, file_arguments, inputs))
     module_info, at = facts.apply_effects(), module_target.at
     if module_target.into and at is None:
         at = find_part_at(checkpoint, module_info, module_target.into)
 
     def ask_loader(diff: ModuleDiff) -> LoaderAnswer:
-        return worker.ask(ProbeLoad(module_target, defaults, diff))
+        return worker.ask(ProbeLoad(module_target, file_arguments, diff))
 
     module_diff = build_loaded_diff(checkpoint, module_info, at, ask_loader)
     statistics = compute_checkpoint_statistics(checkpoint) if values else None

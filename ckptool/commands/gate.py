@@ -1,6 +1,6 @@
 """Release (checkpoints, modules) x Policy -> GateReport: pass or fail, with an exit code."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,9 @@ from ckptool.commands.gating.gated_checkpoint import (
 def gate(  # noqa: PLR0913
     paths: PathLike | Sequence[PathLike],
     *,
-    module: "str | nn.Module | None" = None,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
     loader: str | None = None,
     base: PathLike | None = None,
     at: str | None = None,
@@ -79,9 +80,11 @@ def gate(  # noqa: PLR0913
     Args:
         paths: the checkpoints of the release; if empty, the named module, or each configured one,
             is checked against its `against` and `fixtures`.
-        module: "package.module:Name" or a live module; None takes the configuration's for each
-            path; where it has none, only the rules about files are run.
-        kwargs: constructor arguments.
+        module: "package.module:Name", a live module, or a class or function to call; None takes
+            the configuration's for each path; where it has none, only the rules about files are
+            run.
+        kwargs: constructor arguments; for a live module, those it was built with.
+        fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None takes what the folder says.
         base: folder of the model that an adapter is for; None for the one that it names.
@@ -118,7 +121,7 @@ def gate(  # noqa: PLR0913
         against, tuple(fixtures), tuple(golden), tuple(plans), len(locations) > 1
     )
     _reject_plans_without_fixtures(expectations, settings)
-    module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base)
+    module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base, fresh=fresh)
     gated_checkpoints, errors = CheckpointExaminer(
         gate_policy,
         limits,

@@ -1,6 +1,8 @@
 """Module or checkpoint -> lock file (its contract) or golden file (its recorded outputs)."""
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from ckptool.commands.target import (
     ModuleOptions,
     ModuleTarget,
     PathLike,
+    list_configured_targets,
     need_target,
     open_checkpoint_or_stdin,
 )
@@ -16,13 +19,19 @@ from ckptool.commands.worker.requests import DescribeModule, RecordGolden
 from ckptool.commands.worker.worker import get_worker, start_early
 from ckptool.compare import contract, contract_lock
 from ckptool.compare.contract import Contract
-from ckptool.config import ProjectConfig
-from ckptool.errors import ReadError, UsageError, WriteError
+from ckptool.config import ModelEntry, ProjectConfig, load_config
+from ckptool.errors import ModuleError, ReadError, UsageError, WriteError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits
 from ckptool.locations import Location, parse_location
 from ckptool.model import Checkpoint, Skipped
 from ckptool.policy import Policy, judge
-from ckptool.reports.lock import LockOutcome, LockReport, build_lock_report
+from ckptool.reports.lock import (
+    LockOutcome,
+    LockReport,
+    ProjectLockReport,
+    build_lock_report,
+    build_project_lock_report,
+)
 from ckptool.rules import run_rules
 
 if TYPE_CHECKING:
@@ -34,8 +43,9 @@ DEFAULT_NAME = "ckpt.lock.json"
 def lock(  # noqa: PLR0913
     path: PathLike | None = None,
     *,
-    module: "str | nn.Module | None" = None,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
     loader: str | None = None,
     at: str | None = None,
     output: str | Path | None = None,
@@ -47,13 +57,16 @@ def lock(  # noqa: PLR0913
     policy: Policy | None = None,
     limits: Limits = DEFAULT_LIMITS,
     config: ProjectConfig | None = None,
-) -> LockReport:
+) -> LockReport | ProjectLockReport:
     """Write the contract of a module or a checkpoint, or with `golden` a module's outputs.
 
     Args:
         path: the checkpoint; with `golden`, the one whose weights are used.
-        module: "package.module:Name" or a live module.
-        kwargs: constructor arguments.
+        module: "package.module:Name", a live module, or a class or function to call; None, without
+            `path`, takes all modules of the configuration: the lock of each is its `against`, if
+            that is a .json file, else NAME.lock.json beside the configuration.
+        kwargs: constructor arguments; for a live module, those it was built with.
+        fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None takes what the folder says.
         at: dotted place of the state in the file ("state_dict").
@@ -73,7 +86,7 @@ def lock(  # noqa: PLR0913
         WriteError: the file cannot be written, or exists and is not a lock.
         UsageError: the options exclude each other.
     """
-    module_options = ModuleOptions(module, kwargs, at, loader=loader)
+    module_options = ModuleOptions(module, kwargs, at, loader=loader, fresh=fresh)
     if golden is not None:
         if path is None or output is not None or check:
             raise UsageError(
@@ -87,8 +100,91 @@ def lock(  # noqa: PLR0913
         )
     unused_options = {"--input": inputs is not None, "--tolerance": bool(tolerances)}
     reject_unused_options(unused_options, "is for the outputs that --golden FILE records")
+    if path is None and module is None:
+        unused_options = {"-k": bool(kwargs), "--loader": loader is not None}
+        reject_unused_options(unused_options, "is for the module that -m names")
+        project_config = load_config(Path.cwd()) if config is None else config
+        return _lock_project(project_config, output, policy or Policy(), check=check, force=force)
     new_contract, skipped, checkpoint = _build_contract(path, module_options, limits)
     location = Path(DEFAULT_NAME if output is None else output)
+    sources = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
+    return _write_or_check(
+        location, new_contract, skipped, sources, policy or Policy(), check=check, force=force
+    )
+
+
+def _lock_project(
+    config: ProjectConfig,
+    output: str | Path | None,
+    policy: Policy,
+    *,
+    check: bool,
+    force: bool,
+) -> ProjectLockReport:
+    """Write or check the lock of each module of a configuration; errors do not stop the others.
+
+    Raises:
+        UsageError: it names no module, or several and `output` is for one.
+    """
+    entries = list_configured_targets(config)
+    if not entries:
+        raise UsageError(
+            "a lock needs a source: a module (-m package.module:Name), a checkpoint, or "
+            "[[tool.ckptool.models]] of pyproject.toml or ckptool.toml (ckptool init writes it)"
+        )
+    if output is not None and len(entries) > 1:
+        raise UsageError(f"-o {output}: the configuration names {len(entries)} modules: use -m")
+    locations = [Path(output)] if output is not None else _name_locks(entries, config)
+    lock_reports: list[LockReport] = []
+    errors: list[str] = []
+    for (entry, module_target), location in zip(entries, locations, strict=True):
+        config.announce_code(entry.module)
+        try:
+            module_info = get_worker().ask(DescribeModule(module_target)).module_info
+            new_contract = contract.build_module_contract(module_info)
+            lock_report = _write_or_check(
+                location, new_contract, module_info.skipped, (), policy, check=check, force=force
+            )
+        except (ModuleError, ReadError, WriteError) as error:
+            errors.append(str(error))
+        else:
+            lock_reports.append(lock_report)
+    return build_project_lock_report(tuple(lock_reports), tuple(errors))
+
+
+def _name_locks(
+    entries: Sequence[tuple[ModelEntry, ModuleTarget]], config: ProjectConfig
+) -> list[Path]:
+    """Return the file of each lock, relative to the current directory if it is in it."""
+    folder = Path(os.path.relpath(config.directory))
+    names: list[str] = []
+    for entry, _ in entries:
+        stem = re.sub(r"\W+", "_", entry.module.rpartition(":")[2]).strip("_")
+        name = DEFAULT_NAME if len(entries) == 1 else f"{stem}.lock.json"
+        if entry.against is not None and entry.against.endswith(".json"):
+            name = entry.against
+        elif name in names:
+            name = f"{stem}-{len(names) + 1}.lock.json"
+        names.append(name)
+    return [folder / name for name in names]
+
+
+def _write_or_check(
+    location: Path,
+    new_contract: Contract,
+    skipped: tuple[Skipped, ...],
+    sources: Sequence[Location],
+    policy: Policy,
+    *,
+    check: bool,
+    force: bool,
+) -> LockReport:
+    """Write a contract, or compare the lock at `location` with it.
+
+    Raises:
+        ReadError: the lock there is invalid, or with `check` does not exist.
+        WriteError: the file cannot be written, is not a lock, or is one of `sources`.
+    """
     old_contract = _read_old_lock(location, check=check, force=force)
     lock_text = contract_lock.format_lock(new_contract)
     is_unchanged = old_contract is not None and contract_lock.format_lock(old_contract) == lock_text
@@ -105,13 +201,10 @@ def lock(  # noqa: PLR0913
     )
     if check:
         findings = run_rules([contract_diff]) if contract_diff else ()
-        return build_lock_report(
-            outcome, judge(findings, policy or Policy(), differs=not is_unchanged)
-        )
+        return build_lock_report(outcome, judge(findings, policy, differs=not is_unchanged))
     if not is_unchanged:
-        inputs = () if checkpoint is None else (checkpoint.path, *checkpoint.files)
-        _check_and_write(location, lock_text.encode(), inputs)
-    return build_lock_report(outcome, judge([], policy or Policy()))
+        _check_and_write(location, lock_text.encode(), sources)
+    return build_lock_report(outcome, judge([], policy))
 
 
 def _build_contract(
@@ -122,7 +215,8 @@ def _build_contract(
         reject_unused_options(
             unused_options, "is a key path in a checkpoint, but this lock was made from a module"
         )
-        module_target = ModuleTarget(module_options.module, module_options.kwargs or {})
+        module_target = module_options.target
+        assert module_target is not None
         module_info = get_worker().ask(DescribeModule(module_target)).module_info
         return contract.build_module_contract(module_info), module_info.skipped, None
     if path is not None and module_options.module is None:

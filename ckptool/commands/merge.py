@@ -12,6 +12,7 @@ from ckptool.compare.diff_shards import (
     merge_shards,
 )
 from ckptool.errors import UsageError
+from ckptool.locations import read_small_file
 from ckptool.policy import Policy
 from ckptool.reports.diff_files import (
     DiffFilesReport,
@@ -45,7 +46,7 @@ def merge(
 
 def _read_shard(path: Path) -> DiffShard:
     try:
-        text = path.read_bytes()
+        text = read_small_file(path)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     try:

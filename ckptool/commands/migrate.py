@@ -44,8 +44,9 @@ def migrate(  # noqa: PLR0913
     source: PathLike,
     target: PathLike | None = None,
     *,
-    module: "str | nn.Module | None" = None,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
     loader: str | None = None,
     at: str | None = None,
     into: str | None = None,
@@ -67,7 +68,7 @@ def migrate(  # noqa: PLR0913
     provenance: bool = True,
     inputs: object = None,
     device: str = "auto",
-    old_module: "str | nn.Module | None" = None,
+    old_module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     tolerance: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
     policy: Policy | None = None,
@@ -80,9 +81,11 @@ def migrate(  # noqa: PLR0913
     Args:
         source: the checkpoint; it is never modified.
         target: path of the result; replaced atomically.
-        module: "package.module:Name" or a live module; None takes the configuration's; if there is
-            none either, the state is only converted and no plan is derived.
-        kwargs: constructor arguments.
+        module: "package.module:Name", a live module, or a class or function to call; None takes
+            the configuration's; if there is none either, the state is only converted and no plan is
+            derived.
+        kwargs: constructor arguments; for a live module, those it was built with.
+        fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None takes what the folder says.
         at: dotted place of the state in the file ("state_dict"), or of the part of a state whose
@@ -149,7 +152,9 @@ def migrate(  # noqa: PLR0913
             limits,
             dry_run=dry_run,
         )
-    module_target = find_target(location, ModuleOptions(module, kwargs, at, into, loader), config)
+    module_target = find_target(
+        location, ModuleOptions(module, kwargs, at, into, loader, fresh=fresh), config
+    )
     if into is not None:
         reject_unused_options(
             {"--into": module_target is None},
@@ -273,7 +278,7 @@ def _names_key(patterns: set[str], key: str) -> bool:
 class _OldModuleOptions:
     """Old module to compare the migrated file's outputs with, and the tolerance."""
 
-    module: "str | nn.Module | None"
+    module: "str | nn.Module | Callable[..., nn.Module] | None"
     donor: PathLike | None
     """File with its pickled attributes, if the source lacks them."""
     tolerance: float | None

@@ -2,17 +2,26 @@
 
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ckptool.commands.file_arguments import (
+    EVERY_NAME,
+    Arguments,
+    FileArguments,
+    fill_places,
+    format_argument,
+    list_places,
+    normalize_kwargs,
+    read_file_arguments,
+)
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.compare.module_diff import ModuleDiff
-from ckptool.config import TRUST_RULE, ProjectConfig, load_config
+from ckptool.config import TRUST_RULE, ModelEntry, ProjectConfig, load_config
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint, open_stream
 from ckptool.formats.limits import Limits
@@ -23,7 +32,7 @@ from ckptool.loaders.model_folder import (
 )
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
-from ckptool.phrases import format_literal, join_limited
+from ckptool.phrases import join_limited
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -36,13 +45,16 @@ if TYPE_CHECKING:
 
 PathLike = str | Path | RemotePath
 """A str may name a protocol: "s3://bucket/key"."""
-Arguments = Mapping[str, object]
+
+
+_FRESH_ADVICE = "builds a module like a live one: a name or a class says itself how it is built"
 
 
 class ModuleTarget(Struct, frozen=True):
     """A module to compare a checkpoint with, and how to build it."""
 
-    module: "str | nn.Module"
+    module: "str | nn.Module | Callable[..., nn.Module]"
+    """An import target; or a live module, a class, or a function that returns a module."""
     kwargs: Arguments = {}
     at: str | None = None
     """Dotted place of the state in the file; None takes the best match."""
@@ -58,50 +70,68 @@ class ModuleTarget(Struct, frozen=True):
     """Whether the user named `loader`: else it is only taken for a module of that framework."""
     label: str = ""
     """What the module is called instead of its import target, "" for the target."""
+    fresh: "Callable[[], nn.Module] | None" = None
+    """Builds another module like the live one in `module`."""
 
-    def choose_default_arguments(self, checkpoint: Checkpoint) -> Arguments:
-        """Return the constructor arguments in the file; {} if `kwargs` are set, which win."""
-        return {} if self.kwargs else read_hyper_parameters(checkpoint)
+    @property
+    def is_live(self) -> bool:
+        """Whether it is an instance, and not what makes one."""
+        is_named_or_class = isinstance(self.module, str | type)
+        return not is_named_or_class and hasattr(self.module, "named_modules")
 
-    def build_spec(self, defaults: Arguments) -> "ModuleSpec":
-        """Return the spec to build the module; of `defaults`, only accepted arguments are used."""
+    def read_file_arguments(self, checkpoint: Checkpoint) -> FileArguments:
+        """Return the constructor arguments in the file; without those of `kwargs`, which win.
+
+        Raises:
+            UsageError: `kwargs` name a place of the file that has no plain data.
+        """
+        return read_file_arguments(checkpoint, self.kwargs)
+
+    def build_spec(self, file_arguments: FileArguments) -> "ModuleSpec":
+        """Return the spec to build the module.
+
+        Raises:
+            UsageError: `kwargs` name a place of a checkpoint, and there is none.
+        """
         from ckptool.modules import ModuleSpec
 
-        if not isinstance(self.module, str):
-            return ModuleSpec(
-                type(self.module).__qualname__,
-                loader=None if self.into else self.loader,
-                is_loader_required=self.is_loader_required,
-            )
+        is_named = isinstance(self.module, str)
         return ModuleSpec(
-            self.module,
-            self.kwargs,
-            (Path.cwd(), *self.search_paths),
-            defaults,
+            self.module if isinstance(self.module, str) else name_object(self.module),
+            fill_places(self.kwargs, file_arguments),
+            (Path.cwd(), *self.search_paths) if is_named else (),
+            file_arguments.defaults,
             None if self.into else self.loader,
             self.is_loader_required,
             self.label,
+            None if is_named else self.module,
+            self.fresh,
+            frozenset(name.partition(".")[0] for name in file_arguments.values),
+            file_arguments.offers,
         )
 
     def build_spec_of(
-        self, module: "str | nn.Module", default_arguments: Arguments
+        self,
+        module: "str | nn.Module | Callable[..., nn.Module]",
+        file_arguments: FileArguments,
     ) -> "ModuleSpec":
         """Return the spec of another module; only arguments that it accepts are used."""
-        return replace(self, module=module, kwargs={}).build_spec(
-            {**default_arguments, **self.kwargs}
+        arguments = fill_places(self.kwargs, file_arguments)
+        defaults = {**file_arguments.defaults, **arguments}
+        return replace(self, module=module, kwargs={}, fresh=None).build_spec(
+            FileArguments(defaults, offers=file_arguments.offers)
         )
 
-    def enter_module_code(self, defaults: Arguments) -> "AbstractContextManager[None]":
+    def enter_module_code(self, file_arguments: FileArguments) -> "AbstractContextManager[None]":
         """Return a context in which the module's code runs as it did when it was imported.
 
         Its folders are importable, and what it set of the process is set for it. Not to be nested.
         """
         from ckptool.modules.import_target import prepend_search_paths
 
-        is_named = isinstance(self.module, str)
-        return prepend_search_paths(self.build_spec(defaults)) if is_named else nullcontext()
+        return prepend_search_paths(self.build_spec(file_arguments))
 
-    def examine_module(self, defaults: Arguments) -> "tuple[ModuleInfo, nn.Module]":
+    def examine_module(self, file_arguments: FileArguments) -> "tuple[ModuleInfo, nn.Module]":
         """Return the description of the module's state, and an instance; or of its sub-module.
 
         Raises:
@@ -109,27 +139,25 @@ class ModuleTarget(Struct, frozen=True):
             UsageError: it has no such sub-module.
         """
         from ckptool.loaders.describe import describe_for_loader
-        from ckptool.modules import describe_module, examine_and_build
+        from ckptool.modules import examine_and_build
         from ckptool.modules.submodule import select_submodule
         from ckptool.verification.load_probe import check_own_load
 
-        spec = self.build_spec(defaults)
-        if isinstance(self.module, str):
-            module_info, module = examine_and_build(spec)
-            is_folder = bool(self.label)
-            arguments = {} if is_folder else _format_arguments(self.kwargs)
-            module_info = replace(module_info, arguments=arguments)
-        else:
-            module = self.module
-            module_info = describe_module(module, type(module).__qualname__)
-        with self.enter_module_code(defaults):
+        spec = self.build_spec(file_arguments)
+        module_info, module = examine_and_build(spec)
+        # A command can repeat the arguments of a name, and a framework's folder is one itself.
+        if ":" in spec.target and not self.label:
+            module_info = replace(module_info, arguments=_format_arguments(self.kwargs))
+        with self.enter_module_code(file_arguments):
             module_info = describe_for_loader(module_info, module, spec)
             if self.into:
                 module_info = select_submodule(module_info, self.into)
                 module = module.get_submodule(self.into)
             return check_own_load(module_info, module), module
 
-    def run_forward(self, defaults: Arguments, inputs: object) -> "tuple[ForwardEffects, ...]":
+    def run_forward(
+        self, file_arguments: FileArguments, inputs: object
+    ) -> "tuple[ForwardEffects, ...]":
         """Run forward and return its effects; () without inputs.
 
         Raises:
@@ -142,7 +170,7 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.verification.inputs import parse_inputs
         from ckptool.verification.module_factory import open_module_factory
 
-        with open_module_factory(self.module, self.build_spec(defaults)) as factory:
+        with open_module_factory(self.build_spec(file_arguments)) as factory:
             return (measure_forward_effects(factory, parse_inputs(inputs)),)
 
     def open_verification_target(
@@ -152,22 +180,34 @@ class ModuleTarget(Struct, frozen=True):
         from ckptool.verification.target import open_verification_target
 
         return open_verification_target(
-            checkpoint,
-            self.module,
-            self.build_spec(self.choose_default_arguments(checkpoint)),
-            self.at,
+            checkpoint, self.build_spec(self.read_file_arguments(checkpoint)), self.at
         )
 
 
+def name_object(module: "nn.Module | Callable[..., nn.Module]") -> str:
+    """Return "package.module:Name" of a class or function that can be imported, else its name.
+
+    Of a live module the name of its class, which says nothing of how it was built.
+    """
+    name = getattr(module, "__qualname__", "")
+    if not name:
+        return type(module).__qualname__
+    source = getattr(module, "__module__", None)
+    named_object: object = sys.modules.get(source or "")
+    for part in name.split("."):
+        named_object = getattr(named_object, part, None)
+    return f"{source}:{name}" if named_object is module and source != "__main__" else name
+
+
 def _format_arguments(arguments: Arguments) -> dict[str, str]:
-    return {name: format_literal(value) for name, value in arguments.items()}
+    return {name: format_argument(value) for name, value in arguments.items()}
 
 
 class ModuleOptions(Struct, frozen=True):
     """Module options of a command; None leaves the choice to the configuration."""
 
-    module: "str | nn.Module | None" = None
-    kwargs: Arguments | None = None
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None
+    kwargs: Arguments | str | None = None
     at: str | None = None
     into: str | None = None
     """Path of the sub-module that alone is meant; None for the whole module."""
@@ -175,12 +215,36 @@ class ModuleOptions(Struct, frozen=True):
     """Name in LOADER_NAMES; None takes what the folder says."""
     base: PathLike | None = None
     """Folder of the model that an adapter is for; None for the one that it names."""
+    fresh: "Callable[[], nn.Module] | None" = None
+    """Builds another module like a live one."""
 
     @property
     def target(self) -> ModuleTarget | None:
+        """The module of the options; None if they have none.
+
+        Raises:
+            UsageError: it is no name, module, class or function; or `fresh` is not for it.
+        """
         if self.module is None:
+            reject_unused_options({"fresh=": self.fresh is not None}, _FRESH_ADVICE)
             return None
-        return ModuleTarget(self.module, self.kwargs or {}, self.at, into=self.into or "")
+        is_callable = callable(self.module)  # a live module is as well
+        if not (isinstance(self.module, str) or is_callable):
+            kind = type(self.module).__name__
+            raise UsageError(
+                f"module= is a {kind}: give a module, its class, a function that returns one, or "
+                "a name such as 'package.module:Name'"
+            )
+        target = ModuleTarget(
+            self.module,
+            normalize_kwargs(self.kwargs),
+            self.at,
+            into=self.into or "",
+            fresh=self.fresh,
+        )
+        is_unused = self.fresh is not None and not target.is_live
+        reject_unused_options({"fresh=": is_unused}, _FRESH_ADVICE)
+        return target
 
 
 def find_target(
@@ -269,12 +333,26 @@ def _find_configured(
     loaded_config.announce_code(entry.module)
     return ModuleTarget(
         entry.module,
-        {**entry.kwargs, **(module_options.kwargs or {})},
+        {**entry.kwargs, **normalize_kwargs(module_options.kwargs)},
         module_options.at if module_options.at is not None else entry.at,
         (loaded_config.directory,),
         entry.inputs,
         module_options.into or "",
     )
+
+
+def list_configured_targets(config: ProjectConfig) -> list[tuple[ModelEntry, ModuleTarget]]:
+    """Return the entries of `[[models]]` and their modules; of the same module, the first."""
+    entries = {
+        (entry.module, repr(entry.kwargs)): entry for entry in reversed(config.settings.models)
+    }
+    return [
+        (
+            entry,
+            ModuleTarget(entry.module, entry.kwargs, entry.at, (config.directory,), entry.inputs),
+        )
+        for entry in reversed(entries.values())
+    ]
 
 
 def need_target(
@@ -352,24 +430,6 @@ def require_local_path(path: PathLike) -> Path:
     return location
 
 
-def read_hyper_parameters(checkpoint: Checkpoint) -> Arguments:
-    """Return a Lightning checkpoint's `hyper_parameters` if they are plain data, else {}.
-
-    {} as well where `TRUST_RULE` refuses them.
-    """
-    if not TRUST_RULE.get().uses_file_kwargs:
-        return {}
-    values = {entry.at: entry.value for entry in checkpoint.entries}
-    fields = values.get("hyper_parameters")
-    if not isinstance(fields, dict):
-        return {}
-    arguments = {name: value for name, value in fields.items() if isinstance(name, str)}
-    # save_hyperparameters() of a constructor with one argument, a configuration, names that.
-    name = values.get("hparams_name")
-    is_one_argument = isinstance(name, str) and name.isidentifier() and name != "kwargs"
-    return {str(name): arguments, **arguments} if is_one_argument else arguments
-
-
 def suggest_module(checkpoint: Checkpoint | None) -> str:
     """Return a sentence with the class that a file names, "" if it names none.
 
@@ -393,15 +453,15 @@ def suggest_module(checkpoint: Checkpoint | None) -> str:
     return ""
 
 
-def describe_choices(
-    module_diff: ModuleDiff, at: str | None, default_arguments: Arguments
-) -> tuple[str, ...]:
+def describe_choices(module_diff: ModuleDiff, module_target: ModuleTarget) -> tuple[str, ...]:
     """Return notes about implicit choices: the state in the file, and constructor arguments."""
     notes: list[str] = []
     is_part = all(state.at != module_diff.state.at for state in module_diff.checkpoint.states)
     if is_part and module_diff.state.tensors:
         notes.append(f"compared with the file's keys under `{module_diff.state.at}`")
-    elif at is None and (module_diff.state.at or len(module_diff.checkpoint.states) > 1):
+    elif module_target.at is None and (
+        module_diff.state.at or len(module_diff.checkpoint.states) > 1
+    ):
         states = [
             state for state in module_diff.checkpoint.states if state is not module_diff.state
         ]
@@ -412,9 +472,10 @@ def describe_choices(
         notes.append(f"compared at `{module_diff.state.at or '.'}`, the best match{alternatives}")
     if module_diff.loading_info is not None:
         notes += module_diff.loading_info.notes
-    if default_arguments:
-        notes.append(
-            "matching constructor arguments were taken from the file:"
-            f" {', '.join(default_arguments)}"
-        )
+    places = list_places(module_target.kwargs)
+    source = places.get(EVERY_NAME, "the file")
+    if module_diff.module.file_arguments:
+        names = ", ".join(module_diff.module.file_arguments)
+        notes.append(f"matching constructor arguments were taken from {source}: {names}")
+    notes += [f"`{n}` was taken from {place}" for n, place in places.items() if n != EVERY_NAME]
     return tuple(notes)

@@ -1,6 +1,6 @@
 """Run a module with a checkpoint: load, forward, devices, round trip, equality."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ckptool.commands.option_checks import reject_negative_numbers, reject_unused_options
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 def verify(  # noqa: PLR0913
     path: PathLike,
     *,
-    module: "str | nn.Module | None" = None,
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     kwargs: Mapping[str, object] | None = None,
+    fresh: "Callable[[], nn.Module] | None" = None,
     loader: str | None = None,
     base: PathLike | None = None,
     at: str | None = None,
     device: str = "auto",
     against: PathLike | None = None,
-    old_module: "str | nn.Module | None" = None,
+    old_module: "str | nn.Module | Callable[..., nn.Module] | None" = None,
     inputs: object = None,
     tolerance: float | None = None,
     policy: Policy | None = None,
@@ -47,8 +48,10 @@ def verify(  # noqa: PLR0913
 
     Args:
         path: the checkpoint.
-        module: "package.module:Name" or a live module; None takes the configuration's.
-        kwargs: constructor arguments.
+        module: "package.module:Name", a live module, or a class or function to call; None takes
+            the configuration's.
+        kwargs: constructor arguments; for a live module, those it was built with.
+        fresh: function that builds a module like a live one, if `kwargs` do not determine it.
         loader: framework whose loader loads it ("transformers", ...), or "torch" for
             load_state_dict; None takes what the folder says.
         base: folder of the model that an adapter is for; None for the one that it names.
@@ -77,7 +80,7 @@ def verify(  # noqa: PLR0913
     )
     reject_negative_numbers({"--tolerance": tolerance})
     location = parse_location(path)
-    module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base)
+    module_options = ModuleOptions(module, kwargs, at, loader=loader, base=base, fresh=fresh)
     module_target = need_target(location, module_options, config)
     worker = get_worker()
     start_early(worker, module_target, location)
@@ -96,6 +99,6 @@ def verify(  # noqa: PLR0913
         policy or Policy(),
         differs=bool(verification.failed_levels),
     )
-    notes = describe_choices(module_diff, module_target.at, {})
+    notes = describe_choices(module_diff, module_target)
     verify_report = build_verify_report(verification, module_diff.state.at, verdict, notes)
     return add_module_diff_previews(verify_report, module_diff) if pictures else verify_report

@@ -12,6 +12,7 @@ from msgspec import Struct, field
 from ckptool.compare.contract import Contract, ContractEntry, ContractOrigin
 from ckptool.decode_errors import find_unknown_field, locate_problem, split_decode_error
 from ckptool.errors import CorruptCheckpointError, ReadError
+from ckptool.locations import read_small_file
 from ckptool.model import Constancy, Kind, natural_sort_key
 
 FORMAT_VERSION: Final = 1
@@ -62,6 +63,8 @@ def format_lock(contract: Contract) -> str:
 
 def is_lock(path: Path) -> bool:
     """Whether the start of the file looks like a lock; False if it cannot be read."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
     try:
         with path.open("rb") as file:
             start = file.read(_HEAD_NBYTES)
@@ -81,7 +84,7 @@ def read_lock(path: Path) -> Contract:
     try:
         if path.stat().st_size > MAX_NBYTES:
             raise CorruptCheckpointError(path, f"is larger than any lock ({MAX_NBYTES >> 20} MiB)")
-        text = path.read_bytes()
+        text = read_small_file(path)
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
     return parse_lock(text, path)

@@ -11,7 +11,7 @@ from ckptool.compare.left_out_ties import restore_declared_ties
 from ckptool.compare.states import require_state
 from ckptool.errors import ReadError, UsageError
 from ckptool.formats.files.source import open_source
-from ckptool.locations import Location
+from ckptool.locations import Location, read_small_file
 from ckptool.model import Checkpoint, Skipped, TensorInfo, all_tensors, join_key, natural_sort_key
 from ckptool.tensors.elements import unreadable_reason
 from ckptool.tensors.fingerprint import FINGERPRINT_FORMAT, PIECE, create_hasher
@@ -132,7 +132,7 @@ def read_saved_digest(path: Path, checkpoint: Location) -> SavedDigest:
         ReadError: unreadable, no such report, or without exactly one digest that fits.
     """
     try:
-        saved_report = msgspec.json.decode(path.read_bytes(), type=_SavedDigestReport)
+        saved_report = msgspec.json.decode(read_small_file(path), type=_SavedDigestReport)
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

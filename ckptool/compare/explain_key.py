@@ -14,6 +14,11 @@ _MAX_COMPARED_KEYS: Final = 10_000
 _MAX_COMPARED_CHARS: Final = 300
 """Keys among which one that was mistyped is looked for: comparing takes their lengths squared."""
 
+_CHANGED_ORIGINS: Final = {
+    Constancy.RANDOM: "is random on every construction",
+    Constancy.MUTATED: "was changed after the module was built",
+}
+
 FactPairs = Iterator[tuple[str, str]]
 
 
@@ -59,8 +64,8 @@ def describe_origin(module_tensor: ModuleTensor) -> str:
         return f"code outside the constructor modifies ({module_tensor.written_at})"
     if module_tensor.is_statistic:
         return "training changes"
-    if module_tensor.constancy is Constancy.RANDOM:
-        return "is random on every construction"
+    if module_tensor.constancy in _CHANGED_ORIGINS:
+        return _CHANGED_ORIGINS[module_tensor.constancy]
     if module_tensor.constancy is Constancy.CONSTANT and module_tensor.is_blank:
         return (
             f"the constructor fills with {module_tensor.blank_fill}, to be set by training, "

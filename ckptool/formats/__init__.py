@@ -23,7 +23,7 @@ from ckptool.formats.sharded.sibling_files import (
     list_unread_siblings,
 )
 from ckptool.formats.strict_json import quote_text
-from ckptool.locations import Location, RemotePath
+from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, Container
 from ckptool.phrases import join_limited
 
@@ -53,12 +53,12 @@ class _FormatReader(Protocol):
 
 
 def open_checkpoint(
-    path: Location, limits: Limits = DEFAULT_LIMITS, weights_name: str = ""
+    path: str | Location, limits: Limits = DEFAULT_LIMITS, weights_name: str = ""
 ) -> Checkpoint:
     """Describe the checkpoint at `path`: a file, an index of shards, or a directory with one.
 
     Args:
-        path: the file or directory.
+        path: the file or directory, or its URL.
         limits: bounds on the memory and time that it may take.
         weights_name: in a directory, the file or index that its framework reads; "" for the only
             one.
@@ -69,6 +69,7 @@ def open_checkpoint(
         ReadError: it cannot be read, or a directory holds several checkpoints.
     """
     SOURCE_BUDGET.reset()
+    path = parse_location(path)
     container = _open_container(path, limits, weights_name)
     checkpoint = _search_extra_state(_note_rank_files(container, limits), limits)
     if isinstance(path, RemotePath):

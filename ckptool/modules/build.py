@@ -37,6 +37,8 @@ class ModuleBuild:
     walk: ModuleWalk
     meta_parameters: MetaParameters
     assignment_locations: AssignmentLocations
+    needs_cuda: bool = False
+    """Whether the constructor puts tensors on a CUDA device, and there is none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,9 +81,13 @@ def build_twice(spec: ModuleSpec, function: Callable[..., Any]) -> BuildPair:
         reason = f"it cannot be built with its parameters on meta ({_format_reason(error)})"
     else:
         missing_path = _find_missing_value(first.walk)
-        if not missing_path:
+        if not missing_path and not first.meta_parameters.lost_loads:
             return _add_second_build(spec, function, kwargs, first, skipped, on_meta=True)
-        reason = f"the value of `{missing_path}` depends on its parameters"
+        reason = (
+            f"the value of `{missing_path}` depends on its parameters"
+            if missing_path
+            else "its constructor loads weights"
+        )
         nbytes = _count_meta_bytes(first.walk)
         if nbytes > REAL_BUILD_BYTES:
             skipped.append(Skipped("values", f"{reason}, and they take {nbytes / 2**30:.0f} GiB"))
@@ -90,7 +96,7 @@ def build_twice(spec: ModuleSpec, function: Callable[..., Any]) -> BuildPair:
     try:
         real_build = _build_once(spec, function, kwargs, SEEDS[0], on_meta=False)
     except UserCodeError as error:
-        raise make_build_error(spec, function, error) from error
+        raise make_build_error(spec, function, error, kwargs) from error
     skipped.append(Skipped("building without weights", f"{reason}: it was built with real ones"))
     return _add_second_build(spec, function, kwargs, real_build, skipped, on_meta=False)
 
@@ -134,6 +140,9 @@ def _add_second_build(
     if second is not None and second.module is first.module:
         skipped.append(Skipped("constancy", "every call returns the same instance"))
         second = None
+    if first.needs_cuda:
+        reason = "its constructor puts tensors on a CUDA device: here they are on the CPU"
+        skipped.append(Skipped("building on CUDA", reason))
     return BuildPair(first, second, tuple(skipped))
 
 
@@ -147,10 +156,12 @@ def _build_once(
 ) -> ModuleBuild:
     from torch import nn
 
+    from ckptool.modules.world.cuda_on_cpu import call_constructor
+
     meta_parameters, locations = MetaParameters(), AssignmentLocations(__file__)
     with hook_assignments(locations, meta_parameters if on_meta else None), user_code():
         seed_generators(seed)
-        module = function(**_copy_arguments(kwargs))
+        module, needs_cuda = call_constructor(function, _copy_arguments(kwargs))
     if not isinstance(module, nn.Module):
         raise ModuleError(
             spec.target,
@@ -158,7 +169,7 @@ def _build_once(
             "returns one, or an instance",
         )
     with user_code():
-        return ModuleBuild(module, walk_module(module), meta_parameters, locations)
+        return ModuleBuild(module, walk_module(module), meta_parameters, locations, needs_cuda)
 
 
 def _list_cuda_devices() -> range:
@@ -213,6 +224,15 @@ def _find_missing_value(module_walk: ModuleWalk) -> str:
     # torch skips this parametrisation silently if it cannot be set up on meta.
     unset_paths = (path for path, owner in module_walk.none_buffers.items() if owner == _ORTHOGONAL)
     return next(unset_paths, "")
+
+
+def count_parameter_bytes(module_walk: ModuleWalk) -> int:
+    """Return the size of the registered parameters in bytes."""
+    return sum(
+        count_bytes(found_tensor.value)
+        for found_tensor in module_walk.tensors
+        if found_tensor.is_registered and found_tensor.kind is Kind.PARAMETER
+    )
 
 
 def _count_meta_bytes(module_walk: ModuleWalk) -> int:

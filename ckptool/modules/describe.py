@@ -1,18 +1,41 @@
 """ModuleSpec or live nn.Module -> ModuleInfo: import, build, probe, describe."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace as replace_field
+
 from ckptool.errors import ModuleError
-from ckptool.model import ModuleInfo, Skipped
-from ckptool.modules.build import BuildPair, build_twice, build_with_seed, preserve_random_state
-from ckptool.modules.import_target import ModuleSpec, prepend_search_paths, resolve_target
+from ckptool.model import Constancy, Kind, ModuleInfo, Skipped
+from ckptool.modules.build import (
+    REAL_BUILD_BYTES,
+    BuildPair,
+    build_twice,
+    build_with_seed,
+    count_parameter_bytes,
+    preserve_random_state,
+)
+from ckptool.modules.import_target import (
+    ModuleSpec,
+    match_defaults,
+    prepend_search_paths,
+    resolve_target,
+)
 from ckptool.modules.module_info import ProbeResults, build_module_info
 from ckptool.modules.move_probe import (
     MoveBehavior,
     compare_builds,
+    compare_with_live,
     copy_to_meta,
     probe_moves,
     share_objects,
+)
+from ckptool.modules.target.rebuild import (
+    UNKNOWN_ARGUMENTS,
+    ModuleRebuild,
+    builds_other_state,
+    collect_key_shapes,
+    find_rebuild,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.modules.walk import ModuleWalk, walk_module
@@ -22,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def examine_module(spec: ModuleSpec) -> ModuleInfo:
-    """Import and build the module of `spec`, and describe all its state.
+    """Build the module of `spec`, or take the live one, and describe all its state.
 
     Raises:
         ModuleError: it cannot be imported or built, or its state_dict() raises.
@@ -49,40 +72,102 @@ def examine_and_build(spec: ModuleSpec) -> "tuple[ModuleInfo, nn.Module]":
                 "module, or an instance",
             )
         builds = build_twice(spec, target_object)
-        return _describe_builds(spec, builds), builds.first.module
+        module_info = _describe_builds(spec, builds)
+        file_arguments = tuple(match_defaults(spec, target_object))
+        return replace_field(module_info, file_arguments=file_arguments), builds.first.module
 
 
 def rebuild_with_seed(spec: ModuleSpec, seed: int) -> "nn.Module":
-    """Build the module of `spec` with real parameters under `seed`.
+    """Build the module of `spec`, or one like the live one, with real parameters under `seed`.
 
     Raises:
-        ModuleError: it cannot be imported or built, or it is an instance.
+        ModuleError: it cannot be imported or built, or the arguments of an instance are not known.
     """
+    from torch import nn
+
     with prepend_search_paths(spec), preserve_random_state():
         target_object = resolve_target(spec)
-        if not callable(target_object):
-            raise ModuleError(spec.target, "is an instance: only a class can be built with a seed")
-        return build_with_seed(spec, target_object, seed)
+        if not isinstance(target_object, nn.Module):
+            return build_with_seed(spec, target_object, seed)
+        rebuild = find_rebuild(target_object, spec.kwargs or None, spec.fresh)
+        if rebuild is None or rebuild.is_guess:
+            reason = f"is an instance: to build it with a seed, {UNKNOWN_ARGUMENTS}"
+            raise ModuleError(spec.target, reason)
+        return build_with_seed(replace(spec, kwargs=rebuild.kwargs), rebuild.function, seed)
 
 
 def describe_module(module: "nn.Module", target: str) -> ModuleInfo:
-    """Describe all state of a live module without changing it.
+    """Describe all state of a live module without changing it, and without building another.
 
     Raises:
         ModuleError: it cannot be examined, or its state_dict() raises.
     """
     with preserve_random_state():
         module_walk = _walk_user_module(module, target)
-        move_behaviors, skipped = _probe_copy(module, module_walk)
-        not_rebuilt = Skipped("constancy", "an instance cannot be rebuilt: give its class")
-        probe_results = ProbeResults(move_behavior=move_behaviors, skipped=(not_rebuilt, *skipped))
-        return build_module_info(module, module_walk, target, probe_results)
+        reason = "an instance cannot be rebuilt: give its class"
+        return _describe_walk(module, module_walk, target, {}, (Skipped("constancy", reason),))
 
 
 def _describe_instance(spec: ModuleSpec, module: "nn.Module") -> ModuleInfo:
-    if spec.kwargs:
+    """Describe a live module; what its constructor makes again is known where it can be rebuilt."""
+    if spec.kwargs and spec.python_object is None:
         raise ModuleError(spec.target, "is an instance: it takes no arguments")
-    return describe_module(module, spec.target)
+    module_walk = _walk_user_module(module, spec.target)
+    constancy, skipped = _compare_with_rebuilt(spec, module, module_walk)
+    return _describe_walk(module, module_walk, spec.target, constancy, skipped)
+
+
+def _describe_walk(
+    module: "nn.Module",
+    module_walk: ModuleWalk,
+    target: str,
+    constancy: dict[str, Constancy],
+    skipped: tuple[Skipped, ...],
+) -> ModuleInfo:
+    move_behaviors, skipped_moves = _probe_copy(module, module_walk)
+    probe_results = ProbeResults(
+        constancy=constancy, move_behavior=move_behaviors, skipped=(*skipped, *skipped_moves)
+    )
+    return build_module_info(module, module_walk, target, probe_results)
+
+
+def _compare_with_rebuilt(
+    spec: ModuleSpec, module: "nn.Module", module_walk: ModuleWalk
+) -> tuple[dict[str, Constancy], tuple[Skipped, ...]]:
+    """Build two modules like a live one; return path -> Constancy, or why it is not known."""
+    if all(t.is_registered and t.kind is Kind.PARAMETER for t in module_walk.tensors):
+        return {}, ()
+    rebuild = find_rebuild(module, spec.kwargs or None, spec.fresh)
+    reason = UNKNOWN_ARGUMENTS if rebuild is None else _explain_misfit(rebuild, module, module_walk)
+    if rebuild is None or reason:
+        return {}, (Skipped("constancy", reason),)
+    build_spec = replace(spec, kwargs=rebuild.kwargs, defaults={})
+    try:
+        builds = build_twice(build_spec, rebuild.function)
+        with user_code():
+            built_state, state = builds.first.module.state_dict(), module.state_dict()
+    except (ModuleError, UserCodeError) as error:
+        return {}, (Skipped("constancy", f"rebuilding it failed: {error}"),)
+    if builds.first.module is module:
+        return {}, (Skipped("constancy", "fresh= returned the module itself, not a new one"),)
+    if collect_key_shapes(built_state) != collect_key_shapes(state):
+        reason = f"rebuilding it gives a different state_dict: {UNKNOWN_ARGUMENTS}"
+        return {}, (Skipped("constancy", reason),)
+    constancy = compare_with_live(
+        compare_builds(builds), builds.first.walk, module_walk, is_guess=rebuild.is_guess
+    )
+    return constancy, builds.skipped
+
+
+def _explain_misfit(rebuild: ModuleRebuild, module: "nn.Module", module_walk: ModuleWalk) -> str:
+    """Return why a module is not built with guessed arguments, "" if it is."""
+    if not rebuild.is_guess:
+        return ""
+    if count_parameter_bytes(module_walk) > REAL_BUILD_BYTES:
+        return f"its parameters are large; {UNKNOWN_ARGUMENTS}"
+    if builds_other_state(rebuild, module):
+        return f"rebuilding it gives a different state_dict: {UNKNOWN_ARGUMENTS}"
+    return ""
 
 
 def _describe_builds(spec: ModuleSpec, builds: BuildPair) -> ModuleInfo:

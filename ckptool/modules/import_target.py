@@ -1,4 +1,4 @@
-"""ModuleSpec -> the class, factory or instance that its target names."""
+"""ModuleSpec -> the class, factory or instance that its target names, or that was given."""
 
 import importlib
 import inspect
@@ -16,6 +16,7 @@ from ckptool.config import TRUST_RULE
 from ckptool.errors import ModuleError
 from ckptool.modules.target.config_objects import build_config_objects
 from ckptool.modules.target.explanations import (
+    describe_attempts,
     explain_import_error,
     explain_signature_mismatch,
     explain_target_syntax,
@@ -43,11 +44,12 @@ _MAX_VALUE_CHARS: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class ModuleSpec:
-    """Import target of a class, a factory or an instance, and its arguments."""
+    """A class, a factory or an instance, by its import target or as an object; its arguments."""
 
     target: str
     """"package.module:Name" or "path/to/file.py:Name"; what follows the colon may be an expression
-    of names, subscripts, calls and literals: "nets:REGISTRY[gpt]", "nets:make(Config(d=3))"."""
+    of names, subscripts, calls and literals: "nets:REGISTRY[gpt]", "nets:make(Config(d=3))". With
+    `python_object` it is a name for it."""
     kwargs: Mapping[str, object] = field(default_factory=dict)
     search_paths: tuple[Path, ...] = ()
     """Directories prepended to sys.path during import and construction."""
@@ -59,6 +61,14 @@ class ModuleSpec:
     """Whether the user named `loader`: else it is only taken for a module of that framework."""
     label: str = ""
     """What the module is called instead of `target`, "" for the target."""
+    python_object: Any = None
+    """The class, function or live module itself; None to import `target`."""
+    fresh: Callable[[], Any] | None = None
+    """Builds another module like the live one in `python_object`; None to call its class."""
+    file_names: frozenset[str] = frozenset()
+    """Names in `kwargs` whose values were taken from the checkpoint, as was asked for."""
+    offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the checkpoint has that may be arguments: place of a mapping -> its names."""
 
 
 @contextmanager
@@ -71,6 +81,9 @@ def prepend_search_paths(spec: ModuleSpec) -> Iterator[None]:
     Raises:
         ModuleError: the target is malformed, or names a file that does not exist.
     """
+    if spec.python_object is not None:
+        yield
+        return
     source, _ = parse_target(spec)
     original_path = list(sys.path)
     search_paths = [str(path.absolute()) for path in (*spec.search_paths, *source.search_paths)]
@@ -111,11 +124,13 @@ def parse_target(spec: ModuleSpec) -> tuple[PythonSource, TargetExpression]:
 
 
 def resolve_target(spec: ModuleSpec) -> Any:
-    """Import and return the object that `spec.target` names; of a call, a function that makes it.
+    """Return the object that was given, or import it; of a call, a function that makes it.
 
     Raises:
         ModuleError: the target is malformed, or cannot be imported or found.
     """
+    if spec.python_object is not None:
+        return spec.python_object
     source, expression = parse_target(spec)
     try:
         with user_code():
@@ -168,25 +183,34 @@ def bind_arguments(spec: ModuleSpec, function: Any) -> dict[str, object]:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         return dict(spec.kwargs)
-    matching_defaults = {
-        k: v for k, v in spec.defaults.items() if k in signature.parameters and k not in spec.kwargs
-    }
-    announce = TRUST_RULE.get().announce_file_kwargs
-    if matching_defaults and announce is not None:
-        texts = {k: cut_middle(repr(v), _MAX_VALUE_CHARS) for k, v in matching_defaults.items()}
-        announce(spec.target, texts)
+    matching_defaults = match_defaults(spec, function)
     kwargs = {**matching_defaults, **spec.kwargs}
+    file_names = [name for name in kwargs if name in matching_defaults or name in spec.file_names]
+    announce = TRUST_RULE.get().announce_file_kwargs
+    if file_names and announce is not None:
+        announce(
+            spec.target, {n: cut_middle(repr(kwargs[n]), _MAX_VALUE_CHARS) for n in file_names}
+        )
     try:
         signature.bind(**kwargs)
     except TypeError as error:
         reason = _explain_unknown_argument(spec.kwargs, signature) or str(error)
-        mismatch = explain_signature_mismatch(function, kwargs, reason)
+        mismatch = explain_signature_mismatch(function, kwargs, reason, spec.offers)
         raise ModuleError(spec.target, mismatch) from error
     try:
         with user_code():
             return build_config_objects(function, kwargs, _announce_namespace(spec))
     except UserCodeError as error:
         raise ModuleError(spec.target, f"its arguments: {error}") from error
+
+
+def match_defaults(spec: ModuleSpec, function: Any) -> dict[str, object]:
+    """Return the arguments of `spec.defaults` that a function accepts and `spec.kwargs` lack."""
+    try:
+        names = inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        return {}
+    return {k: v for k, v in spec.defaults.items() if k in names and k not in spec.kwargs}
 
 
 def _announce_namespace(spec: ModuleSpec) -> Callable[[str], None] | None:
@@ -205,17 +229,30 @@ def _explain_unknown_argument(kwargs: Mapping[str, object], signature: inspect.S
     return f"got an unexpected keyword argument {unknown!r}{hint}" if unknown else ""
 
 
-def make_build_error(spec: ModuleSpec, function: Any, error: UserCodeError) -> ModuleError:
-    """Return the ModuleError for a constructor that raised `error`."""
+def make_build_error(
+    spec: ModuleSpec,
+    function: Any,
+    error: UserCodeError,
+    tried_kwargs: Mapping[str, object] | None = None,
+) -> ModuleError:
+    """Return the ModuleError for a constructor that raised `error`.
+
+    With `tried_kwargs`, it was called with these, with parameters on meta and with real ones.
+    """
     if isinstance(error.error, ModuleError):
         return error.error
     text = error.text
     about_arguments = "argument" in text and ("missing" in text or "unexpected" in text)
     if isinstance(error.error, TypeError) and about_arguments:
         reason = summarize_message(text)
-        mismatch = explain_signature_mismatch(function, {**spec.defaults, **spec.kwargs}, reason)
+        arguments = {**spec.defaults, **spec.kwargs}
+        mismatch = explain_signature_mismatch(function, arguments, reason, spec.offers)
         return ModuleError(spec.target, mismatch)
-    return ModuleError(spec.label or spec.target, f"building it raised {error}")
+    reason = f"building it raised {error}"
+    if tried_kwargs is not None and not spec.label:
+        file_names = [n for n in tried_kwargs if n in spec.file_names or n not in spec.kwargs]
+        reason = f"{reason}; {describe_attempts(tried_kwargs, file_names, spec.offers)}"
+    return ModuleError(spec.label or spec.target, reason)
 
 
 def _find_loaded_modules(package: str) -> dict[str, ModuleType]:

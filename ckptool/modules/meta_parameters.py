@@ -19,6 +19,8 @@ class MetaParameters:
         self._meta_parameters: dict[int, tuple[weakref.ref[nn.Parameter], nn.Parameter]] = {}
         self._meta_storages: dict[int, tuple[object, Tensor]] = {}
         self._devices: dict[int, str] = {}
+        self.lost_loads = 0
+        """Calls of load_state_dict() by the constructor, whose values no meta parameter has."""
 
     def replace_parameter(self, parameter: "nn.Parameter") -> "nn.Parameter":
         """Return the meta parameter for `parameter`, or `parameter` if it cannot be replaced.

@@ -18,6 +18,7 @@ from ckptool.model import (
 )
 from ckptool.modules.assignment_locations import AssignmentLocations, read_assignment_target
 from ckptool.modules.computed_parameters import find_computed_parameters, get_spectral_norm_dim
+from ckptool.modules.member_lists import check_state_dict
 from ckptool.modules.meta_parameters import MetaParameters
 from ckptool.modules.move_probe import MoveBehavior, is_floating_dtype
 from ckptool.modules.source.outside_writes import OutsideWrites
@@ -110,6 +111,8 @@ def _call_state_dict(module: "nn.Module", target: str) -> Mapping[Any, Any]:
     try:
         with user_code():
             result = state_dict(**_make_keep_vars(state_dict))
+            if isinstance(result, Mapping):
+                check_state_dict(module, result)
     except UserCodeError as error:
         raise ModuleError(target, f"its state_dict() raised {error}") from error
     if not isinstance(result, Mapping):

@@ -52,6 +52,50 @@ def compare_builds(builds: BuildPair) -> dict[str, Constancy]:
     }
 
 
+def compare_with_live(
+    constancy: Mapping[str, Constancy],
+    built_walk: ModuleWalk,
+    live_walk: ModuleWalk,
+    *,
+    is_guess: bool,
+) -> dict[str, Constancy]:
+    """Return the constancy of the values of a live module: path -> Constancy.
+
+    Args:
+        constancy: that of two modules built like it.
+        built_walk: the tensors of one of these.
+        live_walk: the tensors of the live module.
+        is_guess: whether it may have been built with other arguments: a value that building does
+            not give is UNKNOWN then, else MUTATED.
+    """
+    built_tensors = {found_tensor.path: found_tensor for found_tensor in built_walk.tensors}
+    changed = Constancy.UNKNOWN if is_guess else Constancy.MUTATED
+    result: dict[str, Constancy] = {}
+    for live_tensor in live_walk.tensors:
+        path = live_tensor.path
+        built_tensor = built_tensors.get(path)
+        result[path] = constancy.get(path, Constancy.UNKNOWN)
+        if built_tensor is None or result[path] is not Constancy.CONSTANT:
+            continue
+        is_equal = have_same_bytes(*_align_values(built_tensor.value, live_tensor.value))
+        if is_equal is not True:
+            result[path] = Constancy.UNKNOWN if is_equal is None else changed
+    return result
+
+
+def _align_values(built_value: Any, live_value: Any) -> tuple[Any, Any]:
+    """Return both values on the CPU, the built one in the dtype that the live one was cast to."""
+    from torch import Tensor
+
+    if not (isinstance(built_value, Tensor) and isinstance(live_value, Tensor)):
+        return built_value, live_value
+    if built_value.is_meta or live_value.is_meta or is_lazy(built_value) or is_lazy(live_value):
+        return built_value, live_value
+    is_cast = built_value.is_floating_point() and live_value.is_floating_point()
+    dtype = live_value.dtype if is_cast else built_value.dtype
+    return built_value.detach().to("cpu", dtype), live_value.detach().cpu()
+
+
 def probe_moves(module: "nn.Module") -> tuple[dict[str, MoveBehavior], tuple[Skipped, ...]]:
     """Cast `module` to half and move it to meta; return path -> MoveBehavior.
 

@@ -54,7 +54,7 @@ class ModuleStorages:
         if identity is None:
             return None
         nbytes = int(tensor.untyped_storage().nbytes())
-        device = self.meta_parameters.get_original_device(identity) or str(tensor.device)
+        device = self.meta_parameters.get_original_device(identity) or _get_device_name(tensor)
         return StorageInfo(self._assign_number(identity), nbytes, device)
 
     def describe_array_memory(self, array: Any) -> StorageInfo:
@@ -90,6 +90,13 @@ class ModuleStorages:
 
     def _assign_number(self, identity: Hashable) -> str:
         return self._numbers.setdefault(identity, str(len(self._numbers)))
+
+
+def _get_device_name(tensor: "Tensor") -> str:
+    """Return the device of a tensor; "cuda:0" if its constructor wanted it there."""
+    from ckptool.modules.world.cuda_on_cpu import DEVICE, is_placed_on_cuda
+
+    return str(DEVICE) if is_placed_on_cuda(tensor) else str(tensor.device)
 
 
 def describe_tensor(key: str, value: Any, kind: Kind, storages: ModuleStorages) -> TensorInfo:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptool.model import Kind, join_key
+from ckptool.modules.member_lists import check_member_lists
 from ckptool.modules.object_children import LEAF_TYPES, iter_children
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ class ModuleWalk:
 
 
 def walk_module(module: "nn.Module") -> ModuleWalk:
-    """Search `module`, its sub-modules, their attributes, and containers down to MAX_DEPTH."""
+    """Search `module`, its sub-modules, their attributes, and containers down to MAX_DEPTH.
+
+    Raises:
+        EndlessListError: a method that lists its members does not end.
+    """
+    check_member_lists(module)
     members = tuple(module.named_modules(remove_duplicate=False))
     search = _ModuleSearch({id(member) for _, member in members})
     tensors = [f for prefix, member in members for f in search.iter_registered(prefix, member)]

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from ckptool.errors import ConfigError
+from ckptool.locations import read_small_file
 from ckptool.model import natural_sort_key
 from ckptool.rules import Finding
 
@@ -52,7 +53,7 @@ def read_baseline(path: Path) -> Baseline:
         ConfigError: the file does not exist, cannot be read, is invalid, or has another version.
     """
     try:
-        file = msgspec.json.decode(path.read_bytes(), type=_BaselineFile)
+        file = msgspec.json.decode(read_small_file(path), type=_BaselineFile)
     except OSError as error:
         hint = "; --update-baseline creates it" if not path.exists() else ""
         raise ConfigError(path, f"{error.strerror or error}{hint}") from error

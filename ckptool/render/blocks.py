@@ -205,8 +205,13 @@ def build_skipped_lines(
         )
         for reason, paths in [group.items[0]]
     )
+    yield from _build_limited_lines(lines, options)
+
+
+def _build_limited_lines(lines: tuple[str, ...], options: RenderOptions) -> Iterator[LinesBlock]:
     if lines:
-        yield LinesBlock(lines)
+        shown_lines, more = _limit_rows(lines, options, "line")
+        yield LinesBlock((*shown_lines, more) if more else lines)
 
 
 def format_times(items: Sequence[object]) -> str:
@@ -231,8 +236,7 @@ def build_silenced_lines(
     lines = tuple(
         _format_silenced(group.items[0], group.key, format_times(group.items)) for group in groups
     )
-    if lines:
-        yield LinesBlock(lines)
+    yield from _build_limited_lines(lines, options)
 
 
 def _format_silenced(silenced: SilencedReport, key: str, times: str) -> str:
@@ -320,10 +324,12 @@ def _select_informative_columns(
     ]
 
 
-def _limit_rows(rows: Sequence[T], options: RenderOptions) -> tuple[Sequence[T], str]:
+def _limit_rows(
+    rows: Sequence[T], options: RenderOptions, noun: str = "row"
+) -> tuple[Sequence[T], str]:
     shown_rows = rows if options.verbosity > 0 else rows[:MAX_TABLE_ROWS]
     omitted_count = len(rows) - len(shown_rows)
     return (
         shown_rows,
-        f"... and {omitted_count:,} more rows (-v shows all)" if omitted_count else "",
+        f"... and {omitted_count:,} more {noun}s (-v shows all)" if omitted_count else "",
     )

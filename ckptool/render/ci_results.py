@@ -10,14 +10,14 @@ from msgspec import Struct
 from ckptool.locations import is_remote
 from ckptool.phrases import make_printable
 from ckptool.render.views import digest
-from ckptool.reports.audit import AuditReport
+from ckptool.reports.audit import AuditReport, ProjectAuditReport
 from ckptool.reports.common import FindingReport
 from ckptool.reports.diff import DiffModuleReport
 from ckptool.reports.diff_files import DiffFilesReport
 from ckptool.reports.digest import DigestReport
 from ckptool.reports.gate import GateReport
 from ckptool.reports.inspect import InspectReport
-from ckptool.reports.lock import LockReport
+from ckptool.reports.lock import LockReport, ProjectLockReport
 from ckptool.reports.migrate import MigrateReport
 from ckptool.reports.problems import group_by_cause
 from ckptool.reports.verify import VerifyReport
@@ -96,6 +96,8 @@ def get_subjects(report: "AnyReport") -> tuple[str, ...]:
 
 def list_errors(report: "AnyReport", root: Path | None) -> tuple[tuple[str, str], ...]:
     """Return (path, reason) of the checkpoints that could not be checked."""
+    if isinstance(report, ProjectAuditReport | ProjectLockReport):
+        return tuple((error.partition(": ")[0], error) for error in report.errors)
     if not isinstance(report, GateReport | InspectReport | DigestReport):
         return ()
     return tuple(

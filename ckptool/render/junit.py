@@ -1,7 +1,7 @@
 """Report -> JUnit XML: a suite for each checkpoint, a test for each rule that ran on it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 from xml.etree.ElementTree import tostring
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
@@ -29,6 +29,20 @@ _Item = TypeVar("_Item")
 
 
 def render(report: "AnyReport", options: RenderOptions) -> str:
+    document = JUnitXml("ckptool")
+    for part in report.module_reports or (report,):
+        for suite in _iter_suites(cast("AnyReport", part), options):
+            document.add_testsuite(suite)
+    error_cases = [_build_error_case(path, reason) for path, reason in list_errors(report, None)]
+    if error_cases:
+        document.add_testsuite(_create_suite("could not be checked", error_cases))
+    document.update_statistics()  # type: ignore[no-untyped-call]
+    text: str = tostring(document._elem, encoding="unicode")  # noqa: SLF001 (it writes files only)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'
+
+
+def _iter_suites(report: "AnyReport", options: RenderOptions) -> Iterator[TestSuite]:
+    """Yield the suite of each checkpoint or module, and that of the policy."""
     located_findings = tuple(iter_located_findings(report, options.root))
     findings_by_path = _group_by_path((f.finding.path, f) for f in located_findings)
     skipped_by_path = _group_by_path((s.path, s) for s in dict.fromkeys(report.skipped))
@@ -38,17 +52,14 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
         else {}
     )
     main_findings = index_main_findings(report, options.root)
-    document = JUnitXml("ckptool")
     for path in get_subjects(report):
-        document.add_testsuite(
-            _build_suite(
-                report,
-                path,
-                rules_by_path.get(path, ()),
-                [*findings_by_path.get(path, ()), *findings_by_path.get("", ())],
-                [*skipped_by_path.get(path, ()), *skipped_by_path.get("", ())],
-                main_findings,
-            )
+        yield _build_suite(
+            report,
+            path,
+            rules_by_path.get(path, ()),
+            [*findings_by_path.get(path, ()), *findings_by_path.get("", ())],
+            [*skipped_by_path.get(path, ()), *skipped_by_path.get("", ())],
+            main_findings,
         )
     known_paths = {*get_subjects(report), ""}
     other_findings = [
@@ -57,17 +68,8 @@ def render(report: "AnyReport", options: RenderOptions) -> str:
         if located_finding.finding.path not in known_paths
     ]
     if other_findings:
-        document.add_testsuite(
-            _create_suite(
-                "policy", list(_iter_rule_cases("policy", (), other_findings, main_findings))
-            )
-        )
-    error_cases = [_build_error_case(path, reason) for path, reason in list_errors(report, None)]
-    if error_cases:
-        document.add_testsuite(_create_suite("could not be checked", error_cases))
-    document.update_statistics()  # type: ignore[no-untyped-call]
-    text: str = tostring(document._elem, encoding="unicode")  # noqa: SLF001 (it writes files only)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'
+        cases = _iter_rule_cases("policy", (), other_findings, main_findings)
+        yield _create_suite("policy", list(cases))
 
 
 def _group_by_path(items: Iterable[tuple[str, _Item]]) -> dict[str, list[_Item]]:

@@ -1,6 +1,6 @@
 """AnyReport: the union of all reports."""
 
-from ckptool.reports.audit import AuditReport
+from ckptool.reports.audit import AuditReport, ProjectAuditReport
 from ckptool.reports.common import (
     SCHEMA,
     DrawingReport,
@@ -29,8 +29,9 @@ from ckptool.reports.gate import (
     PromiseReport,
     SettingReport,
 )
+from ckptool.reports.init import InitModelReport, InitReport
 from ckptool.reports.inspect import CheckpointReport, EntryReport, InspectReport, StateReport
-from ckptool.reports.lock import DifferenceReport, LockReport
+from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 from ckptool.reports.migrate import CheckReport, MigrateReport, StepReport
 from ckptool.reports.rule import RuleReport
 from ckptool.reports.verify import DeviceMismatchReport, VerifyReport
@@ -41,12 +42,15 @@ AnyReport = (
     | DiffFilesReport
     | DiffShardReport
     | AuditReport
+    | ProjectAuditReport
     | MigrateReport
     | VerifyReport
     | LockReport
+    | ProjectLockReport
     | GateReport
     | PolicyReport
     | DigestReport
+    | InitReport
 )
 
 __all__ = [
@@ -70,6 +74,8 @@ __all__ = [
     "FindingReport",
     "GateReport",
     "GatedCheckpointReport",
+    "InitModelReport",
+    "InitReport",
     "InspectReport",
     "KeyReport",
     "LevelReport",
@@ -77,6 +83,8 @@ __all__ = [
     "MigrateReport",
     "PictureReport",
     "PolicyReport",
+    "ProjectAuditReport",
+    "ProjectLockReport",
     "PromiseReport",
     "Report",
     "RuleReport",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ckptool.model import Kind, ModuleInfo
-from ckptool.policy import Verdict
+from ckptool.policy import ExitCode, Verdict
 from ckptool.reports.common import (
     Report,
     TensorReport,
@@ -15,6 +15,7 @@ from ckptool.reports.common import (
     build_skipped_reports,
     build_tensor_report,
     build_unsaved_reports,
+    format_project_verdict,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +29,36 @@ class AuditReport(Report, frozen=True, kw_only=True):
     persistent_buffers: tuple[TensorReport, ...]
     since: str = ""
     """Of a watched module: since when `unsaved` lists changed state (and only that); else ""."""
+
+
+class ProjectAuditReport(Report, frozen=True, kw_only=True):
+    """The modules of the configuration, each with a report of its own."""
+
+    verdict: str
+    modules: tuple[AuditReport, ...]
+    errors: tuple[str, ...] = ()
+    """Modules that could not be built, and why."""
+
+    @property
+    def module_reports(self) -> tuple[AuditReport, ...]:
+        return self.modules
+
+
+def build_project_audit_report(
+    modules: tuple[AuditReport, ...], errors: tuple[str, ...]
+) -> ProjectAuditReport:
+    """Build the report of all modules of a configuration; its exit code is the worst."""
+    failed_count = sum(bool(module.exit_code) for module in modules)
+    return ProjectAuditReport(
+        command="audit",
+        findings=tuple(finding for module in modules for finding in module.findings),
+        silenced=tuple(silenced for module in modules for silenced in module.silenced),
+        skipped=tuple(skipped for module in modules for skipped in module.skipped),
+        exit_code=ExitCode.COULD_NOT_CHECK if errors else max(m.exit_code for m in modules),
+        verdict=format_project_verdict(len(modules), failed_count, len(errors)),
+        modules=modules,
+        errors=errors,
+    )
 
 
 def build_audit_report(module: ModuleInfo, verdict: Verdict) -> AuditReport:

@@ -155,6 +155,11 @@ class Report(Struct, frozen=True, kw_only=True):
     """UNSET unless charts were requested."""
 
     @property
+    def module_reports(self) -> "tuple[Report, ...]":
+        """Reports that are shown in blocks of their own, with their findings."""
+        return ()
+
+    @property
     def has_multiple_checkpoints(self) -> bool:
         """Whether findings must name their checkpoint even if all are about the same one."""
         return False
@@ -253,6 +258,14 @@ def _build_unsaved_report(module_tensor: ModuleTensor, in_file: bool) -> Unsaved
         used=module_tensor.used_at,
         in_file=in_file,
     )
+
+
+def format_project_verdict(checked_count: int, failed_count: int, error_count: int) -> str:
+    """Return how many modules of a configuration were looked at, failed, and could not be."""
+    counts = [pluralize(checked_count, "module")]
+    counts += [f"{failed_count} failed"] if failed_count else []
+    counts += [f"{error_count} not checked"] if error_count else []
+    return ", ".join(counts)
 
 
 def format_load_failure(diff: ModuleDiff, failure: str = "does not load") -> str:

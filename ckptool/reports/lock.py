@@ -14,8 +14,13 @@ from ckptool.compare.contract import (
 )
 from ckptool.model import Skipped
 from ckptool.phrases import pluralize
-from ckptool.policy import Verdict
-from ckptool.reports.common import Report, build_finding_reports, build_skipped_reports
+from ckptool.policy import ExitCode, Verdict
+from ckptool.reports.common import (
+    Report,
+    build_finding_reports,
+    build_skipped_reports,
+    format_project_verdict,
+)
 
 
 class DifferenceReport(Struct, frozen=True, kw_only=True):
@@ -47,6 +52,35 @@ class LockReport(Report, frozen=True, kw_only=True):
     golden: str = ""
     """The checkpoint whose outputs were recorded, "" if a lock was written."""
     notes: tuple[str, ...] = ()
+
+
+class ProjectLockReport(Report, frozen=True, kw_only=True):
+    """The locks of the modules of the configuration, each with a report of its own."""
+
+    verdict: str
+    locks: tuple[LockReport, ...]
+    errors: tuple[str, ...] = ()
+    """Modules that could not be locked or checked, and why."""
+
+    @property
+    def module_reports(self) -> tuple[LockReport, ...]:
+        return self.locks
+
+
+def build_project_lock_report(
+    locks: tuple[LockReport, ...], errors: tuple[str, ...]
+) -> ProjectLockReport:
+    """Build the report of all locks of a configuration; its exit code is the worst."""
+    failed_count = sum(bool(lock.exit_code) for lock in locks)
+    return ProjectLockReport(
+        command="lock",
+        findings=tuple(finding for lock in locks for finding in lock.findings),
+        skipped=tuple(skipped for lock in locks for skipped in lock.skipped),
+        exit_code=ExitCode.COULD_NOT_CHECK if errors else max(lock.exit_code for lock in locks),
+        verdict=format_project_verdict(len(locks), failed_count, len(errors)),
+        locks=locks,
+        errors=errors,
+    )
 
 
 class LockOutcome(Struct, frozen=True):

@@ -100,7 +100,8 @@ def find_missing_parameters(diff: ModuleDiff) -> Iterator[RuleHit]:
         why=(
             "Its value came from training, calibration, a loader or a random number generator; "
             "the constructor cannot recreate it. With strict=False the model runs with the "
-            "initial value."
+            "initial value. It is a warning where that is not known: kwargs= or fresh= say how "
+            "a live module is built."
         ),
         fix=(
             "Take it from a checkpoint that has it; converters that copy only parameters drop "
@@ -125,6 +126,7 @@ def find_missing_statistics(diff: ModuleDiff) -> Iterator[RuleHit]:
     for module_tensor in statistics:
         yield hit(
             module_tensor.key,
+            Level.ERROR if module_tensor.waits_for_data else Level.WARNING,
             origin=describe_origin(module_tensor),
             command=command,
             **_build_missing_facts(module_tensor, subtrees.find_absent(module_tensor.key)),
@@ -509,9 +511,7 @@ def find_dropped_buffers(diff: ModuleDiff) -> Iterator[RuleHit]:
         for module_tensor in saved_tensors.values()
         if module_tensor.kind is Kind.BUFFER
     ]
-    learnt_keys = [
-        module_tensor.key for module_tensor in buffers if not module_tensor.is_recomputable
-    ]
+    learnt_keys = [module_tensor.key for module_tensor in buffers if module_tensor.waits_for_data]
     missing = {key for key in diff.missing_keys if key in saved_tensors}
     is_complete = diff.coverage == 1.0 and not diff.shape_mismatches
     has_parameters = any(

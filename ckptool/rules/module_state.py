@@ -339,7 +339,7 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
         code="CK110",
         name="device-not-following",
         level=Level.ERROR,
-        summary='`{key}` is still on the CPU after .to("cuda"){use}',
+        summary="`{key}` {place}{use}",
         why=(
             "to() and cuda() move only parameters and buffers. The first forward pass on the "
             "device fails, or the tensor is copied in every step."
@@ -363,8 +363,19 @@ def find_unmoved_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
         if not module_tensor.follows_to:
             level, use_clause = _judge_unmoved_tensor(module_tensor)
             yield hit(
-                module_tensor.key, level, use=use_clause, **_build_unsaved_facts(module_tensor)
+                module_tensor.key,
+                level,
+                place=_describe_place(module_tensor.tensor.device),
+                use=use_clause,
+                **_build_unsaved_facts(module_tensor),
             )
+
+
+def _describe_place(device: str) -> str:
+    """Return where a tensor is after the module was moved; follows its key."""
+    if device.startswith("cuda"):
+        return f"stays on {device}, where the constructor puts it, when the module is moved"
+    return 'is still on the CPU after .to("cuda")'
 
 
 def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
@@ -381,9 +392,11 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
             Level.NOTE,
             "; it has no dimensions, so arithmetic with tensors on other devices works",
         )
-    if module_tensor.used_at:
-        return Level.ERROR, f", and forward uses it at {module_tensor.used_at}"
-    return Level.WARNING, ""
+    if not module_tensor.used_at:
+        return Level.WARNING, ""
+    is_on_cuda = module_tensor.tensor.device.startswith("cuda")
+    level = Level.WARNING if is_on_cuda else Level.ERROR
+    return level, f", and forward uses it at {module_tensor.used_at}"
 
 
 @check(

@@ -126,6 +126,8 @@ def read_golden(path: Path) -> GoldenFile:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():
+        raise ReadError(path, "is not a regular file")
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)

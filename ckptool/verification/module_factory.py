@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from ckptool.modules.import_target import (
     resolve_target,
 )
 from ckptool.modules.user_code import UserCodeError, user_code
+from ckptool.modules.world.cuda_on_cpu import call_constructor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,17 +59,16 @@ class ModuleFactory:
 
 
 @contextmanager
-def open_module_factory(module: str | nn.Module, spec: ModuleSpec) -> Iterator[ModuleFactory]:
-    """Context manager with the ModuleFactory of a named or live module.
+def open_module_factory(spec: ModuleSpec) -> Iterator[ModuleFactory]:
+    """Context manager with the ModuleFactory of a named module, a class or a live module.
 
     The module's folders are importable inside, and the random state is restored afterwards.
 
     Raises:
         ModuleError: it cannot be imported, or does not accept its arguments.
     """
-    is_live = isinstance(module, nn.Module)
-    with nullcontext() if is_live else prepend_search_paths(spec), preserve_random_state():
-        class_or_instance = module if isinstance(module, nn.Module) else resolve_target(spec)
+    with prepend_search_paths(spec), preserve_random_state():
+        class_or_instance = resolve_target(spec)
         if isinstance(class_or_instance, nn.Module):
             yield ModuleFactory(spec.label or spec.target, instance=class_or_instance)
             return
@@ -84,6 +84,6 @@ def _build_instance(
 ) -> Any:
     try:
         # A copy, so that one build cannot change the arguments of the next.
-        return function(**copy.deepcopy(dict(constructor_arguments)))
+        return call_constructor(function, copy.deepcopy(dict(constructor_arguments)))[0]
     except TypeError as error:
         raise make_build_error(spec, function, UserCodeError(error)) from error

@@ -4,12 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from torch import nn
-
 from ckptool.compare.module_diff import ModuleDiff
 from ckptool.loaders.describe import describe_for_loader
 from ckptool.model import Checkpoint, ModuleInfo, TensorInfo
-from ckptool.modules import ModuleSpec, describe_module, examine_and_build
+from ckptool.modules import ModuleSpec, examine_and_build
 from ckptool.verification.load_probe import compare_with_loader
 from ckptool.verification.module_factory import ModuleFactory, open_module_factory
 
@@ -27,21 +25,17 @@ class VerificationTarget:
 
 @contextmanager
 def open_verification_target(
-    checkpoint: Checkpoint, module: str | nn.Module, spec: ModuleSpec, at: str | None
+    checkpoint: Checkpoint, spec: ModuleSpec, at: str | None
 ) -> Iterator[VerificationTarget]:
-    """Context manager with the target for a live `module` or one named by `spec`.
+    """Context manager with the target for the module of `spec`.
 
     The module's folders are importable inside.
 
     Raises:
         ModuleError: it cannot be imported or built.
     """
-    with open_module_factory(module, spec) as factory:
-        module_info, instance = (
-            examine_and_build(spec)
-            if isinstance(module, str)
-            else (describe_module(module, spec.target), module)
-        )
+    with open_module_factory(spec) as factory:
+        module_info, instance = examine_and_build(spec)
         module_info = describe_for_loader(module_info, instance, spec)
         module_diff = compare_with_loader(checkpoint, module_info, instance, at)
         yield VerificationTarget(

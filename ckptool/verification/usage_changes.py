@@ -1,11 +1,8 @@
 """nn.Module -> UsageChanges: state changed since construction that is not in the state_dict."""
 
-import copy
-import inspect
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import torch
 from msgspec.structs import replace
@@ -16,6 +13,12 @@ from ckptool.model import Constancy, ModuleInfo, Skipped
 from ckptool.modules.build import SEEDS, preserve_random_state
 from ckptool.modules.snapshot import ModuleSnapshot, find_added, find_mutated, take_snapshot
 from ckptool.modules.source.source_analysis import SourceAnalysis
+from ckptool.modules.target.rebuild import (
+    UNKNOWN_ARGUMENTS,
+    builds_other_state,
+    collect_key_shapes,
+    find_rebuild,
+)
 from ckptool.modules.user_code import UserCodeError, user_code
 from ckptool.verification.levels.load import load_matching_tensors
 from ckptool.verification.module_factory import ModuleFactory
@@ -24,9 +27,6 @@ from ckptool.verification.result import PythonChange, UsageChanges
 SINCE_BLOCK_START: Final = "inside the with block"
 _SINCE_CONSTRUCTION: Final = "since it was built"
 _SKIPPED_CHECK: Final = "changes since the module was built"
-_UNKNOWN_ARGUMENTS: Final = (
-    "the arguments of its constructor are not known: give kwargs={...} or fresh=lambda: ..."
-)
 
 
 def find_python_changes(
@@ -103,16 +103,15 @@ def changes_since_construction(
     Two are built, with two seeds: state that differs between them is random, not changed by use.
     """
     target = type(module).__qualname__
-    build = _find_builder(module, kwargs, fresh)
-    if build is None:
+    rebuild = find_rebuild(module, kwargs, fresh)
+    if rebuild is None:
         return UsageChanges(
-            target, _SINCE_CONSTRUCTION, skipped=(Skipped(_SKIPPED_CHECK, _UNKNOWN_ARGUMENTS),)
+            target, _SINCE_CONSTRUCTION, skipped=(Skipped(_SKIPPED_CHECK, UNKNOWN_ARGUMENTS),)
         )
-    is_guess = kwargs is None and fresh is None and _has_unknown_arguments(module)
-    if is_guess and _builds_other_state(build, module):
-        reason = f"rebuilding it gives a different state_dict: {_UNKNOWN_ARGUMENTS}"
+    if rebuild.is_guess and builds_other_state(rebuild, module):
+        reason = f"rebuilding it gives a different state_dict: {UNKNOWN_ARGUMENTS}"
         return UsageChanges(target, _SINCE_CONSTRUCTION, skipped=(Skipped(_SKIPPED_CHECK, reason),))
-    factory = ModuleFactory(target, build=build)
+    factory = ModuleFactory(target, build=rebuild.build_module)
     try:
         with preserve_random_state():
             first_snapshot, second_snapshot = (
@@ -144,24 +143,7 @@ def changes_since_construction(
             for path, digest in live_snapshot.digests.items()
         },
     )
-    return _drop_uncertain(usage_changes, module) if is_guess else usage_changes
-
-
-def _has_unknown_arguments(module: nn.Module) -> bool:
-    """Whether the constructor has parameters whose arguments the module does not store."""
-    return len(_read_stored_arguments(module) or {}) < len(
-        _list_constructor_parameters(type(module)) or {}
-    )
-
-
-def _builds_other_state(build: Callable[[], Any], module: nn.Module) -> bool:
-    """Whether building with guessed arguments, on meta, gives other keys or shapes."""
-    with suppress(UserCodeError), preserve_random_state(), user_code(), torch.device("meta"):
-        candidate = build()
-        return _collect_key_shapes(candidate.state_dict()) != _collect_key_shapes(
-            module.state_dict()
-        )
-    return False
+    return _drop_uncertain(usage_changes, module) if rebuild.is_guess else usage_changes
 
 
 def _drop_uncertain(usage_changes: UsageChanges, module: nn.Module) -> UsageChanges:
@@ -195,7 +177,7 @@ def _drop_uncertain(usage_changes: UsageChanges, module: nn.Module) -> UsageChan
         },
         skipped=(
             *usage_changes.skipped,
-            Skipped(_SKIPPED_CHECK, f"{len(uncertain_paths)} values: {_UNKNOWN_ARGUMENTS}"),
+            Skipped(_SKIPPED_CHECK, f"{len(uncertain_paths)} values: {UNKNOWN_ARGUMENTS}"),
         ),
     )
 
@@ -256,59 +238,6 @@ def _judge_constancy(
     return Constancy.CONSTANT if first_digest == live_digest else Constancy.MUTATED
 
 
-def _find_builder(
-    module: nn.Module,
-    kwargs: Mapping[str, object] | None,
-    fresh: Callable[[], nn.Module] | None,
-) -> Callable[[], Any] | None:
-    """Return a function that builds a fresh instance; None if its arguments are unknown.
-
-    Uses `fresh`, else `kwargs`, else the arguments that the module stores.
-    """
-    if fresh is not None:
-        return fresh
-    cls: Callable[..., nn.Module] = type(module)
-    arguments = kwargs if kwargs is not None else _read_stored_arguments(module)
-    if arguments is None:
-        return None
-    constructor_arguments = arguments
-    return lambda: cls(**copy.deepcopy(dict(constructor_arguments)))
-
-
-def _read_stored_arguments(module: nn.Module) -> Mapping[str, object] | None:
-    """Return arguments from Lightning's `hparams` or `config`; None if a required one is missing.
-
-    {} if no argument is required and none is stored.
-    """
-    parameters = _list_constructor_parameters(type(module))
-    if parameters is None:
-        return None
-    arguments: dict[str, object] = {}
-    with suppress(UserCodeError), user_code():
-        hparams = getattr(module, "hparams", None)
-        arguments = {
-            name: value for name, value in dict(hparams or {}).items() if name in parameters
-        }
-        if "config" in parameters and "config" not in arguments and hasattr(module, "config"):
-            arguments["config"] = module.config
-    required_parameters = {
-        name for name, parameter in parameters.items() if parameter.default is parameter.empty
-    }
-    return arguments if required_parameters <= arguments.keys() else None
-
-
-def _list_constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter] | None:
-    try:
-        parameters = inspect.signature(cls).parameters
-    except (TypeError, ValueError):
-        return None
-    return {
-        name: parameter
-        for name, parameter in parameters.items()
-        if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
-    }
-
-
 def _reload_and_snapshot(factory: ModuleFactory, module: nn.Module, seed: int) -> ModuleSnapshot:
     """Return the snapshot of a fresh instance with the state_dict of `module` loaded.
 
@@ -320,9 +249,9 @@ def _reload_and_snapshot(factory: ModuleFactory, module: nn.Module, seed: int) -
         raise ModuleError(factory.target, "fresh= returned the module itself, not a new one")
     with user_code():
         state_dict = module.state_dict()
-        if _collect_key_shapes(fresh_module.state_dict()) != _collect_key_shapes(state_dict):
+        if collect_key_shapes(fresh_module.state_dict()) != collect_key_shapes(state_dict):
             raise ModuleError(
-                factory.target, f"rebuilding it gives a different state_dict: {_UNKNOWN_ARGUMENTS}"
+                factory.target, f"rebuilding it gives a different state_dict: {UNKNOWN_ARGUMENTS}"
             )
         dtype = _find_float_dtype(module)
         if dtype is not None and dtype != _find_float_dtype(fresh_module):
@@ -330,10 +259,6 @@ def _reload_and_snapshot(factory: ModuleFactory, module: nn.Module, seed: int) -
     load_matching_tensors(fresh_module, state_dict, factory.target)
     with user_code():
         return take_snapshot(fresh_module)
-
-
-def _collect_key_shapes(state_dict: Mapping[str, Any]) -> set[tuple[str, object]]:
-    return {(key, getattr(value, "shape", None)) for key, value in state_dict.items()}
 
 
 def _find_float_dtype(module: nn.Module) -> torch.dtype | None:

@@ -30,6 +30,7 @@ BASE = {
     "diff": ("{}", "--no-values"),
     "digest": ("{}",),
     "gate": ("{}", "--no-values"),
+    "init": ("--dry-run",),
     "inspect": ("{}",),
     "lock": ("{}",),
     "merge": (),

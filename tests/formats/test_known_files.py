@@ -299,7 +299,7 @@ def test_a_batch_norm_of_before_0_4_1_loads_as_torch_says(tmp_path):
 def test_a_file_of_dcp_names_its_folder(tmp_path):
     from torch.distributed import checkpoint as dcp
 
-    dcp.save({"w": torch.ones(2)}, checkpoint_id=tmp_path / "run", no_dist=True)
+    dcp.save({"w": torch.ones(2)}, checkpoint_id=tmp_path / "run")
     with pytest.raises(
         UnknownFormatError,
         match=r"one file of a torch\.distributed\.checkpoint folder: give the folder, which has",

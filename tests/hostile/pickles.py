@@ -1,11 +1,11 @@
-"""Bytes of pickles and zip archives, written by hand: what no library would write."""
+"""Bytes of pickles, written by hand: what no library would write."""
 
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 
 MARKER = "HOSTILE_MARKER"
+TRUE, FALSE, NONE = b"\x88", b"\x89", b"N"
 
 
 def name(module: str, attribute: str) -> bytes:
@@ -27,6 +27,10 @@ def number(value: int) -> bytes:
 
 def group(*items: bytes) -> bytes:
     return b"(" + b"".join(items) + b"t"
+
+
+def listed(*items: bytes) -> bytes:
+    return b"](" + b"".join(items) + b"e"
 
 
 def call(function: bytes, *arguments: bytes) -> bytes:
@@ -57,6 +61,10 @@ def tensor(
     return call(name("torch._utils", function), *parts)
 
 
+def rebuilt(function: str, *arguments: bytes) -> bytes:
+    return call(name("torch._utils", function), *arguments)
+
+
 def archive(path: Path, pickle: bytes, data: bytes = bytes(16), **records: bytes) -> Path:
     """Write a file of torch.save with this data.pkl; `records` are further ones, by name."""
     members = {
@@ -70,39 +78,3 @@ def archive(path: Path, pickle: bytes, data: bytes = bytes(16), **records: bytes
         for key, value in members.items():
             written.writestr(zipfile.ZipInfo(f"archive/{key}"), value)
     return path
-
-
-def raw_archive(entries: list[dict], **end) -> bytes:
-    """Return a zip archive; `entries` have name, data, and any field of either header.
-
-    `extra` and `local_extra` are the extra fields, `size`, `local_size`, `disk`, `attributes`,
-    `offset`, `flags` and `crc` what the headers say; `end` has `disk`, `start_disk`, `comment`.
-    """
-    out, directory = b"", b""
-    for entry in entries:
-        key, data = entry["name"].encode(), entry["data"]
-        crc, size = entry.get("crc", zlib.crc32(data)), entry.get("size", len(data))
-        local_size, local_extra = entry.get("local_size", size), entry.get("local_extra", b"")
-        at = entry.get("offset", len(out))
-        out += struct.pack(
-            "<4s5H3L2H", b"PK\3\4", 0, entry.get("flags", 0), 0, 0, 0,
-            crc, local_size, local_size, len(key), len(local_extra),
-        ) + key + local_extra + data  # fmt: skip
-        extra = entry.get("extra", b"")
-        directory += struct.pack(
-            "<4s6H3L5H2L", b"PK\1\2", 0, 0, entry.get("flags", 0), 0, 0, 0, crc, size, size,
-            len(key), len(extra), 0, entry.get("disk", 0), 0, entry.get("attributes", 0), at,
-        ) + key + extra  # fmt: skip
-    comment = end.get("comment", b"")
-    record = struct.pack(
-        "<4s4H2LH", b"PK\5\6", end.get("disk", 0), end.get("start_disk", 0),
-        end.get("count", len(entries)), end.get("total", len(entries)),
-        len(directory), len(out), len(comment),
-    )  # fmt: skip
-    return out + directory + record + comment
-
-
-def entries(pickle: bytes, data: bytes = bytes(range(16)), folder: str = "archive") -> list[dict]:
-    """Return the entries of a file of torch.save, for `raw_archive`."""
-    members = {"data.pkl": pickle, "byteorder": b"little", "data/0": data, "version": b"3\n"}
-    return [{"name": f"{folder}/{key}", "data": value} for key, value in members.items()]

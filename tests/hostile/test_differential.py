@@ -16,7 +16,8 @@ from random import Random
 import pytest
 import torch
 from files import content, same_bits
-from hostile.pickles import entries, mapping, pickled, raw_archive, tensor
+from hostile.pickles import mapping, pickled, tensor
+from hostile.zip_archives import entries, raw_archive
 from paths import IS_CI
 
 from ckptool.errors import CkptoolError

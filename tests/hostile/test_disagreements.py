@@ -1,26 +1,24 @@
-"""What readers disagree about: what we read is what torch reads, or one of both refuses.
+"""Tensors and headers about which readers disagree: we read what torch reads, or one refuses.
 
 Every file here is harmless: it names only what torch.load(weights_only=True) allows, and torch
 itself is asked about each.
 """
-
-import struct
 
 import pytest
 import torch
 from containers import safetensors_bytes
 from files import content, same_bits
 from hostile.pickles import (
+    FALSE,
     HOOKS,
+    NONE,
+    TRUE,
     archive,
-    call,
-    entries,
     group,
     mapping,
-    name,
     number,
     pickled,
-    raw_archive,
+    rebuilt,
     storage,
     tensor,
 )
@@ -28,9 +26,6 @@ from safetensors import safe_open
 
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
-
-PICKLE = pickled(mapping(w=tensor()))
-OTHER = bytes(range(100, 116))
 
 
 def torch_reads(path) -> dict | None:
@@ -60,82 +55,6 @@ def assert_same_or_refused(path, *, refused: bool) -> None:
         for key, described in ours.items():
             assert same_bits(content(described), theirs[key])
             assert described.requires_grad == theirs[key].requires_grad
-
-
-def zip64(*numbers: int) -> bytes:
-    return struct.pack("<HH", 1, 8 * len(numbers)) + struct.pack(f"<{len(numbers)}Q", *numbers)
-
-
-def changed(index: int, **fields) -> list[dict]:
-    members = entries(PICKLE)
-    members[index] |= fields
-    return members
-
-
-MARK = 0xFFFFFFFF
-ARCHIVES = {
-    "two zip64 fields in data/0": raw_archive(
-        changed(2, size=MARK, local_size=16, extra=zip64(16, 16) + zip64(15, 15))
-    ),
-    "two zip64 fields in data.pkl": raw_archive(
-        changed(0, size=MARK, local_size=len(PICKLE), extra=zip64(*[len(PICKLE)] * 2) + zip64(1, 1))
-    ),
-    "two zip64 fields that agree": raw_archive(
-        changed(2, size=MARK, local_size=16, extra=zip64(16, 16) * 2)
-    ),
-    "a zip64 field that is too short": raw_archive(
-        changed(2, size=MARK, local_size=16, extra=zip64(16))
-    ),
-    "an extra field that is truncated": raw_archive(changed(2, extra=b"\x99\x99\xff\0ab")),
-    "an extra field of three bytes": raw_archive(changed(2, extra=b"\x99\x99\xff")),
-    "the folder bit of data/0": raw_archive(changed(2, attributes=0x10)),
-    "the folder bit of data.pkl": raw_archive(changed(0, attributes=0x10)),
-    "the folder bit of version": raw_archive(changed(3, attributes=0x10)),
-    "an entry on disk 1": raw_archive(changed(2, disk=1)),
-    "an entry on disk 0xffff": raw_archive(changed(2, disk=0xFFFF)),
-    "end record on disk 1": raw_archive(entries(PICKLE), disk=1, start_disk=1),
-    "end record on disk 0xffff": raw_archive(entries(PICKLE), disk=0xFFFF, start_disk=0xFFFF),
-    "two top folders": raw_archive([*entries(PICKLE), {"name": "other/data/0", "data": OTHER}]),
-    "another top folder first": raw_archive(
-        [{"name": "other/data/0", "data": OTHER}, *entries(PICKLE)]
-    ),
-    "a record without a folder": raw_archive([*entries(PICKLE), {"name": "data", "data": OTHER}]),
-    "a folder in a folder": raw_archive(entries(PICKLE, folder="one/two")),
-    "no folder": raw_archive(
-        [{**entry, "name": entry["name"].removeprefix("archive/")} for entry in entries(PICKLE)]
-    ),
-    "a comment": raw_archive(entries(PICKLE), comment=b"hello"),
-    "more entries than counted": raw_archive(entries(PICKLE), count=3, total=3),
-    "fewer entries than counted": raw_archive(entries(PICKLE), count=5, total=5),
-    "two data/0": raw_archive([*entries(PICKLE), {"name": "archive/data/0", "data": OTHER}]),
-    "data/0 and DATA/0": raw_archive([*entries(PICKLE), {"name": "archive/DATA/0", "data": OTHER}]),
-    "another size before the data": raw_archive(changed(2, local_size=15)),
-    "an end record within a comment": raw_archive(
-        entries(PICKLE), comment=raw_archive(entries(PICKLE))[-22:]
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", ARCHIVES)
-def test_an_archive_that_readers_read_differently_is_refused(folder, kind):
-    path = folder / "x.pth"
-    path.write_bytes(ARCHIVES[kind])
-    assert_same_or_refused(path, refused=True)
-
-
-def test_the_archive_that_these_are_made_of_is_read_as_torch_reads_it(folder):
-    path = folder / "x.pth"
-    path.write_bytes(raw_archive(entries(PICKLE)))
-    assert torch_reads(path) is not None
-    assert we_read(path) is not None
-    assert_same_or_refused(path, refused=False)
-
-
-TRUE, FALSE, NONE = b"\x88", b"\x89", b"N"
-
-
-def rebuilt(function: str, *arguments: bytes) -> bytes:
-    return call(name("torch._utils", function), *arguments)
 
 
 VIEW = (storage(), number(0), group(number(4)), group(number(1)))

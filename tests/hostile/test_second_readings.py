@@ -1,42 +1,35 @@
-"""Files with two readings: torch refuses them or reads other numbers, or unpackers fail.
+"""Files with two readings: torch refuses them or reads other numbers.
 
 The file as it is described has `w` = [0, 1, 2, 3]. Torch is asked about each file in a process of
-its own, and Python's zipfile unpacks it where the archive is what is wrong.
+its own.
 """
-
-import struct
 
 import pytest
 from hostile.pickles import (
+    FALSE,
     HOOKS,
+    NONE,
+    TRUE,
     archive,
     call,
-    entries,
     group,
+    listed,
     mapping,
     name,
     number,
     pickled,
-    raw_archive,
     storage,
     tensor,
     text,
 )
+from hostile.zip_archives import DATA, PLAIN
 
 pytestmark = pytest.mark.process
 
-DATA = struct.pack("<4f", 0, 1, 2, 3)
-PLAIN = [0.0, 1.0, 2.0, 3.0]
-TRUE, FALSE, NONE = b"\x88", b"\x89", b"N"
-PICKLE = pickled(mapping(w=tensor()))
 VIEW = (storage(), number(2), group(number(2)), group(number(1)))
 """Storage, offset, size and stride of elements 2 and 3."""
 LAST = call(name("torch._utils", "_rebuild_tensor_v2"), *VIEW, FALSE, HOOKS)
 DATA_OF_LAST = b"}(" + text("data") + LAST + b"u"
-
-
-def listed(*items: bytes) -> bytes:
-    return b"](" + b"".join(items) + b"e"
 
 
 def parameter(state: bytes) -> bytes:
@@ -161,84 +154,3 @@ def test_what_torch_reads_passes(folder, run_gate, ask_torch, kind):
     assert (answer["loads"], answer["values"]["w"]) == (True, PLAIN)
     code, output = run_gate(path)
     assert code == 0, output
-
-
-def changed(index: int, **fields) -> bytes:
-    members = entries(PICKLE, DATA)
-    members[index] |= fields
-    return raw_archive(members)
-
-
-def added(name: str, data: bytes = b"") -> bytes:
-    return raw_archive([*entries(PICKLE, DATA), {"name": name, "data": data}])
-
-
-def patched(at: int, value: int, magic: bytes = b"PK\1\2") -> bytes:
-    """Return the archive with a 16-bit field of the first header of this kind changed."""
-    data = bytearray(raw_archive(entries(PICKLE, DATA)))
-    struct.pack_into("<H", data, data.index(magic) + at, value)
-    return bytes(data)
-
-
-def two_directories() -> bytes:
-    """The zip64 end record names a directory without `data/0`, the other one the plain one."""
-    plain = raw_archive(entries(PICKLE, DATA))
-    start, end = plain.index(b"PK\1\2"), plain.index(b"PK\5\6")
-    directory = plain[start:end]
-    out = plain[:start] + directory.replace(b"data/0", b"data/1") + directory
-    zip64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 4, 4, len(directory), start)
-    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(out), 1)
-    second = start + len(directory)
-    return out + zip64 + locator + struct.pack(
-        "<4s4H2LH", b"PK\5\6", 0, 0, 4, 4, len(directory), second, 0
-    )  # fmt: skip
-
-
-ARCHIVES = {
-    "a byte order with a line's end": changed(1, data=b"little\n"),
-    "a byte order with a blank": changed(1, data=b" little"),
-    "another byte order": changed(1, data=b"middle"),
-    "a version in another alphabet": changed(3, data="\uff13".encode()),
-    "two versions": added("archive/.data/version", b"99\n"),
-    "a folder where a storage is": added("archive/data/0/"),
-    "a storage where a folder is": added("archive/data", b"x"),
-    "a record below a record": added("archive/version/x", b"x"),
-    "version 9.9 of the format": patched(6, 99),
-    "two directories": two_directories(),
-    "TorchScript's record of constants": added("archive/constants.pkl", pickled(b")")),
-}
-
-
-@pytest.mark.parametrize("kind", ARCHIVES)
-def test_an_archive_of_two_readings(folder, run_gate, ask_torch, kind):
-    path = folder / "x.pth"
-    path.write_bytes(ARCHIVES[kind])
-    answer = ask_torch(path, "weights only")
-    assert not answer["loads"] or not ask_torch(path, "extract")["loads"]
-    assert run_gate(path)[0] in {1, 2}
-
-
-TWINS = {
-    "a version with a line's end": changed(3, data=b"3\n"),
-    "a folder of its own": added("archive/other/"),
-    "a record in a folder": added("archive/other/notes", b"words"),
-    "version 6.3 of the format": patched(6, 63),
-    "version 2.0 before the data": patched(4, 20, b"PK\3\4"),
-    "a regular file": changed(2, attributes=0o100644 << 16),
-}
-
-
-@pytest.mark.parametrize("kind", TWINS)
-def test_an_archive_that_all_read_alike_passes(folder, run_gate, ask_torch, kind):
-    path = folder / "x.pth"
-    path.write_bytes(TWINS[kind])
-    assert ask_torch(path, "weights only")["values"]["w"] == PLAIN
-    assert ask_torch(path, "extract")["loads"]
-    assert run_gate(path)[0] == 0
-
-
-@pytest.mark.parametrize("file_type", [0o040000, 0o010000, 0o060000, 0o020000, 0o140000])
-def test_a_record_that_unpackers_make_no_file_of(folder, run_gate, file_type):
-    path = folder / "x.pth"
-    path.write_bytes(changed(2, attributes=(file_type | 0o644) << 16))
-    assert run_gate(path)[0] == 2

@@ -101,6 +101,30 @@ class EndlessParameters(Net):
             time.sleep(0.001)
             yield "layer.weight", self.layer.weight
 
+class EndlessTraining(Net):
+    def children(self):
+        while True:
+            yield self.layer
+
+class EndlessBelow(nn.Module):
+    class Part(nn.Linear):
+        def named_buffers(self, *args, **kwargs):
+            while True:
+                yield "b", self.weight
+
+    def __init__(self):
+        super().__init__()
+        self.layer = self.Part(2, 3)
+
+class EndlessKeys(Net):
+    class State(dict):
+        def __iter__(self):
+            while True:
+                yield "layer.weight"
+
+    def state_dict(self, *args, **kwargs):
+        return self.State(super().state_dict(*args, **kwargs))
+
 class ExitsInForward(Net):
     def forward(self, x):
         os._exit(0)
@@ -191,7 +215,10 @@ def test_code_that_breaks_its_process_gives_a_verdict_or_one_line(ckptool, proje
         ("verify", "InterruptsInForward", "KeyboardInterrupt"),
         ("diff", "InterruptsTheLoad", "KeyboardInterrupt"),
         ("gate", "ExitsInTheLoad", "exit status 0"),
-        ("diff", "EndlessNames", "longer than 8 s"),
+        ("diff", "EndlessNames", "EndlessNames.named_modules() (nets.py:"),
+        ("verify", "EndlessTraining", "EndlessTraining.children() (nets.py:"),
+        ("gate", "EndlessBelow", "Part.named_buffers() (nets.py:"),
+        ("diff", "EndlessKeys", "its keys do not end"),
         ("verify", "EndlessParameters", "longer than 8 s"),
     ],
 )

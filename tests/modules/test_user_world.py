@@ -177,6 +177,19 @@ def test_the_next_checkpoint_of_a_gate_gets_the_verdict_that_it_gets_alone(folde
     assert both.checkpoints[-1] == alone.checkpoints[0]
 
 
+def test_what_cannot_be_put_back_is_said(folder, monkeypatch):
+    monkeypatch.setattr(torch, "set_default_dtype", torch.set_default_dtype)
+    set_dtype = torch.set_default_dtype
+    change = "torch.set_default_dtype(torch.float64); torch.set_default_dtype = None"
+    target = write_module("world_that_stays", change, at_import=True)
+    try:
+        with pytest.warns(RuntimeWarning, match=r"not put back .*: default dtype \(TypeError\)"):
+            ckptool.audit(target)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        set_dtype(torch.float32)
+
+
 def test_what_an_import_sets_holds_for_its_module_each_time(folder):
     """Python imports a module once: the second command must not build another module."""
     target = write_module("world_double", "torch.set_default_dtype(torch.float64)", at_import=True)

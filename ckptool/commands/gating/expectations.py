@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.target import ModuleTarget, PathLike, open_checkpoint_or_stdin
+from ckptool.commands.file_arguments import FileArguments, drop_places
+from ckptool.commands.target import (
+    ModuleTarget,
+    PathLike,
+    list_configured_targets,
+    open_checkpoint_or_stdin,
+)
 from ckptool.commands.worker.requests import CheckFixture, DescribeModule, ReplayGolden
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare import contract, contract_lock
@@ -75,17 +81,9 @@ def targets_without_checkpoint(
     if module_target is not None:
         candidates = [(module_target, expectations)]
     else:
-        entries = {
-            (entry.module, repr(entry.kwargs)): entry for entry in reversed(config.settings.models)
-        }
         candidates = [
-            (
-                ModuleTarget(
-                    entry.module, entry.kwargs, entry.at, (config.directory,), entry.inputs
-                ),
-                _fill_from_entry(expectations, entry, config),
-            )
-            for entry in reversed(entries.values())
+            (target, _fill_from_entry(expectations, entry, config))
+            for entry, target in list_configured_targets(config)
         ]
     checkable = [
         (candidate, candidate_expectations)
@@ -215,7 +213,7 @@ def _resolve_against(
     if not isinstance(against, PathLike):
         return _build_module_contract(ModuleTarget(against), {}, worker)
     if _is_module_name(against):
-        kwargs = module_target.kwargs if module_target else {}
+        kwargs = drop_places(module_target.kwargs) if module_target else {}
         search_paths = module_target.search_paths if module_target else ()
         # It is another class: pass only the arguments that its constructor accepts.
         old_target = ModuleTarget(str(against), search_paths=search_paths)
@@ -229,7 +227,8 @@ def _resolve_against(
 def _build_module_contract(
     target: ModuleTarget, defaults: Mapping[str, object], worker: ModuleWorker
 ) -> Contract:
-    return contract.build_module_contract(worker.ask(DescribeModule(target, defaults)).module_info)
+    request = DescribeModule(target, FileArguments(defaults))
+    return contract.build_module_contract(worker.ask(request).module_info)
 
 
 def expand_globs(patterns: Iterable[str | Path]) -> tuple[Path, ...]:

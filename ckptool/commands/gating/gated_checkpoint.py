@@ -174,12 +174,12 @@ class CheckpointExaminer(Struct, frozen=True):
                 evidence=evidence,
                 statistics=statistics,
             )
-        defaults = module_target.choose_default_arguments(checkpoint)
-        facts = self.worker.ask(DescribeModule(module_target, defaults, self.inputs))
+        file_arguments = module_target.read_file_arguments(checkpoint)
+        facts = self.worker.ask(DescribeModule(module_target, file_arguments, self.inputs))
         module_info, forward_effects = facts.apply_effects(), facts.forward_effects
 
         def ask_loader(diff: ModuleDiff) -> LoaderAnswer:
-            return self.worker.ask(ProbeLoad(module_target, defaults, diff))
+            return self.worker.ask(ProbeLoad(module_target, file_arguments, diff))
 
         module_diff = build_loaded_diff(checkpoint, module_info, module_target.at, ask_loader)
         unloadable_place = _find_unloadable_place(module_diff, module_target, ask_loader)

@@ -28,6 +28,7 @@ from ckptool.commands.worker.messages import (
 )
 from ckptool.commands.worker.requests import ModuleRequest
 from ckptool.commands.worker.session import ModuleSession
+from ckptool.commands.worker.user_warnings import UserWarnings
 from ckptool.config import TRUST_RULE, TrustRule
 from ckptool.errors import CkptoolError
 from ckptool.modules.user_code import format_exception_line
@@ -48,6 +49,8 @@ def main(parent: int) -> NoReturn:
         requests, answers = _take_pipes()
         send = _make_sender(answers)
         _import_early()
+        user_warnings = UserWarnings()
+        warnings.showwarning = user_warnings.add_warning
         frames = messages.read_frames(requests, None)
         for frame in itertools.islice(frames, 1):
             _set_up(pickle.loads(frame), send)  # noqa: S301 (of the command itself)
@@ -56,6 +59,8 @@ def main(parent: int) -> NoReturn:
             number, request = pickle.loads(frame)  # noqa: S301 (of the command itself)
             reply = _answer(session, number, request)
             flush()
+            if notice := user_warnings.take_notice():
+                send(notice)
             send(reply)
         status = 0
     finally:

@@ -24,6 +24,7 @@ from ckptool.commands.worker.messages import (
     Message,
     NamespaceNotice,
     Notice,
+    WarningNotice,
     decode_answer,
     decode_message,
     read_frames,
@@ -259,6 +260,8 @@ def _pass_on_notice(notice: Notice) -> None:
             rule.announce_file_kwargs(target, arguments)
         case NamespaceNotice(target, parameter) if rule.announce_namespace is not None:
             rule.announce_namespace(target, parameter)
+        case WarningNotice(texts, count) if rule.announce_warnings is not None:
+            rule.announce_warnings(texts, count)
         case _:
             pass
 

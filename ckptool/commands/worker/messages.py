@@ -55,6 +55,15 @@ class NamespaceNotice(Struct, frozen=True, tag=True):
     parameter: str
 
 
+class WarningNotice(Struct, frozen=True, tag=True):
+    """Warnings that code of the user gave."""
+
+    texts: tuple[str, ...]
+    """Each in one line with its category and place; the first ones, if there are many."""
+    count: int
+    """Number of all of them."""
+
+
 class Answer(Struct, frozen=True, tag=True):
     """The answer to a request."""
 
@@ -74,7 +83,7 @@ class Failure(Struct, frozen=True, tag=True):
     """Traceback in the child process."""
 
 
-Notice = Announcement | NamespaceNotice
+Notice = Announcement | NamespaceNotice | WarningNotice
 Message = Notice | Answer | Failure
 
 

@@ -1,12 +1,14 @@
 """Questions of a migration to the module that loads its result, and to that of the source."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.target import Arguments, ModuleTarget
+from ckptool.commands.file_arguments import FileArguments
+from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import DescribeModule, ModuleRequest, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker
 from ckptool.compare.loader_diff import LoaderAnswer
@@ -35,9 +37,9 @@ def load_target_module(
         ModuleError: the module cannot be imported, built or examined.
     """
     whole_target = replace(target, into="")
-    defaults = target.choose_default_arguments(checkpoint)
-    module_info = worker.ask(DescribeModule(whole_target, defaults)).module_info
-    source = WorkerModule(worker, whole_target, defaults)
+    file_arguments = target.read_file_arguments(checkpoint)
+    module_info = worker.ask(DescribeModule(whole_target, file_arguments)).module_info
+    source = WorkerModule(worker, whole_target, file_arguments)
     return TargetModule(replace(module_info, own_load_error=""), source)
 
 
@@ -46,11 +48,11 @@ class WorkerModule(Struct, frozen=True):
 
     worker: ModuleWorker
     target: ModuleTarget
-    defaults: Arguments
+    file_arguments: FileArguments
 
     def ask_loader(self, module_diff: ModuleDiff) -> LoaderAnswer:
         """Ask its own loading code about the state of `module_diff`."""
-        return self.worker.ask(ProbeLoad(self.target, self.defaults, module_diff))
+        return self.worker.ask(ProbeLoad(self.target, self.file_arguments, module_diff))
 
     def read_value(self, key: str, seed: int | None) -> ModuleValue:
         """Return the value that building gives to `key`; with `seed`, of a build under it.
@@ -58,11 +60,11 @@ class WorkerModule(Struct, frozen=True):
         Raises:
             PlanError: the module saves no such tensor, or building gives it no value.
         """
-        return self.worker.ask(ReadModuleValue(self.target, self.defaults, key, seed))
+        return self.worker.ask(ReadModuleValue(self.target, self.file_arguments, key, seed))
 
     def load_strictly(self, pending_file: PendingFile, submodule: str) -> StrictLoad:
         """Load a file into a copy of the module, or of its sub-module at a path that is not ""."""
-        request = LoadPendingFile(self.target, self.defaults, pending_file, submodule)
+        request = LoadPendingFile(self.target, self.file_arguments, pending_file, submodule)
         return self.worker.ask(request)
 
 
@@ -70,12 +72,12 @@ class ReadModuleValue(ModuleRequest[ModuleValue], frozen=True):
     """What value does building the module give to a key?"""
 
     answer_type = ModuleValue
-    defaults: Arguments
+    file_arguments: FileArguments
     key: str
     seed: int | None
 
     def answer(self, session: "ModuleSession") -> ModuleValue:
-        return _get_local_module(session, self.target, self.defaults).read_value(
+        return _get_local_module(session, self.target, self.file_arguments).read_value(
             self.key, self.seed
         )
 
@@ -84,24 +86,25 @@ class LoadPendingFile(ModuleRequest[StrictLoad], frozen=True):
     """Does the module load the file that was written?"""
 
     answer_type = StrictLoad
-    defaults: Arguments
+    file_arguments: FileArguments
     pending_file: PendingFile
     submodule: str
 
     def answer(self, session: "ModuleSession") -> StrictLoad:
-        module = _get_local_module(session, self.target, self.defaults)
-        with self.target.enter_module_code(self.defaults):
+        module = _get_local_module(session, self.target, self.file_arguments)
+        with self.target.enter_module_code(self.file_arguments):
             return module.load_strictly(self.pending_file, self.submodule)
 
 
 def _get_local_module(
-    session: "ModuleSession", target: ModuleTarget, defaults: Arguments
+    session: "ModuleSession", target: ModuleTarget, file_arguments: FileArguments
 ) -> "LocalModule":
     from ckptool.migration.check.local_module import LocalModule
 
-    module_info, module = session.examine_module(target, defaults)
-    spec = target.build_spec(defaults) if isinstance(target.module, str) else None
-    return LocalModule(module, module_info.target, spec, module_info.loader)
+    module_info, module = session.examine_module(target, file_arguments)
+    return LocalModule(
+        module, module_info.target, target.build_spec(file_arguments), module_info.loader
+    )
 
 
 class MigratedRun(Struct, frozen=True):
@@ -120,7 +123,7 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
     source: Checkpoint
     donor: Checkpoint | None
     """File with the old module's pickled attributes, if the source lacks them."""
-    old_module: "str | nn.Module | None"
+    old_module: "str | nn.Module | Callable[..., nn.Module] | None"
     inputs: object
     device: str
     tolerance: float | None
@@ -135,17 +138,16 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
 
         device = device_and_forward.select_device(self.device)
         inputs = parse_inputs(self.inputs)
-        defaults = self.target.choose_default_arguments(self.source)
+        file_arguments = self.target.read_file_arguments(self.source)
         with ExitStack() as stack:
             new = stack.enter_context(
                 open_verification_target(
                     open_checkpoint(self.pending_file.path, self.limits),
-                    self.target.module,
-                    self.target.build_spec(defaults),
+                    self.target.build_spec(file_arguments),
                     self.pending_file.at,
                 )
             )
-            old = self._open_old_target(stack, defaults)
+            old = self._open_old_target(stack, file_arguments)
             verification = run.run_verification(new, device, inputs, old, self.tolerance)
             keys = self.pending_file.keys_to_confirm
             equality = verification.find_level(VerificationLevel.EQUALITY)
@@ -154,7 +156,7 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
             return MigratedRun(verification, tuple(find_unconfirmed_keys(new, inputs, keys)))
 
     def _open_old_target(
-        self, stack: ExitStack, defaults: Arguments
+        self, stack: ExitStack, file_arguments: FileArguments
     ) -> "VerificationTarget | None":
         from dataclasses import replace as replace_field
 
@@ -162,10 +164,8 @@ class RunMigrated(ModuleRequest[MigratedRun], frozen=True):
 
         if self.old_module is None:
             return None
-        spec = self.target.build_spec_of(self.old_module, defaults)
-        old = stack.enter_context(
-            open_verification_target(self.source, self.old_module, spec, self.target.at)
-        )
+        spec = self.target.build_spec_of(self.old_module, file_arguments)
+        old = stack.enter_context(open_verification_target(self.source, spec, self.target.at))
         if self.donor is None:
             return old
         donor_attributes = {

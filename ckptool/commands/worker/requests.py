@@ -4,7 +4,7 @@ A request is answered where the user's code runs; the answer is data without cod
 come from another process. What follows from it is decided by whoever asked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.target import Arguments, ModuleTarget, read_hyper_parameters
+from ckptool.commands.file_arguments import FileArguments, read_file_arguments
+from ckptool.commands.target import ModuleTarget
 from ckptool.compare.contract import FixtureResult
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff
 from ckptool.compare.module_diff import ModuleDiff
@@ -65,28 +66,28 @@ class DescribeModule(ModuleRequest[ModuleFacts], frozen=True):
     """What does the module hold? With inputs, forward is run as well."""
 
     answer_type = ModuleFacts
-    defaults: Arguments = {}
+    file_arguments: FileArguments = FileArguments()
     """Constructor arguments of which those are used that it accepts."""
     inputs: object = None
 
     def answer(self, session: "ModuleSession") -> ModuleFacts:
-        module_info, _ = session.examine_module(self.target, self.defaults)
-        return ModuleFacts(module_info, self.target.run_forward(self.defaults, self.inputs))
+        module_info, _ = session.examine_module(self.target, self.file_arguments)
+        return ModuleFacts(module_info, self.target.run_forward(self.file_arguments, self.inputs))
 
 
 class ProbeLoad(ModuleRequest[LoaderAnswer], frozen=True):
     """What does the module's own loading code make of a state?"""
 
     answer_type = LoaderAnswer
-    defaults: Arguments
+    file_arguments: FileArguments
     module_diff: ModuleDiff
     """What keys and shapes say."""
 
     def answer(self, session: "ModuleSession") -> LoaderAnswer:
         from ckptool.verification.load_probe import ask_loader
 
-        _, module = session.examine_module(self.target, self.defaults)
-        with self.target.enter_module_code(self.defaults):
+        _, module = session.examine_module(self.target, self.file_arguments)
+        with self.target.enter_module_code(self.file_arguments):
             return ask_loader(module, self.module_diff)
 
 
@@ -94,8 +95,8 @@ class OldCheckpoint(Struct, frozen=True):
     """An older checkpoint whose outputs are the reference."""
 
     checkpoint: Checkpoint
-    module: "str | nn.Module | None" = None
-    """Its module, live or by name; None is the current one."""
+    module: "str | nn.Module | Callable[..., nn.Module] | None" = None
+    """Its module, live, as a class or by name; None is the current one."""
 
 
 class VerifiedModule(Struct, frozen=True):
@@ -156,8 +157,8 @@ class VerifyCheckpoint(ModuleRequest[VerifiedModule], frozen=True):
         if old.module is None:
             same_module = replace(self.target, at=None)
             return stack.enter_context(same_module.open_verification_target(old.checkpoint))
-        spec = self.target.build_spec_of(old.module, read_hyper_parameters(old.checkpoint))
-        return stack.enter_context(open_verification_target(old.checkpoint, old.module, spec, None))
+        spec = self.target.build_spec_of(old.module, read_file_arguments(old.checkpoint, {}))
+        return stack.enter_context(open_verification_target(old.checkpoint, spec, None))
 
 
 class CheckFixture(ModuleRequest[FixtureResult], frozen=True):

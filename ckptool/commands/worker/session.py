@@ -1,8 +1,8 @@
 """ModuleTarget -> ModuleInfo and instance, described once for all requests of a command."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ckptool.commands.file_arguments import FileArguments
 from ckptool.commands.target import ModuleTarget
 from ckptool.model import ModuleInfo
 
@@ -17,7 +17,7 @@ class ModuleSession:
         self._modules: dict[str, tuple[ModuleInfo, nn.Module]] = {}
 
     def examine_module(
-        self, target: ModuleTarget, defaults: Mapping[str, object]
+        self, target: ModuleTarget, file_arguments: FileArguments
     ) -> "tuple[ModuleInfo, nn.Module]":
         """Return the description and an instance of a module; built the first time only.
 
@@ -26,7 +26,7 @@ class ModuleSession:
             UsageError: it has no such sub-module.
         """
         name = target.module if isinstance(target.module, str) else id(target.module)
-        key = repr((name, target.kwargs, defaults, target.search_paths, target.into))
+        key = repr((name, target.kwargs, file_arguments, target.search_paths, target.into))
         if key not in self._modules:
-            self._modules[key] = target.examine_module(defaults)
+            self._modules[key] = target.examine_module(file_arguments)
         return self._modules[key]

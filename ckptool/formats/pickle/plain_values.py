@@ -89,10 +89,16 @@ class PlainValueConverter:
         return values, leaves
 
     def _convert_object(self, node: UnresolvedObject, depth: int) -> tuple[object, int]:
-        """Return the value of a Namespace, a dict or list subclass, a path, or a numpy number."""
+        """Return the value of a Namespace, a dict or list subclass, a path, or a numpy number.
+
+        Of a config object (a dataclass, OmegaConf, pydantic, attrs), its fields.
+        """
         scalar = convert_simple_object(node)
         if scalar is not NOT_PLAIN:
             return scalar, 1
+        fields = read_config_fields(node)
+        if fields is not NOT_PLAIN:
+            return self._convert_counted(fields, depth + 1)
         contents = [content for content in (node.pairs, node.state, node.items) if content]
         if len(contents) == 1 and not node.args and not node.kwargs:
             return self._convert_counted(contents[0], depth + 1)
@@ -100,6 +106,24 @@ class PlainValueConverter:
 
 
 _NO_VALUE: Final = (NOT_PLAIN, 0)
+
+
+def read_config_fields(node: UnresolvedObject) -> object:
+    """Return the node with the fields of a config object, or NOT_PLAIN.
+
+    OmegaConf keeps them beside links to the parent, pydantic beside the names that were set, and
+    a class with `__slots__` behind the `__dict__` that it does not have.
+    """
+    state = node.state
+    if type(state) is tuple and len(state) == 2 and not state[0] and isinstance(state[1], dict):
+        return state[1]
+    if not isinstance(state, dict):
+        return NOT_PLAIN
+    if node.callee_name[0].partition(".")[0] == "omegaconf":
+        return state.get("_content", state.get("_val", NOT_PLAIN))
+    if "__pydantic_fields_set__" in state or "__fields_set__" in state:
+        return state.get("__dict__", NOT_PLAIN)
+    return NOT_PLAIN
 
 
 def count_leaves(value: object, limit: int) -> int:

@@ -1,31 +1,43 @@
 """Names of an archive's members -> why torch.load refuses it: packed again by another program."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ckptool.formats.pickle.plain_values import quote_name
+from ckptool.formats.zip.directory import ZipMember
 
 _OLDEST_VERSION, _NEWEST_VERSION = 1, 10
 """Versions of the archive that torch's reader accepts."""
 _VERSION_RECORDS: Final = (".data/version", "version")
 
 
-def find_refusal(names: Iterable[str], first_name: str, version: str, main_record: str) -> str:
+_MAX_NAME_BYTES: Final = 511
+"""Bytes of a member's name that torch's reader takes; it cuts off the rest."""
+
+
+def fold_case(name: str) -> str:
+    """Return the name as torch's reader compares it: only A to Z are made a to z."""
+    return name.lower() if name.isascii() else name.encode().lower().decode()
+
+
+def find_refusal(
+    members: Sequence[ZipMember], first_name: str, version: str, main_record: str
+) -> str:
     """Return why torch's reader refuses the archive; "" if it opens it.
 
     The reader takes the folder of the first member for the archive's, and all others must be in it.
 
     Args:
-        names: of all members, folders too.
+        members: all of them, folders too.
         first_name: of the member that is the first in the directory.
         version: content of the version record, "" without one.
         main_record: name of the record that the archive has to have.
     """
-    folder, slash, _ = first_name.partition("/")
-    if not slash:
-        return f"{quote_name(first_name)} is not in a folder"
-    known_names = {name.casefold() for name in names if name.startswith(f"{folder}/")}
-    if not any(f"{folder}/{record}".casefold() in known_names for record in _VERSION_RECORDS):
+    if reason := _find_name_refusal(members, first_name):
+        return reason
+    folder, names = first_name.partition("/")[0], [member.name for member in members]
+    known_names = {fold_case(name) for name in names if name.startswith(f"{folder}/")}
+    if not any(fold_case(f"{folder}/{record}") in known_names for record in _VERSION_RECORDS):
         return f"there is no record `version` in {quote_name(f'{folder}/')}"
     is_number = version.isascii() and version.isdigit()
     if not is_number or not _OLDEST_VERSION <= int(version[:20]) <= _NEWEST_VERSION:
@@ -33,6 +45,27 @@ def find_refusal(names: Iterable[str], first_name: str, version: str, main_recor
     stray_name = next((name for name in names if not name.startswith(f"{folder}/")), None)
     if stray_name is not None:
         return f"{quote_name(stray_name)} is not in {quote_name(f'{folder}/')}"
-    if f"{folder}/{main_record}".casefold() not in known_names:
+    if fold_case(f"{folder}/{main_record}") not in known_names:
         return f"there is no {main_record} in {quote_name(f'{folder}/')}"
     return ""
+
+
+def _find_name_refusal(members: Iterable[ZipMember], first_name: str) -> str:
+    """Return what torch cannot make of a name: its folder, or text; "" if nothing."""
+    folder, slash, _ = first_name.partition("/")
+    if not slash:
+        return f"{quote_name(first_name)} is not in a folder"
+    if len(folder.encode()) >= _MAX_NAME_BYTES:
+        return f"its folder has a name of more than {_MAX_NAME_BYTES - 1} bytes"
+    bad_name = next((member.name for member in members if not _is_text_for_torch(member)), "")
+    return f"the name {quote_name(bad_name)} is not UTF-8 as torch reads it" if bad_name else ""
+
+
+def _is_text_for_torch(member: ZipMember) -> bool:
+    if member.encoding != "utf-8" or len(member.name) <= _MAX_NAME_BYTES // 4:
+        return member.encoding == "utf-8"
+    try:
+        member.encoded_name[:_MAX_NAME_BYTES].decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -23,7 +23,7 @@ from ckptool.formats.pickle.reader import (
 from ckptool.formats.pickle.storage_ids import StorageId, check_repeated_id, parse_storage_id
 from ckptool.formats.pickle.tensor_rebuild import PickleTreeError, SavedStorage
 from ckptool.formats.pickle.without_tensors import describe_tensorless_pickle
-from ckptool.formats.torch.archive_layout import find_refusal
+from ckptool.formats.torch.archive_layout import find_refusal, fold_case
 from ckptool.formats.torch.hidden_records import (
     iter_hidden_uses,
     list_unread_records,
@@ -73,7 +73,7 @@ def _read_records(records: "ArchiveRecords") -> Checkpoint:
     if not records.main_pickles:
         return _read_other_archive(records)
     records.prefetch_small_records()
-    if records.get("constants.pkl") or any(name.startswith("code/") for name, _ in records.items()):
+    if any(name == "constants.pkl" or name.startswith("code/") for name, _ in records.items()):
         from ckptool.formats.torch import torchscript
 
         return torchscript.read(records)
@@ -99,7 +99,9 @@ class ArchiveRecords:
         self.limits = limits
         self.members = [member for member in archive.members if not member.name.endswith("/")]
         self.main_pickles = [
-            member for member in self.members if member.name.rpartition("/")[2] == "data.pkl"
+            member
+            for member in self.members
+            if fold_case(member.name.rpartition("/")[2]) == "data.pkl"
         ]
         min_depth = min((member.name.count("/") for member in self.main_pickles), default=0)
         self.main_pickles = [
@@ -107,14 +109,28 @@ class ArchiveRecords:
         ]
         self.root_folder = _find_root_folder(self.members, self.main_pickles)
         self._by_name = {member.name: member for member in self.members}
+        self._by_folded_name = {
+            folded: member
+            for member in self.members
+            if (folded := fold_case(member.name)) != member.name
+        }
+        """Members with A to Z in their names."""
         self.base_offset = source.start if isinstance(source, SourceSlice) else 0
         """Offset of the archive in its file; not 0 if it is embedded in another file."""
         if len(self.main_pickles) > 1:
             archive.record_fault(f"it contains {len(self.main_pickles)} data.pkl files")
 
     def get(self, name: str) -> ZipMember | None:
-        """Return the member with this name in the root folder, or None."""
-        return self._by_name.get(self.root_folder + name)
+        """Return the member with this name in the root folder, or None; as torch's reader does.
+
+        Upper and lower case are one, and names that differ in nothing else are a fault.
+        """
+        full_name = self.root_folder + name
+        member = self._by_name.get(full_name)
+        if member is None:
+            folded_name = fold_case(full_name)
+            member = self._by_name.get(folded_name) or self._by_folded_name.get(folded_name)
+        return member
 
     def __getitem__(self, name: str) -> ZipMember:
         return self._by_name[self.root_folder + name]
@@ -135,8 +151,8 @@ class ArchiveRecords:
             CorruptCheckpointError: the version record is too long, or cannot be inflated.
         """
         version = self.read_text_record(".data/version") or self.read_text_record("version")
-        names = [member.name for member in self.archive.members]
-        return find_refusal(names, self.archive.first_name, version or "", main_record)
+        first_name = self.archive.first_name
+        return find_refusal(self.archive.members, first_name, version or "", main_record)
 
     def collect_contents(self, members: Iterable[tuple[str, ZipMember]]) -> dict[str, str]:
         """Return the fingerprints of (name, record); nothing without `Limits.contents`."""
@@ -152,7 +168,7 @@ class ArchiveRecords:
         """Drop referenced members: for 100,000 records they use as much memory as their tensors."""
         self.members = [member for member in self.members if not member.is_referenced]
         self.archive.members = self.members
-        self._by_name = {}
+        self._by_name, self._by_folded_name = {}, {}
 
     def prefetch_small_records(self) -> None:
         """Prefetch data.pkl and the small records."""
@@ -195,7 +211,7 @@ class ArchiveRecords:
 def _find_root_folder(members: list[ZipMember], pickles: list[ZipMember]) -> str:
     """Return the root folder of the archive with a trailing slash; "" if there is none."""
     if pickles:
-        return pickles[0].name.removesuffix("data.pkl")
+        return pickles[0].name[: -len("data.pkl")]
     format_records = [
         member.name for member in members if member.name.rpartition("/")[2] == "archive_format"
     ]
@@ -386,7 +402,7 @@ def _find_compressed_storages(records: ArchiveRecords) -> tuple[ContainerIssue, 
     names = [
         name
         for name, member in records.items()
-        if name.startswith("data/") and member.is_referenced and member.method != STORED
+        if fold_case(name).startswith("data/") and member.is_referenced and member.method != STORED
     ]
     if not names:
         return ()

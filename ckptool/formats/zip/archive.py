@@ -136,26 +136,37 @@ def iter_inflated_chunks(
             f"{member.nbytes}"
         )
         raise CorruptCheckpointError(source.path, reason)
+    is_whole = max_nbytes >= member.nbytes
     remaining_nbytes, decompressor = min(max_nbytes, member.nbytes), decompressobj(-15)
     try:
         for offset in range(0, member.compressed_nbytes, _CHUNK_BYTES):
             compressed_chunk = source.read(
                 member.data_offset + offset, min(_CHUNK_BYTES, member.compressed_nbytes - offset)
             )
-            while compressed_chunk and remaining_nbytes:
+            # One byte more than is wanted shows whether there is one.
+            while compressed_chunk and (remaining_nbytes or is_whole):
+                if decompressor.eof:
+                    raise _build_deflate_error(source, member, "is followed by bytes of no member")
                 chunk = decompressor.decompress(
-                    compressed_chunk, min(remaining_nbytes, _CHUNK_BYTES)
+                    compressed_chunk, min(remaining_nbytes + is_whole, _CHUNK_BYTES)
                 )
-                compressed_chunk = decompressor.unconsumed_tail
+                if len(chunk) > remaining_nbytes:
+                    raise _build_deflate_error(
+                        source, member, "decompresses to more bytes than declared"
+                    )
+                compressed_chunk = decompressor.unconsumed_tail or decompressor.unused_data
                 remaining_nbytes -= len(chunk)
                 yield chunk
     except ZlibError as error:
-        reason = f"{quote_name(member.name)} cannot be decompressed: {error}"
-        raise CorruptCheckpointError(source.path, reason) from error
+        raise _build_deflate_error(source, member, f"cannot be decompressed: {error}") from error
     if remaining_nbytes:
-        raise CorruptCheckpointError(
-            source.path, f"{quote_name(member.name)} decompresses to fewer bytes than declared"
-        )
+        raise _build_deflate_error(source, member, "decompresses to fewer bytes than declared")
+
+
+def _build_deflate_error(
+    source: ByteSource, member: ZipMember, reason: str
+) -> CorruptCheckpointError:
+    return CorruptCheckpointError(source.path, f"{quote_name(member.name)} {reason}")
 
 
 _CHUNK_BYTES: Final = 1 << 20

@@ -163,7 +163,8 @@ def _read_zip64_end(source: ByteSource, position: int) -> tuple[int, int, int, i
     magic, size, _, _, own_disk, directory_disk, disk_count, count, nbytes, start = fields
     if (
         magic != b"PK\x06\x06"
-        or end_offset + 12 + size != position - _ZIP64_LOCATOR.size
+        or size != _ZIP64_END_RECORD.size - 12
+        or end_offset + _ZIP64_END_RECORD.size != position - _ZIP64_LOCATOR.size
         or disk_count != count
         or own_disk
         or directory_disk

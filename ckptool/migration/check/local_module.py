@@ -34,8 +34,7 @@ class LocalModule:
     module: "nn.Module"
     """Parameters may be meta tensors; values computed by the constructor are real."""
     target: str
-    spec: ModuleSpec | None
-    """None for an existing instance, which cannot be rebuilt."""
+    spec: ModuleSpec
     loader: str
     """Name of the framework whose loader is asked; "torch" is `load_state_dict`."""
 
@@ -51,8 +50,6 @@ class LocalModule:
         """
         module, source = self.module, "constructor"
         if seed is not None:
-            if self.spec is None:
-                raise PlanError(f"inject `{key}`: an instance cannot be built with a seed")
             module, source = rebuild_with_seed(self.spec, seed), f"seed:{seed}"
         value = module.state_dict().get(key)
         if not isinstance(value, torch.Tensor):

@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 
 from ckptool.decode_errors import explain_decode_error
 from ckptool.errors import PlanError, RenameRefusedError
+from ckptool.locations import read_small_file
 from ckptool.migration.plan.draft import Draft
 from ckptool.migration.plan.key_operations import (
     AddPrefix,
@@ -179,7 +180,7 @@ def read_plan_file(path: Path) -> Plan:
         PlanError: the file cannot be read, or is not a plan.
     """
     try:
-        return parse_plan(path.read_text(encoding="utf-8"), str(path))
+        return parse_plan(read_small_file(path).decode(), str(path))
     except OSError as error:
         raise PlanError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -325,7 +325,7 @@ def _classify_methods(
         m
         for overloads in methods.values()
         for m in overloads
-        if m.name not in _STATE_TRANSFER_METHODS
+        if m.name not in _STATE_TRANSFER_METHODS and not _is_replaced(m, methods)
     ]
     # A helper of the constructor counts as constructor only if no other method calls it.
     later_methods = _find_reachable(
@@ -340,6 +340,24 @@ def _classify_methods(
             if m.name not in {*_STATE_TRANSFER_METHODS, *_CONSTRUCTOR_METHODS}
         ],
         constructor_methods=constructor_methods,
+    )
+
+
+def _is_replaced(method: _MethodSource, methods: dict[str, list[_MethodSource]]) -> bool:
+    """Whether a class below overrides a method, and no code names it as `Base.method`.
+
+    `super().method()` runs it as well; that is followed where it is reached.
+    """
+    if method.cls is methods[method.name][0].cls:
+        return False
+    return not any(
+        isinstance(node, ast.Attribute)
+        and node.attr == method.name
+        and isinstance(node.value, ast.Name)
+        and node.value.id == method.cls.__name__
+        for overloads in methods.values()
+        for other in overloads
+        for node in ast.walk(other.node)
     )
 
 

@@ -45,7 +45,7 @@ def build_config_objects(
         hint = hints.get(name)
         if hint is not None:
             arguments[name] = _convert_value(value, hint, name)
-        elif isinstance(value, Mapping) and _reads_attributes(function, name):
+        elif isinstance(value, Mapping) and list_read_attributes(function, name):
             if announce is not None:
                 announce(name)
             arguments[name] = _make_namespace(value)
@@ -195,14 +195,16 @@ def _make_namespace(value: Any) -> Any:
     return [_make_namespace(child) for child in value] if isinstance(value, list) else value
 
 
-def _reads_attributes(function: Any, name: str) -> bool:
-    """Whether the source of a constructor reads attributes of a parameter, and no items of it."""
+def list_read_attributes(function: Any, name: str) -> set[str]:
+    """Return the attributes of a parameter that the source of a constructor reads.
+
+    Empty if it reads items of it as well: it is a mapping then.
+    """
     constructor = _get_constructor(function)
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(constructor))))
     except (OSError, TypeError, SyntaxError):
-        return False
-    methods = set(dir(dict))
+        return set()
     reads = [
         node
         for node in ast.walk(tree)
@@ -210,5 +212,6 @@ def _reads_attributes(function: Any, name: str) -> bool:
         and isinstance(node.value, ast.Name)
         and node.value.id == name
     ]
-    attributes = {node.attr for node in reads if isinstance(node, ast.Attribute)}
-    return bool(attributes - methods) and not any(isinstance(n, ast.Subscript) for n in reads)
+    if any(isinstance(node, ast.Subscript) for node in reads):
+        return set()
+    return {node.attr for node in reads if isinstance(node, ast.Attribute)} - {*dir(dict)}

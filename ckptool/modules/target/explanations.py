@@ -1,17 +1,27 @@
 """Why a target cannot be imported or found, and what would work instead."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ckptool.errors import ModuleError
-from ckptool.modules.target.config_objects import describe_fields, find_config_class
+from ckptool.modules.target.class_search import iter_project_files
+from ckptool.modules.target.config_objects import (
+    describe_fields,
+    find_config_class,
+    list_read_attributes,
+)
 from ckptool.modules.target.expression import MissingNameError
 from ckptool.modules.target.python_source import PythonSource, is_python_file
 from ckptool.modules.user_code import UserCodeError
-from ckptool.phrases import join_limited
+from ckptool.phrases import cut_middle, join_limited
 
+_MAX_VALUE_CHARS = 40
+_MAX_SEARCHED = 2000
+"""Files of a project among which a module is looked for."""
 _EXPRESSION_FORMS = "Name, Outer.Inner, REGISTRY[key], or make(Config(d=3))"
 
 
@@ -69,14 +79,44 @@ def explain_import_error(source: PythonSource, error: UserCodeError) -> str:
     if not isinstance(cause, ModuleNotFoundError) or not cause.name:
         return f"importing {name} raised {error}"
     if source.name == cause.name or source.name.startswith(f"{cause.name}."):
-        return (
-            f"no module {cause.name!r} was found: run from the directory that contains it, "
-            "give its file (path/to/file.py:Name), or pass --path DIR"
-        )
+        return f"no module {cause.name!r} was found: {_suggest_path(source.name)}"
     return (
         f"importing {name} failed: it imports {cause.name!r}, which is not installed; if it is a "
-        "module of your project, pass --path DIR or set PYTHONPATH"
+        f"module of your project, {_suggest_folder(cause.name)}"
     )
+
+
+def _suggest_path(name: str) -> str:
+    """Return how a module that Python does not find can be named, with its file if it is here."""
+    folder = _find_folder(name)
+    if folder is None:
+        return (
+            "run from the directory that contains it, give its file (path/to/file.py:Name), pass "
+            "--path DIR, or set PYTHONPATH"
+        )
+    file = (folder / name.replace(".", "/")).with_suffix(".py")
+    named = f"give its file, {file.as_posix()}:Name, or " if file.is_file() else ""
+    return f"it is in {folder.as_posix()}/: {named}{_suggest_folder(name)}"
+
+
+def _suggest_folder(name: str) -> str:
+    folder = _find_folder(name)
+    text = "DIR" if folder is None else folder.as_posix()
+    return f"pass --path {text} or set PYTHONPATH" + ("" if folder is None else f"={text}")
+
+
+def _find_folder(name: str) -> Path | None:
+    """Return the folder below the current one that has a module, the nearest; None if none has."""
+    ends = (f"/{name.replace('.', '/')}.py", f"/{name.replace('.', '/')}/__init__.py")
+    files = islice(iter_project_files(Path(), (".py",)), _MAX_SEARCHED)
+    folders = (
+        (path.as_posix().removesuffix(end), len(path.parts))
+        for path in files
+        for end in ends
+        if path.as_posix().endswith(end)
+    )
+    nearest = min(folders, key=lambda pair: (pair[1], pair[0]), default=None)
+    return None if nearest is None else Path(nearest[0])
 
 
 def make_lookup_error(target: str, source: PythonSource, error: UserCodeError) -> ModuleError:
@@ -103,37 +143,124 @@ def _explain_missing_name(parent: Any, parent_text: str, name: object) -> str:
     return f"{parent_text} has no {name!r}{choice}"
 
 
-def explain_signature_mismatch(function: Any, kwargs: Mapping[str, object], reason: str) -> str:
-    """Return the reason that a call fails, with the signature and the options that would fit."""
+def explain_signature_mismatch(
+    function: Any,
+    kwargs: Mapping[str, object],
+    reason: str,
+    offers: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """Return the reason that a call fails, with the signature and the options that would fit.
+
+    Args:
+        function: the class or function.
+        kwargs: the arguments that are known.
+        reason: what Python says.
+        offers: what the checkpoint has: place of a mapping -> its names.
+    """
     name = getattr(function, "__name__", "it")
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
         return f"{reason}: give arguments with -k name=value; the signature is {name}"
-    options = _list_missing_options(function, signature, kwargs)
+    missing_parameters = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
+        and parameter.default is parameter.empty
+        and parameter.name not in kwargs
+    ]
+    options = _list_file_options(function, missing_parameters, offers or {})
+    source = f"; the file has {_describe_offers(offers)}" if offers and missing_parameters else ""
     advice = f"add {' '.join(options)}" if options else "give arguments with -k name=value"
-    return f"{reason}: {advice}; the signature is {name}{signature}"
+    return f"{reason}: {advice}{source}; the signature is {name}{signature}"
 
 
-def _list_missing_options(
-    function: Any, signature: inspect.Signature, kwargs: Mapping[str, object]
+def _list_file_options(
+    function: Any, parameters: Sequence[inspect.Parameter], offers: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """Return a -k option for each parameter without a value: `-k d_in=<int>`, `-k cfg.d=<int>`."""
+    """Return the shortest options for parameters without a value, from the file where it has them.
+
+    One place that has all of them is `--kwargs @place`.
+    """
+    names = {parameter.name for parameter in parameters}
+    whole_place = next((place for place, fields in offers.items() if names <= {*fields}), None)
+    if names and whole_place is not None:
+        return [f"--kwargs @{whole_place}"]
     options: list[str] = []
-    for parameter in signature.parameters.values():
-        is_named = parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
-        if not is_named or parameter.default is not parameter.empty or parameter.name in kwargs:
-            continue
-        config_class = find_config_class(function, parameter.name)
-        fields = describe_fields(config_class) if config_class is not None else {}
-        required = [field for field, default in fields.items() if default == ""]
-        if required:
-            options += [f"-k {parameter.name}.{field}=<value>" for field in required]
-        elif fields:
-            options.append(f"-k {parameter.name}='{{}}'")
-        else:
-            options.append(f"-k {parameter.name}=<{_format_annotation(parameter)}>")
+    for parameter in parameters:
+        options += _list_offered_options(function, parameter.name, offers) or _list_options(
+            function, parameter
+        )
     return options
+
+
+def _list_offered_options(
+    function: Any, name: str, offers: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return the options that take one parameter from the file, none if the file lacks it.
+
+    It has it as a field of the name; or, for a config object, as a mapping with the fields that
+    are needed, one of the parameter's name first.
+    """
+    for place, names in offers.items():
+        if name in names:
+            return [f"-k {name}=@{place}.{name}"]
+    config_class = find_config_class(function, name)
+    fields = describe_fields(config_class) if config_class is not None else {}
+    required_names = {field for field, default in fields.items() if not default}
+    required_names |= list_read_attributes(function, name) if config_class is None else set()
+    for place in sorted(offers, key=lambda place: place != name):
+        known_names = {*offers[place]}
+        if fields and required_names <= known_names and fields.keys() & known_names:
+            if known_names <= fields.keys():
+                return [f"-k {name}=@{place}"]
+            return [f"-k {name}.{f}=@{place}.{f}" for f in fields if f in known_names]
+        if not fields and (place == name or (required_names and required_names <= known_names)):
+            return [f"-k {name}=@{place}"]
+    return []
+
+
+def describe_attempts(
+    kwargs: Mapping[str, object], file_names: Sequence[str], offers: Mapping[str, Sequence[str]]
+) -> str:
+    """Return what was tried to build a module, and what the file has that was not.
+
+    Args:
+        kwargs: the arguments that it was called with.
+        file_names: those that were taken from the file.
+        offers: what the file has: place of a mapping -> its names.
+    """
+    arguments = join_limited(
+        [
+            f"{name}={cut_middle(repr(value), _MAX_VALUE_CHARS)}"
+            f"{' (from the file)' if name in file_names else ''}"
+            for name, value in kwargs.items()
+        ],
+        6,
+    )
+    with_arguments = f"with {arguments}" if arguments else "without arguments"
+    tried = f"with parameters on meta and with real ones, {with_arguments}"
+    is_untried = bool(offers) and not file_names
+    place = next(iter(offers), "")
+    hint = f"; the file has {_describe_offers(offers)}: --kwargs @{place}" if is_untried else ""
+    return f"tried {tried}{hint}"
+
+
+def _describe_offers(offers: Mapping[str, Sequence[str]]) -> str:
+    texts = [f"`{place}` ({join_limited([*names], 6)})" for place, names in offers.items()]
+    return join_limited(texts, 3)
+
+
+def _list_options(function: Any, parameter: inspect.Parameter) -> list[str]:
+    """Return -k options for a parameter without a value: `-k d_in=<int>`, `-k cfg.d=<int>`."""
+    config_class = find_config_class(function, parameter.name)
+    fields = describe_fields(config_class) if config_class is not None else {}
+    required = [field for field, default in fields.items() if default == ""]
+    if required:
+        return [f"-k {parameter.name}.{field}=<value>" for field in required]
+    if fields:
+        return [f"-k {parameter.name}='{{}}'"]
+    return [f"-k {parameter.name}=<{_format_annotation(parameter)}>"]
 
 
 def _format_annotation(parameter: inspect.Parameter) -> str:

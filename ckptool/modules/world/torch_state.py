@@ -29,6 +29,16 @@ def _read_device() -> Any:
     return None if context is None else context.device
 
 
+def _write_device(device: Any) -> None:
+    import torch
+
+    torch.set_default_device(device)
+    context = torch._GLOBAL_DEVICE_CONTEXT  # noqa: SLF001
+    # With None behind it, torch.get_default_device() of torch 2.6 raises.
+    if getattr(context, "device_context", False) is None:
+        del context.device_context
+
+
 def _read_deterministic() -> tuple[bool, bool, bool]:
     import torch
 
@@ -175,7 +185,7 @@ def _write_load_functions(functions: tuple[Any, ...]) -> None:
 
 TORCH_STATE: Final[dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]] = {
     "default dtype": _make_setting("get_default_dtype", "set_default_dtype"),
-    "default device": (_read_device, _make_setting("", "set_default_device")[1]),
+    "default device": (_read_device, _write_device),
     "gradient mode": _make_setting("is_grad_enabled", "_C._set_grad_enabled"),
     "deterministic algorithms": (_read_deterministic, _write_deterministic),
     "number of threads": _make_setting("get_num_threads", "set_num_threads"),

@@ -6,6 +6,7 @@ of its code is run, as in a process that runs nothing else.
 """
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -61,7 +62,8 @@ def use_world(python_module: str, *, is_new: bool = False) -> Iterator[None]:
 def user_world() -> Iterator[None]:
     """Context for user code: with what it has set before; afterwards all is as the caller had it.
 
-    Without `use_world` around it nothing is kept. Inside another, it does nothing.
+    Without `use_world` around it nothing is kept. Inside another, it does nothing. A RuntimeWarning
+    names what could not be put back.
     """
     if _IS_INSIDE.get():
         yield
@@ -84,7 +86,16 @@ def user_world() -> Iterator[None]:
         for name, value in end_values.items():
             if name not in _NOT_KEPT and not _are_equal(value, start_values.get(name)):
                 world[name] = _find_change(caller_values.get(name), value)
-        _write_changed(settings, end_values, caller_values)
+        refused = _write_changed(settings, end_values, caller_values)
+        if refused:
+            # The same filters as before: the user's code may have set them to raise, or to ignore.
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.warn(
+                    f"not put back as it was before the module's code ran: {', '.join(refused)}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
 
 def _find_change(old: Any, new: Any) -> Any:
@@ -123,11 +134,16 @@ def _read_all(settings: Mapping[str, Setting]) -> dict[str, Any]:
 
 def _write_changed(
     settings: Mapping[str, Setting], old_values: Mapping[str, Any], values: Mapping[str, Any]
-) -> None:
+) -> list[str]:
+    """Set what differs; return the settings that raise, each with the reason."""
+    refused = []
     for name, value in values.items():
         if not _are_equal(value, old_values.get(name)):
-            with suppress(Exception):
+            try:
                 settings[name][1](value)
+            except Exception as error:  # noqa: BLE001 (of an object that user code put there)
+                refused.append(f"{name} ({type(error).__name__})")
+    return refused
 
 
 def _are_equal(value: Any, other: Any) -> bool:

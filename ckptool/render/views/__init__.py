@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ckptool.render import RenderOptions
 from ckptool.render.blocks import (
@@ -24,6 +24,10 @@ def build_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]
 
 def _iter_whole_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:
     yield from build_body(report, options)
+    if report.module_reports:
+        for part in report.module_reports if options.verbosity >= 0 else ():
+            yield from _iter_whole_blocks(cast("AnyReport", part), options)
+        return
     if options.verbosity >= 0 or report.command == "inspect":
         yield from build_problems_blocks(
             report.findings, options, multiple_checkpoints=report.has_multiple_checkpoints

@@ -17,7 +17,7 @@ from ckptool.render.blocks import (
     fold_unless_verbose,
 )
 from ckptool.render.text import format_size
-from ckptool.reports.audit import AuditReport
+from ckptool.reports.audit import AuditReport, ProjectAuditReport
 from ckptool.reports.common import UnsavedTensorReport
 from ckptool.rules.runtime import PYTHON_STATE
 
@@ -42,7 +42,16 @@ def _format_watch_verdict(report: AuditReport) -> str:
     return f"changed {report.since}, and not in the state_dict: {counts_text}"
 
 
-def build_blocks(report: AuditReport, options: RenderOptions) -> Iterator[Block]:
+def build_blocks(
+    report: AuditReport | ProjectAuditReport, options: RenderOptions
+) -> Iterator[Block]:
+    """Yield the verdict, the counts and the unsaved tensors; of a project the verdict alone."""
+    if isinstance(report, ProjectAuditReport):
+        yield VerdictBlock(report.verdict, bool(report.exit_code))
+        yield from [LinesBlock(report.errors)] if report.errors else []
+        rows = [(module.module, _format_audit_verdict(module)) for module in report.modules]
+        yield build_table("Modules", ("module", "verdict"), rows, options)
+        return
     yield VerdictBlock(_format_audit_verdict(report), bool(report.exit_code))
     if options.verbosity < 0:
         return

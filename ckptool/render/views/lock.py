@@ -15,11 +15,17 @@ from ckptool.render.blocks import (
     build_table,
     fold_unless_verbose,
 )
-from ckptool.reports.lock import DifferenceReport, LockReport
+from ckptool.reports.lock import DifferenceReport, LockReport, ProjectLockReport
 
 
-def build_blocks(report: LockReport, options: RenderOptions) -> Iterator[Block]:
-    """Yield the verdict, the counts and the differences from the previous lock."""
+def build_blocks(report: LockReport | ProjectLockReport, options: RenderOptions) -> Iterator[Block]:
+    """Yield the verdict, the counts and the differences; of a project the verdict alone."""
+    if isinstance(report, ProjectLockReport):
+        yield VerdictBlock(report.verdict, bool(report.exit_code))
+        yield from [LinesBlock(report.errors)] if report.errors else []
+        locks = [(lock.name, lock.path, lock.verdict) for lock in report.locks]
+        yield build_table("Modules", ("module", "lock", "verdict"), locks, options)
+        return
     yield VerdictBlock(report.verdict, bool(report.exit_code))
     if options.verbosity < 0:
         return

@@ -40,7 +40,9 @@ def format_migrate_command(diff: ModuleDiff, *, at: str = "", into: str = "") ->
     words += ["-o", quote_shell(name_result(checkpoint)), "-m"]
     words.append(quote_shell(module.target) if ":" in module.target else _UNNAMED_MODULE)
     for name, literal in module.arguments.items():
-        words += ["-k", quote_shell(f"{name}={literal}")]
+        is_mapping = name == "**"  # all items of a place of the file
+        option = ["--kwargs", literal] if is_mapping else ["-k", f"{name}={literal}"]
+        words += map(quote_shell, option)
     if place := at or (diff.state.at if len(checkpoint.states) > 1 else ""):
         words += ["--at", quote_shell(place)]
     if submodule := into or module.submodule:

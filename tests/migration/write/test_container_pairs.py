@@ -39,7 +39,7 @@ def save_pickle(content: object, path: Path) -> Path:
 def save_dcp(content: Any, path: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(content, checkpoint_id=path, no_dist=True)
+        dcp.save(content, checkpoint_id=path)
     return path
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ckptool.model import Kind
 from ckptool.modules.user_code import UserCodeError
 from ckptool.modules.walk import FoundTensor, walk_module
+from ckptool.modules.world.cuda_on_cpu import is_placed_on_cuda
+from ckptool.modules.world.patched_cuda import patched_cuda_queries
 from ckptool.verification.backends.simulated.device_tags import CPU, DeviceTags, Origin
 from ckptool.verification.backends.simulated.dispatch_mode import DeviceCheckDispatchMode
 from ckptool.verification.backends.simulated.function_mode import DeviceFunctionMode
-from ckptool.verification.backends.simulated.patched_cuda import patched_cuda_queries
 from ckptool.verification.backends.simulated.tracker import DeviceTracker
 from ckptool.verification.forward_pass import ForwardPass, Inputs, prepare_forward
 
@@ -46,7 +47,7 @@ def run_simulated(module: nn.Module, inputs: Inputs, device: torch.device) -> Fo
             with DeviceCheckDispatchMode(tracker), DeviceFunctionMode(tracker):
                 module.to(device)
             tracker.is_moving, is_moved = False, True
-            _tag_unmoved(tags, module)
+            _tag_unmoved(tags, module, device)
             _tag_inputs(tags, inputs)
             with (
                 tracker.track_modules(module),
@@ -89,13 +90,17 @@ def _tag_registered(tags: DeviceTags, module: nn.Module) -> None:
             tags.set_tag(found_tensor.value, CPU, _build_origin(found_tensor))
 
 
-def _tag_unmoved(tags: DeviceTags, module: nn.Module) -> None:
-    """Tag tensors that `module.to` did not move; a view of a buffer is now a separate tensor."""
+def _tag_unmoved(tags: DeviceTags, module: nn.Module, device: torch.device) -> None:
+    """Tag tensors that `module.to` did not move; a view of a buffer is now a separate tensor.
+
+    What the constructor itself put on a CUDA device is there.
+    """
     for found_tensor in walk_module(module).tensors:
         if not isinstance(found_tensor.value, Tensor):
             tags.add_array(found_tensor.value, found_tensor.path)
         elif not found_tensor.is_registered and tags.get_device(found_tensor.value) == CPU:
-            tags.set_tag(found_tensor.value, CPU, _build_origin(found_tensor))
+            place = device if is_placed_on_cuda(found_tensor.value) else CPU
+            tags.set_tag(found_tensor.value, place, _build_origin(found_tensor))
 
 
 def _tag_inputs(tags: DeviceTags, inputs: Inputs) -> None:

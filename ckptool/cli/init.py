@@ -1,0 +1,55 @@
+"""`ckptool init`."""
+
+from pathlib import Path
+
+import click
+
+from ckptool import api
+from ckptool.cli.options import screen_options
+from ckptool.cli.output import ReportOutput
+from ckptool.policy import Policy
+
+_DEFAULT_TIMEOUT = 120
+
+
+@click.command("init")
+@click.argument(
+    "folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.option("--dry-run", is_flag=True, help="Write nothing; show what would be written.")
+@click.option(
+    "--in-process",
+    is_flag=True,
+    help="Run the modules in this process, not in one of their own: for a debugger.",
+)
+@click.option(
+    "--timeout",
+    type=float,
+    metavar="SECONDS",
+    default=_DEFAULT_TIMEOUT,
+    show_default=True,
+    help="End the building of a module that takes longer.",
+)
+@screen_options
+def command(
+    ctx: click.Context,
+    folder: Path | None,
+    *,
+    dry_run: bool,
+    in_process: bool,  # noqa: ARG001 - this and the next are read by the report options
+    timeout: float,  # noqa: ARG001
+    out: ReportOutput,
+    policy: Policy,  # noqa: ARG001
+) -> None:
+    r"""Write the configuration: the module of each checkpoint in a project.
+
+    Classes are found in the source, without running it; those in files that only define things are
+    built, to see which of them a checkpoint fits. The result is checked before it is written.
+
+    \b
+    ckptool init                 adds [[tool.ckptool.models]] to pyproject.toml
+    ckptool init --dry-run       shows it
+    """
+    report = api.init(folder, dry_run=dry_run)
+    out.write_report(report)
+    ctx.exit(report.exit_code)

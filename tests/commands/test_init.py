@@ -1,0 +1,211 @@
+"""`ckptool init` writes a configuration with which the commands find the right module."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ckptool as package
+from ckptool.modules.target.class_search import find_module_classes
+
+NET = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from torch.nn import Module
+
+@dataclass
+class Cfg:
+    d: int = 3
+
+class Helper:
+    pass
+
+class Block(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.fc = nn.Linear(d, d)
+
+class Net(Module):
+    def __init__(self, cfg: Cfg):
+        super().__init__()
+        self.b = Block(cfg.d)
+        self.register_buffer("mask", torch.ones(cfg.d, cfg.d).tril())
+
+class Sized(nn.Module):
+    def __init__(self, d, *, bias=True):
+        super().__init__()
+        self.l = nn.Linear(d, 2, bias=bias)
+
+class Small(nn.Conv1d):
+    def __init__(self):
+        super().__init__(2, 3, 3)
+
+class Fails(nn.Module):
+    def __init__(self):
+        raise ValueError("never")
+"""
+RUNS = """
+import torch
+from net import Net
+class Trainer(Net):
+    pass
+for step in range(3):
+    open("ran", "w").write(str(step))
+"""
+GUARDED = """
+import argparse
+from net import Small
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+class Guarded(Small):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("extra", __import__("torch").ones(2))
+if __name__ == "__main__":
+    raise SystemExit(1)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "train.py").write_text(RUNS)
+    (tmp_path / "guarded.py").write_text(GUARDED)
+    (tmp_path / "broken.py").write_text("class (")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "lib.py").write_text("from torch import nn\nclass Lib(nn.Module): pass\n")
+    torch.save(nn.Conv1d(2, 3, 3).state_dict(), tmp_path / "runs" / "s1.pth")
+    torch.save(nn.Conv1d(2, 3, 3).state_dict(), tmp_path / "runs" / "s2.pth")
+    block = nn.Linear(5, 5).state_dict(prefix="b.fc.")
+    state = {**block, "mask": torch.ones(5, 5).tril()}
+    torch.save({"model": state, "cfg": {"d": 5}}, tmp_path / "net.pt")
+    torch.save({"model": block, "cfg": {"d": 5}}, tmp_path / "old.ckpt")
+    sized = nn.Linear(4, 2, bias=False).state_dict(prefix="l.")
+    arguments = {"d": 4, "bias": False, "lr": 0.1}
+    torch.save({"state_dict": sized, "hyper_parameters": arguments}, tmp_path / "lit.ckpt")
+    torch.save({"z": torch.ones(3)}, tmp_path / "other.pth")
+    (tmp_path / "notes.bin").write_bytes(b"no checkpoint")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+EXPECTED = {
+    "net.pt": ("net.py:Net", {"cfg": {"d": 5}}),
+    "old.ckpt": ("net.py:Net", {"cfg": {"d": 5}}),
+    "lit.ckpt": ("net.py:Sized", {"d": 4, "bias": False}),
+    "runs/s1.pth": ("net.py:Small", {}),
+    "runs/s2.pth": ("net.py:Small", {}),
+}
+
+
+@pytest.mark.parametrize("has_pyproject", [False, True])
+def test_every_checkpoint_gets_its_module(has_pyproject: bool, project: Path):
+    before = '[project]\nname = "x"\nversion = "1"'
+    if has_pyproject:
+        (project / "pyproject.toml").write_text(before)
+    report = package.init()
+    file = project / ("pyproject.toml" if has_pyproject else "ckptool.toml")
+    document = tomllib.loads(file.read_text())
+    models = (document["tool"]["ckptool"] if has_pyproject else document)["models"]
+    assert file.read_text().startswith(before if has_pyproject else "[[models]]")
+    found = {entry["path"]: (entry["module"], entry.get("kwargs", {})) for entry in models}
+    assert found == {
+        "runs/*.pth": EXPECTED["runs/s1.pth"],
+        **{path: value for path, value in EXPECTED.items() if "/" not in path},
+    }
+    assert {m.path: m.module for m in report.models if m.module} == {
+        path: module for path, (module, _) in EXPECTED.items()
+    }
+    assert report.exit_code == 0
+    assert not (project / "ran").exists()
+    # What the commands then say, without an option.
+    for path in EXPECTED:
+        diff = package.diff(path)
+        assert (diff.verdict == "loads strictly") is (path != "old.ckpt")
+    assert {m.module for m in package.audit().modules} == {m for m, _ in EXPECTED.values()}
+    with pytest.raises(package.CkptoolError, match="already: edit it"):
+        package.init()
+
+
+def test_what_is_assumed_and_what_was_not_looked_at_is_said(project: Path):
+    report = package.init(dry_run=True)
+    outcomes = {model.path: model.outcome for model in report.models}
+    assert outcomes["old.ckpt"] == "assumed: 2 of 3 keys match"
+    assert '# assumed: 2 of 3 keys match\n[[models]]\npath = "old.ckpt"' in report.text
+    assert outcomes["other.pth"] == "no class of the project fits its keys and shapes"
+    skipped = {entry.what: entry.reason for entry in report.skipped}
+    assert "runs more than definitions" in skipped["train.py:Trainer"]
+    assert "never" in skipped["net.py:Fails"]
+    assert any(what.startswith("broken.py") for what in skipped)
+    assert not (project / "ckptool.toml").exists()
+
+
+@pytest.mark.parametrize("names", [(), ("net.py",), ("net.pt",)])
+def test_nothing_is_written_for_nothing(names, project: Path, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    for name in names:
+        (empty / name).write_bytes((project / name).read_bytes())
+    report = package.init(empty)
+    assert report.exit_code == 1
+    assert report.verdict.startswith("nothing was written")
+    assert {path.name for path in empty.iterdir()} - {"__pycache__"} == {*names}
+
+
+@pytest.mark.parametrize(
+    "text", ["[tool.ckptool]\n", "[[tool.ckptool.models]]\npath='a'\nmodule='b:C'\n", "tool = {}\n"]
+)
+def test_a_file_that_cannot_take_it_stays_as_it_is(text: str, project: Path):
+    (project / "pyproject.toml").write_text(text)
+    with pytest.raises(package.CkptoolError, match=r"already|cannot be added"):
+        package.init()
+    assert (project / "pyproject.toml").read_text() == text
+
+
+def test_two_classes_that_fit_are_both_named(project: Path):
+    (project / "twin.py").write_text(
+        "from torch import nn\nclass Twin(nn.Conv1d):\n"
+        "    def __init__(self): super().__init__(2, 3, 3)\n"
+    )
+    outcomes = {model.path: model.outcome for model in package.init(dry_run=True).models}
+    assert outcomes["runs/s1.pth"] == "loads strictly; twin.py:Twin would as well"
+
+
+def test_the_command_writes_it(project: Path, run_command):
+    ran = run_command("init", "--dry-run", cwd=project)
+    assert ran.code == 0
+    assert "would write ckptool.toml: 5 of 6 checkpoints" in ran.out
+    assert not (project / "ckptool.toml").exists()
+    assert (
+        run_command("init", "-q", cwd=project).out.strip()
+        == "wrote ckptool.toml: 5 of 6 checkpoints"
+    )
+    assert run_command("diff", "net.pt", "-q", cwd=project).out.strip() == "loads strictly"
+
+
+BASES = {
+    "nn.Module": True,
+    "torch.nn.Module": True,
+    "Module": True,
+    "nn.Sequential": True,
+    "pl.LightningModule": True,
+    "PreTrainedModel": True,
+    "Parent": True,
+    "other.Parent": True,
+    "object": False,
+    "Exception": False,
+    "Dataset": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_classes_are_found_by_their_source(base: str, tmp_path: Path):
+    (tmp_path / "one.py").write_text(f"raise SystemExit\nclass Net({base}):\n    pass\n")
+    (tmp_path / "two.py").write_text("class Parent(nn.Module):\n    pass\n")
+    classes, unread = find_module_classes(tmp_path)
+    assert ("one.py:Net" in {found.target for found in classes}) is BASES[base]
+    assert unread == ()
