@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import click
 from msgspec import Struct
 
-from ckptool.cli.output_guard import TEXT_MARK
-from ckptool.cli.output_targets import Destination
+from ckptool.cli.outputs.output_guard import TEXT_MARK
+from ckptool.cli.outputs.output_targets import Destination
 from ckptool.cli.progress import close_progress
 from ckptool.cli.secrets import mask_secrets
 from ckptool.commands.worker.worker import close_worker

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from ckptool.commands.file_arguments import EVERY_NAME, parse_place
+from ckptool.commands.sources.file_arguments import EVERY_NAME, parse_place
 from ckptool.config import parse_size
 from ckptool.errors import UsageError
 from ckptool.formats.limits import DEFAULT_LIMITS, Limits

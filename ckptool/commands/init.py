@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from ckptool.commands.file_arguments import (
+from ckptool.commands.sources.file_arguments import (
     FileArguments,
     list_offers,
     read_hyper_parameters,

@@ -13,7 +13,7 @@ from paths import ROOT
 
 from ckptool.cli import COMMANDS, main
 from ckptool.cli.help_groups import GROUP_BY_PARAMETER
-from ckptool.cli.output_targets import find_format
+from ckptool.cli.outputs.output_targets import find_format
 from ckptool.render import FORMATS
 
 LINEAR = ("-m", "torch.nn:Linear", "-k", "in_features=2", "-k", "out_features=3")

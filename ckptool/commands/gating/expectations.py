@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.file_arguments import FileArguments, drop_places
 from ckptool.commands.gating.configured_locks import is_module_name
+from ckptool.commands.sources.file_arguments import FileArguments, drop_places
 from ckptool.commands.target import (
     ModuleTarget,
     PathLike,

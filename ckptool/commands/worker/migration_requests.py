@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.file_arguments import FileArguments
+from ckptool.commands.sources.file_arguments import FileArguments
 from ckptool.commands.target import ModuleTarget
 from ckptool.commands.worker.requests import DescribeModule, ModuleRequest, ProbeLoad
 from ckptool.commands.worker.worker import ModuleWorker

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ckptool.commands.file_arguments import FileArguments, read_file_arguments
+from ckptool.commands.sources.file_arguments import FileArguments, read_file_arguments
 from ckptool.commands.target import ModuleTarget
 from ckptool.compare.contract import FixtureResult
 from ckptool.compare.loader_diff import LoaderAnswer, build_loaded_diff

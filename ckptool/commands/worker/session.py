@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ckptool.commands.file_arguments import FileArguments
+from ckptool.commands.sources.file_arguments import FileArguments
 from ckptool.commands.target import ModuleTarget
 from ckptool.model import ModuleInfo
 
