@@ -129,9 +129,10 @@ def command(  # noqa: PLR0913
     if reverse and plan is None:
         raise UsageError("--reverse undoes a plan: name it with --plan FILE")
     message = "incomplete output was removed"
+    makes_folder = max_shard_size is not None or merge_adapter is not None
     with report_interrupt(ctx, message):
         migrate = partial(
-            _choose_function(sources, target, is_sharded=max_shard_size is not None),
+            _choose_function(sources, target, is_folder_result=makes_folder),
             module=module,
             kwargs=kwargs,
             loader=loader,
@@ -174,10 +175,10 @@ def command(  # noqa: PLR0913
 
 
 def _choose_function(
-    sources: tuple[Location, ...], target: Path | None, *, is_sharded: bool
+    sources: tuple[Location, ...], target: Path | None, *, is_folder_result: bool
 ) -> Callable[..., MigrateReport | MigrateManyReport]:
     """Return `migrate` with its source and target, or `migrate_many` with several sources."""
-    if not is_batch(sources, target, is_folder_result=is_sharded):
+    if not is_batch(sources, target, is_folder_result=is_folder_result):
         return partial(api.migrate, sources[0], target)
     if target is None:
         raise UsageError("several sources need a folder for the results: -o DIR")

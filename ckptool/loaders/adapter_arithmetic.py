@@ -199,7 +199,7 @@ def _merge_ia3(layer: _AdaptedLayer) -> dict[str, MergedTensor]:
     layer.require_parts("ia3_l")
     vector = layer.parts["ia3_l"]
     if layer.weight.dim() != 2 or vector.dim() != 2:
-        raise PlanError(f"`{layer.path}` is no linear layer")
+        raise PlanError(f"`{layer.path}` is not a linear layer")
     factors = vector.T if layer.is_transposed else vector
     value = layer.weight * factors
     merged = {"weight": MergedTensor(value, float(value.abs().max()))}

@@ -70,9 +70,9 @@ def limit_build(folder: Location, nbytes: int) -> Iterator[None]:
     from torch.nn.modules import module as registration
 
     weights = (
-        f"the weights beside it have {pluralize(nbytes, 'byte')}"
+        f"the weights next to it have {pluralize(nbytes, 'byte')}"
         if nbytes
-        else "there are no weights beside it"
+        else "there are no weights next to it"
     )
     counts: Counter[str] = Counter()
 

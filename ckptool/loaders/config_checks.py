@@ -62,7 +62,7 @@ def _iter_odd_values(fields: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the values of dtypes and counts, at any depth."""
     for name, value, _ in iter_fields(fields):
         if name in _DTYPE_FIELDS and not _is_dtype(value):
-            yield f"{quote_code(name)} is {cut_middle(repr(value))}, which is no dtype of torch"
+            yield f"{quote_code(name)} is {cut_middle(repr(value))}, which is not a torch dtype"
         limit = MAX_COUNT if _COUNT_FIELD.search(name) else _MAX_LISTED_NUMBER
         if isinstance(value, int) and abs(value) > limit:
             text = cut_middle(str(value)) if abs(value) < 10**100 else "a number of 100 digits"

@@ -86,7 +86,7 @@ def _is_parameter(tensor: TensorInfo) -> bool:
 def _describe_tensors_only(unsafe_uses: list[GlobalUse]) -> str:
     if unsafe_uses:
         names = _list_names(unsafe_uses)
-        return f"safetensors runs no code; a pickle within or beside it names {names}"
+        return f"safetensors runs no code; a pickle inside or next to it references {names}"
     return "safe: a safetensors file holds no code"
 
 

@@ -221,7 +221,7 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
     Rule(
         code="CK327",
         name="weights-without-values",
-        level=Level.ERROR,
+        level=Level.WARNING,
         summary="{count} of {total} tensors have no values",
         detail="{reason}",
         why=(
@@ -234,6 +234,7 @@ def find_fsdp_shards(checkpoint: Checkpoint) -> Iterator[RuleHit]:
             " bring back what the file does not contain."
         ),
         example='torch.save(nn.Linear(2, 2, device="meta").state_dict(), path)',
+        gate=Level.ERROR,
     ),
 )
 def find_weights_without_values(checkpoint: Checkpoint) -> Iterator[RuleHit]:

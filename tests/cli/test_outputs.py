@@ -19,6 +19,7 @@ from ckptool.cli.options import OUTPUT_PATH
 CONTEXT = click.Context(main)
 LEAST = {
     "audit": ("-m", "torch.nn:ReLU"),
+    "convert": ("{input}", "--no-provenance"),
     "diff": ("{input}", "{other}", "--no-values"),
     "digest": ("{input}",),
     "gate": ("{input}", "--no-values"),
@@ -31,7 +32,7 @@ LEAST = {
 """Words with which a command reads `{input}`; audit reads the file of constructor arguments."""
 WRITES = [
     (name, option)
-    for name in COMMANDS
+    for name in sorted(COMMANDS.keys() - {"init"})  # init reads a folder
     for parameter in main.get_command(CONTEXT, name).params
     if parameter.type is OUTPUT_PATH
     for option in parameter.opts[:1]

@@ -46,7 +46,7 @@ def test_a_folder_of_a_trainer_is_its_weights_and_the_rest_is_named(tmp_path):
     report = ckptool.inspect(run)
     assert report.checkpoints[0].path == str(run / "model.safetensors")
     assert [(s.what, s.reason) for s in report.skipped] == [
-        ("beside the weights: 'optimizer.pt', 'rng_state.pth'", "give their paths to read them")
+        ("next to the weights: 'optimizer.pt', 'rng_state.pth'", "give their paths to read them")
     ]
     assert ckptool.diff(run, module=LINEAR).verdict == "loads strictly"
 
@@ -58,7 +58,7 @@ def test_a_folder_with_one_checkpoint_is_that_one(tmp_path):
 
 def test_a_folder_with_the_weights_twice_asks_which(tmp_path):
     run = folder(tmp_path / "run", "model.safetensors", "pytorch_model.bin")
-    assert said(run).endswith("name one of 'model.safetensors', 'pytorch_model.bin'")
+    assert said(run).endswith("choose one of 'model.safetensors', 'pytorch_model.bin'")
 
 
 def test_a_list_of_numpy_arrays_has_no_tensors(tmp_path):

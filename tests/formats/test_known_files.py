@@ -246,7 +246,12 @@ def test_a_method_that_was_not_called_is_named(tmp_path, place):
     (fix,) = {f.fix for f in ckptool.inspect(tmp_path / "model.pth").findings if "getattr" in f.key}
     assert fix.startswith("The parentheses are missing")
     command = shlex.split(fix[fix.index("ckptool") :])
-    ckptool.migrate(command[2], tmp_path / "new.safetensors", at=command[4], drop_extra=True)
+    ckptool.migrate(
+        command[2],
+        tmp_path / "new.safetensors",
+        at=command[command.index("--at") + 1],
+        drop_extra=True,
+    )
     assert ckptool.diff(tmp_path / "new.safetensors", module=module).verdict == "loads strictly"
 
 
@@ -322,6 +327,7 @@ def test_a_list_of_an_ema_migrates_as_the_fix_says(tmp_path, run_command):
     done = run_command(*shlex.split(fix[fix.index("ckptool") :])[1:], cwd=tmp_path)
     assert done.code == 0, done.err
     module = nn.Sequential(*layers)
-    saved = torch.load(tmp_path / "NEW.pth")["ema"]["shadow_params"]
+    target = fix[fix.index("-o ") + 3 :].split()[0]
+    saved = torch.load(tmp_path / target)["ema"]["shadow_params"]
     module.load_state_dict(saved, strict=True)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), shadow, strict=True))

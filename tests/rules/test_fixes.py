@@ -28,6 +28,8 @@ for _file in sorted(Path(__file__).parent.glob("cases_*.py")):
     import_module(f"rules.{_file.stem}")
 
 PROSE = {
+    "CK328": "the entry of the configuration is corrected or removed",
+    "CK329": "a module, or the older checkpoint, is given to the gate",
     "CK105": "persistent=False is where the buffer is registered",
     "CK106": "nothing is to be done, or persistent=False to be dropped",
     "CK107": "the attribute becomes a buffer, and forward changes it in place",

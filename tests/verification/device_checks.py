@@ -57,7 +57,7 @@ def migrated_file_equals_the_old_one(device, tmp_path, samples):
     report = api.verify(
         new,
         module="verification.models:Plain",
-        against=old,
+        old=old,
         old_module="verification.models:WithoutScale",
         device=device,
     )
@@ -70,7 +70,7 @@ def another_computation_is_not_equal(device, tmp_path, samples):
     report = api.verify(
         path,
         module="verification.models:Other",
-        against=path,
+        old=path,
         old_module="verification.models:Plain",
         device=device,
     )

@@ -96,7 +96,7 @@ def test_what_cannot_be_recorded_is_refused(saved):
         recorded(saved, "WithHead")
     with pytest.raises(ModuleError, match="the forward pass raised"):
         recorded(saved, inputs="float32[2,9]")
-    with pytest.raises(UsageError, match=r"the input `args\.0` holds a object"):
+    with pytest.raises(UsageError, match=r"the input `args\.0` contains a object"):
         recorded(saved, "Constant", inputs=(object(),))
     assert not (saved.parent / "golden.safetensors").exists()
 
@@ -141,5 +141,5 @@ def test_a_record_that_names_a_tensor_that_is_not_there(saved):
     with safe_open(place, "pt") as file:
         metadata = file.metadata()
     save_file({"other": torch.ones(1)}, place, metadata=metadata)
-    with pytest.raises(ReadError, match=r'\{"tensor": "args.0"\} is no value'):
+    with pytest.raises(ReadError, match=r'\{"tensor": "args.0"\} is not a value'):
         golden.read_golden(place)

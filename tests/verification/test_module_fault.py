@@ -160,7 +160,7 @@ def test_an_output_that_differs_on_the_cpu_is_not_called_right(source):
         module=Doubles(),
         inputs=INPUT,
         device="simulated",
-        against=source,
+        old=source,
         old_module=FollowsInput(),
     )
     levels = {level.level: level for level in report.levels}

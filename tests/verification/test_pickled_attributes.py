@@ -37,7 +37,7 @@ def equality(files, against, tolerance=1e-5):
     report = api.verify(
         files / "new.pth",
         module="migration.models:New",
-        against=files / against,
+        old=files / against,
         old_module=OLD,
         inputs=INPUTS,
         device="cpu",

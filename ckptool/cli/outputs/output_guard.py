@@ -6,6 +6,7 @@ new option is therefore guarded without being named here.
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from glob import iglob
 from itertools import islice
@@ -95,12 +96,15 @@ def check_replaced_report(path: Path) -> None:
 def is_own_report(path: Path) -> bool:
     """Whether `path` is no regular file, is empty, or is a report of ckptool by its content."""
     try:
-        if not path.is_file() or not path.stat().st_size:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
             return True
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            file.seek(max(0, status.st_size - _TAIL_BYTES))
             tail = file.read(_TAIL_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
     except OSError as error:
         raise UsageError(f"-o {path}: {error.strerror or error}") from error
     return TEXT_MARK.encode() in tail or any(pattern.match(head) for pattern in _REPORT_HEADS)

@@ -61,7 +61,14 @@ def find_rebuild(
 
 def collect_key_shapes(state_dict: Mapping[str, Any]) -> set[tuple[str, object]]:
     """Return the keys of a state_dict, each with the shape of its tensor, None for other values."""
-    return {(key, getattr(value, "shape", None)) for key, value in state_dict.items()}
+    return {(key, _get_shape(value)) for key, value in state_dict.items()}
+
+
+def _get_shape(value: Any) -> object:
+    try:
+        return value.shape
+    except (AttributeError, RuntimeError):  # RuntimeError: an uninitialized parameter
+        return None
 
 
 def builds_other_state(rebuild: ModuleRebuild, module: Any) -> bool:

@@ -90,7 +90,13 @@ def _iter_registered_modules(module: "nn.Module") -> Iterator["nn.Module"]:
     while stack:
         current = stack.pop()
         yield current
-        for child in tuple(dict.values(current._modules)):  # noqa: SLF001
+        for child in _list_registered_children(current):
             if child is not None and id(child) not in known_ids:
                 known_ids.add(id(child))
                 stack.append(child)
+
+
+def _list_registered_children(module: "nn.Module") -> tuple["nn.Module | None", ...]:
+    """Return what is registered, whatever a dict subclass says; a scripted module has no dict."""
+    modules: Any = module._modules  # noqa: SLF001
+    return tuple(dict.values(modules) if isinstance(modules, dict) else modules.values())

@@ -266,7 +266,7 @@ def test_keys(tmp_path, state, op, keys):
         (InjectTensor(key="x", source="literal:" + "[" * 100_000), "the literal nests too deep"),
         (InjectTensor(key="x", source='literal:["a"]'), "something other than numbers"),
         (InjectTensor(key="x", source="literal:[1,2]", shape=(3,)), "2 numbers for the shape"),
-        (InjectTensor(key="x", source="literal:300", dtype="uint8"), "is no uint8"),
+        (InjectTensor(key="x", source="literal:300", dtype="uint8"), "is not a uint8"),
         (
             InjectTensor(key="x", source="literal:0.1", dtype="bfloat16"),
             "cannot be converted to bfloat16",

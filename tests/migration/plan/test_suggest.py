@@ -143,13 +143,14 @@ def test_a_live_module(tmp_path):
     from migration import models
 
     torch.save(old(), tmp_path / "a.pth")
-    with pytest.raises(PlanError, match="not known to be the same on every construction"):
-        ckptool.migrate(tmp_path / "a.pth", tmp_path / "b.pth", module=models.Scaled())
-    report = ckptool.migrate(
-        tmp_path / "a.pth", tmp_path / "b.pth", module=models.Scaled(),
-        inject={"scale": "constructor"},
-    )  # fmt: skip
-    assert report.verdict == "migrated: loads strictly"
+    by_name = ckptool.migrate(
+        tmp_path / "a.pth", tmp_path / "b.pth", module="migration.models:Scaled"
+    )
+    live = ckptool.migrate(
+        tmp_path / "a.pth", tmp_path / "b.pth", module=models.Scaled(), force=True
+    )
+    assert by_name.verdict == live.verdict == "migrated: loads strictly"
+    assert by_name.steps == live.steps
 
 
 def test_a_lightning_checkpoint_keeps_its_epoch(tmp_path, samples):
