@@ -108,7 +108,7 @@ def test_a_foreign_file_is_replaced_only_by_force(name, option, run_command, tmp
         words += ["--update-baseline"]
     if name == "migrate" and option != "-o":
         words += ["-o", str(tmp_path / "new.pth")]
-    suffix = ".pth" if name == "migrate" else ".json"
+    suffix = ".pth" if name in {"convert", "migrate"} else ".json"
     target = tmp_path / f"notes{suffix}"
     target.write_text("precious\n")
     ran = run_command(name, *words, option, target)
@@ -119,7 +119,7 @@ def test_a_foreign_file_is_replaced_only_by_force(name, option, run_command, tmp
     forced = run_command(name, *words, option, target, "--force")
     assert forced.code in {0, 1}, forced
     assert target.read_bytes() != b"precious\n"
-    if name != "migrate" and option == "-o":
+    if name not in {"convert", "migrate"} and option == "-o":
         again = run_command(name, *words, option, target)
         assert again.code == forced.code, again
 

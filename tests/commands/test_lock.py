@@ -73,7 +73,6 @@ def test_files_against_a_lock_of_files_need_no_torch(tmp_path, samples):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "a lock needs one source: a module (-m package.module:Name) or a checkpoint"),
         (
             ("samples/model.pth", "-m", WITH, *SIZES),
             "a lock needs one source: a module (-m package.module:Name) or a checkpoint",

@@ -18,6 +18,7 @@ from ckptool.formats.files.checkpoint_files import (
     iter_matching_checkpoints,
     list_checkpoints,
 )
+from ckptool.loaders.model_folder import PIPELINE_CONFIG
 from ckptool.locations import Location, RemotePath, is_remote, list_glob_names, parse_location
 from ckptool.rules.policy_requirements import UnmatchedEntry
 
@@ -54,7 +55,7 @@ def _expand_path(location: Location) -> list[Location]:
     """
     if isinstance(location, RemotePath):
         return [location]
-    if location.is_dir():
+    if location.is_dir() and not (location / PIPELINE_CONFIG).is_file():
         return [*list_checkpoints(location)]
     if location.exists() or not is_pattern(str(location)):
         return [location]

@@ -185,7 +185,7 @@ def _clean_tree(
         names = join_limited(missing_places, MAX_NAMED, quote_code)
         raise PlanError(
             f"{checkpoint.path}: torch.load(weights_only=True) would refuse {names}: convert it in"
-            " the environment that wrote it, or leave it out with --strip"
+            " the environment that wrote it, or leave it out (migrate: --drop, convert: --strip)"
         )
     return tree
 
