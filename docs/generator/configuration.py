@@ -13,7 +13,7 @@ INTRODUCTION = """\
 
 Made from the code by `docs/generate.py`. ckptool reads `[tool.ckptool]` of the nearest
 `pyproject.toml`, or the whole of the nearest `ckptool.toml` (there without `tool.ckptool.` in
-front of a table's name), from the current directory up, never beside the checkpoint. A key that is
+front of a table's name), from the current directory up, never next to the checkpoint. A key that is
 not known is an error that names the one that was probably meant. Options of the command line win.
 What the policy's keys mean in a gate is told in [Gate](gate.md), what `against`, `fixtures` and
 `golden` mean in [Lock](lock.md).
