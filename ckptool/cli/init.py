@@ -14,9 +14,7 @@ _DEFAULT_TIMEOUT = 120
 
 
 @click.command("init", cls=GroupedCommand)
-@click.argument(
-    "folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
-)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Write nothing; show what would be written.")
 @click.option(
     "--in-process",

@@ -115,6 +115,8 @@ def lock(  # noqa: PLR0913
         settings = load_config(Path.cwd()) if config is None else config
         module_target = None if output is None else find_locked_module(settings, Path(output))
         if module_target is None:
+            if update and output is not None:
+                raise UsageError(f"-o {output}: it is the `against` of no entry of [[models]]")
             targets = _list_project_locks(settings, output)
             return _lock_modules(targets, settings, policy, check=check, update=update, force=force)
         settings.announce_code(str(module_target.module))

@@ -87,6 +87,11 @@ def _iter_unsaved(module_info: ModuleInfo, *kinds: Kind) -> Iterator[ModuleTenso
             "keys matched."
         ),
         fix="{remedy}",
+        general_advice=(
+            'self.register_buffer("NAME", ..., persistent=False) instead of self.NAME = '
+            "...: old checkpoints load as before. Without persistent=False it is saved as "
+            "well, and old checkpoints need a migration (`ckptool migrate`)."
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -117,6 +122,10 @@ def find_unregistered_tensors(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "neither saved nor moved."
         ),
         fix="{remedy}",
+        general_advice=(
+            'Register each tensor: self.register_buffer("NAME_0", ...), or '
+            "nn.ParameterList and nn.ParameterDict for parameters."
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -193,6 +202,10 @@ def find_unregistered_modules(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "or a dict it is not trained, not saved and not moved."
         ),
         fix="{remedy}",
+        general_advice=(
+            "Keep it in nn.ParameterList or nn.ParameterDict, or assign it: self.NAME = "
+            "nn.Parameter(...)."
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -275,6 +288,7 @@ def find_nonpersistent_buffers(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "with the state_dict, and the reloaded model normalises with the defaults."
         ),
         fix="{remedy}",
+        general_advice=('self.register_buffer("NAME", torch.as_tensor(...)) instead of the array.'),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -345,6 +359,9 @@ def find_stale_buffer_aliases(module_info: ModuleInfo) -> Iterator[RuleHit]:
             "device fails, or the tensor is copied in every step."
         ),
         fix="{remedy}",
+        general_advice=(
+            'self.register_buffer("NAME", ..., persistent=False): a buffer moves with the module.'
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"
@@ -411,6 +428,9 @@ def _judge_unmoved_tensor(module_tensor: ModuleTensor) -> tuple[Level, str]:
             "silently promote the result to float32."
         ),
         fix="{remedy}",
+        general_advice=(
+            'self.register_buffer("NAME", ..., persistent=False): a buffer is cast with the module.'
+        ),
         example=(
             "class Net(nn.Module):\n"
             "    def __init__(self):\n"

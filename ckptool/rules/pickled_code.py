@@ -42,6 +42,11 @@ _GLOBAL_ADVICE: Final = {
             "imports it."
         ),
         fix="{advice}",
+        general_advice=(
+            "Save it again with plain types. If you know what a global does, allow it by "
+            "its exact name: torch.serialization.add_safe_globals, and in a gate `globals` "
+            "of the policy."
+        ),
         example='torch.save({"w": torch.ones(2), "args": argparse.Namespace(lr=0.1)}, path)',
         gate=Level.ERROR,
         is_accepted_by_name=True,

@@ -55,6 +55,8 @@ class Rule(Struct, frozen=True):
     """Remedy: a command or a line of code; a format string over the same facts as `message`.
 
     What comes from a file is quoted: `{key:py}` in Python code, `{key:sh}` in a command."""
+    general_advice: str = ""
+    """The remedy in general, if `fix` is a fact alone; "" shows `fix` itself."""
     detail: str = ""
     """Continuation of the summary after a colon; a format string over the same facts."""
     example: str = ""
@@ -73,8 +75,10 @@ class Rule(Struct, frozen=True):
     @property
     def general_fix(self) -> str:
         """The fix without facts, as a page on the rule shows it: `state_dict["KEY"]`."""
+        if self.general_advice:
+            return self.general_advice
         if _FIELD_PATTERN.fullmatch(self.fix):
-            return "Depends on the case: the finding says it."
+            return "It depends on the facts: see the finding."
         return _name_fields(self.fix)
 
     @property

@@ -102,4 +102,4 @@ def test_changed_model_code_is_held_to_its_locks(project):
     bad = project.run("pre-commit", "run")
     assert bad.code == 1
     assert "CK804" in bad.out
-    assert "1 stale" in bad.out
+    assert "1 out of date" in bad.out

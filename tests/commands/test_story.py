@@ -82,10 +82,8 @@ def test_from_the_failing_load_to_the_gated_file_in_six_commands(project, run_co
     found = json.loads(run("diff", "model.pth", *ARGUMENTS, "--format", "json").out)["findings"]
     fix = next(finding["fix"] for finding in found if finding["code"] == "CK203")
     command = re.search(r"ckptool (migrate [^;`]*)", fix)[1].strip().rstrip(".")
-    words = [
-        "release/attention.safetensors" if word.startswith("NEW.") else word
-        for word in shlex.split(command)
-    ]
+    words = shlex.split(command)
+    words[words.index("-o") + 1] = "release/attention.safetensors"
     run(*words)
     (project / "ckptool.toml").write_text(CONFIG)
     old_words = ("--old", "model.pth", "--old-module", "old_net:Attention")

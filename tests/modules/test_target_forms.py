@@ -210,7 +210,7 @@ def test_a_dict_becomes_the_config_object(project, name, kwargs, expected):
         ("models/net.py:Net", {}, "add -k cfg='{}'"),
         ("models/net.py:FromFields", {}, "add -k cfg.d=<value>"),
         ("models/net.py:Net", {"cfg": {"dd": 3}}, "Config has no field 'dd'; did you mean 'd'?"),
-        ("models/net.py:Net(Config())", {"d": 3}, "those in the call: leave out d"),
+        ("models/net.py:Net(Config())", {"d": 3}, "those in the call: remove d"),
         ("models/net.py:Net(Confg())", {}, "has no 'Confg'; did you mean 'Config'?"),
         ("models/net.py:REGISTRY[gpt2]", {}, "REGISTRY has no 'gpt2'; did you mean 'gpt'?"),
         ("models/net.py:make(3)", {}, "'int' object has no attribute 'd'"),
@@ -320,6 +320,6 @@ def test_a_folder_to_import_from(project, mode):
     command = [sys.executable, "-m", "ckptool", "audit", *words]
     run = subprocess.run(command, check=False, capture_output=True, text=True)
     assert run.returncode == 2
-    assert "pass --path DIR" in run.stderr
+    assert "pass --path src" in run.stderr
     run = subprocess.run([*command, "--path", "src"], check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -257,7 +257,7 @@ def test_a_pipe_gets_the_page(ckptool):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("inspect", "samples/buffer.pth"), "or -o report.html"),
+        (("inspect", "samples/buffer.pth"), "-o report.html"),
         (("migrate", "samples/buffer.pth", "-o", "never.safetensors"), "> report.html"),
     ],
 )
