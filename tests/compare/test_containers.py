@@ -141,8 +141,8 @@ def test_an_epoch_that_differs_is_found_in_another_container_too(tmp_path):
     assert (report.verdict, report.exit_code) == ("plain data differs", 1)
     assert report.changed_entries == ("epoch",)
     assert [(s.what, s.reason) for s in report.skipped] == [
-        ("what the old file has beside the state", "`note`"),
-        ("what the new file has beside the state", "`loss`"),
+        ("other content of the old file", "`note`"),
+        ("other content of the new file", "`loss`"),
     ]
 
 
@@ -150,7 +150,7 @@ def test_what_lies_beside_the_state_is_named_as_not_compared():
     report = ckptool.diff(write_source("nested twice", False), write_source("safetensors", False))
     assert [(s.what, s.reason) for s in report.skipped] == [
         (
-            "what the old file has beside the state",
+            "other content of the old file",
             "`state.optimizer` (18 tensors), `epoch`, `best_loss`",
         )
     ]
