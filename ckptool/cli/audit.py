@@ -36,7 +36,7 @@ def command(
     \b
     ckptool audit -m package.module:Name -k d_in=3
     ckptool audit                                the modules of pyproject.toml or ckptool.toml
-    ckptool audit FOLDER                         the module that a framework's folder names
+    ckptool audit FOLDER                         the module of a framework's folder
     ckptool audit -m package.module:Name --input "float32[2,3]"      run it as well
     """
     report = api.audit(

@@ -16,10 +16,6 @@ from ckptool.policy import Policy
 from ckptool.tensors.progress import get_byte_counter
 
 
-def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
-    return False
-
-
 @click.command("convert", cls=GroupedCommand)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=CHECKPOINT_PATH)
 @click.option("--at", metavar="KEY", help='Write only the state_dict at this key path ("model").')
@@ -46,7 +42,7 @@ def _is_old_target(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
 )
 @click.option("--force", is_flag=True, help="Replace an existing DST.")
 @limit_options
-@target_options("DST", "Output; its suffix is the format. A folder if several SRC.", _is_old_target)
+@target_options("DST", "Output; its suffix is the format. A folder if several SRC.")
 def command(  # noqa: PLR0913
     ctx: click.Context,
     sources: tuple[Location, ...],

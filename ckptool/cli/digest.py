@@ -46,7 +46,7 @@ def command(
     out: ReportOutput,
     policy: Policy,
 ) -> None:
-    """Name the content of checkpoints: the same digest in any container, key order or shards.
+    """Compute a digest of the content: the same in any format, key order or shards.
 
     \b
     ckptool digest model.pth

@@ -17,7 +17,7 @@ from ckptool.cli.options import (
     module_options,
     target_options,
 )
-from ckptool.cli.output import ReportOutput, format_one_line
+from ckptool.cli.output import ReportOutput
 from ckptool.cli.parsing import reject_duplicates
 from ckptool.commands.option_checks import reject_unused_options
 from ckptool.errors import UsageError
@@ -76,14 +76,14 @@ def command(  # noqa: PLR0913
     out: ReportOutput,
     policy: Policy,
 ) -> None:
-    r"""Write down what a module or a checkpoint promises: `gate --against` holds releases to it.
+    r"""Record the state contract of a module or a checkpoint, for `ckptool gate --against`.
 
     \b
     ckptool lock -m package.module:Name -o ckpt.lock.json
     ckptool lock                                             the modules of the configuration
     ckptool lock --all                                       each lock of the configuration
-    ckptool lock --all --check                               in CI: is each of them fresh?
-    ckptool lock --update -o ckpt.lock.json                  accept what has changed
+    ckptool lock --all --check                               in CI: fails if one is out of date
+    ckptool lock --update -o ckpt.lock.json                  accept the changes
     ckptool lock model.pth -o model.lock.json                what a file alone can tell
     ckptool lock model.pth -m package.module:Name --golden golden.safetensors
     """
@@ -101,8 +101,6 @@ def command(  # noqa: PLR0913
         reject_unused_options(unused, "is for one lock, and --all takes those that are configured")
         locks_report = api.lock_all(check=check, update=update, policy=policy, config=config)
         out.write_report(locks_report)
-        for error in locks_report.errors:
-            click.echo(f"ckptool: {format_one_line(error)}", err=True)
         ctx.exit(locks_report.exit_code)
     report = api.lock(
         path,

@@ -25,7 +25,7 @@ def command(
     out: ReportOutput,
     policy: Policy,
 ) -> None:
-    """Put together what `ckptool diff OLD NEW --shard I/N` found on several machines.
+    """Merge the partial diffs of `ckptool diff OLD NEW --shard I/N`.
 
     \b
     ckptool diff old.pth new.pth --shard 1/2 --format json -o part-1.json

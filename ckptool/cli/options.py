@@ -107,8 +107,15 @@ def report_options(function: CommandFunction) -> CommandFunction:
     return _with_options(_wrap_report_command(function), _REPORT_OPTIONS)
 
 
+def _has_no_old_targets(ctx: click.Context, path: Path) -> bool:  # noqa: ARG001
+    """Whether a -o behind a --format is the target: never, in a command that is newer than 0.1."""
+    return False
+
+
 def target_options(
-    metavar: str, description: str, is_old_target: Callable[[click.Context, Path], bool]
+    metavar: str,
+    description: str,
+    is_old_target: Callable[[click.Context, Path], bool] = _has_no_old_targets,
 ) -> Callable[[CommandFunction], CommandFunction]:
     """Add the options of `report_options`; -o also names the file that the command itself writes.
 

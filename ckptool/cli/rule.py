@@ -14,7 +14,7 @@ def _complete_codes(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.command("rule")
 @click.argument("code", required=False, shell_complete=_complete_codes)
 def command(code: str | None) -> None:
-    """Say what a rule means and how to fix what it finds; without CODE, list them all.
+    """Explain a rule and how to fix its findings; without CODE, list all rules.
 
     CODE is a rule (CK101 or its name) or a family (CK1).
     """

@@ -180,7 +180,7 @@ def lock_all(
 
     Args:
         check: write nothing; report which locks are out of date.
-        update: write only locks that exist already.
+        update: write only locks that already exist; the others are reported as skipped.
         policy: reported findings if a lock is out of date.
         config: the configuration; None takes the nearest one from the current directory up.
 
@@ -203,10 +203,15 @@ def _lock_modules(
     update: bool,
     force: bool = False,
 ) -> ProjectLockReport:
-    """Write or check the lock of each module; errors do not stop the others."""
-    reports, errors = [], []
+    """Write or check the lock of each module; errors do not stop the others.
+
+    Raises:
+        UsageError: with `update`, none of the locks exists.
+    """
+    reports, errors, missing_paths = [], [], []
     for path, module_target in targets:
         if update and not path.exists():
+            missing_paths.append(path)
             continue
         config.announce_code(str(module_target.module))
         try:
@@ -216,7 +221,10 @@ def _lock_modules(
             )
         except (ReadError, ModuleError, WriteError) as error:
             errors.append(str(error))
-    return build_project_lock_report(tuple(reports), tuple(errors), is_check=check)
+    if missing_paths and not (reports or errors):
+        raise UsageError("--update: there is no lock yet: write the locks without --update")
+    skipped = tuple(Skipped(str(p), "there is no lock to update") for p in missing_paths)
+    return build_project_lock_report(tuple(reports), tuple(errors), skipped, is_check=check)
 
 
 def _list_project_locks(

@@ -109,14 +109,25 @@ def build_lock_report(outcome: LockOutcome, verdict: Verdict) -> LockReport:
 
 
 def build_project_lock_report(
-    locks: tuple[LockReport, ...], errors: tuple[str, ...], *, is_check: bool
+    locks: tuple[LockReport, ...],
+    errors: tuple[str, ...],
+    skipped_locks: tuple[Skipped, ...],
+    *,
+    is_check: bool,
 ) -> ProjectLockReport:
     """Build the report of the locks of a configuration; an error makes it "could not check"."""
     exit_codes = [lock.exit_code for lock in locks]
     return ProjectLockReport(
         command="lock",
         findings=tuple(finding for lock in locks for finding in lock.findings),
-        skipped=tuple(dict.fromkeys(skipped for lock in locks for skipped in lock.skipped)),
+        skipped=tuple(
+            dict.fromkeys(
+                (
+                    *(skipped for lock in locks for skipped in lock.skipped),
+                    *build_skipped_reports(skipped_locks),
+                )
+            )
+        ),
         exit_code=int(ExitCode.COULD_NOT_CHECK) if errors else max(exit_codes, default=0),
         verdict=_format_locks_verdict(locks, len(errors), is_check=is_check),
         locks=locks,

@@ -147,7 +147,8 @@ def test_update_takes_the_module_of_the_entry_that_has_the_lock(run_command, pro
     words = ("lock", "--update", "-o", "net.lock.json")
     missing = run_command(*words, cwd=project)
     assert (missing.code, "there is no lock to update" in missing.err) == (2, True)
-    assert run_command("lock", "--all", "--update", cwd=project).code == 0
+    nothing = run_command("lock", "--all", "--update", cwd=project)
+    assert (nothing.code, "there is no lock yet" in nothing.err) == (2, True)
     assert not (project / "net.lock.json").exists()
     assert run_command("lock", "--all", cwd=project).code == 0
     (project / "nets.py").write_text(NETS.replace("nn.Linear(n, n)", "nn.Linear(n, n, False)"))
@@ -156,6 +157,19 @@ def test_update_takes_the_module_of_the_entry_that_has_the_lock(run_command, pro
     assert run_command("lock", "--all", "--check", cwd=project).code == 0
     other = run_command("lock", "--update", "-o", "other.lock.json", cwd=project)
     assert (other.code, other.err.count("\n")) == (2, 1)
+
+
+def test_a_lock_that_does_not_exist_is_not_updated_in_silence(run_command, project):
+    entries = [
+        ENTRY.format(path) + f'against = "{lock}"\n'
+        for path, lock in (("release/*", "a.lock.json"), ("runs/*", "b.lock.json"))
+    ]
+    (project / "ckptool.toml").write_text("".join(entries))
+    assert run_command("lock", "--all", cwd=project).code == 0
+    (project / "b.lock.json").unlink()
+    ran = run_command("lock", "--all", "--update", cwd=project)
+    assert (ran.code, (project / "b.lock.json").exists()) == (0, False)
+    assert "not checked: b.lock.json: there is no lock to update" in ran.out
 
 
 def test_two_modules_cannot_have_one_lock(run_command, project):

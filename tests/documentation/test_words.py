@@ -24,20 +24,26 @@ PAGES = [
 ENGINEERS = {ROOT / "docs/architecture.md", ROOT / "docs/api.md"}
 """Pages on the code, with its docstrings."""
 VOCABULARY = "## Words"
+COMMANDS = {"command", "main"}
+"""Functions whose docstring is printed: the help of a command."""
 
 
 def docstrings(tree: ast.AST) -> set[ast.AST]:
     return {
         statement.value
         for node in ast.walk(tree)
-        if isinstance(body := getattr(node, "body", None), list)
+        if getattr(node, "name", "") not in COMMANDS
+        and isinstance(body := getattr(node, "body", None), list)
         for statement in body
         if isinstance(statement, ast.Expr)
     }
 
 
 def sentences(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield line and text of the string literals that are sentences, without docstrings."""
+    """Yield line and text of the string literals of several words, without docstrings.
+
+    The docstring of a command is its help.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     left_out = docstrings(tree)
     for node in ast.walk(tree):
@@ -48,7 +54,7 @@ def sentences(path: Path) -> Iterator[tuple[int, str]]:
         else:
             continue
         for text in texts:
-            if len(re.findall(r"[A-Za-z]{2,}", str(text))) > 2:
+            if " " in str(text).strip():
                 yield node.lineno, str(text)
 
 

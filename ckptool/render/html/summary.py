@@ -72,7 +72,7 @@ def build_summary_facts(report: "AnyReport") -> tuple[LabeledValue, ...]:
                 (f"{len(report.persistent_buffers):,}", "saved as buffers"),
                 (f"{len(report.unsaved):,}", "never saved"),
                 (format_size(sum(t.nbytes for t in saved)), "in a state_dict"),
-                (format_size(sum(t.nbytes for t in report.unsaved)), "beside it"),
+                (format_size(sum(t.nbytes for t in report.unsaved)), "not in it"),
             )
         case _:
             return ()

@@ -25,8 +25,12 @@ def build_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]
 def _iter_whole_blocks(report: "AnyReport", options: RenderOptions) -> Iterator[Block]:
     yield from build_body(report, options)
     if report.module_reports:
-        for part in report.module_reports if options.verbosity >= 0 else ():
-            yield from _iter_whole_blocks(cast("AnyReport", part), options)
+        if options.verbosity >= 0:
+            for part in report.module_reports:
+                yield from _iter_whole_blocks(cast("AnyReport", part), options)
+            shown = {skipped for part in report.module_reports for skipped in part.skipped}
+            others = tuple(skipped for skipped in report.skipped if skipped not in shown)
+            yield from build_skipped_lines(others, options)
         return
     if options.verbosity >= 0 or report.command == "inspect":
         yield from build_problems_blocks(

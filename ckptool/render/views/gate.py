@@ -47,7 +47,7 @@ def _build_gate_blocks(report: GateReport, options: RenderOptions) -> Iterator[B
     ]
     if promises:
         yield build_table(
-            "Held to", ("promise", KIND, "result"), list(dict.fromkeys(promises)), options
+            "Contracts", ("compared with", KIND, "result"), list(dict.fromkeys(promises)), options
         )
 
 

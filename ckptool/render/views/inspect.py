@@ -74,7 +74,10 @@ def _build_checkpoint_blocks(
     entry_rows = [(e.at, e.text) for e in checkpoint.entries]
     if entry_rows:
         yield build_table(
-            "Besides tensors", ("place", Column("holds", ColumnKind.PROSE)), entry_rows, options
+            "Non-tensor entries",
+            ("key path", Column("value", ColumnKind.PROSE)),
+            entry_rows,
+            options,
         )
     metadata = {
         name: text
