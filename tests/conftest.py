@@ -1,7 +1,8 @@
 """Fixtures shared by all tests: real files, and the command as a real process."""
 
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("process")
         if item.path.is_relative_to(ROOT / "tests" / "browser"):
             item.add_marker("browser")
+
+
+@pytest.fixture(autouse=True)
+def _forget_own_modules(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forget the modules that a test wrote and imported: another test has others of their names."""
+    if "tmp_path" not in request.fixturenames:
+        yield
+        return
+    folder = request.getfixturevalue("tmp_path")
+    names_before = {*sys.modules}
+    yield
+    for name in sys.modules.keys() - names_before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if isinstance(file, str) and Path(file).is_relative_to(folder):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from threading import Event
 from typing import Final, Self
 
 from ckptool.model import StateDict, TensorInfo
+from ckptool.tensors.fingerprint import create_hasher
 from ckptool.tensors.fingerprint_many import fingerprint_many
 
 _BATCH_NBYTES: Final = 64 << 20
@@ -33,6 +34,8 @@ class BackgroundFingerprints:
     def start_fingerprints(self, state: StateDict) -> None:
         """Start computing the fingerprints of a state_dict, once."""
         if state.at not in self._futures:
+            # Here, not in the thread: while it runs, a module's code may have changed sys.path.
+            create_hasher()
             self._futures[state.at] = self._pool.submit(self._compute_fingerprints, state.tensors)
 
     def get_fingerprints(self, state: StateDict) -> Fingerprints:
