@@ -189,12 +189,16 @@ SOURCES = {
 _FOLDER = tempfile.TemporaryDirectory(dir=SHM)
 
 
-@cache
 def write_source(name: str, tied: bool, changed: bool = False) -> Path:
     """Write one source of the trained module, once, and return its path.
 
     With `changed`, the last element of one weight is another number.
     """
+    return _write_source(name, tied, changed)
+
+
+@cache  # Of positional arguments alone: it tells `tied=True` from `True`.
+def _write_source(name: str, tied: bool, changed: bool) -> Path:
     module = make_trained_module(tied)
     if changed:
         with torch.no_grad():
