@@ -37,7 +37,7 @@ from ckptool.loaders.own_classes import find_folder_arguments
 from ckptool.locations import Location, RemotePath, parse_location
 from ckptool.model import Checkpoint, ModuleInfo
 from ckptool.phrases import join_limited
-from ckptool.tensors.progress import start_step
+from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

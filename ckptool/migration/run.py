@@ -89,7 +89,7 @@ from ckptool.migration.write.torch_pickle import TorchFile, build_torch_file
 from ckptool.model import Checkpoint, ModuleInfo, StateDict, all_tensors, join_key
 from ckptool.modules.submodule import select_submodule
 from ckptool.phrases import MAX_NAMED, join_limited, quote_code
-from ckptool.tensors.progress import start_step
+from ckptool.values.progress import start_step
 
 if TYPE_CHECKING:
     from ckptool.migration.plan.target_module import TargetModule
