@@ -265,7 +265,7 @@ def find_target(
         ReadError: the configuration of the folder cannot be read.
         UsageError: `path` is not a path, or the folder is none of the framework that is named.
     """
-    _reject_invalid_path(path)
+    reject_invalid_path(path)
     model_folder = _find_folder(path, module_options)
     named_target = module_options.target or _find_configured(path, module_options, config)
     if named_target is not None:
@@ -409,7 +409,7 @@ def open_checkpoint_or_stdin(
         ReadError: it cannot be read.
         UsageError: `path` is not a path, or empty.
     """
-    _reject_invalid_path(path)
+    reject_invalid_path(path)
     if str(path) == "-":
         start_step("reading standard input")
         return open_stream(sys.stdin.buffer, limits)
@@ -436,7 +436,7 @@ def _open_pipeline(pipeline: ModelFolder, limits: Limits) -> Checkpoint:
     return merge_components(pipeline.path, components)
 
 
-def _reject_invalid_path(path: object) -> None:
+def reject_invalid_path(path: object) -> None:
     """Reject values that callers pass by mistake.
 
     Raises:

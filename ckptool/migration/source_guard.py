@@ -45,6 +45,12 @@ class SourceGuard:
             if identity is not None:
                 self._identities.setdefault(file, identity)
 
+    def has_changed(self, path: Location) -> bool:
+        """Whether a local file is not as it was recorded; False for one that was not recorded."""
+        if isinstance(path, RemotePath) or path not in self._identities:
+            return False
+        return not _is_same_content(self._identities[path], _read_identity(path))
+
     def check_unchanged(self) -> None:
         """Raise if a recorded file has changed since it was recorded.
 
